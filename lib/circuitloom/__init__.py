@@ -1,0 +1,1 @@
+"""circuitloom: from text to verified circuits through the MLPs of a language model."""

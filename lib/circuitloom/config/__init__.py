@@ -1,0 +1,9 @@
+"""Config sections, one module a stage, and the study that holds them together."""
+
+from .activations import Activations
+from .dictionaries import Run, Training
+from .evaluation import Evaluation
+from .shape import Shape
+from .study import Study, load
+
+__all__ = ["Activations", "Evaluation", "Run", "Shape", "Study", "Training", "load"]

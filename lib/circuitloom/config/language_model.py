@@ -1,0 +1,68 @@
+"""Which language model is studied: trained here, from a folder, or from the hub."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from .base import ExpandedPath, Model
+
+
+class Pretrain(Model):
+    """Train a GPT-2-shaped model on the corpus: Muon for the matrices, AdamW for the rest."""
+
+    source: Literal["pretrain"]
+    layers: PositiveInt = 3
+    """Number of blocks."""
+    d_model: PositiveInt = 128
+    """Residual width, d."""
+    heads: PositiveInt = 4
+    """Attention heads a block; divides d_model."""
+    d_mlp: PositiveInt | None = None
+    """MLP neurons a block; null is 4 d_model."""
+    tokens: PositiveInt = 20_000_000
+    """Tokens trained on, over as many epochs as that takes."""
+    batch: PositiveInt = 64
+    """Sequences a step."""
+    learning_rate: PositiveFloat = 0.02
+    """Peak learning rate of Muon, for the matrices of the blocks."""
+    learning_rate_embedding: PositiveFloat = 0.003
+    """Peak learning rate of AdamW, for embeddings, norms and biases."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay of the matrices."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of the steps over which the learning rate rises."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Share of the steps, the last, over which the learning rate falls linearly to zero."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints, from which a killed run resumes."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Pretrain":
+        if self.d_model % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide d_model={self.d_model}; choose one that does")
+        return self
+
+
+class Path(Model):
+    """A folder in the Hugging Face layout."""
+
+    source: Literal["path"]
+    path: ExpandedPath
+    """The folder, with config.json and weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format the model runs in."""
+
+
+class Hub(Model):
+    """A model of the Hugging Face hub; repositories in TransformerLens' legacy format included."""
+
+    source: Literal["hub"]
+    name: str
+    """Name on the hub, such as `gpt2` or `NeelNanda/GELU_1L512W_C4_Code`."""
+    revision: str = "main"
+    """Branch, tag or commit; the commit it resolves to is recorded in the results."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format the model runs in."""
+
+
+LanguageModel = Annotated[Pretrain | Path | Hub, Field(discriminator="source")]

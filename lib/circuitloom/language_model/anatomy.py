@@ -1,0 +1,72 @@
+"""Where the parts of a model's blocks are, found through TransformerLens' architecture adapters."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE = "anatomy.json"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Names of modules inside a causal language model; they lie beside its weights, in `anatomy.json`.
+
+    Finding them takes TransformerLens, and seconds of import; reading them takes neither.
+    """
+
+    architecture: str
+    """Class of the model, such as `LlamaForCausalLM`."""
+    layers: int
+    blocks: str
+    """Path of the list of blocks, such as `model.layers`."""
+    mlp: str
+    """Name of the MLP in a block: its input is TransformerLens' `mlp.hook_in`, its output `hook_mlp_out`."""
+    mlp_projection: str
+    """Name, in the MLP, of the matrix that writes its output: its input are the neurons' activations."""
+    norm_mlp: str | None
+    """Name of the norm in front of the MLP, whose input is `resid_mid`; None in parallel blocks."""
+
+
+def find_anatomy(config, dtype=None) -> Anatomy:  # noqa: ANN001
+    """The anatomy of the model that a Hugging Face `config` describes.
+
+    Raises ValueError where TransformerLens knows no adapter for the architecture, or it has no MLP.
+    """
+    import torch
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+    from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+
+    try:
+        architecture = determine_architecture_from_hf_config(config)
+        bridge = build_bridge_config_from_hf(config, architecture, architecture, dtype or torch.float32)
+        mapping = ArchitectureAdapterFactory.select_architecture_adapter(bridge).component_mapping
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"language_model: TransformerLens has no adapter for {config.architectures}: {error}") from error
+    return _anatomy(architecture, bridge, mapping)
+
+
+def _anatomy(architecture: str, bridge, mapping) -> Anatomy:  # noqa: ANN001
+    block = mapping["blocks"]
+    parts = block.submodules
+    if "mlp" not in parts:
+        raise ValueError(f"language_model: {architecture} has no MLP in its blocks; choose another model")
+    norm = parts.get("ln2")
+    return Anatomy(
+        architecture=architecture,
+        layers=bridge.n_layers,
+        blocks=block.name,
+        mlp=parts["mlp"].name,
+        mlp_projection=parts["mlp"].submodules["out"].name,
+        norm_mlp=None if bridge.parallel_attn_mlp or norm is None else norm.name,
+    )
+
+
+def write_anatomy(anatomy: Anatomy, folder: Path) -> None:
+    """Write `anatomy` beside the weights in `folder`."""
+    (folder / FILE).write_text(json.dumps(asdict(anatomy), indent=2) + "\n")
+
+
+def read_anatomy(folder: Path) -> Anatomy:
+    """The anatomy that lies in `folder`."""
+    return Anatomy(**json.loads((folder / FILE).read_text()))

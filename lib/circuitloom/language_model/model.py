@@ -1,0 +1,145 @@
+"""A causal language model whose MLPs can be read, applied and replaced."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, find_anatomy, read_anatomy
+
+
+class Site(NamedTuple):
+    """A place in the model: `mlp_in`, `mlp_out`, `resid_mid` or `resid_pre`, or `neurons`, of one layer."""
+
+    name: str
+    layer: int
+
+
+Replacement = Callable[[Tensor, Tensor], Tensor]
+"""(MLP input, MLP output), each [sequence, position, d], to what stands in for the output."""
+
+
+class _Captured(Exception):  # noqa: N818
+    """Ends a forward pass once everything asked for has been seen."""
+
+
+class LanguageModel:
+    """The model's own code and weights with fused attention, its modules named by an `Anatomy`.
+
+    TransformerLens' bridge would force eager attention and compute the unembedding; here neither is needed.
+    The activations are the bridge's (tests/language_model/test_model.py).
+    """
+
+    def __init__(self, module: nn.Module, anatomy: Anatomy) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.anatomy = anatomy
+        self.device = next(module.parameters()).device
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return self.anatomy.layers
+
+    def block(self, layer: int) -> nn.Module:
+        """Block `layer`."""
+        return self.module.get_submodule(f"{self.anatomy.blocks}.{layer}")
+
+    def mlp(self, layer: int) -> nn.Module:
+        """MLP of `layer`: applied to mlp_in [..., d] it gives mlp_out [..., d]."""
+        return self.block(layer).get_submodule(self.anatomy.mlp)
+
+    def logits(self, tokens: Int[Tensor, "sequence position"]) -> Float[Tensor, "sequence position vocabulary"]:
+        """Next-token logits."""
+        output = self.module(tokens.to(self.device))
+        return output if isinstance(output, Tensor) else output.logits
+
+    def capture(
+        self, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "sequence position d"]]:
+        """Activations at `sites`; the pass ends at the last of them, before later layers and the unembedding."""
+        captured: dict[Site, Tensor] = {}
+
+        def keep(site: Site, value: Tensor) -> None:
+            captured[site] = value
+            if len(captured) == len(set(sites)):
+                raise _Captured
+
+        handles = [self._watch(site, keep) for site in set(sites)]
+        try:
+            self.module(tokens.to(self.device))
+        except _Captured:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return captured
+
+    @contextmanager
+    def replacing(self, replacements: dict[int, Replacement]) -> Iterator[None]:
+        """Within the context, the MLP output of each layer named is what its replacement makes of input and output."""
+
+        def splice(replacement: Replacement):  # noqa: ANN202
+            return lambda _module, args, output: replacement(args[0], output)
+
+        handles = [self.mlp(layer).register_forward_hook(splice(r)) for layer, r in replacements.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, site: Site, keep: Callable[[Site, Tensor], None]):  # noqa: ANN202
+        block = self.block(site.layer)
+        match site.name:
+            case "mlp_out":
+                return self.mlp(site.layer).register_forward_hook(lambda _module, _args, output: keep(site, output))
+            case "mlp_in":
+                module = self.mlp(site.layer)
+            case "neurons":
+                module = self.mlp(site.layer).get_submodule(self.anatomy.mlp_projection)
+            case "resid_mid" if self.anatomy.norm_mlp is None:
+                raise ValueError(
+                    f"{self.anatomy.architecture} runs attention and MLP in parallel, so it has no resid_mid; use resid_pre"
+                )
+            case "resid_mid":
+                assert self.anatomy.norm_mlp is not None
+                module = block.get_submodule(self.anatomy.norm_mlp)
+            case "resid_pre":
+                module = block
+            case _:
+                raise ValueError(f"no site is called {site.name}; choose mlp_in, mlp_out, resid_mid, resid_pre or neurons")
+
+        # with_kwargs: some blocks receive their hidden states by name
+        def first_input(_module, args, kwargs):  # noqa: ANN001, ANN202
+            keep(site, args[0] if args else kwargs["hidden_states"])
+
+        return module.register_forward_pre_hook(first_input, with_kwargs=True)
+
+
+def load(folder: Path | str, dtype: str = "float32", device: str | torch.device | None = None) -> LanguageModel:
+    """The language model in `folder` (Hugging Face layout), on a GPU where there is one.
+
+    Raises ValueError where the folder holds no model that transformers can load.
+    """
+    folder = Path(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (folder / "config.json").is_file() and '"TransformerLensNative"' in (folder / "config.json").read_text():
+        from .legacy import load_native
+
+        return load_native(folder, getattr(torch, dtype), device)
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: not a model that transformers loads ({str(error).splitlines()[0]})") from error
+    anatomy = read_anatomy(folder) if (folder / "anatomy.json").is_file() else find_anatomy(module.config)
+    return LanguageModel(module.to(device), anatomy)
