@@ -1,0 +1,19 @@
+"""Shapes and types are checked at test time; real inputs are found or their tests skipped."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+install_import_hook("circuitloom", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def real_input() -> Path:
+    """Folder with models/stories260K and data/tinystories: $REAL_INPUT, or `shared` beside the checkout."""
+    folder = Path(os.environ.get("REAL_INPUT", Path(__file__).parents[2] / "shared"))
+    if not (folder / "models" / "stories260K").is_dir():
+        pytest.skip("set REAL_INPUT to a folder with models/stories260K and data/tinystories")
+    return folder
