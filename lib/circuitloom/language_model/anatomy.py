@@ -24,7 +24,9 @@ class Anatomy:
     mlp_projection: str
     """Name, in the MLP, of the matrix that writes its output: its input are the neurons' activations."""
     norm_mlp: str | None
-    """Name of the norm in front of the MLP, whose input is `resid_mid`; None in parallel blocks."""
+    """Name of the norm in front of the MLP, whose input is `resid_mid` where blocks are sequential."""
+    parallel: bool
+    """Attention and MLP read the same residual stream (GPT-NeoX): there is no `resid_mid`."""
 
 
 def find_anatomy(config, dtype=None) -> Anatomy:  # noqa: ANN001
@@ -58,7 +60,8 @@ def _anatomy(architecture: str, bridge, mapping) -> Anatomy:  # noqa: ANN001
         blocks=block.name,
         mlp=parts["mlp"].name,
         mlp_projection=parts["mlp"].submodules["out"].name,
-        norm_mlp=None if bridge.parallel_attn_mlp or norm is None else norm.name,
+        norm_mlp=None if norm is None else norm.name,
+        parallel=bridge.parallel_attn_mlp,
     )
 
 

@@ -101,7 +101,7 @@ class LanguageModel:
                 module = self.mlp(site.layer)
             case "neurons":
                 module = self.mlp(site.layer).get_submodule(self.anatomy.mlp_projection)
-            case "resid_mid" if self.anatomy.norm_mlp is None:
+            case "resid_mid" if self.anatomy.parallel or self.anatomy.norm_mlp is None:
                 raise ValueError(
                     f"{self.anatomy.architecture} runs attention and MLP in parallel, so it has no resid_mid; use resid_pre"
                 )
