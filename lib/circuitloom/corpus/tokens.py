@@ -1,0 +1,95 @@
+"""The packed tokens of one split, as later stages read them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .token_store import NAMES, check_shards
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences of equal length, opened lazily.
+
+    With a BOS, every sequence is BOS + (context - 1) tokens of the stream, in which each document follows a BOS
+    of its own. Without one, sequences are `context` tokens of the stream.
+    """
+
+    path: Path
+    token: zarr.Array
+    """Token ids, [sequence, position]."""
+    document: zarr.Array
+    """Number, within the split, of the document that each token belongs to, [sequence, position]."""
+    bos_id: int | None
+    """Token id of the BOS; None where the tokenizer has none (0 is a valid id)."""
+    vocabulary: int
+    """Number of tokens that the tokenizer knows."""
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return self.token.shape[0]
+
+    @property
+    def context(self) -> int:
+        """Tokens in a sequence."""
+        return self.token.shape[1]
+
+    def take(self, indices: slice | Int[np.ndarray, " sequence"]) -> Int[Tensor, "sequence position"]:
+        """Token ids (int64) of some sequences, in the order asked for; ValueError if damaged."""
+        return self._read(self.token, indices)
+
+    def take_document(
+        self, indices: slice | Int[np.ndarray, " sequence"]
+    ) -> Int[Tensor, "sequence position"]:
+        """Document numbers (int64) of some sequences, in the order asked for; ValueError if damaged."""
+        return self._read(self.document, indices)
+
+    def _read(self, array: zarr.Array, indices: slice | np.ndarray) -> Tensor:
+        try:
+            rows = array[indices] if isinstance(indices, slice) else array.oindex[indices]
+        # codec pipelines differ in what they raise on a damaged chunk
+        except (ValueError, RuntimeError, OSError) as error:
+            place = self.path / array.basename
+            raise ValueError(
+                f"{place}: damaged ({_first_line(error)}); delete {self.path} and run again"
+            ) from error
+        return torch.from_numpy(np.asarray(rows).astype(np.int64))
+
+
+def open_tokens(path: Path | str) -> Tokens:
+    """The tokens of the group in `path`.
+
+    Raises ValueError, with the remedy, where it is no such group or a shard is missing.
+    """
+    path = Path(path)
+    try:
+        group = zarr.open_group(path, mode="r")
+        token, document = (group[name] for name in NAMES)
+        bos_id, vocabulary = group.attrs["bos_id"], group.attrs["vocabulary"]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a token array ({_first_line(error)}); run the corpus stage again"
+        ) from error
+    assert isinstance(token, zarr.Array) and isinstance(document, zarr.Array)
+    assert isinstance(vocabulary, int) and (bos_id is None or isinstance(bos_id, int))
+    for array in (token, document):
+        check_shards(path, array)
+    return Tokens(path, token, document, bos_id, vocabulary)
+
+
+def scored_positions(
+    tokens: Int[Tensor, "sequence position"], bos_id: int | None
+) -> Bool[Tensor, "sequence position"]:
+    """False at position 0 and wherever the token is the BOS, which also separates documents in a sequence."""
+    scored = torch.ones_like(tokens, dtype=torch.bool) if bos_id is None else tokens != bos_id
+    scored[:, 0] = False
+    return scored
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
