@@ -52,7 +52,9 @@ class LanguageModel:
         """MLP of `layer`: applied to mlp_in [..., d] it gives mlp_out [..., d]."""
         return self.block(layer).get_submodule(self.anatomy.mlp)
 
-    def logits(self, tokens: Int[Tensor, "sequence position"]) -> Float[Tensor, "sequence position vocabulary"]:
+    def logits(
+        self, tokens: Int[Tensor, "sequence position"]
+    ) -> Float[Tensor, "sequence position vocabulary"]:
         """Next-token logits."""
         output = self.module(tokens.to(self.device))
         return output if isinstance(output, Tensor) else output.logits
@@ -92,42 +94,80 @@ class LanguageModel:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def substituting(self, site: Site, substitute: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within the context, all that follows from `site` follows from what `substitute` makes of its value.
+
+        A residual stream goes past the MLP as well as into it: a substitute of resid_mid is read by the MLP's
+        norm, and its difference from the original is added to the block's output.
+        """
+        module, difference = self._reader(site), {}
+
+        def enter(_module, args, kwargs):
+            value = args[0] if args else kwargs["hidden_states"]
+            new = substitute(value)
+            difference["value"] = new - value
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+        def leave(_module, _args, output):
+            change = difference.pop("value")
+            return output + change if isinstance(output, Tensor) else (output[0] + change, *output[1:])
+
+        handles = [module.register_forward_pre_hook(enter, with_kwargs=True)]
+        if site.name == "resid_mid":
+            handles.append(self.block(site.layer).register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _watch(self, site: Site, keep: Callable[[Site, Tensor], None]):  # noqa: ANN202
-        block = self.block(site.layer)
+        if site.name == "mlp_out":
+            return self.mlp(site.layer).register_forward_hook(
+                lambda _module, _args, output: keep(site, output)
+            )
+
+        # with_kwargs: some blocks receive their hidden states by name
+        def first_input(_module, args, kwargs):  # noqa: ANN001, ANN202
+            keep(site, args[0] if args else kwargs["hidden_states"])
+
+        return self._reader(site).register_forward_pre_hook(first_input, with_kwargs=True)
+
+    def _reader(self, site: Site) -> nn.Module:
+        """The module whose input is the value at `site`."""
         match site.name:
-            case "mlp_out":
-                return self.mlp(site.layer).register_forward_hook(lambda _module, _args, output: keep(site, output))
             case "mlp_in":
-                module = self.mlp(site.layer)
+                return self.mlp(site.layer)
             case "neurons":
-                module = self.mlp(site.layer).get_submodule(self.anatomy.mlp_projection)
+                return self.mlp(site.layer).get_submodule(self.anatomy.mlp_projection)
             case "resid_mid" if self.anatomy.parallel or self.anatomy.norm_mlp is None:
                 raise ValueError(
                     f"{self.anatomy.architecture} runs attention and MLP in parallel, so it has no resid_mid; use resid_pre"
                 )
             case "resid_mid":
                 assert self.anatomy.norm_mlp is not None
-                module = block.get_submodule(self.anatomy.norm_mlp)
+                return self.block(site.layer).get_submodule(self.anatomy.norm_mlp)
             case "resid_pre":
-                module = block
+                return self.block(site.layer)
             case _:
-                raise ValueError(f"no site is called {site.name}; choose mlp_in, mlp_out, resid_mid, resid_pre or neurons")
-
-        # with_kwargs: some blocks receive their hidden states by name
-        def first_input(_module, args, kwargs):  # noqa: ANN001, ANN202
-            keep(site, args[0] if args else kwargs["hidden_states"])
-
-        return module.register_forward_pre_hook(first_input, with_kwargs=True)
+                raise ValueError(
+                    f"no site is called {site.name}; choose mlp_in, mlp_out, resid_mid, resid_pre or neurons"
+                )
 
 
-def load(folder: Path | str, dtype: str = "float32", device: str | torch.device | None = None) -> LanguageModel:
+def load(
+    folder: Path | str, dtype: str = "float32", device: str | torch.device | None = None
+) -> LanguageModel:
     """The language model in `folder` (Hugging Face layout), on a GPU where there is one.
 
     Raises ValueError where the folder holds no model that transformers can load.
     """
     folder = Path(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if (folder / "config.json").is_file() and '"TransformerLensNative"' in (folder / "config.json").read_text():
+    if (folder / "config.json").is_file() and '"TransformerLensNative"' in (
+        folder / "config.json"
+    ).read_text():
         from .legacy import load_native
 
         return load_native(folder, getattr(torch, dtype), device)
@@ -140,6 +180,8 @@ def load(folder: Path | str, dtype: str = "float32", device: str | torch.device 
             folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: not a model that transformers loads ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{folder}: not a model that transformers loads ({str(error).splitlines()[0]})"
+        ) from error
     anatomy = read_anatomy(folder) if (folder / "anatomy.json").is_file() else find_anatomy(module.config)
     return LanguageModel(module.to(device), anatomy)
