@@ -50,8 +50,9 @@ class Training(Model):
     """Share of the steps over which λ rises."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the large matrix products; master weights are float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the large matrix products, master weights being float32; `auto` is bfloat16 where the hardware has it.
+    On a CPU only the choice of features rests on it: their values and gradients are float32."""
 
     @model_validator(mode="after")
     def _possible_k(self) -> "Training":

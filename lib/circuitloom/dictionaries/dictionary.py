@@ -1,0 +1,126 @@
+"""A trained dictionary: transcoders and SAEs are one class that reads one site and writes another."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """z = act(W_enc x + b_enc), y_hat = W_dec^T z + b_dec (+ W_skip x), on raw activations x.
+
+    Decoder rows have unit norm, so that z is in units of y and comparable across features (a feature that was never
+    used may have a zero row). Feature i reads with row W_enc[i] and writes row W_dec[i].
+    """
+
+    W_enc: Float[Tensor, "feature d_in"]
+    b_enc: Float[Tensor, " feature"]
+    W_dec: Float[Tensor, "feature d_out"]
+    b_dec: Float[Tensor, " d_out"]
+    act: str
+    """relu, topk, or threshold (batchtopk and jumprelu after training)."""
+    k: int | None = None
+    """Active features a token, of topk."""
+    threshold: Float[Tensor, " feature"] | None = None
+    """A pre-activation at or below it gives 0."""
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+    site_in: str = "mlp_in"
+    site_out: str = "mlp_out"
+    layer: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.act == "topk") != (self.k is not None) or (self.act == "threshold") != (self.threshold is not None):
+            raise ValueError(f"act {self.act} does not go with k={self.k} and threshold={self.threshold is not None}")
+
+    @property
+    def width(self) -> int:
+        """Number of features, F."""
+        return len(self.W_enc)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the site that is read."""
+        return self.W_enc.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Width of the site that is written."""
+        return self.W_dec.shape[1]
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
+        """Activations z of all features, zeros included."""
+        pre = x @ self.W_enc.T + self.b_enc
+        if self.act == "topk":
+            assert self.k is not None
+            values, features = pre.topk(self.k, dim=-1)
+            return torch.zeros_like(pre).scatter_(-1, features, values.relu())
+        if self.threshold is None:
+            return pre.relu()
+        return torch.where(pre > self.threshold, pre, 0.0)
+
+    def encode_sparse(
+        self, x: Float[Tensor, "token d_in"]
+    ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
+        """The non-zero activations: token, feature and value of each, by token."""
+        pre = torch.addmm(self.b_enc, x, self.W_enc.T)
+        if self.act == "topk":
+            assert self.k is not None
+            values, features = pre.topk(self.k, dim=1)
+            token, place = (values > 0).nonzero(as_tuple=True)
+            return token, features[token, place], values[token, place]
+        token, feature = (pre > (0.0 if self.threshold is None else self.threshold)).nonzero(as_tuple=True)
+        return token, feature, pre[token, feature]
+
+    def decode(
+        self, z: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction from activations z; x is read by the skip path alone."""
+        y_hat = z @ self.W_dec + self.b_dec
+        return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
+
+    def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction y_hat of the site that is written."""
+        return self.decode(self.encode(x), x)
+
+    def to(self, device: str | torch.device) -> "Dictionary":
+        """The same dictionary on `device`."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Dictionary(**{**vars(self), **moved})
+
+
+def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str, Any]) -> None:
+    """Write weights and config (the run's, under `run`) into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = vars(dictionary)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in fields.items() if isinstance(value, Tensor)}
+    save_file(tensors, folder / WEIGHTS)
+    plain = {name: fields[name] for name in ("act", "k", "layer", "site_in")}
+    outputs = [{"layer": dictionary.layer, "site": dictionary.site_out}]
+    (folder / CONFIG).write_text(json.dumps({**plain, "outputs": outputs, "run": config}, indent=2) + "\n")
+
+
+def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> Dictionary:
+    """The dictionary in `folder`.
+
+    Raises ValueError, naming the folder, where it is missing, damaged or has other outputs than one.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        tensors = load_file(folder / WEIGHTS, device=str(device))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: no dictionary to be read ({error}); delete it and train again") from error
+    if len(config["outputs"]) != 1:
+        raise ValueError(f"{folder}: has {len(config['outputs'])} outputs; only dictionaries of one can be used yet")
+    plain = {name: config[name] for name in ("act", "k", "layer", "site_in")}
+    return Dictionary(**tensors, **plain, site_out=config["outputs"][0]["site"])

@@ -1,0 +1,108 @@
+"""What training minimises: reconstruction, sparsity, and the revival of dead features."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..config.dictionaries import Run
+from .activate import Activated, Step, activate_dense, activate_sparse, top_k_of, uses_bfloat16
+from .parameters import Parameters
+
+TANH_SCALE = 4.0
+"""c of the penalty tanh(c z |W_dec|) (Anthropic, January 2025 update)."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Parts of the loss on one batch, and what the batch tells about the features."""
+
+    loss: Float[Tensor, ""]
+    """What is minimised; gradients flow from here."""
+    reconstruction: Float[Tensor, ""]
+    sparsity: Float[Tensor, ""]
+    auxiliary: Float[Tensor, ""]
+    fvu: Float[Tensor, ""]
+    """Squared error a token over the stored variance of y."""
+    l0: Float[Tensor, ""]
+    """Active features a token."""
+    fired: Bool[Tensor, " feature"]
+    smallest: Float[Tensor, ""]
+    """Smallest positive z |W_dec| of the batch; infinite where nothing fired."""
+
+
+def evaluate_terms(
+    p: Parameters,
+    run: Run,
+    x: Float[Tensor, "token d_in"],
+    y: Float[Tensor, "token d_out"],
+    variance: float,
+    sparsity_weight: float,
+    dead: Int[Tensor, " dead"],
+    dense: bool = False,
+) -> Terms:
+    """The loss on a batch in normalised units, sparse products where they pay.
+
+    `variance` is V in the same units, `sparsity_weight` the λ of this step, `dead` the features to revive.
+    """
+    activated = None if dense or x.is_cuda else activate_sparse(p, run, x)
+    if activated is None:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bfloat16(run) and not dense):
+            activated = activate_dense(p, run, x)
+            y_hat = activated.decode(p.W_dec)
+        y_hat = y_hat.float() + p.b_dec
+    else:
+        y_hat = activated.decode(p.W_dec) + p.b_dec
+    if p.W_skip is not None:
+        y_hat = y_hat + x @ p.W_skip.T
+    squared = (y - y_hat).square().sum(1)
+    if run.loss == "paper":
+        # mean over tokens and dimensions of squared error over the output's norm, as the authors' code has it
+        reconstruction = (squared / torch.linalg.vector_norm(y, dim=1)).mean() / y.shape[1]
+    else:
+        reconstruction = squared.mean() / variance
+    norm = p.decoder_norm
+    sparsity = sparsity_weight * _penalty(p, run, activated, norm, variance) / len(x)
+    auxiliary = _auxiliary(p, run, x, (y - y_hat).detach(), dead)
+    return Terms(
+        loss=reconstruction + sparsity + auxiliary,
+        reconstruction=reconstruction.detach(),
+        sparsity=sparsity.detach(),
+        auxiliary=auxiliary.detach(),
+        fvu=squared.detach().mean() / variance,
+        l0=(activated.z.detach() > 0).sum() / len(x),
+        fired=activated.fired(len(p.W_enc)),
+        smallest=_smallest(activated, norm),
+    )
+
+
+def _penalty(p: Parameters, run: Run, activated: Activated, norm: Tensor, variance: float) -> Tensor:
+    """Sparsity penalty summed over tokens, without λ."""
+    if run.act in ("topk", "batchtopk"):
+        return torch.zeros((), device=norm.device)
+    z = activated.z
+    if run.loss == "paper":
+        return z.sum()
+    if run.act == "relu":
+        return (z * activated.per_feature(norm)).sum() / variance**0.5
+    if run.penalty == "tanh":
+        return torch.tanh(TANH_SCALE * z * activated.per_feature(norm)).sum()
+    assert p.threshold is not None
+    return Step.apply(activated.pre, activated.per_feature(p.threshold), run.bandwidth).sum()  # type: ignore[union-attr]
+
+
+def _auxiliary(p: Parameters, run: Run, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+    """AuxK (Gao et al. 2024): the dead features' own reconstruction of what the living leave over."""
+    if run.act not in ("topk", "batchtopk") or run.aux == 0 or len(dead) == 0:
+        return torch.zeros((), device=x.device)
+    k = min(max(1, x.shape[1] // 2), len(dead))
+    revived = top_k_of(p, k, x, dead).decode(p.W_dec.index_select(0, dead))
+    variance = (error - error.mean(0)).square().sum(1).mean()
+    return run.aux * (error - revived).square().sum(1).mean() / variance
+
+
+@torch.no_grad()
+def _smallest(activated: Activated, norm: Tensor) -> Tensor:
+    scores = activated.z * activated.per_feature(norm)
+    return torch.where(scores > 0, scores, torch.inf).min()

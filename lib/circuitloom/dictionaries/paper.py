@@ -1,0 +1,87 @@
+"""The coordinates of Dunefsky et al. 2024 (`loss: paper`), so that their λ transfer.
+
+Their transcoders read the bare normalised x (before the norm's gain and bias) less a trained bias, and write the
+output centred over d (an SAE reads and writes its site as it is). Both are brought back into raw coordinates when the dictionary is saved.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..config.dictionaries import Run
+from .dictionary import Dictionary
+from .parameters import Parameters, Scales
+
+
+class PaperCoordinates:
+    """From raw x, y to theirs, and from their parameters to a dictionary on raw x, y."""
+
+    def __init__(self, norm: nn.Module | None, d_in: int, centred: bool) -> None:
+        """`norm` is the one in front of the MLP; an SAE has none, and its output is not centred either."""
+        self.centred = centred
+        gain = getattr(norm, "weight", None)
+        bias = getattr(norm, "bias", None)
+        self.gain: Float[Tensor, " d_in"] = torch.ones(d_in) if gain is None else gain.detach().float().cpu()
+        self.bias: Float[Tensor, " d_in"] = torch.zeros(d_in) if bias is None else bias.detach().float().cpu()
+        if bool((self.gain == 0).any()):
+            raise ValueError("loss: paper divides by the norm's gain, which is 0 in some dimension; use loss: standard")
+
+    def read(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
+        """The bare normalised input."""
+        return (x - self.bias.to(x.device)) / self.gain.to(x.device)
+
+    def write(self, y: Float[Tensor, "token d_out"]) -> Float[Tensor, "token d_out"]:
+        """The output, centred over d for a transcoder."""
+        return y - y.mean(-1, keepdim=True) if self.centred else y
+
+    def initial(self, run: Run, x_mean: Float[Tensor, " d_in"], scales: Scales, device: torch.device | str) -> Parameters:
+        """Kaiming-uniform rows, decoder rows of unit norm, both biases at the means of their data."""
+        generator = torch.Generator().manual_seed(run.seed)
+        d_in, d_out = len(x_mean), len(scales.y_mean)
+        bound_in, bound_out = (6 / d_in) ** 0.5, (6 / run.width) ** 0.5
+        W_enc = torch.empty(run.width, d_in).uniform_(-bound_in, bound_in, generator=generator)
+        W_dec = torch.empty(run.width, d_out).uniform_(-bound_out, bound_out, generator=generator)
+        parameters = Parameters(
+            W_enc=W_enc,
+            b_enc=torch.zeros(run.width),
+            W_dec=W_dec / torch.linalg.vector_norm(W_dec, dim=1, keepdim=True),
+            b_dec=self.write(scales.y_mean),
+            W_skip=torch.zeros(d_out, d_in) if run.skip else None,
+            b_in=self.read(x_mean),
+        )
+        for name, value in parameters.named():
+            setattr(parameters, name, value.to(device).requires_grad_(True))
+        return parameters
+
+    @torch.no_grad()
+    def to_dictionary(self, p: Parameters, run: Run, layer: int, y_mean: Float[Tensor, " d_out"]) -> Dictionary:
+        """W' = W_enc / gain, b' = b_enc - W_enc b_in - W' bias; the mean that centring took away joins b_dec."""
+        gain, bias = self.gain.to(p.W_enc.device), self.bias.to(p.W_enc.device)
+        W_enc = p.W_enc / gain
+        skip = None if p.W_skip is None else p.W_skip / gain
+        b_dec = p.b_dec + (y_mean.mean().to(p.b_dec.device) if self.centred else 0)
+        return Dictionary(
+            W_enc=W_enc,
+            b_enc=p.encoder_bias - W_enc @ bias,
+            W_dec=p.W_dec.detach().clone(),
+            b_dec=b_dec if skip is None else b_dec - skip @ bias,
+            act="relu",
+            W_skip=skip,
+            site_in=run.site_in,
+            site_out=run.site_out,
+            layer=layer,
+        )
+
+
+@torch.no_grad()
+def drop_parallel_gradient(p: Parameters) -> None:
+    """Take out of W_dec's gradient what would only change its rows' norms."""
+    gradient = p.W_dec.grad
+    assert gradient is not None
+    gradient -= (gradient * p.W_dec).sum(1, keepdim=True) * p.W_dec
+
+
+@torch.no_grad()
+def restore_unit_norm(p: Parameters) -> None:
+    """Bring decoder rows back to unit norm."""
+    p.W_dec /= torch.linalg.vector_norm(p.W_dec, dim=1, keepdim=True)

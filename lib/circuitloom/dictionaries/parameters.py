@@ -1,0 +1,118 @@
+"""What training changes: weights in normalised units, how they start, and how they become a dictionary."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config.dictionaries import Run
+from .dictionary import Dictionary
+
+SMALL_NORM = 0.1
+"""Norm of a decoder row before training, as a share of the norm of an output: near zero, yet a direction."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """One scalar for each side, so that E|x|^2 = E|y|^2 = d in training, and one learning rate serves all layers."""
+
+    x: float
+    """sqrt(E|x|^2 / d_in)."""
+    y: float
+    """sqrt(E|y|^2 / d_out)."""
+    variance: float
+    """V = E|y - mean|^2, of raw y."""
+    y_mean: Float[Tensor, " d_out"]
+    """Mean of raw y."""
+
+    @property
+    def normalised_variance(self) -> float:
+        """V in the units of training."""
+        return self.variance / self.y**2
+
+
+@dataclass
+class Parameters:
+    """Weights in training; x and y divided by their scales. Fields as in `Dictionary`."""
+
+    W_enc: Float[Tensor, "feature d_in"]
+    b_enc: Float[Tensor, " feature"]
+    W_dec: Float[Tensor, "feature d_out"]
+    b_dec: Float[Tensor, " d_out"]
+    threshold: Float[Tensor, " feature"] | None = None
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+    b_in: Float[Tensor, " d_in"] | None = None
+    """Subtracted from the input, under `loss: paper` alone."""
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that there are, by name."""
+        for field in fields(self):
+            if (value := getattr(self, field.name)) is not None:
+                yield field.name, value
+
+    @property
+    def encoder_bias(self) -> Float[Tensor, " feature"]:
+        """What is added to W_enc x."""
+        return self.b_enc if self.b_in is None else self.b_enc - self.W_enc @ self.b_in
+
+    @property
+    def decoder_norm(self) -> Float[Tensor, " feature"]:
+        """|W_dec[i]| of each feature."""
+        return torch.linalg.vector_norm(self.W_dec, dim=1)
+
+
+def initial_parameters(run: Run, d_in: int, d_out: int, scales: Scales, device: torch.device | str) -> Parameters:
+    """Random unit rows that read, small rows that write, b_dec at the mean of y; a function of the run's seed alone.
+
+    An SAE's encoder starts as its decoder's transpose.
+    """
+    generator = torch.Generator().manual_seed(run.seed)
+    W_enc = _unit_rows(torch.randn(run.width, d_in, generator=generator))
+    W_dec = W_enc if run.kind == "sae" else _unit_rows(torch.randn(run.width, d_out, generator=generator))
+    parameters = Parameters(
+        W_enc=W_enc.clone(),
+        b_enc=torch.zeros(run.width),
+        W_dec=SMALL_NORM * W_dec,
+        b_dec=scales.y_mean.cpu() / scales.y,
+        threshold=torch.full((run.width,), run.initial_threshold) if run.act == "jumprelu" else None,
+        W_skip=torch.zeros(d_out, d_in) if run.skip else None,
+    )
+    for name, value in parameters.named():
+        setattr(parameters, name, value.to(device).requires_grad_(True))
+    return parameters
+
+
+def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+    return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def to_dictionary(
+    parameters: Parameters, run: Run, layer: int, scales: Scales, batch_threshold: float = 0.0
+) -> Dictionary:
+    """The dictionary on raw activations: scales folded in, decoder rows brought to unit norm.
+
+    `batch_threshold` is batchtopk's running threshold on z |W_dec|, in the units of training.
+    """
+    norm = parameters.decoder_norm * scales.y
+    threshold = parameters.threshold
+    if threshold is not None:
+        threshold = threshold * norm
+    elif run.act == "batchtopk":
+        threshold = torch.full_like(norm, batch_threshold * scales.y)
+    skip = parameters.W_skip
+    return Dictionary(
+        W_enc=parameters.W_enc * (norm / scales.x)[:, None],
+        b_enc=parameters.b_enc * norm,
+        W_dec=parameters.W_dec * scales.y / norm.clamp_min(1e-30)[:, None],
+        b_dec=parameters.b_dec * scales.y,
+        act={"relu": "relu", "topk": "topk"}.get(run.act, "threshold"),
+        k=run.k if run.act == "topk" else None,
+        threshold=threshold,
+        W_skip=None if skip is None else skip * (scales.y / scales.x),
+        site_in=run.site_in,
+        site_out=run.site_out,
+        layer=layer,
+    )

@@ -1,0 +1,139 @@
+"""One run in training: its parameters, optimiser and memory of which features have been silent."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config.dictionaries import Run
+from .dictionary import Dictionary
+from .objective import Terms, evaluate_terms
+from .paper import PaperCoordinates, drop_parallel_gradient, restore_unit_norm
+from .parameters import Parameters, Scales, initial_parameters, to_dictionary
+
+THRESHOLD_RATE = 0.01
+"""Rate of batchtopk's running threshold."""
+DIVERGED = 1e3
+"""A reconstruction loss above so many times the variance has diverged."""
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """What is known of a site's activations without reading them."""
+
+    mean: Float[Tensor, " d"]
+    scale: float
+    """sqrt(E|x|^2 / d)."""
+    variance: float
+    """E|x - mean|^2."""
+
+
+class Trainee:
+    """A run of a sweep; `step` takes one batch, `state` and `restore` make its training resumable to the bit."""
+
+    def __init__(
+        self,
+        run: Run,
+        layer: int,
+        source: SiteStatistics,
+        target: SiteStatistics,
+        device: torch.device | str,
+        paper: PaperCoordinates | None = None,
+    ) -> None:
+        self.run, self.layer, self.paper = run, layer, paper
+        self.steps = max(1, run.tokens // run.batch)
+        if paper is None:
+            self.scales = Scales(source.scale, target.scale, target.variance, target.mean)
+            d_in, d_out = len(source.mean), len(target.mean)
+            self.parameters = initial_parameters(run, d_in, d_out, self.scales, device)
+        else:
+            self.scales = Scales(1.0, 1.0, target.variance, target.mean)
+            self.parameters = paper.initial(run, source.mean, self.scales, device)
+        tensors = [value for _, value in self.parameters.named()]
+        self.optimizer = torch.optim.Adam(tensors, lr=run.learning_rate, fused=True)
+        self.silent = torch.zeros(run.width, dtype=torch.int64, device=device)
+        self.threshold = 0.0
+
+    def step(self, index: int, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Terms:
+        """Take optimiser step `index` (from 0) on a raw batch.
+
+        Raises ArithmeticError where the loss is not finite or has diverged; parameters are then as before the step.
+        """
+        if self.paper is not None:
+            x, y = self.paper.read(x), self.paper.write(y)
+        else:
+            x, y = x / self.scales.x, y / self.scales.y
+        p, run = self.parameters, self.run
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(run, index, self.steps)
+        self.optimizer.zero_grad()
+        dead = (self.silent >= run.dead_tokens).nonzero()[:, 0]
+        weight = sparsity_weight(run, index, self.steps)
+        terms = evaluate_terms(p, run, x, y, self.scales.normalised_variance, weight, dead)
+        if not bool(terms.fvu < DIVERGED):
+            raise ArithmeticError(
+                f"run {run.name}, layer {self.layer}: the loss is {float(terms.loss):.3g} at step {index}; lower its "
+                f"learning_rate ({run.learning_rate:g}); the last good checkpoint is kept"
+            )
+        terms.loss.backward()
+        if self.paper is not None:
+            drop_parallel_gradient(p)
+        self.optimizer.step()
+        if self.paper is not None:
+            restore_unit_norm(p)
+        if p.threshold is not None:
+            p.threshold.data.clamp_min_(0)
+        self._remember(terms, len(x))
+        return terms
+
+    def _remember(self, terms: Terms, tokens: int) -> None:
+        self.silent += tokens
+        self.silent[terms.fired] = 0
+        if self.run.act == "batchtopk" and bool(terms.smallest.isfinite()):
+            smallest = float(terms.smallest)
+            first = self.threshold == 0.0
+            self.threshold = smallest if first else (1 - THRESHOLD_RATE) * self.threshold + THRESHOLD_RATE * smallest
+
+    @property
+    def dead_share(self) -> float:
+        """Share of features silent for `dead_tokens`."""
+        return float((self.silent >= self.run.dead_tokens).double().mean())
+
+    def dictionary(self) -> Dictionary:
+        """The dictionary as trained so far, on raw activations."""
+        if self.paper is not None:
+            return self.paper.to_dictionary(self.parameters, self.run, self.layer, self.scales.y_mean)
+        return to_dictionary(self.parameters, self.run, self.layer, self.scales, self.threshold)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "parameters": {name: value.detach() for name, value in self.parameters.named()},
+            "optimizer": self.optimizer.state_dict(),
+            "silent": self.silent,
+            "threshold": self.threshold,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Return to a `state`."""
+        for name, value in self.parameters.named():
+            value.data.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.silent.copy_(state["silent"])
+        self.threshold = state["threshold"]
+
+
+def learning_rate(run: Run, index: int, steps: int) -> float:
+    """Adam's learning rate at step `index`: linear warm-up, constant, linear decay to zero over the last steps."""
+    warmup, decay = run.warmup * steps, run.decay * steps
+    rise = min(1.0, (index + 1) / warmup) if warmup > 1 else 1.0
+    fall = min(1.0, (steps - index) / decay) if decay > 1 else 1.0
+    return run.learning_rate * min(rise, fall)
+
+
+def sparsity_weight(run: Run, index: int, steps: int) -> float:
+    """λ at step `index`: it rises linearly over the first steps."""
+    rise = run.sparsity_warmup * steps
+    return run.sparsity * (min(1.0, (index + 1) / rise) if rise > 1 else 1.0)
