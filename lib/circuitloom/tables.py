@@ -125,6 +125,21 @@ HISTORY = Table(
     },
 )
 _NATS = "nats a token"
+BASELINE = Table(
+    "baseline",
+    "What dictionaries are measured against: the untouched model, and the model with a site ablated.",
+    ("site", "layer"),
+    {
+        "site": (_STRING, "site that is ablated"),
+        "layer": (pa.int16(), "block of the model, from 0; -1: all studied layers ablated at once"),
+        "ce_original": (_FLOAT, f"cross-entropy of the untouched model, {_NATS}"),
+        "ce_zero": (_FLOAT, f"cross-entropy with zero in place, {_NATS}"),
+        "ce_mean": (_FLOAT, f"cross-entropy with the untouched model's mean in place, {_NATS}"),
+        "kl_zero": (_FLOAT, f"KL(original || zero in place), {_NATS}"),
+        "kl_mean": (_FLOAT, f"KL(original || mean in place), {_NATS}"),
+        "n_tokens": (_INT, "tokens scored"),
+    },
+)
 METRIC = Table(
     "metric",
     "How well a dictionary stands in for what it reconstructs, on held-out tokens.",
@@ -132,7 +147,11 @@ METRIC = Table(
     {
         "run": _RUN,
         "layer": (pa.int16(), "block of the model, from 0; -1: all layers replaced at once"),
-        "l0": (_FLOAT, "features active a token, mean (layer -1: mean over layers, as the next six)"),
+        "l0": (
+            _FLOAT,
+            "features active a token, mean (layer -1: mean over layers, as all columns that are not of CE or KL, "
+            "each layer on the inputs that the replaced layers before it make)",
+        ),
         "fvu": (_FLOAT, "fraction of variance unexplained; predicting the mean gives 1"),
         "mse": (_FLOAT, "squared error a token, summed over dimensions"),
         "cosine": (_FLOAT, "mean cosine of y and its reconstruction"),
@@ -156,7 +175,8 @@ METRIC = Table(
 )
 CONCEPT_SCORE = Table(
     "concept_score",
-    "The best feature of each concept: threshold chosen on one half of the held-out tokens, scored on the other.",
+    "The best feature of each concept: chosen with its threshold on one half of the held-out documents, "
+    "scored on the other.",
     ("run", "layer", "concept"),
     {
         "run": _RUN,
@@ -168,6 +188,7 @@ CONCEPT_SCORE = Table(
         "precision": (_FLOAT, "on the scoring half"),
         "recall": (_FLOAT, "on the scoring half"),
         "f1": (_FLOAT, "on the scoring half"),
+        "f1_choosing": (_FLOAT, "on the choosing half: choose among layers by this one"),
         "n_positive": (_INT, "tokens of the scoring half that have the concept"),
     },
 )
@@ -184,8 +205,25 @@ HISTOGRAM = Table(
         "n_features": (_INT, "features in the bin"),
     },
 )
+PARETO = Table(
+    "pareto",
+    "What pareto.png shows: sparsity against what a reconstruction costs the model.",
+    ("run", "layer"),
+    {
+        "run": _RUN,
+        "layer": (pa.int16(), "block of the model, from 0; -1: all layers replaced at once"),
+        **{name: RUN.columns[name] for name in ("kind", "act", "width", "k", "sparsity")},
+        **{
+            name: METRIC.columns[name]
+            for name in ("l0", "ce", "ce_original", "ce_zero", "ce_mean", "ce_recovered_zero", "fvu", "alive")
+        },
+    },
+)
 
-TABLES = (DOCUMENT, TOKEN, CONCEPT, PRETRAINING, LANGUAGE_MODEL, RUN, HISTORY, METRIC, CONCEPT_SCORE, HISTOGRAM)
+TABLES = (
+    DOCUMENT, TOKEN, CONCEPT, PRETRAINING, LANGUAGE_MODEL, RUN, HISTORY, BASELINE, METRIC, CONCEPT_SCORE, HISTOGRAM,
+    PARETO,
+)  # fmt: skip
 
 
 def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path: Path | str) -> None:
