@@ -1,0 +1,114 @@
+"""Activations of one site, all layers, from the model's forward passes into memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from ..language_model.model import LanguageModel, Site
+from .moments import Sums
+from .number_format import TORCH_DTYPE, NumberFormat, Packed, pack
+from .order import Placement
+
+
+@dataclass
+class Shard:
+    """Room for the rows of one shard, of every layer; used again and again."""
+
+    values: Num[Tensor, "layer row d"]
+    scales: Float[Tensor, "layer row"] | None
+
+    @classmethod
+    def empty(cls, layers: int, rows: int, d: int, number_format: NumberFormat) -> "Shard":
+        """Room whose content is yet to be written."""
+        values = torch.empty(layers, rows, d, dtype=TORCH_DTYPE[number_format])
+        return cls(values, torch.empty(layers, rows) if number_format == "int8" else None)
+
+    def put(self, batch: "PackedBatch") -> None:
+        """Put the rows of a batch in their slots."""
+        if batch.copied is not None:
+            batch.copied.synchronize()
+        for layer, (values, scales) in enumerate(batch.layers):
+            self.values[layer].index_copy_(0, batch.slot, values)
+            if self.scales is not None and scales is not None:
+                self.scales[layer].index_copy_(0, batch.slot, scales)
+
+
+@dataclass
+class PackedBatch:
+    """Activations of one batch in host memory, or on their way there."""
+
+    slot: Int[Tensor, " row"]
+    layers: list[Packed] = field(default_factory=list)
+    copied: torch.cuda.Event | None = None
+    """Happens when they have arrived; None where they never were elsewhere."""
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Runs sequences through the model and packs what it finds at one site of several layers."""
+
+    model: LanguageModel
+    site: str
+    layers: Sequence[int]
+    number_format: NumberFormat
+
+    @property
+    def watched(self) -> list[Site]:
+        """The site of every layer; after mlp_in, whose rows give mlp_out when read, that of mlp_out too."""
+        names = [self.site, "mlp_out"] if self.site == "mlp_in" else [self.site]
+        return [Site(name, layer) for name in names for layer in self.layers]
+
+    @cached_property
+    def d(self) -> int:
+        """Width of the site; ValueError where the model has no such site."""
+        first = Site(self.site, self.layers[0])
+        return self.model.capture(torch.zeros(1, 1, dtype=torch.int64), [first])[first].shape[-1]
+
+    def record(self, batches: Iterator[Placement], sums: Sums) -> Iterator[PackedBatch]:
+        """The packed activations of each batch; adds those of every watched site to `sums`.
+
+        On a GPU a batch is given out once the next one's work is queued: copying hides behind computing.
+        """
+        behind: PackedBatch | None = None
+        for batch in batches:
+            packed = self._batch(batch, sums)
+            if packed.copied is None:
+                yield packed
+                continue
+            if behind is not None:
+                yield behind
+            behind = packed
+        if behind is not None:
+            yield behind
+
+    @torch.inference_mode()
+    def _batch(self, batch: Placement, sums: Sums) -> PackedBatch:
+        captured = self.model.capture(batch.tokens, self.watched)
+        source = batch.source.to(self.model.device)
+        packed = PackedBatch(batch.slot)
+        for i, site in enumerate(self.watched):
+            x = captured.pop(site).flatten(0, 1).index_select(0, source)
+            sums.add(i, x)
+            if i < len(self.layers):
+                packed.layers.append(_to_host(pack(x, self.number_format)))
+        if self.model.device.type == "cuda":
+            packed.copied = torch.cuda.Event()
+            packed.copied.record()
+        return packed
+
+
+def _to_host(packed: Packed) -> Packed:
+    """`packed` in host memory; from a GPU the copy is only begun, into pinned memory."""
+
+    def copy(x: Tensor | None) -> Tensor | None:
+        if x is None or x.device.type == "cpu":
+            return x
+        return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+
+    values = copy(packed.values)
+    assert values is not None
+    return Packed(values, copy(packed.scales))

@@ -1,0 +1,146 @@
+"""The reader: activations of one site and layer, opened lazily."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import zarr
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..language_model.model import LanguageModel
+from .arrays import open_array, read_rows
+from .cache import layer_folder
+from .moments import Moments
+from .number_format import NumberFormat, Packed, unpack
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The Zarr group of one site and layer."""
+
+    folder: Path
+    number_format: NumberFormat
+    order: str
+    """Digest of the row order; arrays that share it have the same token in every row."""
+    values: zarr.Array
+    scales: zarr.Array | None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.values.shape[0]
+
+    def read(self, step: int, batch: int, device: torch.device | str = "cpu") -> Float[Tensor, "row d"]:
+        """Rows `step * batch` and on in float32, `batch` of them, the first following the last."""
+        start = step * batch % self.rows
+        pieces = []
+        while batch:
+            stop = min(start + batch, self.rows)
+            pieces.append(self._piece(start, stop, device))
+            batch -= stop - start
+            start = 0
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _piece(self, start: int, stop: int, device: torch.device | str) -> Float[Tensor, "row d"]:
+        remedy = f"delete {self.folder} and run again"
+        values = torch.from_numpy(read_rows(self.values, start, stop, remedy))
+        if self.number_format == "bfloat16":
+            values = values.view(torch.bfloat16)
+        scales = (
+            None if self.scales is None else torch.from_numpy(read_rows(self.scales, start, stop, remedy))
+        )
+        # the narrow numbers cross the bus, not the wide ones
+        return unpack(Packed(values.to(device), None if scales is None else scales.to(device)))
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of one site and layer: stored, or computed from what is stored as they are read."""
+
+    site: str
+    layer: int
+    moments: Moments
+    stored: Stored
+    mlp: nn.Module | None
+    """What turns stored rows into this site's; None where they are this site's."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stored.rows
+
+    @property
+    def d(self) -> int:
+        """Width of a row."""
+        return len(self.moments.mean)
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """E x."""
+        return self.moments.mean
+
+    @property
+    def scale(self) -> float:
+        """sqrt(E|x|² / d)."""
+        return self.moments.scale
+
+    @property
+    def variance(self) -> float:
+        """E|x - mean|²."""
+        return self.moments.variance
+
+    def batches(
+        self, size: int, steps: int | None = None, start_step: int = 0
+    ) -> Iterator[Float[Tensor, "row d"]]:
+        """`size` rows a step, in stored order; without `steps`, as many as one pass over the rows takes."""
+        from .pairs import read_pairs
+
+        for x, _ in read_pairs(
+            self, self, size, -(-self.rows // size) if steps is None else steps, start_step
+        ):
+            yield x
+
+    def from_stored(self, stored: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+        """This site's rows, from those that are stored."""
+        if self.mlp is None:
+            return stored
+        weight = next(self.mlp.parameters())
+        return self.mlp(stored.to(weight.device, weight.dtype)[None])[0].to(stored.device, torch.float32)
+
+
+def open_activations(folder: Path, site: str, layer: int, model: LanguageModel | None = None) -> Activations:
+    """The activations of `site` and `layer` under the stage's `folder`.
+
+    Where mlp_out is not stored, it is `model`'s own MLP of what mlp_in stores.
+    Raises ValueError where they are not stored, not whole, or a model is needed and not given.
+    """
+    here, source = layer_folder(folder, site, layer), layer_folder(folder, "mlp_in", layer)
+    if here.is_dir() or site != "mlp_out":
+        attributes, stored = _open(here, site, layer)
+        return Activations(site, layer, Moments.from_json(attributes["moments"]), stored, None)
+    attributes, stored = _open(source, "mlp_in", layer)
+    if model is None:
+        raise ValueError(
+            f"{here}: not stored; add mlp_out to activations.sites, or give the model that computes it"
+        )
+    return Activations(
+        site, layer, Moments.from_json(attributes["moments_mlp_out"]), stored, model.mlp(layer)
+    )
+
+
+def _open(folder: Path, site: str, layer: int) -> tuple[dict, Stored]:
+    remedy = f"delete {folder} and run again"
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: not cached; add {site} to activations.sites and {layer} to activations.layers"
+        )
+    try:
+        attributes = dict(zarr.open_group(folder, mode="r").attrs)
+        number_format, order = attributes["number_format"], attributes["order"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: no cached activations ({error}); {remedy}") from error
+    values = open_array(folder / "values", remedy)
+    scales = open_array(folder / "scales", remedy) if number_format == "int8" else None
+    return attributes, Stored(folder, number_format, str(order), values, scales)  # type: ignore[arg-type]

@@ -1,0 +1,16 @@
+from circuitloom.job import job
+
+with job("activations", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from circuitloom.activations.cache import cache_site
+    from circuitloom.activations.order import row_order
+    from circuitloom.config import Activations
+    from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.language_model.model import load
+
+    params = snakemake.params
+    config = Activations.model_validate(params.config)
+    order = row_order(open_tokens(snakemake.input.train), params.seed, config.shard_rows, config.tokens)
+    model = load(snakemake.input.model, params.dtype)
+    cache_site(params.site, order, model, config, Path(snakemake.output[0]).parents[1])

@@ -1,0 +1,14 @@
+from circuitloom.job import job
+
+with job("activations", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from circuitloom.activations.order import row_order
+    from circuitloom.activations.rows import write_rows
+    from circuitloom.config import Activations
+    from circuitloom.corpus.tokens import open_tokens
+
+    config = Activations.model_validate(snakemake.params.config)
+    tokens = open_tokens(snakemake.input.train)
+    order = row_order(tokens, snakemake.params.seed, config.shard_rows, config.tokens)
+    write_rows(order, Path(snakemake.output[0]))

@@ -1,0 +1,64 @@
+"""One pass of the training tokens a site, all layers at once; and where each row comes from."""
+
+
+def activation_folder(site, layer):
+    """The Zarr group of one site and layer."""
+    return f"{RESULTS}/activations/{site}/layer{layer}.zarr"
+
+
+def activation_keys(*keys):
+    """Some keys of the section: a rule depends on no other."""
+    return {key: section("activations")[key] for key in keys}
+
+
+rule index_rows:
+    input:
+        train=f"{RESULTS}/corpus/train.zarr",
+    output:
+        directory(f"{RESULTS}/activations/rows.zarr"),
+    log:
+        f"{RESULTS}/logs/index_rows.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/index_rows.tsv"
+    threads: 1
+    params:
+        config=activation_keys("tokens", "shard_rows"),
+        seed=STUDY.seed,
+        code=code("activations_index"),
+    script:
+        "../../scripts/activations_index.py"
+
+
+for site in STUDY.activations.sites:
+
+    rule:
+        name:
+            f"cache_{site}"
+        input:
+            train=f"{RESULTS}/corpus/train.zarr",
+            model=f"{RESULTS}/model",
+        output:
+            [directory(activation_folder(site, layer)) for layer in STUDY.layers],
+        log:
+            f"{RESULTS}/logs/cache_{site}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/cache_{site}.tsv"
+        threads: workflow.cores
+        params:
+            config={
+                **activation_keys("tokens", "dtype", "shard_rows", "batch"),
+                "layers": STUDY.layers,
+            },
+            site=site,
+            seed=STUDY.seed,
+            dtype=getattr(STUDY.language_model, "dtype", "float32"),
+            code=code("activations_cache"),
+        script:
+            "../../scripts/activations_cache.py"
+
+
+TARGETS["activations"] = [f"{RESULTS}/activations/rows.zarr"] + [
+    activation_folder(site, layer)
+    for site in STUDY.activations.sites
+    for layer in STUDY.layers
+]
