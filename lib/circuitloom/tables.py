@@ -149,7 +149,7 @@ METRIC = Table(
         "layer": (pa.int16(), "block of the model, from 0; -1: all layers replaced at once"),
         "l0": (
             _FLOAT,
-            "features active a token, mean (layer -1: mean over layers, as all columns that are not of CE or KL, "
+            "features active a token, mean (layer -1: mean over layers, as all columns but those of CE and KL, "
             "each layer on the inputs that the replaced layers before it make)",
         ),
         "fvu": (_FLOAT, "fraction of variance unexplained; predicting the mean gives 1"),
@@ -221,8 +221,8 @@ PARETO = Table(
 )
 
 TABLES = (
-    DOCUMENT, TOKEN, CONCEPT, PRETRAINING, LANGUAGE_MODEL, RUN, HISTORY, BASELINE, METRIC, CONCEPT_SCORE, HISTOGRAM,
-    PARETO,
+    DOCUMENT, TOKEN, CONCEPT, PRETRAINING, LANGUAGE_MODEL, RUN, HISTORY, BASELINE, METRIC, CONCEPT_SCORE,
+    HISTOGRAM, PARETO,
 )  # fmt: skip
 
 
@@ -232,19 +232,21 @@ def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path
     Raises ValueError where a column is missing, unknown or of another type.
     """
     path = Path(path)
-    if not isinstance(rows, pa.Table):
+    if isinstance(rows, pa.Table):
+        columns: Any = rows
+    else:
         unknown = {key for row in rows for key in row} - set(table.columns)
         if unknown:
             raise ValueError(f"table {table.name} has no column {sorted(unknown)[0]}")
-        rows = pa.Table.from_pylist(list(rows), schema=table.schema)
+        columns = pa.Table.from_pylist(list(rows), schema=table.schema)
     try:
-        rows = rows.select(list(table.columns)).cast(table.schema)
+        columns = columns.select(list(table.columns)).cast(table.schema)
     except (KeyError, pa.ArrowInvalid) as error:
         raise ValueError(f"table {table.name}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     # page checksums: DuckDB reads flipped bytes without a word, pyarrow finds them
-    pq.write_table(rows, partial, compression="zstd", write_page_checksum=True)
+    pq.write_table(columns, partial, compression="zstd", write_page_checksum=True)
     partial.replace(path)
 
 
@@ -256,4 +258,6 @@ def read_table(path: Path | str) -> pa.Table:
     try:
         return pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run again") from error
+        raise ValueError(
+            f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run again"
+        ) from error

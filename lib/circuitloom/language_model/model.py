@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, find_anatomy, read_anatomy
+from .anatomy import Anatomy, find_anatomy, is_native, read_anatomy
 
 
 class Site(NamedTuple):
@@ -23,7 +23,7 @@ Replacement = Callable[[Tensor, Tensor], Tensor]
 """(MLP input, MLP output), each [sequence, position, d], to what stands in for the output."""
 
 
-class _Captured(Exception):  # noqa: N818
+class _Captured(Exception):
     """Ends a forward pass once everything asked for has been seen."""
 
 
@@ -84,7 +84,7 @@ class LanguageModel:
     def replacing(self, replacements: dict[int, Replacement]) -> Iterator[None]:
         """Within the context, the MLP output of each layer named is what its replacement makes of input and output."""
 
-        def splice(replacement: Replacement):  # noqa: ANN202
+        def splice(replacement: Replacement):
             return lambda _module, args, output: replacement(args[0], output)
 
         handles = [self.mlp(layer).register_forward_hook(splice(r)) for layer, r in replacements.items()]
@@ -101,7 +101,8 @@ class LanguageModel:
         A residual stream goes past the MLP as well as into it: a substitute of resid_mid is read by the MLP's
         norm, and its difference from the original is added to the block's output.
         """
-        module, difference = self._reader(site), {}
+        module = self._reader(site)
+        difference: dict[str, Tensor] = {}
 
         def enter(_module, args, kwargs):
             value = args[0] if args else kwargs["hidden_states"]
@@ -122,14 +123,14 @@ class LanguageModel:
             for handle in handles:
                 handle.remove()
 
-    def _watch(self, site: Site, keep: Callable[[Site, Tensor], None]):  # noqa: ANN202
+    def _watch(self, site: Site, keep: Callable[[Site, Tensor], None]):
         if site.name == "mlp_out":
             return self.mlp(site.layer).register_forward_hook(
                 lambda _module, _args, output: keep(site, output)
             )
 
         # with_kwargs: some blocks receive their hidden states by name
-        def first_input(_module, args, kwargs):  # noqa: ANN001, ANN202
+        def first_input(_module, args, kwargs):
             keep(site, args[0] if args else kwargs["hidden_states"])
 
         return self._reader(site).register_forward_pre_hook(first_input, with_kwargs=True)
@@ -143,7 +144,7 @@ class LanguageModel:
                 return self.mlp(site.layer).get_submodule(self.anatomy.mlp_projection)
             case "resid_mid" if self.anatomy.parallel or self.anatomy.norm_mlp is None:
                 raise ValueError(
-                    f"{self.anatomy.architecture} runs attention and MLP in parallel, so it has no resid_mid; use resid_pre"
+                    f"{self.anatomy.architecture} runs attention and MLP in parallel: no resid_mid; use resid_pre"
                 )
             case "resid_mid":
                 assert self.anatomy.norm_mlp is not None
@@ -165,23 +166,37 @@ def load(
     """
     folder = Path(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if (folder / "config.json").is_file() and '"TransformerLensNative"' in (
-        folder / "config.json"
-    ).read_text():
+    if is_native(folder):
         from .legacy import load_native
 
         return load_native(folder, getattr(torch, dtype), device)
+    module = _from_pretrained(folder, getattr(torch, dtype))
+    anatomy = read_anatomy(folder) if (folder / "anatomy.json").is_file() else find_anatomy(module.config)
+    return LanguageModel(module.to(device), anatomy)
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
+    """The model that transformers loads from `folder`, and that is whole."""
+    import pickle
+
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+        module, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{folder}: not a model that transformers loads ({str(error).splitlines()[0]})"
         ) from error
-    anatomy = read_anatomy(folder) if (folder / "anatomy.json").is_file() else find_anatomy(module.config)
-    return LanguageModel(module.to(device), anatomy)
+    # transformers would go on with random weights in their place
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{folder}: its weights lack {missing[0]} ({len(missing)} in all); is the file that of its config?"
+        )
+    return module

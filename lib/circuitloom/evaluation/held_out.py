@@ -1,0 +1,83 @@
+"""The held-out tokens that dictionaries are scored on, and which of their positions count."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..config.evaluation import Evaluation
+
+
+class TokenRows(Protocol):
+    """What is asked of a split's token array (`circuitloom.corpus.tokens.Tokens`)."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Number of the BOS token, where the tokenizer has one."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Positions of a sequence."""
+        ...
+
+    def take(self, indices: slice) -> Tensor:
+        """Tokens of some sequences, [sequence, position]."""
+        ...
+
+    def take_document(self, indices: slice) -> Tensor:
+        """Document of each token of some sequences, [sequence, position]."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out sequences, whole."""
+
+    token: Int[Tensor, "sequence position"]
+    document: Int[Tensor, "sequence position"]
+    """Number of the document each token belongs to."""
+    scored: Bool[Tensor, "sequence position"]
+    """Positions that metrics count, and predictions from which CE and KL count."""
+    kept: Bool[Tensor, "sequence position"]
+    """Positions where the original activation stays: those not scored, and every BOS."""
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return len(self.token)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens scored."""
+        return int(self.scored.sum())
+
+    def batches(self, size: int) -> Iterator["HeldOut"]:
+        """Consecutive parts of `size` sequences, the last one shorter."""
+        for start in range(0, len(self), size):
+            yield HeldOut(*(value[start : start + size] for value in vars(self).values()))
+
+    def to(self, device: torch.device | str) -> "HeldOut":
+        """The same sequences on `device`."""
+        return HeldOut(*(value.to(device) for value in vars(self).values()))
+
+
+def hold_out(
+    tokens: TokenRows, scored_positions: Callable[[Tensor, int | None], Tensor], config: Evaluation
+) -> HeldOut:
+    """The sequences that `config` scores on: the first `config.tokens` of `tokens`, at least one sequence.
+
+    `scored_positions` (the corpus's own) says where a position is neither first nor a BOS. Under `mask: none`
+    every position is scored; a BOS keeps its original activation even so.
+    """
+    wanted = slice(None if config.tokens is None else max(1, config.tokens // tokens.context))
+    token = tokens.take(wanted)
+    scored = (
+        scored_positions(token, tokens.bos_id)
+        if config.mask == "bos"
+        else torch.ones_like(token, dtype=torch.bool)
+    )
+    kept = ~scored if tokens.bos_id is None else ~scored | (token == tokens.bos_id)
+    return HeldOut(token, tokens.take_document(wanted), scored, kept)

@@ -1,0 +1,82 @@
+"""The Pareto plot: sparsity against what a reconstruction costs the model, transcoders beside SAEs."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..tables import PARETO
+from .names import TOGETHER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"transcoder": "#0072B2", "sae": "#D55E00"}
+"""Blue and vermilion of Okabe and Ito (2008), which tell apart under every kind of colour blindness."""
+MARKERS = {"topk": "o", "batchtopk": "s", "relu": "^", "jumprelu": "D"}
+NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
+COLUMNS = 3
+"""Panels side by side."""
+
+
+def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
+    """What the plot shows: every run that reconstructs the MLP's output, by layer, kind and L0."""
+    joined = metrics.join(runs, keys="run", join_type="inner")
+    order = [("layer", "ascending"), ("kind", "descending"), ("act", "ascending"), ("l0", "ascending")]
+    return joined.filter(pc.field("site_out") == "mlp_out").sort_by(order).select(list(PARETO.columns))
+
+
+def draw_pareto(table: pa.Table, path: Path | str) -> None:
+    """Draw L0 against CE, one panel a layer, into the PNG file `path`; the lower left is better.
+
+    After figure 3 of Dunefsky et al. 2024. Raises ValueError where `table` has no rows.
+    """
+    if not len(table):
+        raise ValueError(
+            "pareto: no run reconstructs mlp_out; add a transcoder, or an SAE on mlp_out, to dictionaries"
+        )
+    from matplotlib.figure import Figure
+
+    rows = table.to_pylist()
+    # layers in order, and all at once at the end
+    layers = sorted({row["layer"] for row in rows}, key=lambda layer: (layer == TOGETHER, layer))
+    across, down = min(len(layers), COLUMNS), ceil(len(layers) / COLUMNS)
+    figure = Figure(figsize=(4.2 * across, 3.6 * down + 0.5), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    handles: dict[str, Any] = {}
+    for panel, layer in zip(panels, layers, strict=False):
+        handles |= _draw_layer(panel, [row for row in rows if row["layer"] == layer])
+        panel.set_title("all layers replaced at once" if layer == TOGETHER else f"layer {layer}")
+    for panel in panels[len(layers) :]:
+        panel.remove()
+    figure.supxlabel("L0 (features active a token)", fontsize="medium")
+    figure.supylabel("cross-entropy with the reconstruction in place (nats a token)", fontsize="medium")
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Draw the rows of one layer; the artists by the name that the legend gives them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    drawn: dict[str, Any] = {}
+    for (kind, act), group in groupby(rows, key=lambda row: (row["kind"], row["act"])):
+        points = list(group)
+        x, y = [row["l0"] for row in points], [row["ce"] for row in points]
+        (line,) = panel.plot(x, y, color=COLOURS[kind], marker=MARKERS[act], markersize=5, linewidth=1)
+        drawn[f"{NAMES[kind]}, {act}"] = line
+    first = rows[0]
+    drawn["untouched model"] = panel.axhline(first["ce_original"], color="black", linestyle="--", linewidth=1)
+    ablated = f"zero-ablated {first['ce_zero']:.3f}, mean-ablated {first['ce_mean']:.3f}"
+    panel.text(0.97, 0.95, ablated, transform=panel.transAxes, ha="right", va="top", fontsize="small")
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter(ScalarFormatter())
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.margins(0.12)
+    panel.grid(alpha=0.25, linewidth=0.5)
+    return drawn

@@ -1,0 +1,9 @@
+from circuitloom.job import job
+
+with job("evaluation", snakemake.threads, snakemake.log[0]):
+    from circuitloom.evaluation.pareto import draw_pareto, pareto_table
+    from circuitloom.tables import PARETO, read_table, write_table
+
+    table = pareto_table(read_table(snakemake.input.metric), read_table(snakemake.input.run))
+    write_table(PARETO, table, snakemake.output.table)
+    draw_pareto(table, snakemake.output.figure)

@@ -1,0 +1,23 @@
+from circuitloom.job import job
+
+with job("evaluation", snakemake.threads, snakemake.log[0]):
+    from circuitloom.config import Evaluation
+    from circuitloom.corpus.tokens import open_tokens, scored_positions
+    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.evaluation.held_out import hold_out
+    from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score
+    from circuitloom.language_model.model import load
+    from circuitloom.tables import HISTOGRAM, METRIC, write_table
+
+    source, output, layer = snakemake.input, snakemake.output, int(snakemake.wildcards.layer)
+    config = Evaluation.model_validate(snakemake.params.config)
+    held_out = hold_out(open_tokens(source.tokens), scored_positions, config)
+    model = load(source.model, snakemake.params.dtype)
+    folders = zip(snakemake.params.runs, source.dictionaries, strict=True)
+    runs = {run: {layer: load_dictionary(folder, model.device)} for run, folder in folders}
+    baselines = read_baselines(source.baselines)
+    scores = score(model, runs, held_out, config.batch)
+    for run, metric, histogram in zip(runs, output.metric, output.histogram, strict=True):
+        baseline = baselines[runs[run][layer].site_out, layer]
+        write_table(METRIC, [metric_row(run, layer, scores[run], baseline)], metric)
+        write_table(HISTOGRAM, list(histogram_rows(run, layer, scores[run])), histogram)
