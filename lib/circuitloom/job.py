@@ -24,7 +24,7 @@ def job(name: str, threads: int, log: str | None = None) -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """What went wrong, in one line, with the remedy where it is known."""
-    if isinstance(error, OSError) and error.errno == 28:  # noqa: PLR2004  ENOSPC
+    if isinstance(error, OSError) and error.errno == 28:
         return f"the disk is full ({error.filename or 'while writing'}); make room and run again: what is done is kept"
     if isinstance(error, MemoryError):
         return "out of memory; lower the batch or the shard_rows of the stage"

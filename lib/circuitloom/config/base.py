@@ -18,7 +18,9 @@ def expand(path: str) -> str:
     """`path` with `${NAME}` and `~` expanded; ValueError where the variable is not set."""
     for name in re.findall(r"\$\{(\w+)\}", path):
         if name not in os.environ:
-            raise ValueError(f"the environment variable {name} is not set; run with {name}=/some/folder in front")
+            raise ValueError(
+                f"the environment variable {name} is not set; run with {name}=/some/folder in front"
+            )
     return str(Path(os.path.expandvars(path)).expanduser())
 
 

@@ -14,10 +14,6 @@ class _Corpus(Model):
 
     context: Annotated[int, Field(ge=2)] = 128
     """Tokens in a sequence, the BOS in front included."""
-    train_tokens: PositiveInt | None = None
-    """Stop after about this many training tokens (whole sequences); null takes all there are."""
-    validation_tokens: PositiveInt | None = None
-    """Stop after about this many held-out tokens (whole sequences); null takes all there are."""
 
 
 class Chronicle(_Corpus):
@@ -25,7 +21,9 @@ class Chronicle(_Corpus):
 
     source: Literal["chronicle"]
     train_tokens: PositiveInt = 8_000_000
+    """Stop after about this many training tokens (whole sequences)."""
     validation_tokens: PositiveInt = 200_000
+    """Stop after about this many held-out tokens (whole sequences)."""
     concepts: list[str] | None = None
     """Restrict the concept table to these; null keeps all."""
 
@@ -51,6 +49,10 @@ class Files(_Text):
     """File or files of training text."""
     validation: Paths | None = None
     """File or files of held-out text; null holds out `validation_share` of the training documents."""
+    train_tokens: PositiveInt | None = None
+    """Stop after about this many training tokens (whole sequences); null takes all there are."""
+    validation_tokens: PositiveInt | None = None
+    """Stop after about this many held-out tokens (whole sequences); null takes all there are."""
     document: Literal["line", "file"] = "line"
     """What a document is in a .txt file."""
 
@@ -70,12 +72,16 @@ class Hub(_Text):
     revision: str = "main"
     """Branch, tag or commit; the commit it resolves to is recorded in the results."""
     train_tokens: PositiveInt = 60_000_000
+    """Stop after about this many training tokens (whole sequences)."""
     validation_tokens: PositiveInt = 1_000_000
+    """Stop after about this many held-out tokens (whole sequences)."""
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "Hub":
         if self.validation_split == self.train_split:
-            raise ValueError("validation_split is the training split; name another, or leave it out to hold out a share")
+            raise ValueError(
+                "validation_split is the training split; name another, or leave it out to hold out a share"
+            )
         return self
 
 

@@ -51,15 +51,19 @@ class Training(Model):
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the large matrix products, master weights being float32; `auto` is bfloat16 where the hardware has it.
+    """Number format of the large products, master weights being float32; `auto`: bfloat16 where the hardware has it.
     On a CPU only the choice of features rests on it: their values and gradients are float32."""
 
     @model_validator(mode="after")
     def _possible_k(self) -> "Training":
         if self.act in ("topk", "batchtopk") and self.k > self.width:
-            raise ValueError(f"k={self.k} exceeds width={self.width}; choose k at most the number of features")
+            raise ValueError(
+                f"k={self.k} exceeds width={self.width}; choose k at most the number of features"
+            )
         if self.tokens < self.batch:
-            raise ValueError(f"tokens={self.tokens} is less than one batch of {self.batch}; raise tokens or lower batch")
+            raise ValueError(
+                f"tokens={self.tokens} is less than one batch of {self.batch}; raise tokens or lower batch"
+            )
         if self.warmup + self.decay > 1:
             raise ValueError("warmup and decay together exceed 1; lower one")
         if self.loss == "paper" and self.act != "relu":

@@ -39,7 +39,9 @@ class Pretrain(Model):
     @model_validator(mode="after")
     def _heads_divide(self) -> "Pretrain":
         if self.d_model % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide d_model={self.d_model}; choose one that does")
+            raise ValueError(
+                f"heads={self.heads} does not divide d_model={self.d_model}; choose one that does"
+            )
         return self
 
 

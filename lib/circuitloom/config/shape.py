@@ -49,7 +49,9 @@ def shape_of(config: dict[str, Any]) -> Shape:
         if value is None and field == "d_mlp":
             value = 4 * sizes["d_model"]
         if value is None:
-            raise ValueError(f"config.json states no {field} (looked for {', '.join(names)}); is it a language model's?")
+            raise ValueError(
+                f"config.json states no {field} (looked for {', '.join(names)}); is it a language model's?"
+            )
         sizes[field] = int(value)
     gated = config.get("hidden_act") in ("silu", "swish") or bool(config.get("gated_mlp"))
     parallel = bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
@@ -67,7 +69,9 @@ def read_shape(config: language_model.LanguageModel, context: int) -> Shape:
     if isinstance(config, language_model.Path):
         file = Path(config.path) / "config.json"
         if not file.is_file():
-            raise ValueError(f"language_model.path: {file} does not exist; name a folder in the Hugging Face layout")
+            raise ValueError(
+                f"language_model.path: {file} does not exist; name a folder in the Hugging Face layout"
+            )
     else:
         file = hub_file(config.name, "config.json", config.revision)
     try:
@@ -94,5 +98,6 @@ def hub_file(name: str, file: str, revision: str) -> Path:
         ) from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise ValueError(
-            f"language_model.name: no {file} in {name} at revision {revision}; check the name, and HF_TOKEN if it is private"
+            f"language_model.name: no {file} in {name} at revision {revision}; "
+            "check the name, and HF_TOKEN if it is private"
         ) from error

@@ -15,7 +15,6 @@ from .evaluation import Evaluation
 from .language_model import LanguageModel, Pretrain
 from .shape import Shape, read_shape
 
-
 M = TypeVar("M", bound=Model)
 
 
@@ -39,8 +38,14 @@ class Study(Model):
     def _agree(self) -> "Study":
         shape = self.shape
         if self.corpus.context > shape.context:
-            raise ValueError(f"corpus.context: {self.corpus.context} exceeds the model's {shape.context}; lower it")
-        if isinstance(self.language_model, Pretrain) and self.corpus.source != "chronicle" and not self.corpus.tokenizer:
+            raise ValueError(
+                f"corpus.context: {self.corpus.context} exceeds the model's {shape.context}; lower it"
+            )
+        if (
+            isinstance(self.language_model, Pretrain)
+            and self.corpus.source != "chronicle"
+            and not self.corpus.tokenizer
+        ):
             raise ValueError("corpus.tokenizer: a model that is pretrained brings no tokenizer; name one")
         missing = [layer for layer in self.layers if layer >= shape.layers]
         if missing:
@@ -58,7 +63,9 @@ class Study(Model):
                         f"dictionaries.{sweep}: reads {run.site_in}, which is not stored; add it to activations.sites"
                     )
         if "mlp_in" not in self.activations.sites and "mlp_out" in self.sites - set(self.activations.sites):
-            raise ValueError("activations.sites: mlp_out is recomputed from mlp_in; add mlp_in, or mlp_out itself")
+            raise ValueError(
+                "activations.sites: mlp_out is recomputed from mlp_in; add mlp_in, or mlp_out itself"
+            )
         return self
 
     @cached_property
@@ -75,7 +82,9 @@ class Study(Model):
     @property
     def sites(self) -> set[str]:
         """Sites that are stored, or read by a run."""
-        return set(self.activations.sites) | {s for run in self.runs.values() for s in (run.site_in, run.site_out)}
+        return set(self.activations.sites) | {
+            s for run in self.runs.values() for s in (run.site_in, run.site_out)
+        }
 
     @cached_property
     def sweeps(self) -> dict[str, list[Run]]:
@@ -84,7 +93,9 @@ class Study(Model):
         sweeps: dict[str, list[Run]] = {}
         for sweep, keys in self.dictionaries.items():
             if not re.fullmatch(r"[A-Za-z0-9_]+", sweep):
-                raise ValueError(f"dictionaries.{sweep}: a sweep's name has letters, digits and _ only; rename it")
+                raise ValueError(
+                    f"dictionaries.{sweep}: a sweep's name has letters, digits and _ only; rename it"
+                )
             sweeps[sweep] = []
             for each in expand_sweep(self.training, keys):
                 run = _validate(Run, each, f"dictionaries.{sweep}")
@@ -123,6 +134,7 @@ def _validate(model: type[M], keys: dict[str, Any], where: str) -> M:
 def _one_line(model: type[Model], error: ValidationError, where: str) -> str:
     """The first of a validation's errors, as the path of the key, what is wrong and what to do."""
     first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
     # a union's tag (chronicle, files, path, ...) stands in the location but is no key of the config
     tags = {"chronicle", "files", "hub", "pretrain", "path"}
     location = [str(part) for i, part in enumerate(first["loc"]) if not (i == 1 and part in tags)]
@@ -135,12 +147,12 @@ def _one_line(model: type[Model], error: ValidationError, where: str) -> str:
         case "missing":
             return f"{key}: missing; set it (config/README.md says what it means)"
         case "value_error":
-            text = str(first["ctx"]["error"])
+            text = str(context["error"])
             return f"{key}: {text}" if key and not text.startswith(key.split(".")[0]) else text
         case "union_tag_not_found":
-            return f"{key}.source: missing; set it to one of {first['ctx'].get('expected_tags', 'those in config/README.md')}"
+            return f"{key}.source: missing; config/README.md lists the sources"
         case "union_tag_invalid":
-            return f"{key}.source: {first['ctx']['tag']!r} is not a source; choose from {first['ctx']['expected_tags']}"
+            return f"{key}.source: {context['tag']!r} is not a source; choose from {context['expected_tags']}"
         case _:
             return f"{key}: {first['msg']}, not {first['input']!r}"
 

@@ -32,13 +32,17 @@ class Activated:
 
     def decode(self, W_dec: Float[Tensor, "feature d_out"]) -> Float[Tensor, "token d_out"]:
         """Z @ W_dec."""
-        return self.z @ W_dec if self.pattern is None else Decode.apply(self.z, W_dec, self.pattern)  # type: ignore[return-value]
+        if self.pattern is None:
+            return self.z @ W_dec
+        return Decode.apply(self.z, W_dec, self.pattern)  # type: ignore[return-value]
 
     def fired(self, width: int) -> Bool[Tensor, " feature"]:
         """Whether each feature is active on any token."""
         if self.pattern is None:
             return (self.z > 0).any(0)
-        return torch.zeros(width, dtype=torch.bool).index_fill_(0, self.pattern.feature[self.z > 0].long(), True)
+        return torch.zeros(width, dtype=torch.bool).index_fill_(
+            0, self.pattern.feature[self.z > 0].long(), True
+        )
 
 
 def activate_sparse(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Activated | None:
@@ -51,13 +55,15 @@ def activate_sparse(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> 
 
 
 def activate_dense(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Activated:
-    """The formula as it stands, on all features: for GPUs, for dense codes, and what the sparse one is tested against."""
+    """The formula as it stands, on all features: for GPUs, for dense codes, and as the sparse one's reference."""
     pre = torch.nn.functional.linear(x, p.W_enc, p.encoder_bias).float()
     z = _values(p, run, pre, None)
     if run.act in ("topk", "batchtopk"):
         scores = pre.detach() * p.decoder_norm.detach()
         if run.act == "topk":
-            kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(run.k, dim=1).indices, True)
+            kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(
+                1, scores.topk(run.k, dim=1).indices, True
+            )
         else:
             kept = scores >= _kth_largest(scores.flatten(), run.k * len(x))
         z = z * kept
@@ -67,7 +73,9 @@ def activate_dense(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> A
 def _values(p: Parameters, run: Run, pre: Tensor, pattern: Pattern | None) -> Tensor:
     if p.threshold is None:
         return pre.relu()
-    threshold = p.threshold.expand_as(pre) if pattern is None else p.threshold.index_select(0, pattern.feature)
+    threshold = (
+        p.threshold.expand_as(pre) if pattern is None else p.threshold.index_select(0, pattern.feature)
+    )
     return JumpReLU.apply(pre, threshold, run.bandwidth)  # type: ignore[return-value]
 
 
@@ -150,13 +158,13 @@ class JumpReLU(torch.autograd.Function):
     """pre where it exceeds the threshold, else 0; the threshold's gradient by the rectangle kernel."""
 
     @staticmethod
-    def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: ANN001, D102
+    def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: D102
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
         return pre * (pre > threshold)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # noqa: ANN001, ANN205, D102
+    def backward(ctx, gradient: Tensor):  # noqa: D102
         pre, threshold = ctx.saved_tensors
         on_threshold = -threshold * rectangle(pre, threshold, ctx.bandwidth) * gradient
         return gradient * (pre > threshold), on_threshold, None
@@ -166,18 +174,20 @@ class Step(torch.autograd.Function):
     """1 where pre exceeds the threshold, else 0; gradients to the threshold alone, by the rectangle kernel."""
 
     @staticmethod
-    def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: ANN001, D102
+    def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: D102
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
         return (pre > threshold).to(pre.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # noqa: ANN001, ANN205, D102
+    def backward(ctx, gradient: Tensor):  # noqa: D102
         pre, threshold = ctx.saved_tensors
         return None, -rectangle(pre, threshold, ctx.bandwidth) * gradient, None
 
 
-def top_k_of(p: Parameters, k: int, x: Float[Tensor, "token d_in"], features: Int[Tensor, " some"]) -> Activated:
+def top_k_of(
+    p: Parameters, k: int, x: Float[Tensor, "token d_in"], features: Int[Tensor, " some"]
+) -> Activated:
     """The k most active of some features alone, numbered by their place in `features`."""
     weight, bias = p.W_enc.index_select(0, features), p.encoder_bias.index_select(0, features)
     with torch.no_grad():

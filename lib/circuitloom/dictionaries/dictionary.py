@@ -38,8 +38,12 @@ class Dictionary:
     layer: int = 0
 
     def __post_init__(self) -> None:
-        if (self.act == "topk") != (self.k is not None) or (self.act == "threshold") != (self.threshold is not None):
-            raise ValueError(f"act {self.act} does not go with k={self.k} and threshold={self.threshold is not None}")
+        if (self.act == "topk") != (self.k is not None) or (self.act == "threshold") != (
+            self.threshold is not None
+        ):
+            raise ValueError(
+                f"act {self.act} does not go with k={self.k} and threshold={self.threshold is not None}"
+            )
 
     @property
     def width(self) -> int:
@@ -102,7 +106,9 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = vars(dictionary)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in fields.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in fields.items() if isinstance(value, Tensor)
+    }
     save_file(tensors, folder / WEIGHTS)
     plain = {name: fields[name] for name in ("act", "k", "layer", "site_in")}
     outputs = [{"layer": dictionary.layer, "site": dictionary.site_out}]
@@ -119,8 +125,12 @@ def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> D
         config = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS, device=str(device))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no dictionary to be read ({error}); delete it and train again") from error
+        raise ValueError(
+            f"{folder}: no dictionary to be read ({error}); delete it and train again"
+        ) from error
     if len(config["outputs"]) != 1:
-        raise ValueError(f"{folder}: has {len(config['outputs'])} outputs; only dictionaries of one can be used yet")
+        raise ValueError(
+            f"{folder}: has {len(config['outputs'])} outputs; only dictionaries of one can be used yet"
+        )
     plain = {name: config[name] for name in ("act", "k", "layer", "site_in")}
     return Dictionary(**tensors, **plain, site_out=config["outputs"][0]["site"])

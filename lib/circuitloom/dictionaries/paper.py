@@ -1,7 +1,8 @@
 """The coordinates of Dunefsky et al. 2024 (`loss: paper`), so that their λ transfer.
 
 Their transcoders read the bare normalised x (before the norm's gain and bias) less a trained bias, and write the
-output centred over d (an SAE reads and writes its site as it is). Both are brought back into raw coordinates when the dictionary is saved.
+output centred over d (an SAE reads and writes its site as it is). Both are brought back into raw coordinates when
+the dictionary is saved.
 """
 
 import torch
@@ -16,15 +17,16 @@ from .parameters import Parameters, Scales
 class PaperCoordinates:
     """From raw x, y to theirs, and from their parameters to a dictionary on raw x, y."""
 
-    def __init__(self, norm: nn.Module | None, d_in: int, centred: bool) -> None:
+    def __init__(self, norm: nn.Module | None, centred: bool) -> None:
         """`norm` is the one in front of the MLP; an SAE has none, and its output is not centred either."""
         self.centred = centred
-        gain = getattr(norm, "weight", None)
-        bias = getattr(norm, "bias", None)
-        self.gain: Float[Tensor, " d_in"] = torch.ones(d_in) if gain is None else gain.detach().float().cpu()
-        self.bias: Float[Tensor, " d_in"] = torch.zeros(d_in) if bias is None else bias.detach().float().cpu()
+        gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        self.gain: Float[Tensor, ...] = torch.ones(1) if gain is None else gain.detach().float().cpu()
+        self.bias: Float[Tensor, ...] = torch.zeros(1) if bias is None else bias.detach().float().cpu()
         if bool((self.gain == 0).any()):
-            raise ValueError("loss: paper divides by the norm's gain, which is 0 in some dimension; use loss: standard")
+            raise ValueError(
+                "loss: paper divides by the norm's gain, which is 0 in some dimension; use loss: standard"
+            )
 
     def read(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
         """The bare normalised input."""
@@ -34,7 +36,9 @@ class PaperCoordinates:
         """The output, centred over d for a transcoder."""
         return y - y.mean(-1, keepdim=True) if self.centred else y
 
-    def initial(self, run: Run, x_mean: Float[Tensor, " d_in"], scales: Scales, device: torch.device | str) -> Parameters:
+    def initial(
+        self, run: Run, x_mean: Float[Tensor, " d_in"], scales: Scales, device: torch.device | str
+    ) -> Parameters:
         """Kaiming-uniform rows, decoder rows of unit norm, both biases at the means of their data."""
         generator = torch.Generator().manual_seed(run.seed)
         d_in, d_out = len(x_mean), len(scales.y_mean)
@@ -54,7 +58,9 @@ class PaperCoordinates:
         return parameters
 
     @torch.no_grad()
-    def to_dictionary(self, p: Parameters, run: Run, layer: int, y_mean: Float[Tensor, " d_out"]) -> Dictionary:
+    def to_dictionary(
+        self, p: Parameters, run: Run, layer: int, y_mean: Float[Tensor, " d_out"]
+    ) -> Dictionary:
         """W' = W_enc / gain, b' = b_enc - W_enc b_in - W' bias; the mean that centring took away joins b_dec."""
         gain, bias = self.gain.to(p.W_enc.device), self.bias.to(p.W_enc.device)
         W_enc = p.W_enc / gain
@@ -62,9 +68,9 @@ class PaperCoordinates:
         b_dec = p.b_dec + (y_mean.mean().to(p.b_dec.device) if self.centred else 0)
         return Dictionary(
             W_enc=W_enc,
-            b_enc=p.encoder_bias - W_enc @ bias,
+            b_enc=p.encoder_bias - (W_enc * bias).sum(1),
             W_dec=p.W_dec.detach().clone(),
-            b_dec=b_dec if skip is None else b_dec - skip @ bias,
+            b_dec=b_dec if skip is None else b_dec - (skip * bias).sum(1),
             act="relu",
             W_skip=skip,
             site_in=run.site_in,

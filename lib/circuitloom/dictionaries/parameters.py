@@ -63,7 +63,9 @@ class Parameters:
         return torch.linalg.vector_norm(self.W_dec, dim=1)
 
 
-def initial_parameters(run: Run, d_in: int, d_out: int, scales: Scales, device: torch.device | str) -> Parameters:
+def initial_parameters(
+    run: Run, d_in: int, d_out: int, scales: Scales, device: torch.device | str
+) -> Parameters:
     """Random unit rows that read, small rows that write, b_dec at the mean of y; a function of the run's seed alone.
 
     An SAE's encoder starts as its decoder's transpose.

@@ -49,12 +49,16 @@ class Pattern:
         """int64; the row of each entry."""
         return torch.repeat_interleave(torch.arange(self.tokens), self.row_start.diff().long())
 
-    def sample(self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]) -> Float[Tensor, " entry"]:
+    def sample(
+        self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
+    ) -> Float[Tensor, " entry"]:
         """Entries of left @ right.T, those of the pattern alone."""
         empty = torch.zeros(len(self), dtype=left.dtype)
         return torch.sparse.sampled_addmm(self._matrix(empty), left, right.T, beta=0.0).values()
 
-    def times(self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]) -> Float[Tensor, "token d"]:
+    def times(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
+    ) -> Float[Tensor, "token d"]:
         """Z @ dense, Z the matrix that has `values` at the pattern."""
         return self._matrix(values) @ dense
 
@@ -73,7 +77,9 @@ class Pattern:
         """Order of the entries by feature, where each feature starts, and the tokens in that order."""
         # numpy sorts 16-bit keys by radix, ten times faster than torch's comparison sort
         key = self.feature.numpy()
-        order = torch.from_numpy(np.argsort(key.astype(np.uint16) if self.width <= 2**16 else key, kind="stable"))
+        order = torch.from_numpy(
+            np.argsort(key.astype(np.uint16) if self.width <= 2**16 else key, kind="stable")
+        )
         start = _starts(torch.bincount(self.feature, minlength=self.width))
         return order, start, self.token[order].to(torch.int32)
 
@@ -86,13 +92,13 @@ class Encode(torch.autograd.Function):
     """(x @ W_enc.T) at a pattern; gradients flow to W_enc alone, since x is data."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, W_enc: Tensor, pattern: Pattern) -> Tensor:  # noqa: ANN001, D102
+    def forward(ctx, x: Tensor, W_enc: Tensor, pattern: Pattern) -> Tensor:  # noqa: D102
         ctx.save_for_backward(x)
         ctx.pattern = pattern
         return pattern.sample(x, W_enc)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # noqa: ANN001, ANN205, D102
+    def backward(ctx, gradient: Tensor):  # noqa: D102
         (x,) = ctx.saved_tensors
         return None, ctx.pattern.transposed_times(gradient, x), None
 
@@ -101,13 +107,13 @@ class Decode(torch.autograd.Function):
     """Z @ W_dec, Z the activations at a pattern."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Pattern) -> Tensor:  # noqa: ANN001, D102
+    def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Pattern) -> Tensor:  # noqa: D102
         ctx.save_for_backward(z, W_dec)
         ctx.pattern = pattern
         return pattern.times(z, W_dec)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # noqa: ANN001, ANN205, D102
+    def backward(ctx, gradient: Tensor):  # noqa: D102
         z, W_dec = ctx.saved_tensors
         gradient = gradient.contiguous()
         return ctx.pattern.sample(gradient, W_dec), ctx.pattern.transposed_times(z, gradient), None

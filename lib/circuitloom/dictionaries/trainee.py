@@ -1,33 +1,22 @@
 """One run in training: its parameters, optimiser and memory of which features have been silent."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..activations.moments import Moments
 from ..config.dictionaries import Run
 from .dictionary import Dictionary
 from .objective import Terms, evaluate_terms
 from .paper import PaperCoordinates, drop_parallel_gradient, restore_unit_norm
-from .parameters import Parameters, Scales, initial_parameters, to_dictionary
+from .parameters import Scales, initial_parameters, to_dictionary
 
 THRESHOLD_RATE = 0.01
 """Rate of batchtopk's running threshold."""
 DIVERGED = 1e3
 """A reconstruction loss above so many times the variance has diverged."""
-
-
-@dataclass(frozen=True)
-class SiteStatistics:
-    """What is known of a site's activations without reading them."""
-
-    mean: Float[Tensor, " d"]
-    scale: float
-    """sqrt(E|x|^2 / d)."""
-    variance: float
-    """E|x - mean|^2."""
 
 
 class Trainee:
@@ -37,8 +26,8 @@ class Trainee:
         self,
         run: Run,
         layer: int,
-        source: SiteStatistics,
-        target: SiteStatistics,
+        source: Moments,
+        target: Moments,
         device: torch.device | str,
         paper: PaperCoordinates | None = None,
     ) -> None:
@@ -94,7 +83,9 @@ class Trainee:
         if self.run.act == "batchtopk" and bool(terms.smallest.isfinite()):
             smallest = float(terms.smallest)
             first = self.threshold == 0.0
-            self.threshold = smallest if first else (1 - THRESHOLD_RATE) * self.threshold + THRESHOLD_RATE * smallest
+            self.threshold = (
+                smallest if first else (1 - THRESHOLD_RATE) * self.threshold + THRESHOLD_RATE * smallest
+            )
 
     @property
     def dead_share(self) -> float:

@@ -1,0 +1,85 @@
+"""A sweep at one layer: from the cached activations to a folder for each run."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..activations.pairs import read_ahead
+from ..activations.store import Activations, open_activations
+from ..config.dictionaries import Run
+from ..language_model.model import LanguageModel
+from ..partial import fingerprint, move, partial_folder
+from ..tables import HISTORY, write_table
+from .dictionary import save_dictionary
+from .paper import PaperCoordinates
+from .train import Read, train
+from .trainee import Trainee
+
+
+def train_sweep(
+    runs: list[Run], layer: int, activations: Path, model: LanguageModel, outputs: list[Path]
+) -> None:
+    """Train `runs` on `layer` and write each one's dictionary and history into its folder of `outputs`.
+
+    Raises ValueError where activations are missing or damaged, ArithmeticError where a run diverges.
+    """
+    sites = sorted({site for run in runs for site in (run.site_in, run.site_out)})
+    sources = {site: open_activations(activations, site, layer, model) for site in sites}
+    device = model.device
+    trainees = [
+        Trainee(
+            run,
+            layer,
+            sources[run.site_in].moments,
+            sources[run.site_out].moments,
+            device,
+            _paper(run, layer, model),
+        )
+        for run in runs
+    ]
+    mark = fingerprint(
+        runs=[run.model_dump(mode="json") for run in runs],
+        activations={
+            site: [source.stored.order, source.moments.to_json()] for site, source in sources.items()
+        },
+        device=device.type,
+    )
+    # named after the first run, whose name is no other sweep's
+    with partial_folder(outputs[0].parent / f".{outputs[0].name}", mark) as partial:
+        history = train(trainees, _reader(sources, runs[0].batch, device), partial)
+        for trainee, output in zip(trainees, outputs, strict=True):
+            ready = partial / trainee.run.name
+            save_dictionary(trainee.dictionary(), ready, trainee.run.model_dump(mode="json"))
+            write_table(HISTORY, history[trainee.run.name], ready / "history.parquet")
+            move(ready, output)
+
+
+def _reader(sources: Mapping[str, Activations], batch: int, device: torch.device) -> Read:
+    """Batches of all sites, what several are computed from read once."""
+    orders = {source.stored.order for source in sources.values()}
+    if len(orders) > 1:
+        folder = next(iter(sources.values())).stored.folder.parents[1]
+        raise ValueError(
+            f"{folder}: the sites were cached in different orders; delete the folder and run again"
+        )
+    stored = {source.stored.folder: source.stored for source in sources.values()}
+
+    @torch.no_grad()
+    def load(step: int) -> dict[str, Tensor]:
+        rows = {folder: each.read(step, batch, device) for folder, each in stored.items()}
+        return {site: source.from_stored(rows[source.stored.folder]) for site, source in sources.items()}
+
+    def read(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        return read_ahead(load, range(start, stop))
+
+    return read
+
+
+def _paper(run: Run, layer: int, model: LanguageModel) -> PaperCoordinates | None:
+    if run.loss != "paper":
+        return None
+    norm = model.anatomy.norm_mlp if run.kind == "transcoder" else None
+    module = None if norm is None else model.block(layer).get_submodule(norm)
+    return PaperCoordinates(module, centred=run.kind == "transcoder")
