@@ -3,8 +3,11 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FILE = "anatomy.json"
+NATIVE = "TransformerLensNative"
+"""What config.json gives as the architecture of a model converted from TransformerLens' legacy format."""
 
 
 @dataclass(frozen=True)
@@ -29,33 +32,36 @@ class Anatomy:
     """Attention and MLP read the same residual stream (GPT-NeoX): there is no `resid_mid`."""
 
 
-def find_anatomy(config, dtype=None) -> Anatomy:  # noqa: ANN001
+def find_anatomy(config, dtype=None) -> Anatomy:
     """The anatomy of the model that a Hugging Face `config` describes.
 
     Raises ValueError where TransformerLens knows no adapter for the architecture, or it has no MLP.
     """
     import torch
-    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
     from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
 
     try:
         architecture = determine_architecture_from_hf_config(config)
         bridge = build_bridge_config_from_hf(config, architecture, architecture, dtype or torch.float32)
-        mapping = ArchitectureAdapterFactory.select_architecture_adapter(bridge).component_mapping
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"language_model: TransformerLens has no adapter for {config.architectures}: {error}") from error
-    return _anatomy(architecture, bridge, mapping)
+        return anatomy_of(bridge)
+    except KeyError as error:
+        raise ValueError(
+            f"language_model: TransformerLens has no adapter for {config.architectures}: {error}"
+        ) from error
 
 
-def _anatomy(architecture: str, bridge, mapping) -> Anatomy:  # noqa: ANN001
-    block = mapping["blocks"]
+def anatomy_of(bridge) -> Anatomy:
+    """The anatomy of the model that a TransformerBridgeConfig describes; ValueError where it has no MLP."""
+    block = adapt(bridge)["blocks"]
     parts = block.submodules
     if "mlp" not in parts:
-        raise ValueError(f"language_model: {architecture} has no MLP in its blocks; choose another model")
+        raise ValueError(
+            f"language_model: {bridge.architecture} has no MLP in its blocks; choose another model"
+        )
     norm = parts.get("ln2")
     return Anatomy(
-        architecture=architecture,
+        architecture=bridge.architecture,
         layers=bridge.n_layers,
         blocks=block.name,
         mlp=parts["mlp"].name,
@@ -63,6 +69,21 @@ def _anatomy(architecture: str, bridge, mapping) -> Anatomy:  # noqa: ANN001
         norm_mlp=None if norm is None else norm.name,
         parallel=bridge.parallel_attn_mlp,
     )
+
+
+def adapt(bridge) -> dict[str, Any]:
+    """TransformerLens' name of each part of a model to the adapter's component, whose `name` is the model's own."""
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+
+    mapping = ArchitectureAdapterFactory.select_architecture_adapter(bridge).component_mapping
+    assert mapping is not None
+    return mapping
+
+
+def is_native(folder: Path) -> bool:
+    """Whether `folder` holds a model converted from TransformerLens' legacy format."""
+    file = folder / "config.json"
+    return file.is_file() and NATIVE in (json.loads(file.read_text()).get("architectures") or [])
 
 
 def write_anatomy(anatomy: Anatomy, folder: Path) -> None:

@@ -124,10 +124,11 @@ class LanguageModel:
                 handle.remove()
 
     def _watch(self, site: Site, keep: Callable[[Site, Tensor], None]):
+        def output_of(_module, _args, output):
+            keep(site, output)
+
         if site.name == "mlp_out":
-            return self.mlp(site.layer).register_forward_hook(
-                lambda _module, _args, output: keep(site, output)
-            )
+            return self.mlp(site.layer).register_forward_hook(output_of)
 
         # with_kwargs: some blocks receive their hidden states by name
         def first_input(_module, args, kwargs):
@@ -186,7 +187,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
@@ -194,6 +195,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
             f"{folder}: not a model that transformers loads ({str(error).splitlines()[0]})"
         ) from error
     # transformers would go on with random weights in their place
+    module, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(

@@ -1,0 +1,134 @@
+"""Models that were trained elsewhere: found in a folder or on the hub, and laid down as a folder of the results."""
+
+import fnmatch
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..config import language_model as sections
+from ..config.shape import hub_file, shape_of
+from ..corpus.tokenizer import load_tokenizer
+from ..partial import fingerprint, move, partial_folder
+from . import legacy
+from .anatomy import FILE as ANATOMY
+from .anatomy import write_anatomy
+from .model import load
+
+TEXT = ("*.json", "*.txt", "*.model", "*.jinja")
+"""Configs and tokenizers."""
+WEIGHTS = ("*.safetensors",)
+PICKLED = ("pytorch_model*.bin", legacy.WEIGHTS)
+"""Read with `weights_only=True` and no other way, where there is no safetensors file."""
+SOURCE = "source.json"
+
+
+def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path) -> None:
+    """Lay the model that `config` names down in `output`: config, weights, tokenizer, anatomy, and where it came from.
+
+    Files are copied. Links would cost no disk, but a symbolic one breaks when either folder moves, and through a hard
+    one a model that is trained further where it lay would change results made with it. Pickled weights become
+    safetensors. `tokenizer` is the corpus's; a model that brings none gets it.
+
+    Raises ValueError, in one line, where the model or its weights are missing or damaged, or where `tokenizer` knows
+    tokens that the model does not.
+    """
+    folder, origin = _locate(config)
+    with partial_folder(output, fingerprint(**origin)) as partial:
+        new = partial / "model"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        copy_files(folder, new, TEXT)
+        check_tokenizer(tokenizer, new)
+        name = origin.get("name") or folder.name
+        if legacy.is_legacy(new):
+            legacy.convert(folder, name, new)
+        elif _matching(folder, WEIGHTS):
+            copy_files(folder, new, WEIGHTS)
+        else:
+            _unpickle(folder, new)
+        # an anatomy that came along may be another version's
+        (new / ANATOMY).unlink(missing_ok=True)
+        write_anatomy(load(new, config.dtype, "cpu").anatomy, new)
+        if not (new / "tokenizer_config.json").is_file():
+            copy_files(tokenizer, new, TEXT)
+        (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
+        move(new, output)
+        shutil.rmtree(partial)
+
+
+def copy_files(folder: Path, target: Path, patterns: Iterable[str]) -> None:
+    """Copy the files of `folder` that match to `target`: their contents alone, since sources may be read-only."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in _matching(folder, patterns):
+        shutil.copyfile(file, target / file.name)
+
+
+def check_tokenizer(tokenizer: Path, model: Path) -> None:
+    """Raise ValueError where the tokenizer in one folder knows more tokens than the model in the other."""
+    known = load_tokenizer(str(tokenizer.resolve())).vocabulary
+    vocabulary = shape_of(json.loads((model / "config.json").read_text())).vocabulary
+    if known > vocabulary:
+        raise ValueError(
+            f"corpus.tokenizer: it knows {known} tokens, the language model {vocabulary}; "
+            "leave it out, so that the model's own is used"
+        )
+
+
+def _locate(config: sections.Path | sections.Hub) -> tuple[Path, dict[str, str]]:
+    """The model's folder, checked to hold weights, and where it came from."""
+    if isinstance(config, sections.Hub):
+        folder = _download(config)
+        key, remedy = "name", "set HF_HUB_OFFLINE=0 to download them"
+        # the cache names a snapshot's folder after its commit
+        origin = {"source": "hub", "name": config.name, "revision": config.revision, "commit": folder.name}
+    else:
+        folder = Path(config.path)
+        key, remedy = "path", "put them there, or name another folder"
+        origin = {"source": "path", "path": str(folder.resolve())}
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"language_model.{key}: {folder / 'config.json'} does not exist; name a folder in the Hugging Face layout"
+        )
+    if not _matching(folder, (*WEIGHTS, *PICKLED)):
+        raise ValueError(
+            f"language_model.{key}: {folder} has no weights ({', '.join((*WEIGHTS, *PICKLED))}); {remedy}"
+        )
+    return folder, origin
+
+
+def _download(config: sections.Hub) -> Path:
+    """The repository's snapshot in the hub's cache, pickled weights only where there are no others."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub_file(config.name, "config.json", config.revision)
+
+    def fetch(patterns: tuple[str, ...]) -> Path:
+        # checkpoints and other frameworks' weights lie in folders of the repository
+        return Path(
+            snapshot_download(
+                config.name, revision=config.revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+            )
+        )
+
+    try:
+        folder = fetch((*TEXT, *WEIGHTS))
+        return folder if _matching(folder, WEIGHTS) else fetch((*TEXT, *PICKLED))
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise ValueError(
+            f"language_model.name: {config.name} could not be downloaded ({str(error).splitlines()[0]}); "
+            "run again to go on where it broke off"
+        ) from error
+
+
+def _unpickle(folder: Path, target: Path) -> None:
+    """Save pickled weights as safetensors."""
+    model = load(folder, "float32", "cpu").module
+    model.save_pretrained(target)  # type: ignore[operator]
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
