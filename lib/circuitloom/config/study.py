@@ -41,11 +41,8 @@ class Study(Model):
             raise ValueError(
                 f"corpus.context: {self.corpus.context} exceeds the model's {shape.context}; lower it"
             )
-        if (
-            isinstance(self.language_model, Pretrain)
-            and self.corpus.source != "chronicle"
-            and not self.corpus.tokenizer
-        ):
+        pretrained = isinstance(self.language_model, Pretrain)
+        if pretrained and self.corpus.source != "chronicle" and not self.corpus.tokenizer:
             raise ValueError("corpus.tokenizer: a model that is pretrained brings no tokenizer; name one")
         missing = [layer for layer in self.layers if layer >= shape.layers]
         if missing:
@@ -62,6 +59,10 @@ class Study(Model):
                     raise ValueError(
                         f"dictionaries.{sweep}: reads {run.site_in}, which is not stored; add it to activations.sites"
                     )
+            if len({run.batch for run in runs}) > 1:
+                raise ValueError(
+                    f"dictionaries.{sweep}: runs of a sweep read the same batches; give each `batch` a sweep of its own"
+                )
         if "mlp_in" not in self.activations.sites and "mlp_out" in self.sites - set(self.activations.sites):
             raise ValueError(
                 "activations.sites: mlp_out is recomputed from mlp_in; add mlp_in, or mlp_out itself"

@@ -81,7 +81,7 @@ def _values(p: Parameters, run: Run, pre: Tensor, pattern: Pattern | None) -> Te
 
 @torch.no_grad()
 def _select(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Pattern | None:
-    """Entries that may be active. The one dense product; its precision is the run's, and only the choice rests on it."""
+    """Entries that may be active: the one dense product, in the run's precision, on which only the choice rests."""
     selects_by_norm = run.act in ("topk", "batchtopk")
     weight = p.W_enc * p.decoder_norm[:, None] if selects_by_norm else p.W_enc
     bias = p.encoder_bias * p.decoder_norm if selects_by_norm else p.encoder_bias
