@@ -7,7 +7,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-install_import_hook("circuitloom", "beartype.beartype")
+# an int is a float, as PEP 484 has it
+install_import_hook("circuitloom", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 @pytest.fixture(scope="session")

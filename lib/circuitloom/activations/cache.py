@@ -73,6 +73,9 @@ class Writer:
 
     def run(self) -> None:
         """Write the shards that are missing, then the attributes."""
+        # zarr writes metadata to a file beside it first, which a kill leaves behind
+        for stray in self.work.rglob("zarr.*.partial"):
+            stray.unlink()
         shards = range(self.order.shards)
         done = next((shard for shard in shards if not self._is_whole(shard)), len(shards))
         start = min(done * self.order.shard_rows, self.order.rows)

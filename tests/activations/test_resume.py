@@ -1,0 +1,121 @@
+"""Killed at any point, the next run ends with the same bytes."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from tests.activations.inputs import make_cache, make_order
+
+KEYS = {"dtype": "int8", "batch": 8}
+
+
+def work(model_folder: Path, folder: Path, kill_at: int | None, events=None) -> None:
+    """Cache, and be killed at the `kill_at`th time that a file under `folder` is opened, made, moved or removed."""
+    import torch
+
+    from circuitloom.language_model.model import load
+
+    torch.set_num_threads(1)
+    model, order = load(model_folder, device="cpu"), make_order()
+    count = 0
+
+    def watch(event, args):
+        nonlocal count
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir") and str(folder) in str(
+            args[0]
+        ):
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    make_cache(folder, model, order, **KEYS)
+    if events is not None:
+        events.value = count
+
+
+@pytest.fixture(scope="module")
+def context():
+    # a fork server, so that torch is imported once
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.activations.inputs", "transformers.models.gpt2.modeling_gpt2"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def undisturbed(context, model_folder, tmp_path_factory):
+    """The bytes of an undisturbed run, and how many events it has."""
+    folder, events = tmp_path_factory.mktemp("undisturbed"), context.Value("i", 0)
+    run(context, model_folder, folder, None, events)
+    return content(folder), events.value
+
+
+def run(context, model_folder, folder, kill_at, events=None) -> int:
+    process = context.Process(target=work, args=(model_folder, folder, kill_at, events))
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_two_undisturbed_runs_are_equal(context, undisturbed, model_folder, tmp_path):
+    assert run(context, model_folder, tmp_path, None) == 0
+    assert content(tmp_path) == undisturbed[0]
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_killed_anywhere_and_resumed_gives_the_same_bytes(part, context, undisturbed, model_folder, tmp_path):
+    expected, events = undisturbed
+    first = random.Random(part).randrange(events * part // 8, events * (part + 1) // 8) + 1
+    assert run(context, model_folder, tmp_path, first) == -signal.SIGKILL
+    assert content(tmp_path) != expected
+    run(context, model_folder, tmp_path, 30)
+    assert run(context, model_folder, tmp_path, None) == 0
+    assert content(tmp_path) == expected
+
+
+def test_shards_that_are_done_are_not_done_again(model, tmp_path, monkeypatch):
+    from circuitloom.activations import cache
+
+    order, written, write = make_order(), [], cache.write_shard
+
+    def stop_at_the_third(array, shard, values):
+        if shard == 2:
+            raise OSError(28, "No space left on device")
+        write(array, shard, values)
+        written.append(shard)
+
+    monkeypatch.setattr(cache, "write_shard", stop_at_the_third)
+    with pytest.raises(OSError, match="No space left"):
+        make_cache(tmp_path, model, order, layers=[0])
+    monkeypatch.setattr(cache, "write_shard", lambda *a: (write(*a), written.append(a[1])))
+    make_cache(tmp_path, model, order, layers=[0])
+    assert written == list(range(order.shards))
+
+
+def test_work_begun_under_another_config_is_not_continued(context, model_folder, model, tmp_path):
+    run(context, model_folder, tmp_path / "both", 60)
+    assert (tmp_path / "both" / "mlp_in.partial").is_dir()
+    for folder in ("both", "alone"):
+        make_cache(tmp_path / folder, model, make_order(seed=5))
+    assert content(tmp_path / "both") == content(tmp_path / "alone")
+
+
+def test_a_second_process_is_refused(model, tmp_path):
+    from filelock import FileLock
+
+    with (
+        FileLock(tmp_path / "mlp_in.lock"),
+        pytest.raises(
+            ValueError, match=r"mlp_in.partial: another process is writing it; wait for that, or end it"
+        ),
+    ):
+        make_cache(tmp_path, model, make_order(40))

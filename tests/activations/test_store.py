@@ -1,0 +1,114 @@
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tests.activations.inputs import make_cache, make_order
+
+from circuitloom.activations.cache import layer_folder
+from circuitloom.activations.pairs import read_pairs
+from circuitloom.activations.store import open_activations
+
+
+def test_every_row_is_read_once_an_epoch(cached):
+    x = open_activations(cached, "mlp_in", 0)
+    whole = next(x.batches(x.rows))
+    batch = 300
+    stream = torch.cat(list(x.batches(batch, steps=2 * x.rows // batch + 1)))
+    assert torch.equal(stream[: x.rows], whole)
+    assert torch.equal(stream[x.rows : 2 * x.rows], whole)
+
+
+def test_a_batch_depends_on_its_step_alone(cached, model):
+    x, y = open_activations(cached, "mlp_in", 1), open_activations(cached, "mlp_out", 1, model)
+    undisturbed = list(read_pairs(x, y, 500, 12))
+    resumed = list(read_pairs(x, y, 500, 12, start_step=7))
+    assert len(undisturbed) == 12 and len(resumed) == 5
+    for (xa, ya), (xb, yb) in zip(undisturbed[7:], resumed, strict=True):
+        assert torch.equal(xa, xb) and torch.equal(ya, yb)
+
+
+def test_a_batch_may_exceed_an_epoch(cached):
+    x = open_activations(cached, "mlp_in", 0)
+    batch = next(x.batches(2 * x.rows + 5, steps=1))
+    assert torch.equal(batch[-5:], batch[:5])
+
+
+def test_output_is_the_mlp_of_the_input_and_of_its_own_for_an_sae(cached, model):
+    x, y = open_activations(cached, "mlp_in", 1), open_activations(cached, "mlp_out", 1, model)
+    xs, ys = next(read_pairs(x, y, 64, 1))
+    assert xs.dtype == ys.dtype == torch.float32
+    torch.testing.assert_close(ys, model.mlp(1)(xs))
+    first, second = next(read_pairs(y, y, 64, 1))
+    assert first is second and torch.equal(first, ys)
+    assert next(read_pairs(x, x, 64, 1))[1].equal(xs)
+
+
+def test_a_stored_output_is_read_and_pairs_with_its_input(cached, model, tmp_path):
+    folder = shutil.copytree(cached, tmp_path / "both")
+    make_cache(folder, model, make_order(), "mlp_out")
+    x, y = open_activations(folder, "mlp_in", 1), open_activations(folder, "mlp_out", 1)
+    xs, ys = next(read_pairs(x, y, 512, 1))
+    torch.testing.assert_close(ys, model.mlp(1)(xs), rtol=1e-2, atol=5e-3)
+
+
+def test_batches_can_be_trained_on(cached, model):
+    x, y = open_activations(cached, "mlp_in", 0), open_activations(cached, "mlp_out", 0, model)
+    xs, ys = next(read_pairs(x, y, 64, 1))
+    weight = torch.zeros(ys.shape[1], xs.shape[1], requires_grad=True)
+    (xs @ weight.T - ys).square().sum().backward()
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+def test_arrays_in_different_orders_do_not_pair(cached, model, tmp_path):
+    folder = shutil.copytree(cached, tmp_path / "both")
+    make_cache(folder, model, make_order(seed=1), "mlp_out")
+    x, y = open_activations(folder, "mlp_in", 1), open_activations(folder, "mlp_out", 1)
+    with pytest.raises(ValueError, match=r"cached in different orders; delete .*mlp_out and run again"):
+        read_pairs(x, y, 64, 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_flipped_bit_is_found_and_its_file_named(seed, cache):
+    random = np.random.default_rng(seed)
+    layer = layer_folder(cache, "mlp_in", 2)
+    file = layer / "values" / "c" / "1" / "0"
+    content = bytearray(file.read_bytes())
+    content[random.integers(len(content))] ^= 1 << random.integers(8)
+    file.write_bytes(content)
+    x = open_activations(cache, "mlp_in", 2)
+    with pytest.raises(ValueError, match=re.escape(f"{file}: damaged") + ".*" + re.escape(f"delete {layer}")):
+        # all but the last row: a part of the array, as training reads it
+        list(x.batches(300, steps=x.rows // 300))
+
+
+def test_a_truncated_shard_is_found_and_named(cache):
+    file = layer_folder(cache, "mlp_in", 0) / "values" / "c" / "0" / "0"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=re.escape(f"{file}: damaged")):
+        list(open_activations(cache, "mlp_in", 0).batches(100, 1))
+
+
+def test_a_missing_shard_is_found_and_named(cache):
+    file = layer_folder(cache, "mlp_in", 0) / "values" / "c" / "2" / "0"
+    file.unlink()
+    with pytest.raises(ValueError, match=re.escape(f"{file}: missing; delete")):
+        open_activations(cache, "mlp_in", 0)
+
+
+def test_what_is_not_cached_is_named_with_the_remedy(cached):
+    with pytest.raises(ValueError, match=r"add resid_mid to activations.sites"):
+        open_activations(cached, "resid_mid", 0)
+    with pytest.raises(ValueError, match=r"add mlp_out to activations.sites, or give the model"):
+        open_activations(cached, "mlp_out", 0)
+
+
+def test_reading_can_be_left_early(cached):
+    import threading
+
+    before = threading.active_count()
+    batches = open_activations(cached, "mlp_in", 0).batches(100, steps=1000)
+    next(batches)
+    batches.close()
+    assert threading.active_count() <= before
