@@ -46,15 +46,15 @@ def together_runs(runs):
     return [run.name for run in runs if several and run.site_out == "mlp_out"]
 
 
-rule evaluate_baseline:
+rule ablate_site:
     input:
         **HELD_OUT,
     output:
         baseline_file("{site}"),
     log:
-        f"{RESULTS}/logs/evaluate_baseline_{{site}}.log",
+        f"{RESULTS}/logs/ablate_{{site}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate_baseline_{{site}}.tsv"
+        f"{RESULTS}/benchmarks/ablate_{{site}}.tsv"
     threads: split_cores(len(STUDY.layers))
     params:
         config=evaluation_keys("tokens", "batch", "mask", "together"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config.evaluation import Evaluation
 
 
+@runtime_checkable
 class TokenRows(Protocol):
     """What is asked of a split's token array (`circuitloom.corpus.tokens.Tokens`)."""
 

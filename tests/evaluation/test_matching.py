@@ -1,0 +1,66 @@
+import pyarrow as pa
+import pytest
+import torch
+from tests.evaluation.inputs import make_dictionary, make_held_out
+
+from circuitloom.config import Evaluation
+from circuitloom.evaluation.labels import label
+from circuitloom.evaluation.matching import encode, match_bases, match_dictionaries, scored_activations
+from circuitloom.language_model.model import Site
+from circuitloom.tables import CONCEPT_SCORE, write_table
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return make_held_out(sequences=40)
+
+
+@pytest.fixture(scope="module")
+def labels(held_out):
+    """`rare` is where the token's number is below 20, which embeddings and so activations tell."""
+    sequence, position = ((held_out.token < 20) & held_out.scored).nonzero(as_tuple=True)
+    table = pa.table(
+        {"concept": ["rare"] * len(sequence), "sequence": sequence.numpy(), "position": position.numpy()}
+    )
+    return label(table, held_out)
+
+
+def test_activations_are_those_of_the_scored_positions_in_order(model, held_out):
+    sites = [Site("mlp_in", 1), Site("neurons", 1)]
+    whole = model.capture(held_out.token, sites)
+    for site, value in scored_activations(model, sites, held_out, 7).items():
+        torch.testing.assert_close(value, whole[site][held_out.scored])
+
+
+def test_a_code_is_the_dense_code_without_its_zeros(model, monkeypatch):
+    monkeypatch.setattr("circuitloom.evaluation.matching.ENCODED_AT_ONCE", 30)
+    dictionary, x = make_dictionary(model), torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    code = encode(dictionary, x)
+    dense = torch.zeros(100, 40)
+    dense[code.token.long(), code.feature.long()] = code.value
+    torch.testing.assert_close(dense, dictionary.encode(x))
+
+
+def test_every_basis_and_run_has_a_row_a_layer_and_concept(model, held_out, labels, tmp_path):
+    config = Evaluation(batch=16, thresholds=16)
+    runs = {"tc": {layer: make_dictionary(model, layer) for layer in range(2)}}
+    rows = [
+        *match_dictionaries(model, runs, held_out, labels, config),
+        *match_bases(model, [0, 1], held_out, labels, config),
+    ]
+    keys = {(row["run"], row["layer"], row["concept"]) for row in rows}
+    assert keys == {(run, layer, "rare") for run in ("tc", "neurons", "residual") for layer in (0, 1)}
+    assert all(row["feature"] < {"tc": 40, "neurons": 40, "residual": 16}[row["run"]] for row in rows)
+    assert all(row["sign"] == 1 for row in rows if row["run"] != "residual")
+    write_table(CONCEPT_SCORE, rows, tmp_path / "concept_score.parquet")
+
+
+def test_a_neuron_is_scored_as_it_stands_in_the_model(model, held_out, labels):
+    row = next(iter(match_bases(model, [1], held_out, labels, Evaluation(thresholds=64))))
+    site = Site("neurons", 1)
+    z = scored_activations(model, [site], held_out, 50)[site][:, row["feature"]]
+    fires = (z > row["threshold"])[~labels.choosing]
+    has = (held_out.token < 20)[held_out.scored][~labels.choosing]
+    assert row["threshold"] >= 0
+    assert row["precision"] == pytest.approx(float((fires & has).sum() / fires.sum()))
+    assert row["recall"] == pytest.approx(float((fires & has).sum() / has.sum()))

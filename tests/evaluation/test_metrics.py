@@ -1,0 +1,142 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from circuitloom.evaluation.metrics import (
+    CHUNK_ELEMENTS,
+    density_histogram,
+    firing_sums,
+    log_probabilities,
+    prediction_sums,
+    reconstruction_sums,
+    recovered,
+    targets,
+)
+
+
+@pytest.fixture
+def pairs():
+    generator = torch.Generator().manual_seed(0)
+    # a mean far from zero, different in each dimension: what a collapsed or batch-wise mean gets wrong
+    y = torch.randn(500, 7, generator=generator) * 3 + torch.arange(7) * 5
+    return y, y + torch.randn(500, 7, generator=generator)
+
+
+def test_agreement_of_two_tokens_is_what_a_hand_computes():
+    y = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    y_hat = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    sums = reconstruction_sums(y, y_hat)
+    assert sums.mse == pytest.approx((16 + 4) / 2)
+    # the mean is (1.5, 3); squared distances from it 2.25 + 1 and 2.25 + 1
+    assert sums.fvu == pytest.approx(20 / 6.5)
+    assert sums.cosine == pytest.approx((9 / 15 + 1) / 2)
+    assert sums.norm_ratio == pytest.approx((3 / 5 + 2) / 2)
+    assert sums.relative_bias == pytest.approx((9 + 16) / (9 + 8))
+
+
+def test_predicting_the_mean_leaves_everything_unexplained(pairs):
+    y = pairs[0].double()
+    assert reconstruction_sums(y, y.mean(0).expand_as(y)).fvu == pytest.approx(1, abs=1e-12)
+
+
+def test_sums_over_uneven_batches_equal_the_whole_set_in_numpy(pairs):
+    y, y_hat = pairs
+    parts = [reconstruction_sums(a, b) for a, b in zip(y.split(77), y_hat.split(77), strict=True)]
+    sums = parts[0]
+    for part in parts[1:]:
+        sums += part
+    a, b = (value.double().numpy() for value in pairs)
+    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    assert sums.n == 500
+    assert sums.mse == pytest.approx(((a - b) ** 2).sum(1).mean())
+    assert sums.fvu == pytest.approx(((a - b) ** 2).sum() / ((a - a.mean(0)) ** 2).sum())
+    assert sums.cosine == pytest.approx(((a * b).sum(1) / norm_a / norm_b).mean())
+    assert sums.norm_ratio == pytest.approx((norm_b / norm_a).mean())
+    assert sums.relative_bias == pytest.approx((b**2).sum(1).mean() / (a * b).sum(1).mean())
+
+
+def test_a_zero_reconstruction_has_cosine_zero_not_nan():
+    assert reconstruction_sums(torch.ones(2, 3), torch.zeros(2, 3)).cosine == 0
+
+
+def test_densities_count_tokens_on_which_a_feature_fires():
+    # feature 0 fires on both tokens of the first batch, feature 2 on one of the second
+    sums = firing_sums(torch.tensor([0, 0]), 4, 2) + firing_sums(torch.tensor([2]), 4, 18)
+    assert sums.l0 == pytest.approx(3 / 20)
+    assert sums.density.tolist() == pytest.approx([0.1, 0, 0.05, 0])
+    assert sums.alive == 0.5
+    assert sums.share_over(0.01) == 0.5
+    assert sums.share_over(0.05) == 0.25
+    assert sums.share_over(0.1) == 0
+
+
+def test_firing_equals_counting_a_dense_matrix():
+    z = torch.randn(60, 9, generator=torch.Generator().manual_seed(0)).relu()
+    z[:, 3] = 0
+    sums = firing_sums(z.nonzero()[:, 1], 9, 60)
+    dense = z.numpy() != 0
+    assert sums.l0 == pytest.approx(dense.sum(1).mean())
+    assert sums.density.tolist() == pytest.approx(dense.mean(0).tolist())
+    assert sums.alive == pytest.approx(8 / 9)
+
+
+def test_every_feature_is_in_the_bin_of_its_log_density():
+    density = torch.tensor([0.0, 1.0, 0.5, 1e-3, 1.5e-3, 1e-9], dtype=torch.float64)
+    bins = density_histogram(density)
+    assert bins[0] == (None, None, 1)
+    assert sum(count for _, _, count in bins) == len(density)
+    low, high, count = bins[-1]
+    assert (low, high, count) == (-0.25, 0.0, 1)  # 1.0; log10(0.5) = -0.30 lies in the bin below
+    assert [count for low, _, count in bins if low == -3.0] == [2]
+    assert bins[1][2] == 1  # rarer than the lowest bin
+
+
+def test_cross_entropy_and_divergence_are_what_a_hand_computes():
+    # two tokens, one prediction: p = (1/4, 3/4), q = (1/2, 1/2), the next token is 1
+    token, scored = torch.tensor([[0, 1]]), torch.tensor([[True, True]])
+    which = targets(token, scored)
+    original = torch.tensor([[[1.0, 3.0], [0.0, 0.0]]]).log()
+    log_p = log_probabilities(original, which)
+    sums = prediction_sums(torch.zeros(1, 2, 2), which, log_p)
+    assert sums.n == 1
+    assert sums.ce == pytest.approx(math.log(2))
+    assert sums.kl == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+    assert prediction_sums(original, which, log_p).kl == pytest.approx(0, abs=1e-7)
+
+
+def test_predictions_in_chunks_equal_the_formula_in_numpy(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits, original = torch.randn(2, 3, 11, 5, generator=generator) * 4
+    token = torch.randint(0, 5, (3, 11), generator=generator)
+    scored = torch.rand(3, 11, generator=generator) < 0.6
+    monkeypatch.setattr("circuitloom.evaluation.metrics.CHUNK_ELEMENTS", 20)
+    assert CHUNK_ELEMENTS > 20
+    which = targets(token, scored)
+    sums = prediction_sums(logits, which, log_probabilities(original, which))
+
+    def log_softmax(x):
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    q, p = log_softmax(logits.double().numpy()), log_softmax(original.double().numpy())
+    places = [(s, t) for s in range(3) for t in range(10) if scored[s, t]]
+    assert sums.n == len(places)
+    assert sums.ce == pytest.approx(np.mean([-q[s, t, token[s, t + 1]] for s, t in places]), rel=1e-6)
+    assert sums.kl == pytest.approx(
+        np.mean([(np.exp(p[s, t]) * (p[s, t] - q[s, t])).sum() for s, t in places]), rel=1e-6
+    )
+
+
+def test_only_predictions_from_scored_positions_count():
+    token = torch.tensor([[1, 5, 6, 1, 7]])
+    which = targets(token, token != 1)
+    assert which.source.tolist() == [1, 2]
+    assert which.token.tolist() == [6, 1]  # that a document ends is predicted, what follows its BOS is not
+
+
+def test_recovered_is_one_for_no_damage_and_zero_for_the_ablations():
+    assert recovered(2.0, 2.0, 3.0) == 1
+    assert recovered(3.0, 2.0, 3.0) == 0
+    assert recovered(2.25, 2.0, 3.0) == 0.75
+    assert math.isnan(recovered(2.0, 2.0, 2.0))

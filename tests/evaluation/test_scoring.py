@@ -1,0 +1,143 @@
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluation.inputs import make_dictionary, make_held_out
+
+from circuitloom.config import Evaluation
+from circuitloom.evaluation.baseline import baseline_rows, site_means
+from circuitloom.evaluation.names import TOGETHER
+from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score
+from circuitloom.language_model.model import Site
+from circuitloom.tables import BASELINE, HISTOGRAM, METRIC, write_table
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return make_held_out(sequences=7)
+
+
+@pytest.fixture(scope="module")
+def baselines(model, held_out):
+    rows = baseline_rows(model, "mlp_out", [0, 1, 2], held_out, Evaluation(batch=3))
+    return {row["layer"]: row for row in rows}
+
+
+def cross_entropy(model, held_out):
+    """Of predictions from scored positions, in one batch."""
+    logits = model.logits(held_out.token)[:, :-1].double()
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), held_out.token[:, 1:].flatten(), reduction="none"
+    )
+    return float(losses[held_out.scored[:, :-1].flatten()].mean())
+
+
+def test_the_row_of_a_layer_is_what_numpy_computes_over_the_whole_set(model, held_out, baselines):
+    layer, dictionary = 1, make_dictionary(model, 1)
+    row = metric_row(
+        "run", layer, score(model, {"run": {layer: dictionary}}, held_out, 3)["run"], baselines[layer]
+    )
+    seen = model.capture(held_out.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
+    x, y = (
+        (value[held_out.scored] for value in seen.values())
+        if next(iter(seen)).name == "mlp_in"
+        else (value[held_out.scored] for value in reversed(seen.values()))
+    )
+    z, y_hat = dictionary.encode(x).numpy(), dictionary(x).double().numpy()
+    y = y.double().numpy()
+    assert row["n_tokens"] == len(y)
+    assert row["l0"] == pytest.approx((z != 0).sum(1).mean())
+    assert row["fvu"] == pytest.approx(((y - y_hat) ** 2).sum() / ((y - y.mean(0)) ** 2).sum(), rel=1e-5)
+    assert row["alive"] == pytest.approx((z != 0).any(0).mean())
+    assert row["density_over_10_percent"] == pytest.approx(((z != 0).mean(0) > 0.1).mean())
+    with model.replacing({layer: lambda x, y: torch.where(held_out.scored[..., None], dictionary(x), y)}):
+        ce = cross_entropy(model, held_out)
+    assert row["ce"] == pytest.approx(ce, rel=1e-5)
+    assert row["ce_original"] == pytest.approx(cross_entropy(model, held_out), rel=1e-5)
+    assert row["delta_ce"] == pytest.approx(row["ce"] - row["ce_original"])
+    expected = (row["ce_zero"] - row["ce"]) / (row["ce_zero"] - row["ce_original"])
+    assert row["ce_recovered_zero"] == pytest.approx(expected)
+    assert row["kl"] > 0
+
+
+def test_runs_scored_together_score_as_each_alone_whatever_the_batch(model, held_out):
+    runs = {f"seed{seed}": {0: make_dictionary(model, 0, seed)} for seed in range(3)}
+    together = score(model, runs, held_out, 2)
+    for run, layers in runs.items():
+        alone = score(model, {run: layers}, held_out, 100)[run]
+        assert together[run].prediction.ce == pytest.approx(alone.prediction.ce, rel=1e-6)
+        assert together[run].prediction.kl == pytest.approx(alone.prediction.kl, rel=1e-5)
+        assert together[run].reconstruction[0].fvu == pytest.approx(alone.reconstruction[0].fvu, rel=1e-6)
+        assert torch.equal(together[run].firing[0].fires, alone.firing[0].fires)
+
+
+def test_a_perfect_reconstruction_recovers_everything(model, held_out, baselines):
+    perfect = make_dictionary(
+        model, 1, site_in="mlp_out", act="relu", k=None,
+        W_enc=torch.cat([torch.eye(16), -torch.eye(16)]), b_enc=torch.zeros(32),
+        W_dec=torch.cat([torch.eye(16), -torch.eye(16)]), b_dec=torch.zeros(16),
+    )  # fmt: skip
+    row = metric_row("sae", 1, score(model, {"sae": {1: perfect}}, held_out, 4)["sae"], baselines[1])
+    assert row["fvu"] == pytest.approx(0, abs=1e-9)
+    assert row["ce_recovered_zero"] == pytest.approx(1, abs=1e-4)
+    assert row["kl"] == pytest.approx(0, abs=1e-6)
+    assert (row["l0"], row["cosine"], row["relative_bias"]) == pytest.approx((16, 1, 1))
+
+
+def test_a_dictionary_that_writes_nothing_is_the_zero_ablation_and_one_that_writes_the_mean_the_mean_ablation(
+    model, held_out, baselines
+):
+    mean = site_means(model, [Site("mlp_out", 1)], held_out, 2)[Site("mlp_out", 1)].float()
+    silent = torch.full((40,), -1e3)
+    runs = {
+        "zero": {1: make_dictionary(model, 1, b_enc=silent, b_dec=torch.zeros(16))},
+        "mean": {1: make_dictionary(model, 1, b_enc=silent, b_dec=mean)},
+    }
+    scores = score(model, runs, held_out, 4)
+    for run in runs:
+        row = metric_row(run, 1, scores[run], baselines[1])
+        assert row["ce"] == pytest.approx(row[f"ce_{run}"], rel=1e-6)
+        assert row["kl"] == pytest.approx(row[f"kl_{run}"], rel=1e-4)
+        assert row[f"ce_recovered_{run}"] == pytest.approx(0, abs=1e-4)
+    assert scores["mean"].reconstruction[1].fvu == pytest.approx(1, abs=1e-5)
+
+
+def test_all_layers_at_once_is_a_row_of_means_over_layers(model, held_out, baselines):
+    layers = {layer: make_dictionary(model, layer, layer) for layer in range(3)}
+    scored = score(model, {"run": layers}, held_out, 4)["run"]
+    row = metric_row("run", TOGETHER, scored, baselines[TOGETHER])
+    assert row["fvu"] == pytest.approx(fmean(sums.fvu for sums in scored.reconstruction.values()))
+    stand_ins = {
+        layer: lambda x, y, d=dictionary: torch.where(held_out.scored[..., None], d(x), y)
+        for layer, dictionary in layers.items()
+    }
+    with model.replacing(stand_ins):
+        assert row["ce"] == pytest.approx(cross_entropy(model, held_out), rel=1e-5)
+    zero = lambda _x, y: torch.where(held_out.scored[..., None], 0.0, y)  # noqa: E731
+    with model.replacing(dict.fromkeys(range(3), zero)):
+        assert row["ce_zero"] == pytest.approx(cross_entropy(model, held_out), rel=1e-5)
+
+
+def test_means_are_of_scored_positions_in_the_untouched_model(model, held_out):
+    site = Site("mlp_out", 2)
+    expected = model.capture(held_out.token, [site])[site][held_out.scored].mean(0)
+    np.testing.assert_allclose(site_means(model, [site], held_out, 3)[site], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_layer_or_another_site_has_no_baseline_of_all_at_once(model, held_out):
+    config = Evaluation(batch=4)
+    assert [row["layer"] for row in baseline_rows(model, "mlp_out", [1], held_out, config)] == [1]
+    assert [row["layer"] for row in baseline_rows(model, "resid_mid", [0, 1], held_out, config)] == [0, 1]
+    apart = Evaluation(batch=4, together=False)
+    assert [row["layer"] for row in baseline_rows(model, "mlp_out", [0, 1], held_out, apart)] == [0, 1]
+
+
+def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
+    scored = score(model, {"run": {1: make_dictionary(model, 1)}}, held_out, 4)["run"]
+    write_table(METRIC, [metric_row("run", 1, scored, baselines[1])], tmp_path / "metric.parquet")
+    rows = list(histogram_rows("run", 1, scored))
+    write_table(HISTOGRAM, rows, tmp_path / "density_histogram.parquet")
+    assert sum(row["n_features"] for row in rows) == 40
+    write_table(BASELINE, list(baselines.values()), tmp_path / "baseline.parquet")
+    assert read_baselines([tmp_path / "baseline.parquet"])["mlp_out", 1] == baselines[1]

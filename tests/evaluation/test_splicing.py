@@ -1,0 +1,148 @@
+import pytest
+import torch
+from tests.evaluation.inputs import make_dictionary, make_held_out
+
+from circuitloom.evaluation.splicing import Substitute, constant, reconstruct, splicing
+from circuitloom.language_model.model import Site
+
+
+def forward_blocks(model, tokens, start, hidden):
+    """Logits of the model from the input of block `start` on, through its own modules."""
+    module = model.module
+    base = getattr(module, module.base_model_prefix)
+    handle = model.block(start).register_forward_pre_hook(
+        lambda _m, args, kwargs: ((hidden, *args[1:]), kwargs), with_kwargs=True
+    )
+    try:
+        return module.get_output_embeddings()(base(tokens).last_hidden_state)
+    finally:
+        handle.remove()
+
+
+def test_y_hat_stands_in_for_y_at_scored_positions_and_nowhere_else(any_model):
+    batch, layer = make_held_out(), 1
+    dictionary = make_dictionary(any_model, layer)
+    seen = any_model.capture(batch.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
+    expected = torch.where(
+        batch.scored[..., None], dictionary(seen[Site("mlp_in", layer)]), seen[Site("mlp_out", layer)]
+    )
+    with any_model.replacing({layer: lambda _x, _y: expected}):
+        reference = any_model.logits(batch.token)
+    with splicing(any_model, {Site("mlp_out", layer): Substitute(dictionary)}, batch):
+        spliced = any_model.logits(batch.token)
+    torch.testing.assert_close(spliced, reference)
+    untouched = any_model.logits(batch.token)
+    assert not torch.allclose(spliced, untouched)
+    # position 0 keeps its activation, so that what it predicts is unchanged
+    torch.testing.assert_close(spliced[:, 0], untouched[:, 0])
+
+
+def test_an_sae_on_the_mlps_output_reads_the_output(model):
+    batch, site = make_held_out(), Site("mlp_out", 1)
+    sae = make_dictionary(model, 1, site_in="mlp_out")
+    y = model.capture(batch.token, [site])[site]
+    with model.replacing({1: lambda _x, _y: torch.where(batch.scored[..., None], sae(y), y)}):
+        reference = model.logits(batch.token)
+    with splicing(model, {site: Substitute(sae)}, batch):
+        torch.testing.assert_close(model.logits(batch.token), reference)
+
+
+def test_all_layers_replaced_see_the_inputs_of_the_replaced_model(model):
+    batch = make_held_out()
+    dictionaries = [make_dictionary(model, layer, seed=layer) for layer in range(model.layers)]
+
+    def by_hand(layer):
+        return lambda x, y: torch.where(batch.scored[..., None], dictionaries[layer](x), y)
+
+    with model.replacing({layer: by_hand(layer) for layer in range(model.layers)}):
+        reference = model.logits(batch.token)
+        replaced = model.capture(batch.token, [Site("mlp_in", 2)])[Site("mlp_in", 2)]
+    substitutes = {Site("mlp_out", d.layer): Substitute(d) for d in dictionaries}
+    with splicing(model, substitutes, batch):
+        torch.testing.assert_close(model.logits(batch.token), reference)
+    expected = reconstruct(dictionaries[2], replaced[batch.scored])[1]
+    assert torch.equal(substitutes[Site("mlp_out", 2)].firing.fires, expected.fires)
+
+
+def test_a_substitute_of_resid_mid_goes_past_the_mlp_as_well_as_into_it(sequential_model):
+    model, batch, layer = sequential_model, make_held_out(), 1
+    sae = make_dictionary(model, layer, site_in="resid_mid", site_out="resid_mid")
+    mid = model.capture(batch.token, [Site("resid_mid", layer)])[Site("resid_mid", layer)]
+    new = torch.where(batch.scored[..., None], sae(mid), mid)
+    norm = model.block(layer).get_submodule(model.anatomy.norm_mlp)
+    reference = forward_blocks(model, batch.token, layer + 1, new + model.mlp(layer)(norm(new)))
+    with splicing(model, {Site("resid_mid", layer): Substitute(sae)}, batch):
+        torch.testing.assert_close(model.logits(batch.token), reference, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.logits(batch.token),
+        forward_blocks(model, batch.token, layer + 1, mid + model.mlp(layer)(norm(mid))),
+    )
+
+
+def test_a_substitute_of_resid_pre_is_the_blocks_input(any_model):
+    batch, site = make_held_out(), Site("resid_pre", 1)
+    sae = make_dictionary(any_model, 1, site_in="resid_pre", site_out="resid_pre")
+    pre = any_model.capture(batch.token, [site])[site]
+    reference = forward_blocks(any_model, batch.token, 1, torch.where(batch.scored[..., None], sae(pre), pre))
+    with splicing(any_model, {site: Substitute(sae)}, batch):
+        torch.testing.assert_close(any_model.logits(batch.token), reference)
+
+
+def test_a_substitute_of_mlp_in_is_read_by_the_mlp_alone(model):
+    batch, site = make_held_out(), Site("mlp_in", 1)
+    with splicing(model, {site: constant(torch.zeros(16))}, batch):
+        spliced = model.logits(batch.token)
+    mlp = model.mlp(1)
+    with model.replacing(
+        {1: lambda _x, y: torch.where(batch.scored[..., None], mlp(torch.zeros_like(y)), y)}
+    ):
+        # the hook that replaces does not see its own call of the MLP
+        pass
+    out = torch.zeros(16) if model.anatomy.architecture.startswith("Llama") else mlp(torch.zeros(16))
+    with model.replacing({1: lambda _x, y: torch.where(batch.scored[..., None], out, y)}):
+        torch.testing.assert_close(spliced, model.logits(batch.token))
+
+
+def test_ablation_keeps_the_bos(model):
+    batch = make_held_out()
+    y = model.capture(batch.token, [Site("mlp_out", 0)])[Site("mlp_out", 0)]
+    with model.replacing({0: lambda _x, _y: torch.where(batch.scored[..., None], 0.0, y)}):
+        reference = model.logits(batch.token)
+    with splicing(model, {Site("mlp_out", 0): constant(torch.zeros(16))}, batch):
+        torch.testing.assert_close(model.logits(batch.token), reference)
+
+
+def test_parallel_blocks_refuse_resid_mid_and_offer_resid_pre(tmp_path):
+    from tests.models import tiny_neox
+
+    from circuitloom.language_model.model import load
+
+    model = load(tiny_neox(tmp_path / "neox"), device="cpu")
+    with (
+        pytest.raises(ValueError, match="no resid_mid; use resid_pre"),
+        model.substituting(Site("resid_mid", 0), lambda x: x),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("changes", [{}, {"act": "relu", "k": None}, {"W_skip": torch.ones(16, 16)}])
+def test_decoding_active_features_alone_equals_decoding_all(model, changes):
+    dictionary = make_dictionary(model, **changes)
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
+    # a token on which nothing fires
+    x[7] = -100 * dictionary.W_enc.mean(0)
+    y_hat, firing = reconstruct(dictionary, x)
+    torch.testing.assert_close(y_hat, dictionary(x), atol=1e-5, rtol=1e-5)
+    assert torch.equal(firing.fires, (dictionary.encode(x) != 0).sum(0))
+
+
+def test_a_token_without_active_features_is_reconstructed_as_the_bias(model):
+    silent = make_dictionary(model, b_enc=torch.full((40,), -1e3))
+    y_hat, firing = reconstruct(silent, torch.zeros(3, 16))
+    assert torch.equal(y_hat, silent.b_dec.expand(3, -1))
+    assert firing.l0 == 0
+
+
+def test_a_dictionary_between_sites_that_do_not_meet_is_refused(model):
+    with pytest.raises(ValueError, match="stands in for nothing"):
+        Substitute(make_dictionary(model, site_in="resid_mid", site_out="mlp_out"))

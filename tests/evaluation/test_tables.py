@@ -1,0 +1,84 @@
+import pyarrow as pa
+import pytest
+
+from circuitloom.config import Run
+from circuitloom.evaluation.gathering import basis_rows, gather, run_rows
+from circuitloom.evaluation.pareto import draw_pareto, pareto_table
+from circuitloom.tables import METRIC, PARETO, RUN, read_table, write_table
+
+RUNS = [
+    Run(name="tc", width=64, k=8),
+    Run(name="tc-wide", width=64, k=16),
+    Run(name="sae", kind="sae", width=64, act="relu", sparsity=0.01),
+    Run(name="mid", kind="sae", site="resid_mid", width=64, k=8),
+]
+
+
+@pytest.fixture
+def runs() -> pa.Table:
+    return pa.Table.from_pylist([*run_rows(RUNS), *basis_rows(16, 64)], schema=RUN.schema)
+
+
+@pytest.fixture
+def metrics() -> pa.Table:
+    rows = [
+        {"run": run.name, "layer": layer, "l0": 20.0 - place, "ce": 2 + place / 10, "ce_original": 1.9, "ce_zero": 4.0,
+         "ce_mean": 3.0}
+        for place, run in enumerate(RUNS)
+        for layer in (-1, 0, 1, 2)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=METRIC.schema)
+
+
+def test_gathering_keeps_every_row_in_order(metrics, tmp_path):
+    for number in range(3):
+        write_table(METRIC, metrics.slice(number * 4, 4), tmp_path / f"{number}.parquet")
+    gather(METRIC, [tmp_path / f"{number}.parquet" for number in range(3)], tmp_path / "metric.parquet")
+    assert read_table(tmp_path / "metric.parquet") == metrics.slice(0, 12)
+
+
+def test_gathering_nothing_gives_an_empty_table(tmp_path):
+    gather(METRIC, [], tmp_path / "metric.parquet")
+    assert read_table(tmp_path / "metric.parquet").num_rows == 0
+
+
+def test_a_run_states_k_or_sparsity_by_what_its_activation_has(runs):
+    by_name = {row["run"]: row for row in runs.to_pylist()}
+    assert (by_name["tc"]["k"], by_name["tc"]["sparsity"]) == (8, None)
+    assert (by_name["sae"]["k"], by_name["sae"]["sparsity"]) == (None, 0.01)
+    assert (by_name["mid"]["site_in"], by_name["mid"]["site_out"]) == ("resid_mid", "resid_mid")
+    assert (by_name["neurons"]["kind"], by_name["residual"]["width"]) == ("neuron", 16)
+    assert Run.model_validate_json(by_name["tc"]["config"]) == RUNS[0]
+
+
+def test_the_pareto_table_has_transcoders_and_saes_of_the_mlps_output_alone(metrics, runs, tmp_path):
+    table = pareto_table(metrics, runs)
+    assert {row["run"] for row in table.to_pylist()} == {"tc", "tc-wide", "sae"}
+    write_table(PARETO, table, tmp_path / "pareto.parquet")
+
+
+def test_the_pareto_plot_has_a_panel_a_layer_with_the_untouched_model_in_it(
+    metrics, runs, tmp_path, monkeypatch
+):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_args, **_kwargs: figures.append(figure))
+    draw_pareto(pareto_table(metrics, runs), tmp_path / "pareto.png")
+    panels = figures[0].axes
+    assert [panel.get_title() for panel in panels] == [
+        "layer 0",
+        "layer 1",
+        "layer 2",
+        "all layers replaced at once",
+    ]
+    for panel in panels:
+        lines = {tuple(line.get_ydata()) for line in panel.lines}
+        # transcoders joined in order of L0, SAEs apart, the untouched model
+        assert lines == {(2.1, 2.0), (2.2,), (1.9, 1.9)}
+        assert panel.get_xscale() == "log"
+
+
+def test_a_study_without_dictionaries_of_the_mlps_output_has_no_plot(metrics, runs, tmp_path):
+    with pytest.raises(ValueError, match="no run reconstructs mlp_out; add"):
+        draw_pareto(pareto_table(metrics, runs).slice(0, 0), tmp_path / "pareto.png")
