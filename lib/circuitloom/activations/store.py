@@ -95,12 +95,11 @@ class Activations:
         self, size: int, steps: int | None = None, start_step: int = 0
     ) -> Iterator[Float[Tensor, "row d"]]:
         """`size` rows a step, in stored order; without `steps`, as many as one pass over the rows takes."""
-        from .pairs import read_pairs
+        from .batches import read_sites
 
-        for x, _ in read_pairs(
-            self, self, size, -(-self.rows // size) if steps is None else steps, start_step
-        ):
-            yield x
+        steps = -(-self.rows // size) if steps is None else steps
+        for batch in read_sites({self.site: self}, size, steps, start_step):
+            yield batch[self.site]
 
     def from_stored(self, stored: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
         """This site's rows, from those that are stored."""

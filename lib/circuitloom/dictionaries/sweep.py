@@ -1,12 +1,11 @@
 """A sweep at one layer: from the cached activations to a folder for each run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..activations.pairs import read_ahead
+from ..activations.batches import read_sites
 from ..activations.store import Activations, open_activations
 from ..config.dictionaries import Run
 from ..language_model.model import LanguageModel
@@ -57,24 +56,7 @@ def train_sweep(
 
 
 def _reader(sources: Mapping[str, Activations], batch: int, device: torch.device) -> Read:
-    """Batches of all sites, what several are computed from read once."""
-    orders = {source.stored.order for source in sources.values()}
-    if len(orders) > 1:
-        folder = next(iter(sources.values())).stored.folder.parents[1]
-        raise ValueError(
-            f"{folder}: the sites were cached in different orders; delete the folder and run again"
-        )
-    stored = {source.stored.folder: source.stored for source in sources.values()}
-
-    @torch.no_grad()
-    def load(step: int) -> dict[str, Tensor]:
-        rows = {folder: each.read(step, batch, device) for folder, each in stored.items()}
-        return {site: source.from_stored(rows[source.stored.folder]) for site, source in sources.items()}
-
-    def read(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        return read_ahead(load, range(start, stop))
-
-    return read
+    return lambda start, stop: read_sites(sources, batch, stop, start, device=device)
 
 
 def _paper(run: Run, layer: int, model: LanguageModel) -> PaperCoordinates | None:

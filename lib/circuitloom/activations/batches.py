@@ -1,7 +1,7 @@
-"""Batches for training: input and output of the same tokens, read ahead."""
+"""Batches for training: several sites of the same tokens, read ahead."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,44 +12,36 @@ from torch import Tensor
 from .store import Activations
 
 T = TypeVar("T")
-Pair = tuple[Float[Tensor, "row d_in"], Float[Tensor, "row d_out"]]
 
 AHEAD = 3
 """Batches that are read before they are asked for."""
 
 
-def read_pairs(
-    source: Activations,
-    target: Activations,
+def read_sites(
+    sources: Mapping[str, Activations],
     batch: int,
     steps: int,
     start_step: int = 0,
     *,
     device: torch.device | str = "cpu",
-) -> Iterator[Pair]:
-    """(x, y) of the steps from `start_step` up to `steps`, `batch` rows each; y is x where the two are one.
+) -> Iterator[dict[str, Float[Tensor, "row d"]]]:
+    """`batch` rows of every source a step, float32, on `device`, from `start_step` up to `steps`.
 
     Step i is rows i * batch and on, in stored order, a pure function of i. The first row follows the last: a
     batch across the end of an epoch takes its rest from the next, and every row is read once an epoch.
-    What both need is read once; the MLP is applied in the thread that reads ahead.
-    Raises ValueError where the two have their rows in different orders, or one is damaged.
+    What several sources need is read once; MLPs are applied in the thread that reads ahead.
+    Raises ValueError where the sources have their rows in different orders, or one is damaged.
     """
-    if source.stored.order != target.stored.order:
-        raise ValueError(
-            f"{source.stored.folder} and {target.stored.folder} were cached in different orders; "
-            f"delete {target.stored.folder.parent} and run again"
-        )
+    stored = {source.stored.folder: source.stored for source in sources.values()}
+    if len({each.order for each in stored.values()}) > 1:
+        folders = ", ".join(str(folder) for folder in stored)
+        raise ValueError(f"{folders}: cached in different orders; delete them and run again")
 
     # no_grad, not inference_mode: autograd may save these tensors
     @torch.no_grad()
-    def load(step: int) -> Pair:
-        rows = source.stored.read(step, batch, device)
-        x = source.from_stored(rows)
-        if target is source or (target.site, target.layer) == (source.site, source.layer):
-            return x, x
-        if target.stored.folder != source.stored.folder:
-            rows = target.stored.read(step, batch, device)
-        return x, target.from_stored(rows)
+    def load(step: int) -> dict[str, Tensor]:
+        rows = {folder: each.read(step, batch, device) for folder, each in stored.items()}
+        return {name: source.from_stored(rows[source.stored.folder]) for name, source in sources.items()}
 
     return read_ahead(load, range(start_step, steps))
 
