@@ -188,7 +188,10 @@ class Step(torch.autograd.Function):
 def top_k_of(
     p: Parameters, k: int, x: Float[Tensor, "token d_in"], features: Int[Tensor, " some"]
 ) -> Activated:
-    """The k most active of some features alone, numbered by their place in `features`."""
+    """The k most active of some features alone, numbered by their place in `features`.
+
+    A feature whose pre-activation is never positive gets no gradient from it (as in Gao et al. 2024).
+    """
     weight, bias = p.W_enc.index_select(0, features), p.encoder_bias.index_select(0, features)
     with torch.no_grad():
         chosen = torch.addmm(bias, x, weight.T).topk(k, dim=1, sorted=False).indices

@@ -76,7 +76,7 @@ def _row(trainee: Trainee, step: int, terms: Terms, tokens_per_second: float) ->
         "run": trainee.run.name,
         "layer": trainee.layer,
         "step": step + 1,
-        **{name: float(getattr(terms, name)) for name in names},
+        **{name: getattr(terms, name).item() for name in names},
         "dead": trainee.dead_share,
         "learning_rate": learning_rate(trainee.run, step, trainee.steps),
         "tokens_per_second": tokens_per_second,

@@ -63,7 +63,7 @@ class Trainee:
         terms = evaluate_terms(p, run, x, y, self.scales.normalised_variance, weight, dead)
         if not bool(terms.fvu < DIVERGED):
             raise ArithmeticError(
-                f"run {run.name}, layer {self.layer}: the loss is {float(terms.loss):.3g} at step {index}; lower its "
+                f"run {run.name}, layer {self.layer}: the loss is {terms.loss.item():.3g} at step {index}; lower its "
                 f"learning_rate ({run.learning_rate:g}); the last good checkpoint is kept"
             )
         terms.loss.backward()

@@ -1,0 +1,191 @@
+"""Training learns, resumes to the bit, stops when it diverges; dictionaries act on raw activations."""
+
+import math
+
+import pytest
+import torch
+
+from circuitloom.activations.moments import Moments
+from circuitloom.config import Run
+from circuitloom.dictionaries.dictionary import load_dictionary, save_dictionary
+from circuitloom.dictionaries.train import train
+from circuitloom.dictionaries.trainee import Trainee, learning_rate, sparsity_weight
+
+D, BATCH = 16, 256
+ACTS = {
+    "relu": {"act": "relu", "sparsity": 0.02},
+    "topk": {"act": "topk", "k": 4},
+    "batchtopk": {"act": "batchtopk", "k": 4},
+    "jumprelu": {"act": "jumprelu", "sparsity": 0.002},
+    "skip": {"act": "topk", "k": 4, "skip": True},
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, torch.Tensor]:
+    """Sparse causes, of which x is a mixture and y another: what a transcoder is for. Neither has unit scale."""
+    generator = torch.Generator().manual_seed(0)
+    causes = torch.rand(BATCH * 20, 40, generator=generator)
+    causes = causes * (torch.rand(causes.shape, generator=generator) < 0.06)
+    mix = [torch.randn(40, D, generator=generator) for _ in range(2)]
+    return {"mlp_in": 3 * causes @ mix[0] + 0.5, "mlp_out": 0.1 * causes @ mix[1] - 0.2}
+
+
+def moments(x: torch.Tensor) -> Moments:
+    square = float(x.square().sum(1).mean())
+    return Moments(x.mean(0), math.sqrt(square / x.shape[1]), square - float(x.mean(0).square().sum()))
+
+
+def trainee(data: dict[str, torch.Tensor], **keys) -> Trainee:
+    run = Run(
+        **{"width": 64, "batch": BATCH, "tokens": BATCH * 60, "learning_rate": 1e-2, "name": "r", **keys}
+    )
+    return Trainee(run, 0, moments(data[run.site_in]), moments(data[run.site_out]), "cpu")
+
+
+def reader(data: dict[str, torch.Tensor], seen: list[int] | None = None):
+    def read(start: int, stop: int):
+        for i in range(start, stop):
+            if seen is not None:
+                seen.append(i)
+            rows = slice(i % 20 * BATCH, (i % 20 + 1) * BATCH)
+            yield {site: x[rows] for site, x in data.items()}
+
+    return read
+
+
+@pytest.mark.parametrize("name", ACTS)
+@pytest.mark.parametrize("kind", ["transcoder", "sae"])
+def test_training_explains_variance(name: str, kind: str, data, tmp_path) -> None:
+    student = trainee(data, kind=kind, tokens=BATCH * 300, **ACTS[name])
+    history = train([student], reader(data), tmp_path)["r"]
+    dictionary = student.dictionary()
+    x, y = data[student.run.site_in], data[student.run.site_out]
+    fvu = float((dictionary(x) - y).square().sum() / (y - y.mean(0)).square().sum())
+    assert fvu < 0.25
+    assert history[-1]["fvu"] == pytest.approx(fvu, rel=0.35)
+    assert history[-1]["step"] == 300
+
+
+@pytest.mark.parametrize(
+    "keys", [{"act": "relu"}, {"act": "jumprelu"}, {"act": "jumprelu", "penalty": "tanh"}]
+)
+def test_a_larger_penalty_leaves_fewer_features_active(keys: dict, data, tmp_path) -> None:
+    active = []
+    for sparsity in (1e-4, 3e-2):
+        folder = tmp_path / str(sparsity)
+        folder.mkdir()
+        student = trainee(data, sparsity=sparsity, tokens=BATCH * 150, **keys)
+        active.append(train([student], reader(data), folder)["r"][-1]["l0"])
+    assert active[1] < 0.7 * active[0]
+
+
+def test_saved_weights_act_on_raw_activations_as_training_did_on_normalised_ones(data, tmp_path) -> None:
+    student = trainee(data, act="topk", k=4, skip=True)
+    train([student], reader(data), tmp_path)
+    dictionary = student.dictionary()
+    x, p, scales = data["mlp_in"][:50], student.parameters, student.scales
+    with torch.no_grad():
+        pre = (x / scales.x) @ p.W_enc.T + p.b_enc
+        keep = (pre * p.decoder_norm).topk(4, dim=1).indices
+        z = torch.zeros_like(pre).scatter(1, keep, pre.gather(1, keep).relu())
+        y_hat = (z @ p.W_dec + p.b_dec + (x / scales.x) @ p.W_skip.T) * scales.y
+    assert torch.allclose(dictionary(x), y_hat, atol=1e-5)
+    assert torch.allclose(dictionary.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_sparse_and_dense_codes_of_a_dictionary_agree(name: str, data, tmp_path) -> None:
+    student = trainee(data, **ACTS[name])
+    train([student], reader(data), tmp_path)
+    dictionary = student.dictionary()
+    x = data["mlp_in"][:100]
+    token, feature, value = dictionary.encode_sparse(x)
+    dense = torch.zeros(100, 64)
+    dense[token, feature] = value
+    assert torch.allclose(dense, dictionary.encode(x), atol=1e-6)
+    assert bool((value > 0).all())
+
+
+def test_a_saved_dictionary_is_the_same_when_loaded(data, tmp_path) -> None:
+    dictionary = trainee(data, act="batchtopk", k=4).dictionary()
+    save_dictionary(dictionary, tmp_path / "d", {"width": 64})
+    loaded = load_dictionary(tmp_path / "d")
+    x = data["mlp_in"][:20]
+    assert torch.equal(loaded(x), dictionary(x))
+    (tmp_path / "d" / "weights.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(ValueError, match=r"no dictionary to be read .*train again"):
+        load_dictionary(tmp_path / "d")
+
+
+def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
+    def sweep() -> list[Trainee]:
+        return [trainee(data, name=name, seed=3, **keys) for name, keys in ACTS.items()]
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    undisturbed = sweep()
+    train(undisturbed, reader(data), whole, checkpoint_every=7)
+
+    class Killed(Exception):
+        pass
+
+    def until(stop_at: int):
+        def read(start: int, stop: int):
+            for i, batch in enumerate(reader(data)(start, stop), start):
+                if i == stop_at:
+                    raise Killed
+                yield batch
+
+        return read
+
+    for stop_at in (5, 23, 48):
+        with pytest.raises(Killed):
+            train(sweep(), until(stop_at), cut, checkpoint_every=7)
+    seen: list[int] = []
+    resumed = sweep()
+    train(resumed, reader(data, seen), cut, checkpoint_every=7)
+    assert seen[0] == 42, "the last training began from the last checkpoint"
+    for a, b in zip(undisturbed, resumed, strict=True):
+        for (name, x), (_, y) in zip(a.parameters.named(), b.parameters.named(), strict=True):
+            assert torch.equal(x, y), name
+        assert a.threshold == b.threshold
+
+
+def test_a_diverging_run_stops_in_one_line_and_keeps_its_checkpoint(data, tmp_path) -> None:
+    def poisoned(start: int, stop: int):
+        for i, batch in enumerate(reader(data)(start, stop), start):
+            yield {site: x * (torch.nan if i == 20 else 1) for site, x in batch.items()}
+
+    with pytest.raises(
+        ArithmeticError, match=r"run r, layer 0: the loss is nan at step 20; lower its learning_rate"
+    ):
+        train([trainee(data)], poisoned, tmp_path, checkpoint_every=10)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 20
+    assert all(bool(v.isfinite().all()) for v in checkpoint["states"][0]["parameters"].values())
+
+
+def test_dead_features_are_revived(data, tmp_path) -> None:
+    def dead(aux: float) -> float:
+        folder = tmp_path / str(aux)
+        folder.mkdir()
+        student = trainee(data, width=64, k=4, aux=aux, dead_tokens=BATCH * 5, tokens=BATCH * 300)
+        # most features begin so weak that they are never among the largest
+        student.parameters.W_enc.data[16:] *= 0.01
+        train([student], reader(data), folder)
+        return student.dead_share
+
+    assert dead(1 / 32) < 0.5 * dead(0.0)
+
+
+def test_schedules_rise_hold_and_fall() -> None:
+    run = Run(width=64, learning_rate=1.0, warmup=0.1, decay=0.2, sparsity=2.0, sparsity_warmup=0.5)
+    rates = [learning_rate(run, i, 100) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:80] == [1.0] * 71
+    assert rates[99] == pytest.approx(0.05)
+    assert rates == sorted(rates[:10]) + rates[10:80] + sorted(rates[80:], reverse=True)
+    weights = [sparsity_weight(run, i, 100) for i in range(100)]
+    assert weights[24] == pytest.approx(1.0)
+    assert weights[49:] == [2.0] * 51
