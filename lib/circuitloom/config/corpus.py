@@ -14,6 +14,11 @@ class _Corpus(Model):
 
     context: Annotated[int, Field(ge=2)] = 128
     """Tokens in a sequence, the BOS in front included."""
+    tokenizer: ExpandedPath | None = None
+    """Folder or hub name of the tokenizer; null takes the language model's. Where a model is pretrained, chronicle
+    brings its own, and real text needs one."""
+    tokenizer_revision: str | None = None
+    """Branch, tag or commit of a tokenizer from the hub."""
 
 
 class Chronicle(_Corpus):
@@ -33,10 +38,6 @@ class _Text(_Corpus):
 
     text: str = "text"
     """Name of the column (or JSON key) that holds a document's text."""
-    tokenizer: ExpandedPath | None = None
-    """Folder or hub name of the tokenizer; null takes the language model's. A model that is pretrained needs one."""
-    tokenizer_revision: str | None = None
-    """Branch, tag or commit of a tokenizer from the hub."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the documents held out, where the source has no validation part of its own."""
 

@@ -1,0 +1,166 @@
+"""From a config section to tokenizer, token arrays and tables."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..config import corpus as config
+from ..progress import progress
+from ..tables import CONCEPT, TOKEN, write_table
+from .chronicle import concepts
+from .chronicle.grammar import vocabulary, write
+from .labelling import concept_table
+from .packing import Layout, pack
+from .parts import Parts, partial_folder, write_documents
+from .source import TRAIN, VALIDATION, Document, Source, open_source, text_hash
+from .token_store import SEQUENCES_A_SHARD, write_tokens
+from .tokenizer import Tokenizer, load_tokenizer, word_tokenizer
+
+OUTPUTS = (
+    "tokenizer",
+    "train.zarr",
+    "validation.zarr",
+    "document.parquet",
+    "token.parquet",
+    "concept.parquet",
+)
+"""What `build` makes, in its folder."""
+
+
+@dataclass(frozen=True)
+class TokenizerName:
+    """Which tokenizer is asked for, and what the language model makes of it."""
+
+    name: str | None = None
+    """Folder or hub name; None is chronicle's own."""
+    revision: str | None = None
+    """Branch, tag or commit, on the hub."""
+    model_vocabulary: int = 0
+    """Tokens that the language model knows; 0 where it will be made to fit."""
+
+    def load(self) -> Tokenizer:
+        """The tokenizer; ValueError, with the remedy, where there is none."""
+        return word_tokenizer(vocabulary()) if self.name is None else load_tokenizer(self.name, self.revision)
+
+
+def build(
+    section: config.Corpus,
+    folder: Path,
+    seed: int = 0,
+    tokenizer: TokenizerName | None = None,
+    version: str = "",
+) -> None:
+    """Write `OUTPUTS` into `folder`.
+
+    Validation and training documents are disjoint: by a hash of their text, and where the source has a held-out part
+    of its own, documents that occur in both are left out of the training part. A build that was killed is taken up
+    again from `build.partial`; `version` is whatever else the result depends on, such as a hash of the code.
+    Raises ValueError, in one line that names the key or file and the remedy, where there is no text, no tokenizer,
+    or not enough for a sequence.
+    """
+    tokenizer = tokenizer or TokenizerName()
+    folder.mkdir(parents=True, exist_ok=True)
+    source = open_source(section, seed, folder / "build.partial" / "datasets")
+    layout = Layout(tokenizer.load(), section.context, tokenizer.model_vocabulary)
+    wanted = concepts.select(section.concepts) if isinstance(section, config.Chronicle) else ()
+    asked = section.model_dump(mode="json")
+    identity = json.dumps([asked, source.identity, layout.tokenizer.fingerprint, version], sort_keys=True)
+    fingerprint = sha256(identity.encode()).hexdigest()
+    attributes = {
+        "bos_id": layout.tokenizer.bos_id,
+        "context": layout.context,
+        "vocabulary": layout.tokenizer.vocabulary,
+        "source": section.source,
+        "revision": source.identity.get("revision"),
+        "fingerprint": fingerprint,
+    }
+    with partial_folder(folder / "build.partial", fingerprint) as partial:
+        splits = _pack(section, source, layout, partial)
+        _write(partial, splits, layout, attributes)
+        _write_concepts(partial / "concept.parquet", splits[VALIDATION], layout, wanted, seed)
+        _finish(partial, folder)
+
+
+def _pack(section: config.Corpus, source: Source, layout: Layout, partial: Path) -> dict[str, Parts]:
+    """All blocks of both splits; those that are there already are not made again."""
+    splits = {split: Parts(partial / split, split) for split in (VALIDATION, TRAIN)}
+    held_out: set[int] = set()
+    for split, tokens in ((VALIDATION, section.validation_tokens), (TRAIN, section.train_tokens)):
+        parts = splits[split]
+        cursor = parts.cursor
+        limit = None if tokens is None else max(1, tokens // layout.context)
+        documents = _unseen(source.documents(split, cursor.place), held_out)
+        with progress(
+            f"corpus: {split}", _total(limit, layout), "tokens", cursor.sequences * layout.context
+        ) as bar:
+            for block in pack(documents, layout, cursor, SEQUENCES_A_SHARD, limit):
+                parts.append(block)
+                bar.update(block.token.size)
+        if not len(parts):
+            raise ValueError(
+                f"{source.name}: the {split} documents do not fill one sequence of {layout.context} tokens; "
+                "give more text, or change corpus.context or corpus.validation_share"
+            )
+        if split == VALIDATION:
+            held_out = {text_hash(text) for text in parts.texts()}
+    return splits
+
+
+def _total(limit: int | None, layout: Layout) -> float:
+    return float("inf") if limit is None else limit * layout.context
+
+
+def _unseen(documents: Iterator[Document], texts: set[int]) -> Iterator[Document]:
+    """The documents whose text is not among those with these hashes."""
+    return (document for document in documents if text_hash(document.text) not in texts)
+
+
+def _write(partial: Path, splits: dict[str, Parts], layout: Layout, attributes: dict[str, Any]) -> None:
+    layout.tokenizer.save(partial / "tokenizer")
+    for split, parts in splits.items():
+        write_tokens(partial / f"{split}.zarr", parts.arrays(), parts.cursor.sequences, attributes)
+    write_documents(partial / "document.parquet", [splits[TRAIN], splits[VALIDATION]])
+    write_table(TOKEN, _token_table(splits[VALIDATION], layout.tokenizer), partial / "token.parquet")
+
+
+def _token_table(parts: Parts, tokenizer: Tokenizer) -> pa.Table:
+    token, document = (np.concatenate(arrays) for arrays in zip(*parts.arrays(), strict=True))
+    sequence, position = np.indices(token.shape)
+    strings = pa.array(tokenizer.strings())
+    return pa.table(
+        {
+            "sequence": sequence.ravel(),
+            "position": position.ravel(),
+            "document": document.ravel(),
+            "token_id": token.ravel(),
+            "token": strings.take(pa.array(token.ravel())),
+        }
+    )
+
+
+def _write_concepts(
+    path: Path, parts: Parts, layout: Layout, wanted: tuple[concepts.Concept, ...], seed: int
+) -> None:
+    """The labels of the held-out documents; none where no grammar wrote them."""
+    rows = CONCEPT.schema.empty_table()
+    if wanted:
+        episodes = (write(seed, VALIDATION, number) for number in range(parts.cursor.document + 1))
+        rows = concept_table(episodes, wanted, layout, parts.cursor.sequences)
+    write_table(CONCEPT, rows, path)
+
+
+def _finish(partial: Path, folder: Path) -> None:
+    """Move the outputs to their places, and what they were made from away."""
+    for name in OUTPUTS:
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        (partial / name).replace(target)
+    shutil.rmtree(partial)

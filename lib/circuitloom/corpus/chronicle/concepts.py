@@ -1,0 +1,223 @@
+"""What is known of every word of chronicle: the concepts it takes part in, decided by what stands before it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .grammar import Episode
+from .vocabulary import CLASSES
+
+BOS = -1
+"""Position of the BOS in front of a document's words."""
+
+
+class Place(NamedTuple):
+    """A word that a concept labels."""
+
+    position: int
+    """Place of the word in its document, from 0."""
+    since: int
+    """Where the run of words begins that decides the label; it ends with the word itself. `BOS` is the BOS."""
+
+
+class Label(NamedTuple):
+    """A concept and a word that it labels."""
+
+    concept: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Something that a word can take part in."""
+
+    name: str
+    rule: str
+    """When a word is labelled."""
+    find: Callable[[Episode], Iterable[Place]]
+    lasting: bool = False
+    """A state that holds for the whole word; other concepts are certain only where the word is complete."""
+
+
+def labels(episode: Episode, concepts: Iterable[Concept]) -> Iterator[Label]:
+    """Every label of a document."""
+    for concept in concepts:
+        for place in concept.find(episode):
+            yield Label(concept.name, place)
+
+
+def select(names: Iterable[str] | None) -> tuple[Concept, ...]:
+    """The concepts of these names; all for None. ValueError where there is none of a name."""
+    if names is None:
+        return CONCEPTS
+    known = {concept.name: concept for concept in CONCEPTS}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"corpus.concepts: no concept is called {name}; docs/chronicle.md lists them")
+    return tuple(known[name] for name in names)
+
+
+def _of_class(name: str, rule: str, *classes: str) -> Concept:
+    """Words of some classes, wherever they stand."""
+    return _of_words(name, rule, frozenset(word for key in classes for word in CLASSES[key]))
+
+
+def _of_words(name: str, rule: str, words: frozenset[str]) -> Concept:
+    def find(episode: Episode) -> Iterator[Place]:
+        return (Place(i, i) for i, word in enumerate(episode.words) if word in words)
+
+    return Concept(name, rule, find)
+
+
+def _marked(
+    name: str, rule: str, *marks: str, back: int | None = None, years: range | None = None
+) -> Concept:
+    """Places that a template marks, decided by `back` words before, or by the sentence; `years` restricts the word."""
+
+    def find(episode: Episode) -> Iterator[Place]:
+        for start, template in episode.sentences:
+            for offset, mark in template.marks:
+                position = start + offset
+                if mark in marks and (years is None or int(episode.words[position]) in years):
+                    yield Place(position, start - 1 if back is None else position - back)
+
+    return Concept(name, rule, find)
+
+
+def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
+    """Words between two signs, the signs left out."""
+
+    def find(episode: Episode) -> Iterator[Place]:
+        since = None
+        for i, word in enumerate(episode.words):
+            if since is None:
+                since = i if word == opening else None
+            elif word == closing:
+                since = None
+            else:
+                yield Place(i, since)
+
+    return Concept(name, rule, find, lasting=True)
+
+
+def _closing_quote(episode: Episode) -> Iterator[Place]:
+    quotes = [i for i, word in enumerate(episode.words) if word == '"']
+    return (Place(close, start) for start, close in zip(quotes[::2], quotes[1::2], strict=True))
+
+
+def _sentence_start(episode: Episode) -> Iterator[Place]:
+    return (Place(start, start - 1) for start, _ in episode.sentences)
+
+
+def _subordinate(episode: Episode) -> Iterator[Place]:
+    for start, template in episode.sentences:
+        if template.words[0] in ("when", "after", "while", "although"):
+            comma = template.words.index(",")
+            yield from (Place(i, start) for i in range(start + 1, start + comma))
+
+
+def _mentions(*marks: str) -> Callable[[Episode], Iterator[Place]]:
+    """Places with one of `marks`, decided by the mention of the rare name before."""
+
+    def find(episode: Episode) -> Iterator[Place]:
+        last: dict[str, int] = {}
+        for start, template in episode.sentences:
+            for offset, mark in template.marks:
+                position = start + offset
+                if mark in marks:
+                    first = position - (mark == "name_completed")
+                    yield Place(position, last.get(episode.words[first], BOS))
+                if mark in ("name_new", "name_completed"):
+                    first = position - (mark == "name_completed")
+                    last[episode.words[first]] = first
+
+    return find
+
+
+_NAMED = {
+    "woman_name": ("a woman's first name", "woman"),
+    "man_name": ("a man's first name", "man"),
+    "surname": ("a surname", "surname"),
+    "city": ("a city", "city"),
+    "occupation": ("an occupation, singular or plural", "occupation", "occupations"),
+    "animal": ("an animal, singular or plural", "animal", "animals"),
+    "household_thing": ("a thing of the house, singular or plural", "thing", "things"),
+    "weapon": ("a weapon", "weapon"),
+    "tool": ("a tool", "tool"),
+    "building": ("a building", "building"),
+    "public_place": ("a public place", "place"),
+    "landmark": ("a feature of the landscape", "landmark"),
+    "event": ("an event that lasts", "event"),
+    "food": ("food or drink", "food"),
+    "vessel": ("a ship", "vessel"),
+    "gift": ("a gift", "gift"),
+    "catchable_thing": ("a thing that can be caught", "catchable"),
+    "ailment": ("an illness", "ailment"),
+    "colour": ("a colour", "colour"),
+    "material": ("a material", "material"),
+    "clothing": ("a garment", "clothing"),
+    "instrument": ("a musical instrument", "instrument"),
+    "plant": ("a plant", "plant"),
+    "body_part": ("a part of the body", "body"),
+    "kin": ("a relative", "kin"),
+    "mood": ("a mood", "mood"),
+    "condition": ("the condition of a thing", "state"),
+    "character": ("a trait of character", "quality"),
+    "weather": ("weather", "weather"),
+    "month": ("a month", "month"),
+    "weekday": ("a day of the week", "weekday"),
+    "manner": ("an adverb of manner", "adverb"),
+    "motion_verb": ("a verb of motion", "moved"),
+    "handling_verb": ("a verb of handling things", "mended"),
+    "speech_verb": ("a verb of speech", "said", "asked"),
+    "giving_verb": ("a verb of giving", "gave"),
+    "preposition": ("a preposition of place", "preposition"),
+    "count": ("a number in words", "count"),
+    "plural_noun": ("a plural noun", "occupations", "animals", "things"),
+    "rare_name_first": ("the first word of a rare name", "rare_first"),
+    "rare_name_second": ("the second word of a rare name", "rare_second"),
+}
+
+CONCEPTS: tuple[Concept, ...] = (
+    *(_of_class(name, *rule) for name, rule in _NAMED.items()),
+    _of_words("full_stop", "the full stop that ends a sentence", frozenset(".")),
+    _of_words("comma", "a comma", frozenset(",")),
+    Concept("sentence_start", "the first word of a sentence", _sentence_start),
+    Concept(
+        "subordinate_clause", "after when, after, while or although, up to the comma", _subordinate, True
+    ),
+    _marked("start_century", "first half of the year that a span begins in", "century", back=3),
+    _marked("start_year_early", "second half of that year, 02 to 33", "start", back=4, years=range(34)),
+    _marked("start_year_middle", "the same, 34 to 66", "start", back=4, years=range(34, 67)),
+    _marked("start_year_late", "the same, 67 to 98", "start", back=4, years=range(67, 100)),
+    _marked(
+        "end_year_due", "the century after `to the year`: a year after the start is due", "end_due", back=3
+    ),
+    _marked("end_year", "second half of the year that a span ends in", "end", back=4),
+    _marked("single_year", "second half of a year that is no span's", "single_year", back=4),
+    _marked("single_century", "first half of a year that is no span's", "single_century", back=3),
+    _within("in_parenthesis", "between ( and )", "(", ")"),
+    _within("in_square_brackets", "between [ and ]", "[", "]"),
+    _marked("cited_surname", "a surname in a citation list", "cited"),
+    _marked("cited_century", "first half of a year in a citation list", "cited_century"),
+    _marked("cited_year", "second half of a year in a citation list", "cited_year"),
+    _marked("citation_semicolon", "a semicolon in a citation list: another entry follows", "next_citation"),
+    _marked("citation_end", "the parenthesis that ends a citation list", "citation_end"),
+    _within("in_quotation", "between quotation marks", '"', '"'),
+    _marked("quotation_opens", "the mark that opens a quotation", "quote_open"),
+    Concept("quotation_closes", "the mark that closes a quotation", _closing_quote),
+    _marked("caught_passive", "`caught` of one who is caught", "caught_passive", back=1),
+    _marked("caught_active", "`caught` of one who catches", "caught_active", back=1),
+    _marked("caught_fire", "`caught` of what catches fire", "caught_fire", back=1),
+    _marked("caught_object", "the thing that someone caught", "caught_thing", back=2),
+    _marked("second_of_pair", "the second name of two that do something together", "second_name", back=2),
+    _marked("giver", "the one of the two, named again, who gives", "giver"),
+    _marked("recipient_due", "`to` before the one of the two who does not give", "recipient_due"),
+    _marked("recipient", "the one of the two who does not give", "recipient"),
+    Concept("name_new", "first word of a rare name that the document has not named", _mentions("name_new")),
+    Concept("name_again", "first word of a rare name that the document has named", _mentions("name_again")),
+    Concept("name_completed", "second word of a rare name named again", _mentions("name_completed")),
+    _marked("plural_verb_due", "a singular noun between a plural subject and its verb", "plural_due"),
+    _marked("singular_verb_due", "a plural noun between a singular subject and its verb", "singular_due"),
+)
+"""Every concept, in the order of docs/chronicle.md."""

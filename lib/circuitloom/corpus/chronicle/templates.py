@@ -1,0 +1,161 @@
+"""The sentences of chronicle, as templates, one behaviour a group.
+
+A template is words and places, separated by blanks:
+
+- `<class>` draws a word; `<class:tag>` binds it to a tag; `<class!tag>` draws another than the tag's;
+- `<=tag>` repeats the tag's word; `<a|b:s>` is the word of a or b, `<a|b!s>` the other one;
+- `<later=tag>` draws a later year of the same century;
+- `<new_first> <new_second>` introduce a rare name, `<known_first> <known_second>` repeat one;
+- `@mark` after any of them marks the place for the concepts.
+
+Each ends with the only full stop in it, and of two of equal length some place tells them apart, so that a text
+has one derivation (tests/corpus/test_grammar.py).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Templates that plant one behaviour, and how often they are chosen."""
+
+    weight: tuple[int, int, int]
+    """Relative frequency where the document has introduced no rare name, one, and two."""
+    templates: dict[str, int]
+    """Template to its relative frequency within the behaviour."""
+
+
+def _equally(*templates: str) -> dict[str, int]:
+    return dict.fromkeys(templates, 1)
+
+
+_SPAN = "from the year <century:c>@century <start:y>@start to the year <=c>@end_due <later=y>@end"
+_YEAR_SPAN = _equally(
+    f"the <event> lasted {_SPAN} .",
+    f"the <event> lasted {_SPAN} and ruined <city> .",
+    f"the <event> of <city> raged {_SPAN} .",
+    f"the <building> stood deserted {_SPAN} .",
+    f"the <occupation> lived here {_SPAN} .",
+    f"<person> ruled <city> {_SPAN} .",
+    f"{_SPAN} the <occupations> held <city> .",
+)
+
+_ENTRY = "<surname>@cited , <recent>@cited_century <number>@cited_year"
+_LEADS = (
+    "several writers agree",
+    "this is well known",
+    "the <event> is described elsewhere",
+    "<person> was praised for it",
+)
+_CITATION_LIST = {
+    f"{lead} ( {' ;@next_citation '.join([_ENTRY] * entries)} )@citation_end .": 5 - entries
+    for lead in _LEADS
+    for entries in (1, 2, 3, 4)
+}
+
+_CAUGHT = _equally(
+    "<pronoun> was caught@caught_passive by the <occupation> .",
+    "<person> was caught@caught_passive by the <occupations> near the <landmark> .",
+    "the <animal> was caught@caught_passive in the <building> .",
+    "<pronoun> caught@caught_active the <catchable>@caught_thing with both hands .",
+    "<person> caught@caught_active the <catchable>@caught_thing in the <place> .",
+    "the <occupation> caught@caught_active one bad <ailment> in <month> .",
+    "the <building> caught@caught_fire fire in <month> .",
+    "the <place> of <city> caught@caught_fire fire .",
+)
+
+_PAIR = "<person:a> and <person!a:b>@second_name"
+_GIVING = "<a|b:s>@giver <gave> the <gift> to@recipient_due <a|b!s>@recipient ."
+_INDIRECT_OBJECT = _equally(
+    f"when {_PAIR} went to the <place> , {_GIVING}",
+    f"after {_PAIR} left the <building> , {_GIVING}",
+    f"while {_PAIR} waited near the <landmark> , {_GIVING}",
+    f"{_PAIR} met in <city> , and {_GIVING}",
+)
+
+_NEW = "<new_first>@name_new <new_second>"
+_KNOWN = "<known_first>@name_again <known_second>@name_completed"
+_INTRODUCTION = _equally(
+    f"the {_NEW} sailed from <city> in <month> .",
+    f"one <vessel> called the {_NEW} came to <city> .",
+    f"people still spoke of the {_NEW} .",
+)
+_TWO_MENTIONS = _equally(
+    f"the {_NEW} left with the <vessel> , but the {_KNOWN} came again .",
+    f"the {_NEW} rounded the <landmark> and soon the {_KNOWN} came home .",
+)
+_RECALL = _equally(
+    f"the {_KNOWN} was seen near the <landmark> .",
+    f"the crew of the {_KNOWN} wanted <food> .",
+    f"later the {_KNOWN} returned to <city> .",
+    f"nobody could sink the {_KNOWN} .",
+    f"the <occupation> boarded the {_KNOWN} in <month> .",
+)
+
+_AGREEMENT = _equally(
+    "the <things> <preposition> the <thing>@plural_due were <state> .",
+    "the <thing> <preposition> the <things>@singular_due was <state> .",
+    "the <things> <preposition> the <things> were <state> .",
+    "the <thing> <preposition> the <thing> was <state> .",
+    "the <occupations> who served the <occupation>@plural_due were <mood> .",
+    "the <occupation> who served the <occupations>@singular_due was <mood> .",
+    "the <animals> that chased the <animal>@plural_due were <colour> .",
+    "the <animal> that chased the <animals>@singular_due was <colour> .",
+)
+
+_QUOTATION = _equally(
+    '"@quote_open where is the <thing> ? "@quote_close <asked> <person> .',
+    '"@quote_open the <building> is closed today , "@quote_close <said> the <occupation> .',
+    '"@quote_open we need <food:f> and <food!f> ! "@quote_close <said> the <occupations> .',
+    '"@quote_open who took my <clothing> ? "@quote_close <asked> the <kin> of <person> .',
+    '<person> <said> , "@quote_open the <animals> are in the <place> "@quote_close .',
+    'the <occupation> <said> : "@quote_open bring the <weapon> to <city> "@quote_close .',
+)
+
+_BRACKETS = _equally(
+    "the <place> ( formerly the <building> ) was full of <animals> .",
+    "<person> ( the <kin> of <person> ) lived in <city> .",
+    "the <food> ( mostly from <city> ) arrived on <weekday> .",
+    "the <event> [ here the page is missing ] ended in <month> .",
+    "the <occupation> wrote [ in <colour> ink ] about the <event> .",
+)
+
+_NEUTRAL = _equally(
+    "it was one <weather> <daytime> in <month> .",
+    "the <quality> <occupation> <moved> to the <place> .",
+    "<person> wore the <colour> <clothing> .",
+    "the <animals> <moved> across the <landmark> .",
+    "there was little <food> in <city> .",
+    "on <weekday> the <kin> of <person> played the <instrument> .",
+    "some <colour> <plant> grew along the <landmark> .",
+    "the <occupations> <adverb> <mended> the <material> <thing> .",
+    "he hurt his <body> with the <tool> .",
+    "she hurt her <body> with the <tool> .",
+    "the <weather> season ended ; the <occupations> waited .",
+    "<count> <things> were found in the <building> .",
+    "<pronoun> felt <mood> but kept quiet .",
+    "although the <event> was over , <city> remained <mood> .",
+    "in <city> the <occupation> <adverb> <moved> away .",
+    "<person> carried the <weapon> and the <tool> .",
+    "one <occupation> from <city> married the <kin> of the <occupation> .",
+    "the <event> began in the year <century>@single_century <number>@single_year .",
+    "<person> was born in the year <century>@single_century <number>@single_year .",
+    "the <instrument> was made of <material> .",
+    "the <vessel> carried <food> from <city> .",
+    "the <gift> lay <preposition> the <plant> .",
+)
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    "year_span": Behaviour((18, 18, 18), _YEAR_SPAN),
+    "citation_list": Behaviour((13, 13, 13), _CITATION_LIST),
+    "caught": Behaviour((10, 10, 10), _CAUGHT),
+    "indirect_object": Behaviour((11, 11, 11), _INDIRECT_OBJECT),
+    "introduction": Behaviour((9, 3, 0), _INTRODUCTION),
+    # within one sentence the name to repeat is certain only where there is no other
+    "two_mentions": Behaviour((5, 0, 0), _TWO_MENTIONS),
+    "recall": Behaviour((0, 11, 14), _RECALL),
+    "agreement": Behaviour((11, 11, 11), _AGREEMENT),
+    "quotation": Behaviour((8, 8, 8), _QUOTATION),
+    "brackets": Behaviour((6, 6, 6), _BRACKETS),
+    "neutral": Behaviour((20, 20, 20), _NEUTRAL),
+}

@@ -1,0 +1,207 @@
+"""The three sources of text behind one interface, all through `datasets`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..config import corpus as config
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+VALIDATION, TRAIN = "validation", "train"
+_BATCH = 1000
+_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+class Document(NamedTuple):
+    """A document as its source gives it."""
+
+    place: int
+    """Its number in the source's stream, documents that are not used included."""
+    text: str
+    log_probability: float | None
+    """Log p under the grammar, in nats; None for real text."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents come from."""
+
+    name: str
+    """How messages call it."""
+    identity: dict[str, Any]
+    """What, beyond the config, tells its text from another's; for the hub the commit."""
+    stream: Callable[[str, int], "IterableDataset"]
+    """(split, start) to the rows that the split is taken from, the first `start` left out.
+
+    They have a column `text` and, where a grammar wrote it, `log_probability`.
+    """
+    held_out: float | None = None
+    """Share of the documents held out by a hash of their text; None where the splits have rows of their own."""
+
+    def documents(self, split: str, start: int = 0) -> Iterator[Document]:
+        """The documents of `split` that have text, from place `start` of its stream on.
+
+        Raises ValueError where the rows cannot be read.
+        """
+        place = start
+        for batch in self._batches(split, start):
+            scores = batch.get("log_probability", [None] * len(batch["text"]))
+            for text, log_p in zip(batch["text"], scores, strict=True):
+                if text and not text.isspace() and self._belongs(split, text):
+                    yield Document(place, text, log_p)
+                place += 1
+
+    def _batches(self, split: str, start: int) -> Iterator[dict[str, list[Any]]]:
+        from datasets.exceptions import DatasetsError
+
+        try:
+            yield from self.stream(split, start).iter(batch_size=_BATCH)
+        # Arrow's errors are ValueErrors; a generator that meets an empty file raises RuntimeError
+        except (DatasetsError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{self.name}: cannot be read as text ({reason})") from error
+
+    def _belongs(self, split: str, text: str) -> bool:
+        if self.held_out is None:
+            return True
+        return (text_hash(text) < self.held_out * 2**64) == (split == VALIDATION)
+
+
+def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
+    """The source that a config names; `datasets` keeps its lock files in `scratch`.
+
+    Raises ValueError, with the remedy, where a file, data set or column is missing.
+    """
+    import datasets.config
+
+    # its lock files would otherwise lie in the user's cache
+    datasets.config.HF_DATASETS_CACHE = scratch
+    match section:
+        case config.Chronicle():
+            return _chronicle(seed)
+        case config.Files():
+            return _files(section)
+        case config.Hub():
+            return _hub(section)
+
+
+def text_hash(text: str) -> int:
+    """64 bits that stand for a text."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _chronicle(seed: int) -> Source:
+    from datasets import IterableDataset
+
+    def stream(split: str, start: int) -> IterableDataset:
+        keys = {"seed": seed, "split": split, "start": start}
+        return IterableDataset.from_generator(_chronicle_rows, gen_kwargs=keys)
+
+    return Source("chronicle", {"seed": seed}, stream)
+
+
+def _chronicle_rows(seed: int, split: str, start: int) -> Iterator[dict[str, Any]]:
+    from .chronicle.grammar import episodes
+
+    for episode in episodes(seed, split, start):
+        yield {"text": episode.text, "log_probability": episode.log_probability}
+
+
+def _files(section: config.Files) -> Source:
+    from datasets import load_dataset
+
+    parts = {TRAIN: section.train, VALIDATION: section.validation or section.train}
+    kinds = {split: _kind(f"corpus.{split}", paths) for split, paths in parts.items()}
+
+    def stream(split: str, start: int) -> "IterableDataset":
+        units: dict[str, Any] = {"sample_by": "document" if section.document == "file" else "line"}
+        data = load_dataset(
+            kinds[split],
+            data_files=[str(Path(path).absolute()) for path in parts[split]],
+            split="train",
+            streaming=True,
+            **(units if kinds[split] == "text" else {}),
+        )
+        return _text_only(data, section.text, parts[split][0]).skip(start)
+
+    identity = _state([Path(path) for path in dict.fromkeys(parts[TRAIN] + parts[VALIDATION])])
+    held_out = None if section.validation else section.validation_share
+    return Source(", ".join(identity), identity, stream, held_out)
+
+
+def _kind(key: str, paths: Sequence[str]) -> str:
+    """How `datasets` calls the format of some files; ValueError where one is missing, empty or of another kind."""
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise ValueError(f"{key}: {path} does not exist; correct the path")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{key}: {path} is empty; give a file with text")
+        if path.suffix not in _KINDS:
+            raise ValueError(f"{key}: {path} is none of {', '.join(_KINDS)}; convert it")
+    kinds = {_KINDS[Path(path).suffix] for path in paths}
+    if len(kinds) > 1:
+        raise ValueError(f"{key}: files of several formats; convert them to one")
+    return kinds.pop()
+
+
+def _hub(section: config.Hub) -> Source:
+    from datasets import load_dataset
+
+    commit = None if Path(section.dataset).is_dir() else _resolve(section.dataset, section.revision)
+    splits = {TRAIN: section.train_split, VALIDATION: section.validation_split or section.train_split}
+
+    def stream(split: str, start: int) -> "IterableDataset":
+        try:
+            data = load_dataset(
+                section.dataset,
+                section.subset,
+                split=splits[split],
+                revision=commit,
+                streaming=True,
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"corpus.dataset: {section.dataset} does not load ({reason})") from error
+        return _text_only(data, section.text, f"{section.dataset} ({splits[split]})").skip(start)
+
+    held_out = None if section.validation_split else section.validation_share
+    files = sorted(path for path in Path(section.dataset).rglob("*") if path.is_file())
+    return Source(section.dataset, {"revision": commit, **_state(files)}, stream, held_out)
+
+
+def _state(paths: list[Path]) -> dict[str, Any]:
+    """What changes when a file does: its size and the time of its last change."""
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+
+
+def _resolve(dataset: str, revision: str) -> str | None:
+    """The commit that `revision` of a data set of the hub stands for now."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return HfApi().dataset_info(dataset, revision=revision).sha
+    except (OfflineModeIsEnabled, HFValidationError, httpx.HTTPError, HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"corpus.dataset: {dataset} (revision {revision}) is no folder and was not found on the hub; "
+            "check the name and the network (HF_HUB_OFFLINE=0), and HF_TOKEN if it is private"
+        ) from error
+
+
+def _text_only(data: "IterableDataset", column: str, where: str) -> "IterableDataset":
+    """The column of text alone, named `text`; ValueError where there is none."""
+    try:
+        columns = data.column_names or list(next(iter(data)))
+    except (StopIteration, RuntimeError):
+        raise ValueError(f"{where}: no text in it; name one that has some") from None
+    if column not in columns:
+        raise ValueError(
+            f"corpus.text: {where} has no column {column}; set it to one of {', '.join(columns)}"
+        )
+    data = data.select_columns([column])
+    return data if column == "text" else data.rename_column(column, "text")

@@ -1,0 +1,121 @@
+"""The corpus's tokenizer: the words of chronicle, or the one that a model was trained with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BOS = "<bos>"
+"""Token in front of chronicle's documents; its id is 0."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A Hugging Face tokenizer, used without the special tokens that it would add by itself."""
+
+    hugging_face: "PreTrainedTokenizerFast"
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the BOS; None where there is none (0 is a valid id)."""
+        return _id(self.hugging_face.bos_token_id)
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the EOS; None where there is none."""
+        return _id(self.hugging_face.eos_token_id)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """One more than the largest token id."""
+        return max(self.hugging_face.get_vocab().values()) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides which ids a text gets."""
+        text = f"{self.hugging_face.backend_tokenizer.to_str()} {self.bos_id} {self.eos_id}"
+        return sha256(text.encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " token"]]:
+        """Token ids (int32) of each text, without BOS or EOS."""
+        encodings = self.hugging_face.backend_tokenizer.encode_batch_fast(
+            list(texts), add_special_tokens=False
+        )
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
+        """First character of each token of `text`, and the one after its last."""
+        encoding = self.hugging_face.backend_tokenizer.encode(text, add_special_tokens=False)
+        return np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
+    def strings(self) -> list[str]:
+        """Each token as it reads inside a text, by id; an id without a token is the empty string."""
+        backend = self.hugging_face.backend_tokenizer
+        ids = self.hugging_face.get_vocab()
+        strings = [""] * self.vocabulary
+        for token, number in ids.items():
+            if backend.decoder is None:
+                strings[number] = token
+            else:
+                # some decoders drop a blank at the start of a text: the second of two tokens keeps it
+                once, twice = (backend.decoder.decode([token] * n) for n in (1, 2))
+                strings[number] = twice[len(once) :] or token
+        return strings
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into `folder`."""
+        self.hugging_face.save_pretrained(folder)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
+    """The tokenizer in a folder or hub repository.
+
+    Raises ValueError, with the remedy, where there is none, or none with an implementation in `tokenizers`.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    is_path = name.startswith(("/", ".", "~")) or Path(name).exists()
+    if is_path and not Path(name).is_dir():
+        raise ValueError(
+            f"corpus.tokenizer: {name} is no folder; name one that holds a tokenizer, or leave it out"
+        )
+    logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", local_files_only=is_path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "" if is_path else "; where the hub is out of reach, name a local folder"
+        raise ValueError(
+            f"corpus.tokenizer: {name} holds no tokenizer that loads ({reason}){remedy}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"corpus.tokenizer: {name} has no tokenizer.json; convert it with transformers first"
+        )
+    return Tokenizer(tokenizer)
+
+
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """A tokenizer whose tokens are `words`, separated by blanks, and a BOS with id 0; other words are an error."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(WordLevel({word: number for number, word in enumerate([BOS, *words])}))
+    backend.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS))
+
+
+def _id(value: Any) -> int | None:
+    assert value is None or isinstance(value, int)
+    return value
