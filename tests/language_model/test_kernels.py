@@ -1,0 +1,33 @@
+"""The kernels of pretraining compute what the usual ones do."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from circuitloom.language_model import kernels
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_dense_attention_is_causal_softmax_attention():
+    query, key, value = (random(3, 2, 10, 8, seed=i) for i in range(3))
+    output, _ = kernels.dense_attention(torch.nn.Identity(), query, key, value, None, scaling=8**-0.5)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(output, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("rows", [7, 2500])
+def test_loss_and_gradients_are_those_of_the_whole_logits(rows):
+    # values that bfloat16 holds exactly, so that only the error of the logits' gradient is rounded
+    hidden = random(rows, 16).bfloat16().float().requires_grad_()
+    unembedding = (random(50, 16, seed=1) / 4).bfloat16().float().requires_grad_()
+    target = torch.randint(50, (rows,), generator=torch.Generator().manual_seed(2))
+    loss = kernels.next_token_loss(hidden, unembedding, target)
+    expected = F.cross_entropy(hidden @ unembedding.T, target)
+    assert abs(loss - expected) < 2e-3
+    ours = torch.autograd.grad(3 * loss, (hidden, unembedding))
+    for gradient, exact in zip(ours, torch.autograd.grad(3 * expected, (hidden, unembedding)), strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - exact).norm() < 0.01 * exact.norm()

@@ -1,0 +1,80 @@
+"""Replacing changes what it should and nothing else; a folder that is not whole is refused."""
+
+import json
+
+import pytest
+import torch
+from tests.language_model.inputs import make_legacy
+from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, tiny_gpt2, tiny_model
+
+from circuitloom.language_model import legacy
+from circuitloom.language_model.model import LanguageModel, Site, load
+
+TOKENS = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, "legacy"])
+def model(request, tmp_path_factory) -> LanguageModel:
+    folder = tmp_path_factory.mktemp("model")
+    if request.param != "legacy":
+        return load(tiny_model(request.param, folder / "model"), device="cpu")
+    legacy.convert(make_legacy(folder / "given"), "given", folder)
+    return load(folder, device="cpu")
+
+
+def test_mlp_applied_to_its_input_gives_its_output(model):
+    for layer in range(model.layers):
+        captured = model.capture(TOKENS, [Site("mlp_in", layer), Site("mlp_out", layer)])
+        output = model.mlp(layer)(captured[Site("mlp_in", layer)])
+        torch.testing.assert_close(output, captured[Site("mlp_out", layer)])
+
+
+def test_replacing_an_output_by_itself_changes_nothing(model):
+    logits = model.logits(TOKENS)
+    with model.replacing({layer: lambda _x, y: y.clone() for layer in range(model.layers)}):
+        assert torch.equal(model.logits(TOKENS), logits)
+
+
+def test_replacing_reaches_later_layers_and_leaves_earlier_ones_alone(model):
+    sites = [Site("mlp_in", 0), Site("mlp_in", 1)]
+    before, logits = model.capture(TOKENS, sites), model.logits(TOKENS)
+    seen = {}
+
+    def replacement(x, y):
+        seen["x"] = x
+        return torch.zeros_like(y)
+
+    with model.replacing({0: replacement}):
+        after = model.capture(TOKENS, sites)
+        assert torch.equal(seen["x"], after[sites[0]]) and torch.equal(before[sites[0]], after[sites[0]])
+        assert not torch.allclose(before[sites[1]], after[sites[1]])
+    assert torch.equal(model.logits(TOKENS), logits)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_gpt2(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_fc.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"model: its weights lack transformer.h.1.mlp.c_fc.weight \(1 in all\)"
+    ):
+        load(folder)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    folder = tiny_gpt2(tmp_path / "model")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="model: not a model that transformers loads"):
+        load(folder)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    folder = tiny_gpt2(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
+    with pytest.raises(ValueError, match="model: not a model that transformers loads"):
+        load(folder)
