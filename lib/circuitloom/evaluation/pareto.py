@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ COLOURS = {"transcoder": "#0072B2", "sae": "#D55E00"}
 """Blue and vermilion of Okabe and Ito (2008), which tell apart under every kind of colour blindness."""
 MARKERS = {"topk": "o", "batchtopk": "s", "relu": "^", "jumprelu": "D"}
 NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
-COLUMNS = 3
-"""Panels side by side."""
 
 
 def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
@@ -44,7 +42,8 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
     rows = table.to_pylist()
     # layers in order, and all at once at the end
     layers = sorted({row["layer"] for row in rows}, key=lambda layer: (layer == TOGETHER, layer))
-    across, down = min(len(layers), COLUMNS), ceil(len(layers) / COLUMNS)
+    across = ceil(sqrt(len(layers)))
+    down = ceil(len(layers) / across)
     figure = Figure(figsize=(4.2 * across, 3.6 * down + 0.5), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
     handles: dict[str, Any] = {}
@@ -54,8 +53,8 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
     for panel in panels[len(layers) :]:
         panel.remove()
     figure.supxlabel("L0 (features active a token)", fontsize="medium")
-    figure.supylabel("cross-entropy with the reconstruction in place (nats a token)", fontsize="medium")
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    figure.supylabel("cross-entropy (nats a token)", fontsize="medium")
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=across, frameon=False)
     figure.savefig(path, dpi=150)
 
 
