@@ -1,5 +1,6 @@
 """A sweep at one layer: from the cached activations to a folder for each run."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def train_sweep(
             save_dictionary(trainee.dictionary(), ready, trainee.run.model_dump(mode="json"))
             write_table(HISTORY, history[trainee.run.name], ready / "history.parquet")
             move(ready, output)
+        shutil.rmtree(partial)
 
 
 def _reader(sources: Mapping[str, Activations], batch: int, device: torch.device) -> Read:

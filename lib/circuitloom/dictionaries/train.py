@@ -50,7 +50,7 @@ def train(
                     _take_step(trainee, done, batch_by_site, seconds)
             done.step += 1
             bar.update(batch)
-            if done.step % checkpoint_every == 0:
+            if done.step % checkpoint_every == 0 or done.step == steps:
                 _save(trainees, done, checkpoint)
     return done.history
 

@@ -1,0 +1,257 @@
+"""What a study will cost: tokens, disk, memory, operations and hours, before anything runs."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import Run, Shape, Study
+from .config.corpus import Chronicle, Files
+from .config.corpus import Hub as HubCorpus
+from .config.language_model import Pretrain
+
+CHRONICLE_WORDS = 1_500
+BYTES_PER_TOKEN = 4.0
+"""Of text, where no tokenizer is at hand to measure it."""
+PROCESS_BYTES = 700e6
+"""Memory of a process that has torch and transformers loaded."""
+JOB_SECONDS = 8.0
+"""Start of a job: Snakemake, imports, loading the model."""
+SHARE_OF_PEAK = {"language_model": 0.12, "activations": 0.15, "dictionaries": 0.25, "evaluation": 0.15}
+"""Share of the measured matrix-product rate that each stage reaches (docs/benchmarks/quickstart.md)."""
+TOKENS_PER_SECOND = 300_000
+"""Text generated or tokenised, and packed, by one core."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage takes."""
+
+    stage: str
+    tokens: float
+    disk: float
+    """Bytes that stay, and lie there at the worst while it runs."""
+    memory: float
+    """Peak bytes of one job."""
+    operations: float
+    """Floating-point operations."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does, from a quick calibration."""
+
+    operations_per_second: float
+    """Of a bfloat16 matrix product (float32 where the processor has no bfloat16), all cores or the GPU."""
+    free_bytes: float
+    """Disk space under the results folder."""
+    device: str
+
+
+def calibrate(results: Path) -> Machine:
+    """Time a matrix product of the size that training uses; read the free disk space."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    low = torch.bfloat16 if cuda or torch.cpu._is_avx512_bf16_supported() else torch.float32
+    size = 8192 if cuda else 1024
+    device = "cuda" if cuda else "cpu"
+    a, b, out = (torch.ones(size, size, dtype=low, device=device) for _ in range(3))
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        torch.mm(a, b, out=out)
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    existing = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
+    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} processor threads"
+    return Machine(2 * size**3 / best, shutil.disk_usage(existing).free, name)
+
+
+def plan(study: Study, machine: Machine) -> list[Cost]:
+    """The cost of each stage, in order."""
+    train, held_out = corpus_tokens(study)
+    costs = [
+        _corpus(study, train + held_out),
+        _language_model(study, train),
+        _activations(study, train),
+        _dictionaries(study),
+        _evaluation(study, held_out),
+    ]
+    seconds = {cost.stage: _seconds(cost, study, machine) for cost in costs}
+    return [Cost(**{**vars(cost), "seconds": seconds[cost.stage]}) for cost in costs]
+
+
+def check_disk(costs: list[Cost], machine: Machine) -> None:
+    """Raise ValueError, with the remedy, where the disk cannot hold what the stages write."""
+    needed = sum(cost.disk for cost in costs)
+    if needed > machine.free_bytes:
+        largest = max(costs, key=lambda cost: cost.disk)
+        raise ValueError(
+            f"plan: the profile needs {needed / 1e9:.3g} GB and {machine.free_bytes / 1e9:.3g} GB are free; make room, "
+            f"or lower what stage {largest.stage} writes ({largest.disk / 1e9:.3g} GB: fewer tokens, layers or sites)"
+        )
+
+
+def corpus_tokens(study: Study) -> tuple[float, float]:
+    """Training and held-out tokens: as configured, or estimated from the files' sizes."""
+    corpus = study.corpus
+    if not isinstance(corpus, Files):
+        return corpus.train_tokens, corpus.validation_tokens
+    per_token = _bytes_per_token(study)
+    train = sum(Path(file).stat().st_size for file in corpus.train if Path(file).exists()) / per_token
+    if corpus.validation is None:
+        held_out, train = train * corpus.validation_share, train * (1 - corpus.validation_share)
+    else:
+        held_out = (
+            sum(Path(file).stat().st_size for file in corpus.validation if Path(file).exists()) / per_token
+        )
+    return min(train, corpus.train_tokens or train), min(held_out, corpus.validation_tokens or held_out)
+
+
+def _bytes_per_token(study: Study) -> float:
+    """Of the first text there is, where the tokenizer lies in a folder."""
+    assert isinstance(study.corpus, Files)
+    folder = study.corpus.tokenizer or getattr(study.language_model, "path", "")
+    tokenizer, text = Path(folder) / "tokenizer.json", Path(study.corpus.train[0])
+    if not tokenizer.is_file() or not text.is_file() or text.suffix == ".parquet":
+        return BYTES_PER_TOKEN
+    from tokenizers import Tokenizer
+
+    with text.open(encoding="utf-8", errors="replace") as file:
+        sample = file.read(100_000)
+    return len(sample.encode()) / max(1, len(Tokenizer.from_file(str(tokenizer)).encode(sample)))
+
+
+def model_parameters(shape: Shape) -> tuple[float, float]:
+    """Weights of the blocks, and of the embedding."""
+    mlp = (3 if shape.gated else 2) * shape.d_model * shape.d_mlp
+    return shape.layers * (4 * shape.d_model**2 + mlp), (shape.vocabulary or CHRONICLE_WORDS) * shape.d_model
+
+
+def _forward(study: Study, layers: float) -> float:
+    """Operations a token of a forward pass through some of the layers, unembedding left out."""
+    shape = study.shape
+    blocks, _ = model_parameters(shape)
+    attention = 4 * study.corpus.context * shape.d_model
+    return layers * (2 * blocks / shape.layers + attention)
+
+
+def _corpus(study: Study, tokens: float) -> Cost:
+    wide = (study.shape.vocabulary or CHRONICLE_WORDS) > 2**16
+    text = tokens * BYTES_PER_TOKEN * 0.5
+    return Cost("corpus", tokens, tokens * ((4 if wide else 2) + 1) + text, PROCESS_BYTES, 0.0, 0.0)
+
+
+def _language_model(study: Study, train_tokens: float) -> Cost:
+    blocks, embedding = model_parameters(study.shape)
+    size = 4 * (blocks + embedding)
+    model = study.language_model
+    if not isinstance(model, Pretrain):
+        return Cost("language_model", 0, size, PROCESS_BYTES + size, 0.0, 0.0)
+    unembedding = 2 * embedding
+    operations = 3 * model.tokens * (_forward(study, study.shape.layers) + unembedding)
+    batch = model.batch * study.corpus.context * (study.shape.vocabulary or CHRONICLE_WORDS) * 6
+    return Cost("language_model", model.tokens, 4 * size, PROCESS_BYTES + 4 * size + batch, operations, 0.0)
+
+
+def _activations(study: Study, train_tokens: float) -> Cost:
+    config, d = study.activations, study.shape.d_model
+    rows = min(config.tokens or train_tokens, train_tokens)
+    width = {"float16": 2, "bfloat16": 2, "int8": 1 + 4 / d}[config.dtype]
+    arrays = len(study.layers) * len(config.sites)
+    shard = min(config.shard_rows, rows) * d * width * len(study.layers)
+    blocks, embedding = model_parameters(study.shape)
+    memory = PROCESS_BYTES + 4 * (blocks + embedding) + 2 * shard
+    operations = rows * len(config.sites) * _forward(study, max(study.layers) + 1)
+    return Cost(
+        "activations", rows * len(config.sites), rows * (d * width * arrays + 6), memory, operations, 0.0
+    )
+
+
+def _dictionaries(study: Study) -> Cost:
+    d, layers = study.shape.d_model, len(study.layers)
+    runs = list(study.runs.values())
+    weights = sum(4 * (2 * run.width * d + 2 * run.width) for run in runs) * layers
+    operations = sum(run.tokens * _training_step(run, d) for run in runs) * layers
+    tokens = sum(run.tokens for run in runs) * layers
+    sweep = max((sum(_trained_bytes(run, d) for run in runs) for runs in study.sweeps.values()), default=0)
+    # a checkpoint holds the weights and Adam's two moments
+    return Cost("dictionaries", tokens, 4 * weights, PROCESS_BYTES + sweep, operations, 0.0)
+
+
+def _training_step(run: Run, d: int) -> float:
+    """Operations a token: one dense encoder product and sparse rest, or twelve d F where features are not few."""
+    sparse = run.act in ("topk", "batchtopk")
+    return 2 * d * run.width + 10 * d * run.k if sparse else 12 * d * run.width
+
+
+def _trained_bytes(run: Run, d: int) -> float:
+    """Weights, gradients, two moments; a batch of pre-activations."""
+    sparse = run.act in ("topk", "batchtopk")
+    return 16 * 2 * run.width * d + run.batch * run.width * (4 if sparse else 16)
+
+
+def _evaluation(study: Study, held_out: float) -> Cost:
+    shape, runs = study.shape, list(study.runs.values())
+    tokens = min(study.evaluation.tokens or held_out, held_out)
+    _, embedding = model_parameters(shape)
+    whole = _forward(study, shape.layers) + 2 * embedding
+    encode = sum(2 * shape.d_model * run.width for run in runs)
+    passes = len(runs) * (len(study.layers) + 1) + 2 * (len(study.layers) + 1)
+    operations = tokens * (passes * whole + 2 * len(study.layers) * encode)
+    vocabulary = shape.vocabulary or CHRONICLE_WORDS
+    memory = PROCESS_BYTES + study.evaluation.batch * study.corpus.context * vocabulary * 12
+    return Cost("evaluation", tokens * passes, 1e6 * len(runs) * len(study.layers), memory, operations, 0.0)
+
+
+def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
+    jobs = {
+        "corpus": 1,
+        "language_model": 2,
+        "activations": len(study.activations.sites) + 1,
+        "dictionaries": len(study.sweeps) * len(study.layers),
+        "evaluation": len(study.sweeps) * (len(study.layers) + 1) + 4,
+    }[cost.stage]
+    if cost.stage == "corpus":
+        work = cost.tokens / TOKENS_PER_SECOND
+    else:
+        work = cost.operations / (SHARE_OF_PEAK[cost.stage] * machine.operations_per_second)
+    download = 30e6 if isinstance(study.corpus, HubCorpus) and cost.stage == "corpus" else 0
+    return work + jobs * JOB_SECONDS + (cost.disk / download if download else 0)
+
+
+def describe(study: Study, costs: list[Cost], machine: Machine) -> Iterator[str]:
+    """The plan as lines of a table."""
+    chronicle = " (generated)" if isinstance(study.corpus, Chronicle) else ""
+    yield f"profile {study.profile}: {len(study.layers)} layers, {len(study.runs)} runs{chronicle}"
+    yield f"{'stage':<16}{'tokens':>10}{'disk':>12}{'memory':>12}{'operations':>14}{'time':>12}"
+    for cost in costs:
+        yield (
+            f"{cost.stage:<16}{_short(cost.tokens):>10}{_short(cost.disk) + 'B':>12}{_short(cost.memory) + 'B':>12}"
+            f"{_short(cost.operations):>14}{_time(cost.seconds):>12}"
+        )
+    disk, operations = sum(c.disk for c in costs), sum(c.operations for c in costs)
+    memory, seconds = max(c.memory for c in costs), sum(c.seconds for c in costs)
+    yield (
+        f"{'all':<16}{'':>10}{_short(disk) + 'B':>12}{_short(memory) + 'B':>12}"
+        f"{_short(operations):>14}{_time(seconds):>12}"
+    )
+    rate, free = _short(machine.operations_per_second), _short(machine.free_bytes)
+    yield f"on {machine.device}: {rate} operations a second measured; {free}B of disk free"
+
+
+def _short(value: float) -> str:
+    for factor, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f} "
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
