@@ -8,12 +8,19 @@ def corpus_tokenizer():
     if name is None and model.source != "pretrain":
         name = model.path if model.source == "path" else model.name
         revision = None if model.source == "path" else model.revision
-    return {"name": name, "revision": revision, "model_vocabulary": STUDY.shape.vocabulary}
+    return {
+        "name": name,
+        "revision": revision,
+        "model_vocabulary": STUDY.shape.vocabulary,
+    }
 
 
 def corpus_files():
     """The files of text; one that is missing is left to the library, which says what to do."""
-    files = [*getattr(STUDY.corpus, "train", []), *(getattr(STUDY.corpus, "validation", None) or [])]
+    files = [
+        *getattr(STUDY.corpus, "train", []),
+        *(getattr(STUDY.corpus, "validation", None) or []),
+    ]
     return [file for file in files if Path(file).is_file()]
 
 
@@ -26,19 +33,38 @@ rule build_corpus:
         validation=directory(f"{RESULTS}/corpus/validation.zarr"),
         document=f"{RESULTS}/corpus/document.parquet",
         token=f"{RESULTS}/corpus/token.parquet",
-        concept=f"{RESULTS}/corpus/concept.parquet",
     log:
         f"{RESULTS}/logs/build_corpus.log",
     benchmark:
         f"{RESULTS}/benchmarks/build_corpus.tsv"
+    threads: workflow.cores
     params:
-        config=section("corpus"),
+        # the choice of concepts touches no text
+        config={k: v for k, v in section("corpus").items() if k != "concepts"},
         seed=STUDY.seed,
         tokenizer=corpus_tokenizer(),
         code=code("corpus_build"),
-    threads: workflow.cores
     script:
         "../../scripts/corpus_build.py"
 
 
-TARGETS["corpus"] = list(rules.build_corpus.output)
+rule label_concepts:
+    input:
+        document=rules.build_corpus.output.document,
+        tokenizer=rules.build_corpus.output.tokenizer,
+        validation=rules.build_corpus.output.validation,
+    output:
+        concept=f"{RESULTS}/corpus/concept.parquet",
+    log:
+        f"{RESULTS}/logs/label_concepts.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/label_concepts.tsv"
+    params:
+        config=section("corpus"),
+        seed=STUDY.seed,
+        code=code("corpus_label"),
+    script:
+        "../../scripts/corpus_label.py"
+
+
+TARGETS["corpus"] = [*rules.build_corpus.output, *rules.label_concepts.output]

@@ -13,10 +13,8 @@ import pyarrow as pa
 
 from ..config import corpus as config
 from ..progress import progress
-from ..tables import CONCEPT, TOKEN, write_table
-from .chronicle import concepts
-from .chronicle.grammar import vocabulary, write
-from .labelling import concept_table
+from ..tables import TOKEN, write_table
+from .chronicle.grammar import vocabulary
 from .packing import Layout, pack
 from .parts import Parts, partial_folder, write_documents
 from .source import TRAIN, VALIDATION, Document, Source, open_source, text_hash
@@ -69,8 +67,8 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source(section, seed, folder / "build.partial" / "datasets")
     layout = Layout(tokenizer.load(), section.context, tokenizer.model_vocabulary)
-    wanted = concepts.select(section.concepts) if isinstance(section, config.Chronicle) else ()
-    asked = section.model_dump(mode="json")
+    # the choice of concepts touches no text
+    asked = section.model_dump(mode="json", exclude={"concepts"})
     identity = json.dumps([asked, source.identity, layout.tokenizer.fingerprint, version], sort_keys=True)
     fingerprint = sha256(identity.encode()).hexdigest()
     attributes = {
@@ -84,7 +82,6 @@ def build(
     with partial_folder(folder / "build.partial", fingerprint) as partial:
         splits = _pack(section, source, layout, partial)
         _write(partial, splits, layout, attributes)
-        _write_concepts(partial / "concept.parquet", splits[VALIDATION], layout, wanted, seed)
         _finish(partial, folder)
 
 
@@ -143,17 +140,6 @@ def _token_table(parts: Parts, tokenizer: Tokenizer) -> pa.Table:
             "token": strings.take(pa.array(token.ravel())),
         }
     )
-
-
-def _write_concepts(
-    path: Path, parts: Parts, layout: Layout, wanted: tuple[concepts.Concept, ...], seed: int
-) -> None:
-    """The labels of the held-out documents; none where no grammar wrote them."""
-    rows = CONCEPT.schema.empty_table()
-    if wanted:
-        episodes = (write(seed, VALIDATION, number) for number in range(parts.cursor.document + 1))
-        rows = concept_table(episodes, wanted, layout, parts.cursor.sequences)
-    write_table(CONCEPT, rows, path)
 
 
 def _finish(partial: Path, folder: Path) -> None:

@@ -1,15 +1,45 @@
 """Concept labels of words, carried over to the tokens of packed sequences."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Int
 
-from ..tables import CONCEPT
-from .chronicle.concepts import Concept, Place
-from .chronicle.grammar import Episode
+from ..config import corpus as config
+from ..tables import CONCEPT, read_table
+from .chronicle.concepts import Concept, Place, select
+from .chronicle.grammar import Episode, write
 from .packing import Layout
+from .source import VALIDATION
+from .tokenizer import load_tokenizer
+from .tokens import open_tokens
+
+
+def label(section: config.Corpus, seed: int, document: Path, tokenizer: Path, tokens: Path) -> pa.Table:
+    """The rows of CONCEPT for a held-out split that `build` wrote; none where no grammar wrote its documents.
+
+    Raises ValueError where a concept is unknown, or the documents are not those of this seed and grammar.
+    """
+    if not isinstance(section, config.Chronicle):
+        return CONCEPT.schema.empty_table()
+    concepts = select(section.concepts)
+    rows = read_table(document)
+    texts = rows.filter(pc.field("split") == VALIDATION)["text"].to_pylist()
+    layout = Layout(load_tokenizer(str(tokenizer)), section.context)
+    return concept_table(_episodes(seed, texts, document), concepts, layout, len(open_tokens(tokens)))
+
+
+def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episode]:
+    for number, text in enumerate(texts):
+        episode = write(seed, VALIDATION, number)
+        if episode.text != text:
+            raise ValueError(
+                f"{document}: another grammar or seed wrote document {number}; build the corpus again"
+            )
+        yield episode
 
 
 def concept_table(
@@ -22,8 +52,6 @@ def concept_table(
     found: list[list[tuple[int, int]]] = [[] for _ in concepts]
     begin = 0
     for episode in episodes:
-        if begin >= sequences * layout.stride:
-            break
         spans = token_spans(episode, layout)
         begin += len(layout.before)
         for places, concept in zip(found, concepts, strict=True):
@@ -52,22 +80,19 @@ def _tokens(place: Place, concept: Concept, spans: Int[np.ndarray, "word 2"]) ->
 
 
 def _table(found: list[list[tuple[int, int]]], names: list[str], layout: Layout, sequences: int) -> pa.Table:
-    stride = layout.stride
     concept = np.repeat(np.arange(len(names)), [len(places) for places in found])
     token, since = np.array([pair for places in found for pair in places], np.int64).reshape(-1, 2).T
-    kept = (token // stride == since // stride) & (token < sequences * stride)
-    order = np.argsort(np.array(names))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(names))
-    concept, token = rank[concept[kept]], token[kept]
-    place = np.lexsort((token, concept))
-    return pa.table(
+    sequence, position = np.divmod(token, layout.stride)
+    # a document may go on in the next sequence, which does not see what came before
+    kept = (sequence == since // layout.stride) & (sequence < sequences)
+    rows = pa.table(
         {
-            "concept": pa.DictionaryArray.from_arrays(
-                pa.array(concept[place], pa.int16()), pa.array([names[i] for i in order])
-            ),
-            "sequence": pa.array(token[place] // stride, pa.int32()),
-            "position": pa.array(token[place] % stride + len(layout.before), pa.int16()),
-        },
-        schema=CONCEPT.schema,
+            "concept": pa.array(names, pa.string()).take(pa.array(concept[kept])),
+            "sequence": pa.array(sequence[kept], pa.int32()),
+            "position": pa.array(position[kept] + len(layout.before), pa.int16()),
+        }
+    )
+    rows = rows.sort_by([(key, "ascending") for key in CONCEPT.key])
+    return rows.set_column(
+        0, "concept", rows["concept"].dictionary_encode().cast(CONCEPT.schema.field(0).type)
     )

@@ -56,7 +56,7 @@ class Layout:
     tokenizer: Tokenizer
     context: int
     """Tokens in a sequence."""
-    model_vocabulary: int
+    model_vocabulary: int = 0
     """Tokens that the language model knows; 0 where it will be made to fit."""
 
     @property

@@ -151,7 +151,6 @@ _NAMED = {
     "food": ("food or drink", "food"),
     "vessel": ("a ship", "vessel"),
     "gift": ("a gift", "gift"),
-    "catchable_thing": ("a thing that can be caught", "catchable"),
     "ailment": ("an illness", "ailment"),
     "colour": ("a colour", "colour"),
     "material": ("a material", "material"),
