@@ -11,7 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 class Model(BaseModel):
     """A frozen, closed config section: a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
 
 def expand(path: str) -> str:

@@ -25,6 +25,7 @@ class Chronicle(_Corpus):
     """The generated corpus: a seeded grammar of short histories whose concepts and entropy are known."""
 
     source: Literal["chronicle"]
+    """Which kind of source this is."""
     train_tokens: PositiveInt = 8_000_000
     """Stop after about this many training tokens (whole sequences)."""
     validation_tokens: PositiveInt = 200_000
@@ -46,6 +47,7 @@ class Files(_Text):
     """Local files: .txt (a document a line, or a file: see `document`), .jsonl or .json, .parquet."""
 
     source: Literal["files"]
+    """Which kind of source this is."""
     train: Paths
     """File or files of training text."""
     validation: Paths | None = None
@@ -62,6 +64,7 @@ class Hub(_Text):
     """A data set of the Hugging Face hub in Parquet form, streamed."""
 
     source: Literal["hub"]
+    """Which kind of source this is."""
     dataset: str
     """Name on the hub, or a local folder in the hub's layout."""
     subset: str | None = None

@@ -11,6 +11,7 @@ class Pretrain(Model):
     """Train a GPT-2-shaped model on the corpus: Muon for the matrices, AdamW for the rest."""
 
     source: Literal["pretrain"]
+    """Which kind of source this is."""
     layers: PositiveInt = 3
     """Number of blocks."""
     d_model: PositiveInt = 128
@@ -49,6 +50,7 @@ class Path(Model):
     """A folder in the Hugging Face layout."""
 
     source: Literal["path"]
+    """Which kind of source this is."""
     path: ExpandedPath
     """The folder, with config.json and weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -59,6 +61,7 @@ class Hub(Model):
     """A model of the Hugging Face hub; repositories in TransformerLens' legacy format included."""
 
     source: Literal["hub"]
+    """Which kind of source this is."""
     name: str
     """Name on the hub, such as `gpt2` or `NeelNanda/GELU_1L512W_C4_Code`."""
     revision: str = "main"

@@ -26,13 +26,17 @@ class Study(Model):
     seed: NonNegativeInt = 0
     """Seed of the generated corpus, the model's initial weights and the order of the activations."""
     corpus: Corpus
+    """Where the text comes from; which keys it has depends on its `source`."""
     language_model: LanguageModel
+    """Which model is studied; which keys it has depends on its `source`."""
     activations: Activations = Activations()
+    """Which activations are cached."""
     training: dict[str, Any] = {}
     """Keys of a run that hold for all runs; a sweep's own keys come first."""
     dictionaries: dict[str, dict[str, Any]] = {}
     """Sweeps by name; a list as a key's value makes one run of each element."""
     evaluation: Evaluation = Evaluation()
+    """On what, and how, dictionaries are scored."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Study":

@@ -1,0 +1,113 @@
+"""Reference pages made from the code: config/README.md from the config's models, docs/formats.md from the tables."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from .config import Study, dictionaries
+from .config.activations import Activations
+from .config.corpus import Corpus
+from .config.evaluation import Evaluation
+from .config.language_model import LanguageModel
+from .tables import TABLES, Table
+
+CONFIG_HEAD = """# Config
+
+Every key of a profile: meaning, unit, default. Made from `lib/circuitloom/config` by `python -m circuitloom document`.
+
+A profile is one YAML file: `config/config.yaml` (quickstart) or one under `config/profiles/`. It stands alone: nothing
+of another profile leaks into it. `--config 'training={width: 64}'` changes single keys, nested ones too. A key that is
+misspelt, of the wrong type or impossible stops the run with one line that names it. `${NAME}` in a path is an
+environment variable; numbers may be written `1e-3` or `60_000_000`.
+"""
+SWEEPS = """
+A sweep has a name and any keys of a run; keys under `training` hold for all sweeps that do not set them. Lists expand:
+`{kind: [transcoder, sae], k: [8, 16]}` is four runs, trained in one process over one read of the activations. A run is
+named after what it is, `tc-topk16-2048` or `sae-relu1e-3-2048-resid_mid`, with a suffix for each other key in which it
+differs from `training`.
+"""
+FORMATS_HEAD = """# Tables
+
+Parquet files, each named after its table, with checksums on every page. Made from `lib/circuitloom/tables.py` by
+`python -m circuitloom document`. What lies where is in [design.md](design.md).
+"""
+
+
+def config_page() -> str:
+    """config/README.md."""
+    parts = [CONFIG_HEAD, *_section("Top level", Study)]
+    for source in get_args(get_args(Corpus)[0]):
+        parts += _section(f"corpus, source: {_source(source)}", source)
+    for source in get_args(get_args(LanguageModel)[0]):
+        parts += _section(f"language_model, source: {_source(source)}", source)
+    parts += _section("activations", Activations)
+    parts += [*_section("training, and each sweep of dictionaries", dictionaries.Run), SWEEPS]
+    parts += _section("evaluation", Evaluation)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def formats_page() -> str:
+    """docs/formats.md."""
+    return "\n".join([FORMATS_HEAD, *(line for table in TABLES for line in _table(table))]).rstrip() + "\n"
+
+
+def write_pages(root: Path) -> None:
+    """Write both pages under the project's folder."""
+    (root / "config" / "README.md").write_text(config_page())
+    (root / "docs" / "formats.md").write_text(formats_page())
+
+
+def _source(model: type[BaseModel]) -> str:
+    return get_args(model.model_fields["source"].annotation)[0]
+
+
+def _section(title: str, model: type[BaseModel]) -> Iterator[str]:
+    yield f"\n## {title}\n\n{(model.__doc__ or '').strip()}\n"
+    yield "| key | type | default | meaning |\n|---|---|---|---|"
+    for name, field in model.model_fields.items():
+        meaning = " ".join((field.description or "").split())
+        yield f"| `{name}` | {_type(field)} | {_default(field)} | {meaning} |"
+
+
+def _type(field: FieldInfo) -> str:
+    schema: dict[str, Any] = {}
+
+    class Holder(BaseModel):
+        value: field.annotation  # type: ignore[valid-type]
+
+    schema = Holder.model_json_schema()["properties"]["value"]
+    return _schema_type(schema).replace("|", "or")
+
+
+def _schema_type(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "anyOf" in schema:
+        return " | ".join(_schema_type(each) for each in schema["anyOf"])
+    if "oneOf" in schema:
+        return "section"
+    if schema.get("type") == "array":
+        return f"list of {_schema_type(schema['items'])}"
+    return {"integer": "whole number", "number": "number", "string": "text", "boolean": "true | false"}.get(
+        schema.get("type", ""), str(schema.get("type", "section"))
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, BaseModel) or field.default in ({}, ""):
+        return ""
+    return f"`{'null' if field.default is None else field.default}`"
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield f"\n## {table.name}\n\n{table.meaning} Key: {', '.join(table.key)}.\n"
+    yield "| column | type | meaning |\n|---|---|---|"
+    for name, (kind, meaning) in table.columns.items():
+        yield f"| `{name}` | {kind} | {meaning.replace('|', chr(92) + '|')} |"

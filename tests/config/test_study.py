@@ -1,0 +1,194 @@
+"""A config is accepted whole, or refused in one line that names the key and the remedy."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from circuitloom.config import load
+from circuitloom.config.shape import shape_of
+
+ROOT = Path(__file__).parents[2]
+GOOD: dict[str, Any] = {
+    "profile": "x",
+    "corpus": {"source": "chronicle"},
+    "language_model": {"source": "pretrain"},
+    "training": {"width": 2048, "k": 16},
+    "dictionaries": {
+        "sweep": {"k": [8, 16]},
+        "saes": {"kind": "sae", "act": "relu", "sparsity": 1e-3, "seed": 1},
+    },
+}
+
+BROKEN = {
+    "a misspelt section": ({"trainig": {}}, r"^trainig: unknown key; did you mean training\?"),
+    "a misspelt key": (
+        {"corpus": {"source": "chronicle", "contxt": 9}},
+        r"^corpus\.contxt: .*did you mean context\?",
+    ),
+    "a misspelt key of a sweep": ({"dictionaries": {"a": {"widht": 3}}}, r"^dictionaries\.a\.widht: .*width"),
+    "a word for a number": ({"training": {"width": "wide"}}, r"^dictionaries\.sweep\.width: .*'wide'"),
+    "a word for a section": ({"corpus": 5}, r"^corpus"),
+    "no such source": (
+        {"corpus": {"source": "books"}},
+        r"^corpus\.source: 'books' is not a source; choose from",
+    ),
+    "no source": ({"corpus": {}}, r"^corpus\.source: missing"),
+    "a missing section": ({"corpus": None}, r"^corpus"),
+    "a layer the model lacks": (
+        {"activations": {"layers": [7]}},
+        r"^activations\.layers: the model has no layer 7; .*0 to 2",
+    ),
+    "an impossible k": ({"training": {"width": 4, "k": 9}}, r"k=8 exceeds width=4; choose k at most"),
+    "two runs of one name": (
+        {"dictionaries": {"a": {}, "b": {}}},
+        r"^dictionaries\.b: two runs are named tc-topk16-2048 .*name",
+    ),
+    "heads that do not divide": (
+        {"language_model": {"source": "pretrain", "heads": 5}},
+        r"heads=5 does not divide d_model=128",
+    ),
+    "an unset variable": (
+        {"language_model": {"source": "path", "path": "${NO_SUCH_VARIABLE}/x"}},
+        r"language_model\.path: the environment variable NO_SUCH_VARIABLE is not set",
+    ),
+    "a folder without a model": (
+        {"language_model": {"source": "path", "path": "/nowhere"}},
+        r"language_model\.path: /nowhere/config\.json does not exist; name a folder",
+    ),
+    "a hub model out of reach": (
+        {"language_model": {"source": "hub", "name": "no/such-model"}},
+        r"language_model\.name: no/such-model .*HF_HUB_OFFLINE=0",
+    ),
+    "a site that is not stored": (
+        {"dictionaries": {"a": {"kind": "sae", "site": "resid_mid"}}},
+        r"^dictionaries\.a: reads resid_mid, which is not stored; add it to activations\.sites",
+    ),
+    "real text without a tokenizer": (
+        {"corpus": {"source": "files", "train": "a.txt"}},
+        r"^corpus\.tokenizer: .*name one",
+    ),
+    "a sequence longer than the model's": (
+        {"corpus": {"source": "chronicle", "context": 1}},
+        r"^corpus\.context: .*greater than or equal to 2",
+    ),
+    "batches of two sizes in a sweep": (
+        {"dictionaries": {"a": {"batch": [1024, 2048], "k": [8, 16]}}},
+        r"^dictionaries\.a: .*(batch|named)",
+    ),
+    "a path as the profile's name": ({"profile": "../x"}, r"^profile: "),
+    "the paper's loss without relu": (
+        {"training": {"width": 64, "loss": "paper"}},
+        r"loss: paper is defined for act: relu",
+    ),
+    "a context longer than a given model's": (
+        {"language_model": "LONG"},
+        r"corpus\.context: 128 exceeds the model's 64",
+    ),
+    "parallel blocks have no resid_mid": (
+        {"language_model": "PARALLEL", "activations": {"sites": ["mlp_in", "resid_mid"]}},
+        r"resid_mid; use resid_pre",
+    ),
+}
+
+
+def model_folder(folder: Path, **keys: Any) -> dict[str, Any]:
+    config = {"n_layer": 3, "n_embd": 8, "n_head": 2, "n_positions": 1024, "vocab_size": 50, **keys}
+    (folder / "config.json").write_text(json.dumps(config))
+    return {"source": "path", "path": str(folder)}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_config_is_refused_in_one_line(fault: str, tmp_path) -> None:
+    change, message = BROKEN[fault]
+    config = {**copy.deepcopy(GOOD), **change}
+    if config["language_model"] == "LONG":
+        config["language_model"] = model_folder(tmp_path, n_positions=64)
+    if config["language_model"] == "PARALLEL":
+        config["language_model"] = model_folder(tmp_path, model_type="gpt_neox")
+    config = {key: value for key, value in config.items() if value is not None}
+    with pytest.raises(ValueError, match=message) as error:
+        load(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_good_config_gives_its_runs_and_layers() -> None:
+    study = load(GOOD)
+    assert list(study.runs) == ["tc-topk8-2048", "tc-topk16-2048", "sae-relu1e-3-2048-seed1"]
+    assert study.layers == [0, 1, 2]
+    assert study.runs["sae-relu1e-3-2048-seed1"].site_in == "mlp_out"
+
+
+def test_numeric_strings_are_numbers() -> None:
+    config = {**GOOD, "training": {"width": "64", "learning_rate": "1e-3"}, "dictionaries": {"a": {"k": "4"}}}
+    (run,) = load(config).runs.values()
+    assert (run.name, run.width, run.k, run.learning_rate) == ("tc-topk4-64", 64, 4, 1e-3)
+
+
+def test_a_run_is_named_after_what_sets_it_apart() -> None:
+    keys = {"skip": [False, True], "learning_rate": [1e-3, 2e-3]}
+    names = load({**GOOD, "training": {"width": 64}, "dictionaries": {"a": keys}}).runs
+    assert list(names) == [
+        "tc-topk32-64-learning_rate0.001",
+        "tc-topk32-64-learning_rate0.002",
+        "tc-topk32-64-skip-learning_rate0.001",
+        "tc-topk32-64-skip-learning_rate0.002",
+    ]
+
+
+@pytest.mark.parametrize("profile", ["tiny", "tinystories", "stories260k"])
+def test_profiles_that_need_no_hub_load(profile: str, real_input: Path, monkeypatch) -> None:
+    monkeypatch.setenv("REAL_INPUT", str(real_input))
+    study = load(yaml.safe_load((ROOT / "config" / "profiles" / f"{profile}.yaml").read_text()))
+    assert study.profile == profile
+    assert study.runs
+
+
+@pytest.mark.parametrize("profile", ["gelu-1l", "gpt2-small", "pythia-410m", "pythia-1.4b"])
+def test_profiles_of_the_hub_are_valid_once_the_model_is_there(profile: str, tmp_path) -> None:
+    config = yaml.safe_load((ROOT / "config" / "profiles" / f"{profile}.yaml").read_text())
+    assert config["language_model"].keys() == {"source", "name"}
+    sizes = {
+        "gelu-1l": (1, 512),
+        "gpt2-small": (12, 768),
+        "pythia-410m": (24, 1024),
+        "pythia-1.4b": (24, 2048),
+    }
+    layers, d_model = sizes[profile]
+    config["language_model"] = model_folder(tmp_path, n_layer=layers, n_embd=d_model)
+    study = load(config)
+    if profile != "gelu-1l":
+        assert {run.width for run in study.runs.values()} == {32 * d_model}
+        assert {run.loss for run in study.runs.values()} == {"paper"}
+    else:
+        assert {run.site_out for run in study.runs.values()} == {"mlp_out", "resid_mid"}
+
+
+def test_the_default_profile_is_quickstart_and_touches_no_network() -> None:
+    study = load(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
+    assert study.profile == "quickstart"
+    assert "hub" not in (study.corpus.source, study.language_model.source)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50},
+        {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 16,
+         "vocab_size": 50, "intermediate_size": 32},
+        {"n_layers": 2, "d_model": 8, "n_heads": 2, "n_ctx": 16, "d_vocab": 50, "d_mlp": 32},
+    ],
+)  # fmt: skip
+def test_a_shape_is_read_under_the_usual_names(config: dict[str, int]) -> None:
+    shape = shape_of(config)
+    assert (shape.layers, shape.d_model, shape.d_mlp, shape.heads, shape.context, shape.vocabulary) == (
+        2,
+        8,
+        32,
+        2,
+        16,
+        50,
+    )
