@@ -16,19 +16,12 @@ from ..progress import progress
 from ..tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
 from .packing import Layout, pack
-from .parts import Parts, partial_folder, write_documents
+from .parts import FINGERPRINT, Parts, partial_folder, write_documents
 from .source import TRAIN, VALIDATION, Document, Source, open_source, text_hash
 from .token_store import SEQUENCES_A_SHARD, write_tokens
 from .tokenizer import Tokenizer, load_tokenizer, word_tokenizer
 
-OUTPUTS = (
-    "tokenizer",
-    "train.zarr",
-    "validation.zarr",
-    "document.parquet",
-    "token.parquet",
-    "concept.parquet",
-)
+OUTPUTS = ("tokenizer", "train.zarr", "validation.zarr", "document.parquet", "token.parquet")
 """What `build` makes, in its folder."""
 
 
@@ -87,31 +80,35 @@ def build(
 
 def _pack(section: config.Corpus, source: Source, layout: Layout, partial: Path) -> dict[str, Parts]:
     """All blocks of both splits; those that are there already are not made again."""
-    splits = {split: Parts(partial / split, split) for split in (VALIDATION, TRAIN)}
-    held_out: set[int] = set()
-    for split, tokens in ((VALIDATION, section.validation_tokens), (TRAIN, section.train_tokens)):
-        parts = splits[split]
-        cursor = parts.cursor
-        limit = None if tokens is None else max(1, tokens // layout.context)
-        documents = _unseen(source.documents(split, cursor.place), held_out)
-        with progress(
-            f"corpus: {split}", _total(limit, layout), "tokens", cursor.sequences * layout.context
-        ) as bar:
-            for block in pack(documents, layout, cursor, SEQUENCES_A_SHARD, limit):
-                parts.append(block)
-                bar.update(block.token.size)
-        if not len(parts):
-            raise ValueError(
-                f"{source.name}: the {split} documents do not fill one sequence of {layout.context} tokens; "
-                "give more text, or change corpus.context or corpus.validation_share"
-            )
-        if split == VALIDATION:
-            held_out = {text_hash(text) for text in parts.texts()}
-    return splits
+    validation, train = (Parts(partial / split, split) for split in (VALIDATION, TRAIN))
+    _extend(validation, section.validation_tokens, source, layout, set())
+    held_out = {text_hash(text) for text in validation.texts()}
+    _extend(train, section.train_tokens, source, layout, held_out)
+    return {TRAIN: train, VALIDATION: validation}
 
 
-def _total(limit: int | None, layout: Layout) -> float:
-    return float("inf") if limit is None else limit * layout.context
+def _extend(parts: Parts, tokens: int | None, source: Source, layout: Layout, unwanted: set[int]) -> None:
+    """Pack a split to about so many tokens, documents whose text has an unwanted hash left out."""
+    split, cursor = parts.split, parts.cursor
+    limit = None if tokens is None else max(1, tokens // layout.context)
+    documents = _unseen(source.documents(split, cursor.place), unwanted)
+    if limit is None:
+        bar = progress(
+            f"corpus: {split}", source.characters[split], "characters", sum(map(len, parts.texts()))
+        )
+    else:
+        bar = progress(
+            f"corpus: {split}", limit * layout.context, "tokens", cursor.sequences * layout.context
+        )
+    with bar:
+        for block in pack(documents, layout, cursor, SEQUENCES_A_SHARD, limit):
+            parts.append(block)
+            bar.update(sum(len(row.text) for row in block.rows) if limit is None else block.token.size)
+    if not len(parts):
+        raise ValueError(
+            f"{source.name}: the {split} documents do not fill one sequence of {layout.context} tokens; "
+            "give more text, or change corpus.context or corpus.validation_share"
+        )
 
 
 def _unseen(documents: Iterator[Document], texts: set[int]) -> Iterator[Document]:
@@ -143,10 +140,12 @@ def _token_table(parts: Parts, tokenizer: Tokenizer) -> pa.Table:
 
 
 def _finish(partial: Path, folder: Path) -> None:
-    """Move the outputs to their places, and what they were made from away."""
+    """Move the outputs to their places, and remove what they were made from."""
     for name in OUTPUTS:
         target = folder / name
         if target.is_dir():
             shutil.rmtree(target)
         (partial / name).replace(target)
+    # first of all, so that a removal cut short leaves nothing that a next run would continue
+    (partial / FINGERPRINT).unlink()
     shutil.rmtree(partial)

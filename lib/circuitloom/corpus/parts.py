@@ -16,16 +16,20 @@ from ..tables import DOCUMENT, read_table, write_table
 from .packing import Block, Cursor
 from .token_store import Block as Arrays
 
+FINGERPRINT = "fingerprint"
+"""File of a partial folder that says what its contents were made from."""
+
 
 @contextmanager
 def partial_folder(folder: Path, fingerprint: str) -> Iterator[Path]:
     """`folder` for as long as the context lasts, locked, and empty unless it was begun under `fingerprint`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        mark = folder / "fingerprint"
+        mark = folder / FINGERPRINT
         if not mark.is_file() or mark.read_text() != fingerprint:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir()
             mark.write_text(fingerprint)
         yield folder
 

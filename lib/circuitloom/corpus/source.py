@@ -1,7 +1,7 @@
 """The three sources of text behind one interface, all through `datasets`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +41,8 @@ class Source:
     """
     held_out: float | None = None
     """Share of the documents held out by a hash of their text; None where the splits have rows of their own."""
+    characters: dict[str, float] = field(default_factory=dict)
+    """About how much text each split has, for sources that can be read to their end."""
 
     def documents(self, split: str, start: int = 0) -> Iterator[Document]:
         """The documents of `split` that have text, from place `start` of its stream on.
@@ -58,8 +60,9 @@ class Source:
     def _batches(self, split: str, start: int) -> Iterator[dict[str, list[Any]]]:
         from datasets.exceptions import DatasetsError
 
+        rows = self.stream(split, start)
         try:
-            yield from self.stream(split, start).iter(batch_size=_BATCH)
+            yield from rows.iter(batch_size=_BATCH)
         # Arrow's errors are ValueErrors; a generator that meets an empty file raises RuntimeError
         except (DatasetsError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -130,7 +133,9 @@ def _files(section: config.Files) -> Source:
 
     identity = _state([Path(path) for path in dict.fromkeys(parts[TRAIN] + parts[VALIDATION])])
     held_out = None if section.validation else section.validation_share
-    return Source(", ".join(identity), identity, stream, held_out)
+    shares = {TRAIN: 1 - (held_out or 0), VALIDATION: held_out or 1}
+    characters = {split: shares[split] * sum(map(_characters, paths)) for split, paths in parts.items()}
+    return Source(", ".join(identity), identity, stream, held_out, characters)
 
 
 def _kind(key: str, paths: Sequence[str]) -> str:
@@ -146,6 +151,21 @@ def _kind(key: str, paths: Sequence[str]) -> str:
     if len(kinds) > 1:
         raise ValueError(f"{key}: files of several formats; convert them to one")
     return kinds.pop()
+
+
+def _characters(path: str) -> int:
+    """About how many characters a file holds: its bytes, those of Parquet uncompressed."""
+    import pyarrow.parquet as pq
+
+    if Path(path).suffix != ".parquet":
+        return Path(path).stat().st_size
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: damaged, or no Parquet ({str(error).splitlines()[0]}); replace it"
+        ) from error
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
 def _hub(section: config.Hub) -> Source:
