@@ -66,12 +66,8 @@ def test_the_pareto_plot_has_a_panel_a_layer_with_the_untouched_model_in_it(
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_args, **_kwargs: figures.append(figure))
     draw_pareto(pareto_table(metrics, runs), tmp_path / "pareto.png")
     panels = figures[0].axes
-    assert [panel.get_title() for panel in panels] == [
-        "layer 0",
-        "layer 1",
-        "layer 2",
-        "all layers replaced at once",
-    ]
+    assert [panel.get_title("left") for panel in panels] == ["layer 0", "layer 1", "layer 2", "all layers"]
+    assert panels[0].get_title("right") == "ablated to zero 4.000, to the mean 3.000"
     for panel in panels:
         lines = {tuple(line.get_ydata()) for line in panel.lines}
         # transcoders joined in order of L0, SAEs apart, the untouched model

@@ -49,7 +49,7 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
     handles: dict[str, Any] = {}
     for panel, layer in zip(panels, layers, strict=False):
         handles |= _draw_layer(panel, [row for row in rows if row["layer"] == layer])
-        panel.set_title("all layers replaced at once" if layer == TOGETHER else f"layer {layer}")
+        panel.set_title("all layers" if layer == TOGETHER else f"layer {layer}", loc="left")
     for panel in panels[len(layers) :]:
         panel.remove()
     figure.supxlabel("L0 (features active a token)", fontsize="medium")
@@ -70,8 +70,8 @@ def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, A
         drawn[f"{NAMES[kind]}, {act}"] = line
     first = rows[0]
     drawn["untouched model"] = panel.axhline(first["ce_original"], color="black", linestyle="--", linewidth=1)
-    ablated = f"zero-ablated {first['ce_zero']:.3f}, mean-ablated {first['ce_mean']:.3f}"
-    panel.text(0.97, 0.95, ablated, transform=panel.transAxes, ha="right", va="top", fontsize="small")
+    ablated = f"ablated to zero {first['ce_zero']:.3f}, to the mean {first['ce_mean']:.3f}"
+    panel.set_title(ablated, loc="right", fontsize="small")
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(ScalarFormatter())
