@@ -65,14 +65,18 @@ class Training:
         self.losses, self.seconds = state["losses"].tolist(), state["seconds"].tolist()
 
 
-def pretrain(tokens: Tokens, tokenizer: Path, config: Pretrain, seed: int, output: Path) -> None:
+def pretrain(
+    tokens: Tokens, tokenizer: Path, config: Pretrain, seed: int, output: Path, version: str = ""
+) -> None:
     """Train a model on `tokens` and save it, its tokenizer, its anatomy and the table `pretraining` in `output`.
 
-    A killed training goes on from `output`.partial, and gives the same weights (on a CPU, at equal threads).
+    A killed training goes on from `output`.partial, and gives the same weights (on a CPU, at equal threads), unless
+    config, tokens or `version` (of the code) have changed since.
     Raises ValueError where there is too little text, and FloatingPointError where the loss diverges.
     """
     batches = Batches(tokens, config.batch, seed)
-    mark = fingerprint(config=config.model_dump(mode="json"), seed=seed, tokens=batches.digest())
+    keys = config.model_dump(mode="json", exclude={"checkpoint_every"})
+    mark = fingerprint(config=keys, seed=seed, tokens=batches.digest(), version=version)
     with partial_folder(output, mark) as partial:
         model = build(config, tokens, seed)
         training = Training(model, Optimiser(model, config))

@@ -1,0 +1,15 @@
+from circuitloom.job import job
+
+with job("language_model", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from pydantic import TypeAdapter
+
+    from circuitloom.config.language_model import LanguageModel
+    from circuitloom.language_model.source import install
+
+    install(
+        TypeAdapter(LanguageModel).validate_python(snakemake.params.config),
+        Path(snakemake.input.tokenizer),
+        Path(snakemake.output.model),
+    )

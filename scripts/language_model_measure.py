@@ -1,0 +1,17 @@
+from circuitloom.job import job
+
+with job("language_model", snakemake.threads, snakemake.log[0]):
+    from circuitloom.corpus.tokenizer import load_tokenizer
+    from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.language_model.figures import figures
+    from circuitloom.language_model.model import load
+    from circuitloom.tables import LANGUAGE_MODEL, read_table, write_table
+
+    rows = figures(
+        load(snakemake.input.model, snakemake.params.dtype),
+        open_tokens(snakemake.input.validation),
+        read_table(snakemake.input.document),
+        load_tokenizer(snakemake.input.tokenizer),
+        snakemake.params.seed,
+    )
+    write_table(LANGUAGE_MODEL, rows, snakemake.output.table)

@@ -1,0 +1,15 @@
+from circuitloom.job import job
+
+with job("language_model", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from circuitloom.language_model.plot import plot_pretraining
+    from circuitloom.tables import read_table
+
+    figures = read_table(snakemake.input.figures).to_pylist()
+    plot_pretraining(
+        read_table(Path(snakemake.input.model) / "pretraining.parquet"),
+        {row["figure"]: row["value"] for row in figures},
+        snakemake.params.step_tokens,
+        Path(snakemake.output.plot),
+    )

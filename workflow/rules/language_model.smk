@@ -1,0 +1,97 @@
+"""The model that is studied: pretrained here, or laid down from a folder or the hub; and how good it is."""
+
+MODEL_SOURCE = STUDY.language_model.source
+
+
+def model_files():
+    """The files of a model from a folder, so that a new one is noticed; one that is missing the library names."""
+    folder = Path(STUDY.language_model.path)
+    suffixes = (".json", ".safetensors", ".bin", ".pth", ".model", ".txt")
+    return sorted(str(file) for file in folder.glob("*") if file.suffix in suffixes)
+
+
+if MODEL_SOURCE == "pretrain":
+
+    rule pretrain_model:
+        input:
+            train=f"{RESULTS}/corpus/train.zarr",
+            tokenizer=f"{RESULTS}/corpus/tokenizer",
+        output:
+            model=directory(f"{RESULTS}/model"),
+        log:
+            f"{RESULTS}/logs/pretrain_model.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/pretrain_model.tsv"
+        threads: workflow.cores
+        params:
+            config=section("language_model"),
+            seed=STUDY.seed,
+            code=code("language_model_pretrain"),
+        script:
+            "../../scripts/language_model_pretrain.py"
+
+    rule plot_pretraining:
+        input:
+            model=f"{RESULTS}/model",
+            figures=f"{RESULTS}/language_model/language_model.parquet",
+        output:
+            plot=report(
+                f"{RESULTS}/language_model/pretraining.png",
+                caption="../report/pretraining.rst",
+                category="Language model",
+            ),
+        log:
+            f"{RESULTS}/logs/plot_pretraining.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/plot_pretraining.tsv"
+        params:
+            step_tokens=STUDY.language_model.batch * STUDY.corpus.context,
+            code=code("language_model_plot"),
+        script:
+            "../../scripts/language_model_plot.py"
+
+else:
+
+    rule:
+        name:
+            "link_model" if MODEL_SOURCE == "path" else "fetch_model"
+        input:
+            model_files() if MODEL_SOURCE == "path" else [],
+            tokenizer=f"{RESULTS}/corpus/tokenizer",
+        output:
+            model=directory(f"{RESULTS}/model"),
+        log:
+            f"{RESULTS}/logs/install_model.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/install_model.tsv"
+        params:
+            config=section("language_model"),
+            code=code("language_model_install"),
+        script:
+            "../../scripts/language_model_install.py"
+
+
+rule measure_model:
+    input:
+        model=f"{RESULTS}/model",
+        validation=f"{RESULTS}/corpus/validation.zarr",
+        document=f"{RESULTS}/corpus/document.parquet",
+        tokenizer=f"{RESULTS}/corpus/tokenizer",
+    output:
+        table=f"{RESULTS}/language_model/language_model.parquet",
+    log:
+        f"{RESULTS}/logs/measure_model.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_model.tsv"
+    threads: workflow.cores
+    params:
+        dtype=getattr(STUDY.language_model, "dtype", "float32"),
+        seed=STUDY.seed,
+        code=code("language_model_measure"),
+    script:
+        "../../scripts/language_model_measure.py"
+
+
+TARGETS["language_model"] = [f"{RESULTS}/model", *rules.measure_model.output] + (
+    [*rules.plot_pretraining.output] if MODEL_SOURCE == "pretrain" else []
+)
