@@ -1,0 +1,84 @@
+"""Rate of caching, all layers to disk, against the bare forward pass of the same sequences without the head.
+
+python benchmarks/caching.py results/stories260k/model results/stories260k/corpus/train.zarr --tokens 1000000
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from circuitloom.job import set_threads
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="folder of the language model")
+    parser.add_argument("train", type=Path, help="token array of the training split")
+    parser.add_argument("--site", default="mlp_in")
+    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "int8"])
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="rows cached a round")
+    parser.add_argument("--shard-rows", type=int, default=262_144)
+    parser.add_argument("--batch", type=int, default=64, help="sequences a forward pass")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="where the cache is written, and removed again"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    set_threads(args.threads)
+    import torch
+
+    from circuitloom.activations.cache import cache_site
+    from circuitloom.activations.order import row_order
+    from circuitloom.config import Activations
+    from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.language_model.model import load
+
+    torch.set_num_threads(args.threads)
+    model = load(args.model)
+    config = Activations(dtype=args.dtype, shard_rows=args.shard_rows, batch=args.batch)
+    order = row_order(open_tokens(args.train), 0, args.shard_rows, args.tokens)
+    base = getattr(model.module, "base_model", model.module)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for shard in range(order.shards):
+            for batch in order.batches(shard, args.batch):
+                base(batch.tokens.to(model.device), use_cache=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def cache() -> None:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            cache_site(args.site, order, model, config, Path(folder))
+
+    ratios = []
+    print("round  bare tokens/s  caching tokens/s  caching/bare  by CPU time")
+    for i in range(args.rounds):
+        (wall, cpu), (wall_cache, cpu_cache) = (timed(work) for work in (bare, cache))
+        ratios.append(wall / wall_cache)
+        print(
+            f"{i:5}  {order.rows / wall:13,.0f}  {order.rows / wall_cache:16,.0f}  "
+            f"{wall / wall_cache:12.3f}  {cpu / cpu_cache:11.3f}",
+            flush=True,
+        )
+    print(f"median {statistics.median(ratios):.3f}")
+
+
+def timed(work) -> tuple[float, float]:
+    """Seconds that `work` takes: on the clock, and of all cores."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+if __name__ == "__main__":
+    main()
