@@ -8,6 +8,8 @@ def corpus_tokenizer():
     if name is None and model.source != "pretrain":
         name = model.path if model.source == "path" else model.name
         revision = None if model.source == "path" else model.revision
+        if STUDY.shape.tokenizer:
+            name, revision = STUDY.shape.tokenizer, None
     return {
         "name": name,
         "revision": revision,

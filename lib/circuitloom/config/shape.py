@@ -26,6 +26,8 @@ class Shape:
     """The MLP has a gate (SwiGLU and its kin): three matrices, not two."""
     parallel: bool = False
     """Attention and MLP read the same residual stream: there is no `resid_mid`."""
+    tokenizer: str | None = None
+    """Hub name of the model's tokenizer, where its config names one (TransformerLens' legacy format)."""
 
 
 _NAMES = {
@@ -55,7 +57,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
         sizes[field] = int(value)
     gated = config.get("hidden_act") in ("silu", "swish") or bool(config.get("gated_mlp"))
     parallel = bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
-    return Shape(**sizes, gated=gated, parallel=parallel)
+    return Shape(**sizes, gated=gated, parallel=parallel, tokenizer=config.get("tokenizer_name"))
 
 
 def read_shape(config: language_model.LanguageModel, context: int) -> Shape:
