@@ -22,3 +22,11 @@ def test_int8_is_off_by_at_most_half_a_step_of_its_row():
 @pytest.mark.parametrize("number_format", ["float16", "bfloat16", "int8"])
 def test_zeros_stay_zeros(number_format):
     assert (unpack(pack(torch.zeros(3, 8), number_format)) == 0).all()
+
+
+@pytest.mark.parametrize("number_format", ["float16", "bfloat16"])
+def test_what_is_packed_does_not_change_with_its_source(number_format):
+    x = X.to(getattr(torch, number_format))
+    packed, before = pack(x, number_format), x.float()
+    x.zero_()
+    assert torch.equal(unpack(packed), before)

@@ -1,5 +1,7 @@
 """Zarr arrays of rows: sharded, checksummed, damage named."""
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +35,17 @@ def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, sha
             chunks=(CHUNK_ROWS, *shape[1:]),
             compressors=_CODEC,
             filters=None,
-            fill_value=0,
-            # a shard of zeros is written too, so that a missing one is known to be missing
-            config={"write_empty_chunks": True},
+            fill_value=_unused(np.dtype(dtype)),
             overwrite=True,
         )
+
+
+def _unused(dtype: np.dtype) -> float | int:
+    """A value that no row is made of: chunks of nothing but the fill value are left out of a file."""
+    if dtype.kind == "f":
+        return float("nan")
+    # as the bits of a bfloat16, the largest uint16 is a NaN; int8 stops at -127
+    return int(np.iinfo(dtype).max if dtype.kind == "u" else np.iinfo(dtype).min)
 
 
 def shard_file(array: zarr.Array, shard: int) -> Path:
@@ -51,20 +59,27 @@ def array_folder(array: zarr.Array) -> Path:
 
 
 def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row ..."]) -> None:
-    """Write `values` as the whole of `shard`, down to the disk."""
+    """Write `values` as the whole of `shard`, down to the disk; OSError where the disk refuses."""
     file = shard_file(array, shard)
     # what a killed process left may be half a shard, which zarrs would try to read
     file.unlink(missing_ok=True)
     assert array.shards is not None
     start = shard * array.shards[0]
-    array[start : start + len(values)] = values
+    try:
+        array[start : start + len(values)] = values
+    except RuntimeError as error:
+        # zarrs says "No space left on device (os error 28)" and the like
+        if number := re.search(r"os error (\d+)", str(error)):
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(file)) from error
+        raise
     flush(file)
 
 
 def open_array(folder: Path, remedy: str) -> zarr.Array:
     """The array in `folder`, for reading.
 
-    Raises ValueError, ending in `remedy`, where it is not whole: a missing shard would read as zeros.
+    Raises ValueError, ending in `remedy`, where it is not whole.
     """
     try:
         with zarr.config.set(_PIPELINE):

@@ -25,9 +25,9 @@ class Packed(NamedTuple):
 
 
 def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
-    """`x` rounded to `number_format`; int8 spreads ±127 over ± the largest magnitude of the row."""
+    """A copy of `x`, rounded to `number_format`; int8 spreads ±127 over ± the largest magnitude of the row."""
     if number_format != "int8":
-        return Packed(x.to(TORCH_DTYPE[number_format]), None)
+        return Packed(x.to(TORCH_DTYPE[number_format], copy=True), None)
     largest = x.abs().amax(dim=1).float()
     # an all-zero row divides by one
     scales = torch.where(largest > 0, largest / 127, 1.0)

@@ -90,8 +90,10 @@ class Recorder:
         captured = self.model.capture(batch.tokens, self.watched)
         source = batch.source.to(self.model.device)
         packed = PackedBatch(batch.slot)
+        # one place for all, used again and again: fresh pages cost more than the copy
+        x = torch.empty(0, device=self.model.device, dtype=captured[self.watched[0]].dtype)
         for i, site in enumerate(self.watched):
-            x = captured.pop(site).flatten(0, 1).index_select(0, source)
+            torch.index_select(captured.pop(site).flatten(0, 1), 0, source, out=x)
             sums.add(i, x)
             if i < len(self.layers):
                 packed.layers.append(_to_host(pack(x, self.number_format)))

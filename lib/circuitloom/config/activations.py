@@ -21,6 +21,6 @@ class Activations(Model):
     dtype: Literal["float16", "bfloat16", "int8"] = "float16"
     """Number format on disk; int8 has one scale a token."""
     shard_rows: Annotated[int, Field(ge=4096, multiple_of=4096)] = 262_144
-    """Rows of a shard, within which tokens are shuffled; memory holds one shard of every layer while it is filled."""
+    """Rows of a shard, within which tokens are shuffled; memory holds two shards of every layer."""
     batch: PositiveInt = 64
     """Sequences a forward pass."""
