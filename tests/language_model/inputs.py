@@ -16,18 +16,21 @@ from circuitloom.corpus.tokens import Tokens, open_tokens
 CONTEXT = 16
 
 
-def make_tokens(folder: Path, sequences: int = 64, bos_id: int | None = 0) -> Tokens:
-    """Sequences in which every token follows from the one before: five more, among 2 to 63, then from 2 on."""
-    inside = CONTEXT - (bos_id is not None)
-    stream = [2]
-    while len(stream) < sequences * inside:
-        stream.append((stream[-1] + 3) % (VOCABULARY - 2) + 2)
-    token = np.array(stream, np.int32).reshape(sequences, inside)
+def make_tokens(
+    folder: Path,
+    sequences: int = 64,
+    bos_id: int | None = 0,
+    context: int = CONTEXT,
+    largest: int = VOCABULARY - 1,
+) -> Tokens:
+    """Sequences in which every token follows from the one before: five more, from 2 to `largest` and round again."""
+    inside = context - (bos_id is not None)
+    stream = np.arange(sequences * inside) * 5 % (largest - 1) + 2
+    token = stream.astype(np.uint16).reshape(sequences, inside)
     if bos_id is not None:
-        token = np.concatenate([np.full((sequences, 1), bos_id, np.int32), token], axis=1)
-    attributes = {"bos_id": bos_id, "vocabulary": VOCABULARY}
-    document = np.zeros_like(token, np.int32)
-    write_tokens(folder, [(token, document)], sequences, attributes)
+        token = np.concatenate([np.full((sequences, 1), bos_id, np.uint16), token], axis=1)
+    attributes = {"bos_id": bos_id, "vocabulary": largest + 1}
+    write_tokens(folder, [(token, np.zeros_like(token, np.int32))], sequences, attributes)
     return open_tokens(folder)
 
 

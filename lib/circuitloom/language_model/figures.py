@@ -58,7 +58,7 @@ def _row(figure: str, value: float, unit: str, meaning: str) -> dict[str, Any]:
 
 def _written(
     documents: pa.Table, tokenizer: Tokenizer, context: int
-) -> tuple[list[Int[np.ndarray, " token"]], Float[np.ndarray, " document"]]:
+) -> tuple[list[Int[np.ndarray, " _token"]], Float[np.ndarray, " document"]]:
     """Held-out documents that a grammar wrote and that fit the context behind a BOS, and their log p."""
     held_out = documents.filter(
         (pc.field("split") == "validation")

@@ -67,7 +67,7 @@ def cross_entropy(model: LanguageModel, tokens: Tokens) -> CrossEntropy:
 
 @torch.no_grad()
 def document_losses(
-    model: LanguageModel, documents: Sequence[Int[np.ndarray, " token"]]
+    model: LanguageModel, documents: Sequence[Int[np.ndarray, " _token"]]
 ) -> Float[np.ndarray, " document"]:
     """Summed cross-entropy, in nats, of each document's tokens after its first (its BOS)."""
     total = np.empty(len(documents))
@@ -84,7 +84,7 @@ def document_losses(
 
 def grammar_distance(
     model: LanguageModel,
-    documents: Sequence[Int[np.ndarray, " token"]],
+    documents: Sequence[Int[np.ndarray, " _token"]],
     log_probability: Float[np.ndarray, " document"],
     bos_id: int,
 ) -> GrammarDistance:

@@ -1,0 +1,177 @@
+"""Figures of a language model, against hand-made models whose probabilities are known."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from tests.language_model.inputs import CONTEXT, make_tokens
+from tests.models import VOCABULARY, tiny_gpt2
+from torch import Tensor, nn
+
+from circuitloom.corpus.chronicle.grammar import vocabulary, write
+from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
+from circuitloom.language_model.anatomy import Anatomy
+from circuitloom.language_model.figures import figures
+from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.plot import plot_pretraining
+from circuitloom.language_model.quality import cross_entropy, document_losses, grammar_distance, greater_than
+from circuitloom.tables import DOCUMENT, LANGUAGE_MODEL, PRETRAINING, write_table
+
+
+class Bigram(nn.Module):
+    """Logits that depend on the last token alone."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.logits[tokens]
+
+
+def bigram(logits: Tensor) -> LanguageModel:
+    return LanguageModel(Bigram(logits), Anatomy("Bigram", 0, "", "", "", None, False))
+
+
+def random_logits(size: int) -> Tensor:
+    return torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+
+
+def test_predictions_from_a_bos_are_masked_and_others_are_not(tmp_path):
+    tokens = make_tokens(tmp_path / "validation.zarr", sequences=40)
+    logits = random_logits(VOCABULARY)
+    result = cross_entropy(bigram(logits), tokens)
+    log_p, rows = logits.log_softmax(-1), tokens.take(slice(0, 40)).tolist()
+    pairs = [(i, a, b) for row in rows for i, (a, b) in enumerate(pairwise(row))]
+    assert result.n_tokens == len(pairs) == 40 * (CONTEXT - 1)
+    assert result.every == pytest.approx(-np.mean([float(log_p[a, b]) for _, a, b in pairs]))
+    assert result.masked == pytest.approx(-np.mean([float(log_p[a, b]) for i, a, b in pairs if i > 0]))
+
+
+def test_a_document_costs_the_same_alone_as_among_longer_ones(tmp_path):
+    model = load(tiny_gpt2(tmp_path / "model"), device="cpu")
+    random = np.random.default_rng(0)
+    documents = [random.integers(2, VOCABULARY, length) for length in (31, 5, 12, 2) * 10]
+    together = document_losses(model, documents)
+    for document, loss in list(zip(documents, together, strict=True))[:8]:
+        tokens = torch.from_numpy(document)
+        log_p = model.logits(tokens[None])[0, :-1].log_softmax(-1)
+        assert loss == pytest.approx(-float(log_p.gather(1, tokens[1:, None]).sum()), rel=1e-5)
+
+
+def test_the_grammar_itself_has_no_distance_from_the_grammar():
+    logits, random = random_logits(10), np.random.default_rng(0)
+    documents = [random.integers(1, 10, length) for length in (3, 7, 9)]
+    log_p = logits.double().log_softmax(-1).numpy()
+    exact = np.array([log_p[[0, *d], [*d, 0]].sum() for d in documents])
+    distance = grammar_distance(bigram(logits), documents, exact, bos_id=0)
+    assert distance.entropy == pytest.approx(-exact.sum() / (4 + 8 + 10))
+    assert distance.percent == pytest.approx(0, abs=1e-4)
+    assert distance.percent_error == pytest.approx(0, abs=1e-4)
+
+
+def test_the_standard_error_is_that_of_fresh_documents():
+    logits, random = random_logits(10), np.random.default_rng(0)
+
+    def draw():
+        documents = [random.integers(1, 10, random.integers(3, 12)) for _ in range(60)]
+        return grammar_distance(bigram(logits), documents, np.array([-2.0 * len(d) for d in documents]), 0)
+
+    draws = [draw() for _ in range(60)]
+    spread = np.std([each.cross_entropy - each.entropy for each in draws])
+    assert np.mean([each.standard_error for each in draws]) == pytest.approx(spread, rel=0.3)
+
+
+def test_greater_than_is_one_where_all_probability_is_later_and_minus_one_where_none_is():
+    numbers = torch.arange(100)
+    later = torch.full((200, 200), -1e4)
+    # after the prompt's last token, 150, the number 60
+    later[150, 60] = 0
+    prompts = torch.tensor([[150]])
+    assert greater_than(bigram(later), prompts, torch.tensor([59]), numbers) == pytest.approx(1)
+    assert greater_than(bigram(later), prompts, torch.tensor([60]), numbers) == pytest.approx(-1)
+
+
+def test_greater_than_counts_probabilities_among_all_tokens():
+    uniform = torch.zeros(200, 200)
+    prompts, years = torch.tensor([[150], [151]]), torch.tensor([9, 89])
+    # 90 later and 10 not, then 10 later and 90 not, each of 1/200
+    assert greater_than(bigram(uniform), prompts, years, torch.arange(100)) == pytest.approx(0, abs=1e-6)
+    assert greater_than(bigram(uniform), prompts[:1], years[:1], torch.arange(100)) == pytest.approx(0.4)
+
+
+@pytest.fixture
+def chronicle(tmp_path) -> Path:
+    """A folder with chronicle's tokenizer."""
+    word_tokenizer(vocabulary()).save(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def document_table(episodes, n_tokens: list[int]) -> pa.Table:
+    return pa.table(
+        {
+            "split": ["validation"] * len(episodes),
+            "document": pa.array(range(len(episodes)), pa.int32()),
+            "n_tokens": pa.array(n_tokens, pa.int32()),
+            "log_probability": [None if e is None else e.log_probability for e in episodes],
+            "text": ["some words" if e is None else e.text for e in episodes],
+        },
+        schema=DOCUMENT.schema,
+    )
+
+
+def test_chronicle_has_every_figure_and_real_text_the_cross_entropies(chronicle, tmp_path):
+    tokenizer = load_tokenizer(str(chronicle))
+    tokens = make_tokens(tmp_path / "validation.zarr")
+    # a context of 16 words holds no document of the grammar, one of 128 all of them
+    long = make_tokens(tmp_path / "long.zarr", sequences=8, context=128)
+    model = bigram(torch.zeros(tokenizer.vocabulary, tokenizer.vocabulary))
+    episodes = [write(0, "validation", index) for index in range(3)]
+    written = document_table(episodes, [len(e.words) for e in episodes])
+    names = [{row["figure"] for row in figures(model, t, written, tokenizer, 0)} for t in (tokens, long)]
+    assert names[0] == {"cross_entropy", "cross_entropy_every", "n_tokens", "parameters"}
+    rows = {row["figure"]: row["value"] for row in figures(model, long, written, tokenizer, 0)}
+    assert rows["document_cross_entropy"] == pytest.approx(math.log(tokenizer.vocabulary))
+    assert rows["n_documents"] == 3
+    # 99 - YY numbers are later and YY + 1 are not, and YY is 50 on average
+    assert rows["greater_than"] == pytest.approx(-2 / tokenizer.vocabulary, abs=1e-6)
+    real = document_table([None], [2])
+    assert {row["figure"] for row in figures(model, long, real, tokenizer, 0)} == names[0]
+    write_table(LANGUAGE_MODEL, figures(model, long, written, tokenizer, 0), tmp_path / "t.parquet")
+
+
+def test_a_tokenizer_that_splits_numbers_has_no_greater_than(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    characters = Tokenizer(
+        models.BPE({c: i for i, c in enumerate("\t 0123456789abcdefghijklmnopqrstuvwxyz")}, [])
+    )
+    PreTrainedTokenizerFast(tokenizer_object=characters, bos_token="\t").save_pretrained(
+        tmp_path / "characters"
+    )
+    tokenizer = load_tokenizer(str(tmp_path / "characters"))
+    model = bigram(torch.zeros(tokenizer.vocabulary, tokenizer.vocabulary))
+    tokens = make_tokens(tmp_path / "long.zarr", sequences=4, context=128, largest=30)
+    written = document_table([write(0, "validation", 0)], [3])
+    names = {row["figure"] for row in figures(model, tokens, written, tokenizer, 0)}
+    assert "document_cross_entropy" in names and "greater_than" not in names
+
+
+def test_the_plot_shows_the_loss_over_tokens_and_the_entropy(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_a, **_k: drawn.append(self))
+    rows = [{"step": s, "loss": 4.0 / s, "learning_rate": 0.1, "tokens_per_second": 1.0} for s in (1, 2, 3)]
+    table = pa.Table.from_pylist(rows, schema=PRETRAINING.schema)
+    plot_pretraining(table, {"grammar_entropy": 1.5}, 500_000, tmp_path / "plot.png")
+    axes = drawn[0].axes[0]
+    curve, entropy = axes.lines
+    assert curve.get_xdata().tolist() == [0.5, 1.0, 1.5] and curve.get_ydata().tolist() == [4, 2, 4 / 3]
+    assert set(entropy.get_ydata()) == {1.5} and entropy.get_linestyle() == "--"
+    assert "nats" in axes.get_ylabel() and "millions" in axes.get_xlabel()
