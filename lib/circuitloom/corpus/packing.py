@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from .source import Document
 from .tokenizer import Tokenizer
@@ -42,8 +42,8 @@ class Row:
 class Block:
     """Some sequences, and where the next ones begin."""
 
-    token: Int[np.ndarray, "sequence position"]
-    document: Int[np.ndarray, "sequence position"]
+    token: Integer[np.ndarray, "sequence position"]
+    document: Integer[np.ndarray, "sequence position"]
     rows: list[Row]
     """Documents whose first token is in the block, in order."""
     cursor: Cursor
@@ -89,7 +89,7 @@ class _Piece:
     offset: int
     """Tokens that earlier blocks took."""
     n_tokens: int
-    tokens: Int[np.ndarray, " token"]
+    tokens: Integer[np.ndarray, " token"]
 
 
 def pack(

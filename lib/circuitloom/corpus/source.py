@@ -1,6 +1,7 @@
 """The three sources of text behind one interface, all through `datasets`."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -58,15 +59,9 @@ class Source:
                 place += 1
 
     def _batches(self, split: str, start: int) -> Iterator[dict[str, list[Any]]]:
-        from datasets.exceptions import DatasetsError
-
         rows = self.stream(split, start)
-        try:
+        with _readable(self.name):
             yield from rows.iter(batch_size=_BATCH)
-        # Arrow's errors are ValueErrors; a generator that meets an empty file raises RuntimeError
-        except (DatasetsError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{self.name}: cannot be read as text ({reason})") from error
 
     def _belongs(self, split: str, text: str) -> bool:
         if self.held_out is None:
@@ -79,10 +74,13 @@ def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
 
     Raises ValueError, with the remedy, where a file, data set or column is missing.
     """
+    import datasets
     import datasets.config
 
     # its lock files would otherwise lie in the user's cache
     datasets.config.HF_DATASETS_CACHE = scratch
+    # what it would log of a damaged file is in the error that it raises
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     match section:
         case config.Chronicle():
             return _chronicle(seed)
@@ -90,6 +88,19 @@ def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
             return _files(section)
         case config.Hub():
             return _hub(section)
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Turn what `datasets` raises on a damaged file into one line."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    # Arrow's errors are ValueErrors; a generator that meets an empty file raises RuntimeError
+    except (DatasetsError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{where}: cannot be read as text ({reason}); mend or replace it") from error
 
 
 def text_hash(text: str) -> int:
@@ -200,13 +211,13 @@ def _state(paths: list[Path]) -> dict[str, Any]:
 
 def _resolve(dataset: str, revision: str) -> str | None:
     """The commit that `revision` of a data set of the hub stands for now."""
-    import httpx
+    import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         return HfApi().dataset_info(dataset, revision=revision).sha
-    except (OfflineModeIsEnabled, HFValidationError, httpx.HTTPError, HfHubHTTPError, OSError) as error:
+    except (OfflineModeIsEnabled, HFValidationError, httpx2.HTTPError, HfHubHTTPError, OSError) as error:
         raise ValueError(
             f"corpus.dataset: {dataset} (revision {revision}) is no folder and was not found on the hub; "
             "check the name and the network (HF_HUB_OFFLINE=0), and HF_TOKEN if it is private"
@@ -215,10 +226,10 @@ def _resolve(dataset: str, revision: str) -> str | None:
 
 def _text_only(data: "IterableDataset", column: str, where: str) -> "IterableDataset":
     """The column of text alone, named `text`; ValueError where there is none."""
-    try:
-        columns = data.column_names or list(next(iter(data)))
-    except (StopIteration, RuntimeError):
-        raise ValueError(f"{where}: no text in it; name one that has some") from None
+    with _readable(where):
+        columns = data.column_names or list(next(iter(data), {}))
+    if not columns:
+        raise ValueError(f"{where}: has no text; name one that has some")
     if column not in columns:
         raise ValueError(
             f"corpus.text: {where} has no column {column}; set it to one of {', '.join(columns)}"

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Int
+from jaxtyping import Integer
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 SEQUENCES_A_SHARD = 8192
 SEQUENCES_A_CHUNK = 256
 
-Block = tuple[Int[np.ndarray, "sequence position"], Int[np.ndarray, "sequence position"]]
+Block = tuple[Integer[np.ndarray, "sequence position"], Integer[np.ndarray, "sequence position"]]
 """Token ids and document numbers of some sequences."""
 
 

@@ -1,9 +1,9 @@
 """What may stand at one place of a template, and with which probability."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log
-from typing import Protocol
 
 Uniform = Callable[[], float]
 """Source of numbers uniform on [0, 1)."""
@@ -22,20 +22,18 @@ class Memory:
     """Rare names that the document has introduced."""
 
 
-class Slot(Protocol):
+class Slot(ABC):
     """A place in a template that chooses its word."""
 
-    @property
-    def support(self) -> frozenset[str]:
-        """Every word that can stand here."""
-        ...
+    support: frozenset[str]
+    """Every word that can stand here."""
 
+    @abstractmethod
     def fill(self, uniform: Uniform, memory: Memory) -> Choice:
         """The word of this place, given what `memory` holds; different choices give different words."""
-        ...
 
 
-class Draw:
+class Draw(Slot):
     """A word of a set, uniformly; it may have to differ from the word bound to a tag."""
 
     def __init__(self, words: tuple[str, ...], bind: str | None = None, unlike: str | None = None) -> None:
@@ -56,7 +54,7 @@ class Draw:
         return word, self._log_p
 
 
-class Copy:
+class Copy(Slot):
     """The word bound to a tag."""
 
     def __init__(self, source: str, support: frozenset[str]) -> None:
@@ -67,7 +65,7 @@ class Copy:
         return memory.bound[self.source], 0.0
 
 
-class Either:
+class Either(Slot):
     """One of the words bound to two tags, each with probability 1/2; `bind` keeps which."""
 
     def __init__(self, pair: tuple[str, str], bind: str, support: frozenset[str]) -> None:
@@ -80,7 +78,7 @@ class Either:
         return word, self._log_p
 
 
-class Other:
+class Other(Slot):
     """Of the words bound to two tags, the one that an `Either` left."""
 
     def __init__(self, pair: tuple[str, str], taken: str, support: frozenset[str]) -> None:
@@ -92,7 +90,7 @@ class Other:
         return second if memory.bound[self.taken] == first else first, 0.0
 
 
-class Later:
+class Later(Slot):
     """A year within the century later than the one bound to a tag, uniform over those left."""
 
     def __init__(self, start: str, numbers: tuple[str, ...]) -> None:
@@ -107,7 +105,7 @@ class Later:
         return self.numbers[start + 1 + int(uniform() * left)], self._log_p[left]
 
 
-class NewFirst:
+class NewFirst(Slot):
     """The first word of a rare name that the document has not seen."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
@@ -123,7 +121,7 @@ class NewFirst:
         return word, -log(len(unseen))
 
 
-class NewSecond:
+class NewSecond(Slot):
     """The second word of the rare name that a `NewFirst` began; the name is remembered."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
@@ -138,7 +136,7 @@ class NewSecond:
         return word, self._log_p
 
 
-class KnownFirst:
+class KnownFirst(Slot):
     """The first word of a rare name that the document has introduced, uniformly."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
@@ -151,7 +149,7 @@ class KnownFirst:
         return word, -log(len(memory.names))
 
 
-class KnownSecond:
+class KnownSecond(Slot):
     """What followed the rare word that a `KnownFirst` repeated."""
 
     def __init__(self, words: tuple[str, ...]) -> None:

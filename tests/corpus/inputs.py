@@ -1,0 +1,49 @@
+"""Small corpora for the tests of this stage."""
+
+import json
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from circuitloom.config.corpus import Corpus
+from circuitloom.corpus.build import TokenizerName, build
+
+TEXTS = [f"Story {n} is about the number {n}, and it says so {n} times over." for n in range(120)]
+
+
+def section(**keys):
+    """A validated corpus section."""
+    return TypeAdapter(Corpus).validate_python({"context": 16, **keys})
+
+
+def built(folder: Path, tokenizer: Path | None = None, seed: int = 0, vocabulary: int = 0, **keys) -> Path:
+    """`folder`, with the corpus that `keys` describe in it."""
+    name = None if tokenizer is None else str(tokenizer)
+    build(section(**keys), folder, seed, TokenizerName(name, None, vocabulary))
+    return folder
+
+
+def jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
+    """A file with a document a line."""
+    path.write_text("".join(json.dumps({column: text}) + "\n" for text in texts))
+    return path
+
+
+def bpe(folder: Path, bos: str | None = "<s>", eos: str | None = None) -> Path:
+    """Folder of a byte-level BPE tokenizer, its BOS the token 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from circuitloom.corpus.chronicle.grammar import write
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = [token for token in (bos, eos) if token]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    backend.train_from_iterator([*TEXTS, *(write(8, "train", n).text for n in range(50))], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos).save_pretrained(folder)
+    return folder

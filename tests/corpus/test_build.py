@@ -1,0 +1,321 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.corpus import kill
+from tests.corpus.inputs import TEXTS, bpe, built, jsonl, section
+
+from circuitloom.corpus.build import OUTPUTS, build
+from circuitloom.corpus.chronicle.grammar import write
+from circuitloom.corpus.documents import per_token, whole_documents
+from circuitloom.corpus.source import open_source
+from circuitloom.corpus.tokenizer import load_tokenizer
+from circuitloom.corpus.tokens import open_tokens
+from circuitloom.tables import read_table
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that `build` declares, by name."""
+    files = [file for name in OUTPUTS for file in [folder / name, *sorted((folder / name).rglob("*"))]]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}
+
+
+def texts(folder: Path, split: str) -> list[str]:
+    rows = read_table(folder / "document.parquet").to_pylist()
+    return [row["text"] for row in rows if row["split"] == split]
+
+
+def write_parquet(path: Path, documents: list[str]) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"number": range(len(documents)), "text": documents}), path)
+    return path
+
+
+def forms(folder: Path) -> dict[str, dict]:
+    """The same documents in every form that a config can name."""
+    (folder / "text").mkdir()
+    lines = folder / "train.txt"
+    lines.write_text("\n".join(TEXTS) + "\n")
+    for number, text in enumerate(TEXTS):
+        (folder / "text" / f"{number:03d}.txt").write_text(text)
+    hub = folder / "hub" / "data"
+    hub.mkdir(parents=True)
+    write_parquet(hub / "train-00000-of-00002.parquet", TEXTS[:50])
+    write_parquet(hub / "train-00001-of-00002.parquet", TEXTS[50:])
+    (hub.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: plain\n  data_files:\n  - split: train\n    path: data/train-*\n---\n"
+    )
+    return {
+        "txt": {"source": "files", "train": str(lines)},
+        "documents": {
+            "source": "files",
+            "train": [str(path) for path in sorted((folder / "text").iterdir())],
+            "document": "file",
+        },
+        "jsonl": {"source": "files", "train": str(jsonl(folder / "train.jsonl", TEXTS))},
+        "other column": {
+            "source": "files", "train": str(jsonl(folder / "body.jsonl", TEXTS, "body")), "text": "body",
+        },
+        "parquet": {"source": "files", "train": str(write_parquet(folder / "train.parquet", TEXTS))},
+        "hub": {"source": "hub", "dataset": str(hub.parent), "subset": "plain", "train_tokens": 10**6},
+    }  # fmt: skip
+
+
+def test_files_of_every_form_and_a_folder_in_the_hub_s_layout_give_the_same_tokens(tmp_path, tokenizer):
+    want = None
+    for name, keys in forms(tmp_path).items():
+        folder = built(tmp_path / "corpus" / name, tokenizer, validation_share=0.3, **keys)
+        arrays = [
+            open_tokens(folder / f"{split}.zarr").take(slice(0, 10**6)).numpy()
+            for split in ("train", "validation")
+        ]
+        got = [*arrays, texts(folder, "train"), texts(folder, "validation")]
+        want = want or got
+        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True)), name
+
+
+def test_documents_are_held_out_by_their_text_so_that_the_split_is_stable_and_disjoint(tmp_path, tokenizer):
+    shuffled = random.Random(0).sample(TEXTS * 3, 3 * len(TEXTS))
+    held_out = []
+    for name, documents in (("once", TEXTS), ("thrice", shuffled)):
+        path = jsonl(tmp_path / f"{name}.jsonl", documents)
+        folder = built(tmp_path / name, tokenizer, source="files", train=str(path), validation_share=0.3)
+        held_out.append(set(texts(folder, "validation")))
+        assert not held_out[-1] & set(texts(folder, "train"))
+    # the last one or two may begin behind the last whole sequence
+    assert len(held_out[0] ^ held_out[1]) <= 2
+    assert 0.15 < len(held_out[0]) / len(TEXTS) < 0.45
+
+
+def test_documents_of_the_validation_file_are_left_out_of_training(tmp_path, tokenizer):
+    train = jsonl(tmp_path / "train.jsonl", TEXTS)
+    held_out = jsonl(tmp_path / "held_out.jsonl", TEXTS[20:60:2])
+    folder = built(tmp_path / "corpus", tokenizer, source="files", train=str(train), validation=str(held_out))
+    assert texts(folder, "validation") == TEXTS[20:60:2][: len(texts(folder, "validation"))]
+    rest = [text for text in TEXTS if text not in TEXTS[20:60:2]]
+    assert texts(folder, "train") == rest[: len(texts(folder, "train"))]
+    assert len(texts(folder, "train")) >= len(rest) - 2
+
+
+def test_chronicle_s_documents_are_the_grammar_s_and_its_splits_are_disjoint(chronicle):
+    for split in ("train", "validation"):
+        rows = [
+            row for row in read_table(chronicle / "document.parquet").to_pylist() if row["split"] == split
+        ]
+        for row in rows:
+            episode = write(0, split, row["document"])
+            assert (row["text"], row["log_probability"]) == (episode.text, episode.log_probability)
+            assert row["n_tokens"] == len(episode.words)
+    assert not set(texts(chronicle, "train")) & set(texts(chronicle, "validation"))
+
+
+def test_whole_documents_stand_between_two_bos_with_their_log_probability(chronicle):
+    documents = whole_documents(chronicle / "document.parquet", chronicle / "tokenizer")
+    tokenizer = load_tokenizer(str(chronicle / "tokenizer"))
+    words = tokenizer.strings()
+    for number, (tokens, log_p) in enumerate(documents):
+        episode = write(0, "validation", number)
+        assert [words[i] for i in tokens] == ["<bos>", *episode.words, "<bos>"]
+        assert log_p == episode.log_probability
+    nats, predictions = (
+        -np.array([d.log_probability for d in documents]),
+        np.array([len(d.tokens) - 1 for d in documents]),
+    )
+    entropy = per_token(nats, predictions)
+    assert entropy.mean == pytest.approx(nats.sum() / predictions.sum())
+    assert abs(entropy.mean - 1.527) < 5 * entropy.standard_error
+
+
+def test_the_standard_error_is_the_spread_of_the_estimate():
+    generator = np.random.default_rng(0)
+
+    def sample():
+        predictions = generator.integers(30, 120, 200)
+        return per_token(predictions * 1.5 + generator.normal(0, 8, 200), predictions)
+
+    estimates = [sample() for _ in range(400)]
+    spread = np.std([estimate.mean for estimate in estimates])
+    assert np.mean([estimate.standard_error for estimate in estimates]) == pytest.approx(spread, rel=0.15)
+
+
+def test_a_source_can_be_entered_at_any_place(tmp_path):
+    for keys in [*forms(tmp_path).values(), {"source": "chronicle"}]:
+        source = open_source(section(**keys), 0, tmp_path / "scratch")
+        everything = [document for document, _ in zip(source.documents("train"), range(60), strict=False)]
+        place = everything[30].place
+        rest = [document for document, _ in zip(source.documents("train", place), range(30), strict=False)]
+        assert rest == everything[30:60]
+
+
+def begin(folder: Path, keys: dict) -> subprocess.Popen:
+    """A build in a process of its own that is past its imports."""
+    process = subprocess.Popen(
+        [sys.executable, kill.__file__, str(folder), json.dumps(keys), ""], stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (folder / "build.partial" / "validation").exists():
+        time.sleep(0.01)
+    return process
+
+
+def test_a_build_killed_at_any_moment_is_taken_up_again_and_ends_the_same(tmp_path):
+    keys = {"source": "chronicle", "train_tokens": 400_000, "validation_tokens": 40_000}
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    process, began = begin(calm, keys), time.monotonic()
+    assert process.wait() == 0
+    took = time.monotonic() - began
+    for share in (0.3, 0.7):
+        process = begin(killed, keys)
+        time.sleep(took * share * random.random())
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert begin(killed, keys).wait() == 0
+    assert contents(killed) == contents(calm)
+    assert not (killed / "build.partial").exists()
+
+
+@pytest.mark.parametrize("moves", range(len(OUTPUTS)))
+def test_a_build_killed_while_its_outputs_are_moved_ends_the_same(tmp_path, monkeypatch, chronicle, moves):
+    keys = {"source": "chronicle", "context": 128, "train_tokens": 20_000, "validation_tokens": 10_000}
+    left, replace = [moves], Path.replace
+
+    def replace_or_die(path, target):
+        if target.parent == tmp_path and not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= target.parent == tmp_path
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            built(tmp_path, **keys)
+    assert contents(built(tmp_path, **keys)) == contents(chronicle)
+
+
+def test_a_build_begun_under_another_config_is_not_continued(tmp_path, monkeypatch):
+    from circuitloom.corpus import build as module
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            built(tmp_path / "corpus", source="chronicle", seed=1, train_tokens=2000, validation_tokens=2000)
+    assert (tmp_path / "corpus" / "build.partial" / "train").is_dir()
+    keys = {"source": "chronicle", "seed": 0, "train_tokens": 2000, "validation_tokens": 2000}
+    assert contents(built(tmp_path / "corpus", **keys)) == contents(built(tmp_path / "fresh", **keys))
+
+
+def test_nothing_is_written_beside_the_outputs(tmp_path, tokenizer):
+    home = tmp_path / "home"
+    home.mkdir()
+    source = jsonl(tmp_path / "train.jsonl", TEXTS)
+    keys = json.dumps({"source": "files", "train": str(source), "context": 16})
+    environment = {**os.environ, "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, kill.__file__, str(tmp_path / "corpus"), keys, str(tokenizer)]
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=home)
+    assert not [path for path in home.rglob("*") if path.is_file()]
+    assert {path.name for path in (tmp_path / "corpus").iterdir()} <= {*OUTPUTS, "build.lock"}
+
+
+def damaged(chronicle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(chronicle / "train.zarr", tmp_path / "train.zarr"))
+
+
+def test_a_flipped_byte_is_found_and_the_array_named(chronicle, tmp_path):
+    path = damaged(chronicle, tmp_path)
+    shard = path / "token" / "c" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    for place in random.Random(0).sample(range(len(content)), 20):
+        shard.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        tokens = open_tokens(path)
+        with pytest.raises(ValueError, match=r"train.zarr/token: damaged .*; delete .* and run again"):
+            tokens.take(slice(0, len(tokens)))
+
+
+def test_a_missing_shard_is_found_on_opening(chronicle, tmp_path):
+    path = damaged(chronicle, tmp_path)
+    (path / "document" / "c" / "0" / "0").unlink()
+    with pytest.raises(ValueError, match=r"document/c/0/0: missing \(1 of 1 shards are\)"):
+        open_tokens(path)
+
+
+def test_stories260k_s_tokenizer_and_text_give_its_own_bos_and_ids(tmp_path, real_input):
+    data = real_input / "data" / "tinystories"
+    keys = {"source": "files", "train": str(data / "validation.jsonl"), "context": 128}
+    folder = built(tmp_path, real_input / "models" / "stories260K", vocabulary=512, **keys)
+    tokens = open_tokens(folder / "train.zarr")
+    row = read_table(folder / "document.parquet").to_pylist()[0]
+    ids = load_tokenizer(str(folder / "tokenizer")).hugging_face(row["text"])["input_ids"]
+    assert tokens.bos_id == 1 == ids[0]
+    assert tokens.take(slice(0, 1))[0, :128].tolist() == [1, *ids[:127]]
+
+
+BROKEN = {
+    "a missing file": ({"train": "{folder}/none.jsonl"}, r"corpus.train: .*none.jsonl does not exist"),
+    "an empty file": ({"train": "{folder}/empty.jsonl"}, r"empty.jsonl is empty; give a file with text"),
+    "blank text": ({"train": "{folder}/blank.txt"}, r"do not fill one sequence of 16 tokens; give more text"),
+    "too little text": ({"train": "{folder}/short.jsonl"}, r"do not fill one sequence of 16 tokens"),
+    "an unknown format": ({"train": "{folder}/text.doc"}, r"text.doc is none of .txt, .jsonl"),
+    "a missing column": (
+        {"train": "{folder}/text.jsonl", "text": "body"}, r"corpus.text: .* has no column body; set it to one of text",
+    ),
+    "no JSON": ({"train": "{folder}/broken.jsonl"}, r"broken.jsonl: cannot be read as text"),
+    "no Parquet": ({"train": "{folder}/broken.parquet"}, r"broken.parquet: damaged, or no Parquet"),
+    "a missing tokenizer": ({"tokenizer": "/none/such"}, r"corpus.tokenizer: /none/such is no folder"),
+    "a folder without tokenizer": ({"tokenizer": "{folder}/nothing"}, r"corpus.tokenizer: .* no tokenizer that loads"),
+    "a foreign tokenizer": ({"vocabulary": 90}, r"the model knows 90 tokens; use the tokenizer"),
+    "an unknown data set": (
+        {"source": "hub", "dataset": "nobody/nothing"}, r"corpus.dataset: nobody/nothing .*check the name and the net",
+    ),
+    "an unknown split": (
+        {"source": "hub", "dataset": "{folder}/hub", "train_split": "trian"}, r"corpus.dataset: .* not load .*trian",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_broken_input_is_said_in_one_line(tmp_path, tokenizer, keys, message):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "blank.txt").write_text("\n \n\n")
+    jsonl(tmp_path / "short.jsonl", ["Too short."])
+    jsonl(tmp_path / "text.jsonl", TEXTS)
+    (tmp_path / "text.doc").write_text("text")
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (tmp_path / "broken.parquet").write_text("PAR1")
+    (tmp_path / "nothing").mkdir()
+    write_parquet(Path(shutil.copytree(tmp_path / "nothing", tmp_path / "hub")) / "train.parquet", TEXTS)
+    keys = {k: v.format(folder=tmp_path) if isinstance(v, str) else v for k, v in keys.items()}
+    folder = Path(keys.pop("tokenizer", tokenizer))
+    if keys.get("source") != "hub":
+        keys = {"source": "files", "train": str(tmp_path / "text.jsonl"), **keys}
+    with pytest.raises(ValueError, match=message) as error:
+        built(tmp_path / "corpus", folder, **keys)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_tokenizer_without_bos_has_no_whole_documents(tmp_path):
+    keys = {"source": "chronicle", "train_tokens": 500, "validation_tokens": 500}
+    folder = built(tmp_path / "corpus", bpe(tmp_path / "tokenizer", None), **keys)
+    with pytest.raises(ValueError, match="has no BOS"):
+        whole_documents(folder / "document.parquet", folder / "tokenizer")
+
+
+def test_a_hub_section_is_built_like_the_others(tmp_path, tokenizer):
+    forms(tmp_path)
+    keys = {"source": "hub", "dataset": str(tmp_path / "hub"), "validation_tokens": 64, "train_tokens": 160}
+    build(section(**keys), tmp_path / "corpus", 0, kill.build.TokenizerName(str(tokenizer)))
+    sizes = {
+        split: len(open_tokens(tmp_path / "corpus" / f"{split}.zarr")) for split in ("train", "validation")
+    }
+    assert sizes == {"train": 10, "validation": 4}

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from tests.corpus.inputs import TEXTS, bpe, built, jsonl
+
+from circuitloom.corpus.packing import Cursor, Layout, pack
+from circuitloom.corpus.source import Document
+from circuitloom.corpus.tokenizer import load_tokenizer
+from circuitloom.corpus.tokens import open_tokens, scored_positions
+from circuitloom.tables import read_table
+
+DOCUMENTS = [Document(place, text, None) for place, text in enumerate(TEXTS)]
+
+
+def stream(tokens):
+    """The tokens and documents end to end, BOS in front of sequences left out."""
+    first = 0 if tokens.bos_id is None else 1
+    everything = slice(0, len(tokens))
+    return tokens.take(everything)[:, first:].flatten(), tokens.take_document(everything)[:, first:].flatten()
+
+
+def packed(layout, block, cursor=Cursor(), limit=None):  # noqa: B008
+    return list(pack(DOCUMENTS[cursor.place :], layout, cursor, block, limit))
+
+
+@pytest.mark.parametrize(("bos", "eos"), [("<s>", None), ("<s>", "</s>"), (None, "</s>"), (None, None)])
+def test_the_sequences_end_to_end_are_the_documents_each_with_its_separator(tmp_path, bos, eos):
+    folder = bpe(tmp_path / "tokenizer", bos, eos)
+    layout = Layout(load_tokenizer(str(folder)), 16)
+    before = [] if bos is None else [0]
+    after = [] if bos or eos is None else [0]
+    want = [[*before, *ids, *after] for ids in layout.tokenizer.encode(TEXTS)]
+    blocks = packed(layout, 7)
+    token = np.concatenate([block.token for block in blocks])
+    assert token.shape[1] == 16 and (bos is None or (token[:, 0] == 0).all())
+    flat = token[:, len(before) :].ravel()
+    expected = np.concatenate(want)
+    assert len(expected) - len(flat) < layout.stride
+    assert np.array_equal(flat, expected[: len(flat)])
+    numbers = np.repeat(np.arange(len(want)), [len(ids) for ids in want])
+    document = np.concatenate([block.document for block in blocks])[:, len(before) :].ravel()
+    assert np.array_equal(document, numbers[: len(flat)])
+    rows = [row for block in blocks for row in block.rows]
+    assert [row.document for row in rows] == list(range(document[-1] + 1))
+    assert [row.text for row in rows] == TEXTS[: len(rows)]
+    assert [row.n_tokens for row in rows] == [
+        len(ids) - 1 * bool(before or after) for ids in want[: len(rows)]
+    ]
+
+
+@pytest.mark.parametrize("block", [3, 50])
+def test_packing_goes_on_from_any_block_as_if_never_stopped(tokenizer, block):
+    layout = Layout(load_tokenizer(str(tokenizer)), 16)
+    whole = packed(layout, block)
+    for stop in range(0, len(whole), 5):
+        rest = packed(layout, block, whole[stop].cursor)
+        assert len(rest) == len(whole) - stop - 1
+        for got, want in zip(rest, whole[stop + 1 :], strict=True):
+            assert np.array_equal(got.token, want.token) and np.array_equal(got.document, want.document)
+            assert got.rows == want.rows and got.cursor == want.cursor
+
+
+def test_packing_stops_at_the_limit(tokenizer):
+    layout = Layout(load_tokenizer(str(tokenizer)), 16)
+    assert [len(block.token) for block in packed(layout, 7, limit=17)] == [7, 7, 3]
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(tokenizer):
+    layout = Layout(load_tokenizer(str(tokenizer)), 16, model_vocabulary=100)
+    with pytest.raises(ValueError, match="the model knows 100 tokens; use the tokenizer"):
+        packed(layout, 7)
+
+
+def test_positions_of_a_bos_of_id_0_are_not_scored(tmp_path, tokenizer):
+    source = jsonl(tmp_path / "train.jsonl", TEXTS)
+    tokens = open_tokens(
+        built(tmp_path / "corpus", tokenizer, source="files", train=str(source)) / "train.zarr"
+    )
+    assert tokens.bos_id == 0
+    taken = tokens.take(slice(0, len(tokens)))
+    scored = scored_positions(taken, tokens.bos_id)
+    assert torch.equal(~scored, (taken == 0) | (torch.arange(16) == 0))
+    documents = int(stream(tokens)[1].max()) + 1
+    assert int((~scored).sum()) == len(tokens) + documents
+
+
+def test_without_a_bos_only_position_0_is_not_scored(tmp_path):
+    source = jsonl(tmp_path / "train.jsonl", TEXTS)
+    folder = bpe(tmp_path / "tokenizer", None, None)
+    tokens = open_tokens(built(tmp_path / "corpus", folder, source="files", train=str(source)) / "train.zarr")
+    assert tokens.bos_id is None
+    scored = scored_positions(tokens.take(slice(0, 5)), tokens.bos_id)
+    assert not scored[:, 0].any() and scored[:, 1:].all()
+
+
+def test_tokens_come_in_the_order_asked_for(chronicle):
+    tokens = open_tokens(chronicle / "train.zarr")
+    everything = tokens.take(slice(0, len(tokens)))
+    indices = np.array([7, 2, 30, 2])
+    assert everything.dtype == torch.int64 and everything.shape == (len(tokens), tokens.context)
+    assert torch.equal(tokens.take(indices), everything[torch.from_numpy(indices)])
+
+
+def test_the_token_table_holds_the_tokens_as_they_read_in_the_text(tmp_path, tokenizer):
+    source = jsonl(tmp_path / "train.jsonl", TEXTS)
+    folder = built(tmp_path / "corpus", tokenizer, source="files", train=str(source), validation_share=0.3)
+    rows = read_table(folder / "token.parquet").to_pandas()
+    tokens = open_tokens(folder / "validation.zarr")
+    assert list(rows["token_id"]) == tokens.take(slice(0, len(tokens))).flatten().tolist()
+    assert list(rows["document"]) == tokens.take_document(slice(0, len(tokens))).flatten().tolist()
+    table = read_table(folder / "document.parquet").to_pandas()
+    texts = table[table["split"] == "validation"].set_index("document")["text"]
+    for number, part in rows[(rows["position"] > 0) & (rows["token_id"] != 0)].groupby("document"):
+        assert texts[number].startswith("".join(part["token"]))
