@@ -1,0 +1,68 @@
+"""What a run leaves behind."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from circuitloom.tables import TABLES, read_table
+
+TABLE_OF = {table.name: table for table in TABLES}
+
+
+def test_nothing_is_written_outside_results(finished) -> None:
+    made = {path.name for path in finished.folder.iterdir()}
+    assert made - {"lib", "workflow", "scripts", "config"} <= {"results", ".snakemake"}
+
+
+def test_every_table_has_its_schema_and_rows(finished) -> None:
+    files = sorted(finished.results.rglob("*.parquet"))
+    assert {"metric", "history", "concept_score", "document", "token", "concept", "language_model"} <= {
+        f.stem for f in files
+    }
+    for file in files:
+        table = read_table(file)
+        assert table.schema.equals(TABLE_OF[file.stem].schema), file
+        assert table.num_rows > 0, file
+
+
+def test_every_run_and_layer_is_scored_and_all_layers_at_once(finished) -> None:
+    metric = pq.read_table(finished.results / "evaluation" / "metric.parquet").to_pylist()
+    keys = {(row["run"], row["layer"]) for row in metric}
+    assert keys == {(run, layer) for run in ("tc-topk8-128", "sae-topk8-128") for layer in (-1, 0, 1)}
+    for row in metric:
+        assert row["ce_original"] <= row["ce"] < max(row["ce_zero"], row["ce_mean"])
+        assert 0 < row["fvu"] < 1
+        assert row["l0"] == pytest.approx(8, abs=0.5)
+
+
+def test_nothing_unfinished_is_left(finished) -> None:
+    assert list(finished.results.rglob("*.partial")) == []
+    assert list(finished.results.rglob("*.new")) == []
+
+
+def test_the_pictures_are_pictures(finished) -> None:
+    for picture in ("evaluation/pareto.png", "language_model/pretraining.png"):
+        assert (finished.results / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_second_workflow_on_the_same_results_is_refused(finished) -> None:
+    from filelock import FileLock
+
+    with FileLock(finished.results / ".lock"):
+        run = finished.snakemake("draw_pareto", "--force")
+    assert run.returncode != 0
+    assert "another run is using results/tiny; wait for it" in run.stdout
+    assert (finished.results / "evaluation" / "pareto.png").is_file()
+
+
+def test_the_plan_is_printed_before_anything_runs(fresh) -> None:
+    run = fresh.snakemake("plan")
+    assert run.returncode == 0, run.stdout
+    lines = [line.split() for line in run.stdout.splitlines()]
+    stages = [
+        line[0]
+        for line in lines
+        if line and line[0] in ("corpus", "language_model", "activations", "dictionaries")
+    ]
+    assert stages == ["corpus", "language_model", "activations", "dictionaries"]
+    assert "operations a second measured" in run.stdout
+    assert not (fresh.results / "corpus").exists()

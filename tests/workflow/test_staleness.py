@@ -1,0 +1,90 @@
+"""What reruns after a change: what depends on it, and nothing else."""
+
+import pytest
+
+EVALUATION = {
+    "ablate_site", "evaluate_topk", "evaluate_topk_together", "gather_evaluation", "draw_pareto",
+}  # fmt: skip
+CONCEPTS = {"compare_bases", "match_topk"}
+TRAINING = {"train_topk"}
+
+
+def test_a_finished_study_has_nothing_to_do(finished) -> None:
+    assert finished.stale() == set()
+
+
+@pytest.mark.parametrize("stage", ["corpus", "language_model", "activations", "dictionaries", "evaluation"])
+def test_a_stage_is_a_target(finished, stage: str) -> None:
+    run = finished.snakemake("--dry-run", stage)
+    assert run.returncode == 0, run.stdout
+    assert "train_topk" not in run.stdout
+
+
+def test_a_changed_key_reruns_its_stage_and_what_follows(finished) -> None:
+    assert finished.stale("--config", "training={width: 64}", "--allowed-rules", "train_topk") <= TRAINING
+    stale = finished.stale("--config", "training={learning_rate: 5e-3}")
+    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS
+
+
+def test_a_key_of_the_evaluation_leaves_training_alone(finished) -> None:
+    stale = finished.stale("--config", "evaluation={tokens: 4000}")
+    assert "evaluate_topk" in stale
+    assert stale <= EVALUATION | CONCEPTS
+
+
+def test_a_key_of_the_activations_leaves_corpus_and_model_alone(finished) -> None:
+    stale = finished.stale("--config", "activations={dtype: int8}")
+    assert {"cache_mlp_in", "train_topk"} <= stale
+    assert not stale & {"build_corpus", "pretrain_model", "measure_model"}
+
+
+def test_another_site_leaves_the_others_alone(finished) -> None:
+    stale = finished.stale("--config", "activations={sites: [mlp_in, resid_mid]}")
+    assert stale == {"cache_resid_mid"}
+
+
+def test_another_sweep_trains_only_itself(finished) -> None:
+    stale = finished.stale("--config", "dictionaries={wider: {width: 256}}")
+    assert {"train_wider", "evaluate_wider", "gather_evaluation"} <= stale
+    assert not stale & {"train_topk", "evaluate_topk", "match_topk", "cache_mlp_in", "compare_bases"}
+
+
+@pytest.mark.parametrize(
+    ("file", "reruns", "spares"),
+    [
+        ("dictionaries/objective.py", {"train_topk"}, {"build_corpus", "pretrain_model", "cache_mlp_in"}),
+        (
+            "evaluation/pareto.py",
+            {"draw_pareto"},
+            {"evaluate_topk", "train_topk", "match_topk", "cache_mlp_in"},
+        ),
+        ("activations/recorder.py", {"cache_mlp_in"}, {"build_corpus", "pretrain_model", "draw_nothing"}),
+        ("language_model/pretrain.py", {"pretrain_model"}, {"build_corpus"}),
+        ("plan.py", set(), {"build_corpus", "pretrain_model", "cache_mlp_in", "train_topk", "evaluate_topk"}),
+    ],
+)
+def test_an_edited_module_reruns_what_uses_it(
+    finished, file: str, reruns: set[str], spares: set[str]
+) -> None:
+    path = finished.folder / "lib" / "circuitloom" / file
+    source = path.read_text()
+    try:
+        path.write_text(source + "\n_EDITED = 1\n")
+        stale = finished.stale()
+    finally:
+        path.write_text(source)
+    assert reruns <= stale
+    assert not stale & spares
+
+
+def test_a_reworded_docstring_reruns_nothing(finished) -> None:
+    path = finished.folder / "lib" / "circuitloom" / "dictionaries" / "objective.py"
+    source = path.read_text()
+    try:
+        path.write_text(
+            source.replace('"""What training minimises', '"""Said otherwise: what training minimises', 1)
+        )
+        assert path.read_text() != source
+        assert finished.stale() == set()
+    finally:
+        path.write_text(source)
