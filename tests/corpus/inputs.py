@@ -29,6 +29,15 @@ def jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
     return path
 
 
+def write_parquet(path: Path, documents: list[str]) -> Path:
+    """A file with a document a row, and another column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"number": range(len(documents)), "text": documents}), path)
+    return path
+
+
 def bpe(folder: Path, bos: str | None = "<s>", eos: str | None = None) -> Path:
     """Folder of a byte-level BPE tokenizer, its BOS the token 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

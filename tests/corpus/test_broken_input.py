@@ -1,0 +1,73 @@
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.corpus.inputs import TEXTS, built, jsonl, write_parquet
+
+from circuitloom.corpus.tokens import open_tokens
+
+
+def damaged(chronicle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(chronicle / "train.zarr", tmp_path / "train.zarr"))
+
+
+def test_a_flipped_byte_is_found_and_the_array_named(chronicle, tmp_path):
+    path = damaged(chronicle, tmp_path)
+    shard = path / "token" / "c" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    for place in random.Random(0).sample(range(len(content)), 20):
+        shard.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        tokens = open_tokens(path)
+        with pytest.raises(ValueError, match=r"train.zarr/token: damaged .*; delete .* and run again"):
+            tokens.take(slice(0, len(tokens)))
+
+
+def test_a_missing_shard_is_found_on_opening(chronicle, tmp_path):
+    path = damaged(chronicle, tmp_path)
+    (path / "document" / "c" / "0" / "0").unlink()
+    with pytest.raises(ValueError, match=r"document/c/0/0: missing \(1 of 1 shards are\)"):
+        open_tokens(path)
+
+
+BROKEN = {
+    "a missing file": ({"train": "{folder}/none.jsonl"}, r"corpus.train: .*none.jsonl does not exist"),
+    "an empty file": ({"train": "{folder}/empty.jsonl"}, r"empty.jsonl is empty; give a file with text"),
+    "blank text": ({"train": "{folder}/blank.txt"}, r"do not fill one sequence of 16 tokens; give more text"),
+    "too little text": ({"train": "{folder}/short.jsonl"}, r"do not fill one sequence of 16 tokens"),
+    "an unknown format": ({"train": "{folder}/text.doc"}, r"text.doc is none of .txt, .jsonl"),
+    "a missing column": (
+        {"train": "{folder}/text.jsonl", "text": "body"}, r"corpus.text: .* has no column body; set it to one of text",
+    ),
+    "no JSON": ({"train": "{folder}/broken.jsonl"}, r"broken.jsonl: cannot be read as text"),
+    "no Parquet": ({"train": "{folder}/broken.parquet"}, r"broken.parquet: damaged, or no Parquet"),
+    "a missing tokenizer": ({"tokenizer": "/none/such"}, r"corpus.tokenizer: /none/such is no folder"),
+    "a folder without tokenizer": ({"tokenizer": "{folder}/nothing"}, r"corpus.tokenizer: .* no tokenizer that loads"),
+    "a foreign tokenizer": ({"vocabulary": 90}, r"the model knows 90 tokens; use the tokenizer"),
+    "an unknown data set": (
+        {"source": "hub", "dataset": "nobody/nothing"}, r"corpus.dataset: nobody/nothing .*check the name and the net",
+    ),
+    "an unknown split": (
+        {"source": "hub", "dataset": "{folder}/hub", "train_split": "trian"}, r"corpus.dataset: .* not load .*trian",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_broken_input_is_said_in_one_line(tmp_path, tokenizer, keys, message):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "blank.txt").write_text("\n \n\n")
+    jsonl(tmp_path / "short.jsonl", ["Too short."])
+    jsonl(tmp_path / "text.jsonl", TEXTS)
+    (tmp_path / "text.doc").write_text("text")
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (tmp_path / "broken.parquet").write_text("PAR1")
+    (tmp_path / "nothing").mkdir()
+    write_parquet(Path(shutil.copytree(tmp_path / "nothing", tmp_path / "hub")) / "train.parquet", TEXTS)
+    keys = {k: v.format(folder=tmp_path) if isinstance(v, str) else v for k, v in keys.items()}
+    folder = Path(keys.pop("tokenizer", tokenizer))
+    if keys.get("source") != "hub":
+        keys = {"source": "files", "train": str(tmp_path / "text.jsonl"), **keys}
+    with pytest.raises(ValueError, match=message) as error:
+        built(tmp_path / "corpus", folder, **keys)
+    assert len(str(error.value).splitlines()) == 1
