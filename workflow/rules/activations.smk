@@ -1,16 +1,6 @@
 """One pass of the training tokens a site, all layers at once; and where each row comes from."""
 
 
-def activation_folder(site, layer):
-    """The Zarr group of one site and layer."""
-    return f"{RESULTS}/activations/{site}/layer{layer}.zarr"
-
-
-def activation_keys(*keys):
-    """Some keys of the section: a rule depends on no other."""
-    return {key: section("activations")[key] for key in keys}
-
-
 rule index_rows:
     input:
         train=f"{RESULTS}/corpus/train.zarr",
@@ -22,7 +12,7 @@ rule index_rows:
         f"{RESULTS}/benchmarks/index_rows.tsv"
     threads: 1
     params:
-        config=activation_keys("tokens", "shard_rows"),
+        config=section("activations", "tokens", "shard_rows"),
         seed=STUDY.seed,
         code=code("activations_index"),
     script:
@@ -46,12 +36,12 @@ for site in STUDY.activations.sites:
         threads: workflow.cores
         params:
             config={
-                **activation_keys("tokens", "dtype", "shard_rows", "batch"),
+                **section("activations", "tokens", "dtype", "shard_rows", "batch"),
                 "layers": STUDY.layers,
             },
             site=site,
             seed=STUDY.seed,
-            dtype=getattr(STUDY.language_model, "dtype", "float32"),
+            dtype=MODEL_DTYPE,
             code=code("activations_cache"),
         script:
             "../../scripts/activations_cache.py"

@@ -6,8 +6,10 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 # offline unless the profile names the hub: read by huggingface_hub when it is first imported
-if "hub" not in [config.get(stage, {}).get("source") for stage in ("corpus", "language_model")]:
-    os.environ["HF_HUB_OFFLINE"] = "1"
+if "hub" not in [
+    config.get(stage, {}).get("source") for stage in ("corpus", "language_model")
+]:
+    os.environ.update(HF_HUB_OFFLINE="1")
 
 from circuitloom.config import load
 from circuitloom.provenance import code_hash
@@ -18,12 +20,15 @@ except ValueError as error:
     raise WorkflowError(f"circuitloom: config: {error}") from None
 
 RESULTS = f"results/{STUDY.profile}"
+EVALUATION = f"{RESULTS}/evaluation"
+MODEL_DTYPE = getattr(STUDY.language_model, "dtype", "float32")
 TARGETS = {}
 
 
-def section(stage):
-    """The config of one stage as plain values, for `params`: only its change reruns the stage."""
-    return getattr(STUDY, stage).model_dump(mode="json")
+def section(stage, *keys):
+    """The config of one stage, or some keys of it, as plain values for `params`: a rule depends on no other."""
+    values = getattr(STUDY, stage).model_dump(mode="json")
+    return {key: values[key] for key in keys or values}
 
 
 def code(script):
@@ -45,6 +50,79 @@ def lock_results():
     try:
         lock.acquire()
     except Timeout:
-        raise WorkflowError(f"circuitloom: another run is using {RESULTS}; wait for it, or choose another profile")
+        raise WorkflowError(
+            f"circuitloom: another run is using {RESULTS}; wait for it, or choose another profile"
+        )
     # kept for as long as this process lives
     globals()["RESULTS_LOCK"] = lock
+
+
+def corpus_tokenizer():
+    """The tokenizer that is asked for, else the language model's; chronicle's own where a model is pretrained."""
+    corpus, model = STUDY.corpus, STUDY.language_model
+    name, revision = corpus.tokenizer, corpus.tokenizer_revision
+    if name is None and model.source != "pretrain":
+        name = model.path if model.source == "path" else model.name
+        revision = None if model.source == "path" else model.revision
+        if STUDY.shape.tokenizer:
+            name, revision = STUDY.shape.tokenizer, None
+    return {
+        "name": name,
+        "revision": revision,
+        "model_vocabulary": STUDY.shape.vocabulary,
+    }
+
+
+def corpus_files():
+    """The files of text; one that is missing is left to the library, which says what to do."""
+    files = [
+        *getattr(STUDY.corpus, "train", []),
+        *(getattr(STUDY.corpus, "validation", None) or []),
+    ]
+    return [file for file in files if Path(file).is_file()]
+
+
+def model_files():
+    """The files of a model from a folder, so that a new one is noticed; one that is missing the library names."""
+    folder = Path(STUDY.language_model.path)
+    suffixes = (".json", ".safetensors", ".bin", ".pth", ".model", ".txt")
+    return sorted(str(file) for file in folder.glob("*") if file.suffix in suffixes)
+
+
+def activation_folder(site, layer):
+    """The Zarr group of one site and layer."""
+    return f"{RESULTS}/activations/{site}/layer{layer}.zarr"
+
+
+def stored_sites(runs):
+    """Sites whose stored activations the runs read; mlp_out is computed from mlp_in where it is not stored."""
+    wanted = {site for run in runs for site in (run.site_in, run.site_out)}
+    stored = set(STUDY.activations.sites)
+    return sorted(site if site in stored else "mlp_in" for site in wanted)
+
+
+def dictionary_folders(runs, layers):
+    """The folders of runs, each with all its layers; a layer may be a wildcard."""
+    return [
+        f"{RESULTS}/dictionaries/{run}/layer{layer}" for run in runs for layer in layers
+    ]
+
+
+def evaluation_files(runs, table, layers):
+    """The files of one table, of runs and layers."""
+    return [
+        f"{EVALUATION}/{run}/layer{layer}/{table}.parquet"
+        for run in runs
+        for layer in layers
+    ]
+
+
+def baseline_file(site):
+    """The baseline table of one site."""
+    return f"{EVALUATION}/baseline/{site}/baseline.parquet"
+
+
+def together_runs(runs):
+    """Names of the runs that are also scored with all layers replaced at once."""
+    several = STUDY.evaluation.together and len(STUDY.layers) > 1
+    return [run.name for run in runs if several and run.site_out == "mlp_out"]

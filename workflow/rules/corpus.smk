@@ -1,31 +1,6 @@
 """Text to packed tokens, with its documents, held-out tokens and concepts as tables."""
 
 
-def corpus_tokenizer():
-    """The tokenizer that is asked for, else the language model's; chronicle's own where a model is pretrained."""
-    corpus, model = STUDY.corpus, STUDY.language_model
-    name, revision = corpus.tokenizer, corpus.tokenizer_revision
-    if name is None and model.source != "pretrain":
-        name = model.path if model.source == "path" else model.name
-        revision = None if model.source == "path" else model.revision
-        if STUDY.shape.tokenizer:
-            name, revision = STUDY.shape.tokenizer, None
-    return {
-        "name": name,
-        "revision": revision,
-        "model_vocabulary": STUDY.shape.vocabulary,
-    }
-
-
-def corpus_files():
-    """The files of text; one that is missing is left to the library, which says what to do."""
-    files = [
-        *getattr(STUDY.corpus, "train", []),
-        *(getattr(STUDY.corpus, "validation", None) or []),
-    ]
-    return [file for file in files if Path(file).is_file()]
-
-
 rule build_corpus:
     input:
         corpus_files(),

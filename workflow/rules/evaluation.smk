@@ -1,7 +1,5 @@
 """Dictionaries scored on held-out tokens: in place of MLPs, against ablations, and by concept."""
 
-EVALUATION = f"{RESULTS}/evaluation"
-MODEL_DTYPE = getattr(STUDY.language_model, "dtype", "float32")
 HELD_OUT = {"tokens": f"{RESULTS}/corpus/validation.zarr", "model": f"{RESULTS}/model"}
 
 # a corpus of real text has no labelled concepts
@@ -12,38 +10,6 @@ CONCEPT_SCORES = [
     if LABELLED
 ]
 CONCEPT_SCORES += [f"{EVALUATION}/basis/concept_score.parquet"] if LABELLED else []
-
-
-def evaluation_keys(*keys):
-    """Some keys of the section: a rule depends on no other."""
-    return {key: section("evaluation")[key] for key in keys}
-
-
-def dictionary_folders(runs, layers):
-    """The folders of runs, each with all its layers; a layer may be a wildcard."""
-    return [
-        f"{RESULTS}/dictionaries/{run}/layer{layer}" for run in runs for layer in layers
-    ]
-
-
-def evaluation_files(runs, table, layers):
-    """The files of one table, of runs and layers."""
-    return [
-        f"{EVALUATION}/{run}/layer{layer}/{table}.parquet"
-        for run in runs
-        for layer in layers
-    ]
-
-
-def baseline_file(site):
-    """The baseline table of one site."""
-    return f"{EVALUATION}/baseline/{site}/baseline.parquet"
-
-
-def together_runs(runs):
-    """Names of the runs that are also scored with all layers replaced at once."""
-    several = STUDY.evaluation.together and len(STUDY.layers) > 1
-    return [run.name for run in runs if several and run.site_out == "mlp_out"]
 
 
 rule ablate_site:
@@ -57,7 +23,7 @@ rule ablate_site:
         f"{RESULTS}/benchmarks/ablate_{{site}}.tsv"
     threads: split_cores(len(STUDY.layers))
     params:
-        config=evaluation_keys("tokens", "batch", "mask", "together"),
+        config=section("evaluation", "tokens", "batch", "mask", "together"),
         layers=STUDY.layers,
         dtype=MODEL_DTYPE,
         code=code("evaluation_ablate"),
@@ -88,7 +54,7 @@ for sweep, runs in STUDY.sweeps.items():
             layer=r"\d+",
         threads: split_cores(len(STUDY.layers))
         params:
-            config=evaluation_keys("tokens", "batch", "mask"),
+            config=section("evaluation", "tokens", "batch", "mask"),
             runs=names,
             dtype=MODEL_DTYPE,
             code=code("evaluation_score"),
@@ -112,7 +78,7 @@ for sweep, runs in STUDY.sweeps.items():
                 f"{RESULTS}/benchmarks/evaluate_{sweep}_together.tsv"
             threads: split_cores(len(STUDY.sweeps))
             params:
-                config=evaluation_keys("tokens", "batch", "mask"),
+                config=section("evaluation", "tokens", "batch", "mask"),
                 runs=together_runs(runs),
                 layers=STUDY.layers,
                 dtype=MODEL_DTYPE,
@@ -137,7 +103,7 @@ for sweep, runs in STUDY.sweeps.items():
                 f"{RESULTS}/benchmarks/match_{sweep}.tsv"
             threads: split_cores(len(STUDY.sweeps) + 1)
             params:
-                config=evaluation_keys("tokens", "batch", "mask", "thresholds"),
+                config=section("evaluation", "tokens", "batch", "mask", "thresholds"),
                 runs=names,
                 layers=STUDY.layers,
                 dtype=MODEL_DTYPE,
@@ -158,7 +124,7 @@ rule compare_bases:
         f"{RESULTS}/benchmarks/compare_bases.tsv"
     threads: split_cores(len(STUDY.sweeps) + 1)
     params:
-        config=evaluation_keys("tokens", "batch", "mask", "thresholds"),
+        config=section("evaluation", "tokens", "batch", "mask", "thresholds"),
         layers=STUDY.layers,
         dtype=MODEL_DTYPE,
         code=code("evaluation_match_bases"),

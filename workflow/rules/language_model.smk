@@ -1,16 +1,6 @@
 """The model that is studied: pretrained here, or laid down from a folder or the hub; and how good it is."""
 
-MODEL_SOURCE = STUDY.language_model.source
-
-
-def model_files():
-    """The files of a model from a folder, so that a new one is noticed; one that is missing the library names."""
-    folder = Path(STUDY.language_model.path)
-    suffixes = (".json", ".safetensors", ".bin", ".pth", ".model", ".txt")
-    return sorted(str(file) for file in folder.glob("*") if file.suffix in suffixes)
-
-
-if MODEL_SOURCE == "pretrain":
+if STUDY.language_model.source == "pretrain":
 
     rule pretrain_model:
         input:
@@ -54,9 +44,9 @@ else:
 
     rule:
         name:
-            "link_model" if MODEL_SOURCE == "path" else "fetch_model"
+            "link_model" if STUDY.language_model.source == "path" else "fetch_model"
         input:
-            model_files() if MODEL_SOURCE == "path" else [],
+            model_files() if STUDY.language_model.source == "path" else [],
             tokenizer=f"{RESULTS}/corpus/tokenizer",
         output:
             model=directory(f"{RESULTS}/model"),
@@ -85,7 +75,7 @@ rule measure_model:
         f"{RESULTS}/benchmarks/measure_model.tsv"
     threads: workflow.cores
     params:
-        dtype=getattr(STUDY.language_model, "dtype", "float32"),
+        dtype=MODEL_DTYPE,
         seed=STUDY.seed,
         code=code("language_model_measure"),
     script:
@@ -93,5 +83,7 @@ rule measure_model:
 
 
 TARGETS["language_model"] = [f"{RESULTS}/model", *rules.measure_model.output] + (
-    [*rules.plot_pretraining.output] if MODEL_SOURCE == "pretrain" else []
+    [*rules.plot_pretraining.output]
+    if STUDY.language_model.source == "pretrain"
+    else []
 )

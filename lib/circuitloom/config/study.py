@@ -55,7 +55,7 @@ class Study(Model):
             )
         if shape.parallel and "resid_mid" in self.sites:
             raise ValueError(
-                "activations.sites: this model's attention and MLP run in parallel, so it has no resid_mid; use resid_pre"
+                "activations.sites: this model runs attention and MLP in parallel and has no resid_mid; use resid_pre"
             )
         for sweep, runs in self.sweeps.items():
             for run in runs:
