@@ -1,0 +1,73 @@
+"""A checkout in which Snakemake can be run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROFILE = "config/profiles/tiny.yaml"
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout in which Snakemake can be run."""
+
+    folder: Path
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results" / "tiny"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"PYTHONPATH": str(self.folder / "lib"), "HF_HUB_OFFLINE": "1"}
+
+    def command(self, *arguments: str, profile: str = PROFILE) -> list[str]:
+        # --configfile last: it takes every word that follows
+        return [str(SNAKEMAKE), *arguments, "--cores", "2", "--configfile", profile]
+
+    def snakemake(
+        self, *arguments: str, profile: str = PROFILE, timeout: int = 300
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments, profile=profile), cwd=self.folder, env=self.environment, timeout=timeout,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+
+    def stale(self, *arguments: str) -> set[str]:
+        """Rules that would run, stage targets left out."""
+        run = self.snakemake("--dry-run", *arguments)
+        assert run.returncode == 0, run.stdout
+        lines = iter(run.stdout.splitlines())
+        names = set()
+        for line in lines:
+            if line.startswith("job ") and "count" in line:
+                next(lines)
+                for row in lines:
+                    if not row.strip():
+                        return names - {"total", "all"}
+                    names.add(row.split()[0])
+        return names
+
+    def config(self, name: str, replace: tuple[str, ...] = (), **sections: dict[str, Any]) -> str:
+        """A profile made of tiny's: some sections changed, those of `replace` replaced; its path in the project."""
+        config = yaml.safe_load((self.folder / PROFILE).read_text())
+        for key, value in sections.items():
+            config[key] = value if key in replace else {**config.get(key, {}), **value}
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        return f"{name}.yaml"
+
+
+def copy_project(folder: Path) -> Project:
+    for name in ("lib", "workflow", "scripts", "config"):
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    return Project(folder)

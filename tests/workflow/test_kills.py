@@ -1,0 +1,80 @@
+"""A workflow killed at random moments, job and parent, ends in the same files as an undisturbed one."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.workflow.project import Project
+
+STAGES = {
+    # what is deleted and made again, and the line that says its job is at work
+    "corpus": ("corpus", "corpus: "),
+    "activations": ("activations", "activations: mlp_in"),
+    "dictionaries": ("dictionaries", "dictionaries layer"),
+}
+NOT_DATA = {".lock", ".snakemake_timestamp", "history.parquet"}
+"""history holds tokens a second, which no two runs share."""
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Hash of every data file by its path."""
+    files = [
+        f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix != ".lock" and f.name not in NOT_DATA
+    ]
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def start(project: Project, stage: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        project.command(stage), cwd=project.folder, env=project.environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], label: str) -> bool:
+    """Read what the workflow prints until its job is at work; False where it ended first."""
+    assert process.stdout is not None
+    return any(label in line for line in process.stdout)
+
+
+def kill_jobs(process: subprocess.Popen[str]) -> None:
+    """Kill what runs the stage's script, and let Snakemake see it die."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if any("scripts/tmp" in word for word in child.cmdline()):
+            child.send_signal(signal.SIGKILL)
+    process.communicate(timeout=120)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_ends_in_the_same_files(stage: str, finished: Project, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project")
+    shutil.copytree(finished.folder, project.folder, symlinks=True)
+    folder, label = STAGES[stage]
+    expected = digest(finished.results / folder)
+    assert len(expected) > 5
+    shutil.rmtree(project.results / folder)
+    chance = random.Random(stage)
+    kills = 0
+    for how in ("parent", "job", "parent"):
+        process = start(project, stage)
+        if not wait_for(process, label):
+            process.wait()
+            break
+        time.sleep(chance.uniform(0, 0.6))
+        if how == "parent":
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate(timeout=60)
+        else:
+            kill_jobs(process)
+        kills += 1
+    assert kills >= 1
+    last = project.snakemake(stage)
+    assert last.returncode == 0, last.stdout[-3000:]
+    assert digest(project.results / folder) == expected
