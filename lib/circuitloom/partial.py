@@ -11,6 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+STAMP = "fingerprint"
+"""File of a partial folder that says what its contents were made from."""
+
 
 def fingerprint(**parts: Any) -> str:
     """A digest of everything that the work depends on, given as plain values."""
@@ -31,7 +34,7 @@ def partial_folder(output: Path, mark: str) -> Iterator[Path]:
     except Timeout:
         raise ValueError(f"{folder}: another process is writing it; wait for that, or end it") from None
     try:
-        stamp = folder / "fingerprint"
+        stamp = folder / STAMP
         if not stamp.is_file() or stamp.read_text() != mark:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -39,6 +42,12 @@ def partial_folder(output: Path, mark: str) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+
+
+def discard(folder: Path) -> None:
+    """Remove a partial folder, its fingerprint first: a removal cut short leaves nothing that would be continued."""
+    (folder / STAMP).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def replace(file: Path, content: bytes) -> None:

@@ -1,10 +1,8 @@
 """From a config section to tokenizer, token arrays and tables."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import corpus as config
+from ..partial import discard, fingerprint, partial_folder
 from ..progress import progress
 from ..tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
 from .packing import Layout, pack
-from .parts import FINGERPRINT, Parts, partial_folder, write_documents
+from .parts import Parts, write_documents
 from .source import TRAIN, VALIDATION, Document, Source, open_source, text_hash
 from .token_store import SEQUENCES_A_SHARD, write_tokens
 from .tokenizer import Tokenizer, load_tokenizer, word_tokenizer
@@ -62,17 +61,18 @@ def build(
     layout = Layout(tokenizer.load(), section.context, tokenizer.model_vocabulary)
     # the choice of concepts touches no text
     asked = section.model_dump(mode="json", exclude={"concepts"})
-    identity = json.dumps([asked, source.identity, layout.tokenizer.fingerprint, version], sort_keys=True)
-    fingerprint = sha256(identity.encode()).hexdigest()
+    mark = fingerprint(
+        section=asked, source=source.identity, tokenizer=layout.tokenizer.fingerprint, version=version
+    )
     attributes = {
         "bos_id": layout.tokenizer.bos_id,
         "context": layout.context,
         "vocabulary": layout.tokenizer.vocabulary,
         "source": section.source,
         "revision": source.identity.get("revision"),
-        "fingerprint": fingerprint,
+        "fingerprint": mark,
     }
-    with partial_folder(folder / "build.partial", fingerprint) as partial:
+    with partial_folder(folder / "build", mark) as partial:
         splits = _pack(section, source, layout, partial)
         _write(partial, splits, layout, attributes)
         _finish(partial, folder)
@@ -146,6 +146,4 @@ def _finish(partial: Path, folder: Path) -> None:
         if target.is_dir():
             shutil.rmtree(target)
         (partial / name).replace(target)
-    # first of all, so that a removal cut short leaves nothing that a next run would continue
-    (partial / FINGERPRINT).unlink()
-    shutil.rmtree(partial)
+    discard(partial)

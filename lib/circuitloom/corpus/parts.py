@@ -1,37 +1,17 @@
 """What of a split has been packed so far, on disk: killed at any moment, the next run goes on from it."""
 
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
 from ..tables import DOCUMENT, read_table, write_table
 from .packing import Block, Cursor
 from .token_store import Block as Arrays
-
-FINGERPRINT = "fingerprint"
-"""File of a partial folder that says what its contents were made from."""
-
-
-@contextmanager
-def partial_folder(folder: Path, fingerprint: str) -> Iterator[Path]:
-    """`folder` for as long as the context lasts, locked, and empty unless it was begun under `fingerprint`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        mark = folder / FINGERPRINT
-        if not mark.is_file() or mark.read_text() != fingerprint:
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir()
-            mark.write_text(fingerprint)
-        yield folder
 
 
 @dataclass(frozen=True)

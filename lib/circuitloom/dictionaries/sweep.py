@@ -1,6 +1,5 @@
 """A sweep at one layer: from the cached activations to a folder for each run."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from ..activations.batches import read_sites
 from ..activations.store import Activations, open_activations
 from ..config.dictionaries import Run
 from ..language_model.model import LanguageModel
-from ..partial import fingerprint, move, partial_folder
+from ..partial import discard, fingerprint, move, partial_folder
 from ..tables import HISTORY, write_table
 from .dictionary import save_dictionary
 from .paper import PaperCoordinates
@@ -54,7 +53,7 @@ def train_sweep(
             save_dictionary(trainee.dictionary(), ready, trainee.run.model_dump(mode="json"))
             write_table(HISTORY, history[trainee.run.name], ready / "history.parquet")
             move(ready, output)
-        shutil.rmtree(partial)
+        discard(partial)
 
 
 def _reader(sources: Mapping[str, Activations], batch: int, device: torch.device) -> Read:

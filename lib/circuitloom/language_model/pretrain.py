@@ -1,7 +1,6 @@
 """Pretraining: a GPT-2-shaped model trained on the corpus, saved as an ordinary Hugging Face folder."""
 
 import math
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers.utils import logging
 
 from ..config.language_model import Pretrain
 from ..corpus.tokens import Tokens
-from ..partial import fingerprint, move, partial_folder, replacing
+from ..partial import discard, fingerprint, move, partial_folder, replacing
 from ..progress import progress
 from ..tables import PRETRAINING, write_table
 from . import kernels
@@ -90,7 +89,7 @@ def pretrain(
         write_anatomy(find_anatomy(model.config), folder)
         write_table(PRETRAINING, history(training, config, batches.context), folder / "pretraining.parquet")
         move(folder, output)
-        shutil.rmtree(partial)
+        discard(partial)
 
 
 def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:

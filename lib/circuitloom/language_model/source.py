@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import language_model as sections
 from ..config.shape import hub_file, shape_of
 from ..corpus.tokenizer import load_tokenizer
-from ..partial import fingerprint, move, partial_folder
+from ..partial import discard, fingerprint, move, partial_folder
 from . import legacy
 from .anatomy import FILE as ANATOMY
 from .anatomy import write_anatomy
@@ -54,7 +54,7 @@ def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path)
             copy_files(tokenizer, new, TEXT)
         (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
         move(new, output)
-        shutil.rmtree(partial)
+        discard(partial)
 
 
 def copy_files(folder: Path, target: Path, patterns: Iterable[str]) -> None:
