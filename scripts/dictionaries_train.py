@@ -11,4 +11,5 @@ with job("dictionaries", snakemake.threads, snakemake.log[0]):
     runs = [Run.model_validate(run) for run in params.runs]
     model = load(snakemake.input.model, params.dtype)
     activations = Path(snakemake.input.activations[0]).parents[1]
-    train_sweep(runs, int(snakemake.wildcards.layer), activations, model, [Path(o) for o in snakemake.output])
+    outputs = [Path(output) for output in snakemake.output]
+    train_sweep(runs, int(snakemake.wildcards.layer), activations, model, outputs, params.code)

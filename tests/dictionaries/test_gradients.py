@@ -80,7 +80,7 @@ def test_the_auxiliary_loss_is_what_its_definition_says() -> None:
         z = torch.zeros_like(pre).scatter(1, scores.topk(7, dim=1).indices, 1.0) * pre.relu()
         error = y - z @ p.W_dec - p.b_dec
         k_aux = D_IN // 2
-        best = pre[:, DEAD].topk(k_aux, dim=1).indices
+        best = scores[:, DEAD].topk(k_aux, dim=1).indices
         z_dead = torch.zeros(TOKENS, len(DEAD)).scatter(1, best, 1.0) * pre[:, DEAD].relu()
         revived = z_dead @ p.W_dec[DEAD]
         expected = (error - revived).pow(2).sum() / (error - error.mean(0)).pow(2).sum() / 32

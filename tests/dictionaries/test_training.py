@@ -125,7 +125,7 @@ def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
     undisturbed = sweep()
-    train(undisturbed, reader(data), whole, checkpoint_every=7)
+    train(undisturbed, reader(data), whole, checkpoint_every=7, checkpoint_seconds=0)
 
     class Killed(Exception):
         pass
@@ -141,10 +141,10 @@ def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
 
     for stop_at in (5, 23, 48):
         with pytest.raises(Killed):
-            train(sweep(), until(stop_at), cut, checkpoint_every=7)
+            train(sweep(), until(stop_at), cut, checkpoint_every=7, checkpoint_seconds=0)
     seen: list[int] = []
     resumed = sweep()
-    train(resumed, reader(data, seen), cut, checkpoint_every=7)
+    train(resumed, reader(data, seen), cut, checkpoint_every=7, checkpoint_seconds=0)
     assert seen[0] == 42, "the last training began from the last checkpoint"
     for a, b in zip(undisturbed, resumed, strict=True):
         for (name, x), (_, y) in zip(a.parameters.named(), b.parameters.named(), strict=True):
@@ -160,7 +160,7 @@ def test_a_diverging_run_stops_in_one_line_and_keeps_its_checkpoint(data, tmp_pa
     with pytest.raises(
         ArithmeticError, match=r"run r, layer 0: the loss is nan at step 20; lower its learning_rate"
     ):
-        train([trainee(data)], poisoned, tmp_path, checkpoint_every=10)
+        train([trainee(data)], poisoned, tmp_path, checkpoint_every=10, checkpoint_seconds=0)
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == 20
     assert all(bool(v.isfinite().all()) for v in checkpoint["states"][0]["parameters"].values())
@@ -189,3 +189,17 @@ def test_schedules_rise_hold_and_fall() -> None:
     weights = [sparsity_weight(run, i, 100) for i in range(100)]
     assert weights[24] == pytest.approx(1.0)
     assert weights[49:] == [2.0] * 51
+
+
+def test_a_training_whose_last_step_breaks_its_weights_is_not_saved(data, tmp_path) -> None:
+    student = trainee(data, learning_rate=1e38, tokens=BATCH, warmup=0, decay=0)
+    with pytest.raises(ArithmeticError, match="a weight is not finite any more; lower its learning_rate"):
+        train([student], reader(data), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_an_output_of_zero_is_no_division_by_zero(data) -> None:
+    student = trainee(data, act="topk", k=4)
+    zeros = torch.zeros(8, D)
+    terms = student.step(0, data["mlp_in"][:8], zeros)
+    assert bool(terms.loss.isfinite())

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from ..partial import replace
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
@@ -109,7 +111,8 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in fields.items() if isinstance(value, Tensor)
     }
-    save_file(tensors, folder / WEIGHTS)
+    # through bytes: a full disk is then an OSError like any other
+    replace(folder / WEIGHTS, save(tensors))
     plain = {name: fields[name] for name in ("act", "k", "layer", "site_in")}
     outputs = [{"layer": dictionary.layer, "site": dictionary.site_out}]
     (folder / CONFIG).write_text(json.dumps({**plain, "outputs": outputs, "run": config}, indent=2) + "\n")

@@ -7,9 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config.dictionaries import Run
-from .activate import Activated, Step, activate_dense, activate_sparse, top_k_of, uses_bfloat16
+from .activate import Activated, Step, activate_dense, activate_sparse, top_k_of
 from .parameters import Parameters
+from .selection import uses_bfloat16
 
+SMALLEST = 1e-12
+"""What is divided by is at least this: an output of zero, or a batch without error, is no division by zero."""
 TANH_SCALE = 4.0
 """c of the penalty tanh(c z |W_dec|) (Anthropic, January 2025 update)."""
 
@@ -29,7 +32,7 @@ class Terms:
     """Active features a token."""
     fired: Bool[Tensor, " feature"]
     smallest: Float[Tensor, ""]
-    """Smallest positive z |W_dec| of the batch; infinite where nothing fired."""
+    """Smallest positive z |W_dec| of the batch, for batchtopk; infinite where nothing fired, and for the others."""
 
 
 def evaluate_terms(
@@ -48,8 +51,9 @@ def evaluate_terms(
     """
     activated = None if dense or x.is_cuda else activate_sparse(p, run, x)
     if activated is None:
+        bias = p.encoder_bias
         with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bfloat16(run) and not dense):
-            activated = activate_dense(p, run, x)
+            activated = activate_dense(p, run, x, bias)
             y_hat = activated.decode(p.W_dec)
         y_hat = y_hat.float() + p.b_dec
     else:
@@ -59,7 +63,8 @@ def evaluate_terms(
     squared = (y - y_hat).square().sum(1)
     if run.loss == "paper":
         # mean over tokens and dimensions of squared error over the output's norm, as the authors' code has it
-        reconstruction = (squared / torch.linalg.vector_norm(y, dim=1)).mean() / y.shape[1]
+        norm_y = torch.linalg.vector_norm(y, dim=1).clamp_min(SMALLEST)
+        reconstruction = (squared / norm_y).mean() / y.shape[1]
     else:
         reconstruction = squared.mean() / variance
     norm = p.decoder_norm
@@ -73,7 +78,7 @@ def evaluate_terms(
         fvu=squared.detach().mean() / variance,
         l0=(activated.z.detach() > 0).sum() / len(x),
         fired=activated.fired(len(p.W_enc)),
-        smallest=_smallest(activated, norm),
+        smallest=_smallest(activated, norm) if run.act == "batchtopk" else torch.tensor(torch.inf),
     )
 
 
@@ -97,8 +102,8 @@ def _auxiliary(p: Parameters, run: Run, x: Tensor, error: Tensor, dead: Tensor) 
     if run.act not in ("topk", "batchtopk") or run.aux == 0 or len(dead) == 0:
         return torch.zeros((), device=x.device)
     k = min(max(1, x.shape[1] // 2), len(dead))
-    revived = top_k_of(p, k, x, dead).decode(p.W_dec.index_select(0, dead))
-    variance = (error - error.mean(0)).square().sum(1).mean()
+    revived = top_k_of(p, run, k, x, dead).decode(p.W_dec.index_select(0, dead))
+    variance = (error - error.mean(0)).square().sum(1).mean().clamp_min(SMALLEST)
     return run.aux * (error - revived).square().sum(1).mean() / variance
 
 

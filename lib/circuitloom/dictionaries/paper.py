@@ -28,11 +28,11 @@ class PaperCoordinates:
                 "loss: paper divides by the norm's gain, which is 0 in some dimension; use loss: standard"
             )
 
-    def read(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
+    def read(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """The bare normalised input."""
         return (x - self.bias.to(x.device)) / self.gain.to(x.device)
 
-    def write(self, y: Float[Tensor, "token d_out"]) -> Float[Tensor, "token d_out"]:
+    def write(self, y: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
         """The output, centred over d for a transcoder."""
         return y - y.mean(-1, keepdim=True) if self.centred else y
 
@@ -42,9 +42,10 @@ class PaperCoordinates:
         """Kaiming-uniform rows, decoder rows of unit norm, both biases at the means of their data."""
         generator = torch.Generator().manual_seed(run.seed)
         d_in, d_out = len(x_mean), len(scales.y_mean)
-        bound_in, bound_out = (6 / d_in) ** 0.5, (6 / run.width) ** 0.5
-        W_enc = torch.empty(run.width, d_in).uniform_(-bound_in, bound_in, generator=generator)
-        W_dec = torch.empty(run.width, d_out).uniform_(-bound_out, bound_out, generator=generator)
+        # the fan-in that the authors' code gives to both matrices, [d, F] and [F, d], is their second dimension
+        bound = (6 / run.width) ** 0.5
+        W_enc = torch.empty(run.width, d_in).uniform_(-bound, bound, generator=generator)
+        W_dec = torch.empty(run.width, d_out).uniform_(-1, 1, generator=generator)
         parameters = Parameters(
             W_enc=W_enc,
             b_enc=torch.zeros(run.width),
@@ -55,6 +56,9 @@ class PaperCoordinates:
         )
         for name, value in parameters.named():
             setattr(parameters, name, value.to(device).requires_grad_(True))
+        if run.kind == "sae":
+            # their SAE subtracts the bias that it adds
+            parameters.b_in = parameters.b_dec
         return parameters
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from ..config.dictionaries import Run
 from .dictionary import Dictionary
 
 SMALL_NORM = 0.1
-"""Norm of a decoder row before training, as a share of the norm of an output: near zero, yet a direction."""
+"""Norm of a decoder row before training, where an output has norm √d: near zero, yet a direction."""
 
 
 @dataclass(frozen=True)

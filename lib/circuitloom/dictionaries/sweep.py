@@ -18,9 +18,16 @@ from .trainee import Trainee
 
 
 def train_sweep(
-    runs: list[Run], layer: int, activations: Path, model: LanguageModel, outputs: list[Path]
+    runs: list[Run],
+    layer: int,
+    activations: Path,
+    model: LanguageModel,
+    outputs: list[Path],
+    version: str = "",
 ) -> None:
     """Train `runs` on `layer` and write each one's dictionary and history into its folder of `outputs`.
+
+    `version` is whatever else the result depends on, such as a hash of the code: another's work is not continued.
 
     Raises ValueError where activations are missing or damaged, ArithmeticError where a run diverges.
     """
@@ -41,9 +48,14 @@ def train_sweep(
     mark = fingerprint(
         runs=[run.model_dump(mode="json") for run in runs],
         activations={
-            site: [source.stored.order, source.moments.to_json()] for site, source in sources.items()
+            site: {
+                "stored": [str(source.stored.folder), source.stored.order, source.stored.number_format],
+                "moments": source.moments.to_json(),
+            }
+            for site, source in sources.items()
         },
         device=device.type,
+        version=version,
     )
     # named after the first run, whose name is no other sweep's
     with partial_folder(outputs[0].parent / f".{outputs[0].name}", mark) as partial:
@@ -63,6 +75,8 @@ def _reader(sources: Mapping[str, Activations], batch: int, device: torch.device
 def _paper(run: Run, layer: int, model: LanguageModel) -> PaperCoordinates | None:
     if run.loss != "paper":
         return None
-    norm = model.anatomy.norm_mlp if run.kind == "transcoder" else None
-    module = None if norm is None else model.block(layer).get_submodule(norm)
-    return PaperCoordinates(module, centred=run.kind == "transcoder")
+    if run.kind == "sae":
+        return PaperCoordinates(None, centred=False)
+    if model.anatomy.norm_mlp is None:
+        raise ValueError(f"{model.anatomy.architecture} has no norm before its MLP; use loss: standard")
+    return PaperCoordinates(model.block(layer).get_submodule(model.anatomy.norm_mlp), centred=True)

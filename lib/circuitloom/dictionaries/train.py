@@ -1,5 +1,6 @@
 """Training a sweep: all runs of a layer in one process, over one read of its activations, resumable to the bit."""
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..partial import replacing
+from ..partial import replace
 from ..progress import progress
 from .objective import Terms
 from .trainee import Trainee, learning_rate
@@ -17,6 +18,8 @@ from .trainee import Trainee, learning_rate
 HISTORY_EVERY = 10
 """Steps between rows of the history."""
 CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_SECONDS = 30.0
+"""Least time between checkpoints, which large dictionaries make by the gigabyte."""
 
 Read = Callable[[int, int], Iterator[dict[str, Tensor]]]
 """(first step, last step, exclusive) to batches: raw activations [token, d] by site."""
@@ -30,8 +33,20 @@ class _Progress:
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
+@dataclass
+class _Clock:
+    """Time that one run has taken since its last row."""
+
+    seconds: float = 0.0
+    steps: int = 0
+
+
 def train(
-    trainees: list[Trainee], read: Read, partial: Path, checkpoint_every: int = 250
+    trainees: list[Trainee],
+    read: Read,
+    partial: Path,
+    checkpoint_every: int = 50,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all runs to their ends; each run's history rows (table HISTORY), by name.
 
@@ -42,32 +57,32 @@ def train(
     done = _resume(trainees, checkpoint)
     steps = max(trainee.steps for trainee in trainees)
     layer, batch = trainees[0].layer, trainees[0].run.batch
-    seconds = dict.fromkeys((t.run.name for t in trainees), 0.0)
+    clocks = {trainee.run.name: _Clock() for trainee in trainees}
+    saved = time.monotonic()
     with progress(f"dictionaries layer {layer}", steps * batch, "tokens", done.step * batch) as bar:
         for batch_by_site in read(done.step, steps):
             for trainee in trainees:
                 if done.step < trainee.steps:
-                    _take_step(trainee, done, batch_by_site, seconds)
+                    _take_step(trainee, done, batch_by_site, clocks[trainee.run.name])
             done.step += 1
             bar.update(batch)
-            if done.step % checkpoint_every == 0 or done.step == steps:
+            due = done.step % checkpoint_every == 0 and time.monotonic() - saved >= checkpoint_seconds
+            if due or done.step == steps:
                 _save(trainees, done, checkpoint)
+                saved = time.monotonic()
     return done.history
 
 
-def _take_step(
-    trainee: Trainee, done: _Progress, batch: dict[str, Tensor], seconds: dict[str, float]
-) -> None:
+def _take_step(trainee: Trainee, done: _Progress, batch: dict[str, Tensor], clock: _Clock) -> None:
     run = trainee.run
     began = time.perf_counter()
     terms = trainee.step(done.step, batch[run.site_in], batch[run.site_out])
-    seconds[run.name] += time.perf_counter() - began
+    clock.seconds += time.perf_counter() - began
+    clock.steps += 1
     if (done.step + 1) % HISTORY_EVERY == 0 or done.step + 1 == trainee.steps:
-        rows = done.history.setdefault(run.name, [])
-        since = done.step + 1 - (rows[-1]["step"] if rows else 0)
-        rate = min(since, HISTORY_EVERY) * run.batch / max(seconds[run.name], 1e-9)
-        rows.append(_row(trainee, done.step, terms, rate))
-        seconds[run.name] = 0.0
+        row = _row(trainee, done.step, terms, clock.steps * run.batch / clock.seconds)
+        done.history.setdefault(run.name, []).append(row)
+        clock.seconds, clock.steps = 0.0, 0
 
 
 def _row(trainee: Trainee, step: int, terms: Terms, tokens_per_second: float) -> dict[str, Any]:
@@ -84,9 +99,13 @@ def _row(trainee: Trainee, step: int, terms: Terms, tokens_per_second: float) ->
 
 
 def _save(trainees: list[Trainee], done: _Progress, path: Path) -> None:
+    for trainee in trainees:
+        trainee.check()
     states = [trainee.state() for trainee in trainees]
-    with replacing(path) as new:
-        torch.save({"step": done.step, "history": done.history, "states": states}, new)
+    content = io.BytesIO()
+    torch.save({"step": done.step, "history": done.history, "states": states}, content)
+    # as bytes: a full disk is then an OSError like any other
+    replace(path, content.getvalue())
 
 
 def _resume(trainees: list[Trainee], path: Path) -> _Progress:

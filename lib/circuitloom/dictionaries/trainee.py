@@ -40,7 +40,8 @@ class Trainee:
         else:
             self.scales = Scales(1.0, 1.0, target.variance, target.mean)
             self.parameters = paper.initial(run, source.mean, self.scales, device)
-        tensors = [value for _, value in self.parameters.named()]
+        # an SAE under `loss: paper` has one bias in two places
+        tensors = list({id(value): value for _, value in self.parameters.named()}.values())
         self.optimizer = torch.optim.Adam(tensors, lr=run.learning_rate, fused=True)
         self.silent = torch.zeros(run.width, dtype=torch.int64, device=device)
         self.threshold = 0.0
@@ -61,7 +62,7 @@ class Trainee:
         dead = (self.silent >= run.dead_tokens).nonzero()[:, 0]
         weight = sparsity_weight(run, index, self.steps)
         terms = evaluate_terms(p, run, x, y, self.scales.normalised_variance, weight, dead)
-        if not bool(terms.fvu < DIVERGED):
+        if not bool((terms.fvu < DIVERGED) & terms.loss.isfinite()):
             raise ArithmeticError(
                 f"run {run.name}, layer {self.layer}: the loss is {terms.loss.item():.3g} at step {index}; lower its "
                 f"learning_rate ({run.learning_rate:g}); the last good checkpoint is kept"
@@ -91,6 +92,14 @@ class Trainee:
     def dead_share(self) -> float:
         """Share of features silent for `dead_tokens`."""
         return float((self.silent >= self.run.dead_tokens).double().mean())
+
+    def check(self) -> None:
+        """Raise ArithmeticError where the last step left a parameter that is not finite."""
+        if not all(bool(value.isfinite().all()) for _, value in self.parameters.named()):
+            raise ArithmeticError(
+                f"run {self.run.name}, layer {self.layer}: a weight is not finite any more; lower its "
+                f"learning_rate ({self.run.learning_rate:g}); the last good checkpoint is kept"
+            )
 
     def dictionary(self) -> Dictionary:
         """The dictionary as trained so far, on raw activations."""

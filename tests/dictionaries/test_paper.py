@@ -1,0 +1,100 @@
+"""`loss: paper` trains in the authors' coordinates and is saved in raw ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from circuitloom.activations.moments import Moments
+from circuitloom.config import Run
+from circuitloom.dictionaries.objective import evaluate_terms
+from circuitloom.dictionaries.paper import PaperCoordinates
+from circuitloom.dictionaries.trainee import Trainee
+
+D, WIDTH, TOKENS = 12, 40, 256
+
+
+def norm(kind: str) -> nn.Module | None:
+    """A norm with a gain, and with a bias where its kind has one."""
+    generator = torch.Generator().manual_seed(5)
+    module = {"layer": nn.LayerNorm(D), "rms": nn.RMSNorm(D), "none": None}[kind]
+    for parameter in [] if module is None else module.parameters():
+        parameter.data = 1 + 0.3 * torch.randn(D, generator=generator)
+    return module
+
+
+def draw(seed: int) -> torch.Tensor:
+    return torch.randn(TOKENS, D, generator=torch.Generator().manual_seed(seed))
+
+
+def moments(x: torch.Tensor) -> Moments:
+    return Moments(x.mean(0), 1.0, float((x - x.mean(0)).square().sum(1).mean()))
+
+
+def trained(kind: str, coordinates: PaperCoordinates, skip: bool = False) -> Trainee:
+    site = {"kind": "sae"} if kind == "sae" else {}
+    keys = {"tokens": TOKENS * 20, "batch": TOKENS, "learning_rate": 1e-2, "sparsity": 1e-3, "name": "r"}
+    run = Run(width=WIDTH, act="relu", loss="paper", skip=skip, **keys, **site)
+    x, y = draw(1) + 0.5, draw(2) - 0.3
+    target = x if kind == "sae" else y
+    student = Trainee(run, 0, moments(x), moments(target), "cpu", coordinates)
+    for i in range(20):
+        student.step(i, x, target)
+    return student
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("kind", ["layer", "rms", "none"])
+def test_the_saved_transcoder_does_on_raw_activations_what_training_did(kind: str, skip: bool) -> None:
+    coordinates = PaperCoordinates(norm(kind), centred=True)
+    student = trained("transcoder", coordinates, skip)
+    p, x = student.parameters, draw(3)
+    with torch.no_grad():
+        bare = coordinates.read(x)
+        z = ((bare - p.b_in) @ p.W_enc.T + p.b_enc).relu()
+        y_hat = z @ p.W_dec + p.b_dec + (bare @ p.W_skip.T if skip else 0)
+        # the mean over dimensions that centring took away, as far as it is constant
+        y_hat = y_hat + student.scales.y_mean.mean()
+        assert torch.allclose(student.dictionary()(x), y_hat, atol=1e-5)
+
+
+def test_the_input_is_bare_after_the_norms_gain_and_bias_are_undone() -> None:
+    layer_norm = norm("layer")
+    raw = draw(4)
+    bare = (raw - raw.mean(1, keepdim=True)) / (
+        raw.var(1, unbiased=False, keepdim=True) + layer_norm.eps
+    ).sqrt()
+    assert torch.allclose(PaperCoordinates(layer_norm, centred=True).read(layer_norm(raw)), bare, atol=1e-5)
+
+
+def test_decoder_rows_keep_unit_norm() -> None:
+    student = trained("transcoder", PaperCoordinates(norm("layer"), centred=True))
+    assert torch.allclose(student.parameters.W_dec.norm(dim=1), torch.ones(WIDTH), atol=1e-5)
+
+
+def test_an_sae_subtracts_the_bias_that_it_adds() -> None:
+    student = trained("sae", PaperCoordinates(None, centred=False))
+    assert student.parameters.b_in is student.parameters.b_dec
+    fresh = Trainee(student.run, 0, moments(draw(1)), moments(draw(1)), "cpu", PaperCoordinates(None, False))
+    fresh.restore(student.state())
+    x = draw(3)
+    assert torch.equal(fresh.dictionary()(x), student.dictionary()(x))
+
+
+def test_the_objective_is_the_authors() -> None:
+    student = trained("transcoder", PaperCoordinates(norm("layer"), centred=True))
+    p, x, y = student.parameters, draw(6), draw(7)
+    nobody = torch.zeros(0, dtype=torch.int64)
+    terms = evaluate_terms(p, student.run, x, y, variance=1.0, sparsity_weight=0.01, dead=nobody)
+    with torch.no_grad():
+        z = ((x - p.b_in) @ p.W_enc.T + p.b_enc).relu()
+        y_hat = z @ p.W_dec + p.b_dec
+        expected = ((y_hat - y) ** 2 / y.norm(dim=1, keepdim=True)).mean() + 0.01 * z.sum(1).mean()
+    # the dense products run in bfloat16 where the hardware has it
+    assert terms.loss.item() == pytest.approx(float(expected), rel=1e-2)
+
+
+def test_a_gain_of_zero_is_refused() -> None:
+    broken = nn.LayerNorm(D)
+    broken.weight.data[3] = 0
+    with pytest.raises(ValueError, match="gain, which is 0 in some dimension; use loss: standard"):
+        PaperCoordinates(broken, centred=True)
