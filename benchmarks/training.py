@@ -32,8 +32,7 @@ def make_data(file: Path, d: int, width: int, batch: int) -> None:
     causes *= torch.rand(causes.shape, generator=generator) < 8 / d
     x = causes @ torch.randn(4 * d, d, generator=generator)
     x *= (d / x.square().sum(1).mean()).sqrt()
-    run = Run(kind="sae", width=width)
-    p = initial_parameters(run, d, d, Scales(1.0, 1.0, 1.0, x.mean(0)), "cpu")
+    p = initial_parameters(Run(kind="sae", width=width), x, x, x.mean(0), Scales(1.0, 1.0, 1.0, x.mean(0)))
     save_file({"x": x, **{name: value.detach() for name, value in p.named()}}, file)
 
 
@@ -41,7 +40,6 @@ def ours(file: Path, k: int, batch: int, steps: int, learning_rate: float) -> di
     """Seconds and FVU of each step of our trainer."""
     import time
 
-    import torch
     from safetensors.torch import load_file
 
     from circuitloom.activations.moments import Sums, moments
@@ -55,7 +53,7 @@ def ours(file: Path, k: int, batch: int, steps: int, learning_rate: float) -> di
     keys = {"learning_rate": learning_rate, "warmup": 0, "decay": 0, "aux": 0}
     run = Run(kind="sae", width=len(data["b_enc"]), k=k, batch=batch, tokens=steps * batch, **keys)
     stored = moments(sums, 0, len(x))
-    trainee = Trainee(run, 0, stored, stored, torch.device("cpu"))
+    trainee = Trainee(run, 0, stored, stored, (x, x))
     for name, value in trainee.parameters.named():
         value.data.copy_(data[name])
     seconds, fvu = [], []

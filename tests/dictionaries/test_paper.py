@@ -36,7 +36,7 @@ def trained(kind: str, coordinates: PaperCoordinates, skip: bool = False) -> Tra
     run = Run(width=WIDTH, act="relu", loss="paper", skip=skip, **keys, **site)
     x, y = draw(1) + 0.5, draw(2) - 0.3
     target = x if kind == "sae" else y
-    student = Trainee(run, 0, moments(x), moments(target), "cpu", coordinates)
+    student = Trainee(run, 0, moments(x), moments(target), (x, target), coordinates)
     for i in range(20):
         student.step(i, x, target)
     return student
@@ -74,9 +74,9 @@ def test_decoder_rows_keep_unit_norm() -> None:
 def test_an_sae_subtracts_the_bias_that_it_adds() -> None:
     student = trained("sae", PaperCoordinates(None, centred=False))
     assert student.parameters.b_in is student.parameters.b_dec
-    fresh = Trainee(student.run, 0, moments(draw(1)), moments(draw(1)), "cpu", PaperCoordinates(None, False))
-    fresh.restore(student.state())
     x = draw(3)
+    fresh = Trainee(student.run, 0, moments(x), moments(x), (x, x), PaperCoordinates(None, False))
+    fresh.restore(student.state())
     assert torch.equal(fresh.dictionary()(x), student.dictionary()(x))
 
 

@@ -64,30 +64,39 @@ class Parameters:
 
 
 def initial_parameters(
-    run: Run, d_in: int, d_out: int, scales: Scales, device: torch.device | str
+    run: Run,
+    x: Float[Tensor, "token d_in"],
+    y: Float[Tensor, "token d_out"],
+    x_mean: Float[Tensor, " d_in"],
+    scales: Scales,
 ) -> Parameters:
-    """Random unit rows that read, small rows that write, b_dec at the mean of y; a function of the run's seed alone.
+    """Each feature starts as one token of a raw sample: it reads that token's direction and writes its output's.
 
-    An SAE's encoder starts as its decoder's transpose.
+    Directions are taken from the means; a feature's pre-activation is 0 at the mean input, b_dec is the mean output.
+    Which token a feature gets depends on the run's seed alone. Against random directions this gave a lower FVU and a
+    seventh of the dead features (docs/log.md).
     """
     generator = torch.Generator().manual_seed(run.seed)
-    W_enc = _unit_rows(torch.randn(run.width, d_in, generator=generator))
-    W_dec = W_enc if run.kind == "sae" else _unit_rows(torch.randn(run.width, d_out, generator=generator))
+    chosen = torch.randperm(max(len(x), run.width), generator=generator)[: run.width].to(x.device) % len(x)
+    centre = x_mean.to(x.device)
+    W_enc = _unit_rows(x[chosen] - centre)
     parameters = Parameters(
-        W_enc=W_enc.clone(),
-        b_enc=torch.zeros(run.width),
-        W_dec=SMALL_NORM * W_dec,
-        b_dec=scales.y_mean.cpu() / scales.y,
-        threshold=torch.full((run.width,), run.initial_threshold) if run.act == "jumprelu" else None,
-        W_skip=torch.zeros(d_out, d_in) if run.skip else None,
+        W_enc=W_enc,
+        b_enc=-W_enc @ centre / scales.x,
+        W_dec=SMALL_NORM * _unit_rows(y[chosen] - scales.y_mean.to(y.device)),
+        b_dec=scales.y_mean.to(y.device) / scales.y,
+        threshold=torch.full((run.width,), run.initial_threshold, device=x.device)
+        if run.act == "jumprelu"
+        else None,
+        W_skip=torch.zeros(y.shape[1], x.shape[1], device=x.device) if run.skip else None,
     )
     for name, value in parameters.named():
-        setattr(parameters, name, value.to(device).requires_grad_(True))
+        setattr(parameters, name, value.requires_grad_(True))
     return parameters
 
 
 def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-    return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True).clamp_min(1e-12)
 
 
 @torch.no_grad()

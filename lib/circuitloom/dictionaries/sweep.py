@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..activations.batches import read_sites
 from ..activations.store import Activations, open_activations
@@ -34,17 +35,12 @@ def train_sweep(
     sites = sorted({site for run in runs for site in (run.site_in, run.site_out)})
     sources = {site: open_activations(activations, site, layer, model) for site in sites}
     device = model.device
-    trainees = [
-        Trainee(
-            run,
-            layer,
-            sources[run.site_in].moments,
-            sources[run.site_out].moments,
-            device,
-            _paper(run, layer, model),
-        )
-        for run in runs
-    ]
+    sample = _sample(sources, max(run.width for run in runs), device)
+    trainees = []
+    for run in runs:
+        moments = sources[run.site_in].moments, sources[run.site_out].moments
+        pair = sample[run.site_in], sample[run.site_out]
+        trainees.append(Trainee(run, layer, *moments, pair, _paper(run, layer, model)))
     mark = fingerprint(
         runs=[run.model_dump(mode="json") for run in runs],
         activations={
@@ -66,6 +62,12 @@ def train_sweep(
             write_table(HISTORY, history[trainee.run.name], ready / "history.parquet")
             move(ready, output)
         discard(partial)
+
+
+def _sample(sources: Mapping[str, Activations], rows: int, device: torch.device) -> dict[str, Tensor]:
+    """The first rows of each site, which are tokens of all documents: as many as there are features, or all."""
+    few = min(rows, *(source.rows for source in sources.values()))
+    return next(iter(read_sites(sources, few, 1, device=device)))
 
 
 def _reader(sources: Mapping[str, Activations], batch: int, device: torch.device) -> Read:

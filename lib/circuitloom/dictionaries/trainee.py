@@ -28,22 +28,23 @@ class Trainee:
         layer: int,
         source: Moments,
         target: Moments,
-        device: torch.device | str,
+        sample: tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]],
         paper: PaperCoordinates | None = None,
     ) -> None:
+        """`sample` are some raw inputs and outputs, on the device to train on, from which the features start."""
         self.run, self.layer, self.paper = run, layer, paper
         self.steps = max(1, run.tokens // run.batch)
+        x, y = sample
         if paper is None:
             self.scales = Scales(source.scale, target.scale, target.variance, target.mean)
-            d_in, d_out = len(source.mean), len(target.mean)
-            self.parameters = initial_parameters(run, d_in, d_out, self.scales, device)
+            self.parameters = initial_parameters(run, x, y, source.mean, self.scales)
         else:
             self.scales = Scales(1.0, 1.0, target.variance, target.mean)
-            self.parameters = paper.initial(run, source.mean, self.scales, device)
+            self.parameters = paper.initial(run, source.mean, self.scales, x.device)
         # an SAE under `loss: paper` has one bias in two places
         tensors = list({id(value): value for _, value in self.parameters.named()}.values())
         self.optimizer = torch.optim.Adam(tensors, lr=run.learning_rate, fused=True)
-        self.silent = torch.zeros(run.width, dtype=torch.int64, device=device)
+        self.silent = torch.zeros(run.width, dtype=torch.int64, device=x.device)
         self.threshold = 0.0
 
     def step(self, index: int, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Terms:
