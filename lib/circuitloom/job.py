@@ -7,29 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import describe
+
+_EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError)
+"""What the library raises, or lets through, on broken input and full machines."""
+
 
 @contextmanager
-def job(name: str, threads: int, log: str | None = None) -> Iterator[None]:
+def job(name: str, threads: int, log: str) -> Iterator[None]:
     """Run the body with `threads` threads; on a fault print one line, write the traceback to `log` and exit with 1."""
     set_threads(threads)
     try:
         yield
-    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
-        if log:
-            Path(log).parent.mkdir(parents=True, exist_ok=True)
-            Path(log).write_text(traceback.format_exc())
-        print(f"circuitloom: {name}: {describe(error)}", file=sys.stderr, flush=True)
+    except Exception as error:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        Path(log).write_text(traceback.format_exc())
+        text = describe(error)
+        if text == " ".join(str(error).split()) and not isinstance(error, _EXPECTED):
+            text = f"unexpected {type(error).__name__}: {text}; details in {log}"
+        print(f"circuitloom: {name}: {text}", file=sys.stderr, flush=True)
         sys.exit(1)
-
-
-def describe(error: BaseException) -> str:
-    """What went wrong, in one line, with the remedy where it is known."""
-    if isinstance(error, OSError) and error.errno == 28:
-        return f"the disk is full ({error.filename or 'while writing'}); make room and run again: what is done is kept"
-    if isinstance(error, MemoryError):
-        return "out of memory; lower the batch or the shard_rows of the stage"
-    text = str(error).strip() or type(error).__name__
-    return " ".join(text.split())
 
 
 def set_threads(threads: int) -> None:
