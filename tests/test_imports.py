@@ -7,7 +7,7 @@ import circuitloom
 
 ROOT = Path(circuitloom.__file__).parent
 STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation")
-SHARED = {"config", "tables", "partial", "progress", "job"}
+SHARED = {"config", "tables", "partial", "progress", "job", "errors"}
 """What all may import, and what imports no stage."""
 
 

@@ -4,13 +4,10 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import describe
-
-_EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError)
-"""What the library raises, or lets through, on broken input and full machines."""
 
 
 @contextmanager
@@ -20,12 +17,11 @@ def job(name: str, threads: int, log: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        Path(log).write_text(traceback.format_exc())
-        text = describe(error)
-        if text == " ".join(str(error).split()) and not isinstance(error, _EXPECTED):
-            text = f"unexpected {type(error).__name__}: {text}; details in {log}"
-        print(f"circuitloom: {name}: {text}", file=sys.stderr, flush=True)
+        print(f"circuitloom: {name}: {describe(error, log)}", file=sys.stderr, flush=True)
+        # a full disk may have no room for the log either
+        with suppress(OSError):
+            Path(log).parent.mkdir(parents=True, exist_ok=True)
+            Path(log).write_text(traceback.format_exc())
         sys.exit(1)
 
 

@@ -50,7 +50,7 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def replace(file: Path, content: bytes) -> None:
+def replace(file: Path, content: bytes | memoryview) -> None:
     """Write `file` whole or not at all, down to the disk."""
     with replacing(file) as new:
         new.write_bytes(content)

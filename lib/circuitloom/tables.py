@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .errors import first_line
+
 
 @dataclass(frozen=True)
 class Table:
@@ -258,6 +260,4 @@ def read_table(path: Path | str) -> pa.Table:
     try:
         return pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(
-            f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run again"
-        ) from error
+        raise ValueError(f"{path}: damaged ({first_line(error)}); delete it and run again") from error

@@ -87,7 +87,7 @@ def hub_file(name: str, file: str, revision: str) -> Path:
 
     Raises ValueError, with the remedy, where neither has it.
     """
-    import httpx
+    import httpx2
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -98,7 +98,7 @@ def hub_file(name: str, file: str, revision: str) -> Path:
             f"language_model.name: {name} (revision {revision}) is not in the hub's cache and the hub is out of reach; "
             "set HF_HUB_OFFLINE=0 to download it, or HF_HOME to where it lies"
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise ValueError(
             f"language_model.name: no {file} in {name} at revision {revision}; "
             "check the name, and HF_TOKEN if it is private"

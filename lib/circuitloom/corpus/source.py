@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import corpus as config
+from ..errors import first_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -99,7 +100,7 @@ def _readable(where: str) -> Iterator[None]:
         yield
     # Arrow's errors are ValueErrors; a generator that meets an empty file raises RuntimeError
     except (DatasetsError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{where}: cannot be read as text ({reason}); mend or replace it") from error
 
 
@@ -173,9 +174,7 @@ def _characters(path: str) -> int:
     try:
         metadata = pq.read_metadata(path)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: damaged, or no Parquet ({str(error).splitlines()[0]}); replace it"
-        ) from error
+        raise ValueError(f"{path}: damaged, or no Parquet ({first_line(error)}); replace it") from error
     return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
@@ -195,8 +194,9 @@ def _hub(section: config.Hub) -> Source:
                 streaming=True,
             )
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"corpus.dataset: {section.dataset} does not load ({reason})") from error
+            raise ValueError(
+                f"corpus.dataset: {section.dataset} does not load ({first_line(error)})"
+            ) from error
         return _text_only(data, section.text, f"{section.dataset} ({splits[split]})").skip(start)
 
     held_out = None if section.validation_split else section.validation_share

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
+from ..errors import first_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -92,7 +94,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", local_files_only=is_path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         remedy = "" if is_path else "; where the hub is out of reach, name a local folder"
         raise ValueError(
             f"corpus.tokenizer: {name} holds no tokenizer that loads ({reason}){remedy}"

@@ -9,6 +9,7 @@ import zarr
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..errors import first_line
 from .token_store import NAMES, check_shards
 
 
@@ -56,7 +57,7 @@ class Tokens:
         except (ValueError, RuntimeError, OSError) as error:
             place = self.path / array.basename
             raise ValueError(
-                f"{place}: damaged ({_first_line(error)}); delete {self.path} and run again"
+                f"{place}: damaged ({first_line(error)}); delete {self.path} and run again"
             ) from error
         return torch.from_numpy(np.asarray(rows).astype(np.int64))
 
@@ -73,7 +74,7 @@ def open_tokens(path: Path | str) -> Tokens:
         bos_id, vocabulary = group.attrs["bos_id"], group.attrs["vocabulary"]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path}: not a token array ({_first_line(error)}); run the corpus stage again"
+            f"{path}: not a token array ({first_line(error)}); run the corpus stage again"
         ) from error
     assert isinstance(token, zarr.Array) and isinstance(document, zarr.Array)
     assert isinstance(vocabulary, int) and (bos_id is None or isinstance(bos_id, int))
@@ -89,7 +90,3 @@ def scored_positions(
     scored = torch.ones_like(tokens, dtype=torch.bool) if bos_id is None else tokens != bos_id
     scored[:, 0] = False
     return scored
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_line
 from .anatomy import NATIVE, adapt, anatomy_of, is_native
 from .model import LanguageModel
 
@@ -64,7 +65,7 @@ def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) ->
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{folder}: its weights cannot be loaded ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{folder}: its weights cannot be loaded ({first_line(error)})") from error
     return LanguageModel(model.to(device, dtype), anatomy_of(bridge))
 
 
@@ -93,7 +94,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file.name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file.name}: {first_line(error)}") from error
     return {key: value.float() for key, value in state.items()}
 
 

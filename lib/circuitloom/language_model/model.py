@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import first_line
 from .anatomy import Anatomy, find_anatomy, is_native, read_anatomy
 
 
@@ -191,9 +192,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{folder}: not a model that transformers loads ({str(error).splitlines()[0]})"
-        ) from error
+        raise ValueError(f"{folder}: not a model that transformers loads ({first_line(error)})") from error
     # transformers would go on with random weights in their place
     module, report = loaded
     missing = sorted(report["missing_keys"])

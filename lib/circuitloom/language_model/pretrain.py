@@ -1,5 +1,6 @@
 """Pretraining: a GPT-2-shaped model trained on the corpus, saved as an ordinary Hugging Face folder."""
 
+import io
 import math
 import time
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from transformers.utils import logging
 
 from ..config.language_model import Pretrain
 from ..corpus.tokens import Tokens
-from ..partial import discard, fingerprint, move, partial_folder, replacing
+from ..partial import discard, fingerprint, move, partial_folder, replace
 from ..progress import progress
 from ..tables import PRETRAINING, write_table
 from . import kernels
@@ -53,8 +54,10 @@ class Training:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
-        with replacing(file) as new:
-            torch.save(state, new)
+        # torch writing to a full disk does not say so
+        content = io.BytesIO()
+        torch.save(state, content)
+        replace(file, content.getbuffer())
 
     def resume(self, file: Path) -> None:
         """Go on from a checkpoint."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config import language_model as sections
 from ..config.shape import hub_file, shape_of
 from ..corpus.tokenizer import load_tokenizer
+from ..errors import first_line
 from ..partial import discard, fingerprint, move, partial_folder
 from . import legacy
 from .anatomy import FILE as ANATOMY
@@ -99,7 +100,7 @@ def _locate(config: sections.Path | sections.Hub) -> tuple[Path, dict[str, str]]
 
 def _download(config: sections.Hub) -> Path:
     """The repository's snapshot in the hub's cache, pickled weights only where there are no others."""
-    import httpx
+    import httpx2
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -116,9 +117,9 @@ def _download(config: sections.Hub) -> Path:
     try:
         folder = fetch((*TEXT, *WEIGHTS))
         return folder if _matching(folder, WEIGHTS) else fetch((*TEXT, *PICKLED))
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise ValueError(
-            f"language_model.name: {config.name} could not be downloaded ({str(error).splitlines()[0]}); "
+            f"language_model.name: {config.name} could not be downloaded ({first_line(error)}); "
             "run again to go on where it broke off"
         ) from error
 
