@@ -50,6 +50,9 @@ BROKEN = {
     "an unknown split": (
         {"source": "hub", "dataset": "{folder}/hub", "train_split": "trian"}, r"corpus.dataset: .* not load .*trian",
     ),
+    "a loading script": (
+        {"source": "hub", "dataset": "{folder}/scripted"}, r"scripted does not load .*set corpus.revision to refs/conv",
+    ),
 }  # fmt: skip
 
 
@@ -64,6 +67,8 @@ def test_broken_input_is_said_in_one_line(tmp_path, tokenizer, keys, message):
     (tmp_path / "broken.parquet").write_text("PAR1")
     (tmp_path / "nothing").mkdir()
     write_parquet(Path(shutil.copytree(tmp_path / "nothing", tmp_path / "hub")) / "train.parquet", TEXTS)
+    (tmp_path / "scripted").mkdir()
+    (tmp_path / "scripted" / "scripted.py").touch()
     keys = {k: v.format(folder=tmp_path) if isinstance(v, str) else v for k, v in keys.items()}
     folder = Path(keys.pop("tokenizer", tokenizer))
     if keys.get("source") != "hub":

@@ -39,6 +39,9 @@ def forms(folder: Path) -> dict[str, dict]:
     lines.write_text("\n".join(TEXTS) + "\n")
     for number, text in enumerate(TEXTS):
         (folder / "text" / f"{number:03d}.txt").write_text(text)
+    copy = folder / "copy" / "plain_text" / "train"
+    copy.mkdir(parents=True)
+    write_parquet(copy / "0000.parquet", TEXTS)
     hub = folder / "hub" / "data"
     hub.mkdir(parents=True)
     write_parquet(hub / "train-00000-of-00002.parquet", TEXTS[:50])
@@ -59,6 +62,8 @@ def forms(folder: Path) -> dict[str, dict]:
         },
         "parquet": {"source": "files", "train": str(write_parquet(folder / "train.parquet", TEXTS))},
         "hub": {"source": "hub", "dataset": str(hub.parent), "subset": "plain", "train_tokens": 10**6},
+        # as the hub's branch refs/convert/parquet is laid out
+        "the hub's copy": {"source": "hub", "dataset": str(folder / "copy"), "train_tokens": 10**6},
     }  # fmt: skip
 
 

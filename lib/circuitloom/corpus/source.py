@@ -187,15 +187,14 @@ def _hub(section: config.Hub) -> Source:
     def stream(split: str, start: int) -> "IterableDataset":
         try:
             data = load_dataset(
-                section.dataset,
-                section.subset,
-                split=splits[split],
-                revision=commit,
-                streaming=True,
+                section.dataset, section.subset, split=splits[split], revision=commit, streaming=True
             )
-        except (OSError, ValueError) as error:
+        # RuntimeError: the repository holds a loading script, which datasets no longer runs
+        except (OSError, ValueError, RuntimeError) as error:
+            scripted = isinstance(error, RuntimeError)
+            remedy = "; set corpus.revision to refs/convert/parquet, the hub's own copy" if scripted else ""
             raise ValueError(
-                f"corpus.dataset: {section.dataset} does not load ({first_line(error)})"
+                f"corpus.dataset: {section.dataset} does not load ({first_line(error)}){remedy}"
             ) from error
         return _text_only(data, section.text, f"{section.dataset} ({splits[split]})").skip(start)
 
