@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +72,19 @@ def test_a_token_that_the_model_does_not_know_is_refused(tokenizer):
     layout = Layout(load_tokenizer(str(tokenizer)), 16, model_vocabulary=100)
     with pytest.raises(ValueError, match="the model knows 100 tokens; use the tokenizer"):
         packed(layout, 7)
+
+
+def test_a_tokenizer_that_would_truncate_or_pad_gives_whole_documents(tokenizer, tmp_path):
+    from tokenizers import Tokenizer
+
+    folder = Path(shutil.copytree(tokenizer, tmp_path / "cutting"))
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=30)
+    backend.save(str(folder / "tokenizer.json"))
+    texts = [TEXTS[0], TEXTS[100]]
+    cutting, plain = (load_tokenizer(str(f)).encode(texts) for f in (folder, tokenizer))
+    assert [ids.tolist() for ids in cutting] == [ids.tolist() for ids in plain]
 
 
 def test_positions_of_a_bos_of_id_0_are_not_scored(tmp_path, tokenizer):

@@ -74,6 +74,13 @@ def test_the_grammar_itself_has_no_distance_from_the_grammar():
     assert distance.percent_error == pytest.approx(0, abs=1e-4)
 
 
+def test_a_document_that_fills_the_context_behind_its_bos_is_measured(tmp_path):
+    model = load(tiny_gpt2(tmp_path / "model"), device="cpu")
+    longest = model.module.config.n_positions - 1
+    distance = grammar_distance(model, [np.full(longest, 3)], np.array([-2.0 * longest]), bos_id=0)
+    assert math.isfinite(distance.cross_entropy)
+
+
 def test_the_standard_error_is_that_of_fresh_documents():
     logits, random = random_logits(10), np.random.default_rng(0)
 

@@ -103,6 +103,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
         raise ValueError(
             f"corpus.tokenizer: {name} has no tokenizer.json; convert it with transformers first"
         )
+    # a tokenizer.json may ask for either, and then cuts documents short or fills them up
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return Tokenizer(tokenizer)
 
 

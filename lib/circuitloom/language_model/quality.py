@@ -123,7 +123,8 @@ def greater_than(
 def _losses(
     model: LanguageModel, tokens: Int[Tensor, "sequence position"]
 ) -> Float[Tensor, "sequence prediction"]:
-    logits = model.logits(tokens)[:, :-1].float()
+    # nothing is predicted from the last token, for which a model may have no position
+    logits = model.logits(tokens[:, :-1]).float()
     return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none").cpu()
 
 
