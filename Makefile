@@ -19,7 +19,7 @@ reproduce: environment
 	$(BIN)/snakemake --cores all
 
 test: environment lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: environment
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# two processes of tests share two cores: threads that wait for each other would spin
+os.environ["OMP_NUM_THREADS"] = "1"
 # an int is a float, as PEP 484 has it
 install_import_hook("circuitloom", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 

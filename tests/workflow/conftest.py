@@ -1,5 +1,7 @@
 """A copy of the project in which the tiny profile has run, and one in which nothing has."""
 
+from pathlib import Path
+
 import pytest
 from tests.workflow.project import Project, copy_project
 
@@ -17,3 +19,10 @@ def finished(tmp_path_factory) -> Project:
 def fresh(tmp_path) -> Project:
     """A project in which nothing has run."""
     return copy_project(tmp_path / "project")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep these tests in one process, so that the study runs once; the others fill a second."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("workflow"))

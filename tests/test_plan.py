@@ -1,0 +1,84 @@
+"""The plan's arithmetic, on a study small enough to count by hand, and its refusal."""
+
+import pytest
+
+from circuitloom.config import load
+from circuitloom.plan import Machine, check_disk, corpus_tokens, describe, plan
+
+STUDY = {
+    "profile": "x",
+    "corpus": {"source": "chronicle", "train_tokens": 1_000_000, "validation_tokens": 10_000, "context": 64},
+    "language_model": {"source": "pretrain", "layers": 2, "d_model": 16, "heads": 2, "tokens": 500_000},
+    "activations": {"layers": [1], "tokens": 100_000, "dtype": "float16"},
+    "training": {"width": 32, "k": 4, "tokens": 200_000},
+    "dictionaries": {"a": {"act": ["topk", "relu"]}},
+}
+MACHINE = Machine(operations_per_second=1e12, free_bytes=1e12, device="a test")
+
+
+def costs(**changes):
+    study = load({**STUDY, **changes})
+    return {cost.stage: cost for cost in plan(study, MACHINE)}
+
+
+def test_activations_take_their_rows_times_their_width() -> None:
+    cost = costs()["activations"]
+    # 16 numbers of two bytes a row, and six bytes that say where the row is from
+    assert cost.disk == 100_000 * (16 * 2 + 6)
+    assert costs(activations={"layers": [0, 1], "tokens": 100_000})["activations"].disk == 100_000 * (
+        2 * 16 * 2 + 6
+    )
+
+
+def test_int8_takes_one_byte_a_number_and_a_scale_a_row() -> None:
+    assert costs(activations={"layers": [1], "tokens": 100_000, "dtype": "int8"})[
+        "activations"
+    ].disk == 100_000 * (16 + 4 + 6)
+
+
+def test_a_forward_pass_is_two_operations_a_weight_and_attention() -> None:
+    cost = costs()["activations"]
+    weights = 2 * (4 * 16 * 16 + 2 * 16 * 64)
+    assert cost.operations == 100_000 * (2 * weights + 2 * 4 * 64 * 16)
+
+
+def test_a_sparse_step_costs_one_dense_product_and_a_penalised_one_six() -> None:
+    cost = costs()["dictionaries"]
+    assert cost.operations == 200_000 * (2 * 16 * 32 + 10 * 16 * 4) + 200_000 * 12 * 16 * 32
+
+
+def test_more_work_takes_longer() -> None:
+    short = costs()["language_model"]
+    long = costs(language_model={**STUDY["language_model"], "tokens": 5_000_000})["language_model"]
+    assert long.operations == pytest.approx(10 * short.operations)
+    assert long.seconds > short.seconds
+
+
+def test_the_tokens_of_files_are_estimated_from_their_size(tmp_path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("a" * 40_000)
+    corpus = {
+        "source": "files",
+        "train": str(file),
+        "tokenizer": "gpt2",
+        "context": 64,
+        "validation_share": 0.25,
+    }
+    assert corpus_tokens(load({**STUDY, "corpus": corpus})) == (7_500, 2_500)
+
+
+def test_a_disk_too_small_is_refused_with_the_stage_that_needs_most() -> None:
+    study = load(STUDY)
+    full = Machine(1e12, 1e5, "a test")
+    with pytest.raises(
+        ValueError, match=r"plan: the profile needs .* are free; make room, or lower what stage \w+ writes"
+    ):
+        check_disk(plan(study, full), full)
+    check_disk(plan(study, MACHINE), MACHINE)
+
+
+def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
+    study = load(STUDY)
+    lines = list(describe(study, plan(study, MACHINE), MACHINE))
+    stages = [line.split()[0] for line in lines[2:8]]
+    assert stages == ["corpus", "language_model", "activations", "dictionaries", "evaluation", "all"]
