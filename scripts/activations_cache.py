@@ -13,4 +13,4 @@ with job("activations", snakemake.threads, snakemake.log[0]):
     config = Activations.model_validate(params.config)
     order = row_order(open_tokens(snakemake.input.train), params.seed, config.shard_rows, config.tokens)
     model = load(snakemake.input.model, params.dtype)
-    cache_site(params.site, order, model, config, Path(snakemake.output[0]).parents[1])
+    cache_site(params.site, order, model, config, Path(snakemake.output[0]).parents[1], params.code)

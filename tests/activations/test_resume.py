@@ -101,12 +101,57 @@ def test_shards_that_are_done_are_not_done_again(model, tmp_path, monkeypatch):
     assert written == list(range(order.shards))
 
 
+def test_a_shard_half_written_after_a_kill_amid_moving_is_not_taken_for_whole(model, tmp_path, monkeypatch):
+    from circuitloom.activations import arrays, cache
+
+    move, write = cache.move, cache.write_shard
+
+    def move_the_first(folder, target):
+        if folder.name != "layer0.zarr":
+            raise KeyboardInterrupt
+        move(folder, target)
+
+    def write_half_of_the_second(array, shard, values):
+        write(array, shard, values)
+        if shard == 1:
+            file = arrays.shard_file(array, shard)
+            file.write_bytes(file.read_bytes()[:1000])
+            raise KeyboardInterrupt
+
+    for name, killed in (("move", move_the_first), ("write_shard", write_half_of_the_second)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(cache, name, killed)
+            make_cache(tmp_path / "killed", model, make_order())
+    for folder in ("killed", "alone"):
+        make_cache(tmp_path / folder, model, make_order())
+    assert content(tmp_path / "killed") == content(tmp_path / "alone")
+
+
 def test_work_begun_under_another_config_is_not_continued(context, model_folder, model, tmp_path):
     run(context, model_folder, tmp_path / "both", 60)
     assert (tmp_path / "both" / "mlp_in.partial").is_dir()
     for folder in ("both", "alone"):
         make_cache(tmp_path / folder, model, make_order(seed=5))
     assert content(tmp_path / "both") == content(tmp_path / "alone")
+
+
+def test_work_begun_by_other_code_is_not_continued(model, tmp_path, monkeypatch):
+    from circuitloom.activations import cache
+    from circuitloom.config import Activations
+
+    order, config, written, write = make_order(), Activations(layers=[0]), [], cache.write_shard
+
+    def stop_at_the_second(array, shard, values):
+        if shard == 1:
+            raise KeyboardInterrupt
+        write(array, shard, values)
+
+    monkeypatch.setattr(cache, "write_shard", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        cache.cache_site("mlp_in", order, model, config, tmp_path, "one")
+    monkeypatch.setattr(cache, "write_shard", lambda *a: (write(*a), written.append(a[1])))
+    cache.cache_site("mlp_in", order, model, config, tmp_path, "another")
+    assert written == list(range(order.shards))
 
 
 def test_a_second_process_is_refused(model, tmp_path):

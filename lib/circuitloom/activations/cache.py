@@ -31,11 +31,14 @@ def layer_folder(folder: Path, site: str, layer: int) -> Path:
     return folder / site / f"layer{layer}.zarr"
 
 
-def cache_site(site: str, order: RowOrder, model: LanguageModel, config: Activations, folder: Path) -> None:
+def cache_site(
+    site: str, order: RowOrder, model: LanguageModel, config: Activations, folder: Path, version: str = ""
+) -> None:
     """Store the activations of `order`'s tokens at `site`, for every layer that `config` asks for.
 
     Writes one Zarr group a layer under `folder`: `values`, and `scales` for int8; moments are attributes.
-    May be killed at any moment: the next call goes on after the last whole shard, to the same bytes.
+    May be killed at any moment: the next call goes on after the last whole shard, to the same bytes, unless the
+    model, the order, a key or `version` (of the code) have changed since.
     Raises ValueError where the model has no such site or layer, or an activation is too large for the format.
     """
     layers = list(range(model.layers)) if config.layers == "all" else sorted(set(config.layers))
@@ -43,7 +46,7 @@ def cache_site(site: str, order: RowOrder, model: LanguageModel, config: Activat
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
     mark = fingerprint(
         site=site, layers=layers, dtype=config.dtype, batch=config.batch, order=order.digest,
-        weights=weights_digest(model.module),
+        weights=weights_digest(model.module), version=version,
     )  # fmt: skip
     with partial_folder(folder / site, mark) as work:
         Writer(work, order, Recorder(model, site, layers, config.dtype), config.batch).run()
@@ -78,6 +81,9 @@ class Writer:
             stray.unlink()
         shards = range(self.order.shards)
         done = next((shard for shard in shards if not self._is_whole(shard)), len(shards))
+        # after a kill amid moving, later shards have records and yet are written anew
+        for shard in range(done, self.order.shards):
+            self._record(shard).unlink(missing_ok=True)
         start = min(done * self.order.shard_rows, self.order.rows)
         with progress(f"caching {self.recorder.site}", self.order.rows, "tokens", done=start) as bar:
             self._write_shards(done, bar.update)
