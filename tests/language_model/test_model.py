@@ -29,6 +29,10 @@ def test_mlp_applied_to_its_input_gives_its_output(model):
         torch.testing.assert_close(output, captured[Site("mlp_out", layer)])
 
 
+def test_a_pass_builds_no_cache_of_keys_and_values(model):
+    assert getattr(model.module(TOKENS), "past_key_values", None) is None
+
+
 def test_replacing_an_output_by_itself_changes_nothing(model):
     logits = model.logits(TOKENS)
     with model.replacing({layer: lambda _x, y: y.clone() for layer in range(model.layers)}):

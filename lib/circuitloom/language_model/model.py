@@ -39,6 +39,9 @@ class LanguageModel:
         self.module = module.eval().requires_grad_(False)
         self.anatomy = anatomy
         self.device = next(module.parameters()).device
+        # keys and values are for generating; here no pass goes on from another
+        if hasattr(getattr(module, "config", None), "use_cache"):
+            module.config.use_cache = False
 
     @property
     def layers(self) -> int:
