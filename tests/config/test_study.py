@@ -30,7 +30,37 @@ BROKEN = {
         r"^corpus\.contxt: .*did you mean context\?",
     ),
     "a misspelt key of a sweep": ({"dictionaries": {"a": {"widht": 3}}}, r"^dictionaries\.a\.widht: .*width"),
-    "a word for a number": ({"training": {"width": "wide"}}, r"^dictionaries\.sweep\.width: .*'wide'"),
+    "a misspelt key of all sweeps": ({"training": {"widht": 3}}, r"^training\.widht: .*did you mean width\?"),
+    "a word for a number": ({"training": {"width": "wide"}}, r"^training\.width: .*'wide'"),
+    "a word among the numbers of a list": (
+        {"training": {"width": [64, "wide"]}},
+        r"^training\.width: .*'wide'",
+    ),
+    "a word for a number of a sweep": (
+        {"dictionaries": {"a": {"width": "wide"}}},
+        r"^dictionaries\.a\.width: .*'wide'",
+    ),
+    "a broken number": ({"training": {"width": "1.5e0"}}, r"^training\.width: .*integer.*1\.5"),
+    "a share above one": (
+        {"training": {"width": 64, "decay": "2e0"}},
+        r"^training\.decay: .*less than or equal to 1",
+    ),
+    "an empty list": ({"dictionaries": {"a": {"k": []}}}, r"^dictionaries\.a\.k: an empty list makes no run"),
+    "an empty list for all sweeps": ({"training": {"k": []}}, r"^training\.k: an empty list makes no run"),
+    "a name that is a path": ({"dictionaries": {"a": {"name": "../x"}}}, r"^dictionaries\.a\.name: "),
+    "a name that the evaluation uses": (
+        {"dictionaries": {"a": {"name": "neurons"}}},
+        r"^dictionaries\.a\.name: neurons .*choose another",
+    ),
+    "a number for a list": ({"activations": {"layers": 3}}, r"^activations\.layers: .*valid list, not 3"),
+    "a word for a list": (
+        {"activations": {"layers": "al"}},
+        r"^activations\.layers: Input should be 'all', not 'al'",
+    ),
+    "a negative layer": (
+        {"activations": {"layers": [-1]}},
+        r"^activations\.layers\.0: .*greater than or equal to 0",
+    ),
     "a word for a section": ({"corpus": 5}, r"^corpus"),
     "no such source": (
         {"corpus": {"source": "books"}},
@@ -126,6 +156,20 @@ def test_numeric_strings_are_numbers() -> None:
     config = {**GOOD, "training": {"width": "64", "learning_rate": "1e-3"}, "dictionaries": {"a": {"k": "4"}}}
     (run,) = load(config).runs.values()
     assert (run.name, run.width, run.k, run.learning_rate) == ("tc-topk4-64", 64, 4, 1e-3)
+
+
+@pytest.mark.parametrize("number", ["1e6", "1E+6", 1e6, "1000000", "1_000_000"])
+def test_whole_numbers_may_be_written_with_an_exponent(number: Any) -> None:
+    corpus = {"source": "chronicle", "train_tokens": number}
+    study = load({**GOOD, "corpus": corpus, "training": {"width": 64, "tokens": number}})
+    assert study.corpus.train_tokens == 1_000_000
+    assert {run.tokens for run in study.runs.values()} == {1_000_000}
+
+
+def test_a_name_does_not_depend_on_how_a_shared_key_is_written() -> None:
+    keys = {"width": "64", "skip": "false", "tokens": "100000.0", "decay": "2e-1"}
+    (run,) = load({**GOOD, "training": keys, "dictionaries": {"a": {}}}).runs.values()
+    assert run.name == "tc-topk32-64"
 
 
 def test_a_run_is_named_after_what_sets_it_apart() -> None:

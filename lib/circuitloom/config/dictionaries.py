@@ -3,11 +3,21 @@
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from .activations import SiteName
 from .base import Model, as_list
 
+RESERVED = ("neurons", "residual")
+"""Names that tables give to the model's own neurons and residual directions, beside those of runs."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -71,13 +81,21 @@ class Training(Model):
         return self
 
 
+def _not_reserved(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"{name} is what the evaluation calls the model's own; choose another")
+    return name
+
+
 class Run(Training):
     """One dictionary for each layer: what it reads, what it writes, how it is trained."""
 
     kind: Literal["transcoder", "sae"] = "transcoder"
     """A transcoder maps the MLP's input to its output; an SAE maps a site to itself."""
-    name: str = ""
-    """Name of the run's folder; made from the other keys where it is empty."""
+    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$"), AfterValidator(_not_reserved)] = (
+        ""
+    )
+    """Name of the run's folder (letters, digits, `_`, `.`, `-`); made from the other keys where it is empty."""
     site: SiteName = "mlp_out"
     """The site of an SAE (a transcoder reads mlp_in and writes mlp_out)."""
 
@@ -93,7 +111,7 @@ class Run(Training):
 
 
 def run_name(run: Run, usual: dict[str, Any]) -> str:
-    """Kind, act with its parameter, width; then every other key in which `run` is neither `usual` nor the default."""
+    """Kind, act with its parameter, width; then every other key that is not as `usual` has it, else as the default."""
     parameter = "k" if run.act in ("topk", "batchtopk") else "sparsity"
     value = str(run.k) if parameter == "k" else _scientific(run.sparsity)
     parts = ["tc" if run.kind == "transcoder" else "sae", f"{run.act}{value}", str(run.width)]
@@ -103,7 +121,7 @@ def run_name(run: Run, usual: dict[str, Any]) -> str:
         setting = getattr(run, key)
         if key in ("name", "kind", "act", "width", "site", "k", "sparsity"):
             continue
-        if setting != type(setting)(usual.get(key, field.default)):
+        if setting != usual.get(key, field.default):
             parts.append(key if setting is True else f"no_{key}" if setting is False else f"{key}{setting}")
     return "-".join(parts)
 

@@ -1,18 +1,18 @@
 """The whole config of a profile: its sections, what they must agree on, and one clear line where they do not."""
 
-import difflib
 import re
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from .activations import Activations
-from .base import Model
+from .base import Model, as_list
 from .corpus import Corpus
 from .dictionaries import Run, expand_sweep, run_name
 from .evaluation import Evaluation
 from .language_model import LanguageModel, Pretrain
+from .messages import one_line, unknown_key
 from .shape import Shape, read_shape
 
 M = TypeVar("M", bound=Model)
@@ -94,6 +94,7 @@ class Study(Model):
     @cached_property
     def sweeps(self) -> dict[str, list[Run]]:
         """The runs of each sweep, lists expanded, each with its name."""
+        usual = self._usual()
         names: dict[str, str] = {}
         sweeps: dict[str, list[Run]] = {}
         for sweep, keys in self.dictionaries.items():
@@ -101,10 +102,10 @@ class Study(Model):
                 raise ValueError(
                     f"dictionaries.{sweep}: a sweep's name has letters, digits and _ only; rename it"
                 )
+            _refuse_empty_lists(f"dictionaries.{sweep}", keys)
             sweeps[sweep] = []
             for each in expand_sweep(self.training, keys):
                 run = _validate(Run, each, f"dictionaries.{sweep}")
-                usual = {key: value for key, value in self.training.items() if not isinstance(value, list)}
                 run = run.model_copy(update={"name": run.name or run_name(run, usual)})
                 if run.name in names:
                     raise ValueError(
@@ -114,6 +115,21 @@ class Study(Model):
                 names[run.name] = sweep
                 sweeps[sweep].append(run)
         return sweeps
+
+    def _usual(self) -> dict[str, Any]:
+        """The keys of `training` that have one value, as runs hold them; ValueError where one is wrong by itself."""
+        _refuse_empty_lists("training", self.training)
+        usual = {}
+        for key, value in self.training.items():
+            if key not in Run.model_fields:
+                raise ValueError(unknown_key(Run, f"training.{key}"))
+            try:
+                values = [Run.read(key, each) for each in as_list(value)]
+            except ValidationError as error:
+                raise ValueError(one_line(Run, error, f"training.{key}")) from None
+            if not isinstance(value, list):
+                usual[key] = values[0]
+        return usual
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -133,36 +149,10 @@ def _validate(model: type[M], keys: dict[str, Any], where: str) -> M:
     try:
         return model.model_validate(keys)
     except ValidationError as error:
-        raise ValueError(_one_line(model, error, where)) from None
+        raise ValueError(one_line(model, error, where)) from None
 
 
-def _one_line(model: type[Model], error: ValidationError, where: str) -> str:
-    """The first of a validation's errors, as the path of the key, what is wrong and what to do."""
-    first = error.errors(include_url=False)[0]
-    context = first.get("ctx", {})
-    # a union's tag (chronicle, files, path, ...) stands in the location but is no key of the config
-    tags = {"chronicle", "files", "hub", "pretrain", "path"}
-    location = [str(part) for i, part in enumerate(first["loc"]) if not (i == 1 and part in tags)]
-    key = ".".join(([where] if where else []) + [part for part in location if "[" not in part])
-    match first["type"]:
-        case "extra_forbidden":
-            near = difflib.get_close_matches(location[-1], _known_keys(model), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "config/README.md lists the keys"
-            return f"{key}: unknown key; {hint}"
-        case "missing":
-            return f"{key}: missing; set it (config/README.md says what it means)"
-        case "value_error":
-            text = str(context["error"])
-            return f"{key}: {text}" if key and not text.startswith(key.split(".")[0]) else text
-        case "union_tag_not_found":
-            return f"{key}.source: missing; config/README.md lists the sources"
-        case "union_tag_invalid":
-            return f"{key}.source: {context['tag']!r} is not a source; choose from {context['expected_tags']}"
-        case _:
-            return f"{key}: {first['msg']}, not {first['input']!r}"
-
-
-def _known_keys(model: type[Model]) -> list[str]:
-    """Every key that the sections of `model` know."""
-    keys = set(re.findall(r'"(\w+)": \{', str(TypeAdapter(model).json_schema()).replace("'", '"')))
-    return sorted(keys | set(model.model_fields))
+def _refuse_empty_lists(where: str, keys: dict[str, Any]) -> None:
+    for key, value in keys.items():
+        if value == []:
+            raise ValueError(f"{where}.{key}: an empty list makes no run; give it a value, or leave it out")

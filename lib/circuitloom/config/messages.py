@@ -1,0 +1,60 @@
+"""What pydantic finds wrong with a config, as one line that names the key and the remedy."""
+
+import difflib
+import re
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from .base import Model
+
+# a union's tag stands in the location but is no key of the config
+_TAGS = {"chronicle", "files", "hub", "pretrain", "path"}
+
+
+def one_line(model: type[Model], error: ValidationError, where: str) -> str:
+    """The first of a validation's errors, as the path of the key below `where`, what is wrong and what to do."""
+    first = _nearest(error.errors(include_url=False))
+    context = first.get("ctx", {})
+    location = [str(part) for i, part in enumerate(first["loc"]) if not (i == 1 and part in _TAGS)]
+    key = ".".join(([where] if where else []) + [part for part in location if "[" not in part])
+    match first["type"]:
+        case "extra_forbidden":
+            return unknown_key(model, key)
+        case "missing":
+            return f"{key}: missing; set it (config/README.md says what it means)"
+        case "value_error":
+            text = str(context["error"])
+            return f"{key}: {text}" if key and not text.startswith(key.split(".")[0]) else text
+        case "union_tag_not_found":
+            return f"{key}.source: missing; config/README.md lists the sources"
+        case "union_tag_invalid":
+            return f"{key}.source: {context['tag']!r} is not a source; choose from {context['expected_tags']}"
+        case _:
+            return f"{key}: {first['msg']}, not {first['input']!r}"
+
+
+def unknown_key(model: type[Model], key: str) -> str:
+    """That `key`, a path whose last part no section of `model` has, is misspelt; and what may have been meant."""
+    near = difflib.get_close_matches(key.rpartition(".")[2], _known_keys(model), n=1, cutoff=0.5)
+    return f"{key}: unknown key; " + (
+        f"did you mean {near[0]}?" if near else "config/README.md lists the keys"
+    )
+
+
+def _nearest(errors: list[Any]) -> Any:
+    """The first error; where it is of a union, that of the member which the value comes nearest to."""
+    *path, member = errors[0]["loc"] or [""]
+    if "[" not in str(member):
+        return errors[0]
+    members = [each for each in errors if list(each["loc"][: len(path)]) == path]
+    return max(
+        members,
+        key=lambda e: (len(e["loc"]), isinstance(e["input"], str) == (e["type"] == "literal_error")),
+    )
+
+
+def _known_keys(model: type[Model]) -> list[str]:
+    """Every key that the sections of `model` know."""
+    keys = set(re.findall(r'"(\w+)": \{', str(TypeAdapter(model).json_schema()).replace("'", '"')))
+    return sorted(keys | set(model.model_fields))
