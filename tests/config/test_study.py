@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from circuitloom.config import load
+from circuitloom.config.corpus import Hub
 from circuitloom.config.shape import shape_of
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +165,14 @@ def test_whole_numbers_may_be_written_with_an_exponent(number: Any) -> None:
     study = load({**GOOD, "corpus": corpus, "training": {"width": 64, "tokens": number}})
     assert study.corpus.train_tokens == 1_000_000
     assert {run.tokens for run in study.runs.values()} == {1_000_000}
+
+
+@pytest.mark.parametrize(("dataset", "read"), [("${DATA}/copy", "/somewhere/copy"), ("org/name", "org/name")])
+def test_a_data_set_is_a_path_with_variables_or_a_name_of_the_hub(dataset, read, monkeypatch) -> None:
+    monkeypatch.setenv("DATA", "/somewhere")
+    corpus = {"source": "hub", "dataset": dataset, "tokenizer": "gpt2"}
+    study = load({**GOOD, "corpus": corpus})
+    assert isinstance(study.corpus, Hub) and study.corpus.dataset == read
 
 
 def test_a_name_does_not_depend_on_how_a_shared_key_is_written() -> None:

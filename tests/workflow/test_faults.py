@@ -26,7 +26,8 @@ def refused(project: Project, message: str, *arguments: str, profile: str = PROF
 
 CONFIG_FAULTS = {
     "a misspelt key": ("training={widht: 64}", r"training\.widht: unknown key; did you mean width\?"),
-    "a word for a number": ("training={width: wide}", r"width: .*number.*'wide'"),
+    "a word for a number": ("training={width: wide}", r"training\.width: .*integer.*'wide'"),
+    "an empty section": ("corpus=", r"corpus: .*not "),
     "a layer the model lacks": (
         "activations={layers: [9]}",
         r"activations\.layers: the model has no layer 9",

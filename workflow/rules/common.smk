@@ -6,10 +6,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 # offline unless the profile names the hub: read by huggingface_hub when it is first imported
-if "hub" not in [
-    config.get(stage, {}).get("source") for stage in ("corpus", "language_model")
-]:
-    os.environ.update(HF_HUB_OFFLINE="1")
+STAGES = [config.get(stage) for stage in ("corpus", "language_model")]
+if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)]:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from circuitloom.config import load
 from circuitloom.provenance import code_hash

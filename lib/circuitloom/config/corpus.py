@@ -65,7 +65,7 @@ class Hub(_Text):
 
     source: Literal["hub"]
     """Which kind of source this is."""
-    dataset: str
+    dataset: ExpandedPath
     """Name on the hub, or a local folder in the hub's layout."""
     subset: str | None = None
     """The data set's configuration, where it has several."""
