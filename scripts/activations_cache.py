@@ -10,7 +10,10 @@ with job("activations", snakemake.threads, snakemake.log[0]):
     from circuitloom.language_model.model import load
 
     params = snakemake.params
-    config = Activations.model_validate(params.config)
+    outputs = [Path(output) for output in snakemake.output]
+    # not a parameter: with a layer fewer, those that are stored stay
+    layers = [int(output.stem.removeprefix("layer")) for output in outputs]
+    config = Activations.model_validate({**params.config, "layers": layers})
     order = row_order(open_tokens(snakemake.input.train), params.seed, config.shard_rows, config.tokens)
     model = load(snakemake.input.model, params.dtype)
-    cache_site(params.site, order, model, config, Path(snakemake.output[0]).parents[1], params.code)
+    cache_site(params.site, order, model, config, outputs[0].parents[1], params.code)

@@ -21,7 +21,6 @@ def test_a_stage_is_a_target(finished, stage: str) -> None:
 
 
 def test_a_changed_key_reruns_its_stage_and_what_follows(finished) -> None:
-    assert finished.stale("--config", "training={width: 64}", "--allowed-rules", "train_topk") <= TRAINING
     stale = finished.stale("--config", "training={learning_rate: 5e-3}")
     assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS
 
@@ -43,6 +42,12 @@ def test_another_site_leaves_the_others_alone(finished) -> None:
     assert stale == {"cache_resid_mid"}
 
 
+def test_a_layer_fewer_neither_caches_nor_trains(finished) -> None:
+    stale = finished.stale("--config", "activations={layers: [0]}")
+    assert "gather_evaluation" in stale
+    assert not stale & {"index_rows", "cache_mlp_in", "train_topk"}
+
+
 def test_another_sweep_trains_only_itself(finished) -> None:
     stale = finished.stale("--config", "dictionaries={wider: {width: 256}}")
     assert {"train_wider", "evaluate_wider", "gather_evaluation"} <= stale
@@ -58,7 +63,7 @@ def test_another_sweep_trains_only_itself(finished) -> None:
             {"draw_pareto"},
             {"evaluate_topk", "train_topk", "match_topk", "cache_mlp_in"},
         ),
-        ("activations/recorder.py", {"cache_mlp_in"}, {"build_corpus", "pretrain_model", "draw_nothing"}),
+        ("activations/recorder.py", {"cache_mlp_in"}, {"build_corpus", "pretrain_model"}),
         ("language_model/pretrain.py", {"pretrain_model"}, {"build_corpus"}),
         ("plan.py", set(), {"build_corpus", "pretrain_model", "cache_mlp_in", "train_topk", "evaluate_topk"}),
     ],

@@ -35,10 +35,7 @@ for site in STUDY.activations.sites:
             f"{RESULTS}/benchmarks/cache_{site}.tsv"
         threads: workflow.cores
         params:
-            config={
-                **section("activations", "tokens", "dtype", "shard_rows", "batch"),
-                "layers": STUDY.layers,
-            },
+            config=section("activations", "tokens", "dtype", "shard_rows", "batch"),
             site=site,
             seed=STUDY.seed,
             dtype=MODEL_DTYPE,
