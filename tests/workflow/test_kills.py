@@ -46,9 +46,11 @@ def wait_for(process: subprocess.Popen[str], label: str) -> bool:
 
 def kill_jobs(process: subprocess.Popen[str]) -> None:
     """Kill what runs the stage's script, and let Snakemake see it die."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if any("scripts/tmp" in word for word in child.cmdline()):
-            child.send_signal(signal.SIGKILL)
+    children = psutil.Process(process.pid).children(recursive=True)
+    jobs = [child for child in children if any("scripts/tmp" in word for word in child.cmdline())]
+    assert jobs, "nothing is left to kill"
+    for job in jobs:
+        job.send_signal(signal.SIGKILL)
     process.communicate(timeout=120)
 
 
@@ -67,8 +69,8 @@ def test_a_killed_stage_ends_in_the_same_files(stage: str, finished: Project, tm
         if not wait_for(process, label):
             process.wait()
             break
-        time.sleep(chance.uniform(0, 0.6))
         if how == "parent":
+            time.sleep(chance.uniform(0, 0.6))
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate(timeout=60)
         else:

@@ -85,7 +85,7 @@ class Writer:
         for shard in range(done, self.order.shards):
             self._record(shard).unlink(missing_ok=True)
         start = min(done * self.order.shard_rows, self.order.rows)
-        with progress(f"caching {self.recorder.site}", self.order.rows, "tokens", done=start) as bar:
+        with progress(f"activations: {self.recorder.site}", self.order.rows, "tokens", done=start) as bar:
             self._write_shards(done, bar.update)
         self._write_attributes()
 
