@@ -182,15 +182,19 @@ CONCEPT_SCORE = Table(
     ("run", "layer", "concept"),
     {
         "run": _RUN,
-        "layer": _LAYER,
+        "layer": (pa.int16(), "block of the model, from 0; -1: the best of all layers, by f1_choosing"),
         "concept": (_STRING, "name of the concept"),
+        "found_layer": (
+            pa.int16(),
+            "block that the feature is of: `layer`, or where that is -1 the best one",
+        ),
         "feature": (pa.int32(), "best feature"),
         "sign": (pa.int8(), "1, or -1 where it is the negative direction that scores (residual directions)"),
         "threshold": (_FLOAT, "activation above which the feature says that the concept is present"),
         "precision": (_FLOAT, "on the scoring half"),
         "recall": (_FLOAT, "on the scoring half"),
         "f1": (_FLOAT, "on the scoring half"),
-        "f1_choosing": (_FLOAT, "on the choosing half: choose among layers by this one"),
+        "f1_choosing": (_FLOAT, "F1 on the choosing half, by which threshold, feature and layer are chosen"),
         "n_positive": (_INT, "tokens of the scoring half that have the concept"),
     },
 )

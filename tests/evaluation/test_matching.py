@@ -51,6 +51,7 @@ def test_every_basis_and_run_has_a_row_a_layer_and_concept(model, held_out, labe
     keys = {(row["run"], row["layer"], row["concept"]) for row in rows}
     assert keys == {(run, layer, "rare") for run in ("tc", "neurons", "residual") for layer in (0, 1)}
     assert all(row["feature"] < {"tc": 40, "neurons": 40, "residual": 16}[row["run"]] for row in rows)
+    assert all(row["found_layer"] == row["layer"] for row in rows)
     assert all(row["sign"] == 1 for row in rows if row["run"] != "residual")
     write_table(CONCEPT_SCORE, rows, tmp_path / "concept_score.parquet")
 

@@ -2,9 +2,9 @@ import pyarrow as pa
 import pytest
 
 from circuitloom.config import Run
-from circuitloom.evaluation.gathering import basis_rows, gather, run_rows
+from circuitloom.evaluation.gathering import basis_rows, gather, gather_concepts, run_rows
 from circuitloom.evaluation.pareto import draw_pareto, pareto_table
-from circuitloom.tables import METRIC, PARETO, RUN, read_table, write_table
+from circuitloom.tables import CONCEPT_SCORE, METRIC, PARETO, RUN, read_table, write_table
 
 RUNS = [
     Run(name="tc", width=64, k=8),
@@ -40,6 +40,34 @@ def test_gathering_keeps_every_row_in_order(metrics, tmp_path):
 def test_gathering_nothing_gives_an_empty_table(tmp_path):
     gather(METRIC, [], tmp_path / "metric.parquet")
     assert read_table(tmp_path / "metric.parquet").num_rows == 0
+
+
+def test_the_best_layer_of_a_run_is_chosen_on_the_choosing_half(tmp_path):
+    scores = {  # (run, concept) to the (f1_choosing, f1) of each layer
+        ("tc", "date"): [(0.5, 0.9), (0.8, 0.6), (0.7, 0.95)],
+        ("tc", "name"): [(0.4, 0.4), (0.3, None), (0.2, 0.1)],
+        ("neurons", "date"): [(0.1, 0.1), (0.1, 0.3), (0.3, 0.2)],
+    }
+    for layer in range(3):
+        rows = [
+            {"run": run, "layer": layer, "concept": concept, "found_layer": layer, "feature": 10 * layer,
+             "f1_choosing": layers[layer][0], "f1": layers[layer][1]}
+            for (run, concept), layers in scores.items()
+        ]  # fmt: skip
+        write_table(CONCEPT_SCORE, rows, tmp_path / f"{layer}.parquet")
+    gather_concepts([tmp_path / f"{layer}.parquet" for layer in range(3)], tmp_path / "concept_score.parquet")
+    rows = read_table(tmp_path / "concept_score.parquet").to_pylist()
+    assert len({(row["run"], row["layer"], row["concept"]) for row in rows}) == len(rows) == 12
+    best = {(row["run"], row["concept"]): row for row in rows if row["layer"] == -1}
+    found = {key: (row["found_layer"], row["feature"], row["f1"]) for key, row in best.items()}
+    assert found == {
+        ("tc", "date"): (1, 10, 0.6), ("tc", "name"): (0, 0, 0.4), ("neurons", "date"): (2, 20, 0.2),
+    }  # fmt: skip
+
+
+def test_a_study_without_concepts_has_an_empty_table_of_their_scores(tmp_path):
+    gather_concepts([], tmp_path / "concept_score.parquet")
+    assert read_table(tmp_path / "concept_score.parquet").schema == CONCEPT_SCORE.schema
 
 
 def test_a_run_states_k_or_sparsity_by_what_its_activation_has(runs):

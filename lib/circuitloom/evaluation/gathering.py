@@ -7,14 +7,35 @@ from typing import Any
 import pyarrow as pa
 
 from ..config.dictionaries import Run
-from ..tables import Table, read_table, write_table
-from .names import NEURONS, RESIDUAL
+from ..tables import CONCEPT_SCORE, Table, read_table, write_table
+from .names import NEURONS, RESIDUAL, TOGETHER
 
 
 def gather(table: Table, parts: Iterable[Path | str], path: Path | str) -> None:
     """Write to `path` the rows of all `parts`, in order."""
+    write_table(table, _joined(table, parts), path)
+
+
+def _joined(table: Table, parts: Iterable[Path | str]) -> pa.Table:
     tables = [read_table(part).cast(table.schema) for part in parts]
-    write_table(table, pa.concat_tables([table.schema.empty_table(), *tables]), path)
+    return pa.concat_tables([table.schema.empty_table(), *tables])
+
+
+def gather_concepts(parts: Iterable[Path | str], path: Path | str) -> None:
+    """Write to `path` the concept scores of all `parts`, and after them those of each run's best layers."""
+    scores = _joined(CONCEPT_SCORE, parts)
+    best = pa.Table.from_pylist(best_layers(scores), schema=CONCEPT_SCORE.schema)
+    write_table(CONCEPT_SCORE, pa.concat_tables([scores, best]), path)
+
+
+def best_layers(scores: pa.Table) -> list[dict[str, Any]]:
+    """For each run and concept the row of the layer with the highest F1 on the choosing half, as layer -1."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in scores.to_pylist():
+        key = row["run"], row["concept"]
+        if key not in best or row["f1_choosing"] > best[key]["f1_choosing"]:
+            best[key] = row
+    return [row | {"layer": TOGETHER} for row in best.values()]
 
 
 def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:

@@ -78,7 +78,8 @@ def match_bases(
 
 
 def _rows(run: str, layer: int, scores: Scores, labels: Labels, width: int) -> Iterator[dict[str, Any]]:
-    return ({"run": run, "layer": layer, **row} for row in best_features(scores, labels, width))
+    place = {"run": run, "layer": layer, "found_layer": layer}
+    return (place | row for row in best_features(scores, labels, width))
 
 
 @torch.inference_mode()
