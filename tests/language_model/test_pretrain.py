@@ -111,6 +111,28 @@ def test_a_training_begun_under_another_config_is_not_continued(corpus, undistur
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize(
+    "change", [{"largest": VOCABULARY}, {"bos_id": 1}, {"context": 2 * CONTEXT, "sequences": 32}]
+)
+def test_what_tells_two_corpora_apart_tells_their_checkpoints_apart(change, tmp_path, monkeypatch):
+    """One byte stream can be several token arrays."""
+    from circuitloom.language_model import pretrain as module
+
+    marks = []
+
+    def note(_output, mark):
+        marks.append(mark)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "partial_folder", note)
+    monkeypatch.setattr(module.Batches, "digest", lambda _: "the same bytes")
+    for name, keys in (("one", {}), ("other", change)):
+        tokens = make_tokens(tmp_path / name, **keys)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tokens, tmp_path, make_config(), 0, tmp_path / "model")
+    assert marks[0] != marks[1]
+
+
 def test_a_diverging_loss_stops_the_training_and_keeps_the_checkpoint(corpus, tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss is .* at step \d+ .*; lower learning_rate"):
         work(corpus, tmp_path / "model", learning_rate=3e3, learning_rate_embedding=3e3, warmup=0.9)

@@ -11,6 +11,7 @@ if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from circuitloom.config import load
+from circuitloom.language_model.files import PICKLED, TEXT, WEIGHTS, matching
 from circuitloom.provenance import code_hash
 
 try:
@@ -73,19 +74,27 @@ def corpus_tokenizer():
 
 
 def corpus_files():
-    """The files of text; one that is missing is left to the library, which says what to do."""
+    """The files of text and tokenizer; one that is missing is left to the library, which says what to do."""
+    corpus = STUDY.corpus
     files = [
-        *getattr(STUDY.corpus, "train", []),
-        *(getattr(STUDY.corpus, "validation", None) or []),
+        *getattr(corpus, "train", []),
+        *(getattr(corpus, "validation", None) or []),
     ]
-    return [file for file in files if Path(file).is_file()]
+    files = [file for file in files if Path(file).is_file()]
+    tokenizer = Path(corpus_tokenizer()["name"] or "")
+    if tokenizer.name and tokenizer.is_dir():
+        files += matching(tokenizer, TEXT)
+    dataset = Path(getattr(corpus, "dataset", ""))
+    if dataset.name and dataset.is_dir():
+        files += [file for file in dataset.rglob("*") if file.is_file()]
+    return sorted(map(str, files))
 
 
 def model_files():
-    """The files of a model from a folder, so that a new one is noticed; one that is missing the library names."""
-    folder = Path(STUDY.language_model.path)
-    suffixes = (".json", ".safetensors", ".bin", ".pth", ".model", ".txt")
-    return sorted(str(file) for file in folder.glob("*") if file.suffix in suffixes)
+    """The files of a model from a folder, so that a new one is noticed."""
+    return sorted(
+        map(str, matching(Path(STUDY.language_model.path), (*TEXT, *WEIGHTS, *PICKLED)))
+    )
 
 
 def activation_folder(site, layer):

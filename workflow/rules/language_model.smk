@@ -42,9 +42,7 @@ if STUDY.language_model.source == "pretrain":
 
 else:
 
-    rule:
-        name:
-            "link_model" if STUDY.language_model.source == "path" else "fetch_model"
+    rule install_model:
         input:
             model_files() if STUDY.language_model.source == "path" else [],
             tokenizer=f"{RESULTS}/corpus/tokenizer",

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import first_line
 from .anatomy import NATIVE, adapt, anatomy_of, is_native
+from .files import LEGACY, matching
 from .model import LanguageModel
 
-WEIGHTS = "*final.pth"
 _KEPT = ("d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_ctx", "d_vocab", "act_fn", "attn_only")
 
 
@@ -36,9 +36,9 @@ def convert(folder: Path, name: str, output: Path) -> None:
     from safetensors.torch import save_file
 
     given = json.loads((folder / "config.json").read_text())
-    files = sorted(folder.glob(WEIGHTS))
+    files = matching(folder, [LEGACY])
     if not files:
-        raise ValueError(f"{folder}: no {WEIGHTS}, as a legacy model's weights are named")
+        raise ValueError(f"{folder}: no {LEGACY}, as a legacy model's weights are named")
     try:
         config = _native_config(given)
         layout = given.get("architecture", "neel-solu-old" if "_old" in name else "neel")

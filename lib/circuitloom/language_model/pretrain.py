@@ -20,8 +20,8 @@ from ..tables import PRETRAINING, write_table
 from . import kernels
 from .anatomy import find_anatomy, write_anatomy
 from .batches import Batches
+from .files import TEXT, copy_files
 from .optimiser import Optimiser, schedule
-from .source import TEXT, copy_files
 
 CHECKPOINT = "checkpoint.pt"
 ROWS = 200
@@ -78,7 +78,10 @@ def pretrain(
     """
     batches = Batches(tokens, config.batch, seed)
     keys = config.model_dump(mode="json", exclude={"checkpoint_every"})
-    mark = fingerprint(config=keys, seed=seed, tokens=batches.digest(), version=version)
+    mark = fingerprint(
+        config=keys, seed=seed, tokens=batches.digest(), context=tokens.context, vocabulary=tokens.vocabulary,
+        bos_id=tokens.bos_id, version=version,
+    )  # fmt: skip
     with partial_folder(output, mark) as partial:
         model = build(config, tokens, seed)
         training = Training(model, Optimiser(model, config))

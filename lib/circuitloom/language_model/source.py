@@ -1,9 +1,7 @@
 """Models that were trained elsewhere: found in a folder or on the hub, and laid down as a folder of the results."""
 
-import fnmatch
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from ..config import language_model as sections
@@ -14,13 +12,9 @@ from ..partial import discard, fingerprint, move, partial_folder
 from . import legacy
 from .anatomy import FILE as ANATOMY
 from .anatomy import write_anatomy
+from .files import PICKLED, TEXT, WEIGHTS, copy_files, matching
 from .model import load
 
-TEXT = ("*.json", "*.txt", "*.model", "*.jinja")
-"""Configs and tokenizers."""
-WEIGHTS = ("*.safetensors",)
-PICKLED = ("pytorch_model*.bin", legacy.WEIGHTS)
-"""Read with `weights_only=True` and no other way, where there is no safetensors file."""
 SOURCE = "source.json"
 
 
@@ -44,7 +38,7 @@ def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path)
         name = origin.get("name") or folder.name
         if legacy.is_legacy(new):
             legacy.convert(folder, name, new)
-        elif _matching(folder, WEIGHTS):
+        elif matching(folder, WEIGHTS):
             copy_files(folder, new, WEIGHTS)
         else:
             _unpickle(folder, new)
@@ -56,13 +50,6 @@ def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path)
         (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
         move(new, output)
         discard(partial)
-
-
-def copy_files(folder: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Copy the files of `folder` that match to `target`: their contents alone, since sources may be read-only."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in _matching(folder, patterns):
-        shutil.copyfile(file, target / file.name)
 
 
 def check_tokenizer(tokenizer: Path, model: Path) -> None:
@@ -91,7 +78,7 @@ def _locate(config: sections.Path | sections.Hub) -> tuple[Path, dict[str, str]]
         raise ValueError(
             f"language_model.{key}: {folder / 'config.json'} does not exist; name a folder in the Hugging Face layout"
         )
-    if not _matching(folder, (*WEIGHTS, *PICKLED)):
+    if not matching(folder, (*WEIGHTS, *PICKLED)):
         raise ValueError(
             f"language_model.{key}: {folder} has no weights ({', '.join((*WEIGHTS, *PICKLED))}); {remedy}"
         )
@@ -116,7 +103,7 @@ def _download(config: sections.Hub) -> Path:
 
     try:
         folder = fetch((*TEXT, *WEIGHTS))
-        return folder if _matching(folder, WEIGHTS) else fetch((*TEXT, *PICKLED))
+        return folder if matching(folder, WEIGHTS) else fetch((*TEXT, *PICKLED))
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise ValueError(
             f"language_model.name: {config.name} could not be downloaded ({first_line(error)}); "
@@ -128,8 +115,3 @@ def _unpickle(folder: Path, target: Path) -> None:
     """Save pickled weights as safetensors."""
     model = load(folder, "float32", "cpu").module
     model.save_pretrained(target)  # type: ignore[operator]
-
-
-def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
