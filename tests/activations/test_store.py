@@ -1,14 +1,18 @@
 import re
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tests.activations.inputs import make_cache, make_order
+from tests.models import tiny_model
 
 from circuitloom.activations.batches import read_sites
 from circuitloom.activations.cache import layer_folder
 from circuitloom.activations.store import open_activations
+from circuitloom.language_model.model import load
 
 
 def read_pairs(x, y, batch, steps, start_step=0):
@@ -64,12 +68,28 @@ def test_batches_can_be_trained_on(cached, model):
     assert weight.grad is not None and weight.grad.abs().sum() > 0
 
 
-def test_arrays_in_different_orders_do_not_pair(cached, model, tmp_path):
-    folder = shutil.copytree(cached, tmp_path / "both")
-    make_cache(folder, model, make_order(seed=1), "mlp_out")
-    x, y = open_activations(folder, "mlp_in", 1), open_activations(folder, "mlp_out", 1)
-    with pytest.raises(ValueError, match="cached in different orders; delete them and run again"):
+@pytest.fixture(params=["order", "model"])
+def cached_otherwise(request, model, tmp_path) -> Callable[[Path, str], Path]:
+    """Caches a site of another model, or in another order."""
+    if request.param == "order":
+        return lambda folder, site: make_cache(folder, model, make_order(seed=1), site)
+    other = load(tiny_model("gpt2", tmp_path / "other", seed=1), device="cpu")
+    return lambda folder, site: make_cache(folder, other, make_order(), site)
+
+
+def test_arrays_of_different_models_or_orders_do_not_pair(cache, cached_otherwise):
+    cached_otherwise(cache, "resid_pre")
+    x, y = open_activations(cache, "mlp_in", 1), open_activations(cache, "resid_pre", 1)
+    with pytest.raises(ValueError, match="cached under different models or row orders; delete"):
         read_pairs(x, y, 64, 1)
+
+
+def test_an_output_left_from_another_model_or_order_is_refused(cache, cached_otherwise, model):
+    cached_otherwise(cache, "mlp_out")
+    with pytest.raises(ValueError, match=r"mlp_out/layer1.*delete what activations.sites does not list"):
+        open_activations(cache, "mlp_out", 1, model)
+    shutil.rmtree(cache / "mlp_out")
+    open_activations(cache, "mlp_out", 1, model)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .store import Activations
+from .store import Activations, check_origins
 
 T = TypeVar("T")
 
@@ -30,12 +30,10 @@ def read_sites(
     Step i is rows i * batch and on, in stored order, a pure function of i. The first row follows the last: a
     batch across the end of an epoch takes its rest from the next, and every row is read once an epoch.
     What several sources need is read once; MLPs are applied in the thread that reads ahead.
-    Raises ValueError where the sources have their rows in different orders, or one is damaged.
+    Raises ValueError where the sources are of different models or row orders, or one is damaged.
     """
     stored = {source.stored.folder: source.stored for source in sources.values()}
-    if len({each.order for each in stored.values()}) > 1:
-        folders = ", ".join(str(folder) for folder in stored)
-        raise ValueError(f"{folders}: cached in different orders; delete them and run again")
+    check_origins(list(stored.values()))
 
     # no_grad, not inference_mode: autograd may save these tensors
     @torch.no_grad()

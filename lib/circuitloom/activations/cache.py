@@ -44,12 +44,13 @@ def cache_site(
     layers = list(range(model.layers)) if config.layers == "all" else sorted(set(config.layers))
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
+    weights = weights_digest(model.module)
     mark = fingerprint(
-        site=site, layers=layers, dtype=config.dtype, batch=config.batch, order=order.digest,
-        weights=weights_digest(model.module), version=version,
+        site=site, layers=layers, dtype=config.dtype, batch=config.batch, order=order.digest, weights=weights,
+        version=version,
     )  # fmt: skip
     with partial_folder(folder / site, mark) as work:
-        Writer(work, order, Recorder(model, site, layers, config.dtype), config.batch).run()
+        Writer(work, order, Recorder(model, site, layers, config.dtype), config.batch, weights).run()
         for layer in layers:
             move(work / f"layer{layer}.zarr", layer_folder(folder, site, layer))
         shutil.rmtree(work)
@@ -73,6 +74,8 @@ class Writer:
     recorder: Recorder
     batch: int
     """Sequences a forward pass."""
+    weights: str
+    """Digest of the model's weights."""
 
     def run(self) -> None:
         """Write the shards that are missing, then the attributes."""
@@ -175,6 +178,7 @@ class Writer:
                 "layer": layer,
                 "number_format": self.recorder.number_format,
                 "order": self.order.digest,
+                "weights": self.weights,
                 "moments": moments(sums, i, self.order.rows).to_json(),
             }
             if self.recorder.site == "mlp_in":

@@ -1,6 +1,6 @@
 """The reader: activations of one site and layer, opened lazily."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,15 @@ class Stored:
     number_format: NumberFormat
     order: str
     """Digest of the row order; arrays that share it have the same token in every row."""
+    weights: str
+    """Digest of the weights of the model that the rows are of."""
     values: zarr.Array
     scales: zarr.Array | None
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """What arrays share that are of the same tokens in the same model."""
+        return self.order, self.weights
 
     @property
     def rows(self) -> int:
@@ -113,11 +120,15 @@ def open_activations(folder: Path, site: str, layer: int, model: LanguageModel |
     """The activations of `site` and `layer` under the stage's `folder`.
 
     Where mlp_out is not stored, it is `model`'s own MLP of what mlp_in stores.
-    Raises ValueError where they are not stored, not whole, or a model is needed and not given.
+    Raises ValueError where they are not stored, not whole, or a model is needed and not given; and where mlp_out
+    and mlp_in are both stored, one of them under another model or row order.
     """
     here, source = layer_folder(folder, site, layer), layer_folder(folder, "mlp_in", layer)
     if here.is_dir() or site != "mlp_out":
         attributes, stored = _open(here, site, layer)
+        if site == "mlp_out" and source.is_dir():
+            # it may be left from a study that listed the site
+            check_origins([stored, _open(source, "mlp_in", layer)[1]])
         return Activations(site, layer, Moments.from_json(attributes["moments"]), stored, None)
     attributes, stored = _open(source, "mlp_in", layer)
     if model is None:
@@ -129,6 +140,16 @@ def open_activations(folder: Path, site: str, layer: int, model: LanguageModel |
     )
 
 
+def check_origins(stored: Sequence[Stored]) -> None:
+    """ValueError where `stored` are not all of the same tokens in the same model."""
+    if len({each.origin for each in stored}) > 1:
+        folders = ", ".join(str(each.folder) for each in stored)
+        raise ValueError(
+            f"{folders}: cached under different models or row orders; delete what activations.sites does not list, "
+            "or all, and run again"
+        )
+
+
 def _open(folder: Path, site: str, layer: int) -> tuple[dict, Stored]:
     remedy = f"delete {folder} and run again"
     if not folder.is_dir():
@@ -137,9 +158,10 @@ def _open(folder: Path, site: str, layer: int) -> tuple[dict, Stored]:
         )
     try:
         attributes = dict(zarr.open_group(folder, mode="r").attrs)
-        number_format, order = attributes["number_format"], attributes["order"]
+        number_format, order, weights = (attributes[key] for key in ("number_format", "order", "weights"))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder}: no cached activations ({error}); {remedy}") from error
     values = open_array(folder / "values", remedy)
     scales = open_array(folder / "scales", remedy) if number_format == "int8" else None
-    return attributes, Stored(folder, number_format, str(order), values, scales)  # type: ignore[arg-type]
+    stored = Stored(folder, number_format, str(order), str(weights), values, scales)  # type: ignore[arg-type]
+    return attributes, stored
