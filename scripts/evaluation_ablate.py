@@ -1,8 +1,8 @@
 from circuitloom.job import job
 
 with job("evaluation", snakemake.threads, snakemake.log[0]):
-    from circuitloom.config import Evaluation
-    from circuitloom.corpus.tokens import open_tokens, scored_positions
+    from circuitloom.config.evaluation import Evaluation
+    from circuitloom.corpus.tokens import open_tokens
     from circuitloom.evaluation.baseline import baseline_rows
     from circuitloom.evaluation.held_out import hold_out
     from circuitloom.language_model.model import load
@@ -10,7 +10,7 @@ with job("evaluation", snakemake.threads, snakemake.log[0]):
 
     params = snakemake.params
     config = Evaluation.model_validate(params.config)
-    held_out = hold_out(open_tokens(snakemake.input.tokens), scored_positions, config)
+    held_out = hold_out(open_tokens(snakemake.input.tokens), config)
     model = load(snakemake.input.model, params.dtype)
     rows = baseline_rows(model, snakemake.wildcards.site, params.layers, held_out, config)
     write_table(BASELINE, rows, snakemake.output[0])

@@ -1,8 +1,8 @@
 from circuitloom.job import job
 
 with job("evaluation", snakemake.threads, snakemake.log[0]):
-    from circuitloom.config import Evaluation
-    from circuitloom.corpus.tokens import open_tokens, scored_positions
+    from circuitloom.config.evaluation import Evaluation
+    from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.held_out import hold_out
     from circuitloom.evaluation.labels import label
@@ -12,7 +12,7 @@ with job("evaluation", snakemake.threads, snakemake.log[0]):
 
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)
-    held_out = hold_out(open_tokens(source.tokens), scored_positions, config)
+    held_out = hold_out(open_tokens(source.tokens), config)
     labels = label(read_table(source.concepts), held_out)
     model = load(source.model, params.dtype)
     folders = iter(source.dictionaries)

@@ -1,8 +1,8 @@
 from circuitloom.job import job
 
 with job("evaluation", snakemake.threads, snakemake.log[0]):
-    from circuitloom.config import Evaluation
-    from circuitloom.corpus.tokens import open_tokens, scored_positions
+    from circuitloom.config.evaluation import Evaluation
+    from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.held_out import hold_out
     from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score
@@ -11,7 +11,7 @@ with job("evaluation", snakemake.threads, snakemake.log[0]):
 
     source, output, layer = snakemake.input, snakemake.output, int(snakemake.wildcards.layer)
     config = Evaluation.model_validate(snakemake.params.config)
-    held_out = hold_out(open_tokens(source.tokens), scored_positions, config)
+    held_out = hold_out(open_tokens(source.tokens), config)
     model = load(source.model, snakemake.params.dtype)
     folders = zip(snakemake.params.runs, source.dictionaries, strict=True)
     runs = {run: {layer: load_dictionary(folder, model.device)} for run, folder in folders}

@@ -1,61 +1,56 @@
-from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from jaxtyping import Int
-from torch import Tensor
+import zarr
 
 from circuitloom.config import Evaluation
-from circuitloom.corpus.tokens import scored_positions
+from circuitloom.corpus.tokens import Tokens
 from circuitloom.evaluation.held_out import hold_out
 
+TOKEN = torch.tensor([[0, 11, 0, 22], [0, 23, 24, 25], [0, 31, 32, 33]])
 
-@dataclass(frozen=True)
-class Rows:
-    token: Int[Tensor, "sequence position"]
-    bos_id: int | None
-    context: int = 4
 
-    def take(self, indices):
-        return self.token[indices]
-
-    def take_document(self, indices):
-        return self.token[indices] // 10
+def make_rows(bos_id: int | None) -> Tokens:
+    token = TOKEN.numpy().astype(np.uint16)
+    document = (token // 10).astype(np.int32)
+    return Tokens(Path("validation.zarr"), zarr.array(token), zarr.array(document), bos_id, 64)
 
 
 @pytest.fixture
-def rows():
-    return Rows(torch.tensor([[0, 11, 0, 22], [0, 23, 24, 25], [0, 31, 32, 33]]), bos_id=0)
+def rows() -> Tokens:
+    return make_rows(bos_id=0)
 
 
 def test_position_zero_and_every_bos_keep_their_activation_even_where_the_bos_is_zero(rows):
-    held_out = hold_out(rows, scored_positions, Evaluation())
+    held_out = hold_out(rows, Evaluation())
     assert held_out.scored[0].tolist() == [False, True, False, True]
     assert torch.equal(held_out.kept, ~held_out.scored)
     assert held_out.n_tokens == 8
 
 
 def test_without_a_mask_everything_counts_and_the_bos_still_keeps_its_activation(rows):
-    held_out = hold_out(rows, scored_positions, Evaluation(mask="none"))
+    held_out = hold_out(rows, Evaluation(mask="none"))
     assert held_out.scored.all()
-    assert torch.equal(held_out.kept, rows.token == 0)
+    assert torch.equal(held_out.kept, TOKEN == 0)
 
 
-def test_without_a_bos_position_zero_alone_is_left_out(rows):
-    held_out = hold_out(Rows(rows.token, bos_id=None), scored_positions, Evaluation())
+def test_without_a_bos_position_zero_alone_is_left_out():
+    held_out = hold_out(make_rows(bos_id=None), Evaluation())
     assert torch.equal(held_out.scored.all(0), torch.tensor([False, True, True, True]))
-    assert not hold_out(Rows(rows.token, bos_id=None), scored_positions, Evaluation(mask="none")).kept.any()
+    assert not hold_out(make_rows(bos_id=None), Evaluation(mask="none")).kept.any()
 
 
 @pytest.mark.parametrize(("tokens", "sequences"), [(None, 3), (8, 2), (11, 2), (1, 1), (999, 3)])
 def test_tokens_are_held_out_in_whole_sequences(rows, tokens, sequences):
-    held_out = hold_out(rows, scored_positions, Evaluation(tokens=tokens))
+    held_out = hold_out(rows, Evaluation(tokens=tokens))
     assert len(held_out) == sequences
-    assert torch.equal(held_out.document, rows.token[:sequences] // 10)
+    assert torch.equal(held_out.document, TOKEN[:sequences] // 10)
 
 
 def test_batches_are_the_whole_in_order(rows):
-    held_out = hold_out(rows, scored_positions, Evaluation())
+    held_out = hold_out(rows, Evaluation())
     parts = list(held_out.batches(2))
     assert [len(part) for part in parts] == [2, 1]
     assert torch.equal(torch.cat([part.token for part in parts]), held_out.token)

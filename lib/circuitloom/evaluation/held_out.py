@@ -1,37 +1,14 @@
 """The held-out tokens that dictionaries are scored on, and which of their positions count."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..config.evaluation import Evaluation
-
-
-@runtime_checkable
-class TokenRows(Protocol):
-    """What is asked of a split's token array (`circuitloom.corpus.tokens.Tokens`)."""
-
-    @property
-    def bos_id(self) -> int | None:
-        """Number of the BOS token, where the tokenizer has one."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """Positions of a sequence."""
-        ...
-
-    def take(self, indices: slice) -> Tensor:
-        """Tokens of some sequences, [sequence, position]."""
-        ...
-
-    def take_document(self, indices: slice) -> Tensor:
-        """Document of each token of some sequences, [sequence, position]."""
-        ...
+from ..corpus.tokens import Tokens, scored_positions
 
 
 @dataclass(frozen=True)
@@ -65,13 +42,11 @@ class HeldOut:
         return HeldOut(*(value.to(device) for value in vars(self).values()))
 
 
-def hold_out(
-    tokens: TokenRows, scored_positions: Callable[[Tensor, int | None], Tensor], config: Evaluation
-) -> HeldOut:
+def hold_out(tokens: Tokens, config: Evaluation) -> HeldOut:
     """The sequences that `config` scores on: the first `config.tokens` of `tokens`, at least one sequence.
 
-    `scored_positions` (the corpus's own) says where a position is neither first nor a BOS. Under `mask: none`
-    every position is scored; a BOS keeps its original activation even so.
+    Scored is what is neither first nor a BOS; under `mask: none` every position is, and a BOS keeps its original
+    activation even so. Raises ValueError where the tokens are damaged.
     """
     wanted = slice(None if config.tokens is None else max(1, config.tokens // tokens.context))
     token = tokens.take(wanted)
