@@ -22,9 +22,12 @@ def site_means(
 ) -> dict[Site, Float64[Tensor, " d"]]:
     """Mean of each site over the scored positions, in the untouched model."""
     sums: dict[Site, Tensor] = {}
-    for part in held_out.to(model.device).batches(batch):
-        for site, value in model.capture(part.token, sites).items():
-            accumulate(sums, site, value[part.scored].sum(0, dtype=torch.float64))
+    label = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
+    with progress(label, held_out.token.numel(), "tokens") as bar:
+        for part in held_out.to(model.device).batches(batch):
+            for site, value in model.capture(part.token, sites).items():
+                accumulate(sums, site, value[part.scored].sum(0, dtype=torch.float64))
+            bar.update(part.token.numel())
     return {site: total / held_out.n_tokens for site, total in sums.items()}
 
 
