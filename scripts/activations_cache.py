@@ -5,7 +5,7 @@ with job("activations", snakemake.threads, snakemake.log[0]):
 
     from circuitloom.activations.cache import cache_site
     from circuitloom.activations.order import row_order
-    from circuitloom.config import Activations
+    from circuitloom.config.activations import Activations
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.language_model.model import load
 

@@ -5,7 +5,7 @@ with job("activations", snakemake.threads, snakemake.log[0]):
 
     from circuitloom.activations.order import row_order
     from circuitloom.activations.rows import write_rows
-    from circuitloom.config import Activations
+    from circuitloom.config.activations import Activations
     from circuitloom.corpus.tokens import open_tokens
 
     config = Activations.model_validate(snakemake.params.config)

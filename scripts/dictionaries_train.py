@@ -3,7 +3,7 @@ from circuitloom.job import job
 with job("dictionaries", snakemake.threads, snakemake.log[0]):
     from pathlib import Path
 
-    from circuitloom.config import Run
+    from circuitloom.config.dictionaries import Run
     from circuitloom.dictionaries.sweep import train_sweep
     from circuitloom.language_model.model import load
 

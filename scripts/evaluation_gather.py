@@ -1,7 +1,7 @@
 from circuitloom.job import job
 
 with job("evaluation", snakemake.threads, snakemake.log[0]):
-    from circuitloom.config import Run
+    from circuitloom.config.dictionaries import Run
     from circuitloom.evaluation.gathering import basis_rows, gather, gather_concepts, run_rows
     from circuitloom.tables import HISTOGRAM, METRIC, RUN, write_table
 

@@ -65,6 +65,7 @@ def test_another_sweep_trains_only_itself(finished) -> None:
         ),
         ("activations/recorder.py", {"cache_mlp_in"}, {"build_corpus", "pretrain_model"}),
         ("language_model/pretrain.py", {"pretrain_model"}, {"build_corpus"}),
+        ("config/evaluation.py", {"evaluate_topk"}, {"build_corpus", "cache_mlp_in", "train_topk"}),
         ("plan.py", set(), {"build_corpus", "pretrain_model", "cache_mlp_in", "train_topk", "evaluate_topk"}),
     ],
 )

@@ -1,5 +1,8 @@
 """Text to packed tokens, with its documents, held-out tokens and concepts as tables."""
 
+# only generated text depends on the seed
+CORPUS_SEED = STUDY.seed if STUDY.corpus.source == "chronicle" else 0
+
 
 rule build_corpus:
     input:
@@ -18,7 +21,7 @@ rule build_corpus:
     params:
         # the choice of concepts touches no text
         config={k: v for k, v in section("corpus").items() if k != "concepts"},
-        seed=STUDY.seed,
+        seed=CORPUS_SEED,
         tokenizer=corpus_tokenizer(),
         code=code("corpus_build"),
     script:
@@ -38,7 +41,7 @@ rule label_concepts:
         f"{RESULTS}/benchmarks/label_concepts.tsv"
     params:
         config=section("corpus"),
-        seed=STUDY.seed,
+        seed=CORPUS_SEED,
         code=code("corpus_label"),
     script:
         "../../scripts/corpus_label.py"
