@@ -40,8 +40,9 @@ class LanguageModel:
         self.anatomy = anatomy
         self.device = next(module.parameters()).device
         # keys and values are for generating; here no pass goes on from another
-        if hasattr(getattr(module, "config", None), "use_cache"):
-            module.config.use_cache = False
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
 
     @property
     def layers(self) -> int:
