@@ -68,10 +68,13 @@ def test_packing_stops_at_the_limit(tokenizer):
     assert [len(block.token) for block in packed(layout, 7, limit=17)] == [7, 7, 3]
 
 
-def test_a_token_that_the_model_does_not_know_is_refused(tokenizer):
-    layout = Layout(load_tokenizer(str(tokenizer)), 16, model_vocabulary=100)
-    with pytest.raises(ValueError, match="the model knows 100 tokens; use the tokenizer"):
-        packed(layout, 7)
+def test_a_token_that_the_model_does_not_know_is_refused_where_it_occurs(tokenizer):
+    known = load_tokenizer(str(tokenizer))
+    largest = max(int(ids.max()) for ids in known.encode(TEXTS))
+    assert largest + 1 < known.vocabulary
+    assert packed(Layout(known, 16, model_vocabulary=largest + 1), 7)
+    with pytest.raises(ValueError, match=f"the model knows {largest} tokens; use the tokenizer"):
+        packed(Layout(known, 16, model_vocabulary=largest), 7)
 
 
 def test_a_tokenizer_that_would_truncate_or_pad_gives_whole_documents(tokenizer, tmp_path):

@@ -116,11 +116,3 @@ def test_a_folder_that_lacks_a_file_is_refused(missing, message, tokenizer, tmp_
     with pytest.raises(ValueError, match=rf"language_model.path: .*{message}"):
         install(from_path(folder), tokenizer, tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_refused(tmp_path):
-    tokenizer = make_tokenizer(tmp_path / "tokenizer", words=VOCABULARY)
-    with pytest.raises(
-        ValueError, match=rf"corpus.tokenizer: it knows {VOCABULARY + 1} tokens, .* {VOCABULARY};"
-    ):
-        install(from_path(tiny_gpt2(tmp_path / "given")), tokenizer, tmp_path / "model")

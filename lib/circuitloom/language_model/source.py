@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 from ..config import language_model as sections
-from ..config.shape import hub_file, shape_of
-from ..corpus.tokenizer import load_tokenizer
+from ..config.shape import hub_file
 from ..errors import first_line
 from ..partial import discard, fingerprint, move, partial_folder
 from . import legacy
@@ -25,8 +24,7 @@ def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path)
     one a model that is trained further where it lay would change results made with it. Pickled weights become
     safetensors. `tokenizer` is the corpus's; a model that brings none gets it.
 
-    Raises ValueError, in one line, where the model or its weights are missing or damaged, or where `tokenizer` knows
-    tokens that the model does not.
+    Raises ValueError, in one line, where the model or its weights are missing or damaged.
     """
     folder, origin = _locate(config)
     with partial_folder(output, fingerprint(**origin)) as partial:
@@ -34,7 +32,6 @@ def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         copy_files(folder, new, TEXT)
-        check_tokenizer(tokenizer, new)
         name = origin.get("name") or folder.name
         if legacy.is_legacy(new):
             legacy.convert(folder, name, new)
@@ -50,17 +47,6 @@ def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path)
         (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
         move(new, output)
         discard(partial)
-
-
-def check_tokenizer(tokenizer: Path, model: Path) -> None:
-    """Raise ValueError where the tokenizer in one folder knows more tokens than the model in the other."""
-    known = load_tokenizer(str(tokenizer.resolve())).vocabulary
-    vocabulary = shape_of(json.loads((model / "config.json").read_text())).vocabulary
-    if known > vocabulary:
-        raise ValueError(
-            f"corpus.tokenizer: it knows {known} tokens, the language model {vocabulary}; "
-            "leave it out, so that the model's own is used"
-        )
 
 
 def _locate(config: sections.Path | sections.Hub) -> tuple[Path, dict[str, str]]:
