@@ -1,6 +1,8 @@
 from circuitloom.job import job
 
 with job("language_model", snakemake.threads, snakemake.log[0]):
+    import pyarrow.compute as pc
+
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.language_model.figures import figures
@@ -10,7 +12,7 @@ with job("language_model", snakemake.threads, snakemake.log[0]):
     rows = figures(
         load(snakemake.input.model, snakemake.params.dtype),
         open_tokens(snakemake.input.validation),
-        read_table(snakemake.input.document),
+        read_table(snakemake.input.document, pc.field("split") == "validation"),
         load_tokenizer(snakemake.input.tokenizer),
         snakemake.params.seed,
     )

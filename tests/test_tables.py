@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from circuitloom.tables import CONCEPT, METRIC, Table, read_table, write_table
@@ -37,6 +38,19 @@ def test_a_flipped_byte_is_found_and_its_file_named(table: Table, tmp_path: Path
         path.write_bytes(content)
         with pytest.raises(ValueError, match=re.escape(f"{path}: damaged") + ".*delete it and run again"):
             read_table(path)
+
+
+def test_some_rows_can_be_read_and_damage_in_them_is_found(tmp_path: Path) -> None:
+    path, rows = tmp_path / "metric.parquet", random_table(METRIC)
+    write_table(METRIC, rows, path)
+    some = pc.field("layer") > 20_000
+    assert 0 < read_table(path, some).num_rows < ROWS
+    assert read_table(path, some) == rows.filter(some)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: damaged")):
+        read_table(path, some)
 
 
 def test_a_table_cut_short_is_found_and_its_file_named(tmp_path: Path) -> None:

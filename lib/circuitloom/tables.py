@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import first_line
+from .partial import replacing
 
 
 @dataclass(frozen=True)
@@ -250,18 +252,17 @@ def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path
     except (KeyError, pa.ArrowInvalid) as error:
         raise ValueError(f"table {table.name}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    # page checksums: DuckDB reads flipped bytes without a word, pyarrow finds them
-    pq.write_table(columns, partial, compression="zstd", write_page_checksum=True)
-    partial.replace(path)
+    with replacing(path) as new:
+        # page checksums: DuckDB reads flipped bytes without a word, pyarrow finds them
+        pq.write_table(columns, new, compression="zstd", write_page_checksum=True)
 
 
-def read_table(path: Path | str) -> pa.Table:
-    """The table in `path`, its page checksums verified.
+def read_table(path: Path | str, rows: pc.Expression | None = None) -> pa.Table:
+    """The table in `path`, or those of its rows for which `rows` holds; the page checksums are verified.
 
     Raises ValueError, naming the file, where it is damaged.
     """
     try:
-        return pq.read_table(path, page_checksum_verification=True)
+        return pq.read_table(path, filters=rows, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path}: damaged ({first_line(error)}); delete it and run again") from error

@@ -26,8 +26,7 @@ def label(section: config.Corpus, seed: int, document: Path, tokenizer: Path, to
     if not isinstance(section, config.Chronicle):
         return CONCEPT.schema.empty_table()
     concepts = select(section.concepts)
-    rows = read_table(document)
-    texts = rows.filter(pc.field("split") == VALIDATION)["text"].to_pylist()
+    texts = read_table(document, pc.field("split") == VALIDATION)["text"].to_pylist()
     layout = Layout(load_tokenizer(str(tokenizer)), section.context)
     return concept_table(_episodes(seed, texts, document), concepts, layout, len(open_tokens(tokens)))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..partial import flush, replace
 from ..tables import DOCUMENT, read_table, write_table
 from .packing import Block, Cursor
 from .token_store import Block as Arrays
@@ -32,9 +33,8 @@ class Parts:
         np.savez(self.folder / f"{name}.npz", token=block.token, document=block.document)
         rows = [{"split": self.split, **asdict(row)} for row in block.rows]
         write_table(DOCUMENT, rows, self.folder / f"{name}.parquet")
-        cursor = self.folder / f"{name}.cursor"
-        cursor.write_text(json.dumps(asdict(block.cursor)))
-        cursor.replace(cursor.with_suffix(".json"))
+        flush(self.folder / f"{name}.npz")
+        replace(self.folder / f"{name}.json", json.dumps(asdict(block.cursor)).encode())
 
     @property
     def cursor(self) -> Cursor:

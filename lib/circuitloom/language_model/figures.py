@@ -20,8 +20,8 @@ def figures(
 ) -> list[dict[str, Any]]:
     """Rows of table `language_model` over held-out `tokens`.
 
-    `documents` is the table `document`: where a grammar wrote its validation split (chronicle), the distance from the
-    grammar is measured on the documents that fit the context, and greater-than on prompts drawn from `seed`.
+    `documents` are the rows of table `document` for the same split: where a grammar wrote them (chronicle), the
+    distance from the grammar is measured on those that fit the context, and greater-than on prompts drawn from `seed`.
     """
     loss = cross_entropy(model, tokens)
     rows = [
@@ -60,11 +60,7 @@ def _written(
     documents: pa.Table, tokenizer: Tokenizer, context: int
 ) -> tuple[list[Int[np.ndarray, " _token"]], Float[np.ndarray, " document"]]:
     """Held-out documents that a grammar wrote and that fit the context behind a BOS, and their log p."""
-    held_out = documents.filter(
-        (pc.field("split") == "validation")
-        & pc.field("log_probability").is_valid()
-        & (pc.field("n_tokens") < context)
-    )
+    held_out = documents.filter(pc.field("log_probability").is_valid() & (pc.field("n_tokens") < context))
     log_p = held_out["log_probability"].to_numpy()
     return tokenizer.encode(held_out["text"].to_pylist()), log_p
 

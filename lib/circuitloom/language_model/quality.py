@@ -1,7 +1,7 @@
 """How good a language model is: cross-entropy on held-out text, distance from the grammar, greater-than."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..corpus.tokens import Tokens, scored_positions
+from ..progress import progress
 from .model import LanguageModel
 
 _BATCH = 32
@@ -56,12 +57,14 @@ def cross_entropy(model: LanguageModel, tokens: Tokens) -> CrossEntropy:
     """Over all held-out sequences as they are packed."""
     masked = every = 0.0
     n_masked = n_every = 0
-    for start in range(0, len(tokens), _BATCH):
-        batch = tokens.take(slice(start, start + _BATCH))
-        loss = _losses(model, batch)
-        scored = scored_positions(batch, tokens.bos_id)[:, :-1]
-        masked, n_masked = masked + float(loss[scored].sum()), n_masked + int(scored.sum())
-        every, n_every = every + float(loss.sum()), n_every + loss.numel()
+    with progress("language_model: held-out text", len(tokens), "sequences") as bar:
+        for start in range(0, len(tokens), _BATCH):
+            batch = tokens.take(slice(start, start + _BATCH))
+            loss = _losses(model, batch)
+            scored = scored_positions(batch, tokens.bos_id)[:, :-1]
+            masked, n_masked = masked + float(loss[scored].sum()), n_masked + int(scored.sum())
+            every, n_every = every + float(loss.sum()), n_every + loss.numel()
+            bar.update(len(batch))
     return CrossEntropy(masked / max(n_masked, 1), every / n_every, n_every)
 
 
@@ -72,13 +75,17 @@ def document_losses(
     """Summed cross-entropy, in nats, of each document's tokens after its first (its BOS)."""
     total = np.empty(len(documents))
     # neighbours of equal length, so that little is computed on padding
-    for group in _groups(sorted(range(len(documents)), key=lambda i: len(documents[i]))):
-        lengths = torch.tensor([len(documents[i]) for i in group])
-        batch = torch.zeros(len(group), int(lengths.max()), dtype=torch.int64)
-        for row, i in enumerate(group):
-            batch[row, : len(documents[i])] = torch.from_numpy(documents[i].astype(np.int64))
-        inside = torch.arange(1, batch.shape[1]) < lengths[:, None]
-        total[group] = (_losses(model, batch) * inside).sum(1).numpy()
+    order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
+    with progress("language_model: documents", len(documents), "documents") as bar:
+        for start in range(0, len(order), _BATCH):
+            group = order[start : start + _BATCH]
+            lengths = torch.tensor([len(documents[i]) for i in group])
+            batch = torch.zeros(len(group), int(lengths.max()), dtype=torch.int64)
+            for row, i in enumerate(group):
+                batch[row, : len(documents[i])] = torch.from_numpy(documents[i].astype(np.int64))
+            inside = torch.arange(1, batch.shape[1]) < lengths[:, None]
+            total[group] = (_losses(model, batch) * inside).sum(1).numpy()
+            bar.update(len(group))
     return total
 
 
@@ -126,9 +133,3 @@ def _losses(
     # nothing is predicted from the last token, for which a model may have no position
     logits = model.logits(tokens[:, :-1]).float()
     return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none").cpu()
-
-
-def _groups(items: Iterable[int]) -> Iterator[list[int]]:
-    items = list(items)
-    for start in range(0, len(items), _BATCH):
-        yield items[start : start + _BATCH]
