@@ -20,13 +20,6 @@ class Place(NamedTuple):
     """Where the run of words begins that decides the label; it ends with the word itself. `BOS` is the BOS."""
 
 
-class Label(NamedTuple):
-    """A concept and a word that it labels."""
-
-    concept: str
-    place: Place
-
-
 @dataclass(frozen=True)
 class Concept:
     """Something that a word can take part in."""
@@ -37,13 +30,6 @@ class Concept:
     find: Callable[[Episode], Iterable[Place]]
     lasting: bool = False
     """A state that holds for the whole word; other concepts are certain only where the word is complete."""
-
-
-def labels(episode: Episode, concepts: Iterable[Concept]) -> Iterator[Label]:
-    """Every label of a document."""
-    for concept in concepts:
-        for place in concept.find(episode):
-            yield Label(concept.name, place)
 
 
 def select(names: Iterable[str] | None) -> tuple[Concept, ...]:
