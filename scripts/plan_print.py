@@ -7,7 +7,7 @@ with job("plan", snakemake.threads, snakemake.log[0]):
     from circuitloom.config import load
 
     study = load(snakemake.params.config)
-    machine = plan.calibrate(Path("results"))
+    machine = plan.calibrate(Path("results", study.profile))
     costs = plan.plan(study, machine)
     print(*plan.describe(study, costs, machine), sep="\n")
     plan.check_disk(costs, machine)

@@ -1,9 +1,12 @@
 """The plan's arithmetic, on a study small enough to count by hand, and its refusal."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from circuitloom.config import load
-from circuitloom.plan import Machine, check_disk, corpus_tokens, describe, plan
+from circuitloom.plan import Machine, calibrate, check_disk, corpus_tokens, describe, plan
 
 STUDY = {
     "profile": "x",
@@ -82,3 +85,24 @@ def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
     lines = list(describe(study, plan(study, MACHINE), MACHINE))
     stages = [line.split()[0] for line in lines[2:8]]
     assert stages == ["corpus", "language_model", "activations", "dictionaries", "evaluation", "all"]
+
+
+def test_a_stage_takes_the_memory_of_all_jobs_that_run_side_by_side() -> None:
+    study = load({**STUDY, "activations": {"layers": [0, 1]}})
+    alone, abreast = (plan(study, replace(MACHINE, jobs=jobs)) for jobs in (1, 4))
+    ratios = {one.stage: many.memory / one.memory for one, many in zip(alone, abreast, strict=True)}
+    # one sweep on two layers; the stages before them run a job at a time
+    assert ratios == {"corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 2}
+
+
+def test_a_corpus_lies_on_the_disk_twice_while_its_parts_are_put_together() -> None:
+    # of a token: two bytes, four for its document, two of compressed text; and one in the table of tokens
+    assert costs()["corpus"].disk == 1_010_000 * (2 * (2 + 4 + 2) + 1)
+
+
+def test_space_that_the_profile_takes_already_counts_as_free(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert calibrate(tmp_path / "none").free_bytes == 1000
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "train").write_bytes(b"0" * 500)
+    assert calibrate(tmp_path / "x").free_bytes == 1500

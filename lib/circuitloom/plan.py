@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .config import Run, Shape, Study
@@ -33,7 +33,7 @@ class Cost:
     disk: float
     """Bytes that stay, and lie there at the worst while it runs."""
     memory: float
-    """Peak bytes of one job."""
+    """Peak bytes of the jobs that run side by side."""
     operations: float
     """Floating-point operations."""
     seconds: float
@@ -46,12 +46,14 @@ class Machine:
     operations_per_second: float
     """Of a bfloat16 matrix product (float32 where the processor has no bfloat16), all cores or the GPU."""
     free_bytes: float
-    """Disk space under the results folder."""
+    """Disk space under the results folder, what it holds already included."""
     device: str
+    jobs: int = 1
+    """How many jobs run side by side at most: a GPU takes one at a time."""
 
 
 def calibrate(results: Path) -> Machine:
-    """Time a matrix product of the size that training uses; read the free disk space."""
+    """Time a matrix product of the size that training uses; read the disk space that a profile's `results` may take."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -68,7 +70,9 @@ def calibrate(results: Path) -> Machine:
         best = min(best, time.perf_counter() - began)
     existing = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
     name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} processor threads"
-    return Machine(2 * size**3 / best, shutil.disk_usage(existing).free, name)
+    held = sum(file.stat().st_size for file in results.rglob("*") if file.is_file())
+    space = shutil.disk_usage(existing).free + held
+    return Machine(2 * size**3 / best, space, name, 1 if cuda else torch.get_num_threads())
 
 
 def plan(study: Study, machine: Machine) -> list[Cost]:
@@ -82,7 +86,15 @@ def plan(study: Study, machine: Machine) -> list[Cost]:
         _evaluation(study, held_out),
     ]
     seconds = {cost.stage: _seconds(cost, study, machine) for cost in costs}
-    return [Cost(**{**vars(cost), "seconds": seconds[cost.stage]}) for cost in costs]
+    abreast = {"dictionaries": len(study.sweeps) * len(study.layers), "evaluation": len(study.layers)}
+    return [
+        replace(
+            cost,
+            memory=cost.memory * max(1, min(machine.jobs, abreast.get(cost.stage, 1))),
+            seconds=seconds[cost.stage],
+        )
+        for cost in costs
+    ]
 
 
 def check_disk(costs: list[Cost], machine: Machine) -> None:
@@ -143,7 +155,9 @@ def _forward(study: Study, layers: float) -> float:
 def _corpus(study: Study, tokens: float) -> Cost:
     wide = (study.shape.vocabulary or CHRONICLE_WORDS) > 2**16
     text = tokens * BYTES_PER_TOKEN * 0.5
-    return Cost("corpus", tokens, tokens * ((4 if wide else 2) + 1) + text, PROCESS_BYTES, 0.0, 0.0)
+    # a token and the number of its document; both and the text lie there twice until the parts are put together
+    arrays = tokens * ((4 if wide else 2) + 4)
+    return Cost("corpus", tokens, 2 * (arrays + text) + tokens, PROCESS_BYTES, 0.0, 0.0)
 
 
 def _language_model(study: Study, train_tokens: float) -> Cost:

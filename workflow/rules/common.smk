@@ -1,6 +1,7 @@
 """Helpers that all rules share; no rule."""
 
 import os
+import shutil
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -37,8 +38,9 @@ def code(script):
 
 
 def split_cores(jobs):
-    """Threads of each of so many jobs that can run side by side."""
-    return max(1, (workflow.cores or 1) // max(1, jobs))
+    """Threads of each of so many jobs that can run side by side; one at a time where they share a GPU."""
+    abreast = 1 if shutil.which("nvidia-smi") else max(1, jobs)
+    return max(1, (workflow.cores or 1) // abreast)
 
 
 def lock_results():
