@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pytest
 from tests.corpus import kill
 from tests.corpus.inputs import TEXTS, built, jsonl, section, write_parquet
+from tests.language_model.inputs import make_hub_repository
 
-from circuitloom.corpus.build import OUTPUTS, build
+from circuitloom.corpus.build import OUTPUTS, TokenizerName, build
 from circuitloom.corpus.chronicle.grammar import write
 from circuitloom.corpus.source import open_source
 from circuitloom.corpus.tokenizer import load_tokenizer
@@ -220,3 +221,17 @@ def test_a_hub_section_is_built_like_the_others(tmp_path, tokenizer):
         split: len(open_tokens(tmp_path / "corpus" / f"{split}.zarr")) for split in ("train", "validation")
     }
     assert sizes == {"train": 10, "validation": 4}
+
+
+def test_the_arrays_say_which_tokenizer_made_them(tmp_path, tokenizer, monkeypatch):
+    import zarr
+    from huggingface_hub import constants
+
+    folder = built(
+        tmp_path / "corpus", tokenizer, source="files", train=str(jsonl(tmp_path / "a.jsonl", TEXTS))
+    )
+    attributes = zarr.open_group(folder / "train.zarr", mode="r").attrs
+    assert attributes["tokenizer"] == {"name": str(tokenizer), "revision": None, "commit": None}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit = make_hub_repository(tmp_path / "cache", "org/tokenizer", tokenizer, revision="v1")
+    assert TokenizerName("org/tokenizer", "v1").commit() == commit

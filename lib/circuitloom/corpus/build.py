@@ -39,6 +39,16 @@ class TokenizerName:
         """The tokenizer; ValueError, with the remedy, where there is none."""
         return word_tokenizer(vocabulary()) if self.name is None else load_tokenizer(self.name, self.revision)
 
+    def commit(self) -> str | None:
+        """The commit that a tokenizer of the hub was loaded from; None for one that is not of the hub."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if self.name is None or Path(self.name).is_dir():
+            return None
+        # the cache names a snapshot's folder after its commit
+        file = try_to_load_from_cache(self.name, "tokenizer.json", revision=self.revision)
+        return Path(file).parent.name if isinstance(file, str) else None
+
 
 def build(
     section: config.Corpus,
@@ -68,6 +78,7 @@ def build(
         "bos_id": layout.tokenizer.bos_id,
         "context": layout.context,
         "vocabulary": layout.tokenizer.vocabulary,
+        "tokenizer": {"name": tokenizer.name, "revision": tokenizer.revision, "commit": tokenizer.commit()},
         "source": section.source,
         "revision": source.identity.get("revision"),
         "fingerprint": mark,

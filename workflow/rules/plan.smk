@@ -1,0 +1,12 @@
+"""What the profile will cost, printed before anything runs."""
+
+
+rule plan:
+    log:
+        f"{RESULTS}/logs/plan.log",
+    localrule: True
+    threads: workflow.cores
+    params:
+        config=config,
+    script:
+        "../../scripts/plan_print.py"
