@@ -102,10 +102,16 @@ INPUT_FAULTS: dict[str, tuple[Callable[[Project], str], str]] = {
     "a missing file": (no_file, r"text\.jsonl"),
     "an empty text": (empty_text, r"text"),
     "a missing column": (no_such_column, r"body"),
-    "too little text": (too_little_text, r"(few|little|short|less|too)"),
+    "too little text": (
+        too_little_text,
+        r"text\.jsonl: .*do not fill one sequence of 32 tokens; give more text",
+    ),
     "a wrong tokenizer": (wrong_tokenizer, r"(vocabulary|tokens?)"),
     "a model without weights": (no_weights, r"(weights|safetensors)"),
-    "damaged weights": (damaged_weights, r"(model\.safetensors|damaged|weights)"),
+    "damaged weights": (
+        damaged_weights,
+        r"/model: not a model that transformers loads .*; replace its files by whole ones",
+    ),
 }
 
 

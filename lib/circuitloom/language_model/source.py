@@ -41,7 +41,12 @@ def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path)
             _unpickle(folder, new)
         # an anatomy that came along may be another version's
         (new / ANATOMY).unlink(missing_ok=True)
-        write_anatomy(load(new, config.dtype, "cpu").anatomy, new)
+        try:
+            write_anatomy(load(new, config.dtype, "cpu").anatomy, new)
+        except ValueError as error:
+            # the copy's name would mean nothing to whoever gave the folder
+            fault = str(error).replace(str(new), str(folder))
+            raise ValueError(f"language_model: {fault}; replace its files by whole ones") from error
         if not (new / "tokenizer_config.json").is_file():
             copy_files(tokenizer, new, TEXT)
         (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
