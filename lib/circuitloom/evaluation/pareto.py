@@ -1,5 +1,6 @@
 """The Pareto plot: sparsity against what a reconstruction costs the model, transcoders beside SAEs."""
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import ceil, sqrt
@@ -23,6 +24,10 @@ NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
 
 def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
     """What the plot shows: every run that reconstructs the MLP's output, by layer, kind and L0."""
+    # a skip path makes another series: it is another kind of transcoder
+    skips = [bool(json.loads(config or "{}").get("skip")) for config in runs["config"].to_pylist()]
+    acts = [f"{act}, skip" if skip else act for act, skip in zip(runs["act"].to_pylist(), skips, strict=True)]
+    runs = runs.set_column(runs.column_names.index("act"), "act", pa.array(acts, pa.string()))
     joined = metrics.join(runs, keys="run", join_type="inner")
     order = [("layer", "ascending"), ("kind", "descending"), ("act", "ascending"), ("l0", "ascending")]
     return joined.filter(pc.field("site_out") == "mlp_out").sort_by(order).select(list(PARETO.columns))
@@ -66,12 +71,20 @@ def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     for (kind, act), group in groupby(rows, key=lambda row: (row["kind"], row["act"])):
         points = list(group)
         x, y = [row["l0"] for row in points], [row["ce"] for row in points]
-        (line,) = panel.plot(x, y, color=COLOURS[kind], marker=MARKERS[act], markersize=5, linewidth=1)
+        base, _, skip = act.partition(", ")
+        style: dict[str, Any] = {
+            "linestyle": ":" if skip else "-",
+            "markerfacecolor": "white" if skip else COLOURS[kind],
+        }
+        (line,) = panel.plot(
+            x, y, color=COLOURS[kind], marker=MARKERS[base], markersize=5, linewidth=1, **style
+        )
         drawn[f"{NAMES[kind]}, {act}"] = line
     first = rows[0]
     drawn["untouched model"] = panel.axhline(first["ce_original"], color="black", linestyle="--", linewidth=1)
     ablated = f"ablated to zero {first['ce_zero']:.3f}, to the mean {first['ce_mean']:.3f}"
     panel.set_title(ablated, loc="right", fontsize="small")
+    panel.ticklabel_format(axis="y", useOffset=False)
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(ScalarFormatter())
