@@ -18,7 +18,7 @@ PROCESS_BYTES = 700e6
 """Memory of a process that has torch and transformers loaded."""
 JOB_SECONDS = 8.0
 """Start of a job: Snakemake, imports, loading the model."""
-SHARE_OF_PEAK = {"language_model": 0.12, "activations": 0.15, "dictionaries": 0.25, "evaluation": 0.15}
+SHARE_OF_PEAK = {"language_model": 0.35, "activations": 0.13, "dictionaries": 0.055, "evaluation": 0.055}
 """Share of the measured matrix-product rate that each stage reaches (docs/benchmarks/quickstart.md)."""
 TOKENS_PER_SECOND = 300_000
 """Text generated or tokenised, and packed, by one core."""
