@@ -34,7 +34,7 @@ class Bigram(nn.Module):
 
 
 def bigram(logits: Tensor) -> LanguageModel:
-    return LanguageModel(Bigram(logits), Anatomy("Bigram", 0, "", "", "", None, False))
+    return LanguageModel(Bigram(logits), Anatomy("Bigram", 0, "", "", "", None, False, "", ""))
 
 
 def random_logits(size: int) -> Tensor:

@@ -14,9 +14,9 @@ from ..partial import flush
 _PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True}
 # several threads would write a shard's chunks in whichever order they finish: same data, other bytes
 _WRITING = {**_PIPELINE, "threading.max_workers": 1}
-# zstd for its checksum: zarrs reads a part of a shard without verifying crc32c. Compressing pays 8 % of the
-# disk for half of the speed, so the level is one that hardly tries
-_CODEC = ZstdCodec(level=-5, checksum=True)
+# zstd for its checksum: zarrs reads a part of a shard without verifying crc32c. Compressing pays 8 % of the disk for
+# half of the speed, so the level is one that does not try
+_CODEC = ZstdCodec(level=-1000, checksum=True)
 CHUNK_ROWS = 1024
 """Rows that are read at once at least: a training batch is a few chunks."""
 

@@ -1,6 +1,5 @@
 """The writer: one pass of the training tokens through the model, shard by shard, for all layers of a site."""
 
-import hashlib
 import math
 import shutil
 from collections.abc import Callable
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 import zarr
 from safetensors.torch import load_file, save
-from torch import nn
 
 from ..config.activations import Activations
 from ..language_model.model import LanguageModel
+from ..language_model.weights import weights_digest
 from ..partial import fingerprint, move, partial_folder, replace
 from ..progress import progress
 from .arrays import create_array, shard_file, write_shard
@@ -44,7 +43,7 @@ def cache_site(
     layers = list(range(model.layers)) if config.layers == "all" else sorted(set(config.layers))
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
-    weights = weights_digest(model.module)
+    weights = weights_digest(model.module.state_dict())
     mark = fingerprint(
         site=site, layers=layers, dtype=config.dtype, batch=config.batch, order=order.digest, weights=weights,
         version=version,
@@ -54,15 +53,6 @@ def cache_site(
         for layer in layers:
             move(work / f"layer{layer}.zarr", layer_folder(folder, site, layer))
         shutil.rmtree(work)
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A digest of a module's weights, wherever they came from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, weight in module.state_dict().items():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

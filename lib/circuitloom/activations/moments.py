@@ -28,8 +28,9 @@ class Sums:
         """Add rows to one array's sums."""
         if not len(x):
             return
-        self.total[array] += x.sum(0, dtype=torch.float64)
-        self.square[array] += torch.linalg.vector_norm(x, dtype=torch.float64).square()
+        # within a batch float32 will do: torch sums by halves; float64 is for the sum of batches
+        self.total[array] += x.float().sum(0)
+        self.square[array] += torch.linalg.vector_norm(x, dtype=torch.float32).double().square()
         low, high = torch.aminmax(x)
         self.largest[array] = torch.maximum(self.largest[array], torch.maximum(-low, high))
 

@@ -87,16 +87,20 @@ class Recorder:
 
     @torch.inference_mode()
     def _batch(self, batch: Placement, sums: Sums) -> PackedBatch:
-        captured = self.model.capture(batch.tokens, self.watched)
         source = batch.source.to(self.model.device)
         packed = PackedBatch(batch.slot)
-        # one place for all, used again and again: fresh pages cost more than the copy
-        x = torch.empty(0, device=self.model.device, dtype=captured[self.watched[0]].dtype)
-        for i, site in enumerate(self.watched):
-            torch.index_select(captured.pop(site).flatten(0, 1), 0, source, out=x)
-            sums.add(i, x)
-            if i < len(self.layers):
-                packed.layers.append(_to_host(pack(x, self.number_format)))
+        place = {site: i for i, site in enumerate(self.watched)}
+        layers: dict[int, Packed] = {}
+
+        # while the values are in the processor's cache: each site's are dealt with before the next is computed
+        def see(site: Site, value: Tensor) -> None:
+            x = torch.index_select(value.flatten(0, 1), 0, source)
+            sums.add(place[site], x)
+            if site.name == self.site:
+                layers[site.layer] = _to_host(pack(x, self.number_format))
+
+        self.model.visit(batch.tokens, self.watched, see)
+        packed.layers += [layers[layer] for layer in self.layers]
         if self.model.device.type == "cuda":
             packed.copied = torch.cuda.Event()
             packed.copied.record()

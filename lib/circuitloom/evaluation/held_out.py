@@ -45,15 +45,25 @@ class HeldOut:
 def hold_out(tokens: Tokens, config: Evaluation) -> HeldOut:
     """The sequences that `config` scores on: the first `config.tokens` of `tokens`, at least one sequence.
 
+    Raises ValueError where the tokens are damaged.
+    """
+    return hold_out_rows(tokens, slice(count_sequences(tokens, config.tokens)), config.mask)
+
+
+def count_sequences(tokens: Tokens, wanted: int | None) -> int:
+    """Whole sequences that hold `wanted` tokens, at least one; all there are for None."""
+    return len(tokens) if wanted is None else min(len(tokens), max(1, wanted // tokens.context))
+
+
+def hold_out_rows(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:
+    """Some sequences of `tokens`, and which of their positions count.
+
     Scored is what is neither first nor a BOS; under `mask: none` every position is, and a BOS keeps its original
     activation even so. Raises ValueError where the tokens are damaged.
     """
-    wanted = slice(None if config.tokens is None else max(1, config.tokens // tokens.context))
-    token = tokens.take(wanted)
+    token = tokens.take(rows)
     scored = (
-        scored_positions(token, tokens.bos_id)
-        if config.mask == "bos"
-        else torch.ones_like(token, dtype=torch.bool)
+        scored_positions(token, tokens.bos_id) if mask == "bos" else torch.ones_like(token, dtype=torch.bool)
     )
     kept = ~scored if tokens.bos_id is None else ~scored | (token == tokens.bos_id)
-    return HeldOut(token, tokens.take_document(wanted), scored, kept)
+    return HeldOut(token, tokens.take_document(rows), scored, kept)

@@ -30,6 +30,10 @@ class Anatomy:
     """Name of the norm in front of the MLP, whose input is `resid_mid` where blocks are sequential."""
     parallel: bool
     """Attention and MLP read the same residual stream (GPT-NeoX): there is no `resid_mid`."""
+    norm_final: str
+    """Path of the norm in front of the unembedding."""
+    unembedding: str
+    """Path of the matrix that gives the logits."""
 
 
 def find_anatomy(config, dtype=None) -> Anatomy:
@@ -53,7 +57,8 @@ def find_anatomy(config, dtype=None) -> Anatomy:
 
 def anatomy_of(bridge) -> Anatomy:
     """The anatomy of the model that a TransformerBridgeConfig describes; ValueError where it has no MLP."""
-    block = adapt(bridge)["blocks"]
+    components = adapt(bridge)
+    block = components["blocks"]
     parts = block.submodules
     if "mlp" not in parts:
         raise ValueError(
@@ -68,6 +73,8 @@ def anatomy_of(bridge) -> Anatomy:
         mlp_projection=parts["mlp"].submodules["out"].name,
         norm_mlp=None if norm is None else norm.name,
         parallel=bridge.parallel_attn_mlp,
+        norm_final=components["ln_final"].name,
+        unembedding=components["unembed"].name,
     )
 
 

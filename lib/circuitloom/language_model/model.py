@@ -69,10 +69,22 @@ class LanguageModel:
     ) -> dict[Site, Float[Tensor, "sequence position d"]]:
         """Activations at `sites`; the pass ends at the last of them, before later layers and the unembedding."""
         captured: dict[Site, Tensor] = {}
+        self.visit(tokens, sites, captured.__setitem__)
+        return captured
+
+    def visit(
+        self,
+        tokens: Int[Tensor, "sequence position"],
+        sites: Sequence[Site],
+        see: Callable[[Site, Tensor], None],
+    ) -> None:
+        """Call `see` with each of `sites` and its activations, as the pass comes by; it ends at the last of them."""
+        waiting = set(sites)
 
         def keep(site: Site, value: Tensor) -> None:
-            captured[site] = value
-            if len(captured) == len(set(sites)):
+            see(site, value)
+            waiting.discard(site)
+            if not waiting:
                 raise _Captured
 
         handles = [self._watch(site, keep) for site in set(sites)]
@@ -83,7 +95,6 @@ class LanguageModel:
         finally:
             for handle in handles:
                 handle.remove()
-        return captured
 
     @contextmanager
     def replacing(self, replacements: dict[int, Replacement]) -> Iterator[None]:
