@@ -8,7 +8,7 @@ with job("evaluation", snakemake.threads, snakemake.log[0]):
     from circuitloom.evaluation.labels import label
     from circuitloom.evaluation.matching import match_dictionaries
     from circuitloom.language_model.model import load
-    from circuitloom.tables import CONCEPT_SCORE, read_table, write_table
+    from circuitloom.tables import FEATURE_CONCEPT, read_table, write_table
 
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)
@@ -21,4 +21,4 @@ with job("evaluation", snakemake.threads, snakemake.log[0]):
         for run in params.runs
     }
     rows = match_dictionaries(model, runs, held_out, labels, config)
-    write_table(CONCEPT_SCORE, list(rows), snakemake.output[0])
+    write_table(FEATURE_CONCEPT, list(rows), snakemake.output[0])

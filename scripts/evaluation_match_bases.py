@@ -7,11 +7,11 @@ with job("evaluation", snakemake.threads, snakemake.log[0]):
     from circuitloom.evaluation.labels import label
     from circuitloom.evaluation.matching import match_bases
     from circuitloom.language_model.model import load
-    from circuitloom.tables import CONCEPT_SCORE, read_table, write_table
+    from circuitloom.tables import FEATURE_CONCEPT, read_table, write_table
 
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)
     held_out = hold_out(open_tokens(source.tokens), config)
     labels = label(read_table(source.concepts), held_out)
     rows = match_bases(load(source.model, params.dtype), params.layers, held_out, labels, config)
-    write_table(CONCEPT_SCORE, list(rows), snakemake.output[0])
+    write_table(FEATURE_CONCEPT, list(rows), snakemake.output[0])

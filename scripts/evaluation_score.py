@@ -7,7 +7,7 @@ with job("evaluation", snakemake.threads, snakemake.log[0]):
     from circuitloom.evaluation.held_out import hold_out
     from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score
     from circuitloom.language_model.model import load
-    from circuitloom.tables import HISTOGRAM, METRIC, write_table
+    from circuitloom.tables import DENSITY_HISTOGRAM, METRIC, write_table
 
     source, output, layer = snakemake.input, snakemake.output, int(snakemake.wildcards.layer)
     config = Evaluation.model_validate(snakemake.params.config)
@@ -20,4 +20,4 @@ with job("evaluation", snakemake.threads, snakemake.log[0]):
     for run, metric, histogram in zip(runs, output.metric, output.histogram, strict=True):
         baseline = baselines[runs[run][layer].site_out, layer]
         write_table(METRIC, [metric_row(run, layer, scores[run], baseline)], metric)
-        write_table(HISTOGRAM, list(histogram_rows(run, layer, scores[run])), histogram)
+        write_table(DENSITY_HISTOGRAM, list(histogram_rows(run, layer, scores[run])), histogram)

@@ -1,6 +1,7 @@
 """The tables: their Arrow schemas, what each column means, and how they are written and read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,32 @@ METRIC = Table(
         "n_tokens": (_INT, "tokens scored"),
     },
 )
+_SCORED = {
+    "feature": (pa.int32(), "the feature"),
+    "sign": (pa.int8(), "1, or -1 where it is the negative direction that scores (residual directions)"),
+    "threshold": (_FLOAT, "activation above which the feature says that the concept is present"),
+    "precision": (_FLOAT, "on the scoring half"),
+    "recall": (_FLOAT, "on the scoring half"),
+    "f1": (_FLOAT, "on the scoring half"),
+    "f1_choosing": (_FLOAT, "F1 on the choosing half, by which threshold, feature and layer are chosen"),
+    "n_positive": (_INT, "tokens of the scoring half that have the concept"),
+}
+FEATURE_CONCEPT = Table(
+    "feature_concept",
+    "The best features of each concept: chosen, each with its threshold, on one half of the held-out documents, "
+    "scored on the other.",
+    ("run", "layer", "concept", "rank"),
+    {
+        "run": _RUN,
+        "layer": _LAYER,
+        "concept": (_STRING, "name of the concept"),
+        "rank": (pa.int16(), "place among the concept's features, from 0, by f1_choosing"),
+        **_SCORED,
+    },
+)
 CONCEPT_SCORE = Table(
     "concept_score",
-    "The best feature of each concept: chosen with its threshold on one half of the held-out documents, "
-    "scored on the other.",
+    "The best feature of each concept (rank 0 of feature_concept), by layer and over all layers.",
     ("run", "layer", "concept"),
     {
         "run": _RUN,
@@ -190,17 +213,10 @@ CONCEPT_SCORE = Table(
             pa.int16(),
             "block that the feature is of: `layer`, or where that is -1 the best one",
         ),
-        "feature": (pa.int32(), "best feature"),
-        "sign": (pa.int8(), "1, or -1 where it is the negative direction that scores (residual directions)"),
-        "threshold": (_FLOAT, "activation above which the feature says that the concept is present"),
-        "precision": (_FLOAT, "on the scoring half"),
-        "recall": (_FLOAT, "on the scoring half"),
-        "f1": (_FLOAT, "on the scoring half"),
-        "f1_choosing": (_FLOAT, "F1 on the choosing half, by which threshold, feature and layer are chosen"),
-        "n_positive": (_INT, "tokens of the scoring half that have the concept"),
+        **_SCORED,
     },
 )
-HISTOGRAM = Table(
+DENSITY_HISTOGRAM = Table(
     "density_histogram",
     "How many features of a dictionary have which density.",
     ("run", "layer", "bin"),
@@ -211,6 +227,114 @@ HISTOGRAM = Table(
         "low": (_FLOAT, "log10 of the lowest density of the bin"),
         "high": (_FLOAT, "log10 of the highest density of the bin"),
         "n_features": (_INT, "features in the bin"),
+    },
+)
+_FEATURE = (pa.int32(), "number of the feature, from 0")
+FEATURE = Table(
+    "feature",
+    "What every feature of a dictionary does on the held-out tokens; neurons are features of the run `neurons`.",
+    ("run", "layer", "feature"),
+    {
+        "run": _RUN,
+        "layer": _LAYER,
+        "feature": _FEATURE,
+        "density": (_FLOAT, "share of tokens on which it fires"),
+        "n_tokens": (_INT, "tokens on which it fires"),
+        "max_activation": (pa.float32(), "largest activation; null where it never fires"),
+        "mean_activation": (_FLOAT, "mean over the tokens on which it fires; null where there are none"),
+        "rms_activation": (
+            _FLOAT,
+            "root of the mean square over the tokens on which it fires; null as above",
+        ),
+        "decoder_norm": (pa.float32(), "norm of the row it writes"),
+        "encoder_norm": (pa.float32(), "norm of the row it reads with; null for neurons"),
+        "bias": (pa.float32(), "encoder bias; null for neurons"),
+        "alive": (pa.bool_(), "it fires at all"),
+    },
+)
+HISTOGRAM = Table(
+    "histogram",
+    "How a feature's activations are distributed: bins of equal width from 0 to its largest.",
+    ("run", "layer", "feature", "bin"),
+    {
+        "run": _RUN,
+        "layer": _LAYER,
+        "feature": _FEATURE,
+        "bin": (pa.int16(), "bin, from 0; empty bins have no row"),
+        "low": (pa.float32(), "activation at its lower edge, which it includes"),
+        "high": (pa.float32(), "activation at its upper edge, which the last bin alone includes"),
+        "n_tokens": (_INT, "tokens whose activation lies in it"),
+    },
+)
+ACTIVATION = Table(
+    "activation",
+    "Every activation that is not zero, by feature.",
+    ("run", "layer", "feature", "sequence", "position"),
+    {
+        "run": _RUN,
+        "layer": _LAYER,
+        "feature": _FEATURE,
+        "sequence": _SEQUENCE,
+        "position": _POSITION,
+        "activation": (pa.float32(), "value of the feature"),
+    },
+)
+CODE = Table(
+    "code",
+    "Which features fire on a token: the entries of `activation` by token, one row a token on which any fires. "
+    "The catalogue's view adds `features`, the list that `unpacked(packed, n_features)` gives.",
+    ("run", "layer", "sequence", "position"),
+    {
+        "run": _RUN,
+        "layer": _LAYER,
+        "sequence": _SEQUENCE,
+        "position": _POSITION,
+        "n_features": (pa.int32(), "features that fire"),
+        "packed": (
+            pa.binary(),
+            "their numbers, ascending, big-endian, 2 bytes each (4 where the run has more than 65,536): "
+            "a list of numbers would take 5 times as long to scan",
+        ),
+    },
+)
+EXAMPLE = Table(
+    "example",
+    "Examples of what a feature fires on: its largest activations, and samples from evenly spaced bands.",
+    ("run", "layer", "feature", "band", "rank"),
+    {
+        "run": _RUN,
+        "layer": _LAYER,
+        "feature": _FEATURE,
+        "band": (
+            pa.int8(),
+            "0: the largest; 1, 2, ...: bands of equal width, from 0 up to the largest activation",
+        ),
+        "rank": (pa.int16(), "place in the band, from 0, by activation, the earlier token first where equal"),
+        "sequence": _SEQUENCE,
+        "position": _POSITION,
+        "activation": (pa.float32(), "value of the feature at the token"),
+        "tokens": (pa.list_(_STRING), "the token in its surroundings, within its sequence and document"),
+        "activations": (pa.list_(pa.float32()), "the feature's value at each of them"),
+        "window_start": (_POSITION[0], "position of the first of them"),
+        "band_low": (pa.float32(), "lower edge of the band (band 0: its smallest activation)"),
+        "band_high": (pa.float32(), "upper edge of the band (band 0: the largest activation)"),
+        "band_share": (pa.float32(), "share of the feature's activations that lie in the band"),
+    },
+)
+LOGIT = Table(
+    "logit",
+    "Tokens that a feature's decoder row raises or lowers most, directly: W_dec[i] P(gain * W_U), mean over tokens "
+    "taken off; the final norm's denominator, which depends on the input, left out.",
+    ("run", "layer", "feature", "sign", "rank"),
+    {
+        "run": _RUN,
+        "layer": _LAYER,
+        "feature": _FEATURE,
+        "sign": (pa.int8(), "1: raised, -1: lowered"),
+        "rank": (pa.int16(), "place, from 0, the strongest first"),
+        "token_id": (pa.int32(), "number of the token in the vocabulary"),
+        "token": (_STRING, "the token as text"),
+        "effect": (pa.float32(), "change of its logit for an activation of 1 and a denominator of 1"),
     },
 )
 PARETO = Table(
@@ -229,8 +353,8 @@ PARETO = Table(
 )
 
 TABLES = (
-    DOCUMENT, TOKEN, CONCEPT, PRETRAINING, LANGUAGE_MODEL, RUN, HISTORY, BASELINE, METRIC, CONCEPT_SCORE,
-    HISTOGRAM, PARETO,
+    DOCUMENT, TOKEN, CONCEPT, PRETRAINING, LANGUAGE_MODEL, RUN, HISTORY, BASELINE, METRIC, FEATURE_CONCEPT,
+    CONCEPT_SCORE, DENSITY_HISTOGRAM, PARETO, FEATURE, HISTOGRAM, ACTIVATION, CODE, EXAMPLE, LOGIT,
 )  # fmt: skip
 
 
@@ -255,6 +379,27 @@ def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path
     with replacing(path) as new:
         # page checksums: DuckDB reads flipped bytes without a word, pyarrow finds them
         pq.write_table(columns, new, compression="zstd", write_page_checksum=True)
+
+
+@contextmanager
+def table_writer(
+    table: Table, path: Path | str, plain: Sequence[str] = (), uncompressed: Sequence[str] = ()
+) -> Iterator[pq.ParquetWriter]:
+    """A writer of `table`'s rows, some at a time; `path` is there once all are, and after a fault is as it was.
+
+    Columns in `plain` repeat so little that no dictionary of their values is tried; those in `uncompressed` are
+    read too often to be compressed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compression: Any = {name: "none" if name in uncompressed else "zstd" for name in table.columns}
+    dictionary: Any = [name for name in table.columns if name not in plain] if plain else True
+    options = {"compression": compression if uncompressed else "zstd", "use_dictionary": dictionary}
+    with (
+        replacing(path) as new,
+        pq.ParquetWriter(new, table.schema, write_page_checksum=True, **options) as writer,
+    ):
+        yield writer
 
 
 def read_table(path: Path | str, rows: pc.Expression | None = None) -> pa.Table:

@@ -152,6 +152,17 @@ def test_a_concept_absent_from_the_scoring_half_has_no_score():
     assert (row["n_positive"], row["recall"], row["f1_choosing"] > 0) == (0, None, True)
 
 
+def test_a_concepts_features_come_by_their_f1_on_the_choosing_half():
+    labels, _ = make_labels(400, 0.3)
+    scores = score_features(sparse(torch.rand(400, 6)), labels, 16)
+    rows = list(best_features(scores, labels, 6, top=4))
+    for number, name in enumerate(labels.names):
+        mine = [row for row in rows if row["concept"] == name]
+        assert [row["rank"] for row in mine] == [0, 1, 2, 3]
+        expected = scores.f1_choosing[:, number].sort(descending=True).values[:4]
+        assert [row["f1_choosing"] for row in mine] == expected.tolist()
+
+
 def test_no_concepts_give_no_rows():
     table = pa.table({name: pa.array([], pa.int32()) for name in ("sequence", "position")}).add_column(
         0, "concept", pa.array([], pa.string())

@@ -7,7 +7,7 @@ from circuitloom.config import Evaluation
 from circuitloom.evaluation.labels import label
 from circuitloom.evaluation.matching import encode, match_bases, match_dictionaries, scored_activations
 from circuitloom.language_model.model import Site
-from circuitloom.tables import CONCEPT_SCORE, write_table
+from circuitloom.tables import FEATURE_CONCEPT, write_table
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def test_every_basis_and_run_has_a_row_a_layer_and_concept(model, held_out, labe
         *match_bases(model, [0, 1], held_out, labels, config),
     ]
     keys = {(row["run"], row["layer"], row["concept"]) for row in rows}
+    assert len({(*(row[key] for key in FEATURE_CONCEPT.key),) for row in rows}) == len(rows) == 10 * len(keys)
     assert keys == {(run, layer, "rare") for run in ("tc", "neurons", "residual") for layer in (0, 1)}
     assert all(row["feature"] < {"tc": 40, "neurons": 40, "residual": 16}[row["run"]] for row in rows)
-    assert all(row["found_layer"] == row["layer"] for row in rows)
     assert all(row["sign"] == 1 for row in rows if row["run"] != "residual")
-    write_table(CONCEPT_SCORE, rows, tmp_path / "concept_score.parquet")
+    write_table(FEATURE_CONCEPT, rows, tmp_path / "feature_concept.parquet")
 
 
 def test_a_neuron_is_scored_as_it_stands_in_the_model(model, held_out, labels):

@@ -10,7 +10,7 @@ from circuitloom.evaluation.baseline import baseline_rows, site_means
 from circuitloom.evaluation.names import TOGETHER
 from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score
 from circuitloom.language_model.model import Site
-from circuitloom.tables import BASELINE, HISTOGRAM, METRIC, write_table
+from circuitloom.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_table
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
     scored = score(model, {"run": {1: make_dictionary(model, 1)}}, held_out, 4)["run"]
     write_table(METRIC, [metric_row("run", 1, scored, baselines[1])], tmp_path / "metric.parquet")
     rows = list(histogram_rows("run", 1, scored))
-    write_table(HISTOGRAM, rows, tmp_path / "density_histogram.parquet")
+    write_table(DENSITY_HISTOGRAM, rows, tmp_path / "density_histogram.parquet")
     assert sum(row["n_features"] for row in rows) == 40
     write_table(BASELINE, list(baselines.values()), tmp_path / "baseline.parquet")
     assert read_baselines([tmp_path / "baseline.parquet"])["mlp_out", 1] == baselines[1]

@@ -2,9 +2,9 @@ import pyarrow as pa
 import pytest
 
 from circuitloom.config import Run
-from circuitloom.evaluation.gathering import basis_rows, gather, gather_concepts, run_rows
+from circuitloom.evaluation.gathering import basis_rows, concept_scores, gather, run_rows
 from circuitloom.evaluation.pareto import draw_pareto, pareto_table
-from circuitloom.tables import CONCEPT_SCORE, METRIC, PARETO, RUN, read_table, write_table
+from circuitloom.tables import CONCEPT_SCORE, FEATURE_CONCEPT, METRIC, PARETO, RUN, read_table, write_table
 
 RUNS = [
     Run(name="tc", width=64, k=8),
@@ -42,21 +42,20 @@ def test_gathering_nothing_gives_an_empty_table(tmp_path):
     assert read_table(tmp_path / "metric.parquet").num_rows == 0
 
 
-def test_the_best_layer_of_a_run_is_chosen_on_the_choosing_half(tmp_path):
+def test_the_best_layer_of_a_run_is_chosen_on_the_choosing_half():
     scores = {  # (run, concept) to the (f1_choosing, f1) of each layer
         ("tc", "date"): [(0.5, 0.9), (0.8, 0.6), (0.7, 0.95)],
         ("tc", "name"): [(0.4, 0.4), (0.3, None), (0.2, 0.1)],
         ("neurons", "date"): [(0.1, 0.1), (0.1, 0.3), (0.3, 0.2)],
     }
-    for layer in range(3):
-        rows = [
-            {"run": run, "layer": layer, "concept": concept, "found_layer": layer, "feature": 10 * layer,
-             "f1_choosing": layers[layer][0], "f1": layers[layer][1]}
-            for (run, concept), layers in scores.items()
-        ]  # fmt: skip
-        write_table(CONCEPT_SCORE, rows, tmp_path / f"{layer}.parquet")
-    gather_concepts([tmp_path / f"{layer}.parquet" for layer in range(3)], tmp_path / "concept_score.parquet")
-    rows = read_table(tmp_path / "concept_score.parquet").to_pylist()
+    features = [
+        {"run": run, "layer": layer, "concept": concept, "rank": rank, "feature": 10 * layer + rank,
+         "f1_choosing": layers[layer][0] - rank / 100, "f1": layers[layer][1]}
+        for (run, concept), layers in scores.items()
+        for layer in range(3)
+        for rank in range(2)
+    ]  # fmt: skip
+    rows = concept_scores(pa.Table.from_pylist(features, schema=FEATURE_CONCEPT.schema)).to_pylist()
     assert len({(row["run"], row["layer"], row["concept"]) for row in rows}) == len(rows) == 12
     best = {(row["run"], row["concept"]): row for row in rows if row["layer"] == -1}
     found = {key: (row["found_layer"], row["feature"], row["f1"]) for key, row in best.items()}
@@ -65,9 +64,8 @@ def test_the_best_layer_of_a_run_is_chosen_on_the_choosing_half(tmp_path):
     }  # fmt: skip
 
 
-def test_a_study_without_concepts_has_an_empty_table_of_their_scores(tmp_path):
-    gather_concepts([], tmp_path / "concept_score.parquet")
-    assert read_table(tmp_path / "concept_score.parquet").schema == CONCEPT_SCORE.schema
+def test_a_study_without_concepts_has_an_empty_table_of_their_scores():
+    assert concept_scores(FEATURE_CONCEPT.schema.empty_table()).schema == CONCEPT_SCORE.schema
 
 
 def test_a_run_states_k_or_sparsity_by_what_its_activation_has(runs):

@@ -4,12 +4,12 @@ HELD_OUT = {"tokens": f"{RESULTS}/corpus/validation.zarr", "model": f"{RESULTS}/
 
 # a corpus of real text has no labelled concepts
 LABELLED = STUDY.corpus.source == "chronicle"
-CONCEPT_SCORES = [
-    f"{EVALUATION}/concept/{sweep}/concept_score.parquet"
+CONCEPT_FEATURES = [
+    f"{EVALUATION}/concept/{sweep}/feature_concept.parquet"
     for sweep in STUDY.sweeps
     if LABELLED
 ]
-CONCEPT_SCORES += [f"{EVALUATION}/basis/concept_score.parquet"] if LABELLED else []
+CONCEPT_FEATURES += [f"{EVALUATION}/basis/feature_concept.parquet"] if LABELLED else []
 
 
 rule ablate_site:
@@ -96,7 +96,7 @@ for sweep, runs in STUDY.sweeps.items():
                 concepts=f"{RESULTS}/corpus/concept.parquet",
                 dictionaries=dictionary_folders(names, STUDY.layers),
             output:
-                f"{EVALUATION}/concept/{sweep}/concept_score.parquet",
+                f"{EVALUATION}/concept/{sweep}/feature_concept.parquet",
             log:
                 f"{RESULTS}/logs/match_{sweep}.log",
             benchmark:
@@ -117,7 +117,7 @@ rule compare_bases:
         **HELD_OUT,
         concepts=f"{RESULTS}/corpus/concept.parquet",
     output:
-        f"{EVALUATION}/basis/concept_score.parquet",
+        f"{EVALUATION}/basis/feature_concept.parquet",
     log:
         f"{RESULTS}/logs/compare_bases.log",
     benchmark:
@@ -137,10 +137,11 @@ rule gather_evaluation:
         metric=evaluation_files(STUDY.runs, "metric", STUDY.layers)
         + evaluation_files(together_runs(STUDY.runs.values()), "metric", [-1]),
         histogram=evaluation_files(STUDY.runs, "density_histogram", STUDY.layers),
-        concept_score=CONCEPT_SCORES,
+        feature_concept=CONCEPT_FEATURES,
     output:
         metric=f"{EVALUATION}/metric.parquet",
         histogram=f"{EVALUATION}/density_histogram.parquet",
+        feature_concept=f"{EVALUATION}/feature_concept.parquet",
         concept_score=f"{EVALUATION}/concept_score.parquet",
         run=f"{EVALUATION}/run.parquet",
     log:
@@ -150,11 +151,7 @@ rule gather_evaluation:
     threads: 1
     params:
         runs=[run.model_dump(mode="json") for run in STUDY.runs.values()],
-        bases=(
-            {"d_model": STUDY.shape.d_model, "d_mlp": STUDY.shape.d_mlp}
-            if LABELLED
-            else None
-        ),
+        bases={"d_model": STUDY.shape.d_model, "d_mlp": STUDY.shape.d_mlp},
         code=code("evaluation_gather"),
     script:
         "../../scripts/evaluation_gather.py"
@@ -184,7 +181,13 @@ rule draw_pareto:
 
 TARGETS["evaluation"] = [
     f"{EVALUATION}/{table}.parquet"
-    for table in ("metric", "density_histogram", "concept_score", "run")
+    for table in (
+        "metric",
+        "density_histogram",
+        "feature_concept",
+        "concept_score",
+        "run",
+    )
 ]
 if any(run.site_out == "mlp_out" for run in STUDY.runs.values()):
     TARGETS["evaluation"] += [

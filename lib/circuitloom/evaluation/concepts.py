@@ -162,19 +162,23 @@ def _ratios(
     return hits / fires, hits / positives, 2 * hits / (fires + positives)
 
 
-def best_features(scores: Scores, labels: Labels, n_features: int) -> Iterator[dict[str, Any]]:
-    """Of each concept the feature with the highest F1 on the choosing half: columns of the table.
+def best_features(scores: Scores, labels: Labels, n_features: int, top: int = 1) -> Iterator[dict[str, Any]]:
+    """Of each concept the `top` features with the highest F1 on the choosing half: columns of the table.
 
     Rows of `scores` beyond `n_features` are the features' negative directions.
     """
     positives = labels.positives(choosing=False)
     for number, name in enumerate(labels.names):
-        row = int(scores.f1_choosing[:, number].argmax())
-        figures = {field: float(column[row, number]) for field, column in vars(scores).items()}
-        yield {
-            "concept": name,
-            "feature": row % n_features,
-            "sign": 1 if row < n_features else -1,
-            **{field: None if np.isnan(figure) else figure for field, figure in figures.items()},
-            "n_positive": int(positives[number]),
-        }
+        f1 = scores.f1_choosing[:, number]
+        # the earlier of equals: topk would leave their order open
+        order = f1.argsort(descending=True, stable=True)[:top]
+        for rank, row in enumerate(order.tolist()):
+            figures = {field: float(column[row, number]) for field, column in vars(scores).items()}
+            yield {
+                "concept": name,
+                "rank": rank,
+                "feature": row % n_features,
+                "sign": 1 if row < n_features else -1,
+                **{field: None if np.isnan(figure) else figure for field, figure in figures.items()},
+                "n_positive": int(positives[number]),
+            }

@@ -5,30 +5,30 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..config.dictionaries import Run
 from ..tables import CONCEPT_SCORE, Table, read_table, write_table
 from .names import NEURONS, RESIDUAL, TOGETHER
 
 
-def gather(table: Table, parts: Iterable[Path | str], path: Path | str) -> None:
-    """Write to `path` the rows of all `parts`, in order."""
-    write_table(table, _joined(table, parts), path)
-
-
-def _joined(table: Table, parts: Iterable[Path | str]) -> pa.Table:
+def gather(table: Table, parts: Iterable[Path | str], path: Path | str) -> pa.Table:
+    """Write to `path` the rows of all `parts`, in order, and return them."""
     tables = [read_table(part).cast(table.schema) for part in parts]
-    return pa.concat_tables([table.schema.empty_table(), *tables])
+    joined = pa.concat_tables([table.schema.empty_table(), *tables])
+    write_table(table, joined, path)
+    return joined
 
 
-def gather_concepts(parts: Iterable[Path | str], path: Path | str) -> None:
-    """Write to `path` the concept scores of all `parts`, and after them those of each run's best layers."""
-    scores = _joined(CONCEPT_SCORE, parts)
-    best = pa.Table.from_pylist(best_layers(scores), schema=CONCEPT_SCORE.schema)
-    write_table(CONCEPT_SCORE, pa.concat_tables([scores, best]), path)
+def concept_scores(features: pa.Table) -> pa.Table:
+    """The concept_score table: the best feature of each concept, by layer, and after them by run as layer -1."""
+    best = features.filter(pc.field("rank") == 0)
+    best = best.append_column("found_layer", best["layer"]).select(CONCEPT_SCORE.schema.names)
+    over_layers = pa.Table.from_pylist(_best_layers(best), schema=CONCEPT_SCORE.schema)
+    return pa.concat_tables([best.cast(CONCEPT_SCORE.schema), over_layers])
 
 
-def best_layers(scores: pa.Table) -> list[dict[str, Any]]:
+def _best_layers(scores: pa.Table) -> list[dict[str, Any]]:
     """For each run and concept the row of the layer with the highest F1 on the choosing half, as layer -1."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for row in scores.to_pylist():

@@ -16,6 +16,8 @@ from .held_out import HeldOut
 from .labels import Labels
 from .names import NEURONS, RESIDUAL
 
+KEPT = 10
+"""Features kept of each concept, run and layer."""
 ENCODED_AT_ONCE = 4096
 """Tokens whose activations, of all features, are held at once."""
 
@@ -39,7 +41,7 @@ def match_dictionaries(
     labels: Labels,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """The concept score table's rows of each run (dictionaries by layer)."""
+    """The feature_concept table's rows of each run (dictionaries by layer)."""
     layers = sorted({layer for dictionaries in runs.values() for layer in dictionaries})
     with progress(f"concepts: {', '.join(runs)}", len(layers) * len(runs), "dictionaries") as bar:
         for layer in layers:
@@ -60,7 +62,7 @@ def match_bases(
     labels: Labels,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """The concept score table's rows of neurons and of residual directions.
+    """The feature_concept table's rows of neurons and of residual directions.
 
     A neuron says that a concept is present by a positive activation. A residual direction is a coordinate of
     mlp_in or its negative; its threshold may have any sign, since a coordinate's mean is not zero.
@@ -78,8 +80,8 @@ def match_bases(
 
 
 def _rows(run: str, layer: int, scores: Scores, labels: Labels, width: int) -> Iterator[dict[str, Any]]:
-    place = {"run": run, "layer": layer, "found_layer": layer}
-    return (place | row for row in best_features(scores, labels, width))
+    place = {"run": run, "layer": layer}
+    return (place | row for row in best_features(scores, labels, width, KEPT))
 
 
 @torch.inference_mode()
