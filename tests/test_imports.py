@@ -6,7 +6,7 @@ from pathlib import Path
 import circuitloom
 
 ROOT = Path(circuitloom.__file__).parent
-STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation")
+STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation", "features", "catalog")
 SHARED = {"config", "tables", "partial", "progress", "job", "errors"}
 """What all may import, and what imports no stage."""
 

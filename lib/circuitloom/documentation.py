@@ -11,6 +11,7 @@ from .config import Study, dictionaries
 from .config.activations import Activations
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
+from .config.features import Features
 from .config.language_model import LanguageModel
 from .tables import TABLES, Table
 
@@ -45,7 +46,7 @@ def config_page() -> str:
         parts += _section(f"language_model, source: {_source(source)}", source)
     parts += _section("activations", Activations)
     parts += [*_section("training, and each sweep of dictionaries", dictionaries.Run), SWEEPS]
-    parts += _section("evaluation", Evaluation)
+    parts += [*_section("evaluation", Evaluation), *_section("features", Features)]
     return "\n".join(parts).rstrip() + "\n"
 
 

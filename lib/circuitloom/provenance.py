@@ -26,6 +26,9 @@ def code_hash(script: Path) -> str:
     digest = hashlib.sha256()
     for module, file in sorted(seen.items()):
         digest.update(module.encode() + b"\0" + _canonical(file.read_text()).encode() + b"\0")
+        # SQL that a package holds is code as well
+        for query in sorted(file.parent.glob("*.sql")) if file.name == "__init__.py" else []:
+            digest.update(query.name.encode() + b"\0" + query.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -1,6 +1,7 @@
 """Helpers that all rules share; no rule."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from circuitloom.config import load
+from circuitloom.evaluation.names import NEURONS
 from circuitloom.language_model.files import PICKLED, TEXT, WEIGHTS, matching
 from circuitloom.provenance import code_hash
 
@@ -136,3 +138,11 @@ def together_runs(runs):
     """Names of the runs that are also scored with all layers replaced at once."""
     several = STUDY.evaluation.together and len(STUDY.layers) > 1
     return [run.name for run in runs if several and run.site_out == "mlp_out"]
+
+
+def feature_files(run, layer):
+    """The feature tables of one run and layer; both may be wildcards."""
+    tables = ("feature", "histogram", "activation", "code", "example", "logit")
+    return [
+        f"{RESULTS}/features/{run}/layer{layer}/{table}.parquet" for table in tables
+    ]

@@ -11,6 +11,7 @@ from .base import Model, as_list
 from .corpus import Corpus
 from .dictionaries import Run, expand_sweep, run_name
 from .evaluation import Evaluation
+from .features import Features
 from .language_model import LanguageModel, Pretrain
 from .messages import one_line, unknown_key
 from .shape import Shape, read_shape
@@ -37,6 +38,8 @@ class Study(Model):
     """Sweeps by name; a list as a key's value makes one run of each element."""
     evaluation: Evaluation = Evaluation()
     """On what, and how, dictionaries are scored."""
+    features: Features = Features()
+    """What is tabulated about every feature."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Study":

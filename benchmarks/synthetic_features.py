@@ -1,0 +1,118 @@
+"""Feature tables of a made-up dictionary, as large as wanted, written by the library's own code.
+
+    python benchmarks/synthetic_features.py results/synthetic --activations 100_000_000 --layers 1
+
+Densities are log-normal, as measured dictionaries' are; the features of a token are drawn independently, which is the
+worst case for whatever hopes to find a feature's tokens close together.
+"""
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from circuitloom.config.features import Features
+from circuitloom.corpus.token_store import SEQUENCES_A_SHARD, write_tokens
+from circuitloom.corpus.tokens import Tokens, open_tokens
+from circuitloom.features.basis import Basis
+from circuitloom.features.spill import BLOCK_POSITIONS, sort_block
+from circuitloom.features.tabulate import Tables
+from circuitloom.language_model.model import Site
+from circuitloom.tables import TOKEN, table_writer
+
+CONTEXT, VOCABULARY, K, RUN = 128, 50_257, 32, "tc-topk32-24576"
+
+
+def make_tokens(folder: Path, sequences: int) -> Tokens:
+    """Random tokens in documents of random lengths, and their table."""
+    random = np.random.default_rng(0)
+    strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
+
+    def blocks():
+        for start in range(0, sequences, SEQUENCES_A_SHARD):
+            n = min(SEQUENCES_A_SHARD, sequences - start)
+            token = random.integers(1, VOCABULARY, (n, CONTEXT)).astype(np.uint16)
+            ends = random.random(n * CONTEXT) < 1 / 200
+            document = (start * 1000 + ends.cumsum()).astype(np.int32).reshape(n, CONTEXT)
+            token[:, 0] = 0
+            yield token, document
+
+    with table_writer(TOKEN, folder / "token.parquet") as writer:
+        done = 0
+        for token, document in blocks():
+            sequence, position = np.indices(token.shape)
+            columns = [sequence.ravel() + done, position.ravel(), document.ravel(), token.ravel()]
+            arrays = [pa.array(c) for c in columns] + [strings.take(pa.array(token.ravel()))]
+            writer.write_table(pa.Table.from_arrays(arrays, TOKEN.schema.names).cast(TOKEN.schema))
+            done += len(token)
+    random = np.random.default_rng(0)
+    write_tokens(folder / "validation.zarr", blocks(), sequences, {"bos_id": 0, "vocabulary": VOCABULARY})
+    return open_tokens(folder / "validation.zarr")
+
+
+def make_blocks(work: Path, sequences: int, width: int, seed: int) -> None:
+    """Blocks of activations as a pass leaves them: `K` features of each token, but for position 0."""
+    random = np.random.default_rng(seed)
+    share = random.lognormal(0, 1.2, width).cumsum()
+    share /= share[-1]
+    size = BLOCK_POSITIONS // CONTEXT
+    for number, start in enumerate(range(0, sequences, size)):
+        n = min(size, sequences - start) * CONTEXT
+        place = np.flatnonzero(np.arange(n) % CONTEXT)
+        feature = np.sort(np.searchsorted(share, random.random((len(place), K + 4))), axis=1)
+        # a feature that was drawn twice counts once
+        kept = np.diff(feature, axis=1, prepend=-1) > 0
+        kept &= kept.cumsum(1) <= K
+        value = random.exponential(1, kept.sum()).astype(np.float32)
+        places = np.repeat(place, kept.sum(1)).astype(np.uint16)
+        sort_block(places, feature[kept].astype(np.uint16), value, width).write(work / f"block{number:06d}")
+
+
+def main() -> None:
+    """Write tokens and the tables of each layer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--activations", type=int, default=100_000_000, help="of one layer")
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--width", type=int, default=24_576)
+    arguments = parser.parse_args()
+    sequences = round(arguments.activations / K / (CONTEXT - 1))
+    tokens = make_tokens(arguments.folder / "corpus", sequences)
+    strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
+    decoder = torch.zeros(arguments.width, 8)
+    for layer in range(arguments.layers):
+        folder = arguments.folder / "features" / RUN / f"layer{layer}"
+        work = folder.with_name(f"layer{layer}.partial")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        make_blocks(work, sequences, arguments.width, layer)
+        began = time.perf_counter()
+        basis = Basis(
+            RUN,
+            layer,
+            Site("mlp_in", layer),
+            arguments.width,
+            lambda x: (x, x, x),
+            decoder,
+            True,
+            None,
+            None,
+            "",
+        )
+        names = ("activation", "code", "example", "feature", "histogram")
+        tables = Tables(basis, tokens, strings, Features(), work, sequences * (CONTEXT - 1))
+        tables.write({name: folder / f"{name}.parquet" for name in names})
+        shutil.rmtree(work)
+        sizes = {name: (folder / f"{name}.parquet").stat().st_size / 1e6 for name in names}
+        print(
+            f"layer {layer}: {time.perf_counter() - began:.1f} s",
+            {k: f"{v:.0f} MB" for k, v in sizes.items()},
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The catalogue of a profile: views over its Parquet files, and macros for what people ask; it holds no data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+
+from ..partial import replacing
+from ..tables import TABLES, Table
+from .entry import NAME
+from .macros import macros
+
+ROOT = """
+CREATE MACRO root() AS coalesce(
+    getvariable('circuitloom_root'),
+    -- the folder of the database that was opened: it names the folder for temporary files after itself
+    regexp_replace(current_setting('temp_directory'), '[^/]*$', '')
+)
+"""
+PLACES = {
+    "corpus": ("document", "token", "concept"),
+    "model": ("pretraining",),
+    "language_model": ("language_model",),
+    "dictionaries/*/*": ("history",),
+    "evaluation": (
+        "run", "metric", "density_histogram", "feature_concept", "concept_score", "pareto",
+    ),
+    "evaluation/baseline/*": ("baseline",),
+    "features/*/*": ("feature", "histogram", "activation", "code", "example", "logit"),
+}  # fmt: skip
+"""Folder, in the profile's, to the tables whose files lie there."""
+SPLIT = "features/*/*"
+"""Where each run and layer has a file of its own, which is found by its name without opening the others."""
+
+
+def build_catalog(folder: Path) -> Path:
+    """Write the catalogue of the profile in `folder`, whole or not at all; returns its path.
+
+    A table of which there is no file is a view without rows.
+    """
+    path = folder / NAME
+    with replacing(path) as new:
+        new.unlink(missing_ok=True)
+        with duckdb.connect(str(new)) as connection:
+            # while it is written, the database does not bear its name
+            connection.execute("SET VARIABLE circuitloom_root = ?", [f"{folder.resolve()}/"])
+            for statement in statements(folder):
+                connection.execute(statement)
+    return path
+
+
+def statements(folder: Path) -> Iterator[str]:
+    """What makes the catalogue of the profile in `folder`."""
+    yield ROOT
+    yield f"CREATE MACRO spacing() AS '{_spacing(folder)}'"
+    # what a view or macro uses must be there before it
+    yield from (macro.sql for macro in macros() if not macro.is_table)
+    places = {name: place for place, names in PLACES.items() for name in names}
+    for table in TABLES:
+        yield _view(table, places[table.name], folder)
+    yield from (macro.sql for macro in macros() if macro.is_table)
+
+
+def _view(table: Table, place: str, folder: Path) -> str:
+    if not any(folder.glob(f"{place}/{table.name}.parquet")):
+        empty = duckdb.from_arrow(table.schema.empty_table())
+        types = zip(empty.columns, empty.types, strict=True)
+        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in types)
+        return f"CREATE VIEW {table.name} AS SELECT {columns} WHERE false"
+    files = f"root() || '{place}/{table.name}.parquet'"
+    if place != SPLIT:
+        return f"CREATE VIEW {table.name} AS SELECT * FROM read_parquet({files})"
+    made = ", unpacked(packed, n_features) AS features" if table.name == "code" else ""
+    return f"""
+        CREATE VIEW {table.name} AS
+        SELECT * EXCLUDE (filename) REPLACE (
+            string_split(filename, '/')[-3] AS run,
+            string_split(filename, '/')[-2][6:]::SMALLINT AS layer
+        ){made}
+        FROM read_parquet({files}, filename = true)
+    """
+
+
+def _spacing(folder: Path) -> str:
+    """What stands between two tokens in a text: nothing, where tokens bring their blanks with them."""
+    file = folder / "corpus" / "token.parquet"
+    if not file.is_file():
+        return ""
+    query = "SELECT bool_or(contains(token, ' ')) FROM (SELECT token FROM read_parquet(?) LIMIT 100_000)"
+    (found,) = duckdb.execute(query, [str(file)]).fetchone() or (None,)
+    return "" if found else " "

@@ -1,0 +1,77 @@
+"""What is tabulated: the features of a dictionary, or a layer's neurons as features."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..dictionaries.dictionary import Dictionary
+from ..language_model.model import LanguageModel, Site
+from ..language_model.weights import neuron_rows, weights_digest
+
+Entries = tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]
+"""Token, feature and value of each activation, by token; no feature twice a token, no value 0."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Features of one run and layer."""
+
+    run: str
+    layer: int
+    site: Site
+    """What is read."""
+    width: int
+    """Number of features, F."""
+    encode: Callable[[Float[Tensor, "token d_in"]], Entries]
+    """The activations, all of them positive."""
+    decoder: Float[Tensor, "feature d_out"]
+    """Row that each feature writes."""
+    writes_residual: bool
+    """What it writes is added to the residual stream, so that it reaches the logits directly."""
+    encoder_norm: Float[Tensor, " feature"] | None
+    bias: Float[Tensor, " feature"] | None
+    digest: str
+    """Names the weights."""
+
+
+def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> Basis:
+    """The features of a trained dictionary."""
+    weights = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
+    return Basis(
+        run=run,
+        layer=layer,
+        site=Site(dictionary.site_in, layer),
+        width=dictionary.width,
+        encode=dictionary.encode_sparse,
+        decoder=dictionary.W_dec,
+        # mlp_in lies behind the norm
+        writes_residual=dictionary.site_out != "mlp_in",
+        encoder_norm=torch.linalg.vector_norm(dictionary.W_enc, dim=1),
+        bias=dictionary.b_enc,
+        digest=f"{weights_digest(weights)} {dictionary.act} {dictionary.k} {dictionary.site_in}",
+    )
+
+
+def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -> Basis:
+    """The MLP's neurons as features: a neuron fires where its activation is positive.
+
+    With `kept`, only that many of a token count: those whose activation, times the norm of the row they write,
+    is largest.
+    """
+    decoder = neuron_rows(model, layer)
+    norm = torch.linalg.vector_norm(decoder, dim=1)
+
+    def encode(z: Float[Tensor, "token neuron"]) -> Entries:
+        if kept is None or kept >= z.shape[1]:
+            token, neuron = (z > 0).nonzero(as_tuple=True)
+            return token, neuron, z[token, neuron]
+        neurons = (z * norm).topk(kept, dim=1).indices
+        values = z.gather(1, neurons)
+        token, place = (values > 0).nonzero(as_tuple=True)
+        return token, neurons[token, place], values[token, place]
+
+    digest = f"{weights_digest(model.mlp(layer).state_dict())} {kept}"
+    return Basis(run, layer, Site("neurons", layer), len(decoder), encode, decoder, True, None, None, digest)

@@ -1,0 +1,266 @@
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from tests.catalog.profile import make_profile, write_features
+
+import circuitloom
+from circuitloom.__main__ import main
+from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
+from circuitloom.catalog.output import write_result
+
+HONEST = """
+WITH a AS (FROM feature), b AS MATERIALIZED (FROM a) SELECT * FROM b UNION ALL FROM a ORDER BY ALL LIMIT 3
+WITH RECURSIVE r AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM r WHERE x < 5) SELECT * FROM r
+SELECT DISTINCT ON (name) * FROM feature QUALIFY row_number() OVER (PARTITION BY name ORDER BY feature) = 1 LIMIT 50%
+SELECT * EXCLUDE (name) REPLACE (feature + 1 AS feature) FROM feature TABLESAMPLE 100%
+SELECT a.feature FROM feature a ASOF JOIN feature b ON a.feature >= b.feature SEMI JOIN range(3) t(x) ON x = a.feature
+SELECT x FROM feature a, LATERAL (SELECT a.feature + 1) t(x) WHERE EXISTS (FROM feature WHERE feature = x)
+FROM feature SELECT name, count(*) FILTER (effect > 0), sum(feature) GROUP BY ROLLUP (name) HAVING count(*) > 0
+SELECT list_transform([y FOR y IN [1, 2] IF y > 1], lambda z: z + 1), {'a': 1}.a, random(), CASE WHEN true THEN 1 END
+SELECT unnest([1, 2]), DATE '2020-01-01' + INTERVAL 3 DAY, 'a' LIKE '%', 1 = ANY (SELECT feature FROM feature)
+VALUES (1, 2), (3, 4)
+TABLE feature
+DESCRIBE feature
+SUMMARIZE feature
+SHOW TABLES
+PIVOT feature ON feature IN (1, 2) USING sum(effect) GROUP BY name
+FROM feature UNPIVOT (value FOR quantity IN (feature, effect))
+FROM strongest(2)
+FROM duckdb_views() WHERE NOT internal
+SELECT * FROM information_schema.tables;
+""".strip().splitlines()
+
+
+OPEN = pytest.mark.parametrize("open_connection", [open_catalog, open_sandbox])
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalog") / "it's a profile"
+    make_profile(folder)
+    return folder
+
+
+def fault(path: Path) -> str:
+    messages = set()
+    for open_connection in (open_catalog, open_sandbox):
+        with pytest.raises(ValueError) as error:
+            open_connection(path)
+        messages.add(str(error.value))
+    (message,) = messages
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def printed(folder: Path, statement: str, style: str, width: int | None = None) -> str:
+    stream = io.StringIO()
+    write_result(run_statement(open_sandbox(folder), statement), style, stream, width)
+    return stream.getvalue()
+
+
+def command(*arguments: str, given: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "circuitloom", "sql", *arguments],
+        env={**os.environ, **environment},
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@OPEN
+def test_views_hold_where_the_folder_is_moved_linked_to_and_opened_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_connection
+) -> None:
+    make_profile(tmp_path / "made")
+    shutil.move(tmp_path / "made", tmp_path / "moved")
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for path in (
+        tmp_path / "moved",
+        "moved",
+        "link",
+        "moved/catalog.duckdb",
+        tmp_path / "link/catalog.duckdb",
+    ):
+        assert run_statement(open_connection(path), "FROM feature").read_all().num_rows == 6
+
+
+@OPEN
+def test_a_file_made_anew_is_read_anew(tmp_path: Path, open_connection) -> None:
+    make_profile(tmp_path / "profile")
+    connection = open_connection(tmp_path / "profile")
+    query = "SELECT count(*) AS n FROM feature"
+    assert run_statement(connection, query).read_all().to_pylist() == [{"n": 6}]
+    write_features(tmp_path / "profile", "a", 5)
+    assert run_statement(connection, query).read_all().to_pylist() == [{"n": 8}]
+
+
+def test_a_catalogue_that_is_not_there_or_broken_is_told_in_one_line_with_the_remedy(tmp_path: Path) -> None:
+    assert "run" not in fault(tmp_path) and "make it with `snakemake catalog`" in fault(tmp_path)
+    make_profile(tmp_path / "profile")
+    whole = (tmp_path / "profile" / "catalog.duckdb").read_bytes()
+    holed = bytearray(whole)
+    holed[3 * 4096 :: 3] = bytes(len(holed[3 * 4096 :: 3]))
+    for name, content in {
+        "empty": b"",
+        "text": b"x" * 9000,
+        "short": whole[:5000],
+        "holed": bytes(holed),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert "delete it and run `snakemake catalog`" in fault(tmp_path / name)
+
+
+def test_a_catalogue_that_is_being_written_is_told(tmp_path: Path) -> None:
+    make_profile(tmp_path)
+    file = tmp_path / "catalog.duckdb"
+    hold = f"import duckdb; c = duckdb.connect({str(file)!r}); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout and writer.stdout.readline()
+        assert "being written by another process" in fault(file)
+        writer.communicate(b"\n")
+    with duckdb.connect(file), pytest.raises(ValueError, match="open in this process"):
+        open_catalog(file)
+
+
+def test_a_sandbox_and_a_notebook_share_nothing(profile: Path) -> None:
+    sandbox, notebook = open_sandbox(profile), circuitloom.open_catalog(profile)
+    assert notebook.sql("FROM feature").df().shape == (6, 4)
+    frame = notebook.sql("FROM feature").df()
+    assert notebook.sql("FROM frame").shape == frame.shape
+    with pytest.raises(duckdb.CatalogException, match="frame does not exist"):
+        sandbox.sql("FROM frame")
+    notebook.execute("SET threads = 1")
+    with pytest.raises(duckdb.InvalidInputException, match="locked"):
+        sandbox.execute("SET threads = 1")
+    with pytest.raises(duckdb.InvalidInputException, match="read-only"):
+        notebook.execute("CREATE TABLE t AS SELECT 1")
+
+
+def test_the_proxy_s_password_is_not_told(profile: Path) -> None:
+    query = "SELECT current_setting('http_proxy') || string_agg(setting) AS s FROM pg_settings"
+    result = command(
+        query, "--catalog", str(profile), "--format", "csv", HTTP_PROXY="http://user:hush@host:1"
+    )
+    assert result.returncode == 0 and "hush" not in result.stdout
+
+
+@pytest.mark.parametrize("statement", HONEST, ids=range(len(HONEST)))
+def test_statements_that_only_read_are_run(profile: Path, statement: str) -> None:
+    assert run_statement(open_sandbox(profile), statement).read_all().num_columns
+
+
+def test_what_duckdb_says_becomes_one_line_with_its_hint(profile: Path) -> None:
+    connection = open_sandbox(profile)
+    for statement, hint in {
+        "FROM featur": 'Did you mean "feature"?',
+        "SELECT\n  nome\nFROM feature": 'Candidate bindings: "name"',
+        "SELECT sqrt('a', 'b')": "Candidate functions: sqrt",
+        "SELEC 1": 'syntax error at or near "SELEC"',
+        "SELECT CASE WHEN range > 90000 THEN error('late') END FROM range(100000)": "late",
+    }.items():
+        with pytest.raises(ValueError) as error:
+            run_statement(connection, statement).read_all()
+        assert hint in str(error.value) and "\n" not in str(error.value) and "LINE" not in str(error.value)
+
+
+def test_csv_and_json_hold_whole_values_and_a_table_what_fits(profile: Path) -> None:
+    query = """SELECT ' the\n' AS t, 0.1::FLOAT AS f, sum(feature) AS s, 'nan'::DOUBLE AS x, NULL AS n,
+        feature > 0 AS b, [1.5] AS l, {'a': DATE '2020-01-01'} AS r
+        FROM feature GROUP BY feature ORDER BY feature LIMIT 2"""
+    assert list(csv.reader(io.StringIO(printed(profile, query, "csv")))) == [
+        ["t", "f", "s", "x", "n", "b", "l", "r"],
+        [" the\n", "0.1", "0", "nan", "", "false", "[1.5]", '{"a": "2020-01-01"}'],
+        [" the\n", "0.1", "2", "nan", "", "true", "[1.5]", '{"a": "2020-01-01"}'],
+    ]
+    first, second = json.loads(printed(profile, query, "json"))
+    assert first == second | {"s": 0, "b": False}
+    assert first == {
+        **{"t": " the\n", "f": 0.1, "s": 0, "x": None, "n": None, "b": False, "l": [1.5]},
+        "r": {"a": "2020-01-01"},
+    }
+    assert printed(profile, query, "table").splitlines()[0:3:2] == [
+        "t         f    s    x  n     b      l      r",
+        r" the\n  0.1    0  nan  NULL  false  [1.5]  {" + '"a": "2020-01-01"}',
+    ]
+
+
+def test_results_without_rows_are_printed(profile: Path) -> None:
+    printouts = {
+        style: printed(profile, "SELECT 1 AS a LIMIT 0", style) for style in ("table", "csv", "json")
+    }
+    assert printouts == {"table": "a\n---\n", "csv": "a\n", "json": "[]\n"}
+
+
+def test_only_the_longest_cells_of_a_table_are_cut_to_the_width(profile: Path) -> None:
+    query = "SELECT range AS a, repeat('x', 100) AS b, repeat('y', 30) AS c FROM range(2)"
+    lines = printed(profile, query, "table", 80).splitlines()
+    assert [len(line) for line in lines[1:]] == [80] * 3
+    assert lines[3] == "  1  " + "x" * 42 + "…  " + "y" * 30
+    assert len(printed(profile, query, "table").splitlines()[3]) > 130
+
+
+def test_two_columns_of_one_name_are_told_apart_or_refused(profile: Path) -> None:
+    assert printed(profile, "SELECT 1 AS a, 2 AS a", "csv") == "a,a\n1,2\n"
+    with pytest.raises(ValueError, match="two columns are named 'a'"):
+        printed(profile, "SELECT 1 AS a, 2 AS a", "json")
+
+
+def test_the_command_prints_results_and_reads_statements_from_standard_input(profile: Path) -> None:
+    result = command(
+        "-", "--catalog", str(profile), "--format", "json", given="-- strongest\nFROM strongest(1)\n;\n"
+    )
+    assert json.loads(result.stdout) == [{"feature": 2, "name": "l\\n2"}]
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_command_s_faults_are_one_line(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, words in {
+        ("SELECT 1", "--profile", "nowhere"): "there is no catalogue at results/nowhere",
+        ("SELECT 1",): "there is no catalogue at results/quickstart",
+        ("FROM featur", "--catalog", str(profile)): "Did you mean",
+        ("DROP VIEW feature", "--catalog", str(profile)): "only a SELECT is run here, not DROP",
+    }.items():
+        monkeypatch.chdir(profile)
+        monkeypatch.setattr(sys, "argv", ["circuitloom", "sql", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert str(exit_.value.code).startswith("circuitloom: sql: ") and words in str(exit_.value.code)
+        assert "\n" not in str(exit_.value.code)
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "json"])
+def test_a_closed_pipe_ends_quietly(profile: Path, style: str) -> None:
+    arguments = [
+        sys.executable,
+        "-m",
+        "circuitloom",
+        "sql",
+        "FROM range(50000)",
+        "--catalog",
+        profile,
+        "--format",
+        style,
+    ]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+def test_importing_the_package_and_the_command_line_imports_nothing_heavy() -> None:
+    code = "import sys, circuitloom.__main__; print({'torch', 'duckdb', 'pyarrow', 'tabulate'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -1,0 +1,24 @@
+"""Views and macros over all tables of the profile."""
+
+
+rule build_catalog:
+    input:
+        TARGETS["features"],
+        TARGETS["evaluation"],
+        TARGETS["language_model"],
+        rules.build_corpus.output.document,
+        rules.build_corpus.output.token,
+        rules.label_concepts.output.concept,
+    output:
+        f"{RESULTS}/catalog.duckdb",
+    log:
+        f"{RESULTS}/logs/build_catalog.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/build_catalog.tsv"
+    params:
+        code=code("catalog_build"),
+    script:
+        "../../scripts/catalog_build.py"
+
+
+TARGETS["catalog"] = [f"{RESULTS}/catalog.duckdb"]
