@@ -1,0 +1,123 @@
+"""What a basis reads and writes, and what that does to the logits."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests.evaluation.inputs import make_dictionary
+from tests.models import VOCABULARY
+
+from circuitloom.features.basis import dictionary_basis, neuron_basis
+from circuitloom.features.logits import write_logits
+from circuitloom.features.spill import stable_order
+from circuitloom.language_model.model import Site
+from circuitloom.language_model.weights import neuron_rows, read_norm, unembedding_rows
+
+STRINGS = [f" w{number}" for number in range(VOCABULARY)]
+TOKENS = torch.randint(4, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+def test_neurons_times_their_rows_are_the_mlps_output(any_model):
+    sites = [Site("neurons", 1), Site("mlp_out", 1)]
+    with torch.inference_mode():
+        captured = any_model.capture(TOKENS, sites)
+        neurons, output = (captured[site] for site in sites)
+        written = neurons @ neuron_rows(any_model, 1)
+        bias = (output - written).reshape(-1, output.shape[-1])
+    torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-5, rtol=0)
+
+
+def test_a_neuron_fires_where_it_is_positive(any_model):
+    basis = neuron_basis("neurons", 1, any_model, None)
+    z = torch.randn(50, basis.width)
+    token, feature, value = basis.encode(z)
+    dense = torch.zeros_like(z)
+    dense[token, feature] = value
+    assert torch.equal(dense, z.relu())
+
+
+def test_of_many_neurons_those_are_kept_that_write_most(any_model):
+    basis = neuron_basis("neurons", 1, any_model, 5)
+    z = torch.randn(50, basis.width)
+    token, feature, value = basis.encode(z)
+    written = z.relu() * basis.decoder.norm(dim=1)
+    kept = torch.zeros_like(z, dtype=torch.bool)
+    kept[token, feature] = True
+    assert torch.equal(value, z[token, feature]) and (value > 0).all()
+    assert (kept.sum(1) <= 5).all()
+    assert (written.masked_fill(kept, 0).amax(1) <= written.masked_fill(~kept, torch.inf).amin(1)).all()
+
+
+def test_a_row_changes_the_logits_by_its_direct_effect(any_model):
+    """The final norm's denominator held, logits are linear in the residual stream."""
+    norm = any_model.module.get_submodule(any_model.anatomy.norm_final)
+    head = any_model.module.get_submodule(any_model.anatomy.unembedding)
+    centred = read_norm(norm, 16).centred
+    generator = torch.Generator().manual_seed(1)
+    x, v = (torch.randn(16, generator=generator) for _ in range(2))
+
+    def numerator(value):
+        p = value - value.mean() if centred else value
+        epsilon = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+        still = norm(torch.zeros_like(value)[None])[0]
+        return head(norm(value[None])[0] - still) * (p.square().mean() + epsilon).sqrt()
+
+    with torch.inference_mode():
+        change = numerator(x + v) - numerator(x)
+        effects = unembedding_rows(any_model) @ v
+    torch.testing.assert_close(effects, change - change.mean(), atol=2e-4, rtol=1e-3)
+
+
+def test_the_strongest_effects_are_tabulated_both_ways(any_model, tmp_path):
+    dictionary = make_dictionary(any_model, layer=1)
+    basis = dictionary_basis("tc", 1, dictionary)
+    write_logits(basis, any_model, STRINGS, 6, tmp_path / "logit.parquet")
+    rows = pq.read_table(tmp_path / "logit.parquet").to_pylist()
+    assert len(rows) == dictionary.width * 2 * 6
+    effects = dictionary.W_dec @ unembedding_rows(any_model).T
+    for row in rows:
+        ordered = effects[row["feature"]].sort(descending=row["sign"] == 1)
+        assert row["effect"] == pytest.approx(float(ordered.values[row["rank"]]), abs=1e-6)
+        assert row["token"] == STRINGS[row["token_id"]]
+        assert float(effects[row["feature"], row["token_id"]]) == pytest.approx(row["effect"], abs=1e-6)
+
+
+def test_what_lies_behind_the_norm_has_no_direct_effect(model, tmp_path):
+    dictionary = make_dictionary(model, site_out="mlp_in")
+    write_logits(dictionary_basis("sae", 0, dictionary), model, STRINGS, 6, tmp_path / "logit.parquet")
+    assert pq.read_table(tmp_path / "logit.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_norms_are_read_from_what_they_do(scale):
+    layer = torch.nn.LayerNorm(32)
+    layer.weight.data, layer.bias.data = scale * torch.randn(32), torch.randn(32)
+    norm = read_norm(layer, 32)
+    assert norm.centred
+    torch.testing.assert_close(norm.gain, layer.weight.data, rtol=1e-3, atol=1e-4 * scale)
+    torch.testing.assert_close(norm.bias, layer.bias.data)
+
+
+def test_a_gain_that_is_stored_as_its_distance_from_one_is_found():
+    class Offset(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(32))
+
+        def forward(self, x):
+            return (1 + self.weight) * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    module = Offset()
+    norm = read_norm(module, 32)
+    assert not norm.centred
+    torch.testing.assert_close(norm.gain, 1 + module.weight.data, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_no_norm_is_refused():
+    with pytest.raises(ValueError, match="neither a LayerNorm nor an RMSNorm"):
+        read_norm(torch.nn.Linear(32, 32), 32)
+
+
+def test_keys_beyond_sixteen_bits_are_sorted_and_equal_ones_stay():
+    keys = np.random.default_rng(0).integers(0, 200_000, 50_000).astype(np.uint32)
+    assert np.array_equal(stable_order(keys, 200_000), keys.argsort(kind="stable"))
