@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from circuitloom.config import load
-from circuitloom.plan import Machine, calibrate, check_disk, corpus_tokens, describe, plan
+from circuitloom.machine import Machine, calibrate
+from circuitloom.plan import check_disk, corpus_tokens, describe, plan
 
 STUDY = {
     "profile": "x",
@@ -83,16 +84,36 @@ def test_a_disk_too_small_is_refused_with_the_stage_that_needs_most() -> None:
 def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
     study = load(STUDY)
     lines = list(describe(study, plan(study, MACHINE), MACHINE))
-    stages = [line.split()[0] for line in lines[2:8]]
-    assert stages == ["corpus", "language_model", "activations", "dictionaries", "evaluation", "all"]
+    stages = [line.split()[0] for line in lines[2:9]]
+    assert stages == [
+        "corpus",
+        "language_model",
+        "activations",
+        "dictionaries",
+        "evaluation",
+        "features",
+        "all",
+    ]
 
 
 def test_a_stage_takes_the_memory_of_all_jobs_that_run_side_by_side() -> None:
     study = load({**STUDY, "activations": {"layers": [0, 1]}})
     alone, abreast = (plan(study, replace(MACHINE, jobs=jobs)) for jobs in (1, 4))
     ratios = {one.stage: many.memory / one.memory for one, many in zip(alone, abreast, strict=True)}
-    # one sweep on two layers; the stages before them run a job at a time
-    assert ratios == {"corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 2}
+    # one sweep on two layers, and two runs and the neurons; the stages before them run a job at a time
+    assert ratios == {
+        "corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 2, "features": 4,
+    }  # fmt: skip
+
+
+def test_tables_take_nine_bytes_an_activation_and_the_examples_of_each_feature() -> None:
+    usual = {"examples": 2, "bands": 1, "band_examples": 3, "neurons": 0}
+    cost = costs(features=usual)["features"]
+    fires, widest = 10_000 * (4 + 64), 10_000 * 64
+    assert cost.disk == 9 * (fires + 2 * widest) + 2 * 32 * (300 + 5 * 90)
+    # of 64 neurons 8 are kept
+    more = costs(features={**usual, "neurons": 8})["features"].disk - cost.disk
+    assert more == 9 * 10_000 * 8 + 64 * (300 + 5 * 90)
 
 
 def test_a_corpus_lies_on_the_disk_twice_while_its_parts_are_put_together() -> None:

@@ -14,9 +14,9 @@ def main() -> None:
         from .documentation import write_pages
 
         write_pages(arguments.root)
-    elif arguments.command == "sql":
+    else:
         try:
-            _sql(arguments)
+            _sql(arguments) if arguments.command == "sql" else _queries(arguments)
             sys.stdout.flush()
         except BrokenPipeError:
             # the reader has seen enough, as `head` has; what is still buffered goes nowhere
@@ -24,7 +24,7 @@ def main() -> None:
         except (ValueError, OSError, MemoryError) as error:
             from .errors import first_line
 
-            sys.exit(f"circuitloom: sql: {first_line(error)}")
+            sys.exit(f"circuitloom: {arguments.command}: {first_line(error)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +43,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     place.add_argument("--catalog", type=Path, metavar="PATH", help="a catalog.duckdb, or its folder")
     sql.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of the output")
+    queries = commands.add_parser(
+        "queries", help="print docs/queries.md: questions, their SQL, what came out"
+    )
+    queries.add_argument(
+        "profiles",
+        nargs="+",
+        metavar="FOLDER=PATTERN",
+        help="a profile's folder, and a word or phrase to ask about",
+    )
     return parser
+
+
+def _queries(arguments: argparse.Namespace) -> None:
+    """Print the page of questions."""
+    from .catalog.page import queries_page
+
+    profiles = (profile.partition("=") for profile in arguments.profiles)
+    print(queries_page({Path(folder): pattern or "." for folder, _, pattern in profiles}), end="")
 
 
 def _sql(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,5 @@
 """What a study will cost: tokens, disk, memory, operations and hours, before anything runs."""
 
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from .config import Run, Shape, Study
 from .config.corpus import Chronicle, Files
 from .config.corpus import Hub as HubCorpus
 from .config.language_model import Pretrain
+from .machine import Machine
 
 CHRONICLE_WORDS = 1_500
 BYTES_PER_TOKEN = 4.0
@@ -18,8 +17,20 @@ PROCESS_BYTES = 700e6
 """Memory of a process that has torch and transformers loaded."""
 JOB_SECONDS = 8.0
 """Start of a job: Snakemake, imports, loading the model."""
-SHARE_OF_PEAK = {"language_model": 0.35, "activations": 0.13, "dictionaries": 0.055, "evaluation": 0.055}
+SHARE_OF_PEAK = {
+    "language_model": 0.35, "activations": 0.13, "dictionaries": 0.055, "evaluation": 0.055, "features": 0.055,
+}  # fmt: skip
 """Share of the measured matrix-product rate that each stage reaches (docs/benchmarks/quickstart.md)."""
+USUAL_L0 = 64
+"""Features that fire on a token, where no k says so."""
+FIRING_NEURONS = 0.4
+"""Share of the neurons that are positive on a token."""
+ACTIVATION_BYTES, EXAMPLE_BYTES, FEATURE_BYTES = 9, 90, 300
+"""On disk, in all tables: of an activation, an example, a feature (docs/benchmarks/queries.md)."""
+ACTIVATIONS_PER_SECOND = 2_000_000
+"""Activations sorted and written by one job."""
+TABULATING_BYTES = 600e6
+"""What sorting and writing holds at once."""
 TOKENS_PER_SECOND = 300_000
 """Text generated or tokenised, and packed, by one core."""
 
@@ -39,42 +50,6 @@ class Cost:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What this machine does, from a quick calibration."""
-
-    operations_per_second: float
-    """Of a bfloat16 matrix product (float32 where the processor has no bfloat16), all cores or the GPU."""
-    free_bytes: float
-    """Disk space under the results folder, what it holds already included."""
-    device: str
-    jobs: int = 1
-    """How many jobs run side by side at most: a GPU takes one at a time."""
-
-
-def calibrate(results: Path) -> Machine:
-    """Time a matrix product of the size that training uses; read the disk space that a profile's `results` may take."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    low = torch.bfloat16 if cuda or torch.cpu._is_avx512_bf16_supported() else torch.float32
-    size = 8192 if cuda else 1024
-    device = "cuda" if cuda else "cpu"
-    a, b, out = (torch.ones(size, size, dtype=low, device=device) for _ in range(3))
-    best = float("inf")
-    for _ in range(6):
-        began = time.perf_counter()
-        torch.mm(a, b, out=out)
-        if cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    existing = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
-    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} processor threads"
-    held = sum(file.stat().st_size for file in results.rglob("*") if file.is_file())
-    space = shutil.disk_usage(existing).free + held
-    return Machine(2 * size**3 / best, space, name, 1 if cuda else torch.get_num_threads())
-
-
 def plan(study: Study, machine: Machine) -> list[Cost]:
     """The cost of each stage, in order."""
     train, held_out = corpus_tokens(study)
@@ -84,9 +59,14 @@ def plan(study: Study, machine: Machine) -> list[Cost]:
         _activations(study, train),
         _dictionaries(study),
         _evaluation(study, held_out),
+        _features(study, held_out),
     ]
     seconds = {cost.stage: _seconds(cost, study, machine) for cost in costs}
-    abreast = {"dictionaries": len(study.sweeps) * len(study.layers), "evaluation": len(study.layers)}
+    abreast = {
+        "dictionaries": len(study.sweeps) * len(study.layers),
+        "evaluation": len(study.layers),
+        "features": (len(study.runs) + 1) * len(study.layers),
+    }
     return [
         replace(
             cost,
@@ -222,6 +202,26 @@ def _evaluation(study: Study, held_out: float) -> Cost:
     return Cost("evaluation", tokens * passes, 1e6 * len(runs) * len(study.layers), memory, operations, 0.0)
 
 
+def _features(study: Study, held_out: float) -> Cost:
+    shape, config = study.shape, study.features
+    tokens = min(config.tokens or held_out, held_out)
+    firing = [run.k if run.act in ("topk", "batchtopk") else USUAL_L0 for run in study.runs.values()]
+    widths = [run.width for run in study.runs.values()]
+    if config.neurons != 0:
+        firing.append(min(config.neurons or shape.d_mlp, FIRING_NEURONS * shape.d_mlp))
+        widths.append(shape.d_mlp)
+    layers, examples = len(study.layers), config.examples + config.bands * config.band_examples
+    feature = FEATURE_BYTES + EXAMPLE_BYTES * examples
+    disk = layers * (tokens * sum(firing) * ACTIVATION_BYTES + sum(widths) * feature)
+    # what a pass lays down before it is sorted, of the jobs that run side by side
+    disk += tokens * 2 * max(firing) * ACTIVATION_BYTES
+    forward = len(firing) * sum(_forward(study, layer + 1) for layer in study.layers)
+    encode = 2 * shape.d_model * sum(run.width for run in study.runs.values()) * layers
+    blocks, embedding = model_parameters(shape)
+    memory = PROCESS_BYTES + 4 * (blocks + embedding + 2 * max(widths) * shape.d_model) + TABULATING_BYTES
+    return Cost("features", tokens * len(firing) * layers, disk, memory, tokens * (forward + encode), 0.0)
+
+
 def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
     jobs = {
         "corpus": 1,
@@ -229,11 +229,14 @@ def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
         "activations": len(study.activations.sites) + 1,
         "dictionaries": len(study.sweeps) * len(study.layers),
         "evaluation": len(study.sweeps) * (len(study.layers) + 1) + 4,
+        "features": (len(study.runs) + 1) * len(study.layers) / machine.jobs,
     }[cost.stage]
     if cost.stage == "corpus":
         work = cost.tokens / TOKENS_PER_SECOND
     else:
         work = cost.operations / (SHARE_OF_PEAK[cost.stage] * machine.operations_per_second)
+    if cost.stage == "features":
+        work += cost.disk / ACTIVATION_BYTES / ACTIVATIONS_PER_SECOND
     download = 30e6 if isinstance(study.corpus, HubCorpus) and cost.stage == "corpus" else 0
     return work + jobs * JOB_SECONDS + (cost.disk / download if download else 0)
 

@@ -18,6 +18,7 @@ STAGES = {
     "corpus": ("corpus", "corpus: "),
     "activations": ("activations", "activations: mlp_in"),
     "dictionaries": ("dictionaries", "dictionaries layer"),
+    "features": ("features", "features: "),
 }
 NOT_DATA = {".lock", ".snakemake_timestamp", "history.parquet"}
 """history holds tokens a second, which no two runs share."""

@@ -5,6 +5,7 @@ import pytest
 
 from circuitloom.tables import TABLES, read_table
 
+STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation", "features")
 TABLE_OF = {table.name: table for table in TABLES}
 
 
@@ -15,9 +16,7 @@ def test_nothing_is_written_outside_results(finished) -> None:
 
 def test_every_table_has_its_schema_and_rows(finished) -> None:
     files = sorted(finished.results.rglob("*.parquet"))
-    assert {"metric", "history", "concept_score", "document", "token", "concept", "language_model"} <= {
-        f.stem for f in files
-    }
+    assert {file.stem for file in files} == set(TABLE_OF)
     for file in files:
         table = read_table(file)
         assert table.schema.equals(TABLE_OF[file.stem].schema), file
@@ -58,11 +57,20 @@ def test_the_plan_is_printed_before_anything_runs(fresh) -> None:
     run = fresh.snakemake("plan")
     assert run.returncode == 0, run.stdout
     lines = [line.split() for line in run.stdout.splitlines()]
-    stages = [
-        line[0]
-        for line in lines
-        if line and line[0] in ("corpus", "language_model", "activations", "dictionaries")
-    ]
-    assert stages == ["corpus", "language_model", "activations", "dictionaries"]
+    stages = [line[0] for line in lines if line and line[0] in STAGES]
+    assert stages == list(STAGES)
     assert "operations a second measured" in run.stdout
     assert not (fresh.results / "corpus").exists()
+
+
+def test_the_catalogue_answers_about_every_run_and_layer(finished) -> None:
+    from circuitloom import open_catalog
+
+    catalog = open_catalog(finished.results)
+    found = catalog.sql("SELECT run, layer, count(*) FROM feature GROUP BY ALL ORDER BY ALL").fetchall()
+    runs = {"neurons": 128, "sae-topk8-128": 128, "tc-topk8-128": 128}
+    assert found == [(run, layer, width) for run, width in runs.items() for layer in (0, 1)]
+    l0 = dict(catalog.sql("SELECT (run, layer), l0 FROM metric WHERE layer >= 0").fetchall())
+    density = "SELECT (run, layer), sum(density) FROM feature WHERE run <> 'neurons' GROUP BY ALL"
+    assert dict(catalog.sql(density).fetchall()) == pytest.approx(l0)
+    assert catalog.sql("FROM features_on('year')").fetchall()

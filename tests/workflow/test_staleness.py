@@ -1,19 +1,23 @@
 """What reruns after a change: what depends on it, and nothing else."""
 
+import re
+
 import pytest
 
 EVALUATION = {
     "ablate_site", "evaluate_topk", "evaluate_topk_together", "gather_evaluation", "draw_pareto",
 }  # fmt: skip
-CONCEPTS = {"compare_bases", "match_topk"}
+CONCEPTS = {"compare_bases", "match_topk", "build_catalog"}
+FEATURES = {"tabulate_features", "tabulate_neurons", "build_catalog"}
 TRAINING = {"train_topk"}
+STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation", "features", "catalog")
 
 
 def test_a_finished_study_has_nothing_to_do(finished) -> None:
     assert finished.stale() == set()
 
 
-@pytest.mark.parametrize("stage", ["corpus", "language_model", "activations", "dictionaries", "evaluation"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_a_target(finished, stage: str) -> None:
     run = finished.snakemake("--dry-run", stage)
     assert run.returncode == 0, run.stdout
@@ -22,7 +26,7 @@ def test_a_stage_is_a_target(finished, stage: str) -> None:
 
 def test_a_changed_key_reruns_its_stage_and_what_follows(finished) -> None:
     stale = finished.stale("--config", "training={learning_rate: 5e-3}")
-    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS
+    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS | {"tabulate_features"}
 
 
 def test_a_key_of_the_evaluation_leaves_training_alone(finished) -> None:
@@ -52,6 +56,31 @@ def test_another_sweep_trains_only_itself(finished) -> None:
     stale = finished.stale("--config", "dictionaries={wider: {width: 256}}")
     assert {"train_wider", "evaluate_wider", "gather_evaluation"} <= stale
     assert not stale & {"train_topk", "evaluate_topk", "match_topk", "cache_mlp_in", "compare_bases"}
+
+
+def test_another_run_has_only_its_own_tables_made(finished) -> None:
+    run = finished.snakemake("--dry-run", "--config", "dictionaries={wider: {width: 256}}")
+    made = set(re.findall(r"results/tiny/features/([^/]+)/layer", run.stdout))
+    tabulated = {line for line in run.stdout.splitlines() if "rule tabulate" in line}
+    assert tabulated and "tabulate_neurons" not in str(tabulated)
+    jobs = [block for block in run.stdout.split("\n\n") if "rule tabulate_features" in block]
+    assert len(jobs) == 2 and all("tc-topk8-256" in job for job in jobs)
+    assert "tc-topk8-256" in made
+
+
+def test_a_key_of_the_features_makes_their_tables_anew_and_nothing_else(finished) -> None:
+    assert finished.stale("--config", "features={examples: 3}") == FEATURES
+    assert finished.stale("--config", "features={neurons: 8}") == {"tabulate_neurons", "build_catalog"}
+
+
+def test_an_edited_macro_makes_only_the_catalogue_anew(finished) -> None:
+    path = finished.folder / "lib" / "circuitloom" / "catalog" / "macros" / "coactivation.sql"
+    source = path.read_text()
+    try:
+        path.write_text(source.replace("ORDER BY overlap", "ORDER BY lift"))
+        assert finished.stale() == {"build_catalog"}
+    finally:
+        path.write_text(source)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""The features pass beside model and encoder alone, and its peak memory for more and more tokens.
+
+    python benchmarks/tabulating.py rate MODEL TOKENS.zarr [--dictionary FOLDER] --tokens 500_000
+    python benchmarks/tabulating.py memory MODEL TOKENS.zarr [--dictionary FOLDER] --tokens 1_000_000 10_000_000
+
+Without a dictionary, a random one of `--width` features of which `--k` fire. Tokens are repeated where there are fewer
+than asked for. `memory` measures each size in a process of its own.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from circuitloom.job import set_threads
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["rate", "memory", "once"])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("source", type=Path, help="token array")
+    parser.add_argument("--dictionary", type=Path)
+    parser.add_argument("--layer", type=int, default=2)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[500_000])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def repeat_tokens(source: Path, wanted: int, folder: Path):
+    """A token array of `wanted` tokens, made of those of `source` over and over."""
+    import numpy as np
+
+    from circuitloom.corpus.token_store import SEQUENCES_A_SHARD, write_tokens
+    from circuitloom.corpus.tokens import open_tokens
+
+    tokens = open_tokens(source)
+    sequences = wanted // tokens.context
+
+    def blocks():
+        for start in range(0, sequences, SEQUENCES_A_SHARD):
+            rows = np.arange(start, min(start + SEQUENCES_A_SHARD, sequences)) % len(tokens)
+            token = tokens.take(rows).numpy().astype(tokens.token.dtype)
+            yield token, tokens.take_document(rows).numpy().astype(np.int32)
+
+    attributes = {"bos_id": tokens.bos_id, "vocabulary": tokens.vocabulary}
+    write_tokens(folder / "tokens.zarr", blocks(), sequences, attributes)
+    return open_tokens(folder / "tokens.zarr")
+
+
+def make_basis(args: argparse.Namespace, model):
+    import torch
+
+    from circuitloom.dictionaries.dictionary import Dictionary, load_dictionary
+    from circuitloom.features.basis import dictionary_basis
+    from circuitloom.language_model.model import Site
+
+    if args.dictionary:
+        dictionary = load_dictionary(args.dictionary)
+        return dictionary_basis(args.dictionary.parent.name, dictionary.layer, dictionary)
+    site = Site("mlp_in", args.layer)
+    d = model.capture(torch.tensor([[1]]), [site])[site].shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(args.width, d, generator=generator)
+    row = weight / weight.norm(dim=1, keepdim=True)
+    zero = torch.zeros(args.width)
+    dictionary = Dictionary(weight, zero, row, torch.zeros(d), "topk", args.k, layer=args.layer)
+    return dictionary_basis("random", args.layer, dictionary)
+
+
+def tables(basis, model, tokens, folder: Path) -> None:
+    from circuitloom.config.features import Features
+    from circuitloom.features.tabulate import tabulate
+
+    names = ("activation", "code", "example", "feature", "histogram")
+    strings = [f" {number}" for number in range(tokens.vocabulary)]
+    tabulate(basis, model, tokens, strings, Features(), {n: folder / "t" / f"{n}.parquet" for n in names})
+
+
+def rate(args: argparse.Namespace) -> None:
+    """Tokens a second: model and encoder alone, the pass, and everything."""
+    import torch
+
+    from circuitloom.config.features import Features
+    from circuitloom.evaluation.held_out import hold_out_rows
+    from circuitloom.features.spill import ENCODED_AT_ONCE, write_blocks
+    from circuitloom.language_model.model import load
+
+    torch.set_num_threads(args.threads)
+    model = load(args.model)
+    basis = make_basis(args, model)
+
+    @torch.inference_mode()
+    def alone(tokens) -> None:
+        for start in range(0, len(tokens), 512):
+            for part in hold_out_rows(tokens, slice(start, start + 512)).batches(32):
+                x = model.capture(part.token, [basis.site])[basis.site][part.scored].float()
+                for begin in range(0, len(x), ENCODED_AT_ONCE):
+                    basis.encode(x[begin : begin + ENCODED_AT_ONCE])
+
+    shares, wholes = [], []
+    print("round  alone tokens/s  pass/alone  all tables/alone")
+    for number in range(args.rounds):
+        with tempfile.TemporaryDirectory(dir=Path()) as place:
+            folder = Path(place)
+            tokens = repeat_tokens(args.source, args.tokens[0], folder)
+            (folder / "work").mkdir()
+            a = timed(lambda tokens=tokens: alone(tokens))
+            b = timed(lambda t=tokens, f=folder: write_blocks(basis, model, t, Features(), f / "work"))
+            c = timed(lambda t=tokens, f=folder: tables(basis, model, t, f))
+        shares.append(a / b)
+        wholes.append(a / c)
+        print(f"{number:5}  {args.tokens[0] / a:14,.0f}  {a / b:10.3f}  {a / c:16.3f}", flush=True)
+    print(
+        f"median pass/alone {statistics.median(shares):.3f}, all tables/alone {statistics.median(wholes):.3f}"
+    )
+
+
+def timed(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def once(args: argparse.Namespace) -> None:
+    """All tables of the tokens; prints the seconds and the peak memory."""
+    import torch
+
+    from circuitloom.language_model.model import load
+
+    torch.set_num_threads(args.threads)
+    model = load(args.model)
+    with tempfile.TemporaryDirectory(dir=Path()) as place:
+        tokens = repeat_tokens(args.source, args.tokens[0], Path(place))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = timed(lambda: tables(make_basis(args, model), model, tokens, Path(place)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{args.tokens[0]:,} tokens: {seconds:.0f} s, peak {peak / 1e6:.2f} GB (before: {before / 1e6:.2f} GB)"
+    )
+
+
+def main() -> None:
+    args = arguments()
+    set_threads(args.threads)
+    if args.what == "memory":
+        words = sys.argv[1:]
+        words[words.index("memory")] = "once"
+        start = words.index("--tokens") if "--tokens" in words else len(words)
+        rest = [w for w in words[start + 1 :] if not w.replace("_", "").isdigit()]
+        for tokens in args.tokens:
+            command = [sys.executable, __file__, *words[:start], *rest, "--tokens", str(tokens)]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    elif args.what == "once":
+        once(args)
+    else:
+        rate(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""docs/queries.md: every question with its SQL, and what came out on some profiles."""
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+from .entry import open_sandbox, run_statement
+from .output import write_result
+from .questions import Question, questions
+
+WIDTH = 150
+HEAD = """# Questions in SQL
+
+What researchers ask of features, as SQL over the catalogue of a profile, and what came out. Made by
+`python -m circuitloom queries {arguments}`; ask on with `python -m circuitloom sql "SELECT ..." --profile NAME`, or
+from a notebook with `circuitloom.open_catalog("results/NAME").sql("SELECT ...").df()`. Tables and macros are listed in
+[formats.md](formats.md).
+"""
+LABELS = ("feature_concept", "concept_score")
+"""Tables without rows where the text has no labelled concepts."""
+
+
+def queries_page(profiles: Mapping[Path, str]) -> str:
+    """The page, from the folders of profiles, each with a word or phrase (a regular expression) to ask about.
+
+    Raises ValueError where a folder has no catalogue.
+    """
+    arguments = " ".join(f"{folder}={pattern}" for folder, pattern in profiles.items())
+    parts = [HEAD.format(arguments=arguments)]
+    opened = {folder.name: open_sandbox(folder) for folder in profiles}
+    names = {
+        name: names_of(opened[name], pattern) for name, pattern in zip(opened, profiles.values(), strict=True)
+    }
+    for number, question in enumerate(questions(), 1):
+        parts.append(f"\n## {number}. {question.text}\n")
+        parts += [
+            part for profile in opened for part in _answer(question, profile, opened[profile], names[profile])
+        ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def names_of(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
+    """What a profile's questions are about: a transcoder, an SAE of equal k, a feature that answers to `pattern`."""
+
+    def first(sql: str) -> dict[str, Any]:
+        rows = run_statement(catalog, f"FROM ({sql}) LIMIT 1").read_all().to_pylist()
+        return rows[0] if rows else {}
+
+    run = first("SELECT run, k FROM run WHERE kind = 'transcoder' ORDER BY (k = 16) DESC NULLS LAST, run")
+    other = first(
+        f"SELECT run FROM run WHERE kind <> 'transcoder' ORDER BY (k = {run['k'] or 0}) DESC NULLS LAST, run"
+    )
+    names = {"run": run["run"], "other_run": other["run"], "pattern": pattern}
+    on = Question("", "SELECT layer, feature FROM features_on({pattern}) WHERE run = {run}").about(names)
+    of = "SELECT concept FROM feature_concept WHERE n_positive BETWEEN 50 AND 500 ORDER BY f1 DESC NULLS LAST"
+    token = Question("", "SELECT token FROM tokens_matching({pattern})").about(names)
+    chosen = {"layer": 0, "feature": 0, "concept": "none", "token": pattern}
+    return names | chosen | first(on) | first(of) | first(token)
+
+
+def _answer(
+    question: Question, profile: str, catalog: DuckDBPyConnection, names: Mapping[str, Any]
+) -> Iterator[str]:
+    sql = question.about(names)
+    result = io.StringIO()
+    write_result(run_statement(catalog, sql), "table", result, WIDTH)
+    yield f"{profile}:\n\n```sql\n{sql}\n```\n"
+    if any(label in sql for label in LABELS) and len(result.getvalue().splitlines()) <= 2:
+        yield "No rows: this text has no labelled concepts.\n"
+    else:
+        yield f"```text\n{result.getvalue().rstrip()}\n```\n"

@@ -1,0 +1,2 @@
+-- What is known of one feature altogether?
+FROM feature_card({run}, {layer}, {feature})
