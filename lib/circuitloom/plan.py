@@ -205,7 +205,9 @@ def _evaluation(study: Study, held_out: float) -> Cost:
 def _features(study: Study, held_out: float) -> Cost:
     shape, config = study.shape, study.features
     tokens = min(config.tokens or held_out, held_out)
-    firing = [run.k if run.act in ("topk", "batchtopk") else USUAL_L0 for run in study.runs.values()]
+    firing: list[float] = [
+        run.k if run.act in ("topk", "batchtopk") else USUAL_L0 for run in study.runs.values()
+    ]
     widths = [run.width for run in study.runs.values()]
     if config.neurons != 0:
         firing.append(min(config.neurons or shape.d_mlp, FIRING_NEURONS * shape.d_mlp))

@@ -264,3 +264,10 @@ def test_a_closed_pipe_ends_quietly(profile: Path, style: str) -> None:
 def test_importing_the_package_and_the_command_line_imports_nothing_heavy() -> None:
     code = "import sys, circuitloom.__main__; print({'torch', 'duckdb', 'pyarrow', 'tabulate'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_a_notebook_gets_arrow_pandas_or_polars(profile):
+    catalog = circuitloom.open_catalog(profile)
+    arrow = catalog.sql("FROM feature").arrow().read_all()
+    assert arrow.num_rows == len(catalog.sql("FROM feature").df()) == len(catalog.sql("FROM feature").pl()) > 0
+    assert arrow.column_names == list(catalog.sql("FROM feature").df()) == catalog.sql("FROM feature").pl().columns
