@@ -52,7 +52,7 @@ def main() -> None:
     print(f"catalogue built in {time.perf_counter() - began:.2f} s")
     catalog = open_catalog(args.folder)
     catalog.execute(f"SET threads = {args.threads}; SET memory_limit = '4GB'")
-    run, layers = catalog.sql("SELECT any_value(run), max(layer) + 1 FROM feature").fetchone() or ("", 0)
+    ((run, layers),) = catalog.sql("SELECT any_value(run), max(layer) + 1 FROM feature").fetchall()
     usual = "abs(n_tokens - (SELECT avg(n_tokens) FROM feature WHERE layer = 0))"
     features = [
         row[0]

@@ -153,13 +153,11 @@ def main() -> None:
     args = arguments()
     set_threads(args.threads)
     if args.what == "memory":
-        words = sys.argv[1:]
-        words[words.index("memory")] = "once"
-        start = words.index("--tokens") if "--tokens" in words else len(words)
-        rest = [w for w in words[start + 1 :] if not w.replace("_", "").isdigit()]
+        given = ["--layer", args.layer, "--width", args.width, "--k", args.k, "--threads", args.threads]
+        given += ["--dictionary", args.dictionary] if args.dictionary else []
         for tokens in args.tokens:
-            command = [sys.executable, __file__, *words[:start], *rest, "--tokens", str(tokens)]
-            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            command = [sys.executable, __file__, "once", args.model, args.source, *given, "--tokens", tokens]
+            subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
     elif args.what == "once":
         once(args)
     else:

@@ -7,7 +7,7 @@ import pytest
 from tests.features.inputs import CONFIG, LAYER, STRINGS, WIDTH, make_basis, write
 from tests.models import CONTEXT
 
-from circuitloom.features import sorted as sorted_activations
+from circuitloom.features import chunks
 from circuitloom.features import spill
 from circuitloom.tables import TABLES
 
@@ -19,7 +19,7 @@ def case(request, model, tmp_path_factory):
     """All at once; in blocks; in blocks and chunks; in blocks and pieces of a single feature."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spill, "BLOCK_POSITIONS", request.param[0])
-        patch.setattr(sorted_activations, "ENTRIES_AT_ONCE", request.param[1])
+        patch.setattr(chunks, "ENTRIES_AT_ONCE", request.param[1])
         return write(model, tmp_path_factory.mktemp("features"))
 
 

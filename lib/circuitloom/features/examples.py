@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from ..config.features import Features
-from .sorted import Chunk, Piece
+from .chunks import Chunk, Piece
 from .spill import stable_order
 from .statistics import bins_of, counts
 

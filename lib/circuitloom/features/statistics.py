@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
-from .sorted import Chunk, Piece
+from .chunks import Chunk, Piece
 
 
 @dataclass(frozen=True)
