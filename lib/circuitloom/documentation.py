@@ -1,4 +1,4 @@
-"""Reference pages made from the code: config/README.md from the config's models, docs/formats.md from the tables."""
+"""Reference pages made from the code: config/README.md of the config's models, docs/formats.md of tables and macros."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from .catalog.macros import Macro, macros
 from .config import Study, dictionaries
 from .config.activations import Activations
 from .config.corpus import Corpus
@@ -36,6 +37,24 @@ Parquet files, each named after its table, with checksums on every page. Made fr
 `python -m circuitloom document`. What lies where is in [design.md](design.md).
 """
 
+MACROS_HEAD = """
+# Macros
+
+What the catalogue answers by name, over the views of all tables: most give rows, `FROM name(...)`, some a value,
+`SELECT name(...)`. Made from `lib/circuitloom/catalog/macros`; the examples are for quickstart, as in
+`python -m circuitloom sql "FROM coactivation(...)"`. Attached to another database, the catalogue needs
+`SET VARIABLE circuitloom_root = 'results/quickstart/'` for its views, and `USE` for its macros.
+"""
+EXAMPLES = {
+    "run": "'tc-topk16-1024'",
+    "other_run": "'sae-topk16-1024'",
+    "layer": 1,
+    "feature": 17,
+    "concept": "'caught_fire'",
+    "pattern": "'caught'",
+}
+"""What the examples of macros leave open."""
+
 
 def config_page() -> str:
     """config/README.md."""
@@ -52,7 +71,10 @@ def config_page() -> str:
 
 def formats_page() -> str:
     """docs/formats.md."""
-    return "\n".join([FORMATS_HEAD, *(line for table in TABLES for line in _table(table))]).rstrip() + "\n"
+    tables = (line for table in TABLES for line in _table(table))
+    by_name = sorted(macros(), key=lambda macro: macro.name)
+    parts = [FORMATS_HEAD, *tables, MACROS_HEAD, *(_macro(macro) for macro in by_name)]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def write_pages(root: Path) -> None:
@@ -112,3 +134,8 @@ def _table(table: Table) -> Iterator[str]:
     yield "| column | type | meaning |\n|---|---|---|"
     for name, (kind, meaning) in table.columns.items():
         yield f"| `{name}` | {kind} | {meaning.replace('|', chr(92) + '|')} |"
+
+
+def _macro(macro: Macro) -> str:
+    example = macro.example.format(**EXAMPLES)
+    return f"## {macro.name}({macro.parameters})\n\n{macro.meaning}\n\n```sql\n{example}\n```\n"

@@ -11,10 +11,14 @@ from .entry import NAME
 from .macros import macros
 
 ROOT = """
-CREATE MACRO root() AS coalesce(
-    getvariable('circuitloom_root'),
-    -- the folder of the database that was opened: it names the folder for temporary files after itself
-    regexp_replace(current_setting('temp_directory'), '[^/]*$', '')
+CREATE MACRO root() AS regexp_replace(
+    coalesce(
+        getvariable('circuitloom_root'),
+        -- the folder of the database that was opened: it names the folder for temporary files after itself
+        regexp_replace(current_setting('temp_directory'), '[^/]*$', '')
+    ),
+    -- what stands for other characters in the names of files stands for itself here
+    '[*?\\[]', '[\\0]', 'g'
 )
 """
 PLACES = {
@@ -46,6 +50,8 @@ def build_catalog(folder: Path) -> Path:
             connection.execute("SET VARIABLE circuitloom_root = ?", [f"{folder.resolve()}/"])
             for statement in statements(folder):
                 connection.execute(statement)
+        # what a writer that was killed left beside the old catalogue would make the new one unreadable
+        path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
     return path
 
 
@@ -62,15 +68,17 @@ def statements(folder: Path) -> Iterator[str]:
 
 
 def _view(table: Table, place: str, folder: Path) -> str:
+    made = ", unpacked(packed, n_features) AS features" if table.name == "code" else ""
     if not any(folder.glob(f"{place}/{table.name}.parquet")):
-        empty = duckdb.from_arrow(table.schema.empty_table())
-        types = zip(empty.columns, empty.types, strict=True)
-        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in types)
-        return f"CREATE VIEW {table.name} AS SELECT {columns} WHERE false"
-    files = f"root() || '{place}/{table.name}.parquet'"
+        with duckdb.connect() as connection:
+            empty = connection.from_arrow(table.schema.empty_table())
+            types = zip(empty.columns, empty.types, strict=True)
+            columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in types)
+        return f"CREATE VIEW {table.name} AS SELECT *{made} FROM (SELECT {columns} WHERE false)"
+    # a folder above that is named a=b would add a column
+    files = f"root() || '{place}/{table.name}.parquet', hive_partitioning = false"
     if place != SPLIT:
         return f"CREATE VIEW {table.name} AS SELECT * FROM read_parquet({files})"
-    made = ", unpacked(packed, n_features) AS features" if table.name == "code" else ""
     return f"""
         CREATE VIEW {table.name} AS
         SELECT * EXCLUDE (filename) REPLACE (
@@ -87,5 +95,7 @@ def _spacing(folder: Path) -> str:
     if not file.is_file():
         return ""
     query = "SELECT bool_or(contains(token, ' ')) FROM (SELECT token FROM read_parquet(?) LIMIT 100_000)"
-    (found,) = duckdb.execute(query, [str(file)]).fetchone() or (None,)
+    # DuckDB's default connection is the notebook's own
+    with duckdb.connect() as connection:
+        ((found,),) = connection.execute(query, [str(file)]).fetchall()
     return "" if found else " "

@@ -5,7 +5,7 @@ WITH
 facts AS (
     UNPIVOT (
         SELECT
-            format('{:.5f}', density) AS density,
+            format('{:.4g}', density) AS density,
             n_tokens::VARCHAR AS n_tokens,
             format('{:.4g}', max_activation) AS max_activation,
             format('{:.4g}', mean_activation) AS mean_activation,
@@ -28,7 +28,7 @@ effects AS (
 ),
 
 concepts AS (
-    SELECT 'concepts' AS what, string_agg(format('{} (F1 {:.3f})', concept, f1), ', ' ORDER BY f1 DESC) AS value
+    SELECT 'concepts' AS what, string_agg(format('{} (F1 {:.3f})', concept, f1), ', ' ORDER BY f1 DESC, concept) AS value
     FROM feature_concept
     WHERE run = of_run AND layer = of_layer AND feature = of_feature AND f1 > 0
     HAVING count(*) > 0
@@ -46,12 +46,20 @@ examples AS (
 
 SELECT what, value
 FROM (
-    SELECT 1 AS part, 0 AS place, what, value FROM facts
+    SELECT
+        1 AS part,
+        list_position(
+            ['density', 'n_tokens', 'max_activation', 'mean_activation', 'decoder_norm', 'encoder_norm', 'bias'], what
+        ) AS place,
+        what,
+        value
+    FROM facts
     UNION ALL
-    SELECT 2, 0, what, value FROM effects
+    SELECT 2, CASE what WHEN 'raises' THEN 0 ELSE 1 END, what, value FROM effects
     UNION ALL
     SELECT 3, 0, what, value FROM concepts
     UNION ALL
-    SELECT 4, CASE band WHEN 0 THEN 0 ELSE 100 * (100 - band::INTEGER) END + rank, what, value FROM examples
+    -- the largest first, then the bands downwards
+    SELECT 4, CASE band WHEN 0 THEN rank ELSE 1000 - band END, what, value FROM examples
 )
 ORDER BY part, place;

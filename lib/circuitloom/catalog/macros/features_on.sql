@@ -5,6 +5,8 @@ WITH
 wanted AS (
     SELECT sequence, position
     FROM tokens_matching(pattern)
+    -- `features.tokens` may leave the last sequences out
+    WHERE sequence <= (SELECT max(sequence) FROM code)
 ),
 
 firing AS (

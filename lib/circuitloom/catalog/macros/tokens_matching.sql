@@ -1,4 +1,4 @@
--- Tokens at which a match of a regular expression ends, in the text of up to 100 characters before.
+-- Tokens at which a match of a regular expression ends, of at most 100 characters, in the sequence's text up to there.
 -- example: SELECT sequence, position, token FROM tokens_matching({pattern}) LIMIT 3
 CREATE OR REPLACE MACRO tokens_matching(pattern) AS TABLE
 WITH
@@ -16,9 +16,16 @@ ending AS (
         - length(spacing()) AS stop
     FROM token
     JOIN whole USING (sequence)
-    WHERE regexp_matches(whole.text, pattern)
+    -- where nothing in a whole sequence matches, nothing does up to a token, but for what looks at the text's end
+    WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(whole.text, pattern)
 )
 
 SELECT sequence, position, document, token_id, token
 FROM ending
-WHERE regexp_matches(substring(text, greatest(1, stop - 99), least(stop, 100)), '(' || pattern || ')$');
+WHERE
+    CASE
+        WHEN stop <= 100 THEN regexp_matches(substring(text, 1, stop), '(' || pattern || ')$')
+        -- one character before those that may match, for ^ and \b to see
+        ELSE regexp_matches(substring(text, stop - 100, 101), '(?s:.)(' || pattern || ')$')
+    END
+ORDER BY sequence, position;

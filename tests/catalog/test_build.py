@@ -1,0 +1,221 @@
+"""The catalogue: views over whatever files there are, wherever the folder stands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from tests.activations.inputs import make_tokens
+from tests.catalog.tables import (
+    FEATURE,
+    FILLED,
+    LAYER,
+    RUN,
+    RUNS,
+    SPLIT,
+    Profile,
+    make_profile,
+    write_features,
+)
+
+from circuitloom.catalog import build
+from circuitloom.catalog.build import build_catalog
+from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
+from circuitloom.catalog.macros import macros
+from circuitloom.tables import TABLES, read_table
+
+ADDED = {"code": ["features"]}
+"""Columns of a view that its table does not have."""
+COUNTS = """
+SELECT count(*) FROM feature
+UNION ALL SELECT count(*) FROM token
+UNION ALL SELECT count(*) FROM coactivation({run}, {layer}, {feature})
+"""
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    profile = make_profile(tmp_path_factory.mktemp("build") / "profile")
+    build_catalog(profile.folder)
+    return profile
+
+
+@pytest.fixture
+def folder(profile: Profile, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(profile.folder, tmp_path / "profile")
+
+
+def counts(connection: duckdb.DuckDBPyConnection) -> list[int]:
+    return [count for (count,) in connection.execute(COUNTS.format(**FILLED)).fetchall()]
+
+
+@pytest.fixture(scope="module")
+def expected(profile: Profile) -> list[int]:
+    with open_catalog(profile.folder) as connection:
+        numbers = counts(connection)
+    assert min(numbers) > 20
+    return numbers
+
+
+def columns(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
+
+
+def test_every_table_is_a_view_of_its_columns(profile: Profile) -> None:
+    with open_catalog(profile.folder) as connection:
+        for table in TABLES:
+            assert list(columns(connection, table.name)) == [*table.columns, *ADDED.get(table.name, [])]
+        views = connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+    assert {name for (name,) in views} == {table.name for table in TABLES}
+
+
+def test_every_view_holds_the_rows_of_its_files(profile: Profile) -> None:
+    with open_catalog(profile.folder) as connection:
+        for table in TABLES:
+            files = sorted(profile.folder.rglob(f"{table.name}.parquet"))
+            assert len(files) == (4 if table.name in SPLIT else 1)
+            rows = [tuple(row.values()) for file in files for row in read_table(file).to_pylist()]
+            order = f"SELECT {', '.join(table.columns)} FROM {table.name} ORDER BY {', '.join(table.key)}"
+            found = connection.execute(order).fetchall()
+            key = [list(table.columns).index(name) for name in table.key]
+            assert found == sorted(rows, key=lambda row: [row[i] for i in key]) != [], table.name
+
+
+def test_a_table_without_files_is_an_empty_view_of_the_same_types(profile: Profile, tmp_path: Path) -> None:
+    build_catalog(tmp_path)
+    with open_catalog(tmp_path) as empty, open_catalog(profile.folder) as full:
+        for table in TABLES:
+            assert list(columns(empty, table.name).items()) == list(columns(full, table.name).items())
+            assert empty.execute(f"FROM {table.name}").fetchall() == []
+        for macro in macros():
+            rows = empty.execute(macro.example.format(**FILLED)).fetchall()
+            assert len(rows) == (not macro.is_table), macro.name
+
+
+@pytest.mark.parametrize("home", ["elsewhere", "a folder", "it's", "seed=1/profile", "é", "[old]", "a [1] *"])
+def test_it_works_wherever_the_folder_is_moved(
+    folder: Path, tmp_path: Path, home: str, expected, monkeypatch
+) -> None:
+    moved = tmp_path / "moved" / home
+    moved.parent.mkdir(parents=True)
+    # what stands beside it must not be taken for it
+    for name in ("old", "a 1 *", "a [1] b"):
+        shutil.copytree(folder / "features", moved.parent / name / "features")
+    folder.rename(moved)
+    monkeypatch.chdir(moved.parent)
+    relative = f"{moved.name}/catalog.duckdb"
+    for connection in (open_catalog(moved), open_catalog(relative), duckdb.connect(relative, read_only=True)):
+        with connection:
+            assert counts(connection) == expected
+    monkeypatch.chdir(moved)
+    with duckdb.connect("catalog.duckdb", read_only=True) as connection:
+        assert counts(connection) == expected
+    build_catalog(Path())
+    with open_catalog(moved) as connection:
+        assert counts(connection) == expected
+        assert "seed" not in columns(connection, "feature") | columns(connection, "token")
+
+
+def test_attached_it_works_once_told_where_it_lies(profile: Profile, tmp_path: Path, expected) -> None:
+    with duckdb.connect(tmp_path / "other.duckdb") as connection:
+        connection.execute(f"ATTACH '{profile.folder}/catalog.duckdb' AS there (READ_ONLY)")
+        with pytest.raises(duckdb.IOException, match="No files found"):
+            connection.execute("FROM there.feature")
+        connection.execute(f"SET VARIABLE circuitloom_root = '{profile.folder}/'")
+        for table, number in zip(("feature", "token"), expected, strict=False):
+            assert connection.execute(f"SELECT count(*) FROM there.{table}").fetchall() == [(number,)]
+        assert connection.execute("SELECT max(len(features)) FROM there.code").fetchall() != [(0,)]
+        # macros name views, which DuckDB looks for in the database in use
+        connection.execute("USE there")
+        assert counts(connection) == expected
+
+
+def test_files_of_another_run_or_layer_show_up_without_a_rebuild(
+    profile: Profile, folder: Path, expected
+) -> None:
+    write_features(folder, make_tokens(40), RUN, 2, profile.z[RUN, LAYER])
+    with open_catalog(folder) as connection:
+        rows = connection.sql("SELECT run, layer, count(*) FROM feature GROUP BY ALL ORDER BY ALL").fetchall()
+        assert [row[:2] for row in rows] == [
+            (run, layer) for run in RUNS for layer in ((1, 2, 10) if run == RUN else (1, 10))
+        ]
+        twin = connection.execute("FROM similar_features(?, ?, ?) LIMIT 1", [RUN, LAYER, FEATURE]).fetchall()
+    assert twin[0][:3] == (RUN, 2, FEATURE) and twin[0][3] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_one_run_and_layer_is_one_file_read(profile: Profile, run: str) -> None:
+    with open_catalog(profile.folder) as connection:
+        for table in SPLIT:
+            query = f"EXPLAIN ANALYZE SELECT * FROM {table} WHERE run = '{run}' AND layer = 10"
+            plan = connection.execute(query).fetchall()[0][1]
+            assert "Scanning Files: 1/4" in plan and "Total Files Read: 1" in plan, plan
+            assert f"/{run}/layer10/" in plan.replace("\n", "")
+
+
+def test_damage_to_other_files_is_not_noticed(folder: Path, expected) -> None:
+    # the first by name, of which DuckDB asks what columns there are
+    kept = folder / "features" / RUN / f"layer{LAYER}"
+    for file in folder.glob("features/*/*/*.parquet"):
+        if file.parent != kept:
+            file.write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
+    with open_catalog(folder) as connection:
+        for name in ("top_examples", "feature_card"):
+            assert connection.execute(f"FROM {name}(?, ?, ?)", [RUN, LAYER, FEATURE]).fetchall()
+        for table in SPLIT:
+            query = f"SELECT count(*) FROM {table} WHERE run = ? AND layer = ?"
+            assert connection.execute(query, [RUN, LAYER]).fetchall() != [(0,)]
+            with pytest.raises(duckdb.Error):
+                connection.execute(f"FROM {table} WHERE layer = {LAYER}").fetchall()
+
+
+def test_a_rebuild_replaces_the_catalogue_whole_or_not_at_all(folder: Path, expected, monkeypatch) -> None:
+    path = folder / "catalog.duckdb"
+    before = path.read_bytes()
+    every = list(build.statements(folder))
+    for stop in (0, 1, 8, len(every) - 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                build, "statements", lambda _, stop=stop: [*every[:stop], "SELECT nonsense", *every[stop:]]
+            )
+            with pytest.raises(duckdb.BinderException):
+                build_catalog(folder)
+        assert path.read_bytes() == before
+    with open_catalog(folder) as reader:
+        (folder / "corpus" / "concept.parquet").unlink()
+        build_catalog(folder)
+        assert counts(reader) == expected
+    with open_catalog(folder) as connection:
+        assert counts(connection) == expected
+        assert connection.execute("FROM concept").fetchall() == []
+    assert {file.name for file in folder.glob("catalog*")} == {"catalog.duckdb"}
+
+
+@pytest.mark.parametrize("name", ["catalog.duckdb", "catalog.duckdb.new"])
+def test_what_a_killed_writer_left_is_no_hindrance(folder: Path, name: str, expected) -> None:
+    code = "import duckdb, os, sys; c = duckdb.connect(sys.argv[1]); c.sql('CREATE VIEW v AS SELECT 1'); os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, str(folder / name)], check=True)
+    assert (folder / f"{name}.wal").is_file()
+    assert build_catalog(folder) == folder / "catalog.duckdb"
+    for open_connection in (open_catalog, open_sandbox):
+        with open_connection(folder) as connection:
+            assert counts(connection) == expected
+    assert {file.name for file in folder.glob("catalog*")} == {"catalog.duckdb"}
+
+
+def test_building_leaves_duckdb_s_default_connection_alone(profile: Profile, tmp_path: Path) -> None:
+    given = duckdb.execute("SELECT range FROM range(3)")
+    for folder in (profile.folder, tmp_path):
+        build_catalog(folder)
+    assert given.fetchall() == [(0,), (1,), (2,)]
+
+
+def test_a_sandbox_reads_every_view(profile: Profile, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_sandbox(os.path.relpath(profile.folder)) as connection:
+        for table in TABLES:
+            assert run_statement(connection, f"FROM {table.name}").read_all().num_rows, table.name
