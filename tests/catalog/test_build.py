@@ -219,3 +219,10 @@ def test_a_sandbox_reads_every_view(profile: Profile, tmp_path: Path, monkeypatc
     with open_sandbox(os.path.relpath(profile.folder)) as connection:
         for table in TABLES:
             assert run_statement(connection, f"FROM {table.name}").read_all().num_rows, table.name
+
+
+def test_a_folder_that_reads_like_a_pattern_is_asked_about_from_elsewhere_too(profile, tmp_path):
+    folder = tmp_path / "a[b]*c"
+    shutil.copytree(profile.folder, folder)
+    rows = run_statement(open_sandbox(folder), "SELECT count(*) AS n FROM feature").read_all().to_pylist()
+    assert rows[0]["n"] > 0

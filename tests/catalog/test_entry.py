@@ -269,5 +269,11 @@ def test_importing_the_package_and_the_command_line_imports_nothing_heavy() -> N
 def test_a_notebook_gets_arrow_pandas_or_polars(profile):
     catalog = circuitloom.open_catalog(profile)
     arrow = catalog.sql("FROM feature").arrow().read_all()
-    assert arrow.num_rows == len(catalog.sql("FROM feature").df()) == len(catalog.sql("FROM feature").pl()) > 0
-    assert arrow.column_names == list(catalog.sql("FROM feature").df()) == catalog.sql("FROM feature").pl().columns
+    assert (
+        arrow.num_rows == len(catalog.sql("FROM feature").df()) == len(catalog.sql("FROM feature").pl()) > 0
+    )
+    assert (
+        arrow.column_names
+        == list(catalog.sql("FROM feature").df())
+        == catalog.sql("FROM feature").pl().columns
+    )

@@ -7,8 +7,7 @@ import pytest
 from tests.features.inputs import CONFIG, LAYER, STRINGS, WIDTH, make_basis, write
 from tests.models import CONTEXT
 
-from circuitloom.features import chunks
-from circuitloom.features import spill
+from circuitloom.features import chunks, spill
 from circuitloom.tables import TABLES
 
 

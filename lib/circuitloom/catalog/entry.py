@@ -79,6 +79,8 @@ def open_sandbox(path: Path | str) -> DuckDBPyConnection:
         }
     )
     folder = _literal(f"{file.parent}/")
+    # root() escapes what DuckDB would take for a pattern, and the folder is then known by that spelling
+    escaped = _literal(re.sub(r"[*?\[]", r"[\g<0>]", f"{file.parent}/"))
     steps = [
         f"ATTACH {_literal(str(file))} AS catalog (READ_ONLY)",
         "USE catalog",
@@ -87,7 +89,7 @@ def open_sandbox(path: Path | str) -> DuckDBPyConnection:
         # DuckDB takes the proxy, with its password, from the environment
         "SET http_proxy = ''",
         "SET temp_directory = ''",
-        f"SET allowed_directories = [{folder}]",
+        f"SET allowed_directories = [{folder}, {escaped}]",
         "SET enable_external_access = false",
         "SET lock_configuration = true",
     ]

@@ -22,8 +22,8 @@ from ..partial import fingerprint, partial_folder
 from ..progress import progress
 from ..tables import ACTIVATION, CODE, EXAMPLE, FEATURE, HISTOGRAM, Table, table_writer
 from .basis import Basis
-from .examples import choose
 from .chunks import Chunk, chunks
+from .examples import choose
 from .spill import block_folders, block_sequences, read_block, stable_order, write_blocks
 from .statistics import Totals, counts, totals
 from .windows import windows
