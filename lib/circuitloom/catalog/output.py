@@ -162,7 +162,9 @@ def _printable(text: str) -> str:
 def _shorten(names: list[str], rows: list[list[str]], width: int) -> tuple[list[str], list[list[str]]]:
     """Both with the longest cells cut, so that a line takes `width` characters, if no column gets too narrow."""
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
-    longest = [max(len(name) + _GAP, *map(len, column)) for name, column in zip(names, columns, strict=True)]
+    longest = [
+        max([len(name) + _GAP, *map(len, column)]) for name, column in zip(names, columns, strict=True)
+    ]
     room = width - _GAP * (len(longest) - 1)
     cap = max(longest)
     while cap > _NARROWEST and sum(min(cap, length) for length in longest) > room:

@@ -9,7 +9,7 @@ from duckdb import DuckDBPyConnection
 
 from .entry import open_sandbox, run_statement
 from .output import write_result
-from .questions import Question, questions
+from .questions import Question, questions, quoted
 
 WIDTH = 150
 HEAD = """# Questions in SQL
@@ -19,8 +19,8 @@ What researchers ask of features, as SQL over the catalogue of a profile, and wh
 from a notebook with `circuitloom.open_catalog("results/NAME").sql("SELECT ...").df()`. Tables and macros are listed in
 [formats.md](formats.md).
 """
-LABELS = ("feature_concept", "concept_score")
-"""Tables without rows where the text has no labelled concepts."""
+LABELLED = "concept"
+"""A question with this word has no answer where the text has no labelled concepts."""
 
 
 def queries_page(profiles: Mapping[Path, str]) -> str:
@@ -49,11 +49,13 @@ def names_of(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
         rows = run_statement(catalog, f"FROM ({sql}) LIMIT 1").read_all().to_pylist()
         return rows[0] if rows else {}
 
-    run = first("SELECT run, k FROM run WHERE kind = 'transcoder' ORDER BY (k = 16) DESC NULLS LAST, run")
-    other = first(
-        f"SELECT run FROM run WHERE kind <> 'transcoder' ORDER BY (k = {run['k'] or 0}) DESC NULLS LAST, run"
-    )
-    names = {"run": run["run"], "other_run": other["run"], "pattern": pattern}
+    def preferring(kind: str, k: int) -> str:
+        return f"ORDER BY (kind = '{kind}') DESC, (k = {k}) DESC NULLS LAST, run"
+
+    run = first(f"SELECT run, k FROM run {preferring('transcoder', 16)}")
+    others = f"SELECT run FROM run WHERE run <> {quoted(run['run'])}"
+    other = first(f"{others} {preferring('sae', run['k'] or 0)}")
+    names = {"run": run["run"], "other_run": (other or run)["run"], "pattern": pattern}
     on = Question("", "SELECT layer, feature FROM features_on({pattern}) WHERE run = {run}").about(names)
     of = "SELECT concept FROM feature_concept WHERE n_positive BETWEEN 50 AND 500 ORDER BY f1 DESC NULLS LAST"
     token = Question("", "SELECT token FROM tokens_matching({pattern})").about(names)
@@ -68,7 +70,7 @@ def _answer(
     result = io.StringIO()
     write_result(run_statement(catalog, sql), "table", result, WIDTH)
     yield f"{profile}:\n\n```sql\n{sql}\n```\n"
-    if any(label in sql for label in LABELS) and len(result.getvalue().splitlines()) <= 2:
+    if LABELLED in sql and len(result.getvalue().splitlines()) <= 2:
         yield "No rows: this text has no labelled concepts.\n"
     else:
         yield f"```text\n{result.getvalue().rstrip()}\n```\n"

@@ -1,0 +1,58 @@
+"""The page of questions: each is asked of each profile, and what came out stands below it."""
+
+import io
+import re
+
+import pytest
+from tests.catalog.tables import RUNS, make_profile
+
+from circuitloom.catalog.build import build_catalog
+from circuitloom.catalog.entry import open_sandbox, run_statement
+from circuitloom.catalog.output import write_result
+from circuitloom.catalog.page import names_of, queries_page
+from circuitloom.catalog.questions import questions, quoted
+from circuitloom.tables import RUN, write_table
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    profile = make_profile(tmp_path_factory.mktemp("page") / "small")
+    runs = [{"run": run, "kind": kind, "k": 8} for run, kind in zip(RUNS, ("sae", "transcoder"), strict=True)]
+    write_table(RUN, runs, profile.folder / "evaluation" / "run.parquet")
+    build_catalog(profile.folder)
+    return profile.folder
+
+
+def test_there_are_twenty_questions():
+    assert len(list(questions())) == 20
+    assert all(question.text.endswith("?") for question in questions())
+
+
+def test_every_question_is_asked_and_answered(folder):
+    page = queries_page({folder: "[0-9]"})
+    parts = re.split(r"^## \d+\. ", page, flags=re.MULTILINE)[1:]
+    assert [part.partition("\n")[0] for part in parts] == [question.text for question in questions()]
+    for part in parts:
+        assert part.count("```sql") == 1 and part.count("small:") == 1
+        assert "```text" in part or "No rows" in part
+        assert not re.search(r"\{\w+\}", part), "a name is not filled in"
+
+
+def test_the_questions_are_about_a_feature_that_answers_to_the_pattern(folder):
+    names = names_of(open_sandbox(folder), "[0-9]")
+    rows = run_statement(
+        open_sandbox(folder), f"FROM features_on('[0-9]') WHERE run = {quoted(names['run'])} LIMIT 1"
+    ).read_all()
+    assert [names["layer"], names["feature"]] == [rows["layer"][0].as_py(), rows["feature"][0].as_py()]
+
+
+def test_a_result_without_rows_is_a_heading(folder):
+    stream = io.StringIO()
+    write_result(
+        run_statement(open_sandbox(folder), "SELECT run, layer FROM feature WHERE false"), "table", stream, 80
+    )
+    assert stream.getvalue().split()[:2] == ["run", "layer"]
+
+
+def test_quotes_in_a_name_are_doubled():
+    assert quoted("it's") == "'it''s'" and quoted(3) == "3"
