@@ -9,8 +9,6 @@ import zarr
 from jaxtyping import Shaped
 from zarr.codecs import ZstdCodec
 
-from ..partial import flush
-
 _PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True}
 # several threads would write a shard's chunks in whichever order they finish: same data, other bytes
 _WRITING = {**_PIPELINE, "threading.max_workers": 1}
@@ -59,7 +57,7 @@ def array_folder(array: zarr.Array) -> Path:
 
 
 def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row ..."]) -> None:
-    """Write `values` as the whole of `shard`, down to the disk; OSError where the disk refuses."""
+    """Write `values` as the whole of `shard`, to be flushed by the caller; OSError where the disk refuses."""
     file = shard_file(array, shard)
     # what a killed process left may be half a shard, which zarrs would try to read
     file.unlink(missing_ok=True)
@@ -73,7 +71,6 @@ def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row .
             code = int(number[1])
             raise OSError(code, os.strerror(code), str(file)) from error
         raise
-    flush(file)
 
 
 def open_array(folder: Path, remedy: str) -> zarr.Array:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from ..config.activations import Activations
 from ..language_model.model import LanguageModel
 from ..language_model.weights import weights_digest
-from ..partial import fingerprint, move, partial_folder, replace
+from ..partial import fingerprint, flush, move, partial_folder, replace
 from ..progress import progress
 from .arrays import create_array, shard_file, write_shard
 from .moments import Sums, moments
@@ -127,6 +127,9 @@ class Writer:
             write_shard(arrays[0], shard, _as_numpy(room.values[i, : stop - start]))
             if room.scales is not None:
                 write_shard(arrays[1], shard, room.scales[i, : stop - start].numpy())
+        # all at once: while one is compressed, the disk takes those before it
+        for array in (array for arrays in self._arrays for array in arrays):
+            flush(shard_file(array, shard))
         replace(
             self._record(shard),
             save({"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}),

@@ -8,8 +8,8 @@ import numpy as np
 import zarr
 from jaxtyping import Integer
 
-from ..partial import fingerprint, move, partial_folder
-from .arrays import create_array, open_array, read_rows, write_shard
+from ..partial import fingerprint, flush, move, partial_folder
+from .arrays import create_array, open_array, read_rows, shard_file, write_shard
 from .order import RowOrder
 
 
@@ -41,6 +41,7 @@ def write_rows(order: RowOrder, path: Path, batch: int = 1024) -> None:
                 columns["position"][slot] = source % context
             for name, column in columns.items():
                 write_shard(arrays[name], shard, column)
+                flush(shard_file(arrays[name], shard))
         group.attrs.put({"order": order.digest})
         move(work / path.name, path)
         shutil.rmtree(work)

@@ -78,11 +78,11 @@ def open_sandbox(path: Path | str) -> DuckDBPyConnection:
             "python_enable_replacements": "false",
         }
     )
-    folder = _literal(f"{file.parent}/")
+    folder = literal(f"{file.parent}/")
     # root() escapes what DuckDB would take for a pattern, and the folder is then known by that spelling
-    escaped = _literal(re.sub(r"[*?\[]", r"[\g<0>]", f"{file.parent}/"))
+    escaped = literal(re.sub(r"[*?\[]", r"[\g<0>]", f"{file.parent}/"))
     steps = [
-        f"ATTACH {_literal(str(file))} AS catalog (READ_ONLY)",
+        f"ATTACH {literal(str(file))} AS catalog (READ_ONLY)",
         "USE catalog",
         "SET parquet_metadata_cache = true",
         f"SET VARIABLE circuitloom_root = {folder}",
@@ -155,7 +155,7 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= _MESSAGE else text[: _MESSAGE - 1] + "…"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """`text` as SQL writes it: settings take no parameters."""
     return "'" + text.replace("'", "''") + "'"
 

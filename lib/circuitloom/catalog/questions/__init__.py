@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..entry import literal
+
 FOLDER = Path(__file__).parent
 
 
@@ -30,4 +32,4 @@ def questions() -> Iterator[Question]:
 
 def quoted(value: Any) -> str:
     """A value as SQL writes it."""
-    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+    return literal(value) if isinstance(value, str) else str(value)
