@@ -18,9 +18,10 @@ PROCESS_BYTES = 700e6
 JOB_SECONDS = 8.0
 """Start of a job: Snakemake, imports, loading the model."""
 SHARE_OF_PEAK = {
-    "language_model": 0.35, "activations": 0.13, "dictionaries": 0.055, "evaluation": 0.055, "features": 0.055,
+    "language_model": 0.38, "activations": 0.15, "dictionaries": 0.07, "evaluation": 0.08, "features": 0.2,
 }  # fmt: skip
-"""Share of the measured matrix-product rate that each stage reaches (docs/benchmarks/quickstart.md)."""
+"""Share of the measured matrix-product rate that each stage reaches: between those of two machines, of which the one
+with half the rate reaches a fifth to twice as much more of it (docs/benchmarks/quickstart.md)."""
 USUAL_L0 = 64
 """Features that fire on a token, where no k says so."""
 FIRING_NEURONS = 0.4
@@ -229,8 +230,8 @@ def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
         "corpus": 1,
         "language_model": 2,
         "activations": len(study.activations.sites) + 1,
-        "dictionaries": len(study.sweeps) * len(study.layers),
-        "evaluation": len(study.sweeps) * (len(study.layers) + 1) + 4,
+        "dictionaries": len(study.sweeps) * len(study.layers) / machine.jobs,
+        "evaluation": (len(study.sweeps) * (len(study.layers) + 1) + 4) / machine.jobs,
         "features": (len(study.runs) + 1) * len(study.layers) / machine.jobs,
     }[cost.stage]
     if cost.stage == "corpus":
