@@ -29,10 +29,10 @@ CONTEXT, VOCABULARY, K, RUN = 128, 50_257, 32, "tc-topk32-24576"
 
 def make_tokens(folder: Path, sequences: int) -> Tokens:
     """Random tokens in documents of random lengths, and their table."""
-    random = np.random.default_rng(0)
     strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
 
     def blocks():
+        random = np.random.default_rng(0)
         for start in range(0, sequences, SEQUENCES_A_SHARD):
             n = min(SEQUENCES_A_SHARD, sequences - start)
             token = random.integers(1, VOCABULARY, (n, CONTEXT)).astype(np.uint16)
@@ -49,7 +49,6 @@ def make_tokens(folder: Path, sequences: int) -> Tokens:
             arrays = [pa.array(c) for c in columns] + [strings.take(pa.array(token.ravel()))]
             writer.write_table(pa.Table.from_arrays(arrays, TOKEN.schema.names).cast(TOKEN.schema))
             done += len(token)
-    random = np.random.default_rng(0)
     write_tokens(folder / "validation.zarr", blocks(), sequences, {"bos_id": 0, "vocabulary": VOCABULARY})
     return open_tokens(folder / "validation.zarr")
 

@@ -16,7 +16,8 @@ def main() -> None:
         write_pages(arguments.root)
     else:
         try:
-            _sql(arguments) if arguments.command == "sql" else _queries(arguments)
+            run = _sql if arguments.command == "sql" else _queries
+            run(arguments)
             sys.stdout.flush()
         except BrokenPipeError:
             # the reader has seen enough, as `head` has; what is still buffered goes nowhere

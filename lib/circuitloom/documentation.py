@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from .catalog.macros import Macro, macros
+from .catalog.questions import fill_in
 from .config import Study, dictionaries
 from .config.activations import Activations
 from .config.corpus import Corpus
@@ -46,12 +47,12 @@ What the catalogue answers by name, over the views of all tables: most give rows
 `SET VARIABLE circuitloom_root = 'results/quickstart/'` for its views, and `USE` for its macros.
 """
 EXAMPLES = {
-    "run": "'tc-topk16-1024'",
-    "other_run": "'sae-topk16-1024'",
+    "run": "tc-topk16-1024",
+    "other_run": "sae-topk16-1024",
     "layer": 1,
     "feature": 17,
-    "concept": "'caught_fire'",
-    "pattern": "'caught'",
+    "concept": "caught_fire",
+    "pattern": "caught",
 }
 """What the examples of macros leave open."""
 
@@ -137,5 +138,5 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _macro(macro: Macro) -> str:
-    example = macro.example.format(**EXAMPLES)
+    example = fill_in(macro.example, EXAMPLES)
     return f"## {macro.name}({macro.parameters})\n\n{macro.meaning}\n\n```sql\n{example}\n```\n"

@@ -11,7 +11,7 @@ from circuitloom.features.basis import dictionary_basis, neuron_basis
 from circuitloom.features.logits import write_logits
 from circuitloom.features.spill import stable_order
 from circuitloom.language_model.model import Site
-from circuitloom.language_model.weights import neuron_rows, read_norm, unembedding_rows
+from circuitloom.language_model.residual import neuron_rows, read_norm, unembedding_rows
 
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
 TOKENS = torch.randint(4, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))

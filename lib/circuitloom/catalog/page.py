@@ -9,7 +9,7 @@ from duckdb import DuckDBPyConnection
 
 from .entry import open_sandbox, run_statement
 from .output import write_result
-from .questions import Question, questions, quoted
+from .questions import Question, fill_in, questions, quoted
 
 WIDTH = 150
 HEAD = """# Questions in SQL
@@ -56,9 +56,9 @@ def names_of(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
     others = f"SELECT run FROM run WHERE run <> {quoted(run['run'])}"
     other = first(f"{others} {preferring('sae', run['k'] or 0)}")
     names = {"run": run["run"], "other_run": (other or run)["run"], "pattern": pattern}
-    on = Question("", "SELECT layer, feature FROM features_on({pattern}) WHERE run = {run}").about(names)
+    on = fill_in("SELECT layer, feature FROM features_on({pattern}) WHERE run = {run}", names)
     of = "SELECT concept FROM feature_concept WHERE n_positive BETWEEN 50 AND 500 ORDER BY f1 DESC NULLS LAST"
-    token = Question("", "SELECT token FROM tokens_matching({pattern})").about(names)
+    token = fill_in("SELECT token FROM tokens_matching({pattern})", names)
     chosen = {"layer": 0, "feature": 0, "concept": "none", "token": pattern}
     return names | chosen | first(on) | first(of) | first(token)
 
@@ -66,7 +66,7 @@ def names_of(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
 def _answer(
     question: Question, profile: str, catalog: DuckDBPyConnection, names: Mapping[str, Any]
 ) -> Iterator[str]:
-    sql = question.about(names)
+    sql = fill_in(question.sql, names)
     result = io.StringIO()
     write_result(run_statement(catalog, sql), "table", result, WIDTH)
     yield f"{profile}:\n\n```sql\n{sql}\n```\n"

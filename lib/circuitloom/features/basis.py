@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel, Site
-from ..language_model.weights import neuron_rows, weights_digest
+from ..language_model.residual import neuron_rows
+from ..language_model.weights import weights_digest
 
 Entries = tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]
 """Token, feature and value of each activation, by token; no feature twice a token, no value 0."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..language_model.model import LanguageModel
-from ..language_model.weights import unembedding_rows
+from ..language_model.residual import unembedding_rows
 from ..progress import progress
 from ..tables import LOGIT, table_writer
 from .basis import Basis

@@ -18,16 +18,17 @@ class Question:
     sql: str
     """With {run}, {other_run}, {layer}, {feature}, {concept}, {pattern} and {token} to be filled in."""
 
-    def about(self, names: Mapping[str, Any]) -> str:
-        """The statement with names filled in, quoted."""
-        return self.sql.format_map({key: quoted(value) for key, value in names.items()})
-
 
 def questions() -> Iterator[Question]:
     """All questions, in order."""
     for file in sorted(FOLDER.glob("*.sql")):
         head, _, sql = file.read_text().partition("\n")
         yield Question(head.removeprefix("-- "), sql.strip())
+
+
+def fill_in(sql: str, names: Mapping[str, Any]) -> str:
+    """`sql` with names filled in, quoted."""
+    return sql.format_map({key: quoted(value) for key, value in names.items()})
 
 
 def quoted(value: Any) -> str:
