@@ -11,7 +11,7 @@ from circuitloom.features.basis import dictionary_basis, neuron_basis
 from circuitloom.features.logits import write_logits
 from circuitloom.features.spill import stable_order
 from circuitloom.language_model.model import Site
-from circuitloom.language_model.residual import neuron_rows, read_norm, unembedding_rows
+from circuitloom.language_model.residual import neuron_rows, read_norm, read_unembedding
 
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
 TOKENS = torch.randint(4, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ def test_a_row_changes_the_logits_by_its_direct_effect(any_model):
     """The final norm's denominator held, logits are linear in the residual stream."""
     norm = any_model.module.get_submodule(any_model.anatomy.norm_final)
     head = any_model.module.get_submodule(any_model.anatomy.unembedding)
-    centred = read_norm(norm, 16).centred
+    centred = read_norm(norm, torch.empty(16)).centred
     generator = torch.Generator().manual_seed(1)
     x, v = (torch.randn(16, generator=generator) for _ in range(2))
 
@@ -64,7 +64,7 @@ def test_a_row_changes_the_logits_by_its_direct_effect(any_model):
 
     with torch.inference_mode():
         change = numerator(x + v) - numerator(x)
-        effects = unembedding_rows(any_model) @ v
+        effects = read_unembedding(any_model).rows @ v
     torch.testing.assert_close(effects, change - change.mean(), atol=2e-4, rtol=1e-3)
 
 
@@ -74,7 +74,7 @@ def test_the_strongest_effects_are_tabulated_both_ways(any_model, tmp_path):
     write_logits(basis, any_model, STRINGS, 6, tmp_path / "logit.parquet")
     rows = pq.read_table(tmp_path / "logit.parquet").to_pylist()
     assert len(rows) == dictionary.width * 2 * 6
-    effects = dictionary.W_dec @ unembedding_rows(any_model).T
+    effects = dictionary.W_dec @ read_unembedding(any_model).rows.T
     for row in rows:
         ordered = effects[row["feature"]].sort(descending=row["sign"] == 1)
         assert row["effect"] == pytest.approx(float(ordered.values[row["rank"]]), abs=1e-6)
@@ -92,7 +92,7 @@ def test_what_lies_behind_the_norm_has_no_direct_effect(model, tmp_path):
 def test_norms_are_read_from_what_they_do(scale):
     layer = torch.nn.LayerNorm(32)
     layer.weight.data, layer.bias.data = scale * torch.randn(32), torch.randn(32)
-    norm = read_norm(layer, 32)
+    norm = read_norm(layer, torch.empty(32))
     assert norm.centred
     torch.testing.assert_close(norm.gain, layer.weight.data, rtol=1e-3, atol=1e-4 * scale)
     torch.testing.assert_close(norm.bias, layer.bias.data)
@@ -108,14 +108,14 @@ def test_a_gain_that_is_stored_as_its_distance_from_one_is_found():
             return (1 + self.weight) * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
     module = Offset()
-    norm = read_norm(module, 32)
+    norm = read_norm(module, torch.empty(32))
     assert not norm.centred
     torch.testing.assert_close(norm.gain, 1 + module.weight.data, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_no_norm_is_refused():
     with pytest.raises(ValueError, match="neither a LayerNorm nor an RMSNorm"):
-        read_norm(torch.nn.Linear(32, 32), 32)
+        read_norm(torch.nn.Linear(32, 32), torch.empty(32))
 
 
 def test_keys_beyond_sixteen_bits_are_sorted_and_equal_ones_stay():

@@ -97,9 +97,10 @@ class Dictionary:
         """Reconstruction y_hat of the site that is written."""
         return self.decode(self.encode(x), x)
 
-    def to(self, device: str | torch.device) -> "Dictionary":
-        """The same dictionary on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Dictionary":
+        """The same dictionary on `device`, of another number format where one is given."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: value.to(device, dtype) for name, value in tensors.items()}
         return Dictionary(**{**vars(self), **moved})
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..language_model.model import LanguageModel
-from ..language_model.residual import unembedding_rows
+from ..language_model.residual import read_unembedding
 from ..progress import progress
 from ..tables import LOGIT, table_writer
 from .basis import Basis
@@ -29,7 +29,7 @@ def write_logits(basis: Basis, model: LanguageModel, strings: Sequence[str], wan
     with table_writer(LOGIT, path) as writer:
         if not basis.writes_residual:
             return
-        reads = unembedding_rows(model)
+        reads = read_unembedding(model).rows
         # a vocabulary that was padded for speed has rows that no text gives
         reads = reads[: len(strings)]
         wanted = min(wanted, len(reads))

@@ -20,6 +20,8 @@ class Anatomy:
     architecture: str
     """Class of the model, such as `LlamaForCausalLM`."""
     layers: int
+    heads: int
+    """Attention heads a layer."""
     blocks: str
     """Path of the list of blocks, such as `model.layers`."""
     mlp: str
@@ -30,6 +32,21 @@ class Anatomy:
     """Name of the norm in front of the MLP, whose input is `resid_mid` where blocks are sequential."""
     parallel: bool
     """Attention and MLP read the same residual stream (GPT-NeoX): there is no `resid_mid`."""
+    norm_mlp_after: str | None
+    """Name of the norm behind the MLP, through which its output goes (Gemma 2)."""
+    norm_attention: str | None
+    """Name of the norm in front of attention."""
+    norm_attention_after: str | None
+    """Name of the norm behind attention."""
+    attention: str
+    """Name of the attention in a block."""
+    attention_projection: str
+    """Name, in the attention, of the matrix that writes its output: its input are the heads' outputs, one after
+    the other."""
+    embedding: str
+    """Path of the embedding of tokens."""
+    positions: str | None
+    """Path of the learned embedding of positions."""
     norm_final: str
     """Path of the norm in front of the unembedding."""
     unembedding: str
@@ -64,15 +81,26 @@ def anatomy_of(bridge) -> Anatomy:
         raise ValueError(
             f"language_model: {bridge.architecture} has no MLP in its blocks; choose another model"
         )
-    norm = parts.get("ln2")
+
+    def name(components: dict[str, Any], key: str) -> str | None:
+        return components[key].name if key in components else None
+
     return Anatomy(
         architecture=bridge.architecture,
         layers=bridge.n_layers,
+        heads=bridge.n_heads,
         blocks=block.name,
         mlp=parts["mlp"].name,
         mlp_projection=parts["mlp"].submodules["out"].name,
-        norm_mlp=None if norm is None else norm.name,
+        norm_mlp=name(parts, "ln2"),
         parallel=bridge.parallel_attn_mlp,
+        norm_mlp_after=name(parts, "ln2_post"),
+        norm_attention=name(parts, "ln1"),
+        norm_attention_after=name(parts, "ln1_post"),
+        attention=parts["attn"].name,
+        attention_projection=parts["attn"].submodules["o"].name,
+        embedding=components["embed"].name,
+        positions=name(components, "pos_embed"),
         norm_final=components["ln_final"].name,
         unembedding=components["unembed"].name,
     )

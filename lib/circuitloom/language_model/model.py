@@ -57,6 +57,30 @@ class LanguageModel:
         """MLP of `layer`: applied to mlp_in [..., d] it gives mlp_out [..., d]."""
         return self.block(layer).get_submodule(self.anatomy.mlp)
 
+    def attention(self, layer: int) -> nn.Module:
+        """Attention of `layer`."""
+        return self.block(layer).get_submodule(self.anatomy.attention)
+
+    def norm(self, layer: int, name: str | None) -> nn.Module | None:
+        """The norm of block `layer` that the anatomy calls `name`; None where it has none, or one that does nothing."""
+        module = None if name is None else self.block(layer).get_submodule(name)
+        return None if isinstance(module, nn.Identity) else module
+
+    @contextmanager
+    def exposing_patterns(self) -> Iterator[None]:
+        """Within the context, attention modules return their patterns; fused attention makes none."""
+        config: Any = getattr(self.module, "config", None)
+        fused = getattr(config, "_attn_implementation", None)
+        module: Any = self.module
+        if fused is None:
+            yield
+            return
+        module.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            module.set_attn_implementation(fused)
+
     def logits(
         self, tokens: Int[Tensor, "sequence position"]
     ) -> Float[Tensor, "sequence position vocabulary"]:

@@ -1,4 +1,4 @@
-"""What parts of a model read from the residual stream, and write to it: norms, the unembedding, neurons."""
+"""What parts of a model read from the residual stream, and write to it: norms, attention, the unembedding, neurons."""
 
 from dataclasses import dataclass
 
@@ -19,17 +19,57 @@ class Norm:
 
     def pull_back(self, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """What a vector that reads after the norm is before it, the denominator left out: P(gain * v)."""
-        v = v * self.gain
-        return v - v.mean(-1, keepdim=True) if self.centred else v
+        return self.project(v * self.gain)
+
+    def project(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """P x: the mean over d taken off, where the norm does so."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+    def denominator(
+        self, x: Float[Tensor, "*batch d"], output: Float[Tensor, "*batch d"]
+    ) -> Float[Tensor, "*batch"]:
+        """sigma(x), its epsilon included, from what the norm made of x."""
+        ahead, behind = self.gain * self.project(x), output - self.bias
+        return ahead.square().sum(-1) / (ahead * behind).sum(-1)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the heads of one layer do with what they attend to: head h adds A_h[t, s] (x_s W_V[h] + b_V[h]) W_O[h].
+
+    x_s is what attention reads at s; grouped heads each have their group's values.
+    """
+
+    W_V: Float[Tensor, "head d d_head"]
+    b_V: Float[Tensor, "head d_head"]
+    W_O: Float[Tensor, "head d_head d"]
+    b_O: Float[Tensor, " d"]
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """The logits, their mean over tokens taken off: a change of all logits at once changes no probability."""
+
+    weight: Float[Tensor, "vocabulary d"]
+    """Reads after the final norm."""
+    bias: Float[Tensor, " vocabulary"]
+    norm: Norm
+    """The final norm."""
+
+    @property
+    def rows(self) -> Float[Tensor, "vocabulary d"]:
+        """What each logit reads in the residual stream, the norm's denominator left out: P(gain * W_U)."""
+        return self.norm.pull_back(self.weight)
 
 
 @torch.inference_mode()
-def read_norm(module: nn.Module, d: int) -> Norm:
-    """The norm that `module` computes on d dimensions, from what it does: gains are named and offset variously.
+def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
+    """The norm that `module` computes, from what it does: gains are named and offset variously.
 
-    Raises ValueError where it is neither a LayerNorm nor an RMSNorm.
+    It works on vectors that are `like` the given one, and is in float64 if that is, else in float32. Raises
+    ValueError where it is neither a LayerNorm nor an RMSNorm.
     """
-    like = next(module.parameters(), torch.empty(0))
+    d = len(like)
     signs = torch.where(torch.rand(d, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
     # large, so that the epsilon in the denominator does not count
     x = (1000 * signs).to(like.device, torch.float64)
@@ -48,19 +88,85 @@ def read_norm(module: nn.Module, d: int) -> Norm:
         raise ValueError(
             f"{type(module).__name__} is neither a LayerNorm nor an RMSNorm; choose another model"
         )
-    return Norm(gain.float(), bias.float(), centred)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return Norm(gain.to(dtype), bias.to(dtype), centred)
 
 
-def unembedding_rows(model: LanguageModel) -> Float[Tensor, "vocabulary d"]:
-    """What each logit reads in the residual stream, float32, the final norm's denominator left out.
+@torch.inference_mode()
+def read_attention(model: LanguageModel) -> list[Attention]:
+    """Values and outputs of the heads of every layer, from what attention does: no name of a matrix is needed.
 
-    P(gain * W_U), with its mean over tokens taken off: a change of all logits at once changes no probability.
+    A sequence of one token attends to that token alone, so that what reaches the output matrix is its values, however
+    the model lays out queries, keys and values. Raises ValueError where they are not an affine function of what
+    attention reads.
     """
-    unembedding = model.module.get_submodule(model.anatomy.unembedding).weight
-    assert isinstance(unembedding, Tensor)
-    norm = read_norm(model.module.get_submodule(model.anatomy.norm_final), unembedding.shape[1])
-    rows = norm.pull_back(unembedding.detach().float())
-    return rows - rows.mean(0)
+    rows = _unit_inputs(model)
+    values: list[Tensor] = []
+    handles = []
+    for layer in range(model.layers):
+        attention = model.attention(layer)
+        handles.append(attention.register_forward_pre_hook(_feeding(rows), with_kwargs=True))
+        projection = attention.get_submodule(model.anatomy.attention_projection)
+        handles.append(projection.register_forward_pre_hook(lambda _module, args: values.append(args[0])))
+    try:
+        model.module(torch.zeros(len(rows), 1, dtype=torch.int64, device=model.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_attention(model, layer, value[:, 0]) for layer, value in enumerate(values)]
+
+
+def _unit_inputs(model: LanguageModel) -> Float[Tensor, "d_and_two d"]:
+    """Unit vectors, zero, and one vector to test with."""
+    weight = model.module.get_submodule(model.anatomy.unembedding).weight
+    assert isinstance(weight, Tensor)
+    d = weight.shape[1]
+    test = torch.linspace(-1, 1, d, device=model.device, dtype=weight.dtype)
+    return torch.cat(
+        [torch.eye(d, device=model.device, dtype=weight.dtype), torch.zeros_like(test)[None], test[None]]
+    )
+
+
+def _feeding(rows: Float[Tensor, "sequence d"]):
+    """A hook that gives a module `rows`, one a sequence, for its hidden states."""
+
+    def feed(_module, args, kwargs):
+        if args:
+            return (rows[:, None], *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": rows[:, None]}
+
+    return feed
+
+
+def _attention(model: LanguageModel, layer: int, value: Float[Tensor, "d_and_two d_value"]) -> Attention:
+    heads = model.anatomy.heads
+    bias, test = value[-2], value[-1]
+    weight = value[:-2] - bias
+    inputs = torch.linspace(-1, 1, len(weight), device=value.device, dtype=value.dtype)
+    if not torch.allclose(inputs @ weight + bias, test, rtol=1e-2, atol=1e-3 * float(value.abs().max())):
+        raise ValueError(
+            f"{model.anatomy.architecture}: values of attention are no affine function of its input; "
+            "choose another model"
+        )
+    projection = model.attention(layer).get_submodule(model.anatomy.attention_projection)
+    output, b_O = _rows(projection, weight.shape[1])
+    return Attention(
+        W_V=weight.unflatten(1, (heads, -1)).movedim(1, 0).contiguous(),
+        b_V=bias.unflatten(0, (heads, -1)),
+        W_O=output.unflatten(0, (heads, -1)),
+        b_O=b_O,
+    )
+
+
+def read_unembedding(model: LanguageModel) -> Unembedding:
+    """The unembedding and the norm in front of it; float64 if the model is, else float32."""
+    module = model.module.get_submodule(model.anatomy.unembedding)
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    norm = read_norm(model.module.get_submodule(model.anatomy.norm_final), weight[0])
+    weight = weight.detach().to(norm.gain.dtype)
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight.dtype)
+    return Unembedding(weight - weight.mean(0), bias - bias.mean(), norm)
 
 
 @torch.inference_mode()
@@ -70,5 +176,12 @@ def neuron_rows(model: LanguageModel, layer: int) -> Float[Tensor, "neuron d"]:
     weight = next(projection.parameters())
     # a Linear holds [out, in], GPT-2's Conv1D [in, out]
     n = weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]
+    return _rows(projection, n)[0].float()
+
+
+def _rows(projection: nn.Module, n: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
+    """What a matrix of n inputs makes of each unit input, without its bias; and its bias."""
+    weight = next(projection.parameters())
     identity = torch.eye(n, dtype=weight.dtype, device=weight.device)
-    return (projection(identity) - projection(torch.zeros_like(identity[:1]))).float()
+    bias = projection(torch.zeros_like(identity[:1]))
+    return projection(identity) - bias, bias[0]

@@ -1,0 +1,141 @@
+"""Direct effects on a prompt: how much of a target each source makes up, through any number of frozen heads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .local_model import LocalModel
+
+CARRIED = 2**25
+"""Numbers, such as those of (position, target, d), that are carried down the layers at once."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Scalars that read the residual stream, each at one position; what they read is linear on the frozen pass."""
+
+    layer: int
+    """They read in front of this layer's MLP; the number of layers stands for the end of the stream."""
+    position: Int[Tensor, " target"]
+    vector: Float[Tensor, "target d"]
+    """What they read in the stream, in front of a norm."""
+    constant: Float[Tensor, " target"]
+    """What they are whatever they read: a bias, and the norm's bias."""
+
+    def __len__(self) -> int:
+        """Number of targets."""
+        return len(self.position)
+
+    def chunks(self, numbers: int) -> Iterator["Targets"]:
+        """Parts, in order, of which `CARRIED` numbers can be held at once where a target takes so many."""
+        size = max(1, CARRIED // numbers)
+        for low in range(0, len(self), size):
+            part = slice(low, low + size)
+            yield Targets(self.layer, self.position[part], self.vector[part], self.constant[part])
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Columns of direct effects: active features, then errors by layer and position, then embeddings, positions by
+    position, and one for all that is constant."""
+
+    active: int
+    layers: int
+    positions: int
+
+    @property
+    def errors(self) -> slice:
+        """Errors, layer after layer."""
+        return slice(self.active, self.active + self.layers * self.positions)
+
+    @property
+    def embeddings(self) -> slice:
+        """Embeddings of the tokens."""
+        return slice(self.errors.stop, self.errors.stop + self.positions)
+
+    @property
+    def learned_positions(self) -> slice:
+        """Embeddings of the positions; 0 where the model adds none."""
+        return slice(self.embeddings.stop, self.embeddings.stop + self.positions)
+
+    @property
+    def constant(self) -> int:
+        """Biases."""
+        return self.learned_positions.stop
+
+    def __len__(self) -> int:
+        """Number of columns."""
+        return self.constant + 1
+
+
+def sources(model: LocalModel) -> Sources:
+    """The columns for a prompt."""
+    return Sources(len(model.features), model.layers, len(model.frozen))
+
+
+def feature_targets(model: LocalModel, active: Int[Tensor, " target"]) -> Targets:
+    """Active features of one layer, given by their places, as targets."""
+    layers = model.features.layer[active].unique()
+    assert len(layers) == 1, "targets of one sweep lie in one layer"
+    position = model.features.position[active]
+    return Targets(int(layers), position, model.encoder_rows(active), model.biases(active))
+
+
+@torch.inference_mode()
+def direct_effects(
+    model: LocalModel, targets: Targets, out: Float[Tensor, "target source"] | None = None
+) -> Float[Tensor, "target source"]:
+    """What each source adds to each target; a row's sum is the target's pre-activation. Columns: `sources(model)`.
+
+    A[t, s] of an attribution graph, the effect of s on t through any number of heads and skip paths but no other
+    feature. Rows are written into `out` where it is given.
+    """
+    columns = sources(model)
+    if out is None:
+        out = targets.vector.new_zeros(len(targets), len(columns))
+    done = 0
+    for chunk in targets.chunks(model.frozen.resid_final.numel()):
+        _fill(model, chunk, columns, out[done : done + len(chunk)])
+        done += len(chunk)
+    return out
+
+
+def _fill(model: LocalModel, targets: Targets, columns: Sources, out: Float[Tensor, "target source"]) -> None:
+    frozen = model.frozen
+    constant = targets.constant.clone()
+    for part, layer, g in model.descend(targets.vector, targets.position, targets.layer):
+        n = len(g)
+        if part == "attention":
+            constant += _dot(g, model.attention_constant[layer, :n]).sum(0)
+        elif part == "block":
+            constant += _dot(g, model.mlp_constant[layer, :n]).sum(0)
+        elif part == "mlp":
+            errors = columns.errors.start + layer * len(frozen)
+            out[:, errors : errors + n] = _dot(g, model.errors[layer, :n]).T
+            if layer in model.dictionaries:
+                _read_features(model, layer, g, out)
+        else:
+            out[:, columns.embeddings][:, :n] = _dot(g, frozen.embedding[:n]).T
+            if frozen.positions is not None:
+                out[:, columns.learned_positions][:, :n] = _dot(g, frozen.positions[:n]).T
+    out[:, columns.constant] = constant
+
+
+def _read_features(
+    model: LocalModel, layer: int, g: Float[Tensor, "position target d"], out: Float[Tensor, "target source"]
+) -> None:
+    first, last = model.active(layer, 0).start, model.active(layer, len(g) - 1).stop
+    rows = model.decoder_rows(layer, slice(first, last))
+    for position in range(len(g)):
+        active = model.active(layer, position)
+        if active.stop > active.start:
+            out[:, active] = g[position] @ rows[active.start - first : active.stop - first].T
+
+
+def _dot(
+    g: Float[Tensor, "position target d"], vectors: Float[Tensor, "position d"]
+) -> Float[Tensor, "position target"]:
+    return (g @ vectors[:, :, None])[:, :, 0]
