@@ -1,7 +1,6 @@
 """A pre-activation equals the sum over its sources, on every architecture, with every kind of dictionary."""
 
 import pytest
-import torch
 from tests.circuits.inputs import KINDS, load_tiny, make_local
 from tests.models import ARCHITECTURES
 

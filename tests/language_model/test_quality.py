@@ -34,7 +34,12 @@ class Bigram(nn.Module):
 
 
 def bigram(logits: Tensor) -> LanguageModel:
-    return LanguageModel(Bigram(logits), Anatomy("Bigram", 0, "", "", "", None, False, "", ""))
+    return LanguageModel(
+        Bigram(logits),
+        Anatomy(
+            **dict.fromkeys(Anatomy.__dataclass_fields__, "") | {"layers": 0, "heads": 0, "parallel": False}
+        ),
+    )
 
 
 def random_logits(size: int) -> Tensor:

@@ -23,7 +23,11 @@ class Targets:
     vector: Float[Tensor, "target d"]
     """What they read in the stream, in front of a norm."""
     constant: Float[Tensor, " target"]
-    """What they are whatever they read: a bias, and the norm's bias."""
+    """What they are whatever they read: `bias`, and the norm's bias."""
+    behind: Float[Tensor, "target d"]
+    """What they read behind the norm, on any pass."""
+    bias: Float[Tensor, " target"]
+    """What is added to that."""
 
     def __len__(self) -> int:
         """Number of targets."""
@@ -33,8 +37,12 @@ class Targets:
         """Parts, in order, of which `CARRIED` numbers can be held at once where a target takes so many."""
         size = max(1, CARRIED // numbers)
         for low in range(0, len(self), size):
-            part = slice(low, low + size)
-            yield Targets(self.layer, self.position[part], self.vector[part], self.constant[part])
+            yield self[low : low + size]
+
+    def __getitem__(self, part: slice | Tensor) -> "Targets":
+        """Some of them, in the order asked for."""
+        columns = {name: value[part] for name, value in vars(self).items() if name != "layer"}
+        return Targets(self.layer, **columns)
 
 
 @dataclass(frozen=True)
@@ -76,12 +84,36 @@ def sources(model: LocalModel) -> Sources:
     return Sources(len(model.features), model.layers, len(model.frozen))
 
 
+def reading_targets(
+    model: LocalModel,
+    layer: int,
+    position: Int[Tensor, " target"],
+    behind: Float[Tensor, "target d"],
+    bias: Float[Tensor, " target"],
+) -> Targets:
+    """Targets that read behind the norm of a layer's MLP, or behind the final norm: behind . norm(stream) + bias."""
+    frozen = model.frozen
+    norm = frozen.layers[layer].norm_mlp if layer < model.layers else frozen.norm_final
+    constant = bias + (behind * norm.bias).sum(-1)
+    return Targets(layer, position, norm.pull_back(behind, position), constant, behind, bias)
+
+
 def feature_targets(model: LocalModel, active: Int[Tensor, " target"]) -> Targets:
-    """Active features of one layer, given by their places, as targets."""
+    """Pre-activations of active features of one layer, given by their places, as targets."""
     layers = model.features.layer[active].unique()
     assert len(layers) == 1, "targets of one sweep lie in one layer"
-    position = model.features.position[active]
-    return Targets(int(layers), position, model.encoder_rows(active), model.biases(active))
+    dictionary = model.dictionaries[int(layers)]
+    feature, position = model.features.feature[active], model.features.position[active]
+    return reading_targets(model, int(layers), position, dictionary.W_enc[feature], dictionary.b_enc[feature])
+
+
+def logit_targets(
+    model: LocalModel, position: Int[Tensor, " target"], weights: Float[Tensor, "target vocabulary"]
+) -> Targets:
+    """Weighted sums of the demeaned next-token logits at positions, as targets."""
+    unembedding = model.frozen.unembedding
+    behind = weights @ unembedding.weight
+    return reading_targets(model, model.layers, position, behind, weights @ unembedding.bias)
 
 
 @torch.inference_mode()

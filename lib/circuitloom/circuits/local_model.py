@@ -74,6 +74,7 @@ class LocalModel:
         )
         places = self.features.layer * len(frozen) + self.features.position
         steps = torch.arange(len(frozen.layers) * len(frozen) + 1, device=places.device)
+        self._head_values: dict[int, Tensor] = {}
         self._starts = torch.searchsorted(places, steps).tolist()
 
     @property
@@ -86,35 +87,24 @@ class LocalModel:
         start = layer * len(self.frozen) + position
         return slice(self._starts[start], self._starts[start + 1])
 
-    def encoder_rows(self, active: Int[Tensor, " active"]) -> Float[Tensor, "active d"]:
-        """What active features, given by their places, read in the residual stream in front of their MLP's norm."""
-        rows = self.frozen.resid_final.new_empty(len(active), self.frozen.resid_final.shape[1])
-        for layer, dictionary in self.dictionaries.items():
-            own = self.features.layer[active] == layer
-            vectors = dictionary.W_enc[self.features.feature[active][own]]
-            rows[own] = self.read(layer, vectors, self.features.position[active][own])
-        return rows
-
-    def biases(self, active: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
-        """What is constant in the pre-activation of active features: b_enc and the norm's bias."""
-        biases = self.frozen.resid_final.new_empty(len(active))
-        for layer, dictionary in self.dictionaries.items():
-            own = self.features.layer[active] == layer
-            feature = self.features.feature[active][own]
-            norm = self.frozen.layers[layer].norm_mlp
-            biases[own] = dictionary.b_enc[feature] + (dictionary.W_enc[feature] * norm.bias).sum(-1)
-        return biases
-
     def decoder_rows(self, layer: int, active: slice) -> Float[Tensor, "active d"]:
         """What active features of one layer write, their activations included."""
         feature = self.features.feature[active]
         return self.dictionaries[layer].W_dec[feature] * self.features.activation[active, None]
 
-    def read(
-        self, layer: int, v: Float[Tensor, "target d"], position: Int[Tensor, " target"]
-    ) -> Float[Tensor, "target d"]:
-        """What vectors that read the input of an MLP at `position` read in the stream."""
-        return self.frozen.layers[layer].norm_mlp.pull_back(v, position)
+    def written(self, layer: int) -> Float[Tensor, "position d"]:
+        """What features and errors of a layer make of its MLP's output, biases and skip path left out."""
+        active = slice(self.active(layer, 0).start, self.active(layer, len(self.frozen) - 1).stop)
+        written = self.errors[layer].clone()
+        if active.stop > active.start:
+            written.index_add_(0, self.features.position[active], self.decoder_rows(layer, active))
+        return written
+
+    def head_values(self, layer: int) -> Float[Tensor, "head position d_head"]:
+        """Values that the heads of a layer take from each position, biases left out; kept once made."""
+        if layer not in self._head_values:
+            self._head_values[layer] = self.frozen.layers[layer].head_values()
+        return self._head_values[layer]
 
     def skip(
         self, layer: int, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]

@@ -127,5 +127,10 @@ def write_anatomy(anatomy: Anatomy, folder: Path) -> None:
 
 
 def read_anatomy(folder: Path) -> Anatomy:
-    """The anatomy that lies in `folder`."""
-    return Anatomy(**json.loads((folder / FILE).read_text()))
+    """The anatomy that lies in `folder`; ValueError where another version wrote it."""
+    try:
+        return Anatomy(**json.loads((folder / FILE).read_text()))
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / FILE}: written by another version; run `snakemake language_model` again"
+        ) from error

@@ -1,7 +1,7 @@
 """A causal language model whose MLPs can be read, applied and replaced."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,11 +111,15 @@ class LanguageModel:
             if not waiting:
                 raise _Captured
 
-        handles = [self._watch(site, keep) for site in set(sites)]
-        try:
+        with self.watching(sites, keep), suppress(_Captured):
             self.module(tokens.to(self.device))
-        except _Captured:
-            pass
+
+    @contextmanager
+    def watching(self, sites: Sequence[Site], see: Callable[[Site, Tensor], None]) -> Iterator[None]:
+        """Within the context, `see` is called with each of `sites` and its activations whenever a pass comes by."""
+        handles = [self._watch(site, see) for site in set(sites)]
+        try:
+            yield
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,0 +1,212 @@
+"""Greedy paths from a target back to what made it, and the graph that they make up (algorithms 1 and 2 of Dunefsky,
+Chlenski and Nanda 2024)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .local_model import LocalModel
+from .step import FEATURE, HEAD, Reader, Step, feature_reader, head_reader, take_step
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What a step of a path must be; what is None may be anything."""
+
+    kind: int | None = None
+    layer: int | None = None
+    index: int | None = None
+    """Number of the feature or head."""
+    position: int | None = None
+
+    def matches(self, steps: "Step | Paths") -> Bool[Tensor, " step"]:
+        """Which steps are so."""
+        matches = torch.ones_like(steps.kind, dtype=torch.bool)
+        for name, wanted in vars(self).items():
+            if wanted is not None:
+                matches &= getattr(steps, name) == wanted
+        return matches
+
+
+@dataclass(frozen=True)
+class Search:
+    """How paths are looked for."""
+
+    length: int = 5
+    """Steps of the longest path."""
+    width: int = 10
+    """Sources that a path is extended by, and paths that are kept at each length."""
+    signed: bool = False
+    """Keep the largest contributions, not the largest absolute ones: inhibition is then not seen."""
+    capped: bool = False
+    """A step counts for no more than the smallest step before it."""
+    prefix: Sequence[Pattern] = ()
+    """What the first steps of a path must be."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """All paths that were kept, of all lengths: each is the step that ends it and the path before that.
+
+    Path 0 is the root alone. A path's contribution is to the root's value.
+    """
+
+    parent: Int[Tensor, " path"]
+    """The path without its last step; -1 for the root."""
+    length: Int[Tensor, " path"]
+    """Steps, 0 for the root."""
+    kind: Int[Tensor, " path"]
+    """Kind of the last step, as in `step`; -1 for the root."""
+    layer: Int[Tensor, " path"]
+    index: Int[Tensor, " path"]
+    """Number of the feature or head; 0 for others."""
+    position: Int[Tensor, " path"]
+    active: Int[Tensor, " path"]
+    """Place of a feature among the active ones; -1 for others."""
+    contribution: Float[Tensor, " path"]
+    error: Float[Tensor, " path"]
+    """What errors contribute through it, one step back; nan where it was not extended."""
+    constant: Float[Tensor, " path"]
+    """What biases contribute through it, one step back; nan where it was not extended."""
+
+    def __len__(self) -> int:
+        """Number of paths, the root among them."""
+        return len(self.parent)
+
+    def steps(self, path: int) -> list[int]:
+        """Paths from the root to this one, each a step longer."""
+        steps = [path]
+        while self.parent[steps[-1]] >= 0:
+            steps.append(int(self.parent[steps[-1]]))
+        return steps[::-1]
+
+
+@torch.inference_mode()
+def find_paths(model: LocalModel, root: Reader, search: Search) -> Paths:
+    """The paths with the largest contributions to the root, of all lengths up to the search's.
+
+    At each length every path is extended by its largest sources, and the largest of all extensions are kept.
+    Embeddings and positions end a path; features and heads are gone through.
+    """
+    first = take_step(model, root)
+    total = float(first.value.sum()) + first.error + first.constant
+    stage = {"layer": root.stage // 2, "position": root.position}
+    rows = [dict(parent=-1, length=0, kind=-1, index=0, active=-1, contribution=total, **stage)]
+    ends: dict[int, tuple[float, float]] = {}
+    beam: list[tuple[int, Reader, float]] = [(0, root, float("inf"))]
+    for length in range(1, search.length + 1):
+        found: list[tuple[float, int, Reader, float, Step, int]] = []
+        for path, reader, smallest in beam:
+            step = first if path == 0 else take_step(model, reader)
+            ends[path] = step.error, step.constant
+            for i in _largest(step, search, length).tolist():
+                value = float(step.value[i])
+                if search.capped:
+                    value = max(-smallest, min(smallest, value))
+                found.append((value, path, reader, smallest, step, i))
+        found.sort(key=lambda each: -each[0] if search.signed else -abs(each[0]))
+        beam = []
+        for value, path, reader, smallest, step, i in found[: search.width]:
+            names = ("kind", "layer", "index", "position", "active")
+            own = {name: int(getattr(step, name)[i]) for name in names}
+            if own["kind"] in (FEATURE, HEAD):
+                beam.append((len(rows), _follow(model, reader, value, step, i), min(smallest, abs(value))))
+            rows.append(dict(parent=path, length=length, contribution=value, **own))
+    error, constant = zip(*(ends.get(i, (float("nan"),) * 2) for i in range(len(rows))), strict=True)
+    columns = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    columns["contribution"] = columns["contribution"].to(root.vector.dtype)
+    like = columns["contribution"]
+    return Paths(**columns, error=like.new_tensor(error), constant=like.new_tensor(constant))
+
+
+def _largest(step: Step, search: Search, length: int) -> Int[Tensor, " source"]:
+    """The sources that a path is extended by."""
+    allowed = torch.ones(len(step), dtype=torch.bool)
+    if length <= len(search.prefix):
+        allowed = search.prefix[length - 1].matches(step)
+    size = (step.value if search.signed else step.value.abs()).masked_fill(~allowed, -torch.inf)
+    best = size.topk(min(search.width, len(step))).indices
+    kept = allowed[best] & (step.value[best] != 0)
+    return best[kept & (step.value[best] > 0)] if search.signed else best[kept]
+
+
+def _follow(model: LocalModel, reader: Reader, value: float, step: Step, i: int) -> Reader:
+    """What the source reads, in units of the root."""
+    if int(step.kind[i]) == HEAD:
+        return head_reader(model, reader, int(step.layer[i]), int(step.index[i]), int(step.position[i]))
+    active = int(step.active[i])
+    # the contribution of a feature is its activation times what the reader reads in its row
+    return feature_reader(model, active, value / float(model.features.activation[active]))
+
+
+def select(
+    paths: Paths, infix: Sequence[Pattern] = (), suffix: Sequence[Pattern] = ()
+) -> Int[Tensor, " path"]:
+    """The paths in which steps that match `infix`, one after another, come at any place, and that end in `suffix`."""
+    inside = [pattern.matches(paths) for pattern in infix]
+    ending = [pattern.matches(paths) for pattern in suffix]
+    chosen = []
+    for path in range(len(paths)):
+        steps = paths.steps(path)[1:]
+        starts = range(len(steps) - len(inside) + 1)
+        has = any(all(inside[i][steps[start + i]] for i in range(len(inside))) for start in starts)
+        tail = steps[len(steps) - len(ending) :]
+        ends = len(tail) == len(ending) and all(m[step] for m, step in zip(ending, tail, strict=True))
+        if has and ends:
+            chosen.append(path)
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class PathGraph:
+    """The graph of some paths: each node once, however many paths go through it."""
+
+    kind: Int[Tensor, " node"]
+    layer: Int[Tensor, " node"]
+    index: Int[Tensor, " node"]
+    position: Int[Tensor, " node"]
+    """-1 where tokens are summed over."""
+    value: Float[Tensor, " node"]
+    """Sum of the contributions, to the root, of the paths that end in it: not a direct effect."""
+    source: Int[Tensor, " edge"]
+    target: Int[Tensor, " edge"]
+    effect: Float[Tensor, " edge"]
+    """Sum of the contributions of the paths that end in the edge."""
+    remainder: Float[Tensor, " node"]
+    """Value less kept edges, errors and constants; 0 for a node that was not extended."""
+    extended: Bool[Tensor, " node"]
+
+
+def paths_to_graph(
+    paths: Paths, chosen: Int[Tensor, " path"] | None = None, sum_tokens: bool = False
+) -> PathGraph:
+    """Nodes and edges of the chosen paths (all by default) and of the paths they begin with, each counted once.
+
+    With `sum_tokens`, what differs in position alone is one node.
+    """
+    wanted = range(len(paths)) if chosen is None else chosen.tolist()
+    prefixes = sorted({step for path in wanted for step in paths.steps(path)} | {0})
+    place = {path: i for i, path in enumerate(prefixes)}
+    position = torch.full_like(paths.position, -1) if sum_tokens else paths.position
+    keys = torch.stack([paths.kind, paths.layer, paths.index, position], 1)[prefixes]
+    nodes, node = keys.unique(dim=0, return_inverse=True)
+    contribution = paths.contribution[prefixes]
+    value = contribution.new_zeros(len(nodes)).index_add_(0, node, contribution)
+    inner = [path for path in prefixes if paths.parent[path] >= 0]
+    ends = [(place[int(paths.parent[path])], place[path]) for path in inner]
+    pairs = torch.tensor([(int(node[target]), int(node[source])) for target, source in ends]).view(-1, 2)
+    edges, edge = pairs.unique(dim=0, return_inverse=True)
+    effect = contribution.new_zeros(len(edges)).index_add_(0, edge, paths.contribution[inner])
+    # of a node that several paths reach, only what was extended can leave a remainder
+    known = ~paths.error[prefixes].isnan()
+    rest = torch.where(known, contribution - paths.error[prefixes] - paths.constant[prefixes], 0.0)
+    remainder = contribution.new_zeros(len(nodes)).index_add_(0, node, rest)
+    remainder.index_add_(0, edges[:, 0], -effect)
+    extended = torch.zeros(len(nodes), dtype=torch.bool).index_put_((node[known],), torch.tensor(True))
+    kind, layer, index, place_in_text = nodes.unbind(1)
+    return PathGraph(
+        kind, layer, index, place_in_text, value, edges[:, 1], edges[:, 0], effect, remainder, extended
+    )
