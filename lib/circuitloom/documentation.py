@@ -11,6 +11,7 @@ from .catalog.macros import Macro, macros
 from .catalog.questions import fill_in
 from .config import Study, dictionaries
 from .config.activations import Activations
+from .config.circuits import Change, Circuits, Prompt
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
 from .config.features import Features
@@ -34,7 +35,7 @@ differs from `training`.
 """
 FORMATS_HEAD = """# Tables
 
-Parquet files, each named after its table, with checksums on every page. Made from `lib/circuitloom/tables.py` by
+Parquet files, each named after its table, with checksums on every page. Made from `lib/circuitloom/tables` by
 `python -m circuitloom document`. What lies where is in [design.md](design.md).
 """
 
@@ -67,6 +68,8 @@ def config_page() -> str:
     parts += _section("activations", Activations)
     parts += [*_section("training, and each sweep of dictionaries", dictionaries.Run), SWEEPS]
     parts += [*_section("evaluation", Evaluation), *_section("features", Features)]
+    parts += [*_section("circuits", Circuits), *_section("circuits, each of prompts", Prompt)]
+    parts += _section("circuits, each of a prompt's changes", Change)
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -1,7 +1,8 @@
-"""What happens when sources are taken away or features are changed: with everything else held, and with nothing held."""
+"""What happens when a source is taken away: with everything else held, and with nothing held."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from .activations import Activations
 from .base import Model, as_list
+from .circuits import Circuits
 from .corpus import Corpus
 from .dictionaries import Run, expand_sweep, run_name
 from .evaluation import Evaluation
@@ -40,6 +41,8 @@ class Study(Model):
     """On what, and how, dictionaries are scored."""
     features: Features = Features()
     """What is tabulated about every feature."""
+    circuits: Circuits = Circuits()
+    """Which prompts are traced."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Study":
@@ -74,7 +77,20 @@ class Study(Model):
             raise ValueError(
                 "activations.sites: mlp_out is recomputed from mlp_in; add mlp_in, or mlp_out itself"
             )
+        self._trace_transcoders()
         return self
+
+    def _trace_transcoders(self) -> None:
+        """Circuits go through runs of transcoders that are there."""
+        named = {f"circuits.prompts.{name}.run": prompt.run for name, prompt in self.circuits.prompts.items()}
+        for key, run in {"circuits.run": self.circuits.run, **named}.items():
+            if run is not None and run not in self.transcoders:
+                known = ", ".join(self.transcoders) or "none: add a sweep of them"
+                raise ValueError(f"{key}: {run} is no run of transcoders; choose from {known}")
+        if self.circuits.prompts and not self.transcoders:
+            raise ValueError(
+                "circuits.prompts: circuits go through transcoders; add a sweep of them to dictionaries"
+            )
 
     @cached_property
     def shape(self) -> Shape:
@@ -133,6 +149,16 @@ class Study(Model):
             if not isinstance(value, list):
                 usual[key] = values[0]
         return usual
+
+    @property
+    def transcoders(self) -> list[str]:
+        """Names of the runs of transcoders, in order."""
+        return [name for name, run in self.runs.items() if run.kind == "transcoder"]
+
+    @property
+    def traced_run(self) -> str | None:
+        """The transcoders that prompts are traced through, where they do not say so themselves."""
+        return self.circuits.run or next(iter(self.transcoders), None)
 
     @property
     def runs(self) -> dict[str, Run]:
