@@ -16,8 +16,7 @@ def main() -> None:
         write_pages(arguments.root)
     else:
         try:
-            run = _sql if arguments.command == "sql" else _queries
-            run(arguments)
+            {"sql": _sql, "queries": _queries, "trace": _trace}[arguments.command](arguments)
             sys.stdout.flush()
         except BrokenPipeError:
             # the reader has seen enough, as `head` has; what is still buffered goes nowhere
@@ -44,6 +43,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     place.add_argument("--catalog", type=Path, metavar="PATH", help="a catalog.duckdb, or its folder")
     sql.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of the output")
+    trace = commands.add_parser(
+        "trace", help="trace a prompt through finished transcoders, and check the circuit"
+    )
+    trace.add_argument("prompt", help="the text")
+    trace.add_argument(
+        "--target",
+        default="logits",
+        help="logits, logit TOKEN, logit TOKEN vs TOKEN, feature LAYER/NUMBER or random; @POSITION behind it for "
+        "another token than the last (logits)",
+    )
+    trace.add_argument(
+        "--profile", default="quickstart", metavar="NAME", help="use results/NAME (quickstart)"
+    )
+    trace.add_argument(
+        "--run", metavar="NAME", help="transcoders to trace through (the first that were trained)"
+    )
+    trace.add_argument("--width", type=int, default=20, help="paths kept at each length (20)")
+    trace.add_argument("--length", type=int, default=5, help="steps of the longest path (5)")
     queries = commands.add_parser(
         "queries", help="print docs/queries.md: questions, their SQL, what came out"
     )
@@ -62,6 +79,31 @@ def _queries(arguments: argparse.Namespace) -> None:
 
     profiles = (profile.partition("=") for profile in arguments.profiles)
     print(queries_page({Path(folder): pattern or "." for folder, _, pattern in profiles}), end="")
+
+
+def _trace(arguments: argparse.Namespace) -> None:
+    """Print a prompt's circuit as a tree, with the checks."""
+    from pydantic import ValidationError
+    from rich.console import Console
+
+    from .circuits.profile import feature_words, open_tracer
+    from .circuits.study_rows import StudyRows
+    from .circuits.tree import print_trace, strongest_features
+    from .config.circuits import Circuits, Prompt
+    from .config.messages import one_line
+
+    model: type[Prompt] | type[Circuits] = Prompt
+    try:
+        prompt = Prompt(text=arguments.prompt, target=arguments.target)
+        model = Circuits
+        config = Circuits(width=arguments.width, length=arguments.length)
+    except ValidationError as error:
+        raise ValueError(one_line(model, error, "")) from None
+    folder = Path("results") / arguments.profile
+    tracer = open_tracer(folder, arguments.run)
+    trace = tracer.trace(prompt, config)
+    words = feature_words(folder, trace.run, strongest_features(trace.paths))
+    print_trace(trace, StudyRows(trace, "trace", tracer.strings), words, Console())
 
 
 def _sql(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
 rule build_catalog:
     input:
         TARGETS["features"],
+        TARGETS["circuits"],
         TARGETS["evaluation"],
         TARGETS["language_model"],
         rules.build_corpus.output.document,

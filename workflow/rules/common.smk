@@ -146,3 +146,8 @@ def feature_files(run, layer):
     return [
         f"{RESULTS}/features/{run}/layer{layer}/{table}.parquet" for table in tables
     ]
+
+
+def traced_run(study):
+    """The transcoders that a prompt is traced through."""
+    return STUDY.circuits.prompts[study].run or STUDY.traced_run

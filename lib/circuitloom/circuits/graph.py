@@ -151,6 +151,8 @@ class Graph:
     """Of the whole graph, before anything was taken away."""
     value: Float[Tensor, " node"]
     """Pre-activation of a feature, value of a root: what its sources add up to, pruned ones included; else 0."""
+    size: Float[Tensor, " node"]
+    """What the sources add up to by their absolute values: what rounding is measured against."""
     source: Int[Tensor, " edge"]
     """Place in `node`."""
     target: Int[Tensor, " edge"]
@@ -180,7 +182,7 @@ def trace_graph(model: LocalModel, roots: Roots, node_share: float = 0.8, edge_s
     kept[columns.learned_positions] = model.frozen.positions is not None
     kept[columns.constant] = True
     node = kept.nonzero()[:, 0]
-    effects, value = _effects_among(model, roots, node, columns)
+    effects, value, size = _effects_among(model, roots, node, columns)
     keep_node, keep_edge = prune(
         effects, _level(model, node, columns), weight[node], counted_nodes(node, counted), edge_share,
         always=(node >= columns.embeddings.start), feature=node < columns.active,
@@ -193,6 +195,7 @@ def trace_graph(model: LocalModel, roots: Roots, node_share: float = 0.8, edge_s
         node=node[keep_node],
         influence=whole.node[node][keep_node],
         value=value[keep_node],
+        size=size[keep_node],
         source=renumbered[source],
         target=renumbered[target],
         effect=effect,
@@ -245,10 +248,10 @@ def prune(
 
 def _effects_among(
     model: LocalModel, roots: Roots, node: Int[Tensor, " node"], columns: Sources
-) -> tuple[Float[Tensor, "node node"], Float[Tensor, " node"]]:
-    """Effects among some nodes, [target, source], and what the sources of each add up to, left out ones included."""
+) -> tuple[Float[Tensor, "node node"], Float[Tensor, " node"], Float[Tensor, " node"]]:
+    """Effects among some nodes, [target, source], and what all sources of each add up to, signed and absolute."""
     effects = roots.weight.new_zeros(len(node), len(node))
-    value = roots.weight.new_zeros(len(node))
+    value, size = roots.weight.new_zeros(2, len(node))
     is_source = node < len(columns)
     reached = roots.weight.new_zeros(len(columns) + len(roots.weight))
     reached[node] = 1
@@ -257,8 +260,8 @@ def _effects_among(
     for nodes, row in graph_rows(model, roots)(reached):
         at = place[nodes]
         effects[at[:, None], is_source.nonzero()[:, 0]] = row[:, node[is_source]]
-        value[at] = row.sum(1)
-    return effects, value
+        value[at], size[at] = row.sum(1), row.abs().sum(1)
+    return effects, value, size
 
 
 def _level(model: LocalModel, node: Int[Tensor, " node"], columns: Sources) -> Int[Tensor, " node"]:

@@ -39,7 +39,11 @@ STUDY = Table(
         ),
         "free_correlation": (
             FLOAT,
-            "correlation of the edges' free effects with the predicted ones; null if undefined",
+            "correlation of free effects with the predicted ones, of edges from features; null if undefined",
+        ),
+        "free_correlation_all": (
+            FLOAT,
+            "the same of edges from errors, embeddings and positions too, whose loss no text makes",
         ),
         "seconds": (FLOAT, "time to trace it, checks left out"),
     },

@@ -1,0 +1,102 @@
+"""A circuit as a picture: nodes by position and layer, edges as wide as their effects on their targets."""
+
+from pathlib import Path
+from typing import Any
+
+from .study_rows import Row, StudyRows
+
+NODE_WIDTH = 0.5
+"""Width of a node, in widths of a token that has none."""
+EDGES = 150
+"""Edges drawn at most, the largest beside their target's largest."""
+RAISES, LOWERS = "#0072b2", "#d55e00"
+"""Colours that the colour-blind tell apart (Okabe and Ito)."""
+MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
+
+
+def draw_graph(rows: StudyRows, path: Path | str) -> None:
+    """Draw the pruned graph of a study to a file; the constant is left out."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    nodes = [row for row in rows.nodes() if row["in_graph"] and row["kind"] != "constant"]
+    places, centres = _places(nodes, rows.trace.model.layers)
+    across = max(x for x, _ in places.values()) + 1
+    figure, axes = plt.subplots(figsize=(max(7, 0.9 * across), 1.4 * rows.trace.model.layers + 2.5))
+    edges = [edge for edge in rows.edges() if edge["source"] in places and edge["target"] in places]
+    strongest: dict[int, float] = {}
+    for edge in edges:
+        strongest[edge["target"]] = max(strongest.get(edge["target"], 0.0), abs(edge["effect"]))
+    edges = sorted(edges, key=lambda edge: -abs(edge["effect"]) / strongest[edge["target"]])[:EDGES]
+    for edge in edges:
+        (x0, y0), (x1, y1) = places[edge["source"]], places[edge["target"]]
+        size = abs(edge["effect"]) / strongest[edge["target"]]
+        colour = RAISES if edge["effect"] > 0 else LOWERS
+        axes.plot(
+            [x0, x1], [y0, y1], color=colour, linewidth=0.3 + 3 * size, alpha=0.2 + 0.6 * size, zorder=1
+        )
+    for row in nodes:
+        x, y = places[row["node"]]
+        marker = MARKERS.get("logit" if row["is_root"] else row["kind"], "o")
+        face = "black" if row["is_root"] else "lightgrey" if row["kind"] == "error" else "white"
+        axes.scatter([x], [y], marker=marker, s=40, c=face, edgecolors="black", linewidths=0.8, zorder=2)
+        axes.annotate(_label(row), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=6)
+    _frame(axes, rows, centres)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _places(nodes: list[Row], layers: int) -> tuple[dict[int, tuple[float, float]], dict[int, float]]:
+    """Where each node is drawn, by its number; where each position is: as wide as its fullest layer asks for."""
+    cells: dict[tuple[int, float], list[Row]] = {}
+    for row in nodes:
+        if row["is_root"] and row["kind"] != "feature":
+            level = layers + 1.0
+        elif row["kind"] in ("embedding", "position"):
+            level = 0.0 if row["kind"] == "embedding" else -0.4
+        else:
+            level = row["layer"] + 1.0 + (0.45 if row["kind"] == "error" else 0.0)
+        cells.setdefault((row["position"], level), []).append(row)
+    centres: dict[int, float] = {}
+    edge = 0.0
+    for position in sorted({position for position, _ in cells}):
+        width = max(1.0, *(NODE_WIDTH * len(cells[key]) for key in cells if key[0] == position))
+        centres[position] = edge + width / 2
+        edge += width
+    places = {}
+    for (position, level), members in cells.items():
+        for i, row in enumerate(members):
+            across = NODE_WIDTH * (i + 0.5 - len(members) / 2)
+            # names beside each other at one height would cover each other
+            places[row["node"]] = (centres[position] + across, level + 0.12 * (i % 2))
+    return places, centres
+
+
+def _label(row: Row) -> str:
+    # a lone $ would begin a formula
+    if row["kind"] == "feature":
+        return f"{row['layer']}/{row['feature']}"
+    if row["kind"] in ("logit", "difference"):
+        return str(row["token"]).strip().replace("$", r"\$") or repr(row["token"])
+    return {"error": "error", "position": "position"}.get(row["kind"]) or ""
+
+
+def _frame(axes: Any, rows: StudyRows, centres: dict[int, float]) -> None:
+    layers = rows.trace.model.layers
+    names = [f"{rows.tokens[place]}\n{place}".replace("$", r"\$") for place in centres]
+    axes.set_xticks(list(centres.values()), names)
+    axes.set_yticks(
+        range(layers + 2), ["embedding", *(f"layer {layer}" for layer in range(layers)), "logits"]
+    )
+    axes.set_xlabel("token and its position")
+    axes.set_title(f"{rows.study}: {rows.trace.prompt.target}, {rows.trace.run}", fontsize=9)
+    handles = [
+        axes.plot([], [], color=colour, label=label)[0]
+        for colour, label in ((RAISES, "raises"), (LOWERS, "lowers"))
+    ]
+    axes.legend(handles=handles, loc="upper left", fontsize=7, frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,132 @@
+"""A traced prompt for the terminal: what the root is made of, its strongest paths as a tree, and the checks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from .attribution import direct_effects, sources
+from .paths import Paths
+from .step import EMBEDDING, FEATURE, HEAD
+from .study import Trace
+from .study_rows import StudyRows
+
+BRANCHES = 5
+"""Children shown of a node, the largest."""
+SHOWN = 40
+"""Paths shown in all, the largest."""
+
+Words = Mapping[tuple[int, int], str]
+"""Layer and number of a feature to what is known about it."""
+
+
+def print_trace(trace: Trace, rows: StudyRows, words: Words, console: Console) -> None:
+    """Print a trace to the terminal; `words` say what features fire on, where that is known."""
+    first = trace.root[0]
+    tokens = " ".join(f"{escape(token)}{_place(i)}" for i, token in enumerate(rows.tokens))
+    console.print(f"[bold]{trace.run}[/bold], {len(trace.model.features)} active features", highlight=False)
+    console.print(tokens, highlight=False)
+    if len(trace.root) > 1:
+        shown = ", ".join(f"{escape(repr(root.label))} {root.weight:.2f}" for root in trace.root)
+        console.print(f"next token: {shown}", highlight=False)
+    console.print()
+    console.print(_parts(trace), highlight=False)
+    console.print()
+    console.print(_tree(trace, rows, words, first.label), highlight=False)
+    console.print()
+    for line in _summary(trace):
+        console.print(line, highlight=False)
+
+
+def _parts(trace: Trace) -> Table:
+    """What each kind of source adds to the first root, directly."""
+    model, columns = trace.model, sources(trace.model)
+    row = direct_effects(model, trace.roots.targets[:1])[0].double()
+    parts = {
+        f"features of layer {layer}": row[: columns.active][model.features.layer == layer].sum()
+        for layer in model.dictionaries
+    }
+    parts |= {
+        "errors": row[columns.errors].sum(),
+        "embeddings": row[columns.embeddings].sum(),
+        "positions": row[columns.learned_positions].sum(),
+        "constants": row[columns.constant],
+    }
+    table = Table("source, through any number of heads", "adds", box=None, header_style="dim")
+    table.columns[1].justify = "right"
+    for name, value in parts.items():
+        if float(value):
+            table.add_row(name, f"{float(value):+.3f}")
+    table.add_row("[bold]sum[/bold]", f"[bold]{float(row.sum()):+.3f}[/bold]")
+    return table
+
+
+def _tree(trace: Trace, rows: StudyRows, words: Words, label: str) -> Tree:
+    """The strongest paths from the first root, children under what they act on."""
+    paths = trace.paths
+    order = paths.contribution[1:].abs().argsort(descending=True)[:SHOWN] + 1
+    shown = {step for path in order.tolist() for step in paths.steps(path)}
+    tree = Tree(f"[bold]{escape(repr(label))}[/bold] {float(paths.contribution[0]):+.3f}")
+    branches: dict[int, Any] = {0: tree}
+    for path in sorted(
+        shown - {0}, key=lambda path: (int(paths.length[path]), -abs(float(paths.contribution[path])))
+    ):
+        parent = int(paths.parent[path])
+        siblings = branches.get(parent)
+        if siblings is None or len(siblings.children) >= BRANCHES:
+            continue
+        branches[path] = siblings.add(_step(trace, rows, words, paths, path))
+    return tree
+
+
+def _step(trace: Trace, rows: StudyRows, words: Words, paths: Paths, path: int) -> str:
+    kind, layer, index, position = (
+        int(getattr(paths, name)[path]) for name in ("kind", "layer", "index", "position")
+    )
+    token = f"[cyan]{escape(repr(rows.tokens[position]))}[/cyan]{_place(position)}"
+    value = float(paths.contribution[path])
+    colour = "blue" if value > 0 else "red"
+    if kind == FEATURE:
+        activation = float(trace.model.features.activation[paths.active[path]])
+        known = f" [dim]{escape(words[layer, index])}[/dim]" if (layer, index) in words else ""
+        name = f"feature {layer}/{index} at {token}, {activation:.2f}{known}"
+    elif kind == HEAD:
+        name = f"head {layer}.{index} reads {token}"
+    else:
+        name = f"{'embedding' if kind == EMBEDDING else 'position'} of {token}"
+    return f"[{colour}]{value:+.3f}[/{colour}] {name}"
+
+
+def _place(position: int) -> str:
+    """A position in small digits, which no token has."""
+    return f"[dim]{str(position).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))}[/dim]"
+
+
+def _summary(trace: Trace) -> list[str]:
+    graph, checks = trace.graph, trace.checks
+    scores = graph.scores
+    correlation = "not defined" if checks.free_correlation is None else f"{checks.free_correlation:.3f}"
+    lines = [
+        f"graph: {len(graph.node)} nodes, {len(graph.effect)} edges; replacement {scores.replacement:.3f}, "
+        f"completeness {scores.completeness:.3f} (strict {scores.completeness_strict:.3f})",
+        f"checks: sums add up to {checks.identity_error:.1e}; frozen ablations are as predicted to "
+        f"{checks.frozen_error:.1e}; free ones of features correlate with them by {correlation}",
+    ]
+    for label, change, outcome in checks.changes:
+        before, frozen, free = (float(part[0]) for part in (outcome.before, outcome.frozen, outcome.free))
+        lines.append(
+            f"{label} ({change.kind} {len(change.features)}): {before:.3f} becomes {frozen:.3f} frozen, {free:.3f} free"
+        )
+    lines.append(f"traced in {trace.seconds:.2f} s")
+    return lines
+
+
+def strongest_features(paths: Paths) -> set[tuple[int, int]]:
+    """Layer and number of the features on the paths, for whom words are worth looking up."""
+    features = paths.kind == FEATURE
+    pairs = torch.stack([paths.layer[features], paths.index[features]], 1)
+    return {(int(layer), int(feature)) for layer, feature in pairs.unique(dim=0)}

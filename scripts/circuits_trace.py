@@ -1,0 +1,25 @@
+from circuitloom.job import job
+
+with job("circuits", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from circuitloom.circuits.drawing import draw_graph
+    from circuitloom.circuits.study import Tracer
+    from circuitloom.circuits.study_rows import StudyRows
+    from circuitloom.config.circuits import Circuits, Prompt
+    from circuitloom.corpus.tokenizer import load_tokenizer
+    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.language_model.model import load
+    from circuitloom.tables import write_table
+
+    source, params, output = snakemake.input, snakemake.params, snakemake.output
+    config = Circuits.model_validate(params.config)
+    model = load(source.model, config.dtype)
+    dictionaries = [load_dictionary(folder, model.device) for folder in source.dictionaries]
+    by_layer = {dictionary.layer: dictionary for dictionary in dictionaries}
+    tracer = Tracer(model, load_tokenizer(source.tokenizer), params.run, by_layer, params.context)
+    trace = tracer.trace(Prompt.model_validate(params.prompt), config)
+    rows = StudyRows(trace, snakemake.wildcards.study, tracer.strings)
+    for name, (table, contents) in rows.tables().items():
+        write_table(table, contents, output[name])
+    draw_graph(rows, output.figure)

@@ -1,0 +1,45 @@
+"""Circuits of the profile's prompts, a job each: the graph, the paths, and the interventions that check them."""
+
+STUDY_TABLES = ("study", "node", "edge", "path", "intervention")
+TRACING_KEYS = [key for key in section("circuits") if key not in ("run", "prompts")]
+
+
+rule trace_prompt:
+    input:
+        model=f"{RESULTS}/model",
+        tokenizer=f"{RESULTS}/corpus/tokenizer",
+        dictionaries=lambda wildcards: dictionary_folders(
+            [traced_run(wildcards.study)], STUDY.layers
+        ),
+    output:
+        **{
+            table: f"{RESULTS}/circuits/{{study}}/{table}.parquet"
+            for table in STUDY_TABLES
+        },
+        figure=report(
+            f"{RESULTS}/circuits/{{study}}/graph.png",
+            caption="../report/circuit.rst",
+            category="Circuits",
+        ),
+    log:
+        f"{RESULTS}/logs/trace_prompt_{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/trace_prompt_{{study}}.tsv"
+    wildcard_constraints:
+        study="|".join(map(re.escape, STUDY.circuits.prompts)) or "none",
+    threads: split_cores(len(STUDY.circuits.prompts))
+    params:
+        config=section("circuits", *TRACING_KEYS),
+        prompt=lambda wildcards: section("circuits")["prompts"][wildcards.study],
+        run=lambda wildcards: traced_run(wildcards.study),
+        context=STUDY.corpus.context,
+        code=code("circuits_trace"),
+    script:
+        "../../scripts/circuits_trace.py"
+
+
+TARGETS["circuits"] = [
+    f"{RESULTS}/circuits/{study}/{file}"
+    for study in STUDY.circuits.prompts
+    for file in (*(f"{table}.parquet" for table in STUDY_TABLES), "graph.png")
+]
