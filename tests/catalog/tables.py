@@ -47,6 +47,7 @@ ELSEWHERE = {
     **{"document": "corpus", "concept": "corpus", "pretraining": "model", "language_model": "language_model"},
     **{"run": "evaluation", "density_histogram": "evaluation", "concept_score": "evaluation"},
     **{"pareto": "evaluation", "baseline": "evaluation/baseline/mlp_out", "history": "dictionaries/tc-wide/layer1"},
+    **dict.fromkeys(("study", "node", "edge", "path", "intervention"), "circuits/war"),
 }  # fmt: skip
 """Tables of which one row will do, and the folder that holds their file."""
 
@@ -209,4 +210,8 @@ def _write_evaluation(folder: Path) -> None:
 def _any_value(kind: pa.DataType):
     if pa.types.is_floating(kind):
         return 0.5
+    if pa.types.is_boolean(kind):
+        return True
+    if pa.types.is_list(kind):
+        return [_any_value(kind.value_type)]
     return 3 if pa.types.is_integer(kind) else "some"
