@@ -84,7 +84,7 @@ def test_a_disk_too_small_is_refused_with_the_stage_that_needs_most() -> None:
 def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
     study = load(STUDY)
     lines = list(describe(study, plan(study, MACHINE), MACHINE))
-    stages = [line.split()[0] for line in lines[2:9]]
+    stages = [line.split()[0] for line in lines[2:10]]
     assert stages == [
         "corpus",
         "language_model",
@@ -92,6 +92,7 @@ def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
         "dictionaries",
         "evaluation",
         "features",
+        "circuits",
         "all",
     ]
 
@@ -103,6 +104,7 @@ def test_a_stage_takes_the_memory_of_all_jobs_that_run_side_by_side() -> None:
     # one sweep on two layers, and two runs and the neurons; the stages before them run a job at a time
     assert ratios == {
         "corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 2, "features": 4,
+        "circuits": 1,
     }  # fmt: skip
 
 

@@ -54,6 +54,7 @@ EXAMPLES = {
     "feature": 17,
     "concept": "caught_fire",
     "pattern": "caught",
+    "study": "year_span",
 }
 """What the examples of macros leave open."""
 

@@ -19,6 +19,7 @@ JOB_SECONDS = 8.0
 """Start of a job: Snakemake, imports, loading the model."""
 SHARE_OF_PEAK = {
     "language_model": 0.38, "activations": 0.15, "dictionaries": 0.07, "evaluation": 0.08, "features": 0.2,
+    "circuits": 0.05,
 }  # fmt: skip
 """Share of the measured matrix-product rate that each stage reaches: between those of two machines, of which the one
 with half the rate reaches a fifth to twice as much more of it (docs/benchmarks/quickstart.md)."""
@@ -32,6 +33,8 @@ ACTIVATIONS_PER_SECOND = 2_000_000
 """Activations sorted and written by one job."""
 TABULATING_BYTES = 600e6
 """What sorting and writing holds at once."""
+TRACING_BYTES = 400e6
+"""What is carried down the layers at once, and the effects of as many targets."""
 TOKENS_PER_SECOND = 300_000
 """Text generated or tokenised, and packed, by one core."""
 
@@ -61,12 +64,14 @@ def plan(study: Study, machine: Machine) -> list[Cost]:
         _dictionaries(study),
         _evaluation(study, held_out),
         _features(study, held_out),
+        _circuits(study),
     ]
     seconds = {cost.stage: _seconds(cost, study, machine) for cost in costs}
     abreast = {
         "dictionaries": len(study.sweeps) * len(study.layers),
         "evaluation": len(study.layers),
         "features": (len(study.runs) + 1) * len(study.layers),
+        "circuits": len(study.circuits.prompts),
     }
     return [
         replace(
@@ -225,6 +230,26 @@ def _features(study: Study, held_out: float) -> Cost:
     return Cost("features", tokens * len(firing) * layers, disk, memory, tokens * (forward + encode), 0.0)
 
 
+def _circuits(study: Study) -> Cost:
+    """Each active feature is carried down through every attention below it, at each position."""
+    shape, d = study.shape, study.shape.d_model
+    operations = 0.0
+    for prompt in study.circuits.prompts.values():
+        run = study.runs[prompt.run or study.traced_run or ""]
+        length = min(study.corpus.context, len(prompt.text.encode()) / BYTES_PER_TOKEN + 1)
+        active = length * len(study.layers) * (run.k if run.act in ("topk", "batchtopk") else USUAL_L0)
+        # twice a head's two matrices, and its pattern; down half of the layers on average
+        operations += active * shape.layers / 2 * length * d * (8 * d + 4 * length)
+        # what is read of each feature by each other
+        operations += active**2 * d
+    tokens = sum(len(prompt.text.encode()) / BYTES_PER_TOKEN for prompt in study.circuits.prompts.values())
+    blocks, embedding = model_parameters(shape)
+    width = max((study.runs[name].width for name in study.transcoders), default=0)
+    weights = 4 * (2 * blocks + 2 * embedding + 2 * width * d * len(study.layers))
+    memory = PROCESS_BYTES + weights + TRACING_BYTES
+    return Cost("circuits", tokens, 1e6 * len(study.circuits.prompts), memory, operations, 0.0)
+
+
 def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
     jobs = {
         "corpus": 1,
@@ -233,6 +258,7 @@ def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
         "dictionaries": len(study.sweeps) * len(study.layers) / machine.jobs,
         "evaluation": (len(study.sweeps) * (len(study.layers) + 1) + 4) / machine.jobs,
         "features": (len(study.runs) + 1) * len(study.layers) / machine.jobs,
+        "circuits": len(study.circuits.prompts) / machine.jobs,
     }[cost.stage]
     if cost.stage == "corpus":
         work = cost.tokens / TOKENS_PER_SECOND

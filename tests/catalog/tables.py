@@ -37,7 +37,7 @@ RUN, OTHER_RUN, LAYER, FEATURE, SILENT = "tc-narrow", "tc-wide", 1, 0, 3
 CONCEPTS = ("caught_fire", "food")
 FILLED = {
     "run": f"'{RUN}'", "other_run": f"'{OTHER_RUN}'", "layer": LAYER, "feature": FEATURE,
-    "concept": f"'{CONCEPTS[0]}'", "pattern": "'caught'",
+    "concept": f"'{CONCEPTS[0]}'", "pattern": "'caught'", "study": "'some'",
 }  # fmt: skip
 """What the examples of macros leave open."""
 CONFIG = Features(examples=9, bands=3, band_examples=2, before=5, after=3, bins=6)

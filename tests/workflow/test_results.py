@@ -5,7 +5,7 @@ import pytest
 
 from circuitloom.tables import TABLES, read_table
 
-STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation", "features")
+STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation", "features", "circuits")
 TABLE_OF = {table.name: table for table in TABLES}
 
 
@@ -39,7 +39,7 @@ def test_nothing_unfinished_is_left(finished) -> None:
 
 
 def test_the_pictures_are_pictures(finished) -> None:
-    for picture in ("evaluation/pareto.png", "language_model/pretraining.png"):
+    for picture in ("evaluation/pareto.png", "language_model/pretraining.png", "circuits/war/graph.png"):
         assert (finished.results / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -1,0 +1,58 @@
+"""What the catalogue says of circuits: edges and paths of a traced prompt, in words."""
+
+from pathlib import Path
+
+import pytest
+
+from circuitloom.catalog.build import build_catalog
+from circuitloom.catalog.entry import open_sandbox, run_statement
+from circuitloom.tables import EDGE, NODE, PATH, write_table
+
+NODES = [
+    {"kind": "embedding", "position": 1, "token": "it's"},
+    {"kind": "feature", "layer": 0, "feature": 7, "position": 1, "token": "it's"},
+    {"kind": "head", "layer": 1, "head": 2, "position": 1, "token": "it's"},
+    {"kind": "constant"},
+    {"kind": "logit", "position": 3, "token": "so"},
+]
+EDGES = [(0, 1, 0.5), (1, 4, -2.0), (3, 4, 1.0)]
+PATHS = [[(4, 9.0), (1, -2.0)], [(4, 9.0), (2, 0.75), (1, 0.5)]]
+
+
+@pytest.fixture
+def catalog(tmp_path: Path):
+    for study in ("war", "other"):
+        folder = tmp_path / "circuits" / study
+        common = {"study": study}
+        nodes = [
+            {**common, "node": i, "in_graph": True, "is_root": i == 4, **row} for i, row in enumerate(NODES)
+        ]
+        write_table(NODE, nodes, folder / "node.parquet")
+        edges = [{**common, "source": s, "target": t, "effect": effect} for s, t, effect in EDGES]
+        write_table(EDGE, edges, folder / "edge.parquet")
+        paths = [
+            {**common, "path": path, "step": step, "node": node, "effect": effect, "n_steps": len(steps) - 1}
+            for path, steps in enumerate(PATHS)
+            for step, (node, effect) in enumerate(steps)
+        ]
+        write_table(PATH, paths, folder / "path.parquet")
+    build_catalog(tmp_path)
+    connection = open_sandbox(tmp_path)
+    return lambda statement: [
+        tuple(row.values()) for row in run_statement(connection, statement).read_all().to_pylist()
+    ]
+
+
+def test_edges_come_strongest_first_by_what_they_join(catalog):
+    assert catalog("SELECT source, target, effect FROM circuit_edges('war')") == [
+        ("0/7 'it's'@1", "logit 'so'@3", -2.0),
+        ("constant", "logit 'so'@3", 1.0),
+        ("embedding 'it's'@1", "0/7 'it's'@1", 0.5),
+    ]
+
+
+def test_paths_run_from_their_end_to_the_root_and_count_what_ends_there(catalog):
+    assert catalog("SELECT path, effect, n_steps FROM circuit_paths('war')") == [
+        ("0/7 'it's'@1 > logit 'so'@3", -2.0, 1),
+        ("0/7 'it's'@1 > head 1.2 from 'it's'@1 > logit 'so'@3", 0.5, 2),
+    ]
