@@ -11,7 +11,7 @@ from .catalog.macros import Macro, macros
 from .catalog.questions import fill_in
 from .config import Study, dictionaries
 from .config.activations import Activations
-from .config.circuits import Change, Circuits, Prompt
+from .config.circuits import Change, Circuits, Prompt, Weights
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
 from .config.features import Features
@@ -69,7 +69,8 @@ def config_page() -> str:
     parts += _section("activations", Activations)
     parts += [*_section("training, and each sweep of dictionaries", dictionaries.Run), SWEEPS]
     parts += [*_section("evaluation", Evaluation), *_section("features", Features)]
-    parts += [*_section("circuits", Circuits), *_section("circuits, each of prompts", Prompt)]
+    parts += [*_section("circuits", Circuits), *_section("circuits.weights", Weights)]
+    parts += _section("circuits, each of prompts", Prompt)
     parts += _section("circuits, each of a prompt's changes", Change)
     return "\n".join(parts).rstrip() + "\n"
 
@@ -121,9 +122,13 @@ def _schema_type(schema: dict[str, Any]) -> str:
         return "section"
     if schema.get("type") == "array":
         return f"list of {_schema_type(schema['items'])}"
-    return {"integer": "whole number", "number": "number", "string": "text", "boolean": "true | false"}.get(
-        schema.get("type", ""), str(schema.get("type", "section"))
-    )
+    return {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "true | false",
+        "object": "sections by name",
+    }.get(schema.get("type", ""), str(schema.get("type", "section")))
 
 
 def _default(field: FieldInfo) -> str:

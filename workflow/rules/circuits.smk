@@ -1,7 +1,16 @@
 """Circuits of the profile's prompts, a job each: the graph, the paths, and the interventions that check them."""
 
 STUDY_TABLES = ("study", "node", "edge", "path", "intervention")
-TRACING_KEYS = [key for key in section("circuits") if key not in ("run", "prompts")]
+NOT_OF_TRACING = ("run", "prompts", "weights")
+TRACING_KEYS = [key for key in section("circuits") if key not in NOT_OF_TRACING]
+VIEWS = f"{RESULTS}/circuits/weights"
+VIEW_TABLES = ("deembedding", "connection", "blind")
+VIEW_FILES = [
+    f"{VIEWS}/{STUDY.traced_run}/layer{layer}/{table}.parquet"
+    for layer in STUDY.layers
+    for table in VIEW_TABLES
+    if STUDY.traced_run
+]
 
 
 rule trace_prompt:
@@ -38,8 +47,34 @@ rule trace_prompt:
         "../../scripts/circuits_trace.py"
 
 
+if STUDY.traced_run:
+
+    rule view_weights:
+        input:
+            model=f"{RESULTS}/model",
+            tokenizer=f"{RESULTS}/corpus/tokenizer",
+            tokens=f"{RESULTS}/corpus/validation.zarr",
+            dictionaries=dictionary_folders([STUDY.traced_run], STUDY.layers),
+        output:
+            VIEW_FILES,
+        log:
+            f"{RESULTS}/logs/view_weights.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/view_weights.tsv"
+        threads: split_cores(2)
+        params:
+            config=section("circuits")["weights"],
+            run=STUDY.traced_run,
+            folder=f"{VIEWS}/{STUDY.traced_run}",
+            dtype=MODEL_DTYPE,
+            code=code("circuits_view"),
+        script:
+            "../../scripts/circuits_view.py"
+
+
 TARGETS["circuits"] = [
     f"{RESULTS}/circuits/{study}/{file}"
     for study in STUDY.circuits.prompts
     for file in (*(f"{table}.parquet" for table in STUDY_TABLES), "graph.png")
 ]
+TARGETS["circuits"] += VIEW_FILES

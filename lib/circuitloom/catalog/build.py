@@ -31,6 +31,7 @@ PLACES = {
     ),
     "evaluation/baseline/*": ("baseline",),
     "features/*/*": ("feature", "histogram", "activation", "code", "example", "logit"),
+    "circuits/weights/*/*": ("deembedding", "connection", "blind"),
     "circuits/*": ("study", "node", "edge", "path", "intervention"),
 }  # fmt: skip
 """Folder, in the profile's, to the tables whose files lie there."""

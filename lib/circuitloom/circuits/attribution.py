@@ -93,6 +93,10 @@ def reading_targets(
 ) -> Targets:
     """Targets that read behind the norm of a layer's MLP, or behind the final norm: behind . norm(stream) + bias."""
     frozen = model.frozen
+    if ((position < 0) | (position >= len(frozen))).any():
+        raise ValueError(
+            f"positions {position.tolist()}: the prompt has 0 to {len(frozen) - 1}; choose among them"
+        )
     norm = frozen.layers[layer].norm_mlp if layer < model.layers else frozen.norm_final
     constant = bias + (behind * norm.bias).sum(-1)
     return Targets(layer, position, norm.pull_back(behind, position), constant, behind, bias)

@@ -146,6 +146,8 @@ class FrozenPass:
     norm_final: FrozenNorm
     unembedding: Unembedding
     resid_final: Float[Tensor, "position d"]
+    probabilities: Float[Tensor, "position vocabulary"]
+    """Of the next token, as the model itself gives them: some cap their logits, which is left out here."""
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -210,7 +212,7 @@ def freeze(model: LanguageModel, weights: Weights, token: Int[Tensor, " position
         parts["positions", 0] = model.module.get_submodule(anatomy.positions)
     starts = {("block", layer): model.block(layer) for layer in blocks}
     with model.exposing_patterns(), seen.watching(parts | starts):
-        model.module(token[None].to(model.device))
+        probabilities = model.logits(token[None])[0].softmax(-1)
 
     def frozen(name: str, layer: int, norm: Norm | None) -> FrozenNorm:
         if norm is None:
@@ -245,6 +247,7 @@ def freeze(model: LanguageModel, weights: Weights, token: Int[Tensor, " position
         norm_final=frozen("norm_final", 0, weights.unembedding.norm),
         unembedding=weights.unembedding,
         resid_final=seen.inputs["norm_final", 0],
+        probabilities=probabilities,
     )
     _check_sum(result, seen, anatomy.architecture)
     return result

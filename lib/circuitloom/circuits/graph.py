@@ -101,7 +101,7 @@ def threshold(values: Float[Tensor, " value"], share: float) -> float:
     """The value at which the largest, added up, reach `share` of all."""
     ordered = values.sort(descending=True).values
     reached = ordered.cumsum(0) / ordered.sum()
-    place = int(torch.searchsorted(reached, torch.tensor(share, dtype=reached.dtype)))
+    place = int(torch.searchsorted(reached, share))
     return float(ordered[min(place, len(ordered) - 1)])
 
 

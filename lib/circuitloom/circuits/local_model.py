@@ -186,7 +186,7 @@ def _replace(
                 constant[replaced] += dictionary.W_skip @ bias
         errors.append(error)
         constants.append(_behind(layer, constant))
-    empty = frozen.token.new_empty(0)
+    empty = frozen.resid_final.new_empty(0, dtype=torch.int64)
     columns = zip(*active, strict=True) if active else (
         [empty], [empty], [empty], [frozen.resid_final.new_empty(0)],
     )  # fmt: skip

@@ -116,15 +116,16 @@ def find_paths(model: LocalModel, root: Reader, search: Search) -> Paths:
                 beam.append((len(rows), _follow(model, reader, value, step, i), min(smallest, abs(value))))
             rows.append(dict(parent=path, length=length, contribution=value, **own))
     error, constant = zip(*(ends.get(i, (float("nan"),) * 2) for i in range(len(rows))), strict=True)
-    columns = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-    columns["contribution"] = columns["contribution"].to(root.vector.dtype)
-    like = columns["contribution"]
+    names = [name for name in rows[0] if name != "contribution"]
+    columns = {name: torch.tensor([row[name] for row in rows]) for name in names}
+    like = torch.tensor([row["contribution"] for row in rows], dtype=root.vector.dtype)
+    columns["contribution"] = like
     return Paths(**columns, error=like.new_tensor(error), constant=like.new_tensor(constant))
 
 
 def _largest(step: Step, search: Search, length: int) -> Int[Tensor, " source"]:
     """The sources that a path is extended by."""
-    allowed = torch.ones(len(step), dtype=torch.bool)
+    allowed = torch.ones_like(step.kind, dtype=torch.bool)
     if length <= len(search.prefix):
         allowed = search.prefix[length - 1].matches(step)
     size = (step.value if search.signed else step.value.abs()).masked_fill(~allowed, -torch.inf)
@@ -136,7 +137,9 @@ def _largest(step: Step, search: Search, length: int) -> Int[Tensor, " source"]:
 def _follow(model: LocalModel, reader: Reader, value: float, step: Step, i: int) -> Reader:
     """What the source reads, in units of the root."""
     if int(step.kind[i]) == HEAD:
-        return head_reader(model, reader, int(step.layer[i]), int(step.index[i]), int(step.position[i]))
+        # less than 1 where the step is capped
+        counted = reader._replace(vector=reader.vector * (value / float(step.value[i])))
+        return head_reader(model, counted, int(step.layer[i]), int(step.index[i]), int(step.position[i]))
     active = int(step.active[i])
     # the contribution of a feature is its activation times what the reader reads in its row
     return feature_reader(model, active, value / float(model.features.activation[active]))
@@ -197,8 +200,10 @@ def paths_to_graph(
     value = contribution.new_zeros(len(nodes)).index_add_(0, node, contribution)
     inner = [path for path in prefixes if paths.parent[path] >= 0]
     ends = [(place[int(paths.parent[path])], place[path]) for path in inner]
-    pairs = torch.tensor([(int(node[target]), int(node[source])) for target, source in ends]).view(-1, 2)
-    edges, edge = pairs.unique(dim=0, return_inverse=True)
+    above, below = torch.tensor(ends, dtype=torch.int64).view(-1, 2).T
+    # a pair as one number: unique takes no empty rows
+    pairs, edge = (node[above] * len(nodes) + node[below]).unique(return_inverse=True)
+    edges = torch.stack([pairs // len(nodes), pairs % len(nodes)], 1)
     effect = contribution.new_zeros(len(edges)).index_add_(0, edge, paths.contribution[inner])
     # of a node that several paths reach, only what was extended can leave a remainder
     known = ~paths.error[prefixes].isnan()

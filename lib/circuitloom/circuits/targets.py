@@ -99,7 +99,7 @@ def find_roots(
         return _feature_root(model, target, position, seed)
     vocabulary = model.frozen.unembedding.weight.shape[0]
     here = model.frozen.resid_final.new_zeros
-    chances = model.frozen.logits()[position].softmax(0)
+    chances = model.frozen.probabilities[position]
     if target.kind == "logits":
         ordered = chances.sort(descending=True)
         wanted = int((ordered.values.cumsum(0) < probability).sum()) + 1

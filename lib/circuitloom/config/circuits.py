@@ -119,6 +119,27 @@ class Prompt(Model):
     """What is done to features, with everything else held and with nothing held."""
 
 
+class Weights(Model):
+    """What the weights alone say about the traced transcoders' features, and how well that predicts where they fire."""
+
+    tokens: PositiveInt = 10
+    """Tokens kept that raise a feature most, and as many that lower it most, each way that they do."""
+    connections: PositiveInt = 10
+    """Features of earlier layers kept that a feature reads most, directly, and as many through a head."""
+    heads: NonNegativeInt = 1
+    """Heads of a feature through which both are looked for."""
+    blind_features: NonNegativeInt = 50
+    """Features a layer whose tokens are predicted without seeing a text."""
+    contexts: PositiveInt = 8
+    """Places where a feature fires that its prediction may rest on, unseen (protocol `plain`)."""
+    context_tokens: PositiveInt = 8192
+    """Held-out tokens that contexts, and the means of connections, are taken from: at most half of them all."""
+    scored_tokens: PositiveInt = 32_768
+    """Held-out tokens behind those that predictions are scored on."""
+    batch: PositiveInt = 32
+    """Sequences a forward pass."""
+
+
 def _names(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
     for name in prompts:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in RESERVED:
@@ -135,6 +156,8 @@ class Circuits(Model):
     """Transcoders that prompts are traced through; null: the first run of transcoders."""
     prompts: Annotated[dict[str, Prompt], AfterValidator(_names)] = {}
     """Prompts by name, each a study of its own."""
+    weights: Weights = Weights()
+    """What the weights alone say about features."""
     dtype: Literal["float32", "float64"] = "float32"
     """Number format of the model and all sums."""
     node_share: Share = 0.8

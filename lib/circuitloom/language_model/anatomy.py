@@ -77,7 +77,7 @@ def anatomy_of(bridge) -> Anatomy:
     components = adapt(bridge)
     block = components["blocks"]
     parts = block.submodules
-    if "mlp" not in parts:
+    if "mlp" not in parts or parts["mlp"].name is None:
         raise ValueError(
             f"language_model: {bridge.architecture} has no MLP in its blocks; choose another model"
         )

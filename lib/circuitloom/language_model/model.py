@@ -232,7 +232,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
     logging.set_verbosity_error()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"{folder}: not a model that transformers loads ({first_line(error)})") from error

@@ -1,6 +1,7 @@
 """What parts of a model read from the residual stream, and write to it: norms, attention, the unembedding, neurons."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,9 @@ class Norm:
     ) -> Float[Tensor, "*batch"]:
         """sigma(x), its epsilon included, from what the norm made of x."""
         ahead, behind = self.gain * self.project(x), output - self.bias
-        return ahead.square().sum(-1) / (ahead * behind).sum(-1)
+        size = ahead.square().sum(-1)
+        # nothing comes through from nothing, whatever it is divided by
+        return torch.where(size > 0, size / (ahead * behind).sum(-1), 1.0)
 
 
 @dataclass(frozen=True)
@@ -164,9 +167,29 @@ def read_unembedding(model: LanguageModel) -> Unembedding:
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     norm = read_norm(model.module.get_submodule(model.anatomy.norm_final), weight[0])
-    weight = weight.detach().to(norm.gain.dtype)
-    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight.dtype)
+    scale = _logit_scale(model)
+    weight = scale * weight.detach().to(norm.gain.dtype)
+    bias = weight.new_zeros(len(weight)) if bias is None else scale * bias.detach().to(weight.dtype)
     return Unembedding(weight - weight.mean(0), bias - bias.mean(), norm)
+
+
+@torch.inference_mode()
+def _logit_scale(model: LanguageModel) -> float:
+    """By what the model multiplies what its unembedding gives (Cohere); 1 where it does something else, as caps do."""
+    seen: list[Any] = []
+    module = model.module.get_submodule(model.anatomy.unembedding)
+    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    try:
+        logits = model.logits(torch.zeros(1, 1, dtype=torch.int64)).double()
+    finally:
+        handle.remove()
+    given = seen[0].double()
+    scale = float((logits * given).sum() / given.square().sum())
+    return (
+        scale
+        if torch.allclose(scale * given, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+        else 1.0
+    )
 
 
 @torch.inference_mode()

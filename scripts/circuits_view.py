@@ -1,0 +1,20 @@
+from circuitloom.job import job
+
+with job("circuits", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from circuitloom.circuits.views import write_views
+    from circuitloom.config.circuits import Weights
+    from circuitloom.corpus.tokenizer import load_tokenizer
+    from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.language_model.model import load
+
+    source, params = snakemake.input, snakemake.params
+    model = load(source.model, params.dtype)
+    found = [load_dictionary(folder, model.device) for folder in source.dictionaries]
+    dictionaries = {dictionary.layer: dictionary for dictionary in found}
+    folders = {layer: Path(snakemake.params.folder) / f"layer{layer}" for layer in dictionaries}
+    strings = load_tokenizer(source.tokenizer).strings()
+    config = Weights.model_validate(params.config)
+    write_views(params.run, dictionaries, model, strings, open_tokens(source.tokens), config, folders)
