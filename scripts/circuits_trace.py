@@ -1,7 +1,6 @@
 from circuitloom.job import job
 
 with job("circuits", snakemake.threads, snakemake.log[0]):
-
     from circuitloom.circuits.drawing import draw_graph
     from circuitloom.circuits.study import Tracer
     from circuitloom.circuits.study_rows import StudyRows

@@ -6,7 +6,16 @@ from pathlib import Path
 import circuitloom
 
 ROOT = Path(circuitloom.__file__).parent
-STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation", "features", "circuits", "catalog")
+STAGES = (
+    "corpus",
+    "language_model",
+    "activations",
+    "dictionaries",
+    "evaluation",
+    "features",
+    "circuits",
+    "catalog",
+)
 SHARED = {"config", "tables", "partial", "progress", "job", "errors"}
 """What all may import, and what imports no stage."""
 

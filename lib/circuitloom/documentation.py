@@ -11,7 +11,7 @@ from .catalog.macros import Macro, macros
 from .catalog.questions import fill_in
 from .config import Study, dictionaries
 from .config.activations import Activations
-from .config.circuits import Change, Circuits, Prompt, Weights
+from .config.circuits import Behaviour, Change, Circuits, Example, Prompt, Weights
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
 from .config.features import Features
@@ -72,6 +72,8 @@ def config_page() -> str:
     parts += [*_section("circuits", Circuits), *_section("circuits.weights", Weights)]
     parts += _section("circuits, each of prompts", Prompt)
     parts += _section("circuits, each of a prompt's changes", Change)
+    parts += _section("circuits, each of behaviours", Behaviour)
+    parts += _section("circuits, each of a behaviour's prompts", Example)
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -71,7 +71,7 @@ def plan(study: Study, machine: Machine) -> list[Cost]:
         "dictionaries": len(study.sweeps) * len(study.layers),
         "evaluation": len(study.layers),
         "features": (len(study.runs) + 1) * len(study.layers),
-        "circuits": len(study.circuits.prompts),
+        "circuits": len(study.circuits.prompts) + len(study.circuits.behaviours) + bool(study.traced_run),
     }
     return [
         replace(
@@ -258,7 +258,7 @@ def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
         "dictionaries": len(study.sweeps) * len(study.layers) / machine.jobs,
         "evaluation": (len(study.sweeps) * (len(study.layers) + 1) + 4) / machine.jobs,
         "features": (len(study.runs) + 1) * len(study.layers) / machine.jobs,
-        "circuits": len(study.circuits.prompts) / machine.jobs,
+        "circuits": (len(study.circuits.prompts) + 2 * len(study.circuits.behaviours) + 2) / machine.jobs,
     }[cost.stage]
     if cost.stage == "corpus":
         work = cost.tokens / TOKENS_PER_SECOND

@@ -16,7 +16,8 @@ def test_nothing_is_written_outside_results(finished) -> None:
 
 def test_every_table_has_its_schema_and_rows(finished) -> None:
     files = sorted(finished.results.rglob("*.parquet"))
-    assert {file.stem for file in files} == set(TABLE_OF)
+    # tiny has no SAEs of resid_mid, whose effects on the MLP's features it would hold
+    assert {file.stem for file in files} == set(TABLE_OF) - {"feature_effect"}
     for file in files:
         table = read_table(file)
         assert table.schema.equals(TABLE_OF[file.stem].schema), file

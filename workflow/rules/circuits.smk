@@ -1,7 +1,7 @@
-"""Circuits of the profile's prompts, a job each: the graph, the paths, and the interventions that check them."""
+"""Circuits: of prompts, a job each; what weights alone say; and what behaviours depend on, basis by basis."""
 
 STUDY_TABLES = ("study", "node", "edge", "path", "intervention")
-NOT_OF_TRACING = ("run", "prompts", "weights")
+NOT_OF_TRACING = ("run", "prompts", "behaviours", "weights")
 TRACING_KEYS = [key for key in section("circuits") if key not in NOT_OF_TRACING]
 VIEWS = f"{RESULTS}/circuits/weights"
 VIEW_TABLES = ("deembedding", "connection", "blind")
@@ -72,9 +72,44 @@ if STUDY.traced_run:
             "../../scripts/circuits_view.py"
 
 
+for behaviour, keys in STUDY.circuits.behaviours.items():
+    runs = keys.runs or [STUDY.traced_run]
+    tables = component_tables(runs)
+
+    rule:
+        name:
+            "ablate_components_" + re.sub(r"\W", "_", behaviour)
+        input:
+            model=f"{RESULTS}/model",
+            tokenizer=f"{RESULTS}/corpus/tokenizer",
+            dictionaries=dictionary_folders(runs, STUDY.layers),
+        output:
+            **{t: f"{RESULTS}/circuits/{behaviour}/{t}.parquet" for t in tables},
+        log:
+            f"{RESULTS}/logs/ablate_{behaviour}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/ablate_{behaviour}.tsv"
+        threads: split_cores(2)
+        params:
+            behaviour=section("circuits")["behaviours"][behaviour],
+            study=behaviour,
+            runs=runs,
+            layers=STUDY.layers,
+            context=STUDY.corpus.context,
+            dtype=MODEL_DTYPE,
+            code=code("circuits_ablate"),
+        script:
+            "../../scripts/circuits_ablate.py"
+
+
 TARGETS["circuits"] = [
     f"{RESULTS}/circuits/{study}/{file}"
     for study in STUDY.circuits.prompts
     for file in (*(f"{table}.parquet" for table in STUDY_TABLES), "graph.png")
 ]
 TARGETS["circuits"] += VIEW_FILES
+TARGETS["circuits"] += [
+    f"{RESULTS}/circuits/{behaviour}/{table}.parquet"
+    for behaviour, keys in STUDY.circuits.behaviours.items()
+    for table in component_tables(keys.runs or [STUDY.traced_run])
+]

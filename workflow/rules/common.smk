@@ -151,3 +151,9 @@ def feature_files(run, layer):
 def traced_run(study):
     """The transcoders that a prompt is traced through."""
     return STUDY.circuits.prompts[study].run or STUDY.traced_run
+
+
+def component_tables(runs):
+    """Tables of a behaviour; features act on features where there are some of resid_mid."""
+    stream = any(STUDY.runs[run].site_out == "resid_mid" for run in runs)
+    return ["causal", "faithfulness", *(["feature_effect"] if stream else [])]

@@ -32,7 +32,9 @@ PLACES = {
     "evaluation/baseline/*": ("baseline",),
     "features/*/*": ("feature", "histogram", "activation", "code", "example", "logit"),
     "circuits/weights/*/*": ("deembedding", "connection", "blind"),
-    "circuits/*": ("study", "node", "edge", "path", "intervention"),
+    "circuits/*": (
+        "study", "node", "edge", "path", "intervention", "causal", "faithfulness", "feature_effect",
+    ),
 }  # fmt: skip
 """Folder, in the profile's, to the tables whose files lie there."""
 SPLIT = "features/*/*"

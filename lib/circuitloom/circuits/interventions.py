@@ -24,7 +24,7 @@ def run_frozen(
     changes: Changes,
     start: Float[Tensor, "intervention position d"],
     targets: Sequence[Targets],
-) -> list[Float[Tensor, "intervention target"]]:
+) -> list[Float[Tensor, "intervention _"]]:
     """The values of `targets` on the replacement model, run forward from what enters its first block.
 
     Patterns, denominators, errors and all features are held as they are on the prompt, but for `changes`; W_skip is
@@ -108,7 +108,7 @@ def run_free(
     replacements: Mapping[int, Replacement],
     entering: Mapping[int, Float[Tensor, "position d"]],
     targets: Sequence[Targets],
-) -> list[Float[Tensor, "intervention target"]]:
+) -> list[Float[Tensor, "intervention _"]]:
     """The values of `targets` on n passes of the model itself, MLPs' outputs replaced, some starts changed.
 
     `entering` has, by number of the pass, what is added to what enters the first block.

@@ -1,7 +1,7 @@
 """Which prompts are traced, to which targets, and what is done to the circuits that are found."""
 
 import re
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -140,13 +140,52 @@ class Weights(Model):
     """Sequences a forward pass."""
 
 
-def _names(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
-    for name in prompts:
+class Example(Model):
+    """A text and a number read off the prediction behind it."""
+
+    text: Annotated[str, Field(min_length=1)]
+    """The text; a BOS is put in front where the tokenizer has one."""
+    target: str
+    """`logit TOKEN` or `logit TOKEN vs TOKEN`, of the next token."""
+
+    @model_validator(mode="after")
+    def _of_logits(self) -> "Example":
+        target = parse_target(self.target)
+        if target.kind not in ("logit", "difference") or target.position != -1:
+            raise ValueError(
+                f"target {self.target!r}: behaviours are read off the last token's logits; write `logit TOKEN` or "
+                "`logit TOKEN vs TOKEN`"
+            )
+        return self
+
+
+class Behaviour(Model):
+    """Prompts of one behaviour, and the bases in which is looked for what it depends on: features, heads, neurons."""
+
+    prompts: Annotated[list[Example], Field(min_length=1)]
+    """Texts, each with what is read off its prediction."""
+    runs: list[str] | None = None
+    """Runs whose features are a basis each, beside heads and neurons; null: the traced transcoders."""
+    ablations: Annotated[list[Literal["zero", "mean"]], Field(min_length=1)] = ["zero"]
+    """What ablated components are set to: zero, or their mean over the prompts."""
+    measured: NonNegativeInt | None = 100
+    """Components ablated alone, for each prompt and basis: those of the largest attribution; null: all active ones."""
+    per_source: PositiveInt | None = 64
+    """Tokens on which a feature of resid_mid is ablated to see which features of the MLP change; null: all."""
+    targets: PositiveInt | None = 32
+    """Features of the MLP listed for each; null: all that change."""
+
+
+T = TypeVar("T", Prompt, Behaviour)
+
+
+def _names(sections: dict[str, T]) -> dict[str, T]:
+    for name in sections:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in RESERVED:
             raise ValueError(
-                f"{name!r} cannot be a prompt's name: letters, digits, _, ., -, and not {RESERVED[0]}; rename it"
+                f"{name!r} cannot be a study's name: letters, digits, _, ., -, and not {RESERVED[0]}; rename it"
             )
-    return prompts
+    return sections
 
 
 class Circuits(Model):
@@ -156,6 +195,8 @@ class Circuits(Model):
     """Transcoders that prompts are traced through; null: the first run of transcoders."""
     prompts: Annotated[dict[str, Prompt], AfterValidator(_names)] = {}
     """Prompts by name, each a study of its own."""
+    behaviours: Annotated[dict[str, Behaviour], AfterValidator(_names)] = {}
+    """Behaviours by name, each a study of its own."""
     weights: Weights = Weights()
     """What the weights alone say about features."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -174,3 +215,9 @@ class Circuits(Model):
     """Sources that a path is extended by, and paths kept at each length."""
     seed: NonNegativeInt = 0
     """Chooses the feature where the target is `random`."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Circuits":
+        for name in self.prompts.keys() & self.behaviours.keys():
+            raise ValueError(f"{name}: a prompt and a behaviour have this name; rename one")
+        return self

@@ -87,6 +87,13 @@ class Study(Model):
             if run is not None and run not in self.transcoders:
                 known = ", ".join(self.transcoders) or "none: add a sweep of them"
                 raise ValueError(f"{key}: {run} is no run of transcoders; choose from {known}")
+        for name, behaviour in self.circuits.behaviours.items():
+            for run in behaviour.runs or []:
+                if run not in self.runs:
+                    known = ", ".join(self.runs) or "none: add a sweep"
+                    raise ValueError(
+                        f"circuits.behaviours.{name}.runs: there is no run {run}; choose from {known}"
+                    )
         if self.circuits.prompts and not self.transcoders:
             raise ValueError(
                 "circuits.prompts: circuits go through transcoders; add a sweep of them to dictionaries"

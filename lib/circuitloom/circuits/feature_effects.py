@@ -1,0 +1,215 @@
+"""How ablating a feature of what a block's MLP reads changes the features of what the MLP writes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..dictionaries.dictionary import Dictionary
+from ..language_model.model import LanguageModel, Site
+
+AT_ONCE = 2**24
+"""Pre-activations (ablation, feature) held at once."""
+
+
+@dataclass(frozen=True)
+class FeatureEffects:
+    """Effects of features on features, by source, then target; pairs that no ablation changes are left out."""
+
+    source: Int[Tensor, " pair"]
+    target: Int[Tensor, " pair"]
+    n_tokens: Int[Tensor, " pair"]
+    """Tokens on which the source fires, which means are taken over."""
+    n_changed: Int[Tensor, " pair"]
+    """Those on which the target fires, before or after, and its activation changes."""
+    effect: Float[Tensor, " pair"]
+    """Mean of the target's activation before, minus after the source was ablated."""
+    absolute: Float[Tensor, " pair"]
+    """Mean of the magnitude of that."""
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.source)
+
+
+@torch.inference_mode()
+def read_stream(
+    model: LanguageModel,
+    token: Int[Tensor, "sequence position"],
+    where: Bool[Tensor, "sequence position"],
+    layer: int,
+    batch: int = 32,
+) -> Float[Tensor, "token d"]:
+    """resid_mid of `layer` where `where` says so, float32; the model runs on `batch` sequences at once.
+
+    Raises ValueError where the model has no resid_mid.
+    """
+    site = Site("resid_mid", layer)
+    parts = [
+        model.capture(tokens, [site])[site][places.to(model.device)].float()
+        for tokens, places in zip(token.split(batch), where.split(batch), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def feature_effects(
+    model: LanguageModel,
+    source: Dictionary,
+    target: Dictionary,
+    stream: Float[Tensor, "token d"],
+    per_source: int | None = None,
+    most: int | None = None,
+) -> Iterator[FeatureEffects]:
+    """Effects of the features of an SAE on resid_mid on those of a dictionary that reads the MLP behind it.
+
+    A source is taken from the stream, nothing else changes, and the layer's norm, MLP and target are computed anew:
+    at the same position nothing else lies between the two sites. `target` reads mlp_out (an SAE) or mlp_in (a
+    transcoder). `stream` is resid_mid on some tokens. With `per_source`, a source is ablated on so many tokens at
+    most, evenly spaced over those on which it fires. With `most`, so many targets of each source are given: those of
+    the largest mean magnitude.
+
+    Yields pairs of some sources at a time, in order: memory grows with the tokens and with a chunk, not with the
+    square of the features. Raises ValueError where the dictionaries are of other sites or of two layers, or the model
+    has no resid_mid.
+    """
+    _check(source, target)
+    layer = _Layer(model, source, target)
+    token, feature, value = _ablations(source, stream, per_source)
+    before = layer.encode(stream)
+    firing = torch.bincount(feature, minlength=source.width)
+    rest: tuple[Tensor, Tensor] | None = None
+    for chunk in torch.arange(len(token), device=token.device).split(max(1, AT_ONCE // target.width)):
+        pair, sums = layer.changes(stream, token[chunk], feature[chunk], value[chunk], before)
+        if rest is not None:
+            pair, sums = torch.cat([rest[0], pair]), torch.cat([rest[1], sums])
+        pair, sums = _add_up(pair, sums)
+        # the last source may go on in the next chunk
+        last = int(feature[chunk[-1]])
+        done = pair < last * target.width if int(chunk[-1]) + 1 < len(token) else torch.ones_like(pair).bool()
+        rest = pair[~done], sums[~done]
+        if done.any():
+            yield _result(pair[done], sums[done], firing, target.width, most)
+
+
+class _Layer:
+    """What lies between the two dictionaries."""
+
+    def __init__(self, model: LanguageModel, source: Dictionary, target: Dictionary) -> None:
+        self.source, self.target = source, target
+        # a model without resid_mid is refused where it is asked for it
+        with model.watching([Site("resid_mid", source.layer)], lambda _site, _value: None):
+            pass
+        norm = model.norm(source.layer, model.anatomy.norm_mlp)
+        self.norm = torch.nn.Identity() if norm is None else norm
+        self.mlp = model.mlp(source.layer)
+        self.dtype = next(self.mlp.parameters()).dtype
+
+    def encode(
+        self, stream: Float[Tensor, "token d"]
+    ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
+        """The target's entries, by token: token, feature and value."""
+        parts = []
+        size = max(1, AT_ONCE // self.target.width)
+        for start in range(0, len(stream), size):
+            token, feature, value = self.target.encode_sparse(self._read(stream[start : start + size]))
+            parts.append((token + start, feature, value))
+        token, feature, value = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        return token, feature, value
+
+    def changes(
+        self,
+        stream: Tensor,
+        token: Tensor,
+        feature: Tensor,
+        value: Tensor,
+        before: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Int[Tensor, " pair"], Float[Tensor, "pair 3"]]:
+        """Pairs (source * F + target) on single ablations: change, its magnitude, and 1 where there is any."""
+        width = self.target.width
+        ablated = stream[token] - value[:, None] * self.source.W_dec[feature]
+        row, after, value_after = self.target.encode_sparse(self._read(ablated))
+        row_before, target, value_before = _rows_of(before, token)
+        key = torch.cat([row_before * width + target, row * width + after])
+        key, change = _add_up(key, torch.cat([value_before, -value_after])[:, None])
+        change = change[:, 0]
+        pair = feature[key // width] * width + key % width
+        return pair, torch.stack([change, change.abs(), (change != 0).to(change.dtype)], 1)
+
+    def _read(self, stream: Float[Tensor, "token d"]) -> Float[Tensor, "token d_in"]:
+        read = self.norm(stream.to(self.dtype)[None])
+        return (read if self.target.site_in == "mlp_in" else self.mlp(read))[0].to(self.target.W_enc.dtype)
+
+
+def _check(source: Dictionary, target: Dictionary) -> None:
+    if (source.site_in, source.site_out) != ("resid_mid", "resid_mid"):
+        raise ValueError(
+            f"the sources are features from {source.site_in} to {source.site_out}; name a run of SAEs on resid_mid"
+        )
+    if target.site_out != "mlp_out" or target.site_in not in ("mlp_in", "mlp_out"):
+        raise ValueError(
+            f"the targets are features from {target.site_in} to {target.site_out}; name SAEs on mlp_out or transcoders"
+        )
+    if source.layer != target.layer:
+        raise ValueError(
+            f"the sources are of layer {source.layer}, the targets of layer {target.layer}; give dictionaries of one"
+        )
+
+
+def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Token, feature and value of the ablations, by feature."""
+    parts = []
+    size = max(1, AT_ONCE // source.width)
+    for start in range(0, len(stream), size):
+        token, feature, value = source.encode_sparse(stream[start : start + size].to(source.W_enc.dtype))
+        parts.append((token + start, feature, value))
+    token, feature, value = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    order = torch.argsort(feature, stable=True)
+    if per_source is not None:
+        total = torch.bincount(feature, minlength=source.width)
+        start = total.cumsum(0) - total
+        own = feature[order]
+        place = torch.arange(len(order), device=order.device) - start[own]
+        n, m = total[own], torch.clamp(total[own], max=per_source)
+        # those at places floor((2j + 1) n / 2m), j < m: where the number of them up to a place rises
+        upto, before = (-((n - 2 * m * (place + i)) // (2 * n)) for i in (1, 0))
+        kept = upto > before
+        order = order[kept]
+    return token[order], feature[order], value[order]
+
+
+def _rows_of(
+    entries: tuple[Tensor, Tensor, Tensor], token: Int[Tensor, " row"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The entries of each row's token, `entries` being ordered by token: row, feature and value."""
+    owner, feature, value = entries
+    start, stop = torch.searchsorted(owner, token), torch.searchsorted(owner, token, right=True)
+    count = stop - start
+    row = torch.repeat_interleave(torch.arange(len(token), device=token.device), count)
+    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row] + start[row]
+    return row, feature[place], value[place]
+
+
+def _add_up(key: Int[Tensor, " entry"], value: Float[Tensor, "entry column"]) -> tuple[Tensor, Tensor]:
+    """Distinct keys, ascending, and the sums of their values, in float64."""
+    distinct, place = key.unique(return_inverse=True)
+    total = torch.zeros(len(distinct), value.shape[1], dtype=torch.float64, device=value.device)
+    return distinct, total.index_add_(0, place, value.double())
+
+
+def _result(
+    pair: Tensor, sums: Tensor, firing: Int[Tensor, " feature"], width: int, most: int | None
+) -> FeatureEffects:
+    source = pair // width
+    kept = sums[:, 1] > 0
+    if most is not None:
+        # by source, then magnitude
+        order = torch.argsort(sums[:, 1], descending=True, stable=True)
+        order = order[torch.argsort(source[order], stable=True)]
+        place = torch.arange(len(order), device=order.device) - torch.searchsorted(source, source[order])
+        kept[order[place >= most]] = False
+    pair, source, sums = pair[kept], source[kept], sums[kept]
+    n = firing[source]
+    return FeatureEffects(source, pair % width, n, sums[:, 2].long(), sums[:, 0] / n, sums[:, 1] / n)

@@ -1,0 +1,22 @@
+from circuitloom.job import job
+
+with job("circuits", snakemake.threads, snakemake.log[0]):
+    from circuitloom.circuits.behaviour import study_behaviour
+    from circuitloom.config.circuits import Behaviour
+    from circuitloom.corpus.tokenizer import load_tokenizer
+    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.language_model.model import load
+    from circuitloom.tables import TABLES, write_table
+
+    source, params, output = snakemake.input, snakemake.params, snakemake.output
+    model = load(source.model, params.dtype)
+    folders = iter(source.dictionaries)
+    runs = {
+        run: {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
+        for run in params.runs
+    }
+    behaviour = Behaviour.model_validate(params.behaviour)
+    tokenizer = load_tokenizer(source.tokenizer)
+    rows = study_behaviour(params.study, model, tokenizer, runs, behaviour, params.context)
+    for name, path in output.items():
+        write_table({table.name: table for table in TABLES}[name], rows[name], path)

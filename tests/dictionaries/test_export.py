@@ -1,0 +1,145 @@
+"""Exported files hold what circuit-tracer and SAELens compute with; what they cannot read is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from circuitloom.dictionaries.dictionary import Dictionary
+from circuitloom.dictionaries.export import export_circuit_tracer, export_saelens
+
+D, WIDTH = 8, 20
+SAE = {"site_in": "mlp_out", "site_out": "mlp_out"}
+
+
+def make(
+    layer: int = 0, act: str = "threshold", skip: bool = False, width: int = WIDTH, **changes
+) -> Dictionary:
+    generator = torch.Generator().manual_seed(layer)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    own = {"threshold": {"threshold": random(width).abs() / 2}, "topk": {"k": 3}}.get(act, {})
+    extra = {"W_skip": random(D, D)} if skip else {}
+    return Dictionary(
+        W_enc=random(width, D), b_enc=random(width), W_dec=random(width, D), b_dec=random(D),
+        act=act, layer=layer, **(own | extra | changes),
+    )  # fmt: skip
+
+
+def activated(pre: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
+    """As both tools have it."""
+    return pre.relu() if threshold is None else pre.relu() * (pre > threshold)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("act", ["relu", "threshold"])
+def test_what_circuit_tracer_reads_computes_the_same(act: str, skip: bool, tmp_path) -> None:
+    made = {layer: make(layer, act, skip) for layer in (1, 0)}
+    export_circuit_tracer(made, tmp_path, 'a "model"')
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {
+        "model_name": 'a "model"',
+        "model_kind": "transcoder_set",
+        "feature_input_hook": "mlp.hook_in",
+        "feature_output_hook": "mlp.hook_out",
+    }
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "config.yaml", "layer_0.safetensors", "layer_1.safetensors"
+    }  # fmt: skip
+    x = torch.randn(30, D)
+    for layer, dictionary in made.items():
+        held = load_file(tmp_path / f"layer_{layer}.safetensors")
+        pre = torch.nn.functional.linear(x, held["W_enc"], held["b_enc"])
+        y_hat = activated(pre, held.pop("activation_function.threshold", None)) @ held["W_dec"]
+        y_hat = y_hat + held["b_dec"] + (x @ held["W_skip"].T if skip else 0)
+        torch.testing.assert_close(y_hat, dictionary(x))
+        assert held.keys() == {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"W_skip"} if skip else set())
+
+
+def test_a_second_export_takes_the_place_of_the_first(tmp_path) -> None:
+    for act in ("relu", "threshold"):
+        export_circuit_tracer({0: make(act=act)}, tmp_path, "model")
+    assert "activation_function.threshold" in load_file(tmp_path / "layer_0.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({}, "layer 0 is missing"),
+        ({0: make(0), 2: make(2)}, "layer 1 is missing"),
+        ({0: make(0), 1: make(1, width=10)}, "layer 1 has 10 features"),
+        ({0: make(0), 1: make(1, "topk")}, "relu and thresholds, not topk"),
+        ({0: make(0, **SAE)}, "name a run of transcoders"),
+        ({0: make(0), 1: make(1, skip=True)}, "W_skip"),
+    ],
+)
+def test_what_circuit_tracer_cannot_read_is_refused(made, words: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=words):
+        export_circuit_tracer(made, tmp_path / "set", "model")
+    assert not (tmp_path / "set").exists()
+
+
+def test_layers_of_another_set_are_not_mixed_in(tmp_path) -> None:
+    export_circuit_tracer({0: make(0), 1: make(1)}, tmp_path, "model")
+    with pytest.raises(ValueError, match=r"layer_1.safetensors of another set"):
+        export_circuit_tracer({0: make(0)}, tmp_path, "model")
+
+
+ARCHITECTURES = {
+    "transcoder": make(3, "relu"),
+    "skip_transcoder": make(3, "relu", skip=True),
+    "jumprelu_transcoder": make(3),
+    "jumprelu_skip_transcoder": make(3, skip=True),
+    "standard": make(3, "relu", **SAE),
+    "jumprelu": make(3, **SAE),
+    "topk": make(3, "topk", **SAE),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_saelens_reads_computes_the_same(architecture: str, tmp_path) -> None:
+    dictionary = ARCHITECTURES[architecture]
+    export_saelens(dictionary, tmp_path, "model")
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    metadata = config.pop("metadata")
+    sae = dictionary.site_in == "mlp_out"
+    assert config == {
+        "architecture": architecture, "d_in": D, "d_sae": WIDTH, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
+    } | ({} if sae else {"d_out": D}) | ({"k": 3} if architecture == "topk" else {})  # fmt: skip
+    names = {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}
+    expected = {"hook_name": "blocks.3.hook_mlp_out"} if sae else names
+    assert metadata == {"model_name": "model", **expected, "sae_lens_version": "6.0.0"}
+    held = load_file(tmp_path / "sae_weights.safetensors")
+    x = torch.randn(30, D)
+    pre = x @ held["W_enc"] + held["b_enc"]
+    if architecture == "topk":
+        z = torch.zeros_like(pre).scatter(-1, pre.topk(3).indices, pre.topk(3).values.relu())
+    else:
+        z = activated(pre, held.get("threshold"))
+    y_hat = z @ held["W_dec"] + held["b_dec"] + (x @ held["W_skip"].T if "W_skip" in held else 0)
+    torch.testing.assert_close(y_hat, dictionary(x))
+
+
+def test_hooks_can_be_named(tmp_path) -> None:
+    export_saelens(make(), tmp_path, "model", "here", "there")
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    assert (metadata["hook_name"], metadata["hook_name_out"]) == ("here", "there")
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "words"),
+    [
+        (make(act="topk"), "no transcoder of act topk; export a run of act batchtopk"),
+        (make(skip=True, **SAE), "no SAE of act threshold with W_skip; train without skip"),
+        (replace(make(), threshold=torch.linspace(-1, 1, WIDTH)), "below 0"),
+    ],
+)
+def test_what_saelens_does_not_compute_is_refused(dictionary: Dictionary, words: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=words):
+        export_saelens(dictionary, tmp_path / "sae", "model")
+    assert not (tmp_path / "sae").exists()
