@@ -191,16 +191,13 @@ def save(file: Path, local, roots, named, strings) -> None:
     from safetensors.torch import save_file
 
     from circuitloom.circuits.attribution import sources
-    from circuitloom.circuits.export import Labels, cumulative_share, viewer_json
-    from circuitloom.circuits.graph import adjacency, counted_sources, graph_rows, influence, trace_graph
+    from circuitloom.circuits.export import Labels, viewer_json
+    from circuitloom.circuits.graph import adjacency, trace_graph
 
     local.errors[:, 0] = 0
     graph, columns, features = trace_graph(local, roots), sources(local), local.features
-    weight = torch.cat([torch.zeros(len(columns)), roots.weight])
-    whole = influence(graph_rows(local, roots), weight, counted_sources(columns), columns.errors)
     labels = Labels("", [strings[i] for i in local.frozen.token.tolist()], named)
-    share = cumulative_share(whole.node)[graph.node]
-    file.with_suffix(".json").write_text(json.dumps(viewer_json(graph, local, labels, share, "graph", "set")))
+    file.with_suffix(".json").write_text(json.dumps(viewer_json(graph, local, labels, "graph", "set")))
     save_file(
         {
             "adjacency": adjacency(local, roots)[:, : columns.embeddings.stop].contiguous(),
@@ -251,20 +248,24 @@ def compare(folder: Path, length: int) -> str:
 
 def compare_viewers(folder: Path, length: int) -> str:
     """What the pruned graphs differ by, as the two sides write them for the viewer."""
+    written = [json.loads((folder / f"{side}{length}.json").read_text()) for side in ("ours", "theirs")]
+    named: list[dict[str, list]] = [{}, {}]
+    for names, held in zip(named, written, strict=True):
+        for node in held["nodes"]:
+            key = node["feature_type"], node["layer"], node["feature"], node["ctx_idx"]
+            names.setdefault(node["node_id"], []).append((key, node["influence"]))
+    # where the peer gives two nodes one name, its links do not say whose they are
+    twice = {key for names in named for several in names.values() if len(several) > 1 for key, _ in several}
     nodes, links = [], []
-    for side in ("ours", "theirs"):
-        held = json.loads((folder / f"{side}{length}.json").read_text())
-        keys = {
-            node["node_id"]: (node["feature_type"], node["layer"], node["feature"], node["ctx_idx"])
-            for node in held["nodes"]
-        }
-        nodes.append({keys[node["node_id"]]: node["influence"] for node in held["nodes"]})
-        links.append({(keys[link["source"]], keys[link["target"]]): link["weight"] for link in held["links"]})
+    for names, held in zip(named, written, strict=True):
+        nodes.append({key: share for ((key, share), *_) in names.values() if key not in twice})
+        ends = [(names[link["source"]][0][0], names[link["target"]][0][0]) for link in held["links"]]
+        links.append({each for each in ends if not twice & set(each)})
     shares = [abs(nodes[0][key] - nodes[1][key]) for key in nodes[0].keys() & nodes[1] if nodes[0][key]]
     return (
         f"pruned: {len(nodes[0].keys() & nodes[1])} nodes in both, {len(nodes[0].keys() ^ nodes[1])} in one, "
-        f"{len(links[0].keys() & links[1])} links in both, {len(links[0].keys() ^ links[1])} in one, cumulative "
-        f"shares within {max(shares):.1e}"
+        f"{len(links[0] & links[1])} links in both, {len(links[0] ^ links[1])} in one, cumulative shares within "
+        f"{max(shares):.1e}; left out: {len(twice)} nodes that share a name in one"
     )
 
 

@@ -28,12 +28,12 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="file for the graph")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    cpu = torch.device("cpu")
+    device = torch.device("cpu")
     transcoders, _ = load_transcoder_from_hub(
-        options.set.name, device=cpu, cache_dir=str(options.set.parent), lazy_decoder=False
+        options.set.name, device=device, cache_dir=str(options.set.parent), lazy_decoder=False
     )
     model = ReplacementModel.from_pretrained_and_transcoders(
-        options.model, transcoders, device=cpu, dtype=torch.float32, backend="nnsight"
+        options.model, transcoders, device=device, dtype=torch.float32, backend="nnsight"
     )
     token = torch.tensor(json.loads(options.prompt.read_text()))
     before = peak()

@@ -11,12 +11,19 @@ from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
 from circuitloom.circuits.attribution import sources
 from circuitloom.circuits.export import (
     Labels,
-    cumulative_share,
     to_networkx,
     viewer_json,
     write_viewer,
 )
-from circuitloom.circuits.graph import Graph, Roots, counted_sources, graph_rows, influence, trace_graph
+from circuitloom.circuits.graph import (
+    Graph,
+    Roots,
+    counted_sources,
+    cumulative_share,
+    graph_rows,
+    influence,
+    trace_graph,
+)
 from circuitloom.circuits.local_model import LocalModel
 from circuitloom.circuits.targets import find_roots
 from circuitloom.config.circuits import parse_target
@@ -35,7 +42,7 @@ def make_graph(
 
 
 def make_viewer(graph: Graph, model: LocalModel, labels: Labels, slug: str = "a-prompt") -> dict:
-    return viewer_json(graph, model, labels, cumulative_share(graph.influence), slug, "a/run", 0.7)
+    return viewer_json(graph, model, labels, slug, "a/run", 0.7)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -149,6 +156,7 @@ def test_the_cumulative_share_of_a_node_counts_all_larger_ones(tmp_path) -> None
         if whole[node] > 0:
             larger = whole[whole > whole[node]].sum() + whole[node]
             assert float(share[node]) == pytest.approx(float(larger / whole.sum()), abs=1e-5)
+    assert torch.equal(graph.cumulative, share[graph.node])
     # the nodes of a pruned graph are those up to the first that reaches what was asked for
     features = graph.node[graph.node < columns.active]
     assert float(share[features].max()) < 0.8 + float(whole.max() / whole.sum())

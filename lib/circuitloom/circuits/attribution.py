@@ -11,6 +11,8 @@ from .local_model import LocalModel
 
 CARRIED = 2**25
 """Numbers, such as those of (position, target, d), that are carried down the layers at once."""
+TOGETHER = 128
+"""Targets that a CPU carries at once, at most: more leave the cache, and all go to the position of the last."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Targets:
 
     def chunks(self, numbers: int) -> Iterator["Targets"]:
         """Parts, in order, of which `CARRIED` numbers can be held at once where a target takes so many."""
-        size = max(1, CARRIED // numbers)
+        most = TOGETHER if self.vector.device.type == "cpu" else len(self)
+        size = max(1, min(most, CARRIED // numbers))
         for low in range(0, len(self), size):
             yield self[low : low + size]
 
@@ -141,23 +144,19 @@ def direct_effects(
 
 def _fill(model: LocalModel, targets: Targets, columns: Sources, out: Float[Tensor, "target source"]) -> None:
     frozen = model.frozen
-    constant = targets.constant.clone()
+    constant = (targets.vector * model.constant_stream[targets.layer, targets.position]).sum(-1)
+    out[:, columns.constant] = targets.constant + constant
     for part, layer, g in model.descend(targets.vector, targets.position, targets.layer):
         n = len(g)
-        if part == "attention":
-            constant += _dot(g, model.attention_constant[layer, :n]).sum(0)
-        elif part == "block":
-            constant += _dot(g, model.mlp_constant[layer, :n]).sum(0)
-        elif part == "mlp":
+        if part == "mlp":
             errors = columns.errors.start + layer * len(frozen)
             out[:, errors : errors + n] = _dot(g, model.errors[layer, :n]).T
             if layer in model.dictionaries:
                 _read_features(model, layer, g, out)
-        else:
+        elif part == "start":
             out[:, columns.embeddings][:, :n] = _dot(g, frozen.embedding[:n]).T
             if frozen.positions is not None:
                 out[:, columns.learned_positions][:, :n] = _dot(g, frozen.positions[:n]).T
-    out[:, columns.constant] = constant
 
 
 def _read_features(

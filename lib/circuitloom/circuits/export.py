@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ..partial import replace
 from .attribution import sources
@@ -68,34 +65,24 @@ def to_networkx(graph: Graph, model: LocalModel, labels: Labels) -> networkx.DiG
     return result
 
 
-def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
-    """Share of all influence that a node and the nodes of larger influence hold: what the viewer prunes by."""
-    ordered, order = influence.sort(descending=True)
-    share = torch.empty_like(influence)
-    share[order] = ordered.cumsum(0) / ordered.sum()
-    return share
-
-
 def viewer_json(
     graph: Graph,
     model: LocalModel,
     labels: Labels,
-    cumulative: Float[Tensor, " node"],
     slug: str,
     scan: str,
     node_share: float = 0.8,
 ) -> dict[str, Any]:
     """The graph as circuit-tracer 0.5 writes it for its viewer: metadata, qParams, nodes, links.
 
-    `cumulative` is the share, in the whole graph, of each node of this one (`cumulative_share`); `slug` names the
-    graph, `scan` the transcoders. Positions and constants, which the viewer does not know, are left out. An error is
-    called LAYER_-1_POSITION: circuit-tracer's 0_LAYER_POSITION may be a feature of layer 0 as well. Raises ValueError
-    where labels are of another prompt.
+    `slug` names the graph, `scan` the transcoders. Positions and constants, which the viewer does not know, are left
+    out. An error is called LAYER_-1_POSITION: circuit-tracer's 0_LAYER_POSITION may be a feature of layer 0 as well.
+    Raises ValueError where labels are of another prompt.
     """
     first = len(graph.node) - len(labels.roots)
     written = {}
     for place, (node, share) in enumerate(
-        zip(_nodes(graph, model, labels), cumulative.tolist(), strict=True)
+        zip(_nodes(graph, model, labels), graph.cumulative.tolist(), strict=True)
     ):
         if node["kind"] in TYPES:
             rank = place - first

@@ -105,6 +105,14 @@ def threshold(values: Float[Tensor, " value"], share: float) -> float:
     return float(ordered[min(place, len(ordered) - 1)])
 
 
+def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
+    """Share of all influence that a node and the nodes of larger influence hold: what the viewer prunes by."""
+    ordered, order = influence.sort(descending=True)
+    share = torch.empty_like(influence)
+    share[order] = ordered.cumsum(0) / ordered.sum()
+    return share
+
+
 def graph_rows(model: LocalModel, roots: Roots) -> Callable[[Float[Tensor, " node"]], Rows]:
     """Rows of the whole graph of a prompt, made as they are asked for and not kept."""
     columns = sources(model)
@@ -149,6 +157,8 @@ class Graph:
     """Columns of `sources`, ascending; then, from `len(sources)` on, the roots."""
     influence: Float[Tensor, " node"]
     """Of the whole graph, before anything was taken away."""
+    cumulative: Float[Tensor, " node"]
+    """Share of the whole graph's influence that the node and those of larger influence hold."""
     value: Float[Tensor, " node"]
     """Pre-activation of a feature, value of a root: what its sources add up to, pruned ones included; else 0."""
     size: Float[Tensor, " node"]
@@ -194,6 +204,7 @@ def trace_graph(model: LocalModel, roots: Roots, node_share: float = 0.8, edge_s
     return Graph(
         node=node[keep_node],
         influence=whole.node[node][keep_node],
+        cumulative=cumulative_share(whole.node)[node][keep_node],
         value=value[keep_node],
         size=size[keep_node],
         source=renumbered[source],

@@ -30,29 +30,12 @@ def run_frozen(
     Patterns, denominators, errors and all features are held as they are on the prompt, but for `changes`; W_skip is
     live. `start` is what enters.
     """
-    frozen = model.frozen
-    stream = start.clone()
     values: dict[int, Tensor] = {}
-
-    def read(layer: int) -> None:
+    passes = model.ascend(start, lambda layer: model.written(layer) + changes.get(layer, 0.0))
+    for layer, stream in enumerate(passes):
         for i, target in enumerate(targets):
             if target.layer == layer:
-                rows = stream[:, target.position]
-                values[i] = (rows * target.vector).sum(-1) + target.constant
-
-    for number, layer in enumerate(frozen.layers):
-        attended = layer.push_attention(stream) + model.attention_constant[number]
-        if not frozen.parallel:
-            stream += attended
-        read(number)
-        written = model.written(number) + changes.get(number, 0.0)
-        dictionary = model.dictionaries.get(number)
-        if dictionary is not None and dictionary.W_skip is not None:
-            read_by_skip = layer.norm_mlp.push(stream) * model.replaced[:, None]
-            written = written + read_by_skip @ dictionary.W_skip.T
-        added = layer.norm_mlp_after.push(written) + model.mlp_constant[number]
-        stream += added + attended if frozen.parallel else added
-    read(model.layers)
+                values[i] = (stream[:, target.position] * target.vector).sum(-1) + target.constant
     return [values[i] for i in range(len(targets))]
 
 

@@ -1,7 +1,8 @@
 """The replacement model of one prompt: dictionaries in place of MLPs, with what they miss as a source of its own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -37,8 +38,8 @@ class Passage(NamedTuple):
     """Where vectors that are carried down the layers come by."""
 
     part: str
-    """`block`: they read the stream behind the block; `mlp`: what its MLP gives, in front of a norm behind it;
-    `attention`: what its attention adds to the stream; `start`: what enters the first block."""
+    """`mlp`: they read what the MLP of `layer` gives, in front of a norm behind it; `start`: what enters the first
+    block."""
     layer: int
     g: Float[Tensor, "position target d"]
 
@@ -92,6 +93,35 @@ class LocalModel:
         feature = self.features.feature[active]
         return self.dictionaries[layer].W_dec[feature] * self.features.activation[active, None]
 
+    @cached_property
+    def constant_stream(self) -> Float[Tensor, "layer_and_end position d"]:
+        """What of the stream is biases, through heads and skip paths: as each MLP reads it, and at the end."""
+        nothing = torch.zeros_like(self.frozen.resid_final)
+        return torch.stack(list(self.ascend(nothing, lambda _layer: nothing)))
+
+    def ascend(
+        self, start: Float[Tensor, "*batch position d"], written: Callable[[int], Tensor]
+    ) -> Iterator[Float[Tensor, "*batch position d"]]:
+        """The frozen model run forward from what enters its first block: the stream as MLPs read it, and at the end.
+
+        `written(layer)` is what an MLP gives, in front of a norm behind it, beside W_skip and biases.
+        """
+        stream = start
+        for number, layer in enumerate(self.frozen.layers):
+            attended = layer.push_attention(stream) + self.attention_constant[number]
+            if not self.frozen.parallel:
+                stream = stream + attended
+            yield stream
+            given = written(number)
+            dictionary = self.dictionaries.get(number)
+            if dictionary is not None and dictionary.W_skip is not None:
+                read = layer.norm_mlp.push(stream) * self.replaced[:, None]
+                given = given + read @ dictionary.W_skip.T
+            stream = stream + layer.norm_mlp_after.push(given) + self.mlp_constant[number]
+            if self.frozen.parallel:
+                stream = stream + attended
+        yield stream
+
     def written(self, layer: int) -> Float[Tensor, "position d"]:
         """What features and errors of a layer make of its MLP's output, biases and skip path left out."""
         active = slice(self.active(layer, 0).start, self.active(layer, len(self.frozen) - 1).stop)
@@ -122,7 +152,7 @@ class LocalModel:
     ) -> Iterator[Passage]:
         """Carry vectors that read the stream at `position`, in front of the MLP of `layer`, down to the first block.
 
-        They come by every part of the model whose output they read, through any number of heads. For vectors that
+        They come by every MLP, and by the start, whose output they read through any number of heads. For vectors that
         read the end of the stream `layer` is the number of layers.
         """
         if not len(g):
@@ -131,19 +161,16 @@ class LocalModel:
         carried = g.new_zeros(n, *g.shape)
         carried[position, torch.arange(len(g), device=g.device)] = g
         if layer < self.layers and not self.frozen.parallel:
-            yield Passage("attention", layer, carried)
             # at the beginning each vector reads at one position
             carried += self.frozen.layers[layer].pull_attention_from(g, position, n)
         for below in range(layer - 1, -1, -1):
             block = self.frozen.layers[below]
-            yield Passage("block", below, carried)
             through = block.norm_mlp_after.pull_back(carried, slice(n))
             yield Passage("mlp", below, through)
             skipped = self.skip(below, through, slice(n))
             if not self.frozen.parallel:
                 carried += skipped
                 skipped = 0.0
-            yield Passage("attention", below, carried)
             carried += block.pull_attention(carried) + skipped
         yield Passage("start", 0, carried)
 
