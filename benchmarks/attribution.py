@@ -143,7 +143,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and memory of our side; the model, its weights and the dictionaries are loaded before."""
     import torch
 
-    from circuitloom.circuits.frozen import freeze, read_weights
+    from circuitloom.circuits.freezing import freeze
+    from circuitloom.circuits.frozen import read_weights
     from circuitloom.circuits.graph import adjacency, trace_graph
     from circuitloom.circuits.local_model import LocalModel
     from circuitloom.circuits.targets import find_roots

@@ -18,7 +18,8 @@ from tests.evaluation.inputs import BOS
 from tests.models import ARCHITECTURES
 
 from circuitloom.circuits.attribution import direct_effects, feature_targets
-from circuitloom.circuits.frozen import freeze, read_weights
+from circuitloom.circuits.freezing import freeze
+from circuitloom.circuits.frozen import read_weights
 from circuitloom.circuits.local_model import LocalModel
 from circuitloom.circuits.step import feature_reader, take_step
 from circuitloom.dictionaries.dictionary import Dictionary

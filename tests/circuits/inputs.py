@@ -6,7 +6,8 @@ import torch
 from tests.evaluation.inputs import BOS
 from tests.models import D_MODEL, LAYERS, tiny_model
 
-from circuitloom.circuits.frozen import freeze, read_weights
+from circuitloom.circuits.freezing import freeze
+from circuitloom.circuits.frozen import read_weights
 from circuitloom.circuits.local_model import LocalModel
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.model import LanguageModel, load

@@ -15,7 +15,8 @@ from tests.models import ARCHITECTURES, D_MODEL, LAYERS, VOCABULARY
 from circuitloom.circuits.attribution import direct_effects, feature_targets, sources
 from circuitloom.circuits.blind import choose_features, find_firing, score, write_blind
 from circuitloom.circuits.deembedding import read_tokens, write_deembedding
-from circuitloom.circuits.frozen import freeze, read_weights
+from circuitloom.circuits.freezing import freeze
+from circuitloom.circuits.frozen import read_weights
 from circuitloom.circuits.local_model import LocalModel
 from circuitloom.circuits.prediction import (
     Evidence,

@@ -19,7 +19,8 @@ from circuitloom.circuits.connections import (
     mean_effects,
     write_connections,
 )
-from circuitloom.circuits.frozen import freeze, read_weights
+from circuitloom.circuits.freezing import freeze
+from circuitloom.circuits.frozen import read_weights
 from circuitloom.circuits.local_model import LocalModel
 
 WIDTH = 40

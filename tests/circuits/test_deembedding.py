@@ -11,7 +11,8 @@ from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
 
 from circuitloom.circuits.attribution import direct_effects, feature_targets, sources
 from circuitloom.circuits.deembedding import embedding_rows, read_tokens, write_deembedding
-from circuitloom.circuits.frozen import freeze, read_weights
+from circuitloom.circuits.freezing import freeze
+from circuitloom.circuits.frozen import read_weights
 from circuitloom.circuits.local_model import LocalModel
 
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]

@@ -12,7 +12,8 @@ from tests.language_model.inputs import make_legacy
 from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save
 
 from circuitloom.circuits.attribution import direct_effects, feature_targets, logit_targets
-from circuitloom.circuits.frozen import freeze, read_weights
+from circuitloom.circuits.freezing import freeze
+from circuitloom.circuits.frozen import read_weights
 from circuitloom.circuits.local_model import LocalModel
 from circuitloom.circuits.step import feature_reader, take_step
 from circuitloom.dictionaries.dictionary import Dictionary

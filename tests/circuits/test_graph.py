@@ -14,7 +14,8 @@ from torch import Tensor
 
 from circuitloom.circuits import attribution
 from circuitloom.circuits.attribution import direct_effects, feature_targets, logit_targets, sources
-from circuitloom.circuits.frozen import freeze, read_weights
+from circuitloom.circuits.freezing import freeze
+from circuitloom.circuits.frozen import read_weights
 from circuitloom.circuits.graph import Graph, Roots, adjacency, graph_rows, trace_graph
 from circuitloom.circuits.local_model import LocalModel
 from circuitloom.circuits.step import feature_reader, take_step, target_reader

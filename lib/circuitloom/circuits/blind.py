@@ -18,7 +18,8 @@ from ..language_model.model import LanguageModel, Site
 from ..progress import progress
 from ..tables import BLIND, write_table
 from .deembedding import BareTokens, checked
-from .frozen import Weights, freeze
+from .freezing import freeze
+from .frozen import Weights
 from .local_model import LocalModel
 from .prediction import PLACES, Firing, Prediction, gather_evidence, predict_plain, predict_restricted
 

@@ -17,7 +17,8 @@ from ..language_model.model import LanguageModel
 from ..progress import progress
 from ..tables import CONNECTION, table_writer
 from .deembedding import checked, head_layers, push, stream_reads, strongest_heads
-from .frozen import FrozenLayer, Weights, freeze
+from .freezing import freeze
+from .frozen import FrozenLayer, Weights
 from .local_model import LocalModel
 
 NUMBERS_AT_ONCE = 2**25

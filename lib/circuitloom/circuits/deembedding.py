@@ -20,7 +20,8 @@ from ..language_model.model import LanguageModel
 from ..language_model.residual import Norm
 from ..progress import progress
 from ..tables import DEEMBEDDING, table_writer
-from .frozen import Block, Weights, freeze
+from .freezing import freeze
+from .frozen import Block, Weights
 
 NUMBERS_AT_ONCE = 2**25
 """Effects (feature, token), or pre-activations (token, feature), held at once."""

@@ -14,7 +14,8 @@ from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
 from .attribution import Targets, feature_targets, sources
 from .changes import Outcome, apply_edits, make_edits
-from .frozen import Weights, freeze, read_weights
+from .freezing import freeze
+from .frozen import Weights, read_weights
 from .graph import Graph, Roots, trace_graph
 from .interventions import ablate_free, ablate_frozen, run_free
 from .local_model import LocalModel
