@@ -14,7 +14,9 @@ with job("circuits", snakemake.threads, snakemake.log[0]):
     model = load(source.model, params.dtype)
     found = [load_dictionary(folder, model.device) for folder in source.dictionaries]
     dictionaries = {dictionary.layer: dictionary for dictionary in found}
-    folders = {layer: Path(snakemake.params.folder) / f"layer{layer}" for layer in dictionaries}
+    folders = {
+        int(path.parent.name.removeprefix("layer")): path.parent for path in map(Path, snakemake.output)
+    }
     strings = load_tokenizer(source.tokenizer).strings()
     config = Weights.model_validate(params.config)
     write_views(params.run, dictionaries, model, strings, open_tokens(source.tokens), config, folders)

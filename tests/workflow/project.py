@@ -34,7 +34,7 @@ class Project:
         return [str(SNAKEMAKE), *arguments, "--cores", "2", "--configfile", profile]
 
     def snakemake(
-        self, *arguments: str, profile: str = PROFILE, timeout: int = 300
+        self, *arguments: str, profile: str = PROFILE, timeout: int = 900
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*arguments, profile=profile), cwd=self.folder, env=self.environment, timeout=timeout,

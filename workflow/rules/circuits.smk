@@ -65,7 +65,6 @@ if STUDY.traced_run:
         params:
             config=section("circuits")["weights"],
             run=STUDY.traced_run,
-            folder=f"{VIEWS}/{STUDY.traced_run}",
             dtype=MODEL_DTYPE,
             code=code("circuits_view"),
         script:
@@ -78,7 +77,7 @@ for behaviour, keys in STUDY.circuits.behaviours.items():
 
     rule:
         name:
-            "ablate_components_" + re.sub(r"\W", "_", behaviour)
+            f"ablate_components_{rule_part(behaviour)}"
         input:
             model=f"{RESULTS}/model",
             tokenizer=f"{RESULTS}/corpus/tokenizer",

@@ -157,3 +157,8 @@ def component_tables(runs):
     """Tables of a behaviour; features act on features where there are some of resid_mid."""
     stream = any(STUDY.runs[run].site_out == "resid_mid" for run in runs)
     return ["causal", "faithfulness", *(["feature_effect"] if stream else [])]
+
+
+def rule_part(name):
+    """A study's name as part of a rule's."""
+    return re.sub(r"\W", "_", name)
