@@ -2,6 +2,7 @@ from circuitloom.job import job
 
 with job("circuits", snakemake.threads, snakemake.log[0]):
     from circuitloom.circuits.drawing import draw_graph
+    from circuitloom.circuits.export import write_graph
     from circuitloom.circuits.study import Tracer
     from circuitloom.circuits.study_rows import StudyRows
     from circuitloom.config.circuits import Circuits, Prompt
@@ -21,3 +22,4 @@ with job("circuits", snakemake.threads, snakemake.log[0]):
     for name, (table, contents) in rows.tables().items():
         write_table(table, contents, output[name])
     draw_graph(rows, output.figure)
+    write_graph(trace, rows.study, rows.tokens, output.graph)

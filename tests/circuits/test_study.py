@@ -10,6 +10,7 @@ from tests.circuits.inputs import load_tiny, make_dictionaries
 from tests.models import ARCHITECTURES, CONTEXT
 
 from circuitloom.circuits.drawing import draw_graph
+from circuitloom.circuits.export import write_graph
 from circuitloom.circuits.study import Trace, Tracer
 from circuitloom.circuits.study_rows import StudyRows
 from circuitloom.config.circuits import Change, Circuits, Prompt, parse_place, parse_target
@@ -208,6 +209,14 @@ def test_the_picture_is_a_picture(traced, tmp_path):
     draw_graph(traced[1], tmp_path / "graph.png")
     assert (tmp_path / "graph.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert json.dumps(traced[1].nodes())
+
+
+def test_the_viewers_file_holds_the_graphs_nodes_but_positions_and_constants(traced, tmp_path):
+    result, rows = traced
+    write_graph(result, "war", rows.tokens, tmp_path / "graph.json")
+    content = json.loads((tmp_path / "graph.json").read_text())
+    shown = [row for row in rows.nodes() if row["in_graph"] and row["kind"] not in ("position", "constant")]
+    assert len(content["nodes"]) == len(shown) and content["metadata"]["slug"] == "war"
 
 
 def test_the_root_of_a_pruned_graph_keeps_its_edges_within_memory(tmp_path, monkeypatch):

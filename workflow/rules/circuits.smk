@@ -25,6 +25,7 @@ rule trace_prompt:
             table: f"{RESULTS}/circuits/{{study}}/{table}.parquet"
             for table in STUDY_TABLES
         },
+        graph=f"{RESULTS}/circuits/{{study}}/graph.json",
         figure=report(
             f"{RESULTS}/circuits/{{study}}/graph.png",
             caption="../report/circuit.rst",
@@ -104,7 +105,11 @@ for behaviour, keys in STUDY.circuits.behaviours.items():
 TARGETS["circuits"] = [
     f"{RESULTS}/circuits/{study}/{file}"
     for study in STUDY.circuits.prompts
-    for file in (*(f"{table}.parquet" for table in STUDY_TABLES), "graph.png")
+    for file in (
+        *(f"{table}.parquet" for table in STUDY_TABLES),
+        "graph.json",
+        "graph.png",
+    )
 ]
 TARGETS["circuits"] += VIEW_FILES
 TARGETS["circuits"] += [

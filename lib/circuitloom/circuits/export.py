@@ -12,6 +12,7 @@ from ..partial import replace
 from .attribution import sources
 from .graph import Graph
 from .local_model import LocalModel
+from .study import Trace
 from .targets import Root
 
 INDEX = "graph-metadata.json"
@@ -105,6 +106,13 @@ def viewer_json(
     }
     state = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
     return {"metadata": metadata, "qParams": state, "nodes": list(written.values()), "links": links}
+
+
+def write_graph(trace: Trace, study: str, tokens: Sequence[str], path: Path | str) -> None:
+    """Write a traced prompt's graph to a file that the viewer reads; `tokens` are the prompt's, as text."""
+    labels = Labels(trace.prompt.text, tokens, trace.root)
+    content = viewer_json(trace.graph, trace.model, labels, study, trace.run)
+    replace(Path(path), json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def write_viewer(content: dict[str, Any], folder: Path | str) -> Path:
