@@ -11,6 +11,9 @@ TRAINING = {"train_topk"}
 STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation", "features", "catalog")
 
 
+CIRCUITS = {"trace_prompt", "view_weights", "ablate_components_plural"}
+
+
 def test_a_finished_study_has_nothing_to_do(finished) -> None:
     assert finished.stale() == set()
 
@@ -24,7 +27,8 @@ def test_a_stage_is_a_target(finished, stage: str) -> None:
 
 def test_a_changed_key_reruns_its_stage_and_what_follows(finished) -> None:
     stale = finished.stale("--config", "training={learning_rate: 5e-3}")
-    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS | {"tabulate_features"}
+    assert CIRCUITS <= stale
+    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS | CIRCUITS | {"tabulate_features"}
 
 
 def test_a_key_of_the_evaluation_leaves_training_alone(finished) -> None:
@@ -68,6 +72,10 @@ def test_another_run_has_only_its_own_tables_made(finished) -> None:
 def test_a_key_of_the_features_makes_their_tables_anew_and_nothing_else(finished) -> None:
     assert finished.stale("--config", "features={examples: 3}") == FEATURES
     assert finished.stale("--config", "features={neurons: 8}") == {"tabulate_neurons", "build_catalog"}
+
+
+def test_a_key_of_tracing_traces_prompts_anew_and_nothing_else(finished) -> None:
+    assert finished.stale("--config", "circuits={width: 5}") == {"trace_prompt", "build_catalog"}
 
 
 def test_an_edited_macro_makes_only_the_catalogue_anew(finished) -> None:
