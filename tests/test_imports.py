@@ -14,6 +14,7 @@ STAGES = (
     "evaluation",
     "features",
     "circuits",
+    "cases",
     "catalog",
 )
 SHARED = {"config", "tables", "partial", "progress", "job", "errors"}

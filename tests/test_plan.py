@@ -7,7 +7,8 @@ import pytest
 
 from circuitloom.config import load
 from circuitloom.machine import Machine, calibrate
-from circuitloom.plan import check_disk, corpus_tokens, describe, plan
+from circuitloom.plan import check_disk, corpus_tokens, plan
+from circuitloom.plan_page import describe
 
 STUDY = {
     "profile": "x",
@@ -51,6 +52,19 @@ def test_a_sparse_step_costs_one_dense_product_and_a_penalised_one_six() -> None
     assert cost.operations == 200_000 * (2 * 16 * 32 + 10 * 16 * 4) + 200_000 * 12 * 16 * 32
 
 
+def test_what_is_imported_takes_its_weights_and_no_training(tmp_path) -> None:
+    (tmp_path / "1.pt").touch()
+    files = {"files": f"{tmp_path}/{{layer}}.pt", "name": "theirs", "act": "relu"}
+    alone, beside = (
+        costs(dictionaries={"b": files}),
+        costs(dictionaries={**STUDY["dictionaries"], "b": files}),
+    )
+    assert (alone["dictionaries"].tokens, alone["dictionaries"].operations) == (0, 0)
+    assert alone["dictionaries"].disk == 4 * (2 * 32 * 16 + 2 * 32)
+    assert beside["dictionaries"].operations == costs()["dictionaries"].operations
+    assert beside["evaluation"].operations > costs()["evaluation"].operations
+
+
 def test_more_work_takes_longer() -> None:
     short = costs()["language_model"]
     long = costs(language_model={**STUDY["language_model"], "tokens": 5_000_000})["language_model"]
@@ -84,7 +98,7 @@ def test_a_disk_too_small_is_refused_with_the_stage_that_needs_most() -> None:
 def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
     study = load(STUDY)
     lines = list(describe(study, plan(study, MACHINE), MACHINE))
-    stages = [line.split()[0] for line in lines[2:10]]
+    stages = [line.split()[0] for line in lines[2:11]]
     assert stages == [
         "corpus",
         "language_model",
@@ -93,6 +107,7 @@ def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
         "evaluation",
         "features",
         "circuits",
+        "cases",
         "all",
     ]
 
@@ -104,7 +119,7 @@ def test_a_stage_takes_the_memory_of_all_jobs_that_run_side_by_side() -> None:
     # one sweep on two layers, and two runs and the neurons; the stages before them run a job at a time
     assert ratios == {
         "corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 2, "features": 4,
-        "circuits": 1,
+        "circuits": 1, "cases": 1,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from .catalog.macros import Macro, macros
 from .catalog.questions import fill_in
 from .config import Study, dictionaries
 from .config.activations import Activations
+from .config.cases import KINDS
 from .config.circuits import Behaviour, Change, Circuits, Example, Prompt, Weights
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
@@ -32,6 +33,13 @@ A sweep has a name and any keys of a run; keys under `training` hold for all swe
 `{kind: [transcoder, sae], k: [8, 16]}` is four runs, trained in one process over one read of the activations. A run is
 named after what it is, `tc-topk16-2048` or `sae-relu1e-3-2048-resid_mid`, with a suffix for each other key in which it
 differs from `training`.
+"""
+CASES = """
+## cases
+
+Case studies by name, each of a kind; or the path of a YAML file of them, or a list of paths. A file is looked for in
+the working directory, then in the project. What is said twice of a case counts as the later file has it, key by key.
+`config/cases` has `chronicle.yaml` (the generated corpus), and others for models of English.
 """
 FORMATS_HEAD = """# Tables
 
@@ -74,6 +82,9 @@ def config_page() -> str:
     parts += _section("circuits, each of a prompt's changes", Change)
     parts += _section("circuits, each of behaviours", Behaviour)
     parts += _section("circuits, each of a behaviour's prompts", Example)
+    parts.append(CASES)
+    for kind, model in KINDS.items():
+        parts += _section(f"cases, kind: {kind}", model)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -129,8 +140,15 @@ def _schema_type(schema: dict[str, Any]) -> str:
         "number": "number",
         "string": "text",
         "boolean": "true | false",
-        "object": "sections by name",
+        "object": _by_name(schema),
     }.get(schema.get("type", ""), str(schema.get("type", "section")))
+
+
+def _by_name(schema: dict[str, Any]) -> str:
+    values = schema.get("additionalProperties")
+    return (
+        "lists by name" if isinstance(values, dict) and values.get("type") == "array" else "sections by name"
+    )
 
 
 def _default(field: FieldInfo) -> str:

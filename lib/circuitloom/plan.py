@@ -1,11 +1,10 @@
 """What a study will cost: tokens, disk, memory, operations and hours, before anything runs."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .config import Run, Shape, Study
-from .config.corpus import Chronicle, Files
+from .config.corpus import Files
 from .config.corpus import Hub as HubCorpus
 from .config.language_model import Pretrain
 from .machine import Machine
@@ -19,7 +18,7 @@ JOB_SECONDS = 8.0
 """Start of a job: Snakemake, imports, loading the model."""
 SHARE_OF_PEAK = {
     "language_model": 0.38, "activations": 0.15, "dictionaries": 0.07, "evaluation": 0.08, "features": 0.2,
-    "circuits": 0.05,
+    "circuits": 0.05, "cases": 0.05,
 }  # fmt: skip
 """Share of the measured matrix-product rate that each stage reaches: between those of two machines, of which the one
 with half the rate reaches a fifth to twice as much more of it (docs/benchmarks/quickstart.md)."""
@@ -35,6 +34,10 @@ TABULATING_BYTES = 600e6
 """What sorting and writing holds at once."""
 TRACING_BYTES = 400e6
 """What is carried down the layers at once, and the effects of as many targets."""
+CASE_TOKENS = 1_000_000
+"""Tokens of a case's prompts, each counted once a pass with something ablated."""
+IMPORT_COPIES = 3.2
+"""Of a dictionary's weights, that its import holds at once: measured at d=768, F=24,576."""
 TOKENS_PER_SECOND = 300_000
 """Text generated or tokenised, and packed, by one core."""
 
@@ -65,6 +68,7 @@ def plan(study: Study, machine: Machine) -> list[Cost]:
         _evaluation(study, held_out),
         _features(study, held_out),
         _circuits(study),
+        _cases(study, held_out),
     ]
     seconds = {cost.stage: _seconds(cost, study, machine) for cost in costs}
     abreast = {
@@ -72,6 +76,7 @@ def plan(study: Study, machine: Machine) -> list[Cost]:
         "evaluation": len(study.layers),
         "features": (len(study.runs) + 1) * len(study.layers),
         "circuits": len(study.circuits.prompts) + len(study.circuits.behaviours) + bool(study.traced_run),
+        "cases": len(study.cases),
     }
     return [
         replace(
@@ -173,14 +178,24 @@ def _activations(study: Study, train_tokens: float) -> Cost:
 
 
 def _dictionaries(study: Study) -> Cost:
+    """What is imported costs its weights alone, on disk and, one run at a time, in memory."""
     d, layers = study.shape.d_model, len(study.layers)
-    runs = list(study.runs.values())
-    weights = sum(4 * (2 * run.width * d + 2 * run.width) for run in runs) * layers
-    operations = sum(run.tokens * _training_step(run, d) for run in runs) * layers
-    tokens = sum(run.tokens for run in runs) * layers
-    sweep = max((sum(_trained_bytes(run, d) for run in runs) for runs in study.sweeps.values()), default=0)
+    runs = study.runs.values()
+    trained = [run for run in runs if not run.imported]
     # a checkpoint holds the weights and Adam's two moments
-    return Cost("dictionaries", tokens, 4 * weights, PROCESS_BYTES + sweep, operations, 0.0)
+    disk = sum(_weight_bytes(run, d) * (1 if run.imported else 4) for run in runs) * layers
+    operations = sum(run.tokens * _training_step(run, d) for run in trained) * layers
+    tokens = sum(run.tokens for run in trained) * layers
+    sweeps = [
+        sum(_trained_bytes(run, d) for run in sweep if not run.imported) for sweep in study.sweeps.values()
+    ]
+    imported = [IMPORT_COPIES * _weight_bytes(run, d) for run in runs if run.imported]
+    memory = PROCESS_BYTES + max([*sweeps, *imported], default=0)
+    return Cost("dictionaries", tokens, disk, memory, operations, 0.0)
+
+
+def _weight_bytes(run: Run, d: int) -> float:
+    return 4 * (2 * run.width * d + 2 * run.width)
 
 
 def _training_step(run: Run, d: int) -> float:
@@ -250,6 +265,23 @@ def _circuits(study: Study) -> Cost:
     return Cost("circuits", tokens, 1e6 * len(study.circuits.prompts), memory, operations, 0.0)
 
 
+def _cases(study: Study, held_out: float) -> Cost:
+    """Held-out tokens through the dictionaries of each case's runs, and prompts with components ablated."""
+    shape = study.shape
+    blocks, embedding = model_parameters(shape)
+    whole = _forward(study, shape.layers) + 2 * embedding
+    tokens = min(study.evaluation.tokens or held_out, held_out)
+    operations, weights = 0.0, 0.0
+    for name in study.cases:
+        encode = sum(2 * shape.d_model * study.runs[run].width for run in study.case_runs(name)) * len(
+            study.layers
+        )
+        operations += tokens * (whole + encode) + CASE_TOKENS * (whole + encode)
+        weights = max(weights, 4 * encode)
+    memory = PROCESS_BYTES + 8 * (blocks + embedding) + weights + TRACING_BYTES
+    return Cost("cases", tokens * len(study.cases), 1e6 * len(study.cases), memory, operations, 0.0)
+
+
 def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
     jobs = {
         "corpus": 1,
@@ -259,6 +291,7 @@ def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
         "evaluation": (len(study.sweeps) * (len(study.layers) + 1) + 4) / machine.jobs,
         "features": (len(study.runs) + 1) * len(study.layers) / machine.jobs,
         "circuits": (len(study.circuits.prompts) + 2 * len(study.circuits.behaviours) + 2) / machine.jobs,
+        "cases": len(study.cases) / machine.jobs,
     }[cost.stage]
     if cost.stage == "corpus":
         work = cost.tokens / TOKENS_PER_SECOND
@@ -268,36 +301,3 @@ def _seconds(cost: Cost, study: Study, machine: Machine) -> float:
         work += cost.disk / ACTIVATION_BYTES / ACTIVATIONS_PER_SECOND
     download = 30e6 if isinstance(study.corpus, HubCorpus) and cost.stage == "corpus" else 0
     return work + jobs * JOB_SECONDS + (cost.disk / download if download else 0)
-
-
-def describe(study: Study, costs: list[Cost], machine: Machine) -> Iterator[str]:
-    """The plan as lines of a table."""
-    chronicle = " (generated)" if isinstance(study.corpus, Chronicle) else ""
-    yield f"profile {study.profile}: {len(study.layers)} layers, {len(study.runs)} runs{chronicle}"
-    yield f"{'stage':<16}{'tokens':>10}{'disk':>12}{'memory':>12}{'operations':>14}{'time':>12}"
-    for cost in costs:
-        yield (
-            f"{cost.stage:<16}{_short(cost.tokens):>10}{_short(cost.disk) + 'B':>12}{_short(cost.memory) + 'B':>12}"
-            f"{_short(cost.operations):>14}{_time(cost.seconds):>12}"
-        )
-    disk, operations = sum(c.disk for c in costs), sum(c.operations for c in costs)
-    memory, seconds = max(c.memory for c in costs), sum(c.seconds for c in costs)
-    yield (
-        f"{'all':<16}{'':>10}{_short(disk) + 'B':>12}{_short(memory) + 'B':>12}"
-        f"{_short(operations):>14}{_time(seconds):>12}"
-    )
-    rate, free = _short(machine.operations_per_second), _short(machine.free_bytes)
-    yield f"on {machine.device}: {rate} operations a second measured; {free}B of disk free"
-
-
-def _short(value: float) -> str:
-    for factor, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value:.0f} "
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

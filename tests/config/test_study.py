@@ -65,7 +65,7 @@ BROKEN = {
     "a word for a section": ({"corpus": 5}, r"^corpus"),
     "no such source": (
         {"corpus": {"source": "books"}},
-        r"^corpus\.source: 'books' is not a source; choose from",
+        r"^corpus\.source: 'books' is no source; choose from",
     ),
     "no source": ({"corpus": {}}, r"^corpus\.source: missing"),
     "a missing section": ({"corpus": None}, r"^corpus"),

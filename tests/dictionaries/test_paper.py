@@ -96,5 +96,5 @@ def test_the_objective_is_the_authors() -> None:
 def test_a_gain_of_zero_is_refused() -> None:
     broken = nn.LayerNorm(D)
     broken.weight.data[3] = 0
-    with pytest.raises(ValueError, match="gain, which is 0 in some dimension; use loss: standard"):
+    with pytest.raises(ValueError, match="gain, which is 0 in some dimension; train with loss: standard"):
         PaperCoordinates(broken, centred=True)

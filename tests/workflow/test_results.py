@@ -5,7 +5,16 @@ import pytest
 
 from circuitloom.tables import TABLES, read_table
 
-STAGES = ("corpus", "language_model", "activations", "dictionaries", "evaluation", "features", "circuits")
+STAGES = (
+    "corpus",
+    "language_model",
+    "activations",
+    "dictionaries",
+    "evaluation",
+    "features",
+    "circuits",
+    "cases",
+)
 TABLE_OF = {table.name: table for table in TABLES}
 
 
@@ -42,7 +51,9 @@ def test_nothing_unfinished_is_left(finished) -> None:
 
 
 def test_the_pictures_are_pictures(finished) -> None:
-    for picture in ("evaluation/pareto.png", "language_model/pretraining.png", "circuits/war/graph.png"):
+    pictures = ["evaluation/pareto.png", "language_model/pretraining.png", "circuits/war/graph.png"]
+    pictures += [f"cases/caught/{name}.png" for name in ("activations", "sources")]
+    for picture in pictures:
         assert (finished.results / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -9,6 +9,7 @@ CONCEPTS = {"compare_bases", "match_topk", "build_catalog"}
 FEATURES = {"tabulate_features", "tabulate_neurons", "build_catalog"}
 TRAINING = {"train_topk"}
 CIRCUITS = {"trace_prompt", "view_weights", "ablate_components_plural"}
+CASES = {"study_feature"}
 STAGES = (
     "corpus",
     "language_model",
@@ -17,6 +18,7 @@ STAGES = (
     "evaluation",
     "features",
     "circuits",
+    "cases",
     "catalog",
 )
 
@@ -34,14 +36,14 @@ def test_a_stage_is_a_target(finished, stage: str) -> None:
 
 def test_a_changed_key_reruns_its_stage_and_what_follows(finished) -> None:
     stale = finished.stale("--config", "training={learning_rate: 5e-3}")
-    assert stale >= CIRCUITS
-    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS | CIRCUITS | {"tabulate_features"}
+    assert stale >= CIRCUITS | CASES
+    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS | CIRCUITS | CASES | {"tabulate_features"}
 
 
 def test_a_key_of_the_evaluation_leaves_training_alone(finished) -> None:
     stale = finished.stale("--config", "evaluation={tokens: 4000}")
     assert "evaluate_topk" in stale
-    assert stale <= EVALUATION | CONCEPTS
+    assert stale <= EVALUATION | CONCEPTS | {"study_feature"}
 
 
 def test_a_key_of_the_activations_leaves_corpus_and_model_alone(finished) -> None:
@@ -83,6 +85,10 @@ def test_a_key_of_the_features_makes_their_tables_anew_and_nothing_else(finished
 
 def test_a_key_of_tracing_traces_prompts_anew_and_nothing_else(finished) -> None:
     assert finished.stale("--config", "circuits={width: 5}") == {"trace_prompt", "build_catalog"}
+
+
+def test_a_key_of_a_case_studies_it_anew_and_nothing_else(finished) -> None:
+    assert finished.stale("--config", "cases={caught: {traced: 3}}") == {"study_feature", "build_catalog"}
 
 
 def test_an_edited_macro_makes_only_the_catalogue_anew(finished) -> None:

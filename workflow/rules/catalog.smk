@@ -5,6 +5,7 @@ rule build_catalog:
     input:
         TARGETS["features"],
         TARGETS["circuits"],
+        TARGETS["cases"],
         TARGETS["evaluation"],
         TARGETS["language_model"],
         rules.build_corpus.output.document,

@@ -13,6 +13,7 @@ if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from circuitloom.config import load
+from circuitloom.config.cases import KINDS
 from circuitloom.evaluation.names import NEURONS
 from circuitloom.language_model.files import PICKLED, TEXT, WEIGHTS, matching
 from circuitloom.provenance import code_hash
@@ -162,3 +163,54 @@ def component_tables(runs):
 def rule_part(name):
     """A study's name as part of a rule's."""
     return re.sub(r"\W", "_", name)
+
+
+def cases_of(kind):
+    """A wildcard's constraint to the cases of one kind."""
+    names = [name for name, case in STUDY.cases.items() if case.kind == kind]
+    return "|".join(map(re.escape, names)) or "none"
+
+
+def case_files(kind):
+    """What a case of one kind writes, by name."""
+    known = KINDS[kind]
+    tables = {table: f"{table}.parquet" for table in known.tables}
+    figures = {figure: f"{figure}.png" for figure in known.figures}
+    files = {**tables, **figures, "result": "result.md"}
+    return {name: f"{RESULTS}/cases/{{case}}/{file}" for name, file in files.items()}
+
+
+def case_outputs(kind):
+    """The outputs of a rule; pictures go into the workflow's report."""
+    files = case_files(kind)
+    keys = {"caption": "../report/case.rst", "category": "Case studies"}
+    pictures = {name: file for name, file in files.items() if file.endswith(".png")}
+    return files | {
+        name: report(file, subcategory="{case}", **keys)
+        for name, file in pictures.items()
+    }
+
+
+def case_dictionaries(wildcards):
+    """The folders of the dictionaries that a case reads."""
+    return dictionary_folders(STUDY.case_runs(wildcards.case), STUDY.layers)
+
+
+def case_params(kind):
+    """What a case's job is told."""
+    return {
+        "case": lambda wildcards: STUDY.cases[wildcards.case].model_dump(mode="json"),
+        "runs": lambda wildcards: STUDY.case_runs(wildcards.case),
+        "context": STUDY.corpus.context,
+        "dtype": MODEL_DTYPE,
+        "code": code(f"cases_{kind}"),
+    }
+
+
+def case_targets():
+    """What all cases write."""
+    return [
+        file.format(case=name)
+        for name, case in STUDY.cases.items()
+        for file in case_files(case.kind).values()
+    ]

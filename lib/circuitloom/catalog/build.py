@@ -35,6 +35,7 @@ PLACES = {
     "circuits/*": (
         "study", "node", "edge", "path", "intervention", "causal", "faithfulness", "feature_effect",
     ),
+    "cases/*": ("claim", "outcome", "source"),
 }  # fmt: skip
 """Folder, in the profile's, to the tables whose files lie there."""
 SPLIT = "features/*/*"

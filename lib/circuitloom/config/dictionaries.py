@@ -1,4 +1,4 @@
-"""How dictionaries (transcoders and SAEs) are trained. A sweep describes runs; lists in it expand."""
+"""How dictionaries (transcoders and SAEs) are trained, or which are imported. A sweep describes runs; lists expand."""
 
 import itertools
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from .activations import SiteName
-from .base import Model, as_list
+from .base import ExpandedPath, Model, as_list
 
 RESERVED = ("neurons", "residual")
 """Names that tables give to the model's own neurons and residual directions, beside those of runs."""
@@ -87,6 +87,12 @@ def _not_reserved(name: str) -> str:
     return name
 
 
+def _one_a_layer(files: str) -> str:
+    if "{layer}" not in files or {"{", "}"} & set(files.replace("{layer}", "")):
+        raise ValueError(f"{files}: write {{layer}} where the layer's number stands, and no other braces")
+    return files
+
+
 class Run(Training):
     """One dictionary for each layer: what it reads, what it writes, how it is trained."""
 
@@ -98,6 +104,30 @@ class Run(Training):
     """Name of the run's folder (letters, digits, `_`, `.`, `-`); made from the other keys where it is empty."""
     site: SiteName = "mlp_out"
     """The site of an SAE (a transcoder reads mlp_in and writes mlp_out)."""
+    files: Annotated[ExpandedPath, AfterValidator(_one_a_layer)] | None = None
+    """Published transcoders (Dunefsky et al. 2024) to import instead of training: a path in which `{layer}` stands for
+    the layer's number. Such a run needs `name`, the files' `width`, and `act: relu`; how others are trained is
+    nothing to it."""
+
+    @model_validator(mode="after")
+    def _as_published(self) -> "Run":
+        if self.imported and not self.name:
+            raise ValueError("a run with `files` has no settings to be named after; give it a `name`")
+        if self.imported and (self.kind, self.act, self.skip) != ("transcoder", "relu", False):
+            raise ValueError(
+                "`files` hold transcoders of act relu without skip; set kind: transcoder, act: relu, skip: false"
+            )
+        return self
+
+    @property
+    def imported(self) -> bool:
+        """The run comes from files and is not trained."""
+        return self.files is not None
+
+    def file(self, layer: int) -> str:
+        """The file of one layer of a run that is imported."""
+        assert self.files is not None
+        return self.files.replace("{layer}", str(layer))
 
     @property
     def site_in(self) -> SiteName:

@@ -7,16 +7,19 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .base import Model
+from .cases import KINDS
 
 # a union's tag stands in the location but is no key of the config
-_TAGS = {"chronicle", "files", "hub", "pretrain", "path"}
+_TAGS = {"chronicle", "files", "hub", "pretrain", "path", *KINDS}
 
 
 def one_line(model: type[Model], error: ValidationError, where: str) -> str:
     """The first of a validation's errors, as the path of the key below `where`, what is wrong and what to do."""
     first = _nearest(error.errors(include_url=False))
     context = first.get("ctx", {})
-    location = [str(part) for i, part in enumerate(first["loc"]) if not (i == 1 and part in _TAGS)]
+    # after the section's name, or after the case study's
+    tag = 2 if first["loc"][:1] == ("cases",) else 1
+    location = [str(part) for i, part in enumerate(first["loc"]) if not (i == tag and part in _TAGS)]
     key = ".".join(([where] if where else []) + [part for part in location if "[" not in part])
     match first["type"]:
         case "extra_forbidden":
@@ -27,11 +30,17 @@ def one_line(model: type[Model], error: ValidationError, where: str) -> str:
             text = str(context["error"])
             return f"{key}: {text}" if key and not text.startswith(key.split(".")[0]) else text
         case "union_tag_not_found":
-            return f"{key}.source: missing; config/README.md lists the sources"
+            return f"{key}.{_discriminator(context)}: missing; config/README.md lists what it may be"
         case "union_tag_invalid":
-            return f"{key}.source: {context['tag']!r} is not a source; choose from {context['expected_tags']}"
+            name = _discriminator(context)
+            return f"{key}.{name}: {context['tag']!r} is no {name}; choose from {context['expected_tags']}"
         case _:
             return f"{key}: {first['msg']}, not {first['input']!r}"
+
+
+def _discriminator(context: dict[str, Any]) -> str:
+    """The key that says which member of a union a section is."""
+    return context["discriminator"].strip("'")
 
 
 def unknown_key(model: type[Model], key: str) -> str:

@@ -2,12 +2,14 @@
 
 import re
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from .activations import Activations
 from .base import Model, as_list
+from .cases import Cases
 from .circuits import Circuits
 from .corpus import Corpus
 from .dictionaries import Run, expand_sweep, run_name
@@ -43,6 +45,9 @@ class Study(Model):
     """What is tabulated about every feature."""
     circuits: Circuits = Circuits()
     """Which prompts are traced."""
+    cases: Cases = {}
+    """Case studies by name; or the path of a file of them, or a list of paths, of which later ones add to the cases of
+    earlier ones, key by key."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Study":
@@ -63,22 +68,36 @@ class Study(Model):
             raise ValueError(
                 "activations.sites: this model runs attention and MLP in parallel and has no resid_mid; use resid_pre"
             )
-        for sweep, runs in self.sweeps.items():
-            for run in runs:
-                if run.site_in != "mlp_out" and run.site_in not in self.activations.sites:
-                    raise ValueError(
-                        f"dictionaries.{sweep}: reads {run.site_in}, which is not stored; add it to activations.sites"
-                    )
-            if len({run.batch for run in runs}) > 1:
-                raise ValueError(
-                    f"dictionaries.{sweep}: runs of a sweep read the same batches; give each `batch` a sweep of its own"
-                )
+        for sweep in self.sweeps:
+            self._check_sweep(sweep)
         if "mlp_in" not in self.activations.sites and "mlp_out" in self.sites - set(self.activations.sites):
             raise ValueError(
                 "activations.sites: mlp_out is recomputed from mlp_in; add mlp_in, or mlp_out itself"
             )
         self._trace_transcoders()
+        for name in self.cases:
+            self._check_case(name)
         return self
+
+    def _check_sweep(self, sweep: str) -> None:
+        """A sweep's runs read what is stored, in the same batches; or come from files that are there."""
+        key, runs = f"dictionaries.{sweep}", self.sweeps[sweep]
+        for run in runs:
+            files = [Path(run.file(layer)) for layer in self.layers] if run.imported else []
+            missing = [file for file in files if not file.is_file()]
+            if missing:
+                raise ValueError(
+                    f"{key}.files: {missing[0]} does not exist ({len(missing)} of {len(files)} layers); download the "
+                    "files with `hf download REPOSITORY --local-dir FOLDER`, or name the folder they are in"
+                )
+            if not run.imported and run.site_in != "mlp_out" and run.site_in not in self.activations.sites:
+                raise ValueError(
+                    f"{key}: reads {run.site_in}, which is not stored; add it to activations.sites"
+                )
+        if len({run.batch for run in runs}) > 1:
+            raise ValueError(
+                f"{key}: runs of a sweep read the same batches; give each `batch` a sweep of its own"
+            )
 
     def _trace_transcoders(self) -> None:
         """Circuits go through runs of transcoders that are there."""
@@ -99,6 +118,22 @@ class Study(Model):
                 "circuits.prompts: circuits go through transcoders; add a sweep of them to dictionaries"
             )
 
+    def _check_case(self, name: str) -> None:
+        """A case study goes through transcoders that are there, and beside runs that are."""
+        run, *others = self.case_runs(name)
+        known = ", ".join(self.transcoders) or "none: add a sweep of them"
+        if not run or run not in self.transcoders:
+            missing = f"{run} is no run of transcoders" if run else "case studies go through transcoders"
+            raise ValueError(f"cases.{name}.run: {missing}; choose from {known}")
+        for other in others:
+            if other not in self.runs:
+                raise ValueError(f"cases.{name}: there is no run {other}; choose from {', '.join(self.runs)}")
+
+    def case_runs(self, name: str) -> list[str]:
+        """The runs that a case study reads: the transcoders that it goes through first ("" where there are none)."""
+        case = self.cases[name]
+        return list(dict.fromkeys([case.run or self.traced_run or "", *case.runs_named]))
+
     @cached_property
     def shape(self) -> Shape:
         """Sizes of the language model."""
@@ -112,10 +147,9 @@ class Study(Model):
 
     @property
     def sites(self) -> set[str]:
-        """Sites that are stored, or read by a run."""
-        return set(self.activations.sites) | {
-            s for run in self.runs.values() for s in (run.site_in, run.site_out)
-        }
+        """Sites that are stored, or read where a run is trained."""
+        trained = [run for run in self.runs.values() if not run.imported]
+        return set(self.activations.sites) | {s for run in trained for s in (run.site_in, run.site_out)}
 
     @cached_property
     def sweeps(self) -> dict[str, list[Run]]:
@@ -133,6 +167,10 @@ class Study(Model):
             for each in expand_sweep(self.training, keys):
                 run = _validate(Run, each, f"dictionaries.{sweep}")
                 run = run.model_copy(update={"name": run.name or run_name(run, usual)})
+                if sweeps[sweep] and run.imported != sweeps[sweep][0].imported:
+                    raise ValueError(
+                        f"dictionaries.{sweep}: some runs have `files` and some are trained; give each kind a sweep"
+                    )
                 if run.name in names:
                     raise ValueError(
                         f"dictionaries.{sweep}: two runs are named {run.name} (the other in {names[run.name]}); "

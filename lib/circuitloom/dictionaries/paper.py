@@ -1,4 +1,4 @@
-"""The coordinates of Dunefsky et al. 2024 (`loss: paper`), so that their λ transfer.
+"""The coordinates of Dunefsky et al. 2024: of `loss: paper`, so that their λ transfer, and of what they published.
 
 Their transcoders read the bare normalised x (before the norm's gain and bias) less a trained bias, and write the
 output centred over d (an SAE reads and writes its site as it is). Both are brought back into raw coordinates when
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config.dictionaries import Run
+from ..language_model.model import LanguageModel
 from .dictionary import Dictionary
 from .parameters import Parameters, Scales
 
@@ -25,7 +26,8 @@ class PaperCoordinates:
         self.bias: Float[Tensor, ...] = torch.zeros(1) if bias is None else bias.detach().float().cpu()
         if bool((self.gain == 0).any()):
             raise ValueError(
-                "loss: paper divides by the norm's gain, which is 0 in some dimension; use loss: standard"
+                "the paper's coordinates divide by the norm's gain, which is 0 in some dimension; "
+                "train with loss: standard"
             )
 
     def read(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
@@ -65,7 +67,10 @@ class PaperCoordinates:
     def to_dictionary(
         self, p: Parameters, run: Run, layer: int, y_mean: Float[Tensor, " d_out"]
     ) -> Dictionary:
-        """W' = W_enc / gain, b' = b_enc - W_enc b_in - W' bias; the mean that centring took away joins b_dec."""
+        """W' = W_enc / gain, b' = b_enc - W_enc b_in - W' bias; the mean that centring took away joins b_dec.
+
+        It is taken to be that of `y_mean` over its dimensions, whatever the token.
+        """
         gain, bias = self.gain.to(p.W_enc.device), self.bias.to(p.W_enc.device)
         W_enc = p.W_enc / gain
         skip = None if p.W_skip is None else p.W_skip / gain
@@ -81,6 +86,18 @@ class PaperCoordinates:
             site_out=run.site_out,
             layer=layer,
         )
+
+
+def transcoder_coordinates(model: LanguageModel, layer: int) -> PaperCoordinates:
+    """The coordinates of transcoders of `layer`.
+
+    Raises ValueError where the model has no norm before its MLP, or one whose gain is 0 somewhere.
+    """
+    if model.anatomy.norm_mlp is None:
+        raise ValueError(
+            f"{model.anatomy.architecture} has no norm before its MLP; train with loss: standard"
+        )
+    return PaperCoordinates(model.block(layer).get_submodule(model.anatomy.norm_mlp), centred=True)
 
 
 @torch.no_grad()

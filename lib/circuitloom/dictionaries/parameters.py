@@ -1,7 +1,7 @@
 """What training changes: weights in normalised units, how they start, and how they become a dictionary."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -100,6 +100,19 @@ def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
 
 
 @torch.no_grad()
+def with_unit_rows(parameters: Parameters) -> Parameters:
+    """The same function with decoder rows of unit norm: activations take on the norms that rows had."""
+    norm, threshold = parameters.decoder_norm, parameters.threshold
+    return replace(
+        parameters,
+        W_enc=parameters.W_enc * norm[:, None],
+        b_enc=parameters.b_enc * norm,
+        W_dec=parameters.W_dec / norm.clamp_min(1e-30)[:, None],
+        threshold=None if threshold is None else threshold * norm,
+    )
+
+
+@torch.no_grad()
 def to_dictionary(
     parameters: Parameters, run: Run, layer: int, scales: Scales, batch_threshold: float = 0.0
 ) -> Dictionary:
@@ -107,18 +120,18 @@ def to_dictionary(
 
     `batch_threshold` is batchtopk's running threshold on z |W_dec|, in the units of training.
     """
-    norm = parameters.decoder_norm * scales.y
-    threshold = parameters.threshold
+    unit = with_unit_rows(parameters)
+    threshold = unit.threshold
     if threshold is not None:
-        threshold = threshold * norm
+        threshold = threshold * scales.y
     elif run.act == "batchtopk":
-        threshold = torch.full_like(norm, batch_threshold * scales.y)
-    skip = parameters.W_skip
+        threshold = torch.full_like(unit.b_enc, batch_threshold * scales.y)
+    skip = unit.W_skip
     return Dictionary(
-        W_enc=parameters.W_enc * (norm / scales.x)[:, None],
-        b_enc=parameters.b_enc * norm,
-        W_dec=parameters.W_dec * scales.y / norm.clamp_min(1e-30)[:, None],
-        b_dec=parameters.b_dec * scales.y,
+        W_enc=unit.W_enc * (scales.y / scales.x),
+        b_enc=unit.b_enc * scales.y,
+        W_dec=unit.W_dec,
+        b_dec=unit.b_dec * scales.y,
         act={"relu": "relu", "topk": "topk"}.get(run.act, "threshold"),
         k=run.k if run.act == "topk" else None,
         threshold=threshold,

@@ -13,7 +13,7 @@ from ..language_model.model import LanguageModel
 from ..partial import discard, fingerprint, move, partial_folder
 from ..tables import HISTORY, write_table
 from .dictionary import save_dictionary
-from .paper import PaperCoordinates
+from .paper import PaperCoordinates, transcoder_coordinates
 from .train import Read, train
 from .trainee import Trainee
 
@@ -79,6 +79,4 @@ def _paper(run: Run, layer: int, model: LanguageModel) -> PaperCoordinates | Non
         return None
     if run.kind == "sae":
         return PaperCoordinates(None, centred=False)
-    if model.anatomy.norm_mlp is None:
-        raise ValueError(f"{model.anatomy.architecture} has no norm before its MLP; use loss: standard")
-    return PaperCoordinates(model.block(layer).get_submodule(model.anatomy.norm_mlp), centred=True)
+    return transcoder_coordinates(model, layer)

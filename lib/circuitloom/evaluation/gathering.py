@@ -39,7 +39,7 @@ def _best_layers(scores: pa.Table) -> list[dict[str, Any]]:
 
 
 def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """The run table's rows of trained dictionaries."""
+    """The run table's rows of dictionaries; how imported ones were trained is not known."""
     for run in runs:
         counted = run.act in ("topk", "batchtopk")
         yield {
@@ -50,8 +50,8 @@ def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             "act": run.act,
             "width": run.width,
             "k": run.k if counted else None,
-            "sparsity": None if counted else run.sparsity,
-            "seed": run.seed,
+            "sparsity": None if counted or run.imported else run.sparsity,
+            "seed": None if run.imported else run.seed,
             "config": run.model_dump_json(),
         }
 

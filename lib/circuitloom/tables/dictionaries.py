@@ -14,14 +14,17 @@ RUN = Table(
         "act": (STRING, "activation function"),
         "width": (INT, "number of features, F"),
         "k": (INT, "active features a token (topk, batchtopk), else null"),
-        "sparsity": (FLOAT, "weight of the sparsity penalty (relu, jumprelu), else null"),
-        "seed": (INT, "seed of the initial weights"),
+        "sparsity": (
+            FLOAT,
+            "weight of the sparsity penalty (relu, jumprelu), else null; null of what was imported",
+        ),
+        "seed": (INT, "seed of the initial weights; null of what was imported"),
         "config": (STRING, "the run's whole config, JSON"),
     },
 )
 HISTORY = Table(
     "history",
-    "Training of a dictionary, a row every few steps.",
+    "Training of a dictionary, a row every few steps; none of what was imported.",
     ("run", "layer", "step"),
     {
         "run": RUN_NAME,

@@ -1,0 +1,152 @@
+"""Rules: which tokens must stand where for a feature to fire; learned on some documents, scored on others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+GAIN = 0.02
+"""F1 by which a condition must better a rule to be added to it."""
+NAMED = 6
+"""Tokens of a condition that are named."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One of some tokens stands so many tokens before."""
+
+    offset: int
+    """0 for the token itself, -1 for the one before."""
+    tokens: Bool[Tensor, " vocabulary"]
+
+    def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
+        """Where it does; nowhere that the sequence does not reach back to."""
+        met = torch.zeros_like(token, dtype=torch.bool)
+        met[:, -self.offset :] = self.tokens[token][:, : token.shape[1] + self.offset]
+        return met
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All of some conditions."""
+
+    conditions: tuple[Condition, ...]
+
+    def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
+        """Where all conditions do."""
+        met = torch.ones_like(token, dtype=torch.bool)
+        for condition in self.conditions:
+            met &= condition.holds(token)
+        return met
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where it looks, the token itself first."""
+        return sorted((condition.offset for condition in self.conditions), reverse=True)
+
+    def words(self, strings: Sequence[str], counts: Int[Tensor, " vocabulary"]) -> str:
+        """The rule in words; of many tokens those that `counts` has most of."""
+        parts = []
+        for condition in sorted(self.conditions, key=lambda each: -each.offset):
+            ids = condition.tokens.nonzero()[:, 0]
+            ids = ids[counts[ids].argsort(descending=True, stable=True)]
+            named = " ".join(f"`{strings[int(i)].strip() or strings[int(i)]}`" for i in ids[:NAMED])
+            more = f" and {len(ids) - NAMED} more tokens" if len(ids) > NAMED else ""
+            parts.append(f"{_place(condition.offset)} is one of {named}{more}")
+        return ", and ".join(parts) if parts else "anything stands there"
+
+
+def _place(offset: int) -> str:
+    if offset == 0:
+        return "the token itself"
+    return "the token before" if offset == -1 else f"the token {-offset} before"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often a description and what it describes hold, document by document."""
+
+    hits: Float[Tensor, " document"]
+    """Both hold."""
+    said: Float[Tensor, " document"]
+    """The description holds."""
+    true: Float[Tensor, " document"]
+
+    @property
+    def rows(self) -> Float[Tensor, "document 3"]:
+        """A row a document, for a bootstrap."""
+        return torch.stack([self.hits, self.said, self.true], 1)
+
+
+def count(
+    said: Bool[Tensor, "sequence position"],
+    true: Bool[Tensor, "sequence position"],
+    where: Bool[Tensor, "sequence position"],
+    document: Int[Tensor, "sequence position"],
+) -> Counts:
+    """Counts over the places `where`, of every document that has some."""
+    _, number = document[where].unique(return_inverse=True)
+    said, true = said[where], true[where]
+    n = int(number.max()) + 1 if len(number) else 0
+    return Counts(
+        *(torch.bincount(number, each.double(), minlength=n).float() for each in (said & true, said, true))
+    )
+
+
+def fit_rule(
+    token: Int[Tensor, "sequence position"],
+    fires: Bool[Tensor, "sequence position"],
+    where: Bool[Tensor, "sequence position"],
+    offsets: Sequence[int],
+    vocabulary: int,
+    most: int = 3,
+) -> Rule:
+    """The rule, of at most so many conditions, that best says where `fires` holds among the places `where`.
+
+    Greedy: the condition is added whose offset and tokens, chosen by the share of their places that fire, give the
+    largest F1 together with those before, whose tokens are then chosen anew.
+    """
+    rule, best = Rule(()), 0.0
+    total = int((fires & where).sum())
+    left = list(offsets)
+
+    def choose(others: Rule, offset: int) -> tuple[float, Condition]:
+        return _best_tokens(token, fires, others.holds(token) & where, offset, vocabulary, total)
+
+    while left and len(rule.conditions) < most and total:
+        _, condition = max((choose(rule, offset) for offset in left), key=lambda each: each[0])
+        conditions = [*rule.conditions, condition]
+        f1 = 0.0
+        for i, own in enumerate(conditions):
+            others = Rule(tuple(conditions[:i] + conditions[i + 1 :]))
+            f1, conditions[i] = choose(others, own.offset)
+        if f1 < best + GAIN:
+            break
+        rule, best = Rule(tuple(conditions)), f1
+        left.remove(condition.offset)
+    return rule
+
+
+def _best_tokens(
+    token: Int[Tensor, "sequence position"],
+    fires: Bool[Tensor, "sequence position"],
+    met: Bool[Tensor, "sequence position"],
+    offset: int,
+    vocabulary: int,
+    total: int,
+) -> tuple[float, Condition]:
+    """F1 with the tokens at `offset` that make it largest, of the places that meet the rule so far."""
+    reach = met.clone()
+    reach[:, :-offset] = False
+    seen = token[:, : token.shape[1] + offset][reach[:, -offset:]]
+    n = torch.bincount(seen, minlength=vocabulary).double()
+    hits = torch.bincount(seen, fires[reach].double(), minlength=vocabulary)
+    share = torch.where(n > 0, hits / n, -1.0)
+    order = share.argsort(descending=True, stable=True)
+    f1 = 2 * hits[order].cumsum(0) / (n[order].cumsum(0) + total)
+    kept = int(f1.argmax())
+    tokens = torch.zeros(vocabulary, dtype=torch.bool)
+    tokens[order[: kept + 1]] = True
+    return float(f1[kept]), Condition(offset, tokens & (hits > 0))

@@ -1,0 +1,57 @@
+"""The case studies of a profile, by name: written into it, or read from files that several profiles share."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator
+
+from ..base import as_list, expand
+from .base import Case
+from .feature import FeatureCase
+
+__all__ = ["KINDS", "Case", "CaseStudy", "Cases", "FeatureCase"]
+
+CaseStudy = FeatureCase
+"""A case study of any kind; its `kind` says which keys it has."""
+KINDS: dict[str, type[Case]] = {"feature": FeatureCase}
+"""Kinds of case studies."""
+PROJECT = Path(__file__).parents[4]
+"""Where files of cases are looked for that the working directory does not have."""
+
+
+def _read(cases: Any) -> Any:
+    """Cases, or what the files hold whose paths stand in their place; of two of a name the later counts, key by key."""
+    if isinstance(cases, dict):
+        return cases
+    merged: dict[str, Any] = {}
+    for path in as_list(cases):
+        for name, keys in _read_file(str(path)).items():
+            merged[name] = {**merged.get(name, {}), **(keys if isinstance(keys, dict) else {})}
+    return merged
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    path = expand(path)
+    file = next((each for each in (Path(path), PROJECT / path) if each.is_file()), None)
+    if file is None:
+        raise ValueError(f"there is no file {path}; config/cases has those of the project")
+    try:
+        held = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())}); mend it") from None
+    if not isinstance(held, dict) or any(not isinstance(keys, dict) for keys in held.values()):
+        raise ValueError(f"{path}: holds no case studies by name; see config/cases for some")
+    return held
+
+
+def _named(cases: dict[str, Case]) -> dict[str, Case]:
+    for name in cases:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ValueError(f"{name!r} cannot be a case's name: letters, digits, _, . and - only; rename it")
+    return cases
+
+
+Cases = Annotated[dict[str, CaseStudy], BeforeValidator(_read), AfterValidator(_named)]
+"""Case studies by name."""

@@ -1,0 +1,63 @@
+"""Tables of the case studies."""
+
+import pyarrow as pa
+
+from .table import FEATURE_NUMBER, FLOAT, INT, LAYER, STRING, Table
+
+CASE_NAME = (STRING, "name of the case study")
+_SAMPLES = "of the bootstrap interval"
+
+CLAIM = Table(
+    "claim",
+    "What case studies claim, each claim with its measured value; it holds where the whole interval keeps the bound.",
+    ("case_study", "claim"),
+    {
+        "case_study": CASE_NAME,
+        "claim": (STRING, "name of the claim"),
+        "statement": (STRING, "what is measured, in words"),
+        "value": (FLOAT, "what was measured; null where it could not be"),
+        "low": (FLOAT, f"lower end {_SAMPLES}; the value itself where nothing was sampled"),
+        "high": (FLOAT, f"upper end {_SAMPLES}"),
+        "relation": (STRING, "above or below: the side of the bound that is claimed"),
+        "bound": (FLOAT, "what the value is claimed to be above or below"),
+        "holds": (pa.bool_(), "the whole interval lies on the claimed side, the bound itself included"),
+        "n": (INT, "how many were sampled"),
+        "of": (STRING, "what they are: prompts, documents, pairs"),
+        "published": (FLOAT, "the value that was published for the same, else null"),
+    },
+)
+OUTCOME = Table(
+    "outcome",
+    "What case studies measured on each prompt, under each condition.",
+    ("case_study", "measure", "condition", "prompt"),
+    {
+        "case_study": CASE_NAME,
+        "measure": (STRING, "what was measured, such as activation or greater_than"),
+        "condition": (STRING, "what was done to the model or the prompt"),
+        "prompt": (pa.int32(), "number of the prompt within the case"),
+        "text": (STRING, "the prompt, or its edit where the condition is one"),
+        "half": (STRING, "finding or testing: which half of the prompts it is of"),
+        "value": (FLOAT, "what was measured"),
+    },
+)
+SOURCE = Table(
+    "source",
+    "What the circuits of case studies are made of, over their prompts.",
+    ("case_study", "circuit", "rank"),
+    {
+        "case_study": CASE_NAME,
+        "circuit": (STRING, "which circuit of the case"),
+        "rank": (pa.int32(), "place among the circuit's sources, from 0, by share"),
+        "kind": (STRING, "token, position, feature, head, error or constant"),
+        "layer": (LAYER[0], "block of a feature, head or error; null for other kinds"),
+        "component": (FEATURE_NUMBER[0], "number of the feature or head; null for other kinds"),
+        "relative_position": (
+            pa.int16(),
+            "where it stands: 0 for the target's own position, -1 for the one before; null for all",
+        ),
+        "token": (STRING, "the token there, where it is one"),
+        "effect": (FLOAT, "what it adds to the target, mean over the prompts"),
+        "share": (FLOAT, "that over the sum of all sources' magnitudes"),
+        "n_prompts": (INT, "prompts on which it is a source"),
+    },
+)

@@ -1,0 +1,24 @@
+from circuitloom.job import job
+
+with job("cases", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from circuitloom.cases.feature import study_feature
+    from circuitloom.cases.findings import write_findings
+    from circuitloom.cases.opening import open_case
+    from circuitloom.config.cases import FeatureCase
+    from circuitloom.config.evaluation import Evaluation
+    from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.evaluation.held_out import hold_out
+    from circuitloom.tables import read_table
+
+    source, params = snakemake.input, snakemake.params
+    opened = open_case(
+        source.model, source.tokenizer, source.dictionaries, params.runs, params.context, params.dtype
+    )
+    evaluation = Evaluation.model_validate(params.evaluation)
+    held_out = hold_out(open_tokens(source.tokens), evaluation)
+    case = FeatureCase.model_validate(params.case)
+    concepts = read_table(source.concepts)
+    findings = study_feature(snakemake.wildcards.case, opened, held_out, concepts, case, evaluation)
+    write_findings(findings, Path(snakemake.output.result).parent)

@@ -1,0 +1,14 @@
+from circuitloom.job import job
+
+with job("dictionaries", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from circuitloom.config.dictionaries import Run
+    from circuitloom.dictionaries.published import import_run
+    from circuitloom.language_model.model import load
+
+    params = snakemake.params
+    model = load(snakemake.input.model, params.dtype)
+    layer = int(snakemake.wildcards.layer)
+    for run, output in zip(params.runs, snakemake.output, strict=True):
+        import_run(Run.model_validate(run), layer, model, Path(output))
