@@ -3,7 +3,7 @@ from circuitloom.job import job
 with job("cases", snakemake.threads, snakemake.log[0]):
     from pathlib import Path
 
-    from circuitloom.cases.feature import study_feature
+    from circuitloom.cases.feature.study import study_feature
     from circuitloom.cases.findings import write_findings
     from circuitloom.cases.opening import open_case
     from circuitloom.config.cases import FeatureCase

@@ -12,6 +12,7 @@ from .catalog.questions import fill_in
 from .config import Study, dictionaries
 from .config.activations import Activations
 from .config.cases import KINDS
+from .config.cases.greater_than import Published
 from .config.circuits import Behaviour, Change, Circuits, Example, Prompt, Weights
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
@@ -85,6 +86,7 @@ def config_page() -> str:
     parts.append(CASES)
     for kind, model in KINDS.items():
         parts += _section(f"cases, kind: {kind}", model)
+    parts += _section("cases, kind: greater_than, published", Published)
     return "\n".join(parts).rstrip() + "\n"
 
 

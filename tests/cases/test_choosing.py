@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.evaluation.inputs import make_held_out
 
-from circuitloom.cases.choosing import choose_by_concept, choose_by_contrast
+from circuitloom.cases.feature.choosing import choose_by_concept, choose_by_contrast
 from circuitloom.config.evaluation import Evaluation
 from circuitloom.evaluation.concepts import Code
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from circuitloom.cases.rule import Condition, Rule, count, fit_rule
+from circuitloom.cases.feature.rule import Condition, Rule, count, fit_rule
 
 VOCABULARY = 20
 

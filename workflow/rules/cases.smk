@@ -24,4 +24,24 @@ rule study_feature:
         "../../scripts/cases_feature.py"
 
 
+rule study_greater_than:
+    input:
+        model=f"{RESULTS}/model",
+        tokenizer=f"{RESULTS}/corpus/tokenizer",
+        dictionaries=case_dictionaries,
+    output:
+        **case_outputs("greater_than"),
+    log:
+        f"{RESULTS}/logs/study_greater_than_{{case}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/study_greater_than_{{case}}.tsv"
+    wildcard_constraints:
+        case=cases_of("greater_than"),
+    threads: split_cores(len(STUDY.cases))
+    params:
+        **case_params("greater_than"),
+    script:
+        "../../scripts/cases_greater_than.py"
+
+
 TARGETS["cases"] = case_targets()

@@ -1,6 +1,6 @@
 """The catalogue of a profile: views over its Parquet files, and macros for what people ask; it holds no data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -35,9 +35,9 @@ PLACES = {
     "circuits/*": (
         "study", "node", "edge", "path", "intervention", "causal", "faithfulness", "feature_effect",
     ),
-    "cases/*": ("claim", "outcome", "source"),
+    "cases/*": ("claim", "outcome", "source", "faithfulness", "year"),
 }  # fmt: skip
-"""Folder, in the profile's, to the tables whose files lie there."""
+"""Folder, in the profile's, to the tables whose files lie there; a table may lie in several."""
 SPLIT = "features/*/*"
 """Where each run and layer has a file of its own, which is found by its name without opening the others."""
 
@@ -66,23 +66,25 @@ def statements(folder: Path) -> Iterator[str]:
     yield f"CREATE MACRO spacing() AS '{_spacing(folder)}'"
     # what a view or macro uses must be there before it
     yield from (macro.sql for macro in macros() if not macro.is_table)
-    places = {name: place for place, names in PLACES.items() for name in names}
     for table in TABLES:
-        yield _view(table, places[table.name], folder)
+        yield _view(table, [place for place, names in PLACES.items() if table.name in names], folder)
     yield from (macro.sql for macro in macros() if macro.is_table)
 
 
-def _view(table: Table, place: str, folder: Path) -> str:
+def _view(table: Table, places: Sequence[str], folder: Path) -> str:
     made = ", unpacked(packed, n_features) AS features" if table.name == "code" else ""
-    if not any(folder.glob(f"{place}/{table.name}.parquet")):
+    # DuckDB refuses a pattern that no file fits
+    filled = [place for place in places if any(folder.glob(f"{place}/{table.name}.parquet"))]
+    if not filled:
         with duckdb.connect() as connection:
             empty = connection.from_arrow(table.schema.empty_table())
             types = zip(empty.columns, empty.types, strict=True)
             columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in types)
         return f"CREATE VIEW {table.name} AS SELECT *{made} FROM (SELECT {columns} WHERE false)"
+    patterns = ", ".join(f"root() || '{place}/{table.name}.parquet'" for place in filled)
     # a folder above that is named a=b would add a column
-    files = f"root() || '{place}/{table.name}.parquet', hive_partitioning = false"
-    if place != SPLIT:
+    files = f"[{patterns}], hive_partitioning = false"
+    if SPLIT not in places:
         return f"CREATE VIEW {table.name} AS SELECT * FROM read_parquet({files})"
     return f"""
         CREATE VIEW {table.name} AS

@@ -89,7 +89,7 @@ def study_components(
                     scores["effect"] = mean_effect(scores["attribution"], measured)
                 for ranking, score in scores.items():
                     curve = keep_top(model, basis, probes, rank(score), fill, budget.per_octave)
-                    faithfulness += _curve_rows(names | {"ranking": ranking}, len(basis), curve)
+                    faithfulness += curve_rows(names | {"ranking": ranking}, len(basis), curve)
                 bar.update(len(probes))
     batches = [(probe.token[None], probe.where[None]) for probe in probes]
     return {
@@ -149,8 +149,8 @@ def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[Effects]
     return tables
 
 
-def _curve_rows(names: dict[str, Any], n_components: int, curve: Curve) -> list[dict[str, Any]]:
-    """Rows of `faithfulness`."""
+def curve_rows(names: dict[str, Any], n_components: int, curve: Curve) -> list[dict[str, Any]]:
+    """Rows of `faithfulness`; `names` has its study, basis, ablation and ranking."""
     columns = {
         "n_kept": curve.n_kept,
         "metric_kept": curve.kept.double().mean(0),

@@ -188,9 +188,14 @@ def strongest_heads(
     for number in best.unique().tolist():
         layer, head = layers[number // heads], number % heads
         feature, place = (best == number).nonzero(as_tuple=True)
-        v = queries[layer][head, feature] @ blocks[layer].attention.W_V[head].T.to(reads)
-        read[feature, place] = pull(blocks[layer].norm_attention, v)
+        read[feature, place] = head_read(blocks[layer], head, reads[feature])
     return HeadReads(best // heads + layers.start, best % heads, read)
+
+
+def head_read(block: Block, head: int, reads: Float[Tensor, "feature d"]) -> Float[Tensor, "feature d"]:
+    """What vectors that read the stream behind attention read in front of it through a head that attends with 1."""
+    v = pull(block.norm_attention_after, reads) @ block.attention.W_O[head].T.to(reads)
+    return pull(block.norm_attention, v @ block.attention.W_V[head].T.to(reads))
 
 
 def _queries(block: Block, reads: Float[Tensor, "feature d"]) -> Float[Tensor, "head feature d_head"]:

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from .table import FEATURE_NUMBER, FLOAT, INT, LAYER, STRING, Table
+from .table import FEATURE_NUMBER, FLOAT, INT, LAYER, RUN_NAME, STRING, Table
 
 CASE_NAME = (STRING, "name of the case study")
 _SAMPLES = "of the bootstrap interval"
@@ -59,5 +59,34 @@ SOURCE = Table(
         "effect": (FLOAT, "what it adds to the target, mean over the prompts"),
         "share": (FLOAT, "that over the sum of all sources' magnitudes"),
         "n_prompts": (INT, "prompts on which it is a source"),
+    },
+)
+YEAR = Table(
+    "year",
+    "Features of a greater-than case, start year by start year.",
+    ("case_study", "layer", "feature", "year"),
+    {
+        "case_study": CASE_NAME,
+        "run": RUN_NAME,
+        "layer": LAYER,
+        "feature": FEATURE_NUMBER,
+        "rank": (
+            pa.int32(),
+            "place among the layer's features, from 0, by variance over the prompts at their last token",
+        ),
+        "variance": (FLOAT, "that variance, over the finding half"),
+        "year": (pa.int16(), "start year, its last two digits"),
+        "activation": (FLOAT, "at the last token, mean over the year's prompts"),
+        "logit_attribution": (
+            FLOAT,
+            "direct effect of an activation of 1 on the logit of this year as an answer, the mean over the vocabulary "
+            "taken off, the final norm's denominator left out",
+        ),
+        "deembedding_score": (
+            FLOAT,
+            "how far the weights read this year through `head`: by way of layer 0's features where the head lies "
+            "behind them, else its embedding; null where no head lies before the layer's MLP",
+        ),
+        "head": (STRING, "head that the score goes through, LAYER.NUMBER; null likewise"),
     },
 )

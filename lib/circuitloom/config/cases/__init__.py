@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..base import as_list, expand
 from .base import Case
 from .feature import FeatureCase
+from .greater_than import GreaterThanCase
 
-__all__ = ["KINDS", "Case", "CaseStudy", "Cases", "FeatureCase"]
+__all__ = ["KINDS", "Case", "CaseStudy", "Cases", "FeatureCase", "GreaterThanCase"]
 
-CaseStudy = FeatureCase
+CaseStudy = Annotated[FeatureCase | GreaterThanCase, Field(discriminator="kind")]
 """A case study of any kind; its `kind` says which keys it has."""
-KINDS: dict[str, type[Case]] = {"feature": FeatureCase}
+KINDS: dict[str, type[Case]] = {"feature": FeatureCase, "greater_than": GreaterThanCase}
 """Kinds of case studies."""
 PROJECT = Path(__file__).parents[4]
 """Where files of cases are looked for that the working directory does not have."""

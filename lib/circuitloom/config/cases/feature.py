@@ -8,7 +8,8 @@ from ..circuits import Example, parse_place
 from .base import Bound, Case, Slots, Texts, check_slots
 
 
-def _is_feature(text: str) -> str:
+def is_feature(text: str) -> str:
+    """`text`; ValueError where it is no feature, or one at a position."""
     if parse_place(text).position is not None:
         raise ValueError(f"{text!r} names a position; write LAYER/NUMBER")
     return text
@@ -23,7 +24,7 @@ class FeatureCase(Case):
     """A feature is found, traced and tested."""
     concept: str | None = None
     """Concept of the corpus that the feature is to say; null: it is found by contrast of `texts` and `edited`."""
-    feature: Annotated[str, AfterValidator(_is_feature)] | None = None
+    feature: Annotated[str, AfterValidator(is_feature)] | None = None
     """The feature, LAYER/NUMBER, where it is known; null: it is looked for."""
     texts: Texts
     """Templates of texts at whose last token it is to fire; `{name}` stands for a word of `slots`."""

@@ -11,21 +11,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..circuits.deembedding import read_tokens
-from ..circuits.local_model import LocalModel
-from ..config.cases import FeatureCase
-from ..config.circuits import parse_place
-from ..config.evaluation import Evaluation
-from ..evaluation.held_out import HeldOut
-from ..evaluation.matching import encode, scored_activations
-from ..language_model.model import Site
+from ...circuits.deembedding import read_tokens
+from ...circuits.local_model import LocalModel
+from ...config.cases import FeatureCase
+from ...config.circuits import parse_place
+from ...config.evaluation import Evaluation
+from ...evaluation.held_out import HeldOut
+from ...evaluation.matching import encode, scored_activations
+from ...language_model.model import Site
+from ..claims import Bootstrap, Claim, f1, measured, ratio
+from ..findings import Findings
+from ..opening import Opened
+from ..prompts import fill
 from .blind import blind_rule
 from .choosing import Chosen, choose_by_concept, choose_by_contrast
-from .claims import Bootstrap, Claim, f1, measured, ratio
-from .feature_figures import draw_activations, draw_sources
-from .findings import Findings
-from .opening import Opened
-from .prompts import fill
+from .figures import draw_activations, draw_sources
 from .reading import read_sources, source_rows
 from .rule import Rule, count, fit_rule
 from .testing import Tests, run_tests

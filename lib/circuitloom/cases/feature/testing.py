@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..circuits.attribution import Targets, logit_targets, reading_targets
-from ..circuits.changes import apply_edits, make_edits
-from ..circuits.deembedding import embedding_rows
-from ..circuits.interventions import run_free
-from ..circuits.local_model import LocalModel
-from ..circuits.targets import find_token
-from ..config.cases import FeatureCase
-from ..config.circuits import Change, parse_target
-from ..evaluation.held_out import HeldOut
-from ..language_model.model import Site
+from ...circuits.attribution import Targets, logit_targets, reading_targets
+from ...circuits.changes import apply_edits, make_edits
+from ...circuits.deembedding import embedding_rows
+from ...circuits.interventions import run_free
+from ...circuits.local_model import LocalModel
+from ...circuits.targets import find_token
+from ...config.cases import FeatureCase
+from ...config.circuits import Change, parse_target
+from ...evaluation.held_out import HeldOut
+from ...language_model.model import Site
+from ..opening import Opened
 from .choosing import Chosen
-from .opening import Opened
 from .rule import Condition, Rule
 
 EXCHANGES = 8

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config.evaluation import Evaluation
-from ..evaluation.concepts import Code, score_features
-from ..evaluation.held_out import HeldOut
-from ..evaluation.labels import label
+from ...config.evaluation import Evaluation
+from ...evaluation.concepts import Code, score_features
+from ...evaluation.held_out import HeldOut
+from ...evaluation.labels import label
 
 SILENT = "{} at the last token of any text of the finding half; change the case's texts"
 

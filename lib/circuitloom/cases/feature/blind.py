@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..circuits.deembedding import BareTokens
-from ..circuits.local_model import LocalModel
-from ..circuits.prediction import Evidence, Firing, gather_evidence, predict_plain
+from ...circuits.deembedding import BareTokens
+from ...circuits.local_model import LocalModel
+from ...circuits.prediction import Evidence, Firing, gather_evidence, predict_plain
 from .rule import Condition, Rule
 
 

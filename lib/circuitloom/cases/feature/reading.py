@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..circuits.attribution import direct_effects, feature_targets, sources
-from ..circuits.local_model import LocalModel
-from ..circuits.step import HEAD, KINDS, feature_reader, take_step
+from ...circuits.attribution import feature_targets, sources
+from ...circuits.flow import total_flow
+from ...circuits.graph import Roots
+from ...circuits.local_model import LocalModel
+from ...circuits.step import HEAD, KINDS, feature_reader, take_step
 from .choosing import Chosen
 
 REACH = 24
@@ -60,22 +62,14 @@ def read_sources(prompts: Sequence[LocalModel], chosen: Chosen) -> Reading:
     return Reading(steps, torch.stack(tokens), ids, torch.tensor(values))
 
 
-@torch.inference_mode()
 def token_effects(prompt: LocalModel, active: int) -> Float[Tensor, " position"]:
     """What each token's embedding adds to an active feature's pre-activation, through any number of heads and features.
 
-    A feature that fires is linear in what it reads, and hands on its parts as it is made of them. What is left to the
-    pre-activation comes from errors, positions and biases.
+    What is left to the pre-activation comes from errors, positions and biases.
     """
-    columns, features = sources(prompt), prompt.features
-    here = torch.tensor([active], device=features.layer.device)
-    total = direct_effects(prompt, feature_targets(prompt, here))[0]
-    for layer in range(int(features.layer[active]) - 1, -1, -1):
-        own = ((features.layer == layer) & (total[: columns.active] != 0)).nonzero()[:, 0]
-        if len(own):
-            weight = total[own] / features.activation[own]
-            total = total + weight @ direct_effects(prompt, feature_targets(prompt, own))
-    return total[columns.embeddings]
+    target = feature_targets(prompt, torch.tensor([active], device=prompt.features.layer.device))
+    flow = total_flow(prompt, Roots(target, target.bias.new_ones(1)))
+    return flow[sources(prompt).embeddings]
 
 
 def _one_step(
