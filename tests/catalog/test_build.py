@@ -22,10 +22,10 @@ from tests.catalog.tables import (
 )
 
 from circuitloom.catalog import build
-from circuitloom.catalog.build import build_catalog
+from circuitloom.catalog.build import PLACES, build_catalog
 from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
 from circuitloom.catalog.macros import macros
-from circuitloom.tables import TABLES, read_table
+from circuitloom.tables import FAITHFULNESS, TABLES, read_table, write_table
 
 ADDED = {"code": ["features"]}
 """Columns of a view that its table does not have."""
@@ -79,10 +79,27 @@ def test_every_view_holds_the_rows_of_its_files(profile: Profile) -> None:
             files = sorted(profile.folder.rglob(f"{table.name}.parquet"))
             assert len(files) == (4 if table.name in SPLIT else 1)
             rows = [tuple(row.values()) for file in files for row in read_table(file).to_pylist()]
-            order = f"SELECT {', '.join(table.columns)} FROM {table.name} ORDER BY {', '.join(table.key)}"
+            names = ", ".join(f'"{name}"' for name in table.columns)
+            order = f"SELECT {names} FROM {table.name} ORDER BY {', '.join(table.key)}"
             found = connection.execute(order).fetchall()
             key = [list(table.columns).index(name) for name in table.key]
             assert found == sorted(rows, key=lambda row: [row[i] for i in key]) != [], table.name
+
+
+def test_a_table_may_lie_in_several_places(folder: Path) -> None:
+    behaviour = folder / "circuits" / "plural" / "faithfulness.parquet"
+    case = folder / "cases" / "indirect_object" / behaviour.name
+    rows = read_table(behaviour).to_pylist()
+    assert "faithfulness" in PLACES["circuits/*"] and "faithfulness" in PLACES["cases/*"]
+    for files in ([behaviour, case], [case]):
+        for file in (behaviour, case):
+            file.unlink(missing_ok=True)
+        for file in files:
+            write_table(FAITHFULNESS, [row | {"study": file.parent.name} for row in rows], file)
+        build_catalog(folder)
+        with open_catalog(folder) as connection:
+            found = connection.sql("SELECT study FROM faithfulness ORDER BY study").fetchall()
+        assert [study for (study,) in found] == sorted(file.parent.name for file in files)
 
 
 def test_a_table_without_files_is_an_empty_view_of_the_same_types(profile: Profile, tmp_path: Path) -> None:

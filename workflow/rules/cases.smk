@@ -44,4 +44,24 @@ rule study_greater_than:
         "../../scripts/cases_greater_than.py"
 
 
+rule study_difference:
+    input:
+        model=f"{RESULTS}/model",
+        tokenizer=f"{RESULTS}/corpus/tokenizer",
+        dictionaries=case_dictionaries,
+    output:
+        **case_outputs("difference"),
+    log:
+        f"{RESULTS}/logs/study_difference_{{case}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/study_difference_{{case}}.tsv"
+    wildcard_constraints:
+        case=cases_of("difference"),
+    threads: split_cores(len(STUDY.cases))
+    params:
+        **case_params("difference"),
+    script:
+        "../../scripts/cases_difference.py"
+
+
 TARGETS["cases"] = case_targets()

@@ -111,6 +111,6 @@ def measured(
 ) -> Claim:
     """A claim about `statistic` of rows, one a prompt: of one column where they are plain numbers."""
     table = np.asarray(rows, float)
-    table = table.reshape(len(table), -1)
+    table = table[:, None] if table.ndim == 1 else table
     value, low, high = bootstrap.interval(table, statistic)
     return Claim(name, statement, value, low, high, bound, len(table), of, relation, published)

@@ -40,14 +40,22 @@ def measure(
 ) -> Measured:
     """The metric on passes with components ablated, one chunk of them an `Ablation`; `reference` is for KL."""
     metric, kl = [reference.new_zeros(0)], [reference.new_zeros(0)]
-    where = probe.where.to(model.device)
-    for gone, at in ablations:
-        ablation = Ablation(gone.to(model.device), at.to(model.device))
-        with basis.ablating(model, ablation, where, fill):
-            logits = last_logits(model, probe.token.expand(len(gone), -1))
+    for logits in ablated_logits(model, basis, probe, ablations, fill):
         metric.append(probe.metric(logits))
         kl.append(divergence(reference, logits))
     return Measured(torch.cat(metric), torch.cat(kl))
+
+
+def ablated_logits(
+    model: LanguageModel, basis: Basis, probe: Probe, ablations: Iterable[Ablation], fill: Fill
+) -> Iterator[Float[Tensor, "pass vocabulary"]]:
+    """Logits behind the prompt with components ablated, chunk by chunk."""
+    where = probe.where.to(model.device)
+    for gone, at in ablations:
+        ablation = Ablation(gone.to(model.device), at.to(model.device))
+        with torch.inference_mode(), basis.ablating(model, ablation, where, fill):
+            logits = last_logits(model, probe.token.expand(len(gone), -1))
+        yield logits
 
 
 @torch.inference_mode()

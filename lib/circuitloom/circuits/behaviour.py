@@ -20,13 +20,14 @@ def study_behaviour(
     """
     strings = tokenizer.strings()
     tokens = [read_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
-    metrics = [_metric(example.target, strings) for example in behaviour.prompts]
+    metrics = [read_metric(example.target, strings) for example in behaviour.prompts]
     probes = make_probes(tokens, metrics, tokenizer.bos_id)
     budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
     return study_components(study, model, probes, runs, budget, behaviour.ablations)
 
 
-def _metric(target: str, strings: list[str]) -> Metric:
+def read_metric(target: str, strings: list[str]) -> Metric:
+    """What `logit TOKEN` or `logit TOKEN vs TOKEN` asks of logits; ValueError where a token is none."""
     wanted = parse_target(target)
     token = find_token(wanted.token, strings)
     return (

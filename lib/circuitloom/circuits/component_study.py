@@ -150,7 +150,7 @@ def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[Effects]
 
 
 def curve_rows(names: dict[str, Any], n_components: int, curve: Curve) -> list[dict[str, Any]]:
-    """Rows of `faithfulness`; `names` has its study, basis, ablation and ranking."""
+    """Rows of `faithfulness`, an entry a k; `names` are the study, basis, ablation and ranking."""
     columns = {
         "n_kept": curve.n_kept,
         "metric_kept": curve.kept.double().mean(0),

@@ -1,7 +1,10 @@
 """A circuit as a picture: nodes by position and layer, edges as wide as their effects on their targets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from .study_rows import Row, StudyRows
 
@@ -16,15 +19,27 @@ MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "log
 
 def draw_graph(rows: StudyRows, path: Path | str) -> None:
     """Draw the pruned graph of a study to a file; the constant is left out."""
-    import matplotlib as mpl
+    graph_figure([rows]).savefig(path, dpi=150)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
-    nodes = [row for row in rows.nodes() if row["in_graph"] and row["kind"] != "constant"]
-    places, centres = _places(nodes, rows.trace.model.layers)
-    across = max(x for x, _ in places.values()) + 1
-    figure, axes = plt.subplots(figsize=(max(7, 0.9 * across), 1.4 * rows.trace.model.layers + 2.5))
+def graph_figure(studies: Sequence[StudyRows]) -> Figure:
+    """The pruned graphs of studies, one below the other; the constant is left out."""
+    nodes = [
+        [row for row in rows.nodes() if row["in_graph"] and row["kind"] != "constant"] for rows in studies
+    ]
+    places = [_places(own, rows.trace.model.layers) for own, rows in zip(nodes, studies, strict=True)]
+    across = max(x for own, _ in places for x, _ in own.values()) + 1
+    high = sum(1.4 * rows.trace.model.layers + 2.5 for rows in studies)
+    figure = Figure(figsize=(max(7, 0.9 * across), high), layout="constrained")
+    axes = figure.subplots(len(studies), squeeze=False)[:, 0]
+    for rows, own, (where, centres), panel in zip(studies, nodes, places, axes, strict=True):
+        _draw_edges(panel, rows, where)
+        _draw_nodes(panel, own, where)
+        _frame(panel, rows, centres)
+    return figure
+
+
+def _draw_edges(axes: Any, rows: StudyRows, places: dict[int, tuple[float, float]]) -> None:
     edges = [edge for edge in rows.edges() if edge["source"] in places and edge["target"] in places]
     strongest: dict[int, float] = {}
     for edge in edges:
@@ -37,16 +52,15 @@ def draw_graph(rows: StudyRows, path: Path | str) -> None:
         axes.plot(
             [x0, x1], [y0, y1], color=colour, linewidth=0.3 + 3 * size, alpha=0.2 + 0.6 * size, zorder=1
         )
+
+
+def _draw_nodes(axes: Any, nodes: list[Row], places: dict[int, tuple[float, float]]) -> None:
     for row in nodes:
         x, y = places[row["node"]]
         marker = MARKERS.get("logit" if row["is_root"] else row["kind"], "o")
         face = "black" if row["is_root"] else "lightgrey" if row["kind"] == "error" else "white"
         axes.scatter([x], [y], marker=marker, s=40, c=face, edgecolors="black", linewidths=0.8, zorder=2)
         axes.annotate(_label(row), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=6)
-    _frame(axes, rows, centres)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _places(nodes: list[Row], layers: int) -> tuple[dict[int, tuple[float, float]], dict[int, float]]:

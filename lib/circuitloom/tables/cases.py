@@ -90,3 +90,36 @@ YEAR = Table(
         "head": (STRING, "head that the score goes through, LAYER.NUMBER; null likewise"),
     },
 )
+COMPONENT = Table(
+    "component",
+    "Components of case studies that rank among those that recover the behaviour, and what the circuit made of them "
+    "loses without each.",
+    ("case_study", "rank"),
+    {
+        "case_study": CASE_NAME,
+        "rank": (
+            pa.int32(),
+            "place among the basis' components, from 0, in the order in which they are kept",
+        ),
+        "kind": (STRING, "feature or head"),
+        "run": (STRING, "transcoders that a feature is of; null for heads"),
+        "layer": LAYER,
+        "component": (FEATURE_NUMBER[0], "number of the feature or head within its layer, from 0"),
+        "attribution": (
+            FLOAT,
+            "effect on the metric of setting it to its ablated value, to first order, mean over the finding prompts",
+        ),
+        "worth": (
+            FLOAT,
+            "share of the behaviour that the circuit alone loses without it, over the testing prompts; null where it "
+            "is not in the circuit",
+        ),
+        "worth_low": (FLOAT, f"lower end {_SAMPLES}"),
+        "worth_high": (FLOAT, f"upper end {_SAMPLES}"),
+        "in_circuit": (
+            pa.bool_(),
+            "it was kept when what is worth nothing on the finding prompts was pruned",
+        ),
+        "helps": (pa.bool_(), "its whole interval lies above 0; null where it is not in the circuit"),
+    },
+)

@@ -72,8 +72,8 @@ FAITHFULNESS = Table(
         "ranking": (
             STRING,
             "components are ranked by the magnitude of their mean `effect` (measured; to first order where it was not) "
-            "or `attribution` (to first order); by `variance` over prompts at the last token; or they are a `circuit`, "
-            "found by paths",
+            "or `attribution` (to first order), or by `signed attribution`, those first that raise the metric most; by "
+            "`variance` over prompts at the last token; or they are a `circuit`, found by paths",
         ),
         "n_kept": (INT, "k"),
         "n_components": (INT, "components of the basis"),

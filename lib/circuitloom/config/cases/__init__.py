@@ -9,14 +9,19 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..base import as_list, expand
 from .base import Case
+from .difference import DifferenceCase
 from .feature import FeatureCase
 from .greater_than import GreaterThanCase
 
-__all__ = ["KINDS", "Case", "CaseStudy", "Cases", "FeatureCase", "GreaterThanCase"]
+__all__ = ["KINDS", "Case", "CaseStudy", "Cases", "DifferenceCase", "FeatureCase", "GreaterThanCase"]
 
-CaseStudy = Annotated[FeatureCase | GreaterThanCase, Field(discriminator="kind")]
+CaseStudy = Annotated[FeatureCase | GreaterThanCase | DifferenceCase, Field(discriminator="kind")]
 """A case study of any kind; its `kind` says which keys it has."""
-KINDS: dict[str, type[Case]] = {"feature": FeatureCase, "greater_than": GreaterThanCase}
+KINDS: dict[str, type[Case]] = {
+    "feature": FeatureCase,
+    "greater_than": GreaterThanCase,
+    "difference": DifferenceCase,
+}
 """Kinds of case studies."""
 PROJECT = Path(__file__).parents[4]
 """Where files of cases are looked for that the working directory does not have."""

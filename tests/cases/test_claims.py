@@ -1,0 +1,75 @@
+"""Claims, and the intervals that decide them."""
+
+import numpy as np
+import pytest
+
+from circuitloom.cases import claims
+from circuitloom.cases.claims import Bootstrap, Claim, mean, measured, ratio
+from circuitloom.cases.findings import sentence
+
+BOOTSTRAP = Bootstrap(1000, 0.95, 0)
+
+
+def test_intervals_cover_a_known_mean_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        _, low, high = Bootstrap(400, 0.9, seed).interval(random.normal(3, 2, (40, 1)), mean)
+        covered += low <= 3 <= high
+    # 180 expected; percentile intervals of 40 rows cover a little less
+    assert 165 <= covered <= 192
+
+
+def test_an_interval_of_a_mean_has_the_width_of_its_standard_error():
+    rows = np.random.default_rng(1).normal(0, 1, (400, 1))
+    value, low, high = Bootstrap(4000, 0.95, 0).interval(rows, mean)
+    assert value == pytest.approx(rows.mean())
+    assert high - low == pytest.approx(2 * 1.96 * rows.std() / 20, rel=0.1)
+
+
+def test_a_ratio_is_of_sums_not_a_mean_of_ratios():
+    rows = np.array([[1.0, 1.0], [0.0, 9.0]])
+    assert BOOTSTRAP.interval(rows, ratio)[0] == pytest.approx(0.1)
+
+
+def test_rows_are_resampled_whole():
+    rows = np.repeat(np.arange(1.0, 9.0)[:, None], 2, 1)
+    assert BOOTSTRAP.interval(rows, ratio) == (1, 1, 1)
+
+
+def test_samples_may_be_drawn_in_parts(monkeypatch):
+    rows = np.random.default_rng(0).normal(0, 1, (10, 1))
+    value, low, high = BOOTSTRAP.interval(rows, mean)
+    monkeypatch.setattr(claims, "CHUNK", 70)
+    assert BOOTSTRAP.interval(rows, mean) == pytest.approx((value, low, high))
+
+
+@pytest.mark.parametrize("rows", [[], np.array([[1.0, 0.0]]), np.empty((3, 0))])
+def test_what_is_not_defined_has_no_value_and_fails(rows):
+    statistic = ratio if len(rows) == 1 else (lambda samples: np.full(len(samples), np.nan))
+    claim = measured("x", "the share", rows, 0.0, BOOTSTRAP, statistic)
+    assert (claim.value, claim.low, claim.high) == (None, None, None)
+    assert not claim.holds
+    assert sentence(claim) == "The share could not be measured, where at least 0 is claimed: this fails."
+
+
+def test_samples_without_a_value_are_left_out():
+    # half of the samples of two rows have one denominator or the other alone
+    value, low, high = BOOTSTRAP.interval(np.array([[1.0, 1.0], [2.0, 0.0]]), ratio)
+    assert value == 3 and low == 1 and high == 3
+
+
+@pytest.mark.parametrize(
+    ("relation", "low", "high", "holds"),
+    [
+        ("above", 0.5, 0.9, True),
+        ("above", 0.49, 0.9, False),
+        ("below", 0.1, 0.5, True),
+        ("below", 0.1, 0.51, False),
+    ],
+)
+def test_a_claim_holds_where_its_whole_interval_keeps_the_bound(relation, low, high, holds):
+    claim = Claim("x", "it", (low + high) / 2, low, high, 0.5, 10, relation=relation)
+    assert claim.holds is holds
+    assert claim.row("case")["holds"] is holds
+    assert ("this holds" if holds else "this fails") in sentence(claim)

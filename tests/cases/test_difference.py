@@ -1,0 +1,293 @@
+"""Circuits for logit differences: on games whose answer is known, and on a model with one feature that matters."""
+
+import numpy as np
+import pytest
+import torch
+from tests.circuits.component_inputs import make_probe
+from tests.circuits.inputs import load_tiny, make_dictionaries
+from tests.models import D_MODEL, LAYERS
+
+from circuitloom.cases.claims import Bootstrap
+from circuitloom.cases.difference.circuit import Bench, Ranking, Search, draw_subsets, split_circuit, worth
+from circuitloom.cases.difference.claims import gap, needed, needed_ratio, positive, share
+from circuitloom.cases.difference.drawn import draw_prompts
+from circuitloom.cases.difference.study import study_difference
+from circuitloom.cases.findings import write_findings
+from circuitloom.cases.opening import Opened
+from circuitloom.circuits.basis import head_basis
+from circuitloom.circuits.faithfulness import Curve
+from circuitloom.config.cases import DifferenceCase
+from circuitloom.config.circuits import Example
+from circuitloom.corpus.tokenizer import load_tokenizer
+from circuitloom.dictionaries.dictionary import Dictionary
+from circuitloom.tables import read_table
+
+PLANTED = (LAYERS - 1, 7)
+"""Layer and number of the feature that raises token 12 above token 20."""
+
+
+class Game(Bench):
+    """A bench whose metric is a known function of which components are there."""
+
+    def __init__(self, model, play, components):
+        super().__init__(model, head_basis(model), [None] * LAYERS)
+        object.__setattr__(self, "play", play)
+        object.__setattr__(self, "components", set(range(components)))
+
+    def alone(self, probes, sets):
+        return self._played(probes, [set(each.tolist()) for each in sets])
+
+    def without(self, probes, sets):
+        return self._played(probes, [self.components - set(each.tolist()) for each in sets])
+
+    def _played(self, probes, sets):
+        return torch.tensor([[float(self.play(each)) for each in sets]] * len(probes), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_tiny("gpt2", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def play(model):
+    """Search of a game of so many components, and its ranking in the order of their numbers."""
+
+    def start(game, components):
+        bench = Game(model, game, components)
+        order = torch.arange(components)
+        n_kept = torch.tensor(sorted({0, 1, 2, 4, components}))
+        sets = [order[:k] for k in n_kept]
+        probes = [make_probe()] * 2
+        whole = bench.without(probes, [order[:0]])[:, 0]
+        curve = Curve(
+            n_kept, bench.alone(probes, sets), bench.without(probes, sets), torch.zeros(2, len(sets)), whole
+        )
+        return Search(bench, probes), Ranking("attribution", order, torch.zeros(components), curve)
+
+    return start
+
+
+def additive(*weights):
+    return lambda there: 3 + sum(weights[i] for i in there)
+
+
+def test_the_fewest_top_components_are_found_between_the_sizes_of_the_curve(play):
+    search, ranking = play(additive(10, 4, 3, 2, 1, 0, 0, 0, 0, 0), 10)
+    assert ranking.curve.n_kept.tolist() == [0, 1, 2, 4, 10]
+    assert search.find(ranking, 0.96).tolist() == [0, 1, 2, 3, 4]
+    assert search.find(ranking, 0.9).tolist() == [0, 1, 2, 3]
+    assert search.find(ranking, 0.5).tolist() == [0]
+
+
+def test_where_components_add_nothing_there_is_no_circuit(play):
+    search, ranking = play(additive(-1, -2, 0), 3)
+    assert search.find(ranking, 0.9).tolist() == []
+    assert search.prune(ranking.order[:0], 0.9, 0.01).tolist() == []
+
+
+def test_what_is_worth_nothing_or_harms_is_pruned(play):
+    search, _ = play(additive(10, 0, 5, -4, 0.05, 4), 6)
+    # of 15.05 in all: 0.05 is worth a third of a hundredth
+    assert search.prune(torch.arange(6), 0.9, 0.01).tolist() == [0, 2, 5]
+    assert search.prune(torch.arange(6), 0.9, 0.001).tolist() == [0, 2, 4, 5]
+
+
+def test_of_two_that_stand_in_for_each_other_one_is_kept(play):
+    search, _ = play(lambda there: 5 * (0 in there) + 5 * bool({1, 2} & there), 3)
+    assert search.worth(torch.arange(3), torch.arange(3)).tolist() == [0.5, 0, 0]
+    circuit = search.prune(torch.arange(3), 0.9, 0.01).tolist()
+    assert circuit in ([0, 1], [0, 2])
+
+
+def test_pruning_stops_where_the_share_would_be_lost(play):
+    search, _ = play(additive(*[1.0] * 20), 20)
+    # each is worth 0.05, less than asked for, but 18 are needed
+    assert len(search.prune(torch.arange(20), 0.9, 0.1)) >= 18
+
+
+def test_a_circuit_without_a_backup_is_not_complete(play):
+    search, _ = play(lambda there: 4 * (0 in there) + 6 * bool({1, 2} & there), 3)
+    probes, bench = search.probes, search.bench
+    subsets = [torch.tensor([1]), torch.tensor([0])]
+    for circuit, gaps in (([0, 1], [-6, 0]), ([0, 1, 2], [0, 0])):
+        alone, model = split_circuit(bench, probes, torch.tensor(circuit), subsets)
+        assert (alone - model)[0].tolist() == gaps
+
+
+def test_worth_is_what_the_circuit_loses_not_what_the_model_does(play):
+    search, _ = play(lambda there: 6 * bool({0, 1} & there), 2)
+    both, alone = torch.tensor([0, 1]), torch.tensor([0])
+    assert worth(search.bench, search.probes, both, torch.tensor([0])).tolist() == [[0], [0]]
+    assert worth(search.bench, search.probes, alone, torch.tensor([0])).tolist() == [[6], [6]]
+
+
+def test_subsets_go_from_one_component_to_half_the_circuit():
+    circuit = torch.arange(100, 180)
+    subsets = draw_subsets(circuit, 10, 0)
+    sizes = [len(each) for each in subsets]
+    assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[-1] == 40
+    assert all(torch.isin(each, circuit).all() and len(each.unique()) == len(each) for each in subsets)
+    again = draw_subsets(circuit, 10, 0)
+    assert all(torch.equal(a, b) for a, b in zip(subsets, again, strict=True))
+    assert [len(each) for each in draw_subsets(circuit[:0], 3, 0)] == [0, 0, 0]
+
+
+def test_shares_are_counted_from_nothing_to_untouched():
+    rows = np.array([[[5.0, 1.0, 9.0], [7.0, 3.0, 11.0]]])
+    assert share(rows).tolist() == [0.5]
+    assert np.isnan(share(rows[:, :, [0, 2, 1]])).all()
+    # |-2| and |4|, over 8
+    assert gap(np.array([[[1.0, 9.0, -2.0, 3.0], [1.0, 9.0, -2.0, 5.0]]])).tolist() == [3 / 8]
+    assert positive(np.array([[[1.0, -3.0, 0.0], [1.0, 2.0, 0.0]]])).tolist() == [1 / 3]
+    assert np.isnan(positive(np.empty((2, 4, 0)))).all()
+
+
+def test_the_number_needed_lies_where_the_curve_first_reaches_the_share():
+    n_kept = np.array([0.0, 1.0, 2.0, 4.0, 8.0])
+    shares = np.array([[0, 0.2, 0.6, 1.0, 0.7], [0, 0, 0, 0, 0.5], [0, 0.9, 0.1, 1, 1]])
+    assert needed(n_kept, shares, 0.8)[[0, 2]] == pytest.approx([3, 0.8 / 0.9])
+    assert np.isnan(needed(n_kept, shares, 0.8)[1])
+    # one prompt: untouched 10, then metrics with 0, 2, 4 and with 0, 4, 8 kept
+    rows = np.array([[[10.0, 0.0, 8.0, 10.0, 0.0, 4.0, 8.0]]])
+    both = needed_ratio(np.array([0.0, 2.0, 4.0]), np.array([0.0, 4.0, 8.0]), 0.8)
+    assert both(rows).tolist() == [2 / 8]
+
+
+EXAMPLES = [
+    Example(text="w5 {a} w6 {b} w5 {a} w6", target="logit {b} vs {a}"),
+    Example(text="w5 {a} w6 {b} w5 {b} w6", target="logit {a} vs {b}"),
+    Example(text="w7 {a} {c}", target="logit {a} vs {a_2}"),
+]
+WORDS = [f"w{i}" for i in range(10, 18)]
+SLOTS = {"a": WORDS, "a_2": WORDS, "b": [f"w{i}" for i in range(20, 28)], "c": ["w30", "w31", "w32"]}
+
+
+def test_texts_and_targets_are_filled_together_and_halves_share_no_text():
+    drawn = draw_prompts(EXAMPLES, SLOTS, 24, 0)
+    assert len({prompt.text for prompt in drawn}) == len(drawn) == 24
+    halves = {half: [p for p in drawn if p.half == half] for half in ("finding", "testing")}
+    assert len(halves["finding"]) == len(halves["testing"]) == 12
+    for half in halves.values():
+        for first in ("w5", "w7"):
+            assert sum(prompt.text.startswith(first) for prompt in half) == {"w5": 8, "w7": 4}[first]
+    for prompt in drawn:
+        words, (token, against) = prompt.text.split(), prompt.target.removeprefix("logit ").split(" vs ")
+        if words[0] == "w7":
+            assert token == words[1] != against
+        else:
+            assert against == words[5] and {token, against} == {words[1], words[3]}
+
+
+def test_variants_of_the_same_slots_have_the_same_words_in_the_same_half():
+    drawn = draw_prompts(EXAMPLES[:2], SLOTS, 20, 0)
+    for first, second in zip(drawn[::2], drawn[1::2], strict=True):
+        assert first.half == second.half and first.text.split()[:4] == second.text.split()[:4]
+
+
+def test_too_few_fillings_for_two_halves_are_refused():
+    with pytest.raises(ValueError, match="in one way only; add words to its slots"):
+        draw_prompts([Example(text="w4 {c}", target="logit w4 vs w5")], {"c": ["w6"]}, 8, 0)
+
+
+def test_targets_that_are_no_difference_are_refused():
+    with pytest.raises(ValueError, match="is no difference; write `logit TOKEN vs TOKEN`"):
+        DifferenceCase(kind="difference", prompts=[Example(text="w4", target="logit w5")])
+    with pytest.raises(ValueError, match=r"nothing fills \{b\}"):
+        DifferenceCase(kind="difference", prompts=[Example(text="w4", target="logit w5 vs {b}")])
+
+
+def plant(model) -> dict[int, Dictionary]:
+    """Dictionaries that write next to nothing, but for one feature that always fires and makes the difference."""
+    dictionaries = make_dictionaries(model, act="relu", k=None)
+    rows = model.module.get_submodule(model.anatomy.unembedding).weight.detach()
+    for layer, dictionary in dictionaries.items():
+        dictionary.W_dec.mul_(1e-3)
+        if layer == PLANTED[0]:
+            direction = rows[12] - rows[20]
+            dictionary.W_enc[PLANTED[1]] = 0
+            dictionary.b_enc[PLANTED[1]] = 1
+            dictionary.W_dec[PLANTED[1]] = 60 * direction / direction.norm()
+    assert rows.shape[1] == D_MODEL
+    return dictionaries
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Findings about a target, behind prompts of a model whose heads do next to nothing, with the planted feature."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = load_tiny("gpt2", folder)
+    for layer in range(LAYERS):
+        model.attention(layer).get_submodule(model.anatomy.attention_projection).weight.mul_(1e-3)
+    opened = Opened(model, load_tokenizer(str(folder / "gpt2")), {"run": plant(model)}, 32)
+
+    def run(target):
+        case = DifferenceCase(
+            kind="difference",
+            prompts=[Example(text="w5 {a} w6 {b}", target=target)],
+            slots=SLOTS,
+            count=12,
+            ablation="zero",
+            least=0.05,
+            resamples=200,
+            traced=1,
+        )
+        return study_difference("planted", opened, case)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def findings(study):
+    return study("logit w12 vs w20")
+
+
+def test_where_ablation_takes_nothing_away_claims_of_a_circuit_fail(study, tmp_path):
+    findings = study("logit w20 vs w12")
+    assert findings.tables["component"] == []
+    failed = {claim.name: claim.value for claim in findings.claims if not claim.holds}
+    unmeasured = {"faithful", "necessary", "through_features", "complete", "minimal", "explained", "fewer"}
+    assert {name for name, value in failed.items() if value is None} == unmeasured
+    write_findings(findings, tmp_path)
+    assert "there is no circuit to find" in (tmp_path / "result.md").read_text()
+
+
+def test_one_planted_feature_is_found_as_the_circuit(findings):
+    rows = [row for row in findings.tables["component"] if row["in_circuit"]]
+    assert [(row["kind"], row["layer"], row["component"]) for row in rows] == [("feature", *PLANTED)]
+    assert rows[0]["helps"] and rows[0]["worth"] > 0.9 and rows[0]["attribution"] > 0
+    values = {claim.name: claim.value for claim in findings.claims}
+    assert values["faithful"] == pytest.approx(1, abs=0.1)
+    assert values["necessary"] == values["through_features"] == pytest.approx(0, abs=0.1)
+    assert values["minimal"] == 1
+
+
+def test_tables_hold_every_prompt_condition_and_size(findings, tmp_path):
+    write_findings(findings, tmp_path)
+    outcome = read_table(tmp_path / "outcome.parquet").to_pylist()
+    conditions = {row["condition"] for row in outcome}
+    assert len(outcome) == 12 * len(conditions) == 12 * 6
+    by_key = {(row["prompt"], row["condition"]): row["value"] for row in outcome}
+    for prompt in range(12):
+        assert by_key[prompt, "untouched"] > by_key[prompt, "nothing kept"]
+    faithfulness = read_table(tmp_path / "faithfulness.parquet").to_pylist()
+    assert {row["basis"] for row in faithfulness} == {"run + heads", "neurons + heads"}
+    assert {row["n_prompts"] for row in faithfulness} == {6}
+    for figure in DifferenceCase.figures:
+        assert (tmp_path / f"{figure}.png").stat().st_size > 10_000
+    assert {f"{table}.parquet" for table in DifferenceCase.tables} == {
+        f.name for f in tmp_path.glob("*.parquet")
+    }
+    result = (tmp_path / "result.md").read_text()
+    assert f"feature {PLANTED[0]}/{PLANTED[1]}" in result
+
+
+def test_intervals_are_over_prompts_of_the_testing_half(findings):
+    n = {claim.name: claim.n for claim in findings.claims}
+    assert n.pop("behaves") == n.pop("prefers") == 12
+    assert set(n.values()) == {6}
+    claim = next(each for each in findings.claims if each.name == "faithful")
+    testing = [row["value"] for row in findings.tables["outcome"] if row["half"] == "testing"]
+    untouched, none, alone, *_ = np.array(testing).reshape(-1, 6)
+    expected = Bootstrap(200, 0.95, 0).interval(np.stack([alone, none, untouched], 1), share)
+    assert (claim.value, claim.low, claim.high) == pytest.approx(expected)
