@@ -74,7 +74,8 @@ def number(value: float | None) -> str:
     """Three decimals; whole numbers plain; nothing for None."""
     if value is None:
         return ""
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3f}"
+    text = f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3f}"
+    return "0.000" if text == "-0.000" else text
 
 
 def _table(claims: Sequence[Claim]) -> list[str]:

@@ -132,42 +132,69 @@ def direct_effects(
     A[t, s] of an attribution graph, the effect of s on t through any number of heads and skip paths but no other
     feature. Rows are written into `out` where it is given.
     """
-    columns = sources(model)
     if out is None:
-        out = targets.vector.new_zeros(len(targets), len(columns))
+        out = targets.vector.new_zeros(len(targets), len(sources(model)))
     done = 0
     for chunk in targets.chunks(model.frozen.resid_final.numel()):
-        _fill(model, chunk, columns, out[done : done + len(chunk)])
+        _fill(model, chunk, out[done : done + len(chunk)])
         done += len(chunk)
     return out
 
 
-def _fill(model: LocalModel, targets: Targets, columns: Sources, out: Float[Tensor, "target source"]) -> None:
-    frozen = model.frozen
-    constant = (targets.vector * model.constant_stream[targets.layer, targets.position]).sum(-1)
-    out[:, columns.constant] = targets.constant + constant
-    for part, layer, g in model.descend(targets.vector, targets.position, targets.layer):
+@torch.inference_mode()
+def total_effects(model: LocalModel, targets: Targets) -> Float[Tensor, "target source"]:
+    """What goes through each source to each target, by way of all features between. Columns: `sources(model)`.
+
+    A feature that fires gives its pre-activation as it is, so that it is gone through with a slope of 1. Errors,
+    embeddings, positions and the constant, which nothing goes into, add up to a target's pre-activation.
+    """
+    out = targets.vector.new_zeros(len(targets), len(sources(model)))
+    done = 0
+    for chunk in targets.chunks(model.frozen.resid_final.numel()):
+        _fill(model, chunk, out[done : done + len(chunk)], through=True)
+        done += len(chunk)
+    return out
+
+
+def _fill(
+    model: LocalModel, targets: Targets, out: Float[Tensor, "target source"], through: bool = False
+) -> None:
+    """Write the targets' rows; `through` features, or with features as sources that nothing lies behind."""
+    frozen, columns = model.frozen, sources(model)
+    out[:, columns.constant] = _constant(model, targets)
+    for part, layer, g in model.descend(targets.vector, targets.position, targets.layer, features=through):
         n = len(g)
         if part == "mlp":
             errors = columns.errors.start + layer * len(frozen)
             out[:, errors : errors + n] = _dot(g, model.errors[layer, :n]).T
             if layer in model.dictionaries:
                 _read_features(model, layer, g, out)
+                active = model.all_active(layer, n)
+                if through and active.stop > active.start:
+                    place = torch.arange(active.start, active.stop, device=out.device)
+                    slope = out[:, active] / model.features.activation[active]
+                    out[:, columns.constant] += slope @ _constant(model, feature_targets(model, place))
         elif part == "start":
             out[:, columns.embeddings][:, :n] = _dot(g, frozen.embedding[:n]).T
             if frozen.positions is not None:
                 out[:, columns.learned_positions][:, :n] = _dot(g, frozen.positions[:n]).T
 
 
+def _constant(model: LocalModel, targets: Targets) -> Float[Tensor, " target"]:
+    """What biases add to targets through heads and skip paths, their own among them."""
+    stream = model.constant_stream[targets.layer, targets.position]
+    return targets.constant + (targets.vector * stream).sum(-1)
+
+
 def _read_features(
     model: LocalModel, layer: int, g: Float[Tensor, "position target d"], out: Float[Tensor, "target source"]
 ) -> None:
-    first, last = model.active(layer, 0).start, model.active(layer, len(g) - 1).stop
-    rows = model.decoder_rows(layer, slice(first, last))
+    every = model.all_active(layer, len(g))
+    rows = model.decoder_rows(layer, every)
     for position in range(len(g)):
         active = model.active(layer, position)
         if active.stop > active.start:
-            out[:, active] = g[position] @ rows[active.start - first : active.stop - first].T
+            out[:, active] = g[position] @ rows[active.start - every.start : active.stop - every.start].T
 
 
 def _dot(

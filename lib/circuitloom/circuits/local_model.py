@@ -88,6 +88,10 @@ class LocalModel:
         start = layer * len(self.frozen) + position
         return slice(self._starts[start], self._starts[start + 1])
 
+    def all_active(self, layer: int, positions: int) -> slice:
+        """Places of those of one layer at the first `positions` positions, at least one."""
+        return slice(self.active(layer, 0).start, self.active(layer, positions - 1).stop)
+
     def decoder_rows(self, layer: int, active: slice) -> Float[Tensor, "active d"]:
         """What active features of one layer write, their activations included."""
         feature = self.features.feature[active]
@@ -124,7 +128,7 @@ class LocalModel:
 
     def written(self, layer: int) -> Float[Tensor, "position d"]:
         """What features and errors of a layer make of its MLP's output, biases and skip path left out."""
-        active = slice(self.active(layer, 0).start, self.active(layer, len(self.frozen) - 1).stop)
+        active = self.all_active(layer, len(self.frozen))
         written = self.errors[layer].clone()
         if active.stop > active.start:
             written.index_add_(0, self.features.position[active], self.decoder_rows(layer, active))
@@ -147,13 +151,34 @@ class LocalModel:
         v = g @ dictionary.W_skip * replaced.view(replaced.shape + (1,) * (g.dim() - replaced.dim()))
         return self.frozen.layers[layer].norm_mlp.pull_back(v, position)
 
+    def through_features(
+        self, layer: int, g: Float[Tensor, "position target d"]
+    ) -> Float[Tensor, "position target d"] | float:
+        """What vectors that read the output of an MLP read in the stream in front of it, by way of what fires there.
+
+        A feature that fires gives its pre-activation as it is, so that it is gone through with a slope of 1.
+        """
+        dictionary, active = self.dictionaries.get(layer), self.all_active(layer, len(g))
+        if dictionary is None or active.stop == active.start:
+            return 0.0
+        feature, position = self.features.feature[active], self.features.position[active]
+        slope = torch.einsum("atd,ad->at", g[position], dictionary.W_dec[feature])
+        read = torch.zeros_like(g)
+        read.index_add_(0, position, slope[:, :, None] * dictionary.W_enc[feature][:, None])
+        return self.frozen.layers[layer].norm_mlp.pull_back(read, slice(len(g)))
+
     def descend(
-        self, g: Float[Tensor, "target d"], position: Int[Tensor, " target"], layer: int
+        self,
+        g: Float[Tensor, "target d"],
+        position: Int[Tensor, " target"],
+        layer: int,
+        features: bool = False,
     ) -> Iterator[Passage]:
         """Carry vectors that read the stream at `position`, in front of the MLP of `layer`, down to the first block.
 
-        They come by every MLP, and by the start, whose output they read through any number of heads. For vectors that
-        read the end of the stream `layer` is the number of layers.
+        They come by every MLP, and by the start, whose output they read through any number of heads, and with
+        `features` through any number of features that fire. For vectors that read the end of the stream `layer` is
+        the number of layers.
         """
         if not len(g):
             return
@@ -168,6 +193,8 @@ class LocalModel:
             through = block.norm_mlp_after.pull_back(carried, slice(n))
             yield Passage("mlp", below, through)
             skipped = self.skip(below, through, slice(n))
+            if features:
+                skipped = skipped + self.through_features(below, through)
             if not self.frozen.parallel:
                 carried += skipped
                 skipped = 0.0

@@ -8,9 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.attribution import feature_targets, sources
-from ...circuits.flow import total_flow
-from ...circuits.graph import Roots
+from ...circuits.attribution import feature_targets, sources, total_effects
 from ...circuits.local_model import LocalModel
 from ...circuits.step import HEAD, KINDS, feature_reader, take_step
 from .choosing import Chosen
@@ -68,8 +66,7 @@ def token_effects(prompt: LocalModel, active: int) -> Float[Tensor, " position"]
     What is left to the pre-activation comes from errors, positions and biases.
     """
     target = feature_targets(prompt, torch.tensor([active], device=prompt.features.layer.device))
-    flow = total_flow(prompt, Roots(target, target.bias.new_ones(1)))
-    return flow[sources(prompt).embeddings]
+    return total_effects(prompt, target)[0, sources(prompt).embeddings]
 
 
 def _one_step(

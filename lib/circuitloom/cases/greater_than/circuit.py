@@ -9,11 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...circuits.ablation import measure, untouched
-from ...circuits.attribution import Targets, logit_targets, sources
+from ...circuits.attribution import Targets, logit_targets, sources, total_effects
 from ...circuits.basis import Basis, Fill
 from ...circuits.components import Ablation
-from ...circuits.flow import total_flow
-from ...circuits.graph import Roots
 from ...circuits.local_model import LocalModel
 from ...circuits.paths import Search, find_paths, paths_to_graph
 from ...circuits.probes import Probe
@@ -95,7 +93,7 @@ def find_leaves(tracer: Tracer, prompts: YearPrompts, answers: Answers) -> Leave
     for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
         model = tracer.local_model(text)
         targets = later_target(model, answers, start)
-        flow = total_flow(model, Roots(targets, targets.bias.new_ones(1))).cpu()
+        flow = total_effects(model, targets)[0].cpu()
         columns = sources(model)
         errors = flow[columns.errors].view(columns.layers, columns.positions)
         rows.append(

@@ -5,8 +5,7 @@ import torch
 from tests.circuits.inputs import KINDS, load_tiny, make_local
 from tests.models import ARCHITECTURES
 
-from circuitloom.circuits.attribution import direct_effects, logit_targets, sources
-from circuitloom.circuits.flow import total_flow
+from circuitloom.circuits.attribution import direct_effects, logit_targets, sources, total_effects
 from circuitloom.circuits.graph import Roots, adjacency
 
 
@@ -15,7 +14,7 @@ from circuitloom.circuits.graph import Roots, adjacency
 def test_leaves_add_up_to_the_weighted_targets(architecture, kind, tmp_path):
     model = make_local(load_tiny(architecture, tmp_path, "float64"), kind)
     roots = some_roots(model)
-    flow, columns = total_flow(model, roots), sources(model)
+    flow, columns = roots.weight @ total_effects(model, roots.targets), sources(model)
     value = direct_effects(model, roots.targets).sum(1) @ roots.weight
     torch.testing.assert_close(flow[columns.active :].sum(), value, rtol=1e-9, atol=1e-9)
 
@@ -31,7 +30,7 @@ def test_features_pass_on_what_reaches_them_through_all_others(tmp_path):
         (torch.eye(active) - shares[:, :active]).T, effects[active:, :active].T @ roots.weight
     )
     expected = effects[active:].T @ roots.weight + shares.T @ reached
-    flow = total_flow(model, roots)
+    flow = roots.weight @ total_effects(model, roots.targets)
     torch.testing.assert_close(flow, expected, rtol=1e-8, atol=1e-9)
     assert (flow[:active] < 0).any() and (flow[:active] > 0).any()
 
