@@ -16,9 +16,11 @@ ROWS = 5000
 def random_table(table: Table) -> pa.Table:
     random = np.random.default_rng(0)
 
-    def column(kind: pa.DataType) -> np.ndarray:
+    def column(kind: pa.DataType) -> np.ndarray | list:
         if pa.types.is_floating(kind):
             return random.standard_normal(ROWS)
+        if pa.types.is_list(kind):
+            return [[value] for value in column(kind.value_type)]
         numbers = random.integers(0, 2**15, ROWS)
         return numbers if pa.types.is_integer(kind) else numbers.astype(str)
 

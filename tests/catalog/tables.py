@@ -49,9 +49,8 @@ ELSEWHERE = {
     **{"pareto": "evaluation", "baseline": "evaluation/baseline/mlp_out", "history": "dictionaries/tc-wide/layer1"},
     **dict.fromkeys(("study", "node", "edge", "path", "intervention"), "circuits/war"),
     **dict.fromkeys(("causal", "faithfulness", "feature_effect"), "circuits/plural"),
-    **dict.fromkeys(("claim", "outcome", "source", "year"), "cases/caught"),
+    **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),
     **dict.fromkeys(("deembedding", "connection", "blind"), "circuits/weights/tc-wide/layer1"),
-    **dict.fromkeys(("claim", "outcome", "source", "component"), "cases/indirect_object"),
 }  # fmt: skip
 """Tables of which one row will do, and the folder that holds their file."""
 

@@ -79,8 +79,7 @@ def test_every_view_holds_the_rows_of_its_files(profile: Profile) -> None:
             files = sorted(profile.folder.rglob(f"{table.name}.parquet"))
             assert len(files) == (4 if table.name in SPLIT else 1)
             rows = [tuple(row.values()) for file in files for row in read_table(file).to_pylist()]
-            names = ", ".join(f'"{name}"' for name in table.columns)
-            order = f"SELECT {names} FROM {table.name} ORDER BY {', '.join(table.key)}"
+            order = f"SELECT {', '.join(table.columns)} FROM {table.name} ORDER BY {', '.join(table.key)}"
             found = connection.execute(order).fetchall()
             key = [list(table.columns).index(name) for name in table.key]
             assert found == sorted(rows, key=lambda row: [row[i] for i in key]) != [], table.name

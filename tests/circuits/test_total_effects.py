@@ -1,43 +1,51 @@
-"""What flows to a target from tokens, errors and biases is all of it."""
+"""What flows to a target from tokens, errors and biases by way of all features is all of it."""
 
 import pytest
 import torch
-from tests.circuits.inputs import KINDS, load_tiny, make_local
-from tests.models import ARCHITECTURES
+from tests.circuits.inputs import KINDS, PROMPT, load_tiny, make_local
+from tests.models import ARCHITECTURES, LAYERS
 
-from circuitloom.circuits.attribution import direct_effects, logit_targets, sources, total_effects
+from circuitloom.circuits.attribution import (
+    Targets,
+    direct_effects,
+    feature_targets,
+    logit_targets,
+    sources,
+    total_effects,
+)
 from circuitloom.circuits.graph import Roots, adjacency
+from circuitloom.circuits.local_model import LocalModel
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_leaves_add_up_to_the_weighted_targets(architecture, kind, tmp_path):
-    model = make_local(load_tiny(architecture, tmp_path, "float64"), kind)
-    roots = some_roots(model)
-    flow, columns = roots.weight @ total_effects(model, roots.targets), sources(model)
-    value = direct_effects(model, roots.targets).sum(1) @ roots.weight
-    torch.testing.assert_close(flow[columns.active :].sum(), value, rtol=1e-9, atol=1e-9)
+@pytest.fixture(scope="module", params=[(a, kind) for a in ARCHITECTURES for kind in KINDS])
+def local(request, tmp_path_factory) -> LocalModel:
+    architecture, kind = request.param
+    return make_local(load_tiny(architecture, tmp_path_factory.mktemp(architecture), "float64"), kind)
 
 
-def test_features_pass_on_what_reaches_them_through_all_others(tmp_path):
-    model = make_local(load_tiny("gpt2", tmp_path, "float64"))
-    roots, columns = some_roots(model), sources(model)
-    effects = adjacency(model, roots)
-    active = columns.active
-    # the derivative of each feature by each other, and of the roots, solved all at once
-    shares = effects[:active] / effects[:active].sum(1, keepdim=True)
-    reached = torch.linalg.solve(
-        (torch.eye(active) - shares[:, :active]).T, effects[active:, :active].T @ roots.weight
-    )
-    expected = effects[active:].T @ roots.weight + shares.T @ reached
-    flow = roots.weight @ total_effects(model, roots.targets)
-    torch.testing.assert_close(flow, expected, rtol=1e-8, atol=1e-9)
-    assert (flow[:active] < 0).any() and (flow[:active] > 0).any()
-
-
-def some_roots(model) -> Roots:
-    """Two logit differences, the second counted backwards."""
-    weights = model.frozen.resid_final.new_zeros(2, len(model.frozen.unembedding.weight))
+def some_targets(local: LocalModel) -> list[Targets]:
+    """Two logit differences; and what fires in the last layer, at the end of the prompt and two positions before."""
+    weights = local.frozen.resid_final.new_zeros(2, len(local.frozen.unembedding.weight))
     weights[0, 12], weights[0, 20], weights[1, 31], weights[1, 9] = 1, -1, 1, -1
-    places = torch.tensor([len(model.frozen) - 1, len(model.frozen) - 3])
-    return Roots(logit_targets(model, places, weights), weights.new_tensor([1.0, -0.5]))
+    places = torch.tensor([len(PROMPT) - 1, len(PROMPT) - 3])
+    features = local.features
+    active = (features.layer == LAYERS - 1) & torch.isin(features.position, places)
+    return [logit_targets(local, places, weights), feature_targets(local, active.nonzero()[:, 0])]
+
+
+def test_tokens_positions_errors_and_biases_add_up_to_targets(local):
+    for targets in some_targets(local):
+        total = total_effects(local, targets)[:, sources(local).active :].sum(1)
+        expected = direct_effects(local, targets).sum(1)
+        torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_total_effects_are_the_direct_ones_summed_over_all_paths(local):
+    active = sources(local).active
+    for targets in some_targets(local):
+        direct = adjacency(local, Roots(targets, targets.constant.new_ones(len(targets))))
+        # a feature passes on what it gets, so that its column over its activation is a slope
+        slope = direct[:, :active] / local.features.activation
+        through = torch.linalg.solve(torch.eye(active) - slope[:active], direct[:active])
+        expected = direct[active:] + slope[active:] @ through
+        torch.testing.assert_close(total_effects(local, targets), expected, rtol=1e-8, atol=1e-9)

@@ -64,4 +64,28 @@ rule study_difference:
         "../../scripts/cases_difference.py"
 
 
+rule study_planted:
+    input:
+        model=f"{RESULTS}/model",
+        tokenizer=f"{RESULTS}/corpus/tokenizer",
+        tokens=f"{RESULTS}/corpus/validation.zarr",
+        dictionaries=case_dictionaries,
+        concepts=rules.label_concepts.output.concept,
+        matched=case_matches,
+    output:
+        **case_outputs("planted"),
+    log:
+        f"{RESULTS}/logs/study_planted_{{case}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/study_planted_{{case}}.tsv"
+    wildcard_constraints:
+        case=cases_of("planted"),
+    threads: split_cores(len(STUDY.cases))
+    params:
+        **case_params("planted"),
+        evaluation=section("evaluation"),
+    script:
+        "../../scripts/cases_planted.py"
+
+
 TARGETS["cases"] = case_targets()

@@ -196,6 +196,18 @@ def case_dictionaries(wildcards):
     return dictionary_folders(STUDY.case_runs(wildcards.case), STUDY.layers)
 
 
+def case_matches(wildcards):
+    """Where features of a case's runs, and neurons, were matched with concepts."""
+    wanted = STUDY.case_runs(wildcards.case)
+    sweeps = [
+        sweep
+        for sweep, runs in STUDY.sweeps.items()
+        if any(run.name in wanted for run in runs)
+    ]
+    parts = [*(f"concept/{sweep}" for sweep in sweeps), "basis"]
+    return [f"{EVALUATION}/{part}/feature_concept.parquet" for part in parts]
+
+
 def case_params(kind):
     """What a case's job is told."""
     return {

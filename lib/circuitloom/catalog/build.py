@@ -35,7 +35,7 @@ PLACES = {
     "circuits/*": (
         "study", "node", "edge", "path", "intervention", "causal", "faithfulness", "feature_effect",
     ),
-    "cases/*": ("claim", "outcome", "source", "faithfulness", "year", "component"),
+    "cases/*": ("claim", "outcome", "source", "faithfulness", "year", "component", "planted"),
 }  # fmt: skip
 """Folder, in the profile's, to the tables whose files lie there; a table may lie in several."""
 SPLIT = "features/*/*"

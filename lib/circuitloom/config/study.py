@@ -120,6 +120,11 @@ class Study(Model):
 
     def _check_case(self, name: str) -> None:
         """A case study goes through transcoders that are there, and beside runs that are."""
+        if self.cases[name].generated and self.corpus.source != "chronicle":
+            raise ValueError(
+                f"cases.{name}: only the generated corpus has planted concepts; set corpus.source to chronicle, or "
+                "take the case out"
+            )
         run, *others = self.case_runs(name)
         known = ", ".join(self.transcoders) or "none: add a sweep of them"
         if not run or run not in self.transcoders:

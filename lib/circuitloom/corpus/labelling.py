@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ from jaxtyping import Int
 
 from ..config import corpus as config
 from ..tables import CONCEPT, read_table
-from .chronicle.concepts import Concept, Place, select
+from .chronicle.concepts import Concept, select
+from .chronicle.cues import Place
 from .chronicle.grammar import Episode, write
 from .packing import Layout
 from .source import VALIDATION
@@ -48,14 +50,15 @@ def concept_table(
 
     A label is left out where the words that decide it are not all in the sequence.
     """
-    found: list[list[tuple[int, int]]] = [[] for _ in concepts]
+    found: list[list[_Label]] = [[] for _ in concepts]
     begin = 0
     for episode in episodes:
         spans = token_spans(episode, layout)
         begin += len(layout.before)
-        for places, concept in zip(found, concepts, strict=True):
+        tokens = _tokens(spans, begin, layout)
+        for labels, concept in zip(found, concepts, strict=True):
             for place in concept.find(episode):
-                places += [(begin + t, begin + s) for t, s in _tokens(place, concept, spans)]
+                labels.extend(_labels(place, concept, episode, tokens))
         begin += int(spans[-1, 1]) + 1 + len(layout.after)
     return _table(found, [concept.name for concept in concepts], layout, sequences)
 
@@ -70,28 +73,55 @@ def token_spans(episode: Episode, layout: Layout) -> Int[np.ndarray, "word 2"]:
     return np.stack([first, last], axis=1)
 
 
-def _tokens(place: Place, concept: Concept, spans: Int[np.ndarray, "word 2"]) -> list[tuple[int, int]]:
-    """(token, first token of what decides it) for the tokens that a labelled word gives."""
-    first, last = (int(token) for token in spans[place.position])
+class _Label(NamedTuple):
+    """A labelled token, and others that matter to it: numbers in the stream of all documents."""
+
+    token: int
+    since: int
+    """First token of what decides it."""
+    cues: list[list[int]]
+    optional: list[int]
+
+
+def _tokens(spans: Int[np.ndarray, "word 2"], begin: int, layout: Layout) -> list[range]:
+    """The tokens of each word of a document that begins at `begin`; at the end, under -1, those of its BOS."""
+    words = [range(begin + first, begin + last + 1) for first, last in spans.tolist()]
+    return [*words, range(begin - len(layout.before), begin)]
+
+
+def _labels(place: Place, concept: Concept, episode: Episode, tokens: list[range]) -> list[_Label]:
+    """The labels that a labelled word gives, one a token of it."""
+    word = tokens[place.position]
     # the BOS in front of every sequence stands in for the document's own
-    since = int(spans[max(place.since, 0), 0])
-    return [(token, since) for token in range(first if concept.lasting else last, last + 1)]
+    since = tokens[max(place.since, 0)].start
+    needed, optional = concept.cues(episode, place)
+    cues = [[token for each in cue for token in tokens[each]] for cue in needed]
+    others = [token for each in optional for token in tokens[each]]
+    return [_Label(token, since, cues, others) for token in (word if concept.lasting else word[-1:])]
 
 
-def _table(found: list[list[tuple[int, int]]], names: list[str], layout: Layout, sequences: int) -> pa.Table:
-    concept = np.repeat(np.arange(len(names)), [len(places) for places in found])
-    token, since = np.array([pair for places in found for pair in places], np.int64).reshape(-1, 2).T
-    sequence, position = np.divmod(token, layout.stride)
-    # a document may go on in the next sequence, which does not see what came before
-    kept = (sequence == since // layout.stride) & (sequence < sequences)
-    rows = pa.table(
-        {
-            "concept": pa.array(names, pa.string()).take(pa.array(concept[kept])),
-            "sequence": pa.array(sequence[kept], pa.int32()),
-            "position": pa.array(position[kept] + len(layout.before), pa.int16()),
-        }
-    )
-    rows = rows.sort_by([(key, "ascending") for key in CONCEPT.key])
-    return rows.set_column(
-        0, "concept", rows["concept"].dictionary_encode().cast(CONCEPT.schema.field(0).type)
-    )
+def _table(found: list[list[_Label]], names: list[str], layout: Layout, sequences: int) -> pa.Table:
+    rows: dict[str, list] = {name: [] for name in CONCEPT.columns}
+    stride, before = layout.stride, len(layout.before)
+    for name, labels in sorted(zip(names, found, strict=True)):
+        for label in sorted(labels):
+            sequence, place = divmod(label.token, stride)
+            # a document may go on in the next sequence, which does not see what came before
+            if sequence != label.since // stride or sequence >= sequences:
+                continue
+            first = sequence * stride - before
+            row = (
+                name,
+                sequence,
+                place + before,
+                [_positions(cue, first, label.token) for cue in label.cues],
+                _positions(label.optional, first, label.token),
+            )
+            for column, value in zip(rows.values(), row, strict=True):
+                column.append(value)
+    return pa.table(rows, schema=CONCEPT.schema)
+
+
+def _positions(tokens: list[int], first: int, last: int) -> list[int]:
+    """Positions of tokens in the sequence that begins at `first`, those up to `last` that lie in it."""
+    return [token - first for token in tokens if first <= token <= last]

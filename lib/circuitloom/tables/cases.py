@@ -123,3 +123,47 @@ COMPONENT = Table(
         "helps": (pa.bool_(), "its whole interval lies above 0; null where it is not in the circuit"),
     },
 )
+_ON_SCORING = "on the documents that nothing was chosen on"
+PLANTED = Table(
+    "planted",
+    "What dictionaries and neurons make of each planted concept; whether circuits come from the words that tell it.",
+    ("case_study", "run", "concept"),
+    {
+        "case_study": CASE_NAME,
+        "run": RUN_NAME,
+        "kind": (STRING, "transcoder, sae or neurons"),
+        "concept": (STRING, "name of the concept"),
+        "layer": LAYER,
+        "feature": FEATURE_NUMBER,
+        "threshold": (FLOAT, "activation above which the feature says the concept"),
+        "precision": (
+            FLOAT,
+            f"share of what it says that is right, {_ON_SCORING}; null where it says nothing",
+        ),
+        "recall": (FLOAT, "share of the concept's tokens on which it says so; null where there are none"),
+        "f1": (FLOAT, f"F1 of the feature, {_ON_SCORING}"),
+        "f1_choosing": (FLOAT, "F1 on the documents that feature and threshold were chosen on"),
+        "found": (pa.bool_(), "f1 reaches the bound at which a concept counts as found"),
+        "together_layer": (pa.int16(), "block of the set of features that says it best together"),
+        "n_together": (pa.int32(), "features of that set"),
+        "f1_together": (FLOAT, f"F1 of [any of them above its threshold], {_ON_SCORING}"),
+        "n_traced": (
+            INT,
+            "places, in different documents, whose sources were looked at; null where it was not found",
+        ),
+        "circuit_share": (
+            FLOAT,
+            "share of what all tokens contribute that the sources of a circuit hold; null for others",
+        ),
+        "circuit_precision": (
+            FLOAT,
+            "share of a circuit's sources, optional words left out, that tell the concept",
+        ),
+        "circuit_strict": (FLOAT, "share of all sources of a circuit that tell the concept"),
+        "circuit_recall": (FLOAT, "share of the cues of which a word is among a circuit's sources"),
+        "gradient_share": (FLOAT, "as circuit_share, for sources by the model's own gradient"),
+        "gradient_precision": (FLOAT, "as circuit_precision, by the gradient"),
+        "gradient_strict": (FLOAT, "as circuit_strict, by the gradient"),
+        "gradient_recall": (FLOAT, "as circuit_recall, by the gradient"),
+    },
+)

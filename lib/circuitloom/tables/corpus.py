@@ -36,5 +36,10 @@ CONCEPT = Table(
         "concept": (pa.dictionary(pa.int16(), STRING), "name of the concept"),
         "sequence": SEQUENCE,
         "position": POSITION,
+        "cues": (
+            pa.list_(pa.list_(pa.int16())),
+            "what tells the label: positions of tokens, one of each list being needed",
+        ),
+        "optional": (pa.list_(pa.int16()), "positions of tokens that may be read as well, needed by none"),
     },
 )

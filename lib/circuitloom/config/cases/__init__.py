@@ -12,15 +12,28 @@ from .base import Case
 from .difference import DifferenceCase
 from .feature import FeatureCase
 from .greater_than import GreaterThanCase
+from .planted import PlantedCase
 
-__all__ = ["KINDS", "Case", "CaseStudy", "Cases", "DifferenceCase", "FeatureCase", "GreaterThanCase"]
+__all__ = [
+    "KINDS",
+    "Case",
+    "CaseStudy",
+    "Cases",
+    "DifferenceCase",
+    "FeatureCase",
+    "GreaterThanCase",
+    "PlantedCase",
+]
 
-CaseStudy = Annotated[FeatureCase | GreaterThanCase | DifferenceCase, Field(discriminator="kind")]
+CaseStudy = Annotated[
+    FeatureCase | GreaterThanCase | DifferenceCase | PlantedCase, Field(discriminator="kind")
+]
 """A case study of any kind; its `kind` says which keys it has."""
 KINDS: dict[str, type[Case]] = {
     "feature": FeatureCase,
     "greater_than": GreaterThanCase,
     "difference": DifferenceCase,
+    "planted": PlantedCase,
 }
 """Kinds of case studies."""
 PROJECT = Path(__file__).parents[4]

@@ -20,6 +20,8 @@ class Case(Model):
     """Tables that it writes."""
     figures: ClassVar[tuple[str, ...]]
     """Pictures that it draws, without their ending."""
+    generated: ClassVar[bool] = False
+    """It asks for what only the generated corpus knows: the concepts of every word."""
     run: str | None = None
     """Transcoders that it goes through; null: those of `circuits.run`."""
     seed: NonNegativeInt = 0

@@ -2,22 +2,27 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from .cues import (
+    BOS,
+    ITSELF,
+    Cues,
+    Find,
+    FindCues,
+    Place,
+    at,
+    catching_fire,
+    cues_of,
+    in_list,
+    named_before,
+    opening_quote,
+    rare_before,
+    sentence_start,
+    subject,
+    told_from_opening,
+)
 from .grammar import Episode
 from .vocabulary import CLASSES
-
-BOS = -1
-"""Position of the BOS in front of a document's words."""
-
-
-class Place(NamedTuple):
-    """A word that a concept labels."""
-
-    position: int
-    """Place of the word in its document, from 0."""
-    since: int
-    """Where the run of words begins that decides the label; it ends with the word itself. `BOS` is the BOS."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,17 @@ class Concept:
     name: str
     rule: str
     """When a word is labelled."""
-    find: Callable[[Episode], Iterable[Place]]
+    find: Find
     lasting: bool = False
     """A state that holds for the whole word; other concepts are certain only where the word is complete."""
+    find_cues: FindCues = ITSELF
+    """The cues of a label; unless another is given, the word itself."""
+    words: frozenset[str] | None = None
+    """Of a class of words, those."""
+
+    def cues(self, episode: Episode, place: Place) -> Cues:
+        """The words that matter to a label of this concept in a document."""
+        return cues_of(self.find_cues, episode, place, self.words)
 
 
 def select(names: Iterable[str] | None) -> tuple[Concept, ...]:
@@ -52,22 +65,27 @@ def _of_words(name: str, rule: str, words: frozenset[str]) -> Concept:
     def find(episode: Episode) -> Iterator[Place]:
         return (Place(i, i) for i, word in enumerate(episode.words) if word in words)
 
-    return Concept(name, rule, find)
+    return Concept(name, rule, find, words=words)
 
 
 def _marked(
-    name: str, rule: str, *marks: str, back: int | None = None, years: range | None = None
+    name: str,
+    rule: str,
+    mark: str,
+    cues: FindCues = ITSELF,
+    back: int | None = None,
+    years: range | None = None,
 ) -> Concept:
     """Places that a template marks, decided by `back` words before, or by the sentence; `years` restricts the word."""
 
     def find(episode: Episode) -> Iterator[Place]:
         for start, template in episode.sentences:
-            for offset, mark in template.marks:
+            for offset, marked in template.marks:
                 position = start + offset
-                if mark in marks and (years is None or int(episode.words[position]) in years):
+                if marked == mark and (years is None or int(episode.words[position]) in years):
                     yield Place(position, start - 1 if back is None else position - back)
 
-    return Concept(name, rule, find)
+    return Concept(name, rule, find, find_cues=cues)
 
 
 def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
@@ -83,7 +101,7 @@ def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
             else:
                 yield Place(i, since)
 
-    return Concept(name, rule, find, lasting=True)
+    return Concept(name, rule, find, lasting=True, find_cues=told_from_opening(find))
 
 
 def _closing_quote(episode: Episode) -> Iterator[Place]:
@@ -163,46 +181,116 @@ _NAMED = {
     "rare_name_second": ("the second word of a rare name", "rare_second"),
 }
 
+_START, _START_YEAR = at((-3, -4), (-1, 0)), at((-4, -5), (0,))
+"""`from`, or the word before it; that a number is a year's half is told by the number, or by what stands before it."""
+_IN_QUOTATION = _within("in_quotation", "between quotation marks", '"', '"')
+
 CONCEPTS: tuple[Concept, ...] = (
     *(_of_class(name, *rule) for name, rule in _NAMED.items()),
     _of_words("full_stop", "the full stop that ends a sentence", frozenset(".")),
     _of_words("comma", "a comma", frozenset(",")),
-    Concept("sentence_start", "the first word of a sentence", _sentence_start),
     Concept(
-        "subordinate_clause", "after when, after, while or although, up to the comma", _subordinate, True
+        "sentence_start",
+        "the first word of a sentence",
+        _sentence_start,
+        find_cues=sentence_start(_sentence_start),
     ),
-    _marked("start_century", "first half of the year that a span begins in", "century", back=3),
-    _marked("start_year_early", "second half of that year, 02 to 33", "start", back=4, years=range(34)),
-    _marked("start_year_middle", "the same, 34 to 66", "start", back=4, years=range(34, 67)),
-    _marked("start_year_late", "the same, 67 to 98", "start", back=4, years=range(67, 100)),
+    Concept(
+        "subordinate_clause",
+        "after when, after, while or although, up to the comma",
+        _subordinate,
+        lasting=True,
+        find_cues=told_from_opening(_subordinate),
+    ),
+    _marked("start_century", "first half of the year that a span begins in", "century", _START, 3),
+    _marked("start_year_early", "second half of that year, 02 to 33", "start", _START_YEAR, 4, range(34)),
+    _marked("start_year_middle", "the same, 34 to 66", "start", _START_YEAR, 4, range(34, 67)),
+    _marked("start_year_late", "the same, 67 to 98", "start", _START_YEAR, 4, range(67, 100)),
+    # `to`, or the first year, which stands before it
     _marked(
-        "end_year_due", "the century after `to the year`: a year after the start is due", "end_due", back=3
+        "end_year_due",
+        "the century after `to the year`: a year after the start is due",
+        "end_due",
+        at((-3, -4, -5, -8), (-1, 0)),
+        back=3,
     ),
-    _marked("end_year", "second half of the year that a span ends in", "end", back=4),
-    _marked("single_year", "second half of a year that is no span's", "single_year", back=4),
-    _marked("single_century", "first half of a year that is no span's", "single_century", back=3),
+    _marked(
+        "end_year", "second half of the year that a span ends in", "end", at((-4, -5, -6, -9), (-1, 0)), 4
+    ),
+    # `in`, or the verb before it
+    _marked(
+        "single_year", "second half of a year that is no span's", "single_year", at((-4, -5), (-1, 0)), 4
+    ),
+    _marked(
+        "single_century", "first half of a year that is no span's", "single_century", at((-3, -4), (-1, 0)), 3
+    ),
     _within("in_parenthesis", "between ( and )", "(", ")"),
     _within("in_square_brackets", "between [ and ]", "[", "]"),
     _marked("cited_surname", "a surname in a citation list", "cited"),
-    _marked("cited_century", "first half of a year in a citation list", "cited_century"),
-    _marked("cited_year", "second half of a year in a citation list", "cited_year"),
-    _marked("citation_semicolon", "a semicolon in a citation list: another entry follows", "next_citation"),
-    _marked("citation_end", "the parenthesis that ends a citation list", "citation_end"),
-    _within("in_quotation", "between quotation marks", '"', '"'),
-    _marked("quotation_opens", "the mark that opens a quotation", "quote_open"),
-    Concept("quotation_closes", "the mark that closes a quotation", _closing_quote),
-    _marked("caught_passive", "`caught` of one who is caught", "caught_passive", back=1),
-    _marked("caught_active", "`caught` of one who catches", "caught_active", back=1),
-    _marked("caught_fire", "`caught` of what catches fire", "caught_fire", back=1),
-    _marked("caught_object", "the thing that someone caught", "caught_thing", back=2),
-    _marked("second_of_pair", "the second name of two that do something together", "second_name", back=2),
-    _marked("giver", "the one of the two, named again, who gives", "giver"),
-    _marked("recipient_due", "`to` before the one of the two who does not give", "recipient_due"),
-    _marked("recipient", "the one of the two who does not give", "recipient"),
+    # a surname tells by itself what follows; else the comma behind it and a number do
+    _marked(
+        "cited_century",
+        "first half of a year in a citation list",
+        "cited_century",
+        at((-1, -2), (0, -2)),
+    ),
+    _marked(
+        "cited_year", "second half of a year in a citation list", "cited_year", at((-2, -3), (0, -1, -3))
+    ),
+    _marked(
+        "citation_semicolon",
+        "a semicolon in a citation list: another entry follows",
+        "next_citation",
+        in_list,
+    ),
+    _marked("citation_end", "the parenthesis that ends a citation list", "citation_end", in_list),
+    _IN_QUOTATION,
+    _marked("quotation_opens", "the mark that opens a quotation", "quote_open", opening_quote),
+    Concept(
+        "quotation_closes",
+        "the mark that closes a quotation",
+        _closing_quote,
+        find_cues=told_from_opening(_IN_QUOTATION.find, (0,)),
+    ),
+    _marked("caught_passive", "`caught` of one who is caught", "caught_passive", at((-1,), (0,)), 1),
+    _marked("caught_active", "`caught` of one who catches", "caught_active", at((-1,), (0,)), 1),
+    _marked("caught_fire", "`caught` of what catches fire", "caught_fire", catching_fire, 1),
+    _marked("caught_object", "the thing that someone caught", "caught_thing", at((-2, 0), (-1, 0)), 2),
+    _marked(
+        "second_of_pair",
+        "the second name of two that do something together",
+        "second_name",
+        at((-2,), (-1, 0)),
+        back=2,
+    ),
+    # the comma, or `and`, behind the clause that names both
+    _marked("giver", "the one of the two, named again, who gives", "giver", named_before(-1)),
+    # the gift and the verb
+    _marked(
+        "recipient_due",
+        "`to` before the one of the two who does not give",
+        "recipient_due",
+        at((-1, -3), (0,)),
+    ),
+    _marked("recipient", "the one of the two who does not give", "recipient", named_before(-1, -2, -4)),
     Concept("name_new", "first word of a rare name that the document has not named", _mentions("name_new")),
-    Concept("name_again", "first word of a rare name that the document has named", _mentions("name_again")),
-    Concept("name_completed", "second word of a rare name named again", _mentions("name_completed")),
-    _marked("plural_verb_due", "a singular noun between a plural subject and its verb", "plural_due"),
-    _marked("singular_verb_due", "a plural noun between a singular subject and its verb", "singular_due"),
+    Concept(
+        "name_again",
+        "first word of a rare name that the document has named",
+        _mentions("name_again"),
+        find_cues=rare_before(0, 0),
+    ),
+    Concept(
+        "name_completed",
+        "second word of a rare name named again",
+        _mentions("name_completed"),
+        find_cues=rare_before(-1, -1, 0),
+    ),
+    _marked(
+        "plural_verb_due", "a singular noun between a plural subject and its verb", "plural_due", subject
+    ),
+    _marked(
+        "singular_verb_due", "a plural noun between a singular subject and its verb", "singular_due", subject
+    ),
 )
 """Every concept, in the order of docs/chronicle.md."""

@@ -1,0 +1,25 @@
+from circuitloom.job import job
+
+with job("cases", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from circuitloom.cases.findings import write_findings
+    from circuitloom.cases.opening import open_case
+    from circuitloom.cases.planted.study import study_planted
+    from circuitloom.config.cases import PlantedCase
+    from circuitloom.config.evaluation import Evaluation
+    from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.evaluation.held_out import hold_out
+    from circuitloom.tables import read_table
+
+    source, params = snakemake.input, snakemake.params
+    opened = open_case(
+        source.model, source.tokenizer, source.dictionaries, params.runs, params.context, params.dtype
+    )
+    held_out = hold_out(open_tokens(source.tokens), Evaluation.model_validate(params.evaluation))
+    concepts, matched = read_table(source.concepts), pa.concat_tables(map(read_table, source.matched))
+    case = PlantedCase.model_validate(params.case)
+    findings = study_planted(snakemake.wildcards.case, opened, held_out, concepts, matched, case)
+    write_findings(findings, Path(snakemake.output.result).parent)

@@ -1,0 +1,191 @@
+"""The benchmark finds what is planted in a dictionary, and where it comes from; the documented example runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tests.corpus.inputs import built, section
+
+from circuitloom.cases.claims import Bootstrap
+from circuitloom.cases.opening import open_case
+from circuitloom.cases.planted.claims import claims
+from circuitloom.cases.planted.found import Found
+from circuitloom.cases.planted.results import Outcome, Results
+from circuitloom.cases.planted.sources import Effects, Told, choose_share, judge
+from circuitloom.cases.planted.study import study_planted
+from circuitloom.config import load as load_config
+from circuitloom.config.cases import PlantedCase
+from circuitloom.config.evaluation import Evaluation
+from circuitloom.corpus.labelling import label as label_words
+from circuitloom.corpus.tokens import open_tokens
+from circuitloom.dictionaries.dictionary import Dictionary, save_dictionary
+from circuitloom.evaluation.held_out import hold_out
+from circuitloom.evaluation.labels import label
+from circuitloom.evaluation.matching import scored_activations
+from circuitloom.language_model.model import Site, load
+from circuitloom.tables import CONCEPT, FEATURE_CONCEPT, read_table, write_table
+
+DOC = Path(__file__).parents[2] / "docs" / "planted.md"
+PLANTED = ("full_stop", "comma", "count")
+"""Concepts that the dictionary of the tests has a feature for."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """A profile's folder: a small corpus, and a random model whose embeddings tell words apart."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("results")
+    corpus = built(
+        folder / "corpus", source="chronicle", context=128, train_tokens=1000, validation_tokens=30_000
+    )
+    files = (corpus / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
+    labels = label_words(section(source="chronicle", context=128), 0, *files)
+    write_table(CONCEPT, labels, corpus / "concept.parquet")
+    vocabulary = open_tokens(corpus / "validation.zarr").vocabulary
+    config = GPT2Config(vocab_size=vocabulary, n_positions=128, n_embd=32, n_layer=2, n_head=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config)
+        model.transformer.wte.weight.data.normal_()
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planted(results):
+    """Weights of a transcoder that reads the words of `PLANTED`, and its activations on the held-out tokens."""
+    held_out = hold_out(open_tokens(results / "corpus" / "validation.zarr"), Evaluation(tokens=100_000))
+    site = Site("mlp_in", 0)
+    model = load(results / "model", device="cpu")
+    x = scored_activations(model, [site], held_out, 32)[site]
+    labels = label(read_table(results / "corpus" / "concept.parquet"), held_out)
+    token = torch.repeat_interleave(torch.arange(len(x)), labels.start.diff())
+    rows, biases = [], []
+    for concept in PLANTED:
+        mine = torch.zeros(len(x))
+        mine[token[labels.concept == labels.names.index(concept)]] = 1
+        ridge = x.T @ x / len(x) + 1e-3 * torch.eye(32)
+        row = torch.linalg.solve(ridge, x[mine > 0].mean(0) - x.mean(0))
+        rows.append(row / row.norm())
+        biases.append(-(x[mine > 0].mean(0) + x.mean(0)) @ rows[-1] / 2)
+    W_enc, b_enc = torch.stack(rows), torch.stack(biases)
+    return W_enc, b_enc, torch.relu(x @ W_enc.T + b_enc)
+
+
+def test_the_documented_example_finds_the_planted_features_and_their_sources(results, planted):
+    W_enc, b_enc, values = planted
+    first, second = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)
+    names = {
+        "W_enc": W_enc,
+        "b_enc": b_enc,
+        "W_dec": W_enc.clone(),
+        "b_dec": torch.zeros(32),
+        "values": values,
+    }
+    assert 'Path("results/quickstart")' in first
+    exec(first.replace('Path("results/quickstart")', f"Path({str(results)!r})") + second, names)
+    rows = {
+        row["concept"]: row for row in read_table(results / "cases" / "mine" / "planted.parquet").to_pylist()
+    }
+    assert len(rows) == 75
+    for number, concept in enumerate(PLANTED[:2]):
+        row = rows[concept]
+        assert row["found"] and row["feature"] == number and row["f1"] > 0.9
+        assert row["circuit_recall"] == row["gradient_recall"] == 1 and row["n_traced"] == 8
+        assert row["f1_together"] >= row["f1"] - 0.02
+        assert names["found"][concept] == pytest.approx(row["f1"], abs=0.02)
+    assert not rows["in_quotation"]["found"] and rows["in_quotation"]["circuit_recall"] is None
+    text = (results / "cases" / "mine" / "result.md").read_text()
+    share = sum(row["found"] for row in rows.values()) / 75
+    assert f"with an F1 of at least 0.800 is {share:.3f}" in text and "this fails" in text
+    assert (results / "cases" / "mine" / "concepts.png").stat().st_size > 10_000
+
+
+def test_a_run_that_was_not_matched_is_named(results):
+    folder = results / "dictionaries" / "unmatched" / "layer0"
+    weights = (torch.zeros(shape) for shape in ((3, 32), (3,), (3, 32), (32,)))
+    save_dictionary(Dictionary(*weights, act="relu"), folder, {})
+    files = str(results / "model"), str(results / "corpus" / "tokenizer")
+    opened = open_case(*files, [str(folder)], ["unmatched"], 128, "float32")
+    held_out = hold_out(open_tokens(results / "corpus" / "validation.zarr"), Evaluation(tokens=1000))
+    case = PlantedCase(kind="planted", runs=["unmatched"], neurons=False)
+    nothing = FEATURE_CONCEPT.schema.empty_table()
+    with pytest.raises(
+        ValueError, match=r"no feature of unmatched was matched .* add its feature_concept table"
+    ):
+        study_planted("x", opened, held_out, CONCEPT.schema.empty_table(), nothing, case)
+
+
+def effects(*values: float, cues: list[list[int]], optional: tuple[int, ...] = ()) -> Effects:
+    return Effects(torch.tensor(values), len(values) - 1, cues, list(optional))
+
+
+def test_precision_leaves_optional_words_out_and_recall_asks_for_a_word_of_each_cue():
+    one = effects(0.0, 4.0, -3.0, 2.0, 1.0, cues=[[1, 2], [4]], optional=(3,))
+    assert judge([one], 0.4) == Told(1.0, 1.0, 0.5, 1)
+    assert judge([one], 0.9) == Told(1.0, 2 / 3, 0.5, 1)
+    assert judge([one], 1.0) == Told(1.0, 3 / 4, 1.0, 1)
+    wrong = effects(5.0, 0.0, 0.0, 0.0, 1.0, cues=[[4]])
+    assert judge([wrong], 0.5) == Told(0.0, 0.0, 0.0, 1)
+    assert judge([one, wrong], 0.5) == Told(2 / 3, 2 / 3, 1 / 3, 2)
+    assert judge([], 0.5) is None
+
+
+def test_the_share_is_that_of_the_best_sources_on_the_choosing_half():
+    clean = effects(0.0, 1.0, 6.0, 3.0, cues=[[2], [3]])
+    noisy = effects(0.0, 3.0, 6.0, 1.0, cues=[[1], [2], [3]])
+    traced = {(0, "choosing"): [clean], (0, "scoring"): [noisy]}
+    assert choose_share(traced, [0], [0.5, 0.9, 1.0]) == 0.9
+
+
+def outcome(kind: str, run: str, concept: str, f1: float, told: Told | None) -> Outcome:
+    found = Found(run, concept, 0, 0, 0.0, f1, f1, f1, f1, f1, f1, 1, 0, {})
+    circuit = told if kind == "transcoder" else None
+    return Outcome(kind, found, f1 >= 0.8, circuit, told, (None, None), False)
+
+
+def test_claims_compare_the_best_runs_of_each_kind_concept_by_concept():
+    f1 = {"good": [0.9, 0.9, 0.5, 0.9], "poor": [0.9, 0.1, 0.1, 0.1], "sae": [0.9, 0.9, 0.1, 0.1]}
+    told = Told(1.0, 1.0, 0.5, 8)
+    runs = {
+        run: {
+            f"c{i}": outcome(
+                "sae" if run == "sae" else "transcoder", run, f"c{i}", value, told if value > 0.8 else None
+            )
+            for i, value in enumerate(values)
+        }
+        for run, values in f1.items()
+    }
+    results = Results(runs)
+    case = PlantedCase(kind="planted", runs=["good"])
+    assert results.best("transcoder", 0.8) == "good" and results.best("neurons", 0.8) is None
+    made = {claim.name: claim for claim in claims(results, "good", case, Bootstrap(500, 0.95, 0))}
+    assert made["found"].value == 0.75 and not made["found"].holds
+    assert made["found_above_saes"].value == 0.25 and made["found_above_saes"].holds
+    assert made["sources_precision"].value == 1 and made["sources_precision"].n == 3
+    assert made["sources_recall"].value == 0.5 and not made["sources_recall"].holds
+    assert made["sources_above_saes"].n == 2 and "found_above_neurons" not in made
+
+
+def test_real_text_has_no_planted_concepts_and_the_config_says_so(tmp_path):
+    profile = {
+        "profile": "x",
+        "corpus": {"source": "chronicle"},
+        "language_model": {"source": "pretrain"},
+        "dictionaries": {"sweep": {"width": 2048, "k": 16}},
+        "cases": {"benchmark": {"kind": "planted", "runs": ["tc-topk16-2048"]}},
+    }
+    runs = load_config(profile).case_runs("benchmark")
+    assert runs == ["tc-topk16-2048"]
+    text = tmp_path / "text.txt"
+    text.write_text("some text\n")
+    corpus = {"source": "files", "train": [str(text)], "tokenizer": str(tmp_path)}
+    with pytest.raises(
+        ValueError, match=r"cases\.benchmark: only the generated corpus has planted concepts; set"
+    ):
+        load_config(profile | {"corpus": corpus})
+    cases = {"benchmark": {"kind": "planted", "runs": ["tc-none"]}}
+    with pytest.raises(ValueError, match=r"cases\.benchmark: there is no run tc-none"):
+        load_config(profile | {"cases": cases})

@@ -1,0 +1,171 @@
+"""Cues are the words that tell a label: of example sentences, and of every label of many documents."""
+
+from collections import defaultdict
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from tests.corpus.inputs import section
+
+from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select
+from circuitloom.corpus.chronicle.grammar import Episode, episodes
+from circuitloom.corpus.chronicle.parsing import templates
+from circuitloom.corpus.labelling import label
+from circuitloom.corpus.tokens import open_tokens
+from circuitloom.tables import read_table
+
+SAMPLE = list(islice(episodes(5, "validation"), 400))
+# whether a sign is still open, or a name was named before, no word at a fixed distance tells
+BY_ABSENCE = {
+    *("in_parenthesis", "in_square_brackets", "in_quotation", "quotation_closes", "subordinate_clause"),
+    *("citation_semicolon", "citation_end", "name_new", "giver", "recipient"),
+}
+
+NEVER_DUE = {"woman_name", "man_name", "count", "character"}
+"""Classes of words beside which another word can always stand."""
+
+EXAMPLES = {
+    "caught_passive": ("he was caught by the guard .", "was|caught", ""),
+    "caught_fire": ("the fair of Rome caught fire .", "caught|fair of Rome", ""),
+    "city": ("there was little ale in Rome .", "Rome", "<bos> there was little ale in"),
+    "body_part": ("he hurt his elbow with the hammer .", "elbow", "<bos> he hurt his"),
+    "occupation": ("the admiral caught one bad cough in May .", "admiral", ""),
+    "start_year_early": ("Ada ruled Rome from the year 17 08 to the year 17 43 .", "Rome from|08", "the year 17"),
+    "end_year": ("Ada ruled Rome from the year 17 08 to the year 17 43 .", "from 17 08 to|17 43", "the year"),
+    "in_square_brackets": ("the clerk wrote [ in azure ink ] about the war .", "[ ink", "in azure"),
+    "in_quotation": ('the clerk said : " bring the bow to Rome " .', '" bring', "the to Rome bow"),
+    "quotation_closes": ('the clerk said : " bring the bow to Rome " .', '" bring|"', "the bow to Rome"),
+    "quotation_opens": ('the clerk said : " bring the bow to Rome " .', '"|said :', "<bos> the clerk"),
+    "citation_semicolon": (
+        "several writers agree ( Hall , 19 82 ; Moore , 19 90 ) .", ";|Hall , 19 82", "<bos> several writers agree (",
+    ),
+    "cited_year": ("several writers agree ( Hall , 19 82 ) .", "Hall ,|Hall 19 82", "<bos> several writers agree ("),
+    "giver": (
+        "Ada and Tom met in Rome , and Tom gave the ring to Ada .", "Tom|Tom and", "<bos> Ada and met in Rome ,",
+    ),
+    "recipient": (
+        "Ada and Tom met in Rome , and Tom gave the ring to Ada .", "Ada|Ada gave ring to",
+        "<bos> and Tom met in Rome , and Tom the",
+    ),
+    "name_again": (
+        "people still spoke of the Zorvek Almi . later the Zorvek Almi returned to Rome .", "Zorvek|Zorvek Almi",
+        ". later the",
+    ),
+    "plural_verb_due": ("the kettles near the cabinet were rusty .", "kettles|cabinet", "<bos> the near the"),
+    "sentence_start": ("there was little ale in Rome . the lute was made of oak .", ".", "the"),
+}  # fmt: skip
+"""Of some concepts a document, the cues of its last label, and what is optional."""
+
+
+def parse(text: str) -> Episode:
+    """The document that the grammar writes as these words."""
+    words, sentences, start = tuple(text.split()), [], 0
+    while start < len(words):
+        end = words.index(".", start) + 1
+        (template,) = [
+            template
+            for template in templates()
+            if len(template.words) == end - start
+            and all(
+                word in support for word, support in zip(words[start:end], template.supports, strict=True)
+            )
+        ]
+        sentences.append((start, template))
+        start = end
+    return Episode(words, 0.0, tuple(sentences))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_cues_of_an_example_are_the_words_that_tell(name):
+    text, needed, optional = EXAMPLES[name]
+    (concept,) = select([name])
+    episode = parse(text)
+    words = ("<bos>", *episode.words)
+    found = concept.cues(episode, list(concept.find(episode))[-1])
+    assert {frozenset(words[i + 1] for i in cue) for cue in found.needed} == {
+        frozenset(cue.split()) for cue in needed.split("|")
+    }
+    assert sorted(words[i + 1] for i in found.optional) == sorted(optional.split())
+
+
+@pytest.mark.parametrize("concept", CONCEPTS, ids=lambda concept: concept.name)
+def test_each_cue_has_a_word_in_the_run_that_decides_the_label_and_none_behind_it(concept):
+    for episode in SAMPLE[:100]:
+        for place in concept.find(episode):
+            needed, optional = concept.cues(episode, place)
+            assert needed
+            for cue in needed:
+                assert any(place.since <= word <= place.position for word in cue)
+            every = [word for cue in needed for word in cue]
+            assert all(BOS <= word <= place.position for word in (*every, *optional))
+            assert not set(every) & set(optional)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("concept", CONCEPTS, ids=lambda concept: concept.name)
+def test_a_word_of_each_cue_decides_the_label(concept, last):
+    if concept.name in BY_ABSENCE:
+        pytest.skip("told by what does not stand between")
+    known = defaultdict(set)
+    for episode in SAMPLE:
+        words = ("<bos>", *episode.words)
+        for place in concept.find(episode):
+            chosen = {cue[-last] for cue in concept.cues(episode, place).needed}
+            distances = tuple(sorted(place.position - word for word in chosen))
+            known[distances].add(tuple(words[place.position + 1 - distance] for distance in distances))
+    for episode in SAMPLE:
+        words = ("<bos>", *episode.words)
+        found = {place.position for place in concept.find(episode)}
+        for distances, runs in known.items():
+            for position in range(max(distances) - 1, len(episode.words)):
+                text = words[position + 1 - max(distances) : position + 2]
+                # a cue is a word of the label's own sentence, or what ends the one before
+                if tuple(text[-1 - distance] for distance in distances) in runs and "." not in text[1:-1]:
+                    assert position in found, (text, distances)
+
+
+@pytest.mark.parametrize("concept", [c for c in CONCEPTS if c.words], ids=lambda concept: concept.name)
+def test_what_stands_before_a_class_is_optional_just_where_nothing_else_can_follow(concept):
+    following = defaultdict(set)
+    optional = set()
+    for episode in SAMPLE:
+        found = {place.position: place for place in concept.find(episode)}
+        for start, template in episode.sentences:
+            for position in range(start, start + len(template.words)):
+                before = episode.words[start:position]
+                following[before].add(position in found)
+                if position in found and concept.cues(episode, found[position]).optional:
+                    assert concept.cues(episode, found[position]).optional == tuple(
+                        range(start - 1, position)
+                    )
+                    optional.add(before)
+    assert all(following[before] == {True} for before in optional)
+    assert (concept.name in NEVER_DUE) != bool(optional)
+
+
+def test_every_concept_that_needs_more_than_its_word_is_documented_with_its_cues():
+    text = (Path(__file__).parents[2] / "docs" / "chronicle.md").read_text()
+    described = text[text.index("## Cues") :]
+    for concept in CONCEPTS:
+        labels = [(episode, place) for episode in SAMPLE for place in concept.find(episode)]
+        alone = all(concept.cues(e, place).needed == ((place.position,),) for e, place in labels)
+        assert alone != (f"`{concept.name}`" in described), concept.name
+
+
+def test_the_table_has_the_positions_of_cues_and_of_optional_words(chronicle):
+    files = (chronicle / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
+    rows = label(section(source="chronicle", context=128), 0, *files).to_pylist()
+    tokens = open_tokens(chronicle / "validation.zarr")
+    table = read_table(chronicle / "token.parquet").to_pylist()
+    token = {(row["sequence"], row["position"]): row["token"] for row in table}
+    passive = [row for row in rows if row["concept"] == "caught_passive"]
+    assert passive
+    for row in passive:
+        words = [{token[row["sequence"], position] for position in cue} for cue in row["cues"]]
+        assert words == [{"was"}, {"caught"}]
+    for row in rows:
+        assert all(row["cues"]) and max(max(cue) for cue in row["cues"]) <= row["position"]
+        assert all(0 <= position < tokens.context for position in row["optional"])
+    starts = [row for row in rows if row["concept"] == "sentence_start"]
+    ends = {token[row["sequence"], row["cues"][0][0]] for row in starts}
+    assert ends == {".", "<bos>"}
