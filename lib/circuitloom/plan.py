@@ -269,17 +269,13 @@ def _cases(study: Study, held_out: float) -> Cost:
     """Held-out tokens through the dictionaries of each case's runs, and prompts with components ablated."""
     shape = study.shape
     blocks, embedding = model_parameters(shape)
-    whole = _forward(study, shape.layers) + 2 * embedding
     tokens = min(study.evaluation.tokens or held_out, held_out)
-    operations, weights = 0.0, 0.0
-    for name in study.cases:
-        encode = sum(2 * shape.d_model * study.runs[run].width for run in study.case_runs(name)) * len(
-            study.layers
-        )
-        operations += tokens * (whole + encode) + CASE_TOKENS * (whole + encode)
-        weights = max(weights, 4 * encode)
-    memory = PROCESS_BYTES + 8 * (blocks + embedding) + weights + TRACING_BYTES
-    return Cost("cases", tokens * len(study.cases), 1e6 * len(study.cases), memory, operations, 0.0)
+    widths = [sum(study.runs[run].width for run in study.case_runs(name)) for name in study.cases]
+    encoders = [2 * shape.d_model * width * len(study.layers) for width in widths]
+    passes = len(widths) * (_forward(study, shape.layers) + 2 * embedding) + sum(encoders)
+    memory = PROCESS_BYTES + 8 * (blocks + embedding) + 4 * max(encoders, default=0) + TRACING_BYTES
+    operations = (tokens + CASE_TOKENS) * passes
+    return Cost("cases", tokens * len(widths), 1e6 * len(widths), memory, operations, 0.0)
 
 
 def _seconds(cost: Cost, study: Study, machine: Machine) -> float:

@@ -61,6 +61,9 @@ class Project:
         config = yaml.safe_load((self.folder / PROFILE).read_text())
         for key, value in sections.items():
             config[key] = value if key in replace else {**config.get(key, {}), **value}
+        if {"corpus", "dictionaries"} & set(replace):
+            # tiny's cases are about its own corpus and runs
+            config.pop("cases", None)
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
         return f"{name}.yaml"
 

@@ -52,9 +52,19 @@ def test_nothing_unfinished_is_left(finished) -> None:
 
 def test_the_pictures_are_pictures(finished) -> None:
     pictures = ["evaluation/pareto.png", "language_model/pretraining.png", "circuits/war/graph.png"]
-    pictures += [f"cases/caught/{name}.png" for name in ("activations", "sources")]
+    pictures += [str(file.relative_to(finished.results)) for file in finished.results.glob("cases/*/*.png")]
+    assert len(pictures) == 3 + 2 + 3 + 3 + 2
     for picture in pictures:
         assert (finished.results / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_each_case_ends_in_claims_and_a_result_that_says_which_of_them_fail(finished) -> None:
+    for case in ("caught", "spans", "century", "planted"):
+        claims = read_table(finished.results / "cases" / case / "claim.parquet").to_pylist()
+        page = (finished.results / "cases" / case / "result.md").read_text()
+        failing = sum(not claim["holds"] for claim in claims)
+        assert f"{len(claims) - failing} of {len(claims)} claims hold." in page
+        assert page.count("this fails") == failing > 0
 
 
 def test_a_second_workflow_on_the_same_results_is_refused(finished) -> None:

@@ -9,7 +9,7 @@ CONCEPTS = {"compare_bases", "match_topk", "build_catalog"}
 FEATURES = {"tabulate_features", "tabulate_neurons", "build_catalog"}
 TRAINING = {"train_topk"}
 CIRCUITS = {"trace_prompt", "view_weights", "ablate_components_plural"}
-CASES = {"study_feature"}
+CASES = {"study_feature", "study_greater_than", "study_difference", "study_planted"}
 STAGES = (
     "corpus",
     "language_model",
@@ -43,7 +43,7 @@ def test_a_changed_key_reruns_its_stage_and_what_follows(finished) -> None:
 def test_a_key_of_the_evaluation_leaves_training_alone(finished) -> None:
     stale = finished.stale("--config", "evaluation={tokens: 4000}")
     assert "evaluate_topk" in stale
-    assert stale <= EVALUATION | CONCEPTS | {"study_feature"}
+    assert stale <= EVALUATION | CONCEPTS | {"study_feature", "study_planted"}
 
 
 def test_a_key_of_the_activations_leaves_corpus_and_model_alone(finished) -> None:
