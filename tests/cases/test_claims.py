@@ -73,3 +73,17 @@ def test_a_claim_holds_where_its_whole_interval_keeps_the_bound(relation, low, h
     assert claim.holds is holds
     assert claim.row("case")["holds"] is holds
     assert ("this holds" if holds else "this fails") in sentence(claim)
+
+
+def test_of_what_is_zero_or_less_nothing_is_a_share():
+    rows = np.array([[-0.5, -0.5], [-0.4, -0.45], [-0.55, -0.6]])
+    claim = measured("kept", "the share", rows, 0.75, Bootstrap(100, 0.95, 0), ratio)
+    assert claim.value is None and not claim.holds
+
+
+def test_one_row_and_mostly_undefined_samples_have_no_interval():
+    bootstrap = Bootstrap(200, 0.95, 0)
+    assert bootstrap.interval(np.array([[3.0]]), mean) == (3.0, None, None)
+    rows = np.array([[1.0], [2.0], [3.0]])
+    seldom = bootstrap.interval(rows, lambda rows: np.where(rows.sum((1, 2)) == 6, 1.0, np.nan))
+    assert seldom == (1.0, None, None)

@@ -28,6 +28,7 @@ CASE = FeatureCase(
     slots={"one": [f"w{i}" for i in range(20, 28)], "two": [f"w{i}" for i in range(30, 38)]},
     effect="logit w4 vs w50",
     prompts=16,
+    published={"w20 w30 w9": 1000.0},
 )
 
 
@@ -80,10 +81,17 @@ def test_the_planted_feature_is_found_and_its_rule_names_its_token(found) -> Non
 
 def test_what_is_planted_is_claimed_to_hold(found) -> None:
     claims = {claim.name: claim for claim in found[0].claims}
-    for name in ("found", "tells_apart", "described", "exchanged", "explained"):
+    for name in ("found", "tells_apart", "described", "exchanged", "sufficient"):
         assert claims[name].holds, claims[name]
     assert claims["found"].of == "documents"
     assert claims["tells_apart"].n == 8
+
+
+def test_activations_stand_beside_what_was_published(found) -> None:
+    claim = next(claim for claim in found[0].claims if claim.name == "published_1")
+    values = [row["value"] for row in found[0].tables["outcome"] if row["text"] == "w20 w30 w9"]
+    assert not claim.holds and 0.9 < claim.value < 1
+    assert all(claim.value == pytest.approx((1000 - value) / 1000) for value in values)
 
 
 def test_tables_are_written_with_their_schemas_and_pictures_with_them(found) -> None:
@@ -109,6 +117,14 @@ def test_both_halves_have_pairs_of_the_same_words(found) -> None:
     assert len(pairs) == 16 and len({pair.text for pair in pairs}) == 16
     assert [pair.half for pair in pairs[:2]] == ["finding", "testing"]
     assert all(sorted(pair.text.split()) == sorted(pair.edited.split()) for pair in pairs)
+
+
+def test_no_text_is_in_both_halves_even_where_edits_differ() -> None:
+    case = CASE.model_copy(update={"texts": ["{one} w9"], "edited": ["{one} {two}"]})
+    pairs = draw_pairs(case)
+    texts = [pair.text for pair in pairs]
+    assert len(texts) == len(set(texts)) == 8
+    assert [pair.half for pair in pairs].count("testing") == 4
 
 
 def test_a_template_without_words_to_test_on_is_refused() -> None:

@@ -10,6 +10,7 @@ from tests.corpus.inputs import built, section
 from circuitloom.cases.claims import Bootstrap
 from circuitloom.cases.opening import open_case
 from circuitloom.cases.planted.claims import claims
+from circuitloom.cases.planted.figures import draw_sources
 from circuitloom.cases.planted.found import Found
 from circuitloom.cases.planted.results import Outcome, Results
 from circuitloom.cases.planted.sources import Effects, Told, choose_share, judge
@@ -189,3 +190,7 @@ def test_real_text_has_no_planted_concepts_and_the_config_says_so(tmp_path):
     cases = {"benchmark": {"kind": "planted", "runs": ["tc-none"]}}
     with pytest.raises(ValueError, match=r"cases\.benchmark: there is no run tc-none"):
         load_config(profile | {"cases": cases})
+
+
+def test_pictures_are_drawn_where_nothing_was_found():
+    assert draw_sources(Results({}), Bootstrap(10, 0.95, 0)).axes[0].get_yticks().size == 0

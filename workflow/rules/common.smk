@@ -168,7 +168,7 @@ def rule_part(name):
 def cases_of(kind):
     """A wildcard's constraint to the cases of one kind."""
     names = [name for name, case in STUDY.cases.items() if case.kind == kind]
-    return "|".join(map(re.escape, names)) or "none"
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def case_files(kind):

@@ -21,7 +21,13 @@ for sweep, runs in STUDY.sweeps.items():
                 layer=r"\d+",
             threads: 1
             params:
-                runs=[run.model_dump(mode="json") for run in runs],
+                # how others are trained is nothing to what is imported
+                runs=[
+                    run.model_dump(
+                        mode="json", include={"kind", "name", "act", "width", "files"}
+                    )
+                    for run in runs
+                ],
                 dtype=MODEL_DTYPE,
                 code=code("dictionaries_import"),
             script:

@@ -27,7 +27,8 @@ class Bootstrap:
     ) -> tuple[float | None, float | None, float | None]:
         """`statistic` of the rows, and both ends of its interval; samples on which it is not defined are left out.
 
-        None, three times, where it is not defined on the rows themselves.
+        None, three times, where it is not defined on the rows themselves. No ends where there is but one row, or it is
+        undefined on most samples.
         """
         rows = np.asarray(rows, float)
         value = float(statistic(rows[None])[0]) if len(rows) else np.nan
@@ -40,9 +41,11 @@ class Bootstrap:
             n = min(size, self.resamples - done)
             found.append(statistic(rows[generator.integers(0, len(rows), (n, len(rows)))]))
         samples = np.concatenate(found)
-        samples = samples[np.isfinite(samples)]
+        defined = samples[np.isfinite(samples)]
+        if len(rows) < 2 or 2 * len(defined) < len(samples):
+            return value, None, None
         tail = (1 - self.confidence) / 2
-        low, high = np.quantile(samples, [tail, 1 - tail]) if len(samples) else (value, value)
+        low, high = np.quantile(defined, [tail, 1 - tail])
         return value, float(low), float(high)
 
 
@@ -52,9 +55,15 @@ def mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sa
 
 
 def ratio(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """The sum of the first column over that of the second; not finite where that is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return rows[:, :, 0].sum(1) / rows[:, :, 1].sum(1)
+    """The sum of the first column over that of the second; not defined where that is not positive."""
+    return share_of(rows[:, :, 0].sum(1), rows[:, :, 1].sum(1))
+
+
+def share_of(
+    part: Float[np.ndarray, "sample ..."], whole: Float[np.ndarray, "sample ..."]
+) -> Float[np.ndarray, "sample ..."]:
+    """Shares; not a number where there is no whole: of what is zero or less nothing is a share."""
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
 
 
 def f1(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:

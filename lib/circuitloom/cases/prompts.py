@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from ..config.cases.base import Slots, slots_of
 
+FINDING, TESTING = "finding", "testing"
+"""Halves of the prompts: what is chosen is chosen on the first, and claimed of the second."""
+
 
 def fill(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[tuple[str, ...]]:
     """Up to `count` fillings of templates that belong together, the same words in all; each filling once.

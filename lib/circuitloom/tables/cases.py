@@ -57,7 +57,7 @@ SOURCE = Table(
         ),
         "token": (STRING, "the token there, where it is one"),
         "effect": (FLOAT, "what it adds to the target, mean over the prompts"),
-        "share": (FLOAT, "that over the sum of all sources' magnitudes"),
+        "share": (FLOAT, "its magnitude over the sum of those of all sources of the circuit"),
         "n_prompts": (INT, "prompts on which it is a source"),
     },
 )

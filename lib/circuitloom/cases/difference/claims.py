@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...circuits.faithfulness import Curve
 from ...config.cases.difference import DifferenceCase
-from ..claims import Bootstrap, Claim, Statistic, measured
+from ..claims import Bootstrap, Claim, Statistic, measured, share_of
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,19 @@ def _fewer(curve: Curve, other: Curve, case: DifferenceCase, bootstrap: Bootstra
 def share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
     """Of columns (metric, with nothing, untouched): the share of the behaviour; NaN where there is no behaviour."""
     metric, none, untouched = rows[:, :, :3].mean(1).T
-    return _over(metric - none, untouched - none)
+    return share_of(metric - none, untouched - none)
 
 
 def worth_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
     """Of columns (what is lost, with nothing, untouched): that as a share of the behaviour."""
     lost, none, untouched = rows[:, :, :3].mean(1).T
-    return _over(lost, untouched - none)
+    return share_of(lost, untouched - none)
 
 
 def gap(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
     """Of columns (with nothing, untouched, differences ...): mean magnitude of the differences, as a share."""
     means = rows.mean(1)
-    return _over(np.abs(means[:, 2:]).mean(1), means[:, 1] - means[:, 0])
+    return share_of(np.abs(means[:, 2:]).mean(1), means[:, 1] - means[:, 0])
 
 
 def positive(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
@@ -137,10 +137,10 @@ def needed_ratio(
         means = rows.mean(1)
         first, second = np.split(means[:, 1:], [len(n_kept)], 1)
         counts = [
-            needed(n, _over(kept - kept[:, :1], means[:, :1] - kept[:, :1]), wanted)
+            needed(n, share_of(kept - kept[:, :1], means[:, :1] - kept[:, :1]), wanted)
             for n, kept in ((n_kept, first), (n_other, second))
         ]
-        return _over(*counts)
+        return share_of(*counts)
 
     return statistic
 
@@ -161,9 +161,3 @@ def needed(
 
 def _rows(columns: Sequence[Tensor]) -> Float[np.ndarray, "row column"]:
     return torch.stack([column.double() for column in columns], 1).numpy() if columns else np.empty((0, 0))
-
-
-def _over(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """NaN where `whole` is not above 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)

@@ -9,7 +9,7 @@ from ...circuits.targets import read_prompt
 from ...config.cases.base import Slots, slots_of
 from ...config.circuits import Example
 from ...corpus.tokenizer import Tokenizer
-from ..prompts import fill
+from ..prompts import FINDING, TESTING, fill
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def draw_prompts(templates: Sequence[Example], slots: Slots, count: int, seed: i
         for own_texts in filled:
             if turn < len(own_texts):
                 text, target = own_texts[turn]
-                half = "finding" if turn < len(own_texts) // 2 else "testing"
+                half = FINDING if turn < len(own_texts) // 2 else TESTING
                 prompts.setdefault(text, DrawnPrompt(text, target, half))
     return list(prompts.values())
 

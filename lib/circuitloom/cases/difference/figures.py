@@ -7,9 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...circuits.faithfulness import Curve
+from ..colours import BLUE, GREEN, VERMILION
 
-BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
-"""Colours that the colour-blind tell apart (Okabe and Ito)."""
 SHOWN = 25
 """Components of a circuit that are drawn, at most."""
 
@@ -50,7 +49,8 @@ def draw_curves(
 
 def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """What the circuit loses without each of its components, the most valuable first: rows of `component`."""
-    own = sorted((row for row in rows if row["in_circuit"]), key=lambda row: -row["worth"])[:SHOWN]
+    own = [row for row in rows if row["worth_low"] is not None]
+    own = sorted(own, key=lambda row: -row["worth"])[:SHOWN]
     figure = Figure(figsize=(6.5, max(2.0, 0.24 * len(own) + 1)), layout="constrained")
     axes = figure.subplots()
     place = np.arange(len(own))

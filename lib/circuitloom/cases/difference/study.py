@@ -16,6 +16,7 @@ from ...config.circuits import Circuits, Prompt
 from ...progress import progress
 from ..findings import Findings
 from ..opening import Opened
+from ..prompts import FINDING, TESTING
 from .circuit import Bench, Ranking, Search, choose_ranking, draw_subsets, split_circuit, worth
 from .claims import Tested
 from .drawn import DrawnPrompt, draw_prompts, probe_prompts
@@ -29,9 +30,9 @@ def study_difference(name: str, opened: Opened, case: DifferenceCase) -> Finding
     """
     drawn = draw_prompts(case.prompts, case.slots, case.count, case.seed)
     probes = probe_prompts(drawn, opened.tokenizer, opened.context)
-    tests = [i for i, prompt in enumerate(drawn) if prompt.half == "testing"]
+    tests = [i for i, prompt in enumerate(drawn) if prompt.half == TESTING]
     testing = [probes[i] for i in tests]
-    finding = [probe for probe, prompt in zip(probes, drawn, strict=True) if prompt.half == "finding"]
+    finding = [probe for probe, prompt in zip(probes, drawn, strict=True) if prompt.half == FINDING]
     heads = head_basis(opened.model)
     with progress(f"cases: {name}", 4, "steps") as bar:
         bench = _open_bench(opened, feature_basis(opened.run, opened.transcoders) + heads, finding, case)
@@ -46,7 +47,7 @@ def study_difference(name: str, opened: Opened, case: DifferenceCase) -> Finding
         metric = _conditions(opened, found, probes)
         tested = _test(found, metric, tests, testing, curves, case)
         bar.update()
-        traced = _trace(opened, [prompt for prompt in drawn if prompt.half == "finding"][: case.traced])
+        traced = _trace(opened, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
         bar.update()
     return report(Results(name, case, drawn, found, metric, tested, curves, traced))
 

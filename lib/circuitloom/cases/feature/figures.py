@@ -5,10 +5,9 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..colours import BLUE, VERMILION
 from .reading import Reading
 
-BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
-"""Colours that the colour-blind tell apart (Okabe and Ito 2008)."""
 SHOWN = 12
 """Sources shown."""
 

@@ -14,7 +14,7 @@ from ...circuits.step import HEAD, KINDS, feature_reader, take_step
 from .choosing import Chosen
 
 REACH = 24
-"""Tokens before the last one that are told apart; what lies farther off counts together with the rest."""
+"""Tokens before the last one that are told apart; what lies farther off counts in the sum of all alone."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Reading:
     stand at offset 0."""
     tokens: Float[Tensor, "prompt offset"]
     """What the token so many places before adds to the pre-activation, by way of everything; 0 beyond the prompt."""
+    size: Float[Tensor, " prompt"]
+    """The sum of the magnitudes of what all tokens add, those beyond `REACH` too."""
     token_ids: list[list[int]]
     """The prompts' tokens, the last one first."""
     value: Float[Tensor, " prompt"]
@@ -34,8 +36,7 @@ class Reading:
     @property
     def shares(self) -> Float[Tensor, " offset"]:
         """Mean over prompts of each offset's part of all tokens' magnitudes."""
-        size = self.tokens.abs()
-        return (size / size.sum(1, keepdim=True).clamp(min=1e-9)).mean(0)
+        return (self.tokens.abs() / self.size[:, None].clamp(min=1e-9)).mean(0)
 
     def offsets(self, share: float) -> list[int]:
         """The offsets, 0 or below, that each make up `share` or more of what tokens add."""
@@ -44,7 +45,7 @@ class Reading:
 
 def read_sources(prompts: Sequence[LocalModel], chosen: Chosen) -> Reading:
     """What the chosen feature reads at the last token of each prompt; it fires on all of them."""
-    steps, tokens, ids, values = [], [], [], []
+    steps, tokens, sizes, ids, values = [], [], [], [], []
     for prompt in prompts:
         last = len(prompt.frozen) - 1
         active = prompt.features.find(chosen.layer, last, chosen.feature)
@@ -55,9 +56,10 @@ def read_sources(prompts: Sequence[LocalModel], chosen: Chosen) -> Reading:
         near = effects.flip(0)[:REACH]
         row[: len(near)] = near
         tokens.append(row.cpu())
+        sizes.append(float(effects.abs().sum()))
         ids.append(prompt.frozen.token.flip(0)[:REACH].tolist())
         values.append(float(prompt.features.activation[active]))
-    return Reading(steps, torch.stack(tokens), ids, torch.tensor(values))
+    return Reading(steps, torch.stack(tokens), torch.tensor(sizes), ids, torch.tensor(values))
 
 
 def token_effects(prompt: LocalModel, active: int) -> Float[Tensor, " position"]:

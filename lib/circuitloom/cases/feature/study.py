@@ -1,5 +1,6 @@
 """The case study of one feature: found, traced, described blind and then unblinded, and its rule put to the test."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ...circuits.deembedding import read_tokens
 from ...circuits.local_model import LocalModel
+from ...circuits.study import Tracer
 from ...config.cases import FeatureCase
 from ...config.circuits import parse_place
 from ...config.evaluation import Evaluation
@@ -22,13 +24,16 @@ from ...language_model.model import Site
 from ..claims import Bootstrap, Claim, f1, measured, ratio
 from ..findings import Findings
 from ..opening import Opened
-from ..prompts import fill
+from ..prompts import FINDING, TESTING, fill
 from .blind import blind_rule
 from .choosing import Chosen, choose_by_concept, choose_by_contrast
 from .figures import draw_activations, draw_sources
 from .reading import read_sources, source_rows
 from .rule import Rule, count, fit_rule
 from .testing import Tests, run_tests
+
+SPARE = 20
+"""Times as many pairs are drawn as are wanted: some differ in their edits alone."""
 
 
 class Pair(NamedTuple):
@@ -74,8 +79,8 @@ def study_feature(
     tracer = opened.tracer()
     prompts = [(tracer.local_model(pair.text), tracer.local_model(pair.edited)) for pair in pairs]
     subject = _find(opened, held_out, concepts, case, evaluation, pairs, prompts)
-    finding = [i for i, pair in enumerate(pairs) if pair.half == "finding" and subject.on[i] > 0]
-    testing = [i for i, pair in enumerate(pairs) if pair.half == "testing"]
+    finding = [i for i, pair in enumerate(pairs) if pair.half == FINDING and subject.on[i] > 0]
+    testing = [i for i, pair in enumerate(pairs) if pair.half == TESTING]
     traced = [prompts[i][0] for i in finding[: case.traced]]
     reading = read_sources(traced, subject.chosen)
     vocabulary = len(tracer.strings)
@@ -97,6 +102,7 @@ def study_feature(
     )
     tests = run_tests(opened, held_out, case, subject.chosen, rule, [prompts[i][0] for i in testing])
     claims = _claims(case, held_out, concepts, subject, pairs, rule, blind, tests)
+    claims += _published(case, tracer, subject)
     counts = torch.bincount(held_out.token.flatten(), minlength=vocabulary)
     return Findings(
         case=name,
@@ -123,12 +129,15 @@ def study_feature(
 
 
 def draw_pairs(case: FeatureCase) -> list[Pair]:
-    """The texts and their edits, those of each template for finding and for testing in turn."""
+    """The texts, each with one edit, those of each template for finding and for testing in turn; no text twice."""
     pairs = []
     for text, edited in zip(case.texts, case.edited, strict=True):
-        drawn = fill([text, edited], case.slots, case.prompts, case.seed)
-        pairs += [Pair(a, b, ("finding", "testing")[i % 2]) for i, (a, b) in enumerate(drawn)]
-    if {pair.half for pair in pairs} != {"finding", "testing"}:
+        distinct: dict[str, str] = {}
+        for drawn, edit in fill([text, edited], case.slots, SPARE * case.prompts, case.seed):
+            distinct.setdefault(drawn, edit)
+        halves = zip(list(distinct.items())[: case.prompts], itertools.cycle((FINDING, TESTING)))
+        pairs += [Pair(*each, half) for each, half in halves]
+    if {pair.half for pair in pairs} != {FINDING, TESTING}:
         raise ValueError(
             "the templates give one text in all; the case needs texts to find and to test on: add words"
         )
@@ -147,7 +156,7 @@ def _find(
     sites = [Site("mlp_in", layer) for layer in opened.transcoders]
     inputs = scored_activations(opened.model, sites, held_out, evaluation.batch)
     codes = {site.layer: encode(opened.transcoders[site.layer], x) for site, x in inputs.items()}
-    finding = [i for i, pair in enumerate(pairs) if pair.half == "finding"]
+    finding = [i for i, pair in enumerate(pairs) if pair.half == FINDING]
     on, off = (
         {
             layer: torch.stack([last_activations(pair[side], layer) for pair in prompts])
@@ -205,7 +214,7 @@ def _claims(
         labelled = _labelled(concepts, case.concept, held_out)
         statement = f"how well {fires} says `{case.concept}` on unseen documents (F1)"
         claims.append(agreement("found", statement, subject.fires, labelled, case.found))
-    tested = [i for i, pair in enumerate(pairs) if pair.half == "testing"]
+    tested = [i for i, pair in enumerate(pairs) if pair.half == TESTING]
     on, off = subject.on[tested], subject.off[tested]
     apart = ((on > 0) & (off < on / 2)).double()
     statement = (
@@ -220,15 +229,30 @@ def _claims(
     claims.append(agreement("described", statement, said, subject.fires, case.described))
     statement = "the share of exchanges of one of the rule's words that take more than half of its activation"
     claims.append(measured("exchanged", statement, tests.exchanged.numpy(), case.found, bootstrap, ratio))
-    gone = torch.stack([tests.without_rule, tests.without_others], 1)
-    gone = gone[gone.isfinite().all(1)]
-    statement = "the share of the activation that goes with the words that the rule names"
-    claims.append(measured("explained", statement, gone[:, 0].numpy(), case.explained, bootstrap))
-    statement = "what goes with them beyond what goes with as many other words"
-    claims.append(measured("others", statement, (gone[:, 0] - gone[:, 1]).numpy(), 0.0, bootstrap))
+    left = tests.left[tests.left.isfinite()].numpy()
+    statement = "the share of the activation that is left where all other words are made the mean embedding"
+    claims.append(measured("sufficient", statement, left, case.sufficient, bootstrap))
     if tests.effect is not None:
         statement = f"what ablating {fires} takes from {case.effect} (logits)"
         claims.append(measured("acts", statement, tests.effect.numpy(), 0.0, bootstrap))
+    return claims
+
+
+def _published(case: FeatureCase, tracer: Tracer, subject: Subject) -> list[Claim]:
+    """The feature on texts whose activation was published."""
+    claims = []
+    for number, (text, published) in enumerate(case.published.items(), 1):
+        value = float(
+            last_activations(tracer.local_model(text), subject.chosen.layer)[subject.chosen.feature]
+        )
+        off = abs(value - published) / published
+        statement = (
+            f"how far {value:.2f}, the activation of feature {subject.name} at the end of {text!r}, is from the "
+            f"published {published:.2f}, as a share of it,"
+        )
+        claims.append(
+            Claim(f"published_{number}", statement, off, off, off, case.reproduced, 1, "texts", "below")
+        )
     return claims
 
 

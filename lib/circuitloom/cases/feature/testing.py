@@ -1,4 +1,4 @@
-"""The rule of a feature put to the test: tokens exchanged, what the rule reads taken away, the feature taken away."""
+"""The rule of a feature put to the test: its words exchanged, all others taken away, the feature taken away."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...circuits.attribution import Targets, logit_targets, reading_targets
+from ...circuits.attribution import logit_targets
 from ...circuits.changes import apply_edits, make_edits
 from ...circuits.deembedding import embedding_rows
-from ...circuits.interventions import run_free
 from ...circuits.local_model import LocalModel
 from ...circuits.targets import find_token
 from ...config.cases import FeatureCase
@@ -20,6 +19,7 @@ from ...config.circuits import Change, parse_target
 from ...evaluation.held_out import HeldOut
 from ...language_model.model import Site
 from ..opening import Opened
+from ..prompts import TESTING
 from .choosing import Chosen
 from .rule import Condition, Rule
 
@@ -33,11 +33,10 @@ class Tests:
 
     exchanged: Float[Tensor, "text 2"]
     """Of the rule's words each exchanged for one that breaks the rule: times that more than half of the activation
-    went, times."""
-    without_rule: Float[Tensor, " text"]
-    """Share of the activation that goes when the words that the rule names are taken out of the stream."""
-    without_others: Float[Tensor, " text"]
-    """The same for as many other words."""
+    went, times; both 0 where the feature is silent."""
+    left: Float[Tensor, " text"]
+    """Share of the activation that is left where every word that the rule does not name is made the mean embedding;
+    not a number where the feature is silent, or the rule names all words."""
     effect: Float[Tensor, " text"] | None
     """What ablating the feature, nothing held, takes from the effect that was asked for."""
 
@@ -45,8 +44,7 @@ class Tests:
         """Rows of the table `outcome`."""
         columns = {
             ("share_halved", "a word of the rule exchanged"): self.exchanged[:, 0] / self.exchanged[:, 1],
-            ("share_lost", "without the rule's words"): self.without_rule,
-            ("share_lost", "without other words"): self.without_others,
+            ("share_left", "the rule's words alone"): self.left,
         }
         if self.effect is not None:
             columns["effect_lost", "without the feature"] = self.effect
@@ -57,7 +55,7 @@ class Tests:
                 "condition": condition,
                 "prompt": number,
                 "text": text,
-                "half": "testing",
+                "half": TESTING,
                 "value": None if isnan(value) else value,
             }
             for (measure, condition), values in columns.items()
@@ -78,34 +76,17 @@ def run_tests(
     generator = torch.Generator().manual_seed(case.seed)
     mean = embedding_rows(opened.model, opened.tracer().weights).mean(0)
     breakers = {c.offset: _breakers(rule, c, held_out) for c in rule.conditions}
-    exchanged, with_rule, with_others, effect = [], [], [], []
+    exchanged, left, effect = [], [], []
     for prompt in prompts:
-        target = _feature_target(prompt, chosen)
         exchanged.append(_exchange(opened, prompt, chosen, breakers, generator))
-        named = [len(prompt.frozen) - 1 + offset for offset in rule.offsets]
-        named = [position for position in named if position > 0]
-        rest = [p for p in range(1, len(prompt.frozen) - 1) if p not in named]
-        others = [rest[i] for i in torch.randperm(len(rest), generator=generator).tolist()]
-        # what is one of the text's last words is as near as what the rule names
-        lost = _without(opened, prompt, target, [named, others[: len(named)]], mean)
-        with_rule.append(lost[0])
-        with_others.append(lost[1])
+        left.append(_rule_alone(opened, prompt, chosen, rule, mean))
         if case.effect is not None:
             effect.append(_effect(opened, prompt, chosen, case.effect))
     return Tests(
         torch.stack(exchanged),
-        torch.tensor(with_rule),
-        torch.tensor(with_others),
+        torch.tensor(left),
         torch.tensor(effect) if case.effect is not None else None,
     )
-
-
-def _feature_target(prompt: LocalModel, chosen: Chosen) -> Targets:
-    """The feature's pre-activation at the last token, whether it fires or not."""
-    dictionary = prompt.dictionaries[chosen.layer]
-    last = torch.tensor([len(prompt.frozen) - 1], device=prompt.features.layer.device)
-    own = slice(chosen.feature, chosen.feature + 1)
-    return reading_targets(prompt, chosen.layer, last, dictionary.W_enc[own], dictionary.b_enc[own])
 
 
 def _breakers(rule: Rule, condition: Condition, held_out: HeldOut) -> Int[Tensor, " token"]:
@@ -126,50 +107,44 @@ def _exchange(
 ) -> Float[Tensor, " 2"]:
     """How often less than half of the activation is left, of how many exchanges of one word each."""
     token = prompt.frozen.token
-    texts = []
+    texts = [token]
     for offset, tokens in breakers.items():
         position = len(token) - 1 + offset
         if position > 0 and len(tokens):
             for i in torch.randint(len(tokens), (EXCHANGES,), generator=generator).tolist():
                 texts.append(token.clone())
                 texts[-1][position] = tokens[i]
-    if not texts:
+    before, *after = _activations(opened, torch.stack(texts), chosen)
+    if not before:
         return torch.zeros(2)
-    texts.append(token)
-    x = opened.model.capture(torch.stack(texts), [_site(chosen)])[_site(chosen)][:, -1].float()
-    *z, before = opened.transcoders[chosen.layer].encode(x)[:, chosen.feature].tolist()
-    return torch.tensor([sum(value < before / 2 for value in z), float(len(z))])
+    return torch.tensor([float(sum(value < before / 2 for value in after)), float(len(after))])
 
 
-def _site(chosen: Chosen) -> Site:
-    return Site("mlp_in", chosen.layer)
+def _rule_alone(
+    opened: Opened, prompt: LocalModel, chosen: Chosen, rule: Rule, mean: Float[Tensor, " d"]
+) -> float:
+    """Share of the activation that is left with the rule's words alone, BOS kept, nothing held."""
+    embedding = prompt.frozen.embedding
+    named = {len(embedding) - 1 + offset for offset in rule.offsets}
+    others = [position for position in range(1, len(embedding)) if position not in named]
+    change = torch.zeros_like(embedding)
+    change[others] = mean.to(embedding) - embedding[others]
+
+    def enter(stream: Tensor) -> Tensor:
+        # of the two passes the second
+        return torch.stack([stream[0], stream[1] + change.to(stream)])
+
+    with opened.model.substituting(Site("resid_pre", 0), enter):
+        before, after = _activations(opened, prompt.frozen.token.expand(2, -1), chosen)
+    return after / before if before and others else float("nan")
 
 
-def _without(
-    opened: Opened,
-    prompt: LocalModel,
-    target: Targets,
-    groups: Sequence[Sequence[int]],
-    mean: Float[Tensor, " d"],
-) -> list[float]:
-    """Share of the pre-activation that goes when the embeddings at some positions are made the mean one, nothing held.
-
-    Not a number where the feature does not fire, or there is no position.
-    """
-    entering = {}
-    for i, positions in enumerate(groups):
-        entering[i] = torch.zeros_like(prompt.frozen.embedding)
-        for position in positions:
-            entering[i][position] = mean - prompt.frozen.embedding[position]
-    n = len(groups)
-    after = run_free(opened.model, prompt, n, {}, entering, [target])[0][:, 0].clamp(min=0)
-    before = run_free(opened.model, prompt, 1, {}, {}, [target])[0][0, 0]
-    if before <= 0:
-        return [float("nan")] * n
-    return [
-        float(1 - value / before) if positions else float("nan")
-        for value, positions in zip(after, groups, strict=True)
-    ]
+def _activations(opened: Opened, token: Int[Tensor, "text position"], chosen: Chosen) -> list[float]:
+    """The feature at the last token of each text."""
+    site = Site("mlp_in", chosen.layer)
+    x = opened.model.capture(token, [site])[site][:, -1]
+    dictionary = opened.transcoders[chosen.layer]
+    return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, chosen.feature].tolist()
 
 
 def _effect(opened: Opened, prompt: LocalModel, chosen: Chosen, effect: str) -> float:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...circuits.ablation import Kind
 from ...config.cases.greater_than import GreaterThanCase
-from ..claims import Bootstrap, Claim, measured, ratio
+from ..claims import Bootstrap, Claim, measured, ratio, share_of
+from ..prompts import TESTING
 from .circuit import Alone
 from .keeping import advantage
 from .measured import Measured, removing
 from .passes import ALL, UNTOUCHED, ablating, replacing
-from .prompts import TESTING
 
 SET_TO: dict[Kind, str] = {"zero": "zero", "mean": "the mean"}
 """How ablations read."""
@@ -130,7 +130,8 @@ def _on_circuit(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) ->
         "circuit_not_drawn", statement, (alone.kept - alone.drawn)[:, None].numpy(), 0.0, bootstrap
     )
     statement = "the share of the behaviour that is left with the circuit's features alone set to the mean"
-    rows = _share(alone, alone.featureless)
+    # transcoders stand in for MLPs on all these passes: what their errors take is not the circuit's doing
+    rows = torch.stack([alone.featureless - alone.none, alone.all - alone.none], 1).numpy()
     yield measured("left_without", statement, rows, case.left, bootstrap, ratio, relation="below")
     token, place = found.leaves.token, found.prompts.place
     others = [i for i in range(token.shape[1]) if i != place]
@@ -164,9 +165,8 @@ def lead(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sa
 
 
 def leading_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """The lead of the first column, the last left out, as a share of the last."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return lead(rows[:, :, :-1]) / rows[:, :, -1].mean(1)
+    """The lead of the first column, the last left out, as a share of the last; not defined as in `ratio`."""
+    return share_of(lead(rows[:, :, :-1]), rows[:, :, -1].mean(1))
 
 
 def correlation(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:

@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..claims import Bootstrap, mean
+from ..colours import BLUE, GREEN, ORANGE, VERMILION
 from .keeping import FEATURES, NEURONS, Kept
 from .measured import Measured
 from .passes import ALL, UNTOUCHED, ablating, replacing
 
-BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 METRIC_LABEL = "P(later years) - P(other years)"
 
 

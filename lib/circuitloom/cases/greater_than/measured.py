@@ -16,10 +16,11 @@ from ...config.circuits import parse_place
 from ...language_model.model import Site
 from ...progress import progress
 from ..opening import Opened
+from ..prompts import FINDING, TESTING
 from .circuit import Alone, Circuit, Leaves, draw_like, find_circuit, find_leaves, keep_alone
 from .keeping import FEATURES, Kept, keep_curves, variances
 from .passes import HeadShifts, conditions, layer_effects, measure, patch_heads, without_feature
-from .prompts import FINDING, TESTING, Answers, YearPrompts, find_answers, make_prompts, year_probes
+from .prompts import Answers, YearPrompts, find_answers, make_prompts, year_probes
 from .years import FeatureYears, carrying_head, describe_years, direct_effects
 
 STEPS = 7
@@ -89,7 +90,7 @@ def measure_all(name: str, opened: Opened, case: GreaterThanCase) -> Measured:
         tracer = opened.tracer()
         head = carrying_head(model, finding_shifts, layer)
         years = describe_years(
-            model, tracer.weights, transcoders, layer, prompts, answers, top, head, case.connections
+            model, tracer.weights, transcoders, layer, testing, answers, top, head, case.connections
         )
         direct = direct_effects(model, tracer.weights, dictionary, testing, answers, top)
         bar.update(1)

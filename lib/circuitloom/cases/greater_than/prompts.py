@@ -15,10 +15,8 @@ from ...circuits.targets import find_token, read_prompt
 from ...config.cases.greater_than import CENTURY, YEAR, GreaterThanCase
 from ...corpus.tokenizer import Tokenizer
 from ...corpus.tokens import scored_positions
-from ..prompts import fill
+from ..prompts import FINDING, TESTING, fill
 
-FINDING, TESTING = "finding", "testing"
-"""Halves of the prompts: what is chosen is chosen on one, and claimed on the other."""
 _DRAWN_BEHIND = 1000
 """Fillings that are drawn at most."""
 

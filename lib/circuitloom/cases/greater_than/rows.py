@@ -9,8 +9,8 @@ from ...circuits.component_study import curve_rows
 from ...circuits.faithfulness import Curve
 from ...circuits.step import EMBEDDING, FEATURE, HEAD, POSITION
 from ..findings import Rows
+from ..prompts import FINDING, TESTING
 from .measured import Measured
-from .prompts import FINDING, TESTING
 
 KINDS = {FEATURE: "feature", HEAD: "head", EMBEDDING: "token", POSITION: "position"}
 METRIC, SHIFT = "greater_than", "shift"
@@ -114,7 +114,7 @@ def _ranked(name: str, circuit: str, rows: list[dict[str, Any]], size: float) ->
             "circuit": circuit,
             "rank": rank,
             **row,
-            "share": row["effect"] / size if size else 0.0,
+            "share": abs(row["effect"]) / size if size else 0.0,
         }
         for rank, row in enumerate(rows)
     ]

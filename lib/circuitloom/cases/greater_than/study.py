@@ -8,10 +8,10 @@ from ...config.cases.greater_than import GreaterThanCase
 from ..claims import Bootstrap
 from ..findings import Findings, number
 from ..opening import Opened
+from ..prompts import FINDING, TESTING
 from .claims import make_claims
 from .figures import draw_kept, draw_metric, draw_years
 from .measured import Measured, measure_all
-from .prompts import FINDING, TESTING
 from .rows import make_tables
 
 

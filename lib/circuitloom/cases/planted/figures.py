@@ -6,9 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..claims import Bootstrap, mean
+from ..colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from .results import Results
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
 MARKERS = ("o", "s", "^")
 
 
@@ -53,9 +54,7 @@ def draw_sources(results: Results, bootstrap: Bootstrap) -> Figure:
     ):
         values = [[v for each in told if (v := getattr(each, name)) is not None] for _, told in rows]
         ends = [bootstrap.interval(np.array(v, float)[:, None], mean) for v in values]
-        middle, low, high = (
-            np.array([np.nan if e is None else e for e in column]) for column in zip(*ends, strict=True)
-        )
+        middle, low, high = np.array(ends, float).reshape(-1, 3).T
         axes.errorbar(
             middle,
             place + shift,

@@ -24,8 +24,6 @@ from ...language_model.residual import neuron_rows
 from ..opening import Opened
 from .found import Found
 
-CIRCUIT, GRADIENT = "circuit", "gradient"
-"""Through the circuit of transcoders; by the gradient of the model itself, for features of any kind."""
 AT_ONCE = 32
 """Prompts that a gradient is taken of at once."""
 HALVES = ("choosing", "scoring")

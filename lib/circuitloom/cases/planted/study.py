@@ -130,6 +130,7 @@ def _rows(name: str, results: Results) -> Iterator[dict[str, Any]]:
             for (told, method), share in zip(both, outcome.shares, strict=True):
                 row |= {f"{method}_share": share}
                 row |= {
-                    f"{method}_{figure}": getattr(told, figure, None) for figure in ("precision", "recall")
+                    f"{method}_{figure}": getattr(told, figure, None)
+                    for figure in ("precision", "strict", "recall")
                 }
             yield row

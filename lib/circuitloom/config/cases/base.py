@@ -27,7 +27,7 @@ class Case(Model):
     seed: NonNegativeInt = 0
     """Seed of all that is drawn: words in templates, bootstrap samples, random features."""
     resamples: PositiveInt = 2000
-    """Bootstrap samples, over prompts or documents, that an interval rests on."""
+    """Bootstrap samples, over prompts or whatever else a claim names, that an interval rests on."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of the bootstrap samples that lie within an interval."""
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, PositiveInt, model_validator
+from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
 from ..circuits import Example, parse_place
 from .base import Bound, Case, Slots, Texts, check_slots
@@ -34,6 +34,8 @@ class FeatureCase(Case):
     """Words by name of the slot."""
     effect: str | None = None
     """What ablating the feature is to change behind `texts`: `logit TOKEN` or `logit TOKEN vs TOKEN`."""
+    published: dict[str, PositiveFloat] = {}
+    """Texts, each with the activation at its last token that was published of the same feature."""
     prompts: PositiveInt = 40
     """Texts drawn of each template, half to find the feature and its rule on, half to test them on."""
     traced: PositiveInt = 8
@@ -44,8 +46,10 @@ class FeatureCase(Case):
     """What F1 of the concept, share of pairs told apart and share of exchanges that silence it must each reach."""
     described: Bound = 0.8
     """F1 on held-out text that a description must reach: blind, and as the rule."""
-    explained: Bound = 0.5
-    """Share of the feature's activation that must go with the words that the rule names."""
+    reproduced: Bound = 0.05
+    """Share of a published activation by which the measured one may differ from it."""
+    sufficient: Bound = 0.5
+    """Share of the activation that must be left with the words that the rule names alone."""
 
     @model_validator(mode="after")
     def _complete(self) -> "FeatureCase":
