@@ -11,7 +11,6 @@ from circuitloom.cases.claims import Bootstrap
 from circuitloom.cases.difference.circuit import Bench, Ranking, Search, draw_subsets, split_circuit, worth
 from circuitloom.cases.difference.claims import gap, needed, needed_ratio, positive, share
 from circuitloom.cases.difference.drawn import draw_prompts
-from circuitloom.cases.difference.figures import draw_components
 from circuitloom.cases.difference.study import study_difference
 from circuitloom.cases.findings import write_findings
 from circuitloom.cases.opening import Opened
@@ -292,10 +291,3 @@ def test_intervals_are_over_prompts_of_the_testing_half(findings):
     untouched, none, alone, *_ = np.array(testing).reshape(-1, 6)
     expected = Bootstrap(200, 0.95, 0).interval(np.stack([alone, none, untouched], 1), share)
     assert (claim.value, claim.low, claim.high) == pytest.approx(expected)
-
-
-def test_components_whose_worth_is_not_defined_are_left_out_of_the_picture():
-    row = {"kind": "head", "layer": 0, "component": 1, "in_circuit": True}
-    known = row | {"component": 2, "worth": 0.4, "worth_low": 0.3, "worth_high": 0.5}
-    figure = draw_components([row | dict.fromkeys(("worth", "worth_low", "worth_high")), known])
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0.2"]

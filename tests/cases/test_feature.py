@@ -9,7 +9,8 @@ from tests.circuits.inputs import load_tiny, make_dictionaries
 from tests.evaluation.inputs import make_held_out
 from tests.models import CONTEXT
 
-from circuitloom.cases.feature.study import draw_pairs, study_feature
+from circuitloom.cases.feature.study import study_feature
+from circuitloom.cases.feature.subject import draw_pairs
 from circuitloom.cases.findings import Findings, write_findings
 from circuitloom.cases.opening import Opened
 from circuitloom.config.cases import FeatureCase

@@ -18,10 +18,11 @@ from ...circuits.study_rows import StudyRows
 from ...config.cases.difference import DifferenceCase
 from ..claims import Bootstrap
 from ..findings import Findings, number
+from ..prompts import FINDING, TESTING
 from .circuit import Bench, Components, Ranking
 from .claims import Tested, make_claims, worth_share
 from .drawn import DrawnPrompt
-from .figures import component_name, draw_components, draw_curves
+from .figures import SHOWN, component_name, draw_components, draw_curves
 
 CONDITIONS = (
     "untouched",
@@ -104,14 +105,14 @@ def report(results: Results) -> Findings:
         "curve": (
             draw_curves(curves, pruned, case.share),
             f"Share of the logit difference that is kept by the top k components alone, and that is left without "
-            f"them, against k. Components were ranked on the {halves['finding']} prompts of the finding half and are "
-            f"measured here on the {halves['testing']} of the testing half.",
+            f"them, against k. Components were ranked on the {halves[FINDING]} prompts of the finding half and are "
+            f"measured here on the {halves[TESTING]} of the testing half.",
         ),
         "components": (
             draw_components(components),
             f"What the circuit alone loses without each of its components, on the testing half, with intervals over "
-            f"prompts: heads as LAYER.NUMBER, features as LAYER/NUMBER. Shown are the {min(size, 25)} of {size} that "
-            "are worth most.",
+            f"prompts: heads as LAYER.NUMBER, features as LAYER/NUMBER. Shown are the {min(size, SHOWN)} of {size} "
+            "that are worth most.",
         ),
         "graph": (
             graph_figure(results.traced),
@@ -187,7 +188,7 @@ def remarks(results: Results, components: Sequence[Row]) -> list[str]:
     found, halves = results.found, Counter(prompt.half for prompt in results.drawn)
     if not len(found.top):
         return [
-            f"On the {halves['finding']} prompts of the finding half, ablating every component lowers the logit "
+            f"On the {halves[FINDING]} prompts of the finding half, ablating every component lowers the logit "
             "difference by nothing: there is no circuit to find."
         ]
     own = [row for row in components if row["in_circuit"]]
@@ -197,9 +198,9 @@ def remarks(results: Results, components: Sequence[Row]) -> list[str]:
     named = f" ({', '.join(heads)})" if heads else ""
     best = sorted((row for row in own if row["worth"] is not None), key=lambda row: -row["worth"])[:NAMED]
     told = [
-        f"On the {halves['finding']} prompts of the finding half, the first {len(found.top)} of "
-        f"{len(found.bench.basis)} features and heads, ranked by {found.ranking.name}, recover "
-        f"{(1 + results.case.recovered) / 2:g} of the logit difference. Pruning leaves {len(own)}, which recover "
+        f"On the {halves[FINDING]} prompts of the finding half, the first {len(found.top)} of "
+        f"{len(found.bench.basis)} features and heads, ranked by {found.ranking.name}, recover at "
+        f"least {(1 + results.case.recovered) / 2:g} of the logit difference. Pruning leaves {len(own)}, which recover "
         f"{number(found.recovered)} there: {features.total()} features{f' ({layers})' if layers else ''} and "
         f"{len(heads)} heads{named}.",
         "On the testing half the circuit loses most without "
@@ -216,8 +217,12 @@ def remarks(results: Results, components: Sequence[Row]) -> list[str]:
 def _needed(results: Results) -> str:
     share = results.case.share
     counts = [
-        f"{each.curve.needed(share)} {each.name} (ranked by {each.ranking.name})" for each in results.measured
+        f"{needed} {each.name} (ranked by {each.ranking.name})"
+        for each in results.measured
+        if (needed := each.curve.needed(share)) is not None
     ]
+    if not counts:
+        return ""
     return f"Of the numbers tried on the testing half, the fewest that recover {share:g} of it alone are " + (
         " and ".join(counts) + "."
     )

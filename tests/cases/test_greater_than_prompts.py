@@ -1,0 +1,79 @@
+"""Prompts of greater-than: which are dropped, which years are answers, which cases are refused."""
+
+import pytest
+from pydantic import TypeAdapter
+from tests.cases.year_model import YEARS, make_case
+
+from circuitloom.cases.greater_than.prompts import find_answers, make_prompts
+from circuitloom.config.cases import Cases
+from circuitloom.corpus.chronicle.vocabulary import CLASSES, NUMBERS
+from circuitloom.corpus.tokenizer import word_tokenizer
+
+
+def test_prompts_of_another_length_or_without_a_year_of_one_token_are_dropped_and_counted():
+    # 22 is two tokens wherever it is written, 23 is one only as an answer
+    tokenizer = pairs_of_digits({"22", "c23"})
+    answers = find_answers("{year}", tokenizer.strings())
+    assert answers.year.tolist() == [20, 21, 23, 24, 25, 26]
+    case = make_case(template="c{year}c", slots={}, fillings=1)
+    prompts = make_prompts(case, tokenizer, 16, answers)
+    assert prompts.start.tolist() == [20, 21, 24, 25] and prompts.dropped == 2
+    assert set(prompts.other_start.tolist()) <= {20, 21, 24, 25}
+    assert prompts.token.shape[1] == 3
+    with pytest.raises(
+        ValueError, match="2 of 4 prompts have a start year that is a token of its own; change"
+    ):
+        make_prompts(case.model_copy(update={"last": 23}), tokenizer, 16, answers)
+
+
+def pairs_of_digits(without: set[str]):
+    """A tokenizer that splits `c20c` into c, 20 and c, but has no token of its own for what `without` names."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from circuitloom.corpus.tokenizer import Tokenizer as Wrapped
+
+    pieces = ["c", "2", *(str(year) for year in YEARS if str(year) not in without), "c23"]
+    pattern = r"c23|2(?=2)|\d\d|c|\d"
+    backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="2"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")  # type: ignore[assignment]
+    return Wrapped(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"template": "from c to c"}, "has no {year}"),
+        ({"template": "the {thing} {year}"}, "nothing fills {thing}"),
+        ({"first": 30, "last": 30}, "no earlier year"),
+        ({"layer": 1, "feature": "0/3"}, "feature 0/3 is not of layer 1"),
+        ({"feature": "0/3@2"}, "names a position"),
+        ({"last": 99}, "less than or equal to 98"),
+    ],
+)
+def test_a_case_that_cannot_be_asked_is_refused(keys: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_case(**keys)
+
+
+def test_the_projects_own_cases_are_accepted_and_published_values_added():
+    files = ["config/cases/english.yaml", "config/cases/gpt2-published.yaml"]
+    english, published = (
+        TypeAdapter(Cases).validate_python(files[: n + 1])["greater_than"] for n in range(2)
+    )
+    assert english.template == published.template and english.layer is None
+    assert (published.layer, published.feature) == (10, "10/5315")
+    assert published.published.replaced == 0.7978
+    chronicle = TypeAdapter(Cases).validate_python("config/cases/chronicle.yaml")["greater_than"]
+    words = {*CLASSES["event"], *NUMBERS, "the", "lasted", "from", "year", "to"}
+    tokenizer = word_tokenizer(sorted(words))
+    prompts = make_prompts(chronicle, tokenizer, 16, find_answers("{year}", tokenizer.strings()))
+    assert prompts.start.unique().tolist() == list(range(2, 99)) and prompts.dropped == 0
+
+
+def test_years_that_the_vocabulary_lacks_are_no_answers():
+    tokenizer = word_tokenizer(["c", "07", " 31", "100", "7"])
+    answers = find_answers("{year}", tokenizer.strings())
+    assert answers.year.tolist() == [7, 31] and answers.token.tolist() == [2, 3]
+    with pytest.raises(ValueError, match=r"no tokens for years written 'y\{year\}'; change `answer`"):
+        find_answers("y{year}", tokenizer.strings())
