@@ -23,23 +23,7 @@ def freeze(model: LanguageModel, weights: Weights, token: Int[Tensor, " position
     anatomy = model.anatomy
     seen = _Seen()
     blocks = range(model.layers)
-    parts = {
-        (name, layer): module
-        for layer in blocks
-        for name in (
-            "attention",
-            "norm_attention",
-            "norm_attention_after",
-            "norm_mlp",
-            "norm_mlp_after",
-            "mlp",
-        )
-        if (module := _part(model, layer, name)) is not None
-    }
-    parts["norm_final", 0] = model.module.get_submodule(anatomy.norm_final)
-    parts["embedding", 0] = model.module.get_submodule(anatomy.embedding)
-    if anatomy.positions is not None:
-        parts["positions", 0] = model.module.get_submodule(anatomy.positions)
+    parts = _parts(model)
     starts = {("block", layer): model.block(layer) for layer in blocks}
     with model.exposing_patterns(), seen.watching(parts | starts):
         probabilities = model.logits(token[None])[0].softmax(-1)
@@ -81,6 +65,28 @@ def freeze(model: LanguageModel, weights: Weights, token: Int[Tensor, " position
     )
     _check_sum(result, seen, anatomy.architecture)
     return result
+
+
+def _parts(model: LanguageModel) -> dict[tuple[str, int], nn.Module]:
+    """The modules that a pass is watched at, by name and layer; 0 where there is but one."""
+    parts = {
+        (name, layer): module
+        for layer in range(model.layers)
+        for name in (
+            "attention",
+            "norm_attention",
+            "norm_attention_after",
+            "norm_mlp",
+            "norm_mlp_after",
+            "mlp",
+        )
+        if (module := _part(model, layer, name)) is not None
+    }
+    parts["norm_final", 0] = model.module.get_submodule(model.anatomy.norm_final)
+    parts["embedding", 0] = model.module.get_submodule(model.anatomy.embedding)
+    if model.anatomy.positions is not None:
+        parts["positions", 0] = model.module.get_submodule(model.anatomy.positions)
+    return parts
 
 
 def _part(model: LanguageModel, layer: int, name: str) -> nn.Module | None:
