@@ -9,11 +9,11 @@ from circuitloom.catalog.entry import open_sandbox, run_statement
 from circuitloom.tables import EDGE, FAITHFULNESS, NODE, PATH, write_table
 
 NODES = [
-    {"kind": "embedding", "position": 1, "token": "it's"},
-    {"kind": "feature", "layer": 0, "feature": 7, "position": 1, "token": "it's"},
-    {"kind": "head", "layer": 1, "head": 2, "position": 1, "token": "it's"},
-    {"kind": "constant"},
-    {"kind": "logit", "position": 3, "token": "so"},
+    {"kind": "embedding", "position": 1, "token": "it's", "influence": 0.25},
+    {"kind": "feature", "layer": 0, "feature": 7, "position": 1, "token": "it's", "influence": 0.5},
+    {"kind": "head", "layer": 1, "head": 2, "position": 1, "token": "it's", "in_graph": False},
+    {"kind": "constant", "influence": 0.0},
+    {"kind": "logit", "position": 3, "token": "so", "influence": 1.25},
 ]
 EDGES = [(0, 1, 0.5), (1, 4, -2.0), (3, 4, 1.0)]
 PATHS = [[(4, 9.0), (1, -2.0)], [(4, 9.0), (2, 0.75), (1, 0.5)]]
@@ -48,6 +48,15 @@ def test_edges_come_strongest_first_by_what_they_join(catalog):
         ("0/7 'it's'@1", "logit 'so'@3", -2.0),
         ("constant", "logit 'so'@3", 1.0),
         ("embedding 'it's'@1", "0/7 'it's'@1", 0.5),
+    ]
+
+
+def test_nodes_come_by_influence_with_the_share_that_those_up_to_each_hold(catalog):
+    assert catalog("SELECT label, cumulative FROM circuit_nodes('war')") == [
+        ("logit 'so'@3", 0.625),
+        ("0/7 'it's'@1", 0.875),
+        ("embedding 'it's'@1", 1.0),
+        ("constant", 1.0),
     ]
 
 

@@ -6,14 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..colours import LOWERS, RAISES
+from .layout import place_nodes
 from .study_rows import Row, StudyRows
 
-NODE_WIDTH = 0.5
-"""Width of a node, in widths of a token that has none."""
 EDGES = 150
 """Edges drawn at most, the largest beside their target's largest."""
-RAISES, LOWERS = "#0072b2", "#d55e00"
-"""Colours that the colour-blind tell apart (Okabe and Ito)."""
 MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
 
 
@@ -27,7 +25,7 @@ def graph_figure(studies: Sequence[StudyRows]) -> Figure:
     nodes = [
         [row for row in rows.nodes() if row["in_graph"] and row["kind"] != "constant"] for rows in studies
     ]
-    places = [_places(own, rows.trace.model.layers) for own, rows in zip(nodes, studies, strict=True)]
+    places = [place_nodes(own, rows.trace.model.layers) for own, rows in zip(nodes, studies, strict=True)]
     across = max(x for own, _ in places for x, _ in own.values()) + 1
     high = sum(1.4 * rows.trace.model.layers + 2.5 for rows in studies)
     figure = Figure(figsize=(max(7, 0.9 * across), high), layout="constrained")
@@ -61,32 +59,6 @@ def _draw_nodes(axes: Any, nodes: list[Row], places: dict[int, tuple[float, floa
         face = "black" if row["is_root"] else "lightgrey" if row["kind"] == "error" else "white"
         axes.scatter([x], [y], marker=marker, s=40, c=face, edgecolors="black", linewidths=0.8, zorder=2)
         axes.annotate(_label(row), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=6)
-
-
-def _places(nodes: list[Row], layers: int) -> tuple[dict[int, tuple[float, float]], dict[int, float]]:
-    """Where each node is drawn, by its number; where each position is: as wide as its fullest layer asks for."""
-    cells: dict[tuple[int, float], list[Row]] = {}
-    for row in nodes:
-        if row["is_root"] and row["kind"] != "feature":
-            level = layers + 1.0
-        elif row["kind"] in ("embedding", "position"):
-            level = 0.0 if row["kind"] == "embedding" else -0.4
-        else:
-            level = row["layer"] + 1.0 + (0.45 if row["kind"] == "error" else 0.0)
-        cells.setdefault((row["position"], level), []).append(row)
-    centres: dict[int, float] = {}
-    edge = 0.0
-    for position in sorted({position for position, _ in cells}):
-        width = max(1.0, *(NODE_WIDTH * len(cells[key]) for key in cells if key[0] == position))
-        centres[position] = edge + width / 2
-        edge += width
-    places = {}
-    for (position, level), members in cells.items():
-        for i, row in enumerate(members):
-            across = NODE_WIDTH * (i + 0.5 - len(members) / 2)
-            # names beside each other at one height would cover each other
-            places[row["node"]] = (centres[position] + across, level + 0.12 * (i % 2))
-    return places, centres
 
 
 def _label(row: Row) -> str:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..colours import BLUE, VERMILION
 from ..tables import PARETO
 from .names import TOGETHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {"transcoder": "#0072B2", "sae": "#D55E00"}
-"""Blue and vermilion of Okabe and Ito (2008), which tell apart under every kind of colour blindness."""
+COLOURS = {"transcoder": BLUE, "sae": VERMILION}
 MARKERS = {"topk": "o", "batchtopk": "s", "relu": "^", "jumprelu": "D"}
 NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ..colours import BLUE, VERMILION
+
 
 def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
     """Loss against tokens trained on, beside what was reached on held-out text and what the grammar allows.
@@ -16,10 +18,13 @@ def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(
-        table["step"].to_numpy() * (step_tokens / 1e6), table["loss"].to_numpy(), label="training batches"
+        table["step"].to_numpy() * (step_tokens / 1e6),
+        table["loss"].to_numpy(),
+        color=BLUE,
+        label="training batches",
     )
     lines = {
-        "cross_entropy_every": ("held-out text, packed", "tab:orange", ":"),
+        "cross_entropy_every": ("held-out text, packed", VERMILION, ":"),
         "grammar_entropy": ("entropy of the grammar", "black", "--"),
     }
     for name, (label, colour, style) in lines.items():

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...circuits.faithfulness import Curve
-from ..colours import BLUE, GREEN, VERMILION
+from ...colours import BLUE, GREEN, VERMILION
 
 SHOWN = 25
 """Components of a circuit that are drawn, at most."""

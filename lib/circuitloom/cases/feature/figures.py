@@ -5,7 +5,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..colours import BLUE, VERMILION
+from ...colours import BLUE, VERMILION
 from .reading import Reading
 
 SHOWN = 12

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...colours import BLUE, GREEN, ORANGE, VERMILION
 from ..claims import Bootstrap, mean
-from ..colours import BLUE, GREEN, ORANGE, VERMILION
 from .keeping import FEATURES, NEURONS, Kept
 from .measured import Measured
 from .passes import ALL, UNTOUCHED, ablating, replacing

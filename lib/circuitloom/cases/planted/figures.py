@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from ..claims import Bootstrap, mean
-from ..colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from .results import Results
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
