@@ -17,7 +17,7 @@ STAGES = (
     "cases",
     "catalog",
 )
-SHARED = {"colours", "config", "tables", "partial", "progress", "job", "errors"}
+SHARED = {"colours", "config", "hardware", "tables", "partial", "progress", "job", "errors"}
 """What all may import, and what imports no stage."""
 
 

@@ -23,8 +23,10 @@ def calibrate(results: Path) -> Machine:
     """Time a matrix product of the size that training uses; read the disk space that a profile's `results` may take."""
     import torch
 
+    from .hardware import fast_dtype
+
     cuda = torch.cuda.is_available()
-    low = torch.bfloat16 if cuda or torch.cpu._is_avx512_bf16_supported() else torch.float32
+    low = fast_dtype()
     size = 8192 if cuda else 1024
     device = "cuda" if cuda else "cpu"
     a, b, out = (torch.ones(size, size, dtype=low, device=device) for _ in range(3))

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..config.dictionaries import Run
+from ..hardware import fast_dtype
 from .parameters import Parameters
 from .sparse import Pattern
 
@@ -51,7 +52,7 @@ def rough_scores(
 def uses_bfloat16(run: Run) -> bool:
     """Whether the run's large products are in bfloat16: as it says, or `auto`, where the hardware has it."""
     if run.precision == "auto":
-        return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+        return fast_dtype() == torch.bfloat16
     return run.precision == "bfloat16"
 
 

@@ -53,17 +53,15 @@ class _NextTokenLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, unembedding: Tensor, target: Tensor) -> Tensor:
-        x, weight = hidden.bfloat16(), unembedding.bfloat16()
+    def forward(ctx: Any, hidden: Tensor, unembedding: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+        x, weight = hidden.to(dtype), unembedding.to(dtype)
         x_gradient, weight_gradient = torch.empty_like(x), torch.zeros_like(unembedding)
         total = hidden.new_zeros(())
         for start in range(0, len(x), ROWS):
             rows = slice(start, start + ROWS)
             log_p = F.log_softmax(x[rows] @ weight.T, -1, dtype=torch.float32)
             total -= log_p.gather(1, target[rows, None]).sum()
-            error = (
-                log_p.exp_().scatter_add_(1, target[rows, None], -torch.ones_like(log_p[:, :1])).bfloat16()
-            )
+            error = log_p.exp_().scatter_add_(1, target[rows, None], -torch.ones_like(log_p[:, :1])).to(dtype)
             torch.mm(error, weight, out=x_gradient[rows])
             weight_gradient += error.T @ x[rows]
         ctx.save_for_backward(x_gradient, weight_gradient)
@@ -71,15 +69,18 @@ class _NextTokenLoss(torch.autograd.Function):
         return total / len(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x_gradient, weight_gradient = ctx.saved_tensors
         share = gradients[0] / len(x_gradient)
-        return x_gradient.to(ctx.dtype) * share, weight_gradient * share, None
+        return x_gradient.to(ctx.dtype) * share, weight_gradient * share, None, None
 
 
 def next_token_loss(
-    hidden: Float[Tensor, "row d"], unembedding: Float[Tensor, "vocabulary d"], target: Int[Tensor, " row"]
+    hidden: Float[Tensor, "row d"],
+    unembedding: Float[Tensor, "vocabulary d"],
+    target: Int[Tensor, " row"],
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy, in nats, of logits `unembedding` @ `hidden`: products in bfloat16, sums in float32."""
-    loss: Tensor = _NextTokenLoss.apply(hidden, unembedding, target)  # type: ignore[assignment]
+    """Mean cross-entropy, in nats, of logits `unembedding` @ `hidden`: products in `dtype`, sums in float32."""
+    loss: Tensor = _NextTokenLoss.apply(hidden, unembedding, target, dtype)  # type: ignore[assignment]
     return loss

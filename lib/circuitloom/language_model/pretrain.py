@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..config.language_model import Pretrain
 from ..corpus.tokens import Tokens
+from ..hardware import fast_dtype
 from ..partial import discard, fingerprint, move, partial_folder, replace
 from ..progress import progress
 from ..tables import PRETRAINING, write_table
@@ -149,10 +150,11 @@ def train(training: Training, batches: Batches, config: Pretrain, checkpoint: Pa
 
 def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor:
     """The mean loss over a batch, its gradients left in the model."""
-    with torch.autocast(model.device.type, torch.bfloat16):
+    fast = fast_dtype()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=fast == torch.bfloat16):
         hidden = model.transformer(tokens.to(model.device), use_cache=False).last_hidden_state
         target = targets.to(model.device).flatten()
-        loss = kernels.next_token_loss(hidden.flatten(0, 1), model.lm_head.weight, target)
+        loss = kernels.next_token_loss(hidden.flatten(0, 1), model.lm_head.weight, target, fast)
     loss.backward()
     return loss.detach()
 
