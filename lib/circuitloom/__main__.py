@@ -16,7 +16,9 @@ def main() -> None:
         write_pages(arguments.root)
     else:
         try:
-            {"sql": _sql, "queries": _queries, "trace": _trace}[arguments.command](arguments)
+            {"sql": _sql, "queries": _queries, "trace": _trace, "explore": _explore}[arguments.command](
+                arguments
+            )
             sys.stdout.flush()
         except BrokenPipeError:
             # the reader has seen enough, as `head` has; what is still buffered goes nowhere
@@ -61,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     trace.add_argument("--width", type=int, default=20, help="paths kept at each length (20)")
     trace.add_argument("--length", type=int, default=5, help="steps of the longest path (5)")
+    explore = commands.add_parser(
+        "explore", help="look around in a profile's results, in a browser on this machine"
+    )
+    explore.add_argument("profile", nargs="?", default="quickstart", help="results/PROFILE (quickstart)")
+    explore.add_argument("--port", type=int, default=8050, help="0: any that is free (8050)")
+    explore.add_argument("--browser", action="store_true", help="open it in the browser")
     queries = commands.add_parser(
         "queries", help="print docs/queries.md: questions, their SQL, what came out"
     )
@@ -104,6 +112,23 @@ def _trace(arguments: argparse.Namespace) -> None:
     trace = tracer.trace(prompt, config)
     words = feature_words(folder, trace.run, strongest_features(trace.paths))
     print_trace(trace, StudyRows(trace, "trace", tracer.strings), words, Console())
+
+
+def _explore(arguments: argparse.Namespace) -> None:
+    """Serve the explorer until it is interrupted."""
+    from .explorer.serve import HOST, start
+
+    server = start(Path("results") / arguments.profile, arguments.port)
+    address = f"http://{HOST}:{server.port}"
+    print(f"circuitloom: explore {arguments.profile} at {address} (Ctrl+C ends it)", flush=True)
+    if arguments.browser:
+        import webbrowser
+
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        server.server_close()
 
 
 def _sql(arguments: argparse.Namespace) -> None:

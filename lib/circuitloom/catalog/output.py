@@ -53,7 +53,7 @@ def _write_csv(result: pa.RecordBatchReader, stream: Stream) -> None:
     """A header and a line a row; null is an empty field."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(result.schema.names)
-    for row in _rows(result):
+    for row in rows_of(result):
         writer.writerow([_field(value) for value in row])
 
 
@@ -64,7 +64,7 @@ def _write_json(result: pa.RecordBatchReader, stream: Stream) -> None:
         if names.count(name) > 1:
             raise ValueError(f"two columns are named {name!r}; tell them apart with AS")
     separator = "[\n"
-    for row in _rows(result):
+    for row in rows_of(result):
         values = {name: _finite(value) for name, value in zip(names, row, strict=True)}
         stream.write(separator + json.dumps(values, ensure_ascii=False))
         separator = ",\n"
@@ -73,9 +73,9 @@ def _write_json(result: pa.RecordBatchReader, stream: Stream) -> None:
 
 def _write_table(result: pa.RecordBatchReader, stream: Stream, width: int | None) -> None:
     """Aligned columns, numbers to the right."""
-    names = [_printable(name) for name in result.schema.names]
+    names = [printable(name) for name in result.schema.names]
     numeric = [_is_number(field.type) for field in result.schema]
-    rows = [[_cell(value) for value in row] for row in _rows(result)]
+    rows = [[cell(value) for value in row] for row in rows_of(result)]
     if width is not None:
         names, rows = _shorten(names, rows, width)
     lines = tabulate(
@@ -94,7 +94,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
-def _rows(result: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
+def rows_of(result: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
     """Rows of values that JSON knows, NaN and infinity besides."""
     for batch in result:
         yield from zip(*(_values(column) for column in batch.columns), strict=True)
@@ -147,14 +147,14 @@ def _field(value: Any) -> Any:
     return json.dumps(_finite(value), ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
-def _cell(value: Any) -> str:
-    """`value` in a table."""
+def cell(value: Any) -> str:
+    """`value` as a table shows it: null as NULL, floats with six digits, in one line."""
     if value is None:
         return "NULL"
-    return f"{value:.6g}" if isinstance(value, float) else _printable(str(_field(value)))
+    return f"{value:.6g}" if isinstance(value, float) else printable(str(_field(value)))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` in one line: tokens hold line breaks, and other characters that a terminal would act on."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config.circuits import Change, parse_place
-from ..language_model.model import LanguageModel
+from ..language_model.model import LanguageModel, Replacement
 from .attribution import Targets
 from .interventions import run_free, run_frozen
 from .local_model import LocalModel
@@ -89,7 +89,28 @@ def apply_edits(
         z = dense(model, layer)
         changes[layer] = ((edit(z) - z) * model.replaced[:, None] @ model.dictionaries[layer].W_dec)[None]
 
-    def replace(layer: int, edit: Edit):
+    replacements = _replacements(model, edits)
+    start = model.frozen.layers[0].resid_pre[None]
+    return Outcome(
+        before=torch.cat(run_frozen(model, {}, start, targets), 1)[0],
+        frozen=torch.cat(run_frozen(model, changes, start, targets), 1)[0],
+        free=torch.cat(run_free(language_model, model, 1, replacements, {}, targets), 1)[0],
+    )
+
+
+@torch.inference_mode()
+def predict(
+    language_model: LanguageModel, model: LocalModel, edits: dict[int, Edit]
+) -> Float[Tensor, "position vocabulary"]:
+    """Next-token probabilities of the model itself with features edited, nothing else held."""
+    with language_model.replacing(_replacements(model, edits)):
+        return language_model.logits(model.frozen.token[None])[0].float().softmax(-1)
+
+
+def _replacements(model: LocalModel, edits: dict[int, Edit]) -> dict[int, Replacement]:
+    """What the output of each MLP becomes where features are edited as strong as they are on that pass."""
+
+    def replace(layer: int, edit: Edit) -> Replacement:
         def add(x: Tensor, y: Tensor) -> Tensor:
             dictionary = model.dictionaries[layer]
             z = dictionary.encode(x[0])
@@ -97,13 +118,7 @@ def apply_edits(
 
         return add
 
-    replacements = {layer: replace(layer, edit) for layer, edit in edits.items()}
-    start = model.frozen.layers[0].resid_pre[None]
-    return Outcome(
-        before=torch.cat(run_frozen(model, {}, start, targets), 1)[0],
-        frozen=torch.cat(run_frozen(model, changes, start, targets), 1)[0],
-        free=torch.cat(run_free(language_model, model, 1, replacements, {}, targets), 1)[0],
-    )
+    return {layer: replace(layer, edit) for layer, edit in edits.items()}
 
 
 def _check(model: LocalModel, layer: int, feature: int) -> None:

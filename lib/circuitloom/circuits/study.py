@@ -1,7 +1,7 @@
 """One prompt traced to its target: the graph, the paths, and what interventions make of both."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,17 +87,24 @@ class Tracer:
         return LocalModel(frozen, self.dictionaries, self.tokenizer.bos_id)
 
     @torch.inference_mode()
-    def trace(self, prompt: Prompt, config: Circuits) -> Trace:
-        """Graph, paths and checks of one prompt; ValueError where its target is not there."""
+    def trace(self, prompt: Prompt, config: Circuits, say: Callable[[str], object] = lambda _: None) -> Trace:
+        """Graph, paths and checks of one prompt; ValueError where its target is not there.
+
+        `say` is told what is being done.
+        """
+        say("running the prompt")
         started = time.perf_counter()
         model = self.local_model(prompt.text)
         roots, root = find_roots(
             model, parse_target(prompt.target), self.strings, config.logits, config.probability, config.seed
         )
+        say(f"tracing {len(model.features)} active features")
         graph = trace_graph(model, roots, config.node_share, config.edge_share)
+        say("following the strongest paths")
         first = target_reader(model, roots.targets[:1])
         paths = find_paths(model, first, Search(config.length, config.width))
         seconds = time.perf_counter() - started
+        say(f"checking {len(graph.node)} nodes by ablation")
         checks = self._check(model, roots, graph, prompt.changes)
         return Trace(prompt, self.run, model, roots, root, graph, paths, checks, seconds)
 

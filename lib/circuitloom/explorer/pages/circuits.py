@@ -1,0 +1,91 @@
+"""The circuits of the study's prompts: graph, effects predicted and measured, paths, interventions."""
+
+from functools import lru_cache
+from typing import Any
+
+from dash import dcc, html
+from dash.development.base_component import Component
+
+from ..asking import Asking, Row
+from ..circuit_graph import Circuit
+from ..circuit_view import circuit_view, effects_table, measured_plot
+from ..parts import nothing, number, panel, select, shown, signed, table
+from ..urls import Params, link
+
+
+def circuits(catalogue: Asking, params: Params) -> Component:
+    """The page."""
+    studies = [row["study"] for row in catalogue.ask("studies").rows]
+    if not studies:
+        return panel(
+            "Circuits", nothing("No prompt was traced; name some under circuits.prompts, or try one.")
+        )
+    name = params.get("study", studies[0])
+    if name not in studies:
+        raise ValueError(f"{name} is no circuit of this profile; choose from {', '.join(studies)}")
+    answer, edges = catalogue.ask("study", study=name), catalogue.ask("edges", study=name)
+    circuit = study_circuit(catalogue, name)
+    about = answer.first
+    again = link("try", prompt=about["prompt"], target=about["target"], run=about["run"])
+    tokens = [html.Span([shown(token), html.Sub(i)]) for i, token in enumerate(about["tokens"])]
+    return html.Div(
+        [
+            panel(
+                f"Circuit {name}",
+                html.Div(select("study", studies, name, "circuit"), className="controls"),
+                html.P(tokens, className="prompt"),
+                html.P(["explains ", html.Strong(about["target"]), f" through {about['run']}: ", _scores(about), " ",
+                        dcc.Link("try it with changes", href=again)]),
+                circuit_view(circuit, {"study": name}, params),
+                answer=answer,
+            ),
+            panel(
+                "Effects, predicted and measured",
+                measured_plot(edges.rows),
+                effects_table(edges.rows),
+                answer=edges,
+            ),
+            html.Div([_paths(catalogue, name), _interventions(catalogue, name)], className="pair"),
+        ]
+    )  # fmt: skip
+
+
+def study_circuit(catalogue: Asking, study: str) -> Circuit:
+    """A study's graph, with what its features fire on."""
+    return _circuit(catalogue, study, catalogue.edition)
+
+
+@lru_cache(maxsize=8)
+def _circuit(catalogue: Asking, study: str, _edition: Any) -> Circuit:
+    nodes, edges = catalogue.ask("nodes", study=study).rows, catalogue.ask("edges", study=study).rows
+    features = [row for row in nodes if row["kind"] == "feature"]
+    places = [(row["layer"], row["feature"]) for row in features]
+    words = catalogue.words(features[0]["run"], places) if features else {}
+    return Circuit(nodes, edges, words)
+
+
+def _scores(row: Row) -> str:
+    return (
+        f"replacement {number(row['replacement_score'], 3)}, completeness {number(row['completeness_score'], 3)}; "
+        f"sums add up to {number(row['identity_error'], 2)}, frozen ablations are as predicted to "
+        f"{number(row['frozen_error'], 2)}, free ones correlate by {number(row['free_correlation'], 3)}."
+    )
+
+
+def _paths(catalogue: Asking, study: str) -> Component:
+    answer = catalogue.ask("paths", study=study)
+    rows = [[row["path"], signed(row["effect"])] for row in answer.rows]
+    part = table(["path", "contribution"], rows, (0,)) if rows else nothing("No path was found.")
+    return panel("Strongest paths", part, answer=answer)
+
+
+def _interventions(catalogue: Asking, study: str) -> Component:
+    answer = catalogue.ask("interventions", study=study)
+    rows = [
+        [row["label"], row["n_features"], row["token"], number(row["before"], 4),
+         number(row["after"], 4), "all else held" if row["frozen"] else "nothing held"]
+        for row in answer.rows
+    ]  # fmt: skip
+    head = ["change", "features", "of", "before", "after", "how"]
+    part = table(head, rows, (0, 2, 5)) if rows else nothing("Nothing was changed.")
+    return panel("Features changed together", part, answer=answer)

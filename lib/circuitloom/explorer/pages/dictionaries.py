@@ -1,0 +1,105 @@
+"""Runs side by side: the Pareto plot, every metric, and how one run was trained."""
+
+from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash.development.base_component import Component
+
+from .. import figures
+from ..asking import Asking, Row
+from ..parts import nothing, number, panel, select, table
+from ..urls import Params, link, parse, whole_number
+
+TOGETHER = -1
+"""Layer that stands for all layers replaced at once."""
+MEASURES = {
+    "ce": "cross-entropy (nats a token)",
+    "ce_recovered_zero": "share of cross-entropy recovered",
+    "fvu": "fraction of variance unexplained",
+}
+
+
+def dictionaries(catalogue: Asking, params: Params) -> Component:
+    """The page."""
+    metrics = catalogue.ask("metrics")
+    if not metrics.rows:
+        return panel("Dictionaries", nothing("No dictionary was scored; run `snakemake evaluation`."))
+    layers = sorted({row["layer"] for row in metrics.rows})
+    asked = whole_number(params, "layer")
+    layer: int = asked if asked is not None and asked in layers else layers[0]
+    measure = params.get("measure", "ce")
+    if measure not in MEASURES:
+        raise ValueError(f"measure={measure!r} in the address is none; write {', '.join(MEASURES)}")
+    points = catalogue.ask("pareto", layer=layer)
+    controls = html.Div(
+        [
+            select("layer", {str(each): _called(each) for each in layers}, str(layer), "layer"),
+            select("measure", MEASURES, measure, "against L0"),
+        ],
+        className="controls",
+    )
+    plot = figures.pareto(points.rows, measure, MEASURES[measure])
+    shown = plot if points.rows else nothing("No run reconstructs the MLP's output at this layer.")
+    return html.Div(
+        [
+            panel("Sparsity against what it costs", controls, shown, answer=points),
+            _training(catalogue, params["run"]) if params.get("run") else None,
+            panel("Every run", _metrics(metrics.rows, layer), answer=metrics),
+        ]
+    )
+
+
+def _called(layer: int) -> str:
+    return "all at once" if layer == TOGETHER else str(layer)
+
+
+def register_dictionaries(app: Dash) -> None:
+    """A click on a point of the Pareto plot leads to the features of that run and layer."""
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
+        Input("pareto", "clickData"),
+        State("url", "search"),
+        prevent_initial_call=True,
+    )
+    def open_features(click: dict | None, search: str | None):
+        if not click or "customdata" not in click["points"][0]:
+            return no_update
+        layer = parse(search).get("layer")
+        own = layer if layer not in (None, "", str(TOGETHER)) else None
+        return link("features", run=click["points"][0]["customdata"], layer=own)
+
+
+def _metrics(rows: list[Row], layer: int) -> Component:
+    head = ["run", "kind", "act", "F", "L0", "FVU", "CE recovered", "delta CE", "KL", "alive", "over 1 %"]
+    made = []
+    for row in rows:
+        if row["layer"] != layer:
+            continue
+        values = (row[n] for n in ("l0", "fvu", "ce_recovered_zero", "delta_ce", "kl", "alive"))
+        made.append(
+            [
+                dcc.Link(row["run"], href=link("dictionaries", run=row["run"], layer=layer)),
+                row["kind"],
+                row["act"],
+                number(row["width"]),
+                *map(number, values),
+                number(row["density_over_1_percent"]),
+            ]
+        )
+    return table(head, made, words=(0, 1, 2))
+
+
+def _training(catalogue: Asking, run: str) -> Component:
+    history, densities = catalogue.ask("history", run=run), catalogue.ask("densities", run=run)
+    if not history.rows and not densities.rows:
+        return panel(run, nothing(f"There is no run {run}, or nothing is known of its training."))
+    features = dcc.Link(f"features of {run}", href=link("features", run=run))
+    parts: list[Component] = [html.P(features)]
+    if history.rows:
+        parts.append(figures.curves(history.rows, "fvu", "fraction of variance unexplained"))
+    return html.Div(
+        [
+            panel(f"Training of {run}", *parts, answer=history),
+            panel(f"Densities of {run}", figures.densities(densities.rows), answer=densities),
+        ],
+        className="pair",
+    )

@@ -1,0 +1,245 @@
+"""One feature: what it fires on, what it writes, what it reads, what it is connected with."""
+
+from itertools import groupby
+from typing import Any
+
+from dash import Dash, Input, Output, State, dcc, html
+from dash.development.base_component import Component
+
+from .. import figures
+from ..asking import Asking, Row
+from ..parts import (
+    feature_name,
+    nothing,
+    number,
+    panel,
+    shaded,
+    shown,
+    signed,
+    table,
+    to_feature,
+    tokens_with_effects,
+)
+from ..queries import query
+from ..urls import Params, feature_link, link, whole_number
+
+EXAMPLES = 10
+"""Largest activations shown at first."""
+
+
+def feature(catalogue: Asking, params: Params) -> Component:
+    """The page; connections and neighbours come after it, by a callback."""
+    run = params.get("run")
+    layer, number_of = whole_number(params, "layer"), whole_number(params, "feature")
+    if run is None or layer is None or number_of is None:
+        raise ValueError("the address of a feature needs run, layer and feature")
+    names = {"run": run, "layer": layer, "feature": number_of}
+    found = catalogue.ask("feature", **names)
+    if not found.rows:
+        raise ValueError(
+            f"{run} has no feature {number_of} on layer {layer}, or it is not tabulated; look under Features"
+        )
+    return html.Div(
+        [
+            _head(names, found.first),
+            html.Div([_facts(found.first, found), _histogram(catalogue, names)], className="pair"),
+            _examples(catalogue, names, found.first),
+            html.Div([_logits(catalogue, names), _deembedding(catalogue, names)], className="pair"),
+            html.Div([_concepts(catalogue, names), _blind(catalogue, names)], className="pair"),
+            dcc.Store("feature-names", data=names),
+            dcc.Loading(html.Div(id="feature-connections", className="soon"), delay_show=300),
+            html.Div(
+                [
+                    html.Button(
+                        "Look for features of all runs that fire alike", id="feature-alike", n_clicks=0
+                    ),
+                    dcc.Loading(html.Div(id="feature-alike-found"), delay_show=200),
+                ]
+            ),
+        ]
+    )
+
+
+def register_feature(app: Dash, catalogue: Asking) -> None:
+    """What takes longer, after the page is there."""
+
+    @app.callback(Output("feature-connections", "children"), Input("feature-names", "data"))
+    def connections(names: dict[str, Any]) -> Component:
+        return html.Div([_connections(catalogue, names), _nearest(catalogue, names)])
+
+    @app.callback(
+        Output("feature-alike-found", "children"),
+        Input("feature-alike", "n_clicks"),
+        State("feature-names", "data"),
+        prevent_initial_call=True,
+    )
+    def alike(_clicks: int, names: dict[str, Any]) -> Component:
+        answer = catalogue.ask("alike", **names)
+        rows = [
+            [html.Span([row["run"], " ", to_feature(row["run"], row["layer"], row["feature"])]),
+             number(row["cosine"], 3), number(row["n_both"])]
+            for row in answer.rows
+        ]  # fmt: skip
+        return panel(
+            "Features of all runs that fire alike", table(["feature", "cosine", "tokens of both"], rows, (0,)),
+            answer=answer,
+        )  # fmt: skip
+
+
+def _head(names: dict[str, Any], row: Row) -> Component:
+    run, layer, own = names["run"], names["layer"], names["feature"]
+
+    def step(to: int, text: str, key: str) -> Component:
+        return dcc.Link(
+            text, href=feature_link(run, layer, to), className="step", id=f"feature-{key}", title=key
+        )
+
+    return html.Div(
+        [
+            html.H1(f"Feature {feature_name(layer, own)}"),
+            html.Span(["of ", dcc.Link(run, href=link("features", run=run, layer=layer))]),
+            html.Span(
+                [step(own - 1, "← previous", "previous")] * (own > 0) + [step(own + 1, "next →", "next")],
+                className="steps",
+            ),
+            None if row["alive"] else html.Span("never fires on the held-out tokens", className="fails"),
+        ],
+        className="title",
+    )
+
+
+def _facts(row: Row, answer: Any) -> Component:
+    facts = [
+        ("fires on", f"{number(row['n_tokens'])} tokens ({number(100 * row['density'], 3)} %)"),
+        ("largest activation", number(row["max_activation"])),
+        ("mean where it fires", number(row["mean_activation"])),
+        ("encoder row's norm", number(row["encoder_norm"])),
+        ("decoder row's norm", number(row["decoder_norm"])),
+        ("encoder bias", number(row["bias"])),
+    ]
+    return panel("In numbers", table(["what", "value"], facts, (0,)), answer=answer)
+
+
+def _histogram(catalogue: Asking, names: dict[str, Any]) -> Component:
+    answer = catalogue.ask("histogram", **names)
+    shown_part = figures.histogram(answer.rows) if answer.rows else nothing("It never fires.")
+    return panel("Activations", shown_part, answer=answer)
+
+
+def _examples(catalogue: Asking, names: dict[str, Any], facts: Row) -> Component:
+    answer = catalogue.ask("examples", **names)
+    if not answer.rows:
+        return panel("Examples", nothing("It never fires on the held-out tokens."), answer=answer)
+    largest, spacing = facts["max_activation"] or 0.0, catalogue.spacing
+    parts: list[Component] = []
+    for band, group in groupby(answer.rows, key=lambda row: row["band"]):
+        own = list(group)
+        lines = [_example(row, largest, spacing) for row in own]
+        if band == 0:
+            parts += [html.Ol(lines[:EXAMPLES], className="examples")]
+            if lines[EXAMPLES:]:
+                more = html.Ol(lines[EXAMPLES:], className="examples", start=str(EXAMPLES + 1))
+                parts.append(html.Details([html.Summary(f"{len(lines) - EXAMPLES} more"), more]))
+        else:
+            low, high, part = (own[0][name] for name in ("band_low", "band_high", "band_share"))
+            title = f"{number(low, 3)} to {number(high, 3)}: {number(100 * part, 3)} % of its activations"
+            parts += [html.H3(title), html.Ol(lines, className="examples")]
+    return panel("Examples, the largest first, then by band", *parts, answer=answer)
+
+
+def _example(row: Row, largest: float, spacing: str) -> Component:
+    place = f"sequence {row['sequence']}, position {row['position']}"
+    value = html.Span(number(row["activation"], 3), className="value", title=place)
+    return html.Li([value, shaded(row, largest, spacing)])
+
+
+def _logits(catalogue: Asking, names: dict[str, Any]) -> Component:
+    answer = catalogue.ask("logits", **names)
+    if not answer.rows:
+        return panel("Logits", nothing("Not tabulated."), answer=answer)
+    both = [
+        html.Div([html.H3(title), tokens_with_effects(answer.rows, sign)])
+        for sign, title in ((1, "raises"), (-1, "lowers"))
+    ]
+    return panel("Logits it moves directly", html.Div(both, className="pair"), answer=answer)
+
+
+def _deembedding(catalogue: Asking, names: dict[str, Any]) -> Component:
+    answer = catalogue.ask("deembedding", **names)
+    if not answer.rows:
+        return panel("De-embedding", nothing("Weights were read of the traced run alone."), answer=answer)
+    parts = []
+    for via, group in groupby(answer.rows, key=lambda row: row["via"]):
+        own = list(group)
+        both = [tokens_with_effects(own, sign) for sign in (1, -1)]
+        way = {"direct": "directly", "layer0": "through layer 0's features"}.get(via, f"through {via}")
+        parts.append(
+            html.Details([html.Summary(way), html.Div(both, className="pair")], open=via == "direct")
+        )
+    return panel("Tokens whose embeddings it reads", *parts, answer=answer)
+
+
+def _concepts(catalogue: Asking, names: dict[str, Any]) -> Component | None:
+    answer = catalogue.ask("concepts", **names)
+    if not answer.rows:
+        return None
+    rows = [
+        [
+            dcc.Link(
+                row["concept"].replace("_", " "),
+                href=link("sql", query=query("of_concept", {"concept": row["concept"]})),
+            ),
+            *(number(row[name], 3) for name in ("f1", "precision", "recall", "threshold")),
+        ]
+        for row in answer.rows
+    ]
+    head = ["concept", "F1", "precision", "recall", "above"]
+    return panel("Planted concepts it is among the best for", table(head, rows, (0,)), answer=answer)
+
+
+def _blind(catalogue: Asking, names: dict[str, Any]) -> Component | None:
+    answer = catalogue.ask("blind", **names)
+    if not answer.rows:
+        return None
+    rows = [
+        [row["protocol"], row["place"], ", ".join(map(shown, row["tokens"][:8])), number(row["f1"], 3)]
+        for row in answer.rows
+    ]
+    return panel(
+        "Predicted blind, from weights",
+        table(["protocol", "place", "tokens", "F1"], rows, (0, 1, 2)),
+        answer=answer,
+    )
+
+
+def _connections(catalogue: Asking, names: dict[str, Any]) -> Component:
+    both = []
+    for name, title in (("upstream", "Reads from"), ("downstream", "Is read by")):
+        answer = catalogue.ask(name, **names)
+        places = [(row["layer"], row["feature"]) for row in answer.rows]
+        words = catalogue.words(names["run"], places)
+        rows = [_connection(names["run"], row, words) for row in answer.rows]
+        head = ["feature", "fires on", "via", "weight", "mean effect", "where it fires"]
+        part = table(head, rows, (0, 1, 2)) if rows else nothing("Nothing is tabulated.")
+        both.append(panel(title, part, answer=answer))
+    return html.Div(both, className="pair")
+
+
+def _connection(run: str, row: Row, words: Any) -> list:
+    place = (row["layer"], row["feature"])
+    effects = (signed(row[name]) for name in ("weight", "mean_effect", "mean_effect_when_active"))
+    return [to_feature(run, *place), ", ".join(map(shown, words.get(place, ()))), row["via"], *effects]
+
+
+def _nearest(catalogue: Asking, names: dict[str, Any]) -> Component:
+    answer = catalogue.ask("nearest", **names)
+    words = catalogue.words(names["run"], [(row["layer"], row["feature"]) for row in answer.rows])
+    rows = [
+        [to_feature(names["run"], row["layer"], row["feature"]),
+         ", ".join(map(shown, words.get((row["layer"], row["feature"]), ()))),
+         number(row["overlap"], 3), number(row["n_both"]), number(row["lift"], 3)]
+        for row in answer.rows
+    ]  # fmt: skip
+    head = ["feature", "fires on", "overlap", "tokens of both", "lift"]
+    part = table(head, rows, (0, 1)) if rows else nothing("No other feature fires on its tokens.")
+    return panel("Nearest: fire on the same tokens", part, answer=answer)

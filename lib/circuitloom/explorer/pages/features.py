@@ -1,0 +1,180 @@
+"""The features of a run and layer: filtered, sorted and searched in the catalogue, however many there are."""
+
+import json
+from typing import Any
+
+import dash_ag_grid as dag
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash.development.base_component import Component
+
+from ..asking import Answer, Asking
+from ..listing import COLUMNS, SEARCHES, page, statement
+from ..parts import aria, behind, nothing, number, panel, select
+from ..urls import Params, feature_link, whole_number
+
+ROWS = 100
+"""Rows that the grid asks for at a time."""
+_HEADS = {
+    "feature": "feature",
+    "fires_on": "fires on",
+    "raises": "raises",
+    "density": "density",
+    "n_tokens": "tokens",
+    "max_activation": "largest",
+    "mean_activation": "mean",
+    "concept": "best concept",
+    "f1": "F1",
+    "encoder_norm": "encoder norm",
+    "bias": "bias",
+}
+
+
+def features(catalogue: Asking, params: Params) -> Component:
+    """The page: its grid asks for its rows itself."""
+    answer = catalogue.ask("tabulated")
+    if not answer.rows:
+        return panel("Features", nothing("No feature is tabulated; run `snakemake features`."))
+    runs = list(dict.fromkeys(row["run"] for row in answer.rows))
+    dictionaries = [run for run in runs if run != "neurons"]
+    run = params.get("run") or (sorted(dictionaries, reverse=True) or runs)[0]
+    if run not in runs:
+        raise ValueError(f"{run} has no features here; choose from {', '.join(runs)}")
+    layers = [row["layer"] for row in answer.rows if row["run"] == run]
+    layer = whole_number(params, "layer")
+    layer = layers[0] if layer not in layers else layer
+    search, by = params.get("search", ""), params.get("by", "fires on")
+    controls = html.Div(
+        [
+            select("run", runs, run, "run"),
+            select("layer", [str(each) for each in layers], str(layer), "layer"),
+            select("by", list(SEARCHES), by, "search for what"),
+            html.Label(
+                [
+                    html.Span("text, or a regular expression"),
+                    dcc.Input(
+                        search,
+                        id={"go": "search"},
+                        debounce=True,
+                        type="search",
+                        placeholder="press / to search",
+                    ),
+                ],
+                className="field wide",
+            ),
+        ],
+        className="controls",
+    )
+    names = {"run": run, "layer": layer, "search": search, "by": by}
+    return html.Div(
+        [
+            panel(
+                f"Features of {run}, layer {layer}",
+                controls,
+                html.P(id="features-count", className="count", **aria(live="polite")),
+                dcc.Store("features-names", data=names),
+                dcc.Store("features-asked"),
+                _grid(params, bool(search)),
+                html.Div(id="features-behind"),
+            ),
+        ]
+    )
+
+
+def register_features(app: Dash, catalogue: Asking) -> None:
+    """The grid's questions, and the address that says what it shows."""
+
+    @app.callback(
+        Output("features-grid", "getRowsResponse"),
+        Output("features-count", "children"),
+        Output("features-behind", "children"),
+        Input("features-grid", "getRowsRequest"),
+        State("features-names", "data"),
+    )
+    def rows(asked: dict[str, Any] | None, names: dict[str, Any]):
+        if asked is None:
+            return no_update, no_update, no_update
+        run, layer = names["run"], names["layer"]
+        try:
+            sql = statement(run, layer, names["search"], names["by"], asked)
+            answer, found = page(catalogue, run, layer, sql)
+        except ValueError as error:
+            return {"rowData": [], "rowCount": 0}, html.Span(str(error), className="error"), None
+        for row in found:
+            row["id"] = str(row["feature"])
+            row["href"] = feature_link(run, layer, row["feature"])
+        total = _total(answer, asked)
+        response = {"rowData": found, "rowCount": total}
+        return response, f"{number(total)} features", behind(answer)
+
+    app.clientside_callback(
+        ClientsideFunction("circuitloom", "rememberGrid"),
+        Output("features-asked", "data"),
+        Input("features-grid", "filterModel"),
+        Input("features-grid", "columnState"),
+        prevent_initial_call=True,
+    )
+
+    @app.callback(
+        Output("url", "href", allow_duplicate=True),
+        Input("features-grid", "cellDoubleClicked"),
+        State("features-names", "data"),
+        prevent_initial_call=True,
+    )
+    def open_feature(cell: dict[str, Any] | None, names: dict[str, Any]):
+        row = (cell or {}).get("rowId")
+        return no_update if row is None else feature_link(names["run"], names["layer"], int(row))
+
+
+def _total(answer: Answer, asked: dict[str, Any]) -> int:
+    """All rows that match; behind the last of them there is none to say it."""
+    return answer.first["n_matching"] if answer.rows else int(asked.get("startRow") or 0)
+
+
+def _asked(params: Params) -> dict[str, Any]:
+    """Filters and order as the address has them; nothing where it has none that can be read."""
+    try:
+        filters, order = (json.loads(params.get(name) or "null") for name in ("filter", "sort"))
+    except json.JSONDecodeError:
+        raise ValueError("filter or sort in the address is not what the grid wrote; leave them out") from None
+    return {"filterModel": filters or {}, "sortModel": order or []}
+
+
+def _grid(params: Params, searched: bool) -> Component:
+    asked = _asked(params)
+    order = {part["colId"]: (part["sort"], i) for i, part in enumerate(asked["sortModel"])}
+    columns = []
+    for name, head in {**({"match": "match"} if searched else {}), **_HEADS}.items():
+        kind = COLUMNS.get(name)
+        column: dict[str, Any] = {"field": name, "headerName": head, "sortable": kind is not None}
+        if name == "feature":
+            column |= {"cellRenderer": "FeatureLink", "pinned": "left", "width": 110}
+        if kind == "number":
+            column |= {"filter": "agNumberColumnFilter", "type": "rightAligned", "width": 125}
+            column |= (
+                {}
+                if name in ("feature", "n_tokens")
+                else {"valueFormatter": {"function": "short(params.value)"}}
+            )
+        elif kind == "text":
+            column |= {"filter": "agTextColumnFilter", "width": 180}
+        else:
+            column |= {"flex": 1, "minWidth": 190}
+        if name in order:
+            column |= {"sort": order[name][0], "sortIndex": order[name][1]}
+        columns.append(column)
+    return dag.AgGrid(
+        id="features-grid",
+        columnDefs=columns,
+        rowModelType="infinite",
+        filterModel=asked["filterModel"],
+        defaultColDef={"resizable": True, "floatingFilter": True, "suppressHeaderMenuButton": True},
+        getRowId="params.data.id",
+        dashGridOptions={
+            "cacheBlockSize": ROWS,
+            "maxBlocksInCache": 20,
+            "rowHeight": 30,
+            "animateRows": False,
+        },
+        className="ag-theme-alpine grid",
+        style={"height": "62vh"},
+    )

@@ -1,0 +1,99 @@
+"""What the profile holds, and where to go from here."""
+
+from itertools import groupby
+
+from dash import dcc, html
+from dash.development.base_component import Component
+
+from ..asking import Asking, Row
+from ..parts import NONE, nothing, number, panel, table
+from ..urls import Params, link
+
+
+def overview(catalogue: Asking, _params: Params) -> Component:
+    """The page."""
+    return html.Div([_contents(catalogue), _model(catalogue), _studies(catalogue), _claims(catalogue)])
+
+
+def _contents(catalogue: Asking) -> Component:
+    answer = catalogue.ask("contents")
+    counts = answer.first
+    tiles = [
+        ("dictionaries", counts["runs"], "runs of dictionaries"),
+        ("features", counts["features"], "features and neurons tabulated"),
+        ("sql", counts["activations"], "activations in SQL"),
+        ("circuits", counts["studies"], "prompts traced"),
+    ]
+    made: list[Component] = [
+        dcc.Link([html.Strong(number(int(value))), html.Span(what)], href=link(page), className="tile")
+        for page, value, what in tiles
+    ]
+    if counts["claims"]:
+        held = [html.Strong(f"{counts['claims_that_hold']} of {counts['claims']}"), html.Span("claims hold")]
+        made.append(html.A(held, href="#claims", className="tile"))
+    return panel(f"Profile {catalogue.folder.name}", html.Div(made, className="tiles"), answer=answer)
+
+
+def _model(catalogue: Asking) -> Component | None:
+    answer = catalogue.ask("model")
+    if not answer.rows:
+        return None
+    rows = [
+        [row["figure"].replace("_", " "), number(row["value"]), row["unit"], row["meaning"]]
+        for row in answer.rows
+    ]
+    return panel(
+        "Language model", table(["figure", "value", "unit", "meaning"], rows, words=(0, 2, 3)), answer=answer
+    )
+
+
+def _studies(catalogue: Asking) -> Component:
+    answer = catalogue.ask("studies")
+    if not answer.rows:
+        return panel("Circuits", nothing("No prompt was traced; name some under circuits.prompts."))
+    rows = [
+        [
+            dcc.Link(row["study"], href=link("circuits", study=row["study"])),
+            row["prompt"],
+            row["target"],
+            number(row["n_nodes"]),
+            number(row["replacement_score"], 3),
+            number(row["frozen_error"], 2),
+            number(row["free_correlation"], 3),
+        ]
+        for row in answer.rows
+    ]
+    head = ["circuit", "prompt", "target", "nodes", "replacement", "frozen error", "free correlation"]
+    return panel("Circuits", table(head, rows, words=(0, 1, 2)), answer=answer)
+
+
+def _claims(catalogue: Asking) -> Component | None:
+    answer = catalogue.ask("claims")
+    if not answer.rows:
+        return None
+    parts: list[Component] = []
+    for case, group in groupby(answer.rows, key=lambda row: row["case_study"]):
+        own = list(group)
+        held = sum(row["holds"] for row in own)
+        parts.append(
+            html.Details(
+                [
+                    html.Summary(
+                        [html.Strong(case.replace("_", " ")), f": {held} of {len(own)} claims hold"]
+                    ),
+                    table(
+                        ["claim", "value", "interval", "asked", "verdict"],
+                        [_claim(row) for row in own],
+                        (0, 3, 4),
+                    ),
+                ]
+            )
+        )
+    return panel("Case studies", *parts, answer=answer, id="claims")
+
+
+def _claim(row: Row) -> list:
+    interval = NONE if row["low"] is None else f"{number(row['low'], 3)} to {number(row['high'], 3)}"
+    verdict = html.Span("holds", className="holds") if row["holds"] else html.Span("fails", className="fails")
+    asked = f"{row['relation']} {number(row['bound'], 3)}"
+    return [row["statement"], number(row["value"], 3), interval, asked, verdict]

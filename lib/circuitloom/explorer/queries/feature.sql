@@ -1,0 +1,3 @@
+SELECT *
+FROM feature
+WHERE run = {run} AND layer = {layer} AND feature = {feature}

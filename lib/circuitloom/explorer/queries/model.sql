@@ -1,0 +1,3 @@
+SELECT figure, value, unit, meaning
+FROM language_model
+ORDER BY figure

@@ -1,0 +1,1 @@
+FROM circuit_nodes({study})

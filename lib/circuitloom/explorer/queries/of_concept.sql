@@ -1,0 +1,1 @@
+FROM features_of_concept({concept})

@@ -1,0 +1,3 @@
+SELECT run
+FROM run
+WHERE kind = 'transcoder'

@@ -1,0 +1,48 @@
+"""Addresses of views: everything that a view shows follows from its path and query string."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+Params = Mapping[str, str]
+
+
+def link(page: str, **params: Any) -> str:
+    """The address of a view; parameters that are None are left out."""
+    given = {key: value for key, value in params.items() if value is not None}
+    return f"/{page}" + (f"?{urlencode(given)}" if given else "")
+
+
+def feature_link(run: str, layer: int, feature: int) -> str:
+    """The address of one feature."""
+    return link("feature", run=run, layer=layer, feature=feature)
+
+
+def parse(search: str | None) -> dict[str, str]:
+    """The parameters of a query string, the last of each name."""
+    return dict(parse_qsl((search or "").removeprefix("?"), keep_blank_values=True))
+
+
+def whole_number(params: Params, name: str) -> int | None:
+    """A parameter that is a whole number; None where it is left out.
+
+    Raises ValueError where it is something else.
+    """
+    text = params.get(name)
+    if text is None or text == "":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name}={text!r} in the address is no whole number; write one") from None
+
+
+def share(params: Params, name: str, usual: float) -> float:
+    """A parameter between 0 and 1. Raises ValueError where it is something else."""
+    try:
+        value = float(params.get(name) or usual)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={params[name]!r} in the address is no share; write a number from 0 to 1")
+    return value
