@@ -88,7 +88,7 @@ def make_app(folder: Path) -> Dash:
     app.clientside_callback(
         ClientsideFunction("circuitloom", "choose"),
         Output("chosen", "data"),
-        Input({"go": ALL}, "value"),
+        Input({"go": ALL, "now": ALL}, "value"),
         prevent_initial_call=True,
     )
     _guard(app)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..catalog.output import printable
 from ..circuits.layout import place_nodes
 from ..colours import LOWERS, ORANGE, PURPLE, RAISES
 from .asking import Row
@@ -17,6 +18,8 @@ SHAPE = 0.62
 """Height of a picture beside its width."""
 WINDOW = 900
 """Units that a window shows at about their size; a wider picture has larger letters."""
+LETTERS = 14
+"""Of a token that a node shows, at most."""
 ALWAYS = ("embedding", "logit", "difference")
 """Kinds of nodes that pruning never takes away."""
 Groups = Mapping[str, Sequence[int]]
@@ -137,7 +140,7 @@ def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
     """A node in a line."""
     known = words.get((row["layer"], row["feature"]), ()) if row["kind"] == "feature" else ()
     about = f" fires on {', '.join(map(shown, known))}" if known else ""
-    return f"{row['label']}{about}, influence {number(row['influence'], 2)}"
+    return f"{printable(row['label'])}{about}, influence {number(row['influence'], 2)}"
 
 
 def _within(row: Row, share: float) -> bool:
@@ -171,7 +174,8 @@ def _label(row: Row) -> str:
         return "error"
     if row["kind"] == "position":
         return f"position {row['position']}"
-    return shown(row["token"]).strip()
+    text = shown(row["token"]).strip()
+    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
 
 
 def style(circuit: Circuit) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import dash_cytoscape as cyto
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
+from ..catalog.output import printable
 from . import figures
 from .asking import Asking, Row
 from .circuit_graph import Circuit, Shown, describe, elements, parse_groups, prune, style, write_groups
@@ -180,7 +181,7 @@ def about_node(catalogue: Asking, circuit: Circuit, node: int) -> Component:
         )
         if row[column] is not None
     ]
-    title = html.H3([row["label"], " "])
+    title = html.H3(printable(row["label"]))
     parts: list[Any] = [title, table(["what", "value"], facts, (0,))]
     if row["kind"] == "feature":
         parts += _about_feature(catalogue, row)

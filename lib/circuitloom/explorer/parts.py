@@ -37,7 +37,7 @@ def behind(answer: Answer, text: str = "SQL") -> Component:
 
 def panel(title: str, *content: Content, answer: Answer | None = None, **attributes: Any) -> Component:
     """A part of a page under a heading, with the query behind it."""
-    head = [html.H2(title), *([behind(answer)] if answer else [])]
+    head = [html.H2(printable(title)), *([behind(answer)] if answer else [])]
     return html.Section([html.Div(head, className="head"), *content], **attributes)
 
 
@@ -89,7 +89,7 @@ def table(
     """A table; columns whose places are in `words` hold text, the others numbers."""
     kinds = ["" if i in words else "number" for i in range(len(head))]
     body = [
-        html.Tr([html.Td(cell, className=kind) for cell, kind in zip(row, kinds, strict=True)])
+        html.Tr([html.Td(_cell(cell), className=kind) for cell, kind in zip(row, kinds, strict=True)])
         for row in rows
     ]
     heads = [html.Th(name, className=kind, scope="col") for name, kind in zip(head, kinds, strict=True)]
@@ -101,6 +101,11 @@ def table(
         ]
     )
     return html.Div(made, className="table", tabIndex="0", role="region", **aria(label=caption or head[0]))
+
+
+def _cell(content: Content) -> Content:
+    # names hold tokens, and those hold characters that turn what follows around
+    return printable(content) if isinstance(content, str) else content
 
 
 def shaded(row: Row, largest: float, spacing: str) -> Component:
@@ -129,7 +134,7 @@ def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Compone
         [
             html.Li(
                 [
-                    html.Span(shown(row["token"]), className="token"),
+                    html.Span(shown(row["token"]), className="token", title=shown(row["token"])),
                     html.Span(
                         className=f"bar {'raises' if sign > 0 else 'lowers'}",
                         style={"width": f"{6 * abs(row['effect']) / largest:.2f}em"},
@@ -143,6 +148,11 @@ def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Compone
     )
 
 
+def choice(name: str, value: str) -> dict[str, str]:
+    """The identity of a control whose change changes the parameter `name` of the address; `value` is what it is now."""
+    return {"go": name, "now": value}
+
+
 def select(name: str, options: Sequence[str] | Mapping[str, str], value: str, label: str) -> Component:
     """A labelled choice, of values or of values with what they are called; it changes the address (explorer.js)."""
     called = options if isinstance(options, Mapping) else {option: option for option in options}
@@ -151,7 +161,7 @@ def select(name: str, options: Sequence[str] | Mapping[str, str], value: str, la
         [
             html.Span(label),
             dcc.Dropdown(
-                choices, value, id={"go": name}, clearable=False, searchable=len(options) > 8,
+                choices, value, id=choice(name, value), clearable=False, searchable=len(options) > 8,
                 className="select",
             ),
         ],

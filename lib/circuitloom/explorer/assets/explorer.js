@@ -47,8 +47,7 @@ window.dash_clientside = window.dash_clientside || {};
     choose(...values) {
       const trigger = window.dash_clientside.callback_context.triggered[0];
       if (!trigger) return stay;
-      const name = JSON.parse(trigger.prop_id.split(".value")[0]).go;
-      const current = new URL(window.location.href).searchParams.get(name) || "";
+      const { go: name, now: current } = JSON.parse(trigger.prop_id.slice(0, -".value".length));
       const value = trigger.value === null || trigger.value === undefined ? "" : String(trigger.value);
       if (value === current) return stay;
       const gone = { study: ["share", "groups", "node"], run: ["filter", "sort", "layer"], search: ["sort"] }[name] || [];

@@ -9,7 +9,7 @@ from dash.development.base_component import Component
 
 from ..asking import Answer, Asking
 from ..listing import COLUMNS, SEARCHES, page, statement
-from ..parts import aria, behind, nothing, number, panel, select
+from ..parts import aria, behind, choice, nothing, number, panel, select
 from ..urls import Params, feature_link, whole_number
 
 ROWS = 100
@@ -53,7 +53,7 @@ def features(catalogue: Asking, params: Params) -> Component:
                     html.Span("text, or a regular expression"),
                     dcc.Input(
                         search,
-                        id={"go": "search"},
+                        id=choice("search", search),
                         debounce=True,
                         type="search",
                         placeholder="press / to search",

@@ -1,0 +1,38 @@
+"""A made-up profile, an explorer of it, a browser: once for all tests here, which share a process."""
+
+from pathlib import Path
+
+import pytest
+from tests.explorer.browser import chromium, serving, visiting
+from tests.explorer.made_up import make_profile
+
+
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory) -> Path:
+    return make_profile(tmp_path_factory.mktemp("explorer") / "made-up")
+
+
+@pytest.fixture(scope="session")
+def address(made_up):
+    with serving(made_up) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, address):
+    with visiting(browser, address) as visit:
+        yield visit
+        assert visit.problems == []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests in a browser in one process, so that it starts once."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("explorer"))

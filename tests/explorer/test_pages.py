@@ -1,0 +1,253 @@
+"""Every page, opened and clicked through in a browser, over tables whose strings mean harm."""
+
+import re
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+from tests.explorer.made_up import HOSTILE, RUN, STUDY
+
+from circuitloom.catalog.output import printable
+from circuitloom.explorer.urls import feature_link, link
+
+PAGES = {
+    "overview": "/",
+    "dictionaries": f"/dictionaries?layer=0&run={RUN}",
+    "features": f"/features?run={RUN}&layer=1",
+    "feature": feature_link(RUN, 1, 7),
+    "circuits": link("circuits", study=STUDY, node="0"),
+    "try": "/try",
+    "sql": link("sql", query="SELECT token FROM token"),
+}
+SEEN = {
+    "overview": HOSTILE[:2],
+    "features": (),
+    "feature": HOSTILE[:6],
+    "circuits": HOSTILE,
+    "sql": HOSTILE[:8],
+}
+"""Strings that a page shows, as far as they are in view."""
+
+
+def parameters(visit) -> dict[str, str]:
+    return {name: values[-1] for name, values in parse_qs(urlsplit(visit.page.url).query).items()}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_shows_harmful_strings_as_text_and_runs_none(visit, name) -> None:
+    visit.open(PAGES[name])
+    visit.settle()
+    visit.keep(f"made-up-{name}")
+    text = visit.text()
+    for token in SEEN.get(name, ()):
+        if token.strip() and token != "&lt;":
+            assert printable(token) in text, token
+    assert visit.page.evaluate("window.hacked") is None
+    assert (
+        visit.page.evaluate("document.querySelectorAll('#page img, #page script, #page b, #page i').length")
+        == 0
+    )
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_reached_by_its_name_in_the_bar(visit, name) -> None:
+    visit.open("/sql" if name != "sql" else "/")
+    if name == "feature":
+        return
+    visit.page.click(f"#to-{name}")
+    visit.page.wait_for_selector(f"#to-{name}.current")
+    assert name.lower() in visit.page.title().lower()
+
+
+def test_what_is_shown_of_a_circuit_is_in_the_address_and_comes_back(visit) -> None:
+    visit.open(link("circuits", study=STUDY), "#circuit-graph canvas")
+    before = visit.text("#circuit-note")
+    visit.page.focus("[role=slider]")
+    for _ in range(30):
+        visit.page.keyboard.press("ArrowRight")
+    visit.page.wait_for_function(
+        "text => document.querySelector('#circuit-note').innerText !== text", arg=before
+    )
+    visit.settle()
+    after = visit.text("#circuit-note")
+    assert int(after.split()[0]) > int(before.split()[0])
+    address = visit.page.url
+    visit.open(address.removeprefix(visit.address), "#circuit-graph canvas")
+    assert visit.text("#circuit-note") == after
+
+
+def test_a_node_is_chosen_by_keyboard_and_what_is_known_of_it_is_shown(visit) -> None:
+    visit.open(link("circuits", study=STUDY), "#circuit-graph canvas")
+    visit.page.focus("#circuit-node")
+    visit.page.keyboard.press("Enter")
+    visit.page.keyboard.type("0/7")
+    visit.page.keyboard.press("ArrowDown")
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_selector("#circuit-about h3")
+    assert "0/7" in visit.text("#circuit-about h3")
+    assert parameters(visit)["node"] == "0"
+    visit.page.click("#circuit-about a")
+    visit.page.wait_for_selector("h1")
+    assert visit.text("h1") == "Feature 0/7"
+
+
+def test_a_click_on_a_node_opens_it_and_selected_nodes_become_a_group(visit) -> None:
+    visit.open(link("circuits", study=STUDY, groups="years:0,1"), "#circuit-graph canvas")
+    note = visit.text("#circuit-note")
+    box = visit.page.locator("#circuit-graph").bounding_box()
+    # a box around all that there is, by shift and drag
+    visit.page.keyboard.down("Shift")
+    visit.page.mouse.move(box["x"] + 4, box["y"] + box["height"] * 0.35)
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + box["width"] - 4, box["y"] + box["height"] * 0.7, steps=8)
+    visit.page.mouse.up()
+    visit.page.keyboard.up("Shift")
+    visit.page.fill("#circuit-group-name", "rest")
+    visit.page.click("#circuit-group")
+    visit.page.wait_for_function("() => location.search.includes('rest')")
+    visit.page.wait_for_function(
+        "text => document.querySelector('#circuit-note').innerText !== text", arg=note
+    )
+    groups = parameters(visit)["groups"]
+    assert groups.startswith("years:0,1;rest:")
+    assert len(groups.split("rest:")[1].split(",")) >= 2
+    visit.page.click("#circuit-ungroup")
+    visit.page.wait_for_function("() => !location.search.includes('rest')")
+
+
+def test_features_are_filtered_sorted_and_searched_and_the_address_says_so(visit) -> None:
+    visit.open(f"/features?run={RUN}&layer=1", ".ag-cell a")
+    assert visit.text("#features-count") == "300 features"
+    visit.page.fill("input[aria-label='tokens Filter Input']", "37")
+    visit.page.wait_for_function("() => document.querySelector('#features-count').innerText.startsWith('2 ')")
+    visit.settle()
+    assert "n_tokens" in parameters(visit)["filter"]
+    visit.page.click(".ag-header-cell[col-id=feature] .ag-header-cell-label")
+    visit.page.click(".ag-header-cell[col-id=feature] .ag-header-cell-label")
+    visit.page.wait_for_function("() => location.search.includes('desc')")
+    visit.settle()
+    assert visit.text(".ag-row[row-index='0'] .ag-cell[col-id=feature]") == "201"
+    again = visit.page.url.removeprefix(visit.address)
+    visit.open(again, ".ag-cell a")
+    visit.settle()
+    assert visit.text("#features-count") == "2 features"
+    assert visit.text(".ag-row[row-index='0'] .ag-cell[col-id=feature]") == "201"
+
+
+def test_a_search_finds_what_fires_on_a_text_and_shows_its_query(visit) -> None:
+    visit.open(f"/features?run={RUN}&layer=1", ".ag-cell a")
+    visit.page.keyboard.press("/")
+    visit.page.keyboard.type("bold</b>")
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_function("() => location.search.includes('search=bold%3C')")
+    visit.page.wait_for_selector(".ag-header-cell[col-id=match]")
+    visit.settle()
+    assert 0 < int(visit.text("#features-count").split()[0]) < 300
+    visit.page.click("#features-behind summary")
+    assert "features_on('bold</b>')" in visit.text("#features-behind pre")
+    visit.page.click("#features-behind a")
+    visit.page.wait_for_selector("#sql-result .ag-cell")
+    assert "rows in" in visit.text("#sql-result")
+
+
+def test_a_click_on_a_feature_opens_it_and_keys_lead_to_the_next(visit) -> None:
+    visit.open(f"/features?run={RUN}&layer=1", ".ag-cell a")
+    visit.page.click(".ag-row[row-index='3'] a")
+    visit.page.wait_for_selector("h1")
+    assert visit.text("h1") == "Feature 1/3"
+    visit.page.keyboard.press("j")
+    visit.page.wait_for_function("() => document.querySelector('h1').innerText === 'Feature 1/4'")
+    visit.page.keyboard.press("k")
+    visit.page.wait_for_function("() => document.querySelector('h1').innerText === 'Feature 1/3'")
+    visit.settle()
+    assert "Reads from" in visit.text()
+    visit.page.click("#feature-alike")
+    visit.page.wait_for_selector("#feature-alike-found table")
+
+
+def test_a_point_of_the_pareto_plot_leads_to_the_features_of_its_run(visit) -> None:
+    visit.open("/dictionaries?layer=1", "#pareto .points path")
+    visit.settle()
+    visit.page.locator("#pareto .points path").first.click(force=True)
+    visit.page.wait_for_selector(".ag-cell a")
+    assert parameters(visit)["layer"] == "1"
+
+
+def test_keys_lead_through_the_pages_and_are_listed(visit) -> None:
+    visit.open("/")
+    for key, name in (
+        ("f", "features"),
+        ("c", "circuits"),
+        ("d", "dictionaries"),
+        ("s", "sql"),
+        ("o", "overview"),
+    ):
+        visit.page.keyboard.press("g")
+        visit.page.keyboard.press(key)
+        visit.page.wait_for_selector(f"#to-{name}.current")
+    visit.page.keyboard.press("?")
+    assert "previous feature" in visit.text("dialog")
+    visit.page.keyboard.press("Escape")
+    assert not visit.page.is_visible("dialog")
+    visit.open("/")
+    visit.page.keyboard.press("Tab")
+    assert visit.page.evaluate("document.activeElement.className") == "skip"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO 'written.csv'",
+        "WITH x AS (COPY (SELECT 1) TO 'written.csv') SELECT 1",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "FROM '/etc/passwd'",
+        "ATTACH 'other.duckdb'",
+        "SELECT 1; SELECT 2",
+    ],
+)
+def test_the_console_neither_writes_nor_reads_other_files(
+    visit, made_up, tmp_path, monkeypatch, statement
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = sorted(made_up.rglob("*"))
+    visit.open(link("sql", query=statement), "#sql-result .error")
+    assert "root:" not in visit.text("#sql-result")
+    assert sorted(made_up.rglob("*")) == files
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_console_runs_a_select_by_keyboard(visit) -> None:
+    visit.open("/sql", "#sql-text")
+    visit.page.fill("#sql-text", "SELECT 1 + 1 AS two, 'a' AS word, NULL AS nothing")
+    visit.page.keyboard.press("Control+Enter")
+    visit.page.wait_for_selector("#sql-result .ag-cell")
+    assert visit.text("#sql-result .ag-row").split() == ["2", "a", "NULL"]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/feature?run=none&layer=0&feature=1", "none has no feature 1 on layer 0"),
+        ("/feature?run=none", "needs run, layer and feature"),
+        ("/feature?run=none&layer=x&feature=1", "layer='x' in the address is no whole number"),
+        ("/features?run=none", "none has no features here; choose from"),
+        ("/circuits?study=none", "none is no circuit of this profile; choose from"),
+        (f"/circuits?study={quote(STUDY)}&share=2", "share='2' in the address is no share"),
+        (f"/circuits?study={quote(STUDY)}&groups=a:b", "are no groups"),
+        ("/dictionaries?measure=none", "measure='none' in the address is none"),
+        ("/nowhere", "there is no page nowhere"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_answered_by_one_line_with_a_remedy(visit, path, said) -> None:
+    visit.open(path, "#page .error")
+    assert said in re.sub(r"\s+", " ", visit.text("#page .error"))
+
+
+def test_a_narrow_window_needs_no_scrolling_aside(browser, address) -> None:
+    from tests.explorer.browser import visiting
+
+    with visiting(browser, address, width=420) as visit:
+        for path in PAGES.values():
+            visit.open(path)
+            visit.settle()
+            assert visit.page.evaluate("document.documentElement.scrollWidth") <= 440, path
+        assert visit.problems == []
