@@ -1,6 +1,7 @@
 """Long work of one reader at a time: it says how far it is, and what it gave is kept for a while."""
 
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,11 +39,14 @@ class Jobs:
         # models are watched and changed through hooks: one pass at a time
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explorer")
 
-    def start(self, key: Hashable, work: Callable[[Say], Any]) -> Job:
-        """The job called `key`: the one that is there, else a new one that does `work`. A failed one is tried again."""
+    def start(self, key: Hashable, work: Callable[[Say], Any], again: bool = True) -> Job:
+        """The job called `key`: the one that is there, else a new one that does `work`.
+
+        A failed one is tried once more with `again`; those who ask how far it is leave that out.
+        """
         with self._lock:
             job = self._jobs.get(key)
-            if job is None or job.error is not None:
+            if job is None or (again and job.error is not None):
                 job = self._jobs[key] = Job(key)
                 self._pool.submit(self._run, job, work)
             self._jobs.move_to_end(key)
@@ -58,7 +62,9 @@ class Jobs:
         try:
             job.result = work(say)
         except Exception as error:
-            # whatever it is, the page says it, and the next job runs
+            # whatever it is, the page says it, and the next job runs; what nobody expects goes to the terminal too
+            if not isinstance(error, ValueError):
+                traceback.print_exception(error)
             job.error = first_line(error)
         job.done = True
         job.finished.set()

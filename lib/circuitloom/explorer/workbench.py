@@ -57,14 +57,14 @@ class Workbench:
         self._tracers: dict[str | None, Tracer] = {}
         self._local: tuple[tuple[str | None, str], LocalModel] | None = None
 
-    def look(self, prompt: str, run: str | None) -> Job:
-        """A job that gives a `Look`."""
-        return self._jobs.start(("look", prompt, run), lambda say: self._look(prompt, run, say))
+    def look(self, prompt: str, run: str | None, again: bool = True) -> Job:
+        """A job that gives a `Look`; a failed one is tried once more with `again`."""
+        return self._jobs.start(("look", prompt, run), lambda say: self._look(prompt, run, say), again)
 
-    def trace(self, prompt: str, run: str | None, target: str) -> Job:
-        """A job that gives a `Traced`."""
+    def trace(self, prompt: str, run: str | None, target: str, again: bool = True) -> Job:
+        """A job that gives a `Traced`; a failed one is tried once more with `again`."""
         return self._jobs.start(
-            ("trace", prompt, run, target), lambda say: self._trace(prompt, run, target, say)
+            ("trace", prompt, run, target), lambda say: self._trace(prompt, run, target, say), again
         )
 
     def change(self, prompt: str, run: str | None, position: int, change: dict[str, Any]) -> Job:

@@ -70,7 +70,7 @@ def _form(names: dict[str, str], runs: list[str]) -> Component:
 
 def traced_circuit(bench: Workbench, source: dict[str, Any]) -> Circuit:
     """The circuit of a trace that was made a moment ago. Raises ValueError where it is no longer kept."""
-    job = bench.trace(source["prompt"], source["run"], source["target"])
+    job = bench.trace(source["prompt"], source["run"], source["target"], again=False)
     job.finished.wait(WAIT)
     if job.error or not job.done:
         raise ValueError(job.error or "the trace takes too long; try again")
@@ -94,8 +94,9 @@ def register_attempt(app: Dash, catalogue: Asking, bench: Workbench) -> None:
         if not names["prompt"]:
             return no_update, no_update, None, True, no_update
         prompt, run, target = names["prompt"], names["run"], names["target"]
-        look = bench.look(prompt, run)
-        trace = bench.trace(prompt, run, target) if target else None
+        first = state is None
+        look = bench.look(prompt, run, first)
+        trace = bench.trace(prompt, run, target, first) if target else None
         ready = [look.done, trace is not None and trace.done]
         before = state or [False, False]
         seen = _outcome(look, lambda found: _look(found, names)) if ready[0] and not before[0] else no_update
@@ -116,7 +117,7 @@ def register_attempt(app: Dash, catalogue: Asking, bench: Workbench) -> None:
     def token(_clicks: list[int], names: dict[str, Any], at: int):
         if isinstance(ctx.triggered_id, dict):
             at = ctx.triggered_id["token"]
-        job = bench.look(names["prompt"], names["run"])
+        job = bench.look(names["prompt"], names["run"], again=False)
         return (_token(catalogue, job.result, at), at) if job.result else (no_update, no_update)
 
     @app.callback(

@@ -1,0 +1,119 @@
+"""What a grid asks for becomes SQL that gives what plain Python gives."""
+
+import pytest
+from tests.explorer.made_up import LAYERS, RUN, WIDTH, _features
+
+from circuitloom.explorer.asking import Asking
+from circuitloom.explorer.listing import page, statement
+
+ROWS = _features(RUN, LAYERS[1])["feature"]
+
+
+@pytest.fixture(scope="module")
+def catalogue(made_up) -> Asking:
+    return Asking(made_up)
+
+
+def asked(catalogue: Asking, search: str = "", by: str = "fires on", **request) -> list[dict]:
+    return catalogue.run(statement(RUN, LAYERS[1], search, by, request)).rows
+
+
+def number(kind: str, value: float, to: float | None = None) -> dict:
+    return {"filterType": "number", "type": kind, "filter": value, "filterTo": to}
+
+
+@pytest.mark.parametrize(
+    ("model", "keeps"),
+    [
+        (number("equals", 37), lambda n: n == 37),
+        (number("notEqual", 37), lambda n: n != 37),
+        (number("lessThan", 20), lambda n: n < 20),
+        (number("lessThanOrEqual", 20), lambda n: n <= 20),
+        (number("greaterThan", 180), lambda n: n > 180),
+        (number("greaterThanOrEqual", 180), lambda n: n >= 180),
+        (number("inRange", 20, 30), lambda n: 20 <= n <= 30),
+        (
+            {"operator": "OR", "conditions": [number("lessThan", 5), number("greaterThan", 195)]},
+            lambda n: n < 5 or n > 195,
+        ),
+        (
+            {"operator": "AND", "conditions": [number("greaterThan", 5), number("lessThan", 9)]},
+            lambda n: 5 < n < 9,
+        ),
+    ],
+)
+def test_filters_of_numbers_keep_what_they_say(catalogue, model, keeps) -> None:
+    expected = [row["feature"] for row in ROWS if keeps(row["n_tokens"])]
+    found = asked(catalogue, filterModel={"n_tokens": model}, startRow=0, endRow=WIDTH)
+    assert [row["feature"] for row in found] == expected
+    assert {row["n_matching"] for row in found} == {len(expected)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "count"),
+    [
+        ("contains", "BOLD", 1), ("notContains", "bold", 0), ("startsWith", "<b>", 1), ("endsWith", "</b>", 1),
+        ("equals", "<b>bold</b>", 1), ("notEqual", "<b>bold</b>", 0), ("blank", None, WIDTH - 1),
+        ("notBlank", None, 1), ("contains", "'; DROP VIEW feature; --", 0), ("contains", "%", 0),
+    ],
+)  # fmt: skip
+def test_filters_of_text_look_for_what_is_written_whatever_it_is(catalogue, kind, value, count) -> None:
+    model = {"concept": {"filterType": "text", "type": kind, "filter": value}}
+    assert len(asked(catalogue, filterModel=model, endRow=WIDTH)) == count
+
+
+def test_pages_of_an_order_are_parts_of_all_rows_in_that_order(catalogue) -> None:
+    def key(row):
+        # where it never fires it has no largest activation, and comes last
+        return (row["max_activation"] is None, -row["n_tokens"], row["feature"])
+
+    order = [{"colId": "max_activation", "sort": "desc"}, {"colId": "n_tokens", "sort": "desc"}]
+    parts = [
+        asked(catalogue, sortModel=order, startRow=start, endRow=start + 70) for start in range(0, WIDTH, 70)
+    ]
+    assert [len(part) for part in parts] == [70, 70, 70, 70, 20]
+    found = [row["feature"] for part in parts for row in part]
+    assert found == [row["feature"] for row in sorted(ROWS, key=key)]
+
+
+def test_a_search_gives_the_features_that_fire_there_the_best_first(catalogue) -> None:
+    found = asked(catalogue, "bold</b>", endRow=WIDTH)
+    best = catalogue.ask("firing_on", run=RUN, layer=LAYERS[1], pattern="bold</b>").rows
+    assert {row["feature"] for row in found} == {row["feature"] for row in best}
+    assert [row["match"] for row in found] == sorted((row["match"] for row in best), reverse=True)
+    assert 0 < len(found) < WIDTH
+
+
+def test_a_search_for_a_raised_token_gives_the_features_that_raise_it(catalogue) -> None:
+    expected = {
+        row["feature"]
+        for row in _features(RUN, LAYERS[1])["logit"]
+        if row["token"] == "日本" and row["sign"] > 0
+    }
+    assert {row["feature"] for row in asked(catalogue, "日本", "raises", endRow=WIDTH)} == expected
+
+
+def test_rows_say_what_features_fire_on_and_raise(catalogue) -> None:
+    sql = statement(RUN, LAYERS[1], "", "", {"filterModel": {"feature": number("equals", 6)}})
+    _, (row,) = page(catalogue, RUN, LAYERS[1], sql)
+    assert (row["fires_on"], row["raises"]) == ("日本", "<b>bold</b>, ␣, {{7*7}}")
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"filterModel": {"run; DROP": number("equals", 1)}}, "is no column that is filtered by"),
+        ({"filterModel": {"n_tokens": number("equals", "1 OR 1 = 1")}}, "is no number"),
+        ({"filterModel": {"n_tokens": {"type": "regexp", "filter": 1}}}, "is no filter"),
+        ({"sortModel": [{"colId": "n_tokens; DROP", "sort": "asc"}]}, "is no column that is sorted by"),
+    ],
+)
+def test_what_a_grid_cannot_ask_is_refused(request_, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        statement(RUN, 0, "", "", request_)
+
+
+def test_a_search_that_is_no_regular_expression_is_refused_in_one_line(catalogue) -> None:
+    with pytest.raises(ValueError, match=r"regular expression|missing") as error:
+        asked(catalogue, "(")
+    assert "\n" not in str(error.value)

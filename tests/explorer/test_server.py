@@ -1,0 +1,144 @@
+"""The server answers this machine alone, tells browsers what they may run, and follows a catalogue made anew."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from tests.explorer.made_up import RUN, make_profile
+
+from circuitloom.catalog.build import build_catalog
+from circuitloom.explorer.app import PAGES, make_app
+from circuitloom.explorer.asking import Asking
+from circuitloom.explorer.jobs import KEPT, Jobs
+from circuitloom.explorer.serve import HOST, start
+
+
+@pytest.fixture(scope="module")
+def client(made_up):
+    return make_app(made_up).server.test_client()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8050", "localhost:8050", "localhost", "[::1]:8050", "127.0.0.1"])
+def test_this_machine_is_answered_by_every_name_that_it_has(client, host) -> None:
+    assert client.get("/", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["example.org", "example.org:8050", "127.0.0.1.example.org", "192.168.0.9:8050"]
+)
+def test_a_page_elsewhere_that_points_its_name_here_is_refused(client, host) -> None:
+    answer = client.get("/_dash-layout", headers={"Host": host})
+    assert answer.status_code == 403
+    assert RUN not in answer.text
+
+
+def test_browsers_are_told_to_run_no_script_but_ours(client) -> None:
+    answer = client.get("/")
+    policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'self'"
+    assert "unsafe" not in policy["script-src"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Server-Timing"].startswith("app;dur=")
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "feature"])
+def test_every_page_is_made_for_its_bare_address(client, name) -> None:
+    asked = {
+        "output": "..page.children...where.data..",
+        "outputs": [{"id": "page", "property": "children"}, {"id": "where", "property": "data"}],
+        "inputs": [
+            {"id": "url", "property": "pathname", "value": f"/{name}"},
+            {"id": "url", "property": "search", "value": ""},
+        ],
+        "changedPropIds": ["url.pathname"],
+    }
+    answer = client.post("/_dash-update-component", json=asked)
+    assert answer.status_code == 200
+    assert '"className": "error"' not in json.dumps(answer.json)
+
+
+def test_only_this_machine_can_connect(made_up) -> None:
+    server = start(made_up, 0)
+    try:
+        assert server.server_address[0] == HOST == "127.0.0.1"
+        with pytest.raises(ValueError, match=rf"port {server.port} is taken .* choose another with --port"):
+            start(made_up, server.port)
+    finally:
+        server.server_close()
+
+
+def test_without_a_catalogue_the_remedy_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match="make it with `snakemake catalog`"):
+        make_app(tmp_path)
+
+
+def test_a_catalogue_made_anew_is_read_anew(tmp_path: Path) -> None:
+    folder = make_profile(tmp_path / "profile")
+    catalogue = Asking(folder)
+    before = catalogue.edition
+    assert catalogue.ask("contents").first["runs"] == 2
+    shutil.rmtree(folder / "cases")
+    build_catalog(folder)
+    assert catalogue.ask("contents").first["claims"] == 0
+    assert catalogue.edition != before
+
+
+def test_many_ask_at_once_while_the_catalogue_is_made_anew(made_up, tmp_path) -> None:
+    folder = tmp_path / "profile"
+    shutil.copytree(made_up, folder)
+    catalogue, found, wrong = Asking(folder), [], []
+
+    def ask() -> None:
+        try:
+            for _ in range(20):
+                found.append(catalogue.ask("contents").first["runs"])
+        except ValueError as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        build_catalog(folder)
+    for thread in threads:
+        thread.join()
+    assert (wrong, found) == ([], [2] * 80)
+
+
+def _fails() -> None:
+    raise ValueError("there is no such thing")
+
+
+def test_a_job_says_what_it_does_is_done_once_and_a_failed_one_is_tried_again() -> None:
+    jobs, go, seen = Jobs(), threading.Event(), []
+
+    def work(say) -> str:
+        say("working")
+        seen.append(1)
+        go.wait(10)
+        return "made"
+
+    first, again = jobs.start("a", work), jobs.start("a", work)
+    assert first is again
+    later = jobs.start("b", lambda say: _fails())
+    while first.said != "working":
+        pass
+    assert (later.said, later.done) == ("waiting", False)
+    go.set()
+    assert first.finished.wait(10) and later.finished.wait(10)
+    assert (first.result, seen, later.error) == ("made", [1], "there is no such thing")
+    assert jobs.start("b", lambda say: 2, again=False) is later
+    assert jobs.start("b", lambda say: 2).finished.wait(10)
+    assert jobs.start("b", lambda say: 3).result == 2
+
+
+def test_only_the_latest_results_are_kept() -> None:
+    jobs = Jobs()
+    for i in range(KEPT + 5):
+        assert jobs.start(i, lambda say: "old").finished.wait(10)
+    jobs.start("last", lambda say: None).finished.wait(10)
+    again = jobs.start(0, lambda say: "new")
+    assert again.finished.wait(10) and again.result == "new"
+    assert jobs.start(KEPT + 4, lambda say: "new").result == "old"

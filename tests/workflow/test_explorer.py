@@ -1,0 +1,103 @@
+"""The explorer over what the workflow made: a prompt tried in a browser, and what the command line says."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from tests.explorer.browser import SECONDS, chromium, serving, visiting
+
+from circuitloom.explorer.urls import link
+
+PROMPT = "the war lasted from the year 17 43 to the year 17"
+
+
+@pytest.fixture(scope="module")
+def visit(finished):
+    with serving(finished.results) as address, chromium() as browser, visiting(browser, address) as visit:
+        yield visit
+        assert visit.problems == []
+
+
+def test_a_prompt_is_tried_its_target_traced_and_its_features_changed(visit) -> None:
+    visit.open("/try", "#try-run")
+    visit.page.fill("input[placeholder^='a text']", PROMPT)
+    visit.page.fill("input[placeholder^='none']", "logit 17 vs 18")
+    visit.page.click("#try-run")
+    visit.page.wait_for_selector("#try-token .ag-cell")
+    visit.page.wait_for_selector("#circuit-graph canvas", timeout=2000 * SECONDS)
+    visit.settle()
+    assert "sums add up to" in visit.text("#try-trace")
+    assert visit.text("#try-said") == ""
+    visit.page.click("button.token:nth-of-type(9)")
+    visit.page.wait_for_function(
+        "() => document.querySelector('#try-token h2').innerText.includes('position 8')"
+    )
+    visit.settle()
+    visit.page.click("#try-grid .ag-row[row-index='0'] .ag-cell[col-id=activation]")
+    visit.page.wait_for_function("() => document.querySelector('#try-features').value.endsWith('@8')")
+    visit.page.click("#try-change")
+    visit.page.wait_for_selector("#try-changed table")
+    changed = visit.text("#try-changed")
+    assert "behind position 8" in changed
+    assert float(changed.split("KL(before || after) ")[1].split()[0]) > 0
+    visit.settle()
+    visit.keep("tiny-try")
+    # the address alone brings all of it back
+    visit.open(visit.page.url.removeprefix(visit.address), "#try-changed table")
+    assert visit.text("#try-changed") == changed
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"prompt": "zebra zebra"}, "the tokenizer does not know the word 'zebra'"),
+        ({"prompt": PROMPT, "target": "nonsense"}, "is no target; write logits"),
+        ({"prompt": PROMPT, "target": "feature 0/9999"}, "layer 0 has features 0 to 127"),
+        ({"prompt": PROMPT, "features": "0/1, x"}, "is no feature; write LAYER/NUMBER"),
+        ({"prompt": PROMPT, "features": "0/1@99"}, "position 99 is outside the prompt"),
+        ({"prompt": PROMPT, "run": "none"}, "none is no run of transcoders; choose from"),
+    ],
+)
+def test_what_cannot_be_tried_is_said_in_one_line_with_a_remedy(visit, params, said) -> None:
+    visit.open(link("try", **params), "#page .error")
+    assert said in visit.text("#page .error")
+
+
+def test_scaling_by_one_changes_nothing(visit) -> None:
+    visit.open(link("try", prompt=PROMPT, features="0/1", kind="scale", strength=1), "#try-changed table")
+    kl = float(visit.text("#try-changed").split("KL(before || after) ")[1].split()[0])
+    assert abs(kl) < 1e-6
+
+
+def test_the_commands_server_runs_until_it_is_interrupted(finished) -> None:
+    command = [sys.executable, "-m", "circuitloom", "explore", "tiny", "--port", "0"]
+    process = subprocess.Popen(
+        command,
+        cwd=finished.folder,
+        env=finished.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    address = line.split(" at ")[1].split()[0]
+    assert address.startswith("http://127.0.0.1:")
+    assert b"circuitloom" in urllib.request.urlopen(address, timeout=SECONDS).read()
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_a_profile_that_has_not_run_is_refused_by_one_line(finished) -> None:
+    command = [sys.executable, "-m", "circuitloom", "explore", "none"]
+    run = subprocess.run(
+        command, cwd=finished.folder, env=finished.environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert run.stderr == (
+        "circuitloom: explore: there is no catalogue at results/none; make it with `snakemake catalog`\n"
+    )
