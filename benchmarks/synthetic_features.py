@@ -24,7 +24,14 @@ from circuitloom.features.tabulate import Tables
 from circuitloom.language_model.model import Site
 from circuitloom.tables import TOKEN, table_writer
 
-CONTEXT, VOCABULARY, K, RUN = 128, 50_257, 32, "tc-topk32-24576"
+CONTEXT, VOCABULARY, K = 128, 50_257, 32
+
+TABLES = ("activation", "code", "example", "feature", "histogram")
+
+
+def run_name(width: int) -> str:
+    """The run that the tables are of."""
+    return f"tc-topk{K}-{width}"
 
 
 def make_tokens(folder: Path, sequences: int) -> Tokens:
@@ -59,7 +66,8 @@ def make_blocks(work: Path, sequences: int, width: int, seed: int) -> None:
     share = random.lognormal(0, 1.2, width).cumsum()
     share /= share[-1]
     size = BLOCK_POSITIONS // CONTEXT
-    for number, start in enumerate(range(0, sequences, size)):
+    number = np.uint16 if width <= 2**16 else np.uint32
+    for block, start in enumerate(range(0, sequences, size)):
         n = min(size, sequences - start) * CONTEXT
         place = np.flatnonzero(np.arange(n) % CONTEXT)
         feature = np.sort(np.searchsorted(share, random.random((len(place), K + 4))), axis=1)
@@ -68,7 +76,25 @@ def make_blocks(work: Path, sequences: int, width: int, seed: int) -> None:
         kept &= kept.cumsum(1) <= K
         value = random.exponential(1, kept.sum()).astype(np.float32)
         places = np.repeat(place, kept.sum(1)).astype(np.uint16)
-        sort_block(places, feature[kept].astype(np.uint16), value, width).write(work / f"block{number:06d}")
+        sort_block(places, feature[kept].astype(number), value, width).write(work / f"block{block:06d}")
+
+
+def make_layer(folder: Path, tokens: Tokens, layer: int, width: int) -> dict[str, Path]:
+    """The feature tables of a layer, written under `folder`; their files."""
+    run = run_name(width)
+    target = folder / "features" / run / f"layer{layer}"
+    work = target.with_name(f"layer{layer}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    make_blocks(work, len(tokens), width, layer)
+    site, decoder = Site("mlp_in", layer), torch.zeros(width, 8)
+    basis = Basis(run, layer, site, width, lambda x: (x, x, x), decoder, True, None, None, "")
+    strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
+    tables = Tables(basis, tokens, strings, Features(), work, len(tokens) * (CONTEXT - 1))
+    files = {name: target / f"{name}.parquet" for name in TABLES}
+    tables.write(files)
+    shutil.rmtree(work)
+    return files
 
 
 def main() -> None:
@@ -79,38 +105,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--width", type=int, default=24_576)
     arguments = parser.parse_args()
-    sequences = round(arguments.activations / K / (CONTEXT - 1))
-    tokens = make_tokens(arguments.folder / "corpus", sequences)
-    strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
-    decoder = torch.zeros(arguments.width, 8)
+    tokens = make_tokens(arguments.folder / "corpus", round(arguments.activations / K / (CONTEXT - 1)))
     for layer in range(arguments.layers):
-        folder = arguments.folder / "features" / RUN / f"layer{layer}"
-        work = folder.with_name(f"layer{layer}.partial")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        make_blocks(work, sequences, arguments.width, layer)
         began = time.perf_counter()
-        basis = Basis(
-            RUN,
-            layer,
-            Site("mlp_in", layer),
-            arguments.width,
-            lambda x: (x, x, x),
-            decoder,
-            True,
-            None,
-            None,
-            "",
-        )
-        names = ("activation", "code", "example", "feature", "histogram")
-        tables = Tables(basis, tokens, strings, Features(), work, sequences * (CONTEXT - 1))
-        tables.write({name: folder / f"{name}.parquet" for name in names})
-        shutil.rmtree(work)
-        sizes = {name: (folder / f"{name}.parquet").stat().st_size / 1e6 for name in names}
-        print(
-            f"layer {layer}: {time.perf_counter() - began:.1f} s",
-            {k: f"{v:.0f} MB" for k, v in sizes.items()},
-        )
+        files = make_layer(arguments.folder, tokens, layer, arguments.width)
+        sizes = {name: f"{file.stat().st_size / 1e6:.0f} MB" for name, file in files.items()}
+        print(f"layer {layer}: {time.perf_counter() - began:.1f} s", sizes)
 
 
 if __name__ == "__main__":
