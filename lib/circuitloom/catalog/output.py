@@ -53,7 +53,7 @@ def _write_csv(result: pa.RecordBatchReader, stream: Stream) -> None:
     """A header and a line a row; null is an empty field."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(result.schema.names)
-    for row in _rows(result):
+    for row in rows_of(result):
         writer.writerow([_field(value) for value in row])
 
 
@@ -64,7 +64,7 @@ def _write_json(result: pa.RecordBatchReader, stream: Stream) -> None:
         if names.count(name) > 1:
             raise ValueError(f"two columns are named {name!r}; tell them apart with AS")
     separator = "[\n"
-    for row in _rows(result):
+    for row in rows_of(result):
         values = {name: _finite(value) for name, value in zip(names, row, strict=True)}
         stream.write(separator + json.dumps(values, ensure_ascii=False))
         separator = ",\n"
@@ -75,7 +75,7 @@ def _write_table(result: pa.RecordBatchReader, stream: Stream, width: int | None
     """Aligned columns, numbers to the right."""
     names = [_printable(name) for name in result.schema.names]
     numeric = [_is_number(field.type) for field in result.schema]
-    rows = [[_cell(value) for value in row] for row in _rows(result)]
+    rows = [[_cell(value) for value in row] for row in rows_of(result)]
     if width is not None:
         names, rows = _shorten(names, rows, width)
     lines = tabulate(
@@ -94,7 +94,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
-def _rows(result: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
+def rows_of(result: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
     """Rows of values that JSON knows, NaN and infinity besides."""
     for batch in result:
         yield from zip(*(_values(column) for column in batch.columns), strict=True)
