@@ -149,7 +149,7 @@ def _traced(catalogue: Catalogue, study: Row) -> Traced:
     return Traced(
         study=study,
         asked=asked,
-        graph=lay_out(nodes.rows, edges.rows, asked.rows[0]["tokens"]),
+        graph=lay_out(nodes.rows, edges.rows, asked.rows[0]["tokens"] or []),
         nodes=nodes,
         edges=edges,
         of_features=(ask("graph_tokens", run=run), ask("graph_examples", run=run)),

@@ -63,7 +63,7 @@ def signed(value: float | None) -> str:
 
 def visible(text: str) -> str:
     """`text` with what a page would not show: line breaks and other control characters as signs."""
-    return "".join(c if c.isprintable() or c == " " else _SIGNS.get(c) or repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else _SIGNS.get(c) or f"\\u{ord(c):04x}" for c in text)
 
 
 def token_text(token: str) -> str:

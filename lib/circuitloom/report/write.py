@@ -101,8 +101,8 @@ def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[Resu
     for file in results:
         own = {each.name: _data(each) for each in pictures if each.parent == file.parent}
         text = _read(file).decode()
-        title, page = render_result(text, own)
-        others = tuple((name, data) for name, data in own.items() if data not in page)
+        title, page, seen = render_result(text, own)
+        others = tuple((name, data) for name, data in own.items() if name not in seen)
         case = file.parent.name
         title = title.removeprefix(f"{case}: ")
         # HTML in the text was escaped
