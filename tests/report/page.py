@@ -19,6 +19,8 @@ class Page:
     ids: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     """All that an attribute refers to."""
+    pictures: int = 0
+    """Pictures, plots left out."""
     text: str = ""
     scripts: list[str] = field(default_factory=list)
 
@@ -36,6 +38,7 @@ class _Reader(HTMLParser):
         found = {key: value or "" for key, value in attrs}
         self.page.ids += [found["id"]] if "id" in found else []
         self.page.links += [found[key] for key in ("href", "src", "xlink:href", "action") if key in found]
+        self.page.pictures += tag == "img"
         if tag not in ("meta", "link", "img", "input", "br"):
             self.open.append((tag, found))
         table = self.inside("table") or {}

@@ -14,7 +14,7 @@ MARGIN = 84
 EDGES = 1200
 """Edges drawn at most."""
 _SHAPES = {"feature": "circle", "error": "diamond", "embedding": "square", "position": "bar"}
-_TOP = 26
+_TOP = 44
 
 
 @dataclass(frozen=True)

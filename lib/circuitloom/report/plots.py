@@ -91,7 +91,7 @@ def draw_training(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
                 values = [np.nan if row[measure] is None else row[measure] for row in own]
                 panel.plot([row["step"] for row in own], values, **_look(lines[run]), label=run)
             if measure == "dead":
-                panel.set_ylim(0, 1.02)
+                panel.set_ylim(-0.03, 1.03)
             else:
                 panel.set_yscale("log")
         across[0].set_ylabel(name)

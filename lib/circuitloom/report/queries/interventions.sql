@@ -17,9 +17,10 @@ WITH changed AS (
 
 SELECT
     changed.kind,
-    coalesce(
-        node_label(source.kind, source.layer, source.feature, source.head, source.token, source.position),
-        changed.label
+    if(
+        source.node IS NULL,
+        changed.label,
+        node_label(source.kind, source.layer, source.feature, source.head, source.token, source.position)
     ) AS changed,
     changed.features,
     changed.strength,
