@@ -20,6 +20,7 @@ TALL = 40
 PANEL = 2.5
 """Inches of a small panel."""
 _LINES = ("-", "--", ":", "-.")
+_POINTS = ("", "o", "s", "^")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _MEASURES = {
     "loss": "loss (minimised)",
@@ -34,6 +35,8 @@ class Line:
 
     colour: str
     style: str
+    marker: str
+    """None (an empty string) while there are enough styles of lines."""
     series: str
 
 
@@ -45,7 +48,9 @@ def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
         skip = ", skip" if row["skip"] else ""
         members.setdefault(f"{row['kind']}, {row['act']}{skip}{reads}", []).append(row["run"])
     return {
-        run: Line(SERIES[i % len(SERIES)], _LINES[j % len(_LINES)], series)
+        run: Line(
+            SERIES[i % len(SERIES)], _LINES[j % len(_LINES)], _POINTS[j // len(_LINES) % len(_POINTS)], series
+        )
         for i, (series, own) in enumerate(members.items())
         for j, run in enumerate(own)
     }
@@ -235,7 +240,7 @@ def _by_run(rows: Iterable[Row]) -> Iterable[tuple[str, list[Row]]]:
 
 
 def _look(line: Line) -> dict[str, Any]:
-    return {"color": line.colour, "linestyle": line.style}
+    return {"color": line.colour, "linestyle": line.style, "marker": line.marker, "markersize": 3}
 
 
 def _legend(figure: Figure, panels: Iterable[Any]) -> None:

@@ -14,7 +14,7 @@ from ..partial import replace
 from . import facts
 from .answers import Catalogue, open_catalogue
 from .markdown import render_result
-from .sections import Sections, collect
+from .sections import PARETO_PANELS, Sections, collect
 from .templates import environment, policy
 from .templates import read as read_template
 from .wording import duration, heading, number, shown, signed, token_text, visible
@@ -81,6 +81,7 @@ def render(sources: Sources, sections: Sections, catalogue: Catalogue) -> str:
             style=Markup(read_template("report.css")),
             script=Markup(script),
             sections=sections,
+            pareto_panels=PARETO_PANELS,
             answers=catalogue.asked,
             results={result.case: result for result in read_results(sources.results, sources.pictures)},
             config=yaml.safe_dump(dict(sources.config), sort_keys=False, allow_unicode=True, width=100),
