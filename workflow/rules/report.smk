@@ -1,6 +1,6 @@
 """What was found, as one page: made of the catalogue, the config, what case studies wrote, and times."""
 
-CASE_RESULTS = [file for file in TARGETS["cases"] if file.endswith("/result.md")]
+CASE_RESULTS = [file for file in TARGETS["cases"] if Path(file).name == "result.md"]
 CASE_PICTURES = [file for file in TARGETS["cases"] if file.endswith(".png")]
 
 
