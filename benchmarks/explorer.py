@@ -195,8 +195,11 @@ def main() -> None:
                 # the first fills the caches
                 figures = {key: statistics.median(v[key] for v in visits[1:]) for key in visits[0]}
                 worst = max(v["server"] for v in visits[1:])
-                print(f"{name:32}" + "".join(f"{key} {value:6.0f} ms  " for key, value in figures.items())
-                      + f"server at worst {worst:6.0f} ms, first visit {visits[0]['server']:6.0f} ms", flush=True)  # fmt: skip
+                line = "".join(f"{key} {value:6.0f} ms  " for key, value in figures.items())
+                print(
+                    f"{name:32}{line}server at worst {worst:6.0f}, first {visits[0]['server']:6.0f}",
+                    flush=True,
+                )
             server.shutdown()
         browser.close()
 

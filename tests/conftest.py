@@ -1,7 +1,9 @@
 """Shapes and types are checked at test time; real inputs are found or their tests skipped."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -20,3 +22,12 @@ def real_input() -> Path:
     if not (folder / "models" / "stories260K").is_dir():
         pytest.skip("set REAL_INPUT to a folder with models/stories260K and data/tinystories")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, once a process: two playwrights cannot be open in one. Its tests are skipped where there is none."""
+    from tests.browser import chromium
+
+    with chromium() as browser:
+        yield browser

@@ -16,8 +16,20 @@ STAGES = (
     "circuits",
     "cases",
     "catalog",
+    "report",
 )
-SHARED = {"colours", "config", "hardware", "tables", "partial", "progress", "job", "errors"}
+SHARED = {
+    "colours",
+    "config",
+    "figures",
+    "hardware",
+    "tables",
+    "wording",
+    "partial",
+    "progress",
+    "job",
+    "errors",
+}
 """What all may import, and what imports no stage."""
 
 

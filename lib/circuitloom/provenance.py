@@ -7,6 +7,8 @@ from pathlib import Path
 
 PACKAGE = "circuitloom"
 ROOT = Path(__file__).parent
+HELD = {".sql", ".html", ".css", ".js"}
+"""Kinds of files that are read by the package whose folder they lie in."""
 
 
 def code_hash(script: Path) -> str:
@@ -26,9 +28,10 @@ def code_hash(script: Path) -> str:
     digest = hashlib.sha256()
     for module, file in sorted(seen.items()):
         digest.update(module.encode() + b"\0" + _canonical(file.read_text()).encode() + b"\0")
-        # SQL that a package holds is code as well
-        for query in sorted(file.parent.glob("*.sql")) if file.name == "__init__.py" else []:
-            digest.update(query.name.encode() + b"\0" + query.read_bytes() + b"\0")
+        # SQL and templates that a package holds are code as well
+        held = sorted(file.parent.iterdir()) if file.name == "__init__.py" else []
+        for other in (each for each in held if each.suffix in HELD):
+            digest.update(other.name.encode() + b"\0" + other.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -1,7 +1,5 @@
-"""Chromium, and what a page did in it that it should not have done."""
+"""The explorer in a browser, and what a page did in it that it should not have done."""
 
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,18 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from circuitloom.explorer.serve import HOST, start
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
 SCREENSHOTS = Path(__file__).parents[2] / "results" / "screenshots"
 KNOWN = ("custom wheel sensitivity",)
 """What Cytoscape says of its own accord."""
@@ -76,19 +64,6 @@ def serving(folder: Path) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """The browser; the test is skipped where there is none."""
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: install Debian's package chromium, or set CHROMIUM to its path")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @contextmanager

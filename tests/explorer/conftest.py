@@ -1,9 +1,9 @@
-"""A made-up profile, an explorer of it, a browser: once for all tests here, which share a process."""
+"""A made-up profile and an explorer of it: once for all tests here that need a browser, which share a process."""
 
 from pathlib import Path
 
 import pytest
-from tests.explorer.browser import chromium, serving, visiting
+from tests.explorer.browser import serving, visiting
 from tests.explorer.made_up import make_profile
 
 
@@ -16,12 +16,6 @@ def made_up(tmp_path_factory) -> Path:
 def address(made_up):
     with serving(made_up) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

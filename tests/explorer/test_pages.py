@@ -6,8 +6,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 from tests.explorer.made_up import HOSTILE, RUN, STUDY
 
-from circuitloom.catalog.output import printable
 from circuitloom.explorer.urls import feature_link, link
+from circuitloom.wording import visible
 
 PAGES = {
     "overview": "/",
@@ -40,7 +40,7 @@ def test_a_page_shows_harmful_strings_as_text_and_runs_none(visit, name) -> None
     text = visit.text()
     for token in SEEN.get(name, ()):
         if token.strip() and token != "&lt;":
-            assert printable(token) in text, token
+            assert visible(token) in text, token
     assert visit.page.evaluate("window.hacked") is None
     assert (
         visit.page.evaluate("document.querySelectorAll('#page img, #page script, #page b, #page i').length")

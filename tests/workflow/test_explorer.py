@@ -7,7 +7,7 @@ import sys
 import urllib.request
 
 import pytest
-from tests.explorer.browser import SECONDS, chromium, serving, visiting
+from tests.explorer.browser import SECONDS, serving, visiting
 
 from circuitloom.explorer.urls import link
 
@@ -15,8 +15,8 @@ PROMPT = "the war lasted from the year 17 43 to the year 17"
 
 
 @pytest.fixture(scope="module")
-def visit(finished):
-    with serving(finished.results) as address, chromium() as browser, visiting(browser, address) as visit:
+def visit(finished, browser):
+    with serving(finished.results) as address, visiting(browser, address) as visit:
         yield visit
         assert visit.problems == []
 

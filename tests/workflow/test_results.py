@@ -87,6 +87,41 @@ def test_the_plan_is_printed_before_anything_runs(fresh) -> None:
     assert not (fresh.results / "corpus").exists()
 
 
+def test_the_report_holds_every_run_prompt_and_case_of_the_profile(finished) -> None:
+    from tests.report.page import read_page
+
+    file = finished.results / "report.html"
+    assert file.stat().st_size < 10_000_000
+    page = read_page(file.read_text())
+    claims = {name.partition(":")[2] for name in page.rows if name.startswith("claims:")}
+    assert claims == {"caught", "spans", "century", "planted"}
+    graphs = {name.partition(":")[2] for name in page.rows if name.startswith("graph_nodes:")}
+    assert graphs == {"war", "caught"}
+    runs = {row["run"] for row in page.rows["metric"]}
+    assert runs == {"tc-topk8-128", "sae-topk8-128"}
+    # every picture of a case is in it, and every job that ran
+    assert page.pictures == len(list(finished.results.glob("cases/*/*.png")))
+    for rule in ("train_topk", "trace_prompt", "study_planted", "build_catalog"):
+        assert rule in page.text
+
+
+def test_all_sql_of_the_report_gives_its_rows(finished) -> None:
+    import json
+
+    from tests.report.page import read_page
+
+    from circuitloom.catalog.entry import open_sandbox, run_statement
+    from circuitloom.catalog.output import rows_of
+
+    page = read_page((finished.results / "report.html").read_text())
+    catalogue = open_sandbox(finished.results)
+    for name, sql in page.sql.items():
+        result = run_statement(catalogue, sql)
+        columns = result.schema.names
+        rows = [dict(zip(columns, row, strict=True)) for row in rows_of(result)]
+        assert json.loads(json.dumps(rows)) == page.rows[name], name
+
+
 def test_the_catalogue_answers_about_every_run_and_layer(finished) -> None:
     from circuitloom import open_catalog
 

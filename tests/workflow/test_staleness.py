@@ -5,8 +5,10 @@ import pytest
 EVALUATION = {
     "ablate_site", "evaluate_topk", "evaluate_topk_together", "gather_evaluation", "draw_pareto",
 }  # fmt: skip
-CONCEPTS = {"compare_bases", "match_topk", "build_catalog"}
-FEATURES = {"tabulate_features", "tabulate_neurons", "build_catalog"}
+REPORT = {"build_catalog", "write_report"}
+"""What follows from a change of any table."""
+CONCEPTS = {"compare_bases", "match_topk"} | REPORT
+FEATURES = {"tabulate_features", "tabulate_neurons"} | REPORT
 TRAINING = {"train_topk"}
 CIRCUITS = {"trace_prompt", "view_weights", "ablate_components_plural"}
 CASES = {"study_feature", "study_greater_than", "study_difference", "study_planted"}
@@ -20,6 +22,7 @@ STAGES = (
     "circuits",
     "cases",
     "catalog",
+    "report",
 )
 
 
@@ -54,7 +57,8 @@ def test_a_key_of_the_activations_leaves_corpus_and_model_alone(finished) -> Non
 
 def test_another_site_leaves_the_others_alone(finished) -> None:
     stale = finished.stale("--config", "activations={sites: [mlp_in, resid_mid]}")
-    assert stale == {"cache_resid_mid"}
+    # the report shows the config
+    assert stale == {"cache_resid_mid", "write_report"}
 
 
 def test_a_layer_fewer_neither_caches_nor_trains(finished) -> None:
@@ -80,23 +84,36 @@ def test_another_run_has_only_its_own_tables_made(finished) -> None:
 
 def test_a_key_of_the_features_makes_their_tables_anew_and_nothing_else(finished) -> None:
     assert finished.stale("--config", "features={examples: 3}") == FEATURES
-    assert finished.stale("--config", "features={neurons: 8}") == {"tabulate_neurons", "build_catalog"}
+    assert finished.stale("--config", "features={neurons: 8}") == {"tabulate_neurons"} | REPORT
 
 
 def test_a_key_of_tracing_traces_prompts_anew_and_nothing_else(finished) -> None:
-    assert finished.stale("--config", "circuits={width: 5}") == {"trace_prompt", "build_catalog"}
+    assert finished.stale("--config", "circuits={width: 5}") == {"trace_prompt"} | REPORT
 
 
 def test_a_key_of_a_case_studies_it_anew_and_nothing_else(finished) -> None:
-    assert finished.stale("--config", "cases={caught: {traced: 3}}") == {"study_feature", "build_catalog"}
+    assert finished.stale("--config", "cases={caught: {traced: 3}}") == {"study_feature"} | REPORT
 
 
-def test_an_edited_macro_makes_only_the_catalogue_anew(finished) -> None:
+def test_an_edited_macro_makes_only_the_catalogue_and_what_is_made_of_it_anew(finished) -> None:
     path = finished.folder / "lib" / "circuitloom" / "catalog" / "macros" / "coactivation.sql"
     source = path.read_text()
     try:
         path.write_text(source.replace("ORDER BY overlap", "ORDER BY lift"))
-        assert finished.stale() == {"build_catalog"}
+        assert finished.stale() == REPORT
+    finally:
+        path.write_text(source)
+
+
+@pytest.mark.parametrize(
+    "file", ["queries/metric.sql", "templates/report.html", "templates/graph.js", "plots.py"]
+)
+def test_an_edited_part_of_the_report_writes_only_the_report_anew(finished, file: str) -> None:
+    path = finished.folder / "lib" / "circuitloom" / "report" / file
+    source = path.read_text()
+    try:
+        path.write_text(source + ("\nEDITED = 1\n" if file.endswith(".py") else "\n\n"))
+        assert finished.stale() == {"write_report"}
     finally:
         path.write_text(source)
 

@@ -30,6 +30,7 @@ rule trace_prompt:
             f"{RESULTS}/circuits/{{study}}/graph.png",
             caption="../report/circuit.rst",
             category="Circuits",
+            subcategory="{study}",
         ),
     log:
         f"{RESULTS}/logs/trace_prompt_{{study}}.log",

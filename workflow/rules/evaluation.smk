@@ -165,7 +165,7 @@ rule draw_pareto:
         figure=report(
             f"{EVALUATION}/pareto.png",
             caption="../report/pareto.rst",
-            category="evaluation",
+            category="Evaluation",
         ),
         table=f"{EVALUATION}/pareto.parquet",
     log:

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..colours import LOWERS, RAISES
+from ..figures import plain, styled
 from .layout import place_nodes
 from .study_rows import Row, StudyRows
 
@@ -20,6 +21,7 @@ def draw_graph(rows: StudyRows, path: Path | str) -> None:
     graph_figure([rows]).savefig(path, dpi=150)
 
 
+@styled
 def graph_figure(studies: Sequence[StudyRows]) -> Figure:
     """The pruned graphs of studies, one below the other; the constant is left out."""
     nodes = [
@@ -62,17 +64,16 @@ def _draw_nodes(axes: Any, nodes: list[Row], places: dict[int, tuple[float, floa
 
 
 def _label(row: Row) -> str:
-    # a lone $ would begin a formula
     if row["kind"] == "feature":
         return f"{row['layer']}/{row['feature']}"
     if row["kind"] in ("logit", "difference"):
-        return str(row["token"]).strip().replace("$", r"\$") or repr(row["token"])
+        return plain(str(row["token"]).strip()) or repr(row["token"])
     return {"error": "error", "position": "position"}.get(row["kind"]) or ""
 
 
 def _frame(axes: Any, rows: StudyRows, centres: dict[int, float]) -> None:
     layers = rows.trace.model.layers
-    names = [f"{rows.tokens[place]}\n{place}".replace("$", r"\$") for place in centres]
+    names = [f"{plain(rows.tokens[place])}\n{place}" for place in centres]
     axes.set_xticks(list(centres.values()), names)
     axes.set_yticks(
         range(layers + 2), ["embedding", *(f"layer {layer}" for layer in range(layers)), "logits"]
@@ -83,6 +84,6 @@ def _frame(axes: Any, rows: StudyRows, centres: dict[int, float]) -> None:
         axes.plot([], [], color=colour, label=label)[0]
         for colour, label in ((RAISES, "raises"), (LOWERS, "lowers"))
     ]
-    axes.legend(handles=handles, loc="upper left", fontsize=7, frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.legend(handles=handles, loc="upper left", fontsize=7)
+    # places are no numbers to be read off
+    axes.grid(False)

@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..colours import BLUE, VERMILION
+from ..figures import styled
 from ..tables import PARETO
 from .names import TOGETHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {"transcoder": BLUE, "sae": VERMILION}
 MARKERS = {"topk": "o", "batchtopk": "s", "relu": "^", "jumprelu": "D"}
@@ -42,9 +44,14 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
         raise ValueError(
             "pareto: no run reconstructs mlp_out; add a transcoder, or an SAE on mlp_out, to dictionaries"
         )
+    pareto_figure(table.to_pylist()).savefig(path, dpi=150)
+
+
+@styled
+def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """The plot of rows of `pareto`, ordered by layer, kind, activation function and L0."""
     from matplotlib.figure import Figure
 
-    rows = table.to_pylist()
     # layers in order, and all at once at the end
     layers = sorted({row["layer"] for row in rows}, key=lambda layer: (layer == TOGETHER, layer))
     across = ceil(sqrt(len(layers)))
@@ -57,10 +64,10 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
         panel.set_title("all layers" if layer == TOGETHER else f"layer {layer}", loc="left")
     for panel in panels[len(layers) :]:
         panel.remove()
-    figure.supxlabel("L0 (features active a token)", fontsize="medium")
-    figure.supylabel("cross-entropy (nats a token)", fontsize="medium")
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=across, frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.supxlabel("L0 (features active a token)")
+    figure.supylabel("cross-entropy (nats a token)")
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=across)
+    return figure
 
 
 def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -90,5 +97,4 @@ def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.margins(0.12)
-    panel.grid(alpha=0.25, linewidth=0.5)
     return drawn

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..catalog.output import printable
 from ..circuits.layout import place_nodes
 from ..colours import LOWERS, ORANGE, PURPLE, RAISES
+from ..wording import shown, token_text, visible
 from .asking import Row
-from .parts import number, shown
 
 EDGES = 400
 """Edges drawn at most, the largest beside their target's largest."""
@@ -139,8 +138,8 @@ def elements(circuit: Circuit, shown_part: Shown, groups: Groups) -> list[dict[s
 def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
     """A node in a line."""
     known = words.get((row["layer"], row["feature"]), ()) if row["kind"] == "feature" else ()
-    about = f" fires on {', '.join(map(shown, known))}" if known else ""
-    return f"{printable(row['label'])}{about}, influence {number(row['influence'], 2)}"
+    about = f" fires on {', '.join(map(token_text, known))}" if known else ""
+    return f"{visible(row['label'])}{about}, influence {shown(row['influence'], 2)}"
 
 
 def _within(row: Row, share: float) -> bool:
@@ -174,7 +173,7 @@ def _label(row: Row) -> str:
         return "error"
     if row["kind"] == "position":
         return f"position {row['position']}"
-    text = shown(row["token"]).strip()
+    text = token_text(row["token"]).strip()
     return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
 
 

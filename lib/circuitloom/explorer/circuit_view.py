@@ -7,11 +7,11 @@ import dash_cytoscape as cyto
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
-from ..catalog.output import printable
+from ..wording import shown, token_text, visible
 from . import figures
 from .asking import Asking, Row
 from .circuit_graph import Circuit, Shown, describe, elements, parse_groups, prune, style, write_groups
-from .parts import aria, nothing, number, shaded, shown, signed, table, to_feature
+from .parts import aria, nothing, shaded, signed, table, to_feature
 from .urls import Params, share
 
 STRONGEST = 8
@@ -171,7 +171,7 @@ def about_node(catalogue: Asking, circuit: Circuit, node: int) -> Component:
     """What is known of a node."""
     row = circuit.node(node)
     facts = [
-        (name, number(row[column]))
+        (name, shown(row[column]))
         for name, column in (
             ("activation", "activation"),
             ("value, the sum of its sources", "value"),
@@ -181,7 +181,7 @@ def about_node(catalogue: Asking, circuit: Circuit, node: int) -> Component:
         )
         if row[column] is not None
     ]
-    title = html.H3(printable(row["label"]))
+    title = html.H3(visible(row["label"]))
     parts: list[Any] = [title, table(["what", "value"], facts, (0,))]
     if row["kind"] == "feature":
         parts += _about_feature(catalogue, row)
@@ -205,7 +205,7 @@ def _about_feature(catalogue: Asking, row: Row) -> list[Any]:
     found = catalogue.ask("examples", **names).rows[:3]
     largest = max((example["activation"] for example in found), default=0.0)
     examples = [html.Li(shaded(example, largest, catalogue.spacing)) for example in found]
-    promoted = ", ".join(map(shown, next(iter(raises.values()), [])))
+    promoted = ", ".join(map(token_text, next(iter(raises.values()), [])))
     return [
         html.P(["its page: ", to_feature(**names)]),
         html.P(f"raises {promoted}") if promoted else None,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..catalog.questions import quoted
+from ..wording import token_text
 from .asking import Answer, Asking, Row
-from .parts import shown
 from .queries import query
 
 COLUMNS = {
@@ -72,8 +72,8 @@ def page(catalogue: Asking, run: str, layer: int, sql: str) -> tuple[Answer, lis
     rows = [
         {
             **row,
-            "fires_on": ", ".join(map(shown, fires.get(place, ()))),
-            "raises": ", ".join(map(shown, raises.get(place, ()))),
+            "fires_on": ", ".join(map(token_text, fires.get(place, ()))),
+            "raises": ", ".join(map(token_text, raises.get(place, ()))),
         }
         for row, place in zip(answer.rows, places, strict=True)
     ]

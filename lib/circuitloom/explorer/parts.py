@@ -6,15 +6,14 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from ..catalog.output import printable
+from .. import wording
 from ..colours import BLUE
+from ..wording import token_text, visible
 from .asking import Answer, Row
 from .urls import feature_link, link
 
 Content = Any
 """What components may hold: text, numbers, components, lists of these, None."""
-NONE = "-"
-"""What stands for no number."""
 _BLUE = ", ".join(str(int(BLUE[i : i + 2], 16)) for i in (1, 3, 5))
 
 
@@ -37,7 +36,7 @@ def behind(answer: Answer, text: str = "SQL") -> Component:
 
 def panel(title: str, *content: Content, answer: Answer | None = None, **attributes: Any) -> Component:
     """A part of a page under a heading, with the query behind it."""
-    head = [html.H2(printable(title)), *([behind(answer)] if answer else [])]
+    head = [html.H2(visible(title)), *([behind(answer)] if answer else [])]
     return html.Section([html.Div(head, className="head"), *content], **attributes)
 
 
@@ -46,28 +45,10 @@ def nothing(text: str) -> Component:
     return html.P(text, className="nothing")
 
 
-def number(value: Any, digits: int = 4) -> str:
-    """A number for reading; a dash where there is none."""
-    if value is None:
-        return NONE
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.{digits}g}"
-
-
 def signed(value: float | None) -> Component:
     """An effect, coloured and signed by its direction."""
-    if value is None:
-        return html.Span(NONE)
-    return html.Span(f"{value:+.3g}", className="raises" if value > 0 else "lowers")
-
-
-def shown(token: str) -> str:
-    """A token as it can be seen: control characters written out, a lone blank made visible."""
-    text = printable(token)
-    return text if text.strip() else text.replace(" ", "␣") or "∅"
+    way = "" if not value else "raises" if value > 0 else "lowers"
+    return html.Span(wording.signed(value, 3), className=way)
 
 
 def feature_name(layer: int, feature: int) -> str:
@@ -105,7 +86,7 @@ def table(
 
 def _cell(content: Content) -> Content:
     # names hold tokens, and those hold characters that turn what follows around
-    return printable(content) if isinstance(content, str) else content
+    return visible(content) if isinstance(content, str) else content
 
 
 def shaded(row: Row, largest: float, spacing: str) -> Component:
@@ -115,7 +96,7 @@ def shaded(row: Row, largest: float, spacing: str) -> Component:
         strength = max(0.0, min(1.0, activation / largest)) if largest else 0.0
         pieces.append(
             html.Span(
-                shown(token) if not token.strip() or not token.isprintable() else token,
+                visible(token),
                 style={"backgroundColor": f"rgba({_BLUE}, {0.65 * strength:.3f})"} if strength else {},
                 title=f"{activation:.4g}" if activation else None,
                 className="here" if place == row["place"] else None,
@@ -134,7 +115,7 @@ def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Compone
         [
             html.Li(
                 [
-                    html.Span(shown(row["token"]), className="token", title=shown(row["token"])),
+                    html.Span(token_text(row["token"]), className="token", title=token_text(row["token"])),
                     html.Span(
                         className=f"bar {'raises' if sign > 0 else 'lowers'}",
                         style={"width": f"{6 * abs(row['effect']) / largest:.2f}em"},

@@ -6,8 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..colours import BLUE, VERMILION
+from ..figures import styled
 
 
+@styled
 def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
     """Loss against tokens trained on, beside what was reached on held-out text and what the grammar allows.
 

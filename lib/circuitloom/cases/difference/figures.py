@@ -8,11 +8,13 @@ from matplotlib.figure import Figure
 
 from ...circuits.faithfulness import Curve
 from ...colours import BLUE, GREEN, VERMILION
+from ...figures import styled
 
 SHOWN = 25
 """Components of a circuit that are drawn, at most."""
 
 
+@styled
 def draw_curves(
     curves: Mapping[str, Curve], circuit: tuple[int, float | None, float | None], wanted: float
 ) -> Figure:
@@ -42,11 +44,11 @@ def draw_curves(
     axes.set_ylim(-0.3, 1.5)
     axes.set_xlabel("components kept (or taken away), k, the strongest first")
     axes.set_ylabel("share of the logit difference")
-    axes.legend(fontsize=8, frameon=False, loc="best")
-    _open(axes)
+    axes.legend(fontsize=8, loc="best")
     return figure
 
 
+@styled
 def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """What the circuit loses without each of its components, the most valuable first: rows of `component`."""
     own = [row for row in rows if row["worth_low"] is not None]
@@ -69,16 +71,10 @@ def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("share of the logit difference that the circuit loses without it")
     if own:
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
-    _open(axes)
+        axes.legend(fontsize=8, loc="lower right")
     return figure
 
 
 def component_name(row: Mapping[str, Any]) -> str:
     """A head as LAYER.NUMBER, a feature as LAYER/NUMBER."""
     return f"{row['layer']}{'.' if row['kind'] == 'head' else '/'}{row['component']}"
-
-
-def _open(axes: Any) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

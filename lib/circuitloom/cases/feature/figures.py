@@ -6,12 +6,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...colours import BLUE, VERMILION
+from ...figures import styled
 from .reading import Reading
 
 SHOWN = 12
 """Sources shown."""
 
 
+@styled
 def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], threshold: float) -> Figure:
     """Activations at the last tokens of texts and of their edits, and the threshold between them."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
@@ -24,10 +26,10 @@ def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], th
     axes.set_yticks([0, 1], [name for name, *_ in rows])
     axes.invert_yaxis()
     axes.set_xlabel("activation at the last token (units of the MLP's output)")
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
+@styled
 def draw_sources(reading: Reading) -> Figure:
     """Shares of tokens by how far before they stand, and of what is read in one step."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
@@ -49,8 +51,6 @@ def draw_sources(reading: Reading) -> Figure:
     right.invert_yaxis()
     right.set_xlabel("share of what it reads in one step")
     right.set_title("in one step (blue raises it, vermilion lowers it)", loc="left", fontsize="medium")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

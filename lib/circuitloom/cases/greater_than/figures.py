@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...colours import BLUE, GREEN, ORANGE, VERMILION
+from ...figures import styled
 from ..claims import Bootstrap, mean
 from .keeping import FEATURES, NEURONS, Kept
 from .measured import Measured
@@ -14,6 +15,7 @@ from .passes import ALL, UNTOUCHED, ablating, replacing
 METRIC_LABEL = "P(later years) - P(other years)"
 
 
+@styled
 def draw_metric(found: Measured, bootstrap: Bootstrap, bound: float) -> Figure:
     """The metric of the untouched model and of each condition, layer by layer, with intervals."""
     layers = range(len(found.layer_effect))
@@ -42,10 +44,11 @@ def draw_metric(found: Measured, bootstrap: Bootstrap, bound: float) -> Figure:
     axes.set_xticks(ticks, [str(layer) if layer in layers else "all" for layer in ticks])
     axes.set(xlabel="layer of the MLP", ylabel=METRIC_LABEL)
     axes.axhline(0, color="black", linewidth=0.6)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     return figure
 
 
+@styled
 def draw_kept(found: Measured, bootstrap: Bootstrap, small: int) -> Figure:
     """The metric with k features, or neurons, of the layer alone; a panel for each ablation."""
     kinds = list(dict.fromkeys(each.ablation for each in found.kept))
@@ -63,7 +66,6 @@ def draw_kept(found: Measured, bootstrap: Bootstrap, small: int) -> Figure:
         panel.set_xticks([0, 1, 10, 100, 1000], ["0", "1", "10", "100", "1000"])
         panel.set_title(f"the others set to {'zero' if kind == 'zero' else 'their mean'}")
         panel.set_xlabel("components kept, k")
-        panel.grid(alpha=0.25, linewidth=0.5)
     panels[0].set_ylabel(METRIC_LABEL)
     panels[-1].legend(fontsize="small", loc="lower right")
     return figure
@@ -82,6 +84,7 @@ def _draw_curve(panel: Any, kept: Kept, bootstrap: Bootstrap) -> None:
     panel.fill_between(k, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
+@styled
 def draw_years(found: Measured) -> Figure:
     """Activation, de-embedding score and direct logit attribution of the layer's features by year."""
     years = found.years
@@ -99,7 +102,6 @@ def draw_years(found: Measured) -> Figure:
             panel.plot(years.year.numpy(), own, color=colour, linewidth=1.3)
             panel.axhline(0, color="black", linewidth=0.6)
             panel.set_xlabel(f"{what} (last two digits)", fontsize="small")
-            panel.grid(alpha=0.25, linewidth=0.5)
         line[0].set_ylabel(name)
     for panel, feature in zip(panels[0], years.feature.tolist(), strict=True):
         panel.set_title(f"feature {found.layer}/{feature}", fontsize="medium")

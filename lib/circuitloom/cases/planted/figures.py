@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from ...figures import styled
 from ..claims import Bootstrap, mean
 from .results import Results
 
@@ -13,6 +14,7 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
 MARKERS = ("o", "s", "^")
 
 
+@styled
 def draw_concepts(results: Results, runs: Sequence[str], bound: float) -> Figure:
     """F1 of each concept in some runs, concepts ordered by the first of them."""
 
@@ -32,11 +34,11 @@ def draw_concepts(results: Results, runs: Sequence[str], bound: float) -> Figure
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("F1 on held-out documents (0 to 1)")
     axes.set_ylabel("planted concept")
-    axes.grid(axis="both", color="0.9", linewidth=0.6)
-    figure.legend(loc="outside upper center", ncols=len(runs), frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(runs))
     return figure
 
 
+@styled
 def draw_sources(results: Results, bootstrap: Bootstrap) -> Figure:
     """Mean precision and recall of the sources of each run's found features, with intervals over concepts."""
     rows = [
@@ -68,6 +70,5 @@ def draw_sources(results: Results, bootstrap: Bootstrap) -> Figure:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("share (0 to 1), mean over the concepts found")
-    axes.grid(axis="x", color="0.9", linewidth=0.6)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2)
     return figure

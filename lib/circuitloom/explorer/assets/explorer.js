@@ -84,7 +84,7 @@ window.dash_clientside = window.dash_clientside || {};
   };
 
   const functions = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
-  functions.short = (value) => (value === null || value === undefined ? "-" : Number(value).toPrecision(4).replace(/\.?0+$/, ""));
+  functions.short = (value) => (value === null || value === undefined ? "" : Number(value).toPrecision(4).replace(/\.?0+$/, ""));
 
   // Numbers in six digits, everything else as it is.
   functions.digits = (value) =>

@@ -6,11 +6,12 @@ import dash_ag_grid as dag
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
+from ...wording import shown, token_text
 from ..asking import Asking
 from ..circuit_graph import Circuit
 from ..circuit_view import circuit_view, effects_table, measured_plot
 from ..jobs import Job
-from ..parts import aria, nothing, number, panel, shown, signed, table
+from ..parts import aria, nothing, panel, signed, table
 from ..urls import Params, feature_link
 from ..workbench import Changed, Look, Traced, Workbench
 
@@ -195,7 +196,7 @@ def _look(look: Look, names: dict[str, Any]) -> Component:
         counts[row["position"]] += 1
     tokens = [
         html.Button(
-            [html.Span(shown(token)), html.Sub(f"{counts[i]}")],
+            [html.Span(token_text(token)), html.Sub(f"{counts[i]}")],
             id={"token": i},
             n_clicks=0,
             className="token",
@@ -246,8 +247,8 @@ def _token(catalogue: Asking, look: Look, at: int) -> Component:
             "href": feature_link(look.run, row["layer"], row["feature"]),
             "name": f"{row['layer']}/{row['feature']}@{at}",
             "activation": row["activation"],
-            "fires_on": ", ".join(map(shown, fires.get(place, ()))),
-            "raises": ", ".join(map(shown, raises.get(place, ()))),
+            "fires_on": ", ".join(map(token_text, fires.get(place, ()))),
+            "raises": ", ".join(map(token_text, raises.get(place, ()))),
         }
         for row, place in zip(own, places, strict=True)
     ]
@@ -268,8 +269,8 @@ def _token(catalogue: Asking, look: Look, at: int) -> Component:
         className="ag-theme-alpine grid",
         style={"height": "320px"},
     )
-    title = f"{shown(look.tokens[at])!r} at position {at}"
-    following = [[shown(token), number(chance, 3)] for token, chance in look.following[at]]
+    title = f"{token_text(look.tokens[at])!r} at position {at}"
+    following = [[token_text(token), shown(chance, 3)] for token, chance in look.following[at]]
     return html.Div(
         [
             panel(
@@ -285,11 +286,11 @@ def _token(catalogue: Asking, look: Look, at: int) -> Component:
 def _changed(result: Changed) -> Component:
     """Next tokens before and after."""
     rows = [
-        [shown(token), number(before, 3), number(after, 3), signed(after - before), _bars(before, after)]
+        [token_text(token), shown(before, 3), shown(after, 3), signed(after - before), _bars(before, after)]
         for token, before, after in result.rows
     ]
     head = ["next token", "before", "after", "change", ""]
-    said = f"behind position {result.position}; KL(before || after) {number(result.kl, 3)} nats"
+    said = f"behind position {result.position}; KL(before || after) {shown(result.kl, 3)} nats"
     return html.Div([html.P(said, className="count"), table(head, rows, (0, 4))])
 
 
@@ -305,8 +306,8 @@ def _traced(traced: Traced, names: dict[str, Any]) -> Component:
     study = traced.study
     source = {name: names[name] for name in ("prompt", "run", "target")}
     said = (
-        f"{study['n_active']} features fire; sums add up to {number(study['identity_error'], 2)}, frozen ablations are "
-        f"as predicted to {number(study['frozen_error'], 2)}; traced in {number(study['seconds'], 3)} s"
+        f"{study['n_active']} features fire; sums add up to {shown(study['identity_error'], 2)}, frozen ablations are "
+        f"as predicted to {shown(study['frozen_error'], 2)}; traced in {shown(study['seconds'], 3)} s"
     )
     paths = [[path, signed(effect)] for path, effect in traced.paths[:20]]
     return html.Div(

@@ -6,10 +6,11 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from ...wording import shown, token_text
 from ..asking import Asking, Row
 from ..circuit_graph import Circuit
 from ..circuit_view import circuit_view, effects_table, measured_plot
-from ..parts import nothing, number, panel, select, shown, signed, table
+from ..parts import nothing, panel, select, signed, table
 from ..urls import Params, link
 
 
@@ -27,7 +28,7 @@ def circuits(catalogue: Asking, params: Params) -> Component:
     circuit = study_circuit(catalogue, name)
     about = answer.first
     again = link("try", prompt=about["prompt"], target=about["target"], run=about["run"])
-    tokens = [html.Span([shown(token), html.Sub(i)]) for i, token in enumerate(about["tokens"])]
+    tokens = [html.Span([token_text(token), html.Sub(i)]) for i, token in enumerate(about["tokens"])]
     return html.Div(
         [
             panel(
@@ -66,9 +67,9 @@ def _circuit(catalogue: Asking, study: str, _edition: Any) -> Circuit:
 
 def _scores(row: Row) -> str:
     return (
-        f"replacement {number(row['replacement_score'], 3)}, completeness {number(row['completeness_score'], 3)}; "
-        f"sums add up to {number(row['identity_error'], 2)}, frozen ablations are as predicted to "
-        f"{number(row['frozen_error'], 2)}, free ones correlate by {number(row['free_correlation'], 3)}."
+        f"replacement {shown(row['replacement_score'], 3)}, completeness {shown(row['completeness_score'], 3)}; "
+        f"sums add up to {shown(row['identity_error'], 2)}, frozen ablations are as predicted to "
+        f"{shown(row['frozen_error'], 2)}, free ones correlate by {shown(row['free_correlation'], 3)}."
     )
 
 
@@ -82,8 +83,8 @@ def _paths(catalogue: Asking, study: str) -> Component:
 def _interventions(catalogue: Asking, study: str) -> Component:
     answer = catalogue.ask("interventions", study=study)
     rows = [
-        [row["label"], row["n_features"], row["token"], number(row["before"], 4),
-         number(row["after"], 4), "all else held" if row["frozen"] else "nothing held"]
+        [row["label"], row["n_features"], row["token"], shown(row["before"], 4),
+         shown(row["after"], 4), "all else held" if row["frozen"] else "nothing held"]
         for row in answer.rows
     ]  # fmt: skip
     head = ["change", "features", "of", "before", "after", "how"]

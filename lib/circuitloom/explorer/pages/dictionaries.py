@@ -3,9 +3,10 @@
 from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
+from ...wording import shown
 from .. import figures
 from ..asking import Asking, Row
-from ..parts import nothing, number, panel, select, table
+from ..parts import nothing, panel, select, table
 from ..urls import Params, link, parse, whole_number
 
 TOGETHER = -1
@@ -80,9 +81,9 @@ def _metrics(rows: list[Row], layer: int) -> Component:
                 dcc.Link(row["run"], href=link("dictionaries", run=row["run"], layer=layer)),
                 row["kind"],
                 row["act"],
-                number(row["width"]),
-                *map(number, values),
-                number(row["density_over_1_percent"]),
+                shown(row["width"]),
+                *map(shown, values),
+                shown(row["density_over_1_percent"]),
             ]
         )
     return table(head, made, words=(0, 1, 2))

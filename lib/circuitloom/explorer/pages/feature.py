@@ -6,20 +6,10 @@ from typing import Any
 from dash import Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
+from ...wording import shown, token_text
 from .. import figures
 from ..asking import Asking, Row
-from ..parts import (
-    feature_name,
-    nothing,
-    number,
-    panel,
-    shaded,
-    shown,
-    signed,
-    table,
-    to_feature,
-    tokens_with_effects,
-)
+from ..parts import feature_name, nothing, panel, shaded, signed, table, to_feature, tokens_with_effects
 from ..queries import query
 from ..urls import Params, feature_link, link, whole_number
 
@@ -77,7 +67,7 @@ def register_feature(app: Dash, catalogue: Asking) -> None:
         answer = catalogue.ask("alike", **names)
         rows = [
             [html.Span([row["run"], " ", to_feature(row["run"], row["layer"], row["feature"])]),
-             number(row["cosine"], 3), number(row["n_both"])]
+             shown(row["cosine"], 3), shown(row["n_both"])]
             for row in answer.rows
         ]  # fmt: skip
         return panel(
@@ -110,12 +100,12 @@ def _head(names: dict[str, Any], row: Row) -> Component:
 
 def _facts(row: Row, answer: Any) -> Component:
     facts = [
-        ("fires on", f"{number(row['n_tokens'])} tokens ({number(100 * row['density'], 3)} %)"),
-        ("largest activation", number(row["max_activation"])),
-        ("mean where it fires", number(row["mean_activation"])),
-        ("encoder row's norm", number(row["encoder_norm"])),
-        ("decoder row's norm", number(row["decoder_norm"])),
-        ("encoder bias", number(row["bias"])),
+        ("fires on", f"{shown(row['n_tokens'])} tokens ({shown(100 * row['density'], 3)} %)"),
+        ("largest activation", shown(row["max_activation"])),
+        ("mean where it fires", shown(row["mean_activation"])),
+        ("encoder row's norm", shown(row["encoder_norm"])),
+        ("decoder row's norm", shown(row["decoder_norm"])),
+        ("encoder bias", shown(row["bias"])),
     ]
     return panel("In numbers", table(["what", "value"], facts, (0,)), answer=answer)
 
@@ -142,14 +132,14 @@ def _examples(catalogue: Asking, names: dict[str, Any], facts: Row) -> Component
                 parts.append(html.Details([html.Summary(f"{len(lines) - EXAMPLES} more"), more]))
         else:
             low, high, part = (own[0][name] for name in ("band_low", "band_high", "band_share"))
-            title = f"{number(low, 3)} to {number(high, 3)}: {number(100 * part, 3)} % of its activations"
+            title = f"{shown(low, 3)} to {shown(high, 3)}: {shown(100 * part, 3)} % of its activations"
             parts += [html.H3(title), html.Ol(lines, className="examples")]
     return panel("Examples, the largest first, then by band", *parts, answer=answer)
 
 
 def _example(row: Row, largest: float, spacing: str) -> Component:
     place = f"sequence {row['sequence']}, position {row['position']}"
-    value = html.Span(number(row["activation"], 3), className="value", title=place)
+    value = html.Span(shown(row["activation"], 3), className="value", title=place)
     return html.Li([value, shaded(row, largest, spacing)])
 
 
@@ -189,7 +179,7 @@ def _concepts(catalogue: Asking, names: dict[str, Any]) -> Component | None:
                 row["concept"].replace("_", " "),
                 href=link("sql", query=query("of_concept", {"concept": row["concept"]})),
             ),
-            *(number(row[name], 3) for name in ("f1", "precision", "recall", "threshold")),
+            *(shown(row[name], 3) for name in ("f1", "precision", "recall", "threshold")),
         ]
         for row in answer.rows
     ]
@@ -202,7 +192,7 @@ def _blind(catalogue: Asking, names: dict[str, Any]) -> Component | None:
     if not answer.rows:
         return None
     rows = [
-        [row["protocol"], row["place"], ", ".join(map(shown, row["tokens"][:8])), number(row["f1"], 3)]
+        [row["protocol"], row["place"], ", ".join(map(token_text, row["tokens"][:8])), shown(row["f1"], 3)]
         for row in answer.rows
     ]
     return panel(
@@ -228,7 +218,7 @@ def _connections(catalogue: Asking, names: dict[str, Any]) -> Component:
 def _connection(run: str, row: Row, words: Any) -> list:
     place = (row["layer"], row["feature"])
     effects = (signed(row[name]) for name in ("weight", "mean_effect", "mean_effect_when_active"))
-    return [to_feature(run, *place), ", ".join(map(shown, words.get(place, ()))), row["via"], *effects]
+    return [to_feature(run, *place), ", ".join(map(token_text, words.get(place, ()))), row["via"], *effects]
 
 
 def _nearest(catalogue: Asking, names: dict[str, Any]) -> Component:
@@ -236,8 +226,8 @@ def _nearest(catalogue: Asking, names: dict[str, Any]) -> Component:
     words = catalogue.words(names["run"], [(row["layer"], row["feature"]) for row in answer.rows])
     rows = [
         [to_feature(names["run"], row["layer"], row["feature"]),
-         ", ".join(map(shown, words.get((row["layer"], row["feature"]), ()))),
-         number(row["overlap"], 3), number(row["n_both"]), number(row["lift"], 3)]
+         ", ".join(map(token_text, words.get((row["layer"], row["feature"]), ()))),
+         shown(row["overlap"], 3), shown(row["n_both"]), shown(row["lift"], 3)]
         for row in answer.rows
     ]  # fmt: skip
     head = ["feature", "fires on", "overlap", "tokens of both", "lift"]

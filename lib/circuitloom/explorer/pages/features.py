@@ -7,9 +7,10 @@ import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
+from ...wording import shown
 from ..asking import Answer, Asking
 from ..listing import COLUMNS, SEARCHES, page, statement
-from ..parts import aria, behind, choice, nothing, number, panel, select
+from ..parts import aria, behind, choice, nothing, panel, select
 from ..urls import Params, feature_link, whole_number
 
 ROWS = 100
@@ -104,7 +105,7 @@ def register_features(app: Dash, catalogue: Asking) -> None:
             row["href"] = feature_link(run, layer, row["feature"])
         total = _total(answer, asked)
         response = {"rowData": found, "rowCount": total}
-        return response, f"{number(total)} features", behind(answer)
+        return response, f"{shown(total)} features", behind(answer)
 
     app.clientside_callback(
         ClientsideFunction("circuitloom", "rememberGrid"),

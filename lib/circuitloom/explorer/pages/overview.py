@@ -5,8 +5,9 @@ from itertools import groupby
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from ...wording import shown
 from ..asking import Asking, Row
-from ..parts import NONE, nothing, number, panel, table
+from ..parts import nothing, panel, table
 from ..urls import Params, link
 
 
@@ -25,7 +26,7 @@ def _contents(catalogue: Asking) -> Component:
         ("circuits", counts["studies"], "prompts traced"),
     ]
     made: list[Component] = [
-        dcc.Link([html.Strong(number(int(value))), html.Span(what)], href=link(page), className="tile")
+        dcc.Link([html.Strong(shown(int(value))), html.Span(what)], href=link(page), className="tile")
         for page, value, what in tiles
     ]
     if counts["claims"]:
@@ -39,7 +40,7 @@ def _model(catalogue: Asking) -> Component | None:
     if not answer.rows:
         return None
     rows = [
-        [row["figure"].replace("_", " "), number(row["value"]), row["unit"], row["meaning"]]
+        [row["figure"].replace("_", " "), shown(row["value"]), row["unit"], row["meaning"]]
         for row in answer.rows
     ]
     return panel(
@@ -56,10 +57,10 @@ def _studies(catalogue: Asking) -> Component:
             dcc.Link(row["study"], href=link("circuits", study=row["study"])),
             row["prompt"],
             row["target"],
-            number(row["n_nodes"]),
-            number(row["replacement_score"], 3),
-            number(row["frozen_error"], 2),
-            number(row["free_correlation"], 3),
+            shown(row["n_nodes"]),
+            shown(row["replacement_score"], 3),
+            shown(row["frozen_error"], 2),
+            shown(row["free_correlation"], 3),
         ]
         for row in answer.rows
     ]
@@ -93,7 +94,7 @@ def _claims(catalogue: Asking) -> Component | None:
 
 
 def _claim(row: Row) -> list:
-    interval = NONE if row["low"] is None else f"{number(row['low'], 3)} to {number(row['high'], 3)}"
+    interval = "" if row["low"] is None else f"{shown(row['low'], 3)} to {shown(row['high'], 3)}"
     verdict = html.Span("holds", className="holds") if row["holds"] else html.Span("fails", className="fails")
-    asked = f"{row['relation']} {number(row['bound'], 3)}"
-    return [row["statement"], number(row["value"], 3), interval, asked, verdict]
+    asked = f"{row['relation']} {shown(row['bound'], 3)}"
+    return [row["statement"], shown(row["value"], 3), interval, asked, verdict]

@@ -14,8 +14,9 @@ from ...catalog.macros import macros
 from ...catalog.output import cell, rows_of
 from ...catalog.page import names_of
 from ...catalog.questions import fill_in, questions
+from ...wording import shown
 from ..asking import Asking
-from ..parts import number, panel
+from ..parts import panel
 from ..urls import Params
 
 MOST = 5_000
@@ -79,7 +80,7 @@ def _result(catalogue: Asking, statement: str) -> Component:
         return html.P(str(error), className="error", role="alert")
     seconds = time.perf_counter() - began
     said = (
-        f"{number(len(rows))} rows" + (", the first of more" if more else "") + f" in {1000 * seconds:.0f} ms"
+        f"{shown(len(rows))} rows" + (", the first of more" if more else "") + f" in {1000 * seconds:.0f} ms"
     )
     # fields are numbered: a name with a dot would be taken for a path, and two columns may have one name
     columns = [

@@ -1,0 +1,170 @@
+"""What the report says, section by section: answers of the catalogue, and what is drawn from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..evaluation.pareto import pareto_figure
+from .answers import Answer, Catalogue, Row
+from .graph import EDGES, Graph, lay_out
+from .plots import (
+    draw_concepts,
+    draw_densities,
+    draw_effects,
+    draw_faithfulness,
+    draw_pretraining,
+    draw_training,
+    lines_of,
+    spread,
+)  # fmt: skip
+from .svg import inline_svg
+
+PANELS = 4
+"""Layers that training and densities are shown of, at most."""
+PARETO_PANELS = 8
+"""Layers that the Pareto plot has panels of, at most; all layers at once has one more."""
+EFFECTS = 2000
+"""Edges in a plot of effects, at most."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot, and the answer that it was drawn from."""
+
+    svg: str
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A prompt that was traced."""
+
+    study: Row
+    asked: Answer
+    graph: Graph
+    nodes: Answer
+    edges: Answer
+    of_features: tuple[Answer, Answer]
+    """Tokens that features raise and lower, and their examples."""
+    effects: Picture | None
+    paths: Answer
+    interventions: Answer
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Everything in the report that the catalogue answered."""
+
+    glance: Answer
+    cases: Answer
+    corpus: Answer
+    runs: Answer
+    language_model: Answer
+    pretraining: Picture | None
+    layers: tuple[int, ...]
+    """Layers that were scored."""
+    shown: tuple[int, ...]
+    """Those of them that training and densities are shown of."""
+    pareto: Picture | None
+    metric_mean: Answer
+    metric: Answer
+    training: Picture | None
+    densities: Picture | None
+    concepts: Picture | None
+    concept_mean: Answer
+    studies: Answer
+    traced: tuple[Traced, ...]
+    behaviours: Mapping[str, Picture] = field(default_factory=dict)
+    components: Answer | None = None
+    claims: Mapping[str, Answer] = field(default_factory=dict)
+    blind: Answer | None = None
+
+
+def collect(catalogue: Catalogue, step_tokens: int) -> Sections:
+    """Ask for everything, and draw it; `step_tokens` are those of a step of pretraining, 0 where there was none.
+
+    Raises ValueError where the catalogue cannot be read.
+    """
+    runs = catalogue.ask("runs")
+    lines = lines_of(runs.rows)
+    layers = [row["layer"] for row in catalogue.ask("layers").rows if row["layer"] >= 0]
+    shown = spread(layers, PANELS)
+    figures = catalogue.ask("language_model")
+    studies = catalogue.ask("studies")
+    cases = catalogue.ask("cases")
+    behaviours, components = _behaviours(catalogue)
+    return Sections(
+        glance=catalogue.ask("glance"),
+        cases=cases,
+        corpus=catalogue.ask("corpus"),
+        runs=runs,
+        language_model=figures,
+        pretraining=_pretraining(catalogue, figures, step_tokens),
+        layers=tuple(layers),
+        shown=tuple(shown),
+        pareto=_pareto(catalogue, [*spread(layers, PARETO_PANELS), -1]),
+        metric_mean=catalogue.ask("metric_mean"),
+        metric=catalogue.ask("metric"),
+        training=_picture(catalogue.ask("history", layers=shown), draw_training, lines),
+        densities=_picture(catalogue.ask("density", layers=shown), draw_densities, lines),
+        concepts=_picture(catalogue.ask("concept"), draw_concepts),
+        concept_mean=catalogue.ask("concept_mean"),
+        studies=studies,
+        traced=tuple(_traced(catalogue, row) for row in studies.rows),
+        behaviours=behaviours,
+        components=components,
+        claims={
+            row["case_study"]: catalogue.ask("claims", of=row["case_study"], case=row["case_study"])
+            for row in cases.rows
+        },
+        blind=catalogue.ask("blind"),
+    )
+
+
+def _picture(answer: Answer, draw: Any, *given: Any) -> Picture | None:
+    """`answer` as `draw` draws it; nothing where it has no rows."""
+    if not answer.rows:
+        return None
+    return Picture(inline_svg(draw(answer.rows, *given), answer.name, answer.about), answer)
+
+
+def _pretraining(catalogue: Catalogue, figures: Answer, step_tokens: int) -> Picture | None:
+    answer = catalogue.ask("pretraining", step_tokens=step_tokens or 1)
+    return _picture(answer, draw_pretraining, {row["figure"]: row["value"] for row in figures.rows})
+
+
+def _pareto(catalogue: Catalogue, layers: list[int]) -> Picture | None:
+    return _picture(catalogue.ask("pareto", layers=layers), pareto_figure)
+
+
+def _traced(catalogue: Catalogue, study: Row) -> Traced:
+    """All that is shown of one traced prompt."""
+    name, run = study["study"], study["run"]
+
+    def ask(query: str, **values: Any) -> Answer:
+        return catalogue.ask(query, of=name, study=name, **values)
+
+    asked = ask("study")
+    nodes, edges = ask("graph_nodes"), ask("graph_edges", edges=EDGES)
+    return Traced(
+        study=study,
+        asked=asked,
+        graph=lay_out(nodes.rows, edges.rows, asked.rows[0]["tokens"] or []),
+        nodes=nodes,
+        edges=edges,
+        of_features=(ask("graph_tokens", run=run), ask("graph_examples", run=run)),
+        effects=_picture(ask("effects", edges=EFFECTS), draw_effects),
+        paths=ask("paths"),
+        interventions=ask("interventions"),
+    )
+
+
+def _behaviours(catalogue: Catalogue) -> tuple[dict[str, Picture], Answer]:
+    """A plot a behaviour, and the components that each depends on most."""
+    pictures = {}
+    for row in catalogue.ask("behaviours").rows:
+        answer = catalogue.ask("faithfulness", of=row["study"], study=row["study"])
+        picture = _picture(answer, draw_faithfulness)
+        assert picture is not None
+        pictures[row["study"]] = picture
+    return pictures, catalogue.ask("components")

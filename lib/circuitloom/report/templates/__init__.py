@@ -1,0 +1,55 @@
+"""The page's templates, in which everything is escaped, and its style."""
+
+import base64
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+FOLDER = Path(__file__).parent
+_UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def environment(**filters: Any) -> Environment:
+    """Templates with everything escaped that is not marked as a page's own, and `filters` besides."""
+    made = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters |= {"script_json": script_json, **filters}
+    return made
+
+
+def read(name: str) -> str:
+    """A file that the page holds as it is."""
+    return (FOLDER / name).read_text()
+
+
+def script_json(value: Any) -> Markup:
+    """`value` as JSON that can stand in a script element: no text of it can end the element, or begin a comment.
+
+    NaN and infinity, which JSON has not, are null.
+    """
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup("".join(_UNSAFE.get(c, c) for c in text))
+
+
+def policy(script: str) -> str:
+    """A Content-Security-Policy that lets the page run `script` and nothing else, and load nothing from anywhere."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,85 @@
+"""How numbers and tokens are shown."""
+
+import math
+from typing import Any
+
+_SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
+_PLAIN = 6
+_HEADINGS = {
+    "l0": "L0 (features a token)", "fvu": "FVU", "ce": "CE (nats a token)", "delta_ce": "ΔCE (nats a token)",
+    "kl": "KL (nats a token)", "delta_ce_together": "ΔCE, all layers (nats a token)",
+    "kl_together": "KL, all layers (nats a token)", "ce_recovered_zero": "CE recovered (of zero ablation)",
+    "ce_recovered_mean": "CE recovered (of mean ablation)", "alive": "alive (share)",
+    "density_over_1_percent": "denser than 1 % (share)", "density_over_10_percent": "denser than 10 % (share)",
+    "mean_f1": "mean F1", "median_f1": "median F1", "f1": "F1", "found_at_0_8": "F1 ≥ 0.8", "found_at_0_5": "F1 ≥ 0.5",
+    "n_active": "active features", "n_nodes": "nodes", "n_edges": "edges", "n_prompts": "prompts",
+    "replacement_score": "replacement score", "seconds": "time (s)", "act": "activation function",
+    "width": "width, F", "seed": "seed", "n_steps": "steps",
+}  # fmt: skip
+"""Headings of columns whose names do not say enough, with units."""
+
+
+def shown(value: Any, digits: int = 4) -> str:
+    """A value of a table's cell: so many digits, whole numbers in full, nothing for null."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return number(value, digits)
+        case list() | tuple():
+            return ", ".join(shown(item, digits) for item in value)
+    return visible(str(value))
+
+
+def heading(column: str) -> str:
+    """A column's heading."""
+    return _HEADINGS.get(column, column.replace("_", " "))
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Significant digits, so many; very small and very large numbers in powers of ten."""
+    if value is None or not math.isfinite(value):
+        return ""
+    if value == round(value) and abs(value) < 10**_PLAIN:
+        return f"{value:,.0f}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 10 ** (2 * _PLAIN) else f"{value:.{digits - 1}e}"
+    if abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    text = f"{value:.{digits}g}"
+    # 3.9999 is no 4
+    return text if "." in text else f"{value:#.{digits}g}"
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """A number with its sign."""
+    text = number(value, digits)
+    return f"+{text}" if value is not None and value > 0 and text else text
+
+
+def visible(text: str) -> str:
+    """`text` with what a page would not show: line breaks and other control characters as signs."""
+    return "".join(c if c.isprintable() else _SIGNS.get(c) or f"\\u{ord(c):04x}" for c in text)
+
+
+def token_text(token: str) -> str:
+    """A token by itself: as `visible`, its blanks at either end as signs, and a sign for nothing."""
+    if not token:
+        return "∅"
+    middle = token.strip(" ")
+    if not middle:
+        return _SIGNS[" "] * len(token)
+    before = len(token) - len(token.lstrip(" "))
+    after = len(token) - len(token.rstrip(" "))
+    return _SIGNS[" "] * before + visible(middle) + _SIGNS[" "] * after
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

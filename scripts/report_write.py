@@ -1,0 +1,22 @@
+from circuitloom.job import job
+
+with job("report", snakemake.threads, snakemake.log[0]):
+    from pathlib import Path
+
+    from circuitloom.report.write import Sources, write_report
+
+    source, params = snakemake.input, snakemake.params
+    write_report(
+        Sources(
+            folder=Path(source.catalog).parent,
+            config=params.config,
+            model=Path(source.model),
+            tokens=[Path(folder) for folder in source.tokens],
+            dictionaries=[Path(folder) for folder in source.dictionaries],
+            results=[Path(file) for file in source.results],
+            pictures=[Path(file) for file in source.pictures],
+            benchmarks=Path(params.benchmarks),
+            rule=snakemake.rule,
+        ),
+        Path(snakemake.output[0]),
+    )

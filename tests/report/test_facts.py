@@ -1,0 +1,68 @@
+"""Versions, hashes, times: what they are read from."""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from circuitloom.report import facts
+
+
+def bench(folder: Path, name: str, *rows: str) -> None:
+    (folder / f"{name}.tsv").write_text("\n".join(["s\th:m:s\tmax_rss", *rows]) + "\n")
+
+
+def test_jobs_of_one_rule_are_put_together(tmp_path) -> None:
+    bench(tmp_path, "train_topk_layer0", "10\t0:00:10\t200")
+    bench(tmp_path, "train_topk_layer11", "30\t0:00:30\t100")
+    bench(tmp_path, "tabulate_features_tc-topk8-128_layer0", "5\t0:00:05\t50")
+    bench(tmp_path, "tabulate_features_sae-topk8_layer1", "6\t0:00:06\t60")
+    bench(tmp_path, "study_greater_than_year_span", "7\t0:00:07\t70")
+    bench(tmp_path, "write_report", "9\t0:00:09\t90")
+    found = {time.rule: time for time in facts.times(tmp_path, "write_report")}
+    assert set(found) == {"train_topk", "tabulate_features", "study_greater_than"}
+    assert found["train_topk"] == facts.Time("train_topk", 2, 40.0, 30.0, 200.0)
+    assert found["tabulate_features"].seconds == 11
+
+
+@pytest.mark.parametrize("missing", ["NA", "-", ""])
+def test_what_snakemake_could_not_measure_counts_as_nothing(tmp_path, missing: str) -> None:
+    bench(tmp_path, "quick", f"0.1\t0:00:00\t{missing}")
+    assert facts.times(tmp_path, "") == [facts.Time("quick", 1, 0.1, 0.1, 0.0)]
+
+
+def test_a_changed_weight_changes_its_own_hash_alone(tmp_path) -> None:
+    model, tokens, dictionary = (tmp_path / name for name in ("model", "train.zarr", "runs/tc/layer0"))
+    for folder in (model, tokens / "c", dictionary):
+        folder.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"model")
+    (tokens / "zarr.json").write_text("{}")
+    (tokens / "c" / "0").write_bytes(b"1234")
+    (dictionary / "weights.safetensors").write_bytes(b"weights")
+
+    def found() -> dict[str, str]:
+        return {
+            each.of.rpartition("/")[2]: each.sha256 for each in facts.hashes(model, [tokens], [dictionary])
+        }
+
+    before = found()
+    assert before["model.safetensors"] == hashlib.sha256(b"model").hexdigest()
+    assert before["layer0"] == hashlib.sha256(b"weights").hexdigest()
+    (tokens / "c" / "0").write_bytes(b"1235")
+    after = found()
+    assert {name for name in before if before[name] != after[name]} == {"train.zarr"}
+
+
+def test_versions_are_those_that_are_installed() -> None:
+    found = dict(facts.versions())
+    assert found["duckdb"] == version("duckdb")
+    assert found["torch"] == version("torch")
+    assert len(found["code of circuitloom, sha256"]) == 64
+
+
+def test_the_machine_is_named() -> None:
+    found = dict(facts.machine())
+    assert int(found["cores"]) > 0
+    assert found["processor"]
+    assert found["memory"].endswith(" GiB")

@@ -1,0 +1,86 @@
+"""Tokens that are HTML, scripts, quotes and control characters: nothing of them is executed, all of it is shown."""
+
+import json
+
+import pytest
+from tests.report.browser import opened
+from tests.report.conftest import write
+
+from circuitloom.report.templates import policy, script_json
+from circuitloom.wording import token_text, visible
+
+TOKENS = {
+    "a script": "<script>document.title='broken'</script>",
+    "the end of a script": "</script><script>document.title='broken'</script>",
+    "a comment in a script": "<!--<script>",
+    "an image": "<img src=x onerror=\"document.title='broken'\">",
+    "quotes": "\"' onload=\"document.title='broken'\" x='`${1}",
+    "markdown": "![a](http://localhost:9/x.png) [b](javascript:document.title=1) <http://localhost:9/>",
+    "controls": "a\n\r\t\x01\u2028\u2029\u202eb",
+    "blanks": "  x ",
+    "a template": "{{ 7 * 7 }}{% raw %}{0}$x$",
+    "other letters": "日本 é 🜁",
+}
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A report with a study and a case of each token."""
+    return write(tmp_path_factory.mktemp("hostile"), tokens=list(TOKENS.values()))
+
+
+@pytest.fixture(scope="module")
+def shown(browser, hostile):
+    with opened(browser, hostile.file) as (page, heard):
+        yield page, heard
+
+
+@pytest.mark.parametrize("place", range(len(TOKENS)), ids=list(TOKENS))
+def test_a_hostile_token_is_shown_as_it_is(place: int, shown, hostile) -> None:
+    page, _ = shown
+    token, number = list(TOKENS.values())[place], place or ""
+    graph = page.locator(f"figure.graph[data-graph='war{number}']")
+    root = graph.locator(".node[data-n='0']")
+    assert root.locator("text").evaluate("e => e.textContent") == token_text(token)
+    study = page.locator("article.study", has=page.locator(f"[data-graph='war{number}']"))
+    chip = study.locator("> .tokens .chip").nth(1)
+    # the position stands behind the token
+    assert chip.evaluate("e => e.firstChild.textContent") == token_text(token)
+    graph.locator(".node[data-n='1']").dispatch_event("click")
+    assert visible(token) in graph.locator(".told h5").evaluate("e => e.textContent")
+    claims = page.locator(f"table[data-answer='claims:caught{number}'] td").first
+    assert visible(f"share of {token}") in claims.evaluate("e => e.textContent")
+    case = page.locator("article.case", has=page.locator(f"[data-answer='claims:caught{number}']"))
+    assert case.locator(".result a, .result script").count() == 0
+    assert case.locator("img").count() == 2
+    held = hostile.page.rows[f"graph_nodes:war{number}"][0]["token"]
+    assert held == token
+
+
+def test_hostile_tokens_do_nothing(shown, hostile) -> None:
+    page, heard = shown
+    for node in page.locator("figure.graph .node[data-n='1']").all():
+        node.dispatch_event("click")
+    assert page.title() == "circuitloom: made"
+    assert page.locator(".told .chip").first.evaluate("e => e.textContent") == next(iter(TOKENS.values()))
+    assert page.locator("script").count() == 1 + len(hostile.page.rows)
+    assert page.evaluate("document.querySelectorAll('[onerror], [onload]').length") == 0
+    assert set(heard.requests) == {hostile.file.as_uri()}
+    assert heard.messages == []
+
+
+def test_json_in_a_script_cannot_end_it_and_reads_the_same() -> None:
+    value = {"a": [*TOKENS.values(), 0.5, None, float("nan")]}
+    text = script_json(value)
+    for broken in ("<", ">", "&", "\u2028", "\u2029"):
+        assert broken not in text
+    assert json.loads(text) == {"a": [*TOKENS.values(), 0.5, None, None]}
+
+
+def test_the_policy_names_the_page_s_own_script_and_no_other(written) -> None:
+    (script,) = written.page.scripts
+    content = written.html.split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0]
+    assert content.replace("&#39;", "'") == policy(script)
+    assert "default-src 'none'" in policy(script)
+    assert "http" not in policy(script)
+    assert policy(script) != policy(script + " ")
