@@ -44,14 +44,16 @@ window.dash_clientside = window.dash_clientside || {};
       return where.page;
     },
     // A choice above a page changes its address; what belonged to the old choice goes.
-    choose(...values) {
-      const trigger = window.dash_clientside.callback_context.triggered[0];
-      if (!trigger) return stay;
-      const { go: name, now: current } = JSON.parse(trigger.prop_id.slice(0, -".value".length));
-      const value = trigger.value === null || trigger.value === undefined ? "" : String(trigger.value);
-      if (value === current) return stay;
-      const gone = { study: ["share", "groups", "node"], run: ["filter", "sort", "layer"], search: ["sort"] }[name] || [];
-      go(changed({ ...Object.fromEntries(gone.map((each) => [each, null])), [name]: value }));
+    choose() {
+      // a page's controls are all named when it is new, and may still be when one of them changes
+      for (const { prop_id, value: given } of window.dash_clientside.callback_context.triggered) {
+        const { go: name, now } = JSON.parse(prop_id.slice(0, -".value".length));
+        const value = given === null || given === undefined ? "" : String(given);
+        if (value === now) continue;
+        const old = { study: ["share", "groups", "node"], run: ["filter", "sort", "layer"], search: ["sort"] }[name] || [];
+        go(changed({ ...Object.fromEntries(old.map((each) => [each, null])), [name]: value }));
+        break;
+      }
       return stay;
     },
     rememberCircuit(share, groups, node) {
