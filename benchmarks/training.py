@@ -1,8 +1,9 @@
 """Training step of a topk SAE beside SAELens' trainer: same data, same initial weights, alternating in one run.
 
     python benchmarks/training.py --peer /path/to/environment/bin/python     # an environment with sae-lens
+    python benchmarks/training.py --peer ... --sparsify ... --device cuda --d 768 --width 24576 --batch 8192 --steps 200
 
-Prints the tokens a second of each (median step), their ratio, and both loss curves.
+Prints the tokens a second of each (median step), their ratio, and the loss curves.
 """
 
 import argparse
@@ -14,7 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-PEER = Path(__file__).parent / "peers" / "saelens_topk.py"
+from peers.clock import Clock, peak_gigabytes
+
+PEERS = Path(__file__).parent / "peers"
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 """What the workflow sets for its jobs; the peer is timed with and without."""
 
@@ -36,39 +39,44 @@ def make_data(file: Path, d: int, width: int, batch: int) -> None:
     save_file({"x": x, **{name: value.detach() for name, value in p.named()}}, file)
 
 
-def ours(file: Path, k: int, batch: int, steps: int, learning_rate: float) -> dict[str, list[float]]:
-    """Seconds and FVU of each step of our trainer."""
-    import time
-
+def our_trainee(file: Path, options: argparse.Namespace):
+    """Our trainer with the given initial weights, and the data."""
     from safetensors.torch import load_file
 
     from circuitloom.activations.moments import Sums, moments
     from circuitloom.config import Run
     from circuitloom.dictionaries.trainee import Trainee
 
-    data = load_file(file)
+    data = load_file(file, device=options.device)
     x = data.pop("x")
     sums = Sums.zeros(1, x.shape[1])
-    sums.add(0, x)
-    keys = {"learning_rate": learning_rate, "warmup": 0, "decay": 0, "aux": 0}
-    run = Run(kind="sae", width=len(data["b_enc"]), k=k, batch=batch, tokens=steps * batch, **keys)
+    # as caching does, in batches: float32 sums of 50 million squares are wrong by 0.8 %
+    for rows in x.cpu().split(1024):
+        sums.add(0, rows)
+    keys = {"learning_rate": options.learning_rate, "warmup": 0, "decay": 0, "aux": 0}
+    keys |= {"batch": options.batch, "tokens": options.steps * options.batch, "precision": options.precision}
+    run = Run(kind="sae", width=len(data["b_enc"]), k=options.k, **keys)
     stored = moments(sums, 0, len(x))
     trainee = Trainee(run, 0, stored, stored, (x, x))
     for name, value in trainee.parameters.named():
         value.data.copy_(data[name])
-    seconds, fvu = [], []
-    for i in range(steps):
-        rows = x[i * batch % len(x) :][:batch]
-        began = time.perf_counter()
-        terms = trainee.step(i, rows, rows)
-        seconds.append(time.perf_counter() - began)
-        fvu.append(terms.fvu.item())
-    return {"seconds": seconds, "fvu": fvu}
+    return trainee, x
 
 
-def run_in(
-    python: str, script: Path, arguments: list[str], environment: dict[str, str]
-) -> dict[str, list[float]]:
+def ours(file: Path, options: argparse.Namespace) -> dict:
+    """Seconds and FVU of each step of our trainer."""
+    trainee, x = our_trainee(file, options)
+    clock, fvu = Clock(options.device), []
+    for i in range(options.steps):
+        rows = x[i * options.batch % len(x) :][: options.batch]
+        clock.mark()
+        fvu.append(trainee.step(i, rows, rows).fvu)
+    clock.mark()
+    values = [float(each) for each in fvu]
+    return {"seconds": clock.seconds(), "fvu": values, "peak": peak_gigabytes(options.device)}
+
+
+def run_in(python: str, script: Path, arguments: list[str], environment: dict[str, str]) -> dict:
     """One side, in a process of its own."""
     result = subprocess.run(
         [python, str(script), *arguments],
@@ -87,6 +95,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peer", help="python of an environment with sae-lens")
+    parser.add_argument("--sparsify", help="python of an environment with eai-sparsify")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--d", type=int, default=256)
     parser.add_argument("--width", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)
@@ -97,36 +108,56 @@ def main() -> None:
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(ours(options.side, options.k, options.batch, options.steps, options.learning_rate)))
+        print(json.dumps(ours(options.side, options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.safetensors"
         make_data(file, options.d, options.width, options.batch)
-        common = [f"--{name}={getattr(options, name)}" for name in ("k", "batch", "steps")]
-        common.append(f"--learning-rate={options.learning_rate}")
-        sides = {"circuitloom": (sys.executable, Path(__file__), [f"--side={file}", *common], ALLOCATOR)}
-        if options.peer:
-            sides["SAELens"] = (options.peer, PEER, [str(file), *common], {})
-            sides["SAELens, allocator set"] = (options.peer, PEER, [str(file), *common], ALLOCATOR)
-        results: dict[str, list[dict[str, list[float]]]] = {name: [] for name in sides}
+        results: dict[str, list[dict]] = {}
         for _ in range(options.rounds):
-            for name, side in sides.items():
-                results[name].append(run_in(*side))
+            for name, side in sides(file, options).items():
+                results.setdefault(name, []).append(run_in(*side))
     report(results, options.batch)
 
 
-def report(results: dict[str, list[dict[str, list[float]]]], batch: int) -> None:
+def sides(file: Path, options: argparse.Namespace) -> dict[str, tuple[str, Path, list[str], dict[str, str]]]:
+    """What to run, by name: python, script, arguments, environment."""
+    names = ("k", "batch", "steps", "learning_rate", "device")
+    common = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    as_asked = [*common, f"--precision={options.precision}"]
+    found = {"circuitloom": (sys.executable, Path(__file__), [f"--side={file}", *as_asked], ALLOCATOR)}
+    on_gpu = options.device != "cpu"
+    if options.peer:
+        saelens = (options.peer, PEERS / "saelens_topk.py", [str(file), *common])
+        found["SAELens"] = (*saelens, {})
+        if on_gpu:
+            found["SAELens, autocast"] = (*saelens[:2], [*saelens[2], "--precision=bfloat16"], {})
+        else:
+            found["SAELens, allocator set"] = (*saelens, ALLOCATOR)
+    if options.sparsify:
+        found["sparsify"] = (options.sparsify, PEERS / "sparsify_topk.py", [str(file), *common], {})
+    return found
+
+
+def report(results: dict[str, list[dict]], batch: int) -> None:
     """Print rates, ratios and loss curves."""
     rates = {}
     for name, rounds in results.items():
-        medians = [batch / statistics.median(each["seconds"][2:]) for each in rounds]
+        # the first steps compile kernels and fill the allocator's pools
+        medians = [
+            batch / statistics.median(each["seconds"][max(2, len(each["seconds"]) // 5) :]) for each in rounds
+        ]
         rates[name] = statistics.median(medians)
-        print(f"{name:<24}{rates[name]:>12,.0f} tokens/s (rounds {', '.join(f'{m:,.0f}' for m in medians)})")
+        print(
+            f"{name:<24}{rates[name]:>12,.0f} tokens/s (rounds {', '.join(f'{m:,.0f}' for m in medians)})",
+            end="",
+        )
+        print(f"{max(each['peak'] for each in rounds):>8.2f} GB" if rounds[0]["peak"] else "")
     for name in list(rates)[1:]:
         print(f"ratio to {name}: {rates['circuitloom'] / rates[name]:.1f}")
     print("FVU of the batch, by step")
     steps = len(next(iter(results.values()))[0]["fvu"])
-    for step in sorted({0, *range(4, steps, 5), steps - 1}):
+    for step in sorted({0, *range(4, steps, max(5, steps // 10)), steps - 1}):
         values = "".join(f"{rounds[0]['fvu'][step]:>26.5f}" for rounds in results.values())
         print(f"{step + 1:>5}{values}")
 

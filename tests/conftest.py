@@ -11,6 +11,9 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"
 # two processes of tests share two cores: threads that wait for each other would spin
 os.environ["OMP_NUM_THREADS"] = "1"
+# without a GPU its kernels run in Triton's interpreter, which has to be said before Triton is imported
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 # an int is a float, as PEP 484 has it
 install_import_hook("circuitloom", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import time
 
 import torch
+from clock import Clock, peak_gigabytes
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
@@ -17,8 +17,10 @@ def main() -> None:
     for name in ("k", "batch", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     options = parser.parse_args()
-    data = load_file(options.data)
+    data = load_file(options.data, device=options.device)
     x = data["x"]
     config = TopKTrainingSAEConfig(
         d_in=x.shape[1],
@@ -26,6 +28,7 @@ def main() -> None:
         k=options.k,
         aux_loss_coefficient=0.0,
         apply_b_dec_to_input=False,
+        device=options.device,
     )
     sae = TopKTrainingSAE(config)
     with torch.no_grad():
@@ -45,17 +48,20 @@ def main() -> None:
         train_batch_size_samples=options.batch,
         lr=options.learning_rate,
         lr_end=options.learning_rate,
+        device=options.device,
+        autocast=options.precision == "bfloat16",
     )
     trainer = SAETrainer(settings, sae, batches())
     variance = float((x - x.mean(0)).square().sum(1).mean())
-    seconds, fvu = [], []
+    clock, fvu = Clock(options.device), []
     for _ in range(options.steps):
         batch = next(trainer.data_provider)
-        began = time.perf_counter()
+        clock.mark()
         output = trainer._train_step(sae=sae, sae_in=batch)
-        seconds.append(time.perf_counter() - began)
-        fvu.append(float((output.sae_out.detach() - batch).square().sum(1).mean()) / variance)
-    print(json.dumps({"seconds": seconds, "fvu": fvu}))
+        fvu.append((output.sae_out.detach() - batch).square().sum(1).mean() / variance)
+    clock.mark()
+    values = [float(each) for each in fvu]
+    print(json.dumps({"seconds": clock.seconds(), "fvu": values, "peak": peak_gigabytes(options.device)}))
 
 
 if __name__ == "__main__":

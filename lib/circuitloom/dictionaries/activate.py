@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config.dictionaries import Run
+from . import rows
 from .parameters import Parameters
 from .selection import kth_largest, largest, rough_scores, select
-from .sparse import Decode, Encode, Pattern
+from .sparse import Decode, Encode, Entries
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Activated:
     """Pre-activations, [token, feature] or [entry]."""
     z: Float[Tensor, "*entries"]
     """Activations, of the same shape."""
-    pattern: Pattern | None
+    pattern: Entries | None
 
     def per_feature(self, vector: Float[Tensor, " feature"]) -> Float[Tensor, "*entries"]:
         """`vector` of each entry's feature, of the shape of z."""
@@ -38,13 +39,20 @@ class Activated:
         """Whether each feature is active on any token."""
         if self.pattern is None:
             return (self.z > 0).any(0)
-        return torch.zeros(width, dtype=torch.bool).index_fill_(
-            0, self.pattern.feature[self.z > 0].long(), True
-        )
+        # one place more for the silent, since a GPU would have to be waited for to leave them out
+        place = torch.where(self.z > 0, self.pattern.feature, width).long()
+        fired = torch.zeros(width + 1, dtype=torch.bool, device=place.device)
+        return fired.index_fill_(0, place, True)[:width]
 
 
 def activate_sparse(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Activated | None:
-    """Activations of the features that can be active; None where they are too many for sparse products to pay."""
+    """Activations of the features that can be active; None where dense products are faster, or all that there is."""
+    if rows.kernels_serve(run, x):
+        chosen = rows.choose(p, run, x)
+        pre: Tensor = rows.Encode.apply(p.W_enc, p.encoder_bias, chosen)  # type: ignore[assignment]
+        return Activated(pre, pre.relu(), chosen.rows)
+    if x.is_cuda:
+        return None
     pattern = select(p, run, x)
     if pattern is None:
         return None
@@ -73,7 +81,7 @@ def activate_dense(
     return Activated(pre, z, None)
 
 
-def _values(p: Parameters, run: Run, pre: Tensor, pattern: Pattern | None) -> Tensor:
+def _values(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -> Tensor:
     if p.threshold is None:
         return pre.relu()
     threshold = (

@@ -49,7 +49,7 @@ def evaluate_terms(
 
     `variance` is V in the same units, `sparsity_weight` the λ of this step, `dead` the features to revive.
     """
-    activated = None if dense or x.is_cuda else activate_sparse(p, run, x)
+    activated = None if dense else activate_sparse(p, run, x)
     if activated is None:
         bias = p.encoder_bias
         with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bfloat16(run) and not dense):
@@ -67,8 +67,7 @@ def evaluate_terms(
         reconstruction = (squared / norm_y).mean() / y.shape[1]
     else:
         reconstruction = squared.mean() / variance
-    norm = p.decoder_norm
-    sparsity = sparsity_weight * _penalty(p, run, activated, norm, variance) / len(x)
+    sparsity = sparsity_weight * _penalty(p, run, activated, variance) / len(x)
     auxiliary = _auxiliary(p, run, x, (y - y_hat).detach(), dead)
     return Terms(
         loss=reconstruction + sparsity + auxiliary,
@@ -78,21 +77,21 @@ def evaluate_terms(
         fvu=squared.detach().mean() / variance,
         l0=(activated.z.detach() > 0).sum() / len(x),
         fired=activated.fired(len(p.W_enc)),
-        smallest=_smallest(activated, norm) if run.act == "batchtopk" else torch.tensor(torch.inf),
+        smallest=_smallest(activated, p.decoder_norm) if run.act == "batchtopk" else torch.tensor(torch.inf),
     )
 
 
-def _penalty(p: Parameters, run: Run, activated: Activated, norm: Tensor, variance: float) -> Tensor:
+def _penalty(p: Parameters, run: Run, activated: Activated, variance: float) -> Tensor:
     """Sparsity penalty summed over tokens, without λ."""
-    if run.act in ("topk", "batchtopk"):
-        return torch.zeros((), device=norm.device)
     z = activated.z
+    if run.act in ("topk", "batchtopk"):
+        return torch.zeros((), device=z.device)
     if run.loss == "paper":
         return z.sum()
     if run.act == "relu":
-        return (z * activated.per_feature(norm)).sum() / variance**0.5
+        return (z * activated.per_feature(p.decoder_norm)).sum() / variance**0.5
     if run.penalty == "tanh":
-        return torch.tanh(TANH_SCALE * z * activated.per_feature(norm)).sum()
+        return torch.tanh(TANH_SCALE * z * activated.per_feature(p.decoder_norm)).sum()
     assert p.threshold is not None
     return Step.apply(activated.pre, activated.per_feature(p.threshold), run.bandwidth).sum()  # type: ignore[union-attr]
 

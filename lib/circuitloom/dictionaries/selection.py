@@ -45,8 +45,19 @@ def rough_scores(
     bias: Float[Tensor, " feature"],
 ) -> Float[Tensor, "token feature"]:
     """weight x + bias in the run's precision."""
-    low = torch.bfloat16 if uses_bfloat16(run) else torch.float32
+    low = rough_dtype(run)
     return torch.addmm(bias.to(low), x.to(low), weight.to(low).T)
+
+
+def rough_dtype(run: Run) -> torch.dtype:
+    """Number format of the run's large products."""
+    return torch.bfloat16 if uses_bfloat16(run) else torch.float32
+
+
+def margin(k: int, scores: Float[Tensor, "token feature"]) -> int:
+    """How many of the largest rough scores surely, or nearly so, hold the k largest exact ones."""
+    # bfloat16 errs by 0.4 %
+    return k if scores.dtype == torch.float32 else min(scores.shape[1], k + max(4, k // 4))
 
 
 def uses_bfloat16(run: Run) -> bool:
@@ -70,8 +81,8 @@ def _top_k(
 ) -> Pattern:
     if scores.dtype == torch.float32:
         return largest(scores, k)
-    # bfloat16 errs by 0.4 %: a margin of candidates, then the choice among their exact scores
-    pattern = largest(scores, min(scores.shape[1], k + max(4, k // 4)))
+    # a margin of candidates, then the choice among their exact scores
+    pattern = largest(scores, margin(k, scores))
     return pattern.keep(_among_largest(pattern, _exact(weight, bias, x, pattern), k))
 
 

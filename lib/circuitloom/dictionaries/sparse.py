@@ -1,9 +1,11 @@
 """Products with sparse activations, and their gradients: a training step but for one dense encoder product.
 
-With k of F features active, the decoder and all gradients take k/F of the dense work. PyTorch's CSR kernels do them.
+With k of F features active, the decoder and all gradients take k/F of the dense work. On a CPU PyTorch's CSR kernels
+do them, on a GPU Triton's (rows.py).
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,8 +19,39 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 torch.sparse.check_sparse_tensor_invariants.disable()
 
 
+class Entries(ABC):
+    """Which entries of an activation matrix Z [token, feature] may be non-zero, and products with it."""
+
+    width: int
+    """Number of features, F."""
+    feature: Int[Tensor, " entry"]
+    """int32; the column of each entry, by token and ascending within one."""
+
+    @abstractmethod
+    def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+        """A dense matrix in the number format that the products below read it in."""
+
+    @abstractmethod
+    def sample(
+        self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
+    ) -> Float[Tensor, " entry"]:
+        """Entries of left @ right.T, those of the pattern alone."""
+
+    @abstractmethod
+    def times(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
+    ) -> Float[Tensor, "token d"]:
+        """Z @ dense, Z the matrix that has `values` at the pattern."""
+
+    @abstractmethod
+    def transposed_times(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
+    ) -> Float[Tensor, "feature d"]:
+        """Z.T @ dense."""
+
+
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(Entries):
     """Which entries of an activation matrix [token, feature] may be non-zero, row by row (CSR)."""
 
     row_start: Int[Tensor, " token_plus_1"]
@@ -61,6 +94,10 @@ class Pattern:
         """The entries where `mask` is true."""
         counts = torch.bincount(self.token[mask], minlength=self.tokens)
         return Pattern(_starts(counts), self.feature[mask], self.width)
+
+    def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+        """The matrix as it is: nothing is rounded."""
+        return dense
 
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
@@ -120,7 +157,8 @@ class Decode(torch.autograd.Function):
     """Z @ W_dec, Z the activations at a pattern."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Pattern) -> Tensor:  # noqa: D102
+    def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Entries) -> Tensor:  # noqa: D102
+        W_dec = pattern.operand(W_dec)
         ctx.save_for_backward(z, W_dec)
         ctx.pattern = pattern
         return pattern.times(z, W_dec)
@@ -128,5 +166,5 @@ class Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):  # noqa: D102
         z, W_dec = ctx.saved_tensors
-        gradient = gradient.contiguous()
+        gradient = ctx.pattern.operand(gradient.contiguous())
         return ctx.pattern.sample(gradient, W_dec), ctx.pattern.transposed_times(z, gradient), None

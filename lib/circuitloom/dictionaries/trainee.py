@@ -1,9 +1,10 @@
 """One run in training: its parameters, optimiser and memory of which features have been silent."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations.moments import Moments
@@ -12,6 +13,8 @@ from .dictionary import Dictionary
 from .objective import Terms, evaluate_terms
 from .paper import PaperCoordinates, drop_parallel_gradient, restore_unit_norm
 from .parameters import Scales, initial_parameters, to_dictionary
+from .replay import Replay
+from .rows import kernels_serve
 
 THRESHOLD_RATE = 0.01
 """Rate of batchtopk's running threshold."""
@@ -46,6 +49,7 @@ class Trainee:
         self.optimizer = torch.optim.Adam(tensors, lr=run.learning_rate, fused=True)
         self.silent = torch.zeros(run.width, dtype=torch.int64, device=x.device)
         self.threshold = 0.0
+        self._replay: Replay | None = None
 
     def step(self, index: int, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Terms:
         """Take optimiser step `index` (from 0) on a raw batch.
@@ -59,25 +63,56 @@ class Trainee:
         p, run = self.parameters, self.run
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(run, index, self.steps)
-        self.optimizer.zero_grad()
-        dead = (self.silent >= run.dead_tokens).nonzero()[:, 0]
-        weight = sparsity_weight(run, index, self.steps)
-        terms = evaluate_terms(p, run, x, y, self.scales.normalised_variance, weight, dead)
-        if not bool((terms.fvu < DIVERGED) & terms.loss.isfinite()):
-            raise ArithmeticError(
-                f"run {run.name}, layer {self.layer}: the loss is {terms.loss.item():.3g} at step {index}; lower its "
-                f"learning_rate ({run.learning_rate:g}); the last good checkpoint is kept"
-            )
-        terms.loss.backward()
+        terms, sane = self._terms(index, x, y)
+        if not x.is_cuda:
+            self._refuse_unless(sane(), terms, index)
         if self.paper is not None:
             drop_parallel_gradient(p)
         self.optimizer.step()
+        # a GPU has left the parameters alone by itself, and was not kept waiting
+        if x.is_cuda:
+            self._refuse_unless(sane(), terms, index)
         if self.paper is not None:
             restore_unit_norm(p)
         if p.threshold is not None:
             p.threshold.data.clamp_min_(0)
         self._remember(terms, len(x))
         return terms
+
+    def _terms(self, index: int, x: Tensor, y: Tensor) -> tuple[Terms, Callable[[], bool]]:
+        """Terms on a normalised batch, their gradients in place; and whether they are sane."""
+        p, run = self.parameters, self.run
+        variance, dead = self.scales.normalised_variance, self._dead(index)
+        if len(dead) == 0 and kernels_serve(run, x):
+            if self._replay is None or not self._replay.fits(x, y):
+                tensors = [tensor for _, tensor in p.named()]
+                self._replay = Replay(
+                    lambda x, y: evaluate_terms(p, run, x, y, variance, 0.0, dead), tensors, x, y
+                )
+            terms = self._replay(x, y)
+        else:
+            self.optimizer.zero_grad()
+            terms = evaluate_terms(p, run, x, y, variance, sparsity_weight(run, index, self.steps), dead)
+            terms.loss.backward()
+        sane = (terms.fvu < DIVERGED) & terms.loss.isfinite()
+        if x.is_cuda:
+            # the door that torch has for gradient scaling: fused Adam does nothing where this is 1
+            self.optimizer.found_inf = (~sane).float()  # type: ignore[attr-defined]
+        return terms, _asked(sane)
+
+    def _refuse_unless(self, sane: bool, terms: Terms, index: int) -> None:
+        if not sane:
+            raise ArithmeticError(
+                f"run {self.run.name}, layer {self.layer}: the loss is {terms.loss.item():.3g} at step {index}; lower "
+                f"its learning_rate ({self.run.learning_rate:g}); the last good checkpoint is kept"
+            )
+
+    def _dead(self, index: int) -> Int[Tensor, " dead"]:
+        """Features to revive; to find them is to wait for a GPU, which is not done where there can be none."""
+        run = self.run
+        if run.aux == 0 or run.act not in ("topk", "batchtopk") or index * run.batch < run.dead_tokens:
+            return torch.zeros(0, dtype=torch.int64, device=self.silent.device)
+        return (self.silent >= run.dead_tokens).nonzero()[:, 0]
 
     def _remember(self, terms: Terms, tokens: int) -> None:
         self.silent += tokens
@@ -124,6 +159,21 @@ class Trainee:
         self.optimizer.load_state_dict(state["optimizer"])
         self.silent.copy_(state["silent"])
         self.threshold = state["threshold"]
+
+
+def _asked(value: Bool[Tensor, ""]) -> Callable[[], bool]:
+    """Ask for a value; the answer, once called for, waits for what a GPU had to do until now, not for later work."""
+    if not value.is_cuda:
+        return lambda: bool(value)
+    answer = value.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> bool:
+        arrived.synchronize()
+        return bool(answer)
+
+    return wait
 
 
 def learning_rate(run: Run, index: int, steps: int) -> float:

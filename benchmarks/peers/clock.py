@@ -1,0 +1,34 @@
+"""Seconds of each step: by the wall on a CPU, by events of the stream on a GPU, which is not waited for."""
+
+import time
+
+import torch
+
+
+class Clock:
+    """Marks the ends of steps; the first mark is the start."""
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device != "cpu"
+        self.marks: list = []
+
+    def mark(self) -> None:
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between each mark and the next."""
+        pairs = list(zip(self.marks, self.marks[1:], strict=False))
+        if not self.on_gpu:
+            return [after - before for before, after in pairs]
+        torch.cuda.synchronize()
+        return [before.elapsed_time(after) / 1e3 for before, after in pairs]
+
+
+def peak_gigabytes(device: str) -> float:
+    """Most memory that torch held on the GPU; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else 0.0

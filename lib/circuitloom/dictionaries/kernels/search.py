@@ -1,0 +1,253 @@
+"""The k best features of a token: candidates by rough scores, then the choice among exact ones.
+
+Candidates are found without sorting. The row is folded into groups; at least `wanted` entries reach the `wanted`-th
+largest of the groups' maxima, and few more do. Where more do than there is room for (many ties, or the best features
+all in a few groups), the row itself is searched, bit by bit of the threshold.
+"""
+
+from typing import no_type_check
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .compiled import kernel
+
+GROUPS = 1024
+"""Groups that a row is folded into where no more candidates are wanted."""
+SMALLEST_NORM = tl.constexpr(1e-30)
+"""A feature that writes nothing has a score of 0, from which its pre-activation cannot be had: it is then 0 too."""
+
+
+@kernel
+@no_type_check
+def _keys(scores, place, width, BITS: tl.constexpr):
+    """Integers in the order of the scores, the least of all beyond the row."""
+    bits = tl.load(scores + place, mask=place < width, other=-(1 << (BITS - 1))).to(tl.int32)
+    key = bits ^ ((bits >> 31) & ((1 << (BITS - 1)) - 1))
+    return tl.where(place < width, key, -(1 << (BITS - 1)))
+
+
+@kernel
+@no_type_check
+def _kth_key(keys, wanted, BITS: tl.constexpr):
+    """The `wanted`-th largest of some keys."""
+    enough = tl.sum((keys >= 0).to(tl.int32)) >= wanted
+    least = tl.where(enough, 0, -(1 << (BITS - 1)))
+    for i in tl.static_range(BITS - 1):
+        higher = least | (1 << (BITS - 2 - i))
+        enough = tl.sum((keys >= higher).to(tl.int32)) >= wanted
+        least = tl.where(enough, higher, least)
+    return least
+
+
+@kernel
+@no_type_check
+def _count(scores, width, floor, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Number of keys of a row at or above `floor`."""
+    count = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, width, BLOCK):
+        keys = _keys(scores, start + tl.arange(0, BLOCK), width, BITS)
+        count += (keys >= floor).to(tl.int32)
+    return tl.sum(count)
+
+
+@kernel
+@no_type_check
+def _kth_key_of_row(scores, width, wanted, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """The `wanted`-th largest key of a whole row."""
+    enough = _count(scores, width, 0, BITS, BLOCK) >= wanted
+    least = tl.where(enough, 0, -(1 << (BITS - 1)))
+    for i in range(BITS - 1):
+        higher = least | (1 << (BITS - 2 - i))
+        enough = _count(scores, width, higher, BITS, BLOCK) >= wanted
+        least = tl.where(enough, higher, least)
+    return least
+
+
+@kernel
+@no_type_check
+def _append(
+    scores, candidates, written, width, low, high, BITS: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr
+):
+    """Write the places whose keys lie in [low, high] behind those `written`, while there is room; their number."""
+    for start in range(0, width, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        keys = _keys(scores, place, width, BITS)
+        hit = (keys >= low) & (keys <= high) & (place < width)
+        slot = written + tl.cumsum(hit.to(tl.int32), 0) - 1
+        tl.store(candidates + slot, place, mask=hit & (slot < ROOM))
+        written += tl.sum(hit.to(tl.int32))
+    return written
+
+
+@kernel
+@no_type_check
+def _of_groups(
+    scores,
+    candidates,
+    groups,
+    width,
+    floor,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FOLDS: tl.constexpr,
+    ROOM: tl.constexpr,
+):
+    """Replace the groups that `candidates` lists by their entries at or above `floor`; the number of those."""
+    slot = tl.arange(0, ROOM)
+    group = tl.load(candidates + slot, mask=slot < groups, other=width)
+    place = group[:, None] + BLOCK * tl.arange(0, FOLDS)[None, :]
+    hit = ((_keys(scores, place, width, BITS) >= floor) & (place < width)).to(tl.int32)
+    total = tl.sum(hit, 1)
+    target = (tl.cumsum(total, 0) - total)[:, None] + tl.cumsum(hit, 1) - 1
+    # all threads have read the groups before any overwrites them
+    tl.debug_barrier()
+    tl.store(candidates + target, place, mask=(hit > 0) & (target < ROOM))
+    return tl.sum(total)
+
+
+@kernel
+@no_type_check
+def _candidates(
+    scores,
+    candidates,
+    counts,
+    width,
+    wanted,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FOLDS: tl.constexpr,
+    ROOM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    scores += row * width
+    candidates += row * ROOM
+    lane = tl.arange(0, BLOCK)
+    largest = tl.full([BLOCK], -(1 << (BITS - 1)), tl.int32)
+    for start in range(0, width, BLOCK):
+        largest = tl.maximum(largest, _keys(scores, start + lane, width, BITS))
+    floor = _kth_key(largest, wanted, BITS)
+    hit = (largest >= floor) & (lane < width)
+    groups = tl.sum(hit.to(tl.int32))
+    count = tl.full([], ROOM + 1, tl.int32)
+    if groups <= ROOM:
+        tl.store(candidates + tl.cumsum(hit.to(tl.int32), 0) - 1, lane, mask=hit)
+        tl.debug_barrier()
+        count = _of_groups(scores, candidates, groups, width, floor, BITS, BLOCK, FOLDS, ROOM)
+    if count > ROOM:
+        floor = _kth_key_of_row(scores, width, wanted, BITS, BLOCK)
+        highest = (1 << (BITS - 1)) - 1
+        none = tl.full([], 0, tl.int32)
+        above = _append(scores, candidates, none, width, floor + 1, highest, BITS, BLOCK, ROOM)
+        count = _append(scores, candidates, above, width, floor, floor, BITS, BLOCK, ROOM)
+        count = tl.minimum(count, ROOM)
+    tl.store(counts + row, count)
+
+
+def candidates_of(
+    scores: Float[Tensor, "token feature"], wanted: int
+) -> tuple[Int[Tensor, "token room"], Int[Tensor, " token"]]:
+    """At least the `wanted` largest of each row (any of equal ones), in no order; and how many they are.
+
+    `scores` are bfloat16 or float32, contiguous.
+    """
+    tokens, width = scores.shape
+    room = triton.next_power_of_2(max(8, wanted + wanted // 2))
+    block = min(triton.next_power_of_2(width), max(GROUPS, 2 * room))
+    bits = 8 * scores.element_size()
+    candidates = torch.empty(tokens, room, dtype=torch.int32, device=scores.device)
+    counts = torch.empty(tokens, dtype=torch.int32, device=scores.device)
+    _candidates[(tokens,)](
+        scores.view(torch.int16 if bits == 16 else torch.int32),
+        candidates,
+        counts,
+        width,
+        wanted,
+        BITS=bits,
+        BLOCK=block,
+        FOLDS=triton.next_power_of_2(triton.cdiv(width, block)),
+        ROOM=room,
+        num_warps=8,
+    )
+    return candidates, counts
+
+
+@kernel
+@no_type_check
+def _choose(
+    x,
+    weight,
+    bias,
+    norm,
+    candidates,
+    counts,
+    feature,
+    pre,
+    d,
+    k,
+    D_BLOCK: tl.constexpr,
+    ROOM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, ROOM)
+    valid = slot < tl.load(counts + row)
+    place = tl.load(candidates + row * ROOM + slot, mask=valid, other=0)
+    product = tl.zeros([ROOM, D_BLOCK], tl.float32)
+    for start in range(0, d, D_BLOCK):
+        column = start + tl.arange(0, D_BLOCK)
+        inside = column < d
+        vector = tl.load(x + row * d + column, mask=inside, other=0).to(tl.float32)
+        at = place.to(tl.int64)[:, None] * d + column[None, :]
+        product += vector[None, :] * tl.load(weight + at, mask=valid[:, None] & inside[None, :], other=0).to(
+            tl.float32
+        )
+    score = tl.sum(product, 1) + tl.load(bias + place)
+    score = tl.where(valid, score, float("-inf"))
+    better = (score[None, :] > score[:, None]) | (
+        (score[None, :] == score[:, None]) & (place[None, :] < place[:, None])
+    )
+    kept = valid & (tl.sum((better & valid[None, :]).to(tl.int32), 1) < k)
+    # by feature, so that sums over a token's entries have one order whatever order they were found in
+    target = tl.sum((kept[None, :] & (place[None, :] < place[:, None])).to(tl.int32), 1)
+    kept &= target < k
+    tl.store(feature + row * k + target, place, mask=kept)
+    value = score / tl.maximum(tl.load(norm + place), SMALLEST_NORM)
+    tl.store(pre + row * k + target, value, mask=kept)
+
+
+def choose(
+    x: Float[Tensor, "token d"],
+    weight: Float[Tensor, "feature d"],
+    bias: Float[Tensor, " feature"],
+    norm: Float[Tensor, " feature"],
+    candidates: Int[Tensor, "token room"],
+    counts: Int[Tensor, " token"],
+    k: int,
+) -> tuple[Int[Tensor, "token k"], Float[Tensor, "token k"]]:
+    """Of each token's candidates the k of largest `weight x + bias`, ascending; and that over `norm`, float32.
+
+    Of equal scores the lower feature comes first, so that each token has exactly k.
+    """
+    tokens, room = candidates.shape
+    d = x.shape[1]
+    feature = torch.empty(tokens, k, dtype=torch.int32, device=x.device)
+    pre = torch.empty(tokens, k, dtype=torch.float32, device=x.device)
+    _choose[(tokens,)](
+        x,
+        weight,
+        bias,
+        norm,
+        candidates,
+        counts,
+        feature,
+        pre,
+        d,
+        k,
+        D_BLOCK=min(64, triton.next_power_of_2(d)),
+        ROOM=room,
+        num_warps=2 if room <= 64 else room // 16,
+    )
+    return feature, pre

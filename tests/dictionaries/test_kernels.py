@@ -1,0 +1,225 @@
+"""The GPU's kernels are the dense formulas, on a GPU where there is one and in Triton's interpreter where not."""
+
+import pytest
+import torch
+
+from circuitloom.activations.moments import Moments
+from circuitloom.config import Run
+from circuitloom.dictionaries import rows
+from circuitloom.dictionaries import trainee as trainee_module
+from circuitloom.dictionaries.activate import activate_sparse
+from circuitloom.dictionaries.objective import Terms, evaluate_terms
+from circuitloom.dictionaries.parameters import Parameters
+from circuitloom.dictionaries.trainee import Trainee
+
+pytest.importorskip("triton", reason="pip install triton, to run the kernels in its interpreter")
+from circuitloom.dictionaries.kernels.products import ByFeature, sample, times, transposed_times
+from circuitloom.dictionaries.kernels.search import candidates_of, choose
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+"""Of relative error in norm; bfloat16 keeps 8 bits."""
+
+
+TOKENS, WIDTH = (96, 500) if DEVICE == "cuda" else (32, 100)
+"""The interpreter takes milliseconds a token and feature."""
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch) -> None:
+    monkeypatch.setattr(rows, "kernels_serve", lambda run, x: run.act == "topk")
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((value.double() - expected.double()).norm() / expected.double().norm())
+
+
+def scores_of(case: str, width: int) -> torch.Tensor:
+    scores = draw(3, width)
+    if case == "few levels":
+        return (scores * 2).round()
+    if case == "all equal":
+        return torch.zeros_like(scores)
+    if case == "all negative":
+        return -scores.abs() - 1
+    if case == "one group":
+        scores[:, 7::1024] += 9
+    return scores
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [40, 1024, 5000, 70_000])
+@pytest.mark.parametrize("case", ["random", "few levels", "all equal", "all negative", "one group"])
+def test_candidates_hold_the_largest_scores(case: str, width: int, dtype: torch.dtype) -> None:
+    scores = scores_of(case, width).to(dtype)
+    candidates, counts = candidates_of(scores, 20)
+    for row, places, count in zip(scores, candidates, counts, strict=True):
+        found = places[:count].long()
+        assert count >= 20 and len(found.unique()) == count
+        assert torch.equal(row[found].sort(descending=True).values[:20], row.topk(20).values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_choice_is_by_exact_scores_and_of_equal_ones_by_feature(dtype: torch.dtype) -> None:
+    tokens, width, d, k = 6, 300, 50, 9
+    x, weight, bias = draw(tokens, d).to(dtype), draw(width, d, seed=1).to(dtype), draw(width, seed=2)
+    weight[200:], bias[200:] = weight[:100], bias[:100]
+    norm = draw(width, seed=3).abs()
+    score = x.float() @ weight.float().T + bias
+    candidates, counts = candidates_of(score, 20)
+    feature, pre = choose(x, weight, bias, norm, candidates, counts, k)
+    # a stable sort leaves equal scores in the order of the features
+    exact = torch.einsum("td,fd->tf", x.double(), weight.double()) + bias.double()
+    expected = exact.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(1).values
+    assert torch.equal(feature.long(), expected)
+    assert error(pre, (exact / norm.double()).gather(1, expected)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d", "k", "width"), [(12, 7, 90), (128, 32, 150), (300, 33, 120)])
+def test_products_equal_dense_ones(d: int, k: int, width: int, dtype: torch.dtype) -> None:
+    tokens = 5
+    features = torch.stack([draw(width, seed=t).argsort()[:k].sort().values for t in range(tokens)]).int()
+    values, left, right = draw(tokens, k), draw(tokens, d).to(dtype), draw(width, d, seed=1).to(dtype)
+    z = torch.zeros(tokens, width, dtype=torch.float64, device=DEVICE).scatter(
+        1, features.long(), values.double()
+    )
+    assert error(times(values, features, right), z @ right.double()) < 1e-5
+    product = left.double() @ right.double().T
+    assert error(sample(left, right, features), product.gather(1, features.long())) < 1e-5
+    pattern = rows.Rows(features.flatten(), k, width, dtype)
+    transposed, sums = transposed_times(values, pattern._by_feature, left)
+    assert error(transposed, z.T @ left.double()) < 1e-5
+    assert error(sums, z.sum(0)) < 1e-5
+    never = z.abs().sum(0) == 0
+    assert never.any()
+    assert torch.count_nonzero(transposed[never]) == 0
+
+
+def test_features_active_everywhere_are_summed_in_pieces() -> None:
+    tokens, width, d, k = 700, 6, 20, 2
+    features = torch.stack([torch.full((tokens,), 2), torch.full((tokens,), 4)], 1).int().to(DEVICE)
+    features[300:, 1] = 5
+    values, dense = draw(tokens, k), draw(tokens, d)
+    z = torch.zeros(tokens, width, device=DEVICE).scatter(1, features.long(), values)
+    product, sums = transposed_times(values, ByFeature.of(features.flatten(), width), dense)
+    assert error(product, z.double().T @ dense.double()) < 1e-5
+    assert error(sums, z.double().sum(0)) < 1e-5
+
+
+def parameters(width: int = WIDTH, d_in: int = 20, d_out: int = 36, bias: float = 0.0) -> Parameters:
+    p = Parameters(
+        W_enc=draw(width, d_in) / d_in**0.5,
+        b_enc=draw(width, seed=1) * 0.1 + bias,
+        W_dec=draw(width, d_out, seed=2),
+        b_dec=draw(d_out, seed=3),
+        W_skip=draw(d_out, d_in, seed=4) / d_in,
+    )
+    for name, value in p.named():
+        setattr(p, name, value.requires_grad_(True))
+    return p
+
+
+def terms_of(p: Parameters, run: Run, dense: bool) -> tuple[Terms, dict[str, torch.Tensor]]:
+    x, y = draw(TOKENS, p.W_enc.shape[1], seed=5), draw(TOKENS, p.W_dec.shape[1], seed=6)
+    none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    terms = evaluate_terms(p, run, x, y, 11.0, 0.0, none, dense=dense)
+    terms.loss.backward()
+    return terms, {name: value.grad for name, value in p.named() if value.grad is not None}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bias", [0.0, -3.0])
+def test_loss_and_gradients_are_the_dense_formulas(bias: float, precision: str) -> None:
+    # under a bias of -3 fewer than k features are positive
+    run = Run(width=WIDTH, k=7, precision=precision)
+    terms, gradients = terms_of(parameters(bias=bias), run, dense=False)
+    expected, dense = terms_of(parameters(bias=bias), run, dense=True)
+    assert float(expected.l0) < 7 if bias else float(expected.l0) == 7
+    tolerance = {"float32": 1e-5, "bfloat16": 3e-2}[precision]
+    for name in ("loss", "fvu", "l0"):
+        value, reference = (getattr(each, name).item() for each in (terms, expected))
+        assert value == pytest.approx(reference, rel=tolerance), name
+    # a few of the last choices fall otherwise in bfloat16
+    assert (terms.fired != expected.fired).float().mean() < tolerance
+    assert gradients.keys() == dense.keys()
+    for name, gradient in gradients.items():
+        assert error(gradient, dense[name]) < 5 * tolerance, name
+
+
+def test_gradients_in_bfloat16_are_those_of_the_same_choice_in_float32() -> None:
+    run = Run(width=WIDTH, k=7, precision="bfloat16")
+    p, x, weights = parameters(), draw(TOKENS, 20, seed=5), draw(TOKENS, 36, seed=6)
+    activated = activate_sparse(p, run, x)
+    (activated.decode(p.W_dec) * weights).sum().backward()
+    got = {name: value.grad.clone() for name, value in p.named() if value.grad is not None}
+    exact = parameters()
+    features = activated.pattern.feature.view(TOKENS, 7).long()
+    chosen = torch.zeros(TOKENS, WIDTH, device=DEVICE).scatter(1, features, 1)
+    z = (x @ exact.W_enc.T + exact.b_enc).relu() * chosen
+    (z @ exact.W_dec * weights).sum().backward()
+    assert set(got) == {"W_enc", "b_enc", "W_dec"}
+    for name, gradient in got.items():
+        assert error(gradient, getattr(exact, name).grad) < TOLERANCE[torch.bfloat16], name
+
+
+def train(device: str, run: Run) -> tuple[list[float], Parameters]:
+    steps = run.tokens // run.batch
+    # as many as there are features, which start as tokens: of equal ones the CPU keeps all
+    x = draw(run.batch + run.width, 24).to(device)
+    mean, square = x.mean(0).cpu(), float(x.square().sum(1).mean())
+    stored = Moments(mean, (square / 24) ** 0.5, square - float(mean.square().sum()))
+    trainee = Trainee(run, 0, stored, stored, (x, x))
+    fvu = []
+    for i in range(steps):
+        fvu.append(float(trainee.step(i, x[: run.batch], x[: run.batch]).fvu))
+    return fvu, trainee.parameters
+
+
+def test_training_has_the_loss_curve_of_the_cpu(monkeypatch) -> None:
+    keys = {"width": WIDTH, "k": 5, "batch": TOKENS, "tokens": 3 * TOKENS, "learning_rate": 1e-2, "warmup": 0}
+    run = Run(kind="sae", precision="float32", **keys)
+    fvu, _ = train(DEVICE, run)
+    monkeypatch.setattr(rows, "kernels_serve", lambda run, x: False)
+    expected, _ = train("cpu", run)
+    assert expected[-1] < 0.95 * expected[0]
+    assert fvu == pytest.approx(expected, rel=1e-3)
+
+
+def test_training_again_gives_the_same_bits() -> None:
+    run = Run(kind="sae", width=WIDTH, k=5, batch=TOKENS, tokens=2 * TOKENS, precision="bfloat16")
+    (_, first), (_, second) = train(DEVICE, run), train(DEVICE, run)
+    for (name, a), (_, b) in zip(first.named(), second.named(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_replayed_steps_equal_launched_ones(monkeypatch) -> None:
+    keys = {"width": 5000, "k": 32, "batch": 256, "tokens": 6 * 256, "learning_rate": 1e-2}
+    run = Run(kind="sae", precision="bfloat16", **keys)
+    fvu, replayed = train("cuda", run)
+    monkeypatch.setattr(trainee_module, "kernels_serve", lambda run, x: False)
+    expected, launched = train("cuda", run)
+    assert fvu == expected
+    for (name, a), (_, b) in zip(replayed.named(), launched.named(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_a_diverging_step_on_a_gpu_leaves_the_parameters_alone() -> None:
+    run = Run(kind="sae", width=500, k=8, batch=64, tokens=64 * 4, precision="bfloat16")
+    x = draw(64, 24).relu()
+    square = float(x.square().sum(1).mean())
+    stored = Moments(x.mean(0).cpu(), (square / 24) ** 0.5, square - float(x.mean(0).square().sum()))
+    trainee = Trainee(run, 0, stored, stored, (x, x))
+    trainee.step(0, x, x)
+    before = {name: value.detach().clone() for name, value in trainee.parameters.named()}
+    with pytest.raises(ArithmeticError, match="the loss is nan at step 1"):
+        trainee.step(1, x * torch.nan, x)
+    for name, value in trainee.parameters.named():
+        assert torch.equal(value, before[name]), name
