@@ -7,7 +7,7 @@ import pytest
 from nbformat import NotebookNode
 from tests.workflow.notebook import NOTEBOOK, QUICKSTART, run
 
-CLAIMS = 4
+CLAIMS = 5
 """That the notebook's last cell says are exact."""
 
 
