@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: environment reproduce test lint clean
+.PHONY: environment reproduce test lint walkthrough clean
 environment: .venv/.installed
 
 # The stamp is made last, so that an interrupted installation is taken up again.
@@ -27,6 +27,10 @@ lint: environment
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/pyright
 	$(BIN)/snakemake --lint
+
+# docs/walkthrough.ipynb, run anew on results/quickstart
+walkthrough: environment
+	$(BIN)/python -m tests.workflow.notebook
 
 clean:
 	rm -rf results .snakemake

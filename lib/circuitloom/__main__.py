@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", default="quickstart", metavar="NAME", help="use results/NAME (quickstart)"
     )
     trace.add_argument(
-        "--run", metavar="NAME", help="transcoders to trace through (the first that were trained)"
+        "--run", metavar="NAME", help="transcoders to trace through (those of the profile's own prompts)"
     )
     trace.add_argument("--width", type=int, default=20, help="paths kept at each length (20)")
     trace.add_argument("--length", type=int, default=5, help="steps of the longest path (5)")

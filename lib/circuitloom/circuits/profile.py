@@ -19,7 +19,8 @@ WORDS = 3
 
 
 def open_tracer(folder: Path, run: str | None = None, dtype: str = "float32") -> Tracer:
-    """A tracer for a finished profile's `run` (the first run of transcoders, by the study's order, for None).
+    """A tracer for a finished profile's `run`; for None, the one that most of its studies were traced through, else
+    the first run of transcoders.
 
     Raises ValueError, with the remedy, where a part is missing.
     """
@@ -35,7 +36,7 @@ def open_tracer(folder: Path, run: str | None = None, dtype: str = "float32") ->
     runs = transcoder_runs(folder)
     if not runs:
         raise ValueError(f"{folder / 'dictionaries'}: no run of transcoders; train one")
-    run = run or runs[0]
+    run = run or traced_run(folder) or runs[0]
     if run not in runs:
         raise ValueError(f"{run} is no run of transcoders of {folder}; choose from {', '.join(runs)}")
     model = load(folder / "model", dtype)
@@ -56,6 +57,13 @@ def transcoder_runs(folder: Path) -> list[str]:
     table = folder / "evaluation" / "run.parquet"
     order = read_table(table).column("run").to_pylist() if table.is_file() else []
     return sorted(found, key=lambda run: (order.index(run) if run in order else len(order), run))
+
+
+def traced_run(folder: Path) -> str | None:
+    """The run that most studies of the profile were traced through; None where there are none."""
+    tables = [read_table(file) for file in sorted(folder.glob("circuits/*/study.parquet"))]
+    runs = Counter(run for table in tables for run in table.column("run").to_pylist())
+    return max(runs, key=lambda run: runs[run], default=None)
 
 
 def feature_words(folder: Path, run: str, features: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:

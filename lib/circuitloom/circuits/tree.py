@@ -26,7 +26,6 @@ Words = Mapping[tuple[int, int], str]
 
 def print_trace(trace: Trace, rows: StudyRows, words: Words, console: Console) -> None:
     """Print a trace to the terminal; `words` say what features fire on, where that is known."""
-    first = trace.root[0]
     tokens = " ".join(f"{escape(token)}{_place(i)}" for i, token in enumerate(rows.tokens))
     console.print(f"[bold]{trace.run}[/bold], {len(trace.model.features)} active features", highlight=False)
     console.print(tokens, highlight=False)
@@ -36,7 +35,7 @@ def print_trace(trace: Trace, rows: StudyRows, words: Words, console: Console) -
     console.print()
     console.print(_parts(trace), highlight=False)
     console.print()
-    console.print(_tree(trace, rows, words, first.label), highlight=False)
+    console.print(path_tree(trace, rows, words), highlight=False)
     console.print()
     for line in _summary(trace):
         console.print(line, highlight=False)
@@ -65,9 +64,9 @@ def _parts(trace: Trace) -> Table:
     return table
 
 
-def _tree(trace: Trace, rows: StudyRows, words: Words, label: str) -> Tree:
+def path_tree(trace: Trace, rows: StudyRows, words: Words) -> Tree:
     """The strongest paths from the first root, children under what they act on."""
-    paths = trace.paths
+    paths, label = trace.paths, trace.root[0].label
     order = paths.contribution[1:].abs().argsort(descending=True)[:SHOWN] + 1
     shown = {step for path in order.tolist() for step in paths.steps(path)}
     tree = Tree(f"[bold]{escape(repr(label))}[/bold] {float(paths.contribution[0]):+.3f}")

@@ -109,6 +109,7 @@ class Workbench:
     def _trace(self, prompt: str, run: str | None, target: str, say: Say) -> Traced:
         from pydantic import ValidationError
 
+        from ..circuits.naming import node_label
         from ..circuits.study_rows import StudyRows
         from ..config.circuits import Circuits, Prompt
         from ..config.messages import one_line
@@ -123,7 +124,7 @@ class Workbench:
         rows = StudyRows(trace, "tried", tracer.strings)
         ((study,), nodes, edges) = (rows.tables()[name][1] for name in ("study", "node", "edge"))
         circuit = live_circuit(nodes, edges)
-        labels = {row["node"]: _label(row) for row in nodes}
+        labels = {row["node"]: node_label(row) for row in nodes}
         steps: dict[int, list[tuple[str, float]]] = {}
         for step in rows.paths():
             steps.setdefault(step["path"], []).append((labels[step["node"]], step["effect"]))
@@ -158,6 +159,8 @@ class Workbench:
 
 def live_circuit(nodes: list[Row], edges: list[Row]) -> Circuit:
     """Rows of the tables `node` and `edge` as the catalogue's macros give them."""
+    from ..circuits.naming import node_label
+
     known: Row = dict.fromkeys(
         ("run", "layer", "feature", "head", "position", "token", "activation", "value", "influence", "probability",
          "remainder")
@@ -168,7 +171,7 @@ def live_circuit(nodes: list[Row], edges: list[Row]) -> Circuit:
     reached = 0.0
     for row in kept:
         reached += row["influence"] or 0.0
-        row |= {"label": _label(row), "cumulative": reached / total}
+        row |= {"label": node_label(row), "cumulative": reached / total}
     labels = {row["node"]: row["label"] for row in kept}
     named = [
         {
@@ -181,23 +184,6 @@ def live_circuit(nodes: list[Row], edges: list[Row]) -> Circuit:
         for edge in edges
     ]
     return Circuit(kept, sorted(named, key=lambda edge: -abs(edge["effect"])))
-
-
-def _label(row: Row) -> str:
-    """As the macro `node_label` has it."""
-    kind, token = row["kind"], row.get("token")
-    place = f"'{token}'@{row.get('position')}"
-    match kind:
-        case "feature":
-            return f"{row['layer']}/{row['feature']} {place}"
-        case "head":
-            return f"head {row['layer']}.{row['head']} from {place}"
-        case "error":
-            return f"error {row['layer']} {place}"
-        case "constant":
-            return "constant"
-        case _:
-            return f"{kind} {place}"
 
 
 def _string(tracer: "Tracer", token: int) -> str:
