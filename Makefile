@@ -1,4 +1,4 @@
-# The two commands: `make reproduce` (the whole study) and `make test`.
+# The two commands: `make reproduce` (the whole study) and `make test`. `make screenshots` renews the README's pictures.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
@@ -31,6 +31,12 @@ lint: environment
 # docs/walkthrough.ipynb, run anew on results/quickstart
 walkthrough: environment
 	$(BIN)/python -m tests.workflow.notebook
+
+# The README's pictures: those that the tests make of quickstart's results.
+screenshots: environment
+	$(BIN)/python -m pytest tests/explorer/test_real_results.py
+	mkdir -p docs/screenshots
+	for page in circuit feature try; do cp results/screenshots/quickstart-$$page.png docs/screenshots/$$page.png; done
 
 clean:
 	rm -rf results .snakemake

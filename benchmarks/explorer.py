@@ -51,8 +51,7 @@ def write(table: Table, path: Path, columns: dict[str, Any], rows: int) -> None:
 
 
 def make(folder: Path, width: int, activations: int) -> None:
-    """A profile of `width` features a layer in two layers, every table as large as the workflow's would be."""
-    tokens = synthetic_features.make_tokens(folder / "corpus", round(activations / 32 / 127))
+    """A profile of `width` features in one layer, every table as large as the workflow's would be."""
     run, random = synthetic_features.run_name(width), np.random.default_rng(0)
     words = pa.array([f" word{number}" for number in range(50_257)])
     one = {
@@ -66,54 +65,48 @@ def make(folder: Path, width: int, activations: int) -> None:
     write(RUN, folder / "evaluation" / "run.parquet", {**one, "k": 32, "config": "{}"}, 1)
     for table in (METRIC, PARETO):
         numbers = {name: 0.5 for name, (kind, _) in table.columns.items() if kind == pa.float64()}
-        columns = {**one, **numbers, "layer": np.array([-1, 0, 1])}
+        columns = {**one, **numbers, "layer": np.array([-1, 0])}
         known = {name: value for name, value in columns.items() if name in table.columns}
-        write(table, folder / "evaluation" / f"{table.name}.parquet", known, 3)
-    for layer in range(2):
-        synthetic_features.make_layer(folder, tokens, layer, width)
-        at = {"run": run, "layer": layer}
+        write(table, folder / "evaluation" / f"{table.name}.parquet", known, 2)
+    features, weights = (folder / part / run / "layer0" for part in ("features", "circuits/weights"))
+    # what takes longest is kept
+    if not (features / "feature.parquet").is_file():
+        tokens = synthetic_features.make_tokens(folder / "corpus", round(activations / 32 / 127))
+        synthetic_features.make_layer(folder, tokens, 0, width)
+    at = {"run": run, "layer": 0}
 
-        def spread(ways: int, at=at) -> dict[str, Any]:
-            n = width * ways * EACH
-            number, token = np.arange(n), random.integers(0, 50_257, n)
-            rest = {
-                "rank": number % EACH,
-                "sign": 1 - 2 * (number // EACH % 2),
-                "token_id": token,
-                "effect": 0.5,
-            }
-            return {**at, "feature": number // (ways * EACH), "token": words.take(pa.array(token)), **rest}
+    def spread(ways: int) -> tuple[dict[str, Any], int]:
+        n = width * ways * EACH
+        number, token = np.arange(n), random.integers(0, 50_257, n)
+        rest = {"rank": number % EACH, "sign": 1 - 2 * (number // EACH % 2), "token_id": token, "effect": 0.5}
+        return {**at, "feature": number // (ways * EACH), "token": words.take(pa.array(token)), **rest}, n
 
-        features, weights = (
-            folder / part / run / f"layer{layer}" for part in ("features", "circuits/weights")
-        )
-        write(LOGIT, features / "logit.parquet", spread(2), 2 * EACH * width)
-        via = pa.array(["direct", "layer0", "head 0.1"]).take(
-            pa.array(np.arange(6 * EACH * width) // (2 * EACH) % 3)
-        )
-        write(DEEMBEDDING, weights / "deembedding.parquet", {**spread(6), "via": via}, 6 * EACH * width)
-        n = 2 * EACH * width * layer
-        connected = {"feature": np.arange(n) // (2 * EACH), "rank": np.arange(n) % EACH, "via": "direct"}
-        source = {
-            "source_layer": 0,
-            "source_feature": random.integers(0, width, n),
-            "weight": random.normal(size=n),
-        }
-        effect = {
-            "mean_effect": random.normal(size=n),
-            "mean_effect_when_active": random.normal(size=n),
-            "n_active": 9,
-        }
-        write(CONNECTION, weights / "connection.parquet", {**at, **connected, **source, **effect}, n)
-    concepts = pa.array([f"concept{number % 75}" for number in range(1500)])
+    columns, n = spread(2)
+    write(LOGIT, features / "logit.parquet", columns, n)
+    columns, n = spread(6)
+    via = pa.array(["direct", "layer0", "head 0.1"]).take(pa.array(np.arange(n) // (2 * EACH) % 3))
+    write(DEEMBEDDING, weights / "deembedding.parquet", {**columns, "via": via}, n)
+    n = 2 * EACH * width
+    connected = {"feature": np.arange(n) // (2 * EACH), "rank": np.arange(n) % EACH, "via": "direct"}
+    source = {
+        "source_layer": 0,
+        "source_feature": random.integers(0, width, n),
+        "weight": random.normal(size=n),
+    }
+    effect = {
+        "mean_effect": random.normal(size=n),
+        "mean_effect_when_active": random.normal(size=n),
+        "n_active": 9,
+    }
+    write(CONNECTION, weights / "connection.parquet", {**at, **connected, **source, **effect}, n)
+    concepts = pa.array([f"concept{number % 75}" for number in range(750)])
     scored = {
         "concept": concepts,
-        "feature": random.integers(0, width, 1500),
-        "f1": random.random(1500),
+        "feature": random.integers(0, width, 750),
+        "f1": random.random(750),
         "rank": 0,
     }
-    scored |= {"layer": np.arange(1500) % 2, "run": run}
-    write(FEATURE_CONCEPT, folder / "evaluation" / "feature_concept.parquet", scored, 1500)
+    write(FEATURE_CONCEPT, folder / "evaluation" / "feature_concept.parquet", {**at, **scored}, 750)
     build_catalog(folder)
 
 
@@ -150,7 +143,7 @@ def addresses(folder: Path) -> dict[str, str]:
 
 def visit(browser: Any, address: str) -> dict[str, float]:
     """Milliseconds of one visit with an empty page before it, the browser's cache filled."""
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page = browser.new_page()
     took: list[float] = []
 
     def answered(response: Any) -> None:
@@ -172,19 +165,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--make", type=int, help="features a layer of a made-up profile in the first folder")
-    parser.add_argument(
-        "--activations", type=int, default=20_000_000, help="of a layer of the made-up profile"
-    )
+    parser.add_argument("--make", type=int, help="features of a made-up profile in the first folder")
+    parser.add_argument("--activations", type=int, default=20_000_000, help="of the made-up profile")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     if arguments.make:
-        shutil.rmtree(arguments.folders[0], ignore_errors=True)
         make(arguments.folders[0], arguments.make, arguments.activations)
         return
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        context = browser.new_context()
+        context = browser.new_context(viewport={"width": 1400, "height": 900})
         for folder in arguments.folders:
             server = start(folder, 0)
             threading.Thread(target=server.serve_forever, daemon=True).start()

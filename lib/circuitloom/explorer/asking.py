@@ -92,6 +92,8 @@ class Asking:
             self._renew()
             assert self._connection is not None
             cursor = self._connection.cursor()
+            # a cursor does not take over what the connection was told
+            cursor.execute("SET parquet_metadata_cache = true")
             self._asking += 1
         try:
             yield cursor

@@ -13,7 +13,7 @@ from ..listing import COLUMNS, SEARCHES, page, statement
 from ..parts import aria, behind, choice, nothing, panel, select
 from ..urls import Params, feature_link, whole_number
 
-ROWS = 100
+ROWS = 50
 """Rows that the grid asks for at a time."""
 _HEADS = {
     "feature": "feature",

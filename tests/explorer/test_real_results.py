@@ -1,0 +1,68 @@
+"""Every page over real results, where there are some: what the README's pictures show."""
+
+from pathlib import Path
+
+import pytest
+from tests.explorer.browser import serving, visiting
+
+from circuitloom.explorer.asking import Asking
+from circuitloom.explorer.urls import feature_link, link
+
+RESULTS = Path(__file__).parents[2] / "results"
+PROMPTS = {
+    "quickstart": ("he was caught", "logit by vs fire"),
+    "stories260k": ("Lily was very sad. Then", "logit she vs he"),
+}
+
+
+@pytest.fixture(params=PROMPTS)
+def visit(request, browser):
+    folder = RESULTS / request.param
+    if not (folder / "catalog.duckdb").is_file():
+        pytest.skip(f"needs results of {request.param}: run its study first")
+    with serving(folder) as address, visiting(browser, address) as visit:
+        visit.name, visit.catalogue = request.param, Asking(folder)
+        yield visit
+        assert visit.problems == []
+
+
+def best_feature(catalogue: Asking) -> dict:
+    """A feature of the traced run: the best for the concept of those caught, else the one that fires most."""
+    traced = "WHERE run IN (SELECT run FROM study)"
+    concept = f"SELECT run, layer, feature FROM features_of_concept('caught_passive') {traced} LIMIT 1"
+    usual = f"SELECT run, layer, feature FROM feature {traced} ORDER BY n_tokens DESC LIMIT 1"
+    return catalogue.run(concept).first or catalogue.run(usual).first
+
+
+def test_every_page_of_real_results_opens(visit) -> None:
+    catalogue, name = visit.catalogue, visit.name
+    feature = best_feature(catalogue)
+    studies = [row["study"] for row in catalogue.ask("studies").rows]
+    study = "agreement" if "agreement" in studies else studies[0]
+    root = next(row for row in catalogue.ask("nodes", study=study).rows if row["kind"] == "feature")
+    pages = {
+        "overview": ("/", "#page .tile"),
+        "dictionaries": ("/dictionaries", "#pareto .points path"),
+        "features": (link("features", run=feature["run"], layer=feature["layer"]), ".ag-cell a"),
+        "feature": (feature_link(**feature), "#feature-connections table"),
+        "circuit": (link("circuits", study=study, node=root["node"]), "#circuit-about h3"),
+        "sql": (link("sql", query="FROM metric ORDER BY run, layer"), "#sql-result .ag-cell"),
+    }
+    for page, (path, wait) in pages.items():
+        visit.open(path, wait)
+        visit.settle()
+        assert visit.page.query_selector("#page .error") is None
+        visit.keep(f"{name}-{page}", whole=page not in ("feature", "circuit"))
+
+
+def test_a_prompt_of_real_results_is_traced_and_changed(visit) -> None:
+    prompt, target = PROMPTS[visit.name]
+    feature = best_feature(visit.catalogue)
+    changed = f"{feature['layer']}/{feature['feature']}"
+    visit.open(
+        link("try", prompt=prompt, target=target, features=changed, kind="ablate"), "#try-changed table"
+    )
+    visit.page.wait_for_selector("#circuit-graph canvas", timeout=120_000)
+    visit.settle()
+    assert "sums add up to" in visit.text("#try-trace")
+    visit.keep(f"{visit.name}-try", whole=False)
