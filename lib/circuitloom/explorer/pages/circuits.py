@@ -10,7 +10,7 @@ from ...wording import shown, token_text
 from ..asking import Asking, Row
 from ..circuit_graph import Circuit
 from ..circuit_view import circuit_view, effects_table, measured_plot
-from ..parts import nothing, panel, select, signed, table
+from ..parts import behind, nothing, panel, select, signed, table
 from ..urls import Params, link
 
 
@@ -38,6 +38,8 @@ def circuits(catalogue: Asking, params: Params) -> Component:
                 html.P(["explains ", html.Strong(about["target"]), f" through {about['run']}: ", _scores(about), " ",
                         dcc.Link("try it with changes", href=again)]),
                 circuit_view(circuit, {"study": name}, params),
+                behind(catalogue.ask("nodes", study=name), "SQL of the nodes"),
+                behind(edges, "SQL of the edges"),
                 answer=answer,
             ),
             panel(
