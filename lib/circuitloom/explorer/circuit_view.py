@@ -31,27 +31,6 @@ def circuit_view(circuit: Circuit, source: dict[str, Any], params: Params) -> Co
         if row["kind"] != "constant"
     ]
     known = {option["value"] for option in options}
-    controls = html.Div(
-        [
-            html.Label(
-                [
-                    html.Span("keep the nodes that hold this share of the influence"),
-                    dcc.Slider(
-                        0, 1, 0.01, value=kept, id="circuit-share", updatemode="drag",
-                        marks={0: "0", 0.5: "50 %", 1: "100 %"}, tooltip={"placement": "bottom"},
-                    ),
-                ],
-                className="field wide",
-            ),
-            html.Label(
-                [html.Span("name of a group"), dcc.Input("", id="circuit-group-name", type="text", maxLength=40)],
-                className="field",
-            ),
-            html.Button("Group selected", id="circuit-group", n_clicks=0, title="shift-click or shift-drag selects"),
-            html.Button("Ungroup all", id="circuit-ungroup", n_clicks=0),
-        ],
-        className="controls",
-    )  # fmt: skip
     graph = cyto.Cytoscape(
         id="circuit-graph",
         elements=elements(circuit, prune(circuit, kept, parsed), parsed),
@@ -73,7 +52,7 @@ def circuit_view(circuit: Circuit, source: dict[str, Any], params: Params) -> Co
             dcc.Store("circuit-source", data=source),
             dcc.Store("circuit-groups", data=groups),
             dcc.Store("circuit-address"),
-            controls,
+            _controls(kept),
             html.P(_note(circuit, prune(circuit, kept, parsed)), id="circuit-note", className="count",
                    **aria(live="polite")),
             html.Div(
@@ -98,6 +77,31 @@ def circuit_view(circuit: Circuit, source: dict[str, Any], params: Params) -> Co
                 className="legend",
             ),
         ]
+    )  # fmt: skip
+
+
+def _controls(kept: float) -> Component:
+    """How much is kept, and groups."""
+    return html.Div(
+        [
+            html.Label(
+                [
+                    html.Span("keep the nodes that hold this share of the influence"),
+                    dcc.Slider(
+                        0, 1, 0.01, value=kept, id="circuit-share", updatemode="drag",
+                        marks={0: "0", 0.5: "50 %", 1: "100 %"}, tooltip={"placement": "bottom"},
+                    ),
+                ],
+                className="field wide",
+            ),
+            html.Label(
+                [html.Span("name of a group"), dcc.Input("", id="circuit-group-name", type="text", maxLength=40)],
+                className="field",
+            ),
+            html.Button("Group selected", id="circuit-group", n_clicks=0, title="shift-click or shift-drag selects"),
+            html.Button("Ungroup all", id="circuit-ungroup", n_clicks=0),
+        ],
+        className="controls",
     )  # fmt: skip
 
 

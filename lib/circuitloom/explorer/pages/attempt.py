@@ -2,20 +2,17 @@
 
 from typing import Any
 
-import dash_ag_grid as dag
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
-from ...wording import shown, token_text
 from ..asking import Asking
 from ..circuit_graph import Circuit
-from ..circuit_view import circuit_view, effects_table, measured_plot
 from ..jobs import Job
-from ..parts import aria, nothing, panel, signed, table
-from ..urls import Params, feature_link
-from ..workbench import Changed, Look, Traced, Workbench
+from ..parts import aria, nothing, panel
+from ..tried import changed_view, look_view, token_view, traced_view
+from ..urls import Params
+from ..workbench import Workbench
 
-KINDS = ("ablate", "scale", "clamp", "keep")
 WAIT = 300
 """Seconds that a change may take."""
 
@@ -100,13 +97,22 @@ def register_attempt(app: Dash, catalogue: Asking, bench: Workbench) -> None:
         trace = bench.trace(prompt, run, target, first) if target else None
         ready = [look.done, trace is not None and trace.done]
         before = state or [False, False]
-        seen = _outcome(look, lambda found: _look(found, names)) if ready[0] and not before[0] else no_update
+        seen = (
+            _outcome(look, lambda found: look_view(found, names)) if ready[0] and not before[0] else no_update
+        )
         made = no_update
         if trace is not None and ready[1] and not before[1]:
-            made = _outcome(trace, lambda found: _traced(found, names))
+            made = _outcome(trace, lambda found: traced_view(found, names))
         over = ready[0] and (trace is None or ready[1])
         waiting = next((job.said for job in (look, trace) if job is not None and not job.done), None)
         return seen, made, f"{waiting} …" if waiting else None, over, ready
+
+    _register_choices(app, catalogue, bench)
+    _register_address(app)
+
+
+def _register_choices(app: Dash, catalogue: Asking, bench: Workbench) -> None:
+    """A token, features of it, and what becomes of the next token when they change."""
 
     @app.callback(
         Output("try-token", "children"),
@@ -119,7 +125,7 @@ def register_attempt(app: Dash, catalogue: Asking, bench: Workbench) -> None:
         if isinstance(ctx.triggered_id, dict):
             at = ctx.triggered_id["token"]
         job = bench.look(names["prompt"], names["run"], again=False)
-        return (_token(catalogue, job.result, at), at) if job.result else (no_update, no_update)
+        return (token_view(catalogue, job.result, at), at) if job.result else (no_update, no_update)
 
     @app.callback(
         Output("try-features", "value"),
@@ -155,8 +161,11 @@ def register_attempt(app: Dash, catalogue: Asking, bench: Workbench) -> None:
             wanted["strength"] = strength
         job = bench.change(names["prompt"], names["run"], at, wanted)
         job.finished.wait(WAIT)
-        return _outcome(job, _changed)
+        return _outcome(job, changed_view)
 
+
+def _register_address(app: Dash) -> None:
+    """What is tried is in the address."""
     app.clientside_callback(
         ClientsideFunction("circuitloom", "submitPrompt"),
         Output("url", "href", allow_duplicate=True),
@@ -182,151 +191,3 @@ def _outcome(job: Job, show: Any) -> Component:
     if job.error or not job.done:
         return html.P(job.error or "this takes too long; try again", className="error", role="alert")
     return show(job.result)
-
-
-def _look(look: Look, names: dict[str, Any]) -> Component:
-    params = names["params"]
-    last = len(look.tokens) - 1
-    try:
-        at = min(max(int(params.get("at", last)), 0), last)
-    except ValueError:
-        at = last
-    counts = [0] * len(look.tokens)
-    for row in look.active:
-        counts[row["position"]] += 1
-    tokens = [
-        html.Button(
-            [html.Span(token_text(token)), html.Sub(f"{counts[i]}")],
-            id={"token": i},
-            n_clicks=0,
-            className="token",
-            title=f"position {i}: {counts[i]} features fire",
-        )
-        for i, token in enumerate(look.tokens)
-    ]
-    fields = [
-        ("what", "field", dcc.Dropdown(list(KINDS), params.get("kind", "ablate"), id="try-kind", clearable=False,
-                                       searchable=False, className="select")),
-        ("times, or to (scale, clamp)", "field", dcc.Input(_strength(params), id="try-strength", type="number")),
-        ("features, LAYER/NUMBER or with @POSITION; click rows to add", "field wide",
-         dcc.Input(params.get("features", ""), id="try-features", type="text")),
-    ]  # fmt: skip
-    controls = [html.Label([html.Span(label), control], className=kind) for label, kind, control in fields]
-    button = html.Button(
-        "Change", id="try-change", n_clicks=int(bool(params.get("features"))), className="first"
-    )
-    return html.Div(
-        [
-            dcc.Store("try-at", data=at),
-            panel("Tokens, and how many features fire on each", html.Div(tokens, className="buttons")),
-            html.Div(id="try-token", className="soon"),
-            panel(
-                "Change features, nothing else held",
-                html.Div([*controls, button], className="controls"),
-                dcc.Loading(html.Div(id="try-changed", className="soon"), delay_show=200),
-            ),
-        ]
-    )
-
-
-def _strength(params: Params) -> float:
-    try:
-        return float(params.get("strength", 0))
-    except ValueError:
-        return 0.0
-
-
-def _token(catalogue: Asking, look: Look, at: int) -> Component:
-    """The features of a token, and what comes next."""
-    own = [row for row in look.active if row["position"] == at]
-    places = [(row["layer"], row["feature"]) for row in own]
-    fires, raises = catalogue.words(look.run, places), catalogue.promoted(look.run, places)
-    rows = [
-        {
-            "feature": f"{row['layer']}/{row['feature']}",
-            "href": feature_link(look.run, row["layer"], row["feature"]),
-            "name": f"{row['layer']}/{row['feature']}@{at}",
-            "activation": row["activation"],
-            "fires_on": ", ".join(map(token_text, fires.get(place, ()))),
-            "raises": ", ".join(map(token_text, raises.get(place, ()))),
-        }
-        for row, place in zip(own, places, strict=True)
-    ]
-    columns = [
-        {"field": "feature", "headerName": "feature", "cellRenderer": "FeatureLink", "width": 110},
-        {"field": "activation", "headerName": "activation", "width": 120, "type": "rightAligned", "sort": "desc",
-         "valueFormatter": {"function": "short(params.value)"}},
-        {"field": "fires_on", "headerName": "fires on", "flex": 1},
-        {"field": "raises", "headerName": "raises", "flex": 1},
-    ]  # fmt: skip
-    grid = dag.AgGrid(
-        id="try-grid",
-        columnDefs=columns,
-        rowData=rows,
-        getRowId="params.data.name",
-        defaultColDef={"sortable": True, "resizable": True},
-        dashGridOptions={"rowHeight": 28, "animateRows": False},
-        className="ag-theme-alpine grid",
-        style={"height": "320px"},
-    )
-    title = f"{token_text(look.tokens[at])!r} at position {at}"
-    following = [[token_text(token), shown(chance, 3)] for token, chance in look.following[at]]
-    return html.Div(
-        [
-            panel(
-                f"Features that fire on {title}",
-                grid if rows else nothing("None: it is left to the model itself."),
-            ),
-            panel("Next token", table(["token", "probability"], following, (0,))),
-        ],
-        className="pair",
-    )
-
-
-def _changed(result: Changed) -> Component:
-    """Next tokens before and after."""
-    rows = [
-        [token_text(token), shown(before, 3), shown(after, 3), signed(after - before), _bars(before, after)]
-        for token, before, after in result.rows
-    ]
-    head = ["next token", "before", "after", "change", ""]
-    said = f"behind position {result.position}; KL(before || after) {shown(result.kl, 3)} nats"
-    return html.Div([html.P(said, className="count"), table(head, rows, (0, 4))])
-
-
-def _bars(before: float, after: float) -> Component:
-    bars = [(before, "bar before"), (after, "bar after")]
-    return html.Span(
-        [html.Span(className=kind, style={"width": f"{10 * value:.2f}em"}) for value, kind in bars],
-        className="bars",
-    )
-
-
-def _traced(traced: Traced, names: dict[str, Any]) -> Component:
-    study = traced.study
-    source = {name: names[name] for name in ("prompt", "run", "target")}
-    said = (
-        f"{study['n_active']} features fire; sums add up to {shown(study['identity_error'], 2)}, frozen ablations are "
-        f"as predicted to {shown(study['frozen_error'], 2)}; traced in {shown(study['seconds'], 3)} s"
-    )
-    paths = [[path, signed(effect)] for path, effect in traced.paths[:20]]
-    return html.Div(
-        [
-            panel(
-                f"Circuit behind {study['target']}",
-                html.P(said, className="count"),
-                circuit_view(traced.circuit, source, names["params"]),
-            ),
-            html.Div(
-                [
-                    panel(
-                        "Effects, predicted and measured",
-                        measured_plot(traced.circuit.edges),
-                        effects_table(traced.circuit.edges, 15),
-                    ),
-                    panel("Strongest paths", table(["path", "contribution"], paths, (0,))),
-                ],
-                className="pair",
-            ),
-        ]
-    )

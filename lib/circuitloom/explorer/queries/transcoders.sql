@@ -1,3 +1,7 @@
-SELECT run
+-- those that the study's own prompts were traced through come first
+SELECT run.run
 FROM run
+LEFT JOIN study ON study.run = run.run
 WHERE kind = 'transcoder'
+GROUP BY run.run
+ORDER BY count(study) DESC, run.run
