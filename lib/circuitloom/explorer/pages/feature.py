@@ -38,6 +38,7 @@ def feature(catalogue: Asking, params: Params) -> Component:
             html.Div([_concepts(catalogue, names), _blind(catalogue, names)], className="pair"),
             dcc.Store("feature-names", data=names),
             dcc.Loading(html.Div(id="feature-connections", className="soon"), delay_show=300),
+            dcc.Loading(html.Div(id="feature-nearest", className="soon"), delay_show=300),
             html.Div(
                 [
                     html.Button(
@@ -55,7 +56,11 @@ def register_feature(app: Dash, catalogue: Asking) -> None:
 
     @app.callback(Output("feature-connections", "children"), Input("feature-names", "data"))
     def connections(names: dict[str, Any]) -> Component:
-        return html.Div([_connections(catalogue, names), _nearest(catalogue, names)])
+        return _connections(catalogue, names)
+
+    @app.callback(Output("feature-nearest", "children"), Input("feature-names", "data"))
+    def nearest(names: dict[str, Any]) -> Component:
+        return _nearest(catalogue, names)
 
     @app.callback(
         Output("feature-alike-found", "children"),
@@ -204,10 +209,13 @@ def _blind(catalogue: Asking, names: dict[str, Any]) -> Component | None:
 
 def _connections(catalogue: Asking, names: dict[str, Any]) -> Component:
     both = []
-    for name, title in (("upstream", "Reads from"), ("downstream", "Is read by")):
-        answer = catalogue.ask(name, **names)
-        places = [(row["layer"], row["feature"]) for row in answer.rows]
-        words = catalogue.words(names["run"], places)
+    answers = {
+        title: catalogue.ask(name, **names)
+        for name, title in (("upstream", "Reads from"), ("downstream", "Is read by"))
+    }
+    rows = [row for answer in answers.values() for row in answer.rows]
+    words = catalogue.words(names["run"], [(row["layer"], row["feature"]) for row in rows])
+    for title, answer in answers.items():
         rows = [_connection(names["run"], row, words) for row in answer.rows]
         head = ["feature", "fires on", "via", "weight", "mean effect", "where it fires"]
         part = table(head, rows, (0, 1, 2)) if rows else nothing("Nothing is tabulated.")
