@@ -67,7 +67,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def visiting(browser: Any, address: str, width: int = 1400, height: int = 900) -> Iterator[Visit]:
+def visiting(browser: Any, address: str, width: int = 1400, height: int = 1000) -> Iterator[Visit]:
     """A visit to the explorer at `address`; a test ends by looking at its `problems`."""
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(1000 * SECONDS)

@@ -11,6 +11,9 @@ from .asking import Row
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
 KIND_COLOURS = {"transcoder": BLUE, "sae": VERMILION}
+_TICKS = [digit * 10.0**power for power in range(-6, 10) for digit in (1, 2, 5)]
+LOGARITHMIC = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]}
+"""An axis with ticks at 1, 2, 5, 10, ..."""
 SYMBOLS = {"topk": "circle", "batchtopk": "square", "relu": "triangle-up", "jumprelu": "diamond"}
 
 
@@ -80,8 +83,7 @@ def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
             {"x": [0.8 * ends[0], 1.25 * ends[1]], "y": [level, level], "mode": "lines", "line": line,
              "name": "untouched model", "hoverinfo": "skip"}
         )  # fmt: skip
-    axis = {"type": "log", "dtick": "D2"}
-    return plot(traces, "L0 (features active a token)", label, "pareto", 420, xaxis=axis)
+    return plot(traces, "L0 (features active a token)", label, "pareto", 420, xaxis=LOGARITHMIC)
 
 
 def histogram(rows: Sequence[Row]) -> dcc.Graph:
@@ -94,7 +96,7 @@ def histogram(rows: Sequence[Row]) -> dcc.Graph:
         "marker": {"color": BLUE, "line": {"color": "white", "width": 1}},
         "hovertemplate": "around %{x:.3g}: %{y} tokens<extra></extra>",
     }
-    return plot([trace], "activation", "tokens", height=220, yaxis={"type": "log"}, bargap=0)
+    return plot([trace], "activation", "tokens", height=220, yaxis=LOGARITHMIC, bargap=0)
 
 
 def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
@@ -111,7 +113,7 @@ def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
                 "line": {"width": 1.5},
             }
         )
-    return plot(traces, "steps of training", label, height=260, yaxis={"type": "log"})
+    return plot(traces, "steps of training", label, height=260, yaxis=LOGARITHMIC)
 
 
 def densities(rows: Sequence[Row]) -> dcc.Graph:
