@@ -134,9 +134,9 @@ def _features(run: str, layer: int) -> dict[str, Rows]:
             at | {"bin": b, "low": b / 5, "high": (b + 1) / 5, "n_tokens": 9 - b} for b in range(9)
         ]
         for band in (0, 1):
-            window = [token(feature + i) for i in range(6)]
-            example = {"band": band, "rank": 0, "sequence": 1, "position": 5, "activation": 2.0, "window_start": 2,
-                       "tokens": window, "activations": [0.0, 0.5, 1.0, 2.0, 0.0, 0.0], "band_low": 0.0,
+            window = [token(feature % 8 + 2 + i) for i in range(6)]
+            example = {"band": band, "rank": 0, "sequence": feature % 8, "position": 5, "activation": 2.0,
+                       "window_start": 2, "tokens": window, "activations": [0.0, 0.5, 1.0, 2.0, 0.0, 0.0], "band_low": 0.0,
                        "band_high": 2.0, "band_share": 1.0}  # fmt: skip
             tables["example"].append(at | example)
         place = {"sequence": feature % 8, "position": 1 + feature % 31}
