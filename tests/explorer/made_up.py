@@ -136,8 +136,8 @@ def _features(run: str, layer: int) -> dict[str, Rows]:
         for band in (0, 1):
             window = [token(feature % 8 + 2 + i) for i in range(6)]
             example = {"band": band, "rank": 0, "sequence": feature % 8, "position": 5, "activation": 2.0,
-                       "window_start": 2, "tokens": window, "activations": [0.0, 0.5, 1.0, 2.0, 0.0, 0.0], "band_low": 0.0,
-                       "band_high": 2.0, "band_share": 1.0}  # fmt: skip
+                       "window_start": 2, "tokens": window, "activations": [0.0, 0.5, 1.0, 2.0, 0.0, 0.0],
+                       "band_low": 0.0, "band_high": 2.0, "band_share": 1.0}  # fmt: skip
             tables["example"].append(at | example)
         place = {"sequence": feature % 8, "position": 1 + feature % 31}
         tables["activation"].append(at | place | {"activation": 2.0})
