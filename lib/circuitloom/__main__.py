@@ -128,7 +128,9 @@ def _explore(arguments: argparse.Namespace) -> None:
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        server.server_close()
+        sys.stdout.flush()
+        # a trace that is under way would be waited for, and DuckDB would complain of what is still open
+        os._exit(0)
 
 
 def _sql(arguments: argparse.Namespace) -> None:
