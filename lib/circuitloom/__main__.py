@@ -125,12 +125,11 @@ def _explore(arguments: argparse.Namespace) -> None:
         import webbrowser
 
         webbrowser.open(address)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        sys.stdout.flush()
-        # a trace that is under way would be waited for, and DuckDB would complain of what is still open
-        os._exit(0)
+    # the server itself takes the interrupt
+    server.serve_forever()
+    sys.stdout.flush()
+    # a trace that is under way would be waited for, and DuckDB would complain of what is still open
+    os._exit(0)
 
 
 def _sql(arguments: argparse.Namespace) -> None:
