@@ -217,7 +217,7 @@ def _about_feature(catalogue: Asking, row: Row) -> list[Any]:
     ]
 
 
-def effects_table(edges: Sequence[Row], most: int = 30) -> Component:
+def effects_table(edges: Sequence[Row], most: int = 12) -> Component:
     """The strongest edges from what can be taken away, predicted and measured."""
     edges = [edge for edge in edges if edge["effect_frozen"] is not None]
     rows = [

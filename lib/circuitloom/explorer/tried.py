@@ -144,7 +144,7 @@ def traced_view(traced: Traced, names: dict[str, Any]) -> Component:
         f"{study['n_active']} features fire; sums add up to {shown(study['identity_error'], 2)}, frozen ablations are "
         f"as predicted to {shown(study['frozen_error'], 2)}; traced in {shown(study['seconds'], 3)} s"
     )
-    paths = [[path, signed(effect)] for path, effect in traced.paths[:20]]
+    paths = [[path, signed(effect)] for path, effect in traced.paths[:12]]
     return html.Div(
         [
             panel(
@@ -157,7 +157,7 @@ def traced_view(traced: Traced, names: dict[str, Any]) -> Component:
                     panel(
                         "Effects, predicted and measured",
                         measured_plot(traced.circuit.edges),
-                        effects_table(traced.circuit.edges, 15),
+                        effects_table(traced.circuit.edges),
                     ),
                     panel("Strongest paths", table(["path", "contribution"], paths, (0,))),
                 ],

@@ -1,3 +1,3 @@
 SELECT path, effect, n_steps
 FROM circuit_paths({study})
-LIMIT 30
+LIMIT 12
