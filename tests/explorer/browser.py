@@ -10,8 +10,8 @@ from typing import Any
 from circuitloom.explorer.serve import HOST, start
 
 SCREENSHOTS = Path(__file__).parents[2] / "results" / "screenshots"
-KNOWN = ("custom wheel sensitivity",)
-"""What Cytoscape says of its own accord."""
+KNOWN = ("custom wheel sensitivity", "ReadPixels")
+"""What Cytoscape, and a browser without a GPU that draws many points, say of their own accord."""
 SECONDS = 60
 """A machine that is busy is slow."""
 
