@@ -34,10 +34,13 @@ class Visit:
         return self.page
 
     def settle(self) -> None:
-        """Wait until nothing has been asked of the server for a moment."""
+        """Wait until nothing has been asked of the server for a moment.
+
+        The moment is one of the page's own: a page that is too busy to run a timer has not come to rest.
+        """
         quiet = 0
         for _ in range(10 * SECONDS):
-            self.page.wait_for_timeout(100)
+            self.page.evaluate("() => new Promise(done => setTimeout(done, 100))")
             quiet = 0 if self.under_way else quiet + 1
             if quiet == 4:
                 return

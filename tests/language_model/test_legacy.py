@@ -44,7 +44,9 @@ def test_logits_and_activations_are_those_of_transformer_lens(folder, bridge, tm
     hooks = {"mlp_in": "mlp.hook_in", "mlp_out": "hook_mlp_out", "resid_mid": "hook_resid_mid"}
     sites = [Site(name, layer) for name in hooks for layer in range(2)]
     for site, value in model.capture(TOKENS, sites).items():
-        torch.testing.assert_close(value, cache[f"blocks.{site.layer}.{hooks[site.name]}"])
+        # the two add up in another order, which a processor's own kernels decide: 1.5e-5 has been seen
+        told = cache[f"blocks.{site.layer}.{hooks[site.name]}"]
+        torch.testing.assert_close(value, told, rtol=1e-5, atol=1e-4)
 
 
 def test_the_converted_config_states_the_shape_and_is_not_legacy_again(tmp_path):
