@@ -89,13 +89,13 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--rest", action="store_true", help="list the kernels of the rest")
     options = parser.parse_args()
-    options.device = "cuda"
+    options.device, options.act, options.sparsity = "cuda", "topk", 0.0
     bandwidth, rate = ceilings()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(f"ceilings: {bandwidth / 1e12:.2f} TB/s, {rate / 1e12:.0f} TFLOP/s (bfloat16)")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.safetensors"
-        make_data(file, options.d, options.width, options.batch)
+        make_data(file, options)
         trainee, x = our_trainee(file, options)
     profile(options, trainee, x, floors(options, bandwidth, rate), rate)
 

@@ -1,9 +1,10 @@
-"""Training step of a topk SAE beside SAELens' trainer: same data, same initial weights, alternating in one run.
+"""Training step of an SAE beside SAELens' trainer: same data, same initial weights, alternating in one run.
 
     python benchmarks/training.py --peer /path/to/environment/bin/python     # an environment with sae-lens
     python benchmarks/training.py --peer ... --sparsify ... --device cuda --d 768 --width 24576 --batch 8192 --steps 200
 
-Prints the tokens a second of each (median step), their ratio, and the loss curves.
+Prints the tokens a second of each (median step), their ratio, peak memory, the curves of FVU, and L0 at the end.
+`--act relu` starts with biases at which a token has `--k` active features on average.
 """
 
 import argparse
@@ -15,14 +16,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from peers.clock import Clock, peak_gigabytes
+from peers.clock import Clock
 
 PEERS = Path(__file__).parent / "peers"
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 """What the workflow sets for its jobs; the peer is timed with and without."""
 
 
-def make_data(file: Path, d: int, width: int, batch: int) -> None:
+def make_data(file: Path, options: argparse.Namespace) -> None:
     """Sparse causes mixed into d dimensions, E|x|^2 = d, and initial weights for both sides."""
     import torch
     from safetensors.torch import save_file
@@ -30,13 +31,18 @@ def make_data(file: Path, d: int, width: int, batch: int) -> None:
     from circuitloom.config import Run
     from circuitloom.dictionaries.parameters import Scales, initial_parameters
 
+    d, width, batch = options.d, options.width, options.batch
     generator = torch.Generator().manual_seed(0)
     causes = torch.rand(8 * batch, 4 * d, generator=generator)
     causes *= torch.rand(causes.shape, generator=generator) < 8 / d
     x = causes @ torch.randn(4 * d, d, generator=generator)
     x *= (d / x.square().sum(1).mean()).sqrt()
     p = initial_parameters(Run(kind="sae", width=width), x, x, x.mean(0), Scales(1.0, 1.0, 1.0, x.mean(0)))
-    save_file({"x": x, **{name: value.detach() for name, value in p.named()}}, file)
+    weights = {name: value.detach() for name, value in p.named()}
+    if options.act == "relu":
+        pre = x[:256] @ weights["W_enc"].T + weights["b_enc"]
+        weights["b_enc"] -= pre.flatten().kthvalue(pre.numel() - 256 * options.k).values
+    save_file({"x": x, **weights}, file)
 
 
 def our_trainee(file: Path, options: argparse.Namespace):
@@ -55,7 +61,9 @@ def our_trainee(file: Path, options: argparse.Namespace):
         sums.add(0, rows)
     keys = {"learning_rate": options.learning_rate, "warmup": 0, "decay": 0, "aux": 0}
     keys |= {"batch": options.batch, "tokens": options.steps * options.batch, "precision": options.precision}
-    run = Run(kind="sae", width=len(data["b_enc"]), k=options.k, **keys)
+    run = Run(
+        kind="sae", width=len(data["b_enc"]), act=options.act, k=options.k, sparsity=options.sparsity, **keys
+    )
     stored = moments(sums, 0, len(x))
     trainee = Trainee(run, 0, stored, stored, (x, x))
     for name, value in trainee.parameters.named():
@@ -70,10 +78,10 @@ def ours(file: Path, options: argparse.Namespace) -> dict:
     for i in range(options.steps):
         rows = x[i * options.batch % len(x) :][: options.batch]
         clock.mark()
-        fvu.append(trainee.step(i, rows, rows).fvu)
+        terms = trainee.step(i, rows, rows)
+        fvu.append(terms.fvu)
     clock.mark()
-    values = [float(each) for each in fvu]
-    return {"seconds": clock.seconds(), "fvu": values, "peak": peak_gigabytes(options.device)}
+    return clock.results(fvu, terms.l0)
 
 
 def run_in(python: str, script: Path, arguments: list[str], environment: dict[str, str]) -> dict:
@@ -98,6 +106,8 @@ def main() -> None:
     parser.add_argument("--sparsify", help="python of an environment with eai-sparsify")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--act", default="topk", choices=["topk", "batchtopk", "relu"])
+    parser.add_argument("--sparsity", type=float, default=0.1, help="λ of relu")
     parser.add_argument("--d", type=int, default=256)
     parser.add_argument("--width", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)
@@ -112,7 +122,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.safetensors"
-        make_data(file, options.d, options.width, options.batch)
+        make_data(file, options)
         results: dict[str, list[dict]] = {}
         for _ in range(options.rounds):
             for name, side in sides(file, options).items():
@@ -122,13 +132,13 @@ def main() -> None:
 
 def sides(file: Path, options: argparse.Namespace) -> dict[str, tuple[str, Path, list[str], dict[str, str]]]:
     """What to run, by name: python, script, arguments, environment."""
-    names = ("k", "batch", "steps", "learning_rate", "device")
+    names = ("act", "k", "sparsity", "batch", "steps", "learning_rate", "device")
     common = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     as_asked = [*common, f"--precision={options.precision}"]
     found = {"circuitloom": (sys.executable, Path(__file__), [f"--side={file}", *as_asked], ALLOCATOR)}
     on_gpu = options.device != "cpu"
     if options.peer:
-        saelens = (options.peer, PEERS / "saelens_topk.py", [str(file), *common])
+        saelens = (options.peer, PEERS / "saelens_training.py", [str(file), *common])
         found["SAELens"] = (*saelens, {})
         if on_gpu:
             found["SAELens, autocast"] = (*saelens[:2], [*saelens[2], "--precision=bfloat16"], {})
@@ -152,7 +162,7 @@ def report(results: dict[str, list[dict]], batch: int) -> None:
             f"{name:<24}{rates[name]:>12,.0f} tokens/s (rounds {', '.join(f'{m:,.0f}' for m in medians)})",
             end="",
         )
-        print(f"{max(each['peak'] for each in rounds):>8.2f} GB" if rounds[0]["peak"] else "")
+        print(f"{max(each['peak'] for each in rounds):>8.2f} GB")
     for name in list(rates)[1:]:
         print(f"ratio to {name}: {rates['circuitloom'] / rates[name]:.1f}")
     print("FVU of the batch, by step")
@@ -160,6 +170,7 @@ def report(results: dict[str, list[dict]], batch: int) -> None:
     for step in sorted({0, *range(4, steps, max(5, steps // 10)), steps - 1}):
         values = "".join(f"{rounds[0]['fvu'][step]:>26.5f}" for rounds in results.values())
         print(f"{step + 1:>5}{values}")
+    print("L0   " + "".join(f"{rounds[0]['l0']:>26.1f}" for rounds in results.values()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Seconds of each step: by the wall on a CPU, by events of the stream on a GPU, which is not waited for."""
 
+import resource
 import time
 
 import torch
@@ -28,7 +29,13 @@ class Clock:
         torch.cuda.synchronize()
         return [before.elapsed_time(after) / 1e3 for before, after in pairs]
 
+    def results(self, fvu: list, l0: torch.Tensor) -> dict[str, object]:
+        """What a side prints: seconds and FVU of each step, L0 of the last one, and the peak of memory."""
+        values = [float(each) for each in fvu]
+        return {"seconds": self.seconds(), "fvu": values, "l0": float(l0), "peak": self.peak_gigabytes()}
 
-def peak_gigabytes(device: str) -> float:
-    """Most memory that torch held on the GPU; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else 0.0
+    def peak_gigabytes(self) -> float:
+        """Most memory that torch held on the GPU, or this process on a CPU."""
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -4,7 +4,7 @@ import argparse
 import json
 
 import torch
-from clock import Clock, peak_gigabytes
+from clock import Clock
 from safetensors.torch import load_file
 from sparsify import SparseCoder, SparseCoderConfig
 
@@ -14,6 +14,8 @@ def main() -> None:
     parser.add_argument("data")
     for name in ("k", "batch", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--act", choices=["topk"], required=True)
+    parser.add_argument("--sparsity", type=float, help="of no use to topk")
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", help="its forward pass is in bfloat16 on a GPU")
@@ -39,8 +41,7 @@ def main() -> None:
         optimizer.zero_grad()
         fvu.append(output.fvu.detach())
     clock.mark()
-    values = [float(each) for each in fvu]
-    print(json.dumps({"seconds": clock.seconds(), "fvu": values, "peak": peak_gigabytes(options.device)}))
+    print(json.dumps(clock.results(fvu, (output.latent_acts > 0).sum() / len(batch))))
 
 
 if __name__ == "__main__":

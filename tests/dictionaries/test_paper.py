@@ -80,6 +80,17 @@ def test_an_sae_subtracts_the_bias_that_it_adds() -> None:
     assert torch.equal(fresh.dictionary()(x), student.dictionary()(x))
 
 
+def test_training_leaves_the_stored_mean_as_it_is() -> None:
+    run = Run(width=WIDTH, act="relu", loss="paper", kind="sae", batch=TOKENS, name="r")
+    x = draw(1) + 0.5
+    stored = moments(x)
+    before = stored.mean.clone()
+    student = Trainee(run, 0, stored, stored, (x, x), PaperCoordinates(None, centred=False))
+    student.step(0, x, x)
+    assert not torch.equal(student.parameters.b_dec, before), "nothing was trained"
+    assert torch.equal(stored.mean, before)
+
+
 def test_the_objective_is_the_authors() -> None:
     student = trained("transcoder", PaperCoordinates(norm("layer"), centred=True))
     p, x, y = student.parameters, draw(6), draw(7)

@@ -1,12 +1,15 @@
 """Training learns, resumes to the bit, stops when it diverges; dictionaries act on raw activations."""
 
 import math
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from circuitloom.activations.moments import Moments
 from circuitloom.config import Run
+from circuitloom.dictionaries import train as training
 from circuitloom.dictionaries.dictionary import load_dictionary, save_dictionary
 from circuitloom.dictionaries.train import train
 from circuitloom.dictionaries.trainee import Trainee, learning_rate, sparsity_weight
@@ -126,7 +129,7 @@ def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
     undisturbed = sweep()
-    train(undisturbed, reader(data), whole, checkpoint_every=7, checkpoint_seconds=0)
+    train(undisturbed, reader(data), whole, checkpoint_every=7, checkpoint_seconds=0, checkpoint_share=1)
 
     class Killed(Exception):
         pass
@@ -142,15 +145,40 @@ def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
 
     for stop_at in (5, 23, 48):
         with pytest.raises(Killed):
-            train(sweep(), until(stop_at), cut, checkpoint_every=7, checkpoint_seconds=0)
+            train(sweep(), until(stop_at), cut, checkpoint_every=7, checkpoint_seconds=0, checkpoint_share=1)
     seen: list[int] = []
     resumed = sweep()
-    train(resumed, reader(data, seen), cut, checkpoint_every=7, checkpoint_seconds=0)
+    train(resumed, reader(data, seen), cut, checkpoint_every=7, checkpoint_seconds=0, checkpoint_share=1)
     assert seen[0] == 42, "the last training began from the last checkpoint"
     for a, b in zip(undisturbed, resumed, strict=True):
         for (name, x), (_, y) in zip(a.parameters.named(), b.parameters.named(), strict=True):
             assert torch.equal(x, y), name
         assert a.threshold == b.threshold
+
+
+@pytest.mark.parametrize("saving", [0, 2, 5])
+def test_checkpoints_take_a_twentieth_of_the_time_at_most(saving: int, data, tmp_path, monkeypatch) -> None:
+    """Steps take a second each, by a clock that only they and saving move."""
+    now, saved = [0], []
+    student = trainee(data, tokens=BATCH * 299)
+
+    def second(start: int, stop: int):
+        for batch in reader(data)(start, stop):
+            now[0] += 1
+            yield batch
+
+    def save(trainees, done, *where) -> None:
+        now[0] += saving
+        saved.append(done.step)
+
+    monkeypatch.setattr(training, "_save", save)
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(training, "time", clock)
+    train([student], second, tmp_path, checkpoint_every=1)
+    # the first comes before it is known how long one takes
+    apart = max(30, 19 * saving)
+    assert saved == [*range(30, 299, apart), 299]
+    assert (len(saved) - 2) * saving <= 299 / 20
 
 
 def test_a_diverging_run_stops_in_one_line_and_keeps_its_checkpoint(data, tmp_path) -> None:
@@ -161,7 +189,9 @@ def test_a_diverging_run_stops_in_one_line_and_keeps_its_checkpoint(data, tmp_pa
     with pytest.raises(
         ArithmeticError, match=r"run r, layer 0: the loss is nan at step 20; lower its learning_rate"
     ):
-        train([trainee(data)], poisoned, tmp_path, checkpoint_every=10, checkpoint_seconds=0)
+        train(
+            [trainee(data)], poisoned, tmp_path, checkpoint_every=10, checkpoint_seconds=0, checkpoint_share=1
+        )
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == 20
     assert all(bool(v.isfinite().all()) for v in checkpoint["states"][0]["parameters"].values())

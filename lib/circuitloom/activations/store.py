@@ -39,14 +39,14 @@ class Stored:
         """Number of rows."""
         return self.values.shape[0]
 
-    def read(self, step: int, batch: int, device: torch.device | str = "cpu") -> Float[Tensor, "row d"]:
-        """Rows `step * batch` and on in float32, `batch` of them, the first following the last."""
-        start = step * batch % self.rows
+    def read(self, start: int, rows: int, device: torch.device | str = "cpu") -> Float[Tensor, "row d"]:
+        """`rows` rows from `start` on in float32, the first following the last."""
+        start %= self.rows
         pieces = []
-        while batch:
-            stop = min(start + batch, self.rows)
+        while rows:
+            stop = min(start + rows, self.rows)
             pieces.append(self._piece(start, stop, device))
-            batch -= stop - start
+            rows -= stop - start
             start = 0
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 

@@ -63,6 +63,11 @@ class Training(Model):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the large products, master weights being float32; `auto`: bfloat16 where the hardware has it.
     On a CPU only the choice of features rests on it: their values and gradients are float32."""
+    processes: PositiveInt = 1
+    """Processes that train a dictionary together, each on a GPU of its own, or on its share of the threads. Results
+    differ by rounding alone."""
+    split: Literal["batch", "features"] = "batch"
+    """What each process has a share of: the batch, or, for dictionaries larger than a GPU, the features."""
 
     @model_validator(mode="after")
     def _possible_k(self) -> "Training":
@@ -78,6 +83,24 @@ class Training(Model):
             raise ValueError("warmup and decay together exceed 1; lower one")
         if self.loss == "paper" and self.act != "relu":
             raise ValueError(f"loss: paper is defined for act: relu, not {self.act}; change one")
+        return self
+
+    @model_validator(mode="after")
+    def _equal_shares(self) -> "Training":
+        if self.batch % self.processes:
+            raise ValueError(
+                f"batch={self.batch} does not divide among processes={self.processes}; choose a multiple of it"
+            )
+        if self.split == "features" and self.width % self.processes:
+            raise ValueError(
+                f"width={self.width} does not divide among processes={self.processes}; choose a multiple of it, or "
+                "split: batch"
+            )
+        share = self.width // self.processes
+        if self.split == "features" and self.act in ("topk", "batchtopk") and self.k > share:
+            raise ValueError(
+                f"k={self.k} exceeds the {share} features of a process; choose fewer processes, or split: batch"
+            )
         return self
 
 
@@ -149,7 +172,8 @@ def run_name(run: Run, usual: dict[str, Any]) -> str:
         parts.append(run.site)
     for key, field in type(run).model_fields.items():
         setting = getattr(run, key)
-        if key in ("name", "kind", "act", "width", "site", "k", "sparsity"):
+        # by how many processes it is trained is nothing that a run is
+        if key in ("name", "kind", "act", "width", "site", "k", "sparsity", "processes", "split"):
             continue
         if setting != usual.get(key, field.default):
             parts.append(key if setting is True else f"no_{key}" if setting is False else f"{key}{setting}")

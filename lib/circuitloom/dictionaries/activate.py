@@ -1,6 +1,6 @@
 """Which features are active in training, and how much: selection, then values through which gradients flow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,7 +9,8 @@ from torch import Tensor
 from ..config.dictionaries import Run
 from . import rows
 from .parameters import Parameters
-from .selection import kth_largest, largest, rough_scores, select
+from .reduction import ALONE, Reduction
+from .selection import kth_largest, select, select_top_k
 from .sparse import Decode, Encode, Entries
 
 
@@ -45,23 +46,33 @@ class Activated:
         return fired.index_fill_(0, place, True)[:width]
 
 
-def activate_sparse(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Activated | None:
+def activate_sparse(
+    p: Parameters, run: Run, x: Float[Tensor, "token d_in"], reduction: Reduction = ALONE
+) -> Activated | None:
     """Activations of the features that can be active; None where dense products are faster, or all that there is."""
     if rows.kernels_serve(run, x):
-        chosen = rows.choose(p, run, x)
-        pre: Tensor = rows.Encode.apply(p.W_enc, p.encoder_bias, chosen)  # type: ignore[assignment]
-        return Activated(pre, pre.relu(), chosen.rows)
-    if x.is_cuda:
+        selected = rows.choose(p, run, x)
+        if reduction.splits_features:
+            scores = selected.pre.relu() * p.decoder_norm.detach()[selected.pattern.feature]
+            selected = replace(
+                selected, pre=torch.where(_among_all(scores, run.k, reduction), selected.pre, 0.0)
+            )
+    elif x.is_cuda:
         return None
-    pattern = select(p, run, x)
-    if pattern is None:
+    else:
+        selected = select(p, run, x, reduction)
+    if selected is None:
         return None
-    pre = Encode.apply(x, p.W_enc, pattern) + p.encoder_bias.index_select(0, pattern.feature)
-    return Activated(pre, _values(p, run, pre, pattern), pattern)
+    pre: Tensor = Encode.apply(p.W_enc, p.encoder_bias, selected)  # type: ignore[assignment]
+    return Activated(pre, _values(p, run, pre, selected.pattern), selected.pattern)
 
 
 def activate_dense(
-    p: Parameters, run: Run, x: Float[Tensor, "token d_in"], bias: Float[Tensor, " feature"]
+    p: Parameters,
+    run: Run,
+    x: Float[Tensor, "token d_in"],
+    bias: Float[Tensor, " feature"],
+    reduction: Reduction = ALONE,
 ) -> Activated:
     """The formula as it stands, on all features: for GPUs, for dense codes, and as the sparse one's reference.
 
@@ -71,14 +82,22 @@ def activate_dense(
     z = _values(p, run, pre, None)
     if run.act in ("topk", "batchtopk"):
         scores = pre.detach() * p.decoder_norm.detach()
-        if run.act == "topk":
+        if run.act == "batchtopk":
+            kept = scores >= kth_largest(scores.flatten(), run.k * reduction.tokens(len(x)), reduction)
+        elif reduction.splits_features:
+            kept = scores >= reduction.kth_of_tokens(scores, run.k)[:, None]
+        else:
             kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(
                 1, scores.topk(run.k, dim=1).indices, True
             )
-        else:
-            kept = scores >= kth_largest(scores.flatten(), run.k * len(x))
         z = z * kept
     return Activated(pre, z, None)
+
+
+def _among_all(scores: Float[Tensor, " entry"], k: int, reduction: Reduction) -> Bool[Tensor, " entry"]:
+    """Whether an entry, k of a token's in each process, is among the k largest of all."""
+    rows = scores.detach().view(-1, k)
+    return (rows >= reduction.kth_of_tokens(rows, k)[:, None]).flatten()
 
 
 def _values(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -> Tensor:
@@ -127,20 +146,29 @@ class Step(torch.autograd.Function):
 
 
 def top_k_of(
-    p: Parameters, run: Run, k: int, x: Float[Tensor, "token d_in"], features: Int[Tensor, " some"]
+    p: Parameters,
+    run: Run,
+    k: int,
+    x: Float[Tensor, "token d_in"],
+    features: Int[Tensor, " some"],
+    reduction: Reduction = ALONE,
 ) -> Activated:
     """The k most active of some features alone, numbered by their place in `features`.
+
+    Where processes have features of their own, these are among the k most active of all processes'.
 
     A feature whose pre-activation is never positive gets no gradient from it (as in Gao et al. 2024).
     """
     weight, bias = p.W_enc.index_select(0, features), p.encoder_bias.index_select(0, features)
-    with torch.no_grad():
-        norm = p.decoder_norm.index_select(0, features)
-        scores = rough_scores(run, x, weight * norm[:, None], bias * norm)
+    norm = p.decoder_norm.detach().index_select(0, features)
+    if reduction.splits_features:
+        pre = torch.nn.functional.linear(x, weight, bias)
+        scores = pre.detach() * norm
+        return Activated(pre, pre.relu() * (scores >= reduction.kth_of_tokens(scores, k)[:, None]), None)
     if x.is_cuda:
         pre = torch.nn.functional.linear(x, weight, bias)
-        chosen = scores.topk(k, dim=1, sorted=False).indices
+        chosen = (pre.detach() * norm).topk(k, dim=1, sorted=False).indices
         return Activated(pre, torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen).relu()), None)
-    pattern = largest(scores, k)
-    pre = Encode.apply(x, weight, pattern) + bias.index_select(0, pattern.feature)
-    return Activated(pre, pre.relu(), pattern)
+    selected = select_top_k(run, k, x, weight, bias, norm)
+    pre: Tensor = Encode.apply(weight, bias, selected)  # type: ignore[assignment]
+    return Activated(pre, pre.relu(), selected.pattern)

@@ -39,20 +39,26 @@ class PaperCoordinates:
         return y - y.mean(-1, keepdim=True) if self.centred else y
 
     def initial(
-        self, run: Run, x_mean: Float[Tensor, " d_in"], scales: Scales, device: torch.device | str
+        self,
+        run: Run,
+        x_mean: Float[Tensor, " d_in"],
+        scales: Scales,
+        device: torch.device | str,
+        features: slice = slice(None),
     ) -> Parameters:
-        """Kaiming-uniform rows, decoder rows of unit norm, both biases at the means of their data."""
+        """Kaiming-uniform rows of `features`, decoder rows of unit norm, both biases at the means of their data."""
         generator = torch.Generator().manual_seed(run.seed)
         d_in, d_out = len(x_mean), len(scales.y_mean)
         # the fan-in that the authors' code gives to both matrices, [d, F] and [F, d], is their second dimension
         bound = (6 / run.width) ** 0.5
-        W_enc = torch.empty(run.width, d_in).uniform_(-bound, bound, generator=generator)
-        W_dec = torch.empty(run.width, d_out).uniform_(-1, 1, generator=generator)
+        W_enc = torch.empty(run.width, d_in).uniform_(-bound, bound, generator=generator)[features].clone()
+        W_dec = torch.empty(run.width, d_out).uniform_(-1, 1, generator=generator)[features]
         parameters = Parameters(
             W_enc=W_enc,
-            b_enc=torch.zeros(run.width),
+            b_enc=torch.zeros(len(W_enc)),
             W_dec=W_dec / torch.linalg.vector_norm(W_dec, dim=1, keepdim=True),
-            b_dec=self.write(scales.y_mean),
+            # a copy: the mean itself belongs to the stored moments
+            b_dec=self.write(scales.y_mean).clone(),
             W_skip=torch.zeros(d_out, d_in) if run.skip else None,
             b_in=self.read(x_mean),
         )

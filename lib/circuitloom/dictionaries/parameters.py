@@ -1,6 +1,6 @@
 """What training changes: weights in normalised units, how they start, and how they become a dictionary."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -12,6 +12,8 @@ from .dictionary import Dictionary
 
 SMALL_NORM = 0.1
 """Norm of a decoder row before training, where an output has norm √d: near zero, yet a direction."""
+PER_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
+"""Parameters that have a row for each feature."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Parameters:
             if (value := getattr(self, field.name)) is not None:
                 yield field.name, value
 
+    def tensors(self, without: Collection[str] = ()) -> list[Tensor]:
+        """The tensors that there are, each once: an SAE under `loss: paper` has one bias in two places."""
+        named = {id(value): value for name, value in self.named() if name not in without}
+        return list(named.values())
+
     @property
     def encoder_bias(self) -> Float[Tensor, " feature"]:
         """What is added to W_enc x."""
@@ -69,23 +76,26 @@ def initial_parameters(
     y: Float[Tensor, "token d_out"],
     x_mean: Float[Tensor, " d_in"],
     scales: Scales,
+    features: slice = slice(None),
+    device: torch.device | None = None,
 ) -> Parameters:
     """Each feature starts as one token of a raw sample: it reads that token's direction and writes its output's.
 
     Directions are taken from the means; a feature's pre-activation is 0 at the mean input, b_dec is the mean output.
-    Which token a feature gets depends on the run's seed alone. Against random directions this gave a lower FVU and a
-    seventh of the dead features (docs/log.md).
+    Which token a feature gets depends on the run's seed alone; only those of `features` are made, on `device`. Against
+    random directions this gave a lower FVU and a seventh of the dead features (docs/log.md).
     """
     generator = torch.Generator().manual_seed(run.seed)
-    chosen = torch.randperm(max(len(x), run.width), generator=generator)[: run.width].to(x.device) % len(x)
+    tokens = torch.randperm(max(len(x), run.width), generator=generator)[: run.width][features] % len(x)
+    x, y = (side[tokens.to(side.device)].to(device or side.device) for side in (x, y))
     centre = x_mean.to(x.device)
-    W_enc = _unit_rows(x[chosen] - centre)
+    W_enc = _unit_rows(x - centre)
     parameters = Parameters(
         W_enc=W_enc,
         b_enc=-W_enc @ centre / scales.x,
-        W_dec=SMALL_NORM * _unit_rows(y[chosen] - scales.y_mean.to(y.device)),
+        W_dec=SMALL_NORM * _unit_rows(y - scales.y_mean.to(y.device)),
         b_dec=scales.y_mean.to(y.device) / scales.y,
-        threshold=torch.full((run.width,), run.initial_threshold, device=x.device)
+        threshold=torch.full((len(W_enc),), run.initial_threshold, device=x.device)
         if run.act == "jumprelu"
         else None,
         W_skip=torch.zeros(y.shape[1], x.shape[1], device=x.device) if run.skip else None,

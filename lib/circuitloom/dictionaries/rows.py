@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config.dictionaries import Run
 from .parameters import Parameters
 from .selection import margin, rough_dtype
-from .sparse import Entries
+from .sparse import Entries, Selected
 
 MOST_K = 128
 """The choice compares all pairs of a token's candidates, whose number is twice k or more."""
@@ -93,19 +93,8 @@ class Rows(Entries):
         return ByFeature.of(self.feature, self.width)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The k features of each token, and what their encoder rows say."""
-
-    rows: Rows
-    pre: Float[Tensor, " entry"]
-    """Pre-activations, without gradient."""
-    x: Float[Tensor, "token d_in"]
-    """The input as it was read, rounded."""
-
-
 @torch.no_grad()
-def choose(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Chosen:
+def choose(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Selected:
     """The k features of largest pre-activation times |W_dec[i]| of each token.
 
     Candidates are found by scores rounded to the run's precision, and chosen from by sums of float32, in which their
@@ -119,21 +108,7 @@ def choose(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Chosen:
     norm, weight, W_dec = prepare(p.W_enc, p.W_dec, low)
     bias, x = p.encoder_bias * norm, x.to(low)
     scores = torch.addmm(bias.to(low), x, weight.T)
-    candidates, counts = candidates_of(scores, margin(run.k, scores))
+    candidates, counts = candidates_of(scores, margin(run.k, len(p.W_enc), low != torch.float32))
     feature, pre = choose_among(x, weight, bias, norm, candidates, counts, run.k)
     rows = Rows(feature.flatten(), run.k, len(p.W_enc), low, (p.W_dec, W_dec))
-    return Chosen(rows, pre.flatten(), x)
-
-
-class Encode(torch.autograd.Function):
-    """Pre-activations of the chosen features; gradients flow to W_enc and the bias, since x is data."""
-
-    @staticmethod
-    def forward(ctx, W_enc: Tensor, bias: Tensor, chosen: Chosen) -> Tensor:  # noqa: D102
-        ctx.chosen = chosen
-        return chosen.pre.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # noqa: D102
-        chosen = ctx.chosen
-        return *chosen.rows.transposed_times_and_sums(gradient, chosen.x), None
+    return Selected(rows, pre.flatten(), x)

@@ -1,52 +1,149 @@
 """Which features of a token can be active: the one dense product of a sparse step, and the search in its result."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config.dictionaries import Run
 from ..hardware import fast_dtype
 from .parameters import Parameters
-from .sparse import Pattern
+from .reduction import ALONE, Reduction
+from .search import largest_of_block, largest_of_rows, reaching
+from .sparse import Pattern, Selected
 
 DENSE_ABOVE = 1 / 12
 """Share of active entries above which dense products are faster than sparse ones."""
-PARTIAL_SORT = 64
-"""torch.topk sorts partially while k is at most a 64th of the row, and is slow beyond."""
+BLOCK_ENTRIES = 2**22
+"""Scores that exist at once."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scores weight x + bias of a batch, in the run's precision, of which a block exists at a time."""
+
+    run: Run
+    x: Float[Tensor, "token d_in"]
+    weight: Float[Tensor, "feature d_in"]
+    bias: Float[Tensor, " feature"]
+
+    @property
+    def rough(self) -> bool:
+        """Whether scores are rounded, so that the last choice is among exact ones."""
+        return uses_bfloat16(self.run)
+
+    def blocks(self) -> Iterator[tuple[int, Float[Tensor, "token feature"]]]:
+        """The place of each block's first entry, and the block, in memory that the next one reuses."""
+        low, width = rough_dtype(self.run), len(self.bias)
+        weight, bias = self.weight.to(low).T, self.bias.to(low)
+        rows = min(len(self.x), max(1, BLOCK_ENTRIES // width))
+        room = torch.empty(rows, width, dtype=low)
+        for start in range(0, len(self.x), rows):
+            part = self.x[start : start + rows].to(low)
+            yield start * width, torch.addmm(bias, part, weight, out=room[: len(part)])
+
+    def exact(self, found: "Found") -> tuple[Pattern, Float[Tensor, " entry"]]:
+        """What was found, with exact scores."""
+        pattern = Pattern.of_places(torch.cat(found.places), len(self.x), len(self.bias))
+        if not self.rough:
+            return pattern, torch.cat(found.scores)
+        return pattern, pattern.sample(self.x, self.weight) + self.bias.index_select(0, pattern.feature)
+
+
+class Found:
+    """Entries of all blocks: places in the batch's matrix of scores, ascending, and what stands there."""
+
+    def __init__(self) -> None:
+        self.places: list[Int[Tensor, " entry"]] = []
+        self.scores: list[Float[Tensor, " entry"]] = []
+        self.seen = 0
+
+    def add(self, first: int, block: Float[Tensor, "token feature"], places: Int[Tensor, " entry"]) -> None:
+        """Take in a block's entries; `first` is the place of the block's first."""
+        self.scores.append(block.view(-1).index_select(0, places))
+        self.places.append(places + first)
+        self.seen += block.numel()
+
+    @property
+    def share(self) -> float:
+        """Of the entries seen, those that were found."""
+        return sum(map(len, self.places)) / self.seen
 
 
 @torch.no_grad()
-def select(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Pattern | None:
+def select(
+    p: Parameters, run: Run, x: Float[Tensor, "token d_in"], reduction: Reduction = ALONE
+) -> Selected | None:
     """Entries that may be active; None where they are too many for sparse products to pay.
 
-    The product is in the run's precision; under topk and batchtopk the last choice is among exact scores.
+    Under topk and batchtopk those of largest pre-activation times |W_dec[i]|; features of equal score are all kept.
     """
-    by_norm = run.act in ("topk", "batchtopk")
-    norm = p.decoder_norm if by_norm else None
-    weight = p.W_enc if norm is None else p.W_enc * norm[:, None]
-    bias = p.encoder_bias if norm is None else p.encoder_bias * norm
-    scores = rough_scores(run, x, weight, bias)
     if run.act == "topk":
-        return _top_k(weight, bias, run.k, x, scores)
+        return select_top_k(run, run.k, x, p.W_enc, p.encoder_bias, p.decoder_norm, reduction)
     if run.act == "batchtopk":
-        return _batch_top_k(weight, bias, run.k, x, scores)
-    floor = 0 if p.threshold is None else (p.threshold - run.bandwidth / 2).to(scores.dtype)
-    mask = scores > floor
-    if int(mask.sum()) > DENSE_ABOVE * mask.numel():
-        return None
-    return Pattern.of_mask(mask)
+        return _select_batch_top_k(run, x, p.W_enc, p.encoder_bias, p.decoder_norm, reduction)
+    scoring, found = Scoring(run, x, p.W_enc, p.encoder_bias), Found()
+    floor = 0.0 if p.threshold is None else (p.threshold - run.bandwidth / 2).to(rough_dtype(run))
+    for first, block in scoring.blocks():
+        found.add(first, block, reaching(block, floor))
+        if found.share > DENSE_ABOVE:
+            return None
+    return Selected(*scoring.exact(found), x)
 
 
-def rough_scores(
+@torch.no_grad()
+def select_top_k(
     run: Run,
+    k: int,
     x: Float[Tensor, "token d_in"],
     weight: Float[Tensor, "feature d_in"],
     bias: Float[Tensor, " feature"],
-) -> Float[Tensor, "token feature"]:
-    """weight x + bias in the run's precision."""
-    low = rough_dtype(run)
-    return torch.addmm(bias.to(low), x.to(low), weight.to(low).T)
+    norm: Float[Tensor, " feature"],
+    reduction: Reduction = ALONE,
+) -> Selected:
+    """The k entries a token of largest positive (weight x + bias) norm; all of equal ones."""
+    scoring, found = Scoring(run, x, weight * norm[:, None], bias * norm), Found()
+    wanted = margin(k, len(norm), scoring.rough)
+    for first, block in scoring.blocks():
+        found.add(first, block, largest_of_rows(block, wanted))
+    pattern, scores = scoring.exact(found)
+    kept = _among_largest(pattern, scores, k)
+    if reduction.splits_features:
+        # of each process' k largest features of a token, those that are among the k largest of all
+        pattern, scores = pattern.keep(kept), scores[kept]
+        kept = scores >= reduction.kth_of_tokens(_by_token(pattern, scores), k)[pattern.token]
+    return _kept(pattern, scores, kept, norm, x)
+
+
+def _select_batch_top_k(
+    run: Run, x: Tensor, weight: Tensor, bias: Tensor, norm: Tensor, reduction: Reduction
+) -> Selected:
+    """The k · tokens entries of largest positive (weight x + bias) norm of the batch; all of equal ones."""
+    scoring = Scoring(run, x, weight * norm[:, None], bias * norm)
+    width = len(norm)
+    candidates = min(width, 2 * run.k)
+    while True:
+        found, bound = Found(), torch.zeros(())
+        for first, block in scoring.blocks():
+            places, reached = largest_of_block(block, candidates * len(block))
+            found.add(first, block, places)
+            bound = torch.maximum(bound, reached)
+        pattern, scores = scoring.exact(found)
+        floor = kth_largest(scores, run.k * reduction.tokens(len(x)), reduction)
+        # in a block of which all that was found is kept there may be more to keep
+        if candidates == width or not reduction.any(floor < bound):
+            return _kept(pattern, scores, scores >= floor, norm, x)
+        candidates = min(width, 2 * candidates)
+
+
+def _kept(
+    pattern: Pattern, scores: Tensor, kept: Bool[Tensor, " entry"], norm: Tensor, x: Tensor
+) -> Selected:
+    pattern = pattern.keep(kept)
+    return Selected(pattern, scores[kept] / norm.index_select(0, pattern.feature), x)
 
 
 def rough_dtype(run: Run) -> torch.dtype:
@@ -54,10 +151,10 @@ def rough_dtype(run: Run) -> torch.dtype:
     return torch.bfloat16 if uses_bfloat16(run) else torch.float32
 
 
-def margin(k: int, scores: Float[Tensor, "token feature"]) -> int:
-    """How many of the largest rough scores surely, or nearly so, hold the k largest exact ones."""
+def margin(k: int, width: int, rough: bool) -> int:
+    """How many of the largest scores surely, or nearly so, hold the k largest exact ones."""
     # bfloat16 errs by 0.4 %
-    return k if scores.dtype == torch.float32 else min(scores.shape[1], k + max(4, k // 4))
+    return min(width, k + max(4, k // 4)) if rough else k
 
 
 def uses_bfloat16(run: Run) -> bool:
@@ -67,8 +164,19 @@ def uses_bfloat16(run: Run) -> bool:
     return run.precision == "bfloat16"
 
 
-def kth_largest(values: Float[Tensor, " entry"], k: int) -> Float[Tensor, ""]:
-    """The k-th largest of the positive values; the smallest positive number where fewer are positive."""
+def kth_largest(values: Float[Tensor, " entry"], k: int, reduction: Reduction = ALONE) -> Float[Tensor, ""]:
+    """The k-th largest of all processes' positive values; the smallest positive number where fewer are positive."""
+    kth = _kth_largest(values, k)
+    if reduction.processes == 1:
+        return kth
+    # the k largest of each hold those of all
+    largest = kth.repeat(k)
+    above = values[values > kth]
+    largest[: len(above)] = above
+    return _kth_largest(reduction.gather(largest).flatten(), k)
+
+
+def _kth_largest(values: Float[Tensor, " entry"], k: int) -> Float[Tensor, ""]:
     positive = values[values > 0]
     tiny = torch.finfo(torch.float32).tiny
     if len(positive) <= k:
@@ -76,55 +184,20 @@ def kth_largest(values: Float[Tensor, " entry"], k: int) -> Float[Tensor, ""]:
     return positive.kthvalue(len(positive) - k + 1).values.clamp_min(tiny)
 
 
-def _top_k(
-    weight: Tensor, bias: Tensor, k: int, x: Tensor, scores: Float[Tensor, "token feature"]
-) -> Pattern:
-    if scores.dtype == torch.float32:
-        return largest(scores, k)
-    # a margin of candidates, then the choice among their exact scores
-    pattern = largest(scores, margin(k, scores))
-    return pattern.keep(_among_largest(pattern, _exact(weight, bias, x, pattern), k))
-
-
-def _batch_top_k(
-    weight: Tensor, bias: Tensor, k: int, x: Tensor, scores: Float[Tensor, "token feature"]
-) -> Pattern:
-    tokens, width = scores.shape
-    candidates = min(width, 4 * k)
-    while True:
-        pattern = largest(scores, candidates)
-        exact = _exact(weight, bias, x, pattern)
-        kept = exact >= kth_largest(exact, k * tokens)
-        # a token all of whose candidates are kept may have more that should be
-        used = torch.bincount(pattern.token[kept], minlength=tokens)
-        if candidates == width or not bool((used >= candidates).any()):
-            return pattern.keep(kept)
-        candidates = min(width, 2 * candidates)
-
-
-def largest(scores: Float[Tensor, "token feature"], k: int) -> Pattern:
-    """At least the k largest entries of each row; more only where several equal the k-th."""
-    width = scores.shape[1]
-    if k * PARTIAL_SORT <= width or k == width:
-        return Pattern.of_rows(scores.topk(k, dim=1, sorted=False).indices, width)
-    # numpy's partition has vector instructions: three times as fast as what torch.topk does here
-    values = scores.float().numpy()
-    kth = np.partition(values, width - k, axis=1)[:, width - k]
-    return Pattern.of_mask(torch.from_numpy(values >= kth[:, None]))
+def _by_token(pattern: Pattern, values: Float[Tensor, " entry"]) -> Float[Tensor, "token most"]:
+    """Values in a row for each token, -inf where it has fewer than another."""
+    counts = pattern.row_start.diff()
+    place = torch.arange(len(values)) - pattern.row_start[:-1].long().repeat_interleave(counts)
+    rows = torch.full((pattern.tokens, int(counts.max())), -torch.inf)
+    rows[pattern.token, place] = values
+    return rows
 
 
 def _among_largest(pattern: Pattern, values: Float[Tensor, " entry"], k: int) -> Bool[Tensor, " entry"]:
     """Whether an entry is among the k largest of its token; both of two equal ones are."""
-    counts = pattern.row_start.diff()
-    widest = int(counts.max())
+    widest = int(pattern.row_start.diff().max())
     if widest <= k:
         return torch.ones_like(values, dtype=torch.bool)
-    place = torch.arange(len(values)) - pattern.row_start[:-1].long().repeat_interleave(counts)
-    rows = torch.full((pattern.tokens, widest), -torch.inf)
-    rows[pattern.token, place] = values
+    rows = _by_token(pattern, values)
     kth = np.partition(rows.numpy(), widest - k, axis=1)[:, widest - k]
     return values >= torch.from_numpy(kth)[pattern.token]
-
-
-def _exact(weight: Tensor, bias: Tensor, x: Tensor, pattern: Pattern) -> Float[Tensor, " entry"]:
-    return pattern.sample(x, weight) + bias.index_select(0, pattern.feature)

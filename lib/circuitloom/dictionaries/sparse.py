@@ -49,6 +49,12 @@ class Entries(ABC):
     ) -> Float[Tensor, "feature d"]:
         """Z.T @ dense."""
 
+    @abstractmethod
+    def transposed_times_and_sums(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
+    ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
+        """Z.T @ dense, and Z.T @ 1."""
+
 
 @dataclass(frozen=True)
 class Pattern(Entries):
@@ -62,20 +68,10 @@ class Pattern(Entries):
     """Number of features, F."""
 
     @classmethod
-    def of_rows(cls, features: Int[Tensor, "token k"], width: int) -> "Pattern":
-        """The same number of entries in each row."""
-        tokens, k = features.shape
-        start = torch.arange(0, tokens * k + 1, k, dtype=torch.int32)
-        return cls(start, features.sort(1).values.reshape(-1).to(torch.int32), width)
-
-    @classmethod
-    def of_mask(cls, mask: Bool[Tensor, "token feature"]) -> "Pattern":
-        """Entries where `mask` is true."""
-        # numpy finds them in half the time that torch takes
-        place = torch.from_numpy(np.flatnonzero(mask.numpy()))
-        tokens, width = mask.shape
-        counts = torch.bincount(place // width, minlength=tokens)
-        return cls(_starts(counts), (place % width).to(torch.int32), width)
+    def of_places(cls, places: Int[Tensor, " entry"], tokens: int, width: int) -> "Pattern":
+        """Entries at ascending places of the flattened matrix."""
+        counts = torch.bincount(places // width, minlength=tokens)
+        return cls(_starts(counts), (places % width).to(torch.int32), width)
 
     def __len__(self) -> int:
         return len(self.feature)
@@ -119,6 +115,13 @@ class Pattern(Entries):
         order, start, token = self._transposed
         return torch.sparse_csr_tensor(start, token, values[order], (self.width, self.tokens)) @ dense
 
+    def transposed_times_and_sums(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
+    ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
+        """Z.T @ dense, and Z.T @ 1."""
+        sums = values.new_zeros(self.width).index_add_(0, self.feature, values)
+        return self.transposed_times(values, dense), sums
+
     def _matrix(self, values: Tensor) -> Tensor:
         return torch.sparse_csr_tensor(self.row_start, self.feature, values, (self.tokens, self.width))
 
@@ -138,19 +141,30 @@ def _starts(counts: Int[Tensor, " row"]) -> Int[Tensor, " row_plus_1"]:
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
 
 
+@dataclass(frozen=True)
+class Selected:
+    """Entries that may be active, and what their encoder rows say."""
+
+    pattern: Entries
+    pre: Float[Tensor, " entry"]
+    """Pre-activations W_enc x + b_enc, float32, without gradient."""
+    x: Float[Tensor, "token d_in"]
+    """The input as it was read."""
+
+
 class Encode(torch.autograd.Function):
-    """(x @ W_enc.T) at a pattern; gradients flow to W_enc alone, since x is data."""
+    """Pre-activations of what was selected; gradients flow to W_enc and the bias alone, since x is data."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, W_enc: Tensor, pattern: Pattern) -> Tensor:  # noqa: D102
-        ctx.save_for_backward(x)
-        ctx.pattern = pattern
-        return pattern.sample(x, W_enc)
+    def forward(ctx, W_enc: Tensor, bias: Tensor, selected: Selected) -> Tensor:  # noqa: D102
+        ctx.selected = selected
+        # a copy: what a function returns must not be what it was given
+        return selected.pre.clone()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # noqa: D102
-        (x,) = ctx.saved_tensors
-        return None, ctx.pattern.transposed_times(gradient, x), None
+        selected = ctx.selected
+        return *selected.pattern.transposed_times_and_sums(gradient, selected.x), None
 
 
 class Decode(torch.autograd.Function):

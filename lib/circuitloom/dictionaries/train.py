@@ -13,6 +13,7 @@ from torch import Tensor
 from ..partial import replace
 from ..progress import progress
 from .objective import Terms
+from .reduction import Reduction
 from .trainee import Trainee, learning_rate
 
 HISTORY_EVERY = 10
@@ -20,9 +21,11 @@ HISTORY_EVERY = 10
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
 """Least time between checkpoints, which large dictionaries make by the gigabyte."""
+CHECKPOINT_SHARE = 1 / 20
+"""Share of the time that checkpoints take at most: those of the largest dictionaries take minutes."""
 
 Read = Callable[[int, int], Iterator[dict[str, Tensor]]]
-"""(first step, last step, exclusive) to batches: raw activations [token, d] by site."""
+"""(first step, last step, exclusive) to batches, or this process' share of each: raw activations [token, d] by site."""
 
 
 @dataclass
@@ -47,29 +50,35 @@ def train(
     partial: Path,
     checkpoint_every: int = 50,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_share: float = CHECKPOINT_SHARE,
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all runs to their ends; each run's history rows (table HISTORY), by name.
 
-    A checkpoint in the folder `partial` is continued: the caller sees to it that it is this training's own.
+    A checkpoint in the folder `partial` is continued: the caller sees to it that it is this training's own. The next
+    one is due after so many steps, so many seconds, and so long that saving has taken `checkpoint_share` of the time.
     Raises ArithmeticError where a run diverges.
     """
-    checkpoint = partial / CHECKPOINT
-    done = _resume(trainees, checkpoint)
+    reduction = trainees[0].reduction
+    done = _resume(trainees, partial, reduction)
     steps = max(trainee.steps for trainee in trainees)
     layer, batch = trainees[0].layer, trainees[0].run.batch
     clocks = {trainee.run.name: _Clock() for trainee in trainees}
-    saved = time.monotonic()
-    with progress(f"dictionaries layer {layer}", steps * batch, "tokens", done.step * batch) as bar:
-        for batch_by_site in read(done.step, steps):
+    saved, rest = time.monotonic(), checkpoint_seconds
+    label, silent = f"dictionaries layer {layer}", reduction.rank > 0
+    with progress(label, steps * batch, "tokens", done.step * batch, silent=silent) as bar:
+        for share_by_site in read(done.step, steps):
+            batch_by_site = reduction.whole(share_by_site)
             for trainee in trainees:
                 if done.step < trainee.steps:
                     _take_step(trainee, done, batch_by_site, clocks[trainee.run.name])
             done.step += 1
             bar.update(batch)
-            due = done.step % checkpoint_every == 0 and time.monotonic() - saved >= checkpoint_seconds
+            began = time.monotonic()
+            due = done.step % checkpoint_every == 0 and reduction.first(began - saved >= rest)
             if due or done.step == steps:
-                _save(trainees, done, checkpoint)
+                _save(trainees, done, partial, reduction)
                 saved = time.monotonic()
+                rest = max(checkpoint_seconds, (1 / checkpoint_share - 1) * (saved - began))
     return done.history
 
 
@@ -98,20 +107,51 @@ def _row(trainee: Trainee, step: int, terms: Terms, tokens_per_second: float) ->
     }
 
 
-def _save(trainees: list[Trainee], done: _Progress, path: Path) -> None:
+def _save(trainees: list[Trainee], done: _Progress, partial: Path, reduction: Reduction) -> None:
+    """Write a checkpoint; where features are split, each process its own part, and the first one's makes it valid."""
     for trainee in trainees:
         trainee.check()
+    file = _file(partial, done.step, reduction)
+    if reduction.rank > 0 and reduction.splits_features:
+        _write(trainees, done, file)
+    reduction.wait()
+    if reduction.rank == 0:
+        _write(trainees, done, file)
+    reduction.wait()
+    for old in partial.glob(_shard("*", reduction.rank)):
+        if old != file:
+            old.unlink()
+
+
+def _write(trainees: list[Trainee], done: _Progress, file: Path) -> None:
     states = [trainee.state() for trainee in trainees]
     content = io.BytesIO()
     torch.save({"step": done.step, "history": done.history, "states": states}, content)
     # as bytes: a full disk is then an OSError like any other
-    replace(path, content.getvalue())
+    replace(file, content.getbuffer())
 
 
-def _resume(trainees: list[Trainee], path: Path) -> _Progress:
-    if not path.is_file():
+def _file(partial: Path, step: int, reduction: Reduction) -> Path:
+    """Where a process finds its state: all in one file, unless each has features of its own."""
+    apart = reduction.splits_features and reduction.rank > 0
+    return partial / (_shard(step, reduction.rank) if apart else CHECKPOINT)
+
+
+def _shard(step: int | str, rank: int) -> str:
+    return f"checkpoint-process{rank}-step{step}.pt"
+
+
+def _resume(trainees: list[Trainee], partial: Path, reduction: Reduction) -> _Progress:
+    first, device = partial / CHECKPOINT, trainees[0].silent.device
+    content = _read(first, device) if reduction.rank == 0 and first.is_file() else None
+    step = reduction.first(0 if content is None else content["step"])
+    if step == 0:
         return _Progress()
-    content = torch.load(path, weights_only=True, map_location=trainees[0].silent.device)
+    content = content or _read(_file(partial, step, reduction), device)
     for trainee, state in zip(trainees, content["states"], strict=True):
         trainee.restore(state)
     return _Progress(content["step"], content["history"])
+
+
+def _read(file: Path, device: torch.device) -> dict[str, Any]:
+    return torch.load(file, weights_only=True, map_location=device)

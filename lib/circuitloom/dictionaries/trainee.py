@@ -1,6 +1,7 @@
 """One run in training: its parameters, optimiser and memory of which features have been silent."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from ..config.dictionaries import Run
 from .dictionary import Dictionary
 from .objective import Terms, evaluate_terms
 from .paper import PaperCoordinates, drop_parallel_gradient, restore_unit_norm
-from .parameters import Scales, initial_parameters, to_dictionary
+from .parameters import PER_FEATURE, Scales, initial_parameters, to_dictionary
+from .reduction import ALONE, Reduction
 from .replay import Replay
 from .rows import kernels_serve
 
@@ -33,26 +35,29 @@ class Trainee:
         target: Moments,
         sample: tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]],
         paper: PaperCoordinates | None = None,
+        reduction: Reduction = ALONE,
+        device: torch.device | None = None,
     ) -> None:
-        """`sample` are some raw inputs and outputs, on the device to train on, from which the features start."""
-        self.run, self.layer, self.paper = run, layer, paper
+        """`sample` are some raw inputs and outputs, from which the features start; it trains on `device`, or theirs."""
+        self.run, self.layer, self.paper, self.reduction = run, layer, paper, reduction
+        features = reduction.features(run.width)
         self.steps = max(1, run.tokens // run.batch)
         x, y = sample
+        device = device or x.device
         if paper is None:
             self.scales = Scales(source.scale, target.scale, target.variance, target.mean)
-            self.parameters = initial_parameters(run, x, y, source.mean, self.scales)
+            self.parameters = initial_parameters(run, x, y, source.mean, self.scales, features, device)
         else:
             self.scales = Scales(1.0, 1.0, target.variance, target.mean)
-            self.parameters = paper.initial(run, source.mean, self.scales, x.device)
-        # an SAE under `loss: paper` has one bias in two places
-        tensors = list({id(value): value for _, value in self.parameters.named()}.values())
-        self.optimizer = torch.optim.Adam(tensors, lr=run.learning_rate, fused=True)
-        self.silent = torch.zeros(run.width, dtype=torch.int64, device=x.device)
+            self.parameters = paper.initial(run, source.mean, self.scales, device, features)
+        reduction.spread(self.parameters)
+        self.optimizer = torch.optim.Adam(self.parameters.tensors(), lr=run.learning_rate, fused=True)
+        self.silent = torch.zeros(len(self.parameters.W_enc), dtype=torch.int64, device=device)
         self.threshold = 0.0
         self._replay: Replay | None = None
 
     def step(self, index: int, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Terms:
-        """Take optimiser step `index` (from 0) on a raw batch.
+        """Take optimiser step `index` (from 0) on a raw batch, or this process' share of it; terms of the whole.
 
         Raises ArithmeticError where the loss is not finite or has diverged; parameters are then as before the step.
         """
@@ -76,24 +81,32 @@ class Trainee:
             restore_unit_norm(p)
         if p.threshold is not None:
             p.threshold.data.clamp_min_(0)
-        self._remember(terms, len(x))
+        self._remember(terms, self.reduction.tokens(len(x)))
         return terms
 
     def _terms(self, index: int, x: Tensor, y: Tensor) -> tuple[Terms, Callable[[], bool]]:
         """Terms on a normalised batch, their gradients in place; and whether they are sane."""
-        p, run = self.parameters, self.run
+        p, run, reduction = self.parameters, self.run, self.reduction
         variance, dead = self.scales.normalised_variance, self._dead(index)
-        if len(dead) == 0 and kernels_serve(run, x):
+        # what is captured may not wait for other processes
+        if len(dead) == 0 and kernels_serve(run, x) and not reduction.splits_features:
             if self._replay is None or not self._replay.fits(x, y):
                 tensors = [tensor for _, tensor in p.named()]
                 self._replay = Replay(
-                    lambda x, y: evaluate_terms(p, run, x, y, variance, 0.0, dead), tensors, x, y
+                    lambda x, y: evaluate_terms(p, run, x, y, variance, 0.0, dead, reduction=reduction),
+                    tensors,
+                    x,
+                    y,
                 )
             terms = self._replay(x, y)
         else:
             self.optimizer.zero_grad()
-            terms = evaluate_terms(p, run, x, y, variance, sparsity_weight(run, index, self.steps), dead)
+            weight = sparsity_weight(run, index, self.steps)
+            terms = evaluate_terms(p, run, x, y, variance, weight, dead, reduction=reduction)
             terms.loss.backward()
+        if reduction.processes > 1:
+            reduction.sum_gradients(p)
+            terms = terms.reduced(reduction)
         sane = (terms.fvu < DIVERGED) & terms.loss.isfinite()
         if x.is_cuda:
             # the door that torch has for gradient scaling: fused Adam does nothing where this is 1
@@ -127,21 +140,38 @@ class Trainee:
     @property
     def dead_share(self) -> float:
         """Share of features silent for `dead_tokens`."""
-        return float((self.silent >= self.run.dead_tokens).double().mean())
+        dead = int((self.silent >= self.run.dead_tokens).sum())
+        return self.reduction.count_features(dead) / self.run.width
 
     def check(self) -> None:
-        """Raise ArithmeticError where the last step left a parameter that is not finite."""
-        if not all(bool(value.isfinite().all()) for _, value in self.parameters.named()):
+        """Raise ArithmeticError where the last step left a parameter that is not finite, or processes apart."""
+        if not self.reduction.same(self.parameters):
+            raise ArithmeticError(
+                f"run {self.run.name}, layer {self.layer}: weights that all processes share are not the same in all; "
+                "run again on processors of one kind: the last good checkpoint is kept"
+            )
+        finite = torch.stack([value.isfinite().all() for value in self.parameters.tensors()])
+        if self.reduction.any(~finite.all()):
             raise ArithmeticError(
                 f"run {self.run.name}, layer {self.layer}: a weight is not finite any more; lower its "
                 f"learning_rate ({self.run.learning_rate:g}); the last good checkpoint is kept"
             )
 
     def dictionary(self) -> Dictionary:
-        """The dictionary as trained so far, on raw activations."""
+        """The dictionary as trained so far, on raw activations: all of it in the first process."""
+        p, run = self.parameters, self.run
         if self.paper is not None:
-            return self.paper.to_dictionary(self.parameters, self.run, self.layer, self.scales.y_mean)
-        return to_dictionary(self.parameters, self.run, self.layer, self.scales, self.threshold)
+            dictionary = self.paper.to_dictionary(p, run, self.layer, self.scales.y_mean)
+        else:
+            dictionary = to_dictionary(p, run, self.layer, self.scales, self.threshold)
+        if not self.reduction.splits_features:
+            return dictionary
+        tensors = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
+        whole = {
+            name: self.reduction.join(value) if name in PER_FEATURE else value.cpu()
+            for name, value in tensors.items()
+        }
+        return replace(dictionary, **whole)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""

@@ -1,14 +1,22 @@
-"""The peer's side of benchmarks/training.py: SAELens' TopK trainer on given data and initial weights."""
+"""The peer's side of benchmarks/training.py: SAELens' trainer on given data and initial weights."""
 
 import argparse
 import json
 
 import torch
-from clock import Clock, peak_gigabytes
+from clock import Clock
 from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
+
+KINDS = {
+    "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
+    "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+    "relu": (StandardTrainingSAE, StandardTrainingSAEConfig),
+}
 
 
 def main() -> None:
@@ -16,21 +24,22 @@ def main() -> None:
     parser.add_argument("data")
     for name in ("k", "batch", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--act", choices=KINDS, required=True)
+    for name in ("sparsity", "learning-rate"):
+        parser.add_argument(f"--{name}", type=float, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     options = parser.parse_args()
     data = load_file(options.data, device=options.device)
     x = data["x"]
-    config = TopKTrainingSAEConfig(
-        d_in=x.shape[1],
-        d_sae=len(data["b_enc"]),
-        k=options.k,
-        aux_loss_coefficient=0.0,
-        apply_b_dec_to_input=False,
-        device=options.device,
-    )
-    sae = TopKTrainingSAE(config)
+    variance = float((x - x.mean(0)).square().sum(1).mean())
+    kind, config = KINDS[options.act]
+    # its error is not over the variance
+    keys = {"l1_coefficient": options.sparsity * variance**0.5} if options.act == "relu" else {
+        "k": options.k, "aux_loss_coefficient": 0.0
+    }  # fmt: skip
+    shape = {"d_in": x.shape[1], "d_sae": len(data["b_enc"])}
+    sae = kind(config(**shape, **keys, apply_b_dec_to_input=False, device=options.device))
     with torch.no_grad():
         sae.W_enc.copy_(data["W_enc"].T)
         sae.b_enc.copy_(data["b_enc"])
@@ -52,7 +61,6 @@ def main() -> None:
         autocast=options.precision == "bfloat16",
     )
     trainer = SAETrainer(settings, sae, batches())
-    variance = float((x - x.mean(0)).square().sum(1).mean())
     clock, fvu = Clock(options.device), []
     for _ in range(options.steps):
         batch = next(trainer.data_provider)
@@ -60,8 +68,10 @@ def main() -> None:
         output = trainer._train_step(sae=sae, sae_in=batch)
         fvu.append((output.sae_out.detach() - batch).square().sum(1).mean() / variance)
     clock.mark()
-    values = [float(each) for each in fvu]
-    print(json.dumps({"seconds": clock.seconds(), "fvu": values, "peak": peak_gigabytes(options.device)}))
+    acts = output.feature_acts.detach()
+    # a sparse layout has its entries alone
+    active = acts.values() if acts.layout != torch.strided else acts
+    print(json.dumps(clock.results(fvu, (active > 0).sum() / len(batch))))
 
 
 if __name__ == "__main__":

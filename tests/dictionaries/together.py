@@ -1,0 +1,123 @@
+"""Trainings that one process does alone and two do together: the same cases, the same data."""
+
+import math
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from circuitloom.activations.moments import Moments
+from circuitloom.config import Run
+from circuitloom.dictionaries.dictionary import save_dictionary
+from circuitloom.dictionaries.paper import PaperCoordinates
+from circuitloom.dictionaries.parameters import PER_FEATURE
+from circuitloom.dictionaries.reduction import BatchSplit, FeatureSplit, Reduction
+from circuitloom.dictionaries.train import train
+from circuitloom.dictionaries.trainee import Trainee
+
+D, BATCH, STEPS, WIDTH = 16, 128, 30, 64
+CASES = {
+    "relu": {"act": "relu", "sparsity": 0.02},
+    # so few active that the sparse products are used from the first step
+    "relu-sparse": {"act": "relu", "sparsity": 0.02, "learning_rate": 1e-3},
+    "topk": {"act": "topk", "k": 4},
+    "batchtopk": {"act": "batchtopk", "k": 4},
+    "jumprelu": {"act": "jumprelu", "sparsity": 0.002},
+    "tanh": {"act": "jumprelu", "sparsity": 0.002, "penalty": "tanh"},
+    "skip": {"act": "topk", "k": 4, "skip": True},
+    "bfloat16": {"act": "topk", "k": 4, "precision": "bfloat16"},
+    "dead": {"act": "topk", "k": 4, "dead_tokens": BATCH * 5},
+    # all that die are one process', where features are split
+    "dead-apart": {"act": "batchtopk", "k": 4, "dead_tokens": BATCH * 5},
+    "sae": {"act": "topk", "k": 4, "kind": "sae"},
+    "paper": {"act": "relu", "loss": "paper", "sparsity": 1e-3, "skip": True},
+    "paper-sae": {"act": "relu", "loss": "paper", "sparsity": 1e-3, "kind": "sae"},
+}
+WEAK = {"dead": slice(8, None, 2), "dead-apart": slice(40, None)}
+"""Features that begin so weak that they are never among the largest."""
+SPLITS = {"batch": BatchSplit, "features": FeatureSplit}
+
+
+def make_data() -> dict[str, torch.Tensor]:
+    """Sparse causes, of which x is a mixture and y another."""
+    generator = torch.Generator().manual_seed(0)
+    causes = torch.rand(BATCH * 10, 40, generator=generator)
+    causes = causes * (torch.rand(causes.shape, generator=generator) < 0.06)
+    x, y = (causes @ torch.randn(40, D, generator=generator) for _ in range(2))
+    return {"mlp_in": 2 * x + 0.5, "mlp_out": y - 0.2}
+
+
+def moments(x: torch.Tensor) -> Moments:
+    square = float(x.square().sum(1).mean())
+    return Moments(x.mean(0), math.sqrt(square / x.shape[1]), square - float(x.mean(0).square().sum()))
+
+
+def make_trainee(name: str, reduction: Reduction) -> Trainee:
+    keys = {"width": WIDTH, "batch": BATCH, "tokens": BATCH * STEPS, "learning_rate": 1e-2, "name": name}
+    run, data = Run(**{**keys, **CASES[name]}), make_data()
+    x, y = data[run.site_in], data[run.site_out]
+    paper = PaperCoordinates(None, centred=run.kind != "sae") if run.loss == "paper" else None
+    trainee = Trainee(run, 0, moments(x), moments(y), (x, y), paper, reduction)
+    if name in WEAK:
+        weak = torch.zeros(WIDTH, dtype=torch.bool)
+        weak[WEAK[name]] = True
+        trainee.parameters.W_enc.data[weak[reduction.features(WIDTH)]] *= 0.01
+    if name == "relu-sparse":
+        trainee.parameters.b_enc.data -= 2.5
+    return trainee
+
+
+class Killed(Exception):
+    """What stands for a kill."""
+
+
+def train_case(name: str, folder: Path, reduction: Reduction, kill_at: int | None = None) -> Trainee:
+    """Train one case in `folder`, from its checkpoint if there is one; also keep the last step's gradients."""
+    data, share = make_data(), reduction.share(BATCH)
+
+    def read(start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
+        for i in range(start, stop):
+            if i == kill_at:
+                raise Killed
+            rows = slice(i % 10 * BATCH + share.start, i % 10 * BATCH + share.stop)
+            yield {site: x[rows] for site, x in data.items()}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    trainee = make_trainee(name, reduction)
+    history = train([trainee], read, folder, checkpoint_every=7, checkpoint_seconds=0)
+    dictionary = trainee.dictionary()
+    gradients = {name: value.grad for name, value in trainee.parameters.named()}
+    if reduction.splits_features:
+        gradients |= {name: reduction.join(gradients[name]) for name in PER_FEATURE if name in gradients}
+    if reduction.rank == 0:
+        save_dictionary(dictionary, folder / "dictionary", trainee.run.model_dump(mode="json"))
+        torch.save(history[name], folder / "history.pt")
+        torch.save(gradients, folder / "gradients.pt")
+    return trainee
+
+
+def work(rank: int, folder: str) -> None:
+    """All cases in both splits, each twice where one is cut short; in one of two processes."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    place = Path(folder)
+    dist.init_process_group(
+        "gloo", f"file://{place}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    for split, kind in SPLITS.items():
+        reduction = kind()
+        for name in CASES:
+            train_case(name, place / split / name, reduction)
+        for name in ("batchtopk", "dead"):
+            cut = place / split / f"{name}-cut"
+            for kill_at in (10, 24):
+                try:
+                    train_case(name, cut, reduction, kill_at)
+                except Killed:
+                    continue
+                raise AssertionError("it was not cut short")
+            train_case(name, cut, reduction)
+    dist.destroy_process_group()

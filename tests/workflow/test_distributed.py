@@ -1,0 +1,78 @@
+"""A sweep that two processes train: the dictionaries of one process, whoever is killed on the way."""
+
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+import torch
+from tests.workflow.project import Project
+
+from circuitloom.dictionaries.dictionary import load_dictionary
+
+WORKER = "circuitloom.dictionaries.worker"
+# of topk a choice that rounding decides otherwise would set two trainings on ways of their own
+RELU = {"act": "relu", "sparsity": 0.01}
+SWEEPS = {
+    "one": {"name": "one", **RELU},
+    "batch": {"name": "two-batch", "processes": 2, **RELU},
+    "features": {"name": "two-features", "processes": 2, "split": "features", **RELU},
+}
+LAYERS = (0, 1)
+
+
+@pytest.fixture(scope="module")
+def trained(finished: Project, tmp_path_factory) -> tuple[Project, str]:
+    """A project in which each sweep has been trained, and its profile."""
+    project = Project(tmp_path_factory.mktemp("together") / "project")
+    shutil.copytree(finished.folder, project.folder)
+    profile = project.config("together", ("dictionaries",), dictionaries=SWEEPS)
+    run = project.snakemake("dictionaries", profile=profile)
+    assert run.returncode == 0, run.stdout[-4000:]
+    return project, profile
+
+
+@pytest.mark.parametrize("run", ["two-batch", "two-features"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_two_processes_train_what_one_trains(run: str, layer: int, trained) -> None:
+    folder = trained[0].results / "dictionaries"
+    one, two = (load_dictionary(folder / name / f"layer{layer}") for name in ("one", run))
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        a, b = getattr(one, name), getattr(two, name)
+        assert (a - b).abs().max() < 0.01 * a.abs().max(), name
+    assert not list(folder.glob("*/.layer*.partial"))
+
+
+@pytest.mark.parametrize("victim", ["worker", "job"])
+def test_a_killed_process_ends_all_and_a_rerun_ends_in_the_same_bits(victim: str, trained) -> None:
+    project, profile = trained
+    folder = project.results / "dictionaries" / "two-features" / "layer0"
+    before = load_dictionary(folder)
+    shutil.rmtree(folder)
+    process = subprocess.Popen(
+        project.command("dictionaries", profile=profile), cwd=project.folder, env=project.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any("dictionaries layer" in line for line in process.stdout)
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if WORKER in child.cmdline()]
+    assert len(workers) == 2
+    killed = workers[1] if victim == "worker" else workers[1].parent()
+    killed.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    if victim == "worker":
+        said = [line for line in output.splitlines() if line.startswith("circuitloom: dictionaries:")]
+        assert len(said) == 1
+        assert "of 2 was killed (SIGKILL)" in said[0]
+        assert "run again: it goes on from the last checkpoint" in said[0]
+    time.sleep(2)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    again = project.snakemake("dictionaries", profile=profile)
+    assert again.returncode == 0, again.stdout[-4000:]
+    after = load_dictionary(folder)
+    assert torch.equal(before.W_enc, after.W_enc)
+    assert torch.equal(before.W_dec, after.W_dec)
