@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from .base import ExpandedPath, Model
 
@@ -57,6 +57,29 @@ class Path(Model):
     """Number format the model runs in."""
 
 
+class Sizes(Model):
+    """The sizes of a model, as its config.json would state them: a plan then needs nothing of the hub."""
+
+    layers: PositiveInt
+    """Number of blocks."""
+    d_model: PositiveInt
+    """Residual width."""
+    d_mlp: PositiveInt
+    """MLP neurons a block."""
+    heads: PositiveInt
+    """Attention heads a block."""
+    key_value_heads: NonNegativeInt = 0
+    """Heads of keys and values, where queries share them; 0: as many as heads."""
+    context: PositiveInt
+    """Longest sequence, in tokens."""
+    vocabulary: PositiveInt
+    """Number of tokens."""
+    gated: bool = False
+    """The MLP has a gate: three matrices, not two."""
+    parallel: bool = False
+    """Attention and MLP read the same residual stream."""
+
+
 class Hub(Model):
     """A model of the Hugging Face hub; repositories in TransformerLens' legacy format included."""
 
@@ -68,6 +91,8 @@ class Hub(Model):
     """Branch, tag or commit; the commit it resolves to is recorded in the results."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format the model runs in."""
+    shape: Sizes | None = None
+    """The model's sizes; null reads them from the hub. Stated ones are checked against the model's once it is there."""
 
 
 LanguageModel = Annotated[Pretrain | Path | Hub, Field(discriminator="source")]

@@ -26,6 +26,8 @@ class Shape:
     """The MLP has a gate (SwiGLU and its kin): three matrices, not two."""
     parallel: bool = False
     """Attention and MLP read the same residual stream: there is no `resid_mid`."""
+    key_value_heads: int = 0
+    """Heads of keys and values, where queries share them; 0: as many as heads."""
     tokenizer: str | None = None
     """Hub name of the model's tokenizer, where its config names one (TransformerLens' legacy format)."""
 
@@ -57,7 +59,11 @@ def shape_of(config: dict[str, Any]) -> Shape:
         sizes[field] = int(value)
     gated = config.get("hidden_act") in ("silu", "swish") or bool(config.get("gated_mlp"))
     parallel = bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
-    return Shape(**sizes, gated=gated, parallel=parallel, tokenizer=config.get("tokenizer_name"))
+    shared = int(config.get("num_key_value_heads") or 0)
+    return Shape(
+        **sizes, gated=gated, parallel=parallel, key_value_heads=shared % sizes["heads"],
+        tokenizer=config.get("tokenizer_name"),
+    )  # fmt: skip
 
 
 def read_shape(config: language_model.LanguageModel, context: int) -> Shape:
@@ -65,6 +71,8 @@ def read_shape(config: language_model.LanguageModel, context: int) -> Shape:
 
     Raises ValueError, naming the key and the remedy, where the folder or the hub has no such model.
     """
+    if isinstance(config, language_model.Hub) and config.shape is not None:
+        return Shape(**config.shape.model_dump())
     if isinstance(config, language_model.Pretrain):
         d_mlp = config.d_mlp or 4 * config.d_model
         return Shape(config.layers, config.d_model, d_mlp, config.heads, context, 0)
@@ -80,6 +88,17 @@ def read_shape(config: language_model.LanguageModel, context: int) -> Shape:
         return shape_of(json.loads(file.read_text()))
     except ValueError as error:
         raise ValueError(f"language_model: {file}: {error}") from error
+
+
+def check_shape(stated: language_model.Sizes, config: dict[str, Any]) -> None:
+    """ValueError where a model's config.json states another size than the profile does."""
+    found = shape_of(config)
+    for name, size in stated.model_dump().items():
+        if size != getattr(found, name):
+            raise ValueError(
+                f"language_model.shape.{name}: {size}, and the model's is {getattr(found, name)}; correct it, or leave "
+                "the shape out"
+            )
 
 
 def hub_file(name: str, file: str, revision: str) -> Path:

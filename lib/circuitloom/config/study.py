@@ -16,7 +16,9 @@ from .dictionaries import Run, expand_sweep, run_name
 from .evaluation import Evaluation
 from .features import Features
 from .language_model import LanguageModel, Pretrain
+from .machine import Machine
 from .messages import one_line, unknown_key
+from .resources import Resources
 from .shape import Shape, read_shape
 
 M = TypeVar("M", bound=Model)
@@ -48,6 +50,10 @@ class Study(Model):
     cases: Cases = {}
     """Case studies by name; or the path of a file of them, or a list of paths, of which later ones add to the cases of
     earlier ones, key by key."""
+    machine: Machine | None = None
+    """The machine that a plan is made for; null: the one that makes the plan, measured."""
+    resources: Resources = Resources()
+    """What jobs ask for where an executor (Slurm, Kubernetes) places them; results depend on it in last bits only."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Study":

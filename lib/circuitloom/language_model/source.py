@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from ..config import language_model as sections
-from ..config.shape import hub_file
+from ..config.shape import check_shape, hub_file
 from ..errors import first_line
 from ..partial import discard, fingerprint, move, partial_folder
 from . import legacy
@@ -27,6 +27,8 @@ def install(config: sections.Path | sections.Hub, tokenizer: Path, output: Path)
     Raises ValueError, in one line, where the model or its weights are missing or damaged.
     """
     folder, origin = _locate(config)
+    if isinstance(config, sections.Hub) and config.shape is not None:
+        check_shape(config.shape, json.loads((folder / "config.json").read_text()))
     with partial_folder(output, fingerprint(**origin)) as partial:
         new = partial / "model"
         shutil.rmtree(new, ignore_errors=True)

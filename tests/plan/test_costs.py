@@ -6,9 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from circuitloom.config import load
-from circuitloom.machine import Machine, calibrate
-from circuitloom.plan import check_disk, corpus_tokens, plan
-from circuitloom.plan_page import describe
+from circuitloom.plan import Machine, calibrate, check_disk, corpus_tokens, describe, plan
 
 STUDY = {
     "profile": "x",

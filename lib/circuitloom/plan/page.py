@@ -1,0 +1,74 @@
+"""The plan of a study as text."""
+
+import math
+from collections.abc import Iterator
+
+from ..config import Study
+from ..config.corpus import Chronicle
+from .limits import limits
+from .machine import Machine
+from .work import Cost
+
+
+def describe(study: Study, costs: list[Cost], machine: Machine) -> Iterator[str]:
+    """The plan as lines of a table, and what of it does not fit."""
+    chronicle = " (generated)" if isinstance(study.corpus, Chronicle) else ""
+    yield f"profile {study.profile}: {len(study.layers)} layers, {len(study.runs)} runs{chronicle}"
+    on_gpus = machine.gpus is not None
+    head = f"{'stage':<16}{'tokens':>10}{'disk':>12}{'network':>12}{'memory':>12}"
+    yield (
+        head
+        + (f"{'GPU':>10}{'GPUs':>10}" if on_gpus else "")
+        + f"{'operations':>14}{'time':>14}"
+        + ("  bound by" if on_gpus else "")
+    )
+    for cost in costs:
+        yield _row(cost.stage, _short(cost.tokens), cost, on_gpus)
+    known = [cost.seconds for cost in costs if math.isfinite(cost.seconds)]
+    total = Cost(
+        "all",
+        tokens=0,
+        disk=sum(cost.disk for cost in costs),
+        memory=max(cost.memory for cost in costs),
+        operations=sum(cost.operations for cost in costs),
+        seconds=sum(known),
+        network=sum(cost.network for cost in costs),
+    )
+    yield _row("all that fits" if len(known) < len(costs) else "all", "", total, on_gpus)
+    rate, free = _short(machine.operations_per_second), _short(machine.free_bytes)
+    if machine.gpus is None or machine.measured:
+        yield f"on {machine.device}: {rate} operations a second measured; {free}B of disk free"
+    else:
+        copied = _short(machine.gpus.bandwidth)
+        yield (
+            f"on {machine.device}: {rate} operations and {copied}B a second a GPU, as data sheets and shares of them "
+            f"have it; {free}B of disk"
+        )
+    yield from limits(study, costs, machine)
+
+
+def _row(stage: str, tokens: str, cost: Cost, on_gpus: bool) -> str:
+    row = (
+        f"{stage:<16}{tokens:>10}{_short(cost.disk) + 'B':>12}{_short(cost.network) + 'B':>12}"
+        f"{_short(cost.memory) + 'B':>12}"
+    )
+    if on_gpus:
+        shared = f"{cost.busy // cost.share} x {cost.share}" if cost.busy else ""
+        row += f"{_short(cost.gpu) + 'B' if cost.gpu else '':>10}{shared:>10}"
+    time = _time(cost.seconds)
+    return f"{row}{_short(cost.operations):>14}{time:>14}  {cost.bound if math.isfinite(cost.seconds) else ''}".rstrip()
+
+
+def _short(value: float) -> str:
+    for factor, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f} "
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if math.isinf(seconds):
+        return "does not fit"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

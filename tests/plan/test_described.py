@@ -1,0 +1,92 @@
+"""The plan for a described machine: hand-counted steps, what does not fit, more GPUs, typing errors."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from circuitloom.config import Run, load
+from circuitloom.plan import Machine, describe, described, plan
+from circuitloom.plan.dictionaries import step_load
+from circuitloom.plan.gpus import PRODUCT_RATE
+
+CONFIG = Path(__file__).parents[2] / "config"
+NODE = yaml.safe_load((CONFIG / "machines" / "gpu-node-8.yaml").read_text())["machine"]
+
+
+def study(profile: str = "pythia-1.4b", machine: dict | None = None, **sections):
+    config = yaml.safe_load((CONFIG / "profiles" / f"{profile}.yaml").read_text())
+    return load({**config, **sections, "machine": machine or NODE, "cases": {}})
+
+
+def costs(profile: str = "pythia-1.4b", machine: dict | None = None, **sections):
+    each = study(profile, machine, **sections)
+    assert each.machine is not None
+    return {cost.stage: cost for cost in plan(each, described(each.machine))}
+
+
+def test_a_step_takes_what_was_measured() -> None:
+    load = step_load(Run(width=24_576, k=32, batch=8192, tokens=8192), 768)
+    products, bandwidth = 735e12 * PRODUCT_RATE, 3.02e12
+    assert load.low == 2 * 8192 * 24_576 * 768
+    seconds = load.low / products + (load.moved + load.repeated) / bandwidth
+    assert seconds == pytest.approx(2.247e-3, rel=0.02)
+
+
+def test_cached_activations_take_their_numbers_and_one_thread_to_write_them() -> None:
+    cost = costs(activations={"layers": "all"})["activations"]
+    # 60M rows of 24 layers of 2,048 numbers of two bytes, and six bytes a row
+    assert cost.disk == 60e6 * (24 * 2048 * 2 + 6)
+    assert cost.bound == "one writer"
+    assert cost.seconds == pytest.approx(60e6 * 24 * 2048 * 2 / 0.33e9, rel=0.01)
+
+
+def test_more_gpus_take_fewer_hours() -> None:
+    layers = {"layers": "all"}
+    few = costs(machine=NODE, activations=layers)["dictionaries"]
+    many = costs(machine={**NODE, "nodes": 2}, activations=layers)["dictionaries"]
+    assert few.busy == 8 and many.busy == 16
+    assert many.seconds == pytest.approx(few.seconds / 2, rel=0.05)
+
+
+def test_a_dictionary_beyond_one_gpu_is_split_and_that_is_said() -> None:
+    machine = yaml.safe_load((CONFIG / "machines" / "cluster-512.yaml").read_text())["machine"]
+    each = study("llama-70b", machine)
+    there: Machine = described(each.machine)  # type: ignore[arg-type]
+    found = plan(each, there)
+    cost = next(cost for cost in found if cost.stage == "dictionaries")
+    # 18 bytes of 2 x 2^24 x 8,192 weights are 4.9 TB, of 127 GB a GPU
+    assert cost.share >= 18 * 2 * 2**24 * 8192 / 127e9
+    assert 2**24 % cost.share == 0
+    assert cost.gpu < 0.9 * 141e9
+    page = "\n".join(describe(each, found, there))
+    assert f"its features have to be split over {cost.share} GPUs" in page
+    assert "loads the whole model" in page
+
+
+def test_what_no_machine_holds_is_said() -> None:
+    each = study("llama-70b")
+    there = described(each.machine)  # type: ignore[arg-type]
+    page = "\n".join(describe(each, plan(each, there), there))
+    assert "not even all 8 GPUs would do" in page
+    assert "does not fit" in page
+    assert "TB of disk, and 30 TB are there" in page
+
+
+def test_a_typing_error_in_a_machine_is_named() -> None:
+    machine = {key.replace("gpu_memory", "gpu_memry"): value for key, value in NODE.items()}
+    with pytest.raises(ValueError, match=r"machine\.gpu_mem"):
+        study(machine=machine)
+
+
+def test_a_stated_shape_is_checked_against_the_model() -> None:
+    from circuitloom.config.language_model import Sizes
+    from circuitloom.config.shape import check_shape
+
+    sizes = Sizes(layers=2, d_model=8, d_mlp=32, heads=2, context=16, vocabulary=50)
+    config = {"n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50}
+    check_shape(sizes, config)
+    with pytest.raises(
+        ValueError, match=r"language_model\.shape\.layers: 2, and the model's is 3; correct it"
+    ):
+        check_shape(sizes, {**config, "n_layer": 3})
