@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("activations", snakemake.threads, snakemake.log[0]):
+with job("activations", snakemake):
     from pathlib import Path
 
     from circuitloom.activations.cache import cache_site

@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("cases", snakemake.threads, snakemake.log[0]):
+with job("cases", snakemake):
     from pathlib import Path
 
     import pyarrow as pa

@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("catalog", snakemake.threads, snakemake.log[0]):
+with job("catalog", snakemake):
     from pathlib import Path
 
     from circuitloom.catalog.build import build_catalog

@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("circuits", snakemake.threads, snakemake.log[0]):
+with job("circuits", snakemake):
     from circuitloom.circuits.behaviour import study_behaviour
     from circuitloom.config.circuits import Behaviour
     from circuitloom.corpus.tokenizer import load_tokenizer

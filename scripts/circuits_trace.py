@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("circuits", snakemake.threads, snakemake.log[0]):
+with job("circuits", snakemake):
     from circuitloom.circuits.drawing import draw_graph
     from circuitloom.circuits.export import write_graph
     from circuitloom.circuits.study import Tracer

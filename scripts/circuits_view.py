@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("circuits", snakemake.threads, snakemake.log[0]):
+with job("circuits", snakemake):
     from pathlib import Path
 
     from circuitloom.circuits.views import write_views

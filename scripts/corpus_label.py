@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("corpus", snakemake.threads, snakemake.log[0]):
+with job("corpus", snakemake):
     from pathlib import Path
 
     from pydantic import TypeAdapter

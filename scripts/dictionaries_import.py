@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("dictionaries", snakemake.threads, snakemake.log[0]):
+with job("dictionaries", snakemake):
     from pathlib import Path
 
     from circuitloom.config.dictionaries import Run

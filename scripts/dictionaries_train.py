@@ -1,15 +1,18 @@
 from circuitloom.job import job
 
-with job("dictionaries", snakemake.threads, snakemake.log[0]):
+with job("dictionaries", snakemake):
     from pathlib import Path
 
-    from circuitloom.config.dictionaries import Run
-    from circuitloom.dictionaries.sweep import train_sweep
-    from circuitloom.language_model.model import load
+    from circuitloom.dictionaries.launch import Job, run
 
     params = snakemake.params
-    runs = [Run.model_validate(run) for run in params.runs]
-    model = load(snakemake.input.model, params.dtype)
-    activations = Path(snakemake.input.activations[0]).parents[1]
-    outputs = [Path(output) for output in snakemake.output]
-    train_sweep(runs, int(snakemake.wildcards.layer), activations, model, outputs, params.code)
+    work = Job(
+        runs=params.runs,
+        layer=int(snakemake.wildcards.layer),
+        activations=Path(snakemake.input.activations[0]).parents[1],
+        model=snakemake.input.model,
+        dtype=params.dtype,
+        outputs=list(snakemake.output),
+        version=params.code,
+    )
+    run(work, snakemake.threads)

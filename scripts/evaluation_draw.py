@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("evaluation", snakemake.threads, snakemake.log[0]):
+with job("evaluation", snakemake):
     from circuitloom.evaluation.pareto import draw_pareto, pareto_table
     from circuitloom.tables import PARETO, read_table, write_table
 

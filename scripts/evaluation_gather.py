@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("evaluation", snakemake.threads, snakemake.log[0]):
+with job("evaluation", snakemake):
     from circuitloom.config.dictionaries import Run
     from circuitloom.evaluation.gathering import basis_rows, concept_scores, gather, run_rows
     from circuitloom.tables import (

@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("evaluation", snakemake.threads, snakemake.log[0]):
+with job("evaluation", snakemake):
     from circuitloom.config.evaluation import Evaluation
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.evaluation.held_out import hold_out

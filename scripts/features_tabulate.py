@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("features", snakemake.threads, snakemake.log[0]):
+with job("features", snakemake):
     from pathlib import Path
 
     from circuitloom.config.features import Features

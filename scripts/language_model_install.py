@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("language_model", snakemake.threads, snakemake.log[0]):
+with job("language_model", snakemake):
     from pathlib import Path
 
     from pydantic import TypeAdapter

@@ -1,6 +1,6 @@
 from circuitloom.job import job
 
-with job("report", snakemake.threads, snakemake.log[0]):
+with job("report", snakemake):
     from pathlib import Path
 
     from circuitloom.report.write import Sources, write_report

@@ -27,6 +27,7 @@ SHARED = {
     "wording",
     "partial",
     "progress",
+    "checksums",
     "job",
     "errors",
 }

@@ -16,9 +16,7 @@ def main() -> None:
         write_pages(arguments.root)
     else:
         try:
-            {"sql": _sql, "queries": _queries, "trace": _trace, "explore": _explore}[arguments.command](
-                arguments
-            )
+            COMMANDS[arguments.command](arguments)
             sys.stdout.flush()
         except BrokenPipeError:
             # the reader has seen enough, as `head` has; what is still buffered goes nowhere
@@ -69,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("profile", nargs="?", default="quickstart", help="results/PROFILE (quickstart)")
     explore.add_argument("--port", type=int, default=8050, help="0: any that is free (8050)")
     explore.add_argument("--browser", action="store_true", help="open it in the browser")
+    verify = commands.add_parser(
+        "verify", help="compare every file of a profile's results with the checksum of what was written"
+    )
+    verify.add_argument("profile", nargs="?", default="quickstart", help="results/PROFILE (quickstart)")
     queries = commands.add_parser(
         "queries", help="print docs/queries.md: questions, their SQL, what came out"
     )
@@ -132,6 +134,20 @@ def _explore(arguments: argparse.Namespace) -> None:
     os._exit(0)
 
 
+def _verify(arguments: argparse.Namespace) -> None:
+    """Print a line for each damaged file, and exit with 1; or one line that says that all are whole."""
+    from .verification import find_damage, summary
+
+    folder = Path("results") / arguments.profile
+    damaged = 0
+    for line in find_damage(folder):
+        print(line, flush=True)
+        damaged += 1
+    if damaged:
+        sys.exit(f"circuitloom: verify: {folder}: {damaged} damaged")
+    print(f"{folder}: {summary(folder)}: all as they were written")
+
+
 def _sql(arguments: argparse.Namespace) -> None:
     """Print what a statement gives; a table fits the terminal, or is as wide as it needs to be in a file."""
     from .catalog.entry import open_sandbox, run_statement
@@ -141,6 +157,9 @@ def _sql(arguments: argparse.Namespace) -> None:
     connection = open_sandbox(arguments.catalog or Path("results") / arguments.profile)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     write_result(run_statement(connection, statement), arguments.format, sys.stdout, width)
+
+
+COMMANDS = {"sql": _sql, "queries": _queries, "trace": _trace, "explore": _explore, "verify": _verify}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from .config.circuits import Behaviour, Change, Circuits, Example, Prompt, Weigh
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
 from .config.features import Features
-from .config.language_model import LanguageModel
+from .config.language_model import LanguageModel, Sizes
+from .config.machine import Machine
+from .config.resources import Memory, Resources, Runtime
 from .tables import TABLES, Table
 
 CONFIG_HEAD = """# Config
@@ -41,6 +43,23 @@ CASES = """
 Case studies by name, each of a kind; or the path of a YAML file of them, or a list of paths. A file is looked for in
 the working directory, then in the project. What is said twice of a case counts as the later file has it, key by key.
 `config/cases` has `chronicle.yaml` (the generated corpus), and others for models of English.
+"""
+MACHINES = """
+`config/machines` has two, each a file with this section that is named after a profile's. Where their numbers are from:
+
+| number | where it is from |
+|---|---|
+| GPU of gpu-node-8 | NVIDIA H100 SXM data sheet: 989 TFLOP/s bfloat16 (half of the 1,979 with sparsity), 67 float32 |
+| its memory | the same: 80 GB, 3.35 TB/s; NVLink 900 GB/s both ways |
+| GPU of cluster-512 | NVIDIA H200 SXM data sheet: as the H100, but 141 GB, 4.8 TB/s |
+| node | NVIDIA DGX H100 and H200 data sheets: 8 GPUs, 112 cores, 2 TB, 8 x 3.84 TB NVMe, 8 x 400 Gb/s |
+| disk of gpu-node-8 | its size as above; 25 GB/s written and 50 read are assumed |
+| disk of cluster-512 | assumed: a shared file system of 10 PB, 60 GB/s written, 125 read |
+| download | assumed: 1 and 10 Gb/s |
+
+```sh
+snakemake plan --configfile config/profiles/pythia-1.4b.yaml config/machines/gpu-node-8.yaml
+```
 """
 FORMATS_HEAD = """# Tables
 
@@ -75,6 +94,7 @@ def config_page() -> str:
         parts += _section(f"corpus, source: {_source(source)}", source)
     for source in get_args(get_args(LanguageModel)[0]):
         parts += _section(f"language_model, source: {_source(source)}", source)
+    parts += _section("language_model, source: hub, shape", Sizes)
     parts += _section("activations", Activations)
     parts += [*_section("training, and each sweep of dictionaries", dictionaries.Run), SWEEPS]
     parts += [*_section("evaluation", Evaluation), *_section("features", Features)]
@@ -83,10 +103,12 @@ def config_page() -> str:
     parts += _section("circuits, each of a prompt's changes", Change)
     parts += _section("circuits, each of behaviours", Behaviour)
     parts += _section("circuits, each of a behaviour's prompts", Example)
-    parts.append(CASES)
+    parts += [*_section("machine", Machine), MACHINES, CASES]
     for kind, model in KINDS.items():
         parts += _section(f"cases, kind: {kind}", model)
     parts += _section("cases, kind: greater_than, published", Published)
+    parts += _section("resources", Resources)
+    parts += [*_section("resources.memory", Memory), *_section("resources.runtime", Runtime)]
     return "\n".join(parts).rstrip() + "\n"
 
 

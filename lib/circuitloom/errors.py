@@ -1,6 +1,9 @@
 """What went wrong, in one line."""
 
-_FULL = ("no space left", "os error 28")
+import re
+
+_FULL = re.compile(r"no space left|os error 28|\d+ requested and \d+ written", re.IGNORECASE)
+"""The last is numpy's."""
 _NO_MEMORY = ("out of memory", "can't allocate memory")
 _EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError)
 """What the library raises, or lets through, on broken input."""
@@ -17,7 +20,7 @@ def describe(error: BaseException, log: str) -> str:
     Libraries tell a full disk and exhausted memory in errors of many classes: they are known by their words.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    if any(words in text.lower() for words in _FULL):
+    if _FULL.search(text):
         place = error.filename if isinstance(error, OSError) else text
         return f"the disk is full ({place or 'while writing'}); make room and run again: what is done is kept"
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):

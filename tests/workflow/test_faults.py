@@ -177,7 +177,7 @@ def test_a_dictionary_that_is_damaged_is_named(finished: Project, tmp_path: Path
     project = copy_of(finished, tmp_path)
     weights = project.results / "dictionaries" / "tc-topk8-128" / "layer0" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    refused(project, r"tc-topk8-128/layer0: .*train again", "evaluation", "--forcerun", "evaluate_topk")
+    refused(project, r"tc-topk8-128/layer0.* and run again", "evaluation", "--forcerun", "evaluate_topk")
 
 
 def test_a_diverging_training_names_the_run_and_the_remedy(finished: Project, tmp_path: Path) -> None:

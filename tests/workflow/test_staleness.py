@@ -130,7 +130,11 @@ def test_an_edited_part_of_the_report_writes_only_the_report_anew(finished, file
         ("activations/recorder.py", {"cache_mlp_in"}, {"build_corpus", "pretrain_model"}),
         ("language_model/pretrain.py", {"pretrain_model"}, {"build_corpus"}),
         ("config/evaluation.py", {"evaluate_topk"}, {"build_corpus", "cache_mlp_in", "train_topk"}),
-        ("plan.py", set(), {"build_corpus", "pretrain_model", "cache_mlp_in", "train_topk", "evaluate_topk"}),
+        (
+            "plan/costs.py",
+            set(),
+            {"build_corpus", "pretrain_model", "cache_mlp_in", "train_topk", "evaluate_topk"},
+        ),
     ],
 )
 def test_an_edited_module_reruns_what_uses_it(

@@ -46,15 +46,19 @@ def build_catalog(folder: Path) -> Path:
     """Write the catalogue of the profile in `folder`, whole or not at all; returns its path.
 
     A table of which there is no file is a view without rows.
+    Raises duckdb.Error where the disk is full.
     """
     path = folder / NAME
     with replacing(path) as new:
-        new.unlink(missing_ok=True)
+        for left in (new, new.with_name(f"{new.name}.wal")):
+            left.unlink(missing_ok=True)
         with duckdb.connect(str(new)) as connection:
             # while it is written, the database does not bear its name
             connection.execute("SET VARIABLE circuitloom_root = ?", [f"{folder.resolve()}/"])
             for statement in statements(folder):
                 connection.execute(statement)
+            # closing would write the file as well, and not say so where the disk is full
+            connection.execute("CHECKPOINT")
         # what a writer that was killed left beside the old catalogue would make the new one unreadable
         path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
     return path

@@ -1,0 +1,42 @@
+"""What counts as the same result, and what does not."""
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tests.comparing import differences
+
+
+def write(folder: Path, loss: float = 1.0, speed: float = 5.0, view: int = 1, minute: int = 10) -> Path:
+    for name in ("model", "logs"):
+        (folder / name).mkdir(parents=True)
+    (folder / "model" / "weights").write_bytes(b"weights")
+    (folder / "model.lock").write_text(str(speed))
+    (folder / "logs" / "log").write_text(str(speed))
+    pq.write_table(pa.table({"loss": [loss], "tokens_per_second": [speed]}), folder / "history.parquet")
+    pq.write_table(pa.table({"loss": [loss]}), folder / "metric.parquet")
+    with duckdb.connect(folder / "catalog.duckdb") as connection:
+        connection.sql(f"CREATE VIEW one AS SELECT {view} AS value")
+    times = f'<table class="times"><td>{speed}</td></table> 2026-01-01 10:{minute} UTC'
+    studies = f'<table data-answer="studies"><td>{speed}</td></table>'
+    (folder / "report.html").write_text(f"<p>{loss}</p>{studies}<table>{loss}</table>{times}")
+    return folder
+
+
+def test_times_make_no_difference(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a"), write(tmp_path / "b", speed=6.0, minute=11)
+    assert (one / "history.parquet").read_bytes() != (other / "history.parquet").read_bytes()
+    assert differences(one, other) == []
+
+
+def test_every_other_number_does(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a"), write(tmp_path / "b", loss=1.0000001, view=2)
+    assert differences(one, other) == ["catalog.duckdb", "history.parquet", "metric.parquet", "report.html"]
+
+
+def test_a_file_that_is_missing_or_changed_does(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a"), write(tmp_path / "b")
+    (other / "model" / "weights").write_bytes(b"weightz")
+    (one / "metric.parquet").unlink()
+    assert differences(one, other) == ["metric.parquet", "model/weights"]

@@ -1,0 +1,44 @@
+"""`python -m tests.workflow.dag PROFILE FILE`: every job of a study as its script is told of it, in order, pickled."""
+
+import pickle
+import sys
+from pathlib import Path
+
+from snakemake.api import SnakemakeApi
+from snakemake.script import Snakemake
+from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+
+def jobs(profile: Path) -> list[dict]:
+    """Jobs of the project in the current folder that run a script; each after those whose outputs it reads."""
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        workflow = api.workflow(
+            resource_settings=ResourceSettings(cores=1),
+            config_settings=ConfigSettings(configfiles=[profile]),
+            snakefile=Path("workflow/Snakefile"),
+        )
+        workflow.dag(dag_settings=DAGSettings(forceall=True)).execute_workflow(executor="dryrun")
+        # the only way to the jobs themselves
+        dag = workflow._workflow.dag
+        return [_told(job) for level in dag.toposorted() for job in level if job.rule.script]
+
+
+def _told(job) -> dict:
+    script = Path(job.rule.script).name
+    snakemake = Snakemake(
+        job.input, job.output, job.params, job.wildcards, job.threads, job.resources, job.log, {},
+        job.rule.name, None, "scripts",
+    )  # fmt: skip
+    return {
+        "rule": job.rule.name,
+        "script": f"scripts/{script}",
+        "input": [str(path) for path in job.input],
+        "output": [str(path) for path in job.output],
+        "log": str(job.log[0]),
+        "snakemake": pickle.dumps(snakemake),
+    }
+
+
+if __name__ == "__main__":
+    profile, file = map(Path, sys.argv[1:])
+    file.write_bytes(pickle.dumps(jobs(profile)))
