@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: environment reproduce test lint walkthrough clean
+.PHONY: environment reproduce test test-slurm test-storage cloud benchmark lint walkthrough screenshots clean
 environment: .venv/.installed
 
 # The stamp is made last, so that an interrupted installation is taken up again.
@@ -20,6 +20,41 @@ reproduce: environment
 
 test: environment lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Plugins of Snakemake for Slurm, Kubernetes and S3 lie beside the environment, whose versions they do not touch;
+# PYTHONPATH=.cloud finds them.
+cloud: .cloud/.installed
+
+.cloud/.installed: requirements-cloud.lock .venv/.installed
+	rm -rf .cloud
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .cloud -r requirements-cloud.lock
+	touch $@
+
+# The tiny profile through a Slurm of one node that is started here, about 20 minutes. Installs Debian's slurm-wlm and
+# munge where they are missing and apt-get may be used.
+test-slurm: cloud
+	@command -v slurmd > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null \
+		|| { echo "installing slurm-wlm and munge" && apt-get update -qq && apt-get install -y -qq slurm-wlm munge; }
+	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rs tests/slurm
+
+# Results in a local S3 server, on one machine and from the pods of a stand-in for Kubernetes; about 10 minutes.
+test-storage: cloud
+	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rsx tests/storage tests/kubernetes
+
+# Training beside SAELens, which gets an environment of its own, and two processes beside one; about 20 minutes. Other
+# benchmarks need results: each says in its head how it is run.
+benchmark: environment .peers/.installed
+	for act in topk batchtopk relu; do for size in 64:2048 256:8192 768:24576; do \
+		echo "$$act $$size" && $(BIN)/python benchmarks/training.py --peer .peers/bin/python --steps 12 --rounds 2 \
+			--act $$act --d $${size%:*} --width $${size#*:} || exit 1; \
+	done; done
+	$(BIN)/python benchmarks/distributed.py
+
+.peers/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .peers
+	.peers/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 lint: environment
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ rule index_rows:
     benchmark:
         f"{RESULTS}/benchmarks/index_rows.tsv"
     threads: 1
+    resources:
+        **needs("activations"),
     params:
         config=section("activations", "tokens", "shard_rows"),
         seed=STUDY.seed,
@@ -33,7 +35,9 @@ for site in STUDY.activations.sites:
             f"{RESULTS}/logs/cache_{site}.log",
         benchmark:
             f"{RESULTS}/benchmarks/cache_{site}.tsv"
-        threads: workflow.cores
+        threads: split_cores(1)
+        resources:
+            **needs("activations", gpu=True),
         params:
             config=section("activations", "tokens", "dtype", "shard_rows", "batch"),
             site=site,

@@ -17,6 +17,8 @@ rule study_feature:
     wildcard_constraints:
         case=cases_of("feature"),
     threads: split_cores(len(STUDY.cases))
+    resources:
+        **needs("cases", gpu=True),
     params:
         **case_params("feature"),
         evaluation=section("evaluation"),
@@ -38,6 +40,8 @@ rule study_greater_than:
     wildcard_constraints:
         case=cases_of("greater_than"),
     threads: split_cores(len(STUDY.cases))
+    resources:
+        **needs("cases", gpu=True),
     params:
         **case_params("greater_than"),
     script:
@@ -58,6 +62,8 @@ rule study_difference:
     wildcard_constraints:
         case=cases_of("difference"),
     threads: split_cores(len(STUDY.cases))
+    resources:
+        **needs("cases", gpu=True),
     params:
         **case_params("difference"),
     script:
@@ -81,6 +87,8 @@ rule study_planted:
     wildcard_constraints:
         case=cases_of("planted"),
     threads: split_cores(len(STUDY.cases))
+    resources:
+        **needs("cases", gpu=True),
     params:
         **case_params("planted"),
         evaluation=section("evaluation"),

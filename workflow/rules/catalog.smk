@@ -3,6 +3,8 @@
 
 rule build_catalog:
     input:
+        # which tables there are decides what its views say: where results lie in a bucket only inputs are there
+        TARGETS["dictionaries"],
         TARGETS["features"],
         TARGETS["circuits"],
         TARGETS["cases"],
@@ -17,6 +19,8 @@ rule build_catalog:
         f"{RESULTS}/logs/build_catalog.log",
     benchmark:
         f"{RESULTS}/benchmarks/build_catalog.tsv"
+    resources:
+        **needs("catalog"),
     params:
         code=code("catalog_build"),
     script:

@@ -39,6 +39,8 @@ rule trace_prompt:
     wildcard_constraints:
         study="|".join(map(re.escape, STUDY.circuits.prompts)) or "none",
     threads: split_cores(len(STUDY.circuits.prompts))
+    resources:
+        **needs("circuits", gpu=True),
     params:
         config=section("circuits", *TRACING_KEYS),
         prompt=lambda wildcards: section("circuits")["prompts"][wildcards.study],
@@ -64,6 +66,8 @@ if STUDY.traced_run:
         benchmark:
             f"{RESULTS}/benchmarks/view_weights.tsv"
         threads: split_cores(2)
+        resources:
+            **needs("circuits", gpu=True),
         params:
             config=section("circuits")["weights"],
             run=STUDY.traced_run,
@@ -91,6 +95,8 @@ for behaviour, keys in STUDY.circuits.behaviours.items():
         benchmark:
             f"{RESULTS}/benchmarks/ablate_{behaviour}.tsv"
         threads: split_cores(2)
+        resources:
+            **needs("circuits", gpu=True),
         params:
             behaviour=section("circuits")["behaviours"][behaviour],
             study=behaviour,

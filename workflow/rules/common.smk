@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -40,10 +41,38 @@ def code(script):
     return code_hash(Path(workflow.basedir).parent / "scripts" / f"{script}.py")
 
 
-def split_cores(jobs):
-    """Threads of each of so many jobs that can run side by side; one at a time where they share a GPU."""
+def split_cores(jobs, least=1):
+    """Threads, `least` or more, of each of so many jobs that can run side by side; one at a time where they share a GPU.
+
+    A job that an executor places shares its cores with no other, and cannot know how many its machine has.
+    """
     abreast = 1 if shutil.which("nvidia-smi") else max(1, jobs)
-    return max(1, (workflow.cores or 1) // abreast)
+
+    def threads(wildcards):
+        # which executor runs is known only once the rules are read
+        if workflow.remote_exec or workflow.non_local_exec:
+            return max(least, STUDY.resources.threads)
+        return max(least, workflow.cores // abreast)
+
+    return threads
+
+
+def needs(stage, gpu=False):
+    """What a job of a stage asks of an executor, for `resources`; each retry asks for twice the memory and time."""
+    asked = STUDY.resources
+    gpu = gpu and asked.gpu
+    memory, runtime = getattr(asked.memory, stage), getattr(asked.runtime, stage)
+    resources = {
+        "mem_mb": lambda wildcards, attempt: memory * 2 ** (attempt - 1),
+        "runtime": lambda wildcards, attempt: runtime * 2 ** (attempt - 1),
+    }
+    # executors take a resource that is named, even as zero, to be wanted
+    if gpu:
+        resources["gpu"] = 1
+    partition = gpu and asked.gpu_partition or asked.partition
+    if partition:
+        resources["slurm_partition"] = partition
+    return resources
 
 
 def lock_results():
@@ -60,6 +89,20 @@ def lock_results():
         )
     # kept for as long as this process lives
     globals()["RESULTS_LOCK"] = lock
+
+
+def look_again_for_folders():
+    """Have the S3 plugin look again for a folder that was not there: it keeps that answer, though a pod makes it."""
+    plugin = sys.modules.get("snakemake_storage_plugin_s3")
+    if plugin is None:
+        return
+    is_dir = plugin.StorageObject.is_dir
+
+    def is_dir_now(folder):
+        folder._is_dir = folder._is_dir or None
+        return is_dir(folder)
+
+    plugin.StorageObject.is_dir = is_dir_now
 
 
 def corpus_tokenizer():

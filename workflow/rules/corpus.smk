@@ -17,7 +17,9 @@ rule build_corpus:
         f"{RESULTS}/logs/build_corpus.log",
     benchmark:
         f"{RESULTS}/benchmarks/build_corpus.tsv"
-    threads: workflow.cores
+    threads: split_cores(1)
+    resources:
+        **needs("corpus"),
     params:
         # the choice of concepts touches no text
         config={k: v for k, v in section("corpus").items() if k != "concepts"},
@@ -39,6 +41,8 @@ rule label_concepts:
         f"{RESULTS}/logs/label_concepts.log",
     benchmark:
         f"{RESULTS}/benchmarks/label_concepts.tsv"
+    resources:
+        **needs("corpus"),
     params:
         config=section("corpus"),
         seed=CORPUS_SEED,

@@ -20,6 +20,8 @@ for sweep, runs in STUDY.sweeps.items():
             wildcard_constraints:
                 layer=r"\d+",
             threads: 1
+            resources:
+                **needs("dictionaries"),
             params:
                 # how others are trained is nothing to what is imported
                 runs=[
@@ -51,7 +53,9 @@ for sweep, runs in STUDY.sweeps.items():
                 f"{RESULTS}/benchmarks/train_{sweep}_layer{{layer}}.tsv"
             wildcard_constraints:
                 layer=r"\d+",
-            threads: split_cores(len(STUDY.layers) * len(STUDY.sweeps))
+            threads: split_cores(len(STUDY.layers) * len(STUDY.sweeps), runs[0].processes)
+            resources:
+                **needs("dictionaries", gpu=True),
             params:
                 runs=[run.model_dump(mode="json") for run in runs],
                 dtype=MODEL_DTYPE,

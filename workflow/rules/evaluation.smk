@@ -22,6 +22,8 @@ rule ablate_site:
     benchmark:
         f"{RESULTS}/benchmarks/ablate_{{site}}.tsv"
     threads: split_cores(len(STUDY.layers))
+    resources:
+        **needs("evaluation", gpu=True),
     params:
         config=section("evaluation", "tokens", "batch", "mask", "together"),
         layers=STUDY.layers,
@@ -53,6 +55,8 @@ for sweep, runs in STUDY.sweeps.items():
         wildcard_constraints:
             layer=r"\d+",
         threads: split_cores(len(STUDY.layers))
+        resources:
+            **needs("evaluation", gpu=True),
         params:
             config=section("evaluation", "tokens", "batch", "mask"),
             runs=names,
@@ -77,6 +81,8 @@ for sweep, runs in STUDY.sweeps.items():
             benchmark:
                 f"{RESULTS}/benchmarks/evaluate_{sweep}_together.tsv"
             threads: split_cores(len(STUDY.sweeps))
+            resources:
+                **needs("evaluation", gpu=True),
             params:
                 config=section("evaluation", "tokens", "batch", "mask"),
                 runs=together_runs(runs),
@@ -102,6 +108,8 @@ for sweep, runs in STUDY.sweeps.items():
             benchmark:
                 f"{RESULTS}/benchmarks/match_{sweep}.tsv"
             threads: split_cores(len(STUDY.sweeps) + 1)
+            resources:
+                **needs("evaluation", gpu=True),
             params:
                 config=section("evaluation", "tokens", "batch", "mask", "thresholds"),
                 runs=names,
@@ -123,6 +131,8 @@ rule compare_bases:
     benchmark:
         f"{RESULTS}/benchmarks/compare_bases.tsv"
     threads: split_cores(len(STUDY.sweeps) + 1)
+    resources:
+        **needs("evaluation", gpu=True),
     params:
         config=section("evaluation", "tokens", "batch", "mask", "thresholds"),
         layers=STUDY.layers,
@@ -149,6 +159,8 @@ rule gather_evaluation:
     benchmark:
         f"{RESULTS}/benchmarks/gather_evaluation.tsv"
     threads: 1
+    resources:
+        **needs("evaluation"),
     params:
         runs=[run.model_dump(mode="json") for run in STUDY.runs.values()],
         bases={"d_model": STUDY.shape.d_model, "d_mlp": STUDY.shape.d_mlp},
@@ -173,6 +185,8 @@ rule draw_pareto:
     benchmark:
         f"{RESULTS}/benchmarks/draw_pareto.tsv"
     threads: 1
+    resources:
+        **needs("evaluation"),
     params:
         code=code("evaluation_draw"),
     script:
@@ -188,6 +202,10 @@ TARGETS["evaluation"] = [
         "concept_score",
         "run",
     )
+]
+TARGETS["evaluation"] += [
+    baseline_file(site)
+    for site in sorted({run.site_out for run in STUDY.runs.values()})
 ]
 if any(run.site_out == "mlp_out" for run in STUDY.runs.values()):
     TARGETS["evaluation"] += [

@@ -23,6 +23,8 @@ rule tabulate_features:
         run="|".join(map(re.escape, STUDY.runs)),
         layer=r"\d+",
     threads: split_cores(len(TABULATED) * len(STUDY.layers))
+    resources:
+        **needs("features", gpu=True),
     params:
         config=section("features", *TABULATION_KEYS),
         dtype=MODEL_DTYPE,
@@ -43,6 +45,8 @@ rule tabulate_neurons:
     wildcard_constraints:
         layer=r"\d+",
     threads: split_cores(len(TABULATED) * len(STUDY.layers))
+    resources:
+        **needs("features", gpu=True),
     params:
         config=section("features"),
         run=NEURONS,

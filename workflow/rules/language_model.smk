@@ -12,7 +12,9 @@ if STUDY.language_model.source == "pretrain":
             f"{RESULTS}/logs/pretrain_model.log",
         benchmark:
             f"{RESULTS}/benchmarks/pretrain_model.tsv"
-        threads: workflow.cores
+        threads: split_cores(1)
+        resources:
+            **needs("language_model", gpu=True),
         params:
             config=section("language_model"),
             seed=STUDY.seed,
@@ -34,6 +36,8 @@ if STUDY.language_model.source == "pretrain":
             f"{RESULTS}/logs/plot_pretraining.log",
         benchmark:
             f"{RESULTS}/benchmarks/plot_pretraining.tsv"
+        resources:
+            **needs("language_model"),
         params:
             step_tokens=STUDY.language_model.batch * STUDY.corpus.context,
             code=code("language_model_plot"),
@@ -52,6 +56,8 @@ else:
             f"{RESULTS}/logs/install_model.log",
         benchmark:
             f"{RESULTS}/benchmarks/install_model.tsv"
+        resources:
+            **needs("language_model"),
         params:
             config=section("language_model"),
             code=code("language_model_install"),
@@ -71,7 +77,9 @@ rule measure_model:
         f"{RESULTS}/logs/measure_model.log",
     benchmark:
         f"{RESULTS}/benchmarks/measure_model.tsv"
-    threads: workflow.cores
+    threads: split_cores(1)
+    resources:
+        **needs("language_model", gpu=True),
     params:
         dtype=MODEL_DTYPE,
         seed=STUDY.seed,

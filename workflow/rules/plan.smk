@@ -5,7 +5,7 @@ rule plan:
     log:
         f"{RESULTS}/logs/plan.log",
     localrule: True
-    threads: workflow.cores
+    threads: split_cores(1)
     params:
         config=config,
     script:

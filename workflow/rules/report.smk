@@ -28,8 +28,10 @@ rule write_report:
         f"{RESULTS}/logs/write_report.log",
     benchmark:
         f"{RESULTS}/benchmarks/write_report.tsv"
+    resources:
+        **needs("report"),
     params:
-        config=STUDY.model_dump(mode="json"),
+        config=STUDY.model_dump(mode="json", exclude={"resources"}),
         benchmarks=f"{RESULTS}/benchmarks",
         code=code("report_write"),
     script:
