@@ -3,7 +3,7 @@ from circuitloom.job import job
 with job("activations", snakemake):
     from pathlib import Path
 
-    from circuitloom.activations.cache import cache_site
+    from circuitloom.activations.cache import cache_part, cache_site
     from circuitloom.activations.order import row_order
     from circuitloom.config.activations import Activations
     from circuitloom.corpus.tokens import open_tokens
@@ -11,9 +11,13 @@ with job("activations", snakemake):
 
     params = snakemake.params
     outputs = [Path(output) for output in snakemake.output]
-    # not a parameter: with a layer fewer, those that are stored stay
-    layers = [int(output.stem.removeprefix("layer")) for output in outputs]
+    part = snakemake.wildcards.get("part")
+    # of a single job not a parameter: with a layer fewer, those that are stored stay
+    layers = params.layers if part else [int(output.stem.removeprefix("layer")) for output in outputs]
     config = Activations.model_validate({**params.config, "layers": layers})
     order = row_order(open_tokens(snakemake.input.train), params.seed, config.shard_rows, config.tokens)
     model = load(snakemake.input.model, params.dtype)
-    cache_site(params.site, order, model, config, outputs[0].parents[1], params.code)
+    if part:
+        cache_part(params.site, order, model, config, int(part), outputs[0], params.code)
+    else:
+        cache_site(params.site, order, model, config, outputs[0].parents[1], params.code)

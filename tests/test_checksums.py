@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import Crc32cCodec
 
+from circuitloom.activations.arrays import create_array, shard_file, write_shard
 from circuitloom.checksums import check_inputs, damage, forget, read_record, record_path, write_record
 
 
@@ -19,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "model" / "config.json").write_text("{}")
     (folder / "model" / "parts" / "weights").write_bytes(b"w" * 50)
     (folder / "model" / ".snakemake_timestamp").write_text("now")
-    zarr.create_array(folder / "x.zarr", data=np.arange(64), chunks=(32,))
+    zarr.create_array(folder / "x.zarr", data=np.arange(64), chunks=(32,), compressors=Crc32cCodec())
     for output in OUTPUTS:
         write_record(folder, folder / output)
     return folder
@@ -90,6 +92,24 @@ def test_a_job_leaves_the_contents_of_arrays_to_their_readers_but_not_their_size
     cut(folder / "x.zarr" / "c" / "1")
     with pytest.raises(ValueError, match=r"x\.zarr/c/1: \d+ bytes instead of"):
         check_inputs(folder, [folder / "x.zarr"])
+
+
+def test_any_damage_to_a_sharded_array_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "some"
+    array = create_array(folder / "x.zarr", "values", (9000, 4), "float16", 4096)
+    for shard in range(3):
+        write_shard(array, shard, np.ones((min(4096, 9000 - 4096 * shard), 4), np.float16))
+    write_record(folder, folder / "x.zarr")
+    assert list(damage(folder, folder / "x.zarr")) == []
+    random = np.random.default_rng(0)
+    for shard in range(3):
+        file = shard_file(array, shard)
+        content = file.read_bytes()
+        for place in [*random.integers(len(content), size=20), len(content) - 1]:
+            file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            (line,) = damage(folder, folder / "x.zarr")
+            assert line.startswith(f"{file}: not what was written")
+        file.write_bytes(content)
 
 
 def test_what_has_no_record_passes(folder: Path, tmp_path: Path) -> None:

@@ -10,9 +10,13 @@ from .partial import replace
 RECORDS = "checksums"
 """Folder, in the profile's, in which the records lie at their outputs' own paths."""
 _PIECE = 2**22
+_NOT_WRITTEN = "not what was written (its checksum differs)"
 
-Files = dict[str, tuple[int, int]]
-"""Size and CRC-32 of an output's files, by their path in it; that of an output which is one file is empty."""
+Files = dict[str, tuple[int, int | None]]
+"""Size and CRC-32 of an output's files, by their path in it; that of an output which is one file is empty.
+
+Chunks of Zarr arrays have no CRC-32: they carry checksums of their own, and may take hours to be read once more.
+"""
 
 
 def record_path(folder: Path, output: Path) -> Path:
@@ -23,7 +27,10 @@ def record_path(folder: Path, output: Path) -> Path:
 
 def write_record(folder: Path, output: Path) -> None:
     """Record `output`, a file or folder as it lies there, in place of any record of it."""
-    files = {name: (file.stat().st_size, _checksum(file)) for name, file in _files(output).items()}
+    files: Files = {
+        name: (file.stat().st_size, None if _is_chunk(output / name) else _checksum(file))
+        for name, file in _files(output).items()
+    }
     path = record_path(folder, output)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, _encode(files))
@@ -37,8 +44,8 @@ def forget(folder: Path, output: Path) -> None:
 def check_inputs(folder: Path, inputs: Iterable[Path]) -> None:
     """Raise ValueError, naming the file and the remedy, where one of a job's inputs is not as it was recorded.
 
-    What has no record passes. Chunks of Zarr arrays are held to their sizes alone: they carry checksums that are
-    verified when they are read, and may be too large to be read twice.
+    What has no record passes. Chunks of Zarr arrays are held to their sizes alone: their checksums are verified when
+    they are read.
     """
     for path in inputs:
         if path.is_relative_to(folder) and record_path(folder, path).is_file():
@@ -61,9 +68,15 @@ def damage(folder: Path, output: Path, chunks: bool = True) -> Iterator[str]:
         yield f"{output}: missing; run again, or delete {record} where the profile no longer makes it"
         return
     remedy = "delete it" if set(expected) == {""} else f"delete {output}"
-    found = _files(output)
-    for name, (size, checksum) in expected.items():
-        fault = _fault(found.get(name), size, checksum if chunks or not _is_chunk(output / name) else None)
+    found, unreadable = _files(output), set()
+    # metadata of arrays first: without it chunks cannot be read
+    for name, (size, checksum) in sorted(expected.items(), key=lambda item: _is_chunk(output / item[0])):
+        file = found.get(name)
+        fault = _fault(file, size, checksum)
+        if fault is not None:
+            unreadable.add((output / name).parent)
+        elif chunks and file is not None and checksum is None and unreadable.isdisjoint(file.parents):
+            fault = _chunk_fault(file)
         if fault is not None:
             yield f"{output / name}: {fault}; {remedy} and run again"
     for name in found.keys() - expected.keys():
@@ -99,7 +112,7 @@ def _files(output: Path) -> dict[str, Path]:
 
 
 def _is_chunk(file: Path) -> bool:
-    """A part of a Zarr array's contents."""
+    """A part of a Zarr array's contents, which carries its own checksum."""
     return file.name != "zarr.json" and any(parent.suffix == ".zarr" for parent in file.parents)
 
 
@@ -112,9 +125,24 @@ def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
         if found != size:
             return f"{found} bytes instead of {size}"
         if checksum is not None and _checksum(file) != checksum:
-            return "not what was written (its checksum differs)"
+            return _NOT_WRITTEN
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+    return None
+
+
+def _chunk_fault(file: Path) -> str | None:
+    """What is wrong with a chunk, or shard, of a Zarr array by the checksums that it carries."""
+    import zarr
+
+    folder = next(parent for parent in file.parents if (parent / "zarr.json").is_file())
+    try:
+        array = zarr.open_array(folder, mode="r")
+        places = zip(file.relative_to(folder / "c").parts, array.shards or array.chunks, strict=True)
+        array[tuple(slice(int(place) * size, (int(place) + 1) * size) for place, size in places)]
+    # whatever codecs raise
+    except Exception:
+        return _NOT_WRITTEN
     return None
 
 

@@ -52,7 +52,7 @@ def job(name: str, script: Script) -> Iterator[None]:
 
 
 def set_threads(threads: int) -> None:
-    """Let torch, zarrs, Arrow and BLAS use `threads` threads in this process."""
+    """Let torch, Arrow and BLAS use `threads` threads in this process."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(threads)
     import pyarrow as pa

@@ -5,7 +5,7 @@ import zarr
 from tests.activations.inputs import SHARD_ROWS, make_cache, make_order, make_tokens
 from tests.models import D_MODEL, LAYERS
 
-from circuitloom.activations.cache import layer_folder
+from circuitloom.activations.parts import layer_folder
 from circuitloom.activations.rows import read_origin, write_rows
 from circuitloom.activations.store import open_activations
 from circuitloom.language_model.model import Site

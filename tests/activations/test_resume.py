@@ -102,9 +102,9 @@ def test_shards_that_are_done_are_not_done_again(model, tmp_path, monkeypatch):
 
 
 def test_a_shard_half_written_after_a_kill_amid_moving_is_not_taken_for_whole(model, tmp_path, monkeypatch):
-    from circuitloom.activations import arrays, cache
+    from circuitloom.activations import arrays, cache, parts
 
-    move, write = cache.move, cache.write_shard
+    move, write = parts.move, cache.write_shard
 
     def move_the_first(folder, target):
         if folder.name != "layer0.zarr":
@@ -118,9 +118,12 @@ def test_a_shard_half_written_after_a_kill_amid_moving_is_not_taken_for_whole(mo
             file.write_bytes(file.read_bytes()[:1000])
             raise KeyboardInterrupt
 
-    for name, killed in (("move", move_the_first), ("write_shard", write_half_of_the_second)):
+    for module, name, killed in (
+        (parts, "move", move_the_first),
+        (cache, "write_shard", write_half_of_the_second),
+    ):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(cache, name, killed)
+            patch.setattr(module, name, killed)
             make_cache(tmp_path / "killed", model, make_order())
     for folder in ("killed", "alone"):
         make_cache(tmp_path / folder, model, make_order())

@@ -10,7 +10,7 @@ from tests.activations.inputs import make_cache, make_order
 from tests.models import tiny_model
 
 from circuitloom.activations.batches import read_sites
-from circuitloom.activations.cache import layer_folder
+from circuitloom.activations.parts import layer_folder
 from circuitloom.activations.store import open_activations
 from circuitloom.language_model.model import load
 

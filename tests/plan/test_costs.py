@@ -7,6 +7,7 @@ import pytest
 
 from circuitloom.config import load
 from circuitloom.plan import Machine, calibrate, check_disk, corpus_tokens, describe, plan
+from circuitloom.plan.costs import works_of
 
 STUDY = {
     "profile": "x",
@@ -119,6 +120,16 @@ def test_a_stage_takes_the_memory_of_all_jobs_that_run_side_by_side() -> None:
         "corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 2, "features": 4,
         "circuits": 1, "cases": 1,
     }  # fmt: skip
+
+
+def test_jobs_that_share_a_site_run_side_by_side() -> None:
+    keys = {"layers": [0, 1], "shard_rows": 4096}
+    studies = [load({**STUDY, "activations": {**keys, "jobs": jobs}}) for jobs in (1, 3)]
+    one, three = (works_of(study)[2] for study in studies)
+    assert (one.jobs, one.starts, three.jobs, three.starts) == (1, 2, 3, 4)
+    assert (one.disk, one.operations) == (three.disk, three.operations)
+    costs = [plan(study, replace(MACHINE, jobs=2))[2] for study in studies]
+    assert costs[1].memory == 2 * costs[0].memory
 
 
 def test_tables_take_nine_bytes_an_activation_and_the_examples_of_each_feature() -> None:

@@ -8,7 +8,7 @@ import yaml
 from circuitloom.config import Run, load
 from circuitloom.plan import Machine, describe, described, plan
 from circuitloom.plan.dictionaries import step_load
-from circuitloom.plan.gpus import PRODUCT_RATE
+from circuitloom.plan.gpus import PRODUCT_RATE, WRITERS, WRITTEN
 
 CONFIG = Path(__file__).parents[2] / "config"
 NODE = yaml.safe_load((CONFIG / "machines" / "gpu-node-8.yaml").read_text())["machine"]
@@ -33,12 +33,39 @@ def test_a_step_takes_what_was_measured() -> None:
     assert seconds == pytest.approx(2.247e-3, rel=0.02)
 
 
-def test_cached_activations_take_their_numbers_and_one_thread_to_write_them() -> None:
-    cost = costs(activations={"layers": "all"})["activations"]
+def test_cached_activations_take_their_numbers_and_threads_to_write_them() -> None:
+    keys = {"layers": "all", "jobs": 1}
+    cost = costs(activations=keys)["activations"]
     # 60M rows of 24 layers of 2,048 numbers of two bytes, and six bytes a row
     assert cost.disk == 60e6 * (24 * 2048 * 2 + 6)
-    assert cost.bound == "one writer"
-    assert cost.seconds == pytest.approx(60e6 * 24 * 2048 * 2 / 0.33e9, rel=0.01)
+    # fourteen of a node's cores are a job's, half of which write: faster than the pass
+    assert cost.bound == "products"
+    assert cost.seconds > 60e6 * 24 * 2048 * 2 / (7 * WRITTEN)
+
+
+def test_where_the_pass_is_fast_one_writer_is_slower() -> None:
+    machine = {
+        **NODE,
+        "cores": 8,
+        "gpu_operations": 1e18,
+        "gpu_operations_float32": 1e18,
+        "gpu_bandwidth": 1e18,
+    }
+    cost = costs(machine=machine, activations={"layers": "all", "jobs": 1})["activations"]
+    assert cost.bound == "writers"
+    assert cost.seconds == pytest.approx(60e6 * 24 * 2048 * 2 / WRITTEN, rel=0.01)
+
+
+def test_jobs_that_share_a_site_take_a_gpu_each() -> None:
+    one, eight = (costs(activations={"layers": "all", "jobs": jobs})["activations"] for jobs in (1, 8))
+    assert (one.busy, eight.busy) == (1, 8)
+    assert eight.seconds == pytest.approx(one.seconds / 8, rel=0.05)
+
+
+def test_a_job_writes_with_as_many_threads_as_the_plan_has_it() -> None:
+    from circuitloom.activations import cache
+
+    assert cache.WRITERS == WRITERS
 
 
 def test_more_gpus_take_fewer_hours() -> None:

@@ -14,7 +14,7 @@ from circuitloom.dictionaries.dictionary import load_dictionary
 
 WORKER = "circuitloom.dictionaries.worker"
 # of topk a choice that rounding decides otherwise would set two trainings on ways of their own
-RELU = {"act": "relu", "sparsity": 0.01}
+RELU = {"act": "relu", "sparsity": 0.01, "precision": "float32"}
 SWEEPS = {
     "one": {"name": "one", **RELU},
     "batch": {"name": "two-batch", "processes": 2, **RELU},

@@ -2,16 +2,17 @@
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 import zarr
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from ..config.activations import Activations
 from ..language_model.model import LanguageModel
@@ -19,15 +20,14 @@ from ..language_model.weights import weights_digest
 from ..partial import fingerprint, flush, move, partial_folder, replace
 from ..progress import progress
 from .arrays import create_array, shard_file, write_shard
-from .moments import Sums, moments
+from .moments import Sums
 from .number_format import LARGEST, ZARR_DTYPE
 from .order import RowOrder
+from .parts import Description, finish, group_folder, record_file, write_description
 from .recorder import Recorder, Shard
 
-
-def layer_folder(folder: Path, site: str, layer: int) -> Path:
-    """Where the activations of one site and layer lie under the stage's `folder`: a Zarr group."""
-    return folder / site / f"layer{layer}.zarr"
+WRITERS = 8
+"""Threads that write at most: what each takes, the model lacks on a CPU."""
 
 
 def cache_site(
@@ -40,6 +40,37 @@ def cache_site(
     model, the order, a key or `version` (of the code) have changed since.
     Raises ValueError where the model has no such site or layer, or an activation is too large for the format.
     """
+    writer, mark = _writer(site, order, model, config, version)
+    with partial_folder(folder / site, mark) as work:
+        writer.write(work, range(order.shards))
+        finish(work, [work], folder)
+
+
+def cache_part(
+    site: str,
+    order: RowOrder,
+    model: LanguageModel,
+    config: Activations,
+    part: int,
+    folder: Path,
+    version: str = "",
+) -> None:
+    """Store the shards of one of `config.jobs` parts of what `cache_site` stores, as `folder`, for `parts.join_parts`.
+
+    As for killing and errors, it is like `cache_site`. Where there are fewer shards than parts, some parts have none.
+    """
+    writer, mark = _writer(site, order, model, config, version)
+    first, stop = (each * order.shards // config.jobs for each in (part, part + 1))
+    with partial_folder(folder, fingerprint(whole=mark, shards=[first, stop])) as work:
+        writer.write(work / folder.name, range(first, stop))
+        move(work / folder.name, folder)
+        shutil.rmtree(work)
+
+
+def _writer(
+    site: str, order: RowOrder, model: LanguageModel, config: Activations, version: str
+) -> tuple["Writer", str]:
+    """What writes, and a digest of all that it depends on."""
     layers = list(range(model.layers)) if config.layers == "all" else sorted(set(config.layers))
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
@@ -48,18 +79,13 @@ def cache_site(
         site=site, layers=layers, dtype=config.dtype, batch=config.batch, order=order.digest, weights=weights,
         version=version,
     )  # fmt: skip
-    with partial_folder(folder / site, mark) as work:
-        Writer(work, order, Recorder(model, site, layers, config.dtype), config.batch, weights).run()
-        for layer in layers:
-            move(work / f"layer{layer}.zarr", layer_folder(folder, site, layer))
-        shutil.rmtree(work)
+    return Writer(order, Recorder(model, site, layers, config.dtype), config.batch, weights), mark
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Fills, writes and records shards in `work`; a shard that is recorded is whole."""
+    """Fills, writes and records shards; a shard that is recorded is whole."""
 
-    work: Path
     order: RowOrder
     recorder: Recorder
     batch: int
@@ -67,27 +93,36 @@ class Writer:
     weights: str
     """Digest of the model's weights."""
 
-    def run(self) -> None:
-        """Write the shards that are missing, then the attributes."""
+    def write(self, work: Path, shards: range) -> None:
+        """Write those of `shards` that are missing in `work`, then what they are of."""
+        work.mkdir(exist_ok=True)
         # zarr writes metadata to a file beside it first, which a kill leaves behind
-        for stray in self.work.rglob("zarr.*.partial"):
+        for stray in work.rglob("zarr.*.partial"):
             stray.unlink()
-        shards = range(self.order.shards)
-        done = next((shard for shard in shards if not self._is_whole(shard)), len(shards))
+        arrays = self._arrays(work)
+        done = next((shard for shard in shards if not _is_whole(work, arrays, shard)), shards.stop)
         # after a kill amid moving, later shards have records and yet are written anew
-        for shard in range(done, self.order.shards):
-            self._record(shard).unlink(missing_ok=True)
-        start = min(done * self.order.shard_rows, self.order.rows)
-        with progress(f"activations: {self.recorder.site}", self.order.rows, "tokens", done=start) as bar:
-            self._write_shards(done, bar.update)
-        self._write_attributes()
+        for shard in range(done, shards.stop):
+            record_file(work, shard).unlink(missing_ok=True)
+        first, start, stop = (self._row(shard) for shard in (shards.start, done, shards.stop))
+        with progress(
+            f"activations: {self.recorder.site}", stop - first, "tokens", done=start - first
+        ) as bar:
+            self._write_shards(work, arrays, range(done, shards.stop), bar.update)
+        write_description(work, self._description)
 
-    def _write_shards(self, done: int, update: Callable[[float], object]) -> None:
-        """Fill shards from `done` on; while one is filled, the one before it is written."""
-        rooms = [self._room() for _ in range(min(2, self.order.shards - done))]
+    def _row(self, shard: int) -> int:
+        """The first row of a shard; of the one after the last, the number of rows."""
+        return min(shard * self.order.shard_rows, self.order.rows)
+
+    def _write_shards(
+        self, work: Path, arrays: "Arrays", shards: range, update: Callable[[float], object]
+    ) -> None:
+        """Fill the shards; while one is filled, the one before it is written."""
+        rooms = [self._room() for _ in range(min(2, len(shards)))]
         written: Future[None] | None = None
-        with ThreadPoolExecutor(1) as background:
-            for shard in range(done, self.order.shards):
+        with ThreadPoolExecutor(1) as background, ThreadPoolExecutor(_writers()) as writers:
+            for shard in shards:
                 room, sums = rooms[shard % len(rooms)], self._no_sums()
                 for packed in self.recorder.record(self.order.batches(shard, self.batch), sums):
                     room.put(packed)
@@ -95,7 +130,7 @@ class Writer:
                 self._check(sums)
                 if written is not None:
                     written.result()
-                written = background.submit(self._write, shard, room, sums)
+                written = background.submit(self._write, work, arrays, shard, room, sums, writers)
             if written is not None:
                 written.result()
 
@@ -120,23 +155,24 @@ class Writer:
                     "set activations.dtype to bfloat16"
                 )
 
-    def _write(self, shard: int, room: Shard, sums: Sums) -> None:
+    def _write(
+        self, work: Path, arrays: "Arrays", shard: int, room: Shard, sums: Sums, writers: ThreadPoolExecutor
+    ) -> None:
         """Write a shard of every layer, then its record."""
         start, stop = self.order.bounds(shard)
-        for i, arrays in enumerate(self._arrays):
-            write_shard(arrays[0], shard, _as_numpy(room.values[i, : stop - start]))
-            if room.scales is not None:
-                write_shard(arrays[1], shard, room.scales[i, : stop - start].numpy())
-        # all at once: while one is compressed, the disk takes those before it
-        for array in (array for arrays in self._arrays for array in arrays):
-            flush(shard_file(array, shard))
-        replace(
-            self._record(shard),
-            save({"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}),
-        )
+        filled = [[room.values[i, : stop - start]] for i in range(len(arrays))]
+        if room.scales is not None:
+            for i, columns in enumerate(filled):
+                columns.append(room.scales[i, : stop - start])
+        each = list(chain.from_iterable(arrays))
+        contents = [_as_numpy(column) for column in chain.from_iterable(filled)]
+        list(writers.map(lambda array, content: write_shard(array, shard, content), each, contents))
+        # all at once: while one is written, the disk takes those before it
+        list(writers.map(lambda array: flush(shard_file(array, shard)), each))
+        content = {"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}
+        replace(record_file(work, shard), save(content))
 
-    @cached_property
-    def _arrays(self) -> list[list[zarr.Array]]:
+    def _arrays(self, work: Path) -> "Arrays":
         """The arrays of each layer: values, and scales where the format has them."""
         rows, d, number_format = self.order.rows, self.recorder.d, self.recorder.number_format
         arrays: dict[str, tuple[tuple[int, ...], str]] = {"values": ((rows, d), ZARR_DTYPE[number_format])}
@@ -144,40 +180,39 @@ class Writer:
             arrays["scales"] = ((rows,), "float32")
         layers = []
         for layer in self.recorder.layers:
-            group = self.work / f"layer{layer}.zarr"
+            group = group_folder(work, layer)
             zarr.open_group(group, mode="a")
             layers.append(
                 [create_array(group, name, *a, self.order.shard_rows) for name, a in arrays.items()]
             )
         return layers
 
-    def _record(self, shard: int) -> Path:
-        return self.work / f"shard{shard}.safetensors"
-
-    def _is_whole(self, shard: int) -> bool:
-        """The shard is recorded, and its layers lie here: a kill may have come while they were moved."""
-        return self._record(shard).is_file() and all(
-            shard_file(array, shard).is_file() for arrays in self._arrays for array in arrays
+    @cached_property
+    def _description(self) -> Description:
+        return Description(
+            self.recorder.site,
+            list(self.recorder.layers),
+            self.recorder.number_format,
+            self.order.digest,
+            self.weights,
+            self.order.rows,
+            self.order.shard_rows,
         )
 
-    def _write_attributes(self) -> None:
-        """Say in each layer's group what its rows are, and their moments over all shards."""
-        sums = self._no_sums()
-        for shard in range(self.order.shards):
-            sums = sums + Sums(**load_file(self._record(shard), device=str(sums.total.device)))
-        for i, layer in enumerate(self.recorder.layers):
-            attributes = {
-                "site": self.recorder.site,
-                "layer": layer,
-                "number_format": self.recorder.number_format,
-                "order": self.order.digest,
-                "weights": self.weights,
-                "moments": moments(sums, i, self.order.rows).to_json(),
-            }
-            if self.recorder.site == "mlp_in":
-                output = moments(sums, len(self.recorder.layers) + i, self.order.rows)
-                attributes["moments_mlp_out"] = output.to_json()
-            zarr.open_group(self.work / f"layer{layer}.zarr", mode="r+").attrs.put(attributes)
+
+Arrays = list[list[zarr.Array]]
+"""Of each layer."""
+
+
+def _is_whole(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int) -> bool:
+    """The shard is recorded, and its layers lie there: a kill may have come while they were moved."""
+    return record_file(work, shard).is_file() and all(
+        shard_file(array, shard).is_file() for layer in arrays for array in layer
+    )
+
+
+def _writers() -> int:
+    return max(1, min(WRITERS, torch.get_num_threads() // 2))
 
 
 def _as_numpy(values: torch.Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "int8": 3.38e38}
 TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """What the values of each format are in memory."""
 ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
-"""What they are on disk: neither zarr nor zarrs knows bfloat16, so its bits are stored as uint16."""
+"""What they are on disk: Zarr has no bfloat16, so its bits are stored as uint16."""
 
 
 class Packed(NamedTuple):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..language_model.model import LanguageModel
 from .arrays import open_array, read_rows
-from .cache import layer_folder
 from .moments import Moments
 from .number_format import NumberFormat, Packed, unpack
+from .parts import layer_folder
 
 
 @dataclass(frozen=True)

@@ -24,3 +24,5 @@ class Activations(Model):
     """Rows of a shard, within which tokens are shuffled; memory holds two shards of every layer."""
     batch: PositiveInt = 64
     """Sequences a forward pass."""
+    jobs: PositiveInt = 1
+    """Jobs that share the shards of a site, where there are several GPUs or nodes; they make the same bytes."""

@@ -15,8 +15,6 @@ SHARE_OF_PEAK = {
 }  # fmt: skip
 """Share of the measured matrix-product rate that each stage reaches on processors: between those of two machines, of
 which the one with half the rate reaches a fifth to twice as much more of it (docs/benchmarks/quickstart.md)."""
-ONE_AFTER_ANOTHER = ("corpus", "language_model", "activations")
-"""Stages whose jobs take all cores."""
 
 
 def plan(study: Study, machine: Machine) -> list[Cost]:
@@ -55,15 +53,14 @@ def check_disk(costs: list[Cost], machine: Machine) -> None:
 
 def _cost_on_cores(work: Work, machine: Machine) -> Cost:
     """Jobs that run side by side share the cores, and save each other the wait for starts."""
-    alone = work.stage in ONE_AFTER_ANOTHER
-    abreast = 1 if alone else max(1, min(machine.jobs, work.jobs))
+    abreast = 1 if work.alone else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":
         seconds = work.tokens / TOKENS_PER_SECOND + work.download / machine.download
     else:
         seconds = work.operations / (SHARE_OF_PEAK[work.stage] * machine.operations_per_second)
     if work.stage == "features":
         seconds += work.disk / ACTIVATION_BYTES / ACTIVATIONS_PER_SECOND
-    seconds += work.starts / (1 if alone else machine.jobs) * JOB_SECONDS
+    seconds += work.starts / (1 if work.alone else machine.jobs) * JOB_SECONDS
     return Cost(
         work.stage,
         work.tokens,

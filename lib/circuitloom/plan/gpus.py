@@ -7,9 +7,11 @@ from .work import Cost, Load, Work
 
 PRODUCT_RATE = 0.93
 """Share of the product's rate that is reached by those of a step (docs/benchmarks/training.md)."""
+WRITERS = 8
+"""Threads of a job that write activations at most, as `activations.cache` has it."""
 USABLE = 0.9
 """Share of a GPU's memory that arrays can take."""
-WRITTEN, READ = 0.33e9, 1.2e9
+WRITTEN, READ = 2e9, 2.5e9
 """Bytes of activations that one thread writes a second, or reads (docs/benchmarks/caching.md)."""
 SAVED = 1e9
 """Bytes of a checkpoint that one process copies and writes a second: assumed."""
@@ -96,7 +98,8 @@ def _job_times(work: Work, machine: Machine, share: int, abreast: int) -> dict[s
         parts["network"] = load.exchanged / (gpus.link if share <= gpus.node else gpus.network / gpus.node)
     whole, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
     threads = max(1, machine.cores * share // gpus.node)
-    times = {largest: whole, "one writer": work.written / WRITTEN}
+    # half of a job's threads write, as many as there are
+    times = {largest: whole, "writers": work.written / (WRITTEN * min(WRITERS, max(1, threads // 2)))}
     if work.splits:
         times["readers"] = work.read / (READ * threads)
     return {name: seconds * rounds / work.jobs for name, seconds in times.items()}

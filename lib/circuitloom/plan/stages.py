@@ -28,7 +28,9 @@ def corpus(study: Study, tokens: float) -> Work:
     arrays = tokens * ((4 if wide else 2) + 4)
     disk = 2 * (arrays + text) + tokens
     fetched = text if isinstance(study.corpus, HubCorpus) else 0
-    return Work("corpus", tokens, disk, PROCESS_BYTES, host=PROCESS_BYTES, download=fetched, files=6)
+    return Work(
+        "corpus", tokens, disk, PROCESS_BYTES, alone=True, host=PROCESS_BYTES, download=fetched, files=6
+    )
 
 
 def language_model(study: Study) -> Work:
@@ -44,6 +46,7 @@ def language_model(study: Study) -> Work:
             disk=model_bytes(study),
             memory=PROCESS_BYTES + model_bytes(study),
             starts=2,
+            alone=True,
             host=PROCESS_BYTES + model_bytes(study),
             download=fetched,
             files=10,
@@ -57,6 +60,7 @@ def language_model(study: Study) -> Work:
         memory=PROCESS_BYTES + 4 * size + batch,
         operations=operations,
         starts=2,
+        alone=True,
         load=forward_load(study, study.shape.layers, 1, 2) * (3 * model.tokens),
         host=PROCESS_BYTES + size,
         held=4 * size + batch,
@@ -65,11 +69,13 @@ def language_model(study: Study) -> Work:
 
 
 def activations(study: Study, train_tokens: float) -> Work:
-    """One job a site passes all rows through the model and writes all layers."""
+    """A site's jobs, one or several, pass all rows through the model and write all layers."""
     config = study.activations
     rows = min(config.tokens or train_tokens, train_tokens)
     arrays, last = len(study.layers) * len(config.sites), max(study.layers) + 1
     shard = min(config.shard_rows, rows) * activation_bytes(study) * len(study.layers)
+    shards = math.ceil(rows / config.shard_rows)
+    jobs = len(config.sites) * min(config.jobs, shards)
     written = rows * activation_bytes(study) * arrays
     blocks, embedding = model_parameters(study.shape)
     return Work(
@@ -78,11 +84,12 @@ def activations(study: Study, train_tokens: float) -> Work:
         disk=written + 6 * rows,
         memory=PROCESS_BYTES + 4 * (blocks + embedding) + 2 * shard,
         operations=rows * len(config.sites) * forward(study, last),
-        jobs=len(config.sites),
-        starts=len(config.sites) + 1,
+        jobs=jobs,
+        starts=jobs + 1,
+        alone=config.jobs == 1,
         load=forward_load(study, last) * (rows * len(config.sites)),
         host=PROCESS_BYTES + 2 * shard,
         held=forward_bytes(study, config.batch * study.corpus.context),
         written=written,
-        files=arrays * math.ceil(rows / config.shard_rows),
+        files=arrays * shards,
     )

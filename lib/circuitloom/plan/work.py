@@ -45,6 +45,8 @@ class Work:
     """Jobs that can run side by side."""
     starts: float = 1.0
     """Jobs in all."""
+    alone: bool = False
+    """A job takes all cores."""
     load: Load = Load()
     host: float = 0.0
     """Peak bytes of a job outside the GPU that it uses."""
@@ -59,7 +61,7 @@ class Work:
     read: float = 0.0
     """Bytes that its jobs read of what earlier stages wrote."""
     written: float = 0.0
-    """Bytes that its jobs write, each with one thread."""
+    """Bytes that its jobs write."""
     sorted: float = 0.0
     """Activations that its jobs sort and write to tables."""
     checkpoint: float = 0.0

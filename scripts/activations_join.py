@@ -1,0 +1,14 @@
+from circuitloom.job import job
+
+with job("activations", snakemake):
+    from pathlib import Path
+
+    from circuitloom.activations.parts import join_parts
+    from circuitloom.checksums import forget
+
+    parts = [Path(part) for part in snakemake.input]
+    activations = Path(snakemake.output[0]).parents[1]
+    join_parts(parts, activations)
+    # they are about to be removed
+    for part in parts:
+        forget(activations.parent, part)

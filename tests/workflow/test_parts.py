@@ -1,0 +1,77 @@
+"""Activations that several jobs cache: those of one, whoever is killed on the way."""
+
+import shutil
+import signal
+import subprocess
+
+import psutil
+import pytest
+import torch
+from tests.workflow.project import Project
+
+from circuitloom.activations.store import open_activations
+from circuitloom.verification import find_damage
+
+JOBS = 3
+LAYERS = (0, 1)
+
+
+@pytest.fixture(scope="module")
+def cached(finished: Project, tmp_path_factory) -> tuple[Project, str]:
+    """A project in which three jobs have cached the activations of `finished`, and its profile."""
+    project = Project(tmp_path_factory.mktemp("parts") / "project")
+    shutil.copytree(finished.folder, project.folder)
+    profile = project.config("parts", activations={"jobs": JOBS})
+    run = project.snakemake("activations", profile=profile)
+    assert run.returncode == 0, run.stdout[-4000:]
+    return project, profile
+
+
+def parts_of(project: Project) -> list[str]:
+    return [path.name for path in project.results.glob(f"activations/parts/mlp_in/*of{JOBS}")]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_rows_are_those_of_one_job(layer: int, cached, finished) -> None:
+    one, three = (
+        open_activations(project.results / "activations", "mlp_in", layer)
+        for project in (finished, cached[0])
+    )
+    assert one.rows == three.rows
+    assert one.stored.origin == three.stored.origin
+    x, y = (next(each.batches(each.rows, 1)) for each in (one, three))
+    # the jobs have a thread each, the one has two: sums of floats differ
+    torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(one.mean, three.mean, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_are_gone_and_nothing_is_stale(cached) -> None:
+    project, profile = cached
+    assert parts_of(project) == []
+    assert list(find_damage(project.results)) == []
+    again = project.snakemake("activations", "--dry-run", profile=profile)
+    assert "Nothing to be done" in again.stdout
+
+
+def test_after_a_kill_the_parts_that_are_done_stay(cached) -> None:
+    project, profile = cached
+    activations = project.results / "activations"
+    before = (activations / "mlp_in" / "layer0.zarr" / "values" / "c" / "0" / "0").read_bytes()
+    shutil.rmtree(activations / "mlp_in")
+    process = subprocess.Popen(
+        project.command("activations", "--jobs", "1", profile=profile), cwd=project.folder,
+        env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "1 of 4 steps" in line:
+            break
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.send_signal(signal.SIGKILL)
+    process.communicate(timeout=120)
+    done = parts_of(project)
+    assert len(done) == 1
+    again = project.snakemake("activations", profile=profile)
+    assert again.returncode == 0, again.stdout[-4000:]
+    assert f"logs/cache_mlp_in_{done[0]}.log" not in again.stdout
+    assert (activations / "mlp_in" / "layer0.zarr" / "values" / "c" / "0" / "0").read_bytes() == before
