@@ -1,10 +1,16 @@
 """Rate of caching, all layers to disk, against the bare forward pass of the same sequences without the head.
 
-python benchmarks/caching.py results/stories260k/model results/stories260k/corpus/train.zarr --tokens 1000000
+    python benchmarks/caching.py results/stories260k/model results/stories260k/corpus/train.zarr --tokens 1000000
+    python benchmarks/caching.py ... --layer 4 --peer .peers/bin/python --hook model.layers.4.post_attention_layernorm
+
+With `--peer`, an environment with sae-lens, one layer is cached, and SAELens' runner caches the same module's output.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +31,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="sequences a forward pass")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layer", type=int, help="this one alone")
+    parser.add_argument("--peer", help="python of an environment with sae-lens; needs --layer and --hook")
+    parser.add_argument("--hook", help="the peer's name of what is cached")
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="where the cache is written, and removed again"
     )
@@ -44,7 +53,8 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     model = load(args.model)
-    config = Activations(dtype=args.dtype, shard_rows=args.shard_rows, batch=args.batch)
+    layers = "all" if args.layer is None else [args.layer]
+    config = Activations(dtype=args.dtype, shard_rows=args.shard_rows, batch=args.batch, layers=layers)
     order = row_order(open_tokens(args.train), 0, args.shard_rows, args.tokens)
     base = getattr(model.module, "base_model", model.module)
 
@@ -56,8 +66,11 @@ def main() -> None:
         if model.device.type == "cuda":
             torch.cuda.synchronize()
 
-    ratios = []
-    print("round  bare tokens/s  caching tokens/s  caching/bare  by CPU time")
+    ratios, ours, theirs = [], [], []
+    print(
+        "round  bare tokens/s  caching tokens/s  caching/bare  by CPU time"
+        + "  SAELens tokens/s" * bool(args.peer)
+    )
     for i in range(args.rounds):
         wall, cpu = timed(bare)
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -65,12 +78,44 @@ def main() -> None:
                 lambda folder=folder: cache_site(args.site, order, model, config, Path(folder))
             )
         ratios.append(wall / wall_cache)
+        if args.peer:
+            ours.append(order.rows / wall_cache)
+            theirs.append(peer(args, order, int(model.module.config.hidden_size)))
         print(
             f"{i:5}  {order.rows / wall:13,.0f}  {order.rows / wall_cache:16,.0f}  "
-            f"{wall / wall_cache:12.3f}  {cpu / cpu_cache:11.3f}",
+            f"{wall / wall_cache:12.3f}  {cpu / cpu_cache:11.3f}"
+            + (f"  {theirs[-1]:16,.0f}" if theirs else ""),
             flush=True,
         )
     print(f"median {statistics.median(ratios):.3f}")
+    if theirs:
+        print(
+            f"SAELens: median ratio {statistics.median(a / b for a, b in zip(ours, theirs, strict=True)):.1f}"
+        )
+
+
+def peer(args: argparse.Namespace, order, d: int) -> float:
+    """Tokens a second of SAELens' runner on as many sequences."""
+    import numpy as np
+
+    sequences = order.permutation[: int(np.searchsorted(order.first, order.rows))]
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        tokens = Path(folder) / "tokens.npy"
+        np.save(tokens, order.token[sequences].astype(np.int64))
+        options = {
+            "hook": args.hook,
+            "d": d,
+            "batch": args.batch,
+            "threads": args.threads,
+            "dtype": args.dtype,
+        }
+        command = [args.peer, str(Path(__file__).parent / "peers" / "saelens_caching.py"), str(args.model)]
+        command += [str(tokens), f"{folder}/cache", *(f"--{name}={value}" for name, value in options.items())]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"saelens_caching.py failed:\n{result.stderr[-2000:]}")
+    found = json.loads(result.stdout.splitlines()[-1])
+    return found["tokens"] / found["seconds"]
 
 
 def timed(work) -> tuple[float, float]:

@@ -61,6 +61,8 @@ def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row .
     """Write `values` as the whole of `shard`, to be flushed by the caller; OSError where the disk refuses."""
     file = shard_file(array, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
+    # not written over: what is there may be linked elsewhere
+    file.unlink(missing_ok=True)
     rows = np.ascontiguousarray(values, array.dtype).reshape(len(values), -1)
     chunks = np.split(rows, range(CHUNK_ROWS, len(rows), CHUNK_ROWS))
     if missing := CHUNK_ROWS - len(chunks[-1]):

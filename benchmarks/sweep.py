@@ -1,0 +1,70 @@
+"""A sweep of twelve runs, trained side by side on each batch that is read, against the same runs one after another.
+
+    python benchmarks/sweep.py results/stories260k --layer 4        # a profile whose activations are cached
+
+Both include opening the activations and initial weights, neither the start of a process. Prints seconds, the ratio, and
+how long reading alone takes: what a sweep saves at most is eleven times that.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+
+from circuitloom.job import set_threads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, help="folder of a profile")
+    sizes = {"layer": 4, "width": 2048, "batch": 4096, "tokens": 400_000, "rounds": 3, "threads": 2}
+    for name, size in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=size, help=f"{size}")
+    args = parser.parse_args()
+    set_threads(args.threads)
+    import torch
+
+    from circuitloom.activations.batches import read_sites
+    from circuitloom.activations.store import open_activations
+    from circuitloom.config import Run
+    from circuitloom.dictionaries.sweep import train_sweep
+    from circuitloom.language_model.model import load
+
+    torch.set_num_threads(args.threads)
+    model, activations = load(args.results / "model"), args.results / "activations"
+    keys = {"kind": "transcoder", "width": args.width, "batch": args.batch, "tokens": args.tokens}
+    grid = product((8, 16, 32), (1e-3, 2e-3, 4e-3, 8e-3))
+    runs = [Run(k=k, learning_rate=rate, name=f"tc-{k}-{rate}", **keys) for k, rate in grid]
+
+    def train(some: list[Run]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train_sweep(some, args.layer, activations, model, [Path(folder) / run.name for run in some])
+
+    def read() -> None:
+        sites = {
+            site: open_activations(activations, site, args.layer, model) for site in ("mlp_in", "mlp_out")
+        }
+        for _ in read_sites(sites, args.batch, -(-args.tokens // args.batch)):
+            pass
+
+    print("round  together s  one by one s  ratio  reading s")
+    ratios = []
+    for i in range(args.rounds):
+        together, alone = timed(lambda: train(runs)), sum(timed(lambda run=run: train([run])) for run in runs)
+        ratios.append(together / alone)
+        print(f"{i:5}{together:12.1f}{alone:14.1f}{together / alone:7.2f}{timed(read):11.2f}", flush=True)
+    print(f"median {statistics.median(ratios):.2f}")
+
+
+def timed(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
