@@ -5,6 +5,7 @@ import zarr
 from tests.activations.inputs import SHARD_ROWS, make_cache, make_order, make_tokens
 from tests.models import D_MODEL, LAYERS
 
+from circuitloom.activations import cache
 from circuitloom.activations.parts import layer_folder
 from circuitloom.activations.rows import read_origin, write_rows
 from circuitloom.activations.store import open_activations
@@ -117,3 +118,29 @@ def test_bfloat16_is_stored_as_its_bits_and_says_so(model, tmp_path):
     assert bits.dtype == np.uint16
     values = torch.from_numpy(bits).view(torch.bfloat16).float()
     torch.testing.assert_close(values, all_rows(tmp_path, "mlp_in", 0)[:5])
+
+
+@pytest.mark.parametrize("number_format", TOLERANCE)
+def test_rows_that_find_their_slots_where_the_model_is_are_the_same(
+    number_format, model, tmp_path, monkeypatch
+):
+    order = make_order(70)
+    for name, beside in (("host", False), ("beside", True)):
+        monkeypatch.setattr(cache, "_holds_rooms", lambda *_, beside=beside: beside)
+        make_cache(tmp_path / name, model, order, dtype=number_format)
+    for layer in range(LAYERS):
+        host, beside = (all_rows(tmp_path / name, "mlp_in", layer) for name in ("host", "beside"))
+        assert torch.equal(host, beside)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_gpu_stores_what_a_processor_stores(beside, model_folder, tmp_path, monkeypatch):
+    from circuitloom.language_model.model import load
+
+    monkeypatch.setattr(cache, "_holds_rooms", lambda *_: beside)
+    for device in ("cpu", "cuda"):
+        make_cache(tmp_path / device, load(model_folder, device=device), make_order(120))
+    for layer in range(LAYERS):
+        cpu, gpu = (all_rows(tmp_path / device, "mlp_in", layer) for device in ("cpu", "cuda"))
+        torch.testing.assert_close(cpu, gpu, rtol=1e-2, atol=2e-3)

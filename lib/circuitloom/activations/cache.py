@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -17,15 +17,18 @@ from safetensors.torch import save
 from ..config.activations import Activations
 from ..language_model.model import LanguageModel
 from ..language_model.weights import weights_digest
-from ..partial import fingerprint, flush, move, partial_folder, replace
+from ..partial import fingerprint, flush, move, partial_folder
+from ..partial import replace as replace_file
 from ..progress import progress
 from .arrays import create_array, shard_file, write_shard
 from .moments import Sums
-from .number_format import LARGEST, ZARR_DTYPE
+from .number_format import LARGEST, TORCH_DTYPE, ZARR_DTYPE
 from .order import RowOrder
 from .parts import Description, finish, group_folder, record_file, write_description
 from .recorder import Recorder, Shard
 
+ROOM_SHARE = 0.4
+"""Of a GPU's free memory, what two shards may take."""
 WRITERS = 8
 """Threads that write at most: what each takes, the model lacks on a CPU."""
 
@@ -79,7 +82,20 @@ def _writer(
         site=site, layers=layers, dtype=config.dtype, batch=config.batch, order=order.digest, weights=weights,
         version=version,
     )  # fmt: skip
-    return Writer(order, Recorder(model, site, layers, config.dtype), config.batch, weights), mark
+    recorder = Recorder(model, site, layers, config.dtype)
+    if _holds_rooms(recorder, min(order.shard_rows, order.rows)):
+        recorder = replace(recorder, to_host=False)
+    return Writer(order, recorder, config.batch, weights), mark
+
+
+def _holds_rooms(recorder: Recorder, rows: int) -> bool:
+    """Whether the model is on a GPU that has room for two shards beside it: there rows find their slots fastest."""
+    device = recorder.model.device
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    values = 2 * len(recorder.layers) * rows * recorder.d * TORCH_DTYPE[recorder.number_format].itemsize
+    return values < ROOM_SHARE * free
 
 
 @dataclass(frozen=True)
@@ -135,8 +151,10 @@ class Writer:
                 written.result()
 
     def _room(self) -> Shard:
+        recorder = self.recorder
         rows = min(self.order.shard_rows, self.order.rows)
-        return Shard.empty(len(self.recorder.layers), rows, self.recorder.d, self.recorder.number_format)
+        device = "cpu" if recorder.to_host else recorder.model.device
+        return Shard.empty(len(recorder.layers), rows, recorder.d, recorder.number_format, device)
 
     def _no_sums(self) -> Sums:
         return Sums.zeros(len(self.recorder.watched), self.recorder.d, self.recorder.model.device)
@@ -160,17 +178,17 @@ class Writer:
     ) -> None:
         """Write a shard of every layer, then its record."""
         start, stop = self.order.bounds(shard)
-        filled = [[room.values[i, : stop - start]] for i in range(len(arrays))]
-        if room.scales is not None:
-            for i, columns in enumerate(filled):
-                columns.append(room.scales[i, : stop - start])
-        each = list(chain.from_iterable(arrays))
-        contents = [_as_numpy(column) for column in chain.from_iterable(filled)]
-        list(writers.map(lambda array, content: write_shard(array, shard, content), each, contents))
+
+        def write_layer(i: int) -> None:
+            columns = (column for column in room.layer(i, stop - start) if column is not None)
+            for array, column in zip(arrays[i], columns, strict=True):
+                write_shard(array, shard, _as_numpy(column))
+
+        list(writers.map(write_layer, range(len(arrays))))
         # all at once: while one is written, the disk takes those before it
-        list(writers.map(lambda array: flush(shard_file(array, shard)), each))
+        list(writers.map(lambda array: flush(shard_file(array, shard)), chain.from_iterable(arrays)))
         content = {"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}
-        replace(record_file(work, shard), save(content))
+        replace_file(record_file(work, shard), save(content))
 
     def _arrays(self, work: Path) -> "Arrays":
         """The arrays of each layer: values, and scales where the format has them."""

@@ -22,24 +22,32 @@ class Shard:
     scales: Float[Tensor, "layer row"] | None
 
     @classmethod
-    def empty(cls, layers: int, rows: int, d: int, number_format: NumberFormat) -> "Shard":
+    def empty(
+        cls, layers: int, rows: int, d: int, number_format: NumberFormat, device: torch.device | str = "cpu"
+    ) -> "Shard":
         """Room whose content is yet to be written."""
-        values = torch.empty(layers, rows, d, dtype=TORCH_DTYPE[number_format])
-        return cls(values, torch.empty(layers, rows) if number_format == "int8" else None)
+        values = torch.empty(layers, rows, d, dtype=TORCH_DTYPE[number_format], device=device)
+        return cls(values, torch.empty(layers, rows, device=device) if number_format == "int8" else None)
 
     def put(self, batch: "PackedBatch") -> None:
         """Put the rows of a batch in their slots."""
         if batch.copied is not None:
             batch.copied.synchronize()
+        slot = batch.slot.to(self.values.device, non_blocking=True)
         for layer, (values, scales) in enumerate(batch.layers):
-            self.values[layer].index_copy_(0, batch.slot, values)
+            self.values[layer].index_copy_(0, slot, values)
             if self.scales is not None and scales is not None:
-                self.scales[layer].index_copy_(0, batch.slot, scales)
+                self.scales[layer].index_copy_(0, slot, scales)
+
+    def layer(self, layer: int, rows: int) -> Packed:
+        """The first rows of a layer, in host memory; what was put is waited for."""
+        scales = None if self.scales is None else _fetch(self.scales[layer, :rows])
+        return Packed(_fetch(self.values[layer, :rows]), scales)
 
 
 @dataclass
 class PackedBatch:
-    """Activations of one batch in host memory, or on their way there."""
+    """Activations of one batch: where the model is, or in host memory, or on their way there."""
 
     slot: Int[Tensor, " row"]
     layers: list[Packed] = field(default_factory=list)
@@ -55,6 +63,8 @@ class Recorder:
     site: str
     layers: Sequence[int]
     number_format: NumberFormat
+    to_host: bool = True
+    """Give out batches in host memory, not where the model is."""
 
     @property
     def watched(self) -> list[Site]:
@@ -71,7 +81,7 @@ class Recorder:
     def record(self, batches: Iterator[Placement], sums: Sums) -> Iterator[PackedBatch]:
         """The packed activations of each batch; adds those of every watched site to `sums`.
 
-        On a GPU a batch is given out once the next one's work is queued: copying hides behind computing.
+        From a GPU, batches in host memory are given out once the next one's work is queued: copying hides behind it.
         """
         behind: PackedBatch | None = None
         for batch in batches:
@@ -97,14 +107,27 @@ class Recorder:
             x = torch.index_select(value.flatten(0, 1), 0, source)
             sums.add(place[site], x)
             if site.name == self.site:
-                layers[site.layer] = _to_host(pack(x, self.number_format))
+                packed_site = pack(x, self.number_format)
+                layers[site.layer] = _to_host(packed_site) if self.to_host else packed_site
 
         self.model.visit(batch.tokens, self.watched, see)
         packed.layers += [layers[layer] for layer in self.layers]
-        if self.model.device.type == "cuda":
+        if self.to_host and self.model.device.type == "cuda":
             packed.copied = torch.cuda.Event()
             packed.copied.record()
         return packed
+
+
+def _fetch(values: Tensor) -> Tensor:
+    """`values` in host memory; from a GPU beside what it goes on with, once that is done which was queued before."""
+    if values.device.type == "cpu":
+        return values
+    queued, beside = torch.cuda.current_stream(values.device).record_event(), torch.cuda.Stream(values.device)
+    beside.wait_event(queued)
+    with torch.cuda.stream(beside):
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    beside.synchronize()
+    return host
 
 
 def _to_host(packed: Packed) -> Packed:

@@ -1,0 +1,89 @@
+"""Scoring several dictionaries with predictions, beside the passes and the encoders' products that it takes at least.
+
+    python benchmarks/evaluating.py results/stories260k/model results/stories260k/corpus/validation.zarr
+
+The limit: of each batch one pass of the untouched model and one for each run, with the cross-entropy of what it
+predicts; and of each run the product of its encoder. Dictionaries are random; `k` of their features fire. Rounds
+alternate.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+from circuitloom.job import set_threads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("tokens", type=Path, help="token array of held-out text")
+    sizes = {
+        "layer": 2,
+        "width": 2048,
+        "k": 16,
+        "runs": 2,
+        "n-tokens": 100_000,
+        "batch": 16,
+        "rounds": 5,
+        "threads": 2,
+    }
+    for name, size in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=size, help=f"{size}")
+    args = parser.parse_args()
+    set_threads(args.threads)
+    import torch
+
+    from circuitloom.config.evaluation import Evaluation
+    from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.dictionaries.dictionary import Dictionary
+    from circuitloom.evaluation.held_out import hold_out
+    from circuitloom.evaluation.metrics import log_probabilities, targets
+    from circuitloom.evaluation.scoring import score
+    from circuitloom.language_model.model import Site, load
+
+    torch.set_num_threads(args.threads)
+    model, site = load(args.model), Site("mlp_in", args.layer)
+    held_out = hold_out(open_tokens(args.tokens), Evaluation(tokens=args.n_tokens))
+    d = model.capture(held_out.token[:1], [site])[site].shape[-1]
+    runs = {}
+    for i in range(args.runs):
+        torch.manual_seed(i)
+        rows = torch.nn.functional.normalize(torch.randn(args.width, d), dim=1)
+        runs[str(i)] = {
+            args.layer: Dictionary(
+                rows, torch.zeros(args.width), rows, torch.zeros(d), "topk", k=args.k, layer=args.layer
+            )
+        }
+
+    @torch.inference_mode()
+    def least() -> None:
+        for part in held_out.batches(args.batch):
+            which = targets(part.token, part.scored)
+            x = torch.randn(part.token.numel(), d)
+            for run in (None, *runs.values()):
+                log_probabilities(model.logits(part.token), which)
+                if run is not None:
+                    x @ run[args.layer].W_enc.T
+
+    print("round  scored tokens/s  at least tokens/s  share")
+    shares = []
+    for i in range(args.rounds):
+        limit, seconds = timed(least), timed(lambda: score(model, runs, held_out, args.batch))
+        tokens = held_out.token.numel() * len(runs)
+        shares.append(limit / seconds)
+        print(f"{i:5}{tokens / seconds:17,.0f}{tokens / limit:19,.0f}{shares[-1]:7.2f}", flush=True)
+    print(f"median {statistics.median(shares):.2f}")
+
+
+def timed(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
