@@ -24,6 +24,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokens = np.load(options.tokens)
+    # it fills whole buffers, from the start again where sequences run out
+    buffer = min(2.0, tokens.size * options.d * getattr(torch, options.dtype).itemsize / 1e9)
     settings = CacheActivationsRunnerConfig(
         dataset_path="given",
         model_name=options.model,
@@ -34,6 +36,7 @@ def main() -> None:
         training_tokens=tokens.size,
         context_size=tokens.shape[1],
         new_cached_activations_path=options.folder,
+        buffer_size_gb=buffer,
         shuffle=False,
         dtype=options.dtype,
         device="cuda" if torch.cuda.is_available() else "cpu",
