@@ -123,7 +123,8 @@ def test_every_file_of_a_profile_is_found_and_named_when_it_is_damaged(
     spoil, study: Study, tmp_path: Path
 ) -> None:
     results, chance = study.copy(tmp_path) / RESULTS, random.Random(spoil.__name__)
-    everything = files(results)
+    # chunks whose array's metadata is damaged cannot be read: it alone is named
+    everything = [file for file in files(results) if spoil is not flip or file.name != "zarr.json"]
     for file in everything:
         spoil(file, chance)
     assert sorted(line.partition(": ")[0] for line in find_damage(results)) == sorted(map(str, everything))
