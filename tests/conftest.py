@@ -34,3 +34,14 @@ def browser() -> Iterator[Any]:
 
     with chromium() as browser:
         yield browser
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have tests tried once more that fail in a browser, or beside processes that they start and kill.
+
+    On a machine that is busy with other tests these answer late, and no wait foresees all of that.
+    """
+    workflow = Path(__file__).parent / "workflow"
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()) or item.path.parent == workflow:
+            item.add_marker(pytest.mark.flaky(reruns=1))

@@ -26,11 +26,7 @@ def visit(browser, address):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests in a browser in one process, so that it starts once; what fails in it is tried once more.
-
-    A browser on a machine that is busy with other tests answers late, and no wait foresees all of that.
-    """
+    """Keep the tests in a browser in one process, so that it starts once."""
     for item in items:
         if item.path.parent == Path(__file__).parent and "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("explorer"))
-            item.add_marker(pytest.mark.flaky(reruns=1))
