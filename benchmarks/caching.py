@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from timing import timed
 
 from circuitloom.job import set_threads
 
@@ -116,13 +117,6 @@ def peer(args: argparse.Namespace, order, d: int) -> float:
         sys.exit(f"saelens_caching.py failed:\n{result.stderr[-2000:]}")
     found = json.loads(result.stdout.splitlines()[-1])
     return found["tokens"] / found["seconds"]
-
-
-def timed(work) -> tuple[float, float]:
-    """Seconds that `work` takes: on the clock, and of all cores."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 if __name__ == "__main__":

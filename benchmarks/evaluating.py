@@ -9,8 +9,9 @@ alternate.
 
 import argparse
 import statistics
-import time
 from pathlib import Path
+
+from timing import wall_seconds
 
 from circuitloom.job import set_threads
 
@@ -39,7 +40,6 @@ def main() -> None:
 
     from circuitloom.config.evaluation import Evaluation
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.dictionaries.dictionary import Dictionary
     from circuitloom.evaluation.held_out import hold_out
     from circuitloom.evaluation.metrics import log_probabilities, targets
     from circuitloom.evaluation.scoring import score
@@ -49,15 +49,7 @@ def main() -> None:
     model, site = load(args.model), Site("mlp_in", args.layer)
     held_out = hold_out(open_tokens(args.tokens), Evaluation(tokens=args.n_tokens))
     d = model.capture(held_out.token[:1], [site])[site].shape[-1]
-    runs = {}
-    for i in range(args.runs):
-        torch.manual_seed(i)
-        rows = torch.nn.functional.normalize(torch.randn(args.width, d), dim=1)
-        runs[str(i)] = {
-            args.layer: Dictionary(
-                rows, torch.zeros(args.width), rows, torch.zeros(d), "topk", k=args.k, layer=args.layer
-            )
-        }
+    runs = {str(i): {args.layer: random_dictionary(i, args, d)} for i in range(args.runs)}
 
     @torch.inference_mode()
     def least() -> None:
@@ -72,17 +64,22 @@ def main() -> None:
     print("round  scored tokens/s  at least tokens/s  share")
     shares = []
     for i in range(args.rounds):
-        limit, seconds = timed(least), timed(lambda: score(model, runs, held_out, args.batch))
+        limit, seconds = wall_seconds(least), wall_seconds(lambda: score(model, runs, held_out, args.batch))
         tokens = held_out.token.numel() * len(runs)
         shares.append(limit / seconds)
         print(f"{i:5}{tokens / seconds:17,.0f}{tokens / limit:19,.0f}{shares[-1]:7.2f}", flush=True)
     print(f"median {statistics.median(shares):.2f}")
 
 
-def timed(work) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def random_dictionary(seed: int, args: argparse.Namespace, d: int):
+    import torch
+
+    from circuitloom.dictionaries.dictionary import Dictionary
+
+    torch.manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(args.width, d), dim=1)
+    zeros = torch.zeros(args.width), torch.zeros(d)
+    return Dictionary(rows, zeros[0], rows, zeros[1], "topk", k=args.k, layer=args.layer)
 
 
 if __name__ == "__main__":

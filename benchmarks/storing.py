@@ -7,8 +7,9 @@ import argparse
 import shutil
 import statistics
 import tempfile
-import time
 from pathlib import Path
+
+from timing import timed
 
 from circuitloom.job import set_threads
 
@@ -67,13 +68,6 @@ def main() -> None:
         report("read", batch * args.d * array.itemsize, seconds)
     finally:
         shutil.rmtree(folder)
-
-
-def timed(work) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor."""
-    clock, processor = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - clock, time.process_time() - processor
 
 
 def report(what: str, size: int, seconds: list[tuple[float, float]]) -> None:

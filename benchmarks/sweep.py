@@ -9,9 +9,10 @@ how long reading alone takes: what a sweep saves at most is eleven times that.
 import argparse
 import statistics
 import tempfile
-import time
 from itertools import product
 from pathlib import Path
+
+from timing import wall_seconds
 
 from circuitloom.job import set_threads
 
@@ -54,16 +55,15 @@ def main() -> None:
     print("round  together s  one by one s  ratio  reading s")
     ratios = []
     for i in range(args.rounds):
-        together, alone = timed(lambda: train(runs)), sum(timed(lambda run=run: train([run])) for run in runs)
+        together, alone = (
+            wall_seconds(lambda: train(runs)),
+            sum(wall_seconds(lambda run=run: train([run])) for run in runs),
+        )
         ratios.append(together / alone)
-        print(f"{i:5}{together:12.1f}{alone:14.1f}{together / alone:7.2f}{timed(read):11.2f}", flush=True)
+        print(
+            f"{i:5}{together:12.1f}{alone:14.1f}{together / alone:7.2f}{wall_seconds(read):11.2f}", flush=True
+        )
     print(f"median {statistics.median(ratios):.2f}")
-
-
-def timed(work) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

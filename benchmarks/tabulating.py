@@ -13,8 +13,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from timing import wall_seconds
 
 from circuitloom.job import set_threads
 
@@ -114,21 +115,15 @@ def rate(args: argparse.Namespace) -> None:
             folder = Path(place)
             tokens = repeat_tokens(args.source, args.tokens[0], folder)
             (folder / "work").mkdir()
-            a = timed(lambda tokens=tokens: alone(tokens))
-            b = timed(lambda t=tokens, f=folder: write_blocks(basis, model, t, Features(), f / "work"))
-            c = timed(lambda t=tokens, f=folder: tables(basis, model, t, f))
+            a = wall_seconds(lambda tokens=tokens: alone(tokens))
+            b = wall_seconds(lambda t=tokens, f=folder: write_blocks(basis, model, t, Features(), f / "work"))
+            c = wall_seconds(lambda t=tokens, f=folder: tables(basis, model, t, f))
         shares.append(a / b)
         wholes.append(a / c)
         print(f"{number:5}  {args.tokens[0] / a:14,.0f}  {a / b:10.3f}  {a / c:16.3f}", flush=True)
     print(
         f"median pass/alone {statistics.median(shares):.3f}, all tables/alone {statistics.median(wholes):.3f}"
     )
-
-
-def timed(work) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def once(args: argparse.Namespace) -> None:
@@ -142,7 +137,7 @@ def once(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=Path()) as place:
         tokens = repeat_tokens(args.source, args.tokens[0], Path(place))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds = timed(lambda: tables(make_basis(args, model), model, tokens, Path(place)))
+        seconds = wall_seconds(lambda: tables(make_basis(args, model), model, tokens, Path(place)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
         f"{args.tokens[0]:,} tokens: {seconds:.0f} s, peak {peak / 1e6:.2f} GB (before: {before / 1e6:.2f} GB)"

@@ -61,7 +61,7 @@ class Training(Model):
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the large products, master weights being float32; `auto`: bfloat16 where the hardware has it.
+    """Number format of the large products, master weights being float32; `auto`: bfloat16 where that is faster.
     On a CPU only the choice of features rests on it: their values and gradients are float32."""
     processes: PositiveInt = 1
     """Processes that train a dictionary together, each on a GPU of its own, or on its share of the threads. Results
