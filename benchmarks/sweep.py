@@ -1,9 +1,9 @@
-"""A sweep of twelve runs, trained side by side on each batch that is read, against the same runs one after another.
+"""A sweep of twelve runs, trained on each batch that is read, against the same runs one after another.
 
     python benchmarks/sweep.py results/stories260k --layer 4        # a profile whose activations are cached
 
 Both include opening the activations and initial weights, neither the start of a process. Prints seconds, the ratio, and
-how long reading alone takes: what a sweep saves at most is eleven times that.
+how long reading alone takes, which a sweep does once.
 """
 
 import argparse

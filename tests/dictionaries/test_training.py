@@ -1,7 +1,9 @@
 """Training learns, resumes to the bit, stops when it diverges; dictionaries act on raw activations."""
 
 import math
+import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from circuitloom.activations.moments import Moments
 from circuitloom.config import Run
+from circuitloom.dictionaries import abreast
 from circuitloom.dictionaries import train as training
 from circuitloom.dictionaries.dictionary import load_dictionary, save_dictionary
 from circuitloom.dictionaries.train import train
@@ -32,6 +35,15 @@ def data() -> dict[str, torch.Tensor]:
     causes = causes * (torch.rand(causes.shape, generator=generator) < 0.06)
     mix = [torch.randn(40, D, generator=generator) for _ in range(2)]
     return {"mlp_in": 3 * causes @ mix[0] + 0.5, "mlp_out": 0.1 * causes @ mix[1] - 0.2}
+
+
+@pytest.fixture
+def with_threads() -> Iterator[None]:
+    """The test sets torch's threads; they are as before at its end."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def moments(x: torch.Tensor) -> Moments:
@@ -154,6 +166,58 @@ def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
         for (name, x), (_, y) in zip(a.parameters.named(), b.parameters.named(), strict=True):
             assert torch.equal(x, y), name
         assert a.threshold == b.threshold
+
+
+@pytest.mark.parametrize(("threads", "runs_of"), [(1, list(ACTS)), (2, list(ACTS)), (3, ["topk", "relu"])])
+def test_runs_side_by_side_end_as_each_does_alone(
+    threads: int, runs_of: list[str], data, tmp_path, with_threads, monkeypatch
+) -> None:
+    """Each run then has one thread, as it has alone here."""
+    made = {name: [trainee(data, name=name, **ACTS[name]) for _ in range(2)] for name in runs_of}
+    for name, (alone, _) in made.items():
+        (tmp_path / name).mkdir()
+        train([alone], reader(data), tmp_path / name)
+    torch.set_num_threads(threads)
+    at_work: set[int] = set()
+    step = Trainee.step
+
+    def seen(self, *args):
+        at_work.add(threading.get_ident())
+        assert torch.get_num_threads() == 1
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainee, "step", seen)
+    train([together for _, together in made.values()], reader(data), tmp_path)
+    assert torch.get_num_threads() == threads
+    assert (at_work == {threading.get_ident()}) == (threads == 1)
+    for alone, together in made.values():
+        for (name, x), (_, y) in zip(alone.parameters.named(), together.parameters.named(), strict=True):
+            assert torch.equal(x, y), name
+
+
+def test_large_runs_take_turns_with_all_threads(data, tmp_path, with_threads, monkeypatch) -> None:
+    monkeypatch.setattr(abreast, "SMALL", 2 * 64 * D - 1)
+    torch.set_num_threads(2)
+    with abreast.in_turn_or_abreast([trainee(data, name=name) for name in "ab"]) as for_each:
+        for_each(lambda run: None if torch.get_num_threads() == 2 else pytest.fail("threads were taken"))
+
+
+@pytest.mark.parametrize(
+    ("runs", "threads", "side_by_side"),
+    [
+        (1, 8, 1),
+        (12, 1, 1),
+        (12, 2, 2),
+        (2, 3, 2),
+        (5, 2, 2),
+        (12, 8, 8),
+        (12, 16, 12),
+        (3, 128, 3),
+        (5, 4, 4),
+    ],
+)
+def test_as_many_runs_side_by_side_as_take_the_least_time(runs, threads, side_by_side) -> None:
+    assert abreast.runs_abreast(runs, threads) == side_by_side
 
 
 @pytest.mark.parametrize("saving", [0, 2, 5])

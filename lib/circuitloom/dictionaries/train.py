@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..partial import replace
 from ..progress import progress
+from .abreast import in_turn_or_abreast
 from .objective import Terms
 from .reduction import Reduction
 from .trainee import Trainee, learning_rate
@@ -56,6 +57,7 @@ def train(
 
     A checkpoint in the folder `partial` is continued: the caller sees to it that it is this training's own. The next
     one is due after so many steps, so many seconds, and so long that saving has taken `checkpoint_share` of the time.
+    On a CPU small runs take their steps side by side, with a share of the threads each.
     Raises ArithmeticError where a run diverges.
     """
     reduction = trainees[0].reduction
@@ -65,12 +67,17 @@ def train(
     clocks = {trainee.run.name: _Clock() for trainee in trainees}
     saved, rest = time.monotonic(), checkpoint_seconds
     label, silent = f"dictionaries layer {layer}", reduction.rank > 0
-    with progress(label, steps * batch, "tokens", done.step * batch, silent=silent) as bar:
+    with (
+        progress(label, steps * batch, "tokens", done.step * batch, silent=silent) as bar,
+        in_turn_or_abreast(trainees) as for_each,
+    ):
         for share_by_site in read(done.step, steps):
             batch_by_site = reduction.whole(share_by_site)
-            for trainee in trainees:
-                if done.step < trainee.steps:
-                    _take_step(trainee, done, batch_by_site, clocks[trainee.run.name])
+            for_each(
+                lambda trainee, batch=batch_by_site: _take_step(
+                    trainee, done, batch, clocks[trainee.run.name]
+                )
+            )
             done.step += 1
             bar.update(batch)
             began = time.monotonic()
@@ -83,7 +90,10 @@ def train(
 
 
 def _take_step(trainee: Trainee, done: _Progress, batch: dict[str, Tensor], clock: _Clock) -> None:
+    """One step of a run, unless it is at its end; a row of its history where one is due."""
     run = trainee.run
+    if done.step >= trainee.steps:
+        return
     began = time.perf_counter()
     terms = trainee.step(done.step, batch[run.site_in], batch[run.site_out])
     clock.seconds += time.perf_counter() - began
