@@ -39,8 +39,7 @@ test-slurm: cloud
 
 # Results in a local S3 server, on one machine and from the pods of a stand-in for Kubernetes; about 10 minutes.
 test-storage: cloud
-	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rsx tests/storage
-	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rsx tests/kubernetes
+	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rsx tests/storage tests/kubernetes
 
 # Training beside SAELens, which gets an environment of its own, and two processes beside one; about 20 minutes. Other
 # benchmarks need results: each says in its head how it is run.

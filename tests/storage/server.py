@@ -2,6 +2,7 @@
 
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def s3_server() -> Iterator[Server]:
     try:
         host, port = server.get_host_and_port()
         address = f"http://{host}:{port}"
+        # the servers of a process share their memory: what an earlier one kept would still be there
+        urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
         keys = {"aws_access_key_id": "anyone", "aws_secret_access_key": "anything"}
         s3 = boto3.resource("s3", endpoint_url=address, region_name="us-east-1", **keys)
         yield Server(address, s3.create_bucket(Bucket=BUCKET))
