@@ -3,7 +3,9 @@
 import ast
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = "circuitloom"
 ROOT = Path(__file__).parent
@@ -27,7 +29,7 @@ def code_hash(script: Path) -> str:
         waiting.extend(_imports(file, module))
     digest = hashlib.sha256()
     for module, file in sorted(seen.items()):
-        digest.update(module.encode() + b"\0" + _canonical(file.read_text()).encode() + b"\0")
+        digest.update(module.encode() + b"\0" + _parse(file.read_text()).canonical + b"\0")
         # SQL and templates that a package holds are code as well
         held = sorted(file.parent.iterdir()) if file.name == "__init__.py" else []
         for other in (each for each in held if each.suffix in HELD):
@@ -50,29 +52,41 @@ def _imports(file: Path, module: str) -> Iterator[str]:
     A package's own `__init__` counts only where something is imported from it by name.
     """
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in _parse(file.read_text()).imports:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")
-                base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
-            if base.split(".")[0] != PACKAGE:
-                continue
-            submodules = [f"{base}.{alias.name}" for alias in node.names if _file(f"{base}.{alias.name}")]
-            yield from submodules
-            if len(submodules) < len(node.names):
-                yield base
+            continue
+        base = node.module or ""
+        if node.level:
+            parents = package.split(".")
+            base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
+        if base.split(".")[0] != PACKAGE:
+            continue
+        submodules = [f"{base}.{alias.name}" for alias in node.names if _file(f"{base}.{alias.name}")]
+        yield from submodules
+        if len(submodules) < len(node.names):
+            yield base
 
 
-def _canonical(source: str) -> str:
-    """`source` as a syntax tree without docstrings, so that rewording reruns nothing."""
+class _Source(NamedTuple):
+    """What a module's source says."""
+
+    imports: list[ast.Import | ast.ImportFrom]
+    canonical: bytes
+    """Its syntax tree without docstrings, so that rewording reruns nothing."""
+
+
+@cache
+def _parse(source: str) -> _Source:
+    """Parsed once, as most modules are below many scripts: every start of Snakemake waits for this."""
     tree = ast.parse(source)
+    imports = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             # a lone string, a field's or a function's documentation, is no code
             node.body = [
                 s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
             ]
-    return ast.dump(tree)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imports.append(node)
+    return _Source(imports, ast.dump(tree).encode())

@@ -22,7 +22,8 @@ def fresh(tmp_path) -> Project:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests in one process, so that the study runs once; the others fill a second."""
+    """Keep tests that look at the finished study in one process, so that it runs once; and each other file's in one."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("workflow"))
+            shared = "finished" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("finished" if shared else item.path.stem))

@@ -20,25 +20,25 @@ SWEEPS = {
     "batch": {"name": "two-batch", "processes": 2, **RELU},
     "features": {"name": "two-features", "processes": 2, "split": "features", **RELU},
 }
-LAYERS = (0, 1)
+LAYER = "layer1"
+TRAINED = [f"results/tiny/dictionaries/{sweep['name']}/{LAYER}" for sweep in SWEEPS.values()]
 
 
 @pytest.fixture(scope="module")
 def trained(finished: Project, tmp_path_factory) -> tuple[Project, str]:
-    """A project in which each sweep has been trained, and its profile."""
+    """A project in which each sweep has been trained on one layer, and its profile."""
     project = Project(tmp_path_factory.mktemp("together") / "project")
     shutil.copytree(finished.folder, project.folder)
     profile = project.config("together", ("dictionaries",), dictionaries=SWEEPS)
-    run = project.snakemake("dictionaries", profile=profile)
+    run = project.snakemake(*TRAINED, profile=profile)
     assert run.returncode == 0, run.stdout[-4000:]
     return project, profile
 
 
 @pytest.mark.parametrize("run", ["two-batch", "two-features"])
-@pytest.mark.parametrize("layer", LAYERS)
-def test_two_processes_train_what_one_trains(run: str, layer: int, trained) -> None:
+def test_two_processes_train_what_one_trains(run: str, trained) -> None:
     folder = trained[0].results / "dictionaries"
-    one, two = (load_dictionary(folder / name / f"layer{layer}") for name in ("one", run))
+    one, two = (load_dictionary(folder / name / LAYER) for name in ("one", run))
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         a, b = getattr(one, name), getattr(two, name)
         assert (a - b).abs().max() < 0.01 * a.abs().max(), name
@@ -48,11 +48,11 @@ def test_two_processes_train_what_one_trains(run: str, layer: int, trained) -> N
 @pytest.mark.parametrize("victim", ["worker", "job"])
 def test_a_killed_process_ends_all_and_a_rerun_ends_in_the_same_bits(victim: str, trained) -> None:
     project, profile = trained
-    folder = project.results / "dictionaries" / "two-features" / "layer0"
+    folder = project.results / "dictionaries" / "two-features" / LAYER
     before = load_dictionary(folder)
     shutil.rmtree(folder)
     process = subprocess.Popen(
-        project.command("dictionaries", profile=profile), cwd=project.folder, env=project.environment,
+        project.command(*TRAINED, profile=profile), cwd=project.folder, env=project.environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -71,7 +71,7 @@ def test_a_killed_process_ends_all_and_a_rerun_ends_in_the_same_bits(victim: str
         assert "run again: it goes on from the last checkpoint" in said[0]
     time.sleep(2)
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-    again = project.snakemake("dictionaries", profile=profile)
+    again = project.snakemake(*TRAINED, profile=profile)
     assert again.returncode == 0, again.stdout[-4000:]
     after = load_dictionary(folder)
     assert torch.equal(before.W_enc, after.W_enc)

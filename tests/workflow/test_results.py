@@ -1,5 +1,7 @@
 """What a run leaves behind."""
 
+import os
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +18,12 @@ STAGES = (
     "cases",
 )
 TABLE_OF = {table.name: table for table in TABLES}
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has all tests")
+def test_the_study_that_is_looked_at_runs_in_one_process(request, finished) -> None:
+    """Where xdist does not know the groups, each process runs the study, and tests take twice as long."""
+    assert request.node.nodeid.endswith("@finished")
 
 
 def test_nothing_is_written_outside_results(finished) -> None:
