@@ -41,19 +41,16 @@ test-slurm: cloud
 test-storage: cloud
 	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rsx tests/storage tests/kubernetes
 
-# Training beside SAELens, which gets an environment of its own, and two processes beside one; about 20 minutes. Other
-# benchmarks need results: each says in its head how it is run.
-benchmark: environment .peers/.installed
-	for act in topk batchtopk relu; do for size in 64:2048 256:8192 768:24576; do \
-		echo "$$act $$size" && $(BIN)/python benchmarks/training.py --peer .peers/bin/python --steps 12 --rounds 2 \
-			--act $$act --d $${size%:*} --width $${size#*:} || exit 1; \
-	done; done
-	$(BIN)/python benchmarks/distributed.py
+# Every stage beside its peers, which get environments of their own, or its limit; an hour and a half on two cores. REAL_INPUT is a
+# folder with models/stories260K and data/tinystories. The record is results/benchmark/record.txt.
+benchmark: environment .peers/saelens/.installed .peers/circuit_tracer/.installed
+	$(BIN)/snakemake --cores all dictionaries --configfile benchmarks/study.yaml
+	$(BIN)/python benchmarks/suite.py
 
-.peers/.installed: benchmarks/peers/requirements.txt
-	$(PYTHON) -m venv .peers
-	.peers/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	.peers/bin/pip install --quiet --disable-pip-version-check -r $<
+.peers/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.peers/$*/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 lint: environment

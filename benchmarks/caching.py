@@ -1,7 +1,8 @@
 """Rate of caching, all layers to disk, against the bare forward pass of the same sequences without the head.
 
     python benchmarks/caching.py results/stories260k/model results/stories260k/corpus/train.zarr --tokens 1000000
-    python benchmarks/caching.py ... --layer 4 --peer .peers/bin/python --hook model.layers.4.post_attention_layernorm
+    python benchmarks/caching.py ... --layer 4 --peer .peers/saelens/bin/python \\
+        --hook model.layers.4.post_attention_layernorm
 
 With `--peer`, an environment with sae-lens, one layer is cached, and SAELens' runner caches the same module's output.
 """

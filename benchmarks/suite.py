@@ -1,0 +1,120 @@
+"""Every stage beside its peers or its limit, one after another, into one record: `make benchmark`.
+
+    REAL_INPUT=/folder python benchmarks/suite.py                      # all, about an hour on two cores
+    REAL_INPUT=/folder python benchmarks/suite.py sweep attribution    # some
+
+REAL_INPUT has models/stories260K and data/tinystories. The study of study.yaml has to be there, as have the
+environments of the peers: `make benchmark` sees to both. What each prints goes to results/benchmark/record.txt too,
+after the machine and the versions. A benchmark that fails is named at the end, and the exit code is then 1.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = Path("results/benchmark")
+MODEL, TRAIN, VALIDATION = (
+    RESULTS / "model",
+    RESULTS / "corpus/train.zarr",
+    RESULTS / "corpus/validation.zarr",
+)
+PEERS = Path(".peers")
+SAELENS, TRACER = PEERS / "saelens/bin/python", PEERS / "circuit_tracer/bin/python"
+
+
+def commands(real_input: Path) -> dict[str, list[list[object]]]:
+    """What is run of each stage: script and arguments."""
+    sizes = product(("topk", "batchtopk", "relu"), ((64, 2048), (256, 8192), (768, 24576)))
+    story_model, stories = (
+        real_input / "models/stories260K",
+        real_input / "data/tinystories/validation.jsonl",
+    )
+    steps = ["--steps", 12, "--rounds", 2]
+    hook = "model.layers.4.post_attention_layernorm"
+    beside = ["--layer", 4, "--tokens", 300_000, "--peer", SAELENS, "--hook", hook]
+    return {
+        "caching": [["caching.py", MODEL, TRAIN], ["caching.py", MODEL, TRAIN, *beside]],
+        "training": [
+            ["training.py", "--peer", SAELENS, *steps, "--act", act, "--d", d, "--width", width]
+            for act, (d, width) in sizes
+        ],
+        "sweep": [["sweep.py", RESULTS, "--layer", 4]],
+        "distributed": [["distributed.py"]],
+        "evaluation": [["evaluating.py", MODEL, VALIDATION]],
+        "features": [["tabulating.py", "rate", MODEL, VALIDATION]],
+        "attribution": [
+            ["attribution.py", transcoders(), story_model, stories, "--peer", TRACER, "--lengths", 16, 39, 64]
+        ],
+    }
+
+
+def transcoders() -> Path:
+    """The folder of the study's one run."""
+    (run,) = (RESULTS / "dictionaries").glob("tc-*")
+    return run
+
+
+def machine() -> str:
+    """Processor and its instructions that matter, cores, day, versions."""
+    told = Path("/proc/cpuinfo").read_text().splitlines()
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in told)}
+    vectors = [
+        each
+        for each in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        if each in about.get("flags", "").split()
+    ]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy", "zarr"))
+    processor = about.get("model name", "processor without a name")
+    return (
+        f"{processor} ({' '.join(vectors)}), {os.cpu_count()} cores; {versions}; {time.strftime('%Y-%m-%d')}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", help="all, unless named")
+    wanted = parser.parse_args().stages
+    if "REAL_INPUT" not in os.environ or not MODEL.exists():
+        sys.exit(
+            "set REAL_INPUT to a folder with models/stories260K and data/tinystories, and run make benchmark"
+        )
+    found = commands(Path(os.environ["REAL_INPUT"]))
+    if unknown := set(wanted) - set(found):
+        sys.exit(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(found)}")
+    failed = []
+    with (RESULTS / "record.txt").open("a") as record:
+        say(record, machine())
+        for stage in wanted or found:
+            for command in found[stage]:
+                words = [str(word) for word in command]
+                say(record, f"\n$ python benchmarks/{' '.join(words)}")
+                if not run([str(HERE / words[0]), *words[1:]], record):
+                    failed.append(words[0])
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def run(words: list[str], record) -> bool:
+    """Whether it went well; what it prints goes to the record as it comes, its progress does not."""
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            say(record, line.rstrip())
+    return process.returncode == 0
+
+
+def say(record, line: str) -> None:
+    print(line, flush=True)
+    print(line, file=record, flush=True)
+
+
+if __name__ == "__main__":
+    main()
