@@ -1,6 +1,7 @@
 """Shapes and types are checked at test time; real inputs are found or their tests skipped."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # without a GPU its kernels run in Triton's interpreter, which has to be said before Triton is imported
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+# what a shell starts in the background ignores interrupts, as would the servers that tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # an int is a float, as PEP 484 has it
 install_import_hook("circuitloom", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
