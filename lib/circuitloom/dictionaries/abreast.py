@@ -13,7 +13,10 @@ import torch
 from .trainee import Trainee
 
 SMALL = 2**22
-"""Weights of a run's two matrices up to which runs are taken side by side: larger ones contend for the cache."""
+"""Weights of a run's two matrices up to which runs are taken side by side.
+
+What larger ones allocate does not fit the arenas that glibc has for threads, and gets fresh pages each time.
+"""
 SERIAL = 0.5
 """Share of a small run's step that one thread does: at d = 64, F = 2048 two take 0.75 of the time of one."""
 
