@@ -16,6 +16,7 @@ import time
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import TextIO
 
 HERE = Path(__file__).parent
 RESULTS = Path("results/benchmark")
@@ -54,10 +55,9 @@ def commands(real_input: Path) -> dict[str, list[list[object]]]:
     }
 
 
-def transcoders() -> Path:
-    """The folder of the study's one run."""
-    (run,) = (RESULTS / "dictionaries").glob("tc-*")
-    return run
+def transcoders() -> Path | None:
+    """The folder of the study's one run, if it is trained."""
+    return next((RESULTS / "dictionaries").glob("tc-*"), None)
 
 
 def machine() -> str:
@@ -82,7 +82,7 @@ def main() -> None:
     )
     parser.add_argument("stages", nargs="*", help="all, unless named")
     wanted = parser.parse_args().stages
-    if "REAL_INPUT" not in os.environ or not MODEL.exists():
+    if "REAL_INPUT" not in os.environ or transcoders() is None:
         sys.exit(
             "set REAL_INPUT to a folder with models/stories260K and data/tinystories, and run make benchmark"
         )
@@ -102,7 +102,7 @@ def main() -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def run(words: list[str], record) -> bool:
+def run(words: list[str], record: TextIO) -> bool:
     """Whether it went well; what it prints goes to the record as it comes, its progress does not."""
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -111,7 +111,7 @@ def run(words: list[str], record) -> bool:
     return process.returncode == 0
 
 
-def say(record, line: str) -> None:
+def say(record: TextIO, line: str) -> None:
     print(line, flush=True)
     print(line, file=record, flush=True)
 

@@ -74,9 +74,7 @@ def train(
         for share_by_site in read(done.step, steps):
             batch_by_site = reduction.whole(share_by_site)
             for_each(
-                lambda trainee, batch=batch_by_site: _take_step(
-                    trainee, done, batch, clocks[trainee.run.name]
-                )
+                lambda trainee, rows=batch_by_site: _take_step(trainee, done, rows, clocks[trainee.run.name])
             )
             done.step += 1
             bar.update(batch)
