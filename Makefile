@@ -30,7 +30,7 @@ cloud: .cloud/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .cloud -r requirements-cloud.lock
 	touch $@
 
-# The tiny profile through a Slurm of one node that is started here, about 20 minutes. Installs Debian's slurm-wlm and
+# The tiny study through a Slurm of one node that is started here, about 20 minutes. Installs Debian's slurm-wlm and
 # munge where they are missing and apt-get may be used.
 test-slurm: cloud
 	@command -v slurmd > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null \

@@ -1,6 +1,6 @@
 """Attribution graphs beside circuit-tracer: the same transcoders, model and prompts, each side in processes of its own.
 
-    python benchmarks/attribution.py results/PROFILE/dictionaries/RUN MODEL TEXT.jsonl \\
+    python benchmarks/attribution.py results/STUDY/dictionaries/RUN MODEL TEXT.jsonl \\
         --peer /path/to/environment/bin/python     # an environment with circuit-tracer 0.5 and nnsight 0.6.3
 
 RUN must be transcoders of every layer, of act relu, batchtopk or jumprelu. Prompts are the beginnings of the first
@@ -70,7 +70,7 @@ def main() -> None:
 def prepare(options: argparse.Namespace, folder: Path) -> None:
     """Prompts of all lengths, and the transcoders as the peer reads them."""
     from circuitloom.corpus.tokenizer import load_tokenizer
-    from circuitloom.dictionaries.export import export_circuit_tracer
+    from circuitloom.dictionaries.formats.export import export_circuit_tracer
 
     tokenizer = load_tokenizer(str(options.model))
     texts = [json.loads(line)["text"] for line in options.text.read_text().splitlines()]
@@ -143,11 +143,10 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and memory of our side; the model, its weights and the dictionaries are loaded before."""
     import torch
 
-    from circuitloom.circuits.freezing import freeze
-    from circuitloom.circuits.frozen import read_weights
-    from circuitloom.circuits.graph import adjacency, trace_graph
-    from circuitloom.circuits.local_model import LocalModel
-    from circuitloom.circuits.targets import find_roots
+    from circuitloom.attribution.capture import capture_pass, read_weights
+    from circuitloom.attribution.graph import adjacency, trace_graph
+    from circuitloom.attribution.linearized_model import LinearizedModel
+    from circuitloom.attribution.targets import find_roots
     from circuitloom.config.circuits import parse_target
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.language_model.model import load
@@ -163,7 +162,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         # the square of the last graph is not part of the next one's memory
         result = local = None
         began, worked = time.perf_counter(), time.process_time()
-        local = LocalModel(freeze(model, weights, token), read, tokenizer.bos_id)
+        local = LinearizedModel(capture_pass(model, weights, token), read, tokenizer.bos_id)
         roots, named = find_roots(local, parse_target("logits"), strings)
         result = adjacency(local, roots) if options.side == "adjacency" else trace_graph(local, roots)
         seconds.append(time.perf_counter() - began)
@@ -191,13 +190,13 @@ def save(file: Path, local, roots, named, strings) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from circuitloom.circuits.attribution import sources
-    from circuitloom.circuits.export import Labels, viewer_json
-    from circuitloom.circuits.graph import adjacency, trace_graph
+    from circuitloom.attribution.direct_effects import sources
+    from circuitloom.attribution.export import GraphLabels, viewer_json
+    from circuitloom.attribution.graph import adjacency, trace_graph
 
     local.errors[:, 0] = 0
     graph, columns, features = trace_graph(local, roots), sources(local), local.features
-    labels = Labels("", [strings[i] for i in local.frozen.token.tolist()], named)
+    labels = GraphLabels("", [strings[i] for i in local.frozen.token.tolist()], named)
     file.with_suffix(".json").write_text(json.dumps(viewer_json(graph, local, labels, "graph", "set")))
     save_file(
         {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from timing import timed
 
-from circuitloom.job import set_threads
+from circuitloom.core.script import set_threads
 
 
 def arguments() -> argparse.Namespace:
@@ -48,7 +48,7 @@ def main() -> None:
     import torch
 
     from circuitloom.activations.cache import cache_site
-    from circuitloom.activations.order import row_order
+    from circuitloom.activations.row_order import row_order
     from circuitloom.config import Activations
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.language_model.model import load

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from circuitloom.activations.moments import Moments
+from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
-from circuitloom.dictionaries.reduction import ALONE, BatchSplit, FeatureSplit, Reduction
-from circuitloom.dictionaries.trainee import Trainee
+from circuitloom.dictionaries.training.collectives import ALONE, Collectives, DataParallel, TensorParallel
+from circuitloom.dictionaries.training.trainer import Trainer
 
-SPLITS = {"batch": BatchSplit, "features": FeatureSplit}
+SPLITS = {"batch": DataParallel, "features": TensorParallel}
 WARM_UP = 3
 """Steps that are not counted: they fill the allocator's pools."""
 
@@ -38,14 +38,14 @@ def make_data(options: argparse.Namespace) -> torch.Tensor:
     return x * (d / x.square().sum(1).mean()).sqrt()
 
 
-def train(options: argparse.Namespace, reduction: Reduction, device: torch.device) -> dict:
+def train(options: argparse.Namespace, reduction: Collectives, device: torch.device) -> dict:
     """Seconds of each step, and the last loss."""
     x, share = make_data(options), reduction.share(options.batch)
     variance = float((x - x.mean(0)).square().sum(1).mean())
     stored = Moments(x.mean(0), 1.0, variance)
     keys = {"batch": options.batch, "tokens": options.steps * options.batch, "aux": 0, "k": options.k}
     run = Run(kind="sae", width=options.width, learning_rate=1e-3, **keys)
-    trainee = Trainee(run, 0, stored, stored, (x, x), None, reduction, device)
+    trainee = Trainer(run, 0, stored, stored, (x, x), None, reduction, device)
     x, seconds, loss = x.to(device), [], 0.0
     for step in range(options.steps):
         first = step % 4 * options.batch

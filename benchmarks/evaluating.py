@@ -13,7 +13,7 @@ from pathlib import Path
 
 from timing import wall_seconds
 
-from circuitloom.job import set_threads
+from circuitloom.core.script import set_threads
 
 
 def main() -> None:

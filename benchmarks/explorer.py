@@ -19,10 +19,7 @@ import synthetic_features
 from playwright.sync_api import sync_playwright
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.explorer.asking import Asking
-from circuitloom.explorer.serve import HOST, start
-from circuitloom.explorer.urls import feature_link, link
-from circuitloom.tables import (
+from circuitloom.core.tables import (
     CONNECTION,
     DEEMBEDDING,
     FEATURE_CONCEPT,
@@ -33,6 +30,9 @@ from circuitloom.tables import (
     Table,
     write_table,
 )
+from circuitloom.explorer.app import HOST, start
+from circuitloom.explorer.asking import Asking
+from circuitloom.explorer.urls import feature_link, link
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 EACH = 10
@@ -51,7 +51,7 @@ def write(table: Table, path: Path, columns: dict[str, Any], rows: int) -> None:
 
 
 def make(folder: Path, width: int, activations: int) -> None:
-    """A profile of `width` features in one layer, every table as large as the workflow's would be."""
+    """A study of `width` features in one layer, every table as large as the workflow's would be."""
     run, random = synthetic_features.run_name(width), np.random.default_rng(0)
     words = pa.array([f" word{number}" for number in range(50_257)])
     one = {
@@ -165,8 +165,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--make", type=int, help="features of a made-up profile in the first folder")
-    parser.add_argument("--activations", type=int, default=20_000_000, help="of the made-up profile")
+    parser.add_argument("--make", type=int, help="features of a made-up study in the first folder")
+    parser.add_argument("--activations", type=int, default=20_000_000, help="of the made-up study")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     if arguments.make:

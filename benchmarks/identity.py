@@ -13,15 +13,14 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.circuits.inputs import KINDS, exact_norms, load_tiny, make_local
+from tests.attribution.inputs import KINDS, exact_norms, load_tiny, make_local
 from tests.evaluation.inputs import BOS
 from tests.models import ARCHITECTURES
 
-from circuitloom.circuits.attribution import direct_effects, feature_targets
-from circuitloom.circuits.freezing import freeze
-from circuitloom.circuits.frozen import read_weights
-from circuitloom.circuits.local_model import LocalModel
-from circuitloom.circuits.step import feature_reader, take_step
+from circuitloom.attribution.capture import capture_pass, read_weights
+from circuitloom.attribution.direct_effects import direct_effects, feature_targets
+from circuitloom.attribution.linearized_model import LinearizedModel
+from circuitloom.attribution.paths import feature_reader, take_step
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.model import load
 
@@ -40,7 +39,7 @@ def main() -> None:
                     print_row(given.name, kind, dtype, real(given, kind, dtype))
 
 
-def real(folder: Path, kind: str, dtype: str) -> LocalModel:
+def real(folder: Path, kind: str, dtype: str) -> LinearizedModel:
     """A prompt of 64 random tokens through random dictionaries of 512 features, 16 active."""
     model = load(folder, dtype)
     if dtype == "float64":
@@ -64,10 +63,10 @@ def real(folder: Path, kind: str, dtype: str) -> LocalModel:
             W_skip=torch.randn(d, d, generator=generator) / d if kind == "skip transcoder" else None,
             layer=layer,
         )
-    return LocalModel(freeze(model, read_weights(model), token), dictionaries, BOS)
+    return LinearizedModel(capture_pass(model, read_weights(model), token), dictionaries, BOS)
 
 
-def print_row(model: str, kind: str, dtype: str, local: LocalModel) -> None:
+def print_row(model: str, kind: str, dtype: str, local: LinearizedModel) -> None:
     full, one = 0.0, 0.0
     for layer, dictionary in local.dictionaries.items():
         places = (local.features.layer == layer).nonzero()[:, 0]

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from circuitloom.activations.moments import Sums, moments
-from circuitloom.activations.number_format import pack, unpack
+from circuitloom.activations.arrays import pack, unpack
+from circuitloom.activations.statistics import RowSums, moments
 from circuitloom.config import Run
 from circuitloom.corpus.tokens import Tokens, open_tokens, scored_positions
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.dictionaries.trainee import Trainee
+from circuitloom.dictionaries.training.trainer import Trainer
 from circuitloom.language_model.model import LanguageModel, Site, load
 
 BATCH = 64
@@ -36,10 +36,10 @@ def inputs(model: LanguageModel, tokens: Tokens, layer: int, sequences: int) -> 
 
 def train(x: Tensor, y: Tensor, run: Run, layer: int) -> Dictionary:
     """A transcoder from x to y, over the rows as often as the run's tokens take."""
-    sums = Sums.zeros(2, x.shape[1])
+    sums = RowSums.zeros(2, x.shape[1])
     sums.add(0, x)
     sums.add(1, y)
-    trainee = Trainee(run, layer, moments(sums, 0, len(x)), moments(sums, 1, len(x)), (x[:4096], y[:4096]))
+    trainee = Trainer(run, layer, moments(sums, 0, len(x)), moments(sums, 1, len(x)), (x[:4096], y[:4096]))
     per_epoch = len(x) // run.batch
     for step in range(trainee.steps):
         rows = slice(step % per_epoch * run.batch, (step % per_epoch + 1) * run.batch)

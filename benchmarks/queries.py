@@ -1,4 +1,4 @@
-"""What a researcher asks of a large profile, timed: in SQL, and by loading tensors as people do today.
+"""What a researcher asks of a large study, timed: in SQL, and by loading tensors as people do today.
 
     python benchmarks/synthetic_features.py results/synthetic --activations 100_000_000
     python benchmarks/queries.py results/synthetic

@@ -97,10 +97,10 @@ def main() -> None:
         file = Path(folder) / "data.safetensors"
         make_data(file, options)
         trainee, x = our_trainee(file, options)
-    profile(options, trainee, x, floors(options, bandwidth, rate), rate)
+    study(options, trainee, x, floors(options, bandwidth, rate), rate)
 
 
-def profile(options: argparse.Namespace, trainee, x, floor: dict[str, float], rate: float) -> None:
+def study(options: argparse.Namespace, trainee, x, floor: dict[str, float], rate: float) -> None:
     """Print each part's time a step, its floor, and the share of the peak that the step as a whole reaches."""
 
     def steps(count: int) -> None:

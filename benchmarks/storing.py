@@ -11,7 +11,7 @@ from pathlib import Path
 
 from timing import timed
 
-from circuitloom.job import set_threads
+from circuitloom.core.script import set_threads
 
 
 def arguments() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main() -> None:
         shard_file,
         write_shard,
     )
-    from circuitloom.partial import flush
+    from circuitloom.core.atomic_io import flush
 
     torch.set_num_threads(1)
     values = torch.randn(args.rows, args.d).to(getattr(torch, args.dtype))

@@ -1,6 +1,6 @@
 """A sweep of twelve runs, trained on each batch that is read, against the same runs one after another.
 
-    python benchmarks/sweep.py results/stories260k --layer 4        # a profile whose activations are cached
+    python benchmarks/sweep.py results/stories260k --layer 4        # a study whose activations are cached
 
 Both include opening the activations and initial weights, neither the start of a process. Prints seconds, the ratio, and
 how long reading alone takes, which a sweep does once.
@@ -14,14 +14,14 @@ from pathlib import Path
 
 from timing import wall_seconds
 
-from circuitloom.job import set_threads
+from circuitloom.core.script import set_threads
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="folder of a profile")
+    parser.add_argument("results", type=Path, help="folder of a study")
     sizes = {"layer": 4, "width": 2048, "batch": 4096, "tokens": 400_000, "rounds": 3, "threads": 2}
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=size, help=f"{size}")
@@ -29,10 +29,9 @@ def main() -> None:
     set_threads(args.threads)
     import torch
 
-    from circuitloom.activations.batches import read_sites
-    from circuitloom.activations.store import open_activations
+    from circuitloom.activations.store import open_activations, read_sites
     from circuitloom.config import Run
-    from circuitloom.dictionaries.sweep import train_sweep
+    from circuitloom.dictionaries.training.sweep import train_sweep
     from circuitloom.language_model.model import load
 
     torch.set_num_threads(args.threads)

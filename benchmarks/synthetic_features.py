@@ -16,13 +16,12 @@ import pyarrow as pa
 import torch
 
 from circuitloom.config.features import Features
-from circuitloom.corpus.token_store import SEQUENCES_A_SHARD, write_tokens
-from circuitloom.corpus.tokens import Tokens, open_tokens
-from circuitloom.features.basis import Basis
-from circuitloom.features.spill import BLOCK_POSITIONS, sort_block
-from circuitloom.features.tabulate import Tables
+from circuitloom.core.tables import TOKEN, table_writer
+from circuitloom.corpus.tokens import SEQUENCES_A_SHARD, Tokens, open_tokens, write_tokens
+from circuitloom.features.basis import FeatureBasis
+from circuitloom.features.external_sort import BLOCK_POSITIONS, sort_block
+from circuitloom.features.tabulation import Tables
 from circuitloom.language_model.model import Site
-from circuitloom.tables import TOKEN, table_writer
 
 CONTEXT, VOCABULARY, K = 128, 50_257, 32
 
@@ -88,7 +87,7 @@ def make_layer(folder: Path, tokens: Tokens, layer: int, width: int) -> dict[str
     work.mkdir(parents=True)
     make_blocks(work, len(tokens), width, layer)
     site, decoder = Site("mlp_in", layer), torch.zeros(width, 8)
-    basis = Basis(run, layer, site, width, lambda x: (x, x, x), decoder, True, None, None, "")
+    basis = FeatureBasis(run, layer, site, width, lambda x: (x, x, x), decoder, True, None, None, "")
     strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
     tables = Tables(basis, tokens, strings, Features(), work, len(tokens) * (CONTEXT - 1))
     files = {name: target / f"{name}.parquet" for name in TABLES}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from timing import wall_seconds
 
-from circuitloom.job import set_threads
+from circuitloom.core.script import set_threads
 
 
 def arguments() -> argparse.Namespace:
@@ -41,8 +41,7 @@ def repeat_tokens(source: Path, wanted: int, folder: Path):
     """A token array of `wanted` tokens, made of those of `source` over and over."""
     import numpy as np
 
-    from circuitloom.corpus.token_store import SEQUENCES_A_SHARD, write_tokens
-    from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.corpus.tokens import SEQUENCES_A_SHARD, open_tokens, write_tokens
 
     tokens = open_tokens(source)
     sequences = wanted // tokens.context
@@ -80,7 +79,7 @@ def make_basis(args: argparse.Namespace, model):
 
 def tables(basis, model, tokens, folder: Path) -> None:
     from circuitloom.config.features import Features
-    from circuitloom.features.tabulate import tabulate
+    from circuitloom.features.tabulation import tabulate
 
     names = ("activation", "code", "example", "feature", "histogram")
     strings = [f" {number}" for number in range(tokens.vocabulary)]
@@ -93,7 +92,7 @@ def rate(args: argparse.Namespace) -> None:
 
     from circuitloom.config.features import Features
     from circuitloom.evaluation.held_out import hold_out_rows
-    from circuitloom.features.spill import ENCODED_AT_ONCE, write_blocks
+    from circuitloom.features.external_sort import ENCODED_AT_ONCE, write_blocks
     from circuitloom.language_model.model import load
 
     torch.set_num_threads(args.threads)

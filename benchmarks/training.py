@@ -29,7 +29,7 @@ def make_data(file: Path, options: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     from circuitloom.config import Run
-    from circuitloom.dictionaries.parameters import Scales, initial_parameters
+    from circuitloom.dictionaries.training.parameters import Scales, initial_parameters
 
     d, width, batch = options.d, options.width, options.batch
     generator = torch.Generator().manual_seed(0)
@@ -49,13 +49,13 @@ def our_trainee(file: Path, options: argparse.Namespace):
     """Our trainer with the given initial weights, and the data."""
     from safetensors.torch import load_file
 
-    from circuitloom.activations.moments import Sums, moments
+    from circuitloom.activations.statistics import RowSums, moments
     from circuitloom.config import Run
-    from circuitloom.dictionaries.trainee import Trainee
+    from circuitloom.dictionaries.training.trainer import Trainer
 
     data = load_file(file, device=options.device)
     x = data.pop("x")
-    sums = Sums.zeros(1, x.shape[1])
+    sums = RowSums.zeros(1, x.shape[1])
     # as caching does, in batches: float32 sums of 50 million squares are wrong by 0.8 %
     for rows in x.cpu().split(1024):
         sums.add(0, rows)
@@ -65,7 +65,7 @@ def our_trainee(file: Path, options: argparse.Namespace):
         kind="sae", width=len(data["b_enc"]), act=options.act, k=options.k, sparsity=options.sparsity, **keys
     )
     stored = moments(sums, 0, len(x))
-    trainee = Trainee(run, 0, stored, stored, (x, x))
+    trainee = Trainer(run, 0, stored, stored, (x, x))
     for name, value in trainee.parameters.named():
         value.data.copy_(data[name])
     return trainee, x

@@ -1,10 +1,10 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("activations", snakemake):
     from pathlib import Path
 
     from circuitloom.activations.cache import cache_part, cache_site
-    from circuitloom.activations.order import row_order
+    from circuitloom.activations.row_order import row_order
     from circuitloom.config.activations import Activations
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.language_model.model import load

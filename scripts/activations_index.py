@@ -1,10 +1,9 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("activations", snakemake):
     from pathlib import Path
 
-    from circuitloom.activations.order import row_order
-    from circuitloom.activations.rows import write_rows
+    from circuitloom.activations.row_order import row_order, write_rows
     from circuitloom.config.activations import Activations
     from circuitloom.corpus.tokens import open_tokens
 

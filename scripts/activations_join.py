@@ -1,10 +1,10 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("activations", snakemake):
     from pathlib import Path
 
-    from circuitloom.activations.parts import join_parts
-    from circuitloom.checksums import forget
+    from circuitloom.activations.shards import join_parts
+    from circuitloom.core.checksums import forget
 
     parts = [Path(part) for part in snakemake.input]
     activations = Path(snakemake.output[0]).parents[1]

@@ -1,19 +1,19 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("cases", snakemake):
     from pathlib import Path
 
+    from circuitloom.cases.case_report import write_findings
+    from circuitloom.cases.context import open_context
     from circuitloom.cases.feature.study import study_feature
-    from circuitloom.cases.findings import write_findings
-    from circuitloom.cases.opening import open_case
     from circuitloom.config.cases import FeatureCase
     from circuitloom.config.evaluation import Evaluation
+    from circuitloom.core.tables import read_table
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.evaluation.held_out import hold_out
-    from circuitloom.tables import read_table
 
     source, params = snakemake.input, snakemake.params
-    opened = open_case(
+    opened = open_context(
         source.model, source.tokenizer, source.dictionaries, params.runs, params.context, params.dtype
     )
     evaluation = Evaluation.model_validate(params.evaluation)

@@ -1,15 +1,15 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("cases", snakemake):
     from pathlib import Path
 
-    from circuitloom.cases.findings import write_findings
+    from circuitloom.cases.case_report import write_findings
+    from circuitloom.cases.context import open_context
     from circuitloom.cases.greater_than.study import study_greater_than
-    from circuitloom.cases.opening import open_case
     from circuitloom.config.cases import GreaterThanCase
 
     source, params = snakemake.input, snakemake.params
-    opened = open_case(
+    opened = open_context(
         source.model, source.tokenizer, source.dictionaries, params.runs, params.context, params.dtype
     )
     case = GreaterThanCase.model_validate(params.case)

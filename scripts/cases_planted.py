@@ -1,21 +1,21 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("cases", snakemake):
     from pathlib import Path
 
     import pyarrow as pa
 
-    from circuitloom.cases.findings import write_findings
-    from circuitloom.cases.opening import open_case
+    from circuitloom.cases.case_report import write_findings
+    from circuitloom.cases.context import open_context
     from circuitloom.cases.planted.study import study_planted
     from circuitloom.config.cases import PlantedCase
     from circuitloom.config.evaluation import Evaluation
+    from circuitloom.core.tables import read_table
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.evaluation.held_out import hold_out
-    from circuitloom.tables import read_table
 
     source, params = snakemake.input, snakemake.params
-    opened = open_case(
+    opened = open_context(
         source.model, source.tokenizer, source.dictionaries, params.runs, params.context, params.dtype
     )
     held_out = hold_out(open_tokens(source.tokens), Evaluation.model_validate(params.evaluation))

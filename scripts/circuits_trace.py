@@ -1,15 +1,15 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("circuits", snakemake):
-    from circuitloom.circuits.drawing import draw_graph
-    from circuitloom.circuits.export import write_graph
-    from circuitloom.circuits.study import Tracer
-    from circuitloom.circuits.study_rows import StudyRows
+    from circuitloom.attribution.drawing import draw_graph
+    from circuitloom.attribution.export import write_graph
+    from circuitloom.attribution.trace_tables import TraceRows
+    from circuitloom.attribution.tracer import Tracer
     from circuitloom.config.circuits import Circuits, Prompt
+    from circuitloom.core.tables import write_table
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.language_model.model import load
-    from circuitloom.tables import write_table
 
     source, params, output = snakemake.input, snakemake.params, snakemake.output
     config = Circuits.model_validate(params.config)
@@ -18,8 +18,8 @@ with job("circuits", snakemake):
     by_layer = {dictionary.layer: dictionary for dictionary in dictionaries}
     tracer = Tracer(model, load_tokenizer(source.tokenizer), params.run, by_layer, params.context)
     trace = tracer.trace(Prompt.model_validate(params.prompt), config)
-    rows = StudyRows(trace, snakemake.wildcards.study, tracer.strings)
+    rows = TraceRows(trace, snakemake.wildcards.trace, tracer.strings)
     for name, (table, contents) in rows.tables().items():
         write_table(table, contents, output[name])
     draw_graph(rows, output.figure)
-    write_graph(trace, rows.study, rows.tokens, output.graph)
+    write_graph(trace, rows.name, rows.tokens, output.graph)

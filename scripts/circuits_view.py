@@ -1,14 +1,14 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("circuits", snakemake):
     from pathlib import Path
 
-    from circuitloom.circuits.views import write_views
     from circuitloom.config.circuits import Weights
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.language_model.model import load
+    from circuitloom.weights.weight_tables import write_views
 
     source, params = snakemake.input, snakemake.params
     model = load(source.model, params.dtype)

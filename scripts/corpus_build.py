@@ -1,4 +1,4 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("corpus", snakemake):
     from pathlib import Path

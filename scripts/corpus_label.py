@@ -1,4 +1,4 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("corpus", snakemake):
     from pathlib import Path
@@ -6,11 +6,11 @@ with job("corpus", snakemake):
     from pydantic import TypeAdapter
 
     from circuitloom.config.corpus import Corpus
-    from circuitloom.corpus.labelling import label
-    from circuitloom.tables import CONCEPT, write_table
+    from circuitloom.core.tables import CONCEPT, write_table
+    from circuitloom.corpus.annotations import annotate
 
     source = snakemake.input
-    rows = label(
+    rows = annotate(
         TypeAdapter(Corpus).validate_python(snakemake.params.config),
         snakemake.params.seed,
         Path(source.document),

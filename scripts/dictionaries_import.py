@@ -1,10 +1,10 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("dictionaries", snakemake):
     from pathlib import Path
 
     from circuitloom.config.dictionaries import Run
-    from circuitloom.dictionaries.published import import_run
+    from circuitloom.dictionaries.formats.published import import_run
     from circuitloom.language_model.model import load
 
     params = snakemake.params

@@ -1,9 +1,9 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("dictionaries", snakemake):
     from pathlib import Path
 
-    from circuitloom.dictionaries.launch import Job, run
+    from circuitloom.dictionaries.training.launch import Job, run
 
     params = snakemake.params
     work = Job(

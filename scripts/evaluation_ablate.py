@@ -1,12 +1,12 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("evaluation", snakemake):
     from circuitloom.config.evaluation import Evaluation
+    from circuitloom.core.tables import BASELINE, write_table
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.evaluation.baseline import baseline_rows
     from circuitloom.evaluation.held_out import hold_out
+    from circuitloom.evaluation.scoring import baseline_rows
     from circuitloom.language_model.model import load
-    from circuitloom.tables import BASELINE, write_table
 
     params = snakemake.params
     config = Evaluation.model_validate(params.config)

@@ -1,9 +1,8 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("evaluation", snakemake):
     from circuitloom.config.dictionaries import Run
-    from circuitloom.evaluation.gathering import basis_rows, concept_scores, gather, run_rows
-    from circuitloom.tables import (
+    from circuitloom.core.tables import (
         CONCEPT_SCORE,
         DENSITY_HISTOGRAM,
         FEATURE_CONCEPT,
@@ -11,6 +10,7 @@ with job("evaluation", snakemake):
         RUN,
         write_table,
     )
+    from circuitloom.evaluation.summary import basis_rows, concept_scores, gather, run_rows
 
     source, params, output = snakemake.input, snakemake.params, snakemake.output
     gather(METRIC, source.metric, output.metric)

@@ -1,13 +1,13 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("evaluation", snakemake):
     from circuitloom.config.evaluation import Evaluation
+    from circuitloom.core.tables import FEATURE_CONCEPT, read_table, write_table
     from circuitloom.corpus.tokens import open_tokens
+    from circuitloom.evaluation.concept_matching import match_bases
+    from circuitloom.evaluation.concepts import label
     from circuitloom.evaluation.held_out import hold_out
-    from circuitloom.evaluation.labels import label
-    from circuitloom.evaluation.matching import match_bases
     from circuitloom.language_model.model import load
-    from circuitloom.tables import FEATURE_CONCEPT, read_table, write_table
 
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)

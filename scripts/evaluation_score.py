@@ -1,13 +1,13 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("evaluation", snakemake):
     from circuitloom.config.evaluation import Evaluation
+    from circuitloom.core.tables import DENSITY_HISTOGRAM, METRIC, write_table
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.held_out import hold_out
     from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score
     from circuitloom.language_model.model import load
-    from circuitloom.tables import DENSITY_HISTOGRAM, METRIC, write_table
 
     source, output, layer = snakemake.input, snakemake.output, int(snakemake.wildcards.layer)
     config = Evaluation.model_validate(snakemake.params.config)

@@ -1,14 +1,14 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("evaluation", snakemake):
     from circuitloom.config.evaluation import Evaluation
+    from circuitloom.core.tables import METRIC, write_table
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.held_out import hold_out
     from circuitloom.evaluation.names import TOGETHER
     from circuitloom.evaluation.scoring import metric_row, read_baselines, score
     from circuitloom.language_model.model import load
-    from circuitloom.tables import METRIC, write_table
 
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)

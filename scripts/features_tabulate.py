@@ -1,4 +1,4 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("features", snakemake):
     from pathlib import Path
@@ -8,8 +8,8 @@ with job("features", snakemake):
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.features.basis import dictionary_basis, neuron_basis
-    from circuitloom.features.logits import write_logits
-    from circuitloom.features.tabulate import tabulate
+    from circuitloom.features.logit_effects import write_logits
+    from circuitloom.features.tabulation import tabulate
     from circuitloom.language_model.model import load
 
     source, params, layer = snakemake.input, snakemake.params, int(snakemake.wildcards.layer)

@@ -1,4 +1,4 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("language_model", snakemake):
     from pathlib import Path
@@ -6,7 +6,7 @@ with job("language_model", snakemake):
     from pydantic import TypeAdapter
 
     from circuitloom.config.language_model import LanguageModel
-    from circuitloom.language_model.source import install
+    from circuitloom.language_model.installation import install
 
     install(
         TypeAdapter(LanguageModel).validate_python(snakemake.params.config),

@@ -1,13 +1,13 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("language_model", snakemake):
     import pyarrow.compute as pc
 
+    from circuitloom.core.tables import LANGUAGE_MODEL, read_table, write_table
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.language_model.figures import figures
     from circuitloom.language_model.model import load
-    from circuitloom.tables import LANGUAGE_MODEL, read_table, write_table
+    from circuitloom.language_model.quality import figures
 
     rows = figures(
         load(snakemake.input.model, snakemake.params.dtype),

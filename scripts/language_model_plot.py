@@ -1,10 +1,10 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("language_model", snakemake):
     from pathlib import Path
 
-    from circuitloom.language_model.plot import plot_pretraining
-    from circuitloom.tables import read_table
+    from circuitloom.core.tables import read_table
+    from circuitloom.language_model.pretraining import plot_pretraining
 
     figures = read_table(snakemake.input.figures).to_pylist()
     plot_pretraining(

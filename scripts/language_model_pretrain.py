@@ -1,11 +1,11 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("language_model", snakemake):
     from pathlib import Path
 
     from circuitloom.config.language_model import Pretrain
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.language_model.pretrain import pretrain
+    from circuitloom.language_model.pretraining import pretrain
 
     pretrain(
         open_tokens(snakemake.input.train),

@@ -1,4 +1,4 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("plan", snakemake):
     from pathlib import Path
@@ -7,7 +7,7 @@ with job("plan", snakemake):
     from circuitloom.plan import calibrate, check_disk, describe, described, plan
 
     study = load(snakemake.params.config)
-    machine = described(study.machine) if study.machine else calibrate(Path("results", study.profile))
+    machine = described(study.machine) if study.machine else calibrate(Path("results", study.name))
     costs = plan(study, machine)
     print(*describe(study, costs, machine), sep="\n")
     check_disk(costs, machine)

@@ -1,13 +1,13 @@
-from circuitloom.job import job
+from circuitloom.core.script import job
 
 with job("report", snakemake):
     from pathlib import Path
 
-    from circuitloom.report.write import Sources, write_report
+    from circuitloom.report.write import ReportInputs, write_report
 
     source, params = snakemake.input, snakemake.params
     write_report(
-        Sources(
+        ReportInputs(
             folder=Path(source.catalog).parent,
             config=params.config,
             model=Path(source.model),

@@ -6,8 +6,8 @@ from pathlib import Path
 import duckdb
 from pyarrow import Table
 
-from circuitloom.checksums import RECORDS
-from circuitloom.tables import read_table
+from circuitloom.core.checksums import RECORDS
+from circuitloom.core.tables import read_table
 
 CLOCKED = {"seconds", "tokens_per_second"}
 """Columns that hold times, which no two runs share."""
@@ -66,10 +66,10 @@ def _definitions(file: Path) -> list[list[tuple]]:
 
 
 def _still(file: Path) -> str:
-    """The report without times: of its writing, of jobs, and of tracing, whose table (study) is compared by itself."""
+    """The report without times: of its writing, of jobs, and of tracing, whose table (trace) is compared by itself."""
     page = file.read_text()
     # where results lie in a bucket no times are found
     page = re.sub(r"<h3>Times</h3>.*?</section>", "", page, flags=re.DOTALL)
-    page = re.sub(r'<(table|script)\b[^>]*data-answer="studies".*?</\1>', "", page, flags=re.DOTALL)
+    page = re.sub(r'<(table|script)\b[^>]*data-answer="traces".*?</\1>', "", page, flags=re.DOTALL)
     page = re.sub(r"Jobs of each rule: .*? in all", "", page)
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", page)

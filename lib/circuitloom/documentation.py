@@ -19,15 +19,15 @@ from .config.evaluation import Evaluation
 from .config.features import Features
 from .config.language_model import LanguageModel, Sizes
 from .config.machine import Machine
-from .config.resources import Memory, Resources, Runtime
-from .tables import TABLES, Table
+from .config.resources import JobMemory, JobRuntime, Resources
+from .core.tables import TABLES, Table
 
 CONFIG_HEAD = """# Config
 
-Every key of a profile: meaning, unit, default. Made from `lib/circuitloom/config` by `python -m circuitloom document`.
+Every key of a study: meaning, unit, default. Made from `lib/circuitloom/config` by `python -m circuitloom document`.
 
-A profile is one YAML file: `config/config.yaml` (quickstart) or one under `config/profiles/`. It stands alone: nothing
-of another profile leaks into it. `--config 'training={width: 64}'` changes single keys, nested ones too. A key that is
+A study is one YAML file: `config/config.yaml` (quickstart) or one under `config/studies/`. It stands alone: nothing
+of another study leaks into it. `--config 'training={width: 64}'` changes single keys, nested ones too. A key that is
 misspelt, of the wrong type or impossible stops the run with one line that names it. `${NAME}` in a path is an
 environment variable; numbers may be written `1e-3` or `60_000_000`.
 """
@@ -45,7 +45,7 @@ the working directory, then in the project. What is said twice of a case counts 
 `config/cases` has `chronicle.yaml` (the generated corpus), and others for models of English.
 """
 MACHINES = """
-`config/machines` has two, each a file with this section that is named after a profile's. Where their numbers are from:
+`config/machines` has two, each a file with this section that is named after a study's. Where their numbers are from:
 
 | number | where it is from |
 |---|---|
@@ -58,7 +58,7 @@ MACHINES = """
 | download | assumed: 1 and 10 Gb/s |
 
 ```sh
-snakemake plan --configfile config/profiles/pythia-1.4b.yaml config/machines/gpu-node-8.yaml
+snakemake plan --configfile config/studies/pythia-1.4b.yaml config/machines/gpu-node-8.yaml
 ```
 """
 FORMATS_HEAD = """# Tables
@@ -82,7 +82,7 @@ EXAMPLES = {
     "feature": 17,
     "concept": "caught_fire",
     "pattern": "caught",
-    "study": "year_span",
+    "trace": "year_span",
 }
 """What the examples of macros leave open."""
 
@@ -108,7 +108,7 @@ def config_page() -> str:
         parts += _section(f"cases, kind: {kind}", model)
     parts += _section("cases, kind: greater_than, published", Published)
     parts += _section("resources", Resources)
-    parts += [*_section("resources.memory", Memory), *_section("resources.runtime", Runtime)]
+    parts += [*_section("resources.memory", JobMemory), *_section("resources.runtime", JobRuntime)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -7,7 +7,7 @@ import zarr
 from tests.models import CONTEXT, VOCABULARY
 
 from circuitloom.activations.cache import cache_site
-from circuitloom.activations.order import RowOrder, row_order
+from circuitloom.activations.row_order import RowOrder, row_order
 from circuitloom.config import Activations
 from circuitloom.corpus.tokens import Tokens
 from circuitloom.language_model.model import LanguageModel

@@ -6,8 +6,8 @@ from tests.activations.inputs import SHARD_ROWS, make_cache, make_order, make_to
 from tests.models import D_MODEL, LAYERS
 
 from circuitloom.activations import cache
-from circuitloom.activations.parts import layer_folder
-from circuitloom.activations.rows import read_origin, write_rows
+from circuitloom.activations.row_order import read_origin, write_rows
+from circuitloom.activations.shards import layer_folder
 from circuitloom.activations.store import open_activations
 from circuitloom.language_model.model import Site
 

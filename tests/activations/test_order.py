@@ -58,7 +58,7 @@ def test_a_limit_keeps_the_first_shards_as_they_are():
 def test_text_without_a_scored_token_is_refused():
     tokens = make_tokens(2)
     tokens.token[:] = tokens.bos_id
-    from circuitloom.activations.order import row_order
+    from circuitloom.activations.row_order import row_order
 
     with pytest.raises(ValueError, match="no token besides the BOS; give the corpus more text"):
         row_order(tokens, 0, SHARD_ROWS)

@@ -8,7 +8,7 @@ import pytest
 from tests.activations.inputs import make_cache, make_order
 
 from circuitloom.activations.cache import cache_part
-from circuitloom.activations.parts import join_parts
+from circuitloom.activations.shards import join_parts
 from circuitloom.config import Activations
 
 
@@ -54,7 +54,7 @@ def test_without_links_or_after_a_kill_the_bytes_are_the_same(broken, model, tmp
     if broken == "links":
         monkeypatch.setattr(os, "link", refuse)
     else:
-        from circuitloom.activations import parts as module
+        from circuitloom.activations import shards as module
 
         move = module.move
 

@@ -102,7 +102,8 @@ def test_shards_that_are_done_are_not_done_again(model, tmp_path, monkeypatch):
 
 
 def test_a_shard_half_written_after_a_kill_amid_moving_is_not_taken_for_whole(model, tmp_path, monkeypatch):
-    from circuitloom.activations import arrays, cache, parts
+    from circuitloom.activations import arrays, cache
+    from circuitloom.activations import shards as parts
 
     move, write = parts.move, cache.write_shard
 

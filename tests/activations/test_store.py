@@ -9,9 +9,8 @@ import torch
 from tests.activations.inputs import make_cache, make_order
 from tests.models import tiny_model
 
-from circuitloom.activations.batches import read_sites
-from circuitloom.activations.parts import layer_folder
-from circuitloom.activations.store import open_activations
+from circuitloom.activations.shards import layer_folder
+from circuitloom.activations.store import open_activations, read_sites
 from circuitloom.language_model.model import load
 
 

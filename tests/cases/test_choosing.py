@@ -7,15 +7,15 @@ from tests.evaluation.inputs import make_held_out
 
 from circuitloom.cases.feature.choosing import choose_by_concept, choose_by_contrast
 from circuitloom.config.evaluation import Evaluation
-from circuitloom.evaluation.concepts import Code
+from circuitloom.evaluation.concepts import SparseActivations
 
 
-def make_code(fires: torch.Tensor, feature: int, width: int = 6) -> Code:
+def make_code(fires: torch.Tensor, feature: int, width: int = 6) -> SparseActivations:
     """A feature that fires where it is told to, and another that fires everywhere."""
     n = len(fires)
     token = torch.cat([fires.nonzero()[:, 0], torch.arange(n)])
     features = torch.cat([torch.full((int(fires.sum()),), feature), torch.full((n,), (feature + 1) % width)])
-    return Code(token, features, torch.ones(len(token)), width)
+    return SparseActivations(token, features, torch.ones(len(token)), width)
 
 
 def test_the_feature_of_the_layer_that_says_the_concept_is_chosen() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from circuitloom.cases import claims
+from circuitloom.cases.case_report import sentence
 from circuitloom.cases.claims import Bootstrap, Claim, mean, measured, ratio
-from circuitloom.cases.findings import sentence
 
 BOOTSTRAP = Bootstrap(1000, 0.95, 0)
 

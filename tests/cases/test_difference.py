@@ -3,30 +3,37 @@
 import numpy as np
 import pytest
 import torch
-from tests.circuits.component_inputs import make_probe
-from tests.circuits.inputs import load_tiny, make_dictionaries
+from tests.ablation.component_inputs import make_probe
+from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import D_MODEL, LAYERS
 
+from circuitloom.ablation.components import head_basis
+from circuitloom.ablation.faithfulness import Curve
+from circuitloom.cases.case_report import write_findings
 from circuitloom.cases.claims import Bootstrap
-from circuitloom.cases.difference.circuit import Bench, Ranking, Search, draw_subsets, split_circuit, worth
+from circuitloom.cases.context import CaseContext
+from circuitloom.cases.difference.circuit import (
+    CircuitExperiment,
+    CircuitSearch,
+    Ranking,
+    draw_subsets,
+    split_circuit,
+    worth,
+)
 from circuitloom.cases.difference.claims import gap, needed, needed_ratio, positive, share
 from circuitloom.cases.difference.drawn import draw_prompts
 from circuitloom.cases.difference.study import study_difference
-from circuitloom.cases.findings import write_findings
-from circuitloom.cases.opening import Opened
-from circuitloom.circuits.basis import head_basis
-from circuitloom.circuits.faithfulness import Curve
 from circuitloom.config.cases import DifferenceCase
 from circuitloom.config.circuits import Example
+from circuitloom.core.tables import read_table
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.tables import read_table
 
 PLANTED = (LAYERS - 1, 7)
 """Layer and number of the feature that raises token 12 above token 20."""
 
 
-class Game(Bench):
+class Game(CircuitExperiment):
     """A bench whose metric is a known function of which components are there."""
 
     def __init__(self, model, play, components):
@@ -63,7 +70,7 @@ def play(model):
         curve = Curve(
             n_kept, bench.alone(probes, sets), bench.without(probes, sets), torch.zeros(2, len(sets)), whole
         )
-        return Search(bench, probes), Ranking("attribution", order, torch.zeros(components), curve)
+        return CircuitSearch(bench, probes), Ranking("attribution", order, torch.zeros(components), curve)
 
     return start
 
@@ -219,7 +226,7 @@ def study(tmp_path_factory):
     model = load_tiny("gpt2", folder)
     for layer in range(LAYERS):
         model.attention(layer).get_submodule(model.anatomy.attention_projection).weight.mul_(1e-3)
-    opened = Opened(model, load_tokenizer(str(folder / "gpt2")), {"run": plant(model)}, 32)
+    opened = CaseContext(model, load_tokenizer(str(folder / "gpt2")), {"run": plant(model)}, 32)
 
     def run(target):
         case = DifferenceCase(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from circuitloom.ablation.causal_effects import untouched
 from circuitloom.cases.difference.drawn import draw_prompts, probe_prompts
-from circuitloom.circuits.ablation import untouched
 from circuitloom.config.cases import Cases, DifferenceCase
 from circuitloom.corpus.chronicle.grammar import vocabulary
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer

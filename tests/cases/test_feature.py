@@ -5,20 +5,20 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from tests.circuits.inputs import load_tiny, make_dictionaries
+from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.evaluation.inputs import make_held_out
 from tests.models import CONTEXT
 
+from circuitloom.cases.case_report import CaseReport, write_findings
+from circuitloom.cases.context import CaseContext
 from circuitloom.cases.feature.study import study_feature
 from circuitloom.cases.feature.subject import draw_pairs
-from circuitloom.cases.findings import Findings, write_findings
-from circuitloom.cases.opening import Opened
 from circuitloom.config.cases import FeatureCase
 from circuitloom.config.evaluation import Evaluation
+from circuitloom.core.tables import CLAIM, OUTCOME, SOURCE, read_table
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.evaluation.held_out import HeldOut
 from circuitloom.language_model.model import Site
-from circuitloom.tables import CLAIM, OUTCOME, SOURCE, read_table
 
 WORD, PLANTED, LAYER = 9, 5, 0
 CASE = FeatureCase(
@@ -33,7 +33,7 @@ CASE = FeatureCase(
 )
 
 
-def plant(opened: Opened, held_out: HeldOut) -> None:
+def plant(opened: CaseContext, held_out: HeldOut) -> None:
     """Let a feature fire where the token is `WORD` and nowhere else, by logistic regression on what the MLP reads."""
     with torch.no_grad():
         # what a token is then outweighs what stands before it
@@ -58,11 +58,11 @@ def plant(opened: Opened, held_out: HeldOut) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> tuple[Findings, Path]:
+def found(tmp_path_factory) -> tuple[CaseReport, Path]:
     folder = tmp_path_factory.mktemp("feature")
     model = load_tiny("gpt2", folder)
     dictionaries = make_dictionaries(model, act="relu", k=None)
-    opened = Opened(model, load_tokenizer(str(folder / "gpt2")), {"tc": dictionaries}, CONTEXT)
+    opened = CaseContext(model, load_tokenizer(str(folder / "gpt2")), {"tc": dictionaries}, CONTEXT)
     held_out = make_held_out(sequences=400)
     plant(opened, held_out)
     sequence, position = ((held_out.token == WORD) & held_out.scored).nonzero().T

@@ -7,44 +7,38 @@ import pytest
 import torch
 from tests.cases.year_model import CARRIER, LENGTH, PLACE, TEMPLATE, YEARS, N, make_case, open_year_model
 
-from circuitloom.cases.findings import Findings, write_findings
+from circuitloom.ablation.causal_effects import find_fill, untouched
+from circuitloom.attribution.paths import EMBEDDING, FEATURE, HEAD
+from circuitloom.cases.case_report import CaseReport, write_findings
+from circuitloom.cases.context import FINDING, TESTING, CaseContext
 from circuitloom.cases.greater_than.circuit import draw_like
 from circuitloom.cases.greater_than.claims import correlation, lead, leading_share, least, ranks
-from circuitloom.cases.greater_than.measured import Measured, measure_all, spread
+from circuitloom.cases.greater_than.measured import YearMeasurements, measure_all, spread
 from circuitloom.cases.greater_than.passes import ALL, UNTOUCHED, ablating, replacing
-from circuitloom.cases.greater_than.prompts import (
-    find_answers,
-    greater_than,
-    make_prompts,
-    year_probes,
-)
+from circuitloom.cases.greater_than.prompts import find_answers, greater_than, make_prompts, year_probes
 from circuitloom.cases.greater_than.study import study_greater_than
-from circuitloom.cases.opening import Opened
-from circuitloom.cases.prompts import FINDING, TESTING
-from circuitloom.circuits.ablation import find_fill, untouched
-from circuitloom.circuits.step import EMBEDDING, FEATURE, HEAD
 from circuitloom.config.cases import GreaterThanCase
-from circuitloom.tables import read_table
+from circuitloom.core.tables import read_table
 
 STARTS = YEARS[:-1]
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> CaseContext:
     return open_year_model(tmp_path_factory.mktemp("years"))
 
 
 @pytest.fixture(scope="module")
-def found(opened: Opened) -> Measured:
+def found(opened: CaseContext) -> YearMeasurements:
     return measure_all("years", opened, make_case())
 
 
 @pytest.fixture(scope="module")
-def findings(opened: Opened) -> Findings:
+def findings(opened: CaseContext) -> CaseReport:
     return study_greater_than("years", opened, make_case())
 
 
-def claims(findings: Findings) -> dict:
+def claims(findings: CaseReport) -> dict:
     return {claim.name: claim for claim in findings.claims}
 
 
@@ -56,14 +50,16 @@ def test_the_metric_is_later_less_other_years_among_the_answers_alone():
     torch.testing.assert_close(greater_than(logits, year, start), torch.stack(expected))
 
 
-def test_a_probe_reads_the_same_metric_off_all_logits(opened: Opened, found: Measured):
+def test_a_probe_reads_the_same_metric_off_all_logits(opened: CaseContext, found: YearMeasurements):
     probes = year_probes(found.prompts, found.answers, opened.tokenizer.bos_id)
     values = [float(probe.metric(untouched(opened.model, probe)[None])) for probe in probes]
     assert values == pytest.approx(found.conditions[UNTOUCHED].tolist(), abs=1e-5)
     assert not torch.equal(*(p.metric(torch.randn(2, len(opened.tokenizer.strings()))) for p in probes[:2]))
 
 
-def test_both_halves_have_every_start_year_and_each_prompt_its_counterpart(opened: Opened, found: Measured):
+def test_both_halves_have_every_start_year_and_each_prompt_its_counterpart(
+    opened: CaseContext, found: YearMeasurements
+):
     prompts = found.prompts
     assert len(prompts) == 2 * len(STARTS) and prompts.dropped == 0 and prompts.place == PLACE
     for half in (FINDING, TESTING):
@@ -78,14 +74,14 @@ def test_both_halves_have_every_start_year_and_each_prompt_its_counterpart(opene
     assert prompts.scored.tolist() == [False] + [True] * (LENGTH - 1)
 
 
-def test_one_filling_a_year_is_halved_by_years(opened: Opened):
+def test_one_filling_a_year_is_halved_by_years(opened: CaseContext):
     answers = find_answers("{year}", opened.tokenizer.strings())
     prompts = make_prompts(make_case(fillings=1), opened.tokenizer, 16, answers)
     assert prompts.of(FINDING).start.tolist() == list(STARTS[::2])
     assert prompts.of(TESTING).start.tolist() == list(STARTS[1::2])
 
 
-def test_exact_transcoders_change_nothing_and_an_ablated_mlp_leaves_chance(found: Measured):
+def test_exact_transcoders_change_nothing_and_an_ablated_mlp_leaves_chance(found: YearMeasurements):
     whole = found.conditions[UNTOUCHED]
     assert whole.mean() > 0.9
     for name in (replacing(0), replacing(1), ALL):
@@ -96,7 +92,7 @@ def test_exact_transcoders_change_nothing_and_an_ablated_mlp_leaves_chance(found
         torch.testing.assert_close(found.conditions[ablating(layer, "zero")], chance, atol=1e-4, rtol=0)
 
 
-def test_bos_keeps_its_original_in_every_replacement(opened: Opened, found: Measured):
+def test_bos_keeps_its_original_in_every_replacement(opened: CaseContext, found: YearMeasurements):
     from circuitloom.cases.greater_than.passes import ablated, replaced
 
     y = torch.randn(2, LENGTH, opened.transcoders[0].d_out)
@@ -109,7 +105,7 @@ def test_bos_keeps_its_original_in_every_replacement(opened: Opened, found: Meas
         assert (made[:, 1:] != y[:, 1:]).any(-1).all()
 
 
-def test_the_layer_and_the_head_are_found(found: Measured):
+def test_the_layer_and_the_head_are_found(found: YearMeasurements):
     assert found.layer == 1
     assert (int(found.shifts.layer[found.head]), int(found.shifts.head[found.head])) == CARRIER
     shares = found.shifts.shift.mean(1) / found.shifts.total.mean()
@@ -119,7 +115,7 @@ def test_the_layer_and_the_head_are_found(found: Measured):
     assert (found.shifts.total > 0.1).all()
 
 
-def test_a_layer_that_is_named_is_the_one_that_is_studied(opened: Opened):
+def test_a_layer_that_is_named_is_the_one_that_is_studied(opened: CaseContext):
     assert measure_all("years", opened, make_case(layer=0)).layer == 0
     found = measure_all("years", opened, make_case(feature="1/3"))
     assert (found.layer, found.feature) == (1, 3)
@@ -129,7 +125,7 @@ def test_a_layer_that_is_named_is_the_one_that_is_studied(opened: Opened):
         measure_all("years", opened, make_case(feature="1/7"))
 
 
-def test_each_feature_fires_at_its_year_promotes_later_ones_and_reads_its_year(found: Measured):
+def test_each_feature_fires_at_its_year_promotes_later_ones_and_reads_its_year(found: YearMeasurements):
     years = found.years
     assert years.year.tolist() == list(STARTS) and years.head == CARRIER
     assert years.score is not None
@@ -142,14 +138,14 @@ def test_each_feature_fires_at_its_year_promotes_later_ones_and_reads_its_year(f
     assert (found.direct >= 0).all() and int((found.direct > 0.1).sum()) == len(years.feature)
 
 
-def test_a_feature_of_layer_0_is_deembedded_through_no_later_head(opened: Opened):
+def test_a_feature_of_layer_0_is_deembedded_through_no_later_head(opened: CaseContext):
     found = measure_all("years", opened, make_case(layer=0))
     # heads 1.0 and 1.1 do not reach MLP 0; those of layer 0 read nothing
     assert found.years.head is not None and found.years.head[0] == 0
     assert found.years.score is not None and not found.years.score.any()
 
 
-def test_the_circuit_is_what_was_built_and_keeps_all_of_it_alone(found: Measured):
+def test_the_circuit_is_what_was_built_and_keeps_all_of_it_alone(found: YearMeasurements):
     circuit = found.circuit
     assert circuit.parts(HEAD) == [CARRIER]
     traced = {YEARS.index(int(year)) for year in spread(found.prompts.of(FINDING), 4).start}
@@ -165,7 +161,9 @@ def test_the_circuit_is_what_was_built_and_keeps_all_of_it_alone(found: Measured
     torch.testing.assert_close(alone.all, alone.untouched, atol=1e-5, rtol=0)
 
 
-def test_features_are_drawn_as_many_a_layer_from_those_that_fire(opened: Opened, found: Measured):
+def test_features_are_drawn_as_many_a_layer_from_those_that_fire(
+    opened: CaseContext, found: YearMeasurements
+):
     probes = year_probes(found.prompts, found.answers, opened.tokenizer.bos_id)
     kept = found.circuit.components(found.basis)
     fill = find_fill(opened.model, found.basis, probes, "mean")
@@ -180,7 +178,7 @@ def test_features_are_drawn_as_many_a_layer_from_those_that_fire(opened: Opened,
     assert any(not torch.equal(drawn[0], each) for each in drawn[1:])
 
 
-def test_what_flows_to_the_answer_comes_from_the_start_year(opened: Opened, found: Measured):
+def test_what_flows_to_the_answer_comes_from_the_start_year(opened: CaseContext, found: YearMeasurements):
     leaves = found.leaves
     values = leaves.token.sum(1) + leaves.error.sum((1, 2)) + leaves.position.sum(1) + leaves.constant
     prompts = spread(found.prompts.of(TESTING), 4)
@@ -195,7 +193,7 @@ def test_what_flows_to_the_answer_comes_from_the_start_year(opened: Opened, foun
     assert leaves.error[:, :, 1:].abs().max() < 1e-4
 
 
-def test_the_metric_with_all_features_kept_is_that_of_the_replaced_model(found: Measured):
+def test_the_metric_with_all_features_kept_is_that_of_the_replaced_model(found: YearMeasurements):
     testing = torch.tensor([half == TESTING for half in found.prompts.half])
     for kept in found.kept:
         curve = kept.curve
@@ -207,7 +205,7 @@ def test_the_metric_with_all_features_kept_is_that_of_the_replaced_model(found: 
             torch.testing.assert_close(curve.kept[:, 0], zero.to(curve.kept), atol=1e-4, rtol=0)
 
 
-def test_every_claim_says_what_it_measured(findings: Findings, tmp_path: Path):
+def test_every_claim_says_what_it_measured(findings: CaseReport, tmp_path: Path):
     by_name = claims(findings)
     assert by_name["head_share"].value == pytest.approx(1, abs=1e-3) and by_name["head_share"].holds
     # features are the neurons, so that none is ahead
@@ -233,20 +231,20 @@ def test_every_claim_says_what_it_measured(findings: Findings, tmp_path: Path):
     assert "head 1.0" in page and "0 were left out" in page and "nan" not in page
 
 
-def test_published_values_stand_beside_what_was_measured(opened: Opened):
+def test_published_values_stand_beside_what_was_measured(opened: CaseContext):
     published = {"untouched": 0.9, "without_feature": 0.7}
     by_name = claims(study_greater_than("years", opened, make_case(published=published)))
     assert by_name["untouched"].published == 0.9 and by_name["replaced"].published is None
     assert by_name["feature_removed"].published == pytest.approx(0.2)
 
 
-def test_without_a_feature_its_year_alone_is_lost(opened: Opened):
+def test_without_a_feature_its_year_alone_is_lost(opened: CaseContext):
     found = measure_all("years", opened, make_case(feature="1/2"))
     lost = found.conditions[UNTOUCHED] - found.conditions["without feature 1/2"]
     assert (lost.abs() > 0.1).tolist() == [int(start) == YEARS[2] for start in found.prompts.start]
 
 
-def test_tables_agree_with_each_other(findings: Findings):
+def test_tables_agree_with_each_other(findings: CaseReport):
     outcomes = findings.tables["outcome"]
     metric = [row["value"] for row in outcomes if row["condition"] == UNTOUCHED]
     assert np.mean(metric) == pytest.approx(claims(findings)["untouched"].value)

@@ -8,24 +8,24 @@ import torch
 from tests.corpus.inputs import built, section
 
 from circuitloom.cases.claims import Bootstrap
-from circuitloom.cases.opening import open_case
+from circuitloom.cases.context import open_context
 from circuitloom.cases.planted.claims import claims
 from circuitloom.cases.planted.figures import draw_sources
-from circuitloom.cases.planted.found import Found
-from circuitloom.cases.planted.results import Outcome, Results
-from circuitloom.cases.planted.sources import Effects, Told, choose_share, judge
+from circuitloom.cases.planted.found import ConceptFeature
+from circuitloom.cases.planted.results import ConceptOutcome, PlantedResults
+from circuitloom.cases.planted.sources import SourceScore, TokenContributions, choose_share, judge
 from circuitloom.cases.planted.study import study_planted
 from circuitloom.config import load as load_config
 from circuitloom.config.cases import PlantedCase
 from circuitloom.config.evaluation import Evaluation
-from circuitloom.corpus.labelling import label as label_words
+from circuitloom.core.tables import CONCEPT, FEATURE_CONCEPT, read_table, write_table
+from circuitloom.corpus.annotations import annotate as label_words
 from circuitloom.corpus.tokens import open_tokens
 from circuitloom.dictionaries.dictionary import Dictionary, save_dictionary
+from circuitloom.evaluation.concept_matching import scored_activations
+from circuitloom.evaluation.concepts import label
 from circuitloom.evaluation.held_out import hold_out
-from circuitloom.evaluation.labels import label
-from circuitloom.evaluation.matching import scored_activations
 from circuitloom.language_model.model import Site, load
-from circuitloom.tables import CONCEPT, FEATURE_CONCEPT, read_table, write_table
 
 DOC = Path(__file__).parents[2] / "docs" / "planted.md"
 PLANTED = ("full_stop", "comma", "count")
@@ -34,7 +34,7 @@ PLANTED = ("full_stop", "comma", "count")
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
-    """A profile's folder: a small corpus, and a random model whose embeddings tell words apart."""
+    """A study's folder: a small corpus, and a random model whose embeddings tell words apart."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("results")
@@ -109,7 +109,7 @@ def test_a_run_that_was_not_matched_is_named(results):
     weights = (torch.zeros(shape) for shape in ((3, 32), (3,), (3, 32), (32,)))
     save_dictionary(Dictionary(*weights, act="relu"), folder, {})
     files = str(results / "model"), str(results / "corpus" / "tokenizer")
-    opened = open_case(*files, [str(folder)], ["unmatched"], 128, "float32")
+    opened = open_context(*files, [str(folder)], ["unmatched"], 128, "float32")
     held_out = hold_out(open_tokens(results / "corpus" / "validation.zarr"), Evaluation(tokens=1000))
     case = PlantedCase(kind="planted", runs=["unmatched"], neurons=False)
     nothing = FEATURE_CONCEPT.schema.empty_table()
@@ -119,18 +119,18 @@ def test_a_run_that_was_not_matched_is_named(results):
         study_planted("x", opened, held_out, CONCEPT.schema.empty_table(), nothing, case)
 
 
-def effects(*values: float, cues: list[list[int]], optional: tuple[int, ...] = ()) -> Effects:
-    return Effects(torch.tensor(values), len(values) - 1, cues, list(optional))
+def effects(*values: float, cues: list[list[int]], optional: tuple[int, ...] = ()) -> TokenContributions:
+    return TokenContributions(torch.tensor(values), len(values) - 1, cues, list(optional))
 
 
 def test_precision_leaves_optional_words_out_and_recall_asks_for_a_word_of_each_cue():
     one = effects(0.0, 4.0, -3.0, 2.0, 1.0, cues=[[1, 2], [4]], optional=(3,))
-    assert judge([one], 0.4) == Told(1.0, 1.0, 0.5, 1)
-    assert judge([one], 0.9) == Told(1.0, 2 / 3, 0.5, 1)
-    assert judge([one], 1.0) == Told(1.0, 3 / 4, 1.0, 1)
+    assert judge([one], 0.4) == SourceScore(1.0, 1.0, 0.5, 1)
+    assert judge([one], 0.9) == SourceScore(1.0, 2 / 3, 0.5, 1)
+    assert judge([one], 1.0) == SourceScore(1.0, 3 / 4, 1.0, 1)
     wrong = effects(5.0, 0.0, 0.0, 0.0, 1.0, cues=[[4]])
-    assert judge([wrong], 0.5) == Told(0.0, 0.0, 0.0, 1)
-    assert judge([one, wrong], 0.5) == Told(2 / 3, 2 / 3, 1 / 3, 2)
+    assert judge([wrong], 0.5) == SourceScore(0.0, 0.0, 0.0, 1)
+    assert judge([one, wrong], 0.5) == SourceScore(2 / 3, 2 / 3, 1 / 3, 2)
     assert judge([], 0.5) is None
 
 
@@ -141,15 +141,15 @@ def test_the_share_is_that_of_the_best_sources_on_the_choosing_half():
     assert choose_share(traced, [0], [0.5, 0.9, 1.0]) == 0.9
 
 
-def outcome(kind: str, run: str, concept: str, f1: float, told: Told | None) -> Outcome:
-    found = Found(run, concept, 0, 0, 0.0, f1, f1, f1, f1, f1, f1, 1, 0, {})
+def outcome(kind: str, run: str, concept: str, f1: float, told: SourceScore | None) -> ConceptOutcome:
+    found = ConceptFeature(run, concept, 0, 0, 0.0, f1, f1, f1, f1, f1, f1, 1, 0, {})
     circuit = told if kind == "transcoder" else None
-    return Outcome(kind, found, f1 >= 0.8, circuit, told, (None, None), False)
+    return ConceptOutcome(kind, found, f1 >= 0.8, circuit, told, (None, None), False)
 
 
 def test_claims_compare_the_best_runs_of_each_kind_concept_by_concept():
     f1 = {"good": [0.9, 0.9, 0.5, 0.9], "poor": [0.9, 0.1, 0.1, 0.1], "sae": [0.9, 0.9, 0.1, 0.1]}
-    told = Told(1.0, 1.0, 0.5, 8)
+    told = SourceScore(1.0, 1.0, 0.5, 8)
     runs = {
         run: {
             f"c{i}": outcome(
@@ -159,7 +159,7 @@ def test_claims_compare_the_best_runs_of_each_kind_concept_by_concept():
         }
         for run, values in f1.items()
     }
-    results = Results(runs)
+    results = PlantedResults(runs)
     case = PlantedCase(kind="planted", runs=["good"])
     assert results.best("transcoder", 0.8) == "good" and results.best("neurons", 0.8) is None
     made = {claim.name: claim for claim in claims(results, "good", case, Bootstrap(500, 0.95, 0))}
@@ -171,14 +171,14 @@ def test_claims_compare_the_best_runs_of_each_kind_concept_by_concept():
 
 
 def test_real_text_has_no_planted_concepts_and_the_config_says_so(tmp_path):
-    profile = {
-        "profile": "x",
+    study = {
+        "name": "x",
         "corpus": {"source": "chronicle"},
         "language_model": {"source": "pretrain"},
         "dictionaries": {"sweep": {"width": 2048, "k": 16}},
         "cases": {"benchmark": {"kind": "planted", "runs": ["tc-topk16-2048"]}},
     }
-    runs = load_config(profile).case_runs("benchmark")
+    runs = load_config(study).case_runs("benchmark")
     assert runs == ["tc-topk16-2048"]
     text = tmp_path / "text.txt"
     text.write_text("some text\n")
@@ -186,11 +186,11 @@ def test_real_text_has_no_planted_concepts_and_the_config_says_so(tmp_path):
     with pytest.raises(
         ValueError, match=r"cases\.benchmark: only the generated corpus has planted concepts; set"
     ):
-        load_config(profile | {"corpus": corpus})
+        load_config(study | {"corpus": corpus})
     cases = {"benchmark": {"kind": "planted", "runs": ["tc-none"]}}
     with pytest.raises(ValueError, match=r"cases\.benchmark: there is no run tc-none"):
-        load_config(profile | {"cases": cases})
+        load_config(study | {"cases": cases})
 
 
 def test_pictures_are_drawn_where_nothing_was_found():
-    assert draw_sources(Results({}), Bootstrap(10, 0.95, 0)).axes[0].get_yticks().size == 0
+    assert draw_sources(PlantedResults({}), Bootstrap(10, 0.95, 0)).axes[0].get_yticks().size == 0

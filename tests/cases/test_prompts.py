@@ -2,7 +2,7 @@
 
 import pytest
 
-from circuitloom.cases.prompts import fill
+from circuitloom.cases.context import fill
 from circuitloom.config.cases.base import check_slots
 
 NAMES = ["Ada", "Bo", "Cy", "Di"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from circuitloom.cases.opening import Opened
+from circuitloom.cases.context import CaseContext
 from circuitloom.config.cases import GreaterThanCase
 from circuitloom.corpus.tokenizer import word_tokenizer
 from circuitloom.dictionaries.dictionary import Dictionary
@@ -37,7 +37,7 @@ def make_case(**keys) -> GreaterThanCase:
     return GreaterThanCase.model_validate({"kind": "greater_than", **given})
 
 
-def open_year_model(folder: Path) -> Opened:
+def open_year_model(folder: Path) -> CaseContext:
     """The model and its exact transcoders, as a case study reads them."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -51,7 +51,7 @@ def open_year_model(folder: Path) -> Opened:
         _set_weights(module)
     module.save_pretrained(folder)
     model = load(folder, "float32", device="cpu")
-    return Opened(model, tokenizer, {"exact": {layer: exact(model, layer) for layer in range(2)}}, 16)
+    return CaseContext(model, tokenizer, {"exact": {layer: exact(model, layer) for layer in range(2)}}, 16)
 
 
 def _set_weights(module: nn.Module) -> None:

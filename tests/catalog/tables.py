@@ -1,4 +1,4 @@
-"""A profile of made-up features, written by the library's own writers, and the activations it is made of."""
+"""A study of made-up features, written by the library's own writers, and the activations it is made of."""
 
 import re
 from collections.abc import Sequence
@@ -12,20 +12,13 @@ from tests.activations.inputs import make_tokens
 from tests.models import CONTEXT, VOCABULARY
 
 from circuitloom.config.features import Features
+from circuitloom.core.tables import FEATURE_CONCEPT, LOGIT, METRIC, TABLES, TOKEN, write_table
 from circuitloom.corpus.tokens import Tokens
 from circuitloom.evaluation.held_out import hold_out_rows
-from circuitloom.features.basis import Basis
-from circuitloom.features.spill import sort_block
-from circuitloom.features.tabulate import Tables
+from circuitloom.features.basis import FeatureBasis
+from circuitloom.features.external_sort import sort_block
+from circuitloom.features.tabulation import Tables
 from circuitloom.language_model.model import Site
-from circuitloom.tables import (
-    FEATURE_CONCEPT,
-    LOGIT,
-    METRIC,
-    TABLES,
-    TOKEN,
-    write_table,
-)
 
 SEQUENCES, TABULATED = 40, 36
 """Of all held-out tokens, and of those with features, as `features.tokens` may ask for."""
@@ -37,7 +30,7 @@ RUN, OTHER_RUN, LAYER, FEATURE, SILENT = "tc-narrow", "tc-wide", 1, 0, 3
 CONCEPTS = ("caught_fire", "food")
 FILLED = {
     "run": f"'{RUN}'", "other_run": f"'{OTHER_RUN}'", "layer": LAYER, "feature": FEATURE,
-    "concept": f"'{CONCEPTS[0]}'", "pattern": "'caught'", "study": "'some'",
+    "concept": f"'{CONCEPTS[0]}'", "pattern": "'caught'", "trace": "'some'",
 }  # fmt: skip
 """What the examples of macros leave open."""
 CONFIG = Features(examples=9, bands=3, band_examples=2, before=5, after=3, bins=6)
@@ -47,7 +40,7 @@ ELSEWHERE = {
     **{"document": "corpus", "concept": "corpus", "pretraining": "model", "language_model": "language_model"},
     **{"run": "evaluation", "density_histogram": "evaluation", "concept_score": "evaluation"},
     **{"pareto": "evaluation", "baseline": "evaluation/baseline/mlp_out", "history": "dictionaries/tc-wide/layer1"},
-    **dict.fromkeys(("study", "node", "edge", "path", "intervention"), "circuits/war"),
+    **dict.fromkeys(("trace", "node", "edge", "path", "intervention"), "circuits/war"),
     **dict.fromkeys(("causal", "faithfulness", "feature_effect"), "circuits/plural"),
     **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),
     **dict.fromkeys(("deembedding", "connection", "blind"), "circuits/weights/tc-wide/layer1"),
@@ -65,8 +58,8 @@ WORDS = [piece.strip(" ") for piece in BLANKS]
 
 
 @dataclass(frozen=True)
-class Profile:
-    """A profile's folder, and what its tables say."""
+class Study:
+    """A study's folder, and what its tables say."""
 
     folder: Path
     text: np.ndarray
@@ -106,8 +99,8 @@ def matching(text: Sequence[str], spacing: str, pattern: str) -> list[int]:
     return found
 
 
-def make_profile(folder: Path) -> Profile:
-    """Every table of a profile in `folder`, all but the catalogue."""
+def make_study(folder: Path) -> Study:
+    """Every table of a study in `folder`, all but the catalogue."""
     tokens = make_corpus(folder, BLANKS)
     held_out = hold_out_rows(tokens, slice(TABULATED))
     text = np.array(BLANKS, object)[held_out.token.flatten().numpy()]
@@ -123,7 +116,7 @@ def make_profile(folder: Path) -> Profile:
     for name, place in ELSEWHERE.items():
         row = {column: _any_value(kind) for column, (kind, _) in schemas[name].columns.items()}
         write_table(schemas[name], [row], folder / place / f"{name}.parquet")
-    return Profile(folder, text, held_out.document.flatten().numpy(), scored, z)
+    return Study(folder, text, held_out.document.flatten().numpy(), scored, z)
 
 
 def make_corpus(folder: Path, strings: list[str]) -> Tokens:
@@ -154,7 +147,7 @@ def write_features(folder: Path, tokens: Tokens, run: str, layer: int, z: dict[i
     number = np.array(list(z), np.uint32)[column]
     sort_block(place.astype(np.uint16), number, values[place, column], width).write(work / "block000000")
     norm = None if run == OTHER_RUN else torch.arange(width) / 7
-    basis = Basis(
+    basis = FeatureBasis(
         run, layer, Site("mlp_in", layer), width, _nothing, torch.ones(width, 2), True, norm, norm, ""
     )
     scored = hold_out_rows(tokens, slice(TABULATED)).n_tokens

@@ -16,8 +16,8 @@ from tests.catalog.tables import (
     RUN,
     RUNS,
     SPLIT,
-    Profile,
-    make_profile,
+    Study,
+    make_study,
     write_features,
 )
 
@@ -25,7 +25,7 @@ from circuitloom.catalog import build
 from circuitloom.catalog.build import PLACES, build_catalog
 from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
 from circuitloom.catalog.macros import macros
-from circuitloom.tables import FAITHFULNESS, TABLES, read_table, write_table
+from circuitloom.core.tables import FAITHFULNESS, TABLES, read_table, write_table
 
 ADDED = {"code": ["features"]}
 """Columns of a view that its table does not have."""
@@ -37,16 +37,16 @@ UNION ALL SELECT count(*) FROM coactivation({run}, {layer}, {feature})
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
-    profile = make_profile(tmp_path_factory.mktemp("build") / "profile")
-    build_catalog(profile.folder)
-    return profile
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = make_study(tmp_path_factory.mktemp("build") / "study")
+    build_catalog(study.folder)
+    return study
 
 
 @pytest.fixture
-def folder(profile: Profile, tmp_path: Path) -> Path:
+def folder(study: Study, tmp_path: Path) -> Path:
     """A copy that a test may change."""
-    return shutil.copytree(profile.folder, tmp_path / "profile")
+    return shutil.copytree(study.folder, tmp_path / "study")
 
 
 def counts(connection: duckdb.DuckDBPyConnection) -> list[int]:
@@ -54,8 +54,8 @@ def counts(connection: duckdb.DuckDBPyConnection) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def expected(profile: Profile) -> list[int]:
-    with open_catalog(profile.folder) as connection:
+def expected(study: Study) -> list[int]:
+    with open_catalog(study.folder) as connection:
         numbers = counts(connection)
     assert min(numbers) > 20
     return numbers
@@ -65,18 +65,18 @@ def columns(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]
     return {row[0]: row[1] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
 
 
-def test_every_table_is_a_view_of_its_columns(profile: Profile) -> None:
-    with open_catalog(profile.folder) as connection:
+def test_every_table_is_a_view_of_its_columns(study: Study) -> None:
+    with open_catalog(study.folder) as connection:
         for table in TABLES:
             assert list(columns(connection, table.name)) == [*table.columns, *ADDED.get(table.name, [])]
         views = connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     assert {name for (name,) in views} == {table.name for table in TABLES}
 
 
-def test_every_view_holds_the_rows_of_its_files(profile: Profile) -> None:
-    with open_catalog(profile.folder) as connection:
+def test_every_view_holds_the_rows_of_its_files(study: Study) -> None:
+    with open_catalog(study.folder) as connection:
         for table in TABLES:
-            files = sorted(profile.folder.rglob(f"{table.name}.parquet"))
+            files = sorted(study.folder.rglob(f"{table.name}.parquet"))
             assert len(files) == (4 if table.name in SPLIT else 1)
             rows = [tuple(row.values()) for file in files for row in read_table(file).to_pylist()]
             order = f"SELECT {', '.join(table.columns)} FROM {table.name} ORDER BY {', '.join(table.key)}"
@@ -94,16 +94,16 @@ def test_a_table_may_lie_in_several_places(folder: Path) -> None:
         for file in (behaviour, case):
             file.unlink(missing_ok=True)
         for file in files:
-            write_table(FAITHFULNESS, [row | {"study": file.parent.name} for row in rows], file)
+            write_table(FAITHFULNESS, [row | {"behaviour": file.parent.name} for row in rows], file)
         build_catalog(folder)
         with open_catalog(folder) as connection:
-            found = connection.sql("SELECT study FROM faithfulness ORDER BY study").fetchall()
-        assert [study for (study,) in found] == sorted(file.parent.name for file in files)
+            found = connection.sql("SELECT behaviour FROM faithfulness ORDER BY behaviour").fetchall()
+        assert [behaviour for (behaviour,) in found] == sorted(file.parent.name for file in files)
 
 
-def test_a_table_without_files_is_an_empty_view_of_the_same_types(profile: Profile, tmp_path: Path) -> None:
+def test_a_table_without_files_is_an_empty_view_of_the_same_types(study: Study, tmp_path: Path) -> None:
     build_catalog(tmp_path)
-    with open_catalog(tmp_path) as empty, open_catalog(profile.folder) as full:
+    with open_catalog(tmp_path) as empty, open_catalog(study.folder) as full:
         for table in TABLES:
             assert list(columns(empty, table.name).items()) == list(columns(full, table.name).items())
             assert empty.execute(f"FROM {table.name}").fetchall() == []
@@ -112,7 +112,7 @@ def test_a_table_without_files_is_an_empty_view_of_the_same_types(profile: Profi
             assert len(rows) == (not macro.is_table), macro.name
 
 
-@pytest.mark.parametrize("home", ["elsewhere", "a folder", "it's", "seed=1/profile", "é", "[old]", "a [1] *"])
+@pytest.mark.parametrize("home", ["elsewhere", "a folder", "it's", "seed=1/study", "é", "[old]", "a [1] *"])
 def test_it_works_wherever_the_folder_is_moved(
     folder: Path, tmp_path: Path, home: str, expected, monkeypatch
 ) -> None:
@@ -136,12 +136,12 @@ def test_it_works_wherever_the_folder_is_moved(
         assert "seed" not in columns(connection, "feature") | columns(connection, "token")
 
 
-def test_attached_it_works_once_told_where_it_lies(profile: Profile, tmp_path: Path, expected) -> None:
+def test_attached_it_works_once_told_where_it_lies(study: Study, tmp_path: Path, expected) -> None:
     with duckdb.connect(tmp_path / "other.duckdb") as connection:
-        connection.execute(f"ATTACH '{profile.folder}/catalog.duckdb' AS there (READ_ONLY)")
+        connection.execute(f"ATTACH '{study.folder}/catalog.duckdb' AS there (READ_ONLY)")
         with pytest.raises(duckdb.IOException, match="No files found"):
             connection.execute("FROM there.feature")
-        connection.execute(f"SET VARIABLE circuitloom_root = '{profile.folder}/'")
+        connection.execute(f"SET VARIABLE circuitloom_root = '{study.folder}/'")
         for table, number in zip(("feature", "token"), expected, strict=False):
             assert connection.execute(f"SELECT count(*) FROM there.{table}").fetchall() == [(number,)]
         assert connection.execute("SELECT max(len(features)) FROM there.code").fetchall() != [(0,)]
@@ -151,9 +151,9 @@ def test_attached_it_works_once_told_where_it_lies(profile: Profile, tmp_path: P
 
 
 def test_files_of_another_run_or_layer_show_up_without_a_rebuild(
-    profile: Profile, folder: Path, expected
+    study: Study, folder: Path, expected
 ) -> None:
-    write_features(folder, make_tokens(40), RUN, 2, profile.z[RUN, LAYER])
+    write_features(folder, make_tokens(40), RUN, 2, study.z[RUN, LAYER])
     with open_catalog(folder) as connection:
         rows = connection.sql("SELECT run, layer, count(*) FROM feature GROUP BY ALL ORDER BY ALL").fetchall()
         assert [row[:2] for row in rows] == [
@@ -164,8 +164,8 @@ def test_files_of_another_run_or_layer_show_up_without_a_rebuild(
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_one_run_and_layer_is_one_file_read(profile: Profile, run: str) -> None:
-    with open_catalog(profile.folder) as connection:
+def test_one_run_and_layer_is_one_file_read(study: Study, run: str) -> None:
+    with open_catalog(study.folder) as connection:
         for table in SPLIT:
             query = f"EXPLAIN ANALYZE SELECT * FROM {table} WHERE run = '{run}' AND layer = 10"
             plan = connection.execute(query).fetchall()[0][1]
@@ -223,22 +223,22 @@ def test_what_a_killed_writer_left_is_no_hindrance(folder: Path, name: str, expe
     assert {file.name for file in folder.glob("catalog*")} == {"catalog.duckdb"}
 
 
-def test_building_leaves_duckdb_s_default_connection_alone(profile: Profile, tmp_path: Path) -> None:
+def test_building_leaves_duckdb_s_default_connection_alone(study: Study, tmp_path: Path) -> None:
     given = duckdb.execute("SELECT range FROM range(3)")
-    for folder in (profile.folder, tmp_path):
+    for folder in (study.folder, tmp_path):
         build_catalog(folder)
     assert given.fetchall() == [(0,), (1,), (2,)]
 
 
-def test_a_sandbox_reads_every_view(profile: Profile, tmp_path: Path, monkeypatch) -> None:
+def test_a_sandbox_reads_every_view(study: Study, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with open_sandbox(os.path.relpath(profile.folder)) as connection:
+    with open_sandbox(os.path.relpath(study.folder)) as connection:
         for table in TABLES:
             assert run_statement(connection, f"FROM {table.name}").read_all().num_rows, table.name
 
 
-def test_a_folder_that_reads_like_a_pattern_is_asked_about_from_elsewhere_too(profile, tmp_path):
+def test_a_folder_that_reads_like_a_pattern_is_asked_about_from_elsewhere_too(study, tmp_path):
     folder = tmp_path / "a[b]*c"
-    shutil.copytree(profile.folder, folder)
+    shutil.copytree(study.folder, folder)
     rows = run_statement(open_sandbox(folder), "SELECT count(*) AS n FROM feature").read_all().to_pylist()
     assert rows[0]["n"] > 0

@@ -6,7 +6,7 @@ import pytest
 
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.entry import open_sandbox, run_statement
-from circuitloom.tables import EDGE, FAITHFULNESS, NODE, PATH, write_table
+from circuitloom.core.tables import EDGE, FAITHFULNESS, NODE, PATH, write_table
 
 NODES = [
     {"kind": "embedding", "position": 1, "token": "it's", "influence": 0.25},
@@ -21,9 +21,9 @@ PATHS = [[(4, 9.0), (1, -2.0)], [(4, 9.0), (2, 0.75), (1, 0.5)]]
 
 @pytest.fixture
 def catalog(tmp_path: Path):
-    for study in ("war", "other"):
-        folder = tmp_path / "circuits" / study
-        common = {"study": study}
+    for trace in ("war", "other"):
+        folder = tmp_path / "circuits" / trace
+        common = {"trace": trace}
         nodes = [
             {**common, "node": i, "in_graph": True, "is_root": i == 4, **row} for i, row in enumerate(NODES)
         ]
@@ -70,9 +70,9 @@ def test_paths_run_from_their_end_to_the_root_and_count_what_ends_there(catalog)
 @pytest.mark.parametrize("places", [["circuits/plural"], ["cases/year"], ["circuits/plural", "cases/year"]])
 def test_a_table_is_one_view_over_all_the_places_that_have_it(tmp_path: Path, places: list[str]):
     for place in places:
-        row = {"study": place, "basis": "heads", "ablation": "zero", "ranking": "effect", "n_kept": 3}
+        row = {"behaviour": place, "basis": "heads", "ablation": "zero", "ranking": "effect", "n_kept": 3}
         write_table(FAITHFULNESS, [row], tmp_path / place / "faithfulness.parquet")
     build_catalog(tmp_path)
-    rows = run_statement(open_sandbox(tmp_path), "SELECT study, n_kept FROM faithfulness").read_all()
-    assert sorted(rows["study"].to_pylist()) == sorted(places)
+    rows = run_statement(open_sandbox(tmp_path), "SELECT behaviour, n_kept FROM faithfulness").read_all()
+    assert sorted(rows["behaviour"].to_pylist()) == sorted(places)
     assert rows["n_kept"].to_pylist() == [3] * len(places)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from tests.catalog.profile import make_profile, write_features
+from tests.catalog.study_folder import make_study, write_features
 
 import circuitloom
-from circuitloom.__main__ import main
 from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
 from circuitloom.catalog.output import write_result
+from circuitloom.cli import main
 
 HONEST = """
 WITH a AS (FROM feature), b AS MATERIALIZED (FROM a) SELECT * FROM b UNION ALL FROM a ORDER BY ALL LIMIT 3
@@ -43,9 +43,9 @@ OPEN = pytest.mark.parametrize("open_connection", [open_catalog, open_sandbox])
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("catalog") / "it's a profile"
-    make_profile(folder)
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalog") / "it's a study"
+    make_study(folder)
     return folder
 
 
@@ -81,7 +81,7 @@ def command(*arguments: str, given: str | None = None, **environment: str) -> su
 def test_views_hold_where_the_folder_is_moved_linked_to_and_opened_from_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_connection
 ) -> None:
-    make_profile(tmp_path / "made")
+    make_study(tmp_path / "made")
     shutil.move(tmp_path / "made", tmp_path / "moved")
     (tmp_path / "link").symlink_to(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
@@ -97,18 +97,18 @@ def test_views_hold_where_the_folder_is_moved_linked_to_and_opened_from_elsewher
 
 @OPEN
 def test_a_file_made_anew_is_read_anew(tmp_path: Path, open_connection) -> None:
-    make_profile(tmp_path / "profile")
-    connection = open_connection(tmp_path / "profile")
+    make_study(tmp_path / "study")
+    connection = open_connection(tmp_path / "study")
     query = "SELECT count(*) AS n FROM feature"
     assert run_statement(connection, query).read_all().to_pylist() == [{"n": 6}]
-    write_features(tmp_path / "profile", "a", 5)
+    write_features(tmp_path / "study", "a", 5)
     assert run_statement(connection, query).read_all().to_pylist() == [{"n": 8}]
 
 
 def test_a_catalogue_that_is_not_there_or_broken_is_told_in_one_line_with_the_remedy(tmp_path: Path) -> None:
     assert "run" not in fault(tmp_path) and "make it with `snakemake catalog`" in fault(tmp_path)
-    make_profile(tmp_path / "profile")
-    whole = (tmp_path / "profile" / "catalog.duckdb").read_bytes()
+    make_study(tmp_path / "study")
+    whole = (tmp_path / "study" / "catalog.duckdb").read_bytes()
     holed = bytearray(whole)
     holed[3 * 4096 :: 3] = bytes(len(holed[3 * 4096 :: 3]))
     for name, content in {
@@ -122,7 +122,7 @@ def test_a_catalogue_that_is_not_there_or_broken_is_told_in_one_line_with_the_re
 
 
 def test_a_catalogue_that_is_being_written_is_told(tmp_path: Path) -> None:
-    make_profile(tmp_path)
+    make_study(tmp_path)
     file = tmp_path / "catalog.duckdb"
     hold = f"import duckdb; c = duckdb.connect({str(file)!r}); print(flush=True); input()"
     with subprocess.Popen(
@@ -135,8 +135,8 @@ def test_a_catalogue_that_is_being_written_is_told(tmp_path: Path) -> None:
         open_catalog(file)
 
 
-def test_a_sandbox_and_a_notebook_share_nothing(profile: Path) -> None:
-    sandbox, notebook = open_sandbox(profile), circuitloom.open_catalog(profile)
+def test_a_sandbox_and_a_notebook_share_nothing(study: Path) -> None:
+    sandbox, notebook = open_sandbox(study), circuitloom.open_catalog(study)
     assert notebook.sql("FROM feature").df().shape == (6, 4)
     frame = notebook.sql("FROM feature").df()
     assert notebook.sql("FROM frame").shape == frame.shape
@@ -149,21 +149,19 @@ def test_a_sandbox_and_a_notebook_share_nothing(profile: Path) -> None:
         notebook.execute("CREATE TABLE t AS SELECT 1")
 
 
-def test_the_proxy_s_password_is_not_told(profile: Path) -> None:
+def test_the_proxy_s_password_is_not_told(study: Path) -> None:
     query = "SELECT current_setting('http_proxy') || string_agg(setting) AS s FROM pg_settings"
-    result = command(
-        query, "--catalog", str(profile), "--format", "csv", HTTP_PROXY="http://user:hush@host:1"
-    )
+    result = command(query, "--catalog", str(study), "--format", "csv", HTTP_PROXY="http://user:hush@host:1")
     assert result.returncode == 0 and "hush" not in result.stdout
 
 
 @pytest.mark.parametrize("statement", HONEST, ids=range(len(HONEST)))
-def test_statements_that_only_read_are_run(profile: Path, statement: str) -> None:
-    assert run_statement(open_sandbox(profile), statement).read_all().num_columns
+def test_statements_that_only_read_are_run(study: Path, statement: str) -> None:
+    assert run_statement(open_sandbox(study), statement).read_all().num_columns
 
 
-def test_what_duckdb_says_becomes_one_line_with_its_hint(profile: Path) -> None:
-    connection = open_sandbox(profile)
+def test_what_duckdb_says_becomes_one_line_with_its_hint(study: Path) -> None:
+    connection = open_sandbox(study)
     for statement, hint in {
         "FROM featur": 'Did you mean "feature"?',
         "SELECT\n  nome\nFROM feature": 'Candidate bindings: "name"',
@@ -176,64 +174,62 @@ def test_what_duckdb_says_becomes_one_line_with_its_hint(profile: Path) -> None:
         assert hint in str(error.value) and "\n" not in str(error.value) and "LINE" not in str(error.value)
 
 
-def test_csv_and_json_hold_whole_values_and_a_table_what_fits(profile: Path) -> None:
+def test_csv_and_json_hold_whole_values_and_a_table_what_fits(study: Path) -> None:
     query = """SELECT ' the\n' AS t, 0.1::FLOAT AS f, sum(feature) AS s, 'nan'::DOUBLE AS x, NULL AS n,
         feature > 0 AS b, [1.5] AS l, {'a': DATE '2020-01-01'} AS r
         FROM feature GROUP BY feature ORDER BY feature LIMIT 2"""
-    assert list(csv.reader(io.StringIO(printed(profile, query, "csv")))) == [
+    assert list(csv.reader(io.StringIO(printed(study, query, "csv")))) == [
         ["t", "f", "s", "x", "n", "b", "l", "r"],
         [" the\n", "0.1", "0", "nan", "", "false", "[1.5]", '{"a": "2020-01-01"}'],
         [" the\n", "0.1", "2", "nan", "", "true", "[1.5]", '{"a": "2020-01-01"}'],
     ]
-    first, second = json.loads(printed(profile, query, "json"))
+    first, second = json.loads(printed(study, query, "json"))
     assert first == second | {"s": 0, "b": False}
     assert first == {
         **{"t": " the\n", "f": 0.1, "s": 0, "x": None, "n": None, "b": False, "l": [1.5]},
         "r": {"a": "2020-01-01"},
     }
-    assert printed(profile, query, "table").splitlines()[0:3:2] == [
+    assert printed(study, query, "table").splitlines()[0:3:2] == [
         "t         f    s    x  n     b      l      r",
         r" the\n  0.1    0  nan  NULL  false  [1.5]  {" + '"a": "2020-01-01"}',
     ]
 
 
-def test_results_without_rows_are_printed(profile: Path) -> None:
-    printouts = {
-        style: printed(profile, "SELECT 1 AS a LIMIT 0", style) for style in ("table", "csv", "json")
-    }
+def test_results_without_rows_are_printed(study: Path) -> None:
+    printouts = {style: printed(study, "SELECT 1 AS a LIMIT 0", style) for style in ("table", "csv", "json")}
     assert printouts == {"table": "a\n---\n", "csv": "a\n", "json": "[]\n"}
 
 
-def test_only_the_longest_cells_of_a_table_are_cut_to_the_width(profile: Path) -> None:
+def test_only_the_longest_cells_of_a_table_are_cut_to_the_width(study: Path) -> None:
     query = "SELECT range AS a, repeat('x', 100) AS b, repeat('y', 30) AS c FROM range(2)"
-    lines = printed(profile, query, "table", 80).splitlines()
+    lines = printed(study, query, "table", 80).splitlines()
     assert [len(line) for line in lines[1:]] == [80] * 3
     assert lines[3] == "  1  " + "x" * 42 + "…  " + "y" * 30
-    assert len(printed(profile, query, "table").splitlines()[3]) > 130
+    assert len(printed(study, query, "table").splitlines()[3]) > 130
 
 
-def test_two_columns_of_one_name_are_told_apart_or_refused(profile: Path) -> None:
-    assert printed(profile, "SELECT 1 AS a, 2 AS a", "csv") == "a,a\n1,2\n"
+def test_two_columns_of_one_name_are_told_apart_or_refused(study: Path) -> None:
+    assert printed(study, "SELECT 1 AS a, 2 AS a", "csv") == "a,a\n1,2\n"
     with pytest.raises(ValueError, match="two columns are named 'a'"):
-        printed(profile, "SELECT 1 AS a, 2 AS a", "json")
+        printed(study, "SELECT 1 AS a, 2 AS a", "json")
 
 
-def test_the_command_prints_results_and_reads_statements_from_standard_input(profile: Path) -> None:
+def test_the_command_prints_results_and_reads_statements_from_standard_input(study: Path) -> None:
     result = command(
-        "-", "--catalog", str(profile), "--format", "json", given="-- strongest\nFROM strongest(1)\n;\n"
+        "-", "--catalog", str(study), "--format", "json", given="-- strongest\nFROM strongest(1)\n;\n"
     )
     assert json.loads(result.stdout) == [{"feature": 2, "name": "l\\n2"}]
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_the_command_s_faults_are_one_line(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_s_faults_are_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, words in {
-        ("SELECT 1", "--profile", "nowhere"): "there is no catalogue at results/nowhere",
+        ("SELECT 1", "--study", "nowhere"): "there is no catalogue at results/nowhere",
         ("SELECT 1",): "there is no catalogue at results/quickstart",
-        ("FROM featur", "--catalog", str(profile)): "Did you mean",
-        ("DROP VIEW feature", "--catalog", str(profile)): "only a SELECT is run here, not DROP",
+        ("FROM featur", "--catalog", str(study)): "Did you mean",
+        ("DROP VIEW feature", "--catalog", str(study)): "only a SELECT is run here, not DROP",
     }.items():
-        monkeypatch.chdir(profile)
+        monkeypatch.chdir(study)
         monkeypatch.setattr(sys, "argv", ["circuitloom", "sql", *arguments])
         with pytest.raises(SystemExit) as exit_:
             main()
@@ -242,7 +238,7 @@ def test_the_command_s_faults_are_one_line(profile: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("style", ["table", "csv", "json"])
-def test_a_closed_pipe_ends_quietly(profile: Path, style: str) -> None:
+def test_a_closed_pipe_ends_quietly(study: Path, style: str) -> None:
     arguments = [
         sys.executable,
         "-m",
@@ -250,7 +246,7 @@ def test_a_closed_pipe_ends_quietly(profile: Path, style: str) -> None:
         "sql",
         "FROM range(50000)",
         "--catalog",
-        profile,
+        study,
         "--format",
         style,
     ]
@@ -262,12 +258,12 @@ def test_a_closed_pipe_ends_quietly(profile: Path, style: str) -> None:
 
 
 def test_importing_the_package_and_the_command_line_imports_nothing_heavy() -> None:
-    code = "import sys, circuitloom.__main__; print({'torch', 'duckdb', 'pyarrow', 'tabulate'} & set(sys.modules))"
+    code = "import sys, circuitloom.cli; print({'torch', 'duckdb', 'pyarrow', 'tabulate'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
-def test_a_notebook_gets_arrow_pandas_or_polars(profile):
-    catalog = circuitloom.open_catalog(profile)
+def test_a_notebook_gets_arrow_pandas_or_polars(study):
+    catalog = circuitloom.open_catalog(study)
     arrow = catalog.sql("FROM feature").arrow().read_all()
     assert (
         arrow.num_rows == len(catalog.sql("FROM feature").df()) == len(catalog.sql("FROM feature").pl()) > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from tests.catalog.profile import make_profile
+from tests.catalog.study_folder import make_study
 
 from circuitloom.catalog.entry import _TABLE_FUNCTIONS, open_sandbox, run_statement
 
@@ -117,7 +117,7 @@ FROM enable_profiling(format := 'json', save_location := '{path}')
 
 PATHS = [
     *("{outside}/secret.csv", "{outside}/*", "{outside}", "/etc/hostname", "*", "../*", "**/*"),
-    *("{inside}/../profile_outside/secret.csv", "{inside}/features/../../profile_outside/*", "{inside}_outside/*"),
+    *("{inside}/../study_outside/secret.csv", "{inside}/features/../../study_outside/*", "{inside}_outside/*"),
     *("{inside}/link.csv", "{inside}/linked/secret.json", "{inside}/linked/*", "{inside}/link*/*", "{inside}/*/*.csv"),
     *("file://{outside}/secret.txt", "FILE:{outside}/secret.txt", "/{outside}/secret.txt", "{inside}/[l]inked/*"),
     *("http://127.0.0.1:9/x.csv", "https://127.0.0.1:9/x.csv", "s3://bucket/x.csv", "hf://datasets/x/y.csv"),
@@ -154,10 +154,10 @@ SELECT 1; SELECT 2
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a profile, its catalogue, and files outside of it to which links within lead."""
+    """A folder with a study, its catalogue, and files outside of it to which links within lead."""
     place = tmp_path_factory.mktemp("catalog")
-    make_profile(place / "profile")
-    outside = place / "profile_outside"
+    make_study(place / "study")
+    outside = place / "study_outside"
     outside.mkdir()
     for name in ("secret.csv", "secret.txt", f"{UNLISTED}.csv"):
         (outside / name).write_text(f"s\n{SECRET}\n")
@@ -165,8 +165,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with duckdb.connect(outside / "secret.duckdb") as connection:
         connection.execute(f"CREATE TABLE t AS SELECT '{SECRET}' AS s")
         connection.execute(f"COPY t TO '{outside}/secret.parquet'")
-    (place / "profile" / "link.csv").symlink_to(outside / "secret.csv")
-    (place / "profile" / "linked").symlink_to(outside)
+    (place / "study" / "link.csv").symlink_to(outside / "secret.csv")
+    (place / "study" / "linked").symlink_to(outside)
     return place
 
 
@@ -196,7 +196,7 @@ def refusal(connection: duckdb.DuckDBPyConnection, statement: str) -> str:
 
 
 def hostile(place: Path) -> list[str]:
-    names = {"inside": place / "profile", "outside": place / "profile_outside"}
+    names = {"inside": place / "study", "outside": place / "study_outside"}
     deeds = [
         wrapper.replace("\\n", "\n").format(deed.format(**names))
         for wrapper, deed in product(WRAPPERS.split("\n"), DEEDS)
@@ -208,8 +208,8 @@ def hostile(place: Path) -> list[str]:
 def test_no_hostile_statement_runs_writes_or_tells_what_is_outside(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(place / "profile")
-    connection = open_sandbox(place / "profile")
+    monkeypatch.chdir(place / "study")
+    connection = open_sandbox(place / "study")
     before, settings = snapshot(place), state(connection)
     for statement in hostile(place):
         answer = refusal(connection, statement)
@@ -220,15 +220,15 @@ def test_no_hostile_statement_runs_writes_or_tells_what_is_outside(
 
 
 def test_no_table_function_reads_outside_the_folder_even_unchecked(place: Path) -> None:
-    connection = open_sandbox(place / "profile")
+    connection = open_sandbox(place / "study")
     before = snapshot(place)
     names = connection.execute(
         "SELECT DISTINCT function_name FROM duckdb_functions()"
         " WHERE function_type IN ('table', 'table_macro') AND internal"
     ).fetchall()
     assert len(names) > 100
-    outside = place / "profile_outside"
-    paths = [f"{outside}/secret.csv", f"{outside}/*", f"{place}/profile/linked/secret.parquet"]
+    outside = place / "study_outside"
+    paths = [f"{outside}/secret.csv", f"{outside}/*", f"{place}/study/linked/secret.parquet"]
     for (name,) in names:
         if name not in _TABLE_FUNCTIONS:
             assert f"{name}() is not allowed" in refusal(connection, f"FROM {name}('{paths[0]}')")

@@ -19,9 +19,9 @@ from tests.catalog.tables import (
     RUNS,
     SILENT,
     WORDS,
-    Profile,
+    Study,
     make_corpus,
-    make_profile,
+    make_study,
     matching,
     places,
     write_token_table,
@@ -31,7 +31,7 @@ from tests.models import CONTEXT
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
 from circuitloom.catalog.macros import macros
-from circuitloom.tables import read_table
+from circuitloom.core.tables import read_table
 
 SELECTED = [(RUN, LAYER, n) for n in (0, 4)] + [
     (RUN, 10, 11),
@@ -48,15 +48,15 @@ PATTERNS = [
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
-    profile = make_profile(tmp_path_factory.mktemp("macros") / "profile")
-    build_catalog(profile.folder)
-    return profile
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = make_study(tmp_path_factory.mktemp("macros") / "study")
+    build_catalog(study.folder)
+    return study
 
 
 @pytest.fixture(scope="module")
-def catalog(profile: Profile) -> Iterator[duckdb.DuckDBPyConnection]:
-    with open_catalog(profile.folder) as connection:
+def catalog(study: Study) -> Iterator[duckdb.DuckDBPyConnection]:
+    with open_catalog(study.folder) as connection:
         yield connection
 
 
@@ -69,14 +69,14 @@ def assert_equal(found: list[tuple], expected: list[tuple]) -> None:
 
 
 @pytest.mark.parametrize(("run", "layer", "feature"), SELECTED)
-def test_coactivation_counts_tokens_on_which_both_fire(profile, catalog, run, layer, feature) -> None:
-    firing = {key: z > 0 for key, z in profile.firing().items() if key[0] == run}
+def test_coactivation_counts_tokens_on_which_both_fire(study, catalog, run, layer, feature) -> None:
+    firing = {key: z > 0 for key, z in study.firing().items() if key[0] == run}
     mine = firing.pop((run, layer, feature))
     expected = []
     for (_, other_layer, other), fires in firing.items():
         both = int((mine & fires).sum())
         shares = (both / (mine | fires).sum(), both / mine.sum(), both / fires.sum())
-        lift = both * profile.scored.sum() / (mine.sum() * fires.sum())
+        lift = both * study.scored.sum() / (mine.sum() * fires.sum())
         expected += [(other_layer, other, both, *shares, lift)] if both else []
     found = catalog.execute("FROM coactivation(?, ?, ?)", [run, layer, feature]).fetchall()
     expected.sort(key=lambda row: (-row[3], row[:2]))
@@ -85,8 +85,8 @@ def test_coactivation_counts_tokens_on_which_both_fire(profile, catalog, run, la
 
 
 @pytest.mark.parametrize(("run", "layer", "feature"), SELECTED)
-def test_similar_features_are_those_of_the_largest_cosine(profile, catalog, run, layer, feature) -> None:
-    firing = profile.firing()
+def test_similar_features_are_those_of_the_largest_cosine(study, catalog, run, layer, feature) -> None:
+    firing = study.firing()
     mine = firing.pop((run, layer, feature)).astype(np.float64)
     expected = []
     for key, z in firing.items():
@@ -140,12 +140,12 @@ def test_what_is_no_regular_expression_is_refused(catalog) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["caught", "w1 ?w1$", r"é[^.]*s\b", ""])
-def test_features_on_score_as_classifiers_of_matching_tokens(profile, catalog, pattern) -> None:
-    wanted = np.zeros(len(profile.text), bool)
-    for start in range(0, len(profile.text), CONTEXT):
-        wanted[[start + i for i in matching(list(profile.text[start : start + CONTEXT]), "", pattern)]] = True
+def test_features_on_score_as_classifiers_of_matching_tokens(study, catalog, pattern) -> None:
+    wanted = np.zeros(len(study.text), bool)
+    for start in range(0, len(study.text), CONTEXT):
+        wanted[[start + i for i in matching(list(study.text[start : start + CONTEXT]), "", pattern)]] = True
     expected = []
-    for key, z in profile.firing().items():
+    for key, z in study.firing().items():
         hits = int((wanted & (z > 0)).sum())
         precision, recall = hits / (z > 0).sum(), hits / wanted.sum()
         expected += (
@@ -158,19 +158,19 @@ def test_features_on_score_as_classifiers_of_matching_tokens(profile, catalog, p
 
 
 @pytest.mark.parametrize(("run", "layer", "feature"), SELECTED)
-def test_top_examples_are_the_largest_with_their_surroundings(profile, catalog, run, layer, feature) -> None:
-    z = profile.z[run, layer][feature]
+def test_top_examples_are_the_largest_with_their_surroundings(study, catalog, run, layer, feature) -> None:
+    z = study.z[run, layer][feature]
     tokens = np.flatnonzero(z)
     expected = []
     for rank, here in enumerate(tokens[np.lexsort((tokens, -z[tokens]))][: CONFIG.examples]):
         around = [
             i
             for i in range(here - CONFIG.before, here + CONFIG.after + 1)
-            if i // CONTEXT == here // CONTEXT and profile.document[i] == profile.document[here]
+            if i // CONTEXT == here // CONTEXT and study.document[i] == study.document[here]
         ]
-        text = "".join(f"[[{profile.text[i]}]]" if i == here else profile.text[i] for i in around)
+        text = "".join(f"[[{study.text[i]}]]" if i == here else study.text[i] for i in around)
         place = (int(here) // CONTEXT, int(here) % CONTEXT)
-        expected.append((rank, z[here], *place, text, list(profile.text[around]), z[around].tolist()))
+        expected.append((rank, z[here], *place, text, list(study.text[around]), z[around].tolist()))
     assert catalog.execute("FROM top_examples(?, ?, ?)", [run, layer, feature]).fetchall() == expected
 
 
@@ -202,10 +202,10 @@ def test_unpacking_gives_what_was_packed(catalog, size: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_codes_hold_the_features_that_fire_on_a_token(profile, catalog, run: str) -> None:
+def test_codes_hold_the_features_that_fire_on_a_token(study, catalog, run: str) -> None:
     for layer in LAYERS:
-        numbers = np.array(list(profile.z[run, layer]))
-        fires = np.stack(list(profile.z[run, layer].values()), 1) > 0
+        numbers = np.array(list(study.z[run, layer]))
+        fires = np.stack(list(study.z[run, layer].values()), 1) > 0
         query = "SELECT sequence, position, n_features, features FROM code WHERE run = ? AND layer = ? ORDER BY ALL"
         rows = catalog.execute(query, [run, layer]).fetchall()
         assert places(rows) == np.flatnonzero(fires.any(1)).tolist()
@@ -213,9 +213,9 @@ def test_codes_hold_the_features_that_fire_on_a_token(profile, catalog, run: str
         assert all(row[2] == len(row[3]) for row in rows)
 
 
-def test_features_of_a_concept_are_ordered_by_f1(profile, catalog) -> None:
-    rows = read_table(profile.folder / "evaluation" / "feature_concept.parquet").to_pylist()
-    firing, tokens = profile.firing(), profile.scored.sum()
+def test_features_of_a_concept_are_ordered_by_f1(study, catalog) -> None:
+    rows = read_table(study.folder / "evaluation" / "feature_concept.parquet").to_pylist()
+    firing, tokens = study.firing(), study.scored.sum()
     expected = []
     for row in rows:
         if row["concept"] == CONCEPTS[0]:
@@ -234,8 +234,8 @@ def test_features_of_a_concept_are_ordered_by_f1(profile, catalog) -> None:
     assert [row[:3] for row in found] == [row[:3] for row in expected]
 
 
-def test_runs_are_compared_by_every_metric_that_both_have(profile, catalog) -> None:
-    rows = read_table(profile.folder / "evaluation" / "metric.parquet").to_pylist()
+def test_runs_are_compared_by_every_metric_that_both_have(study, catalog) -> None:
+    rows = read_table(study.folder / "evaluation" / "metric.parquet").to_pylist()
     one, other = ({row["layer"]: row for row in rows if row["run"] == run} for run in RUNS)
     expected = [
         (layer, name, one[layer][name], other[layer][name], one[layer][name] - other[layer][name])
@@ -251,9 +251,9 @@ def test_runs_are_compared_by_every_metric_that_both_have(profile, catalog) -> N
 
 
 @pytest.mark.parametrize("key", [(RUN, LAYER, FEATURE), (OTHER_RUN, 10, 65_537), (RUN, LAYER, SILENT)])
-def test_a_card_holds_every_fact_of_a_feature_in_order(profile, catalog, key) -> None:
+def test_a_card_holds_every_fact_of_a_feature_in_order(study, catalog, key) -> None:
     run, layer, feature = key
-    folder = profile.folder / "features" / run / f"layer{layer}"
+    folder = study.folder / "features" / run / f"layer{layer}"
 
     def rows(name: str, path: Path = folder) -> list[dict]:
         table = read_table(path / f"{name}.parquet").to_pylist()
@@ -266,7 +266,7 @@ def test_a_card_holds_every_fact_of_a_feature_in_order(profile, catalog, key) ->
     for sign, what in ((1, "raises"), (-1, "lowers")):
         effects = [f"{row['token']} ({row['effect']:+.3f})" for row in rows("logit") if row["sign"] == sign]
         expected.append((what, ", ".join(effects)))
-    concepts = [row for row in rows("feature_concept", profile.folder / "evaluation") if row["f1"]]
+    concepts = [row for row in rows("feature_concept", study.folder / "evaluation") if row["f1"]]
     concepts.sort(key=lambda row: (-row["f1"], row["concept"]))
     if concepts:
         expected.append(("concepts", ", ".join(f"{row['concept']} (F1 {row['f1']:.3f})" for row in concepts)))
@@ -280,8 +280,8 @@ def test_a_card_holds_every_fact_of_a_feature_in_order(profile, catalog, key) ->
     assert len(expected) > (7 if feature == SILENT else 14)
 
 
-def test_every_macro_is_documented_by_an_example_that_gives_rows(profile, catalog) -> None:
-    sandbox = open_sandbox(profile.folder)
+def test_every_macro_is_documented_by_an_example_that_gives_rows(study, catalog) -> None:
+    sandbox = open_sandbox(study.folder)
     described = list(macros())
     assert len(described) == 14
     for macro in described:

@@ -1,26 +1,26 @@
-"""The page of questions: each is asked of each profile, and what came out stands below it."""
+"""The page of questions: each is asked of each study, and what came out stands below it."""
 
 import io
 import re
 
 import pytest
-from tests.catalog.tables import RUNS, make_profile
+from tests.catalog.tables import RUNS, make_study
 
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.entry import open_sandbox, run_statement
 from circuitloom.catalog.output import write_result
-from circuitloom.catalog.page import names_of, queries_page
 from circuitloom.catalog.questions import questions, quoted
-from circuitloom.tables import RUN, write_table
+from circuitloom.catalog.questions_page import names_of, queries_page
+from circuitloom.core.tables import RUN, write_table
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    profile = make_profile(tmp_path_factory.mktemp("page") / "small")
+    study = make_study(tmp_path_factory.mktemp("page") / "small")
     runs = [{"run": run, "kind": kind, "k": 8} for run, kind in zip(RUNS, ("sae", "transcoder"), strict=True)]
-    write_table(RUN, runs, profile.folder / "evaluation" / "run.parquet")
-    build_catalog(profile.folder)
-    return profile.folder
+    write_table(RUN, runs, study.folder / "evaluation" / "run.parquet")
+    build_catalog(study.folder)
+    return study.folder
 
 
 def test_there_are_twenty_questions():

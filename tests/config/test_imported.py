@@ -11,7 +11,7 @@ from circuitloom.config import load
 
 ROOT = Path(__file__).parents[2]
 STUDY: dict[str, Any] = {
-    "profile": "x",
+    "name": "x",
     "corpus": {"source": "chronicle"},
     "language_model": {"source": "pretrain"},
     "training": {"width": 64},
@@ -62,8 +62,8 @@ def test_imported_runs_have_a_file_a_layer_and_read_no_stored_site(tmp_path) -> 
     assert study.transcoders == ["theirs"] and study.sites == set(sites)
 
 
-def test_the_profile_of_published_transcoders_imports_one_a_layer(tmp_path, monkeypatch) -> None:
-    config = yaml.safe_load((ROOT / "config" / "profiles" / "gpt2-published.yaml").read_text())
+def test_the_study_of_published_transcoders_imports_one_a_layer(tmp_path, monkeypatch) -> None:
+    config = yaml.safe_load((ROOT / "config" / "studies" / "gpt2-published.yaml").read_text())
     shape = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50}
     (tmp_path / "config.json").write_text(json.dumps(shape))
     config["language_model"] = {"source": "path", "path": str(tmp_path)}

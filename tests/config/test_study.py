@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from circuitloom.config import load
-from circuitloom.config.corpus import Hub
-from circuitloom.config.shape import shape_of
+from circuitloom.config.corpus import HubDataset
+from circuitloom.config.model_shape import shape_of
 
 ROOT = Path(__file__).parents[2]
 GOOD: dict[str, Any] = {
-    "profile": "x",
+    "name": "x",
     "corpus": {"source": "chronicle"},
     "language_model": {"source": "pretrain"},
     "training": {"width": 2048, "k": 16},
@@ -110,7 +110,7 @@ BROKEN = {
         {"dictionaries": {"a": {"batch": [1024, 2048], "k": [8, 16]}}},
         r"^dictionaries\.a: .*(batch|named)",
     ),
-    "a path as the profile's name": ({"profile": "../x"}, r"^profile: "),
+    "a path as the study's name": ({"name": "../x"}, r"^study: "),
     "the paper's loss without relu": (
         {"training": {"width": 64, "loss": "paper"}},
         r"loss: paper is defined for act: relu",
@@ -172,7 +172,7 @@ def test_a_data_set_is_a_path_with_variables_or_a_name_of_the_hub(dataset, read,
     monkeypatch.setenv("DATA", "/somewhere")
     corpus = {"source": "hub", "dataset": dataset, "tokenizer": "gpt2"}
     study = load({**GOOD, "corpus": corpus})
-    assert isinstance(study.corpus, Hub) and study.corpus.dataset == read
+    assert isinstance(study.corpus, HubDataset) and study.corpus.dataset == read
 
 
 def test_a_name_does_not_depend_on_how_a_shared_key_is_written() -> None:
@@ -192,17 +192,17 @@ def test_a_run_is_named_after_what_sets_it_apart() -> None:
     ]
 
 
-@pytest.mark.parametrize("profile", ["tiny", "tinystories", "stories260k"])
-def test_profiles_that_need_no_hub_load(profile: str, real_input: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["tiny", "tinystories", "stories260k"])
+def test_studies_that_need_no_hub_load(name: str, real_input: Path, monkeypatch) -> None:
     monkeypatch.setenv("REAL_INPUT", str(real_input))
-    study = load(yaml.safe_load((ROOT / "config" / "profiles" / f"{profile}.yaml").read_text()))
-    assert study.profile == profile
+    study = load(yaml.safe_load((ROOT / "config" / "studies" / f"{name}.yaml").read_text()))
+    assert study.name == name
     assert study.runs
 
 
-@pytest.mark.parametrize("profile", ["gelu-1l", "gpt2-small", "pythia-410m", "pythia-1.4b"])
-def test_profiles_of_the_hub_are_valid_once_the_model_is_there(profile: str, tmp_path) -> None:
-    config = yaml.safe_load((ROOT / "config" / "profiles" / f"{profile}.yaml").read_text())
+@pytest.mark.parametrize("name", ["gelu-1l", "gpt2-small", "pythia-410m", "pythia-1.4b"])
+def test_studies_of_the_hub_are_valid_once_the_model_is_there(name: str, tmp_path) -> None:
+    config = yaml.safe_load((ROOT / "config" / "studies" / f"{name}.yaml").read_text())
     assert config["language_model"].keys() - {"shape"} == {"source", "name"}
     sizes = {
         "gelu-1l": (1, 512),
@@ -210,19 +210,19 @@ def test_profiles_of_the_hub_are_valid_once_the_model_is_there(profile: str, tmp
         "pythia-410m": (24, 1024),
         "pythia-1.4b": (24, 2048),
     }
-    layers, d_model = sizes[profile]
+    layers, d_model = sizes[name]
     config["language_model"] = model_folder(tmp_path, n_layer=layers, n_embd=d_model)
     study = load(config)
-    if profile != "gelu-1l":
+    if name != "gelu-1l":
         assert {run.width for run in study.runs.values()} == {32 * d_model}
         assert {run.loss for run in study.runs.values()} == {"paper"}
     else:
         assert {run.site_out for run in study.runs.values()} == {"mlp_out", "resid_mid"}
 
 
-def test_the_default_profile_is_quickstart_and_touches_no_network() -> None:
+def test_the_default_study_is_quickstart_and_touches_no_network() -> None:
     study = load(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
-    assert study.profile == "quickstart"
+    assert study.name == "quickstart"
     assert "hub" not in (study.corpus.source, study.language_model.source)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from circuitloom.config.corpus import Corpus
-from circuitloom.corpus import build, token_store
+from circuitloom.corpus import build
+from circuitloom.corpus import tokens as token_store
 
 if __name__ == "__main__":
     folder, config, tokenizer = sys.argv[1:]

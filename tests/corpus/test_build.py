@@ -14,12 +14,12 @@ from tests.corpus import kill
 from tests.corpus.inputs import TEXTS, built, jsonl, section, write_parquet
 from tests.language_model.inputs import make_hub_repository
 
+from circuitloom.core.tables import read_table
 from circuitloom.corpus.build import OUTPUTS, TokenizerName, build
 from circuitloom.corpus.chronicle.grammar import write
 from circuitloom.corpus.source import open_source
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
-from circuitloom.tables import read_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:

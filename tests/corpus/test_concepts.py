@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from tests.corpus.inputs import built, section
 
+from circuitloom.core.tables import read_table
+from circuitloom.corpus.annotations import annotate, token_spans
 from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select
 from circuitloom.corpus.chronicle.grammar import episodes
-from circuitloom.corpus.chronicle.parsing import templates
+from circuitloom.corpus.chronicle.slots import templates
 from circuitloom.corpus.chronicle.vocabulary import CLASSES
-from circuitloom.corpus.labelling import label, token_spans
 from circuitloom.corpus.packing import Layout
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
-from circuitloom.tables import read_table
 
 SAMPLE = list(islice(episodes(5, "validation"), 1000))
 # which of these holds is decided by the whole document; test_a_label_... covers them
@@ -26,7 +26,7 @@ def labelled(folder: Path, **keys):
     config = section(source="chronicle", context=128, **keys)
     files = (folder / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
     places = defaultdict(set)
-    for row in label(config, 0, *files).to_pylist():
+    for row in annotate(config, 0, *files).to_pylist():
         places[row["concept"]].add((row["sequence"], row["position"]))
     return places
 
@@ -172,4 +172,4 @@ def test_labelling_refuses_documents_of_another_seed(chronicle):
     config = section(source="chronicle", context=128)
     files = (chronicle / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
     with pytest.raises(ValueError, match="another grammar or seed"):
-        label(config, 1, *files)
+        annotate(config, 1, *files)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from tests.corpus.inputs import section
 
+from circuitloom.core.tables import read_table
+from circuitloom.corpus.annotations import annotate
 from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select
 from circuitloom.corpus.chronicle.grammar import Episode, episodes
-from circuitloom.corpus.chronicle.parsing import templates
-from circuitloom.corpus.labelling import label
+from circuitloom.corpus.chronicle.slots import templates
 from circuitloom.corpus.tokens import open_tokens
-from circuitloom.tables import read_table
 
 SAMPLE = list(islice(episodes(5, "validation"), 400))
 # whether a sign is still open, or a name was named before, no word at a fixed distance tells
@@ -154,7 +154,7 @@ def test_every_concept_that_needs_more_than_its_word_is_documented_with_its_cues
 
 def test_the_table_has_the_positions_of_cues_and_of_optional_words(chronicle):
     files = (chronicle / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
-    rows = label(section(source="chronicle", context=128), 0, *files).to_pylist()
+    rows = annotate(section(source="chronicle", context=128), 0, *files).to_pylist()
     tokens = open_tokens(chronicle / "validation.zarr")
     table = read_table(chronicle / "token.parquet").to_pylist()
     token = {(row["sequence"], row["position"]): row["token"] for row in table}

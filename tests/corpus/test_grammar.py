@@ -6,29 +6,30 @@ from itertools import combinations, islice
 import pytest
 
 from circuitloom.corpus.chronicle import grammar
-from circuitloom.corpus.chronicle.grammar import (
+from circuitloom.corpus.chronicle.grammar import (  # fmt: skip
     LONGEST_DOCUMENT,
     SENTENCES,
     end_probability,
     episodes,
+    greater_than_prompts,
     longest_sentence,
     vocabulary,
     write,
-)  # fmt: skip
-from circuitloom.corpus.chronicle.parsing import menus, templates
-from circuitloom.corpus.chronicle.probes import greater_than_prompts
-from circuitloom.corpus.chronicle.slots import (
+)
+from circuitloom.corpus.chronicle.slots import (  # fmt: skip
     Copy,
+    DocumentState,
     Draw,
     Either,
     KnownFirst,
     KnownSecond,
     Later,
-    Memory,
     NewFirst,
     NewSecond,
     Other,
-)  # fmt: skip
+    menus,
+    templates,
+)
 from circuitloom.corpus.chronicle.vocabulary import CLASSES, NUMBERS
 
 SAMPLE = list(islice(episodes(3, "validation"), 1500))
@@ -112,7 +113,7 @@ def parses(words, memory):
         if len(template.words) == length and all(
             w in s for w, s in zip(words, template.supports, strict=False)
         ):
-            after, p = Memory(names=list(memory.names)), 1.0
+            after, p = DocumentState(names=list(memory.names)), 1.0
             for position, slot in template.slots:
                 p *= probability(slot, words[position], after)
             if p:
@@ -121,7 +122,7 @@ def parses(words, memory):
 
 @pytest.mark.parametrize("episode", SAMPLE[:100])
 def test_log_probability_is_that_of_the_only_derivation_of_the_text(episode):
-    words, memory, log_p, count = episode.text.split(), Memory(), 0.0, 0
+    words, memory, log_p, count = episode.text.split(), DocumentState(), 0.0, 0
     total = len(words)
     while words:
         menu = menus()[len(memory.names)]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tests.corpus.inputs import TEXTS, bpe, built, jsonl
 
+from circuitloom.core.tables import read_table
 from circuitloom.corpus.packing import Cursor, Layout, pack
 from circuitloom.corpus.source import Document
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens, scored_positions
-from circuitloom.tables import read_table
 
 DOCUMENTS = [Document(place, text, None) for place, text in enumerate(TEXTS)]
 

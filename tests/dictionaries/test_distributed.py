@@ -11,10 +11,10 @@ from tests.dictionaries.together import CASES, SPLITS, STEPS, WEAK, train_case, 
 from tests.models import tiny_model
 
 from circuitloom.config import Run, load
-from circuitloom.dictionaries import launch
 from circuitloom.dictionaries.dictionary import load_dictionary
-from circuitloom.dictionaries.launch import Job, run
-from circuitloom.dictionaries.reduction import ALONE
+from circuitloom.dictionaries.training import launch
+from circuitloom.dictionaries.training.collectives import ALONE
+from circuitloom.dictionaries.training.launch import TrainingJob, run
 from circuitloom.language_model.model import load as load_model
 
 ROUNDED = {"dense-bfloat16": 30}
@@ -117,7 +117,7 @@ def test_a_run_is_named_after_what_it_is_and_not_after_how_many_train_it() -> No
     def study(**keys):
         model = {"source": "pretrain", "layers": 1, "d_model": 32, "heads": 2}
         sections = {"corpus": {"source": "chronicle"}, "language_model": model}
-        return load({"profile": "p", **sections, "dictionaries": {"one": {"width": 64, **keys}}})
+        return load({"name": "p", **sections, "dictionaries": {"one": {"width": 64, **keys}}})
 
     assert list(study(processes=2, split="features").runs) == list(study().runs)
     with pytest.raises(ValueError, match="two runs are named tc-topk32-64"):
@@ -125,19 +125,19 @@ def test_a_run_is_named_after_what_it_is_and_not_after_how_many_train_it() -> No
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory) -> Job:
+def job(tmp_path_factory) -> TrainingJob:
     """A short training of a tiny model's transcoder by two processes."""
     folder = tmp_path_factory.mktemp("job")
     model = tiny_model("gpt2", folder / "model")
     activations = make_cache(folder / "activations", load_model(model, device="cpu"), make_order())
     keys = {"width": 32, "k": 4, "batch": 256, "tokens": 256 * 20, "processes": 2, "split": "features"}
-    return Job(
+    return TrainingJob(
         runs=[Run(name="r", **keys)], layer=1, activations=activations, model=model, dtype="float32",
         outputs=[folder / "out"],
     )  # fmt: skip
 
 
-def test_a_job_starts_its_processes_and_ends_in_the_dictionary_of_one(job: Job, tmp_path) -> None:
+def test_a_job_starts_its_processes_and_ends_in_the_dictionary_of_one(job: TrainingJob, tmp_path) -> None:
     run(job, 2)
     single = job.runs[0].model_copy(update={"processes": 1, "split": "batch"})
     run(job.model_copy(update={"runs": [single], "outputs": [tmp_path / "one"]}), 1)
@@ -147,7 +147,7 @@ def test_a_job_starts_its_processes_and_ends_in_the_dictionary_of_one(job: Job, 
     assert not list(job.outputs[0].parent.glob(".out.partial"))
 
 
-def test_what_a_process_raises_is_raised_by_the_job(job: Job, tmp_path) -> None:
+def test_what_a_process_raises_is_raised_by_the_job(job: TrainingJob, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"not cached; add mlp_in to activations\.sites") as raised:
         run(job.model_copy(update={"activations": tmp_path}), 2)
     assert "open_activations" in str(raised.value.__cause__), "the log would lack the traceback"
@@ -163,7 +163,7 @@ def test_a_killed_process_is_said_in_one_line(monkeypatch, tmp_path) -> None:
         launch._start(tmp_path / "job.json", 2, tmp_path / "log")
 
 
-def test_more_processes_than_gpus_are_refused(job: Job, monkeypatch) -> None:
+def test_more_processes_than_gpus_are_refused(job: TrainingJob, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(
         ValueError, match=r"processes is 2 and this machine has 1 GPU, .*set it to 1 or fewer"

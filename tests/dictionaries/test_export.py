@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.dictionaries.export import export_circuit_tracer, export_saelens
+from circuitloom.dictionaries.formats.export import export_circuit_tracer, export_saelens
 
 D, WIDTH = 8, 20
 SAE = {"site_in": "mlp_out", "site_out": "mlp_out"}

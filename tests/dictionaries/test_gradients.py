@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from circuitloom.config import Run
-from circuitloom.dictionaries.activate import activate_sparse
-from circuitloom.dictionaries.objective import evaluate_terms
-from circuitloom.dictionaries.parameters import Parameters
+from circuitloom.dictionaries.training.objective import activate_sparse, evaluate_terms
+from circuitloom.dictionaries.training.parameters import Parameters
 
 TOKENS, D_IN, D_OUT, WIDTH = 64, 12, 10, 200
 DEAD = torch.arange(0, WIDTH, 5)
@@ -90,7 +89,7 @@ def test_the_auxiliary_loss_is_what_its_definition_says() -> None:
 
 
 def test_a_jump_has_the_gradients_of_the_rectangle_kernel() -> None:
-    from circuitloom.dictionaries.activate import JumpReLU, Step
+    from circuitloom.dictionaries.training.objective import JumpReLU, StepFunction
 
     pre = torch.tensor([0.95, 1.05, 1.3], requires_grad=True)
     threshold = torch.full((3,), 1.0, requires_grad=True)
@@ -99,7 +98,7 @@ def test_a_jump_has_the_gradients_of_the_rectangle_kernel() -> None:
     # -threshold / bandwidth within half a bandwidth of the threshold
     assert torch.allclose(threshold.grad, torch.tensor([-5.0, -5.0, 0.0]))
     pre.grad = threshold.grad = None
-    steps = Step.apply(pre, threshold, 0.2)
+    steps = StepFunction.apply(pre, threshold, 0.2)
     assert steps.tolist() == [0.0, 1.0, 1.0]
     (steps * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     assert pre.grad is None

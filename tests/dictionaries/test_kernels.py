@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from circuitloom.activations.moments import Moments
+from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
-from circuitloom.dictionaries import rows
-from circuitloom.dictionaries import trainee as trainee_module
-from circuitloom.dictionaries.activate import activate_sparse
-from circuitloom.dictionaries.objective import Terms, evaluate_terms
-from circuitloom.dictionaries.parameters import Parameters
-from circuitloom.dictionaries.trainee import Trainee
+from circuitloom.dictionaries.kernels import fixed_k as rows
+from circuitloom.dictionaries.training import trainer as trainee_module
+from circuitloom.dictionaries.training.objective import Terms, activate_sparse, evaluate_terms
+from circuitloom.dictionaries.training.parameters import Parameters
+from circuitloom.dictionaries.training.trainer import Trainer
 
 pytest.importorskip("triton", reason="pip install triton, to run the kernels in its interpreter")
 from circuitloom.dictionaries.kernels.products import ByFeature, sample, times, transposed_times
@@ -92,7 +91,7 @@ def test_products_equal_dense_ones(d: int, k: int, width: int, dtype: torch.dtyp
     assert error(times(values, features, right), z @ right.double()) < 1e-5
     product = left.double() @ right.double().T
     assert error(sample(left, right, features), product.gather(1, features.long())) < 1e-5
-    pattern = rows.Rows(features.flatten(), k, width, dtype)
+    pattern = rows.FixedKEntries(features.flatten(), k, width, dtype)
     transposed, sums = transposed_times(values, pattern._by_feature, left)
     assert error(transposed, z.T @ left.double()) < 1e-5
     assert error(sums, z.sum(0)) < 1e-5
@@ -174,7 +173,7 @@ def train(device: str, run: Run) -> tuple[list[float], Parameters]:
     x = draw(run.batch + run.width, 24).to(device)
     mean, square = x.mean(0).cpu(), float(x.square().sum(1).mean())
     stored = Moments(mean, (square / 24) ** 0.5, square - float(mean.square().sum()))
-    trainee = Trainee(run, 0, stored, stored, (x, x))
+    trainee = Trainer(run, 0, stored, stored, (x, x))
     fvu = []
     for i in range(steps):
         fvu.append(float(trainee.step(i, x[: run.batch], x[: run.batch]).fvu))
@@ -216,7 +215,7 @@ def test_a_diverging_step_on_a_gpu_leaves_the_parameters_alone() -> None:
     x = draw(64, 24).relu()
     square = float(x.square().sum(1).mean())
     stored = Moments(x.mean(0).cpu(), (square / 24) ** 0.5, square - float(x.mean(0).square().sum()))
-    trainee = Trainee(run, 0, stored, stored, (x, x))
+    trainee = Trainer(run, 0, stored, stored, (x, x))
     trainee.step(0, x, x)
     before = {name: value.detach().clone() for name, value in trainee.parameters.named()}
     with pytest.raises(ArithmeticError, match="the loss is nan at step 1"):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from circuitloom.activations.moments import Moments
+from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
-from circuitloom.dictionaries.objective import evaluate_terms
-from circuitloom.dictionaries.paper import PaperCoordinates
-from circuitloom.dictionaries.trainee import Trainee
+from circuitloom.dictionaries.training.objective import evaluate_terms
+from circuitloom.dictionaries.training.paper_loss import PaperCoordinates
+from circuitloom.dictionaries.training.trainer import Trainer
 
 D, WIDTH, TOKENS = 12, 40, 256
 
@@ -30,13 +30,13 @@ def moments(x: torch.Tensor) -> Moments:
     return Moments(x.mean(0), 1.0, float((x - x.mean(0)).square().sum(1).mean()))
 
 
-def trained(kind: str, coordinates: PaperCoordinates, skip: bool = False) -> Trainee:
+def trained(kind: str, coordinates: PaperCoordinates, skip: bool = False) -> Trainer:
     site = {"kind": "sae"} if kind == "sae" else {}
     keys = {"tokens": TOKENS * 20, "batch": TOKENS, "learning_rate": 1e-2, "sparsity": 1e-3, "name": "r"}
     run = Run(width=WIDTH, act="relu", loss="paper", skip=skip, **keys, **site)
     x, y = draw(1) + 0.5, draw(2) - 0.3
     target = x if kind == "sae" else y
-    student = Trainee(run, 0, moments(x), moments(target), (x, target), coordinates)
+    student = Trainer(run, 0, moments(x), moments(target), (x, target), coordinates)
     for i in range(20):
         student.step(i, x, target)
     return student
@@ -75,7 +75,7 @@ def test_an_sae_subtracts_the_bias_that_it_adds() -> None:
     student = trained("sae", PaperCoordinates(None, centred=False))
     assert student.parameters.b_in is student.parameters.b_dec
     x = draw(3)
-    fresh = Trainee(student.run, 0, moments(x), moments(x), (x, x), PaperCoordinates(None, False))
+    fresh = Trainer(student.run, 0, moments(x), moments(x), (x, x), PaperCoordinates(None, False))
     fresh.restore(student.state())
     assert torch.equal(fresh.dictionary()(x), student.dictionary()(x))
 
@@ -85,7 +85,7 @@ def test_training_leaves_the_stored_mean_as_it_is() -> None:
     x = draw(1) + 0.5
     stored = moments(x)
     before = stored.mean.clone()
-    student = Trainee(run, 0, stored, stored, (x, x), PaperCoordinates(None, centred=False))
+    student = Trainer(run, 0, stored, stored, (x, x), PaperCoordinates(None, centred=False))
     student.step(0, x, x)
     assert not torch.equal(student.parameters.b_dec, before), "nothing was trained"
     assert torch.equal(stored.mean, before)

@@ -13,7 +13,7 @@ from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, tiny_gpt2, tiny_l
 
 from circuitloom.config import Run
 from circuitloom.dictionaries.dictionary import load_dictionary
-from circuitloom.dictionaries.published import import_run, import_transcoder, read_published
+from circuitloom.dictionaries.formats.published import import_run, import_transcoder, read_published
 from circuitloom.language_model.model import LanguageModel, Site, load
 
 WIDTH = 64

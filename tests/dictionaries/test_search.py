@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from circuitloom.config import Run
-from circuitloom.dictionaries import selection
-from circuitloom.dictionaries.parameters import Parameters
-from circuitloom.dictionaries.search import largest_of_block, largest_of_rows, reaching
-from circuitloom.dictionaries.selection import select
+from circuitloom.dictionaries.training import selection
+from circuitloom.dictionaries.training.parameters import Parameters
+from circuitloom.dictionaries.training.selection import largest_of_block, largest_of_rows, reaching, select
 
 SHAPES = {
     "groups of 16": (13, 2048, 8),

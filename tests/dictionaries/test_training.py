@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from circuitloom.activations.moments import Moments
+from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
-from circuitloom.dictionaries import abreast
-from circuitloom.dictionaries import train as training
 from circuitloom.dictionaries.dictionary import load_dictionary, save_dictionary
-from circuitloom.dictionaries.train import train
-from circuitloom.dictionaries.trainee import Trainee, learning_rate, sparsity_weight
+from circuitloom.dictionaries.training import sweep as abreast
+from circuitloom.dictionaries.training import sweep as training
+from circuitloom.dictionaries.training.sweep import train
+from circuitloom.dictionaries.training.trainer import Trainer, learning_rate, sparsity_weight
 
 D, BATCH = 16, 256
 ACTS = {
@@ -51,12 +51,12 @@ def moments(x: torch.Tensor) -> Moments:
     return Moments(x.mean(0), math.sqrt(square / x.shape[1]), square - float(x.mean(0).square().sum()))
 
 
-def trainee(data: dict[str, torch.Tensor], **keys) -> Trainee:
+def trainee(data: dict[str, torch.Tensor], **keys) -> Trainer:
     run = Run(
         **{"width": 64, "batch": BATCH, "tokens": BATCH * 60, "learning_rate": 1e-2, "name": "r", **keys}
     )
     x, y = data[run.site_in], data[run.site_out]
-    return Trainee(run, 0, moments(x), moments(y), (x, y))
+    return Trainer(run, 0, moments(x), moments(y), (x, y))
 
 
 def reader(data: dict[str, torch.Tensor], seen: list[int] | None = None):
@@ -135,7 +135,7 @@ def test_a_saved_dictionary_is_the_same_when_loaded(data, tmp_path) -> None:
 
 
 def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
-    def sweep() -> list[Trainee]:
+    def sweep() -> list[Trainer]:
         return [trainee(data, name=name, seed=3, **keys) for name, keys in ACTS.items()]
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -179,14 +179,14 @@ def test_runs_side_by_side_end_as_each_does_alone(
         train([alone], reader(data), tmp_path / name)
     torch.set_num_threads(threads)
     at_work: set[int] = set()
-    step = Trainee.step
+    step = Trainer.step
 
     def seen(self, *args):
         at_work.add(threading.get_ident())
         assert torch.get_num_threads() == 1
         return step(self, *args)
 
-    monkeypatch.setattr(Trainee, "step", seen)
+    monkeypatch.setattr(Trainer, "step", seen)
     train([together for _, together in made.values()], reader(data), tmp_path)
     assert torch.get_num_threads() == threads
     assert (at_work == {threading.get_ident()}) == (threads == 1)
@@ -198,7 +198,7 @@ def test_runs_side_by_side_end_as_each_does_alone(
 def test_large_runs_take_turns_with_all_threads(data, tmp_path, with_threads, monkeypatch) -> None:
     monkeypatch.setattr(abreast, "SMALL", 2 * 64 * D - 1)
     torch.set_num_threads(2)
-    with abreast.in_turn_or_abreast([trainee(data, name=name) for name in "ab"]) as for_each:
+    with abreast.run_in_parallel([trainee(data, name=name) for name in "ab"]) as for_each:
         for_each(lambda run: None if torch.get_num_threads() == 2 else pytest.fail("threads were taken"))
 
 
@@ -217,7 +217,7 @@ def test_large_runs_take_turns_with_all_threads(data, tmp_path, with_threads, mo
     ],
 )
 def test_as_many_runs_side_by_side_as_take_the_least_time(runs, threads, side_by_side) -> None:
-    assert abreast.runs_abreast(runs, threads) == side_by_side
+    assert abreast.parallel_runs(runs, threads) == side_by_side
 
 
 @pytest.mark.parametrize("saving", [0, 2, 5])

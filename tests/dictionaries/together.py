@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from circuitloom.activations.moments import Moments
+from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
 from circuitloom.dictionaries.dictionary import save_dictionary
-from circuitloom.dictionaries.paper import PaperCoordinates
-from circuitloom.dictionaries.parameters import PER_FEATURE
-from circuitloom.dictionaries.reduction import BatchSplit, FeatureSplit, Reduction
-from circuitloom.dictionaries.train import train
-from circuitloom.dictionaries.trainee import Trainee
+from circuitloom.dictionaries.training.collectives import Collectives, DataParallel, TensorParallel
+from circuitloom.dictionaries.training.paper_loss import PaperCoordinates
+from circuitloom.dictionaries.training.parameters import PER_FEATURE
+from circuitloom.dictionaries.training.sweep import train
+from circuitloom.dictionaries.training.trainer import Trainer
 
 D, BATCH, STEPS, WIDTH = 16, 128, 30, 64
 CASES = {
@@ -39,7 +39,7 @@ CASES = {
 }
 WEAK = {"dead": slice(8, None, 2), "dead-apart": slice(40, None)}
 """Features that begin so weak that they are never among the largest."""
-SPLITS = {"batch": BatchSplit, "features": FeatureSplit}
+SPLITS = {"batch": DataParallel, "features": TensorParallel}
 
 
 def make_data() -> dict[str, torch.Tensor]:
@@ -56,13 +56,13 @@ def moments(x: torch.Tensor) -> Moments:
     return Moments(x.mean(0), math.sqrt(square / x.shape[1]), square - float(x.mean(0).square().sum()))
 
 
-def make_trainee(name: str, reduction: Reduction) -> Trainee:
+def make_trainee(name: str, reduction: Collectives) -> Trainer:
     keys = {"width": WIDTH, "batch": BATCH, "tokens": BATCH * STEPS, "learning_rate": 1e-2, "name": name}
     # some processors are fast at bfloat16, in which sums over halves of a batch differ
     run, data = Run(**{**keys, "precision": "float32", **CASES[name]}), make_data()
     x, y = data[run.site_in], data[run.site_out]
     paper = PaperCoordinates(None, centred=run.kind != "sae") if run.loss == "paper" else None
-    trainee = Trainee(run, 0, moments(x), moments(y), (x, y), paper, reduction)
+    trainee = Trainer(run, 0, moments(x), moments(y), (x, y), paper, reduction)
     if name in WEAK:
         weak = torch.zeros(WIDTH, dtype=torch.bool)
         weak[WEAK[name]] = True
@@ -76,7 +76,7 @@ class Killed(Exception):
     """What stands for a kill."""
 
 
-def train_case(name: str, folder: Path, reduction: Reduction, kill_at: int | None = None) -> Trainee:
+def train_case(name: str, folder: Path, reduction: Collectives, kill_at: int | None = None) -> Trainer:
     """Train one case in `folder`, from its checkpoint if there is one; also keep the last step's gradients."""
     data, share = make_data(), reduction.share(BATCH)
 

@@ -3,9 +3,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from circuitloom.evaluation.concepts import Code, best_features, score_columns, score_features
+from circuitloom.evaluation.concepts import (
+    SparseActivations,
+    best_features,
+    label,
+    score_columns,
+    score_features,
+)
 from circuitloom.evaluation.held_out import HeldOut
-from circuitloom.evaluation.labels import label
 
 CONCEPTS = ("caught", "semicolon", "year")
 
@@ -29,9 +34,9 @@ def make_labels(n_tokens: int, density: float, seed: int = 0):
     return label(table, HeldOut(token, document, scored, ~scored)), has
 
 
-def sparse(z: torch.Tensor) -> Code:
+def sparse(z: torch.Tensor) -> SparseActivations:
     token, feature = z.nonzero(as_tuple=True)
-    return Code(token.int(), feature.int(), z[token, feature], z.shape[1])
+    return SparseActivations(token.int(), feature.int(), z[token, feature], z.shape[1])
 
 
 def f1_above(z, threshold, has):

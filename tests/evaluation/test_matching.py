@@ -4,10 +4,15 @@ import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
 
 from circuitloom.config import Evaluation
-from circuitloom.evaluation.labels import label
-from circuitloom.evaluation.matching import encode, match_bases, match_dictionaries, scored_activations
+from circuitloom.core.tables import FEATURE_CONCEPT, write_table
+from circuitloom.evaluation.concept_matching import (
+    encode,
+    match_bases,
+    match_dictionaries,
+    scored_activations,
+)
+from circuitloom.evaluation.concepts import label
 from circuitloom.language_model.model import Site
-from circuitloom.tables import FEATURE_CONCEPT, write_table
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def test_activations_are_those_of_the_scored_positions_in_order(model, held_out)
 
 
 def test_a_code_is_the_dense_code_without_its_zeros(model, monkeypatch):
-    monkeypatch.setattr("circuitloom.evaluation.matching.ENCODED_AT_ONCE", 30)
+    monkeypatch.setattr("circuitloom.evaluation.concept_matching.ENCODED_AT_ONCE", 30)
     dictionary, x = make_dictionary(model), torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
     code = encode(dictionary, x)
     dense = torch.zeros(100, 40)

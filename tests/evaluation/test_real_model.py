@@ -7,9 +7,9 @@ import torch
 
 from circuitloom.config import Evaluation
 from circuitloom.corpus.tokenizer import load_tokenizer
-from circuitloom.evaluation.baseline import baseline_rows
 from circuitloom.evaluation.held_out import HeldOut
 from circuitloom.evaluation.metrics import prediction_sums, targets
+from circuitloom.evaluation.scoring import baseline_rows
 from circuitloom.language_model.model import load
 
 

@@ -6,11 +6,17 @@ import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
 
 from circuitloom.config import Evaluation
-from circuitloom.evaluation.baseline import baseline_rows, site_means
+from circuitloom.core.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_table
 from circuitloom.evaluation.names import TOGETHER
-from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score
+from circuitloom.evaluation.scoring import (
+    baseline_rows,
+    histogram_rows,
+    metric_row,
+    read_baselines,
+    score,
+    site_means,
+)
 from circuitloom.language_model.model import Site
-from circuitloom.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_table
 
 
 @pytest.fixture(scope="module")

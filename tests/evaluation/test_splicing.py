@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
 
-from circuitloom.evaluation.splicing import Substitute, constant, reconstruct, splicing
+from circuitloom.evaluation.scoring import Substitute, constant, reconstruct, splicing
 from circuitloom.language_model.model import Site
 
 

@@ -2,9 +2,17 @@ import pyarrow as pa
 import pytest
 
 from circuitloom.config import Run
-from circuitloom.evaluation.gathering import basis_rows, concept_scores, gather, run_rows
+from circuitloom.core.tables import (
+    CONCEPT_SCORE,
+    FEATURE_CONCEPT,
+    METRIC,
+    PARETO,
+    RUN,
+    read_table,
+    write_table,
+)
 from circuitloom.evaluation.pareto import draw_pareto, pareto_table
-from circuitloom.tables import CONCEPT_SCORE, FEATURE_CONCEPT, METRIC, PARETO, RUN, read_table, write_table
+from circuitloom.evaluation.summary import basis_rows, concept_scores, gather, run_rows
 
 RUNS = [
     Run(name="tc", width=64, k=8),

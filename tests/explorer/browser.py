@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuitloom.explorer.serve import HOST, start
+from circuitloom.explorer.app import HOST, start
 
 SCREENSHOTS = Path(__file__).parents[2] / "results" / "screenshots"
 KNOWN = ("custom wheel sensitivity", "ReadPixels")
@@ -57,7 +57,7 @@ class Visit:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The address of an explorer of the profile in `folder`."""
+    """The address of an explorer of the study in `folder`."""
     server = start(folder, 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

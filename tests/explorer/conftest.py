@@ -1,15 +1,15 @@
-"""A made-up profile and an explorer of it: once for all tests here that need a browser, which share a process."""
+"""A made-up study and an explorer of it: once for all tests here that need a browser, which share a process."""
 
 from pathlib import Path
 
 import pytest
 from tests.explorer.browser import serving, visiting
-from tests.explorer.made_up import make_profile
+from tests.explorer.made_up import make_study
 
 
 @pytest.fixture(scope="session")
 def made_up(tmp_path_factory) -> Path:
-    return make_profile(tmp_path_factory.mktemp("explorer") / "made-up")
+    return make_study(tmp_path_factory.mktemp("explorer") / "made-up")
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
-"""A profile of made-up tables whose every string means harm: what is shown of them must be text."""
+"""A study of made-up tables whose every string means harm: what is shown of them must be text."""
 
 from pathlib import Path
 from typing import Any
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.tables import TABLES, write_table
+from circuitloom.core.tables import TABLES, write_table
 
 HOSTILE = (
     "<img src=x onerror=window.hacked=1>", "</script><script>window.hacked=2</script>",
@@ -13,7 +13,7 @@ HOSTILE = (
     "日本", "\u202eabc", "&lt;",
 )  # fmt: skip
 RUN, SAE, NEURONS, LAYERS, WIDTH = "tc-topk8-300", "sae-topk8-300", "neurons", (0, 1), 300
-STUDY = "it's <i>hostile</i>"
+TRACE = "it's <i>hostile</i>"
 SCHEMAS = {table.name: table for table in TABLES}
 Rows = list[dict[str, Any]]
 
@@ -22,7 +22,7 @@ def token(number: int) -> str:
     return HOSTILE[number % len(HOSTILE)]
 
 
-def make_profile(folder: Path) -> Path:
+def make_study(folder: Path) -> Path:
     """Tables and catalogue in `folder`."""
     for name, rows in _corpus().items():
         _write(folder / "corpus", name, rows)
@@ -174,8 +174,8 @@ def _weights(layer: int) -> dict[str, Rows]:
 
 
 def _circuit() -> dict[str, Rows]:
-    own = {"study": STUDY}
-    study = own | {"run": RUN, "prompt": " ".join(HOSTILE[:3]), "tokens": list(HOSTILE), "target": "logits",
+    own = {"trace": TRACE}
+    trace = own | {"run": RUN, "prompt": " ".join(HOSTILE[:3]), "tokens": list(HOSTILE), "target": "logits",
                    "dtype": "float32", "n_active": 20, "n_nodes": 26, "n_edges": 60, "identity_error": 1e-7,
                    "replacement_score": 0.8, "completeness_score": 0.9, "completeness_strict": 0.8,
                    "frozen_error": 1e-7, "free_correlation": 0.7, "seconds": 1.0}  # fmt: skip
@@ -213,4 +213,4 @@ def _circuit() -> dict[str, Rows]:
     ]
     change = own | {"intervention": 0, "root": roots[0], "frozen": True, "kind": "ablate", "label": "all",
                     "before": 2.0, "features": ["0/7@1"], "after": 1.0}  # fmt: skip
-    return {"study": [study], "node": nodes, "edge": edges, "path": path, "intervention": [change]}
+    return {"trace": [trace], "node": nodes, "edge": edges, "path": path, "intervention": [change]}

@@ -2,16 +2,16 @@
 
 import pytest
 
-from circuitloom.explorer.circuit_graph import (
+from circuitloom.explorer.circuit_view import (
     EDGES,
-    Circuit,
+    CircuitRows,
     elements,
     parse_groups,
     prune,
     style,
     write_groups,
 )
-from circuitloom.explorer.workbench import live_circuit
+from circuitloom.explorer.prompt_service import live_circuit
 
 BLANK = dict.fromkeys(
     ("run", "layer", "feature", "position", "token", "activation", "value", "probability", "remainder")
@@ -38,7 +38,7 @@ def edge(source: int, target: int, effect: float):
             "effect": effect, "effect_frozen": effect, "effect_free": effect}  # fmt: skip
 
 
-CIRCUIT = Circuit(
+CIRCUIT = CircuitRows(
     NODES,
     [edge(0, 5, 2.0), edge(1, 5, -1.0), edge(2, 5, 0.5), edge(3, 0, 4.0), edge(0, 2, 1.0), edge(4, 5, 9.0)],
 )
@@ -76,7 +76,7 @@ def test_what_is_grouped_stays_when_it_is_pruned() -> None:
 def test_of_too_many_edges_the_largest_beside_their_targets_largest_are_drawn() -> None:
     many = [node(i, "embedding", 1.0, position=i) for i in range(EDGES + 50)]
     roots = [node(9000, "logit", None, is_root=True), node(9001, "logit", None, is_root=True)]
-    circuit = Circuit(
+    circuit = CircuitRows(
         [*many, *roots], [edge(i, 9000, 1.0 + i) for i in range(EDGES + 50)] + [edge(0, 9001, 1e-9)]
     )
     part = prune(circuit, 1.0, {})

@@ -4,7 +4,7 @@ import pytest
 from tests.explorer.made_up import LAYERS, RUN, WIDTH, _features
 
 from circuitloom.explorer.asking import Asking
-from circuitloom.explorer.listing import page, statement
+from circuitloom.explorer.pages.features import page, statement
 
 ROWS = _features(RUN, LAYERS[1])["feature"]
 

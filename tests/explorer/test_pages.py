@@ -4,18 +4,18 @@ import re
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
-from tests.explorer.made_up import HOSTILE, RUN, STUDY
+from tests.explorer.made_up import HOSTILE, RUN, TRACE
 
 from circuitloom.catalog.output import printable
+from circuitloom.core.formatting import visible
 from circuitloom.explorer.urls import feature_link, link
-from circuitloom.wording import visible
 
 PAGES = {
     "overview": "/",
     "dictionaries": f"/dictionaries?layer=0&run={RUN}",
     "features": f"/features?run={RUN}&layer=1",
     "feature": feature_link(RUN, 1, 7),
-    "circuits": link("circuits", study=STUDY, node="0"),
+    "circuits": link("circuits", trace=TRACE, node="0"),
     "try": "/try",
     "sql": link("sql", query="SELECT token FROM token"),
 }
@@ -61,7 +61,7 @@ def test_a_page_is_reached_by_its_name_in_the_bar(visit, name) -> None:
 
 
 def test_what_is_shown_of_a_circuit_is_in_the_address_and_comes_back(visit) -> None:
-    visit.open(link("circuits", study=STUDY), "#circuit-graph canvas")
+    visit.open(link("circuits", trace=TRACE), "#circuit-graph canvas")
     visit.settle()
     before = visit.text("#circuit-note")
     visit.page.focus("[role=slider]")
@@ -79,7 +79,7 @@ def test_what_is_shown_of_a_circuit_is_in_the_address_and_comes_back(visit) -> N
 
 
 def test_a_node_is_chosen_by_keyboard_and_what_is_known_of_it_is_shown(visit) -> None:
-    visit.open(link("circuits", study=STUDY), "#circuit-graph canvas")
+    visit.open(link("circuits", trace=TRACE), "#circuit-graph canvas")
     visit.settle()
     visit.page.focus("#circuit-node")
     visit.page.keyboard.press("Enter")
@@ -97,7 +97,7 @@ def test_a_node_is_chosen_by_keyboard_and_what_is_known_of_it_is_shown(visit) ->
 
 
 def test_a_click_on_a_node_opens_it_and_selected_nodes_become_a_group(visit) -> None:
-    visit.open(link("circuits", study=STUDY, groups="years:0,1"), "#circuit-graph canvas")
+    visit.open(link("circuits", trace=TRACE, groups="years:0,1"), "#circuit-graph canvas")
     visit.settle()
     note = visit.text("#circuit-note")
     box = visit.page.locator("#circuit-graph").bounding_box()
@@ -242,9 +242,9 @@ def test_the_console_runs_a_select_by_keyboard(visit) -> None:
         ("/feature?run=none", "needs run, layer and feature"),
         ("/feature?run=none&layer=x&feature=1", "layer='x' in the address is no whole number"),
         ("/features?run=none", "none has no features here; choose from"),
-        ("/circuits?study=none", "none is no circuit of this profile; choose from"),
-        (f"/circuits?study={quote(STUDY)}&share=2", "share='2' in the address is no share"),
-        (f"/circuits?study={quote(STUDY)}&groups=a:b", "are no groups"),
+        ("/circuits?trace=none", "none is no circuit of this study; choose from"),
+        (f"/circuits?trace={quote(TRACE)}&share=2", "share='2' in the address is no share"),
+        (f"/circuits?trace={quote(TRACE)}&groups=a:b", "are no groups"),
         ("/dictionaries?measure=none", "measure='none' in the address is none"),
         ("/nowhere", "there is no page nowhere"),
     ],

@@ -28,7 +28,7 @@ def visit(request, browser):
 
 def best_feature(catalogue: Asking) -> dict:
     """A feature of the traced run: the best for the concept of those caught, else the one that fires most."""
-    traced = "WHERE run IN (SELECT run FROM study)"
+    traced = "WHERE run IN (SELECT run FROM trace)"
     concept = f"SELECT run, layer, feature FROM features_of_concept('caught_passive') {traced} LIMIT 1"
     usual = f"SELECT run, layer, feature FROM feature {traced} ORDER BY n_tokens DESC LIMIT 1"
     return catalogue.run(concept).first or catalogue.run(usual).first
@@ -37,15 +37,15 @@ def best_feature(catalogue: Asking) -> dict:
 def test_every_page_of_real_results_opens(visit) -> None:
     catalogue, name = visit.catalogue, visit.name
     feature = best_feature(catalogue)
-    studies = [row["study"] for row in catalogue.ask("studies").rows]
-    study = "agreement" if "agreement" in studies else studies[0]
-    root = next(row for row in catalogue.ask("nodes", study=study).rows if row["kind"] == "feature")
+    traces = [row["trace"] for row in catalogue.ask("traces").rows]
+    trace = "agreement" if "agreement" in traces else traces[0]
+    root = next(row for row in catalogue.ask("nodes", trace=trace).rows if row["kind"] == "feature")
     pages = {
         "overview": ("/", "#page .tile"),
         "dictionaries": ("/dictionaries", "#pareto .points path"),
         "features": (link("features", run=feature["run"], layer=feature["layer"]), ".ag-cell a"),
         "feature": (feature_link(**feature), "#feature-connections table"),
-        "circuit": (link("circuits", study=study, node=root["node"]), "#circuit-about h3"),
+        "circuit": (link("circuits", trace=trace, node=root["node"]), "#circuit-about h3"),
         "sql": (link("sql", query="FROM metric ORDER BY run, layer"), "#sql-result .ag-cell"),
     }
     for page, (path, wait) in pages.items():

@@ -6,13 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.explorer.made_up import RUN, make_profile
+from tests.explorer.made_up import RUN, make_study
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.explorer.app import PAGES, make_app
+from circuitloom.explorer.app import HOST, PAGES, make_app, start
 from circuitloom.explorer.asking import Asking
-from circuitloom.explorer.jobs import KEPT, Jobs
-from circuitloom.explorer.serve import HOST, start
+from circuitloom.explorer.prompt_service import KEPT, JobQueue
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_without_a_catalogue_the_remedy_is_named(tmp_path) -> None:
 
 
 def test_a_catalogue_made_anew_is_read_anew(tmp_path: Path) -> None:
-    folder = make_profile(tmp_path / "profile")
+    folder = make_study(tmp_path / "study")
     catalogue = Asking(folder)
     before = catalogue.edition
     assert catalogue.ask("contents").first["runs"] == 2
@@ -86,7 +85,7 @@ def test_a_catalogue_made_anew_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_many_ask_at_once_while_the_catalogue_is_made_anew(made_up, tmp_path) -> None:
-    folder = tmp_path / "profile"
+    folder = tmp_path / "study"
     shutil.copytree(made_up, folder)
     catalogue, found, wrong = Asking(folder), [], []
 
@@ -112,7 +111,7 @@ def _fails() -> None:
 
 
 def test_a_job_says_what_it_does_is_done_once_and_a_failed_one_is_tried_again() -> None:
-    jobs, go, seen = Jobs(), threading.Event(), []
+    jobs, go, seen = JobQueue(), threading.Event(), []
 
     def work(say) -> str:
         say("working")
@@ -135,7 +134,7 @@ def test_a_job_says_what_it_does_is_done_once_and_a_failed_one_is_tried_again() 
 
 
 def test_only_the_latest_results_are_kept() -> None:
-    jobs = Jobs()
+    jobs = JobQueue()
     for i in range(KEPT + 5):
         assert jobs.start(i, lambda say: "old").finished.wait(10)
     jobs.start("last", lambda say: None).finished.wait(10)

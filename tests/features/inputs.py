@@ -10,12 +10,12 @@ from tests.activations.inputs import make_tokens
 from tests.models import VOCABULARY
 
 from circuitloom.config.features import Features
+from circuitloom.core.tables import read_table
 from circuitloom.corpus.tokens import Tokens
 from circuitloom.evaluation.held_out import hold_out_rows
-from circuitloom.features.basis import Basis
-from circuitloom.features.tabulate import tabulate
+from circuitloom.features.basis import FeatureBasis
+from circuitloom.features.tabulation import tabulate
 from circuitloom.language_model.model import LanguageModel, Site
-from circuitloom.tables import read_table
 
 WIDTH, LAYER = 24, 1
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
@@ -23,7 +23,7 @@ NAMES = ("activation", "code", "example", "feature", "histogram")
 CONFIG = Features(examples=7, bands=3, band_examples=4, before=5, after=3, bins=6, batch=3)
 
 
-def make_basis(model: LanguageModel, digest: str = "tied") -> Basis:
+def make_basis(model: LanguageModel, digest: str = "tied") -> FeatureBasis:
     """Few levels, so that most activations are tied; feature 3 never fires, feature 4 always does."""
     generator = torch.Generator().manual_seed(0)
     site = Site("mlp_in", LAYER)
@@ -38,10 +38,10 @@ def make_basis(model: LanguageModel, digest: str = "tied") -> Basis:
         return token, feature, z[token, feature]
 
     decoder = torch.randn(WIDTH, d, generator=generator)
-    return Basis("tied", LAYER, site, WIDTH, encode, decoder, True, weight.norm(dim=1), bias, digest)
+    return FeatureBasis("tied", LAYER, site, WIDTH, encode, decoder, True, weight.norm(dim=1), bias, digest)
 
 
-def dense(basis: Basis, model: LanguageModel, tokens: Tokens) -> np.ndarray:
+def dense(basis: FeatureBasis, model: LanguageModel, tokens: Tokens) -> np.ndarray:
     """Activations at all positions of the flattened token array, 0 where a position does not count."""
     part = hold_out_rows(tokens, slice(None))
     with torch.inference_mode():
@@ -63,7 +63,9 @@ class Case:
         return [row for row in rows if all(row[key] == value for key, value in equal.items())]
 
 
-def write(model: LanguageModel, folder: Path, basis: Basis | None = None, config: Features = CONFIG) -> Case:
+def write(
+    model: LanguageModel, folder: Path, basis: FeatureBasis | None = None, config: Features = CONFIG
+) -> Case:
     """The tables of `basis` in `folder`, read back."""
     basis, tokens = basis or make_basis(model), make_tokens(40)
     paths = {name: folder / "layer1" / f"{name}.parquet" for name in NAMES}

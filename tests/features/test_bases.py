@@ -8,8 +8,8 @@ from tests.evaluation.inputs import make_dictionary
 from tests.models import VOCABULARY
 
 from circuitloom.features.basis import dictionary_basis, neuron_basis
-from circuitloom.features.logits import write_logits
-from circuitloom.features.spill import stable_order
+from circuitloom.features.external_sort import stable_order
+from circuitloom.features.logit_effects import write_logits
 from circuitloom.language_model.model import Site
 from circuitloom.language_model.residual import neuron_rows, read_norm, read_unembedding
 

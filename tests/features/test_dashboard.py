@@ -1,6 +1,6 @@
 """Examples as HTML."""
 
-from circuitloom.features.dashboard import examples_html
+from circuitloom.features.examples import examples_html
 
 ROW = {
     "activation": 4.0,

@@ -8,10 +8,10 @@ from tests.activations.inputs import make_tokens
 from tests.features.inputs import make_basis, write
 from tests.models import CONTEXT
 
-from circuitloom import partial
+from circuitloom.core import atomic_io as partial
+from circuitloom.core.tables import read_table
 from circuitloom.evaluation.held_out import hold_out_rows
-from circuitloom.features import spill
-from circuitloom.tables import read_table
+from circuitloom.features import external_sort as spill
 
 
 class Stopped(Exception):

@@ -7,8 +7,9 @@ import pytest
 from tests.features.inputs import CONFIG, LAYER, STRINGS, WIDTH, make_basis, write
 from tests.models import CONTEXT
 
-from circuitloom.features import chunks, spill
-from circuitloom.tables import TABLES
+from circuitloom.core.tables import TABLES
+from circuitloom.features import external_sort as chunks
+from circuitloom.features import external_sort as spill
 
 
 @pytest.fixture(

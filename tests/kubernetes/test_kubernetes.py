@@ -1,4 +1,4 @@
-"""The profile for Kubernetes against a stand-in for a cluster: what pods ask for, get, and leave in the bucket."""
+"""The study for Kubernetes against a stand-in for a cluster: what pods ask for, get, and leave in the bucket."""
 
 import importlib.util
 import os
@@ -47,12 +47,12 @@ def as_checkout(project: Project) -> None:
         subprocess.run(["git", *command], cwd=project.folder, check=True)
 
 
-def run_corpus(far: Project, server: Server, config: Path, profile: str) -> subprocess.CompletedProcess[str]:
+def run_corpus(far: Project, server: Server, config: Path, study: str) -> subprocess.CompletedProcess[str]:
     """Make the corpus in pods, into the bucket."""
     return subprocess.run(
         [
             str(SNAKEMAKE), "corpus", "--workflow-profile", "workflow/profiles/kubernetes", "--container-image", IMAGE,
-            "--seconds-between-status-checks", "1", *server.options, "--configfile", profile,
+            "--seconds-between-status-checks", "1", *server.options, "--configfile", study,
         ],
         cwd=far.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
         env=server.environment | {
@@ -65,12 +65,12 @@ def run_corpus(far: Project, server: Server, config: Path, profile: str) -> subp
 def test_pods_get_the_sources_and_leave_results_in_the_bucket(tmp_path: Path) -> None:
     far, near = copy_project(tmp_path / "far"), copy_project(tmp_path / "near")
     resources = {"threads": 2, "memory": {"corpus": 1000}}
-    profile, _ = (project.config("spread", resources=resources) for project in (far, near))
+    study, _ = (project.config("spread", resources=resources) for project in (far, near))
     as_checkout(far)
     environment = image_environment(tmp_path / "image")
     api = Api(tmp_path / "cluster", environment, failing={"label_concepts"})
     with s3_server() as server, kubernetes(api) as config:
-        run = run_corpus(far, server, config, profile)
+        run = run_corpus(far, server, config, study)
         logs = "\n".join(log.read_text()[-2000:] for log in api.folder.glob("*/log"))
         assert run.returncode == 0, run.stdout[-3000:] + logs
         server.fetch(tmp_path / "bucket")
@@ -86,7 +86,7 @@ def test_pods_get_the_sources_and_leave_results_in_the_bucket(tmp_path: Path) ->
     # the checkout's library came with the sources
     assert (pods[0].folder / "lib" / "circuitloom" / "__init__.py").is_file()
 
-    local = near.snakemake("corpus", profile=profile)
+    local = near.snakemake("corpus", study=study)
     assert local.returncode == 0, local.stdout[-3000:]
     assert differences(tmp_path / "bucket" / "results" / "tiny", near.results) == []
 
@@ -99,9 +99,9 @@ def test_the_storage_plugin_alone_sees_folders_that_pods_make(tmp_path: Path) ->
     snakefile.write_text(snakefile.read_text().replace("\nlook_again_for_folders()\n", "\n"))
     as_checkout(far)
     api = Api(tmp_path / "cluster", image_environment(tmp_path / "image"), failing=set())
-    profile = far.config("spread", resources={"threads": 2})
+    study = far.config("spread", resources={"threads": 2})
     with s3_server() as server, kubernetes(api) as config:
-        run = run_corpus(far, server, config, profile)
+        run = run_corpus(far, server, config, study)
     # the pod itself did its work
     if {pod.code for pod in api.pods.values()} != {0}:
         pytest.exit(run.stdout[-3000:], returncode=1)

@@ -9,9 +9,8 @@ import torch
 from tests.models import VOCABULARY
 
 from circuitloom.config.language_model import Pretrain
-from circuitloom.corpus.token_store import write_tokens
 from circuitloom.corpus.tokenizer import Tokenizer, word_tokenizer
-from circuitloom.corpus.tokens import Tokens, open_tokens
+from circuitloom.corpus.tokens import Tokens, open_tokens, write_tokens
 
 CONTEXT = 16
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.language_model.inputs import make_tokens
 
-from circuitloom.language_model.batches import Batches
+from circuitloom.language_model.pretraining import Batches
 
 
 def test_an_epoch_has_every_sequence_once_but_the_last(tmp_path):

@@ -8,8 +8,8 @@ import torch
 from tests.language_model.inputs import make_hub_repository, make_legacy
 from tests.models import CONTEXT, VOCABULARY, tiny_gpt2
 
-from circuitloom.config.shape import shape_of
-from circuitloom.language_model import legacy
+from circuitloom.config.model_shape import shape_of
+from circuitloom.language_model import legacy_format as legacy
 from circuitloom.language_model.model import Site, load
 
 NAME = "NeelNanda/GELU_2L16W_test"

@@ -7,7 +7,7 @@ import torch
 from tests.language_model.inputs import make_legacy
 from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, tiny_gpt2, tiny_model
 
-from circuitloom.language_model import legacy
+from circuitloom.language_model import legacy_format as legacy
 from circuitloom.language_model.model import LanguageModel, Site, load
 
 TOKENS = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))

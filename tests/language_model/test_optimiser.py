@@ -4,8 +4,7 @@ import pytest
 import torch
 from tests.language_model.inputs import make_config, make_tokens
 
-from circuitloom.language_model.optimiser import Optimiser, schedule
-from circuitloom.language_model.pretrain import build
+from circuitloom.language_model.pretraining import Optimiser, build, schedule
 
 
 def test_the_learning_rate_rises_holds_and_falls_to_zero():

@@ -12,10 +12,10 @@ import torch
 from tests.language_model.inputs import CONTEXT, make_config, make_tokenizer, make_tokens
 from tests.models import VOCABULARY
 
+from circuitloom.core.tables import read_table
 from circuitloom.corpus.tokens import open_tokens
 from circuitloom.language_model.model import load
-from circuitloom.language_model.pretrain import pretrain
-from circuitloom.tables import read_table
+from circuitloom.language_model.pretraining import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_killed_and_resumed_gives_the_same_weights_and_losses(kill_at, corpus, u
 
 
 def test_what_is_resumed_is_not_trained_again(corpus, tmp_path, monkeypatch):
-    from circuitloom.language_model import pretrain as module
+    from circuitloom.language_model import pretraining as module
 
     output, taken, backward = tmp_path / "model", [], module._backward
     assert killed(corpus, output, 16)
@@ -116,7 +116,7 @@ def test_a_training_begun_under_another_config_is_not_continued(corpus, undistur
 )
 def test_what_tells_two_corpora_apart_tells_their_checkpoints_apart(change, tmp_path, monkeypatch):
     """One byte stream can be several token arrays."""
-    from circuitloom.language_model import pretrain as module
+    from circuitloom.language_model import pretraining as module
 
     marks = []
 

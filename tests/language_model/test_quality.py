@@ -12,14 +12,19 @@ from tests.language_model.inputs import CONTEXT, make_tokens
 from tests.models import VOCABULARY, tiny_gpt2
 from torch import Tensor, nn
 
+from circuitloom.core.tables import DOCUMENT, LANGUAGE_MODEL, PRETRAINING, write_table
 from circuitloom.corpus.chronicle.grammar import vocabulary, write
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
 from circuitloom.language_model.anatomy import Anatomy
-from circuitloom.language_model.figures import figures
 from circuitloom.language_model.model import LanguageModel, load
-from circuitloom.language_model.plot import plot_pretraining
-from circuitloom.language_model.quality import cross_entropy, document_losses, grammar_distance, greater_than
-from circuitloom.tables import DOCUMENT, LANGUAGE_MODEL, PRETRAINING, write_table
+from circuitloom.language_model.pretraining import plot_pretraining
+from circuitloom.language_model.quality import (
+    cross_entropy,
+    document_losses,
+    figures,
+    grammar_distance,
+    greater_than,
+)
 
 
 class Bigram(nn.Module):

@@ -9,8 +9,8 @@ from tests.language_model.inputs import make_hub_repository, make_legacy, make_t
 from tests.models import CONTEXT, VOCABULARY, tiny_gpt2, tiny_llama
 
 from circuitloom.config import language_model as sections
+from circuitloom.language_model.installation import install
 from circuitloom.language_model.model import load
-from circuitloom.language_model.source import install
 
 TOKENS = torch.arange(4, 4 + CONTEXT)[None]
 
@@ -29,12 +29,12 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def from_path(path: Path) -> sections.Path:
-    return sections.Path(source="path", path=str(path))
+def from_path(path: Path) -> sections.ModelFolder:
+    return sections.ModelFolder(source="path", path=str(path))
 
 
-def from_hub(name: str, revision: str = "main") -> sections.Hub:
-    return sections.Hub(source="hub", name=name, revision=revision)
+def from_hub(name: str, revision: str = "main") -> sections.HubModel:
+    return sections.HubModel(source="hub", name=name, revision=revision)
 
 
 def test_a_folder_is_copied_whole_and_stays_valid_without_the_original(tokenizer, tmp_path):

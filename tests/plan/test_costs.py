@@ -6,18 +6,18 @@ from types import SimpleNamespace
 import pytest
 
 from circuitloom.config import load
-from circuitloom.plan import Machine, calibrate, check_disk, corpus_tokens, describe, plan
+from circuitloom.plan import MachineRates, calibrate, check_disk, corpus_tokens, describe, plan
 from circuitloom.plan.costs import works_of
 
 STUDY = {
-    "profile": "x",
+    "name": "x",
     "corpus": {"source": "chronicle", "train_tokens": 1_000_000, "validation_tokens": 10_000, "context": 64},
     "language_model": {"source": "pretrain", "layers": 2, "d_model": 16, "heads": 2, "tokens": 500_000},
     "activations": {"layers": [1], "tokens": 100_000, "dtype": "float16"},
     "training": {"width": 32, "k": 4, "tokens": 200_000},
     "dictionaries": {"a": {"act": ["topk", "relu"]}},
 }
-MACHINE = Machine(operations_per_second=1e12, free_bytes=1e12, device="a test")
+MACHINE = MachineRates(operations_per_second=1e12, free_bytes=1e12, device="a test")
 
 
 def costs(**changes):
@@ -86,9 +86,9 @@ def test_the_tokens_of_files_are_estimated_from_their_size(tmp_path) -> None:
 
 def test_a_disk_too_small_is_refused_with_the_stage_that_needs_most() -> None:
     study = load(STUDY)
-    full = Machine(1e12, 1e5, "a test")
+    full = MachineRates(1e12, 1e5, "a test")
     with pytest.raises(
-        ValueError, match=r"plan: the profile needs .* are free; make room, or lower what stage \w+ writes"
+        ValueError, match=r"plan: the study needs .* are free; make room, or lower what stage \w+ writes"
     ):
         check_disk(plan(study, full), full)
     check_disk(plan(study, MACHINE), MACHINE)
@@ -147,7 +147,7 @@ def test_a_corpus_lies_on_the_disk_twice_while_its_parts_are_put_together() -> N
     assert costs()["corpus"].disk == 1_010_000 * (2 * (2 + 4 + 2) + 1)
 
 
-def test_space_that_the_profile_takes_already_counts_as_free(tmp_path, monkeypatch) -> None:
+def test_space_that_the_study_takes_already_counts_as_free(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     assert calibrate(tmp_path / "none").free_bytes == 1000
     (tmp_path / "x").mkdir()

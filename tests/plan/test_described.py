@@ -6,21 +6,21 @@ import pytest
 import yaml
 
 from circuitloom.config import Run, load
-from circuitloom.plan import Machine, describe, described, plan
-from circuitloom.plan.dictionaries import step_load
+from circuitloom.plan import MachineRates, describe, described, plan
 from circuitloom.plan.gpus import PRODUCT_RATE, WRITERS, WRITTEN
+from circuitloom.plan.training import step_load
 
 CONFIG = Path(__file__).parents[2] / "config"
 NODE = yaml.safe_load((CONFIG / "machines" / "gpu-node-8.yaml").read_text())["machine"]
 
 
-def study(profile: str = "pythia-1.4b", machine: dict | None = None, **sections):
-    config = yaml.safe_load((CONFIG / "profiles" / f"{profile}.yaml").read_text())
+def study(name: str = "pythia-1.4b", machine: dict | None = None, **sections):
+    config = yaml.safe_load((CONFIG / "studies" / f"{name}.yaml").read_text())
     return load({**config, **sections, "machine": machine or NODE, "cases": {}})
 
 
-def costs(profile: str = "pythia-1.4b", machine: dict | None = None, **sections):
-    each = study(profile, machine, **sections)
+def costs(name: str = "pythia-1.4b", machine: dict | None = None, **sections):
+    each = study(name, machine, **sections)
     assert each.machine is not None
     return {cost.stage: cost for cost in plan(each, described(each.machine))}
 
@@ -79,7 +79,7 @@ def test_more_gpus_take_fewer_hours() -> None:
 def test_a_dictionary_beyond_one_gpu_is_split_and_that_is_said() -> None:
     machine = yaml.safe_load((CONFIG / "machines" / "cluster-512.yaml").read_text())["machine"]
     each = study("llama-70b", machine)
-    there: Machine = described(each.machine)  # type: ignore[arg-type]
+    there: MachineRates = described(each.machine)  # type: ignore[arg-type]
     found = plan(each, there)
     cost = next(cost for cost in found if cost.stage == "dictionaries")
     # 18 bytes of 2 x 2^24 x 8,192 weights are 4.9 TB, of 127 GB a GPU
@@ -108,7 +108,7 @@ def test_a_typing_error_in_a_machine_is_named() -> None:
 
 def test_a_stated_shape_is_checked_against_the_model() -> None:
     from circuitloom.config.language_model import Sizes
-    from circuitloom.config.shape import check_shape
+    from circuitloom.config.model_shape import check_shape
 
     sizes = Sizes(layers=2, d_model=8, d_mlp=32, heads=2, context=16, vocabulary=50)
     config = {"n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50}

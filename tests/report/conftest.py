@@ -1,27 +1,27 @@
-"""Reports of made-up profiles."""
+"""Reports of made-up studies."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.report.made_up_study import make_study
 from tests.report.page import Page, read_page
-from tests.report.profile import make_profile
 
-from circuitloom.report.write import Sources, write_report
+from circuitloom.report.write import ReportInputs, write_report
 
 
 @dataclass(frozen=True)
 class Written:
     """A report that was written."""
 
-    sources: Sources
+    sources: ReportInputs
     file: Path
     html: str
     page: Page
 
 
 def write(folder: Path, **keys) -> Written:
-    sources = make_profile(folder / "made", **keys)
+    sources = make_study(folder / "made", **keys)
     file = folder / "made" / "report.html"
     write_report(sources, file)
     html = file.read_text()
@@ -30,5 +30,5 @@ def write(folder: Path, **keys) -> Written:
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory) -> Written:
-    """The report of a profile with everything in it."""
+    """The report of a study with everything in it."""
     return write(tmp_path_factory.mktemp("report"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from circuitloom.tables import TABLES
+from circuitloom.core.tables import TABLES
 
 TABLE_OF = {table.name: table for table in TABLES}
 RUNS = {"tc-a": "transcoder", "tc-b": "transcoder", "sae-a": "sae"}

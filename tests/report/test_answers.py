@@ -6,8 +6,8 @@ import sys
 
 from circuitloom.catalog.entry import open_sandbox, run_statement
 from circuitloom.catalog.output import rows_of
+from circuitloom.core.formatting import shown
 from circuitloom.report.queries import FOLDER
-from circuitloom.wording import shown
 
 HOLDING_NO_TABLE = {"claims", "cases"}
 """Tables whose cells are put together from several columns."""

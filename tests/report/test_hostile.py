@@ -6,8 +6,8 @@ import pytest
 from tests.report.browser import opened
 from tests.report.conftest import write
 
+from circuitloom.core.formatting import token_text, visible
 from circuitloom.report.templates import policy, script_json
-from circuitloom.wording import token_text, visible
 
 TOKENS = {
     "a script": "<script>document.title='broken'</script>",
@@ -25,7 +25,7 @@ TOKENS = {
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A report with a study and a case of each token."""
+    """A report with a trace and a case of each token."""
     return write(tmp_path_factory.mktemp("hostile"), tokens=list(TOKENS.values()))
 
 
@@ -42,8 +42,8 @@ def test_a_hostile_token_is_shown_as_it_is(place: int, shown, hostile) -> None:
     graph = page.locator(f"figure.graph[data-graph='war{number}']")
     root = graph.locator(".node[data-n='0']")
     assert root.locator("text").evaluate("e => e.textContent") == token_text(token)
-    study = page.locator("article.study", has=page.locator(f"[data-graph='war{number}']"))
-    chip = study.locator("> .tokens .chip").nth(1)
+    trace = page.locator("article.trace", has=page.locator(f"[data-graph='war{number}']"))
+    chip = trace.locator("> .tokens .chip").nth(1)
     # the position stands behind the token
     assert chip.evaluate("e => e.firstChild.textContent") == token_text(token)
     graph.locator(".node[data-n='1']").dispatch_event("click")

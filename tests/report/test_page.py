@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from tests.report.conftest import write
+from tests.report.made_up_study import sources
 from tests.report.page import read_page
-from tests.report.profile import sources
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.report.write import Sources, write_report
+from circuitloom.report.write import ReportInputs, write_report
 
 
 def test_nothing_is_referred_to_outside_the_file(written) -> None:
@@ -64,14 +64,14 @@ def test_what_the_results_are_made_of_is_named(written) -> None:
         assert name.replace("made/", "corpus/") in written.page.text, name
 
 
-def empty_profile(folder: Path) -> Sources:
+def empty_study(folder: Path) -> ReportInputs:
     made = sources(folder, layers=())
     build_catalog(folder)
     return made
 
 
 def test_what_was_not_made_is_said_to_be_missing(tmp_path) -> None:
-    made = empty_profile(tmp_path / "empty")
+    made = empty_study(tmp_path / "empty")
     write_report(made, tmp_path / "report.html")
     text = " ".join(read_page((tmp_path / "report.html").read_text()).text.split())
     for line in (
@@ -105,7 +105,7 @@ def test_a_report_without_a_catalogue_is_refused_with_the_remedy(tmp_path) -> No
 
 
 def test_missing_weights_are_named_with_the_remedy(tmp_path) -> None:
-    made = empty_profile(tmp_path / "empty")
+    made = empty_study(tmp_path / "empty")
     (made.model / "model.safetensors").unlink()
     with pytest.raises(
         ValueError, match=r"model: there are no weights; make them with `snakemake language_model`"

@@ -6,10 +6,10 @@ import re
 import pytest
 from matplotlib.figure import Figure
 
+from circuitloom.core.formatting import number, shown, token_text
 from circuitloom.report.markdown import render_result
 from circuitloom.report.plots import spread
 from circuitloom.report.svg import inline_svg
-from circuitloom.wording import number, shown, token_text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The tiny profile through a real Slurm, a job of it killed in the middle, ends in the same files as a local run."""
+"""The tiny study through a real Slurm, a job of it killed in the middle, ends in the same files as a local run."""
 
 import importlib.util
 import os
@@ -38,14 +38,14 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 
 def start(project: Project, cluster: Cluster, *targets: str) -> subprocess.Popen[str]:
-    """Snakemake with the profile for Slurm."""
-    profile = project.config("spread", resources=RESOURCES)
+    """Snakemake with the study for Slurm."""
+    study = project.config("spread", resources=RESOURCES)
     command = [str(SNAKEMAKE), *targets, "--workflow-profile", "workflow/profiles/slurm", *HERE]
     # a plugin lies where the PYTHONPATH of this process says
     path = os.pathsep.join([str(project.folder / "lib"), os.environ.get("PYTHONPATH", "")])
     with (project.folder / "said").open("w") as said:
         return subprocess.Popen(
-            [*command, "--configfile", profile], cwd=project.folder, stdout=said, stderr=subprocess.STDOUT, text=True,
+            [*command, "--configfile", study], cwd=project.folder, stdout=said, stderr=subprocess.STDOUT, text=True,
             env=cluster.environment | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
 
@@ -65,7 +65,7 @@ def said(project: Project) -> str:
     return (project.folder / "said").read_text()[-4000:]
 
 
-def test_the_tiny_profile_through_slurm_equals_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_tiny_study_through_slurm_equals_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
     far, near = copy_project(tmp_path / "far"), copy_project(tmp_path / "near")
     process = start(far, cluster)
     try:
@@ -83,7 +83,7 @@ def test_the_tiny_profile_through_slurm_equals_a_local_run(cluster: Cluster, tmp
     assert (first.time, second.time) == ("12:00:00", "1-00:00:00")
     assert {job.state for job in jobs if job.number != first.number} == {"COMPLETED"}
 
-    local = near.snakemake("--max-threads", "1", profile=near.config("spread", resources=RESOURCES))
+    local = near.snakemake("--max-threads", "1", study=near.config("spread", resources=RESOURCES))
     assert local.returncode == 0, local.stdout[-4000:]
     assert len(list(far.results.rglob("*.parquet"))) > 80
     assert differences(far.results, near.results) == []

@@ -1,4 +1,4 @@
-"""The tiny profile with its results in a bucket: the same files as without."""
+"""The tiny study with its results in a bucket: the same files as without."""
 
 import importlib.util
 import os
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(project: Project, server: Server, *arguments: str, profile: str) -> str:
+def run(project: Project, server: Server, *arguments: str, study: str) -> str:
     """Snakemake with results in the bucket; what it says."""
     # one thread, as in the run without: how sums are split among threads decides their last bits
     command = [str(SNAKEMAKE), *arguments, "--cores", "2", "--max-threads", "1", *server.options]
     path = os.pathsep.join([str(project.folder / "lib"), os.environ["PYTHONPATH"]])
     done = subprocess.run(
-        [*command, "--configfile", profile], cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [*command, "--configfile", study], cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=3000, check=False, env=server.environment | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
@@ -32,15 +32,15 @@ def run(project: Project, server: Server, *arguments: str, profile: str) -> str:
 
 def test_results_in_a_bucket_equal_those_on_disk(tmp_path: Path) -> None:
     far, near = copy_project(tmp_path / "far"), copy_project(tmp_path / "near")
-    profile, _ = (project.config("tiny") for project in (far, near))
+    study, _ = (project.config("tiny") for project in (far, near))
     with s3_server() as server:
-        run(far, server, "dictionaries", profile=profile)
+        run(far, server, "dictionaries", study=study)
         # another machine, which has nothing but the bucket, goes on
         shutil.rmtree(far.folder / ".snakemake")
-        run(far, server, profile=profile)
+        run(far, server, study=study)
         assert not list(far.results.rglob("*.parquet"))
-        assert "Nothing to be done" in run(far, server, "--dry-run", profile=profile)
+        assert "Nothing to be done" in run(far, server, "--dry-run", study=study)
         server.fetch(tmp_path / "bucket")
-    local = near.snakemake("--max-threads", "1", profile=profile)
+    local = near.snakemake("--max-threads", "1", study=study)
     assert local.returncode == 0, local.stdout[-4000:]
     assert differences(tmp_path / "bucket" / "results" / "tiny", near.results) == []

@@ -1,4 +1,4 @@
-"""A copy of the project in which the tiny profile has run, and one in which nothing has."""
+"""A copy of the project in which the tiny study has run, and one in which nothing has."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.workflow.project import Project, copy_project
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """The tiny profile, run from nothing to its end."""
+    """The tiny study, run from nothing to its end."""
     project = copy_project(tmp_path_factory.mktemp("finished"))
     run = project.snakemake()
     assert run.returncode == 0, run.stdout[-4000:]

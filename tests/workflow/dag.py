@@ -1,4 +1,4 @@
-"""`python -m tests.workflow.dag PROFILE FILE`: every job of a study as its script is told of it, in order, pickled."""
+"""`python -m tests.workflow.dag STUDY FILE`: every job of a study as its script is told of it, in order, pickled."""
 
 import pickle
 import sys
@@ -9,12 +9,12 @@ from snakemake.script import Snakemake
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
 
-def jobs(profile: Path) -> list[dict]:
+def jobs(study: Path) -> list[dict]:
     """Jobs of the project in the current folder that run a script; each after those whose outputs it reads."""
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
-            config_settings=ConfigSettings(configfiles=[profile]),
+            config_settings=ConfigSettings(configfiles=[study]),
             snakefile=Path("workflow/Snakefile"),
         )
         workflow.dag(dag_settings=DAGSettings(forceall=True)).execute_workflow(executor="dryrun")
@@ -40,5 +40,5 @@ def _told(job) -> dict:
 
 
 if __name__ == "__main__":
-    profile, file = map(Path, sys.argv[1:])
-    file.write_bytes(pickle.dumps(jobs(profile)))
+    study, file = map(Path, sys.argv[1:])
+    file.write_bytes(pickle.dumps(jobs(study)))

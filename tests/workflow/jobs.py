@@ -85,15 +85,15 @@ class Study:
 
 
 @contextmanager
-def run_study(project: Project, profile: str) -> Iterator[Study]:
-    """Run all jobs of a profile in `project`; the process that they are forked from ends with the context."""
+def run_study(project: Project, study: str) -> Iterator[Study]:
+    """Run all jobs of a study in `project`; the process that they are forked from ends with the context."""
     file = project.folder / "jobs.pickle"
     told: dict[str, Any] = {
         "cwd": project.folder,
         "env": project.environment
         | {"PYTHONPATH": f"{project.folder / 'lib'}:{ROOT}", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
     }
-    dag = [sys.executable, "-m", "tests.workflow.dag", profile, str(file)]
+    dag = [sys.executable, "-m", "tests.workflow.dag", study, str(file)]
     made = subprocess.run(dag, **told, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-3000:]
     jobs = [Job(number, **job) for number, job in enumerate(pickle.loads(file.read_bytes()))]

@@ -13,7 +13,7 @@ QUICKSTART = ROOT / "results" / "quickstart"
 
 
 def run(results: Path) -> NotebookNode:
-    """The notebook, run on a profile's results; CellExecutionError where a cell raises."""
+    """The notebook, run on a study's results; CellExecutionError where a cell raises."""
     notebook = nbformat.read(NOTEBOOK, 4)
     client = NotebookClient(
         notebook,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PROFILE = "config/profiles/tiny.yaml"
+STUDY = "config/studies/tiny.yaml"
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
 
@@ -29,15 +29,15 @@ class Project:
     def environment(self) -> dict[str, str]:
         return os.environ | {"PYTHONPATH": str(self.folder / "lib"), "HF_HUB_OFFLINE": "1"}
 
-    def command(self, *arguments: str, profile: str = PROFILE) -> list[str]:
+    def command(self, *arguments: str, study: str = STUDY) -> list[str]:
         # --configfile last: it takes every word that follows
-        return [str(SNAKEMAKE), *arguments, "--cores", "2", "--configfile", profile]
+        return [str(SNAKEMAKE), *arguments, "--cores", "2", "--configfile", study]
 
     def snakemake(
-        self, *arguments: str, profile: str = PROFILE, timeout: int = 900
+        self, *arguments: str, study: str = STUDY, timeout: int = 900
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments, profile=profile), cwd=self.folder, env=self.environment, timeout=timeout,
+            self.command(*arguments, study=study), cwd=self.folder, env=self.environment, timeout=timeout,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
 
@@ -57,8 +57,8 @@ class Project:
         return names
 
     def config(self, name: str, replace: tuple[str, ...] = (), **sections: dict[str, Any]) -> str:
-        """A profile made of tiny's: some sections changed, those of `replace` replaced; its path in the project."""
-        config = yaml.safe_load((self.folder / PROFILE).read_text())
+        """A study made of tiny's: some sections changed, those of `replace` replaced; its path in the project."""
+        config = yaml.safe_load((self.folder / STUDY).read_text())
         for key, value in sections.items():
             config[key] = value if key in replace else {**config.get(key, {}), **value}
         if {"corpus", "dictionaries"} & set(replace):

@@ -12,7 +12,7 @@ from tests.workflow.project import Project
 
 from circuitloom.dictionaries.dictionary import load_dictionary
 
-WORKER = "circuitloom.dictionaries.worker"
+WORKER = "circuitloom.dictionaries.training.launch"
 # of topk a choice that rounding decides otherwise would set two trainings on ways of their own
 RELU = {"act": "relu", "sparsity": 0.01, "precision": "float32"}
 SWEEPS = {
@@ -26,13 +26,13 @@ TRAINED = [f"results/tiny/dictionaries/{sweep['name']}/{LAYER}" for sweep in SWE
 
 @pytest.fixture(scope="module")
 def trained(finished: Project, tmp_path_factory) -> tuple[Project, str]:
-    """A project in which each sweep has been trained on one layer, and its profile."""
+    """A project in which each sweep has been trained on one layer, and its study."""
     project = Project(tmp_path_factory.mktemp("together") / "project")
     shutil.copytree(finished.folder, project.folder)
-    profile = project.config("together", ("dictionaries",), dictionaries=SWEEPS)
-    run = project.snakemake(*TRAINED, profile=profile)
+    study = project.config("together", ("dictionaries",), dictionaries=SWEEPS)
+    run = project.snakemake(*TRAINED, study=study)
     assert run.returncode == 0, run.stdout[-4000:]
-    return project, profile
+    return project, study
 
 
 @pytest.mark.parametrize("run", ["two-batch", "two-features"])
@@ -47,12 +47,12 @@ def test_two_processes_train_what_one_trains(run: str, trained) -> None:
 
 @pytest.mark.parametrize("victim", ["worker", "job"])
 def test_a_killed_process_ends_all_and_a_rerun_ends_in_the_same_bits(victim: str, trained) -> None:
-    project, profile = trained
+    project, study = trained
     folder = project.results / "dictionaries" / "two-features" / LAYER
     before = load_dictionary(folder)
     shutil.rmtree(folder)
     process = subprocess.Popen(
-        project.command(*TRAINED, profile=profile), cwd=project.folder, env=project.environment,
+        project.command(*TRAINED, study=study), cwd=project.folder, env=project.environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -71,7 +71,7 @@ def test_a_killed_process_ends_all_and_a_rerun_ends_in_the_same_bits(victim: str
         assert "run again: it goes on from the last checkpoint" in said[0]
     time.sleep(2)
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-    again = project.snakemake(*TRAINED, profile=profile)
+    again = project.snakemake(*TRAINED, study=study)
     assert again.returncode == 0, again.stdout[-4000:]
     after = load_dictionary(folder)
     assert torch.equal(before.W_enc, after.W_enc)

@@ -92,7 +92,7 @@ def test_the_commands_server_runs_until_it_is_interrupted(finished) -> None:
     assert (process.returncode, errors) == (0, "")
 
 
-def test_a_profile_that_has_not_run_is_refused_by_one_line(finished) -> None:
+def test_a_study_that_has_not_run_is_refused_by_one_line(finished) -> None:
     command = [sys.executable, "-m", "circuitloom", "explore", "none"]
     run = subprocess.run(
         command, cwd=finished.folder, env=finished.environment, capture_output=True, text=True, check=False

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from tests.models import tiny_gpt2
-from tests.workflow.project import PROFILE, Project
+from tests.workflow.project import STUDY, Project
 
 WORDS = [" ".join(f"w{(i * 7 + j * j) % 60 + 4}" for j in range(40)) for i in range(60)]
 
 
-def refused(project: Project, message: str, *arguments: str, profile: str = PROFILE) -> None:
+def refused(project: Project, message: str, *arguments: str, study: str = STUDY) -> None:
     """The run fails, and says why in one line of its own without a traceback."""
-    run = project.snakemake(*arguments, profile=profile)
+    run = project.snakemake(*arguments, study=study)
     assert run.returncode != 0, run.stdout
     lines = [line for line in run.stdout.splitlines() if line.startswith("circuitloom: ")]
     assert any(re.search(message, line) for line in lines), run.stdout[-3000:]
@@ -45,7 +45,7 @@ def test_a_broken_config_stops_the_workflow_before_it_starts(fault: str, fresh: 
 
 
 def real_text(project: Project, **corpus: object) -> str:
-    """A profile that reads a text file through a tiny random model in a folder."""
+    """A study that reads a text file through a tiny random model in a folder."""
     model = project.folder / "model"
     if not model.exists():
         tiny_gpt2(model)
@@ -58,9 +58,9 @@ def real_text(project: Project, **corpus: object) -> str:
 
 
 def no_file(project: Project) -> str:
-    profile = real_text(project)
+    study = real_text(project)
     (project.folder / "text.jsonl").unlink()
-    return profile
+    return study
 
 
 def empty_text(project: Project) -> str:
@@ -79,23 +79,23 @@ def too_little_text(project: Project) -> str:
 
 def wrong_tokenizer(project: Project) -> str:
     """One that knows more tokens than the model has."""
-    profile = real_text(project)
+    study = real_text(project)
     config = project.folder / "model" / "config.json"
     config.write_text(config.read_text().replace('"vocab_size": 64', '"vocab_size": 40'))
-    return profile
+    return study
 
 
 def no_weights(project: Project) -> str:
-    profile = real_text(project)
+    study = real_text(project)
     (project.folder / "model" / "model.safetensors").unlink()
-    return profile
+    return study
 
 
 def damaged_weights(project: Project) -> str:
-    profile = real_text(project)
+    study = real_text(project)
     weights = project.folder / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:3000])
-    return profile
+    return study
 
 
 INPUT_FAULTS: dict[str, tuple[Callable[[Project], str], str]] = {
@@ -118,7 +118,7 @@ INPUT_FAULTS: dict[str, tuple[Callable[[Project], str], str]] = {
 @pytest.mark.parametrize("fault", INPUT_FAULTS)
 def test_a_broken_input_is_named(fault: str, fresh: Project) -> None:
     make, message = INPUT_FAULTS[fault]
-    refused(fresh, message, "measure_model", profile=make(fresh))
+    refused(fresh, message, "measure_model", study=make(fresh))
 
 
 def copy_of(finished: Project, tmp_path: Path) -> Project:
@@ -210,11 +210,11 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(
     )
 
 
-def test_a_profile_that_the_disk_cannot_hold_is_refused(fresh: Project) -> None:
+def test_a_study_that_the_disk_cannot_hold_is_refused(fresh: Project) -> None:
     huge = "corpus={train_tokens: 900_000_000_000_000}"
     refused(
         fresh,
-        r"plan: the profile needs .* GB and .* GB are free; make room, or lower",
+        r"plan: the study needs .* GB and .* GB are free; make room, or lower",
         "plan",
         "--config",
         huge,

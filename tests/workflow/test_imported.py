@@ -5,7 +5,7 @@ import shutil
 import torch
 from tests.workflow.project import Project
 
-from circuitloom.tables import read_table
+from circuitloom.core.tables import read_table
 
 D, WIDTH, LAYERS = 32, 48, 2
 """Of tiny's model, and of the files."""
@@ -21,7 +21,7 @@ def write_files(project: Project, seed: int) -> None:
 
 
 def published(project: Project) -> str:
-    """A profile of tiny whose one sweep is imported."""
+    """A study of tiny whose one sweep is imported."""
     write_files(project, seed=0)
     files = {
         "files": str(project.folder / "tc.{layer}.pt"),
@@ -32,28 +32,28 @@ def published(project: Project) -> str:
     return project.config("published", replace=("dictionaries",), dictionaries={"theirs": files})
 
 
-def imports(project: Project, *arguments: str, profile: str) -> int:
+def imports(project: Project, *arguments: str, study: str) -> int:
     """How many files would be imported; nothing would be trained."""
-    run = project.snakemake(*arguments, "--dry-run", "--quiet", "host", profile=profile)
+    run = project.snakemake(*arguments, "--dry-run", "--quiet", "host", study=study)
     assert run.returncode == 0, run.stdout
     assert "rule train_" not in run.stdout
     return run.stdout.count("rule import_theirs:")
 
 
 def test_files_are_imported_and_nothing_is_trained(fresh: Project) -> None:
-    assert imports(fresh, profile=published(fresh)) == LAYERS
+    assert imports(fresh, study=published(fresh)) == LAYERS
 
 
 def test_imported_dictionaries_are_scored_as_trained_ones_are(finished: Project, tmp_path) -> None:
     project = Project(shutil.copytree(finished.folder, tmp_path / "project"))
-    profile = published(project)
+    study = published(project)
     table = "results/tiny/evaluation/published/layer1/metric.parquet"
-    run = project.snakemake(table, profile=profile)
+    run = project.snakemake(table, study=study)
     assert run.returncode == 0, run.stdout[-4000:]
     (row,) = read_table(project.folder / table).to_pylist()
     assert (row["run"], row["layer"]) == ("published", 1)
     # what was made up stands for no MLP
     assert row["ce"] > row["ce_original"] and row["l0"] > 1
-    assert imports(project, table, profile=profile) == 0
+    assert imports(project, table, study=study) == 0
     write_files(project, seed=1)
-    assert imports(project, table, profile=profile) == 1
+    assert imports(project, table, study=study) == 1

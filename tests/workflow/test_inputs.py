@@ -11,13 +11,13 @@ def test_text_tokenizer_and_model_in_folders_are_inputs(fresh: Project) -> None:
     dataset.mkdir(parents=True)
     (model / "template.jinja").touch()
     (dataset / "train-0.parquet").touch()
-    profile = fresh.config(
+    study = fresh.config(
         "real",
         replace=("corpus", "language_model"),
         corpus={"source": "hub", "dataset": str(dataset.parent), "context": 32},
         language_model={"source": "path", "path": str(model)},
     )
-    run = fresh.snakemake("--dry-run", "language_model", "--quiet", "host", profile=profile)
+    run = fresh.snakemake("--dry-run", "language_model", "--quiet", "host", study=study)
     assert run.returncode == 0, run.stdout
     build, install = (
         re.search(rf"rule {rule}:\n +input: (.*)", run.stdout) for rule in ("build_corpus", "install_model")

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from tests.comparing import data_files, differences
 from tests.workflow.jobs import STAGES, Job, Study, run_study
-from tests.workflow.project import PROFILE, copy_project
+from tests.workflow.project import STUDY, copy_project
 
-from circuitloom.verification import find_damage
+from circuitloom.core.checksums import find_damage
 
 KILLS = 20
 SMALL = {
@@ -43,7 +43,7 @@ RESULTS = Path("results", "tiny")
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Iterator[Study]:
     project = copy_project(tmp_path_factory.mktemp("study"))
-    tiny = yaml.safe_load((project.folder / PROFILE).read_text())
+    tiny = yaml.safe_load((project.folder / STUDY).read_text())
     cases = {name: tiny["cases"][name] for name in CASES}
     with run_study(project, project.config("small", replace=("cases",), cases=cases, **SMALL)) as study:
         yield study
@@ -97,7 +97,7 @@ def test_a_stage_killed_at_20_random_moments_ends_in_the_same_files(
 
 
 def files(folder: Path) -> list[Path]:
-    """All that is recorded of a profile, file by file."""
+    """All that is recorded of a study, file by file."""
     return [folder / path for path in sorted(data_files(folder))]
 
 
@@ -119,7 +119,7 @@ def remove(file: Path, _: random.Random) -> None:
 
 
 @pytest.mark.parametrize("spoil", [flip, cut, remove])
-def test_every_file_of_a_profile_is_found_and_named_when_it_is_damaged(
+def test_every_file_of_a_study_is_found_and_named_when_it_is_damaged(
     spoil, study: Study, tmp_path: Path
 ) -> None:
     results, chance = study.copy(tmp_path) / RESULTS, random.Random(spoil.__name__)

@@ -10,7 +10,7 @@ import torch
 from tests.workflow.project import Project
 
 from circuitloom.activations.store import open_activations
-from circuitloom.verification import find_damage
+from circuitloom.core.checksums import find_damage
 
 JOBS = 3
 LAYERS = (0, 1)
@@ -18,13 +18,13 @@ LAYERS = (0, 1)
 
 @pytest.fixture(scope="module")
 def cached(finished: Project, tmp_path_factory) -> tuple[Project, str]:
-    """A project in which three jobs have cached the activations of `finished`, and its profile."""
+    """A project in which three jobs have cached the activations of `finished`, and its study."""
     project = Project(tmp_path_factory.mktemp("parts") / "project")
     shutil.copytree(finished.folder, project.folder)
-    profile = project.config("parts", activations={"jobs": JOBS})
-    run = project.snakemake("activations", profile=profile)
+    study = project.config("parts", activations={"jobs": JOBS})
+    run = project.snakemake("activations", study=study)
     assert run.returncode == 0, run.stdout[-4000:]
-    return project, profile
+    return project, study
 
 
 def parts_of(project: Project) -> list[str]:
@@ -46,20 +46,20 @@ def test_the_rows_are_those_of_one_job(layer: int, cached, finished) -> None:
 
 
 def test_parts_are_gone_and_nothing_is_stale(cached) -> None:
-    project, profile = cached
+    project, study = cached
     assert parts_of(project) == []
     assert list(find_damage(project.results)) == []
-    again = project.snakemake("activations", "--dry-run", profile=profile)
+    again = project.snakemake("activations", "--dry-run", study=study)
     assert "Nothing to be done" in again.stdout
 
 
 def test_after_a_kill_the_parts_that_are_done_stay(cached) -> None:
-    project, profile = cached
+    project, study = cached
     activations = project.results / "activations"
     before = (activations / "mlp_in" / "layer0.zarr" / "values" / "c" / "0" / "0").read_bytes()
     shutil.rmtree(activations / "mlp_in")
     process = subprocess.Popen(
-        project.command("activations", profile=profile), cwd=project.folder, env=project.environment,
+        project.command("activations", study=study), cwd=project.folder, env=project.environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -71,7 +71,7 @@ def test_after_a_kill_the_parts_that_are_done_stay(cached) -> None:
     assert 0 < len(done) < JOBS
     times = [project.results / "benchmarks" / f"cache_mlp_in_{part}.tsv" for part in done]
     began = [file.stat().st_mtime_ns for file in times]
-    again = project.snakemake("activations", profile=profile)
+    again = project.snakemake("activations", study=study)
     assert again.returncode == 0, again.stdout[-4000:]
     assert [file.stat().st_mtime_ns for file in times] == began, "what was done was done again"
     assert (activations / "mlp_in" / "layer0.zarr" / "values" / "c" / "0" / "0").read_bytes() == before

@@ -5,7 +5,7 @@ import os
 import pyarrow.parquet as pq
 import pytest
 
-from circuitloom.tables import TABLES, read_table
+from circuitloom.core.tables import TABLES, read_table
 
 STAGES = (
     "corpus",
@@ -95,7 +95,7 @@ def test_the_plan_is_printed_before_anything_runs(fresh) -> None:
     assert not (fresh.results / "corpus").exists()
 
 
-def test_the_report_holds_every_run_prompt_and_case_of_the_profile(finished) -> None:
+def test_the_report_holds_every_run_prompt_and_case_of_the_study(finished) -> None:
     from tests.report.page import read_page
 
     file = finished.results / "report.html"

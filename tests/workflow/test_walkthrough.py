@@ -20,7 +20,7 @@ def committed_one() -> NotebookNode:
     return nbformat.read(NOTEBOOK, 4)
 
 
-def test_the_walkthrough_holds_on_a_finished_profile(finished) -> None:
+def test_the_walkthrough_holds_on_a_finished_study(finished) -> None:
     assert len(re.findall(r"^- ", said(run(finished.results)), re.MULTILINE)) == CLAIMS
 
 

@@ -1,4 +1,4 @@
-"""Views and macros over all tables of the profile."""
+"""Views and macros over all tables of the study."""
 
 
 rule build_catalog:

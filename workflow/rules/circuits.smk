@@ -1,6 +1,6 @@
 """Circuits: of prompts, a job each; what weights alone say; and what behaviours depend on, basis by basis."""
 
-STUDY_TABLES = ("study", "node", "edge", "path", "intervention")
+TRACE_TABLES = ("trace", "node", "edge", "path", "intervention")
 NOT_OF_TRACING = ("run", "prompts", "behaviours", "weights")
 TRACING_KEYS = [key for key in section("circuits") if key not in NOT_OF_TRACING]
 VIEWS = f"{RESULTS}/circuits/weights"
@@ -18,33 +18,33 @@ rule trace_prompt:
         model=f"{RESULTS}/model",
         tokenizer=f"{RESULTS}/corpus/tokenizer",
         dictionaries=lambda wildcards: dictionary_folders(
-            [traced_run(wildcards.study)], STUDY.layers
+            [traced_run(wildcards.trace)], STUDY.layers
         ),
     output:
         **{
-            table: f"{RESULTS}/circuits/{{study}}/{table}.parquet"
-            for table in STUDY_TABLES
+            table: f"{RESULTS}/circuits/{{trace}}/{table}.parquet"
+            for table in TRACE_TABLES
         },
-        graph=f"{RESULTS}/circuits/{{study}}/graph.json",
+        graph=f"{RESULTS}/circuits/{{trace}}/graph.json",
         figure=report(
-            f"{RESULTS}/circuits/{{study}}/graph.png",
+            f"{RESULTS}/circuits/{{trace}}/graph.png",
             caption="../report/circuit.rst",
             category="Circuits",
-            subcategory="{study}",
+            subcategory="{trace}",
         ),
     log:
-        f"{RESULTS}/logs/trace_prompt_{{study}}.log",
+        f"{RESULTS}/logs/trace_prompt_{{trace}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/trace_prompt_{{study}}.tsv"
+        f"{RESULTS}/benchmarks/trace_prompt_{{trace}}.tsv"
     wildcard_constraints:
-        study="|".join(map(re.escape, STUDY.circuits.prompts)) or "none",
+        trace="|".join(map(re.escape, STUDY.circuits.prompts)) or "none",
     threads: split_cores(len(STUDY.circuits.prompts))
     resources:
         **needs("circuits", gpu=True),
     params:
         config=section("circuits", *TRACING_KEYS),
-        prompt=lambda wildcards: section("circuits")["prompts"][wildcards.study],
-        run=lambda wildcards: traced_run(wildcards.study),
+        prompt=lambda wildcards: section("circuits")["prompts"][wildcards.trace],
+        run=lambda wildcards: traced_run(wildcards.trace),
         context=STUDY.corpus.context,
         code=code("circuits_trace"),
     script:
@@ -99,7 +99,7 @@ for behaviour, keys in STUDY.circuits.behaviours.items():
             **needs("circuits", gpu=True),
         params:
             behaviour=section("circuits")["behaviours"][behaviour],
-            study=behaviour,
+            name=behaviour,
             runs=runs,
             layers=STUDY.layers,
             context=STUDY.corpus.context,
@@ -110,10 +110,10 @@ for behaviour, keys in STUDY.circuits.behaviours.items():
 
 
 TARGETS["circuits"] = [
-    f"{RESULTS}/circuits/{study}/{file}"
-    for study in STUDY.circuits.prompts
+    f"{RESULTS}/circuits/{trace}/{file}"
+    for trace in STUDY.circuits.prompts
     for file in (
-        *(f"{table}.parquet" for table in STUDY_TABLES),
+        *(f"{table}.parquet" for table in TRACE_TABLES),
         "graph.json",
         "graph.png",
     )

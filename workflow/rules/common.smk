@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# offline unless the profile names the hub: read by huggingface_hub when it is first imported
+# offline unless the study names the hub: read by huggingface_hub when it is first imported
 STAGES = [config.get(stage) for stage in ("corpus", "language_model")]
 if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,15 +16,15 @@ if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)
 from circuitloom.config import load
 from circuitloom.config.cases import KINDS
 from circuitloom.evaluation.names import NEURONS
-from circuitloom.language_model.files import PICKLED, TEXT, WEIGHTS, matching
-from circuitloom.provenance import code_hash
+from circuitloom.language_model.model_files import PICKLED, TEXT, WEIGHTS, matching
+from circuitloom.core.provenance import code_hash
 
 try:
     STUDY = load(config)
 except ValueError as error:
     raise WorkflowError(f"circuitloom: config: {error}") from None
 
-RESULTS = f"results/{STUDY.profile}"
+RESULTS = f"results/{STUDY.name}"
 EVALUATION = f"{RESULTS}/evaluation"
 MODEL_DTYPE = getattr(STUDY.language_model, "dtype", "float32")
 TARGETS = {}
@@ -76,7 +76,7 @@ def needs(stage, gpu=False):
 
 
 def lock_results():
-    """Hold results/PROFILE for this run, so that a second one is refused; a killed one leaves no lock behind."""
+    """Hold results/STUDY for this run, so that a second one is refused; a killed one leaves no lock behind."""
     from filelock import FileLock, Timeout
 
     Path(RESULTS).mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def lock_results():
         lock.acquire()
     except Timeout:
         raise WorkflowError(
-            f"circuitloom: another run is using {RESULTS}; wait for it, or choose another profile"
+            f"circuitloom: another run is using {RESULTS}; wait for it, or choose another study"
         )
     # kept for as long as this process lives
     globals()["RESULTS_LOCK"] = lock
@@ -192,9 +192,9 @@ def feature_files(run, layer):
     ]
 
 
-def traced_run(study):
+def traced_run(trace):
     """The transcoders that a prompt is traced through."""
-    return STUDY.circuits.prompts[study].run or STUDY.traced_run
+    return STUDY.circuits.prompts[trace].run or STUDY.traced_run
 
 
 def component_tables(runs):
@@ -204,7 +204,7 @@ def component_tables(runs):
 
 
 def rule_part(name):
-    """A study's name as part of a rule's."""
+    """A name as part of a rule's."""
     return re.sub(r"\W", "_", name)
 
 

@@ -1,4 +1,4 @@
-"""What the profile will cost, printed before anything runs."""
+"""What the study will cost, printed before anything runs."""
 
 
 rule plan:

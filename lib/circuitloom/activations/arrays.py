@@ -1,20 +1,56 @@
-"""Zarr arrays of rows, written and read at the speed of memory: shards of uncompressed chunks, each with its CRC-32C.
+"""Number formats of stored activations: how float32 rows are packed and unpacked. Zarr arrays of rows, written and
+read at the speed of memory: shards of uncompressed chunks, each with its CRC-32C.
 
-Any Zarr library reads them. What is written here is one layout of those that Zarr's sharding codec allows: all chunks
-of a shard in order and of one size, so that a chunk's place is known without looking it up. Rows of activations hardly
-compress (8 % at zstd's lowest level), and compressing takes ten times as long as writing.
-"""
+Any Zarr library reads them. What is written here is one layout of those that Zarr's sharding codec allows: all
+chunks of a shard in order and of one size, so that a chunk's place is known without looking it up. Rows of
+activations hardly compress (8 % at zstd's lowest level), and compressing takes ten times as long as writing."""
 
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import google_crc32c
 import numpy as np
+import torch
 import zarr
-from jaxtyping import Shaped
+from jaxtyping import Float, Num, Shaped
+from torch import Tensor
 from zarr.codecs import Crc32cCodec
+
+NumberFormat = Literal["float16", "bfloat16", "int8"]
+
+LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "int8": 3.38e38}
+"""Largest magnitude that each format holds."""
+TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+"""What the values of each format are in memory."""
+ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
+"""What they are on disk: Zarr has no bfloat16, so its bits are stored as uint16."""
+
+
+class Packed(NamedTuple):
+    """Rows in a number format."""
+
+    values: Num[Tensor, "row d"]
+    scales: Float[Tensor, " row"] | None
+    """What a row's integers are multiplied with (int8); None where the values speak for themselves."""
+
+
+def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
+    """A copy of `x`, rounded to `number_format`; int8 spreads ±127 over ± the largest magnitude of the row."""
+    if number_format != "int8":
+        return Packed(x.to(TORCH_DTYPE[number_format], copy=True), None)
+    largest = x.abs().amax(dim=1).float()
+    # an all-zero row divides by one
+    scales = torch.where(largest > 0, largest / 127, 1.0)
+    return Packed((x / scales[:, None]).round().to(torch.int8), scales)
+
+
+def unpack(packed: Packed) -> Float[Tensor, "row d"]:
+    """The float32 rows that `packed` stands for."""
+    values = packed.values.float()
+    return values if packed.scales is None else values.mul_(packed.scales[:, None])
+
 
 CHUNK_ROWS = 1024
 """Rows that are read at once at least: a training batch is a few chunks."""

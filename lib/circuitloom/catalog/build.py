@@ -1,12 +1,12 @@
-"""The catalogue of a profile: views over its Parquet files, and macros for what people ask; it holds no data."""
+"""The catalogue of a study: views over its Parquet files, and macros for what people ask; it holds no data."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
 
-from ..partial import replacing
-from ..tables import TABLES, Table
+from ..core.atomic_io import replacing
+from ..core.tables import TABLES, Table
 from .entry import NAME
 from .macros import macros
 
@@ -33,17 +33,17 @@ PLACES = {
     "features/*/*": ("feature", "histogram", "activation", "code", "example", "logit"),
     "circuits/weights/*/*": ("deembedding", "connection", "blind"),
     "circuits/*": (
-        "study", "node", "edge", "path", "intervention", "causal", "faithfulness", "feature_effect",
+        "trace", "node", "edge", "path", "intervention", "causal", "faithfulness", "feature_effect",
     ),
     "cases/*": ("claim", "outcome", "source", "faithfulness", "year", "component", "planted"),
 }  # fmt: skip
-"""Folder, in the profile's, to the tables whose files lie there; a table may lie in several."""
+"""Folder, in the study's, to the tables whose files lie there; a table may lie in several."""
 SPLIT = "features/*/*"
 """Where each run and layer has a file of its own, which is found by its name without opening the others."""
 
 
 def build_catalog(folder: Path) -> Path:
-    """Write the catalogue of the profile in `folder`, whole or not at all; returns its path.
+    """Write the catalogue of the study in `folder`, whole or not at all; returns its path.
 
     A table of which there is no file is a view without rows.
     Raises duckdb.Error where the disk is full.
@@ -65,7 +65,7 @@ def build_catalog(folder: Path) -> Path:
 
 
 def statements(folder: Path) -> Iterator[str]:
-    """What makes the catalogue of the profile in `folder`."""
+    """What makes the catalogue of the study in `folder`."""
     yield ROOT
     yield f"CREATE MACRO spacing() AS '{_spacing(folder)}'"
     # what a view or macro uses must be there before it

@@ -1,4 +1,4 @@
-"""The way into a profile's catalogue: read-only for notebooks, locked for statements from elsewhere."""
+"""The way into a study's catalogue: read-only for notebooks, locked for statements from elsewhere."""
 
 import json
 import re
@@ -43,7 +43,7 @@ _PLANNERS = {"json_serialize_plan"}
 
 
 def open_catalog(path: Path | str) -> DuckDBPyConnection:
-    """A read-only connection to the catalogue at `path`, a profile's folder or the catalogue itself.
+    """A read-only connection to the catalogue at `path`, a study's folder or the catalogue itself.
 
     Large sorts may spill into a folder beside the catalogue, which is removed again.
 

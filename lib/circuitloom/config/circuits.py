@@ -25,7 +25,7 @@ class Target(NamedTuple):
     feature: int | None = None
 
 
-class Place(NamedTuple):
+class FeaturePlace(NamedTuple):
     """A feature, at one position or at all."""
 
     layer: int
@@ -58,13 +58,13 @@ def parse_target(text: str) -> Target:
     )
 
 
-def parse_place(text: str) -> Place:
+def parse_place(text: str) -> FeaturePlace:
     """A feature as it is written: `3/235`, or `3/235@5` for one position. Raises ValueError where it is none."""
     found = re.fullmatch(r"(\d+)/(\d+)(?:@(-?\d+))?", text.strip())
     if not found:
         raise ValueError(f"{text!r} is no feature; write LAYER/NUMBER or LAYER/NUMBER@POSITION")
     layer, feature, position = found.groups()
-    return Place(int(layer), int(feature), int(position) if position else None)
+    return FeaturePlace(int(layer), int(feature), int(position) if position else None)
 
 
 def _is_target(text: str) -> str:

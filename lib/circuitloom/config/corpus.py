@@ -43,7 +43,7 @@ class _Text(_Corpus):
     """Share of the documents held out, where the source has no validation part of its own."""
 
 
-class Files(_Text):
+class TextFiles(_Text):
     """Local files: .txt (a document a line, or a file: see `document`), .jsonl or .json, .parquet."""
 
     source: Literal["files"]
@@ -60,7 +60,7 @@ class Files(_Text):
     """What a document is in a .txt file."""
 
 
-class Hub(_Text):
+class HubDataset(_Text):
     """A data set of the Hugging Face hub in Parquet form, streamed."""
 
     source: Literal["hub"]
@@ -81,7 +81,7 @@ class Hub(_Text):
     """Stop after about this many held-out tokens (whole sequences)."""
 
     @model_validator(mode="after")
-    def _splits_differ(self) -> "Hub":
+    def _splits_differ(self) -> "HubDataset":
         if self.validation_split == self.train_split:
             raise ValueError(
                 "validation_split is the training split; name another, or leave it out to hold out a share"
@@ -89,4 +89,4 @@ class Hub(_Text):
         return self
 
 
-Corpus = Annotated[Chronicle | Files | Hub, Field(discriminator="source")]
+Corpus = Annotated[Chronicle | TextFiles | HubDataset, Field(discriminator="source")]

@@ -46,7 +46,7 @@ class Pretrain(Model):
         return self
 
 
-class Path(Model):
+class ModelFolder(Model):
     """A folder in the Hugging Face layout."""
 
     source: Literal["path"]
@@ -80,7 +80,7 @@ class Sizes(Model):
     """Attention and MLP read the same residual stream."""
 
 
-class Hub(Model):
+class HubModel(Model):
     """A model of the Hugging Face hub; repositories in TransformerLens' legacy format included."""
 
     source: Literal["hub"]
@@ -95,4 +95,4 @@ class Hub(Model):
     """The model's sizes; null reads them from the hub. Stated ones are checked against the model's once it is there."""
 
 
-LanguageModel = Annotated[Pretrain | Path | Hub, Field(discriminator="source")]
+LanguageModel = Annotated[Pretrain | ModelFolder | HubModel, Field(discriminator="source")]

@@ -5,7 +5,7 @@ from pydantic import PositiveInt
 from .base import Model
 
 
-class Memory(Model):
+class JobMemory(Model):
     """Megabytes that a job of a stage asks for; each retry asks for twice as many."""
 
     corpus: PositiveInt = 8_000
@@ -30,7 +30,7 @@ class Memory(Model):
     """The answers of queries over all tables."""
 
 
-class Runtime(Model):
+class JobRuntime(Model):
     """Minutes that a job of a stage asks for; each retry asks for twice as many."""
 
     corpus: PositiveInt = 240
@@ -66,7 +66,7 @@ class Resources(Model):
     """Slurm's partition that jobs are sent to; null leaves the choice to the cluster."""
     gpu_partition: str | None = None
     """Slurm's partition for jobs that ask for a GPU; null: `partition`."""
-    memory: Memory = Memory()
+    memory: JobMemory = JobMemory()
     """Megabytes a job, by stage."""
-    runtime: Runtime = Runtime()
+    runtime: JobRuntime = JobRuntime()
     """Minutes a job, by stage."""

@@ -1,4 +1,4 @@
-"""The whole config of a profile: its sections, what they must agree on, and one clear line where they do not."""
+"""The whole config of a study: its sections, what they must agree on, and one clear line where they do not."""
 
 import re
 from functools import cached_property
@@ -18,16 +18,16 @@ from .features import Features
 from .language_model import LanguageModel, Pretrain
 from .machine import Machine
 from .messages import one_line, unknown_key
+from .model_shape import Shape, read_shape
 from .resources import Resources
-from .shape import Shape, read_shape
 
 M = TypeVar("M", bound=Model)
 
 
 class Study(Model):
-    """One profile: from which text, through which model, to which dictionaries."""
+    """One study: from which text, through which model, to which dictionaries."""
 
-    profile: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the folder under results/."""
     seed: NonNegativeInt = 0
     """Seed of the generated corpus, the model's initial weights and the order of the activations."""
@@ -227,6 +227,8 @@ def load(config: dict[str, Any]) -> Study:
 
     Raises ValueError with one line that names the key and the remedy.
     """
+    if "profile" in config and "name" not in config:
+        raise ValueError("profile: this key is called name now; rename it")
     return _validate(Study, config, "")
 
 

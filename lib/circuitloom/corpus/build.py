@@ -10,15 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import corpus as config
-from ..partial import discard, fingerprint, partial_folder
-from ..progress import progress
-from ..tables import TOKEN, write_table
+from ..core.atomic_io import discard, fingerprint, partial_folder
+from ..core.progress import progress
+from ..core.tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
-from .packing import Layout, pack
-from .parts import Parts, write_documents
+from .packing import Layout, PackedBlocks, pack, write_documents
 from .source import TRAIN, VALIDATION, Document, Source, open_source, text_hash
-from .token_store import SEQUENCES_A_SHARD, write_tokens
 from .tokenizer import Tokenizer, load_tokenizer, word_tokenizer
+from .tokens import SEQUENCES_A_SHARD, write_tokens
 
 OUTPUTS = ("tokenizer", "train.zarr", "validation.zarr", "document.parquet", "token.parquet")
 """What `build` makes, in its folder."""
@@ -89,16 +88,18 @@ def build(
         _finish(partial, folder)
 
 
-def _pack(section: config.Corpus, source: Source, layout: Layout, partial: Path) -> dict[str, Parts]:
+def _pack(section: config.Corpus, source: Source, layout: Layout, partial: Path) -> dict[str, PackedBlocks]:
     """All blocks of both splits; those that are there already are not made again."""
-    validation, train = (Parts(partial / split, split) for split in (VALIDATION, TRAIN))
+    validation, train = (PackedBlocks(partial / split, split) for split in (VALIDATION, TRAIN))
     _extend(validation, section.validation_tokens, source, layout, set())
     held_out = {text_hash(text) for text in validation.texts()}
     _extend(train, section.train_tokens, source, layout, held_out)
     return {TRAIN: train, VALIDATION: validation}
 
 
-def _extend(parts: Parts, tokens: int | None, source: Source, layout: Layout, unwanted: set[int]) -> None:
+def _extend(
+    parts: PackedBlocks, tokens: int | None, source: Source, layout: Layout, unwanted: set[int]
+) -> None:
     """Pack a split to about so many tokens, documents whose text has an unwanted hash left out."""
     split, cursor = parts.split, parts.cursor
     limit = None if tokens is None else max(1, tokens // layout.context)
@@ -127,7 +128,9 @@ def _unseen(documents: Iterator[Document], texts: set[int]) -> Iterator[Document
     return (document for document in documents if text_hash(document.text) not in texts)
 
 
-def _write(partial: Path, splits: dict[str, Parts], layout: Layout, attributes: dict[str, Any]) -> None:
+def _write(
+    partial: Path, splits: dict[str, PackedBlocks], layout: Layout, attributes: dict[str, Any]
+) -> None:
     layout.tokenizer.save(partial / "tokenizer")
     for split, parts in splits.items():
         write_tokens(partial / f"{split}.zarr", parts.arrays(), parts.cursor.sequences, attributes)
@@ -135,7 +138,7 @@ def _write(partial: Path, splits: dict[str, Parts], layout: Layout, attributes: 
     write_table(TOKEN, _token_table(splits[VALIDATION], layout.tokenizer), partial / "token.parquet")
 
 
-def _token_table(parts: Parts, tokenizer: Tokenizer) -> pa.Table:
+def _token_table(parts: PackedBlocks, tokenizer: Tokenizer) -> pa.Table:
     token, document = (np.concatenate(arrays) for arrays in zip(*parts.arrays(), strict=True))
     sequence, position = np.indices(token.shape)
     strings = pa.array(tokenizer.strings())

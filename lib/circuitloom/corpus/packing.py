@@ -1,14 +1,22 @@
-"""Documents laid end to end and cut into sequences, block by block."""
+"""Documents laid end to end and cut into sequences, block by block. What of a split has been packed so far, on disk:
+killed at any moment, the next run goes on from it."""
 
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Integer
 
+from ..core.atomic_io import flush, replace
+from ..core.tables import DOCUMENT, read_table, write_table
 from .source import Document
 from .tokenizer import Tokenizer
+from .tokens import SequenceArrays
 
 _BATCH = 1000
 
@@ -39,7 +47,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Block:
+class SequenceBlock:
     """Some sequences, and where the next ones begin."""
 
     token: Integer[np.ndarray, "sequence position"]
@@ -94,7 +102,7 @@ class _Piece:
 
 def pack(
     documents: Iterable[Document], layout: Layout, cursor: Cursor, block: int, limit: int | None = None
-) -> Iterator[Block]:
+) -> Iterator[SequenceBlock]:
     """Blocks of `block` sequences, the last one shorter; `documents` begin at the cursor's.
 
     Stops at `limit` sequences in all, or with the documents: what does not fill a sequence then is dropped.
@@ -153,7 +161,7 @@ def _advance(cursor: Cursor, sequences: int, taken: list[_Piece], pending: list[
     return Cursor(taken[-1].source.place + 1, taken[-1].document + 1, 0, done)
 
 
-def _block(taken: list[_Piece], layout: Layout, cursor: Cursor) -> Block:
+def _block(taken: list[_Piece], layout: Layout, cursor: Cursor) -> SequenceBlock:
     token = np.concatenate([piece.tokens for piece in taken]).astype(layout.dtype).reshape(-1, layout.stride)
     document = np.repeat([p.document for p in taken], [len(p.tokens) for p in taken]).astype(np.int32)
     document = document.reshape(-1, layout.stride)
@@ -165,4 +173,58 @@ def _block(taken: list[_Piece], layout: Layout, cursor: Cursor) -> Block:
         for piece in taken
         if piece.offset == 0
     ]
-    return Block(token, document, rows, cursor)
+    return SequenceBlock(token, document, rows, cursor)
+
+
+@dataclass(frozen=True)
+class PackedBlocks:
+    """The blocks of one split, a pair of files each; a block counts once its cursor is written."""
+
+    folder: Path
+    split: str
+
+    def __len__(self) -> int:
+        """Blocks that are whole."""
+        return len(list(self.folder.glob("*.json")))
+
+    def append(self, block: SequenceBlock) -> None:
+        """Write `block` behind those that are there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"{len(self):06d}"
+        np.savez(self.folder / f"{name}.npz", token=block.token, document=block.document)
+        rows = [{"split": self.split, **asdict(row)} for row in block.rows]
+        write_table(DOCUMENT, rows, self.folder / f"{name}.parquet")
+        flush(self.folder / f"{name}.npz")
+        replace(self.folder / f"{name}.json", json.dumps(asdict(block.cursor)).encode())
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the next block begins."""
+        if not len(self):
+            return Cursor()
+        return Cursor(**json.loads((self.folder / f"{len(self) - 1:06d}.json").read_text()))
+
+    def arrays(self) -> Iterator[SequenceArrays]:
+        """Token ids and document numbers of each block."""
+        for number in range(len(self)):
+            with np.load(self.folder / f"{number:06d}.npz") as part:
+                yield part["token"], part["document"]
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The documents that begin in each block."""
+        for number in range(len(self)):
+            yield read_table(self.folder / f"{number:06d}.parquet")
+
+    def texts(self) -> Iterator[str]:
+        """The text of every document, in order."""
+        for table in self.tables():
+            yield from table["text"].to_pylist()
+
+
+def write_documents(path: Path, parts: list[PackedBlocks]) -> None:
+    """The table DOCUMENT of some splits, a row group a block, so that it never is in memory whole."""
+    # page checksums: DuckDB reads flipped bytes without a word, pyarrow finds them
+    with pq.ParquetWriter(path, DOCUMENT.schema, compression="zstd", write_page_checksum=True) as writer:
+        for part in parts:
+            for table in part.tables():
+                writer.write_table(table)

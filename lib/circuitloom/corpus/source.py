@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import corpus as config
-from ..errors import first_line
+from ..core.errors import first_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -85,9 +85,9 @@ def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
     match section:
         case config.Chronicle():
             return _chronicle(seed)
-        case config.Files():
+        case config.TextFiles():
             return _files(section)
-        case config.Hub():
+        case config.HubDataset():
             return _hub(section)
 
 
@@ -126,7 +126,7 @@ def _chronicle_rows(seed: int, split: str, start: int) -> Iterator[dict[str, Any
         yield {"text": episode.text, "log_probability": episode.log_probability}
 
 
-def _files(section: config.Files) -> Source:
+def _files(section: config.TextFiles) -> Source:
     from datasets import load_dataset
 
     parts = {TRAIN: section.train, VALIDATION: section.validation or section.train}
@@ -178,7 +178,7 @@ def _characters(path: str) -> int:
     return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
-def _hub(section: config.Hub) -> Source:
+def _hub(section: config.HubDataset) -> Source:
     from datasets import load_dataset
 
     commit = None if Path(section.dataset).is_dir() else _resolve(section.dataset, section.revision)

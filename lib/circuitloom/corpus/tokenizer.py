@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from ..errors import first_line
+from ..core.errors import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..partial import replace
+from ..core.atomic_io import replace
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 

@@ -1,28 +1,77 @@
-"""Concept scores: how well one feature, above a threshold, says that a token takes part in a concept.
+"""Which concepts each scored token takes part in, and which half of the documents it lies in. Concept scores: how
+well one feature, above a threshold, says that a token takes part in a concept.
 
 The F1 of [z > threshold], feature and threshold chosen on one half of the documents and scored on the other.
 Candidate thresholds of a feature are activations of geometrically spaced rank, so that the number of tokens
 above a threshold is resolved to the same share for rare concepts and for frequent ones. Counting is by bins,
-in one pass for all thresholds.
-"""
+in one pass for all thresholds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .labels import Labels
+from .held_out import HeldOut
+
+
+@dataclass(frozen=True)
+class ConceptAnnotations:
+    """Concepts of the scored tokens, token by token (CSR)."""
+
+    names: tuple[str, ...]
+    """Names of the concepts, in the order of their numbers."""
+    start: Int[Tensor, " token_plus_1"]
+    """Concepts of token t are entries start[t] to start[t + 1]."""
+    concept: Int[Tensor, " entry"]
+    """Number of the concept of each entry; the last of every token is C = len(names), "any token"."""
+    choosing: Bool[Tensor, " token"]
+    """Tokens on which thresholds and features are chosen; the others are scored."""
+
+    def positives(self, choosing: bool) -> Int[Tensor, " concept"]:
+        """Tokens of one half that have each concept."""
+        token = torch.repeat_interleave(torch.arange(len(self.choosing)), self.start.diff())
+        mine = self.concept[self.choosing[token] == choosing]
+        return torch.bincount(mine, minlength=len(self.names) + 1)[:-1]
+
+
+def label(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotations:
+    """The labels of the scored tokens of `held_out`, from a concept table; even documents are for choosing.
+
+    A document is never split, so that no token of the scoring half shares its text with the choosing half.
+    """
+    place = torch.full(held_out.token.shape, -1)
+    place[held_out.scored] = torch.arange(held_out.n_tokens)
+    concepts = concepts.filter(pc.field("sequence") < len(held_out))
+    names, number = np.unique(concepts["concept"].cast(pa.string()).to_numpy(), return_inverse=True)
+    sequence, position = (
+        torch.from_numpy(concepts[c].to_numpy().astype(np.int64)) for c in ("sequence", "position")
+    )
+    token, number = place[sequence, position], torch.from_numpy(number)
+    token, number = token[token >= 0], number[token >= 0]
+    everyone = torch.arange(held_out.n_tokens)
+    token = torch.cat([token, everyone])
+    concept = torch.cat([number, torch.full_like(everyone, len(names))])
+    # by token, and within one by concept, so that "any token" comes last
+    order = (token * (len(names) + 1) + concept).argsort()
+    start = torch.cat(
+        [torch.zeros(1, dtype=torch.int64), torch.bincount(token, minlength=held_out.n_tokens).cumsum(0)]
+    )
+    choosing = held_out.document[held_out.scored] % 2 == 0
+    return ConceptAnnotations(tuple(names.tolist()), start, concept[order], choosing)
+
 
 CHUNK_COUNTS = 2**24
 """Counts (feature, threshold, concept) held at once."""
 
 
 @dataclass(frozen=True)
-class Code:
+class SparseActivations:
     """Activations of features on tokens, the non-zero ones (COO)."""
 
     token: Int[Tensor, " entry"]
@@ -31,19 +80,19 @@ class Code:
     width: int
     """Number of features, F."""
 
-    def features(self, low: int, high: int) -> "Code":
+    def features(self, low: int, high: int) -> "SparseActivations":
         """The entries of features `low` to `high`, numbered from 0."""
         mine = (self.feature >= low) & (self.feature < high)
-        return Code(self.token[mine], self.feature[mine] - low, self.value[mine], high - low)
+        return SparseActivations(self.token[mine], self.feature[mine] - low, self.value[mine], high - low)
 
-    def tokens(self, mine: Tensor) -> "Code":
+    def tokens(self, mine: Tensor) -> "SparseActivations":
         """The entries of the tokens where `mine` is true."""
         entries = mine[self.token]
-        return Code(self.token[entries], self.feature[entries], self.value[entries], self.width)
+        return SparseActivations(self.token[entries], self.feature[entries], self.value[entries], self.width)
 
 
 @dataclass(frozen=True)
-class Scores:
+class ConceptScores:
     """Of every feature and concept, at the threshold chosen; NaN where there is nothing to divide by."""
 
     f1_choosing: Float[Tensor, "feature concept"]
@@ -53,14 +102,16 @@ class Scores:
     f1: Float[Tensor, "feature concept"]
 
     @staticmethod
-    def concatenate(parts: Sequence["Scores"]) -> "Scores":
+    def concatenate(parts: Sequence["ConceptScores"]) -> "ConceptScores":
         """The scores of all features of `parts`, in order."""
-        return Scores(
+        return ConceptScores(
             *(torch.cat(columns) for columns in zip(*(vars(p).values() for p in parts), strict=True))
         )
 
 
-def score_features(code: Code, labels: Labels, thresholds: int, signed: bool = False) -> Scores:
+def score_features(
+    code: SparseActivations, labels: ConceptAnnotations, thresholds: int, signed: bool = False
+) -> ConceptScores:
     """Score every feature of `code` for every concept, with `thresholds` candidates a feature.
 
     Thresholds are 0 or more, unless `signed`: then `code` holds every token's value, and one may be negative.
@@ -70,35 +121,37 @@ def score_features(code: Code, labels: Labels, thresholds: int, signed: bool = F
         _score_chunk(code.features(low, min(low + columns, code.width)), labels, thresholds, signed)
         for low in range(0, code.width, columns)
     ]
-    return Scores.concatenate(parts)
+    return ConceptScores.concatenate(parts)
 
 
 def score_columns(
     values: Float[Tensor, "token feature"],
-    labels: Labels,
+    labels: ConceptAnnotations,
     thresholds: int,
     signed: bool = False,
     columns: int = 32,
-) -> Scores:
+) -> ConceptScores:
     """As `score_features`, of dense values, some at a time; only positive values count unless `signed`."""
     codes = (_columns(values[:, low : low + columns], signed) for low in range(0, values.shape[1], columns))
-    return Scores.concatenate([score_features(code, labels, thresholds, signed) for code in codes])
+    return ConceptScores.concatenate([score_features(code, labels, thresholds, signed) for code in codes])
 
 
-def _columns(values: Float[Tensor, "token feature"], signed: bool) -> Code:
+def _columns(values: Float[Tensor, "token feature"], signed: bool) -> SparseActivations:
     present = torch.ones_like(values, dtype=torch.bool) if signed else values > 0
     token, feature = present.nonzero(as_tuple=True)
-    return Code(token, feature, values[token, feature], values.shape[1])
+    return SparseActivations(token, feature, values[token, feature], values.shape[1])
 
 
-def _score_chunk(code: Code, labels: Labels, thresholds: int, signed: bool) -> Scores:
+def _score_chunk(
+    code: SparseActivations, labels: ConceptAnnotations, thresholds: int, signed: bool
+) -> ConceptScores:
     chosen_from, scored_on = code.tokens(labels.choosing), code.tokens(~labels.choosing)
     candidates = _candidates(chosen_from, thresholds, signed)
     ratios = _ratios(_counts(chosen_from, candidates, labels), labels.positives(choosing=True))
     f1_choosing, best = ratios[2].nan_to_num(0.0).max(1)
     held = _ratios(_counts(scored_on, candidates, labels), labels.positives(choosing=False))
     precision, recall, f1 = (each.gather(1, best[:, None])[:, 0] for each in held)
-    return Scores(f1_choosing, candidates.gather(1, best), precision, recall, f1)
+    return ConceptScores(f1_choosing, candidates.gather(1, best), precision, recall, f1)
 
 
 def _keys(feature: Int[Tensor, "*entry"], value: Float[Tensor, "*entry"]) -> Int[Tensor, "*entry"]:
@@ -114,7 +167,7 @@ def _values(keys: Int[Tensor, "*entry"], feature: Int[Tensor, "*entry"]) -> Floa
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int32).view(torch.float32)
 
 
-def _candidates(code: Code, thresholds: int, signed: bool) -> Float[Tensor, "feature threshold"]:
+def _candidates(code: SparseActivations, thresholds: int, signed: bool) -> Float[Tensor, "feature threshold"]:
     """Ascending thresholds of each feature, exceeded by n, ..., 1 of its n entries, in equal ratios.
 
     The lowest is 0, or with `signed` the smallest value. A feature without entries gets zeros.
@@ -134,7 +187,7 @@ def _candidates(code: Code, thresholds: int, signed: bool) -> Float[Tensor, "fea
 
 
 def _counts(
-    code: Code, candidates: Float[Tensor, "feature threshold"], labels: Labels
+    code: SparseActivations, candidates: Float[Tensor, "feature threshold"], labels: ConceptAnnotations
 ) -> Int[Tensor, "feature threshold concept_plus_1"]:
     """Tokens above each threshold that have each concept; the last concept is "any token"."""
     n_features, n_thresholds = candidates.shape
@@ -162,7 +215,9 @@ def _ratios(
     return hits / fires, hits / positives, 2 * hits / (fires + positives)
 
 
-def best_features(scores: Scores, labels: Labels, n_features: int, top: int = 1) -> Iterator[dict[str, Any]]:
+def best_features(
+    scores: ConceptScores, labels: ConceptAnnotations, n_features: int, top: int = 1
+) -> Iterator[dict[str, Any]]:
     """Of each concept the `top` features with the highest F1 on the choosing half: columns of the table.
 
     Rows of `scores` beyond `n_features` are the features' negative directions.

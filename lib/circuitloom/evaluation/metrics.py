@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-S = TypeVar("S", bound="Sums")
+S = TypeVar("S", bound="MetricSums")
 A = TypeVar("A", "ReconstructionSums", "PredictionSums", Tensor)
 K = TypeVar("K")
 
@@ -20,7 +20,7 @@ HISTOGRAM_LOWEST, HISTOGRAM_WIDTH = -7.0, 0.25
 
 
 @dataclass(frozen=True)
-class Sums:
+class MetricSums:
     """Sums over some tokens; adding two of them gives the sums over both sets of tokens."""
 
     def __add__(self: S, other: S) -> S:
@@ -35,7 +35,7 @@ def accumulate(totals: dict[K, A], key: K, part: A) -> None:
 
 
 @dataclass(frozen=True)
-class ReconstructionSums(Sums):
+class ReconstructionSums(MetricSums):
     """What the agreement of y and y_hat is computed from."""
 
     n: int
@@ -95,7 +95,7 @@ def reconstruction_sums(
 
 
 @dataclass(frozen=True)
-class FiringSums(Sums):
+class FiringSums(MetricSums):
     """How often each feature fires."""
 
     n: int
@@ -144,7 +144,7 @@ def density_histogram(
 
 
 @dataclass(frozen=True)
-class Targets:
+class PredictionTargets:
     """The predictions that count: from where, and of what."""
 
     source: Int[Tensor, " prediction"]
@@ -153,21 +153,23 @@ class Targets:
     """The token that follows."""
 
 
-def targets(token: Int[Tensor, "sequence position"], scored: Bool[Tensor, "sequence position"]) -> Targets:
+def targets(
+    token: Int[Tensor, "sequence position"], scored: Bool[Tensor, "sequence position"]
+) -> PredictionTargets:
     """Predictions from every scored position that has a next token."""
     sequence, position = scored[:, :-1].nonzero(as_tuple=True)
-    return Targets(sequence * token.shape[1] + position, token[sequence, position + 1])
+    return PredictionTargets(sequence * token.shape[1] + position, token[sequence, position + 1])
 
 
 def log_probabilities(
-    logits: Float[Tensor, "sequence position vocabulary"], which: Targets
+    logits: Float[Tensor, "sequence position vocabulary"], which: PredictionTargets
 ) -> Float[Tensor, "prediction vocabulary"]:
     """Log-probabilities of the next token at the predictions that count, float32."""
     return logits.flatten(0, 1)[which.source].float().log_softmax(-1)
 
 
 @dataclass(frozen=True)
-class PredictionSums(Sums):
+class PredictionSums(MetricSums):
     """What CE and KL are computed from."""
 
     n: int
@@ -190,7 +192,7 @@ class PredictionSums(Sums):
 
 def prediction_sums(
     logits: Float[Tensor, "sequence position vocabulary"],
-    which: Targets,
+    which: PredictionTargets,
     original: Float[Tensor, "prediction vocabulary"] | None = None,
 ) -> PredictionSums:
     """The sums over one batch; `original`: the untouched model's log-probabilities, without which KL is 0."""
@@ -198,7 +200,7 @@ def prediction_sums(
     divergence = torch.zeros_like(surprise)
     rows = max(1, CHUNK_ELEMENTS // logits.shape[-1])
     for start in range(0, len(which.source), rows):
-        chunk = Targets(which.source[start : start + rows], which.token[start : start + rows])
+        chunk = PredictionTargets(which.source[start : start + rows], which.token[start : start + rows])
         log_p = log_probabilities(logits, chunk)
         surprise -= log_p.gather(1, chunk.token[:, None]).sum(dtype=torch.float64)
         if original is not None:

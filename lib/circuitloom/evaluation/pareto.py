@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..colours import BLUE, VERMILION
-from ..figures import styled
-from ..tables import PARETO
+from ..core.plotting import BLUE, VERMILION, styled
+from ..core.tables import PARETO
 from .names import TOGETHER
 
 if TYPE_CHECKING:

@@ -1,17 +1,24 @@
-"""Dictionaries in place of what they reconstruct, on held-out tokens: rows of metric and histogram tables."""
+"""Running a language model with a reconstruction, or an ablation, in place of what a site holds. What every
+dictionary is measured against: the untouched model, and the model with a site ablated. Dictionaries in place of
+what they reconstruct, on held-out tokens: rows of metric and histogram tables."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.nn import functional as F
 
+from ..config.evaluation import Evaluation
+from ..core.progress import progress
+from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel, Site
-from ..progress import progress
-from ..tables import read_table
 from .held_out import HeldOut
 from .metrics import (
     FiringSums,
@@ -19,16 +26,169 @@ from .metrics import (
     ReconstructionSums,
     accumulate,
     density_histogram,
+    firing_sums,
     log_probabilities,
     prediction_sums,
+    reconstruction_sums,
     recovered,
     targets,
 )
-from .splicing import Substitute, splicing
+from .names import TOGETHER
+
+StandIn = Callable[[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]]
+"""(MLP input, value of the site), both of the scored tokens and float32, to what stands in for the value.
+
+At a site other than `mlp_out` the first argument is the value itself.
+"""
+
+
+@contextmanager
+def splicing(model: LanguageModel, stand_ins: Mapping[Site, StandIn], batch: HeldOut) -> Iterator[None]:
+    """Within the context, `batch` run through `model` has each site's stand-in in place of its value.
+
+    The original stays where `batch.kept` says so. With several layers, each stand-in sees the inputs of the
+    model whose earlier layers are already replaced. `batch` lies on the model's device.
+    """
+    with ExitStack() as stack:
+        for site, stand_in in stand_ins.items():
+            if site.name == "mlp_out":
+                stack.enter_context(model.replacing({site.layer: _at_scored(stand_in, batch)}))
+            else:
+                splice = _at_scored(stand_in, batch)
+                stack.enter_context(
+                    model.substituting(site, lambda value, splice=splice: splice(value, value))
+                )
+        yield
+
+
+def _at_scored(stand_in: StandIn, batch: HeldOut) -> Callable[[Tensor, Tensor], Tensor]:
+    def splice(x: Tensor, y: Tensor) -> Tensor:
+        spliced = y.clone()
+        spliced[batch.scored] = stand_in(x[batch.scored].float(), y[batch.scored].float()).to(y.dtype)
+        return torch.where(batch.kept[..., None], y, spliced)
+
+    return splice
+
+
+def constant(value: Float[Tensor, " d_out"]) -> StandIn:
+    """The same value for every token: zero or the mean, in ablations."""
+    return lambda _x, y: value.to(y).expand_as(y)
+
+
+class Substitute:
+    """A dictionary as a stand-in, which sums up how well it reconstructs what it stands in for.
+
+    Raises ValueError where the dictionary reads one site and writes another, and they are not the MLP's two.
+    """
+
+    reconstruction: ReconstructionSums
+    """Sums over the tokens so far."""
+    firing: FiringSums
+    """Counts over the tokens so far."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        """Nothing is summed up yet."""
+        sites = (dictionary.site_in, dictionary.site_out)
+        if sites != ("mlp_in", "mlp_out") and sites[0] != sites[1]:
+            raise ValueError(
+                f"a dictionary from {sites[0]} to {sites[1]} stands in for nothing; train another"
+            )
+        self.dictionary = dictionary
+        nothing = dictionary.b_dec.new_zeros(0, dictionary.d_out)
+        self.reconstruction = reconstruction_sums(nothing, nothing)
+        self.firing = firing_sums(nothing.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
+
+    def __call__(
+        self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
+    ) -> Float[Tensor, "token d_out"]:
+        """The reconstruction of y, from x (transcoder) or from y itself (SAE)."""
+        transcodes = self.dictionary.site_in != self.dictionary.site_out
+        y_hat, firing = reconstruct(self.dictionary, x if transcodes else y)
+        self.reconstruction += reconstruction_sums(y, y_hat)
+        self.firing += firing
+        return y_hat
+
+
+def reconstruct(
+    dictionary: Dictionary, x: Float[Tensor, "token d_in"]
+) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
+    """Reconstruction of a batch, and how often each feature fired in it; only active features are decoded."""
+    token, feature, value = dictionary.encode_sparse(x)
+    start = torch.searchsorted(token, torch.arange(len(x), device=x.device))
+    y_hat = (
+        F.embedding_bag(feature, dictionary.W_dec, start, mode="sum", per_sample_weights=value)
+        + dictionary.b_dec
+    )
+    if dictionary.W_skip is not None:
+        y_hat = y_hat + x @ dictionary.W_skip.T
+    return y_hat, firing_sums(feature, dictionary.width, len(x))
+
+
+@torch.inference_mode()
+def site_means(
+    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
+) -> dict[Site, Float64[Tensor, " d"]]:
+    """Mean of each site over the scored positions, in the untouched model."""
+    sums: dict[Site, Tensor] = {}
+    label = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
+    with progress(label, held_out.token.numel(), "tokens") as bar:
+        for part in held_out.to(model.device).batches(batch):
+            for site, value in model.capture(part.token, sites).items():
+                accumulate(sums, site, value[part.scored].sum(0, dtype=torch.float64))
+            bar.update(part.token.numel())
+    return {site: total / held_out.n_tokens for site, total in sums.items()}
+
+
+@torch.inference_mode()
+def baseline_rows(
+    model: LanguageModel, site: str, layers: Sequence[int], held_out: HeldOut, config: Evaluation
+) -> list[dict[str, Any]]:
+    """The baseline table's rows for `site` of each of `layers`, and for the MLPs of all of them at once."""
+    sites = [Site(site, layer) for layer in layers]
+    ablated = {layer: [place] for layer, place in zip(layers, sites, strict=True)}
+    if config.together and site == "mlp_out" and len(layers) > 1:
+        ablated[TOGETHER] = sites
+    means = site_means(model, sites, held_out, config.batch)
+    values = {"zero": {place: torch.zeros_like(mean) for place, mean in means.items()}, "mean": means}
+    stand_ins = {
+        (layer, kind): {place: constant(value[place]) for place in places}
+        for layer, places in ablated.items()
+        for kind, value in values.items()
+    }
+    untouched, sums = _ablate(model, stand_ins, held_out, config.batch, f"evaluation: {site} ablated")
+    return [
+        {"site": site, "layer": layer, "ce_original": untouched.ce, "n_tokens": held_out.n_tokens}
+        | {f"ce_{kind}": sums[layer, kind].ce for kind in values}
+        | {f"kl_{kind}": sums[layer, kind].kl for kind in values}
+        for layer in ablated
+    ]
+
+
+def _ablate(
+    model: LanguageModel,
+    stand_ins: Mapping[tuple[int, str], Mapping[Site, StandIn]],
+    held_out: HeldOut,
+    batch: int,
+    label: str,
+) -> tuple[PredictionSums, dict[tuple[int, str], PredictionSums]]:
+    """Sums over all predictions, of the untouched model and with each of `stand_ins` in place."""
+    untouched: dict[None, PredictionSums] = {}
+    sums: dict[tuple[int, str], PredictionSums] = {}
+    with progress(label, held_out.token.numel(), "tokens") as bar:
+        for part in held_out.to(model.device).batches(batch):
+            which = targets(part.token, part.scored)
+            logits = model.logits(part.token)
+            original = log_probabilities(logits, which)
+            accumulate(untouched, None, prediction_sums(logits, which))
+            for key, places in stand_ins.items():
+                with splicing(model, places, part):
+                    accumulate(sums, key, prediction_sums(model.logits(part.token), which, original))
+            bar.update(part.token.numel())
+    return untouched[None], sums
 
 
 @dataclass(frozen=True)
-class Score:
+class RunScore:
     """The sums over the held-out tokens of one run: of its dictionaries by layer, and of the predictions."""
 
     reconstruction: dict[int, ReconstructionSums]
@@ -39,7 +199,7 @@ class Score:
 @torch.inference_mode()
 def score(
     model: LanguageModel, runs: Mapping[str, Mapping[int, Dictionary]], held_out: HeldOut, batch: int
-) -> dict[str, Score]:
+) -> dict[str, RunScore]:
     """Score each run with its dictionaries (by layer) in place, all of a run's layers at once.
 
     The untouched model runs once a batch of `batch` sequences, for all runs; each run once more.
@@ -58,15 +218,15 @@ def score(
     return {run: _score(layers, predictions[run]) for run, layers in substitutes.items()}
 
 
-def _score(substitutes: Mapping[int, Substitute], prediction: PredictionSums) -> Score:
-    return Score(
+def _score(substitutes: Mapping[int, Substitute], prediction: PredictionSums) -> RunScore:
+    return RunScore(
         {layer: each.reconstruction for layer, each in substitutes.items()},
         {layer: each.firing for layer, each in substitutes.items()},
         prediction,
     )
 
 
-def metric_row(run: str, layer: int, scored: Score, baseline: Mapping[str, Any]) -> dict[str, Any]:
+def metric_row(run: str, layer: int, scored: RunScore, baseline: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the metric table; `baseline` is the row of the same site and layer.
 
     With several layers replaced (layer -1) figures of the reconstruction are means over layers, each taken
@@ -93,7 +253,7 @@ def metric_row(run: str, layer: int, scored: Score, baseline: Mapping[str, Any])
     }
 
 
-def histogram_rows(run: str, layer: int, scored: Score) -> Iterator[dict[str, Any]]:
+def histogram_rows(run: str, layer: int, scored: RunScore) -> Iterator[dict[str, Any]]:
     """The rows of the histogram of one layer's densities."""
     for number, (low, high, n_features) in enumerate(density_histogram(scored.firing[layer].density)):
         yield {"run": run, "layer": layer, "bin": number, "low": low, "high": high, "n_features": n_features}

@@ -1,5 +1,7 @@
-"""The app: a bar of pages, a page for each address, and nothing that is not asked for from this machine."""
+"""The app: a bar of pages, a page for each address, and nothing that is not asked for from this machine. The
+explorer's server: on this machine alone."""
 
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -9,21 +11,21 @@ from typing import Any
 from dash import ALL, ClientsideFunction, Dash, Input, Output, dcc, html, set_props
 from dash.development.base_component import Component
 from flask import Response, abort, g, request
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from ..errors import first_line
+from ..core.errors import first_line
 from .asking import Asking
-from .circuit_graph import Circuit
-from .circuit_view import register_circuit_view
-from .pages.attempt import attempt, register_attempt, traced_circuit
-from .pages.circuits import circuits, study_circuit
+from .circuit_view import CircuitRows, register_circuit_view
+from .components import aria
+from .pages.circuits import circuits, trace_circuit
 from .pages.dictionaries import dictionaries, register_dictionaries
 from .pages.feature import feature, register_feature
 from .pages.features import features, register_features
 from .pages.overview import overview
+from .pages.prompt import attempt, register_attempt, traced_circuit
 from .pages.sql import register_sql, sql
-from .parts import aria
+from .prompt_service import PromptService
 from .urls import Params, parse
-from .workbench import Workbench
 
 Page = Callable[[Asking, Params], Component]
 PAGES: Mapping[str, tuple[str, Page]] = {
@@ -46,8 +48,8 @@ POLICY = (
 
 
 def make_app(folder: Path) -> Dash:
-    """The explorer of the profile in `folder`. Raises ValueError where it has no catalogue."""
-    catalogue, bench = Asking(folder), Workbench(folder)
+    """The explorer of the study in `folder`. Raises ValueError where it has no catalogue."""
+    catalogue, bench = Asking(folder), PromptService(folder)
     app = Dash(
         __name__,
         title=f"circuitloom: {folder.name}",
@@ -58,9 +60,9 @@ def make_app(folder: Path) -> Dash:
     )
     app.layout = _layout(folder.name)
 
-    def find(source: dict[str, Any]) -> Circuit:
-        study = source.get("study")
-        return traced_circuit(bench, source) if study is None else study_circuit(catalogue, study)
+    def find(source: dict[str, Any]) -> CircuitRows:
+        trace = source.get("trace")
+        return traced_circuit(bench, source) if trace is None else trace_circuit(catalogue, trace)
 
     @app.callback(
         Output("page", "children"), Output("where", "data"), Input("url", "pathname"), Input("url", "search")
@@ -95,7 +97,7 @@ def make_app(folder: Path) -> Dash:
     return app
 
 
-def _layout(profile: str) -> Component:
+def _layout(study: str) -> Component:
     links = [
         dcc.Link(name, href=f"/{path}", id=f"to-{path or 'overview'}")
         for path, (name, _) in PAGES.items()
@@ -110,7 +112,7 @@ def _layout(profile: str) -> Component:
             html.A("to the content", href="#page", className="skip"),
             html.Header(
                 [
-                    html.Strong(["circuitloom ", html.Span(profile)]),
+                    html.Strong(["circuitloom ", html.Span(study)]),
                     html.Nav(links, **aria(label="pages")),
                     html.Span("? for keys", className="hint"),
                 ]
@@ -153,3 +155,32 @@ def _guard(app: Dash) -> None:
         if hasattr(g, "began"):
             response.headers["Server-Timing"] = f"app;dur={1000 * (time.perf_counter() - g.began):.1f}"
         return response
+
+
+HOST = "127.0.0.1"
+
+
+class _Handler(WSGIRequestHandler):
+    """Keeps connections open, and does not write a line for each request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing."""
+
+
+def start(folder: Path, port: int) -> BaseWSGIServer:
+    """A server of the study in `folder`, to be run by `serve_forever`; port 0 takes any that is free.
+
+    Raises ValueError where there is no catalogue, or the port is taken.
+    """
+
+    app = make_app(folder)
+    with socket.socket() as free:
+        # as the server itself: a port whose last connection is just closing is free
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((HOST, port))
+        except OSError as error:
+            raise ValueError(f"port {port} is taken ({error.strerror}); choose another with --port") from None
+    return make_server(HOST, port, app.server, threaded=True, request_handler=_Handler)

@@ -11,7 +11,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from ..catalog.entry import NAME, open_catalog
-from ..errors import first_line
+from ..core.errors import first_line
 from .queries import query
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ class Answer:
 
 
 class Asking:
-    """The catalogue of one profile, opened again when it was made anew."""
+    """The catalogue of one study, opened again when it was made anew."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ValueError where `folder` has no catalogue that can be read."""

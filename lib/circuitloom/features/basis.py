@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel, Site
+from ..language_model.model_files import weights_digest
 from ..language_model.residual import neuron_rows
-from ..language_model.weights import weights_digest
 
 Entries = tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]
 """Token, feature and value of each activation, by token; no feature twice a token, no value 0."""
 
 
 @dataclass(frozen=True)
-class Basis:
+class FeatureBasis:
     """Features of one run and layer."""
 
     run: str
@@ -38,10 +38,10 @@ class Basis:
     """Names the weights."""
 
 
-def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> Basis:
+def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBasis:
     """The features of a trained dictionary."""
     weights = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
-    return Basis(
+    return FeatureBasis(
         run=run,
         layer=layer,
         site=Site(dictionary.site_in, layer),
@@ -56,7 +56,7 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> Basis:
     )
 
 
-def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -> Basis:
+def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -> FeatureBasis:
     """The MLP's neurons as features: a neuron fires where its activation is positive.
 
     With `kept`, only that many of a token count: those whose activation, times the norm of the row they write,
@@ -75,4 +75,6 @@ def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -
         return token, neurons[token, place], values[token, place]
 
     digest = f"{weights_digest(model.mlp(layer).state_dict())} {kept}"
-    return Basis(run, layer, Site("neurons", layer), len(decoder), encode, decoder, True, None, None, digest)
+    return FeatureBasis(
+        run, layer, Site("neurons", layer), len(decoder), encode, decoder, True, None, None, digest
+    )

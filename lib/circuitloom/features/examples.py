@@ -1,18 +1,52 @@
-"""Which activations of a feature are shown: the largest, and samples of every band of its range.
+"""The tokens around an example: within its sequence, and within its document. Which activations of a feature are
+shown: the largest, and samples of every band of its range.
 
-Both are chosen from the sorted activations without sorting them by value: the histogram says from which bin up the k
-largest are to be found, and which places in a band are evenly spaced over the text.
-"""
+Both are chosen from the sorted activations without sorting them by value: the histogram says from which bin up the
+k largest are to be found, and which places in a band are evenly spaced over the text. Examples of a feature as
+HTML, for notebooks: tokens shaded by what the feature is on each."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from ..config.features import Features
-from .chunks import Chunk, Piece
-from .spill import stable_order
+from ..core.plotting import BLUE
+from ..corpus.tokens import Tokens
+from .external_sort import Chunk, Piece, stable_order
 from .statistics import bins_of, counts
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Tokens around some positions."""
+
+    inside: Bool[np.ndarray, "example window"]
+    """Whether each place, from `before` tokens before to `after` after, is in the same sequence and document."""
+    token: Int[np.ndarray, " inside"]
+    """Token ids of those that are, example after example."""
+    start: Int[np.ndarray, " example"]
+    """Position, in its sequence, of the first."""
+
+
+def windows(tokens: Tokens, flat: Int[np.ndarray, " example"], before: int, after: int) -> Windows:
+    """The windows around positions of the flattened token array; reads no sequence but those.
+
+    Raises ValueError where the tokens are damaged.
+    """
+    context = tokens.context
+    sequence, position = np.divmod(flat, context)
+    rows, row = np.unique(sequence, return_inverse=True)
+    token, document = tokens.take(rows).numpy(), tokens.take_document(rows).numpy()
+    place = position[:, None] + np.arange(-before, after + 1)
+    inside = (place >= 0) & (place < context)
+    place = place.clip(0, context - 1)
+    inside &= document[row[:, None], place] == document[row, position][:, None]
+    ids = token[row[:, None], place][inside]
+    return Windows(inside, ids, place[np.arange(len(flat)), inside.argmax(1)])
 
 
 @dataclass(frozen=True)
@@ -117,3 +151,33 @@ def _ranked(found: list[Examples], largest: int) -> Examples:
     )
     ordered = joined.take(np.lexsort((joined.token, -joined.value, joined.band, joined.feature)))
     return ordered.take(np.flatnonzero((ordered.band > 0) | (ordered.rank < largest)))
+
+
+_SHADE = ", ".join(str(int(BLUE[i : i + 2], 16)) for i in (1, 3, 5))
+_LINE = "font-family: monospace; line-height: 1.7; text-align: left"
+
+
+def examples_html(examples: Iterable[Mapping[str, Any]], largest: float, spacing: str = "") -> str:
+    """Rows of the table `example`, one below the other: the activation, then the tokens around it.
+
+    A token is shaded by its share of `largest`, the example's own underlined; `spacing` stands between two. Tokens
+    are escaped, whatever they hold.
+    """
+    lines = [
+        f"<div><code>{row['activation']:8.2f}</code>&ensp;{_text(row, largest, spacing)}</div>"
+        for row in examples
+    ]
+    return f'<div style="{_LINE}">{"".join(lines)}</div>'
+
+
+def _text(row: Mapping[str, Any], largest: float, spacing: str) -> str:
+    place = row["position"] - row["window_start"]
+    pieces = []
+    for i, (token, activation) in enumerate(zip(row["tokens"], row["activations"], strict=True)):
+        text = escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in token))
+        if activation > 0 and largest > 0:
+            shade = 0.65 * min(1.0, activation / largest)
+            style = f'style="background: rgba({_SHADE}, {shade:.2f})" title="{activation:.4g}"'
+            text = f"<span {style}>{text}</span>"
+        pieces.append(f"<u>{text}</u>" if i == place else text)
+    return spacing.join(pieces)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
-from .chunks import Chunk, Piece
+from .external_sort import Chunk, Piece
 
 
 @dataclass(frozen=True)

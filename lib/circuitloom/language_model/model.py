@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import first_line
+from ..core.errors import first_line
 from .anatomy import Anatomy, find_anatomy, is_native, read_anatomy
 
 
@@ -212,7 +212,7 @@ def load(
     folder = Path(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if is_native(folder):
-        from .legacy import load_native
+        from .legacy_format import load_native
 
         return load_native(folder, getattr(torch, dtype), device)
     module = _from_pretrained(folder, getattr(torch, dtype))

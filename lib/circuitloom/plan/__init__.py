@@ -1,9 +1,18 @@
 """What a study will cost, on the machine at hand or on one that is described."""
 
 from .costs import check_disk, plan
-from .machine import Machine, calibrate, described
+from .machine import MachineRates, calibrate, described
 from .page import describe
 from .sizes import corpus_tokens
 from .work import Cost
 
-__all__ = ["Cost", "Machine", "calibrate", "check_disk", "corpus_tokens", "describe", "described", "plan"]
+__all__ = [
+    "Cost",
+    "MachineRates",
+    "calibrate",
+    "check_disk",
+    "corpus_tokens",
+    "describe",
+    "described",
+    "plan",
+]

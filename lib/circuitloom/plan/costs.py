@@ -1,12 +1,21 @@
-"""What a study will cost: tokens, disk, memory, operations and hours, before anything runs."""
+"""What a plan is made of: the work of a stage, whatever the machine, and what it costs on one. What a study will
+cost: tokens, disk, memory, operations and hours, before anything runs."""
 
 from ..config import Study
-from .dictionaries import dictionaries
 from .gpus import ACTIVATIONS_PER_SECOND, JOB_SECONDS, TOKENS_PER_SECOND, cost_on_gpus
-from .machine import Machine
+from .machine import MachineRates
 from .sizes import corpus_tokens
-from .stages import activations, corpus, language_model
-from .uses import ACTIVATION_BYTES, cases, circuits, evaluation, features
+from .stages import (
+    ACTIVATION_BYTES,
+    activations,
+    cases,
+    circuits,
+    corpus,
+    evaluation,
+    features,
+    language_model,
+)
+from .training import dictionaries
 from .work import Cost, Work
 
 SHARE_OF_PEAK = {
@@ -17,7 +26,7 @@ SHARE_OF_PEAK = {
 which the one with half the rate reaches a fifth to twice as much more of it (docs/benchmarks/quickstart.md)."""
 
 
-def plan(study: Study, machine: Machine) -> list[Cost]:
+def plan(study: Study, machine: MachineRates) -> list[Cost]:
     """The cost of each stage, in order."""
     works = works_of(study)
     if machine.gpus is not None:
@@ -40,18 +49,18 @@ def works_of(study: Study) -> list[Work]:
     ]
 
 
-def check_disk(costs: list[Cost], machine: Machine) -> None:
+def check_disk(costs: list[Cost], machine: MachineRates) -> None:
     """Raise ValueError, with the remedy, where the disk cannot hold what the stages write."""
     needed = sum(cost.disk for cost in costs)
     if needed > machine.free_bytes:
         largest = max(costs, key=lambda cost: cost.disk)
         raise ValueError(
-            f"plan: the profile needs {needed / 1e9:.3g} GB and {machine.free_bytes / 1e9:.3g} GB are free; make room, "
+            f"plan: the study needs {needed / 1e9:.3g} GB and {machine.free_bytes / 1e9:.3g} GB are free; make room, "
             f"or lower what stage {largest.stage} writes ({largest.disk / 1e9:.3g} GB: fewer tokens, layers or sites)"
         )
 
 
-def _cost_on_cores(work: Work, machine: Machine) -> Cost:
+def _cost_on_cores(work: Work, machine: MachineRates) -> Cost:
     """Jobs that run side by side share the cores, and save each other the wait for starts."""
     abreast = 1 if work.alone else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":

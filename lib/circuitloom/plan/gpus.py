@@ -2,7 +2,7 @@
 
 import math
 
-from .machine import Gpus, Machine
+from .machine import Gpus, MachineRates
 from .work import Cost, Load, Work
 
 PRODUCT_RATE = 0.93
@@ -25,7 +25,7 @@ TOKENS_PER_SECOND = 300_000
 """Text generated or tokenised, and packed, by one core."""
 
 
-def cost_on_gpus(work: Work, machine: Machine) -> Cost:
+def cost_on_gpus(work: Work, machine: MachineRates) -> Cost:
     """What the work costs on a machine with GPUs."""
     gpus = machine.gpus
     assert gpus is not None
@@ -67,7 +67,7 @@ def gpus_for(work: Work, gpus: Gpus) -> int:
     return next(n for n in range(least, work.even + 1) if work.even % n == 0)
 
 
-def _cost_on_cores(work: Work, machine: Machine, gpus: Gpus) -> Cost:
+def _cost_on_cores(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
     times = {
         "one core": 0.0,
         "download": work.download / machine.download,
@@ -84,7 +84,7 @@ def _cost_on_cores(work: Work, machine: Machine, gpus: Gpus) -> Cost:
     )  # fmt: skip
 
 
-def _job_times(work: Work, machine: Machine, share: int, abreast: int) -> dict[str, float]:
+def _job_times(work: Work, machine: MachineRates, share: int, abreast: int) -> dict[str, float]:
     """Seconds of all rounds by what GPUs do, and by what threads do beside them."""
     gpus, load = machine.gpus, work.load
     assert gpus is not None
@@ -105,11 +105,11 @@ def _job_times(work: Work, machine: Machine, share: int, abreast: int) -> dict[s
     return {name: seconds * rounds / work.jobs for name, seconds in times.items()}
 
 
-def _disk_times(work: Work, machine: Machine) -> dict[str, float]:
+def _disk_times(work: Work, machine: MachineRates) -> dict[str, float]:
     return {"disk, writing": work.written / machine.write, "disk, reading": work.read / machine.read}
 
 
-def _saving(work: Work, machine: Machine, share: int, abreast: int) -> float:
+def _saving(work: Work, machine: MachineRates, share: int, abreast: int) -> float:
     """Seconds of saving for each of training."""
     seconds = work.checkpoint / min(SAVED * share, machine.write / abreast)
     return min(SAVE_SHARE / (1 - SAVE_SHARE), seconds / SAVE_SECONDS)

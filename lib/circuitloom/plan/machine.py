@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.machine import Machine as Described
+from ..config.machine import Machine
 
 PRODUCT_SHARE, COPY_SHARE = 0.75, 0.88
 """Of data sheets' operations and bytes a second, what products and copies reach: 0.743 to 0.801 and 0.90 on an H100,
@@ -41,7 +41,7 @@ class Gpus:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineRates:
     """What a machine does; rates are those that are reached."""
 
     operations_per_second: float
@@ -65,7 +65,7 @@ class Machine:
     measured: bool = True
 
 
-def described(config: Described) -> Machine:
+def described(config: Machine) -> MachineRates:
     """The machine of a config's section."""
     gpus = Gpus(
         config.nodes,
@@ -76,7 +76,7 @@ def described(config: Described) -> Machine:
         config.gpu_link,
         config.network,
     )
-    return Machine(
+    return MachineRates(
         operations_per_second=PRODUCT_SHARE * config.gpu_operations,
         free_bytes=config.disk,
         device=config.name,
@@ -90,11 +90,11 @@ def described(config: Described) -> Machine:
     )
 
 
-def calibrate(results: Path) -> Machine:
-    """Time a matrix product of the size that training uses; read the disk space that a profile's `results` may take."""
+def calibrate(results: Path) -> MachineRates:
+    """Time a matrix product of the size that training uses; read the disk space that a study's `results` may take."""
     import torch
 
-    from ..hardware import fast_dtype
+    from ..core.hardware import fast_dtype
 
     existing = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
     held = sum(file.stat().st_size for file in results.rglob("*") if file.is_file())
@@ -102,7 +102,7 @@ def calibrate(results: Path) -> Machine:
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():
         rate = 2 * 1024**3 / _product_seconds(1024, fast_dtype(), "cpu")
-        return Machine(rate, space, f"{threads} processor threads", threads)
+        return MachineRates(rate, space, f"{threads} processor threads", threads)
     low, full = (_product_seconds(8192, dtype, "cuda") for dtype in (fast_dtype(), torch.float32))
     source = torch.ones(2**28, device="cuda")
     target = torch.empty_like(source)
@@ -115,7 +115,7 @@ def calibrate(results: Path) -> Machine:
         2 * 8192**3 / full,
         2 * source.nbytes / copy,
     )
-    return Machine(2 * 8192**3 / low, space, torch.cuda.get_device_name(), gpus=gpus, cores=threads)
+    return MachineRates(2 * 8192**3 / low, space, torch.cuda.get_device_name(), gpus=gpus, cores=threads)
 
 
 def _product_seconds(size: int, dtype, device: str) -> float:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..config import Run, Shape, Study
-from ..config.corpus import Files
+from ..config.corpus import TextFiles
 from ..config.language_model import Pretrain
 from .work import Load
 
@@ -22,7 +22,7 @@ tokens a second of GPT-2 small's shape on an H100 (docs/benchmarks/caching.md)."
 def corpus_tokens(study: Study) -> tuple[float, float]:
     """Training and held-out tokens: as configured, or estimated from the files' sizes."""
     corpus = study.corpus
-    if not isinstance(corpus, Files):
+    if not isinstance(corpus, TextFiles):
         return corpus.train_tokens, corpus.validation_tokens
     per_token = _bytes_per_token(study)
     train = sum(Path(file).stat().st_size for file in corpus.train if Path(file).exists()) / per_token
@@ -37,7 +37,7 @@ def corpus_tokens(study: Study) -> tuple[float, float]:
 
 def _bytes_per_token(study: Study) -> float:
     """Of the first text there is, where the tokenizer lies in a folder."""
-    assert isinstance(study.corpus, Files)
+    assert isinstance(study.corpus, TextFiles)
     folder = study.corpus.tokenizer or getattr(study.language_model, "path", "")
     tokenizer, text = Path(folder) / "tokenizer.json", Path(study.corpus.train[0])
     if not tokenizer.is_file() or not text.is_file() or text.suffix == ".parquet":

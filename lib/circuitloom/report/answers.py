@@ -1,4 +1,4 @@
-"""Questions to a profile's catalogue, each kept with its SQL and the rows that came out."""
+"""Questions to a study's catalogue, each kept with its SQL and the rows that came out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A profile's catalogue, and everything that was asked of it."""
+    """A study's catalogue, and everything that was asked of it."""
 
     connection: DuckDBPyConnection
     asked: list[Answer] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Catalogue:
 
 
 def open_catalogue(folder: Path) -> Catalogue:
-    """The catalogue of the profile in `folder`.
+    """The catalogue of the study in `folder`.
 
     Raises ValueError, with the remedy, where there is none.
     """

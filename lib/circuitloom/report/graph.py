@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..circuits.layout import place_nodes
-from ..wording import number, shown, token_text
+from ..attribution.drawing import place_nodes
+from ..core.formatting import number, shown, token_text
 from .answers import Row
 
 ACROSS = 76
@@ -18,7 +18,7 @@ _TOP = 44
 
 
 @dataclass(frozen=True)
-class Node:
+class PlacedNode:
     """A node in its place."""
 
     number: int
@@ -37,7 +37,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Edge:
+class PlacedEdge:
     """An edge in its place, from its source up to its target."""
 
     source: int
@@ -59,18 +59,18 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Graph:
+class GraphLayout:
     """All that is drawn."""
 
     width: float
     height: float
-    nodes: tuple[Node, ...]
-    edges: tuple[Edge, ...]
+    nodes: tuple[PlacedNode, ...]
+    edges: tuple[PlacedEdge, ...]
     tokens: tuple[Text, ...]
     layers: tuple[Text, ...]
 
 
-def lay_out(nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str]) -> Graph:
+def lay_out(nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str]) -> GraphLayout:
     """The graph of `nodes` and `edges`, rows of their queries, over the prompt's `tokens`; the constant is left out."""
     drawn = [row for row in nodes if row["kind"] != "constant"]
     layers = 1 + max((row["layer"] for row in drawn if row["layer"] is not None), default=-1)
@@ -86,7 +86,7 @@ def lay_out(nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str]) -
     where = {node: at(*place) for node, place in places.items()}
     bottom = at(0, -0.62)[1]
     levels = ["tokens", *(f"layer {layer}" for layer in range(layers))] + ["target"] * (top > layers + 0.5)
-    return Graph(
+    return GraphLayout(
         width=round(MARGIN + ACROSS * (max(right, *centres.values(), 0.0) + 0.7), 1),
         height=bottom + 12,
         nodes=tuple(_node(row, *where[row["node"]]) for row in drawn),
@@ -100,9 +100,9 @@ def lay_out(nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str]) -
     )
 
 
-def _node(row: Row, x: float, y: float) -> Node:
+def _node(row: Row, x: float, y: float) -> PlacedNode:
     root = bool(row["is_root"])
-    return Node(
+    return PlacedNode(
         number=row["node"],
         kind=row["kind"],
         shape="triangle" if root else _SHAPES.get(row["kind"], "circle"),
@@ -129,7 +129,7 @@ def _words(row: Row) -> str:
     return f"{what}{place}; influence {number(row['influence'])}"
 
 
-def _edges(edges: Sequence[Row], where: Mapping[int, tuple[float, float]]) -> Sequence[Edge]:
+def _edges(edges: Sequence[Row], where: Mapping[int, tuple[float, float]]) -> Sequence[PlacedEdge]:
     """Those that join what is drawn, the weakest first, so that the strongest lie on top."""
     drawn = []
     for row in reversed(edges):
@@ -140,5 +140,5 @@ def _edges(edges: Sequence[Row], where: Mapping[int, tuple[float, float]]) -> Se
             course = f"M{x0:g} {y0:g}C{x0:g} {y0 - bend:g} {x1:g} {y1 + bend:g} {x1:g} {y1:g}"
             strength = row["strength"] or 0.0
             width, opacity = round(0.4 + 2.6 * strength, 2), round(0.15 + 0.55 * strength, 2)
-            drawn.append(Edge(source, target, course, width, opacity, row["effect"] > 0))
+            drawn.append(PlacedEdge(source, target, course, width, opacity, row["effect"] > 0))
     return drawn

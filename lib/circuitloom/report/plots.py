@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..colours import BLUE, VERMILION
-from ..figures import SERIES, plain, styled
+from ..core.plotting import BLUE, SERIES, VERMILION, plain, styled
 from .answers import Row
 
 FAITHFUL = (-0.5, 1.5)

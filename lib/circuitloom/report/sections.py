@@ -6,8 +6,8 @@ from typing import Any
 
 from ..evaluation.pareto import pareto_figure
 from .answers import Answer, Catalogue, Row
-from .graph import EDGES, Graph, lay_out
-from .plots import (
+from .graph import EDGES, GraphLayout, lay_out
+from .plots import (  # fmt: skip
     draw_concepts,
     draw_densities,
     draw_effects,
@@ -16,7 +16,7 @@ from .plots import (
     draw_training,
     lines_of,
     spread,
-)  # fmt: skip
+)
 from .svg import inline_svg
 
 PANELS = 4
@@ -36,12 +36,12 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Traced:
+class TraceSection:
     """A prompt that was traced."""
 
-    study: Row
+    trace: Row
     asked: Answer
-    graph: Graph
+    graph: GraphLayout
     nodes: Answer
     edges: Answer
     of_features: tuple[Answer, Answer]
@@ -72,8 +72,8 @@ class Sections:
     densities: Picture | None
     concepts: Picture | None
     concept_mean: Answer
-    studies: Answer
-    traced: tuple[Traced, ...]
+    traces: Answer
+    traced: tuple[TraceSection, ...]
     behaviours: Mapping[str, Picture] = field(default_factory=dict)
     components: Answer | None = None
     claims: Mapping[str, Answer] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def collect(catalogue: Catalogue, step_tokens: int) -> Sections:
     layers = [row["layer"] for row in catalogue.ask("layers").rows if row["layer"] >= 0]
     shown = spread(layers, PANELS)
     figures = catalogue.ask("language_model")
-    studies = catalogue.ask("studies")
+    traces = catalogue.ask("traces")
     cases = catalogue.ask("cases")
     behaviours, components = _behaviours(catalogue)
     return Sections(
@@ -109,8 +109,8 @@ def collect(catalogue: Catalogue, step_tokens: int) -> Sections:
         densities=_picture(catalogue.ask("density", layers=shown), draw_densities, lines),
         concepts=_picture(catalogue.ask("concept"), draw_concepts),
         concept_mean=catalogue.ask("concept_mean"),
-        studies=studies,
-        traced=tuple(_traced(catalogue, row) for row in studies.rows),
+        traces=traces,
+        traced=tuple(_traced(catalogue, row) for row in traces.rows),
         behaviours=behaviours,
         components=components,
         claims={
@@ -137,17 +137,17 @@ def _pareto(catalogue: Catalogue, layers: list[int]) -> Picture | None:
     return _picture(catalogue.ask("pareto", layers=layers), pareto_figure)
 
 
-def _traced(catalogue: Catalogue, study: Row) -> Traced:
+def _traced(catalogue: Catalogue, trace: Row) -> TraceSection:
     """All that is shown of one traced prompt."""
-    name, run = study["study"], study["run"]
+    name, run = trace["trace"], trace["run"]
 
     def ask(query: str, **values: Any) -> Answer:
-        return catalogue.ask(query, of=name, study=name, **values)
+        return catalogue.ask(query, of=name, trace=name, **values)
 
-    asked = ask("study")
+    asked = ask("trace")
     nodes, edges = ask("graph_nodes"), ask("graph_edges", edges=EDGES)
-    return Traced(
-        study=study,
+    return TraceSection(
+        trace=trace,
         asked=asked,
         graph=lay_out(nodes.rows, edges.rows, asked.rows[0]["tokens"] or []),
         nodes=nodes,
@@ -163,8 +163,8 @@ def _behaviours(catalogue: Catalogue) -> tuple[dict[str, Picture], Answer]:
     """A plot a behaviour, and the components that each depends on most."""
     pictures = {}
     for row in catalogue.ask("behaviours").rows:
-        answer = catalogue.ask("faithfulness", of=row["study"], study=row["study"])
+        answer = catalogue.ask("faithfulness", of=row["behaviour"], behaviour=row["behaviour"])
         picture = _picture(answer, draw_faithfulness)
         assert picture is not None
-        pictures[row["study"]] = picture
+        pictures[row["behaviour"]] = picture
     return pictures, catalogue.ask("components")

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from ..partial import replace
-from ..wording import duration, heading, number, shown, signed, token_text, visible
+from ..core.atomic_io import replace
+from ..core.formatting import duration, heading, number, shown, signed, token_text, visible
 from . import facts
 from .answers import Catalogue, open_catalogue
 from .markdown import render_result
@@ -21,13 +21,13 @@ from .templates import read as read_template
 
 
 @dataclass(frozen=True)
-class Sources:
+class ReportInputs:
     """What a report is made of."""
 
     folder: Path
-    """Of the profile, with its catalogue."""
+    """Of the study, with its catalogue."""
     config: Mapping[str, Any]
-    """The profile's whole config, with every default."""
+    """The study's whole config, with every default."""
     model: Path
     tokens: Sequence[Path]
     """Token arrays."""
@@ -53,7 +53,7 @@ class Result:
     """Pictures that the text does not show: name and data URI."""
 
 
-def write_report(sources: Sources, path: Path) -> None:
+def write_report(sources: ReportInputs, path: Path) -> None:
     """Write the report to `path`, whole or not at all.
 
     Raises ValueError, with the remedy, where the catalogue or something else is missing that the report is made of.
@@ -63,7 +63,7 @@ def write_report(sources: Sources, path: Path) -> None:
     replace(path, render(sources, sections, catalogue).encode())
 
 
-def render(sources: Sources, sections: Sections, catalogue: Catalogue) -> str:
+def render(sources: ReportInputs, sections: Sections, catalogue: Catalogue) -> str:
     """The page."""
     filters = {
         "shown": shown, "number": number, "signed": signed, "visible": visible, "token": token_text,
@@ -75,7 +75,7 @@ def render(sources: Sources, sections: Sections, catalogue: Catalogue) -> str:
         environment(**filters)
         .get_template("report.html")
         .render(
-            profile=sources.config["profile"],
+            study=sources.config["name"],
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             policy=policy(script),
             style=Markup(read_template("report.css")),

@@ -7,12 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...circuits.ablation import ablated_logits, chunks, passes_at_once
-from ...circuits.basis import Basis, Fill
-from ...circuits.causal import mean_attribution
-from ...circuits.components import Ablation
-from ...circuits.faithfulness import Curve, keep_top, rank, sizes
-from ...circuits.probes import Probe
+from ...ablation.causal_effects import ablated_logits, chunks, mean_attribution, passes_at_once
+from ...ablation.components import Ablation, Basis, Fill
+from ...ablation.faithfulness import Curve, keep_top, rank, sizes
+from ...ablation.metrics import PromptMetric
 from ...language_model.model import LanguageModel
 
 FEW = 0.02
@@ -22,22 +20,24 @@ Components = Int[Tensor, " _"]
 
 
 @dataclass(frozen=True)
-class Bench:
+class CircuitExperiment:
     """A basis of a model, and what its components are set to where they are ablated."""
 
     model: LanguageModel
     basis: Basis
     fill: Fill
 
-    def alone(self, probes: Sequence[Probe], sets: Sequence[Components]) -> Float[Tensor, "probe set"]:
+    def alone(self, probes: Sequence[PromptMetric], sets: Sequence[Components]) -> Float[Tensor, "probe set"]:
         """The metric with each set of components alone, all others ablated; float64."""
         return self._measure(probes, sets, alone=True)
 
-    def without(self, probes: Sequence[Probe], sets: Sequence[Components]) -> Float[Tensor, "probe set"]:
+    def without(
+        self, probes: Sequence[PromptMetric], sets: Sequence[Components]
+    ) -> Float[Tensor, "probe set"]:
         """The metric with each set of components ablated; float64."""
         return self._measure(probes, sets, alone=False)
 
-    def _measure(self, probes: Sequence[Probe], sets: Sequence[Components], alone: bool) -> Tensor:
+    def _measure(self, probes: Sequence[PromptMetric], sets: Sequence[Components], alone: bool) -> Tensor:
         unembedding = self.model.module.get_submodule(self.model.anatomy.unembedding)
         vocabulary = len(next(unembedding.parameters()))
         rows = []
@@ -48,7 +48,7 @@ class Bench:
         return torch.stack(rows)
 
     def _ablations(
-        self, probe: Probe, sets: Sequence[Components], alone: bool, at_once: int
+        self, probe: PromptMetric, sets: Sequence[Components], alone: bool, at_once: int
     ) -> Iterator[Ablation]:
         for part in chunks(len(sets), at_once):
             gone = torch.full((len(part), len(self.basis)), alone)
@@ -69,7 +69,7 @@ class Ranking:
     """On those prompts."""
 
 
-def choose_ranking(bench: Bench, probes: Sequence[Probe], share: float) -> Ranking:
+def choose_ranking(bench: CircuitExperiment, probes: Sequence[PromptMetric], share: float) -> Ranking:
     """By magnitude of attribution, or those first that raise the metric: what takes fewer components for `share`."""
     score = mean_attribution(bench.model, bench.basis, probes, bench.fill)
     found = []
@@ -81,10 +81,10 @@ def choose_ranking(bench: Bench, probes: Sequence[Probe], share: float) -> Ranki
     return min(found, key=lambda each: each.curve.needed(share) or len(bench.basis))
 
 
-class Search:
+class CircuitSearch:
     """Looks, on some prompts, for few components that recover a share of the behaviour."""
 
-    def __init__(self, bench: Bench, probes: Sequence[Probe]) -> None:
+    def __init__(self, bench: CircuitExperiment, probes: Sequence[PromptMetric]) -> None:
         self.bench, self.probes = bench, probes
         nothing = torch.empty(0, dtype=torch.int64)
         self.none = float(bench.alone(probes, [nothing]).mean())
@@ -136,7 +136,10 @@ class Search:
 
 
 def worth(
-    bench: Bench, probes: Sequence[Probe], circuit: Components, place: Int[Tensor, " place"]
+    bench: CircuitExperiment,
+    probes: Sequence[PromptMetric],
+    circuit: Components,
+    place: Int[Tensor, " place"],
 ) -> Float[Tensor, "probe place"]:
     """What the circuit alone loses of the metric without each of the components at some of its places."""
     found = bench.alone(probes, [circuit, *(_rest(circuit, each) for each in place[:, None])])
@@ -152,7 +155,10 @@ def draw_subsets(circuit: Components, subsets: int, seed: int) -> list[Component
 
 
 def split_circuit(
-    bench: Bench, probes: Sequence[Probe], circuit: Components, subsets: Sequence[Components]
+    bench: CircuitExperiment,
+    probes: Sequence[PromptMetric],
+    circuit: Components,
+    subsets: Sequence[Components],
 ) -> tuple[Float[Tensor, "probe subset"], Float[Tensor, "probe subset"]]:
     """The metric of the circuit without subsets of it, and of the model without the same.
 

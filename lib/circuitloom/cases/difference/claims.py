@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.faithfulness import Curve
+from ...ablation.faithfulness import Curve
 from ...config.cases.difference import DifferenceCase
 from ..claims import Bootstrap, Claim, Statistic, measured, share_of
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...circuits.behaviour import read_metric
-from ...circuits.probes import Probe, make_probes
-from ...circuits.targets import read_prompt
+from ...ablation.behaviour import read_metric
+from ...ablation.metrics import PromptMetric, make_probes
+from ...attribution.targets import read_prompt
 from ...config.cases.base import Slots, slots_of
 from ...config.circuits import Example
 from ...corpus.tokenizer import Tokenizer
-from ..prompts import FINDING, TESTING, fill
+from ..context import FINDING, TESTING, fill
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def draw_prompts(templates: Sequence[Example], slots: Slots, count: int, seed: i
     return list(prompts.values())
 
 
-def probe_prompts(prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context: int) -> list[Probe]:
+def probe_prompts(prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context: int) -> list[PromptMetric]:
     """A probe of each prompt; ValueError where a text or token cannot be read."""
     strings = tokenizer.strings()
     tokens = [read_prompt(prompt.text, tokenizer, context) for prompt in prompts]

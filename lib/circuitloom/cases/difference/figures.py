@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...circuits.faithfulness import Curve
-from ...colours import BLUE, GREEN, VERMILION
-from ...figures import styled
+from ...ablation.faithfulness import Curve
+from ...core.plotting import BLUE, GREEN, VERMILION, styled
 
 SHOWN = 25
 """Components of a circuit that are drawn, at most."""

@@ -10,16 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.basis import Basis
-from ...circuits.component_study import curve_rows
-from ...circuits.drawing import graph_figure
-from ...circuits.faithfulness import Curve
-from ...circuits.study_rows import StudyRows
+from ...ablation.behaviour import curve_rows
+from ...ablation.components import Basis
+from ...ablation.faithfulness import Curve
+from ...attribution.drawing import graph_figure
+from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
+from ..case_report import CaseReport, number
 from ..claims import Bootstrap
-from ..findings import Findings, number
-from ..prompts import FINDING, TESTING
-from .circuit import Bench, Components, Ranking
+from ..context import FINDING, TESTING
+from .circuit import CircuitExperiment, Components, Ranking
 from .claims import Tested, make_claims, worth_share
 from .drawn import DrawnPrompt
 from .figures import SHOWN, component_name, draw_components, draw_curves
@@ -39,10 +39,10 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCircuit:
     """What the finding half says."""
 
-    bench: Bench
+    bench: CircuitExperiment
     ranking: Ranking
     top: Components
     """The fewest top components that recover the share asked for."""
@@ -60,7 +60,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Measured:
+class TopComponents:
     """The top components of a basis on the testing half."""
 
     name: str
@@ -70,22 +70,22 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Results:
+class DifferenceResults:
     """All that a case study of a logit difference has measured."""
 
     name: str
     case: DifferenceCase
     drawn: Sequence[DrawnPrompt]
-    found: Found
+    found: FoundCircuit
     metric: Float[Tensor, "drawn condition"]
     """On each prompt under each of `CONDITIONS`."""
     tested: Tested
-    measured: Sequence[Measured]
+    measured: Sequence[TopComponents]
     """Features and heads first."""
-    traced: Sequence[StudyRows]
+    traced: Sequence[TraceRows]
 
 
-def report(results: Results) -> Findings:
+def report(results: DifferenceResults) -> CaseReport:
     """Claims, tables, pictures and remarks."""
     case = results.case
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
@@ -121,10 +121,10 @@ def report(results: Results) -> Findings:
         ),
     }
     title = f"the logit difference behind {results.drawn[0].text!r}, and the like"
-    return Findings(results.name, title, claims, tables, figures, remarks(results, components))
+    return CaseReport(results.name, title, claims, tables, figures, remarks(results, components))
 
 
-def component_rows(results: Results, bootstrap: Bootstrap) -> list[Row]:
+def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row]:
     """Rows of `component`: what was taken for the circuit before it was pruned, in the order of the ranking."""
     found, tested = results.found, results.tested
     places = {component: i for i, component in enumerate(found.circuit.tolist())}
@@ -156,7 +156,7 @@ def component_rows(results: Results, bootstrap: Bootstrap) -> list[Row]:
     return rows
 
 
-def outcome_rows(results: Results) -> list[Row]:
+def outcome_rows(results: DifferenceResults) -> list[Row]:
     """Rows of `outcome`."""
     return [
         {
@@ -173,9 +173,9 @@ def outcome_rows(results: Results) -> list[Row]:
     ]
 
 
-def _curve_rows(results: Results, measured: Measured) -> list[Row]:
+def _curve_rows(results: DifferenceResults, measured: TopComponents) -> list[Row]:
     names = {
-        "study": results.name,
+        "behaviour": results.name,
         "basis": measured.basis.name,
         "ablation": results.case.ablation,
         "ranking": measured.ranking.name,
@@ -183,7 +183,7 @@ def _curve_rows(results: Results, measured: Measured) -> list[Row]:
     return curve_rows(names, len(measured.basis), measured.curve)
 
 
-def remarks(results: Results, components: Sequence[Row]) -> list[str]:
+def remarks(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
     """What the circuit is made of, how it was found, and what the attribution graphs share with it."""
     found, halves = results.found, Counter(prompt.half for prompt in results.drawn)
     if not len(found.top):
@@ -214,7 +214,7 @@ def remarks(results: Results, components: Sequence[Row]) -> list[str]:
     return [sentence for sentence in told if sentence]
 
 
-def _needed(results: Results) -> str:
+def _needed(results: DifferenceResults) -> str:
     share = results.case.share
     counts = [
         f"{needed} {each.name} (ranked by {each.ranking.name})"
@@ -228,7 +228,7 @@ def _needed(results: Results) -> str:
     )
 
 
-def _shared_with_graphs(results: Results, circuit: set[tuple[int, int]]) -> str:
+def _shared_with_graphs(results: DifferenceResults, circuit: set[tuple[int, int]]) -> str:
     sentences = []
     for rows in results.traced:
         nodes = {

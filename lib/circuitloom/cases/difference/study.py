@@ -6,24 +6,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.ablation import find_fill, with_all
-from ...circuits.basis import Basis, feature_basis, head_basis, neuron_basis
-from ...circuits.faithfulness import keep_top
-from ...circuits.probes import Probe
-from ...circuits.study_rows import StudyRows
+from ...ablation.causal_effects import find_fill, with_all
+from ...ablation.components import Basis, feature_basis, head_basis, neuron_basis
+from ...ablation.faithfulness import keep_top
+from ...ablation.metrics import PromptMetric
+from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
 from ...config.circuits import Circuits, Prompt
-from ...progress import progress
-from ..findings import Findings
-from ..opening import Opened
-from ..prompts import FINDING, TESTING
-from .circuit import Bench, Ranking, Search, choose_ranking, draw_subsets, split_circuit, worth
+from ...core.progress import progress
+from ..case_report import CaseReport
+from ..context import FINDING, TESTING, CaseContext
+from .circuit import (
+    CircuitExperiment,
+    CircuitSearch,
+    Ranking,
+    choose_ranking,
+    draw_subsets,
+    split_circuit,
+    worth,
+)
 from .claims import Tested
 from .drawn import DrawnPrompt, draw_prompts, probe_prompts
-from .report import Found, Measured, Results, report
+from .report import DifferenceResults, FoundCircuit, TopComponents, report
 
 
-def study_difference(name: str, opened: Opened, case: DifferenceCase) -> Findings:
+def study_difference(name: str, opened: CaseContext, case: DifferenceCase) -> CaseReport:
     """Find the circuit on half of the prompts, test it on the other half.
 
     Raises ValueError where a prompt or token cannot be read.
@@ -49,29 +56,37 @@ def study_difference(name: str, opened: Opened, case: DifferenceCase) -> Finding
         bar.update()
         traced = _trace(opened, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
         bar.update()
-    return report(Results(name, case, drawn, found, metric, tested, curves, traced))
+    return report(DifferenceResults(name, case, drawn, found, metric, tested, curves, traced))
 
 
-def find_circuit(bench: Bench, probes: Sequence[Probe], case: DifferenceCase) -> Found:
+def find_circuit(
+    bench: CircuitExperiment, probes: Sequence[PromptMetric], case: DifferenceCase
+) -> FoundCircuit:
     """The circuit, on the finding half; without components where ablating everything lowers nothing."""
     ranking = choose_ranking(bench, probes, case.recovered)
-    search = Search(bench, probes)
+    search = CircuitSearch(bench, probes)
     # with nothing to spare, what is worth nothing could not go before what is worth something
     top = search.find(ranking, (1 + case.recovered) / 2)
     circuit = search.prune(top, case.recovered, case.least)
-    return Found(bench, ranking, top, circuit, float(search.shares([circuit])[0]))
+    return FoundCircuit(bench, ranking, top, circuit, float(search.shares([circuit])[0]))
 
 
-def _open_bench(opened: Opened, basis: Basis, finding: Sequence[Probe], case: DifferenceCase) -> Bench:
-    return Bench(opened.model, basis, find_fill(opened.model, basis, finding, case.ablation))
+def _open_bench(
+    opened: CaseContext, basis: Basis, finding: Sequence[PromptMetric], case: DifferenceCase
+) -> CircuitExperiment:
+    return CircuitExperiment(opened.model, basis, find_fill(opened.model, basis, finding, case.ablation))
 
 
-def _measure(name: str, bench: Bench, ranking: Ranking, testing: Sequence[Probe]) -> Measured:
+def _measure(
+    name: str, bench: CircuitExperiment, ranking: Ranking, testing: Sequence[PromptMetric]
+) -> TopComponents:
     curve = keep_top(bench.model, bench.basis, testing, ranking.order, bench.fill)
-    return Measured(name, bench.basis, ranking, curve)
+    return TopComponents(name, bench.basis, ranking, curve)
 
 
-def _conditions(opened: Opened, found: Found, probes: Sequence[Probe]) -> Float[Tensor, "drawn condition"]:
+def _conditions(
+    opened: CaseContext, found: FoundCircuit, probes: Sequence[PromptMetric]
+) -> Float[Tensor, "drawn condition"]:
     """The metric under each of `CONDITIONS`."""
     nothing = found.circuit[:0]
     alone = found.bench.alone(probes, [nothing, found.circuit])
@@ -84,11 +99,11 @@ def _conditions(opened: Opened, found: Found, probes: Sequence[Probe]) -> Float[
 
 
 def _test(
-    found: Found,
+    found: FoundCircuit,
     metric: Float[Tensor, "drawn condition"],
     tests: Sequence[int],
-    testing: Sequence[Probe],
-    curves: Sequence[Measured],
+    testing: Sequence[PromptMetric],
+    curves: Sequence[TopComponents],
     case: DifferenceCase,
 ) -> Tested:
     untouched, none, alone, without, without_features, transcoded = metric[list(tests)].T
@@ -110,7 +125,7 @@ def _test(
     )
 
 
-def _trace(opened: Opened, prompts: Sequence[DrawnPrompt]) -> list[StudyRows]:
+def _trace(opened: CaseContext, prompts: Sequence[DrawnPrompt]) -> list[TraceRows]:
     tracer = opened.tracer()
     traces = [tracer.trace(Prompt(text=each.text, target=each.target), Circuits()) for each in prompts]
-    return [StudyRows(trace, f"prompt {i}", tracer.strings) for i, trace in enumerate(traces)]
+    return [TraceRows(trace, f"prompt {i}", tracer.strings) for i, trace in enumerate(traces)]

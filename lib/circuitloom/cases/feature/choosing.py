@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...config.evaluation import Evaluation
-from ...evaluation.concepts import Code, score_features
+from ...evaluation.concepts import SparseActivations, label, score_features
 from ...evaluation.held_out import HeldOut
-from ...evaluation.labels import label
 
 SILENT = "{} at the last token of any text of the finding half; change the case's texts"
 
@@ -28,7 +27,7 @@ class Chosen(NamedTuple):
 
 
 def choose_by_concept(
-    codes: Mapping[int, Code],
+    codes: Mapping[int, SparseActivations],
     on: Mapping[int, Float[Tensor, "prompt feature"]],
     concepts: pa.Table,
     concept: str,

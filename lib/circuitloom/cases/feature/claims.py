@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ...circuits.study import Tracer
+from ...attribution.tracer import Tracer
 from ...config.cases import FeatureCase
 from ...evaluation.held_out import HeldOut
 from ..claims import Bootstrap, Claim, f1, measured, ratio
-from ..prompts import TESTING
+from ..context import TESTING
 from .rule import Rule, count
 from .subject import Pair, Subject, last_activations
 from .testing import Tests

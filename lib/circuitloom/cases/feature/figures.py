@@ -5,8 +5,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...colours import BLUE, VERMILION
-from ...figures import styled
+from ...core.plotting import BLUE, VERMILION, styled
 from .reading import Reading
 
 SHOWN = 12

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.attribution import feature_targets, sources, total_effects
-from ...circuits.local_model import LocalModel
-from ...circuits.step import HEAD, KINDS, feature_reader, take_step
+from ...attribution.direct_effects import feature_targets, sources, total_effects
+from ...attribution.linearized_model import LinearizedModel
+from ...attribution.paths import HEAD, KINDS, feature_reader, take_step
 from .choosing import Chosen
 
 REACH = 24
@@ -43,7 +43,7 @@ class Reading:
         return (-(self.shares >= share).nonzero()[:, 0]).tolist()
 
 
-def read_sources(prompts: Sequence[LocalModel], chosen: Chosen) -> Reading:
+def read_sources(prompts: Sequence[LinearizedModel], chosen: Chosen) -> Reading:
     """What the chosen feature reads at the last token of each prompt; it fires on all of them."""
     steps, tokens, sizes, ids, values = [], [], [], [], []
     for prompt in prompts:
@@ -62,7 +62,7 @@ def read_sources(prompts: Sequence[LocalModel], chosen: Chosen) -> Reading:
     return Reading(steps, torch.stack(tokens), torch.tensor(sizes), ids, torch.tensor(values))
 
 
-def token_effects(prompt: LocalModel, active: int) -> Float[Tensor, " position"]:
+def token_effects(prompt: LinearizedModel, active: int) -> Float[Tensor, " position"]:
     """What each token's embedding adds to an active feature's pre-activation, through any number of heads and features.
 
     What is left to the pre-activation comes from errors, positions and biases.
@@ -72,7 +72,7 @@ def token_effects(prompt: LocalModel, active: int) -> Float[Tensor, " position"]
 
 
 def _one_step(
-    prompt: LocalModel, active: int, last: int
+    prompt: LinearizedModel, active: int, last: int
 ) -> dict[tuple[str, int | None, int | None, int], float]:
     step = take_step(prompt, feature_reader(prompt, active))
     found: dict[tuple[str, int | None, int | None, int], float] = {}

@@ -8,30 +8,28 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...circuits.deembedding import read_tokens
 from ...config.cases import FeatureCase
 from ...config.evaluation import Evaluation
 from ...evaluation.held_out import HeldOut
-from ..findings import Findings
-from ..opening import Opened
-from ..prompts import FINDING, TESTING
-from .blind import blind_rule
+from ...weights.deembedding import read_tokens
+from ..case_report import CaseReport
+from ..context import FINDING, TESTING, CaseContext
 from .claims import make_claims, published_claims
 from .figures import draw_activations, draw_sources
 from .reading import Reading, read_sources, source_rows
-from .rule import Rule, fit_rule
+from .rule import Rule, blind_rule, fit_rule
 from .subject import Pair, Subject, draw_pairs, find_subject
 from .testing import run_tests
 
 
 def study_feature(
     name: str,
-    opened: Opened,
+    opened: CaseContext,
     held_out: HeldOut,
     concepts: pa.Table,
     case: FeatureCase,
     evaluation: Evaluation,
-) -> Findings:
+) -> CaseReport:
     """The case called `name`, with `concepts` the table of that name for the held-out text.
 
     Raises ValueError where a text cannot be read, nothing fires, or the concept labels no held-out token.
@@ -65,7 +63,7 @@ def study_feature(
     claims = make_claims(case, held_out, concepts, subject, pairs, rule, blind, tests)
     claims += published_claims(case, tracer, subject)
     counts = torch.bincount(held_out.token.flatten(), minlength=vocabulary)
-    return Findings(
+    return CaseReport(
         case=name,
         title=f"feature {subject.name} of {opened.run}",
         claims=claims,

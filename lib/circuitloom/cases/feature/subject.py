@@ -10,15 +10,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...circuits.local_model import LocalModel
+from ...attribution.linearized_model import LinearizedModel
 from ...config.cases import FeatureCase
 from ...config.circuits import parse_place
 from ...config.evaluation import Evaluation
+from ...evaluation.concept_matching import encode, scored_activations
 from ...evaluation.held_out import HeldOut
-from ...evaluation.matching import encode, scored_activations
 from ...language_model.model import Site
-from ..opening import Opened
-from ..prompts import FINDING, TESTING, fill
+from ..context import FINDING, TESTING, CaseContext, fill
 from .choosing import Chosen, choose_by_concept, choose_by_contrast
 
 SPARE = 20
@@ -69,13 +68,13 @@ def draw_pairs(case: FeatureCase) -> list[Pair]:
 
 
 def find_subject(
-    opened: Opened,
+    opened: CaseContext,
     held_out: HeldOut,
     concepts: pa.Table,
     case: FeatureCase,
     evaluation: Evaluation,
     pairs: Sequence[Pair],
-    prompts: Sequence[tuple[LocalModel, LocalModel]],
+    prompts: Sequence[tuple[LinearizedModel, LinearizedModel]],
 ) -> Subject:
     """The feature of the case, found on the finding half or named, and where it fires.
 
@@ -111,7 +110,7 @@ def find_subject(
     return Subject(chosen, fires, on[own[0]][:, own[1]], off[own[0]][:, own[1]])
 
 
-def last_activations(prompt: LocalModel, layer: int) -> Float[Tensor, " feature"]:
+def last_activations(prompt: LinearizedModel, layer: int) -> Float[Tensor, " feature"]:
     """Activations of all features of a layer at a prompt's last token."""
     z = prompt.frozen.resid_final.new_zeros(prompt.dictionaries[layer].width)
     active = prompt.active(layer, len(prompt.frozen) - 1)

@@ -9,17 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...circuits.attribution import logit_targets
-from ...circuits.changes import apply_edits, make_edits
-from ...circuits.deembedding import embedding_rows
-from ...circuits.local_model import LocalModel
-from ...circuits.targets import find_token
+from ...ablation.feature_edits import apply_edits, make_edits
+from ...attribution.direct_effects import logit_targets
+from ...attribution.linearized_model import LinearizedModel
+from ...attribution.targets import find_token
 from ...config.cases import FeatureCase
 from ...config.circuits import Change, parse_target
 from ...evaluation.held_out import HeldOut
 from ...language_model.model import Site
-from ..opening import Opened
-from ..prompts import TESTING
+from ...weights.deembedding import embedding_rows
+from ..context import TESTING, CaseContext
 from .choosing import Chosen
 from .rule import Condition, Rule
 
@@ -65,12 +64,12 @@ class Tests:
 
 @torch.inference_mode()
 def run_tests(
-    opened: Opened,
+    opened: CaseContext,
     held_out: HeldOut,
     case: FeatureCase,
     chosen: Chosen,
     rule: Rule,
-    prompts: Sequence[LocalModel],
+    prompts: Sequence[LinearizedModel],
 ) -> Tests:
     """The tests of a rule on prompts at whose last token the feature is to fire."""
     generator = torch.Generator().manual_seed(case.seed)
@@ -99,8 +98,8 @@ def _breakers(rule: Rule, condition: Condition, held_out: HeldOut) -> Int[Tensor
 
 
 def _exchange(
-    opened: Opened,
-    prompt: LocalModel,
+    opened: CaseContext,
+    prompt: LinearizedModel,
     chosen: Chosen,
     breakers: dict[int, Int[Tensor, " token"]],
     generator: torch.Generator,
@@ -121,7 +120,7 @@ def _exchange(
 
 
 def _rule_alone(
-    opened: Opened, prompt: LocalModel, chosen: Chosen, rule: Rule, mean: Float[Tensor, " d"]
+    opened: CaseContext, prompt: LinearizedModel, chosen: Chosen, rule: Rule, mean: Float[Tensor, " d"]
 ) -> float:
     """Share of the activation that is left with the rule's words alone, BOS kept, nothing held."""
     embedding = prompt.frozen.embedding
@@ -139,7 +138,7 @@ def _rule_alone(
     return after / before if before and others else float("nan")
 
 
-def _activations(opened: Opened, token: Int[Tensor, "text position"], chosen: Chosen) -> list[float]:
+def _activations(opened: CaseContext, token: Int[Tensor, "text position"], chosen: Chosen) -> list[float]:
     """The feature at the last token of each text."""
     site = Site("mlp_in", chosen.layer)
     x = opened.model.capture(token, [site])[site][:, -1]
@@ -147,7 +146,7 @@ def _activations(opened: Opened, token: Int[Tensor, "text position"], chosen: Ch
     return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, chosen.feature].tolist()
 
 
-def _effect(opened: Opened, prompt: LocalModel, chosen: Chosen, effect: str) -> float:
+def _effect(opened: CaseContext, prompt: LinearizedModel, chosen: Chosen, effect: str) -> float:
     """The wanted logit, or difference of two, before minus after the feature is ablated, nothing held."""
     wanted = parse_target(effect)
     strings = opened.tokenizer.strings()

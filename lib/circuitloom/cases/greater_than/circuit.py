@@ -8,15 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...circuits.ablation import measure, untouched
-from ...circuits.attribution import Targets, logit_targets, sources, total_effects
-from ...circuits.basis import Basis, Fill
-from ...circuits.components import Ablation
-from ...circuits.local_model import LocalModel
-from ...circuits.paths import Search, find_paths, paths_to_graph
-from ...circuits.probes import Probe
-from ...circuits.step import FEATURE, HEAD, target_reader
-from ...circuits.study import Tracer
+from ...ablation.causal_effects import measure, untouched
+from ...ablation.components import Ablation, Basis, Fill
+from ...ablation.metrics import PromptMetric
+from ...attribution.direct_effects import AttributionTargets, logit_targets, sources, total_effects
+from ...attribution.linearized_model import LinearizedModel
+from ...attribution.paths import FEATURE, HEAD, PathSearch, find_paths, paths_to_graph, target_reader
+from ...attribution.tracer import Tracer
 from ...language_model.model import LanguageModel
 from .prompts import Answers, YearPrompts
 
@@ -25,7 +23,7 @@ Node = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Circuit:
+class YearCircuit:
     """What greedy paths from the answer back go through, over some prompts."""
 
     contribution: dict[Node, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -46,7 +44,7 @@ class Circuit:
         return kept
 
 
-def later_target(model: LocalModel, answers: Answers, start: int) -> Targets:
+def later_target(model: LinearizedModel, answers: Answers, start: int) -> AttributionTargets:
     """The mean logit of years later than `start` less that of the other years, at the last token."""
     unembedding = model.frozen.unembedding.weight
     later = answers.year > start
@@ -56,9 +54,9 @@ def later_target(model: LocalModel, answers: Answers, start: int) -> Targets:
     return logit_targets(model, torch.tensor([len(model.frozen) - 1], device=weights.device), weights)
 
 
-def find_circuit(tracer: Tracer, prompts: YearPrompts, answers: Answers, search: Search) -> Circuit:
+def find_circuit(tracer: Tracer, prompts: YearPrompts, answers: Answers, search: PathSearch) -> YearCircuit:
     """The union of the greedy paths of all prompts."""
-    circuit = Circuit(prompts=len(prompts))
+    circuit = YearCircuit(prompts=len(prompts))
     for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
         model = tracer.local_model(text)
         root = target_reader(model, later_target(model, answers, start))
@@ -131,7 +129,7 @@ def keep_alone(
     kept: Bool[Tensor, " component"],
     drawn: Bool[Tensor, " component"],
     fill: Fill,
-    probes: Sequence[Probe],
+    probes: Sequence[PromptMetric],
 ) -> Alone:
     """What prompts keep where all components but some are set to `fill`; `drawn` are others to compare with."""
     feature = torch.zeros_like(kept)

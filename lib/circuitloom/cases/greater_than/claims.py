@@ -7,27 +7,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.ablation import Kind
+from ...ablation.causal_effects import Kind
 from ...config.cases.greater_than import GreaterThanCase
 from ..claims import Bootstrap, Claim, measured, ratio, share_of
-from ..prompts import TESTING
+from ..context import TESTING
 from .circuit import Alone
 from .keeping import advantage
-from .measured import Measured, removing
+from .measured import YearMeasurements, removing
 from .passes import ALL, UNTOUCHED, ablating, replacing
 
 SET_TO: dict[Kind, str] = {"zero": "zero", "mean": "the mean"}
 """How ablations read."""
 
 
-def make_claims(found: Measured, case: GreaterThanCase) -> list[Claim]:
+def make_claims(found: YearMeasurements, case: GreaterThanCase) -> list[Claim]:
     """All claims, the metric's first."""
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     parts = (_on_metric, _on_features, _on_heads, _on_years, _on_circuit)
     return [claim for part in parts for claim in part(found, case, bootstrap)]
 
 
-def _on_metric(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
+def _on_metric(found: YearMeasurements, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
     """The model untouched, with MLPs replaced, with the layer's MLP ablated, without a feature."""
     layer, known = found.layer, case.published
     # where the layer was found, it was on the finding half
@@ -63,7 +63,7 @@ def _on_metric(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -> 
     yield measured("feature_removed", statement, drop, 0.0, bootstrap, published=published)
 
 
-def _on_features(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
+def _on_features(found: YearMeasurements, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
     """Few features against as few neurons."""
     for kind, words in SET_TO.items():
         rows = advantage(found.kept, kind, case.small)[:, None].numpy()
@@ -74,7 +74,7 @@ def _on_features(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -
         yield measured(f"few_features_{kind}", statement, rows, 0.0, bootstrap)
 
 
-def _on_heads(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
+def _on_heads(found: YearMeasurements, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
     """The head that was found on one half, on the other."""
     shifts, head = found.shifts, found.head
     name = f"head {shifts.layer[head]}.{shifts.head[head]}"
@@ -88,7 +88,7 @@ def _on_heads(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -> I
         yield measured("head_first", statement, rows, 0.0, bootstrap, leading_share)
 
 
-def _on_years(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
+def _on_years(found: YearMeasurements, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
     """The layer's features of the highest variance: what they promote, and what their weights read."""
     years, n = found.years, len(found.years.feature)
     features = f"the {n} features of layer {found.layer} of the highest variance"
@@ -115,7 +115,7 @@ def _on_years(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -> I
             )
 
 
-def _on_circuit(found: Measured, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
+def _on_circuit(found: YearMeasurements, case: GreaterThanCase, bootstrap: Bootstrap) -> Iterator[Claim]:
     """What the circuit keeps alone, what is left without it, and where it comes from."""
     for kind, words in SET_TO.items():
         statement = f"the share of the behaviour that the circuit alone keeps, all else set to {words},"
@@ -146,7 +146,7 @@ def _share(alone: Alone, part: Float[Tensor, " prompt"]) -> Float[np.ndarray, "p
 
 
 def over(
-    found: Measured, values: Float[Tensor, " prompt"], everywhere: bool
+    found: YearMeasurements, values: Float[Tensor, " prompt"], everywhere: bool
 ) -> Float[np.ndarray, "chosen 1"]:
     """Values of all prompts, or of the testing half."""
     chosen = [everywhere or half == TESTING for half in found.prompts.half]

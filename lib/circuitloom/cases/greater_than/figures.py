@@ -5,18 +5,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...colours import BLUE, GREEN, ORANGE, VERMILION
-from ...figures import styled
+from ...core.plotting import BLUE, GREEN, ORANGE, VERMILION, styled
 from ..claims import Bootstrap, mean
 from .keeping import FEATURES, NEURONS, Kept
-from .measured import Measured
+from .measured import YearMeasurements
 from .passes import ALL, UNTOUCHED, ablating, replacing
 
 METRIC_LABEL = "P(later years) - P(other years)"
 
 
 @styled
-def draw_metric(found: Measured, bootstrap: Bootstrap, bound: float) -> Figure:
+def draw_metric(found: YearMeasurements, bootstrap: Bootstrap, bound: float) -> Figure:
     """The metric of the untouched model and of each condition, layer by layer, with intervals."""
     layers = range(len(found.layer_effect))
     styles = {
@@ -49,7 +48,7 @@ def draw_metric(found: Measured, bootstrap: Bootstrap, bound: float) -> Figure:
 
 
 @styled
-def draw_kept(found: Measured, bootstrap: Bootstrap, small: int) -> Figure:
+def draw_kept(found: YearMeasurements, bootstrap: Bootstrap, small: int) -> Figure:
     """The metric with k features, or neurons, of the layer alone; a panel for each ablation."""
     kinds = list(dict.fromkeys(each.ablation for each in found.kept))
     figure = Figure(figsize=(4.4 * len(kinds), 4.0), layout="constrained")
@@ -85,7 +84,7 @@ def _draw_curve(panel: Any, kept: Kept, bootstrap: Bootstrap) -> None:
 
 
 @styled
-def draw_years(found: Measured) -> Figure:
+def draw_years(found: YearMeasurements) -> Figure:
     """Activation, de-embedding score and direct logit attribution of the layer's features by year."""
     years = found.years
     rows: list[tuple[str, str, str, Any]] = [

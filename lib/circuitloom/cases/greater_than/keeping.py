@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.ablation import Kind, find_fill
-from ...circuits.basis import Basis, feature_basis, neuron_basis
-from ...circuits.faithfulness import Curve, keep_top, rank
-from ...circuits.probes import Probe
+from ...ablation.causal_effects import Kind, find_fill
+from ...ablation.components import Basis, feature_basis, neuron_basis
+from ...ablation.faithfulness import Curve, keep_top, rank
+from ...ablation.metrics import PromptMetric
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.model import LanguageModel, Site
 from .prompts import YearPrompts
@@ -46,8 +46,8 @@ def keep_curves(
     run: str,
     dictionary: Dictionary,
     ranking: dict[str, Float[Tensor, " component"]],
-    finding: Sequence[Probe],
-    testing: Sequence[Probe],
+    finding: Sequence[PromptMetric],
+    testing: Sequence[PromptMetric],
 ) -> list[Kept]:
     """Curves of a layer's features and neurons on `testing`, those of the highest `ranking` kept first.
 

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.ablation import Kind, find_fill
-from ...circuits.basis import Basis, Fill, feature_basis, head_basis
-from ...circuits.paths import Search
-from ...circuits.probes import Probe
-from ...circuits.study import Tracer
+from ...ablation.causal_effects import Kind, find_fill
+from ...ablation.components import Basis, Fill, feature_basis, head_basis
+from ...ablation.metrics import PromptMetric
+from ...attribution.paths import PathSearch
+from ...attribution.tracer import Tracer
 from ...config.cases.greater_than import GreaterThanCase
 from ...config.circuits import parse_place
+from ...core.progress import progress
 from ...language_model.model import Site
-from ...progress import progress
-from ..opening import Opened
-from ..prompts import FINDING, TESTING
-from .circuit import Alone, Circuit, Leaves, draw_like, find_circuit, find_leaves, keep_alone
+from ..context import FINDING, TESTING, CaseContext
+from .circuit import Alone, Leaves, YearCircuit, draw_like, find_circuit, find_leaves, keep_alone
 from .keeping import FEATURES, Kept, keep_curves, variances
 from .passes import HeadShifts, conditions, layer_effects, measure, patch_heads, without_feature
 from .prompts import Answers, YearPrompts, find_answers, make_prompts, year_probes
@@ -27,7 +26,7 @@ STEPS = 7
 
 
 @dataclass(frozen=True)
-class Measured:
+class YearMeasurements:
     """What was measured; tensors over prompts are over all of them, or over those of a half where it is said."""
 
     run: str
@@ -49,7 +48,7 @@ class Measured:
     years: FeatureYears
     direct: Float[Tensor, " testing"]
     """What the features of `years` add, together, to the mean logit of later years less that of the others."""
-    circuit: Circuit
+    circuit: YearCircuit
     """Found on prompts of the finding half."""
     basis: Basis
     """The features of all layers, whose transcoders stand in for MLPs, and the heads."""
@@ -62,7 +61,7 @@ class Measured:
         return int(self.finding_shifts.order()[0])
 
 
-def measure_all(name: str, opened: Opened, case: GreaterThanCase) -> Measured:
+def measure_all(name: str, opened: CaseContext, case: GreaterThanCase) -> YearMeasurements:
     """All of it; ValueError where prompts, layer or feature are not there."""
     model, transcoders = opened.model, opened.transcoders
     answers = find_answers(case.answer, opened.tokenizer.strings())
@@ -98,13 +97,13 @@ def measure_all(name: str, opened: Opened, case: GreaterThanCase) -> Measured:
         bar.update(2)
         leaves = find_leaves(tracer, spread(testing, case.traced), answers)
         bar.update(1)
-    return Measured(
+    return YearMeasurements(
         opened.run, prompts, answers, found, layer, effect, feature, ranking[FEATURES].cpu(), kept, finding_shifts,
         shifts, years, direct, circuit, basis, alone, leaves,
     )  # fmt: skip
 
 
-def _layer(case: GreaterThanCase, opened: Opened, effect: Float[Tensor, "layer prompt"]) -> int:
+def _layer(case: GreaterThanCase, opened: CaseContext, effect: Float[Tensor, "layer prompt"]) -> int:
     """The layer that is named, or by name of the feature; else, of those with a transcoder, that of largest effect."""
     layers = sorted(opened.transcoders)
     layer = case.layer if case.feature is None else parse_place(case.feature).layer
@@ -118,15 +117,15 @@ def _layer(case: GreaterThanCase, opened: Opened, effect: Float[Tensor, "layer p
 
 
 def _find_circuit(
-    opened: Opened,
+    opened: CaseContext,
     tracer: Tracer,
     case: GreaterThanCase,
     finding: YearPrompts,
     answers: Answers,
-    probes: Sequence[Sequence[Probe]],
-) -> tuple[Circuit, Basis, dict[Kind, Alone]]:
+    probes: Sequence[Sequence[PromptMetric]],
+) -> tuple[YearCircuit, Basis, dict[Kind, Alone]]:
     traced = spread(finding, case.traced)
-    circuit = find_circuit(tracer, traced, answers, Search(case.length, case.width))
+    circuit = find_circuit(tracer, traced, answers, PathSearch(case.length, case.width))
     features = feature_basis(opened.run, opened.transcoders, keeps_error=False)
     basis = features + head_basis(opened.model)
     own = circuit.components(basis)

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...circuits.basis import Edit, editing
-from ...circuits.components import HEADS
-from ...circuits.probes import last_logits
+from ...ablation.components import HEADS, Edit, editing
+from ...ablation.metrics import last_logits
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.model import LanguageModel, Site
 from .prompts import Answers, YearPrompts, greater_than

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...circuits.probes import Metric, Probe, make_probes
-from ...circuits.targets import find_token, read_prompt
+from ...ablation.metrics import Metric, PromptMetric, make_probes
+from ...attribution.targets import find_token, read_prompt
 from ...config.cases.greater_than import CENTURY, YEAR, GreaterThanCase
 from ...corpus.tokenizer import Tokenizer
 from ...corpus.tokens import scored_positions
-from ..prompts import FINDING, TESTING, fill
+from ..context import FINDING, TESTING, fill
 
 _DRAWN_BEHIND = 1000
 """Fillings that are drawn at most."""
@@ -176,7 +176,7 @@ def greater_than(
     return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
 
 
-def year_probes(prompts: YearPrompts, answers: Answers, bos_id: int | None) -> list[Probe]:
+def year_probes(prompts: YearPrompts, answers: Answers, bos_id: int | None) -> list[PromptMetric]:
     """Each prompt as a probe of the metric."""
 
     def metric(start: int) -> Metric:

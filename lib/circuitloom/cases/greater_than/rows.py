@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from ...circuits.component_study import curve_rows
-from ...circuits.faithfulness import Curve
-from ...circuits.step import EMBEDDING, FEATURE, HEAD, POSITION
-from ..findings import Rows
-from ..prompts import FINDING, TESTING
-from .measured import Measured
+from ...ablation.behaviour import curve_rows
+from ...ablation.faithfulness import Curve
+from ...attribution.paths import EMBEDDING, FEATURE, HEAD, POSITION
+from ..case_report import Rows
+from ..context import FINDING, TESTING
+from .measured import YearMeasurements
 
 KINDS = {FEATURE: "feature", HEAD: "head", EMBEDDING: "token", POSITION: "position"}
 METRIC, SHIFT = "greater_than", "shift"
@@ -18,7 +18,7 @@ PATHS, LEAVES = "paths", "leaves"
 """Names of the circuits: what greedy paths go through; what all paths together end in."""
 
 
-def make_tables(name: str, found: Measured, strings: list[str]) -> dict[str, Rows]:
+def make_tables(name: str, found: YearMeasurements, strings: list[str]) -> dict[str, Rows]:
     """The tables by name, claims left out."""
     return {
         "outcome": list(_outcomes(name, found)),
@@ -28,7 +28,7 @@ def make_tables(name: str, found: Measured, strings: list[str]) -> dict[str, Row
     }
 
 
-def _outcomes(name: str, found: Measured) -> Iterator[dict[str, Any]]:
+def _outcomes(name: str, found: YearMeasurements) -> Iterator[dict[str, Any]]:
     prompts = found.prompts
     columns = list(zip(range(len(prompts)), prompts.text, prompts.half, strict=True))
 
@@ -48,7 +48,7 @@ def _outcomes(name: str, found: Measured) -> Iterator[dict[str, Any]]:
             yield from rows(SHIFT, f"head {layer}.{head} patched", values, chosen)
 
 
-def _path_sources(name: str, found: Measured, strings: list[str]) -> list[dict[str, Any]]:
+def _path_sources(name: str, found: YearMeasurements, strings: list[str]) -> list[dict[str, Any]]:
     """What paths go through: effects are means over the traced prompts."""
     circuit, rows = found.circuit, []
     for (kind, layer, number, position), values in circuit.contribution.items():
@@ -66,7 +66,7 @@ def _path_sources(name: str, found: Measured, strings: list[str]) -> list[dict[s
     return _ranked(name, PATHS, rows, sum(abs(row["effect"]) for row in rows))
 
 
-def _leaf_sources(name: str, found: Measured, strings: list[str]) -> list[dict[str, Any]]:
+def _leaf_sources(name: str, found: YearMeasurements, strings: list[str]) -> list[dict[str, Any]]:
     """What all paths end in: effects are means over the traced prompts."""
     leaves, rows = found.leaves, []
 
@@ -96,7 +96,7 @@ def _leaf_sources(name: str, found: Measured, strings: list[str]) -> list[dict[s
     return _ranked(name, LEAVES, rows, float(leaves.size.mean()))
 
 
-def _place(found: Measured, position: int, strings: list[str]) -> dict[str, Any]:
+def _place(found: YearMeasurements, position: int, strings: list[str]) -> dict[str, Any]:
     """Offset from the last token, and the token there where it is the same on all prompts."""
     here = found.prompts.token[:, position]
     same = bool((here == here[0]).all()) and int(here[0]) < len(strings)
@@ -120,9 +120,14 @@ def _ranked(name: str, circuit: str, rows: list[dict[str, Any]], size: float) ->
     ]
 
 
-def _faithfulness(name: str, found: Measured) -> Iterator[dict[str, Any]]:
+def _faithfulness(name: str, found: YearMeasurements) -> Iterator[dict[str, Any]]:
     for each in found.kept:
-        names = {"study": name, "basis": each.basis.name, "ablation": each.ablation, "ranking": "variance"}
+        names = {
+            "behaviour": name,
+            "basis": each.basis.name,
+            "ablation": each.ablation,
+            "ranking": "variance",
+        }
         yield from curve_rows(names, len(each.basis), each.curve)
     own = found.circuit.components(found.basis)
     for kind, alone in found.alone.items():
@@ -131,11 +136,11 @@ def _faithfulness(name: str, found: Measured) -> Iterator[dict[str, Any]]:
         # without nothing the transcoders still stand in for the MLPs
         removed = torch.stack([alone.all, alone.removed], 1)
         kl = torch.stack([alone.kl_none, alone.kl], 1)
-        names = {"study": name, "basis": found.basis.name, "ablation": kind, "ranking": "circuit"}
+        names = {"behaviour": name, "basis": found.basis.name, "ablation": kind, "ranking": "circuit"}
         yield from curve_rows(names, len(own), Curve(size, kept, removed, kl, alone.untouched))
 
 
-def _years(name: str, found: Measured) -> Iterator[dict[str, Any]]:
+def _years(name: str, found: YearMeasurements) -> Iterator[dict[str, Any]]:
     years = found.years
     for rank, feature in enumerate(years.feature.tolist()):
         for i, year in enumerate(years.year.tolist()):

@@ -3,19 +3,18 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ...circuits.step import EMBEDDING, FEATURE, HEAD
+from ...attribution.paths import EMBEDDING, FEATURE, HEAD
 from ...config.cases.greater_than import GreaterThanCase
+from ..case_report import CaseReport, number
 from ..claims import Bootstrap
-from ..findings import Findings, number
-from ..opening import Opened
-from ..prompts import FINDING, TESTING
+from ..context import FINDING, TESTING, CaseContext
 from .claims import make_claims
 from .figures import draw_kept, draw_metric, draw_years
-from .measured import Measured, measure_all
+from .measured import YearMeasurements, measure_all
 from .rows import make_tables
 
 
-def study_greater_than(name: str, opened: Opened, case: GreaterThanCase) -> Findings:
+def study_greater_than(name: str, opened: CaseContext, case: GreaterThanCase) -> CaseReport:
     """What a model does with the start of a span of years, and how.
 
     Raises ValueError where too few prompts have a start year of one token, or a layer or feature named is not there.
@@ -35,7 +34,7 @@ def study_greater_than(name: str, opened: Opened, case: GreaterThanCase) -> Find
         "kept": draw_kept(found, bootstrap, case.small),
         "years": draw_years(found),
     }
-    return Findings(
+    return CaseReport(
         case=name,
         title="a span of years ends after it starts",
         claims=make_claims(found, case),
@@ -45,7 +44,7 @@ def study_greater_than(name: str, opened: Opened, case: GreaterThanCase) -> Find
     )
 
 
-def _remarks(found: Measured, case: GreaterThanCase, strings: list[str]) -> Iterator[str]:
+def _remarks(found: YearMeasurements, case: GreaterThanCase, strings: list[str]) -> Iterator[str]:
     prompts, answers = found.prompts, found.answers
     halves = [prompts.half.count(half) for half in (FINDING, TESTING)]
     yield (
@@ -72,7 +71,7 @@ def _remarks(found: Measured, case: GreaterThanCase, strings: list[str]) -> Iter
     yield _on_leaves(found, strings)
 
 
-def _on_heads(found: Measured) -> str:
+def _on_heads(found: YearMeasurements) -> str:
     shifts = found.shifts
     shares = shifts.shift.mean(1) / shifts.total.mean()
     listed = ", ".join(
@@ -85,7 +84,7 @@ def _on_heads(found: Measured) -> str:
     )
 
 
-def _on_features(found: Measured) -> str:
+def _on_features(found: YearMeasurements) -> str:
     years = found.years
     fired = len(years.year)
     listed = ", ".join(
@@ -99,7 +98,7 @@ def _on_features(found: Measured) -> str:
     )
 
 
-def _on_circuit(found: Measured) -> str:
+def _on_circuit(found: YearMeasurements) -> str:
     circuit, alone = found.circuit, found.alone["mean"]
     features, heads = len(circuit.parts(FEATURE)), len(circuit.parts(HEAD))
     parts = [part for part in found.basis.parts if part.kind == "feature"]
@@ -114,7 +113,7 @@ def _on_circuit(found: Measured) -> str:
     )
 
 
-def _on_ends(found: Measured) -> str:
+def _on_ends(found: YearMeasurements) -> str:
     circuit, place = found.circuit, found.prompts.place
     ends: dict[int, float] = defaultdict(float)
     for (kind, _, _, position), values in circuit.contribution.items():
@@ -126,7 +125,7 @@ def _on_ends(found: Measured) -> str:
     )
 
 
-def _on_leaves(found: Measured, strings: list[str]) -> str:
+def _on_leaves(found: YearMeasurements, strings: list[str]) -> str:
     leaves, prompts = found.leaves, found.prompts
     value = leaves.token.sum(1) + leaves.error.sum((1, 2)) + leaves.position.sum(1) + leaves.constant
     tokens = leaves.token.mean(0)

@@ -7,16 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...circuits.deembedding import (
-    embedding_rows,
-    head_layers,
-    head_read,
-    push,
-    stream_reads,
-)
-from ...circuits.frozen import Weights
+from ...attribution.capture import ModelWeights
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.model import LanguageModel, Site
+from ...weights.deembedding import embedding_rows, head_layers, head_read, push, stream_reads
 from .passes import HeadShifts
 from .prompts import Answers, YearPrompts
 
@@ -42,7 +36,7 @@ class FeatureYears:
 
 def describe_years(
     model: LanguageModel,
-    weights: Weights,
+    weights: ModelWeights,
     transcoders: Mapping[int, Dictionary],
     layer: int,
     prompts: YearPrompts,
@@ -80,7 +74,7 @@ def activations(
 @torch.inference_mode()
 def direct_effects(
     model: LanguageModel,
-    weights: Weights,
+    weights: ModelWeights,
     dictionary: Dictionary,
     prompts: YearPrompts,
     answers: Answers,
@@ -98,7 +92,10 @@ def direct_effects(
 
 @torch.inference_mode()
 def logit_attribution(
-    weights: Weights, dictionary: Dictionary, feature: Int[Tensor, " feature"], token: Int[Tensor, " year"]
+    weights: ModelWeights,
+    dictionary: Dictionary,
+    feature: Int[Tensor, " feature"],
+    token: Int[Tensor, " year"],
 ) -> Float[Tensor, "feature year"]:
     """What an activation of 1 adds to the logits of tokens directly, denominators left out."""
     rows = weights.unembedding.rows[token]
@@ -116,7 +113,7 @@ def carrying_head(model: LanguageModel, shifts: HeadShifts, layer: int) -> tuple
 @torch.inference_mode()
 def deembedding_scores(
     model: LanguageModel,
-    weights: Weights,
+    weights: ModelWeights,
     transcoders: Mapping[int, Dictionary],
     layer: int,
     feature: Int[Tensor, " feature"],

@@ -6,19 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...evaluation.concepts import Code
+from ...evaluation.concept_matching import encode, scored_activations
+from ...evaluation.concepts import SparseActivations
 from ...evaluation.held_out import HeldOut
-from ...evaluation.matching import encode, scored_activations
 from ...evaluation.names import NEURONS
 from ...language_model.model import Site
-from ..opening import Opened
+from ..context import CaseContext
 
 Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
 """Numbers of features to their activations at every scored token."""
 
 
 def by_layer(
-    opened: Opened, held_out: HeldOut, batch: int, neurons: bool
+    opened: CaseContext, held_out: HeldOut, batch: int, neurons: bool
 ) -> Iterator[tuple[str, int, Columns]]:
     """Each run and layer with its activations, and with `neurons` the model's own as a run of that name.
 
@@ -37,7 +37,7 @@ def by_layer(
             yield NEURONS, layer, dense_columns(values[own])
 
 
-def code_columns(code: Code, n_tokens: int) -> Columns:
+def code_columns(code: SparseActivations, n_tokens: int) -> Columns:
     """Columns of sparse activations."""
     order = code.feature.argsort(stable=True)
     token, value = code.token[order].long(), code.value[order].float()

@@ -5,13 +5,13 @@ from functools import partial
 
 from ...config.cases.planted import PlantedCase
 from ...evaluation.names import NEURONS
+from ..case_report import number
 from ..claims import Bootstrap, Claim, measured
-from ..findings import number
-from .results import SAE, Results
+from .results import SAE, PlantedResults
 from .sources import mean_of
 
 
-def claims(results: Results, best: str, case: PlantedCase, bootstrap: Bootstrap) -> Iterator[Claim]:
+def claims(results: PlantedResults, best: str, case: PlantedCase, bootstrap: Bootstrap) -> Iterator[Claim]:
     """The claims about the best transcoders, and about them beside the best SAEs and the neurons."""
     kinds = {"saes": SAE, "neurons": NEURONS}
     others = {name: run for name, kind in kinds.items() if (run := results.best(kind, case.found))}
@@ -42,7 +42,7 @@ def claims(results: Results, best: str, case: PlantedCase, bootstrap: Bootstrap)
 
 
 def _source_claims(
-    results: Results, best: str, others: dict[str, str], case: PlantedCase, bootstrap: Bootstrap
+    results: PlantedResults, best: str, others: dict[str, str], case: PlantedCase, bootstrap: Bootstrap
 ) -> Iterator[Claim]:
     claim = partial(measured, bootstrap=bootstrap, of="concepts")
     mine = results.runs[best]
@@ -73,7 +73,7 @@ def _source_claims(
     )
 
 
-def remarks(results: Results, best: str, case: PlantedCase) -> Iterator[str]:
+def remarks(results: PlantedResults, best: str, case: PlantedCase) -> Iterator[str]:
     """What was found and what was not, in sentences."""
     mine = results.runs[best]
     shares = "; ".join(

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION
-from ...figures import styled
+from ...core.plotting import BLUE, GREEN, ORANGE, PURPLE, VERMILION, styled
 from ..claims import Bootstrap, mean
-from .results import Results
+from .results import PlantedResults
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
 MARKERS = ("o", "s", "^")
 
 
 @styled
-def draw_concepts(results: Results, runs: Sequence[str], bound: float) -> Figure:
+def draw_concepts(results: PlantedResults, runs: Sequence[str], bound: float) -> Figure:
     """F1 of each concept in some runs, concepts ordered by the first of them."""
 
     def f1(run: str, concept: str) -> float:
@@ -39,7 +38,7 @@ def draw_concepts(results: Results, runs: Sequence[str], bound: float) -> Figure
 
 
 @styled
-def draw_sources(results: Results, bootstrap: Bootstrap) -> Figure:
+def draw_sources(results: PlantedResults, bootstrap: Bootstrap) -> Figure:
     """Mean precision and recall of the sources of each run's found features, with intervals over concepts."""
     rows = [
         (f"{run}, {method}", [told for o in outcomes.values() if (told := getattr(o, kind))])

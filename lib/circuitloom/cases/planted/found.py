@@ -10,8 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ...config.cases.planted import PlantedCase
+from ...evaluation.concepts import ConceptAnnotations
 from ...evaluation.held_out import HeldOut
-from ...evaluation.labels import Labels
 from .activations import Columns
 from .sets import grow_set
 
@@ -20,7 +20,7 @@ CHOSEN = ("layer", "feature", "threshold", "precision", "recall", "f1", "f1_choo
 
 
 @dataclass(frozen=True)
-class Found:
+class ConceptFeature:
     """The feature of a run that says a concept best, chosen on the choosing half of the documents."""
 
     run: str
@@ -48,9 +48,9 @@ def find_features(
     matched: pa.Table,
     activations: Iterable[tuple[str, int, Columns]],
     held_out: HeldOut,
-    labels: Labels,
+    labels: ConceptAnnotations,
     case: PlantedCase,
-) -> list[Found]:
+) -> list[ConceptFeature]:
     """The feature of each concept in each run whose `activations` come, by run and then concept.
 
     `matched` are rows of feature_concept: of each run, layer and concept the features that say it best.
@@ -74,10 +74,10 @@ def find_features(
                 right = positive[concept] & (values[:, 0] > first["threshold"])
                 fields |= {name: first[name] for name in CHOSEN}
                 fields |= {"fires": _places(right, held_out, labels, case.occurrences)}
-    return [Found(run, concept, **fields) for (run, concept), fields in sorted(best.items())]
+    return [ConceptFeature(run, concept, **fields) for (run, concept), fields in sorted(best.items())]
 
 
-def _positives(labels: Labels) -> dict[str, Bool[Tensor, " token"]]:
+def _positives(labels: ConceptAnnotations) -> dict[str, Bool[Tensor, " token"]]:
     """Of each concept the tokens that have it."""
     token = torch.repeat_interleave(torch.arange(len(labels.choosing)), labels.start.diff())
     found = {}
@@ -88,7 +88,7 @@ def _positives(labels: Labels) -> dict[str, Bool[Tensor, " token"]]:
 
 
 def _places(
-    right: Bool[Tensor, " token"], held_out: HeldOut, labels: Labels, most: int
+    right: Bool[Tensor, " token"], held_out: HeldOut, labels: ConceptAnnotations, most: int
 ) -> dict[str, Int[Tensor, "place 2"]]:
     """The first place of each document, of the first `most` documents of each half."""
     where = held_out.scored.nonzero()

@@ -3,38 +3,38 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from .found import Found
-from .sources import Told
+from .found import ConceptFeature
+from .sources import SourceScore
 
 TRANSCODER, SAE = "transcoder", "sae"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ConceptOutcome:
     """What a run made of one concept."""
 
     kind: str
-    found: Found
+    found: ConceptFeature
     is_found: bool
-    circuit: Told | None
+    circuit: SourceScore | None
     """Of what was found, through the circuit; None for other kinds than transcoders."""
-    gradient: Told | None
+    gradient: SourceScore | None
     shares: tuple[float | None, float | None]
     """Of the sources through circuits, and by gradient."""
     contextual: bool
     """A label needs more than the word itself."""
 
     @property
-    def told(self) -> Told | None:
+    def told(self) -> SourceScore | None:
         """By what the kind is judged: circuits of transcoders, gradients of others."""
         return self.circuit if self.kind == TRANSCODER else self.gradient
 
 
 @dataclass(frozen=True)
-class Results:
+class PlantedResults:
     """Outcomes of all runs."""
 
-    runs: dict[str, dict[str, Outcome]]
+    runs: dict[str, dict[str, ConceptOutcome]]
     """By run, then concept."""
 
     @cached_property

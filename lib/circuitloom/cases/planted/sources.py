@@ -12,17 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...circuits.attribution import reading_targets, sources, total_effects
-from ...circuits.freezing import freeze
-from ...circuits.frozen import read_weights
-from ...circuits.local_model import LocalModel
-from ...circuits.tokens import gradient_effects, strongest
+from ...attribution.capture import capture_pass, read_weights
+from ...attribution.direct_effects import reading_targets, sources, total_effects
+from ...attribution.linearized_model import LinearizedModel
+from ...attribution.token_gradients import gradient_effects, strongest
 from ...evaluation.held_out import HeldOut
 from ...evaluation.names import NEURONS
 from ...language_model.model import Site
 from ...language_model.residual import neuron_rows
-from ..opening import Opened
-from .found import Found
+from ..context import CaseContext
+from .found import ConceptFeature
 
 AT_ONCE = 32
 """Prompts that a gradient is taken of at once."""
@@ -30,7 +29,7 @@ HALVES = ("choosing", "scoring")
 
 
 @dataclass(frozen=True)
-class Told:
+class SourceScore:
     """How well the sources of a feature are the words that tell its concept, over some places where it fires."""
 
     precision: float | None
@@ -49,7 +48,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Effects:
+class TokenContributions:
     """What each token contributes to a feature at one place."""
 
     effect: Float[Tensor, " position"]
@@ -67,17 +66,19 @@ def harmonic(precision: float | None, recall: float | None) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def mean_of(figure: str, every: Sequence[Told]) -> float | None:
+def mean_of(figure: str, every: Sequence[SourceScore]) -> float | None:
     """Mean of one figure over those that have it; None where none has."""
     values = [value for told in every if (value := getattr(told, figure)) is not None]
     return fmean(values) if values else None
 
 
-Traced = Mapping[tuple[int, str], list[Effects]]
+Traced = Mapping[tuple[int, str], list[TokenContributions]]
 """Number of the feature, and half of the documents, to each place where it fires."""
 
 
-def trace_circuits(opened: Opened, held_out: HeldOut, concepts: pa.Table, found: Sequence[Found]) -> Traced:
+def trace_circuits(
+    opened: CaseContext, held_out: HeldOut, concepts: pa.Table, found: Sequence[ConceptFeature]
+) -> Traced:
     """Tokens' effects through the circuits of features of transcoders, all errors left out."""
     cues = _Cues(concepts, held_out, opened.tokenizer.bos_id)
     weights = read_weights(opened.model)
@@ -91,9 +92,9 @@ def trace_circuits(opened: Opened, held_out: HeldOut, concepts: pa.Table, found:
     for sequence, groups in sorted(wanted.items()):
         last = max(position for group in groups.values() for _, _, position in group)
         token = held_out.token[sequence, : last + 1].to(opened.model.device)
-        frozen = freeze(opened.model, weights, token)
+        frozen = capture_pass(opened.model, weights, token)
         local = {
-            run: LocalModel(frozen, opened.runs[run], opened.tokenizer.bos_id)
+            run: LinearizedModel(frozen, opened.runs[run], opened.tokenizer.bos_id)
             for run in {r for r, _ in groups}
         }
         for (run, layer), group in groups.items():
@@ -108,7 +109,9 @@ def trace_circuits(opened: Opened, held_out: HeldOut, concepts: pa.Table, found:
     return traced
 
 
-def trace_gradients(opened: Opened, held_out: HeldOut, concepts: pa.Table, found: Sequence[Found]) -> Traced:
+def trace_gradients(
+    opened: CaseContext, held_out: HeldOut, concepts: pa.Table, found: Sequence[ConceptFeature]
+) -> Traced:
     """Gradient times input of tokens' embeddings, of features of any kind, in the model itself."""
     cues = _Cues(concepts, held_out, opened.tokenizer.bos_id)
     groups: dict[tuple[str, int], list[tuple[int, str, int, int]]] = defaultdict(list)
@@ -130,7 +133,7 @@ def trace_gradients(opened: Opened, held_out: HeldOut, concepts: pa.Table, found
     return traced
 
 
-def judge(places: Sequence[Effects], share: float) -> Told | None:
+def judge(places: Sequence[TokenContributions], share: float) -> SourceScore | None:
     """How well sources that hold `share` of what all tokens contribute are the words that tell; None without places."""
     hits = false = chosen = told = needed = 0
     for each in places:
@@ -144,7 +147,7 @@ def judge(places: Sequence[Effects], share: float) -> Told | None:
     if not places:
         return None
     precision = hits / (hits + false) if hits + false else None
-    return Told(precision, hits / chosen if chosen else None, told / needed, len(places))
+    return SourceScore(precision, hits / chosen if chosen else None, told / needed, len(places))
 
 
 def choose_share(traced: Traced, numbers: Sequence[int], shares: Sequence[float]) -> float:
@@ -158,7 +161,7 @@ def choose_share(traced: Traced, numbers: Sequence[int], shares: Sequence[float]
     return max(shares, key=quality)
 
 
-def _places(found: Sequence[Found]) -> list[tuple[int, str, int, int]]:
+def _places(found: Sequence[ConceptFeature]) -> list[tuple[int, str, int, int]]:
     """Number of the feature, half, sequence and position of every place to be traced."""
     return [
         (number, half, sequence, position)
@@ -168,7 +171,7 @@ def _places(found: Sequence[Found]) -> list[tuple[int, str, int, int]]:
     ]
 
 
-def _reads(opened: Opened, run: str, layer: int) -> tuple[Site, Float[Tensor, "feature d"]]:
+def _reads(opened: CaseContext, run: str, layer: int) -> tuple[Site, Float[Tensor, "feature d"]]:
     """The site that features read, and by which vectors."""
     if run == NEURONS:
         return Site("neurons", layer), torch.eye(len(neuron_rows(opened.model, layer)))
@@ -184,7 +187,9 @@ class _Cues:
         self.concepts = concepts
         self.known: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
 
-    def of(self, concept: str, sequence: int, position: int, effect: Float[Tensor, " position"]) -> Effects:
+    def of(
+        self, concept: str, sequence: int, position: int, effect: Float[Tensor, " position"]
+    ) -> TokenContributions:
         if concept not in self.known:
             rows = self.concepts.filter(pc.field("concept") == concept).to_pylist()
             self.known[concept] = {(row["sequence"], row["position"]): row for row in rows}
@@ -194,4 +199,4 @@ class _Cues:
         telling[[place for cue in cues for place in cue]] = True
         # heads rest on a BOS whatever the text is
         silent = (self.token[sequence, : len(effect)] == self.bos_id) & ~telling
-        return Effects(effect.masked_fill(silent, 0.0), position, cues, row["optional"])
+        return TokenContributions(effect.masked_fill(silent, 0.0), position, cues, row["optional"])

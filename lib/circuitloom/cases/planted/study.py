@@ -7,18 +7,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...config.cases.planted import PlantedCase
+from ...evaluation.concepts import label
 from ...evaluation.held_out import HeldOut
-from ...evaluation.labels import label
 from ...evaluation.names import NEURONS
+from ..case_report import CaseReport, number
 from ..claims import Bootstrap
-from ..findings import Findings, number
-from ..opening import Opened
+from ..context import CaseContext
 from .activations import by_layer
 from .claims import claims, remarks
 from .figures import draw_concepts, draw_sources
-from .found import Found, find_features
-from .results import SAE, TRANSCODER, Outcome, Results
-from .sources import Told, Traced, choose_share, judge, trace_circuits, trace_gradients
+from .found import ConceptFeature, find_features
+from .results import SAE, TRANSCODER, ConceptOutcome, PlantedResults
+from .sources import SourceScore, Traced, choose_share, judge, trace_circuits, trace_gradients
 
 BATCH = 32
 """Sequences that go through the model at once."""
@@ -29,8 +29,13 @@ SOURCES_SHOWN = (
 
 
 def study_planted(
-    name: str, opened: Opened, held_out: HeldOut, concepts: pa.Table, matched: pa.Table, case: PlantedCase
-) -> Findings:
+    name: str,
+    opened: CaseContext,
+    held_out: HeldOut,
+    concepts: pa.Table,
+    matched: pa.Table,
+    case: PlantedCase,
+) -> CaseReport:
     """Score `opened.runs`, and neurons, against the planted concepts.
 
     `concepts` are the labels with their cues; `matched` the features that say each concept best, as `evaluation`
@@ -50,7 +55,7 @@ def study_planted(
     transcoders = results.best(TRANSCODER, case.found)
     shown = [run for kind in (TRANSCODER, SAE, NEURONS) if (run := results.best(kind, case.found))]
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
-    return Findings(
+    return CaseReport(
         case=name,
         title=f"which of {len(results.concepts)} planted concepts were found, and where their features come from",
         claims=list(claims(results, transcoders, case, bootstrap)) if transcoders else [],
@@ -66,7 +71,7 @@ def study_planted(
     )
 
 
-def _kind(opened: Opened, run: str) -> str:
+def _kind(opened: CaseContext, run: str) -> str:
     if run == NEURONS:
         return NEURONS
     first = next(iter(opened.runs[run].values()))
@@ -74,8 +79,12 @@ def _kind(opened: Opened, run: str) -> str:
 
 
 def _trace(
-    opened: Opened, held_out: HeldOut, concepts: pa.Table, found: Sequence[Found], case: PlantedCase
-) -> Results:
+    opened: CaseContext,
+    held_out: HeldOut,
+    concepts: pa.Table,
+    found: Sequence[ConceptFeature],
+    case: PlantedCase,
+) -> PlantedResults:
     kinds = {run: _kind(opened, run) for run in [*opened.runs, NEURONS]}
     good = [(each.f1 or 0.0) >= case.found for each in found]
     traced = [each for each, is_found in zip(found, good, strict=True) if is_found]
@@ -88,19 +97,19 @@ def _trace(
         for (at, _), places in gradient_effects.items()
         if any(place.cues != [[place.position]] for place in places)
     }
-    runs: dict[str, dict[str, Outcome]] = {}
+    runs: dict[str, dict[str, ConceptOutcome]] = {}
     for each, is_found in zip(found, good, strict=True):
         key = (each.run, each.concept)
         (circuit, share), (gradient, other) = (told.get(key, (None, None)) for told in (circuits, gradients))
-        runs.setdefault(each.run, {})[each.concept] = Outcome(
+        runs.setdefault(each.run, {})[each.concept] = ConceptOutcome(
             kinds[each.run], each, is_found, circuit, gradient, (share, other), each.concept in contextual
         )
-    return Results(runs)
+    return PlantedResults(runs)
 
 
 def _judged(
-    traced: Traced, found: Sequence[Found], case: PlantedCase
-) -> dict[tuple[str, str], tuple[Told | None, float]]:
+    traced: Traced, found: Sequence[ConceptFeature], case: PlantedCase
+) -> dict[tuple[str, str], tuple[SourceScore | None, float]]:
     """Of each run and concept how well its sources tell it, and the share that the run's sources hold."""
     result = {}
     for run in {each.run for each in found}:
@@ -111,7 +120,7 @@ def _judged(
     return result
 
 
-def _rows(name: str, results: Results) -> Iterator[dict[str, Any]]:
+def _rows(name: str, results: PlantedResults) -> Iterator[dict[str, Any]]:
     columns = ("layer", "feature", "threshold", "precision", "recall", "f1", "f1_choosing")
     for run, outcomes in results.runs.items():
         for concept, outcome in outcomes.items():

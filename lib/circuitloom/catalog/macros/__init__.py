@@ -19,7 +19,7 @@ class Macro:
     """As they stand between the brackets."""
     meaning: str
     example: str
-    """A statement, with {run}, {other_run}, {layer}, {feature}, {concept}, {pattern} and {study} to be filled in."""
+    """A statement, with {run}, {other_run}, {layer}, {feature}, {concept}, {pattern} and {trace} to be filled in."""
     sql: str
     """What creates it."""
 

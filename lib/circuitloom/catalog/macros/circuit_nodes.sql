@@ -1,6 +1,6 @@
 -- Nodes of a traced prompt's pruned graph, the most influential first, with the share that those up to each one hold.
--- example: SELECT label, influence, cumulative, value FROM circuit_nodes({study}) LIMIT 5
-CREATE OR REPLACE MACRO circuit_nodes(of_study) AS TABLE
+-- example: SELECT label, influence, cumulative, value FROM circuit_nodes({trace}) LIMIT 5
+CREATE OR REPLACE MACRO circuit_nodes(of_trace) AS TABLE
 SELECT
     node,
     node_label(kind, layer, feature, head, token, position) AS label,
@@ -19,5 +19,5 @@ SELECT
     probability,
     remainder
 FROM node
-WHERE study = of_study AND in_graph
+WHERE trace = of_trace AND in_graph
 ORDER BY influence DESC, node;

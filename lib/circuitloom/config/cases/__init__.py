@@ -1,4 +1,4 @@
-"""The case studies of a profile, by name: written into it, or read from files that several profiles share."""
+"""The case studies of a study, by name: written into it, or read from files that several studies share."""
 
 import re
 from pathlib import Path

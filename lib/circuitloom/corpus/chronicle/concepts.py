@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from .cues import (
     BOS,
     ITSELF,
+    AnnotatedWord,
     Cues,
     Find,
     FindCues,
-    Place,
     at,
     catching_fire,
     cues_of,
@@ -40,7 +40,7 @@ class Concept:
     words: frozenset[str] | None = None
     """Of a class of words, those."""
 
-    def cues(self, episode: Episode, place: Place) -> Cues:
+    def cues(self, episode: Episode, place: AnnotatedWord) -> Cues:
         """The words that matter to a label of this concept in a document."""
         return cues_of(self.find_cues, episode, place, self.words)
 
@@ -62,8 +62,8 @@ def _of_class(name: str, rule: str, *classes: str) -> Concept:
 
 
 def _of_words(name: str, rule: str, words: frozenset[str]) -> Concept:
-    def find(episode: Episode) -> Iterator[Place]:
-        return (Place(i, i) for i, word in enumerate(episode.words) if word in words)
+    def find(episode: Episode) -> Iterator[AnnotatedWord]:
+        return (AnnotatedWord(i, i) for i, word in enumerate(episode.words) if word in words)
 
     return Concept(name, rule, find, words=words)
 
@@ -78,12 +78,12 @@ def _marked(
 ) -> Concept:
     """Places that a template marks, decided by `back` words before, or by the sentence; `years` restricts the word."""
 
-    def find(episode: Episode) -> Iterator[Place]:
+    def find(episode: Episode) -> Iterator[AnnotatedWord]:
         for start, template in episode.sentences:
             for offset, marked in template.marks:
                 position = start + offset
                 if marked == mark and (years is None or int(episode.words[position]) in years):
-                    yield Place(position, start - 1 if back is None else position - back)
+                    yield AnnotatedWord(position, start - 1 if back is None else position - back)
 
     return Concept(name, rule, find, find_cues=cues)
 
@@ -91,7 +91,7 @@ def _marked(
 def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
     """Words between two signs, the signs left out."""
 
-    def find(episode: Episode) -> Iterator[Place]:
+    def find(episode: Episode) -> Iterator[AnnotatedWord]:
         since = None
         for i, word in enumerate(episode.words):
             if since is None:
@@ -99,38 +99,38 @@ def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
             elif word == closing:
                 since = None
             else:
-                yield Place(i, since)
+                yield AnnotatedWord(i, since)
 
     return Concept(name, rule, find, lasting=True, find_cues=told_from_opening(find))
 
 
-def _closing_quote(episode: Episode) -> Iterator[Place]:
+def _closing_quote(episode: Episode) -> Iterator[AnnotatedWord]:
     quotes = [i for i, word in enumerate(episode.words) if word == '"']
-    return (Place(close, start) for start, close in zip(quotes[::2], quotes[1::2], strict=True))
+    return (AnnotatedWord(close, start) for start, close in zip(quotes[::2], quotes[1::2], strict=True))
 
 
-def _sentence_start(episode: Episode) -> Iterator[Place]:
-    return (Place(start, start - 1) for start, _ in episode.sentences)
+def _sentence_start(episode: Episode) -> Iterator[AnnotatedWord]:
+    return (AnnotatedWord(start, start - 1) for start, _ in episode.sentences)
 
 
-def _subordinate(episode: Episode) -> Iterator[Place]:
+def _subordinate(episode: Episode) -> Iterator[AnnotatedWord]:
     for start, template in episode.sentences:
         if template.words[0] in ("when", "after", "while", "although"):
             comma = template.words.index(",")
-            yield from (Place(i, start) for i in range(start + 1, start + comma))
+            yield from (AnnotatedWord(i, start) for i in range(start + 1, start + comma))
 
 
-def _mentions(*marks: str) -> Callable[[Episode], Iterator[Place]]:
+def _mentions(*marks: str) -> Callable[[Episode], Iterator[AnnotatedWord]]:
     """Places with one of `marks`, decided by the mention of the rare name before."""
 
-    def find(episode: Episode) -> Iterator[Place]:
+    def find(episode: Episode) -> Iterator[AnnotatedWord]:
         last: dict[str, int] = {}
         for start, template in episode.sentences:
             for offset, mark in template.marks:
                 position = start + offset
                 if mark in marks:
                     first = position - (mark == "name_completed")
-                    yield Place(position, last.get(episode.words[first], BOS))
+                    yield AnnotatedWord(position, last.get(episode.words[first], BOS))
                 if mark in ("name_new", "name_completed"):
                     first = position - (mark == "name_completed")
                     last[episode.words[first]] = first

@@ -11,13 +11,13 @@ from functools import cache
 from typing import NamedTuple
 
 from .grammar import Episode
-from .parsing import Template, templates
+from .slots import Template, templates
 
 BOS = -1
 """Position of the BOS in front of a document's words."""
 
 
-class Place(NamedTuple):
+class AnnotatedWord(NamedTuple):
     """A word that a concept labels."""
 
     position: int
@@ -35,12 +35,14 @@ class Cues(NamedTuple):
     """Words that are no cue and that may be read all the same: they stand fast once the cues do."""
 
 
-Find = Callable[[Episode], Iterable[Place]]
-FindCues = Callable[[Episode, Place], Iterable[Iterable[int]]]
+Find = Callable[[Episode], Iterable[AnnotatedWord]]
+FindCues = Callable[[Episode, AnnotatedWord], Iterable[Iterable[int]]]
 """Of a label the cues."""
 
 
-def cues_of(find: FindCues, episode: Episode, place: Place, words: frozenset[str] | None = None) -> Cues:
+def cues_of(
+    find: FindCues, episode: Episode, place: AnnotatedWord, words: frozenset[str] | None = None
+) -> Cues:
     """The cues of a label; what else its own sentence has of the run of words that decides it is optional.
 
     Of a class of `words` so is all that its sentence has before, where no other word can follow on that.
@@ -65,7 +67,7 @@ def told_from_opening(find: Find, *others: tuple[int, ...]) -> FindCues:
     """The sign that opens the run, or a word since that no text has but where `find` labels; beside it `others`."""
     rest = at(*others)
 
-    def find_cues(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
+    def find_cues(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
         telling = _only_labelled(find)
         inside = range(place.since + 1, place.position + 1)
         return [
@@ -83,13 +85,13 @@ def sentence_start(find: Find) -> FindCues:
     ]
 
 
-def in_list(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
+def in_list(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
     """The sign itself; a word of the citations before it."""
     opening = _last(episode, "(", place.position)
     return [[place.position], range(opening + 1, place.position)]
 
 
-def opening_quote(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
+def opening_quote(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
     """The mark itself; what ends the sentence before it, or who speaks in front of it."""
     start, _ = _sentence(episode, place)
     before = place.position - 1
@@ -98,13 +100,13 @@ def opening_quote(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
     return [[place.position], [before - 1, *[before] * (episode.words[before] == ":")]]
 
 
-def catching_fire(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
+def catching_fire(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
     """The word itself; what catches fire, a city with what stands before it."""
     reach = 3 if episode.words[place.position - 2] == "of" else 1
     return [[place.position], range(place.position - reach, place.position)]
 
 
-def subject(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
+def subject(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
     """The subject, second word of its sentence, and the word itself."""
     start, _ = _sentence(episode, place)
     return [[start + 1], [place.position]]
@@ -113,7 +115,7 @@ def subject(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
 def named_before(*distances: int) -> FindCues:
     """The word itself; its mention earlier in the sentence, or words at `distances` from it."""
 
-    def find_cues(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
+    def find_cues(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
         start, _ = _sentence(episode, place)
         word = episode.words[place.position]
         mentions = [i for i in range(start, place.position) if episode.words[i] == word]
@@ -125,7 +127,7 @@ def named_before(*distances: int) -> FindCues:
 def rare_before(first: int, *itself: int) -> FindCues:
     """Words at distances `itself`; either word of an earlier mention of the rare name that begins at `first`."""
 
-    def find_cues(episode: Episode, place: Place) -> Iterable[Iterable[int]]:
+    def find_cues(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
         name = place.position + first
         mentions = [i for i in range(name) if episode.words[i] == episode.words[name]]
         return [[place.position + distance for distance in itself], [j for i in mentions for j in (i, i + 1)]]
@@ -133,7 +135,7 @@ def rare_before(first: int, *itself: int) -> FindCues:
     return find_cues
 
 
-def _sentence(episode: Episode, place: Place) -> tuple[int, Template]:
+def _sentence(episode: Episode, place: AnnotatedWord) -> tuple[int, Template]:
     """Where the sentence of a word begins, and its template."""
     following = bisect(episode.sentences, place.position, key=lambda sentence: sentence[0])
     return episode.sentences[following - 1]

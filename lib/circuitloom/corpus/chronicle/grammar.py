@@ -1,4 +1,5 @@
-"""Documents of chronicle: each a pure function of (seed, split, index), with its exact probability."""
+"""Documents of chronicle: each a pure function of (seed, split, index), with its exact probability. Prompts that ask
+a language model for one of chronicle's behaviours."""
 
 import random
 from bisect import bisect
@@ -6,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from math import log
+from typing import NamedTuple
 
-from .parsing import Menu, Template, menus, templates
-from .slots import Memory, Uniform
-from .vocabulary import CLASSES, NUMBERS
+from .slots import DocumentState, Menu, Template, Uniform, menus, templates
+from .vocabulary import CLASSES, NUMBERS, UNIONS
 
 SENTENCES = (4, 7)
 """Fewest and most sentences of a document."""
@@ -37,7 +38,7 @@ def write(seed: int, split: str, index: int) -> Episode:
     """Document `index` of `split`, from a random stream of its own."""
     uniform = random.Random(f"{seed}/{split}/{index}").random
     choices = menus()
-    memory, words, sentences, log_p = Memory(), [], [], 0.0
+    memory, words, sentences, log_p = DocumentState(), [], [], 0.0
     while True:
         menu = choices[min(len(memory.names), 2)]
         template, share = _choose(menu, uniform())
@@ -85,7 +86,7 @@ def _choose(menu: Menu, at: float) -> tuple[Template, float]:
     return menu.templates[place], menu.log_p[place]
 
 
-def _fill(template: Template, uniform: Uniform, memory: Memory, words: list[str]) -> float:
+def _fill(template: Template, uniform: Uniform, memory: DocumentState, words: list[str]) -> float:
     """Append a sentence to `words`; the log of the probability of its choices, in nats."""
     memory.bound.clear()
     start = len(words)
@@ -98,3 +99,27 @@ def _fill(template: Template, uniform: Uniform, memory: Memory, words: list[str]
 
 
 _LONGEST = max(len(template.words) for template in templates())
+
+
+class GreaterThan(NamedTuple):
+    """A year span up to the century of its end."""
+
+    prompt: str
+    """`the NOUN lasted from the year CC YY to the year CC`, without BOS."""
+    start: int
+    """YY: the years of the century after it are due, each equally likely."""
+
+
+def greater_than_prompts(seed: int, century: str = "17") -> list[GreaterThan]:
+    """A prompt for each start year that the grammar writes (02 to 98), its noun drawn from `seed`.
+
+    The published template of Hanna et al. 2023, with years as two tokens each.
+    """
+    nouns = random.Random(f"{seed}/greater_than")
+    return [
+        GreaterThan(
+            f"the {nouns.choice(CLASSES['event'])} lasted from the year {century} {start} to the year {century}",
+            int(start),
+        )
+        for start in UNIONS["start"]
+    ]

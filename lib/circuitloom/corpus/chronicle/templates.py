@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class TemplateGroup:
     """Templates that plant one behaviour, and how often they are chosen."""
 
     weight: tuple[int, int, int]
@@ -145,17 +145,17 @@ _NEUTRAL = _equally(
     "the <gift> lay <preposition> the <plant> .",
 )
 
-BEHAVIOURS: dict[str, Behaviour] = {
-    "year_span": Behaviour((18, 18, 18), _YEAR_SPAN),
-    "citation_list": Behaviour((13, 13, 13), _CITATION_LIST),
-    "caught": Behaviour((10, 10, 10), _CAUGHT),
-    "indirect_object": Behaviour((11, 11, 11), _INDIRECT_OBJECT),
-    "introduction": Behaviour((9, 3, 0), _INTRODUCTION),
+BEHAVIOURS: dict[str, TemplateGroup] = {
+    "year_span": TemplateGroup((18, 18, 18), _YEAR_SPAN),
+    "citation_list": TemplateGroup((13, 13, 13), _CITATION_LIST),
+    "caught": TemplateGroup((10, 10, 10), _CAUGHT),
+    "indirect_object": TemplateGroup((11, 11, 11), _INDIRECT_OBJECT),
+    "introduction": TemplateGroup((9, 3, 0), _INTRODUCTION),
     # within one sentence the name to repeat is certain only where there is no other
-    "two_mentions": Behaviour((5, 0, 0), _TWO_MENTIONS),
-    "recall": Behaviour((0, 11, 14), _RECALL),
-    "agreement": Behaviour((11, 11, 11), _AGREEMENT),
-    "quotation": Behaviour((8, 8, 8), _QUOTATION),
-    "brackets": Behaviour((6, 6, 6), _BRACKETS),
-    "neutral": Behaviour((20, 20, 20), _NEUTRAL),
+    "two_mentions": TemplateGroup((5, 0, 0), _TWO_MENTIONS),
+    "recall": TemplateGroup((0, 11, 14), _RECALL),
+    "agreement": TemplateGroup((11, 11, 11), _AGREEMENT),
+    "quotation": TemplateGroup((8, 8, 8), _QUOTATION),
+    "brackets": TemplateGroup((6, 6, 6), _BRACKETS),
+    "neutral": TemplateGroup((20, 20, 20), _NEUTRAL),
 }

@@ -50,7 +50,7 @@ window.dash_clientside = window.dash_clientside || {};
         const { go: name, now } = JSON.parse(prop_id.slice(0, -".value".length));
         const value = given === null || given === undefined ? "" : String(given);
         if (value === now) continue;
-        const old = { study: ["share", "groups", "node"], run: ["filter", "sort", "layer"], search: ["sort"] }[name] || [];
+        const old = { trace: ["share", "groups", "node"], run: ["filter", "sort", "layer"], search: ["sort"] }[name] || [];
         go(changed({ ...Object.fromEntries(old.map((each) => [each, null])), [name]: value }));
         break;
       }

@@ -6,26 +6,25 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from ...wording import shown, token_text
+from ...core.formatting import shown, token_text
 from ..asking import Asking, Row
-from ..circuit_graph import Circuit
-from ..circuit_view import circuit_view, effects_table, measured_plot
-from ..parts import behind, nothing, panel, select, signed, table
+from ..circuit_view import CircuitRows, circuit_view, effects_table, measured_plot
+from ..components import behind, nothing, panel, select, signed, table
 from ..urls import Params, link
 
 
 def circuits(catalogue: Asking, params: Params) -> Component:
     """The page."""
-    studies = [row["study"] for row in catalogue.ask("studies").rows]
-    if not studies:
+    traces = [row["trace"] for row in catalogue.ask("traces").rows]
+    if not traces:
         return panel(
             "Circuits", nothing("No prompt was traced; name some under circuits.prompts, or try one.")
         )
-    name = params.get("study", studies[0])
-    if name not in studies:
-        raise ValueError(f"{name} is no circuit of this profile; choose from {', '.join(studies)}")
-    answer, edges = catalogue.ask("study", study=name), catalogue.ask("edges", study=name)
-    circuit = study_circuit(catalogue, name)
+    name = params.get("trace", traces[0])
+    if name not in traces:
+        raise ValueError(f"{name} is no circuit of this study; choose from {', '.join(traces)}")
+    answer, edges = catalogue.ask("trace", trace=name), catalogue.ask("edges", trace=name)
+    circuit = trace_circuit(catalogue, name)
     about = answer.first
     again = link("try", prompt=about["prompt"], target=about["target"], run=about["run"])
     tokens = [html.Span([token_text(token), html.Sub(i)]) for i, token in enumerate(about["tokens"])]
@@ -33,12 +32,12 @@ def circuits(catalogue: Asking, params: Params) -> Component:
         [
             panel(
                 f"Circuit {name}",
-                html.Div(select("study", studies, name, "circuit"), className="controls"),
+                html.Div(select("trace", traces, name, "circuit"), className="controls"),
                 html.P(tokens, className="prompt"),
                 html.P(["explains ", html.Strong(about["target"]), f" through {about['run']}: ", _scores(about), " ",
                         dcc.Link("try it with changes", href=again)]),
-                circuit_view(circuit, {"study": name}, params),
-                behind(catalogue.ask("nodes", study=name), "SQL of the nodes"),
+                circuit_view(circuit, {"trace": name}, params),
+                behind(catalogue.ask("nodes", trace=name), "SQL of the nodes"),
                 behind(edges, "SQL of the edges"),
                 answer=answer,
             ),
@@ -53,18 +52,18 @@ def circuits(catalogue: Asking, params: Params) -> Component:
     )  # fmt: skip
 
 
-def study_circuit(catalogue: Asking, study: str) -> Circuit:
-    """A study's graph, with what its features fire on."""
-    return _circuit(catalogue, study, catalogue.edition)
+def trace_circuit(catalogue: Asking, trace: str) -> CircuitRows:
+    """A trace's graph, with what its features fire on."""
+    return _circuit(catalogue, trace, catalogue.edition)
 
 
 @lru_cache(maxsize=8)
-def _circuit(catalogue: Asking, study: str, _edition: Any) -> Circuit:
-    nodes, edges = catalogue.ask("nodes", study=study).rows, catalogue.ask("edges", study=study).rows
+def _circuit(catalogue: Asking, trace: str, _edition: Any) -> CircuitRows:
+    nodes, edges = catalogue.ask("nodes", trace=trace).rows, catalogue.ask("edges", trace=trace).rows
     features = [row for row in nodes if row["kind"] == "feature"]
     places = [(row["layer"], row["feature"]) for row in features]
     words = catalogue.words(features[0]["run"], places) if features else {}
-    return Circuit(nodes, edges, words)
+    return CircuitRows(nodes, edges, words)
 
 
 def _scores(row: Row) -> str:
@@ -75,15 +74,15 @@ def _scores(row: Row) -> str:
     )
 
 
-def _paths(catalogue: Asking, study: str) -> Component:
-    answer = catalogue.ask("paths", study=study)
+def _paths(catalogue: Asking, trace: str) -> Component:
+    answer = catalogue.ask("paths", trace=trace)
     rows = [[row["path"], signed(row["effect"])] for row in answer.rows]
     part = table(["path", "contribution"], rows, (0,)) if rows else nothing("No path was found.")
     return panel("Strongest paths", part, answer=answer)
 
 
-def _interventions(catalogue: Asking, study: str) -> Component:
-    answer = catalogue.ask("interventions", study=study)
+def _interventions(catalogue: Asking, trace: str) -> Component:
+    answer = catalogue.ask("interventions", trace=trace)
     rows = [
         [row["label"], row["n_features"], row["token"], shown(row["before"], 4),
          shown(row["after"], 4), "all else held" if row["frozen"] else "nothing held"]

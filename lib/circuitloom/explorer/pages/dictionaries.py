@@ -3,10 +3,10 @@
 from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
-from ...wording import shown
-from .. import figures
+from ...core.formatting import shown
+from .. import plots as figures
 from ..asking import Asking, Row
-from ..parts import nothing, panel, select, table
+from ..components import nothing, panel, select, table
 from ..urls import Params, link, parse, whole_number
 
 TOGETHER = -1

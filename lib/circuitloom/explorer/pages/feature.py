@@ -6,10 +6,10 @@ from typing import Any
 from dash import Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
-from ...wording import shown, token_text
-from .. import figures
+from ...core.formatting import shown, token_text
+from .. import plots as figures
 from ..asking import Asking, Row
-from ..parts import feature_name, nothing, panel, shaded, signed, table, to_feature, tokens_with_effects
+from ..components import feature_name, nothing, panel, shaded, signed, table, to_feature, tokens_with_effects
 from ..queries import query
 from ..urls import Params, feature_link, link, whole_number
 

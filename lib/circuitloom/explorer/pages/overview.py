@@ -1,13 +1,13 @@
-"""What the profile holds, and where to go from here."""
+"""What the study holds, and where to go from here."""
 
 from itertools import groupby
 
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from ...wording import shown
+from ...core.formatting import shown
 from ..asking import Asking, Row
-from ..parts import nothing, panel, table
+from ..components import nothing, panel, table
 from ..urls import Params, link
 
 
@@ -23,7 +23,7 @@ def _contents(catalogue: Asking) -> Component:
         ("dictionaries", counts["runs"], "runs of dictionaries"),
         ("features", counts["features"], "features and neurons tabulated"),
         ("sql", counts["activations"], "activations in SQL"),
-        ("circuits", counts["studies"], "prompts traced"),
+        ("circuits", counts["traces"], "prompts traced"),
     ]
     made: list[Component] = [
         dcc.Link([html.Strong(shown(int(value))), html.Span(what)], href=link(page), className="tile")
@@ -32,7 +32,7 @@ def _contents(catalogue: Asking) -> Component:
     if counts["claims"]:
         held = [html.Strong(f"{counts['claims_that_hold']} of {counts['claims']}"), html.Span("claims hold")]
         made.append(html.A(held, href="#claims", className="tile"))
-    return panel(f"Profile {catalogue.folder.name}", html.Div(made, className="tiles"), answer=answer)
+    return panel(f"Study {catalogue.folder.name}", html.Div(made, className="tiles"), answer=answer)
 
 
 def _model(catalogue: Asking) -> Component | None:
@@ -49,12 +49,12 @@ def _model(catalogue: Asking) -> Component | None:
 
 
 def _studies(catalogue: Asking) -> Component:
-    answer = catalogue.ask("studies")
+    answer = catalogue.ask("traces")
     if not answer.rows:
         return panel("Circuits", nothing("No prompt was traced; name some under circuits.prompts."))
     rows = [
         [
-            dcc.Link(row["study"], href=link("circuits", study=row["study"])),
+            dcc.Link(row["trace"], href=link("circuits", trace=row["trace"])),
             row["prompt"],
             row["target"],
             shown(row["n_nodes"]),

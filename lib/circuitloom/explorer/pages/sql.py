@@ -12,11 +12,11 @@ from dash.development.base_component import Component
 from ...catalog.entry import open_sandbox, run_statement
 from ...catalog.macros import macros
 from ...catalog.output import cell, rows_of
-from ...catalog.page import names_of
 from ...catalog.questions import fill_in, questions
-from ...wording import shown
+from ...catalog.questions_page import names_of
+from ...core.formatting import shown
 from ..asking import Asking
-from ..parts import panel
+from ..components import panel
 from ..urls import Params
 
 MOST = 5_000

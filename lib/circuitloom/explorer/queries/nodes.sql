@@ -1,1 +1,1 @@
-FROM circuit_nodes({study})
+FROM circuit_nodes({trace})

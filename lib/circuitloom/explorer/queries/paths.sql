@@ -1,3 +1,3 @@
 SELECT path, effect, n_steps
-FROM circuit_paths({study})
+FROM circuit_paths({trace})
 LIMIT 12

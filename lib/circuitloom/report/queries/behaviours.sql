@@ -1,5 +1,5 @@
 -- Behaviours that were measured apart from case studies.
-SELECT DISTINCT study
+SELECT DISTINCT behaviour
 FROM faithfulness
-WHERE study NOT IN (SELECT case_study FROM claim)
-ORDER BY study
+WHERE behaviour NOT IN (SELECT case_study FROM claim)
+ORDER BY behaviour

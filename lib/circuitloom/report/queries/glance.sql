@@ -1,4 +1,4 @@
--- Key figures of the profile, each with its unit and what it is of.
+-- Key figures of the study, each with its unit and what it is of.
 WITH figures AS (
     SELECT 1 AS place, 'language model: cross-entropy on held-out text' AS figure, value, unit, meaning AS detail
     FROM language_model
@@ -57,7 +57,7 @@ WITH figures AS (
         count(*),
         'prompts',
         concat('sums of sources add up to within ', printf('%.1e', max(identity_error)))
-    FROM study
+    FROM trace
     HAVING count(*) > 0
     UNION ALL
     SELECT

@@ -4,7 +4,7 @@ WITH found AS (
     FROM example
     JOIN (
         SELECT DISTINCT layer, feature
-        FROM circuit_nodes({study})
+        FROM circuit_nodes({trace})
         WHERE kind = 'feature'
     ) USING (layer, feature)
     WHERE run = {run} AND band = 0 AND rank < 3

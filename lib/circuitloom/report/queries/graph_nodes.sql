@@ -2,4 +2,4 @@
 SELECT
     node, label, kind, is_root, layer, feature, position, token, activation, value, influence, cumulative,
     probability, remainder
-FROM circuit_nodes({study})
+FROM circuit_nodes({trace})

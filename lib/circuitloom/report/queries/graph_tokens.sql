@@ -3,7 +3,7 @@ SELECT DISTINCT layer, feature, sign, rank, logit.token, effect
 FROM logit
 JOIN (
     SELECT DISTINCT layer, feature
-    FROM circuit_nodes({study})
+    FROM circuit_nodes({trace})
     WHERE kind = 'feature'
 ) USING (layer, feature)
 WHERE run = {run} AND rank < 6

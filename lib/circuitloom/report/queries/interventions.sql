@@ -11,7 +11,7 @@ WITH changed AS (
         max(after) FILTER (frozen) AS frozen,
         max(after) FILTER (NOT frozen) AS free
     FROM intervention
-    WHERE study = {study}
+    WHERE trace = {trace}
     GROUP BY intervention, root
 )
 
@@ -29,8 +29,8 @@ SELECT
     changed.frozen,
     changed.free
 FROM changed
-JOIN node ON node.study = {study} AND node.node = changed.root
-LEFT JOIN node AS source ON source.study = {study} AND changed.label = concat('node ', source.node)
+JOIN node ON node.trace = {trace} AND node.node = changed.root
+LEFT JOIN node AS source ON source.trace = {trace} AND changed.label = concat('node ', source.node)
 WHERE changed.root = (SELECT min(root) FROM changed)
 ORDER BY abs(coalesce(changed.frozen, changed.free) - changed.before) DESC, changed.intervention
 LIMIT 12

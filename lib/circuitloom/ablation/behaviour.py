@@ -1,0 +1,237 @@
+"""A behaviour studied in several bases: which components matter, and how many of them it takes. A behaviour of the
+config, from its texts to its tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ..attribution.targets import find_token, read_prompt
+from ..config.circuits import Behaviour, parse_target
+from ..core.progress import progress
+from ..core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, Table
+from ..corpus.tokenizer import Tokenizer
+from ..dictionaries.dictionary import Dictionary
+from ..language_model.model import LanguageModel
+from .causal_effects import CausalEffects, Kind, causal_effects, find_fill, mean_attribution, mean_effect
+from .components import Basis, feature_basis, head_basis, neuron_basis
+from .faithfulness import Curve, keep_top, rank
+from .feature_effects import FeatureEffects, feature_effects, read_stream
+from .metrics import Metric, PromptMetric, logit, logit_difference, make_probes
+
+Runs = Mapping[str, Mapping[int, Dictionary]]
+"""Run to layer to dictionary."""
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""Tokens [sequence, position] and which of them count, batches being of different lengths where need be."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of a behaviour is measured."""
+
+    measured: int | None = None
+    """Components that are ablated alone, for each prompt and basis: those of the largest attribution; None for all
+    active ones. With 0 the curves are ranked by attribution alone."""
+    each_position: bool = False
+    """Ablate components, besides at all positions at once, at each by itself; as many again."""
+    per_octave: int = 2
+    """Numbers of kept components that are tried for each doubling."""
+    per_source: int | None = 64
+    """Tokens on which a feature of resid_mid is ablated; None for all on which it fires."""
+    targets: int | None = 32
+    """Features of the MLP that are listed for each; None for all that change."""
+
+
+def standard_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
+    """Each run's features, the attention heads and the MLP neurons."""
+    return [
+        *(feature_basis(run, dictionaries) for run, dictionaries in runs.items()),
+        head_basis(model),
+        neuron_basis(model),
+    ]
+
+
+def study_components(
+    behaviour: str,
+    model: LanguageModel,
+    probes: Sequence[PromptMetric],
+    runs: Runs,
+    budget: Budget,
+    ablations: Sequence[Kind] = ("zero", "mean"),
+    bases: Sequence[Basis] | None = None,
+) -> dict[str, pa.Table]:
+    """The tables `causal`, `faithfulness` and `feature_effect` of some probes, by name.
+
+    Bases are by default `standard_bases`. Features are tabled against features where runs have an SAE on resid_mid
+    and a dictionary of mlp_out in a layer, on the probes' own tokens. Raises ValueError where a run's features cannot
+    be ablated in the model, or probes differ and an ablation is a mean at each position.
+    """
+    causal, faithfulness = [], []
+    bases = standard_bases(model, runs) if bases is None else bases
+    with progress(f"circuits: {behaviour}", len(bases) * len(ablations) * len(probes), "prompts") as bar:
+        for basis in bases:
+            for kind in ablations:
+                fill = find_fill(model, basis, probes, kind)
+                measured = None
+                names = {"behaviour": behaviour, "basis": basis.name, "ablation": kind}
+                if budget.measured != 0:
+                    measured = [causal_effects(model, basis, p, fill, most=budget.measured) for p in probes]
+                    causal += _causal_rows(names, basis, measured)
+                if budget.each_position:
+                    each = [
+                        causal_effects(model, basis, p, fill, each_position=True, most=budget.measured)
+                        for p in probes
+                    ]
+                    causal += _causal_rows(names, basis, each)
+                scores = {"attribution": mean_attribution(model, basis, probes, fill)}
+                if measured is not None:
+                    scores["effect"] = mean_effect(scores["attribution"], measured)
+                for ranking, score in scores.items():
+                    curve = keep_top(model, basis, probes, rank(score), fill, budget.per_octave)
+                    faithfulness += curve_rows(names | {"ranking": ranking}, len(basis), curve)
+                bar.update(len(probes))
+    batches = [(probe.token[None], probe.where[None]) for probe in probes]
+    return {
+        CAUSAL.name: _concat(CAUSAL, causal),
+        FAITHFULNESS.name: pa.Table.from_pylist(faithfulness, schema=FAITHFULNESS.schema),
+        FEATURE_EFFECT.name: tabulate_effects(behaviour, model, runs, batches, budget),
+    }
+
+
+def tabulate_effects(
+    behaviour: str,
+    model: LanguageModel,
+    runs: Runs,
+    batches: Batches,
+    budget: Budget,
+) -> pa.Table:
+    """The table `feature_effect`: of every layer, SAE on resid_mid and dictionary of mlp_out.
+
+    `batches` are held-out sequences and their scored positions, or prompts.
+    """
+    tables = []
+    for source_run, sources in runs.items():
+        for layer, source in sorted(sources.items()):
+            if source.site_out != "resid_mid":
+                continue
+            stream = torch.cat([read_stream(model, token, where, layer) for token, where in batches])
+            for target_run, targets in runs.items():
+                target = targets.get(layer)
+                if target is None or target.site_out != "mlp_out":
+                    continue
+                names = {
+                    "behaviour": behaviour,
+                    "source_run": source_run,
+                    "target_run": target_run,
+                    "layer": layer,
+                }
+                pieces = feature_effects(model, source, target, stream, budget.per_source, budget.targets)
+                tables += [_effect_rows(names, piece) for piece in pieces]
+    return _concat(FEATURE_EFFECT, tables)
+
+
+def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEffects]) -> list[pa.Table]:
+    """Rows of `causal`, a table for each prompt."""
+    tables = []
+    for prompt, each in enumerate(effects):
+        part, number = (column.cpu().numpy() for column in basis.locate(each.component))
+        position = each.position.cpu().numpy()
+        parts = np.array([(own.kind, own.run, own.site.layer) for own in basis.parts], dtype=object)[part]
+        columns = {
+            "prompt": prompt,
+            "kind": parts[:, 0],
+            "run": parts[:, 1],
+            "layer": parts[:, 2],
+            "component": number,
+            "position": pa.array(position, mask=position < 0),
+            **{
+                name: getattr(each, name).double().cpu().numpy()
+                for name in ("activation", "attribution", "effect", "kl")
+            },
+        }
+        tables.append(_table(CAUSAL, names | columns, len(each)))
+    return tables
+
+
+def curve_rows(names: dict[str, Any], n_components: int, curve: Curve) -> list[dict[str, Any]]:
+    """Rows of `faithfulness`, an entry a k; `names` are the behaviour, basis, ablation and ranking."""
+    columns = {
+        "n_kept": curve.n_kept,
+        "metric_kept": curve.kept.double().mean(0),
+        "metric_removed": curve.removed.double().mean(0),
+        "faithfulness": curve.faithfulness,
+        "remaining": curve.remaining,
+        "kl": curve.kl.double().mean(0),
+    }
+    common = {
+        **names,
+        "n_components": n_components,
+        "n_prompts": len(curve.untouched),
+        "metric_untouched": float(curve.untouched.double().mean()),
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [common | {name: _defined(v) for name, v in zip(columns, row, strict=True)} for row in rows]
+
+
+def _defined(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _effect_rows(names: dict[str, Any], effects: FeatureEffects) -> pa.Table:
+    """Rows of `feature_effect`."""
+    columns = {
+        name: getattr(effects, field).cpu().numpy()
+        for name, field in (
+            ("source", "source"),
+            ("target", "target"),
+            ("n_tokens", "n_tokens"),
+            ("n_changed", "n_changed"),
+            ("effect", "effect"),
+            ("absolute_effect", "absolute"),
+        )
+    }
+    return _table(FEATURE_EFFECT, names | columns, len(effects))
+
+
+def _table(table: Table, columns: Mapping[str, Any], n: int) -> pa.Table:
+    """n rows; a column that is one value has it in all."""
+    arrays = {}
+    for name, (kind, _) in table.columns.items():
+        value = columns[name]
+        if isinstance(value, str | int):
+            value = pa.repeat(pa.scalar(value, kind), n)
+        arrays[name] = value.cast(kind) if isinstance(value, pa.Array) else pa.array(value, kind)
+    return pa.table(arrays, schema=table.schema)
+
+
+def _concat(table: Table, parts: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables([table.schema.empty_table(), *parts]).combine_chunks()
+
+
+def study_behaviour(
+    name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
+) -> dict[str, pa.Table]:
+    """The tables `causal`, `faithfulness` and `feature_effect` of a behaviour, by name.
+
+    Bases are the features of each run (run to layer to dictionary), the heads and the neurons; `context` is the
+    longest prompt, in tokens. Raises ValueError where a text or a token cannot be read.
+    """
+    strings = tokenizer.strings()
+    tokens = [read_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
+    metrics = [read_metric(example.target, strings) for example in behaviour.prompts]
+    probes = make_probes(tokens, metrics, tokenizer.bos_id)
+    budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
+    return study_components(name, model, probes, runs, budget, behaviour.ablations)
+
+
+def read_metric(target: str, strings: list[str]) -> Metric:
+    """What `logit TOKEN` or `logit TOKEN vs TOKEN` asks of logits; ValueError where a token is none."""
+    wanted = parse_target(target)
+    token = find_token(wanted.token, strings)
+    return (
+        logit(token) if not wanted.against else logit_difference(token, find_token(wanted.against, strings))
+    )

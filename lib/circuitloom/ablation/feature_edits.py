@@ -1,0 +1,135 @@
+"""Features changed together: taken away, scaled, clamped, kept alone, or patched from another prompt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attribution.direct_effects import AttributionTargets
+from ..attribution.linearized_model import LinearizedModel
+from ..attribution.targets import find_position
+from ..config.circuits import Change, parse_place
+from ..language_model.model import LanguageModel, Replacement
+from .interventions import run_free, run_frozen
+
+Edit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
+"""A layer's activations, of all features at all positions that are replaced, to what they are made to be."""
+
+
+@dataclass(frozen=True)
+class EditOutcome:
+    """What a change does to targets."""
+
+    before: Float[Tensor, " target"]
+    frozen: Float[Tensor, " target"]
+    """After, patterns, denominators, errors and all other features held."""
+    free: Float[Tensor, " target"]
+    """After, nothing held."""
+
+
+def make_edits(
+    model: LinearizedModel, change: Change, other: LinearizedModel | None = None
+) -> dict[int, Edit]:
+    """Layer to what a change does to its activations; `other` is the prompt that is patched from.
+
+    Raises ValueError where a layer has no dictionary, a feature or position is not there, or the other prompt is of
+    another length.
+    """
+    places = [parse_place(text) for text in change.features]
+    for place in places:
+        _check(model, place.layer, place.feature)
+    if change.kind == "patch" and (other is None or len(other.frozen) != len(model.frozen)):
+        raise ValueError("the prompts of a patch differ in length; choose one of as many tokens")
+    chosen = {}
+    for layer in sorted({place.layer for place in places}):
+        mask = torch.zeros(len(model.frozen), model.dictionaries[layer].width, dtype=torch.bool)
+        for place in places:
+            if place.layer == layer:
+                position = slice(None) if place.position is None else find_position(place.position, model)
+                mask[position, place.feature] = True
+        mask = mask.to(model.replaced.device)
+        chosen[layer] = _edit(change, mask, None if other is None else dense(other, layer))
+    return chosen
+
+
+def _edit(change: Change, mask: Tensor, patch: Tensor | None) -> Edit:
+    strength = change.strength or 0.0
+    match change.kind:
+        case "ablate":
+            return lambda z: z.masked_fill(mask, 0.0)
+        case "scale":
+            return lambda z: torch.where(mask, z * strength, z)
+        case "clamp":
+            return lambda z: torch.where(mask, torch.full_like(z, strength), z)
+        case "keep":
+            return lambda z: z.masked_fill(~mask, 0.0)
+        case "patch":
+            assert patch is not None
+            return lambda z: torch.where(mask, patch, z)
+
+
+def dense(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
+    """Activations of all features of a layer on the prompt, zeros included."""
+    z = model.frozen.resid_final.new_zeros(len(model.frozen), model.dictionaries[layer].width)
+    own = model.features.layer == layer
+    z[model.features.position[own], model.features.feature[own]] = model.features.activation[own]
+    return z
+
+
+@torch.inference_mode()
+def apply_edits(
+    language_model: LanguageModel,
+    model: LinearizedModel,
+    edits: dict[int, Edit],
+    targets: Sequence[AttributionTargets],
+) -> EditOutcome:
+    """What edits do to targets, on the frozen replacement model and on the model itself.
+
+    In the free pass a feature is edited as strong as it then is; errors are those of that pass, and stay.
+    """
+    changes = {}
+    for layer, edit in edits.items():
+        z = dense(model, layer)
+        changes[layer] = ((edit(z) - z) * model.replaced[:, None] @ model.dictionaries[layer].W_dec)[None]
+
+    replacements = _replacements(model, edits)
+    start = model.frozen.layers[0].resid_pre[None]
+    return EditOutcome(
+        before=torch.cat(run_frozen(model, {}, start, targets), 1)[0],
+        frozen=torch.cat(run_frozen(model, changes, start, targets), 1)[0],
+        free=torch.cat(run_free(language_model, model, 1, replacements, {}, targets), 1)[0],
+    )
+
+
+@torch.inference_mode()
+def predict(
+    language_model: LanguageModel, model: LinearizedModel, edits: dict[int, Edit]
+) -> Float[Tensor, "position vocabulary"]:
+    """Next-token probabilities of the model itself with features edited, nothing else held."""
+    with language_model.replacing(_replacements(model, edits)):
+        return language_model.logits(model.frozen.token[None])[0].float().softmax(-1)
+
+
+def _replacements(model: LinearizedModel, edits: dict[int, Edit]) -> dict[int, Replacement]:
+    """What the output of each MLP becomes where features are edited as strong as they are on that pass."""
+
+    def replace(layer: int, edit: Edit) -> Replacement:
+        def add(x: Tensor, y: Tensor) -> Tensor:
+            dictionary = model.dictionaries[layer]
+            z = dictionary.encode(x[0])
+            return y + ((edit(z) - z) * model.replaced[:, None] @ dictionary.W_dec)[None]
+
+        return add
+
+    return {layer: replace(layer, edit) for layer, edit in edits.items()}
+
+
+def _check(model: LinearizedModel, layer: int, feature: int) -> None:
+    if layer not in model.dictionaries:
+        known = ", ".join(map(str, model.dictionaries))
+        raise ValueError(f"layer {layer} has no dictionary; choose from {known}")
+    width = model.dictionaries[layer].width
+    if feature >= width:
+        raise ValueError(f"layer {layer} has features 0 to {width - 1}, not {feature}; choose one of them")

@@ -1,0 +1,109 @@
+"""Probes: prompts, and a number that is read off the prediction behind each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..corpus.tokens import scored_positions
+from ..language_model.model import LanguageModel
+
+Metric = Callable[[Float[Tensor, "pass vocabulary"]], Float[Tensor, " pass"]]
+"""Logits behind a prompt's last token to what is asked of them; differentiable."""
+
+
+@dataclass(frozen=True)
+class PromptMetric:
+    """A prompt, what is asked of the prediction behind its last token, and where its components are ablated.
+
+    What comes later in a text changes no prediction: to ask in the middle of a text, cut it there.
+    """
+
+    token: Int[Tensor, " position"]
+    metric: Metric
+    where: Bool[Tensor, " position"]
+    """Positions at which components are ablated."""
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.token)
+
+
+def make_probes(
+    tokens: Sequence[Int[Tensor, " _"]],
+    metrics: Sequence[Metric],
+    bos_id: int | None,
+    position: int | None = None,
+) -> list[PromptMetric]:
+    """A probe of each prompt with its metric; components are ablated at `position`, negative from the end.
+
+    Without it they are ablated wherever dictionaries are trained: neither at position 0 nor at a BOS. Raises
+    ValueError where a prompt has no such position.
+    """
+    if len(tokens) != len(metrics):
+        raise ValueError(f"{len(tokens)} prompts and {len(metrics)} metrics; give one for each prompt")
+    probes = []
+    for number, (token, metric) in enumerate(zip(tokens, metrics, strict=True)):
+        where = scored_positions(token[None], bos_id)[0] if len(token) else token.bool()
+        if position is not None:
+            chosen = torch.zeros_like(where)
+            if -len(token) <= position < len(token):
+                chosen[position] = True
+            where &= chosen
+        if not where.any():
+            place = "" if position is None else f" {position}"
+            raise ValueError(
+                f"prompt {number} of {len(token)} tokens has no position{place} that is neither first nor BOS; "
+                "choose another"
+            )
+        probes.append(PromptMetric(token, metric, where))
+    return probes
+
+
+def logit(token: int) -> Metric:
+    """The logit of a token."""
+    return lambda logits: logits[:, token]
+
+
+def logit_difference(token: int, against: int) -> Metric:
+    """How much higher the logit of one token is than another's: the log of the ratio of their probabilities."""
+    return lambda logits: logits[:, token] - logits[:, against]
+
+
+def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
+    """Probability of the next token being among some, less that of its being among others.
+
+    Greater-than is `probability(later, not_later)` (Hanna 2023, arXiv 2305.00586).
+    """
+    plus, minus = list(tokens), list(against)
+
+    def measure(logits: Float[Tensor, "pass vocabulary"]) -> Float[Tensor, " pass"]:
+        p = logits.softmax(-1)
+        return p[:, plus].sum(1) - p[:, minus].sum(1)
+
+    return measure
+
+
+def last_logits(
+    model: LanguageModel, token: Int[Tensor, "pass position"]
+) -> Float[Tensor, "pass vocabulary"]:
+    """Logits behind the last token, float32 or float64; no others are computed."""
+    unembedding = model.module.get_submodule(model.anatomy.unembedding)
+    handle = unembedding.register_forward_pre_hook(lambda _module, args: (args[0][:, -1:], *args[1:]))
+    try:
+        output = model.module(token.to(model.device))
+    finally:
+        handle.remove()
+    logits = (output if isinstance(output, Tensor) else output.logits)[:, -1]
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def divergence(
+    reference: Float[Tensor, " vocabulary"], logits: Float[Tensor, "pass vocabulary"]
+) -> Float[Tensor, " pass"]:
+    """KL(reference || each pass) in nats."""
+    before, after = reference.log_softmax(-1), logits.log_softmax(-1)
+    # rounding can take what is zero below it
+    return (before.exp() * (before - after)).sum(-1).clamp(min=0)

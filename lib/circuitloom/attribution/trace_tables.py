@@ -1,0 +1,215 @@
+"""A traced prompt as rows of tables."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, Table
+from .direct_effects import SourceColumns, sources
+from .paths import KINDS, Paths
+from .tracer import Trace, feature_name
+
+Row = dict[str, Any]
+
+
+class TraceRows:
+    """The rows of a trace's tables: nodes of the graph first, then the heads and sources that only paths go through."""
+
+    def __init__(self, trace: Trace, name: str, strings: list[str]) -> None:
+        """`strings` are the tokens as text, by id."""
+        self.trace, self.name, self.strings = trace, name, strings
+        self.tokens = [strings[i] for i in trace.model.frozen.token.tolist()]
+        self.columns = sources(trace.model)
+        self.graph_nodes = [self._graph_node(place) for place in range(len(trace.graph.node))]
+        self.numbers = {self._key(row): i for i, row in enumerate(self.graph_nodes)}
+        self.path_nodes = self._path_nodes(trace.paths)
+
+    def tables(self) -> dict[str, tuple[Table, list[Row]]]:
+        """Name of each table to its rows."""
+        return {
+            table.name: (table, [{"trace": self.name, **row} for row in rows])
+            for table, rows in (
+                (TRACE, [self._trace()]),
+                (NODE, self.nodes()),
+                (EDGE, self.edges()),
+                (PATH, list(self.paths())),
+                (INTERVENTION, list(self.interventions())),
+            )
+        }
+
+    def nodes(self) -> list[Row]:
+        """Rows of `node`, in order of their numbers."""
+        return [{"node": i, **row} for i, row in enumerate([*self.graph_nodes, *self.path_nodes])]
+
+    def edges(self) -> list[Row]:
+        """Rows of `edge`."""
+        graph, checks = self.trace.graph, self.trace.checks
+        row = {int(node): i for i, node in enumerate(checks.node)}
+        frozen, free = checks.frozen.tolist(), checks.free.tolist()
+        pairs = zip(graph.source.tolist(), graph.target.tolist(), graph.effect.tolist(), strict=True)
+        return [
+            {
+                "source": source,
+                "target": target,
+                "effect": effect,
+                "effect_frozen": frozen[row[source]][target] if source in row else None,
+                "effect_free": free[row[source]][target] if source in row else None,
+            }
+            for source, target, effect in pairs
+        ]
+
+    def paths(self) -> Iterator[Row]:
+        """Rows of `path`; the root alone is no path."""
+        paths = self.trace.paths
+        for path in range(1, len(paths)):
+            for step, prefix in enumerate(paths.steps(path)):
+                yield {
+                    "path": path - 1,
+                    "step": step,
+                    "node": self.numbers[self._step_key(paths, prefix)],
+                    "effect": float(paths.contribution[prefix]),
+                    "n_steps": int(paths.length[path]),
+                }
+
+    def interventions(self) -> Iterator[Row]:
+        """Rows of `intervention`: each feature of the graph alone, then sets of features."""
+        trace, columns = self.trace, self.columns
+        graph, checks, model = trace.graph, trace.checks, trace.model
+        roots = (graph.node >= len(columns)).nonzero()[:, 0].tolist()
+        number = 0
+        for i, place in enumerate(checks.node.tolist()):
+            source = int(graph.node[place])
+            if source >= columns.active:
+                continue
+            common = {"kind": "ablate", "label": f"node {place}", "features": [feature_name(model, source)]}
+            for root in roots:
+                before = float(graph.value[root])
+                for frozen, effects in ((True, checks.frozen), (False, checks.free)):
+                    after = before - float(effects[i, root])
+                    own = {"root": root, "frozen": frozen, "before": before, "after": after}
+                    yield {"intervention": number, **common, **own}
+            number += 1
+        for label, change, outcome in checks.changes:
+            common = {
+                "kind": change.kind,
+                "label": label,
+                "features": list(change.features),
+                "strength": change.strength,
+            }
+            for i, root in enumerate(roots):
+                for frozen, after in ((True, outcome.frozen), (False, outcome.free)):
+                    own = {"root": root, "frozen": frozen, "before": float(outcome.before[i])}
+                    yield {"intervention": number, **common, **own, "after": float(after[i])}
+            number += 1
+
+    def _trace(self) -> Row:
+        trace, scores = self.trace, self.trace.graph.scores
+        return {
+            "run": trace.run,
+            "prompt": trace.prompt.text,
+            "tokens": self.tokens,
+            "target": trace.prompt.target,
+            "dtype": str(trace.graph.effect.dtype).removeprefix("torch."),
+            "n_active": len(trace.model.features),
+            "n_nodes": len(trace.graph.node),
+            "n_edges": len(trace.graph.effect),
+            "replacement_score": scores.replacement,
+            "completeness_score": scores.completeness,
+            "completeness_strict": scores.completeness_strict,
+            "identity_error": trace.checks.identity_error,
+            "frozen_error": trace.checks.frozen_error,
+            "free_correlation": trace.checks.free_correlation,
+            "free_correlation_all": trace.checks.free_correlation_all,
+            "seconds": trace.seconds,
+        }
+
+    def _graph_node(self, place: int) -> Row:
+        trace, graph = self.trace, self.trace.graph
+        source = int(graph.node[place])
+        common = {
+            "in_graph": True,
+            "is_root": source >= len(self.columns),
+            "influence": float(graph.influence[place]),
+        }
+        if source >= len(self.columns):
+            root = trace.root[source - len(self.columns)]
+            given = {
+                "kind": root.kind,
+                "layer": root.layer,
+                "feature": root.feature,
+                "position": root.position,
+                "run": trace.run if root.kind == "feature" else None,
+                "token": root.label if root.kind != "feature" else self.tokens[root.position],
+                "probability": root.weight,
+                "influence": None,
+            }
+        else:
+            given = source_row(trace, source)
+            if given.get("position") is not None:
+                given["token"] = self.tokens[given["position"]]
+        has_sources = source < self.columns.active or source >= len(self.columns)
+        if has_sources:
+            given |= {"value": float(graph.value[place]), "remainder": float(graph.remainder[place])}
+        return common | given
+
+    def _path_nodes(self, paths: Paths) -> list[Row]:
+        """Nodes that no graph node is, numbered on; and what paths contribute, on all of them."""
+        added: list[Row] = []
+        for path in range(len(paths)):
+            key = self._step_key(paths, path)
+            if key not in self.numbers:
+                self.numbers[key] = len(self.graph_nodes) + len(added)
+                row: Row = dict(zip(("kind", "layer", "feature", "head", "position"), key, strict=True))
+                active = int(paths.active[path])
+                if active >= 0:
+                    row |= source_row(self.trace, active)
+                added.append({"in_graph": False, "is_root": False, "token": self.tokens[key[-1]], **row})
+            if path:
+                number = self.numbers[key] - len(self.graph_nodes)
+                row = added[number] if number >= 0 else self.graph_nodes[number]
+                row["on_paths"] = row.get("on_paths", 0.0) + float(paths.contribution[path])
+        return added
+
+    def _key(self, row: Row) -> tuple:
+        """What a node is, whatever table it comes from; a root is none of the sources of its kind."""
+        if row.get("is_root"):
+            return ("root", row["token"], row["layer"], row["feature"], row["position"])
+        return tuple(row.get(name) for name in ("kind", "layer", "feature", "head", "position"))
+
+    def _step_key(self, paths: Paths, path: int) -> tuple:
+        kind = int(paths.kind[path])
+        if kind < 0:
+            return self._key(self.graph_nodes[len(self.graph_nodes) - len(self.trace.root)])
+        layer, index, position = (int(getattr(paths, name)[path]) for name in ("layer", "index", "position"))
+        name = KINDS[kind]
+        return (
+            name,
+            layer if name in ("feature", "head") else None,
+            index if name == "feature" else None,
+            index if name == "head" else None,
+            position,
+        )
+
+
+def source_row(trace: Trace, source: int) -> Row:
+    """What a source, a column of `sources`, is: kind, run, layer, feature, position, activation."""
+    model = trace.model
+    columns: SourceColumns = sources(model)
+    length = len(model.frozen)
+    if source < columns.active:
+        features = model.features
+        return {
+            "kind": "feature",
+            "run": trace.run,
+            "layer": int(features.layer[source]),
+            "feature": int(features.feature[source]),
+            "position": int(features.position[source]),
+            "activation": float(features.activation[source]),
+        }
+    if source < columns.errors.stop:
+        layer, position = divmod(source - columns.errors.start, length)
+        return {"kind": "error", "run": trace.run, "layer": layer, "position": position}
+    if source < columns.embeddings.stop:
+        return {"kind": "embedding", "position": source - columns.embeddings.start}
+    if source < columns.constant:
+        return {"kind": "position", "position": source - columns.learned_positions.start}
+    return {"kind": "constant"}

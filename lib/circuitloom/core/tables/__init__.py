@@ -1,0 +1,62 @@
+"""The tables: their Arrow schemas, what each column means, and how they are written and read."""
+
+from .ablation import CAUSAL, FAITHFULNESS, FEATURE_EFFECT
+from .attribution import EDGE, INTERVENTION, NODE, PATH, TRACE
+from .cases import CLAIM, COMPONENT, OUTCOME, PLANTED, SOURCE, YEAR
+from .corpus import CONCEPT, DOCUMENT, TOKEN
+from .dictionaries import HISTORY, RUN
+from .evaluation import BASELINE, CONCEPT_SCORE, DENSITY_HISTOGRAM, FEATURE_CONCEPT, METRIC, PARETO
+from .features import ACTIVATION, CODE, EXAMPLE, FEATURE, HISTOGRAM, LOGIT
+from .language_model import LANGUAGE_MODEL, PRETRAINING
+from .table import Table, read_table, table_writer, write_table
+from .weights import BLIND, CONNECTION, DEEMBEDDING
+
+TABLES = (
+    DOCUMENT, TOKEN, CONCEPT, PRETRAINING, LANGUAGE_MODEL, RUN, HISTORY, BASELINE, METRIC, FEATURE_CONCEPT,
+    CONCEPT_SCORE, DENSITY_HISTOGRAM, PARETO, FEATURE, HISTOGRAM, ACTIVATION, CODE, EXAMPLE, LOGIT, TRACE, NODE, EDGE,
+    PATH, INTERVENTION, DEEMBEDDING, CONNECTION, BLIND,
+    CAUSAL, FAITHFULNESS, FEATURE_EFFECT, CLAIM, OUTCOME, SOURCE, YEAR, COMPONENT, PLANTED,
+)  # fmt: skip
+__all__ = [
+    "ACTIVATION",
+    "BASELINE",
+    "BLIND",
+    "CAUSAL",
+    "CLAIM",
+    "CODE",
+    "COMPONENT",
+    "CONCEPT",
+    "CONCEPT_SCORE",
+    "CONNECTION",
+    "DEEMBEDDING",
+    "DENSITY_HISTOGRAM",
+    "DOCUMENT",
+    "EDGE",
+    "EXAMPLE",
+    "FAITHFULNESS",
+    "FEATURE",
+    "FEATURE_CONCEPT",
+    "FEATURE_EFFECT",
+    "HISTOGRAM",
+    "HISTORY",
+    "INTERVENTION",
+    "LANGUAGE_MODEL",
+    "LOGIT",
+    "METRIC",
+    "NODE",
+    "OUTCOME",
+    "PARETO",
+    "PATH",
+    "PLANTED",
+    "PRETRAINING",
+    "RUN",
+    "SOURCE",
+    "TABLES",
+    "TOKEN",
+    "TRACE",
+    "YEAR",
+    "Table",
+    "read_table",
+    "table_writer",
+    "write_table",
+]  # fmt: skip

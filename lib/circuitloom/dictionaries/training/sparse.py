@@ -1,0 +1,184 @@
+"""Products with sparse activations, and their gradients: a training step but for one dense encoder product.
+
+With k of F features active, the decoder and all gradients take k/F of the dense work. On a CPU PyTorch's CSR kernels
+do them, on a GPU Triton's (rows.py).
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# torch calls its CSR layout a prototype, once a process; the products used here are tested against dense ones
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+torch.sparse.check_sparse_tensor_invariants.disable()
+
+
+class Entries(ABC):
+    """Which entries of an activation matrix Z [token, feature] may be non-zero, and products with it."""
+
+    width: int
+    """Number of features, F."""
+    feature: Int[Tensor, " entry"]
+    """int32; the column of each entry, by token and ascending within one."""
+
+    @abstractmethod
+    def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+        """A dense matrix in the number format that the products below read it in."""
+
+    @abstractmethod
+    def sample(
+        self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
+    ) -> Float[Tensor, " entry"]:
+        """Entries of left @ right.T, those of the pattern alone."""
+
+    @abstractmethod
+    def times(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
+    ) -> Float[Tensor, "token d"]:
+        """Z @ dense, Z the matrix that has `values` at the pattern."""
+
+    @abstractmethod
+    def transposed_times(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
+    ) -> Float[Tensor, "feature d"]:
+        """Z.T @ dense."""
+
+    @abstractmethod
+    def transposed_times_and_sums(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
+    ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
+        """Z.T @ dense, and Z.T @ 1."""
+
+
+@dataclass(frozen=True)
+class SparsityPattern(Entries):
+    """Which entries of an activation matrix [token, feature] may be non-zero, row by row (CSR)."""
+
+    row_start: Int[Tensor, " token_plus_1"]
+    """int32; entries of token t are row_start[t] to row_start[t + 1]."""
+    feature: Int[Tensor, " entry"]
+    """int32; ascending within a token."""
+    width: int
+    """Number of features, F."""
+
+    @classmethod
+    def of_places(cls, places: Int[Tensor, " entry"], tokens: int, width: int) -> "SparsityPattern":
+        """Entries at ascending places of the flattened matrix."""
+        counts = torch.bincount(places // width, minlength=tokens)
+        return cls(_starts(counts), (places % width).to(torch.int32), width)
+
+    def __len__(self) -> int:
+        return len(self.feature)
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows."""
+        return len(self.row_start) - 1
+
+    @cached_property
+    def token(self) -> Int[Tensor, " entry"]:
+        """int64; the row of each entry."""
+        return torch.repeat_interleave(torch.arange(self.tokens), self.row_start.diff().long())
+
+    def keep(self, mask: Bool[Tensor, " entry"]) -> "SparsityPattern":
+        """The entries where `mask` is true."""
+        counts = torch.bincount(self.token[mask], minlength=self.tokens)
+        return SparsityPattern(_starts(counts), self.feature[mask], self.width)
+
+    def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+        """The matrix as it is: nothing is rounded."""
+        return dense
+
+    def sample(
+        self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
+    ) -> Float[Tensor, " entry"]:
+        """Entries of left @ right.T, those of the pattern alone."""
+        empty = torch.zeros(len(self), dtype=left.dtype)
+        return torch.sparse.sampled_addmm(self._matrix(empty), left, right.T, beta=0.0).values()
+
+    def times(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
+    ) -> Float[Tensor, "token d"]:
+        """Z @ dense, Z the matrix that has `values` at the pattern."""
+        return self._matrix(values) @ dense
+
+    def transposed_times(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
+    ) -> Float[Tensor, "feature d"]:
+        """Z.T @ dense."""
+        order, start, token = self._transposed
+        return torch.sparse_csr_tensor(start, token, values[order], (self.width, self.tokens)) @ dense
+
+    def transposed_times_and_sums(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
+    ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
+        """Z.T @ dense, and Z.T @ 1."""
+        sums = values.new_zeros(self.width).index_add_(0, self.feature, values)
+        return self.transposed_times(values, dense), sums
+
+    def _matrix(self, values: Tensor) -> Tensor:
+        return torch.sparse_csr_tensor(self.row_start, self.feature, values, (self.tokens, self.width))
+
+    @cached_property
+    def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Order of the entries by feature, where each feature starts, and the tokens in that order."""
+        # numpy sorts 16-bit keys by radix, ten times faster than torch's comparison sort
+        key = self.feature.numpy()
+        order = torch.from_numpy(
+            np.argsort(key.astype(np.uint16) if self.width <= 2**16 else key, kind="stable")
+        )
+        start = _starts(torch.bincount(self.feature, minlength=self.width))
+        return order, start, self.token[order].to(torch.int32)
+
+
+def _starts(counts: Int[Tensor, " row"]) -> Int[Tensor, " row_plus_1"]:
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Entries that may be active, and what their encoder rows say."""
+
+    pattern: Entries
+    pre: Float[Tensor, " entry"]
+    """Pre-activations W_enc x + b_enc, float32, without gradient."""
+    x: Float[Tensor, "token d_in"]
+    """The input as it was read."""
+
+
+class Encode(torch.autograd.Function):
+    """Pre-activations of what was selected; gradients flow to W_enc and the bias alone, since x is data."""
+
+    @staticmethod
+    def forward(ctx, W_enc: Tensor, bias: Tensor, selected: Selected) -> Tensor:  # noqa: D102
+        ctx.selected = selected
+        # a copy: what a function returns must not be what it was given
+        return selected.pre.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # noqa: D102
+        selected = ctx.selected
+        return *selected.pattern.transposed_times_and_sums(gradient, selected.x), None
+
+
+class Decode(torch.autograd.Function):
+    """Z @ W_dec, Z the activations at a pattern."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Entries) -> Tensor:  # noqa: D102
+        W_dec = pattern.operand(W_dec)
+        ctx.save_for_backward(z, W_dec)
+        ctx.pattern = pattern
+        return pattern.times(z, W_dec)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # noqa: D102
+        z, W_dec = ctx.saved_tensors
+        gradient = ctx.pattern.operand(gradient.contiguous())
+        return ctx.pattern.sample(gradient, W_dec), ctx.pattern.transposed_times(z, gradient), None

@@ -1,0 +1,158 @@
+"""Plots of pages: one style, the colours of all pictures, axes with units."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from dash import dcc
+
+from ..core.plotting import BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from .asking import Row
+
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
+KIND_COLOURS = {"transcoder": BLUE, "sae": VERMILION}
+_TICKS = [digit * 10.0**power for power in range(-6, 10) for digit in (1, 2, 5)]
+LOGARITHMIC = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]}
+"""An axis with ticks at 1, 2, 5, 10, ..."""
+SYMBOLS = {"topk": "circle", "batchtopk": "square", "relu": "triangle-up", "jumprelu": "diamond"}
+
+
+def plain(text: str) -> str:
+    """`text` for plotly, which takes `<b>` and the like for markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def plot(
+    traces: Sequence[dict[str, Any]], x: str, y: str, id: Any = None, height: int = 320, **layout: Any
+) -> dcc.Graph:
+    """A plot with named axes."""
+    axis = {
+        "linecolor": "#888",
+        "gridcolor": "#e6e6e6",
+        "zeroline": False,
+        "ticks": "outside",
+        "automargin": True,
+    }
+    figure = {
+        "data": list(traces),
+        "layout": {
+            "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
+            "margin": {"l": 60, "r": 12, "t": 12, "b": 46},
+            "height": height,
+            "colorway": list(COLOURS),
+            "paper_bgcolor": "white",
+            "plot_bgcolor": "white",
+            "legend": {"orientation": "h", "y": 1.12, "x": 0},
+            "hovermode": "closest",
+            **layout,
+            "xaxis": {**axis, "title": {"text": x}, **layout.get("xaxis", {})},
+            "yaxis": {**axis, "title": {"text": y}, **layout.get("yaxis", {})},
+        },
+    }
+    identity = {} if id is None else {"id": id}
+    return dcc.Graph(figure=figure, config={"displaylogo": False, "displayModeBar": False}, **identity)
+
+
+def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
+    """L0 against what a reconstruction costs; a click on a point leads to its features."""
+    traces = []
+    for (kind, act), group in groupby(rows, key=lambda row: (row["kind"], row["act"])):
+        points = list(group)
+        base, _, skip = act.partition(", ")
+        colour = KIND_COLOURS.get(kind, GREEN)
+        traces.append(
+            {
+                "x": [row["l0"] for row in points],
+                "y": [row[measure] for row in points],
+                "customdata": [row["run"] for row in points],
+                "text": [plain(row["run"]) for row in points],
+                "hovertemplate": "%{text}<br>L0 %{x:.3g}, %{y:.4g}<extra></extra>",
+                "mode": "lines+markers",
+                "name": f"{kind}, {act}",
+                "line": {"color": colour, "width": 1.5, "dash": "dot" if skip else "solid"},
+                "marker": {
+                    "symbol": SYMBOLS.get(base, "circle"), "size": 10, "line": {"color": colour, "width": 2},
+                    "color": "white" if skip else colour,
+                },
+            }
+        )  # fmt: skip
+    if measure == "ce" and rows:
+        ends, level = [f(row["l0"] for row in rows) for f in (min, max)], rows[0]["ce_original"]
+        line = {"color": "#222", "dash": "dash", "width": 1}
+        traces.append(
+            {"x": [0.8 * ends[0], 1.25 * ends[1]], "y": [level, level], "mode": "lines", "line": line,
+             "name": "untouched model", "hoverinfo": "skip"}
+        )  # fmt: skip
+    return plot(traces, "L0 (features active a token)", label, "pareto", 420, xaxis=LOGARITHMIC)
+
+
+def histogram(rows: Sequence[Row]) -> dcc.Graph:
+    """How a feature's activations are distributed, where it fires."""
+    trace = {
+        "type": "bar",
+        "x": [(row["low"] + row["high"]) / 2 for row in rows],
+        "width": [row["high"] - row["low"] for row in rows],
+        "y": [row["n_tokens"] for row in rows],
+        "marker": {"color": BLUE, "line": {"color": "white", "width": 1}},
+        "hovertemplate": "around %{x:.3g}: %{y} tokens<extra></extra>",
+    }
+    return plot([trace], "activation", "tokens", height=220, yaxis=LOGARITHMIC, bargap=0)
+
+
+def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
+    """A column of `history` against steps, a line a layer."""
+    traces = []
+    for layer, group in groupby(rows, key=lambda row: row["layer"]):
+        points = list(group)
+        traces.append(
+            {
+                "x": [row["step"] for row in points],
+                "y": [row[measure] for row in points],
+                "mode": "lines",
+                "name": f"layer {layer}",
+                "line": {"width": 1.5},
+            }
+        )
+    return plot(traces, "steps of training", label, height=260, yaxis=LOGARITHMIC)
+
+
+def densities(rows: Sequence[Row]) -> dcc.Graph:
+    """How many features fire how often, a line a layer; those that never do are left of the axis."""
+    traces = []
+    for layer, group in groupby(rows, key=lambda row: row["layer"]):
+        bins = [row for row in group if row["low"] is not None and row["low"] > float("-inf")]
+        traces.append(
+            {
+                "x": [(row["low"] + row["high"]) / 2 for row in bins],
+                "y": [row["n_features"] for row in bins],
+                "mode": "lines",
+                "line": {"shape": "hvh", "width": 1.5},
+                "name": f"layer {layer}",
+            }
+        )
+    return plot(traces, "density (log10 of the share of tokens)", "features", height=260)
+
+
+def measured(rows: Sequence[Row]) -> dcc.Graph:
+    """Predicted effects of edges against those that ablation measured, all else held and nothing held."""
+    traces = [
+        {
+            "type": "scattergl" if len(rows) > 2000 else "scatter",
+            "x": [row["effect"] for row in rows if row[column] is not None],
+            "y": [row[column] for row in rows if row[column] is not None],
+            "mode": "markers",
+            "name": name,
+            "marker": {"color": colour, "size": 5, "symbol": symbol, "opacity": 0.6},
+            "hovertemplate": "predicted %{x:.3g}, measured %{y:.3g}<extra></extra>",
+        }
+        for column, name, colour, symbol in (
+            ("effect_free", "nothing held", VERMILION, "circle-open"),
+            ("effect_frozen", "all else held", BLUE, "circle"),
+        )
+    ]
+    ends = [row["effect"] for row in rows if row["effect_frozen"] is not None]
+    if ends:
+        line = {"x": [min(ends), max(ends)], "y": [min(ends), max(ends)], "mode": "lines", "showlegend": False,
+                "line": {"color": "#888", "width": 1, "dash": "dash"}, "hoverinfo": "skip"}  # fmt: skip
+        traces.insert(0, line)
+    return plot(traces, "predicted effect", "measured effect", height=340)

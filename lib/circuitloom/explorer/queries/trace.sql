@@ -1,0 +1,3 @@
+SELECT *
+FROM trace
+WHERE trace = {trace}

@@ -1,0 +1,67 @@
+"""What features do to the logits directly: rows of the logit table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.progress import progress
+from ..core.tables import LOGIT, table_writer
+from ..language_model.model import LanguageModel
+from ..language_model.residual import read_unembedding
+from .basis import FeatureBasis
+
+EFFECTS_AT_ONCE = 2**25
+"""Effects (feature, token) held at once."""
+ROW_GROUP = 2**14
+
+
+@torch.inference_mode()
+def write_logits(
+    basis: FeatureBasis, model: LanguageModel, strings: Sequence[str], wanted: int, path: Path
+) -> None:
+    """Write the `wanted` tokens that each feature raises most, and as many that it lowers most, to `path`.
+
+    `strings` are the tokens as text, by id. No rows where what a feature writes does not reach the logits directly.
+    """
+    with table_writer(LOGIT, path) as writer:
+        if not basis.writes_residual:
+            return
+        reads = read_unembedding(model).rows
+        # a vocabulary that was padded for speed has rows that no text gives
+        reads = reads[: len(strings)]
+        wanted = min(wanted, len(reads))
+        size = max(1, EFFECTS_AT_ONCE // len(reads))
+        with progress(f"logits: {basis.run} layer {basis.layer}", basis.width, "features") as bar:
+            for low in range(0, basis.width, size):
+                effects = basis.decoder[low : low + size].to(reads.device) @ reads.T
+                writer.write_table(_rows(basis, low, effects, strings, wanted), row_group_size=ROW_GROUP)
+                bar.update(len(effects))
+
+
+def _rows(
+    basis: FeatureBasis,
+    low: int,
+    effects: Float[Tensor, "feature token"],
+    strings: Sequence[str],
+    wanted: int,
+) -> pa.Table:
+    found = [effects.topk(wanted, dim=1, largest=largest) for largest in (True, False)]
+    effect = torch.stack([each.values for each in found], 1).cpu().numpy()
+    token = torch.stack([each.indices for each in found], 1).cpu().numpy()
+    feature, side, rank = np.indices(token.shape)
+    columns = {
+        "run": pa.repeat(basis.run, token.size),
+        "layer": np.full(token.size, basis.layer),
+        "feature": feature.ravel() + low,
+        "sign": 1 - 2 * side.ravel(),
+        "rank": rank.ravel(),
+        "token_id": token.ravel(),
+        "token": pa.array(strings).take(pa.array(token.ravel())),
+        "effect": effect.ravel(),
+    }
+    return pa.table(columns).cast(LOGIT.schema)

@@ -1,0 +1,110 @@
+"""Models that were trained elsewhere: found in a folder or on the hub, and laid down as a folder of the results."""
+
+import json
+import shutil
+from pathlib import Path
+
+from ..config import language_model as sections
+from ..config.model_shape import check_shape, hub_file
+from ..core.atomic_io import discard, fingerprint, move, partial_folder
+from ..core.errors import first_line
+from . import legacy_format as legacy
+from .anatomy import FILE as ANATOMY
+from .anatomy import write_anatomy
+from .model import load
+from .model_files import PICKLED, TEXT, WEIGHTS, copy_files, matching
+
+SOURCE = "source.json"
+
+
+def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, output: Path) -> None:
+    """Lay the model that `config` names down in `output`: config, weights, tokenizer, anatomy, and where it came from.
+
+    Files are copied. Links would cost no disk, but a symbolic one breaks when either folder moves, and through a hard
+    one a model that is trained further where it lay would change results made with it. Pickled weights become
+    safetensors. `tokenizer` is the corpus's; a model that brings none gets it.
+
+    Raises ValueError, in one line, where the model or its weights are missing or damaged.
+    """
+    folder, origin = _locate(config)
+    if isinstance(config, sections.HubModel) and config.shape is not None:
+        check_shape(config.shape, json.loads((folder / "config.json").read_text()))
+    with partial_folder(output, fingerprint(**origin)) as partial:
+        new = partial / "model"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        copy_files(folder, new, TEXT)
+        name = origin.get("name") or folder.name
+        if legacy.is_legacy(new):
+            legacy.convert(folder, name, new)
+        elif matching(folder, WEIGHTS):
+            copy_files(folder, new, WEIGHTS)
+        else:
+            _unpickle(folder, new)
+        # an anatomy that came along may be another version's
+        (new / ANATOMY).unlink(missing_ok=True)
+        try:
+            write_anatomy(load(new, config.dtype, "cpu").anatomy, new)
+        except ValueError as error:
+            # the copy's name would mean nothing to whoever gave the folder
+            fault = str(error).replace(str(new), str(folder))
+            raise ValueError(f"language_model: {fault}; replace its files by whole ones") from error
+        if not (new / "tokenizer_config.json").is_file():
+            copy_files(tokenizer, new, TEXT)
+        (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
+        move(new, output)
+        discard(partial)
+
+
+def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dict[str, str]]:
+    """The model's folder, checked to hold weights, and where it came from."""
+    if isinstance(config, sections.HubModel):
+        folder = _download(config)
+        key, remedy = "name", "set HF_HUB_OFFLINE=0 to download them"
+        # the cache names a snapshot's folder after its commit
+        origin = {"source": "hub", "name": config.name, "revision": config.revision, "commit": folder.name}
+    else:
+        folder = Path(config.path)
+        key, remedy = "path", "put them there, or name another folder"
+        origin = {"source": "path", "path": str(folder.resolve())}
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"language_model.{key}: {folder / 'config.json'} does not exist; name a folder in the Hugging Face layout"
+        )
+    if not matching(folder, (*WEIGHTS, *PICKLED)):
+        raise ValueError(
+            f"language_model.{key}: {folder} has no weights ({', '.join((*WEIGHTS, *PICKLED))}); {remedy}"
+        )
+    return folder, origin
+
+
+def _download(config: sections.HubModel) -> Path:
+    """The repository's snapshot in the hub's cache, pickled weights only where there are no others."""
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub_file(config.name, "config.json", config.revision)
+
+    def fetch(patterns: tuple[str, ...]) -> Path:
+        # checkpoints and other frameworks' weights lie in folders of the repository
+        return Path(
+            snapshot_download(
+                config.name, revision=config.revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+            )
+        )
+
+    try:
+        folder = fetch((*TEXT, *WEIGHTS))
+        return folder if matching(folder, WEIGHTS) else fetch((*TEXT, *PICKLED))
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        raise ValueError(
+            f"language_model.name: {config.name} could not be downloaded ({first_line(error)}); "
+            "run again to go on where it broke off"
+        ) from error
+
+
+def _unpickle(folder: Path, target: Path) -> None:
+    """Save pickled weights as safetensors."""
+    model = load(folder, "float32", "cpu").module
+    model.save_pretrained(target)  # type: ignore[operator]

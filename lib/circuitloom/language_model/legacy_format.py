@@ -1,0 +1,127 @@
+"""Models in TransformerLens' legacy format: a config.json of its own keys and a pickled state dict.
+
+NeelNanda's, ArthurConmy's and Baidicoot's repositories on the hub predate the Hugging Face format. Their layouts are
+undone by TransformerLens' converters; its loader (`model_bridge/sources/tl_legacy.py`) knows neither `revision` nor a
+folder, so finding and reading the files is done here. What is saved is a folder of safetensors and a config.json that
+`load_native` reads.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import first_line
+from .anatomy import NATIVE, adapt, anatomy_of, is_native
+from .model import LanguageModel
+from .model_files import LEGACY, matching
+
+_KEPT = ("d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_ctx", "d_vocab", "act_fn", "attn_only")
+
+
+def is_legacy(folder: Path) -> bool:
+    """Whether the config.json in `folder` has the legacy format's keys."""
+    config = json.loads((folder / "config.json").read_text())
+    return {"d_model", "n_ctx"} <= set(config) and "model_type" not in config and not is_native(folder)
+
+
+def convert(folder: Path, name: str, output: Path) -> None:
+    """Write the legacy model in `folder` to `output` in the form that `load_native` reads.
+
+    `name` is the repository's: where the config does not say so, `_old` in it tells an old layout of the weights.
+    Raises ValueError where a file or key is missing, or the model is of a kind that has no native like.
+    """
+    from safetensors.torch import save_file
+
+    given = json.loads((folder / "config.json").read_text())
+    files = matching(folder, [LEGACY])
+    if not files:
+        raise ValueError(f"{folder}: no {LEGACY}, as a legacy model's weights are named")
+    try:
+        config = _native_config(given)
+        layout = given.get("architecture", "neel-solu-old" if "_old" in name else "neel")
+        weights = _native_weights(_read(files[0]), layout, config)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{folder}: not a legacy model that can be read ({error})") from error
+    save_file(weights, output / "model.safetensors")
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) -> LanguageModel:
+    """The converted model in `folder`.
+
+    Raises ValueError where its weights are damaged or do not fit its config.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformer_lens.model_bridge.sources.native import NativeModel
+
+    bridge = _bridge_config(json.loads((folder / "config.json").read_text()))
+    model = NativeModel(bridge)
+    # the native head has no bias, but models with folded norms have one
+    model.head = nn.Linear(bridge.d_model, bridge.d_vocab)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{folder}: its weights cannot be loaded ({first_line(error)})") from error
+    return LanguageModel(model.to(device, dtype), anatomy_of(bridge))
+
+
+def _native_config(given: dict[str, Any]) -> dict[str, Any]:
+    """The keys that a native model is built from; KeyError or ValueError where the legacy ones do not give them."""
+    if given.get("shortformer_pos"):
+        raise ValueError("its positions are the shortformer's, which TransformerLens' native models lack")
+    return {
+        "architectures": [NATIVE],
+        **{key: given[key] for key in _KEPT},
+        "final_rms": given.get("final_rms", False),
+        "normalization_type": given.get("normalization", given.get("normalization_type")),
+    }
+
+
+def _bridge_config(config: dict[str, Any]):
+    from transformer_lens.config import TransformerBridgeConfig
+
+    keys = {key: value for key, value in config.items() if key != "architectures"}
+    return TransformerBridgeConfig(**keys, positional_embedding_type="standard", architecture=NATIVE)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    import pickle
+
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file.name}: {first_line(error)}") from error
+    return {key: value.float() for key, value in state.items()}
+
+
+def _native_weights(state: dict[str, Tensor], layout: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights by the names of a native model's parameters."""
+    from transformer_lens.model_bridge.sources import tl_legacy
+    from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+
+    bridge = _bridge_config(config)
+    undo = {
+        "neel-solu-old": tl_legacy._convert_neel_solu_old_weights,
+        "mingpt": tl_legacy._convert_mingpt_weights,
+    }
+    if layout in undo:
+        state = undo[layout](state, bridge)
+    bridged = convert_tl_checkpoint(state, bridge)
+    components = adapt(bridge)
+    weights = {_native_name(key, components): value.contiguous() for key, value in bridged.items()}
+    weights.setdefault("head.bias", torch.zeros(bridge.d_vocab))
+    return weights
+
+
+def _native_name(key: str, components: Any) -> str:
+    """`blocks.0.mlp.in.weight` as `layers.0.mlp.fc_in.weight`: each part as the adapter maps it."""
+    names = []
+    for part in key.split("."):
+        component = components.get(part)
+        names.append(component.name if component else part)
+        components = component.submodules if component else components
+    return ".".join(names)

@@ -1,0 +1,324 @@
+"""The order in which a model that is pretrained sees its sequences. Muon for the matrices of the blocks, AdamW for
+embeddings, norms and biases, one schedule for both. Pretraining: a GPT-2-shaped model trained on the corpus, saved
+as an ordinary Hugging Face folder. The curve of pretraining."""
+
+import io
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
+
+from ..config.language_model import Pretrain
+from ..core.atomic_io import discard, fingerprint, move, partial_folder, replace
+from ..core.hardware import fast_dtype
+from ..core.plotting import BLUE, VERMILION, styled
+from ..core.progress import progress
+from ..core.tables import PRETRAINING, write_table
+from ..corpus.tokens import Tokens
+from . import kernels
+from .anatomy import find_anatomy, write_anatomy
+from .model_files import TEXT, copy_files
+
+_BLOCK = 4096
+"""Sequences read at a time: they pass through 64-bit integers."""
+
+
+class Batches:
+    """Batches by step: a fresh permutation of the sequences an epoch, a pure function of (seed, epoch).
+
+    The token that follows a sequence's last one stands in the next sequence, so every position has a target, the
+    last included; only the split's last sequence is left out, since nothing follows it. The tokens are held in memory
+    as they are stored (2 bytes each for vocabularies under 65,536).
+
+    Raises ValueError where there are fewer than two sequences.
+    """
+
+    def __init__(self, tokens: Tokens, size: int, seed: int) -> None:
+        if len(tokens) < 2:
+            raise ValueError(
+                f"{tokens.path}: too few training tokens to pretrain on; raise corpus.train_tokens"
+            )
+        self.size = size
+        self.context = tokens.context
+        self._token = np.empty(tokens.token.shape, tokens.token.dtype)
+        for start in range(0, len(tokens), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            self._token[rows] = tokens.take(rows).numpy()
+        self._first = 0 if tokens.bos_id is None else 1
+        self._count = len(tokens) - 1
+        self._order = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng([seed, epoch]).permutation(self._count)
+        )
+
+    def digest(self) -> str:
+        """A digest of the tokens, for the fingerprint of what is trained on them."""
+        import hashlib
+
+        return hashlib.blake2b(self._token.tobytes(), digest_size=16).hexdigest()
+
+    def at(self, step: int) -> tuple[Int[Tensor, "sequence position"], Int[Tensor, "sequence position"]]:
+        """Tokens of `step` (from 0) and the token after each of them."""
+        places = np.arange(step * self.size, (step + 1) * self.size)
+        rows = np.array(
+            [self._order(epoch)[place] for epoch, place in zip(*divmod(places, self._count), strict=True)]
+        )
+        batch = np.empty((self.size, self.context + 1), np.int64)
+        batch[:, :-1] = self._token[rows]
+        batch[:, -1] = self._token[rows + 1, self._first]
+        whole = torch.from_numpy(batch)
+        return whole[:, :-1], whole[:, 1:]
+
+
+def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
+    """The learning rate of `step` (from 0) of `steps`, as a share of its peak.
+
+    It rises over the first share `warmup` of the steps and falls linearly to zero over the last share `decay`.
+    """
+    rise = (step + 1) / max(1.0, warmup * steps)
+    fall = (steps - step) / max(1.0, decay * steps)
+    return min(1.0, rise, fall)
+
+
+class Optimiser:
+    """Steps a `GPT2LMHeadModel`.
+
+    Muon orthogonalises the query, key and value maps each by itself, and sees every matrix as [out, in], which is
+    what its learning rate is scaled by; GPT-2 stores them as [in, out], the three side by side.
+    """
+
+    def __init__(self, model: nn.Module, config: Pretrain) -> None:
+        blocks = {name: p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2}
+        rest = [p for name, p in model.named_parameters() if name not in blocks]
+        self._model = model
+        self._sources = [(p, columns) for name, p in blocks.items() for columns in _parts(name, p)]
+        self._views = [nn.Parameter(p.data[:, columns].T) for p, columns in self._sources]
+        self._muon = Muon(self._views, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._adam = AdamW(
+            rest, lr=config.learning_rate_embedding, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
+        self._peaks = {self._muon: config.learning_rate, self._adam: config.learning_rate_embedding}
+
+    def step(self, share: float) -> None:
+        """One step along the model's gradients, at `share` of the peak learning rates; clears the gradients."""
+        for view, (parameter, columns) in zip(self._views, self._sources, strict=True):
+            assert parameter.grad is not None
+            view.grad = parameter.grad[:, columns].T
+        for optimiser, peak in self._peaks.items():
+            optimiser.param_groups[0]["lr"] = peak * share
+            optimiser.step()
+        self._model.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs of the optimisers."""
+        return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self._muon.load_state_dict(state["muon"])
+        self._adam.load_state_dict(state["adam"])
+
+
+def _parts(name: str, parameter: Tensor) -> list[slice]:
+    """The columns of a [in, out] matrix that are maps of their own."""
+    count = 3 if name.endswith("c_attn.weight") else 1
+    width = parameter.shape[1] // count
+    return [slice(i * width, (i + 1) * width) for i in range(count)]
+
+
+CHECKPOINT = "checkpoint.pt"
+ROWS = 200
+"""Rows, at most, of the table of the loss."""
+_DENSE_CONTEXT = 512
+"""Up to this many positions the patterns fit the processor's caches, and dense attention is the faster."""
+
+
+@dataclass
+class PretrainingState:
+    """A model while it is trained: what a checkpoint holds."""
+
+    model: GPT2LMHeadModel
+    optimiser: Optimiser
+    losses: list[float] = field(default_factory=list)
+    """Cross-entropy of each step so far, nats a token."""
+    seconds: list[float] = field(default_factory=list)
+    """Time that each took."""
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    def save(self, file: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+        }
+        # torch writing to a full disk does not say so
+        content = io.BytesIO()
+        torch.save(state, content)
+        replace(file, content.getbuffer())
+
+    def resume(self, file: Path) -> None:
+        """Go on from a checkpoint."""
+        state = torch.load(file, map_location=self.model.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.losses, self.seconds = state["losses"].tolist(), state["seconds"].tolist()
+
+
+def pretrain(
+    tokens: Tokens, tokenizer: Path, config: Pretrain, seed: int, output: Path, version: str = ""
+) -> None:
+    """Train a model on `tokens` and save it, its tokenizer, its anatomy and the table `pretraining` in `output`.
+
+    A killed training goes on from `output`.partial, and gives the same weights (on a CPU, at equal threads), unless
+    config, tokens or `version` (of the code) have changed since.
+    Raises ValueError where there is too little text, and FloatingPointError where the loss diverges.
+    """
+    batches = Batches(tokens, config.batch, seed)
+    keys = config.model_dump(mode="json", exclude={"checkpoint_every"})
+    mark = fingerprint(
+        config=keys, seed=seed, tokens=batches.digest(), context=tokens.context, vocabulary=tokens.vocabulary,
+        bos_id=tokens.bos_id, version=version,
+    )  # fmt: skip
+    with partial_folder(output, mark) as partial:
+        model = build(config, tokens, seed)
+        training = PretrainingState(model, Optimiser(model, config))
+        if (partial / CHECKPOINT).is_file():
+            training.resume(partial / CHECKPOINT)
+        train(training, batches, config, partial / CHECKPOINT)
+        folder = partial / "model"
+        copy_files(tokenizer, folder, TEXT)
+        logging.disable_progress_bar()
+        model.save_pretrained(folder)
+        write_anatomy(find_anatomy(model.config), folder)
+        write_table(PRETRAINING, history(training, config, batches.context), folder / "pretraining.parquet")
+        move(folder, output)
+        discard(partial)
+
+
+def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
+    """The model before training, on a GPU where there is one.
+
+    The MLP's GELU is the exact one: torch computes it five times as fast as its approximation by a tanh.
+    """
+    shape = GPT2Config(
+        vocab_size=tokens.vocabulary, n_positions=tokens.context, n_embd=config.d_model, n_layer=config.layers,
+        n_head=config.heads, n_inner=config.d_mlp, activation_function="gelu", tie_word_embeddings=False,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=tokens.bos_id, eos_token_id=tokens.bos_id,
+        architectures=["GPT2LMHeadModel"],
+    )  # fmt: skip
+    kernels.register()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dense = device == "cpu" and tokens.context <= _DENSE_CONTEXT
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel._from_config(
+            shape, attn_implementation=kernels.DENSE_ATTENTION if dense else "sdpa"
+        )
+    return model.to(device).train()  # type: ignore[arg-type]
+
+
+def train(training: PretrainingState, batches: Batches, config: Pretrain, checkpoint: Path) -> None:
+    """Take the steps that are left, with a checkpoint every so many of them and after the last.
+
+    Raises FloatingPointError where the loss is worse than a guess among all tokens; the last checkpoint stays.
+    """
+    step_tokens = batches.size * batches.context
+    steps = math.ceil(config.tokens / step_tokens)
+    guess = math.log(training.model.config.vocab_size)
+    bar = progress("language_model: pretrain", steps * step_tokens, "token", done=training.step * step_tokens)
+    with bar:
+        for step in range(training.step, steps):
+            begin = time.perf_counter()
+            loss = float(_backward(training.model, *batches.at(step)))
+            if not loss < guess + 2:
+                raise FloatingPointError(
+                    f"language_model: the loss is {loss:.2f} at step {step} (guessing gives {guess:.2f}); "
+                    "lower learning_rate or learning_rate_embedding, or raise warmup"
+                )
+            training.optimiser.step(schedule(step, steps, config.warmup, config.decay))
+            training.losses.append(loss)
+            training.seconds.append(time.perf_counter() - begin)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update(step_tokens)
+            if training.step % config.checkpoint_every == 0 or training.step == steps:
+                training.save(checkpoint)
+
+
+def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss over a batch, its gradients left in the model."""
+    fast = fast_dtype()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=fast == torch.bfloat16):
+        hidden = model.transformer(tokens.to(model.device), use_cache=False).last_hidden_state
+        target = targets.to(model.device).flatten()
+        loss = kernels.next_token_loss(hidden.flatten(0, 1), model.lm_head.weight, target, fast)
+    loss.backward()
+    return loss.detach()
+
+
+def history(training: PretrainingState, config: Pretrain, context: int) -> list[dict[str, Any]]:
+    """Rows of the table `pretraining`: means over equal numbers of steps."""
+    steps, rows = training.step, []
+    size = math.ceil(steps / ROWS)
+    for start in range(0, steps, size):
+        end = min(start + size, steps)
+        seconds = sum(training.seconds[start:end])
+        rows.append(
+            {
+                "step": end,
+                "loss": sum(training.losses[start:end]) / (end - start),
+                "learning_rate": config.learning_rate * schedule(end - 1, steps, config.warmup, config.decay),
+                "tokens_per_second": (end - start) * config.batch * context / seconds,
+            }
+        )
+    return rows
+
+
+@styled
+def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
+    """Loss against tokens trained on, beside what was reached on held-out text and what the grammar allows.
+
+    `table` is `pretraining`, `figures` are those of table `language_model` by name, `step_tokens` the tokens of a step.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        table["step"].to_numpy() * (step_tokens / 1e6),
+        table["loss"].to_numpy(),
+        color=BLUE,
+        label="training batches",
+    )
+    lines = {
+        "cross_entropy_every": ("held-out text, packed", VERMILION, ":"),
+        "grammar_entropy": ("entropy of the grammar", "black", "--"),
+    }
+    for name, (label, colour, style) in lines.items():
+        if name in figures:
+            axes.axhline(figures[name], color=colour, linestyle=style, label=f"{label}: {figures[name]:.3f}")
+    axes.set(xlabel="tokens trained on (millions)", ylabel="cross-entropy (nats a token)")
+    axes.set_title("Pretraining of the language model")
+    axes.set_xlim(left=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:.2g}")
+    axes.yaxis.set_minor_formatter("{x:.2g}")
+    axes.legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)

@@ -1,0 +1,245 @@
+"""Sets of components ablated in batched passes are what hooks written by hand make of them."""
+
+import pytest
+import torch
+from tests.ablation.component_inputs import INSIDE, exact_saes, make_probe, make_saes, random_gone
+from tests.attribution.inputs import load_tiny, make_dictionaries
+from tests.models import ARCHITECTURES, D_MODEL, LAYERS
+
+from circuitloom.ablation.causal_effects import find_fill, with_all
+from circuitloom.ablation.components import HEADS, Ablation, editing, feature_basis, head_basis, neuron_basis
+from circuitloom.ablation.metrics import last_logits
+from circuitloom.language_model.model import Site
+
+
+def ablated_logits(model, basis, gone, probe, fill=None, at=None):
+    """Logits of passes without what is `gone`."""
+    where = probe.where.expand(len(gone), -1) if at is None else at
+    fill = [None] * len(basis.parts) if fill is None else fill
+    with basis.ablating(model, Ablation(gone, where), probe.where, fill):
+        return last_logits(model, probe.token.expand(len(gone), -1))
+
+
+def edited_logits(model, edits, token=INSIDE):
+    """Logits of one pass with the values of sites edited, written by hand."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        for site, edit in edits.items():
+            stack.enter_context(editing(model, site, edit))
+        return last_logits(model, token[None])
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "resid_pre", "resid_mid", "mlp_in"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_all_features_of_an_exact_basis_a_site_is_zero(architecture, site, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    probe, basis = make_probe(), feature_basis("exact", {1: exact_saes(site)[1]})
+    gone = torch.ones(1, len(basis), dtype=torch.bool)
+    if architecture == "neox" and site == "resid_mid":
+        with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):
+            ablated_logits(model, basis, gone, probe)
+        return
+    without = ablated_logits(model, basis, gone, probe)
+
+    def zero(_x, y):
+        return y * ~probe.where[:, None]
+
+    torch.testing.assert_close(without, edited_logits(model, {Site(site, 1): zero}), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(without, last_logits(model, INSIDE[None]))
+
+
+@pytest.mark.parametrize("kind", ["sae", "transcoder", "skip transcoder"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_pass_is_without_its_own_features_and_keeps_the_error(architecture, kind, tmp_path):
+    """Features behind an ablation are taken away as strong as they then are."""
+    model = load_tiny(architecture, tmp_path)
+    dictionaries = make_saes(model) if kind == "sae" else make_dictionaries(model, kind)
+    probe, basis = make_probe(), feature_basis("run", dictionaries)
+    gone = random_gone(4, len(basis))
+    gone[2], gone[3, :] = False, False
+    gone[3, basis.slices[1].start :] = random_gone(1, 80)[0]
+    measured = ablated_logits(model, basis, gone, probe)
+    for n in range(4):
+
+        def without(layer, n=n):
+            dictionary, own = dictionaries[layer], gone[n, basis.slices[layer]]
+
+            def edit(x, y):
+                z = dictionary.encode(y if kind == "sae" else x)
+                return y - (z * own * probe.where[:, None]) @ dictionary.W_dec
+
+            return edit
+
+        expected = edited_logits(model, {Site("mlp_out", layer): without(layer) for layer in range(LAYERS)})
+        torch.testing.assert_close(measured[n], expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(measured[2], last_logits(model, INSIDE[None])[0])
+
+
+@pytest.mark.parametrize("kind", ["sae", "skip transcoder"])
+def test_without_errors_sites_hold_the_reconstruction_less_what_is_gone(kind, tmp_path):
+    model = load_tiny("llama", tmp_path)
+    dictionaries = make_saes(model) if kind == "sae" else make_dictionaries(model, kind)
+    probe, basis = make_probe(), feature_basis("run", dictionaries, keeps_error=False)
+    gone = random_gone(1, len(basis))
+
+    def reconstruct(layer, own):
+        def edit(x, y):
+            read = y if kind == "sae" else x
+            z = dictionaries[layer].encode(read) * ~own
+            return torch.where(probe.where[:, None], dictionaries[layer].decode(z, read), y)
+
+        return {Site("mlp_out", layer): edit}
+
+    def expected(gone):
+        edits = {}
+        for layer in range(LAYERS):
+            edits |= reconstruct(layer, gone[basis.slices[layer]])
+        return edited_logits(model, edits)
+
+    torch.testing.assert_close(ablated_logits(model, basis, gone, probe), expected(gone[0]))
+    torch.testing.assert_close(
+        with_all(model, basis, probe), expected(torch.zeros(len(basis), dtype=torch.bool))[0]
+    )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_all_its_heads_attention_gives_its_output_bias(architecture, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    probe, basis = make_probe(), head_basis(model, [1])
+    seen = {}
+    attention = model.attention(1)
+    handle = attention.register_forward_hook(lambda _m, _args, output: seen.update(value=output[0][0]))
+    untouched = last_logits(model, INSIDE[None])
+    before = seen["value"]
+    without = ablated_logits(model, basis, torch.ones(1, len(basis), dtype=torch.bool), probe)
+    handle.remove()
+    projection = attention.get_submodule(model.anatomy.attention_projection)
+    bias = projection(torch.zeros(1, D_MODEL))[0]
+    torch.testing.assert_close(seen["value"][probe.where], bias.expand(int(probe.where.sum()), -1))
+    torch.testing.assert_close(seen["value"][~probe.where], before[~probe.where])
+    assert not torch.allclose(without, untouched)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_head_gone_is_its_slice_of_what_the_output_matrix_reads(architecture, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    probe, basis = make_probe(), head_basis(model)
+    heads = model.anatomy.heads
+    size = D_MODEL // heads
+    gone = torch.zeros(1, len(basis), dtype=torch.bool)
+    gone[0, 2 * heads + 1] = True
+
+    def edit(_x, y):
+        y = y.clone()
+        y[:, probe.where, size : 2 * size] = 0
+        return y
+
+    expected = edited_logits(model, {Site(HEADS, 2): edit})
+    torch.testing.assert_close(ablated_logits(model, basis, gone, probe), expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_neurons_gone_are_neurons_multiplied_by_zero(architecture, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    probe, basis = make_probe(), neuron_basis(model)
+    gone = random_gone(3, len(basis))
+    measured = ablated_logits(model, basis, gone, probe)
+    for n in range(3):
+
+        def multiply(layer, n=n):
+            return lambda _x, y: y * ~(gone[n, basis.slices[layer]] & probe.where[:, None])
+
+        expected = edited_logits(model, {Site("neurons", layer): multiply(layer) for layer in range(LAYERS)})
+        torch.testing.assert_close(measured[n], expected[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mean", "position_mean"])
+@pytest.mark.parametrize("name", ["features", "heads"])
+def test_ablation_by_the_mean_sets_values_to_it(name, kind, tmp_path):
+    model = load_tiny("gpt2", tmp_path)
+    saes = make_saes(model)
+    basis = feature_basis("run", saes) if name == "features" else head_basis(model)
+    site = Site("mlp_out" if name == "features" else HEADS, 1)
+    probes = [make_probe(), make_probe(torch.where(INSIDE > 9, INSIDE + 1, INSIDE))]
+    where, values = probes[0].where, []
+
+    def read(_x, y):
+        values.append((saes[1].encode(y) if name == "features" else y)[0])
+        return y
+
+    for probe in probes:
+        edited_logits(model, {site: read}, probe.token)
+    if kind == "mean":
+        mean = torch.cat([value[where] for value in values]).mean(0).expand(len(where), -1)
+    else:
+        mean = torch.stack(values).mean(0)
+    gone = torch.zeros(1, len(basis), dtype=torch.bool)
+    own = random_gone(1, basis.parts[1].width)
+    gone[:, basis.slices[1]] = own
+
+    def replace(_x, y):
+        z = saes[1].encode(y) if name == "features" else y
+        mask = own.repeat_interleave(basis.parts[1].size, 1) & where[:, None]
+        change = torch.where(mask, mean - z, 0.0)
+        return y + (change @ saes[1].W_dec if name == "features" else change)
+
+    measured = ablated_logits(model, basis, gone, probes[0], find_fill(model, basis, probes, kind))
+    torch.testing.assert_close(measured, edited_logits(model, {site: replace}), atol=1e-5, rtol=1e-5)
+
+
+def test_a_mean_at_each_position_needs_prompts_alike(tmp_path):
+    model = load_tiny("gpt2", tmp_path)
+    probes = [make_probe(), make_probe(INSIDE[:8])]
+    with pytest.raises(ValueError, match="use mean"):
+        find_fill(model, head_basis(model), probes, "position_mean")
+
+
+def test_an_ablation_at_one_position_leaves_the_others(tmp_path):
+    model = load_tiny("neox", tmp_path)
+    probe, saes = make_probe(), make_saes(model)
+    basis = feature_basis("run", {0: saes[0]}) + neuron_basis(model, [2])
+    at = torch.zeros(1, len(INSIDE), dtype=torch.bool)
+    at[0, 6] = True
+    gone = random_gone(1, len(basis))
+
+    def features(_x, y):
+        return y - (saes[0].encode(y) * gone[0, :40] * at[0, :, None]) @ saes[0].W_dec
+
+    def neurons(_x, y):
+        return y * ~(gone[0, 40:] & at[0, :, None])
+
+    expected = edited_logits(model, {Site("mlp_out", 0): features, Site("neurons", 2): neurons})
+    torch.testing.assert_close(ablated_logits(model, basis, gone, probe, at=at), expected)
+
+
+def test_without_errors_features_are_set_to_means_where_they_are_ablated(tmp_path):
+    """Elsewhere the site holds the whole reconstruction."""
+    model = load_tiny("gpt2", tmp_path)
+    probe, sae = make_probe(), make_saes(model)[1]
+    basis = feature_basis("run", {1: sae}, keeps_error=False)
+    fill = find_fill(model, basis, [probe], "mean")
+    at = (torch.arange(len(INSIDE)) == 6)[None]
+    gone = random_gone(1, len(basis))
+
+    def edit(_x, y):
+        z = torch.where(gone & at[0, :, None], fill[0], sae.encode(y))
+        return torch.where(probe.where[:, None], sae.decode(z, y), y)
+
+    expected = edited_logits(model, {Site("mlp_out", 1): edit})
+    torch.testing.assert_close(ablated_logits(model, basis, gone, probe, fill, at), expected)
+
+
+def test_components_are_numbered_through_the_parts(tmp_path):
+    model = load_tiny("gpt2", tmp_path)
+    basis = feature_basis("run", make_saes(model)) + head_basis(model)
+    assert len(basis) == 3 * 40 + 3 * 2
+    part, number = basis.locate(torch.tensor([0, 39, 40, 119, 120, 125]))
+    assert part.tolist() == [0, 0, 1, 2, 3, 5]
+    assert number.tolist() == [0, 39, 0, 39, 0, 1]
+
+
+def test_features_of_a_dictionary_between_other_sites_are_refused(tmp_path):
+    dictionaries = make_dictionaries(load_tiny("gpt2", tmp_path), site_in="resid_mid")
+    with pytest.raises(ValueError, match="name a run of SAEs, or of transcoders"):
+        feature_basis("run", dictionaries)

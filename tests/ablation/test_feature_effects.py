@@ -1,0 +1,141 @@
+"""How features of what the MLP reads change those of what it writes."""
+
+import pytest
+import torch
+from tests.ablation.component_inputs import INSIDE, make_probe, make_saes
+from tests.attribution.inputs import load_tiny, make_dictionaries
+from tests.evaluation.inputs import make_held_out
+
+from circuitloom.ablation import feature_effects as module
+from circuitloom.ablation.components import Ablation, feature_basis
+from circuitloom.ablation.feature_effects import feature_effects, read_stream
+from circuitloom.language_model.model import Site
+
+LAYER = 1
+
+
+def gathered(*args, **kwargs) -> dict[tuple[int, int], tuple[float, ...]]:
+    """Pair to (tokens, tokens that change, effect, magnitude); each pair once."""
+    found = {}
+    for piece in feature_effects(*args, **kwargs):
+        names = ("n_tokens", "n_changed", "effect", "absolute")
+        rows = zip(*(getattr(piece, name).tolist() for name in ("source", "target", *names)), strict=True)
+        for source, target, *values in rows:
+            assert (source, target) not in found
+            found[source, target] = tuple(values)
+    assert list(found) == sorted(found)
+    return found
+
+
+@pytest.fixture
+def inputs(request, tmp_path):
+    """Model, sources, targets and stream of a tiny model."""
+    model = load_tiny(getattr(request, "param", "gpt2"), tmp_path)
+    held_out = make_held_out()
+    stream = read_stream(model, held_out.token, held_out.scored, LAYER, batch=4)
+    assert stream.shape == (held_out.n_tokens, 16)
+    source = make_saes(model, "resid_mid")[LAYER]
+    return model, source, make_saes(model, act="relu", k=None)[LAYER], stream
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "mlp_in"])
+@pytest.mark.parametrize("inputs", ["gpt2", "llama"], indirect=True)
+def test_effects_are_those_of_a_double_loop(inputs, site, monkeypatch):
+    model, source, target, stream = inputs
+    if site == "mlp_in":
+        target = make_dictionaries(model)[LAYER]
+    monkeypatch.setattr(module, "AT_ONCE", 40 * 13)
+    found = gathered(model, source, target, stream)
+    norm = model.block(LAYER).get_submodule(model.anatomy.norm_mlp)
+
+    def encode(r):
+        x = norm(r[None, None])
+        return target.encode((x if site == "mlp_in" else model.mlp(LAYER)(x))[0, 0])
+
+    z, changes = source.encode(stream), {}
+    for t in range(len(stream)):
+        before = encode(stream[t])
+        for i in z[t].nonzero()[:, 0].tolist():
+            changes.setdefault(i, []).append(before - encode(stream[t] - z[t, i] * source.W_dec[i]))
+    expected = {}
+    for i, rows in changes.items():
+        each = torch.stack(rows)
+        for j in (each.abs().max(0).values > 1e-5).nonzero()[:, 0].tolist():
+            expected[i, j] = len(each), each[:, j].mean(), each[:, j].abs().mean()
+    assert set(expected) <= set(found)
+    for pair, (n, _, effect, absolute) in found.items():
+        if pair not in expected:
+            assert absolute < 1e-5
+            continue
+        assert n == expected[pair][0]
+        torch.testing.assert_close(
+            torch.tensor([effect, absolute]), torch.stack(expected[pair][1:]), atol=1e-5, rtol=1e-4
+        )
+    # a chunk ends within a source, whose tokens are counted once
+    assert any(n > 13 for n, *_ in found.values())
+
+
+def test_effects_are_those_on_the_model_itself(tmp_path):
+    """Through a whole pass: the same change of the stream, read at the MLP's output."""
+    model = load_tiny("llama", tmp_path)
+    probe, position = make_probe(), 7
+    source, target = make_saes(model, "resid_mid")[LAYER], make_saes(model)[LAYER]
+    at = (torch.arange(len(INSIDE)) == position)[None]
+    stream = read_stream(model, INSIDE[None], at, LAYER)
+    found = gathered(model, source, target, stream)
+    basis = feature_basis("run", {LAYER: source})
+    site = Site("mlp_out", LAYER)
+    before = target.encode(model.capture(INSIDE[None], [site])[site][0, position])
+    feature = next(iter(found))[0]
+    gone = (torch.arange(len(basis)) == feature)[None]
+    with basis.ablating(model, Ablation(gone, at), probe.where, [None]):
+        after = target.encode(model.capture(INSIDE[None], [site])[site][0, position])
+    change = before - after
+    assert change.any()
+    for j in change.nonzero()[:, 0].tolist():
+        n, n_changed, effect, absolute = found[feature, j]
+        assert (n, n_changed) == (1, 1)
+        assert effect == pytest.approx(float(change[j]), abs=1e-5)
+        assert absolute == abs(effect)
+
+
+def test_some_tokens_of_a_source_are_evenly_spaced(inputs):
+    model, source, target, stream = inputs
+    token, feature, value = module._ablations(source, stream, 4)
+    z = source.encode(stream)
+    for i in feature.unique().tolist():
+        fires = z[:, i].nonzero()[:, 0]
+        n, m = len(fires), min(4, len(fires))
+        own = token[feature == i]
+        assert own.tolist() == [int(fires[(2 * j + 1) * n // (2 * m)]) for j in range(m)]
+        assert torch.equal(value[feature == i], z[own, i])
+    found = gathered(model, source, target, stream, per_source=4)
+    assert {n for n, *_ in found.values()} <= {1, 2, 3, 4}
+
+
+def test_the_targets_that_change_most_are_kept(inputs):
+    model, source, target, stream = inputs
+    every, few = gathered(model, source, target, stream), gathered(model, source, target, stream, most=3)
+    for i in {source for source, _ in every}:
+        largest = sorted((pair for pair in every if pair[0] == i), key=lambda pair: -every[pair][-1])[:3]
+        assert {pair for pair in few if pair[0] == i} == set(largest)
+    assert all(few[pair] == every[pair] for pair in few)
+
+
+def test_a_model_without_resid_mid_says_so(tmp_path):
+    model = load_tiny("neox", tmp_path)
+    source, target = make_saes(model, "resid_mid")[LAYER], make_saes(model)[LAYER]
+    with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):
+        read_stream(model, INSIDE[None], INSIDE[None] != 1, LAYER)
+    with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):
+        list(feature_effects(model, source, target, torch.zeros(3, 16)))
+
+
+def test_dictionaries_of_other_sites_or_layers_are_refused(inputs):
+    model, source, target, stream = inputs
+    with pytest.raises(ValueError, match="name a run of SAEs on resid_mid"):
+        list(feature_effects(model, target, target, stream))
+    with pytest.raises(ValueError, match="name SAEs on mlp_out or transcoders"):
+        list(feature_effects(model, source, source, stream))
+    with pytest.raises(ValueError, match="give dictionaries of one"):
+        list(feature_effects(model, source, make_saes(model)[2], stream))

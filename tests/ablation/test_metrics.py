@@ -1,0 +1,50 @@
+"""What is read off the prediction behind a prompt."""
+
+import pytest
+import torch
+from tests.ablation.component_inputs import INSIDE
+from tests.attribution.inputs import BOS, load_tiny
+from tests.models import ARCHITECTURES
+
+from circuitloom.ablation.metrics import (
+    divergence,
+    last_logits,
+    logit,
+    logit_difference,
+    make_probes,
+    probability,
+)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_logits_of_the_last_token_are_those_of_the_whole_pass(architecture, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    tokens = torch.stack([INSIDE, INSIDE.flip(0)])
+    torch.testing.assert_close(last_logits(model, tokens), model.logits(tokens)[:, -1])
+    # nothing stays behind
+    assert model.logits(tokens).shape[1] == len(INSIDE)
+
+
+def test_metrics_read_logits_and_probabilities():
+    p = torch.tensor([[0.5, 0.25, 0.2, 0.05], [0.1, 0.1, 0.4, 0.4]])
+    logits = p.log() + 3
+    torch.testing.assert_close(logit(1)(logits), p[:, 1].log() + 3)
+    torch.testing.assert_close(logit_difference(0, 3)(logits), (p[:, 0] / p[:, 3]).log())
+    torch.testing.assert_close(probability([0, 2], [1])(logits), p[:, 0] + p[:, 2] - p[:, 1])
+    torch.testing.assert_close(probability([3])(logits), p[:, 3])
+    expected = (p[0] * (p[0] / p[1]).log()).sum()
+    torch.testing.assert_close(divergence(logits[0], logits), torch.stack([torch.zeros(()), expected]))
+
+
+def test_components_are_ablated_where_dictionaries_are_trained_or_at_one_position():
+    (probe,) = make_probes([INSIDE], [logit(5)], BOS)
+    assert probe.where.nonzero()[:, 0].tolist() == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    (probe,) = make_probes([INSIDE], [logit(5)], BOS, -2)
+    assert probe.where.nonzero()[:, 0].tolist() == [9]
+    for position in (0, 4, 11, -12):
+        with pytest.raises(ValueError, match="neither first nor BOS; choose another"):
+            make_probes([INSIDE], [logit(5)], BOS, position)
+    with pytest.raises(ValueError, match="neither first nor BOS"):
+        make_probes([INSIDE[:0]], [logit(5)], BOS)
+    with pytest.raises(ValueError, match="give one for each prompt"):
+        make_probes([INSIDE], [], BOS)

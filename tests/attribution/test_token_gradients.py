@@ -1,0 +1,76 @@
+"""What tokens add to a feature by the model's gradient, and which of them count: a planted source is found."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from tests.attribution.inputs import BOS, PROMPT, load_tiny, make_dictionaries
+from tests.models import D_MODEL
+
+from circuitloom.attribution.capture import capture_pass, read_weights
+from circuitloom.attribution.direct_effects import feature_targets, sources, total_effects
+from circuitloom.attribution.linearized_model import LinearizedModel
+from circuitloom.attribution.token_gradients import gradient_effects, strongest
+from circuitloom.language_model.model import Site
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Tiny models in float64, each made once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return cache(lambda architecture: load_tiny(architecture, folder, "float64"))
+
+
+def test_gradients_are_those_of_a_small_step_along_the_embedding(tiny):
+    model = tiny("llama")
+    prompts = torch.stack([PROMPT, PROMPT.flip(0)])
+    vector = torch.randn(2, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    position, site = torch.tensor([9, 4]), Site("resid_mid", 2)
+    effects = gradient_effects(model, prompts, site, vector, position)
+
+    def value(prompt: int, at: int, step: float) -> float:
+        def scale(_module, _args, output):
+            return output * (1 + step * torch.eye(len(PROMPT), dtype=torch.float64)[at][:, None])
+
+        handle = model.module.get_submodule(model.anatomy.embedding).register_forward_hook(scale)
+        held = model.capture(prompts[prompt : prompt + 1], [site])[site]
+        handle.remove()
+        return float(held[0, position[prompt]] @ vector[prompt])
+
+    for prompt in range(2):
+        for at in range(len(PROMPT)):
+            slope = (value(prompt, at, 1e-5) - value(prompt, at, -1e-5)) / 2e-5
+            assert effects[prompt, at] == pytest.approx(slope, abs=1e-7)
+    assert not effects[1, 5:].any() and effects[0, :10].all()
+
+
+def test_a_planted_feature_that_reads_one_token_has_it_as_its_only_source(tiny):
+    model = tiny("gpt2")
+    place = 6
+    embedding = model.module.get_submodule(model.anatomy.embedding).weight
+    site = Site("mlp_in", 0)
+    model_in = model.capture(PROMPT[None], [site])[site][0, place]
+    dictionary = make_dictionaries(model)[0].to("cpu", torch.float64)
+    W_enc, b_enc = torch.zeros_like(dictionary.W_enc), torch.full_like(dictionary.b_enc, -1.0)
+    W_enc[3] = 10 * embedding[PROMPT[place]]
+    b_enc[3] = 1.0 - float(W_enc[3] @ model_in)
+    planted = {0: replace(dictionary, W_enc=W_enc, b_enc=b_enc)}
+    local = LinearizedModel(capture_pass(model, read_weights(model), PROMPT), planted, BOS)
+    found = local.features.find(0, place, 3)
+    effects = total_effects(local, feature_targets(local, torch.tensor([found])))[
+        :, sources(local).embeddings
+    ]
+    gradients = gradient_effects(model, PROMPT[None], site, W_enc[3:4], torch.tensor([place]))
+    for each in (effects, gradients):
+        assert strongest(each, 0.7)[0].nonzero().flatten().tolist() == [place]
+
+
+def test_the_strongest_are_the_fewest_that_hold_the_share():
+    effects = torch.tensor([[4.0, -3.0, 2.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    held = {
+        share: strongest(effects, share)[0].nonzero().flatten().tolist()
+        for share in (0.1, 0.4, 0.7, 0.71, 1.0)
+    }
+    assert held == {0.1: [0], 0.4: [0], 0.7: [0, 1], 0.71: [0, 1, 2], 1.0: [0, 1, 2, 3]}
+    assert not strongest(effects, 0.7)[1].any()

@@ -1,0 +1,230 @@
+"""A prompt traced from its text: targets found or refused, tables that agree with each other and with the model."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from tests.attribution.inputs import load_tiny, make_dictionaries
+from tests.models import ARCHITECTURES, CONTEXT
+
+from circuitloom.attribution.drawing import draw_graph
+from circuitloom.attribution.export import write_graph
+from circuitloom.attribution.trace_tables import TraceRows
+from circuitloom.attribution.tracer import Trace, Tracer
+from circuitloom.config.circuits import Change, Circuits, Prompt, parse_place, parse_target
+from circuitloom.core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, read_table, write_table
+from circuitloom.corpus.tokenizer import load_tokenizer
+
+TEXT = "w9 w20 w31 w9 w44 w20 w17 w12 w60 w31"
+
+
+def make_tracer(folder: Path, architecture: str = "gpt2", kind: str = "transcoder", **changes) -> Tracer:
+    model = load_tiny(architecture, folder)
+    tokenizer = load_tokenizer(str(folder / architecture))
+    return Tracer(model, tokenizer, "tc", make_dictionaries(model, kind, **changes), CONTEXT)
+
+
+def trace(folder: Path, target: str = "logits", architecture: str = "gpt2", **keys) -> Trace:
+    return make_tracer(folder, architecture).trace(Prompt(text=TEXT, target=target, **keys), Circuits())
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def traced(request, tmp_path_factory) -> tuple[Trace, TraceRows]:
+    folder = tmp_path_factory.mktemp(request.param)
+    tracer = make_tracer(folder, request.param, "skip transcoder")
+    result = tracer.trace(Prompt(text=TEXT, target="logits"), Circuits())
+    return result, TraceRows(result, "war", tracer.strings)
+
+
+def test_sums_add_up_and_frozen_ablations_are_as_predicted(traced):
+    checks = traced[0].checks
+    assert checks.identity_error < 1e-4 and checks.frozen_error < 1e-4
+    assert -1 <= checks.free_correlation <= 1
+
+
+def test_tables_have_their_schemas_and_name_each_others_nodes(traced, tmp_path):
+    tables = traced[1].tables()
+    assert list(tables) == [table.name for table in (TRACE, NODE, EDGE, PATH, INTERVENTION)]
+    read: dict[str, pa.Table] = {}
+    for name, (table, rows) in tables.items():
+        write_table(table, rows, tmp_path / f"{name}.parquet")
+        read[name] = read_table(tmp_path / f"{name}.parquet")
+        assert read[name].num_rows == len(rows) > 0
+    nodes = read["node"].column("node").to_pylist()
+    assert nodes == list(range(len(nodes)))
+    used = read["edge"].column("source").to_pylist() + read["edge"].column("target").to_pylist()
+    assert set(used) <= {row["node"] for row in read["node"].to_pylist() if row["in_graph"]}
+    assert set(read["path"].column("node").to_pylist()) <= set(nodes)
+    roots = {row["node"] for row in read["node"].to_pylist() if row["is_root"]}
+    assert set(read["intervention"].column("root").to_pylist()) == roots
+
+
+def test_a_nodes_value_is_its_edges_and_its_remainder(traced):
+    rows = traced[1]
+    nodes = rows.nodes()
+    explained = [0.0] * len(nodes)
+    for edge in rows.edges():
+        explained[edge["target"]] += edge["effect"]
+    for node in nodes:
+        if node["in_graph"] and node.get("value") is not None:
+            assert node["value"] == pytest.approx(explained[node["node"]] + node["remainder"], abs=1e-4)
+
+
+def test_every_edge_but_those_of_constants_is_measured(traced):
+    kinds = {node["node"]: node["kind"] for node in traced[1].nodes()}
+    for edge in traced[1].edges():
+        measured = edge["effect_frozen"] is not None and edge["effect_free"] is not None
+        assert measured == (kinds[edge["source"]] != "constant")
+
+
+def test_a_path_begins_at_the_first_root_and_ends_in_its_contribution(traced):
+    result, rows = traced
+    nodes = {node["node"]: node for node in rows.nodes()}
+    first = min(number for number, node in nodes.items() if node["is_root"])
+    paths: dict[int, list] = {}
+    for row in rows.paths():
+        paths.setdefault(row["path"], []).append(row)
+    assert len(paths) == len(result.paths) - 1
+    for number, steps in paths.items():
+        assert steps[0]["node"] == first
+        assert [step["step"] for step in steps] == list(range(steps[0]["n_steps"] + 1))
+        assert steps[-1]["effect"] == pytest.approx(float(result.paths.contribution[number + 1]))
+    # what ends in a node, added up
+    total: dict[int, float] = {}
+    for steps in paths.values():
+        total[steps[-1]["node"]] = total.get(steps[-1]["node"], 0.0) + steps[-1]["effect"]
+    for number, node in nodes.items():
+        assert node.get("on_paths") == (pytest.approx(total[number]) if number in total else None)
+
+
+def test_root_probabilities_are_the_models(tmp_path):
+    result = trace(tmp_path)
+    model = load_tiny("gpt2", tmp_path)
+    token = result.model.frozen.token
+    chances = model.logits(token[None])[0, -1].softmax(0)
+    assert len(result.root) == 10
+    for root in result.root:
+        assert root.weight == pytest.approx(float(chances[root.token_id]), rel=1e-4)
+    assert result.root[0].token_id == int(chances.argmax())
+
+
+def test_few_logits_hold_the_probability_asked_for(tmp_path):
+    result = make_tracer(tmp_path).trace(Prompt(text=TEXT), Circuits(probability=0.05, logits=30))
+    weights = [root.weight for root in result.root]
+    assert sum(weights) >= 0.05 > sum(weights[:-1])
+
+
+def test_a_difference_is_that_of_two_logits(tmp_path):
+    result = trace(tmp_path, "logit w17 vs w12 @5")
+    model = load_tiny("gpt2", tmp_path)
+    logits = model.logits(result.model.frozen.token[None])[0, 5]
+    root = int((result.graph.node >= result.graph.node.max()).nonzero()[0])
+    assert float(result.graph.value[root]) == pytest.approx(float(logits[17] - logits[12]), abs=1e-4)
+
+
+def test_a_random_feature_is_live_and_the_same_for_a_seed(tmp_path):
+    tracer = make_tracer(tmp_path)
+    found = [
+        tracer.trace(Prompt(text=TEXT, target="random 1 @4"), Circuits(seed=3)).root[0] for _ in range(2)
+    ]
+    assert found[0] == found[1] and (found[0].layer, found[0].position) == (1, 4)
+    place = tracer.local_model(TEXT).features.find(1, 4, found[0].feature)
+    assert place is not None
+
+
+def test_a_graph_of_a_feature_holds_nothing_after_it(tmp_path):
+    result = trace(tmp_path, "random 2 @6")
+    rows = TraceRows(result, "x", [f"w{i}" for i in range(64)])
+    for node in rows.nodes():
+        if node["kind"] in ("feature", "error") and not node["is_root"]:
+            assert node["layer"] < 2 and node["position"] <= 6
+
+
+BAD = {
+    "feature 1/39 @5": "feature 1/39 fires nowhere in the prompt; of layer 1, at position 5 fire",
+    "feature 1/99": "layer 1 has features 0 to 39",
+    "feature 7/3": "layer 7 has no dictionary; choose from 0, 1, 2",
+    "random 1 @0": "no feature fires at position 0",
+    "logits @11": "position 11 is outside the prompt of 11 tokens; choose 0 to 10",
+    "logits @-12": "position -12 is outside the prompt of 11 tokens",
+    "logit zebra": "'zebra' is no single token of the vocabulary",
+    "logit w9 vs zebra": "'zebra' is no single token of the vocabulary",
+}
+
+
+@pytest.mark.parametrize("target", BAD)
+def test_a_target_that_is_not_there_is_refused_with_the_remedy(target, tmp_path):
+    # a feature that never fires: its bias is far below anything it reads
+    tracer = make_tracer(tmp_path)
+    tracer.dictionaries[1].b_enc[39] = -1e3
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        tracer.trace(Prompt(text=TEXT, target=target), Circuits())
+    assert BAD[target] in str(error.value)
+
+
+def test_a_feature_that_fires_elsewhere_is_named_where(tmp_path):
+    tracer = make_tracer(tmp_path)
+    features = tracer.local_model(TEXT).features
+    place = next(i for i in range(len(features)) if features.position[i] == 3)
+    layer, feature = int(features.layer[place]), int(features.feature[place])
+    absent = next(p for p in range(1, 11) if features.find(layer, p, feature) is None)
+    with pytest.raises(ValueError, match=rf"does not fire at position {absent}; it fires at .*3"):
+        tracer.trace(Prompt(text=TEXT, target=f"feature {layer}/{feature} @{absent}"), Circuits())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(" ", "the prompt is empty"), ("w5 " * CONTEXT, "the model's context is 32; shorten it")],
+)
+def test_a_prompt_that_cannot_be_read_is_refused(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_tracer(tmp_path).trace(Prompt(text=text), Circuits())
+
+
+def test_targets_are_read_as_written():
+    assert parse_target(" logit ; vs ) ")[:4] == ("difference", -1, ";", ")")
+    assert parse_target("logit @")[:3] == ("logit", -1, "@")
+    assert parse_target("feature 3/235@-2")[4:] == (3, 235)
+    assert parse_target("random 2 @4") == parse_target("random 2@4")
+    assert parse_place("3/7@2") == (3, 7, 2) and parse_place("3/7").position is None
+    for text in ("feature 3", "logit", "nonsense", "3/7"):
+        with pytest.raises(ValueError, match="is no target"):
+            parse_target(text)
+    with pytest.raises(ValueError, match="is no feature"):
+        parse_place("3:7")
+
+
+def test_a_change_names_what_it_lacks():
+    with pytest.raises(ValueError, match="scale needs `strength`"):
+        Change(kind="scale", features=["0/1"])
+    with pytest.raises(ValueError, match="patch needs `source`"):
+        Change(kind="patch", features=["0/1"])
+    with pytest.raises(ValueError, match="ablate takes no `strength`"):
+        Change(kind="ablate", features=["0/1"], strength=2)
+
+
+def test_the_picture_is_a_picture(traced, tmp_path):
+    draw_graph(traced[1], tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert json.dumps(traced[1].nodes())
+
+
+def test_the_viewers_file_holds_the_graphs_nodes_but_positions_and_constants(traced, tmp_path):
+    result, rows = traced
+    write_graph(result, "war", rows.tokens, tmp_path / "graph.json")
+    content = json.loads((tmp_path / "graph.json").read_text())
+    shown = [row for row in rows.nodes() if row["in_graph"] and row["kind"] not in ("position", "constant")]
+    assert len(content["nodes"]) == len(shown) and content["metadata"]["slug"] == "war"
+
+
+def test_the_root_of_a_pruned_graph_keeps_its_edges_within_memory(tmp_path, monkeypatch):
+    """Chunks of any size give the same tables."""
+    whole = trace(tmp_path)
+    monkeypatch.setattr("circuitloom.attribution.direct_effects.CARRIED", 500)
+    monkeypatch.setattr("circuitloom.ablation.interventions.AT_ONCE", 500)
+    parts = trace(tmp_path)
+    assert torch.equal(whole.graph.node, parts.graph.node)
+    torch.testing.assert_close(whole.graph.effect, parts.graph.effect)
+    torch.testing.assert_close(whole.checks.free, parts.checks.free, atol=1e-4, rtol=1e-4)

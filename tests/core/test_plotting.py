@@ -1,0 +1,52 @@
+"""All pictures have one style."""
+
+import ast
+from pathlib import Path
+
+import circuitloom
+from circuitloom.core.plotting import STYLE, plain, styled
+from circuitloom.evaluation.pareto import pareto_figure
+
+ROOT = Path(circuitloom.__file__).parent
+
+
+def test_every_function_that_makes_a_figure_is_styled() -> None:
+    found = 0
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and any(
+                isinstance(call, ast.Call) and ast.unparse(call.func) == "Figure" for call in ast.walk(node)
+            ):
+                found += 1
+                assert "styled" in [ast.unparse(each) for each in node.decorator_list], (file, node.name)
+    assert found > 12
+
+
+def test_a_styled_picture_has_open_axes_and_a_grid() -> None:
+    row = {
+        "layer": 0,
+        "kind": "transcoder",
+        "act": "topk",
+        "l0": 8.0,
+        "ce": 2.0,
+        "ce_original": 1.9,
+        "ce_zero": 3.0,
+        "ce_mean": 2.5,
+    }
+    (axes,) = pareto_figure([row]).axes
+    assert not axes.spines["top"].get_visible()
+    assert not axes.spines["right"].get_visible()
+    assert all(line.get_visible() for line in axes.get_xgridlines())
+    assert axes.xaxis.label.get_size() == STYLE["font.size"]
+
+
+def test_the_style_holds_only_while_something_is_drawn() -> None:
+    from matplotlib import rcParams
+
+    before = rcParams["axes.grid"]
+    assert styled(lambda: rcParams["axes.grid"])() is True
+    assert rcParams["axes.grid"] == before
+
+
+def test_text_of_pictures_begins_no_formula_and_breaks_no_line() -> None:
+    assert plain("a$b\n") == r"a\$b\n"

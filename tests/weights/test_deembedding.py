@@ -1,0 +1,160 @@
+"""De-embeddings are what embeddings do on a prompt, but for attention and denominators."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests.attribution.gemma import load_gemma
+from tests.attribution.inputs import PROMPT, load_tiny, make_dictionaries
+from tests.evaluation.inputs import BOS
+from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
+
+from circuitloom.attribution.capture import capture_pass, read_weights
+from circuitloom.attribution.direct_effects import direct_effects, feature_targets, sources
+from circuitloom.attribution.linearized_model import LinearizedModel
+from circuitloom.weights.deembedding import embedding_rows, read_tokens, write_deembedding
+
+STRINGS = [f" w{number}" for number in range(VOCABULARY)]
+ALL = (*ARCHITECTURES, "gemma")
+HEADS = {"gpt2": 2, "llama": 4, "neox": 2, "gemma": 4}
+
+
+@pytest.fixture(params=ALL)
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture
+def model(architecture, tmp_path):
+    return load_gemma(tmp_path) if architecture == "gemma" else load_tiny(architecture, tmp_path)
+
+
+def deembed(model, tmp_path, wanted=VOCABULARY, heads=99, kind="transcoder"):
+    """Rows by layer, feature and via: token ids and effects of both signs, in their order."""
+    dictionaries, weights = make_dictionaries(model, kind), read_weights(model)
+    paths = {layer: tmp_path / f"{layer}.parquet" for layer in range(LAYERS)}
+    tokens = read_tokens(model, weights, dictionaries[0], VOCABULARY)
+    write_deembedding("tc", dictionaries, model, weights, tokens, STRINGS, paths, wanted, heads)
+    found = {}
+    for path in paths.values():
+        for row in pq.read_table(path).to_pylist():
+            assert row["run"] == "tc" and row["token"] == STRINGS[row["token_id"]]
+            rows = found.setdefault((row["layer"], row["feature"], row["via"]), {1: [], -1: []})[row["sign"]]
+            assert row["rank"] == len(rows)
+            rows.append((row["token_id"], row["effect"]))
+    return found
+
+
+def by_token(rows):
+    effects = np.zeros(VOCABULARY)
+    for token, effect in rows[1]:
+        effects[token] = effect
+    return effects
+
+
+def test_the_embedding_is_read_as_it_enters_the_stream(model):
+    weights = read_weights(model)
+    rows = embedding_rows(model, weights)
+    torch.testing.assert_close(
+        rows[PROMPT], capture_pass(model, weights, PROMPT).embedding, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_an_embedding_that_is_more_than_scaled_is_refused(tmp_path):
+    model = load_tiny("llama", tmp_path)
+    weights = read_weights(model)
+    model.module.get_submodule(model.anatomy.embedding).register_forward_hook(
+        lambda _module, _args, output: output / output.norm(dim=-1, keepdim=True)
+    )
+    with pytest.raises(ValueError, match="no multiple of the embedding"):
+        embedding_rows(model, weights)
+
+
+def test_effects_with_attention_and_denominators_are_those_of_a_prompt(model, architecture, tmp_path):
+    """All that an embedding does to features of layer 0 goes through no head or one."""
+    found = deembed(model, tmp_path)
+    dictionaries = make_dictionaries(model)
+    local = LinearizedModel(capture_pass(model, read_weights(model), PROMPT), dictionaries, BOS)
+    places = (local.features.layer == 0).nonzero()[:, 0]
+    measured = direct_effects(local, feature_targets(local, places))[:, sources(local).embeddings]
+    block = local.frozen.layers[0]
+    heads = 0 if model.anatomy.parallel else HEADS[architecture]
+    for place, effects in zip(places.tolist(), measured, strict=True):
+        feature, t = int(local.features.feature[place]), int(local.features.position[place])
+        expected = torch.zeros(len(PROMPT), dtype=torch.float64)
+        expected[t] = by_token(found[0, feature, "direct"])[PROMPT[t]]
+        for head in range(heads):
+            through = torch.from_numpy(by_token(found[0, feature, f"head 0.{head}"])[PROMPT])
+            seen = block.pattern[head, t] / block.norm_attention.sigma / block.norm_attention_after.sigma[t]
+            expected += through * seen
+        torch.testing.assert_close(effects.double(), expected / block.norm_mlp.sigma[t], atol=2e-4, rtol=1e-3)
+    assert len(places) > 20
+    assert {via for layer, _, via in found if layer == 0} == {
+        "direct",
+        *(f"head 0.{h}" for h in range(heads)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "skip transcoder"])
+def test_through_layer_0_is_what_its_dictionary_makes_of_the_embedding(model, tmp_path, kind):
+    found = deembed(model, tmp_path, kind=kind)
+    dictionaries, weights = make_dictionaries(model, kind), read_weights(model)
+    norm = model.norm(0, model.anatomy.norm_mlp)
+    with torch.inference_mode():
+        y = dictionaries[0](norm(embedding_rows(model, weights)))
+    after = weights.blocks[0].norm_mlp_after
+    if after is not None:
+        y = after.gain * y
+    gain = weights.blocks[2].norm_mlp
+    expected = y @ gain.project(gain.gain * dictionaries[2].W_enc).T
+    for feature in range(40):
+        effects = torch.from_numpy(by_token(found[2, feature, "layer0"])).float()
+        torch.testing.assert_close(effects, expected[:, feature], atol=1e-4, rtol=1e-3)
+
+
+def test_in_parallel_blocks_layer_0_fires_as_on_the_embedding_alone(tmp_path):
+    """Its MLP reads no attention, and positions are turned into attention alone."""
+    model = load_tiny("neox", tmp_path)
+    dictionaries, weights = make_dictionaries(model), read_weights(model)
+    code = read_tokens(model, weights, dictionaries[0], VOCABULARY).code
+    local = LinearizedModel(capture_pass(model, weights, PROMPT), dictionaries, BOS)
+    ends = torch.cat([code.start[1:], torch.tensor([len(code.feature)])])
+    for position in range(1, len(PROMPT)):
+        mine = slice(int(code.start[PROMPT[position]]), int(ends[PROMPT[position]]))
+        active = local.active(0, position)
+        order = code.feature[mine].argsort()
+        assert torch.equal(local.features.feature[active], code.feature[mine][order])
+        torch.testing.assert_close(local.features.activation[active], code.value[mine][order])
+    largest = [max(code.value[code.feature == i].tolist(), default=0.0) for i in range(40)]
+    assert code.largest.tolist() == largest
+
+
+def test_both_ends_are_tabulated_and_the_head_that_tells_tokens_apart_most(model, tmp_path):
+    every, some = deembed(model, tmp_path), deembed(model, tmp_path, wanted=5, heads=1)
+    for (layer, feature, via), rows in some.items():
+        whole = every[layer, feature, via]
+        for sign in (1, -1):
+            np.testing.assert_allclose(
+                [effect for _, effect in rows[sign]], [effect for _, effect in whole[sign][:5]], rtol=1e-4
+            )
+        assert whole[1][0][1] >= whole[1][-1][1]
+        assert [effect for _, effect in whole[1]] == [effect for _, effect in whole[-1]][::-1]
+        if via.startswith("head"):
+            spread = {
+                v: by_token(r).std()
+                for (at, number, v), r in every.items()
+                if (at, number) == (layer, feature) and v.startswith("head")
+            }
+            assert spread[via] >= max(spread.values()) * (1 - 1e-4)
+    heads = sum(via.startswith("head") for _, _, via in some)
+    assert heads == 40 * (LAYERS - model.anatomy.parallel)
+
+
+def test_what_is_no_transcoder_is_refused(tmp_path):
+    model = load_tiny("gpt2", tmp_path)
+    dictionaries, weights = make_dictionaries(model, site_in="mlp_out"), read_weights(model)
+    with pytest.raises(ValueError, match="name a run of transcoders"):
+        read_tokens(model, weights, dictionaries[0], VOCABULARY)
+    tokens = read_tokens(model, weights, None, VOCABULARY)
+    with pytest.raises(ValueError, match="name a run of transcoders"):
+        write_deembedding("sae", dictionaries, model, weights, tokens, STRINGS, {1: tmp_path / "1.parquet"})
