@@ -3,12 +3,12 @@ from circuitloom.core.script import job
 with job("circuits", snakemake):
     from pathlib import Path
 
-    from circuitloom.config.circuits import Weights
+    from circuitloom.config.circuits import WeightsConfig
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.language_model.model import load
-    from circuitloom.weights.weight_tables import write_views
+    from circuitloom.weights.weight_tables import write_weight_tables
 
     source, params = snakemake.input, snakemake.params
     model = load(source.model, params.dtype)
@@ -18,5 +18,5 @@ with job("circuits", snakemake):
         int(path.parent.name.removeprefix("layer")): path.parent for path in map(Path, snakemake.output)
     }
     strings = load_tokenizer(source.tokenizer).strings()
-    config = Weights.model_validate(params.config)
-    write_views(params.run, dictionaries, model, strings, open_tokens(source.tokens), config, folders)
+    config = WeightsConfig.model_validate(params.config)
+    write_weight_tables(params.run, dictionaries, model, strings, open_tokens(source.tokens), config, folders)

@@ -56,7 +56,7 @@ def test_without_links_or_after_a_kill_the_bytes_are_the_same(broken, model, tmp
     else:
         from circuitloom.activations import shards as module
 
-        move = module.move
+        move = module.replace_folder
 
         def move_the_first(folder, target):
             if folder.name != "layer0.zarr":
@@ -64,7 +64,7 @@ def test_without_links_or_after_a_kill_the_bytes_are_the_same(broken, model, tmp
             move(folder, target)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(module, "move", move_the_first)
+            patch.setattr(module, "replace_folder", move_the_first)
             join_parts(parts, tmp_path / "many")
     join_parts(parts, tmp_path / "many")
     assert content(tmp_path / "many" / "mlp_in") == content(tmp_path / "one" / "mlp_in")

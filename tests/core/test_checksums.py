@@ -9,7 +9,14 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from circuitloom.activations.arrays import create_array, shard_file, write_shard
-from circuitloom.core.checksums import check_inputs, damage, forget, read_record, record_path, write_record
+from circuitloom.core.checksums import (
+    check_inputs,
+    output_damage,
+    read_record,
+    record_path,
+    remove_record,
+    write_record,
+)
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def cut(file: Path) -> None:
 
 
 def lines(folder: Path) -> list[str]:
-    return [line for output in OUTPUTS for line in damage(folder, folder / output)]
+    return [line for output in OUTPUTS for line in output_damage(folder, folder / output)]
 
 
 def test_what_is_as_it_was_written_is_whole(folder: Path) -> None:
@@ -100,22 +107,22 @@ def test_any_damage_to_a_sharded_array_is_found(tmp_path: Path) -> None:
     for shard in range(3):
         write_shard(array, shard, np.ones((min(4096, 9000 - 4096 * shard), 4), np.float16))
     write_record(folder, folder / "x.zarr")
-    assert list(damage(folder, folder / "x.zarr")) == []
+    assert list(output_damage(folder, folder / "x.zarr")) == []
     random = np.random.default_rng(0)
     for shard in range(3):
         file = shard_file(array, shard)
         content = file.read_bytes()
         for place in [*random.integers(len(content), size=20), len(content) - 1]:
             file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-            (line,) = damage(folder, folder / "x.zarr")
+            (line,) = output_damage(folder, folder / "x.zarr")
             assert line.startswith(f"{file}: not what was written")
         file.write_bytes(content)
 
 
 def test_what_has_no_record_passes(folder: Path, tmp_path: Path) -> None:
     flip(folder / "table.parquet")
-    forget(folder, folder / "table.parquet")
-    forget(folder, folder / "table.parquet")
+    remove_record(folder, folder / "table.parquet")
+    remove_record(folder, folder / "table.parquet")
     text = tmp_path / "text.jsonl"
     text.write_text("{}")
     check_inputs(folder, [folder / "table.parquet", text, tmp_path / "not there"])
@@ -136,7 +143,7 @@ def test_every_changed_byte_of_a_record_is_found(folder: Path) -> None:
     for place in range(len(content)):
         for bit in (1, 16, 128):
             record.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
-            (line,) = damage(folder, output)
+            (line,) = output_damage(folder, output)
             assert line.startswith(f"{record}: a damaged record; delete it and {output}, and run again")
     record.write_bytes(b"")
     with pytest.raises(ValueError, match="damaged record"):
@@ -148,5 +155,5 @@ def test_a_file_that_the_disk_cannot_read_is_named(folder: Path, monkeypatch: py
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("circuitloom.core.checksums._checksum", broken)
-    (line,) = damage(folder, folder / "table.parquet")
+    (line,) = output_damage(folder, folder / "table.parquet")
     assert "cannot be read (Input/output error)" in line

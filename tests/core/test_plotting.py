@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import circuitloom
-from circuitloom.core.plotting import STYLE, plain, styled
+from circuitloom.core.plotting import STYLE, escape_mathtext, styled
 from circuitloom.evaluation.pareto import pareto_figure
 
 ROOT = Path(circuitloom.__file__).parent
@@ -49,4 +49,4 @@ def test_the_style_holds_only_while_something_is_drawn() -> None:
 
 
 def test_text_of_pictures_begins_no_formula_and_breaks_no_line() -> None:
-    assert plain("a$b\n") == r"a\$b\n"
+    assert escape_mathtext("a$b\n") == r"a\$b\n"

@@ -38,9 +38,9 @@ def stop_at(monkeypatch):
             partial_flush(file)
 
         for module in (partial, spill):
-            monkeypatch.setattr(module, "flush", flush)
+            monkeypatch.setattr(module, "fsync", flush)
 
-    partial_flush = partial.flush
+    partial_flush = partial.fsync
     return arrange
 
 

@@ -3,7 +3,7 @@
 from .activations import Activations
 from .dictionaries import Run, Training
 from .evaluation import Evaluation
-from .model_shape import Shape
+from .model_shape import ModelShape
 from .study import Study, load
 
-__all__ = ["Activations", "Evaluation", "Run", "Shape", "Study", "Training", "load"]
+__all__ = ["Activations", "Evaluation", "Run", "ModelShape", "Study", "Training", "load"]

@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from .base import Model
+from .base import Section
 
 SiteName = Literal["mlp_in", "mlp_out", "resid_mid", "resid_pre"]
 
 
-class Activations(Model):
+class Activations(Section):
     """One pass of the training tokens through the model, for all layers asked for."""
 
     sites: Annotated[list[SiteName], Field(min_length=1)] = ["mlp_in"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, model_validator
 
 
-class Model(BaseModel):
+class Section(BaseModel):
     """A frozen, closed config section: a key it does not know is an error."""
 
     model_config = ConfigDict(
@@ -40,7 +40,7 @@ def _is_whole(kind: Any) -> bool:
     return kind is int or any(map(_is_whole, get_args(kind)))
 
 
-def expand(path: str) -> str:
+def expand_path(path: str) -> str:
     """`path` with `${NAME}` and `~` expanded; ValueError where the variable is not set."""
     for name in re.findall(r"\$\{(\w+)\}", path):
         if name not in os.environ:
@@ -50,7 +50,7 @@ def expand(path: str) -> str:
     return str(Path(os.path.expandvars(path)).expanduser())
 
 
-ExpandedPath = Annotated[str, AfterValidator(expand)]
+ExpandedPath = Annotated[str, AfterValidator(expand_path)]
 """A path in which `${NAME}` stands for an environment variable."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from .base import Model
+from .base import Section
 
 RESERVED = ("weights",)
 """Names, beside those of prompts, of folders of the stage."""
@@ -25,7 +25,7 @@ class Target(NamedTuple):
     feature: int | None = None
 
 
-class FeaturePlace(NamedTuple):
+class FeatureReference(NamedTuple):
     """A feature, at one position or at all."""
 
     layer: int
@@ -58,13 +58,13 @@ def parse_target(text: str) -> Target:
     )
 
 
-def parse_place(text: str) -> FeaturePlace:
+def parse_feature(text: str) -> FeatureReference:
     """A feature as it is written: `3/235`, or `3/235@5` for one position. Raises ValueError where it is none."""
     found = re.fullmatch(r"(\d+)/(\d+)(?:@(-?\d+))?", text.strip())
     if not found:
         raise ValueError(f"{text!r} is no feature; write LAYER/NUMBER or LAYER/NUMBER@POSITION")
     layer, feature, position = found.groups()
-    return FeaturePlace(int(layer), int(feature), int(position) if position else None)
+    return FeatureReference(int(layer), int(feature), int(position) if position else None)
 
 
 def _is_target(text: str) -> str:
@@ -73,11 +73,11 @@ def _is_target(text: str) -> str:
 
 
 def _is_place(text: str) -> str:
-    parse_place(text)
+    parse_feature(text)
     return text
 
 
-class Change(Model):
+class FeatureChange(Section):
     """What is done to features while the prompt goes through the model."""
 
     kind: Literal["ablate", "scale", "clamp", "keep", "patch"]
@@ -91,7 +91,7 @@ class Change(Model):
     """The other prompt of a patch, of as many tokens."""
 
     @model_validator(mode="after")
-    def _complete(self) -> "Change":
+    def _complete(self) -> "FeatureChange":
         if (self.kind in ("scale", "clamp")) != (self.strength is not None):
             needed = "needs" if self.strength is None else "takes no"
             raise ValueError(
@@ -105,7 +105,7 @@ class Change(Model):
         return self
 
 
-class Prompt(Model):
+class Prompt(Section):
     """A text and what of the model's answer to it is explained."""
 
     text: Annotated[str, Field(min_length=1)]
@@ -115,11 +115,11 @@ class Prompt(Model):
     [LAYER]` (a live feature), with `@POSITION` behind it for another token than the last."""
     run: str | None = None
     """Transcoders that it is traced through; null: those of `circuits.run`."""
-    changes: list[Change] = []
+    changes: list[FeatureChange] = []
     """What is done to features, with everything else held and with nothing held."""
 
 
-class Weights(Model):
+class WeightsConfig(Section):
     """What the weights alone say about the traced transcoders' features, and how well that predicts where they fire."""
 
     tokens: PositiveInt = 10
@@ -140,7 +140,7 @@ class Weights(Model):
     """Sequences a forward pass."""
 
 
-class Example(Model):
+class BehaviourPrompt(Section):
     """A text and a number read off the prediction behind it."""
 
     text: Annotated[str, Field(min_length=1)]
@@ -149,7 +149,7 @@ class Example(Model):
     """`logit TOKEN` or `logit TOKEN vs TOKEN`, of the next token."""
 
     @model_validator(mode="after")
-    def _of_logits(self) -> "Example":
+    def _of_logits(self) -> "BehaviourPrompt":
         target = parse_target(self.target)
         if target.kind not in ("logit", "difference") or target.position != -1:
             raise ValueError(
@@ -159,10 +159,10 @@ class Example(Model):
         return self
 
 
-class Behaviour(Model):
+class Behaviour(Section):
     """Prompts of one behaviour, and the bases in which is looked for what it depends on: features, heads, neurons."""
 
-    prompts: Annotated[list[Example], Field(min_length=1)]
+    prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
     """Texts, each with what is read off its prediction."""
     runs: list[str] | None = None
     """Runs whose features are a basis each, beside heads and neurons; null: the traced transcoders."""
@@ -188,7 +188,7 @@ def _names(sections: dict[str, T]) -> dict[str, T]:
     return sections
 
 
-class Circuits(Model):
+class Circuits(Section):
     """Circuits through the features of transcoders."""
 
     run: str | None = None
@@ -197,7 +197,7 @@ class Circuits(Model):
     """Prompts by name, each a study of its own."""
     behaviours: Annotated[dict[str, Behaviour], AfterValidator(_names)] = {}
     """Behaviours by name, each a study of its own."""
-    weights: Weights = Weights()
+    weights: WeightsConfig = WeightsConfig()
     """What the weights alone say about features."""
     dtype: Literal["float32", "float64"] = "float32"
     """Number format of the model and all sums."""

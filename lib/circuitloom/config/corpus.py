@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from .base import ExpandedPath, Model, as_list
+from .base import ExpandedPath, Section, as_list
 
 Paths = Annotated[list[ExpandedPath], BeforeValidator(as_list)]
 
 
-class _Corpus(Model):
+class _Corpus(Section):
     """What every source has."""
 
     context: Annotated[int, Field(ge=2)] = 128

@@ -14,14 +14,14 @@ from pydantic import (
 )
 
 from .activations import SiteName
-from .base import ExpandedPath, Model, as_list
+from .base import ExpandedPath, Section, as_list
 
 RESERVED = ("neurons", "residual")
 """Names that tables give to the model's own neurons and residual directions, beside those of runs."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Training(Model):
+class Training(Section):
     """How one dictionary is trained. `training:` in a config sets these for all runs, a sweep for its own."""
 
     width: PositiveInt

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from .base import Model
+from .base import Section
 
 
-class Evaluation(Model):
+class Evaluation(Section):
     """Held-out tokens through the model, with dictionaries in place of MLPs."""
 
     tokens: PositiveInt | None = None

@@ -2,10 +2,10 @@
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from .base import Model
+from .base import Section
 
 
-class Features(Model):
+class Features(Section):
     """Held-out tokens through model and dictionaries: every activation, and what can be said of each feature."""
 
     tokens: PositiveInt | None = None

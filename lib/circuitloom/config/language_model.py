@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from .base import ExpandedPath, Model
+from .base import ExpandedPath, Section
 
 
-class Pretrain(Model):
+class Pretrain(Section):
     """Train a GPT-2-shaped model on the corpus: Muon for the matrices, AdamW for the rest."""
 
     source: Literal["pretrain"]
@@ -46,7 +46,7 @@ class Pretrain(Model):
         return self
 
 
-class ModelFolder(Model):
+class ModelFolder(Section):
     """A folder in the Hugging Face layout."""
 
     source: Literal["path"]
@@ -57,7 +57,7 @@ class ModelFolder(Model):
     """Number format the model runs in."""
 
 
-class Sizes(Model):
+class ModelSizes(Section):
     """The sizes of a model, as its config.json would state them: a plan then needs nothing of the hub."""
 
     layers: PositiveInt
@@ -80,7 +80,7 @@ class Sizes(Model):
     """Attention and MLP read the same residual stream."""
 
 
-class HubModel(Model):
+class HubModel(Section):
     """A model of the Hugging Face hub; repositories in TransformerLens' legacy format included."""
 
     source: Literal["hub"]
@@ -91,7 +91,7 @@ class HubModel(Model):
     """Branch, tag or commit; the commit it resolves to is recorded in the results."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format the model runs in."""
-    shape: Sizes | None = None
+    shape: ModelSizes | None = None
     """The model's sizes; null reads them from the hub. Stated ones are checked against the model's once it is there."""
 
 

@@ -2,10 +2,10 @@
 
 from pydantic import PositiveFloat, PositiveInt
 
-from .base import Model
+from .base import Section
 
 
-class Machine(Model):
+class Machine(Section):
     """Nodes with GPUs, as their data sheets have them. `snakemake plan` plans for it instead of measuring the machine
     it runs on; nothing else reads it."""
 

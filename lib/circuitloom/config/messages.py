@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from .base import Model
+from .base import Section
 from .cases import KINDS
 
 # a union's tag stands in the location but is no key of the config
 _TAGS = {"chronicle", "files", "hub", "pretrain", "path", *KINDS}
 
 
-def one_line(model: type[Model], error: ValidationError, where: str) -> str:
+def one_line(model: type[Section], error: ValidationError, where: str) -> str:
     """The first of a validation's errors, as the path of the key below `where`, what is wrong and what to do."""
     first = _nearest(error.errors(include_url=False))
     context = first.get("ctx", {})
@@ -43,7 +43,7 @@ def _discriminator(context: dict[str, Any]) -> str:
     return context["discriminator"].strip("'")
 
 
-def unknown_key(model: type[Model], key: str) -> str:
+def unknown_key(model: type[Section], key: str) -> str:
     """That `key`, a path whose last part no section of `model` has, is misspelt; and what may have been meant."""
     near = difflib.get_close_matches(key.rpartition(".")[2], _known_keys(model), n=1, cutoff=0.5)
     return f"{key}: unknown key; " + (
@@ -63,7 +63,7 @@ def _nearest(errors: list[Any]) -> Any:
     )
 
 
-def _known_keys(model: type[Model]) -> list[str]:
+def _known_keys(model: type[Section]) -> list[str]:
     """Every key that the sections of `model` know."""
     keys = set(re.findall(r'"(\w+)": \{', str(TypeAdapter(model).json_schema()).replace("'", '"')))
     return sorted(keys | set(model.model_fields))

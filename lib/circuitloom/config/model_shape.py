@@ -9,7 +9,7 @@ from . import language_model
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What the size of every array in a study follows from."""
 
     layers: int
@@ -42,7 +42,7 @@ _NAMES = {
 }
 
 
-def shape_of(config: dict[str, Any]) -> Shape:
+def shape_of(config: dict[str, Any]) -> ModelShape:
     """The shape that a model's config.json states, under whichever of the usual names.
 
     Raises ValueError where a size is not to be found.
@@ -60,22 +60,22 @@ def shape_of(config: dict[str, Any]) -> Shape:
     gated = config.get("hidden_act") in ("silu", "swish") or bool(config.get("gated_mlp"))
     parallel = bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
     shared = int(config.get("num_key_value_heads") or 0)
-    return Shape(
+    return ModelShape(
         **sizes, gated=gated, parallel=parallel, key_value_heads=shared % sizes["heads"],
         tokenizer=config.get("tokenizer_name"),
     )  # fmt: skip
 
 
-def read_shape(config: language_model.LanguageModel, context: int) -> Shape:
+def read_shape(config: language_model.LanguageModel, context: int) -> ModelShape:
     """The shape of the model that a config asks for.
 
     Raises ValueError, naming the key and the remedy, where the folder or the hub has no such model.
     """
     if isinstance(config, language_model.HubModel) and config.shape is not None:
-        return Shape(**config.shape.model_dump())
+        return ModelShape(**config.shape.model_dump())
     if isinstance(config, language_model.Pretrain):
         d_mlp = config.d_mlp or 4 * config.d_model
-        return Shape(config.layers, config.d_model, d_mlp, config.heads, context, 0)
+        return ModelShape(config.layers, config.d_model, d_mlp, config.heads, context, 0)
     if isinstance(config, language_model.ModelFolder):
         file = Path(config.path) / "config.json"
         if not file.is_file():
@@ -90,7 +90,7 @@ def read_shape(config: language_model.LanguageModel, context: int) -> Shape:
         raise ValueError(f"language_model: {file}: {error}") from error
 
 
-def check_shape(stated: language_model.Sizes, config: dict[str, Any]) -> None:
+def check_shape(stated: language_model.ModelSizes, config: dict[str, Any]) -> None:
     """ValueError where a model's config.json states another size than the study does."""
     found = shape_of(config)
     for name, size in stated.model_dump().items():

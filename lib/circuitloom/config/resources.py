@@ -2,10 +2,10 @@
 
 from pydantic import PositiveInt
 
-from .base import Model
+from .base import Section
 
 
-class JobMemory(Model):
+class JobMemory(Section):
     """Megabytes that a job of a stage asks for; each retry asks for twice as many."""
 
     corpus: PositiveInt = 8_000
@@ -30,7 +30,7 @@ class JobMemory(Model):
     """The answers of queries over all tables."""
 
 
-class JobRuntime(Model):
+class JobRuntime(Section):
     """Minutes that a job of a stage asks for; each retry asks for twice as many."""
 
     corpus: PositiveInt = 240
@@ -55,7 +55,7 @@ class JobRuntime(Model):
     """One page."""
 
 
-class Resources(Model):
+class Resources(Section):
     """What a job asks for where an executor (Slurm, Kubernetes) places it; on one machine `--cores` alone counts."""
 
     threads: PositiveInt = 8

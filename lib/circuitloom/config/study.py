@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from .activations import Activations
-from .base import Model, as_list
+from .base import Section, as_list
 from .cases import Cases
 from .circuits import Circuits
 from .corpus import Corpus
@@ -18,13 +18,13 @@ from .features import Features
 from .language_model import LanguageModel, Pretrain
 from .machine import Machine
 from .messages import one_line, unknown_key
-from .model_shape import Shape, read_shape
+from .model_shape import ModelShape, read_shape
 from .resources import Resources
 
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound=Section)
 
 
-class Study(Model):
+class Study(Section):
     """One study: from which text, through which model, to which dictionaries."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -146,7 +146,7 @@ class Study(Model):
         return list(dict.fromkeys([case.run or self.traced_run or "", *case.runs_named]))
 
     @cached_property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelShape:
         """Sizes of the language model."""
         return read_shape(self.language_model, self.corpus.context)
 

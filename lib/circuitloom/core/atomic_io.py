@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-STAMP = "fingerprint"
+FINGERPRINT_FILE = "fingerprint"
 """File of a partial folder that says what its contents were made from."""
 
 
@@ -34,46 +34,46 @@ def partial_folder(output: Path, mark: str) -> Iterator[Path]:
     except Timeout:
         raise ValueError(f"{folder}: another process is writing it; wait for that, or end it") from None
     try:
-        stamp = folder / STAMP
+        stamp = folder / FINGERPRINT_FILE
         if not stamp.is_file() or stamp.read_text() != mark:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            replace(stamp, mark.encode())
+            write_atomically(stamp, mark.encode())
         yield folder
     finally:
         lock.release()
 
 
-def discard(folder: Path) -> None:
+def remove_partial_folder(folder: Path) -> None:
     """Remove a partial folder, its fingerprint first: a removal cut short leaves nothing that would be continued."""
-    (folder / STAMP).unlink(missing_ok=True)
+    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
-def replace(file: Path, content: bytes | memoryview) -> None:
+def write_atomically(file: Path, content: bytes | memoryview) -> None:
     """Write `file` whole or not at all, down to the disk."""
-    with replacing(file) as new:
+    with atomic_path(file) as new:
         new.write_bytes(content)
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def atomic_path(file: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `file` once it is on the disk; after a fault `file` is as before."""
     new = file.with_name(f"{file.name}.new")
     yield new
-    flush(new)
+    fsync(new)
     new.replace(file)
-    flush(file.parent)
+    fsync(file.parent)
 
 
-def move(folder: Path, target: Path) -> None:
+def replace_folder(folder: Path, target: Path) -> None:
     """Put `folder` in the place of `target`."""
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(target)
 
 
-def flush(file: Path) -> None:
+def fsync(file: Path) -> None:
     """Wait until `file` (or folder) is on the disk."""
     descriptor = os.open(file, os.O_RDONLY)
     try:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .atomic_io import replace
+from .atomic_io import write_atomically
 
 RECORDS = "checksums"
 """Folder, in the study's, in which the records lie at their outputs' own paths."""
@@ -34,10 +34,10 @@ def write_record(folder: Path, output: Path) -> None:
     }
     path = record_path(folder, output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, _encode(files))
+    write_atomically(path, _encode(files))
 
 
-def forget(folder: Path, output: Path) -> None:
+def remove_record(folder: Path, output: Path) -> None:
     """Remove the record of `output`, if there is one: it is about to be made anew."""
     record_path(folder, output).unlink(missing_ok=True)
 
@@ -50,11 +50,11 @@ def check_inputs(folder: Path, inputs: Iterable[Path]) -> None:
     """
     for path in inputs:
         if path.is_relative_to(folder) and record_path(folder, path).is_file():
-            for line in damage(folder, path, chunks=False):
+            for line in output_damage(folder, path, chunks=False):
                 raise ValueError(line)
 
 
-def damage(folder: Path, output: Path, chunks: bool = True) -> Iterator[str]:
+def output_damage(folder: Path, output: Path, chunks: bool = True) -> Iterator[str]:
     """A line, with the remedy, for each file of `output` that is not as it was recorded; sizes are compared first.
 
     Without `chunks`, contents of Zarr arrays are not read.
@@ -156,7 +156,7 @@ def _checksum(file: Path) -> int:
     return value
 
 
-def recorded(folder: Path) -> list[Path]:
+def recorded_outputs(folder: Path) -> list[Path]:
     """The outputs of the study in `folder` that have a record, in order of their paths.
 
     Raises ValueError, with the remedy, where there are none.
@@ -172,12 +172,12 @@ def recorded(folder: Path) -> list[Path]:
 
 def find_damage(folder: Path) -> Iterator[str]:
     """A line, with the file and the remedy, for each file that is not as it was written; reads all files."""
-    for output in recorded(folder):
-        yield from damage(folder, output)
+    for output in recorded_outputs(folder):
+        yield from output_damage(folder, output)
 
 
 def summary(folder: Path) -> str:
     """How much is recorded of the study in `folder`, in words; ValueError where a record is damaged."""
-    outputs = recorded(folder)
+    outputs = recorded_outputs(folder)
     sizes = [size for output in outputs for size, _ in read_record(record_path(folder, output)).values()]
     return f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, of {len(outputs)} outputs"

@@ -14,7 +14,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def describe(error: BaseException, log: str) -> str:
+def error_message(error: BaseException, log: str) -> str:
     """All that `error` says, in one line, with the remedy where it is known; `log` is where its details are.
 
     Libraries tell a full disk and exhausted memory in errors of many classes: they are known by their words.

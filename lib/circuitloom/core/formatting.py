@@ -19,7 +19,7 @@ _HEADINGS = {
 """Headings of columns whose names do not say enough, with units."""
 
 
-def shown(value: Any, digits: int = 4) -> str:
+def format_value(value: Any, digits: int = 4) -> str:
     """A value of a table's cell: so many digits, whole numbers in full, nothing for null."""
     match value:
         case None:
@@ -29,18 +29,18 @@ def shown(value: Any, digits: int = 4) -> str:
         case int():
             return f"{value:,}"
         case float():
-            return number(value, digits)
+            return format_number(value, digits)
         case list() | tuple():
-            return ", ".join(shown(item, digits) for item in value)
-    return visible(str(value))
+            return ", ".join(format_value(item, digits) for item in value)
+    return escape_invisible(str(value))
 
 
-def heading(column: str) -> str:
+def column_heading(column: str) -> str:
     """A column's heading."""
     return _HEADINGS.get(column, column.replace("_", " "))
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def format_number(value: float | None, digits: int = 4) -> str:
     """Significant digits, so many; very small and very large numbers in powers of ten."""
     if value is None or not math.isfinite(value):
         return ""
@@ -55,18 +55,18 @@ def number(value: float | None, digits: int = 4) -> str:
     return text if "." in text else f"{value:#.{digits}g}"
 
 
-def signed(value: float | None, digits: int = 4) -> str:
+def format_signed(value: float | None, digits: int = 4) -> str:
     """A number with its sign."""
-    text = number(value, digits)
+    text = format_number(value, digits)
     return f"+{text}" if value is not None and value > 0 and text else text
 
 
-def visible(text: str) -> str:
+def escape_invisible(text: str) -> str:
     """`text` with what a page would not show: line breaks and other control characters as signs."""
     return "".join(c if c.isprintable() else _SIGNS.get(c) or f"\\u{ord(c):04x}" for c in text)
 
 
-def token_text(token: str) -> str:
+def format_token(token: str) -> str:
     """A token by itself: as `visible`, its blanks at either end as signs, and a sign for nothing."""
     if not token:
         return "∅"
@@ -75,10 +75,10 @@ def token_text(token: str) -> str:
         return _SIGNS[" "] * len(token)
     before = len(token) - len(token.lstrip(" "))
     after = len(token) - len(token.rstrip(" "))
-    return _SIGNS[" "] * before + visible(middle) + _SIGNS[" "] * after
+    return _SIGNS[" "] * before + escape_invisible(middle) + _SIGNS[" "] * after
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as people say them."""
     if seconds < 90:
         return f"{seconds:.1f} s"

@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
-RAISES, LOWERS = BLUE, VERMILION
+POSITIVE, NEGATIVE = BLUE, VERMILION
 """Effects above 0, and below."""
 
 
@@ -51,6 +51,6 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return drawn
 
 
-def plain(text: str) -> str:
+def escape_mathtext(text: str) -> str:
     """`text` as matplotlib shows it as it stands: a $ would begin a formula, other characters break lines."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace("$", r"\$")

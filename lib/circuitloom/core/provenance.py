@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 PACKAGE = "circuitloom"
 ROOT = Path(__file__).parents[1]
-HELD = {".sql", ".html", ".css", ".js"}
+RESOURCE_SUFFIXES = {".sql", ".html", ".css", ".js"}
 """Kinds of files that are read by the package whose folder they lie in."""
 
 
@@ -32,7 +32,7 @@ def code_hash(script: Path) -> str:
         digest.update(module.encode() + b"\0" + _parse(file.read_text()).canonical + b"\0")
         # SQL and templates that a package holds are code as well
         held = sorted(file.parent.iterdir()) if file.name == "__init__.py" else []
-        for other in (each for each in held if each.suffix in HELD):
+        for other in (each for each in held if each.suffix in RESOURCE_SUFFIXES):
             digest.update(other.name.encode() + b"\0" + other.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

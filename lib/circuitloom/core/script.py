@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from .checksums import check_inputs, forget, write_record
-from .errors import describe
+from .checksums import check_inputs, remove_record, write_record
+from .errors import error_message
 
 
 @runtime_checkable
-class Script(Protocol):
+class SnakemakeScript(Protocol):
     """What a script is told about its job; paths are relative to the project's folder."""
 
     threads: int
@@ -24,7 +24,7 @@ class Script(Protocol):
 
 
 @contextmanager
-def job(name: str, script: Script) -> Iterator[None]:
+def job(name: str, script: SnakemakeScript) -> Iterator[None]:
     """Run the body with the job's threads; on a fault print one line, write the traceback to its log and exit with 1.
 
     Before the body, inputs that have a record are held to it, and records of outputs are dropped; after it, outputs
@@ -38,12 +38,12 @@ def job(name: str, script: Script) -> Iterator[None]:
     try:
         check_inputs(folder, inputs)
         for output in outputs:
-            forget(folder, output)
+            remove_record(folder, output)
         yield
         for output in outputs:
             write_record(folder, output)
     except Exception as error:
-        print(f"circuitloom: {name}: {describe(error, str(log))}", file=sys.stderr, flush=True)
+        print(f"circuitloom: {name}: {error_message(error, str(log))}", file=sys.stderr, flush=True)
         # a full disk may have no room for the log either
         with suppress(OSError):
             log.parent.mkdir(parents=True, exist_ok=True)

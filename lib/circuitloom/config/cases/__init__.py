@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..base import as_list, expand
+from ..base import as_list, expand_path
 from .base import Case
 from .difference import DifferenceCase
 from .feature import FeatureCase
@@ -52,7 +52,7 @@ def _read(cases: Any) -> Any:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    path = expand(path)
+    path = expand_path(path)
     file = next((each for each in (Path(path), PROJECT / path) if each.is_file()), None)
     if file is None:
         raise ValueError(f"there is no file {path}; config/cases has those of the project")

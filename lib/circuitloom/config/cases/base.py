@@ -6,14 +6,14 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from ..base import Model
+from ..base import Section
 
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 Slots = dict[Annotated[str, Field(pattern=r"^[a-z_0-9]+$")], Texts]
 Bound = Annotated[float, Field(ge=0, le=1)]
 
 
-class Case(Model):
+class Case(Section):
     """A case study: what is asked of the model and its transcoders, and claims about the answer."""
 
     tables: ClassVar[tuple[str, ...]]

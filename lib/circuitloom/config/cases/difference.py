@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from ..circuits import Example, parse_target
+from ..circuits import BehaviourPrompt, parse_target
 from .base import Bound, Case, Slots, check_slots
 
 
@@ -15,7 +15,7 @@ class DifferenceCase(Case):
     figures: ClassVar = ("curve", "components", "graph")
     kind: Literal["difference"]
     """A circuit for a logit difference is found and tested."""
-    prompts: Annotated[list[Example], Field(min_length=1)]
+    prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
     """Templates of texts, each with its target `logit TOKEN vs TOKEN`; `{name}`, in both, stands for a word of
     `slots`."""
     slots: Slots = {}

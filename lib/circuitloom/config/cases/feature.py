@@ -4,13 +4,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
-from ..circuits import Example, parse_place
+from ..circuits import BehaviourPrompt, parse_feature
 from .base import Bound, Case, Slots, Texts, check_slots
 
 
 def is_feature(text: str) -> str:
     """`text`; ValueError where it is no feature, or one at a position."""
-    if parse_place(text).position is not None:
+    if parse_feature(text).position is not None:
         raise ValueError(f"{text!r} names a position; write LAYER/NUMBER")
     return text
 
@@ -60,5 +60,5 @@ class FeatureCase(Case):
             )
         check_slots([*self.texts, *self.edited], self.slots)
         if self.effect is not None:
-            Example(text=self.texts[0], target=self.effect)
+            BehaviourPrompt(text=self.texts[0], target=self.effect)
         return self

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from ..base import Model
+from ..base import Section
 from .base import Bound, Case, Slots, Texts, check_slots, slots_of
 from .feature import is_feature
 
@@ -14,7 +14,7 @@ TwoDigits = Annotated[int, Field(ge=0, le=98)]
 Metric = Annotated[float, Field(ge=-1, le=1)]
 
 
-class Published(Model):
+class Published(Section):
     """Values that were published for the same model and template."""
 
     untouched: Metric | None = None

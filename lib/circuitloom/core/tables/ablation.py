@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from .table import FEATURE_NUMBER, FLOAT, INT, LAYER, STRING, Table
+from .table import FEATURE_INDEX, FLOAT, INT, LAYER, STRING, Table
 
 _BEHAVIOUR = (STRING, "name of the behaviour: some prompts, and a number read off the prediction behind each")
 _BASIS = (STRING, "what the model was taken to be made of: a run, heads, neurons")
@@ -50,8 +50,8 @@ FEATURE_EFFECT = Table(
         "source_run": (STRING, "run of SAEs on resid_mid"),
         "target_run": (STRING, "run of SAEs on mlp_out, or of transcoders"),
         "layer": LAYER,
-        "source": (FEATURE_NUMBER[0], "number of the feature that is ablated"),
-        "target": (FEATURE_NUMBER[0], "number of the feature that changes"),
+        "source": (FEATURE_INDEX[0], "number of the feature that is ablated"),
+        "target": (FEATURE_INDEX[0], "number of the feature that changes"),
         "n_tokens": (INT, "tokens on which the source fires and was ablated"),
         "n_changed": (INT, "those on which the target changes"),
         "effect": (

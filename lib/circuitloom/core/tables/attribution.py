@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from .table import FEATURE_NUMBER, FLOAT, INT, LAYER, STRING, Table
+from .table import FEATURE_INDEX, FLOAT, INT, LAYER, STRING, Table
 
 TRACE_NAME = (STRING, "name of the trace: a prompt and its target")
 _NODE = (pa.int32(), "number of the node within its trace")
@@ -60,7 +60,7 @@ NODE = Table(
         "is_root": (pa.bool_(), "it is what the trace explains"),
         "run": (STRING, f"transcoders that a feature or error is of; {_NULLS}"),
         "layer": (LAYER[0], f"block of a feature, error or head; {_NULLS}"),
-        "feature": (FEATURE_NUMBER[0], f"number of the feature; {_NULLS}"),
+        "feature": (FEATURE_INDEX[0], f"number of the feature; {_NULLS}"),
         "head": (pa.int16(), f"number of the head; {_NULLS}"),
         "position": (
             pa.int32(),

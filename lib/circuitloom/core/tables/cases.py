@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from .table import FEATURE_NUMBER, FLOAT, INT, LAYER, RUN_NAME, STRING, Table
+from .table import FEATURE_INDEX, FLOAT, INT, LAYER, RUN_NAME, STRING, Table
 
 CASE_NAME = (STRING, "name of the case study")
 _SAMPLES = "of the bootstrap interval"
@@ -50,7 +50,7 @@ SOURCE = Table(
         "rank": (pa.int32(), "place among the circuit's sources, from 0, by share"),
         "kind": (STRING, "token, position, feature, head, error or constant"),
         "layer": (LAYER[0], "block of a feature, head or error; null for other kinds"),
-        "component": (FEATURE_NUMBER[0], "number of the feature or head; null for other kinds"),
+        "component": (FEATURE_INDEX[0], "number of the feature or head; null for other kinds"),
         "relative_position": (
             pa.int16(),
             "where it stands: 0 for the target's own position, -1 for the one before; null for all",
@@ -69,7 +69,7 @@ YEAR = Table(
         "case_study": CASE_NAME,
         "run": RUN_NAME,
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "rank": (
             pa.int32(),
             "place among the layer's features, from 0, by variance over the prompts at their last token",
@@ -104,7 +104,7 @@ COMPONENT = Table(
         "kind": (STRING, "feature or head"),
         "run": (STRING, "transcoders that a feature is of; null for heads"),
         "layer": LAYER,
-        "component": (FEATURE_NUMBER[0], "number of the feature or head within its layer, from 0"),
+        "component": (FEATURE_INDEX[0], "number of the feature or head within its layer, from 0"),
         "attribution": (
             FLOAT,
             "effect on the metric of setting it to its ablated value, to first order, mean over the finding prompts",
@@ -134,7 +134,7 @@ PLANTED = Table(
         "kind": (STRING, "transcoder, sae or neurons"),
         "concept": (STRING, "name of the concept"),
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "threshold": (FLOAT, "activation above which the feature says the concept"),
         "precision": (
             FLOAT,

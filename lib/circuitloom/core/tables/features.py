@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from .table import FEATURE_NUMBER, FLOAT, INT, LAYER, POSITION, RUN_NAME, SEQUENCE, STRING, Table
+from .table import FEATURE_INDEX, FLOAT, INT, LAYER, POSITION, RUN_NAME, SEQUENCE, STRING, Table
 
 FEATURE = Table(
     "feature",
@@ -11,7 +11,7 @@ FEATURE = Table(
     {
         "run": RUN_NAME,
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "density": (FLOAT, "share of tokens on which it fires"),
         "n_tokens": (INT, "tokens on which it fires"),
         "max_activation": (pa.float32(), "largest activation; null where it never fires"),
@@ -33,7 +33,7 @@ HISTOGRAM = Table(
     {
         "run": RUN_NAME,
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "bin": (pa.int16(), "bin, from 0; empty bins have no row"),
         "low": (pa.float32(), "activation at its lower edge, which it includes"),
         "high": (pa.float32(), "activation at its upper edge, which the last bin alone includes"),
@@ -47,7 +47,7 @@ ACTIVATION = Table(
     {
         "run": RUN_NAME,
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "sequence": SEQUENCE,
         "position": POSITION,
         "activation": (pa.float32(), "value of the feature"),
@@ -78,7 +78,7 @@ EXAMPLE = Table(
     {
         "run": RUN_NAME,
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "band": (
             pa.int8(),
             "0: the largest; 1, 2, ...: bands of equal width, from 0 up to the largest activation",
@@ -103,7 +103,7 @@ LOGIT = Table(
     {
         "run": RUN_NAME,
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "sign": (pa.int8(), "1: raised, -1: lowered"),
         "rank": (pa.int16(), "place, from 0, the strongest first"),
         "token_id": (pa.int32(), "number of the token in the vocabulary"),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..atomic_io import replacing
+from ..atomic_io import atomic_path
 from ..errors import first_line
 
 
@@ -38,7 +38,7 @@ SEQUENCE = (pa.int32(), "row of the split's token array")
 POSITION = (pa.int16(), "place in the sequence, from 0 (the BOS in front)")
 RUN_NAME = (STRING, "name of the dictionary's run")
 LAYER = (pa.int16(), "block of the model, from 0")
-FEATURE_NUMBER = (pa.int32(), "number of the feature, from 0")
+FEATURE_INDEX = (pa.int32(), "number of the feature, from 0")
 
 
 def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path: Path | str) -> None:
@@ -59,7 +59,7 @@ def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path
     except (KeyError, pa.ArrowInvalid) as error:
         raise ValueError(f"table {table.name}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as new:
+    with atomic_path(path) as new:
         # page checksums: DuckDB reads flipped bytes without a word, pyarrow finds them
         pq.write_table(columns, new, compression="zstd", write_page_checksum=True)
 
@@ -79,7 +79,7 @@ def table_writer(
     dictionary: Any = [name for name in table.columns if name not in plain] if plain else True
     options = {"compression": compression if uncompressed else "zstd", "use_dictionary": dictionary}
     with (
-        replacing(path) as new,
+        atomic_path(path) as new,
         pq.ParquetWriter(new, table.schema, write_page_checksum=True, **options) as writer,
     ):
         yield writer

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from .table import FEATURE_NUMBER, FLOAT, INT, LAYER, RUN_NAME, STRING, Table
+from .table import FEATURE_INDEX, FLOAT, INT, LAYER, RUN_NAME, STRING, Table
 
 _VIA = "`direct`; `head L.H`: through head H of layer L"
 
@@ -14,7 +14,7 @@ DEEMBEDDING = Table(
     {
         "run": RUN_NAME,
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "via": (
             STRING,
             f"{_VIA}; `layer0`: through what the run's layer-0 dictionary makes of the embedding alone",
@@ -34,14 +34,14 @@ CONNECTION = Table(
     {
         "run": RUN_NAME,
         "layer": (LAYER[0], "block of the feature that reads"),
-        "feature": (FEATURE_NUMBER[0], "number of the feature that reads, from 0"),
+        "feature": (FEATURE_INDEX[0], "number of the feature that reads, from 0"),
         "via": (STRING, _VIA),
         "rank": (
             pa.int16(),
             "place among the feature's direct connections, or among those through heads, from 0, by |weight|",
         ),
         "source_layer": (LAYER[0], "block of the feature that is read"),
-        "source_feature": (FEATURE_NUMBER[0], "number of the feature that is read, from 0"),
+        "source_feature": (FEATURE_INDEX[0], "number of the feature that is read, from 0"),
         "weight": (
             pa.float32(),
             "change of the pre-activation for an activation, denominators and attention of 1",
@@ -66,7 +66,7 @@ BLIND = Table(
     {
         "run": RUN_NAME,
         "layer": LAYER,
-        "feature": FEATURE_NUMBER,
+        "feature": FEATURE_INDEX,
         "protocol": (
             STRING,
             "`restricted`: from the weights; `plain`: also from what embeddings and layer-0 features, by number, "
