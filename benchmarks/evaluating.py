@@ -14,6 +14,7 @@ from pathlib import Path
 from timing import wall_seconds
 
 from circuitloom.core.script import set_threads
+from circuitloom.language_model.hooks import capture
 
 
 def main() -> None:
@@ -40,21 +41,22 @@ def main() -> None:
 
     from circuitloom.config.evaluation import Evaluation
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.evaluation.held_out import hold_out
-    from circuitloom.evaluation.metrics import log_probabilities, targets
+    from circuitloom.evaluation.held_out import load_held_out
+    from circuitloom.evaluation.metrics import log_probabilities, prediction_targets
     from circuitloom.evaluation.scoring import score
-    from circuitloom.language_model.model import Site, load
+    from circuitloom.language_model.hooks import Site
+    from circuitloom.language_model.model import load
 
     torch.set_num_threads(args.threads)
     model, site = load(args.model), Site("mlp_in", args.layer)
-    held_out = hold_out(open_tokens(args.tokens), Evaluation(tokens=args.n_tokens))
-    d = model.capture(held_out.token[:1], [site])[site].shape[-1]
+    held_out = load_held_out(open_tokens(args.tokens), Evaluation(tokens=args.n_tokens))
+    d = capture(model, held_out.token[:1], [site])[site].shape[-1]
     runs = {str(i): {args.layer: random_dictionary(i, args, d)} for i in range(args.runs)}
 
     @torch.inference_mode()
     def least() -> None:
         for part in held_out.batches(args.batch):
-            which = targets(part.token, part.scored)
+            which = prediction_targets(part.token, part.scored)
             x = torch.randn(part.token.numel(), d)
             for run in (None, *runs.values()):
                 log_probabilities(model.logits(part.token), which)

@@ -17,7 +17,8 @@ from circuitloom.config import Run
 from circuitloom.corpus.tokens import Tokens, open_tokens, scored_positions
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.dictionaries.training.trainer import Trainer
-from circuitloom.language_model.model import LanguageModel, Site, load
+from circuitloom.language_model.hooks import Site, capture, edited
+from circuitloom.language_model.model import LanguageModel, load
 
 BATCH = 64
 FORMATS = ("float32", "float16", "bfloat16", "int8")
@@ -29,7 +30,7 @@ def inputs(model: LanguageModel, tokens: Tokens, layer: int, sequences: int) -> 
     site, rows = Site("mlp_in", layer), []
     for start in range(0, min(sequences, len(tokens)), BATCH):
         batch = tokens.take(slice(start, start + BATCH))
-        rows.append(model.capture(batch, [site])[site][scored_positions(batch, tokens.bos_id)])
+        rows.append(capture(model, batch, [site])[site][scored_positions(batch, tokens.bos_id)])
     x = torch.cat(rows)
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
 
@@ -58,7 +59,7 @@ def cross_entropy(model: LanguageModel, tokens: Tokens, layer: int, output) -> f
         def splice(x: Tensor, y: Tensor, scored: Tensor = scored) -> Tensor:
             return torch.where(scored[..., None], output(x, y), y)
 
-        with model.replacing({layer: splice}):
+        with edited(model, {Site("mlp_out", layer): splice}):
             log_p = model.logits(batch)[:, :-1].log_softmax(-1).gather(2, batch[:, 1:, None])[..., 0]
         total -= float(log_p[scored[:, :-1]].double().sum())
         count += int(scored[:, :-1].sum())

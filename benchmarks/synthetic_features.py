@@ -17,11 +17,11 @@ import torch
 
 from circuitloom.config.features import Features
 from circuitloom.core.tables import TOKEN, table_writer
-from circuitloom.corpus.tokens import SEQUENCES_A_SHARD, Tokens, open_tokens, write_tokens
+from circuitloom.corpus.tokens import SEQUENCES_PER_SHARD, Tokens, open_tokens, write_tokens
 from circuitloom.features.basis import FeatureBasis
 from circuitloom.features.external_sort import BLOCK_POSITIONS, sort_block
-from circuitloom.features.tabulation import Tables
-from circuitloom.language_model.model import Site
+from circuitloom.features.tabulation import FeatureTables
+from circuitloom.language_model.hooks import Site
 
 CONTEXT, VOCABULARY, K = 128, 50_257, 32
 
@@ -39,8 +39,8 @@ def make_tokens(folder: Path, sequences: int) -> Tokens:
 
     def blocks():
         random = np.random.default_rng(0)
-        for start in range(0, sequences, SEQUENCES_A_SHARD):
-            n = min(SEQUENCES_A_SHARD, sequences - start)
+        for start in range(0, sequences, SEQUENCES_PER_SHARD):
+            n = min(SEQUENCES_PER_SHARD, sequences - start)
             token = random.integers(1, VOCABULARY, (n, CONTEXT)).astype(np.uint16)
             ends = random.random(n * CONTEXT) < 1 / 200
             document = (start * 1000 + ends.cumsum()).astype(np.int32).reshape(n, CONTEXT)
@@ -89,7 +89,7 @@ def make_layer(folder: Path, tokens: Tokens, layer: int, width: int) -> dict[str
     site, decoder = Site("mlp_in", layer), torch.zeros(width, 8)
     basis = FeatureBasis(run, layer, site, width, lambda x: (x, x, x), decoder, True, None, None, "")
     strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
-    tables = Tables(basis, tokens, strings, Features(), work, len(tokens) * (CONTEXT - 1))
+    tables = FeatureTables(basis, tokens, strings, Features(), work, len(tokens) * (CONTEXT - 1))
     files = {name: target / f"{name}.parquet" for name in TABLES}
     tables.write(files)
     shutil.rmtree(work)

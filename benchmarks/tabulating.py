@@ -18,6 +18,7 @@ from pathlib import Path
 from timing import wall_seconds
 
 from circuitloom.core.script import set_threads
+from circuitloom.language_model.hooks import capture
 
 
 def arguments() -> argparse.Namespace:
@@ -41,14 +42,14 @@ def repeat_tokens(source: Path, wanted: int, folder: Path):
     """A token array of `wanted` tokens, made of those of `source` over and over."""
     import numpy as np
 
-    from circuitloom.corpus.tokens import SEQUENCES_A_SHARD, open_tokens, write_tokens
+    from circuitloom.corpus.tokens import SEQUENCES_PER_SHARD, open_tokens, write_tokens
 
     tokens = open_tokens(source)
     sequences = wanted // tokens.context
 
     def blocks():
-        for start in range(0, sequences, SEQUENCES_A_SHARD):
-            rows = np.arange(start, min(start + SEQUENCES_A_SHARD, sequences)) % len(tokens)
+        for start in range(0, sequences, SEQUENCES_PER_SHARD):
+            rows = np.arange(start, min(start + SEQUENCES_PER_SHARD, sequences)) % len(tokens)
             token = tokens.take(rows).numpy().astype(tokens.token.dtype)
             yield token, tokens.take_document(rows).numpy().astype(np.int32)
 
@@ -62,13 +63,13 @@ def make_basis(args: argparse.Namespace, model):
 
     from circuitloom.dictionaries.dictionary import Dictionary, load_dictionary
     from circuitloom.features.basis import dictionary_basis
-    from circuitloom.language_model.model import Site
+    from circuitloom.language_model.hooks import Site
 
     if args.dictionary:
         dictionary = load_dictionary(args.dictionary)
         return dictionary_basis(args.dictionary.parent.name, dictionary.layer, dictionary)
     site = Site("mlp_in", args.layer)
-    d = model.capture(torch.tensor([[1]]), [site])[site].shape[-1]
+    d = capture(model, torch.tensor([[1]]), [site])[site].shape[-1]
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(args.width, d, generator=generator)
     row = weight / weight.norm(dim=1, keepdim=True)
@@ -91,8 +92,8 @@ def rate(args: argparse.Namespace) -> None:
     import torch
 
     from circuitloom.config.features import Features
-    from circuitloom.evaluation.held_out import hold_out_rows
-    from circuitloom.features.external_sort import ENCODED_AT_ONCE, write_blocks
+    from circuitloom.evaluation.held_out import load_sequences
+    from circuitloom.features.external_sort import ENCODE_BATCH, write_blocks
     from circuitloom.language_model.model import load
 
     torch.set_num_threads(args.threads)
@@ -102,10 +103,10 @@ def rate(args: argparse.Namespace) -> None:
     @torch.inference_mode()
     def alone(tokens) -> None:
         for start in range(0, len(tokens), 512):
-            for part in hold_out_rows(tokens, slice(start, start + 512)).batches(32):
-                x = model.capture(part.token, [basis.site])[basis.site][part.scored].float()
-                for begin in range(0, len(x), ENCODED_AT_ONCE):
-                    basis.encode(x[begin : begin + ENCODED_AT_ONCE])
+            for part in load_sequences(tokens, slice(start, start + 512)).batches(32):
+                x = capture(model, part.token, [basis.site])[basis.site][part.scored].float()
+                for begin in range(0, len(x), ENCODE_BATCH):
+                    basis.encode(x[begin : begin + ENCODE_BATCH])
 
     shares, wholes = [], []
     print("round  alone tokens/s  pass/alone  all tables/alone")

@@ -7,7 +7,7 @@ from tests.attribution.inputs import load_tiny
 from tests.models import CONTEXT
 
 from circuitloom.ablation.behaviour import study_behaviour
-from circuitloom.config.circuits import Behaviour, Circuits, Example
+from circuitloom.config.circuits import Behaviour, BehaviourPrompt, Circuits
 from circuitloom.corpus.tokenizer import load_tokenizer
 
 TEXTS = ("w9 w20 w31 w9", "w44 w20 w17")
@@ -16,7 +16,10 @@ TEXTS = ("w9 w20 w31 w9", "w44 w20 w17")
 def test_metrics_are_those_of_the_targets(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     tokenizer = load_tokenizer(str(tmp_path / "gpt2"))
-    prompts = [Example(text=TEXTS[0], target="logit w17 vs w12"), Example(text=TEXTS[1], target="logit w30")]
+    prompts = [
+        BehaviourPrompt(text=TEXTS[0], target="logit w17 vs w12"),
+        BehaviourPrompt(text=TEXTS[1], target="logit w30"),
+    ]
     behaviour = Behaviour(prompts=prompts, measured=3, ablations=["zero"])
     runs = {"mid": make_saes(model, "resid_mid"), "out": make_saes(model)}
     tables = study_behaviour("b", model, tokenizer, runs, behaviour, CONTEXT)
@@ -36,7 +39,7 @@ def test_metrics_are_those_of_the_targets(tmp_path):
 def test_a_target_that_is_no_logit_of_the_next_token_is_refused():
     for target in ("logits", "feature 1/2", "random", "logit w9 @2"):
         with pytest.raises(ValueError, match="read off the last token's logits"):
-            Example(text="w9", target=target)
+            BehaviourPrompt(text="w9", target=target)
 
 
 def test_a_prompt_and_a_behaviour_cannot_share_a_name():

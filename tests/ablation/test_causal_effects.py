@@ -16,9 +16,9 @@ from circuitloom.ablation.causal_effects import (
     observe,
     with_all,
 )
-from circuitloom.ablation.components import editing, feature_basis, head_basis, neuron_basis
+from circuitloom.ablation.components import feature_basis, head_basis, neuron_basis
 from circuitloom.ablation.metrics import divergence, last_logits
-from circuitloom.language_model.model import Site
+from circuitloom.language_model.hooks import Site, edited
 
 BASES = ("sae", "sae without errors", "transcoder without errors", "heads", "neurons")
 
@@ -70,7 +70,7 @@ def test_effects_are_those_of_hooks_written_by_hand(architecture, each_position,
         def edit(_x, y, layer=layer, feature=feature, at=at):
             return y - (saes[layer].encode(y)[..., feature] * at)[..., None] * saes[layer].W_dec[feature]
 
-        with editing(model, Site("mlp_out", layer), edit):
+        with edited(model, {Site("mlp_out", layer): edit}):
             after = last_logits(model, INSIDE[None])
         change = (probe.metric(before) - probe.metric(after))[0]
         torch.testing.assert_close(effects.effect[i], change, atol=1e-5, rtol=0)
@@ -115,7 +115,7 @@ def spliced_values(model, basis, probe):
                 none = Ablation(torch.zeros(1, part.width, dtype=torch.bool), probe.where[None])
                 return part.ablate(x, y, none, probe.where, None)
 
-            stack.enter_context(editing(model, part.site, see))
+            stack.enter_context(edited(model, {part.site: see}))
         last_logits(model, probe.token[None])
     return [seen[number] for number in range(len(basis.parts))]
 
@@ -161,7 +161,7 @@ def test_effects_without_errors_are_changes_of_the_spliced_model(tmp_path):
                     z[..., int(number)] = 0
                 return torch.where(probe.where[:, None], sae.decode(z, y), y)
 
-            stack.enter_context(editing(model, Site("mlp_out", layer), edit))
+            stack.enter_context(edited(model, {Site("mlp_out", layer): edit}))
         after = last_logits(model, INSIDE[None])
     change = probe.metric(spliced[None]) - probe.metric(after)
     torch.testing.assert_close(effects.effect, change, atol=1e-5, rtol=1e-4)

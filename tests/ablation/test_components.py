@@ -7,9 +7,9 @@ from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import ARCHITECTURES, D_MODEL, LAYERS
 
 from circuitloom.ablation.causal_effects import find_fill, with_all
-from circuitloom.ablation.components import HEADS, Ablation, editing, feature_basis, head_basis, neuron_basis
+from circuitloom.ablation.components import Ablation, feature_basis, head_basis, neuron_basis
 from circuitloom.ablation.metrics import last_logits
-from circuitloom.language_model.model import Site
+from circuitloom.language_model.hooks import Site, edited
 
 
 def ablated_logits(model, basis, gone, probe, fill=None, at=None):
@@ -26,7 +26,7 @@ def edited_logits(model, edits, token=INSIDE):
 
     with ExitStack() as stack:
         for site, edit in edits.items():
-            stack.enter_context(editing(model, site, edit))
+            stack.enter_context(edited(model, {site: edit}))
         return last_logits(model, token[None])
 
 
@@ -135,7 +135,7 @@ def test_one_head_gone_is_its_slice_of_what_the_output_matrix_reads(architecture
         y[:, probe.where, size : 2 * size] = 0
         return y
 
-    expected = edited_logits(model, {Site(HEADS, 2): edit})
+    expected = edited_logits(model, {Site("heads", 2): edit})
     torch.testing.assert_close(ablated_logits(model, basis, gone, probe), expected)
 
 
@@ -160,7 +160,7 @@ def test_ablation_by_the_mean_sets_values_to_it(name, kind, tmp_path):
     model = load_tiny("gpt2", tmp_path)
     saes = make_saes(model)
     basis = feature_basis("run", saes) if name == "features" else head_basis(model)
-    site = Site("mlp_out" if name == "features" else HEADS, 1)
+    site = Site("mlp_out" if name == "features" else "heads", 1)
     probes = [make_probe(), make_probe(torch.where(INSIDE > 9, INSIDE + 1, INSIDE))]
     where, values = probes[0].where, []
 

@@ -2,18 +2,19 @@
 
 import pytest
 import torch
-from tests.attribution.inputs import load_tiny, make_local
+from tests.attribution.inputs import load_tiny, make_linearized
 from tests.models import ARCHITECTURES, VOCABULARY
 
 from circuitloom.ablation.feature_edits import apply_edits, dense, make_edits
 from circuitloom.attribution.direct_effects import direct_effects, logit_targets
 from circuitloom.attribution.linearized_model import LinearizedModel
-from circuitloom.config.circuits import Change
+from circuitloom.config.circuits import FeatureChange
+from circuitloom.language_model.hooks import Site, edited
 
 
 def last_logits(local: LinearizedModel):
-    weights = torch.eye(VOCABULARY, dtype=local.frozen.resid_final.dtype)[20:24]
-    return logit_targets(local, torch.full((4,), len(local.frozen) - 1), weights)
+    weights = torch.eye(VOCABULARY, dtype=local.captured.resid_final.dtype)[20:24]
+    return logit_targets(local, torch.full((4,), len(local.captured) - 1), weights)
 
 
 def some_features(local: LinearizedModel, layer: int, count: int = 3) -> list[str]:
@@ -34,9 +35,11 @@ CHANGES = {
 def test_held_changes_add_up_from_direct_effects(architecture, kind, tmp_path):
     """Of a feature that goes from z to z', (z' - z)/z of its direct effect."""
     model = load_tiny(architecture, tmp_path, "float64")
-    local = make_local(model, "skip transcoder")
+    local = make_linearized(model, "skip transcoder")
     targets = last_logits(local)
-    change = Change(kind=kind, features=some_features(local, 1) + some_features(local, 2), **CHANGES[kind])
+    change = FeatureChange(
+        kind=kind, features=some_features(local, 1) + some_features(local, 2), **CHANGES[kind]
+    )
     edits = make_edits(local, change)
     outcome = apply_edits(model, local, edits, [targets])
     effects = direct_effects(local, targets)[:, : len(local.features)]
@@ -51,30 +54,30 @@ def test_held_changes_add_up_from_direct_effects(architecture, kind, tmp_path):
 
 
 def test_keep_leaves_what_is_named_and_ablate_takes_it(tmp_path):
-    local = make_local(load_tiny("gpt2", tmp_path))
+    local = make_linearized(load_tiny("gpt2", tmp_path))
     features = some_features(local, 1)
     z = dense(local, 1)
-    kept = make_edits(local, Change(kind="keep", features=features))[1](z)
-    gone = make_edits(local, Change(kind="ablate", features=features))[1](z)
+    kept = make_edits(local, FeatureChange(kind="keep", features=features))[1](z)
+    gone = make_edits(local, FeatureChange(kind="ablate", features=features))[1](z)
     assert torch.equal(kept + gone, z) and int((kept != 0).sum()) == len(features)
 
 
 def test_a_feature_without_position_is_changed_everywhere(tmp_path):
-    local = make_local(load_tiny("gpt2", tmp_path))
+    local = make_linearized(load_tiny("gpt2", tmp_path))
     feature = int(local.features.feature[local.features.layer == 1].mode().values)
     z = dense(local, 1)
-    gone = make_edits(local, Change(kind="ablate", features=[f"1/{feature}"]))[1](z)
+    gone = make_edits(local, FeatureChange(kind="ablate", features=[f"1/{feature}"]))[1](z)
     assert (z[:, feature] > 0).any() and not gone[:, feature].any()
     assert torch.equal(gone[:, :feature], z[:, :feature])
 
 
 def test_a_free_change_is_that_of_a_pass_with_the_row_added(tmp_path):
     model = load_tiny("llama", tmp_path)
-    local = make_local(model)
+    local = make_linearized(model)
     targets = last_logits(local)
     (name,) = some_features(local, 1, 1)
     outcome = apply_edits(
-        model, local, make_edits(local, Change(kind="clamp", features=[name], strength=2.0)), [targets]
+        model, local, make_edits(local, FeatureChange(kind="clamp", features=[name], strength=2.0)), [targets]
     )
     layer, rest = name.split("/")
     feature, position = map(int, rest.split("@"))
@@ -86,26 +89,26 @@ def test_a_free_change_is_that_of_a_pass_with_the_row_added(tmp_path):
         y[0, position] += row
         return y
 
-    with model.replacing({1: add}):
-        logits = model.logits(local.frozen.token[None])[0, -1]
+    with edited(model, {Site("mlp_out", 1): add}):
+        logits = model.logits(local.captured.token[None])[0, -1]
     torch.testing.assert_close(outcome.free, (logits - logits.mean())[20:24], atol=1e-4, rtol=1e-4)
 
 
 def test_patching_all_features_makes_them_those_of_the_other_prompt(tmp_path):
     model = load_tiny("gpt2", tmp_path)
-    local = make_local(model)
-    other = make_local(model, token=local.frozen.token.flip(0).roll(1))
+    local = make_linearized(model)
+    other = make_linearized(model, token=local.captured.token.flip(0).roll(1))
     features = [f"1/{feature}" for feature in range(40)]
-    edits = make_edits(local, Change(kind="patch", features=features, source="the other"), other)
+    edits = make_edits(local, FeatureChange(kind="patch", features=features, source="the other"), other)
     assert torch.equal(edits[1](dense(local, 1)), dense(other, 1))
 
 
 def test_a_patch_from_a_prompt_of_another_length_is_refused(tmp_path):
     model = load_tiny("gpt2", tmp_path)
-    local = make_local(model)
-    other = make_local(model, token=local.frozen.token[:-1])
+    local = make_linearized(model)
+    other = make_linearized(model, token=local.captured.token[:-1])
     with pytest.raises(ValueError, match="differ in length"):
-        make_edits(local, Change(kind="patch", features=["1/3"], source="shorter"), other)
+        make_edits(local, FeatureChange(kind="patch", features=["1/3"], source="shorter"), other)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,6 @@ def test_a_patch_from_a_prompt_of_another_length_is_refused(tmp_path):
     [("9/1", "layer 9 has no dictionary"), ("1/40", "features 0 to 39"), ("1/3@99", "outside the prompt")],
 )
 def test_a_feature_that_is_not_there_is_refused(place, message, tmp_path):
-    local = make_local(load_tiny("gpt2", tmp_path))
+    local = make_linearized(load_tiny("gpt2", tmp_path))
     with pytest.raises(ValueError, match=message):
-        make_edits(local, Change(kind="ablate", features=[place]))
+        make_edits(local, FeatureChange(kind="ablate", features=[place]))

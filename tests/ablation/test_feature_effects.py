@@ -9,7 +9,7 @@ from tests.evaluation.inputs import make_held_out
 from circuitloom.ablation import feature_effects as module
 from circuitloom.ablation.components import Ablation, feature_basis
 from circuitloom.ablation.feature_effects import feature_effects, read_stream
-from circuitloom.language_model.model import Site
+from circuitloom.language_model.hooks import Site, capture
 
 LAYER = 1
 
@@ -85,11 +85,11 @@ def test_effects_are_those_on_the_model_itself(tmp_path):
     found = gathered(model, source, target, stream)
     basis = feature_basis("run", {LAYER: source})
     site = Site("mlp_out", LAYER)
-    before = target.encode(model.capture(INSIDE[None], [site])[site][0, position])
+    before = target.encode(capture(model, INSIDE[None], [site])[site][0, position])
     feature = next(iter(found))[0]
     gone = (torch.arange(len(basis)) == feature)[None]
     with basis.ablating(model, Ablation(gone, at), probe.where, [None]):
-        after = target.encode(model.capture(INSIDE[None], [site])[site][0, position])
+        after = target.encode(capture(model, INSIDE[None], [site])[site][0, position])
     change = before - after
     assert change.any()
     for j in change.nonzero()[:, 0].tolist():

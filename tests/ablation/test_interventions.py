@@ -2,18 +2,24 @@
 
 import pytest
 import torch
-from tests.attribution.inputs import BOS, KINDS, PROMPT, load_tiny, make_local
+from tests.attribution.inputs import BOS, KINDS, PROMPT, load_tiny, make_linearized
 from tests.models import ARCHITECTURES, VOCABULARY
 
 from circuitloom.ablation.interventions import ablate_free, ablate_frozen, run_free, run_frozen
-from circuitloom.attribution.direct_effects import direct_effects, feature_targets, logit_targets, sources
+from circuitloom.attribution.direct_effects import (
+    direct_effects,
+    feature_targets,
+    logit_targets,
+    source_columns,
+)
 from circuitloom.attribution.linearized_model import LinearizedModel
+from circuitloom.language_model.hooks import Site, edited
 
 
 def all_targets(local: LinearizedModel):
     """Every active feature, and five logits at the end."""
-    last = torch.full((5,), len(local.frozen) - 1)
-    weights = torch.eye(VOCABULARY, dtype=local.frozen.resid_final.dtype)[10:15]
+    last = torch.full((5,), len(local.captured) - 1)
+    weights = torch.eye(VOCABULARY, dtype=local.captured.resid_final.dtype)[10:15]
     features = [(local.features.layer == layer).nonzero()[:, 0] for layer in local.dictionaries]
     return [*(feature_targets(local, places) for places in features), logit_targets(local, last, weights)]
 
@@ -22,9 +28,9 @@ def all_targets(local: LinearizedModel):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_frozen_model_run_forward_gives_what_the_model_gives(architecture, kind, tmp_path):
     model = load_tiny(architecture, tmp_path, "float64")
-    local = make_local(model, kind)
+    local = make_linearized(model, kind)
     targets = all_targets(local)
-    start = local.frozen.layers[0].resid_pre
+    start = local.captured.layers[0].resid_pre
     held = torch.cat(run_frozen(local, {}, start[None], targets), 1)
     free = torch.cat(run_free(model, local, 1, {}, {}, targets), 1)
     torch.testing.assert_close(held, free, atol=1e-6, rtol=0)
@@ -33,10 +39,10 @@ def test_the_frozen_model_run_forward_gives_what_the_model_gives(architecture, k
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_frozen_ablations_change_targets_by_the_predicted_effects(architecture, kind, tmp_path):
-    local = make_local(load_tiny(architecture, tmp_path), kind)
-    columns = sources(local)
+    local = make_linearized(load_tiny(architecture, tmp_path), kind)
+    columns = source_columns(local)
     nodes = torch.arange(len(columns) - 1)
-    if local.frozen.positions is None:
+    if local.captured.position_embedding is None:
         nodes = nodes[: columns.embeddings.stop]
     targets = all_targets(local)
     predicted = torch.cat([direct_effects(local, target) for target in targets])
@@ -49,7 +55,7 @@ def test_frozen_ablations_change_targets_by_the_predicted_effects(architecture, 
 def test_free_ablations_are_those_of_the_model_itself(architecture, tmp_path):
     """By hand: the feature's row taken from the MLP's output of a pass of its own."""
     model = load_tiny(architecture, tmp_path)
-    local = make_local(model)
+    local = make_linearized(model)
     targets = all_targets(local)
     places = torch.arange(0, len(local.features), 5)
     measured = ablate_free(model, local, places, targets)
@@ -63,7 +69,7 @@ def test_free_ablations_are_those_of_the_model_itself(architecture, tmp_path):
             y[0, position] -= z * row
             return y
 
-        with model.replacing({layer: ablate}):
+        with edited(model, {Site("mlp_out", layer): ablate}):
             after = model.logits(PROMPT[None])[0, -1].log_softmax(0)
         change = (before - after)[10:15]
         # logits are demeaned: their differences are those of log-probabilities
@@ -72,10 +78,10 @@ def test_free_ablations_are_those_of_the_model_itself(architecture, tmp_path):
 
 def test_an_error_taken_away_leaves_the_reconstruction(tmp_path):
     model = load_tiny("gpt2", tmp_path)
-    local = make_local(model)
+    local = make_linearized(model)
     targets = all_targets(local)
     position = 6
-    node = torch.tensor([sources(local).errors.start + 1 * len(local.frozen) + position])
+    node = torch.tensor([source_columns(local).errors.start + 1 * len(local.captured) + position])
     measured = ablate_free(model, local, node, targets)[0, -5:]
 
     def replace(x, y):
@@ -84,7 +90,7 @@ def test_an_error_taken_away_leaves_the_reconstruction(tmp_path):
         return y
 
     before = model.logits(PROMPT[None])[0, -1]
-    with model.replacing({1: replace}):
+    with edited(model, {Site("mlp_out", 1): replace}):
         after = model.logits(PROMPT[None])[0, -1]
     torch.testing.assert_close(measured.diff(), (before - after)[10:15].diff(), atol=1e-5, rtol=0)
 
@@ -93,8 +99,8 @@ def test_bos_and_the_first_position_are_all_error(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     token = PROMPT.clone()
     token[4] = BOS
-    local = make_local(model, token=token)
+    local = make_linearized(model, token=token)
     assert not local.replaced[[0, 4]].any() and local.replaced.sum() == len(token) - 2
     assert not ((local.features.position == 0) | (local.features.position == 4)).any()
-    for layer, block in enumerate(local.frozen.layers):
+    for layer, block in enumerate(local.captured.layers):
         assert torch.equal(local.errors[layer, [0, 4]], block.mlp_out[[0, 4]])

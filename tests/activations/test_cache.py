@@ -6,10 +6,10 @@ from tests.activations.inputs import SHARD_ROWS, make_cache, make_order, make_to
 from tests.models import D_MODEL, LAYERS
 
 from circuitloom.activations import cache
-from circuitloom.activations.row_order import read_origin, write_rows
+from circuitloom.activations.row_order import read_row_origins, write_row_origins
 from circuitloom.activations.shards import layer_folder
 from circuitloom.activations.store import open_activations
-from circuitloom.language_model.model import Site
+from circuitloom.language_model.hooks import Site, capture
 
 TOLERANCE = {"float16": 1e-3, "bfloat16": 1e-2, "int8": 2e-2}
 
@@ -21,10 +21,10 @@ def all_rows(folder, site, layer, model=None):
 
 def direct(model, order, site, layer, folder):
     """Each row's activation from its own sequence, run by itself."""
-    write_rows(order, folder / "rows.zarr")
-    origin = read_origin(folder / "rows.zarr", 0, order.rows)
+    write_row_origins(order, folder / "rows.zarr")
+    origin = read_row_origins(folder / "rows.zarr", 0, order.rows)
     tokens = make_tokens(len(order.token), order.bos_id).take(slice(None))
-    x = torch.cat([model.capture(s[None], [Site(site, layer)])[Site(site, layer)] for s in tokens])
+    x = torch.cat([capture(model, s[None], [Site(site, layer)])[Site(site, layer)] for s in tokens])
     return x[torch.from_numpy(origin.sequence).long(), torch.from_numpy(origin.position).long()]
 
 

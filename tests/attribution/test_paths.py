@@ -4,11 +4,16 @@ from functools import cache
 
 import pytest
 import torch
-from tests.attribution.inputs import BOS, KINDS, PROMPT, load_tiny, make_local
+from tests.attribution.inputs import BOS, KINDS, PROMPT, load_tiny, make_linearized
 from tests.models import ARCHITECTURES, VOCABULARY
 from torch import Tensor
 
-from circuitloom.attribution.direct_effects import direct_effects, feature_targets, logit_targets, sources
+from circuitloom.attribution.direct_effects import (
+    direct_effects,
+    feature_targets,
+    logit_targets,
+    source_columns,
+)
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.attribution.paths import (
     EMBEDDING,
@@ -20,15 +25,16 @@ from circuitloom.attribution.paths import (
     PathSearch,
     SourceDecomposition,
     StreamReader,
+    direct_sources,
     feature_reader,
     find_paths,
     head_reader,
     paths_to_graph,
-    select,
-    take_step,
+    select_paths,
     target_reader,
 )
-from circuitloom.language_model.model import LanguageModel, Site
+from circuitloom.language_model.hooks import Site, capture
+from circuitloom.language_model.model import LanguageModel
 
 SHORT = PROMPT[:3]
 BROKEN = PROMPT.clone()
@@ -53,7 +59,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def local(tiny) -> LinearizedModel:
     """Three tokens of GPT-2: few enough for every path to be looked at."""
-    return make_local(tiny("gpt2"), token=SHORT)
+    return make_linearized(tiny("gpt2"), token=SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,7 @@ def through_head(
 
 
 def logit_reader(local: LinearizedModel, position: int, token: int = 10) -> StreamReader:
-    weights = torch.eye(VOCABULARY, dtype=local.frozen.resid_final.dtype)[[token]]
+    weights = torch.eye(VOCABULARY, dtype=local.captured.resid_final.dtype)[[token]]
     return target_reader(local, logit_targets(local, torch.tensor([position]), weights))
 
 
@@ -88,42 +94,42 @@ def logit_reader(local: LinearizedModel, position: int, token: int = 10) -> Stre
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_features_and_logits_read_is_the_sum_of_one_step(architecture, kind, tiny):
-    local = make_local(tiny(architecture), kind, BROKEN)
+    local = make_linearized(tiny(architecture), kind, BROKEN)
     for place in range(0, len(local.features), 3):
         activation = float(local.features.activation[place])
-        assert total(take_step(local, feature_reader(local, place))) == pytest.approx(activation, abs=1e-9)
-    halved = take_step(local, feature_reader(local, place, scale=-0.5))
+        assert total(direct_sources(local, feature_reader(local, place))) == pytest.approx(activation, abs=1e-9)
+    halved = direct_sources(local, feature_reader(local, place, scale=-0.5))
     assert total(halved) == pytest.approx(-0.5 * activation, abs=1e-9)
-    logits = local.frozen.logits()
+    logits = local.captured.logits()
     for position in (3, 4, 10):
-        step = take_step(local, logit_reader(local, position))
+        step = direct_sources(local, logit_reader(local, position))
         assert total(step) == pytest.approx(float(logits[position, 10]), abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_comes_through_a_head_is_its_value_and_the_sum_of_one_step(architecture, kind, tiny):
-    local = make_local(tiny(architecture), kind, BROKEN)
+    local = make_linearized(tiny(architecture), kind, BROKEN)
     for reader in (feature_reader(local, len(local.features) - 1), logit_reader(local, 9)):
-        step = take_step(local, reader)
+        step = direct_sources(local, reader)
         heads = (step.kind == HEAD).nonzero()[:, 0]
         largest = heads[step.value[heads].abs().topk(12).indices]
         for i in [*heads[::11].tolist(), *largest.tolist()]:
             through = through_head(local, reader, step, i)
             value = float(step.value[i])
-            stream = local.frozen.layers[int(step.layer[i])].resid_pre[through.position]
+            stream = local.captured.layers[int(step.layer[i])].resid_pre[through.position]
             assert float(through.vector @ stream) == pytest.approx(value, abs=1e-9)
-            assert total(take_step(local, through)) == pytest.approx(value, abs=1e-9)
+            assert total(direct_sources(local, through)) == pytest.approx(value, abs=1e-9)
         assert step.value[largest].abs().min() > 1e-3
 
 
 def expand(local: LinearizedModel, reader: StreamReader) -> tuple[Tensor, float]:
     """Step upon step until no head is left: what each feature, embedding, position and the constant add; the errors."""
-    columns = sources(local)
-    step = take_step(local, reader)
+    columns = source_columns(local)
+    step = direct_sources(local, reader)
     row, error = torch.zeros(len(columns), dtype=torch.float64), step.error
     row[columns.constant] = step.constant
-    starts = {EMBEDDING: columns.embeddings.start, POSITION: columns.learned_positions.start}
+    starts = {EMBEDDING: columns.embeddings.start, POSITION: columns.position_embeddings.start}
     for i in range(len(step)):
         kind, position = int(step.kind[i]), int(step.position[i])
         if kind == HEAD:
@@ -137,8 +143,8 @@ def expand(local: LinearizedModel, reader: StreamReader) -> tuple[Tensor, float]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_steps_through_all_heads_add_up_to_direct_effects(architecture, kind, tiny):
-    local = make_local(tiny(architecture), kind, SHORT)
-    columns = sources(local)
+    local = make_linearized(tiny(architecture), kind, SHORT)
+    columns = source_columns(local)
     places = [(local.features.layer == layer).nonzero()[-1] for layer in local.dictionaries]
     for target in [feature_targets(local, place) for place in places]:
         effects = direct_effects(local, target)[0].clone()
@@ -150,17 +156,17 @@ def test_steps_through_all_heads_add_up_to_direct_effects(architecture, kind, ti
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_sources_of_a_step_are_all_that_wrote_what_is_read(architecture, tiny):
-    local = make_local(tiny(architecture), token=BROKEN)
+    local = make_linearized(tiny(architecture), token=BROKEN)
     place = int((local.features.layer == 1).nonzero()[-1])
-    step = take_step(local, feature_reader(local, place))
-    heads = local.frozen.layers[0].pattern.shape[0]
+    step = direct_sources(local, feature_reader(local, place))
+    heads = local.captured.layers[0].pattern.shape[0]
     position = int(local.features.position[place])
     # a layer whose MLP runs beside its attention does not read it
-    attentions = [0] if local.frozen.parallel else [0, 1]
+    attentions = [0] if local.captured.parallel else [0, 1]
     expected = {
         (HEAD, layer, head, s) for layer in attentions for head in range(heads) for s in range(position + 1)
     }
-    features = local.features.feature[local.active(0, position)].tolist()
+    features = local.features.feature[local.active_at(0, position)].tolist()
     expected |= {(FEATURE, 0, feature, position) for feature in features}
     expected |= {(EMBEDDING, 0, 0, position)}
     expected |= {(POSITION, 0, 0, position)} if architecture == "gpt2" else set()
@@ -180,7 +186,7 @@ def every_path(local: LinearizedModel, root: StreamReader, length: int) -> dict[
     found: dict[tuple[Key, ...], float] = {}
 
     def extend(path: tuple[Key, ...], reader: StreamReader) -> None:
-        step = take_step(local, reader)
+        step = direct_sources(local, reader)
         for i in range(len(step)):
             longer, value = (*path, key(step, i)), float(step.value[i])
             found[longer] = value
@@ -203,7 +209,7 @@ def everything(local, root) -> dict[tuple[Key, ...], float]:
 
 def keys_of(paths: Paths) -> list[tuple[Key, ...]]:
     """Each path's steps."""
-    return [tuple(key(paths, step) for step in paths.steps(path)[1:]) for path in range(len(paths))]
+    return [tuple(key(paths, step) for step in paths.prefixes(path)[1:]) for path in range(len(paths))]
 
 
 def contributions(paths: Paths) -> dict[tuple[Key, ...], float]:
@@ -254,9 +260,9 @@ def test_inhibition_is_seen_unless_signed(local, root):
 
 
 def test_sources_of_attention_are_not_cut_at_the_number_of_heads(tiny):
-    local = make_local(tiny("gpt2"))
+    local = make_linearized(tiny("gpt2"))
     paths = find_paths(local, logit_reader(local, 10), PathSearch(length=1, width=60))
-    heads = local.frozen.layers[0].pattern.shape[0]
+    heads = local.captured.layers[0].pattern.shape[0]
     for layer in range(local.layers):
         assert ((paths.kind == HEAD) & (paths.layer == layer)).sum() > heads == 2
 
@@ -270,7 +276,7 @@ def extensions(paths: Paths, path: int) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_extensions_of_a_path_with_errors_and_constants_add_up_to_it(architecture, kind, tiny):
-    local = make_local(tiny(architecture), kind, SHORT)
+    local = make_linearized(tiny(architecture), kind, SHORT)
     layer = sorted(local.dictionaries)[1]
     place = int((local.features.layer == layer).nonzero()[-1])
     paths = find_paths(local, feature_reader(local, place), PathSearch(length=3, width=ALL))
@@ -314,12 +320,11 @@ def in_front(norm, v: Tensor, x: Tensor) -> Tensor:
 def test_a_path_contributes_the_product_of_its_parts(architecture, tiny):
     """z_i (W_dec[i] . v) for a feature; A (x W_V W_O) . v for a head; all from the model's own matrices."""
     model = tiny(architecture)
-    local = make_local(model, token=BROKEN)
+    local = make_linearized(model, token=BROKEN)
     layers, anatomy = range(model.layers), model.anatomy
     mid = "resid_pre" if anatomy.parallel else "resid_mid"
     with model.exposing_patterns():
-        stream = model.capture(
-            BROKEN[None], [Site(name, layer) for name in {"resid_pre", mid} for layer in layers]
+        stream = capture(model, BROKEN[None], [Site(name, layer) for name in {"resid_pre", mid} for layer in layers]
         )
 
     def read_by_feature(layer: int, feature: int, position: int) -> Tensor:
@@ -340,7 +345,7 @@ def test_a_path_contributes_the_product_of_its_parts(architecture, tiny):
                 v = gain * read_by_feature(layer, index, at)
             elif kind == HEAD:
                 x = stream[Site("resid_pre", layer)][0, at]
-                weight = local.frozen.layers[layer].pattern[index, position, at]
+                weight = local.captured.layers[layer].pattern[index, position, at]
                 norm = model.norm(layer, anatomy.norm_attention)
                 v = weight * in_front(norm, through_values(model, layer, index) @ v, x)
                 value, position = float(v @ x), at
@@ -360,7 +365,7 @@ def test_a_path_contributes_the_product_of_its_parts(architecture, tiny):
 
 
 def test_steps_lie_at_absolute_positions(tiny):
-    local = make_local(tiny("gpt2"))
+    local = make_linearized(tiny("gpt2"))
     paths = find_paths(local, logit_reader(local, 10), PathSearch(length=4, width=40))
     assert paths.position[0] == 10 and (paths.position >= 0).all()
     parent = paths.position[paths.parent[1:]]
@@ -376,19 +381,19 @@ def test_steps_lie_at_absolute_positions(tiny):
 
 
 def test_a_position_from_the_end_is_refused(tiny):
-    local = make_local(tiny("gpt2"))
+    local = make_linearized(tiny("gpt2"))
     with pytest.raises(ValueError, match="position"):
         logit_reader(local, -1)
 
 
 def test_no_capped_step_exceeds_any_step_before_it(tiny):
-    local = make_local(tiny("gpt2"))
+    local = make_linearized(tiny("gpt2"))
     reader = logit_reader(local, 10)
     free = find_paths(local, reader, PathSearch(length=4, width=60))
     capped = find_paths(local, reader, PathSearch(length=4, width=60, capped=True))
 
     def steps(paths: Paths, path: int) -> list[float]:
-        return paths.contribution[paths.steps(path)[1:]].abs().tolist()
+        return paths.contribution[paths.prefixes(path)[1:]].abs().tolist()
 
     # without the cap there are steps that exceed not the one before them, but an earlier one
     assert any(
@@ -525,7 +530,7 @@ TREE = make_paths(
     ],
 )
 def test_infixes_lie_anywhere_and_suffixes_at_the_end(infix, suffix, expected):
-    assert select(TREE, infix, suffix).tolist() == expected
+    assert select_paths(TREE, infix, suffix).tolist() == expected
 
 
 # Paths to graph

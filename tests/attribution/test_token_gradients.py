@@ -9,10 +9,10 @@ from tests.attribution.inputs import BOS, PROMPT, load_tiny, make_dictionaries
 from tests.models import D_MODEL
 
 from circuitloom.attribution.capture import capture_pass, read_weights
-from circuitloom.attribution.direct_effects import feature_targets, sources, total_effects
+from circuitloom.attribution.direct_effects import feature_targets, source_columns, total_effects
 from circuitloom.attribution.linearized_model import LinearizedModel
-from circuitloom.attribution.token_gradients import gradient_effects, strongest
-from circuitloom.language_model.model import Site
+from circuitloom.attribution.token_gradients import gradient_times_input, strongest_tokens
+from circuitloom.language_model.hooks import Site, capture
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +27,14 @@ def test_gradients_are_those_of_a_small_step_along_the_embedding(tiny):
     prompts = torch.stack([PROMPT, PROMPT.flip(0)])
     vector = torch.randn(2, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     position, site = torch.tensor([9, 4]), Site("resid_mid", 2)
-    effects = gradient_effects(model, prompts, site, vector, position)
+    effects = gradient_times_input(model, prompts, site, vector, position)
 
     def value(prompt: int, at: int, step: float) -> float:
         def scale(_module, _args, output):
             return output * (1 + step * torch.eye(len(PROMPT), dtype=torch.float64)[at][:, None])
 
         handle = model.module.get_submodule(model.anatomy.embedding).register_forward_hook(scale)
-        held = model.capture(prompts[prompt : prompt + 1], [site])[site]
+        held = capture(model, prompts[prompt : prompt + 1], [site])[site]
         handle.remove()
         return float(held[0, position[prompt]] @ vector[prompt])
 
@@ -50,7 +50,7 @@ def test_a_planted_feature_that_reads_one_token_has_it_as_its_only_source(tiny):
     place = 6
     embedding = model.module.get_submodule(model.anatomy.embedding).weight
     site = Site("mlp_in", 0)
-    model_in = model.capture(PROMPT[None], [site])[site][0, place]
+    model_in = capture(model, PROMPT[None], [site])[site][0, place]
     dictionary = make_dictionaries(model)[0].to("cpu", torch.float64)
     W_enc, b_enc = torch.zeros_like(dictionary.W_enc), torch.full_like(dictionary.b_enc, -1.0)
     W_enc[3] = 10 * embedding[PROMPT[place]]
@@ -59,18 +59,18 @@ def test_a_planted_feature_that_reads_one_token_has_it_as_its_only_source(tiny):
     local = LinearizedModel(capture_pass(model, read_weights(model), PROMPT), planted, BOS)
     found = local.features.find(0, place, 3)
     effects = total_effects(local, feature_targets(local, torch.tensor([found])))[
-        :, sources(local).embeddings
+        :, source_columns(local).embeddings
     ]
-    gradients = gradient_effects(model, PROMPT[None], site, W_enc[3:4], torch.tensor([place]))
+    gradients = gradient_times_input(model, PROMPT[None], site, W_enc[3:4], torch.tensor([place]))
     for each in (effects, gradients):
-        assert strongest(each, 0.7)[0].nonzero().flatten().tolist() == [place]
+        assert strongest_tokens(each, 0.7)[0].nonzero().flatten().tolist() == [place]
 
 
 def test_the_strongest_are_the_fewest_that_hold_the_share():
     effects = torch.tensor([[4.0, -3.0, 2.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     held = {
-        share: strongest(effects, share)[0].nonzero().flatten().tolist()
+        share: strongest_tokens(effects, share)[0].nonzero().flatten().tolist()
         for share in (0.1, 0.4, 0.7, 0.71, 1.0)
     }
     assert held == {0.1: [0], 0.4: [0], 0.7: [0, 1], 0.71: [0, 1, 2], 1.0: [0, 1, 2, 3]}
-    assert not strongest(effects, 0.7)[1].any()
+    assert not strongest_tokens(effects, 0.7)[1].any()

@@ -18,7 +18,7 @@ from circuitloom.config.evaluation import Evaluation
 from circuitloom.core.tables import CLAIM, OUTCOME, SOURCE, read_table
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.evaluation.held_out import HeldOut
-from circuitloom.language_model.model import Site
+from circuitloom.language_model.hooks import Site, capture
 
 WORD, PLANTED, LAYER = 9, 5, 0
 CASE = FeatureCase(
@@ -39,7 +39,7 @@ def plant(opened: CaseContext, held_out: HeldOut) -> None:
         # what a token is then outweighs what stands before it
         opened.model.module.get_submodule(opened.model.anatomy.embedding).weight *= 20
     site = Site("mlp_in", LAYER)
-    x = opened.model.capture(held_out.token, [site])[site][held_out.scored]
+    x = capture(opened.model, held_out.token, [site])[site][held_out.scored]
     there = (held_out.token[held_out.scored] == WORD).float()
     weights = torch.zeros(x.shape[1] + 1, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=300, line_search_fn="strong_wolfe")

@@ -15,7 +15,7 @@ from circuitloom.cases.planted.found import ConceptFeature
 from circuitloom.cases.planted.results import ConceptOutcome, PlantedResults
 from circuitloom.cases.planted.sources import SourceScore, TokenContributions, choose_share, judge
 from circuitloom.cases.planted.study import study_planted
-from circuitloom.config import load as load_config
+from circuitloom.config import load_study
 from circuitloom.config.cases import PlantedCase
 from circuitloom.config.evaluation import Evaluation
 from circuitloom.core.tables import CONCEPT, FEATURE_CONCEPT, read_table, write_table
@@ -23,9 +23,10 @@ from circuitloom.corpus.annotations import annotate as label_words
 from circuitloom.corpus.tokens import open_tokens
 from circuitloom.dictionaries.dictionary import Dictionary, save_dictionary
 from circuitloom.evaluation.concept_matching import scored_activations
-from circuitloom.evaluation.concepts import label
-from circuitloom.evaluation.held_out import hold_out
-from circuitloom.language_model.model import Site, load
+from circuitloom.evaluation.concepts import concept_annotations
+from circuitloom.evaluation.held_out import load_held_out
+from circuitloom.language_model.hooks import Site
+from circuitloom.language_model.model import load_study
 
 DOC = Path(__file__).parents[2] / "docs" / "planted.md"
 PLANTED = ("full_stop", "comma", "count")
@@ -57,11 +58,11 @@ def results(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def planted(results):
     """Weights of a transcoder that reads the words of `PLANTED`, and its activations on the held-out tokens."""
-    held_out = hold_out(open_tokens(results / "corpus" / "validation.zarr"), Evaluation(tokens=100_000))
+    held_out = load_held_out(open_tokens(results / "corpus" / "validation.zarr"), Evaluation(tokens=100_000))
     site = Site("mlp_in", 0)
     model = load(results / "model", device="cpu")
     x = scored_activations(model, [site], held_out, 32)[site]
-    labels = label(read_table(results / "corpus" / "concept.parquet"), held_out)
+    labels = concept_annotations(read_table(results / "corpus" / "concept.parquet"), held_out)
     token = torch.repeat_interleave(torch.arange(len(x)), labels.start.diff())
     rows, biases = [], []
     for concept in PLANTED:
@@ -110,7 +111,7 @@ def test_a_run_that_was_not_matched_is_named(results):
     save_dictionary(Dictionary(*weights, act="relu"), folder, {})
     files = str(results / "model"), str(results / "corpus" / "tokenizer")
     opened = open_context(*files, [str(folder)], ["unmatched"], 128, "float32")
-    held_out = hold_out(open_tokens(results / "corpus" / "validation.zarr"), Evaluation(tokens=1000))
+    held_out = load_held_out(open_tokens(results / "corpus" / "validation.zarr"), Evaluation(tokens=1000))
     case = PlantedCase(kind="planted", runs=["unmatched"], neurons=False)
     nothing = FEATURE_CONCEPT.schema.empty_table()
     with pytest.raises(
@@ -178,7 +179,7 @@ def test_real_text_has_no_planted_concepts_and_the_config_says_so(tmp_path):
         "dictionaries": {"sweep": {"width": 2048, "k": 16}},
         "cases": {"benchmark": {"kind": "planted", "runs": ["tc-topk16-2048"]}},
     }
-    runs = load_config(study).case_runs("benchmark")
+    runs = load_study(study).case_runs("benchmark")
     assert runs == ["tc-topk16-2048"]
     text = tmp_path / "text.txt"
     text.write_text("some text\n")
@@ -186,10 +187,10 @@ def test_real_text_has_no_planted_concepts_and_the_config_says_so(tmp_path):
     with pytest.raises(
         ValueError, match=r"cases\.benchmark: only the generated corpus has planted concepts; set"
     ):
-        load_config(study | {"corpus": corpus})
+        load_study(study | {"corpus": corpus})
     cases = {"benchmark": {"kind": "planted", "runs": ["tc-none"]}}
     with pytest.raises(ValueError, match=r"cases\.benchmark: there is no run tc-none"):
-        load_config(study | {"cases": cases})
+        load_study(study | {"cases": cases})
 
 
 def test_pictures_are_drawn_where_nothing_was_found():

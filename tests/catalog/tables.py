@@ -14,11 +14,11 @@ from tests.models import CONTEXT, VOCABULARY
 from circuitloom.config.features import Features
 from circuitloom.core.tables import FEATURE_CONCEPT, LOGIT, METRIC, TABLES, TOKEN, write_table
 from circuitloom.corpus.tokens import Tokens
-from circuitloom.evaluation.held_out import hold_out_rows
+from circuitloom.evaluation.held_out import load_sequences
 from circuitloom.features.basis import FeatureBasis
 from circuitloom.features.external_sort import sort_block
-from circuitloom.features.tabulation import Tables
-from circuitloom.language_model.model import Site
+from circuitloom.features.tabulation import FeatureTables
+from circuitloom.language_model.hooks import Site
 
 SEQUENCES, TABULATED = 40, 36
 """Of all held-out tokens, and of those with features, as `features.tokens` may ask for."""
@@ -29,8 +29,8 @@ LAYERS = (1, 10)
 RUN, OTHER_RUN, LAYER, FEATURE, SILENT = "tc-narrow", "tc-wide", 1, 0, 3
 CONCEPTS = ("caught_fire", "food")
 FILLED = {
-    "run": f"'{RUN}'", "other_run": f"'{OTHER_RUN}'", "layer": LAYER, "feature": FEATURE,
-    "concept": f"'{CONCEPTS[0]}'", "pattern": "'caught'", "trace": "'some'",
+    "run": RUN, "other_run": OTHER_RUN, "layer": LAYER, "feature": FEATURE,
+    "concept": CONCEPTS[0], "pattern": "caught", "trace": "some",
 }  # fmt: skip
 """What the examples of macros leave open."""
 CONFIG = Features(examples=9, bands=3, band_examples=2, before=5, after=3, bins=6)
@@ -102,7 +102,7 @@ def matching(text: Sequence[str], spacing: str, pattern: str) -> list[int]:
 def make_study(folder: Path) -> Study:
     """Every table of a study in `folder`, all but the catalogue."""
     tokens = make_corpus(folder, BLANKS)
-    held_out = hold_out_rows(tokens, slice(TABULATED))
+    held_out = load_sequences(tokens, slice(TABULATED))
     text = np.array(BLANKS, object)[held_out.token.flatten().numpy()]
     scored = held_out.scored.flatten().numpy()
     z = {
@@ -150,10 +150,10 @@ def write_features(folder: Path, tokens: Tokens, run: str, layer: int, z: dict[i
     basis = FeatureBasis(
         run, layer, Site("mlp_in", layer), width, _nothing, torch.ones(width, 2), True, norm, norm, ""
     )
-    scored = hold_out_rows(tokens, slice(TABULATED)).n_tokens
+    scored = load_sequences(tokens, slice(TABULATED)).n_tokens
     target = folder / "features" / run / f"layer{layer}"
     paths = {name: target / f"{name}.parquet" for name in SPLIT if name != "logit"}
-    Tables(basis, tokens, pa.array(BLANKS), CONFIG, work, scored).write(paths)
+    FeatureTables(basis, tokens, pa.array(BLANKS), CONFIG, work, scored).write(paths)
     rows = [
         {"run": run, "layer": layer, "feature": feature, "sign": sign, "rank": rank, "token_id": 4 + rank,
          "token": BLANKS[4 + rank], "effect": sign * (0.5 - rank / 8 + feature / 1e6)}

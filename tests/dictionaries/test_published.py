@@ -14,7 +14,8 @@ from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, tiny_gpt2, tiny_l
 from circuitloom.config import Run
 from circuitloom.dictionaries.dictionary import load_dictionary
 from circuitloom.dictionaries.formats.published import import_run, import_transcoder, read_published
-from circuitloom.language_model.model import LanguageModel, Site, load
+from circuitloom.language_model.hooks import Site, capture, edited
+from circuitloom.language_model.model import LanguageModel, load
 
 WIDTH = 64
 TOKENS = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
@@ -100,7 +101,7 @@ def test_features_and_centred_outputs_are_those_of_compatibility_mode(
     folder = MODELS[architecture](tmp_path / "model")
     _, cache = bridge(folder).run_with_cache(TOKENS)
     model = load(folder, device="cpu")
-    raw = model.capture(TOKENS, [Site(site, i) for site in ("mlp_in", "mlp_out") for i in range(LAYERS)])
+    raw = capture(model, TOKENS, [Site(site, i) for site in ("mlp_in", "mlp_out") for i in range(LAYERS)])
     for layer in range(LAYERS):
         x, held = cache[f"blocks.{layer}.ln2.hook_normalized"], weights(layer)
         dictionary = import_transcoder(files, layer, model)
@@ -136,7 +137,7 @@ def test_the_model_predicts_what_it_does_in_compatibility_mode(
     expected = reference.run_with_hooks(TOKENS, fwd_hooks=hooks).log_softmax(-1)
     model = load(folder, device="cpu")
     found = {layer: import_transcoder(files, layer, model) for layer in layers}
-    with model.replacing({layer: lambda x, _y, d=d: d(x) for layer, d in found.items()}):
+    with edited(model, {Site("mlp_out", layer): lambda x, _y, d=d: d(x) for layer, d in found.items()}):
         spliced = model.logits(TOKENS).log_softmax(-1)
     assert (expected - untouched).abs().max() > 0.1
     torch.testing.assert_close(spliced, expected, rtol=1e-3, atol=1e-3)
@@ -145,7 +146,7 @@ def test_the_model_predicts_what_it_does_in_compatibility_mode(
 def test_what_centring_took_away_comes_back_as_far_as_it_is_constant(files: Run, tmp_path) -> None:
     model = load(tiny_gpt2(tmp_path / "model"), device="cpu")
     b_out = model.mlp(0).get_submodule("c_proj").bias
-    x = model.capture(TOKENS, [Site("mlp_in", 0)])[Site("mlp_in", 0)]
+    x = capture(model, TOKENS, [Site("mlp_in", 0)])[Site("mlp_in", 0)]
     y_hat = import_transcoder(files, 0, model)(x)
     norm = model.norm(0, "ln_2")
     expected = original(weights(0), (x - norm.bias) / norm.weight) + b_out.mean()

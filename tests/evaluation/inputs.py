@@ -5,7 +5,8 @@ from tests.models import VOCABULARY
 
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.evaluation.held_out import HeldOut
-from circuitloom.language_model.model import LanguageModel, Site
+from circuitloom.language_model.hooks import Site, capture
+from circuitloom.language_model.model import LanguageModel
 
 BOS = 1
 
@@ -26,7 +27,7 @@ def make_dictionary(model: LanguageModel, layer: int = 0, seed: int = 0, **chang
     generator = torch.Generator().manual_seed(seed)
     width, d = (
         40,
-        model.capture(torch.tensor([[BOS]]), [Site("mlp_in", layer)])[Site("mlp_in", layer)].shape[-1],
+        capture(model, torch.tensor([[BOS]]), [Site("mlp_in", layer)])[Site("mlp_in", layer)].shape[-1],
     )
     W_dec = torch.randn(width, d, generator=generator)
     fields = {

@@ -6,13 +6,13 @@ from tests.evaluation.inputs import make_dictionary, make_held_out
 from circuitloom.config import Evaluation
 from circuitloom.core.tables import FEATURE_CONCEPT, write_table
 from circuitloom.evaluation.concept_matching import (
-    encode,
     match_bases,
     match_dictionaries,
     scored_activations,
+    sparse_activations,
 )
-from circuitloom.evaluation.concepts import label
-from circuitloom.language_model.model import Site
+from circuitloom.evaluation.concepts import concept_annotations
+from circuitloom.language_model.hooks import Site, capture
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,12 @@ def labels(held_out):
     table = pa.table(
         {"concept": ["rare"] * len(sequence), "sequence": sequence.numpy(), "position": position.numpy()}
     )
-    return label(table, held_out)
+    return concept_annotations(table, held_out)
 
 
 def test_activations_are_those_of_the_scored_positions_in_order(model, held_out):
     sites = [Site("mlp_in", 1), Site("neurons", 1)]
-    whole = model.capture(held_out.token, sites)
+    whole = capture(model, held_out.token, sites)
     for site, value in scored_activations(model, sites, held_out, 7).items():
         torch.testing.assert_close(value, whole[site][held_out.scored])
 
@@ -40,7 +40,7 @@ def test_activations_are_those_of_the_scored_positions_in_order(model, held_out)
 def test_a_code_is_the_dense_code_without_its_zeros(model, monkeypatch):
     monkeypatch.setattr("circuitloom.evaluation.concept_matching.ENCODED_AT_ONCE", 30)
     dictionary, x = make_dictionary(model), torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
-    code = encode(dictionary, x)
+    code = sparse_activations(dictionary, x)
     dense = torch.zeros(100, 40)
     dense[code.token.long(), code.feature.long()] = code.value
     torch.testing.assert_close(dense, dictionary.encode(x))

@@ -7,7 +7,7 @@ from tests.evaluation.inputs import make_dictionary, make_held_out
 
 from circuitloom.config import Evaluation
 from circuitloom.core.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_table
-from circuitloom.evaluation.names import TOGETHER
+from circuitloom.evaluation.names import ALL_LAYERS
 from circuitloom.evaluation.scoring import (
     baseline_rows,
     histogram_rows,
@@ -16,7 +16,7 @@ from circuitloom.evaluation.scoring import (
     score,
     site_means,
 )
-from circuitloom.language_model.model import Site
+from circuitloom.language_model.hooks import Site, capture, edited
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_the_row_of_a_layer_is_what_numpy_computes_over_the_whole_set(model, hel
     row = metric_row(
         "run", layer, score(model, {"run": {layer: dictionary}}, held_out, 3)["run"], baselines[layer]
     )
-    seen = model.capture(held_out.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
+    seen = capture(model, held_out.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
     x, y = (
         (value[held_out.scored] for value in seen.values())
         if next(iter(seen)).name == "mlp_in"
@@ -57,7 +57,8 @@ def test_the_row_of_a_layer_is_what_numpy_computes_over_the_whole_set(model, hel
     assert row["fvu"] == pytest.approx(((y - y_hat) ** 2).sum() / ((y - y.mean(0)) ** 2).sum(), rel=1e-5)
     assert row["alive"] == pytest.approx((z != 0).any(0).mean())
     assert row["density_over_10_percent"] == pytest.approx(((z != 0).mean(0) > 0.1).mean())
-    with model.replacing({layer: lambda x, y: torch.where(held_out.scored[..., None], dictionary(x), y)}):
+    splice = lambda x, y: torch.where(held_out.scored[..., None], dictionary(x), y)  # noqa: E731
+    with edited(model, {Site("mlp_out", layer): splice}):
         ce = cross_entropy(model, held_out)
     assert row["ce"] == pytest.approx(ce, rel=1e-5)
     assert row["ce_original"] == pytest.approx(cross_entropy(model, held_out), rel=1e-5)
@@ -112,22 +113,22 @@ def test_a_dictionary_that_writes_nothing_is_the_zero_ablation_and_one_that_writ
 def test_all_layers_at_once_is_a_row_of_means_over_layers(model, held_out, baselines):
     layers = {layer: make_dictionary(model, layer, layer) for layer in range(3)}
     scored = score(model, {"run": layers}, held_out, 4)["run"]
-    row = metric_row("run", TOGETHER, scored, baselines[TOGETHER])
+    row = metric_row("run", ALL_LAYERS, scored, baselines[ALL_LAYERS])
     assert row["fvu"] == pytest.approx(fmean(sums.fvu for sums in scored.reconstruction.values()))
     stand_ins = {
-        layer: lambda x, y, d=dictionary: torch.where(held_out.scored[..., None], d(x), y)
+        Site("mlp_out", layer): lambda x, y, d=dictionary: torch.where(held_out.scored[..., None], d(x), y)
         for layer, dictionary in layers.items()
     }
-    with model.replacing(stand_ins):
+    with edited(model, stand_ins):
         assert row["ce"] == pytest.approx(cross_entropy(model, held_out), rel=1e-5)
     zero = lambda _x, y: torch.where(held_out.scored[..., None], 0.0, y)  # noqa: E731
-    with model.replacing(dict.fromkeys(range(3), zero)):
+    with edited(model, {Site("mlp_out", layer): zero for layer in range(3)}):
         assert row["ce_zero"] == pytest.approx(cross_entropy(model, held_out), rel=1e-5)
 
 
 def test_means_are_of_scored_positions_in_the_untouched_model(model, held_out):
     site = Site("mlp_out", 2)
-    expected = model.capture(held_out.token, [site])[site][held_out.scored].mean(0)
+    expected = capture(model, held_out.token, [site])[site][held_out.scored].mean(0)
     np.testing.assert_allclose(site_means(model, [site], held_out, 3)[site], expected, rtol=1e-4, atol=1e-6)
 
 

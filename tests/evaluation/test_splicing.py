@@ -3,7 +3,7 @@ import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
 
 from circuitloom.evaluation.scoring import Substitute, constant, reconstruct, splicing
-from circuitloom.language_model.model import Site
+from circuitloom.language_model.hooks import Site, capture, edited
 
 
 def forward_blocks(model, tokens, start, hidden):
@@ -22,11 +22,11 @@ def forward_blocks(model, tokens, start, hidden):
 def test_y_hat_stands_in_for_y_at_scored_positions_and_nowhere_else(any_model):
     batch, layer = make_held_out(), 1
     dictionary = make_dictionary(any_model, layer)
-    seen = any_model.capture(batch.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
+    seen = capture(any_model, batch.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
     expected = torch.where(
         batch.scored[..., None], dictionary(seen[Site("mlp_in", layer)]), seen[Site("mlp_out", layer)]
     )
-    with any_model.replacing({layer: lambda _x, _y: expected}):
+    with edited(any_model, {Site("mlp_out", layer): lambda _x, _y: expected}):
         reference = any_model.logits(batch.token)
     with splicing(any_model, {Site("mlp_out", layer): Substitute(dictionary)}, batch):
         spliced = any_model.logits(batch.token)
@@ -40,8 +40,8 @@ def test_y_hat_stands_in_for_y_at_scored_positions_and_nowhere_else(any_model):
 def test_an_sae_on_the_mlps_output_reads_the_output(model):
     batch, site = make_held_out(), Site("mlp_out", 1)
     sae = make_dictionary(model, 1, site_in="mlp_out")
-    y = model.capture(batch.token, [site])[site]
-    with model.replacing({1: lambda _x, _y: torch.where(batch.scored[..., None], sae(y), y)}):
+    y = capture(model, batch.token, [site])[site]
+    with edited(model, {Site("mlp_out", 1): lambda _x, _y: torch.where(batch.scored[..., None], sae(y), y)}):
         reference = model.logits(batch.token)
     with splicing(model, {site: Substitute(sae)}, batch):
         torch.testing.assert_close(model.logits(batch.token), reference)
@@ -54,9 +54,9 @@ def test_all_layers_replaced_see_the_inputs_of_the_replaced_model(model):
     def by_hand(layer):
         return lambda x, y: torch.where(batch.scored[..., None], dictionaries[layer](x), y)
 
-    with model.replacing({layer: by_hand(layer) for layer in range(model.layers)}):
+    with edited(model, {Site("mlp_out", layer): by_hand(layer) for layer in range(model.layers)}):
         reference = model.logits(batch.token)
-        replaced = model.capture(batch.token, [Site("mlp_in", 2)])[Site("mlp_in", 2)]
+        replaced = capture(model, batch.token, [Site("mlp_in", 2)])[Site("mlp_in", 2)]
     substitutes = {Site("mlp_out", d.layer): Substitute(d) for d in dictionaries}
     with splicing(model, substitutes, batch):
         torch.testing.assert_close(model.logits(batch.token), reference)
@@ -67,7 +67,7 @@ def test_all_layers_replaced_see_the_inputs_of_the_replaced_model(model):
 def test_a_substitute_of_resid_mid_goes_past_the_mlp_as_well_as_into_it(sequential_model):
     model, batch, layer = sequential_model, make_held_out(), 1
     sae = make_dictionary(model, layer, site_in="resid_mid", site_out="resid_mid")
-    mid = model.capture(batch.token, [Site("resid_mid", layer)])[Site("resid_mid", layer)]
+    mid = capture(model, batch.token, [Site("resid_mid", layer)])[Site("resid_mid", layer)]
     new = torch.where(batch.scored[..., None], sae(mid), mid)
     norm = model.block(layer).get_submodule(model.anatomy.norm_mlp)
     reference = forward_blocks(model, batch.token, layer + 1, new + model.mlp(layer)(norm(new)))
@@ -82,7 +82,7 @@ def test_a_substitute_of_resid_mid_goes_past_the_mlp_as_well_as_into_it(sequenti
 def test_a_substitute_of_resid_pre_is_the_blocks_input(any_model):
     batch, site = make_held_out(), Site("resid_pre", 1)
     sae = make_dictionary(any_model, 1, site_in="resid_pre", site_out="resid_pre")
-    pre = any_model.capture(batch.token, [site])[site]
+    pre = capture(any_model, batch.token, [site])[site]
     reference = forward_blocks(any_model, batch.token, 1, torch.where(batch.scored[..., None], sae(pre), pre))
     with splicing(any_model, {site: Substitute(sae)}, batch):
         torch.testing.assert_close(any_model.logits(batch.token), reference)
@@ -93,14 +93,14 @@ def test_a_substitute_of_mlp_in_is_read_by_the_mlp_alone(model):
     with splicing(model, {site: constant(torch.zeros(16))}, batch):
         spliced = model.logits(batch.token)
     out = model.mlp(1)(torch.zeros(16))
-    with model.replacing({1: lambda _x, y: torch.where(batch.scored[..., None], out, y)}):
+    with edited(model, {Site("mlp_out", 1): lambda _x, y: torch.where(batch.scored[..., None], out, y)}):
         torch.testing.assert_close(spliced, model.logits(batch.token))
 
 
 def test_ablation_keeps_the_bos(model):
     batch = make_held_out()
-    y = model.capture(batch.token, [Site("mlp_out", 0)])[Site("mlp_out", 0)]
-    with model.replacing({0: lambda _x, _y: torch.where(batch.scored[..., None], 0.0, y)}):
+    y = capture(model, batch.token, [Site("mlp_out", 0)])[Site("mlp_out", 0)]
+    with edited(model, {Site("mlp_out", 0): lambda _x, _y: torch.where(batch.scored[..., None], 0.0, y)}):
         reference = model.logits(batch.token)
     with splicing(model, {Site("mlp_out", 0): constant(torch.zeros(16))}, batch):
         torch.testing.assert_close(model.logits(batch.token), reference)
@@ -114,7 +114,7 @@ def test_parallel_blocks_refuse_resid_mid_and_offer_resid_pre(tmp_path):
     model = load(tiny_neox(tmp_path / "neox"), device="cpu")
     with (
         pytest.raises(ValueError, match="no resid_mid; use resid_pre"),
-        model.substituting(Site("resid_mid", 0), lambda x: x),
+        edited(model, {Site("resid_mid", 0): lambda _x, y: y}),
     ):
         pass
 

@@ -12,10 +12,11 @@ from tests.models import VOCABULARY
 from circuitloom.config.features import Features
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.tokens import Tokens
-from circuitloom.evaluation.held_out import hold_out_rows
+from circuitloom.evaluation.held_out import load_sequences
 from circuitloom.features.basis import FeatureBasis
 from circuitloom.features.tabulation import tabulate
-from circuitloom.language_model.model import LanguageModel, Site
+from circuitloom.language_model.hooks import Site, capture
+from circuitloom.language_model.model import LanguageModel
 
 WIDTH, LAYER = 24, 1
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
@@ -27,7 +28,7 @@ def make_basis(model: LanguageModel, digest: str = "tied") -> FeatureBasis:
     """Few levels, so that most activations are tied; feature 3 never fires, feature 4 always does."""
     generator = torch.Generator().manual_seed(0)
     site = Site("mlp_in", LAYER)
-    d = model.capture(torch.tensor([[1]]), [site])[site].shape[-1]
+    d = capture(model, torch.tensor([[1]]), [site])[site].shape[-1]
     weight = torch.randn(WIDTH, d, generator=generator)
     bias = torch.randn(WIDTH, generator=generator) - 1
     bias[3], bias[4] = -1000, 1000
@@ -43,9 +44,9 @@ def make_basis(model: LanguageModel, digest: str = "tied") -> FeatureBasis:
 
 def dense(basis: FeatureBasis, model: LanguageModel, tokens: Tokens) -> np.ndarray:
     """Activations at all positions of the flattened token array, 0 where a position does not count."""
-    part = hold_out_rows(tokens, slice(None))
+    part = load_sequences(tokens, slice(None))
     with torch.inference_mode():
-        x = torch.cat([model.capture(row[None], [basis.site])[basis.site][0] for row in part.token])
+        x = torch.cat([capture(model, row[None], [basis.site])[basis.site][0] for row in part.token])
     token, feature, value = basis.encode(x)
     z = np.zeros((part.token.numel(), WIDTH), np.float32)
     z[token, feature] = value

@@ -9,8 +9,8 @@ from tests.models import VOCABULARY
 
 from circuitloom.features.basis import dictionary_basis, neuron_basis
 from circuitloom.features.external_sort import stable_order
-from circuitloom.features.logit_effects import write_logits
-from circuitloom.language_model.model import Site
+from circuitloom.features.logit_effects import write_logit_effects
+from circuitloom.language_model.hooks import Site, capture
 from circuitloom.language_model.residual import neuron_rows, read_norm, read_unembedding
 
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
@@ -20,7 +20,7 @@ TOKENS = torch.randint(4, VOCABULARY, (3, 12), generator=torch.Generator().manua
 def test_neurons_times_their_rows_are_the_mlps_output(any_model):
     sites = [Site("neurons", 1), Site("mlp_out", 1)]
     with torch.inference_mode():
-        captured = any_model.capture(TOKENS, sites)
+        captured = capture(any_model, TOKENS, sites)
         neurons, output = (captured[site] for site in sites)
         written = neurons @ neuron_rows(any_model, 1)
         bias = (output - written).reshape(-1, output.shape[-1])
@@ -71,7 +71,7 @@ def test_a_row_changes_the_logits_by_its_direct_effect(any_model):
 def test_the_strongest_effects_are_tabulated_both_ways(any_model, tmp_path):
     dictionary = make_dictionary(any_model, layer=1)
     basis = dictionary_basis("tc", 1, dictionary)
-    write_logits(basis, any_model, STRINGS, 6, tmp_path / "logit.parquet")
+    write_logit_effects(basis, any_model, STRINGS, 6, tmp_path / "logit.parquet")
     rows = pq.read_table(tmp_path / "logit.parquet").to_pylist()
     assert len(rows) == dictionary.width * 2 * 6
     effects = dictionary.W_dec @ read_unembedding(any_model).rows.T
@@ -84,7 +84,7 @@ def test_the_strongest_effects_are_tabulated_both_ways(any_model, tmp_path):
 
 def test_what_lies_behind_the_norm_has_no_direct_effect(model, tmp_path):
     dictionary = make_dictionary(model, site_out="mlp_in")
-    write_logits(dictionary_basis("sae", 0, dictionary), model, STRINGS, 6, tmp_path / "logit.parquet")
+    write_logit_effects(dictionary_basis("sae", 0, dictionary), model, STRINGS, 6, tmp_path / "logit.parquet")
     assert pq.read_table(tmp_path / "logit.parquet").num_rows == 0
 
 

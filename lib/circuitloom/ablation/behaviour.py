@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..attribution.targets import find_token, read_prompt
+from ..attribution.targets import find_token, tokenize_prompt
 from ..config.circuits import Behaviour, parse_target
 from ..core.progress import progress
 from ..core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, Table
@@ -221,7 +221,7 @@ def study_behaviour(
     longest prompt, in tokens. Raises ValueError where a text or a token cannot be read.
     """
     strings = tokenizer.strings()
-    tokens = [read_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
+    tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
     metrics = [read_metric(example.target, strings) for example in behaviour.prompts]
     probes = make_probes(tokens, metrics, tokenizer.bos_id)
     budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..language_model.hooks import Edit, edited
 from ..language_model.model import LanguageModel
-from .components import Ablation, Basis, Edit, Fill, Part, editing
+from .components import Ablation, Basis, Fill, Part
 from .metrics import PromptMetric, divergence, last_logits
 
 AT_ONCE = 2**24
@@ -123,7 +124,7 @@ def observe(model: LanguageModel, basis: Basis, probe: PromptMetric) -> list[Flo
 
     with torch.inference_mode(), ExitStack() as stack:
         for number, part in enumerate(basis.parts):
-            stack.enter_context(editing(model, part.site, see(number, part)))
+            stack.enter_context(edited(model, {part.site: see(number, part)}))
         last_logits(model, probe.token[None])
     return [seen[number] for number in range(len(basis.parts))]
 
@@ -169,7 +170,8 @@ def attribute(model: LanguageModel, basis: Basis, probe: PromptMetric, fill: Fil
         where = probe.where.to(model.device)
         for number, part in enumerate(basis.parts):
             none = Ablation(torch.zeros(1, part.width, dtype=torch.bool, device=model.device), where[None])
-            stack.enter_context(editing(model, part.site, _add_leaf(number, part, none, where, seen)))
+            leaf = _add_leaf(number, part, none, where, seen)
+            stack.enter_context(edited(model, {part.site: leaf}))
         metric = probe.metric(last_logits(model, probe.token[None])).sum()
         leaves = [seen[number][1] for number in range(len(basis.parts))]
         # where a reconstruction stands for an MLP's output, nothing reads its neurons

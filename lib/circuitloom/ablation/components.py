@@ -4,21 +4,18 @@ No dictionary stands in for anything here: what a dictionary misses, and what is
 Bases: what a model is taken to be made of, and passes of the model without some of it."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.model import LanguageModel, Site
-
-HEADS = "heads"
-"""Site of the heads' outputs, one after the other: the input of attention's output matrix."""
+from ..language_model.hooks import Edit, Site, edited
+from ..language_model.model import LanguageModel
 
 
 class Ablation(NamedTuple):
@@ -45,11 +42,11 @@ class FeatureComponents:
     """Values a component, which go together."""
 
     def __post_init__(self) -> None:
-        sites = (self.dictionary.site_in, self.dictionary.site_out)
-        if sites != ("mlp_in", "mlp_out") and sites[0] != sites[1]:
+        dictionary = self.dictionary
+        if not (dictionary.is_sae or dictionary.is_transcoder):
             raise ValueError(
-                f"run {self.run}: its features read {sites[0]} and write {sites[1]}, on which they cannot be ablated; "
-                "name a run of SAEs, or of transcoders"
+                f"run {self.run}: its features read {dictionary.site_in} and write {dictionary.site_out}, on which "
+                "they cannot be ablated; name a run of SAEs, or of transcoders"
             )
 
     @property
@@ -66,7 +63,7 @@ class FeatureComponents:
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch value"]:
         """Activations of all features, from what the MLP reads and what the site holds."""
-        return self.dictionary.encode(self._read(x, y))
+        return self.dictionary.encode(self.dictionary.encoder_input(x, y))
 
     def pull(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
         """Gradient with respect to activations, from that with respect to the site."""
@@ -91,42 +88,20 @@ class FeatureComponents:
         number, position = concerned.nonzero(as_tuple=True)
         if not len(number):
             return y
-        dictionary = self.dictionary
-        x, before = self._read(x[number, position], y[number, position]), y[number, position]
-        token, feature, value = dictionary.encode_sparse(x)
         here = at[number, position]
-        ablated = here[token] & gone[number[token], feature]
-        if self.keeps_error:
-            after = before - self._decode(token, feature, value, ablated, len(x))
-        else:
-            after = self._decode(token, feature, value, ~ablated, len(x)) + dictionary.b_dec
-            if dictionary.W_skip is not None:
-                after = after + x @ dictionary.W_skip.T
+        after = self.dictionary.ablate(
+            x[number, position],
+            y[number, position],
+            lambda token, feature: here[token] & gone[number[token], feature],
+            self.keeps_error,
+        )
         if fill is not None:
             if len(fill) == 1:
-                filled = ((gone * fill) @ dictionary.W_dec)[number]
+                filled = self.dictionary.write(gone * fill)[number]
             else:
-                filled = (gone[number] * fill[position]) @ dictionary.W_dec
+                filled = self.dictionary.write(gone[number] * fill[position])
             after = after + filled * here[:, None]
         return y.index_put((number, position), after.to(y.dtype))
-
-    def _read(self, x: Tensor, y: Tensor) -> Tensor:
-        transcodes = self.dictionary.site_in != self.dictionary.site_out
-        return (x if transcodes else y).to(self.dictionary.W_enc.dtype)
-
-    def _decode(
-        self,
-        token: Int[Tensor, " entry"],
-        feature: Int[Tensor, " entry"],
-        value: Float[Tensor, " entry"],
-        chosen: Bool[Tensor, " entry"],
-        n: int,
-    ) -> Float[Tensor, "token d_out"]:
-        """What the chosen entries, which are ordered by token, write at each of n tokens."""
-        start = torch.searchsorted(token[chosen], torch.arange(n, device=token.device))
-        return F.embedding_bag(
-            feature[chosen], self.dictionary.W_dec, start, mode="sum", per_sample_weights=value[chosen]
-        )
 
 
 @dataclass(frozen=True)
@@ -167,11 +142,6 @@ class UnitComponents:
 
 Part = FeatureComponents | UnitComponents
 """Components of one kind at one site."""
-
-
-Edit = Callable[[Tensor, Tensor], Tensor]
-"""(what the MLP reads, value of the site), each [pass, position, d], to what the value becomes. At a site other than
-`mlp_out` both are the value."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +186,7 @@ class Basis:
                 gone = ablation.gone[:, own]
                 if gone.any() or (isinstance(part, FeatureComponents) and not part.keeps_error):
                     edit = _ablate(part, Ablation(gone, ablation.at), where, filled)
-                    stack.enter_context(editing(model, part.site, edit))
+                    stack.enter_context(edited(model, {part.site: edit}))
             yield
 
 
@@ -226,25 +196,6 @@ Fill = Sequence[Tensor | None]
 
 def _ablate(part: Part, ablation: Ablation, where: Tensor, fill: Tensor | None) -> Edit:
     return lambda x, y: part.ablate(x, y, ablation, where, fill)
-
-
-def editing(model: LanguageModel, site: Site, edit: Edit) -> AbstractContextManager[None]:
-    """Within the context, all that follows from `site` follows from what `edit` makes of its value."""
-    if site.name == HEADS:
-        return _editing_heads(model, site.layer, edit)
-    if site.name == "mlp_out":
-        return model.replacing({site.layer: edit})
-    return model.substituting(site, lambda value: edit(value, value))
-
-
-@contextmanager
-def _editing_heads(model: LanguageModel, layer: int, edit: Edit) -> Iterator[None]:
-    projection = model.attention(layer).get_submodule(model.anatomy.attention_projection)
-    handle = projection.register_forward_pre_hook(lambda _module, args: (edit(args[0], args[0]), *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keeps_error: bool = True) -> Basis:
@@ -262,7 +213,7 @@ def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Bas
     parts = []
     for layer in range(model.layers) if layers is None else layers:
         projection = model.attention(layer).get_submodule(model.anatomy.attention_projection)
-        parts.append(UnitComponents("head", Site(HEADS, layer), heads, _inputs(projection) // heads))
+        parts.append(UnitComponents("head", Site("heads", layer), heads, _inputs(projection) // heads))
     return Basis("heads", tuple(parts))
 
 

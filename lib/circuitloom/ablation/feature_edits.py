@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..attribution.direct_effects import AttributionTargets
 from ..attribution.linearized_model import LinearizedModel
-from ..attribution.targets import find_position
-from ..config.circuits import Change, parse_place
-from ..language_model.model import LanguageModel, Replacement
+from ..attribution.targets import resolve_position
+from ..config.circuits import FeatureChange, parse_feature
+from ..language_model.hooks import Edit, Site, edited
+from ..language_model.model import LanguageModel
 from .interventions import run_free, run_frozen
 
-Edit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
+FeatureEdit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
 """A layer's activations, of all features at all positions that are replaced, to what they are made to be."""
 
 
@@ -30,31 +31,31 @@ class EditOutcome:
 
 
 def make_edits(
-    model: LinearizedModel, change: Change, other: LinearizedModel | None = None
-) -> dict[int, Edit]:
+    model: LinearizedModel, change: FeatureChange, other: LinearizedModel | None = None
+) -> dict[int, FeatureEdit]:
     """Layer to what a change does to its activations; `other` is the prompt that is patched from.
 
     Raises ValueError where a layer has no dictionary, a feature or position is not there, or the other prompt is of
     another length.
     """
-    places = [parse_place(text) for text in change.features]
+    places = [parse_feature(text) for text in change.features]
     for place in places:
         _check(model, place.layer, place.feature)
-    if change.kind == "patch" and (other is None or len(other.frozen) != len(model.frozen)):
+    if change.kind == "patch" and (other is None or len(other.captured) != len(model.captured)):
         raise ValueError("the prompts of a patch differ in length; choose one of as many tokens")
     chosen = {}
     for layer in sorted({place.layer for place in places}):
-        mask = torch.zeros(len(model.frozen), model.dictionaries[layer].width, dtype=torch.bool)
+        mask = torch.zeros(len(model.captured), model.dictionaries[layer].width, dtype=torch.bool)
         for place in places:
             if place.layer == layer:
-                position = slice(None) if place.position is None else find_position(place.position, model)
+                position = slice(None) if place.position is None else resolve_position(place.position, model)
                 mask[position, place.feature] = True
         mask = mask.to(model.replaced.device)
         chosen[layer] = _edit(change, mask, None if other is None else dense(other, layer))
     return chosen
 
 
-def _edit(change: Change, mask: Tensor, patch: Tensor | None) -> Edit:
+def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureEdit:
     strength = change.strength or 0.0
     match change.kind:
         case "ablate":
@@ -72,7 +73,7 @@ def _edit(change: Change, mask: Tensor, patch: Tensor | None) -> Edit:
 
 def dense(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
     """Activations of all features of a layer on the prompt, zeros included."""
-    z = model.frozen.resid_final.new_zeros(len(model.frozen), model.dictionaries[layer].width)
+    z = model.captured.resid_final.new_zeros(len(model.captured), model.dictionaries[layer].width)
     own = model.features.layer == layer
     z[model.features.position[own], model.features.feature[own]] = model.features.activation[own]
     return z
@@ -82,7 +83,7 @@ def dense(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature
 def apply_edits(
     language_model: LanguageModel,
     model: LinearizedModel,
-    edits: dict[int, Edit],
+    edits: dict[int, FeatureEdit],
     targets: Sequence[AttributionTargets],
 ) -> EditOutcome:
     """What edits do to targets, on the frozen replacement model and on the model itself.
@@ -92,10 +93,10 @@ def apply_edits(
     changes = {}
     for layer, edit in edits.items():
         z = dense(model, layer)
-        changes[layer] = ((edit(z) - z) * model.replaced[:, None] @ model.dictionaries[layer].W_dec)[None]
+        changes[layer] = model.dictionaries[layer].write((edit(z) - z) * model.replaced[:, None])[None]
 
-    replacements = _replacements(model, edits)
-    start = model.frozen.layers[0].resid_pre[None]
+    replacements = _mlp_edits(model, edits)
+    start = model.captured.layers[0].resid_pre[None]
     return EditOutcome(
         before=torch.cat(run_frozen(model, {}, start, targets), 1)[0],
         frozen=torch.cat(run_frozen(model, changes, start, targets), 1)[0],
@@ -105,25 +106,24 @@ def apply_edits(
 
 @torch.inference_mode()
 def predict(
-    language_model: LanguageModel, model: LinearizedModel, edits: dict[int, Edit]
+    language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit]
 ) -> Float[Tensor, "position vocabulary"]:
     """Next-token probabilities of the model itself with features edited, nothing else held."""
-    with language_model.replacing(_replacements(model, edits)):
-        return language_model.logits(model.frozen.token[None])[0].float().softmax(-1)
+    mlp_edits = {Site("mlp_out", layer): edit for layer, edit in _mlp_edits(model, edits).items()}
+    with edited(language_model, mlp_edits):
+        return language_model.logits(model.captured.token[None])[0].float().softmax(-1)
 
 
-def _replacements(model: LinearizedModel, edits: dict[int, Edit]) -> dict[int, Replacement]:
-    """What the output of each MLP becomes where features are edited as strong as they are on that pass."""
+def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[int, Edit]:
+    """Layer to the edit of its mlp_out: features are edited from the activations that they have in that pass."""
 
-    def replace(layer: int, edit: Edit) -> Replacement:
-        def add(x: Tensor, y: Tensor) -> Tensor:
-            dictionary = model.dictionaries[layer]
-            z = dictionary.encode(x[0])
-            return y + ((edit(z) - z) * model.replaced[:, None] @ dictionary.W_dec)[None]
+    def mlp_edit(layer: int, edit: FeatureEdit) -> Edit:
+        def at_replaced(z: Tensor) -> Tensor:
+            return torch.where(model.replaced[:, None], edit(z), z)
 
-        return add
+        return lambda x, y: model.dictionaries[layer].edit(x[0], y[0], at_replaced)[None]
 
-    return {layer: replace(layer, edit) for layer, edit in edits.items()}
+    return {layer: mlp_edit(layer, edit) for layer, edit in edits.items()}
 
 
 def _check(model: LinearizedModel, layer: int, feature: int) -> None:

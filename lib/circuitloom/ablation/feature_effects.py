@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.model import LanguageModel, Site
+from ..language_model.hooks import Site, capture, find_module
+from ..language_model.model import LanguageModel
 
 AT_ONCE = 2**24
 """Pre-activations (ablation, feature) held at once."""
@@ -48,7 +49,7 @@ def read_stream(
     """
     site = Site("resid_mid", layer)
     parts = [
-        model.capture(tokens, [site])[site][places.to(model.device)].float()
+        capture(model, tokens, [site])[site][places.to(model.device)].float()
         for tokens, places in zip(token.split(batch), where.split(batch), strict=True)
     ]
     return torch.cat(parts)
@@ -100,8 +101,7 @@ class _Layer:
     def __init__(self, model: LanguageModel, source: Dictionary, target: Dictionary) -> None:
         self.source, self.target = source, target
         # a model without resid_mid is refused where it is asked for it
-        with model.watching([Site("resid_mid", source.layer)], lambda _site, _value: None):
-            pass
+        find_module(model, Site("resid_mid", source.layer))
         norm = model.norm(source.layer, model.anatomy.norm_mlp)
         self.norm = torch.nn.Identity() if norm is None else norm
         self.mlp = model.mlp(source.layer)
@@ -129,7 +129,7 @@ class _Layer:
     ) -> tuple[Int[Tensor, " pair"], Float[Tensor, "pair 3"]]:
         """Pairs (source * F + target) on single ablations: change, its magnitude, and 1 where there is any."""
         width = self.target.width
-        ablated = stream[token] - value[:, None] * self.source.W_dec[feature]
+        ablated = self.source.subtract_feature(stream[token], feature, value)
         row, after, value_after = self.target.encode_sparse(self._read(ablated))
         row_before, target, value_before = _rows_of(before, token)
         key = torch.cat([row_before * width + target, row * width + after])

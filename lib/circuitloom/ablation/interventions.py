@@ -1,16 +1,16 @@
 """What happens when a source is taken away: with everything else held, and with nothing held."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..attribution.direct_effects import AttributionTargets, sources
+from ..attribution.direct_effects import AttributionTargets, source_columns
 from ..attribution.linearized_model import LinearizedModel
-from ..language_model.model import LanguageModel, Replacement, Site
+from ..language_model.hooks import Edit, Site, edited, observed
+from ..language_model.model import LanguageModel
 
 AT_ONCE = 2**24
 """Numbers (intervention, position, d) of one stream held at once."""
@@ -31,7 +31,7 @@ def run_frozen(
     live. `start` is what enters.
     """
     values: dict[int, Tensor] = {}
-    passes = model.ascend(start, lambda layer: model.written(layer) + changes.get(layer, 0.0))
+    passes = model.residual_streams(start, lambda layer: model.mlp_output(layer) + changes.get(layer, 0.0))
     for layer, stream in enumerate(passes):
         for i, target in enumerate(targets):
             if target.layer == layer:
@@ -47,7 +47,7 @@ def ablate_frozen(
 
     `node` are columns of `sources(model)`, the constant's not among them.
     """
-    frozen = model.frozen
+    frozen = model.captured
     start = _start(model)
     before = torch.cat(run_frozen(model, {}, start[None], targets), 1)
     effects = []
@@ -84,14 +84,14 @@ def ablate_free(
         after = torch.cat(run_free(language_model, model, len(part), replacements, changes, targets), 1)
         effects.append(before - after)
     total = sum(len(target) for target in targets)
-    return torch.cat(effects) if effects else model.frozen.resid_final.new_zeros(0, total)
+    return torch.cat(effects) if effects else model.captured.resid_final.new_zeros(0, total)
 
 
 def run_free(
     language_model: LanguageModel,
     model: LinearizedModel,
     n: int,
-    replacements: Mapping[int, Replacement],
+    replacements: Mapping[int, Edit],
     entering: Mapping[int, Float[Tensor, "position d"]],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
@@ -102,38 +102,27 @@ def run_free(
     seen: dict[Site, Tensor] = {}
     layers = sorted({target.layer for target in targets if target.layer < model.layers})
 
-    def enter(stream: Tensor) -> Tensor:
+    def enter(_x: Tensor, stream: Tensor) -> Tensor:
         stream = stream.clone()
         for i, change in entering.items():
             stream[i] += change.to(stream.dtype)
         return stream
 
-    tokens = model.frozen.token.expand(n, -1)
+    tokens = model.captured.token.expand(n, -1)
     with ExitStack() as stack:
-        stack.enter_context(language_model.replacing(dict(replacements)))
+        edits = {Site("mlp_out", layer): edit for layer, edit in replacements.items()}
         if entering:
-            stack.enter_context(language_model.substituting(Site("resid_pre", 0), enter))
-        sites = [Site("mlp_in", layer) for layer in layers]
-        stack.enter_context(language_model.watching(sites, seen.__setitem__))
-        final = stack.enter_context(_watching_final(language_model))
+            edits[Site("resid_pre", 0)] = enter
+        stack.enter_context(edited(language_model, edits))
+        sites = [Site("mlp_in", layer) for layer in layers] + [Site("final_norm")]
+        stack.enter_context(observed(language_model, sites, seen.__setitem__))
         language_model.logits(tokens)
     values = []
     for target in targets:
-        read = final[0] if target.layer == model.layers else seen[Site("mlp_in", target.layer)]
-        values.append((read[:, target.position] * target.behind).sum(-1) + target.bias)
+        site = Site("final_norm") if target.layer == model.layers else Site("mlp_in", target.layer)
+        read = seen[site]
+        values.append((read[:, target.position] * target.normed_vector).sum(-1) + target.bias)
     return values
-
-
-@contextmanager
-def _watching_final(language_model: LanguageModel) -> Iterator[list[Any]]:
-    """What the unembedding reads, of the latest pass."""
-    seen: list[Any] = []
-    module = language_model.module.get_submodule(language_model.anatomy.norm_final)
-    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def written_by(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
@@ -141,45 +130,45 @@ def written_by(model: LinearizedModel, source: int) -> tuple[int | None, int, Fl
 
     Of a feature or error, what it adds to the MLP's output. Raises ValueError for the constant.
     """
-    columns = sources(model)
-    length = len(model.frozen)
+    columns = source_columns(model)
+    length = len(model.captured)
     if source < columns.active:
         layer, position = int(model.features.layer[source]), int(model.features.position[source])
-        return layer, position, model.decoder_rows(layer, slice(source, source + 1))[0]
+        return layer, position, model.feature_outputs(layer, slice(source, source + 1))[0]
     if source < columns.errors.stop:
         layer, position = divmod(source - columns.errors.start, length)
         return layer, position, model.errors[layer, position]
     if source < columns.embeddings.stop:
         position = source - columns.embeddings.start
-        return None, position, model.frozen.embedding[position]
-    if source < columns.learned_positions.stop and model.frozen.positions is not None:
-        position = source - columns.learned_positions.start
-        return None, position, model.frozen.positions[position]
+        return None, position, model.captured.embedding[position]
+    if source < columns.position_embeddings.stop and model.captured.position_embedding is not None:
+        position = source - columns.position_embeddings.start
+        return None, position, model.captured.position_embedding[position]
     raise ValueError("constants, and positions that a model does not learn, cannot be taken away")
 
 
 def _start(model: LinearizedModel) -> Float[Tensor, "position d"]:
-    positions = model.frozen.positions
-    return model.frozen.embedding if positions is None else model.frozen.embedding + positions
+    positions = model.captured.position_embedding
+    return model.captured.embedding if positions is None else model.captured.embedding + positions
 
 
 def _chunk(model: LinearizedModel) -> int:
     """Interventions at once."""
-    return max(1, AT_ONCE // (model.frozen.resid_final.numel() * (model.layers + 1)))
+    return max(1, AT_ONCE // (model.captured.resid_final.numel() * (model.layers + 1)))
 
 
 def _free_changes(
     model: LinearizedModel, part: Int[Tensor, " node"]
-) -> tuple[dict[int, Tensor], dict[int, Replacement]]:
+) -> tuple[dict[int, Tensor], dict[int, Edit]]:
     """What is added to the start of some passes; and how MLPs' outputs change, each pass for its source alone."""
-    active = sources(model).active
+    active = source_columns(model).active
     entering: dict[int, Tensor] = {}
     features: dict[int, list[tuple[int, int, int]]] = {}
     errors: dict[int, list[tuple[int, int]]] = {}
     for i, source in enumerate(part.tolist()):
         layer, position, vector = written_by(model, source)
         if layer is None:
-            entering[i] = torch.zeros_like(model.frozen.embedding)
+            entering[i] = torch.zeros_like(model.captured.embedding)
             entering[i][position] = -vector
         elif source < active:
             features.setdefault(layer, []).append((i, position, int(model.features.feature[source])))
@@ -194,7 +183,7 @@ def _free_changes(
 
 def _ablation(
     model: LinearizedModel, layer: int, features: list[tuple[int, int, int]], errors: list[tuple[int, int]]
-) -> Replacement:
+) -> Edit:
     """Takes one feature (pass, position, number) or error (pass, position) from the MLP's output of each pass."""
 
     def replace(x: Tensor, y: Tensor) -> Tensor:
@@ -203,7 +192,7 @@ def _ablation(
             dictionary = model.dictionaries[layer]
             i, position, feature = torch.tensor(features, device=y.device).T
             z = dictionary.encode(x[i, position])[torch.arange(len(i)), feature]
-            y[i, position] -= z[:, None] * dictionary.W_dec[feature]
+            y[i, position] = dictionary.subtract_feature(y[i, position], feature, z)
         for i, position in errors:
             y[i, position] -= model.errors[layer, position]
         return y

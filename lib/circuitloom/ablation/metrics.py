@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..corpus.tokens import scored_positions
+from ..language_model.hooks import Site, edited
 from ..language_model.model import LanguageModel
 
 Metric = Callable[[Float[Tensor, "pass vocabulary"]], Float[Tensor, " pass"]]
@@ -90,12 +91,8 @@ def last_logits(
     model: LanguageModel, token: Int[Tensor, "pass position"]
 ) -> Float[Tensor, "pass vocabulary"]:
     """Logits behind the last token, float32 or float64; no others are computed."""
-    unembedding = model.module.get_submodule(model.anatomy.unembedding)
-    handle = unembedding.register_forward_pre_hook(lambda _module, args: (args[0][:, -1:], *args[1:]))
-    try:
+    with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
         output = model.module(token.to(model.device))
-    finally:
-        handle.remove()
     logits = (output if isinstance(output, Tensor) else output.logits)[:, -1]
     return logits if logits.dtype == torch.float64 else logits.float()
 

@@ -18,10 +18,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..config.activations import Activations
-from ..core.atomic_io import fingerprint, flush, move, partial_folder
-from ..core.atomic_io import replace as replace_file
+from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder, write_atomically
 from ..core.progress import progress
-from ..language_model.model import LanguageModel, Site
+from ..language_model.hooks import Site, capture, capture_each
+from ..language_model.model import LanguageModel
 from ..language_model.model_files import weights_digest
 from .arrays import (
     LARGEST,
@@ -34,13 +34,13 @@ from .arrays import (
     shard_file,
     write_shard,
 )
-from .row_order import Placement, RowOrder
-from .shards import Description, finish, group_folder, record_file, write_description
+from .row_order import RowOrder, ShardBatch
+from .shards import CacheDescription, finish_layers, group_folder, sums_file, write_description
 from .statistics import RowSums
 
 
 @dataclass
-class Shard:
+class ShardBuffer:
     """Room for the rows of one shard, of every layer; used again and again."""
 
     values: Num[Tensor, "layer row d"]
@@ -101,9 +101,9 @@ class Recorder:
     def d(self) -> int:
         """Width of the site; ValueError where the model has no such site."""
         first = Site(self.site, self.layers[0])
-        return self.model.capture(torch.zeros(1, 1, dtype=torch.int64), [first])[first].shape[-1]
+        return capture(self.model, torch.zeros(1, 1, dtype=torch.int64), [first])[first].shape[-1]
 
-    def record(self, batches: Iterator[Placement], sums: RowSums) -> Iterator[PackedBatch]:
+    def record(self, batches: Iterator[ShardBatch], sums: RowSums) -> Iterator[PackedBatch]:
         """The packed activations of each batch; adds those of every watched site to `sums`.
 
         From a GPU, batches in host memory are given out once the next one's work is queued: copying hides behind it.
@@ -121,7 +121,7 @@ class Recorder:
             yield behind
 
     @torch.inference_mode()
-    def _batch(self, batch: Placement, sums: RowSums) -> PackedBatch:
+    def _batch(self, batch: ShardBatch, sums: RowSums) -> PackedBatch:
         source = batch.source.to(self.model.device)
         packed = PackedBatch(batch.slot)
         place = {site: i for i, site in enumerate(self.watched)}
@@ -135,7 +135,7 @@ class Recorder:
                 packed_site = pack(x, self.number_format)
                 layers[site.layer] = _to_host(packed_site) if self.to_host else packed_site
 
-        self.model.visit(batch.tokens, self.watched, see)
+        capture_each(self.model, batch.tokens, self.watched, see)
         packed.layers += [layers[layer] for layer in self.layers]
         if self.to_host and self.model.device.type == "cuda":
             packed.copied = torch.cuda.Event()
@@ -168,9 +168,9 @@ def _to_host(packed: Packed) -> Packed:
     return Packed(values, copy(packed.scales))
 
 
-ROOM_SHARE = 0.4
+GPU_MEMORY_FRACTION = 0.4
 """Of a GPU's free memory, what two shards may take."""
-WRITERS = 8
+MAX_WRITER_THREADS = 8
 """Threads that write at most: what each takes, the model lacks on a CPU."""
 
 
@@ -187,10 +187,10 @@ def cache_site(
     writer, mark = _writer(site, order, model, config, version)
     with partial_folder(folder / site, mark) as work:
         writer.write(work, range(order.shards))
-        finish(work, [work], folder)
+        finish_layers(work, [work], folder)
 
 
-def cache_part(
+def cache_shards_of_job(
     site: str,
     order: RowOrder,
     model: LanguageModel,
@@ -207,7 +207,7 @@ def cache_part(
     first, stop = (each * order.shards // config.jobs for each in (part, part + 1))
     with partial_folder(folder, fingerprint(whole=mark, shards=[first, stop])) as work:
         writer.write(work / folder.name, range(first, stop))
-        move(work / folder.name, folder)
+        replace_folder(work / folder.name, folder)
         shutil.rmtree(work)
 
 
@@ -224,23 +224,23 @@ def _writer(
         version=version,
     )  # fmt: skip
     recorder = Recorder(model, site, layers, config.dtype)
-    if _holds_rooms(recorder, min(order.shard_rows, order.rows)):
+    if _buffers_fit_on_gpu(recorder, min(order.shard_rows, order.rows)):
         recorder = replace(recorder, to_host=False)
-    return Writer(order, recorder, config.batch, weights), mark
+    return CacheWriter(order, recorder, config.batch, weights), mark
 
 
-def _holds_rooms(recorder: Recorder, rows: int) -> bool:
+def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
     """Whether the model is on a GPU that has room for two shards beside it: there rows find their slots fastest."""
     device = recorder.model.device
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
     values = 2 * len(recorder.layers) * rows * recorder.d * TORCH_DTYPE[recorder.number_format].itemsize
-    return values < ROOM_SHARE * free
+    return values < GPU_MEMORY_FRACTION * free
 
 
 @dataclass(frozen=True)
-class Writer:
+class CacheWriter:
     """Fills, writes and records shards; a shard that is recorded is whole."""
 
     order: RowOrder
@@ -260,7 +260,7 @@ class Writer:
         done = next((shard for shard in shards if not _is_whole(work, arrays, shard)), shards.stop)
         # after a kill amid moving, later shards have records and yet are written anew
         for shard in range(done, shards.stop):
-            record_file(work, shard).unlink(missing_ok=True)
+            sums_file(work, shard).unlink(missing_ok=True)
         first, start, stop = (self._row(shard) for shard in (shards.start, done, shards.stop))
         with progress(
             f"activations: {self.recorder.site}", stop - first, "tokens", done=start - first
@@ -291,11 +291,11 @@ class Writer:
             if written is not None:
                 written.result()
 
-    def _room(self) -> Shard:
+    def _room(self) -> ShardBuffer:
         recorder = self.recorder
         rows = min(self.order.shard_rows, self.order.rows)
         device = "cpu" if recorder.to_host else recorder.model.device
-        return Shard.empty(len(recorder.layers), rows, recorder.d, recorder.number_format, device)
+        return ShardBuffer.empty(len(recorder.layers), rows, recorder.d, recorder.number_format, device)
 
     def _no_sums(self) -> RowSums:
         return RowSums.zeros(len(self.recorder.watched), self.recorder.d, self.recorder.model.device)
@@ -319,7 +319,7 @@ class Writer:
         work: Path,
         arrays: "Arrays",
         shard: int,
-        room: Shard,
+        room: ShardBuffer,
         sums: RowSums,
         writers: ThreadPoolExecutor,
     ) -> None:
@@ -333,9 +333,9 @@ class Writer:
 
         list(writers.map(write_layer, range(len(arrays))))
         # all at once: while one is written, the disk takes those before it
-        list(writers.map(lambda array: flush(shard_file(array, shard)), chain.from_iterable(arrays)))
+        list(writers.map(lambda array: fsync(shard_file(array, shard)), chain.from_iterable(arrays)))
         content = {"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}
-        replace_file(record_file(work, shard), save(content))
+        write_atomically(sums_file(work, shard), save(content))
 
     def _arrays(self, work: Path) -> "Arrays":
         """The arrays of each layer: values, and scales where the format has them."""
@@ -353,8 +353,8 @@ class Writer:
         return layers
 
     @cached_property
-    def _description(self) -> Description:
-        return Description(
+    def _description(self) -> CacheDescription:
+        return CacheDescription(
             self.recorder.site,
             list(self.recorder.layers),
             self.recorder.number_format,
@@ -371,13 +371,13 @@ Arrays = list[list[zarr.Array]]
 
 def _is_whole(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int) -> bool:
     """The shard is recorded, and its layers lie there: a kill may have come while they were moved."""
-    return record_file(work, shard).is_file() and all(
+    return sums_file(work, shard).is_file() and all(
         shard_file(array, shard).is_file() for layer in arrays for array in layer
     )
 
 
 def _writers() -> int:
-    return max(1, min(WRITERS, torch.get_num_threads() // 2))
+    return max(1, min(MAX_WRITER_THREADS, torch.get_num_threads() // 2))
 
 
 def _as_numpy(values: torch.Tensor) -> np.ndarray:

@@ -1,13 +1,12 @@
-"""A prompt's pass through the model with attention patterns and norm denominators held: between MLPs, it is linear.
-The pass of a prompt through the model, watched, and put together as a frozen one."""
+"""Capture a prompt's forward pass: with attention patterns and norm denominators frozen, it is linear between MLPs."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..language_model.hooks import observed_modules
 from ..language_model.model import LanguageModel
 from ..language_model.residual import (
     Attention,
@@ -21,38 +20,38 @@ from ..language_model.residual import (
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """A norm whose denominators are held: linear up to its bias."""
+    """A norm with its denominators frozen to those of one prompt: affine."""
 
     norm: Norm | None
-    """None where there is no norm: everything goes through unchanged."""
+    """None for no norm (identity)."""
     sigma: Float[Tensor, " position"]
-    """Denominator at each position, epsilon included."""
+    """Denominator at each position, with epsilon."""
 
-    def pull_back(
+    def vjp(
         self, v: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch d"]:
-        """What vectors that read behind the norm at `position` are in front of it: P(gain * v) / sigma.
+        """Vector-Jacobian product through the frozen norm: P(gain * v) / sigma at `position`.
 
-        With a slice, the first dimension of v runs over its positions.
+        If `position` is a slice, the first dimension of v runs over its positions.
         """
         if self.norm is None:
             return v
         sigma = self.sigma[position]
-        return self.norm.pull_back(v) / sigma.view(sigma.shape + (1,) * (v.dim() - sigma.dim()))
+        return self.norm.vjp(v) / sigma.view(sigma.shape + (1,) * (v.dim() - sigma.dim()))
 
-    def push(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
-        """What a change x in front of the norm is behind it: gain * P x / sigma."""
+    def jvp(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
+        """Jacobian-vector product through the frozen norm: gain * P x / sigma."""
         return x if self.norm is None else self.norm.gain * self.norm.project(x) / self.sigma[:, None]
 
     @property
     def bias(self) -> Float[Tensor, " d"] | float:
-        """What the norm gives for zero."""
+        """Output of the norm for a zero input."""
         return 0.0 if self.norm is None else self.norm.bias
 
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """What one block does that no prompt changes."""
+    """Attention weights and norms of one block."""
 
     attention: Attention
     norm_attention: Norm | None
@@ -63,7 +62,7 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """What the model's parts do between MLPs, read once for all prompts."""
+    """Weights of everything between MLPs, the same for all prompts."""
 
     blocks: list[BlockWeights]
     unembedding: Unembedding
@@ -71,7 +70,7 @@ class ModelWeights:
 
 @dataclass(frozen=True)
 class CapturedLayer:
-    """One block on one prompt."""
+    """Activations of one block on one prompt."""
 
     attention: Attention
     pattern: Float[Tensor, "head target source"]
@@ -81,85 +80,85 @@ class CapturedLayer:
     norm_mlp_after: FrozenNorm
     resid_pre: Float[Tensor, "position d"]
     mlp_in: Float[Tensor, "position d"]
-    """What the MLP reads, behind its norm."""
+    """Input of the MLP, after its norm."""
     mlp_out: Float[Tensor, "position d"]
-    """What the MLP gives, in front of a norm behind it."""
+    """Output of the MLP, before any norm after it."""
 
-    def pull_heads(
+    def heads_vjp(
         self, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch head d_head"]:
-        """What vectors that read the block's attention at `position` read in each head's mix of values."""
-        v = self.norm_attention_after.pull_back(g, position)
+        """Vector-Jacobian product from attention's output at `position` to each head's mixed values (z)."""
+        v = self.norm_attention_after.vjp(g, position)
         heads, size, _ = self.attention.W_O.shape
         return (v @ self.attention.W_O.flatten(0, 1).T).unflatten(-1, (heads, size))
 
-    def pull_attention(self, g: Float[Tensor, "position target d"]) -> Float[Tensor, "position target d"]:
-        """What vectors that read the block's attention at the first positions read in front of it, at each of them."""
+    def attention_vjp(self, g: Float[Tensor, "position target d"]) -> Float[Tensor, "position target d"]:
+        """Vector-Jacobian product from attention's output to its input stream, at the first positions."""
         n = len(g)
-        u = self.pull_heads(g, slice(n))
+        u = self.heads_vjp(g, slice(n))
         pattern = self.pattern[:, :n, :n]
-        # [head, source, target x d_head]: one product a head
+        # [head, source, target x d_head]: one matrix product per head
         mixed = pattern.transpose(1, 2) @ u.permute(2, 0, 1, 3).flatten(2)
         mixed = mixed.unflatten(2, (g.shape[1], -1)).permute(1, 2, 0, 3).flatten(2)
-        return self.norm_attention.pull_back(mixed @ self.attention.W_V.movedim(1, 2).flatten(0, 1), slice(n))
+        return self.norm_attention.vjp(mixed @ self.attention.W_V.movedim(1, 2).flatten(0, 1), slice(n))
 
-    def pull_attention_from(
+    def attention_vjp_at(
         self, g: Float[Tensor, "target d"], position: Int[Tensor, " target"], n: int
     ) -> Float[Tensor, "position target d"]:
-        """As `pull_attention`, of vectors that each read at one position; of the first n positions."""
-        u = self.pull_heads(g, position)
+        """`attention_vjp` for vectors that each read at one position; returns the first n positions."""
+        u = self.heads_vjp(g, position)
         read = torch.einsum("nhe,hde->nhd", u, self.attention.W_V)
         seen = self.pattern[:, position, :n].permute(1, 2, 0)
-        return self.norm_attention.pull_back((seen @ read).transpose(0, 1), slice(n))
+        return self.norm_attention.vjp((seen @ read).transpose(0, 1), slice(n))
 
-    def push_attention(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
-        """What a change x of the stream in front of attention is in what attention adds to it."""
-        values = torch.einsum("...sd,hde->...hse", self.norm_attention.push(x), self.attention.W_V)
+    def attention_jvp(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
+        """Jacobian-vector product from attention's input stream to its output."""
+        values = torch.einsum("...sd,hde->...hse", self.norm_attention.jvp(x), self.attention.W_V)
         mixed = self.pattern @ values
-        return self.norm_attention_after.push(torch.einsum("...hte,hed->...td", mixed, self.attention.W_O))
+        return self.norm_attention_after.jvp(torch.einsum("...hte,hed->...td", mixed, self.attention.W_O))
 
     def head_values(self) -> Float[Tensor, "head position d_head"]:
-        """Values that heads take from each position, biases of norm and values left out."""
-        return torch.einsum("sd,hde->hse", self.norm_attention.push(self.resid_pre), self.attention.W_V)
+        """Value vectors of each head, without the biases of norm and values."""
+        return torch.einsum("sd,hde->hse", self.norm_attention.jvp(self.resid_pre), self.attention.W_V)
 
     def attention_constant(self) -> Float[Tensor, "position d"]:
-        """What attention adds to the stream whatever it reads: biases of its norms, values and output."""
+        """Constant part of attention's output: biases of its norms, values and output projection."""
         attention = self.attention
         bias = self.norm_attention.bias + torch.zeros_like(self.resid_pre[0])
         value = torch.einsum("d,hde->he", bias, attention.W_V) + attention.b_V
         mixed = torch.einsum("hts,he,hed->td", self.pattern, value, attention.W_O) + attention.b_O
-        return self.norm_attention_after.push(mixed) + self.norm_attention_after.bias
+        return self.norm_attention_after.jvp(mixed) + self.norm_attention_after.bias
 
 
 @dataclass(frozen=True)
 class CapturedPass:
-    """A prompt's pass: what entered the residual stream, what each block did, what came out."""
+    """Captured forward pass of one prompt."""
 
     token: Int[Tensor, " position"]
     embedding: Float[Tensor, "position d"]
-    positions: Float[Tensor, "position d"] | None
-    """Learned embedding of positions, where the model adds one to the stream."""
+    position_embedding: Float[Tensor, "position d"] | None
+    """Learned position embedding; None if the model adds none to the stream."""
     layers: list[CapturedLayer]
     parallel: bool
-    """A layer's MLP does not read what its own attention writes."""
+    """Attention and MLP of a block run in parallel: the MLP does not read its own block's attention."""
     norm_final: FrozenNorm
     unembedding: Unembedding
     resid_final: Float[Tensor, "position d"]
     probabilities: Float[Tensor, "position vocabulary"]
-    """Of the next token, as the model itself gives them: some cap their logits, which is left out here."""
+    """Next-token probabilities of the model itself, logit soft-capping included (`logits` omits it)."""
 
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.token)
 
     def logits(self) -> Float[Tensor, "position vocabulary"]:
-        """Next-token logits, their mean over the vocabulary taken off."""
-        read = self.norm_final.push(self.resid_final) + self.norm_final.bias
-        return read @ self.unembedding.weight.T + self.unembedding.bias
+        """Next-token logits minus their mean over the vocabulary."""
+        x = self.norm_final.jvp(self.resid_final) + self.norm_final.bias
+        return x @ self.unembedding.weight.T + self.unembedding.bias
 
 
 def read_weights(model: LanguageModel) -> ModelWeights:
-    """What the parts of `model` do; ValueError where one is of a kind that circuits do not go through."""
+    """Read the model's weights between MLPs. Raises ValueError for an unsupported architecture."""
     anatomy = model.anatomy
     unembedding = read_unembedding(model)
     like = unembedding.weight[0]
@@ -184,23 +183,23 @@ def read_weights(model: LanguageModel) -> ModelWeights:
 
 
 TOLERANCE = 1e-3
-"""Share of the residual stream's norm by which it may differ from the sum of what was written to it."""
+"""Largest allowed error of the residual stream against the sum of block outputs, relative to its norm."""
 
 
 @torch.inference_mode()
 def capture_pass(
     model: LanguageModel, weights: ModelWeights, token: Int[Tensor, " position"]
 ) -> CapturedPass:
-    """The pass of one prompt.
+    """Capture the forward pass of one prompt.
 
-    Raises ValueError where attention hands out no patterns, or the stream is not the sum of what blocks write.
+    Raises ValueError if attention returns no patterns or the residual stream is not the sum of block outputs.
     """
     anatomy = model.anatomy
     seen = _Seen()
     blocks = range(model.layers)
     parts = _parts(model)
     starts = {("block", layer): model.block(layer) for layer in blocks}
-    with model.exposing_patterns(), seen.watching(parts | starts):
+    with model.exposing_patterns(), observed_modules(parts | starts, seen.keep):
         probabilities = model.logits(token[None])[0].softmax(-1)
 
     def frozen(name: str, layer: int, norm: Norm | None) -> FrozenNorm:
@@ -228,9 +227,9 @@ def capture_pass(
     start = layers[0].resid_pre
     result = CapturedPass(
         token=token,
-        # whatever scales the embedding on its way into the stream belongs to it
+        # includes any scaling of the embedding (Gemma)
         embedding=start if positions is None else start - positions,
-        positions=positions,
+        position_embedding=positions,
         layers=layers,
         parallel=anatomy.parallel,
         norm_final=frozen("norm_final", 0, weights.unembedding.norm),
@@ -280,25 +279,15 @@ class _Seen:
         self.outputs: dict[tuple[str, int], Tensor] = {}
         self.rest: dict[tuple[str, int], tuple] = {}
 
-    def watching(self, modules: dict[tuple[str, int], nn.Module]):
-        """A context in which passes through `modules` are seen."""
-        stack = ExitStack()
-        for key, module in modules.items():
-            handle = module.register_forward_hook(self._hook(key), with_kwargs=True)
-            stack.callback(handle.remove)
-        return stack
-
-    def _hook(self, key: tuple[str, int]):
-        def see(_module, args, kwargs, output):
-            given = args[0] if args else kwargs.get("hidden_states")
-            first, rest = (output, ()) if isinstance(output, Tensor) else (output[0], output[1:])
-            if given is not None:
-                self.inputs[key] = given[0]
-            # an embedding of positions may come without a batch
-            self.outputs[key] = first[0] if first.dim() == 3 else first
-            self.rest[key] = tuple(rest)
-
-        return see
+    def keep(self, key: tuple[str, int], args: tuple, kwargs: dict, output) -> None:
+        """Callback of `observed_modules`."""
+        given = args[0] if args else kwargs.get("hidden_states")
+        first, rest = (output, ()) if isinstance(output, Tensor) else (output[0], output[1:])
+        if given is not None:
+            self.inputs[key] = given[0]
+        # an embedding of positions may come without a batch
+        self.outputs[key] = first[0] if first.dim() == 3 else first
+        self.rest[key] = tuple(rest)
 
 
 def _pattern(seen: _Seen, layer: int, architecture: str) -> Float[Tensor, "head target source"]:

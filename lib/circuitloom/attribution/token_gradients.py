@@ -1,55 +1,44 @@
-"""Which tokens of its context make a feature fire, by the gradient of the model itself; and which of all count."""
-
-from contextlib import contextmanager
+"""Gradient-times-input attribution of a feature to the tokens of its context."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..language_model.model import LanguageModel, Site
+from ..language_model.hooks import Site, capture, edited
+from ..language_model.model import LanguageModel
 
 
-def gradient_effects(
+def gradient_times_input(
     model: LanguageModel,
     token: Int[Tensor, "prompt position"],
     site: Site,
     vector: Float[Tensor, "prompt d"],
     position: Int[Tensor, " prompt"],
 ) -> Float[Tensor, "prompt position"]:
-    """Gradient times input of tokens' embeddings, of what each `vector` reads at `site` and its prompt's `position`.
+    """Gradient times input of each token embedding, for the scalar `vector` . activation at `site` and `position`.
 
-    Of the model itself, nothing held or replaced: for whatever direction, of whatever dictionary.
+    The gradient is that of the model itself, with nothing frozen or replaced, so any direction at any site works.
     """
     token, position = token.to(model.device), position.to(model.device)
-    seen: dict[Site, Tensor] = {}
-    with torch.inference_mode(False), torch.enable_grad(), _embedding(model) as leaves:
-        model.visit(token, [site], seen.__setitem__)
-        here = seen[site][torch.arange(len(token), device=token.device), position]
+    leaves: list[Tensor] = []
+
+    def keep(_x: Tensor, y: Tensor) -> Tensor:
+        leaves.append(y.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    with torch.inference_mode(False), torch.enable_grad(), edited(model, {Site("embedding"): keep}):
+        here = capture(model, token, [site])[site][torch.arange(len(token), device=token.device), position]
         (gradient,) = torch.autograd.grad((here * vector.to(here)).sum(), leaves)
     return (gradient * leaves[0].detach()).sum(-1)
 
 
-@contextmanager
-def _embedding(model: LanguageModel):
-    """Within the context, what the next pass embeds tokens as is kept, to differentiate by."""
-    leaves: list[Tensor] = []
-
-    def keep(_module, _args, output):
-        leaves.append(output.detach().clone().requires_grad_())
-        return leaves[-1]
-
-    handle = model.module.get_submodule(model.anatomy.embedding).register_forward_hook(keep)
-    try:
-        yield leaves
-    finally:
-        handle.remove()
-
-
-def strongest(effects: Float[Tensor, "target position"], share: float) -> Bool[Tensor, "target position"]:
-    """Of each target the fewest tokens whose effects, by magnitude, make up `share` of all; none where all are 0."""
+def strongest_tokens(
+    effects: Float[Tensor, "target position"], share: float
+) -> Bool[Tensor, "target position"]:
+    """Mask of the fewest tokens per target whose absolute effects hold `share` of the sum; none if all are 0."""
     size = effects.abs()
     ordered, order = size.sort(dim=1, descending=True, stable=True)
-    # what the larger ones hold without it must still fall short
+    # a token is kept if the larger ones alone fall short of the share
     before = ordered.cumsum(1) - ordered
     kept = (before < share * ordered.sum(1, keepdim=True)) & (ordered > 0)
     return torch.zeros_like(kept).scatter_(1, order, kept)

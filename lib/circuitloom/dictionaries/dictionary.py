@@ -1,17 +1,19 @@
 """A trained dictionary: transcoders and SAEs are one class that reads one site and writes another."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..core.atomic_io import replace
+from ..core.atomic_io import write_atomically
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
@@ -62,6 +64,20 @@ class Dictionary:
         """Width of the site that is written."""
         return self.W_dec.shape[1]
 
+    @property
+    def is_sae(self) -> bool:
+        """Whether it reads the site that it writes."""
+        return self.site_in == self.site_out
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it maps the MLP's input to the MLP's output."""
+        return (self.site_in, self.site_out) == ("mlp_in", "mlp_out")
+
+    def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
+        """x of a transcoder, y of an SAE, in the dictionary's dtype: x is the MLP's input, y the value of site_out."""
+        return (x if self.is_transcoder else y).to(self.W_enc.dtype)
+
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         """Activations z of all features, zeros included."""
         pre = x @ self.W_enc.T + self.b_enc
@@ -90,8 +106,77 @@ class Dictionary:
         self, z: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
         """Reconstruction from activations z; x is read by the skip path alone."""
-        y_hat = z @ self.W_dec + self.b_dec
+        return self._add_bias(self.write(z), x)
+
+    def decode_sparse(
+        self,
+        token: Int[Tensor, " entry"],
+        feature: Int[Tensor, " entry"],
+        value: Float[Tensor, " entry"],
+        x: Float[Tensor, "token d_in"],
+    ) -> Float[Tensor, "token d_out"]:
+        """`decode` from the non-zero activations, as `encode_sparse` gives them."""
+        return self._add_bias(self.write_sparse(token, feature, value, len(x)), x)
+
+    def _add_bias(self, written: Tensor, x: Tensor) -> Tensor:
+        y_hat = written + self.b_dec
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
+
+    def write(self, z: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch d_out"]:
+        """What activations z add to y_hat: z @ W_dec, without bias and skip."""
+        return z @ self.W_dec
+
+    def write_sparse(
+        self,
+        token: Int[Tensor, " entry"],
+        feature: Int[Tensor, " entry"],
+        value: Float[Tensor, " entry"],
+        n: int,
+    ) -> Float[Tensor, "token d_out"]:
+        """`write` at each of n tokens from non-zero activations, ordered by token."""
+        start = torch.searchsorted(token, torch.arange(n, device=token.device))
+        return F.embedding_bag(feature, self.W_dec, start, mode="sum", per_sample_weights=value)
+
+    # Three forms of one edit of y. They round differently: each result keeps the form it was first computed by.
+
+    def edit(
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        y: Float[Tensor, "*batch d_out"],
+        edit: Callable[[Float[Tensor, "*batch feature"]], Float[Tensor, "*batch feature"]],
+        keep_error: bool = True,
+    ) -> Float[Tensor, "*batch d_out"]:
+        """y with activations z changed to edit(z): y + (edit(z) - z) W_dec, or without the error: decode(edit(z)).
+
+        x is the MLP's input, y the value of site_out.
+        """
+        read = self.encoder_input(x, y)
+        z = self.encode(read)
+        return y + self.write(edit(z) - z) if keep_error else self.decode(edit(z), read)
+
+    def ablate(
+        self,
+        x: Float[Tensor, "token d_in"],
+        y: Float[Tensor, "token d_out"],
+        ablated: Callable[[Tensor, Tensor], Bool[Tensor, " entry"]],
+        keep_error: bool = True,
+    ) -> Float[Tensor, "token d_out"]:
+        """As `edit`, with z zero where `ablated(token, feature)`; only active features are decoded."""
+        read = self.encoder_input(x, y)
+        token, feature, value = self.encode_sparse(read)
+        gone = ablated(token, feature)
+        if keep_error:
+            return y - self.write_sparse(token[gone], feature[gone], value[gone], len(y))
+        return self.decode_sparse(token[~gone], feature[~gone], value[~gone], read)
+
+    def subtract_feature(
+        self,
+        y: Float[Tensor, "*batch d_out"],
+        feature: int | Int[Tensor, "*batch"],
+        value: Float[Tensor, "*batch"],
+    ) -> Float[Tensor, "*batch d_out"]:
+        """y - value W_dec[feature]: one feature, or one per token, ablated from its activation."""
+        return y - (value[..., None] * self.W_dec[feature]).to(y.dtype)
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Reconstruction y_hat of the site that is written."""
@@ -113,7 +198,7 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str
         name: value.detach().cpu().contiguous() for name, value in fields.items() if isinstance(value, Tensor)
     }
     # through bytes: a full disk is then an OSError like any other
-    replace(folder / WEIGHTS, save(tensors))
+    write_atomically(folder / WEIGHTS, save(tensors))
     plain = {name: fields[name] for name in ("act", "k", "layer", "site_in")}
     outputs = [{"layer": dictionary.layer, "site": dictionary.site_out}]
     (folder / CONFIG).write_text(json.dumps({**plain, "outputs": outputs, "run": config}, indent=2) + "\n")

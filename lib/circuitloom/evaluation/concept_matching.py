@@ -10,7 +10,8 @@ from torch import Tensor
 from ..config.evaluation import Evaluation
 from ..core.progress import progress
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.model import LanguageModel, Site
+from ..language_model.hooks import Site, capture
+from ..language_model.model import LanguageModel
 from .concepts import (
     ConceptAnnotations,
     ConceptScores,
@@ -22,9 +23,9 @@ from .concepts import (
 from .held_out import HeldOut
 from .names import NEURONS, RESIDUAL
 
-KEPT = 10
+FEATURES_PER_CONCEPT = 10
 """Features kept of each concept, run and layer."""
-ENCODED_AT_ONCE = 4096
+ENCODE_BATCH = 4096
 """Tokens whose activations, of all features, are held at once."""
 
 
@@ -35,7 +36,7 @@ def scored_activations(
     """Values of `sites` at the scored positions, in order, float32, in main memory."""
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for part in held_out.to(model.device).batches(batch):
-        for site, value in model.capture(part.token, sites).items():
+        for site, value in capture(model, part.token, sites).items():
             parts[site].append(value[part.scored].float().cpu())
     return {site: torch.cat(values) for site, values in parts.items()}
 
@@ -55,7 +56,7 @@ def match_dictionaries(
             sites = sorted({Site(dictionary.site_in, layer) for dictionary in mine.values()})
             activations = scored_activations(model, sites, held_out, config.batch)
             for run, dictionary in mine.items():
-                code = encode(dictionary, activations[Site(dictionary.site_in, layer)])
+                code = sparse_activations(dictionary, activations[Site(dictionary.site_in, layer)])
                 scores = score_features(code, labels, config.thresholds)
                 yield from _rows(run, layer, scores, labels, dictionary.width)
                 bar.update(1)
@@ -89,16 +90,16 @@ def _rows(
     run: str, layer: int, scores: ConceptScores, labels: ConceptAnnotations, width: int
 ) -> Iterator[dict[str, Any]]:
     place = {"run": run, "layer": layer}
-    return (place | row for row in best_features(scores, labels, width, KEPT))
+    return (place | row for row in best_features(scores, labels, width, FEATURES_PER_CONCEPT))
 
 
 @torch.inference_mode()
-def encode(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -> SparseActivations:
+def sparse_activations(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -> SparseActivations:
     """The non-zero activations of all tokens, indices int32, in main memory."""
     tokens, features, values = [], [], []
-    for start in range(0, len(x), ENCODED_AT_ONCE):
+    for start in range(0, len(x), ENCODE_BATCH):
         token, feature, value = dictionary.encode_sparse(
-            x[start : start + ENCODED_AT_ONCE].to(dictionary.W_enc.device)
+            x[start : start + ENCODE_BATCH].to(dictionary.W_enc.device)
         )
         tokens.append((token + start).to(torch.int32).cpu())
         features.append(feature.to(torch.int32).cpu())

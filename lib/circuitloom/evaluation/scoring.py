@@ -3,7 +3,7 @@ dictionary is measured against: the untouched model, and the model with a site a
 what they reconstruct, on held-out tokens: rows of metric and histogram tables."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,28 +12,28 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..config.evaluation import Evaluation
 from ..core.progress import progress
 from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.model import LanguageModel, Site
+from ..language_model.hooks import Site, capture, edited
+from ..language_model.model import LanguageModel
 from .held_out import HeldOut
 from .metrics import (
     FiringSums,
     PredictionSums,
     ReconstructionSums,
     accumulate,
+    ce_recovered,
     density_histogram,
     firing_sums,
     log_probabilities,
     prediction_sums,
+    prediction_targets,
     reconstruction_sums,
-    recovered,
-    targets,
 )
-from .names import TOGETHER
+from .names import ALL_LAYERS
 
 StandIn = Callable[[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]]
 """(MLP input, value of the site), both of the scored tokens and float32, to what stands in for the value.
@@ -49,15 +49,7 @@ def splicing(model: LanguageModel, stand_ins: Mapping[Site, StandIn], batch: Hel
     The original stays where `batch.kept` says so. With several layers, each stand-in sees the inputs of the
     model whose earlier layers are already replaced. `batch` lies on the model's device.
     """
-    with ExitStack() as stack:
-        for site, stand_in in stand_ins.items():
-            if site.name == "mlp_out":
-                stack.enter_context(model.replacing({site.layer: _at_scored(stand_in, batch)}))
-            else:
-                splice = _at_scored(stand_in, batch)
-                stack.enter_context(
-                    model.substituting(site, lambda value, splice=splice: splice(value, value))
-                )
+    with edited(model, {site: _at_scored(stand_in, batch) for site, stand_in in stand_ins.items()}):
         yield
 
 
@@ -88,10 +80,9 @@ class Substitute:
 
     def __init__(self, dictionary: Dictionary) -> None:
         """Nothing is summed up yet."""
-        sites = (dictionary.site_in, dictionary.site_out)
-        if sites != ("mlp_in", "mlp_out") and sites[0] != sites[1]:
+        if not (dictionary.is_sae or dictionary.is_transcoder):
             raise ValueError(
-                f"a dictionary from {sites[0]} to {sites[1]} stands in for nothing; train another"
+                f"a dictionary from {dictionary.site_in} to {dictionary.site_out} stands in for nothing; train another"
             )
         self.dictionary = dictionary
         nothing = dictionary.b_dec.new_zeros(0, dictionary.d_out)
@@ -102,8 +93,7 @@ class Substitute:
         self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
     ) -> Float[Tensor, "token d_out"]:
         """The reconstruction of y, from x (transcoder) or from y itself (SAE)."""
-        transcodes = self.dictionary.site_in != self.dictionary.site_out
-        y_hat, firing = reconstruct(self.dictionary, x if transcodes else y)
+        y_hat, firing = reconstruct(self.dictionary, self.dictionary.encoder_input(x, y))
         self.reconstruction += reconstruction_sums(y, y_hat)
         self.firing += firing
         return y_hat
@@ -114,13 +104,7 @@ def reconstruct(
 ) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
     """Reconstruction of a batch, and how often each feature fired in it; only active features are decoded."""
     token, feature, value = dictionary.encode_sparse(x)
-    start = torch.searchsorted(token, torch.arange(len(x), device=x.device))
-    y_hat = (
-        F.embedding_bag(feature, dictionary.W_dec, start, mode="sum", per_sample_weights=value)
-        + dictionary.b_dec
-    )
-    if dictionary.W_skip is not None:
-        y_hat = y_hat + x @ dictionary.W_skip.T
+    y_hat = dictionary.decode_sparse(token, feature, value, x)
     return y_hat, firing_sums(feature, dictionary.width, len(x))
 
 
@@ -133,7 +117,7 @@ def site_means(
     label = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
     with progress(label, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
-            for site, value in model.capture(part.token, sites).items():
+            for site, value in capture(model, part.token, sites).items():
                 accumulate(sums, site, value[part.scored].sum(0, dtype=torch.float64))
             bar.update(part.token.numel())
     return {site: total / held_out.n_tokens for site, total in sums.items()}
@@ -147,7 +131,7 @@ def baseline_rows(
     sites = [Site(site, layer) for layer in layers]
     ablated = {layer: [place] for layer, place in zip(layers, sites, strict=True)}
     if config.together and site == "mlp_out" and len(layers) > 1:
-        ablated[TOGETHER] = sites
+        ablated[ALL_LAYERS] = sites
     means = site_means(model, sites, held_out, config.batch)
     values = {"zero": {place: torch.zeros_like(mean) for place, mean in means.items()}, "mean": means}
     stand_ins = {
@@ -176,7 +160,7 @@ def _ablate(
     sums: dict[tuple[int, str], PredictionSums] = {}
     with progress(label, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
-            which = targets(part.token, part.scored)
+            which = prediction_targets(part.token, part.scored)
             logits = model.logits(part.token)
             original = log_probabilities(logits, which)
             accumulate(untouched, None, prediction_sums(logits, which))
@@ -208,7 +192,7 @@ def score(
     predictions: dict[str, PredictionSums] = {}
     with progress(f"evaluation: {', '.join(runs)}", held_out.token.numel() * len(runs), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
-            which = targets(part.token, part.scored)
+            which = prediction_targets(part.token, part.scored)
             original = log_probabilities(model.logits(part.token), which)
             for run, layers in substitutes.items():
                 sites = {Site(each.dictionary.site_out, layer): each for layer, each in layers.items()}
@@ -242,8 +226,8 @@ def metric_row(run: str, layer: int, scored: RunScore, baseline: Mapping[str, An
         **{name: fmean(getattr(sums, name) for sums in reconstruction) for name in agreement},
         "ce": ce,
         **{name: baseline[name] for name in ("ce_original", "ce_zero", "ce_mean", "kl_zero", "kl_mean")},
-        "ce_recovered_zero": recovered(ce, baseline["ce_original"], baseline["ce_zero"]),
-        "ce_recovered_mean": recovered(ce, baseline["ce_original"], baseline["ce_mean"]),
+        "ce_recovered_zero": ce_recovered(ce, baseline["ce_original"], baseline["ce_zero"]),
+        "ce_recovered_mean": ce_recovered(ce, baseline["ce_original"], baseline["ce_mean"]),
         "delta_ce": ce - baseline["ce_original"],
         "kl": scored.prediction.kl,
         "alive": fmean(sums.alive for sums in firing),

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.model import LanguageModel, Site
+from ..language_model.hooks import Site
+from ..language_model.model import LanguageModel
 from ..language_model.model_files import weights_digest
 from ..language_model.residual import neuron_rows
 

@@ -15,16 +15,17 @@ import torch
 from jaxtyping import Float, Float32, Int, Integer
 
 from ..config.features import Features
-from ..core.atomic_io import flush
+from ..core.atomic_io import fsync
 from ..core.progress import progress
 from ..corpus.tokens import Tokens
-from ..evaluation.held_out import HeldOut, count_sequences, hold_out_rows
+from ..evaluation.held_out import HeldOut, count_sequences, load_sequences
+from ..language_model.hooks import capture
 from ..language_model.model import LanguageModel
 from .basis import FeatureBasis
 
 BLOCK_POSITIONS = 2**16
 """Positions of a block at most: a place in it fits 16 bits, by which numpy sorts fastest."""
-ENCODED_AT_ONCE = 4096
+ENCODE_BATCH = 4096
 """Tokens whose activations, of all features, are held at once."""
 
 
@@ -45,9 +46,9 @@ class SortedBlock:
         new.mkdir()
         for name, array in vars(self).items():
             np.save(new / f"{name}.npy", array)
-            flush(new / f"{name}.npy")
+            fsync(new / f"{name}.npy")
         new.rename(folder)
-        flush(folder.parent)
+        fsync(folder.parent)
 
 
 def read_block(folder: Path) -> SortedBlock:
@@ -76,7 +77,7 @@ def write_blocks(
     label = f"features: {basis.run} layer {basis.layer}"
     with progress(label, sequences * tokens.context, "tokens") as bar:
         for number, rows in enumerate(_blocks(sequences, block_sequences(tokens.context))):
-            part = hold_out_rows(tokens, rows)
+            part = load_sequences(tokens, rows)
             scored += part.n_tokens
             folder = work / f"block{number:06d}"
             if not folder.is_dir():
@@ -97,9 +98,9 @@ def encode_block(basis: FeatureBasis, model: LanguageModel, part: HeldOut, batch
     for rows in part.to(model.device).batches(batch):
         where = rows.scored.flatten().nonzero()[:, 0] + first
         first += rows.token.numel()
-        x = model.capture(rows.token, [basis.site])[basis.site][rows.scored].float()
-        for begin in range(0, len(x), ENCODED_AT_ONCE):
-            token, feature, value = basis.encode(x[begin : begin + ENCODED_AT_ONCE])
+        x = capture(model, rows.token, [basis.site])[basis.site][rows.scored].float()
+        for begin in range(0, len(x), ENCODE_BATCH):
+            token, feature, value = basis.encode(x[begin : begin + ENCODE_BATCH])
             places.append(where[token + begin].cpu().numpy().astype(_whole(part.token.numel())))
             features.append(feature.cpu().numpy().astype(_whole(basis.width)))
             values.append(value.cpu().numpy())
@@ -132,14 +133,14 @@ def _whole(bound: int) -> type[np.unsignedinteger]:
     return np.uint16 if bound <= 2**16 else np.uint32
 
 
-ENTRIES_AT_ONCE = 2**22
+MAX_ENTRIES = 2**22
 """Activations held at once."""
-FEATURES_AT_ONCE = 2**12
+MAX_FEATURES = 2**12
 """Features held at once: their examples are held with their surroundings."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class SortedActivations:
     """Activations of some features, by feature and then by token; all of them, or those of a stretch of the text."""
 
     feature: Int[np.ndarray, " entry"]
@@ -160,7 +161,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class FeatureRange:
     """Consecutive features whose activations are held together: one piece, or several of a single feature."""
 
     low: int
@@ -175,23 +176,23 @@ class Chunk:
         """Number of features."""
         return self.high - self.low
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[SortedActivations]:
         """The activations, in the order of the text where there are several pieces; sequences are not torn."""
-        if self.n.sum() <= ENTRIES_AT_ONCE:
+        if self.n.sum() <= MAX_ENTRIES:
             yield self._whole
         else:
             yield from self._read()
 
     @cached_property
-    def _whole(self) -> Piece:
+    def _whole(self) -> SortedActivations:
         return next(self._read(), None) or _empty()
 
-    def _read(self) -> Iterator[Piece]:
-        parts: list[Piece] = []
+    def _read(self) -> Iterator[SortedActivations]:
+        parts: list[SortedActivations] = []
         held = 0
         for number, folder in enumerate(self.blocks):
             part = self._part(read_block(folder), number)
-            if parts and held + len(part.value) > ENTRIES_AT_ONCE:
+            if parts and held + len(part.value) > MAX_ENTRIES:
                 yield _merge(parts, self.width)
                 parts, held = [], 0
             parts.append(part)
@@ -199,36 +200,36 @@ class Chunk:
         if parts:
             yield _merge(parts, self.width)
 
-    def _part(self, block: SortedBlock, number: int) -> Piece:
+    def _part(self, block: SortedBlock, number: int) -> SortedActivations:
         start = np.asarray(block.start[self.low : self.high + 1])
         mine = slice(start[0], start[-1])
         feature = np.repeat(np.arange(self.width, dtype=np.int32), np.diff(start))
         token = block.place[mine].astype(np.int64) + number * self.block_positions
-        return Piece(feature, token, np.array(block.value[mine]))
+        return SortedActivations(feature, token, np.array(block.value[mine]))
 
 
-def chunks(blocks: Sequence[Path], block_positions: int, width: int) -> Iterator[Chunk]:
+def feature_ranges(blocks: Sequence[Path], block_positions: int, width: int) -> Iterator[FeatureRange]:
     """All features in order, as many at a time as `ENTRIES_AT_ONCE` allows."""
     n = np.zeros(width, np.int64)
     for folder in blocks:
         n += np.diff(read_block(folder).start)
     low = 0
     while low < width:
-        within = int(np.searchsorted(n[low:].cumsum(), ENTRIES_AT_ONCE, side="right"))
-        high = min(width, low + max(1, min(within, FEATURES_AT_ONCE)))
-        yield Chunk(low, high, n[low:high], blocks, block_positions)
+        within = int(np.searchsorted(n[low:].cumsum(), MAX_ENTRIES, side="right"))
+        high = min(width, low + max(1, min(within, MAX_FEATURES)))
+        yield FeatureRange(low, high, n[low:high], blocks, block_positions)
         low = high
 
 
-def _merge(parts: Sequence[Piece], width: int) -> Piece:
-    joined = Piece(
+def _merge(parts: Sequence[SortedActivations], width: int) -> SortedActivations:
+    joined = SortedActivations(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("feature", "token", "value"))
     )
     if width == 1 or len(parts) == 1:
         return joined
     order = stable_order(joined.feature, width)
-    return Piece(joined.feature[order], joined.token[order], joined.value[order])
+    return SortedActivations(joined.feature[order], joined.token[order], joined.value[order])
 
 
-def _empty() -> Piece:
-    return Piece(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+def _empty() -> SortedActivations:
+    return SortedActivations(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.float32))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config import language_model as sections
 from ..config.model_shape import check_shape, hub_file
-from ..core.atomic_io import discard, fingerprint, move, partial_folder
+from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder, replace_folder
 from ..core.errors import first_line
 from . import legacy_format as legacy
 from .anatomy import FILE as ANATOMY
@@ -52,8 +52,8 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
         if not (new / "tokenizer_config.json").is_file():
             copy_files(tokenizer, new, TEXT)
         (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
-        move(new, output)
-        discard(partial)
+        replace_folder(new, output)
+        remove_partial_folder(partial)
 
 
 def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dict[str, str]]:

@@ -1,9 +1,9 @@
-"""A causal language model whose MLPs can be read, applied and replaced."""
+"""A causal language model and its parts: blocks, MLPs, attention and norms. `hooks` captures and edits activations."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,21 +11,6 @@ from torch import Tensor, nn
 
 from ..core.errors import first_line
 from .anatomy import Anatomy, find_anatomy, is_native, read_anatomy
-
-
-class Site(NamedTuple):
-    """A place in the model: `mlp_in`, `mlp_out`, `resid_mid` or `resid_pre`, or `neurons`, of one layer."""
-
-    name: str
-    layer: int
-
-
-Replacement = Callable[[Tensor, Tensor], Tensor]
-"""(MLP input, MLP output), each [sequence, position, d], to what stands in for the output."""
-
-
-class _Captured(Exception):
-    """Ends a forward pass once everything asked for has been seen."""
 
 
 class LanguageModel:
@@ -87,119 +72,6 @@ class LanguageModel:
         """Next-token logits."""
         output = self.module(tokens.to(self.device))
         return output if isinstance(output, Tensor) else output.logits
-
-    def capture(
-        self, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
-    ) -> dict[Site, Float[Tensor, "sequence position d"]]:
-        """Activations at `sites`; the pass ends at the last of them, before later layers and the unembedding."""
-        captured: dict[Site, Tensor] = {}
-        self.visit(tokens, sites, captured.__setitem__)
-        return captured
-
-    def visit(
-        self,
-        tokens: Int[Tensor, "sequence position"],
-        sites: Sequence[Site],
-        see: Callable[[Site, Tensor], None],
-    ) -> None:
-        """Call `see` with each of `sites` and its activations, as the pass comes by; it ends at the last of them."""
-        waiting = set(sites)
-
-        def keep(site: Site, value: Tensor) -> None:
-            see(site, value)
-            waiting.discard(site)
-            if not waiting:
-                raise _Captured
-
-        with self.watching(sites, keep), suppress(_Captured):
-            self.module(tokens.to(self.device))
-
-    @contextmanager
-    def watching(self, sites: Sequence[Site], see: Callable[[Site, Tensor], None]) -> Iterator[None]:
-        """Within the context, `see` is called with each of `sites` and its activations whenever a pass comes by."""
-        handles = [self._watch(site, see) for site in set(sites)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def replacing(self, replacements: dict[int, Replacement]) -> Iterator[None]:
-        """Within the context, the MLP output of each layer named is what its replacement makes of input and output."""
-
-        def splice(replacement: Replacement):
-            return lambda _module, args, output: replacement(args[0], output)
-
-        handles = [self.mlp(layer).register_forward_hook(splice(r)) for layer, r in replacements.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def substituting(self, site: Site, substitute: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Within the context, all that follows from `site` follows from what `substitute` makes of its value.
-
-        A residual stream goes past the MLP as well as into it: a substitute of resid_mid is read by the MLP's
-        norm, and its difference from the original is added to the block's output.
-        """
-        module = self._reader(site)
-        difference: dict[str, Tensor] = {}
-
-        def enter(_module, args, kwargs):
-            value = args[0] if args else kwargs["hidden_states"]
-            new = substitute(value)
-            difference["value"] = new - value
-            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
-        def leave(_module, _args, output):
-            change = difference.pop("value")
-            return output + change if isinstance(output, Tensor) else (output[0] + change, *output[1:])
-
-        handles = [module.register_forward_pre_hook(enter, with_kwargs=True)]
-        if site.name == "resid_mid":
-            handles.append(self.block(site.layer).register_forward_hook(leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _watch(self, site: Site, keep: Callable[[Site, Tensor], None]):
-        def output_of(_module, _args, output):
-            keep(site, output)
-
-        if site.name == "mlp_out":
-            return self.mlp(site.layer).register_forward_hook(output_of)
-
-        # with_kwargs: some blocks receive their hidden states by name
-        def first_input(_module, args, kwargs):
-            keep(site, args[0] if args else kwargs["hidden_states"])
-
-        return self._reader(site).register_forward_pre_hook(first_input, with_kwargs=True)
-
-    def _reader(self, site: Site) -> nn.Module:
-        """The module whose input is the value at `site`."""
-        match site.name:
-            case "mlp_in":
-                return self.mlp(site.layer)
-            case "neurons":
-                return self.mlp(site.layer).get_submodule(self.anatomy.mlp_projection)
-            case "resid_mid" if self.anatomy.parallel or self.anatomy.norm_mlp is None:
-                raise ValueError(
-                    f"{self.anatomy.architecture} runs attention and MLP in parallel: no resid_mid; use resid_pre"
-                )
-            case "resid_mid":
-                assert self.anatomy.norm_mlp is not None
-                return self.block(site.layer).get_submodule(self.anatomy.norm_mlp)
-            case "resid_pre":
-                return self.block(site.layer)
-            case _:
-                raise ValueError(
-                    f"no site is called {site.name}; choose mlp_in, mlp_out, resid_mid, resid_pre or neurons"
-                )
 
 
 def load(

@@ -21,7 +21,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from ..config.language_model import Pretrain
-from ..core.atomic_io import discard, fingerprint, move, partial_folder, replace
+from ..core.atomic_io import (
+    fingerprint,
+    partial_folder,
+    remove_partial_folder,
+    replace_folder,
+    write_atomically,
+)
 from ..core.hardware import fast_dtype
 from ..core.plotting import BLUE, VERMILION, styled
 from ..core.progress import progress
@@ -171,7 +177,7 @@ class PretrainingState:
         # torch writing to a full disk does not say so
         content = io.BytesIO()
         torch.save(state, content)
-        replace(file, content.getbuffer())
+        write_atomically(file, content.getbuffer())
 
     def resume(self, file: Path) -> None:
         """Go on from a checkpoint."""
@@ -208,8 +214,8 @@ def pretrain(
         model.save_pretrained(folder)
         write_anatomy(find_anatomy(model.config), folder)
         write_table(PRETRAINING, history(training, config, batches.context), folder / "pretraining.parquet")
-        move(folder, output)
-        discard(partial)
+        replace_folder(folder, output)
+        remove_partial_folder(partial)
 
 
 def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:

@@ -1,12 +1,12 @@
 """What parts of a model read from the residual stream, and write to it: norms, attention, the unembedding, neurons."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .hooks import Site, capture, edited, observed_modules
 from .model import LanguageModel
 
 
@@ -18,7 +18,7 @@ class Norm:
     bias: Float[Tensor, " d"]
     centred: bool
 
-    def pull_back(self, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    def vjp(self, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """What a vector that reads after the norm is before it, the denominator left out: P(gain * v)."""
         return self.project(v * self.gain)
 
@@ -62,7 +62,7 @@ class Unembedding:
     @property
     def rows(self) -> Float[Tensor, "vocabulary d"]:
         """What each logit reads in the residual stream, the norm's denominator left out: P(gain * W_U)."""
-        return self.norm.pull_back(self.weight)
+        return self.norm.vjp(self.weight)
 
 
 @torch.inference_mode()
@@ -104,19 +104,10 @@ def read_attention(model: LanguageModel) -> list[Attention]:
     attention reads.
     """
     rows = _unit_inputs(model)
-    values: list[Tensor] = []
-    handles = []
-    for layer in range(model.layers):
-        attention = model.attention(layer)
-        handles.append(attention.register_forward_pre_hook(_feeding(rows), with_kwargs=True))
-        projection = attention.get_submodule(model.anatomy.attention_projection)
-        handles.append(projection.register_forward_pre_hook(lambda _module, args: values.append(args[0])))
-    try:
-        model.module(torch.zeros(len(rows), 1, dtype=torch.int64, device=model.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [_attention(model, layer, value[:, 0]) for layer, value in enumerate(values)]
+    sites = [Site("heads", layer) for layer in range(model.layers)]
+    with edited(model, {Site("attention_in", site.layer): lambda _x, _y: rows[:, None] for site in sites}):
+        values = capture(model, torch.zeros(len(rows), 1, dtype=torch.int64), sites)
+    return [_attention(model, site.layer, values[site][:, 0]) for site in sites]
 
 
 def _unit_inputs(model: LanguageModel) -> Float[Tensor, "d_and_two d"]:
@@ -128,17 +119,6 @@ def _unit_inputs(model: LanguageModel) -> Float[Tensor, "d_and_two d"]:
     return torch.cat(
         [torch.eye(d, device=model.device, dtype=weight.dtype), torch.zeros_like(test)[None], test[None]]
     )
-
-
-def _feeding(rows: Float[Tensor, "sequence d"]):
-    """A hook that gives a module `rows`, one a sequence, for its hidden states."""
-
-    def feed(_module, args, kwargs):
-        if args:
-            return (rows[:, None], *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": rows[:, None]}
-
-    return feed
 
 
 def _attention(model: LanguageModel, layer: int, value: Float[Tensor, "d_and_two d_value"]) -> Attention:
@@ -176,14 +156,14 @@ def read_unembedding(model: LanguageModel) -> Unembedding:
 @torch.inference_mode()
 def _logit_scale(model: LanguageModel) -> float:
     """By what the model multiplies what its unembedding gives (Cohere); 1 where it does something else, as caps do."""
-    seen: list[Any] = []
-    module = model.module.get_submodule(model.anatomy.unembedding)
-    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
-    try:
+    outputs: dict[str, Tensor] = {}
+
+    def keep(key: str, _args, _kwargs, output: Tensor) -> None:
+        outputs[key] = output
+
+    with observed_modules({"unembedding": model.module.get_submodule(model.anatomy.unembedding)}, keep):
         logits = model.logits(torch.zeros(1, 1, dtype=torch.int64)).double()
-    finally:
-        handle.remove()
-    given = seen[0].double()
+    given = outputs["unembedding"].double()
     scale = float((logits * given).sum() / given.square().sum())
     return (
         scale

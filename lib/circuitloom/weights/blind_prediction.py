@@ -23,23 +23,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attribution.capture import ModelWeights, capture_pass
-from ..attribution.direct_effects import AttributionTargets, reading_targets
+from ..attribution.direct_effects import AttributionTargets, make_targets
 from ..attribution.linearized_model import LinearizedModel
 from ..core.progress import progress
 from ..core.tables import BLIND, write_table
 from ..corpus.tokens import Tokens
 from ..dictionaries.dictionary import Dictionary
-from ..evaluation.concept_matching import encode, scored_activations
-from ..evaluation.held_out import HeldOut, count_sequences, hold_out_rows
-from ..language_model.model import LanguageModel, Site
-from .deembedding import BareTokens, checked, stream_reads
+from ..evaluation.concept_matching import scored_activations, sparse_activations
+from ..evaluation.held_out import HeldOut, count_sequences, load_sequences
+from ..language_model.hooks import Site
+from ..language_model.model import LanguageModel
+from .deembedding import TokenEmbeddings, encoder_in_residual, require_transcoder
 
 PLACES = ("here", "previous")
 """Where predicted tokens stand: so many tokens, 0 or 1, before the one at which the feature fires."""
 
 
 @dataclass(frozen=True)
-class Firing:
+class ActivePositions:
     """Where some features of a layer fire, by feature and then in the order of the text."""
 
     sequence: Int[Tensor, " entry"]
@@ -52,7 +53,7 @@ class Firing:
 
     def take(self, which: Tensor) -> "Firing":
         """Some entries."""
-        return Firing(*(column[which] for column in vars(self).values()))
+        return ActivePositions(*(column[which] for column in vars(self).values()))
 
     def spread(self, n: int) -> "Firing":
         """Of each feature `n` entries, evenly spaced over the text, or all where they are few."""
@@ -64,7 +65,7 @@ class Firing:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ContextMeans:
     """What is known of some features of a layer from contexts in which they fire; means over the contexts."""
 
     read: Float[Tensor, "feature place d"]
@@ -79,7 +80,7 @@ class Evidence:
 class Prediction:
     """Which tokens each of some features is said to fire on."""
 
-    score: Float[Tensor, "feature token"]
+    score_predictions: Float[Tensor, "feature token"]
     place: Int[Tensor, " feature"]
     """Number of one of `PLACES`."""
 
@@ -91,33 +92,33 @@ class Prediction:
 
 
 def predict_restricted(
-    weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"], tokens: BareTokens
+    weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"], tokens: TokenEmbeddings
 ) -> Prediction:
     """From encoder rows of a layer and what tokens bring into the stream by themselves."""
     written = tokens.embedding
-    if layer > 0 and tokens.layer0 is not None:
-        written = written + tokens.layer0
-    score = stream_reads(weights, layer, rows) @ written.T
-    return Prediction(score, torch.zeros(len(score), dtype=torch.int64, device=score.device))
+    if layer > 0 and tokens.layer0_output is not None:
+        written = written + tokens.layer0_output
+    score_predictions = encoder_in_residual(weights, layer, rows) @ written.T
+    return Prediction(score_predictions, torch.zeros(len(score_predictions), dtype=torch.int64, device=score_predictions.device))
 
 
-def predict_plain(evidence: Evidence, tokens: BareTokens) -> Prediction:
+def predict_plain(evidence: ContextMeans, tokens: TokenEmbeddings) -> Prediction:
     """From what is known of contexts."""
     place = evidence.total.argmax(1)
     feature = torch.arange(len(place), device=place.device)
-    score = evidence.read[feature, place] @ tokens.embedding.T
-    if tokens.code is not None:
+    score_predictions = evidence.read[feature, place] @ tokens.embedding.T
+    if tokens.layer0_activations is not None:
         # a feature that fires on no token by itself names none
-        largest = tokens.code.largest
+        largest = tokens.layer0_activations.largest
         share = torch.where(largest > 0, evidence.contribution[feature, place] / largest, 0.0)
-        score = score + tokens.code.weigh(share.T.contiguous()).T
-    return Prediction(score, place)
+        score_predictions = score_predictions + tokens.layer0_activations.weigh(share.T.contiguous()).T
+    return Prediction(score_predictions, place)
 
 
 @torch.inference_mode()
-def gather_evidence(
-    prompts: Iterable[tuple[int, LinearizedModel]], contexts: Mapping[int, Firing]
-) -> dict[int, Evidence]:
+def compute_context_means(
+    prompts: Iterable[tuple[int, LinearizedModel]], contexts: Mapping[int, ActivePositions]
+) -> dict[int, ContextMeans]:
     """What contexts, by layer, tell of their features, by ascending number; none of a layer without contexts.
 
     Prompts come with the numbers of their sequences, once each.
@@ -133,7 +134,7 @@ def gather_evidence(
                 feature = mine.feature.to(dictionary.W_enc.device)
                 position = mine.position.to(feature.device)
                 rows, bias = dictionary.W_enc[feature], dictionary.b_enc[feature]
-                targets = reading_targets(prompt, layer, position, rows, bias)
+                targets = make_targets(prompt, layer, position, rows, bias)
                 sums[layer].add(prompt, targets, feature)
     return {layer: each.means() for layer, each in sums.items()}
 
@@ -142,7 +143,7 @@ class _EvidenceSums:
     """Sums over contexts."""
 
     def __init__(self, feature: Int[Tensor, " entry"], prompt: LinearizedModel) -> None:
-        like = prompt.frozen.resid_final
+        like = prompt.captured.resid_final
         self.feature, n = (each.to(like.device) for each in feature.unique(return_counts=True))
         self.n = n[:, None]
         first = prompt.dictionaries[0].width if 0 in prompt.dictionaries else 0
@@ -150,26 +151,26 @@ class _EvidenceSums:
         self.contribution = like.new_zeros(len(n), len(PLACES), first)
         self.total = like.new_zeros(len(n), len(PLACES))
 
-    def means(self) -> Evidence:
+    def means(self) -> ContextMeans:
         n = self.n[:, :, None]
-        return Evidence(self.read / n, self.contribution / n, self.total / self.n)
+        return ContextMeans(self.read / n, self.contribution / n, self.total / self.n)
 
     def add(
         self, prompt: LinearizedModel, targets: AttributionTargets, feature: Int[Tensor, " target"]
     ) -> None:
         row = torch.searchsorted(self.feature, feature)
         done = 0
-        for chunk in targets.chunks(prompt.frozen.resid_final.numel()):
+        for chunk in targets.chunks(prompt.captured.resid_final.numel()):
             mine = row[done : done + len(chunk)]
             done += len(chunk)
-            for part, layer, g in prompt.descend(chunk.vector, chunk.position, chunk.layer):
+            for part, layer, g in prompt.backpropagate(chunk.vector, chunk.position, chunk.layer):
                 for place in range(len(PLACES)):
                     # position 0 never counts, so that there is one before
                     at = chunk.position - place
                     reads = g[at, torch.arange(len(at), device=at.device)]
                     if part == "start":
                         self.read[:, place].index_add_(0, mine, reads)
-                        embedded = (reads * prompt.frozen.embedding[at]).sum(-1)
+                        embedded = (reads * prompt.captured.embedding[at]).sum(-1)
                         self.total[:, place].index_add_(0, mine, embedded)
                     elif part == "mlp" and layer == 0 and self.contribution.shape[2]:
                         self._add_features(prompt, mine, place, at, reads)
@@ -183,8 +184,8 @@ class _EvidenceSums:
         reads: Float[Tensor, "target d"],
     ) -> None:
         for number, position, read in zip(row.tolist(), at.tolist(), reads, strict=True):
-            active = prompt.active(0, position)
-            effect = prompt.decoder_rows(0, active) @ read
+            active = prompt.active_at(0, position)
+            effect = prompt.feature_outputs(0, active) @ read
             self.contribution[number, place].index_add_(0, prompt.features.feature[active], effect)
             self.total[number, place] += effect.sum()
 
@@ -201,29 +202,29 @@ class BlindScore:
 
 
 @torch.inference_mode()
-def find_firing(
+def find_active_positions(
     model: LanguageModel, dictionaries: Mapping[int, Dictionary], held_out: HeldOut, batch: int
-) -> dict[int, Firing]:
+) -> dict[int, ActivePositions]:
     """Where the features of each layer fire, in one pass over `held_out`, `batch` sequences at a time."""
     sites = [Site("mlp_in", layer) for layer in dictionaries]
     place = held_out.scored.nonzero()
     found = {}
     for site, x in scored_activations(model, sites, held_out, batch).items():
-        code = encode(dictionaries[site.layer], x)
+        code = sparse_activations(dictionaries[site.layer], x)
         order = code.feature.argsort(stable=True)
         sequence, position = place[code.token[order].long()].T
-        found[site.layer] = Firing(sequence, position, code.feature[order].long())
+        found[site.layer] = ActivePositions(sequence, position, code.feature[order].long())
     return found
 
 
-def choose_features(firing: Firing, n: int) -> Int[Tensor, " some"]:
+def choose_features(firing: ActivePositions, n: int) -> Int[Tensor, " some"]:
     """`n` of the features that fire at all, evenly spaced by their numbers; all where they are few."""
     live = firing.feature.unique()
     return live[torch.linspace(0, len(live) - 1, min(n, len(live))).round().long()]
 
 
-def score(
-    prediction: Prediction, features: Int[Tensor, " feature"], firing: Firing, held_out: HeldOut
+def score_predictions(
+    prediction: Prediction, features: Int[Tensor, " feature"], firing: ActivePositions, held_out: HeldOut
 ) -> BlindScore:
     """How well predictions about `features`, ascending, hold on the scored tokens of `held_out`."""
     token = prediction.token.cpu()
@@ -243,12 +244,12 @@ def score(
     return BlindScore(hits / predicted, hits / n, f1, n)
 
 
-def write_blind(
+def write_blind_predictions(
     run: str,
     dictionaries: Mapping[int, Dictionary],
     model: LanguageModel,
     weights: ModelWeights,
-    tokens: BareTokens,
+    tokens: TokenEmbeddings,
     strings: Sequence[str],
     text: Tokens,
     paths: Mapping[int, Path],
@@ -265,13 +266,13 @@ def write_blind(
     id. Raises ValueError where there is but one sequence, the tokens are damaged, or a dictionary is no transcoder.
     """
     known, unseen = _split(text, context_tokens, scored_tokens)
-    mine = {layer: checked(dictionaries[layer], layer) for layer in paths}
-    found = find_firing(model, mine, hold_out_rows(text, known), batch)
+    mine = {layer: require_transcoder(dictionaries[layer], layer) for layer in paths}
+    found = find_active_positions(model, mine, load_sequences(text, known), batch)
     chosen = {layer: choose_features(firing, features) for layer, firing in found.items()}
     where = {layer: firing.of(chosen[layer]).spread(contexts) for layer, firing in found.items()}
-    evidence = gather_evidence(_prompts(model, weights, dictionaries, text, where), where)
-    held_out = hold_out_rows(text, unseen)
-    firing = find_firing(model, mine, held_out, batch)
+    evidence = compute_context_means(_prompts(model, weights, dictionaries, text, where), where)
+    held_out = load_sequences(text, unseen)
+    firing = find_active_positions(model, mine, held_out, batch)
     for layer, path in paths.items():
         table = []
         # there is none where nothing fires at all
@@ -301,11 +302,11 @@ def _table(
     layer: int,
     features: Int[Tensor, " feature"],
     predictions: Mapping[str, Prediction],
-    firing: Firing,
+    firing: ActivePositions,
     held_out: HeldOut,
     strings: Sequence[str],
 ) -> list[dict[str, Any]]:
-    scores = {name: score(each, features, firing, held_out) for name, each in predictions.items()}
+    scores = {name: score_predictions(each, features, firing, held_out) for name, each in predictions.items()}
     return [
         {"run": run, "layer": layer, "feature": feature, "protocol": name}
         | _row(predictions[name], scores[name], number, strings)
@@ -319,7 +320,7 @@ def _prompts(
     weights: ModelWeights,
     dictionaries: Mapping[int, Dictionary],
     text: Tokens,
-    contexts: Mapping[int, Firing],
+    contexts: Mapping[int, ActivePositions],
 ) -> Iterator[tuple[int, LinearizedModel]]:
     sequences = torch.cat([each.sequence for each in contexts.values()]).unique().tolist()
     with progress("blind", len(sequences), "sequences") as bar:
@@ -329,13 +330,13 @@ def _prompts(
             bar.update(1)
 
 
-def _row(prediction: Prediction, score: BlindScore, number: int, strings: Sequence[str]) -> dict[str, Any]:
+def _row(prediction: Prediction, score_predictions: BlindScore, number: int, strings: Sequence[str]) -> dict[str, Any]:
     token = prediction.token[number].nonzero()[:, 0]
     ordered = token[prediction.score[number, token].argsort(descending=True, stable=True)]
-    figures = {name: float(getattr(score, name)[number]) for name in ("precision", "recall", "f1")}
+    figures = {name: float(getattr(score_predictions, name)[number]) for name in ("precision", "recall", "f1")}
     return {
         "tokens": [strings[each] for each in ordered.tolist()],
         "place": PLACES[int(prediction.place[number])],
         **{name: None if isnan(figure) else figure for name, figure in figures.items()},
-        "n_tokens": int(score.n_tokens[number]),
+        "n_tokens": int(score_predictions.n_tokens[number]),
     }

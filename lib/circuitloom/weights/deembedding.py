@@ -22,10 +22,10 @@ from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
 from ..language_model.residual import Norm
 
-NUMBERS_AT_ONCE = 2**25
+MAX_ELEMENTS = 2**25
 """Effects (feature, token), or pre-activations (token, feature), held at once."""
 ROW_GROUP = 2**14
-PROBES = 4
+SCALE_TOKENS = 4
 """Tokens on which the scale of the embedding is measured."""
 TOLERANCE = 1e-2
 """Share of its norm by which what enters the stream may differ from a multiple of the embedding's row."""
@@ -48,7 +48,7 @@ class EmbeddingActivations:
 
 
 @dataclass(frozen=True)
-class BareTokens:
+class TokenEmbeddings:
     """What each token brings into the residual stream by itself."""
 
     embedding: Float[Tensor, "token d"]
@@ -60,7 +60,7 @@ class BareTokens:
 
 
 @dataclass(frozen=True)
-class HeadReads:
+class TopHeads:
     """What features read through the heads that matter most to each."""
 
     layer: Int[Tensor, "feature kept"]
@@ -69,22 +69,22 @@ class HeadReads:
     """What they read in the stream in front of the head's layer, the head attending with 1."""
 
 
-def pull(norm: Norm | None, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+def norm_vjp(norm: Norm | None, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     """What vectors that read behind `norm` are in front of it, the denominator left out."""
-    return v if norm is None else norm.pull_back(v)
+    return v if norm is None else norm.vjp(v)
 
 
-def push(norm: Norm | None, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+def norm_jvp(norm: Norm | None, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     """What a change in front of `norm` is behind it, the denominator left out."""
     return x if norm is None else norm.gain * norm.project(x)
 
 
-def stream_reads(
+def encoder_in_residual(
     weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "feature d"]:
     """What encoder rows of a layer read in the residual stream in front of its MLP: P(gain * W_enc)."""
     norm = weights.blocks[layer].norm_mlp
-    return pull(norm, rows.to(weights.unembedding.norm.gain))
+    return norm_vjp(norm, rows.to(weights.unembedding.norm.gain))
 
 
 def head_layers(model: LanguageModel, source: int, target: int) -> range:
@@ -100,7 +100,7 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
     """
     rows = model.module.get_submodule(model.anatomy.embedding).weight
     assert isinstance(rows, Tensor)
-    token = torch.linspace(0, len(rows) - 1, PROBES, device=rows.device).round().long()
+    token = torch.linspace(0, len(rows) - 1, SCALE_TOKENS, device=rows.device).round().long()
     rows = rows.detach().to(weights.unembedding.norm.gain)
     entered = capture_pass(model, weights, token).embedding.to(rows)
     found = rows[token]
@@ -116,20 +116,20 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
 
 
 @torch.inference_mode()
-def read_tokens(
+def embed_vocabulary(
     model: LanguageModel, weights: ModelWeights, first: Dictionary | None, vocabulary: int
-) -> BareTokens:
+) -> TokenEmbeddings:
     """What the first `vocabulary` tokens bring into the stream; `first` is the run's dictionary at layer 0."""
     # a vocabulary that was padded for speed has rows that no text gives
     embedding = embedding_rows(model, weights)[:vocabulary]
     if first is None:
-        return BareTokens(embedding, None, None)
-    first = checked(first, 0).to(embedding.device, embedding.dtype)
+        return TokenEmbeddings(embedding, None, None)
+    first = require_transcoder(first, 0).to(embedding.device, embedding.dtype)
     anatomy = model.anatomy
     norm = model.norm(0, anatomy.norm_mlp or anatomy.norm_attention)
     starts, features, values, written = [], [], [], []
     held = 0
-    for part in embedding.split(max(1, NUMBERS_AT_ONCE // first.width)):
+    for part in embedding.split(max(1, MAX_ELEMENTS // first.width)):
         dtype = next(model.module.parameters()).dtype
         x = part if norm is None else norm(part.to(dtype)).to(part)
         token, feature, value = first.encode_sparse(x)
@@ -143,8 +143,8 @@ def read_tokens(
         held += len(feature)
     feature, value = torch.cat(features), torch.cat(values)
     largest = value.new_zeros(first.width).scatter_reduce_(0, feature, value, "amax")
-    layer0 = push(weights.blocks[0].norm_mlp_after, torch.cat(written))
-    return BareTokens(embedding, EmbeddingActivations(torch.cat(starts), feature, value, largest), layer0)
+    layer0 = norm_jvp(weights.blocks[0].norm_mlp_after, torch.cat(written))
+    return TokenEmbeddings(embedding, EmbeddingActivations(torch.cat(starts), feature, value, largest), layer0)
 
 
 def _weigh(
@@ -156,9 +156,9 @@ def _weigh(
     return embedding_bag(feature, rows, start, mode="sum", per_sample_weights=value)
 
 
-def checked(dictionary: Dictionary, layer: int) -> Dictionary:
+def require_transcoder(dictionary: Dictionary, layer: int) -> Dictionary:
     """`dictionary`; ValueError where it is no transcoder."""
-    if (dictionary.site_in, dictionary.site_out) != ("mlp_in", "mlp_out"):
+    if not dictionary.is_transcoder:
         raise ValueError(
             f"layer {layer}: what weights say is asked of transcoders; this dictionary maps {dictionary.site_in} to "
             f"{dictionary.site_out}; name a run of transcoders"
@@ -172,7 +172,7 @@ def strongest_heads(
     reads: Float[Tensor, "feature d"],
     moments: Float[Tensor, "d d"],
     wanted: int,
-) -> HeadReads:
+) -> TopHeads:
     """Of the heads of `layers`, the `wanted` through which each feature reads most of what is written in front of them.
 
     `moments` is X^T X of what is written, X [source, d]: a head counts by the root of the sum of its squared effects
@@ -187,27 +187,27 @@ def strongest_heads(
     for number in best.unique().tolist():
         layer, head = layers[number // heads], number % heads
         feature, place = (best == number).nonzero(as_tuple=True)
-        read[feature, place] = head_read(blocks[layer], head, reads[feature])
-    return HeadReads(best // heads + layers.start, best % heads, read)
+        read[feature, place] = head_vjp(blocks[layer], head, reads[feature])
+    return TopHeads(best // heads + layers.start, best % heads, read)
 
 
-def head_read(
+def head_vjp(
     block: BlockWeights, head: int, reads: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "feature d"]:
     """What vectors that read the stream behind attention read in front of it through a head that attends with 1."""
-    v = pull(block.norm_attention_after, reads) @ block.attention.W_O[head].T.to(reads)
-    return pull(block.norm_attention, v @ block.attention.W_V[head].T.to(reads))
+    v = norm_vjp(block.norm_attention_after, reads) @ block.attention.W_O[head].T.to(reads)
+    return norm_vjp(block.norm_attention, v @ block.attention.W_V[head].T.to(reads))
 
 
 def _queries(block: BlockWeights, reads: Float[Tensor, "feature d"]) -> Float[Tensor, "head feature d_head"]:
     """What vectors that read the stream behind attention read in each head's mix of values."""
-    return pull(block.norm_attention_after, reads) @ block.attention.W_O.movedim(1, 2).to(reads)
+    return norm_vjp(block.norm_attention_after, reads) @ block.attention.W_O.movedim(1, 2).to(reads)
 
 
 def _strength(
     block: BlockWeights, queries: Float[Tensor, "head feature d_head"], moments: Float[Tensor, "d d"]
 ) -> Float[Tensor, "head feature"]:
-    values = pull(block.norm_attention, block.attention.W_V.movedim(1, 2).to(queries))
+    values = norm_vjp(block.norm_attention, block.attention.W_V.movedim(1, 2).to(queries))
     inner = values @ moments @ values.movedim(1, 2)
     return ((queries @ inner) * queries).sum(-1)
 
@@ -218,7 +218,7 @@ def write_deembedding(
     dictionaries: Mapping[int, Dictionary],
     model: LanguageModel,
     weights: ModelWeights,
-    tokens: BareTokens,
+    tokens: TokenEmbeddings,
     strings: Sequence[str],
     paths: Mapping[int, Path],
     wanted: int = 10,
@@ -234,18 +234,18 @@ def write_deembedding(
     moments = tokens.embedding.T @ tokens.embedding - len(tokens.embedding) * mean.outer(mean)
     texts = pa.array(strings)
     for layer, path in paths.items():
-        rows = checked(dictionaries[layer], layer).W_enc
-        size = max(1, NUMBERS_AT_ONCE // len(tokens.embedding))
+        rows = require_transcoder(dictionaries[layer], layer).W_enc
+        size = max(1, MAX_ELEMENTS // len(tokens.embedding))
         through = head_layers(model, -1, layer)
         with (
             table_writer(DEEMBEDDING, path) as writer,
             progress(f"de-embedding: {run} layer {layer}", len(rows), "features") as bar,
         ):
             for low in range(0, len(rows), size):
-                reads = stream_reads(weights, layer, rows[low : low + size])
+                reads = encoder_in_residual(weights, layer, rows[low : low + size])
                 found = [_strongest("direct", reads @ tokens.embedding.T, wanted)]
-                if layer > 0 and tokens.layer0 is not None:
-                    found.append(_strongest("layer0", reads @ tokens.layer0.T, wanted))
+                if layer > 0 and tokens.layer0_output is not None:
+                    found.append(_strongest("layer0", reads @ tokens.layer0_output.T, wanted))
                 if through:
                     by_head = strongest_heads(weights, through, reads, moments, heads)
                     found += [
@@ -265,7 +265,7 @@ def _strongest(via: str | np.ndarray, effects: Float[Tensor, "feature token"], w
     return via, torch.stack([s.indices for s in sides], 1), torch.stack([s.values for s in sides], 1)
 
 
-def _names(heads: HeadReads, kept: int) -> np.ndarray:
+def _names(heads: TopHeads, kept: int) -> np.ndarray:
     columns = zip(heads.layer[:, kept].tolist(), heads.head[:, kept].tolist(), strict=True)
     return np.array([f"head {layer}.{head}" for layer, head in columns], object)[:, None, None]
 

@@ -12,7 +12,8 @@ from ...ablation.components import Basis, feature_basis, neuron_basis
 from ...ablation.faithfulness import Curve, keep_top, rank
 from ...ablation.metrics import PromptMetric
 from ...dictionaries.dictionary import Dictionary
-from ...language_model.model import LanguageModel, Site
+from ...language_model.hooks import Site, capture
+from ...language_model.model import LanguageModel
 from .prompts import YearPrompts
 
 ABLATIONS: tuple[Kind, ...] = ("zero", "mean")
@@ -36,7 +37,7 @@ def variances(
 ) -> dict[str, Float[Tensor, " component"]]:
     """Variance over the prompts, at the last token, of each feature's and each neuron's activation in a layer."""
     sites = {FEATURES: Site("mlp_in", dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
-    seen = {site: value[:, -1] for site, value in model.capture(prompts.token, list(sites.values())).items()}
+    seen = {site: value[:, -1] for site, value in capture(model, prompts.token, list(sites.values())).items()}
     z = dictionary.encode(seen[sites[FEATURES]].to(dictionary.W_enc.dtype))
     return {FEATURES: z.var(0), NEURONS: seen[sites[NEURONS]].float().var(0)}
 

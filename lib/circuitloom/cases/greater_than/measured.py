@@ -12,9 +12,9 @@ from ...ablation.metrics import PromptMetric
 from ...attribution.paths import PathSearch
 from ...attribution.tracer import Tracer
 from ...config.cases.greater_than import GreaterThanCase
-from ...config.circuits import parse_place
+from ...config.circuits import parse_feature
 from ...core.progress import progress
-from ...language_model.model import Site
+from ...language_model.hooks import Site
 from ..context import FINDING, TESTING, CaseContext
 from .circuit import Alone, Leaves, YearCircuit, draw_like, find_circuit, find_leaves, keep_alone
 from .keeping import FEATURES, Kept, keep_curves, variances
@@ -77,7 +77,7 @@ def measure_all(name: str, opened: CaseContext, case: GreaterThanCase) -> YearMe
         bar.update(1)
         ranking = variances(model, dictionary, finding)
         top = ranking[FEATURES].topk(min(case.features, dictionary.width)).indices
-        feature = int(top[0]) if case.feature is None else parse_place(case.feature).feature
+        feature = int(top[0]) if case.feature is None else parse_feature(case.feature).feature
         if feature >= dictionary.width:
             raise ValueError(f"layer {layer} has features 0 to {dictionary.width - 1}, not {feature}")
         edit = without_feature(dictionary, feature, prompts.scored)
@@ -106,7 +106,7 @@ def measure_all(name: str, opened: CaseContext, case: GreaterThanCase) -> YearMe
 def _layer(case: GreaterThanCase, opened: CaseContext, effect: Float[Tensor, "layer prompt"]) -> int:
     """The layer that is named, or by name of the feature; else, of those with a transcoder, that of largest effect."""
     layers = sorted(opened.transcoders)
-    layer = case.layer if case.feature is None else parse_place(case.feature).layer
+    layer = case.layer if case.feature is None else parse_feature(case.feature).layer
     if layer is None:
         return max(layers, key=lambda each: float(effect[each].mean()))
     if layer not in layers:

@@ -1,17 +1,16 @@
 """The metric on passes in which MLPs are replaced or ablated, or heads patched."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...ablation.components import HEADS, Edit, editing
 from ...ablation.metrics import last_logits
 from ...dictionaries.dictionary import Dictionary
-from ...language_model.model import LanguageModel, Site
+from ...language_model.hooks import Edit, Site, capture, edited
+from ...language_model.model import LanguageModel
 from .prompts import Answers, YearPrompts, greater_than
 
 Edits = Mapping[Site, Edit]
@@ -25,9 +24,7 @@ def answer_logits(
     model: LanguageModel, token: Int[Tensor, "prompt position"], answers: Answers, edits: Edits
 ) -> Float[Tensor, "prompt answer"]:
     """Logits of the answers behind the last token of each prompt, sites edited."""
-    with ExitStack() as stack:
-        for site, edit in edits.items():
-            stack.enter_context(editing(model, site, edit))
+    with edited(model, edits):
         logits = last_logits(model, token)
     return logits[:, answers.token.to(logits.device)].cpu()
 
@@ -64,7 +61,7 @@ def without_feature(dictionary: Dictionary, feature: int, scored: Bool[Tensor, "
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * scored.to(y.device)
-        return y - (z[..., None] * dictionary.W_dec[feature]).to(y.dtype)
+        return dictionary.subtract_feature(y, feature, z)
 
     return edit
 
@@ -87,7 +84,7 @@ def conditions(
         found[replacing(site.layer)] = measure(model, prompts, answers, {site: edit})
     if len(stands) > 1:
         found[ALL] = measure(model, prompts, answers, stands)
-    outputs = model.capture(prompts.token, [Site("mlp_out", layer) for layer in range(model.layers)])
+    outputs = capture(model, prompts.token, [Site("mlp_out", layer) for layer in range(model.layers)])
     for site, output in sorted(outputs.items(), key=lambda each: each[0].layer):
         mean = output[:, prompts.scored.to(output.device)].mean((0, 1))
         for kind, value in {"zero": 0.0, "mean": mean}.items():
@@ -117,7 +114,7 @@ def layer_effects(
     last = torch.zeros_like(prompts.scored)
     last[-1] = True
     sites = [Site("mlp_out", layer) for layer in range(model.layers)]
-    outputs = model.capture(prompts.token, sites)
+    outputs = capture(model, prompts.token, sites)
     before = measure(model, prompts, answers, {})
     rows = [
         before - measure(model, prompts, answers, {site: ablated(outputs[site][:, -1].mean(0), last)})
@@ -164,7 +161,7 @@ def patch_heads(model: LanguageModel, prompts: YearPrompts, answers: Answers) ->
 
         return keep
 
-    sites = [Site(HEADS, layer) for layer in range(model.layers)]
+    sites = [Site("heads", layer) for layer in range(model.layers)]
     before = side(answer_logits(model, prompts.token, answers, {}))
     after = side(answer_logits(model, prompts.other, answers, {site: see(site.layer) for site in sites}))
     heads = model.anatomy.heads

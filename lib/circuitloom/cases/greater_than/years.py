@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ...attribution.capture import ModelWeights
 from ...dictionaries.dictionary import Dictionary
-from ...language_model.model import LanguageModel, Site
-from ...weights.deembedding import embedding_rows, head_layers, head_read, push, stream_reads
+from ...language_model.hooks import Site, capture
+from ...language_model.model import LanguageModel
+from ...weights.deembedding import embedding_rows, encoder_in_residual, head_layers, head_vjp, norm_jvp
 from .passes import HeadShifts
 from .prompts import Answers, YearPrompts
 
@@ -67,7 +68,7 @@ def activations(
 ) -> Float[Tensor, "prompt feature"]:
     """Activations at the last token."""
     site = Site("mlp_in", dictionary.layer)
-    x = model.capture(prompts.token, [site])[site][:, -1]
+    x = capture(model, prompts.token, [site])[site][:, -1]
     return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature]
 
 
@@ -99,7 +100,7 @@ def logit_attribution(
 ) -> Float[Tensor, "feature year"]:
     """What an activation of 1 adds to the logits of tokens directly, denominators left out."""
     rows = weights.unembedding.rows[token]
-    written = push(weights.blocks[dictionary.layer].norm_mlp_after, dictionary.W_dec[feature].to(rows))
+    written = norm_jvp(weights.blocks[dictionary.layer].norm_mlp_after, dictionary.W_dec[feature].to(rows))
     return written @ rows.T
 
 
@@ -128,12 +129,12 @@ def deembedding_scores(
     reads there.
     """
     embedding = embedding_rows(model, weights)[token]
-    reads = stream_reads(weights, layer, transcoders[layer].W_enc[feature])
-    read = head_read(weights.blocks[head[0]], head[1], reads)
+    reads = encoder_in_residual(weights, layer, transcoders[layer].W_enc[feature])
+    read = head_vjp(weights.blocks[head[0]], head[1], reads)
     first = transcoders.get(0)
     if first is None or head[0] not in head_layers(model, 0, layer):
         return read @ embedding.T
-    written = push(weights.blocks[0].norm_mlp_after, first.W_dec.to(read))
+    written = norm_jvp(weights.blocks[0].norm_mlp_after, first.W_dec.to(read))
     best = (read @ written.T).topk(min(connections, first.width), dim=1)
-    tokens = stream_reads(weights, 0, first.W_enc) @ embedding.T
+    tokens = encoder_in_residual(weights, 0, first.W_enc) @ embedding.T
     return torch.einsum("fc,fcy->fy", best.values, tokens[best.indices])

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...evaluation.concept_matching import encode, scored_activations
+from ...evaluation.concept_matching import scored_activations, sparse_activations
 from ...evaluation.concepts import SparseActivations
 from ...evaluation.held_out import HeldOut
 from ...evaluation.names import NEURONS
-from ...language_model.model import Site
+from ...language_model.hooks import Site
 from ..context import CaseContext
 
 Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
@@ -32,7 +32,7 @@ def by_layer(
         values = scored_activations(opened.model, sorted({*sites, *[own] * neurons}), held_out, batch)
         for run, dictionary in mine.items():
             x = values[Site(dictionary.site_in, layer)]
-            yield run, layer, code_columns(encode(dictionary, x), len(x))
+            yield run, layer, code_columns(sparse_activations(dictionary, x), len(x))
         if neurons:
             yield NEURONS, layer, dense_columns(values[own])
 

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...attribution.capture import capture_pass, read_weights
-from ...attribution.direct_effects import reading_targets, sources, total_effects
+from ...attribution.direct_effects import make_targets, source_columns, total_effects
 from ...attribution.linearized_model import LinearizedModel
-from ...attribution.token_gradients import gradient_effects, strongest
+from ...attribution.token_gradients import gradient_times_input, strongest_tokens
 from ...evaluation.held_out import HeldOut
 from ...evaluation.names import NEURONS
-from ...language_model.model import Site
+from ...language_model.hooks import Site
 from ...language_model.residual import neuron_rows
 from ..context import CaseContext
 from .found import ConceptFeature
@@ -102,8 +102,8 @@ def trace_circuits(
             position = torch.tensor([position for _, _, position in group], device=token.device)
             dictionary = local[run].dictionaries[layer]
             rows, bias = dictionary.W_enc[features], dictionary.b_enc[features]
-            targets = reading_targets(local[run], layer, position, rows, bias)
-            effects = total_effects(local[run], targets)[:, sources(local[run]).embeddings].float().cpu()
+            targets = make_targets(local[run], layer, position, rows, bias)
+            effects = total_effects(local[run], targets)[:, source_columns(local[run]).embeddings].float().cpu()
             for (number, half, at), effect in zip(group, effects, strict=True):
                 traced[number, half].append(cues.of(found[number].concept, sequence, at, effect))
     return traced
@@ -127,7 +127,7 @@ def trace_gradients(
             sequence, position = (torch.tensor([place[i] for place in part]) for i in (2, 3))
             token = held_out.token[sequence, : int(position.max()) + 1]
             vectors = directions[torch.tensor([found[place[0]].feature for place in part])]
-            effects = gradient_effects(opened.model, token, site, vectors, position)
+            effects = gradient_times_input(opened.model, token, site, vectors, position)
             for (number, half, row, at), effect in zip(part, effects.float().cpu(), strict=True):
                 traced[number, half].append(cues.of(found[number].concept, row, at, effect))
     return traced
@@ -137,7 +137,7 @@ def judge(places: Sequence[TokenContributions], share: float) -> SourceScore | N
     """How well sources that hold `share` of what all tokens contribute are the words that tell; None without places."""
     hits = false = chosen = told = needed = 0
     for each in places:
-        largest = set(strongest(each.effect[None], share)[0].nonzero()[:, 0].tolist())
+        largest = set(strongest_tokens(each.effect[None], share)[0].nonzero()[:, 0].tolist())
         telling = {position for cue in each.cues for position in cue}
         hits += len(largest & telling)
         chosen += len(largest)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...config.cases.planted import PlantedCase
-from ...evaluation.concepts import label
+from ...evaluation.concepts import concept_annotations
 from ...evaluation.held_out import HeldOut
 from ...evaluation.names import NEURONS
 from ..case_report import CaseReport, number
@@ -48,7 +48,7 @@ def study_planted(
         raise ValueError(
             f"no feature of {sorted(missing)[0]} was matched with a concept; add its feature_concept table"
         )
-    labels = label(concepts, held_out)
+    labels = concept_annotations(concepts, held_out)
     activations = by_layer(opened, held_out, BATCH, case.neurons)
     found = find_features(matched, activations, held_out, labels, case)
     results = _trace(opened, held_out, concepts, found, case)
@@ -75,7 +75,7 @@ def _kind(opened: CaseContext, run: str) -> str:
     if run == NEURONS:
         return NEURONS
     first = next(iter(opened.runs[run].values()))
-    return TRANSCODER if (first.site_in, first.site_out) == ("mlp_in", "mlp_out") else SAE
+    return TRANSCODER if first.is_transcoder else SAE
 
 
 def _trace(

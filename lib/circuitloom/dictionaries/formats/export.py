@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from ...core.atomic_io import replace
+from ...core.atomic_io import write_atomically
 from ..dictionary import Dictionary
 
 HOOKS = {
@@ -62,7 +62,7 @@ def export_circuit_tracer(
     }
     # a string of JSON is one of YAML
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]
-    replace(folder / "config.yaml", "".join(lines).encode())
+    write_atomically(folder / "config.yaml", "".join(lines).encode())
 
 
 def export_saelens(
@@ -83,7 +83,7 @@ def export_saelens(
     folder.mkdir(parents=True, exist_ok=True)
     names = {"hook_name": hook_name or HOOKS[dictionary.site_in].format(layer=dictionary.layer)}
     sizes = {"d_in": dictionary.d_in, "d_sae": dictionary.width}
-    if dictionary.site_in != dictionary.site_out:
+    if not dictionary.is_sae:
         names["hook_name_out"] = hook_name_out or HOOKS[dictionary.site_out].format(layer=dictionary.layer)
         sizes["d_out"] = dictionary.d_out
     if dictionary.k is not None:
@@ -104,7 +104,7 @@ def export_saelens(
         if getattr(dictionary, key) is not None:
             tensors[key] = getattr(dictionary, key)
     _write(folder / "sae_weights.safetensors", tensors)
-    replace(folder / "cfg.json", f"{json.dumps(config, indent=2)}\n".encode())
+    write_atomically(folder / "cfg.json", f"{json.dumps(config, indent=2)}\n".encode())
 
 
 def _check_set(dictionaries: Mapping[int, Dictionary]) -> None:
@@ -115,7 +115,7 @@ def _check_set(dictionaries: Mapping[int, Dictionary]) -> None:
         )
     first = dictionaries[0]
     for layer, dictionary in sorted(dictionaries.items()):
-        if (dictionary.site_in, dictionary.site_out) != ("mlp_in", "mlp_out"):
+        if not dictionary.is_transcoder:
             raise ValueError(
                 f"layer {layer}: circuit-tracer goes through transcoders; this dictionary maps {dictionary.site_in} "
                 f"to {dictionary.site_out}; name a run of transcoders"
@@ -138,7 +138,7 @@ def _check_set(dictionaries: Mapping[int, Dictionary]) -> None:
 
 
 def _architecture(dictionary: Dictionary) -> str:
-    kind, known = ("SAE", SAES) if dictionary.site_in == dictionary.site_out else ("transcoder", TRANSCODERS)
+    kind, known = ("SAE", SAES) if dictionary.is_sae else ("transcoder", TRANSCODERS)
     act, skip = dictionary.act, dictionary.W_skip is not None
     if (act, skip) not in known:
         remedy = "train without skip" if known is SAES else "export a run of act batchtopk, jumprelu or relu"
@@ -153,4 +153,4 @@ def _architecture(dictionary: Dictionary) -> str:
 
 def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:
     # through bytes: a full disk is then an OSError like any other
-    replace(file, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+    write_atomically(file, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))

@@ -1,0 +1,196 @@
+"""Forward hooks: capture and edit activations of a language model. No other file registers hooks.
+
+donor = capture(model, other_tokens, [Site("heads", 3)])[Site("heads", 3)]
+
+def patch_head_0(x, y):  # y: [sequence, position, heads x d_head], the heads' outputs of layer 3
+    return torch.cat([donor[..., :d_head], y[..., d_head:]], -1)
+
+with edited(model, {Site("heads", 3): patch_head_0}):
+    logits = model.logits(tokens)
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple, TypeVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .model import LanguageModel
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Site(NamedTuple):
+    """An activation of the model, [sequence, position, d].
+
+    Of a layer: `resid_pre` and `resid_mid` (residual stream before the block and before its MLP's norm), `attention_in`
+    and `mlp_in` (after the norm), `heads` (outputs of all heads, concatenated: input of W_O), `neurons` (input of
+    W_out) and `mlp_out` (before a norm that follows the MLP). Of the model: `embedding` (of tokens), `final_norm` (its
+    output) and `unembedding_in`.
+    """
+
+    name: str
+    layer: int = 0
+
+
+Edit = Callable[[Tensor, Tensor], Tensor]
+"""(x, y) to the new value of y, [sequence, position, d] each: y is the site's value and x the MLP's input at `mlp_out`,
+y itself at other sites."""
+
+OUTPUT_SITES = ("mlp_out", "embedding", "final_norm")
+"""Sites that are a module's output; each other site is a module's first input."""
+
+
+def capture(
+    model: LanguageModel, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
+) -> dict[Site, Float[Tensor, "sequence position d"]]:
+    """Activations at `sites`; the pass ends at the last of them, before later layers and the unembedding."""
+    captured: dict[Site, Tensor] = {}
+    capture_each(model, tokens, sites, captured.__setitem__)
+    return captured
+
+
+def capture_each(
+    model: LanguageModel,
+    tokens: Int[Tensor, "sequence position"],
+    sites: Sequence[Site],
+    callback: Callable[[Site, Tensor], None],
+) -> None:
+    """Call `callback(site, value)` as the pass reaches each site; it ends at the last. Nothing is kept."""
+    waiting = set(sites)
+
+    def keep(site: Site, value: Tensor) -> None:
+        callback(site, value)
+        waiting.discard(site)
+        if not waiting:
+            raise _PassComplete
+
+    with observed(model, sites, keep), suppress(_PassComplete):
+        model.module(tokens.to(model.device))
+
+
+class _PassComplete(Exception):
+    """Ends a forward pass at the last site asked for."""
+
+
+@contextmanager
+def observed(
+    model: LanguageModel, sites: Sequence[Site], callback: Callable[[Site, Tensor], None]
+) -> Iterator[None]:
+    """Within the context, each pass calls `callback(site, value)` at each of `sites`."""
+
+    def register(site: Site):
+        module = find_module(model, site)
+
+        # hooks return None: what they return would replace the value
+        def leave(_module, _args, output) -> None:
+            callback(site, output)
+
+        def enter(_module, args, kwargs) -> None:
+            callback(site, _first_input(args, kwargs))
+
+        if site.name in OUTPUT_SITES:
+            return module.register_forward_hook(leave)
+        return module.register_forward_pre_hook(enter, with_kwargs=True)
+
+    with ExitStack() as stack:
+        for site in dict.fromkeys(sites):
+            stack.callback(register(site).remove)
+        yield
+
+
+@contextmanager
+def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
+    """Within the context, each site has the value that its edit returns, and everything downstream follows from it.
+
+    The edit of a later site receives what earlier edits lead to. Nested contexts on one site apply outermost first.
+    """
+    with ExitStack() as stack:
+        for site, edit in edits.items():
+            register = _edit_output if site.name in OUTPUT_SITES else _edit_input
+            for handle in register(model, site, edit):
+                stack.callback(handle.remove)
+        yield
+
+
+def _edit_output(model: LanguageModel, site: Site, edit: Edit):
+    def leave(_module, args, kwargs, output):
+        return edit(_first_input(args, kwargs) if site.name == "mlp_out" else output, output)
+
+    return [find_module(model, site).register_forward_hook(leave, with_kwargs=True)]
+
+
+def _edit_input(model: LanguageModel, site: Site, edit: Edit):
+    changes: list[Tensor] = []
+
+    def enter(_module, args, kwargs):
+        value = _first_input(args, kwargs)
+        new = edit(value, value)
+        if site.name == "resid_mid":
+            changes.append(new - value)
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    def leave(_module, _args, output):
+        change = changes.pop()
+        return output + change if isinstance(output, Tensor) else (output[0] + change, *output[1:])
+
+    handles = [find_module(model, site).register_forward_pre_hook(enter, with_kwargs=True)]
+    if site.name == "resid_mid":
+        # the stream also bypasses the MLP: its change is added to the block's output
+        handles.append(model.block(site.layer).register_forward_hook(leave))
+    return handles
+
+
+@contextmanager
+def observed_modules(
+    modules: Mapping[Key, nn.Module], callback: Callable[[Key, tuple, dict[str, Any], Any], None]
+) -> Iterator[None]:
+    """Within the context, each call of a module calls `callback(key, args, kwargs, output)`; for what is no site."""
+
+    def register(key: Key, module: nn.Module):
+        def leave(_module, args, kwargs, output) -> None:
+            callback(key, args, kwargs, output)
+
+        return module.register_forward_hook(leave, with_kwargs=True)
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(register(key, module).remove)
+        yield
+
+
+def find_module(model: LanguageModel, site: Site) -> nn.Module:
+    """The module whose output (at `OUTPUT_SITES`) or first input (at other sites) is the site's value.
+
+    Raises ValueError for an unknown site, and for resid_mid where attention and MLP run in parallel.
+    """
+    anatomy, layer = model.anatomy, site.layer
+    if site.name == "resid_mid" and (anatomy.parallel or anatomy.norm_mlp is None):
+        raise ValueError(
+            f"{anatomy.architecture} runs attention and MLP in parallel: no resid_mid; use resid_pre"
+        )
+    paths = {
+        "resid_pre": "",
+        "attention_in": anatomy.attention,
+        "heads": f"{anatomy.attention}.{anatomy.attention_projection}",
+        "resid_mid": anatomy.norm_mlp,
+        "mlp_in": anatomy.mlp,
+        "neurons": f"{anatomy.mlp}.{anatomy.mlp_projection}",
+        "mlp_out": anatomy.mlp,
+    }
+    outside = {
+        "embedding": anatomy.embedding,
+        "final_norm": anatomy.norm_final,
+        "unembedding_in": anatomy.unembedding,
+    }
+    if site.name in paths:
+        return model.block(layer).get_submodule(paths[site.name] or "")
+    if site.name in outside:
+        return model.module.get_submodule(outside[site.name])
+    raise ValueError(f"no site is called {site.name}; choose one of {', '.join(paths | outside)}")
+
+
+def _first_input(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    # some blocks receive their hidden states by name
+    return args[0] if args else kwargs["hidden_states"]
