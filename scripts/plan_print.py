@@ -3,10 +3,10 @@ from circuitloom.core.script import job
 with job("plan", snakemake):
     from pathlib import Path
 
-    from circuitloom.config import load
+    from circuitloom.config import load_study
     from circuitloom.plan import calibrate, check_disk, describe, described, plan
 
-    study = load(snakemake.params.config)
+    study = load_study(snakemake.params.config)
     machine = described(study.machine) if study.machine else calibrate(Path("results", study.name))
     costs = plan(study, machine)
     print(*describe(study, costs, machine), sep="\n")

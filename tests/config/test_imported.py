@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from circuitloom.config import load
+from circuitloom.config import load_study
 
 ROOT = Path(__file__).parents[2]
 STUDY: dict[str, Any] = {
@@ -46,7 +46,7 @@ BROKEN = {
 def test_what_cannot_be_imported_is_refused_in_one_line(fault: str) -> None:
     change, message = BROKEN[fault]
     with pytest.raises(ValueError, match=rf"^dictionaries\.a{message}") as error:
-        load({**STUDY, "dictionaries": {"a": {**FILES, **change}}})
+        load_study({**STUDY, "dictionaries": {"a": {**FILES, **change}}})
     assert "\n" not in str(error.value)
 
 
@@ -56,7 +56,7 @@ def test_imported_runs_have_a_file_a_layer_and_read_no_stored_site(tmp_path) -> 
     for file in files:
         file.touch()
     sweep = {**FILES, "files": f"{tmp_path}/{{layer}}.pt"}
-    study = load({**STUDY, "activations": {"layers": layers, "sites": sites}, "dictionaries": {"a": sweep}})
+    study = load_study({**STUDY, "activations": {"layers": layers, "sites": sites}, "dictionaries": {"a": sweep}})
     (run,) = study.runs.values()
     assert run.imported and [Path(run.file(layer)) for layer in study.layers] == files
     assert study.transcoders == ["theirs"] and study.sites == set(sites)
@@ -69,11 +69,11 @@ def test_the_study_of_published_transcoders_imports_one_a_layer(tmp_path, monkey
     config["language_model"] = {"source": "path", "path": str(tmp_path)}
     monkeypatch.setenv("PUBLISHED", str(tmp_path))
     with pytest.raises(ValueError, match=r"^dictionaries\.published\.files: .*\(12 of 12 layers\)"):
-        load(config)
+        load_study(config)
     name = "final_sparse_autoencoder_gpt2-small_blocks.{}.ln2.hook_normalized_24576.pt"
     for layer in range(12):
         (tmp_path / name.format(layer)).touch()
-    study = load(config)
+    study = load_study(config)
     assert [(run.name, run.imported, run.width) for run in study.runs.values()] == [
         ("published", True, 24_576)
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from circuitloom.config import load
+from circuitloom.config import load_study
 from circuitloom.config.corpus import HubDataset
 from circuitloom.config.model_shape import shape_of
 
@@ -142,12 +142,12 @@ def test_a_broken_config_is_refused_in_one_line(fault: str, tmp_path) -> None:
         config["language_model"] = model_folder(tmp_path, model_type="gpt_neox")
     config = {key: value for key, value in config.items() if value is not None}
     with pytest.raises(ValueError, match=message) as error:
-        load(config)
+        load_study(config)
     assert "\n" not in str(error.value)
 
 
 def test_a_good_config_gives_its_runs_and_layers() -> None:
-    study = load(GOOD)
+    study = load_study(GOOD)
     assert list(study.runs) == ["tc-topk8-2048", "tc-topk16-2048", "sae-relu1e-3-2048-seed1"]
     assert study.layers == [0, 1, 2]
     assert study.runs["sae-relu1e-3-2048-seed1"].site_in == "mlp_out"
@@ -155,14 +155,14 @@ def test_a_good_config_gives_its_runs_and_layers() -> None:
 
 def test_numeric_strings_are_numbers() -> None:
     config = {**GOOD, "training": {"width": "64", "learning_rate": "1e-3"}, "dictionaries": {"a": {"k": "4"}}}
-    (run,) = load(config).runs.values()
+    (run,) = load_study(config).runs.values()
     assert (run.name, run.width, run.k, run.learning_rate) == ("tc-topk4-64", 64, 4, 1e-3)
 
 
 @pytest.mark.parametrize("number", ["1e6", "1E+6", 1e6, "1000000", "1_000_000"])
 def test_whole_numbers_may_be_written_with_an_exponent(number: Any) -> None:
     corpus = {"source": "chronicle", "train_tokens": number}
-    study = load({**GOOD, "corpus": corpus, "training": {"width": 64, "tokens": number}})
+    study = load_study({**GOOD, "corpus": corpus, "training": {"width": 64, "tokens": number}})
     assert study.corpus.train_tokens == 1_000_000
     assert {run.tokens for run in study.runs.values()} == {1_000_000}
 
@@ -171,19 +171,19 @@ def test_whole_numbers_may_be_written_with_an_exponent(number: Any) -> None:
 def test_a_data_set_is_a_path_with_variables_or_a_name_of_the_hub(dataset, read, monkeypatch) -> None:
     monkeypatch.setenv("DATA", "/somewhere")
     corpus = {"source": "hub", "dataset": dataset, "tokenizer": "gpt2"}
-    study = load({**GOOD, "corpus": corpus})
+    study = load_study({**GOOD, "corpus": corpus})
     assert isinstance(study.corpus, HubDataset) and study.corpus.dataset == read
 
 
 def test_a_name_does_not_depend_on_how_a_shared_key_is_written() -> None:
     keys = {"width": "64", "skip": "false", "tokens": "100000.0", "decay": "2e-1"}
-    (run,) = load({**GOOD, "training": keys, "dictionaries": {"a": {}}}).runs.values()
+    (run,) = load_study({**GOOD, "training": keys, "dictionaries": {"a": {}}}).runs.values()
     assert run.name == "tc-topk32-64"
 
 
 def test_a_run_is_named_after_what_sets_it_apart() -> None:
     keys = {"skip": [False, True], "learning_rate": [1e-3, 2e-3]}
-    names = load({**GOOD, "training": {"width": 64}, "dictionaries": {"a": keys}}).runs
+    names = load_study({**GOOD, "training": {"width": 64}, "dictionaries": {"a": keys}}).runs
     assert list(names) == [
         "tc-topk32-64-learning_rate0.001",
         "tc-topk32-64-learning_rate0.002",
@@ -195,7 +195,7 @@ def test_a_run_is_named_after_what_sets_it_apart() -> None:
 @pytest.mark.parametrize("name", ["tiny", "tinystories", "stories260k"])
 def test_studies_that_need_no_hub_load(name: str, real_input: Path, monkeypatch) -> None:
     monkeypatch.setenv("REAL_INPUT", str(real_input))
-    study = load(yaml.safe_load((ROOT / "config" / "studies" / f"{name}.yaml").read_text()))
+    study = load_study(yaml.safe_load((ROOT / "config" / "studies" / f"{name}.yaml").read_text()))
     assert study.name == name
     assert study.runs
 
@@ -212,7 +212,7 @@ def test_studies_of_the_hub_are_valid_once_the_model_is_there(name: str, tmp_pat
     }
     layers, d_model = sizes[name]
     config["language_model"] = model_folder(tmp_path, n_layer=layers, n_embd=d_model)
-    study = load(config)
+    study = load_study(config)
     if name != "gelu-1l":
         assert {run.width for run in study.runs.values()} == {32 * d_model}
         assert {run.loss for run in study.runs.values()} == {"paper"}
@@ -221,7 +221,7 @@ def test_studies_of_the_hub_are_valid_once_the_model_is_there(name: str, tmp_pat
 
 
 def test_the_default_study_is_quickstart_and_touches_no_network() -> None:
-    study = load(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
+    study = load_study(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
     assert study.name == "quickstart"
     assert "hub" not in (study.corpus.source, study.language_model.source)
 

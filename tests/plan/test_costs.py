@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from circuitloom.config import load
+from circuitloom.config import load_study
 from circuitloom.plan import MachineRates, calibrate, check_disk, corpus_tokens, describe, plan
 from circuitloom.plan.costs import works_of
 
@@ -21,7 +21,7 @@ MACHINE = MachineRates(operations_per_second=1e12, free_bytes=1e12, device="a te
 
 
 def costs(**changes):
-    study = load({**STUDY, **changes})
+    study = load_study({**STUDY, **changes})
     return {cost.stage: cost for cost in plan(study, MACHINE)}
 
 
@@ -81,11 +81,11 @@ def test_the_tokens_of_files_are_estimated_from_their_size(tmp_path) -> None:
         "context": 64,
         "validation_share": 0.25,
     }
-    assert corpus_tokens(load({**STUDY, "corpus": corpus})) == (7_500, 2_500)
+    assert corpus_tokens(load_study({**STUDY, "corpus": corpus})) == (7_500, 2_500)
 
 
 def test_a_disk_too_small_is_refused_with_the_stage_that_needs_most() -> None:
-    study = load(STUDY)
+    study = load_study(STUDY)
     full = MachineRates(1e12, 1e5, "a test")
     with pytest.raises(
         ValueError, match=r"plan: the study needs .* are free; make room, or lower what stage \w+ writes"
@@ -95,7 +95,7 @@ def test_a_disk_too_small_is_refused_with_the_stage_that_needs_most() -> None:
 
 
 def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
-    study = load(STUDY)
+    study = load_study(STUDY)
     lines = list(describe(study, plan(study, MACHINE), MACHINE))
     stages = [line.split()[0] for line in lines[2:11]]
     assert stages == [
@@ -112,7 +112,7 @@ def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
 
 
 def test_a_stage_takes_the_memory_of_all_jobs_that_run_side_by_side() -> None:
-    study = load({**STUDY, "activations": {"layers": [0, 1]}})
+    study = load_study({**STUDY, "activations": {"layers": [0, 1]}})
     alone, abreast = (plan(study, replace(MACHINE, jobs=jobs)) for jobs in (1, 4))
     ratios = {one.stage: many.memory / one.memory for one, many in zip(alone, abreast, strict=True)}
     # one sweep on two layers, and two runs and the neurons; the stages before them run a job at a time
@@ -124,7 +124,7 @@ def test_a_stage_takes_the_memory_of_all_jobs_that_run_side_by_side() -> None:
 
 def test_jobs_that_share_a_site_run_side_by_side() -> None:
     keys = {"layers": [0, 1], "shard_rows": 4096}
-    studies = [load({**STUDY, "activations": {**keys, "jobs": jobs}}) for jobs in (1, 3)]
+    studies = [load_study({**STUDY, "activations": {**keys, "jobs": jobs}}) for jobs in (1, 3)]
     one, three = (works_of(study)[2] for study in studies)
     assert (one.jobs, one.starts, three.jobs, three.starts) == (1, 2, 3, 4)
     assert (one.disk, one.operations) == (three.disk, three.operations)

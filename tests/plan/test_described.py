@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from circuitloom.config import Run, load
+from circuitloom.config import Run, load_study
 from circuitloom.plan import MachineRates, describe, described, plan
 from circuitloom.plan.gpus import PRODUCT_RATE, WRITERS, WRITTEN
 from circuitloom.plan.training import step_load
@@ -16,7 +16,7 @@ NODE = yaml.safe_load((CONFIG / "machines" / "gpu-node-8.yaml").read_text())["ma
 
 def study(name: str = "pythia-1.4b", machine: dict | None = None, **sections):
     config = yaml.safe_load((CONFIG / "studies" / f"{name}.yaml").read_text())
-    return load({**config, **sections, "machine": machine or NODE, "cases": {}})
+    return load_study({**config, **sections, "machine": machine or NODE, "cases": {}})
 
 
 def costs(name: str = "pythia-1.4b", machine: dict | None = None, **sections):
@@ -65,7 +65,7 @@ def test_jobs_that_share_a_site_take_a_gpu_each() -> None:
 def test_a_job_writes_with_as_many_threads_as_the_plan_has_it() -> None:
     from circuitloom.activations import cache
 
-    assert cache.WRITERS == WRITERS
+    assert cache.MAX_WRITER_THREADS == WRITERS
 
 
 def test_more_gpus_take_fewer_hours() -> None:
@@ -107,10 +107,10 @@ def test_a_typing_error_in_a_machine_is_named() -> None:
 
 
 def test_a_stated_shape_is_checked_against_the_model() -> None:
-    from circuitloom.config.language_model import Sizes
+    from circuitloom.config.language_model import ModelSizes
     from circuitloom.config.model_shape import check_shape
 
-    sizes = Sizes(layers=2, d_model=8, d_mlp=32, heads=2, context=16, vocabulary=50)
+    sizes = ModelSizes(layers=2, d_model=8, d_mlp=32, heads=2, context=16, vocabulary=50)
     config = {"n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50}
     check_shape(sizes, config)
     with pytest.raises(

@@ -1,15 +1,15 @@
-"""One pass of the training tokens a site, all layers at once, by one job or several; and where each row comes from."""
+"""Activation cache: one pass over the training tokens per site, all layers at once, in one job or several."""
 
 
 rule index_rows:
     input:
-        train=f"{RESULTS}/corpus/train.zarr",
+        train=LAYOUT.tokens("train"),
     output:
-        directory(f"{RESULTS}/activations/rows.zarr"),
+        directory(LAYOUT.row_order),
     log:
-        f"{RESULTS}/logs/index_rows.log",
+        LAYOUT.log("index_rows"),
     benchmark:
-        f"{RESULTS}/benchmarks/index_rows.tsv"
+        LAYOUT.benchmark("index_rows")
     threads: 1
     resources:
         **needs("activations"),
@@ -36,14 +36,17 @@ for site in STUDY.activations.sites:
             name:
                 f"cache_{site}"
             input:
-                train=f"{RESULTS}/corpus/train.zarr",
-                model=f"{RESULTS}/model",
+                train=LAYOUT.tokens("train"),
+                model=LAYOUT.model,
             output:
-                [directory(activation_folder(site, layer)) for layer in STUDY.layers],
+                [
+                    directory(LAYOUT.activation_layer(site, layer))
+                    for layer in STUDY.layers
+                ],
             log:
-                f"{RESULTS}/logs/cache_{site}.log",
+                LAYOUT.log(f"cache_{site}"),
             benchmark:
-                f"{RESULTS}/benchmarks/cache_{site}.tsv"
+                LAYOUT.benchmark(f"cache_{site}")
             threads: split_cores(1)
             resources:
                 **needs("activations", gpu=True),
@@ -59,18 +62,14 @@ for site in STUDY.activations.sites:
             name:
                 f"cache_{site}_part"
             input:
-                train=f"{RESULTS}/corpus/train.zarr",
-                model=f"{RESULTS}/model",
+                train=LAYOUT.tokens("train"),
+                model=LAYOUT.model,
             output:
-                temp(
-                    directory(
-                        f"{RESULTS}/activations/parts/{site}/{{part}}of{CACHE_JOBS}"
-                    )
-                ),
+                temp(directory(LAYOUT.activation_part(site, "{part}", CACHE_JOBS))),
             log:
-                f"{RESULTS}/logs/cache_{site}_{{part}}of{CACHE_JOBS}.log",
+                LAYOUT.log(f"cache_{site}_{{part}}of{CACHE_JOBS}"),
             benchmark:
-                f"{RESULTS}/benchmarks/cache_{site}_{{part}}of{CACHE_JOBS}.tsv"
+                LAYOUT.benchmark(f"cache_{site}_{{part}}of{CACHE_JOBS}")
             wildcard_constraints:
                 part=r"\d+",
             threads: split_cores(CACHE_JOBS)
@@ -88,15 +87,18 @@ for site in STUDY.activations.sites:
                 f"join_{site}"
             input:
                 [
-                    f"{RESULTS}/activations/parts/{site}/{part}of{CACHE_JOBS}"
+                    LAYOUT.activation_part(site, part, CACHE_JOBS)
                     for part in range(CACHE_JOBS)
                 ],
             output:
-                [directory(activation_folder(site, layer)) for layer in STUDY.layers],
+                [
+                    directory(LAYOUT.activation_layer(site, layer))
+                    for layer in STUDY.layers
+                ],
             log:
-                f"{RESULTS}/logs/join_{site}.log",
+                LAYOUT.log(f"join_{site}"),
             benchmark:
-                f"{RESULTS}/benchmarks/join_{site}.tsv"
+                LAYOUT.benchmark(f"join_{site}")
             threads: 1
             resources:
                 **needs("activations"),
@@ -106,8 +108,8 @@ for site in STUDY.activations.sites:
                 "../../scripts/activations_join.py"
 
 
-TARGETS["activations"] = [f"{RESULTS}/activations/rows.zarr"] + [
-    activation_folder(site, layer)
+TARGETS["activations"] = [LAYOUT.row_order] + [
+    LAYOUT.activation_layer(site, layer)
     for site in STUDY.activations.sites
     for layer in STUDY.layers
 ]

@@ -1,19 +1,19 @@
-"""Case studies, a job each: tables, pictures and a written result. A rule a kind."""
+"""Case studies: one rule per kind, one job per study, which writes tables, pictures and a result in words."""
 
 
 rule study_feature:
     input:
-        model=f"{RESULTS}/model",
-        tokenizer=f"{RESULTS}/corpus/tokenizer",
-        tokens=f"{RESULTS}/corpus/validation.zarr",
+        model=LAYOUT.model,
+        tokenizer=LAYOUT.tokenizer,
+        tokens=LAYOUT.tokens("validation"),
         dictionaries=case_dictionaries,
-        concepts=rules.label_concepts.output.concept,
+        concepts=rules.annotate_concepts.output.concept,
     output:
         **case_outputs("feature"),
     log:
-        f"{RESULTS}/logs/study_feature_{{case}}.log",
+        LAYOUT.log("study_feature_{case}"),
     benchmark:
-        f"{RESULTS}/benchmarks/study_feature_{{case}}.tsv"
+        LAYOUT.benchmark("study_feature_{case}")
     wildcard_constraints:
         case=cases_of("feature"),
     threads: split_cores(len(STUDY.cases))
@@ -28,15 +28,15 @@ rule study_feature:
 
 rule study_greater_than:
     input:
-        model=f"{RESULTS}/model",
-        tokenizer=f"{RESULTS}/corpus/tokenizer",
+        model=LAYOUT.model,
+        tokenizer=LAYOUT.tokenizer,
         dictionaries=case_dictionaries,
     output:
         **case_outputs("greater_than"),
     log:
-        f"{RESULTS}/logs/study_greater_than_{{case}}.log",
+        LAYOUT.log("study_greater_than_{case}"),
     benchmark:
-        f"{RESULTS}/benchmarks/study_greater_than_{{case}}.tsv"
+        LAYOUT.benchmark("study_greater_than_{case}")
     wildcard_constraints:
         case=cases_of("greater_than"),
     threads: split_cores(len(STUDY.cases))
@@ -50,15 +50,15 @@ rule study_greater_than:
 
 rule study_difference:
     input:
-        model=f"{RESULTS}/model",
-        tokenizer=f"{RESULTS}/corpus/tokenizer",
+        model=LAYOUT.model,
+        tokenizer=LAYOUT.tokenizer,
         dictionaries=case_dictionaries,
     output:
         **case_outputs("difference"),
     log:
-        f"{RESULTS}/logs/study_difference_{{case}}.log",
+        LAYOUT.log("study_difference_{case}"),
     benchmark:
-        f"{RESULTS}/benchmarks/study_difference_{{case}}.tsv"
+        LAYOUT.benchmark("study_difference_{case}")
     wildcard_constraints:
         case=cases_of("difference"),
     threads: split_cores(len(STUDY.cases))
@@ -72,18 +72,18 @@ rule study_difference:
 
 rule study_planted:
     input:
-        model=f"{RESULTS}/model",
-        tokenizer=f"{RESULTS}/corpus/tokenizer",
-        tokens=f"{RESULTS}/corpus/validation.zarr",
+        model=LAYOUT.model,
+        tokenizer=LAYOUT.tokenizer,
+        tokens=LAYOUT.tokens("validation"),
         dictionaries=case_dictionaries,
-        concepts=rules.label_concepts.output.concept,
+        concepts=rules.annotate_concepts.output.concept,
         matched=case_matches,
     output:
         **case_outputs("planted"),
     log:
-        f"{RESULTS}/logs/study_planted_{{case}}.log",
+        LAYOUT.log("study_planted_{case}"),
     benchmark:
-        f"{RESULTS}/benchmarks/study_planted_{{case}}.tsv"
+        LAYOUT.benchmark("study_planted_{case}")
     wildcard_constraints:
         case=cases_of("planted"),
     threads: split_cores(len(STUDY.cases))

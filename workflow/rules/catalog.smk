@@ -1,9 +1,9 @@
-"""Views and macros over all tables of the study."""
+"""The catalogue: a DuckDB database with views and macros over all tables of the study."""
 
 
 rule build_catalog:
     input:
-        # which tables there are decides what its views say: where results lie in a bucket only inputs are there
+        # views depend on which tables exist; with results in a bucket, a job sees only its inputs
         TARGETS["dictionaries"],
         TARGETS["features"],
         TARGETS["circuits"],
@@ -12,13 +12,13 @@ rule build_catalog:
         TARGETS["language_model"],
         rules.build_corpus.output.document,
         rules.build_corpus.output.token,
-        rules.label_concepts.output.concept,
+        rules.annotate_concepts.output.concept,
     output:
-        f"{RESULTS}/catalog.duckdb",
+        LAYOUT.catalog,
     log:
-        f"{RESULTS}/logs/build_catalog.log",
+        LAYOUT.log("build_catalog"),
     benchmark:
-        f"{RESULTS}/benchmarks/build_catalog.tsv"
+        LAYOUT.benchmark("build_catalog")
     resources:
         **needs("catalog"),
     params:
@@ -27,4 +27,4 @@ rule build_catalog:
         "../../scripts/catalog_build.py"
 
 
-TARGETS["catalog"] = [f"{RESULTS}/catalog.duckdb"]
+TARGETS["catalog"] = [LAYOUT.catalog]

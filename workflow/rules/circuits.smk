@@ -1,41 +1,42 @@
-"""Circuits: of prompts, a job each; what weights alone say; and what behaviours depend on, basis by basis."""
+"""Circuits: attribution graphs of prompts, analysis of the weights alone, and ablations for behaviours."""
 
-TRACE_TABLES = ("trace", "node", "edge", "path", "intervention")
+from circuitloom.core.layout import TRACE_TABLES, WEIGHTS_TABLES
+
 NOT_OF_TRACING = ("run", "prompts", "behaviours", "weights")
 TRACING_KEYS = [key for key in section("circuits") if key not in NOT_OF_TRACING]
-VIEWS = f"{RESULTS}/circuits/weights"
-VIEW_TABLES = ("deembedding", "connection", "blind")
-VIEW_FILES = [
-    f"{VIEWS}/{STUDY.traced_run}/layer{layer}/{table}.parquet"
+WEIGHTS_FILES = [
+    LAYOUT.weights(STUDY.traced_run, layer) / f"{table}.parquet"
     for layer in STUDY.layers
-    for table in VIEW_TABLES
+    for table in WEIGHTS_TABLES
     if STUDY.traced_run
 ]
+TRACE_FILES = {table: f"{table}.parquet" for table in TRACE_TABLES}
+TRACE_FILES |= {"graph": "graph.json", "figure": "graph.png"}
 
 
 rule trace_prompt:
     input:
-        model=f"{RESULTS}/model",
-        tokenizer=f"{RESULTS}/corpus/tokenizer",
+        model=LAYOUT.model,
+        tokenizer=LAYOUT.tokenizer,
         dictionaries=lambda wildcards: dictionary_folders(
             [traced_run(wildcards.trace)], STUDY.layers
         ),
     output:
         **{
-            table: f"{RESULTS}/circuits/{{trace}}/{table}.parquet"
-            for table in TRACE_TABLES
+            name: LAYOUT.trace("{trace}") / file
+            for name, file in TRACE_FILES.items()
+            if name != "figure"
         },
-        graph=f"{RESULTS}/circuits/{{trace}}/graph.json",
         figure=report(
-            f"{RESULTS}/circuits/{{trace}}/graph.png",
+            LAYOUT.trace("{trace}") / TRACE_FILES["figure"],
             caption="../report/circuit.rst",
             category="Circuits",
             subcategory="{trace}",
         ),
     log:
-        f"{RESULTS}/logs/trace_prompt_{{trace}}.log",
+        LAYOUT.log("trace_prompt_{trace}"),
     benchmark:
-        f"{RESULTS}/benchmarks/trace_prompt_{{trace}}.tsv"
+        LAYOUT.benchmark("trace_prompt_{trace}")
     wildcard_constraints:
         trace="|".join(map(re.escape, STUDY.circuits.prompts)) or "none",
     threads: split_cores(len(STUDY.circuits.prompts))
@@ -55,16 +56,16 @@ if STUDY.traced_run:
 
     rule view_weights:
         input:
-            model=f"{RESULTS}/model",
-            tokenizer=f"{RESULTS}/corpus/tokenizer",
-            tokens=f"{RESULTS}/corpus/validation.zarr",
+            model=LAYOUT.model,
+            tokenizer=LAYOUT.tokenizer,
+            tokens=LAYOUT.tokens("validation"),
             dictionaries=dictionary_folders([STUDY.traced_run], STUDY.layers),
         output:
-            VIEW_FILES,
+            WEIGHTS_FILES,
         log:
-            f"{RESULTS}/logs/view_weights.log",
+            LAYOUT.log("view_weights"),
         benchmark:
-            f"{RESULTS}/benchmarks/view_weights.tsv"
+            LAYOUT.benchmark("view_weights")
         threads: split_cores(2)
         resources:
             **needs("circuits", gpu=True),
@@ -79,21 +80,24 @@ if STUDY.traced_run:
 
 for behaviour, keys in STUDY.circuits.behaviours.items():
     runs = keys.runs or [STUDY.traced_run]
-    tables = component_tables(runs)
+    tables = behaviour_tables(runs)
 
     rule:
         name:
             f"ablate_components_{rule_part(behaviour)}"
         input:
-            model=f"{RESULTS}/model",
-            tokenizer=f"{RESULTS}/corpus/tokenizer",
+            model=LAYOUT.model,
+            tokenizer=LAYOUT.tokenizer,
             dictionaries=dictionary_folders(runs, STUDY.layers),
         output:
-            **{t: f"{RESULTS}/circuits/{behaviour}/{t}.parquet" for t in tables},
+            **{
+                table: LAYOUT.behaviour(behaviour) / f"{table}.parquet"
+                for table in tables
+            },
         log:
-            f"{RESULTS}/logs/ablate_{behaviour}.log",
+            LAYOUT.log(f"ablate_{behaviour}"),
         benchmark:
-            f"{RESULTS}/benchmarks/ablate_{behaviour}.tsv"
+            LAYOUT.benchmark(f"ablate_{behaviour}")
         threads: split_cores(2)
         resources:
             **needs("circuits", gpu=True),
@@ -110,17 +114,13 @@ for behaviour, keys in STUDY.circuits.behaviours.items():
 
 
 TARGETS["circuits"] = [
-    f"{RESULTS}/circuits/{trace}/{file}"
+    LAYOUT.trace(trace) / file
     for trace in STUDY.circuits.prompts
-    for file in (
-        *(f"{table}.parquet" for table in TRACE_TABLES),
-        "graph.json",
-        "graph.png",
-    )
+    for file in TRACE_FILES.values()
 ]
-TARGETS["circuits"] += VIEW_FILES
+TARGETS["circuits"] += WEIGHTS_FILES
 TARGETS["circuits"] += [
-    f"{RESULTS}/circuits/{behaviour}/{table}.parquet"
+    LAYOUT.behaviour(behaviour) / f"{table}.parquet"
     for behaviour, keys in STUDY.circuits.behaviours.items()
-    for table in component_tables(keys.runs or [STUDY.traced_run])
+    for table in behaviour_tables(keys.runs or [STUDY.traced_run])
 ]

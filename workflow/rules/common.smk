@@ -1,4 +1,4 @@
-"""Helpers that all rules share; no rule."""
+"""Helpers for all rules. This file defines no rule."""
 
 import os
 import re
@@ -8,91 +8,94 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# offline unless the study names the hub: read by huggingface_hub when it is first imported
+# huggingface_hub reads this on import: offline unless the study uses the hub
 STAGES = [config.get(stage) for stage in ("corpus", "language_model")]
 if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from circuitloom.config import load
+from circuitloom.config import load_study
 from circuitloom.config.cases import KINDS
+from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, Layout
+from circuitloom.core.provenance import code_hash
 from circuitloom.evaluation.names import NEURONS
 from circuitloom.language_model.model_files import PICKLED, TEXT, WEIGHTS, matching
-from circuitloom.core.provenance import code_hash
 
 try:
-    STUDY = load(config)
+    STUDY = load_study(config)
 except ValueError as error:
     raise WorkflowError(f"circuitloom: config: {error}") from None
 
-RESULTS = f"results/{STUDY.name}"
-EVALUATION = f"{RESULTS}/evaluation"
+LAYOUT = Layout.of(STUDY.name)
 MODEL_DTYPE = getattr(STUDY.language_model, "dtype", "float32")
 TARGETS = {}
+"""Stage to its results; each stage is a target rule of this name."""
+# read by circuitloom.core.script in each job; not a parameter of the rules, so that a change reruns nothing
+os.environ.update(CIRCUITLOOM_VERIFY_INPUTS=str(int(STUDY.resources.verify_inputs)))
 
 
 def section(stage, *keys):
-    """The config of one stage, or some keys of it, as plain values for `params`: a rule depends on no other."""
+    """Config of one stage, or some of its keys, as plain values for `params`: a rule reruns when they change."""
     values = getattr(STUDY, stage).model_dump(mode="json")
     return {key: values[key] for key in keys or values}
 
 
 def code(script):
-    """Hash of the library code that a script uses, for `params`: only its change reruns the script."""
+    """Hash of the library code that a script imports, for `params`: the rule reruns when it changes."""
     return code_hash(Path(workflow.basedir).parent / "scripts" / f"{script}.py")
 
 
 def split_cores(jobs, least=1):
-    """Threads, `least` or more, of each of so many jobs that can run side by side; one at a time where they share a GPU.
+    """Threads of one of `jobs` jobs that can run at the same time, at least `least`. With a GPU, jobs run one at a time.
 
-    A job that an executor places shares its cores with no other, and cannot know how many its machine has.
+    On a cluster each job gets `resources.threads`: its node's number of cores is unknown.
     """
-    abreast = 1 if shutil.which("nvidia-smi") else max(1, jobs)
+    concurrent = 1 if shutil.which("nvidia-smi") else max(1, jobs)
 
     def threads(wildcards):
-        # which executor runs is known only once the rules are read
+        # the executor is known only after the rules are read
         if workflow.remote_exec or workflow.non_local_exec:
             return max(least, STUDY.resources.threads)
-        return max(least, workflow.cores // abreast)
+        return max(least, workflow.cores // concurrent)
 
     return threads
 
 
 def needs(stage, gpu=False):
-    """What a job of a stage asks of an executor, for `resources`; each retry asks for twice the memory and time."""
-    asked = STUDY.resources
-    gpu = gpu and asked.gpu
-    memory, runtime = getattr(asked.memory, stage), getattr(asked.runtime, stage)
+    """Memory, time, GPU and partition of a stage's jobs, for `resources`; each retry doubles memory and time."""
+    limits = STUDY.resources
+    gpu = gpu and limits.gpu
+    memory, runtime = getattr(limits.memory, stage), getattr(limits.runtime, stage)
     resources = {
         "mem_mb": lambda wildcards, attempt: memory * 2 ** (attempt - 1),
         "runtime": lambda wildcards, attempt: runtime * 2 ** (attempt - 1),
     }
-    # executors take a resource that is named, even as zero, to be wanted
+    # executors request every named resource, even at zero
     if gpu:
         resources["gpu"] = 1
-    partition = gpu and asked.gpu_partition or asked.partition
+    partition = gpu and limits.gpu_partition or limits.partition
     if partition:
         resources["slurm_partition"] = partition
     return resources
 
 
 def lock_results():
-    """Hold results/STUDY for this run, so that a second one is refused; a killed one leaves no lock behind."""
+    """Lock results/STUDY for this run, so that a second run fails. The lock ends with the process, even if killed."""
     from filelock import FileLock, Timeout
 
-    Path(RESULTS).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{RESULTS}/.lock", timeout=0)
+    LAYOUT.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(LAYOUT.lock, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise WorkflowError(
-            f"circuitloom: another run is using {RESULTS}; wait for it, or choose another study"
+            f"circuitloom: another run is using {LAYOUT.root}; wait for it, or choose another study"
         )
-    # kept for as long as this process lives
+    # a reference that lives as long as this process
     globals()["RESULTS_LOCK"] = lock
 
 
-def look_again_for_folders():
-    """Have the S3 plugin look again for a folder that was not there: it keeps that answer, though a pod makes it."""
+def recheck_missing_folders():
+    """Make the S3 plugin recheck folders that it found missing: it caches the answer, but a pod may create them."""
     plugin = sys.modules.get("snakemake_storage_plugin_s3")
     if plugin is None:
         return
@@ -106,7 +109,7 @@ def look_again_for_folders():
 
 
 def corpus_tokenizer():
-    """The tokenizer that is asked for, else the language model's; chronicle's own where a model is pretrained."""
+    """The configured tokenizer, else the language model's. None: chronicle's own, for a model pretrained here."""
     corpus, model = STUDY.corpus, STUDY.language_model
     name, revision = corpus.tokenizer, corpus.tokenizer_revision
     if name is None and model.source != "pretrain":
@@ -122,7 +125,7 @@ def corpus_tokenizer():
 
 
 def corpus_files():
-    """The files of text and tokenizer; one that is missing is left to the library, which says what to do."""
+    """Files of text and tokenizer that exist. The library reports missing ones, with the remedy."""
     corpus = STUDY.corpus
     files = [
         *getattr(corpus, "train", []),
@@ -139,95 +142,78 @@ def corpus_files():
 
 
 def model_files():
-    """The files of a model from a folder, so that a new one is noticed."""
+    """Files of a model in a folder, so that a changed file reruns its installation."""
     return sorted(
         map(str, matching(Path(STUDY.language_model.path), (*TEXT, *WEIGHTS, *PICKLED)))
     )
 
 
-def activation_folder(site, layer):
-    """The Zarr group of one site and layer."""
-    return f"{RESULTS}/activations/{site}/layer{layer}.zarr"
-
-
 def stored_sites(runs):
-    """Sites whose stored activations the runs read; mlp_out is computed from mlp_in where it is not stored."""
-    wanted = {site for run in runs for site in (run.site_in, run.site_out)}
+    """Cached sites that the runs read. mlp_out is computed from mlp_in unless it is cached."""
+    needed = {site for run in runs for site in (run.site_in, run.site_out)}
     stored = set(STUDY.activations.sites)
-    return sorted(site if site in stored else "mlp_in" for site in wanted)
+    return sorted(site if site in stored else "mlp_in" for site in needed)
 
 
 def dictionary_folders(runs, layers):
-    """The folders of runs, each with all its layers; a layer may be a wildcard."""
-    return [
-        f"{RESULTS}/dictionaries/{run}/layer{layer}" for run in runs for layer in layers
-    ]
+    """Dictionary folders of runs at layers; a layer may be a wildcard."""
+    return [LAYOUT.dictionary(run, layer) for run in runs for layer in layers]
 
 
 def evaluation_files(runs, table, layers):
-    """The files of one table, of runs and layers."""
+    """Files of one evaluation table, of runs at layers; a layer may be a wildcard."""
     return [
-        f"{EVALUATION}/{run}/layer{layer}/{table}.parquet"
-        for run in runs
-        for layer in layers
+        LAYOUT.run_evaluation(run, layer, table) for run in runs for layer in layers
     ]
 
 
-def baseline_file(site):
-    """The baseline table of one site."""
-    return f"{EVALUATION}/baseline/{site}/baseline.parquet"
-
-
 def together_runs(runs):
-    """Names of the runs that are also scored with all layers replaced at once."""
+    """Names of the runs that are also scored with the MLPs of all layers replaced at once."""
     several = STUDY.evaluation.together and len(STUDY.layers) > 1
     return [run.name for run in runs if several and run.site_out == "mlp_out"]
 
 
 def feature_files(run, layer):
-    """The feature tables of one run and layer; both may be wildcards."""
-    tables = ("feature", "histogram", "activation", "code", "example", "logit")
-    return [
-        f"{RESULTS}/features/{run}/layer{layer}/{table}.parquet" for table in tables
-    ]
+    """Feature tables of one run and layer; both may be wildcards."""
+    return [LAYOUT.feature_table(run, layer, table) for table in FEATURE_TABLES]
 
 
 def traced_run(trace):
-    """The transcoders that a prompt is traced through."""
+    """Run of transcoders that a prompt is traced through."""
     return STUDY.circuits.prompts[trace].run or STUDY.traced_run
 
 
-def component_tables(runs):
-    """Tables of a behaviour; features act on features where there are some of resid_mid."""
+def behaviour_tables(runs):
+    """Tables of a behaviour; feature_effect needs a run of resid_mid."""
     stream = any(STUDY.runs[run].site_out == "resid_mid" for run in runs)
-    return ["causal", "faithfulness", *(["feature_effect"] if stream else [])]
+    return [t for t in BEHAVIOUR_TABLES if stream or t != "feature_effect"]
 
 
 def rule_part(name):
-    """A name as part of a rule's."""
+    """A name with only the characters that a rule's name may have."""
     return re.sub(r"\W", "_", name)
 
 
 def cases_of(kind):
-    """A wildcard's constraint to the cases of one kind."""
+    """Wildcard constraint: the cases of one kind."""
     names = [name for name, case in STUDY.cases.items() if case.kind == kind]
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-def case_files(kind):
-    """What a case of one kind writes, by name."""
-    known = KINDS[kind]
-    tables = {table: f"{table}.parquet" for table in known.tables}
-    figures = {figure: f"{figure}.png" for figure in known.figures}
-    files = {**tables, **figures, "result": "result.md"}
-    return {name: f"{RESULTS}/cases/{{case}}/{file}" for name, file in files.items()}
+def case_files(kind, case="{case}"):
+    """Name to file of what a case study of one kind writes."""
+    outputs = KINDS[kind]
+    files = {table: f"{table}.parquet" for table in outputs.tables}
+    files |= {figure: f"{figure}.png" for figure in outputs.figures}
+    files["result"] = "result.md"
+    return {name: LAYOUT.case(case) / file for name, file in files.items()}
 
 
 def case_outputs(kind):
-    """The outputs of a rule; pictures go into the workflow's report."""
+    """Outputs of a case study's rule; pictures appear in Snakemake's report."""
     files = case_files(kind)
     keys = {"caption": "../report/case.rst", "category": "Case studies"}
-    pictures = {name: file for name, file in files.items() if file.endswith(".png")}
+    pictures = {name: file for name, file in files.items() if file.suffix == ".png"}
     return files | {
         name: report(file, subcategory="{case}", **keys)
         for name, file in pictures.items()
@@ -235,24 +221,23 @@ def case_outputs(kind):
 
 
 def case_dictionaries(wildcards):
-    """The folders of the dictionaries that a case reads."""
+    """Folders of the dictionaries that a case study reads."""
     return dictionary_folders(STUDY.case_runs(wildcards.case), STUDY.layers)
 
 
 def case_matches(wildcards):
-    """Where features of a case's runs, and neurons, were matched with concepts."""
-    wanted = STUDY.case_runs(wildcards.case)
+    """Tables that match concepts with the features of a case study's runs, and with neurons."""
+    runs = STUDY.case_runs(wildcards.case)
     sweeps = [
         sweep
-        for sweep, runs in STUDY.sweeps.items()
-        if any(run.name in wanted for run in runs)
+        for sweep, members in STUDY.sweeps.items()
+        if any(run.name in runs for run in members)
     ]
-    parts = [*(f"concept/{sweep}" for sweep in sweeps), "basis"]
-    return [f"{EVALUATION}/{part}/feature_concept.parquet" for part in parts]
+    return [LAYOUT.concept_matches(sweep) for sweep in (*sweeps, None)]
 
 
 def case_params(kind):
-    """What a case's job is told."""
+    """Parameters of a case study's rule."""
     return {
         "case": lambda wildcards: STUDY.cases[wildcards.case].model_dump(mode="json"),
         "runs": lambda wildcards: STUDY.case_runs(wildcards.case),
@@ -263,9 +248,9 @@ def case_params(kind):
 
 
 def case_targets():
-    """What all cases write."""
+    """Files of all case studies."""
     return [
-        file.format(case=name)
+        file
         for name, case in STUDY.cases.items()
-        for file in case_files(case.kind).values()
+        for file in case_files(case.kind, name).values()
     ]

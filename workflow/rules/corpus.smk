@@ -1,6 +1,6 @@
-"""Text to packed tokens, with its documents, held-out tokens and concepts as tables."""
+"""The corpus: tokenizer, packed training and held-out tokens, and tables of documents, tokens and concepts."""
 
-# only generated text depends on the seed
+# the seed only changes generated text
 CORPUS_SEED = STUDY.seed if STUDY.corpus.source == "chronicle" else 0
 
 
@@ -8,20 +8,20 @@ rule build_corpus:
     input:
         corpus_files(),
     output:
-        tokenizer=directory(f"{RESULTS}/corpus/tokenizer"),
-        train=directory(f"{RESULTS}/corpus/train.zarr"),
-        validation=directory(f"{RESULTS}/corpus/validation.zarr"),
-        document=f"{RESULTS}/corpus/document.parquet",
-        token=f"{RESULTS}/corpus/token.parquet",
+        tokenizer=directory(LAYOUT.tokenizer),
+        train=directory(LAYOUT.tokens("train")),
+        validation=directory(LAYOUT.tokens("validation")),
+        document=LAYOUT.corpus_table("document"),
+        token=LAYOUT.corpus_table("token"),
     log:
-        f"{RESULTS}/logs/build_corpus.log",
+        LAYOUT.log("build_corpus"),
     benchmark:
-        f"{RESULTS}/benchmarks/build_corpus.tsv"
+        LAYOUT.benchmark("build_corpus")
     threads: split_cores(1)
     resources:
         **needs("corpus"),
     params:
-        # the choice of concepts touches no text
+        # the choice of concepts does not change the text
         config={k: v for k, v in section("corpus").items() if k != "concepts"},
         seed=CORPUS_SEED,
         tokenizer=corpus_tokenizer(),
@@ -30,25 +30,25 @@ rule build_corpus:
         "../../scripts/corpus_build.py"
 
 
-rule label_concepts:
+rule annotate_concepts:
     input:
         document=rules.build_corpus.output.document,
         tokenizer=rules.build_corpus.output.tokenizer,
         validation=rules.build_corpus.output.validation,
     output:
-        concept=f"{RESULTS}/corpus/concept.parquet",
+        concept=LAYOUT.corpus_table("concept"),
     log:
-        f"{RESULTS}/logs/label_concepts.log",
+        LAYOUT.log("annotate_concepts"),
     benchmark:
-        f"{RESULTS}/benchmarks/label_concepts.tsv"
+        LAYOUT.benchmark("annotate_concepts")
     resources:
         **needs("corpus"),
     params:
         config=section("corpus"),
         seed=CORPUS_SEED,
-        code=code("corpus_label"),
+        code=code("corpus_annotate"),
     script:
-        "../../scripts/corpus_label.py"
+        "../../scripts/corpus_annotate.py"
 
 
-TARGETS["corpus"] = [*rules.build_corpus.output, *rules.label_concepts.output]
+TARGETS["corpus"] = [*rules.build_corpus.output, *rules.annotate_concepts.output]

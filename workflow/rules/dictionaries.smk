@@ -1,4 +1,4 @@
-"""One job a sweep and layer, trained or imported, its outputs the folders of the sweep's runs."""
+"""Dictionaries: one job per sweep and layer trains or imports all runs of the sweep."""
 
 for sweep, runs in STUDY.sweeps.items():
     folders = dictionary_folders([run.name for run in runs], ["{layer}"])
@@ -10,20 +10,20 @@ for sweep, runs in STUDY.sweeps.items():
                 f"import_{sweep}"
             input:
                 files=[run.files for run in runs],
-                model=f"{RESULTS}/model",
+                model=LAYOUT.model,
             output:
                 [directory(folder) for folder in folders],
             log:
-                f"{RESULTS}/logs/import_{sweep}_layer{{layer}}.log",
+                LAYOUT.log(f"import_{sweep}_layer{{layer}}"),
             benchmark:
-                f"{RESULTS}/benchmarks/import_{sweep}_layer{{layer}}.tsv"
+                LAYOUT.benchmark(f"import_{sweep}_layer{{layer}}")
             wildcard_constraints:
                 layer=r"\d+",
             threads: 1
             resources:
                 **needs("dictionaries"),
             params:
-                # how others are trained is nothing to what is imported
+                # imported files do not depend on the training settings
                 runs=[
                     run.model_dump(
                         mode="json", include={"kind", "name", "act", "width", "files"}
@@ -42,15 +42,16 @@ for sweep, runs in STUDY.sweeps.items():
                 f"train_{sweep}"
             input:
                 activations=[
-                    activation_folder(site, "{layer}") for site in stored_sites(runs)
+                    LAYOUT.activation_layer(site, "{layer}")
+                    for site in stored_sites(runs)
                 ],
-                model=f"{RESULTS}/model",
+                model=LAYOUT.model,
             output:
                 [directory(folder) for folder in folders],
             log:
-                f"{RESULTS}/logs/train_{sweep}_layer{{layer}}.log",
+                LAYOUT.log(f"train_{sweep}_layer{{layer}}"),
             benchmark:
-                f"{RESULTS}/benchmarks/train_{sweep}_layer{{layer}}.tsv"
+                LAYOUT.benchmark(f"train_{sweep}_layer{{layer}}")
             wildcard_constraints:
                 layer=r"\d+",
             threads: split_cores(len(STUDY.layers) * len(STUDY.sweeps), runs[0].processes)

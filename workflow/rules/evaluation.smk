@@ -1,26 +1,22 @@
-"""Dictionaries scored on held-out tokens: in place of MLPs, against ablations, and by concept."""
+"""Evaluation on held-out tokens: loss with dictionaries in place of MLPs, ablation baselines, concept scores."""
 
-HELD_OUT = {"tokens": f"{RESULTS}/corpus/validation.zarr", "model": f"{RESULTS}/model"}
+HELD_OUT = {"tokens": LAYOUT.tokens("validation"), "model": LAYOUT.model}
 
-# a corpus of real text has no labelled concepts
-LABELLED = STUDY.corpus.source == "chronicle"
-CONCEPT_FEATURES = [
-    f"{EVALUATION}/concept/{sweep}/feature_concept.parquet"
-    for sweep in STUDY.sweeps
-    if LABELLED
-]
-CONCEPT_FEATURES += [f"{EVALUATION}/basis/feature_concept.parquet"] if LABELLED else []
+# real text has no annotated concepts
+ANNOTATED = STUDY.corpus.source == "chronicle"
+CONCEPT_MATCHES = [LAYOUT.concept_matches(sweep) for sweep in STUDY.sweeps if ANNOTATED]
+CONCEPT_MATCHES += [LAYOUT.concept_matches(None)] if ANNOTATED else []
 
 
 rule ablate_site:
     input:
         **HELD_OUT,
     output:
-        baseline_file("{site}"),
+        LAYOUT.baseline("{site}"),
     log:
-        f"{RESULTS}/logs/ablate_{{site}}.log",
+        LAYOUT.log("ablate_{site}"),
     benchmark:
-        f"{RESULTS}/benchmarks/ablate_{{site}}.tsv"
+        LAYOUT.benchmark("ablate_{site}")
     threads: split_cores(len(STUDY.layers))
     resources:
         **needs("evaluation", gpu=True),
@@ -43,15 +39,16 @@ for sweep, runs in STUDY.sweeps.items():
             **HELD_OUT,
             dictionaries=dictionary_folders(names, ["{layer}"]),
             baselines=[
-                baseline_file(site) for site in sorted({run.site_out for run in runs})
+                LAYOUT.baseline(site)
+                for site in sorted({run.site_out for run in runs})
             ],
         output:
             metric=evaluation_files(names, "metric", ["{layer}"]),
             histogram=evaluation_files(names, "density_histogram", ["{layer}"]),
         log:
-            f"{RESULTS}/logs/evaluate_{sweep}_layer{{layer}}.log",
+            LAYOUT.log(f"evaluate_{sweep}_layer{{layer}}"),
         benchmark:
-            f"{RESULTS}/benchmarks/evaluate_{sweep}_layer{{layer}}.tsv"
+            LAYOUT.benchmark(f"evaluate_{sweep}_layer{{layer}}")
         wildcard_constraints:
             layer=r"\d+",
         threads: split_cores(len(STUDY.layers))
@@ -73,13 +70,13 @@ for sweep, runs in STUDY.sweeps.items():
             input:
                 **HELD_OUT,
                 dictionaries=dictionary_folders(together_runs(runs), STUDY.layers),
-                baselines=[baseline_file("mlp_out")],
+                baselines=[LAYOUT.baseline("mlp_out")],
             output:
                 metric=evaluation_files(together_runs(runs), "metric", [-1]),
             log:
-                f"{RESULTS}/logs/evaluate_{sweep}_together.log",
+                LAYOUT.log(f"evaluate_{sweep}_together"),
             benchmark:
-                f"{RESULTS}/benchmarks/evaluate_{sweep}_together.tsv"
+                LAYOUT.benchmark(f"evaluate_{sweep}_together")
             threads: split_cores(len(STUDY.sweeps))
             resources:
                 **needs("evaluation", gpu=True),
@@ -92,21 +89,21 @@ for sweep, runs in STUDY.sweeps.items():
             script:
                 "../../scripts/evaluation_score_together.py"
 
-    if LABELLED:
+    if ANNOTATED:
 
         rule:
             name:
                 f"match_{sweep}"
             input:
                 **HELD_OUT,
-                concepts=f"{RESULTS}/corpus/concept.parquet",
+                concepts=LAYOUT.corpus_table("concept"),
                 dictionaries=dictionary_folders(names, STUDY.layers),
             output:
-                f"{EVALUATION}/concept/{sweep}/feature_concept.parquet",
+                LAYOUT.concept_matches(sweep),
             log:
-                f"{RESULTS}/logs/match_{sweep}.log",
+                LAYOUT.log(f"match_{sweep}"),
             benchmark:
-                f"{RESULTS}/benchmarks/match_{sweep}.tsv"
+                LAYOUT.benchmark(f"match_{sweep}")
             threads: split_cores(len(STUDY.sweeps) + 1)
             resources:
                 **needs("evaluation", gpu=True),
@@ -123,13 +120,13 @@ for sweep, runs in STUDY.sweeps.items():
 rule compare_bases:
     input:
         **HELD_OUT,
-        concepts=f"{RESULTS}/corpus/concept.parquet",
+        concepts=LAYOUT.corpus_table("concept"),
     output:
-        f"{EVALUATION}/basis/feature_concept.parquet",
+        LAYOUT.concept_matches(None),
     log:
-        f"{RESULTS}/logs/compare_bases.log",
+        LAYOUT.log("compare_bases"),
     benchmark:
-        f"{RESULTS}/benchmarks/compare_bases.tsv"
+        LAYOUT.benchmark("compare_bases")
     threads: split_cores(len(STUDY.sweeps) + 1)
     resources:
         **needs("evaluation", gpu=True),
@@ -147,17 +144,17 @@ rule gather_evaluation:
         metric=evaluation_files(STUDY.runs, "metric", STUDY.layers)
         + evaluation_files(together_runs(STUDY.runs.values()), "metric", [-1]),
         histogram=evaluation_files(STUDY.runs, "density_histogram", STUDY.layers),
-        feature_concept=CONCEPT_FEATURES,
+        feature_concept=CONCEPT_MATCHES,
     output:
-        metric=f"{EVALUATION}/metric.parquet",
-        histogram=f"{EVALUATION}/density_histogram.parquet",
-        feature_concept=f"{EVALUATION}/feature_concept.parquet",
-        concept_score=f"{EVALUATION}/concept_score.parquet",
-        run=f"{EVALUATION}/run.parquet",
+        metric=LAYOUT.evaluation_table("metric"),
+        histogram=LAYOUT.evaluation_table("density_histogram"),
+        feature_concept=LAYOUT.evaluation_table("feature_concept"),
+        concept_score=LAYOUT.evaluation_table("concept_score"),
+        run=LAYOUT.evaluation_table("run"),
     log:
-        f"{RESULTS}/logs/gather_evaluation.log",
+        LAYOUT.log("gather_evaluation"),
     benchmark:
-        f"{RESULTS}/benchmarks/gather_evaluation.tsv"
+        LAYOUT.benchmark("gather_evaluation")
     threads: 1
     resources:
         **needs("evaluation"),
@@ -171,19 +168,19 @@ rule gather_evaluation:
 
 rule draw_pareto:
     input:
-        metric=f"{EVALUATION}/metric.parquet",
-        run=f"{EVALUATION}/run.parquet",
+        metric=LAYOUT.evaluation_table("metric"),
+        run=LAYOUT.evaluation_table("run"),
     output:
         figure=report(
-            f"{EVALUATION}/pareto.png",
+            LAYOUT.pareto_figure,
             caption="../report/pareto.rst",
             category="Evaluation",
         ),
-        table=f"{EVALUATION}/pareto.parquet",
+        table=LAYOUT.evaluation_table("pareto"),
     log:
-        f"{RESULTS}/logs/draw_pareto.log",
+        LAYOUT.log("draw_pareto"),
     benchmark:
-        f"{RESULTS}/benchmarks/draw_pareto.tsv"
+        LAYOUT.benchmark("draw_pareto")
     threads: 1
     resources:
         **needs("evaluation"),
@@ -194,7 +191,7 @@ rule draw_pareto:
 
 
 TARGETS["evaluation"] = [
-    f"{EVALUATION}/{table}.parquet"
+    LAYOUT.evaluation_table(table)
     for table in (
         "metric",
         "density_histogram",
@@ -204,11 +201,11 @@ TARGETS["evaluation"] = [
     )
 ]
 TARGETS["evaluation"] += [
-    baseline_file(site)
+    LAYOUT.baseline(site)
     for site in sorted({run.site_out for run in STUDY.runs.values()})
 ]
 if any(run.site_out == "mlp_out" for run in STUDY.runs.values()):
     TARGETS["evaluation"] += [
-        f"{EVALUATION}/pareto.png",
-        f"{EVALUATION}/pareto.parquet",
+        LAYOUT.pareto_figure,
+        LAYOUT.evaluation_table("pareto"),
     ]

@@ -1,9 +1,9 @@
-"""Every activation of every feature, tabulated: one pass of the held-out tokens a run and layer."""
+"""Feature tables: every activation of every feature on the held-out tokens, one job per run and layer."""
 
 TABULATION = {
-    "tokens": f"{RESULTS}/corpus/validation.zarr",
-    "tokenizer": f"{RESULTS}/corpus/tokenizer",
-    "model": f"{RESULTS}/model",
+    "tokens": LAYOUT.tokens("validation"),
+    "tokenizer": LAYOUT.tokenizer,
+    "model": LAYOUT.model,
 }
 TABULATED = [*STUDY.runs] + ([] if STUDY.features.neurons == 0 else [NEURONS])
 TABULATION_KEYS = [key for key in section("features") if key != "neurons"]
@@ -12,13 +12,13 @@ TABULATION_KEYS = [key for key in section("features") if key != "neurons"]
 rule tabulate_features:
     input:
         **TABULATION,
-        dictionary=f"{RESULTS}/dictionaries/{{run}}/layer{{layer}}",
+        dictionary=LAYOUT.dictionary("{run}", "{layer}"),
     output:
         feature_files("{run}", "{layer}"),
     log:
-        f"{RESULTS}/logs/tabulate_features_{{run}}_layer{{layer}}.log",
+        LAYOUT.log("tabulate_features_{run}_layer{layer}"),
     benchmark:
-        f"{RESULTS}/benchmarks/tabulate_features_{{run}}_layer{{layer}}.tsv"
+        LAYOUT.benchmark("tabulate_features_{run}_layer{layer}")
     wildcard_constraints:
         run="|".join(map(re.escape, STUDY.runs)),
         layer=r"\d+",
@@ -39,9 +39,9 @@ rule tabulate_neurons:
     output:
         feature_files(NEURONS, "{layer}"),
     log:
-        f"{RESULTS}/logs/tabulate_neurons_layer{{layer}}.log",
+        LAYOUT.log("tabulate_neurons_layer{layer}"),
     benchmark:
-        f"{RESULTS}/benchmarks/tabulate_neurons_layer{{layer}}.tsv"
+        LAYOUT.benchmark("tabulate_neurons_layer{layer}")
     wildcard_constraints:
         layer=r"\d+",
     threads: split_cores(len(TABULATED) * len(STUDY.layers))

@@ -1,17 +1,17 @@
-"""The model that is studied: pretrained here, or laid down from a folder or the hub; and how good it is."""
+"""The language model: pretrained here, or copied from a folder or the hub; and its loss on held-out tokens."""
 
 if STUDY.language_model.source == "pretrain":
 
     rule pretrain_model:
         input:
-            train=f"{RESULTS}/corpus/train.zarr",
-            tokenizer=f"{RESULTS}/corpus/tokenizer",
+            train=LAYOUT.tokens("train"),
+            tokenizer=LAYOUT.tokenizer,
         output:
-            model=directory(f"{RESULTS}/model"),
+            model=directory(LAYOUT.model),
         log:
-            f"{RESULTS}/logs/pretrain_model.log",
+            LAYOUT.log("pretrain_model"),
         benchmark:
-            f"{RESULTS}/benchmarks/pretrain_model.tsv"
+            LAYOUT.benchmark("pretrain_model")
         threads: split_cores(1)
         resources:
             **needs("language_model", gpu=True),
@@ -24,18 +24,18 @@ if STUDY.language_model.source == "pretrain":
 
     rule plot_pretraining:
         input:
-            model=f"{RESULTS}/model",
-            figures=f"{RESULTS}/language_model/language_model.parquet",
+            model=LAYOUT.model,
+            figures=LAYOUT.model_quality,
         output:
             plot=report(
-                f"{RESULTS}/language_model/pretraining.png",
+                LAYOUT.pretraining_figure,
                 caption="../report/pretraining.rst",
                 category="Language model",
             ),
         log:
-            f"{RESULTS}/logs/plot_pretraining.log",
+            LAYOUT.log("plot_pretraining"),
         benchmark:
-            f"{RESULTS}/benchmarks/plot_pretraining.tsv"
+            LAYOUT.benchmark("plot_pretraining")
         resources:
             **needs("language_model"),
         params:
@@ -49,13 +49,13 @@ else:
     rule install_model:
         input:
             model_files() if STUDY.language_model.source == "path" else [],
-            tokenizer=f"{RESULTS}/corpus/tokenizer",
+            tokenizer=LAYOUT.tokenizer,
         output:
-            model=directory(f"{RESULTS}/model"),
+            model=directory(LAYOUT.model),
         log:
-            f"{RESULTS}/logs/install_model.log",
+            LAYOUT.log("install_model"),
         benchmark:
-            f"{RESULTS}/benchmarks/install_model.tsv"
+            LAYOUT.benchmark("install_model")
         resources:
             **needs("language_model"),
         params:
@@ -67,16 +67,16 @@ else:
 
 rule measure_model:
     input:
-        model=f"{RESULTS}/model",
-        validation=f"{RESULTS}/corpus/validation.zarr",
-        document=f"{RESULTS}/corpus/document.parquet",
-        tokenizer=f"{RESULTS}/corpus/tokenizer",
+        model=LAYOUT.model,
+        validation=LAYOUT.tokens("validation"),
+        document=LAYOUT.corpus_table("document"),
+        tokenizer=LAYOUT.tokenizer,
     output:
-        table=f"{RESULTS}/language_model/language_model.parquet",
+        table=LAYOUT.model_quality,
     log:
-        f"{RESULTS}/logs/measure_model.log",
+        LAYOUT.log("measure_model"),
     benchmark:
-        f"{RESULTS}/benchmarks/measure_model.tsv"
+        LAYOUT.benchmark("measure_model")
     threads: split_cores(1)
     resources:
         **needs("language_model", gpu=True),
@@ -88,7 +88,7 @@ rule measure_model:
         "../../scripts/language_model_measure.py"
 
 
-TARGETS["language_model"] = [f"{RESULTS}/model", *rules.measure_model.output] + (
+TARGETS["language_model"] = [LAYOUT.model, *rules.measure_model.output] + (
     [*rules.plot_pretraining.output]
     if STUDY.language_model.source == "pretrain"
     else []

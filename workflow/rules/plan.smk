@@ -1,9 +1,9 @@
-"""What the study will cost, printed before anything runs."""
+"""Estimated time, memory and disk of the study, printed before anything runs."""
 
 
 rule plan:
     log:
-        f"{RESULTS}/logs/plan.log",
+        LAYOUT.log("plan"),
     localrule: True
     threads: split_cores(1)
     params:

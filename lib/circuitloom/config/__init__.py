@@ -1,9 +1,9 @@
-"""Config sections, one module a stage, and the study that holds them together."""
+"""The config of a study: one module per section, and the study that holds and checks them."""
 
 from .activations import Activations
 from .dictionaries import Run, Training
 from .evaluation import Evaluation
 from .model_shape import ModelShape
-from .study import Study, load
+from .study import Study, load_study
 
-__all__ = ["Activations", "Evaluation", "Run", "ModelShape", "Study", "Training", "load"]
+__all__ = ["Activations", "Evaluation", "ModelShape", "Run", "Study", "Training", "load_study"]

@@ -1,4 +1,4 @@
-"""What a job asks for where an executor (Slurm, Kubernetes) places it; on one machine nothing is held back for it."""
+"""What jobs request from a cluster (Slurm, Kubernetes), and whether they verify their inputs."""
 
 from pydantic import PositiveInt
 
@@ -6,67 +6,70 @@ from .base import Section
 
 
 class JobMemory(Section):
-    """Megabytes that a job of a stage asks for; each retry asks for twice as many."""
+    """Memory that a job of a stage requests, in megabytes; each retry doubles it."""
 
     corpus: PositiveInt = 8_000
-    """Text as it is tokenized and packed, and the table of concepts."""
+    """Text while it is tokenized and packed, and the concept table."""
     language_model: PositiveInt = 16_000
-    """The model, its gradients and its optimiser."""
+    """The model, its gradients and its optimizer."""
     activations: PositiveInt = 32_000
-    """The model, and two shards of every layer: shrink `activations.shard_rows` to need less."""
+    """The model, and two shards per layer; a smaller `activations.shard_rows` needs less."""
     dictionaries: PositiveInt = 32_000
-    """All runs of a sweep, with gradients and optimiser: 16 bytes a weight."""
+    """All runs of a sweep, with gradients and optimizer: 16 bytes per weight."""
     evaluation: PositiveInt = 16_000
-    """The model, and a layer's dictionaries."""
+    """The model, and the dictionaries of one layer."""
     features: PositiveInt = 32_000
-    """The model, a dictionary, and the activations of some features at a time."""
+    """The model, one dictionary, and the activations of a group of features."""
     circuits: PositiveInt = 32_000
-    """The model, the dictionaries of all layers, and the graph before it is pruned."""
+    """The model, the dictionaries of all layers, and the graph before pruning."""
     cases: PositiveInt = 32_000
     """The model, and the dictionaries of all layers."""
     catalog: PositiveInt = 4_000
-    """Views and macros alone."""
+    """Only views and macros."""
     report: PositiveInt = 16_000
-    """The answers of queries over all tables."""
+    """Results of queries over all tables."""
 
 
 class JobRuntime(Section):
-    """Minutes that a job of a stage asks for; each retry asks for twice as many."""
+    """Time that a job of a stage requests, in minutes; each retry doubles it."""
 
     corpus: PositiveInt = 240
-    """Tokenizing, and the table of concepts."""
+    """Tokenizing, and the concept table."""
     language_model: PositiveInt = 720
-    """Pretraining, or laying a model down; and measuring it."""
+    """Pretraining or copying the model, and its loss on held-out tokens."""
     activations: PositiveInt = 480
-    """One pass of the training tokens."""
+    """One pass over the training tokens."""
     dictionaries: PositiveInt = 1440
-    """All runs of a sweep, on one layer."""
+    """All runs of a sweep at one layer."""
     evaluation: PositiveInt = 240
-    """One pass of the held-out tokens a dictionary, and concepts."""
+    """One pass over the held-out tokens per dictionary, and concept scores."""
     features: PositiveInt = 240
     """Two passes over the held-out tokens."""
     circuits: PositiveInt = 240
-    """One prompt or behaviour, or the weights of all layers."""
+    """One prompt, one behaviour, or the weights of all layers."""
     cases: PositiveInt = 480
     """One case study."""
     catalog: PositiveInt = 30
-    """Views and macros alone."""
+    """Only views and macros."""
     report: PositiveInt = 60
     """One page."""
 
 
 class Resources(Section):
-    """What a job asks for where an executor (Slurm, Kubernetes) places it; on one machine `--cores` alone counts."""
+    """What jobs request from a cluster (Slurm, Kubernetes). On one machine only `--cores` and `verify_inputs` count."""
 
     threads: PositiveInt = 8
-    """CPU cores of each job that can use several. Sums of floats, and so last bits, depend on it."""
+    """CPU cores per job that can use several. The order of float sums, and so the last bits, depends on it."""
     gpu: bool = False
-    """Ask for one GPU for each job that can use one."""
+    """Request one GPU for each job that can use one."""
     partition: str | None = None
-    """Slurm's partition that jobs are sent to; null leaves the choice to the cluster."""
+    """Slurm partition of jobs; null: the cluster's default."""
     gpu_partition: str | None = None
-    """Slurm's partition for jobs that ask for a GPU; null: `partition`."""
+    """Slurm partition of jobs that request a GPU; null: `partition`."""
     memory: JobMemory = JobMemory()
-    """Megabytes a job, by stage."""
+    """Megabytes per job, by stage."""
     runtime: JobRuntime = JobRuntime()
-    """Minutes a job, by stage."""
+    """Minutes per job, by stage."""
+    verify_inputs: bool = True
+    """Each job compares the checksums of its inputs with what was written before it starts. false: only sizes, which
+    skips reading the inputs a second time."""

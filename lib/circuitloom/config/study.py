@@ -222,7 +222,7 @@ class Study(Section):
         return {run.name: run for runs in self.sweeps.values() for run in runs}
 
 
-def load(config: dict[str, Any]) -> Study:
+def load_study(config: dict[str, Any]) -> Study:
     """The validated study of a config.
 
     Raises ValueError with one line that names the key and the remedy.

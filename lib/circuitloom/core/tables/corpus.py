@@ -6,31 +6,34 @@ from .table import FLOAT, POSITION, SEQUENCE, STRING, Table
 
 DOCUMENT = Table(
     "document",
-    "Documents of the corpus, in the order in which they were packed.",
+    "Documents of the corpus, in packing order.",
     ("split", "document"),
     {
         "split": (STRING, "train or validation"),
         "document": (pa.int32(), "number of the document within its split, from 0"),
-        "n_tokens": (pa.int32(), "tokens, without the BOS in front"),
-        "log_probability": (FLOAT, "log p under the grammar that generated it, in nats; null for real text"),
-        "text": (STRING, "the document"),
+        "n_tokens": (pa.int32(), "number of tokens, without BOS and EOS"),
+        "log_probability": (
+            FLOAT,
+            "log probability under the grammar that generated it, in nats; null for real text",
+        ),
+        "text": (STRING, "text of the document"),
     },
 )
 TOKEN = Table(
     "token",
-    "Held-out tokens, one row a position.",
+    "Held-out tokens, one row per position.",
     ("sequence", "position"),
     {
         "sequence": SEQUENCE,
         "position": POSITION,
-        "document": (pa.int32(), "document the token belongs to"),
-        "token_id": (pa.int32(), "number of the token in the vocabulary"),
-        "token": (STRING, "the token as text"),
+        "document": (pa.int32(), "number of the token's document"),
+        "token_id": (pa.int32(), "token id"),
+        "token": (STRING, "text of the token"),
     },
 )
 CONCEPT = Table(
     "concept",
-    "Which planted concepts each held-out token takes part in (chronicle only).",
+    "Concept annotations of held-out tokens: one row per token and concept that it has (generated text only).",
     ("concept", "sequence", "position"),
     {
         "concept": (pa.dictionary(pa.int16(), STRING), "name of the concept"),
@@ -38,8 +41,11 @@ CONCEPT = Table(
         "position": POSITION,
         "cues": (
             pa.list_(pa.list_(pa.int16())),
-            "what tells the label: positions of tokens, one of each list being needed",
+            "cues, each a list of positions: one token of each list is enough to know that the concept is present",
         ),
-        "optional": (pa.list_(pa.int16()), "positions of tokens that may be read as well, needed by none"),
+        "optional": (
+            pa.list_(pa.int16()),
+            "positions of tokens that carry no further information but may be read",
+        ),
     },
 )

@@ -1,0 +1,177 @@
+"""Where the files of a study lie under results/STUDY. The rules and the library take every path from here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CATALOG = "catalog.duckdb"
+LOGS, BENCHMARKS, CHECKSUMS = "logs", "benchmarks", "checksums"
+FEATURE_TABLES = ("feature", "histogram", "activation", "code", "example", "logit")
+TRACE_TABLES = ("trace", "node", "edge", "path", "intervention")
+BEHAVIOUR_TABLES = ("causal", "faithfulness", "feature_effect")
+WEIGHTS_TABLES = ("deembedding", "connection", "blind")
+
+TABLE_FOLDERS = {
+    "corpus": ("document", "token", "concept"),
+    "model": ("pretraining",),
+    "language_model": ("language_model",),
+    "dictionaries/*/*": ("history",),
+    "evaluation": ("run", "metric", "density_histogram", "feature_concept", "concept_score", "pareto"),
+    "evaluation/baseline/*": ("baseline",),
+    "features/*/*": FEATURE_TABLES,
+    "circuits/weights/*/*": WEIGHTS_TABLES,
+    "circuits/*": (*TRACE_TABLES, *BEHAVIOUR_TABLES),
+    "cases/*": ("claim", "outcome", "source", "faithfulness", "year", "component", "planted"),
+}
+"""Pattern of folders, relative to results/STUDY, to the tables that the catalogue reads there."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one study's results. A run, layer, trace or case may be a wildcard, such as "{run}"."""
+
+    root: Path
+    """results/STUDY."""
+
+    @classmethod
+    def of(cls, study: str) -> "Layout":
+        """Layout of the study of this name, relative to the project's folder."""
+        return cls(Path("results", study))
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer."""
+        return self.root / "corpus" / "tokenizer"
+
+    def tokens(self, split: str) -> Path:
+        """Zarr array of a split's tokens (train, validation)."""
+        return self.root / "corpus" / f"{split}.zarr"
+
+    def corpus_table(self, table: str) -> Path:
+        """A table of the corpus: document, token or concept."""
+        return self.root / "corpus" / f"{table}.parquet"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the language model, in the Hugging Face layout."""
+        return self.root / "model"
+
+    @property
+    def model_quality(self) -> Path:
+        """Table with the model's loss on held-out tokens."""
+        return self.root / "language_model" / "language_model.parquet"
+
+    @property
+    def pretraining_figure(self) -> Path:
+        """Picture of the model's loss during pretraining."""
+        return self.root / "language_model" / "pretraining.png"
+
+    @property
+    def activations(self) -> Path:
+        """Folder of all cached activations."""
+        return self.root / "activations"
+
+    @property
+    def row_order(self) -> Path:
+        """Zarr group with sequence and position of each cached row."""
+        return self.activations / "rows.zarr"
+
+    def activation_layer(self, site: str, layer: int | str) -> Path:
+        """Zarr group of one site's activations at one layer."""
+        return activation_layer(self.activations, site, layer)
+
+    def activation_part(self, site: str, part: int | str, parts: int) -> Path:
+        """Folder of one job's shards of a site, where several jobs share the work."""
+        return self.activations / "parts" / site / f"{part}of{parts}"
+
+    def dictionary(self, run: str, layer: int | str) -> Path:
+        """Folder of a run's dictionary at one layer."""
+        return self.root / "dictionaries" / run / f"layer{layer}"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the evaluation."""
+        return self.root / "evaluation"
+
+    def evaluation_table(self, table: str) -> Path:
+        """A table of the evaluation over all runs and layers."""
+        return self.evaluation / f"{table}.parquet"
+
+    def run_evaluation(self, run: str, layer: int | str, table: str) -> Path:
+        """A table of the evaluation of one run at one layer; layer -1 is all layers replaced at once."""
+        return self.evaluation / run / f"layer{layer}" / f"{table}.parquet"
+
+    def baseline(self, site: str) -> Path:
+        """Table of the model's loss with a site ablated."""
+        return self.evaluation / "baseline" / site / "baseline.parquet"
+
+    def concept_matches(self, sweep: str | None) -> Path:
+        """Table that matches features of a sweep's runs with concepts; None: neurons and residual directions."""
+        folder = self.evaluation / "basis" if sweep is None else self.evaluation / "concept" / sweep
+        return folder / "feature_concept.parquet"
+
+    @property
+    def pareto_figure(self) -> Path:
+        """Picture of the Pareto front."""
+        return self.evaluation / "pareto.png"
+
+    def features(self, run: str, layer: int | str) -> Path:
+        """Folder of the feature tables of one run at one layer."""
+        return self.root / "features" / run / f"layer{layer}"
+
+    def feature_table(self, run: str, layer: int | str, table: str) -> Path:
+        """One of FEATURE_TABLES of one run at one layer."""
+        return self.features(run, layer) / f"{table}.parquet"
+
+    def trace(self, trace: str) -> Path:
+        """Folder of a traced prompt: TRACE_TABLES, graph.json and graph.png."""
+        return self.root / "circuits" / trace
+
+    def behaviour(self, behaviour: str) -> Path:
+        """Folder of a behaviour: BEHAVIOUR_TABLES."""
+        return self.root / "circuits" / behaviour
+
+    def weights(self, run: str, layer: int | str) -> Path:
+        """Folder of what the weights of one run at one layer say: WEIGHTS_TABLES."""
+        return self.root / "circuits" / "weights" / run / f"layer{layer}"
+
+    def case(self, case: str) -> Path:
+        """Folder of a case study: tables, pictures and result.md."""
+        return self.root / "cases" / case
+
+    @property
+    def catalog(self) -> Path:
+        """DuckDB database with views and macros over all tables."""
+        return self.root / CATALOG
+
+    @property
+    def report(self) -> Path:
+        """The report: one HTML page."""
+        return self.root / "report.html"
+
+    def log(self, job: str) -> Path:
+        """Log of a job."""
+        return self.root / LOGS / f"{job}.log"
+
+    def benchmark(self, job: str) -> Path:
+        """Time and memory of a job, as Snakemake measures them."""
+        return self.root / BENCHMARKS / f"{job}.tsv"
+
+    @property
+    def benchmarks(self) -> Path:
+        """Folder of all jobs' times."""
+        return self.root / BENCHMARKS
+
+    @property
+    def lock(self) -> Path:
+        """Lock that a running workflow holds."""
+        return self.root / ".lock"
+
+    def checksums(self, output: Path) -> Path:
+        """Record with the checksums of `output`, at the output's own path under checksums/."""
+        path = self.root / CHECKSUMS / output.relative_to(self.root)
+        return path.with_name(f"{path.name}.json")
+
+
+def activation_layer(activations: Path, site: str, layer: int | str) -> Path:
+    """Zarr group of one site's activations at one layer, in a folder of activations."""
+    return activations / site / f"layer{layer}.zarr"
