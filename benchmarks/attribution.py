@@ -70,7 +70,7 @@ def main() -> None:
 def prepare(options: argparse.Namespace, folder: Path) -> None:
     """Prompts of all lengths, and the transcoders as the peer reads them."""
     from circuitloom.corpus.tokenizer import load_tokenizer
-    from circuitloom.dictionaries.formats.export import export_circuit_tracer
+    from circuitloom.dictionaries.formats.circuit_tracer import export_circuit_tracer
 
     tokenizer = load_tokenizer(str(options.model))
     texts = [json.loads(line)["text"] for line in options.text.read_text().splitlines()]
@@ -149,10 +149,10 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from circuitloom.attribution.targets import find_roots
     from circuitloom.config.circuits import parse_target
     from circuitloom.corpus.tokenizer import load_tokenizer
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     torch.set_num_threads(options.threads)
-    model = load(options.model, device="cpu")
+    model = load_model(options.model, device="cpu")
     weights, read = read_weights(model), dictionaries(options.run)
     token = torch.tensor(json.loads(options.prompt.read_text()))
     tokenizer = load_tokenizer(str(options.model))
@@ -190,13 +190,13 @@ def save(file: Path, local, roots, named, strings) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from circuitloom.attribution.direct_effects import sources
-    from circuitloom.attribution.export import GraphLabels, viewer_json
+    from circuitloom.attribution.direct_effects import source_columns
+    from circuitloom.attribution.export import GraphText, viewer_json
     from circuitloom.attribution.graph import adjacency, trace_graph
 
     local.errors[:, 0] = 0
-    graph, columns, features = trace_graph(local, roots), sources(local), local.features
-    labels = GraphLabels("", [strings[i] for i in local.frozen.token.tolist()], named)
+    graph, columns, features = trace_graph(local, roots), source_columns(local), local.features
+    labels = GraphText("", [strings[i] for i in local.captured.token.tolist()], named)
     file.with_suffix(".json").write_text(json.dumps(viewer_json(graph, local, labels, "graph", "set")))
     save_file(
         {

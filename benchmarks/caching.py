@@ -51,10 +51,10 @@ def main() -> None:
     from circuitloom.activations.row_order import row_order
     from circuitloom.config import Activations
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     torch.set_num_threads(args.threads)
-    model = load(args.model)
+    model = load_model(args.model)
     layers = "all" if args.layer is None else [args.layer]
     config = Activations(dtype=args.dtype, shard_rows=args.shard_rows, batch=args.batch, layers=layers)
     order = row_order(open_tokens(args.train), 0, args.shard_rows, args.tokens)

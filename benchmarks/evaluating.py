@@ -45,10 +45,10 @@ def main() -> None:
     from circuitloom.evaluation.metrics import log_probabilities, prediction_targets
     from circuitloom.evaluation.scoring import score
     from circuitloom.language_model.hooks import Site
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     torch.set_num_threads(args.threads)
-    model, site = load(args.model), Site("mlp_in", args.layer)
+    model, site = load_model(args.model), Site("mlp_in", args.layer)
     held_out = load_held_out(open_tokens(args.tokens), Evaluation(tokens=args.n_tokens))
     d = capture(model, held_out.token[:1], [site])[site].shape[-1]
     runs = {str(i): {args.layer: random_dictionary(i, args, d)} for i in range(args.runs)}

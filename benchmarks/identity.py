@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.attribution.inputs import KINDS, exact_norms, load_tiny, make_local
+from tests.attribution.inputs import KINDS, exact_norms, load_tiny, make_linearized
 from tests.evaluation.inputs import BOS
 from tests.models import ARCHITECTURES
 
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import direct_effects, feature_targets
 from circuitloom.attribution.linearized_model import LinearizedModel
-from circuitloom.attribution.paths import feature_reader, take_step
+from circuitloom.attribution.paths import feature_reader, direct_sources
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.language_model.model import load
+from circuitloom.language_model.model import load_model
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         for architecture in ARCHITECTURES:
             for kind in KINDS:
                 for dtype in ("float64", "float32"):
-                    local = make_local(load_tiny(architecture, Path(folder), dtype), kind)
+                    local = make_linearized(load_tiny(architecture, Path(folder), dtype), kind)
                     print_row(f"tiny {architecture}", kind, dtype, local)
         for given in map(Path, sys.argv[1:]):
             for kind in KINDS:
@@ -41,7 +41,7 @@ def main() -> None:
 
 def real(folder: Path, kind: str, dtype: str) -> LinearizedModel:
     """A prompt of 64 random tokens through random dictionaries of 512 features, 16 active."""
-    model = load(folder, dtype)
+    model = load_model(folder, dtype)
     if dtype == "float64":
         exact_norms(model)
     d = model.module.get_submodule(model.anatomy.unembedding).weight.shape[1]
@@ -71,12 +71,12 @@ def print_row(model: str, kind: str, dtype: str, local: LinearizedModel) -> None
     for layer, dictionary in local.dictionaries.items():
         places = (local.features.layer == layer).nonzero()[:, 0]
         feature = local.features.feature[places]
-        read = local.frozen.layers[layer].mlp_in[local.features.position[places]]
+        read = local.captured.layers[layer].mlp_in[local.features.position[places]]
         value = (read * dictionary.W_enc[feature]).sum(-1) + dictionary.b_enc[feature]
         sums = direct_effects(local, feature_targets(local, places)).sum(1)
         full = max(full, float(((sums - value).abs() / value.abs().clamp(min=1)).max()))
         for i in range(0, len(places), max(1, len(places) // 50)):
-            step = take_step(local, feature_reader(local, int(places[i])))
+            step = direct_sources(local, feature_reader(local, int(places[i])))
             error = abs(float(step.value.sum()) + step.error + step.constant - float(value[i]))
             one = max(one, error / max(1.0, abs(float(value[i]))))
     print(f"| {model} | {kind} | {dtype} | {len(local.features)} | {full:.0e} | {one:.0e} |")

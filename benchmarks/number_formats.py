@@ -18,7 +18,7 @@ from circuitloom.corpus.tokens import Tokens, open_tokens, scored_positions
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.dictionaries.training.trainer import Trainer
 from circuitloom.language_model.hooks import Site, capture, edited
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 BATCH = 64
 FORMATS = ("float32", "float16", "bfloat16", "int8")
@@ -40,12 +40,12 @@ def train(x: Tensor, y: Tensor, run: Run, layer: int) -> Dictionary:
     sums = RowSums.zeros(2, x.shape[1])
     sums.add(0, x)
     sums.add(1, y)
-    trainee = Trainer(run, layer, moments(sums, 0, len(x)), moments(sums, 1, len(x)), (x[:4096], y[:4096]))
+    trainer = Trainer(run, layer, moments(sums, 0, len(x)), moments(sums, 1, len(x)), (x[:4096], y[:4096]))
     per_epoch = len(x) // run.batch
-    for step in range(trainee.steps):
+    for step in range(trainer.steps):
         rows = slice(step % per_epoch * run.batch, (step % per_epoch + 1) * run.batch)
-        trainee.step(step, x[rows], y[rows])
-    return trainee.dictionary()
+        trainer.step(step, x[rows], y[rows])
+    return trainer.dictionary()
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=6_000)
     options = parser.parse_args()
     model, train_tokens, held_out = (
-        load(options.model),
+        load_model(options.model),
         open_tokens(options.train),
         open_tokens(options.validation),
     )

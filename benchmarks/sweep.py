@@ -32,10 +32,10 @@ def main() -> None:
     from circuitloom.activations.store import open_activations, read_sites
     from circuitloom.config import Run
     from circuitloom.dictionaries.training.sweep import train_sweep
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     torch.set_num_threads(args.threads)
-    model, activations = load(args.results / "model"), args.results / "activations"
+    model, activations = load_model(args.results / "model"), args.results / "activations"
     keys = {"kind": "transcoder", "width": args.width, "batch": args.batch, "tokens": args.tokens}
     grid = product((8, 16, 32), (1e-3, 2e-3, 4e-3, 8e-3))
     runs = [Run(k=k, learning_rate=rate, name=f"tc-{k}-{rate}", **keys) for k, rate in grid]

@@ -94,10 +94,10 @@ def rate(args: argparse.Namespace) -> None:
     from circuitloom.config.features import Features
     from circuitloom.evaluation.held_out import load_sequences
     from circuitloom.features.external_sort import ENCODE_BATCH, write_blocks
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     torch.set_num_threads(args.threads)
-    model = load(args.model)
+    model = load_model(args.model)
     basis = make_basis(args, model)
 
     @torch.inference_mode()
@@ -130,10 +130,10 @@ def once(args: argparse.Namespace) -> None:
     """All tables of the tokens; prints the seconds and the peak memory."""
     import torch
 
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     torch.set_num_threads(args.threads)
-    model = load(args.model)
+    model = load_model(args.model)
     with tempfile.TemporaryDirectory(dir=Path()) as place:
         tokens = repeat_tokens(args.source, args.tokens[0], Path(place))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

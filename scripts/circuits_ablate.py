@@ -1,15 +1,15 @@
 from circuitloom.core.script import job
 
 with job("circuits", snakemake):
-    from circuitloom.ablation.behaviour import study_behaviour
+    from circuitloom.ablation.behaviour import behaviour_tables
     from circuitloom.config.circuits import Behaviour
     from circuitloom.core.tables import TABLES, write_table
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.dictionaries.dictionary import load_dictionary
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     source, params, output = snakemake.input, snakemake.params, snakemake.output
-    model = load(source.model, params.dtype)
+    model = load_model(source.model, params.dtype)
     folders = iter(source.dictionaries)
     runs = {
         run: {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
@@ -17,6 +17,6 @@ with job("circuits", snakemake):
     }
     behaviour = Behaviour.model_validate(params.behaviour)
     tokenizer = load_tokenizer(source.tokenizer)
-    rows = study_behaviour(params.name, model, tokenizer, runs, behaviour, params.context)
+    rows = behaviour_tables(params.name, model, tokenizer, runs, behaviour, params.context)
     for name, path in output.items():
         write_table({table.name: table for table in TABLES}[name], rows[name], path)

@@ -9,11 +9,11 @@ with job("circuits", snakemake):
     from circuitloom.core.tables import write_table
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.dictionaries.dictionary import load_dictionary
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     source, params, output = snakemake.input, snakemake.params, snakemake.output
     config = Circuits.model_validate(params.config)
-    model = load(source.model, config.dtype)
+    model = load_model(source.model, config.dtype)
     dictionaries = [load_dictionary(folder, model.device) for folder in source.dictionaries]
     by_layer = {dictionary.layer: dictionary for dictionary in dictionaries}
     tracer = Tracer(model, load_tokenizer(source.tokenizer), params.run, by_layer, params.context)

@@ -7,11 +7,11 @@ with job("circuits", snakemake):
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
     from circuitloom.weights.weight_tables import write_weight_tables
 
     source, params = snakemake.input, snakemake.params
-    model = load(source.model, params.dtype)
+    model = load_model(source.model, params.dtype)
     found = [load_dictionary(folder, model.device) for folder in source.dictionaries]
     dictionaries = {dictionary.layer: dictionary for dictionary in found}
     folders = {

@@ -4,13 +4,13 @@ with job("evaluation", snakemake):
     from circuitloom.config.evaluation import Evaluation
     from circuitloom.core.tables import BASELINE, write_table
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.evaluation.held_out import hold_out
+    from circuitloom.evaluation.held_out import load_held_out
     from circuitloom.evaluation.scoring import baseline_rows
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     params = snakemake.params
     config = Evaluation.model_validate(params.config)
-    held_out = hold_out(open_tokens(snakemake.input.tokens), config)
-    model = load(snakemake.input.model, params.dtype)
+    held_out = load_held_out(open_tokens(snakemake.input.tokens), config)
+    model = load_model(snakemake.input.model, params.dtype)
     rows = baseline_rows(model, snakemake.wildcards.site, params.layers, held_out, config)
     write_table(BASELINE, rows, snakemake.output[0])

@@ -6,15 +6,15 @@ with job("evaluation", snakemake):
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.concept_matching import match_dictionaries
-    from circuitloom.evaluation.concepts import label
-    from circuitloom.evaluation.held_out import hold_out
-    from circuitloom.language_model.model import load
+    from circuitloom.evaluation.concepts import concept_annotations
+    from circuitloom.evaluation.held_out import load_held_out
+    from circuitloom.language_model.model import load_model
 
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)
-    held_out = hold_out(open_tokens(source.tokens), config)
-    labels = label(read_table(source.concepts), held_out)
-    model = load(source.model, params.dtype)
+    held_out = load_held_out(open_tokens(source.tokens), config)
+    labels = concept_annotations(read_table(source.concepts), held_out)
+    model = load_model(source.model, params.dtype)
     folders = iter(source.dictionaries)
     runs = {
         run: {layer: load_dictionary(next(folders), model.device) for layer in params.layers}

@@ -5,19 +5,19 @@ with job("evaluation", snakemake):
     from circuitloom.core.tables import METRIC, write_table
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
-    from circuitloom.evaluation.held_out import hold_out
-    from circuitloom.evaluation.names import TOGETHER
+    from circuitloom.evaluation.held_out import load_held_out
+    from circuitloom.evaluation.names import ALL_LAYERS
     from circuitloom.evaluation.scoring import metric_row, read_baselines, score
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)
-    held_out = hold_out(open_tokens(source.tokens), config)
-    model = load(source.model, params.dtype)
-    baseline = read_baselines(source.baselines)["mlp_out", TOGETHER]
+    held_out = load_held_out(open_tokens(source.tokens), config)
+    model = load_model(source.model, params.dtype)
+    baseline = read_baselines(source.baselines)["mlp_out", ALL_LAYERS]
     folders = iter(source.dictionaries)
     for run, metric in zip(params.runs, snakemake.output.metric, strict=True):
         # one run at a time: the dictionaries of all layers and runs together may exceed the memory
         layers = {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
         scores = score(model, {run: layers}, held_out, config.batch)
-        write_table(METRIC, [metric_row(run, TOGETHER, scores[run], baseline)], metric)
+        write_table(METRIC, [metric_row(run, ALL_LAYERS, scores[run], baseline)], metric)

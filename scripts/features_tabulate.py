@@ -8,13 +8,13 @@ with job("features", snakemake):
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.features.basis import dictionary_basis, neuron_basis
-    from circuitloom.features.logit_effects import write_logits
+    from circuitloom.features.logit_effects import write_logit_effects
     from circuitloom.features.tabulation import tabulate
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     source, params, layer = snakemake.input, snakemake.params, int(snakemake.wildcards.layer)
     config = Features.model_validate(params.config)
-    model = load(source.model, params.dtype)
+    model = load_model(source.model, params.dtype)
     if dictionary := source.get("dictionary"):
         run = snakemake.wildcards.run
         basis = dictionary_basis(run, layer, load_dictionary(dictionary, model.device))
@@ -23,4 +23,4 @@ with job("features", snakemake):
     strings = load_tokenizer(source.tokenizer).strings()
     paths = {Path(path).stem: Path(path) for path in snakemake.output}
     tabulate(basis, model, open_tokens(source.tokens), strings, config, paths, params.code)
-    write_logits(basis, model, strings, config.logits, paths["logit"])
+    write_logit_effects(basis, model, strings, config.logits, paths["logit"])

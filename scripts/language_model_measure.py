@@ -6,11 +6,11 @@ with job("language_model", snakemake):
     from circuitloom.core.tables import LANGUAGE_MODEL, read_table, write_table
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.language_model.model import load
-    from circuitloom.language_model.quality import figures
+    from circuitloom.language_model.model import load_model
+    from circuitloom.language_model.quality import language_model_rows
 
-    rows = figures(
-        load(snakemake.input.model, snakemake.params.dtype),
+    rows = language_model_rows(
+        load_model(snakemake.input.model, snakemake.params.dtype),
         open_tokens(snakemake.input.validation),
         read_table(snakemake.input.document, pc.field("split") == "validation"),
         load_tokenizer(snakemake.input.tokenizer),

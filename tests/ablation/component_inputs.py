@@ -1,10 +1,10 @@
-"""Dictionaries and probes that the tests of components share."""
+"""Dictionaries and prompts that the tests of components share."""
 
 import torch
 from tests.attribution.inputs import BOS, PROMPT, make_dictionaries
 from tests.models import D_MODEL, LAYERS
 
-from circuitloom.ablation.metrics import PromptMetric, logit_difference, make_probes
+from circuitloom.ablation.metrics import PromptMetric, logit_difference, make_prompt_metrics
 from circuitloom.dictionaries.dictionary import Dictionary
 
 INSIDE = PROMPT.clone()
@@ -12,9 +12,9 @@ INSIDE = PROMPT.clone()
 INSIDE[4] = BOS
 
 
-def make_probe(token: torch.Tensor = INSIDE, position: int | None = None) -> PromptMetric:
+def make_prompt(token: torch.Tensor = INSIDE, position: int | None = None) -> PromptMetric:
     """The difference of two logits behind a prompt."""
-    return make_probes([token], [logit_difference(12, 20)], BOS, position)[0]
+    return make_prompt_metrics([token], [logit_difference(12, 20)], BOS, position)[0]
 
 
 def make_saes(model, site: str = "mlp_out", **changes) -> dict[int, Dictionary]:
@@ -32,6 +32,6 @@ def exact_saes(site: str) -> dict[int, Dictionary]:
     }
 
 
-def random_gone(passes: int, components: int, share: float = 0.5) -> torch.Tensor:
+def random_ablated(passes: int, components: int, share: float = 0.5) -> torch.Tensor:
     """A random set of components for each pass."""
     return torch.rand(passes, components, generator=torch.Generator().manual_seed(0)) < share

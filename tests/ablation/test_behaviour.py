@@ -6,7 +6,7 @@ from tests.ablation.component_inputs import make_saes
 from tests.attribution.inputs import load_tiny
 from tests.models import CONTEXT
 
-from circuitloom.ablation.behaviour import study_behaviour
+from circuitloom.ablation.behaviour import behaviour_tables
 from circuitloom.config.circuits import Behaviour, BehaviourPrompt, Circuits
 from circuitloom.corpus.tokenizer import load_tokenizer
 
@@ -22,7 +22,7 @@ def test_metrics_are_those_of_the_targets(tmp_path):
     ]
     behaviour = Behaviour(prompts=prompts, measured=3, ablations=["zero"])
     runs = {"mid": make_saes(model, "resid_mid"), "out": make_saes(model)}
-    tables = study_behaviour("b", model, tokenizer, runs, behaviour, CONTEXT)
+    tables = behaviour_tables("b", model, tokenizer, runs, behaviour, CONTEXT)
 
     logits = [
         model.logits(torch.tensor([[1, *map(int, text.replace("w", "").split())]]))[0, -1] for text in TEXTS

@@ -3,24 +3,24 @@
 import math
 
 import pytest
-from tests.ablation.component_inputs import INSIDE, make_probe, make_saes
+from tests.ablation.component_inputs import INSIDE, make_prompt, make_saes
 from tests.attribution.inputs import load_tiny, make_dictionaries
 
-from circuitloom.ablation.behaviour import Budget, study_components
-from circuitloom.ablation.causal_effects import causal_effects, find_fill
+from circuitloom.ablation.behaviour import Budget, component_tables
+from circuitloom.ablation.causal_effects import causal_effects, replacement_values
 from circuitloom.ablation.components import feature_basis, head_basis
-from circuitloom.ablation.faithfulness import keep_top, rank
+from circuitloom.ablation.faithfulness import faithfulness_curve, rank
 from circuitloom.core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, read_table, write_table
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A model, its probes of two lengths, its runs, and the tables of them."""
+    """A model, its prompts of two lengths, its runs, and the tables of them."""
     model = load_tiny("gpt2", tmp_path_factory.mktemp("study"))
-    probes = [make_probe(), make_probe(INSIDE[:9])]
+    prompts = [make_prompt(), make_prompt(INSIDE[:9])]
     runs = {"mid": make_saes(model, "resid_mid"), "out": make_saes(model), "tc": make_dictionaries(model)}
     budget = Budget(measured=6, each_position=True, per_source=None, targets=5)
-    return model, probes, runs, study_components("tiny", model, probes, runs, budget)
+    return model, prompts, runs, component_tables("tiny", model, prompts, runs, budget)
 
 
 @pytest.mark.parametrize("table", [CAUSAL, FAITHFULNESS, FEATURE_EFFECT], ids=lambda table: table.name)
@@ -33,13 +33,13 @@ def test_tables_are_of_their_schema_and_their_keys_are_unique(study, table, tmp_
 
 
 def test_causal_rows_name_each_component(study):
-    model, probes, runs, tables = study
+    model, prompts, runs, tables = study
     rows = tables["causal"].to_pylist()
     assert {row["kind"] for row in rows} == {"feature", "head", "neuron"}
     assert {row["run"] for row in rows} == {"mid", "out", "tc", None}
     basis = feature_basis("out", runs["out"])
-    fill = find_fill(model, basis, probes, "mean")
-    effects = causal_effects(model, basis, probes[1], fill, most=6)
+    replacement = replacement_values(model, basis, prompts, "mean")
+    effects = causal_effects(model, basis, prompts[1], replacement, most=6)
     part, number = basis.locate(effects.component)
     own = [
         row
@@ -54,17 +54,17 @@ def test_causal_rows_name_each_component(study):
 
 
 def test_curves_are_those_of_the_ranking(study):
-    model, probes, _, tables = study
+    model, prompts, _, tables = study
     rows = [
         row
         for row in tables["faithfulness"].to_pylist()
         if (row["basis"], row["ablation"], row["ranking"]) == ("heads", "zero", "effect")
     ]
     basis = head_basis(model)
-    fill = [None] * 3
-    effects = [causal_effects(model, basis, probe, fill) for probe in probes]
+    replacement = [None] * 3
+    effects = [causal_effects(model, basis, prompt, replacement) for prompt in prompts]
     scores = (effects[0].effect + effects[1].effect) / 2
-    curve = keep_top(model, basis, probes, rank(scores), fill)
+    curve = faithfulness_curve(model, basis, prompts, rank(scores), replacement)
     assert [row["n_kept"] for row in rows] == curve.n_kept.tolist()
     assert [row["faithfulness"] for row in rows] == pytest.approx(curve.faithfulness.tolist(), abs=1e-5)
     assert {row["n_components"] for row in rows} == {6} and {row["n_prompts"] for row in rows} == {2}
@@ -79,8 +79,8 @@ def test_every_source_has_effects_on_saes_and_transcoders_of_its_layer(study):
 
 
 def test_without_a_budget_curves_are_ranked_by_attribution(study):
-    model, probes, runs, _ = study
-    tables = study_components("tiny", model, probes, {"out": runs["out"]}, Budget(measured=0), ("zero",))
+    model, prompts, runs, _ = study
+    tables = component_tables("tiny", model, prompts, {"out": runs["out"]}, Budget(measured=0), ("zero",))
     assert {row["ranking"] for row in tables["faithfulness"].to_pylist()} == {"attribution"}
     assert not len(tables["causal"]) and not len(tables["feature_effect"])
     assert all(math.isfinite(row["faithfulness"]) for row in tables["faithfulness"].to_pylist())
@@ -90,4 +90,4 @@ def test_a_run_on_a_site_that_a_model_lacks_is_refused(tmp_path):
     model = load_tiny("neox", tmp_path)
     runs = {"mid": make_saes(model, "resid_mid")}
     with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):
-        study_components("tiny", model, [make_probe()], runs, Budget(measured=0))
+        component_tables("tiny", model, [make_prompt()], runs, Budget(measured=0))

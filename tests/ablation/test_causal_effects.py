@@ -2,22 +2,22 @@
 
 import pytest
 import torch
-from tests.ablation.component_inputs import INSIDE, make_probe, make_saes
+from tests.ablation.component_inputs import INSIDE, make_prompt, make_saes
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import ARCHITECTURES
 
 from circuitloom.ablation import causal_effects as ablation
 from circuitloom.ablation.causal_effects import (
-    attribute,
+    attribute_components,
     causal_effects,
-    find_fill,
+    component_values,
     mean_attribution,
     mean_effect,
-    observe,
-    with_all,
+    replacement_values,
+    unablated_logits,
 )
 from circuitloom.ablation.components import feature_basis, head_basis, neuron_basis
-from circuitloom.ablation.metrics import divergence, last_logits
+from circuitloom.ablation.metrics import kl_divergence, last_logits
 from circuitloom.language_model.hooks import Site, edited
 
 BASES = ("sae", "sae without errors", "transcoder without errors", "heads", "neurons")
@@ -36,7 +36,7 @@ def make_basis(model, name):
             dictionaries = make_saes(model)
     dtype = next(model.module.parameters()).dtype
     dictionaries = {layer: dictionary.to("cpu", dtype) for layer, dictionary in dictionaries.items()}
-    return feature_basis("run", dictionaries, keeps_error="without" not in name)
+    return feature_basis("run", dictionaries, keep_error="without" not in name)
 
 
 @pytest.mark.parametrize("each_position", [False, True])
@@ -44,23 +44,23 @@ def make_basis(model, name):
 def test_effects_are_those_of_hooks_written_by_hand(architecture, each_position, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "AT_ONCE", 40 * len(INSIDE) * 7)
     model = load_tiny(architecture, tmp_path)
-    probe, saes = make_probe(), make_saes(model)
+    prompt, saes = make_prompt(), make_saes(model)
     basis = feature_basis("run", saes)
-    effects = causal_effects(model, basis, probe, [None] * 3, each_position)
+    effects = causal_effects(model, basis, prompt, [None] * 3, each_position)
     before = last_logits(model, INSIDE[None])
-    z = observe(model, basis, probe)
+    z = component_values(model, basis, prompt)
     expected = [
         (40 * layer + feature, position)
         for layer in range(3)
         for feature in range(40)
         for position in (range(len(INSIDE)) if each_position else [-1])
-        if (z[layer][:, feature] * (probe.where if position < 0 else probe.where[position])).any()
+        if (z[layer][:, feature] * (prompt.where if position < 0 else prompt.where[position])).any()
         and (position < 0 or z[layer][position, feature])
     ]
     assert list(zip(effects.component.tolist(), effects.position.tolist(), strict=True)) == expected
     for i in range(len(effects)):
         layer, feature = divmod(int(effects.component[i]), 40)
-        at = probe.where.clone()
+        at = prompt.where.clone()
         if each_position:
             at = torch.arange(len(at)) == effects.position[i]
         assert effects.activation[i] == (z[layer][:, feature] * at).max()
@@ -72,9 +72,9 @@ def test_effects_are_those_of_hooks_written_by_hand(architecture, each_position,
 
         with edited(model, {Site("mlp_out", layer): edit}):
             after = last_logits(model, INSIDE[None])
-        change = (probe.metric(before) - probe.metric(after))[0]
+        change = (prompt.metric(before) - prompt.metric(after))[0]
         torch.testing.assert_close(effects.effect[i], change, atol=1e-5, rtol=0)
-        torch.testing.assert_close(effects.kl[i], divergence(before[0], after)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(effects.kl[i], kl_divergence(before[0], after)[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -82,25 +82,25 @@ def test_effects_are_those_of_hooks_written_by_hand(architecture, each_position,
 def test_attribution_is_the_effect_of_a_small_change(architecture, name, tmp_path):
     """Values are set to a little less than they are: what changes is proportional to how much less."""
     model = load_tiny(architecture, tmp_path, "float64")
-    probe, basis, step = make_probe(), make_basis(model, name), 1e-5
-    fill = [value * (1 - step) for value in observe(model, basis, probe)]
+    prompt, basis, step = make_prompt(), make_basis(model, name), 1e-5
+    replacement = [value * (1 - step) for value in component_values(model, basis, prompt)]
     if "without" in name:
-        # errors of earlier layers gone, later values are others
+        # errors of earlier layers ablated, later values are others
         with torch.inference_mode():
-            fill = [value * (1 - step) for value in spliced_values(model, basis, probe)]
-    effects = causal_effects(model, basis, probe, fill)
+            replacement = [value * (1 - step) for value in spliced_values(model, basis, prompt)]
+    effects = causal_effects(model, basis, prompt, replacement)
     assert len(effects) >= 6
     size = effects.effect.abs().max() / step
     assert size > 1e-3
     error = (effects.effect - effects.attribution).abs().max() / step
     assert error < 1e-3 * size
-    whole = attribute(model, basis, probe, [None] * len(basis.parts))
+    whole = attribute_components(model, basis, prompt, [None] * len(basis.parts))
     torch.testing.assert_close(
         whole.effect.sum(0)[effects.component] * step, effects.attribution, atol=1e-9, rtol=1e-4
     )
 
 
-def spliced_values(model, basis, probe):
+def spliced_values(model, basis, prompt):
     """Values where each site holds the reconstruction, its own taken before that."""
     from contextlib import ExitStack
 
@@ -112,28 +112,28 @@ def spliced_values(model, basis, probe):
 
             def see(x, y, number=number, part=part):
                 seen[number] = part.values(x, y)[0]
-                none = Ablation(torch.zeros(1, part.width, dtype=torch.bool), probe.where[None])
-                return part.ablate(x, y, none, probe.where, None)
+                none = Ablation(torch.zeros(1, part.width, dtype=torch.bool), prompt.where[None])
+                return part.ablate(x, y, none, prompt.where, None)
 
             stack.enter_context(edited(model, {part.site: see}))
-        last_logits(model, probe.token[None])
+        last_logits(model, prompt.token[None])
     return [seen[number] for number in range(len(basis.parts))]
 
 
 def test_a_component_that_is_what_it_is_set_to_is_not_active(tmp_path):
     """With the means of one prompt at each position, ablations change nothing anywhere."""
     model = load_tiny("gpt2", tmp_path)
-    probe, basis = make_probe(), head_basis(model)
-    fill = find_fill(model, basis, [probe], "position_mean")
-    assert not len(causal_effects(model, basis, probe, fill))
-    assert len(causal_effects(model, basis, probe, [None] * 3)) == 6
+    prompt, basis = make_prompt(), head_basis(model)
+    replacement = replacement_values(model, basis, [prompt], "position_mean")
+    assert not len(causal_effects(model, basis, prompt, replacement))
+    assert len(causal_effects(model, basis, prompt, [None] * 3)) == 6
 
 
 def test_a_budget_measures_the_largest_attributions(tmp_path):
     model = load_tiny("llama", tmp_path)
-    probe, basis = make_probe(), neuron_basis(model)
-    every = causal_effects(model, basis, probe, [None] * 3)
-    few = causal_effects(model, basis, probe, [None] * 3, most=5)
+    prompt, basis = make_prompt(), neuron_basis(model)
+    every = causal_effects(model, basis, prompt, [None] * 3)
+    few = causal_effects(model, basis, prompt, [None] * 3, most=5)
     largest = every.attribution.abs().topk(5).indices.sort().values
     assert torch.equal(few.component, every.component[largest])
     torch.testing.assert_close(few.effect, every.effect[largest], atol=1e-6, rtol=1e-4)
@@ -142,13 +142,13 @@ def test_a_budget_measures_the_largest_attributions(tmp_path):
 
 def test_effects_without_errors_are_changes_of_the_spliced_model(tmp_path):
     model = load_tiny("gpt2", tmp_path)
-    probe, basis = make_probe(), make_basis(model, "sae without errors")
-    spliced = with_all(model, basis, probe)
+    prompt, basis = make_prompt(), make_basis(model, "sae without errors")
+    spliced = unablated_logits(model, basis, prompt)
     assert not torch.allclose(spliced, last_logits(model, INSIDE[None])[0], atol=1e-2)
-    effects = causal_effects(model, basis, probe, [None] * 3, most=1)
+    effects = causal_effects(model, basis, prompt, [None] * 3, most=1)
     part, number = basis.locate(effects.component)
-    gone = torch.zeros(1, len(basis), dtype=torch.bool)
-    gone[0, effects.component] = True
+    ablated = torch.zeros(1, len(basis), dtype=torch.bool)
+    ablated[0, effects.component] = True
     saes = {layer: own.dictionary for layer, own in enumerate(basis.parts)}
     from contextlib import ExitStack
 
@@ -159,24 +159,26 @@ def test_effects_without_errors_are_changes_of_the_spliced_model(tmp_path):
                 z = sae.encode(y)
                 if layer == int(part):
                     z[..., int(number)] = 0
-                return torch.where(probe.where[:, None], sae.decode(z, y), y)
+                return torch.where(prompt.where[:, None], sae.decode(z, y), y)
 
             stack.enter_context(edited(model, {Site("mlp_out", layer): edit}))
         after = last_logits(model, INSIDE[None])
-    change = probe.metric(spliced[None]) - probe.metric(after)
+    change = prompt.metric(spliced[None]) - prompt.metric(after)
     torch.testing.assert_close(effects.effect, change, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(effects.kl, divergence(spliced, after), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(effects.kl, kl_divergence(spliced, after), atol=1e-5, rtol=1e-4)
 
 
 def test_scores_are_mean_effects_measured_where_they_were(tmp_path):
     model = load_tiny("gpt2", tmp_path)
-    probes = [make_probe(), make_probe(INSIDE[:9])]
+    prompts = [make_prompt(), make_prompt(INSIDE[:9])]
     basis = neuron_basis(model)
-    fill = [None] * 3
-    measured = [causal_effects(model, basis, probe, fill, most=20) for probe in probes]
-    scores = mean_effect(mean_attribution(model, basis, probes, fill), measured)
-    first = [attribute(model, basis, probe, fill).effect.sum(0) for probe in probes]
-    assert torch.allclose(mean_attribution(model, basis, probes, fill), (first[0] + first[1]).double() / 2)
+    replacement = [None] * 3
+    measured = [causal_effects(model, basis, prompt, replacement, most=20) for prompt in prompts]
+    scores = mean_effect(mean_attribution(model, basis, prompts, replacement), measured)
+    first = [attribute_components(model, basis, prompt, replacement).effect.sum(0) for prompt in prompts]
+    assert torch.allclose(
+        mean_attribution(model, basis, prompts, replacement), (first[0] + first[1]).double() / 2
+    )
     for component in (int(measured[0].component[3]), 0, 100):
         expected = 0.0
         for effects, attributions in zip(measured, first, strict=True):

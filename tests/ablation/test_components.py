@@ -2,22 +2,22 @@
 
 import pytest
 import torch
-from tests.ablation.component_inputs import INSIDE, exact_saes, make_probe, make_saes, random_gone
+from tests.ablation.component_inputs import INSIDE, exact_saes, make_prompt, make_saes, random_ablated
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import ARCHITECTURES, D_MODEL, LAYERS
 
-from circuitloom.ablation.causal_effects import find_fill, with_all
+from circuitloom.ablation.causal_effects import replacement_values, unablated_logits
 from circuitloom.ablation.components import Ablation, feature_basis, head_basis, neuron_basis
 from circuitloom.ablation.metrics import last_logits
 from circuitloom.language_model.hooks import Site, edited
 
 
-def ablated_logits(model, basis, gone, probe, fill=None, at=None):
-    """Logits of passes without what is `gone`."""
-    where = probe.where.expand(len(gone), -1) if at is None else at
-    fill = [None] * len(basis.parts) if fill is None else fill
-    with basis.ablating(model, Ablation(gone, where), probe.where, fill):
-        return last_logits(model, probe.token.expand(len(gone), -1))
+def ablated_logits(model, basis, ablated, prompt, replacement=None, at=None):
+    """Logits of passes without what is `ablated`."""
+    where = prompt.where.expand(len(ablated), -1) if at is None else at
+    replacement = [None] * len(basis.parts) if replacement is None else replacement
+    with basis.ablating(model, Ablation(ablated, where), prompt.where, replacement):
+        return last_logits(model, prompt.token.expand(len(ablated), -1))
 
 
 def edited_logits(model, edits, token=INSIDE):
@@ -34,16 +34,16 @@ def edited_logits(model, edits, token=INSIDE):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_without_all_features_of_an_exact_basis_a_site_is_zero(architecture, site, tmp_path):
     model = load_tiny(architecture, tmp_path)
-    probe, basis = make_probe(), feature_basis("exact", {1: exact_saes(site)[1]})
-    gone = torch.ones(1, len(basis), dtype=torch.bool)
+    prompt, basis = make_prompt(), feature_basis("exact", {1: exact_saes(site)[1]})
+    ablated = torch.ones(1, len(basis), dtype=torch.bool)
     if architecture == "neox" and site == "resid_mid":
         with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):
-            ablated_logits(model, basis, gone, probe)
+            ablated_logits(model, basis, ablated, prompt)
         return
-    without = ablated_logits(model, basis, gone, probe)
+    without = ablated_logits(model, basis, ablated, prompt)
 
     def zero(_x, y):
-        return y * ~probe.where[:, None]
+        return y * ~prompt.where[:, None]
 
     torch.testing.assert_close(without, edited_logits(model, {Site(site, 1): zero}), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(without, last_logits(model, INSIDE[None]))
@@ -55,19 +55,19 @@ def test_each_pass_is_without_its_own_features_and_keeps_the_error(architecture,
     """Features behind an ablation are taken away as strong as they then are."""
     model = load_tiny(architecture, tmp_path)
     dictionaries = make_saes(model) if kind == "sae" else make_dictionaries(model, kind)
-    probe, basis = make_probe(), feature_basis("run", dictionaries)
-    gone = random_gone(4, len(basis))
-    gone[2], gone[3, :] = False, False
-    gone[3, basis.slices[1].start :] = random_gone(1, 80)[0]
-    measured = ablated_logits(model, basis, gone, probe)
+    prompt, basis = make_prompt(), feature_basis("run", dictionaries)
+    ablated = random_ablated(4, len(basis))
+    ablated[2], ablated[3, :] = False, False
+    ablated[3, basis.slices[1].start :] = random_ablated(1, 80)[0]
+    measured = ablated_logits(model, basis, ablated, prompt)
     for n in range(4):
 
         def without(layer, n=n):
-            dictionary, own = dictionaries[layer], gone[n, basis.slices[layer]]
+            dictionary, own = dictionaries[layer], ablated[n, basis.slices[layer]]
 
             def edit(x, y):
                 z = dictionary.encode(y if kind == "sae" else x)
-                return y - (z * own * probe.where[:, None]) @ dictionary.W_dec
+                return y - (z * own * prompt.where[:, None]) @ dictionary.W_dec
 
             return edit
 
@@ -80,75 +80,75 @@ def test_each_pass_is_without_its_own_features_and_keeps_the_error(architecture,
 def test_without_errors_sites_hold_the_reconstruction_less_what_is_gone(kind, tmp_path):
     model = load_tiny("llama", tmp_path)
     dictionaries = make_saes(model) if kind == "sae" else make_dictionaries(model, kind)
-    probe, basis = make_probe(), feature_basis("run", dictionaries, keeps_error=False)
-    gone = random_gone(1, len(basis))
+    prompt, basis = make_prompt(), feature_basis("run", dictionaries, keep_error=False)
+    ablated = random_ablated(1, len(basis))
 
     def reconstruct(layer, own):
         def edit(x, y):
             read = y if kind == "sae" else x
             z = dictionaries[layer].encode(read) * ~own
-            return torch.where(probe.where[:, None], dictionaries[layer].decode(z, read), y)
+            return torch.where(prompt.where[:, None], dictionaries[layer].decode(z, read), y)
 
         return {Site("mlp_out", layer): edit}
 
-    def expected(gone):
+    def expected(ablated):
         edits = {}
         for layer in range(LAYERS):
-            edits |= reconstruct(layer, gone[basis.slices[layer]])
+            edits |= reconstruct(layer, ablated[basis.slices[layer]])
         return edited_logits(model, edits)
 
-    torch.testing.assert_close(ablated_logits(model, basis, gone, probe), expected(gone[0]))
+    torch.testing.assert_close(ablated_logits(model, basis, ablated, prompt), expected(ablated[0]))
     torch.testing.assert_close(
-        with_all(model, basis, probe), expected(torch.zeros(len(basis), dtype=torch.bool))[0]
+        unablated_logits(model, basis, prompt), expected(torch.zeros(len(basis), dtype=torch.bool))[0]
     )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_without_all_its_heads_attention_gives_its_output_bias(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path)
-    probe, basis = make_probe(), head_basis(model, [1])
+    prompt, basis = make_prompt(), head_basis(model, [1])
     seen = {}
     attention = model.attention(1)
     handle = attention.register_forward_hook(lambda _m, _args, output: seen.update(value=output[0][0]))
     untouched = last_logits(model, INSIDE[None])
     before = seen["value"]
-    without = ablated_logits(model, basis, torch.ones(1, len(basis), dtype=torch.bool), probe)
+    without = ablated_logits(model, basis, torch.ones(1, len(basis), dtype=torch.bool), prompt)
     handle.remove()
     projection = attention.get_submodule(model.anatomy.attention_projection)
     bias = projection(torch.zeros(1, D_MODEL))[0]
-    torch.testing.assert_close(seen["value"][probe.where], bias.expand(int(probe.where.sum()), -1))
-    torch.testing.assert_close(seen["value"][~probe.where], before[~probe.where])
+    torch.testing.assert_close(seen["value"][prompt.where], bias.expand(int(prompt.where.sum()), -1))
+    torch.testing.assert_close(seen["value"][~prompt.where], before[~prompt.where])
     assert not torch.allclose(without, untouched)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_head_gone_is_its_slice_of_what_the_output_matrix_reads(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path)
-    probe, basis = make_probe(), head_basis(model)
+    prompt, basis = make_prompt(), head_basis(model)
     heads = model.anatomy.heads
     size = D_MODEL // heads
-    gone = torch.zeros(1, len(basis), dtype=torch.bool)
-    gone[0, 2 * heads + 1] = True
+    ablated = torch.zeros(1, len(basis), dtype=torch.bool)
+    ablated[0, 2 * heads + 1] = True
 
     def edit(_x, y):
         y = y.clone()
-        y[:, probe.where, size : 2 * size] = 0
+        y[:, prompt.where, size : 2 * size] = 0
         return y
 
     expected = edited_logits(model, {Site("heads", 2): edit})
-    torch.testing.assert_close(ablated_logits(model, basis, gone, probe), expected)
+    torch.testing.assert_close(ablated_logits(model, basis, ablated, prompt), expected)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_neurons_gone_are_neurons_multiplied_by_zero(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path)
-    probe, basis = make_probe(), neuron_basis(model)
-    gone = random_gone(3, len(basis))
-    measured = ablated_logits(model, basis, gone, probe)
+    prompt, basis = make_prompt(), neuron_basis(model)
+    ablated = random_ablated(3, len(basis))
+    measured = ablated_logits(model, basis, ablated, prompt)
     for n in range(3):
 
         def multiply(layer, n=n):
-            return lambda _x, y: y * ~(gone[n, basis.slices[layer]] & probe.where[:, None])
+            return lambda _x, y: y * ~(ablated[n, basis.slices[layer]] & prompt.where[:, None])
 
         expected = edited_logits(model, {Site("neurons", layer): multiply(layer) for layer in range(LAYERS)})
         torch.testing.assert_close(measured[n], expected[0], atol=1e-5, rtol=1e-5)
@@ -161,22 +161,22 @@ def test_ablation_by_the_mean_sets_values_to_it(name, kind, tmp_path):
     saes = make_saes(model)
     basis = feature_basis("run", saes) if name == "features" else head_basis(model)
     site = Site("mlp_out" if name == "features" else "heads", 1)
-    probes = [make_probe(), make_probe(torch.where(INSIDE > 9, INSIDE + 1, INSIDE))]
-    where, values = probes[0].where, []
+    prompts = [make_prompt(), make_prompt(torch.where(INSIDE > 9, INSIDE + 1, INSIDE))]
+    where, values = prompts[0].where, []
 
     def read(_x, y):
         values.append((saes[1].encode(y) if name == "features" else y)[0])
         return y
 
-    for probe in probes:
-        edited_logits(model, {site: read}, probe.token)
+    for prompt in prompts:
+        edited_logits(model, {site: read}, prompt.token)
     if kind == "mean":
         mean = torch.cat([value[where] for value in values]).mean(0).expand(len(where), -1)
     else:
         mean = torch.stack(values).mean(0)
-    gone = torch.zeros(1, len(basis), dtype=torch.bool)
-    own = random_gone(1, basis.parts[1].width)
-    gone[:, basis.slices[1]] = own
+    ablated = torch.zeros(1, len(basis), dtype=torch.bool)
+    own = random_ablated(1, basis.parts[1].width)
+    ablated[:, basis.slices[1]] = own
 
     def replace(_x, y):
         z = saes[1].encode(y) if name == "features" else y
@@ -184,50 +184,52 @@ def test_ablation_by_the_mean_sets_values_to_it(name, kind, tmp_path):
         change = torch.where(mask, mean - z, 0.0)
         return y + (change @ saes[1].W_dec if name == "features" else change)
 
-    measured = ablated_logits(model, basis, gone, probes[0], find_fill(model, basis, probes, kind))
+    measured = ablated_logits(
+        model, basis, ablated, prompts[0], replacement_values(model, basis, prompts, kind)
+    )
     torch.testing.assert_close(measured, edited_logits(model, {site: replace}), atol=1e-5, rtol=1e-5)
 
 
 def test_a_mean_at_each_position_needs_prompts_alike(tmp_path):
     model = load_tiny("gpt2", tmp_path)
-    probes = [make_probe(), make_probe(INSIDE[:8])]
+    prompts = [make_prompt(), make_prompt(INSIDE[:8])]
     with pytest.raises(ValueError, match="use mean"):
-        find_fill(model, head_basis(model), probes, "position_mean")
+        replacement_values(model, head_basis(model), prompts, "position_mean")
 
 
 def test_an_ablation_at_one_position_leaves_the_others(tmp_path):
     model = load_tiny("neox", tmp_path)
-    probe, saes = make_probe(), make_saes(model)
+    prompt, saes = make_prompt(), make_saes(model)
     basis = feature_basis("run", {0: saes[0]}) + neuron_basis(model, [2])
     at = torch.zeros(1, len(INSIDE), dtype=torch.bool)
     at[0, 6] = True
-    gone = random_gone(1, len(basis))
+    ablated = random_ablated(1, len(basis))
 
     def features(_x, y):
-        return y - (saes[0].encode(y) * gone[0, :40] * at[0, :, None]) @ saes[0].W_dec
+        return y - (saes[0].encode(y) * ablated[0, :40] * at[0, :, None]) @ saes[0].W_dec
 
     def neurons(_x, y):
-        return y * ~(gone[0, 40:] & at[0, :, None])
+        return y * ~(ablated[0, 40:] & at[0, :, None])
 
     expected = edited_logits(model, {Site("mlp_out", 0): features, Site("neurons", 2): neurons})
-    torch.testing.assert_close(ablated_logits(model, basis, gone, probe, at=at), expected)
+    torch.testing.assert_close(ablated_logits(model, basis, ablated, prompt, at=at), expected)
 
 
 def test_without_errors_features_are_set_to_means_where_they_are_ablated(tmp_path):
     """Elsewhere the site holds the whole reconstruction."""
     model = load_tiny("gpt2", tmp_path)
-    probe, sae = make_probe(), make_saes(model)[1]
-    basis = feature_basis("run", {1: sae}, keeps_error=False)
-    fill = find_fill(model, basis, [probe], "mean")
+    prompt, sae = make_prompt(), make_saes(model)[1]
+    basis = feature_basis("run", {1: sae}, keep_error=False)
+    replacement = replacement_values(model, basis, [prompt], "mean")
     at = (torch.arange(len(INSIDE)) == 6)[None]
-    gone = random_gone(1, len(basis))
+    ablated = random_ablated(1, len(basis))
 
     def edit(_x, y):
-        z = torch.where(gone & at[0, :, None], fill[0], sae.encode(y))
-        return torch.where(probe.where[:, None], sae.decode(z, y), y)
+        z = torch.where(ablated & at[0, :, None], replacement[0], sae.encode(y))
+        return torch.where(prompt.where[:, None], sae.decode(z, y), y)
 
     expected = edited_logits(model, {Site("mlp_out", 1): edit})
-    torch.testing.assert_close(ablated_logits(model, basis, gone, probe, fill, at), expected)
+    torch.testing.assert_close(ablated_logits(model, basis, ablated, prompt, replacement, at), expected)
 
 
 def test_components_are_numbered_through_the_parts(tmp_path):

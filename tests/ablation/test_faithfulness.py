@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from tests.ablation.component_inputs import INSIDE, make_probe, make_saes
+from tests.ablation.component_inputs import INSIDE, make_prompt, make_saes
 from tests.attribution.inputs import load_tiny
 from tests.models import ARCHITECTURES
 
 from circuitloom.ablation import causal_effects as ablation
-from circuitloom.ablation.causal_effects import find_fill, with_all
+from circuitloom.ablation.causal_effects import replacement_values, unablated_logits
 from circuitloom.ablation.components import Ablation, feature_basis, head_basis, neuron_basis
-from circuitloom.ablation.faithfulness import Curve, keep_top, rank, sizes
-from circuitloom.ablation.metrics import divergence, last_logits
+from circuitloom.ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank, size_grid
+from circuitloom.ablation.metrics import kl_divergence, last_logits
 
 
 @pytest.mark.parametrize("kind", ["zero", "mean"])
@@ -21,42 +21,42 @@ def test_nothing_kept_recovers_nothing_and_everything_all(architecture, name, ki
     model = load_tiny(architecture, tmp_path)
     make = {"heads": head_basis, "neurons": neuron_basis}
     basis = make[name](model) if name in make else feature_basis("run", make_saes(model))
-    probes = [make_probe(), make_probe(INSIDE[:9])]
-    fill = find_fill(model, basis, probes, kind)
+    prompts = [make_prompt(), make_prompt(INSIDE[:9])]
+    replacement = replacement_values(model, basis, prompts, kind)
     order = torch.randperm(len(basis), generator=torch.Generator().manual_seed(0))
-    curve = keep_top(model, basis, probes, order, fill)
-    assert curve.n_kept.tolist() == sizes(len(basis))
+    curve = faithfulness_curve(model, basis, prompts, order, replacement)
+    assert curve.n_kept.tolist() == size_grid(len(basis))
     assert curve.faithfulness[0] == 0 and curve.faithfulness[-1] == pytest.approx(1, abs=1e-4)
     assert curve.remaining[0] == pytest.approx(1, abs=1e-4)
     assert curve.remaining[-1] == pytest.approx(0, abs=1e-4)
     place = len(curve.n_kept) // 2
     top = torch.zeros(1, len(basis), dtype=torch.bool)
     top[0, order[: curve.n_kept[place]]] = True
-    probe = probes[1]
-    for gone, measured in ((~top, curve.kept), (top, curve.removed)):
-        with basis.ablating(model, Ablation(gone, probe.where[None]), probe.where, fill):
-            logits = last_logits(model, probe.token[None])
-        torch.testing.assert_close(measured[1, place], probe.metric(logits)[0], atol=1e-5, rtol=0)
-        if gone is not top:
-            reference = last_logits(model, probe.token[None])[0]
+    prompt = prompts[1]
+    for ablated, measured in ((~top, curve.kept), (top, curve.removed)):
+        with basis.ablating(model, Ablation(ablated, prompt.where[None]), prompt.where, replacement):
+            logits = last_logits(model, prompt.token[None])
+        torch.testing.assert_close(measured[1, place], prompt.metric(logits)[0], atol=1e-5, rtol=0)
+        if ablated is not top:
+            reference = last_logits(model, prompt.token[None])[0]
             torch.testing.assert_close(
-                curve.kl[1, place], divergence(reference, logits)[0], atol=1e-5, rtol=0
+                curve.kl[1, place], kl_divergence(reference, logits)[0], atol=1e-5, rtol=0
             )
 
 
 def test_without_errors_all_components_recover_what_the_spliced_model_does(tmp_path):
     model = load_tiny("gpt2", tmp_path)
-    probe = make_probe()
-    basis = feature_basis("run", make_saes(model), keeps_error=False)
-    curve = keep_top(model, basis, [probe], torch.arange(len(basis)), [None] * 3)
-    spliced = probe.metric(with_all(model, basis, probe)[None])
+    prompt = make_prompt()
+    basis = feature_basis("run", make_saes(model), keep_error=False)
+    curve = faithfulness_curve(model, basis, [prompt], torch.arange(len(basis)), [None] * 3)
+    spliced = prompt.metric(unablated_logits(model, basis, prompt)[None])
     torch.testing.assert_close(curve.kept[0, -1:], spliced)
-    torch.testing.assert_close(curve.untouched, probe.metric(last_logits(model, INSIDE[None])))
+    torch.testing.assert_close(curve.untouched, prompt.metric(last_logits(model, INSIDE[None])))
     assert abs(curve.faithfulness[-1] - 1) > 1e-3
 
 
 def test_shares_are_ratios_of_means_over_probes():
-    curve = Curve(
+    curve = FaithfulnessCurve(
         n_kept=torch.tensor([0, 1, 2]),
         kept=torch.tensor([[0.0, 1.0, 2.0], [1.0, 3.0, 6.0]]),
         removed=torch.tensor([[2.0, 1.0, 0.0], [6.0, 2.0, 1.0]]),
@@ -76,6 +76,6 @@ def test_components_are_ranked_by_magnitude_or_by_how_much_they_help():
 
 
 def test_sizes_lie_on_a_logarithmic_grid():
-    assert sizes(20, 2) == [0, 1, 2, 3, 4, 6, 8, 11, 16, 20]
-    assert sizes(16, 1) == [0, 1, 2, 4, 8, 16]
-    assert sizes(1) == [0, 1]
+    assert size_grid(20, 2) == [0, 1, 2, 3, 4, 6, 8, 11, 16, 20]
+    assert size_grid(16, 1) == [0, 1, 2, 4, 8, 16]
+    assert size_grid(1) == [0, 1]

@@ -5,7 +5,7 @@ import torch
 from tests.attribution.inputs import load_tiny, make_linearized
 from tests.models import ARCHITECTURES, VOCABULARY
 
-from circuitloom.ablation.feature_edits import apply_edits, dense, make_edits
+from circuitloom.ablation.feature_edits import apply_edits, dense_activations, make_edits
 from circuitloom.attribution.direct_effects import direct_effects, logit_targets
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.config.circuits import FeatureChange
@@ -46,7 +46,7 @@ def test_held_changes_add_up_from_direct_effects(architecture, kind, tmp_path):
     factor = torch.zeros(len(local.features), dtype=torch.float64)
     for layer, edit in edits.items():
         own = (local.features.layer == layer).nonzero()[:, 0]
-        z = dense(local, layer)
+        z = dense_activations(local, layer)
         new = edit(z)[local.features.position[own], local.features.feature[own]]
         factor[own] = new / local.features.activation[own] - 1
     assert factor.any()
@@ -56,19 +56,19 @@ def test_held_changes_add_up_from_direct_effects(architecture, kind, tmp_path):
 def test_keep_leaves_what_is_named_and_ablate_takes_it(tmp_path):
     local = make_linearized(load_tiny("gpt2", tmp_path))
     features = some_features(local, 1)
-    z = dense(local, 1)
+    z = dense_activations(local, 1)
     kept = make_edits(local, FeatureChange(kind="keep", features=features))[1](z)
-    gone = make_edits(local, FeatureChange(kind="ablate", features=features))[1](z)
-    assert torch.equal(kept + gone, z) and int((kept != 0).sum()) == len(features)
+    ablated = make_edits(local, FeatureChange(kind="ablate", features=features))[1](z)
+    assert torch.equal(kept + ablated, z) and int((kept != 0).sum()) == len(features)
 
 
 def test_a_feature_without_position_is_changed_everywhere(tmp_path):
     local = make_linearized(load_tiny("gpt2", tmp_path))
     feature = int(local.features.feature[local.features.layer == 1].mode().values)
-    z = dense(local, 1)
-    gone = make_edits(local, FeatureChange(kind="ablate", features=[f"1/{feature}"]))[1](z)
-    assert (z[:, feature] > 0).any() and not gone[:, feature].any()
-    assert torch.equal(gone[:, :feature], z[:, :feature])
+    z = dense_activations(local, 1)
+    ablated = make_edits(local, FeatureChange(kind="ablate", features=[f"1/{feature}"]))[1](z)
+    assert (z[:, feature] > 0).any() and not ablated[:, feature].any()
+    assert torch.equal(ablated[:, :feature], z[:, :feature])
 
 
 def test_a_free_change_is_that_of_a_pass_with_the_row_added(tmp_path):
@@ -100,7 +100,7 @@ def test_patching_all_features_makes_them_those_of_the_other_prompt(tmp_path):
     other = make_linearized(model, token=local.captured.token.flip(0).roll(1))
     features = [f"1/{feature}" for feature in range(40)]
     edits = make_edits(local, FeatureChange(kind="patch", features=features, source="the other"), other)
-    assert torch.equal(edits[1](dense(local, 1)), dense(other, 1))
+    assert torch.equal(edits[1](dense_activations(local, 1)), dense_activations(other, 1))
 
 
 def test_a_patch_from_a_prompt_of_another_length_is_refused(tmp_path):

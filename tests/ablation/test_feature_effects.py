@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.ablation.component_inputs import INSIDE, make_probe, make_saes
+from tests.ablation.component_inputs import INSIDE, make_prompt, make_saes
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.evaluation.inputs import make_held_out
 
 from circuitloom.ablation import feature_effects as module
 from circuitloom.ablation.components import Ablation, feature_basis
-from circuitloom.ablation.feature_effects import feature_effects, read_stream
+from circuitloom.ablation.feature_effects import capture_resid_mid, feature_effects
 from circuitloom.language_model.hooks import Site, capture
 
 LAYER = 1
@@ -32,7 +32,7 @@ def inputs(request, tmp_path):
     """Model, sources, targets and stream of a tiny model."""
     model = load_tiny(getattr(request, "param", "gpt2"), tmp_path)
     held_out = make_held_out()
-    stream = read_stream(model, held_out.token, held_out.scored, LAYER, batch=4)
+    stream = capture_resid_mid(model, held_out.token, held_out.scored, LAYER, batch=4)
     assert stream.shape == (held_out.n_tokens, 16)
     source = make_saes(model, "resid_mid")[LAYER]
     return model, source, make_saes(model, act="relu", k=None)[LAYER], stream
@@ -78,17 +78,17 @@ def test_effects_are_those_of_a_double_loop(inputs, site, monkeypatch):
 def test_effects_are_those_on_the_model_itself(tmp_path):
     """Through a whole pass: the same change of the stream, read at the MLP's output."""
     model = load_tiny("llama", tmp_path)
-    probe, position = make_probe(), 7
+    prompt, position = make_prompt(), 7
     source, target = make_saes(model, "resid_mid")[LAYER], make_saes(model)[LAYER]
     at = (torch.arange(len(INSIDE)) == position)[None]
-    stream = read_stream(model, INSIDE[None], at, LAYER)
+    stream = capture_resid_mid(model, INSIDE[None], at, LAYER)
     found = gathered(model, source, target, stream)
     basis = feature_basis("run", {LAYER: source})
     site = Site("mlp_out", LAYER)
     before = target.encode(capture(model, INSIDE[None], [site])[site][0, position])
     feature = next(iter(found))[0]
-    gone = (torch.arange(len(basis)) == feature)[None]
-    with basis.ablating(model, Ablation(gone, at), probe.where, [None]):
+    ablated = (torch.arange(len(basis)) == feature)[None]
+    with basis.ablating(model, Ablation(ablated, at), prompt.where, [None]):
         after = target.encode(capture(model, INSIDE[None], [site])[site][0, position])
     change = before - after
     assert change.any()
@@ -126,7 +126,7 @@ def test_a_model_without_resid_mid_says_so(tmp_path):
     model = load_tiny("neox", tmp_path)
     source, target = make_saes(model, "resid_mid")[LAYER], make_saes(model)[LAYER]
     with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):
-        read_stream(model, INSIDE[None], INSIDE[None] != 1, LAYER)
+        capture_resid_mid(model, INSIDE[None], INSIDE[None] != 1, LAYER)
     with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):
         list(feature_effects(model, source, target, torch.zeros(3, 16)))
 

@@ -7,11 +7,11 @@ from tests.attribution.inputs import BOS, load_tiny
 from tests.models import ARCHITECTURES
 
 from circuitloom.ablation.metrics import (
-    divergence,
+    kl_divergence,
     last_logits,
     logit,
     logit_difference,
-    make_probes,
+    make_prompt_metrics,
     probability,
 )
 
@@ -33,18 +33,18 @@ def test_metrics_read_logits_and_probabilities():
     torch.testing.assert_close(probability([0, 2], [1])(logits), p[:, 0] + p[:, 2] - p[:, 1])
     torch.testing.assert_close(probability([3])(logits), p[:, 3])
     expected = (p[0] * (p[0] / p[1]).log()).sum()
-    torch.testing.assert_close(divergence(logits[0], logits), torch.stack([torch.zeros(()), expected]))
+    torch.testing.assert_close(kl_divergence(logits[0], logits), torch.stack([torch.zeros(()), expected]))
 
 
 def test_components_are_ablated_where_dictionaries_are_trained_or_at_one_position():
-    (probe,) = make_probes([INSIDE], [logit(5)], BOS)
-    assert probe.where.nonzero()[:, 0].tolist() == [1, 2, 3, 5, 6, 7, 8, 9, 10]
-    (probe,) = make_probes([INSIDE], [logit(5)], BOS, -2)
-    assert probe.where.nonzero()[:, 0].tolist() == [9]
+    (prompt,) = make_prompt_metrics([INSIDE], [logit(5)], BOS)
+    assert prompt.where.nonzero()[:, 0].tolist() == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    (prompt,) = make_prompt_metrics([INSIDE], [logit(5)], BOS, -2)
+    assert prompt.where.nonzero()[:, 0].tolist() == [9]
     for position in (0, 4, 11, -12):
         with pytest.raises(ValueError, match="neither first nor BOS; choose another"):
-            make_probes([INSIDE], [logit(5)], BOS, position)
+            make_prompt_metrics([INSIDE], [logit(5)], BOS, position)
     with pytest.raises(ValueError, match="neither first nor BOS"):
-        make_probes([INSIDE[:0]], [logit(5)], BOS)
+        make_prompt_metrics([INSIDE[:0]], [logit(5)], BOS)
     with pytest.raises(ValueError, match="give one for each prompt"):
-        make_probes([INSIDE], [], BOS)
+        make_prompt_metrics([INSIDE], [], BOS)

@@ -4,7 +4,7 @@ import pytest
 from tests.activations.inputs import make_cache, make_order
 from tests.models import ARCHITECTURES, tiny_model
 
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 
 @pytest.fixture(scope="session")
@@ -14,12 +14,14 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(model_folder) -> LanguageModel:
-    return load(model_folder, device="cpu")
+    return load_model(model_folder, device="cpu")
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def any_model(request, tmp_path_factory) -> LanguageModel:
-    return load(tiny_model(request.param, tmp_path_factory.mktemp("model") / request.param), device="cpu")
+    return load_model(
+        tiny_model(request.param, tmp_path_factory.mktemp("model") / request.param), device="cpu"
+    )
 
 
 @pytest.fixture(scope="session")

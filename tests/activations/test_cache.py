@@ -20,7 +20,7 @@ def all_rows(folder, site, layer, model=None):
 
 
 def direct(model, order, site, layer, folder):
-    """Each row's activation from its own sequence, run by itself."""
+    """Each row's activation, from a forward pass of its sequence alone."""
     write_row_origins(order, folder / "rows.zarr")
     origin = read_row_origins(folder / "rows.zarr", 0, order.rows)
     tokens = make_tokens(len(order.token), order.bos_id).take(slice(None))
@@ -54,7 +54,7 @@ def test_resid_mid_of_sequential_blocks_is_stored(model, tmp_path):
     assert not layer_folder(tmp_path, "resid_mid", 0).exists()
 
 
-def test_recomputed_output_equals_the_models_own(any_model, tmp_path):
+def test_recomputed_mlp_output_equals_the_models(any_model, tmp_path):
     order = make_order(40)
     make_cache(tmp_path, any_model, order)
     expected = direct(any_model, order, "mlp_out", 2, tmp_path)
@@ -69,7 +69,7 @@ def test_values_are_independent_of_the_batch_size(model, tmp_path):
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_moments_are_those_of_the_rows_stored_or_recomputed(model, cached):
+def test_moments_are_those_of_the_stored_or_recomputed_rows(model, cached):
     for site in ("mlp_in", "mlp_out"):
         activations = open_activations(cached, site, 0, model)
         x = all_rows(cached, site, 0, model).double()
@@ -85,10 +85,10 @@ def test_the_last_shard_may_be_short(cached):
     assert len(list((layer_folder(cached, "mlp_in", 0) / "values" / "c").iterdir())) == -(-rows // SHARD_ROWS)
 
 
-def test_a_value_beyond_float16_is_refused_with_the_remedy(model_folder, tmp_path):
-    from circuitloom.language_model.model import load
+def test_a_value_beyond_float16_is_refused(model_folder, tmp_path):
+    from circuitloom.language_model.model import load_model
 
-    model = load(model_folder, device="cpu")
+    model = load_model(model_folder, device="cpu")
     model.block(1).ln_2.weight.data *= 1e6
     with pytest.raises(ValueError, match=r"layer 1: mlp_in reaches .*; set activations.dtype to bfloat16"):
         make_cache(tmp_path, model, make_order(40))
@@ -97,9 +97,9 @@ def test_a_value_beyond_float16_is_refused_with_the_remedy(model_folder, tmp_pat
 
 
 def test_activations_that_are_not_finite_are_refused(model_folder, tmp_path):
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
-    model = load(model_folder, device="cpu")
+    model = load_model(model_folder, device="cpu")
     model.block(2).ln_2.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="layer 2: mlp_in is not finite"):
         make_cache(tmp_path, model, make_order(40), dtype="int8")
@@ -110,7 +110,7 @@ def test_a_layer_that_the_model_lacks_is_refused(model, tmp_path):
         make_cache(tmp_path, model, make_order(40), layers=[0, 9])
 
 
-def test_bfloat16_is_stored_as_its_bits_and_says_so(model, tmp_path):
+def test_bfloat16_is_stored_as_uint16_and_named_in_the_attributes(model, tmp_path):
     make_cache(tmp_path, model, make_order(40), dtype="bfloat16")
     group = zarr.open_group(layer_folder(tmp_path, "mlp_in", 0), mode="r")
     assert group.attrs["number_format"] == "bfloat16"
@@ -121,26 +121,24 @@ def test_bfloat16_is_stored_as_its_bits_and_says_so(model, tmp_path):
 
 
 @pytest.mark.parametrize("number_format", TOLERANCE)
-def test_rows_that_find_their_slots_where_the_model_is_are_the_same(
-    number_format, model, tmp_path, monkeypatch
-):
+def test_rows_do_not_depend_on_the_device_of_the_buffers(number_format, model, tmp_path, monkeypatch):
     order = make_order(70)
-    for name, beside in (("host", False), ("beside", True)):
-        monkeypatch.setattr(cache, "_holds_rooms", lambda *_, beside=beside: beside)
+    for name, fits in (("host", False), ("gpu", True)):
+        monkeypatch.setattr(cache, "_buffers_fit_on_gpu", lambda *_, fits=fits: fits)
         make_cache(tmp_path / name, model, order, dtype=number_format)
     for layer in range(LAYERS):
-        host, beside = (all_rows(tmp_path / name, "mlp_in", layer) for name in ("host", "beside"))
-        assert torch.equal(host, beside)
+        host, gpu = (all_rows(tmp_path / name, "mlp_in", layer) for name in ("host", "gpu"))
+        assert torch.equal(host, gpu)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("beside", [True, False])
-def test_a_gpu_stores_what_a_processor_stores(beside, model_folder, tmp_path, monkeypatch):
-    from circuitloom.language_model.model import load
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_gpu_stores_the_same_rows_as_a_cpu(fits, model_folder, tmp_path, monkeypatch):
+    from circuitloom.language_model.model import load_model
 
-    monkeypatch.setattr(cache, "_holds_rooms", lambda *_: beside)
+    monkeypatch.setattr(cache, "_buffers_fit_on_gpu", lambda *_: fits)
     for device in ("cpu", "cuda"):
-        make_cache(tmp_path / device, load(model_folder, device=device), make_order(120))
+        make_cache(tmp_path / device, load_model(model_folder, device=device), make_order(120))
     for layer in range(LAYERS):
         cpu, gpu = (all_rows(tmp_path / device, "mlp_in", layer) for device in ("cpu", "cuda"))
         torch.testing.assert_close(cpu, gpu, rtol=1e-2, atol=2e-3)

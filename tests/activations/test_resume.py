@@ -1,4 +1,4 @@
-"""Killed at any point, the next run ends with the same bytes."""
+"""After a kill at any point, the next run resumes and writes the same bytes."""
 
 import multiprocessing
 import os
@@ -14,13 +14,13 @@ KEYS = {"dtype": "int8", "batch": 8}
 
 
 def work(model_folder: Path, folder: Path, kill_at: int | None, events=None) -> None:
-    """Cache, and be killed at the `kill_at`th time that a file under `folder` is opened, made, moved or removed."""
+    """Cache; killed at the `kill_at`-th time that a file under `folder` is opened, created, moved or removed."""
     import torch
 
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
     torch.set_num_threads(1)
-    model, order = load(model_folder, device="cpu"), make_order()
+    model, order = load_model(model_folder, device="cpu"), make_order()
     count = 0
 
     def watch(event, args):
@@ -48,7 +48,7 @@ def context():
 
 @pytest.fixture(scope="module")
 def undisturbed(context, model_folder, tmp_path_factory):
-    """The bytes of an undisturbed run, and how many events it has."""
+    """The bytes of an undisturbed run, and its number of events."""
     folder, events = tmp_path_factory.mktemp("undisturbed"), context.Value("i", 0)
     run(context, model_folder, folder, None, events)
     return content(folder), events.value
@@ -82,7 +82,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_bytes(part, context, undistu
     assert content(tmp_path) == expected
 
 
-def test_shards_that_are_done_are_not_done_again(model, tmp_path, monkeypatch):
+def test_complete_shards_are_not_computed_again(model, tmp_path, monkeypatch):
     from circuitloom.activations import cache
 
     order, written, write = make_order(), [], cache.write_shard
@@ -101,11 +101,10 @@ def test_shards_that_are_done_are_not_done_again(model, tmp_path, monkeypatch):
     assert written == list(range(order.shards))
 
 
-def test_a_shard_half_written_after_a_kill_amid_moving_is_not_taken_for_whole(model, tmp_path, monkeypatch):
-    from circuitloom.activations import arrays, cache
-    from circuitloom.activations import shards as parts
+def test_an_incomplete_shard_after_a_kill_while_moving_is_rewritten(model, tmp_path, monkeypatch):
+    from circuitloom.activations import arrays, cache, shards
 
-    move, write = parts.move, cache.write_shard
+    move, write = shards.replace_folder, cache.write_shard
 
     def move_the_first(folder, target):
         if folder.name != "layer0.zarr":
@@ -120,7 +119,7 @@ def test_a_shard_half_written_after_a_kill_amid_moving_is_not_taken_for_whole(mo
             raise KeyboardInterrupt
 
     for module, name, killed in (
-        (parts, "move", move_the_first),
+        (shards, "replace_folder", move_the_first),
         (cache, "write_shard", write_half_of_the_second),
     ):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -131,7 +130,7 @@ def test_a_shard_half_written_after_a_kill_amid_moving_is_not_taken_for_whole(mo
     assert content(tmp_path / "killed") == content(tmp_path / "alone")
 
 
-def test_work_begun_under_another_config_is_not_continued(context, model_folder, model, tmp_path):
+def test_a_cache_begun_under_another_config_is_not_resumed(context, model_folder, model, tmp_path):
     run(context, model_folder, tmp_path / "both", 60)
     assert (tmp_path / "both" / "mlp_in.partial").is_dir()
     for folder in ("both", "alone"):
@@ -139,7 +138,7 @@ def test_work_begun_under_another_config_is_not_continued(context, model_folder,
     assert content(tmp_path / "both") == content(tmp_path / "alone")
 
 
-def test_work_begun_by_other_code_is_not_continued(model, tmp_path, monkeypatch):
+def test_a_cache_begun_by_other_code_is_not_resumed(model, tmp_path, monkeypatch):
     from circuitloom.activations import cache
     from circuitloom.config import Activations
 
@@ -164,7 +163,7 @@ def test_a_second_process_is_refused(model, tmp_path):
     with (
         FileLock(tmp_path / "mlp_in.lock"),
         pytest.raises(
-            ValueError, match=r"mlp_in.partial: another process is writing it; wait for that, or end it"
+            ValueError, match=r"mlp_in.partial: another process is writing it; wait until it ends, or stop it"
         ),
     ):
         make_cache(tmp_path, model, make_order(40))

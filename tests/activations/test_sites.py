@@ -1,11 +1,11 @@
-"""What is captured is what TransformerLens' bridge shows at the hooks of the same names."""
+"""Captured sites equal the hooks of TransformerLens' bridge."""
 
 import pytest
 import torch
 from tests.models import CONTEXT, LAYERS, VOCABULARY, tiny_gpt2, tiny_llama, tiny_neox
 
 from circuitloom.language_model.hooks import Site, capture
-from circuitloom.language_model.model import load
+from circuitloom.language_model.model import load_model
 
 MODELS = {
     "gpt2": tiny_gpt2,
@@ -30,13 +30,15 @@ def test_sites_equal_the_hooks_of_transformer_lens(name, tmp_path):
     tokens = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
     sites = [site for site in HOOKS if (name, site) != ("neox-parallel", "resid_mid")]
     _, expected = TransformerBridge.boot_transformers(str(folder), device="cpu").run_with_cache(tokens)
-    captured = capture(load(folder, device="cpu"), tokens, [Site(s, i) for s in sites for i in range(LAYERS)])
+    captured = capture(
+        load_model(folder, device="cpu"), tokens, [Site(s, i) for s in sites for i in range(LAYERS)]
+    )
     for site, value in captured.items():
         hook = expected[f"blocks.{site.layer}.{HOOKS[site.name]}"]
         assert (value - hook).abs().max() < 1e-5 * hook.abs().max(), site
 
 
 def test_parallel_blocks_refuse_resid_mid_and_offer_resid_pre(tmp_path):
-    model = load(tiny_neox(tmp_path / "neox"), device="cpu")
+    model = load_model(tiny_neox(tmp_path / "neox"), device="cpu")
     with pytest.raises(ValueError, match=r"GPTNeoXForCausalLM .* no resid_mid; use resid_pre"):
         capture(model, torch.zeros(1, 4, dtype=torch.int64), [Site("resid_mid", 0)])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save
 
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 
 def load_gemma(folder: Path) -> LanguageModel:
@@ -17,4 +17,4 @@ def load_gemma(folder: Path) -> LanguageModel:
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     path = folder / "gemma"
-    return load(path if path.is_dir() else _save(Gemma3ForCausalLM, config, path, 0), device="cpu")
+    return load_model(path if path.is_dir() else _save(Gemma3ForCausalLM, config, path, 0), device="cpu")

@@ -9,7 +9,7 @@ from tests.models import D_MODEL, LAYERS, tiny_model
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 PROMPT = torch.tensor([BOS, 9, 20, 31, 9, 44, 20, 17, 12, 60, 31])
 KINDS = ("transcoder", "skip transcoder", "one layer without")
@@ -20,7 +20,7 @@ def load_tiny(architecture: str, folder: Path, dtype: str = "float32") -> Langua
     path = folder / architecture
     if not path.is_dir():
         tiny_model(architecture, path)
-    model = load(path, dtype, device="cpu")
+    model = load_model(path, dtype, device="cpu")
     if dtype == "float64":
         exact_norms(model)
     return model
@@ -57,9 +57,9 @@ def make_dictionaries(model: LanguageModel, kind: str = "transcoder", **changes)
     return made
 
 
-def make_local(
+def make_linearized(
     model: LanguageModel, kind: str = "transcoder", token: torch.Tensor = PROMPT, **changes
 ) -> LinearizedModel:
     """The replacement model of a prompt."""
-    frozen = capture_pass(model, read_weights(model), token)
-    return LinearizedModel(frozen, make_dictionaries(model, kind, **changes), BOS)
+    captured = capture_pass(model, read_weights(model), token)
+    return LinearizedModel(captured, make_dictionaries(model, kind, **changes), BOS)

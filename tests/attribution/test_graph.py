@@ -8,19 +8,32 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from tests.attribution.inputs import BOS, KINDS, PROMPT, exact_norms, load_tiny, make_dictionaries, make_local
+from tests.attribution.inputs import (
+    BOS,
+    KINDS,
+    PROMPT,
+    exact_norms,
+    load_tiny,
+    make_dictionaries,
+    make_linearized,
+)
 from tests.models import ARCHITECTURES, VOCABULARY
 from torch import Tensor
 
 from circuitloom.attribution import direct_effects as attribution
 from circuitloom.attribution.capture import capture_pass, read_weights
-from circuitloom.attribution.direct_effects import direct_effects, feature_targets, logit_targets, sources
+from circuitloom.attribution.direct_effects import (
+    direct_effects,
+    feature_targets,
+    logit_targets,
+    source_columns,
+)
 from circuitloom.attribution.graph import AttributionGraph, Roots, adjacency, graph_rows, trace_graph
 from circuitloom.attribution.linearized_model import LinearizedModel
-from circuitloom.attribution.paths import feature_reader, take_step, target_reader
+from circuitloom.attribution.paths import direct_sources, feature_reader, target_reader
 from circuitloom.corpus.tokens import scored_positions
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 BROKEN = PROMPT.clone()
 """The prompt with a BOS in its midst."""
@@ -37,7 +50,7 @@ def tiny(tmp_path_factory):
 def make_roots(local: LinearizedModel) -> Roots:
     """Four logits at the end and one in the midst of the prompt."""
     weights = torch.eye(VOCABULARY, dtype=torch.float64)[[10, 11, 12, 40, 20]]
-    position = torch.tensor([len(local.frozen) - 1] * 4 + [6])
+    position = torch.tensor([len(local.captured) - 1] * 4 + [6])
     weight = torch.tensor([0.4, 0.2, 0.1, 0.05, 0.2], dtype=torch.float64)
     return Roots(logit_targets(local, position, weights), weight)
 
@@ -59,7 +72,7 @@ class Plain:
 
 def plain_graph(local: LinearizedModel, roots: Roots, node_share: float, edge_share: float) -> Plain:
     """The definitions written down on one dense square matrix, a power series and sets."""
-    columns = sources(local)
+    columns = source_columns(local)
     effects = adjacency(local, roots).numpy()
     features, n = columns.active, len(columns)
     square = np.zeros((n + len(roots.weight),) * 2)
@@ -67,8 +80,8 @@ def plain_graph(local: LinearizedModel, roots: Roots, node_share: float, edge_sh
     square[n:, :n] = effects[features:]
     w = np.zeros(len(square))
     w[n:] = roots.weight
-    learned = range(columns.learned_positions.start, columns.learned_positions.stop)
-    uncounted = {*(learned if local.frozen.positions is not None else ()), columns.constant}
+    learned = range(columns.position_embeddings.start, columns.position_embeddings.stop)
+    uncounted = {*(learned if local.captured.position_embedding is not None else ()), columns.constant}
     # no column of positions where there are none
     real = [i for i in range(len(square)) if i not in learned or i in uncounted]
     N, influence = series(square, w, uncounted)
@@ -136,7 +149,7 @@ def edges_of(graph: AttributionGraph) -> dict[tuple[int, int], float]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_traced_graph_equals_the_dense_one(architecture, kind, shares, tiny):
-    local = make_local(tiny(architecture), kind, BROKEN)
+    local = make_linearized(tiny(architecture), kind, BROKEN)
     roots = make_roots(local)
     graph, plain = trace_graph(local, roots, *shares), plain_graph(local, roots, *shares)
     assert graph.node.tolist() == plain.nodes
@@ -152,20 +165,20 @@ def test_a_traced_graph_equals_the_dense_one(architecture, kind, shares, tiny):
     given = (graph.scores.replacement, graph.scores.completeness, graph.scores.completeness_strict)
     assert given == pytest.approx((plain.replacement, plain.completeness, plain.strict), abs=1e-12)
     # something was pruned at each step, and something is left
-    assert sources(local).active > (graph.node < sources(local).active).sum() > 5
+    assert source_columns(local).active > (graph.node < source_columns(local).active).sum() > 5
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_values_of_nodes_are_pre_activations_and_logits(architecture, tiny):
     model = tiny(architecture)
-    local = make_local(model, "skip transcoder", BROKEN)
+    local = make_linearized(model, "skip transcoder", BROKEN)
     graph = trace_graph(local, make_roots(local))
-    columns = sources(local)
+    columns = source_columns(local)
     features = graph.node < columns.active
     activation = local.features.activation[graph.node[features]]
     torch.testing.assert_close(graph.value[features], activation, atol=1e-9, rtol=1e-9)
     # eager attention rounds patterns to float32, fused attention does not
-    with model.exposing_patterns():
+    with model.eager_attention():
         logits = model.logits(BROKEN[None])[0]
     logits = logits - logits.mean(1, keepdim=True)
     expected = logits[[-1, -1, -1, -1, 6], [10, 11, 12, 40, 20]]
@@ -175,11 +188,11 @@ def test_values_of_nodes_are_pre_activations_and_logits(architecture, tiny):
 @pytest.mark.parametrize("carried", [1, 1500])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_chunks_change_nothing(architecture, carried, tiny, monkeypatch):
-    local = make_local(tiny(architecture), "skip transcoder")
+    local = make_linearized(tiny(architecture), "skip transcoder")
     roots = make_roots(local)
     whole, effects = trace_graph(local, roots), adjacency(local, roots)
     monkeypatch.setattr(attribution, "CARRIED", carried)
-    rows = graph_rows(local, roots)(torch.ones(len(sources(local)) + 5, dtype=torch.float64))
+    rows = graph_rows(local, roots)(torch.ones(len(source_columns(local)) + 5, dtype=torch.float64))
     sizes = [len(nodes) for nodes, _ in rows]
     # so the chunks are many
     assert sum(sizes) == len(local.features) + 5 and max(sizes[1:]) < 15
@@ -193,8 +206,8 @@ def test_chunks_change_nothing(architecture, carried, tiny, monkeypatch):
 
 
 def test_rows_are_made_of_reached_features_alone_and_after_all_that_they_lead_to(tiny):
-    local = make_local(tiny("gpt2"))
-    reached = torch.zeros(len(sources(local)) + 5, dtype=torch.float64)
+    local = make_linearized(tiny("gpt2"))
+    reached = torch.zeros(len(source_columns(local)) + 5, dtype=torch.float64)
     wanted = [3, 50, 51, 110]
     assert local.features.layer[wanted].tolist() == [0, 1, 1, 2]
     seen = []
@@ -202,12 +215,12 @@ def test_rows_are_made_of_reached_features_alone_and_after_all_that_they_lead_to
         seen.append(nodes.tolist())
         # reached while rows are asked for, as influence does
         reached[wanted] = 1.0
-    roots = list(range(len(sources(local)), len(sources(local)) + 5))
+    roots = list(range(len(source_columns(local)), len(source_columns(local)) + 5))
     assert seen == [roots, [110], [50, 51], [3]]
 
 
 def test_a_prompt_of_one_token_is_explained_by_errors_and_its_embedding(tiny):
-    local = make_local(tiny("gpt2"), token=PROMPT[:1])
+    local = make_linearized(tiny("gpt2"), token=PROMPT[:1])
     weights = torch.eye(VOCABULARY, dtype=torch.float64)[10:12]
     position = torch.tensor([0, 0])
     roots = Roots(logit_targets(local, position, weights), torch.tensor([0.5, 0.25], dtype=torch.float64))
@@ -216,7 +229,7 @@ def test_a_prompt_of_one_token_is_explained_by_errors_and_its_embedding(tiny):
     # three errors, embedding, position and constant; the roots
     assert graph.node.tolist() == list(range(8))
     assert graph.remainder.abs().max() < 1e-12
-    expected = local.frozen.logits()[0, 10:12]
+    expected = local.captured.logits()[0, 10:12]
     torch.testing.assert_close(graph.value[6:], expected, atol=1e-9, rtol=0)
 
 
@@ -257,7 +270,7 @@ def holding_patterns(model: LanguageModel, token: Tensor) -> Iterator[None]:
         model.attention(layer).register_forward_hook(lambda _m, _a, output: patterns.append(output[1]))
         for layer in range(model.layers)
     ]
-    with model.exposing_patterns(), torch.no_grad():
+    with model.eager_attention(), torch.no_grad():
         model.logits(token[None])
     for handle in handles:
         handle.remove()
@@ -321,7 +334,7 @@ def run_held(model: LanguageModel, dictionaries: dict[int, Dictionary], token: T
 
 def by_autograd(local: LinearizedModel, leaves: Leaves, target: Tensor) -> Tensor:
     """A row of direct effects: the gradient of a target at each source, times the source; what is left is constant."""
-    columns, features = sources(local), local.features
+    columns, features = source_columns(local), local.features
     row = torch.zeros(len(columns), dtype=torch.float64)
     every = [*leaves.z.values(), *leaves.error.values(), *leaves.embedding]
     gradients = torch.autograd.grad(target, every, retain_graph=True, allow_unused=True)
@@ -334,8 +347,8 @@ def by_autograd(local: LinearizedModel, leaves: Leaves, target: Tensor) -> Tenso
         row[: columns.active][at] = effect[id(z)][features.position[at], features.feature[at]]
     errors = torch.stack([effect[id(leaves.error[layer])].sum(1) for layer in range(local.layers)])
     row[columns.errors] = errors.flatten()
-    for place, leaf in zip((columns.embeddings, columns.learned_positions), leaves.embedding, strict=False):
-        row[place] = effect[id(leaf)].view(len(local.frozen), -1).sum(1)
+    for place, leaf in zip((columns.embeddings, columns.position_embeddings), leaves.embedding, strict=False):
+        row[place] = effect[id(leaf)].view(len(local.captured), -1).sum(1)
     row[columns.constant] = target.detach() - row.sum()
     return row
 
@@ -344,7 +357,7 @@ def by_autograd(local: LinearizedModel, leaves: Leaves, target: Tensor) -> Tenso
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_effects_are_what_autograd_gives_with_patterns_and_denominators_held(architecture, kind, tiny):
     model = tiny(architecture)
-    local = make_local(model, kind, BROKEN)
+    local = make_linearized(model, kind, BROKEN)
     dictionaries = {
         layer: dictionary.to("cpu", torch.float64)
         for layer, dictionary in make_dictionaries(model, kind).items()
@@ -375,13 +388,13 @@ BOUNDS = {"float64": 1e-9, "float32": 1e-4}
 
 def make_real(folder, dtype: str, skip: bool) -> LinearizedModel:
     """The replacement model of 24 tokens on stories260K, dictionaries being random."""
-    model = load(folder / "models" / "stories260K", dtype, device="cpu")
+    model = load_model(folder / "models" / "stories260K", dtype, device="cpu")
     if dtype == "float64":
         exact_norms(model)
     token = torch.arange(24) * 37 % 480 + 20
     token[0] = BOS
-    frozen = capture_pass(model, read_weights(model), token)
-    d, dictionaries = frozen.resid_final.shape[1], {}
+    captured = capture_pass(model, read_weights(model), token)
+    d, dictionaries = captured.resid_final.shape[1], {}
     for layer in range(model.layers):
         random = torch.Generator().manual_seed(layer)
         W_dec = torch.randn(160, d, generator=random)
@@ -395,7 +408,7 @@ def make_real(folder, dtype: str, skip: bool) -> LinearizedModel:
             W_skip=torch.randn(d, d, generator=random) / d if skip else None,
             layer=layer,
         )
-    return LinearizedModel(frozen, dictionaries, BOS)
+    return LinearizedModel(captured, dictionaries, BOS)
 
 
 @pytest.mark.parametrize("skip", [False, True], ids=["transcoder", "skip transcoder"])
@@ -406,23 +419,23 @@ def test_sums_add_up_on_a_real_model(dtype, skip, real_input):
     assert len(features) > 800
     for layer, dictionary in local.dictionaries.items():
         places = (features.layer == layer).nonzero()[:, 0]
-        read = local.frozen.layers[layer].mlp_in[features.position[places]]
+        read = local.captured.layers[layer].mlp_in[features.position[places]]
         feature = features.feature[places]
         expected = (read * dictionary.W_enc[feature]).sum(-1) + dictionary.b_enc[feature]
         scale = expected.abs().clamp(min=1)
         full = direct_effects(local, feature_targets(local, places)).sum(1)
         assert ((full - expected).abs() / scale).max() < bound
         for i in range(0, len(places), 9):
-            step = take_step(local, feature_reader(local, int(places[i])))
+            step = direct_sources(local, feature_reader(local, int(places[i])))
             one = float(step.value.double().sum()) + step.error + step.constant
             assert abs(one - float(expected[i])) / float(scale[i]) < bound
-    logits = local.frozen.logits()
+    logits = local.captured.logits()
     weights = torch.eye(logits.shape[1], dtype=logits.dtype)[[5, 300]]
     targets = logit_targets(local, torch.tensor([23, 11]), weights)
     expected = logits[[23, 11], [5, 300]]
     scale = expected.abs().clamp(min=1)
     assert ((direct_effects(local, targets).sum(1) - expected).abs() / scale).max() < bound
     for i in range(2):
-        step = take_step(local, target_reader(local, targets[i : i + 1]))
+        step = direct_sources(local, target_reader(local, targets[i : i + 1]))
         one = float(step.value.double().sum()) + step.error + step.constant
         assert abs(one - float(expected[i])) / float(scale[i]) < bound

@@ -14,11 +14,11 @@ from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import direct_effects, feature_targets, logit_targets
 from circuitloom.attribution.linearized_model import LinearizedModel
-from circuitloom.attribution.paths import feature_reader, take_step
+from circuitloom.attribution.paths import direct_sources, feature_reader
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model import legacy_format as legacy
 from circuitloom.language_model.anatomy import find_anatomy
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 SMALL = {
     "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "hidden_size": D_MODEL, "bos_token_id": 1,
@@ -115,14 +115,14 @@ def largest_errors(local: LinearizedModel) -> tuple[float, float]:
     features, full, one = local.features, [0.0], [0.0]
     for layer, dictionary in local.dictionaries.items():
         places = (features.layer == layer).nonzero()[:, 0]
-        read = local.frozen.layers[layer].mlp_in[features.position[places]]
+        read = local.captured.layers[layer].mlp_in[features.position[places]]
         feature = features.feature[places]
         expected = (read * dictionary.W_enc[feature]).sum(-1) + dictionary.b_enc[feature]
         scale = expected.abs().clamp(min=1)
         effects = direct_effects(local, feature_targets(local, places))
         full += ((effects.sum(1) - expected).abs() / scale).tolist()
         for i in range(0, len(places), 7):
-            step = take_step(local, feature_reader(local, int(places[i])))
+            step = direct_sources(local, feature_reader(local, int(places[i])))
             total = float(step.value.sum()) + step.error + step.constant
             one.append(abs(total - float(expected[i])) / float(scale[i]))
     assert len(full) > 50
@@ -152,7 +152,7 @@ def test_sums_add_up_on_many_architectures(name, tmp_path):
     local = make_replaced(model)
     full, one = largest_errors(local)
     assert full < 1e-9 and one < 1e-9
-    logits = local.frozen.logits()[[10, 4]]
+    logits = local.captured.logits()[[10, 4]]
     weights = torch.eye(VOCABULARY, dtype=torch.float64)[[30, 9]]
     effects = direct_effects(local, logit_targets(local, torch.tensor([10, 4]), weights))
     torch.testing.assert_close(effects.sum(1), logits[[0, 1], [30, 9]], atol=1e-9, rtol=1e-9)
@@ -165,17 +165,17 @@ def test_sums_add_up_on_many_architectures(name, tmp_path):
 def test_logits_of_the_frozen_pass_are_those_of_the_model_without_their_mean(name, tmp_path):
     model = load_any(name, tmp_path)
     logits = model.logits(PROMPT[None])[0]
-    frozen = capture_pass(model, read_weights(model), PROMPT)
-    torch.testing.assert_close(frozen.logits(), logits - logits.mean(1, keepdim=True), atol=1e-5, rtol=0)
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    torch.testing.assert_close(captured.logits(), logits - logits.mean(1, keepdim=True), atol=1e-5, rtol=0)
 
 
 def test_probabilities_are_the_models_own_where_it_caps_its_logits(tmp_path):
-    model = load(save_tiny("Gemma2", tmp_path), device="cpu")
+    model = load_model(save_tiny("Gemma2", tmp_path), device="cpu")
     model.module.config.final_logit_softcapping = 0.05
-    frozen = capture_pass(model, read_weights(model), PROMPT)
+    captured = capture_pass(model, read_weights(model), PROMPT)
     expected = model.logits(PROMPT[None])[0].softmax(-1)
-    torch.testing.assert_close(frozen.probabilities, expected)
-    assert (frozen.logits().softmax(-1) - expected).abs().max() > 1e-3
+    torch.testing.assert_close(captured.probabilities, expected)
+    assert (captured.logits().softmax(-1) - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["gelu", "solu_ln"])
@@ -184,21 +184,23 @@ def test_sums_add_up_on_models_of_transformer_lens_own_format(name, tmp_path):
     legacy.convert(
         make_legacy(tmp_path / "given", act_fn=name), "NeelNanda/GELU_2L16W_test", tmp_path / "model"
     )
-    model = load(tmp_path / "model", "float64", device="cpu")
+    model = load_model(tmp_path / "model", "float64", device="cpu")
     exact_norms(model)
     local = make_replaced(model)
-    assert local.frozen.positions is not None and local.frozen.positions.abs().max() > 0.1
+    assert (
+        local.captured.position_embedding is not None and local.captured.position_embedding.abs().max() > 0.1
+    )
     full, one = largest_errors(local)
     assert full < 1e-9 and one < 1e-9
     logits = model.logits(PROMPT[None])[0]
     torch.testing.assert_close(
-        local.frozen.logits(), logits - logits.mean(1, keepdim=True), atol=1e-9, rtol=0
+        local.captured.logits(), logits - logits.mean(1, keepdim=True), atol=1e-9, rtol=0
     )
 
 
 @pytest.mark.parametrize("name", ["Gemma2", "GPTNeo", "GPTJ", "Qwen2", "Phi", "Olmo2"])
 def test_models_are_loaded_and_traced(name, tmp_path):
-    model = load(save_tiny(name, tmp_path), device="cpu")
+    model = load_model(save_tiny(name, tmp_path), device="cpu")
     local = make_replaced(model, "transcoder")
     before = model.module.config._attn_implementation
     full, one = largest_errors(local)
@@ -208,10 +210,12 @@ def test_models_are_loaded_and_traced(name, tmp_path):
 
 
 def test_patterns_start_where_the_window_does(tmp_path):
-    frozen = capture_pass(model := load_any("GPTNeo", tmp_path), read_weights(model), PROMPT)
-    assert (frozen.layers[0].pattern[:, 10] > 0).all()
-    assert torch.equal(frozen.layers[1].pattern[:, 10] > 0, torch.arange(len(PROMPT)).expand(2, -1) > 10 - 4)
-    for layer in frozen.layers:
+    captured = capture_pass(model := load_any("GPTNeo", tmp_path), read_weights(model), PROMPT)
+    assert (captured.layers[0].pattern[:, 10] > 0).all()
+    assert torch.equal(
+        captured.layers[1].pattern[:, 10] > 0, torch.arange(len(PROMPT)).expand(2, -1) > 10 - 4
+    )
+    for layer in captured.layers:
         torch.testing.assert_close(
             layer.pattern.sum(-1), torch.ones(2, len(PROMPT)).double(), atol=1e-6, rtol=0
         )
@@ -231,7 +235,7 @@ def test_an_mlp_that_adds_the_stream_is_refused(tmp_path):
 
 def test_blocks_without_an_mlp_module_are_refused(tmp_path):
     with pytest.raises(ValueError, match="OPTForCausalLM"):
-        model = load(save_tiny("OPT", tmp_path), device="cpu")
+        model = load_model(save_tiny("OPT", tmp_path), device="cpu")
         capture_pass(model, read_weights(model), PROMPT)
 
 
@@ -317,36 +321,36 @@ def test_dictionaries_that_do_not_fit_are_refused(
     model = load_tiny("gpt2", tmp_path)
     dictionaries = make_dictionaries(model)
     dictionaries[layer] = change(dictionaries[min(layer, LAYERS - 1)])
-    frozen = capture_pass(model, read_weights(model), PROMPT)
+    captured = capture_pass(model, read_weights(model), PROMPT)
     with pytest.raises(ValueError, match=message):
-        LinearizedModel(frozen, dictionaries, BOS)
+        LinearizedModel(captured, dictionaries, BOS)
 
 
 def test_a_dictionary_that_writes_more_than_the_model_reads_is_refused(tmp_path):
     model = load_tiny("gpt2", tmp_path)
-    frozen = capture_pass(model, read_weights(model), PROMPT)
+    captured = capture_pass(model, read_weights(model), PROMPT)
     wide = replace(make_dictionaries(model)[0], W_dec=torch.randn(40, 20), b_dec=torch.randn(20))
     with pytest.raises(ValueError, match="layer 0: the dictionary"):
-        LinearizedModel(frozen, {0: wide}, BOS)
+        LinearizedModel(captured, {0: wide}, BOS)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
 def test_what_enters_the_stream_is_the_embeddings_and_positions_of_the_tokens(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path, "float64")
-    frozen = capture_pass(model, read_weights(model), PROMPT)
+    captured = capture_pass(model, read_weights(model), PROMPT)
     weight = model.module.get_submodule(model.anatomy.embedding).weight
-    torch.testing.assert_close(frozen.embedding, weight[PROMPT], atol=1e-12, rtol=0)
-    assert (frozen.positions is not None) == (architecture == "gpt2")
-    if frozen.positions is not None:
+    torch.testing.assert_close(captured.embedding, weight[PROMPT], atol=1e-12, rtol=0)
+    assert (captured.position_embedding is not None) == (architecture == "gpt2")
+    if captured.position_embedding is not None:
         learned = model.module.get_submodule(model.anatomy.positions).weight
-        torch.testing.assert_close(frozen.positions, learned[: len(PROMPT)], atol=0, rtol=0)
+        torch.testing.assert_close(captured.position_embedding, learned[: len(PROMPT)], atol=0, rtol=0)
 
 
 def test_an_embedding_that_is_scaled_counts_as_it_enters(tmp_path):
     model = load_any("Gemma2", tmp_path)
     weight = model.module.get_submodule(model.anatomy.embedding).weight
-    frozen = capture_pass(model, read_weights(model), PROMPT)
-    torch.testing.assert_close(frozen.embedding, D_MODEL**0.5 * weight[PROMPT], atol=1e-6, rtol=0)
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    torch.testing.assert_close(captured.embedding, D_MODEL**0.5 * weight[PROMPT], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "neox"])

@@ -97,7 +97,9 @@ def test_what_features_and_logits_read_is_the_sum_of_one_step(architecture, kind
     local = make_linearized(tiny(architecture), kind, BROKEN)
     for place in range(0, len(local.features), 3):
         activation = float(local.features.activation[place])
-        assert total(direct_sources(local, feature_reader(local, place))) == pytest.approx(activation, abs=1e-9)
+        assert total(direct_sources(local, feature_reader(local, place))) == pytest.approx(
+            activation, abs=1e-9
+        )
     halved = direct_sources(local, feature_reader(local, place, scale=-0.5))
     assert total(halved) == pytest.approx(-0.5 * activation, abs=1e-9)
     logits = local.captured.logits()
@@ -323,8 +325,9 @@ def test_a_path_contributes_the_product_of_its_parts(architecture, tiny):
     local = make_linearized(model, token=BROKEN)
     layers, anatomy = range(model.layers), model.anatomy
     mid = "resid_pre" if anatomy.parallel else "resid_mid"
-    with model.exposing_patterns():
-        stream = capture(model, BROKEN[None], [Site(name, layer) for name in {"resid_pre", mid} for layer in layers]
+    with model.eager_attention():
+        stream = capture(
+            model, BROKEN[None], [Site(name, layer) for name in {"resid_pre", mid} for layer in layers]
         )
 
     def read_by_feature(layer: int, feature: int, position: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Two processes train what one trains: in either split the same losses, the same dictionary, resumable to the bit."""
+"""Two processes train what one trains: in either split the same losses and dictionary, resumable bit for bit."""
 
 import json
 from pathlib import Path
@@ -7,43 +7,43 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.activations.inputs import make_cache, make_order
-from tests.dictionaries.together import CASES, SPLITS, STEPS, WEAK, train_case, work
+from tests.dictionaries.training_cases import CASES, SPLITS, STEPS, WEAK, train_all_cases, train_case
 from tests.models import tiny_model
 
-from circuitloom.config import Run, load
+from circuitloom.config import Run, load_study
 from circuitloom.dictionaries.dictionary import load_dictionary
 from circuitloom.dictionaries.training import launch
-from circuitloom.dictionaries.training.collectives import ALONE
-from circuitloom.dictionaries.training.launch import TrainingJob, run
-from circuitloom.language_model.model import load as load_model
+from circuitloom.dictionaries.training.collectives import SINGLE_PROCESS
+from circuitloom.dictionaries.training.launch import TrainingJob, run_job
+from circuitloom.language_model.model import load_model as load_model
 
 ROUNDED = {"dense-bfloat16": 30}
-"""How much farther apart than in float32 losses may be where gradients are rounded; single weights part."""
+"""Factor on the tolerance of losses with rounded gradients; single weights are not compared."""
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory) -> Path:
-    """What two processes made of all cases: SPLIT/CASE/{dictionary,history.pt,gradients.pt}."""
-    folder = tmp_path_factory.mktemp("together")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+def two_processes(tmp_path_factory) -> Path:
+    """Results of two processes for all cases: SPLIT/CASE/{dictionary,history.pt,gradients.pt}."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    torch.multiprocessing.spawn(train_all_cases, (str(folder),), nprocs=2)
     return folder
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    """The same of one process: CASE/..."""
-    folder = tmp_path_factory.mktemp("alone")
+def one_process(tmp_path_factory) -> Path:
+    """Results of one process: CASE/..."""
+    folder = tmp_path_factory.mktemp("one_process")
     for name in CASES:
-        train_case(name, folder / name, ALONE)
+        train_case(name, folder / name, SINGLE_PROCESS)
     return folder
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_have_the_loss_curve_of_one(name: str, split: str, together, alone) -> None:
-    one = torch.load(alone / name / "history.pt")
-    two = torch.load(together / split / name / "history.pt")
+def test_two_processes_have_the_loss_curve_of_one(name: str, split: str, two_processes, one_process) -> None:
+    one = torch.load(one_process / name / "history.pt")
+    two = torch.load(two_processes / split / name / "history.pt")
     assert [row["step"] for row in one] == list(range(10, STEPS + 1, 10))
     for a, b in zip(one, two, strict=True):
         for column in ("loss", "reconstruction", "sparsity", "auxiliary", "l0", "fvu", "dead"):
@@ -52,15 +52,15 @@ def test_two_processes_have_the_loss_curve_of_one(name: str, split: str, togethe
                 column,
             )
     if name in WEAK:
-        assert one[-1]["auxiliary"] > 1e-3, "no dead feature was to be revived"
+        assert one[-1]["auxiliary"] > 1e-3, "no feature was dead"
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", sorted(CASES.keys() - ROUNDED))
-def test_gradients_are_those_of_one_process(name: str, split: str, together, alone) -> None:
-    # Adam's steps are the same whatever a gradient is multiplied by
-    one = torch.load(alone / name / "gradients.pt")
-    two = torch.load(together / split / name / "gradients.pt")
+def test_gradients_are_those_of_one_process(name: str, split: str, two_processes, one_process) -> None:
+    # needed because Adam's steps do not depend on the scale of gradients
+    one = torch.load(one_process / name / "gradients.pt")
+    two = torch.load(two_processes / split / name / "gradients.pt")
     assert one.keys() == two.keys()
     for tensor, gradient in one.items():
         assert (two[tensor] - gradient).abs().max() < 1e-3 * ROUNDED.get(name, 1) * gradient.abs().max(), (
@@ -70,9 +70,9 @@ def test_gradients_are_those_of_one_process(name: str, split: str, together, alo
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", sorted(CASES.keys() - ROUNDED))
-def test_two_processes_end_in_the_dictionary_of_one(name: str, split: str, together, alone) -> None:
-    one = load_dictionary(alone / name / "dictionary")
-    two = load_dictionary(together / split / name / "dictionary")
+def test_two_processes_end_in_the_dictionary_of_one(name: str, split: str, two_processes, one_process) -> None:
+    one = load_dictionary(one_process / name / "dictionary")
+    two = load_dictionary(two_processes / split / name / "dictionary")
     for tensor in TENSORS:
         a, b = getattr(one, tensor), getattr(two, tensor)
         if a is None:
@@ -84,19 +84,19 @@ def test_two_processes_end_in_the_dictionary_of_one(name: str, split: str, toget
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", ["batchtopk", "dead"])
-def test_a_training_cut_short_ends_in_the_same_bits(name: str, split: str, together) -> None:
-    whole = load_dictionary(together / split / name / "dictionary")
-    cut = load_dictionary(together / split / f"{name}-cut" / "dictionary")
+def test_an_interrupted_training_ends_in_the_same_bits(name: str, split: str, two_processes) -> None:
+    uninterrupted = load_dictionary(two_processes / split / name / "dictionary")
+    interrupted = load_dictionary(two_processes / split / f"{name}-interrupted" / "dictionary")
     for tensor in TENSORS:
-        a, b = getattr(whole, tensor), getattr(cut, tensor)
+        a, b = getattr(uninterrupted, tensor), getattr(interrupted, tensor)
         assert (a is None and b is None) or torch.equal(a, b), tensor
 
 
-def test_where_features_are_split_each_process_keeps_its_own_checkpoint(together) -> None:
-    shards = sorted(file.name for file in (together / "features" / "topk").glob("checkpoint*"))
-    assert shards == [f"checkpoint-process1-step{STEPS}.pt", "checkpoint.pt"]
-    assert not list((together / "batch" / "topk").glob("checkpoint-*"))
-    content = torch.load(together / "features" / "topk" / shards[0], weights_only=True)
+def test_under_tensor_parallelism_each_rank_keeps_its_own_checkpoint(two_processes) -> None:
+    shards = sorted(file.name for file in (two_processes / "features" / "topk").glob("checkpoint*"))
+    assert shards == [f"checkpoint-rank1-step{STEPS}.pt", "checkpoint.pt"]
+    assert not list((two_processes / "batch" / "topk").glob("checkpoint-*"))
+    content = torch.load(two_processes / "features" / "topk" / shards[0], weights_only=True)
     assert content["states"][0]["parameters"]["W_enc"].shape == (32, 16)
 
 
@@ -108,16 +108,16 @@ def test_where_features_are_split_each_process_keeps_its_own_checkpoint(together
         ({"k": 40, "split": "features"}, "k=40 exceeds the 32 features of a process; choose fewer processes"),
     ],
 )
-def test_what_does_not_divide_is_refused(keys: dict, message: str) -> None:
+def test_sizes_that_do_not_divide_by_the_processes_are_refused(keys: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Run(**{"width": 64, "processes": 2, **keys})
 
 
-def test_a_run_is_named_after_what_it_is_and_not_after_how_many_train_it() -> None:
+def test_the_name_of_a_run_does_not_depend_on_the_number_of_processes() -> None:
     def study(**keys):
         model = {"source": "pretrain", "layers": 1, "d_model": 32, "heads": 2}
         sections = {"corpus": {"source": "chronicle"}, "language_model": model}
-        return load({"name": "p", **sections, "dictionaries": {"one": {"width": 64, **keys}}})
+        return load_study({"name": "p", **sections, "dictionaries": {"one": {"width": 64, **keys}}})
 
     assert list(study(processes=2, split="features").runs) == list(study().runs)
     with pytest.raises(ValueError, match="two runs are named tc-topk32-64"):
@@ -138,29 +138,29 @@ def job(tmp_path_factory) -> TrainingJob:
 
 
 def test_a_job_starts_its_processes_and_ends_in_the_dictionary_of_one(job: TrainingJob, tmp_path) -> None:
-    run(job, 2)
+    run_job(job, 2)
     single = job.runs[0].model_copy(update={"processes": 1, "split": "batch"})
-    run(job.model_copy(update={"runs": [single], "outputs": [tmp_path / "one"]}), 1)
+    run_job(job.model_copy(update={"runs": [single], "outputs": [tmp_path / "one"]}), 1)
     one, two = load_dictionary(tmp_path / "one"), load_dictionary(job.outputs[0])
     assert torch.allclose(one.W_enc, two.W_enc, rtol=1e-3, atol=1e-4)
     assert json.loads((job.outputs[0] / "config.json").read_text())["run"]["processes"] == 2
     assert not list(job.outputs[0].parent.glob(".out.partial"))
 
 
-def test_what_a_process_raises_is_raised_by_the_job(job: TrainingJob, tmp_path) -> None:
+def test_the_job_raises_what_a_process_raised(job: TrainingJob, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"not cached; add mlp_in to activations\.sites") as raised:
-        run(job.model_copy(update={"activations": tmp_path}), 2)
-    assert "open_activations" in str(raised.value.__cause__), "the log would lack the traceback"
+        run_job(job.model_copy(update={"activations": tmp_path}), 2)
+    assert "open_activations" in str(raised.value.__cause__), "the traceback is missing from the log"
 
 
-def test_a_killed_process_is_said_in_one_line(monkeypatch, tmp_path) -> None:
+def test_a_killed_process_is_reported_in_one_line(monkeypatch, tmp_path) -> None:
     script = tmp_path / "dies.py"
     script.write_text(
         "import os, time\nif os.environ['RANK'] == '1':\n    os.kill(os.getpid(), 9)\ntime.sleep(60)\n"
     )
     monkeypatch.setattr(launch, "WORKER", [str(script)])
-    with pytest.raises(ChildProcessError, match=r"process 1 of 2 was killed \(SIGKILL\).*last checkpoint"):
-        launch._start(tmp_path / "job.json", 2, tmp_path / "log")
+    with pytest.raises(ChildProcessError, match=r"process 1 of 2 was killed \(SIGKILL.*last checkpoint"):
+        launch._start_workers(tmp_path / "job.json", 2, tmp_path / "log")
 
 
 def test_more_processes_than_gpus_are_refused(job: TrainingJob, monkeypatch) -> None:
@@ -168,4 +168,4 @@ def test_more_processes_than_gpus_are_refused(job: TrainingJob, monkeypatch) -> 
     with pytest.raises(
         ValueError, match=r"processes is 2 and this machine has 1 GPU, .*set it to 1 or fewer"
     ):
-        run(job, 2)
+        run_job(job, 2)

@@ -15,7 +15,7 @@ from circuitloom.config import Run
 from circuitloom.dictionaries.dictionary import load_dictionary
 from circuitloom.dictionaries.formats.published import import_run, import_transcoder, read_published
 from circuitloom.language_model.hooks import Site, capture, edited
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 WIDTH = 64
 TOKENS = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
@@ -100,7 +100,7 @@ def test_features_and_centred_outputs_are_those_of_compatibility_mode(
 ) -> None:
     folder = MODELS[architecture](tmp_path / "model")
     _, cache = bridge(folder).run_with_cache(TOKENS)
-    model = load(folder, device="cpu")
+    model = load_model(folder, device="cpu")
     raw = capture(model, TOKENS, [Site(site, i) for site in ("mlp_in", "mlp_out") for i in range(LAYERS)])
     for layer in range(LAYERS):
         x, held = cache[f"blocks.{layer}.ln2.hook_normalized"], weights(layer)
@@ -135,7 +135,7 @@ def test_the_model_predicts_what_it_does_in_compatibility_mode(
         hooks.append((f"blocks.{layer}.hook_mlp_out", partial(splice, layer=layer)))
     untouched = reference(TOKENS).log_softmax(-1)
     expected = reference.run_with_hooks(TOKENS, fwd_hooks=hooks).log_softmax(-1)
-    model = load(folder, device="cpu")
+    model = load_model(folder, device="cpu")
     found = {layer: import_transcoder(files, layer, model) for layer in layers}
     with edited(model, {Site("mlp_out", layer): lambda x, _y, d=d: d(x) for layer, d in found.items()}):
         spliced = model.logits(TOKENS).log_softmax(-1)
@@ -144,7 +144,7 @@ def test_the_model_predicts_what_it_does_in_compatibility_mode(
 
 
 def test_what_centring_took_away_comes_back_as_far_as_it_is_constant(files: Run, tmp_path) -> None:
-    model = load(tiny_gpt2(tmp_path / "model"), device="cpu")
+    model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
     b_out = model.mlp(0).get_submodule("c_proj").bias
     x = capture(model, TOKENS, [Site("mlp_in", 0)])[Site("mlp_in", 0)]
     y_hat = import_transcoder(files, 0, model)(x)
@@ -154,7 +154,7 @@ def test_what_centring_took_away_comes_back_as_far_as_it_is_constant(files: Run,
 
 
 def test_what_is_saved_is_what_was_imported_with_decoder_rows_of_unit_norm(files: Run, tmp_path) -> None:
-    model = load(tiny_gpt2(tmp_path / "model"), device="cpu")
+    model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
     import_run(files, 2, model, tmp_path / "layer2")
     saved = load_dictionary(tmp_path / "layer2")
     assert (saved.layer, saved.act, saved.site_in, saved.site_out) == (2, "relu", "mlp_in", "mlp_out")
@@ -262,6 +262,6 @@ def test_a_missing_file_is_named_with_the_remedy(tmp_path) -> None:
 
 
 def test_a_model_without_layer_norm_is_refused(files: Run, tmp_path) -> None:
-    model: LanguageModel = load(tiny_llama(tmp_path / "model"), device="cpu")
+    model: LanguageModel = load_model(tiny_llama(tmp_path / "model"), device="cpu")
     with pytest.raises(ValueError, match=r"LlamaForCausalLM has none before its MLP"):
         import_transcoder(files, 0, model)

@@ -8,14 +8,14 @@ import torch
 from circuitloom.config import Evaluation
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.evaluation.held_out import HeldOut
-from circuitloom.evaluation.metrics import prediction_sums, targets
+from circuitloom.evaluation.metrics import prediction_sums, prediction_targets
 from circuitloom.evaluation.scoring import baseline_rows
-from circuitloom.language_model.model import load
+from circuitloom.language_model.model import load_model
 
 
 @pytest.fixture(scope="module")
 def model(real_input):
-    return load(real_input / "models" / "stories260K", device="cpu")
+    return load_model(real_input / "models" / "stories260K", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def stories(real_input) -> list[torch.Tensor]:
 
 
 def test_cross_entropy_a_story_at_a_time_is_what_the_models_notes_say(model, stories):
-    sums = [prediction_sums(model.logits(token), targets(token, token >= 0)) for token in stories]
+    sums = [prediction_sums(model.logits(token), prediction_targets(token, token >= 0)) for token in stories]
     total = sum(sums[1:], start=sums[0])
     assert total.n == sum(token.numel() - 1 for token in stories)
     assert total.ce == pytest.approx(1.41, abs=0.005)

@@ -109,9 +109,9 @@ def test_ablation_keeps_the_bos(model):
 def test_parallel_blocks_refuse_resid_mid_and_offer_resid_pre(tmp_path):
     from tests.models import tiny_neox
 
-    from circuitloom.language_model.model import load
+    from circuitloom.language_model.model import load_model
 
-    model = load(tiny_neox(tmp_path / "neox"), device="cpu")
+    model = load_model(tiny_neox(tmp_path / "neox"), device="cpu")
     with (
         pytest.raises(ValueError, match="no resid_mid; use resid_pre"),
         edited(model, {Site("resid_mid", 0): lambda _x, y: y}),

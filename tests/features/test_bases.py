@@ -11,7 +11,7 @@ from circuitloom.features.basis import dictionary_basis, neuron_basis
 from circuitloom.features.external_sort import stable_order
 from circuitloom.features.logit_effects import write_logit_effects
 from circuitloom.language_model.hooks import Site, capture
-from circuitloom.language_model.residual import neuron_rows, read_norm, read_unembedding
+from circuitloom.language_model.residual import neuron_output_weights, read_norm, read_unembedding
 
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
 TOKENS = torch.randint(4, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ def test_neurons_times_their_rows_are_the_mlps_output(any_model):
     with torch.inference_mode():
         captured = capture(any_model, TOKENS, sites)
         neurons, output = (captured[site] for site in sites)
-        written = neurons @ neuron_rows(any_model, 1)
+        written = neurons @ neuron_output_weights(any_model, 1)
         bias = (output - written).reshape(-1, output.shape[-1])
     torch.testing.assert_close(bias, bias[:1].expand_as(bias), atol=1e-5, rtol=0)
 

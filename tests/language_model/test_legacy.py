@@ -11,7 +11,7 @@ from tests.models import CONTEXT, VOCABULARY, tiny_gpt2
 from circuitloom.config.model_shape import shape_of
 from circuitloom.language_model import legacy_format as legacy
 from circuitloom.language_model.hooks import Site, capture
-from circuitloom.language_model.model import load
+from circuitloom.language_model.model import load_model
 
 NAME = "NeelNanda/GELU_2L16W_test"
 TOKENS = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ def bridge(folder, tmp_path, monkeypatch):
 def test_logits_and_activations_are_those_of_transformer_lens(folder, bridge, tmp_path):
     (tmp_path / "model").mkdir()
     legacy.convert(folder, NAME, tmp_path / "model")
-    model = load(tmp_path / "model", device="cpu")
+    model = load_model(tmp_path / "model", device="cpu")
     expected, cache = bridge.run_with_cache(TOKENS)
     assert bridge.unembed.b_U.abs().max() > 0
     torch.testing.assert_close(model.logits(TOKENS), expected)

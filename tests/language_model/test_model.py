@@ -9,7 +9,7 @@ from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, tiny_gpt2, tiny_mod
 
 from circuitloom.language_model import legacy_format as legacy
 from circuitloom.language_model.hooks import Site, capture, edited
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 TOKENS = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
 
@@ -18,9 +18,9 @@ TOKENS = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().
 def model(request, tmp_path_factory) -> LanguageModel:
     folder = tmp_path_factory.mktemp("model")
     if request.param != "legacy":
-        return load(tiny_model(request.param, folder / "model"), device="cpu")
+        return load_model(tiny_model(request.param, folder / "model"), device="cpu")
     legacy.convert(make_legacy(folder / "given"), "given", folder)
-    return load(folder, device="cpu")
+    return load_model(folder, device="cpu")
 
 
 def test_mlp_applied_to_its_input_gives_its_output(model):
@@ -66,7 +66,7 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path):
     with pytest.raises(
         ValueError, match=r"model: its weights lack transformer.h.1.mlp.c_fc.weight \(1 in all\)"
     ):
-        load(folder)
+        load_model(folder)
 
 
 def test_damaged_weights_are_refused(tmp_path):
@@ -74,7 +74,7 @@ def test_damaged_weights_are_refused(tmp_path):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="model: not a model that transformers loads"):
-        load(folder)
+        load_model(folder)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):
@@ -82,4 +82,4 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
     with pytest.raises(ValueError, match="model: not a model that transformers loads"):
-        load(folder)
+        load_model(folder)

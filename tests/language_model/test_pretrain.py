@@ -14,7 +14,7 @@ from tests.models import VOCABULARY
 
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.tokens import open_tokens
-from circuitloom.language_model.model import load
+from circuitloom.language_model.model import load_model
 from circuitloom.language_model.pretraining import pretrain
 
 
@@ -68,7 +68,7 @@ def test_the_loss_falls_from_a_guess_to_nearly_nothing(undisturbed, corpus):
     assert table["loss"][-1] < 0.6
     assert table["step"][-1] == math.ceil(15_000 / (8 * CONTEXT))
     tokens = open_tokens(corpus / "train.zarr").take(slice(0, 8))
-    prediction = load(undisturbed).logits(tokens)[:, 1:-1].argmax(-1)
+    prediction = load_model(undisturbed).logits(tokens)[:, 1:-1].argmax(-1)
     assert (prediction == tokens[:, 2:]).float().mean() > 0.99
 
 
@@ -78,7 +78,7 @@ def test_the_folder_is_an_ordinary_one_with_tokenizer_and_anatomy(undisturbed):
     model = AutoModelForCausalLM.from_pretrained(undisturbed)
     assert type(model).__name__ == "GPT2LMHeadModel"
     assert model.config.bos_token_id == AutoTokenizer.from_pretrained(undisturbed).bos_token_id == 0
-    assert load(undisturbed).anatomy.mlp_projection == "c_proj"
+    assert load_model(undisturbed).anatomy.mlp_projection == "c_proj"
     assert not undisturbed.with_name("model.partial").exists()
 
 

@@ -13,17 +13,17 @@ from tests.models import VOCABULARY, tiny_gpt2
 from torch import Tensor, nn
 
 from circuitloom.core.tables import DOCUMENT, LANGUAGE_MODEL, PRETRAINING, write_table
-from circuitloom.corpus.chronicle.grammar import vocabulary, write
+from circuitloom.corpus.chronicle.grammar import vocabulary, write_episode
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
 from circuitloom.language_model.anatomy import Anatomy
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 from circuitloom.language_model.pretraining import plot_pretraining
 from circuitloom.language_model.quality import (
     cross_entropy,
     document_losses,
-    figures,
     grammar_distance,
     greater_than,
+    language_model_rows,
 )
 
 
@@ -63,7 +63,7 @@ def test_predictions_from_a_bos_are_masked_and_others_are_not(tmp_path):
 
 
 def test_a_document_costs_the_same_alone_as_among_longer_ones(tmp_path):
-    model = load(tiny_gpt2(tmp_path / "model"), device="cpu")
+    model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
     random = np.random.default_rng(0)
     documents = [random.integers(2, VOCABULARY, length) for length in (31, 5, 12, 2) * 10]
     together = document_losses(model, documents)
@@ -85,7 +85,7 @@ def test_the_grammar_itself_has_no_distance_from_the_grammar():
 
 
 def test_a_document_that_fills_the_context_behind_its_bos_is_measured(tmp_path):
-    model = load(tiny_gpt2(tmp_path / "model"), device="cpu")
+    model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
     longest = model.module.config.n_positions - 1
     distance = grammar_distance(model, [np.full(longest, 3)], np.array([-2.0 * longest]), bos_id=0)
     assert math.isfinite(distance.cross_entropy)
@@ -147,18 +147,23 @@ def test_chronicle_has_every_figure_and_real_text_the_cross_entropies(chronicle,
     # a context of 16 words holds no document of the grammar, one of 128 all of them
     long = make_tokens(tmp_path / "long.zarr", sequences=8, context=128)
     model = bigram(torch.zeros(tokenizer.vocabulary, tokenizer.vocabulary))
-    episodes = [write(0, "validation", index) for index in range(3)]
+    episodes = [write_episode(0, "validation", index) for index in range(3)]
     written = document_table(episodes, [len(e.words) for e in episodes])
-    names = [{row["figure"] for row in figures(model, t, written, tokenizer, 0)} for t in (tokens, long)]
+    names = [
+        {row["figure"] for row in language_model_rows(model, t, written, tokenizer, 0)}
+        for t in (tokens, long)
+    ]
     assert names[0] == {"cross_entropy", "cross_entropy_every", "n_tokens", "parameters"}
-    rows = {row["figure"]: row["value"] for row in figures(model, long, written, tokenizer, 0)}
+    rows = {row["figure"]: row["value"] for row in language_model_rows(model, long, written, tokenizer, 0)}
     assert rows["document_cross_entropy"] == pytest.approx(math.log(tokenizer.vocabulary))
     assert rows["n_documents"] == 3
     # 99 - YY numbers are later and YY + 1 are not, and YY is 50 on average
     assert rows["greater_than"] == pytest.approx(-2 / tokenizer.vocabulary, abs=1e-6)
     real = document_table([None], [2])
-    assert {row["figure"] for row in figures(model, long, real, tokenizer, 0)} == names[0]
-    write_table(LANGUAGE_MODEL, figures(model, long, written, tokenizer, 0), tmp_path / "t.parquet")
+    assert {row["figure"] for row in language_model_rows(model, long, real, tokenizer, 0)} == names[0]
+    write_table(
+        LANGUAGE_MODEL, language_model_rows(model, long, written, tokenizer, 0), tmp_path / "t.parquet"
+    )
 
 
 def test_a_tokenizer_that_splits_numbers_has_no_greater_than(tmp_path):
@@ -174,8 +179,8 @@ def test_a_tokenizer_that_splits_numbers_has_no_greater_than(tmp_path):
     tokenizer = load_tokenizer(str(tmp_path / "characters"))
     model = bigram(torch.zeros(tokenizer.vocabulary, tokenizer.vocabulary))
     tokens = make_tokens(tmp_path / "long.zarr", sequences=4, context=128, largest=30)
-    written = document_table([write(0, "validation", 0)], [3])
-    names = {row["figure"] for row in figures(model, tokens, written, tokenizer, 0)}
+    written = document_table([write_episode(0, "validation", 0)], [3])
+    names = {row["figure"] for row in language_model_rows(model, tokens, written, tokenizer, 0)}
     assert "document_cross_entropy" in names and "greater_than" not in names
 
 

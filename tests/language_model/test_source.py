@@ -10,7 +10,7 @@ from tests.models import CONTEXT, VOCABULARY, tiny_gpt2, tiny_llama
 
 from circuitloom.config import language_model as sections
 from circuitloom.language_model.installation import install
-from circuitloom.language_model.model import load
+from circuitloom.language_model.model import load_model
 
 TOKENS = torch.arange(4, 4 + CONTEXT)[None]
 
@@ -39,13 +39,13 @@ def from_hub(name: str, revision: str = "main") -> sections.HubModel:
 
 def test_a_folder_is_copied_whole_and_stays_valid_without_the_original(tokenizer, tmp_path):
     folder, output = tiny_llama(tmp_path / "given"), tmp_path / "results" / "model"
-    logits = load(folder, device="cpu").logits(TOKENS)
+    logits = load_model(folder, device="cpu").logits(TOKENS)
     for file in folder.iterdir():
         file.chmod(0o444)
     install(from_path(folder), tokenizer, output)
     (folder / "model.safetensors").unlink()
     output = output.rename(tmp_path / "moved")
-    assert torch.equal(load(output, device="cpu").logits(TOKENS), logits)
+    assert torch.equal(load_model(output, device="cpu").logits(TOKENS), logits)
     assert not any(file.is_symlink() for file in output.iterdir())
     assert json.loads((output / "anatomy.json").read_text())["architecture"] == "LlamaForCausalLM"
     assert json.loads((output / "source.json").read_text())["path"] == str(folder.resolve())
@@ -56,11 +56,11 @@ def test_pickled_weights_become_safetensors(tokenizer, tmp_path):
     from safetensors.torch import load_file
 
     folder = tiny_gpt2(tmp_path / "given")
-    logits = load(folder, device="cpu").logits(TOKENS)
+    logits = load_model(folder, device="cpu").logits(TOKENS)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     install(from_path(folder), tokenizer, tmp_path / "model")
-    assert torch.equal(load(tmp_path / "model", device="cpu").logits(TOKENS), logits)
+    assert torch.equal(load_model(tmp_path / "model", device="cpu").logits(TOKENS), logits)
     assert sorted(f.suffix for f in (tmp_path / "model").iterdir() if f.suffix != ".json") == [".safetensors"]
 
 
@@ -72,7 +72,8 @@ def test_the_hub_cache_gives_the_revision_asked_for_and_its_commit(tokenizer, ca
     commit = make_hub_repository(cache, "org/tiny", old, revision="v1")
     install(from_hub("org/tiny", "v1"), tokenizer, tmp_path / "model")
     assert torch.equal(
-        load(tmp_path / "model", device="cpu").logits(TOKENS), load(old, device="cpu").logits(TOKENS)
+        load_model(tmp_path / "model", device="cpu").logits(TOKENS),
+        load_model(old, device="cpu").logits(TOKENS),
     )
     source = json.loads((tmp_path / "model" / "source.json").read_text())
     assert source == {"source": "hub", "name": "org/tiny", "revision": "v1", "commit": commit}
@@ -83,13 +84,13 @@ def test_a_legacy_repository_gets_the_tokenizer_of_the_corpus(tokenizer, cache, 
     name = "NeelNanda/GELU_2L16W_test"
     make_hub_repository(cache, name, make_legacy(tmp_path / "given"))
     install(from_hub(name), tokenizer, tmp_path / "model")
-    model = load(tmp_path / "model", device="cpu")
+    model = load_model(tmp_path / "model", device="cpu")
     assert model.anatomy.architecture == "TransformerLensNative"
     assert model.logits(TOKENS).shape == (1, CONTEXT, VOCABULARY)
     assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
     again = tmp_path / "again"
     install(from_path(tmp_path / "model"), tokenizer, again)
-    assert torch.equal(load(again, device="cpu").logits(TOKENS), model.logits(TOKENS))
+    assert torch.equal(load_model(again, device="cpu").logits(TOKENS), model.logits(TOKENS))
 
 
 def test_a_repository_that_is_not_cached_is_named_with_the_remedy(tokenizer, cache, tmp_path):

@@ -17,11 +17,18 @@ from ..core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, Table
 from ..corpus.tokenizer import Tokenizer
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
-from .causal_effects import CausalEffects, Kind, causal_effects, find_fill, mean_attribution, mean_effect
+from .causal_effects import (
+    AblationKind,
+    CausalEffects,
+    causal_effects,
+    mean_attribution,
+    mean_effect,
+    replacement_values,
+)
 from .components import Basis, feature_basis, head_basis, neuron_basis
-from .faithfulness import Curve, keep_top, rank
-from .feature_effects import FeatureEffects, feature_effects, read_stream
-from .metrics import Metric, PromptMetric, logit, logit_difference, make_probes
+from .faithfulness import FaithfulnessCurve, faithfulness_curve, rank
+from .feature_effects import FeatureEffects, capture_resid_mid, feature_effects
+from .metrics import Metric, PromptMetric, logit, logit_difference, make_prompt_metrics
 
 Runs = Mapping[str, Mapping[int, Dictionary]]
 """Run to layer to dictionary."""
@@ -46,7 +53,7 @@ class Budget:
     """Features of the MLP that are listed for each; None for all that change."""
 
 
-def standard_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
+def default_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
     """Each run's features, the attention heads and the MLP neurons."""
     return [
         *(feature_basis(run, dictionaries) for run, dictionaries in runs.items()),
@@ -55,54 +62,58 @@ def standard_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
     ]
 
 
-def study_components(
+def component_tables(
     behaviour: str,
     model: LanguageModel,
-    probes: Sequence[PromptMetric],
+    prompts: Sequence[PromptMetric],
     runs: Runs,
     budget: Budget,
-    ablations: Sequence[Kind] = ("zero", "mean"),
+    ablations: Sequence[AblationKind] = ("zero", "mean"),
     bases: Sequence[Basis] | None = None,
 ) -> dict[str, pa.Table]:
-    """The tables `causal`, `faithfulness` and `feature_effect` of some probes, by name.
+    """The tables `causal`, `faithfulness` and `feature_effect` of some prompts, by name.
 
     Bases are by default `standard_bases`. Features are tabled against features where runs have an SAE on resid_mid
-    and a dictionary of mlp_out in a layer, on the probes' own tokens. Raises ValueError where a run's features cannot
-    be ablated in the model, or probes differ and an ablation is a mean at each position.
+    and a dictionary of mlp_out in a layer, on the prompts' own tokens. Raises ValueError where a run's features cannot
+    be ablated in the model, or prompts differ and an ablation is a mean at each position.
     """
     causal, faithfulness = [], []
-    bases = standard_bases(model, runs) if bases is None else bases
-    with progress(f"circuits: {behaviour}", len(bases) * len(ablations) * len(probes), "prompts") as bar:
+    bases = default_bases(model, runs) if bases is None else bases
+    with progress(f"circuits: {behaviour}", len(bases) * len(ablations) * len(prompts), "prompts") as bar:
         for basis in bases:
             for kind in ablations:
-                fill = find_fill(model, basis, probes, kind)
+                replacement = replacement_values(model, basis, prompts, kind)
                 measured = None
                 names = {"behaviour": behaviour, "basis": basis.name, "ablation": kind}
                 if budget.measured != 0:
-                    measured = [causal_effects(model, basis, p, fill, most=budget.measured) for p in probes]
+                    measured = [
+                        causal_effects(model, basis, p, replacement, most=budget.measured) for p in prompts
+                    ]
                     causal += _causal_rows(names, basis, measured)
                 if budget.each_position:
                     each = [
-                        causal_effects(model, basis, p, fill, each_position=True, most=budget.measured)
-                        for p in probes
+                        causal_effects(model, basis, p, replacement, each_position=True, most=budget.measured)
+                        for p in prompts
                     ]
                     causal += _causal_rows(names, basis, each)
-                scores = {"attribution": mean_attribution(model, basis, probes, fill)}
+                scores = {"attribution": mean_attribution(model, basis, prompts, replacement)}
                 if measured is not None:
                     scores["effect"] = mean_effect(scores["attribution"], measured)
                 for ranking, score in scores.items():
-                    curve = keep_top(model, basis, probes, rank(score), fill, budget.per_octave)
-                    faithfulness += curve_rows(names | {"ranking": ranking}, len(basis), curve)
-                bar.update(len(probes))
-    batches = [(probe.token[None], probe.where[None]) for probe in probes]
+                    curve = faithfulness_curve(
+                        model, basis, prompts, rank(score), replacement, budget.per_octave
+                    )
+                    faithfulness += faithfulness_rows(names | {"ranking": ranking}, len(basis), curve)
+                bar.update(len(prompts))
+    batches = [(prompt.token[None], prompt.where[None]) for prompt in prompts]
     return {
         CAUSAL.name: _concat(CAUSAL, causal),
         FAITHFULNESS.name: pa.Table.from_pylist(faithfulness, schema=FAITHFULNESS.schema),
-        FEATURE_EFFECT.name: tabulate_effects(behaviour, model, runs, batches, budget),
+        FEATURE_EFFECT.name: feature_effect_table(behaviour, model, runs, batches, budget),
     }
 
 
-def tabulate_effects(
+def feature_effect_table(
     behaviour: str,
     model: LanguageModel,
     runs: Runs,
@@ -118,7 +129,7 @@ def tabulate_effects(
         for layer, source in sorted(sources.items()):
             if source.site_out != "resid_mid":
                 continue
-            stream = torch.cat([read_stream(model, token, where, layer) for token, where in batches])
+            stream = torch.cat([capture_resid_mid(model, token, where, layer) for token, where in batches])
             for target_run, targets in runs.items():
                 target = targets.get(layer)
                 if target is None or target.site_out != "mlp_out":
@@ -157,7 +168,9 @@ def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEf
     return tables
 
 
-def curve_rows(names: dict[str, Any], n_components: int, curve: Curve) -> list[dict[str, Any]]:
+def faithfulness_rows(
+    names: dict[str, Any], n_components: int, curve: FaithfulnessCurve
+) -> list[dict[str, Any]]:
     """Rows of `faithfulness`, an entry a k; `names` are the behaviour, basis, ablation and ranking."""
     columns = {
         "n_kept": curve.n_kept,
@@ -212,7 +225,7 @@ def _concat(table: Table, parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables([table.schema.empty_table(), *parts]).combine_chunks()
 
 
-def study_behaviour(
+def behaviour_tables(
     name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
 ) -> dict[str, pa.Table]:
     """The tables `causal`, `faithfulness` and `feature_effect` of a behaviour, by name.
@@ -222,13 +235,13 @@ def study_behaviour(
     """
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
-    metrics = [read_metric(example.target, strings) for example in behaviour.prompts]
-    probes = make_probes(tokens, metrics, tokenizer.bos_id)
+    metrics = [parse_metric(example.target, strings) for example in behaviour.prompts]
+    prompts = make_prompt_metrics(tokens, metrics, tokenizer.bos_id)
     budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
-    return study_components(name, model, probes, runs, budget, behaviour.ablations)
+    return component_tables(name, model, prompts, runs, budget, behaviour.ablations)
 
 
-def read_metric(target: str, strings: list[str]) -> Metric:
+def parse_metric(target: str, strings: list[str]) -> Metric:
     """What `logit TOKEN` or `logit TOKEN vs TOKEN` asks of logits; ValueError where a token is none."""
     wanted = parse_target(target)
     token = find_token(wanted.token, strings)

@@ -21,7 +21,7 @@ from ..language_model.model import LanguageModel
 class Ablation(NamedTuple):
     """What each of some passes of one prompt is without."""
 
-    gone: Bool[Tensor, "pass component"]
+    ablated: Bool[Tensor, "pass component"]
     at: Bool[Tensor, "pass position"]
     """Where."""
 
@@ -35,8 +35,8 @@ class FeatureComponents:
 
     run: str
     dictionary: Dictionary
-    keeps_error: bool = True
-    """Else what the dictionary misses is gone on every pass: the site holds the reconstruction."""
+    keep_error: bool = True
+    """Else what the dictionary misses is ablated on every pass: the site holds the reconstruction."""
     kind: str = "feature"
     size: int = 1
     """Values a component, which go together."""
@@ -75,16 +75,16 @@ class FeatureComponents:
         y: Float[Tensor, "pass position d_out"],
         ablation: Ablation,
         where: Bool[Tensor, " position"],
-        fill: Float[Tensor, "place value"] | None,
+        replacement: Float[Tensor, "place value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """The site's value without the features that are gone; only tokens that this concerns are encoded.
+        """The site's value without the features that are ablated; only tokens that this concerns are encoded.
 
-        x is what the MLP reads (at a site other than mlp_out: y), y the site's value. `fill` is what ablated
+        x is what the MLP reads (at a site other than mlp_out: y), y the site's value. `replacement` is what ablated
         activations are set to, at each position or (one row) at all; None for zero. `where` are the positions at
         which components may be ablated.
         """
-        gone, at = ablation
-        concerned = at & gone.any(1)[:, None] if self.keeps_error else where.expand(len(y), -1)
+        ablated, at = ablation
+        concerned = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)
         number, position = concerned.nonzero(as_tuple=True)
         if not len(number):
             return y
@@ -92,14 +92,14 @@ class FeatureComponents:
         after = self.dictionary.ablate(
             x[number, position],
             y[number, position],
-            lambda token, feature: here[token] & gone[number[token], feature],
-            self.keeps_error,
+            lambda token, feature: here[token] & ablated[number[token], feature],
+            self.keep_error,
         )
-        if fill is not None:
-            if len(fill) == 1:
-                filled = self.dictionary.write(gone * fill)[number]
+        if replacement is not None:
+            if len(replacement) == 1:
+                filled = self.dictionary.write(ablated * replacement)[number]
             else:
-                filled = self.dictionary.write(gone[number] * fill[position])
+                filled = self.dictionary.write(ablated[number] * replacement[position])
             after = after + filled * here[:, None]
         return y.index_put((number, position), after.to(y.dtype))
 
@@ -133,11 +133,11 @@ class UnitComponents:
         y: Float[Tensor, "pass position d_out"],
         ablation: Ablation,
         where: Bool[Tensor, " position"],
-        fill: Float[Tensor, "place value"] | None,
+        replacement: Float[Tensor, "place value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
         """As `Features.ablate`."""
-        gone = ablation.gone.repeat_interleave(self.size, 1)[:, None] & ablation.at[..., None]
-        return torch.where(gone, y.new_zeros(()) if fill is None else fill.to(y.dtype), y)
+        ablated = ablation.ablated.repeat_interleave(self.size, 1)[:, None] & ablation.at[..., None]
+        return torch.where(ablated, y.new_zeros(()) if replacement is None else replacement.to(y.dtype), y)
 
 
 Part = FeatureComponents | UnitComponents
@@ -175,35 +175,39 @@ class Basis:
 
     @contextmanager
     def ablating(
-        self, model: LanguageModel, ablation: Ablation, where: Bool[Tensor, " position"], fill: "Fill"
+        self,
+        model: LanguageModel,
+        ablation: Ablation,
+        where: Bool[Tensor, " position"],
+        replacement: "ReplacementValues",
     ) -> Iterator[None]:
         """Within the context, pass n of the model is without the components that `ablation` says.
 
         Components behind an ablation answer to it; a feature is taken away as strong as it then is.
         """
         with ExitStack() as stack:
-            for part, own, filled in zip(self.parts, self.slices, fill, strict=True):
-                gone = ablation.gone[:, own]
-                if gone.any() or (isinstance(part, FeatureComponents) and not part.keeps_error):
-                    edit = _ablate(part, Ablation(gone, ablation.at), where, filled)
+            for part, own, filled in zip(self.parts, self.slices, replacement, strict=True):
+                ablated = ablation.ablated[:, own]
+                if ablated.any() or (isinstance(part, FeatureComponents) and not part.keep_error):
+                    edit = _ablate(part, Ablation(ablated, ablation.at), where, filled)
                     stack.enter_context(edited(model, {part.site: edit}))
             yield
 
 
-Fill = Sequence[Tensor | None]
+ReplacementValues = Sequence[Tensor | None]
 """For each part of a basis what ablated values are set to, [place, value] as in `Features.ablate`; None for zero."""
 
 
-def _ablate(part: Part, ablation: Ablation, where: Tensor, fill: Tensor | None) -> Edit:
-    return lambda x, y: part.ablate(x, y, ablation, where, fill)
+def _ablate(part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None) -> Edit:
+    return lambda x, y: part.ablate(x, y, ablation, where, replacement)
 
 
-def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keeps_error: bool = True) -> Basis:
+def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: bool = True) -> Basis:
     """The features of a run in the layers given; ValueError where they cannot be ablated."""
-    name = run if keeps_error else f"{run}, no error"
+    name = run if keep_error else f"{run}, no error"
     return Basis(
         name,
-        tuple(FeatureComponents(run, dictionaries[layer], keeps_error) for layer in sorted(dictionaries)),
+        tuple(FeatureComponents(run, dictionaries[layer], keep_error) for layer in sorted(dictionaries)),
     )
 
 

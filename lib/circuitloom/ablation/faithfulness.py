@@ -8,30 +8,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..language_model.model import LanguageModel
-from .causal_effects import chunks, measure, passes_at_once, untouched
-from .components import Ablation, Basis, Fill
+from .causal_effects import ablated_metrics, chunks, original_logits, passes_per_chunk
+from .components import Ablation, Basis, ReplacementValues
 from .metrics import PromptMetric
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A metric on some probes, with the top k components alone, and without them."""
+class FaithfulnessCurve:
+    """A metric on some prompts, with the top k components alone, and without them."""
 
     n_kept: Int[Tensor, " size"]
     """k, ascending from 0 to all."""
-    kept: Float[Tensor, "probe size"]
+    kept: Float[Tensor, "prompt size"]
     """The metric with the top k alone."""
-    removed: Float[Tensor, "probe size"]
+    removed: Float[Tensor, "prompt size"]
     """The metric without the top k."""
-    kl: Float[Tensor, "probe size"]
+    kl: Float[Tensor, "prompt size"]
     """KL(untouched || the top k alone), nats."""
-    untouched: Float[Tensor, " probe"]
+    untouched: Float[Tensor, " prompt"]
 
     @property
     def faithfulness(self) -> Float[Tensor, " size"]:
         """Share of the behaviour that the top k recover: 0 for none; 1 for what the untouched model does.
 
-        A ratio of means over probes; not finite where ablating everything leaves the mean metric as it is.
+        A ratio of means over prompts; not finite where ablating everything leaves the mean metric as it is.
         """
         return self._share(self.kept)
 
@@ -45,7 +45,7 @@ class Curve:
         enough = (self.faithfulness >= share).nonzero()
         return int(self.n_kept[enough[0, 0]]) if len(enough) else None
 
-    def _share(self, metric: Float[Tensor, "probe size"]) -> Float[Tensor, " size"]:
+    def _share(self, metric: Float[Tensor, "prompt size"]) -> Float[Tensor, " size"]:
         none = self.kept[:, 0].double().mean()
         return (metric.double().mean(0) - none) / (self.untouched.double().mean() - none)
 
@@ -55,7 +55,7 @@ def rank(scores: Float[Tensor, " component"], signed: bool = False) -> Int[Tenso
     return torch.argsort(scores if signed else scores.abs(), descending=True, stable=True)
 
 
-def sizes(n: int, per_octave: int = 2) -> list[int]:
+def size_grid(n: int, per_octave: int = 2) -> list[int]:
     """0, then numbers on a logarithmic grid, then n."""
     grid = {0, n}
     step = 0
@@ -65,40 +65,40 @@ def sizes(n: int, per_octave: int = 2) -> list[int]:
     return sorted(grid)
 
 
-def keep_top(
+def faithfulness_curve(
     model: LanguageModel,
     basis: Basis,
-    probes: Sequence[PromptMetric],
+    prompts: Sequence[PromptMetric],
     order: Int[Tensor, " component"],
-    fill: Fill,
+    replacement: ReplacementValues,
     per_octave: int = 2,
-) -> Curve:
-    """The curve of components kept in `order`; what is not kept is ablated at all of a probe's positions.
+) -> FaithfulnessCurve:
+    """The curve of components kept in `order`; what is not kept is ablated at all of a prompt's positions.
 
-    What `keeps_error` takes away is gone on every pass, that with all components too.
+    What `keep_error` takes away is ablated on every pass, that with all components too.
     """
-    n_kept = torch.tensor(sizes(len(basis), per_octave))
+    n_kept = torch.tensor(size_grid(len(basis), per_octave))
     place = torch.empty(len(basis), dtype=torch.int64)
     place[order.cpu()] = torch.arange(len(basis))
     kept, removed, kl, before = [], [], [], []
-    for probe in probes:
-        reference = untouched(model, probe)
-        ablations = _curve_ablations(basis, probe, place, n_kept, len(reference))
-        measured = measure(model, basis, probe, ablations, fill, reference)
+    for prompt in prompts:
+        reference = original_logits(model, prompt)
+        ablations = _curve_ablations(basis, prompt, place, n_kept, len(reference))
+        measured = ablated_metrics(model, basis, prompt, ablations, replacement, reference)
         metric = measured.metric.cpu()
         kept.append(metric[: len(n_kept)])
         removed.append(metric[len(n_kept) :])
         kl.append(measured.kl.cpu()[: len(n_kept)])
-        before.append(probe.metric(reference[None])[0].cpu())
-    return Curve(n_kept, *map(torch.stack, (kept, removed, kl, before)))
+        before.append(prompt.metric(reference[None])[0].cpu())
+    return FaithfulnessCurve(n_kept, *map(torch.stack, (kept, removed, kl, before)))
 
 
 def _curve_ablations(
-    basis: Basis, probe: PromptMetric, place: Tensor, n_kept: Tensor, vocabulary: int
+    basis: Basis, prompt: PromptMetric, place: Tensor, n_kept: Tensor, vocabulary: int
 ) -> Iterator[Ablation]:
     """A pass for each k with the top k alone, then one for each k without them."""
     k = n_kept.repeat(2)
     keeps = torch.arange(len(k)) < len(n_kept)
-    for part in chunks(len(k), passes_at_once(basis, probe, vocabulary)):
+    for part in chunks(len(k), passes_per_chunk(basis, prompt, vocabulary)):
         top = place < k[part, None]
-        yield Ablation(top ^ keeps[part, None], probe.where.cpu().expand(len(part), -1))
+        yield Ablation(top ^ keeps[part, None], prompt.where.cpu().expand(len(part), -1))

@@ -51,7 +51,7 @@ def make_edits(
                 position = slice(None) if place.position is None else resolve_position(place.position, model)
                 mask[position, place.feature] = True
         mask = mask.to(model.replaced.device)
-        chosen[layer] = _edit(change, mask, None if other is None else dense(other, layer))
+        chosen[layer] = _edit(change, mask, None if other is None else dense_activations(other, layer))
     return chosen
 
 
@@ -71,7 +71,7 @@ def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureE
             return lambda z: torch.where(mask, patch, z)
 
 
-def dense(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
+def dense_activations(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
     """Activations of all features of a layer on the prompt, zeros included."""
     z = model.captured.resid_final.new_zeros(len(model.captured), model.dictionaries[layer].width)
     own = model.features.layer == layer
@@ -92,7 +92,7 @@ def apply_edits(
     """
     changes = {}
     for layer, edit in edits.items():
-        z = dense(model, layer)
+        z = dense_activations(model, layer)
         changes[layer] = model.dictionaries[layer].write((edit(z) - z) * model.replaced[:, None])[None]
 
     replacements = _mlp_edits(model, edits)
@@ -105,7 +105,7 @@ def apply_edits(
 
 
 @torch.inference_mode()
-def predict(
+def edited_probabilities(
     language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit]
 ) -> Float[Tensor, "position vocabulary"]:
     """Next-token probabilities of the model itself with features edited, nothing else held."""

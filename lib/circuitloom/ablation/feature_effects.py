@@ -36,7 +36,7 @@ class FeatureEffects:
 
 
 @torch.inference_mode()
-def read_stream(
+def capture_resid_mid(
     model: LanguageModel,
     token: Int[Tensor, "sequence position"],
     where: Bool[Tensor, "sequence position"],

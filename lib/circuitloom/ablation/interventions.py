@@ -55,7 +55,7 @@ def ablate_frozen(
         changes = {layer: start.new_zeros(len(part), *start.shape) for layer in range(model.layers)}
         entering = start.expand(len(part), -1, -1).clone()
         for i, source in enumerate(part.tolist()):
-            layer, position, vector = written_by(model, source)
+            layer, position, vector = source_output(model, source)
             place = entering if layer is None else changes[layer]
             place[i, position] -= vector
         touched = {layer: change for layer, change in changes.items() if change.any()}
@@ -125,7 +125,7 @@ def run_free(
     return values
 
 
-def written_by(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
+def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
     """Layer (None: the start of the stream), position and vector of a source, a column of `sources(model)`.
 
     Of a feature or error, what it adds to the MLP's output. Raises ValueError for the constant.
@@ -166,7 +166,7 @@ def _free_changes(
     features: dict[int, list[tuple[int, int, int]]] = {}
     errors: dict[int, list[tuple[int, int]]] = {}
     for i, source in enumerate(part.tolist()):
-        layer, position, vector = written_by(model, source)
+        layer, position, vector = source_output(model, source)
         if layer is None:
             entering[i] = torch.zeros_like(model.captured.embedding)
             entering[i][position] = -vector

@@ -32,20 +32,20 @@ class PromptMetric:
         return len(self.token)
 
 
-def make_probes(
+def make_prompt_metrics(
     tokens: Sequence[Int[Tensor, " _"]],
     metrics: Sequence[Metric],
     bos_id: int | None,
     position: int | None = None,
 ) -> list[PromptMetric]:
-    """A probe of each prompt with its metric; components are ablated at `position`, negative from the end.
+    """A prompt of each prompt with its metric; components are ablated at `position`, negative from the end.
 
     Without it they are ablated wherever dictionaries are trained: neither at position 0 nor at a BOS. Raises
     ValueError where a prompt has no such position.
     """
     if len(tokens) != len(metrics):
         raise ValueError(f"{len(tokens)} prompts and {len(metrics)} metrics; give one for each prompt")
-    probes = []
+    prompts = []
     for number, (token, metric) in enumerate(zip(tokens, metrics, strict=True)):
         where = scored_positions(token[None], bos_id)[0] if len(token) else token.bool()
         if position is not None:
@@ -59,8 +59,8 @@ def make_probes(
                 f"prompt {number} of {len(token)} tokens has no position{place} that is neither first nor BOS; "
                 "choose another"
             )
-        probes.append(PromptMetric(token, metric, where))
-    return probes
+        prompts.append(PromptMetric(token, metric, where))
+    return prompts
 
 
 def logit(token: int) -> Metric:
@@ -97,7 +97,7 @@ def last_logits(
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def divergence(
+def kl_divergence(
     reference: Float[Tensor, " vocabulary"], logits: Float[Tensor, "pass vocabulary"]
 ) -> Float[Tensor, " pass"]:
     """KL(reference || each pass) in nats."""

@@ -11,7 +11,7 @@ from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Site
 from ..language_model.model import LanguageModel
 from ..language_model.model_files import weights_digest
-from ..language_model.residual import neuron_rows
+from ..language_model.residual import neuron_output_weights
 
 Entries = tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]
 """Token, feature and value of each activation, by token; no feature twice a token, no value 0."""
@@ -63,7 +63,7 @@ def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -
     With `kept`, only that many of a token count: those whose activation, times the norm of the row they write,
     is largest.
     """
-    decoder = neuron_rows(model, layer)
+    decoder = neuron_output_weights(model, layer)
     norm = torch.linalg.vector_norm(decoder, dim=1)
 
     def encode(z: Float[Tensor, "token neuron"]) -> Entries:

@@ -11,7 +11,7 @@ from ..core.errors import first_line
 from . import legacy_format as legacy
 from .anatomy import FILE as ANATOMY
 from .anatomy import write_anatomy
-from .model import load
+from .model import load_model
 from .model_files import PICKLED, TEXT, WEIGHTS, copy_files, matching
 
 SOURCE = "source.json"
@@ -44,7 +44,7 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
         # an anatomy that came along may be another version's
         (new / ANATOMY).unlink(missing_ok=True)
         try:
-            write_anatomy(load(new, config.dtype, "cpu").anatomy, new)
+            write_anatomy(load_model(new, config.dtype, "cpu").anatomy, new)
         except ValueError as error:
             # the copy's name would mean nothing to whoever gave the folder
             fault = str(error).replace(str(new), str(folder))
@@ -106,5 +106,5 @@ def _download(config: sections.HubModel) -> Path:
 
 def _unpickle(folder: Path, target: Path) -> None:
     """Save pickled weights as safetensors."""
-    model = load(folder, "float32", "cpu").module
+    model = load_model(folder, "float32", "cpu").module
     model.save_pretrained(target)  # type: ignore[operator]

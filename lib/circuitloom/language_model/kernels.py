@@ -18,7 +18,7 @@ ROWS = 1024
 """Tokens whose logits are held at a time: few enough for the processor's cache."""
 
 
-def register() -> None:
+def register_attention() -> None:
     """Make `dense_attention` known to transformers."""
     from transformers import AttentionInterface
 

@@ -52,7 +52,7 @@ class LanguageModel:
         return None if isinstance(module, nn.Identity) else module
 
     @contextmanager
-    def exposing_patterns(self) -> Iterator[None]:
+    def eager_attention(self) -> Iterator[None]:
         """Within the context, attention modules return their patterns; fused attention makes none."""
         config: Any = getattr(self.module, "config", None)
         fused = getattr(config, "_attn_implementation", None)
@@ -74,7 +74,7 @@ class LanguageModel:
         return output if isinstance(output, Tensor) else output.logits
 
 
-def load(
+def load_model(
     folder: Path | str, dtype: str = "float32", device: str | torch.device | None = None
 ) -> LanguageModel:
     """The language model in `folder` (Hugging Face layout), on a GPU where there is one.

@@ -229,7 +229,7 @@ def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=tokens.bos_id, eos_token_id=tokens.bos_id,
         architectures=["GPT2LMHeadModel"],
     )  # fmt: skip
-    kernels.register()
+    kernels.register_attention()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dense = device == "cpu" and tokens.context <= _DENSE_CONTEXT
     with torch.random.fork_rng():

@@ -141,7 +141,7 @@ def _losses(
     return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none").cpu()
 
 
-def figures(
+def language_model_rows(
     model: LanguageModel, tokens: Tokens, documents: pa.Table, tokenizer: Tokenizer, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of table `language_model` over held-out `tokens`.

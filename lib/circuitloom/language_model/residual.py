@@ -173,7 +173,7 @@ def _logit_scale(model: LanguageModel) -> float:
 
 
 @torch.inference_mode()
-def neuron_rows(model: LanguageModel, layer: int) -> Float[Tensor, "neuron d"]:
+def neuron_output_weights(model: LanguageModel, layer: int) -> Float[Tensor, "neuron d"]:
     """What each MLP neuron of `layer` writes for an activation of 1, float32, whichever way its matrix is stored."""
     projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)
     weight = next(projection.parameters())

@@ -1,6 +1,7 @@
-"""One of the processes that train a sweep together: `torchrun ... -m circuitloom.dictionaries.training.launch
-JOB.json`. From a job to the processes that do it: this one, or several on this machine, started as torchrun starts
-them."""
+"""Trains a sweep in this process, or in several that are started as torchrun starts them.
+
+A worker process runs `python -m circuitloom.dictionaries.training.launch JOB.json`.
+"""
 
 import builtins
 import os
@@ -15,115 +16,68 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ...config.base import Model
+from ...config.base import Section
 from ...config.dictionaries import Run
 from ...core.script import set_threads
-from ...language_model.model import load
-from .collectives import ALONE, Collectives, DataParallel, TensorParallel
+from ...language_model.model import load_model
+from .collectives import Collectives, DataParallel, TensorParallel
 from .sweep import train_sweep
 
 
-class TrainingJob(Model):
-    """A sweep at one layer, as it is handed to a process."""
+class TrainingJob(Section):
+    """A sweep at one layer: the arguments of `train_sweep`, serialisable for worker processes."""
 
     runs: list[Run]
     layer: int
     activations: Path
-    """The stage's folder."""
+    """Folder of the cached activations."""
     model: Path
     dtype: str
-    """Number format of the model."""
+    """The model's dtype."""
     outputs: list[Path]
-    """Folder of each run."""
+    """Output folder of each run."""
     version: str = ""
-    """Whatever else the result depends on."""
+    """Anything else the result depends on."""
     threads: int = 1
-    """Threads of a process, where there are several."""
+    """Threads per worker process."""
 
     @property
     def processes(self) -> int:
-        """How many train together."""
+        """Number of processes."""
         return self.runs[0].processes
 
 
-def train_job(job: TrainingJob, reduction: Collectives = ALONE, device: str | None = None) -> None:
-    """Train what the job says; this process' share of it where there are several."""
-    model = load(job.model, job.dtype, device)
-    train_sweep(job.runs, job.layer, job.activations, model, job.outputs, job.version, reduction)
-
-
-@contextmanager
-def joined(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
-    """The process group that torchrun's environment names, and this process' device: a GPU each where there are any."""
-    processes, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    if processes != job.processes:
-        raise ValueError(
-            f"{processes} processes run a job for {job.processes}; start as many as training.processes"
-        )
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        split = TensorParallel if job.runs[0].split == "features" else DataParallel
-        yield split(), f"cuda:{local}" if on_gpu else "cpu"
-    finally:
-        dist.destroy_process_group()
-
-
-def _end_with_parent(parent: int) -> None:
-    """A killed parent ends no process of its own, and this one would wait for others, or hold what a new job needs."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def main() -> None:
-    """Do the job of the file that the command line names; what goes wrong is told to torchrun."""
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    try:
-        job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_text())
-        set_threads(job.threads)
-        with joined(job) as (reduction, device):
-            train_job(job, reduction, device)
-    except Exception as error:
-        get_error_handler().record_exception(error)
-        # without waiting for what the others were to send
-        os._exit(1)
-
-
 WORKER = ["-m", "circuitloom.dictionaries.training.launch"]
-"""What a process runs; the file of the job follows."""
+"""Arguments of Python in a worker process; the job's file follows."""
 
 
-def run(job: TrainingJob, threads: int) -> None:
-    """Train what the job says, in as many processes as its runs ask for, with `threads` threads in all.
+def run_job(job: TrainingJob, threads: int) -> None:
+    """Train the job's sweep in `job.processes` processes with `threads` threads in total.
 
-    Raises what a process raised; ChildProcessError where one was killed, ValueError where there are too few GPUs.
+    Raises what a process raised; ChildProcessError if one was killed, ValueError if there are too few GPUs.
     """
     if job.processes == 1:
-        train_job(job)
+        model = load_model(job.model, job.dtype)
+        train_sweep(job.runs, job.layer, job.activations, model, job.outputs, job.version)
         return
     gpus = torch.cuda.device_count()
     if 0 < gpus < job.processes:
         raise ValueError(
-            f"training.processes is {job.processes} and this machine has {gpus} GPU{'s' * (gpus > 1)}, which each "
-            f"process needs one of; set it to {gpus} or fewer"
+            f"training.processes is {job.processes} and this machine has {gpus} GPU{'s' * (gpus > 1)}, one per "
+            f"process; set it to {gpus} or fewer"
         )
     with tempfile.TemporaryDirectory(prefix="circuitloom-") as folder:
         file = Path(folder) / "job.json"
-        share = job.model_copy(update={"threads": max(1, threads // job.processes)})
-        file.write_text(share.model_dump_json())
-        _start(file, job.processes, Path(folder) / "log")
+        worker_job = job.model_copy(update={"threads": max(1, threads // job.processes)})
+        file.write_text(worker_job.model_dump_json())
+        _start_workers(file, job.processes, Path(folder) / "log")
 
 
-def _start(file: Path, processes: int, log: Path) -> None:
-    # processes of one machine talk to each other and to nobody else
+def _start_workers(file: Path, processes: int, log: Path) -> None:
+    # workers of one machine only need the loopback interface
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # read on import: failures are told here, in one line
+    # read on import: failures are reported below, in one line
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -139,44 +93,87 @@ def _start(file: Path, processes: int, log: Path) -> None:
         local_addr="127.0.0.1",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(log)),
-        # after a failure the others only wait for one that is gone
+        # after a failure the others only wait for the process that ended
         shutdown_timeout=2,
     )
     try:
         elastic_launch(config, sys.executable)(*WORKER, str(file))
     except ChildFailedError as failed:
-        cause = _cause(failed.failures, processes)
-        raise cause from cause.__cause__
+        error = _worker_error(failed.failures, processes)
+        raise error from error.__cause__
 
 
-def _cause(failures: dict, processes: int) -> Exception:
-    """What to raise for what the processes died of: the kill of one, else what one raised, with its traceback."""
-    # the launcher itself ends the others by SIGTERM
+def _worker_error(failures: dict, processes: int) -> Exception:
+    """ChildProcessError if a process was killed, else the error that one raised, with its traceback as cause."""
+    # the launcher itself ends the remaining processes with SIGTERM
     killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode != -15}
     if killed:
         rank, failure = next(iter(killed.items()))
         return ChildProcessError(
-            f"process {rank} of {processes} was killed ({failure.signal_name()}), where memory is short by the system; "
-            "run again: it goes on from the last checkpoint"
+            f"process {rank} of {processes} was killed ({failure.signal_name()}; SIGKILL if memory ran out); run again: "
+            "it resumes from the last checkpoint"
         )
     raised = [
         each.error_file_data["message"] for each in failures.values() if "message" in each.error_file_data
     ]
     raised = [each for each in raised if isinstance(each, dict)]
     if not raised:
-        return RuntimeError(f"processes ended without a word: {[each.message for each in failures.values()]}")
-    kinds = [each["message"].partition(": ") for each in raised]
-    first = next((i for i, (kind, _, _) in enumerate(kinds) if _is_expected(kind)), 0)
-    kind, _, text = kinds[first]
+        return RuntimeError(f"processes ended without a message: {[each.message for each in failures.values()]}")
+    messages = [each["message"].partition(": ") for each in raised]
+    first = next((i for i, (kind, _, _) in enumerate(messages) if _is_expected(kind)), 0)
+    kind, _, text = messages[first]
     error = getattr(builtins, kind)(text) if _is_expected(kind) else RuntimeError(f"{kind}: {text}")
     error.__cause__ = RuntimeError(raised[first]["extraInfo"]["py_callstack"])
     return error
 
 
 def _is_expected(kind: str) -> bool:
-    """Whether it is an error that says what to do; others may only say that a process lost one that had failed."""
+    """Whether the error names a remedy; others may only report the lost connection to a process that failed."""
     found = getattr(builtins, kind, None)
     return isinstance(found, type) and issubclass(found, ValueError | ArithmeticError | OSError | MemoryError)
+
+
+@contextmanager
+def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
+    """The process group of torchrun's environment variables, and this process's device: its own GPU, else the CPU."""
+    world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    if world_size != job.processes:
+        raise ValueError(
+            f"{world_size} processes run a job for {job.processes}; start training.processes processes"
+        )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        kind = TensorParallel if job.runs[0].split == "features" else DataParallel
+        yield kind(), f"cuda:{local_rank}" if on_gpu else "cpu"
+    finally:
+        dist.destroy_process_group()
+
+
+def _exit_with_parent(parent: int) -> None:
+    """End this process when its parent does: a killed parent leaves its workers running, with memory and locks."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def main() -> None:
+    """Train this worker's part of the job in the file that the command line names; report errors to torchrun."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_text())
+        set_threads(job.threads)
+        with _process_group(job) as (collectives, device):
+            model = load_model(job.model, job.dtype, device)
+            train_sweep(job.runs, job.layer, job.activations, model, job.outputs, job.version, collectives)
+    except Exception as error:
+        get_error_handler().record_exception(error)
+        # at once: other processes may never send what this one waits for
+        os._exit(1)
 
 
 if __name__ == "__main__":
