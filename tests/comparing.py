@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 from pyarrow import Table
 
-from circuitloom.core.checksums import RECORDS
+from circuitloom.core.layout import BENCHMARKS, CHECKSUMS, LOGS
 from circuitloom.core.tables import read_table
 
 CLOCKED = {"seconds", "tokens_per_second"}
@@ -29,7 +29,7 @@ def data_files(folder: Path) -> set[Path]:
     return {
         file
         for file in files
-        if file.parts[0] not in {"logs", "benchmarks", RECORDS}
+        if file.parts[0] not in {LOGS, BENCHMARKS, CHECKSUMS}
         and file.suffix != ".lock"
         and file.name not in {".lock", ".snakemake_timestamp"}
     }

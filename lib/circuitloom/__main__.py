@@ -1,4 +1,4 @@
-"""`python -m circuitloom`: see `cli`."""
+"""`python -m circuitloom`: the same as `circuitloom`."""
 
 from .cli import main
 

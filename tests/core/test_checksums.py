@@ -1,4 +1,4 @@
-"""A record tells every change of an output: sizes, contents, what is missing or new, and its own damage."""
+"""A record finds every change of an output: sizes, contents, missing and added files, and damage to the record."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def lines(folder: Path) -> list[str]:
     return [line for output in OUTPUTS for line in output_damage(folder, folder / output)]
 
 
-def test_what_is_as_it_was_written_is_whole(folder: Path) -> None:
+def test_unchanged_outputs_have_no_damage(folder: Path) -> None:
     assert lines(folder) == []
     check_inputs(folder, [folder / output for output in OUTPUTS])
 
@@ -69,7 +69,7 @@ def test_each_damaged_file_is_named_with_its_remedy(folder: Path, name: str, spo
     assert "run again" in line
 
 
-def test_the_remedy_is_to_delete_what_the_workflow_makes_as_one(folder: Path) -> None:
+def test_the_remedy_deletes_the_complete_output(folder: Path) -> None:
     flip(folder / "model" / "parts" / "weights")
     flip(folder / "table.parquet")
     assert [line.partition("; ")[2] for line in lines(folder)] == [
@@ -92,13 +92,22 @@ def test_a_job_refuses_the_first_damaged_input(folder: Path) -> None:
         check_inputs(folder, [folder / "table.parquet", folder / "x.zarr"])
 
 
-def test_a_job_leaves_the_contents_of_arrays_to_their_readers_but_not_their_sizes(folder: Path) -> None:
+def test_a_job_compares_the_sizes_of_chunks_but_does_not_read_them(folder: Path) -> None:
     flip(folder / "x.zarr" / "c" / "0")
     check_inputs(folder, [folder / "x.zarr"])
     assert len(lines(folder)) == 1
     cut(folder / "x.zarr" / "c" / "1")
     with pytest.raises(ValueError, match=r"x\.zarr/c/1: \d+ bytes instead of"):
         check_inputs(folder, [folder / "x.zarr"])
+
+
+def test_without_contents_only_sizes_are_compared(folder: Path) -> None:
+    for name in FILES:
+        flip(folder / name)
+    check_inputs(folder, [folder / output for output in OUTPUTS], contents=False)
+    cut(folder / "model" / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json: \d+ bytes instead of"):
+        check_inputs(folder, [folder / output for output in OUTPUTS], contents=False)
 
 
 def test_any_damage_to_a_sharded_array_is_found(tmp_path: Path) -> None:
@@ -119,7 +128,7 @@ def test_any_damage_to_a_sharded_array_is_found(tmp_path: Path) -> None:
         file.write_bytes(content)
 
 
-def test_what_has_no_record_passes(folder: Path, tmp_path: Path) -> None:
+def test_an_input_without_a_record_passes(folder: Path, tmp_path: Path) -> None:
     flip(folder / "table.parquet")
     remove_record(folder, folder / "table.parquet")
     remove_record(folder, folder / "table.parquet")
@@ -128,7 +137,7 @@ def test_what_has_no_record_passes(folder: Path, tmp_path: Path) -> None:
     check_inputs(folder, [folder / "table.parquet", text, tmp_path / "not there"])
 
 
-def test_a_new_output_takes_the_old_ones_record(folder: Path) -> None:
+def test_writing_a_record_replaces_the_earlier_one(folder: Path) -> None:
     (folder / "table.parquet").write_bytes(b"another")
     write_record(folder, folder / "table.parquet")
     assert lines(folder) == []

@@ -1,4 +1,4 @@
-"""Which number format large products have, by what the hardware is called."""
+"""The number format of large products follows from the hardware's name."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from circuitloom.core import hardware
         (False, False, False, True, torch.float32),
     ],
 )
-def test_bfloat16_is_for_hardware_that_is_fast_at_it(
+def test_bfloat16_is_used_on_hardware_that_is_fast_at_it(
     gpu, tiles, instructions, amd, fast, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)

@@ -1,4 +1,4 @@
-"""All pictures have one style."""
+"""All figures share one style."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ from circuitloom.evaluation.pareto import pareto_figure
 ROOT = Path(circuitloom.__file__).parent
 
 
-def test_every_function_that_makes_a_figure_is_styled() -> None:
+def test_every_function_that_creates_a_figure_is_styled() -> None:
     found = 0
     for file in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -22,7 +22,7 @@ def test_every_function_that_makes_a_figure_is_styled() -> None:
     assert found > 12
 
 
-def test_a_styled_picture_has_open_axes_and_a_grid() -> None:
+def test_a_styled_figure_has_no_top_and_right_spines_and_a_grid() -> None:
     row = {
         "layer": 0,
         "kind": "transcoder",
@@ -40,7 +40,7 @@ def test_a_styled_picture_has_open_axes_and_a_grid() -> None:
     assert axes.xaxis.label.get_size() == STYLE["font.size"]
 
 
-def test_the_style_holds_only_while_something_is_drawn() -> None:
+def test_the_style_is_restored_after_drawing() -> None:
     from matplotlib import rcParams
 
     before = rcParams["axes.grid"]
@@ -48,5 +48,5 @@ def test_the_style_holds_only_while_something_is_drawn() -> None:
     assert rcParams["axes.grid"] == before
 
 
-def test_text_of_pictures_begins_no_formula_and_breaks_no_line() -> None:
+def test_text_in_figures_starts_no_formula_and_breaks_no_line() -> None:
     assert escape_mathtext("a$b\n") == r"a\$b\n"

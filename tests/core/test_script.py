@@ -1,4 +1,4 @@
-"""A fault in a job is one line, an exit code and a log; its files are checked, recorded, and never recorded halfway."""
+"""A failed job prints one line, exits with 1 and writes a log; inputs are verified, and finished outputs recorded."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from circuitloom.core.checksums import check_inputs, record_path, write_record
 from circuitloom.core.errors import first_line
-from circuitloom.core.script import job
+from circuitloom.core.script import VERIFY_INPUTS, job
 
 FAULTS: dict[str, tuple[Exception, str]] = {
     "broken input": (ValueError("a.txt is empty;\n give text"), "a.txt is empty; give text"),
@@ -27,7 +27,7 @@ FAULTS: dict[str, tuple[Exception, str]] = {
 
 @dataclass
 class Script:
-    """What Snakemake tells a script, in the study `folder`."""
+    """Stands in for Snakemake's object in a script of the study in `folder`."""
 
     folder: Path
     threads: int = 1
@@ -45,7 +45,7 @@ def _keep_threads(monkeypatch):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_said_in_one_line_and_its_details_are_logged(fault, tmp_path, capsys):
+def test_an_error_is_printed_in_one_line_and_its_traceback_is_logged(fault, tmp_path, capsys):
     error, message = FAULTS[fault]
     log = tmp_path / "logs" / "rule.log"
     with pytest.raises(SystemExit) as stop, job("corpus", Script(tmp_path)):
@@ -56,7 +56,7 @@ def test_a_fault_is_said_in_one_line_and_its_details_are_logged(fault, tmp_path,
     assert "Traceback" in log.read_text()
 
 
-def test_a_log_without_room_hides_no_message(tmp_path, capsys, monkeypatch):
+def test_the_error_is_printed_even_if_the_log_cannot_be_written(tmp_path, capsys, monkeypatch):
     def full(*_a, **_k):
         raise OSError(28, "No space left on device")
 
@@ -66,20 +66,20 @@ def test_a_log_without_room_hides_no_message(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "circuitloom: corpus: what went wrong\n"
 
 
-def test_an_error_that_says_nothing_is_told_by_its_class():
+def test_an_error_without_a_message_is_named_by_its_class():
     assert first_line(EOFError()) == "EOFError"
     assert first_line(ValueError("\n one\ntwo")) == "one"
 
 
 @pytest.fixture
 def script(tmp_path) -> Script:
-    """A job that makes one file of another."""
+    """A job with one input and one output."""
     (tmp_path / "source").write_bytes(b"source")
     write_record(tmp_path, tmp_path / "source")
     return Script(tmp_path, input=[str(tmp_path / "source")], output=[str(tmp_path / "made")])
 
 
-def test_what_a_job_made_is_recorded_in_place_of_what_it_made_before(script, tmp_path):
+def test_a_job_replaces_the_record_of_its_output(script, tmp_path):
     for content in (b"first", b"another"):
         with job("corpus", script):
             (tmp_path / "made").write_bytes(content)
@@ -89,16 +89,32 @@ def test_what_a_job_made_is_recorded_in_place_of_what_it_made_before(script, tmp
         check_inputs(tmp_path, [tmp_path / "made"])
 
 
-def test_a_job_does_not_begin_on_a_damaged_input(script, tmp_path, capsys):
+def test_a_job_does_not_start_with_a_damaged_input(script, tmp_path, capsys):
     (tmp_path / "source").write_bytes(b"sourcE")
-    begun = []
+    started = []
     with pytest.raises(SystemExit) as stop, job("corpus", script):
-        begun.append(1)
+        started.append(1)
     assert stop.value.code == 1
-    assert not begun
+    assert not started
     (line,) = capsys.readouterr().err.splitlines()
     remedy = "not what was written (its checksum differs); delete it and run again"
     assert line == f"circuitloom: corpus: {tmp_path / 'source'}: {remedy}"
+
+
+def test_without_verify_inputs_a_job_compares_sizes_but_does_not_read_its_inputs(
+    script, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(VERIFY_INPUTS, "0")
+    read = []
+    monkeypatch.setattr("circuitloom.core.checksums._checksum", lambda file: read.append(file) or 0)
+    (tmp_path / "source").write_bytes(b"sourcE")
+    with job("corpus", script):
+        (tmp_path / "made").write_bytes(b"made")
+    # the output is recorded as usual
+    assert read == [tmp_path / "made"]
+    (tmp_path / "source").write_bytes(b"cut")
+    with pytest.raises(SystemExit), job("corpus", script):
+        pass
 
 
 def test_a_job_that_fails_leaves_no_record(script, tmp_path):

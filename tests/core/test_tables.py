@@ -1,4 +1,4 @@
-"""A table is whole, or it is refused by name."""
+"""Damaged tables are refused, and the error names the file."""
 
 import re
 from pathlib import Path
@@ -28,12 +28,12 @@ def random_table(table: Table) -> pa.Table:
 
 
 @pytest.mark.parametrize("table", [CONCEPT, METRIC], ids=lambda table: table.name)
-def test_a_flipped_byte_is_found_and_its_file_named(table: Table, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_found_and_the_error_names_the_file(table: Table, tmp_path: Path) -> None:
     path, rows = tmp_path / f"{table.name}.parquet", random_table(table)
     write_table(table, rows, path)
     assert read_table(path) == rows
     whole, random = path.read_bytes(), np.random.default_rng(0)
-    # in the pages, which all but fill the file before its footer
+    # inside the pages, which fill most of the file before its footer
     for place in random.integers(len(whole) // 10, len(whole) * 8 // 10, 30):
         content = bytearray(whole)
         content[place] ^= 1 << random.integers(8)
@@ -42,7 +42,7 @@ def test_a_flipped_byte_is_found_and_its_file_named(table: Table, tmp_path: Path
             read_table(path)
 
 
-def test_some_rows_can_be_read_and_damage_in_them_is_found(tmp_path: Path) -> None:
+def test_filtered_rows_can_be_read_and_damage_in_them_is_found(tmp_path: Path) -> None:
     path, rows = tmp_path / "metric.parquet", random_table(METRIC)
     write_table(METRIC, rows, path)
     some = pc.field("layer") > 20_000
@@ -55,7 +55,7 @@ def test_some_rows_can_be_read_and_damage_in_them_is_found(tmp_path: Path) -> No
         read_table(path, some)
 
 
-def test_a_table_cut_short_is_found_and_its_file_named(tmp_path: Path) -> None:
+def test_a_truncated_table_is_refused_and_the_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "metric.parquet"
     write_table(METRIC, random_table(METRIC), path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -63,7 +63,7 @@ def test_a_table_cut_short_is_found_and_its_file_named(tmp_path: Path) -> None:
         read_table(path)
 
 
-def test_rows_of_another_schema_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_rows_with_another_schema_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     path = tmp_path / "metric.parquet"
     with pytest.raises(ValueError, match="table metric has no column loss"):
         write_table(METRIC, [{"run": "tc", "layer": 0, "loss": 1.0}], path)

@@ -1,4 +1,4 @@
-"""`python -m circuitloom verify` names every damaged file, and says so by its exit code."""
+"""`circuitloom verify` names every damaged file and exits with 1 if there is one."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from circuitloom.core.checksums import record_path, write_record
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A study with two recorded outputs; the current folder is the project's."""
+    """A study with two recorded outputs; its project is the working directory."""
     monkeypatch.chdir(tmp_path)
     folder = Path("results", "some")
     (folder / "corpus").mkdir(parents=True)
@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def verify(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
-    """What the command ends with: None for 0, a message (and 1) otherwise."""
+    """Run the command; returns None for exit code 0, else the message."""
     monkeypatch.setattr(sys, "argv", ["circuitloom", "verify", *arguments])
     try:
         main()
@@ -34,13 +34,13 @@ def verify(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None
     return None
 
 
-def test_a_whole_study_is_summed_up_in_a_line(folder, monkeypatch, capsys) -> None:
+def test_an_intact_study_is_summarized_in_one_line(folder, monkeypatch, capsys) -> None:
     assert verify(monkeypatch, "some") is None
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == "results/some: 2 files, 0.0 MB, of 2 outputs: all as they were written"
+    assert line == "results/some: 2 files, 0.0 MB, of 2 outputs: no damage"
 
 
-def test_every_damaged_file_has_a_line_and_the_exit_code_tells(folder, monkeypatch, capsys) -> None:
+def test_every_damaged_file_has_a_line_and_the_exit_code_is_1(folder, monkeypatch, capsys) -> None:
     (folder / "corpus" / "token.parquet").write_bytes(b"Tokens")
     (folder / "model.v1" / "weights").unlink()
     assert verify(monkeypatch, "some") == "circuitloom: verify: results/some: 2 damaged"
@@ -50,7 +50,7 @@ def test_every_damaged_file_has_a_line_and_the_exit_code_tells(folder, monkeypat
     ]
 
 
-def test_an_output_that_is_gone_and_a_damaged_record_are_named(folder, monkeypatch, capsys) -> None:
+def test_a_missing_output_and_a_damaged_record_are_named(folder, monkeypatch, capsys) -> None:
     (folder / "corpus" / "token.parquet").unlink()
     record = record_path(folder, folder / "model.v1")
     record.write_bytes(b"{}")
@@ -67,6 +67,6 @@ def test_an_output_that_is_gone_and_a_damaged_record_are_named(folder, monkeypat
 @pytest.mark.parametrize(
     ("study", "message"), [("none", "results/none: not there;"), ("old", "no checksums;")]
 )
-def test_without_results_or_records_the_remedy_is_said(folder, monkeypatch, study, message) -> None:
+def test_without_results_or_records_the_error_names_the_remedy(folder, monkeypatch, study, message) -> None:
     Path("results", "old").mkdir()
     assert message in str(verify(monkeypatch, study))

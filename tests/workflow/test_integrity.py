@@ -244,7 +244,7 @@ def test_a_stage_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
         assert left, "the disk held what it has no room for"
         (line,) = (line for line in ended.said.splitlines() if line.startswith("circuitloom: "))
         assert line.startswith(f"circuitloom: {stage}: the disk is full (")
-        assert line.endswith("make room and run again: what is done is kept")
+        assert line.endswith("make room and run again: finished work is kept")
         left[0].prepare(folder)
         # outputs of jobs that are still to run are gone, and nothing else is amiss
         amiss = {line.partition(": missing; run again")[0] for line in find_damage(folder / RESULTS)}

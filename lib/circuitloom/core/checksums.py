@@ -1,33 +1,28 @@
-"""What finished outputs are made of: a record of every file's size and checksum, by which damage is found later.
-Every file of a study's results against what was recorded of it when it was written."""
+"""Records of finished outputs: the size and checksum of every file, by which later jobs and `verify` find damage."""
 
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from .atomic_io import write_atomically
+from .layout import CHECKSUMS, Layout
 
-RECORDS = "checksums"
-"""Folder, in the study's, in which the records lie at their outputs' own paths."""
 _PIECE = 2**22
 _NOT_WRITTEN = "not what was written (its checksum differs)"
 
 Files = dict[str, tuple[int, int | None]]
-"""Size and CRC-32 of an output's files, by their path in it; that of an output which is one file is empty.
+"""Path within an output to the file's size and CRC-32; the path is empty if the output is a single file.
 
-Chunks of Zarr arrays have no CRC-32: they carry checksums of their own, and may take hours to be read once more.
+The CRC-32 of a chunk of a Zarr array is None: chunks contain their own checksums, and reading them all can take hours.
 """
-
-
-def record_path(folder: Path, output: Path) -> Path:
-    """Where the record of `output`, an output of the study in `folder`, lies."""
-    path = folder / RECORDS / output.relative_to(folder)
-    return path.with_name(f"{path.name}.json")
+Contents = Literal["all", "files", "none"]
+"""Which contents to read: of all files, of all but chunks of Zarr arrays, or none (sizes only)."""
 
 
 def write_record(folder: Path, output: Path) -> None:
-    """Record `output`, a file or folder as it lies there, in place of any record of it."""
+    """Write the record of `output`, a file or folder of the study in `folder`; replaces an earlier record."""
     files: Files = {
         name: (file.stat().st_size, None if _is_chunk(output / name) else _checksum(file))
         for name, file in _files(output).items()
@@ -38,27 +33,59 @@ def write_record(folder: Path, output: Path) -> None:
 
 
 def remove_record(folder: Path, output: Path) -> None:
-    """Remove the record of `output`, if there is one: it is about to be made anew."""
+    """Remove the record of `output`, if there is one, before `output` is written again."""
     record_path(folder, output).unlink(missing_ok=True)
 
 
-def check_inputs(folder: Path, inputs: Iterable[Path]) -> None:
-    """Raise ValueError, naming the file and the remedy, where one of a job's inputs is not as it was recorded.
+def record_path(folder: Path, output: Path) -> Path:
+    """File with the record of `output`."""
+    return Layout(folder).checksums(output)
 
-    What has no record passes. Chunks of Zarr arrays are held to their sizes alone: their checksums are verified when
-    they are read.
+
+def read_record(record: Path) -> Files:
+    """Read a record. Raises ValueError if it is damaged."""
+    content = record.read_bytes()
+    try:
+        files = {name: (size, checksum) for name, (size, checksum) in json.loads(content)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{record}: damaged") from error
+    # the encoding is unique, and includes a checksum of the record itself
+    if content != _encode(files):
+        raise ValueError(f"{record}: damaged")
+    return files
+
+
+def recorded_outputs(folder: Path) -> list[Path]:
+    """Outputs of the study in `folder` that have a record, sorted by path. Raises ValueError if there are none."""
+    records = folder / CHECKSUMS
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: not there; run the workflow, or name another study")
+    found = [record.relative_to(records).with_suffix("") for record in sorted(records.rglob("*.json"))]
+    if not found:
+        raise ValueError(f"{records}: no checksums; jobs write them as they finish: run the workflow")
+    return [folder / path for path in found]
+
+
+def check_inputs(folder: Path, inputs: Iterable[Path], contents: bool = True) -> None:
+    """Compare a job's inputs with their records; an input without a record passes.
+
+    Without `contents`, only sizes are compared. Chunks of Zarr arrays are verified later, when they are read.
+    Raises ValueError, with the first damaged file and the remedy.
     """
     for path in inputs:
         if path.is_relative_to(folder) and record_path(folder, path).is_file():
-            for line in output_damage(folder, path, chunks=False):
+            for line in output_damage(folder, path, "files" if contents else "none"):
                 raise ValueError(line)
 
 
-def output_damage(folder: Path, output: Path, chunks: bool = True) -> Iterator[str]:
-    """A line, with the remedy, for each file of `output` that is not as it was recorded; sizes are compared first.
+def find_damage(folder: Path) -> Iterator[str]:
+    """Read all recorded files of a study; yield a line with the remedy for each damaged file."""
+    for output in recorded_outputs(folder):
+        yield from output_damage(folder, output)
 
-    Without `chunks`, contents of Zarr arrays are not read.
-    """
+
+def output_damage(folder: Path, output: Path, contents: Contents = "all") -> Iterator[str]:
+    """Compare an output with its record; yield a line with the remedy for each file that differs."""
     record = record_path(folder, output)
     try:
         expected = read_record(record)
@@ -66,46 +93,40 @@ def output_damage(folder: Path, output: Path, chunks: bool = True) -> Iterator[s
         yield f"{record}: a damaged record; delete it and {output}, and run again"
         return
     if not output.exists():
-        yield f"{output}: missing; run again, or delete {record} where the study no longer makes it"
+        yield f"{output}: missing; run again, or delete {record} if the study no longer makes it"
         return
     remedy = "delete it" if set(expected) == {""} else f"delete {output}"
     found, unreadable = _files(output), set()
-    # metadata of arrays first: without it chunks cannot be read
+    # metadata of arrays first: without it, chunks cannot be read
     for name, (size, checksum) in sorted(expected.items(), key=lambda item: _is_chunk(output / item[0])):
         file = found.get(name)
-        fault = _fault(file, size, checksum)
+        fault = _fault(file, size, None if contents == "none" else checksum)
         if fault is not None:
             unreadable.add((output / name).parent)
-        elif chunks and file is not None and checksum is None and unreadable.isdisjoint(file.parents):
-            fault = _chunk_fault(file)
+        elif contents == "all" and file is not None and checksum is None:
+            fault = _chunk_fault(file) if unreadable.isdisjoint(file.parents) else None
         if fault is not None:
             yield f"{output / name}: {fault}; {remedy} and run again"
     for name in found.keys() - expected.keys():
-        # libraries choose files of a model or tokenizer by what is there
+        # an added file can change what libraries load from the folder of a model or tokenizer
         yield f"{output / name}: not made by the workflow; remove it"
 
 
-def read_record(record: Path) -> Files:
-    """What `record` says; ValueError where it is damaged."""
-    content = record.read_bytes()
-    try:
-        files = {name: (size, checksum) for name, (size, checksum) in json.loads(content)["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{record}: damaged") from error
-    # any other byte would make it another text
-    if content != _encode(files):
-        raise ValueError(f"{record}: damaged")
-    return files
+def summary(folder: Path) -> str:
+    """Number and size of a study's recorded files, in words. Raises ValueError if a record is damaged."""
+    outputs = recorded_outputs(folder)
+    sizes = [size for output in outputs for size, _ in read_record(record_path(folder, output)).values()]
+    return f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, of {len(outputs)} outputs"
 
 
 def _encode(files: Files) -> bytes:
-    """A record, under a checksum of its own."""
+    """A record as JSON, with a checksum of its own."""
     text = json.dumps(files)
     return f'{{"crc32": {zlib.crc32(text.encode())}, "files": {text}}}\n'.encode()
 
 
 def _files(output: Path) -> dict[str, Path]:
-    """The files of an output by their path in it; hidden ones are Snakemake's."""
+    """Path within an output to file; hidden files are Snakemake's and are left out."""
     if not output.is_dir():
         return {"": output}
     files = (file for file in sorted(output.rglob("*")) if file.is_file() and file.name[0] != ".")
@@ -113,12 +134,12 @@ def _files(output: Path) -> dict[str, Path]:
 
 
 def _is_chunk(file: Path) -> bool:
-    """A part of a Zarr array's contents, which carries its own checksum."""
+    """Whether a file is a chunk or shard of a Zarr array."""
     return file.name != "zarr.json" and any(parent.suffix == ".zarr" for parent in file.parents)
 
 
 def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
-    """What is wrong with a file, if anything; None for `checksum` leaves its contents unread."""
+    """What is wrong with a file, or None; if `checksum` is None its contents are not read."""
     if file is None:
         return "missing"
     try:
@@ -133,15 +154,15 @@ def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
 
 
 def _chunk_fault(file: Path) -> str | None:
-    """What is wrong with a chunk, or shard, of a Zarr array by the checksums that it carries."""
+    """What is wrong with a chunk or shard of a Zarr array, by its own checksums, or None."""
     import zarr
 
     folder = next(parent for parent in file.parents if (parent / "zarr.json").is_file())
     try:
         array = zarr.open_array(folder, mode="r")
-        places = zip(file.relative_to(folder / "c").parts, array.shards or array.chunks, strict=True)
-        array[tuple(slice(int(place) * size, (int(place) + 1) * size) for place, size in places)]
-    # whatever codecs raise
+        indices = zip(file.relative_to(folder / "c").parts, array.shards or array.chunks, strict=True)
+        array[tuple(slice(int(index) * size, (int(index) + 1) * size) for index, size in indices)]
+    # codecs raise errors of many classes
     except Exception:
         return _NOT_WRITTEN
     return None
@@ -150,34 +171,7 @@ def _chunk_fault(file: Path) -> str | None:
 def _checksum(file: Path) -> int:
     """CRC-32 of a file's contents."""
     value = 0
-    with file.open("rb") as opened:
-        while piece := opened.read(_PIECE):
+    with file.open("rb") as stream:
+        while piece := stream.read(_PIECE):
             value = zlib.crc32(piece, value)
     return value
-
-
-def recorded_outputs(folder: Path) -> list[Path]:
-    """The outputs of the study in `folder` that have a record, in order of their paths.
-
-    Raises ValueError, with the remedy, where there are none.
-    """
-    records = folder / RECORDS
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: not there; run the workflow, or name another study")
-    found = [record.relative_to(records).with_suffix("") for record in sorted(records.rglob("*.json"))]
-    if not found:
-        raise ValueError(f"{records}: no checksums; jobs write them as they finish: run the workflow")
-    return [folder / path for path in found]
-
-
-def find_damage(folder: Path) -> Iterator[str]:
-    """A line, with the file and the remedy, for each file that is not as it was written; reads all files."""
-    for output in recorded_outputs(folder):
-        yield from output_damage(folder, output)
-
-
-def summary(folder: Path) -> str:
-    """How much is recorded of the study in `folder`, in words; ValueError where a record is damaged."""
-    outputs = recorded_outputs(folder)
-    sizes = [size for output in outputs for size, _ in read_record(record_path(folder, output)).values()]
-    return f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, of {len(outputs)} outputs"

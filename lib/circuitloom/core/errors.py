@@ -1,28 +1,28 @@
-"""What went wrong, in one line."""
+"""Error messages of one line."""
 
 import re
 
-_FULL = re.compile(r"no space left|os error 28|\d+ requested and \d+ written", re.IGNORECASE)
-"""The last is numpy's."""
+_DISK_FULL = re.compile(r"no space left|os error 28|\d+ requested and \d+ written", re.IGNORECASE)
+"""The last pattern is numpy's message."""
 _NO_MEMORY = ("out of memory", "can't allocate memory")
 _EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError)
-"""What the library raises, or lets through, on broken input."""
+"""Errors that the library raises, or passes on, for invalid input."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what `error` says; its class where it says nothing."""
+    """First line of an error's message; its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def error_message(error: BaseException, log: str) -> str:
-    """All that `error` says, in one line, with the remedy where it is known; `log` is where its details are.
-
-    Libraries tell a full disk and exhausted memory in errors of many classes: they are known by their words.
-    """
+    """An error's message in one line, with the remedy if it is known; `log` is the file with its traceback."""
+    # libraries report a full disk and exhausted memory in many error classes: recognize them by their messages
     text = " ".join(str(error).split()) or type(error).__name__
-    if _FULL.search(text):
+    if _DISK_FULL.search(text):
         place = error.filename if isinstance(error, OSError) else text
-        return f"the disk is full ({place or 'while writing'}); make room and run again: what is done is kept"
+        return (
+            f"the disk is full ({place or 'while writing'}); make room and run again: finished work is kept"
+        )
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
         return "out of memory; lower the batch or the shard_rows of the stage"
     if isinstance(error, _EXPECTED):

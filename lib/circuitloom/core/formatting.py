@@ -1,26 +1,27 @@
-"""How numbers and tokens are shown."""
+"""Numbers, tokens and column names as text, for the report and the explorer."""
 
 import math
 from typing import Any
 
 _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
-_PLAIN = 6
+_MAX_DIGITS = 6
+"""Whole numbers with at most this many digits are written in full."""
 _HEADINGS = {
-    "l0": "L0 (features a token)", "fvu": "FVU", "ce": "CE (nats a token)", "delta_ce": "ΔCE (nats a token)",
-    "kl": "KL (nats a token)", "delta_ce_together": "ΔCE, all layers (nats a token)",
-    "kl_together": "KL, all layers (nats a token)", "ce_recovered_zero": "CE recovered (of zero ablation)",
-    "ce_recovered_mean": "CE recovered (of mean ablation)", "alive": "alive (share)",
-    "density_over_1_percent": "denser than 1 % (share)", "density_over_10_percent": "denser than 10 % (share)",
+    "l0": "L0 (features per token)", "fvu": "FVU", "ce": "CE (nats per token)", "delta_ce": "ΔCE (nats per token)",
+    "kl": "KL (nats per token)", "delta_ce_together": "ΔCE, all layers (nats per token)",
+    "kl_together": "KL, all layers (nats per token)", "ce_recovered_zero": "CE recovered (relative to zero ablation)",
+    "ce_recovered_mean": "CE recovered (relative to mean ablation)", "alive": "alive (fraction)",
+    "density_over_1_percent": "denser than 1 % (fraction)", "density_over_10_percent": "denser than 10 % (fraction)",
     "mean_f1": "mean F1", "median_f1": "median F1", "f1": "F1", "found_at_0_8": "F1 ≥ 0.8", "found_at_0_5": "F1 ≥ 0.5",
     "n_active": "active features", "n_nodes": "nodes", "n_edges": "edges", "n_prompts": "prompts",
     "replacement_score": "replacement score", "seconds": "time (s)", "act": "activation function",
     "width": "width, F", "seed": "seed", "n_steps": "steps",
 }  # fmt: skip
-"""Headings of columns whose names do not say enough, with units."""
+"""Headings, with units, of columns whose names are not clear by themselves."""
 
 
 def format_value(value: Any, digits: int = 4) -> str:
-    """A value of a table's cell: so many digits, whole numbers in full, nothing for null."""
+    """Text of a table cell: floats with `digits` significant digits, whole numbers in full, nothing for null."""
     match value:
         case None:
             return ""
@@ -36,38 +37,38 @@ def format_value(value: Any, digits: int = 4) -> str:
 
 
 def column_heading(column: str) -> str:
-    """A column's heading."""
+    """Heading of a column."""
     return _HEADINGS.get(column, column.replace("_", " "))
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """Significant digits, so many; very small and very large numbers in powers of ten."""
+    """A number with `digits` significant digits; very small and very large numbers in scientific notation."""
     if value is None or not math.isfinite(value):
         return ""
-    if value == round(value) and abs(value) < 10**_PLAIN:
+    if value == round(value) and abs(value) < 10**_MAX_DIGITS:
         return f"{value:,.0f}"
     if abs(value) >= 1000:
-        return f"{value:,.0f}" if abs(value) < 10 ** (2 * _PLAIN) else f"{value:.{digits - 1}e}"
+        return f"{value:,.0f}" if abs(value) < 10 ** (2 * _MAX_DIGITS) else f"{value:.{digits - 1}e}"
     if abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}"
     text = f"{value:.{digits}g}"
-    # 3.9999 is no 4
+    # keep the decimals of 3.9999, which is not the whole number 4
     return text if "." in text else f"{value:#.{digits}g}"
 
 
 def format_signed(value: float | None, digits: int = 4) -> str:
-    """A number with its sign."""
+    """As `format_number`, with a + for positive numbers."""
     text = format_number(value, digits)
     return f"+{text}" if value is not None and value > 0 and text else text
 
 
 def escape_invisible(text: str) -> str:
-    """`text` with what a page would not show: line breaks and other control characters as signs."""
+    """`text` with line breaks and other control characters as visible symbols."""
     return "".join(c if c.isprintable() else _SIGNS.get(c) or f"\\u{ord(c):04x}" for c in text)
 
 
 def format_token(token: str) -> str:
-    """A token by itself: as `visible`, its blanks at either end as signs, and a sign for nothing."""
+    """A token: as `escape_invisible`, with symbols for spaces at its ends and for the empty token."""
     if not token:
         return "∅"
     middle = token.strip(" ")
@@ -79,7 +80,7 @@ def format_token(token: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

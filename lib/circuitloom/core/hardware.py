@@ -1,4 +1,4 @@
-"""What the hardware at hand is fast at."""
+"""Number format for this machine's hardware."""
 
 from functools import cache
 from pathlib import Path
@@ -10,11 +10,11 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 @cache
 def fast_dtype() -> torch.dtype:
-    """Number format of large products: bfloat16 where the hardware is fast at it, else float32.
+    """Number format of large matrix products: bfloat16 if the hardware is fast at it, else float32.
 
-    GPUs are, processors with tiles for it (AMX), and AMD's with AVX-512 BF16: twice as fast as at float32. Intel's with
-    those instructions alone are half as fast, as are processors that emulate it (docs/log.md). The rule looks at names,
-    not at a clock, since results in other formats are other results.
+    bfloat16 is about twice as fast as float32 on GPUs, CPUs with AMX and AMD CPUs with AVX-512 BF16, and half as fast
+    on Intel CPUs with AVX-512 BF16 only and on CPUs that emulate it (docs/log.md). The choice depends on the hardware's
+    name and not on a measurement, because the results depend on the format.
     """
     if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16

@@ -1,5 +1,4 @@
-"""Colours of all pictures: those of Okabe and Ito (2008), which tell apart under every kind of colour blindness. One
-style for all pictures: open axes, a light grid, small type, colours that every eye tells apart."""
+"""Colours and style of all figures. The colours are Okabe and Ito's (2008), distinct for colour-blind readers."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -7,14 +6,9 @@ from typing import Any, ParamSpec, TypeVar
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 POSITIVE, NEGATIVE = BLUE, VERMILION
-"""Effects above 0, and below."""
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
+"""Colours of positive and negative effects."""
 SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, "black")
-"""Colours of series, in order."""
+"""Colours of the series of a plot, in order."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": "medium",
@@ -38,8 +32,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """`draw`, with the style set while it draws: matplotlib reads it when an artist is made."""
+    """Decorator: set the style while `draw` runs, because matplotlib reads it when an artist is created."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -52,5 +50,5 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def escape_mathtext(text: str) -> str:
-    """`text` as matplotlib shows it as it stands: a $ would begin a formula, other characters break lines."""
+    """`text` escaped for matplotlib: $ would start a formula, and control characters would break lines."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Progress of long work: a line every few seconds, with a rate and the time left."""
+"""Progress of long work: one line every few seconds, with rate and remaining time."""
 
 import sys
 from typing import Any
@@ -7,14 +7,14 @@ from tqdm import tqdm
 
 
 def progress(
-    label: str, total: float, unit: str, done: float = 0, every: float = 5, silent: bool = False
+    description: str, total: float, unit: str, done: float = 0, every: float = 5, silent: bool = False
 ) -> "tqdm[Any]":
-    """A tqdm bar that prints whole lines, for jobs that share a terminal and for logs.
+    """A tqdm bar that prints complete lines, for logs and for jobs that share a terminal; `silent` prints nothing.
 
-    `total` and `done` are in `unit`; call `update(n)` on it and use it as a context. `silent` ones print nothing.
+    `total` and `done` are in `unit`. Use the bar as a context manager and call `update(n)`.
     """
-    form = "{desc}: {percentage:3.0f} % of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}\n"
+    line = "{desc}: {percentage:3.0f} % of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}\n"
     return tqdm(
-        desc=label, total=total, initial=done, unit=unit, unit_scale=True, bar_format=form,
+        desc=description, total=total, initial=done, unit=unit, unit_scale=True, bar_format=line,
         mininterval=every, maxinterval=every * 2, file=sys.stderr, leave=True, disable=silent,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What code a script depends on, as a hash: what decides whether its results are stale."""
+"""Hash of the code that a script imports: the workflow reruns a job when it changes."""
 
 import ast
 import hashlib
@@ -10,35 +10,35 @@ from typing import NamedTuple
 PACKAGE = "circuitloom"
 ROOT = Path(__file__).parents[1]
 RESOURCE_SUFFIXES = {".sql", ".html", ".css", ".js"}
-"""Kinds of files that are read by the package whose folder they lie in."""
+"""Suffixes of files that a package reads from its own folder."""
 
 
 def code_hash(script: Path) -> str:
-    """Hash of `script`'s library modules, imported directly or not; comments and docstrings left out.
+    """Hash of the library modules that `script` imports, directly or indirectly, without comments and docstrings.
 
-    Snakemake itself notices an edited script, but not an edited library under it.
+    Snakemake itself notices an edited script, but not an edited library module.
     """
     seen: dict[str, Path] = {}
-    waiting = list(_imports(script, script.stem))
-    while waiting:
-        module = waiting.pop()
+    pending = list(_imports(script, script.stem))
+    while pending:
+        module = pending.pop()
         file = _file(module)
         if module in seen or file is None:
             continue
         seen[module] = file
-        waiting.extend(_imports(file, module))
+        pending.extend(_imports(file, module))
     digest = hashlib.sha256()
     for module, file in sorted(seen.items()):
         digest.update(module.encode() + b"\0" + _parse(file.read_text()).canonical + b"\0")
-        # SQL and templates that a package holds are code as well
-        held = sorted(file.parent.iterdir()) if file.name == "__init__.py" else []
-        for other in (each for each in held if each.suffix in RESOURCE_SUFFIXES):
-            digest.update(other.name.encode() + b"\0" + other.read_bytes() + b"\0")
+        # a package's SQL and templates are code too
+        resources = sorted(file.parent.iterdir()) if file.name == "__init__.py" else []
+        for resource in (each for each in resources if each.suffix in RESOURCE_SUFFIXES):
+            digest.update(resource.name.encode() + b"\0" + resource.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module of this package; None for a name that is no module."""
+    """File of a module of this package; None if there is no such module."""
     parts = module.split(".")[1:]
     for file in (ROOT.joinpath(*parts).with_suffix(".py"), ROOT.joinpath(*parts, "__init__.py")):
         if file.is_file() and file != ROOT.with_suffix(".py"):
@@ -47,9 +47,9 @@ def _file(module: str) -> Path | None:
 
 
 def _imports(file: Path, module: str) -> Iterator[str]:
-    """Names that `file` imports from this package: each may be a module, or a name within one.
+    """Dotted names of what `file` imports from this package: modules, or names in a module.
 
-    A package's own `__init__` counts only where something is imported from it by name.
+    A package's `__init__` counts only if a name is imported from it.
     """
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in _parse(file.read_text()).imports:
@@ -69,21 +69,21 @@ def _imports(file: Path, module: str) -> Iterator[str]:
 
 
 class _Source(NamedTuple):
-    """What a module's source says."""
+    """A module's source, parsed."""
 
     imports: list[ast.Import | ast.ImportFrom]
     canonical: bytes
-    """Its syntax tree without docstrings, so that rewording reruns nothing."""
+    """The syntax tree without docstrings: a new wording reruns nothing."""
 
 
 @cache
 def _parse(source: str) -> _Source:
-    """Parsed once, as most modules are below many scripts: every start of Snakemake waits for this."""
+    """Parse a module. Cached, because many scripts share modules and every start of Snakemake parses them."""
     tree = ast.parse(source)
     imports = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            # a lone string, a field's or a function's documentation, is no code
+            # a string as a statement is a docstring
             node.body = [
                 s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
             ]

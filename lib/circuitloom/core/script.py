@@ -1,4 +1,4 @@
-"""The frame around one stage's work: threads set, files checked, errors said in one line, details in a log."""
+"""What every script does around its work: set threads, verify inputs, record outputs, report errors in one line."""
 
 import os
 import sys
@@ -11,32 +11,36 @@ from typing import Protocol, runtime_checkable
 from .checksums import check_inputs, remove_record, write_record
 from .errors import error_message
 
+VERIFY_INPUTS = "CIRCUITLOOM_VERIFY_INPUTS"
+"""Environment variable that the workflow sets from the config."""
+
 
 @runtime_checkable
 class SnakemakeScript(Protocol):
-    """What a script is told about its job; paths are relative to the project's folder."""
+    """The attributes of Snakemake's `snakemake` object that `job` uses; paths are relative to the project's folder."""
 
     threads: int
     log: Sequence[str]
-    """One file in the folder `logs` of the study's."""
+    """One file, results/STUDY/logs/JOB.log."""
     input: Iterable[str]
     output: Iterable[str]
 
 
 @contextmanager
 def job(name: str, script: SnakemakeScript) -> Iterator[None]:
-    """Run the body with the job's threads; on a fault print one line, write the traceback to its log and exit with 1.
+    """Run the body as a job. After an error, print one line, write the traceback to the job's log and exit with 1.
 
-    Before the body, inputs that have a record are held to it, and records of outputs are dropped; after it, outputs
-    are recorded (`checksums`).
+    Before the body, inputs are compared with their records and the records of outputs are removed. After it, new
+    records of the outputs are written (`checksums`). With CIRCUITLOOM_VERIFY_INPUTS=0 (config:
+    resources.verify_inputs), only the inputs' sizes are compared, and their contents are not read.
     """
     set_threads(script.threads)
     log = Path(script.log[0])
     folder = log.parents[1]
-    # a table may be asked for by several names
+    # two names may refer to the same file
     inputs, outputs = (dict.fromkeys(map(Path, paths)) for paths in (script.input, script.output))
     try:
-        check_inputs(folder, inputs)
+        check_inputs(folder, inputs, contents=os.environ.get(VERIFY_INPUTS) != "0")
         for output in outputs:
             remove_record(folder, output)
         yield
@@ -44,7 +48,7 @@ def job(name: str, script: SnakemakeScript) -> Iterator[None]:
             write_record(folder, output)
     except Exception as error:
         print(f"circuitloom: {name}: {error_message(error, str(log))}", file=sys.stderr, flush=True)
-        # a full disk may have no room for the log either
+        # a full disk may have no space for the log either
         with suppress(OSError):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc())
@@ -52,7 +56,7 @@ def job(name: str, script: SnakemakeScript) -> Iterator[None]:
 
 
 def set_threads(threads: int) -> None:
-    """Let torch, Arrow and BLAS use `threads` threads in this process."""
+    """Set the number of threads of torch, Arrow and BLAS in this process."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(threads)
     import pyarrow as pa

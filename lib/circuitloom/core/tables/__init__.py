@@ -1,4 +1,4 @@
-"""The tables: their Arrow schemas, what each column means, and how they are written and read."""
+"""All tables: their Arrow schemas, the meaning of each column, and reading and writing."""
 
 from .ablation import CAUSAL, FAITHFULNESS, FEATURE_EFFECT
 from .attribution import EDGE, INTERVENTION, NODE, PATH, TRACE

@@ -1,5 +1,4 @@
-"""What a table is, and the columns that many share. How tables are written and read: whole or not at all, with
-checksums."""
+"""Table schemas and their shared columns; writing tables atomically and reading them, with page checksums."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from ..errors import first_line
 
 @dataclass(frozen=True)
 class Table:
-    """A table: one Parquet file of this name wherever it is written."""
+    """Schema of a table; its Parquet files are named after it."""
 
     name: str
     meaning: str
@@ -27,7 +26,7 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """The Arrow schema, meanings included as field metadata."""
+        """The Arrow schema, with the meanings as field metadata."""
         fields = [pa.field(n, t, metadata={"meaning": meaning}) for n, (t, meaning) in self.columns.items()]
         return pa.schema(fields, metadata={"table": self.name, "key": ", ".join(self.key)})
 
@@ -35,16 +34,16 @@ class Table:
 STRING, FLOAT, INT = pa.string(), pa.float64(), pa.int64()
 """Types of most columns."""
 SEQUENCE = (pa.int32(), "row of the split's token array")
-POSITION = (pa.int16(), "place in the sequence, from 0 (the BOS in front)")
+POSITION = (pa.int16(), "position in the sequence, from 0 (the BOS)")
 RUN_NAME = (STRING, "name of the dictionary's run")
 LAYER = (pa.int16(), "block of the model, from 0")
-FEATURE_INDEX = (pa.int32(), "number of the feature, from 0")
+FEATURE_INDEX = (pa.int32(), "index of the feature, from 0")
 
 
 def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path: Path | str) -> None:
-    """Write `rows` (columns by name, cast to the schema) to `path`, whole or not at all.
+    """Write `rows`, cast to the table's schema, to `path`, completely or not at all.
 
-    Raises ValueError where a column is missing, unknown or of another type.
+    Raises ValueError if a column is missing, unknown or of another type.
     """
     path = Path(path)
     if isinstance(rows, pa.Table):
@@ -59,19 +58,19 @@ def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path
     except (KeyError, pa.ArrowInvalid) as error:
         raise ValueError(f"table {table.name}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as new:
-        # page checksums: DuckDB reads flipped bytes without a word, pyarrow finds them
-        pq.write_table(columns, new, compression="zstd", write_page_checksum=True)
+    with atomic_path(path) as temporary:
+        # DuckDB reads flipped bytes without an error; pyarrow finds them by page checksums
+        pq.write_table(columns, temporary, compression="zstd", write_page_checksum=True)
 
 
 @contextmanager
 def table_writer(
     table: Table, path: Path | str, plain: Sequence[str] = (), uncompressed: Sequence[str] = ()
 ) -> Iterator[pq.ParquetWriter]:
-    """A writer of `table`'s rows, some at a time; `path` is there once all are, and after a fault is as it was.
+    """Writer of a table's rows in several parts. `path` appears at the end; after an error it is unchanged.
 
-    Columns in `plain` repeat so little that no dictionary of their values is tried; those in `uncompressed` are
-    read too often to be compressed.
+    Columns in `plain` have few repeated values and are not dictionary-encoded; columns in `uncompressed` are read too
+    often to be compressed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,16 +78,16 @@ def table_writer(
     dictionary: Any = [name for name in table.columns if name not in plain] if plain else True
     options = {"compression": compression if uncompressed else "zstd", "use_dictionary": dictionary}
     with (
-        atomic_path(path) as new,
-        pq.ParquetWriter(new, table.schema, write_page_checksum=True, **options) as writer,
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, table.schema, write_page_checksum=True, **options) as writer,
     ):
         yield writer
 
 
 def read_table(path: Path | str, rows: pc.Expression | None = None) -> pa.Table:
-    """The table in `path`, or those of its rows for which `rows` holds; the page checksums are verified.
+    """Read a table, or only the rows that match the filter `rows`, and verify the page checksums.
 
-    Raises ValueError, naming the file, where it is damaged.
+    Raises ValueError, with the file's name, if it is damaged.
     """
     try:
         return pq.read_table(path, filters=rows, page_checksum_verification=True)
