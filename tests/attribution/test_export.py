@@ -5,11 +5,11 @@ import json
 import networkx
 import pytest
 import torch
-from tests.attribution.inputs import PROMPT, load_tiny, make_local
+from tests.attribution.inputs import PROMPT, load_tiny, make_linearized
 from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
 
-from circuitloom.attribution.direct_effects import sources
-from circuitloom.attribution.export import GraphLabels, to_networkx, viewer_json, write_viewer
+from circuitloom.attribution.direct_effects import source_columns
+from circuitloom.attribution.export import GraphText, to_networkx, viewer_json, write_viewer
 from circuitloom.attribution.graph import (
     AttributionGraph,
     Roots,
@@ -28,24 +28,24 @@ LAST = len(PROMPT) - 1
 
 def make_graph(
     architecture: str, folder, node_share: float = 0.8, target: str = "logits"
-) -> tuple[AttributionGraph, LinearizedModel, GraphLabels, Roots]:
-    model = make_local(load_tiny(architecture, folder))
+) -> tuple[AttributionGraph, LinearizedModel, GraphText, Roots]:
+    model = make_linearized(load_tiny(architecture, folder))
     strings = [f"w{i}" for i in range(VOCABULARY)]
     roots, named = find_roots(model, parse_target(target), strings, logits=3, probability=1.0)
-    labels = GraphLabels("the prompt", [strings[i] for i in PROMPT.tolist()], named)
-    return trace_graph(model, roots, node_share, 0.98), model, labels, roots
+    text = GraphText("the prompt", [strings[i] for i in PROMPT.tolist()], named)
+    return trace_graph(model, roots, node_share, 0.98), model, text, roots
 
 
 def make_viewer(
-    graph: AttributionGraph, model: LinearizedModel, labels: GraphLabels, slug: str = "a-prompt"
+    graph: AttributionGraph, model: LinearizedModel, text: GraphText, slug: str = "a-prompt"
 ) -> dict:
-    return viewer_json(graph, model, labels, slug, "a/run", 0.7)
+    return viewer_json(graph, model, text, slug, "a/run", 0.7)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_networkx_holds_every_node_and_edge(architecture: str, tmp_path) -> None:
-    graph, model, labels, _ = make_graph(architecture, tmp_path)
-    made = to_networkx(graph, model, labels)
+    graph, model, text, _ = make_graph(architecture, tmp_path)
+    made = to_networkx(graph, model, text)
     assert (len(made), made.number_of_edges()) == (len(graph.node), len(graph.effect))
     assert networkx.is_directed_acyclic_graph(made)
     for _, target in made.nodes(data=True):
@@ -60,8 +60,8 @@ def test_networkx_holds_every_node_and_edge(architecture: str, tmp_path) -> None
 
 
 def test_nodes_of_networkx_say_what_they_are(tmp_path) -> None:
-    graph, model, labels, _ = make_graph("gpt2", tmp_path)
-    made = to_networkx(graph, model, labels)
+    graph, model, text, _ = make_graph("gpt2", tmp_path)
+    made = to_networkx(graph, model, text)
     features = [node for _, node in made.nodes(data=True) if node["kind"] == "feature"]
     assert features
     for node in features:
@@ -72,16 +72,16 @@ def test_nodes_of_networkx_say_what_they_are(tmp_path) -> None:
     assert kinds.count("embedding") == kinds.count("position") == len(PROMPT)
     assert (kinds.count("constant"), kinds.count("logit")) == (1, 3)
     logit = next(node for _, node in made.nodes(data=True) if node["kind"] == "logit")
-    assert (logit["token"], logit["position"]) == (labels.roots[0].label, LAST)
-    assert logit["probability"] == labels.roots[0].weight
+    assert (logit["token"], logit["position"]) == (text.root_nodes[0].name, LAST)
+    assert logit["probability"] == text.root_nodes[0].weight
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_viewers_links_are_the_edges_between_its_nodes(architecture: str, tmp_path) -> None:
-    graph, model, labels, _ = make_graph(architecture, tmp_path, node_share=1.0)
-    made = make_viewer(graph, model, labels)
-    columns = sources(model)
-    shown = (graph.node < columns.learned_positions.start) | (graph.node >= len(columns))
+    graph, model, text, _ = make_graph(architecture, tmp_path, node_share=1.0)
+    made = make_viewer(graph, model, text)
+    columns = source_columns(model)
+    shown = (graph.node < columns.position_embeddings.start) | (graph.node >= len(columns))
     assert len(made["nodes"]) == int(shown.sum())
     names = [node["node_id"] for node in made["nodes"]]
     place = dict(zip(shown.nonzero()[:, 0].tolist(), names, strict=True))
@@ -96,8 +96,8 @@ def test_the_viewers_links_are_the_edges_between_its_nodes(architecture: str, tm
 
 
 def test_a_feature_of_layer_0_and_an_error_have_different_names(tmp_path) -> None:
-    graph, model, labels, _ = make_graph("neox", tmp_path, node_share=1.0)
-    nodes = make_viewer(graph, model, labels)["nodes"]
+    graph, model, text, _ = make_graph("neox", tmp_path, node_share=1.0)
+    nodes = make_viewer(graph, model, text)["nodes"]
     names = [node["node_id"] for node in nodes]
     errors = [node for node in nodes if node["feature_type"] == "mlp reconstruction error"]
     # what circuit-tracer would call the errors
@@ -106,8 +106,8 @@ def test_a_feature_of_layer_0_and_an_error_have_different_names(tmp_path) -> Non
 
 
 def test_the_viewer_finds_what_it_needs_in_every_node(tmp_path) -> None:
-    graph, model, labels, _ = make_graph("llama", tmp_path)
-    made = json.loads(json.dumps(make_viewer(graph, model, labels), allow_nan=False))
+    graph, model, text, _ = make_graph("llama", tmp_path)
+    made = json.loads(json.dumps(make_viewer(graph, model, text), allow_nan=False))
     by_type: dict[str, list[dict]] = {}
     for node in made["nodes"]:
         assert 0 <= node["ctx_idx"] < len(PROMPT)
@@ -125,27 +125,27 @@ def test_the_viewer_finds_what_it_needs_in_every_node(tmp_path) -> None:
     first, *others = by_type["logit"]
     assert first["is_target_logit"] and not any(node["is_target_logit"] for node in others)
     assert first["layer"] == str(LAYERS + 1)
-    assert f"(p={labels.roots[0].weight:.3f})" in first["clerp"]
-    assert [node["feature"] for node in by_type["logit"]] == [root.token_id for root in labels.roots]
-    assert made["metadata"]["prompt_tokens"] == labels.tokens
+    assert f"(p={text.root_nodes[0].weight:.3f})" in first["clerp"]
+    assert [node["feature"] for node in by_type["logit"]] == [root.token_id for root in text.root_nodes]
+    assert made["metadata"]["prompt_tokens"] == text.tokens
     assert made["metadata"]["node_threshold"] == 0.7
 
 
 @pytest.mark.parametrize("target", ["logit w5 vs w6", "random"])
 def test_other_roots_are_numbered_behind_the_tokens(target: str, tmp_path) -> None:
-    graph, model, labels, _ = make_graph("llama", tmp_path, target=target)
-    (root,) = (node for node in make_viewer(graph, model, labels)["nodes"] if node["feature_type"] == "logit")
+    graph, model, text, _ = make_graph("llama", tmp_path, target=target)
+    (root,) = (node for node in make_viewer(graph, model, text)["nodes"] if node["feature_type"] == "logit")
     assert root["feature"] == VOCABULARY
-    assert labels.roots[0].label in root["clerp"]
+    assert text.root_nodes[0].name in root["clerp"]
     (named,) = (
-        node for _, node in to_networkx(graph, model, labels).nodes(data=True) if node["kind"] == "target"
+        node for _, node in to_networkx(graph, model, text).nodes(data=True) if node["kind"] == "target"
     )
-    assert named["token"] == labels.roots[0].label
+    assert named["token"] == text.root_nodes[0].name
 
 
 def test_the_cumulative_share_of_a_node_counts_all_larger_ones(tmp_path) -> None:
     graph, model, _, roots = make_graph("llama", tmp_path)
-    columns = sources(model)
+    columns = source_columns(model)
     weight = torch.cat([torch.zeros(len(columns)), roots.weight])
     whole = influence(graph_rows(model, roots), weight, counted_sources(columns), columns.errors).node
     share = cumulative_share(whole)
@@ -160,9 +160,9 @@ def test_the_cumulative_share_of_a_node_counts_all_larger_ones(tmp_path) -> None
 
 
 def test_a_folder_of_graphs_lists_each_once(tmp_path) -> None:
-    graph, model, labels, _ = make_graph("llama", tmp_path)
+    graph, model, text, _ = make_graph("llama", tmp_path)
     for slug in ("one", "two", "one"):
-        made = make_viewer(graph, model, labels, slug)
+        made = make_viewer(graph, model, text, slug)
         file = write_viewer(made, tmp_path / "graphs")
         assert json.loads(file.read_text()) == made
     index = json.loads((tmp_path / "graphs" / "graph-metadata.json").read_text())
@@ -170,10 +170,10 @@ def test_a_folder_of_graphs_lists_each_once(tmp_path) -> None:
 
 
 def test_labels_of_another_prompt_are_refused(tmp_path) -> None:
-    graph, model, labels, _ = make_graph("llama", tmp_path)
+    graph, model, text, _ = make_graph("llama", tmp_path)
     for other in (
-        GraphLabels("", labels.tokens[1:], labels.roots),
-        GraphLabels("", labels.tokens, labels.roots[1:]),
+        GraphText("", text.tokens[1:], text.root_nodes),
+        GraphText("", text.tokens, text.root_nodes[1:]),
     ):
-        with pytest.raises(ValueError, match="give those of its prompt"):
+        with pytest.raises(ValueError, match="pass the text of the graph's prompt"):
             to_networkx(graph, model, other)

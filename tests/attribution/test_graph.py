@@ -191,7 +191,7 @@ def test_chunks_change_nothing(architecture, carried, tiny, monkeypatch):
     local = make_linearized(tiny(architecture), "skip transcoder")
     roots = make_roots(local)
     whole, effects = trace_graph(local, roots), adjacency(local, roots)
-    monkeypatch.setattr(attribution, "CARRIED", carried)
+    monkeypatch.setattr(attribution, "MAX_ELEMENTS", carried)
     rows = graph_rows(local, roots)(torch.ones(len(source_columns(local)) + 5, dtype=torch.float64))
     sizes = [len(nodes) for nodes, _ in rows]
     # so the chunks are many

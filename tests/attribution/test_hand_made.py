@@ -100,7 +100,7 @@ def test_columns_lie_in_the_order_of_the_names():
     assert NAMES[: COLUMNS.active] == ("f0", "f1", "f2", "f3", "f4")
     assert NAMES[COLUMNS.errors] == ("e0", "e1")
     assert NAMES[COLUMNS.embeddings] == ("E0", "E1")
-    assert NAMES[COLUMNS.learned_positions] == ("P0", "P1")
+    assert NAMES[COLUMNS.position_embeddings] == ("P0", "P1")
     assert NAMES[COLUMNS.constant] == "constant" and len(COLUMNS) == 12
     assert COUNTED.tolist() == [True] * 9 + [False] * 3
 
@@ -188,18 +188,23 @@ def make_model() -> LinearizedModel:
     model.features = ActiveFeatures(
         torch.tensor([0, 0, 1, 1, 2]), zeros, torch.arange(5), torch.ones(5, dtype=torch.float64)
     )
-    model.frozen = SimpleNamespace(layers=[None] * 3, positions=torch.zeros(2, 1))  # type: ignore[assignment]
+    model.captured = SimpleNamespace(layers=[None] * 3, position_embedding=torch.zeros(2, 1))  # type: ignore[assignment]
     return model
 
 
 @pytest.fixture
 def trace(monkeypatch):
     """The graph of the network, at given shares."""
-    monkeypatch.setattr(graph, "sources", lambda _model: COLUMNS)
+    monkeypatch.setattr(graph, "source_columns", lambda _model: COLUMNS)
     monkeypatch.setattr(graph, "graph_rows", lambda _model, _roots: make_rows([]))
     nothing = torch.zeros(2, dtype=torch.float64)
     targets = AttributionTargets(
-        3, torch.tensor([1, 1]), nothing[:, None], constant=nothing, behind=nothing[:, None], bias=nothing
+        3,
+        torch.tensor([1, 1]),
+        nothing[:, None],
+        constant=nothing,
+        normed_vector=nothing[:, None],
+        bias=nothing,
     )
     roots = Roots(targets, WEIGHT[-2:])
     return lambda node_share, edge_share: trace_graph(make_model(), roots, node_share, edge_share)

@@ -13,7 +13,7 @@ from circuitloom.attribution.drawing import draw_graph
 from circuitloom.attribution.export import write_graph
 from circuitloom.attribution.trace_tables import TraceRows
 from circuitloom.attribution.tracer import Trace, Tracer
-from circuitloom.config.circuits import Change, Circuits, Prompt, parse_place, parse_target
+from circuitloom.config.circuits import Circuits, FeatureChange, Prompt, parse_feature, parse_target
 from circuitloom.core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, read_table, write_table
 from circuitloom.corpus.tokenizer import load_tokenizer
 
@@ -102,24 +102,24 @@ def test_a_path_begins_at_the_first_root_and_ends_in_its_contribution(traced):
 def test_root_probabilities_are_the_models(tmp_path):
     result = trace(tmp_path)
     model = load_tiny("gpt2", tmp_path)
-    token = result.model.frozen.token
+    token = result.model.captured.token
     chances = model.logits(token[None])[0, -1].softmax(0)
-    assert len(result.root) == 10
-    for root in result.root:
+    assert len(result.root_nodes) == 10
+    for root in result.root_nodes:
         assert root.weight == pytest.approx(float(chances[root.token_id]), rel=1e-4)
-    assert result.root[0].token_id == int(chances.argmax())
+    assert result.root_nodes[0].token_id == int(chances.argmax())
 
 
 def test_few_logits_hold_the_probability_asked_for(tmp_path):
     result = make_tracer(tmp_path).trace(Prompt(text=TEXT), Circuits(probability=0.05, logits=30))
-    weights = [root.weight for root in result.root]
+    weights = [root.weight for root in result.root_nodes]
     assert sum(weights) >= 0.05 > sum(weights[:-1])
 
 
 def test_a_difference_is_that_of_two_logits(tmp_path):
     result = trace(tmp_path, "logit w17 vs w12 @5")
     model = load_tiny("gpt2", tmp_path)
-    logits = model.logits(result.model.frozen.token[None])[0, 5]
+    logits = model.logits(result.model.captured.token[None])[0, 5]
     root = int((result.graph.node >= result.graph.node.max()).nonzero()[0])
     assert float(result.graph.value[root]) == pytest.approx(float(logits[17] - logits[12]), abs=1e-4)
 
@@ -127,10 +127,11 @@ def test_a_difference_is_that_of_two_logits(tmp_path):
 def test_a_random_feature_is_live_and_the_same_for_a_seed(tmp_path):
     tracer = make_tracer(tmp_path)
     found = [
-        tracer.trace(Prompt(text=TEXT, target="random 1 @4"), Circuits(seed=3)).root[0] for _ in range(2)
+        tracer.trace(Prompt(text=TEXT, target="random 1 @4"), Circuits(seed=3)).root_nodes[0]
+        for _ in range(2)
     ]
     assert found[0] == found[1] and (found[0].layer, found[0].position) == (1, 4)
-    place = tracer.local_model(TEXT).features.find(1, 4, found[0].feature)
+    place = tracer.linearize(TEXT).features.find(1, 4, found[0].feature)
     assert place is not None
 
 
@@ -166,7 +167,7 @@ def test_a_target_that_is_not_there_is_refused_with_the_remedy(target, tmp_path)
 
 def test_a_feature_that_fires_elsewhere_is_named_where(tmp_path):
     tracer = make_tracer(tmp_path)
-    features = tracer.local_model(TEXT).features
+    features = tracer.linearize(TEXT).features
     place = next(i for i in range(len(features)) if features.position[i] == 3)
     layer, feature = int(features.layer[place]), int(features.feature[place])
     absent = next(p for p in range(1, 11) if features.find(layer, p, feature) is None)
@@ -188,21 +189,21 @@ def test_targets_are_read_as_written():
     assert parse_target("logit @")[:3] == ("logit", -1, "@")
     assert parse_target("feature 3/235@-2")[4:] == (3, 235)
     assert parse_target("random 2 @4") == parse_target("random 2@4")
-    assert parse_place("3/7@2") == (3, 7, 2) and parse_place("3/7").position is None
+    assert parse_feature("3/7@2") == (3, 7, 2) and parse_feature("3/7").position is None
     for text in ("feature 3", "logit", "nonsense", "3/7"):
         with pytest.raises(ValueError, match="is no target"):
             parse_target(text)
     with pytest.raises(ValueError, match="is no feature"):
-        parse_place("3:7")
+        parse_feature("3:7")
 
 
 def test_a_change_names_what_it_lacks():
     with pytest.raises(ValueError, match="scale needs `strength`"):
-        Change(kind="scale", features=["0/1"])
+        FeatureChange(kind="scale", features=["0/1"])
     with pytest.raises(ValueError, match="patch needs `source`"):
-        Change(kind="patch", features=["0/1"])
+        FeatureChange(kind="patch", features=["0/1"])
     with pytest.raises(ValueError, match="ablate takes no `strength`"):
-        Change(kind="ablate", features=["0/1"], strength=2)
+        FeatureChange(kind="ablate", features=["0/1"], strength=2)
 
 
 def test_the_picture_is_a_picture(traced, tmp_path):
@@ -222,8 +223,8 @@ def test_the_viewers_file_holds_the_graphs_nodes_but_positions_and_constants(tra
 def test_the_root_of_a_pruned_graph_keeps_its_edges_within_memory(tmp_path, monkeypatch):
     """Chunks of any size give the same tables."""
     whole = trace(tmp_path)
-    monkeypatch.setattr("circuitloom.attribution.direct_effects.CARRIED", 500)
-    monkeypatch.setattr("circuitloom.ablation.interventions.AT_ONCE", 500)
+    monkeypatch.setattr("circuitloom.attribution.direct_effects.MAX_ELEMENTS", 500)
+    monkeypatch.setattr("circuitloom.ablation.interventions.CHUNK_ELEMENTS", 500)
     parts = trace(tmp_path)
     assert torch.equal(whole.graph.node, parts.graph.node)
     torch.testing.assert_close(whole.graph.effect, parts.graph.effect)

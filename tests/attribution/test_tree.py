@@ -2,27 +2,27 @@
 
 import duckdb
 import pytest
-from tests.attribution.inputs import PROMPT, load_tiny, make_local
+from tests.attribution.inputs import PROMPT, load_tiny, make_linearized
 
-from circuitloom.attribution.paths import feature_reader, take_step
-from circuitloom.attribution.tree import node_label, step_rows
-from circuitloom.catalog.macros import macros
+from circuitloom.attribution.paths import direct_sources, feature_reader
+from circuitloom.attribution.trace_tables import node_name, source_rows
+from circuitloom.catalog.queries import macros
 
 TOKENS = [f"t{token}" for token in PROMPT.tolist()]
 
 
 def test_the_rows_of_a_step_add_up_to_the_activation(tmp_path) -> None:
-    local = make_local(load_tiny("gpt2", tmp_path, "float64"))
+    local = make_linearized(load_tiny("gpt2", tmp_path, "float64"))
     last = len(local.features) - 1
-    rows = step_rows(take_step(local, feature_reader(local, last)), TOKENS)
+    rows = source_rows(direct_sources(local, feature_reader(local, last)), TOKENS)
     assert sum(row["value"] for row in rows) == pytest.approx(float(local.features.activation[last]))
     sizes = [abs(row["value"]) for row in rows]
     assert sizes == sorted(sizes, reverse=True)
 
 
 def test_every_part_of_a_step_has_a_name_of_its_own(tmp_path) -> None:
-    local = make_local(load_tiny("gpt2", tmp_path))
-    rows = step_rows(take_step(local, feature_reader(local, len(local.features) - 1)), TOKENS)
+    local = make_linearized(load_tiny("gpt2", tmp_path))
+    rows = source_rows(direct_sources(local, feature_reader(local, len(local.features) - 1)), TOKENS)
     named = {row["kind"]: row for row in rows}
     assert set(named) == {"feature", "head", "embedding", "position", "error", "constant"}
     assert len({row["source"] for row in rows}) == len(rows)
@@ -46,4 +46,4 @@ def test_a_node_is_called_as_the_catalogue_calls_it() -> None:
             ("logit", None, None, None, "by", 3),
         ):
             ((called,),) = connection.execute("SELECT node_label(?, ?, ?, ?, ?, ?)", values).fetchall()
-            assert node_label(dict(zip(names, values, strict=True))) == called
+            assert node_name(dict(zip(names, values, strict=True))) == called

@@ -1,4 +1,4 @@
-"""Connections are the part of an edge that no prompt changes; their means are those of edges on prompts."""
+"""Virtual weights are the prompt-independent factor of an edge; mean effects are means of edges on prompts."""
 
 import math
 
@@ -13,17 +13,11 @@ from tests.models import ARCHITECTURES, LAYERS
 
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import direct_effects, feature_targets
-from circuitloom.attribution.linearized_model import LinearizedModel
-from circuitloom.weights.connections import (
-    DIRECT,
-    find_connections,
-    local_models,
-    mean_effects,
-    write_connections,
-)
+from circuitloom.attribution.linearized_model import LinearizedModel, linearize_sequences
+from circuitloom.weights.connections import DIRECT, find_connections, mean_effects, write_connections
 
 WIDTH = 40
-EVERY = {"wanted": 10_000, "heads": 99}
+EVERY = {"n": 10_000, "heads": 99}
 
 
 @pytest.fixture(params=(*ARCHITECTURES, "gemma"))
@@ -39,7 +33,7 @@ def make_prompts(model, dictionaries):
 
 def activations(prompt, layer, feature):
     """A feature's activations, by position."""
-    found = torch.zeros(len(prompt.frozen))
+    found = torch.zeros(len(prompt.captured))
     mine = (prompt.features.layer == layer) & (prompt.features.feature == feature)
     found[prompt.features.position[mine]] = prompt.features.activation[mine]
     return found
@@ -48,13 +42,13 @@ def activations(prompt, layer, feature):
 def edges(prompt, layer, feature, source_layer, source, head_layer, head):
     """What one feature adds to another this way at each position, pushed forwards through the prompt's blocks."""
     z = activations(prompt, source_layer, source)
-    blocks = prompt.frozen.layers
-    x = blocks[source_layer].norm_mlp_after.push(z[:, None] * prompt.dictionaries[source_layer].W_dec[source])
+    blocks = prompt.captured.layers
+    x = blocks[source_layer].norm_mlp_after.jvp(z[:, None] * prompt.dictionaries[source_layer].W_dec[source])
     if head_layer != DIRECT:
         block = blocks[head_layer]
-        mixed = block.pattern[head] @ (block.norm_attention.push(x) @ block.attention.W_V[head])
-        x = block.norm_attention_after.push(mixed @ block.attention.W_O[head])
-    return blocks[layer].norm_mlp.push(x) @ prompt.dictionaries[layer].W_enc[feature]
+        mixed = block.pattern[head] @ (block.norm_attention.jvp(x) @ block.attention.W_V[head])
+        x = block.norm_attention_after.jvp(mixed @ block.attention.W_O[head])
+    return blocks[layer].norm_mlp.jvp(x) @ prompt.dictionaries[layer].W_enc[feature]
 
 
 def kept(connections):
@@ -91,7 +85,7 @@ def test_means_are_those_of_edges_on_prompts(model):
     assert (2, 0, False) in checked and (2, 1, True) in checked and (1, 0, True) in checked
 
 
-def test_all_connections_that_no_second_head_follows_add_up_to_the_direct_effects(model):
+def test_all_connections_between_neighbouring_layers_add_up_to_direct_effects(model):
     """Between neighbouring layers no path goes through two layers' heads; in parallel blocks none skips one."""
     layer = 2 if model.anatomy.parallel else 1
     dictionaries = make_dictionaries(model)
@@ -115,10 +109,10 @@ def test_all_connections_that_no_second_head_follows_add_up_to_the_direct_effect
     torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_the_largest_weights_are_kept_and_the_head_by_which_most_is_read(model):
+def test_the_largest_weights_and_the_strongest_head_are_kept(model):
     dictionaries, weights = make_dictionaries(model), read_weights(model)
     every = find_connections(model, weights, dictionaries, 2, **EVERY)
-    some = find_connections(model, weights, dictionaries, 2, wanted=6, heads=1)
+    some = find_connections(model, weights, dictionaries, 2, n=6, heads=1)
     direct = every.head_layer == DIRECT
     n = int(direct[0].sum())
     assert n == 2 * WIDTH and direct[:, :n].all() and not direct[:, n:].any()
@@ -145,26 +139,28 @@ def test_the_largest_weights_are_kept_and_the_head_by_which_most_is_read(model):
 def test_chunks_of_features_change_nothing(model, monkeypatch):
     dictionaries, weights = make_dictionaries(model), read_weights(model)
     prompts = make_prompts(model, dictionaries)
-    whole = find_connections(model, weights, dictionaries, 2)
-    means = mean_effects(prompts, {2: whole})[2]
-    monkeypatch.setattr("circuitloom.weights.connections.NUMBERS_AT_ONCE", 7 * WIDTH)
-    monkeypatch.setattr("circuitloom.weights.connections.GATHERED_AT_ONCE", 50)
+    full = find_connections(model, weights, dictionaries, 2)
+    means = mean_effects(prompts, {2: full})[2]
+    monkeypatch.setattr("circuitloom.weights.connections.MAX_ELEMENTS", 7 * WIDTH)
+    monkeypatch.setattr("circuitloom.weights.connections.MAX_GATHERED", 50)
     parts = find_connections(model, weights, dictionaries, 2)
     again = mean_effects(prompts, {2: parts})[2]
-    torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts.weight, full.weight, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(again.mean, means.mean, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(again.when_active, means.when_active, rtol=1e-4, atol=1e-7, equal_nan=True)
 
 
-def test_prompts_are_the_first_sequences(tmp_path):
+def test_sequences_are_linearized_in_order_with_dictionaries_at_all_but_bos(tmp_path):
     model = load_tiny("neox", tmp_path)
     text = make_tokens(9)
-    made = list(local_models(model, read_weights(model), make_dictionaries(model), text, 3 * text.context))
-    assert torch.equal(torch.stack([prompt.frozen.token for prompt in made]), text.take(slice(3)))
-    assert all((prompt.replaced == (prompt.frozen.token != BOS)).all() for prompt in made)
+    made = list(
+        linearize_sequences(model, read_weights(model), make_dictionaries(model), text, range(3), "test")
+    )
+    assert torch.equal(torch.stack([prompt.captured.token for prompt in made]), text.take(slice(3)))
+    assert all((prompt.replaced == (prompt.captured.token != BOS)).all() for prompt in made)
 
 
-def test_the_table_holds_what_is_kept(tmp_path):
+def test_the_table_holds_the_kept_connections(tmp_path):
     model = load_tiny("llama", tmp_path)
     dictionaries = make_dictionaries(model)
     connections = {
@@ -188,7 +184,7 @@ def test_the_table_holds_what_is_kept(tmp_path):
     assert {row["n_active"] == 0 for row in rows} == {True, False}
 
 
-def test_a_run_of_saes_is_refused(tmp_path):
+def test_saes_raise(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     dictionaries = make_dictionaries(model, site_in="mlp_out")
     with pytest.raises(ValueError, match="name a run of transcoders"):

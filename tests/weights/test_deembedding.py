@@ -1,4 +1,4 @@
-"""De-embeddings are what embeddings do on a prompt, but for attention and denominators."""
+"""De-embeddings equal the effects of embeddings on a prompt, apart from attention weights and denominators."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,9 +10,9 @@ from tests.evaluation.inputs import BOS
 from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
 
 from circuitloom.attribution.capture import capture_pass, read_weights
-from circuitloom.attribution.direct_effects import direct_effects, feature_targets, sources
+from circuitloom.attribution.direct_effects import direct_effects, feature_targets, source_columns
 from circuitloom.attribution.linearized_model import LinearizedModel
-from circuitloom.weights.deembedding import embedding_rows, read_tokens, write_deembedding
+from circuitloom.weights.deembedding import embed_vocabulary, embedding_rows, write_deembedding
 
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
 ALL = (*ARCHITECTURES, "gemma")
@@ -29,12 +29,12 @@ def model(architecture, tmp_path):
     return load_gemma(tmp_path) if architecture == "gemma" else load_tiny(architecture, tmp_path)
 
 
-def deembed(model, tmp_path, wanted=VOCABULARY, heads=99, kind="transcoder"):
+def deembed(model, tmp_path, n=VOCABULARY, heads=99, kind="transcoder"):
     """Rows by layer, feature and via: token ids and effects of both signs, in their order."""
     dictionaries, weights = make_dictionaries(model, kind), read_weights(model)
     paths = {layer: tmp_path / f"{layer}.parquet" for layer in range(LAYERS)}
-    tokens = read_tokens(model, weights, dictionaries[0], VOCABULARY)
-    write_deembedding("tc", dictionaries, model, weights, tokens, STRINGS, paths, wanted, heads)
+    tokens = embed_vocabulary(model, weights, dictionaries[0], VOCABULARY)
+    write_deembedding("tc", dictionaries, model, weights, tokens, STRINGS, paths, n, heads)
     found = {}
     for path in paths.values():
         for row in pq.read_table(path).to_pylist():
@@ -52,7 +52,7 @@ def by_token(rows):
     return effects
 
 
-def test_the_embedding_is_read_as_it_enters_the_stream(model):
+def test_embedding_rows_are_what_enters_the_stream(model):
     weights = read_weights(model)
     rows = embedding_rows(model, weights)
     torch.testing.assert_close(
@@ -60,7 +60,7 @@ def test_the_embedding_is_read_as_it_enters_the_stream(model):
     )
 
 
-def test_an_embedding_that_is_more_than_scaled_is_refused(tmp_path):
+def test_an_embedding_that_is_not_merely_scaled_raises(tmp_path):
     model = load_tiny("llama", tmp_path)
     weights = read_weights(model)
     model.module.get_submodule(model.anatomy.embedding).register_forward_hook(
@@ -70,14 +70,14 @@ def test_an_embedding_that_is_more_than_scaled_is_refused(tmp_path):
         embedding_rows(model, weights)
 
 
-def test_effects_with_attention_and_denominators_are_those_of_a_prompt(model, architecture, tmp_path):
-    """All that an embedding does to features of layer 0 goes through no head or one."""
+def test_effects_times_attention_over_denominators_equal_direct_effects(model, architecture, tmp_path):
+    """Effects of embeddings on features of layer 0 go through at most one head."""
     found = deembed(model, tmp_path)
     dictionaries = make_dictionaries(model)
     local = LinearizedModel(capture_pass(model, read_weights(model), PROMPT), dictionaries, BOS)
     places = (local.features.layer == 0).nonzero()[:, 0]
-    measured = direct_effects(local, feature_targets(local, places))[:, sources(local).embeddings]
-    block = local.frozen.layers[0]
+    measured = direct_effects(local, feature_targets(local, places))[:, source_columns(local).embeddings]
+    block = local.captured.layers[0]
     heads = 0 if model.anatomy.parallel else HEADS[architecture]
     for place, effects in zip(places.tolist(), measured, strict=True):
         feature, t = int(local.features.feature[place]), int(local.features.position[place])
@@ -96,7 +96,7 @@ def test_effects_with_attention_and_denominators_are_those_of_a_prompt(model, ar
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "skip transcoder"])
-def test_through_layer_0_is_what_its_dictionary_makes_of_the_embedding(model, tmp_path, kind):
+def test_layer0_effects_equal_the_dictionary_applied_to_the_embedding(model, tmp_path, kind):
     found = deembed(model, tmp_path, kind=kind)
     dictionaries, weights = make_dictionaries(model, kind), read_weights(model)
     norm = model.norm(0, model.anatomy.norm_mlp)
@@ -113,32 +113,32 @@ def test_through_layer_0_is_what_its_dictionary_makes_of_the_embedding(model, tm
 
 
 def test_in_parallel_blocks_layer_0_fires_as_on_the_embedding_alone(tmp_path):
-    """Its MLP reads no attention, and positions are turned into attention alone."""
+    """Its MLP reads no attention, and rotary positions only affect attention."""
     model = load_tiny("neox", tmp_path)
     dictionaries, weights = make_dictionaries(model), read_weights(model)
-    code = read_tokens(model, weights, dictionaries[0], VOCABULARY).code
+    activations = embed_vocabulary(model, weights, dictionaries[0], VOCABULARY).layer0_activations
     local = LinearizedModel(capture_pass(model, weights, PROMPT), dictionaries, BOS)
-    ends = torch.cat([code.start[1:], torch.tensor([len(code.feature)])])
+    ends = torch.cat([activations.start[1:], torch.tensor([len(activations.feature)])])
     for position in range(1, len(PROMPT)):
-        mine = slice(int(code.start[PROMPT[position]]), int(ends[PROMPT[position]]))
-        active = local.active(0, position)
-        order = code.feature[mine].argsort()
-        assert torch.equal(local.features.feature[active], code.feature[mine][order])
-        torch.testing.assert_close(local.features.activation[active], code.value[mine][order])
-    largest = [max(code.value[code.feature == i].tolist(), default=0.0) for i in range(40)]
-    assert code.largest.tolist() == largest
+        mine = slice(int(activations.start[PROMPT[position]]), int(ends[PROMPT[position]]))
+        active = local.active_at(0, position)
+        order = activations.feature[mine].argsort()
+        assert torch.equal(local.features.feature[active], activations.feature[mine][order])
+        torch.testing.assert_close(local.features.activation[active], activations.value[mine][order])
+    largest = [max(activations.value[activations.feature == i].tolist(), default=0.0) for i in range(40)]
+    assert activations.largest.tolist() == largest
 
 
-def test_both_ends_are_tabulated_and_the_head_that_tells_tokens_apart_most(model, tmp_path):
-    every, some = deembed(model, tmp_path), deembed(model, tmp_path, wanted=5, heads=1)
+def test_both_signs_and_the_head_with_the_most_varied_effects_are_kept(model, tmp_path):
+    every, some = deembed(model, tmp_path), deembed(model, tmp_path, n=5, heads=1)
     for (layer, feature, via), rows in some.items():
-        whole = every[layer, feature, via]
+        full = every[layer, feature, via]
         for sign in (1, -1):
             np.testing.assert_allclose(
-                [effect for _, effect in rows[sign]], [effect for _, effect in whole[sign][:5]], rtol=1e-4
+                [effect for _, effect in rows[sign]], [effect for _, effect in full[sign][:5]], rtol=1e-4
             )
-        assert whole[1][0][1] >= whole[1][-1][1]
-        assert [effect for _, effect in whole[1]] == [effect for _, effect in whole[-1]][::-1]
+        assert full[1][0][1] >= full[1][-1][1]
+        assert [effect for _, effect in full[1]] == [effect for _, effect in full[-1]][::-1]
         if via.startswith("head"):
             spread = {
                 v: by_token(r).std()
@@ -150,11 +150,11 @@ def test_both_ends_are_tabulated_and_the_head_that_tells_tokens_apart_most(model
     assert heads == 40 * (LAYERS - model.anatomy.parallel)
 
 
-def test_what_is_no_transcoder_is_refused(tmp_path):
+def test_saes_raise(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     dictionaries, weights = make_dictionaries(model, site_in="mlp_out"), read_weights(model)
     with pytest.raises(ValueError, match="name a run of transcoders"):
-        read_tokens(model, weights, dictionaries[0], VOCABULARY)
-    tokens = read_tokens(model, weights, None, VOCABULARY)
+        embed_vocabulary(model, weights, dictionaries[0], VOCABULARY)
+    tokens = embed_vocabulary(model, weights, None, VOCABULARY)
     with pytest.raises(ValueError, match="name a run of transcoders"):
         write_deembedding("sae", dictionaries, model, weights, tokens, STRINGS, {1: tmp_path / "1.parquet"})

@@ -199,7 +199,7 @@ def capture_pass(
     blocks = range(model.layers)
     parts = _parts(model)
     starts = {("block", layer): model.block(layer) for layer in blocks}
-    with model.exposing_patterns(), observed_modules(parts | starts, seen.keep):
+    with model.eager_attention(), observed_modules(parts | starts, seen.keep):
         probabilities = model.logits(token[None])[0].softmax(-1)
 
     def frozen(name: str, layer: int, norm: Norm | None) -> FrozenNorm:

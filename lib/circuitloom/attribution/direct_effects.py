@@ -1,4 +1,13 @@
-"""Direct effects on a prompt: how much of a target each source makes up, through any number of frozen heads."""
+"""Direct and total effects of sources on targets in the linearized model of one prompt (Ameisen et al. 2025).
+
+1. A target is a linear function of the residual stream before an MLP or the final norm: a feature's pre-activation
+   or a weighted sum of logits. Its gradient is pulled through the frozen norm (`make_targets`).
+2. The gradient is backpropagated to every earlier MLP output and to the embedding, through attention and skip
+   connections (`LinearizedModel.backpropagate`).
+3. At each site the effect of a source is its output vector times the gradient: features, errors, token embeddings,
+   position embeddings; biases give one constant (`SourceColumns`).
+4. Total effects repeat this with gradients that also flow through active features.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,49 +18,49 @@ from torch import Tensor
 
 from .linearized_model import LinearizedModel
 
-CARRIED = 2**25
-"""Numbers, such as those of (position, target, d), that are carried down the layers at once."""
-TOGETHER = 128
-"""Targets that a CPU carries at once, at most: more leave the cache, and all go to the position of the last."""
+MAX_ELEMENTS = 2**25
+"""Largest number of elements of a gradient [position, target, d]: more targets are computed in chunks."""
+MAX_TARGETS_ON_CPU = 128
+"""Largest chunk of targets on a CPU: larger ones leave the cache, and all are padded to the last position."""
 
 
 @dataclass(frozen=True)
 class AttributionTargets:
-    """Scalars that read the residual stream, each at one position; what they read is linear on the frozen pass."""
+    """Scalars to attribute, each a linear function of the linearized model's residual stream at one position."""
 
     layer: int
-    """They read in front of this layer's MLP; the number of layers stands for the end of the stream."""
+    """Targets read the stream before this layer's MLP; the number of layers means the end of the stream."""
     position: Int[Tensor, " target"]
     vector: Float[Tensor, "target d"]
-    """What they read in the stream, in front of a norm."""
+    """Gradient with respect to the residual stream, before the norm."""
     constant: Float[Tensor, " target"]
-    """What they are whatever they read: `bias`, and the norm's bias."""
-    behind: Float[Tensor, "target d"]
-    """What they read behind the norm, on any pass."""
+    """Constant part: `bias` plus the contribution of the norm's bias."""
+    normed_vector: Float[Tensor, "target d"]
+    """Gradient with respect to the norm's output: the same on every prompt."""
     bias: Float[Tensor, " target"]
-    """What is added to that."""
+    """Bias of the target."""
 
     def __len__(self) -> int:
         """Number of targets."""
         return len(self.position)
 
-    def chunks(self, numbers: int) -> Iterator["AttributionTargets"]:
-        """Parts, in order, of which `CARRIED` numbers can be held at once where a target takes so many."""
-        most = TOGETHER if self.vector.device.type == "cpu" else len(self)
-        size = max(1, min(most, CARRIED // numbers))
+    def chunks(self, elements: int) -> Iterator["AttributionTargets"]:
+        """Consecutive chunks of targets, of at most MAX_ELEMENTS elements at `elements` per target."""
+        most = MAX_TARGETS_ON_CPU if self.vector.device.type == "cpu" else len(self)
+        size = max(1, min(most, MAX_ELEMENTS // elements))
         for low in range(0, len(self), size):
             yield self[low : low + size]
 
     def __getitem__(self, part: slice | Tensor) -> "AttributionTargets":
-        """Some of them, in the order asked for."""
+        """The targets at these indices."""
         columns = {name: value[part] for name, value in vars(self).items() if name != "layer"}
         return AttributionTargets(self.layer, **columns)
 
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Columns of direct effects: active features, then errors by layer and position, then embeddings, positions by
-    position, and one for all that is constant."""
+    """Columns of a row of effects: active features, errors (layer by layer, then position), token embeddings, position
+    embeddings, and one constant for all biases."""
 
     active: int
     layers: int
@@ -59,148 +68,156 @@ class SourceColumns:
 
     @property
     def errors(self) -> slice:
-        """Errors, layer after layer."""
+        """Error nodes, layer by layer."""
         return slice(self.active, self.active + self.layers * self.positions)
 
     @property
     def embeddings(self) -> slice:
-        """Embeddings of the tokens."""
+        """Token embeddings, by position."""
         return slice(self.errors.stop, self.errors.stop + self.positions)
 
     @property
-    def learned_positions(self) -> slice:
-        """Embeddings of the positions; 0 where the model adds none."""
+    def position_embeddings(self) -> slice:
+        """Position embeddings, by position; effects are 0 if the model has none."""
         return slice(self.embeddings.stop, self.embeddings.stop + self.positions)
 
     @property
     def constant(self) -> int:
-        """Biases."""
-        return self.learned_positions.stop
+        """Column of all biases."""
+        return self.position_embeddings.stop
 
     def __len__(self) -> int:
         """Number of columns."""
         return self.constant + 1
 
 
-def sources(model: LinearizedModel) -> SourceColumns:
-    """The columns for a prompt."""
-    return SourceColumns(len(model.features), model.layers, len(model.frozen))
+def source_columns(model: LinearizedModel) -> SourceColumns:
+    """Columns of the sources of a prompt."""
+    return SourceColumns(len(model.features), model.layers, len(model.captured))
 
 
-def reading_targets(
+def make_targets(
     model: LinearizedModel,
     layer: int,
     position: Int[Tensor, " target"],
-    behind: Float[Tensor, "target d"],
+    normed_vector: Float[Tensor, "target d"],
     bias: Float[Tensor, " target"],
 ) -> AttributionTargets:
-    """Targets that read behind the norm of a layer's MLP, or behind the final norm: behind . norm(stream) + bias."""
-    frozen = model.frozen
-    if ((position < 0) | (position >= len(frozen))).any():
+    """Targets normed_vector . norm(stream) + bias, with the norm before a layer's MLP or the final norm.
+
+    Raises ValueError if a position lies outside the prompt.
+    """
+    captured = model.captured
+    if ((position < 0) | (position >= len(captured))).any():
         raise ValueError(
-            f"positions {position.tolist()}: the prompt has 0 to {len(frozen) - 1}; choose among them"
+            f"positions {position.tolist()}: the prompt has 0 to {len(captured) - 1}; choose among them"
         )
-    norm = frozen.layers[layer].norm_mlp if layer < model.layers else frozen.norm_final
-    constant = bias + (behind * norm.bias).sum(-1)
-    return AttributionTargets(layer, position, norm.pull_back(behind, position), constant, behind, bias)
+    norm = captured.layers[layer].norm_mlp if layer < model.layers else captured.norm_final
+    constant = bias + (normed_vector * norm.bias).sum(-1)
+    return AttributionTargets(
+        layer, position, norm.vjp(normed_vector, position), constant, normed_vector, bias
+    )
 
 
 def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> AttributionTargets:
-    """Pre-activations of active features of one layer, given by their places, as targets."""
+    """Pre-activations of active features of one layer as targets; `active` indexes `model.features`."""
     layers = model.features.layer[active].unique()
-    assert len(layers) == 1, "targets of one sweep lie in one layer"
+    assert len(layers) == 1, "all targets must lie in one layer"
     dictionary = model.dictionaries[int(layers)]
     feature, position = model.features.feature[active], model.features.position[active]
-    return reading_targets(model, int(layers), position, dictionary.W_enc[feature], dictionary.b_enc[feature])
+    return make_targets(model, int(layers), position, dictionary.W_enc[feature], dictionary.b_enc[feature])
 
 
 def logit_targets(
     model: LinearizedModel, position: Int[Tensor, " target"], weights: Float[Tensor, "target vocabulary"]
 ) -> AttributionTargets:
-    """Weighted sums of the demeaned next-token logits at positions, as targets."""
-    unembedding = model.frozen.unembedding
-    behind = weights @ unembedding.weight
-    return reading_targets(model, model.layers, position, behind, weights @ unembedding.bias)
+    """Weighted sums of demeaned next-token logits as targets, one per position."""
+    unembedding = model.captured.unembedding
+    normed_vector = weights @ unembedding.weight
+    return make_targets(model, model.layers, position, normed_vector, weights @ unembedding.bias)
 
 
 @torch.inference_mode()
 def direct_effects(
     model: LinearizedModel, targets: AttributionTargets, out: Float[Tensor, "target source"] | None = None
 ) -> Float[Tensor, "target source"]:
-    """What each source adds to each target; a row's sum is the target's pre-activation. Columns: `sources(model)`.
+    """Direct effect of each source on each target: the weights A[t, s] of an attribution graph's edges.
 
-    A[t, s] of an attribution graph, the effect of s on t through any number of heads and skip paths but no other
-    feature. Rows are written into `out` where it is given.
+    Effects go through attention and skip connections but through no other feature. A row sums to the target's value.
+    Columns: `source_columns(model)`. Writes into `out` if given.
     """
     if out is None:
-        out = targets.vector.new_zeros(len(targets), len(sources(model)))
+        out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
     done = 0
-    for chunk in targets.chunks(model.frozen.resid_final.numel()):
-        _fill(model, chunk, out[done : done + len(chunk)])
+    for chunk in targets.chunks(model.captured.resid_final.numel()):
+        _write_effects(model, chunk, out[done : done + len(chunk)])
         done += len(chunk)
     return out
 
 
 @torch.inference_mode()
 def total_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, "target source"]:
-    """What goes through each source to each target, by way of all features between. Columns: `sources(model)`.
+    """Total effect of each source on each target: direct effects summed over all paths through active features.
 
-    A feature that fires gives its pre-activation as it is, so that it is gone through with a slope of 1. Errors,
-    embeddings, positions and the constant, which nothing goes into, add up to a target's pre-activation.
+    Active features have slope 1. The columns that have no sources of their own (errors, embeddings, positions, the
+    constant) sum to the target's value. Columns: `source_columns(model)`.
     """
-    out = targets.vector.new_zeros(len(targets), len(sources(model)))
+    out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
     done = 0
-    for chunk in targets.chunks(model.frozen.resid_final.numel()):
-        _fill(model, chunk, out[done : done + len(chunk)], through=True)
+    for chunk in targets.chunks(model.captured.resid_final.numel()):
+        _write_effects(model, chunk, out[done : done + len(chunk)], features=True)
         done += len(chunk)
     return out
 
 
-def _fill(
+def _write_effects(
     model: LinearizedModel,
     targets: AttributionTargets,
     out: Float[Tensor, "target source"],
-    through: bool = False,
+    features: bool = False,
 ) -> None:
-    """Write the targets' rows; `through` features, or with features as sources that nothing lies behind."""
-    frozen, columns = model.frozen, sources(model)
-    out[:, columns.constant] = _constant(model, targets)
-    for part, layer, g in model.descend(targets.vector, targets.position, targets.layer, features=through):
+    """Write the targets' rows: direct effects or, with `features`, total effects."""
+    captured, columns = model.captured, source_columns(model)
+    out[:, columns.constant] = _constant_effects(model, targets)
+    for site, layer, g in model.backpropagate(targets.vector, targets.position, targets.layer, features):
         n = len(g)
-        if part == "mlp":
-            errors = columns.errors.start + layer * len(frozen)
+        if site == "mlp_out":
+            errors = columns.errors.start + layer * len(captured)
             out[:, errors : errors + n] = _dot(g, model.errors[layer, :n]).T
             if layer in model.dictionaries:
-                _read_features(model, layer, g, out)
-                active = model.all_active(layer, n)
-                if through and active.stop > active.start:
-                    place = torch.arange(active.start, active.stop, device=out.device)
+                _write_feature_effects(model, layer, g, out)
+                active = model.active_in_layer(layer, n)
+                if features and active.stop > active.start:
+                    index = torch.arange(active.start, active.stop, device=out.device)
                     slope = out[:, active] / model.features.activation[active]
-                    out[:, columns.constant] += slope @ _constant(model, feature_targets(model, place))
-        elif part == "start":
-            out[:, columns.embeddings][:, :n] = _dot(g, frozen.embedding[:n]).T
-            if frozen.positions is not None:
-                out[:, columns.learned_positions][:, :n] = _dot(g, frozen.positions[:n]).T
+                    out[:, columns.constant] += slope @ _constant_effects(
+                        model, feature_targets(model, index)
+                    )
+        elif site == "embedding":
+            out[:, columns.embeddings][:, :n] = _dot(g, captured.embedding[:n]).T
+            if captured.position_embedding is not None:
+                out[:, columns.position_embeddings][:, :n] = _dot(g, captured.position_embedding[:n]).T
 
 
-def _constant(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, " target"]:
-    """What biases add to targets through heads and skip paths, their own among them."""
+def _constant_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, " target"]:
+    """Direct effect of all biases on each target, the target's own bias included."""
     stream = model.constant_stream[targets.layer, targets.position]
     return targets.constant + (targets.vector * stream).sum(-1)
 
 
-def _read_features(
+def _write_feature_effects(
     model: LinearizedModel,
     layer: int,
     g: Float[Tensor, "position target d"],
     out: Float[Tensor, "target source"],
 ) -> None:
-    every = model.all_active(layer, len(g))
-    rows = model.decoder_rows(layer, every)
+    in_layer = model.active_in_layer(layer, len(g))
+    outputs = model.feature_outputs(layer, in_layer)
     for position in range(len(g)):
-        active = model.active(layer, position)
+        active = model.active_at(layer, position)
         if active.stop > active.start:
-            out[:, active] = g[position] @ rows[active.start - every.start : active.stop - every.start].T
+            own = outputs[active.start - in_layer.start : active.stop - in_layer.start]
+            out[:, active] = g[position] @ own.T
 
 
 def _dot(

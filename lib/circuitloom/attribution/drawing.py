@@ -1,5 +1,4 @@
-"""Where the nodes of a circuit lie in its picture: across by position, up by layer. A circuit as a picture: nodes by
-position and layer, edges as wide as their effects on their targets."""
+"""Draw pruned attribution graphs: nodes by position and layer, edge widths by effect."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,20 +6,20 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..core.plotting import LOWERS, RAISES, plain, styled
+from ..core.plotting import NEGATIVE, POSITIVE, escape_mathtext, styled
 from .trace_tables import Row, TraceRows
 
 NODE_WIDTH = 0.5
-"""Width of a node, in widths of a token that has none."""
+"""Width of a node, in units of the width of a position without nodes."""
 
 
 def place_nodes(
     nodes: Sequence[Mapping[str, Any]], layers: int
 ) -> tuple[dict[int, tuple[float, float]], dict[int, float]]:
-    """Where each node is drawn, by its number; the middle of each position, as wide as its fullest layer asks for.
+    """Coordinates (x, y) by node number, and the x of each position's center.
 
-    `nodes` are rows of `node`, constants and heads left out. Across (x, from 0) run positions, up (y) embeddings (0),
-    layers (layer l at l + 1, its error above its features) and logits (`layers` + 1).
+    `nodes` are rows of `node` without constants and heads. x runs over positions, each as wide as its fullest layer. y
+    is 0 for embeddings, l + 1 for layer l (its error slightly above) and `layers` + 1 for roots.
     """
     cells: dict[tuple[int, float], list[Mapping[str, Any]]] = {}
     for row in nodes:
@@ -31,34 +30,34 @@ def place_nodes(
         else:
             level = row["layer"] + 1.0 + (0.45 if row["kind"] == "error" else 0.0)
         cells.setdefault((row["position"], level), []).append(row)
-    centres: dict[int, float] = {}
+    centers: dict[int, float] = {}
     edge = 0.0
     for position in sorted({position for position, _ in cells}):
         width = max(1.0, *(NODE_WIDTH * len(cells[key]) for key in cells if key[0] == position))
-        centres[position] = edge + width / 2
+        centers[position] = edge + width / 2
         edge += width
     places = {}
     for (position, level), members in cells.items():
         for i, row in enumerate(members):
-            across = NODE_WIDTH * (i + 0.5 - len(members) / 2)
-            # names beside each other at one height would cover each other
-            places[row["node"]] = (centres[position] + across, level + 0.12 * (i % 2))
-    return places, centres
+            offset = NODE_WIDTH * (i + 0.5 - len(members) / 2)
+            # alternate heights, so that the names of neighbours do not overlap
+            places[row["node"]] = (centers[position] + offset, level + 0.12 * (i % 2))
+    return places, centers
 
 
-EDGES = 150
-"""Edges drawn at most, the largest beside their target's largest."""
+MAX_EDGES = 150
+"""Largest number of edges drawn: those largest relative to their target's largest edge."""
 MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
 
 
 def draw_graph(rows: TraceRows, path: Path | str) -> None:
-    """Draw the pruned graph of a trace to a file; the constant is left out."""
+    """Draw the pruned graph of a trace, without the constant node, to a file."""
     graph_figure([rows]).savefig(path, dpi=150)
 
 
 @styled
 def graph_figure(rows_of_traces: Sequence[TraceRows]) -> Figure:
-    """The pruned graphs of rows_of_traces, one below the other; the constant is left out."""
+    """Figure of pruned graphs, one below the other, without constant nodes."""
     nodes = [
         [row for row in rows.nodes() if row["in_graph"] and row["kind"] != "constant"]
         for rows in rows_of_traces
@@ -66,14 +65,14 @@ def graph_figure(rows_of_traces: Sequence[TraceRows]) -> Figure:
     places = [
         place_nodes(own, rows.trace.model.layers) for own, rows in zip(nodes, rows_of_traces, strict=True)
     ]
-    across = max(x for own, _ in places for x, _ in own.values()) + 1
-    high = sum(1.4 * rows.trace.model.layers + 2.5 for rows in rows_of_traces)
-    figure = Figure(figsize=(max(7, 0.9 * across), high), layout="constrained")
+    width = max(x for own, _ in places for x, _ in own.values()) + 1
+    height = sum(1.4 * rows.trace.model.layers + 2.5 for rows in rows_of_traces)
+    figure = Figure(figsize=(max(7, 0.9 * width), height), layout="constrained")
     axes = figure.subplots(len(rows_of_traces), squeeze=False)[:, 0]
-    for rows, own, (where, centres), panel in zip(rows_of_traces, nodes, places, axes, strict=True):
+    for rows, own, (where, centers), panel in zip(rows_of_traces, nodes, places, axes, strict=True):
         _draw_edges(panel, rows, where)
         _draw_nodes(panel, own, where)
-        _frame(panel, rows, centres)
+        _frame(panel, rows, centers)
     return figure
 
 
@@ -82,14 +81,12 @@ def _draw_edges(axes: Any, rows: TraceRows, places: dict[int, tuple[float, float
     strongest: dict[int, float] = {}
     for edge in edges:
         strongest[edge["target"]] = max(strongest.get(edge["target"], 0.0), abs(edge["effect"]))
-    edges = sorted(edges, key=lambda edge: -abs(edge["effect"]) / strongest[edge["target"]])[:EDGES]
+    edges = sorted(edges, key=lambda edge: -abs(edge["effect"]) / strongest[edge["target"]])[:MAX_EDGES]
     for edge in edges:
         (x0, y0), (x1, y1) = places[edge["source"]], places[edge["target"]]
         size = abs(edge["effect"]) / strongest[edge["target"]]
-        colour = RAISES if edge["effect"] > 0 else LOWERS
-        axes.plot(
-            [x0, x1], [y0, y1], color=colour, linewidth=0.3 + 3 * size, alpha=0.2 + 0.6 * size, zorder=1
-        )
+        color = POSITIVE if edge["effect"] > 0 else NEGATIVE
+        axes.plot([x0, x1], [y0, y1], color=color, linewidth=0.3 + 3 * size, alpha=0.2 + 0.6 * size, zorder=1)
 
 
 def _draw_nodes(axes: Any, nodes: list[Row], places: dict[int, tuple[float, float]]) -> None:
@@ -98,30 +95,30 @@ def _draw_nodes(axes: Any, nodes: list[Row], places: dict[int, tuple[float, floa
         marker = MARKERS.get("logit" if row["is_root"] else row["kind"], "o")
         face = "black" if row["is_root"] else "lightgrey" if row["kind"] == "error" else "white"
         axes.scatter([x], [y], marker=marker, s=40, c=face, edgecolors="black", linewidths=0.8, zorder=2)
-        axes.annotate(_label(row), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=6)
+        axes.annotate(_node_text(row), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=6)
 
 
-def _label(row: Row) -> str:
+def _node_text(row: Row) -> str:
     if row["kind"] == "feature":
         return f"{row['layer']}/{row['feature']}"
     if row["kind"] in ("logit", "difference"):
-        return plain(str(row["token"]).strip()) or repr(row["token"])
+        return escape_mathtext(str(row["token"]).strip()) or repr(row["token"])
     return {"error": "error", "position": "position"}.get(row["kind"]) or ""
 
 
-def _frame(axes: Any, rows: TraceRows, centres: dict[int, float]) -> None:
+def _frame(axes: Any, rows: TraceRows, centers: dict[int, float]) -> None:
     layers = rows.trace.model.layers
-    names = [f"{plain(rows.tokens[place])}\n{place}" for place in centres]
-    axes.set_xticks(list(centres.values()), names)
+    names = [f"{escape_mathtext(rows.tokens[place])}\n{place}" for place in centers]
+    axes.set_xticks(list(centers.values()), names)
     axes.set_yticks(
         range(layers + 2), ["embedding", *(f"layer {layer}" for layer in range(layers)), "logits"]
     )
     axes.set_xlabel("token and its position")
     axes.set_title(f"{rows.name}: {rows.trace.prompt.target}, {rows.trace.run}", fontsize=9)
     handles = [
-        axes.plot([], [], color=colour, label=label)[0]
-        for colour, label in ((RAISES, "raises"), (LOWERS, "lowers"))
+        axes.plot([], [], color=color, label=label)[0]
+        for color, label in ((POSITIVE, "raises"), (NEGATIVE, "lowers"))
     ]
     axes.legend(handles=handles, loc="upper left", fontsize=7)
-    # places are no numbers to be read off
+    # positions of nodes have no numeric meaning
     axes.grid(False)

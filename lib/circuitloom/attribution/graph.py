@@ -1,6 +1,14 @@
-"""Attribution graphs: direct effects among all that is active on a prompt, how much each node matters, what to keep.
+"""Attribution graphs: nodes, edges, influence, scores and pruning (Ameisen et al. 2025, "Circuit Tracing").
 
-After Ameisen et al. 2025 ("Circuit Tracing"), whose scores and pruning are defined here as free functions on arrays.
+`trace_graph` works in four phases:
+
+1. Rows: direct effects of all sources on every root and active feature, last layer first, made in chunks and dropped
+   (`graph_rows`). The full adjacency matrix is never held.
+2. Influence: each row normalized to absolute shares; influence flows from roots to sources by back-substitution
+   (`influence`). Replacement and completeness scores follow (`scores`).
+3. Nodes: keep the most influential ones up to `node_share`; compute the edges among them (`_effects_among`).
+4. Edges: keep the most influential ones up to `edge_share`, then drop features and errors that are no longer
+   connected (`prune`).
 """
 
 from collections.abc import Callable, Iterator
@@ -10,57 +18,56 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .direct_effects import AttributionTargets, SourceColumns, direct_effects, feature_targets, sources
+from .direct_effects import AttributionTargets, SourceColumns, direct_effects, feature_targets, source_columns
 from .linearized_model import LinearizedModel
 
 Rows = Iterator[tuple[Int[Tensor, " target"], Float[Tensor, "target source"]]]
-"""Nodes and their direct effects from every source: targets come before what they are sources to is asked for, that
-is, from the end of the model to its beginning."""
+"""Nodes and their rows of direct effects, from the last layer to the first."""
 
 
 @dataclass(frozen=True)
 class Roots:
-    """What a graph explains."""
+    """Targets that a graph explains: logits, a logit difference or a feature."""
 
     targets: AttributionTargets
     weight: Float[Tensor, " root"]
-    """How much each matters: its probability, for logits."""
+    """Weight of each root in influence: the probability for logits, else 1."""
 
 
 @dataclass(frozen=True)
 class Influence:
-    """How much of the roots goes through each node: w (N + N^2 + ...), N the shares of each target's sources."""
+    """Influence of each node on the roots: w (N + N^2 + ...), with N the normalized absolute adjacency matrix."""
 
     node: Float[Tensor, " node"]
-    """Sources first, then roots, whose own weight is not in it."""
+    """Sources first, then roots. A root's own weight is not included."""
     error_share: Float[Tensor, " node"]
-    """Share of each node's sources that errors make up."""
+    """Share of error nodes among each node's sources."""
 
 
 @dataclass(frozen=True)
 class GraphScores:
-    """How much of what a graph explains goes to tokens rather than errors."""
+    """Scores of a graph before pruning."""
 
     replacement: float
-    """I_token / (I_token + I_error): of the paths that end, those that end in tokens."""
+    """Replacement score: influence of token embeddings over that of embeddings and errors."""
     completeness: float
-    """Share of the nodes' sources, weighted by influence, that are no errors."""
+    """Completeness score: share of non-error sources, averaged over nodes by influence."""
     completeness_strict: float
-    """The same, an error node counting as wholly unexplained."""
+    """Completeness score that counts error nodes themselves as unexplained."""
 
 
 def shares(
     effects: Float[Tensor, "target source"], counted: Bool[Tensor, " source"]
 ) -> Float[Tensor, "target source"]:
-    """Each source's share of a target: |effect|, over those that are counted, rows adding up to 1 (or 0)."""
+    """Share of each source in each target: |effect|, normalized over counted sources. Rows sum to 1 (or 0)."""
     size = effects.abs() * counted
     return size / size.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
 
 
 def counted_sources(columns: SourceColumns) -> Bool[Tensor, " source"]:
-    """What shares are taken of: not positions and constants, which no feature explains."""
+    """Sources that shares are normalized over: all but position embeddings and constants."""
     counted = torch.ones(len(columns), dtype=torch.bool)
-    counted[columns.learned_positions] = False
+    counted[columns.position_embeddings] = False
     counted[columns.constant] = False
     return counted
 
@@ -71,10 +78,10 @@ def influence(
     counted: Bool[Tensor, " source"],
     errors: slice,
 ) -> Influence:
-    """Back-substitution: every node's influence is whole before it is passed on to its sources.
+    """Influence by back-substitution: a node's influence is complete before it passes to the node's sources.
 
-    `rows(reached)` gives the targets from the last to the first; it may leave out those that are not reached, whose
-    entry in `reached` (influence and weight so far) is 0.
+    `rows(reached)` yields targets from the last layer to the first. `reached` is influence plus weight so far; rows
+    of nodes where it is 0 may be skipped.
     """
     total, error_share = weight.clone(), torch.zeros_like(weight)
     for nodes, effects in rows(total):
@@ -87,7 +94,7 @@ def influence(
 def scores(
     result: Influence, weight: Float[Tensor, " node"], errors: slice, embeddings: slice
 ) -> GraphScores:
-    """The scores of a graph whose influence is known."""
+    """Replacement and completeness scores from the influence of all nodes."""
     reached = result.node + weight
     explained = (1 - result.error_share) * reached
     token, error = float(result.node[embeddings].sum()), float(result.node[errors].sum())
@@ -100,15 +107,15 @@ def scores(
 
 
 def threshold(values: Float[Tensor, " value"], share: float) -> float:
-    """The value at which the largest, added up, reach `share` of all."""
+    """Smallest of the largest values that together reach `share` of the sum."""
     ordered = values.sort(descending=True).values
     reached = ordered.cumsum(0) / ordered.sum()
-    place = int(torch.searchsorted(reached, share))
-    return float(ordered[min(place, len(ordered) - 1)])
+    index = int(torch.searchsorted(reached, share))
+    return float(ordered[min(index, len(ordered) - 1)])
 
 
 def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
-    """Share of all influence that a node and the nodes of larger influence hold: what the viewer prunes by."""
+    """Share of all influence held by a node and all nodes with more: the viewer prunes by it."""
     ordered, order = influence.sort(descending=True)
     share = torch.empty_like(influence)
     share[order] = ordered.cumsum(0) / ordered.sum()
@@ -116,84 +123,87 @@ def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"
 
 
 def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, " node"]], Rows]:
-    """Rows of the whole graph of a prompt, made as they are asked for and not kept."""
-    columns = sources(model)
-    numbers = max(model.frozen.resid_final.numel(), len(columns))
+    """Rows of the full graph of a prompt, computed on demand and not kept."""
+    columns = source_columns(model)
+    elements = max(model.captured.resid_final.numel(), len(columns))
 
     def rows(reached: Float[Tensor, " node"]) -> Rows:
         nodes = torch.arange(len(columns), len(columns) + len(roots.weight))
         yield nodes, direct_effects(model, roots.targets)
         for layer in reversed(model.dictionaries):
-            first, last = model.active(layer, 0).start, model.active(layer, len(model.frozen) - 1).stop
-            places = first + (reached[first:last] > 0).nonzero()[:, 0]
-            if not len(places):
+            first, last = (
+                model.active_at(layer, 0).start,
+                model.active_at(layer, len(model.captured) - 1).stop,
+            )
+            active = first + (reached[first:last] > 0).nonzero()[:, 0]
+            if not len(active):
                 continue
             start = 0
-            for chunk in feature_targets(model, places).chunks(numbers):
-                yield places[start : start + len(chunk)], direct_effects(model, chunk)
+            for chunk in feature_targets(model, active).chunks(elements):
+                yield active[start : start + len(chunk)], direct_effects(model, chunk)
                 start += len(chunk)
 
     return rows
 
 
 def adjacency(model: LinearizedModel, roots: Roots) -> Float[Tensor, "target source"]:
-    """All direct effects: a row for each active feature, in their order, then one for each root.
+    """Full adjacency matrix: one row per active feature, then one per root.
 
-    It holds the square of the active features; `influence` and `prune` do without.
+    Memory grows with the square of the number of active features; `trace_graph` does not need it.
     """
-    columns = sources(model)
-    effects = model.frozen.resid_final.new_zeros(columns.active + len(roots.weight), len(columns))
+    columns = source_columns(model)
+    effects = model.captured.resid_final.new_zeros(columns.active + len(roots.weight), len(columns))
     for layer in model.dictionaries:
-        places = torch.arange(model.active(layer, 0).start, model.active(layer, len(model.frozen) - 1).stop)
-        if len(places):
-            direct_effects(model, feature_targets(model, places), effects[places[0] : places[-1] + 1])
+        rows = model.active_in_layer(layer, len(model.captured))
+        if rows.stop > rows.start:
+            direct_effects(model, feature_targets(model, torch.arange(rows.start, rows.stop)), effects[rows])
     direct_effects(model, roots.targets, effects[columns.active :])
     return effects
 
 
 @dataclass(frozen=True)
 class AttributionGraph:
-    """What is left of a prompt's graph: nodes, and the edges between them."""
+    """Pruned attribution graph of a prompt."""
 
     node: Int[Tensor, " node"]
-    """Columns of `sources`, ascending; then, from `len(sources)` on, the roots."""
+    """Columns of `source_columns`, ascending; then, from `len(source_columns)` on, the roots."""
     influence: Float[Tensor, " node"]
-    """Of the whole graph, before anything was taken away."""
+    """Influence in the full graph, before pruning."""
     cumulative: Float[Tensor, " node"]
-    """Share of the whole graph's influence that the node and those of larger influence hold."""
+    """Share of the full graph's influence held by the node and all nodes with more."""
     value: Float[Tensor, " node"]
-    """Pre-activation of a feature, value of a root: what its sources add up to, pruned ones included; else 0."""
+    """Sum over all sources, pruned ones included: pre-activation of a feature or value of a root; 0 for other nodes."""
     size: Float[Tensor, " node"]
-    """What the sources add up to by their absolute values: what rounding is measured against."""
+    """Sum of the absolute effects of all sources: the scale for rounding errors."""
     source: Int[Tensor, " edge"]
-    """Place in `node`."""
+    """Index into `node`."""
     target: Int[Tensor, " edge"]
-    """Place in `node`."""
+    """Index into `node`."""
     effect: Float[Tensor, " edge"]
     remainder: Float[Tensor, " node"]
-    """What of `value` no kept edge makes up."""
+    """Value minus the effects of kept edges."""
     scores: GraphScores
-    """Of the whole graph."""
+    """Scores of the full graph."""
 
 
 @torch.inference_mode()
 def trace_graph(
     model: LinearizedModel, roots: Roots, node_share: float = 0.8, edge_share: float = 0.98
 ) -> AttributionGraph:
-    """The graph of a prompt, pruned: memory grows with what is kept and with chunks, not with the square of all.
+    """Pruned attribution graph of a prompt.
 
-    Nodes stay that hold `node_share` of the influence; edges that hold `edge_share` of what goes through the rest.
-    Embeddings and roots always stay; positions and constants, which take no part in shares, stay with what is left of
-    their edges.
+    Keeps the nodes that hold `node_share` of the influence, then the edges that hold `edge_share` of the influence
+    among them. Embeddings and roots always stay. Position embeddings and constants have no influence; they stay, with
+    their edges to kept nodes. Memory grows with the square of the kept nodes, not of all nodes.
     """
-    columns = sources(model)
+    columns = source_columns(model)
     weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
     counted = counted_sources(columns).to(weight.device)
-    whole = influence(graph_rows(model, roots), weight, counted, columns.errors)
-    kept = whole.node >= threshold(whole.node, node_share)
+    full = influence(graph_rows(model, roots), weight, counted, columns.errors)
+    kept = full.node >= threshold(full.node, node_share)
     kept[columns.embeddings] = True
     kept[len(columns) :] = True
-    kept[columns.learned_positions] = model.frozen.positions is not None
+    kept[columns.position_embeddings] = model.captured.position_embedding is not None
     kept[columns.constant] = True
     node = kept.nonzero()[:, 0]
     effects, value, size = _effects_among(model, roots, node, columns)
@@ -207,20 +217,20 @@ def trace_graph(
     explained = torch.zeros_like(value).index_add_(0, target, effect)
     return AttributionGraph(
         node=node[keep_node],
-        influence=whole.node[node][keep_node],
-        cumulative=cumulative_share(whole.node)[node][keep_node],
+        influence=full.node[node][keep_node],
+        cumulative=cumulative_share(full.node)[node][keep_node],
         value=value[keep_node],
         size=size[keep_node],
         source=renumbered[source],
         target=renumbered[target],
         effect=effect,
         remainder=(value - explained)[keep_node],
-        scores=scores(whole, weight, columns.errors, columns.embeddings),
+        scores=scores(full, weight, columns.errors, columns.embeddings),
     )
 
 
 def counted_nodes(node: Int[Tensor, " node"], counted: Bool[Tensor, " source"]) -> Bool[Tensor, " node"]:
-    """Which nodes of a graph shares are taken of; roots are sources of nothing."""
+    """`counted_sources` for the nodes of a graph; roots are never sources."""
     result = torch.zeros_like(node, dtype=torch.bool)
     is_source = node < len(counted)
     result[is_source] = counted[node[is_source]]
@@ -236,44 +246,44 @@ def prune(
     always: Bool[Tensor, " node"],
     feature: Bool[Tensor, " node"],
 ) -> tuple[Bool[Tensor, " node"], Bool[Tensor, "node node"]]:
-    """Nodes and edges of a small graph that stay; effects are [target, source], sources being of a lower `level`.
+    """Masks of the nodes and edges to keep; effects are [target, source], and sources have a lower `level`.
 
-    Edges by their share of the target times the target's influence, until `edge_share` of all is reached; then,
-    until nothing changes, features and errors that lead nowhere and features that nothing leads to are taken away.
-    Nodes in `always` stay.
+    An edge's score is its share of the target times the target's influence; the largest are kept until they hold
+    `edge_share` of the sum. Then features and errors without outgoing edges and features without incoming edges are
+    removed until nothing changes. Nodes in `always` stay.
     """
     share = shares(effects, counted)
     reached = weight.clone()
-    for step in level.unique().flip(0):
-        at = level == step
+    for current in level.unique().flip(0):
+        at = level == current
         reached += reached[at] @ share[at]
     score = share * reached[:, None]
     keep = (score >= threshold(score.flatten(), edge_share)) & (score > 0)
-    # what shares leave out goes with its target
+    # sources without shares stay as long as their target does
     keep |= (effects != 0) & ~counted
     node = torch.ones_like(always)
     while True:
         counting = keep & counted
-        left = node & (always | counting.any(0)) & (~feature | counting.any(1))
-        keep &= left[:, None] & left
-        if torch.equal(left, node):
+        remaining = node & (always | counting.any(0)) & (~feature | counting.any(1))
+        keep &= remaining[:, None] & remaining
+        if torch.equal(remaining, node):
             return node, keep
-        node = left
+        node = remaining
 
 
 def _effects_among(
     model: LinearizedModel, roots: Roots, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> tuple[Float[Tensor, "node node"], Float[Tensor, " node"], Float[Tensor, " node"]]:
-    """Effects among some nodes, [target, source], and what all sources of each add up to, signed and absolute."""
+    """Effects among some nodes, [target, source]; then the sum of all sources of each node, signed and absolute."""
     effects = roots.weight.new_zeros(len(node), len(node))
     value, size = roots.weight.new_zeros(2, len(node))
     is_source = node < len(columns)
     reached = roots.weight.new_zeros(len(columns) + len(roots.weight))
     reached[node] = 1
-    place = torch.full_like(reached, -1, dtype=torch.int64)
-    place[node] = torch.arange(len(node), device=node.device)
+    index = torch.full_like(reached, -1, dtype=torch.int64)
+    index[node] = torch.arange(len(node), device=node.device)
     for nodes, row in graph_rows(model, roots)(reached):
-        at = place[nodes]
+        at = index[nodes]
         effects[at[:, None], is_source.nonzero()[:, 0]] = row[:, node[is_source]]
         value[at], size[at] = row.sum(1), row.abs().sum(1)
     return effects, value, size
@@ -282,7 +292,7 @@ def _effects_among(
 def _level(
     model: LinearizedModel, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> Int[Tensor, " node"]:
-    """Layer and one more for features, 0 for what has no sources, the highest for roots."""
+    """Topological level: layer + 1 for features, 0 for nodes without sources, layers + 1 for roots."""
     level = torch.zeros_like(node)
     features = node < columns.active
     level[features] = model.features.layer[node[features]] + 1

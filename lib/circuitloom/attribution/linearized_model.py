@@ -1,7 +1,7 @@
 """Local replacement model of one prompt (Ameisen et al. 2025): dictionaries replace MLPs, attention patterns and norm
 denominators are frozen, and error nodes hold what the dictionaries miss. It is linear between features."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..corpus.tokens import scored_positions
+from ..core.progress import progress
+from ..corpus.tokens import Tokens, scored_positions
 from ..dictionaries.dictionary import Dictionary
-from .capture import CapturedLayer, CapturedPass
+from ..language_model.model import LanguageModel
+from .capture import CapturedLayer, CapturedPass, ModelWeights, capture_pass
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,26 @@ class LinearizedModel:
                 g_in = 0.0
             g += block.attention_vjp(g) + g_in
         yield SiteGradient("embedding", 0, g)
+
+
+def linearize_sequences(
+    language_model: LanguageModel,
+    weights: ModelWeights,
+    dictionaries: Mapping[int, Dictionary],
+    text: Tokens,
+    sequences: Sequence[int],
+    task: str,
+) -> Iterator[LinearizedModel]:
+    """Linearized models of sequences of `text`, one after the other, with a progress bar named `task`.
+
+    Raises ValueError if the tokens are damaged or a dictionary does not fit the model.
+    """
+    with progress(task, len(sequences), "sequences") as bar:
+        for sequence in sequences:
+            token = text.take(slice(sequence, sequence + 1))[0]
+            captured = capture_pass(language_model, weights, token)
+            yield LinearizedModel(captured, dictionaries, text.bos_id)
+            bar.update(1)
 
 
 def _check_dictionary(dictionary: Dictionary, layer: int, captured: CapturedPass) -> Dictionary:

@@ -1,6 +1,13 @@
-"""One step back from what reads the stream: what wrote it, heads being sources of their own. Greedy paths from a
-target back to what made it, and the graph that they make up (algorithms 1 and 2 of Dunefsky, Chlenski and Nanda
-2024)."""
+"""Greedy paths from a target back to its sources, and the graph they form (algorithms 1 and 2 of Dunefsky, Chlenski
+and Nanda 2024).
+
+1. A reader is a vector that reads the residual stream at one position (`StreamReader`): a feature's encoder, a logit.
+2. Its direct sources are everything that wrote to the stream there (`direct_sources`). Unlike the edges of an
+   attribution graph, heads are sources of their own.
+3. `find_paths` extends each kept path by its largest sources and keeps the largest extensions, length by length.
+   A feature or head then becomes the reader of the next step; embeddings end a path.
+4. `paths_to_graph` merges paths into a graph: shared prefixes count once.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,38 +22,38 @@ from .linearized_model import LinearizedModel
 
 FEATURE, HEAD, EMBEDDING, POSITION = range(4)
 KINDS = ("feature", "head", "embedding", "position")
-"""Names of the kinds of sources that a path goes through, by number."""
+"""Names of the source kinds, by number."""
 
 
 class StreamReader(NamedTuple):
-    """A vector that reads the stream at one position.
+    """Vector that reads the residual stream at one position.
 
-    `stage` says where: 2 l in front of block l, 2 l + 1 behind its attention, twice the number of layers at the end.
+    `stage` is 2 l before block l, 2 l + 1 after the attention of block l, and twice the number of layers at the end.
     """
 
     vector: Float[Tensor, " d"]
     position: int
     stage: int
     constant: float
-    """What comes to what it reads whatever that is."""
+    """Bias added to what the vector reads."""
 
 
 @dataclass(frozen=True)
 class SourceDecomposition:
-    """What a reader's value is made of: these sources, `error` and `constant`."""
+    """Direct sources of a reader. Its value is the sum of `value`, `error` and `constant`."""
 
     kind: Int[Tensor, " source"]
     layer: Int[Tensor, " source"]
     """0 for embedding and position."""
     index: Int[Tensor, " source"]
-    """Number of the feature or head; 0 for others."""
+    """Feature or head index; 0 for other kinds."""
     position: Int[Tensor, " source"]
-    """Where the source lies: a head's is the position it reads."""
+    """Position of the source; for a head, the position it attends to."""
     value: Float[Tensor, " source"]
     active: Int[Tensor, " source"]
-    """Place of a feature among the active ones; -1 for others."""
+    """Index of a feature among the active ones; -1 for other kinds."""
     error: float
-    """Of all layers."""
+    """Sum of the error nodes of all layers."""
     constant: float
 
     def __len__(self) -> int:
@@ -55,15 +62,15 @@ class SourceDecomposition:
 
 
 def feature_reader(model: LinearizedModel, active: int, scale: float = 1.0) -> StreamReader:
-    """The pre-activation, times `scale`, of the active feature at a place."""
+    """Pre-activation of an active feature, times `scale`, as a reader."""
     return target_reader(
         model, feature_targets(model, torch.tensor([active], device=model.features.layer.device)), scale
     )
 
 
 def target_reader(model: LinearizedModel, target: AttributionTargets, scale: float = 1.0) -> StreamReader:
-    """One target, times `scale`, as a reader."""
-    stage = 2 * target.layer + (target.layer < model.layers and not model.frozen.parallel)
+    """A single target, times `scale`, as a reader."""
+    stage = 2 * target.layer + (target.layer < model.layers and not model.captured.parallel)
     constant = scale * float(target.constant[0])
     return StreamReader(scale * target.vector[0], int(target.position[0]), stage, constant)
 
@@ -71,41 +78,41 @@ def target_reader(model: LinearizedModel, target: AttributionTargets, scale: flo
 def head_reader(
     model: LinearizedModel, reader: StreamReader, layer: int, head: int, position: int
 ) -> StreamReader:
-    """What `reader` reads at `position` through a head; biases of the head belong to the reader's own step."""
-    block = model.frozen.layers[layer]
+    """Reader of the head's input at `position`, as `reader` sees it; the head's biases count as `reader`'s constant."""
+    block = model.captured.layers[layer]
     g = _at_attention(model, reader, layer)
-    u = block.pull_heads(g, torch.tensor(reader.position, device=g.device))[head]
+    u = block.heads_vjp(g, torch.tensor(reader.position, device=g.device))[head]
     source = torch.tensor(position, device=g.device)
-    v = block.norm_attention.pull_back(block.attention.W_V[head] @ u, source)
+    v = block.norm_attention.vjp(block.attention.W_V[head] @ u, source)
     return StreamReader(block.pattern[head, reader.position, position] * v, position, 2 * layer, 0.0)
 
 
-def take_step(model: LinearizedModel, reader: StreamReader) -> SourceDecomposition:
-    """The sources of a reader, one step back: its value is their sum, with error and constant."""
+def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomposition:
+    """Direct sources of a reader: features, heads (per attended position), embeddings, errors and biases."""
     parts: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]] = []
     error, constant = 0.0, reader.constant
     position = reader.position
     g = reader.vector
     here = torch.tensor(position, device=g.device)
     for layer in range((reader.stage - 1) // 2, -1, -1):
-        block = model.frozen.layers[layer]
-        skipped: Tensor | float = 0.0
+        block = model.captured.layers[layer]
+        g_skip: Tensor | float = 0.0
         if reader.stage >= 2 * layer + 2:
             constant += float(g @ model.mlp_constant[layer, position])
-            through = block.norm_mlp_after.pull_back(g, here)
-            error += float(through @ model.errors[layer, position])
-            active = model.active(layer, position)
+            g_mlp = block.norm_mlp_after.vjp(g, here)
+            error += float(g_mlp @ model.errors[layer, position])
+            active = model.active_at(layer, position)
             if active.stop > active.start:
-                places = torch.arange(active.start, active.stop, device=g.device)
-                value = model.decoder_rows(layer, active) @ through
+                index = torch.arange(active.start, active.stop, device=g.device)
+                value = model.feature_outputs(layer, active) @ g_mlp
                 parts.append(
-                    (FEATURE, layer, model.features.feature[active], here.expand(len(places)), value, places)
+                    (FEATURE, layer, model.features.feature[active], here.expand(len(index)), value, index)
                 )
-            skipped = model.skip(layer, through, here)
-            if not model.frozen.parallel:
-                g = g + skipped
+            g_skip = model.skip_vjp(layer, g_mlp, here)
+            if not model.captured.parallel:
+                g = g + g_skip
         constant += float(g @ model.attention_constant[layer, position])
-        heads, value = _read_heads(model, layer, g, position)
+        heads, value = _head_effects(model, layer, g, position)
         count = value.numel()
         parts.append(
             (
@@ -117,37 +124,39 @@ def take_step(model: LinearizedModel, reader: StreamReader) -> SourceDecompositi
                 heads.new_full((count,), -1),
             )
         )
-        if model.frozen.parallel:
-            g = g + skipped
+        if model.captured.parallel:
+            g = g + g_skip
     none = here.new_tensor([-1])
     zero = here.new_tensor([0])
-    parts.append((EMBEDDING, 0, zero, here[None], (g @ model.frozen.embedding[position])[None], none))
-    if model.frozen.positions is not None:
-        parts.append((POSITION, 0, zero, here[None], (g @ model.frozen.positions[position])[None], none))
-    return _joined(parts, error, constant)
+    parts.append((EMBEDDING, 0, zero, here[None], (g @ model.captured.embedding[position])[None], none))
+    if model.captured.position_embedding is not None:
+        parts.append(
+            (POSITION, 0, zero, here[None], (g @ model.captured.position_embedding[position])[None], none)
+        )
+    return _concatenate(parts, error, constant)
 
 
 def _at_attention(model: LinearizedModel, reader: StreamReader, layer: int) -> Float[Tensor, " d"]:
-    """What a reader reads in the output of a layer's attention: skip paths above it are gone through."""
+    """Gradient of a reader with respect to a layer's attention output, through the skip connections after it."""
     g = reader.vector
     here = torch.tensor(reader.position, device=g.device)
-    for above in range((reader.stage - 1) // 2, layer - 1, -1):
-        if reader.stage < 2 * above + 2 or (model.frozen.parallel and above == layer):
+    for later in range((reader.stage - 1) // 2, layer - 1, -1):
+        if reader.stage < 2 * later + 2 or (model.captured.parallel and later == layer):
             continue
-        g = g + model.skip(above, model.frozen.layers[above].norm_mlp_after.pull_back(g, here), here)
+        g = g + model.skip_vjp(later, model.captured.layers[later].norm_mlp_after.vjp(g, here), here)
     return g
 
 
-def _read_heads(
+def _head_effects(
     model: LinearizedModel, layer: int, g: Float[Tensor, " d"], position: int
 ) -> tuple[Int[Tensor, " head"], Float[Tensor, "head source"]]:
-    block = model.frozen.layers[layer]
-    u = block.pull_heads(g, torch.tensor(position, device=g.device))
-    read = torch.einsum("hse,he->hs", model.head_values(layer)[:, : position + 1], u)
-    return torch.arange(len(u), device=g.device), block.pattern[:, position, : position + 1] * read
+    block = model.captured.layers[layer]
+    u = block.heads_vjp(g, torch.tensor(position, device=g.device))
+    unweighted = torch.einsum("hse,he->hs", model.head_values(layer)[:, : position + 1], u)
+    return torch.arange(len(u), device=g.device), block.pattern[:, position, : position + 1] * unweighted
 
 
-def _joined(parts: list, error: float, constant: float) -> SourceDecomposition:
+def _concatenate(parts: list, error: float, constant: float) -> SourceDecomposition:
     kinds = [torch.full_like(index, kind) for kind, _, index, _, _, _ in parts]
     layers = [torch.full_like(index, layer) for _, layer, index, _, _, _ in parts]
     index, position, value, active = (torch.cat([part[i] for part in parts]) for i in (2, 3, 4, 5))
@@ -158,108 +167,107 @@ def _joined(parts: list, error: float, constant: float) -> SourceDecomposition:
 
 @dataclass(frozen=True)
 class PathFilter:
-    """What a step of a path must be; what is None may be anything."""
+    """Constraint on one node of a path; None matches anything."""
 
     kind: int | None = None
     layer: int | None = None
     index: int | None = None
-    """Number of the feature or head."""
+    """Feature or head index."""
     position: int | None = None
 
-    def matches(self, steps: "SourceDecomposition | Paths") -> Bool[Tensor, " step"]:
-        """Which steps are so."""
-        matches = torch.ones_like(steps.kind, dtype=torch.bool)
+    def matches(self, nodes: "SourceDecomposition | Paths") -> Bool[Tensor, " node"]:
+        """Mask of the sources, or last nodes of paths, that match."""
+        matches = torch.ones_like(nodes.kind, dtype=torch.bool)
         for name, wanted in vars(self).items():
             if wanted is not None:
-                matches &= getattr(steps, name) == wanted
+                matches &= getattr(nodes, name) == wanted
         return matches
 
 
 @dataclass(frozen=True)
 class PathSearch:
-    """How paths are looked for."""
+    """Parameters of the greedy path search."""
 
     length: int = 5
-    """Steps of the longest path."""
+    """Largest number of edges of a path."""
     width: int = 10
-    """Sources that a path is extended by, and paths that are kept at each length."""
+    """Beam width: sources that extend each path, and paths kept at each length."""
     signed: bool = False
-    """Keep the largest contributions, not the largest absolute ones: inhibition is then not seen."""
+    """Rank by signed instead of absolute contribution: inhibition is then ignored."""
     capped: bool = False
-    """A step counts for no more than the smallest step before it."""
+    """Cap each contribution at the smallest absolute contribution earlier on the path."""
     prefix: Sequence[PathFilter] = ()
-    """What the first steps of a path must be."""
+    """Constraints on the first nodes after the root."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """All paths that were kept, of all lengths: each is the step that ends it and the path before that.
-
-    Path 0 is the root alone. A path's contribution is to the root's value.
-    """
+    """Kept paths of all lengths, as a tree: each is its parent path plus one node. Path 0 is the root alone."""
 
     parent: Int[Tensor, " path"]
-    """The path without its last step; -1 for the root."""
+    """The path without its last node; -1 for the root."""
     length: Int[Tensor, " path"]
-    """Steps, 0 for the root."""
+    """Number of edges; 0 for the root."""
     kind: Int[Tensor, " path"]
-    """Kind of the last step, as in `step`; -1 for the root."""
+    """Kind of the last node, an index into KINDS; -1 for the root."""
     layer: Int[Tensor, " path"]
     index: Int[Tensor, " path"]
-    """Number of the feature or head; 0 for others."""
+    """Feature or head index; 0 for other kinds."""
     position: Int[Tensor, " path"]
     active: Int[Tensor, " path"]
-    """Place of a feature among the active ones; -1 for others."""
+    """Index of a feature among the active ones; -1 for other kinds."""
     contribution: Float[Tensor, " path"]
+    """Contribution to the root's value."""
     error: Float[Tensor, " path"]
-    """What errors contribute through it, one step back; nan where it was not extended."""
+    """Contribution of the last node's error sources through this path; NaN if the path was not extended."""
     constant: Float[Tensor, " path"]
-    """What biases contribute through it, one step back; nan where it was not extended."""
+    """Contribution of the last node's biases through this path; NaN if the path was not extended."""
 
     def __len__(self) -> int:
-        """Number of paths, the root among them."""
+        """Number of paths, the root included."""
         return len(self.parent)
 
-    def steps(self, path: int) -> list[int]:
-        """Paths from the root to this one, each a step longer."""
-        steps = [path]
-        while self.parent[steps[-1]] >= 0:
-            steps.append(int(self.parent[steps[-1]]))
-        return steps[::-1]
+    def prefixes(self, path: int) -> list[int]:
+        """Indices of the path's prefixes, from the root to the path itself."""
+        prefixes = [path]
+        while self.parent[prefixes[-1]] >= 0:
+            prefixes.append(int(self.parent[prefixes[-1]]))
+        return prefixes[::-1]
 
 
 @torch.inference_mode()
 def find_paths(model: LinearizedModel, root: StreamReader, search: PathSearch) -> Paths:
-    """The paths with the largest contributions to the root, of all lengths up to the search's.
+    """Paths with the largest contributions to the root, of all lengths up to `search.length`.
 
-    At each length every path is extended by its largest sources, and the largest of all extensions are kept.
-    Embeddings and positions end a path; features and heads are gone through.
+    At each length, every kept path is extended by its `search.width` largest sources, and the `search.width` largest
+    extensions are kept. Embeddings and positions end a path; features and heads continue it.
     """
-    first = take_step(model, root)
+    first = direct_sources(model, root)
     total = float(first.value.sum()) + first.error + first.constant
-    stage = {"layer": root.stage // 2, "position": root.position}
-    rows = [dict(parent=-1, length=0, kind=-1, index=0, active=-1, contribution=total, **stage)]
-    ends: dict[int, tuple[float, float]] = {}
+    at_root = {"layer": root.stage // 2, "position": root.position}
+    rows = [dict(parent=-1, length=0, kind=-1, index=0, active=-1, contribution=total, **at_root)]
+    remainders: dict[int, tuple[float, float]] = {}
     beam: list[tuple[int, StreamReader, float]] = [(0, root, float("inf"))]
     for length in range(1, search.length + 1):
-        found: list[tuple[float, int, StreamReader, float, SourceDecomposition, int]] = []
+        extensions: list[tuple[float, int, StreamReader, float, SourceDecomposition, int]] = []
         for path, reader, smallest in beam:
-            step = first if path == 0 else take_step(model, reader)
-            ends[path] = step.error, step.constant
-            for i in _largest(step, search, length).tolist():
-                value = float(step.value[i])
+            sources = first if path == 0 else direct_sources(model, reader)
+            remainders[path] = sources.error, sources.constant
+            for i in _largest_sources(sources, search, length).tolist():
+                value = float(sources.value[i])
                 if search.capped:
                     value = max(-smallest, min(smallest, value))
-                found.append((value, path, reader, smallest, step, i))
-        found.sort(key=lambda each: -each[0] if search.signed else -abs(each[0]))
+                extensions.append((value, path, reader, smallest, sources, i))
+        extensions.sort(key=lambda each: -each[0] if search.signed else -abs(each[0]))
         beam = []
-        for value, path, reader, smallest, step, i in found[: search.width]:
+        for value, path, reader, smallest, sources, i in extensions[: search.width]:
             names = ("kind", "layer", "index", "position", "active")
-            own = {name: int(getattr(step, name)[i]) for name in names}
-            if own["kind"] in (FEATURE, HEAD):
-                beam.append((len(rows), _follow(model, reader, value, step, i), min(smallest, abs(value))))
-            rows.append(dict(parent=path, length=length, contribution=value, **own))
-    error, constant = zip(*(ends.get(i, (float("nan"),) * 2) for i in range(len(rows))), strict=True)
+            node = {name: int(getattr(sources, name)[i]) for name in names}
+            if node["kind"] in (FEATURE, HEAD):
+                next_reader = _source_reader(model, reader, value, sources, i)
+                beam.append((len(rows), next_reader, min(smallest, abs(value))))
+            rows.append(dict(parent=path, length=length, contribution=value, **node))
+    error, constant = zip(*(remainders.get(i, (float("nan"),) * 2) for i in range(len(rows))), strict=True)
     names = [name for name in rows[0] if name != "contribution"]
     columns = {name: torch.tensor([row[name] for row in rows]) for name in names}
     like = torch.tensor([row["contribution"] for row in rows], dtype=root.vector.dtype)
@@ -267,97 +275,99 @@ def find_paths(model: LinearizedModel, root: StreamReader, search: PathSearch) -
     return Paths(**columns, error=like.new_tensor(error), constant=like.new_tensor(constant))
 
 
-def _largest(step: SourceDecomposition, search: PathSearch, length: int) -> Int[Tensor, " source"]:
-    """The sources that a path is extended by."""
-    allowed = torch.ones_like(step.kind, dtype=torch.bool)
+def _largest_sources(sources: SourceDecomposition, search: PathSearch, length: int) -> Int[Tensor, " source"]:
+    """Indices of the sources that extend a path to `length`."""
+    allowed = torch.ones_like(sources.kind, dtype=torch.bool)
     if length <= len(search.prefix):
-        allowed = search.prefix[length - 1].matches(step)
-    size = (step.value if search.signed else step.value.abs()).masked_fill(~allowed, -torch.inf)
-    best = size.topk(min(search.width, len(step))).indices
-    kept = allowed[best] & (step.value[best] != 0)
-    return best[kept & (step.value[best] > 0)] if search.signed else best[kept]
+        allowed = search.prefix[length - 1].matches(sources)
+    size = (sources.value if search.signed else sources.value.abs()).masked_fill(~allowed, -torch.inf)
+    best = size.topk(min(search.width, len(sources))).indices
+    kept = allowed[best] & (sources.value[best] != 0)
+    return best[kept & (sources.value[best] > 0)] if search.signed else best[kept]
 
 
-def _follow(
-    model: LinearizedModel, reader: StreamReader, value: float, step: SourceDecomposition, i: int
+def _source_reader(
+    model: LinearizedModel, reader: StreamReader, value: float, sources: SourceDecomposition, i: int
 ) -> StreamReader:
-    """What the source reads, in units of the root."""
-    if int(step.kind[i]) == HEAD:
-        # less than 1 where the step is capped
-        counted = reader._replace(vector=reader.vector * (value / float(step.value[i])))
-        return head_reader(model, counted, int(step.layer[i]), int(step.index[i]), int(step.position[i]))
-    active = int(step.active[i])
-    # the contribution of a feature is its activation times what the reader reads in its row
+    """Reader of a source, scaled so that its value is the source's contribution to the root."""
+    if int(sources.kind[i]) == HEAD:
+        # the ratio is below 1 if the contribution is capped
+        scaled = reader._replace(vector=reader.vector * (value / float(sources.value[i])))
+        return head_reader(
+            model, scaled, int(sources.layer[i]), int(sources.index[i]), int(sources.position[i])
+        )
+    active = int(sources.active[i])
+    # contribution = activation * (decoder row . reader), so this is the slope at the pre-activation
     return feature_reader(model, active, value / float(model.features.activation[active]))
 
 
-def select(
+def select_paths(
     paths: Paths, infix: Sequence[PathFilter] = (), suffix: Sequence[PathFilter] = ()
 ) -> Int[Tensor, " path"]:
-    """The paths in which steps that match `infix`, one after another, come at any place, and that end in `suffix`."""
+    """Paths that contain consecutive nodes matching `infix` and whose last nodes match `suffix` (root excluded)."""
     inside = [pattern.matches(paths) for pattern in infix]
     ending = [pattern.matches(paths) for pattern in suffix]
     chosen = []
     for path in range(len(paths)):
-        steps = paths.steps(path)[1:]
-        starts = range(len(steps) - len(inside) + 1)
-        has = any(all(inside[i][steps[start + i]] for i in range(len(inside))) for start in starts)
-        tail = steps[len(steps) - len(ending) :]
-        ends = len(tail) == len(ending) and all(m[step] for m, step in zip(ending, tail, strict=True))
-        if has and ends:
+        nodes = paths.prefixes(path)[1:]
+        starts = range(len(nodes) - len(inside) + 1)
+        has_infix = any(all(inside[i][nodes[start + i]] for i in range(len(inside))) for start in starts)
+        tail = nodes[len(nodes) - len(ending) :]
+        has_suffix = len(tail) == len(ending) and all(m[node] for m, node in zip(ending, tail, strict=True))
+        if has_infix and has_suffix:
             chosen.append(path)
     return torch.tensor(chosen, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class PathGraph:
-    """The graph of some paths: each node once, however many paths go through it."""
+    """Graph of a set of paths: each node and edge appears once."""
 
     kind: Int[Tensor, " node"]
     layer: Int[Tensor, " node"]
     index: Int[Tensor, " node"]
     position: Int[Tensor, " node"]
-    """-1 where tokens are summed over."""
+    """-1 if summed over positions."""
     value: Float[Tensor, " node"]
-    """Sum of the contributions, to the root, of the paths that end in it: not a direct effect."""
+    """Sum of the contributions to the root of all paths that end in the node: not a direct effect."""
     source: Int[Tensor, " edge"]
     target: Int[Tensor, " edge"]
     effect: Float[Tensor, " edge"]
-    """Sum of the contributions of the paths that end in the edge."""
+    """Sum of the contributions of all paths that end in the edge."""
     remainder: Float[Tensor, " node"]
-    """Value less kept edges, errors and constants; 0 for a node that was not extended."""
+    """Value minus kept edges, errors and constants; 0 for a node that was not extended."""
     extended: Bool[Tensor, " node"]
 
 
 def paths_to_graph(
     paths: Paths, chosen: Int[Tensor, " path"] | None = None, sum_tokens: bool = False
 ) -> PathGraph:
-    """Nodes and edges of the chosen paths (all by default) and of the paths they begin with, each counted once.
+    """Graph of the chosen paths (all by default) and their prefixes; each prefix counts once.
 
-    With `sum_tokens`, what differs in position alone is one node.
+    With `sum_tokens`, nodes that differ only in position are merged.
     """
     wanted = range(len(paths)) if chosen is None else chosen.tolist()
-    prefixes = sorted({step for path in wanted for step in paths.steps(path)} | {0})
-    place = {path: i for i, path in enumerate(prefixes)}
+    prefixes = sorted({prefix for path in wanted for prefix in paths.prefixes(path)} | {0})
+    index_of = {path: i for i, path in enumerate(prefixes)}
     position = torch.full_like(paths.position, -1) if sum_tokens else paths.position
     keys = torch.stack([paths.kind, paths.layer, paths.index, position], 1)[prefixes]
     nodes, node = keys.unique(dim=0, return_inverse=True)
     contribution = paths.contribution[prefixes]
     value = contribution.new_zeros(len(nodes)).index_add_(0, node, contribution)
     inner = [path for path in prefixes if paths.parent[path] >= 0]
-    ends = [(place[int(paths.parent[path])], place[path]) for path in inner]
-    above, below = torch.tensor(ends, dtype=torch.int64).view(-1, 2).T
-    # a pair as one number: unique takes no empty rows
-    pairs, edge = (node[above] * len(nodes) + node[below]).unique(return_inverse=True)
+    ends = [(index_of[int(paths.parent[path])], index_of[path]) for path in inner]
+    target, source = torch.tensor(ends, dtype=torch.int64).view(-1, 2).T
+    # each pair as one number: unique(dim=0) rejects empty inputs
+    pairs, edge = (node[target] * len(nodes) + node[source]).unique(return_inverse=True)
     edges = torch.stack([pairs // len(nodes), pairs % len(nodes)], 1)
     effect = contribution.new_zeros(len(edges)).index_add_(0, edge, paths.contribution[inner])
-    # of a node that several paths reach, only what was extended can leave a remainder
+    # only extended paths leave a remainder
     known = ~paths.error[prefixes].isnan()
     rest = torch.where(known, contribution - paths.error[prefixes] - paths.constant[prefixes], 0.0)
     remainder = contribution.new_zeros(len(nodes)).index_add_(0, node, rest)
     remainder.index_add_(0, edges[:, 0], -effect)
     extended = torch.zeros(len(nodes), dtype=torch.bool).index_put_((node[known],), torch.tensor(True))
-    kind, layer, index, place_in_text = nodes.unbind(1)
+    kind, layer, index, position = nodes.unbind(1)
     return PathGraph(
-        kind, layer, index, place_in_text, value, edges[:, 1], edges[:, 0], effect, remainder, extended
+        kind, layer, index, position, value, edges[:, 1], edges[:, 0], effect, remainder, extended
     )

@@ -1,4 +1,4 @@
-"""Prompts as tokens; targets as what of the model's answer they stand for."""
+"""Resolve a prompt's text to tokens and a target from the config to the roots of an attribution graph."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,36 +13,37 @@ from .direct_effects import AttributionTargets, feature_targets, logit_targets
 from .graph import Roots
 from .linearized_model import LinearizedModel
 
-NAMED = 6
-"""Of what a message lists, as many as it names."""
+MAX_NAMED = 6
+"""Largest number of alternatives that an error message lists."""
 
 
 @dataclass(frozen=True)
-class Root:
-    """What a root of a graph is."""
+class RootNode:
+    """Description of one root of a graph."""
 
     kind: str
     """feature, logit or difference."""
-    label: str
+    name: str
+    """Token of a logit, `A - B` for a difference, LAYER/FEATURE for a feature."""
     position: int
     weight: float
-    """How much of the graph is about it: a logit's probability, else 1."""
+    """Weight in influence: the probability of a logit, else 1."""
     token_id: int | None = None
-    """The logit's token."""
+    """Token of a logit (of a difference, the first)."""
     layer: int | None = None
     feature: int | None = None
 
 
-def read_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor, " position"]:
-    """The tokens of a prompt, BOS in front where there is one.
+def tokenize_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor, " position"]:
+    """Token ids of a prompt, with a leading BOS if the tokenizer has one.
 
-    Raises ValueError where it is empty, has a word that the tokenizer does not know, or exceeds `context` tokens.
+    Raises ValueError if the prompt is empty, has a word unknown to the tokenizer, or exceeds `context` tokens.
     """
     if not text.strip():
         raise ValueError("the prompt is empty; give it at least one word")
     try:
         (ids,) = tokenizer.encode([text])
-    # a tokenizer of words without one for unknown words; it raises nothing more particular
+    # word-level tokenizers without an unknown token raise a bare Exception
     except Exception as error:
         known = set(tokenizer.strings())
         unknown = [word for word in text.split() if word not in known]
@@ -54,14 +55,14 @@ def read_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor, " 
     if len(token) > context:
         raise ValueError(f"the prompt has {len(token)} tokens, the model's context is {context}; shorten it")
     if len(token) < 2:
-        raise ValueError("the prompt has no token that a dictionary reads: the first is left out; add a word")
+        raise ValueError("the prompt has only its first token, which dictionaries skip; add a word")
     return torch.tensor(token)
 
 
 def find_token(text: str, strings: list[str]) -> int:
-    """The id of a token as it is written, with or without the blank in front of it.
+    """Id of a token given as text, with or without its leading space.
 
-    Raises ValueError where the vocabulary has none such.
+    Raises ValueError if the vocabulary has no such token.
     """
     for wanted in (text, f" {text}"):
         if wanted in strings:
@@ -71,9 +72,9 @@ def find_token(text: str, strings: list[str]) -> int:
     raise ValueError(f"{text!r} is no single token of the vocabulary{hint}; name another")
 
 
-def find_position(position: int, model: LinearizedModel) -> int:
-    """A position counted from the beginning; ValueError where it lies outside the prompt."""
-    length = len(model.frozen)
+def resolve_position(position: int, model: LinearizedModel) -> int:
+    """Non-negative position in the prompt; negative ones count from the end. Raises ValueError if it is outside."""
+    length = len(model.captured)
     if not -length <= position < length:
         raise ValueError(
             f"position {position} is outside the prompt of {length} tokens; choose 0 to {length - 1}"
@@ -88,51 +89,56 @@ def find_roots(
     logits: int = 10,
     probability: float = 0.95,
     seed: int = 0,
-) -> tuple[Roots, list[Root]]:
-    """What a graph with this target explains, and what each root is.
+) -> tuple[Roots, list[RootNode]]:
+    """Roots of the graph for a target, and their descriptions.
 
-    Of `logits`, the fewest that hold `probability` of the next token's, at most so many. Raises ValueError where a
-    token, position, layer or feature is not there, or the feature does not fire.
+    The target `logits` resolves to the fewest next tokens that hold `probability`, at most `logits` of them. Raises
+    ValueError if a token, position, layer or feature does not exist or the feature is not active.
     """
-    position = find_position(target.position, model)
+    position = resolve_position(target.position, model)
     if target.kind in ("feature", "random"):
         return _feature_root(model, target, position, seed)
-    vocabulary = model.frozen.unembedding.weight.shape[0]
-    here = model.frozen.resid_final.new_zeros
-    chances = model.frozen.probabilities[position]
+    vocabulary = model.captured.unembedding.weight.shape[0]
+    zeros = model.captured.resid_final.new_zeros
+    probabilities = model.captured.probabilities[position]
     if target.kind == "logits":
-        ordered = chances.sort(descending=True)
+        ordered = probabilities.sort(descending=True)
         wanted = int((ordered.values.cumsum(0) < probability).sum()) + 1
         chosen = ordered.indices[: min(logits, wanted)]
-        weights = here(len(chosen), vocabulary)
+        weights = zeros(len(chosen), vocabulary)
         weights[torch.arange(len(chosen)), chosen] = 1
         roots = [
-            Root(
-                "logit", strings[i] if i < len(strings) else f"#{i}", position, float(chances[i]), token_id=i
+            RootNode(
+                "logit",
+                strings[i] if i < len(strings) else f"#{i}",
+                position,
+                float(probabilities[i]),
+                token_id=i,
             )
             for i in chosen.tolist()
         ]
     else:
         token = find_token(target.token, strings)
-        weights = here(1, vocabulary)
+        weights = zeros(1, vocabulary)
         weights[0, token] = 1
-        label = strings[token]
+        name = strings[token]
         if target.kind == "difference":
             against = find_token(target.against, strings)
             weights[0, against] -= 1
-            label = f"{label} - {strings[against]}"
-        roots = [Root(target.kind, label, position, 1.0, token_id=token)]
-    places = torch.full((len(roots),), position, device=weights.device)
-    return Roots(logit_targets(model, places, weights), here(len(roots)) + _weights(roots, weights)), roots
+            name = f"{name} - {strings[against]}"
+        roots = [RootNode(target.kind, name, position, 1.0, token_id=token)]
+    positions = torch.full((len(roots),), position, device=weights.device)
+    weight = zeros(len(roots)) + _weights(roots, weights)
+    return Roots(logit_targets(model, positions, weights), weight), roots
 
 
-def _weights(roots: Sequence[Root], like: Tensor) -> Tensor:
+def _weights(roots: Sequence[RootNode], like: Tensor) -> Tensor:
     return torch.tensor([root.weight for root in roots], dtype=like.dtype, device=like.device)
 
 
 def _feature_root(
     model: LinearizedModel, target: Target, position: int, seed: int
-) -> tuple[Roots, list[Root]]:
+) -> tuple[Roots, list[RootNode]]:
     features = model.features
     if target.layer is not None and target.layer not in model.dictionaries:
         known = ", ".join(map(str, model.dictionaries))
@@ -141,40 +147,40 @@ def _feature_root(
     if target.kind == "random":
         if target.layer is not None:
             at &= features.layer == target.layer
-        live = at.nonzero()[:, 0]
-        if not len(live):
+        active = at.nonzero()[:, 0]
+        if not len(active):
             raise ValueError(f"no feature fires at position {position}; choose another position or layer")
-        # the last layer has the most to explain
-        live = live[features.layer[live] == features.layer[live].max()]
-        place = int(live[torch.randint(len(live), (1,), generator=torch.Generator().manual_seed(seed))])
+        # features of the last layer have the most sources
+        active = active[features.layer[active] == features.layer[active].max()]
+        index = int(active[torch.randint(len(active), (1,), generator=torch.Generator().manual_seed(seed))])
     else:
-        place = _firing(model, target, position)
-    layer, feature = int(features.layer[place]), int(features.feature[place])
-    targets: AttributionTargets = feature_targets(model, torch.tensor([place], device=features.layer.device))
-    label = f"{layer}/{feature}"
-    root = Root("feature", label, position, 1.0, layer=layer, feature=feature)
-    return Roots(targets, model.frozen.resid_final.new_ones(1)), [root]
+        index = _find_active(model, target, position)
+    layer, feature = int(features.layer[index]), int(features.feature[index])
+    targets: AttributionTargets = feature_targets(model, torch.tensor([index], device=features.layer.device))
+    name = f"{layer}/{feature}"
+    root = RootNode("feature", name, position, 1.0, layer=layer, feature=feature)
+    return Roots(targets, model.captured.resid_final.new_ones(1)), [root]
 
 
-def _firing(model: LinearizedModel, target: Target, position: int) -> int:
-    """The place of a feature that fires; ValueError, with what there is instead, where it does not."""
+def _find_active(model: LinearizedModel, target: Target, position: int) -> int:
+    """Index of the target feature among the active ones. Raises ValueError with alternatives if it is not active."""
     assert target.layer is not None and target.feature is not None
     name, features = f"feature {target.layer}/{target.feature}", model.features
     width = model.dictionaries[target.layer].width
     if target.feature >= width:
         raise ValueError(f"{name}: layer {target.layer} has features 0 to {width - 1}; choose one of them")
-    place = features.find(target.layer, position, target.feature)
-    if place is None:
+    index = features.find(target.layer, position, target.feature)
+    if index is None:
         own = (features.layer == target.layer) & (features.feature == target.feature)
         elsewhere = features.position[own].tolist()
         if elsewhere:
-            where = ", ".join(map(str, elsewhere[:NAMED]))
+            where = ", ".join(map(str, elsewhere[:MAX_NAMED]))
             raise ValueError(
                 f"{name} does not fire at position {position}; it fires at {where}: name one with @"
             )
         others = features.feature[(features.layer == target.layer) & (features.position == position)].tolist()
-        named = ", ".join(map(str, others[:NAMED])) or "none"
+        named = ", ".join(map(str, others[:MAX_NAMED])) or "none"
         raise ValueError(
             f"{name} fires nowhere in the prompt; of layer {target.layer}, at position {position} fire {named}"
         )
-    return place
+    return index

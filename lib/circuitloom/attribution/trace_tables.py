@@ -1,30 +1,30 @@
-"""A traced prompt as rows of tables."""
+"""Rows of the tables `trace`, `node`, `edge`, `path` and `intervention` from a traced prompt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, Table
-from .direct_effects import SourceColumns, sources
-from .paths import KINDS, Paths
+from .direct_effects import SourceColumns, source_columns
+from .paths import FEATURE, HEAD, KINDS, Paths, SourceDecomposition
 from .tracer import Trace, feature_name
 
 Row = dict[str, Any]
 
 
 class TraceRows:
-    """The rows of a trace's tables: nodes of the graph first, then the heads and sources that only paths go through."""
+    """Rows of a trace's tables. Nodes of the graph come first, then heads and sources that are only on paths."""
 
     def __init__(self, trace: Trace, name: str, strings: list[str]) -> None:
-        """`strings` are the tokens as text, by id."""
+        """`strings` are the vocabulary's tokens as text."""
         self.trace, self.name, self.strings = trace, name, strings
-        self.tokens = [strings[i] for i in trace.model.frozen.token.tolist()]
-        self.columns = sources(trace.model)
-        self.graph_nodes = [self._graph_node(place) for place in range(len(trace.graph.node))]
+        self.tokens = [strings[i] for i in trace.model.captured.token.tolist()]
+        self.columns = source_columns(trace.model)
+        self.graph_nodes = [self._graph_node(index) for index in range(len(trace.graph.node))]
         self.numbers = {self._key(row): i for i, row in enumerate(self.graph_nodes)}
         self.path_nodes = self._path_nodes(trace.paths)
 
     def tables(self) -> dict[str, tuple[Table, list[Row]]]:
-        """Name of each table to its rows."""
+        """Tables and their rows, by table name."""
         return {
             table.name: (table, [{"trace": self.name, **row} for row in rows])
             for table, rows in (
@@ -37,7 +37,7 @@ class TraceRows:
         }
 
     def nodes(self) -> list[Row]:
-        """Rows of `node`, in order of their numbers."""
+        """Rows of `node`, ordered by number."""
         return [{"node": i, **row} for i, row in enumerate([*self.graph_nodes, *self.path_nodes])]
 
     def edges(self) -> list[Row]:
@@ -58,29 +58,29 @@ class TraceRows:
         ]
 
     def paths(self) -> Iterator[Row]:
-        """Rows of `path`; the root alone is no path."""
+        """Rows of `path`; path 0, the root alone, is left out."""
         paths = self.trace.paths
         for path in range(1, len(paths)):
-            for step, prefix in enumerate(paths.steps(path)):
+            for step, prefix in enumerate(paths.prefixes(path)):
                 yield {
                     "path": path - 1,
                     "step": step,
-                    "node": self.numbers[self._step_key(paths, prefix)],
+                    "node": self.numbers[self._path_key(paths, prefix)],
                     "effect": float(paths.contribution[prefix]),
                     "n_steps": int(paths.length[path]),
                 }
 
     def interventions(self) -> Iterator[Row]:
-        """Rows of `intervention`: each feature of the graph alone, then sets of features."""
+        """Rows of `intervention`: ablations of single features of the graph, then edits of several features."""
         trace, columns = self.trace, self.columns
         graph, checks, model = trace.graph, trace.checks, trace.model
         roots = (graph.node >= len(columns)).nonzero()[:, 0].tolist()
         number = 0
-        for i, place in enumerate(checks.node.tolist()):
-            source = int(graph.node[place])
+        for i, index in enumerate(checks.node.tolist()):
+            source = int(graph.node[index])
             if source >= columns.active:
                 continue
-            common = {"kind": "ablate", "label": f"node {place}", "features": [feature_name(model, source)]}
+            common = {"kind": "ablate", "label": f"node {index}", "features": [feature_name(model, source)]}
             for root in roots:
                 before = float(graph.value[root])
                 for frozen, effects in ((True, checks.frozen), (False, checks.free)):
@@ -88,12 +88,12 @@ class TraceRows:
                     own = {"root": root, "frozen": frozen, "before": before, "after": after}
                     yield {"intervention": number, **common, **own}
             number += 1
-        for label, change, outcome in checks.changes:
+        for reason, edit, outcome in checks.edits:
             common = {
-                "kind": change.kind,
-                "label": label,
-                "features": list(change.features),
-                "strength": change.strength,
+                "kind": edit.kind,
+                "label": reason,
+                "features": list(edit.features),
+                "strength": edit.strength,
             }
             for i, root in enumerate(roots):
                 for frozen, after in ((True, outcome.frozen), (False, outcome.free)):
@@ -122,23 +122,23 @@ class TraceRows:
             "seconds": trace.seconds,
         }
 
-    def _graph_node(self, place: int) -> Row:
+    def _graph_node(self, index: int) -> Row:
         trace, graph = self.trace, self.trace.graph
-        source = int(graph.node[place])
+        source = int(graph.node[index])
         common = {
             "in_graph": True,
             "is_root": source >= len(self.columns),
-            "influence": float(graph.influence[place]),
+            "influence": float(graph.influence[index]),
         }
         if source >= len(self.columns):
-            root = trace.root[source - len(self.columns)]
+            root = trace.root_nodes[source - len(self.columns)]
             given = {
                 "kind": root.kind,
                 "layer": root.layer,
                 "feature": root.feature,
                 "position": root.position,
                 "run": trace.run if root.kind == "feature" else None,
-                "token": root.label if root.kind != "feature" else self.tokens[root.position],
+                "token": root.name if root.kind != "feature" else self.tokens[root.position],
                 "probability": root.weight,
                 "influence": None,
             }
@@ -148,14 +148,14 @@ class TraceRows:
                 given["token"] = self.tokens[given["position"]]
         has_sources = source < self.columns.active or source >= len(self.columns)
         if has_sources:
-            given |= {"value": float(graph.value[place]), "remainder": float(graph.remainder[place])}
+            given |= {"value": float(graph.value[index]), "remainder": float(graph.remainder[index])}
         return common | given
 
     def _path_nodes(self, paths: Paths) -> list[Row]:
-        """Nodes that no graph node is, numbered on; and what paths contribute, on all of them."""
+        """Nodes that are only on paths, numbered after those of the graph; adds `on_paths` to all nodes."""
         added: list[Row] = []
         for path in range(len(paths)):
-            key = self._step_key(paths, path)
+            key = self._path_key(paths, path)
             if key not in self.numbers:
                 self.numbers[key] = len(self.graph_nodes) + len(added)
                 row: Row = dict(zip(("kind", "layer", "feature", "head", "position"), key, strict=True))
@@ -170,15 +170,15 @@ class TraceRows:
         return added
 
     def _key(self, row: Row) -> tuple:
-        """What a node is, whatever table it comes from; a root is none of the sources of its kind."""
+        """Identity of a node; a root differs from a source of the same kind."""
         if row.get("is_root"):
             return ("root", row["token"], row["layer"], row["feature"], row["position"])
         return tuple(row.get(name) for name in ("kind", "layer", "feature", "head", "position"))
 
-    def _step_key(self, paths: Paths, path: int) -> tuple:
+    def _path_key(self, paths: Paths, path: int) -> tuple:
         kind = int(paths.kind[path])
         if kind < 0:
-            return self._key(self.graph_nodes[len(self.graph_nodes) - len(self.trace.root)])
+            return self._key(self.graph_nodes[len(self.graph_nodes) - len(self.trace.root_nodes)])
         layer, index, position = (int(getattr(paths, name)[path]) for name in ("layer", "index", "position"))
         name = KINDS[kind]
         return (
@@ -191,10 +191,10 @@ class TraceRows:
 
 
 def source_row(trace: Trace, source: int) -> Row:
-    """What a source, a column of `sources`, is: kind, run, layer, feature, position, activation."""
+    """Fields of a source given by its column in `source_columns`: kind, run, layer, feature, position, activation."""
     model = trace.model
-    columns: SourceColumns = sources(model)
-    length = len(model.frozen)
+    columns: SourceColumns = source_columns(model)
+    length = len(model.captured)
     if source < columns.active:
         features = model.features
         return {
@@ -211,5 +211,54 @@ def source_row(trace: Trace, source: int) -> Row:
     if source < columns.embeddings.stop:
         return {"kind": "embedding", "position": source - columns.embeddings.start}
     if source < columns.constant:
-        return {"kind": "position", "position": source - columns.learned_positions.start}
+        return {"kind": "position", "position": source - columns.position_embeddings.start}
     return {"kind": "constant"}
+
+
+def node_name(row: Mapping[str, Any]) -> str:
+    """Short name of a row of the table `node`, the same as the catalogue's macro `node_label` gives."""
+    kind, token = row["kind"], row.get("token")
+    at = f"'{token}'@{row.get('position')}"
+    match kind:
+        case "feature":
+            return f"{row['layer']}/{row['feature']} {at}"
+        case "head":
+            return f"head {row['layer']}.{row['head']} from {at}"
+        case "error":
+            return f"error {row['layer']} {at}"
+        case "constant":
+            return "constant"
+        case _:
+            return f"{kind} {at}"
+
+
+def source_rows(sources: SourceDecomposition, tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """Direct sources of a reader as rows, largest first: source (its name), kind, layer, number, position, value.
+
+    The values sum to the reader's value. Fields that do not apply to a kind are None. `tokens` are the prompt's.
+    """
+    rows: list[dict[str, Any]] = [
+        {"kind": "error", "layer": None, "number": None, "position": None, "value": sources.error},
+        {"kind": "constant", "layer": None, "number": None, "position": None, "value": sources.constant},
+    ]
+    columns = (sources.kind, sources.layer, sources.index, sources.position, sources.value)
+    for kind, layer, number, position, value in zip(*(c.tolist() for c in columns), strict=True):
+        numbered = kind in (FEATURE, HEAD)
+        rows.append(
+            {
+                "kind": KINDS[kind],
+                "layer": layer if numbered else None,
+                "number": number if numbered else None,
+                "position": position,
+                "value": value,
+            }
+        )
+    named = [{"source": _source_name(row, tokens), **row} for row in rows]
+    return sorted(named, key=lambda row: -abs(row["value"]))
+
+
+def _source_name(row: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    if row["position"] is None:
+        return row["kind"] if row["kind"] == "constant" else "errors"
+    own = {"feature": row["number"], "head": row["number"], "token": tokens[row["position"]]}
+    return node_name({**row, **own})

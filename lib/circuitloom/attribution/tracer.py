@@ -1,5 +1,4 @@
-"""One prompt traced to its target: the graph, the paths, and what interventions make of both. What tracing finds in
-the results of a study: model, tokenizer, dictionaries, what features fire on."""
+"""Trace a prompt: attribution graph, greedy paths, and checks of both by ablation; open a tracer for a study."""
 
 import json
 import time
@@ -15,61 +14,65 @@ from torch import Tensor
 
 from ..ablation.feature_edits import EditOutcome, apply_edits, make_edits
 from ..ablation.interventions import ablate_free, ablate_frozen, run_free
-from ..config.circuits import Change, Circuits, Prompt, parse_target
+from ..config.circuits import Circuits, FeatureChange, Prompt, parse_target
 from ..core.tables import read_table
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
 from ..corpus.tokens import open_tokens
 from ..dictionaries.dictionary import CONFIG, Dictionary, load_dictionary
-from ..language_model.model import LanguageModel, load
+from ..language_model.model import LanguageModel, load_model
 from .capture import ModelWeights, capture_pass, read_weights
-from .direct_effects import AttributionTargets, feature_targets, sources
+from .direct_effects import AttributionTargets, feature_targets, source_columns
 from .graph import AttributionGraph, Roots, trace_graph
 from .linearized_model import LinearizedModel
 from .paths import Paths, PathSearch, find_paths, target_reader
-from .targets import Root, find_roots, read_prompt
+from .targets import RootNode, find_roots, tokenize_prompt
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What was measured against what was predicted."""
+    """Interventions measured to check the effects that attribution predicts.
+
+    `frozen`: attention patterns, norm denominators, errors and other features are held. `free`: nothing is held.
+    """
 
     node: Int[Tensor, " ablated"]
-    """Places, in the graph, of the nodes that were taken away, one at a time."""
+    """Indices into the graph's nodes: those ablated, one at a time."""
     frozen: Float[Tensor, "ablated node"]
-    """Each node of the graph before, minus after, everything else held; 0 for nodes that are no targets."""
+    """Value of each node before minus after a frozen ablation; 0 for nodes that are not targets."""
     free: Float[Tensor, "ablated node"]
-    """The same through the model itself, nothing held."""
+    """Value of each node before minus after an ablation in the model itself."""
     identity_error: float
-    """Largest difference of a node's value on the model from the sum of its sources, over max(1, |value|)."""
+    """Largest error of the sum of a node's sources against its value in the model, over max(1, |value|)."""
     frozen_error: float
-    """Largest difference of an edge's frozen effect from the predicted one, over max(1, size of the target)."""
+    """Largest difference between measured frozen effect and edge, over max(1, sum of the target's absolute sources)."""
     free_correlation: float | None
-    """Of free effects with the predicted ones, of edges from features; None where it is not defined."""
+    """Correlation of measured free effects with edges from features; None if undefined."""
     free_correlation_all: float | None
-    """The same of all edges that were measured."""
-    changes: list[tuple[str, Change, EditOutcome]]
-    """Features changed together: why, which, and what became of the roots."""
+    """Correlation of measured free effects with all measured edges; None if undefined."""
+    edits: list[tuple[str, FeatureChange, EditOutcome]]
+    """Edits of several features at once: reason, edit, and outcome at the roots."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A prompt, traced."""
+    """Everything found for one prompt and target."""
 
     prompt: Prompt
     run: str
     model: LinearizedModel
     roots: Roots
-    root: list[Root]
+    root_nodes: list[RootNode]
+    """Descriptions of the roots, in the same order."""
     graph: AttributionGraph
     paths: Paths
-    """From the first root."""
+    """Greedy paths from the first root."""
     checks: Checks
     seconds: float
-    """Checks left out."""
+    """Time to trace the prompt, without the checks."""
 
 
 class Tracer:
-    """A model, a run's dictionaries and a tokenizer, ready to trace prompts."""
+    """Traces prompts through one model and the transcoders of one run."""
 
     def __init__(
         self,
@@ -79,53 +82,56 @@ class Tracer:
         dictionaries: Mapping[int, Dictionary],
         context: int,
     ) -> None:
-        """`context` is the longest prompt, in tokens. Raises ValueError where circuits do not go through the model."""
+        """`context` is the longest prompt in tokens. Raises ValueError for an unsupported model architecture."""
         self.language_model, self.tokenizer = language_model, tokenizer
         self.run, self.dictionaries, self.context = run, dictionaries, context
         self.strings = tokenizer.strings()
         self.weights: ModelWeights = read_weights(language_model)
 
-    def local_model(self, text: str) -> LinearizedModel:
-        """The replacement model of a prompt; ValueError where it cannot be read."""
-        token = read_prompt(text, self.tokenizer, self.context)
-        frozen = capture_pass(self.language_model, self.weights, token)
-        return LinearizedModel(frozen, self.dictionaries, self.tokenizer.bos_id)
+    def linearize(self, text: str) -> LinearizedModel:
+        """Linearized model of a prompt. Raises ValueError if the prompt cannot be tokenized or is too long."""
+        token = tokenize_prompt(text, self.tokenizer, self.context)
+        captured = capture_pass(self.language_model, self.weights, token)
+        return LinearizedModel(captured, self.dictionaries, self.tokenizer.bos_id)
 
     @torch.inference_mode()
-    def trace(self, prompt: Prompt, config: Circuits, say: Callable[[str], object] = lambda _: None) -> Trace:
-        """Graph, paths and checks of one prompt; ValueError where its target is not there.
+    def trace(
+        self, prompt: Prompt, config: Circuits, report: Callable[[str], object] = lambda _: None
+    ) -> Trace:
+        """Trace one prompt: graph, paths and checks.
 
-        `say` is told what is being done.
+        `report` receives progress messages. Raises ValueError if the prompt's target does not exist.
         """
-        say("running the prompt")
+        report("running the prompt")
         started = time.perf_counter()
-        model = self.local_model(prompt.text)
-        roots, root = find_roots(
+        model = self.linearize(prompt.text)
+        roots, root_nodes = find_roots(
             model, parse_target(prompt.target), self.strings, config.logits, config.probability, config.seed
         )
-        say(f"tracing {len(model.features)} active features")
+        report(f"tracing {len(model.features)} active features")
         graph = trace_graph(model, roots, config.node_share, config.edge_share)
-        say("following the strongest paths")
-        first = target_reader(model, roots.targets[:1])
-        paths = find_paths(model, first, PathSearch(config.length, config.width))
+        report("searching for the strongest paths")
+        first_root = target_reader(model, roots.targets[:1])
+        paths = find_paths(model, first_root, PathSearch(config.length, config.width))
         seconds = time.perf_counter() - started
-        say(f"checking {len(graph.node)} nodes by ablation")
+        report(f"checking {len(graph.node)} nodes by ablation")
         checks = self._check(model, roots, graph, prompt.changes)
-        return Trace(prompt, self.run, model, roots, root, graph, paths, checks, seconds)
+        return Trace(prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds)
 
     def _check(
-        self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, wanted: Sequence[Change]
+        self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
     ) -> Checks:
-        columns = sources(model)
-        targets, place = graph_targets(model, roots, graph)
+        """Ablate every node of the graph alone, then apply `edits`."""
+        columns = source_columns(model)
+        targets, target_node = graph_targets(model, roots, graph)
         node = torch.nonzero(graph.node < columns.constant)[:, 0]
-        if model.frozen.positions is None:
+        if model.captured.position_embedding is None:
             node = node[graph.node[node] < columns.embeddings.stop]
         frozen, free = (graph.value.new_zeros(len(node), len(graph.node)) for _ in range(2))
-        frozen[:, place] = ablate_frozen(model, graph.node[node], targets)
-        free[:, place] = ablate_free(self.language_model, model, graph.node[node], targets)
-        actual = torch.cat(run_free(self.language_model, model, 1, {}, {}, targets), 1)[0]
-        identity = (graph.value[place] - actual).abs() / actual.abs().clamp(min=1)
+        frozen[:, target_node] = ablate_frozen(model, graph.node[node], targets)
+        free[:, target_node] = ablate_free(self.language_model, model, graph.node[node], targets)
+        actual = torch.cat(run_free(self.language_model, model, 1, {}, targets), 1)[0]
+        identity = (graph.value[target_node] - actual).abs() / actual.abs().clamp(min=1)
         row = torch.full_like(graph.node, -1)
         row[node] = torch.arange(len(node), device=node.device)
         edge = row[graph.source] >= 0
@@ -140,45 +146,45 @@ class Tracer:
             frozen_error=float(error.max()) if len(error) else 0.0,
             free_correlation=_correlation(effect[from_feature], free[source, target][from_feature]),
             free_correlation_all=_correlation(effect, free[source, target]),
-            changes=self._changes(model, roots, graph, wanted),
+            edits=self._apply_edits(model, roots, graph, edits),
         )
 
-    def _changes(
-        self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, wanted: Sequence[Change]
-    ) -> list[tuple[str, Change, EditOutcome]]:
-        """The circuit's features alone, the circuit's features gone, and what the prompt's config asks for."""
-        active = graph.node[graph.node < sources(model).active]
-        named = [feature_name(model, int(i)) for i in active]
-        changes = [("the config's change", change) for change in wanted]
-        if named:
-            changes = [
-                ("the circuit's features alone", Change(kind="keep", features=named)),
-                ("without the circuit's features", Change(kind="ablate", features=named)),
-                *changes,
+    def _apply_edits(
+        self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
+    ) -> list[tuple[str, FeatureChange, EditOutcome]]:
+        """Outcomes of keeping only the graph's features, of ablating them, and of the config's `edits`."""
+        active = graph.node[graph.node < source_columns(model).active]
+        names = [feature_name(model, int(i)) for i in active]
+        reasons = [("the config's change", edit) for edit in edits]
+        if names:
+            reasons = [
+                ("the circuit's features alone", FeatureChange(kind="keep", features=names)),
+                ("without the circuit's features", FeatureChange(kind="ablate", features=names)),
+                *reasons,
             ]
-        found = []
-        for label, change in changes:
-            other = None if change.source is None else self.local_model(change.source)
-            edits = make_edits(model, change, other)
-            found.append((label, change, apply_edits(self.language_model, model, edits, [roots.targets])))
-        return found
+        outcomes = []
+        for reason, edit in reasons:
+            other = None if edit.source is None else self.linearize(edit.source)
+            made = make_edits(model, edit, other)
+            outcomes.append((reason, edit, apply_edits(self.language_model, model, made, [roots.targets])))
+        return outcomes
 
 
 def graph_targets(
     model: LinearizedModel, roots: Roots, graph: AttributionGraph
 ) -> tuple[list[AttributionTargets], Int[Tensor, " target"]]:
-    """The features and roots of a graph as targets, layer by layer, and the place of each in the graph."""
-    columns = sources(model)
-    place = torch.nonzero(graph.node < columns.active)[:, 0]
-    layer = model.features.layer[graph.node[place]]
-    groups = [place[layer == each] for each in layer.unique()]
+    """Features (layer by layer) and roots of a graph as targets, and the index of each among the graph's nodes."""
+    columns = source_columns(model)
+    index = torch.nonzero(graph.node < columns.active)[:, 0]
+    layer = model.features.layer[graph.node[index]]
+    groups = [index[layer == each] for each in layer.unique()]
     targets = [feature_targets(model, graph.node[group]) for group in groups]
     groups.append(torch.nonzero(graph.node >= len(columns))[:, 0])
     return [*targets, roots.targets], torch.cat(groups)
 
 
 def feature_name(model: LinearizedModel, active: int) -> str:
-    """An active feature as LAYER/NUMBER@POSITION."""
+    """Name of an active feature: LAYER/FEATURE@POSITION."""
     features = model.features
     return f"{features.layer[active]}/{features.feature[active]}@{features.position[active]}"
 
@@ -189,15 +195,15 @@ def _correlation(predicted: Float[Tensor, " edge"], measured: Float[Tensor, " ed
     return float(torch.corrcoef(torch.stack([predicted, measured]).double())[0, 1])
 
 
-WORDS = 3
-"""Tokens named of those that a feature fires on most."""
+TOKENS_PER_LABEL = 3
+"""Number of tokens in a feature's label."""
 
 
 def open_tracer(folder: Path, run: str | None = None, dtype: str = "float32") -> Tracer:
-    """A tracer for a finished study's `run`; for None, the one that most of its prompts were traced through, else
-    the first run of transcoders.
+    """Tracer for the results of a study.
 
-    Raises ValueError, with the remedy, where a part is missing.
+    `run` defaults to the run that most of the study's prompts were traced through, else to its first transcoders.
+    Raises ValueError if a part of the results is missing.
     """
     for part, stage in (
         ("model", "language_model"),
@@ -211,10 +217,10 @@ def open_tracer(folder: Path, run: str | None = None, dtype: str = "float32") ->
     runs = transcoder_runs(folder)
     if not runs:
         raise ValueError(f"{folder / 'dictionaries'}: no run of transcoders; train one")
-    run = run or traced_run(folder) or runs[0]
+    run = run or most_traced_run(folder) or runs[0]
     if run not in runs:
         raise ValueError(f"{run} is no run of transcoders of {folder}; choose from {', '.join(runs)}")
-    model = load(folder / "model", dtype)
+    model = load_model(folder / "model", dtype)
     layers = sorted((folder / "dictionaries" / run).glob("layer*"))
     found = [load_dictionary(layer, model.device) for layer in layers if (layer / CONFIG).is_file()]
     context = open_tokens(folder / "corpus" / "validation.zarr").context
@@ -223,7 +229,7 @@ def open_tracer(folder: Path, run: str | None = None, dtype: str = "float32") ->
 
 
 def transcoder_runs(folder: Path) -> list[str]:
-    """The trained runs of transcoders, those of the study first and in its order."""
+    """Trained runs of transcoders, in the order of the study's config if known."""
     found = []
     for config in sorted(folder.glob(f"dictionaries/*/layer*/{CONFIG}")):
         run = config.parts[-3]
@@ -234,20 +240,20 @@ def transcoder_runs(folder: Path) -> list[str]:
     return sorted(found, key=lambda run: (order.index(run) if run in order else len(order), run))
 
 
-def traced_run(folder: Path) -> str | None:
-    """The run that most prompts of the study were traced through; None where there are none."""
+def most_traced_run(folder: Path) -> str | None:
+    """The run that most prompts of the study were traced through; None without traced prompts."""
     tables = [read_table(file) for file in sorted(folder.glob("circuits/*/trace.parquet"))]
     runs = Counter(run for table in tables for run in table.column("run").to_pylist())
     return max(runs, key=lambda run: runs[run], default=None)
 
 
-def feature_words(folder: Path, run: str, features: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    """Layer and number to the tokens that a feature fires on most, where its examples are tabulated."""
-    words: dict[tuple[int, int], str] = {}
-    wanted: dict[int, list[int]] = {}
+def feature_labels(folder: Path, run: str, features: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """Labels of features by (layer, feature): the tokens they fire on most. Features without examples are left out."""
+    labels: dict[tuple[int, int], str] = {}
+    by_layer: dict[int, list[int]] = {}
     for layer, feature in features:
-        wanted.setdefault(layer, []).append(feature)
-    for layer, numbers in wanted.items():
+        by_layer.setdefault(layer, []).append(feature)
+    for layer, numbers in by_layer.items():
         file = folder / "features" / run / f"layer{layer}" / "example.parquet"
         if not file.is_file():
             continue
@@ -257,5 +263,7 @@ def feature_words(folder: Path, run: str, features: Iterable[tuple[int, int]]) -
             token = row["tokens"][row["position"] - row["window_start"]]
             tokens.setdefault(row["feature"], Counter())[token.strip()] += 1
         for feature, counts in tokens.items():
-            words[layer, feature] = "fires on " + ", ".join(token for token, _ in counts.most_common(WORDS))
-    return words
+            labels[layer, feature] = "fires on " + ", ".join(
+                token for token, _ in counts.most_common(TOKENS_PER_LABEL)
+            )
+    return labels

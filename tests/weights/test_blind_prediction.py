@@ -1,4 +1,4 @@
-"""What is predicted blindly follows from numbers alone, and is counted on tokens that it was not made from."""
+"""Blind predictions follow from weights and feature indices alone, and are scored on other tokens than they used."""
 
 from dataclasses import replace
 
@@ -13,23 +13,23 @@ from tests.evaluation.inputs import BOS, make_held_out
 from tests.models import ARCHITECTURES, D_MODEL, LAYERS, VOCABULARY
 
 from circuitloom.attribution.capture import capture_pass, read_weights
-from circuitloom.attribution.direct_effects import direct_effects, feature_targets, sources
+from circuitloom.attribution.direct_effects import direct_effects, feature_targets, source_columns
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.evaluation.held_out import hold_out_rows
+from circuitloom.evaluation.held_out import load_sequences
 from circuitloom.weights.blind_prediction import (
-    Evidence,
-    Firing,
+    ActivePositions,
+    ContextMeans,
     Prediction,
     choose_features,
-    find_firing,
-    gather_evidence,
+    compute_context_means,
+    find_active_positions,
     predict_plain,
     predict_restricted,
-    score,
-    write_blind,
+    score_predictions,
+    write_blind_predictions,
 )
-from circuitloom.weights.deembedding import read_tokens, write_deembedding
+from circuitloom.weights.deembedding import embed_vocabulary, write_deembedding
 
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
 
@@ -42,9 +42,9 @@ def model(request, tmp_path):
 def blind(model, dictionaries, text, folder, **keys):
     """Rows of the table by layer, feature and protocol."""
     weights = read_weights(model)
-    tokens = read_tokens(model, weights, dictionaries[0], VOCABULARY)
+    tokens = embed_vocabulary(model, weights, dictionaries[0], VOCABULARY)
     paths = {layer: folder / f"{layer}.parquet" for layer in dictionaries}
-    write_blind("tc", dictionaries, model, weights, tokens, STRINGS, text, paths, **keys)
+    write_blind_predictions("tc", dictionaries, model, weights, tokens, STRINGS, text, paths, **keys)
     rows = [row for path in paths.values() for row in pq.read_table(path).to_pylist()]
     found = {(row["layer"], row["feature"], row["protocol"]): row for row in rows}
     assert len(found) == len(rows)
@@ -52,15 +52,15 @@ def blind(model, dictionaries, text, folder, **keys):
 
 
 def token_detectors(model) -> Dictionary:
-    """Features of layer 0 each of which fires where the MLP reads one token's embedding, without attention."""
+    """Features of layer 0 that each fire on one token's embedding, without attention."""
     weights = read_weights(model)
-    rows = read_tokens(model, weights, None, VOCABULARY).embedding
+    rows = embed_vocabulary(model, weights, None, VOCABULARY).embedding
     with torch.inference_mode():
         x = model.norm(0, model.anatomy.norm_mlp)(rows)
     unit = x - x.mean(0)
     unit = unit / unit.norm(dim=1, keepdim=True)
     like = x @ unit.T
-    # between the token's own value and the next
+    # threshold halfway between the token's own value and the next largest
     two = like.topk(2, dim=0).values
     own = like.diagonal() == two[0]
     bias = torch.where(own, -two.mean(0), -1e9)
@@ -68,8 +68,8 @@ def token_detectors(model) -> Dictionary:
     return Dictionary(unit.clone(), bias.clone(), zero, zero[0], "relu", layer=0)
 
 
-def test_a_feature_that_reads_one_token_is_named_by_it(tmp_path):
-    """In parallel blocks with rotary positions layer 0 reads nothing but the token; here with one denominator."""
+def test_a_feature_that_reads_one_token_is_predicted_to_fire_on_it(tmp_path):
+    """In parallel blocks with rotary positions, layer 0 reads only the token; here all denominators are equal."""
     model = load_tiny("neox", tmp_path)
     rows = model.module.get_submodule(model.anatomy.embedding).weight
     rows -= rows.mean(1, keepdim=True)
@@ -85,14 +85,14 @@ def test_a_feature_that_reads_one_token_is_named_by_it(tmp_path):
     assert sum(len(row["tokens"]) == 1 for row in found.values()) > 10
 
 
-def test_evidence_is_what_sources_contribute_where_a_feature_fires(model):
+def test_context_means_are_mean_direct_effects_where_a_feature_fires(model):
     dictionaries, weights = make_dictionaries(model), read_weights(model)
     prompts = [
         LinearizedModel(capture_pass(model, weights, row), dictionaries, BOS)
         for row in make_held_out(sequences=4).token
     ]
     for layer in range(LAYERS):
-        firing = Firing(
+        active = ActivePositions(
             *(
                 torch.cat(columns)
                 for columns in zip(
@@ -103,40 +103,40 @@ def test_evidence_is_what_sources_contribute_where_a_feature_fires(model):
                     strict=True,
                 )
             )
-        ).take(torch.cat([p.features.layer for p in prompts]) == layer)
-        firing = firing.take(firing.feature.argsort(stable=True))
-        contexts = firing.of(choose_features(firing, 6)).spread(3)
-        found = gather_evidence(enumerate(prompts), {layer: contexts})[layer]
+        ).select(torch.cat([p.features.layer for p in prompts]) == layer)
+        active = active.select(active.feature.argsort(stable=True))
+        contexts = active.for_features(choose_features(active, 6)).evenly_spaced(3)
+        found = compute_context_means(enumerate(prompts), {layer: contexts})[layer]
         for row, feature in enumerate(contexts.feature.unique().tolist()):
-            mine = contexts.take(contexts.feature == feature)
+            mine = contexts.select(contexts.feature == feature)
             for place in (0, 1):
                 contributed, embedded = [], []
                 for number, position in zip(mine.sequence.tolist(), mine.position.tolist(), strict=True):
                     prompt = prompts[number]
                     target = prompt.features.find(layer, position, feature)
                     effects = direct_effects(prompt, feature_targets(prompt, torch.tensor([target])))[0]
-                    active = prompt.active(0, position - place)
+                    layer0 = prompt.active_at(0, position - place)
                     each = torch.zeros(40)
                     if layer > 0:
-                        each[prompt.features.feature[active]] = effects[active]
+                        each[prompt.features.feature[layer0]] = effects[layer0]
                     contributed.append(each)
-                    embedded.append(effects[sources(prompt).embeddings][position - place])
+                    embedded.append(effects[source_columns(prompt).embeddings][position - place])
                 expected = torch.stack(contributed).mean(0)
                 total = expected.sum() + torch.stack(embedded).mean()
                 contribution = found.contribution[row, place]
                 torch.testing.assert_close(contribution, expected, atol=1e-4, rtol=1e-3)
                 torch.testing.assert_close(found.total[row, place], total, atol=1e-4, rtol=1e-3)
                 if len(mine.feature) == 1:
-                    token = prompts[int(mine.sequence)].frozen.embedding[int(mine.position) - place]
-                    read = found.read[row, place] @ token
+                    token = prompts[int(mine.sequence)].captured.embedding[int(mine.position) - place]
+                    read = found.vector[row, place] @ token
                     torch.testing.assert_close(read, embedded[0], atol=1e-4, rtol=1e-3)
 
 
 def test_restricted_scores_are_the_de_embedding(model, tmp_path):
     dictionaries, weights = make_dictionaries(model), read_weights(model)
-    tokens = read_tokens(model, weights, dictionaries[0], VOCABULARY)
+    tokens = embed_vocabulary(model, weights, dictionaries[0], VOCABULARY)
     paths = {layer: tmp_path / f"{layer}.parquet" for layer in (0, 2)}
-    write_deembedding("tc", dictionaries, model, weights, tokens, STRINGS, paths, wanted=VOCABULARY)
+    write_deembedding("tc", dictionaries, model, weights, tokens, STRINGS, paths, n=VOCABULARY)
     for layer, path in paths.items():
         expected = torch.zeros(40, VOCABULARY)
         for row in pq.read_table(path).to_pylist():
@@ -147,16 +147,16 @@ def test_restricted_scores_are_the_de_embedding(model, tmp_path):
         assert not found.place.any()
 
 
-def test_plain_names_the_tokens_of_layer_0s_features_by_what_they_contribute(model):
+def test_plain_scores_add_contributions_of_layer_0_features(model):
     dictionaries, weights = make_dictionaries(model), read_weights(model)
-    tokens = read_tokens(model, weights, dictionaries[0], VOCABULARY)
+    tokens = embed_vocabulary(model, weights, dictionaries[0], VOCABULARY)
     norm = model.norm(0, model.anatomy.norm_mlp)
     with torch.inference_mode():
         z = dictionaries[0].encode(norm(tokens.embedding))
     contribution = torch.randn(5, 2, 40, generator=torch.Generator().manual_seed(0))
     read = torch.randn(5, 2, D_MODEL, generator=torch.Generator().manual_seed(1))
     total = torch.tensor([[1.0, 2.0], [2.0, 1.0], [0.0, -1.0], [-2.0, -1.0], [3.0, 3.5]])
-    found = predict_plain(Evidence(read, contribution, total), tokens)
+    found = predict_plain(ContextMeans(read, contribution, total), tokens)
     assert found.place.tolist() == [1, 0, 0, 1, 1]
     largest = z.amax(0)
     assert (largest > 0).sum() > 20
@@ -168,7 +168,7 @@ def test_plain_names_the_tokens_of_layer_0s_features_by_what_they_contribute(mod
         torch.testing.assert_close(found.score[row], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_predicted_is_what_exceeds_the_mean_by_half_of_what_the_largest_does():
+def test_predicted_tokens_exceed_the_mean_by_half_of_what_the_largest_does():
     scores = torch.tensor([[9.0, 6.0, 5.9, 4.0, 1.0, 2.1], [-1.0, -9.0, -9.0, -9.0, -9.0, -9.0]])
     scores[0] += 4.666667 - scores[0].mean()
     found = Prediction(scores, torch.zeros(2, dtype=torch.int64)).token
@@ -178,7 +178,7 @@ def test_predicted_is_what_exceeds_the_mean_by_half_of_what_the_largest_does():
     assert found.sum(1).tolist() == [1, 1]
 
 
-def test_scores_count_what_fires_and_what_was_predicted():
+def test_precision_and_recall_equal_a_count_by_hand():
     held_out = make_held_out(sequences=7, positions=20)
     random = torch.Generator().manual_seed(3)
     features = torch.tensor([2, 5, 11, 12])
@@ -187,7 +187,7 @@ def test_scores_count_what_fires_and_what_was_predicted():
     fires &= held_out.scored
     fires[12] = False
     feature, sequence, position = fires.nonzero(as_tuple=True)
-    found = score(prediction, features, Firing(sequence, position, feature), held_out)
+    found = score_predictions(prediction, features, ActivePositions(sequence, position, feature), held_out)
     for row, number in enumerate(features.tolist()):
         hit, predicted, n = 0, 0, 0
         for s, t in held_out.scored.nonzero().tolist():
@@ -202,18 +202,18 @@ def test_scores_count_what_fires_and_what_was_predicted():
     assert found.recall[3].isnan() and found.f1[3].isnan()
 
 
-def test_contexts_are_evenly_spaced_and_few_are_all_kept():
+def test_contexts_are_evenly_spaced_and_all_kept_if_few():
     feature = torch.tensor([3] * 2 + [4] * 9 + [8] * 4)
-    firing = Firing(torch.arange(15), torch.arange(15) + 1, feature)
-    kept = firing.spread(4)
+    active = ActivePositions(torch.arange(15), torch.arange(15) + 1, feature)
+    kept = active.evenly_spaced(4)
     # places (2j + 1) n / 8 of 9, and of 4
     assert kept.sequence.tolist() == [0, 1, 2 + 1, 2 + 3, 2 + 5, 2 + 7, 11, 12, 13, 14]
     assert kept.feature.tolist() == [3] * 2 + [4] * 4 + [8] * 4
 
 
-def test_firing_is_that_of_the_scored_tokens(model):
+def test_active_positions_are_those_of_scored_tokens(model):
     dictionaries, held_out = make_dictionaries(model), make_held_out()
-    found = find_firing(model, dictionaries, held_out, batch=4)
+    found = find_active_positions(model, dictionaries, held_out, batch=4)
     for layer, dictionary in dictionaries.items():
         with torch.inference_mode():
             seen = []
@@ -229,7 +229,7 @@ def test_firing_is_that_of_the_scored_tokens(model):
         assert torch.equal(found[layer].position, position)
 
 
-def test_predictions_do_not_depend_on_what_is_scored(model, tmp_path):
+def test_predictions_do_not_depend_on_the_scored_tokens(model, tmp_path):
     text, dictionaries = make_tokens(40), make_dictionaries(model)
     keys = {"features": 9, "context_tokens": 10 * text.context}
     first = blind(model, dictionaries, text, tmp_path, **keys)
@@ -243,12 +243,12 @@ def test_predictions_do_not_depend_on_what_is_scored(model, tmp_path):
     assert any(row["precision"] != again[key]["precision"] for key, row in first.items())
 
 
-def test_scored_are_tokens_behind_those_of_contexts(tmp_path):
+def test_tokens_after_the_contexts_are_scored(tmp_path):
     model = load_tiny("llama", tmp_path)
     text, dictionaries = make_tokens(40), make_dictionaries(model)
     keys = {"context_tokens": 10 * text.context, "scored_tokens": 12 * text.context}
     found = blind(model, dictionaries, text, tmp_path, **keys)
-    fires = find_firing(model, dictionaries, hold_out_rows(text, slice(10, 22)), batch=4)
+    fires = find_active_positions(model, dictionaries, load_sequences(text, slice(10, 22)), batch=4)
     for (layer, feature, _), row in found.items():
         assert row["n_tokens"] == int((fires[layer].feature == feature).sum())
 
@@ -261,7 +261,7 @@ def test_a_layer_in_which_nothing_fires_has_no_rows(tmp_path):
     assert {layer for layer, _, _ in found} == {0, 2}
 
 
-def test_one_sequence_is_refused(tmp_path):
+def test_a_text_of_one_sequence_raises(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     with pytest.raises(ValueError, match="add held-out text"):
         blind(model, make_dictionaries(model), make_tokens(1), tmp_path)

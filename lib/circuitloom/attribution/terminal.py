@@ -1,0 +1,130 @@
+"""Print a traced prompt in the terminal: sources of the root, strongest paths as a tree, scores and checks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from .direct_effects import direct_effects, source_columns
+from .paths import EMBEDDING, FEATURE, HEAD, Paths
+from .trace_tables import TraceRows
+from .tracer import Trace
+
+MAX_CHILDREN = 5
+"""Largest number of children shown per node."""
+MAX_PATHS = 40
+"""Largest number of paths shown."""
+
+FeatureLabels = Mapping[tuple[int, int], str]
+"""(layer, feature) to the feature's label."""
+
+
+def print_trace(trace: Trace, rows: TraceRows, labels: FeatureLabels, console: Console) -> None:
+    """Print a trace; `labels` may cover only some features."""
+    tokens = " ".join(f"{escape(token)}{_subscript(i)}" for i, token in enumerate(rows.tokens))
+    console.print(f"[bold]{trace.run}[/bold], {len(trace.model.features)} active features", highlight=False)
+    console.print(tokens, highlight=False)
+    if len(trace.root_nodes) > 1:
+        shown = ", ".join(f"{escape(repr(root.name))} {root.weight:.2f}" for root in trace.root_nodes)
+        console.print(f"next token: {shown}", highlight=False)
+    console.print()
+    console.print(_source_table(trace), highlight=False)
+    console.print()
+    console.print(path_tree(trace, rows, labels), highlight=False)
+    console.print()
+    for line in _summary(trace):
+        console.print(line, highlight=False)
+
+
+def _source_table(trace: Trace) -> Table:
+    """Direct effects on the first root, summed by kind of source."""
+    model, columns = trace.model, source_columns(trace.model)
+    row = direct_effects(model, trace.roots.targets[:1])[0].double()
+    sums = {
+        f"features of layer {layer}": row[: columns.active][model.features.layer == layer].sum()
+        for layer in model.dictionaries
+    }
+    sums |= {
+        "errors": row[columns.errors].sum(),
+        "embeddings": row[columns.embeddings].sum(),
+        "positions": row[columns.position_embeddings].sum(),
+        "constants": row[columns.constant],
+    }
+    table = Table("source, through any number of heads", "adds", box=None, header_style="dim")
+    table.columns[1].justify = "right"
+    for name, value in sums.items():
+        if float(value):
+            table.add_row(name, f"{float(value):+.3f}")
+    table.add_row("[bold]sum[/bold]", f"[bold]{float(row.sum()):+.3f}[/bold]")
+    return table
+
+
+def path_tree(trace: Trace, rows: TraceRows, labels: FeatureLabels) -> Tree:
+    """The strongest paths from the first root as a tree; sources are children of what they act on."""
+    paths = trace.paths
+    order = paths.contribution[1:].abs().argsort(descending=True)[:MAX_PATHS] + 1
+    shown = {prefix for path in order.tolist() for prefix in paths.prefixes(path)}
+    tree = Tree(f"[bold]{escape(repr(trace.root_nodes[0].name))}[/bold] {float(paths.contribution[0]):+.3f}")
+    branches: dict[int, Any] = {0: tree}
+    for path in sorted(
+        shown - {0}, key=lambda path: (int(paths.length[path]), -abs(float(paths.contribution[path])))
+    ):
+        parent = int(paths.parent[path])
+        siblings = branches.get(parent)
+        if siblings is None or len(siblings.children) >= MAX_CHILDREN:
+            continue
+        branches[path] = siblings.add(_node_text(trace, rows, labels, paths, path))
+    return tree
+
+
+def _node_text(trace: Trace, rows: TraceRows, labels: FeatureLabels, paths: Paths, path: int) -> str:
+    kind, layer, index, position = (
+        int(getattr(paths, name)[path]) for name in ("kind", "layer", "index", "position")
+    )
+    token = f"[cyan]{escape(repr(rows.tokens[position]))}[/cyan]{_subscript(position)}"
+    value = float(paths.contribution[path])
+    colour = "blue" if value > 0 else "red"
+    if kind == FEATURE:
+        activation = float(trace.model.features.activation[paths.active[path]])
+        known = f" [dim]{escape(labels[layer, index])}[/dim]" if (layer, index) in labels else ""
+        name = f"feature {layer}/{index} at {token}, {activation:.2f}{known}"
+    elif kind == HEAD:
+        name = f"head {layer}.{index} reads {token}"
+    else:
+        name = f"{'embedding' if kind == EMBEDDING else 'position'} of {token}"
+    return f"[{colour}]{value:+.3f}[/{colour}] {name}"
+
+
+def _subscript(position: int) -> str:
+    """A position in subscript digits, to tell it from tokens."""
+    return f"[dim]{str(position).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))}[/dim]"
+
+
+def _summary(trace: Trace) -> list[str]:
+    graph, checks = trace.graph, trace.checks
+    scores = graph.scores
+    correlation = "not defined" if checks.free_correlation is None else f"{checks.free_correlation:.3f}"
+    lines = [
+        f"graph: {len(graph.node)} nodes, {len(graph.effect)} edges; replacement {scores.replacement:.3f}, "
+        f"completeness {scores.completeness:.3f} (strict {scores.completeness_strict:.3f})",
+        f"checks: sums of sources agree with the model to {checks.identity_error:.1e}; frozen ablations agree "
+        f"with edges within {checks.frozen_error:.1e}; correlation of free feature ablations with edges {correlation}",
+    ]
+    for reason, edit, outcome in checks.edits:
+        before, frozen, free = (float(part[0]) for part in (outcome.before, outcome.frozen, outcome.free))
+        lines.append(
+            f"{reason} ({edit.kind} {len(edit.features)}): {before:.3f} becomes {frozen:.3f} frozen, {free:.3f} free"
+        )
+    lines.append(f"traced in {trace.seconds:.2f} s")
+    return lines
+
+
+def path_features(paths: Paths) -> set[tuple[int, int]]:
+    """(layer, feature) of all features on the paths."""
+    features = paths.kind == FEATURE
+    pairs = torch.stack([paths.layer[features], paths.index[features]], 1)
+    return {(int(layer), int(feature)) for layer, feature in pairs.unique(dim=0)}
