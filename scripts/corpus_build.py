@@ -6,12 +6,12 @@ with job("corpus", snakemake):
     from pydantic import TypeAdapter
 
     from circuitloom.config.corpus import Corpus
-    from circuitloom.corpus.build import TokenizerName, build
+    from circuitloom.corpus.build import TokenizerSource, build_corpus
 
-    build(
+    build_corpus(
         TypeAdapter(Corpus).validate_python(snakemake.params.config),
         Path(snakemake.output.train).parent,
         snakemake.params.seed,
-        TokenizerName(**snakemake.params.tokenizer),
+        TokenizerSource(**snakemake.params.tokenizer),
         snakemake.params.code,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from circuitloom.config.corpus import Corpus
-from circuitloom.corpus.build import TokenizerName, build
+from circuitloom.corpus.build import TokenizerSource, build_corpus
 
 TEXTS = [f"Story {n} is about the number {n}, and it says so {n} times over." for n in range(120)]
 
@@ -19,7 +19,7 @@ def section(**keys):
 def built(folder: Path, tokenizer: Path | None = None, seed: int = 0, vocabulary: int = 0, **keys) -> Path:
     """`folder`, with the corpus that `keys` describe in it."""
     name = None if tokenizer is None else str(tokenizer)
-    build(section(**keys), folder, seed, TokenizerName(name, None, vocabulary))
+    build_corpus(section(**keys), folder, seed, TokenizerSource(name, None, vocabulary))
     return folder
 
 
@@ -43,7 +43,7 @@ def bpe(folder: Path, bos: str | None = "<s>", eos: str | None = None) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from circuitloom.corpus.chronicle.grammar import write
+    from circuitloom.corpus.chronicle.grammar import write_episode
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -53,6 +53,6 @@ def bpe(folder: Path, bos: str | None = "<s>", eos: str | None = None) -> Path:
         vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )  # fmt: skip
-    backend.train_from_iterator([*TEXTS, *(write(8, "train", n).text for n in range(50))], trainer)
+    backend.train_from_iterator([*TEXTS, *(write_episode(8, "train", n).text for n in range(50))], trainer)
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos).save_pretrained(folder)
     return folder

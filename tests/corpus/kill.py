@@ -1,4 +1,4 @@
-"""Builds the corpus that its arguments describe, in small blocks: run by test_build.py, which kills it."""
+"""Builds the corpus of its arguments in small blocks; test_build.py runs and kills it."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from circuitloom.corpus import tokens as token_store
 if __name__ == "__main__":
     folder, config, tokenizer = sys.argv[1:]
     # many blocks and shards of a small corpus
-    build.SEQUENCES_A_SHARD = token_store.SEQUENCES_A_SHARD = 64
-    token_store.SEQUENCES_A_CHUNK = 16
-    name = build.TokenizerName(tokenizer or None)
-    build.build(TypeAdapter(Corpus).validate_python(json.loads(config)), Path(folder), 0, name)
+    build.SEQUENCES_PER_SHARD = token_store.SEQUENCES_PER_SHARD = 64
+    token_store.SEQUENCES_PER_CHUNK = 16
+    source = build.TokenizerSource(tokenizer or None)
+    build.build_corpus(TypeAdapter(Corpus).validate_python(json.loads(config)), Path(folder), 0, source)

@@ -12,18 +12,18 @@ def damaged(chronicle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(chronicle / "train.zarr", tmp_path / "train.zarr"))
 
 
-def test_a_flipped_byte_is_found_and_the_array_named(chronicle, tmp_path):
+def test_a_flipped_byte_is_detected_and_the_message_names_the_array(chronicle, tmp_path):
     path = damaged(chronicle, tmp_path)
     shard = path / "token" / "c" / "0" / "0"
     content = bytearray(shard.read_bytes())
-    for place in random.Random(0).sample(range(len(content)), 20):
-        shard.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    for i in random.Random(0).sample(range(len(content)), 20):
+        shard.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
         tokens = open_tokens(path)
         with pytest.raises(ValueError, match=r"train.zarr/token: damaged .*; delete .* and run again"):
             tokens.take(slice(0, len(tokens)))
 
 
-def test_a_missing_shard_is_found_on_opening(chronicle, tmp_path):
+def test_a_missing_shard_is_detected_on_opening(chronicle, tmp_path):
     path = damaged(chronicle, tmp_path)
     (path / "document" / "c" / "0" / "0").unlink()
     with pytest.raises(ValueError, match=r"document/c/0/0: missing \(1 of 1 shards are\)"):
@@ -57,7 +57,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("keys", "message"), BROKEN.values(), ids=BROKEN.keys())
-def test_broken_input_is_said_in_one_line(tmp_path, tokenizer, keys, message):
+def test_broken_input_gives_a_message_of_one_line(tmp_path, tokenizer, keys, message):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "blank.txt").write_text("\n \n\n")
     jsonl(tmp_path / "short.jsonl", ["Too short."])

@@ -15,15 +15,15 @@ from tests.corpus.inputs import TEXTS, built, jsonl, section, write_parquet
 from tests.language_model.inputs import make_hub_repository
 
 from circuitloom.core.tables import read_table
-from circuitloom.corpus.build import OUTPUTS, TokenizerName, build
-from circuitloom.corpus.chronicle.grammar import write
+from circuitloom.corpus.build import OUTPUTS, TokenizerSource, build_corpus
+from circuitloom.corpus.chronicle.grammar import write_episode
 from circuitloom.corpus.source import open_source
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file that `build` declares, by name."""
+    """Every output file of `build_corpus`, by name."""
     files = [file for name in OUTPUTS for file in [folder / name, *sorted((folder / name).rglob("*"))]]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}
 
@@ -89,7 +89,7 @@ def test_documents_are_held_out_by_their_text_so_that_the_split_is_stable_and_di
         folder = built(tmp_path / name, tokenizer, source="files", train=str(path), validation_share=0.3)
         held_out.append(set(texts(folder, "validation")))
         assert not held_out[-1] & set(texts(folder, "train"))
-    # the last one or two may begin behind the last whole sequence
+    # the last one or two may begin after the last complete sequence
     assert len(held_out[0] ^ held_out[1]) <= 2
     assert 0.15 < len(held_out[0]) / len(TEXTS) < 0.45
 
@@ -110,29 +110,29 @@ def test_chronicle_s_documents_are_the_grammar_s_and_its_splits_are_disjoint(chr
             row for row in read_table(chronicle / "document.parquet").to_pylist() if row["split"] == split
         ]
         for row in rows:
-            episode = write(0, split, row["document"])
+            episode = write_episode(0, split, row["document"])
             assert (row["text"], row["log_probability"]) == (episode.text, episode.log_probability)
             assert row["n_tokens"] == len(episode.words)
     assert not set(texts(chronicle, "train")) & set(texts(chronicle, "validation"))
 
 
-def test_the_grammar_s_entropy_is_what_its_documents_say(chronicle):
+def test_the_entropy_of_the_grammar_is_about_1_53_nats_per_token(chronicle):
     rows = read_table(chronicle / "document.parquet", pc.field("split") == "validation").to_pylist()
     # a document's end is predicted too
     assert abs(sum(-r["log_probability"] for r in rows) / sum(r["n_tokens"] + 1 for r in rows) - 1.527) < 0.05
 
 
-def test_a_source_can_be_entered_at_any_place(tmp_path):
+def test_a_source_can_be_read_from_any_index(tmp_path):
     for keys in [*forms(tmp_path).values(), {"source": "chronicle"}]:
         source = open_source(section(**keys), 0, tmp_path / "scratch")
         everything = [document for document, _ in zip(source.documents("train"), range(60), strict=False)]
-        place = everything[30].place
-        rest = [document for document, _ in zip(source.documents("train", place), range(30), strict=False)]
+        index = everything[30].stream_index
+        rest = [document for document, _ in zip(source.documents("train", index), range(30), strict=False)]
         assert rest == everything[30:60]
 
 
 def begin(folder: Path, keys: dict) -> subprocess.Popen:
-    """A build in a process of its own that is past its imports."""
+    """Start a build in its own process; returns once it packs."""
     process = subprocess.Popen(
         [sys.executable, kill.__file__, str(folder), json.dumps(keys), ""], stderr=subprocess.DEVNULL
     )
@@ -141,10 +141,10 @@ def begin(folder: Path, keys: dict) -> subprocess.Popen:
     return process
 
 
-def test_a_build_killed_at_any_moment_is_taken_up_again_and_ends_the_same(tmp_path):
+def test_a_build_killed_at_any_moment_resumes_and_gives_the_same_files(tmp_path):
     keys = {"source": "chronicle", "train_tokens": 400_000, "validation_tokens": 40_000}
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
-    process, began = begin(calm, keys), time.monotonic()
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    process, began = begin(undisturbed, keys), time.monotonic()
     assert process.wait() == 0
     took = time.monotonic() - began
     for share in (0.3, 0.7):
@@ -153,19 +153,21 @@ def test_a_build_killed_at_any_moment_is_taken_up_again_and_ends_the_same(tmp_pa
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert begin(killed, keys).wait() == 0
-    assert contents(killed) == contents(calm)
+    assert contents(killed) == contents(undisturbed)
     assert not (killed / "build.partial").exists()
 
 
 @pytest.mark.parametrize("moves", range(len(OUTPUTS)))
-def test_a_build_killed_while_its_outputs_are_moved_ends_the_same(tmp_path, monkeypatch, chronicle, moves):
+def test_a_build_killed_while_its_outputs_are_moved_gives_the_same_files(
+    tmp_path, monkeypatch, chronicle, moves
+):
     keys = {"source": "chronicle", "context": 128, "train_tokens": 20_000, "validation_tokens": 10_000}
-    left, replace = [moves], Path.replace
+    remaining, replace = [moves], Path.replace
 
     def replace_or_die(path, target):
-        if target.parent == tmp_path and not left[0]:
+        if target.parent == tmp_path and not remaining[0]:
             raise KeyboardInterrupt
-        left[0] -= target.parent == tmp_path
+        remaining[0] -= target.parent == tmp_path
         return replace(path, target)
 
     with monkeypatch.context() as patch:
@@ -190,7 +192,7 @@ def test_a_build_begun_under_another_config_is_not_continued(tmp_path, monkeypat
     assert contents(built(tmp_path / "corpus", **keys)) == contents(built(tmp_path / "fresh", **keys))
 
 
-def test_nothing_is_written_beside_the_outputs(tmp_path, tokenizer):
+def test_nothing_but_the_outputs_is_written(tmp_path, tokenizer):
     home = tmp_path / "home"
     home.mkdir()
     source = jsonl(tmp_path / "train.jsonl", TEXTS)
@@ -213,17 +215,17 @@ def test_stories260k_s_tokenizer_and_text_give_its_own_bos_and_ids(tmp_path, rea
     assert tokens.take(slice(0, 1))[0, :128].tolist() == [1, *ids[:127]]
 
 
-def test_a_hub_section_is_built_like_the_others(tmp_path, tokenizer):
+def test_a_corpus_is_built_from_a_hub_data_set(tmp_path, tokenizer):
     forms(tmp_path)
     keys = {"source": "hub", "dataset": str(tmp_path / "hub"), "validation_tokens": 64, "train_tokens": 160}
-    build(section(**keys), tmp_path / "corpus", 0, kill.build.TokenizerName(str(tokenizer)))
+    build_corpus(section(**keys), tmp_path / "corpus", 0, TokenizerSource(str(tokenizer)))
     sizes = {
         split: len(open_tokens(tmp_path / "corpus" / f"{split}.zarr")) for split in ("train", "validation")
     }
     assert sizes == {"train": 10, "validation": 4}
 
 
-def test_the_arrays_say_which_tokenizer_made_them(tmp_path, tokenizer, monkeypatch):
+def test_the_arrays_record_their_tokenizer(tmp_path, tokenizer, monkeypatch):
     import zarr
     from huggingface_hub import constants
 
@@ -234,4 +236,4 @@ def test_the_arrays_say_which_tokenizer_made_them(tmp_path, tokenizer, monkeypat
     assert attributes["tokenizer"] == {"name": str(tokenizer), "revision": None, "commit": None}
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     commit = make_hub_repository(tmp_path / "cache", "org/tokenizer", tokenizer, revision="v1")
-    assert TokenizerName("org/tokenizer", "v1").commit() == commit
+    assert TokenizerSource("org/tokenizer", "v1").commit() == commit

@@ -8,7 +8,7 @@ from tests.corpus.inputs import built, section
 
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.annotations import annotate, token_spans
-from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select
+from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select_concepts
 from circuitloom.corpus.chronicle.grammar import episodes
 from circuitloom.corpus.chronicle.slots import templates
 from circuitloom.corpus.chronicle.vocabulary import CLASSES
@@ -17,12 +17,12 @@ from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
 SAMPLE = list(islice(episodes(5, "validation"), 1000))
-# which of these holds is decided by the whole document; test_a_label_... covers them
+# decided by the complete document; test_the_evidence_decides_an_annotation covers these
 ACROSS_SENTENCES = {"name_new", "name_again", "name_completed"}
 
 
-def labelled(folder: Path, **keys):
-    """Concept to the set of (sequence, position) that it labels."""
+def annotated(folder: Path, **keys):
+    """Concept -> set of annotated (sequence, position)."""
     config = section(source="chronicle", context=128, **keys)
     files = (folder / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
     places = defaultdict(set)
@@ -42,7 +42,7 @@ def test_every_concept_is_documented_with_its_rule():
     assert [line for line in text.splitlines() if line in rows] == rows
 
 
-def test_templates_that_begin_alike_mark_alike_for_as_long_as_they_do():
+def test_templates_with_the_same_beginning_have_the_same_marks_there():
     for one, other in combinations(templates(), 2):
         marks = [{p: m for p, m in t.marks if m not in ACROSS_SENTENCES} for t in (one, other)]
         for position, (a, b) in enumerate(zip(one.supports, other.supports, strict=False)):
@@ -52,12 +52,12 @@ def test_templates_that_begin_alike_mark_alike_for_as_long_as_they_do():
 
 
 @pytest.mark.parametrize("concept", CONCEPTS, ids=lambda concept: concept.name)
-def test_a_label_is_decided_by_the_run_of_words_that_it_names(concept):
+def test_the_evidence_decides_an_annotation(concept):
     runs = defaultdict(set)
     for episode in SAMPLE:
-        for position, since in concept.find(episode):
-            run = ("<bos>", *episode.words)[since + 1 : position + 2]
-            assert BOS <= since <= position and len(run) == position - since + 1
+        for position, start in concept.find(episode):
+            run = ("<bos>", *episode.words)[start + 1 : position + 2]
+            assert BOS <= start <= position and len(run) == position - start + 1
             runs[len(run)].add(run)
     for episode in SAMPLE:
         words = ("<bos>", *episode.words)
@@ -102,15 +102,15 @@ MEANINGS = {
 
 
 @pytest.mark.parametrize("name", MEANINGS)
-def test_a_concept_labels_just_the_words_that_its_rule_means(name):
-    (concept,) = select([name])
+def test_a_concept_annotates_exactly_the_words_of_its_rule(name):
+    (concept,) = select_concepts([name])
     for episode in SAMPLE:
         meant = {p for p in range(len(episode.words)) if MEANINGS[name](episode.words, p)}
         assert {place.position for place in concept.find(episode)} == meant, episode.text
 
 
-def test_labels_of_tokens_are_those_of_their_words(chronicle):
-    places, tokens = labelled(chronicle), open_tokens(chronicle / "validation.zarr")
+def test_tokens_have_the_annotations_of_their_words(chronicle):
+    places, tokens = annotated(chronicle), open_tokens(chronicle / "validation.zarr")
     rows = read_table(chronicle / "token.parquet").to_pylist()
     token = {(row["sequence"], row["position"]): row["token"] for row in rows}
     assert {token[place] for place in places["full_stop"]} == {"."}
@@ -122,8 +122,8 @@ def test_labels_of_tokens_are_those_of_their_words(chronicle):
     assert not any((sequence, 0) in found for found in places.values() for sequence in range(len(tokens)))
 
 
-def test_labels_whose_reason_lies_in_the_sequence_before_are_left_out(chronicle):
-    places = labelled(chronicle)
+def test_annotations_with_evidence_in_the_previous_sequence_are_dropped(chronicle):
+    places = annotated(chronicle)
     rows = read_table(chronicle / "token.parquet").to_pylist()
     token = {(row["sequence"], row["position"]): row["token"] for row in rows}
     for concept, opening in (("in_parenthesis", "("), ("in_square_brackets", "["), ("in_quotation", '"')):
@@ -134,7 +134,7 @@ def test_labels_whose_reason_lies_in_the_sequence_before_are_left_out(chronicle)
         assert token[sequence, position] in [token[sequence, before] for before in range(position)]
 
 
-def test_spans_of_another_tokenizer_hold_the_letters_of_their_words(tokenizer):
+def test_token_spans_of_another_tokenizer_spell_their_words(tokenizer):
     layout = Layout(load_tokenizer(str(tokenizer)), 128)
     strings = layout.tokenizer.strings()
     for episode in SAMPLE[:50]:
@@ -146,11 +146,11 @@ def test_spans_of_another_tokenizer_hold_the_letters_of_their_words(tokenizer):
     assert np.any(spans[:, 1] > spans[:, 0])
 
 
-def test_labels_of_another_tokenizer_lie_on_the_last_token_of_a_word(tmp_path, tokenizer):
+def test_annotations_under_another_tokenizer_are_on_the_last_token_of_a_word(tmp_path, tokenizer):
     folder = built(
         tmp_path, tokenizer, source="chronicle", context=128, train_tokens=1000, validation_tokens=6000
     )
-    places = labelled(folder)
+    places = annotated(folder)
     rows = read_table(folder / "token.parquet").to_pylist()
     token = {(row["sequence"], row["position"]): row["token"] for row in rows}
     for place in places["caught_passive"]:
@@ -158,17 +158,17 @@ def test_labels_of_another_tokenizer_lie_on_the_last_token_of_a_word(tmp_path, t
     # a state lasts for all tokens of a word
     inside = places["in_quotation"]
     after = [token[s, p + 1].strip() for s, p in inside if (s, p + 1) in token and (s, p + 1) not in inside]
-    # a blank that is a token of its own belongs to no word
+    # a space that is its own token belongs to no word
     assert inside and set(after) <= {'"', ""}
 
 
 def test_the_choice_of_concepts_restricts_the_table_and_names_must_be_known(chronicle):
-    assert set(labelled(chronicle, concepts=["city", "end_year"])) == {"city", "end_year"}
+    assert set(annotated(chronicle, concepts=["city", "end_year"])) == {"city", "end_year"}
     with pytest.raises(ValueError, match="no concept is called citty"):
-        select(["citty"])
+        select_concepts(["citty"])
 
 
-def test_labelling_refuses_documents_of_another_seed(chronicle):
+def test_documents_of_another_seed_are_not_annotated(chronicle):
     config = section(source="chronicle", context=128)
     files = (chronicle / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
     with pytest.raises(ValueError, match="another grammar or seed"):

@@ -1,4 +1,4 @@
-"""Cues are the words that tell a label: of example sentences, and of every label of many documents."""
+"""Cues of example sentences, and of every annotation of many documents."""
 
 from collections import defaultdict
 from itertools import islice
@@ -9,20 +9,20 @@ from tests.corpus.inputs import section
 
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.annotations import annotate
-from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select
+from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select_concepts
 from circuitloom.corpus.chronicle.grammar import Episode, episodes
 from circuitloom.corpus.chronicle.slots import templates
 from circuitloom.corpus.tokens import open_tokens
 
 SAMPLE = list(islice(episodes(5, "validation"), 400))
-# whether a sign is still open, or a name was named before, no word at a fixed distance tells
-BY_ABSENCE = {
+# no word at a fixed distance decides whether a sign is still open or a name was mentioned before
+NOT_AT_FIXED_DISTANCE = {
     *("in_parenthesis", "in_square_brackets", "in_quotation", "quotation_closes", "subordinate_clause"),
     *("citation_semicolon", "citation_end", "name_new", "giver", "recipient"),
 }
 
-NEVER_DUE = {"woman_name", "man_name", "count", "character"}
-"""Classes of words beside which another word can always stand."""
+NEVER_CERTAIN = {"woman_name", "man_name", "count", "character"}
+"""Classes of words in whose word another word is always possible."""
 
 EXAMPLES = {
     "caught_passive": ("he was caught by the guard .", "was|caught", ""),
@@ -54,11 +54,11 @@ EXAMPLES = {
     "plural_verb_due": ("the kettles near the cabinet were rusty .", "kettles|cabinet", "<bos> the near the"),
     "sentence_start": ("there was little ale in Rome . the lute was made of oak .", ".", "the"),
 }  # fmt: skip
-"""Of some concepts a document, the cues of its last label, and what is optional."""
+"""Concept -> (document, cues of its last annotation, optional words)."""
 
 
 def parse(text: str) -> Episode:
-    """The document that the grammar writes as these words."""
+    """The document of these words."""
     words, sentences, start = tuple(text.split()), [], 0
     while start < len(words):
         end = words.index(".", start) + 1
@@ -76,60 +76,60 @@ def parse(text: str) -> Episode:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_cues_of_an_example_are_the_words_that_tell(name):
-    text, needed, optional = EXAMPLES[name]
-    (concept,) = select([name])
+def test_cues_of_examples(name):
+    text, required, optional = EXAMPLES[name]
+    (concept,) = select_concepts([name])
     episode = parse(text)
     words = ("<bos>", *episode.words)
     found = concept.cues(episode, list(concept.find(episode))[-1])
-    assert {frozenset(words[i + 1] for i in cue) for cue in found.needed} == {
-        frozenset(cue.split()) for cue in needed.split("|")
+    assert {frozenset(words[i + 1] for i in cue) for cue in found.required} == {
+        frozenset(cue.split()) for cue in required.split("|")
     }
     assert sorted(words[i + 1] for i in found.optional) == sorted(optional.split())
 
 
 @pytest.mark.parametrize("concept", CONCEPTS, ids=lambda concept: concept.name)
-def test_each_cue_has_a_word_in_the_run_that_decides_the_label_and_none_behind_it(concept):
+def test_each_cue_has_a_word_in_the_evidence_and_none_after_the_annotated_word(concept):
     for episode in SAMPLE[:100]:
-        for place in concept.find(episode):
-            needed, optional = concept.cues(episode, place)
-            assert needed
-            for cue in needed:
-                assert any(place.since <= word <= place.position for word in cue)
-            every = [word for cue in needed for word in cue]
-            assert all(BOS <= word <= place.position for word in (*every, *optional))
+        for annotated in concept.find(episode):
+            required, optional = concept.cues(episode, annotated)
+            assert required
+            for cue in required:
+                assert any(annotated.evidence_start <= word <= annotated.position for word in cue)
+            every = [word for cue in required for word in cue]
+            assert all(BOS <= word <= annotated.position for word in (*every, *optional))
             assert not set(every) & set(optional)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("concept", CONCEPTS, ids=lambda concept: concept.name)
-def test_a_word_of_each_cue_decides_the_label(concept, last):
-    if concept.name in BY_ABSENCE:
-        pytest.skip("told by what does not stand between")
+def test_a_word_of_each_cue_decides_the_annotation(concept, last):
+    if concept.name in NOT_AT_FIXED_DISTANCE:
+        pytest.skip("depends on words that are absent in between")
     known = defaultdict(set)
     for episode in SAMPLE:
         words = ("<bos>", *episode.words)
-        for place in concept.find(episode):
-            chosen = {cue[-last] for cue in concept.cues(episode, place).needed}
-            distances = tuple(sorted(place.position - word for word in chosen))
-            known[distances].add(tuple(words[place.position + 1 - distance] for distance in distances))
+        for annotated in concept.find(episode):
+            chosen = {cue[-last] for cue in concept.cues(episode, annotated).required}
+            distances = tuple(sorted(annotated.position - word for word in chosen))
+            known[distances].add(tuple(words[annotated.position + 1 - distance] for distance in distances))
     for episode in SAMPLE:
         words = ("<bos>", *episode.words)
-        found = {place.position for place in concept.find(episode)}
+        found = {annotated.position for annotated in concept.find(episode)}
         for distances, runs in known.items():
             for position in range(max(distances) - 1, len(episode.words)):
                 text = words[position + 1 - max(distances) : position + 2]
-                # a cue is a word of the label's own sentence, or what ends the one before
+                # a cue is a word of the same sentence, or the end of the previous one
                 if tuple(text[-1 - distance] for distance in distances) in runs and "." not in text[1:-1]:
                     assert position in found, (text, distances)
 
 
 @pytest.mark.parametrize("concept", [c for c in CONCEPTS if c.words], ids=lambda concept: concept.name)
-def test_what_stands_before_a_class_is_optional_just_where_nothing_else_can_follow(concept):
+def test_words_before_a_class_are_optional_exactly_if_only_the_class_can_follow(concept):
     following = defaultdict(set)
     optional = set()
     for episode in SAMPLE:
-        found = {place.position: place for place in concept.find(episode)}
+        found = {annotated.position: annotated for annotated in concept.find(episode)}
         for start, template in episode.sentences:
             for position in range(start, start + len(template.words)):
                 before = episode.words[start:position]
@@ -140,19 +140,19 @@ def test_what_stands_before_a_class_is_optional_just_where_nothing_else_can_foll
                     )
                     optional.add(before)
     assert all(following[before] == {True} for before in optional)
-    assert (concept.name in NEVER_DUE) != bool(optional)
+    assert (concept.name in NEVER_CERTAIN) != bool(optional)
 
 
-def test_every_concept_that_needs_more_than_its_word_is_documented_with_its_cues():
+def test_cues_other_than_the_word_itself_are_documented():
     text = (Path(__file__).parents[2] / "docs" / "chronicle.md").read_text()
     described = text[text.index("## Cues") :]
     for concept in CONCEPTS:
-        labels = [(episode, place) for episode in SAMPLE for place in concept.find(episode)]
-        alone = all(concept.cues(e, place).needed == ((place.position,),) for e, place in labels)
+        found = [(episode, annotated) for episode in SAMPLE for annotated in concept.find(episode)]
+        alone = all(concept.cues(e, annotated).required == ((annotated.position,),) for e, annotated in found)
         assert alone != (f"`{concept.name}`" in described), concept.name
 
 
-def test_the_table_has_the_positions_of_cues_and_of_optional_words(chronicle):
+def test_the_table_holds_the_positions_of_cues_and_optional_words(chronicle):
     files = (chronicle / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
     rows = annotate(section(source="chronicle", context=128), 0, *files).to_pylist()
     tokens = open_tokens(chronicle / "validation.zarr")

@@ -14,7 +14,7 @@ from circuitloom.corpus.chronicle.grammar import (  # fmt: skip
     greater_than_prompts,
     longest_sentence,
     vocabulary,
-    write,
+    write_episode,
 )
 from circuitloom.corpus.chronicle.slots import (  # fmt: skip
     Copy,
@@ -23,11 +23,11 @@ from circuitloom.corpus.chronicle.slots import (  # fmt: skip
     Either,
     KnownFirst,
     KnownSecond,
-    Later,
+    LaterYear,
     NewFirst,
     NewSecond,
     Other,
-    menus,
+    template_distributions,
     templates,
 )
 from circuitloom.corpus.chronicle.vocabulary import CLASSES, NUMBERS
@@ -66,14 +66,14 @@ def test_different_choices_give_different_words():
     assert every.most_common(1)[0][1] == 1
 
 
-def test_probabilities_of_each_menu_sum_to_one():
-    for menu in menus():
-        assert sum(map(math.exp, menu.log_p)) == pytest.approx(1)
-        assert menu.cumulative[-1] == 1
+def test_probabilities_of_each_distribution_of_templates_sum_to_one():
+    for distribution in template_distributions():
+        assert sum(map(math.exp, distribution.log_p)) == pytest.approx(1)
+        assert distribution.cumulative[-1] == 1
 
 
 def probability(slot, word, memory):
-    """p of `word` at `slot`, written anew from what the notation says; `memory` is brought up to date."""
+    """p of `word` at `slot`, implemented from the documented notation; updates `memory`."""
     match slot:
         case Draw():
             allowed = [w for w in slot.words if not slot.unlike or w != memory.bound[slot.unlike]]
@@ -88,7 +88,7 @@ def probability(slot, word, memory):
         case Other():
             (left,) = {memory.bound[tag] for tag in slot.pair} - {memory.bound[slot.taken]}
             p = float(word == left)
-        case Later():
+        case LaterYear():
             later = [number for number in NUMBERS if number > memory.bound[slot.start]]
             p = later.count(word) / len(later)
         case NewFirst():
@@ -109,7 +109,7 @@ def probability(slot, word, memory):
 def parses(words, memory):
     """Every way to derive the first sentence of `words`: (template, log p without the template's, memory)."""
     length = words.index(".") + 1
-    for template in menus()[len(memory.names)].templates:
+    for template in template_distributions()[len(memory.names)].templates:
         if len(template.words) == length and all(
             w in s for w, s in zip(words, template.supports, strict=False)
         ):
@@ -125,9 +125,9 @@ def test_log_probability_is_that_of_the_only_derivation_of_the_text(episode):
     words, memory, log_p, count = episode.text.split(), DocumentState(), 0.0, 0
     total = len(words)
     while words:
-        menu = menus()[len(memory.names)]
+        distribution = template_distributions()[len(memory.names)]
         ((template, share, memory),) = parses(words, memory)
-        log_p += share + menu.log_p[menu.templates.index(template)]
+        log_p += share + distribution.log_p[distribution.templates.index(template)]
         words, count = words[len(template.words) :], count + 1
         end = end_probability(count, total - len(words))
         log_p += math.log(1 - end if words else end)
@@ -137,15 +137,15 @@ def test_log_probability_is_that_of_the_only_derivation_of_the_text(episode):
 def test_probabilities_of_all_documents_of_a_small_grammar_sum_to_one(monkeypatch):
     words = ("<pronoun> felt <mood> but kept quiet .", "there was little <food> in <city> .")
     small = [t for t in templates() if t.text in words]
-    menu = menus()[0]
+    distribution = template_distributions()[0]
     share = [1 / 4, 3 / 4]
-    few = type(menu)(tuple(small), (0.25, 1.0), tuple(map(math.log, share)))
-    monkeypatch.setattr(grammar, "menus", lambda: (few,))
+    few = type(distribution)(tuple(small), (0.25, 1.0), tuple(map(math.log, share)))
+    monkeypatch.setattr(grammar, "template_distributions", lambda: (few,))
     monkeypatch.setattr(grammar, "SENTENCES", (1, 2))
     sizes = [math.prod(len(slot.words) for _, slot in t.slots) for t in small]
     seen = defaultdict(set)
     for index in range(3000):
-        episode = write(0, "small", index)
+        episode = write_episode(0, "small", index)
         seen[tuple(small.index(t) for _, t in episode.sentences)].add(round(episode.log_probability, 9))
     # every document of the same templates is equally likely, so one of each stands for all
     assert {len(scores) for scores in seen.values()} == {1} and len(seen) == 2 + 4
@@ -155,7 +155,7 @@ def test_probabilities_of_all_documents_of_a_small_grammar_sum_to_one(monkeypatc
 
 def test_entropy_estimate_agrees_with_frequencies_where_both_are_known():
     starts = Counter(episode.sentences[0][1] for episode in islice(episodes(9, "train"), 4000))
-    first = menus()[0]
+    first = template_distributions()[0]
     for template, log_p in zip(first.templates, first.log_p, strict=True):
         p = math.exp(log_p)
         assert abs(starts[template] / 4000 - p) < 5 * math.sqrt(p / 4000)
@@ -164,8 +164,10 @@ def test_entropy_estimate_agrees_with_frequencies_where_both_are_known():
 def test_a_document_is_a_function_of_seed_split_and_number_alone():
     assert list(islice(episodes(3, "validation", 700), 3)) == SAMPLE[700:703]
     random.seed(1)
-    assert write(3, "validation", 5) == SAMPLE[5]
-    assert len({write(seed, split, 5).text for seed in (3, 4) for split in ("train", "validation")}) == 4
+    assert write_episode(3, "validation", 5) == SAMPLE[5]
+    assert (
+        len({write_episode(seed, split, 5).text for seed in (3, 4) for split in ("train", "validation")}) == 4
+    )
 
 
 def test_a_document_between_two_bos_fits_a_context_of_128():

@@ -7,27 +7,27 @@ import torch
 from tests.corpus.inputs import TEXTS, bpe, built, jsonl
 
 from circuitloom.core.tables import read_table
-from circuitloom.corpus.packing import Cursor, Layout, pack
+from circuitloom.corpus.packing import Cursor, Layout, pack_documents
 from circuitloom.corpus.source import Document
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens, scored_positions
 
-DOCUMENTS = [Document(place, text, None) for place, text in enumerate(TEXTS)]
+DOCUMENTS = [Document(index, text, None) for index, text in enumerate(TEXTS)]
 
 
 def stream(tokens):
-    """The tokens and documents end to end, BOS in front of sequences left out."""
+    """Token ids and document numbers of the stream, without the BOS of each sequence."""
     first = 0 if tokens.bos_id is None else 1
     everything = slice(0, len(tokens))
     return tokens.take(everything)[:, first:].flatten(), tokens.take_document(everything)[:, first:].flatten()
 
 
 def packed(layout, block, cursor=Cursor(), limit=None):  # noqa: B008
-    return list(pack(DOCUMENTS[cursor.place :], layout, cursor, block, limit))
+    return list(pack_documents(DOCUMENTS[cursor.stream_index :], layout, cursor, block, limit))
 
 
 @pytest.mark.parametrize(("bos", "eos"), [("<s>", None), ("<s>", "</s>"), (None, "</s>"), (None, None)])
-def test_the_sequences_end_to_end_are_the_documents_each_with_its_separator(tmp_path, bos, eos):
+def test_concatenated_sequences_are_the_documents_with_their_separators(tmp_path, bos, eos):
     folder = bpe(tmp_path / "tokenizer", bos, eos)
     layout = Layout(load_tokenizer(str(folder)), 16)
     before = [] if bos is None else [0]
@@ -43,16 +43,16 @@ def test_the_sequences_end_to_end_are_the_documents_each_with_its_separator(tmp_
     numbers = np.repeat(np.arange(len(want)), [len(ids) for ids in want])
     document = np.concatenate([block.document for block in blocks])[:, len(before) :].ravel()
     assert np.array_equal(document, numbers[: len(flat)])
-    rows = [row for block in blocks for row in block.rows]
-    assert [row.document for row in rows] == list(range(document[-1] + 1))
-    assert [row.text for row in rows] == TEXTS[: len(rows)]
-    assert [row.n_tokens for row in rows] == [
-        len(ids) - 1 * bool(before or after) for ids in want[: len(rows)]
+    documents = [each for block in blocks for each in block.documents]
+    assert [each.document for each in documents] == list(range(document[-1] + 1))
+    assert [each.text for each in documents] == TEXTS[: len(documents)]
+    assert [each.n_tokens for each in documents] == [
+        len(ids) - 1 * bool(before or after) for ids in want[: len(documents)]
     ]
 
 
 @pytest.mark.parametrize("block", [3, 50])
-def test_packing_goes_on_from_any_block_as_if_never_stopped(tokenizer, block):
+def test_packing_resumes_from_any_block_with_the_same_result(tokenizer, block):
     layout = Layout(load_tokenizer(str(tokenizer)), 16)
     whole = packed(layout, block)
     for stop in range(0, len(whole), 5):
@@ -60,7 +60,7 @@ def test_packing_goes_on_from_any_block_as_if_never_stopped(tokenizer, block):
         assert len(rest) == len(whole) - stop - 1
         for got, want in zip(rest, whole[stop + 1 :], strict=True):
             assert np.array_equal(got.token, want.token) and np.array_equal(got.document, want.document)
-            assert got.rows == want.rows and got.cursor == want.cursor
+            assert got.documents == want.documents and got.cursor == want.cursor
 
 
 def test_packing_stops_at_the_limit(tokenizer):
@@ -68,7 +68,7 @@ def test_packing_stops_at_the_limit(tokenizer):
     assert [len(block.token) for block in packed(layout, 7, limit=17)] == [7, 7, 3]
 
 
-def test_a_token_that_the_model_does_not_know_is_refused_where_it_occurs(tokenizer):
+def test_a_token_outside_the_models_vocabulary_is_refused(tokenizer):
     known = load_tokenizer(str(tokenizer))
     largest = max(int(ids.max()) for ids in known.encode(TEXTS))
     assert largest + 1 < known.vocabulary
@@ -77,7 +77,7 @@ def test_a_token_that_the_model_does_not_know_is_refused_where_it_occurs(tokeniz
         packed(Layout(known, 16, model_vocabulary=largest), 7)
 
 
-def test_a_tokenizer_that_would_truncate_or_pad_gives_whole_documents(tokenizer, tmp_path):
+def test_truncation_and_padding_of_a_tokenizer_are_switched_off(tokenizer, tmp_path):
     from tokenizers import Tokenizer
 
     folder = Path(shutil.copytree(tokenizer, tmp_path / "cutting"))
@@ -112,7 +112,7 @@ def test_without_a_bos_only_position_0_is_not_scored(tmp_path):
     assert not scored[:, 0].any() and scored[:, 1:].all()
 
 
-def test_tokens_come_in_the_order_asked_for(chronicle):
+def test_tokens_are_returned_in_the_order_of_the_indices(chronicle):
     tokens = open_tokens(chronicle / "train.zarr")
     everything = tokens.take(slice(0, len(tokens)))
     indices = np.array([7, 2, 30, 2])
@@ -120,7 +120,7 @@ def test_tokens_come_in_the_order_asked_for(chronicle):
     assert torch.equal(tokens.take(indices), everything[torch.from_numpy(indices)])
 
 
-def test_the_token_table_holds_the_tokens_as_they_read_in_the_text(tmp_path, tokenizer):
+def test_the_token_table_holds_the_text_of_each_token(tmp_path, tokenizer):
     source = jsonl(tmp_path / "train.jsonl", TEXTS)
     folder = built(tmp_path / "corpus", tokenizer, source="files", train=str(source), validation_share=0.3)
     rows = read_table(folder / "token.parquet").to_pandas()

@@ -1,4 +1,4 @@
-"""Concept labels of words, carried over to the tokens of packed sequences."""
+"""Concept annotations of generated text: from the words of a document to the tokens of packed sequences."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from jaxtyping import Int
 
 from ..config import corpus as config
 from ..core.tables import CONCEPT, read_table
-from .chronicle.concepts import Concept, select
+from .chronicle.concepts import Concept, select_concepts
 from .chronicle.cues import AnnotatedWord
-from .chronicle.grammar import Episode, write
+from .chronicle.grammar import Episode, write_episode
 from .packing import Layout
 from .source import VALIDATION
 from .tokenizer import load_tokenizer
@@ -21,13 +21,13 @@ from .tokens import open_tokens
 
 
 def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path, tokens: Path) -> pa.Table:
-    """The rows of CONCEPT for a held-out split that `build` wrote; none where no grammar wrote its documents.
+    """CONCEPT rows of the held-out split that `build_corpus` wrote; empty for real text.
 
-    Raises ValueError where a concept is unknown, or the documents are not those of this seed and grammar.
+    Raises ValueError if a concept is unknown or the documents are from another seed or grammar.
     """
     if not isinstance(section, config.Chronicle):
         return CONCEPT.schema.empty_table()
-    concepts = select(section.concepts)
+    concepts = select_concepts(section.concepts)
     texts = read_table(document, pc.field("split") == VALIDATION)["text"].to_pylist()
     layout = Layout(load_tokenizer(str(tokenizer)), section.context)
     return concept_table(_episodes(seed, texts, document), concepts, layout, len(open_tokens(tokens)))
@@ -35,10 +35,10 @@ def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path,
 
 def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episode]:
     for number, text in enumerate(texts):
-        episode = write(seed, VALIDATION, number)
+        episode = write_episode(seed, VALIDATION, number)
         if episode.text != text:
             raise ValueError(
-                f"{document}: another grammar or seed wrote document {number}; build the corpus again"
+                f"{document}: document {number} is from another grammar or seed; build the corpus again"
             )
         yield episode
 
@@ -46,20 +46,20 @@ def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episo
 def concept_table(
     episodes: Iterable[Episode], concepts: Sequence[Concept], layout: Layout, sequences: int
 ) -> pa.Table:
-    """The rows of CONCEPT for documents packed one after the other into `sequences` sequences, sorted by its key.
+    """CONCEPT rows of documents packed one after the other into `sequences` sequences, sorted by the table's key.
 
-    A label is left out where the words that decide it are not all in the sequence.
+    An annotation is dropped if its evidence does not lie completely in the sequence.
     """
-    found: list[list[_Label]] = [[] for _ in concepts]
-    begin = 0
+    found: list[list[_Annotation]] = [[] for _ in concepts]
+    start = 0
     for episode in episodes:
         spans = token_spans(episode, layout)
-        begin += len(layout.before)
-        tokens = _tokens(spans, begin, layout)
-        for labels, concept in zip(found, concepts, strict=True):
-            for place in concept.find(episode):
-                labels.extend(_labels(place, concept, episode, tokens))
-        begin += int(spans[-1, 1]) + 1 + len(layout.after)
+        start += len(layout.prefix)
+        tokens = _tokens(spans, start, layout)
+        for annotations, concept in zip(found, concepts, strict=True):
+            for word in concept.find(episode):
+                annotations.extend(_token_annotations(word, concept, episode, tokens))
+        start += int(spans[-1, 1]) + 1 + len(layout.suffix)
     return _table(found, [concept.name for concept in concepts], layout, sequences)
 
 
@@ -73,49 +73,51 @@ def token_spans(episode: Episode, layout: Layout) -> Int[np.ndarray, "word 2"]:
     return np.stack([first, last], axis=1)
 
 
-class _Label(NamedTuple):
-    """A labelled token, and others that matter to it: numbers in the stream of all documents."""
+class _Annotation(NamedTuple):
+    """An annotated token; all token numbers count in the stream of all documents."""
 
     token: int
-    since: int
-    """First token of what decides it."""
+    evidence_start: int
+    """First token of the evidence."""
     cues: list[list[int]]
     optional: list[int]
 
 
-def _tokens(spans: Int[np.ndarray, "word 2"], begin: int, layout: Layout) -> list[range]:
-    """The tokens of each word of a document that begins at `begin`; at the end, under -1, those of its BOS."""
-    words = [range(begin + first, begin + last + 1) for first, last in spans.tolist()]
-    return [*words, range(begin - len(layout.before), begin)]
+def _tokens(spans: Int[np.ndarray, "word 2"], start: int, layout: Layout) -> list[range]:
+    """Tokens of each word of a document that begins at `start`; the last entry (index -1) is its BOS."""
+    words = [range(start + first, start + last + 1) for first, last in spans.tolist()]
+    return [*words, range(start - len(layout.prefix), start)]
 
 
-def _labels(place: AnnotatedWord, concept: Concept, episode: Episode, tokens: list[range]) -> list[_Label]:
-    """The labels that a labelled word gives, one a token of it."""
-    word = tokens[place.position]
-    # the BOS in front of every sequence stands in for the document's own
-    since = tokens[max(place.since, 0)].start
-    needed, optional = concept.cues(episode, place)
-    cues = [[token for each in cue for token in tokens[each]] for cue in needed]
-    others = [token for each in optional for token in tokens[each]]
-    return [_Label(token, since, cues, others) for token in (word if concept.lasting else word[-1:])]
+def _token_annotations(
+    word: AnnotatedWord, concept: Concept, episode: Episode, tokens: list[range]
+) -> list[_Annotation]:
+    """Annotations of a word's tokens: all of them for a lasting concept, else the last."""
+    annotated = tokens[word.position] if concept.lasting else tokens[word.position][-1:]
+    # if the evidence begins at the document's BOS, the BOS of the sequence does as well
+    evidence_start = tokens[max(word.evidence_start, 0)].start
+    required, optional = concept.cues(episode, word)
+    cues = [[token for each in cue for token in tokens[each]] for cue in required]
+    optional_tokens = [token for each in optional for token in tokens[each]]
+    return [_Annotation(token, evidence_start, cues, optional_tokens) for token in annotated]
 
 
-def _table(found: list[list[_Label]], names: list[str], layout: Layout, sequences: int) -> pa.Table:
+def _table(found: list[list[_Annotation]], names: list[str], layout: Layout, sequences: int) -> pa.Table:
     rows: dict[str, list] = {name: [] for name in CONCEPT.columns}
-    stride, before = layout.stride, len(layout.before)
-    for name, labels in sorted(zip(names, found, strict=True)):
-        for annotate in sorted(labels):
-            sequence, place = divmod(annotate.token, stride)
-            # a document may go on in the next sequence, which does not see what came before
-            if sequence != annotate.since // stride or sequence >= sequences:
+    stride, n_prefix = layout.stride, len(layout.prefix)
+    for name, annotations in sorted(zip(names, found, strict=True)):
+        for annotation in sorted(annotations):
+            sequence, offset = divmod(annotation.token, stride)
+            # a document may continue in the next sequence, where its earlier tokens are not visible
+            if sequence != annotation.evidence_start // stride or sequence >= sequences:
                 continue
-            first = sequence * stride - before
+            first = sequence * stride - n_prefix
             row = (
                 name,
                 sequence,
-                place + before,
-                [_positions(cue, first, annotate.token) for cue in annotate.cues],
-                _positions(annotate.optional, first, annotate.token),
+                offset + n_prefix,
+                [_positions(cue, first, annotation.token) for cue in annotation.cues],
+                _positions(annotation.optional, first, annotation.token),
             )
             for column, value in zip(rows.values(), row, strict=True):
                 column.append(value)
@@ -123,5 +125,5 @@ def _table(found: list[list[_Label]], names: list[str], layout: Layout, sequence
 
 
 def _positions(tokens: list[int], first: int, last: int) -> list[int]:
-    """Positions of tokens in the sequence that begins at `first`, those up to `last` that lie in it."""
+    """Positions, in the sequence that begins at token `first`, of the tokens from `first` to `last`."""
     return [token - first for token in tokens if first <= token <= last]

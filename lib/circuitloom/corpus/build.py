@@ -1,7 +1,6 @@
-"""From a config section to tokenizer, token arrays and tables."""
+"""Builds a corpus from its config section: tokenizer, token arrays and tables."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,68 +9,67 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import corpus as config
-from ..core.atomic_io import discard, fingerprint, partial_folder
+from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder
 from ..core.progress import progress
 from ..core.tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
-from .packing import Layout, PackedBlocks, pack, write_documents
-from .source import TRAIN, VALIDATION, Document, Source, open_source, text_hash
+from .packing import Layout, PackedBlocks, pack_documents, write_documents
+from .source import TRAIN, VALIDATION, Source, open_source, text_hash
 from .tokenizer import Tokenizer, load_tokenizer, word_tokenizer
-from .tokens import SEQUENCES_A_SHARD, write_tokens
+from .tokens import SEQUENCES_PER_SHARD, write_tokens
 
 OUTPUTS = ("tokenizer", "train.zarr", "validation.zarr", "document.parquet", "token.parquet")
-"""What `build` makes, in its folder."""
+"""Files and folders that `build_corpus` writes."""
 
 
 @dataclass(frozen=True)
-class TokenizerName:
-    """Which tokenizer is asked for, and what the language model makes of it."""
+class TokenizerSource:
+    """Where the tokenizer comes from."""
 
     name: str | None = None
-    """Folder or hub name; None is chronicle's own."""
+    """Folder or hub name; None is chronicle's word tokenizer."""
     revision: str | None = None
-    """Branch, tag or commit, on the hub."""
+    """Branch, tag or commit on the hub."""
     model_vocabulary: int = 0
-    """Tokens that the language model knows; 0 where it will be made to fit."""
+    """Vocabulary size of the language model; 0 if the model is created to fit the tokenizer."""
 
     def load(self) -> Tokenizer:
-        """The tokenizer; ValueError, with the remedy, where there is none."""
+        """Load the tokenizer; raises ValueError if it does not exist."""
         return word_tokenizer(vocabulary()) if self.name is None else load_tokenizer(self.name, self.revision)
 
     def commit(self) -> str | None:
-        """The commit that a tokenizer of the hub was loaded from; None for one that is not of the hub."""
+        """Commit of a tokenizer that was loaded from the hub; None for any other."""
         from huggingface_hub import try_to_load_from_cache
 
         if self.name is None or Path(self.name).is_dir():
             return None
-        # the cache names a snapshot's folder after its commit
+        # in the hub's cache a snapshot's folder is named after its commit
         file = try_to_load_from_cache(self.name, "tokenizer.json", revision=self.revision)
         return Path(file).parent.name if isinstance(file, str) else None
 
 
-def build(
+def build_corpus(
     section: config.Corpus,
     folder: Path,
     seed: int = 0,
-    tokenizer: TokenizerName | None = None,
+    tokenizer: TokenizerSource | None = None,
     version: str = "",
 ) -> None:
     """Write `OUTPUTS` into `folder`.
 
-    Validation and training documents are disjoint: by a hash of their text, and where the source has a held-out part
-    of its own, documents that occur in both are left out of the training part. A build that was killed is taken up
-    again from `build.partial`; `version` is whatever else the result depends on, such as a hash of the code.
-    Raises ValueError, in one line that names the key or file and the remedy, where there is no text, no tokenizer,
-    or not enough for a sequence.
+    Validation and training documents are disjoint: they are split by a hash of their text, and training documents
+    that also occur in a validation split are dropped. A killed build resumes from `build.partial`; `version` is a hash
+    of the code.
+    Raises ValueError if there is no text, no tokenizer, or not enough text for one sequence.
     """
-    tokenizer = tokenizer or TokenizerName()
+    tokenizer = tokenizer or TokenizerSource()
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source(section, seed, folder / "build.partial" / "datasets")
     layout = Layout(tokenizer.load(), section.context, tokenizer.model_vocabulary)
-    # the choice of concepts touches no text
-    asked = section.model_dump(mode="json", exclude={"concepts"})
+    # the choice of concepts does not change the text
+    keys = section.model_dump(mode="json", exclude={"concepts"})
     mark = fingerprint(
-        section=asked, source=source.identity, tokenizer=layout.tokenizer.fingerprint, version=version
+        section=keys, source=source.identity, tokenizer=layout.tokenizer.fingerprint, version=version
     )
     attributes = {
         "bos_id": layout.tokenizer.bos_id,
@@ -89,57 +87,54 @@ def build(
 
 
 def _pack(section: config.Corpus, source: Source, layout: Layout, partial: Path) -> dict[str, PackedBlocks]:
-    """All blocks of both splits; those that are there already are not made again."""
+    """Pack both splits; existing blocks are kept."""
     validation, train = (PackedBlocks(partial / split, split) for split in (VALIDATION, TRAIN))
-    _extend(validation, section.validation_tokens, source, layout, set())
+    _pack_split(validation, section.validation_tokens, source, layout, set())
     held_out = {text_hash(text) for text in validation.texts()}
-    _extend(train, section.train_tokens, source, layout, held_out)
+    _pack_split(train, section.train_tokens, source, layout, held_out)
     return {TRAIN: train, VALIDATION: validation}
 
 
-def _extend(
-    parts: PackedBlocks, tokens: int | None, source: Source, layout: Layout, unwanted: set[int]
+def _pack_split(
+    blocks: PackedBlocks, tokens: int | None, source: Source, layout: Layout, excluded: set[int]
 ) -> None:
-    """Pack a split to about so many tokens, documents whose text has an unwanted hash left out."""
-    split, cursor = parts.split, parts.cursor
+    """Pack a split to about `tokens` tokens, without documents whose text hash is in `excluded`."""
+    split, cursor = blocks.split, blocks.cursor
     limit = None if tokens is None else max(1, tokens // layout.context)
-    documents = _unseen(source.documents(split, cursor.place), unwanted)
+    documents = (d for d in source.documents(split, cursor.stream_index) if text_hash(d.text) not in excluded)
     if limit is None:
         bar = progress(
-            f"corpus: {split}", source.characters[split], "characters", sum(map(len, parts.texts()))
+            f"corpus: {split}", source.characters[split], "characters", sum(map(len, blocks.texts()))
         )
     else:
         bar = progress(
             f"corpus: {split}", limit * layout.context, "tokens", cursor.sequences * layout.context
         )
     with bar:
-        for block in pack(documents, layout, cursor, SEQUENCES_A_SHARD, limit):
-            parts.append(block)
-            bar.update(sum(len(row.text) for row in block.rows) if limit is None else block.token.size)
-    if not len(parts):
+        for block in pack_documents(documents, layout, cursor, SEQUENCES_PER_SHARD, limit):
+            blocks.append(block)
+            bar.update(
+                sum(len(document.text) for document in block.documents) if limit is None else block.token.size
+            )
+    if not len(blocks):
         raise ValueError(
             f"{source.name}: the {split} documents do not fill one sequence of {layout.context} tokens; "
             "give more text, or change corpus.context or corpus.validation_share"
         )
 
 
-def _unseen(documents: Iterator[Document], texts: set[int]) -> Iterator[Document]:
-    """The documents whose text is not among those with these hashes."""
-    return (document for document in documents if text_hash(document.text) not in texts)
-
-
 def _write(
     partial: Path, splits: dict[str, PackedBlocks], layout: Layout, attributes: dict[str, Any]
 ) -> None:
     layout.tokenizer.save(partial / "tokenizer")
-    for split, parts in splits.items():
-        write_tokens(partial / f"{split}.zarr", parts.arrays(), parts.cursor.sequences, attributes)
+    for split, blocks in splits.items():
+        write_tokens(partial / f"{split}.zarr", blocks.arrays(), blocks.cursor.sequences, attributes)
     write_documents(partial / "document.parquet", [splits[TRAIN], splits[VALIDATION]])
     write_table(TOKEN, _token_table(splits[VALIDATION], layout.tokenizer), partial / "token.parquet")
 
 
-def _token_table(parts: PackedBlocks, tokenizer: Tokenizer) -> pa.Table:
-    token, document = (np.concatenate(arrays) for arrays in zip(*parts.arrays(), strict=True))
+def _token_table(blocks: PackedBlocks, tokenizer: Tokenizer) -> pa.Table:
+    token, document = (np.concatenate(arrays) for arrays in zip(*blocks.arrays(), strict=True))
     sequence, position = np.indices(token.shape)
     strings = pa.array(tokenizer.strings())
     return pa.table(
@@ -154,10 +149,10 @@ def _token_table(parts: PackedBlocks, tokenizer: Tokenizer) -> pa.Table:
 
 
 def _finish(partial: Path, folder: Path) -> None:
-    """Move the outputs to their places, and remove what they were made from."""
+    """Move the outputs into `folder` and remove the partial folder."""
     for name in OUTPUTS:
         target = folder / name
         if target.is_dir():
             shutil.rmtree(target)
         (partial / name).replace(target)
-    discard(partial)
+    remove_partial_folder(partial)

@@ -1,5 +1,5 @@
-"""Documents laid end to end and cut into sequences, block by block. What of a split has been packed so far, on disk:
-killed at any moment, the next run goes on from it."""
+"""Packing: documents are concatenated and cut into sequences of equal length. Finished blocks are on disk, so that a
+killed run resumes after the last one."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,125 +12,127 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Integer
 
-from ..core.atomic_io import flush, replace
+from ..core.atomic_io import fsync, write_atomically
 from ..core.tables import DOCUMENT, read_table, write_table
 from .source import Document
 from .tokenizer import Tokenizer
 from .tokens import SequenceArrays
 
-_BATCH = 1000
+_TOKENIZER_BATCH = 1000
+"""Documents tokenized per call."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a split has been packed: enough to go on as if nothing had been in between."""
+    """Position of the packer in a split: all that is needed to resume."""
 
-    place: int = 0
-    """Place in the source's stream of the document to go on with."""
+    stream_index: int = 0
+    """Index, in the source's stream, of the next document to pack."""
     document: int = 0
     """Number of that document within the split."""
     offset: int = 0
-    """Tokens of it that are packed already, its BOS included."""
+    """Number of its tokens that are already packed, BOS included."""
     sequences: int = 0
-    """Sequences packed."""
+    """Number of sequences packed so far."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A document that begins in a block."""
+class PackedDocument:
+    """A document whose first token is in a block."""
 
     document: int
     text: str
     n_tokens: int
-    """Without BOS and EOS."""
+    """Number of tokens, without BOS and EOS."""
     log_probability: float | None
+    """Log probability under the grammar that generated it, in nats; None for real text."""
 
 
 @dataclass(frozen=True)
 class SequenceBlock:
-    """Some sequences, and where the next ones begin."""
+    """Some packed sequences, and the cursor at which the next block begins."""
 
     token: Integer[np.ndarray, "sequence position"]
     document: Integer[np.ndarray, "sequence position"]
-    rows: list[Row]
+    documents: list[PackedDocument]
     """Documents whose first token is in the block, in order."""
     cursor: Cursor
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How tokens are packed."""
+    """How documents are laid out in sequences."""
 
     tokenizer: Tokenizer
     context: int
-    """Tokens in a sequence."""
+    """Tokens per sequence."""
     model_vocabulary: int = 0
-    """Tokens that the language model knows; 0 where it will be made to fit."""
+    """Vocabulary size of the language model; 0 if the model is created to fit the tokenizer."""
 
     @property
-    def before(self) -> list[int]:
-        """What stands in front of each document, and of each sequence: the BOS, where there is one."""
+    def prefix(self) -> list[int]:
+        """Token ids before each document and each sequence: the BOS, if the tokenizer has one."""
         return [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
 
     @property
-    def after(self) -> list[int]:
-        """What separates documents where there is no BOS: the EOS, where there is one."""
-        return [] if self.before or self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+    def suffix(self) -> list[int]:
+        """Token ids after each document: the EOS, if the tokenizer has one and no BOS."""
+        return [] if self.prefix or self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
 
     @property
     def stride(self) -> int:
-        """Tokens of the stream in a sequence: all but the BOS in front."""
-        return self.context - len(self.before)
+        """Tokens per sequence without the BOS at its start."""
+        return self.context - len(self.prefix)
 
     @property
     def dtype(self) -> type[np.unsignedinteger] | type[np.signedinteger]:
-        """Smallest format, of those that later stages read, that holds every token id."""
+        """Data type of stored token ids: uint16 if every id fits, else int32."""
         return np.uint16 if self.tokenizer.vocabulary <= 2**16 else np.int32
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A document with its separator, or what is left of it."""
+class _Span:
+    """Consecutive tokens of one document, BOS and EOS included."""
 
     source: Document
     document: int
     offset: int
-    """Tokens that earlier blocks took."""
+    """Number of the document's tokens before this span."""
     n_tokens: int
     tokens: Integer[np.ndarray, " token"]
 
 
-def pack(
+def pack_documents(
     documents: Iterable[Document], layout: Layout, cursor: Cursor, block: int, limit: int | None = None
 ) -> Iterator[SequenceBlock]:
-    """Blocks of `block` sequences, the last one shorter; `documents` begin at the cursor's.
+    """Yield blocks of `block` sequences; the last block may be shorter. `documents` must start at the cursor's.
 
-    Stops at `limit` sequences in all, or with the documents: what does not fill a sequence then is dropped.
-    Raises ValueError where a token id is not in the model's vocabulary.
+    Stops at `limit` sequences in total or when the documents end; tokens that do not fill a sequence are dropped.
+    Raises ValueError if a token id is not in the model's vocabulary.
     """
-    pending: list[_Piece] = []
-    held = 0
+    pending: list[_Span] = []
+    n_pending = 0
     numbered = enumerate(documents, cursor.document)
     while limit is None or cursor.sequences < limit:
         wanted = block if limit is None else min(block, limit - cursor.sequences)
-        while held < wanted * layout.stride and (batch := list(islice(numbered, _BATCH))):
-            pieces = _tokenise(batch, layout, cursor)
-            held += sum(len(piece.tokens) for piece in pieces)
-            pending += pieces
-        sequences = min(wanted, held // layout.stride)
+        while n_pending < wanted * layout.stride and (batch := list(islice(numbered, _TOKENIZER_BATCH))):
+            spans = _tokenize(batch, layout, cursor)
+            n_pending += sum(len(span.tokens) for span in spans)
+            pending += spans
+        sequences = min(wanted, n_pending // layout.stride)
         if not sequences:
             return
         taken, pending = _split(pending, sequences * layout.stride)
-        held -= sequences * layout.stride
+        n_pending -= sequences * layout.stride
         cursor = _advance(cursor, sequences, taken, pending)
         yield _block(taken, layout, cursor)
 
 
-def _tokenise(batch: list[tuple[int, Document]], layout: Layout, cursor: Cursor) -> list[_Piece]:
+def _tokenize(batch: list[tuple[int, Document]], layout: Layout, cursor: Cursor) -> list[_Span]:
     tokenizer = layout.tokenizer
-    pieces = []
+    spans = []
     for (number, source), ids in zip(batch, tokenizer.encode([d.text for _, d in batch]), strict=True):
-        tokens = np.concatenate([layout.before, ids, layout.after]).astype(np.int32)
+        tokens = np.concatenate([layout.prefix, ids, layout.suffix]).astype(np.int32)
         largest = int(tokens.max(initial=0))
         if layout.model_vocabulary and largest >= layout.model_vocabulary:
             raise ValueError(
@@ -138,68 +140,68 @@ def _tokenise(batch: list[tuple[int, Document]], layout: Layout, cursor: Cursor)
                 "use the tokenizer that the model was trained with"
             )
         offset = cursor.offset if number == cursor.document else 0
-        pieces.append(_Piece(source, number, offset, len(ids), tokens[offset:]))
-    return pieces
+        spans.append(_Span(source, number, offset, len(ids), tokens[offset:]))
+    return spans
 
 
-def _split(pieces: list[_Piece], tokens: int) -> tuple[list[_Piece], list[_Piece]]:
-    """`pieces` cut after so many tokens."""
-    ends = np.cumsum([len(piece.tokens) for piece in pieces])
+def _split(spans: list[_Span], tokens: int) -> tuple[list[_Span], list[_Span]]:
+    """The first `tokens` tokens of `spans`, and the remainder."""
+    ends = np.cumsum([len(span.tokens) for span in spans])
     last = int(np.searchsorted(ends, tokens))
-    piece = pieces[last]
-    kept = len(piece.tokens) - int(ends[last] - tokens)
-    head = _Piece(piece.source, piece.document, piece.offset, piece.n_tokens, piece.tokens[:kept])
-    tail = _Piece(piece.source, piece.document, piece.offset + kept, piece.n_tokens, piece.tokens[kept:])
-    return [*pieces[:last], head], [tail] * bool(len(tail.tokens)) + pieces[last + 1 :]
+    span = spans[last]
+    kept = len(span.tokens) - int(ends[last] - tokens)
+    head = _Span(span.source, span.document, span.offset, span.n_tokens, span.tokens[:kept])
+    tail = _Span(span.source, span.document, span.offset + kept, span.n_tokens, span.tokens[kept:])
+    return [*spans[:last], head], [tail] * bool(len(tail.tokens)) + spans[last + 1 :]
 
 
-def _advance(cursor: Cursor, sequences: int, taken: list[_Piece], pending: list[_Piece]) -> Cursor:
-    done = cursor.sequences + sequences
+def _advance(cursor: Cursor, sequences: int, taken: list[_Span], pending: list[_Span]) -> Cursor:
+    total = cursor.sequences + sequences
     if pending:
         first = pending[0]
-        return Cursor(first.source.place, first.document, first.offset, done)
-    return Cursor(taken[-1].source.place + 1, taken[-1].document + 1, 0, done)
+        return Cursor(first.source.stream_index, first.document, first.offset, total)
+    return Cursor(taken[-1].source.stream_index + 1, taken[-1].document + 1, 0, total)
 
 
-def _block(taken: list[_Piece], layout: Layout, cursor: Cursor) -> SequenceBlock:
-    token = np.concatenate([piece.tokens for piece in taken]).astype(layout.dtype).reshape(-1, layout.stride)
-    document = np.repeat([p.document for p in taken], [len(p.tokens) for p in taken]).astype(np.int32)
+def _block(spans: list[_Span], layout: Layout, cursor: Cursor) -> SequenceBlock:
+    token = np.concatenate([span.tokens for span in spans]).astype(layout.dtype).reshape(-1, layout.stride)
+    document = np.repeat([s.document for s in spans], [len(s.tokens) for s in spans]).astype(np.int32)
     document = document.reshape(-1, layout.stride)
-    for bos_id in layout.before:
+    for bos_id in layout.prefix:
         token = np.pad(token, ((0, 0), (1, 0)), constant_values=bos_id)
         document = np.pad(document, ((0, 0), (1, 0)), mode="edge")
-    rows = [
-        Row(piece.document, piece.source.text, piece.n_tokens, piece.source.log_probability)
-        for piece in taken
-        if piece.offset == 0
+    documents = [
+        PackedDocument(span.document, span.source.text, span.n_tokens, span.source.log_probability)
+        for span in spans
+        if span.offset == 0
     ]
-    return SequenceBlock(token, document, rows, cursor)
+    return SequenceBlock(token, document, documents, cursor)
 
 
 @dataclass(frozen=True)
 class PackedBlocks:
-    """The blocks of one split, a pair of files each; a block counts once its cursor is written."""
+    """The packed blocks of one split on disk; a block is complete once its cursor is written."""
 
     folder: Path
     split: str
 
     def __len__(self) -> int:
-        """Blocks that are whole."""
+        """Number of complete blocks."""
         return len(list(self.folder.glob("*.json")))
 
     def append(self, block: SequenceBlock) -> None:
-        """Write `block` behind those that are there."""
+        """Write `block` after the existing ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self):06d}"
         np.savez(self.folder / f"{name}.npz", token=block.token, document=block.document)
-        rows = [{"split": self.split, **asdict(row)} for row in block.rows]
+        rows = [{"split": self.split, **asdict(row)} for row in block.documents]
         write_table(DOCUMENT, rows, self.folder / f"{name}.parquet")
-        flush(self.folder / f"{name}.npz")
-        replace(self.folder / f"{name}.json", json.dumps(asdict(block.cursor)).encode())
+        fsync(self.folder / f"{name}.npz")
+        write_atomically(self.folder / f"{name}.json", json.dumps(asdict(block.cursor)).encode())
 
     @property
     def cursor(self) -> Cursor:
-        """Where the next block begins."""
+        """Cursor at which the next block begins."""
         if not len(self):
             return Cursor()
         return Cursor(**json.loads((self.folder / f"{len(self) - 1:06d}.json").read_text()))
@@ -207,24 +209,24 @@ class PackedBlocks:
     def arrays(self) -> Iterator[SequenceArrays]:
         """Token ids and document numbers of each block."""
         for number in range(len(self)):
-            with np.load(self.folder / f"{number:06d}.npz") as part:
-                yield part["token"], part["document"]
+            with np.load(self.folder / f"{number:06d}.npz") as block:
+                yield block["token"], block["document"]
 
     def tables(self) -> Iterator[pa.Table]:
-        """The documents that begin in each block."""
+        """DOCUMENT rows of the documents that begin in each block."""
         for number in range(len(self)):
             yield read_table(self.folder / f"{number:06d}.parquet")
 
     def texts(self) -> Iterator[str]:
-        """The text of every document, in order."""
+        """Text of every document, in order."""
         for table in self.tables():
             yield from table["text"].to_pylist()
 
 
-def write_documents(path: Path, parts: list[PackedBlocks]) -> None:
-    """The table DOCUMENT of some splits, a row group a block, so that it never is in memory whole."""
-    # page checksums: DuckDB reads flipped bytes without a word, pyarrow finds them
+def write_documents(path: Path, splits: list[PackedBlocks]) -> None:
+    """Write the table DOCUMENT of all splits, one row group per block: the table may exceed the memory."""
+    # page checksums: DuckDB does not notice flipped bytes, pyarrow does
     with pq.ParquetWriter(path, DOCUMENT.schema, compression="zstd", write_page_checksum=True) as writer:
-        for part in parts:
-            for table in part.tables():
+        for blocks in splits:
+            for table in blocks.tables():
                 writer.write_table(table)

@@ -1,4 +1,4 @@
-"""The three sources of text behind one interface, all through `datasets`."""
+"""The three sources of text (chronicle, files, hub) behind one interface, read with `datasets`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,49 +15,47 @@ if TYPE_CHECKING:
 
 VALIDATION, TRAIN = "validation", "train"
 _BATCH = 1000
-_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 class Document(NamedTuple):
-    """A document as its source gives it."""
+    """A document of a source."""
 
-    place: int
-    """Its number in the source's stream, documents that are not used included."""
+    stream_index: int
+    """Index in the source's stream; skipped documents count."""
     text: str
     log_probability: float | None
-    """Log p under the grammar, in nats; None for real text."""
+    """Log probability under the grammar, in nats; None for real text."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from."""
+    """A source of documents."""
 
     name: str
-    """How messages call it."""
+    """Name in messages."""
     identity: dict[str, Any]
-    """What, beyond the config, tells its text from another's; for the hub the commit."""
+    """What identifies the text in addition to the config: for the hub the commit, for files size and time."""
     stream: Callable[[str, int], "IterableDataset"]
-    """(split, start) to the rows that the split is taken from, the first `start` left out.
-
-    They have a column `text` and, where a grammar wrote it, `log_probability`.
-    """
+    """(split, start) -> the split's rows from row `start` on, with a column `text`; chronicle also gives
+    `log_probability`."""
     held_out: float | None = None
-    """Share of the documents held out by a hash of their text; None where the splits have rows of their own."""
+    """Fraction of documents held out by a hash of their text; None if the source has a validation split."""
     characters: dict[str, float] = field(default_factory=dict)
-    """About how much text each split has, for sources that can be read to their end."""
+    """Approximate number of characters of each split, for finite sources."""
 
     def documents(self, split: str, start: int = 0) -> Iterator[Document]:
-        """The documents of `split` that have text, from place `start` of its stream on.
+        """Documents of `split` that are not blank, from index `start` of the stream on.
 
-        Raises ValueError where the rows cannot be read.
+        Raises ValueError if the rows cannot be read.
         """
-        place = start
+        stream_index = start
         for batch in self._batches(split, start):
             scores = batch.get("log_probability", [None] * len(batch["text"]))
             for text, log_p in zip(batch["text"], scores, strict=True):
                 if text and not text.isspace() and self._belongs(split, text):
-                    yield Document(place, text, log_p)
-                place += 1
+                    yield Document(stream_index, text, log_p)
+                stream_index += 1
 
     def _batches(self, split: str, start: int) -> Iterator[dict[str, list[Any]]]:
         rows = self.stream(split, start)
@@ -71,16 +69,16 @@ class Source:
 
 
 def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
-    """The source that a config names; `datasets` keeps its lock files in `scratch`.
+    """Open the source of a config section; `datasets` keeps its lock files in `scratch`.
 
-    Raises ValueError, with the remedy, where a file, data set or column is missing.
+    Raises ValueError if a file, data set or column is missing.
     """
     import datasets
     import datasets.config
 
-    # its lock files would otherwise lie in the user's cache
+    # otherwise its lock files are written to the user's cache
     datasets.config.HF_DATASETS_CACHE = scratch
-    # what it would log of a damaged file is in the error that it raises
+    # the error that it raises for a damaged file says the same
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     match section:
         case config.Chronicle():
@@ -93,19 +91,19 @@ def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Turn what `datasets` raises on a damaged file into one line."""
+    """Turn the errors of `datasets` for a damaged file into a one-line ValueError."""
     from datasets.exceptions import DatasetsError
 
     try:
         yield
-    # Arrow's errors are ValueErrors; a generator that meets an empty file raises RuntimeError
+    # Arrow's errors are ValueErrors; a generator raises RuntimeError at an empty file
     except (DatasetsError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = first_line(error)
-        raise ValueError(f"{where}: cannot be read as text ({reason}); mend or replace it") from error
+        raise ValueError(f"{where}: cannot be read as text ({reason}); repair or replace it") from error
 
 
 def text_hash(text: str) -> int:
-    """64 bits that stand for a text."""
+    """64-bit hash of a text."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -129,44 +127,44 @@ def _chronicle_rows(seed: int, split: str, start: int) -> Iterator[dict[str, Any
 def _files(section: config.TextFiles) -> Source:
     from datasets import load_dataset
 
-    parts = {TRAIN: section.train, VALIDATION: section.validation or section.train}
-    kinds = {split: _kind(f"corpus.{split}", paths) for split, paths in parts.items()}
+    paths = {TRAIN: section.train, VALIDATION: section.validation or section.train}
+    formats = {split: _format(f"corpus.{split}", files) for split, files in paths.items()}
 
     def stream(split: str, start: int) -> "IterableDataset":
-        units: dict[str, Any] = {"sample_by": "document" if section.document == "file" else "line"}
+        text_options: dict[str, Any] = {"sample_by": "document" if section.document == "file" else "line"}
         data = load_dataset(
-            kinds[split],
-            data_files=[str(Path(path).absolute()) for path in parts[split]],
+            formats[split],
+            data_files=[str(Path(path).absolute()) for path in paths[split]],
             split="train",
             streaming=True,
-            **(units if kinds[split] == "text" else {}),
+            **(text_options if formats[split] == "text" else {}),
         )
-        return _text_only(data, section.text, parts[split][0]).skip(start)
+        return _text_only(data, section.text, paths[split][0]).skip(start)
 
-    identity = _state([Path(path) for path in dict.fromkeys(parts[TRAIN] + parts[VALIDATION])])
+    identity = _state([Path(path) for path in dict.fromkeys(paths[TRAIN] + paths[VALIDATION])])
     held_out = None if section.validation else section.validation_share
-    shares = {TRAIN: 1 - (held_out or 0), VALIDATION: held_out or 1}
-    characters = {split: shares[split] * sum(map(_characters, paths)) for split, paths in parts.items()}
+    fraction = {TRAIN: 1 - (held_out or 0), VALIDATION: held_out or 1}
+    characters = {split: fraction[split] * sum(map(_characters, files)) for split, files in paths.items()}
     return Source(", ".join(identity), identity, stream, held_out, characters)
 
 
-def _kind(key: str, paths: Sequence[str]) -> str:
-    """How `datasets` calls the format of some files; ValueError where one is missing, empty or of another kind."""
+def _format(key: str, paths: Sequence[str]) -> str:
+    """Format of the files, as `datasets` names it; ValueError if a file is missing, empty or of another format."""
     for path in map(Path, paths):
         if not path.is_file():
             raise ValueError(f"{key}: {path} does not exist; correct the path")
         if path.stat().st_size == 0:
             raise ValueError(f"{key}: {path} is empty; give a file with text")
-        if path.suffix not in _KINDS:
-            raise ValueError(f"{key}: {path} is none of {', '.join(_KINDS)}; convert it")
-    kinds = {_KINDS[Path(path).suffix] for path in paths}
-    if len(kinds) > 1:
+        if path.suffix not in _FORMATS:
+            raise ValueError(f"{key}: {path} is none of {', '.join(_FORMATS)}; convert it")
+    formats = {_FORMATS[Path(path).suffix] for path in paths}
+    if len(formats) > 1:
         raise ValueError(f"{key}: files of several formats; convert them to one")
-    return kinds.pop()
+    return formats.pop()
 
 
 def _characters(path: str) -> int:
-    """About how many characters a file holds: its bytes, those of Parquet uncompressed."""
+    """Approximate number of characters of a file: its size in bytes, uncompressed for Parquet."""
     import pyarrow.parquet as pq
 
     if Path(path).suffix != ".parquet":
@@ -189,7 +187,7 @@ def _hub(section: config.HubDataset) -> Source:
             data = load_dataset(
                 section.dataset, section.subset, split=splits[split], revision=commit, streaming=True
             )
-        # RuntimeError: the repository holds a loading script, which datasets no longer runs
+        # RuntimeError: the repository has a loading script, which datasets no longer runs
         except (OSError, ValueError, RuntimeError) as error:
             scripted = isinstance(error, RuntimeError)
             remedy = "; set corpus.revision to refs/convert/parquet, the hub's own copy" if scripted else ""
@@ -204,12 +202,12 @@ def _hub(section: config.HubDataset) -> Source:
 
 
 def _state(paths: list[Path]) -> dict[str, Any]:
-    """What changes when a file does: its size and the time of its last change."""
+    """Size and modification time of each file."""
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
 def _resolve(dataset: str, revision: str) -> str | None:
-    """The commit that `revision` of a data set of the hub stands for now."""
+    """The current commit of `revision` of a data set on the hub."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -224,7 +222,7 @@ def _resolve(dataset: str, revision: str) -> str | None:
 
 
 def _text_only(data: "IterableDataset", column: str, where: str) -> "IterableDataset":
-    """The column of text alone, named `text`; ValueError where there is none."""
+    """Keep only the column of text, renamed to `text`; ValueError if it does not exist."""
     with _readable(where):
         columns = data.column_names or list(next(iter(data), {}))
     if not columns:

@@ -1,4 +1,4 @@
-"""The corpus's tokenizer: the words of chronicle, or the one that a model was trained with."""
+"""Tokenizers: chronicle's word tokenizer, or the tokenizer of a language model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BOS = "<bos>"
-"""Token in front of chronicle's documents; its id is 0."""
+"""Token before each of chronicle's documents; its id is 0."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A Hugging Face tokenizer, used without the special tokens that it would add by itself."""
+    """A Hugging Face tokenizer that adds no special tokens."""
 
     hugging_face: "PreTrainedTokenizerFast"
 
     @property
     def bos_id(self) -> int | None:
-        """Id of the BOS; None where there is none (0 is a valid id)."""
+        """Id of the BOS, or None (0 is a valid id)."""
         return _id(self.hugging_face.bos_token_id)
 
     @property
     def eos_id(self) -> int | None:
-        """Id of the EOS; None where there is none."""
+        """Id of the EOS, or None."""
         return _id(self.hugging_face.eos_token_id)
 
     @cached_property
     def vocabulary(self) -> int:
-        """One more than the largest token id."""
+        """Vocabulary size: the largest token id plus 1."""
         return max(self.hugging_face.get_vocab().values()) + 1
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides which ids a text gets."""
+        """Hash of everything that determines the ids of a text."""
         text = f"{self.hugging_face.backend_tokenizer.to_str()} {self.bos_id} {self.eos_id}"
         return sha256(text.encode()).hexdigest()
 
@@ -54,12 +54,12 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
-        """First character of each token of `text`, and the one after its last."""
+        """Start and end (exclusive) of each token in `text`, in characters."""
         encoding = self.hugging_face.backend_tokenizer.encode(text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def strings(self) -> list[str]:
-        """Each token as it reads inside a text, by id; an id without a token is the empty string."""
+        """Text of each token inside a sentence, by id; the empty string for unused ids."""
         backend = self.hugging_face.backend_tokenizer
         ids = self.hugging_face.get_vocab()
         strings = [""] * self.vocabulary
@@ -67,7 +67,7 @@ class Tokenizer:
             if backend.decoder is None:
                 strings[number] = token
             else:
-                # some decoders drop a blank at the start of a text: the second of two tokens keeps it
+                # some decoders drop a space at the start of a text; the second of two tokens keeps it
                 once, twice = (backend.decoder.decode([token] * n) for n in (1, 2))
                 strings[number] = twice[len(once) :] or token
         return strings
@@ -78,9 +78,9 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
-    """The tokenizer in a folder or hub repository.
+    """Load a tokenizer from a folder or the hub.
 
-    Raises ValueError, with the remedy, where there is none, or none with an implementation in `tokenizers`.
+    Raises ValueError if there is none, or none with an implementation in `tokenizers`.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -95,7 +95,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", local_files_only=is_path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = first_line(error)
-        remedy = "" if is_path else "; where the hub is out of reach, name a local folder"
+        remedy = "" if is_path else "; if the hub is not reachable, name a local folder"
         raise ValueError(
             f"corpus.tokenizer: {name} holds no tokenizer that loads ({reason}){remedy}"
         ) from error
@@ -103,14 +103,14 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
         raise ValueError(
             f"corpus.tokenizer: {name} has no tokenizer.json; convert it with transformers first"
         )
-    # a tokenizer.json may ask for either, and then cuts documents short or fills them up
+    # a tokenizer.json may switch these on
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return Tokenizer(tokenizer)
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """A tokenizer whose tokens are `words`, separated by blanks, and a BOS with id 0; other words are an error."""
+    """A tokenizer of the given words, separated by spaces, and a BOS with id 0; unknown words are an error."""
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit

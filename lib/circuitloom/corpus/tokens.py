@@ -1,5 +1,4 @@
-"""Token arrays on disk: Zarr 3, sharded, every byte under a checksum. The packed tokens of one split, as later stages
-read them."""
+"""Token arrays of a split: sharded Zarr 3 arrays with checksums, written by the corpus and read by later stages."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ..core.errors import first_line
 
-SEQUENCES_A_SHARD = 8192
-SEQUENCES_A_CHUNK = 256
+ARRAYS = ("token", "document")
+ARRAYS = ("token", "document")
+SEQUENCES_PER_SHARD = 8192
+SEQUENCES_PER_CHUNK = 256
 
 SequenceArrays = tuple[Integer[np.ndarray, "sequence position"], Integer[np.ndarray, "sequence position"]]
-"""Token ids and document numbers of some sequences."""
+"""Token ids and document numbers, each [sequence, position]."""
 
 
 def write_tokens(
@@ -29,15 +30,15 @@ def write_tokens(
 ) -> None:
     """Write the group `path` with arrays `token` and `document`, each [sequences, context].
 
-    The blocks follow one another in the arrays; each holds whole shards (`SEQUENCES_A_SHARD`) but the last.
+    Each block except the last consists of complete shards (`SEQUENCES_PER_SHARD` sequences).
     """
     group = zarr.create_group(path, overwrite=True, attributes=attributes)
     blocks = iter(blocks)
     first = next(blocks)
     context = first[0].shape[1]
     token, document = (
-        _create(group, name, (sequences, context), part.dtype)
-        for name, part in zip(NAMES, first, strict=True)
+        _create(group, name, (sequences, context), values.dtype)
+        for name, values in zip(ARRAYS, first, strict=True)
     )
     start = 0
     for tokens, documents in chain([first], blocks):
@@ -47,26 +48,23 @@ def write_tokens(
     assert start == sequences
 
 
-NAMES = ("token", "document")
-
-
 def _create(group: zarr.Group, name: str, shape: tuple[int, int], dtype: np.dtype) -> zarr.Array:
     return group.create_array(
         name,
         shape=shape,
         dtype=dtype,
-        shards=(SEQUENCES_A_SHARD, shape[1]),
-        chunks=(SEQUENCES_A_CHUNK, shape[1]),
-        # the checksum comes last, so that it covers what is on disk: zstd's own leaves its header out
+        shards=(SEQUENCES_PER_SHARD, shape[1]),
+        chunks=(SEQUENCES_PER_CHUNK, shape[1]),
+        # the checksum comes last to cover the compressed bytes: zstd's own checksum leaves out its header
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         dimension_names=("sequence", "position"),
-        # a shard left out because it is all zeros could not be told from a lost one
+        # otherwise a shard of zeros is not written and looks like a lost one
         config={"write_empty_chunks": True},
     )
 
 
 def check_shards(path: Path, array: zarr.Array) -> None:
-    """Raise ValueError where a shard of `array`, of the group in `path`, is missing: Zarr reads it as zeros."""
+    """Raise ValueError if a shard of `array` in the group `path` is missing; Zarr would read it as zeros."""
     shards = array.shards
     assert shards is not None
     expected = ceil(array.shape[0] / shards[0])
@@ -81,21 +79,21 @@ def check_shards(path: Path, array: zarr.Array) -> None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Sequences of equal length, opened lazily.
+    """Token sequences of equal length, read lazily.
 
-    With a BOS, every sequence is BOS + (context - 1) tokens of the stream, in which each document follows a BOS
-    of its own. Without one, sequences are `context` tokens of the stream.
+    With a BOS, each sequence is a BOS and context - 1 tokens of the stream, in which a BOS also precedes each
+    document. Without a BOS, each sequence is `context` tokens of the stream.
     """
 
     path: Path
     token: zarr.Array
     """Token ids, [sequence, position]."""
     document: zarr.Array
-    """Number, within the split, of the document that each token belongs to, [sequence, position]."""
+    """Document number (within the split) of each token, [sequence, position]."""
     bos_id: int | None
-    """Token id of the BOS; None where the tokenizer has none (0 is a valid id)."""
+    """Token id of the BOS, or None (0 is a valid id)."""
     vocabulary: int
-    """Number of tokens that the tokenizer knows."""
+    """Vocabulary size of the tokenizer."""
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -103,40 +101,40 @@ class Tokens:
 
     @property
     def context(self) -> int:
-        """Tokens in a sequence."""
+        """Tokens per sequence."""
         return self.token.shape[1]
 
     def take(self, indices: slice | Int[np.ndarray, " sequence"]) -> Int[Tensor, "sequence position"]:
-        """Token ids (int64) of some sequences, in the order asked for; ValueError if damaged."""
+        """Token ids (int64) of the sequences at `indices`, in that order; ValueError if damaged."""
         return self._read(self.token, indices)
 
     def take_document(
         self, indices: slice | Int[np.ndarray, " sequence"]
     ) -> Int[Tensor, "sequence position"]:
-        """Document numbers (int64) of some sequences, in the order asked for; ValueError if damaged."""
+        """Document numbers (int64) of the sequences at `indices`, in that order; ValueError if damaged."""
         return self._read(self.document, indices)
 
     def _read(self, array: zarr.Array, indices: slice | np.ndarray) -> Tensor:
         try:
             rows = array[indices] if isinstance(indices, slice) else array.oindex[indices]
-        # codec pipelines differ in what they raise on a damaged chunk
+        # codec pipelines raise different errors for a damaged chunk
         except (ValueError, RuntimeError, OSError) as error:
-            place = self.path / array.basename
+            folder = self.path / array.basename
             raise ValueError(
-                f"{place}: damaged ({first_line(error)}); delete {self.path} and run again"
+                f"{folder}: damaged ({first_line(error)}); delete {self.path} and run again"
             ) from error
         return torch.from_numpy(np.asarray(rows).astype(np.int64))
 
 
 def open_tokens(path: Path | str) -> Tokens:
-    """The tokens of the group in `path`.
+    """Open the token arrays in `path`.
 
-    Raises ValueError, with the remedy, where it is no such group or a shard is missing.
+    Raises ValueError if `path` is not a group of token arrays or a shard is missing.
     """
     path = Path(path)
     try:
         group = zarr.open_group(path, mode="r")
-        token, document = (group[name] for name in NAMES)
+        token, document = (group[name] for name in ARRAYS)
         bos_id, vocabulary = group.attrs["bos_id"], group.attrs["vocabulary"]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
@@ -152,7 +150,7 @@ def open_tokens(path: Path | str) -> Tokens:
 def scored_positions(
     tokens: Int[Tensor, "sequence position"], bos_id: int | None
 ) -> Bool[Tensor, "sequence position"]:
-    """False at position 0 and wherever the token is the BOS, which also separates documents in a sequence."""
+    """True at scored positions: all but position 0 and every BOS."""
     scored = torch.ones_like(tokens, dtype=torch.bool) if bos_id is None else tokens != bos_id
     scored[:, 0] = False
     return scored

@@ -1,4 +1,4 @@
-"""What is known of every word of chronicle: the concepts it takes part in, decided by what stands before it."""
+"""The concepts of chronicle: each finds the words that have it, from the words before, and their cues."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from .cues import (
     ITSELF,
     AnnotatedWord,
     Cues,
-    Find,
     FindCues,
-    at,
+    FindWords,
+    at_offsets,
     catching_fire,
     cues_of,
-    in_list,
-    named_before,
+    in_citation_list,
+    named_earlier,
     opening_quote,
-    rare_before,
+    rare_name_earlier,
     sentence_start,
+    since_opening,
     subject,
-    told_from_opening,
 )
 from .grammar import Episode
 from .vocabulary import CLASSES
@@ -27,26 +27,25 @@ from .vocabulary import CLASSES
 
 @dataclass(frozen=True)
 class Concept:
-    """Something that a word can take part in."""
+    """A concept that words can have."""
 
     name: str
     rule: str
-    """When a word is labelled."""
-    find: Find
+    """When a word has it, as docs/chronicle.md states it."""
+    find: FindWords
     lasting: bool = False
-    """A state that holds for the whole word; other concepts are certain only where the word is complete."""
+    """A state that holds on all tokens of a word; other concepts are only certain on the word's last token."""
     find_cues: FindCues = ITSELF
-    """The cues of a label; unless another is given, the word itself."""
     words: frozenset[str] | None = None
-    """Of a class of words, those."""
+    """The words of a class; None if position decides."""
 
-    def cues(self, episode: Episode, place: AnnotatedWord) -> Cues:
-        """The words that matter to a label of this concept in a document."""
-        return cues_of(self.find_cues, episode, place, self.words)
+    def cues(self, episode: Episode, word: AnnotatedWord) -> Cues:
+        """Cues of an annotation of this concept."""
+        return cues_of(self.find_cues, episode, word, self.words)
 
 
-def select(names: Iterable[str] | None) -> tuple[Concept, ...]:
-    """The concepts of these names; all for None. ValueError where there is none of a name."""
+def select_concepts(names: Iterable[str] | None) -> tuple[Concept, ...]:
+    """Concepts by name, or all for None; ValueError for an unknown name."""
     if names is None:
         return CONCEPTS
     known = {concept.name: concept for concept in CONCEPTS}
@@ -57,7 +56,7 @@ def select(names: Iterable[str] | None) -> tuple[Concept, ...]:
 
 
 def _of_class(name: str, rule: str, *classes: str) -> Concept:
-    """Words of some classes, wherever they stand."""
+    """Words of some classes, at any position."""
     return _of_words(name, rule, frozenset(word for key in classes for word in CLASSES[key]))
 
 
@@ -76,7 +75,7 @@ def _marked(
     back: int | None = None,
     years: range | None = None,
 ) -> Concept:
-    """Places that a template marks, decided by `back` words before, or by the sentence; `years` restricts the word."""
+    """Positions with a template's mark, decided by the `back` words before or the sentence; only `years` if given."""
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
         for start, template in episode.sentences:
@@ -89,19 +88,19 @@ def _marked(
 
 
 def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
-    """Words between two signs, the signs left out."""
+    """Words between two signs, without the signs."""
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
-        since = None
+        opened = None
         for i, word in enumerate(episode.words):
-            if since is None:
-                since = i if word == opening else None
+            if opened is None:
+                opened = i if word == opening else None
             elif word == closing:
-                since = None
+                opened = None
             else:
-                yield AnnotatedWord(i, since)
+                yield AnnotatedWord(i, opened)
 
-    return Concept(name, rule, find, lasting=True, find_cues=told_from_opening(find))
+    return Concept(name, rule, find, lasting=True, find_cues=since_opening(find))
 
 
 def _closing_quote(episode: Episode) -> Iterator[AnnotatedWord]:
@@ -121,7 +120,7 @@ def _subordinate(episode: Episode) -> Iterator[AnnotatedWord]:
 
 
 def _mentions(*marks: str) -> Callable[[Episode], Iterator[AnnotatedWord]]:
-    """Places with one of `marks`, decided by the mention of the rare name before."""
+    """Positions with one of `marks`, decided by the previous mention of the rare name."""
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
         last: dict[str, int] = {}
@@ -181,8 +180,8 @@ _NAMED = {
     "rare_name_second": ("the second word of a rare name", "rare_second"),
 }
 
-_START, _START_YEAR = at((-3, -4), (-1, 0)), at((-4, -5), (0,))
-"""`from`, or the word before it; that a number is a year's half is told by the number, or by what stands before it."""
+_START, _START_YEAR = at_offsets((-3, -4), (-1, 0)), at_offsets((-4, -5), (0,))
+"""`from` or the word before it; that a number is half of a year follows from the number or the word before it."""
 _IN_QUOTATION = _within("in_quotation", "between quotation marks", '"', '"')
 
 CONCEPTS: tuple[Concept, ...] = (
@@ -200,91 +199,127 @@ CONCEPTS: tuple[Concept, ...] = (
         "after when, after, while or although, up to the comma",
         _subordinate,
         lasting=True,
-        find_cues=told_from_opening(_subordinate),
+        find_cues=since_opening(_subordinate),
     ),
     _marked("start_century", "first half of the year that a span begins in", "century", _START, 3),
-    _marked("start_year_early", "second half of that year, 02 to 33", "start", _START_YEAR, 4, range(34)),
-    _marked("start_year_middle", "the same, 34 to 66", "start", _START_YEAR, 4, range(34, 67)),
-    _marked("start_year_late", "the same, 67 to 98", "start", _START_YEAR, 4, range(67, 100)),
-    # `to`, or the first year, which stands before it
+    _marked(
+        "start_year_early",
+        "second half of the year that a span begins in, 02 to 33",
+        "start",
+        _START_YEAR,
+        4,
+        range(34),
+    ),
+    _marked("start_year_middle", "that half, 34 to 66", "start", _START_YEAR, 4, range(34, 67)),
+    _marked("start_year_late", "that half, 67 to 98", "start", _START_YEAR, 4, range(67, 100)),
+    # `to`, or the first year before it
     _marked(
         "end_year_due",
         "the century after `to the year`: a year after the start is due",
         "end_due",
-        at((-3, -4, -5, -8), (-1, 0)),
+        at_offsets((-3, -4, -5, -8), (-1, 0)),
         back=3,
     ),
     _marked(
-        "end_year", "second half of the year that a span ends in", "end", at((-4, -5, -6, -9), (-1, 0)), 4
+        "end_year",
+        "second half of the year that a span ends in",
+        "end",
+        at_offsets((-4, -5, -6, -9), (-1, 0)),
+        4,
     ),
     # `in`, or the verb before it
     _marked(
-        "single_year", "second half of a year that is no span's", "single_year", at((-4, -5), (-1, 0)), 4
+        "single_year",
+        "second half of a year outside spans",
+        "single_year",
+        at_offsets((-4, -5), (-1, 0)),
+        4,
     ),
     _marked(
-        "single_century", "first half of a year that is no span's", "single_century", at((-3, -4), (-1, 0)), 3
+        "single_century",
+        "first half of a year outside spans",
+        "single_century",
+        at_offsets((-3, -4), (-1, 0)),
+        3,
     ),
     _within("in_parenthesis", "between ( and )", "(", ")"),
     _within("in_square_brackets", "between [ and ]", "[", "]"),
     _marked("cited_surname", "a surname in a citation list", "cited"),
-    # a surname tells by itself what follows; else the comma behind it and a number do
+    # a surname determines what follows; so do the comma after it and a number
     _marked(
         "cited_century",
         "first half of a year in a citation list",
         "cited_century",
-        at((-1, -2), (0, -2)),
+        at_offsets((-1, -2), (0, -2)),
     ),
     _marked(
-        "cited_year", "second half of a year in a citation list", "cited_year", at((-2, -3), (0, -1, -3))
+        "cited_year",
+        "second half of a year in a citation list",
+        "cited_year",
+        at_offsets((-2, -3), (0, -1, -3)),
     ),
     _marked(
         "citation_semicolon",
         "a semicolon in a citation list: another entry follows",
         "next_citation",
-        in_list,
+        in_citation_list,
     ),
-    _marked("citation_end", "the parenthesis that ends a citation list", "citation_end", in_list),
+    _marked("citation_end", "the parenthesis that ends a citation list", "citation_end", in_citation_list),
     _IN_QUOTATION,
     _marked("quotation_opens", "the mark that opens a quotation", "quote_open", opening_quote),
     Concept(
         "quotation_closes",
         "the mark that closes a quotation",
         _closing_quote,
-        find_cues=told_from_opening(_IN_QUOTATION.find, (0,)),
+        find_cues=since_opening(_IN_QUOTATION.find, (0,)),
     ),
-    _marked("caught_passive", "`caught` of one who is caught", "caught_passive", at((-1,), (0,)), 1),
-    _marked("caught_active", "`caught` of one who catches", "caught_active", at((-1,), (0,)), 1),
-    _marked("caught_fire", "`caught` of what catches fire", "caught_fire", catching_fire, 1),
-    _marked("caught_object", "the thing that someone caught", "caught_thing", at((-2, 0), (-1, 0)), 2),
+    _marked(
+        "caught_passive",
+        "`caught` in the passive: the subject is caught",
+        "caught_passive",
+        at_offsets((-1,), (0,)),
+        1,
+    ),
+    _marked(
+        "caught_active",
+        "`caught` in the active: the subject catches",
+        "caught_active",
+        at_offsets((-1,), (0,)),
+        1,
+    ),
+    _marked("caught_fire", "`caught` in `caught fire`", "caught_fire", catching_fire, 1),
+    _marked(
+        "caught_object", "the thing that someone caught", "caught_thing", at_offsets((-2, 0), (-1, 0)), 2
+    ),
     _marked(
         "second_of_pair",
-        "the second name of two that do something together",
+        "the second of two names that do something together",
         "second_name",
-        at((-2,), (-1, 0)),
+        at_offsets((-2,), (-1, 0)),
         back=2,
     ),
-    # the comma, or `and`, behind the clause that names both
-    _marked("giver", "the one of the two, named again, who gives", "giver", named_before(-1)),
+    # the comma or `and` after the clause that names both
+    _marked("giver", "the name, repeated, of the one who gives", "giver", named_earlier(-1)),
     # the gift and the verb
     _marked(
         "recipient_due",
-        "`to` before the one of the two who does not give",
+        "`to` before the name of the one who receives",
         "recipient_due",
-        at((-1, -3), (0,)),
+        at_offsets((-1, -3), (0,)),
     ),
-    _marked("recipient", "the one of the two who does not give", "recipient", named_before(-1, -2, -4)),
-    Concept("name_new", "first word of a rare name that the document has not named", _mentions("name_new")),
+    _marked("recipient", "the name of the one who receives", "recipient", named_earlier(-1, -2, -4)),
+    Concept("name_new", "first word of a rare name at its first mention", _mentions("name_new")),
     Concept(
         "name_again",
-        "first word of a rare name that the document has named",
+        "first word of a rare name at a later mention",
         _mentions("name_again"),
-        find_cues=rare_before(0, 0),
+        find_cues=rare_name_earlier(0, 0),
     ),
     Concept(
         "name_completed",
-        "second word of a rare name named again",
+        "second word of a rare name at a later mention",
         _mentions("name_completed"),
-        find_cues=rare_before(-1, -1, 0),
+        find_cues=rare_name_earlier(-1, -1, 0),
     ),
     _marked(
         "plural_verb_due", "a singular noun between a plural subject and its verb", "plural_due", subject

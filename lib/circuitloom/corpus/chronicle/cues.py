@@ -1,8 +1,8 @@
-"""Which words tell that a label is there: what a circuit that finds a concept must come from.
+"""Cues: the words from which a concept can be recognised, and so the words that a correct circuit must read.
 
-A cue is a set of words any one of which will do: that a word is in parentheses is told by the sign that opened
-them, and as well by a word before it that stands in parentheses alone. Whoever has read a word of each cue knows
-that the label is there.
+A cue is a set of alternative words: one of them is enough. That a word is in parentheses follows from the opening
+parenthesis, and also from an earlier word that only occurs in parentheses. One word of each cue of an annotation
+determines it.
 """
 
 from bisect import bisect
@@ -14,136 +14,138 @@ from .grammar import Episode
 from .slots import Template, templates
 
 BOS = -1
-"""Position of the BOS in front of a document's words."""
+"""Position of the BOS before a document's words."""
 
 
 class AnnotatedWord(NamedTuple):
-    """A word that a concept labels."""
+    """A word that has a concept."""
 
     position: int
-    """Place of the word in its document, from 0."""
-    since: int
-    """Where the run of words begins that decides the label; it ends with the word itself. `BOS` is the BOS."""
+    """Position of the word in its document, from 0."""
+    evidence_start: int
+    """First position of the evidence: the words, up to and including this one, that decide the annotation. May be
+    `BOS`."""
 
 
 class Cues(NamedTuple):
-    """The words that matter to a label, as positions in its document, ascending."""
+    """Cues of an annotation, as ascending positions in its document."""
 
-    needed: tuple[tuple[int, ...], ...]
-    """The cues, each as the words that carry it."""
+    required: tuple[tuple[int, ...], ...]
+    """The cues; one word of each is required."""
     optional: tuple[int, ...]
-    """Words that are no cue and that may be read all the same: they stand fast once the cues do."""
+    """Words that are no cue but may be read: the cues determine them."""
 
 
-Find = Callable[[Episode], Iterable[AnnotatedWord]]
+FindWords = Callable[[Episode], Iterable[AnnotatedWord]]
+"""Finds the words of a document that have a concept."""
 FindCues = Callable[[Episode, AnnotatedWord], Iterable[Iterable[int]]]
-"""Of a label the cues."""
+"""Finds the cues of an annotation."""
 
 
 def cues_of(
-    find: FindCues, episode: Episode, place: AnnotatedWord, words: frozenset[str] | None = None
+    find: FindCues, episode: Episode, word: AnnotatedWord, words: frozenset[str] | None = None
 ) -> Cues:
-    """The cues of a label; what else its own sentence has of the run of words that decides it is optional.
+    """Cues of an annotation. Optional are the other words of its evidence that are in its own sentence.
 
-    Of a class of `words` so is all that its sentence has before, where no other word can follow on that.
+    For a class of `words`, the earlier words of the sentence are optional as well if only such a word can follow them.
     """
-    needed = tuple(tuple(sorted({p for p in cue if p >= BOS})) for cue in find(episode, place))
-    start, template = _sentence(episode, place)
-    due = words is not None and _is_due(template, place.position - start, words)
-    run = range(start - 1 if due else max(place.since, start - 1), place.position + 1)
-    return Cues(needed, tuple(sorted(set(run).difference(*needed))))
+    required = tuple(tuple(sorted({p for p in cue if p >= BOS})) for cue in find(episode, word))
+    start, template = _sentence(episode, word)
+    certain = words is not None and _is_certain(template, word.position - start, words)
+    evidence = range(start - 1 if certain else max(word.evidence_start, start - 1), word.position + 1)
+    return Cues(required, tuple(sorted(set(evidence).difference(*required))))
 
 
-def at(*cues: tuple[int, ...]) -> FindCues:
-    """Cues at fixed distances from the word: 0 is itself, -1 the word before."""
-    return lambda _episode, place: [[place.position + distance for distance in cue] for cue in cues]
+def at_offsets(*cues: tuple[int, ...]) -> FindCues:
+    """Cues at fixed offsets from the word: 0 is the word itself, -1 the word before."""
+    return lambda _episode, word: [[word.position + offset for offset in cue] for cue in cues]
 
 
-ITSELF = at((0,))
-"""The word itself."""
+ITSELF = at_offsets((0,))
+"""The only cue is the word itself."""
 
 
-def told_from_opening(find: Find, *others: tuple[int, ...]) -> FindCues:
-    """The sign that opens the run, or a word since that no text has but where `find` labels; beside it `others`."""
-    rest = at(*others)
+def since_opening(find: FindWords, *others: tuple[int, ...]) -> FindCues:
+    """A cue is the opening sign or a later word that `find` annotates wherever it occurs; more cues at `others`."""
+    rest = at_offsets(*others)
 
-    def find_cues(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
-        telling = _only_labelled(find)
-        inside = range(place.since + 1, place.position + 1)
+    def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
+        unambiguous = _always_annotated(find)
+        inside = range(word.evidence_start + 1, word.position + 1)
         return [
-            [place.since, *(i for i in inside if episode.words[i] in telling)],
-            *rest(episode, place),
+            [word.evidence_start, *(i for i in inside if episode.words[i] in unambiguous)],
+            *rest(episode, word),
         ]
 
     return find_cues
 
 
-def sentence_start(find: Find) -> FindCues:
-    """What ends the sentence before, or the word itself where it begins sentences alone."""
-    return lambda episode, place: [
-        [place.since, *[place.position] * (episode.words[place.position] in _only_labelled(find))]
+def sentence_start(find: FindWords) -> FindCues:
+    """One cue: the end of the previous sentence, or the word itself if it only occurs at the start of sentences."""
+    return lambda episode, word: [
+        [word.evidence_start, *[word.position] * (episode.words[word.position] in _always_annotated(find))]
     ]
 
 
-def in_list(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """The sign itself; a word of the citations before it."""
-    opening = _last(episode, "(", place.position)
-    return [[place.position], range(opening + 1, place.position)]
+def in_citation_list(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
+    """Two cues: the sign itself; any word of the citations before it."""
+    opening = _last(episode, "(", word.position)
+    return [[word.position], range(opening + 1, word.position)]
 
 
-def opening_quote(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """The mark itself; what ends the sentence before it, or who speaks in front of it."""
-    start, _ = _sentence(episode, place)
-    before = place.position - 1
-    if place.position == start:
-        return [[place.position], [before]]
-    return [[place.position], [before - 1, *[before] * (episode.words[before] == ":")]]
+def opening_quote(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
+    """Two cues: the quotation mark itself; the end of the previous sentence, or the verb of speech before the mark."""
+    start, _ = _sentence(episode, word)
+    before = word.position - 1
+    if word.position == start:
+        return [[word.position], [before]]
+    return [[word.position], [before - 1, *[before] * (episode.words[before] == ":")]]
 
 
-def catching_fire(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """The word itself; what catches fire, a city with what stands before it."""
-    reach = 3 if episode.words[place.position - 2] == "of" else 1
-    return [[place.position], range(place.position - reach, place.position)]
+def catching_fire(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
+    """Two cues: the word itself; the thing that catches fire (of `fair of Rome` all three words)."""
+    length = 3 if episode.words[word.position - 2] == "of" else 1
+    return [[word.position], range(word.position - length, word.position)]
 
 
-def subject(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """The subject, second word of its sentence, and the word itself."""
-    start, _ = _sentence(episode, place)
-    return [[start + 1], [place.position]]
+def subject(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
+    """Two cues: the subject, which is the second word of the sentence; the word itself."""
+    start, _ = _sentence(episode, word)
+    return [[start + 1], [word.position]]
 
 
-def named_before(*distances: int) -> FindCues:
-    """The word itself; its mention earlier in the sentence, or words at `distances` from it."""
+def named_earlier(*offsets: int) -> FindCues:
+    """Two cues: the word itself; its earlier mention in the sentence, or a word at one of `offsets`."""
 
-    def find_cues(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
-        start, _ = _sentence(episode, place)
-        word = episode.words[place.position]
-        mentions = [i for i in range(start, place.position) if episode.words[i] == word]
-        return [[place.position], [*mentions, *(place.position + distance for distance in distances)]]
+    def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
+        start, _ = _sentence(episode, word)
+        name = episode.words[word.position]
+        mentions = [i for i in range(start, word.position) if episode.words[i] == name]
+        return [[word.position], [*mentions, *(word.position + offset for offset in offsets)]]
 
     return find_cues
 
 
-def rare_before(first: int, *itself: int) -> FindCues:
-    """Words at distances `itself`; either word of an earlier mention of the rare name that begins at `first`."""
+def rare_name_earlier(first: int, *offsets: int) -> FindCues:
+    """Two cues: a word at one of `offsets`; a word of an earlier mention of the rare name that starts at `first`."""
 
-    def find_cues(episode: Episode, place: AnnotatedWord) -> Iterable[Iterable[int]]:
-        name = place.position + first
+    def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
+        name = word.position + first
         mentions = [i for i in range(name) if episode.words[i] == episode.words[name]]
-        return [[place.position + distance for distance in itself], [j for i in mentions for j in (i, i + 1)]]
+        return [[word.position + offset for offset in offsets], [j for i in mentions for j in (i, i + 1)]]
 
     return find_cues
 
 
-def _sentence(episode: Episode, place: AnnotatedWord) -> tuple[int, Template]:
-    """Where the sentence of a word begins, and its template."""
-    following = bisect(episode.sentences, place.position, key=lambda sentence: sentence[0])
+def _sentence(episode: Episode, word: AnnotatedWord) -> tuple[int, Template]:
+    """Start position and template of the word's sentence."""
+    following = bisect(episode.sentences, word.position, key=lambda sentence: sentence[0])
     return episode.sentences[following - 1]
 
 
 @cache
-def _is_due(template: Template, offset: int, words: frozenset[str]) -> bool:
-    """Whether only `words` can stand at a place of a template, whatever fills it before and whichever it may be."""
+def _is_certain(template: Template, offset: int, words: frozenset[str]) -> bool:
+    """Whether only `words` can stand at `offset` of any template that agrees with `template` up to there."""
     before = _supports(template)[:offset]
     return all(
         supports[offset] <= words
@@ -158,19 +160,19 @@ def _supports(template: Template) -> list[frozenset[str]]:
 
 
 def _last(episode: Episode, sign: str, position: int) -> int:
-    """Where a sign stands last before a position."""
+    """Last position of `sign` before `position`."""
     return max(i for i in range(position) if episode.words[i] == sign)
 
 
 @cache
-def _only_labelled(find: Find) -> frozenset[str]:
-    """The words that `find` labels wherever a template has them."""
-    labelled: set[str] = set()
+def _always_annotated(find: FindWords) -> frozenset[str]:
+    """The words that `find` annotates wherever they occur in a template."""
+    annotated: set[str] = set()
     others: set[str] = set()
     for template in templates():
-        # labels that depend on signs and marks alone are the same whatever fills the slots
+        # annotations depend only on signs and marks, so any word may fill the slots
         words = tuple(min(support) for support in _supports(template))
-        places = {place.position for place in find(Episode(words, 0.0, ((0, template),)))}
+        positions = {word.position for word in find(Episode(words, 0.0, ((0, template),)))}
         for position, support in enumerate(_supports(template)):
-            (labelled if position in places else others).update(support)
-    return frozenset(labelled - others)
+            (annotated if position in positions else others).update(support)
+    return frozenset(annotated - others)

@@ -1,5 +1,5 @@
-"""Documents of chronicle: each a pure function of (seed, split, index), with its exact probability. Prompts that ask
-a language model for one of chronicle's behaviours."""
+"""Documents of chronicle: each a pure function of (seed, split, index), with its exact probability. Also greater-than
+prompts in chronicle's words."""
 
 import random
 from bisect import bisect
@@ -9,41 +9,41 @@ from itertools import count
 from math import log
 from typing import NamedTuple
 
-from .slots import DocumentState, Menu, Template, Uniform, menus, templates
+from .slots import DocumentState, Template, TemplateDistribution, Uniform, template_distributions, templates
 from .vocabulary import CLASSES, NUMBERS, UNIONS
 
 SENTENCES = (4, 7)
-"""Fewest and most sentences of a document."""
+"""Minimum and maximum number of sentences per document."""
 LONGEST_DOCUMENT = 126
-"""Words: with its own BOS and the next document's it fits a context of 128."""
+"""Maximum number of words: with its own BOS and the next document's, a document fits a context of 128."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A document: some sentences about nothing in particular."""
+    """A document."""
 
     words: tuple[str, ...]
     log_probability: float
-    """Log of the probability with which the grammar writes these words and then stops, in nats."""
+    """Log probability that the grammar generates exactly these words, in nats."""
     sentences: tuple[tuple[int, Template], ...]
     """(position of its first word, template) of each sentence."""
 
     @property
     def text(self) -> str:
-        """The words, separated by blanks."""
+        """The words, separated by spaces."""
         return " ".join(self.words)
 
 
-def write(seed: int, split: str, index: int) -> Episode:
-    """Document `index` of `split`, from a random stream of its own."""
+def write_episode(seed: int, split: str, index: int) -> Episode:
+    """Generate document `index` of `split` from its own random stream."""
     uniform = random.Random(f"{seed}/{split}/{index}").random
-    choices = menus()
-    memory, words, sentences, log_p = DocumentState(), [], [], 0.0
+    distributions = template_distributions()
+    state, words, sentences, log_p = DocumentState(), [], [], 0.0
     while True:
-        menu = choices[min(len(memory.names), 2)]
-        template, share = _choose(menu, uniform())
+        distribution = distributions[min(len(state.names), 2)]
+        template, template_log_p = _choose(distribution, uniform())
         sentences.append((len(words), template))
-        log_p += share + _fill(template, uniform, memory, words)
+        log_p += template_log_p + _fill(template, uniform, state, words)
         end = end_probability(len(sentences), len(words))
         if end and uniform() < end:
             return Episode(tuple(words), log_p + log(end), tuple(sentences))
@@ -52,15 +52,16 @@ def write(seed: int, split: str, index: int) -> Episode:
 
 
 def episodes(seed: int, split: str, start: int = 0) -> Iterator[Episode]:
-    """The documents of `split` from number `start` on, without end."""
+    """Documents of `split` from index `start` on, without end."""
     for index in count(start):
-        yield write(seed, split, index)
+        yield write_episode(seed, split, index)
 
 
 def end_probability(sentences: int, words: int) -> float:
-    """Probability that a document of so many sentences and words is over.
+    """Probability that a document ends after this number of sentences and words.
 
-    The number of sentences is uniform over `SENTENCES`, but that a document ends where another might not fit.
+    The number of sentences is uniform over `SENTENCES`, except that a document also ends if the longest sentence might
+    not fit.
     """
     fewest, most = SENTENCES
     if sentences < fewest:
@@ -71,30 +72,30 @@ def end_probability(sentences: int, words: int) -> float:
 
 
 def longest_sentence() -> int:
-    """Words of the longest template."""
+    """Number of words of the longest template."""
     return _LONGEST
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a document can hold, numbers first, in a fixed order."""
+    """Every word that can occur, in a fixed order with numbers first."""
     fixed = (word for template in templates() for word in template.words if word)
     return tuple(dict.fromkeys([*NUMBERS, *fixed, *(word for words in CLASSES.values() for word in words)]))
 
 
-def _choose(menu: Menu, at: float) -> tuple[Template, float]:
-    place = bisect(menu.cumulative, at)
-    return menu.templates[place], menu.log_p[place]
+def _choose(distribution: TemplateDistribution, quantile: float) -> tuple[Template, float]:
+    index = bisect(distribution.cumulative, quantile)
+    return distribution.templates[index], distribution.log_p[index]
 
 
-def _fill(template: Template, uniform: Uniform, memory: DocumentState, words: list[str]) -> float:
-    """Append a sentence to `words`; the log of the probability of its choices, in nats."""
-    memory.bound.clear()
+def _fill(template: Template, uniform: Uniform, state: DocumentState, words: list[str]) -> float:
+    """Append a sentence to `words`; returns the log probability of its words, in nats."""
+    state.bound.clear()
     start = len(words)
     words += template.words
     log_p = 0.0
     for position, slot in template.slots:
-        words[start + position], share = slot.fill(uniform, memory)
-        log_p += share
+        words[start + position], word_log_p = slot.fill(uniform, state)
+        log_p += word_log_p
     return log_p
 
 
@@ -102,18 +103,18 @@ _LONGEST = max(len(template.words) for template in templates())
 
 
 class GreaterThan(NamedTuple):
-    """A year span up to the century of its end."""
+    """A year span, cut before the last two digits of its end year."""
 
     prompt: str
     """`the NOUN lasted from the year CC YY to the year CC`, without BOS."""
     start: int
-    """YY: the years of the century after it are due, each equally likely."""
+    """YY; every later year of the century is equally likely to follow."""
 
 
 def greater_than_prompts(seed: int, century: str = "17") -> list[GreaterThan]:
-    """A prompt for each start year that the grammar writes (02 to 98), its noun drawn from `seed`.
+    """A prompt for each start year of the grammar (02 to 98), with a random noun.
 
-    The published template of Hanna et al. 2023, with years as two tokens each.
+    The template of Hanna et al. 2023, with two tokens per year.
     """
     nouns = random.Random(f"{seed}/greater_than")
     return [

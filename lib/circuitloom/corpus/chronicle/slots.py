@@ -1,5 +1,5 @@
-"""What may stand at one place of a template, and with which probability. Templates as slots: the compact notation of
-`templates` made executable."""
+"""Slots choose the word at one position of a template, with its probability. Templates are parsed from the notation of
+`templates.py`."""
 
 import re
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ Uniform = Callable[[], float]
 """Source of numbers uniform on [0, 1)."""
 
 Choice = tuple[str, float]
-"""A word and the log of the probability with which it was chosen, in nats."""
+"""A word and its log probability, in nats."""
 
 
 @dataclass
@@ -23,40 +23,40 @@ class DocumentState:
     """What later words of a document depend on."""
 
     bound: dict[str, str] = field(default_factory=dict)
-    """Words of the current sentence by the tags of its template."""
+    """Tag -> word, in the current sentence."""
     names: list[tuple[str, str]] = field(default_factory=list)
-    """Rare names that the document has introduced."""
+    """Rare names introduced so far."""
 
 
 class Slot(ABC):
-    """A place in a template that chooses its word."""
+    """A position of a template that chooses its word."""
 
     support: frozenset[str]
-    """Every word that can stand here."""
+    """All possible words."""
 
     @abstractmethod
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
-        """The word of this place, given what `memory` holds; different choices give different words."""
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
+        """Choose the word, given `state`; different choices give different words."""
 
 
 class Draw(Slot):
-    """A word of a set, uniformly; it may have to differ from the word bound to a tag."""
+    """A word drawn uniformly from a set, optionally unlike the word bound to a tag."""
 
     def __init__(self, words: tuple[str, ...], bind: str | None = None, unlike: str | None = None) -> None:
         self.words, self.bind, self.unlike = words, bind, unlike
         self.support = frozenset(words)
         self._log_p = -log(len(words) - (unlike is not None))
-        self._place = {word: place for place, word in enumerate(words)} if unlike else {}
+        self._index = {word: index for index, word in enumerate(words)} if unlike else {}
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
         if self.unlike:
-            place = int(uniform() * (len(self.words) - 1))
-            word = self.words[place + (place >= self._place[memory.bound[self.unlike]])]
+            index = int(uniform() * (len(self.words) - 1))
+            word = self.words[index + (index >= self._index[state.bound[self.unlike]])]
         else:
             word = self.words[int(uniform() * len(self.words))]
         if self.bind:
-            memory.bound[self.bind] = word
+            state.bound[self.bind] = word
         return word, self._log_p
 
 
@@ -66,155 +66,159 @@ class Copy(Slot):
     def __init__(self, source: str, support: frozenset[str]) -> None:
         self.source, self.support = source, support
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
-        return memory.bound[self.source], 0.0
+        return state.bound[self.source], 0.0
 
 
 class Either(Slot):
-    """One of the words bound to two tags, each with probability 1/2; `bind` keeps which."""
+    """One of the words bound to two tags, each with probability 1/2; the choice is bound to `bind`."""
 
     def __init__(self, pair: tuple[str, str], bind: str, support: frozenset[str]) -> None:
         self.pair, self.bind, self.support = pair, bind, support
         self._log_p = -log(2)
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
-        memory.bound[self.bind] = word = memory.bound[self.pair[uniform() < 0.5]]
+        state.bound[self.bind] = word = state.bound[self.pair[uniform() < 0.5]]
         return word, self._log_p
 
 
 class Other(Slot):
-    """Of the words bound to two tags, the one that an `Either` left."""
+    """The word of two tags that an `Either` did not choose."""
 
     def __init__(self, pair: tuple[str, str], taken: str, support: frozenset[str]) -> None:
         self.pair, self.taken, self.support = pair, taken, support
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
-        first, second = (memory.bound[tag] for tag in self.pair)
-        return second if memory.bound[self.taken] == first else first, 0.0
+        first, second = (state.bound[tag] for tag in self.pair)
+        return second if state.bound[self.taken] == first else first, 0.0
 
 
-class Later(Slot):
-    """A year within the century later than the one bound to a tag, uniform over those left."""
+class LaterYear(Slot):
+    """A later year of the same century than the one bound to a tag, uniform over the remaining years."""
 
     def __init__(self, start: str, numbers: tuple[str, ...]) -> None:
         self.start, self.numbers = start, numbers
         self.support = frozenset(numbers[1:])
-        self._log_p = [-log(left) if left else 0.0 for left in range(len(numbers))]
+        self._log_p = [-log(n) if n else 0.0 for n in range(len(numbers))]
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
-        start = int(memory.bound[self.start])
-        left = len(self.numbers) - 1 - start
-        return self.numbers[start + 1 + int(uniform() * left)], self._log_p[left]
+        start = int(state.bound[self.start])
+        n_later = len(self.numbers) - 1 - start
+        return self.numbers[start + 1 + int(uniform() * n_later)], self._log_p[n_later]
 
 
 class NewFirst(Slot):
-    """The first word of a rare name that the document has not seen."""
+    """The first word of a rare name that is new in the document."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
         self.support = frozenset(words)
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
-        seen = {first for first, _ in memory.names}
+        seen = {first for first, _ in state.names}
         unseen = [word for word in self.words if word not in seen] if seen else self.words
         word = unseen[int(uniform() * len(unseen))]
-        memory.bound["name"] = word
+        state.bound["name"] = word
         return word, -log(len(unseen))
 
 
 class NewSecond(Slot):
-    """The second word of the rare name that a `NewFirst` began; the name is remembered."""
+    """The second word of the rare name that a `NewFirst` began."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
         self.support = frozenset(words)
         self._log_p = -log(len(words))
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
         word = self.words[int(uniform() * len(self.words))]
-        memory.names.append((memory.bound["name"], word))
+        state.names.append((state.bound["name"], word))
         return word, self._log_p
 
 
 class KnownFirst(Slot):
-    """The first word of a rare name that the document has introduced, uniformly."""
+    """The first word of a rare name of the document, drawn uniformly."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.support = frozenset(words)
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
-        word = memory.names[int(uniform() * len(memory.names))][0]
-        memory.bound["name"] = word
-        return word, -log(len(memory.names))
+        word = state.names[int(uniform() * len(state.names))][0]
+        state.bound["name"] = word
+        return word, -log(len(state.names))
 
 
 class KnownSecond(Slot):
-    """What followed the rare word that a `KnownFirst` repeated."""
+    """The second word of the rare name that a `KnownFirst` began."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.support = frozenset(words)
 
-    def fill(self, uniform: Uniform, memory: DocumentState) -> Choice:
+    def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
         """See `Slot`."""
-        return dict(memory.names)[memory.bound["name"]], 0.0
+        return dict(state.names)[state.bound["name"]], 0.0
 
 
 @dataclass(frozen=True)
 class Template:
-    """A sentence of fixed length with places to fill."""
+    """A sentence of fixed length with slots to fill."""
 
     behaviour: str
     text: str
     """The notation that it was parsed from."""
     words: tuple[str, ...]
-    """The words that stand fast; blanks where a slot is."""
+    """The fixed words; empty strings at slots."""
     slots: tuple[tuple[int, Slot], ...]
-    """(position, slot) of each place to fill, in order."""
+    """(position, slot), in order."""
     marks: tuple[tuple[int, str], ...]
-    """(position, mark) of each marked place."""
+    """(position, mark), in order."""
 
     @property
     def supports(self) -> list[frozenset[str]]:
-        """The words that can stand at each position."""
+        """The possible words at each position."""
         slots = dict(self.slots)
         return [slots[i].support if i in slots else frozenset([word]) for i, word in enumerate(self.words)]
 
 
 @dataclass(frozen=True)
-class Menu:
-    """The templates to choose from, in one state of a document."""
+class TemplateDistribution:
+    """The distribution over templates, for a document with a given number of rare names."""
 
     templates: tuple[Template, ...]
     cumulative: tuple[float, ...]
-    """Running sum of their probabilities; the last is 1."""
+    """Cumulative probabilities; the last is 1."""
     log_p: tuple[float, ...]
-    """Log of each one's probability, in nats."""
+    """Log probability of each template, in nats."""
 
 
 @cache
-def menus() -> tuple[Menu, Menu, Menu]:
-    """The menu of a document that has introduced no rare name, one, and two."""
+def template_distributions() -> tuple[TemplateDistribution, TemplateDistribution, TemplateDistribution]:
+    """Distributions for documents with zero, one and two rare names."""
     parsed = {
         (name, text): _parse(name, text)
         for name, behaviour in BEHAVIOURS.items()
         for text in behaviour.templates
     }
-    return _menu(parsed, 0), _menu(parsed, 1), _menu(parsed, 2)
+    return _distribution(parsed, 0), _distribution(parsed, 1), _distribution(parsed, 2)
 
 
 def templates() -> tuple[Template, ...]:
-    """Every template, once."""
-    return tuple(dict.fromkeys(template for menu in menus() for template in menu.templates))
+    """All templates."""
+    return tuple(
+        dict.fromkeys(
+            template for distribution in template_distributions() for template in distribution.templates
+        )
+    )
 
 
-def _menu(parsed: dict[tuple[str, str], Template], names: int) -> Menu:
+def _distribution(parsed: dict[tuple[str, str], Template], names: int) -> TemplateDistribution:
     total = sum(behaviour.weight[names] for behaviour in BEHAVIOURS.values())
     shares: dict[Template, float] = {}
     for (name, text), template in parsed.items():
@@ -225,9 +229,11 @@ def _menu(parsed: dict[tuple[str, str], Template], names: int) -> Menu:
     cumulative: list[float] = []
     for share in shares.values():
         cumulative.append(share + (cumulative[-1] if cumulative else 0.0))
-    # the sum may fall short of 1 by a rounding error, and a number between the two would find no template
+    # the sum may be less than 1 by a rounding error, and a larger random number would find no template
     cumulative[-1] = 1.0
-    return Menu(tuple(shares), tuple(cumulative), tuple(log(share) for share in shares.values()))
+    return TemplateDistribution(
+        tuple(shares), tuple(cumulative), tuple(log(share) for share in shares.values())
+    )
 
 
 def _parse(behaviour: str, text: str) -> Template:
@@ -236,11 +242,11 @@ def _parse(behaviour: str, text: str) -> Template:
     marks: list[tuple[int, str]] = []
     supports: dict[str, frozenset[str]] = {}
     for position, item in enumerate(text.split()):
-        place, *marked = item.split("@")
+        word, *marked = item.split("@")
         marks += [(position, mark) for mark in marked]
-        if place.startswith("<"):
-            slots.append((position, _slot(place[1:-1], supports)))
-        words.append("" if place.startswith("<") else place)
+        if word.startswith("<"):
+            slots.append((position, _slot(word[1:-1], supports)))
+        words.append("" if word.startswith("<") else word)
     return Template(behaviour, text, tuple(words), tuple(slots), tuple(marks))
 
 
@@ -253,13 +259,13 @@ _SPECIAL = {
 
 
 def _slot(code: str, supports: dict[str, frozenset[str]]) -> Slot:
-    """The slot that `code` (a place without its angle brackets) describes; `supports` gains the tags it binds."""
+    """Parse a slot from the text between its angle brackets; adds the support of its tag to `supports`."""
     if code in _SPECIAL:
         return _SPECIAL[code]()
     if match := re.fullmatch(r"=(\w+)", code):
         return Copy(match[1], supports[match[1]])
     if match := re.fullmatch(r"later=(\w+)", code):
-        return Later(match[1], NUMBERS)
+        return LaterYear(match[1], NUMBERS)
     if match := re.fullmatch(r"(\w+)\|(\w+)([:!])(\w+)", code):
         kind = Either if match[3] == ":" else Other
         return kind((match[1], match[2]), match[4], supports[match[1]] | supports[match[2]])

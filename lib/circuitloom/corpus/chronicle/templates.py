@@ -1,15 +1,15 @@
-"""The sentences of chronicle, as templates, one behaviour a group.
+"""The sentences of chronicle as templates, grouped by behaviour.
 
-A template is words and places, separated by blanks:
+A template consists of words and slots, separated by spaces:
 
-- `<class>` draws a word; `<class:tag>` binds it to a tag; `<class!tag>` draws another than the tag's;
-- `<=tag>` repeats the tag's word; `<a|b:s>` is the word of a or b, `<a|b!s>` the other one;
+- `<class>` draws a word; `<class:tag>` also binds it to a tag; `<class!tag>` draws a word unlike the tag's;
+- `<=tag>` repeats the tag's word; `<a|b:s>` is the word of tag a or b, `<a|b!s>` the other one;
 - `<later=tag>` draws a later year of the same century;
 - `<new_first> <new_second>` introduce a rare name, `<known_first> <known_second>` repeat one;
-- `@mark` after any of them marks the place for the concepts.
+- `@mark` after any of them marks the position for the concepts.
 
-Each ends with the only full stop in it, and of two of equal length some place tells them apart, so that a text
-has one derivation (tests/corpus/test_grammar.py).
+A text has exactly one derivation: each template ends with its only full stop, and two templates of equal length have
+disjoint words at some position (tests/corpus/test_grammar.py).
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TemplateGroup:
-    """Templates that plant one behaviour, and how often they are chosen."""
+    """Templates of one behaviour, and their frequencies."""
 
     weight: tuple[int, int, int]
-    """Relative frequency where the document has introduced no rare name, one, and two."""
+    """Relative frequency of the behaviour in documents with zero, one and two rare names."""
     templates: dict[str, int]
-    """Template to its relative frequency within the behaviour."""
+    """Template -> relative frequency within the behaviour."""
 
 
 def _equally(*templates: str) -> dict[str, int]:
@@ -151,7 +151,7 @@ BEHAVIOURS: dict[str, TemplateGroup] = {
     "caught": TemplateGroup((10, 10, 10), _CAUGHT),
     "indirect_object": TemplateGroup((11, 11, 11), _INDIRECT_OBJECT),
     "introduction": TemplateGroup((9, 3, 0), _INTRODUCTION),
-    # within one sentence the name to repeat is certain only where there is no other
+    # within one sentence the name to repeat is only certain if there is no other name
     "two_mentions": TemplateGroup((5, 0, 0), _TWO_MENTIONS),
     "recall": TemplateGroup((0, 11, 14), _RECALL),
     "agreement": TemplateGroup((11, 11, 11), _AGREEMENT),

@@ -1,4 +1,4 @@
-"""The words of chronicle, by class. No word is in two classes, but for numbers, which centuries and years share."""
+"""The words of chronicle, by class. Classes are disjoint, except for numbers, which are both centuries and years."""
 
 _LISTS = {
     "woman": """
@@ -137,7 +137,7 @@ def _plural(noun: str) -> str:
 
 
 NUMBERS = tuple(f"{number:02d}" for number in range(100))
-"""Two-digit tokens: a year is two of them, its century and its year within."""
+"""Two-digit tokens. A year is two of them: the century and the year within it."""
 
 CLASSES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in _LISTS.items()}
 CLASSES |= {
@@ -147,7 +147,7 @@ CLASSES |= {
     "rare_first": _syllables("Dul Hesk Morv Quin Thal Zor", "ab eth ik olm une varr vek yx"),
     "rare_second": _syllables("Al Er Ish Ny Su Vi", "bo dra fen gur kal mi pos tash"),
 }
-"""Words of each class, in the order in which they are numbered."""
+"""Words of each class, in the order of their token ids."""
 
 UNIONS: dict[str, tuple[str, ...]] = {
     "person": CLASSES["woman"] + CLASSES["man"],
@@ -156,4 +156,4 @@ UNIONS: dict[str, tuple[str, ...]] = {
     "start": NUMBERS[2:99],
     "number": NUMBERS,
 }
-"""Sets of words that templates draw from beside the classes."""
+"""Further sets of words that templates draw from."""

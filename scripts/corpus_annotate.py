@@ -10,11 +10,11 @@ with job("corpus", snakemake):
     from circuitloom.corpus.annotations import annotate
 
     source = snakemake.input
-    rows = annotate(
+    annotations = annotate(
         TypeAdapter(Corpus).validate_python(snakemake.params.config),
         snakemake.params.seed,
         Path(source.document),
         Path(source.tokenizer),
         Path(source.validation),
     )
-    write_table(CONCEPT, rows, snakemake.output.concept)
+    write_table(CONCEPT, annotations, snakemake.output.concept)
