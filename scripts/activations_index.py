@@ -3,11 +3,11 @@ from circuitloom.core.script import job
 with job("activations", snakemake):
     from pathlib import Path
 
-    from circuitloom.activations.row_order import row_order, write_rows
+    from circuitloom.activations.row_order import row_order, write_row_origins
     from circuitloom.config.activations import Activations
     from circuitloom.corpus.tokens import open_tokens
 
     config = Activations.model_validate(snakemake.params.config)
     tokens = open_tokens(snakemake.input.train)
     order = row_order(tokens, snakemake.params.seed, config.shard_rows, config.tokens)
-    write_rows(order, Path(snakemake.output[0]))
+    write_row_origins(order, Path(snakemake.output[0]))

@@ -6,9 +6,9 @@ with job("activations", snakemake):
     from circuitloom.activations.shards import join_shards
     from circuitloom.core.checksums import remove_record
 
-    parts = [Path(part) for part in snakemake.input]
+    job_folders = [Path(folder) for folder in snakemake.input]
     activations = Path(snakemake.output[0]).parents[1]
-    join_shards(parts, activations)
-    # they are about to be removed
-    for part in parts:
-        remove_record(activations.parent, part)
+    join_shards(job_folders, activations)
+    # temporary outputs, about to be removed
+    for job_folder in job_folders:
+        remove_record(activations.parent, job_folder)

@@ -1,4 +1,4 @@
-"""Token arrays and caches that the tests of this stage share."""
+"""Token arrays and caches for the tests of this stage."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from circuitloom.corpus.tokens import Tokens
 from circuitloom.language_model.model import LanguageModel
 
 SHARD_ROWS = 1024
-"""The fewest that hold a chunk."""
+"""Rows of a chunk: the smallest shard."""
 
 
 def make_tokens(sequences: int, bos_id: int | None = 1, seed: int = 0) -> Tokens:
-    """Random documents of 5 to 40 tokens, packed as the corpus stage packs them."""
+    """Random documents of 5 to 40 tokens, packed as by the corpus stage."""
     random = np.random.default_rng(seed)
     stream, document = [], []
     while len(stream) < sequences * CONTEXT:

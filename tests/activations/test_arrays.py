@@ -26,7 +26,7 @@ def array(tmp_path) -> zarr.Array:
 
 @pytest.fixture
 def small_files():
-    """No file may grow beyond 4 KiB: what a full disk is, with another number."""
+    """No file may grow beyond 4 KiB, as on a full disk."""
     limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
     yield
@@ -35,7 +35,7 @@ def small_files():
 
 
 def fill(array: zarr.Array, rows: int) -> np.ndarray:
-    """All shards of an array, the last of fewer rows than the others."""
+    """Write all shards of an array, the last with fewer rows; returns the values."""
     values = np.random.default_rng(1).standard_normal((rows, 8)).astype(np.float16)
     for shard, first in enumerate(range(0, rows, array.shards[0])):
         write_shard(array, shard, values[first : first + array.shards[0]])
@@ -43,12 +43,12 @@ def fill(array: zarr.Array, rows: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", [1, 1000, 1024, 1025, 4096, 4097, 9000])
-def test_any_zarr_library_reads_what_is_written(rows, tmp_path):
+def test_zarr_reads_what_is_written(rows, tmp_path):
     array = create_array(tmp_path, "values", (rows, 8), "float16", 4096)
     np.testing.assert_array_equal(fill(array, rows), zarr.open_array(tmp_path / "values", mode="r")[:])
 
 
-def test_what_zarr_itself_writes_whole_is_the_same_content_in_another_order(tmp_path):
+def test_zarr_writes_the_same_chunks_in_another_order(tmp_path):
     ours, theirs = (
         create_array(tmp_path / name, "values", (4096, 8), "float16", 4096) for name in ("ours", "theirs")
     )
@@ -60,7 +60,7 @@ def test_what_zarr_itself_writes_whole_is_the_same_content_in_another_order(tmp_
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_rows_are_read(seed, tmp_path):
+def test_any_range_of_rows_can_be_read(seed, tmp_path):
     array = create_array(tmp_path, "values", (9000, 8), "float16", 4096)
     values, random = fill(array, 9000), np.random.default_rng(seed)
     stored = open_array(array_folder(array), "")
@@ -69,7 +69,7 @@ def test_any_rows_are_read(seed, tmp_path):
         np.testing.assert_array_equal(read_rows(stored, int(start), int(stop), ""), values[start:stop])
 
 
-def test_columns_of_one_number_a_row_are_stored_too(tmp_path):
+def test_arrays_with_one_number_per_row_are_stored(tmp_path):
     array = create_array(tmp_path, "scales", (5000,), "float32", 4096)
     values = np.arange(5000, dtype=np.float32)
     for shard in range(2):
@@ -89,28 +89,28 @@ def test_an_array_of_another_layout_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["the last byte", "one more byte", "one byte less"])
-def test_damage_at_the_end_of_a_shard_is_found_by_reading_its_start(change, tmp_path):
+def test_damage_at_the_end_of_a_shard_is_detected_on_reading_its_start(change, tmp_path):
     array = create_array(tmp_path, "values", (9000, 8), "float16", 4096)
     fill(array, 9000)
     file = shard_file(array, 1)
     content = file.read_bytes()
-    spoilt = {
+    damaged = {
         "the last byte": content[:-1] + bytes([content[-1] ^ 1]),
         "one more byte": content + b"0",
         "one byte less": content[:-1],
     }
-    file.write_bytes(spoilt[change])
-    with pytest.raises(ValueError, match=r"c/1/0: damaged \(its index is not what was written\); delete it"):
+    file.write_bytes(damaged[change])
+    with pytest.raises(ValueError, match=r"c/1/0: damaged \(its index is wrong\); delete it"):
         read_rows(open_array(array_folder(array), ""), 4096, 4100, "delete it")
 
 
-def test_a_disk_that_refuses_is_an_error_of_the_operating_system(array, small_files):
+def test_a_full_disk_raises_an_oserror_with_the_file_name(array, small_files):
     with pytest.raises(OSError, match="File too large") as caught:
         write_shard(array, 1, VALUES)
     assert caught.value.filename == str(shard_file(array, 1))
 
 
-def test_half_a_shard_that_a_kill_left_is_written_anew(array):
+def test_an_incomplete_shard_is_rewritten(array):
     file = shard_file(array, 1)
     write_shard(array, 1, VALUES)
     whole = file.read_bytes()
@@ -119,6 +119,6 @@ def test_half_a_shard_that_a_kill_left_is_written_anew(array):
     assert file.read_bytes() == whole
 
 
-def test_a_shard_of_zeros_is_a_file_too(array):
+def test_a_shard_of_zeros_is_written(array):
     write_shard(array, 0, np.zeros_like(VALUES))
     assert shard_file(array, 0).is_file()

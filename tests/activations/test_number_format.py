@@ -7,7 +7,7 @@ X = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)) * torch.log
 
 
 @pytest.mark.parametrize(("number_format", "relative"), [("float16", 2**-11), ("bfloat16", 2**-8)])
-def test_floats_are_rounded_to_half_a_unit_in_the_last_place(number_format, relative):
+def test_floats_are_rounded_to_the_nearest_value(number_format, relative):
     error = (unpack(pack(X, number_format)) - X).abs()
     # below 2**-14, float16 has a fixed step of 2**-24
     assert (error <= relative * X.abs() + 2**-25).all()
@@ -25,7 +25,7 @@ def test_zeros_stay_zeros(number_format):
 
 
 @pytest.mark.parametrize("number_format", ["float16", "bfloat16"])
-def test_what_is_packed_does_not_change_with_its_source(number_format):
+def test_packed_values_are_a_copy(number_format):
     x = X.to(getattr(torch, number_format))
     packed, before = pack(x, number_format), x.float()
     x.zero_()

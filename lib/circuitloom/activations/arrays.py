@@ -1,9 +1,8 @@
-"""Number formats of stored activations: how float32 rows are packed and unpacked. Zarr arrays of rows, written and
-read at the speed of memory: shards of uncompressed chunks, each with its CRC-32C.
+"""Number formats of stored activations, and a fast reader and writer of sharded Zarr arrays.
 
-Any Zarr library reads them. What is written here is one layout of those that Zarr's sharding codec allows: all
-chunks of a shard in order and of one size, so that a chunk's place is known without looking it up. Rows of
-activations hardly compress (8 % at zstd's lowest level), and compressing takes ten times as long as writing."""
+Any Zarr library can read the arrays. The writer uses one of the layouts that Zarr's sharding codec allows: the chunks
+of a shard are uncompressed, in order and of one size, each followed by its CRC-32C. A chunk's offset is then known
+without the index. Compression (zstd, lowest level) saves only 8 % and takes ten times as long as writing."""
 
 import os
 from functools import cache
@@ -23,9 +22,9 @@ NumberFormat = Literal["float16", "bfloat16", "int8"]
 LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "int8": 3.38e38}
 """Largest magnitude that each format holds."""
 TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
-"""What the values of each format are in memory."""
+"""Data type of each format in memory."""
 ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
-"""What they are on disk: Zarr has no bfloat16, so its bits are stored as uint16."""
+"""Data type of each format on disk; Zarr has no bfloat16, so its bits are stored as uint16."""
 
 
 class Packed(NamedTuple):
@@ -33,11 +32,11 @@ class Packed(NamedTuple):
 
     values: Num[Tensor, "row d"]
     scales: Float[Tensor, " row"] | None
-    """What a row's integers are multiplied with (int8); None where the values speak for themselves."""
+    """Factor of each row (int8 only)."""
 
 
 def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
-    """A copy of `x`, rounded to `number_format`; int8 spreads ±127 over ± the largest magnitude of the row."""
+    """A copy of `x` rounded to `number_format`; int8 scales each row so that its largest magnitude becomes 127."""
     if number_format != "int8":
         return Packed(x.to(TORCH_DTYPE[number_format], copy=True), None)
     largest = x.abs().amax(dim=1).float()
@@ -47,22 +46,22 @@ def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
 
 
 def unpack(packed: Packed) -> Float[Tensor, "row d"]:
-    """The float32 rows that `packed` stands for."""
+    """The rows of `packed` in float32."""
     values = packed.values.float()
     return values if packed.scales is None else values.mul_(packed.scales[:, None])
 
 
 CHUNK_ROWS = 1024
-"""Rows that are read at once at least: a training batch is a few chunks."""
-_CRC = 4
-"""Bytes of a checksum, which follows its chunk, and the shard's index."""
+"""Rows per chunk, the smallest unit that is read; a training batch is a few chunks."""
+_CHECKSUM_BYTES = 4
 _NO_CHUNK = 2**64 - 1
-_MOST_VECTORS = 1024
-"""Buffers that Linux takes in one call."""
+"""Index entry of a missing chunk."""
+_MAX_BUFFERS = 1024
+"""Maximum number of buffers per preadv call (Linux)."""
 
 
 def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, shard_rows: int) -> zarr.Array:
-    """The array `name` of `group`, made where it does not exist."""
+    """Open the array `name` of `group`, or create it."""
     if (group / name / "zarr.json").is_file():
         return zarr.open_array(group / name, mode="r+")
     return zarr.create_array(
@@ -79,12 +78,12 @@ def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, sha
 
 
 def shard_file(array: zarr.Array, shard: int) -> Path:
-    """The file in which `shard` of an array of rows lies."""
+    """File of `shard`."""
     return array_folder(array).joinpath("c", str(shard), *["0"] * (array.ndim - 1))
 
 
 def array_folder(array: zarr.Array) -> Path:
-    """The folder in which `array` lies."""
+    """Folder of `array`."""
     return Path(str(array.store_path.store.root), array.path)  # type: ignore[attr-defined]
 
 
@@ -94,36 +93,36 @@ def _shard_rows(array: zarr.Array) -> int:
 
 
 def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row ..."]) -> None:
-    """Write `values` as the whole of `shard`, to be flushed by the caller; OSError where the disk refuses."""
+    """Write `values` as `shard`; the caller calls fsync. Raises OSError, with the file name, if the disk is full."""
     file = shard_file(array, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # not written over: what is there may be linked elsewhere
+    # not overwritten in place: the file may have other hard links
     file.unlink(missing_ok=True)
     rows = np.ascontiguousarray(values, array.dtype).reshape(len(values), -1)
     chunks = np.split(rows, range(CHUNK_ROWS, len(rows), CHUNK_ROWS))
-    if missing := CHUNK_ROWS - len(chunks[-1]):
-        chunks[-1] = np.pad(chunks[-1], ((0, missing), (0, 0)))
+    if padding := CHUNK_ROWS - len(chunks[-1]):
+        chunks[-1] = np.pad(chunks[-1], ((0, padding), (0, 0)))
     try:
-        with file.open("wb", buffering=0) as opened:
+        with file.open("wb", buffering=0) as stream:
             for chunk in map(_bytes, chunks):
-                _write_whole(opened.fileno(), chunk.data)
-                _write_whole(opened.fileno(), memoryview(_checksum(chunk)))
-            _write_whole(opened.fileno(), memoryview(_index(len(chunks), _shard_rows(array), rows[0].nbytes)))
+                _write_all(stream.fileno(), chunk.data)
+                _write_all(stream.fileno(), memoryview(_checksum(chunk)))
+            _write_all(stream.fileno(), memoryview(_index(len(chunks), _shard_rows(array), rows[0].nbytes)))
     except OSError as error:
         error.filename = error.filename or str(file)
         raise
 
 
 def open_array(folder: Path, remedy: str) -> zarr.Array:
-    """The array in `folder`, for reading.
+    """Open the array in `folder` for reading.
 
-    Raises ValueError, ending in `remedy`, where it is not whole, or not of the layout that is written here.
+    Raises ValueError, ending in `remedy`, if a shard is missing or the layout is not that of `write_shard`.
     """
     try:
         array = zarr.open_array(folder, mode="r")
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder}: no array ({error}); {remedy}") from error
-    if not _is_ours(array):
+    if not _has_our_layout(array):
         raise ValueError(f"{folder}: an array of another version; {remedy}")
     for shard in range(-(-array.shape[0] // _shard_rows(array))):
         if not shard_file(array, shard).is_file():
@@ -131,8 +130,8 @@ def open_array(folder: Path, remedy: str) -> zarr.Array:
     return array
 
 
-def _is_ours(array: zarr.Array) -> bool:
-    """The shards of `array` have the layout that `write_shard` gives them, as far as its metadata says."""
+def _has_our_layout(array: zarr.Array) -> bool:
+    """Whether the metadata of `array` describe the layout of `write_shard`."""
     metadata: Any = array.metadata.to_dict()
     (codec,) = metadata["codecs"]
     if array.chunks != (CHUNK_ROWS, *array.shape[1:]) or codec["name"] != "sharding_indexed":
@@ -143,9 +142,9 @@ def _is_ours(array: zarr.Array) -> bool:
 
 
 def read_rows(array: zarr.Array, start: int, stop: int, remedy: str) -> Shaped[np.ndarray, "row ..."]:
-    """Rows `start` to `stop` of `array`, of whole chunks whose checksums were verified.
+    """Rows `start` to `stop` of `array`; reads complete chunks and verifies their checksums.
 
-    Raises ValueError, naming the file and ending in `remedy`, where a shard is damaged.
+    Raises ValueError, with the file and ending in `remedy`, if a shard is damaged.
     """
     rows = np.empty((stop - start, *array.shape[1:]), array.dtype)
     size = _shard_rows(array)
@@ -161,71 +160,71 @@ def read_rows(array: zarr.Array, start: int, stop: int, remedy: str) -> Shaped[n
 
 
 def _read(file: Path, rows: Shaped[np.ndarray, "row ..."], first: int, filled: int, shard_rows: int) -> None:
-    """Fill `rows` with those from `first` on of a shard of `filled` chunks; ValueError where it is damaged."""
+    """Fill `rows` from row `first` of a shard of `filled` chunks; ValueError if it is damaged."""
     row_bytes = rows[0].nbytes
     chunk_bytes = CHUNK_ROWS * row_bytes
     chunks = range(first // CHUNK_ROWS, -(-(first + len(rows)) // CHUNK_ROWS))
-    # chunks that are wanted whole are read into place, the first and last may need room of their own
-    rooms, copies = [], []
+    # complete chunks are read directly into `rows`; the first and last may need a buffer of their own
+    buffers, copies = [], []
     for chunk in chunks:
         low, high = chunk * CHUNK_ROWS - first, (chunk + 1) * CHUNK_ROWS - first
         if low >= 0 and high <= len(rows):
-            rooms.append(_bytes(rows[low:high]))
+            buffers.append(_bytes(rows[low:high]))
         else:
-            rooms.append(np.empty(chunk_bytes, np.uint8))
+            buffers.append(np.empty(chunk_bytes, np.uint8))
             target = _bytes(rows[max(low, 0) : min(high, len(rows))])
-            copies.append((target, rooms[-1][max(-low, 0) * row_bytes :][: len(target)]))
-    checksums = [np.empty(_CRC, np.uint8) for _ in rooms]
-    with file.open("rb", buffering=0) as opened:
+            copies.append((target, buffers[-1][max(-low, 0) * row_bytes :][: len(target)]))
+    checksums = [np.empty(_CHECKSUM_BYTES, np.uint8) for _ in buffers]
+    with file.open("rb", buffering=0) as stream:
         index = _index(filled, shard_rows, row_bytes)
-        if os.pread(opened.fileno(), len(index) + 1, filled * (chunk_bytes + _CRC)) != index:
-            raise ValueError("its index is not what was written")
-        vectors = [buffer for pair in zip(rooms, checksums, strict=True) for buffer in pair]
-        _read_whole(opened.fileno(), vectors, chunks.start * (chunk_bytes + _CRC))
-    for room, checksum in zip(rooms, checksums, strict=True):
-        if _checksum(room) != checksum.tobytes():
-            raise ValueError("the checksum of a chunk differs")
+        if os.pread(stream.fileno(), len(index) + 1, filled * (chunk_bytes + _CHECKSUM_BYTES)) != index:
+            raise ValueError("its index is wrong")
+        destinations = [buffer for pair in zip(buffers, checksums, strict=True) for buffer in pair]
+        _read_all(stream.fileno(), destinations, chunks.start * (chunk_bytes + _CHECKSUM_BYTES))
+    for buffer, checksum in zip(buffers, checksums, strict=True):
+        if _checksum(buffer) != checksum.tobytes():
+            raise ValueError("the checksum of a chunk is wrong")
     for target, source in copies:
         target[:] = source
 
 
 def _bytes(rows: Shaped[np.ndarray, "row ..."]) -> Shaped[np.ndarray, " byte"]:
-    """The same memory as bytes."""
+    """A view of `rows` as bytes."""
     return rows.reshape(-1).view(np.uint8)
 
 
 def _checksum(content: Shaped[np.ndarray, " byte"] | bytes) -> bytes:
-    """CRC-32C, little-endian."""
-    return google_crc32c.value(content).to_bytes(_CRC, "little")
+    """CRC-32C of `content`, little-endian."""
+    return google_crc32c.value(content).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 @cache
 def _index(filled: int, shard_rows: int, row_bytes: int) -> bytes:
-    """What ends a shard: where each chunk starts and how long it is, and a checksum of that."""
-    size = CHUNK_ROWS * row_bytes + _CRC
+    """Index at the end of a shard: offset and size of each chunk, and a checksum of these."""
+    size = CHUNK_ROWS * row_bytes + _CHECKSUM_BYTES
     index = np.full((shard_rows // CHUNK_ROWS, 2), _NO_CHUNK, "<u8")
     index[:filled, 0] = np.arange(filled) * size
     index[:filled, 1] = size
     return index.tobytes() + _checksum(index.tobytes())
 
 
-def _write_whole(descriptor: int, left: memoryview) -> None:
-    # the system may take a part of what it is given
-    while left:
-        left = left[os.write(descriptor, left) :]
+def _write_all(descriptor: int, content: memoryview) -> None:
+    # write may write less than it is given
+    while content:
+        content = content[os.write(descriptor, content) :]
 
 
-def _read_whole(descriptor: int, vectors: list[np.ndarray], offset: int) -> None:
-    """Fill `vectors` one after another from `offset` on; ValueError where the file ends before."""
-    for some in range(0, len(vectors), _MOST_VECTORS):
-        left = [vector.data for vector in vectors[some : some + _MOST_VECTORS]]
-        while left:
-            read = os.preadv(descriptor, left, offset)
+def _read_all(descriptor: int, buffers: list[np.ndarray], offset: int) -> None:
+    """Fill `buffers` one after another, from `offset` of the file on; ValueError if the file ends before."""
+    for start in range(0, len(buffers), _MAX_BUFFERS):
+        unfilled = [buffer.data for buffer in buffers[start : start + _MAX_BUFFERS]]
+        while unfilled:
+            read = os.preadv(descriptor, unfilled, offset)
             if not read:
                 raise ValueError("it ends too early")
             offset += read
-            # the system may fill fewer than it was given
-            while left and read >= len(left[0]):
-                read -= len(left.pop(0))
-            if left:
-                left[0] = left[0][read:]
+            # preadv may read less than it is asked for
+            while unfilled and read >= len(unfilled[0]):
+                read -= len(unfilled.pop(0))
+            if unfilled:
+                unfilled[0] = unfilled[0][read:]

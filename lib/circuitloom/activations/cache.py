@@ -1,5 +1,8 @@
-"""Activations of one site, all layers, from the model's forward passes into memory. The writer: one pass of the
-training tokens through the model, shard by shard, for all layers of a site."""
+"""Caches the activations of one site, all layers, in one pass of the training tokens through the model.
+
+`Recorder` runs the model and packs rows, `ShardBuffer` collects the rows of a shard, `CacheWriter` writes shards and
+resumes after a kill. `cache_site` does everything; with several jobs, each calls `cache_shards_of_job` and
+`shards.join_shards` combines their outputs."""
 
 import math
 import shutil
@@ -41,7 +44,7 @@ from .statistics import RowSums
 
 @dataclass
 class ShardBuffer:
-    """Room for the rows of one shard, of every layer; used again and again."""
+    """Buffer for the rows of one shard, all layers; reused from shard to shard."""
 
     values: Num[Tensor, "layer row d"]
     scales: Float[Tensor, "layer row"] | None
@@ -49,13 +52,13 @@ class ShardBuffer:
     @classmethod
     def empty(
         cls, layers: int, rows: int, d: int, number_format: NumberFormat, device: torch.device | str = "cpu"
-    ) -> "Shard":
-        """Room whose content is yet to be written."""
+    ) -> "ShardBuffer":
+        """An uninitialised buffer."""
         values = torch.empty(layers, rows, d, dtype=TORCH_DTYPE[number_format], device=device)
         return cls(values, torch.empty(layers, rows, device=device) if number_format == "int8" else None)
 
     def put(self, batch: "PackedBatch") -> None:
-        """Put the rows of a batch in their slots."""
+        """Copy the rows of a batch to their slots."""
         if batch.copied is not None:
             batch.copied.synchronize()
         slot = batch.slot.to(self.values.device, non_blocking=True)
@@ -65,77 +68,77 @@ class ShardBuffer:
                 self.scales[layer].index_copy_(0, slot, scales)
 
     def layer(self, layer: int, rows: int) -> Packed:
-        """The first rows of a layer, in host memory; what was put is waited for."""
+        """The first `rows` rows of a layer in host memory; waits for pending copies."""
         scales = None if self.scales is None else _fetch(self.scales[layer, :rows])
         return Packed(_fetch(self.values[layer, :rows]), scales)
 
 
 @dataclass
 class PackedBatch:
-    """Activations of one batch: where the model is, or in host memory, or on their way there."""
+    """Packed activations of one batch: on the model's device, in host memory, or being copied there."""
 
     slot: Int[Tensor, " row"]
     layers: list[Packed] = field(default_factory=list)
     copied: torch.cuda.Event | None = None
-    """Happens when they have arrived; None where they never were elsewhere."""
+    """Recorded when the copy to host memory has completed; None if nothing is copied."""
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Runs sequences through the model and packs what it finds at one site of several layers."""
+    """Runs sequences through the model and packs the activations of one site in several layers."""
 
     model: LanguageModel
     site: str
     layers: Sequence[int]
     number_format: NumberFormat
     to_host: bool = True
-    """Give out batches in host memory, not where the model is."""
+    """Copy batches to host memory instead of leaving them on the model's device."""
 
     @property
-    def watched(self) -> list[Site]:
-        """The site of every layer; after mlp_in, whose rows give mlp_out when read, that of mlp_out too."""
+    def captured_sites(self) -> list[Site]:
+        """The site of every layer; for mlp_in also mlp_out, whose moments are needed to compute it on reading."""
         names = [self.site, "mlp_out"] if self.site == "mlp_in" else [self.site]
         return [Site(name, layer) for name in names for layer in self.layers]
 
     @cached_property
     def d(self) -> int:
-        """Width of the site; ValueError where the model has no such site."""
+        """Width of the site; ValueError if the model has no such site."""
         first = Site(self.site, self.layers[0])
         return capture(self.model, torch.zeros(1, 1, dtype=torch.int64), [first])[first].shape[-1]
 
     def record(self, batches: Iterator[ShardBatch], sums: RowSums) -> Iterator[PackedBatch]:
-        """The packed activations of each batch; adds those of every watched site to `sums`.
+        """Yield the packed activations of each batch, and add all captured sites to `sums`.
 
-        From a GPU, batches in host memory are given out once the next one's work is queued: copying hides behind it.
+        A batch that is copied from a GPU is yielded after the next one is queued, so that copies and compute overlap.
         """
-        behind: PackedBatch | None = None
+        previous: PackedBatch | None = None
         for batch in batches:
             packed = self._batch(batch, sums)
             if packed.copied is None:
                 yield packed
                 continue
-            if behind is not None:
-                yield behind
-            behind = packed
-        if behind is not None:
-            yield behind
+            if previous is not None:
+                yield previous
+            previous = packed
+        if previous is not None:
+            yield previous
 
     @torch.inference_mode()
     def _batch(self, batch: ShardBatch, sums: RowSums) -> PackedBatch:
         source = batch.source.to(self.model.device)
         packed = PackedBatch(batch.slot)
-        place = {site: i for i, site in enumerate(self.watched)}
+        index = {site: i for i, site in enumerate(self.captured_sites)}
         layers: dict[int, Packed] = {}
 
-        # while the values are in the processor's cache: each site's are dealt with before the next is computed
-        def see(site: Site, value: Tensor) -> None:
+        # called as soon as a site is computed, while its values are in the CPU's cache
+        def hook(site: Site, value: Tensor) -> None:
             x = torch.index_select(value.flatten(0, 1), 0, source)
-            sums.add(place[site], x)
+            sums.add(index[site], x)
             if site.name == self.site:
                 packed_site = pack(x, self.number_format)
                 layers[site.layer] = _to_host(packed_site) if self.to_host else packed_site
 
-        capture_each(self.model, batch.tokens, self.watched, see)
+        capture_each(self.model, batch.tokens, self.captured_sites, hook)
         packed.layers += [layers[layer] for layer in self.layers]
         if self.to_host and self.model.device.type == "cuda":
             packed.copied = torch.cuda.Event()
@@ -144,19 +147,19 @@ class Recorder:
 
 
 def _fetch(values: Tensor) -> Tensor:
-    """`values` in host memory; from a GPU beside what it goes on with, once that is done which was queued before."""
+    """`values` in host memory. From a GPU, copied on a stream of its own after all work that is queued now."""
     if values.device.type == "cpu":
         return values
-    queued, beside = torch.cuda.current_stream(values.device).record_event(), torch.cuda.Stream(values.device)
-    beside.wait_event(queued)
-    with torch.cuda.stream(beside):
+    queued, stream = torch.cuda.current_stream(values.device).record_event(), torch.cuda.Stream(values.device)
+    stream.wait_event(queued)
+    with torch.cuda.stream(stream):
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-    beside.synchronize()
+    stream.synchronize()
     return host
 
 
 def _to_host(packed: Packed) -> Packed:
-    """`packed` in host memory; from a GPU the copy is only begun, into pinned memory."""
+    """`packed` in host memory; from a GPU, starts an asynchronous copy to pinned memory."""
 
     def copy(x: Tensor | None) -> Tensor | None:
         if x is None or x.device.type == "cpu":
@@ -169,20 +172,20 @@ def _to_host(packed: Packed) -> Packed:
 
 
 GPU_MEMORY_FRACTION = 0.4
-"""Of a GPU's free memory, what two shards may take."""
+"""Maximum fraction of a GPU's free memory for two shard buffers."""
 MAX_WRITER_THREADS = 8
-"""Threads that write at most: what each takes, the model lacks on a CPU."""
+"""Maximum number of writing threads; on a CPU they take cores from the model."""
 
 
 def cache_site(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, folder: Path, version: str = ""
 ) -> None:
-    """Store the activations of `order`'s tokens at `site`, for every layer that `config` asks for.
+    """Cache the activations of `order`'s tokens at `site`, for all layers of `config`.
 
-    Writes one Zarr group a layer under `folder`: `values`, and `scales` for int8; moments are attributes.
-    May be killed at any moment: the next call goes on after the last whole shard, to the same bytes, unless the
-    model, the order, a key or `version` (of the code) have changed since.
-    Raises ValueError where the model has no such site or layer, or an activation is too large for the format.
+    Writes one Zarr group per layer under `folder`: `values`, and `scales` for int8; moments are attributes.
+    A killed call resumes after the last complete shard and writes the same bytes, unless the model, the order, the
+    config or `version` (of the code) have changed.
+    Raises ValueError if the model has no such site or layer, or an activation exceeds the number format.
     """
     writer, mark = _writer(site, order, model, config, version)
     with partial_folder(folder / site, mark) as work:
@@ -195,16 +198,16 @@ def cache_shards_of_job(
     order: RowOrder,
     model: LanguageModel,
     config: Activations,
-    part: int,
+    job: int,
     folder: Path,
     version: str = "",
 ) -> None:
-    """Store the shards of one of `config.jobs` parts of what `cache_site` stores, as `folder`, for `parts.join_parts`.
+    """Cache the shards of job number `job` of `config.jobs` in `folder`, for `shards.join_shards`.
 
-    As for killing and errors, it is like `cache_site`. Where there are fewer shards than parts, some parts have none.
+    Resumes and raises as `cache_site`. Some jobs have no shards if there are fewer shards than jobs.
     """
     writer, mark = _writer(site, order, model, config, version)
-    first, stop = (each * order.shards // config.jobs for each in (part, part + 1))
+    first, stop = (each * order.shards // config.jobs for each in (job, job + 1))
     with partial_folder(folder, fingerprint(whole=mark, shards=[first, stop])) as work:
         writer.write(work / folder.name, range(first, stop))
         replace_folder(work / folder.name, folder)
@@ -213,8 +216,8 @@ def cache_shards_of_job(
 
 def _writer(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, version: str
-) -> tuple["Writer", str]:
-    """What writes, and a digest of all that it depends on."""
+) -> tuple["CacheWriter", str]:
+    """The writer, and a fingerprint of all that its output depends on."""
     layers = list(range(model.layers)) if config.layers == "all" else sorted(set(config.layers))
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
@@ -230,7 +233,7 @@ def _writer(
 
 
 def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
-    """Whether the model is on a GPU that has room for two shards beside it: there rows find their slots fastest."""
+    """Whether two shard buffers fit on the model's GPU, where filling them is fastest."""
     device = recorder.model.device
     if device.type != "cuda":
         return False
@@ -241,69 +244,69 @@ def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class CacheWriter:
-    """Fills, writes and records shards; a shard that is recorded is whole."""
+    """Fills and writes shards; a shard is complete once its file of sums is written."""
 
     order: RowOrder
     recorder: Recorder
     batch: int
-    """Sequences a forward pass."""
+    """Sequences per forward pass."""
     weights: str
     """Digest of the model's weights."""
 
     def write(self, work: Path, shards: range) -> None:
-        """Write those of `shards` that are missing in `work`, then what they are of."""
+        """Write the `shards` that are missing in `work`, then the description."""
         work.mkdir(exist_ok=True)
-        # zarr writes metadata to a file beside it first, which a kill leaves behind
-        for stray in work.rglob("zarr.*.partial"):
-            stray.unlink()
+        # temporary metadata files that Zarr leaves after a kill
+        for temporary in work.rglob("zarr.*.partial"):
+            temporary.unlink()
         arrays = self._arrays(work)
-        done = next((shard for shard in shards if not _is_whole(work, arrays, shard)), shards.stop)
-        # after a kill amid moving, later shards have records and yet are written anew
-        for shard in range(done, shards.stop):
+        missing = next((shard for shard in shards if not _is_complete(work, arrays, shard)), shards.stop)
+        # after a kill while layers were moved, later shards have sums but are rewritten
+        for shard in range(missing, shards.stop):
             sums_file(work, shard).unlink(missing_ok=True)
-        first, start, stop = (self._row(shard) for shard in (shards.start, done, shards.stop))
+        first, start, stop = (self._row(shard) for shard in (shards.start, missing, shards.stop))
         with progress(
             f"activations: {self.recorder.site}", stop - first, "tokens", done=start - first
         ) as bar:
-            self._write_shards(work, arrays, range(done, shards.stop), bar.update)
+            self._write_shards(work, arrays, range(missing, shards.stop), bar.update)
         write_description(work, self._description)
 
     def _row(self, shard: int) -> int:
-        """The first row of a shard; of the one after the last, the number of rows."""
+        """First row of a shard; the number of rows for the index after the last shard."""
         return min(shard * self.order.shard_rows, self.order.rows)
 
     def _write_shards(
         self, work: Path, arrays: "Arrays", shards: range, update: Callable[[float], object]
     ) -> None:
-        """Fill the shards; while one is filled, the one before it is written."""
-        rooms = [self._room() for _ in range(min(2, len(shards)))]
+        """Fill and write the shards; a shard is written while the next one is filled."""
+        buffers = [self._buffer() for _ in range(min(2, len(shards)))]
         written: Future[None] | None = None
         with ThreadPoolExecutor(1) as background, ThreadPoolExecutor(_writers()) as writers:
             for shard in shards:
-                room, sums = rooms[shard % len(rooms)], self._no_sums()
+                buffer, sums = buffers[shard % len(buffers)], self._zero_sums()
                 for packed in self.recorder.record(self.order.batches(shard, self.batch), sums):
-                    room.put(packed)
+                    buffer.put(packed)
                     update(len(packed.slot))
                 self._check(sums)
                 if written is not None:
                     written.result()
-                written = background.submit(self._write, work, arrays, shard, room, sums, writers)
+                written = background.submit(self._write, work, arrays, shard, buffer, sums, writers)
             if written is not None:
                 written.result()
 
-    def _room(self) -> ShardBuffer:
+    def _buffer(self) -> ShardBuffer:
         recorder = self.recorder
         rows = min(self.order.shard_rows, self.order.rows)
         device = "cpu" if recorder.to_host else recorder.model.device
         return ShardBuffer.empty(len(recorder.layers), rows, recorder.d, recorder.number_format, device)
 
-    def _no_sums(self) -> RowSums:
-        return RowSums.zeros(len(self.recorder.watched), self.recorder.d, self.recorder.model.device)
+    def _zero_sums(self) -> RowSums:
+        return RowSums.zeros(len(self.recorder.captured_sites), self.recorder.d, self.recorder.model.device)
 
     def _check(self, sums: RowSums) -> None:
-        """ValueError where an activation does not fit the number format."""
+        """Raise ValueError if an activation does not fit the number format."""
         number_format = self.recorder.number_format
-        for site, largest in zip(self.recorder.watched, sums.largest.tolist(), strict=True):
+        for site, largest in zip(self.recorder.captured_sites, sums.largest.tolist(), strict=True):
             if not math.isfinite(largest):
                 raise ValueError(
                     f"layer {site.layer}: {site.name} is not finite; check the weights, or load in float32"
@@ -319,26 +322,26 @@ class CacheWriter:
         work: Path,
         arrays: "Arrays",
         shard: int,
-        room: ShardBuffer,
+        buffer: ShardBuffer,
         sums: RowSums,
         writers: ThreadPoolExecutor,
     ) -> None:
-        """Write a shard of every layer, then its record."""
+        """Write a shard of every layer, then its sums."""
         start, stop = self.order.bounds(shard)
 
         def write_layer(i: int) -> None:
-            columns = (column for column in room.layer(i, stop - start) if column is not None)
+            columns = (column for column in buffer.layer(i, stop - start) if column is not None)
             for array, column in zip(arrays[i], columns, strict=True):
                 write_shard(array, shard, _as_numpy(column))
 
         list(writers.map(write_layer, range(len(arrays))))
-        # all at once: while one is written, the disk takes those before it
+        # after all writes: the disk is busy with the first files meanwhile
         list(writers.map(lambda array: fsync(shard_file(array, shard)), chain.from_iterable(arrays)))
         content = {"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}
         write_atomically(sums_file(work, shard), save(content))
 
     def _arrays(self, work: Path) -> "Arrays":
-        """The arrays of each layer: values, and scales where the format has them."""
+        """Arrays of each layer: values, and scales for int8."""
         rows, d, number_format = self.order.rows, self.recorder.d, self.recorder.number_format
         arrays: dict[str, tuple[tuple[int, ...], str]] = {"values": ((rows, d), ZARR_DTYPE[number_format])}
         if number_format == "int8":
@@ -366,11 +369,11 @@ class CacheWriter:
 
 
 Arrays = list[list[zarr.Array]]
-"""Of each layer."""
+"""[layer][array]"""
 
 
-def _is_whole(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int) -> bool:
-    """The shard is recorded, and its layers lie there: a kill may have come while they were moved."""
+def _is_complete(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int) -> bool:
+    """Whether the shard has sums and all its files; a kill may have happened while layers were moved."""
     return sums_file(work, shard).is_file() and all(
         shard_file(array, shard).is_file() for layer in arrays for array in layer
     )
@@ -381,5 +384,5 @@ def _writers() -> int:
 
 
 def _as_numpy(values: torch.Tensor) -> np.ndarray:
-    """`values` without a copy; the bits of bfloat16 as uint16."""
+    """`values` without a copy; bfloat16 as uint16."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()

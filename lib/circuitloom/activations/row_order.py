@@ -1,5 +1,4 @@
-"""The order in which activations are stored: which token each row comes from. `rows.zarr`: the sequence and position
-that each row of the activations comes from."""
+"""The order of rows in cached activations, and `rows.zarr`, which stores the sequence and position of each row."""
 
 import hashlib
 import shutil
@@ -15,46 +14,45 @@ import zarr
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from ..core.atomic_io import fingerprint, flush, move, partial_folder
+from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder
 from ..corpus.tokens import Tokens, scored_positions
 from .arrays import create_array, open_array, read_rows, shard_file, write_shard
 
 _READ = 8192
-"""Sequences read at a time while rows are counted."""
+"""Sequences read at a time."""
 
 
-class Placement(NamedTuple):
-    """A batch of sequences of one shard, and where the activations of its tokens go."""
+class ShardBatch(NamedTuple):
+    """A batch of sequences, and the rows of one shard that its tokens fill."""
 
     tokens: Int[Tensor, "sequence position"]
     sequences: Integer[np.ndarray, " sequence"]
     """Number of each sequence in the split."""
     source: Int[Tensor, " row"]
-    """Which of the batch's sequence * position activations each row is."""
+    """Index of each row's token in the flattened batch [sequence * position]."""
     slot: Int[Tensor, " row"]
-    """Where in the shard each row goes."""
+    """Index of each row in the shard."""
 
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Sequences permuted over the whole split, their scored tokens laid out one after another and cut into
-    shards, then tokens permuted within each shard.
+    """The order of rows: sequences are permuted over the split, their scored tokens are concatenated and cut into
+    shards, and tokens are permuted within each shard.
 
-    A pure function of the tokens, the seed and the shard's size: the same for every site, layer, number
-    format and batch size.
+    A pure function of tokens, seed and shard size: the same for every site, layer, number format and batch size.
     """
 
     token: Integer[np.ndarray, "sequence position"]
-    """All sequences of the split."""
+    """Token ids of the split."""
     bos_id: int | None
     permutation: Integer[np.ndarray, " sequence"]
-    """Sequences in the order in which they are laid out."""
+    """Sequences in permuted order."""
     first: Integer[np.ndarray, " boundary"]
-    """Row, before tokens are permuted, at which each sequence of that order starts; the total at the end."""
+    """First row of each permuted sequence, before tokens are permuted; ends with the total."""
     rows: int
-    """Rows in all."""
+    """Number of rows."""
     shard_rows: int
-    """Rows of a shard; the last may have fewer."""
+    """Rows per shard; the last may have fewer."""
     seed: int
 
     @property
@@ -64,18 +62,18 @@ class RowOrder:
 
     @cached_property
     def digest(self) -> str:
-        """Names this order: two arrays with the same digest have the same token in every row."""
+        """Digest of the order: with the same digest, each row is from the same token."""
         digest = hashlib.blake2b(np.ascontiguousarray(self.token).view(np.uint8).data, digest_size=16)
         digest.update(repr((self.token.shape, self.bos_id, self.rows, self.shard_rows, self.seed)).encode())
         return digest.hexdigest()
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """First row of `shard`, and the first after it."""
+        """First row of `shard`, and first row after it."""
         start = shard * self.shard_rows
         return start, min(start + self.shard_rows, self.rows)
 
-    def batches(self, shard: int, size: int) -> Iterator[Placement]:
-        """The sequences that fill `shard`, `size` at a time; one across its end fills the next shard too."""
+    def batches(self, shard: int, size: int) -> Iterator[ShardBatch]:
+        """Yield the sequences of `shard`, `size` at a time; a sequence may belong to two shards."""
         start, stop = self.bounds(shard)
         slots = torch.from_numpy(np.random.default_rng((self.seed, shard + 1)).permutation(stop - start))
         begin = int(np.searchsorted(self.first, start, side="right")) - 1
@@ -87,13 +85,13 @@ class RowOrder:
             source = scored_positions(tokens, self.bos_id).flatten().nonzero().squeeze(1)
             row = torch.arange(int(self.first[low]), int(self.first[high])) - start
             inside = (row >= 0) & (row < stop - start)
-            yield Placement(tokens, sequences, source[inside], slots[row[inside]])
+            yield ShardBatch(tokens, sequences, source[inside], slots[row[inside]])
 
 
 def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = None) -> RowOrder:
-    """The order of the scored tokens of `tokens`, of which at most `limit` are kept.
+    """Row order of the scored tokens of `tokens`, cut to at most `limit` rows.
 
-    Raises ValueError where no token is scored.
+    Raises ValueError if no token is scored.
     """
     token = np.empty((len(tokens), tokens.context), tokens.token.dtype)
     count = np.empty(len(tokens), np.int32)
@@ -101,7 +99,7 @@ def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = No
         block = tokens.take(slice(start, start + _READ))
         token[start : start + _READ] = block.numpy()
         count[start : start + _READ] = scored_positions(block, tokens.bos_id).sum(1).numpy()
-    # seeds (seed, 1), (seed, 2), ... are the shards'
+    # seeds (seed, 1), (seed, 2), ... belong to the shards
     permutation = np.random.default_rng((seed, 0)).permutation(len(tokens)).astype(np.int32)
     first = np.concatenate([[0], np.cumsum(count[permutation], dtype=np.int64)])
     rows = int(first[-1]) if limit is None else min(int(first[-1]), limit)
@@ -111,16 +109,16 @@ def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = No
 
 
 class RowOrigins(NamedTuple):
-    """Where rows come from."""
+    """Sequence and position of rows."""
 
     sequence: Integer[np.ndarray, " row"]
-    """Row of the training split's token array."""
+    """Index in the training split's token array."""
     position: Integer[np.ndarray, " row"]
-    """Place in the sequence, from 0."""
+    """Position in the sequence, from 0."""
 
 
-def write_rows(order: RowOrder, path: Path, batch: int = 1024) -> None:
-    """Write `order` as the Zarr group `path`, whole or not at all, `batch` sequences at a time."""
+def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:
+    """Write sequence and position of each row to the Zarr group `path`, atomically, `batch` sequences at a time."""
     context = order.token.shape[1]
     dtypes = {"sequence": "int32", "position": "int16" if context <= 2**15 else "int32"}
     with partial_folder(path, fingerprint(order=order.digest)) as work:
@@ -132,20 +130,20 @@ def write_rows(order: RowOrder, path: Path, batch: int = 1024) -> None:
         for shard in range(order.shards):
             start, stop = order.bounds(shard)
             columns = {name: np.empty(stop - start, dtype) for name, dtype in dtypes.items()}
-            for placed in order.batches(shard, batch):
-                slot, source = placed.slot.numpy(), placed.source.numpy()
-                columns["sequence"][slot] = placed.sequences[source // context]
+            for part in order.batches(shard, batch):
+                slot, source = part.slot.numpy(), part.source.numpy()
+                columns["sequence"][slot] = part.sequences[source // context]
                 columns["position"][slot] = source % context
             for name, column in columns.items():
                 write_shard(arrays[name], shard, column)
-                flush(shard_file(arrays[name], shard))
+                fsync(shard_file(arrays[name], shard))
         group.attrs.put({"order": order.digest})
-        move(work / path.name, path)
+        replace_folder(work / path.name, path)
         shutil.rmtree(work)
 
 
-def read_origin(path: Path, start: int, stop: int) -> RowOrigins:
-    """Where rows `start` to `stop` come from; ValueError where `path` is damaged."""
+def read_row_origins(path: Path, start: int, stop: int) -> RowOrigins:
+    """Sequence and position of rows `start` to `stop`; ValueError if `path` is damaged."""
     remedy = f"delete {path} and run again"
     return RowOrigins(
         *(read_rows(open_array(path / n, remedy), start, stop, remedy) for n in RowOrigins._fields)

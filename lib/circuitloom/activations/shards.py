@@ -1,4 +1,4 @@
-"""What the shards of a site become, written by one job or by several: Zarr groups with moments over all rows."""
+"""Turns the finished shards of a site, from one job or several, into Zarr groups with moments as attributes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import zarr
 from safetensors.torch import load_file
 
-from ..core.atomic_io import fingerprint, flush, move, partial_folder, replace
+from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder, write_atomically
 from .arrays import shard_file
 from .statistics import RowSums, moments
 
@@ -18,8 +18,8 @@ _DESCRIPTION = "description.json"
 
 
 @dataclass(frozen=True)
-class Description:
-    """What shards are of; those of one site share it."""
+class CacheDescription:
+    """What a folder of shards was cached from; equal for all jobs of a site."""
 
     site: str
     layers: list[int]
@@ -29,121 +29,121 @@ class Description:
     weights: str
     """Digest of the model's weights."""
     rows: int
-    """Of all shards, wherever they lie."""
+    """Rows of all shards of all jobs."""
     shard_rows: int
 
     @property
     def shards(self) -> int:
-        """Shards in all."""
+        """Number of shards of all jobs."""
         return -(-self.rows // self.shard_rows)
 
 
 def layer_folder(folder: Path, site: str, layer: int) -> Path:
-    """Where the activations of one site and layer lie under the stage's `folder`: a Zarr group."""
+    """Zarr group of one site and layer under the stage's `folder`."""
     return group_folder(folder / site, layer)
 
 
 def group_folder(folder: Path, layer: int) -> Path:
-    """The Zarr group of a layer in a site's folder."""
+    """Zarr group of a layer in a site's folder."""
     return folder / f"layer{layer}.zarr"
 
 
-def record_file(folder: Path, shard: int) -> Path:
-    """What says that a shard is whole in `folder`: the sums over its rows."""
+def sums_file(folder: Path, shard: int) -> Path:
+    """File of the sums over a shard's rows, written when the shard is complete."""
     return folder / f"shard{shard}.safetensors"
 
 
-def write_description(folder: Path, description: Description) -> None:
-    """Say in `folder` what its shards are of."""
-    replace(folder / _DESCRIPTION, json.dumps(asdict(description)).encode())
+def write_description(folder: Path, description: CacheDescription) -> None:
+    """Write the description of the shards in `folder`."""
+    write_atomically(folder / _DESCRIPTION, json.dumps(asdict(description)).encode())
 
 
-def join_parts(parts: Sequence[Path], folder: Path) -> None:
-    """Make of the shards that lie in `parts` what one job would have made of them all, under `folder`.
+def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
+    """Join the shards of several jobs under `folder`, with the same bytes as `cache.cache_site` writes.
 
-    Files are linked where the file system has links, else copied; `parts` stay as they are. The bytes are those that
-    `cache.cache_site` writes. Raises ValueError, with the remedy, where a part is not of the same rows as the first,
-    or shards are missing.
+    Files are hard-linked, or copied if the file system has no links; the job folders are not changed.
+    Raises ValueError if a job cached other rows than the first one, or shards are missing.
     """
-    described = [_read_description(part) for part in parts]
-    for part, each in zip(parts, described, strict=True):
-        if each != described[0]:
+    descriptions = [_read_description(job) for job in job_folders]
+    for job, each in zip(job_folders, descriptions, strict=True):
+        if each != descriptions[0]:
             raise ValueError(
-                f"{part}: of another model, row order or config than {parts[0]}; delete both and run again"
+                f"{job}: of another model, row order or config than {job_folders[0]}; delete both and run again"
             )
-    first, owner = described[0], _owners(parts, described[0])
-    whole = folder / first.site
-    with partial_folder(whole, fingerprint(parts=list(map(str, parts)), description=asdict(first))) as work:
-        for layer in first.layers:
+    description = descriptions[0]
+    job_of = _job_of_shard(job_folders, description)
+    mark = fingerprint(parts=list(map(str, job_folders)), description=asdict(description))
+    with partial_folder(folder / description.site, mark) as work:
+        for layer in description.layers:
             group = group_folder(work, layer)
             shutil.rmtree(group, ignore_errors=True)
-            shutil.copytree(group_folder(parts[0], layer), group, ignore=shutil.ignore_patterns("c"))
+            shutil.copytree(group_folder(job_folders[0], layer), group, ignore=shutil.ignore_patterns("c"))
             for _, array in zarr.open_group(group, mode="r").arrays():
-                for shard in range(first.shards):
-                    _link(owner[shard], work, shard_file(array, shard))
-        finish(work, parts, folder)
+                for shard in range(description.shards):
+                    _link(job_of[shard], work, shard_file(array, shard))
+        finish_layers(work, job_folders, folder)
 
 
-def finish(work: Path, records: Sequence[Path], folder: Path) -> None:
-    """Give each layer in `work` its attributes, by the sums that lie in the folders `records`; move it under `folder`.
+def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None:
+    """Write the attributes of each layer in `work` (description and moments), and move the layers to `folder`.
 
-    Attributes are what the rows are of, and their moments over all shards.
+    The moments are computed from the sums in `job_folders`.
     """
-    about = _read_description(records[0])
-    owner = _owners(records, about)
+    description = _read_description(job_folders[0])
+    job_of = _job_of_shard(job_folders, description)
     sums: RowSums | None = None
-    for shard in range(about.shards):
-        # in order: floating-point sums depend on it
-        more = RowSums(**load_file(record_file(owner[shard], shard)))
-        sums = more if sums is None else sums + more
+    # in order of shards: floating-point sums depend on the order
+    for shard in range(description.shards):
+        shard_sums = RowSums(**load_file(sums_file(job_of[shard], shard)))
+        sums = shard_sums if sums is None else sums + shard_sums
     assert sums is not None
-    for i, layer in enumerate(about.layers):
+    for i, layer in enumerate(description.layers):
         attributes = {
-            "site": about.site,
+            "site": description.site,
             "layer": layer,
-            "number_format": about.number_format,
-            "order": about.order,
-            "weights": about.weights,
-            "moments": moments(sums, i, about.rows).to_json(),
+            "number_format": description.number_format,
+            "order": description.order,
+            "weights": description.weights,
+            "moments": moments(sums, i, description.rows).to_json(),
         }
-        if about.site == "mlp_in":
-            attributes["moments_mlp_out"] = moments(sums, len(about.layers) + i, about.rows).to_json()
+        if description.site == "mlp_in":
+            attributes["moments_mlp_out"] = moments(
+                sums, len(description.layers) + i, description.rows
+            ).to_json()
         zarr.open_group(group_folder(work, layer), mode="r+").attrs.put(attributes)
-    for layer in about.layers:
-        move(group_folder(work, layer), layer_folder(folder, about.site, layer))
+    for layer in description.layers:
+        replace_folder(group_folder(work, layer), layer_folder(folder, description.site, layer))
     shutil.rmtree(work)
 
 
-def _read_description(part: Path) -> Description:
+def _read_description(job: Path) -> CacheDescription:
     try:
-        return Description(**json.loads((part / _DESCRIPTION).read_text()))
+        return CacheDescription(**json.loads((job / _DESCRIPTION).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{part}: no part of cached activations ({error}); delete it and run again"
-        ) from error
+        raise ValueError(f"{job}: no cached activations ({error}); delete it and run again") from error
 
 
-def _owners(parts: Sequence[Path], about: Description) -> list[Path]:
-    """For each shard, a part in which its record lies; ValueError where there is none."""
-    found = {file.name: part for part in parts for file in part.glob("shard*.safetensors")}
-    owners = [found.get(record_file(Path(), shard).name) for shard in range(about.shards)]
-    if None in owners:
-        missing = record_file(Path(), owners.index(None))
+def _job_of_shard(job_folders: Sequence[Path], description: CacheDescription) -> list[Path]:
+    """The job folder that holds each shard; ValueError if a shard is missing."""
+    found = {file.name: job for job in job_folders for file in job.glob("shard*.safetensors")}
+    jobs = [found.get(sums_file(Path(), shard).name) for shard in range(description.shards)]
+    if None in jobs:
+        missing = sums_file(Path(), jobs.index(None))
         raise ValueError(
-            f"{missing}: in none of the parts in {parts[0].parent}; delete that folder and run again"
+            f"{missing}: in no job's folder in {job_folders[0].parent}; delete that folder and run again"
         )
-    return [part for part in owners if part is not None]
+    return [job for job in jobs if job is not None]
 
 
-def _link(part: Path, work: Path, file: Path) -> None:
-    """Have `file`, under `work`, be that of `part`."""
-    source = part / file.relative_to(work)
+def _link(job: Path, work: Path, file: Path) -> None:
+    """Make `file`, under `work`, a link to the same file of `job`, or a copy."""
+    source = job / file.relative_to(work)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, file)
     except FileNotFoundError:
-        raise ValueError(f"{source}: missing; delete {part} and run again") from None
+        raise ValueError(f"{source}: missing; delete {job} and run again") from None
     except OSError:
-        # another disk, or one without links
+        # another file system, or one without hard links
         shutil.copyfile(source, file)
-        flush(file)
+        fsync(file)

@@ -1,5 +1,4 @@
-"""The reader: activations of one site and layer, opened lazily. Batches for training: several sites of the same
-tokens, read ahead."""
+"""Reads cached activations: one site and layer lazily, or batches of several sites for training, with prefetching."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,20 +20,20 @@ from .statistics import Moments
 
 @dataclass(frozen=True)
 class CachedLayer:
-    """The Zarr group of one site and layer."""
+    """Cached activations of one site and layer: a Zarr group."""
 
     folder: Path
     number_format: NumberFormat
     order: str
-    """Digest of the row order; arrays that share it have the same token in every row."""
+    """Digest of the row order: with the same digest, each row is from the same token."""
     weights: str
-    """Digest of the weights of the model that the rows are of."""
+    """Digest of the language model's weights."""
     values: zarr.Array
     scales: zarr.Array | None
 
     @property
-    def origin(self) -> tuple[str, str]:
-        """What arrays share that are of the same tokens in the same model."""
+    def source(self) -> tuple[str, str]:
+        """Identifies the row order and the language model."""
         return self.order, self.weights
 
     @property
@@ -43,17 +42,17 @@ class CachedLayer:
         return self.values.shape[0]
 
     def read(self, start: int, rows: int, device: torch.device | str = "cpu") -> Float[Tensor, "row d"]:
-        """`rows` rows from `start` on in float32, the first following the last."""
+        """`rows` rows in float32 from row `start` on; the first row follows the last."""
         start %= self.rows
-        pieces = []
+        ranges = []
         while rows:
             stop = min(start + rows, self.rows)
-            pieces.append(self._piece(start, stop, device))
+            ranges.append(self._read_range(start, stop, device))
             rows -= stop - start
             start = 0
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return ranges[0] if len(ranges) == 1 else torch.cat(ranges)
 
-    def _piece(self, start: int, stop: int, device: torch.device | str) -> Float[Tensor, "row d"]:
+    def _read_range(self, start: int, stop: int, device: torch.device | str) -> Float[Tensor, "row d"]:
         remedy = f"delete {self.folder} and run again"
         values = torch.from_numpy(read_rows(self.values, start, stop, remedy))
         if self.number_format == "bfloat16":
@@ -61,20 +60,20 @@ class CachedLayer:
         scales = (
             None if self.scales is None else torch.from_numpy(read_rows(self.scales, start, stop, remedy))
         )
-        # the narrow numbers cross the bus, not the wide ones
+        # moved to the device before unpacking: fewer bytes to copy
         return unpack(Packed(values.to(device), None if scales is None else scales.to(device)))
 
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Activations of one site and layer: stored, or computed from what is stored as they are read."""
+    """Activations of one site and layer: cached, or computed on reading from the cached MLP input."""
 
     site: str
     layer: int
     moments: Moments
     stored: CachedLayer
     mlp: nn.Module | None
-    """What turns stored rows into this site's; None where they are this site's."""
+    """Computes this site from the stored rows (mlp_out from mlp_in); None if the site itself is stored."""
 
     @property
     def rows(self) -> int:
@@ -88,7 +87,7 @@ class ActivationStore:
 
     @property
     def mean(self) -> Float[Tensor, " d"]:
-        """E x."""
+        """Mean over rows, E x."""
         return self.moments.mean
 
     @property
@@ -104,14 +103,13 @@ class ActivationStore:
     def batches(
         self, size: int, steps: int | None = None, start_step: int = 0
     ) -> Iterator[Float[Tensor, "row d"]]:
-        """`size` rows a step, in stored order; without `steps`, as many as one pass over the rows takes."""
-
+        """Batches of `size` rows in stored order; without `steps`, one epoch."""
         steps = -(-self.rows // size) if steps is None else steps
         for batch in read_sites({self.site: self}, size, steps, start_step):
             yield batch[self.site]
 
     def from_stored(self, stored: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """This site's rows, from those that are stored."""
+        """This site's rows, computed from the stored rows."""
         if self.mlp is None:
             return stored
         weight = next(self.mlp.parameters())
@@ -121,18 +119,18 @@ class ActivationStore:
 def open_activations(
     folder: Path, site: str, layer: int, model: LanguageModel | None = None
 ) -> ActivationStore:
-    """The activations of `site` and `layer` under the stage's `folder`.
+    """Open the activations of `site` and `layer` in the stage's `folder`.
 
-    Where mlp_out is not stored, it is `model`'s own MLP of what mlp_in stores.
-    Raises ValueError where they are not stored, not whole, or a model is needed and not given; and where mlp_out
-    and mlp_in are both stored, one of them under another model or row order.
+    If mlp_out is not cached, it is computed by `model`'s MLP from the cached mlp_in.
+    Raises ValueError if they are not cached, incomplete or need a `model`, or if mlp_out and mlp_in are cached under
+    different models or row orders.
     """
     here, source = layer_folder(folder, site, layer), layer_folder(folder, "mlp_in", layer)
     if here.is_dir() or site != "mlp_out":
         attributes, stored = _open(here, site, layer)
         if site == "mlp_out" and source.is_dir():
-            # it may be left from a study that listed the site
-            check_origins([stored, _open(source, "mlp_in", layer)[1]])
+            # mlp_out may be left over from a study that listed the site
+            check_same_source([stored, _open(source, "mlp_in", layer)[1]])
         return ActivationStore(site, layer, Moments.from_json(attributes["moments"]), stored, None)
     attributes, stored = _open(source, "mlp_in", layer)
     if model is None:
@@ -144,9 +142,9 @@ def open_activations(
     )
 
 
-def check_origins(stored: Sequence[CachedLayer]) -> None:
-    """ValueError where `stored` are not all of the same tokens in the same model."""
-    if len({each.origin for each in stored}) > 1:
+def check_same_source(stored: Sequence[CachedLayer]) -> None:
+    """Raise ValueError unless all caches share the row order and the language model."""
+    if len({each.source for each in stored}) > 1:
         folders = ", ".join(str(each.folder) for each in stored)
         raise ValueError(
             f"{folders}: cached under different models or row orders; delete what activations.sites does not list, "
@@ -173,8 +171,8 @@ def _open(folder: Path, site: str, layer: int) -> tuple[dict, CachedLayer]:
 
 T = TypeVar("T")
 
-AHEAD = 3
-"""Batches that are read before they are asked for."""
+PREFETCH = 3
+"""Number of batches that are prefetched."""
 
 
 def read_sites(
@@ -183,43 +181,42 @@ def read_sites(
     steps: int,
     start_step: int = 0,
     *,
-    share: slice | None = None,
+    rows: slice | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[dict[str, Float[Tensor, "row d"]]]:
-    """`batch` rows of every source a step, float32, on `device`, from `start_step` up to `steps`.
+    """Yield batches of every source, float32, on `device`, for steps `start_step` to `steps`.
 
-    Step i is rows i * batch and on, in stored order, a pure function of i. The first row follows the last: a
-    batch across the end of an epoch takes its rest from the next, and every row is read once an epoch.
-    With a `share`, only those rows of each batch are read.
-    What several sources need is read once; MLPs are applied in the thread that reads ahead.
-    Raises ValueError where the sources are of different models or row orders, or one is damaged.
+    Step i reads rows i * batch to (i + 1) * batch in stored order; the first row follows the last, so that every row is
+    read once per epoch. With `rows`, only those rows of each batch are read.
+    Rows that several sources need are read once. MLPs run in the prefetching thread.
+    Raises ValueError if the sources are from different models or row orders, or damaged.
     """
     stored = {source.stored.folder: source.stored for source in sources.values()}
-    check_origins(list(stored.values()))
-    first, last, _ = (share or slice(None)).indices(batch)
+    check_same_source(list(stored.values()))
+    first, last, _ = (rows or slice(None)).indices(batch)
 
     # no_grad, not inference_mode: autograd may save these tensors
     @torch.no_grad()
     def load(step: int) -> dict[str, Tensor]:
-        rows = {
+        read = {
             folder: each.read(step * batch + first, last - first, device) for folder, each in stored.items()
         }
-        return {name: source.from_stored(rows[source.stored.folder]) for name, source in sources.items()}
+        return {name: source.from_stored(read[source.stored.folder]) for name, source in sources.items()}
 
-    return read_ahead(load, range(start_step, steps))
+    return prefetch(load, range(start_step, steps))
 
 
-def read_ahead(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-    """`load` of each step, in order, computed by another thread up to `AHEAD` steps early."""
-    waiting: deque[Future[T]] = deque()
+def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
+    """Yield `load(step)` of each step in order, computed in a thread up to `PREFETCH` steps ahead."""
+    pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:
             for step in steps:
-                waiting.append(pool.submit(load, step))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(load, step))
+                if len(pending) > PREFETCH:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

@@ -31,7 +31,7 @@ def test_order_is_independent_of_the_batch_size():
     assert np.array_equal(origins(order, size=1), origins(order, size=1000))
 
 
-def test_order_follows_from_the_seed():
+def test_order_is_a_function_of_the_seed():
     assert np.array_equal(origins(make_order(seed=3)), origins(make_order(seed=3)))
     assert not np.array_equal(origins(make_order(seed=3)), origins(make_order(seed=4)))
     assert make_order(seed=3).digest == make_order(seed=3).digest != make_order(seed=4).digest
@@ -44,12 +44,12 @@ def test_adjacent_rows_rarely_share_a_document():
     assert (owner[1:] == owner[:-1]).mean() < 0.05
 
 
-def test_tokens_of_a_shard_come_from_all_over_the_split():
+def test_tokens_of_a_shard_come_from_the_entire_split():
     sequences = origins(make_order())[:SHARD_ROWS, 0]
     assert np.ptp(sequences) > 100
 
 
-def test_a_limit_keeps_the_first_shards_as_they_are():
+def test_a_limit_does_not_change_the_first_shards():
     whole, limited = make_order(), make_order(limit=2 * SHARD_ROWS + 10)
     assert limited.rows == 2 * SHARD_ROWS + 10
     assert np.array_equal(origins(limited)[: 2 * SHARD_ROWS], origins(whole)[: 2 * SHARD_ROWS])

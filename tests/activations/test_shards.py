@@ -1,4 +1,4 @@
-"""Shards that several jobs made, joined: the bytes of one job."""
+"""Shards of several jobs, joined, have the bytes of a single job."""
 
 import os
 import shutil
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from tests.activations.inputs import make_cache, make_order
 
-from circuitloom.activations.cache import cache_part
-from circuitloom.activations.shards import join_parts
+from circuitloom.activations.cache import cache_shards_of_job
+from circuitloom.activations.shards import join_shards
 from circuitloom.config import Activations
 
 
-def make_part(folder: Path, model, order, part: int, jobs: int, site: str = "mlp_in", **keys) -> Path:
-    path = folder / "parts" / site / f"{part}of{jobs}"
-    cache_part(site, order, model, Activations(jobs=jobs, **keys), part, path)
+def cache_job(folder: Path, model, order, job: int, jobs: int, site: str = "mlp_in", **keys) -> Path:
+    path = folder / "parts" / site / f"{job}of{jobs}"
+    cache_shards_of_job(site, order, model, Activations(jobs=jobs, **keys), job, path)
     return path
 
 
@@ -27,17 +27,17 @@ def content(folder: Path) -> dict[str, bytes]:
     ("jobs", "keys"),
     [(1, {}), (2, {"dtype": "int8"}), (3, {"layers": [0, 2]}), (9, {}), (2, {"site": "resid_pre"})],
 )
-def test_joined_parts_are_what_one_job_writes(jobs, keys, model, tmp_path):
+def test_joined_shards_equal_those_of_one_job(jobs, keys, model, tmp_path):
     order = make_order(230)
     assert order.shards == 7
     make_cache(tmp_path / "one", model, order, **keys)
-    parts = [make_part(tmp_path / "many", model, order, part, jobs, **keys) for part in range(jobs)]
-    before = [content(part) for part in parts]
-    join_parts(parts, tmp_path / "many")
+    folders = [cache_job(tmp_path / "many", model, order, job, jobs, **keys) for job in range(jobs)]
+    before = [content(folder) for folder in folders]
+    join_shards(folders, tmp_path / "many")
     site = keys.get("site", "mlp_in")
     assert content(tmp_path / "many" / site) == content(tmp_path / "one" / site)
-    assert [content(part) for part in parts] == before
-    # parts may go: what was made of them stays
+    assert [content(folder) for folder in folders] == before
+    # the joined layers stay if the job folders are removed
     shutil.rmtree(tmp_path / "many" / "parts")
     assert content(tmp_path / "many" / site) == content(tmp_path / "one" / site)
 
@@ -46,7 +46,7 @@ def test_joined_parts_are_what_one_job_writes(jobs, keys, model, tmp_path):
 def test_without_links_or_after_a_kill_the_bytes_are_the_same(broken, model, tmp_path, monkeypatch):
     order = make_order(120)
     make_cache(tmp_path / "one", model, order)
-    parts = [make_part(tmp_path / "many", model, order, part, 2) for part in range(2)]
+    folders = [cache_job(tmp_path / "many", model, order, job, 2) for job in range(2)]
 
     def refuse(*_args) -> None:
         raise OSError(18, "Invalid cross-device link")
@@ -65,35 +65,35 @@ def test_without_links_or_after_a_kill_the_bytes_are_the_same(broken, model, tmp
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(module, "replace_folder", move_the_first)
-            join_parts(parts, tmp_path / "many")
-    join_parts(parts, tmp_path / "many")
+            join_shards(folders, tmp_path / "many")
+    join_shards(folders, tmp_path / "many")
     assert content(tmp_path / "many" / "mlp_in") == content(tmp_path / "one" / "mlp_in")
 
 
-def test_parts_of_different_models_orders_or_configs_are_not_joined(model, tmp_path):
+def test_shards_of_different_models_orders_or_configs_are_not_joined(model, tmp_path):
     order = make_order(120)
-    first = make_part(tmp_path, model, order, 0, 2)
+    first = cache_job(tmp_path, model, order, 0, 2)
     for changed in ({"layers": [0]}, {"dtype": "bfloat16"}):
-        second = make_part(tmp_path / str(changed), model, order, 1, 2, **changed)
+        second = cache_job(tmp_path / str(changed), model, order, 1, 2, **changed)
         with pytest.raises(
             ValueError, match=r"1of2: of another model, row order or config than .*; delete both"
         ):
-            join_parts([first, second], tmp_path)
-    other = make_part(tmp_path / "order", model, make_order(120, seed=3), 1, 2)
+            join_shards([first, second], tmp_path)
+    other = cache_job(tmp_path / "order", model, make_order(120, seed=3), 1, 2)
     with pytest.raises(ValueError, match="of another model, row order or config"):
-        join_parts([first, other], tmp_path)
+        join_shards([first, other], tmp_path)
 
 
-def test_shards_that_are_missing_are_named_with_the_remedy(model, tmp_path):
+def test_missing_shards_are_named(model, tmp_path):
     order = make_order(120)
-    first, second = (make_part(tmp_path, model, order, part, 2) for part in range(2))
+    first, second = (cache_job(tmp_path, model, order, job, 2) for job in range(2))
     with pytest.raises(
-        ValueError, match=r"shard[12]\.safetensors: in none of the parts in .*parts/mlp_in; delete that"
+        ValueError, match=r"shard[12]\.safetensors: in no job's folder in .*parts/mlp_in; delete that"
     ):
-        join_parts([first], tmp_path)
+        join_shards([first], tmp_path)
     (second / "layer1.zarr" / "values" / "c" / "2" / "0").unlink()
     with pytest.raises(ValueError, match=r"c/2/0: missing; delete .*1of2 and run again"):
-        join_parts([first, second], tmp_path)
+        join_shards([first, second], tmp_path)
     (second / "description.json").write_text("{")
-    with pytest.raises(ValueError, match=r"1of2: no part of cached activations .*; delete it and run again"):
-        join_parts([first, second], tmp_path)
+    with pytest.raises(ValueError, match=r"1of2: no cached activations .*; delete it and run again"):
+        join_shards([first, second], tmp_path)
