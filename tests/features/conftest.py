@@ -11,4 +11,6 @@ def model(tmp_path_factory) -> LanguageModel:
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def any_model(request, tmp_path_factory) -> LanguageModel:
-    return load_model(tiny_model(request.param, tmp_path_factory.mktemp("model") / request.param), device="cpu")
+    return load_model(
+        tiny_model(request.param, tmp_path_factory.mktemp("model") / request.param), device="cpu"
+    )

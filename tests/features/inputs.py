@@ -1,4 +1,4 @@
-"""A basis with many ties, its tables, and what sorting everything gives."""
+"""A basis with many tied activations, its tables, and its dense activations."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ CONFIG = Features(examples=7, bands=3, band_examples=4, before=5, after=3, bins=
 
 
 def make_basis(model: LanguageModel, digest: str = "tied") -> FeatureBasis:
-    """Few levels, so that most activations are tied; feature 3 never fires, feature 4 always does."""
+    """Activations have few levels, so that most are tied; feature 3 never fires, feature 4 always does."""
     generator = torch.Generator().manual_seed(0)
     site = Site("mlp_in", LAYER)
     d = capture(model, torch.tensor([[1]]), [site])[site].shape[-1]
@@ -43,7 +43,7 @@ def make_basis(model: LanguageModel, digest: str = "tied") -> FeatureBasis:
 
 
 def dense(basis: FeatureBasis, model: LanguageModel, tokens: Tokens) -> np.ndarray:
-    """Activations at all positions of the flattened token array, 0 where a position does not count."""
+    """Activations at all positions of the flattened token array, 0 at positions that are not scored."""
     part = load_sequences(tokens, slice(None))
     with torch.inference_mode():
         x = torch.cat([capture(model, row[None], [basis.site])[basis.site][0] for row in part.token])

@@ -1,4 +1,4 @@
-"""Stopped at any write, the next pass ends in the same tables; none is ever there half."""
+"""After a stop at any write, the next pass gives the same tables; no table is ever incomplete."""
 
 from dataclasses import replace
 
@@ -8,10 +8,10 @@ from tests.activations.inputs import make_tokens
 from tests.features.inputs import make_basis, write
 from tests.models import CONTEXT
 
-from circuitloom.core import atomic_io as partial
+from circuitloom.core import atomic_io
 from circuitloom.core.tables import read_table
-from circuitloom.evaluation.held_out import hold_out_rows
-from circuitloom.features import external_sort as spill
+from circuitloom.evaluation.held_out import load_sequences
+from circuitloom.features import external_sort
 
 
 class Stopped(Exception):
@@ -20,27 +20,27 @@ class Stopped(Exception):
 
 @pytest.fixture
 def blocks_of_four(monkeypatch):
-    monkeypatch.setattr(spill, "BLOCK_POSITIONS", 4 * CONTEXT)
+    monkeypatch.setattr(external_sort, "BLOCK_POSITIONS", 4 * CONTEXT)
 
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Makes the n-th wait for the disk the last thing that happens."""
+    """Raises at the n-th fsync."""
 
     def arrange(last: int | None) -> None:
         count = 0
 
-        def flush(file):
+        def fsync(file):
             nonlocal count
             count += 1
             if count == last:
                 raise Stopped
-            partial_flush(file)
+            real_fsync(file)
 
-        for module in (partial, spill):
-            monkeypatch.setattr(module, "fsync", flush)
+        for module in (atomic_io, external_sort):
+            monkeypatch.setattr(module, "fsync", fsync)
 
-    partial_flush = partial.fsync
+    real_fsync = atomic_io.fsync
     return arrange
 
 
@@ -48,7 +48,7 @@ def content(folder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (folder / "layer1").glob("*.parquet")}
 
 
-def test_a_stopped_pass_ends_in_the_same_tables(model, tmp_path, blocks_of_four, stop_at):
+def test_a_stopped_pass_resumes_and_gives_the_same_tables(model, tmp_path, blocks_of_four, stop_at):
     expected = write(model, tmp_path / "whole").tables
     whole = content(tmp_path / "whole")
     for last in [*range(1, 12), 25, 38, 41, 42, 43, 45, 47, 49, 51]:
@@ -57,14 +57,14 @@ def test_a_stopped_pass_ends_in_the_same_tables(model, tmp_path, blocks_of_four,
         with pytest.raises(Stopped):
             write(model, folder)
         for file in (folder / "layer1").glob("*.parquet"):
-            assert read_table(file).equals(expected[file.stem]), "half a table"
+            assert read_table(file).equals(expected[file.stem]), "incomplete table"
         stop_at(None)
         write(model, folder)
         assert content(folder) == whole
         assert not list(folder.rglob("*.partial")) and not list(folder.rglob("*.new"))
 
 
-def test_whole_blocks_are_not_computed_again(model, tmp_path, blocks_of_four, stop_at):
+def test_complete_blocks_are_not_computed_again(model, tmp_path, blocks_of_four, stop_at):
     stop_at(14)
     with pytest.raises(Stopped):
         write(model, tmp_path)
@@ -78,12 +78,12 @@ def test_whole_blocks_are_not_computed_again(model, tmp_path, blocks_of_four, st
         return basis.encode(x)
 
     write(model, tmp_path, replace(basis, encode=encode))
-    scored = [hold_out_rows(make_tokens(40), slice(i, i + 4)).n_tokens for i in range(0, 40, 4)]
-    # the blocks that were missing, and all positions once, by which the test itself compares
+    scored = [load_sequences(make_tokens(40), slice(i, i + 4)).n_tokens for i in range(0, 40, 4)]
+    # the missing blocks, and all positions once for the comparison in this test
     assert done == 3 and sum(encoded) == sum(scored[done:]) + 40 * CONTEXT
 
 
-def test_other_weights_start_anew(model, tmp_path, blocks_of_four, stop_at):
+def test_other_weights_start_from_the_beginning(model, tmp_path, blocks_of_four, stop_at):
     stop_at(14)
     with pytest.raises(Stopped):
         write(model, tmp_path)

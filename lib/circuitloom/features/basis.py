@@ -1,4 +1,4 @@
-"""What is tabulated: the features of a dictionary, or a layer's neurons as features."""
+"""Feature bases: the features of a dictionary, or the MLP neurons of a layer as features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..language_model.model_files import weights_digest
 from ..language_model.residual import neuron_output_weights
 
 Entries = tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]
-"""Token, feature and value of each activation, by token; no feature twice a token, no value 0."""
+"""Token, feature and value of each non-zero activation, ordered by token."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,19 @@ class FeatureBasis:
     run: str
     layer: int
     site: Site
-    """What is read."""
+    """The site that the features read."""
     width: int
     """Number of features, F."""
     encode: Callable[[Float[Tensor, "token d_in"]], Entries]
-    """The activations, all of them positive."""
+    """Computes the activations, all positive."""
     decoder: Float[Tensor, "feature d_out"]
-    """Row that each feature writes."""
+    """Decoder row of each feature."""
     writes_residual: bool
-    """What it writes is added to the residual stream, so that it reaches the logits directly."""
+    """Whether the output is added to the residual stream, and so has a direct effect on the logits."""
     encoder_norm: Float[Tensor, " feature"] | None
     bias: Float[Tensor, " feature"] | None
     digest: str
-    """Names the weights."""
+    """Digest of the weights."""
 
 
 def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBasis:
@@ -49,7 +49,7 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBas
         width=dictionary.width,
         encode=dictionary.encode_sparse,
         decoder=dictionary.W_dec,
-        # mlp_in lies behind the norm
+        # mlp_in is after the norm, not in the residual stream
         writes_residual=dictionary.site_out != "mlp_in",
         encoder_norm=torch.linalg.vector_norm(dictionary.W_enc, dim=1),
         bias=dictionary.b_enc,
@@ -58,10 +58,10 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBas
 
 
 def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -> FeatureBasis:
-    """The MLP's neurons as features: a neuron fires where its activation is positive.
+    """The MLP's neurons as features: a neuron fires if its activation is positive.
 
-    With `kept`, only that many of a token count: those whose activation, times the norm of the row they write,
-    is largest.
+    With `kept`, only that many neurons per token are kept: those with the largest activation times norm of the output
+    row.
     """
     decoder = neuron_output_weights(model, layer)
     norm = torch.linalg.vector_norm(decoder, dim=1)
@@ -72,8 +72,8 @@ def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -
             return token, neuron, z[token, neuron]
         neurons = (z * norm).topk(kept, dim=1).indices
         values = z.gather(1, neurons)
-        token, place = (values > 0).nonzero(as_tuple=True)
-        return token, neurons[token, place], values[token, place]
+        token, rank = (values > 0).nonzero(as_tuple=True)
+        return token, neurons[token, rank], values[token, rank]
 
     digest = f"{weights_digest(model.mlp(layer).state_dict())} {kept}"
     return FeatureBasis(

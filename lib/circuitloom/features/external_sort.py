@@ -1,8 +1,9 @@
-"""The pass: tokens through model and encoder, block by block, every activation to disk.
+"""External sort of all activations of a basis from token order to feature order.
 
-A block holds the activations of some whole sequences, sorted by feature. What is on disk is all that the tables
-are made of, so that memory does not depend on the number of tokens, and a killed pass goes on after its last whole
-block. The activations of a pass, feature after feature: blocks merged, some features at a time."""
+1. `write_blocks` runs the tokens through model and encoder, and writes blocks to disk: the activations of some
+   sequences, sorted by feature. A killed pass resumes after the last complete block.
+2. `feature_ranges` reads the blocks back, merged, some features at a time, so that memory depends neither on the number
+   of tokens nor on the number of activations."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,23 +25,23 @@ from ..language_model.model import LanguageModel
 from .basis import FeatureBasis
 
 BLOCK_POSITIONS = 2**16
-"""Positions of a block at most: a place in it fits 16 bits, by which numpy sorts fastest."""
+"""Maximum number of positions per block: an offset in it fits 16 bits, which numpy sorts fastest."""
 ENCODE_BATCH = 4096
-"""Tokens whose activations, of all features, are held at once."""
+"""Tokens encoded at once; bounds the memory of dense activations."""
 
 
 @dataclass(frozen=True)
 class SortedBlock:
-    """Activations at consecutive positions of the flattened token array, by feature and then by position."""
+    """Activations at consecutive positions of the flattened token array, ordered by feature and then by position."""
 
     start: Int[np.ndarray, " feature_plus_1"]
     """Entries of feature i are start[i] to start[i + 1]."""
-    place: Integer[np.ndarray, " entry"]
+    offset: Integer[np.ndarray, " entry"]
     """Position in the block, from 0."""
     value: Float32[np.ndarray, " entry"]
 
     def write(self, folder: Path) -> None:
-        """Write the block to `folder`, whole or not at all."""
+        """Write the block to `folder`, atomically."""
         new = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -52,37 +53,37 @@ class SortedBlock:
 
 
 def read_block(folder: Path) -> SortedBlock:
-    """The block in `folder`, its arrays mapped: what is not asked for is not read."""
+    """The block in `folder`, with memory-mapped arrays."""
     return SortedBlock(
-        *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("start", "place", "value"))
+        *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("start", "offset", "value"))
     )
 
 
 def block_sequences(context: int) -> int:
-    """Sequences in a block."""
+    """Number of sequences per block."""
     return max(1, BLOCK_POSITIONS // context)
 
 
 def block_folders(work: Path) -> list[Path]:
-    """The blocks in `work`, in the order of their tokens."""
+    """Folders of the blocks in `work`, in text order."""
     return sorted(folder for folder in work.glob("block*") if folder.suffix != ".new")
 
 
 def write_blocks(
     basis: FeatureBasis, model: LanguageModel, tokens: Tokens, config: Features, work: Path
 ) -> int:
-    """Write the blocks of all tokens to `work`, but for those that are there; returns the tokens that count."""
+    """Write the blocks that are missing in `work`; returns the number of scored tokens of all blocks."""
     scored = 0
     sequences = count_sequences(tokens, config.tokens)
     label = f"features: {basis.run} layer {basis.layer}"
     with progress(label, sequences * tokens.context, "tokens") as bar:
         for number, rows in enumerate(_blocks(sequences, block_sequences(tokens.context))):
-            part = load_sequences(tokens, rows)
-            scored += part.n_tokens
+            block = load_sequences(tokens, rows)
+            scored += block.n_tokens
             folder = work / f"block{number:06d}"
             if not folder.is_dir():
-                encode_block(basis, model, part, config.batch).write(folder)
-            bar.update(part.token.numel())
+                encode_block(basis, model, block, config.batch).write(folder)
+            bar.update(block.token.numel())
     return scored
 
 
@@ -91,37 +92,37 @@ def _blocks(sequences: int, size: int) -> Iterator[slice]:
 
 
 @torch.inference_mode()
-def encode_block(basis: FeatureBasis, model: LanguageModel, part: HeldOut, batch: int) -> SortedBlock:
-    """The activations of some sequences, at their scored positions."""
-    places, features, values = [], [], []
+def encode_block(basis: FeatureBasis, model: LanguageModel, sequences: HeldOut, batch: int) -> SortedBlock:
+    """The activations of some sequences at scored positions."""
+    offsets, features, values = [], [], []
     first = 0
-    for rows in part.to(model.device).batches(batch):
-        where = rows.scored.flatten().nonzero()[:, 0] + first
+    for rows in sequences.to(model.device).batches(batch):
+        scored = rows.scored.flatten().nonzero()[:, 0] + first
         first += rows.token.numel()
         x = capture(model, rows.token, [basis.site])[basis.site][rows.scored].float()
         for begin in range(0, len(x), ENCODE_BATCH):
             token, feature, value = basis.encode(x[begin : begin + ENCODE_BATCH])
-            places.append(where[token + begin].cpu().numpy().astype(_whole(part.token.numel())))
-            features.append(feature.cpu().numpy().astype(_whole(basis.width)))
+            offsets.append(scored[token + begin].cpu().numpy().astype(_unsigned(sequences.token.numel())))
+            features.append(feature.cpu().numpy().astype(_unsigned(basis.width)))
             values.append(value.cpu().numpy())
-    return sort_block(np.concatenate(places), np.concatenate(features), np.concatenate(values), basis.width)
+    return sort_block(np.concatenate(offsets), np.concatenate(features), np.concatenate(values), basis.width)
 
 
 def sort_block(
-    place: Integer[np.ndarray, " entry"],
+    offset: Integer[np.ndarray, " entry"],
     feature: Integer[np.ndarray, " entry"],
     value: Float32[np.ndarray, " entry"],
     width: int,
 ) -> SortedBlock:
-    """Activations that are sorted by place, as a block."""
+    """Sort activations from position order into a block."""
     order = stable_order(feature, width)
     start = np.concatenate([[0], np.bincount(feature, minlength=width).cumsum()])
-    return SortedBlock(start, place[order], value[order])
+    return SortedBlock(start, offset[order], value[order])
 
 
 def stable_order(keys: Integer[np.ndarray, " entry"], bound: int) -> Int[np.ndarray, " entry"]:
-    """The order that sorts non-negative `keys` below `bound`, equal ones as they are."""
-    # numpy has a radix sort for 16 bits, many times as fast as its sort for more: so by the lower half, then the upper
+    """Stable argsort of non-negative `keys` below `bound`."""
+    # numpy has a fast radix sort for 16 bits: sort by the lower half, then by the upper half
     order = keys.astype(np.uint16).argsort(kind="stable")
     if bound > 2**16:
         upper = (keys >> 16).astype(np.uint16)
@@ -129,45 +130,45 @@ def stable_order(keys: Integer[np.ndarray, " entry"], bound: int) -> Int[np.ndar
     return order
 
 
-def _whole(bound: int) -> type[np.unsignedinteger]:
+def _unsigned(bound: int) -> type[np.unsignedinteger]:
     return np.uint16 if bound <= 2**16 else np.uint32
 
 
 MAX_ENTRIES = 2**22
-"""Activations held at once."""
+"""Maximum number of activations in memory."""
 MAX_FEATURES = 2**12
-"""Features held at once: their examples are held with their surroundings."""
+"""Maximum number of features per range; bounds the memory of their examples."""
 
 
 @dataclass(frozen=True)
 class SortedActivations:
-    """Activations of some features, by feature and then by token; all of them, or those of a stretch of the text."""
+    """Activations of a feature range in the entire text or in consecutive blocks, ordered by feature, then by token."""
 
     feature: Int[np.ndarray, " entry"]
-    """Number of the feature, from 0 for the first of the chunk."""
+    """Number of the feature, counted from the first of the range."""
     token: Int[np.ndarray, " entry"]
     """Position in the flattened token array."""
     value: Float32[np.ndarray, " entry"]
 
-    def totals(
-        self, values: Float[np.ndarray, " entry"], reduce: np.ufunc, n_features: int
+    def reduce(
+        self, values: Float[np.ndarray, " entry"], operation: np.ufunc, n_features: int
     ) -> Float[np.ndarray, " feature"]:
-        """`values` of each feature's entries reduced; 0 where it has none."""
-        total = np.zeros(n_features, values.dtype)
+        """Reduce `values` over the entries of each feature; 0 for features without entries."""
+        reduced = np.zeros(n_features, values.dtype)
         if len(values):
             first = np.flatnonzero(np.diff(self.feature, prepend=-1))
-            total[self.feature[first]] = reduce.reduceat(values, first)
-        return total
+            reduced[self.feature[first]] = operation.reduceat(values, first)
+        return reduced
 
 
 @dataclass(frozen=True)
 class FeatureRange:
-    """Consecutive features whose activations are held together: one piece, or several of a single feature."""
+    """Consecutive features, or a single feature with more than `MAX_ENTRIES` activations."""
 
     low: int
     high: int
     n: Int[np.ndarray, " feature"]
-    """Activations of each feature."""
+    """Number of activations of each feature."""
     blocks: Sequence[Path]
     block_positions: int
 
@@ -176,40 +177,40 @@ class FeatureRange:
         """Number of features."""
         return self.high - self.low
 
-    def pieces(self) -> Iterator[SortedActivations]:
-        """The activations, in the order of the text where there are several pieces; sequences are not torn."""
+    def batches(self) -> Iterator[SortedActivations]:
+        """All activations at once if they fit `MAX_ENTRIES`, else batches of consecutive blocks in text order."""
         if self.n.sum() <= MAX_ENTRIES:
-            yield self._whole
+            yield self._all
         else:
             yield from self._read()
 
     @cached_property
-    def _whole(self) -> SortedActivations:
+    def _all(self) -> SortedActivations:
         return next(self._read(), None) or _empty()
 
     def _read(self) -> Iterator[SortedActivations]:
-        parts: list[SortedActivations] = []
-        held = 0
+        pending: list[SortedActivations] = []
+        n_pending = 0
         for number, folder in enumerate(self.blocks):
-            part = self._part(read_block(folder), number)
-            if parts and held + len(part.value) > MAX_ENTRIES:
-                yield _merge(parts, self.width)
-                parts, held = [], 0
-            parts.append(part)
-            held += len(part.value)
-        if parts:
-            yield _merge(parts, self.width)
+            activations = self._of_block(read_block(folder), number)
+            if pending and n_pending + len(activations.value) > MAX_ENTRIES:
+                yield _merge(pending, self.width)
+                pending, n_pending = [], 0
+            pending.append(activations)
+            n_pending += len(activations.value)
+        if pending:
+            yield _merge(pending, self.width)
 
-    def _part(self, block: SortedBlock, number: int) -> SortedActivations:
+    def _of_block(self, block: SortedBlock, number: int) -> SortedActivations:
         start = np.asarray(block.start[self.low : self.high + 1])
         mine = slice(start[0], start[-1])
         feature = np.repeat(np.arange(self.width, dtype=np.int32), np.diff(start))
-        token = block.place[mine].astype(np.int64) + number * self.block_positions
+        token = block.offset[mine].astype(np.int64) + number * self.block_positions
         return SortedActivations(feature, token, np.array(block.value[mine]))
 
 
 def feature_ranges(blocks: Sequence[Path], block_positions: int, width: int) -> Iterator[FeatureRange]:
-    """All features in order, as many at a time as `ENTRIES_AT_ONCE` allows."""
+    """Split all features into ranges of at most `MAX_ENTRIES` activations and `MAX_FEATURES` features."""
     n = np.zeros(width, np.int64)
     for folder in blocks:
         n += np.diff(read_block(folder).start)
@@ -221,11 +222,14 @@ def feature_ranges(blocks: Sequence[Path], block_positions: int, width: int) -> 
         low = high
 
 
-def _merge(parts: Sequence[SortedActivations], width: int) -> SortedActivations:
+def _merge(batches: Sequence[SortedActivations], width: int) -> SortedActivations:
     joined = SortedActivations(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("feature", "token", "value"))
+        *(
+            np.concatenate([getattr(batch, name) for batch in batches])
+            for name in ("feature", "token", "value")
+        )
     )
-    if width == 1 or len(parts) == 1:
+    if width == 1 or len(batches) == 1:
         return joined
     order = stable_order(joined.feature, width)
     return SortedActivations(joined.feature[order], joined.token[order], joined.value[order])

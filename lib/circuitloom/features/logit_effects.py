@@ -1,4 +1,4 @@
-"""What features do to the logits directly: rows of the logit table."""
+"""Direct logit attribution of features: writes the logit table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,27 +15,27 @@ from ..language_model.model import LanguageModel
 from ..language_model.residual import read_unembedding
 from .basis import FeatureBasis
 
-EFFECTS_AT_ONCE = 2**25
-"""Effects (feature, token) held at once."""
+MAX_EFFECTS = 2**25
+"""Maximum number of (feature, token) effects in memory."""
 ROW_GROUP = 2**14
 
 
 @torch.inference_mode()
-def write_logits(
+def write_logit_effects(
     basis: FeatureBasis, model: LanguageModel, strings: Sequence[str], wanted: int, path: Path
 ) -> None:
-    """Write the `wanted` tokens that each feature raises most, and as many that it lowers most, to `path`.
+    """Write the `wanted` tokens that each feature raises most and the `wanted` that it lowers most to `path`.
 
-    `strings` are the tokens as text, by id. No rows where what a feature writes does not reach the logits directly.
+    `strings` are the texts of tokens, by id. The table is empty if the basis does not write to the residual stream.
     """
     with table_writer(LOGIT, path) as writer:
         if not basis.writes_residual:
             return
         reads = read_unembedding(model).rows
-        # a vocabulary that was padded for speed has rows that no text gives
+        # a padded vocabulary has rows that are no tokens
         reads = reads[: len(strings)]
         wanted = min(wanted, len(reads))
-        size = max(1, EFFECTS_AT_ONCE // len(reads))
+        size = max(1, MAX_EFFECTS // len(reads))
         with progress(f"logits: {basis.run} layer {basis.layer}", basis.width, "features") as bar:
             for low in range(0, basis.width, size):
                 effects = basis.decoder[low : low + size].to(reads.device) @ reads.T

@@ -1,5 +1,4 @@
-"""What is tabulated: the features of a dictionary, or a layer's neurons as features. The tables of one run and layer:
-a pass that writes every activation to disk, then one over what it wrote."""
+"""Writes the feature tables of one run and layer: activations are sorted on disk, then read back feature by feature."""
 
 import shutil
 from collections.abc import Sequence
@@ -23,25 +22,25 @@ from ..evaluation.held_out import count_sequences
 from ..language_model.model import LanguageModel
 from ..language_model.model_files import weights_digest
 from .basis import FeatureBasis
-from .examples import choose, windows
+from .examples import choose_examples, windows
 from .external_sort import (
-    Chunk,
+    FeatureRange,
     block_folders,
     block_sequences,
-    chunks,
+    feature_ranges,
     read_block,
     stable_order,
     write_blocks,
 )
-from .statistics import Totals, counts, totals
+from .statistics import FeatureTotals, bin_counts, feature_totals
 
 ROW_GROUP = {"activation": 2**17, "code": 2**16, "example": 2**12, "feature": 2**15, "histogram": 2**16}
-"""Rows of a row group: what is read to find one feature (of `code`: one token)."""
-WRITING: dict[str, dict[str, Sequence[str]]] = {
+"""Rows per row group: a query for one feature (in `code`: one token) reads one row group."""
+COLUMN_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
     "activation": {"plain": ["activation"]},
     "code": {"plain": ["packed"], "uncompressed": ["packed"]},
 }
-"""How columns are written that are not like most."""
+"""Options of `table_writer`, by table."""
 
 
 def tabulate(
@@ -55,10 +54,10 @@ def tabulate(
 ) -> None:
     """Write the tables activation, code, example, feature and histogram of `basis` to `paths`, by table.
 
-    `strings` are the tokens as text, by id. May be killed at any moment: the next call goes on after the last whole
-    block of tokens, to the same tables, unless the weights, the tokens, a key or `version` (of the code) have
-    changed since; each table is written whole or not at all.
-    Raises ValueError where the tokens are damaged.
+    `strings` are the texts of tokens, by id. A killed call resumes after the last complete block of tokens and writes
+    the same tables, unless weights, tokens, config or `version` (of the code) have changed. Tables are written
+    atomically.
+    Raises ValueError if the tokens are damaged.
     """
     folder = paths["activation"].parent
     mark = fingerprint(
@@ -67,25 +66,25 @@ def tabulate(
     )  # fmt: skip
     with partial_folder(folder, mark) as work:
         scored = write_blocks(basis, model, tokens, config, work)
-        tables = Tables(basis, tokens, pa.array(strings), config, work, scored)
+        tables = FeatureTables(basis, tokens, pa.array(strings), config, work, scored)
         tables.write(paths)
         shutil.rmtree(work)
 
 
 def _digest(tokens: Tokens, wanted: int | None) -> str:
-    parts = {}
+    digests = {}
     sequences, size = count_sequences(tokens, wanted), block_sequences(tokens.context)
     for start in range(0, sequences, size):
         rows = slice(start, min(start + size, sequences))
-        parts[f"{start}"] = weights_digest(
+        digests[f"{start}"] = weights_digest(
             {"token": tokens.take(rows), "document": tokens.take_document(rows)}
         )
-    return fingerprint(**parts)
+    return fingerprint(**digests)
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Makes tables of the blocks in `work`."""
+class FeatureTables:
+    """Writes the tables from the sorted blocks in `work`."""
 
     basis: FeatureBasis
     tokens: Tokens
@@ -93,14 +92,14 @@ class Tables:
     config: Features
     work: Path
     scored: int
-    """Tokens that count."""
+    """Number of scored tokens."""
 
     def write(self, paths: dict[str, Path]) -> None:
         """Write all tables."""
         with ExitStack() as stack:
             writers = {
                 table.name: stack.enter_context(
-                    table_writer(table, paths[table.name], **WRITING.get(table.name, {}))
+                    table_writer(table, paths[table.name], **COLUMN_OPTIONS.get(table.name, {}))
                 )
                 for table in (ACTIVATION, CODE, EXAMPLE, FEATURE, HISTOGRAM)
             }
@@ -109,34 +108,36 @@ class Tables:
             ) as bar:
                 self._write_code(writers["code"])
                 blocks = block_folders(self.work)
-                for chunk in chunks(blocks, self._block_positions, self.basis.width):
-                    self._write_chunk(chunk, writers)
-                    bar.update(chunk.width)
+                for features in feature_ranges(blocks, self._block_positions, self.basis.width):
+                    self._write_range(features, writers)
+                    bar.update(features.width)
 
     @property
     def _block_positions(self) -> int:
         return block_sequences(self.tokens.context) * self.tokens.context
 
-    def _write_chunk(self, chunk: Chunk, writers: dict[str, pq.ParquetWriter]) -> None:
-        sums = totals(chunk)
-        histogram = counts(chunk.pieces(), sums.largest, self.config.bins)
-        self._put(writers, FEATURE, self._feature(chunk, sums))
-        self._put(writers, HISTOGRAM, self._histogram(chunk, sums, histogram))
-        self._put(writers, EXAMPLE, self._example(chunk, sums, histogram))
-        for piece in chunk.pieces():
-            sequence, position = np.divmod(piece.token, self.tokens.context)
-            feature = piece.feature + chunk.low
+    def _write_range(self, features: FeatureRange, writers: dict[str, pq.ParquetWriter]) -> None:
+        totals = feature_totals(features)
+        histogram = bin_counts(features.batches(), totals.largest, self.config.bins)
+        self._write_rows(writers, FEATURE, self._feature(features, totals))
+        self._write_rows(writers, HISTOGRAM, self._histogram(features, totals, histogram))
+        self._write_rows(writers, EXAMPLE, self._example(features, totals, histogram))
+        for batch in features.batches():
+            sequence, position = np.divmod(batch.token, self.tokens.context)
+            feature = batch.feature + features.low
             columns = {
                 "feature": feature,
                 "sequence": sequence,
                 "position": position,
-                "activation": piece.value,
+                "activation": batch.value,
             }
-            self._put(writers, ACTIVATION, columns)
+            self._write_rows(writers, ACTIVATION, columns)
 
-    def _put(self, writers: dict[str, pq.ParquetWriter], table: Table, columns: dict[str, Any]) -> None:
+    def _write_rows(
+        self, writers: dict[str, pq.ParquetWriter], table: Table, columns: dict[str, Any]
+    ) -> None:
         n = len(next(iter(columns.values())))
-        place = {
+        key = {
             "run": pa.repeat(self.basis.run, n),
             "layer": pa.repeat(pa.scalar(self.basis.layer, pa.int16()), n),
         }
@@ -144,37 +145,37 @@ class Tables:
             pa.array(value, from_pandas=True).cast(table.schema.field(name).type)
             if not isinstance(value, pa.Array)
             else value
-            for name, value in {**place, **columns}.items()
+            for name, value in {**key, **columns}.items()
         ]
         writers[table.name].write_table(
             pa.Table.from_arrays(arrays, schema=table.schema), row_group_size=ROW_GROUP[table.name]
         )
 
-    def _feature(self, chunk: Chunk, sums: Totals) -> dict[str, Any]:
-        mine = slice(chunk.low, chunk.high)
-        basis, fires = self.basis, sums.n > 0
+    def _feature(self, features: FeatureRange, totals: FeatureTotals) -> dict[str, Any]:
+        mine = slice(features.low, features.high)
+        basis, fires = self.basis, totals.n > 0
         columns = {
-            "feature": np.arange(chunk.low, chunk.high),
-            "density": sums.n / self.scored,
-            "n_tokens": sums.n,
-            "max_activation": np.where(fires, sums.largest, np.nan),
-            "mean_activation": sums.mean,
-            "rms_activation": sums.rms,
+            "feature": np.arange(features.low, features.high),
+            "density": totals.n / self.scored,
+            "n_tokens": totals.n,
+            "max_activation": np.where(fires, totals.largest, np.nan),
+            "mean_activation": totals.mean,
+            "rms_activation": totals.rms,
             "decoder_norm": torch.linalg.vector_norm(basis.decoder[mine], dim=1).cpu().numpy(),
         }
         for name, value in (("encoder_norm", basis.encoder_norm), ("bias", basis.bias)):
             columns[name] = (
-                pa.nulls(chunk.width, pa.float32()) if value is None else value[mine].cpu().numpy()
+                pa.nulls(features.width, pa.float32()) if value is None else value[mine].cpu().numpy()
             )
         return columns | {"alive": fires}
 
     def _histogram(
-        self, chunk: Chunk, sums: Totals, histogram: Int[np.ndarray, "feature bin"]
+        self, features: FeatureRange, totals: FeatureTotals, histogram: Int[np.ndarray, "feature bin"]
     ) -> dict[str, Any]:
         feature, number = histogram.nonzero()
-        step = sums.largest[feature] / histogram.shape[1]
+        step = totals.largest[feature] / histogram.shape[1]
         return {
-            "feature": feature + chunk.low,
+            "feature": feature + features.low,
             "bin": number,
             "low": number * step,
             "high": (number + 1) * step,
@@ -182,15 +183,15 @@ class Tables:
         }
 
     def _example(
-        self, chunk: Chunk, sums: Totals, histogram: Int[np.ndarray, "feature bin"]
+        self, features: FeatureRange, totals: FeatureTotals, histogram: Int[np.ndarray, "feature bin"]
     ) -> dict[str, Any]:
-        examples, in_band = choose(chunk, sums.largest, histogram, self.config)
+        examples, in_band = choose_examples(features, totals.largest, histogram, self.config)
         around = windows(self.tokens, examples.token, self.config.before, self.config.after)
         offsets = pa.array(np.append(0, around.inside.sum(1).cumsum()), pa.int32())
         sequence, position = np.divmod(examples.token, self.tokens.context)
-        low, high, share = _bands(examples.band, examples.feature, examples.value, sums, in_band)
+        low, high, share = _bands(examples.band, examples.feature, examples.value, totals, in_band)
         return {
-            "feature": examples.feature + chunk.low,
+            "feature": examples.feature + features.low,
             "band": examples.band,
             "rank": examples.rank,
             "sequence": sequence,
@@ -208,9 +209,9 @@ class Tables:
         size = 2 if self.basis.width <= 2**16 else 4
         for number, folder in enumerate(block_folders(self.work)):
             block = read_block(folder)
-            order = stable_order(block.place, self._block_positions)
+            order = stable_order(block.offset, self._block_positions)
             feature = np.repeat(np.arange(self.basis.width, dtype=f">u{size}"), np.diff(block.start))[order]
-            n = np.bincount(block.place, minlength=self._block_positions)
+            n = np.bincount(block.offset, minlength=self._block_positions)
             token = np.flatnonzero(n)
             sequence, position = np.divmod(token + number * self._block_positions, self.tokens.context)
             ends = np.append(0, n[token].cumsum() * size).astype(np.int32)
@@ -221,23 +222,23 @@ class Tables:
                 "n_features": n[token],
                 "packed": pa.Array.from_buffers(pa.binary(), len(token), buffers),
             }
-            self._put({"code": writer}, CODE, columns)
+            self._write_rows({"code": writer}, CODE, columns)
 
 
 def _bands(
     band: Int[np.ndarray, " example"],
     feature: Int[np.ndarray, " example"],
     value: Float32[np.ndarray, " example"],
-    sums: Totals,
+    totals: FeatureTotals,
     in_band: Int[np.ndarray, "feature band"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper edge of each example's band, and the share of its feature's activations in it."""
+    """Lower edge and upper edge of each example's band, and fraction of its feature's activations in the band."""
     bands = max(1, in_band.shape[1])
-    largest, n = sums.largest[feature], sums.n[feature]
+    largest, n = totals.largest[feature], totals.n[feature]
     top = band == 0
-    smallest = np.full(len(sums.n), np.inf, np.float32)
+    smallest = np.full(len(totals.n), np.inf, np.float32)
     np.minimum.at(smallest, feature[top], value[top])
-    kept = np.bincount(feature[top], minlength=len(sums.n))[feature]
+    kept = np.bincount(feature[top], minlength=len(totals.n))[feature]
     inside = in_band[feature, np.maximum(band, 1) - 1] if in_band.size else kept
     low = np.where(top, smallest[feature], (band - 1) / bands * largest)
     high = np.where(top, largest, band / bands * largest)

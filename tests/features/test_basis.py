@@ -1,4 +1,4 @@
-"""What a basis reads and writes, and what that does to the logits."""
+"""Feature bases and their direct effects on the logits."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ STRINGS = [f" w{number}" for number in range(VOCABULARY)]
 TOKENS = torch.randint(4, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
-def test_neurons_times_their_rows_are_the_mlps_output(any_model):
+def test_neurons_times_their_output_rows_give_the_mlp_output(any_model):
     sites = [Site("neurons", 1), Site("mlp_out", 1)]
     with torch.inference_mode():
         captured = capture(any_model, TOKENS, sites)
@@ -36,7 +36,7 @@ def test_a_neuron_fires_where_it_is_positive(any_model):
     assert torch.equal(dense, z.relu())
 
 
-def test_of_many_neurons_those_are_kept_that_write_most(any_model):
+def test_the_neurons_with_the_largest_outputs_are_kept(any_model):
     basis = neuron_basis("neurons", 1, any_model, 5)
     z = torch.randn(50, basis.width)
     token, feature, value = basis.encode(z)
@@ -48,8 +48,8 @@ def test_of_many_neurons_those_are_kept_that_write_most(any_model):
     assert (written.masked_fill(kept, 0).amax(1) <= written.masked_fill(~kept, torch.inf).amin(1)).all()
 
 
-def test_a_row_changes_the_logits_by_its_direct_effect(any_model):
-    """The final norm's denominator held, logits are linear in the residual stream."""
+def test_a_vector_in_the_residual_stream_changes_the_logits_by_its_direct_effect(any_model):
+    """With the final norm's denominator frozen, logits are linear in the residual stream."""
     norm = any_model.module.get_submodule(any_model.anatomy.norm_final)
     head = any_model.module.get_submodule(any_model.anatomy.unembedding)
     centred = read_norm(norm, torch.empty(16)).centred
@@ -82,14 +82,14 @@ def test_the_strongest_effects_are_tabulated_both_ways(any_model, tmp_path):
         assert float(effects[row["feature"], row["token_id"]]) == pytest.approx(row["effect"], abs=1e-6)
 
 
-def test_what_lies_behind_the_norm_has_no_direct_effect(model, tmp_path):
+def test_a_dictionary_of_mlp_in_has_no_direct_effect(model, tmp_path):
     dictionary = make_dictionary(model, site_out="mlp_in")
     write_logit_effects(dictionary_basis("sae", 0, dictionary), model, STRINGS, 6, tmp_path / "logit.parquet")
     assert pq.read_table(tmp_path / "logit.parquet").num_rows == 0
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_norms_are_read_from_what_they_do(scale):
+def test_gain_and_bias_of_a_norm_are_measured_from_its_outputs(scale):
     layer = torch.nn.LayerNorm(32)
     layer.weight.data, layer.bias.data = scale * torch.randn(32), torch.randn(32)
     norm = read_norm(layer, torch.empty(32))
@@ -98,7 +98,7 @@ def test_norms_are_read_from_what_they_do(scale):
     torch.testing.assert_close(norm.bias, layer.bias.data)
 
 
-def test_a_gain_that_is_stored_as_its_distance_from_one_is_found():
+def test_a_gain_stored_as_its_difference_from_one_is_measured():
     class Offset(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -113,11 +113,11 @@ def test_a_gain_that_is_stored_as_its_distance_from_one_is_found():
     torch.testing.assert_close(norm.gain, 1 + module.weight.data, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_no_norm_is_refused():
+def test_a_module_that_is_no_norm_is_refused():
     with pytest.raises(ValueError, match="neither a LayerNorm nor an RMSNorm"):
         read_norm(torch.nn.Linear(32, 32), torch.empty(32))
 
 
-def test_keys_beyond_sixteen_bits_are_sorted_and_equal_ones_stay():
+def test_stable_order_sorts_keys_of_more_than_sixteen_bits():
     keys = np.random.default_rng(0).integers(0, 200_000, 50_000).astype(np.uint32)
     assert np.array_equal(stable_order(keys, 200_000), keys.argsort(kind="stable"))

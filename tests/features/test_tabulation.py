@@ -1,4 +1,4 @@
-"""The streamed tables are those that sorting everything gives, for ties too, in whatever portions they are made."""
+"""The streamed tables equal those of sorting all activations in memory, for every size of blocks and batches."""
 
 from dataclasses import replace
 
@@ -8,27 +8,26 @@ from tests.features.inputs import CONFIG, LAYER, STRINGS, WIDTH, make_basis, wri
 from tests.models import CONTEXT
 
 from circuitloom.core.tables import TABLES
-from circuitloom.features import external_sort as chunks
-from circuitloom.features import external_sort as spill
+from circuitloom.features import external_sort
 
 
 @pytest.fixture(
     scope="module", params=[(2**16, 2**22), (4 * CONTEXT, 2**22), (2 * CONTEXT, 300), (CONTEXT, 50)]
 )
 def case(request, model, tmp_path_factory):
-    """All at once; in blocks; in blocks and chunks; in blocks and pieces of a single feature."""
+    """One block; several blocks; also several feature ranges; also several batches of a single feature."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spill, "BLOCK_POSITIONS", request.param[0])
-        patch.setattr(chunks, "ENTRIES_AT_ONCE", request.param[1])
+        patch.setattr(external_sort, "BLOCK_POSITIONS", request.param[0])
+        patch.setattr(external_sort, "MAX_ENTRIES", request.param[1])
         return write(model, tmp_path_factory.mktemp("features"))
 
 
-def part_of(fires: np.ndarray, parts: int) -> np.ndarray:
-    """Which of equal parts, from 0 to the largest, each activation lies in."""
-    return np.minimum((fires.astype(np.float64) * parts / (fires.max(initial=0) or 1)).astype(int), parts - 1)
+def bin_of(fires: np.ndarray, bins: int) -> np.ndarray:
+    """Bin of each activation, in bins of equal width from 0 to the largest."""
+    return np.minimum((fires.astype(np.float64) * bins / (fires.max(initial=0) or 1)).astype(int), bins - 1)
 
 
-def test_activations_are_all_there_by_feature_and_token(case):
+def test_the_table_of_activations_holds_all_of_them_ordered_by_feature_and_token(case):
     feature, token = case.z.T.nonzero()
     table = case.tables["activation"]
     assert np.array_equal(table["feature"].to_numpy(), feature)
@@ -73,7 +72,7 @@ def test_histograms_count_every_activation_once(case):
     for feature, z in enumerate(case.z.T):
         fires = z[z > 0]
         rows = case.rows("histogram", feature=feature)
-        numbers, counts = np.unique(part_of(fires, CONFIG.bins), return_counts=True)
+        numbers, counts = np.unique(bin_of(fires, CONFIG.bins), return_counts=True)
         assert [(row["bin"], row["n_tokens"]) for row in rows] == list(
             zip(numbers.tolist(), counts.tolist(), strict=True)
         )
@@ -81,7 +80,7 @@ def test_histograms_count_every_activation_once(case):
             assert row["high"] - row["low"] == pytest.approx(fires.max() / CONFIG.bins, rel=1e-5)
 
 
-def test_the_largest_examples_are_those_of_sorting_everything(case):
+def test_the_largest_examples_equal_those_of_sorting_all_activations(case):
     for feature, z in enumerate(case.z.T):
         tokens = np.flatnonzero(z)
         expected = tokens[np.lexsort((tokens, -z[tokens]))][: CONFIG.examples]
@@ -140,7 +139,7 @@ def test_tables_have_their_schemas(case):
     assert all(table.num_rows for table in case.tables.values())
 
 
-def test_a_dictionary_that_is_silent_has_tables_without_activations(model, tmp_path):
+def test_a_dictionary_that_never_fires_has_empty_tables(model, tmp_path):
     nothing = make_basis(model).encode
 
     def silent(x):

@@ -1,4 +1,4 @@
-"""Examples as HTML."""
+"""`examples_html`."""
 
 from circuitloom.features.examples import examples_html
 
@@ -23,7 +23,7 @@ def test_the_examples_own_token_is_underlined() -> None:
     assert examples_html([ROW], 4.0).count("<u>") == 1
 
 
-def test_a_token_is_text_whatever_it_holds() -> None:
+def test_tokens_are_escaped() -> None:
     page = examples_html([ROW | {"tokens": ["<script>", "\n", '"&']}], 4.0, " ")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
