@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument(
         "--target",
         default="logits",
-        help="logits, logit TOKEN, logit TOKEN vs TOKEN, feature LAYER/INDEX or random; append @POSITION for another "
+        help="logits, logit TOKEN, logit TOKEN vs TOKEN, feature LAYER/NUMBER or random; append @POSITION for another "
         "position than the last (logits)",
     )
     trace.add_argument("--study", default="quickstart", metavar="NAME", help="use results/NAME (quickstart)")

@@ -1,4 +1,4 @@
-"""Runs with `files` are imported: what they need is asked for, and what is not there is named."""
+"""Runs with `files` are imported; missing keys and files are named."""
 
 import json
 from pathlib import Path
@@ -25,9 +25,9 @@ BROKEN = {
     ),
     "another kind": ({"kind": "sae"}, r": `files` hold transcoders"),
     "a skip path": ({"skip": True}, r": `files` hold transcoders of act relu without skip"),
-    "one file for all layers": ({"files": "/0.pt"}, r"\.files: /0\.pt: write \{layer\} where"),
-    "braces that stand for nothing": ({"files": "/{layer}{run}.pt"}, r"\.files: .*no other braces"),
-    "files that are not there": (
+    "one file for all layers": ({"files": "/0.pt"}, r"\.files: /0\.pt: write \{layer\} in place"),
+    "other braces": ({"files": "/{layer}{run}.pt"}, r"\.files: .*no other braces"),
+    "missing files": (
         {},
         r"\.files: /nowhere/0\.pt does not exist \(3 of 3 layers\); download .*`hf download",
     ),
@@ -35,34 +35,36 @@ BROKEN = {
         {"files": "${NO_SUCH_VARIABLE}/{layer}.pt"},
         r"\.files: the environment variable NO_SUCH_VARIABLE is not set",
     ),
-    "a sweep that is half imported": (
+    "a sweep with trained and imported runs": (
         {"files": [None, "/{layer}.pt"]},
-        r": some runs have `files` and some are trained; give each kind a sweep",
+        r": some runs have `files` and some are trained; use one sweep for each",
     ),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_what_cannot_be_imported_is_refused_in_one_line(fault: str) -> None:
+def test_an_invalid_import_is_refused_in_one_line(fault: str) -> None:
     change, message = BROKEN[fault]
     with pytest.raises(ValueError, match=rf"^dictionaries\.a{message}") as error:
         load_study({**STUDY, "dictionaries": {"a": {**FILES, **change}}})
     assert "\n" not in str(error.value)
 
 
-def test_imported_runs_have_a_file_a_layer_and_read_no_stored_site(tmp_path) -> None:
+def test_imported_runs_have_one_file_per_layer_and_read_no_cached_site(tmp_path) -> None:
     layers, sites = [0, 2], ["resid_pre"]
     files = [tmp_path / f"{layer}.pt" for layer in layers]
     for file in files:
         file.touch()
     sweep = {**FILES, "files": f"{tmp_path}/{{layer}}.pt"}
-    study = load_study({**STUDY, "activations": {"layers": layers, "sites": sites}, "dictionaries": {"a": sweep}})
+    study = load_study(
+        {**STUDY, "activations": {"layers": layers, "sites": sites}, "dictionaries": {"a": sweep}}
+    )
     (run,) = study.runs.values()
     assert run.imported and [Path(run.file(layer)) for layer in study.layers] == files
     assert study.transcoders == ["theirs"] and study.sites == set(sites)
 
 
-def test_the_study_of_published_transcoders_imports_one_a_layer(tmp_path, monkeypatch) -> None:
+def test_the_study_of_published_transcoders_imports_one_per_layer(tmp_path, monkeypatch) -> None:
     config = yaml.safe_load((ROOT / "config" / "studies" / "gpt2-published.yaml").read_text())
     shape = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50}
     (tmp_path / "config.json").write_text(json.dumps(shape))

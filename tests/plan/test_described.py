@@ -114,6 +114,6 @@ def test_a_stated_shape_is_checked_against_the_model() -> None:
     config = {"n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50}
     check_shape(sizes, config)
     with pytest.raises(
-        ValueError, match=r"language_model\.shape\.layers: 2, and the model's is 3; correct it"
+        ValueError, match=r"language_model\.shape\.layers: 2, but the model has 3; correct it"
     ):
         check_shape(sizes, {**config, "n_layer": 3})

@@ -1,4 +1,4 @@
-"""Which activations are cached, and how they lie on disk."""
+"""Which activations are cached, and their format on disk."""
 
 from typing import Annotated, Literal
 
@@ -10,19 +10,19 @@ SiteName = Literal["mlp_in", "mlp_out", "resid_mid", "resid_pre"]
 
 
 class Activations(Section):
-    """One pass of the training tokens through the model, for all layers asked for."""
+    """The activation cache: one pass over the training tokens stores the chosen sites and layers."""
 
     sites: Annotated[list[SiteName], Field(min_length=1)] = ["mlp_in"]
-    """Sites to store. `mlp_out` is recomputed from `mlp_in` when read, unless it is listed here."""
+    """Sites to cache. `mlp_out` is recomputed from `mlp_in` when it is read, unless it is listed here."""
     layers: Literal["all"] | Annotated[list[NonNegativeInt], Field(min_length=1)] = "all"
-    """Layers to store and to train dictionaries on."""
+    """Layers to cache and to train dictionaries on."""
     tokens: PositiveInt | None = None
-    """Rows to store at most; null stores every training token that is not a BOS."""
+    """Maximum number of tokens to cache; null: every training token that is not a BOS."""
     dtype: Literal["float16", "bfloat16", "int8"] = "float16"
-    """Number format on disk; int8 has one scale a token."""
+    """Number format on disk; int8 has one scale per token."""
     shard_rows: Annotated[int, Field(ge=4096, multiple_of=4096)] = 262_144
-    """Rows of a shard, within which tokens are shuffled; memory holds two shards of every layer."""
+    """Tokens per shard; tokens are shuffled within shards, and memory holds two shards per layer."""
     batch: PositiveInt = 64
-    """Sequences a forward pass."""
+    """Sequences per forward pass."""
     jobs: PositiveInt = 1
-    """Jobs that share the shards of a site, where there are several GPUs or nodes; they make the same bytes."""
+    """Number of jobs that share the shards of a site, for several GPUs or nodes. It does not change the results."""

@@ -1,4 +1,4 @@
-"""Which prompts are traced, to which targets, and what is done to the circuits that are found."""
+"""Circuits: traced prompts and their targets, interventions on features, behaviours, and analysis of weights."""
 
 import re
 from typing import Annotated, Literal, NamedTuple, TypeVar
@@ -8,36 +8,36 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from .base import Section
 
 RESERVED = ("weights",)
-"""Names, beside those of prompts, of folders of the stage."""
-Share = Annotated[float, Field(gt=0, le=1)]
+"""Names that prompts and behaviours cannot have, because the stage has folders of these names."""
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Target(NamedTuple):
-    """What a circuit explains."""
+    """What a trace explains."""
 
     kind: Literal["logits", "logit", "difference", "feature", "random"]
     position: int
-    """Negative from the end; -1 is the last token."""
+    """Position in the prompt; negative: from the end."""
     token: str = ""
     against: str = ""
-    """The token whose logit is taken off (difference)."""
+    """Token whose logit is subtracted (difference)."""
     layer: int | None = None
     feature: int | None = None
 
 
 class FeatureReference(NamedTuple):
-    """A feature, at one position or at all."""
+    """A feature, at one position or at all positions."""
 
     layer: int
     feature: int
     position: int | None = None
-    """Negative from the end; None for all."""
+    """Negative: from the end; None: all positions."""
 
 
 def parse_target(text: str) -> Target:
-    """A target as it is written: `logits`, `logit cat`, `logit cat vs dog`, `feature 3/235`, `random`, `random 3`.
+    """Parse a target: `logits`, `logit cat`, `logit cat vs dog`, `feature 3/235`, `random` or `random 3`.
 
-    `@5` or `@-2` behind it says at which token, the last where nothing does. Raises ValueError where it is none.
+    A suffix `@5` or `@-2` gives the position; the default is the last. Raises ValueError for any other text.
     """
     match = re.fullmatch(r"(?s)(.*?)(?: *@ *(-?\d+))?", text.strip())
     assert match is not None
@@ -54,12 +54,12 @@ def parse_target(text: str) -> Target:
         return Target("random", position, layer=int(found.group(1)) if found.group(1) else None)
     raise ValueError(
         f"{text!r} is no target; write logits, logit TOKEN, logit TOKEN vs TOKEN, feature LAYER/NUMBER or random, "
-        "with @POSITION behind it for another token than the last"
+        "and append @POSITION for another position than the last"
     )
 
 
 def parse_feature(text: str) -> FeatureReference:
-    """A feature as it is written: `3/235`, or `3/235@5` for one position. Raises ValueError where it is none."""
+    """Parse a feature: `3/235`, or `3/235@5` at one position. Raises ValueError for any other text."""
     found = re.fullmatch(r"(\d+)/(\d+)(?:@(-?\d+))?", text.strip())
     if not found:
         raise ValueError(f"{text!r} is no feature; write LAYER/NUMBER or LAYER/NUMBER@POSITION")
@@ -67,28 +67,28 @@ def parse_feature(text: str) -> FeatureReference:
     return FeatureReference(int(layer), int(feature), int(position) if position else None)
 
 
-def _is_target(text: str) -> str:
+def _check_target(text: str) -> str:
     parse_target(text)
     return text
 
 
-def _is_place(text: str) -> str:
+def _check_feature(text: str) -> str:
     parse_feature(text)
     return text
 
 
 class FeatureChange(Section):
-    """What is done to features while the prompt goes through the model."""
+    """An intervention on features during a forward pass of the prompt."""
 
     kind: Literal["ablate", "scale", "clamp", "keep", "patch"]
-    """`ablate`: to 0; `scale`: times `strength`; `clamp`: to `strength`; `keep`: all others of their layers to 0;
-    `patch`: to what they are on another prompt."""
-    features: Annotated[list[Annotated[str, AfterValidator(_is_place)]], Field(min_length=1)]
+    """`ablate`: set to 0; `scale`: multiply by `strength`; `clamp`: set to `strength`; `keep`: set all other features
+    of their layers to 0; `patch`: set to their activations on another prompt."""
+    features: Annotated[list[Annotated[str, AfterValidator(_check_feature)]], Field(min_length=1)]
     """Features, as `LAYER/NUMBER` (at all positions) or `LAYER/NUMBER@POSITION`."""
     strength: float | None = None
     """Factor (scale) or activation (clamp)."""
     source: str | None = None
-    """The other prompt of a patch, of as many tokens."""
+    """Source prompt of a patch, with the same number of tokens."""
 
     @model_validator(mode="after")
     def _complete(self) -> "FeatureChange":
@@ -106,118 +106,119 @@ class FeatureChange(Section):
 
 
 class Prompt(Section):
-    """A text and what of the model's answer to it is explained."""
+    """A text, and the part of the model's output to explain."""
 
     text: Annotated[str, Field(min_length=1)]
-    """The text; a BOS is put in front where the tokenizer has one."""
-    target: Annotated[str, AfterValidator(_is_target)] = "logits"
+    """The text; a BOS is prepended if the tokenizer has one."""
+    target: Annotated[str, AfterValidator(_check_target)] = "logits"
     """`logits` (the likeliest next tokens), `logit TOKEN`, `logit TOKEN vs TOKEN`, `feature LAYER/NUMBER` or `random
-    [LAYER]` (a live feature), with `@POSITION` behind it for another token than the last."""
+    [LAYER]` (an active feature); append `@POSITION` for another position than the last."""
     run: str | None = None
-    """Transcoders that it is traced through; null: those of `circuits.run`."""
+    """Run of transcoders to trace through; null: `circuits.run`."""
     changes: list[FeatureChange] = []
-    """What is done to features, with everything else held and with nothing held."""
+    """Interventions on features, measured with the rest of the model frozen and without freezing."""
 
 
 class WeightsConfig(Section):
-    """What the weights alone say about the traced transcoders' features, and how well that predicts where they fire."""
+    """Analysis of the weights alone: de-embeddings and connections of the traced transcoders' features, and how well
+    they predict where the features fire."""
 
     tokens: PositiveInt = 10
-    """Tokens kept that raise a feature most, and as many that lower it most, each way that they do."""
+    """Number of top tokens and of bottom tokens per feature, for each path through the weights."""
     connections: PositiveInt = 10
-    """Features of earlier layers kept that a feature reads most, directly, and as many through a head."""
+    """Number of upstream features per feature, for direct connections and for connections through a head."""
     heads: NonNegativeInt = 1
-    """Heads of a feature through which both are looked for."""
+    """Number of attention heads per feature for both."""
     blind_features: NonNegativeInt = 50
-    """Features a layer whose tokens are predicted without seeing a text."""
+    """Features per layer whose activations are predicted from the weights alone."""
     contexts: PositiveInt = 8
-    """Places where a feature fires that its prediction may rest on, unseen (protocol `plain`)."""
+    """Positions where a feature fires that its prediction may use, without their text (protocol `plain`)."""
     context_tokens: PositiveInt = 8192
-    """Held-out tokens that contexts, and the means of connections, are taken from: at most half of them all."""
+    """Held-out tokens for contexts and for the mean activations of connections; at most half of all."""
     scored_tokens: PositiveInt = 32_768
-    """Held-out tokens behind those that predictions are scored on."""
+    """Held-out tokens, after those, on which predictions are scored."""
     batch: PositiveInt = 32
-    """Sequences a forward pass."""
+    """Sequences per forward pass."""
 
 
 class BehaviourPrompt(Section):
-    """A text and a number read off the prediction behind it."""
+    """A text, and a metric of the logits at its last position."""
 
     text: Annotated[str, Field(min_length=1)]
-    """The text; a BOS is put in front where the tokenizer has one."""
+    """The text; a BOS is prepended if the tokenizer has one."""
     target: str
     """`logit TOKEN` or `logit TOKEN vs TOKEN`, of the next token."""
 
     @model_validator(mode="after")
-    def _of_logits(self) -> "BehaviourPrompt":
+    def _target_is_a_logit(self) -> "BehaviourPrompt":
         target = parse_target(self.target)
         if target.kind not in ("logit", "difference") or target.position != -1:
             raise ValueError(
-                f"target {self.target!r}: behaviours are read off the last token's logits; write `logit TOKEN` or "
-                "`logit TOKEN vs TOKEN`"
+                f"target {self.target!r}: a behaviour is measured in the logits at the last position; write "
+                "`logit TOKEN` or `logit TOKEN vs TOKEN`"
             )
         return self
 
 
 class Behaviour(Section):
-    """Prompts of one behaviour, and the bases in which is looked for what it depends on: features, heads, neurons."""
+    """A behaviour: prompts and a metric; features, heads and neurons are ablated to find what it depends on."""
 
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
-    """Texts, each with what is read off its prediction."""
+    """Texts, each with its metric."""
     runs: list[str] | None = None
-    """Runs whose features are a basis each, beside heads and neurons; null: the traced transcoders."""
+    """Runs whose features are ablated, in addition to heads and neurons; null: the traced transcoders."""
     ablations: Annotated[list[Literal["zero", "mean"]], Field(min_length=1)] = ["zero"]
-    """What ablated components are set to: zero, or their mean over the prompts."""
+    """Value of ablated components: zero, or their mean over the prompts."""
     measured: NonNegativeInt | None = 100
-    """Components ablated alone, for each prompt and basis: those of the largest attribution; null: all active ones."""
+    """Number of components ablated one by one, per prompt and basis, by attribution; null: all active components."""
     per_source: PositiveInt | None = 64
-    """Tokens on which a feature of resid_mid is ablated to see which features of the MLP change; null: all."""
+    """Number of tokens on which a feature of resid_mid is ablated to measure changes of MLP features; null: all."""
     targets: PositiveInt | None = 32
-    """Features of the MLP listed for each; null: all that change."""
+    """Number of changed MLP features listed per feature; null: all."""
 
 
 T = TypeVar("T", Prompt, Behaviour)
 
 
-def _names(sections: dict[str, T]) -> dict[str, T]:
+def _check_names(sections: dict[str, T]) -> dict[str, T]:
     for name in sections:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in RESERVED:
             raise ValueError(
-                f"{name!r} cannot be a study's name: letters, digits, _, ., -, and not {RESERVED[0]}; rename it"
+                f"{name!r} is no valid name: use letters, digits, _, . and -, and not {RESERVED[0]}; rename it"
             )
     return sections
 
 
 class Circuits(Section):
-    """Circuits through the features of transcoders."""
+    """Attribution graphs through the features of transcoders, behaviours, and analysis of weights."""
 
     run: str | None = None
-    """Transcoders that prompts are traced through; null: the first run of transcoders."""
-    prompts: Annotated[dict[str, Prompt], AfterValidator(_names)] = {}
-    """Prompts by name, each a study of its own."""
-    behaviours: Annotated[dict[str, Behaviour], AfterValidator(_names)] = {}
-    """Behaviours by name, each a study of its own."""
+    """Run of transcoders to trace through; null: the first one."""
+    prompts: Annotated[dict[str, Prompt], AfterValidator(_check_names)] = {}
+    """Prompts by name; each becomes a trace."""
+    behaviours: Annotated[dict[str, Behaviour], AfterValidator(_check_names)] = {}
+    """Behaviours by name."""
     weights: WeightsConfig = WeightsConfig()
-    """What the weights alone say about features."""
+    """Analysis of the weights alone."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Number format of the model and all sums."""
-    node_share: Share = 0.8
-    """Share of the influence that the nodes of a graph hold."""
-    edge_share: Share = 0.98
-    """Share of what goes through them that its edges hold."""
+    """Number format of the model and of all sums."""
+    node_share: Fraction = 0.8
+    """Pruning: fraction of the total influence that the kept nodes have."""
+    edge_share: Fraction = 0.98
+    """Pruning: fraction of the influence between kept nodes that the kept edges have."""
     logits: PositiveInt = 10
-    """Likeliest next tokens explained at most, where the target is `logits`."""
-    probability: Share = 0.95
-    """As many of them as hold so much of the probability."""
+    """Maximum number of likeliest next tokens to explain, for the target `logits`."""
+    probability: Fraction = 0.95
+    """Cumulative probability of the next tokens to explain, for the target `logits`."""
     length: PositiveInt = 5
     """Steps of the longest path."""
     width: PositiveInt = 20
-    """Sources that a path is extended by, and paths kept at each length."""
+    """Beam width: number of sources that extend a path, and of paths kept at each length."""
     seed: NonNegativeInt = 0
-    """Chooses the feature where the target is `random`."""
+    """Seed that chooses the feature, for the target `random`."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> "Circuits":
+    def _names_differ(self) -> "Circuits":
         for name in self.prompts.keys() & self.behaviours.keys():
             raise ValueError(f"{name}: a prompt and a behaviour have this name; rename one")
         return self

@@ -1,4 +1,4 @@
-"""Where the text comes from, and how it is cut into sequences."""
+"""Source of the text, and the length of its sequences."""
 
 from typing import Annotated, Literal
 
@@ -10,75 +10,75 @@ Paths = Annotated[list[ExpandedPath], BeforeValidator(as_list)]
 
 
 class _Corpus(Section):
-    """What every source has."""
+    """Keys of every source."""
 
     context: Annotated[int, Field(ge=2)] = 128
-    """Tokens in a sequence, the BOS in front included."""
+    """Tokens per sequence, including the BOS."""
     tokenizer: ExpandedPath | None = None
-    """Folder or hub name of the tokenizer; null takes the language model's. Where a model is pretrained, chronicle
-    brings its own, and real text needs one."""
+    """Folder or hub name of the tokenizer; null: the language model's. For a model pretrained here, chronicle has its
+    own, and real text requires one."""
     tokenizer_revision: str | None = None
     """Branch, tag or commit of a tokenizer from the hub."""
 
 
 class Chronicle(_Corpus):
-    """The generated corpus: a seeded grammar of short histories whose concepts and entropy are known."""
+    """The generated corpus: a seeded grammar of short histories with known concepts and entropy."""
 
     source: Literal["chronicle"]
-    """Which kind of source this is."""
+    """Kind of source."""
     train_tokens: PositiveInt = 8_000_000
-    """Stop after about this many training tokens (whole sequences)."""
+    """Approximate number of training tokens (complete sequences)."""
     validation_tokens: PositiveInt = 200_000
-    """Stop after about this many held-out tokens (whole sequences)."""
+    """Approximate number of held-out tokens (complete sequences)."""
     concepts: list[str] | None = None
-    """Restrict the concept table to these; null keeps all."""
+    """Concepts to annotate; null: all."""
 
 
 class _Text(_Corpus):
-    """What the two sources of real text share."""
+    """Keys of both sources of real text."""
 
     text: str = "text"
-    """Name of the column (or JSON key) that holds a document's text."""
+    """Column (or JSON key) with the text of a document."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the documents held out, where the source has no validation part of its own."""
+    """Fraction of the documents held out, if the source has no validation split."""
 
 
 class TextFiles(_Text):
-    """Local files: .txt (a document a line, or a file: see `document`), .jsonl or .json, .parquet."""
+    """Local files: .txt (one document per line or per file, see `document`), .jsonl, .json or .parquet."""
 
     source: Literal["files"]
-    """Which kind of source this is."""
+    """Kind of source."""
     train: Paths
     """File or files of training text."""
     validation: Paths | None = None
-    """File or files of held-out text; null holds out `validation_share` of the training documents."""
+    """File or files of held-out text; null: hold out `validation_share` of the training documents."""
     train_tokens: PositiveInt | None = None
-    """Stop after about this many training tokens (whole sequences); null takes all there are."""
+    """Approximate number of training tokens (complete sequences); null: all."""
     validation_tokens: PositiveInt | None = None
-    """Stop after about this many held-out tokens (whole sequences); null takes all there are."""
+    """Approximate number of held-out tokens (complete sequences); null: all."""
     document: Literal["line", "file"] = "line"
-    """What a document is in a .txt file."""
+    """Unit of a document in a .txt file."""
 
 
 class HubDataset(_Text):
-    """A data set of the Hugging Face hub in Parquet form, streamed."""
+    """A data set of the Hugging Face hub in Parquet format, streamed."""
 
     source: Literal["hub"]
-    """Which kind of source this is."""
+    """Kind of source."""
     dataset: ExpandedPath
     """Name on the hub, or a local folder in the hub's layout."""
     subset: str | None = None
-    """The data set's configuration, where it has several."""
+    """Configuration of the data set, if it has several."""
     train_split: str = "train"
-    """Split that training text comes from."""
+    """Split of the training text."""
     validation_split: str | None = None
-    """Split that held-out text comes from; null holds out `validation_share` of the training documents."""
+    """Split of the held-out text; null: hold out `validation_share` of the training documents."""
     revision: str = "main"
-    """Branch, tag or commit; the commit it resolves to is recorded in the results."""
+    """Branch, tag or commit; the resolved commit is recorded in the results."""
     train_tokens: PositiveInt = 60_000_000
-    """Stop after about this many training tokens (whole sequences)."""
+    """Approximate number of training tokens (complete sequences)."""
     validation_tokens: PositiveInt = 1_000_000
-    """Stop after about this many held-out tokens (whole sequences)."""
+    """Approximate number of held-out tokens (complete sequences)."""
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "HubDataset":

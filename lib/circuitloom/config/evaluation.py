@@ -1,4 +1,4 @@
-"""On what, and how, dictionaries are scored."""
+"""How dictionaries are scored on held-out tokens."""
 
 from typing import Annotated, Literal
 
@@ -8,15 +8,15 @@ from .base import Section
 
 
 class Evaluation(Section):
-    """Held-out tokens through the model, with dictionaries in place of MLPs."""
+    """Evaluation on held-out tokens, with dictionaries in place of MLPs."""
 
     tokens: PositiveInt | None = None
-    """Held-out tokens to score on, in whole sequences; null takes all there are."""
+    """Number of held-out tokens, in complete sequences; null: all."""
     batch: PositiveInt = 32
-    """Sequences a forward pass."""
+    """Sequences per forward pass."""
     mask: Literal["bos", "none"] = "bos"
-    """`bos` leaves BOS and position 0 out; `none` counts every position, as Dunefsky et al. 2024 did."""
+    """`bos`: exclude BOS and position 0; `none`: count every position, as Dunefsky et al. (2024) did."""
     together: bool = True
-    """Also replace the MLPs of all layers at once."""
+    """Also score each run with the MLPs of all layers replaced at once."""
     thresholds: Annotated[int, Field(ge=2)] = 256
-    """Candidate thresholds a feature when concepts are scored; 256 find the best F1 to within 3 %."""
+    """Candidate thresholds per feature for concept scores; 256 find the best F1 to within 3 %."""

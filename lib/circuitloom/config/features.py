@@ -1,4 +1,4 @@
-"""What is tabulated about every feature."""
+"""Feature tables: activations, examples, statistics and logit effects."""
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -6,25 +6,25 @@ from .base import Section
 
 
 class Features(Section):
-    """Held-out tokens through model and dictionaries: every activation, and what can be said of each feature."""
+    """Feature tables: all activations on the held-out tokens, and examples, statistics and logit effects."""
 
     tokens: PositiveInt | None = None
-    """Held-out tokens to tabulate, in whole sequences; null takes all there are."""
+    """Number of held-out tokens, in complete sequences; null: all."""
     batch: PositiveInt = 32
-    """Sequences a forward pass."""
+    """Sequences per forward pass."""
     examples: PositiveInt = 20
-    """Largest activations of a feature that are kept with their surroundings."""
+    """Number of maximally activating examples per feature."""
     bands: NonNegativeInt = 5
-    """Bands of equal width, from 0 to the largest activation, from which more examples are taken."""
+    """Number of activation bands of equal width, from 0 to the maximum, with further examples."""
     band_examples: PositiveInt = 5
-    """Examples from each band, evenly spaced over the text."""
+    """Examples per band, evenly spaced over the text."""
     before: NonNegativeInt = 16
-    """Tokens kept before the token of an example."""
+    """Tokens of context before an example's token."""
     after: NonNegativeInt = 8
-    """Tokens kept after it."""
+    """Tokens of context after an example's token."""
     bins: PositiveInt = 20
-    """Bins of the histogram of a feature's activations."""
+    """Bins of the activation histogram per feature."""
     logits: PositiveInt = 10
-    """Tokens kept that a feature raises most, and as many that it lowers most."""
+    """Number of top and of bottom tokens per feature by logit effect."""
     neurons: NonNegativeInt | None = None
-    """Active neurons a token that are tabulated as features: those that write most; null: all."""
+    """Neurons per token that are tabulated as features, by the norm of what they write; null: all active neurons."""

@@ -1,4 +1,4 @@
-"""Which language model is studied: trained here, from a folder, or from the hub."""
+"""The language model: pretrained here, from a folder, or from the hub."""
 
 from typing import Annotated, Literal
 
@@ -8,22 +8,22 @@ from .base import ExpandedPath, Section
 
 
 class Pretrain(Section):
-    """Train a GPT-2-shaped model on the corpus: Muon for the matrices, AdamW for the rest."""
+    """Pretrain a model of GPT-2's architecture on the corpus: Muon for matrices, AdamW for other parameters."""
 
     source: Literal["pretrain"]
-    """Which kind of source this is."""
+    """Kind of source."""
     layers: PositiveInt = 3
     """Number of blocks."""
     d_model: PositiveInt = 128
-    """Residual width, d."""
+    """Width of the residual stream."""
     heads: PositiveInt = 4
-    """Attention heads a block; divides d_model."""
+    """Attention heads per block; divides d_model."""
     d_mlp: PositiveInt | None = None
-    """MLP neurons a block; null is 4 d_model."""
+    """MLP neurons per block; null: 4 d_model."""
     tokens: PositiveInt = 20_000_000
-    """Tokens trained on, over as many epochs as that takes."""
+    """Training tokens; several epochs if the corpus has fewer."""
     batch: PositiveInt = 64
-    """Sequences a step."""
+    """Sequences per training step."""
     learning_rate: PositiveFloat = 0.02
     """Peak learning rate of Muon, for the matrices of the blocks."""
     learning_rate_embedding: PositiveFloat = 0.003
@@ -31,11 +31,11 @@ class Pretrain(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay of the matrices."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of the steps over which the learning rate rises."""
+    """Fraction of the steps during which the learning rate rises linearly."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Share of the steps, the last, over which the learning rate falls linearly to zero."""
+    """Fraction of the steps, at the end, during which the learning rate falls linearly to zero."""
     checkpoint_every: PositiveInt = 500
-    """Steps between checkpoints, from which a killed run resumes."""
+    """Steps between checkpoints; a killed run resumes from the last one."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "Pretrain":
@@ -47,52 +47,52 @@ class Pretrain(Section):
 
 
 class ModelFolder(Section):
-    """A folder in the Hugging Face layout."""
+    """A model in a folder in the Hugging Face layout."""
 
     source: Literal["path"]
-    """Which kind of source this is."""
+    """Kind of source."""
     path: ExpandedPath
-    """The folder, with config.json and weights."""
+    """Folder with config.json and weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format the model runs in."""
+    """Number format of the model's weights and activations."""
 
 
 class ModelSizes(Section):
-    """The sizes of a model, as its config.json would state them: a plan then needs nothing of the hub."""
+    """Sizes of a model, as in its config.json: with them, `snakemake plan` does not need the hub."""
 
     layers: PositiveInt
     """Number of blocks."""
     d_model: PositiveInt
-    """Residual width."""
+    """Width of the residual stream."""
     d_mlp: PositiveInt
-    """MLP neurons a block."""
+    """MLP neurons per block."""
     heads: PositiveInt
-    """Attention heads a block."""
+    """Attention heads per block."""
     key_value_heads: NonNegativeInt = 0
-    """Heads of keys and values, where queries share them; 0: as many as heads."""
+    """Number of key-value heads (grouped-query attention); 0: the same as heads."""
     context: PositiveInt
     """Longest sequence, in tokens."""
     vocabulary: PositiveInt
-    """Number of tokens."""
+    """Number of tokens in the vocabulary."""
     gated: bool = False
-    """The MLP has a gate: three matrices, not two."""
+    """The MLP is gated (SwiGLU and similar): three matrices instead of two."""
     parallel: bool = False
-    """Attention and MLP read the same residual stream."""
+    """Attention and MLP run in parallel on the same residual stream."""
 
 
 class HubModel(Section):
-    """A model of the Hugging Face hub; repositories in TransformerLens' legacy format included."""
+    """A model of the Hugging Face hub, also in TransformerLens' legacy format."""
 
     source: Literal["hub"]
-    """Which kind of source this is."""
+    """Kind of source."""
     name: str
     """Name on the hub, such as `gpt2` or `NeelNanda/GELU_1L512W_C4_Code`."""
     revision: str = "main"
-    """Branch, tag or commit; the commit it resolves to is recorded in the results."""
+    """Branch, tag or commit; the resolved commit is recorded in the results."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format the model runs in."""
+    """Number format of the model's weights and activations."""
     shape: ModelSizes | None = None
-    """The model's sizes; null reads them from the hub. Stated ones are checked against the model's once it is there."""
+    """Sizes of the model; null: read from the hub. They are compared with the model when it is installed."""
 
 
 LanguageModel = Annotated[Pretrain | ModelFolder | HubModel, Field(discriminator="source")]

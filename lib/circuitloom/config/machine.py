@@ -1,4 +1,4 @@
-"""The machine that a plan is made for, where it is not the one at hand."""
+"""The machine that `snakemake plan` plans for."""
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -6,36 +6,36 @@ from .base import Section
 
 
 class Machine(Section):
-    """Nodes with GPUs, as their data sheets have them. `snakemake plan` plans for it instead of measuring the machine
-    it runs on; nothing else reads it."""
+    """Nodes with GPUs, with the numbers of their data sheets. `snakemake plan` uses them instead of measuring the
+    machine that it runs on; nothing else reads them."""
 
     name: str
-    """What it is, in a few words."""
+    """Short description."""
     nodes: PositiveInt = 1
     """Number of nodes."""
     gpus: PositiveInt
-    """GPUs a node."""
+    """GPUs per node."""
     gpu_memory: PositiveFloat
-    """Bytes of one GPU's memory."""
+    """Memory per GPU, in bytes."""
     gpu_operations: PositiveFloat
-    """Operations a second of one GPU's matrix products in bfloat16 or float16, without sparsity."""
+    """FLOP/s of one GPU's matrix products in bfloat16 or float16, without sparsity."""
     gpu_operations_float32: PositiveFloat
-    """Operations a second of one GPU in float32, without TF32."""
+    """FLOP/s of one GPU in float32, without TF32."""
     gpu_bandwidth: PositiveFloat
-    """Bytes a second of one GPU's memory."""
+    """Memory bandwidth of one GPU, in bytes per second."""
     gpu_link: PositiveFloat
-    """Bytes a second, one way, from one GPU to the others of its node."""
+    """Bandwidth from one GPU to the others of its node, one way, in bytes per second."""
     cores: PositiveInt
-    """Processor cores a node."""
+    """CPU cores per node."""
     memory: PositiveFloat
-    """Bytes of a node's memory."""
+    """Memory per node, in bytes."""
     disk: PositiveFloat
-    """Bytes of disk that results may take; shared by all nodes."""
+    """Disk space for results, shared by all nodes, in bytes."""
     disk_write: PositiveFloat
-    """Bytes a second that the disk takes from all nodes together."""
+    """Write bandwidth of the disk for all nodes together, in bytes per second."""
     disk_read: PositiveFloat
-    """Bytes a second that the disk gives to all nodes together."""
+    """Read bandwidth of the disk for all nodes together, in bytes per second."""
     network: PositiveFloat
-    """Bytes a second, one way, from one node to the others."""
+    """Bandwidth from one node to the others, one way, in bytes per second."""
     download: PositiveFloat = 125e6
-    """Bytes a second from outside."""
+    """Download bandwidth, in bytes per second."""

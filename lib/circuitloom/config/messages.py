@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a config, as one line that names the key and the remedy."""
+"""Errors of a config as one line that names the key and the remedy."""
 
 import difflib
 import re
@@ -9,15 +9,15 @@ from pydantic import TypeAdapter, ValidationError
 from .base import Section
 from .cases import KINDS
 
-# a union's tag stands in the location but is no key of the config
+# tags of unions are in pydantic's locations, but are not keys of the config
 _TAGS = {"chronicle", "files", "hub", "pretrain", "path", *KINDS}
 
 
 def one_line(model: type[Section], error: ValidationError, where: str) -> str:
-    """The first of a validation's errors, as the path of the key below `where`, what is wrong and what to do."""
+    """The first of pydantic's errors in one line: the path of the key under `where`, the error and the remedy."""
     first = _nearest(error.errors(include_url=False))
     context = first.get("ctx", {})
-    # after the section's name, or after the case study's
+    # index of the tag: after the section's name, or after the case study's name
     tag = 2 if first["loc"][:1] == ("cases",) else 1
     location = [str(part) for i, part in enumerate(first["loc"]) if not (i == tag and part in _TAGS)]
     key = ".".join(([where] if where else []) + [part for part in location if "[" not in part])
@@ -25,12 +25,12 @@ def one_line(model: type[Section], error: ValidationError, where: str) -> str:
         case "extra_forbidden":
             return unknown_key(model, key)
         case "missing":
-            return f"{key}: missing; set it (config/README.md says what it means)"
+            return f"{key}: missing; set it (config/README.md describes it)"
         case "value_error":
             text = str(context["error"])
             return f"{key}: {text}" if key and not text.startswith(key.split(".")[0]) else text
         case "union_tag_not_found":
-            return f"{key}.{_discriminator(context)}: missing; config/README.md lists what it may be"
+            return f"{key}.{_discriminator(context)}: missing; config/README.md lists its values"
         case "union_tag_invalid":
             name = _discriminator(context)
             return f"{key}.{name}: {context['tag']!r} is no {name}; choose from {context['expected_tags']}"
@@ -39,12 +39,12 @@ def one_line(model: type[Section], error: ValidationError, where: str) -> str:
 
 
 def _discriminator(context: dict[str, Any]) -> str:
-    """The key that says which member of a union a section is."""
+    """The key that selects a member of a union, such as `source`."""
     return context["discriminator"].strip("'")
 
 
 def unknown_key(model: type[Section], key: str) -> str:
-    """That `key`, a path whose last part no section of `model` has, is misspelt; and what may have been meant."""
+    """Message for an unknown key, with the most similar known key of `model`'s sections."""
     near = difflib.get_close_matches(key.rpartition(".")[2], _known_keys(model), n=1, cutoff=0.5)
     return f"{key}: unknown key; " + (
         f"did you mean {near[0]}?" if near else "config/README.md lists the keys"
@@ -52,7 +52,7 @@ def unknown_key(model: type[Section], key: str) -> str:
 
 
 def _nearest(errors: list[Any]) -> Any:
-    """The first error; where it is of a union, that of the member which the value comes nearest to."""
+    """The first error; for a union, the error of the member that fits the value best."""
     *path, member = errors[0]["loc"] or [""]
     if "[" not in str(member):
         return errors[0]
@@ -64,6 +64,6 @@ def _nearest(errors: list[Any]) -> Any:
 
 
 def _known_keys(model: type[Section]) -> list[str]:
-    """Every key that the sections of `model` know."""
+    """All keys of a model and its sections."""
     keys = set(re.findall(r'"(\w+)": \{', str(TypeAdapter(model).json_schema()).replace("'", '"')))
     return sorted(keys | set(model.model_fields))

@@ -1,4 +1,4 @@
-"""The shape of a language model, read from its config before any weight is loaded."""
+"""Sizes of a language model, read from its config without loading weights."""
 
 import json
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from . import language_model
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the size of every array in a study follows from."""
+    """Sizes of a language model; they determine the size of every array in a study."""
 
     layers: int
     d_model: int
-    """Residual width, d."""
+    """Width of the residual stream."""
     d_mlp: int
-    """MLP neurons a block."""
+    """MLP neurons per block."""
     heads: int
     context: int
     """Longest sequence, in tokens."""
     vocabulary: int
-    """Number of tokens; 0 where the corpus decides."""
+    """Number of tokens in the vocabulary; 0: that of the corpus' tokenizer."""
     gated: bool = False
-    """The MLP has a gate (SwiGLU and its kin): three matrices, not two."""
+    """The MLP is gated (SwiGLU and similar): three matrices instead of two."""
     parallel: bool = False
-    """Attention and MLP read the same residual stream: there is no `resid_mid`."""
+    """Attention and MLP run in parallel on the same residual stream; there is no `resid_mid`."""
     key_value_heads: int = 0
-    """Heads of keys and values, where queries share them; 0: as many as heads."""
+    """Number of key-value heads (grouped-query attention); 0: the same as heads."""
     tokenizer: str | None = None
-    """Hub name of the model's tokenizer, where its config names one (TransformerLens' legacy format)."""
+    """Hub name of the tokenizer, if the model's config names one (TransformerLens' legacy format)."""
 
 
 _NAMES = {
@@ -43,10 +43,7 @@ _NAMES = {
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
-    """The shape that a model's config.json states, under whichever of the usual names.
-
-    Raises ValueError where a size is not to be found.
-    """
+    """Sizes in a model's config.json, under any of their usual names. Raises ValueError if one is missing."""
     sizes = {}
     for field, names in _NAMES.items():
         value = next((config[name] for name in names if config.get(name)), None)
@@ -54,7 +51,7 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
             value = 4 * sizes["d_model"]
         if value is None:
             raise ValueError(
-                f"config.json states no {field} (looked for {', '.join(names)}); is it a language model's?"
+                f"config.json has no {field} (looked for {', '.join(names)}); is it a language model's?"
             )
         sizes[field] = int(value)
     gated = config.get("hidden_act") in ("silu", "swish") or bool(config.get("gated_mlp"))
@@ -67,10 +64,7 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
 
 
 def read_shape(config: language_model.LanguageModel, context: int) -> ModelShape:
-    """The shape of the model that a config asks for.
-
-    Raises ValueError, naming the key and the remedy, where the folder or the hub has no such model.
-    """
+    """Sizes of the configured model. Raises ValueError, with key and remedy, if the folder or the hub lacks it."""
     if isinstance(config, language_model.HubModel) and config.shape is not None:
         return ModelShape(**config.shape.model_dump())
     if isinstance(config, language_model.Pretrain):
@@ -90,22 +84,19 @@ def read_shape(config: language_model.LanguageModel, context: int) -> ModelShape
         raise ValueError(f"language_model: {file}: {error}") from error
 
 
-def check_shape(stated: language_model.ModelSizes, config: dict[str, Any]) -> None:
-    """ValueError where a model's config.json states another size than the study does."""
+def check_shape(configured: language_model.ModelSizes, config: dict[str, Any]) -> None:
+    """Raise ValueError if a model's config.json has other sizes than the study's config."""
     found = shape_of(config)
-    for name, size in stated.model_dump().items():
+    for name, size in configured.model_dump().items():
         if size != getattr(found, name):
             raise ValueError(
-                f"language_model.shape.{name}: {size}, and the model's is {getattr(found, name)}; correct it, or leave "
-                "the shape out"
+                f"language_model.shape.{name}: {size}, but the model has {getattr(found, name)}; correct it, or remove "
+                "the shape"
             )
 
 
 def hub_file(name: str, file: str, revision: str) -> Path:
-    """A file of a hub repository, from the cache or the network.
-
-    Raises ValueError, with the remedy, where neither has it.
-    """
+    """A file of a hub repository, from cache or network. Raises ValueError, with the remedy, if neither has it."""
     import httpx2
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -115,7 +106,7 @@ def hub_file(name: str, file: str, revision: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise ValueError(
             f"language_model.name: {name} (revision {revision}) is not in the hub's cache and the hub is out of reach; "
-            "set HF_HUB_OFFLINE=0 to download it, or HF_HOME to where it lies"
+            "set HF_HUB_OFFLINE=0 to download it, or set HF_HOME to the folder of the cache"
         ) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The whole config of a study: its sections, what they must agree on, and one clear line where they do not."""
+"""The config of a study: its sections, and checks across sections."""
 
 import re
 from functools import cached_property
@@ -25,38 +25,38 @@ M = TypeVar("M", bound=Section)
 
 
 class Study(Section):
-    """One study: from which text, through which model, to which dictionaries."""
+    """The config of one study."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the folder under results/."""
     seed: NonNegativeInt = 0
     """Seed of the generated corpus, the model's initial weights and the order of the activations."""
     corpus: Corpus
-    """Where the text comes from; which keys it has depends on its `source`."""
+    """Source of the text; its keys depend on `source`."""
     language_model: LanguageModel
-    """Which model is studied; which keys it has depends on its `source`."""
+    """The language model; its keys depend on `source`."""
     activations: Activations = Activations()
-    """Which activations are cached."""
+    """The activation cache."""
     training: dict[str, Any] = {}
-    """Keys of a run that hold for all runs; a sweep's own keys come first."""
+    """Keys of all runs; a sweep's own keys override them."""
     dictionaries: dict[str, dict[str, Any]] = {}
-    """Sweeps by name; a list as a key's value makes one run of each element."""
+    """Sweeps by name; a list as the value of a key makes one run per element."""
     evaluation: Evaluation = Evaluation()
-    """On what, and how, dictionaries are scored."""
+    """How dictionaries are scored."""
     features: Features = Features()
-    """What is tabulated about every feature."""
+    """Feature tables."""
     circuits: Circuits = Circuits()
-    """Which prompts are traced."""
+    """Traced prompts, behaviours and analysis of weights."""
     cases: Cases = {}
-    """Case studies by name; or the path of a file of them, or a list of paths, of which later ones add to the cases of
-    earlier ones, key by key."""
+    """Case studies by name; or the path of a YAML file with case studies, or a list of paths. Later files override the
+    keys of earlier ones."""
     machine: Machine | None = None
-    """The machine that a plan is made for; null: the one that makes the plan, measured."""
+    """Machine that `snakemake plan` plans for; null: this machine, measured."""
     resources: Resources = Resources()
-    """What jobs ask for where an executor (Slurm, Kubernetes) places them; results depend on it in last bits only."""
+    """What jobs request from a cluster (Slurm, Kubernetes); only the last bits of results depend on it."""
 
     @model_validator(mode="after")
-    def _agree(self) -> "Study":
+    def _sections_agree(self) -> "Study":
         shape = self.shape
         if self.corpus.context > shape.context:
             raise ValueError(
@@ -80,13 +80,13 @@ class Study(Section):
             raise ValueError(
                 "activations.sites: mlp_out is recomputed from mlp_in; add mlp_in, or mlp_out itself"
             )
-        self._trace_transcoders()
+        self._check_circuits()
         for name in self.cases:
             self._check_case(name)
         return self
 
     def _check_sweep(self, sweep: str) -> None:
-        """A sweep's runs read what is stored, in the same batches; or come from files that are there."""
+        """Runs of a sweep read cached sites with the same batch size; files of imported runs exist."""
         key, runs = f"dictionaries.{sweep}", self.sweeps[sweep]
         for run in runs:
             files = [Path(run.file(layer)) for layer in self.layers] if run.imported else []
@@ -98,19 +98,19 @@ class Study(Section):
                 )
             if not run.imported and run.site_in != "mlp_out" and run.site_in not in self.activations.sites:
                 raise ValueError(
-                    f"{key}: reads {run.site_in}, which is not stored; add it to activations.sites"
+                    f"{key}: reads {run.site_in}, which is not cached; add it to activations.sites"
                 )
         if len({run.batch for run in runs}) > 1:
             raise ValueError(
-                f"{key}: runs of a sweep read the same batches; give each `batch` a sweep of its own"
+                f"{key}: runs of a sweep read the same batches; use one sweep per value of `batch`"
             )
 
-    def _trace_transcoders(self) -> None:
-        """Circuits go through runs of transcoders that are there."""
+    def _check_circuits(self) -> None:
+        """Runs named under `circuits` exist, and prompts are traced through transcoders."""
         named = {f"circuits.prompts.{name}.run": prompt.run for name, prompt in self.circuits.prompts.items()}
         for key, run in {"circuits.run": self.circuits.run, **named}.items():
             if run is not None and run not in self.transcoders:
-                known = ", ".join(self.transcoders) or "none: add a sweep of them"
+                known = ", ".join(self.transcoders) or "none: add a sweep of transcoders"
                 raise ValueError(f"{key}: {run} is no run of transcoders; choose from {known}")
         for name, behaviour in self.circuits.behaviours.items():
             for run in behaviour.runs or []:
@@ -121,27 +121,27 @@ class Study(Section):
                     )
         if self.circuits.prompts and not self.transcoders:
             raise ValueError(
-                "circuits.prompts: circuits go through transcoders; add a sweep of them to dictionaries"
+                "circuits.prompts: prompts are traced through transcoders; add a sweep of transcoders to dictionaries"
             )
 
     def _check_case(self, name: str) -> None:
-        """A case study goes through transcoders that are there, and beside runs that are."""
+        """Runs named in a case study exist, and its first run is of transcoders."""
         if self.cases[name].generated and self.corpus.source != "chronicle":
             raise ValueError(
                 f"cases.{name}: only the generated corpus has planted concepts; set corpus.source to chronicle, or "
-                "take the case out"
+                "remove the case study"
             )
         run, *others = self.case_runs(name)
-        known = ", ".join(self.transcoders) or "none: add a sweep of them"
+        known = ", ".join(self.transcoders) or "none: add a sweep of transcoders"
         if not run or run not in self.transcoders:
-            missing = f"{run} is no run of transcoders" if run else "case studies go through transcoders"
+            missing = f"{run} is no run of transcoders" if run else "a case study needs transcoders"
             raise ValueError(f"cases.{name}.run: {missing}; choose from {known}")
         for other in others:
             if other not in self.runs:
                 raise ValueError(f"cases.{name}: there is no run {other}; choose from {', '.join(self.runs)}")
 
     def case_runs(self, name: str) -> list[str]:
-        """The runs that a case study reads: the transcoders that it goes through first ("" where there are none)."""
+        """Runs that a case study reads; the first is its run of transcoders ("" if the study has none)."""
         case = self.cases[name]
         return list(dict.fromkeys([case.run or self.traced_run or "", *case.runs_named]))
 
@@ -152,20 +152,20 @@ class Study(Section):
 
     @cached_property
     def layers(self) -> list[int]:
-        """Layers that are cached and studied, in order."""
+        """Layers that are cached and have dictionaries, in order."""
         layers = self.activations.layers
         return list(range(self.shape.layers)) if layers == "all" else sorted(set(layers))
 
     @property
     def sites(self) -> set[str]:
-        """Sites that are stored, or read where a run is trained."""
+        """Sites that are cached, or read in training."""
         trained = [run for run in self.runs.values() if not run.imported]
         return set(self.activations.sites) | {s for run in trained for s in (run.site_in, run.site_out)}
 
     @cached_property
     def sweeps(self) -> dict[str, list[Run]]:
-        """The runs of each sweep, lists expanded, each with its name."""
-        usual = self._usual()
+        """Runs of each sweep, with lists expanded and names set."""
+        shared = self._shared_keys()
         names: dict[str, str] = {}
         sweeps: dict[str, list[Run]] = {}
         for sweep, keys in self.dictionaries.items():
@@ -177,10 +177,10 @@ class Study(Section):
             sweeps[sweep] = []
             for each in expand_sweep(self.training, keys):
                 run = _validate(Run, each, f"dictionaries.{sweep}")
-                run = run.model_copy(update={"name": run.name or run_name(run, usual)})
+                run = run.model_copy(update={"name": run.name or run_name(run, shared)})
                 if sweeps[sweep] and run.imported != sweeps[sweep][0].imported:
                     raise ValueError(
-                        f"dictionaries.{sweep}: some runs have `files` and some are trained; give each kind a sweep"
+                        f"dictionaries.{sweep}: some runs have `files` and some are trained; use one sweep for each"
                     )
                 if run.name in names:
                     raise ValueError(
@@ -191,10 +191,10 @@ class Study(Section):
                 sweeps[sweep].append(run)
         return sweeps
 
-    def _usual(self) -> dict[str, Any]:
-        """The keys of `training` that have one value, as runs hold them; ValueError where one is wrong by itself."""
+    def _shared_keys(self) -> dict[str, Any]:
+        """Validated keys of `training` that are not lists. Raises ValueError if a key or value is invalid."""
         _refuse_empty_lists("training", self.training)
-        usual = {}
+        shared = {}
         for key, value in self.training.items():
             if key not in Run.model_fields:
                 raise ValueError(unknown_key(Run, f"training.{key}"))
@@ -203,8 +203,8 @@ class Study(Section):
             except ValidationError as error:
                 raise ValueError(one_line(Run, error, f"training.{key}")) from None
             if not isinstance(value, list):
-                usual[key] = values[0]
-        return usual
+                shared[key] = values[0]
+        return shared
 
     @property
     def transcoders(self) -> list[str]:
@@ -213,7 +213,7 @@ class Study(Section):
 
     @property
     def traced_run(self) -> str | None:
-        """The transcoders that prompts are traced through, where they do not say so themselves."""
+        """Run of transcoders for prompts that name none."""
         return self.circuits.run or next(iter(self.transcoders), None)
 
     @property
@@ -223,12 +223,9 @@ class Study(Section):
 
 
 def load_study(config: dict[str, Any]) -> Study:
-    """The validated study of a config.
-
-    Raises ValueError with one line that names the key and the remedy.
-    """
+    """Validate a config. Raises ValueError with one line that names the key and the remedy."""
     if "profile" in config and "name" not in config:
-        raise ValueError("profile: this key is called name now; rename it")
+        raise ValueError("profile: this key is now called name; rename it")
     return _validate(Study, config, "")
 
 
@@ -242,4 +239,4 @@ def _validate(model: type[M], keys: dict[str, Any], where: str) -> M:
 def _refuse_empty_lists(where: str, keys: dict[str, Any]) -> None:
     for key, value in keys.items():
         if value == []:
-            raise ValueError(f"{where}.{key}: an empty list makes no run; give it a value, or leave it out")
+            raise ValueError(f"{where}.{key}: an empty list makes no run; give it a value, or remove it")

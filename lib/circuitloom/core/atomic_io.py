@@ -22,7 +22,7 @@ def fingerprint(**parts: Any) -> str:
 
 @contextmanager
 def partial_folder(output: Path, digest: str) -> Iterator[Path]:
-    """The locked folder `output`.partial, empty unless an earlier process left files with the same fingerprint `digest`.
+    """The locked folder `output`.partial, empty unless an earlier process left files with the fingerprint `digest`.
 
     Raises ValueError if another process holds the lock.
     """
