@@ -38,7 +38,7 @@ def test_metrics_are_those_of_the_targets(tmp_path):
 
 def test_a_target_that_is_no_logit_of_the_next_token_is_refused():
     for target in ("logits", "feature 1/2", "random", "logit w9 @2"):
-        with pytest.raises(ValueError, match="read off the last token's logits"):
+        with pytest.raises(ValueError, match="measured in the logits at the last position"):
             BehaviourPrompt(text="w9", target=target)
 
 

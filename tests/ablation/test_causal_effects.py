@@ -42,7 +42,7 @@ def make_basis(model, name):
 @pytest.mark.parametrize("each_position", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_effects_are_those_of_hooks_written_by_hand(architecture, each_position, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "AT_ONCE", 40 * len(INSIDE) * 7)
+    monkeypatch.setattr(ablation, "CHUNK_ELEMENTS", 40 * len(INSIDE) * 7)
     model = load_tiny(architecture, tmp_path)
     prompt, saes = make_prompt(), make_saes(model)
     basis = feature_basis("run", saes)

@@ -17,7 +17,7 @@ from circuitloom.ablation.metrics import kl_divergence, last_logits
 @pytest.mark.parametrize("name", ["features", "heads", "neurons"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_kept_recovers_nothing_and_everything_all(architecture, name, kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "AT_ONCE", 64 * len(INSIDE) * 5)
+    monkeypatch.setattr(ablation, "CHUNK_ELEMENTS", 64 * len(INSIDE) * 5)
     model = load_tiny(architecture, tmp_path)
     make = {"heads": head_basis, "neurons": neuron_basis}
     basis = make[name](model) if name in make else feature_basis("run", make_saes(model))

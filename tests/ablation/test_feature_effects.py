@@ -44,7 +44,7 @@ def test_effects_are_those_of_a_double_loop(inputs, site, monkeypatch):
     model, source, target, stream = inputs
     if site == "mlp_in":
         target = make_dictionaries(model)[LAYER]
-    monkeypatch.setattr(module, "AT_ONCE", 40 * 13)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 40 * 13)
     found = gathered(model, source, target, stream)
     norm = model.block(LAYER).get_submodule(model.anatomy.norm_mlp)
 

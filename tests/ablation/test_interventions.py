@@ -32,7 +32,7 @@ def test_the_frozen_model_run_forward_gives_what_the_model_gives(architecture, k
     targets = all_targets(local)
     start = local.captured.layers[0].resid_pre
     held = torch.cat(run_frozen(local, {}, start[None], targets), 1)
-    free = torch.cat(run_free(model, local, 1, {}, {}, targets), 1)
+    free = torch.cat(run_free(model, local, 1, {}, targets), 1)
     torch.testing.assert_close(held, free, atol=1e-6, rtol=0)
 
 

@@ -1,5 +1,4 @@
-"""A behaviour studied in several bases: which components matter, and how many of them it takes. A behaviour of the
-config, from its texts to its tables."""
+"""A behaviour's tables: causal effects of components, faithfulness curves, and effects of features on features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,24 +32,24 @@ from .metrics import Metric, PromptMetric, logit, logit_difference, make_prompt_
 Runs = Mapping[str, Mapping[int, Dictionary]]
 """Run to layer to dictionary."""
 Batches = Sequence[tuple[Tensor, Tensor]]
-"""Tokens [sequence, position] and which of them count, batches being of different lengths where need be."""
+"""Tokens and a mask of the positions to measure, [sequence, position] each; lengths may differ between batches."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a behaviour is measured."""
+    """Limits on what is measured of a behaviour."""
 
     measured: int | None = None
-    """Components that are ablated alone, for each prompt and basis: those of the largest attribution; None for all
-    active ones. With 0 the curves are ranked by attribution alone."""
+    """Components ablated one by one, per prompt and basis, by attribution; None for all active components, 0 for none
+    (curves are then ranked by attribution only)."""
     each_position: bool = False
-    """Ablate components, besides at all positions at once, at each by itself; as many again."""
+    """Also ablate each component at each position separately."""
     per_octave: int = 2
-    """Numbers of kept components that are tried for each doubling."""
+    """Points of a faithfulness curve per doubling of the number of components."""
     per_source: int | None = 64
     """Tokens on which a feature of resid_mid is ablated; None for all on which it fires."""
     targets: int | None = 32
-    """Features of the MLP that are listed for each; None for all that change."""
+    """Changed MLP features listed per ablated feature; None for all."""
 
 
 def default_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
@@ -71,11 +70,11 @@ def component_tables(
     ablations: Sequence[AblationKind] = ("zero", "mean"),
     bases: Sequence[Basis] | None = None,
 ) -> dict[str, pa.Table]:
-    """The tables `causal`, `faithfulness` and `feature_effect` of some prompts, by name.
+    """The tables `causal`, `faithfulness` and `feature_effect`, by name; `bases` are by default `default_bases`.
 
-    Bases are by default `standard_bases`. Features are tabled against features where runs have an SAE on resid_mid
-    and a dictionary of mlp_out in a layer, on the prompts' own tokens. Raises ValueError where a run's features cannot
-    be ablated in the model, or prompts differ and an ablation is a mean at each position.
+    Effects of features on features are measured on the prompts' tokens, in layers with both an SAE on resid_mid and a
+    dictionary that writes mlp_out. Raises ValueError if a run's features cannot be ablated in the model, or if prompts
+    differ in length and an ablation takes means per position.
     """
     causal, faithfulness = [], []
     bases = default_bases(model, runs) if bases is None else bases
@@ -120,9 +119,9 @@ def feature_effect_table(
     batches: Batches,
     budget: Budget,
 ) -> pa.Table:
-    """The table `feature_effect`: of every layer, SAE on resid_mid and dictionary of mlp_out.
+    """The table `feature_effect` of all layers with an SAE on resid_mid and a dictionary that writes mlp_out.
 
-    `batches` are held-out sequences and their scored positions, or prompts.
+    `batches` has held-out sequences with their scored positions, or prompts.
     """
     tables = []
     for source_run, sources in runs.items():
@@ -146,7 +145,7 @@ def feature_effect_table(
 
 
 def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEffects]) -> list[pa.Table]:
-    """Rows of `causal`, a table for each prompt."""
+    """Rows of `causal`, one table per prompt."""
     tables = []
     for prompt, each in enumerate(effects):
         part, number = (column.cpu().numpy() for column in basis.locate(each.component))
@@ -171,7 +170,7 @@ def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEf
 def faithfulness_rows(
     names: dict[str, Any], n_components: int, curve: FaithfulnessCurve
 ) -> list[dict[str, Any]]:
-    """Rows of `faithfulness`, an entry a k; `names` are the behaviour, basis, ablation and ranking."""
+    """Rows of `faithfulness`, one per k; `names` has the behaviour, basis, ablation and ranking."""
     columns = {
         "n_kept": curve.n_kept,
         "metric_kept": curve.kept.double().mean(0),
@@ -211,7 +210,7 @@ def _effect_rows(names: dict[str, Any], effects: FeatureEffects) -> pa.Table:
 
 
 def _table(table: Table, columns: Mapping[str, Any], n: int) -> pa.Table:
-    """n rows; a column that is one value has it in all."""
+    """A table of n rows; scalars are repeated."""
     arrays = {}
     for name, (kind, _) in table.columns.items():
         value = columns[name]
@@ -228,10 +227,10 @@ def _concat(table: Table, parts: Sequence[pa.Table]) -> pa.Table:
 def behaviour_tables(
     name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
 ) -> dict[str, pa.Table]:
-    """The tables `causal`, `faithfulness` and `feature_effect` of a behaviour, by name.
+    """The tables `causal`, `faithfulness` and `feature_effect` of a behaviour from the config, by name.
 
-    Bases are the features of each run (run to layer to dictionary), the heads and the neurons; `context` is the
-    longest prompt, in tokens. Raises ValueError where a text or a token cannot be read.
+    Bases are the features of each run, the heads and the neurons; `context` is the maximal length of a prompt in tokens.
+    Raises ValueError for a prompt that is too long or a target token that is not one token.
     """
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
@@ -242,9 +241,9 @@ def behaviour_tables(
 
 
 def parse_metric(target: str, strings: list[str]) -> Metric:
-    """What `logit TOKEN` or `logit TOKEN vs TOKEN` asks of logits; ValueError where a token is none."""
-    wanted = parse_target(target)
-    token = find_token(wanted.token, strings)
-    return (
-        logit(token) if not wanted.against else logit_difference(token, find_token(wanted.against, strings))
-    )
+    """Metric of `logit TOKEN` or `logit TOKEN vs TOKEN`; ValueError if the tokenizer has no such token."""
+    parsed = parse_target(target)
+    token = find_token(parsed.token, strings)
+    if not parsed.against:
+        return logit(token)
+    return logit_difference(token, find_token(parsed.against, strings))

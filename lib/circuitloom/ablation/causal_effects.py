@@ -1,5 +1,4 @@
-"""Passes of a prompt with components ablated: what they are set to, and what becomes of the prediction. What each
-component alone does to a prediction: to first order, and measured by ablating it."""
+"""Causal effects of components on a metric: first-order estimates from gradients, and measured by ablation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,20 +14,19 @@ from ..language_model.model import LanguageModel
 from .components import Ablation, Basis, Part, ReplacementValues
 from .metrics import PromptMetric, kl_divergence, last_logits
 
-AT_ONCE = 2**24
-"""Numbers (pass, position, value) of one part of a basis held at once."""
+CHUNK_ELEMENTS = 2**24
+"""Elements of the largest tensor (pass, position, value) of a chunk of passes."""
 
 AblationKind = Literal["zero", "mean", "position_mean"]
-"""What ablated components are set to: zero; their mean over all positions of a set of prompts at which components may
-be ablated; their mean over the prompts at each position."""
+"""Value of ablated components: zero, the mean over prompts and positions, or the mean over prompts per position."""
 
 
 class AblatedMetrics(NamedTuple):
-    """What passes predict."""
+    """Metric and KL divergence of passes with ablations."""
 
     metric: Float[Tensor, " pass"]
     kl: Float[Tensor, " pass"]
-    """KL from the prediction that they are compared with, nats."""
+    """KL(reference || pass), nats."""
 
 
 @torch.inference_mode()
@@ -40,7 +38,7 @@ def ablated_metrics(
     replacement: ReplacementValues,
     reference: Float[Tensor, " vocabulary"],
 ) -> AblatedMetrics:
-    """The metric on passes with components ablated, one chunk of them an `Ablation`; `reference` is for KL."""
+    """Metric and KL of all passes of `ablations`, each a chunk of passes; `reference` has the logits for the KL."""
     metric, kl = [reference.new_zeros(0)], [reference.new_zeros(0)]
     for logits in ablated_logits(model, basis, prompt, ablations, replacement):
         metric.append(prompt.metric(logits))
@@ -55,7 +53,7 @@ def ablated_logits(
     ablations: Iterable[Ablation],
     replacement: ReplacementValues,
 ) -> Iterator[Float[Tensor, "pass vocabulary"]]:
-    """Logits behind the prompt with components ablated, chunk by chunk."""
+    """Logits at the last position with components ablated, one tensor per chunk of passes."""
     where = prompt.where.to(model.device)
     for ablated, at in ablations:
         ablation = Ablation(ablated.to(model.device), at.to(model.device))
@@ -66,7 +64,7 @@ def ablated_logits(
 
 @torch.inference_mode()
 def original_logits(model: LanguageModel, prompt: PromptMetric) -> Float[Tensor, " vocabulary"]:
-    """Logits behind the prompt with nothing ablated."""
+    """Logits of the unmodified model at the last position."""
     return last_logits(model, prompt.token[None])[0]
 
 
@@ -74,7 +72,7 @@ def original_logits(model: LanguageModel, prompt: PromptMetric) -> Float[Tensor,
 def unablated_logits(
     model: LanguageModel, basis: Basis, prompt: PromptMetric
 ) -> Float[Tensor, " vocabulary"]:
-    """Logits with every component in place: the untouched model's, but for errors that the basis leaves out."""
+    """Logits with no component ablated; they differ from `original_logits` if the basis omits dictionary errors."""
     where = prompt.where.to(model.device)
     none = torch.zeros(1, len(basis), dtype=torch.bool, device=model.device)
     with basis.ablating(model, Ablation(none, where[None]), where, [None] * len(basis.parts)):
@@ -82,13 +80,13 @@ def unablated_logits(
 
 
 def passes_per_chunk(basis: Basis, prompt: PromptMetric, vocabulary: int) -> int:
-    """How many passes a chunk may have."""
+    """Number of passes that fit into `CHUNK_ELEMENTS`."""
     widest = max(part.width * part.size for part in basis.parts)
-    return max(1, AT_ONCE // max(len(prompt) * widest, vocabulary, len(basis)))
+    return max(1, CHUNK_ELEMENTS // max(len(prompt) * widest, vocabulary, len(basis)))
 
 
 def chunks(total: int, size: int) -> Iterator[Int[Tensor, " pass"]]:
-    """Numbers of passes, `size` at a time."""
+    """Indices of `total` passes in chunks of `size`."""
     return iter(torch.arange(total).split(size)) if total else iter(())
 
 
@@ -96,25 +94,25 @@ def chunks(total: int, size: int) -> Iterator[Int[Tensor, " pass"]]:
 def replacement_values(
     model: LanguageModel, basis: Basis, prompts: Sequence[PromptMetric], kind: AblationKind
 ) -> ReplacementValues:
-    """What ablated components are set to, over these prompts.
+    """Values of ablated components: zero (None), or means over `prompts` at the positions `where`.
 
-    Raises ValueError for a mean at each position where prompts differ in length or in where they are ablated.
+    Raises ValueError for means per position if prompts differ in length or in `where`.
     """
     if kind == "zero":
         return [None] * len(basis.parts)
     first = prompts[0]
-    alike = all(torch.equal(prompt.where, first.where) for prompt in prompts)
-    if kind == "position_mean" and not alike:
+    aligned = all(torch.equal(prompt.where, first.where) for prompt in prompts)
+    if kind == "position_mean" and not aligned:
         raise ValueError("prompts differ in length, or in their BOS: no mean at each position; use mean")
     total: list[Tensor] = []
     n = 0
     for prompt in prompts:
-        seen = component_values(model, basis, prompt)
+        values = component_values(model, basis, prompt)
         # nothing at other positions is ever ablated
-        seen = [value * prompt.where[:, None].to(value.device) for value in seen]
+        values = [value * prompt.where[:, None].to(value.device) for value in values]
         if kind == "mean":
-            seen = [value.sum(0, keepdim=True) for value in seen]
-        total = [mine + new for mine, new in zip(total, seen, strict=True)] if total else seen
+            values = [value.sum(0, keepdim=True) for value in values]
+        total = [sum_ + value for sum_, value in zip(total, values, strict=True)] if total else values
         n += int(prompt.where.sum()) if kind == "mean" else 1
     return [value / n for value in total]
 
@@ -122,49 +120,49 @@ def replacement_values(
 def component_values(
     model: LanguageModel, basis: Basis, prompt: PromptMetric
 ) -> list[Float[Tensor, "position _"]]:
-    """The values of each part's components on the prompt, nothing ablated."""
-    seen: dict[int, Tensor] = {}
+    """Values of each part's components on the prompt, nothing ablated."""
+    values: dict[int, Tensor] = {}
 
-    def see(number: int, part: Part) -> Edit:
+    def record(number: int, part: Part) -> Edit:
         def keep(x: Tensor, y: Tensor) -> Tensor:
-            seen[number] = part.values(x, y)[0]
+            values[number] = part.values(x, y)[0]
             return y
 
         return keep
 
     with torch.inference_mode(), ExitStack() as stack:
         for number, part in enumerate(basis.parts):
-            stack.enter_context(edited(model, {part.site: see(number, part)}))
+            stack.enter_context(edited(model, {part.site: record(number, part)}))
         last_logits(model, prompt.token[None])
-    return [seen[number] for number in range(len(basis.parts))]
+    return [values[number] for number in range(len(basis.parts))]
 
 
 @dataclass(frozen=True)
 class ComponentAttribution:
-    """Components on a prompt, and what taking each away would change if the model were linear."""
+    """First-order effect of ablating each component at each position (attribution patching)."""
 
     effect: Float[Tensor, "position component"]
-    """(value - what it is set to) times the metric's gradient, summed over the component's values."""
+    """(value - replacement value) times the metric's gradient, summed over the component's values."""
     active: Bool[Tensor, "position component"]
-    """Ablating it there changes something."""
+    """Whether the value differs from its replacement value."""
     activation: Float[Tensor, "position component"]
-    """Value of a feature or neuron; of a head, the norm of its output."""
+    """Value of a feature or neuron; norm of a head's output."""
 
 
 @dataclass(frozen=True)
 class CausalEffects:
-    """What became of a prediction when components were ablated, each alone."""
+    """Effects of components, each ablated alone."""
 
     component: Int[Tensor, " effect"]
     """Number within the basis."""
     position: Int[Tensor, " effect"]
-    """Where it was ablated; -1 for all positions at once."""
+    """Position of the ablation; -1 for all positions at once."""
     activation: Float[Tensor, " effect"]
-    """As in `Attribution`; the largest by magnitude where it was ablated at all positions."""
+    """As in `ComponentAttribution`; for all positions at once, the value of largest magnitude."""
     attribution: Float[Tensor, " effect"]
-    """The effect to first order."""
+    """First-order estimate of the effect."""
     effect: Float[Tensor, " effect"]
-    """Metric before, minus after."""
+    """Metric without minus with the ablation."""
     kl: Float[Tensor, " effect"]
     """KL(before || after), nats."""
 
@@ -176,7 +174,7 @@ class CausalEffects:
 def attribute_components(
     model: LanguageModel, basis: Basis, prompt: PromptMetric, replacement: ReplacementValues
 ) -> ComponentAttribution:
-    """First-order effects of all components, from one pass forward and one back."""
+    """First-order effects of all components, from one forward and one backward pass (attribution patching)."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         where = prompt.where.to(model.device)
@@ -186,7 +184,7 @@ def attribute_components(
             stack.enter_context(edited(model, {part.site: leaf}))
         metric = prompt.metric(last_logits(model, prompt.token[None])).sum()
         leaves = [seen[number][1] for number in range(len(basis.parts))]
-        # where a reconstruction stands for an MLP's output, nothing reads its neurons
+        # where a transcoder replaces an MLP, nothing reads its neurons
         gradients = torch.autograd.grad(metric, leaves, allow_unused=True, materialize_grads=True)
     parts = zip(basis.parts, range(len(basis.parts)), gradients, replacement, strict=True)
     columns = [
@@ -198,7 +196,7 @@ def attribute_components(
 def _add_leaf(
     number: int, part: Part, none: Ablation, where: Tensor, seen: dict[int, tuple[Tensor, Tensor]]
 ) -> Edit:
-    """Adds a zero, to differentiate by, to what a site holds with all components."""
+    """Edit that adds a zero leaf tensor to the site's value, to take the gradient there."""
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         leaf = torch.zeros_like(y, requires_grad=True)
@@ -211,9 +209,9 @@ def _add_leaf(
 def _columns(
     part: Part, value: Tensor, gradient: Tensor, where: Tensor, replacement: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Effect, activity and activation of one part's components, each [position, component]."""
+    """Columns of `ComponentAttribution` for one part, each [position, component]."""
     change = (value if replacement is None else value - replacement) * where[:, None]
-    effect = change * part.pull(gradient[0])
+    effect = change * part.pull_gradient(gradient[0])
     shape = (part.width, part.size)
     grouped = value.unflatten(1, shape)
     activation = grouped[..., 0] if part.size == 1 else torch.linalg.vector_norm(grouped, dim=-1)
@@ -228,42 +226,45 @@ def causal_effects(
     each_position: bool = False,
     most: int | None = None,
 ) -> CausalEffects:
-    """Ablate each active component alone, nothing else held, at all of the prompt's positions or at each by itself.
+    """Ablate each active component alone, at all positions `where` at once or at each position separately.
 
-    With `most`, only so many: those of the largest attribution. Rows are in the order of components and positions.
+    `most` limits the number of ablations to those of largest attribution. Rows are ordered by component and position.
     """
-    first = attribute_components(model, basis, prompt, replacement)
-    position, component = _candidates(first, each_position, most)
-    places = torch.arange(len(prompt))
-    device = first.effect.device
+    first_order = attribute_components(model, basis, prompt, replacement)
+    position, component = _candidates(first_order, each_position, most)
+    positions = torch.arange(len(prompt))
+    device = first_order.effect.device
     reference = unablated_logits(model, basis, prompt)
-    at_once = passes_per_chunk(basis, prompt, len(reference))
+    size = passes_per_chunk(basis, prompt, len(reference))
 
     def ablations():
-        for part in chunks(len(component), at_once):
+        for part in chunks(len(component), size):
             ablated = torch.zeros(len(part), len(basis), dtype=torch.bool)
             ablated[torch.arange(len(part)), component[part].cpu()] = True
             own = position[part].cpu()[:, None]
-            yield Ablation(ablated, torch.where(own < 0, prompt.where.cpu(), places == own))
+            yield Ablation(ablated, torch.where(own < 0, prompt.where.cpu(), positions == own))
 
     before = prompt.metric(reference[None])
     after = ablated_metrics(model, basis, prompt, ablations(), replacement, reference)
     row = torch.arange(len(component), device=device)
     if each_position:
-        activation, attribution = first.activation[position, component], first.effect[position, component]
+        activation, attribution = (
+            first_order.activation[position, component],
+            first_order.effect[position, component],
+        )
     else:
-        shown = first.activation[:, component] * prompt.where.to(device)[:, None]
-        activation = shown[shown.abs().argmax(0), row]
-        attribution = first.effect[:, component].sum(0)
+        masked = first_order.activation[:, component] * prompt.where.to(device)[:, None]
+        activation = masked[masked.abs().argmax(0), row]
+        attribution = first_order.effect[:, component].sum(0)
     return CausalEffects(component, position, activation, attribution, before - after.metric, after.kl)
 
 
 def _candidates(
-    first: ComponentAttribution, each_position: bool, most: int | None
+    first_order: ComponentAttribution, each_position: bool, most: int | None
 ) -> tuple[Int[Tensor, " effect"], Int[Tensor, " effect"]]:
-    """Position (-1 for all) and component of what is to be ablated."""
-    active = first.active if each_position else first.active.any(0, keepdim=True)
-    size = (first.effect if each_position else first.effect.sum(0, keepdim=True)).abs()
+    """Position (-1 for all) and component of each ablation."""
+    active = first_order.active if each_position else first_order.active.any(0, keepdim=True)
+    size = (first_order.effect if each_position else first_order.effect.sum(0, keepdim=True)).abs()
     position, component = active.nonzero(as_tuple=True)
     if most is not None and most < len(component):
         kept = size[position, component].topk(most).indices.sort().values
@@ -276,7 +277,7 @@ def _candidates(
 def mean_attribution(
     model: LanguageModel, basis: Basis, prompts: Sequence[PromptMetric], replacement: ReplacementValues
 ) -> Float[Tensor, " component"]:
-    """Mean over the prompts of each component's first-order effect, at all positions at once."""
+    """Each component's first-order effect at all positions at once, mean over prompts."""
     total = torch.zeros(len(basis), dtype=torch.float64)
     for prompt in prompts:
         total += attribute_components(model, basis, prompt, replacement).effect.sum(0).double().cpu()
@@ -286,9 +287,9 @@ def mean_attribution(
 def mean_effect(
     attribution: Float[Tensor, " component"], measured: Sequence[CausalEffects]
 ) -> Float[Tensor, " component"]:
-    """Mean over the prompts of each component's effect: measured where it was, else to first order.
+    """Each component's effect, mean over prompts: measured if available, else first order.
 
-    `attribution` is `mean_attribution`; `measured` has the effects, at all positions at once, on each prompt.
+    `attribution` is `mean_attribution`; `measured` has each prompt's effects at all positions at once.
     """
     total = attribution.clone()
     for effects in measured:

@@ -1,7 +1,7 @@
-"""Components of a model: features of a dictionary, attention heads, neurons; and how each kind is ablated.
+"""Components of a model (features of a dictionary, attention heads, MLP neurons), and passes with some of them ablated.
 
-No dictionary stands in for anything here: what a dictionary misses, and what is not ablated, is the model's own.
-Bases: what a model is taken to be made of, and passes of the model without some of it."""
+The model runs unmodified except for the ablated components: a dictionary's error stays in place unless told otherwise.
+"""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,27 +19,26 @@ from ..language_model.model import LanguageModel
 
 
 class Ablation(NamedTuple):
-    """What each of some passes of one prompt is without."""
+    """Components that each pass of a prompt ablates, and the positions where it does."""
 
     ablated: Bool[Tensor, "pass component"]
     at: Bool[Tensor, "pass position"]
-    """Where."""
 
 
 @dataclass(frozen=True)
 class FeatureComponents:
-    """Features of a dictionary: of an SAE on what it reads and writes, or of a transcoder on the MLP's output.
+    """Features of an SAE, ablated at its site, or of a transcoder, ablated at the MLP's output.
 
-    Without feature i, which fires as strongly as it does on that very pass, y is y - z_i W_dec[i].
+    Ablating feature i turns y into y - z_i W_dec[i], with the activation z_i of the same pass.
     """
 
     run: str
     dictionary: Dictionary
     keep_error: bool = True
-    """Else what the dictionary misses is ablated on every pass: the site holds the reconstruction."""
+    """If False, the site holds the dictionary's reconstruction on every pass."""
     kind: str = "feature"
     size: int = 1
-    """Values a component, which go together."""
+    """Values per component."""
 
     def __post_init__(self) -> None:
         dictionary = self.dictionary
@@ -51,22 +50,22 @@ class FeatureComponents:
 
     @property
     def site(self) -> Site:
-        """What the dictionary writes."""
+        """Site that the dictionary writes."""
         return Site(self.dictionary.site_out, self.dictionary.layer)
 
     @property
     def width(self) -> int:
-        """F."""
+        """Number of features."""
         return self.dictionary.width
 
     def values(
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch value"]:
-        """Activations of all features, from what the MLP reads and what the site holds."""
+        """Activations of all features; x is the MLP's input (at sites other than mlp_out: y), y the site's value."""
         return self.dictionary.encode(self.dictionary.encoder_input(x, y))
 
-    def pull(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
-        """Gradient with respect to activations, from that with respect to the site."""
+    def pull_gradient(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
+        """Gradient with respect to activations, given the gradient with respect to the site's value."""
         return gradient.to(self.dictionary.W_dec.dtype) @ self.dictionary.W_dec.T
 
     def ablate(
@@ -75,17 +74,16 @@ class FeatureComponents:
         y: Float[Tensor, "pass position d_out"],
         ablation: Ablation,
         where: Bool[Tensor, " position"],
-        replacement: Float[Tensor, "place value"] | None,
+        replacement: Float[Tensor, "row value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """The site's value without the features that are ablated; only tokens that this concerns are encoded.
+        """The site's value y with features ablated; x is the MLP's input (at sites other than mlp_out: y).
 
-        x is what the MLP reads (at a site other than mlp_out: y), y the site's value. `replacement` is what ablated
-        activations are set to, at each position or (one row) at all; None for zero. `where` are the positions at
-        which components may be ablated.
+        `replacement` has the values of ablated activations, one row per position or one for all; None for zero.
+        `where` has the positions at which components may be ablated. Only positions that change are encoded.
         """
         ablated, at = ablation
-        concerned = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)
-        number, position = concerned.nonzero(as_tuple=True)
+        changed = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)
+        number, position = changed.nonzero(as_tuple=True)
         if not len(number):
             return y
         here = at[number, position]
@@ -97,16 +95,16 @@ class FeatureComponents:
         )
         if replacement is not None:
             if len(replacement) == 1:
-                filled = self.dictionary.write(ablated * replacement)[number]
+                added = self.dictionary.write(ablated * replacement)[number]
             else:
-                filled = self.dictionary.write(ablated[number] * replacement[position])
-            after = after + filled * here[:, None]
+                added = self.dictionary.write(ablated[number] * replacement[position])
+            after = after + added * here[:, None]
         return y.index_put((number, position), after.to(y.dtype))
 
 
 @dataclass(frozen=True)
 class UnitComponents:
-    """Attention heads or MLP neurons of a layer: slices of what an output matrix reads."""
+    """Attention heads or MLP neurons of a layer: slices of the input of W_O or W_out."""
 
     kind: str
     """head or neuron."""
@@ -114,16 +112,16 @@ class UnitComponents:
     width: int
     """Number of components."""
     size: int = 1
-    """Values a component: the dimensions of a head."""
+    """Values per component: d_head for heads."""
     run: str | None = None
 
     def values(
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch value"]:
-        """What the output matrix reads."""
+        """The site's value y: the input of the output matrix."""
         return y
 
-    def pull(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
+    def pull_gradient(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
         """The gradient itself."""
         return gradient
 
@@ -133,9 +131,9 @@ class UnitComponents:
         y: Float[Tensor, "pass position d_out"],
         ablation: Ablation,
         where: Bool[Tensor, " position"],
-        replacement: Float[Tensor, "place value"] | None,
+        replacement: Float[Tensor, "row value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """As `Features.ablate`."""
+        """As `FeatureComponents.ablate`."""
         ablated = ablation.ablated.repeat_interleave(self.size, 1)[:, None] & ablation.at[..., None]
         return torch.where(ablated, y.new_zeros(()) if replacement is None else replacement.to(y.dtype), y)
 
@@ -146,7 +144,7 @@ Part = FeatureComponents | UnitComponents
 
 @dataclass(frozen=True)
 class Basis:
-    """What a model is taken to be made of: components are numbered through its parts, one after the other."""
+    """Components that a model is decomposed into, numbered consecutively through the parts."""
 
     name: str
     parts: tuple[Part, ...]
@@ -157,14 +155,14 @@ class Basis:
 
     @property
     def slices(self) -> list[slice]:
-        """Numbers of each part's components."""
+        """Range of component numbers of each part."""
         stops = torch.tensor([0, *(part.width for part in self.parts)]).cumsum(0).tolist()
         return [slice(start, stop) for start, stop in itertools.pairwise(stops)]
 
     def locate(
         self, component: Int[Tensor, " component"]
     ) -> tuple[Int[Tensor, " component"], Int[Tensor, " component"]]:
-        """Part of each component, and its number within it."""
+        """Each component's part, and its number within the part."""
         starts = torch.tensor([own.start for own in self.slices], device=component.device)
         part = torch.searchsorted(starts, component, right=True) - 1
         return part, component - starts[part]
@@ -181,29 +179,29 @@ class Basis:
         where: Bool[Tensor, " position"],
         replacement: "ReplacementValues",
     ) -> Iterator[None]:
-        """Within the context, pass n of the model is without the components that `ablation` says.
+        """Within the context, pass n of the model runs with row n of `ablation` ablated.
 
-        Components behind an ablation answer to it; a feature is taken away as strong as it then is.
+        Downstream components respond: a feature is ablated from the activation that it has in that pass.
         """
         with ExitStack() as stack:
-            for part, own, filled in zip(self.parts, self.slices, replacement, strict=True):
+            for part, own, values in zip(self.parts, self.slices, replacement, strict=True):
                 ablated = ablation.ablated[:, own]
                 if ablated.any() or (isinstance(part, FeatureComponents) and not part.keep_error):
-                    edit = _ablate(part, Ablation(ablated, ablation.at), where, filled)
+                    edit = _ablation_edit(part, Ablation(ablated, ablation.at), where, values)
                     stack.enter_context(edited(model, {part.site: edit}))
             yield
 
 
 ReplacementValues = Sequence[Tensor | None]
-"""For each part of a basis what ablated values are set to, [place, value] as in `Features.ablate`; None for zero."""
+"""Per part of a basis the values of ablated components, as in `FeatureComponents.ablate`; None for zero ablation."""
 
 
-def _ablate(part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None) -> Edit:
+def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None) -> Edit:
     return lambda x, y: part.ablate(x, y, ablation, where, replacement)
 
 
 def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: bool = True) -> Basis:
-    """The features of a run in the layers given; ValueError where they cannot be ablated."""
+    """The features of a run, `dictionaries` by layer; ValueError for dictionaries that cannot be ablated."""
     name = run if keep_error else f"{run}, no error"
     return Basis(
         name,
@@ -212,26 +210,26 @@ def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: 
 
 
 def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:
-    """The attention heads of some layers, by default of all."""
+    """The attention heads of `layers`, by default all."""
     heads = model.anatomy.heads
     parts = []
     for layer in range(model.layers) if layers is None else layers:
         projection = model.attention(layer).get_submodule(model.anatomy.attention_projection)
-        parts.append(UnitComponents("head", Site("heads", layer), heads, _inputs(projection) // heads))
+        parts.append(UnitComponents("head", Site("heads", layer), heads, _input_width(projection) // heads))
     return Basis("heads", tuple(parts))
 
 
 def neuron_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:
-    """The MLP neurons of some layers, by default of all."""
+    """The MLP neurons of `layers`, by default all."""
     parts = []
     for layer in range(model.layers) if layers is None else layers:
         projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)
-        parts.append(UnitComponents("neuron", Site("neurons", layer), _inputs(projection)))
+        parts.append(UnitComponents("neuron", Site("neurons", layer), _input_width(projection)))
     return Basis("neurons", tuple(parts))
 
 
-def _inputs(projection: nn.Module) -> int:
-    """Width of what a matrix reads."""
+def _input_width(projection: nn.Module) -> int:
+    """Input width of a matrix."""
     weight = next(projection.parameters())
     # a Linear holds [out, in], GPT-2's Conv1D [in, out]
     return weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]

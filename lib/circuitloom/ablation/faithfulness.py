@@ -1,4 +1,4 @@
-"""How many components a behaviour needs: it is kept by the top k alone, or lost without them."""
+"""Faithfulness curves: the metric with only the top k components kept, and with only them ablated."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,48 +15,49 @@ from .metrics import PromptMetric
 
 @dataclass(frozen=True)
 class FaithfulnessCurve:
-    """A metric on some prompts, with the top k components alone, and without them."""
+    """Metric per prompt with the top k components kept (all others ablated), and with them ablated, for several k."""
 
     n_kept: Int[Tensor, " size"]
-    """k, ascending from 0 to all."""
+    """k, ascending from 0 to all components."""
     kept: Float[Tensor, "prompt size"]
-    """The metric with the top k alone."""
+    """Metric with only the top k kept."""
     removed: Float[Tensor, "prompt size"]
-    """The metric without the top k."""
+    """Metric with the top k ablated."""
     kl: Float[Tensor, "prompt size"]
-    """KL(untouched || the top k alone), nats."""
+    """KL(untouched model || only the top k kept), nats."""
     untouched: Float[Tensor, " prompt"]
+    """Metric of the untouched model."""
 
     @property
     def faithfulness(self) -> Float[Tensor, " size"]:
-        """Share of the behaviour that the top k recover: 0 for none; 1 for what the untouched model does.
+        """(kept - all ablated) / (untouched - all ablated), of means over prompts.
 
-        A ratio of means over prompts; not finite where ablating everything leaves the mean metric as it is.
+        1 if the top k recover the untouched metric; not finite if ablating everything does not change it.
         """
-        return self._share(self.kept)
+        return self._normalized(self.kept)
 
     @property
     def remaining(self) -> Float[Tensor, " size"]:
-        """Share of the behaviour that is left without the top k: 1 for none, 0 for all; the same ratio."""
-        return self._share(self.removed)
+        """The same ratio with the top k ablated: 1 if the metric does not depend on them."""
+        return self._normalized(self.removed)
 
     def needed(self, share: float) -> int | None:
-        """Smallest k that was tried whose top k recover `share` of the behaviour; None where none does."""
+        """Smallest measured k whose faithfulness is at least `share`; None if there is none."""
         enough = (self.faithfulness >= share).nonzero()
         return int(self.n_kept[enough[0, 0]]) if len(enough) else None
 
-    def _share(self, metric: Float[Tensor, "prompt size"]) -> Float[Tensor, " size"]:
+    def _normalized(self, metric: Float[Tensor, "prompt size"]) -> Float[Tensor, " size"]:
         none = self.kept[:, 0].double().mean()
         return (metric.double().mean(0) - none) / (self.untouched.double().mean() - none)
 
 
 def rank(scores: Float[Tensor, " component"], signed: bool = False) -> Int[Tensor, " component"]:
-    """Components in the order in which they are kept: by magnitude or, `signed`, those that help most first."""
+    """Component numbers by falling magnitude of score or, if `signed`, by falling score."""
     return torch.argsort(scores if signed else scores.abs(), descending=True, stable=True)
 
 
 def size_grid(n: int, per_octave: int = 2) -> list[int]:
-    """0, then numbers on a logarithmic grid, then n."""
+    """0, a logarithmic grid of `per_octave` sizes per doubling, and n."""
     grid = {0, n}
     step = 0
     while (k := round(2 ** (step / per_octave))) < n:
@@ -73,17 +74,17 @@ def faithfulness_curve(
     replacement: ReplacementValues,
     per_octave: int = 2,
 ) -> FaithfulnessCurve:
-    """The curve of components kept in `order`; what is not kept is ablated at all of a prompt's positions.
+    """The curve of components kept in `order`; the others are ablated at all positions of `prompt.where`.
 
-    What `keep_error` takes away is ablated on every pass, that with all components too.
+    In a basis without dictionary errors these are missing in every pass, also with all components kept.
     """
     n_kept = torch.tensor(size_grid(len(basis), per_octave))
-    place = torch.empty(len(basis), dtype=torch.int64)
-    place[order.cpu()] = torch.arange(len(basis))
+    rank_of = torch.empty(len(basis), dtype=torch.int64)
+    rank_of[order.cpu()] = torch.arange(len(basis))
     kept, removed, kl, before = [], [], [], []
     for prompt in prompts:
         reference = original_logits(model, prompt)
-        ablations = _curve_ablations(basis, prompt, place, n_kept, len(reference))
+        ablations = _curve_ablations(basis, prompt, rank_of, n_kept, len(reference))
         measured = ablated_metrics(model, basis, prompt, ablations, replacement, reference)
         metric = measured.metric.cpu()
         kept.append(metric[: len(n_kept)])
@@ -94,11 +95,11 @@ def faithfulness_curve(
 
 
 def _curve_ablations(
-    basis: Basis, prompt: PromptMetric, place: Tensor, n_kept: Tensor, vocabulary: int
+    basis: Basis, prompt: PromptMetric, rank_of: Tensor, n_kept: Tensor, vocabulary: int
 ) -> Iterator[Ablation]:
-    """A pass for each k with the top k alone, then one for each k without them."""
+    """One pass per k that keeps only the top k, then one per k that ablates them."""
     k = n_kept.repeat(2)
-    keeps = torch.arange(len(k)) < len(n_kept)
+    keep_top = torch.arange(len(k)) < len(n_kept)
     for part in chunks(len(k), passes_per_chunk(basis, prompt, vocabulary)):
-        top = place < k[part, None]
-        yield Ablation(top ^ keeps[part, None], prompt.where.cpu().expand(len(part), -1))
+        top = rank_of < k[part, None]
+        yield Ablation(top ^ keep_top[part, None], prompt.where.cpu().expand(len(part), -1))

@@ -1,4 +1,4 @@
-"""Features changed together: taken away, scaled, clamped, kept alone, or patched from another prompt."""
+"""Feature edits: features ablated, steered (scaled or clamped), kept alone, or patched from another prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,34 +16,33 @@ from ..language_model.model import LanguageModel
 from .interventions import run_free, run_frozen
 
 FeatureEdit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
-"""A layer's activations, of all features at all positions that are replaced, to what they are made to be."""
+"""A layer's activations to the edited activations."""
 
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """What a change does to targets."""
+    """Values of targets before and after a feature edit."""
 
     before: Float[Tensor, " target"]
     frozen: Float[Tensor, " target"]
-    """After, patterns, denominators, errors and all other features held."""
+    """After the edit in the linearized model: attention patterns, denominators, errors and other features frozen."""
     free: Float[Tensor, " target"]
-    """After, nothing held."""
+    """After the edit in the model itself, nothing frozen."""
 
 
 def make_edits(
     model: LinearizedModel, change: FeatureChange, other: LinearizedModel | None = None
 ) -> dict[int, FeatureEdit]:
-    """Layer to what a change does to its activations; `other` is the prompt that is patched from.
+    """Layer to the edit of its activations; `other` is the source prompt of a patch.
 
-    Raises ValueError where a layer has no dictionary, a feature or position is not there, or the other prompt is of
-    another length.
+    Raises ValueError for a layer without dictionary, an unknown feature or position, or prompts of different length.
     """
     places = [parse_feature(text) for text in change.features]
     for place in places:
         _check(model, place.layer, place.feature)
     if change.kind == "patch" and (other is None or len(other.captured) != len(model.captured)):
-        raise ValueError("the prompts of a patch differ in length; choose one of as many tokens")
-    chosen = {}
+        raise ValueError("the prompts of a patch differ in length; choose one with the same number of tokens")
+    edits = {}
     for layer in sorted({place.layer for place in places}):
         mask = torch.zeros(len(model.captured), model.dictionaries[layer].width, dtype=torch.bool)
         for place in places:
@@ -51,8 +50,8 @@ def make_edits(
                 position = slice(None) if place.position is None else resolve_position(place.position, model)
                 mask[position, place.feature] = True
         mask = mask.to(model.replaced.device)
-        chosen[layer] = _edit(change, mask, None if other is None else dense_activations(other, layer))
-    return chosen
+        edits[layer] = _edit(change, mask, None if other is None else dense_activations(other, layer))
+    return edits
 
 
 def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureEdit:
@@ -72,7 +71,7 @@ def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureE
 
 
 def dense_activations(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
-    """Activations of all features of a layer on the prompt, zeros included."""
+    """Activations of all features of a layer on the prompt."""
     z = model.captured.resid_final.new_zeros(len(model.captured), model.dictionaries[layer].width)
     own = model.features.layer == layer
     z[model.features.position[own], model.features.feature[own]] = model.features.activation[own]
@@ -86,21 +85,19 @@ def apply_edits(
     edits: dict[int, FeatureEdit],
     targets: Sequence[AttributionTargets],
 ) -> EditOutcome:
-    """What edits do to targets, on the frozen replacement model and on the model itself.
+    """Effect of edits on targets, in the linearized model and in the model itself.
 
-    In the free pass a feature is edited as strong as it then is; errors are those of that pass, and stay.
+    In the free pass edits apply to the activations of that pass, and its dictionary errors are kept.
     """
     changes = {}
     for layer, edit in edits.items():
         z = dense_activations(model, layer)
         changes[layer] = model.dictionaries[layer].write((edit(z) - z) * model.replaced[:, None])[None]
-
-    replacements = _mlp_edits(model, edits)
     start = model.captured.layers[0].resid_pre[None]
     return EditOutcome(
         before=torch.cat(run_frozen(model, {}, start, targets), 1)[0],
         frozen=torch.cat(run_frozen(model, changes, start, targets), 1)[0],
-        free=torch.cat(run_free(language_model, model, 1, replacements, {}, targets), 1)[0],
+        free=torch.cat(run_free(language_model, model, 1, _mlp_edits(model, edits), targets), 1)[0],
     )
 
 
@@ -108,14 +105,13 @@ def apply_edits(
 def edited_probabilities(
     language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit]
 ) -> Float[Tensor, "position vocabulary"]:
-    """Next-token probabilities of the model itself with features edited, nothing else held."""
-    mlp_edits = {Site("mlp_out", layer): edit for layer, edit in _mlp_edits(model, edits).items()}
-    with edited(language_model, mlp_edits):
+    """Next-token probabilities of the model itself with features edited, nothing frozen."""
+    with edited(language_model, _mlp_edits(model, edits)):
         return language_model.logits(model.captured.token[None])[0].float().softmax(-1)
 
 
-def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[int, Edit]:
-    """Layer to the edit of its mlp_out: features are edited from the activations that they have in that pass."""
+def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:
+    """Edits of mlp_out that apply `edits` to the activations of the same pass."""
 
     def mlp_edit(layer: int, edit: FeatureEdit) -> Edit:
         def at_replaced(z: Tensor) -> Tensor:
@@ -123,7 +119,7 @@ def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[in
 
         return lambda x, y: model.dictionaries[layer].edit(x[0], y[0], at_replaced)[None]
 
-    return {layer: mlp_edit(layer, edit) for layer, edit in edits.items()}
+    return {Site("mlp_out", layer): mlp_edit(layer, edit) for layer, edit in edits.items()}
 
 
 def _check(model: LinearizedModel, layer: int, feature: int) -> None:

@@ -1,4 +1,4 @@
-"""How ablating a feature of what a block's MLP reads changes the features of what the MLP writes."""
+"""Effects of ablating SAE features at resid_mid on the features of the same layer's MLP output."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Site, capture, find_module
 from ..language_model.model import LanguageModel
 
-AT_ONCE = 2**24
-"""Pre-activations (ablation, feature) held at once."""
+CHUNK_ELEMENTS = 2**24
+"""Pre-activations (ablation, feature) per chunk."""
 
 
 @dataclass(frozen=True)
 class FeatureEffects:
-    """Effects of features on features, by source, then target; pairs that no ablation changes are left out."""
+    """Effects of source on target features, ordered by source, then target; pairs without effect are omitted."""
 
     source: Int[Tensor, " pair"]
     target: Int[Tensor, " pair"]
     n_tokens: Int[Tensor, " pair"]
-    """Tokens on which the source fires, which means are taken over."""
+    """Tokens on which the source is ablated; means are over these."""
     n_changed: Int[Tensor, " pair"]
-    """Those on which the target fires, before or after, and its activation changes."""
+    """Tokens on which the target's activation changes."""
     effect: Float[Tensor, " pair"]
-    """Mean of the target's activation before, minus after the source was ablated."""
+    """Mean drop of the target's activation when the source is ablated."""
     absolute: Float[Tensor, " pair"]
-    """Mean of the magnitude of that."""
+    """Mean magnitude of the change."""
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -43,9 +43,9 @@ def capture_resid_mid(
     layer: int,
     batch: int = 32,
 ) -> Float[Tensor, "token d"]:
-    """resid_mid of `layer` where `where` says so, float32; the model runs on `batch` sequences at once.
+    """resid_mid of `layer` at the positions `where`, float32; the model runs on `batch` sequences at a time.
 
-    Raises ValueError where the model has no resid_mid.
+    Raises ValueError if the model has no resid_mid.
     """
     site = Site("resid_mid", layer)
     parts = [
@@ -64,17 +64,14 @@ def feature_effects(
     per_source: int | None = None,
     most: int | None = None,
 ) -> Iterator[FeatureEffects]:
-    """Effects of the features of an SAE on resid_mid on those of a dictionary that reads the MLP behind it.
+    """Effects of features of an SAE on resid_mid (source) on an MLP's transcoder or SAE on mlp_out (target).
 
-    A source is taken from the stream, nothing else changes, and the layer's norm, MLP and target are computed anew:
-    at the same position nothing else lies between the two sites. `target` reads mlp_out (an SAE) or mlp_in (a
-    transcoder). `stream` is resid_mid on some tokens. With `per_source`, a source is ablated on so many tokens at
-    most, evenly spaced over those on which it fires. With `most`, so many targets of each source are given: those of
-    the largest mean magnitude.
+    Each source is ablated from `stream` (resid_mid per token), then the layer's norm, MLP and target are recomputed at
+    the same position. `per_source` limits the tokens per source, evenly spaced over those on which it fires; `most`
+    limits the targets per source to those of largest mean magnitude.
 
-    Yields pairs of some sources at a time, in order: memory grows with the tokens and with a chunk, not with the
-    square of the features. Raises ValueError where the dictionaries are of other sites or of two layers, or the model
-    has no resid_mid.
+    Yields effects of consecutive sources, so that memory grows with the tokens and a chunk, not with the square of the
+    width. Raises ValueError for dictionaries of other sites or different layers, or without resid_mid in the model.
     """
     _check(source, target)
     layer = _Layer(model, source, target)
@@ -82,11 +79,11 @@ def feature_effects(
     before = layer.encode(stream)
     firing = torch.bincount(feature, minlength=source.width)
     rest: tuple[Tensor, Tensor] | None = None
-    for chunk in torch.arange(len(token), device=token.device).split(max(1, AT_ONCE // target.width)):
+    for chunk in torch.arange(len(token), device=token.device).split(max(1, CHUNK_ELEMENTS // target.width)):
         pair, sums = layer.changes(stream, token[chunk], feature[chunk], value[chunk], before)
         if rest is not None:
             pair, sums = torch.cat([rest[0], pair]), torch.cat([rest[1], sums])
-        pair, sums = _add_up(pair, sums)
+        pair, sums = _sum_by_key(pair, sums)
         # the last source may go on in the next chunk
         last = int(feature[chunk[-1]])
         done = pair < last * target.width if int(chunk[-1]) + 1 < len(token) else torch.ones_like(pair).bool()
@@ -96,11 +93,11 @@ def feature_effects(
 
 
 class _Layer:
-    """What lies between the two dictionaries."""
+    """The norm and MLP between resid_mid and the target dictionary."""
 
     def __init__(self, model: LanguageModel, source: Dictionary, target: Dictionary) -> None:
         self.source, self.target = source, target
-        # a model without resid_mid is refused where it is asked for it
+        # raises if the model has no resid_mid
         find_module(model, Site("resid_mid", source.layer))
         norm = model.norm(source.layer, model.anatomy.norm_mlp)
         self.norm = torch.nn.Identity() if norm is None else norm
@@ -110,9 +107,9 @@ class _Layer:
     def encode(
         self, stream: Float[Tensor, "token d"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-        """The target's entries, by token: token, feature and value."""
+        """Non-zero activations of the target: token, feature and value, ordered by token."""
         parts = []
-        size = max(1, AT_ONCE // self.target.width)
+        size = max(1, CHUNK_ELEMENTS // self.target.width)
         for start in range(0, len(stream), size):
             token, feature, value = self.target.encode_sparse(self._read(stream[start : start + size]))
             parts.append((token + start, feature, value))
@@ -127,13 +124,13 @@ class _Layer:
         value: Tensor,
         before: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Int[Tensor, " pair"], Float[Tensor, "pair 3"]]:
-        """Pairs (source * F + target) on single ablations: change, its magnitude, and 1 where there is any."""
+        """Pairs (source * F + target) per ablation: change, its magnitude, and 1 if it is not zero."""
         width = self.target.width
         ablated = self.source.subtract_feature(stream[token], feature, value)
         row, after, value_after = self.target.encode_sparse(self._read(ablated))
         row_before, target, value_before = _rows_of(before, token)
         key = torch.cat([row_before * width + target, row * width + after])
-        key, change = _add_up(key, torch.cat([value_before, -value_after])[:, None])
+        key, change = _sum_by_key(key, torch.cat([value_before, -value_after])[:, None])
         change = change[:, 0]
         pair = feature[key // width] * width + key % width
         return pair, torch.stack([change, change.abs(), (change != 0).to(change.dtype)], 1)
@@ -159,9 +156,9 @@ def _check(source: Dictionary, target: Dictionary) -> None:
 
 
 def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Token, feature and value of the ablations, by feature."""
+    """Token, feature and value of the ablations, ordered by feature."""
     parts = []
-    size = max(1, AT_ONCE // source.width)
+    size = max(1, CHUNK_ELEMENTS // source.width)
     for start in range(0, len(stream), size):
         token, feature, value = source.encode_sparse(stream[start : start + size].to(source.W_enc.dtype))
         parts.append((token + start, feature, value))
@@ -173,7 +170,7 @@ def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tu
         own = feature[order]
         place = torch.arange(len(order), device=order.device) - start[own]
         n, m = total[own], torch.clamp(total[own], max=per_source)
-        # those at places floor((2j + 1) n / 2m), j < m: where the number of them up to a place rises
+        # kept are places floor((2j + 1) n / 2m), j < m: where their count up to a place rises
         upto, before = (-((n - 2 * m * (place + i)) // (2 * n)) for i in (1, 0))
         kept = upto > before
         order = order[kept]
@@ -183,7 +180,7 @@ def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tu
 def _rows_of(
     entries: tuple[Tensor, Tensor, Tensor], token: Int[Tensor, " row"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The entries of each row's token, `entries` being ordered by token: row, feature and value."""
+    """Row, feature and value of the entries of each row's token; `entries` are ordered by token."""
     owner, feature, value = entries
     start, stop = torch.searchsorted(owner, token), torch.searchsorted(owner, token, right=True)
     count = stop - start
@@ -192,8 +189,8 @@ def _rows_of(
     return row, feature[place], value[place]
 
 
-def _add_up(key: Int[Tensor, " entry"], value: Float[Tensor, "entry column"]) -> tuple[Tensor, Tensor]:
-    """Distinct keys, ascending, and the sums of their values, in float64."""
+def _sum_by_key(key: Int[Tensor, " entry"], value: Float[Tensor, "entry column"]) -> tuple[Tensor, Tensor]:
+    """Distinct keys, ascending, and the sums of their values in float64."""
     distinct, place = key.unique(return_inverse=True)
     total = torch.zeros(len(distinct), value.shape[1], dtype=torch.float64, device=value.device)
     return distinct, total.index_add_(0, place, value.double())

@@ -1,7 +1,6 @@
-"""What happens when a source is taken away: with everything else held, and with nothing held."""
+"""Interventions on the linearized model (frozen) and on the model itself (free), measured at attribution targets."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +11,11 @@ from ..attribution.linearized_model import LinearizedModel
 from ..language_model.hooks import Edit, Site, edited, observed
 from ..language_model.model import LanguageModel
 
-AT_ONCE = 2**24
-"""Numbers (intervention, position, d) of one stream held at once."""
+CHUNK_ELEMENTS = 2**24
+"""Elements (intervention, position, d) of the residual streams of a chunk of interventions."""
 
 Changes = Mapping[int, Float[Tensor, "intervention position d"]]
-"""Layer to what is added to the output of its MLP, in front of a norm behind it."""
+"""Layer to the change of its MLP's output (before a norm that follows the MLP)."""
 
 
 def run_frozen(
@@ -25,10 +24,9 @@ def run_frozen(
     start: Float[Tensor, "intervention position d"],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """The values of `targets` on the replacement model, run forward from what enters its first block.
+    """Values of `targets` in the linearized model, run forward from `start`, the input of the first block.
 
-    Patterns, denominators, errors and all features are held as they are on the prompt, but for `changes`; W_skip is
-    live. `start` is what enters.
+    Attention patterns, norm denominators, errors and features are frozen except for `changes`; W_skip is live.
     """
     values: dict[int, Tensor] = {}
     passes = model.residual_streams(start, lambda layer: model.mlp_output(layer) + changes.get(layer, 0.0))
@@ -43,9 +41,9 @@ def run_frozen(
 def ablate_frozen(
     model: LinearizedModel, node: Int[Tensor, " node"], targets: Sequence[AttributionTargets]
 ) -> Float[Tensor, "node target"]:
-    """Each target before, minus after one source is taken away, everything else held; targets one after another.
+    """Drop of each target's value when a source is removed from the linearized model; targets are concatenated.
 
-    `node` are columns of `sources(model)`, the constant's not among them.
+    `node` has columns of `source_columns(model)`, without the constant.
     """
     frozen = model.captured
     start = _start(model)
@@ -56,8 +54,8 @@ def ablate_frozen(
         entering = start.expand(len(part), -1, -1).clone()
         for i, source in enumerate(part.tolist()):
             layer, position, vector = source_output(model, source)
-            place = entering if layer is None else changes[layer]
-            place[i, position] -= vector
+            target = entering if layer is None else changes[layer]
+            target[i, position] -= vector
         touched = {layer: change for layer, change in changes.items() if change.any()}
         after = torch.cat(run_frozen(model, touched, entering, targets), 1)
         effects.append(before - after)
@@ -72,16 +70,16 @@ def ablate_free(
     node: Int[Tensor, " node"],
     targets: Sequence[AttributionTargets],
 ) -> Float[Tensor, "node target"]:
-    """As `ablate_frozen`, through the model itself with nothing held: its own MLPs answer to the change.
+    """As `ablate_frozen` on the model itself, nothing frozen.
 
-    A feature is taken from what the MLP then gives, as strong as it then is; an error, embedding or position as it is
-    on the prompt.
+    A feature is ablated from the activation that it has in that pass; an error, embedding or position embedding is
+    subtracted as it is on the unmodified prompt.
     """
-    before = torch.cat(run_free(language_model, model, 1, {}, {}, targets), 1)
+    before = torch.cat(run_free(language_model, model, 1, {}, targets), 1)
     effects = []
     for part in node.split(_chunk(model)):
-        changes, replacements = _free_changes(model, part)
-        after = torch.cat(run_free(language_model, model, len(part), replacements, changes, targets), 1)
+        edits = _ablation_edits(model, part)
+        after = torch.cat(run_free(language_model, model, len(part), edits, targets), 1)
         effects.append(before - after)
     total = sum(len(target) for target in targets)
     return torch.cat(effects) if effects else model.captured.resid_final.new_zeros(0, total)
@@ -91,44 +89,25 @@ def run_free(
     language_model: LanguageModel,
     model: LinearizedModel,
     n: int,
-    replacements: Mapping[int, Edit],
-    entering: Mapping[int, Float[Tensor, "position d"]],
+    edits: Mapping[Site, Edit],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """The values of `targets` on n passes of the model itself, MLPs' outputs replaced, some starts changed.
-
-    `entering` has, by number of the pass, what is added to what enters the first block.
-    """
-    seen: dict[Site, Tensor] = {}
-    layers = sorted({target.layer for target in targets if target.layer < model.layers})
-
-    def enter(_x: Tensor, stream: Tensor) -> Tensor:
-        stream = stream.clone()
-        for i, change in entering.items():
-            stream[i] += change.to(stream.dtype)
-        return stream
-
-    tokens = model.captured.token.expand(n, -1)
-    with ExitStack() as stack:
-        edits = {Site("mlp_out", layer): edit for layer, edit in replacements.items()}
-        if entering:
-            edits[Site("resid_pre", 0)] = enter
-        stack.enter_context(edited(language_model, edits))
-        sites = [Site("mlp_in", layer) for layer in layers] + [Site("final_norm")]
-        stack.enter_context(observed(language_model, sites, seen.__setitem__))
-        language_model.logits(tokens)
-    values = []
-    for target in targets:
-        site = Site("final_norm") if target.layer == model.layers else Site("mlp_in", target.layer)
-        read = seen[site]
-        values.append((read[:, target.position] * target.normed_vector).sum(-1) + target.bias)
-    return values
+    """Values of `targets` on n passes of the model itself, sites edited."""
+    final = Site("final_norm")
+    sites = [Site("mlp_in", target.layer) if target.layer < model.layers else final for target in targets]
+    values: dict[Site, Tensor] = {}
+    with edited(language_model, edits), observed(language_model, sites, values.__setitem__):
+        language_model.logits(model.captured.token.expand(n, -1))
+    return [
+        (values[site][:, target.position] * target.normed_vector).sum(-1) + target.bias
+        for site, target in zip(sites, targets, strict=True)
+    ]
 
 
 def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
-    """Layer (None: the start of the stream), position and vector of a source, a column of `sources(model)`.
+    """Layer (None: the start of the residual stream), position and output vector of a column of `source_columns`.
 
-    Of a feature or error, what it adds to the MLP's output. Raises ValueError for the constant.
+    Features and errors write to the MLP's output. Raises ValueError for the constant.
     """
     columns = source_columns(model)
     length = len(model.captured)
@@ -144,7 +123,9 @@ def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int,
     if source < columns.position_embeddings.stop and model.captured.position_embedding is not None:
         position = source - columns.position_embeddings.start
         return None, position, model.captured.position_embedding[position]
-    raise ValueError("constants, and positions that a model does not learn, cannot be taken away")
+    raise ValueError(
+        "constants, and positions that a model does not learn, cannot be ablated; choose another node"
+    )
 
 
 def _start(model: LinearizedModel) -> Float[Tensor, "position d"]:
@@ -153,40 +134,46 @@ def _start(model: LinearizedModel) -> Float[Tensor, "position d"]:
 
 
 def _chunk(model: LinearizedModel) -> int:
-    """Interventions at once."""
-    return max(1, AT_ONCE // (model.captured.resid_final.numel() * (model.layers + 1)))
+    """Interventions per chunk."""
+    return max(1, CHUNK_ELEMENTS // (model.captured.resid_final.numel() * (model.layers + 1)))
 
 
-def _free_changes(
-    model: LinearizedModel, part: Int[Tensor, " node"]
-) -> tuple[dict[int, Tensor], dict[int, Edit]]:
-    """What is added to the start of some passes; and how MLPs' outputs change, each pass for its source alone."""
+def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[Site, Edit]:
+    """Edits with which pass i runs without source i."""
     active = source_columns(model).active
-    entering: dict[int, Tensor] = {}
+    embeddings: list[tuple[int, int, Tensor]] = []
     features: dict[int, list[tuple[int, int, int]]] = {}
     errors: dict[int, list[tuple[int, int]]] = {}
     for i, source in enumerate(part.tolist()):
         layer, position, vector = source_output(model, source)
         if layer is None:
-            entering[i] = torch.zeros_like(model.captured.embedding)
-            entering[i][position] = -vector
+            embeddings.append((i, position, vector))
         elif source < active:
             features.setdefault(layer, []).append((i, position, int(model.features.feature[source])))
         else:
             errors.setdefault(layer, []).append((i, position))
-    replacements = {
-        layer: _ablation(model, layer, features.get(layer, []), errors.get(layer, []))
+
+    def ablate_embeddings(_x: Tensor, stream: Tensor) -> Tensor:
+        stream = stream.clone()
+        for i, position, vector in embeddings:
+            stream[i, position] -= vector.to(stream.dtype)
+        return stream
+
+    edits: dict[Site, Edit] = {
+        Site("mlp_out", layer): _mlp_ablation(model, layer, features.get(layer, []), errors.get(layer, []))
         for layer in features.keys() | errors.keys()
     }
-    return entering, replacements
+    if embeddings:
+        edits[Site("resid_pre", 0)] = ablate_embeddings
+    return edits
 
 
-def _ablation(
+def _mlp_ablation(
     model: LinearizedModel, layer: int, features: list[tuple[int, int, int]], errors: list[tuple[int, int]]
 ) -> Edit:
-    """Takes one feature (pass, position, number) or error (pass, position) from the MLP's output of each pass."""
+    """Edit of mlp_out that subtracts features (pass, position, number) and errors (pass, position)."""
 
-    def replace(x: Tensor, y: Tensor) -> Tensor:
+    def ablate(x: Tensor, y: Tensor) -> Tensor:
         y = y.clone()
         if features:
             dictionary = model.dictionaries[layer]
@@ -197,4 +184,4 @@ def _ablation(
             y[i, position] -= model.errors[layer, position]
         return y
 
-    return replace
+    return ablate

@@ -1,4 +1,4 @@
-"""Probes: prompts, and a number that is read off the prediction behind each."""
+"""Prompts with a metric: a number computed from the logits at the last position."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,12 @@ from ..language_model.hooks import Site, edited
 from ..language_model.model import LanguageModel
 
 Metric = Callable[[Float[Tensor, "pass vocabulary"]], Float[Tensor, " pass"]]
-"""Logits behind a prompt's last token to what is asked of them; differentiable."""
+"""Logits at the last position of each pass to a number per pass; differentiable."""
 
 
 @dataclass(frozen=True)
 class PromptMetric:
-    """A prompt, what is asked of the prediction behind its last token, and where its components are ablated.
-
-    What comes later in a text changes no prediction: to ask in the middle of a text, cut it there.
-    """
+    """A prompt, a metric of the logits at its last position, and the positions where components are ablated."""
 
     token: Int[Tensor, " position"]
     metric: Metric
@@ -38,10 +35,10 @@ def make_prompt_metrics(
     bos_id: int | None,
     position: int | None = None,
 ) -> list[PromptMetric]:
-    """A prompt of each prompt with its metric; components are ablated at `position`, negative from the end.
+    """Pair prompts with metrics; components are ablated at `position` (negative: from the end).
 
-    Without it they are ablated wherever dictionaries are trained: neither at position 0 nor at a BOS. Raises
-    ValueError where a prompt has no such position.
+    By default they are ablated wherever dictionaries are trained: everywhere except at position 0 and at a BOS.
+    Raises ValueError if a prompt has no such position, or the numbers of prompts and metrics differ.
     """
     if len(tokens) != len(metrics):
         raise ValueError(f"{len(tokens)} prompts and {len(metrics)} metrics; give one for each prompt")
@@ -69,12 +66,12 @@ def logit(token: int) -> Metric:
 
 
 def logit_difference(token: int, against: int) -> Metric:
-    """How much higher the logit of one token is than another's: the log of the ratio of their probabilities."""
+    """Difference of two logits: the log of the ratio of the tokens' probabilities."""
     return lambda logits: logits[:, token] - logits[:, against]
 
 
 def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
-    """Probability of the next token being among some, less that of its being among others.
+    """Total probability of `tokens` minus total probability of `against`.
 
     Greater-than is `probability(later, not_later)` (Hanna 2023, arXiv 2305.00586).
     """
@@ -90,7 +87,7 @@ def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
 def last_logits(
     model: LanguageModel, token: Int[Tensor, "pass position"]
 ) -> Float[Tensor, "pass vocabulary"]:
-    """Logits behind the last token, float32 or float64; no others are computed."""
+    """Logits at the last position, float32 or float64; the unembedding is applied there only."""
     with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
         output = model.module(token.to(model.device))
     logits = (output if isinstance(output, Tensor) else output.logits)[:, -1]
@@ -102,5 +99,5 @@ def kl_divergence(
 ) -> Float[Tensor, " pass"]:
     """KL(reference || each pass) in nats."""
     before, after = reference.log_softmax(-1), logits.log_softmax(-1)
-    # rounding can take what is zero below it
+    # rounding can make a KL of 0 negative
     return (before.exp() * (before - after)).sum(-1).clamp(min=0)

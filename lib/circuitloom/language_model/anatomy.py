@@ -1,4 +1,4 @@
-"""Where the parts of a model's blocks are, found through TransformerLens' architecture adapters."""
+"""Names of a model's modules, found through TransformerLens' architecture adapters."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,56 +7,55 @@ from typing import Any
 
 FILE = "anatomy.json"
 NATIVE = "TransformerLensNative"
-"""What config.json gives as the architecture of a model converted from TransformerLens' legacy format."""
+"""Architecture in the config.json of a model converted from TransformerLens' legacy format."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Names of modules inside a causal language model; they lie beside its weights, in `anatomy.json`.
+    """Names of the modules of a causal language model, stored next to its weights in `anatomy.json`.
 
-    Finding them takes TransformerLens, and seconds of import; reading them takes neither.
+    Finding them imports TransformerLens, which takes seconds; reading the file does not.
     """
 
     architecture: str
     """Class of the model, such as `LlamaForCausalLM`."""
     layers: int
     heads: int
-    """Attention heads a layer."""
+    """Attention heads per layer."""
     blocks: str
     """Path of the list of blocks, such as `model.layers`."""
     mlp: str
     """Name of the MLP in a block: its input is TransformerLens' `mlp.hook_in`, its output `hook_mlp_out`."""
     mlp_projection: str
-    """Name, in the MLP, of the matrix that writes its output: its input are the neurons' activations."""
+    """Name of W_out in the MLP: its input are the neurons' activations."""
     norm_mlp: str | None
-    """Name of the norm in front of the MLP, whose input is `resid_mid` where blocks are sequential."""
+    """Name of the norm before the MLP; in sequential blocks its input is `resid_mid`."""
     parallel: bool
     """Attention and MLP read the same residual stream (GPT-NeoX): there is no `resid_mid`."""
     norm_mlp_after: str | None
-    """Name of the norm behind the MLP, through which its output goes (Gemma 2)."""
+    """Name of the norm applied to the MLP's output (Gemma 2)."""
     norm_attention: str | None
-    """Name of the norm in front of attention."""
+    """Name of the norm before attention."""
     norm_attention_after: str | None
-    """Name of the norm behind attention."""
+    """Name of the norm applied to attention's output."""
     attention: str
     """Name of the attention in a block."""
     attention_projection: str
-    """Name, in the attention, of the matrix that writes its output: its input are the heads' outputs, one after
-    the other."""
+    """Name of W_O in the attention: its input are the heads' outputs, concatenated."""
     embedding: str
     """Path of the embedding of tokens."""
     positions: str | None
     """Path of the learned embedding of positions."""
     norm_final: str
-    """Path of the norm in front of the unembedding."""
+    """Path of the norm before the unembedding."""
     unembedding: str
-    """Path of the matrix that gives the logits."""
+    """Path of the unembedding."""
 
 
 def find_anatomy(config, dtype=None) -> Anatomy:
-    """The anatomy of the model that a Hugging Face `config` describes.
+    """The anatomy of the model of a Hugging Face `config`.
 
-    Raises ValueError where TransformerLens knows no adapter for the architecture, or it has no MLP.
+    Raises ValueError if TransformerLens has no adapter for the architecture, or the model has no MLP.
     """
     import torch
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -73,7 +72,7 @@ def find_anatomy(config, dtype=None) -> Anatomy:
 
 
 def anatomy_of(bridge) -> Anatomy:
-    """The anatomy of the model that a TransformerBridgeConfig describes; ValueError where it has no MLP."""
+    """The anatomy of the model of a TransformerBridgeConfig; ValueError if it has no MLP."""
     components = adapt(bridge)
     block = components["blocks"]
     parts = block.submodules
@@ -107,7 +106,7 @@ def anatomy_of(bridge) -> Anatomy:
 
 
 def adapt(bridge) -> dict[str, Any]:
-    """TransformerLens' name of each part of a model to the adapter's component, whose `name` is the model's own."""
+    """TransformerLens' name of each module to the adapter's component, whose `name` is the model's own."""
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 
     mapping = ArchitectureAdapterFactory.select_architecture_adapter(bridge).component_mapping
@@ -122,12 +121,12 @@ def is_native(folder: Path) -> bool:
 
 
 def write_anatomy(anatomy: Anatomy, folder: Path) -> None:
-    """Write `anatomy` beside the weights in `folder`."""
+    """Write `anatomy` into the model's folder."""
     (folder / FILE).write_text(json.dumps(asdict(anatomy), indent=2) + "\n")
 
 
 def read_anatomy(folder: Path) -> Anatomy:
-    """The anatomy that lies in `folder`; ValueError where another version wrote it."""
+    """The anatomy in `folder`; ValueError if another version wrote it."""
     try:
         return Anatomy(**json.loads((folder / FILE).read_text()))
     except TypeError as error:

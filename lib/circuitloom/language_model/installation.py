@@ -1,4 +1,4 @@
-"""Models that were trained elsewhere: found in a folder or on the hub, and laid down as a folder of the results."""
+"""Install a pretrained model, from a folder or the Hugging Face hub, into the results."""
 
 import json
 import shutil
@@ -18,13 +18,10 @@ SOURCE = "source.json"
 
 
 def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, output: Path) -> None:
-    """Lay the model that `config` names down in `output`: config, weights, tokenizer, anatomy, and where it came from.
+    """Copy the model of `config` to `output`: config, weights, tokenizer, anatomy and source.
 
-    Files are copied. Links would cost no disk, but a symbolic one breaks when either folder moves, and through a hard
-    one a model that is trained further where it lay would change results made with it. Pickled weights become
-    safetensors. `tokenizer` is the corpus's; a model that brings none gets it.
-
-    Raises ValueError, in one line, where the model or its weights are missing or damaged.
+    Pickled weights are converted to safetensors. A model without tokenizer gets the corpus's `tokenizer`.
+    Raises ValueError if the model or its weights are missing or damaged.
     """
     folder, origin = _locate(config)
     if isinstance(config, sections.HubModel) and config.shape is not None:
@@ -33,6 +30,7 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
         new = partial / "model"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
+        # copies: a symbolic link breaks when a folder moves, a hard link lets later training change the results' model
         copy_files(folder, new, TEXT)
         name = origin.get("name") or folder.name
         if legacy.is_legacy(new):
@@ -41,14 +39,14 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
             copy_files(folder, new, WEIGHTS)
         else:
             _unpickle(folder, new)
-        # an anatomy that came along may be another version's
+        # the source folder's anatomy may be another version's
         (new / ANATOMY).unlink(missing_ok=True)
         try:
             write_anatomy(load_model(new, config.dtype, "cpu").anatomy, new)
         except ValueError as error:
-            # the copy's name would mean nothing to whoever gave the folder
-            fault = str(error).replace(str(new), str(folder))
-            raise ValueError(f"language_model: {fault}; replace its files by whole ones") from error
+            # name the folder that the user knows, not the copy
+            message = str(error).replace(str(new), str(folder))
+            raise ValueError(f"language_model: {message}; replace its files by complete ones") from error
         if not (new / "tokenizer_config.json").is_file():
             copy_files(tokenizer, new, TEXT)
         (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
@@ -57,11 +55,11 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
 
 
 def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dict[str, str]]:
-    """The model's folder, checked to hold weights, and where it came from."""
+    """The model's folder, which has weights, and a record of its source."""
     if isinstance(config, sections.HubModel):
         folder = _download(config)
         key, remedy = "name", "set HF_HUB_OFFLINE=0 to download them"
-        # the cache names a snapshot's folder after its commit
+        # the hub's cache names a snapshot's folder after its commit
         origin = {"source": "hub", "name": config.name, "revision": config.revision, "commit": folder.name}
     else:
         folder = Path(config.path)
@@ -79,7 +77,7 @@ def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dic
 
 
 def _download(config: sections.HubModel) -> Path:
-    """The repository's snapshot in the hub's cache, pickled weights only where there are no others."""
+    """The repository's snapshot in the hub's cache; pickled weights only if there are no others."""
     import httpx2
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -87,7 +85,7 @@ def _download(config: sections.HubModel) -> Path:
     hub_file(config.name, "config.json", config.revision)
 
     def fetch(patterns: tuple[str, ...]) -> Path:
-        # checkpoints and other frameworks' weights lie in folders of the repository
+        # subfolders have checkpoints and other frameworks' weights
         return Path(
             snapshot_download(
                 config.name, revision=config.revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
@@ -100,7 +98,7 @@ def _download(config: sections.HubModel) -> Path:
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise ValueError(
             f"language_model.name: {config.name} could not be downloaded ({first_line(error)}); "
-            "run again to go on where it broke off"
+            "run again to resume the download"
         ) from error
 
 

@@ -1,9 +1,8 @@
 """Models in TransformerLens' legacy format: a config.json of its own keys and a pickled state dict.
 
-NeelNanda's, ArthurConmy's and Baidicoot's repositories on the hub predate the Hugging Face format. Their layouts are
-undone by TransformerLens' converters; its loader (`model_bridge/sources/tl_legacy.py`) knows neither `revision` nor a
-folder, so finding and reading the files is done here. What is saved is a folder of safetensors and a config.json that
-`load_native` reads.
+NeelNanda's, ArthurConmy's and Baidicoot's repositories on the hub use it. TransformerLens converts the weights; its own
+loader takes neither a revision nor a folder, so files are found and read here. The converted folder has safetensors and
+a config.json that `load_native` reads.
 """
 
 import json
@@ -28,17 +27,17 @@ def is_legacy(folder: Path) -> bool:
 
 
 def convert(folder: Path, name: str, output: Path) -> None:
-    """Write the legacy model in `folder` to `output` in the form that `load_native` reads.
+    """Convert the legacy model in `folder` to `output`, for `load_native`.
 
-    `name` is the repository's: where the config does not say so, `_old` in it tells an old layout of the weights.
-    Raises ValueError where a file or key is missing, or the model is of a kind that has no native like.
+    If the config does not name the weights' layout, `_old` in the repository's `name` means the old one.
+    Raises ValueError if a file or key is missing, or TransformerLens has no native equivalent of the model.
     """
     from safetensors.torch import save_file
 
     given = json.loads((folder / "config.json").read_text())
     files = matching(folder, [LEGACY])
     if not files:
-        raise ValueError(f"{folder}: no {LEGACY}, as a legacy model's weights are named")
+        raise ValueError(f"{folder}: no {LEGACY} with a legacy model's weights; add the file")
     try:
         config = _native_config(given)
         layout = given.get("architecture", "neel-solu-old" if "_old" in name else "neel")
@@ -50,17 +49,14 @@ def convert(folder: Path, name: str, output: Path) -> None:
 
 
 def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) -> LanguageModel:
-    """The converted model in `folder`.
-
-    Raises ValueError where its weights are damaged or do not fit its config.
-    """
+    """The converted model in `folder`; ValueError if its weights are damaged or do not fit its config."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformer_lens.model_bridge.sources.native import NativeModel
 
     bridge = _bridge_config(json.loads((folder / "config.json").read_text()))
     model = NativeModel(bridge)
-    # the native head has no bias, but models with folded norms have one
+    # the native unembedding has no bias, but models with folded norms need one
     model.head = nn.Linear(bridge.d_model, bridge.d_vocab)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -70,9 +66,9 @@ def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) ->
 
 
 def _native_config(given: dict[str, Any]) -> dict[str, Any]:
-    """The keys that a native model is built from; KeyError or ValueError where the legacy ones do not give them."""
+    """Config of a native model; KeyError or ValueError if the legacy config lacks a key or is not supported."""
     if given.get("shortformer_pos"):
-        raise ValueError("its positions are the shortformer's, which TransformerLens' native models lack")
+        raise ValueError("it has shortformer positions, which TransformerLens' native models do not support")
     return {
         "architectures": [NATIVE],
         **{key: given[key] for key in _KEPT},
@@ -99,7 +95,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _native_weights(state: dict[str, Tensor], layout: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights by the names of a native model's parameters."""
+    """The weights by parameter name of a native model."""
     from transformer_lens.model_bridge.sources import tl_legacy
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
@@ -118,7 +114,7 @@ def _native_weights(state: dict[str, Tensor], layout: str, config: dict[str, Any
 
 
 def _native_name(key: str, components: Any) -> str:
-    """`blocks.0.mlp.in.weight` as `layers.0.mlp.fc_in.weight`: each part as the adapter maps it."""
+    """Native name of a bridge parameter: `blocks.0.mlp.in.weight` becomes `layers.0.mlp.fc_in.weight`."""
     names = []
     for part in key.split("."):
         component = components.get(part)

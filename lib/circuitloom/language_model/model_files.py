@@ -1,4 +1,4 @@
-"""Which files make up a model's folder. What names a set of weights."""
+"""Files of a model's folder, and a digest of its weights."""
 
 import fnmatch
 import hashlib
@@ -15,24 +15,24 @@ WEIGHTS = ("*.safetensors",)
 LEGACY = "*final.pth"
 """Weights in TransformerLens' legacy format."""
 PICKLED = ("pytorch_model*.bin", LEGACY)
-"""Read with `weights_only=True` and no other way, where there is no safetensors file."""
+"""Used if there is no safetensors file; always read with `weights_only=True`."""
 
 
 def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files of `folder` itself whose names match one of the patterns, sorted."""
+    """The files directly in `folder` whose names match a pattern, sorted."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     return [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
 
 
 def copy_files(folder: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Copy the files of `folder` that match to `target`: their contents alone, since sources may be read-only."""
+    """Copy the matching files of `folder` to `target`, without permissions: sources may be read-only."""
     target.mkdir(parents=True, exist_ok=True)
     for file in matching(folder, patterns):
         shutil.copyfile(file, target / file.name)
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """A digest of weights by name, wherever they came from."""
+    """A digest of names, dtypes, shapes and values of weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in weights.items():
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

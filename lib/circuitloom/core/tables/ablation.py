@@ -1,21 +1,21 @@
-"""Tables of circuits in a basis of components, which are found by intervention alone."""
+"""Tables of ablations of components: causal effects, feature-to-feature effects and faithfulness curves."""
 
 import pyarrow as pa
 
 from .table import FEATURE_INDEX, FLOAT, INT, LAYER, STRING, Table
 
-_BEHAVIOUR = (STRING, "name of the behaviour: some prompts, and a number read off the prediction behind each")
-_BASIS = (STRING, "what the model was taken to be made of: a run, heads, neurons")
+_BEHAVIOUR = (STRING, "name of the behaviour: prompts, and a metric of the logits at their last position")
+_BASIS = (STRING, "components that the model is decomposed into: a run's features, heads or neurons")
 _ABLATION = (
     STRING,
-    "what ablated components were set to: zero, mean (over its prompts) or position_mean (over them at each "
+    "value of ablated components: zero, mean (over prompts and positions) or position_mean (over prompts, per "
     "position)",
 )
 
 CAUSAL = Table(
     "causal",
-    "What became of a prediction when a component was ablated, alone, nothing else held. Features stand in for "
-    "nothing: ablating one takes its activation times its row from what the site holds.",
+    "Effect of ablating one component on the metric, nothing frozen. The model keeps its MLPs: ablating a feature "
+    "subtracts its activation times its decoder row from the site's value.",
     ("behaviour", "prompt", "basis", "ablation", "kind", "run", "layer", "component", "position"),
     {
         "behaviour": _BEHAVIOUR,
@@ -23,47 +23,46 @@ CAUSAL = Table(
         "basis": _BASIS,
         "ablation": _ABLATION,
         "kind": (STRING, "feature, head or neuron"),
-        "run": (STRING, "name of the dictionary's run; null for heads and neurons"),
+        "run": (STRING, "run of the dictionary; null for heads and neurons"),
         "layer": LAYER,
         "component": (pa.int32(), "number of the feature, head or neuron within its layer, from 0"),
-        "position": (pa.int16(), "where it was ablated; null for all positions but the first and BOS"),
+        "position": (pa.int16(), "position of the ablation; null for all positions except the first and BOS"),
         "activation": (
             FLOAT,
-            "value of the feature or neuron, norm of the head's output; the largest by magnitude where position is "
-            "null",
+            "value of the feature or neuron, or norm of the head's output; of largest magnitude if position is null",
         ),
         "attribution": (
             FLOAT,
-            "the effect to first order: (value - what it is set to) times the metric's gradient",
+            "first-order estimate of the effect: (value - ablated value) times the metric's gradient",
         ),
-        "effect": (FLOAT, "metric before, minus after the component was ablated"),
-        "kl": (FLOAT, "KL(before || after) of the prediction behind the prompt, nats"),
+        "effect": (FLOAT, "metric of the untouched model minus metric with the component ablated"),
+        "kl": (FLOAT, "KL(untouched || ablated) of the prediction at the last position, nats"),
     },
 )
 FEATURE_EFFECT = Table(
     "feature_effect",
-    "How ablating a feature of resid_mid, and nothing else, changes the features of the same layer's MLP at the same "
-    "token. Pairs that never change are left out, and those beyond the targets kept of each source.",
+    "Effect of ablating a feature of resid_mid on the features of the same layer's MLP at the same token. Pairs "
+    "without any change are omitted, and weaker targets beyond the limit per source.",
     ("behaviour", "source_run", "target_run", "layer", "source", "target"),
     {
-        "behaviour": (STRING, "name of the behaviour whose tokens it was measured on, or held_out"),
+        "behaviour": (STRING, "behaviour on whose tokens it was measured, or held_out"),
         "source_run": (STRING, "run of SAEs on resid_mid"),
         "target_run": (STRING, "run of SAEs on mlp_out, or of transcoders"),
         "layer": LAYER,
         "source": (FEATURE_INDEX[0], "number of the feature that is ablated"),
         "target": (FEATURE_INDEX[0], "number of the feature that changes"),
-        "n_tokens": (INT, "tokens on which the source fires and was ablated"),
-        "n_changed": (INT, "those on which the target changes"),
+        "n_tokens": (INT, "tokens on which the source fires and is ablated"),
+        "n_changed": (INT, "tokens on which the target changes"),
         "effect": (
             FLOAT,
-            "mean over n_tokens of the target's activation before, minus after: positive where the source excites it",
+            "mean over n_tokens of the drop of the target's activation: positive if the source excites it",
         ),
-        "absolute_effect": (FLOAT, "mean over n_tokens of the magnitude of that"),
+        "absolute_effect": (FLOAT, "mean over n_tokens of the magnitude of the change"),
     },
 )
 FAITHFULNESS = Table(
     "faithfulness",
-    "How much of a behaviour the top k components of a basis recover alone, and how much is left without them.",
+    "Metric with only the top k components of a basis kept, and with only these ablated.",
     ("behaviour", "basis", "ablation", "ranking", "n_kept"),
     {
         "behaviour": _BEHAVIOUR,
@@ -71,24 +70,24 @@ FAITHFULNESS = Table(
         "ablation": _ABLATION,
         "ranking": (
             STRING,
-            "components are ranked by the magnitude of their mean `effect` (measured; to first order where it was not) "
-            "or `attribution` (to first order), or by `signed attribution`, those first that raise the metric most; by "
-            "`variance` over prompts at the last token; or they are a `circuit`, found by paths",
+            "order of components: by magnitude of mean `effect` (first order if not measured) or mean `attribution`, by "
+            "`signed attribution` (raising the metric most first), by `variance` over prompts at the last token; or a "
+            "`circuit` found by paths",
         ),
         "n_kept": (INT, "k"),
         "n_components": (INT, "components of the basis"),
-        "n_prompts": (INT, "prompts that metrics are means over"),
+        "n_prompts": (INT, "prompts over which metrics are averaged"),
         "metric_untouched": (FLOAT, "mean metric of the untouched model"),
-        "metric_kept": (FLOAT, "mean metric with the top k alone; with k = 0 everything is ablated"),
-        "metric_removed": (FLOAT, "mean metric without the top k"),
+        "metric_kept": (FLOAT, "mean metric with only the top k kept; with k = 0 everything is ablated"),
+        "metric_removed": (FLOAT, "mean metric with the top k ablated"),
         "faithfulness": (
             FLOAT,
             "(metric_kept - metric_kept at k = 0) / (metric_untouched - metric_kept at k = 0); null if undefined",
         ),
         "remaining": (
             FLOAT,
-            "the same share of metric_removed: what is left without the top k; null if undefined",
+            "the same ratio for metric_removed; null if undefined",
         ),
-        "kl": (FLOAT, "KL(untouched || the top k alone), mean over prompts, nats"),
+        "kl": (FLOAT, "KL(untouched || only the top k kept), mean over prompts, nats"),
     },
 )

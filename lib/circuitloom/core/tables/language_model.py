@@ -8,19 +8,19 @@ PRETRAINING = Table(
     ("step",),
     {
         "step": (INT, "optimiser steps taken"),
-        "loss": (FLOAT, "cross-entropy on the step's batches since the row before, nats a token"),
+        "loss": (FLOAT, "cross-entropy on the batches since the previous row, nats per token"),
         "learning_rate": (FLOAT, "learning rate of Muon"),
-        "tokens_per_second": (FLOAT, "tokens trained on a second"),
+        "tokens_per_second": (FLOAT, "training tokens per second"),
     },
 )
 LANGUAGE_MODEL = Table(
     "language_model",
-    "What the language model achieves on held-out text, one row a figure.",
+    "Quality of the language model on held-out text, one row per figure.",
     ("figure",),
     {
         "figure": (STRING, "name of the figure"),
         "value": (FLOAT, "its value"),
         "unit": (STRING, "its unit"),
-        "meaning": (STRING, "what it says"),
+        "meaning": (STRING, "what it measures"),
     },
 )

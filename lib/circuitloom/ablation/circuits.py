@@ -1,0 +1,161 @@
+"""Tests of a circuit: the metric with sets of components alone or ablated, completeness, and a random comparison."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..language_model.model import LanguageModel
+from .causal_effects import ablated_logits, ablated_metrics, chunks, original_logits, passes_per_chunk
+from .components import Ablation, Basis, ReplacementValues
+from .metrics import PromptMetric
+
+Components = Int[Tensor, " _"]
+"""Numbers of components within their basis, each once."""
+
+
+@dataclass(frozen=True)
+class CircuitExperiment:
+    """Ablation experiments on sets of components of one basis."""
+
+    model: LanguageModel
+    basis: Basis
+    values: ReplacementValues
+    """What ablated components are set to."""
+
+    def alone(
+        self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
+    ) -> Float[Tensor, "prompt set"]:
+        """Metric with each set of components alone, all others ablated; float64."""
+        return self._measure(prompts, sets, alone=True)
+
+    def without(
+        self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
+    ) -> Float[Tensor, "prompt set"]:
+        """Metric with each set of components ablated; float64."""
+        return self._measure(prompts, sets, alone=False)
+
+    def _measure(self, prompts: Sequence[PromptMetric], sets: Sequence[Components], alone: bool) -> Tensor:
+        unembedding = self.model.module.get_submodule(self.model.anatomy.unembedding)
+        vocabulary = len(next(unembedding.parameters()))
+        rows = []
+        for prompt in prompts:
+            ablations = self._ablations(prompt, sets, alone, passes_per_chunk(self.basis, prompt, vocabulary))
+            logits = ablated_logits(self.model, self.basis, prompt, ablations, self.values)
+            rows.append(torch.cat([prompt.metric(each).double().cpu() for each in logits]))
+        return torch.stack(rows)
+
+    def _ablations(
+        self, prompt: PromptMetric, sets: Sequence[Components], alone: bool, at_once: int
+    ) -> Iterator[Ablation]:
+        for part in chunks(len(sets), at_once):
+            ablated = torch.full((len(part), len(self.basis)), alone)
+            for row, place in zip(ablated, part.tolist(), strict=True):
+                row[sets[place]] = not alone
+            yield Ablation(ablated, prompt.where.cpu().expand(len(part), -1))
+
+
+def component_worth(
+    experiment: CircuitExperiment,
+    prompts: Sequence[PromptMetric],
+    circuit: Components,
+    place: Int[Tensor, " place"],
+) -> Float[Tensor, "prompt place"]:
+    """What the circuit alone loses of the metric without the component at each place."""
+    metric = experiment.alone(prompts, [circuit, *(without_places(circuit, each) for each in place[:, None])])
+    return metric[:, :1] - metric[:, 1:]
+
+
+def draw_subsets(circuit: Components, subsets: int, seed: int) -> list[Components]:
+    """Random subsets of a circuit, with sizes on a logarithmic scale from 1 to half of it."""
+    generator = torch.Generator().manual_seed(seed)
+    largest = max(1.0, len(circuit) / 2)
+    sizes = [round(largest ** (i / max(1, subsets - 1))) for i in range(subsets)]
+    return [circuit[torch.randperm(len(circuit), generator=generator)[:size]] for size in sizes]
+
+
+def measure_completeness(
+    experiment: CircuitExperiment,
+    prompts: Sequence[PromptMetric],
+    circuit: Components,
+    subsets: Sequence[Components],
+) -> tuple[Float[Tensor, "prompt subset"], Float[Tensor, "prompt subset"]]:
+    """Metric of the circuit without each subset, and of the model without it: equal for a complete circuit.
+
+    Source: Wang et al. 2022 (arXiv 2211.00593).
+    """
+    alone = experiment.alone(prompts, [circuit[~torch.isin(circuit, each)] for each in subsets])
+    return alone, experiment.without(prompts, subsets)
+
+
+def without_places(circuit: Components, places: Int[Tensor, " place"]) -> Components:
+    """The circuit without the components at some places."""
+    kept = torch.ones(len(circuit), dtype=torch.bool)
+    kept[places] = False
+    return circuit[kept]
+
+
+@dataclass(frozen=True)
+class CircuitAblations:
+    """The metric on the testing half with sets of components ablated; transcoders without error terms replace MLPs."""
+
+    circuit: Float[Tensor, " prompt"]
+    """With the circuit alone."""
+    random: Float[Tensor, " prompt"]
+    """With the circuit's heads and the same number of random features per layer alone."""
+    without: Float[Tensor, " prompt"]
+    """With all components but the circuit."""
+    without_features: Float[Tensor, " prompt"]
+    """With all components but the circuit's features."""
+    none: Float[Tensor, " prompt"]
+    """With all components ablated."""
+    all: Float[Tensor, " prompt"]
+    """With no component ablated."""
+    untouched: Float[Tensor, " prompt"]
+    """Of the model itself."""
+    kl: Float[Tensor, " prompt"]
+    """KL(untouched || circuit), nats."""
+    kl_none: Float[Tensor, " prompt"]
+    """KL(untouched || none), nats."""
+
+
+def ablate_circuit(
+    model: LanguageModel,
+    basis: Basis,
+    circuit: Bool[Tensor, " component"],
+    random: Bool[Tensor, " component"],
+    values: ReplacementValues,
+    prompts: Sequence[PromptMetric],
+) -> CircuitAblations:
+    """The metric with sets of components alone, the others set to `values`; `random` are components to compare with."""
+    feature = torch.zeros_like(circuit)
+    for part, own in zip(basis.parts, basis.slices, strict=True):
+        feature[own] = part.kind == "feature"
+    nothing = torch.zeros_like(circuit)
+    ablated = torch.stack([~circuit, ~random, circuit, circuit & feature, ~nothing, nothing])
+    rows = []
+    for prompt in prompts:
+        reference = original_logits(model, prompt)
+        ablation = Ablation(ablated, prompt.where.cpu().expand(len(ablated), -1))
+        after = ablated_metrics(model, basis, prompt, [ablation], values, reference)
+        before = prompt.metric(reference[None])
+        rows.append(torch.cat([after.metric, before, after.kl[[0, 4]]]).cpu())
+    return CircuitAblations(*torch.stack(rows, 1))
+
+
+def draw_random_features(
+    basis: Basis, circuit: Bool[Tensor, " component"], mean: ReplacementValues, seed: int
+) -> Bool[Tensor, " component"]:
+    """The circuit's heads, and the same number of features per layer drawn from those with a mean other than 0."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = circuit.clone()
+    for part, own, value in zip(basis.parts, basis.slices, mean, strict=True):
+        if part.kind == "feature":
+            assert value is not None
+            live = value[0].cpu().nonzero()[:, 0]
+            drawn[own] = False
+            chosen = torch.randperm(len(live), generator=generator)[: int(circuit[own].sum())]
+            drawn[own.start + live[chosen]] = True
+    return drawn
