@@ -1,22 +1,65 @@
-"""The reference pages say what the code says."""
+"""The generated pages and the JSON schema are up to date, complete, and accept every study."""
 
+import json
 from pathlib import Path
+from typing import Any
 
-from circuitloom.documentation import config_page, formats_page
+import jsonschema
+import pytest
+import yaml
+
+from circuitloom.documentation import config_page, config_schema, formats_page
 
 ROOT = Path(__file__).parents[1]
-REMEDY = "run `python -m circuitloom document`"
+REMEDY = "run `circuitloom document`"
+STUDIES = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config" / "studies").glob("*.yaml"))]
 
 
 def test_the_config_page_is_up_to_date() -> None:
     assert (ROOT / "config" / "README.md").read_text() == config_page(), REMEDY
 
 
+def test_the_config_schema_is_up_to_date() -> None:
+    assert (ROOT / "config" / "schema.json").read_text() == config_schema(), REMEDY
+
+
 def test_the_formats_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "formats.md").read_text() == formats_page(), REMEDY
 
 
-def test_every_key_and_column_says_what_it_means() -> None:
+def test_every_key_and_column_has_a_meaning() -> None:
     rows = [line for line in (config_page() + formats_page()).splitlines() if line.startswith("| `")]
     assert len(rows) > 150
     assert [row for row in rows if row.rstrip().endswith("|  |") and "section" not in row] == []
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return json.loads(config_schema())
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_every_study_names_the_schema_and_follows_it(study: Path, schema: dict[str, Any]) -> None:
+    first, _, text = study.read_text().partition("\n")
+    location = first.removeprefix("# yaml-language-server: $schema=")
+    assert (study.parent / location).resolve() == ROOT / "config" / "schema.json"
+    jsonschema.validate(yaml.safe_load(text), schema)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trainig": {}},
+        {"training": {"widht": 64}},
+        {"dictionaries": {"sweep": {"k": "many"}}},
+        {"corpus": {"source": "books"}},
+        {"cases": {"a": {"kind": "feature", "concpet": "x"}}},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_unknown_keys_and_wrong_types(
+    change: dict[str, Any], schema: dict[str, Any]
+) -> None:
+    study = yaml.safe_load(STUDIES[0].read_text())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(study | change, schema)

@@ -1,5 +1,6 @@
-"""Reference pages made from the code: config/README.md of the config's models, docs/formats.md of tables and macros."""
+"""Files generated from the code: config/README.md, config/schema.json and docs/formats.md."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -7,54 +8,54 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .catalog.macros import Macro, macros
-from .catalog.questions import fill_in
+from .catalog.queries import Macro, fill_in, macros
 from .config import Study, dictionaries
 from .config.activations import Activations
 from .config.cases import KINDS
 from .config.cases.greater_than import Published
-from .config.circuits import Behaviour, Change, Circuits, Example, Prompt, Weights
+from .config.circuits import Behaviour, BehaviourPrompt, Circuits, FeatureChange, Prompt, WeightsConfig
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
 from .config.features import Features
-from .config.language_model import LanguageModel, Sizes
+from .config.language_model import LanguageModel, ModelSizes
 from .config.machine import Machine
 from .config.resources import JobMemory, JobRuntime, Resources
 from .core.tables import TABLES, Table
 
 CONFIG_HEAD = """# Config
 
-Every key of a study: meaning, unit, default. Made from `lib/circuitloom/config` by `python -m circuitloom document`.
+Every key of a study: type, default, meaning and unit. `circuitloom document` generates this page from
+`lib/circuitloom/config`, and `schema.json`, with which editors complete and check keys.
 
-A study is one YAML file: `config/config.yaml` (quickstart) or one under `config/studies/`. It stands alone: nothing
-of another study leaks into it. `--config 'training={width: 64}'` changes single keys, nested ones too. A key that is
-misspelt, of the wrong type or impossible stops the run with one line that names it. `${NAME}` in a path is an
-environment variable; numbers may be written `1e-3` or `60_000_000`.
+A study is one YAML file: `config/config.yaml` (quickstart) or a file under `config/studies/`. It is complete: no other
+study changes its defaults. `--config 'training={width: 64}'` changes single keys, also nested ones. A key that is
+misspelt, has the wrong type or an impossible value stops the run with one line that names it. `${NAME}` in a path is an
+environment variable. Numbers may be written `1e-3` or `60_000_000`.
 """
 SWEEPS = """
-A sweep has a name and any keys of a run; keys under `training` hold for all sweeps that do not set them. Lists expand:
-`{kind: [transcoder, sae], k: [8, 16]}` is four runs, trained in one process over one read of the activations. A run is
-named after what it is, `tc-topk16-2048` or `sae-relu1e-3-2048-resid_mid`, with a suffix for each other key in which it
-differs from `training`.
+A sweep has a name and any of these keys; keys under `training` apply to all sweeps that do not set them. Lists expand:
+`{kind: [transcoder, sae], k: [8, 16]}` is four runs, which one process trains in one pass over the activations. A run
+is named after its keys, such as `tc-topk16-2048` or `sae-relu1e-3-2048-resid_mid`, with a suffix for each other key
+that differs from `training`.
 """
 CASES = """
 ## cases
 
-Case studies by name, each of a kind; or the path of a YAML file of them, or a list of paths. A file is looked for in
-the working directory, then in the project. What is said twice of a case counts as the later file has it, key by key.
-`config/cases` has `chronicle.yaml` (the generated corpus), and others for models of English.
+Case studies by name, each of a kind; or the path of a YAML file with case studies, or a list of paths. Paths are
+relative to the working directory or to the project. If two files have a case study of the same name, the later file
+overrides single keys. `config/cases` has `chronicle.yaml` (for the generated corpus) and files for models of English.
 """
 MACHINES = """
-`config/machines` has two, each a file with this section that is named after a study's. Where their numbers are from:
+`config/machines` has two files with this section. Sources of their numbers:
 
-| number | where it is from |
+| number | source |
 |---|---|
 | GPU of gpu-node-8 | NVIDIA H100 SXM data sheet: 989 TFLOP/s bfloat16 (half of the 1,979 with sparsity), 67 float32 |
-| its memory | the same: 80 GB, 3.35 TB/s; NVLink 900 GB/s both ways |
+| its memory | NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s; NVLink 900 GB/s both ways |
 | GPU of cluster-512 | NVIDIA H200 SXM data sheet: as the H100, but 141 GB, 4.8 TB/s |
 | node | NVIDIA DGX H100 and H200 data sheets: 8 GPUs, 112 cores, 2 TB, 8 x 3.84 TB NVMe, 8 x 400 Gb/s |
-| disk of gpu-node-8 | its size as above; 25 GB/s written and 50 read are assumed |
-| disk of cluster-512 | assumed: a shared file system of 10 PB, 60 GB/s written, 125 read |
+| disk of gpu-node-8 | size: data sheet; 25 GB/s write and 50 GB/s read: assumed |
+| disk of cluster-512 | assumed: a shared file system of 10 PB, 60 GB/s write, 125 GB/s read |
 | download | assumed: 1 and 10 Gb/s |
 
 ```sh
@@ -63,17 +64,16 @@ snakemake plan --configfile config/studies/pythia-1.4b.yaml config/machines/gpu-
 """
 FORMATS_HEAD = """# Tables
 
-Parquet files, each named after its table, with checksums on every page. Made from `lib/circuitloom/tables` by
-`python -m circuitloom document`. What lies where is in [design.md](design.md).
+Parquet files, each named after its table, with a checksum per page. Generated from `lib/circuitloom/core/tables` by
+`circuitloom document`. [design.md](design.md) lists their folders.
 """
 
-MACROS_HEAD = """
-# Macros
+MACROS_HEAD = """# Macros
 
-What the catalogue answers by name, over the views of all tables: most give rows, `FROM name(...)`, some a value,
-`SELECT name(...)`. Made from `lib/circuitloom/catalog/macros`; the examples are for quickstart, as in
-`python -m circuitloom sql "FROM coactivation(...)"`. Attached to another database, the catalogue needs
-`SET VARIABLE circuitloom_root = 'results/quickstart/'` for its views, and `USE` for its macros.
+Macros of the catalogue over the views of all tables. Table macros return rows, `FROM name(...)`; scalar macros return a
+value, `SELECT name(...)`. Generated from `lib/circuitloom/catalog/queries/macros.sql`. The examples are for quickstart,
+as in `circuitloom sql "FROM coactivation(...)"`. If the catalogue is attached to another database, its views need
+`SET VARIABLE circuitloom_root = 'results/quickstart/'`, and its macros need `USE`.
 """
 EXAMPLES = {
     "run": "tc-topk16-1024",
@@ -84,25 +84,29 @@ EXAMPLES = {
     "pattern": "caught",
     "trace": "year_span",
 }
-"""What the examples of macros leave open."""
+"""Parameters of the macros' examples."""
+
+
+YAML_NUMBER = r"^[-+]?[0-9_]+(\.[0-9_]*)?([eE][-+]?[0-9]+)?$"
+"""Numbers that YAML parsers may read as text: 1e-3, 60_000_000."""
 
 
 def config_page() -> str:
-    """config/README.md."""
+    """Content of config/README.md."""
     parts = [CONFIG_HEAD, *_section("Top level", Study)]
     for source in get_args(get_args(Corpus)[0]):
         parts += _section(f"corpus, source: {_source(source)}", source)
     for source in get_args(get_args(LanguageModel)[0]):
         parts += _section(f"language_model, source: {_source(source)}", source)
-    parts += _section("language_model, source: hub, shape", Sizes)
+    parts += _section("language_model, source: hub, shape", ModelSizes)
     parts += _section("activations", Activations)
     parts += [*_section("training, and each sweep of dictionaries", dictionaries.Run), SWEEPS]
     parts += [*_section("evaluation", Evaluation), *_section("features", Features)]
-    parts += [*_section("circuits", Circuits), *_section("circuits.weights", Weights)]
-    parts += _section("circuits, each of prompts", Prompt)
-    parts += _section("circuits, each of a prompt's changes", Change)
-    parts += _section("circuits, each of behaviours", Behaviour)
-    parts += _section("circuits, each of a behaviour's prompts", Example)
+    parts += [*_section("circuits", Circuits), *_section("circuits.weights", WeightsConfig)]
+    parts += _section("circuits.prompts, each prompt", Prompt)
+    parts += _section("circuits.prompts, each of a prompt's changes", FeatureChange)
+    parts += _section("circuits.behaviours, each behaviour", Behaviour)
+    parts += _section("circuits.behaviours, each of a behaviour's prompts", BehaviourPrompt)
     parts += [*_section("machine", Machine), MACHINES, CASES]
     for kind, model in KINDS.items():
         parts += _section(f"cases, kind: {kind}", model)
@@ -113,16 +117,61 @@ def config_page() -> str:
 
 
 def formats_page() -> str:
-    """docs/formats.md."""
+    """Content of docs/formats.md."""
     tables = (line for table in TABLES for line in _table(table))
     by_name = sorted(macros(), key=lambda macro: macro.name)
     parts = [FORMATS_HEAD, *tables, MACROS_HEAD, *(_macro(macro) for macro in by_name)]
     return "\n".join(parts).rstrip() + "\n"
 
 
+def config_schema() -> str:
+    """Content of config/schema.json: the JSON schema of a study, for editors."""
+    schema = Study.model_json_schema()
+    sweep = {
+        key: {
+            "anyOf": [value, {"type": "array", "items": value}],
+            "description": value.get("description", ""),
+        }
+        for key, value in dictionaries.Run.model_json_schema()["properties"].items()
+    }
+    schema["$defs"]["Sweep"] = {"type": "object", "additionalProperties": False, "properties": sweep}
+    properties = schema["properties"]
+    properties["training"] |= {"$ref": "#/$defs/Sweep"}
+    properties["dictionaries"] |= {"additionalProperties": {"$ref": "#/$defs/Sweep"}}
+    path = {"type": "string"}
+    by_name = {key: properties["cases"].pop(key) for key in ("type", "additionalProperties")}
+    properties["cases"]["anyOf"] = [by_name, path, {"type": "array", "items": path}]
+    return json.dumps({"title": "A study of circuitloom"} | _for_editors(schema), indent=1) + "\n"
+
+
+def _for_editors(schema: Any, keys_are_names: bool = False) -> Any:
+    """A JSON schema without titles and default sections, whose numbers may also be text."""
+    if isinstance(schema, list):
+        return [_for_editors(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if keys_are_names:
+        return {name: _for_editors(each) for name, each in schema.items()}
+    result = {}
+    for key, value in schema.items():
+        if key == "description":
+            result[key] = _one_line(value)
+        elif key != "title" and not (key == "default" and isinstance(value, dict)):
+            result[key] = _for_editors(value, keys_are_names=key in ("properties", "$defs"))
+    if result.get("type") in ("integer", "number"):
+        outer = {key: result.pop(key) for key in ("description", "default") if key in result}
+        return outer | {"anyOf": [result, {"type": "string", "pattern": YAML_NUMBER}]}
+    return result
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def write_pages(root: Path) -> None:
-    """Write both pages under the project's folder."""
+    """Write all generated files under the project's folder."""
     (root / "config" / "README.md").write_text(config_page())
+    (root / "config" / "schema.json").write_text(config_schema())
     (root / "docs" / "formats.md").write_text(formats_page())
 
 
@@ -134,13 +183,11 @@ def _section(title: str, model: type[BaseModel]) -> Iterator[str]:
     yield f"\n## {title}\n\n{(model.__doc__ or '').strip()}\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
-        meaning = " ".join((field.description or "").split())
+        meaning = _one_line(field.description or "")
         yield f"| `{name}` | {_type(field)} | {_default(field)} | {meaning} |"
 
 
 def _type(field: FieldInfo) -> str:
-    schema: dict[str, Any] = {}
-
     class Holder(BaseModel):
         value: field.annotation  # type: ignore[valid-type]
 
@@ -154,7 +201,7 @@ def _schema_type(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     if "anyOf" in schema:
-        return " | ".join(_schema_type(each) for each in schema["anyOf"])
+        return " | ".join(dict.fromkeys(_schema_type(each) for each in schema["anyOf"]))
     if "oneOf" in schema:
         return "section"
     if schema.get("type") == "array":
@@ -192,4 +239,4 @@ def _table(table: Table) -> Iterator[str]:
 
 def _macro(macro: Macro) -> str:
     example = fill_in(macro.example, EXAMPLES)
-    return f"## {macro.name}({macro.parameters})\n\n{macro.meaning}\n\n```sql\n{example}\n```\n"
+    return f"## {macro.name}({macro.parameters})\n\n{macro.description}\n\n```sql\n{example}\n```\n"

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from .base import ExpandedPath, Section, as_list
 
-Paths = Annotated[list[ExpandedPath], BeforeValidator(as_list)]
+Paths = Annotated[list[ExpandedPath], BeforeValidator(as_list, json_schema_input_type=list[str] | str)]
 
 
 class _Corpus(Section):
