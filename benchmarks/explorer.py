@@ -19,6 +19,7 @@ import synthetic_features
 from playwright.sync_api import sync_playwright
 
 from circuitloom.catalog.build import build_catalog
+from circuitloom.catalog.client import CatalogClient
 from circuitloom.core.tables import (
     CONNECTION,
     DEEMBEDDING,
@@ -31,7 +32,6 @@ from circuitloom.core.tables import (
     write_table,
 )
 from circuitloom.explorer.app import HOST, start
-from circuitloom.explorer.asking import Asking
 from circuitloom.explorer.urls import feature_link, link
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -112,7 +112,7 @@ def make(folder: Path, width: int, activations: int) -> None:
 
 def addresses(folder: Path) -> dict[str, str]:
     """A page of each kind, about the feature of average density of the largest run."""
-    catalogue = Asking(folder)
+    catalogue = CatalogClient(folder)
     largest = max(
         catalogue.ask("tabulated").rows,
         key=lambda row: (row["run"] != "neurons", row["layer"], row["n_features"]),

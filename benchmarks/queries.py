@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.catalog.entry import open_catalog
+from circuitloom.catalog.client import open_catalog
 from circuitloom.corpus.tokens import open_tokens
 
 QUESTIONS = {

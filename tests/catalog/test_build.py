@@ -23,8 +23,9 @@ from tests.catalog.tables import (
 
 from circuitloom.catalog import build
 from circuitloom.catalog.build import PLACES, build_catalog
-from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
-from circuitloom.catalog.macros import macros
+from circuitloom.catalog.client import open_catalog
+from circuitloom.catalog.queries import fill_in, macros
+from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.core.tables import FAITHFULNESS, TABLES, read_table, write_table
 
 ADDED = {"code": ["features"]}
@@ -32,7 +33,7 @@ ADDED = {"code": ["features"]}
 COUNTS = """
 SELECT count(*) FROM feature
 UNION ALL SELECT count(*) FROM token
-UNION ALL SELECT count(*) FROM coactivation({run}, {layer}, {feature})
+UNION ALL SELECT count(*) FROM coactivation($run, $layer, $feature)
 """
 
 
@@ -50,7 +51,7 @@ def folder(study: Study, tmp_path: Path) -> Path:
 
 
 def counts(connection: duckdb.DuckDBPyConnection) -> list[int]:
-    return [count for (count,) in connection.execute(COUNTS.format(**FILLED)).fetchall()]
+    return [count for (count,) in connection.execute(fill_in(COUNTS, FILLED)).fetchall()]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_a_table_without_files_is_an_empty_view_of_the_same_types(study: Study, 
             assert list(columns(empty, table.name).items()) == list(columns(full, table.name).items())
             assert empty.execute(f"FROM {table.name}").fetchall() == []
         for macro in macros():
-            rows = empty.execute(macro.example.format(**FILLED)).fetchall()
+            rows = empty.execute(fill_in(macro.example, FILLED)).fetchall()
             assert len(rows) == (not macro.is_table), macro.name
 
 

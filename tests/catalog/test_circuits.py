@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.catalog.entry import open_sandbox, run_statement
+from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.core.tables import EDGE, FAITHFULNESS, NODE, PATH, write_table
 
 NODES = [

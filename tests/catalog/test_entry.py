@@ -12,8 +12,9 @@ import pytest
 from tests.catalog.study_folder import make_study, write_features
 
 import circuitloom
-from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
+from circuitloom.catalog.client import open_catalog
 from circuitloom.catalog.output import write_result
+from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.cli import main
 
 HONEST = """

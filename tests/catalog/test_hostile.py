@@ -9,7 +9,7 @@ import duckdb
 import pytest
 from tests.catalog.study_folder import make_study
 
-from circuitloom.catalog.entry import _TABLE_FUNCTIONS, open_sandbox, run_statement
+from circuitloom.catalog.sandbox import _TABLE_FUNCTIONS, open_sandbox, run_statement
 
 SECRET = "plover-and-heron"
 UNLISTED = "hidden-file-name"

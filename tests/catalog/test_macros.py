@@ -29,8 +29,9 @@ from tests.catalog.tables import (
 from tests.models import CONTEXT
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.catalog.entry import open_catalog, open_sandbox, run_statement
-from circuitloom.catalog.macros import macros
+from circuitloom.catalog.client import open_catalog
+from circuitloom.catalog.queries import fill_in, macros
+from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.core.tables import read_table
 
 SELECTED = [(RUN, LAYER, n) for n in (0, 4)] + [
@@ -285,8 +286,8 @@ def test_every_macro_is_documented_by_an_example_that_gives_rows(study, catalog)
     described = list(macros())
     assert len(described) == 14
     for macro in described:
-        assert macro.name in macro.example and macro.meaning.endswith(".") and macro.parameters
-        statement = macro.example.format(**FILLED)
+        assert macro.name in macro.example and macro.description.endswith(".") and macro.parameters
+        statement = fill_in(macro.example, FILLED)
         rows = catalog.sql(statement).fetchall()
         assert rows, statement
         assert [

@@ -7,10 +7,10 @@ import pytest
 from tests.catalog.tables import RUNS, make_study
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.catalog.entry import open_sandbox, run_statement
 from circuitloom.catalog.output import write_result
-from circuitloom.catalog.questions import questions, quoted
+from circuitloom.catalog.queries import questions, quoted
 from circuitloom.catalog.questions_page import names_of, queries_page
+from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.core.tables import RUN, write_table
 
 
@@ -25,13 +25,13 @@ def folder(tmp_path_factory):
 
 def test_there_are_twenty_questions():
     assert len(list(questions())) == 20
-    assert all(question.text.endswith("?") for question in questions())
+    assert all(question.description.endswith("?") for question in questions())
 
 
 def test_every_question_is_asked_and_answered(folder):
     page = queries_page({folder: "[0-9]"})
     parts = re.split(r"^## \d+\. ", page, flags=re.MULTILINE)[1:]
-    assert [part.partition("\n")[0] for part in parts] == [question.text for question in questions()]
+    assert [part.partition("\n")[0] for part in parts] == [question.description for question in questions()]
     for part in parts:
         assert part.count("```sql") == 1 and part.count("small:") == 1
         assert "```text" in part or "No rows" in part

@@ -3,18 +3,18 @@
 import pytest
 from tests.explorer.made_up import LAYERS, RUN, WIDTH, _features
 
-from circuitloom.explorer.asking import Asking
+from circuitloom.catalog.client import CatalogClient
 from circuitloom.explorer.pages.features import page, statement
 
 ROWS = _features(RUN, LAYERS[1])["feature"]
 
 
 @pytest.fixture(scope="module")
-def catalogue(made_up) -> Asking:
-    return Asking(made_up)
+def catalogue(made_up) -> CatalogClient:
+    return CatalogClient(made_up)
 
 
-def asked(catalogue: Asking, search: str = "", by: str = "fires on", **request) -> list[dict]:
+def asked(catalogue: CatalogClient, search: str = "", by: str = "fires on", **request) -> list[dict]:
     return catalogue.run(statement(RUN, LAYERS[1], search, by, request)).rows
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.explorer.made_up import HOSTILE, RUN, TRACE
 
 from circuitloom.catalog.output import printable
-from circuitloom.core.formatting import visible
+from circuitloom.core.formatting import escape_invisible
 from circuitloom.explorer.urls import feature_link, link
 
 PAGES = {
@@ -29,6 +29,9 @@ SEEN = {
 """Strings that a page shows, as far as they are in view."""
 
 
+SLIDER, COUNT, NODE = "#circuit-graph input[type=range]", "#circuit-graph .count", "#circuit-graph .node"
+
+
 def parameters(visit) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(urlsplit(visit.page.url).query).items()}
 
@@ -37,12 +40,12 @@ def parameters(visit) -> dict[str, str]:
 def test_a_page_shows_harmful_strings_as_text_and_runs_none(visit, name) -> None:
     visit.open(PAGES[name])
     visit.settle()
-    visit.keep(f"made-up-{name}")
+    visit.screenshot(f"made-up-{name}")
     text = visit.text()
     for token in SEEN.get(name, ()):
         if token.strip() and token != "&lt;":
             # what SQL gave is shown as on the command line
-            assert visible(token) in text or printable(token) in text, token
+            assert escape_invisible(token) in text or printable(token) in text, token
     assert visit.page.evaluate("window.hacked") is None
     assert (
         visit.page.evaluate("document.querySelectorAll('#page img, #page script, #page b, #page i').length")
@@ -61,25 +64,28 @@ def test_a_page_is_reached_by_its_name_in_the_bar(visit, name) -> None:
 
 
 def test_what_is_shown_of_a_circuit_is_in_the_address_and_comes_back(visit) -> None:
-    visit.open(link("circuits", trace=TRACE), "#circuit-graph canvas")
+    visit.open(link("circuits", trace=TRACE), "#circuit-graph svg")
     visit.settle()
-    before = visit.text("#circuit-note")
-    visit.page.focus("[role=slider]")
+    before = visit.text(COUNT)
+    visit.page.focus(SLIDER)
     for _ in range(30):
         visit.page.keyboard.press("ArrowRight")
-    visit.page.wait_for_function(
-        "text => document.querySelector('#circuit-note').innerText !== text", arg=before
-    )
-    visit.settle()
-    after = visit.text("#circuit-note")
+    after = visit.text(COUNT)
     assert int(after.split()[0]) > int(before.split()[0])
-    address = visit.page.url
-    visit.open(address.removeprefix(visit.address), "#circuit-graph canvas")
-    assert visit.text("#circuit-note") == after
+    visit.page.wait_for_function("() => location.search.includes('share=0.9')")
+    visit.open(visit.page.url.removeprefix(visit.address), "#circuit-graph svg")
+    assert visit.text(COUNT) == after
+
+
+def test_pruning_hides_features_beyond_the_share_but_no_supernode_target_or_embedding(visit) -> None:
+    visit.open(link("circuits", trace=TRACE, share="0", groups="years:8,9"), "#circuit-graph svg")
+    shown = visit.page.eval_on_selector_all(f"{NODE}:not(.pruned)", "all => all.map(e => e.classList[1])")
+    assert sorted(set(shown)) == ["embedding", "logit", "supernode"]
+    assert len(shown) == 2 + len(HOSTILE) + 1
 
 
 def test_a_node_is_chosen_by_keyboard_and_what_is_known_of_it_is_shown(visit) -> None:
-    visit.open(link("circuits", trace=TRACE), "#circuit-graph canvas")
+    visit.open(link("circuits", trace=TRACE), "#circuit-graph svg")
     visit.settle()
     visit.page.focus("#circuit-node")
     visit.page.keyboard.press("Enter")
@@ -96,29 +102,46 @@ def test_a_node_is_chosen_by_keyboard_and_what_is_known_of_it_is_shown(visit) ->
     assert visit.text("h1") == "Feature 0/7"
 
 
-def test_a_click_on_a_node_opens_it_and_selected_nodes_become_a_group(visit) -> None:
-    visit.open(link("circuits", trace=TRACE, groups="years:0,1"), "#circuit-graph canvas")
+def test_a_click_on_a_node_shows_its_panel_and_escape_closes_it(visit) -> None:
+    visit.open(link("circuits", trace=TRACE, share="1"), "#circuit-graph svg")
     visit.settle()
-    note = visit.text("#circuit-note")
-    box = visit.page.locator("#circuit-graph").bounding_box()
-    # a box around all that there is, by shift and drag
-    visit.page.keyboard.down("Shift")
-    visit.page.mouse.move(box["x"] + 4, box["y"] + box["height"] * 0.35)
-    visit.page.mouse.down()
-    visit.page.mouse.move(box["x"] + box["width"] - 4, box["y"] + box["height"] * 0.7, steps=8)
-    visit.page.mouse.up()
-    visit.page.keyboard.up("Shift")
+    visit.page.locator(f"{NODE}[data-n='3']").click()
+    visit.page.wait_for_selector("#circuit-about h3")
+    assert visit.text("#circuit-about h3").startswith("1/10 ")
+    visit.page.wait_for_function("() => location.search.includes('node=3')")
+    # the address alone selects it again
+    visit.open(visit.page.url.removeprefix(visit.address), "#circuit-about h3")
+    visit.page.wait_for_selector(f"{NODE}.selected[data-n='3']")
+    visit.page.focus(f"{NODE}[data-n='3']")
+    visit.page.keyboard.press("Escape")
+    visit.page.wait_for_selector("#circuit-about h3", state="detached")
+    assert "node" not in parameters(visit)
+
+
+def test_nodes_are_marked_by_mouse_and_keyboard_and_become_a_supernode(visit) -> None:
+    visit.open(link("circuits", trace=TRACE, share="1", groups="years:0,1"), "#circuit-graph svg")
     visit.settle()
+    visit.page.click("#circuit-group")
+    visit.page.wait_for_selector("#callback-error .error")
+    assert "mark at least two nodes" in visit.text("#callback-error")
+    visit.page.locator(f"{NODE}[data-n='2']").click(modifiers=["Shift"])
+    visit.page.focus(f"{NODE}[data-n='3']")
+    visit.page.keyboard.press("Shift+Enter")
+    assert visit.page.locator(f"{NODE}.marked[aria-pressed=true]").count() == 2
+    assert visit.page.locator("#circuit-about h3").count() == 0
     visit.page.fill("#circuit-group-name", "rest")
     visit.page.click("#circuit-group")
+    visit.page.wait_for_selector(f"{NODE}[data-n='-2']")
+    assert visit.page.locator(f"{NODE}[data-n='2'], {NODE}[data-n='3']").count() == 0
+    assert visit.page.text_content(f"{NODE}[data-n='-2'] text") == "rest (2)"
     visit.page.wait_for_function("() => location.search.includes('rest')")
-    visit.page.wait_for_function(
-        "text => document.querySelector('#circuit-note').innerText !== text", arg=note
-    )
-    groups = parameters(visit)["groups"]
-    assert groups.startswith("years:0,1;rest:")
-    assert len(groups.split("rest:")[1].split(",")) >= 2
+    assert parameters(visit)["groups"] == "years:0,1;rest:2,3"
+    visit.page.locator(f"{NODE}[data-n='-2']").click()
+    visit.page.wait_for_selector("#circuit-about h3")
+    assert visit.text("#circuit-about h3") == "rest"
     visit.page.click("#circuit-ungroup")
+    visit.page.wait_for_selector(f"{NODE}[data-n='2']")
+    assert visit.page.locator(f"{NODE}.supernode").count() == 0
     visit.page.wait_for_function("() => !location.search.includes('rest')")
 
 
@@ -153,9 +176,9 @@ def test_a_search_finds_what_fires_on_a_text_and_shows_its_query(visit) -> None:
     visit.page.wait_for_selector(".ag-header-cell[col-id=match]")
     visit.settle()
     assert 0 < int(visit.text("#features-count").split()[0]) < 300
-    visit.page.click("#features-behind summary")
-    assert "features_on('bold</b>')" in visit.text("#features-behind pre")
-    visit.page.click("#features-behind a")
+    visit.page.click("#features-sql summary")
+    assert "features_on('bold</b>')" in visit.text("#features-sql pre")
+    visit.page.click("#features-sql a")
     visit.page.wait_for_selector("#sql-result .ag-cell")
     assert "rows in" in visit.text("#sql-result")
 
@@ -240,7 +263,7 @@ def test_the_console_runs_a_select_by_keyboard(visit) -> None:
     [
         ("/feature?run=none&layer=0&feature=1", "none has no feature 1 on layer 0"),
         ("/feature?run=none", "needs run, layer and feature"),
-        ("/feature?run=none&layer=x&feature=1", "layer='x' in the address is no whole number"),
+        ("/feature?run=none&layer=x&feature=1", "layer='x' in the address is no integer"),
         ("/features?run=none", "none has no features here; choose from"),
         ("/circuits?trace=none", "none is no circuit of this study; choose from"),
         (f"/circuits?trace={quote(TRACE)}&share=2", "share='2' in the address is no share"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.explorer.browser import serving, visiting
 
-from circuitloom.explorer.asking import Asking
+from circuitloom.catalog.client import CatalogClient
 from circuitloom.explorer.urls import feature_link, link
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -21,12 +21,12 @@ def visit(request, browser):
     if not (folder / "catalog.duckdb").is_file():
         pytest.skip(f"needs results of {request.param}: run its study first")
     with serving(folder) as address, visiting(browser, address) as visit:
-        visit.name, visit.catalogue = request.param, Asking(folder)
+        visit.name, visit.catalogue = request.param, CatalogClient(folder)
         yield visit
         assert visit.problems == []
 
 
-def best_feature(catalogue: Asking) -> dict:
+def best_feature(catalogue: CatalogClient) -> dict:
     """A feature of the traced run: the best for the concept of those caught, else the one that fires most."""
     traced = "WHERE run IN (SELECT run FROM trace)"
     concept = f"SELECT run, layer, feature FROM features_of_concept('caught_passive') {traced} LIMIT 1"
@@ -39,7 +39,7 @@ def test_every_page_of_real_results_opens(visit) -> None:
     feature = best_feature(catalogue)
     traces = [row["trace"] for row in catalogue.ask("traces").rows]
     trace = "agreement" if "agreement" in traces else traces[0]
-    root = next(row for row in catalogue.ask("nodes", trace=trace).rows if row["kind"] == "feature")
+    root = next(row for row in catalogue.ask("graph_nodes", trace=trace).rows if row["kind"] == "feature")
     pages = {
         "overview": ("/", "#page .tile"),
         "dictionaries": ("/dictionaries", "#pareto .points path"),
@@ -52,7 +52,7 @@ def test_every_page_of_real_results_opens(visit) -> None:
         visit.open(path, wait)
         visit.settle()
         assert visit.page.query_selector("#page .error") is None
-        visit.keep(f"{name}-{page}", whole=page not in ("feature", "circuit"))
+        visit.screenshot(f"{name}-{page}", whole=page not in ("feature", "circuit"))
 
 
 def test_a_prompt_of_real_results_is_traced_and_changed(visit) -> None:
@@ -60,9 +60,9 @@ def test_a_prompt_of_real_results_is_traced_and_changed(visit) -> None:
     feature = best_feature(visit.catalogue)
     changed = f"{feature['layer']}/{feature['feature']}"
     visit.open(
-        link("try", prompt=prompt, target=target, features=changed, kind="ablate"), "#try-changed table"
+        link("try", prompt=prompt, target=target, features=changed, kind="ablate"), "#prompt-edited table"
     )
-    visit.page.wait_for_selector("#circuit-graph canvas", timeout=120_000)
+    visit.page.wait_for_selector("#circuit-graph svg", timeout=120_000)
     visit.settle()
-    assert "sums add up to" in visit.text("#try-trace")
-    visit.keep(f"{visit.name}-try", whole=False)
+    assert "relative error of the sums" in visit.text("#prompt-trace")
+    visit.screenshot(f"{visit.name}-try", whole=False)

@@ -9,8 +9,8 @@ import pytest
 from tests.explorer.made_up import RUN, make_study
 
 from circuitloom.catalog.build import build_catalog
+from circuitloom.catalog.client import CatalogClient
 from circuitloom.explorer.app import HOST, PAGES, make_app, start
-from circuitloom.explorer.asking import Asking
 from circuitloom.explorer.prompt_service import KEPT, JobQueue
 
 
@@ -75,7 +75,7 @@ def test_without_a_catalogue_the_remedy_is_named(tmp_path) -> None:
 
 def test_a_catalogue_made_anew_is_read_anew(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study")
-    catalogue = Asking(folder)
+    catalogue = CatalogClient(folder)
     before = catalogue.edition
     assert catalogue.ask("contents").first["runs"] == 2
     shutil.rmtree(folder / "cases")
@@ -87,7 +87,7 @@ def test_a_catalogue_made_anew_is_read_anew(tmp_path: Path) -> None:
 def test_many_ask_at_once_while_the_catalogue_is_made_anew(made_up, tmp_path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(made_up, folder)
-    catalogue, found, wrong = Asking(folder), [], []
+    catalogue, found, wrong = CatalogClient(folder), [], []
 
     def ask() -> None:
         try:

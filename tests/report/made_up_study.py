@@ -62,7 +62,7 @@ def sources(folder: Path, layers: Sequence[int] = (0, 1)) -> ReportInputs:
     return ReportInputs(
         folder=folder,
         config={
-            "study": folder.name,
+            "name": folder.name,
             "corpus": {"source": "chronicle", "context": 16},
             "language_model": {"source": "pretrain", "batch": 4},
         },

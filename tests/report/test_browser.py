@@ -27,16 +27,18 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(shown, written) -> N
 
 def test_pointing_at_a_node_brings_its_edges_and_what_they_join_forward(page) -> None:
     page.locator(f"{NODE}[data-n='1']").hover()
-    edges = page.eval_on_selector_all(".edges path.on", "all => all.map(e => [e.dataset.s, e.dataset.t])")
+    edges = page.eval_on_selector_all(
+        ".edges path.highlighted", "all => all.map(e => [e.dataset.s, e.dataset.t])"
+    )
     assert sorted(edges) == [["1", "0"], ["2", "1"], ["3", "1"]]
-    nodes = page.eval_on_selector_all(f"{NODE}.on", "all => all.map(e => e.dataset.n)")
+    nodes = page.eval_on_selector_all(f"{NODE}.highlighted", "all => all.map(e => e.dataset.n)")
     assert sorted(nodes) == ["0", "1", "2", "3"]
 
 
 def test_a_click_tells_what_is_known_of_a_node(page) -> None:
-    assert page.locator(".told").is_hidden()
+    assert page.locator(".node-panel").is_hidden()
     page.locator(f"{NODE}[data-n='1']").click()
-    told = page.locator(".told").inner_text()
+    told = page.locator(".node-panel").inner_text()
     assert told.startswith("1/5 'the'@2")
     assert "influence\n0.5" in told
     # edges, the strongest first: predicted, frozen, free
@@ -45,23 +47,23 @@ def test_a_click_tells_what_is_known_of_a_node(page) -> None:
     assert "raises the logits of\n\nthe" in told
     assert page.locator(".examples .tokens").inner_text().strip() == "2the b the"
     assert page.locator(".examples b").evaluate("e => e.style.backgroundColor") == "rgba(230, 159, 0, 0.75)"
-    page.locator(".told .close").click()
-    assert page.locator(".told").is_hidden()
+    page.locator(".node-panel .close").click()
+    assert page.locator(".node-panel").is_hidden()
 
 
 def test_the_slider_keeps_what_holds_the_share_and_what_begins_and_ends(page) -> None:
     total = 1 + 0.5 + 0.25 + 0.125 + 0.0625 + 0.03125
     share = int(100 * (1.75 / total)) + 1
     page.locator("input[type=range]").fill(str(share))
-    kept = page.eval_on_selector_all(f"{NODE}:not(.gone)", "all => all.map(e => e.dataset.n)")
+    kept = page.eval_on_selector_all(f"{NODE}:not(.pruned)", "all => all.map(e => e.dataset.n)")
     assert sorted(kept) == ["0", "1", "2", "4", "5"]
     edges = page.eval_on_selector_all(
-        ".edges path:not(.gone)", "all => all.map(e => [e.dataset.s, e.dataset.t])"
+        ".edges path:not(.pruned)", "all => all.map(e => [e.dataset.s, e.dataset.t])"
     )
     assert sorted(edges) == [["1", "0"], ["2", "0"], ["2", "1"], ["4", "2"], ["5", "0"]]
     assert page.locator(".count").inner_text() == "5 of 6 nodes, 5 of 6 edges"
     page.locator("input[type=range]").fill("10")
-    kept = page.eval_on_selector_all(f"{NODE}:not(.gone)", "all => all.map(e => e.dataset.n)")
+    kept = page.eval_on_selector_all(f"{NODE}:not(.pruned)", "all => all.map(e => e.dataset.n)")
     assert sorted(kept) == ["0", "4", "5"]
 
 
@@ -79,9 +81,9 @@ def test_keys_go_from_node_to_node_and_tell_of_one(page) -> None:
     page.keyboard.press("ArrowDown")
     assert focused() == "1"
     page.keyboard.press("Enter")
-    assert page.locator(".told h5").inner_text() == "1/5 'the'@2"
+    assert page.locator(".node-panel h5").inner_text() == "1/5 'the'@2"
     page.keyboard.press("Escape")
-    assert page.locator(".told").is_hidden()
+    assert page.locator(".node-panel").is_hidden()
     page.keyboard.press("ArrowUp")
     assert focused() == "0"
     # one node of the graph is a stop of the Tab key
@@ -101,7 +103,7 @@ def test_no_window_has_to_be_scrolled_sideways(browser, written, width: int) -> 
 
 def test_print_leaves_out_what_only_a_screen_can_use(page) -> None:
     page.emulate_media(media="print")
-    for selector in (".controls", "nav", "details.sql", ".told"):
+    for selector in (".pruning", "nav", "details.sql", ".node-panel"):
         assert page.locator(selector).first.is_hidden(), selector
     assert page.locator("figure.graph svg").is_visible()
     page.emulate_media(media="screen")
@@ -110,5 +112,5 @@ def test_print_leaves_out_what_only_a_screen_can_use(page) -> None:
 def test_without_scripts_graphs_and_tables_are_there(browser, written) -> None:
     with opened(browser, written.file, java_script_enabled=False) as (page, heard):
         assert page.locator(NODE).count() == 6
-        assert page.locator(".controls").is_hidden()
+        assert page.locator(".pruning").is_hidden()
         assert heard.messages == []

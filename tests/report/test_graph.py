@@ -1,8 +1,8 @@
-"""How a graph is laid out: nodes over their tokens and layers, edges between them, the strongest on top."""
+"""Layout of an attribution graph: nodes by token and layer, the strongest edges on top, supernodes; and its markup."""
 
 import pytest
 
-from circuitloom.report.graph import lay_out
+from circuitloom.report.graph import graph_markup, group_nodes, lay_out
 
 TOKENS = ["<bos>", " was", "by\n"]
 COMMON = {"is_root": False, "layer": None, "feature": None, "influence": 0.5, "cumulative": 0.5}
@@ -13,11 +13,13 @@ NODES = [
     {**COMMON, "node": 3, "kind": "embedding", "position": 1, "token": " was"},
     {**COMMON, "node": 4, "kind": "constant", "position": None, "token": None},
 ]
-EDGES = [
-    {"source_node": 1, "target_node": 7, "effect": 2.0, "strength": 1.0},
-    {"source_node": 2, "target_node": 7, "effect": -1.0, "strength": 0.5},
-    {"source_node": 4, "target_node": 7, "effect": 0.5, "strength": 0.25},
-]
+
+
+def edge(source: int, target: int, effect: float) -> dict:
+    return {"source_node": source, "target_node": target, "effect": effect}
+
+
+EDGES = [edge(1, 7, 2.0), edge(2, 7, -1.0), edge(4, 7, 0.5)]
 
 
 @pytest.fixture
@@ -25,45 +27,95 @@ def graph():
     return lay_out(NODES, EDGES, TOKENS)
 
 
-def test_later_tokens_lie_further_right_and_later_layers_higher(graph) -> None:
+def ends(graph) -> list[tuple[int, int]]:
+    return [(edge.source, edge.target) for edge in graph.edges]
+
+
+def test_later_tokens_are_further_right_and_later_layers_higher(graph) -> None:
     place = {node.number: (node.x, node.y) for node in graph.nodes}
     assert set(place) == {7, 1, 2, 3}
     assert place[1][0] > place[2][0] == place[3][0]
     assert place[7][1] < place[1][1] < place[2][1] < place[3][1]
     assert all(0 < x < graph.width and 0 < y < graph.height for x, y in place.values())
-    assert all(0 < text.y < graph.height for text in (*graph.tokens, *graph.layers))
+    assert all(0 < label.y < graph.height for label in (*graph.tokens, *graph.layers))
 
 
-def test_tokens_stand_below_their_nodes_with_their_blanks_shown(graph) -> None:
+def test_tokens_are_below_their_nodes_and_their_blanks_are_visible(graph) -> None:
     where = {node.number: node.x for node in graph.nodes}
-    assert [(text.text, text.x) for text in graph.tokens] == [("␣was", where[3]), ("by↵", where[1])]
+    assert [(label.text, label.x) for label in graph.tokens] == [("␣was", where[3]), ("by↵", where[1])]
 
 
-def test_edges_end_where_their_nodes_lie_and_the_strongest_is_drawn_last(graph) -> None:
+def test_long_tokens_are_shortened_below_the_graph() -> None:
+    long = lay_out(NODES, [], ["<bos>", "internationalization", "by"])
+    assert [label.text for label in long.tokens] == ["international…", "by"]
+
+
+def test_edges_end_at_their_nodes_and_the_strongest_is_drawn_last(graph) -> None:
     place = {node.number: (node.x, node.y) for node in graph.nodes}
     assert [(edge.source, edge.raises) for edge in graph.edges] == [(2, False), (1, True)]
     for edge in graph.edges:
         start, end = place[edge.source], place[edge.target]
-        assert edge.course.startswith(f"M{start[0]:g} {start[1]:g}C")
-        assert edge.course.endswith(f" {end[0]:g} {end[1]:g}")
-    assert graph.edges[0].width < graph.edges[1].width
+        assert edge.curve.startswith(f"M{start[0]:g} {start[1]:g}C")
+        assert edge.curve.endswith(f" {end[0]:g} {end[1]:g}")
+    assert [edge.width for edge in graph.edges] == [1.7, 3.0]
 
 
-def test_what_begins_and_what_ends_stays_when_nodes_are_pruned(graph) -> None:
-    assert {node.number for node in graph.nodes if node.stays} == {7, 3}
+def test_of_too_many_edges_the_strongest_relative_to_their_target_are_drawn() -> None:
+    few = lay_out(NODES, [*EDGES, edge(3, 1, 1e-9), edge(3, 2, 1e-12)], TOKENS, most_edges=3)
+    # the only edge of its target, however small
+    assert sorted(ends(few)) == [(1, 7), (3, 1), (3, 2)]
+    assert few.n_hidden == 1
+    assert "The 1 weakest edges in that sense are not drawn." in graph_markup(few, "war")
 
 
-def test_a_feature_that_is_explained_lies_in_its_own_layer() -> None:
+def test_pruning_keeps_roots_and_embeddings(graph) -> None:
+    assert {node.number for node in graph.nodes if node.always_shown} == {7, 3}
+
+
+def test_a_target_feature_is_drawn_in_its_own_layer() -> None:
     rooted = [row | {"is_root": row["node"] == 1} for row in NODES[1:]]
     graph = lay_out(rooted, [], TOKENS)
-    assert [text.text for text in graph.layers] == ["tokens", "layer 0", "layer 1"]
+    assert [label.text for label in graph.layers] == ["tokens", "layer 0", "layer 1"]
 
 
-def test_a_graph_of_nothing_is_drawn() -> None:
+def test_an_empty_graph_is_drawn() -> None:
     assert lay_out([], [], TOKENS).nodes == ()
 
 
-def test_only_so_many_edges_are_drawn_and_the_page_says_so(tmp_path, monkeypatch) -> None:
+def test_an_edge_of_a_supernode_is_the_sum_over_its_members_and_none_stays_inside() -> None:
+    edges = [*EDGES, edge(2, 1, 8.0), edge(3, 1, 0.25), edge(3, 2, 0.5)]
+    _, joined = group_nodes(NODES, edges, {"both": [1, 2], "start": [3]})
+    found = {(row["source_node"], row["target_node"]): row["effect"] for row in joined}
+    assert found == {(-1, 7): 1.0, (4, 7): 0.5, (-2, -1): 0.75}
+
+
+def test_a_supernode_is_drawn_once_where_its_most_influential_member_is() -> None:
+    nodes = [row | {"influence": 0.75 if row["node"] == 1 else 0.25} for row in NODES]
+    grouped = lay_out(*group_nodes(nodes, EDGES, {"both": [1, 2], "nothing": [99]}), TOKENS)
+    (supernode,) = (node for node in grouped.nodes if node.kind == "supernode")
+    assert {node.number for node in grouped.nodes} == {7, 3, -1}
+    assert (supernode.name, supernode.description) == ("both (2)", "supernode both of 2 nodes; influence 1")
+    assert supernode.always_shown
+    alone = {node.number: node.y for node in lay_out(nodes, EDGES, TOKENS).nodes}
+    assert supernode.y == alone[1]
+
+
+@pytest.mark.parametrize("members", [[3], [3, 7], [1, 2, 3, 7]])
+def test_supernodes_may_hold_embeddings_and_targets(members) -> None:
+    nodes, edges = group_nodes(NODES, EDGES, {"any": members})
+    assert -1 in {node.number for node in lay_out(nodes, edges, TOKENS).nodes}
+
+
+def test_markup_escapes_names_and_marks_the_initial_share(graph) -> None:
+    grouped = lay_out(*group_nodes(NODES, EDGES, {"<b>bold": [1, 2]}), TOKENS)
+    markup = graph_markup(grouped, "<script>", 0.6)
+    assert "<b>" not in markup and "<script>" not in markup
+    assert "&lt;b&gt;bold (2)" in markup
+    assert 'value="60"' in markup
+    assert "not drawn" not in markup
+
+
+def test_the_report_says_how_many_edges_it_leaves_out(tmp_path, monkeypatch) -> None:
     from tests.report.conftest import write
 
     from circuitloom.report import sections
@@ -71,4 +123,4 @@ def test_only_so_many_edges_are_drawn_and_the_page_says_so(tmp_path, monkeypatch
     monkeypatch.setattr(sections, "EDGES", 3)
     report = write(tmp_path)
     assert len(report.page.rows["graph_edges:war"]) == 3
-    assert "Of 7 edges the 3 strongest in that sense are drawn." in report.page.text
+    assert "The 4 weakest edges in that sense are not drawn." in report.page.text

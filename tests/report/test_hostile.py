@@ -6,7 +6,7 @@ import pytest
 from tests.report.browser import opened
 from tests.report.conftest import write
 
-from circuitloom.core.formatting import token_text, visible
+from circuitloom.core.formatting import escape_invisible, format_token
 from circuitloom.report.templates import policy, script_json
 
 TOKENS = {
@@ -41,15 +41,15 @@ def test_a_hostile_token_is_shown_as_it_is(place: int, shown, hostile) -> None:
     token, number = list(TOKENS.values())[place], place or ""
     graph = page.locator(f"figure.graph[data-graph='war{number}']")
     root = graph.locator(".node[data-n='0']")
-    assert root.locator("text").evaluate("e => e.textContent") == token_text(token)
+    assert root.locator("text").evaluate("e => e.textContent") == format_token(token)
     trace = page.locator("article.trace", has=page.locator(f"[data-graph='war{number}']"))
     chip = trace.locator("> .tokens .chip").nth(1)
     # the position stands behind the token
-    assert chip.evaluate("e => e.firstChild.textContent") == token_text(token)
+    assert chip.evaluate("e => e.firstChild.textContent") == format_token(token)
     graph.locator(".node[data-n='1']").dispatch_event("click")
-    assert visible(token) in graph.locator(".told h5").evaluate("e => e.textContent")
+    assert escape_invisible(token) in graph.locator(".node-panel h5").evaluate("e => e.textContent")
     claims = page.locator(f"table[data-answer='claims:caught{number}'] td").first
-    assert visible(f"share of {token}") in claims.evaluate("e => e.textContent")
+    assert escape_invisible(f"share of {token}") in claims.evaluate("e => e.textContent")
     case = page.locator("article.case", has=page.locator(f"[data-answer='claims:caught{number}']"))
     assert case.locator(".result a, .result script").count() == 0
     assert case.locator("img").count() == 2
@@ -62,7 +62,9 @@ def test_hostile_tokens_do_nothing(shown, hostile) -> None:
     for node in page.locator("figure.graph .node[data-n='1']").all():
         node.dispatch_event("click")
     assert page.title() == "circuitloom: made"
-    assert page.locator(".told .chip").first.evaluate("e => e.textContent") == next(iter(TOKENS.values()))
+    assert page.locator(".node-panel .chip").first.evaluate("e => e.textContent") == next(
+        iter(TOKENS.values())
+    )
     assert page.locator("script").count() == 1 + len(hostile.page.rows)
     assert page.evaluate("document.querySelectorAll('[onerror], [onload]').length") == 0
     assert set(heard.requests) == {hostile.file.as_uri()}

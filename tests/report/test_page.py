@@ -28,7 +28,7 @@ def test_no_two_elements_share_an_id_and_every_link_within_finds_its_own(written
 
 
 def test_claims_say_in_words_whether_they_hold(written) -> None:
-    cells = written.page.cells["claims:caught"]
+    cells = written.page.cells["claims_of_case:caught"]
     assert [row[1].strip() for row in cells] == ["✓ holds", "✗ fails", "✗ fails"]
     assert [row[2] for row in cells] == ["0.5", "0.25", "not measured"]
     assert [row[4] for row in cells] == ["≥ 0.25"] * 3

@@ -6,7 +6,7 @@ import re
 import pytest
 from matplotlib.figure import Figure
 
-from circuitloom.core.formatting import number, shown, token_text
+from circuitloom.core.formatting import format_number, format_token, format_value
 from circuitloom.report.markdown import render_result
 from circuitloom.report.plots import spread
 from circuitloom.report.svg import inline_svg
@@ -27,11 +27,11 @@ from circuitloom.report.svg import inline_svg
     ],
 )
 def test_numbers_have_four_digits(value: float | None, text: str) -> None:
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 def test_values_are_shown_by_their_type() -> None:
-    assert [shown(value) for value in (None, True, 12345, ["a", "b\n"], "x\ty")] == [
+    assert [format_value(value) for value in (None, True, 12345, ["a", "b\n"], "x\ty")] == [
         "",
         "yes",
         "12,345",
@@ -45,7 +45,7 @@ def test_values_are_shown_by_their_type() -> None:
     [("", "∅"), (" ", "␣"), (" a b ", "␣a b␣"), ("\n", "↵"), ("\x00\u200b", "\\u0000\\u200b"), ("é", "é")],
 )
 def test_a_token_shows_what_a_page_would_hide(token: str, text: str) -> None:
-    assert token_text(token) == text
+    assert format_token(token) == text
 
 
 def test_a_result_s_markdown_is_rendered_without_html_links_or_its_table() -> None:

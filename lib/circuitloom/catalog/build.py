@@ -5,10 +5,10 @@ from pathlib import Path
 
 import duckdb
 
-from ..core.atomic_io import replacing
+from ..core.atomic_io import atomic_path
 from ..core.tables import TABLES, Table
-from .entry import NAME
-from .macros import macros
+from .client import NAME
+from .queries import macros
 
 ROOT = """
 CREATE MACRO root() AS regexp_replace(
@@ -49,7 +49,7 @@ def build_catalog(folder: Path) -> Path:
     Raises duckdb.Error where the disk is full.
     """
     path = folder / NAME
-    with replacing(path) as new:
+    with atomic_path(path) as new:
         for left in (new, new.with_name(f"{new.name}.wal")):
             left.unlink(missing_ok=True)
         with duckdb.connect(str(new)) as connection:

@@ -7,9 +7,9 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from .entry import open_sandbox, run_statement
 from .output import write_result
-from .questions import Question, fill_in, questions, quoted
+from .queries import NamedQuery, fill_in, questions, quoted
+from .sandbox import open_sandbox, run_statement
 
 WIDTH = 150
 HEAD = """# Questions in SQL
@@ -35,7 +35,7 @@ def queries_page(studies: Mapping[Path, str]) -> str:
         name: names_of(opened[name], pattern) for name, pattern in zip(opened, studies.values(), strict=True)
     }
     for number, question in enumerate(questions(), 1):
-        parts.append(f"\n## {number}. {question.text}\n")
+        parts.append(f"\n## {number}. {question.description}\n")
         parts += [part for study in opened for part in _answer(question, study, opened[study], names[study])]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -54,15 +54,15 @@ def names_of(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
     others = f"SELECT run FROM run WHERE run <> {quoted(run['run'])}"
     other = first(f"{others} {preferring('sae', run['k'] or 0)}")
     names = {"run": run["run"], "other_run": (other or run)["run"], "pattern": pattern}
-    on = fill_in("SELECT layer, feature FROM features_on({pattern}) WHERE run = {run}", names)
+    on = fill_in("SELECT layer, feature FROM features_on($pattern) WHERE run = $run", names)
     of = "SELECT concept FROM feature_concept WHERE n_positive BETWEEN 50 AND 500 ORDER BY f1 DESC NULLS LAST"
-    token = fill_in("SELECT token FROM tokens_matching({pattern})", names)
+    token = fill_in("SELECT token FROM tokens_matching($pattern)", names)
     chosen = {"layer": 0, "feature": 0, "concept": "none", "token": pattern}
     return names | chosen | first(on) | first(of) | first(token)
 
 
 def _answer(
-    question: Question, study: str, catalog: DuckDBPyConnection, names: Mapping[str, Any]
+    question: NamedQuery, study: str, catalog: DuckDBPyConnection, names: Mapping[str, Any]
 ) -> Iterator[str]:
     sql = fill_in(question.sql, names)
     result = io.StringIO()

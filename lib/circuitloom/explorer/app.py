@@ -1,89 +1,121 @@
-"""The app: a bar of pages, a page for each address, and nothing that is not asked for from this machine. The
-explorer's server: on this machine alone."""
+"""The explorer: a Dash app with one page per address, and its server, which answers this machine only."""
 
 import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, dcc, html, set_props
 from dash.development.base_component import Component
-from flask import Response, abort, g, request
+from flask import Response, abort, g, request, send_from_directory
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from ..catalog.client import CatalogClient
 from ..core.errors import first_line
-from .asking import Asking
+from ..report import graph, templates
 from .circuit_view import CircuitRows, register_circuit_view
 from .components import aria
-from .pages.circuits import circuits, trace_circuit
-from .pages.dictionaries import dictionaries, register_dictionaries
-from .pages.feature import feature, register_feature
-from .pages.features import features, register_features
-from .pages.overview import overview
-from .pages.prompt import attempt, register_attempt, traced_circuit
-from .pages.sql import register_sql, sql
+from .pages.circuits import circuits_page, trace_circuit
+from .pages.dictionaries import dictionaries_page, register_dictionaries
+from .pages.feature import feature_page, register_feature
+from .pages.features import features_page, register_features
+from .pages.overview import overview_page
+from .pages.prompt import prompt_page, register_prompt, traced_circuit
+from .pages.sql import register_sql, sql_page
 from .prompt_service import PromptService
 from .urls import Params, parse
 
-Page = Callable[[Asking, Params], Component]
+Page = Callable[[CatalogClient, Params], Component]
 PAGES: Mapping[str, tuple[str, Page]] = {
-    "": ("Overview", overview),
-    "dictionaries": ("Dictionaries", dictionaries),
-    "features": ("Features", features),
-    "feature": ("Feature", feature),
-    "circuits": ("Circuits", circuits),
-    "try": ("Try", attempt),
-    "sql": ("SQL", sql),
+    "": ("Overview", overview_page),
+    "dictionaries": ("Dictionaries", dictionaries_page),
+    "features": ("Features", features_page),
+    "feature": ("Feature", feature_page),
+    "circuits": ("Circuits", circuits_page),
+    "try": ("Try", prompt_page),
+    "sql": ("SQL", sql_page),
 }
-"""Path to name and page."""
-HOSTS = ("127.0.0.1", "localhost", "[::1]")
-"""What a browser on this machine calls us; another name may be a foreign page's that was pointed here."""
+"""Path to title and page."""
+HOST = "127.0.0.1"
+HOSTS = (HOST, "localhost", "[::1]")
+"""Accepted Host headers: any other name may be that of a foreign page that resolves to this machine (DNS rebinding)."""
 POLICY = (
     "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
     "form-action 'self'"
 )
+"""Content-Security-Policy; `scripts` are the hashes of Dash's own inline scripts."""
+
+
+def start(folder: Path, port: int) -> BaseWSGIServer:
+    """A server of the study in `folder`, to be run with `serve_forever`; port 0 takes any free port.
+
+    Raises ValueError if there is no catalogue, or the port is taken.
+    """
+    app = make_app(folder)
+    with socket.socket() as free:
+        # as the server sets it: a port whose last connection is closing is free
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((HOST, port))
+        except OSError as error:
+            raise ValueError(f"port {port} is taken ({error.strerror}); choose another with --port") from None
+    return make_server(HOST, port, app.server, threaded=True, request_handler=_Handler)
+
+
+class _Handler(WSGIRequestHandler):
+    """Keeps connections open and logs no requests."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Log nothing."""
 
 
 def make_app(folder: Path) -> Dash:
-    """The explorer of the study in `folder`. Raises ValueError where it has no catalogue."""
-    catalogue, bench = Asking(folder), PromptService(folder)
+    """The explorer of the study in `folder`. Raises ValueError if there is no catalogue."""
+    client, service = CatalogClient(folder), PromptService(folder)
     app = Dash(
         __name__,
         title=f"circuitloom: {folder.name}",
         update_title="",
         suppress_callback_exceptions=True,
         serve_locally=True,
-        on_error=_say,
+        external_scripts=[f"/{name}" for name in graph.ASSETS if name.endswith(".js")],
+        external_stylesheets=[f"/{name}" for name in graph.ASSETS if name.endswith(".css")],
+        on_error=_show_error,
     )
+    for name in graph.ASSETS:
+        app.server.add_url_rule(f"/{name}", name, partial(send_from_directory, templates.FOLDER, name))
     app.layout = _layout(folder.name)
 
-    def find(source: dict[str, Any]) -> CircuitRows:
+    def find_circuit(source: dict[str, Any]) -> CircuitRows:
         trace = source.get("trace")
-        return traced_circuit(bench, source) if trace is None else trace_circuit(catalogue, trace)
+        return traced_circuit(service, source) if trace is None else trace_circuit(client, trace)
 
     @app.callback(
         Output("page", "children"), Output("where", "data"), Input("url", "pathname"), Input("url", "search")
     )
     def show(path: str | None, search: str | None) -> tuple[Component, dict[str, str]]:
         name = (path or "/").strip("/")
-        title, make = PAGES.get(name, ("Not found", None))
+        title, make_page = PAGES.get(name, ("Not found", None))
+        where = {"page": name, "title": f"{title} · {folder.name}"}
         try:
-            if make is None:
+            if make_page is None:
                 raise ValueError(f"there is no page {name}; choose one above")
-            return make(catalogue, parse(search)), {"page": name, "title": f"{title} · {folder.name}"}
+            return make_page(client, parse(search)), where
         except ValueError as error:
-            said = html.P(str(error), className="error", role="alert")
-            return said, {"page": name, "title": f"{title} · {folder.name}"}
+            return html.P(str(error), className="error", role="alert"), where
 
     register_dictionaries(app)
-    register_features(app, catalogue)
-    register_feature(app, catalogue)
-    register_circuit_view(app, catalogue, find)
-    register_attempt(app, catalogue, bench)
-    register_sql(app, catalogue)
+    register_features(app, client)
+    register_feature(app, client)
+    register_circuit_view(app, client, find_circuit)
+    register_prompt(app, client, service)
+    register_sql(app, client)
     app.clientside_callback(
         ClientsideFunction("circuitloom", "arrive"), Output("arrived", "data"), Input("where", "data")
     )
@@ -99,8 +131,8 @@ def make_app(folder: Path) -> Dash:
 
 def _layout(study: str) -> Component:
     links = [
-        dcc.Link(name, href=f"/{path}", id=f"to-{path or 'overview'}")
-        for path, (name, _) in PAGES.items()
+        dcc.Link(title, href=f"/{path}", id=f"to-{path or 'overview'}")
+        for path, (title, _) in PAGES.items()
         if path != "feature"
     ]
     return html.Div(
@@ -109,7 +141,7 @@ def _layout(study: str) -> Component:
             dcc.Store("where"),
             dcc.Store("arrived"),
             dcc.Store("chosen"),
-            html.A("to the content", href="#page", className="skip"),
+            html.A("skip to content", href="#page", className="skip"),
             html.Header(
                 [
                     html.Strong(["circuitloom ", html.Span(study)]),
@@ -118,36 +150,32 @@ def _layout(study: str) -> Component:
                 ]
             ),
             html.Main(id="page", tabIndex="-1"),
-            html.Div(id="said"),
+            html.Div(id="callback-error"),
         ]
     )
 
 
-def _say(error: Exception) -> None:
-    """Say, at the foot of the page, what went wrong behind it; what nobody expects goes to the terminal as well."""
+def _show_error(error: Exception) -> None:
+    """Show a callback's error at the foot of the page; print the traceback of unexpected ones to the terminal."""
     if not isinstance(error, ValueError):
         traceback.print_exception(error)
-    set_props("said", {"children": html.P(first_line(error), className="error", role="alert")})
+    set_props("callback-error", {"children": html.P(first_line(error), className="error", role="alert")})
 
 
 def _guard(app: Dash) -> None:
-    """Answer this machine alone, tell browsers to run nothing but our own scripts, and say what each answer took."""
+    """Refuse foreign Host headers, and add the security headers and the server's time to each answer."""
     server = app.server
     policy = POLICY.format(scripts=" ".join(app.csp_hashes()))
 
     @server.before_request
-    def check() -> None:
+    def check_host() -> None:
         g.began = time.perf_counter()
-        host = (
-            request.host.rpartition(":")[0]
-            if request.host[-1:].isdigit() and ":" in request.host
-            else request.host
-        )
-        if host not in HOSTS:
-            abort(Response("circuitloom answers 127.0.0.1 and localhost alone\n", 403, mimetype="text/plain"))
+        name, _, port = request.host.rpartition(":")
+        if (name if name and port.isdigit() else request.host) not in HOSTS:
+            abort(Response("circuitloom answers 127.0.0.1 and localhost only\n", 403, mimetype="text/plain"))
 
     @server.after_request
-    def head(response: Response) -> Response:
+    def add_headers(response: Response) -> Response:
         response.headers["Content-Security-Policy"] = policy
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
@@ -155,32 +183,3 @@ def _guard(app: Dash) -> None:
         if hasattr(g, "began"):
             response.headers["Server-Timing"] = f"app;dur={1000 * (time.perf_counter() - g.began):.1f}"
         return response
-
-
-HOST = "127.0.0.1"
-
-
-class _Handler(WSGIRequestHandler):
-    """Keeps connections open, and does not write a line for each request."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing."""
-
-
-def start(folder: Path, port: int) -> BaseWSGIServer:
-    """A server of the study in `folder`, to be run by `serve_forever`; port 0 takes any that is free.
-
-    Raises ValueError where there is no catalogue, or the port is taken.
-    """
-
-    app = make_app(folder)
-    with socket.socket() as free:
-        # as the server itself: a port whose last connection is just closing is free
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            free.bind((HOST, port))
-        except OSError as error:
-            raise ValueError(f"port {port} is taken ({error.strerror}); choose another with --port") from None
-    return make_server(HOST, port, app.server, threaded=True, request_handler=_Handler)

@@ -1,35 +1,25 @@
-"""A circuit as elements of a graph that is drawn in the browser: pruned further, nodes grouped. A circuit to look
-around in: the graph, how much of it is kept, groups, what is known of a node."""
+"""View of one circuit: its attribution graph, supernodes, and a panel about the selected node.
+
+graph.js draws and prunes the graph in the browser; explorer.js passes its events on to the stores and controls here.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import dash_cytoscape as cyto
-from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, set_props
 from dash.development.base_component import Component
 
-from ..attribution.drawing import place_nodes
-from ..core.formatting import shown, token_text, visible
-from ..core.plotting import LOWERS, ORANGE, PURPLE, RAISES
-from . import plots as figures
-from .asking import Asking, Row
-from .components import aria, nothing, shaded, signed, table, to_feature
+from ..catalog.client import CatalogClient, Row
+from ..core.formatting import escape_invisible, format_token, format_value
+from ..report.graph import Groups, graph_markup, group_nodes, lay_out
+from .components import aria, empty_note, shaded, signed, table, to_feature
 from .urls import Params, share
 
-EDGES = 400
-"""Edges drawn at most, the largest beside their target's largest."""
-ACROSS = 84
-"""Units between neighbouring tokens."""
-SHAPE = 0.62
-"""Height of a picture beside its width."""
-WINDOW = 900
-"""Units that a window shows at about their size; a wider picture has larger letters."""
-LETTERS = 14
-"""Of a token that a node shows, at most."""
-ALWAYS = ("embedding", "logit", "difference")
-"""Kinds of nodes that pruning never takes away."""
-Groups = Mapping[str, Sequence[int]]
+STRONGEST = 8
+"""Number of incoming and of outgoing edges listed for a node."""
+EFFECTS = ("effect", "effect_frozen", "effect_free")
+Control = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,402 +28,263 @@ class CircuitRows:
 
     nodes: Sequence[Row]
     edges: Sequence[Row]
+    tokens: Sequence[str] = ()
+    """Tokens of the prompt."""
     words: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
-    """Layer and number of features to what they fire on."""
+    """(layer, feature) to the tokens that the feature fires on most."""
 
     def node(self, number: int) -> Row:
-        """One node; ValueError where it is not there."""
+        """The row of a node. Raises ValueError if the graph has no such node."""
         for row in self.nodes:
             if row["node"] == number:
                 return row
-        raise ValueError(f"node {number} is not in this graph")
+        raise ValueError(f"node {number} is not in this graph; choose one from the list")
 
 
-@dataclass(frozen=True)
-class PrunedCircuit:
-    """What is left of a circuit."""
-
-    nodes: list[Row]
-    edges: list[Row]
-    """Between groups and nodes outside of any; their `effect` is the sum of what it joins."""
-    left_out: int
-    """Edges between nodes that are shown, beyond those drawn."""
+FindCircuit = Callable[[dict[str, Any]], CircuitRows]
+"""Circuit of a `circuit-source`: a trace in the catalogue, or a prompt traced in this session."""
 
 
 def parse_groups(text: str) -> dict[str, list[int]]:
-    """Groups as addresses have them: `name:1,2;other:3,4`. Raises ValueError where it is none such."""
+    """Groups as the address has them: `name:1,2;other:3,4`. Raises ValueError for any other text."""
     groups: dict[str, list[int]] = {}
     for part in filter(None, text.split(";")):
         name, _, members = part.rpartition(":")
         try:
             groups[name or "group"] = [int(member) for member in members.split(",")]
         except ValueError:
-            raise ValueError(
-                f"groups={part!r} in the address are no groups; write name:1,2;other:3"
-            ) from None
+            raise ValueError(f"groups={part!r} in the address are no groups; write name:1,2;other:3") from None
     return groups
 
 
 def write_groups(groups: Groups) -> str:
-    """Groups for an address."""
+    """Groups as the address has them."""
     return ";".join(f"{name}:{','.join(map(str, members))}" for name, members in groups.items())
 
 
-def prune(circuit: CircuitRows, share: float, groups: Groups) -> PrunedCircuit:
-    """Nodes that together hold `share` of the influence, with the edges between them, members of a group as one.
+def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, list[int]]:
+    """`groups` with the marked nodes as a group called `name`, added to the group of that name if there is one.
 
-    Roots, embeddings and what is in a group stay. An edge to or from a group has the sum of its members' effects;
-    edges inside a group are left out. Of a target's edges the largest are kept where there are too many.
+    Marked supernodes, which have negative numbers, are merged into it. Without a name it becomes "group 1", "group 2",
+    and so on. The characters of the address format are dropped from the name.
     """
-    grouped = {member: name for name, members in groups.items() for member in members}
-    nodes = [
-        row
-        for row in circuit.nodes
-        if row["kind"] != "constant"
-        and (row["is_root"] or row["kind"] in ALWAYS or row["node"] in grouped or _within(row, share))
-    ]
-    kept = {row["node"] for row in nodes}
-    joined: dict[tuple[str, str], Row] = {}
-    for row in circuit.edges:
-        source, target = row["source_node"], row["target_node"]
-        if source not in kept or target not in kept:
-            continue
-        ends = (_end(source, grouped), _end(target, grouped))
-        if ends[0] == ends[1]:
-            continue
-        edge = joined.setdefault(ends, {"source": ends[0], "target": ends[1], "effect": 0.0, "n": 0})
-        edge["effect"] += row["effect"]
-        edge["n"] += 1
-    strongest: dict[str, float] = {}
-    for edge in joined.values():
-        strongest[edge["target"]] = max(strongest.get(edge["target"], 0.0), abs(edge["effect"]))
-    for edge in joined.values():
-        edge["size"] = abs(edge["effect"]) / (strongest[edge["target"]] or 1.0)
-    edges = sorted(joined.values(), key=lambda edge: -edge["size"])
-    return PrunedCircuit(nodes, edges[:EDGES], max(0, len(edges) - EDGES))
-
-
-def elements(circuit: CircuitRows, shown_part: PrunedCircuit, groups: Groups) -> list[dict[str, Any]]:
-    """Nodes and edges as cytoscape takes them, laid out by position and layer."""
-    grouped = {member: name for name, members in groups.items() for member in members}
-    places = _places(circuit)
-    parts: list[dict[str, Any]] = []
-    for name, members in groups.items():
-        own = [places[member] for member in members if member in places]
-        if own:
-            x, y = (sum(place[i] for place in own) / len(own) for i in (0, 1))
-            data = {"id": f"group {name}", "label": f"{name} ({len(own)})", "kind": "group", "group": name}
-            parts.append({"data": data, "position": {"x": x, "y": y}, "classes": "group"})
-    for row in shown_part.nodes:
-        if row["node"] not in grouped:
-            data = {"id": str(row["node"]), "label": _label(row), "kind": _kind(row), "node": row["node"]}
-            x, y = places[row["node"]]
-            parts.append({"data": data, "position": {"x": x, "y": y}, "classes": data["kind"]})
-    for edge in shown_part.edges:
-        data = {
-            "id": f"{edge['source']} > {edge['target']}",
-            "source": edge["source"],
-            "target": edge["target"],
-            "width": 0.5 + 3.5 * edge["size"],
-            "opacity": 0.15 + 0.7 * edge["size"],
-            "colour": RAISES if edge["effect"] > 0 else LOWERS,
-            "effect": edge["effect"],
-        }
-        parts.append({"data": data})
-    return parts
-
-
-def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
-    """A node in a line."""
-    known = words.get((row["layer"], row["feature"]), ()) if row["kind"] == "feature" else ()
-    about = f" fires on {', '.join(map(token_text, known))}" if known else ""
-    return f"{visible(row['label'])}{about}, influence {shown(row['influence'], 2)}"
-
-
-def _within(row: Row, share: float) -> bool:
-    # rounding leaves the last node's share a little above 1
-    return row["cumulative"] is not None and row["cumulative"] <= share + 1e-9
-
-
-def _end(node: int, grouped: Mapping[int, str]) -> str:
-    return f"group {grouped[node]}" if node in grouped else str(node)
-
-
-def _places(circuit: CircuitRows) -> dict[int, tuple[float, float]]:
-    layers = 1 + max((row["layer"] for row in circuit.nodes if row["layer"] is not None), default=0)
-    places, _ = place_nodes([row for row in circuit.nodes if row["kind"] != "constant"], layers)
-    up = SHAPE * _width(places) / (layers + 1.5)
-    return {node: (ACROSS * x, -up * y) for node, (x, y) in places.items()}
-
-
-def _width(places: Mapping[int, tuple[float, float]]) -> float:
-    return max(WINDOW, ACROSS * max((x for x, _ in places.values()), default=0))
-
-
-def _kind(row: Row) -> str:
-    return "root" if row["is_root"] else row["kind"]
-
-
-def _label(row: Row) -> str:
-    if row["kind"] == "feature":
-        return f"{row['layer']}/{row['feature']}"
-    if row["kind"] == "error":
-        return "error"
-    if row["kind"] == "position":
-        return f"position {row['position']}"
-    text = token_text(row["token"]).strip()
-    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
-
-
-def style(circuit: CircuitRows) -> list[dict[str, Any]]:
-    """How nodes and edges look; letters grow with the width of the picture."""
-    places, _ = place_nodes([row for row in circuit.nodes if row["kind"] != "constant"], 1)
-    scale = min(2.0, _width(places) / WINDOW)
-    letters = {"font-size": 11 * scale, "width": 16 * scale, "height": 16 * scale}
-    return [{"selector": "node", "style": letters}, *STYLE]
-
-
-STYLE: list[dict[str, Any]] = [
-    {
-        "selector": "node",
-        "style": {
-            "label": "data(label)", "background-color": "white", "border-width": 1.5, "border-color": "#222",
-            "text-valign": "top", "text-margin-y": -3, "text-background-color": "white",
-            "text-background-opacity": 0.75, "text-background-padding": "1px",
-        },
-    },
-    {"selector": ".error", "style": {"shape": "diamond", "background-color": "#ccc"}},
-    {"selector": ".embedding, .position", "style": {"shape": "round-rectangle", "text-valign": "bottom",
-                                                     "text-margin-y": 4, "background-color": "#f2f2f2"}},
-    {"selector": ".root", "style": {"shape": "triangle", "background-color": "#222", "font-weight": "bold"}},
-    {"selector": ".group", "style": {"shape": "round-rectangle", "background-color": ORANGE,
-                                      "font-weight": "bold"}},
-    {
-        "selector": "edge",
-        "style": {"width": "data(width)", "line-color": "data(colour)", "opacity": "data(opacity)",
-                  "curve-style": "straight"},
-    },
-    {"selector": "node:selected", "style": {"border-width": 4, "border-color": PURPLE}},
-]  # fmt: skip
-
-
-STRONGEST = 8
-"""Edges named of a node, each way."""
-Find = Callable[[dict[str, Any]], CircuitRows]
-"""A circuit by what the page says it is: a trace of the catalogue, or a trace made a moment ago."""
+    names = list(groups)
+    merged = [names[-1 - number] for number in marked if number < 0]
+    kept = {each: list(members) for each, members in groups.items() if each not in merged}
+    members = [member for each in merged for member in groups[each]] + [number for number in marked if number >= 0]
+    default = next(f"group {i}" for i in range(1, len(kept) + 2) if f"group {i}" not in kept)
+    name = "".join(c for c in name.strip() if c not in ":;,") or default
+    return kept | {name: [*kept.get(name, []), *members]}
 
 
 def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -> Component:
-    """The graph with its controls; `source` is what `Find` is asked with."""
+    """The graph with its controls; `source` identifies the circuit for `FindCircuit`."""
     kept, groups = share(params, "share", 0.6), params.get("groups", "")
-    node = params.get("node")
     parsed = parse_groups(groups)
-    options = [
-        {"label": describe(row, circuit.words), "value": str(row["node"])}
-        for row in circuit.nodes
-        if row["kind"] != "constant"
-    ]
-    known = {option["value"] for option in options}
-    graph = cyto.Cytoscape(
-        id="circuit-graph",
-        elements=elements(circuit, prune(circuit, kept, parsed), parsed),
-        layout={"name": "preset", "fit": True, "padding": 24},
-        stylesheet=style(circuit),
-        style={"width": "100%", "height": "560px"},
-        boxSelectionEnabled=True,
-        autoRefreshLayout=False,
-        wheelSensitivity=1,
-        minZoom=0.15,
-        maxZoom=4,
-    )
+    options = _options(circuit, parsed)
+    node = params.get("node")
     chosen = dcc.Dropdown(
-        options, node if node in known else None, id="circuit-node", placeholder="a node: type to find one",
-        className="select", optionHeight=44,
+        options, node if node in {option["value"] for option in options} else None, id="circuit-node",
+        placeholder="a node: type to find one", className="select", optionHeight=44,
     )  # fmt: skip
     return html.Div(
         [
             dcc.Store("circuit-source", data=source),
             dcc.Store("circuit-groups", data=groups),
+            dcc.Store("circuit-share", data=kept),
+            dcc.Store("circuit-markup", data=_markup(circuit, source, parsed, kept)),
+            dcc.Store("circuit-marked", data=[]),
             dcc.Store("circuit-address"),
-            _controls(kept),
-            html.P(_note(circuit, prune(circuit, kept, parsed)), id="circuit-note", className="count",
-                   **aria(live="polite")),
             html.Div(
                 [
-                    html.Div(graph, className="graph"),
+                    html.Div(id="circuit-graph"),
                     html.Div(
                         [
                             html.Label([html.Span("node (click one, or choose here)"), chosen], className="field"),
-                            html.Div(id="circuit-about"),
+                            html.Div(id="circuit-about", **aria(live="polite")),
                         ],
                         className="about",
                     ),
                 ],
                 className="circuit",
             ),
-            html.P(
-                [
-                    html.Span("blue", className="raises"), " raises, ", html.Span("vermilion", className="lowers"),
-                    " lowers; an edge is as wide as its effect beside its target's largest. "
-                    "Circles are features, diamonds errors of transcoders, triangles what is explained.",
-                ],
-                className="legend",
-            ),
+            _supernode_controls(),
         ]
     )  # fmt: skip
 
 
-def _controls(kept: float) -> Component:
-    """How much is kept, and groups."""
+def _supernode_controls() -> Component:
+    name = dcc.Input("", id="circuit-group-name", type="text", maxLength=40)
     return html.Div(
         [
-            html.Label(
-                [
-                    html.Span("keep the nodes that hold this share of the influence"),
-                    dcc.Slider(
-                        0, 1, 0.01, value=kept, id="circuit-share", updatemode="drag",
-                        marks={0: "0", 0.5: "50 %", 1: "100 %"}, tooltip={"placement": "bottom"},
-                    ),
-                ],
-                className="field wide",
-            ),
-            html.Label(
-                [html.Span("name of a group"), dcc.Input("", id="circuit-group-name", type="text", maxLength=40)],
-                className="field",
-            ),
-            html.Button("Group selected", id="circuit-group", n_clicks=0, title="shift-click or shift-drag selects"),
+            html.Label([html.Span("name of a supernode"), name], className="field"),
+            html.Button("Group marked nodes", id="circuit-group", n_clicks=0),
             html.Button("Ungroup all", id="circuit-ungroup", n_clicks=0),
+            html.Span("Shift+click or Shift+Enter marks a node.", className="count"),
         ],
         className="controls",
-    )  # fmt: skip
+    )
 
 
-def register_circuit_view(app: Dash, catalogue: Asking, find: Find) -> None:
-    """Pruning, grouping, and what is known of a node."""
+def register_circuit_view(app: Dash, client: CatalogClient, find: FindCircuit) -> None:
+    """Callbacks: drawing, grouping, and the panel about the selected node."""
 
     @app.callback(
-        Output("circuit-graph", "elements"),
-        Output("circuit-note", "children"),
-        Input("circuit-share", "value"),
+        Output("circuit-markup", "data"),
+        Output("circuit-node", "options"),
+        Output("circuit-node", "value"),
         Input("circuit-groups", "data"),
         State("circuit-source", "data"),
+        State("circuit-share", "data"),
+        State("circuit-node", "value"),
         prevent_initial_call=True,
     )
-    def draw(kept: float, groups: str, source: dict[str, Any]):
+    def draw(groups: str, source: dict[str, Any], kept: float, node: str | None):
         circuit, parsed = find(source), parse_groups(groups or "")
-        part = prune(circuit, kept, parsed)
-        return elements(circuit, part, parsed), _note(circuit, part)
+        options = _options(circuit, parsed)
+        selected = node if node in {option["value"] for option in options} else None
+        return _markup(circuit, source, parsed, kept), options, selected
 
     @app.callback(
         Output("circuit-groups", "data"),
         Input("circuit-group", "n_clicks"),
         Input("circuit-ungroup", "n_clicks"),
-        State("circuit-graph", "selectedNodeData"),
+        State("circuit-marked", "data"),
         State("circuit-group-name", "value"),
         State("circuit-groups", "data"),
         prevent_initial_call=True,
     )
-    def group(_group: int, _ungroup: int, selected: list[dict] | None, name: str | None, groups: str):
+    def group(_group: int, _ungroup: int, marked: list[int] | None, name: str | None, groups: str):
         if ctx.triggered_id == "circuit-ungroup":
             return ""
-        members = [node["node"] for node in selected or [] if "node" in node]
-        if len(members) < 2:
-            return no_update
-        parsed = parse_groups(groups or "")
-        free = next(f"group {i}" for i in range(1, 99) if f"group {i}" not in parsed)
-        wanted = "".join(c for c in (name or "").strip() if c not in ":;,") or free
-        parsed[wanted] = [*parsed.get(wanted, []), *members]
-        return write_groups(parsed)
+        if not marked or len(marked) < 2:
+            raise ValueError("mark at least two nodes, by Shift+click or Shift+Enter, to group them")
+        set_props("callback-error", {"children": None})
+        return write_groups(add_group(parse_groups(groups or ""), marked, name or ""))
 
     @app.callback(
-        Output("circuit-node", "value"), Input("circuit-graph", "tapNodeData"), prevent_initial_call=True
+        Output("circuit-about", "children"),
+        Input("circuit-node", "value"),
+        State("circuit-source", "data"),
+        State("circuit-groups", "data"),
     )
-    def tapped(node: dict[str, Any] | None):
-        return no_update if not node or "node" not in node else str(node["node"])
+    def about(node: str | None, source: dict[str, Any], groups: str):
+        if node is None:
+            return None
+        circuit, number = find(source), int(node)
+        if number < 0:
+            return supernode_panel(circuit, parse_groups(groups or ""), number)
+        return node_panel(client, circuit, number)
 
-    @app.callback(
-        Output("circuit-about", "children"), Input("circuit-node", "value"), State("circuit-source", "data")
+    app.clientside_callback(
+        ClientsideFunction("circuitloom", "drawGraph"),
+        Output("circuit-marked", "data"),
+        Input("circuit-markup", "data"),
+        State("circuit-node", "value"),
     )
-    def about(node: str | None, source: dict[str, Any]):
-        return None if node is None else about_node(catalogue, find(source), int(node))
-
     app.clientside_callback(
         ClientsideFunction("circuitloom", "rememberCircuit"),
         Output("circuit-address", "data"),
-        Input("circuit-share", "value"),
+        Input("circuit-share", "data"),
         Input("circuit-groups", "data"),
         Input("circuit-node", "value"),
         prevent_initial_call=True,
     )
 
 
-def _note(circuit: CircuitRows, part: PrunedCircuit) -> str:
-    note = f"{len(part.nodes)} of {len(circuit.nodes)} nodes, {len(part.edges) + part.left_out} edges"
-    if part.left_out:
-        note += f", of which the {len(part.edges)} largest beside their target's largest are drawn"
-    return note
+def _markup(circuit: CircuitRows, source: dict[str, Any], groups: Groups, kept: float) -> str:
+    name = source.get("trace") or source["target"]
+    return graph_markup(lay_out(*group_nodes(circuit.nodes, circuit.edges, groups), circuit.tokens), name, kept)
 
 
-def about_node(catalogue: Asking, circuit: CircuitRows, node: int) -> Component:
-    """What is known of a node."""
+def _options(circuit: CircuitRows, groups: Groups) -> list[Control]:
+    supernodes = [
+        {"label": f"supernode {escape_invisible(name)}", "value": str(-1 - i)} for i, name in enumerate(groups)
+    ]
+    nodes = [
+        {"label": describe(row, circuit.words), "value": str(row["node"])}
+        for row in circuit.nodes
+        if row["kind"] != "constant"
+    ]
+    return supernodes + nodes
+
+
+def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
+    """A node in one line."""
+    known = words.get((row["layer"], row["feature"]), ()) if row["kind"] == "feature" else ()
+    fires_on = f" fires on {', '.join(map(format_token, known))}" if known else ""
+    return f"{escape_invisible(row['label'])}{fires_on}, influence {format_value(row['influence'], 2)}"
+
+
+def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Component:
+    """What is known about a node: its numbers, its feature, its strongest edges."""
     row = circuit.node(node)
     facts = [
-        (name, shown(row[column]))
+        (name, format_value(row[column]))
         for name, column in (
             ("activation", "activation"),
             ("value, the sum of its sources", "value"),
-            ("influence on what is explained", "influence"),
+            ("influence on the target", "influence"),
             ("probability", "probability"),
-            ("not made up by edges shown", "remainder"),
+            ("remainder, not explained by edges shown", "remainder"),
         )
         if row[column] is not None
     ]
-    title = html.H3(visible(row["label"]))
-    parts: list[Any] = [title, table(["what", "value"], facts, (0,))]
+    parts: list[Any] = [html.H3(escape_invisible(row["label"])), table(["what", "value"], facts, (0,))]
     if row["kind"] == "feature":
-        parts += _about_feature(catalogue, row)
-    for column, other, name in (
-        ("target_node", "source", "is made of"),
-        ("source_node", "target", "acts on"),
-    ):
-        own = [edge for edge in circuit.edges if edge[column] == node][:STRONGEST]
-        if own:
-            rows = [
-                [edge[other], *(signed(edge[e]) for e in ("effect", "effect_frozen", "effect_free"))]
-                for edge in own
-            ]
-            parts.append(table([name, "predicted", "held", "free"], rows, (0,), caption=f"what it {name}"))
+        parts += _feature_summary(client, row)
+    for end, other, title in (("target_node", "source", "from"), ("source_node", "target", "to")):
+        rows = [
+            [edge[other], *(signed(edge[effect]) for effect in EFFECTS)]
+            for edge in circuit.edges
+            if edge[end] == node
+        ]
+        parts += _edge_table(title, ["predicted", "frozen", "free"], rows)
     return html.Div(parts)
 
 
-def _about_feature(catalogue: Asking, row: Row) -> list[Any]:
+def supernode_panel(circuit: CircuitRows, groups: Groups, number: int) -> Component:
+    """Members of a supernode, and its strongest edges."""
+    nodes, edges = group_nodes(circuit.nodes, circuit.edges, groups)
+    names = list(groups)
+    if not -len(names) <= number < 0:
+        raise ValueError(f"there is no supernode {number}; choose a node from the list")
+    name = names[-1 - number]
+    members = [row for row in circuit.nodes if row["node"] in groups[name]]
+    rows = [[row["label"], format_value(row["influence"], 2)] for row in members]
+    parts: list[Any] = [html.H3(escape_invisible(name)), table(["member", "influence"], rows, (0,))]
+    labels = {row["node"]: row["label"] for row in nodes}
+    for end, other, title in (("target_node", "source_node", "from"), ("source_node", "target_node", "to")):
+        own = sorted((edge for edge in edges if edge[end] == number), key=lambda edge: -abs(edge["effect"]))
+        found = [[labels[edge[other]], signed(edge["effect"])] for edge in own if edge[other] in labels]
+        parts += _edge_table(title, ["predicted"], found)
+    return html.Div(parts)
+
+
+def _edge_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Component]:
+    caption = {"from": "strongest incoming edges", "to": "strongest outgoing edges"}[title]
+    return [table([title, *head], rows[:STRONGEST], (0,), caption=caption)] if rows else []
+
+
+def _feature_summary(client: CatalogClient, row: Row) -> list[Any]:
     names = {"run": row["run"], "layer": row["layer"], "feature": row["feature"]}
-    raises = catalogue.promoted(row["run"], [(row["layer"], row["feature"])])
-    found = catalogue.ask("examples", **names).rows[:3]
+    promoted = client.promoted(row["run"], [(row["layer"], row["feature"])])
+    found = client.ask("examples", **names).rows[:3]
     largest = max((example["activation"] for example in found), default=0.0)
-    examples = [html.Li(shaded(example, largest, catalogue.spacing)) for example in found]
-    promoted = ", ".join(map(token_text, next(iter(raises.values()), [])))
+    examples = [html.Li(shaded(example, largest, client.spacing)) for example in found]
+    tokens = ", ".join(map(format_token, next(iter(promoted.values()), [])))
     return [
-        html.P(["its page: ", to_feature(**names)]),
-        html.P(f"raises {promoted}") if promoted else None,
-        html.Ol(examples, className="examples") if examples else nothing("Its examples are not tabulated."),
+        html.P(["feature page: ", to_feature(**names)]),
+        html.P(f"raises the logits of {tokens}") if tokens else None,
+        html.Ol(examples, className="examples") if examples else empty_note("No examples are tabulated."),
     ]
 
 
 def effects_table(edges: Sequence[Row], most: int = 12) -> Component:
-    """The strongest edges from what can be taken away, predicted and measured."""
-    edges = [edge for edge in edges if edge["effect_frozen"] is not None]
+    """The strongest edges whose source was ablated, with predicted and measured effects."""
     rows = [
-        [
-            edge["source"],
-            edge["target"],
-            *(signed(edge[e]) for e in ("effect", "effect_frozen", "effect_free")),
-        ]
-        for edge in edges[:most]
+        [edge["source"], edge["target"], *(signed(edge[effect]) for effect in EFFECTS)]
+        for edge in edges
+        if edge["effect_frozen"] is not None
     ]
-    return table(["source", "target", "predicted", "all else held", "nothing held"], rows, (0, 1))
-
-
-def measured_plot(edges: Sequence[Row]) -> Component:
-    """Predicted against measured effects."""
-    return figures.measured(edges)
+    return table(["source", "target", "predicted", "frozen", "free"], rows[:most], (0, 1))

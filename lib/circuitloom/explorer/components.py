@@ -1,4 +1,4 @@
-"""What pages are made of: links, tables, tokens shaded by activation, the query behind a view."""
+"""Components of pages: panels, tables, links, tokens shaded by activation, the SQL button."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,53 +6,52 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from ..core import formatting as wording
-from ..core.formatting import token_text, visible
+from ..catalog.client import Answer, Row
+from ..core.formatting import escape_invisible, format_signed, format_token
 from ..core.plotting import BLUE
-from .asking import Answer, Row
 from .urls import feature_link, link
 
 Content = Any
-"""What components may hold: text, numbers, components, lists of these, None."""
+"""Children of a component: text, numbers, components, lists of these, None."""
 _BLUE = ", ".join(str(int(BLUE[i : i + 2], 16)) for i in (1, 3, 5))
 
 
 def aria(**names: str) -> dict[str, Any]:
-    """Attributes that say to those who do not see a page what a part of it is."""
+    """ARIA attributes, for screen readers."""
     return {f"aria-{name}": value for name, value in names.items()}
 
 
-def behind(answer: Answer, text: str = "SQL") -> Component:
-    """The query behind a view, opened by a button, with a way into the console."""
+def sql_button(answer: Answer, text: str = "SQL") -> Component:
+    """A button that shows the SQL of a view, with a link to the SQL console."""
     return html.Details(
         [
-            html.Summary(text, title="the query behind this view"),
+            html.Summary(text, title="the query of this view"),
             html.Pre(answer.sql),
             dcc.Link("open in the SQL console", href=link("sql", query=answer.sql)),
         ],
-        className="behind",
+        className="sql",
     )
 
 
 def panel(title: str, *content: Content, answer: Answer | None = None, **attributes: Any) -> Component:
-    """A part of a page under a heading, with the query behind it."""
-    head = [html.H2(visible(title)), *([behind(answer)] if answer else [])]
+    """A section with a heading and, if it shows an `answer`, its SQL button."""
+    head = [html.H2(escape_invisible(title)), *([sql_button(answer)] if answer else [])]
     return html.Section([html.Div(head, className="head"), *content], **attributes)
 
 
-def nothing(text: str) -> Component:
-    """Says why there is nothing to see."""
-    return html.P(text, className="nothing")
+def empty_note(text: str) -> Component:
+    """Says why a view is empty."""
+    return html.P(text, className="empty")
 
 
 def signed(value: float | None) -> Component:
-    """An effect, coloured and signed by its direction."""
-    way = "" if not value else "raises" if value > 0 else "lowers"
-    return html.Span(wording.signed(value, 3), className=way)
+    """A signed number, coloured by its sign."""
+    direction = "" if not value else "raises" if value > 0 else "lowers"
+    return html.Span(format_signed(value, 3), className=direction)
 
 
 def feature_name(layer: int, feature: int) -> str:
-    """A feature as LAYER/NUMBER, as the config writes it."""
+    """A feature as LAYER/NUMBER, as in the config."""
     return f"{layer}/{feature}"
 
 
@@ -64,42 +63,44 @@ def to_feature(run: str, layer: int, feature: int) -> Component:
 def table(
     head: Sequence[str],
     rows: Sequence[Sequence[Content]],
-    words: Sequence[int] = (),
+    text_columns: Sequence[int] = (),
     caption: str | None = None,
 ) -> Component:
-    """A table; columns whose places are in `words` hold text, the others numbers."""
-    kinds = ["" if i in words else "number" for i in range(len(head))]
+    """A table; the columns with indices in `text_columns` hold text, the others numbers."""
+    kinds = ["" if i in text_columns else "number" for i in range(len(head))]
     body = [
         html.Tr([html.Td(_cell(cell), className=kind) for cell, kind in zip(row, kinds, strict=True)])
         for row in rows
     ]
     heads = [html.Th(name, className=kind, scope="col") for name, kind in zip(head, kinds, strict=True)]
-    made = html.Table(
+    content = html.Table(
         [
             *([html.Caption(caption)] if caption else []),
             html.Thead(html.Tr(heads)),
             html.Tbody(body),
         ]
     )
-    return html.Div(made, className="table", tabIndex="0", role="region", **aria(label=caption or head[0]))
+    return html.Div(content, className="table", tabIndex="0", role="region", **aria(label=caption or head[0]))
 
 
 def _cell(content: Content) -> Content:
-    # names hold tokens, and those hold characters that turn what follows around
-    return visible(content) if isinstance(content, str) else content
+    # tokens in names may hold control characters, such as those that reverse the text direction
+    return escape_invisible(content) if isinstance(content, str) else content
 
 
 def shaded(row: Row, largest: float, spacing: str) -> Component:
-    """An example's tokens, shaded by the feature's activation on them; the example's own token is underlined."""
-    # what is not shaded is joined: a page of thousands of components takes the browser seconds
+    """The tokens of an example, shaded by activation relative to `largest`, its own token underlined; `spacing` is put
+    between tokens.
+    """
+    # unshaded tokens are joined: thousands of components take a browser seconds
     pieces: list[Any] = [""]
     for place, (token, activation) in enumerate(zip(row["tokens"], row["activations"], strict=True)):
         strength = max(0.0, min(1.0, activation / largest)) if largest else 0.0
         if not strength and place != row["place"]:
-            pieces[-1] += visible(token) + spacing
+            pieces[-1] += escape_invisible(token) + spacing
             continue
         shade = html.Span(
-            visible(token),
+            escape_invisible(token),
             style={"backgroundColor": f"rgba({_BLUE}, {0.65 * strength:.3f})"},
             title=f"{activation:.4g}",
             className="here" if place == row["place"] else None,
@@ -109,14 +110,14 @@ def shaded(row: Row, largest: float, spacing: str) -> Component:
 
 
 def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Component:
-    """Tokens of one sign with bars as long as their effects, beside the largest of them all."""
+    """Tokens of one sign, with bars of their effects relative to the largest effect of either sign."""
     largest = max((abs(row["effect"]) for row in rows), default=0.0) or 1.0
     chosen = [row for row in rows if row["sign"] == sign]
     return html.Ol(
         [
             html.Li(
                 [
-                    html.Span(token_text(row["token"]), className="token", title=token_text(row["token"])),
+                    html.Span(format_token(row["token"]), className="token", title=format_token(row["token"])),
                     html.Span(
                         className=f"bar {'raises' if sign > 0 else 'lowers'}",
                         style={"width": f"{6 * abs(row['effect']) / largest:.2f}em"},
@@ -131,14 +132,16 @@ def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Compone
 
 
 def choice(name: str, value: str) -> dict[str, str]:
-    """The identity of a control whose change changes the parameter `name` of the address; `value` is what it is now."""
+    """Id of a control that changes the parameter `name` of the address (`choose` in explorer.js); `value` is the
+    current value.
+    """
     return {"go": name, "now": value}
 
 
 def select(name: str, options: Sequence[str] | Mapping[str, str], value: str, label: str) -> Component:
-    """A labelled choice, of values or of values with what they are called; it changes the address (explorer.js)."""
-    called = options if isinstance(options, Mapping) else {option: option for option in options}
-    choices = [{"value": key, "label": text} for key, text in called.items()]
+    """A labelled dropdown of values, or of values with display texts, that changes the address."""
+    texts = options if isinstance(options, Mapping) else {option: option for option in options}
+    choices = [{"value": key, "label": text} for key, text in texts.items()]
     return html.Label(
         [
             html.Span(label),

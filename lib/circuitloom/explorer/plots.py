@@ -1,4 +1,4 @@
-"""Plots of pages: one style, the colours of all pictures, axes with units."""
+"""Plotly figures of the pages, in the colours of all figures."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -6,26 +6,26 @@ from typing import Any
 
 from dash import dcc
 
+from ..catalog.client import Row
 from ..core.plotting import BLUE, GREEN, ORANGE, PURPLE, VERMILION
-from .asking import Row
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
 KIND_COLOURS = {"transcoder": BLUE, "sae": VERMILION}
 _TICKS = [digit * 10.0**power for power in range(-6, 10) for digit in (1, 2, 5)]
 LOGARITHMIC = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]}
-"""An axis with ticks at 1, 2, 5, 10, ..."""
+"""A logarithmic axis with ticks at 1, 2, 5, 10, ..."""
 SYMBOLS = {"topk": "circle", "batchtopk": "square", "relu": "triangle-up", "jumprelu": "diamond"}
 
 
-def plain(text: str) -> str:
-    """`text` for plotly, which takes `<b>` and the like for markup."""
+def escape_markup(text: str) -> str:
+    """`text` with the characters escaped that plotly reads as markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def plot(
     traces: Sequence[dict[str, Any]], x: str, y: str, id: Any = None, height: int = 320, **layout: Any
 ) -> dcc.Graph:
-    """A plot with named axes."""
+    """A plot with axis titles; `layout` overrides the defaults."""
     axis = {
         "linecolor": "#888",
         "gridcolor": "#e6e6e6",
@@ -54,7 +54,7 @@ def plot(
 
 
 def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
-    """L0 against what a reconstruction costs; a click on a point leads to its features."""
+    """L0 against a measure of reconstruction; a click on a point opens the features of its run."""
     traces = []
     for (kind, act), group in groupby(rows, key=lambda row: (row["kind"], row["act"])):
         points = list(group)
@@ -65,7 +65,7 @@ def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
                 "x": [row["l0"] for row in points],
                 "y": [row[measure] for row in points],
                 "customdata": [row["run"] for row in points],
-                "text": [plain(row["run"]) for row in points],
+                "text": [escape_markup(row["run"]) for row in points],
                 "hovertemplate": "%{text}<br>L0 %{x:.3g}, %{y:.4g}<extra></extra>",
                 "mode": "lines+markers",
                 "name": f"{kind}, {act}",
@@ -81,13 +81,13 @@ def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
         line = {"color": "#222", "dash": "dash", "width": 1}
         traces.append(
             {"x": [0.8 * ends[0], 1.25 * ends[1]], "y": [level, level], "mode": "lines", "line": line,
-             "name": "untouched model", "hoverinfo": "skip"}
+             "name": "original model", "hoverinfo": "skip"}
         )  # fmt: skip
-    return plot(traces, "L0 (features active a token)", label, "pareto", 420, xaxis=LOGARITHMIC)
+    return plot(traces, "L0 (active features per token)", label, "pareto", 420, xaxis=LOGARITHMIC)
 
 
 def histogram(rows: Sequence[Row]) -> dcc.Graph:
-    """How a feature's activations are distributed, where it fires."""
+    """Histogram of a feature's nonzero activations."""
     trace = {
         "type": "bar",
         "x": [(row["low"] + row["high"]) / 2 for row in rows],
@@ -100,7 +100,7 @@ def histogram(rows: Sequence[Row]) -> dcc.Graph:
 
 
 def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
-    """A column of `history` against steps, a line a layer."""
+    """A column of `history` against training steps, one line per layer."""
     traces = []
     for layer, group in groupby(rows, key=lambda row: row["layer"]):
         points = list(group)
@@ -113,11 +113,11 @@ def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
                 "line": {"width": 1.5},
             }
         )
-    return plot(traces, "steps of training", label, height=260, yaxis=LOGARITHMIC)
+    return plot(traces, "training steps", label, height=260, yaxis=LOGARITHMIC)
 
 
 def densities(rows: Sequence[Row]) -> dcc.Graph:
-    """How many features fire how often, a line a layer; those that never do are left of the axis."""
+    """Histogram of feature densities, one line per layer; dead features are outside the axis."""
     traces = []
     for layer, group in groupby(rows, key=lambda row: row["layer"]):
         bins = [row for row in group if row["low"] is not None and row["low"] > float("-inf")]
@@ -130,11 +130,11 @@ def densities(rows: Sequence[Row]) -> dcc.Graph:
                 "name": f"layer {layer}",
             }
         )
-    return plot(traces, "density (log10 of the share of tokens)", "features", height=260)
+    return plot(traces, "density (log10 of the fraction of tokens)", "features", height=260)
 
 
 def measured(rows: Sequence[Row]) -> dcc.Graph:
-    """Predicted effects of edges against those that ablation measured, all else held and nothing held."""
+    """Predicted effects of edges against effects measured by ablation, frozen and free."""
     traces = [
         {
             "type": "scattergl" if len(rows) > 2000 else "scatter",
@@ -146,8 +146,8 @@ def measured(rows: Sequence[Row]) -> dcc.Graph:
             "hovertemplate": "predicted %{x:.3g}, measured %{y:.3g}<extra></extra>",
         }
         for column, name, colour, symbol in (
-            ("effect_free", "nothing held", VERMILION, "circle-open"),
-            ("effect_frozen", "all else held", BLUE, "circle"),
+            ("effect_free", "free", VERMILION, "circle-open"),
+            ("effect_frozen", "frozen", BLUE, "circle"),
         )
     ]
     ends = [row["effect"] for row in rows if row["effect_frozen"] is not None]

@@ -1,4 +1,4 @@
-"""Addresses of views: everything that a view shows follows from its path and query string."""
+"""Addresses of views: path and query string determine all that a view shows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ Params = Mapping[str, str]
 
 
 def link(page: str, **params: Any) -> str:
-    """The address of a view; parameters that are None are left out."""
+    """The address of a view; parameters that are None are dropped."""
     given = {key: value for key, value in params.items() if value is not None}
     return f"/{page}" + (f"?{urlencode(given)}" if given else "")
 
@@ -23,24 +23,21 @@ def parse(search: str | None) -> dict[str, str]:
     return dict(parse_qsl((search or "").removeprefix("?"), keep_blank_values=True))
 
 
-def whole_number(params: Params, name: str) -> int | None:
-    """A parameter that is a whole number; None where it is left out.
-
-    Raises ValueError where it is something else.
-    """
+def integer(params: Params, name: str) -> int | None:
+    """An integer parameter; None if it is missing or empty. Raises ValueError for any other text."""
     text = params.get(name)
     if text is None or text == "":
         return None
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{name}={text!r} in the address is no whole number; write one") from None
+        raise ValueError(f"{name}={text!r} in the address is no integer; write one") from None
 
 
-def share(params: Params, name: str, usual: float) -> float:
-    """A parameter between 0 and 1. Raises ValueError where it is something else."""
+def share(params: Params, name: str, default: float) -> float:
+    """A parameter between 0 and 1. Raises ValueError for any other text."""
     try:
-        value = float(params.get(name) or usual)
+        value = float(params.get(name) or default)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:

@@ -1,25 +1,45 @@
-"""An attribution graph as the page draws it: places of nodes and courses of edges, in pixels."""
+"""Interactive SVG of an attribution graph, for the report and the explorer: supernodes, layout, markup.
+
+`group_nodes` collapses groups of nodes into supernodes, `lay_out` places nodes and edges in pixels, and `graph_markup`
+writes them with templates/graph.html. templates/graph.js and graph.css make the markup interactive.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
 
 from ..attribution.drawing import place_nodes
-from ..core.formatting import number, shown, token_text
-from .answers import Row
+from ..core.formatting import escape_invisible, format_number, format_token, format_value
+from .templates import environment
 
-ACROSS = 76
-"""Pixels of a token's width."""
-MARGIN = 84
-"""Pixels left of the first token, where the names of layers stand."""
+Row = Mapping[str, Any]
+Groups = Mapping[str, Sequence[int]]
+"""Name of a supernode to its nodes."""
+ASSETS = ("graph.js", "graph.css")
+"""Files under templates/ that the page of a graph needs."""
 EDGES = 1200
-"""Edges drawn at most."""
-_SHAPES = {"feature": "circle", "error": "diamond", "embedding": "square", "position": "bar"}
-_TOP = 44
+"""Maximum number of edges drawn."""
+TOKEN_WIDTH = 76
+"""Pixels."""
+TOKEN_LETTERS = 14
+"""Longer tokens are shortened below the graph."""
+LEFT_MARGIN = 84
+"""Pixels left of the first token, for the names of the layers."""
+TOP_MARGIN = 44
+_SHAPES = {
+    "feature": "circle",
+    "error": "diamond",
+    "embedding": "square",
+    "position": "bar",
+    "supernode": "capsule",
+}
 
 
 @dataclass(frozen=True)
 class PlacedNode:
-    """A node in its place."""
+    """A node and its position in pixels."""
 
     number: int
     kind: str
@@ -27,31 +47,32 @@ class PlacedNode:
     x: float
     y: float
     name: str
-    """What stands beside it."""
-    words: str
-    """What it is, for those who do not see it."""
+    """Text next to the node."""
+    description: str
+    """Text for screen readers."""
     is_root: bool
-    stays: bool
-    """It is kept whatever is pruned."""
+    always_shown: bool
+    """Pruning never hides the node."""
     cumulative: float
+    """Share of the influence held by this node and all more influential ones."""
 
 
 @dataclass(frozen=True)
 class PlacedEdge:
-    """An edge in its place, from its source up to its target."""
+    """An edge and its curve."""
 
     source: int
     target: int
-    course: str
-    """As SVG writes a path."""
+    curve: str
+    """SVG path data, from source to target."""
     width: float
     opacity: float
     raises: bool
 
 
 @dataclass(frozen=True)
-class Text:
-    """A name beside an axis."""
+class AxisLabel:
+    """A token or layer name on an axis."""
 
     x: float
     y: float
@@ -60,85 +81,165 @@ class Text:
 
 @dataclass(frozen=True)
 class GraphLayout:
-    """All that is drawn."""
+    """Everything that is drawn, in pixels."""
 
     width: float
     height: float
     nodes: tuple[PlacedNode, ...]
     edges: tuple[PlacedEdge, ...]
-    tokens: tuple[Text, ...]
-    layers: tuple[Text, ...]
+    """Weakest first: SVG draws later elements on top."""
+    tokens: tuple[AxisLabel, ...]
+    layers: tuple[AxisLabel, ...]
+    n_hidden: int
+    """Number of edges beyond the limit."""
 
 
-def lay_out(nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str]) -> GraphLayout:
-    """The graph of `nodes` and `edges`, rows of their queries, over the prompt's `tokens`; the constant is left out."""
+def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> tuple[list[Row], list[Row]]:
+    """Nodes and edges with each group replaced by one supernode.
+
+    A supernode takes the place of its most influential member and has the sum of its members' influences. The effect
+    of an edge from or to a supernode is the sum over its members; edges within a supernode are dropped. The supernode
+    of the i-th group has the number -1 - i. A node in two groups belongs to the later one.
+    """
+    supernode = {member: -1 - i for i, members in enumerate(groups.values()) for member in members}
+    kept = [row for row in nodes if row["node"] not in supernode]
+    for i, name in enumerate(groups):
+        members = [row for row in nodes if supernode.get(row["node"]) == -1 - i]
+        if members:
+            kept.append(_supernode(-1 - i, name, members))
+    joined: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in edges:
+        source, target = (supernode.get(row[end], row[end]) for end in ("source_node", "target_node"))
+        if source != target:
+            edge = joined.setdefault(
+                (source, target), {"source_node": source, "target_node": target, "effect": 0.0}
+            )
+            edge["effect"] += row["effect"]
+    return kept, list(joined.values())
+
+
+def _supernode(number: int, name: str, members: Sequence[Row]) -> Row:
+    place = max(members, key=lambda row: (row["is_root"], row["influence"] or 0.0))
+    return {
+        **place,
+        "node": number,
+        "kind": "supernode",
+        "label": name,
+        "members": len(members),
+        # embeddings and position embeddings have no layer and lie one level below layer 0
+        "layer": -1 if place["layer"] is None else place["layer"],
+        "influence": sum(row["influence"] or 0.0 for row in members),
+    }
+
+
+def lay_out(
+    nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str], most_edges: int = EDGES
+) -> GraphLayout:
+    """Layout of the graph of `nodes` and `edges` (rows of the catalogue's circuit_nodes and circuit_edges) over the
+    prompt's `tokens`, without the constant. At most `most_edges` edges are kept, the strongest first; the strength of
+    an edge is its absolute effect divided by the largest one on the same target.
+    """
     drawn = [row for row in nodes if row["kind"] != "constant"]
     layers = 1 + max((row["layer"] for row in drawn if row["layer"] is not None), default=-1)
     places, centres = place_nodes(drawn, layers)
-    up = 96 if layers <= 4 else 64
-    # logits stand a level above the last layer
+    layer_height = 96 if layers <= 4 else 64
+    # logits are drawn one level above the last layer
     top = layers + 1 if any(level > layers + 0.9 for _, level in places.values()) else layers + 0.5
     right = max((x for x, _ in places.values()), default=0.0)
 
-    def at(x: float, level: float) -> tuple[float, float]:
-        return round(MARGIN + ACROSS * x, 1), round(_TOP + up * (top - level), 1)
+    def pixels(x: float, level: float) -> tuple[float, float]:
+        return round(LEFT_MARGIN + TOKEN_WIDTH * x, 1), round(TOP_MARGIN + layer_height * (top - level), 1)
 
-    where = {node: at(*place) for node, place in places.items()}
-    bottom = at(0, -0.62)[1]
+    where = {node: pixels(*place) for node, place in places.items()}
+    drawn_edges, n_hidden = _edges(edges, where, most_edges)
+    bottom = pixels(0, -0.62)[1]
     levels = ["tokens", *(f"layer {layer}" for layer in range(layers))] + ["target"] * (top > layers + 0.5)
     return GraphLayout(
-        width=round(MARGIN + ACROSS * (max(right, *centres.values(), 0.0) + 0.7), 1),
+        width=round(LEFT_MARGIN + TOKEN_WIDTH * (max(right, *centres.values(), 0.0) + 0.7), 1),
         height=bottom + 12,
         nodes=tuple(_node(row, *where[row["node"]]) for row in drawn),
-        edges=tuple(_edges(edges, where)),
+        edges=tuple(drawn_edges),
         tokens=tuple(
-            Text(at(x, 0)[0], bottom, token_text(tokens[position]))
+            AxisLabel(pixels(x, 0)[0], bottom, _shortened(format_token(tokens[position])))
             for position, x in centres.items()
             if position is not None and position < len(tokens)
         ),
-        layers=tuple(Text(4, at(0, level)[1] + 3, name) for level, name in enumerate(levels)),
+        layers=tuple(AxisLabel(4, pixels(0, level)[1] + 3, name) for level, name in enumerate(levels)),
+        n_hidden=n_hidden,
     )
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= TOKEN_LETTERS else text[: TOKEN_LETTERS - 1] + "…"
+
+
+def graph_markup(graph: GraphLayout, name: str, share: float = 1.0) -> Markup:
+    """`graph` as an HTML figure; all text is escaped.
+
+    `name` completes the accessible name "attribution graph of ...". Nodes beyond `share` of the cumulative influence
+    are hidden until the slider is moved.
+    """
+    macros: Any = environment().get_template("graph.html").module
+    return macros.draw(graph, name, graph.n_hidden, share)
+
+
 def _node(row: Row, x: float, y: float) -> PlacedNode:
-    root = bool(row["is_root"])
+    is_root = bool(row["is_root"])
     return PlacedNode(
         number=row["node"],
         kind=row["kind"],
-        shape="triangle" if root else _SHAPES.get(row["kind"], "circle"),
+        shape="triangle" if is_root and row["kind"] != "supernode" else _SHAPES.get(row["kind"], "circle"),
         x=x,
         y=y,
         name=_name(row),
-        words=_words(row),
-        is_root=root,
-        stays=root or row["kind"] in ("embedding", "position"),
+        description=_description(row),
+        is_root=is_root,
+        always_shown=is_root or row["kind"] in ("embedding", "position", "supernode"),
         cumulative=1.0 if row["cumulative"] is None else row["cumulative"],
     )
 
 
 def _name(row: Row) -> str:
-    if row["kind"] == "feature":
-        return f"{row['layer']}/{row['feature']}"
-    return token_text(row["token"] or "") if row["is_root"] else ""
+    match row["kind"]:
+        case "feature":
+            return f"{row['layer']}/{row['feature']}"
+        case "supernode":
+            return f"{escape_invisible(row['label'])} ({row['members']})"
+    return format_token(row["token"] or "") if row["is_root"] else ""
 
 
-def _words(row: Row) -> str:
-    """As in: feature 1/17 at 'caught', position 4; influence 0.2."""
-    what = f"{row['kind']} {row['layer']}/{row['feature']}" if row["kind"] == "feature" else row["kind"]
-    place = f" at {token_text(row['token'] or '')}, position {shown(row['position'])}"
-    return f"{what}{place}; influence {number(row['influence'])}"
+def _description(row: Row) -> str:
+    """For example: feature 1/17 at caught, position 4; influence 0.2."""
+    influence = f"influence {format_number(row['influence'])}"
+    if row["kind"] == "supernode":
+        return f"supernode {escape_invisible(row['label'])} of {row['members']} nodes; {influence}"
+    kind = f"{row['kind']} {row['layer']}/{row['feature']}" if row["kind"] == "feature" else row["kind"]
+    return (
+        f"{kind} at {format_token(row['token'] or '')}, position {format_value(row['position'])}; {influence}"
+    )
 
 
-def _edges(edges: Sequence[Row], where: Mapping[int, tuple[float, float]]) -> Sequence[PlacedEdge]:
-    """Those that join what is drawn, the weakest first, so that the strongest lie on top."""
-    drawn = []
-    for row in reversed(edges):
-        source, target = row["source_node"], row["target_node"]
-        if source in where and target in where:
-            (x0, y0), (x1, y1) = where[source], where[target]
-            bend = round((y0 - y1) * 0.45, 1)
-            course = f"M{x0:g} {y0:g}C{x0:g} {y0 - bend:g} {x1:g} {y1 + bend:g} {x1:g} {y1:g}"
-            strength = row["strength"] or 0.0
-            width, opacity = round(0.4 + 2.6 * strength, 2), round(0.15 + 0.55 * strength, 2)
-            drawn.append(PlacedEdge(source, target, course, width, opacity, row["effect"] > 0))
-    return drawn
+def _edges(
+    edges: Sequence[Row], where: Mapping[int, tuple[float, float]], most: int
+) -> tuple[list[PlacedEdge], int]:
+    """The `most` strongest edges between placed nodes, weakest first, and the number of the others."""
+    largest: dict[int, float] = {}
+    for row in edges:
+        largest[row["target_node"]] = max(largest.get(row["target_node"], 0.0), abs(row["effect"]))
+
+    def strength(row: Row) -> float:
+        return abs(row["effect"]) / (largest[row["target_node"]] or 1.0)
+
+    placed = [row for row in edges if row["source_node"] in where and row["target_node"] in where]
+    placed.sort(key=lambda row: (-strength(row), row["target_node"], row["source_node"]))
+    strongest = placed[:most]
+    return [_edge(row, strength(row), where) for row in reversed(strongest)], len(placed) - len(strongest)
+
+
+def _edge(row: Row, strength: float, where: Mapping[int, tuple[float, float]]) -> PlacedEdge:
+    source, target = row["source_node"], row["target_node"]
+    (x0, y0), (x1, y1) = where[source], where[target]
+    bend = round((y0 - y1) * 0.45, 1)
+    curve = f"M{x0:g} {y0:g}C{x0:g} {y0 - bend:g} {x1:g} {y1 + bend:g} {x1:g} {y1:g}"
+    width, opacity = round(0.4 + 2.6 * strength, 2), round(0.15 + 0.55 * strength, 2)
+    return PlacedEdge(source, target, curve, width, opacity, row["effect"] > 0)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..core.plotting import BLUE, SERIES, VERMILION, plain, styled
-from .answers import Row
+from ..catalog.client import Row
+from ..core.plotting import BLUE, SERIES, VERMILION, escape_mathtext, styled
 
 FAITHFUL = (-0.5, 1.5)
 """Shares of a behaviour that are in the plot."""
@@ -172,9 +172,13 @@ def _draw_cells(axes: Any, rows: Sequence[Row], concepts: Sequence[str], runs: S
             colour = "white" if value < 0.55 else "black"
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=6)
     axes.set_xticks(
-        range(len(runs)), [plain(run) for run in runs], rotation=60, ha="right", rotation_mode="anchor"
+        range(len(runs)),
+        [escape_mathtext(run) for run in runs],
+        rotation=60,
+        ha="right",
+        rotation_mode="anchor",
     )
-    axes.set_yticks(range(len(concepts)), [plain(concept) for concept in concepts])
+    axes.set_yticks(range(len(concepts)), [escape_mathtext(concept) for concept in concepts])
     return image
 
 
@@ -212,7 +216,7 @@ def draw_faithfulness(rows: Sequence[Row]) -> Figure:
             own = [row for row in own if row["faithfulness"] is not None]
             panel.plot(
                 [row["n_kept"] for row in own], [row["faithfulness"] for row in own], color=SERIES[i % len(SERIES)],
-                marker=_MARKERS[i % len(_MARKERS)], linestyle=_LINES[i % len(_LINES)], label=plain(basis),
+                marker=_MARKERS[i % len(_MARKERS)], linestyle=_LINES[i % len(_LINES)], label=escape_mathtext(basis),
             )  # fmt: skip
         panel.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
         panel.set_xscale("symlog", linthresh=1)

@@ -1,11 +1,11 @@
 """What the report says, section by section: answers of the catalogue, and what is drawn from them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..catalog.client import Answer, CatalogClient, Row
 from ..evaluation.pareto import pareto_figure
-from .answers import Answer, Catalogue, Row
 from .graph import EDGES, GraphLayout, lay_out
 from .plots import (  # fmt: skip
     draw_concepts,
@@ -67,7 +67,7 @@ class Sections:
     """Those of them that training and densities are shown of."""
     pareto: Picture | None
     metric_mean: Answer
-    metric: Answer
+    metrics: Answer
     training: Picture | None
     densities: Picture | None
     concepts: Picture | None
@@ -80,7 +80,24 @@ class Sections:
     blind: Answer | None = None
 
 
-def collect(catalogue: Catalogue, step_tokens: int) -> Sections:
+@dataclass(frozen=True)
+class AnswerLog:
+    """Asks a study's catalogue, and keeps every answer for the rows and SQL that the report holds."""
+
+    client: CatalogClient
+    answers: list[Answer] = field(default_factory=list)
+
+    def ask(self, query: str, key: str = "", /, **parameters: Any) -> Answer:
+        """The answer to a named query; `key` (a trace, case study or behaviour) makes its name unique."""
+        answer = self.client.ask(query, **parameters)
+        if key:
+            answer = replace(answer, name=f"{query}:{key}")
+        assert answer.name not in {each.name for each in self.answers}
+        self.answers.append(answer)
+        return answer
+
+
+def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
     """Ask for everything, and draw it; `step_tokens` are those of a step of pretraining, 0 where there was none.
 
     Raises ValueError where the catalogue cannot be read.
@@ -104,7 +121,7 @@ def collect(catalogue: Catalogue, step_tokens: int) -> Sections:
         shown=tuple(shown),
         pareto=_pareto(catalogue, [*spread(layers, PARETO_PANELS), -1]),
         metric_mean=catalogue.ask("metric_mean"),
-        metric=catalogue.ask("metric"),
+        metrics=catalogue.ask("metrics"),
         training=_picture(catalogue.ask("history", layers=shown), draw_training, lines),
         densities=_picture(catalogue.ask("density", layers=shown), draw_densities, lines),
         concepts=_picture(catalogue.ask("concept"), draw_concepts),
@@ -114,10 +131,10 @@ def collect(catalogue: Catalogue, step_tokens: int) -> Sections:
         behaviours=behaviours,
         components=components,
         claims={
-            row["case_study"]: catalogue.ask("claims", of=row["case_study"], case=row["case_study"])
+            row["case_study"]: catalogue.ask("claims_of_case", row["case_study"], case=row["case_study"])
             for row in cases.rows
         },
-        blind=catalogue.ask("blind"),
+        blind=catalogue.ask("blind_mean"),
     )
 
 
@@ -125,24 +142,24 @@ def _picture(answer: Answer, draw: Any, *given: Any) -> Picture | None:
     """`answer` as `draw` draws it; nothing where it has no rows."""
     if not answer.rows:
         return None
-    return Picture(inline_svg(draw(answer.rows, *given), answer.name, answer.about), answer)
+    return Picture(inline_svg(draw(answer.rows, *given), answer.name, answer.description), answer)
 
 
-def _pretraining(catalogue: Catalogue, figures: Answer, step_tokens: int) -> Picture | None:
+def _pretraining(catalogue: AnswerLog, figures: Answer, step_tokens: int) -> Picture | None:
     answer = catalogue.ask("pretraining", step_tokens=step_tokens or 1)
     return _picture(answer, draw_pretraining, {row["figure"]: row["value"] for row in figures.rows})
 
 
-def _pareto(catalogue: Catalogue, layers: list[int]) -> Picture | None:
+def _pareto(catalogue: AnswerLog, layers: list[int]) -> Picture | None:
     return _picture(catalogue.ask("pareto", layers=layers), pareto_figure)
 
 
-def _traced(catalogue: Catalogue, trace: Row) -> TraceSection:
+def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
     """All that is shown of one traced prompt."""
     name, run = trace["trace"], trace["run"]
 
     def ask(query: str, **values: Any) -> Answer:
-        return catalogue.ask(query, of=name, trace=name, **values)
+        return catalogue.ask(query, name, trace=name, **values)
 
     asked = ask("trace")
     nodes, edges = ask("graph_nodes"), ask("graph_edges", edges=EDGES)
@@ -159,11 +176,11 @@ def _traced(catalogue: Catalogue, trace: Row) -> TraceSection:
     )
 
 
-def _behaviours(catalogue: Catalogue) -> tuple[dict[str, Picture], Answer]:
+def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
     """A plot a behaviour, and the components that each depends on most."""
     pictures = {}
     for row in catalogue.ask("behaviours").rows:
-        answer = catalogue.ask("faithfulness", of=row["behaviour"], behaviour=row["behaviour"])
+        answer = catalogue.ask("faithfulness", row["behaviour"], behaviour=row["behaviour"])
         picture = _picture(answer, draw_faithfulness)
         assert picture is not None
         pictures[row["behaviour"]] = picture

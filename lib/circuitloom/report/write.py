@@ -10,12 +10,20 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from ..core.atomic_io import replace
-from ..core.formatting import duration, heading, number, shown, signed, token_text, visible
+from ..catalog.client import CatalogClient
+from ..core.atomic_io import write_atomically
+from ..core.formatting import (
+    column_heading,
+    escape_invisible,
+    format_duration,
+    format_number,
+    format_signed,
+    format_token,
+    format_value,
+)
 from . import facts
-from .answers import Catalogue, open_catalogue
 from .markdown import render_result
-from .sections import PARETO_PANELS, Sections, collect
+from .sections import PARETO_PANELS, AnswerLog, Sections, collect
 from .templates import environment, policy
 from .templates import read as read_template
 
@@ -58,16 +66,16 @@ def write_report(sources: ReportInputs, path: Path) -> None:
 
     Raises ValueError, with the remedy, where the catalogue or something else is missing that the report is made of.
     """
-    catalogue = open_catalogue(sources.folder)
+    catalogue = AnswerLog(CatalogClient(sources.folder))
     sections = collect(catalogue, step_tokens(sources.config))
-    replace(path, render(sources, sections, catalogue).encode())
+    write_atomically(path, render(sources, sections, catalogue).encode())
 
 
-def render(sources: ReportInputs, sections: Sections, catalogue: Catalogue) -> str:
+def render(sources: ReportInputs, sections: Sections, catalogue: AnswerLog) -> str:
     """The page."""
     filters = {
-        "shown": shown, "number": number, "signed": signed, "visible": visible, "token": token_text,
-        "heading": heading, "duration": duration,
+        "shown": format_value, "number": format_number, "signed": format_signed, "visible": escape_invisible, "token": format_token,
+        "heading": column_heading, "duration": format_duration,
     }  # fmt: skip
     script = read_template("graph.js")
     times = facts.times(sources.benchmarks, sources.rule)
@@ -78,11 +86,11 @@ def render(sources: ReportInputs, sections: Sections, catalogue: Catalogue) -> s
             study=sources.config["name"],
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             policy=policy(script),
-            style=Markup(read_template("report.css")),
+            style=Markup(read_template("report.css") + read_template("graph.css")),
             script=Markup(script),
             sections=sections,
             pareto_panels=PARETO_PANELS,
-            answers=catalogue.asked,
+            answers=catalogue.answers,
             results={result.case: result for result in read_results(sources.results, sources.pictures)},
             config=yaml.safe_dump(dict(sources.config), sort_keys=False, allow_unicode=True, width=100),
             versions=facts.versions(),

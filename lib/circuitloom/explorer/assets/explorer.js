@@ -1,10 +1,12 @@
-// What the browser does by itself: addresses that follow what is shown, keys, cells of grids.
+// Client-side callbacks of the explorer: the address that follows the view, the attribution graph, keys, grid cells.
 window.dash_clientside = window.dash_clientside || {};
 
 (function () {
   const stay = window.dash_clientside.no_update;
+  // The attribution graph on the page.
+  let graph = null;
 
-  // The address with some parameters changed; those that are empty are left out.
+  // The address with some parameters changed; empty ones are removed.
   function changed(parameters, path) {
     const url = new URL(window.location.href);
     if (path) url.pathname = path;
@@ -15,14 +17,14 @@ window.dash_clientside = window.dash_clientside || {};
     return url;
   }
 
-  // Write what is shown into the address, without loading anything.
+  // Write the state of the view into the address without navigating.
   function remember(parameters) {
     const url = changed(parameters);
     if (url.href !== window.location.href) window.history.replaceState(window.history.state, "", url);
     return stay;
   }
 
-  // Go to an address within the app.
+  // Navigate within the app.
   function go(url) {
     window.history.pushState(null, "", url);
     window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
@@ -30,7 +32,7 @@ window.dash_clientside = window.dash_clientside || {};
   }
 
   window.dash_clientside.circuitloom = {
-    // A new page is there: its title, its place in the bar.
+    // After a page change: set the title, mark the page in the navigation bar.
     arrive(where) {
       if (!where) return stay;
       document.title = where.title;
@@ -43,27 +45,36 @@ window.dash_clientside = window.dash_clientside || {};
       if (window.location.hash) document.querySelector(window.location.hash)?.scrollIntoView();
       return where.page;
     },
-    // A choice above a page changes its address; what belonged to the old choice goes.
+    // A control above a page changes its address and removes the parameters that belonged to the old choice.
     choose() {
-      // a page's controls are all named when it is new, and may still be when one of them changes
-      for (const { prop_id, value: given } of window.dash_clientside.callback_context.triggered) {
+      // `triggered` also lists controls that were only just created, with unchanged values
+      for (const { prop_id, value: chosen } of window.dash_clientside.callback_context.triggered) {
         const { go: name, now } = JSON.parse(prop_id.slice(0, -".value".length));
-        const value = given === null || given === undefined ? "" : String(given);
+        const value = chosen === null || chosen === undefined ? "" : String(chosen);
         if (value === now) continue;
-        const old = { trace: ["share", "groups", "node"], run: ["filter", "sort", "layer"], search: ["sort"] }[name] || [];
-        go(changed({ ...Object.fromEntries(old.map((each) => [each, null])), [name]: value }));
+        const dependent = { trace: ["share", "groups", "node"], run: ["filter", "sort", "layer"], search: ["sort"] }[name] || [];
+        go(changed({ ...Object.fromEntries(dependent.map((each) => [each, null])), [name]: value }));
         break;
       }
       return stay;
     },
+    // Draw an attribution graph. The markup comes from our own server, which escapes all text in it.
+    drawGraph(markup, node) {
+      const place = document.getElementById("circuit-graph");
+      place.innerHTML = markup;
+      graph = new window.AttributionGraph(place.querySelector("figure"), { marking: true });
+      graph.show(graph.byNumber.get(node) || null);
+      return [];
+    },
     rememberCircuit(share, groups, node) {
+      if (graph) graph.show(graph.byNumber.get(node) || null);
       return remember({ share, groups, node });
     },
-    rememberChange(at, clicks, features, kind, strength) {
-      const given = clicks && features;
-      const needs = given && (kind === "scale" || kind === "clamp");
+    rememberEdit(at, clicks, features, kind, strength) {
+      const edited = clicks && features;
+      const hasStrength = edited && (kind === "scale" || kind === "clamp");
       return remember({
-        at, features: given ? features : null, kind: given ? kind : null, strength: needs ? strength : null,
+        at, features: edited ? features : null, kind: edited ? kind : null, strength: hasStrength ? strength : null,
       });
     },
     rememberGrid(filter, columns) {
@@ -78,17 +89,24 @@ window.dash_clientside = window.dash_clientside || {};
     },
     submitPrompt(clicks, submitted, values, ids) {
       if (!clicks && !submitted.some(Boolean)) return stay;
-      const given = Object.fromEntries(ids.map((id, i) => [id.form, values[i]]));
-      const gone = { at: null, features: null, kind: null, strength: null, share: null, groups: null, node: null };
-      go(changed({ ...gone, ...given }, "/try"));
+      const form = Object.fromEntries(ids.map((id, i) => [id.form, values[i]]));
+      const removed = { at: null, features: null, kind: null, strength: null, share: null, groups: null, node: null };
+      go(changed({ ...removed, ...form }, "/try"));
       return stay;
     },
   };
 
+  // Events of graph.js set what the callbacks of the circuit view listen to.
+  const setProps = (id, props) => window.dash_clientside.set_props(id, props);
+  document.addEventListener("graph-select", ({ detail: { node } }) =>
+    setProps("circuit-node", { value: node === null ? null : String(node) }));
+  document.addEventListener("graph-mark", ({ detail: { nodes } }) => setProps("circuit-marked", { data: nodes }));
+  document.addEventListener("graph-prune", ({ detail: { share } }) => setProps("circuit-share", { data: share }));
+
   const functions = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
   functions.short = (value) => (value === null || value === undefined ? "" : Number(value).toPrecision(4).replace(/\.?0+$/, ""));
 
-  // Numbers in six digits, everything else as it is.
+  // Fractions with six digits, everything else unchanged.
   functions.digits = (value) =>
     value === null || value === undefined ? "NULL" : typeof value !== "number" || Number.isInteger(value) ? value : String(Number(value.toPrecision(6)));
 
@@ -105,9 +123,9 @@ window.dash_clientside = window.dash_clientside || {};
 
   // Keys.
   const PAGES = { o: "/", d: "/dictionaries", f: "/features", c: "/circuits", t: "/try", s: "/sql" };
-  const HELP = [
+  const KEYS = [
     ["g then o d f c t s", "overview, dictionaries, features, circuits, try, SQL"],
-    ["/", "search, or the text of the page"],
+    ["/", "the search or text field of the page"],
     ["j k", "next and previous feature"],
     ["Ctrl+Enter", "run the SQL"],
     ["Enter on a row", "open its feature"],
@@ -120,7 +138,7 @@ window.dash_clientside = window.dash_clientside || {};
     if (!dialog) {
       dialog = document.createElement("dialog");
       dialog.setAttribute("aria-label", "keys");
-      for (const [key, what] of HELP) {
+      for (const [key, what] of KEYS) {
         const line = document.createElement("p");
         const name = document.createElement("kbd");
         name.textContent = key;

@@ -3,11 +3,11 @@
 from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
-from ...core.formatting import shown
-from .. import plots as figures
-from ..asking import Asking, Row
-from ..components import nothing, panel, select, table
-from ..urls import Params, link, parse, whole_number
+from ...catalog.client import CatalogClient, Row
+from ...core.formatting import format_value
+from .. import plots
+from ..components import empty_note, panel, select, table
+from ..urls import Params, link, parse, integer
 
 TOGETHER = -1
 """Layer that stands for all layers replaced at once."""
@@ -18,18 +18,18 @@ MEASURES = {
 }
 
 
-def dictionaries(catalogue: Asking, params: Params) -> Component:
+def dictionaries_page(client: CatalogClient, params: Params) -> Component:
     """The page."""
-    metrics = catalogue.ask("metrics")
+    metrics = client.ask("metrics")
     if not metrics.rows:
-        return panel("Dictionaries", nothing("No dictionary was scored; run `snakemake evaluation`."))
+        return panel("Dictionaries", empty_note("No dictionary was scored; run `snakemake evaluation`."))
     layers = sorted({row["layer"] for row in metrics.rows})
-    asked = whole_number(params, "layer")
+    asked = integer(params, "layer")
     layer: int = asked if asked is not None and asked in layers else layers[0]
     measure = params.get("measure", "ce")
     if measure not in MEASURES:
         raise ValueError(f"measure={measure!r} in the address is none; write {', '.join(MEASURES)}")
-    points = catalogue.ask("pareto", layer=layer)
+    points = client.ask("pareto", layers=[layer])
     controls = html.Div(
         [
             select("layer", {str(each): _called(each) for each in layers}, str(layer), "layer"),
@@ -37,12 +37,12 @@ def dictionaries(catalogue: Asking, params: Params) -> Component:
         ],
         className="controls",
     )
-    plot = figures.pareto(points.rows, measure, MEASURES[measure])
-    shown = plot if points.rows else nothing("No run reconstructs the MLP's output at this layer.")
+    plot = plots.pareto(points.rows, measure, MEASURES[measure])
+    view = plot if points.rows else empty_note("No run reconstructs the MLP's output at this layer.")
     return html.Div(
         [
-            panel("Sparsity against what it costs", controls, shown, answer=points),
-            _training(catalogue, params["run"]) if params.get("run") else None,
+            panel("Sparsity against what it costs", controls, view, answer=points),
+            _training(client, params["run"]) if params.get("run") else None,
             panel("Every run", _metrics(metrics.rows, layer), answer=metrics),
         ]
     )
@@ -81,26 +81,26 @@ def _metrics(rows: list[Row], layer: int) -> Component:
                 dcc.Link(row["run"], href=link("dictionaries", run=row["run"], layer=layer)),
                 row["kind"],
                 row["act"],
-                shown(row["width"]),
-                *map(shown, values),
-                shown(row["density_over_1_percent"]),
+                format_value(row["width"]),
+                *map(format_value, values),
+                format_value(row["density_over_1_percent"]),
             ]
         )
     return table(head, made, words=(0, 1, 2))
 
 
-def _training(catalogue: Asking, run: str) -> Component:
-    history, densities = catalogue.ask("history", run=run), catalogue.ask("densities", run=run)
+def _training(client: CatalogClient, run: str) -> Component:
+    history, densities = client.ask("run_history", run=run), client.ask("run_density", run=run)
     if not history.rows and not densities.rows:
-        return panel(run, nothing(f"There is no run {run}, or nothing is known of its training."))
+        return panel(run, empty_note(f"There is no run {run}, or nothing is known of its training."))
     features = dcc.Link(f"features of {run}", href=link("features", run=run))
     parts: list[Component] = [html.P(features)]
     if history.rows:
-        parts.append(figures.curves(history.rows, "fvu", "fraction of variance unexplained"))
+        parts.append(plots.curves(history.rows, "fvu", "fraction of variance unexplained"))
     return html.Div(
         [
             panel(f"Training of {run}", *parts, answer=history),
-            panel(f"Densities of {run}", figures.densities(densities.rows), answer=densities),
+            panel(f"Densities of {run}", plots.densities(densities.rows), answer=densities),
         ],
         className="pair",
     )

@@ -6,25 +6,25 @@ from typing import Any
 from dash import Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
-from ...core.formatting import shown, token_text
-from .. import plots as figures
-from ..asking import Asking, Row
-from ..components import feature_name, nothing, panel, shaded, signed, table, to_feature, tokens_with_effects
-from ..queries import query
-from ..urls import Params, feature_link, link, whole_number
+from ...catalog.client import CatalogClient, Row
+from ...catalog.queries import named_queries
+from ...core.formatting import format_token, format_value
+from .. import plots
+from ..components import feature_name, empty_note, panel, shaded, signed, table, to_feature, tokens_with_effects
+from ..urls import Params, feature_link, link, integer
 
 EXAMPLES = 10
 """Largest activations shown at first."""
 
 
-def feature(catalogue: Asking, params: Params) -> Component:
+def feature_page(client: CatalogClient, params: Params) -> Component:
     """The page; connections and neighbours come after it, by a callback."""
     run = params.get("run")
-    layer, number_of = whole_number(params, "layer"), whole_number(params, "feature")
+    layer, number_of = integer(params, "layer"), integer(params, "feature")
     if run is None or layer is None or number_of is None:
         raise ValueError("the address of a feature needs run, layer and feature")
     names = {"run": run, "layer": layer, "feature": number_of}
-    found = catalogue.ask("feature", **names)
+    found = client.ask("feature", **names)
     if not found.rows:
         raise ValueError(
             f"{run} has no feature {number_of} on layer {layer}, or it is not tabulated; look under Features"
@@ -32,10 +32,10 @@ def feature(catalogue: Asking, params: Params) -> Component:
     return html.Div(
         [
             _head(names, found.first),
-            html.Div([_facts(found.first, found), _histogram(catalogue, names)], className="pair"),
-            _examples(catalogue, names, found.first),
-            html.Div([_logits(catalogue, names), _deembedding(catalogue, names)], className="pair"),
-            html.Div([_concepts(catalogue, names), _blind(catalogue, names)], className="pair"),
+            html.Div([_facts(found.first, found), _histogram(client, names)], className="pair"),
+            _examples(client, names, found.first),
+            html.Div([_logits(client, names), _deembedding(client, names)], className="pair"),
+            html.Div([_concepts(client, names), _blind(client, names)], className="pair"),
             dcc.Store("feature-names", data=names),
             dcc.Loading(html.Div(id="feature-connections", className="soon"), delay_show=300),
             dcc.Loading(html.Div(id="feature-nearest", className="soon"), delay_show=300),
@@ -51,16 +51,16 @@ def feature(catalogue: Asking, params: Params) -> Component:
     )
 
 
-def register_feature(app: Dash, catalogue: Asking) -> None:
+def register_feature(app: Dash, client: CatalogClient) -> None:
     """What takes longer, after the page is there."""
 
     @app.callback(Output("feature-connections", "children"), Input("feature-names", "data"))
     def connections(names: dict[str, Any]) -> Component:
-        return _connections(catalogue, names)
+        return _connections(client, names)
 
     @app.callback(Output("feature-nearest", "children"), Input("feature-names", "data"))
     def nearest(names: dict[str, Any]) -> Component:
-        return _nearest(catalogue, names)
+        return _nearest(client, names)
 
     @app.callback(
         Output("feature-alike-found", "children"),
@@ -69,10 +69,10 @@ def register_feature(app: Dash, catalogue: Asking) -> None:
         prevent_initial_call=True,
     )
     def alike(_clicks: int, names: dict[str, Any]) -> Component:
-        answer = catalogue.ask("alike", **names)
+        answer = client.ask("alike", **names)
         rows = [
             [html.Span([row["run"], " ", to_feature(row["run"], row["layer"], row["feature"])]),
-             shown(row["cosine"], 3), shown(row["n_both"])]
+             format_value(row["cosine"], 3), format_value(row["n_both"])]
             for row in answer.rows
         ]  # fmt: skip
         return panel(
@@ -105,27 +105,27 @@ def _head(names: dict[str, Any], row: Row) -> Component:
 
 def _facts(row: Row, answer: Any) -> Component:
     facts = [
-        ("fires on", f"{shown(row['n_tokens'])} tokens ({shown(100 * row['density'], 3)} %)"),
-        ("largest activation", shown(row["max_activation"])),
-        ("mean where it fires", shown(row["mean_activation"])),
-        ("encoder row's norm", shown(row["encoder_norm"])),
-        ("decoder row's norm", shown(row["decoder_norm"])),
-        ("encoder bias", shown(row["bias"])),
+        ("fires on", f"{format_value(row['n_tokens'])} tokens ({format_value(100 * row['density'], 3)} %)"),
+        ("largest activation", format_value(row["max_activation"])),
+        ("mean where it fires", format_value(row["mean_activation"])),
+        ("encoder row's norm", format_value(row["encoder_norm"])),
+        ("decoder row's norm", format_value(row["decoder_norm"])),
+        ("encoder bias", format_value(row["bias"])),
     ]
     return panel("In numbers", table(["what", "value"], facts, (0,)), answer=answer)
 
 
-def _histogram(catalogue: Asking, names: dict[str, Any]) -> Component:
-    answer = catalogue.ask("histogram", **names)
-    shown_part = figures.histogram(answer.rows) if answer.rows else nothing("It never fires.")
+def _histogram(client: CatalogClient, names: dict[str, Any]) -> Component:
+    answer = client.ask("histogram", **names)
+    shown_part = plots.histogram(answer.rows) if answer.rows else empty_note("It never fires.")
     return panel("Activations", shown_part, answer=answer)
 
 
-def _examples(catalogue: Asking, names: dict[str, Any], facts: Row) -> Component:
-    answer = catalogue.ask("examples", **names)
+def _examples(client: CatalogClient, names: dict[str, Any], facts: Row) -> Component:
+    answer = client.ask("examples", **names)
     if not answer.rows:
-        return panel("Examples", nothing("It never fires on the held-out tokens."), answer=answer)
-    largest, spacing = facts["max_activation"] or 0.0, catalogue.spacing
+        return panel("Examples", empty_note("It never fires on the held-out tokens."), answer=answer)
+    largest, spacing = facts["max_activation"] or 0.0, client.spacing
     parts: list[Component] = []
     for band, group in groupby(answer.rows, key=lambda row: row["band"]):
         own = list(group)
@@ -137,21 +137,21 @@ def _examples(catalogue: Asking, names: dict[str, Any], facts: Row) -> Component
                 parts.append(html.Details([html.Summary(f"{len(lines) - EXAMPLES} more"), more]))
         else:
             low, high, part = (own[0][name] for name in ("band_low", "band_high", "band_share"))
-            title = f"{shown(low, 3)} to {shown(high, 3)}: {shown(100 * part, 3)} % of its activations"
+            title = f"{format_value(low, 3)} to {format_value(high, 3)}: {format_value(100 * part, 3)} % of its activations"
             parts += [html.H3(title), html.Ol(lines, className="examples")]
     return panel("Examples, the largest first, then by band", *parts, answer=answer)
 
 
 def _example(row: Row, largest: float, spacing: str) -> Component:
     place = f"sequence {row['sequence']}, position {row['position']}"
-    value = html.Span(shown(row["activation"], 3), className="value", title=place)
+    value = html.Span(format_value(row["activation"], 3), className="value", title=place)
     return html.Li([value, shaded(row, largest, spacing)])
 
 
-def _logits(catalogue: Asking, names: dict[str, Any]) -> Component:
-    answer = catalogue.ask("logits", **names)
+def _logits(client: CatalogClient, names: dict[str, Any]) -> Component:
+    answer = client.ask("logits", **names)
     if not answer.rows:
-        return panel("Logits", nothing("Not tabulated."), answer=answer)
+        return panel("Logits", empty_note("Not tabulated."), answer=answer)
     both = [
         html.Div([html.H3(title), tokens_with_effects(answer.rows, sign)])
         for sign, title in ((1, "raises"), (-1, "lowers"))
@@ -159,10 +159,10 @@ def _logits(catalogue: Asking, names: dict[str, Any]) -> Component:
     return panel("Logits it moves directly", html.Div(both, className="pair"), answer=answer)
 
 
-def _deembedding(catalogue: Asking, names: dict[str, Any]) -> Component:
-    answer = catalogue.ask("deembedding", **names)
+def _deembedding(client: CatalogClient, names: dict[str, Any]) -> Component:
+    answer = client.ask("deembedding", **names)
     if not answer.rows:
-        return panel("De-embedding", nothing("Weights were read of the traced run alone."), answer=answer)
+        return panel("De-embedding", empty_note("Weights were read of the traced run alone."), answer=answer)
     parts = []
     for via, group in groupby(answer.rows, key=lambda row: row["via"]):
         own = list(group)
@@ -174,17 +174,17 @@ def _deembedding(catalogue: Asking, names: dict[str, Any]) -> Component:
     return panel("Tokens whose embeddings it reads", *parts, answer=answer)
 
 
-def _concepts(catalogue: Asking, names: dict[str, Any]) -> Component | None:
-    answer = catalogue.ask("concepts", **names)
+def _concepts(client: CatalogClient, names: dict[str, Any]) -> Component | None:
+    answer = client.ask("concepts", **names)
     if not answer.rows:
         return None
     rows = [
         [
             dcc.Link(
                 row["concept"].replace("_", " "),
-                href=link("sql", query=query("of_concept", {"concept": row["concept"]})),
+                href=link("sql", query=named_queries()["of_concept"].filled(concept=row["concept"])),
             ),
-            *(shown(row[name], 3) for name in ("f1", "precision", "recall", "threshold")),
+            *(format_value(row[name], 3) for name in ("f1", "precision", "recall", "threshold")),
         ]
         for row in answer.rows
     ]
@@ -192,12 +192,12 @@ def _concepts(catalogue: Asking, names: dict[str, Any]) -> Component | None:
     return panel("Planted concepts it is among the best for", table(head, rows, (0,)), answer=answer)
 
 
-def _blind(catalogue: Asking, names: dict[str, Any]) -> Component | None:
-    answer = catalogue.ask("blind", **names)
+def _blind(client: CatalogClient, names: dict[str, Any]) -> Component | None:
+    answer = client.ask("blind", **names)
     if not answer.rows:
         return None
     rows = [
-        [row["protocol"], row["place"], ", ".join(map(token_text, row["tokens"][:8])), shown(row["f1"], 3)]
+        [row["protocol"], row["place"], ", ".join(map(format_token, row["tokens"][:8])), format_value(row["f1"], 3)]
         for row in answer.rows
     ]
     return panel(
@@ -207,18 +207,18 @@ def _blind(catalogue: Asking, names: dict[str, Any]) -> Component | None:
     )
 
 
-def _connections(catalogue: Asking, names: dict[str, Any]) -> Component:
+def _connections(client: CatalogClient, names: dict[str, Any]) -> Component:
     both = []
     answers = {
-        title: catalogue.ask(name, **names)
+        title: client.ask(name, **names)
         for name, title in (("upstream", "Reads from"), ("downstream", "Is read by"))
     }
     rows = [row for answer in answers.values() for row in answer.rows]
-    words = catalogue.words(names["run"], [(row["layer"], row["feature"]) for row in rows])
+    words = client.words(names["run"], [(row["layer"], row["feature"]) for row in rows])
     for title, answer in answers.items():
         rows = [_connection(names["run"], row, words) for row in answer.rows]
         head = ["feature", "fires on", "via", "weight", "mean effect", "where it fires"]
-        part = table(head, rows, (0, 1, 2)) if rows else nothing("Nothing is tabulated.")
+        part = table(head, rows, (0, 1, 2)) if rows else empty_note("Nothing is tabulated.")
         both.append(panel(title, part, answer=answer))
     return html.Div(both, className="pair")
 
@@ -226,18 +226,18 @@ def _connections(catalogue: Asking, names: dict[str, Any]) -> Component:
 def _connection(run: str, row: Row, words: Any) -> list:
     place = (row["layer"], row["feature"])
     effects = (signed(row[name]) for name in ("weight", "mean_effect", "mean_effect_when_active"))
-    return [to_feature(run, *place), ", ".join(map(token_text, words.get(place, ()))), row["via"], *effects]
+    return [to_feature(run, *place), ", ".join(map(format_token, words.get(place, ()))), row["via"], *effects]
 
 
-def _nearest(catalogue: Asking, names: dict[str, Any]) -> Component:
-    answer = catalogue.ask("nearest", **names)
-    words = catalogue.words(names["run"], [(row["layer"], row["feature"]) for row in answer.rows])
+def _nearest(client: CatalogClient, names: dict[str, Any]) -> Component:
+    answer = client.ask("nearest", **names)
+    words = client.words(names["run"], [(row["layer"], row["feature"]) for row in answer.rows])
     rows = [
         [to_feature(names["run"], row["layer"], row["feature"]),
-         ", ".join(map(token_text, words.get((row["layer"], row["feature"]), ()))),
-         shown(row["overlap"], 3), shown(row["n_both"]), shown(row["lift"], 3)]
+         ", ".join(map(format_token, words.get((row["layer"], row["feature"]), ()))),
+         format_value(row["overlap"], 3), format_value(row["n_both"]), format_value(row["lift"], 3)]
         for row in answer.rows
     ]  # fmt: skip
     head = ["feature", "fires on", "overlap", "tokens of both", "lift"]
-    part = table(head, rows, (0, 1)) if rows else nothing("No other feature fires on its tokens.")
+    part = table(head, rows, (0, 1)) if rows else empty_note("No other feature fires on its tokens.")
     return panel("Nearest: fire on the same tokens", part, answer=answer)

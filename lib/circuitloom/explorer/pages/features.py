@@ -1,5 +1,5 @@
 """Features as a grid asks for them: filters and an order become SQL, a page of rows comes back. The features of a run
-and layer: filtered, sorted and searched in the catalogue, however many there are."""
+and layer: filtered, sorted and searched in the client, however many there are."""
 
 import json
 from collections.abc import Mapping
@@ -9,12 +9,11 @@ import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
-from ...catalog.questions import quoted
-from ...core.formatting import shown, token_text
-from ..asking import Answer, Asking, Row
-from ..components import aria, behind, choice, nothing, panel, select
-from ..queries import query
-from ..urls import Params, feature_link, whole_number
+from ...catalog.client import Answer, CatalogClient, Row
+from ...catalog.queries import named_queries, quoted
+from ...core.formatting import format_token, format_value
+from ..components import aria, choice, empty_note, sql_button, panel, select
+from ..urls import Params, feature_link, integer
 
 COLUMNS = {
     "feature": "number",
@@ -56,11 +55,11 @@ def statement(run: str, layer: int, search: str, by: str, asked: Mapping[str, An
     a filter or an order that is not known.
     """
     names = {"run": run, "layer": layer, "pattern": search}
-    tables = f"(\n{_indented(query('features', names))}\n)"
+    tables = f"(\n{_indented(named_queries()['features'].filled(**names))}\n)"
     if search:
         if by not in SEARCHES:
             raise ValueError(f"by={by!r} in the address is no way to search; write {' or '.join(SEARCHES)}")
-        tables += f"\nJOIN (\n{_indented(query(SEARCHES[by], names))}\n) USING (feature)"
+        tables += f"\nJOIN (\n{_indented(named_queries()[SEARCHES[by]].filled(**names))}\n) USING (feature)"
     conditions = [_condition(name, model) for name, model in (asked.get("filterModel") or {}).items()]
     where = f"\nWHERE {' AND '.join(conditions)}" if conditions else ""
     start, end = int(asked.get("startRow") or 0), int(asked.get("endRow") or 100)
@@ -72,16 +71,16 @@ def statement(run: str, layer: int, search: str, by: str, asked: Mapping[str, An
     )
 
 
-def page(catalogue: Asking, run: str, layer: int, sql: str) -> tuple[Answer, list[Row]]:
+def page(client: CatalogClient, run: str, layer: int, sql: str) -> tuple[Answer, list[Row]]:
     """The answer to a `statement`, and its rows with what each feature fires on and raises."""
-    answer = catalogue.run(sql)
+    answer = client.run(sql)
     places = [(layer, row["feature"]) for row in answer.rows]
-    fires, raises = catalogue.words(run, places), catalogue.promoted(run, places)
+    fires, raises = client.words(run, places), client.promoted(run, places)
     rows = [
         {
             **row,
-            "fires_on": ", ".join(map(token_text, fires.get(place, ()))),
-            "raises": ", ".join(map(token_text, raises.get(place, ()))),
+            "fires_on": ", ".join(map(format_token, fires.get(place, ()))),
+            "raises": ", ".join(map(format_token, raises.get(place, ()))),
         }
         for row, place in zip(answer.rows, places, strict=True)
     ]
@@ -141,18 +140,18 @@ _HEADS = {
 }
 
 
-def features(catalogue: Asking, params: Params) -> Component:
+def features_page(client: CatalogClient, params: Params) -> Component:
     """The page: its grid asks for its rows itself."""
-    answer = catalogue.ask("tabulated")
+    answer = client.ask("tabulated")
     if not answer.rows:
-        return panel("Features", nothing("No feature is tabulated; run `snakemake features`."))
+        return panel("Features", empty_note("No feature is tabulated; run `snakemake features`."))
     runs = list(dict.fromkeys(row["run"] for row in answer.rows))
     dictionaries = [run for run in runs if run != "neurons"]
     run = params.get("run") or (sorted(dictionaries, reverse=True) or runs)[0]
     if run not in runs:
         raise ValueError(f"{run} has no features here; choose from {', '.join(runs)}")
     layers = [row["layer"] for row in answer.rows if row["run"] == run]
-    layer = whole_number(params, "layer")
+    layer = integer(params, "layer")
     layer = layers[0] if layer not in layers else layer
     search, by = params.get("search", ""), params.get("by", "fires on")
     controls = html.Div(
@@ -186,19 +185,19 @@ def features(catalogue: Asking, params: Params) -> Component:
                 dcc.Store("features-names", data=names),
                 dcc.Store("features-asked"),
                 _grid(params, bool(search)),
-                html.Div(id="features-behind"),
+                html.Div(id="features-sql"),
             ),
         ]
     )
 
 
-def register_features(app: Dash, catalogue: Asking) -> None:
+def register_features(app: Dash, client: CatalogClient) -> None:
     """The grid's questions, and the address that says what it shows."""
 
     @app.callback(
         Output("features-grid", "getRowsResponse"),
         Output("features-count", "children"),
-        Output("features-behind", "children"),
+        Output("features-sql", "children"),
         Input("features-grid", "getRowsRequest"),
         State("features-names", "data"),
     )
@@ -208,7 +207,7 @@ def register_features(app: Dash, catalogue: Asking) -> None:
         run, layer = names["run"], names["layer"]
         try:
             sql = statement(run, layer, names["search"], names["by"], asked)
-            answer, found = page(catalogue, run, layer, sql)
+            answer, found = page(client, run, layer, sql)
         except ValueError as error:
             return {"rowData": [], "rowCount": 0}, html.Span(str(error), className="error"), None
         for row in found:
@@ -216,7 +215,7 @@ def register_features(app: Dash, catalogue: Asking) -> None:
             row["href"] = feature_link(run, layer, row["feature"])
         total = _total(answer, asked)
         response = {"rowData": found, "rowCount": total}
-        return response, f"{shown(total)} features", behind(answer)
+        return response, f"{format_value(total)} features", sql_button(answer)
 
     app.clientside_callback(
         ClientsideFunction("circuitloom", "rememberGrid"),

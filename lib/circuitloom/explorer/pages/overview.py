@@ -5,19 +5,19 @@ from itertools import groupby
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from ...core.formatting import shown
-from ..asking import Asking, Row
-from ..components import nothing, panel, table
+from ...catalog.client import CatalogClient, Row
+from ...core.formatting import format_value
+from ..components import empty_note, panel, table
 from ..urls import Params, link
 
 
-def overview(catalogue: Asking, _params: Params) -> Component:
+def overview_page(client: CatalogClient, _params: Params) -> Component:
     """The page."""
-    return html.Div([_contents(catalogue), _model(catalogue), _studies(catalogue), _claims(catalogue)])
+    return html.Div([_contents(client), _model(client), _studies(client), _claims(client)])
 
 
-def _contents(catalogue: Asking) -> Component:
-    answer = catalogue.ask("contents")
+def _contents(client: CatalogClient) -> Component:
+    answer = client.ask("contents")
     counts = answer.first
     tiles = [
         ("dictionaries", counts["runs"], "runs of dictionaries"),
@@ -26,21 +26,21 @@ def _contents(catalogue: Asking) -> Component:
         ("circuits", counts["traces"], "prompts traced"),
     ]
     made: list[Component] = [
-        dcc.Link([html.Strong(shown(int(value))), html.Span(what)], href=link(page), className="tile")
+        dcc.Link([html.Strong(format_value(int(value))), html.Span(what)], href=link(page), className="tile")
         for page, value, what in tiles
     ]
     if counts["claims"]:
         held = [html.Strong(f"{counts['claims_that_hold']} of {counts['claims']}"), html.Span("claims hold")]
         made.append(html.A(held, href="#claims", className="tile"))
-    return panel(f"Study {catalogue.folder.name}", html.Div(made, className="tiles"), answer=answer)
+    return panel(f"Study {client.folder.name}", html.Div(made, className="tiles"), answer=answer)
 
 
-def _model(catalogue: Asking) -> Component | None:
-    answer = catalogue.ask("model")
+def _model(client: CatalogClient) -> Component | None:
+    answer = client.ask("language_model")
     if not answer.rows:
         return None
     rows = [
-        [row["figure"].replace("_", " "), shown(row["value"]), row["unit"], row["meaning"]]
+        [row["figure"].replace("_", " "), format_value(row["value"]), row["unit"], row["meaning"]]
         for row in answer.rows
     ]
     return panel(
@@ -48,19 +48,19 @@ def _model(catalogue: Asking) -> Component | None:
     )
 
 
-def _studies(catalogue: Asking) -> Component:
-    answer = catalogue.ask("traces")
+def _studies(client: CatalogClient) -> Component:
+    answer = client.ask("traces")
     if not answer.rows:
-        return panel("Circuits", nothing("No prompt was traced; name some under circuits.prompts."))
+        return panel("Circuits", empty_note("No prompt was traced; name some under circuits.prompts."))
     rows = [
         [
             dcc.Link(row["trace"], href=link("circuits", trace=row["trace"])),
             row["prompt"],
             row["target"],
-            shown(row["n_nodes"]),
-            shown(row["replacement_score"], 3),
-            shown(row["frozen_error"], 2),
-            shown(row["free_correlation"], 3),
+            format_value(row["n_nodes"]),
+            format_value(row["replacement_score"], 3),
+            format_value(row["frozen_error"], 2),
+            format_value(row["free_correlation"], 3),
         ]
         for row in answer.rows
     ]
@@ -68,8 +68,8 @@ def _studies(catalogue: Asking) -> Component:
     return panel("Circuits", table(head, rows, words=(0, 1, 2)), answer=answer)
 
 
-def _claims(catalogue: Asking) -> Component | None:
-    answer = catalogue.ask("claims")
+def _claims(client: CatalogClient) -> Component | None:
+    answer = client.ask("claims")
     if not answer.rows:
         return None
     parts: list[Component] = []
@@ -94,7 +94,7 @@ def _claims(catalogue: Asking) -> Component | None:
 
 
 def _claim(row: Row) -> list:
-    interval = "" if row["low"] is None else f"{shown(row['low'], 3)} to {shown(row['high'], 3)}"
+    interval = "" if row["low"] is None else f"{format_value(row['low'], 3)} to {format_value(row['high'], 3)}"
     verdict = html.Span("holds", className="holds") if row["holds"] else html.Span("fails", className="fails")
-    asked = f"{row['relation']} {shown(row['bound'], 3)}"
-    return [row["statement"], shown(row["value"], 3), interval, asked, verdict]
+    asked = f"{row['relation']} {format_value(row['bound'], 3)}"
+    return [row["statement"], format_value(row["value"], 3), interval, asked, verdict]

@@ -9,13 +9,12 @@ import dash_ag_grid as dag
 from dash import Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
-from ...catalog.entry import open_sandbox, run_statement
-from ...catalog.macros import macros
+from ...catalog.client import CatalogClient
 from ...catalog.output import cell, rows_of
-from ...catalog.questions import fill_in, questions
+from ...catalog.queries import macros, questions
 from ...catalog.questions_page import names_of
-from ...core.formatting import shown
-from ..asking import Asking
+from ...catalog.sandbox import open_sandbox, run_statement
+from ...core.formatting import format_value
 from ..components import panel
 from ..urls import Params
 
@@ -28,10 +27,10 @@ _EXACT = 2**53
 EXAMPLE = "SELECT run, layer, l0, ce_recovered_zero\nFROM metric\nORDER BY run, layer"
 
 
-def sql(catalogue: Asking, params: Params) -> Component:
+def sql_page(client: CatalogClient, params: Params) -> Component:
     """The page; a statement in the address is run at once."""
     given = params.get("query")
-    asked = [{"label": question.text, "value": str(i)} for i, question in enumerate(questions())]
+    asked = [{"label": question.description, "value": str(i)} for i, question in enumerate(questions())]
     editor = dcc.Textarea(
         id="sql-text", value=given or EXAMPLE, className="editor", spellCheck=False, title="SQL"
     )
@@ -53,34 +52,34 @@ def sql(catalogue: Asking, params: Params) -> Component:
                 dcc.Store("sql-address"),
                 dcc.Loading(html.Div(id="sql-result", className="soon"), delay_show=200),
             ),
-            panel("Tables and macros", _tables(catalogue)),
+            panel("Tables and macros", _tables(client)),
         ]
     )
 
 
-def register_sql(app: Dash, catalogue: Asking) -> None:
+def register_sql(app: Dash, client: CatalogClient) -> None:
     """Statements and what they give."""
 
     @app.callback(Output("sql-result", "children"), Input("sql-run", "n_clicks"), State("sql-text", "value"))
     def run(clicks: int, statement: str | None) -> Component | None:
-        return _result(catalogue, statement or "") if clicks else None
+        return _result(client, statement or "") if clicks else None
 
     @app.callback(Output("sql-text", "value"), Input("sql-question", "value"), prevent_initial_call=True)
     def question(place: str) -> str:
-        chosen = list(questions())[int(place)]
-        names = names_of(open_sandbox(catalogue.folder), "the")
-        return f"-- {chosen.text}\n{fill_in(chosen.sql, names)}"
+        chosen = questions()[int(place)]
+        names = names_of(open_sandbox(client.folder), "the")
+        return chosen.filled(**names)
 
 
-def _result(catalogue: Asking, statement: str) -> Component:
+def _result(client: CatalogClient, statement: str) -> Component:
     began = time.perf_counter()
     try:
-        names, rows, more = execute(catalogue, statement)
+        names, rows, more = execute(client, statement)
     except ValueError as error:
         return html.P(str(error), className="error", role="alert")
     seconds = time.perf_counter() - began
     said = (
-        f"{shown(len(rows))} rows" + (", the first of more" if more else "") + f" in {1000 * seconds:.0f} ms"
+        f"{format_value(len(rows))} rows" + (", the first of more" if more else "") + f" in {1000 * seconds:.0f} ms"
     )
     # fields are numbered: a name with a dot would be taken for a path, and two columns may have one name
     columns = [
@@ -100,12 +99,12 @@ def _result(catalogue: Asking, statement: str) -> Component:
     return html.Div([html.P(said, className="count", role="status"), grid])
 
 
-def execute(catalogue: Asking, statement: str) -> tuple[list[str], list[list[Any]], bool]:
+def execute(client: CatalogClient, statement: str) -> tuple[list[str], list[list[Any]], bool]:
     """Names of columns, at most `MOST` rows, and whether there were more.
 
     Raises ValueError where the statement is no SELECT that only reads, fails, or takes too long.
     """
-    with open_sandbox(catalogue.folder) as connection:
+    with open_sandbox(client.folder) as connection:
         late = threading.Event()
 
         def end() -> None:
@@ -134,8 +133,8 @@ def _shown(value: Any) -> str | int | float | None:
     return value if value is None or (plain and not isinstance(value, bool)) else cell(value)
 
 
-def _tables(catalogue: Asking) -> Component:
-    found = catalogue.run(
+def _tables(client: CatalogClient) -> Component:
+    found = client.run(
         "SELECT table_name, list(column_name ORDER BY column_index) AS columns "
         "FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name"
     )
@@ -144,7 +143,7 @@ def _tables(catalogue: Asking) -> Component:
         for row in found.rows
     ]
     parts += [
-        html.Details([html.Summary(html.Code(f"{macro.name}({macro.parameters})")), html.P(macro.meaning)])
+        html.Details([html.Summary(html.Code(f"{macro.name}({macro.parameters})")), html.P(macro.description)])
         for macro in macros()
     ]
     return html.Div(parts, className="columns")

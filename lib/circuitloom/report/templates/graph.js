@@ -1,202 +1,254 @@
-// Attribution graphs of the report: highlighting, pruning, and what is known of a node. All text goes in as text.
+// Attribution graphs of the report and the explorer: highlighting, pruning, selection, and the report's panel about the
+// selected node. Strings from the data are only ever set as text.
 "use strict";
 (() => {
-  const answers = new Map();
-  for (const script of document.querySelectorAll("script.rows")) {
-    answers.set(script.dataset.answer, script);
-  }
+  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-  /** Rows of a query as objects, read when they are first asked for. */
-  const rows = (name) => {
-    const held = answers.get(name);
-    if (!held) return [];
-    if (Array.isArray(held)) return held;
-    const { columns, rows: all } = JSON.parse(held.textContent);
-    const read = all.map((row) => Object.fromEntries(columns.map((column, i) => [column, row[i]])));
-    answers.set(name, read);
-    return read;
-  };
-
-  const element = (kind, text, style) => {
-    const made = document.createElement(kind);
-    if (text !== undefined && text !== null) made.textContent = text;
-    if (style) made.className = style;
-    return made;
-  };
-
-  const signs = { "\n": "↵", "\t": "⇥", "\r": "␍" };
-  const visible = (text) => Array.from(text, (c) =>
-    signs[c] || (/[\p{C}\u2028\u2029]/u.test(c) ? "\\u" + c.codePointAt(0).toString(16).padStart(4, "0") : c)).join("");
-  const token = (text) => text === "" ? "∅"
-    : visible(text).replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
-  const number = (value) => value === null || value === undefined ? "–"
-    : Number(Number(value).toPrecision(4)).toString();
-
-  class Graph {
-    constructor(figure) {
+  /**
+   * Behaviour of one figure written by graph.html. The figure fires three events, each with a `detail`:
+   * graph-select {node}, the number of the selected node or null; graph-mark {nodes}, the numbers of all nodes marked
+   * by Shift+click or Shift+Enter, only with `marking`; graph-prune {share}, when the slider moves.
+   */
+  class AttributionGraph {
+    constructor(figure, { marking = false } = {}) {
       this.figure = figure;
-      this.name = figure.dataset.graph;
-      this.told = figure.querySelector(".told");
+      this.marking = marking;
+      this.selected = null;
       this.nodes = [...figure.querySelectorAll(".node")];
       this.byNumber = new Map(this.nodes.map((node) => [node.dataset.n, node]));
       this.edges = [...figure.querySelectorAll(".edges path")];
-      this.touching = new Map(this.nodes.map((node) => [node.dataset.n, []]));
+      this.edgesOf = new Map(this.nodes.map((node) => [node.dataset.n, []]));
       for (const edge of this.edges) {
-        this.touching.get(edge.dataset.s).push(edge);
-        this.touching.get(edge.dataset.t).push(edge);
+        this.edgesOf.get(edge.dataset.s).push(edge);
+        this.edgesOf.get(edge.dataset.t).push(edge);
       }
       for (const node of this.nodes) {
-        node.addEventListener("pointerenter", () => this.light(node));
-        node.addEventListener("pointerleave", () => this.light(this.chosen));
-        node.addEventListener("focus", () => this.light(node));
-        node.addEventListener("blur", () => this.light(this.chosen));
-        node.addEventListener("click", () => this.tell(node));
-        node.addEventListener("keydown", (event) => this.press(event, node));
+        node.addEventListener("pointerenter", () => this.highlight(node));
+        node.addEventListener("pointerleave", () => this.highlight(this.selected));
+        node.addEventListener("focus", () => this.highlight(node));
+        node.addEventListener("blur", () => this.highlight(this.selected));
+        node.addEventListener("click", (event) => this.activate(node, event));
+        node.addEventListener("keydown", (event) => this.press(node, event));
       }
-      const controls = figure.querySelector(".controls");
-      controls.hidden = false;
-      this.slider = controls.querySelector("input");
-      this.slider.addEventListener("input", () => this.prune());
-      // what is explained stands at the right end of most graphs
+      const pruning = figure.querySelector(".pruning");
+      pruning.hidden = false;
+      this.slider = pruning.querySelector("input");
+      this.slider.addEventListener("input", () => {
+        this.prune();
+        this.fire("graph-prune", { share: this.slider.value / 100 });
+      });
+      // the target is at the right end of most graphs
       const canvas = figure.querySelector(".canvas");
       const root = figure.querySelector(".root");
       if (root) canvas.scrollLeft = Number(root.dataset.x) - canvas.clientWidth * 0.7;
       this.prune();
     }
 
-    /** Show a node's edges, and what they join, before all others; everything alike without one. */
-    light(node) {
-      this.figure.classList.toggle("lit", Boolean(node));
-      for (const lit of this.figure.querySelectorAll(".on")) lit.classList.remove("on");
+    fire(name, detail) {
+      this.figure.dispatchEvent(new CustomEvent(name, { detail, bubbles: true }));
+    }
+
+    /** Dim everything except the edges of `node` and the nodes at their ends; dim nothing if `node` is null. */
+    highlight(node) {
+      this.figure.classList.toggle("highlighting", Boolean(node));
+      for (const old of this.figure.querySelectorAll(".highlighted")) old.classList.remove("highlighted");
       if (!node) return;
-      node.classList.add("on");
-      for (const edge of this.touching.get(node.dataset.n)) {
-        edge.classList.add("on");
-        this.byNumber.get(edge.dataset.s).classList.add("on");
-        this.byNumber.get(edge.dataset.t).classList.add("on");
+      node.classList.add("highlighted");
+      for (const edge of this.edgesOf.get(node.dataset.n)) {
+        edge.classList.add("highlighted");
+        this.byNumber.get(edge.dataset.s).classList.add("highlighted");
+        this.byNumber.get(edge.dataset.t).classList.add("highlighted");
       }
     }
 
-    /** Leave out nodes beyond the share of influence that is asked for, and the edges of those. */
+    /** Hide the nodes beyond the slider's share of the cumulative influence, and their edges. */
     prune() {
       const share = this.slider.value / 100;
       this.figure.querySelector("output").value = this.slider.value;
       let nodes = 0;
       let edges = 0;
       for (const node of this.nodes) {
-        // what is held up to a node, itself included, is 1 at the end but for rounding
-        const kept = share >= 1 || node.dataset.stays || Number(node.dataset.c) <= share + 1e-9;
-        node.classList.toggle("gone", !kept);
+        // rounding leaves the cumulative influence of the last node slightly above 1
+        const kept = share >= 1 || node.dataset.always || Number(node.dataset.c) <= share + 1e-9;
+        node.classList.toggle("pruned", !kept);
         nodes += kept ? 1 : 0;
       }
       for (const edge of this.edges) {
         const ends = [edge.dataset.s, edge.dataset.t].map((end) => this.byNumber.get(end));
-        const kept = ends.every((end) => !end.classList.contains("gone"));
-        edge.classList.toggle("gone", !kept);
+        const kept = ends.every((end) => !end.classList.contains("pruned"));
+        edge.classList.toggle("pruned", !kept);
         edges += kept ? 1 : 0;
       }
       this.figure.querySelector(".count").textContent =
         `${nodes} of ${this.nodes.length} nodes, ${edges} of ${this.edges.length} edges`;
-      if (this.chosen && this.chosen.classList.contains("gone")) this.close();
+      if (this.selected && this.selected.classList.contains("pruned")) this.select(null);
     }
 
-    press(event, node) {
-      const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-      if (event.key === "Enter" || event.key === " ") this.tell(node);
-      else if (event.key === "Escape") this.close();
-      else if (ways[event.key]) this.go(this.next(node, ...ways[event.key]));
+    activate(node, event) {
+      if (this.marking && event.shiftKey) this.mark(node);
+      else this.select(node);
+    }
+
+    press(node, event) {
+      if (event.key === "Enter" || event.key === " ") this.activate(node, event);
+      else if (event.key === "Escape") this.select(null);
+      else if (ARROWS[event.key]) this.focus(this.next(node, ...ARROWS[event.key]));
       else return;
       event.preventDefault();
     }
 
-    /** The nearest node that is shown, in a direction; what lies off it counts threefold. */
+    /** Select a node and say so; null selects nothing. */
+    select(node) {
+      this.show(node);
+      this.fire("graph-select", { node: node ? Number(node.dataset.n) : null });
+    }
+
+    /** Display a node as the selected one. */
+    show(node) {
+      if (this.selected) this.selected.classList.remove("selected");
+      this.selected = node;
+      if (node) {
+        node.classList.add("selected");
+        this.makeTabStop(node);
+      }
+      this.highlight(node);
+    }
+
+    mark(node) {
+      node.setAttribute("aria-pressed", String(node.classList.toggle("marked")));
+      const marked = this.nodes.filter((each) => each.classList.contains("marked"));
+      this.fire("graph-mark", { nodes: marked.map((each) => Number(each.dataset.n)) });
+    }
+
+    /** The nearest visible node in a direction; a distance across that direction counts three times. */
     next(node, right, down) {
       const place = (one) => [Number(one.dataset.x), Number(one.dataset.y)];
       const [x, y] = place(node);
       let best = null;
       let least = Infinity;
       for (const other of this.nodes) {
-        if (other === node || other.classList.contains("gone")) continue;
+        if (other === node || other.classList.contains("pruned")) continue;
         const [dx, dy] = [place(other)[0] - x, place(other)[1] - y];
         const along = right * dx + down * dy;
-        const off = Math.abs(right * dy + down * dx);
-        if (along > 0 && along + 3 * off < least) [best, least] = [other, along + 3 * off];
+        const across = Math.abs(right * dy + down * dx);
+        if (along > 0 && along + 3 * across < least) [best, least] = [other, along + 3 * across];
       }
       return best;
     }
 
-    /** Move the focus; one node of the graph is a stop of the Tab key. */
-    go(node) {
+    focus(node) {
       if (!node) return;
-      for (const other of this.nodes) other.setAttribute("tabindex", "-1");
-      node.setAttribute("tabindex", "0");
+      this.makeTabStop(node);
       node.focus();
     }
 
-    close() {
-      this.chosen = null;
-      this.told.hidden = true;
-      this.light(null);
+    /** The Tab key stops at one node of the graph; arrow keys move between nodes. */
+    makeTabStop(node) {
+      for (const other of this.nodes) other.setAttribute("tabindex", other === node ? "0" : "-1");
+    }
+  }
+
+  const element = (kind, text, className) => {
+    const made = document.createElement(kind);
+    if (text !== undefined && text !== null) made.textContent = text;
+    if (className) made.className = className;
+    return made;
+  };
+
+  // as escape_invisible, format_token and format_number of core/formatting.py
+  const SIGNS = { "\n": "↵", "\t": "⇥", "\r": "␍" };
+  const escapeInvisible = (text) => Array.from(text, (c) =>
+    SIGNS[c] || (/[\p{C}\u2028\u2029]/u.test(c) ? "\\u" + c.codePointAt(0).toString(16).padStart(4, "0") : c)).join("");
+  const formatToken = (text) => text === "" ? "∅"
+    : escapeInvisible(text).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
+  const formatNumber = (value) => value === null || value === undefined ? "–"
+    : Number(Number(value).toPrecision(4)).toString();
+
+  const answers = new Map();
+  for (const script of document.querySelectorAll("script.rows")) answers.set(script.dataset.answer, script);
+
+  /** Rows of one of the page's answers as objects, parsed at first use. */
+  const rowsOf = (name) => {
+    const held = answers.get(name);
+    if (!held) return [];
+    if (Array.isArray(held)) return held;
+    const { columns, rows } = JSON.parse(held.textContent);
+    const parsed = rows.map((row) => Object.fromEntries(columns.map((column, i) => [column, row[i]])));
+    answers.set(name, parsed);
+    return parsed;
+  };
+
+  /** The panel about the selected node, from the answers that the report holds as JSON. */
+  class NodePanel {
+    constructor(graph) {
+      this.graph = graph;
+      this.panel = graph.figure.querySelector(".node-panel");
+      const { graph: name, nodes, edges } = graph.figure.dataset;
+      Object.assign(this, { name, nodes, edges });
+      graph.figure.addEventListener("graph-select", (event) => this.show(event.detail.node));
     }
 
-    tell(node) {
-      this.chosen = node;
-      const row = rows(this.figure.dataset.nodes).find((each) => String(each.node) === node.dataset.n);
-      this.told.replaceChildren(element("h5", visible(row.label)), this.facts(row));
+    show(number) {
+      this.panel.hidden = number === null;
+      if (number === null) return;
+      const row = rowsOf(this.nodes).find((each) => each.node === number);
       const close = element("button", "close", "close");
-      close.addEventListener("click", () => { this.close(); node.focus(); });
-      this.told.append(close, this.list(row, "source_node", "target_node", "acts on"),
-        this.list(row, "target_node", "source_node", "is acted on by"));
-      if (row.kind === "feature") this.told.append(this.tokens(row), this.examples(row));
-      this.told.hidden = false;
-      for (const other of this.nodes) other.setAttribute("tabindex", other === node ? "0" : "-1");
-      this.light(node);
+      close.addEventListener("click", () => {
+        this.graph.select(null);
+        this.graph.byNumber.get(String(number)).focus();
+      });
+      this.panel.replaceChildren(element("h5", escapeInvisible(row.label)), this.facts(row), close,
+        this.strongestEdges(row, "source_node", "target_node", "strongest outgoing edges"),
+        this.strongestEdges(row, "target_node", "source_node", "strongest incoming edges"));
+      if (row.kind === "feature") this.panel.append(this.logitEffects(row), this.examples(row));
     }
 
     facts(row) {
-      const shown = ["activation", "value", "influence", "cumulative", "probability", "remainder"];
       const list = element("dl");
-      for (const name of shown.filter((each) => row[each] !== null)) {
-        list.append(element("dt", name), element("dd", number(row[name])));
+      for (const name of ["activation", "value", "influence", "cumulative", "probability", "remainder"]) {
+        if (row[name] !== null) list.append(element("dt", name), element("dd", formatNumber(row[name])));
       }
       return list;
     }
 
-    /** The strongest edges at one end of a node. */
-    list(row, end, other, heading) {
-      const own = rows(this.figure.dataset.edges).filter((edge) => edge[end] === row.node)
+    strongestEdges(row, end, other, heading) {
+      const own = rowsOf(this.edges).filter((edge) => edge[end] === row.node)
         .sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 8);
       const part = element("div");
       part.append(element("h6", heading));
-      if (!own.length) return part.append(element("p", "nothing that is drawn")), part;
-      const labels = new Map(rows(this.figure.dataset.nodes).map((each) => [each.node, each.label]));
+      if (!own.length) {
+        part.append(element("p", "none is drawn"));
+        return part;
+      }
+      const labels = new Map(rowsOf(this.nodes).map((each) => [each.node, each.label]));
       const table = element("table");
       const head = table.createTHead().insertRow();
       for (const name of ["node", "predicted", "frozen", "free"]) head.append(element("th", name));
       const body = table.createTBody();
       for (const edge of own) {
         const line = body.insertRow();
-        line.append(element("td", visible(labels.get(edge[other]))));
+        line.append(element("td", escapeInvisible(labels.get(edge[other]))));
         for (const value of [edge.effect, edge.effect_frozen, edge.effect_free]) {
-          line.append(element("td", number(value), "number"));
+          line.append(element("td", formatNumber(value), "number"));
         }
       }
       part.append(table);
       return part;
     }
 
-    of(query, row) {
-      return rows(`${query}:${this.name}`)
+    /** Rows of the feature `row` in an answer of this trace. */
+    ofFeature(query, row) {
+      return rowsOf(`${query}:${this.name}`)
         .filter((each) => each.layer === row.layer && each.feature === row.feature);
     }
 
-    tokens(row) {
+    logitEffects(row) {
       const part = element("div");
-      for (const [sign, name] of [[1, "raises the logits of"], [-1, "lowers the logits of"]]) {
-        part.append(element("h6", name));
+      for (const [sign, heading] of [[1, "raises the logits of"], [-1, "lowers the logits of"]]) {
+        part.append(element("h6", heading));
         const line = element("p", undefined, "tokens");
-        for (const each of this.of("graph_tokens", row).filter((one) => one.sign === sign)) {
-          line.append(element("span", token(each.token), "chip"), " ");
+        for (const each of this.ofFeature("graph_tokens", row).filter((one) => one.sign === sign)) {
+          line.append(element("span", formatToken(each.token), "chip"), " ");
         }
         part.append(line);
       }
@@ -205,17 +257,17 @@
 
     examples(row) {
       const part = element("div", undefined, "examples");
-      part.append(element("h6", "fires most on"));
-      const found = this.of("graph_examples", row);
+      part.append(element("h6", "largest activations"));
+      const found = this.ofFeature("graph_examples", row);
       if (!found.length) part.append(element("p", "no examples are tabulated"));
       for (const example of found) {
         const line = element("p", undefined, "tokens");
-        line.append(element("span", number(example.activation), "value"));
+        line.append(element("span", formatNumber(example.activation), "value"));
         example.tokens.forEach((text, i) => {
-          const made = element(i + 1 === example.here ? "b" : "span", token(text));
+          const made = element(i + 1 === example.here ? "b" : "span", formatToken(text));
           const share = Math.max(0, example.activations[i] || 0) / example.activation;
           made.style.backgroundColor = `rgba(230, 159, 0, ${(0.75 * Math.min(1, share)).toFixed(2)})`;
-          made.title = number(example.activations[i]);
+          made.title = formatNumber(example.activations[i]);
           line.append(made, " ");
         });
         part.append(line);
@@ -224,5 +276,6 @@
     }
   }
 
-  for (const figure of document.querySelectorAll("figure.graph")) new Graph(figure);
+  for (const figure of document.querySelectorAll("figure.graph")) new NodePanel(new AttributionGraph(figure));
+  window.AttributionGraph = AttributionGraph;
 })();

@@ -1,0 +1,195 @@
+"""Reading a study's catalogue: a read-only connection for notebooks, and the client of report, explorer and scripts."""
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from duckdb import DuckDBPyConnection
+
+from .output import rows_of
+from .queries import named_queries
+
+NAME = "catalog.duckdb"
+BATCH = 10_000
+"""Rows read at a time."""
+_MESSAGE = 500
+"""Characters kept of DuckDB's message, which lists every overload of a function."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query and its rows."""
+
+    name: str
+    """Name of the query; empty for SQL that was composed."""
+    sql: str
+    """As it was run, and as `python -m circuitloom sql` runs it."""
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+    @property
+    def description(self) -> str:
+        """What the rows are: the comment that heads a named query."""
+        return self.sql.partition("\n")[0].removeprefix("-- ")
+
+    @property
+    def first(self) -> Row:
+        """The first row; empty if there is none."""
+        return self.rows[0] if self.rows else {}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Columns and rows as JSON arrays."""
+        rows = [[row[column] for column in self.columns] for row in self.rows]
+        return {"columns": self.columns, "rows": rows}
+
+
+class CatalogClient:
+    """Asks the catalogue of one study, from any thread; reopens it when the file is rebuilt.
+
+    Raises ValueError, with the remedy, if `folder` has no readable catalogue.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._changed = threading.Condition()
+        self._running = 0
+        self._edition: tuple[int, int] | None = None
+        self._connection: DuckDBPyConnection | None = None
+        with self._cursor():
+            pass
+
+    def ask(self, query: str, /, **parameters: Any) -> Answer:
+        """The answer to a named query. Raises ValueError, in one line, if it fails."""
+        return self.run(named_queries()[query].filled(**parameters), query)
+
+    def run(self, sql: str, name: str = "") -> Answer:
+        """The answer to trusted SQL; give a user's SQL to `sandbox.run_statement`. Raises ValueError if it fails."""
+        with self._cursor() as cursor:
+            try:
+                result = cursor.sql(sql).to_arrow_reader(BATCH)
+                columns = tuple(result.schema.names)
+                rows = [dict(zip(columns, row, strict=True)) for row in rows_of(result)]
+            except duckdb.Error as error:
+                raise ValueError(f"{self.folder / NAME}: {one_line(error)}") from error
+        return Answer(name, sql, columns, rows)
+
+    @property
+    def edition(self) -> Any:
+        """Identity of the catalogue file: changes when the catalogue is rebuilt."""
+        with self._cursor():
+            return self._edition
+
+    @property
+    def spacing(self) -> str:
+        """Text between two tokens: empty if tokens contain their own blanks."""
+        return self.run("SELECT spacing() AS spacing").first["spacing"]
+
+    def words(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
+        """Up to three tokens that each (layer, feature) fires on most; features without examples are left out."""
+        return self._tokens("words", run, features)
+
+    def promoted(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
+        """Up to three tokens whose logits each (layer, feature) raises most."""
+        return self._tokens("promoted", run, features)
+
+    def _tokens(
+        self, query: str, run: str, features: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], list[str]]:
+        if not features:
+            return {}
+        layers, numbers = (sorted({feature[i] for feature in features}) for i in (0, 1))
+        rows = self.ask(query, run=run, layers=layers, features=numbers).rows
+        return {(row["layer"], row["feature"]): row["tokens"][:3] for row in rows}
+
+    @contextmanager
+    def _cursor(self) -> Iterator[DuckDBPyConnection]:
+        """A cursor for one query: threads must not share one."""
+        with self._changed:
+            self._reopen_if_rebuilt()
+            assert self._connection is not None
+            cursor = self._connection.cursor()
+            # a cursor does not inherit the connection's settings
+            cursor.execute("SET parquet_metadata_cache = true")
+            self._running += 1
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _reopen_if_rebuilt(self) -> None:
+        file = self.folder / NAME
+        status = file.stat() if file.is_file() else None
+        edition = (status.st_ino, status.st_mtime_ns) if status else None
+        if self._connection is not None and edition == self._edition:
+            return
+        # DuckDB returns the old file again for as long as anything holds it open
+        self._changed.wait_for(lambda: not self._running)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._connection = open_catalog(self.folder)
+        self._edition = edition
+
+
+def open_catalog(path: Path | str) -> DuckDBPyConnection:
+    """A read-only connection to the catalogue at `path`: a study's folder, or the catalogue file.
+
+    Large sorts may spill into a temporary folder next to the catalogue.
+    Raises ValueError if there is no catalogue, or it cannot be read.
+    """
+    file = find_catalog(path)
+    try:
+        connection = duckdb.connect(str(file), read_only=True)
+    except duckdb.Error as error:
+        raise _unreadable(file, error) from error
+    return prepare(connection, file, ["SET parquet_metadata_cache = true"])
+
+
+def find_catalog(path: Path | str) -> Path:
+    """The catalogue file, in the folder's real path: DuckDB compares real paths. Raises ValueError if there is none."""
+    path = Path(path)
+    file = path / NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"there is no catalogue at {file}; make it with `snakemake catalog`")
+    return file.parent.resolve() / file.name
+
+
+def prepare(connection: DuckDBPyConnection, file: Path, statements: Sequence[str]) -> DuckDBPyConnection:
+    """`connection` after `statements` and after reading every view, which detects damaged blocks.
+
+    Raises ValueError, and closes the connection, if a statement fails.
+    """
+    try:
+        for statement in [*statements, "SELECT count(sql) FROM duckdb_views()"]:
+            connection.execute(statement).fetchall()
+    except duckdb.Error as error:
+        connection.close()
+        raise _unreadable(file, error) from error
+    return connection
+
+
+def _unreadable(file: Path, error: duckdb.Error) -> ValueError:
+    """The error, with the remedy, for a catalogue that DuckDB cannot open."""
+    text = one_line(error)
+    if isinstance(error, duckdb.ConnectionException):
+        return ValueError(f"{file} is open in this process with other settings; close that connection first")
+    if "set lock" in text:
+        return ValueError(f"{file} is being written by another process; try again when it has ended")
+    return ValueError(f"{file} is no readable catalogue ({text}); delete it and run `snakemake catalog`")
+
+
+def one_line(error: Exception) -> str:
+    """DuckDB's message and hints in one line, without the excerpt of the statement."""
+    text = " ".join(re.split(r"\n+LINE \d+:", str(error))[0].split()) or type(error).__name__
+    return text if len(text) <= _MESSAGE else text[: _MESSAGE - 1] + "…"

@@ -1,0 +1,185 @@
+-- name: contents
+-- What the study holds, in numbers.
+SELECT
+    (SELECT count(*) FROM run) AS runs,
+    (SELECT count(*) FROM feature) AS features,
+    (SELECT coalesce(sum(n_tokens), 0) FROM feature) AS activations,
+    (SELECT count(*) FROM trace) AS traces,
+    (SELECT count(*) FROM claim) AS claims,
+    (SELECT count(*) FROM claim WHERE holds) AS claims_that_hold
+
+-- name: claims
+-- Claims of all case studies.
+SELECT case_study, claim, statement, value, low, high, relation, bound, holds, n, "of"
+FROM claim
+ORDER BY case_study, claim
+
+-- name: transcoders
+-- Transcoder runs; those that prompts of the study are traced through come first.
+SELECT run.run
+FROM run
+LEFT JOIN trace ON trace.run = run.run
+WHERE kind = 'transcoder'
+GROUP BY run.run
+ORDER BY count(trace) DESC, run.run
+
+-- name: run_history
+-- Training curve of one run, by layer.
+SELECT layer, step, fvu, l0, dead
+FROM history
+WHERE run = $run
+ORDER BY layer, step
+
+-- name: run_density
+-- Number of features of one run per density bin, by layer.
+SELECT layer, bin, low, high, n_features
+FROM density_histogram
+WHERE run = $run
+ORDER BY layer, bin
+
+-- name: tabulated
+-- Runs and layers whose features are tabulated.
+SELECT run, layer, count(*) AS n_features, sum(n_tokens) AS n_activations
+FROM feature
+GROUP BY ALL
+ORDER BY run, layer
+
+-- name: features
+-- Features of one layer, with the concept that each detects best.
+SELECT feature.feature, density, n_tokens, max_activation, mean_activation, encoder_norm, bias, best.concept, best.f1
+FROM feature
+LEFT JOIN (
+    SELECT feature, arg_max(concept, f1) AS concept, max(f1) AS f1
+    FROM feature_concept
+    WHERE run = $run AND layer = $layer AND f1 > 0
+    GROUP BY feature
+) AS best USING (feature)
+WHERE run = $run AND layer = $layer
+
+-- name: firing_on
+-- Features of one layer that fire on tokens matching a regular expression, with their F1.
+SELECT feature, f1 AS match
+FROM features_on($pattern)
+WHERE run = $run AND layer = $layer
+
+-- name: raising
+-- Features of one layer that raise the logit of a token most.
+SELECT feature, max(effect) AS match
+FROM logit
+WHERE run = $run AND layer = $layer AND sign = 1 AND trim(token) = trim($pattern)
+GROUP BY feature
+
+-- name: of_concept
+-- Features that detect a concept best.
+FROM features_of_concept($concept)
+
+-- name: feature
+-- Statistics of one feature.
+SELECT *
+FROM feature
+WHERE run = $run AND layer = $layer AND feature = $feature
+
+-- name: histogram
+-- Histogram of one feature's activations.
+SELECT low, high, n_tokens
+FROM histogram
+WHERE run = $run AND layer = $layer AND feature = $feature
+ORDER BY bin
+
+-- name: examples
+-- Examples of one feature: the largest activations first, then a sample of each band downwards.
+SELECT
+    band, rank, sequence, position, activation, tokens, activations, position - window_start AS place,
+    band_low, band_high, band_share
+FROM example
+WHERE run = $run AND layer = $layer AND feature = $feature
+ORDER BY CASE band WHEN 0 THEN 1000 ELSE band END DESC, rank
+
+-- name: logits
+-- Tokens whose logits one feature raises (sign 1) or lowers (sign -1) most by direct logit attribution.
+SELECT sign, rank, token, effect
+FROM logit
+WHERE run = $run AND layer = $layer AND feature = $feature
+ORDER BY sign DESC, rank
+
+-- name: deembedding
+-- Input tokens that one feature's encoder responds to most, from weights alone.
+SELECT via, sign, rank, token, effect
+FROM deembedding
+WHERE run = $run AND layer = $layer AND feature = $feature
+ORDER BY CASE via WHEN 'direct' THEN 0 WHEN 'layer0' THEN 1 ELSE 2 END, via, sign DESC, rank
+
+-- name: concepts
+-- Concepts that one feature detects, best first.
+SELECT concept, rank, precision, recall, f1, threshold
+FROM feature_concept
+WHERE run = $run AND layer = $layer AND feature = $feature AND f1 > 0
+ORDER BY f1 DESC NULLS LAST, concept
+
+-- name: blind
+-- How well the tokens that one feature fires on are predicted from weights alone.
+SELECT protocol, place, tokens, precision, recall, f1
+FROM blind
+WHERE run = $run AND layer = $layer AND feature = $feature
+ORDER BY protocol
+
+-- name: upstream
+-- Features of earlier layers that write into one feature, strongest effect first.
+SELECT source_layer AS layer, source_feature AS feature, via, weight, mean_effect, mean_effect_when_active
+FROM connection
+WHERE run = $run AND layer = $layer AND feature = $feature
+ORDER BY abs(mean_effect_when_active) DESC NULLS LAST, abs(weight) DESC
+LIMIT 15
+
+-- name: downstream
+-- Features of later layers that one feature writes into, strongest effect first.
+SELECT layer, feature, via, weight, mean_effect, mean_effect_when_active
+FROM connection
+WHERE run = $run AND source_layer = $layer AND source_feature = $feature
+ORDER BY abs(mean_effect_when_active) DESC NULLS LAST, abs(weight) DESC
+LIMIT 15
+
+-- name: alike
+-- Features of all runs with the most similar activations, by cosine.
+SELECT run, layer, feature, cosine, n_both
+FROM similar_features($run, $layer, $feature)
+LIMIT 20
+
+-- name: nearest
+-- Features of the same run that fire on the same tokens most often.
+SELECT layer, feature, overlap, n_both, lift
+FROM coactivation($run, $layer, $feature)
+LIMIT 10
+
+-- name: words
+-- Tokens that each of some features fires on most, over its top examples.
+SELECT layer, feature, list(token ORDER BY n DESC, first) AS tokens
+FROM (
+    -- the windows of examples hold the token too, but reading many of them takes ten times as long
+    SELECT example.layer, example.feature, token.token, min(example.rank) AS first, count(*) AS n
+    FROM example
+    JOIN token USING (sequence, position)
+    WHERE run = $run AND layer IN $layers AND feature IN $features AND band = 0
+    GROUP BY ALL
+)
+GROUP BY layer, feature
+
+-- name: promoted
+-- The three tokens whose logits each of some features raises most.
+SELECT layer, feature, list(token ORDER BY rank) AS tokens
+FROM logit
+WHERE run = $run AND layer IN $layers AND feature IN $features AND sign = 1 AND rank < 3
+GROUP BY layer, feature
+
+-- name: edges
+-- All edges of the pruned graph, largest effect first.
+SELECT source_node, target_node, source, target, effect, effect_frozen, effect_free
+FROM circuit_edges($trace)
+
+-- name: group_interventions
+-- Interventions on groups of features; ablations of a single node are left out.
+SELECT label, intervention.kind, len(features) AS n_features, features[:6] AS first_features, strength, node.token, before, frozen, after
+FROM intervention
+JOIN node ON node.trace = intervention.trace AND node.node = intervention.root
+WHERE intervention.trace = $trace AND NOT starts_with(label, 'node ')
+ORDER BY intervention, root, frozen DESC

@@ -1,0 +1,369 @@
+-- name: tokens_matching
+-- Tokens at which a match of a regular expression ends, of at most 100 characters, in the sequence's text up to there.
+-- example: SELECT sequence, position, token FROM tokens_matching($pattern) LIMIT 3
+CREATE OR REPLACE MACRO tokens_matching(pattern) AS TABLE
+WITH
+whole AS (
+    SELECT sequence, string_agg(token, spacing() ORDER BY position) AS text
+    FROM token
+    GROUP BY sequence
+),
+
+ending AS (
+    SELECT
+        token.*,
+        whole.text,
+        (sum(length(token) + length(spacing())) OVER (PARTITION BY sequence ORDER BY position))::BIGINT
+        - length(spacing()) AS stop
+    FROM token
+    JOIN whole USING (sequence)
+    -- where nothing in a whole sequence matches, nothing does up to a token, but for what looks at the text's end
+    WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(whole.text, pattern)
+)
+
+SELECT sequence, position, document, token_id, token
+FROM ending
+WHERE
+    CASE
+        WHEN stop <= 100 THEN regexp_matches(substring(text, 1, stop), '(' || pattern || ')$')
+        -- one character before those that may match, for ^ and \b to see
+        ELSE regexp_matches(substring(text, stop - 100, 101), '(?s:.)(' || pattern || ')$')
+    END
+ORDER BY sequence, position;
+
+-- name: circuit_edges
+-- Edges of a traced prompt's pruned graph, the strongest first, with what they join and what ablation measured.
+-- example: SELECT source, target, effect, effect_frozen, effect_free FROM circuit_edges($trace) LIMIT 5
+CREATE OR REPLACE MACRO circuit_edges(of_trace) AS TABLE
+WITH named AS (
+    SELECT node, node_label(kind, layer, feature, head, token, position) AS label
+    FROM node
+    WHERE trace = of_trace
+)
+
+SELECT
+    source.label AS source,
+    target.label AS target,
+    edge.effect,
+    edge.effect_frozen,
+    edge.effect_free,
+    edge.source AS source_node,
+    edge.target AS target_node
+FROM edge
+JOIN named AS source ON source.node = edge.source
+JOIN named AS target ON target.node = edge.target
+WHERE edge.trace = of_trace
+ORDER BY abs(edge.effect) DESC, source_node, target_node;
+
+-- name: circuit_nodes
+-- Nodes of a traced prompt's pruned graph, the most influential first, with the share that those up to each one hold.
+-- example: SELECT label, influence, cumulative, value FROM circuit_nodes($trace) LIMIT 5
+CREATE OR REPLACE MACRO circuit_nodes(of_trace) AS TABLE
+SELECT
+    node,
+    node_label(kind, layer, feature, head, token, position) AS label,
+    kind,
+    is_root,
+    run,
+    layer,
+    feature,
+    position,
+    token,
+    activation,
+    value,
+    influence,
+    -- share of all influence that this node and those before it hold
+    sum(influence) OVER (ORDER BY influence DESC, node) / sum(influence) OVER () AS cumulative,
+    probability,
+    remainder
+FROM node
+WHERE trace = of_trace AND in_graph
+ORDER BY influence DESC, node;
+
+-- name: circuit_paths
+-- Greedy paths of a traced prompt as text, from what they end in to the root, the largest contributions first.
+-- example: SELECT path, effect FROM circuit_paths($trace) LIMIT 5
+CREATE OR REPLACE MACRO circuit_paths(of_trace) AS TABLE
+SELECT
+    string_agg(
+        node_label(node.kind, node.layer, node.feature, node.head, node.token, node.position),
+        ' > '
+        ORDER BY path.step DESC
+    ) AS path,
+    arg_max(path.effect, path.step) AS effect,
+    any_value(path.n_steps) AS n_steps,
+    path.path AS number
+FROM path
+JOIN node ON node.trace = path.trace AND node.node = path.node
+WHERE path.trace = of_trace
+GROUP BY path.path
+ORDER BY abs(arg_max(path.effect, path.step)) DESC, number;
+
+-- name: coactivation
+-- Features of the same run, in any layer, that fire on the same tokens as a feature, by the overlap of the two.
+-- example: SELECT layer, feature, n_both, overlap, lift FROM coactivation($run, $layer, $feature) LIMIT 5
+CREATE OR REPLACE MACRO coactivation(of_run, of_layer, of_feature) AS TABLE
+WITH
+mine AS (
+    SELECT sequence, position
+    FROM activation
+    WHERE run = of_run AND layer = of_layer AND feature = of_feature
+),
+
+firing AS (
+    SELECT layer, unnest(unpacked(packed, n_features)) AS feature
+    FROM code
+    SEMI JOIN mine USING (sequence, position)
+    WHERE run = of_run
+),
+
+together AS (
+    SELECT layer, feature, count(*) AS n_both
+    FROM firing
+    GROUP BY ALL
+)
+
+SELECT
+    together.layer,
+    together.feature,
+    n_both,
+    -- share of the tokens on which either fires
+    n_both / (this.n_tokens + other.n_tokens - n_both) AS overlap,
+    -- share of this feature's tokens on which the other fires, and the reverse
+    n_both / this.n_tokens AS share_of_this,
+    n_both / other.n_tokens AS share_of_other,
+    -- how many times as often as if they fired independently
+    share_of_this / other.density AS lift
+FROM together
+JOIN feature AS other ON other.run = of_run AND other.layer = together.layer AND other.feature = together.feature
+JOIN feature AS this ON this.run = of_run AND this.layer = of_layer AND this.feature = of_feature
+WHERE NOT (together.layer = of_layer AND together.feature = of_feature)
+ORDER BY overlap DESC, together.layer, together.feature;
+
+-- name: compare_runs
+-- Every metric of two runs side by side, layer by layer (-1: all layers replaced at once).
+-- example: FROM compare_runs($run, $other_run) WHERE metric = 'fvu'
+CREATE OR REPLACE MACRO compare_runs(one_run, other_run) AS TABLE
+WITH long AS (
+    UNPIVOT (SELECT * FROM metric WHERE run IN (one_run, other_run))
+    ON COLUMNS(* EXCLUDE (run, layer)) INTO NAME metric VALUE value
+)
+
+SELECT
+    one.layer,
+    one.metric,
+    one.value AS one,
+    other.value AS other,
+    one.value - other.value AS difference
+FROM long AS one
+JOIN long AS other ON one.layer = other.layer AND one.metric = other.metric
+WHERE one.run = one_run AND other.run = other_run
+ORDER BY one.layer, one.metric;
+
+-- name: feature_card
+-- All that is known of a feature, one line a fact.
+-- example: FROM feature_card($run, $layer, $feature)
+CREATE OR REPLACE MACRO feature_card(of_run, of_layer, of_feature) AS TABLE
+WITH
+facts AS (
+    UNPIVOT (
+        SELECT
+            format('{:.4g}', density) AS density,
+            n_tokens::VARCHAR AS n_tokens,
+            format('{:.4g}', max_activation) AS max_activation,
+            format('{:.4g}', mean_activation) AS mean_activation,
+            format('{:.4g}', decoder_norm) AS decoder_norm,
+            format('{:.4g}', encoder_norm) AS encoder_norm,
+            format('{:.4g}', bias) AS bias
+        FROM feature
+        WHERE run = of_run AND layer = of_layer AND feature = of_feature
+    )
+    ON * INTO NAME what VALUE value
+),
+
+effects AS (
+    SELECT
+        CASE sign WHEN 1 THEN 'raises' ELSE 'lowers' END AS what,
+        string_agg(format('{} ({:+.3f})', token, effect), ', ' ORDER BY rank) AS value
+    FROM logit
+    WHERE run = of_run AND layer = of_layer AND feature = of_feature
+    GROUP BY sign
+),
+
+concepts AS (
+    SELECT 'concepts' AS what, string_agg(format('{} (F1 {:.3f})', concept, f1), ', ' ORDER BY f1 DESC, concept) AS value
+    FROM feature_concept
+    WHERE run = of_run AND layer = of_layer AND feature = of_feature AND f1 > 0
+    HAVING count(*) > 0
+),
+
+examples AS (
+    SELECT
+        CASE band WHEN 0 THEN 'largest ' || rank ELSE 'band ' || band END AS what,
+        format('{:8.3f}  {}', activation, marked_text(tokens, position - window_start)) AS value,
+        band,
+        rank
+    FROM example
+    WHERE run = of_run AND layer = of_layer AND feature = of_feature AND rank < CASE band WHEN 0 THEN 8 ELSE 1 END
+)
+
+SELECT what, value
+FROM (
+    SELECT
+        1 AS part,
+        list_position(
+            ['density', 'n_tokens', 'max_activation', 'mean_activation', 'decoder_norm', 'encoder_norm', 'bias'], what
+        ) AS place,
+        what,
+        value
+    FROM facts
+    UNION ALL
+    SELECT 2, CASE what WHEN 'raises' THEN 0 ELSE 1 END, what, value FROM effects
+    UNION ALL
+    SELECT 3, 0, what, value FROM concepts
+    UNION ALL
+    -- the largest first, then the bands downwards
+    SELECT 4, CASE band WHEN 0 THEN rank ELSE 1000 - band END, what, value FROM examples
+)
+ORDER BY part, place;
+
+-- name: features_of_concept
+-- The features of any run and layer that say best that a token takes part in a concept, by F1 on held-out documents.
+-- example: SELECT run, layer, feature, threshold, precision, recall, f1 FROM features_of_concept($concept) LIMIT 5
+CREATE OR REPLACE MACRO features_of_concept(of_concept) AS TABLE
+SELECT
+    scored.run,
+    scored.layer,
+    scored.feature,
+    scored.sign,
+    scored.threshold,
+    scored.precision,
+    scored.recall,
+    scored.f1,
+    feature.density,
+    feature.max_activation
+FROM feature_concept AS scored
+LEFT JOIN feature
+    ON feature.run = scored.run AND feature.layer = scored.layer AND feature.feature = scored.feature
+WHERE scored.concept = of_concept
+ORDER BY scored.f1 DESC NULLS LAST, scored.run, scored.layer, scored.feature;
+
+-- name: features_on
+-- Features of any run and layer by how well they single out the tokens at which a match of a regular expression ends.
+-- example: SELECT run, layer, feature, f1 FROM features_on($pattern) LIMIT 5
+CREATE OR REPLACE MACRO features_on(pattern) AS TABLE
+WITH
+wanted AS (
+    SELECT sequence, position
+    FROM tokens_matching(pattern)
+    -- `features.tokens` may leave the last sequences out
+    WHERE sequence <= (SELECT max(sequence) FROM code)
+),
+
+firing AS (
+    SELECT code.run, code.layer, unnest(unpacked(packed, n_features)) AS feature
+    FROM code
+    SEMI JOIN wanted USING (sequence, position)
+),
+
+hits AS (
+    SELECT run, layer, feature, count(*) AS n_hits
+    FROM firing
+    GROUP BY ALL
+)
+
+SELECT
+    hits.run,
+    hits.layer,
+    hits.feature,
+    n_hits,
+    n_hits / feature.n_tokens AS precision,
+    n_hits / (SELECT count(*) FROM wanted) AS recall,
+    2 * n_hits / (feature.n_tokens + (SELECT count(*) FROM wanted)) AS f1
+FROM hits
+JOIN feature ON feature.run = hits.run AND feature.layer = hits.layer AND feature.feature = hits.feature
+ORDER BY f1 DESC, hits.run, hits.layer, hits.feature;
+
+-- name: marked_text
+-- Tokens as one text, the one at `place` (from 0) in [[ ]].
+-- example: SELECT marked_text(['the', 'war', 'lasted'], 1) AS text
+CREATE OR REPLACE MACRO marked_text(tokens, place) AS
+array_to_string(
+    list_transform(tokens, lambda t, i: CASE WHEN i = place + 1 THEN '[[' || t || ']]' ELSE t END),
+    spacing()
+);
+
+-- name: node_label
+-- What a node of a circuit is, in a few words.
+-- example: SELECT node_label('feature', 3, 235, NULL, 'caught', 4)
+CREATE OR REPLACE MACRO node_label(kind, layer, feature, head, token, position) AS
+CASE kind
+    WHEN 'feature' THEN concat(layer, '/', feature, ' ''', token, '''@', position)
+    WHEN 'head' THEN concat('head ', layer, '.', head, ' from ''', token, '''@', position)
+    WHEN 'error' THEN concat('error ', layer, ' ''', token, '''@', position)
+    WHEN 'constant' THEN 'constant'
+    ELSE concat(kind, ' ''', token, '''@', position)
+END;
+
+-- name: similar_features
+-- Features of any run and layer by the cosine of their activations with a feature's, over all tokens.
+-- example: SELECT run, layer, feature, cosine FROM similar_features($run, $layer, $feature) LIMIT 5
+CREATE OR REPLACE MACRO similar_features(of_run, of_layer, of_feature) AS TABLE
+WITH
+mine AS (
+    SELECT sequence, position, activation
+    FROM activation
+    WHERE run = of_run AND layer = of_layer AND feature = of_feature
+),
+
+products AS (
+    SELECT other.run, other.layer, other.feature, sum(other.activation * mine.activation) AS product, count(*) AS n_both
+    FROM activation AS other
+    JOIN mine USING (sequence, position)
+    GROUP BY ALL
+)
+
+SELECT
+    products.run,
+    products.layer,
+    products.feature,
+    product / (this.rms_activation * sqrt(this.n_tokens) * other.rms_activation * sqrt(other.n_tokens)) AS cosine,
+    n_both,
+    other.n_tokens
+FROM products
+JOIN feature AS other
+    ON other.run = products.run AND other.layer = products.layer AND other.feature = products.feature
+JOIN feature AS this ON this.run = of_run AND this.layer = of_layer AND this.feature = of_feature
+WHERE NOT (products.run = of_run AND products.layer = of_layer AND products.feature = of_feature)
+ORDER BY cosine DESC, products.run, products.layer, products.feature;
+
+-- name: top_examples
+-- The largest activations of a feature with their surroundings; the token itself stands in [[ ]].
+-- example: SELECT rank, activation, text FROM top_examples($run, $layer, $feature)
+CREATE OR REPLACE MACRO top_examples(of_run, of_layer, of_feature) AS TABLE
+SELECT
+    rank,
+    activation,
+    sequence,
+    position,
+    marked_text(tokens, position - window_start) AS text,
+    tokens,
+    activations
+FROM example
+WHERE run = of_run AND layer = of_layer AND feature = of_feature AND band = 0
+ORDER BY rank;
+
+-- name: unpacked
+-- The list of features that a row of `code` packs: n numbers, each of as many bytes.
+-- example: SELECT unpacked('\x00\x07\x01\x00'::BLOB, 2) AS features
+CREATE OR REPLACE MACRO unpacked(packed, n) AS
+list_transform(
+    range(n::BIGINT),
+    lambda i: (
+        '0x' || substring(
+            hex(packed),
+            (2 * i * octet_length(packed) // n + 1)::BIGINT,
+            (2 * octet_length(packed) // n)::BIGINT
+        )
+    )::INTEGER
+);

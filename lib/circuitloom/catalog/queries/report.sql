@@ -1,0 +1,330 @@
+-- name: glance
+-- Key figures of the study, each with its unit and where it comes from.
+WITH figures AS (
+    SELECT 1 AS place, 'language model: cross-entropy on held-out text' AS figure, value, unit, meaning AS detail
+    FROM language_model
+    WHERE figure = 'cross_entropy_every'
+    UNION ALL
+    SELECT 2, 'language model: parameters', value, unit, meaning
+    FROM language_model
+    WHERE figure = 'parameters'
+    UNION ALL
+    SELECT
+        3,
+        'dictionaries trained or imported',
+        count(*),
+        'dictionaries',
+        concat(count(DISTINCT run), ' runs, ', count(DISTINCT layer), ' layers')
+    FROM metric
+    WHERE layer >= 0
+    UNION ALL
+    (
+        SELECT
+            4,
+            'lowest rise of cross-entropy with a transcoder in place',
+            delta_ce,
+            'nats a token',
+            concat(
+                run,
+                if(layer = -1, ', all layers replaced', concat(', layer ', layer)),
+                ', L0 ',
+                round(l0, 1)
+            )
+        FROM metric
+        JOIN run USING (run)
+        WHERE kind = 'transcoder'
+        ORDER BY layer = -1 DESC, delta_ce, run
+        LIMIT 1
+    )
+    UNION ALL
+    (
+        SELECT
+            5,
+            'planted concepts with a feature of F1 at least 0.8',
+            count_if(f1 >= 0.8),
+            concat('of ', count(*)),
+            concat(run, ', best layer of each concept')
+        FROM concept_score
+        JOIN run USING (run)
+        WHERE layer = -1 AND kind = 'transcoder'
+        GROUP BY run
+        ORDER BY count_if(f1 >= 0.8) DESC, run
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT
+        6,
+        'prompts traced',
+        count(*),
+        'prompts',
+        concat('sums of sources add up to within ', printf('%.1e', max(identity_error)))
+    FROM trace
+    HAVING count(*) > 0
+    UNION ALL
+    SELECT
+        7,
+        'claims of case studies that hold',
+        count_if(holds),
+        concat('of ', count(*)),
+        concat(count(DISTINCT case_study), ' case studies')
+    FROM claim
+    HAVING count(*) > 0
+)
+
+SELECT figure, value, unit, detail
+FROM figures
+WHERE value IS NOT NULL
+ORDER BY place
+
+-- name: corpus
+-- Documents and tokens of each split of the corpus.
+SELECT split, count(*) AS documents, sum(n_tokens)::BIGINT AS tokens
+FROM document
+GROUP BY split
+ORDER BY split
+
+-- name: pretraining
+-- Loss during pretraining of the language model, at most 300 points.
+WITH numbered AS (
+    SELECT
+        step * $step_tokens AS tokens,
+        loss,
+        row_number() OVER (ORDER BY step) AS place,
+        count(*) OVER () AS n
+    FROM pretraining
+)
+
+SELECT tokens, loss
+FROM numbered
+WHERE place % ceil(n / 300) = 0 OR place = n
+ORDER BY tokens
+
+-- name: runs
+-- Dictionaries: what each one reads and writes, and how it is made sparse.
+SELECT
+    run, kind, site_in, site_out, act, width, k, sparsity, seed,
+    coalesce((config ->> '$.skip') = 'true', false) AS skip
+FROM run
+WHERE kind IN ('transcoder', 'sae')
+ORDER BY kind DESC, site_in, act, width, k, run
+
+-- name: layers
+-- Layers whose dictionaries are scored; -1: all layers replaced at once.
+SELECT DISTINCT layer
+FROM metric
+ORDER BY layer
+
+-- name: metric_mean
+-- Scores of each run, mean over its layers; delta CE and KL also with all layers replaced at once.
+SELECT
+    run,
+    avg(l0) FILTER (layer >= 0) AS l0,
+    avg(fvu) FILTER (layer >= 0) AS fvu,
+    avg(delta_ce) FILTER (layer >= 0) AS delta_ce,
+    avg(ce_recovered_zero) FILTER (layer >= 0) AS ce_recovered_zero,
+    avg(kl) FILTER (layer >= 0) AS kl,
+    avg(alive) FILTER (layer >= 0) AS alive,
+    avg(density_over_10_percent) FILTER (layer >= 0) AS density_over_10_percent,
+    max(delta_ce) FILTER (layer = -1) AS delta_ce_together,
+    max(kl) FILTER (layer = -1) AS kl_together
+FROM metric
+JOIN run USING (run)
+GROUP BY run, kind, site_in, act, width, k
+ORDER BY kind DESC, site_in, act, width, k, run
+
+-- name: density
+-- Number of features per density bin, in some layers; bin 0 counts dead features.
+SELECT run, layer, bin, low, high, n_features
+FROM density_histogram
+JOIN run USING (run)
+WHERE list_contains($layers, layer) AND (n_features > 0 OR bin = 0)
+ORDER BY kind DESC, site_in, act, width, k, run, layer, bin
+
+-- name: history
+-- Training curve of each run in some layers, at most 60 points per curve.
+WITH numbered AS (
+    SELECT
+        history.*,
+        row_number() OVER (PARTITION BY run, layer ORDER BY step) AS place,
+        count(*) OVER (PARTITION BY run, layer) AS n
+    FROM history
+    WHERE list_contains($layers, layer)
+)
+
+SELECT run, layer, step, loss, fvu, dead
+FROM numbered
+JOIN run USING (run)
+WHERE place % ceil(n / 60) = 0 OR place = n
+ORDER BY kind DESC, site_in, act, width, k, run, layer, step
+
+-- name: concept
+-- F1 of the best feature of each concept, over all layers, for each run and for the model's own bases.
+SELECT run, concept, found_layer, feature, precision, recall, f1, n_positive
+FROM concept_score
+JOIN run USING (run)
+WHERE layer = -1
+ORDER BY kind DESC, site_in, act, width, k, run, concept
+
+-- name: concept_mean
+-- How well the best feature of each concept detects it, by run, mean over concepts.
+SELECT
+    run,
+    count(*) AS concepts,
+    avg(f1) AS mean_f1,
+    median(f1) AS median_f1,
+    count_if(f1 >= 0.8) AS found_at_0_8,
+    count_if(f1 >= 0.5) AS found_at_0_5
+FROM concept_score
+JOIN run USING (run)
+WHERE layer = -1
+GROUP BY run
+ORDER BY mean_f1 DESC, run
+
+-- name: graph_edges
+-- Edges of the pruned graph, at most $edges, strongest first relative to their target's strongest edge.
+WITH compared AS (
+    SELECT *, abs(effect) / nullif(max(abs(effect)) OVER (PARTITION BY target_node), 0) AS strength
+    FROM circuit_edges($trace)
+)
+
+SELECT source_node, target_node, effect, effect_frozen, effect_free, strength
+FROM compared
+ORDER BY strength DESC NULLS LAST, target_node, source_node
+LIMIT $edges
+
+-- name: graph_tokens
+-- Tokens whose logits each feature of the graph raises (sign 1) or lowers (sign -1) most by direct logit attribution.
+SELECT DISTINCT layer, feature, sign, rank, logit.token, effect
+FROM logit
+JOIN (
+    SELECT DISTINCT layer, feature
+    FROM circuit_nodes($trace)
+    WHERE kind = 'feature'
+) USING (layer, feature)
+WHERE run = $run AND rank < 6
+ORDER BY layer, feature, sign DESC, rank
+
+-- name: graph_examples
+-- The three largest activations of each feature of the graph, with the tokens around them; here: position of the activation in tokens, from 1.
+WITH found AS (
+    SELECT layer, feature, rank, activation, tokens, activations, position - window_start + 1 AS place
+    FROM example
+    JOIN (
+        SELECT DISTINCT layer, feature
+        FROM circuit_nodes($trace)
+        WHERE kind = 'feature'
+    ) USING (layer, feature)
+    WHERE run = $run AND band = 0 AND rank < 3
+)
+
+SELECT
+    layer,
+    feature,
+    rank,
+    activation,
+    tokens[greatest(1, place - 14):place + 5] AS tokens,
+    list_transform(activations[greatest(1, place - 14):place + 5], lambda x: round(x::DOUBLE, 2)) AS activations,
+    least(place, 15)::INTEGER AS here
+FROM found
+ORDER BY layer, feature, rank
+
+-- name: effects
+-- Effects of edges from features: predicted by the graph, and measured by ablating the source; at most $edges.
+SELECT source, target, effect, effect_frozen, effect_free
+FROM circuit_edges($trace)
+JOIN node ON node.trace = $trace AND node.node = source_node
+WHERE node.kind = 'feature' AND effect_frozen IS NOT NULL
+ORDER BY abs(effect) DESC, source_node, target_node
+LIMIT $edges
+
+-- name: interventions
+-- Effect of changing features on the target, with everything else frozen, and with nothing frozen.
+WITH changed AS (
+    SELECT
+        intervention,
+        root,
+        any_value(kind) AS kind,
+        any_value(label) AS label,
+        any_value(len(features)) AS features,
+        any_value(strength) AS strength,
+        any_value(before) AS before,
+        max(after) FILTER (frozen) AS frozen,
+        max(after) FILTER (NOT frozen) AS free
+    FROM intervention
+    WHERE trace = $trace
+    GROUP BY intervention, root
+)
+
+SELECT
+    changed.kind,
+    if(
+        source.node IS NULL,
+        changed.label,
+        node_label(source.kind, source.layer, source.feature, source.head, source.token, source.position)
+    ) AS changed,
+    changed.features,
+    changed.strength,
+    node_label(node.kind, node.layer, node.feature, node.head, node.token, node.position) AS target,
+    changed.before,
+    changed.frozen,
+    changed.free
+FROM changed
+JOIN node ON node.trace = $trace AND node.node = changed.root
+LEFT JOIN node AS source ON source.trace = $trace AND changed.label = concat('node ', source.node)
+WHERE changed.root = (SELECT min(root) FROM changed)
+ORDER BY abs(coalesce(changed.frozen, changed.free) - changed.before) DESC, changed.intervention
+LIMIT 12
+
+-- name: cases
+-- Number of claims of each case study, and how many hold.
+SELECT case_study, count(*) AS claims, count_if(holds) AS hold, count_if(NOT holds) AS fail
+FROM claim
+GROUP BY case_study
+ORDER BY case_study
+
+-- name: claims_of_case
+-- Claims of one case study; a claim holds where its confidence interval lies inside the bound.
+SELECT claim, statement, value, low, high, relation, bound, holds, n, of, published
+FROM claim
+WHERE case_study = $case
+
+-- name: behaviours
+-- Behaviours that are measured outside case studies.
+SELECT DISTINCT behaviour
+FROM faithfulness
+WHERE behaviour NOT IN (SELECT case_study FROM claim)
+ORDER BY behaviour
+
+-- name: faithfulness
+-- Share of a behaviour that the top k components of a basis recover alone, and that remains without them.
+SELECT basis, ablation, ranking, n_kept, n_components, n_prompts, faithfulness, remaining
+FROM faithfulness
+WHERE behaviour = $behaviour
+ORDER BY ablation, ranking, basis, n_kept
+
+-- name: components
+-- Components whose ablation changes each behaviour most, mean over prompts; the first five of each basis.
+SELECT behaviour, basis, ablation, layer, component, avg(effect) AS effect, avg(kl) AS kl, count(*) AS n_prompts
+FROM causal
+WHERE effect IS NOT NULL AND position IS NULL
+GROUP BY behaviour, basis, ablation, layer, component
+QUALIFY row_number() OVER (
+    PARTITION BY behaviour, basis, ablation
+    ORDER BY abs(avg(effect)) DESC, layer, component
+) <= 5
+ORDER BY behaviour, ablation, basis, abs(avg(effect)) DESC, layer, component
+
+-- name: blind_mean
+-- How well the tokens that features fire on are predicted from weights alone, mean over features.
+SELECT
+    run,
+    layer,
+    protocol,
+    count(*) AS features,
+    avg(precision) AS precision,
+    avg(recall) AS recall,
+    avg(f1) AS f1,
+    median(f1) AS median_f1
+FROM blind
+GROUP BY run, layer, protocol
+ORDER BY run, layer, protocol

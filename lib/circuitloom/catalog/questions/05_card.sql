@@ -1,2 +1,0 @@
--- What is known of one feature altogether?
-FROM feature_card({run}, {layer}, {feature})

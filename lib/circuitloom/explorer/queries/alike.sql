@@ -1,3 +1,0 @@
-SELECT run, layer, feature, cosine, n_both
-FROM similar_features({run}, {layer}, {feature})
-LIMIT 20

@@ -1,3 +1,0 @@
-SELECT *
-FROM feature
-WHERE run = {run} AND layer = {layer} AND feature = {feature}

@@ -1,3 +1,0 @@
-SELECT figure, value, unit, meaning
-FROM language_model
-ORDER BY figure

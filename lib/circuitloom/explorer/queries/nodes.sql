@@ -1,1 +1,0 @@
-FROM circuit_nodes({trace})

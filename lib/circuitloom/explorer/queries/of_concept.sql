@@ -1,1 +1,0 @@
-FROM features_of_concept({concept})

@@ -1,3 +1,0 @@
-SELECT *
-FROM trace
-WHERE trace = {trace}
