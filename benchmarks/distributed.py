@@ -20,7 +20,12 @@ import torch.distributed as dist
 
 from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
-from circuitloom.dictionaries.training.collectives import ALONE, Collectives, DataParallel, TensorParallel
+from circuitloom.dictionaries.training.collectives import (
+    SINGLE_PROCESS,
+    Collectives,
+    DataParallel,
+    TensorParallel,
+)
 from circuitloom.dictionaries.training.trainer import Trainer
 
 SPLITS = {"batch": DataParallel, "features": TensorParallel}
@@ -38,21 +43,21 @@ def make_data(options: argparse.Namespace) -> torch.Tensor:
     return x * (d / x.square().sum(1).mean()).sqrt()
 
 
-def train(options: argparse.Namespace, reduction: Collectives, device: torch.device) -> dict:
+def train(options: argparse.Namespace, collectives: Collectives, device: torch.device) -> dict:
     """Seconds of each step, and the last loss."""
-    x, share = make_data(options), reduction.share(options.batch)
+    x, share = make_data(options), collectives.batch_slice(options.batch)
     variance = float((x - x.mean(0)).square().sum(1).mean())
     stored = Moments(x.mean(0), 1.0, variance)
     keys = {"batch": options.batch, "tokens": options.steps * options.batch, "aux": 0, "k": options.k}
     run = Run(kind="sae", width=options.width, learning_rate=1e-3, **keys)
-    trainee = Trainer(run, 0, stored, stored, (x, x), None, reduction, device)
+    trainer = Trainer(run, 0, stored, stored, (x, x), None, collectives, device)
     x, seconds, loss = x.to(device), [], 0.0
     for step in range(options.steps):
         first = step % 4 * options.batch
         began = time.perf_counter()
-        read = reduction.whole({"x": x[first + share.start : first + share.stop]})["x"]
+        read = collectives.gather_batch({"x": x[first + share.start : first + share.stop]})["x"]
         # asking for the loss waits for a GPU
-        loss = float(trainee.step(step, read, read).loss.detach())
+        loss = float(trainer.step(step, read, read).loss.detach())
         seconds.append(time.perf_counter() - began)
     return {"seconds": seconds, "loss": loss}
 
@@ -70,7 +75,7 @@ def side(rank: int, split: str | None, folder: str, options: argparse.Namespace)
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         meeting = f"file://{folder}/meeting"
         dist.init_process_group("nccl" if on_gpu else "gloo", meeting, rank=rank, world_size=processes)
-    found = train(options, SPLITS[split]() if split else ALONE, device)
+    found = train(options, SPLITS[split]() if split else SINGLE_PROCESS, device)
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
     if split:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from training import make_data, our_trainee
+from training import make_data, our_trainer
 
 PARTS = {
     "encoder product": ("gemm", "nvjet", "cutlass", "xmma"),
@@ -96,17 +96,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.safetensors"
         make_data(file, options)
-        trainee, x = our_trainee(file, options)
-    study(options, trainee, x, floors(options, bandwidth, rate), rate)
+        trainer, x = our_trainer(file, options)
+    study(options, trainer, x, floors(options, bandwidth, rate), rate)
 
 
-def study(options: argparse.Namespace, trainee, x, floor: dict[str, float], rate: float) -> None:
+def study(options: argparse.Namespace, trainer, x, floor: dict[str, float], rate: float) -> None:
     """Print each part's time a step, its floor, and the share of the peak that the step as a whole reaches."""
 
     def steps(count: int) -> None:
         for i in range(count):
             rows = x[i * options.batch % len(x) :][: options.batch]
-            trainee.step(i, rows, rows)
+            trainer.step(i, rows, rows)
 
     steps(10)
     whole = median_milliseconds(lambda: steps(options.steps), 5) / options.steps

@@ -45,7 +45,7 @@ def make_data(file: Path, options: argparse.Namespace) -> None:
     save_file({"x": x, **weights}, file)
 
 
-def our_trainee(file: Path, options: argparse.Namespace):
+def our_trainer(file: Path, options: argparse.Namespace):
     """Our trainer with the given initial weights, and the data."""
     from safetensors.torch import load_file
 
@@ -65,20 +65,20 @@ def our_trainee(file: Path, options: argparse.Namespace):
         kind="sae", width=len(data["b_enc"]), act=options.act, k=options.k, sparsity=options.sparsity, **keys
     )
     stored = moments(sums, 0, len(x))
-    trainee = Trainer(run, 0, stored, stored, (x, x))
-    for name, value in trainee.parameters.named():
+    trainer = Trainer(run, 0, stored, stored, (x, x))
+    for name, value in trainer.parameters.named():
         value.data.copy_(data[name])
-    return trainee, x
+    return trainer, x
 
 
 def ours(file: Path, options: argparse.Namespace) -> dict:
     """Seconds and FVU of each step of our trainer."""
-    trainee, x = our_trainee(file, options)
+    trainer, x = our_trainer(file, options)
     clock, fvu = Clock(options.device), []
     for i in range(options.steps):
         rows = x[i * options.batch % len(x) :][: options.batch]
         clock.mark()
-        terms = trainee.step(i, rows, rows)
+        terms = trainer.step(i, rows, rows)
         fvu.append(terms.fvu)
     clock.mark()
     return clock.results(fvu, terms.l0)

@@ -3,10 +3,10 @@ from circuitloom.core.script import job
 with job("dictionaries", snakemake):
     from pathlib import Path
 
-    from circuitloom.dictionaries.training.launch import Job, run
+    from circuitloom.dictionaries.training.launch import TrainingJob, run_job
 
     params = snakemake.params
-    work = Job(
+    training = TrainingJob(
         runs=params.runs,
         layer=int(snakemake.wildcards.layer),
         activations=Path(snakemake.input.activations[0]).parents[1],
@@ -15,4 +15,4 @@ with job("dictionaries", snakemake):
         outputs=list(snakemake.output),
         version=params.code,
     )
-    run(work, snakemake.threads)
+    run_job(training, snakemake.threads)

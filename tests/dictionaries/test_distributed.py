@@ -15,7 +15,7 @@ from circuitloom.dictionaries.dictionary import load_dictionary
 from circuitloom.dictionaries.training import launch
 from circuitloom.dictionaries.training.collectives import SINGLE_PROCESS
 from circuitloom.dictionaries.training.launch import TrainingJob, run_job
-from circuitloom.language_model.model import load_model as load_model
+from circuitloom.language_model.model import load_model
 
 ROUNDED = {"dense-bfloat16": 30}
 """Factor on the tolerance of losses with rounded gradients; single weights are not compared."""
@@ -70,7 +70,9 @@ def test_gradients_are_those_of_one_process(name: str, split: str, two_processes
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", sorted(CASES.keys() - ROUNDED))
-def test_two_processes_end_in_the_dictionary_of_one(name: str, split: str, two_processes, one_process) -> None:
+def test_two_processes_end_in_the_dictionary_of_one(
+    name: str, split: str, two_processes, one_process
+) -> None:
     one = load_dictionary(one_process / name / "dictionary")
     two = load_dictionary(two_processes / split / name / "dictionary")
     for tensor in TENSORS:

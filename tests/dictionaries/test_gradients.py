@@ -1,10 +1,10 @@
-"""The sparse training step is the dense formula's, value and gradient."""
+"""The loss and gradients of the sparse training step equal those of the dense formula."""
 
 import pytest
 import torch
 
 from circuitloom.config import Run
-from circuitloom.dictionaries.training.objective import activate_sparse, evaluate_terms
+from circuitloom.dictionaries.training.objective import activate_sparse, compute_loss
 from circuitloom.dictionaries.training.parameters import Parameters
 
 TOKENS, D_IN, D_OUT, WIDTH = 64, 12, 10, 200
@@ -28,7 +28,7 @@ def parameters(run: Run, seed: int = 0) -> Parameters:
 
     p = Parameters(
         W_enc=draw(WIDTH, D_IN) / D_IN**0.5,
-        # few features fire, so that the sparse products are used
+        # few features fire, so that sparse products are used
         b_enc=draw(WIDTH) * 0.1 - (2.2 if run.loss == "standard" else 3.5),
         W_dec=draw(WIDTH, D_OUT),
         b_dec=draw(D_OUT),
@@ -51,8 +51,8 @@ def test_sparse_gradients_equal_the_dense_formula(name: str) -> None:
     results = []
     for dense in (False, True):
         p = parameters(run)
-        assert dense or activate_sparse(p, run, x) is not None, "the sparse path is not what is tested"
-        terms = evaluate_terms(p, run, x, y, variance=11.0, sparsity_weight=0.1, dead=DEAD, dense=dense)
+        assert dense or activate_sparse(p, run, x) is not None, "the sparse path was not used"
+        terms = compute_loss(p, run, x, y, variance=11.0, sparsity_weight=0.1, dead=DEAD, dense=dense)
         terms.loss.backward()
         results.append((terms, dict(p.named())))
     (sparse, p_sparse), (dense, p_dense) = results
@@ -67,12 +67,12 @@ def test_sparse_gradients_equal_the_dense_formula(name: str) -> None:
         assert error < 1e-5, key
 
 
-def test_the_auxiliary_loss_is_what_its_definition_says() -> None:
+def test_auxk_is_the_error_of_dead_features_reconstructing_the_residual() -> None:
     run = Run(width=WIDTH, act="topk", k=7, precision="float32")
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn(TOKENS, d, generator=generator) for d in (D_IN, D_OUT))
     p = parameters(run)
-    terms = evaluate_terms(p, run, x, y, 11.0, 0.0, DEAD)
+    terms = compute_loss(p, run, x, y, 11.0, 0.0, DEAD)
     with torch.no_grad():
         pre = x @ p.W_enc.T + p.b_enc
         scores = pre * p.W_dec.norm(dim=1)
@@ -81,14 +81,14 @@ def test_the_auxiliary_loss_is_what_its_definition_says() -> None:
         k_aux = D_IN // 2
         best = scores[:, DEAD].topk(k_aux, dim=1).indices
         z_dead = torch.zeros(TOKENS, len(DEAD)).scatter(1, best, 1.0) * pre[:, DEAD].relu()
-        revived = z_dead @ p.W_dec[DEAD]
-        expected = (error - revived).pow(2).sum() / (error - error.mean(0)).pow(2).sum() / 32
+        residual_hat = z_dead @ p.W_dec[DEAD]
+        expected = (error - residual_hat).pow(2).sum() / (error - error.mean(0)).pow(2).sum() / 32
     assert float(terms.auxiliary) == pytest.approx(float(expected), rel=1e-5)
-    none = evaluate_terms(p, run, x, y, 11.0, 0.0, DEAD[:0])
+    none = compute_loss(p, run, x, y, 11.0, 0.0, DEAD[:0])
     assert float(none.auxiliary) == 0
 
 
-def test_a_jump_has_the_gradients_of_the_rectangle_kernel() -> None:
+def test_jumprelu_has_the_gradients_of_the_rectangle_kernel() -> None:
     from circuitloom.dictionaries.training.objective import JumpReLU, StepFunction
 
     pre = torch.tensor([0.95, 1.05, 1.3], requires_grad=True)
@@ -105,7 +105,7 @@ def test_a_jump_has_the_gradients_of_the_rectangle_kernel() -> None:
     assert torch.allclose(threshold.grad, torch.tensor([-5.0, -10.0, 0.0]))
 
 
-def test_batchtopk_keeps_the_largest_of_the_batch_even_where_one_token_has_them_all() -> None:
+def test_batchtopk_keeps_the_largest_of_the_batch_even_if_one_token_has_most_of_them() -> None:
     run = Run(width=WIDTH, act="batchtopk", k=2, precision="float32")
     p = parameters(run)
     x = torch.randn(TOKENS, D_IN, generator=torch.Generator().manual_seed(3)) * 0.05

@@ -1,4 +1,4 @@
-"""`loss: paper` trains in the authors' coordinates and is saved in raw ones."""
+"""`loss: paper` trains in the authors' coordinates; its dictionaries are saved in raw ones."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
-from circuitloom.dictionaries.training.objective import evaluate_terms
+from circuitloom.dictionaries.training.objective import compute_loss
 from circuitloom.dictionaries.training.paper_loss import PaperCoordinates
 from circuitloom.dictionaries.training.trainer import Trainer
 
@@ -36,25 +36,25 @@ def trained(kind: str, coordinates: PaperCoordinates, skip: bool = False) -> Tra
     run = Run(width=WIDTH, act="relu", loss="paper", skip=skip, **keys, **site)
     x, y = draw(1) + 0.5, draw(2) - 0.3
     target = x if kind == "sae" else y
-    student = Trainer(run, 0, moments(x), moments(target), (x, target), coordinates)
+    trainer = Trainer(run, 0, moments(x), moments(target), (x, target), coordinates)
     for i in range(20):
-        student.step(i, x, target)
-    return student
+        trainer.step(i, x, target)
+    return trainer
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("kind", ["layer", "rms", "none"])
-def test_the_saved_transcoder_does_on_raw_activations_what_training_did(kind: str, skip: bool) -> None:
+def test_the_saved_transcoder_computes_on_raw_activations_what_training_did(kind: str, skip: bool) -> None:
     coordinates = PaperCoordinates(norm(kind), centred=True)
-    student = trained("transcoder", coordinates, skip)
-    p, x = student.parameters, draw(3)
+    trainer = trained("transcoder", coordinates, skip)
+    p, x = trainer.parameters, draw(3)
     with torch.no_grad():
-        bare = coordinates.read(x)
+        bare = coordinates.normalise_input(x)
         z = ((bare - p.b_in) @ p.W_enc.T + p.b_enc).relu()
         y_hat = z @ p.W_dec + p.b_dec + (bare @ p.W_skip.T if skip else 0)
-        # the mean over dimensions that centring took away, as far as it is constant
-        y_hat = y_hat + student.scales.y_mean.mean()
-        assert torch.allclose(student.dictionary()(x), y_hat, atol=1e-5)
+        # the constant part of the mean over d that centring removed
+        y_hat = y_hat + trainer.scales.y_mean.mean()
+        assert torch.allclose(trainer.dictionary()(x), y_hat, atol=1e-5)
 
 
 def test_the_input_is_bare_after_the_norms_gain_and_bias_are_undone() -> None:
@@ -63,39 +63,41 @@ def test_the_input_is_bare_after_the_norms_gain_and_bias_are_undone() -> None:
     bare = (raw - raw.mean(1, keepdim=True)) / (
         raw.var(1, unbiased=False, keepdim=True) + layer_norm.eps
     ).sqrt()
-    assert torch.allclose(PaperCoordinates(layer_norm, centred=True).read(layer_norm(raw)), bare, atol=1e-5)
+    assert torch.allclose(
+        PaperCoordinates(layer_norm, centred=True).normalise_input(layer_norm(raw)), bare, atol=1e-5
+    )
 
 
 def test_decoder_rows_keep_unit_norm() -> None:
-    student = trained("transcoder", PaperCoordinates(norm("layer"), centred=True))
-    assert torch.allclose(student.parameters.W_dec.norm(dim=1), torch.ones(WIDTH), atol=1e-5)
+    trainer = trained("transcoder", PaperCoordinates(norm("layer"), centred=True))
+    assert torch.allclose(trainer.parameters.W_dec.norm(dim=1), torch.ones(WIDTH), atol=1e-5)
 
 
 def test_an_sae_subtracts_the_bias_that_it_adds() -> None:
-    student = trained("sae", PaperCoordinates(None, centred=False))
-    assert student.parameters.b_in is student.parameters.b_dec
+    trainer = trained("sae", PaperCoordinates(None, centred=False))
+    assert trainer.parameters.b_in is trainer.parameters.b_dec
     x = draw(3)
-    fresh = Trainer(student.run, 0, moments(x), moments(x), (x, x), PaperCoordinates(None, False))
-    fresh.restore(student.state())
-    assert torch.equal(fresh.dictionary()(x), student.dictionary()(x))
+    fresh = Trainer(trainer.run, 0, moments(x), moments(x), (x, x), PaperCoordinates(None, False))
+    fresh.restore(trainer.state())
+    assert torch.equal(fresh.dictionary()(x), trainer.dictionary()(x))
 
 
-def test_training_leaves_the_stored_mean_as_it_is() -> None:
+def test_training_does_not_change_the_stored_mean() -> None:
     run = Run(width=WIDTH, act="relu", loss="paper", kind="sae", batch=TOKENS, name="r")
     x = draw(1) + 0.5
     stored = moments(x)
     before = stored.mean.clone()
-    student = Trainer(run, 0, stored, stored, (x, x), PaperCoordinates(None, centred=False))
-    student.step(0, x, x)
-    assert not torch.equal(student.parameters.b_dec, before), "nothing was trained"
+    trainer = Trainer(run, 0, stored, stored, (x, x), PaperCoordinates(None, centred=False))
+    trainer.step(0, x, x)
+    assert not torch.equal(trainer.parameters.b_dec, before), "nothing was trained"
     assert torch.equal(stored.mean, before)
 
 
 def test_the_objective_is_the_authors() -> None:
-    student = trained("transcoder", PaperCoordinates(norm("layer"), centred=True))
-    p, x, y = student.parameters, draw(6), draw(7)
+    trainer = trained("transcoder", PaperCoordinates(norm("layer"), centred=True))
+    p, x, y = trainer.parameters, draw(6), draw(7)
     nobody = torch.zeros(0, dtype=torch.int64)
-    terms = evaluate_terms(p, student.run, x, y, variance=1.0, sparsity_weight=0.01, dead=nobody)
+    terms = compute_loss(p, trainer.run, x, y, variance=1.0, sparsity_weight=0.01, dead=nobody)
     with torch.no_grad():
         z = ((x - p.b_in) @ p.W_enc.T + p.b_enc).relu()
         y_hat = z @ p.W_dec + p.b_dec

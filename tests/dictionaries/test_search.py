@@ -1,4 +1,4 @@
-"""The search finds what sorting everything finds, whatever the block's shape and number format."""
+"""The blockwise search finds what a complete sort finds, for any block shape and dtype."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from circuitloom.config import Run
 from circuitloom.dictionaries.training import selection
 from circuitloom.dictionaries.training.parameters import Parameters
-from circuitloom.dictionaries.training.selection import largest_of_block, largest_of_rows, reaching, select
+from circuitloom.dictionaries.training.selection import indices_above, select, top_k_per_row, top_n_of_block
 
 SHAPES = {
     "groups of 16": (13, 2048, 8),
@@ -15,7 +15,7 @@ SHAPES = {
     "no groups": (7, 199, 40),
     "all": (3, 32, 32),
 }
-FORMATS = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 def scores_of(case: str, tokens: int, width: int, dtype: torch.dtype) -> torch.Tensor:
@@ -31,43 +31,43 @@ def scores_of(case: str, tokens: int, width: int, dtype: torch.dtype) -> torch.T
     return scores
 
 
-@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("case", ["random", "ties", "few positive", "none positive", "a row of zeros"])
 def test_the_largest_of_each_row_are_found(case: str, shape: str, dtype: torch.dtype) -> None:
     tokens, width, k = SHAPES[shape]
     scores = scores_of(case, tokens, width, dtype)
-    places = largest_of_rows(scores, k)
-    assert torch.equal(places, places.unique())
+    indices = top_k_per_row(scores, k)
+    assert torch.equal(indices, indices.unique())
     found = torch.zeros(tokens * width, dtype=torch.bool)
-    found[places] = True
+    found[indices] = True
     found = found.view(tokens, width)
     kth = scores.float().sort(dim=1, descending=True).values[:, k - 1 : k]
     assert found[(scores >= kth) & (scores > 0)].all()
     assert not found[scores <= 0].any()
     if case == "random":
-        # the bound is close: the search is no pass over everything
+        # a tight bound: the search does not visit all entries
         assert found.sum() <= 2 * k * tokens
 
 
-@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("case", ["random", "ties", "few positive", "none positive", "a row of zeros"])
-def test_the_largest_of_a_block_are_all_that_reach_the_bound(
+def test_the_largest_of_a_block_are_exactly_those_that_reach_the_bound(
     case: str, shape: str, dtype: torch.dtype
 ) -> None:
     tokens, width, k = SHAPES[shape]
     scores = scores_of(case, tokens, width, dtype)
-    places, bound = largest_of_block(scores, k * tokens)
+    indices, bound = top_n_of_block(scores, k * tokens)
     assert bound > 0
-    assert places.tolist() == np.flatnonzero((scores.float() >= bound).numpy()).tolist()
+    assert indices.tolist() == np.flatnonzero((scores.float() >= bound).numpy()).tolist()
     positive = int((scores > 0).sum())
-    assert len(places) >= min(k * tokens, positive)
+    assert len(indices) >= min(k * tokens, positive)
 
 
-def test_places_that_reach_a_floor_of_each_feature() -> None:
+def test_scores_above_a_floor_per_feature_are_found() -> None:
     scores = torch.tensor([[0.5, 1.5, 0.0], [0.6, 0.9, 0.1]])
-    assert reaching(scores, torch.tensor([0.5, 1.0, 0.0])).tolist() == [1, 3, 5]
+    assert indices_above(scores, torch.tensor([0.5, 1.0, 0.0])).tolist() == [1, 3, 5]
 
 
 @pytest.mark.parametrize("act", ["topk", "batchtopk", "relu", "jumprelu"])
@@ -78,7 +78,7 @@ def test_blocks_of_any_size_select_the_same(act: str, rows: int, monkeypatch: py
     x = torch.randn(tokens, 16, generator=generator)
     by_rank = act in ("topk", "batchtopk")
     if by_rank:
-        # one token has most of the batch's largest
+        # one token has most of the largest scores of the batch
         x[5] *= 30
     p = Parameters(
         W_enc=torch.randn(width, 16, generator=generator) / 4,
@@ -88,22 +88,22 @@ def test_blocks_of_any_size_select_the_same(act: str, rows: int, monkeypatch: py
         threshold=torch.rand(width, generator=generator) if act == "jumprelu" else None,
     )
     run = Run(width=width, act=act, k=6, precision="float32")
-    whole = select(p, run, x)
+    one_block = select(p, run, x)
     monkeypatch.setattr(selection, "BLOCK_ENTRIES", rows * width)
-    parts = select(p, run, x)
-    assert torch.equal(parts.pattern.row_start, whole.pattern.row_start)
-    assert torch.equal(parts.pattern.feature, whole.pattern.feature)
-    torch.testing.assert_close(parts.pre, whole.pre)
+    blocks = select(p, run, x)
+    assert torch.equal(blocks.pattern.row_start, one_block.pattern.row_start)
+    assert torch.equal(blocks.pattern.feature, one_block.pattern.feature)
+    torch.testing.assert_close(blocks.pre, one_block.pre)
     dense = x @ p.W_enc.T + p.b_enc
-    exact = dense[parts.pattern.token, parts.pattern.feature.long()]
-    torch.testing.assert_close(parts.pre, exact, rtol=1e-4, atol=1e-5)
+    exact = dense[blocks.pattern.token, blocks.pattern.feature.long()]
+    torch.testing.assert_close(blocks.pre, exact, rtol=1e-4, atol=1e-5)
 
 
-def test_too_many_entries_are_left_to_dense_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_active_entries_are_computed_by_dense_products(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.ones(8, 4)
     p = Parameters(torch.ones(64, 4), torch.zeros(64), torch.ones(64, 4), torch.zeros(4))
-    asked = []
+    calls = []
     monkeypatch.setattr(selection, "BLOCK_ENTRIES", 64)
-    monkeypatch.setattr(selection, "reaching", lambda *given: asked.append(1) or reaching(*given))
+    monkeypatch.setattr(selection, "indices_above", lambda *args: calls.append(1) or indices_above(*args))
     assert select(p, Run(width=64, act="relu", precision="float32"), x) is None
-    assert len(asked) == 1, "the first block says it"
+    assert len(calls) == 1, "one block is enough to decide"

@@ -1,8 +1,7 @@
-"""Training learns, resumes to the bit, stops when it diverges; dictionaries act on raw activations."""
+"""Training learns, resumes bit for bit and stops when it diverges; dictionaries work on raw activations."""
 
 import math
 import threading
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -12,8 +11,7 @@ import torch
 from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
 from circuitloom.dictionaries.dictionary import load_dictionary, save_dictionary
-from circuitloom.dictionaries.training import sweep as abreast
-from circuitloom.dictionaries.training import sweep as training
+from circuitloom.dictionaries.training import sweep
 from circuitloom.dictionaries.training.sweep import train
 from circuitloom.dictionaries.training.trainer import Trainer, learning_rate, sparsity_weight
 
@@ -29,7 +27,7 @@ ACTS = {
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, torch.Tensor]:
-    """Sparse causes, of which x is a mixture and y another: what a transcoder is for. Neither has unit scale."""
+    """x and y are two linear mixtures of the same sparse causes, neither of unit scale."""
     generator = torch.Generator().manual_seed(0)
     causes = torch.rand(BATCH * 20, 40, generator=generator)
     causes = causes * (torch.rand(causes.shape, generator=generator) < 0.06)
@@ -39,7 +37,7 @@ def data() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def with_threads() -> Iterator[None]:
-    """The test sets torch's threads; they are as before at its end."""
+    """Restores torch's number of threads after the test."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +49,7 @@ def moments(x: torch.Tensor) -> Moments:
     return Moments(x.mean(0), math.sqrt(square / x.shape[1]), square - float(x.mean(0).square().sum()))
 
 
-def trainee(data: dict[str, torch.Tensor], **keys) -> Trainer:
+def make_trainer(data: dict[str, torch.Tensor], **keys) -> Trainer:
     run = Run(
         **{"width": 64, "batch": BATCH, "tokens": BATCH * 60, "learning_rate": 1e-2, "name": "r", **keys}
     )
@@ -73,10 +71,10 @@ def reader(data: dict[str, torch.Tensor], seen: list[int] | None = None):
 @pytest.mark.parametrize("name", ACTS)
 @pytest.mark.parametrize("kind", ["transcoder", "sae"])
 def test_training_explains_variance(name: str, kind: str, data, tmp_path) -> None:
-    student = trainee(data, kind=kind, tokens=BATCH * 300, **ACTS[name])
-    history = train([student], reader(data), tmp_path)["r"]
-    dictionary = student.dictionary()
-    x, y = data[student.run.site_in], data[student.run.site_out]
+    trainer = make_trainer(data, kind=kind, tokens=BATCH * 300, **ACTS[name])
+    history = train([trainer], reader(data), tmp_path)["r"]
+    dictionary = trainer.dictionary()
+    x, y = data[trainer.run.site_in], data[trainer.run.site_out]
     fvu = float((dictionary(x) - y).square().sum() / (y - y.mean(0)).square().sum())
     assert fvu < 0.25
     assert history[-1]["fvu"] == pytest.approx(fvu, rel=0.35)
@@ -91,16 +89,16 @@ def test_a_larger_penalty_leaves_fewer_features_active(keys: dict, data, tmp_pat
     for sparsity in (1e-4, 3e-2):
         folder = tmp_path / str(sparsity)
         folder.mkdir()
-        student = trainee(data, sparsity=sparsity, tokens=BATCH * 150, **keys)
-        active.append(train([student], reader(data), folder)["r"][-1]["l0"])
+        trainer = make_trainer(data, sparsity=sparsity, tokens=BATCH * 150, **keys)
+        active.append(train([trainer], reader(data), folder)["r"][-1]["l0"])
     assert active[1] < 0.7 * active[0]
 
 
 def test_saved_weights_act_on_raw_activations_as_training_did_on_normalised_ones(data, tmp_path) -> None:
-    student = trainee(data, act="topk", k=4, skip=True)
-    train([student], reader(data), tmp_path)
-    dictionary = student.dictionary()
-    x, p, scales = data["mlp_in"][:50], student.parameters, student.scales
+    trainer = make_trainer(data, act="topk", k=4, skip=True)
+    train([trainer], reader(data), tmp_path)
+    dictionary = trainer.dictionary()
+    x, p, scales = data["mlp_in"][:50], trainer.parameters, trainer.scales
     with torch.no_grad():
         pre = (x / scales.x) @ p.W_enc.T + p.b_enc
         keep = (pre * p.decoder_norm).topk(4, dim=1).indices
@@ -112,9 +110,9 @@ def test_saved_weights_act_on_raw_activations_as_training_did_on_normalised_ones
 
 @pytest.mark.parametrize("name", ACTS)
 def test_sparse_and_dense_codes_of_a_dictionary_agree(name: str, data, tmp_path) -> None:
-    student = trainee(data, **ACTS[name])
-    train([student], reader(data), tmp_path)
-    dictionary = student.dictionary()
+    trainer = make_trainer(data, **ACTS[name])
+    train([trainer], reader(data), tmp_path)
+    dictionary = trainer.dictionary()
     x = data["mlp_in"][:100]
     token, feature, value = dictionary.encode_sparse(x)
     dense = torch.zeros(100, 64)
@@ -124,24 +122,26 @@ def test_sparse_and_dense_codes_of_a_dictionary_agree(name: str, data, tmp_path)
 
 
 def test_a_saved_dictionary_is_the_same_when_loaded(data, tmp_path) -> None:
-    dictionary = trainee(data, act="batchtopk", k=4).dictionary()
+    dictionary = make_trainer(data, act="batchtopk", k=4).dictionary()
     save_dictionary(dictionary, tmp_path / "d", {"width": 64})
     loaded = load_dictionary(tmp_path / "d")
     x = data["mlp_in"][:20]
     assert torch.equal(loaded(x), dictionary(x))
     (tmp_path / "d" / "weights.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(ValueError, match=r"no dictionary to be read .*train again"):
+    with pytest.raises(ValueError, match=r"no readable dictionary .*train again"):
         load_dictionary(tmp_path / "d")
 
 
-def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
-    def sweep() -> list[Trainer]:
-        return [trainee(data, name=name, seed=3, **keys) for name, keys in ACTS.items()]
+def test_an_interrupted_training_ends_in_the_same_bits(data, tmp_path) -> None:
+    def make_sweep() -> list[Trainer]:
+        return [make_trainer(data, name=name, seed=3, **keys) for name, keys in ACTS.items()]
 
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
-    undisturbed = sweep()
-    train(undisturbed, reader(data), whole, checkpoint_every=7, checkpoint_seconds=0, checkpoint_share=1)
+    folders = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    for folder in folders:
+        folder.mkdir()
+    uninterrupted = make_sweep()
+    always: dict = {"checkpoint_every": 7, "checkpoint_seconds": 0, "checkpoint_share": 1}
+    train(uninterrupted, reader(data), folders[0], **always)
 
     class Killed(Exception):
         pass
@@ -157,53 +157,56 @@ def test_a_training_cut_short_ends_in_the_same_bits(data, tmp_path) -> None:
 
     for stop_at in (5, 23, 48):
         with pytest.raises(Killed):
-            train(sweep(), until(stop_at), cut, checkpoint_every=7, checkpoint_seconds=0, checkpoint_share=1)
+            train(make_sweep(), until(stop_at), folders[1], **always)
     seen: list[int] = []
-    resumed = sweep()
-    train(resumed, reader(data, seen), cut, checkpoint_every=7, checkpoint_seconds=0, checkpoint_share=1)
-    assert seen[0] == 42, "the last training began from the last checkpoint"
-    for a, b in zip(undisturbed, resumed, strict=True):
+    resumed = make_sweep()
+    train(resumed, reader(data, seen), folders[1], **always)
+    assert seen[0] == 42, "training did not resume from the last checkpoint"
+    for a, b in zip(uninterrupted, resumed, strict=True):
         for (name, x), (_, y) in zip(a.parameters.named(), b.parameters.named(), strict=True):
             assert torch.equal(x, y), name
         assert a.threshold == b.threshold
 
 
 @pytest.mark.parametrize(("threads", "runs_of"), [(1, list(ACTS)), (2, list(ACTS)), (3, ["topk", "relu"])])
-def test_runs_side_by_side_end_as_each_does_alone(
+def test_runs_in_parallel_end_as_each_does_alone(
     threads: int, runs_of: list[str], data, tmp_path, with_threads, monkeypatch
 ) -> None:
-    """Each run then has one thread, as it has alone here."""
-    made = {name: [trainee(data, name=name, **ACTS[name]) for _ in range(2)] for name in runs_of}
-    for name, (alone, _) in made.items():
+    """Both ways each run has one thread."""
+    trainers = {name: [make_trainer(data, name=name, **ACTS[name]) for _ in range(2)] for name in runs_of}
+    for name, (alone, _) in trainers.items():
         (tmp_path / name).mkdir()
         train([alone], reader(data), tmp_path / name)
     torch.set_num_threads(threads)
-    at_work: set[int] = set()
+    threads_used: set[int] = set()
     step = Trainer.step
 
-    def seen(self, *args):
-        at_work.add(threading.get_ident())
+    def recorded(self, *args):
+        threads_used.add(threading.get_ident())
         assert torch.get_num_threads() == 1
         return step(self, *args)
 
-    monkeypatch.setattr(Trainer, "step", seen)
-    train([together for _, together in made.values()], reader(data), tmp_path)
+    monkeypatch.setattr(Trainer, "step", recorded)
+    train([parallel for _, parallel in trainers.values()], reader(data), tmp_path)
     assert torch.get_num_threads() == threads
-    assert (at_work == {threading.get_ident()}) == (threads == 1)
-    for alone, together in made.values():
-        for (name, x), (_, y) in zip(alone.parameters.named(), together.parameters.named(), strict=True):
+    assert (threads_used == {threading.get_ident()}) == (threads == 1)
+    for alone, parallel in trainers.values():
+        for (name, x), (_, y) in zip(alone.parameters.named(), parallel.parameters.named(), strict=True):
             assert torch.equal(x, y), name
 
 
-def test_large_runs_take_turns_with_all_threads(data, tmp_path, with_threads, monkeypatch) -> None:
-    monkeypatch.setattr(abreast, "SMALL", 2 * 64 * D - 1)
+def test_large_runs_are_trained_one_after_another_with_all_threads(
+    data, tmp_path, with_threads, monkeypatch
+) -> None:
+    monkeypatch.setattr(sweep, "MAX_PARALLEL_WEIGHTS", 2 * 64 * D - 1)
     torch.set_num_threads(2)
-    with abreast.run_in_parallel([trainee(data, name=name) for name in "ab"]) as for_each:
-        for_each(lambda run: None if torch.get_num_threads() == 2 else pytest.fail("threads were taken"))
+    trainers = [make_trainer(data, name=name) for name in "ab"]
+    with sweep.map_trainers(trainers) as map_active:
+        assert map_active(lambda _: torch.get_num_threads(), trainers) == [2, 2]
 
 
 @pytest.mark.parametrize(
-    ("runs", "threads", "side_by_side"),
+    ("runs", "threads", "parallel"),
     [
         (1, 8, 1),
         (12, 1, 1),
@@ -216,30 +219,30 @@ def test_large_runs_take_turns_with_all_threads(data, tmp_path, with_threads, mo
         (5, 4, 4),
     ],
 )
-def test_as_many_runs_side_by_side_as_take_the_least_time(runs, threads, side_by_side) -> None:
-    assert abreast.parallel_runs(runs, threads) == side_by_side
+def test_the_number_of_parallel_runs_minimises_the_time_per_step(runs, threads, parallel) -> None:
+    assert sweep.parallel_runs(runs, threads) == parallel
 
 
 @pytest.mark.parametrize("saving", [0, 2, 5])
-def test_checkpoints_take_a_twentieth_of_the_time_at_most(saving: int, data, tmp_path, monkeypatch) -> None:
-    """Steps take a second each, by a clock that only they and saving move."""
+def test_checkpoints_take_at_most_a_twentieth_of_the_time(saving: int, data, tmp_path, monkeypatch) -> None:
+    """On a fake clock a step takes one second and saving `saving` seconds."""
     now, saved = [0], []
-    student = trainee(data, tokens=BATCH * 299)
+    trainer = make_trainer(data, tokens=BATCH * 299)
 
     def second(start: int, stop: int):
         for batch in reader(data)(start, stop):
             now[0] += 1
             yield batch
 
-    def save(trainees, done, *where) -> None:
+    def save(trainers, state, *args) -> None:
         now[0] += saving
-        saved.append(done.step)
+        saved.append(state.step)
 
-    monkeypatch.setattr(training, "_save", save)
-    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(training, "time", clock)
-    train([student], second, tmp_path, checkpoint_every=1)
-    # the first comes before it is known how long one takes
+    monkeypatch.setattr(sweep, "_save_checkpoint", save)
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(sweep, "time", clock)
+    train([trainer], second, tmp_path, checkpoint_every=1)
+    # the first comes before the duration of one is known
     apart = max(30, 19 * saving)
     assert saved == [*range(30, 299, apart), 299]
     assert (len(saved) - 2) * saving <= 299 / 20
@@ -254,22 +257,27 @@ def test_a_diverging_run_stops_in_one_line_and_keeps_its_checkpoint(data, tmp_pa
         ArithmeticError, match=r"run r, layer 0: the loss is nan at step 20; lower its learning_rate"
     ):
         train(
-            [trainee(data)], poisoned, tmp_path, checkpoint_every=10, checkpoint_seconds=0, checkpoint_share=1
+            [make_trainer(data)],
+            poisoned,
+            tmp_path,
+            checkpoint_every=10,
+            checkpoint_seconds=0,
+            checkpoint_share=1,
         )
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == 20
     assert all(bool(v.isfinite().all()) for v in checkpoint["states"][0]["parameters"].values())
 
 
-def test_dead_features_are_revived(data, tmp_path) -> None:
+def test_auxk_lowers_the_number_of_dead_features(data, tmp_path) -> None:
     def dead(aux: float) -> float:
         folder = tmp_path / str(aux)
         folder.mkdir()
-        student = trainee(data, width=64, k=4, aux=aux, dead_tokens=BATCH * 5, tokens=BATCH * 300)
-        # most features begin so weak that they are never among the largest
-        student.parameters.W_enc.data[16:] *= 0.01
-        train([student], reader(data), folder)
-        return student.dead_share
+        trainer = make_trainer(data, width=64, k=4, aux=aux, dead_tokens=BATCH * 5, tokens=BATCH * 300)
+        # most features start with encoder rows too small to be among the k largest
+        trainer.parameters.W_enc.data[16:] *= 0.01
+        train([trainer], reader(data), folder)
+        return trainer.dead_share
 
     assert dead(1 / 32) < 0.7 * dead(0.0)
 
@@ -287,24 +295,24 @@ def test_schedules_rise_hold_and_fall() -> None:
 
 
 def test_a_training_whose_last_step_breaks_its_weights_is_not_saved(data, tmp_path) -> None:
-    student = trainee(data, learning_rate=1e38, tokens=BATCH, warmup=0, decay=0)
-    with pytest.raises(ArithmeticError, match="a weight is not finite any more; lower its learning_rate"):
-        train([student], reader(data), tmp_path)
+    trainer = make_trainer(data, learning_rate=1e38, tokens=BATCH, warmup=0, decay=0)
+    with pytest.raises(ArithmeticError, match="a weight is not finite; lower its learning_rate"):
+        train([trainer], reader(data), tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_an_output_of_zero_is_no_division_by_zero(data) -> None:
-    student = trainee(data, act="topk", k=4)
+def test_an_output_of_zero_gives_a_finite_loss(data) -> None:
+    trainer = make_trainer(data, act="topk", k=4)
     zeros = torch.zeros(8, D)
-    terms = student.step(0, data["mlp_in"][:8], zeros)
+    terms = trainer.step(0, data["mlp_in"][:8], zeros)
     assert bool(terms.loss.isfinite())
 
 
 def test_each_feature_starts_as_a_token_of_the_sample(data) -> None:
-    student = trainee(data)
-    p, x, y = student.parameters, data["mlp_in"], data["mlp_out"]
+    trainer = make_trainer(data)
+    p, x, y = trainer.parameters, data["mlp_in"], data["mlp_out"]
     with torch.no_grad():
-        at_mean = p.W_enc @ x.mean(0) / student.scales.x + p.b_enc
+        at_mean = p.W_enc @ x.mean(0) / trainer.scales.x + p.b_enc
         assert torch.allclose(at_mean, torch.zeros(64), atol=1e-5)
         reads = torch.nn.functional.normalize(x - x.mean(0), dim=1)
         writes = torch.nn.functional.normalize(y - y.mean(0), dim=1)
@@ -312,4 +320,4 @@ def test_each_feature_starts_as_a_token_of_the_sample(data) -> None:
         distance = torch.cdist(features, torch.cat([reads, writes], dim=1))
     assert float(distance.min(1).values.max()) < 1e-2
     assert float(distance.median()) > 0.5
-    assert not torch.equal(p.W_enc, trainee(data, seed=1).parameters.W_enc)
+    assert not torch.equal(p.W_enc, make_trainer(data, seed=1).parameters.W_enc)

@@ -1,7 +1,7 @@
-"""A trained dictionary: transcoders and SAEs are one class that reads one site and writes another."""
+"""A trained dictionary (SAE or transcoder): reads one site of the model and reconstructs the same or another one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 class Dictionary:
     """z = act(W_enc x + b_enc), y_hat = W_dec^T z + b_dec (+ W_skip x), on raw activations x.
 
-    Decoder rows have unit norm, so that z is in units of y and comparable across features (a feature that was never
-    used may have a zero row). Feature i reads with row W_enc[i] and writes row W_dec[i].
+    Feature i reads with row W_enc[i] and writes row W_dec[i]. Decoder rows have unit norm (zero for
+    features that never fired), so that z is in units of y and comparable across features.
+
+    >>> dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, act="topk", k=16, site_in="mlp_in", site_out="mlp_out")
+    >>> y_hat = dictionary(x)
     """
 
     W_enc: Float[Tensor, "feature d_in"]
@@ -33,9 +36,9 @@ class Dictionary:
     act: str
     """relu, topk, or threshold (batchtopk and jumprelu after training)."""
     k: int | None = None
-    """Active features a token, of topk."""
+    """Active features per token, for topk."""
     threshold: Float[Tensor, " feature"] | None = None
-    """A pre-activation at or below it gives 0."""
+    """z is 0 for pre-activations at or below the threshold."""
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     site_in: str = "mlp_in"
     site_out: str = "mlp_out"
@@ -46,7 +49,8 @@ class Dictionary:
             self.threshold is not None
         ):
             raise ValueError(
-                f"act {self.act} does not go with k={self.k} and threshold={self.threshold is not None}"
+                f"act {self.act} with k={self.k} and {'a' if self.threshold is not None else 'no'} threshold; set k "
+                "for topk only, threshold for act threshold only"
             )
 
     @property
@@ -56,12 +60,12 @@ class Dictionary:
 
     @property
     def d_in(self) -> int:
-        """Width of the site that is read."""
+        """Dimensions of the site that is read."""
         return self.W_enc.shape[1]
 
     @property
     def d_out(self) -> int:
-        """Width of the site that is written."""
+        """Dimensions of the site that is reconstructed."""
         return self.W_dec.shape[1]
 
     @property
@@ -79,7 +83,7 @@ class Dictionary:
         return (x if self.is_transcoder else y).to(self.W_enc.dtype)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
-        """Activations z of all features, zeros included."""
+        """Activations z of all features."""
         pre = x @ self.W_enc.T + self.b_enc
         if self.act == "topk":
             assert self.k is not None
@@ -92,20 +96,20 @@ class Dictionary:
     def encode_sparse(
         self, x: Float[Tensor, "token d_in"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-        """The non-zero activations: token, feature and value of each, by token."""
+        """Token, feature and value of each non-zero activation, ordered by token."""
         pre = torch.addmm(self.b_enc, x, self.W_enc.T)
         if self.act == "topk":
             assert self.k is not None
             values, features = pre.topk(self.k, dim=1)
-            token, place = (values > 0).nonzero(as_tuple=True)
-            return token, features[token, place], values[token, place]
+            token, rank = (values > 0).nonzero(as_tuple=True)
+            return token, features[token, rank], values[token, rank]
         token, feature = (pre > (0.0 if self.threshold is None else self.threshold)).nonzero(as_tuple=True)
         return token, feature, pre[token, feature]
 
     def decode(
         self, z: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
-        """Reconstruction from activations z; x is read by the skip path alone."""
+        """Reconstruction y_hat from activations z; only the skip path reads x."""
         return self._add_bias(self.write(z), x)
 
     def decode_sparse(
@@ -179,47 +183,53 @@ class Dictionary:
         return y - (value[..., None] * self.W_dec[feature]).to(y.dtype)
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """Reconstruction y_hat of the site that is written."""
+        """Reconstruction y_hat of site_out."""
         return self.decode(self.encode(x), x)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Dictionary":
-        """The same dictionary on `device`, of another number format where one is given."""
+        """The same dictionary on `device`, converted to `dtype` if given."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {name: value.to(device, dtype) for name, value in tensors.items()}
         return Dictionary(**{**vars(self), **moved})
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str, Any]) -> None:
-    """Write weights and config (the run's, under `run`) into `folder`."""
+    """Write weights and config into `folder`; `config`, the run's, is stored under `run`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = vars(dictionary)
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in fields.items() if isinstance(value, Tensor)
-    }
-    # through bytes: a full disk is then an OSError like any other
-    write_atomically(folder / WEIGHTS, save(tensors))
+    save_tensors(
+        folder / WEIGHTS, {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    )
     plain = {name: fields[name] for name in ("act", "k", "layer", "site_in")}
     outputs = [{"layer": dictionary.layer, "site": dictionary.site_out}]
     (folder / CONFIG).write_text(json.dumps({**plain, "outputs": outputs, "run": config}, indent=2) + "\n")
 
 
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, atomically."""
+    # through bytes, so that a full disk raises OSError
+    write_atomically(file, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+
+
 def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> Dictionary:
     """The dictionary in `folder`.
 
-    Raises ValueError, naming the folder, where it is missing, damaged or has other outputs than one.
+    Raises ValueError, naming the folder, if it is missing, damaged or does not have exactly one output.
+
+    >>> dictionary = load_dictionary("results/quickstart/dictionaries/tc-topk16-1024/layer1")
+    >>> z = dictionary.encode(x)
+    >>> y_hat = dictionary.decode(z, x)
     """
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS, device=str(device))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder}: no dictionary to be read ({error}); delete it and train again"
-        ) from error
+        raise ValueError(f"{folder}: no readable dictionary ({error}); delete it and train again") from error
     if len(config["outputs"]) != 1:
         raise ValueError(
-            f"{folder}: has {len(config['outputs'])} outputs; only dictionaries of one can be used yet"
+            f"{folder}: has {len(config['outputs'])} outputs; name a dictionary with one, others are not supported yet"
         )
     plain = {name: config[name] for name in ("act", "k", "layer", "site_in")}
     return Dictionary(**tensors, **plain, site_out=config["outputs"][0]["site"])

@@ -1,9 +1,10 @@
-"""Sparse products on a GPU, where every token has k entries: by Triton's kernels, which are imported where they run.
+"""topk on a GPU: selection of exactly k features per token, and sparse products by Triton kernels.
 
-Beside the CPU's (sparse.py, selection.py) three things differ. Large matrices are rounded to the run's precision before
-they are read, sums are float32; so values and gradients too are of bfloat16's accuracy. Of features of equal score the
-first are kept, so that every token has exactly k. And no size depends on the data, so that nothing waits for the GPU
-and a step can be captured as a CUDA graph.
+Differences from the CPU (training/selection.py, sparse.py):
+
+- Large matrices are rounded to the run's precision, sums are float32: values and gradients have bfloat16's accuracy.
+- Of tied scores the lowest features are kept.
+- No size depends on the data: a step needs no GPU sync and can be captured as a CUDA graph.
 """
 
 import importlib.util
@@ -16,39 +17,37 @@ from torch import Tensor
 
 from ...config.dictionaries import Run
 from ..training.parameters import Parameters
-from ..training.selection import margin, rough_dtype
-from ..training.sparse import Entries, Selected
+from ..training.selection import candidates_per_token, score_dtype
+from ..training.sparse import Entries, SelectedEntries
 
-MOST_K = 128
-"""The choice compares all pairs of a token's candidates, whose number is twice k or more."""
-
-
-def kernels_serve(run: Run, x: Float[Tensor, "token d_in"]) -> bool:
-    """Whether a batch of this run is for the kernels; the others are for the CPU's products or dense ones."""
-    return x.is_cuda and run.act == "topk" and run.k <= MOST_K and _triton_is_there()
+MAX_K = 128
+"""The kernel compares all pairs of a token's candidates, at least twice k of them."""
 
 
-def _triton_is_there() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def uses_kernels(run: Run, x: Float[Tensor, "token d_in"]) -> bool:
+    """Whether this run trains on batch x with the kernels, rather than with the CPU's or dense products."""
+    return (
+        x.is_cuda and run.act == "topk" and run.k <= MAX_K and importlib.util.find_spec("triton") is not None
+    )
 
 
 @dataclass(frozen=True)
 class FixedKEntries(Entries):
-    """The same number of entries in each row."""
+    """k entries per token. Triton is imported in the methods: it is missing on machines without a GPU."""
 
     feature: Int[Tensor, " entry"]
-    """int32; ascending within a token."""
+    """int32; ordered by token, then by feature."""
     k: int
-    """Entries a token."""
+    """Entries per token."""
     width: int
     """Number of features, F."""
     precision: torch.dtype
-    """Number format of dense operands."""
+    """Dtype of dense operands."""
     rounded: tuple[Tensor, Tensor] | None = None
-    """A matrix and its rounded copy, where that is at hand."""
+    """A matrix and its rounded copy, if already computed."""
 
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """The matrix, rounded."""
+        """The matrix rounded to `precision`."""
         if self.rounded is not None and self.rounded[0] is dense:
             return self.rounded[1]
         return dense.to(self.precision).contiguous()
@@ -56,7 +55,7 @@ class FixedKEntries(Entries):
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """Entries of left @ right.T, those of the pattern alone."""
+        """left @ right.T at these entries only."""
         from .products import sample
 
         return sample(left, right, self._by_token(self.feature)).flatten()
@@ -64,7 +63,7 @@ class FixedKEntries(Entries):
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Z @ dense, Z the matrix that has `values` at the pattern."""
+        """Z @ dense, where Z has `values` at these entries."""
         from .products import times
 
         return times(self._by_token(values), self._by_token(self.feature), dense)
@@ -78,7 +77,7 @@ class FixedKEntries(Entries):
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Z.T @ dense, and Z.T @ 1."""
+        """Z.T @ dense and Z.T @ 1."""
         from .products import transposed_times
 
         return transposed_times(self._by_token(values), self._by_feature, dense)
@@ -88,27 +87,25 @@ class FixedKEntries(Entries):
 
     @cached_property
     def _by_feature(self):
-        from .products import ByFeature
+        from .products import EntriesByFeature
 
-        return ByFeature.of(self.feature, self.width)
+        return EntriesByFeature.sort(self.feature, self.width)
 
 
 @torch.no_grad()
-def choose(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> Selected:
-    """The k features of largest pre-activation times |W_dec[i]| of each token.
+def select_fixed_k(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> SelectedEntries:
+    """The k features per token of largest pre-activation times |W_dec[i]|.
 
-    Candidates are found by scores rounded to the run's precision, and chosen from by sums of float32, in which their
-    pre-activations are computed as well.
+    Candidates are found by scores in the run's precision; their exact scores and pre-activations use float32 sums.
     """
-    from .rounding import prepare
-    from .search import candidates_of
-    from .search import choose as choose_among
+    from .search import choose_top_k, find_candidates, prepare_weights
 
-    low, x = rough_dtype(run), x.contiguous()
-    norm, weight, W_dec = prepare(p.W_enc, p.W_dec, low)
-    bias, x = p.encoder_bias * norm, x.to(low)
-    scores = torch.addmm(bias.to(low), x, weight.T)
-    candidates, counts = candidates_of(scores, margin(run.k, len(p.W_enc), low != torch.float32))
-    feature, pre = choose_among(x, weight, bias, norm, candidates, counts, run.k)
-    rows = FixedKEntries(feature.flatten(), run.k, len(p.W_enc), low, (p.W_dec, W_dec))
-    return Selected(rows, pre.flatten(), x)
+    dtype, x = score_dtype(run), x.contiguous()
+    norm, weight, W_dec = prepare_weights(p.W_enc, p.W_dec, dtype)
+    bias, x = p.encoder_bias * norm, x.to(dtype)
+    scores = torch.addmm(bias.to(dtype), x, weight.T)
+    wanted = candidates_per_token(run.k, len(p.W_enc), dtype != torch.float32)
+    candidates, counts = find_candidates(scores, wanted)
+    feature, pre = choose_top_k(x, weight, bias, norm, candidates, counts, run.k)
+    entries = FixedKEntries(feature.flatten(), run.k, len(p.W_enc), dtype, (p.W_dec, W_dec))
+    return SelectedEntries(entries, pre.flatten(), x)

@@ -1,6 +1,6 @@
-"""Products with activations that have k entries a token: rows of a matrix gathered, sums in float32.
+"""Triton kernels for products with activations of k entries per token, with sums in float32.
 
-Each output is written once, by one program, in one order: no atomic additions, so that results do not vary.
+Deterministic: one program writes each output, in a fixed order, without atomic additions.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .compiled import kernel
+from . import kernel
 
-LENGTH = 128
-"""Most entries of a feature that one program sums: a feature active everywhere would keep one for milliseconds."""
-SHORT = 2**15
-"""Features that 16-bit keys can tell apart, which are sorted twice as fast."""
+SEGMENT = 128
+"""Most entries of a feature that one program sums; a feature active on all tokens would take one milliseconds."""
+MAX_INT16_WIDTH = 2**15
+"""Most features that fit 16-bit keys, which are sorted twice as fast."""
 
 
 @kernel
@@ -80,7 +80,7 @@ def _times(values, feature, dense, out, d, k, K_BLOCK: tl.constexpr, D_BLOCK: tl
 def times(
     values: Float[Tensor, "token k"], features: Int[Tensor, "token k"], dense: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "token d"]:
-    """Z @ dense, Z the matrix that has `values` at the given features of each token."""
+    """Z @ dense, where Z has `values` at the given features of each token."""
     (tokens, k), d = features.shape, dense.shape[1]
     out = torch.empty(tokens, d, dtype=torch.float32, device=dense.device)
     block = min(1024, triton.next_power_of_2(d))
@@ -113,11 +113,11 @@ def _transposed_times(
     d,
     k,
     extras,
-    LENGTH: tl.constexpr,
+    SEGMENT: tl.constexpr,
     E_BLOCK: tl.constexpr,
     D_BLOCK: tl.constexpr,
 ):
-    # the extra pieces come first, lest long features be what is waited for at the end
+    # extra segments come first, so that no long feature is still running at the end
     program = tl.program_id(0)
     is_extra = program < extras
     feature = tl.where(is_extra, tl.load(owner + program, mask=is_extra, other=0), program - extras).to(
@@ -125,9 +125,9 @@ def _transposed_times(
     )
     live = feature < width
     extra = tl.load(extra_first + feature, mask=live & is_extra, other=0)
-    piece = tl.where(is_extra, program - extra + 1, 0)
-    begin = tl.load(first + feature, mask=live, other=0) + piece * LENGTH
-    stop = tl.minimum(tl.load(first + feature + 1, mask=live, other=0), begin + LENGTH)
+    segment = tl.where(is_extra, program - extra + 1, 0)
+    begin = tl.load(first + feature, mask=live, other=0) + segment * SEGMENT
+    stop = tl.minimum(tl.load(first + feature + 1, mask=live, other=0), begin + SEGMENT)
     column = tl.program_id(1) * D_BLOCK + tl.arange(0, D_BLOCK)
     inside = column < d
     total = tl.zeros([E_BLOCK, D_BLOCK], tl.float32)
@@ -172,39 +172,39 @@ def _add_extras(extra_first, owner, out, sums, width, d, E_BLOCK: tl.constexpr, 
 
 
 @dataclass(frozen=True)
-class ByFeature:
-    """The entries by feature, in pieces of at most LENGTH: each feature's first piece, and the extra ones of some."""
+class EntriesByFeature:
+    """Entries sorted by feature, in segments of at most SEGMENT: a first one per feature, and extra ones of some."""
 
     order: Int[Tensor, " entry"]
-    """int64; the entries, by feature and then by token."""
+    """int64; the entries, sorted by feature, then by token."""
     first: Int[Tensor, " feature_plus_1"]
-    """int32; where each feature's entries begin."""
+    """int32; index of each feature's first entry."""
     extra_first: Int[Tensor, " feature_plus_1"]
-    """int32; where each feature's extra pieces begin among all extra ones."""
+    """int32; index of each feature's first extra segment among all extra segments."""
     owner: Int[Tensor, " extra"]
-    """int32; the feature of each extra piece, of as many as there can be; the number of features for none."""
+    """int32; feature of each extra segment, padded to the largest possible number with the number of features."""
 
     @classmethod
-    def of(cls, feature: Int[Tensor, " entry"], width: int) -> "ByFeature":
-        """Sort the entries of a matrix, given the feature of each, by token."""
-        key = feature.to(torch.int16) if width <= SHORT else feature
+    def sort(cls, feature: Int[Tensor, " entry"], width: int) -> "EntriesByFeature":
+        """Sort entries that are ordered by token, given the feature of each."""
+        key = feature.to(torch.int16) if width <= MAX_INT16_WIDTH else feature
         ordered, order = key.sort(stable=True)
         features = torch.arange(width, dtype=key.dtype, device=key.device)
         first = torch.searchsorted(ordered, features, out_int32=True)
         first = torch.nn.functional.pad(first, (0, 1), value=len(order))
-        more = (first.diff() - 1).clamp_min_(0) // LENGTH
+        more = (first.diff() - 1).clamp_min_(0) // SEGMENT
         ends = more.cumsum(0, dtype=torch.int32)
-        pieces = torch.arange(len(order) // LENGTH, dtype=torch.int32, device=key.device)
-        owner = torch.searchsorted(ends, pieces, right=True, out_int32=True)
+        segments = torch.arange(len(order) // SEGMENT, dtype=torch.int32, device=key.device)
+        owner = torch.searchsorted(ends, segments, right=True, out_int32=True)
         return cls(order, first, torch.nn.functional.pad(ends, (1, 0)), owner)
 
 
 def transposed_times(
-    values: Float[Tensor, "token k"], entries: ByFeature, dense: Float[Tensor, "token d"]
+    values: Float[Tensor, "token k"], entries: EntriesByFeature, dense: Float[Tensor, "token d"]
 ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
     """Z.T @ dense, and the sum of each feature's values."""
     k, d, width, extras = values.shape[1], dense.shape[1], len(entries.first) - 1, len(entries.owner)
-    # the sums of extra pieces lie behind the features'
+    # sums of extra segments follow those of the features
     out = dense.new_empty(width + extras, d, dtype=torch.float32)
     sums = values.new_empty(width + extras)
     block = min(256, triton.next_power_of_2(d))
@@ -222,7 +222,7 @@ def transposed_times(
         d,
         k,
         extras,
-        LENGTH=LENGTH,
+        SEGMENT=SEGMENT,
         E_BLOCK=4,
         D_BLOCK=block,
         num_warps=1,

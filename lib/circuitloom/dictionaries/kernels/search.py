@@ -1,8 +1,8 @@
-"""The k best features of a token: candidates by rough scores, then the choice among exact ones.
+"""Triton kernels that choose the k features of largest score per token: rounded weights, candidates, exact choice.
 
-Candidates are found without sorting. The row is folded into groups; at least `wanted` entries reach the `wanted`-th
-largest of the groups' maxima, and few more do. Where more do than there is room for (many ties, or the best features
-all in a few groups), the row itself is searched, bit by bit of the threshold.
+Candidates are found without sorting. Each row of scores is folded into groups; at least `wanted` entries, and few more,
+reach the `wanted`-th largest group maximum. If they exceed the room (many ties, or the largest scores in few groups),
+a bitwise search of the row finds the threshold.
 """
 
 from typing import no_type_check
@@ -13,18 +13,55 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .compiled import kernel
+from . import kernel
 
 GROUPS = 1024
-"""Groups that a row is folded into where no more candidates are wanted."""
+"""Groups that a row is folded into, unless more candidates are wanted."""
 SMALLEST_NORM = tl.constexpr(1e-30)
-"""A feature that writes nothing has a score of 0, from which its pre-activation cannot be had: it is then 0 too."""
+"""Lower bound of the divisor: with |W_dec[i]| = 0 the score is 0, and the pre-activation is set to 0."""
+
+
+@kernel
+@no_type_check
+def _prepare_weights(
+    W_enc, W_dec, norm, weight, decoder, d_in, d_out, D_BLOCK: tl.constexpr, ROUND: tl.constexpr
+):
+    feature = tl.program_id(0).to(tl.int64)
+    square = tl.zeros([D_BLOCK], tl.float32)
+    for start in range(0, d_out, D_BLOCK):
+        column = start + tl.arange(0, D_BLOCK)
+        row = tl.load(W_dec + feature * d_out + column, mask=column < d_out, other=0)
+        square += row * row
+        if ROUND:
+            rounded = row.to(decoder.dtype.element_ty)
+            tl.store(decoder + feature * d_out + column, rounded, mask=column < d_out)
+    length = tl.sqrt(tl.sum(square))
+    tl.store(norm + feature, length)
+    for start in range(0, d_in, D_BLOCK):
+        column = start + tl.arange(0, D_BLOCK)
+        row = tl.load(W_enc + feature * d_in + column, mask=column < d_in, other=0) * length
+        tl.store(weight + feature * d_in + column, row.to(weight.dtype.element_ty), mask=column < d_in)
+
+
+def prepare_weights(
+    W_enc: Float[Tensor, "feature d_in"], W_dec: Float[Tensor, "feature d_out"], dtype: torch.dtype
+) -> tuple[Float[Tensor, " feature"], Float[Tensor, "feature d_in"], Float[Tensor, "feature d_out"]]:
+    """|W_dec[i]|, and in `dtype` W_enc[i] |W_dec[i]| and W_dec; reads each matrix once."""
+    (width, d_in), d_out = W_enc.shape, W_dec.shape[1]
+    norm, weight = W_enc.new_empty(width), torch.empty_like(W_enc, dtype=dtype)
+    rounds = dtype != W_dec.dtype
+    decoder = torch.empty_like(W_dec, dtype=dtype) if rounds else W_dec
+    block = min(1024, triton.next_power_of_2(max(d_in, d_out)))
+    _prepare_weights[(width,)](
+        W_enc, W_dec, norm, weight, decoder, d_in, d_out, D_BLOCK=block, ROUND=rounds, num_warps=4
+    )
+    return norm, weight, decoder
 
 
 @kernel
 @no_type_check
 def _keys(scores, place, width, BITS: tl.constexpr):
-    """Integers in the order of the scores, the least of all beyond the row."""
+    """Integers that sort like the scores; the smallest integer past the end of the row."""
     bits = tl.load(scores + place, mask=place < width, other=-(1 << (BITS - 1))).to(tl.int32)
     key = bits ^ ((bits >> 31) & ((1 << (BITS - 1)) - 1))
     return tl.where(place < width, key, -(1 << (BITS - 1)))
@@ -33,7 +70,7 @@ def _keys(scores, place, width, BITS: tl.constexpr):
 @kernel
 @no_type_check
 def _kth_key(keys, wanted, BITS: tl.constexpr):
-    """The `wanted`-th largest of some keys."""
+    """The `wanted`-th largest of `keys`."""
     enough = tl.sum((keys >= 0).to(tl.int32)) >= wanted
     least = tl.where(enough, 0, -(1 << (BITS - 1)))
     for i in tl.static_range(BITS - 1):
@@ -57,7 +94,7 @@ def _count(scores, width, floor, BITS: tl.constexpr, BLOCK: tl.constexpr):
 @kernel
 @no_type_check
 def _kth_key_of_row(scores, width, wanted, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """The `wanted`-th largest key of a whole row."""
+    """The `wanted`-th largest key of a row."""
     enough = _count(scores, width, 0, BITS, BLOCK) >= wanted
     least = tl.where(enough, 0, -(1 << (BITS - 1)))
     for i in range(BITS - 1):
@@ -72,7 +109,7 @@ def _kth_key_of_row(scores, width, wanted, BITS: tl.constexpr, BLOCK: tl.constex
 def _append(
     scores, candidates, written, width, low, high, BITS: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr
 ):
-    """Write the places whose keys lie in [low, high] behind those `written`, while there is room; their number."""
+    """Append the columns whose keys are in [low, high] after the first `written`, up to ROOM; returns the number."""
     for start in range(0, width, BLOCK):
         place = start + tl.arange(0, BLOCK)
         keys = _keys(scores, place, width, BITS)
@@ -85,7 +122,7 @@ def _append(
 
 @kernel
 @no_type_check
-def _of_groups(
+def _expand_groups(
     scores,
     candidates,
     groups,
@@ -96,14 +133,14 @@ def _of_groups(
     FOLDS: tl.constexpr,
     ROOM: tl.constexpr,
 ):
-    """Replace the groups that `candidates` lists by their entries at or above `floor`; the number of those."""
+    """Replace the groups listed in `candidates` by their columns at or above `floor`; returns the number of columns."""
     slot = tl.arange(0, ROOM)
     group = tl.load(candidates + slot, mask=slot < groups, other=width)
     place = group[:, None] + BLOCK * tl.arange(0, FOLDS)[None, :]
     hit = ((_keys(scores, place, width, BITS) >= floor) & (place < width)).to(tl.int32)
     total = tl.sum(hit, 1)
     target = (tl.cumsum(total, 0) - total)[:, None] + tl.cumsum(hit, 1) - 1
-    # all threads have read the groups before any overwrites them
+    # all threads must read the groups before one overwrites them
     tl.debug_barrier()
     tl.store(candidates + target, place, mask=(hit > 0) & (target < ROOM))
     return tl.sum(total)
@@ -111,7 +148,7 @@ def _of_groups(
 
 @kernel
 @no_type_check
-def _candidates(
+def _find_candidates(
     scores,
     candidates,
     counts,
@@ -136,7 +173,7 @@ def _candidates(
     if groups <= ROOM:
         tl.store(candidates + tl.cumsum(hit.to(tl.int32), 0) - 1, lane, mask=hit)
         tl.debug_barrier()
-        count = _of_groups(scores, candidates, groups, width, floor, BITS, BLOCK, FOLDS, ROOM)
+        count = _expand_groups(scores, candidates, groups, width, floor, BITS, BLOCK, FOLDS, ROOM)
     if count > ROOM:
         floor = _kth_key_of_row(scores, width, wanted, BITS, BLOCK)
         highest = (1 << (BITS - 1)) - 1
@@ -147,10 +184,10 @@ def _candidates(
     tl.store(counts + row, count)
 
 
-def candidates_of(
+def find_candidates(
     scores: Float[Tensor, "token feature"], wanted: int
 ) -> tuple[Int[Tensor, "token room"], Int[Tensor, " token"]]:
-    """At least the `wanted` largest of each row (any of equal ones), in no order; and how many they are.
+    """Columns of at least the `wanted` largest scores of each row, unordered, and their number; ties are arbitrary.
 
     `scores` are bfloat16 or float32, contiguous.
     """
@@ -160,7 +197,7 @@ def candidates_of(
     bits = 8 * scores.element_size()
     candidates = torch.empty(tokens, room, dtype=torch.int32, device=scores.device)
     counts = torch.empty(tokens, dtype=torch.int32, device=scores.device)
-    _candidates[(tokens,)](
+    _find_candidates[(tokens,)](
         scores.view(torch.int16 if bits == 16 else torch.int32),
         candidates,
         counts,
@@ -177,7 +214,7 @@ def candidates_of(
 
 @kernel
 @no_type_check
-def _choose(
+def _choose_top_k(
     x,
     weight,
     bias,
@@ -210,7 +247,7 @@ def _choose(
         (score[None, :] == score[:, None]) & (place[None, :] < place[:, None])
     )
     kept = valid & (tl.sum((better & valid[None, :]).to(tl.int32), 1) < k)
-    # by feature, so that sums over a token's entries have one order whatever order they were found in
+    # ordered by feature: sums over a token's entries must not depend on the order of the candidates
     target = tl.sum((kept[None, :] & (place[None, :] < place[:, None])).to(tl.int32), 1)
     kept &= target < k
     tl.store(feature + row * k + target, place, mask=kept)
@@ -218,7 +255,7 @@ def _choose(
     tl.store(pre + row * k + target, value, mask=kept)
 
 
-def choose(
+def choose_top_k(
     x: Float[Tensor, "token d"],
     weight: Float[Tensor, "feature d"],
     bias: Float[Tensor, " feature"],
@@ -227,15 +264,15 @@ def choose(
     counts: Int[Tensor, " token"],
     k: int,
 ) -> tuple[Int[Tensor, "token k"], Float[Tensor, "token k"]]:
-    """Of each token's candidates the k of largest `weight x + bias`, ascending; and that over `norm`, float32.
+    """The k candidates per token of largest score `weight x + bias`, ascending, and their score / norm in float32.
 
-    Of equal scores the lower feature comes first, so that each token has exactly k.
+    Of tied scores the lowest features are chosen, so that each token has exactly k.
     """
     tokens, room = candidates.shape
     d = x.shape[1]
     feature = torch.empty(tokens, k, dtype=torch.int32, device=x.device)
     pre = torch.empty(tokens, k, dtype=torch.float32, device=x.device)
-    _choose[(tokens,)](
+    _choose_top_k[(tokens,)](
         x,
         weight,
         bias,

@@ -1,7 +1,7 @@
-"""What the processes that train one dictionary must agree on: sums over all tokens and features, the largest of all.
+"""Collective operations of the processes that train one dictionary: sums over the global batch and over all features.
 
-One process has all tokens and all features; `Reduction` then leaves everything as it is. Of several, each has all
-features and a share of the batch (`BatchSplit`), or the whole batch and a share of the features (`FeatureSplit`).
+`Collectives` is the single-process case and returns everything unchanged. Under `DataParallel` each process has all
+features and a part of the batch; under `TensorParallel` it has the complete batch and a part of the features.
 """
 
 from typing import TypeVar
@@ -18,216 +18,215 @@ T = TypeVar("T")
 
 
 class Collectives:
-    """One process, which has everything. Where there are several, all must call the same methods in the same order."""
+    """A single process. With several, all must call the same methods in the same order."""
 
     rank = 0
-    """Number of this process."""
-    processes = 1
-    splits_features = False
-    """Each process has features of its own."""
+    world_size = 1
+    is_tensor_parallel = False
+    """Each process holds different features."""
 
-    def share(self, batch: int) -> slice:
-        """The rows of a batch that this process reads."""
+    def batch_slice(self, batch: int) -> slice:
+        """Rows of a batch that this process reads."""
         return slice(0, batch)
 
-    def whole(self, read: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What this process trains on, of what all have read."""
-        return read
+    def gather_batch(self, batch_by_site: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The rows that this process trains on, from those that each process has read."""
+        return batch_by_site
 
-    def features(self, width: int) -> slice:
-        """The features that this process holds."""
+    def feature_slice(self, width: int) -> slice:
+        """Features that this process holds."""
         return slice(0, width)
 
-    def tokens(self, here: int) -> int:
-        """Tokens of the whole batch, of which `here` are in this process."""
-        return here
+    def global_tokens(self, local: int) -> int:
+        """Tokens of the global batch, given those of this process."""
+        return local
 
-    def count_features(self, here: int) -> int:
-        """Of all features so many as the processes count `here` of theirs."""
-        return here
+    def sum_feature_counts(self, local: int) -> int:
+        """Number of features in all processes, given the number in this one."""
+        return local
 
-    def over_tokens(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The sum over all tokens, of a sum over those that are here; no gradient goes through it."""
+    def sum_over_tokens(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Sum over the global batch, given this process's partial sum; without gradient."""
         return partial
 
-    def over_features(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The sum over all features, of a sum over those that are here; its gradient is that of the partial sum."""
+    def sum_over_features(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Sum over all features, given this process's partial sum, which receives the gradient of the sum."""
         return partial
 
-    def once(self, replicated: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """A parameter that all hold, its gradient in one of them alone where each would find all of it."""
-        return replicated
+    def grad_on_first_rank(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """A replicated parameter; under tensor parallelism only rank 0 computes its gradient, to count it once."""
+        return parameter
 
-    def gather(self, values: Tensor) -> Tensor:
-        """[process, ...]: the values of all processes, of one shape."""
+    def all_gather(self, values: Tensor) -> Tensor:
+        """[process, ...]: the values of all processes, which have equal shapes."""
         return values[None]
 
     def any(self, value: Tensor) -> bool:
         """Whether `value` is true in any process."""
-        return bool(self.gather(value.int()).any())
+        return bool(self.all_gather(value.int()).any())
 
-    def kth_of_tokens(self, scores: Float[Tensor, "token some"], k: int) -> Float[Tensor, " token"]:
-        """The k-th largest of each token's scores over the features of all processes, -inf where there are fewer."""
+    def kth_largest_per_token(self, scores: Float[Tensor, "token some"], k: int) -> Float[Tensor, " token"]:
+        """The k-th largest score of each token over the features of all processes; -inf if there are fewer than k."""
         lacking = max(0, k - scores.shape[1])
         best = torch.nn.functional.pad(scores, (0, lacking), value=-torch.inf).topk(k, dim=1).values
-        return self.gather(best).movedim(0, 1).flatten(1).topk(k, dim=1).values[:, -1]
+        return self.all_gather(best).movedim(0, 1).flatten(1).topk(k, dim=1).values[:, -1]
 
-    def replicated(self, p: Parameters) -> list[Tensor]:
+    def replicated_parameters(self, p: Parameters) -> list[Tensor]:
         """Parameters that every process holds."""
         return []
 
-    def spread(self, p: Parameters) -> None:
-        """Give every process the first one's replicated parameters."""
+    def broadcast_parameters(self, p: Parameters) -> None:
+        """Copy rank 0's replicated parameters to all processes."""
 
-    def sum_gradients(self, p: Parameters) -> None:
-        """Sum the gradients of replicated parameters, each process having those of its share."""
+    def all_reduce_gradients(self, p: Parameters) -> None:
+        """Sum the gradients of replicated parameters over processes."""
 
-    def same(self, p: Parameters) -> bool:
-        """Whether replicated parameters are the same in all processes, to the bit."""
+    def replicas_are_equal(self, p: Parameters) -> bool:
+        """Whether replicated parameters are bit-identical in all processes."""
         return True
 
-    def first(self, value: T) -> T:
-        """The first process' value."""
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value."""
         return value
 
-    def wait(self) -> None:
-        """Go on when all processes have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
 
-    def join(self, shard: Tensor) -> Tensor:
-        """[feature, ...] of all features, on the CPU, in the first process; in the others of their own."""
-        return shard
+    def gather_features(self, local: Tensor) -> Tensor:
+        """[feature, ...] of all features, on the CPU, in rank 0; other ranks get their own back."""
+        return local
 
 
-ALONE = Collectives()
+SINGLE_PROCESS = Collectives()
 
 
 class _ProcessGroup(Collectives):
-    """What both splits share, over the default process group of torch.distributed."""
+    """Common part of both kinds of parallelism, over torch.distributed's default process group."""
 
     def __init__(self) -> None:
-        self.rank, self.processes = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     @override
-    def share(self, batch: int) -> slice:
-        return self._part(batch)
+    def batch_slice(self, batch: int) -> slice:
+        return self._equal_part(batch)
 
     @override
-    def gather(self, values: Tensor) -> Tensor:
-        pieces = [torch.empty_like(values) for _ in range(self.processes)]
-        dist.all_gather(pieces, values.contiguous())
-        return torch.stack(pieces)
+    def all_gather(self, values: Tensor) -> Tensor:
+        gathered = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(gathered, values.contiguous())
+        return torch.stack(gathered)
 
     @override
     @torch.no_grad()
-    def spread(self, p: Parameters) -> None:
-        for tensor in self.replicated(p):
+    def broadcast_parameters(self, p: Parameters) -> None:
+        for tensor in self.replicated_parameters(p):
             dist.broadcast(tensor, 0)
 
     @override
     @torch.no_grad()
-    def sum_gradients(self, p: Parameters) -> None:
-        for tensor in self.replicated(p):
-            # where the loss of this process does not depend on it
+    def all_reduce_gradients(self, p: Parameters) -> None:
+        for tensor in self.replicated_parameters(p):
+            # None if this process's loss does not depend on the parameter
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
             dist.all_reduce(tensor.grad)
 
     @override
     @torch.no_grad()
-    def same(self, p: Parameters) -> bool:
-        bits = [tensor.view(torch.int32).sum(dtype=torch.int64) for tensor in self.replicated(p)]
-        sums = self.gather(torch.stack(bits))
+    def replicas_are_equal(self, p: Parameters) -> bool:
+        bits = [tensor.view(torch.int32).sum(dtype=torch.int64) for tensor in self.replicated_parameters(p)]
+        sums = self.all_gather(torch.stack(bits))
         return bool((sums == sums[0]).all())
 
     @override
-    def first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         values = [value]
         dist.broadcast_object_list(values, 0)
         return values[0]
 
     @override
-    def wait(self) -> None:
+    def barrier(self) -> None:
         dist.barrier()
 
-    def _part(self, whole: int) -> slice:
-        size = whole // self.processes
-        assert size * self.processes == whole
+    def _equal_part(self, total: int) -> slice:
+        size = total // self.world_size
+        assert size * self.world_size == total
         return slice(self.rank * size, (self.rank + 1) * size)
 
 
 class DataParallel(_ProcessGroup):
-    """Each process has all features and an equal share of the batch's tokens."""
+    """Each process has all features and an equal part of the batch's tokens."""
 
     @override
-    def tokens(self, here: int) -> int:
-        return here * self.processes
+    def global_tokens(self, local: int) -> int:
+        return local * self.world_size
 
     @override
-    def over_tokens(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        return _summed(partial)
+    def sum_over_tokens(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        return _all_reduce(partial)
 
     @override
-    def replicated(self, p: Parameters) -> list[Tensor]:
+    def replicated_parameters(self, p: Parameters) -> list[Tensor]:
         return p.tensors()
 
 
 class TensorParallel(_ProcessGroup):
-    """Each process has the whole batch and an equal share of the features, in order."""
+    """Each process has the complete batch and an equal, contiguous part of the features."""
 
-    splits_features = True
-
-    @override
-    def whole(self, read: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {site: self.gather(rows).flatten(0, 1) for site, rows in read.items()}
+    is_tensor_parallel = True
 
     @override
-    def features(self, width: int) -> slice:
-        return self._part(width)
+    def gather_batch(self, batch_by_site: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {site: self.all_gather(rows).flatten(0, 1) for site, rows in batch_by_site.items()}
 
     @override
-    def count_features(self, here: int) -> int:
+    def feature_slice(self, width: int) -> slice:
+        return self._equal_part(width)
+
+    @override
+    def sum_feature_counts(self, local: int) -> int:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return int(_summed(torch.tensor(here, device=device)))
+        return int(_all_reduce(torch.tensor(local, device=device)))
 
     @override
-    def over_features(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        return _OverFeatures.apply(partial)  # type: ignore[return-value]
+    def sum_over_features(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        return _SumOverFeatures.apply(partial)  # type: ignore[return-value]
 
     @override
-    def once(self, replicated: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return replicated if self.rank == 0 else replicated.detach()
+    def grad_on_first_rank(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return parameter if self.rank == 0 else parameter.detach()
 
     @override
-    def replicated(self, p: Parameters) -> list[Tensor]:
+    def replicated_parameters(self, p: Parameters) -> list[Tensor]:
         return p.tensors(without=PER_FEATURE)
 
     @override
     @torch.no_grad()
-    def join(self, shard: Tensor) -> Tensor:
+    def gather_features(self, local: Tensor) -> Tensor:
         if self.rank > 0:
-            dist.send(shard.contiguous(), 0)
-            return shard
-        pieces = [shard.cpu()]
-        for other in range(1, self.processes):
-            # one shard at a time: all together may not fit the GPU
-            piece = torch.empty_like(shard)
-            dist.recv(piece, other)
-            pieces.append(piece.cpu())
-        return torch.cat(pieces)
+            dist.send(local.contiguous(), 0)
+            return local
+        parts = [local.cpu()]
+        for other in range(1, self.world_size):
+            # one part at a time: the GPU may not hold all of them
+            part = torch.empty_like(local)
+            dist.recv(part, other)
+            parts.append(part.cpu())
+        return torch.cat(parts)
 
 
-class _OverFeatures(torch.autograd.Function):
-    """A sum over processes that each go on with it to the same loss: each part's gradient is the sum's."""
+class _SumOverFeatures(torch.autograd.Function):
+    """All-reduce. All processes compute the same loss from the sum, so each partial sum receives the sum's gradient."""
 
     @staticmethod
     def forward(ctx, partial: Tensor) -> Tensor:
-        return _summed(partial)
+        return _all_reduce(partial)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         return gradient
 
 
-def _summed(partial: Tensor) -> Tensor:
+def _all_reduce(partial: Tensor) -> Tensor:
     total = partial.detach().clone()
     dist.all_reduce(total)
     return total

@@ -110,15 +110,17 @@ def _worker_error(failures: dict, processes: int) -> Exception:
     if killed:
         rank, failure = next(iter(killed.items()))
         return ChildProcessError(
-            f"process {rank} of {processes} was killed ({failure.signal_name()}; SIGKILL if memory ran out); run again: "
-            "it resumes from the last checkpoint"
+            f"process {rank} of {processes} was killed ({failure.signal_name()}; SIGKILL if memory ran out); run "
+            "again: it resumes from the last checkpoint"
         )
     raised = [
         each.error_file_data["message"] for each in failures.values() if "message" in each.error_file_data
     ]
     raised = [each for each in raised if isinstance(each, dict)]
     if not raised:
-        return RuntimeError(f"processes ended without a message: {[each.message for each in failures.values()]}")
+        return RuntimeError(
+            f"processes ended without a message: {[each.message for each in failures.values()]}"
+        )
     messages = [each["message"].partition(": ") for each in raised]
     first = next((i for i, (kind, _, _) in enumerate(messages) if _is_expected(kind)), 0)
     kind, _, text = messages[first]

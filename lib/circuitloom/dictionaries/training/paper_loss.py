@@ -1,8 +1,7 @@
-"""The coordinates of Dunefsky et al. 2024: of `loss: paper`, so that their λ transfer, and of what they published.
+"""Coordinates of Dunefsky et al. 2024, for `loss: paper` (so that their λ transfer) and for their published files.
 
-Their transcoders read the bare normalised x (before the norm's gain and bias) less a trained bias, and write the
-output centred over d (an SAE reads and writes its site as it is). Both are brought back into raw coordinates when
-the dictionary is saved.
+Their transcoders read the normalised x before the norm's gain and bias, minus a trained bias, and write the output
+centred over d. An SAE reads and writes its site unchanged. Saved dictionaries are converted to raw coordinates.
 """
 
 import torch
@@ -16,10 +15,10 @@ from .parameters import Parameters, Scales
 
 
 class PaperCoordinates:
-    """From raw x, y to theirs, and from their parameters to a dictionary on raw x, y."""
+    """Conversion of raw x, y to theirs, and of their parameters to a dictionary on raw x, y."""
 
     def __init__(self, norm: nn.Module | None, centred: bool) -> None:
-        """`norm` is the one in front of the MLP; an SAE has none, and its output is not centred either."""
+        """`norm` is the norm before the MLP; None and not `centred` for an SAE. Raises ValueError if a gain is 0."""
         self.centred = centred
         gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         self.gain: Float[Tensor, ...] = torch.ones(1) if gain is None else gain.detach().float().cpu()
@@ -30,15 +29,15 @@ class PaperCoordinates:
                 "train with loss: standard"
             )
 
-    def read(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """The bare normalised input."""
+    def normalise_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """The normalised input before gain and bias."""
         return (x - self.bias.to(x.device)) / self.gain.to(x.device)
 
-    def write(self, y: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
-        """The output, centred over d for a transcoder."""
+    def centre_output(self, y: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
+        """The output, centred over d if `centred`."""
         return y - y.mean(-1, keepdim=True) if self.centred else y
 
-    def initial(
+    def initial_parameters(
         self,
         run: Run,
         x_mean: Float[Tensor, " d_in"],
@@ -46,10 +45,13 @@ class PaperCoordinates:
         device: torch.device | str,
         features: slice = slice(None),
     ) -> Parameters:
-        """Kaiming-uniform rows of `features`, decoder rows of unit norm, both biases at the means of their data."""
+        """Initial weights for the features in the slice `features`.
+
+        Kaiming-uniform, with decoder rows of unit norm and biases at the means of the data.
+        """
         generator = torch.Generator().manual_seed(run.seed)
         d_in, d_out = len(x_mean), len(scales.y_mean)
-        # the fan-in that the authors' code gives to both matrices, [d, F] and [F, d], is their second dimension
+        # the authors' code takes the second dimension of both matrices, [d, F] and [F, d], as fan-in
         bound = (6 / run.width) ** 0.5
         W_enc = torch.empty(run.width, d_in).uniform_(-bound, bound, generator=generator)[features].clone()
         W_dec = torch.empty(run.width, d_out).uniform_(-1, 1, generator=generator)[features]
@@ -57,15 +59,15 @@ class PaperCoordinates:
             W_enc=W_enc,
             b_enc=torch.zeros(len(W_enc)),
             W_dec=W_dec / torch.linalg.vector_norm(W_dec, dim=1, keepdim=True),
-            # a copy: the mean itself belongs to the stored moments
-            b_dec=self.write(scales.y_mean).clone(),
+            # a copy: the mean belongs to the stored moments
+            b_dec=self.centre_output(scales.y_mean).clone(),
             W_skip=torch.zeros(d_out, d_in) if run.skip else None,
-            b_in=self.read(x_mean),
+            b_in=self.normalise_input(x_mean),
         )
         for name, value in parameters.named():
             setattr(parameters, name, value.to(device).requires_grad_(True))
         if run.kind == "sae":
-            # their SAE subtracts the bias that it adds
+            # their SAE subtracts its output bias from the input: one tensor
             parameters.b_in = parameters.b_dec
         return parameters
 
@@ -73,9 +75,9 @@ class PaperCoordinates:
     def to_dictionary(
         self, p: Parameters, run: Run, layer: int, y_mean: Float[Tensor, " d_out"]
     ) -> Dictionary:
-        """W' = W_enc / gain, b' = b_enc - W_enc b_in - W' bias; the mean that centring took away joins b_dec.
+        """The dictionary on raw x, y: W' = W_enc / gain, b' = b_enc - W_enc b_in - W' bias.
 
-        It is taken to be that of `y_mean` over its dimensions, whatever the token.
+        The mean over d that centring removed is approximated by that of `y_mean` and added to b_dec.
         """
         gain, bias = self.gain.to(p.W_enc.device), self.bias.to(p.W_enc.device)
         W_enc = p.W_enc / gain
@@ -95,9 +97,9 @@ class PaperCoordinates:
 
 
 def transcoder_coordinates(model: LanguageModel, layer: int) -> PaperCoordinates:
-    """The coordinates of transcoders of `layer`.
+    """Coordinates of transcoders of `layer`.
 
-    Raises ValueError where the model has no norm before its MLP, or one whose gain is 0 somewhere.
+    Raises ValueError if the model has no norm before its MLP, or the norm's gain is 0 in some dimension.
     """
     if model.anatomy.norm_mlp is None:
         raise ValueError(
@@ -107,8 +109,8 @@ def transcoder_coordinates(model: LanguageModel, layer: int) -> PaperCoordinates
 
 
 @torch.no_grad()
-def drop_parallel_gradient(p: Parameters) -> None:
-    """Take out of W_dec's gradient what would only change its rows' norms."""
+def remove_parallel_gradient(p: Parameters) -> None:
+    """Remove from W_dec's gradient the part parallel to each row, which changes only its norm."""
     gradient = p.W_dec.grad
     assert gradient is not None
     gradient -= (gradient * p.W_dec).sum(1, keepdim=True) * p.W_dec
@@ -116,5 +118,5 @@ def drop_parallel_gradient(p: Parameters) -> None:
 
 @torch.no_grad()
 def restore_unit_norm(p: Parameters) -> None:
-    """Bring decoder rows back to unit norm."""
+    """Scale decoder rows to unit norm."""
     p.W_dec /= torch.linalg.vector_norm(p.W_dec, dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What training changes: weights in normalised units, how they start, and how they become a dictionary."""
+"""Trainable weights in normalised units: initialisation, and conversion to a dictionary on raw activations."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
@@ -10,15 +10,15 @@ from torch import Tensor
 from ...config.dictionaries import Run
 from ..dictionary import Dictionary
 
-SMALL_NORM = 0.1
-"""Norm of a decoder row before training, where an output has norm √d: near zero, yet a direction."""
+INITIAL_DECODER_NORM = 0.1
+"""Initial norm of decoder rows; outputs have norm √d. Near zero, but with a direction."""
 PER_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
-"""Parameters that have a row for each feature."""
+"""Parameters with one row or entry per feature."""
 
 
 @dataclass(frozen=True)
 class Scales:
-    """One scalar for each side, so that E|x|^2 = E|y|^2 = d in training, and one learning rate serves all layers."""
+    """One scalar each for x and y: in training E|x|^2 = E|y|^2 = d, so that one learning rate works for all layers."""
 
     x: float
     """sqrt(E|x|^2 / d_in)."""
@@ -31,13 +31,13 @@ class Scales:
 
     @property
     def normalised_variance(self) -> float:
-        """V in the units of training."""
+        """V in normalised units."""
         return self.variance / self.y**2
 
 
 @dataclass
 class Parameters:
-    """Weights in training; x and y divided by their scales. Fields as in `Dictionary`."""
+    """Trainable weights, for x and y divided by their scales. Fields as in `Dictionary`."""
 
     W_enc: Float[Tensor, "feature d_in"]
     b_enc: Float[Tensor, " feature"]
@@ -46,27 +46,27 @@ class Parameters:
     threshold: Float[Tensor, " feature"] | None = None
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     b_in: Float[Tensor, " d_in"] | None = None
-    """Subtracted from the input, under `loss: paper` alone."""
+    """Subtracted from the input; only with `loss: paper`."""
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that there are, by name."""
+        """Name and tensor of each parameter that is not None."""
         for field in fields(self):
             if (value := getattr(self, field.name)) is not None:
                 yield field.name, value
 
     def tensors(self, without: Collection[str] = ()) -> list[Tensor]:
-        """The tensors that there are, each once: an SAE under `loss: paper` has one bias in two places."""
+        """The parameters, each once: an SAE with `loss: paper` uses one tensor as b_dec and b_in."""
         named = {id(value): value for name, value in self.named() if name not in without}
         return list(named.values())
 
     @property
     def encoder_bias(self) -> Float[Tensor, " feature"]:
-        """What is added to W_enc x."""
+        """Bias added to W_enc x: b_enc - W_enc b_in."""
         return self.b_enc if self.b_in is None else self.b_enc - self.W_enc @ self.b_in
 
     @property
     def decoder_norm(self) -> Float[Tensor, " feature"]:
-        """|W_dec[i]| of each feature."""
+        """Norm |W_dec[i]| of each decoder row."""
         return torch.linalg.vector_norm(self.W_dec, dim=1)
 
 
@@ -79,21 +79,22 @@ def initial_parameters(
     features: slice = slice(None),
     device: torch.device | None = None,
 ) -> Parameters:
-    """Each feature starts as one token of a raw sample: it reads that token's direction and writes its output's.
+    """Initial weights for the features in the slice `features`, on `device`.
 
-    Directions are taken from the means; a feature's pre-activation is 0 at the mean input, b_dec is the mean output.
-    Which token a feature gets depends on the run's seed alone; only those of `features` are made, on `device`. Against
-    random directions this gave a lower FVU and a seventh of the dead features (docs/log.md).
+    Each feature is initialised from one token of the raw sample (x, y): its encoder row is the unit direction of
+    x - mean, its decoder row that of y - mean. Pre-activations are 0 at the mean input; b_dec is the mean output. The
+    run's seed alone decides which token a feature gets.
     """
+    # compared with random directions: lower FVU, a seventh of the dead features (docs/log.md)
     generator = torch.Generator().manual_seed(run.seed)
     tokens = torch.randperm(max(len(x), run.width), generator=generator)[: run.width][features] % len(x)
     x, y = (side[tokens.to(side.device)].to(device or side.device) for side in (x, y))
-    centre = x_mean.to(x.device)
-    W_enc = _unit_rows(x - centre)
+    x_centre = x_mean.to(x.device)
+    W_enc = _unit_rows(x - x_centre)
     parameters = Parameters(
         W_enc=W_enc,
-        b_enc=-W_enc @ centre / scales.x,
-        W_dec=SMALL_NORM * _unit_rows(y - scales.y_mean.to(y.device)),
+        b_enc=-W_enc @ x_centre / scales.x,
+        W_dec=INITIAL_DECODER_NORM * _unit_rows(y - scales.y_mean.to(y.device)),
         b_dec=scales.y_mean.to(y.device) / scales.y,
         threshold=torch.full((len(W_enc),), run.initial_threshold, device=x.device)
         if run.act == "jumprelu"
@@ -111,7 +112,7 @@ def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
 
 @torch.no_grad()
 def with_unit_rows(parameters: Parameters) -> Parameters:
-    """The same function with decoder rows of unit norm: activations take on the norms that rows had."""
+    """The same function with unit-norm decoder rows; activations are multiplied by the former norms."""
     norm, threshold = parameters.decoder_norm, parameters.threshold
     return replace(
         parameters,
@@ -126,9 +127,9 @@ def with_unit_rows(parameters: Parameters) -> Parameters:
 def to_dictionary(
     parameters: Parameters, run: Run, layer: int, scales: Scales, batch_threshold: float = 0.0
 ) -> Dictionary:
-    """The dictionary on raw activations: scales folded in, decoder rows brought to unit norm.
+    """The dictionary on raw activations: scales folded into the weights, decoder rows of unit norm.
 
-    `batch_threshold` is batchtopk's running threshold on z |W_dec|, in the units of training.
+    `batch_threshold` is batchtopk's running threshold on z |W_dec|, in normalised units.
     """
     unit = with_unit_rows(parameters)
     threshold = unit.threshold

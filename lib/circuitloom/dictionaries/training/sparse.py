@@ -1,7 +1,6 @@
-"""Products with sparse activations, and their gradients: a training step but for one dense encoder product.
+"""Products with sparse activations Z and their gradients, which take k/F of the dense operations.
 
-With k of F features active, the decoder and all gradients take k/F of the dense work. On a CPU PyTorch's CSR kernels
-do them, on a GPU Triton's (rows.py).
+`SparsityPattern` uses PyTorch's CSR kernels on a CPU, `kernels.fixed_k.FixedKEntries` Triton kernels on a GPU.
 """
 
 import warnings
@@ -14,34 +13,34 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# torch calls its CSR layout a prototype, once a process; the products used here are tested against dense ones
+# torch warns once per process that its CSR layout is in beta; tests compare these products with dense ones
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 torch.sparse.check_sparse_tensor_invariants.disable()
 
 
 class Entries(ABC):
-    """Which entries of an activation matrix Z [token, feature] may be non-zero, and products with it."""
+    """Positions of the possibly non-zero entries of an activation matrix Z [token, feature], and products with Z."""
 
     width: int
     """Number of features, F."""
     feature: Int[Tensor, " entry"]
-    """int32; the column of each entry, by token and ascending within one."""
+    """int32; column of each entry. Entries are ordered by token, then by feature."""
 
     @abstractmethod
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """A dense matrix in the number format that the products below read it in."""
+        """A dense matrix in the dtype that the products below read."""
 
     @abstractmethod
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """Entries of left @ right.T, those of the pattern alone."""
+        """left @ right.T at these entries only."""
 
     @abstractmethod
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Z @ dense, Z the matrix that has `values` at the pattern."""
+        """Z @ dense, where Z has `values` at these entries."""
 
     @abstractmethod
     def transposed_times(
@@ -53,25 +52,25 @@ class Entries(ABC):
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Z.T @ dense, and Z.T @ 1."""
+        """Z.T @ dense and Z.T @ 1."""
 
 
 @dataclass(frozen=True)
 class SparsityPattern(Entries):
-    """Which entries of an activation matrix [token, feature] may be non-zero, row by row (CSR)."""
+    """Entries in CSR layout, on a CPU."""
 
     row_start: Int[Tensor, " token_plus_1"]
-    """int32; entries of token t are row_start[t] to row_start[t + 1]."""
+    """int32; token t has entries row_start[t] to row_start[t + 1]."""
     feature: Int[Tensor, " entry"]
     """int32; ascending within a token."""
     width: int
     """Number of features, F."""
 
     @classmethod
-    def of_places(cls, places: Int[Tensor, " entry"], tokens: int, width: int) -> "SparsityPattern":
-        """Entries at ascending places of the flattened matrix."""
-        counts = torch.bincount(places // width, minlength=tokens)
-        return cls(_starts(counts), (places % width).to(torch.int32), width)
+    def from_flat_indices(cls, indices: Int[Tensor, " entry"], tokens: int, width: int) -> "SparsityPattern":
+        """Entries at ascending indices into the flattened matrix."""
+        counts = torch.bincount(indices // width, minlength=tokens)
+        return cls(_row_starts(counts), (indices % width).to(torch.int32), width)
 
     def __len__(self) -> int:
         return len(self.feature)
@@ -83,29 +82,29 @@ class SparsityPattern(Entries):
 
     @cached_property
     def token(self) -> Int[Tensor, " entry"]:
-        """int64; the row of each entry."""
+        """int64; row of each entry."""
         return torch.repeat_interleave(torch.arange(self.tokens), self.row_start.diff().long())
 
     def keep(self, mask: Bool[Tensor, " entry"]) -> "SparsityPattern":
         """The entries where `mask` is true."""
         counts = torch.bincount(self.token[mask], minlength=self.tokens)
-        return SparsityPattern(_starts(counts), self.feature[mask], self.width)
+        return SparsityPattern(_row_starts(counts), self.feature[mask], self.width)
 
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """The matrix as it is: nothing is rounded."""
+        """The matrix unchanged."""
         return dense
 
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """Entries of left @ right.T, those of the pattern alone."""
+        """left @ right.T at these entries only."""
         empty = torch.zeros(len(self), dtype=left.dtype)
         return torch.sparse.sampled_addmm(self._matrix(empty), left, right.T, beta=0.0).values()
 
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Z @ dense, Z the matrix that has `values` at the pattern."""
+        """Z @ dense, where Z has `values` at these entries."""
         return self._matrix(values) @ dense
 
     def transposed_times(
@@ -118,7 +117,7 @@ class SparsityPattern(Entries):
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Z.T @ dense, and Z.T @ 1."""
+        """Z.T @ dense and Z.T @ 1."""
         sums = values.new_zeros(self.width).index_add_(0, self.feature, values)
         return self.transposed_times(values, dense), sums
 
@@ -127,38 +126,38 @@ class SparsityPattern(Entries):
 
     @cached_property
     def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Order of the entries by feature, where each feature starts, and the tokens in that order."""
-        # numpy sorts 16-bit keys by radix, ten times faster than torch's comparison sort
+        """Z.T in CSR layout: the entries' order by feature, each feature's first entry, each entry's token."""
+        # numpy radix-sorts 16-bit keys: ten times faster than torch's comparison sort
         key = self.feature.numpy()
         order = torch.from_numpy(
             np.argsort(key.astype(np.uint16) if self.width <= 2**16 else key, kind="stable")
         )
-        start = _starts(torch.bincount(self.feature, minlength=self.width))
+        start = _row_starts(torch.bincount(self.feature, minlength=self.width))
         return order, start, self.token[order].to(torch.int32)
 
 
-def _starts(counts: Int[Tensor, " row"]) -> Int[Tensor, " row_plus_1"]:
+def _row_starts(counts: Int[Tensor, " row"]) -> Int[Tensor, " row_plus_1"]:
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
 
 
 @dataclass(frozen=True)
-class Selected:
-    """Entries that may be active, and what their encoder rows say."""
+class SelectedEntries:
+    """Entries that may be active, with their pre-activations."""
 
     pattern: Entries
     pre: Float[Tensor, " entry"]
     """Pre-activations W_enc x + b_enc, float32, without gradient."""
     x: Float[Tensor, "token d_in"]
-    """The input as it was read."""
+    """The input, in the dtype it was multiplied in."""
 
 
 class Encode(torch.autograd.Function):
-    """Pre-activations of what was selected; gradients flow to W_enc and the bias alone, since x is data."""
+    """Pre-activations of the selected entries; gradients for W_enc and the bias only, since x is data."""
 
     @staticmethod
-    def forward(ctx, W_enc: Tensor, bias: Tensor, selected: Selected) -> Tensor:  # noqa: D102
+    def forward(ctx, W_enc: Tensor, bias: Tensor, selected: SelectedEntries) -> Tensor:  # noqa: D102
         ctx.selected = selected
-        # a copy: what a function returns must not be what it was given
+        # a copy: an autograd function must not return its input
         return selected.pre.clone()
 
     @staticmethod
@@ -168,7 +167,7 @@ class Encode(torch.autograd.Function):
 
 
 class Decode(torch.autograd.Function):
-    """Z @ W_dec, Z the activations at a pattern."""
+    """Z @ W_dec, where Z has activations z at the entries of `pattern`."""
 
     @staticmethod
     def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Entries) -> Tensor:  # noqa: D102

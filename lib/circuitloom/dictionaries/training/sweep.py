@@ -1,233 +1,54 @@
-"""Training a sweep at one layer: from cached activations to a folder per run.
-
-All runs of the sweep train on each batch that is read; training resumes bit-exactly after a kill.
-"""
+"""Trains all runs of a sweep at one layer, on each batch that is read; resumes bit for bit after a kill."""
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...activations.store import ActivationStore, open_activations, read_sites
 from ...config.dictionaries import Run
-from ...core.atomic_io import discard, fingerprint, move, partial_folder, replace
+from ...core.atomic_io import (
+    fingerprint,
+    partial_folder,
+    remove_partial_folder,
+    replace_folder,
+    write_atomically,
+)
 from ...core.progress import progress
 from ...core.tables import HISTORY, write_table
 from ...language_model.model import LanguageModel
 from ..dictionary import save_dictionary
-from .collectives import ALONE, Collectives
-from .objective import Terms
+from .collectives import SINGLE_PROCESS, Collectives
+from .objective import LossTerms
 from .paper_loss import PaperCoordinates, transcoder_coordinates
-from .trainer import Trainer, learning_rate
-
-SMALL = 2**22
-"""Weights of a run's two matrices up to which runs are taken side by side.
-
-What larger ones allocate does not fit the arenas that glibc has for threads, and gets fresh pages each time.
-"""
-SERIAL = 0.5
-"""Share of a small run's step that one thread does: at d = 64, F = 2048 two take 0.75 of the time of one."""
-
-T = TypeVar("T")
-ForEach = Callable[[Callable[[Trainer], None]], None]
-"""Calls a function for each run, and returns when all are done; raises what one raised."""
-
-
-@contextmanager
-def run_in_parallel(trainees: list[Trainer]) -> Iterator[ForEach]:
-    """How to take each run's step; for as long as the body runs, torch has the threads of one run.
-
-    Which, depends on the runs and on torch's threads alone, as do then the last bits of what is trained.
-    """
-    threads = torch.get_num_threads()
-    abreast = parallel_runs(len(trainees), threads) if all(map(_is_small, trainees)) else 1
-    if abreast == 1:
-        yield lambda function: _in_turn(function, trainees)
-        return
-    share = threads // abreast
-    torch.set_num_threads(share)
-    try:
-        # each of a pool's threads has a number of its own
-        with ThreadPoolExecutor(abreast, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            yield lambda function: _in_turn(Future.result, [pool.submit(function, each) for each in trainees])
-    finally:
-        torch.set_num_threads(threads)
-
-
-def parallel_runs(runs: int, threads: int) -> int:
-    """How many runs to take side by side, for a step of all to take the least time; where several do, the most."""
-
-    def time(abreast: int) -> float:
-        rounds, share = -(-runs // abreast), threads // abreast
-        return rounds * (SERIAL + (1 - SERIAL) / share)
-
-    return min(range(1, min(runs, threads) + 1), key=lambda abreast: (time(abreast), -abreast))
-
-
-def _is_small(trainee: Trainer) -> bool:
-    weights = trainee.parameters.W_enc, trainee.parameters.W_dec
-    alone = trainee.reduction.processes == 1
-    return alone and not weights[0].is_cuda and sum(each.numel() for each in weights) <= SMALL
-
-
-def _in_turn(function: Callable[[T], None], items: Iterable[T]) -> None:
-    for item in items:
-        function(item)
-
+from .trainer import Trainer
 
 HISTORY_EVERY = 10
-"""Steps between rows of the history."""
+"""Steps between history rows."""
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
-"""Least time between checkpoints, which large dictionaries make by the gigabyte."""
+"""Least time between checkpoints; those of large dictionaries have gigabytes."""
 CHECKPOINT_SHARE = 1 / 20
-"""Share of the time that checkpoints take at most: those of the largest dictionaries take minutes."""
+"""Largest share of the time spent on checkpoints; one of the largest dictionaries takes minutes."""
+MAX_PARALLEL_WEIGHTS = 2**22
+"""Most encoder and decoder weights of a run that is trained in parallel with others.
 
-Read = Callable[[int, int], Iterator[dict[str, Tensor]]]
-"""(first step, last step, exclusive) to batches, or this process' share of each: raw activations [token, d] by site."""
+Larger runs allocate more than glibc's per-thread arenas hold, and get fresh pages each time.
+"""
+SERIAL_SHARE = 0.5
+"""Share of a small run's step that does not scale with threads: at d = 64, F = 2048 two take 0.75 of one's time."""
 
-
-@dataclass
-class _Progress:
-    """How far a sweep has come."""
-
-    step: int = 0
-    history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-
-@dataclass
-class _Clock:
-    """Time that one run has taken since its last row."""
-
-    seconds: float = 0.0
-    steps: int = 0
-
-
-def train(
-    trainees: list[Trainer],
-    read: Read,
-    partial: Path,
-    checkpoint_every: int = 50,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    checkpoint_share: float = CHECKPOINT_SHARE,
-) -> dict[str, list[dict[str, Any]]]:
-    """Train all runs to their ends; each run's history rows (table HISTORY), by name.
-
-    A checkpoint in the folder `partial` is continued: the caller sees to it that it is this training's own. The next
-    one is due after so many steps, so many seconds, and so long that saving has taken `checkpoint_share` of the time.
-    On a CPU small runs take their steps side by side, with a share of the threads each.
-    Raises ArithmeticError where a run diverges.
-    """
-    reduction = trainees[0].reduction
-    done = _resume(trainees, partial, reduction)
-    steps = max(trainee.steps for trainee in trainees)
-    layer, batch = trainees[0].layer, trainees[0].run.batch
-    clocks = {trainee.run.name: _Clock() for trainee in trainees}
-    saved, rest = time.monotonic(), checkpoint_seconds
-    label, silent = f"dictionaries layer {layer}", reduction.rank > 0
-    with (
-        progress(label, steps * batch, "tokens", done.step * batch, silent=silent) as bar,
-        run_in_parallel(trainees) as for_each,
-    ):
-        for share_by_site in read(done.step, steps):
-            batch_by_site = reduction.whole(share_by_site)
-            for_each(
-                lambda trainee, rows=batch_by_site: _take_step(trainee, done, rows, clocks[trainee.run.name])
-            )
-            done.step += 1
-            bar.update(batch)
-            began = time.monotonic()
-            due = done.step % checkpoint_every == 0 and reduction.first(began - saved >= rest)
-            if due or done.step == steps:
-                _save(trainees, done, partial, reduction)
-                saved = time.monotonic()
-                rest = max(checkpoint_seconds, (1 / checkpoint_share - 1) * (saved - began))
-    return done.history
-
-
-def _take_step(trainee: Trainer, done: _Progress, batch: dict[str, Tensor], clock: _Clock) -> None:
-    """One step of a run, unless it is at its end; a row of its history where one is due."""
-    run = trainee.run
-    if done.step >= trainee.steps:
-        return
-    began = time.perf_counter()
-    terms = trainee.step(done.step, batch[run.site_in], batch[run.site_out])
-    clock.seconds += time.perf_counter() - began
-    clock.steps += 1
-    if (done.step + 1) % HISTORY_EVERY == 0 or done.step + 1 == trainee.steps:
-        row = _row(trainee, done.step, terms, clock.steps * run.batch / clock.seconds)
-        done.history.setdefault(run.name, []).append(row)
-        clock.seconds, clock.steps = 0.0, 0
-
-
-def _row(trainee: Trainer, step: int, terms: Terms, tokens_per_second: float) -> dict[str, Any]:
-    names = ("loss", "reconstruction", "sparsity", "auxiliary", "l0", "fvu")
-    return {
-        "run": trainee.run.name,
-        "layer": trainee.layer,
-        "step": step + 1,
-        **{name: getattr(terms, name).item() for name in names},
-        "dead": trainee.dead_share,
-        "learning_rate": learning_rate(trainee.run, step, trainee.steps),
-        "tokens_per_second": tokens_per_second,
-    }
-
-
-def _save(trainees: list[Trainer], done: _Progress, partial: Path, reduction: Collectives) -> None:
-    """Write a checkpoint; where features are split, each process its own part, and the first one's makes it valid."""
-    for trainee in trainees:
-        trainee.check()
-    file = _file(partial, done.step, reduction)
-    if reduction.rank > 0 and reduction.splits_features:
-        _write(trainees, done, file)
-    reduction.wait()
-    if reduction.rank == 0:
-        _write(trainees, done, file)
-    reduction.wait()
-    for old in partial.glob(_shard("*", reduction.rank)):
-        if old != file:
-            old.unlink()
-
-
-def _write(trainees: list[Trainer], done: _Progress, file: Path) -> None:
-    states = [trainee.state() for trainee in trainees]
-    content = io.BytesIO()
-    torch.save({"step": done.step, "history": done.history, "states": states}, content)
-    # as bytes: a full disk is then an OSError like any other
-    replace(file, content.getbuffer())
-
-
-def _file(partial: Path, step: int, reduction: Collectives) -> Path:
-    """Where a process finds its state: all in one file, unless each has features of its own."""
-    apart = reduction.splits_features and reduction.rank > 0
-    return partial / (_shard(step, reduction.rank) if apart else CHECKPOINT)
-
-
-def _shard(step: int | str, rank: int) -> str:
-    return f"checkpoint-process{rank}-step{step}.pt"
-
-
-def _resume(trainees: list[Trainer], partial: Path, reduction: Collectives) -> _Progress:
-    first, device = partial / CHECKPOINT, trainees[0].silent.device
-    content = _read(first, device) if reduction.rank == 0 and first.is_file() else None
-    step = reduction.first(0 if content is None else content["step"])
-    if step == 0:
-        return _Progress()
-    content = content or _read(_file(partial, step, reduction), device)
-    for trainee, state in zip(trainees, content["states"], strict=True):
-        trainee.restore(state)
-    return _Progress(content["step"], content["history"])
-
-
-def _read(file: Path, device: torch.device) -> dict[str, Any]:
-    return torch.load(file, weights_only=True, map_location=device)
+ReadBatches = Callable[[int, int], Iterator[dict[str, Tensor]]]
+"""(first step, last step, exclusive) to raw activations [token, d] by site: batches, or this process's part of each."""
+Step = Callable[[Trainer], LossTerms]
+MapTrainers = Callable[[Step, list[Trainer]], list[LossTerms]]
 
 
 def train_sweep(
@@ -237,96 +58,241 @@ def train_sweep(
     model: LanguageModel,
     outputs: list[Path],
     version: str = "",
-    reduction: Collectives = ALONE,
+    collectives: Collectives = SINGLE_PROCESS,
 ) -> None:
-    """Train `runs` on `layer` and write each one's dictionary and history into its folder of `outputs`.
+    """Train `runs` on `layer`; write the dictionary and history of each into its folder of `outputs`.
 
-    `version` is whatever else the result depends on, such as a hash of the code: another's work is not continued.
-    Where several processes train together, each calls this with its `reduction`, and the first one writes.
+    `version` is anything else the result depends on, such as a hash of the code: a checkpoint of another version is not
+    resumed. With several processes each calls this with its `collectives`, and rank 0 writes.
 
-    Raises ValueError where activations are missing or damaged, ArithmeticError where a run diverges.
+    Raises ValueError if activations are missing or damaged, ArithmeticError if a run diverges.
     """
     sites = sorted({site for run in runs for site in (run.site_in, run.site_out)})
-    sources = {site: open_activations(activations, site, layer, model) for site in sites}
-    trainees = _trainees(runs, layer, sources, model, reduction)
+    stores = {site: open_activations(activations, site, layer, model) for site in sites}
+    trainers = _make_trainers(runs, layer, stores, model, collectives)
     mark = fingerprint(
         runs=[run.model_dump(mode="json") for run in runs],
         activations={
             site: {
-                "stored": [str(source.stored.folder), source.stored.order, source.stored.number_format],
-                "moments": source.moments.to_json(),
+                "stored": [str(store.stored.folder), store.stored.order, store.stored.number_format],
+                "moments": store.moments.to_json(),
             }
-            for site, source in sources.items()
+            for site, store in stores.items()
         },
         device=model.device.type,
         version=version,
     )
-    # named after the first run, whose name is no other sweep's
-    with _partial(outputs[0].parent / f".{outputs[0].name}", mark, reduction) as partial:
-        read = _reader(sources, runs[0].batch, model.device, reduction)
-        history = train(trainees, read, partial)
-        for trainee, output in zip(trainees, outputs, strict=True):
-            dictionary = trainee.dictionary()
-            if reduction.rank > 0:
+    batch, part = runs[0].batch, collectives.batch_slice(runs[0].batch)
+
+    def read_batches(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        return read_sites(stores, batch, stop, start, rows=part, device=model.device)
+
+    # named after the first run: no other sweep has a run of this name
+    with _shared_partial_folder(outputs[0].parent / f".{outputs[0].name}", mark, collectives) as partial:
+        history = train(trainers, read_batches, partial)
+        for trainer, output in zip(trainers, outputs, strict=True):
+            dictionary = trainer.dictionary()
+            if collectives.rank > 0:
                 continue
-            ready = partial / trainee.run.name
-            save_dictionary(dictionary, ready, trainee.run.model_dump(mode="json"))
-            write_table(HISTORY, history[trainee.run.name], ready / "history.parquet")
-            move(ready, output)
-        if reduction.rank == 0:
-            discard(partial)
+            finished = partial / trainer.run.name
+            save_dictionary(dictionary, finished, trainer.run.model_dump(mode="json"))
+            write_table(HISTORY, history[trainer.run.name], finished / "history.parquet")
+            replace_folder(finished, output)
+        if collectives.rank == 0:
+            remove_partial_folder(partial)
+
+
+@dataclass
+class _SweepState:
+    """Steps taken, and each run's history rows by name."""
+
+    step: int = 0
+    history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def train(
+    trainers: list[Trainer],
+    read_batches: ReadBatches,
+    partial: Path,
+    checkpoint_every: int = 50,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_share: float = CHECKPOINT_SHARE,
+) -> dict[str, list[dict[str, Any]]]:
+    """Train all runs to their last step; returns each run's rows of table HISTORY, by name.
+
+    Resumes from a checkpoint in the folder `partial`; the caller ensures that it belongs to this training. Checkpoints
+    are written at multiples of `checkpoint_every` steps, at least `checkpoint_seconds` apart, and take at most
+    `checkpoint_share` of the time. On a CPU small runs train in parallel, with a part of the threads each.
+    Raises ArithmeticError if a run diverges.
+    """
+    collectives = trainers[0].collectives
+    state = _resume(trainers, partial, collectives)
+    steps = max(trainer.steps for trainer in trainers)
+    layer, batch = trainers[0].layer, trainers[0].run.batch
+    saved, pause = time.monotonic(), checkpoint_seconds
+    label, silent = f"dictionaries layer {layer}", collectives.rank > 0
+    with (
+        progress(label, steps * batch, "tokens", state.step * batch, silent=silent) as bar,
+        map_trainers(trainers) as map_active,
+    ):
+        for local_batch in read_batches(state.step, steps):
+            x = collectives.gather_batch(local_batch)
+            active = [trainer for trainer in trainers if state.step < trainer.steps]
+            all_terms = map_active(
+                lambda trainer, i=state.step, x=x: trainer.step(
+                    i, x[trainer.run.site_in], x[trainer.run.site_out]
+                ),
+                active,
+            )
+            for trainer, terms in zip(active, all_terms, strict=True):
+                if (state.step + 1) % HISTORY_EVERY == 0 or state.step + 1 == trainer.steps:
+                    row = trainer.history_row(state.step, terms)
+                    state.history.setdefault(trainer.run.name, []).append(row)
+            state.step += 1
+            bar.update(batch)
+            began = time.monotonic()
+            due = state.step % checkpoint_every == 0 and collectives.broadcast(began - saved >= pause)
+            if due or state.step == steps:
+                _save_checkpoint(trainers, state, partial, collectives)
+                saved = time.monotonic()
+                pause = max(checkpoint_seconds, (1 / checkpoint_share - 1) * (saved - began))
+    return state.history
 
 
 @contextmanager
-def _partial(output: Path, mark: str, reduction: Collectives) -> Iterator[Path]:
-    """The partial folder of all processes, held by the first."""
-    if reduction.rank > 0:
-        yield Path(reduction.first(""))
+def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
+    """A function that calls a step for each trainer, in parallel threads if that is faster, and returns the results.
+
+    Within the context torch uses one run's part of the threads. Bit-exact only for the same runs and the same number of
+    threads.
+    """
+    threads = torch.get_num_threads()
+    parallel = parallel_runs(len(trainers), threads) if all(map(_is_small, trainers)) else 1
+    if parallel == 1:
+        yield lambda step, active: [step(trainer) for trainer in active]
+        return
+    share = threads // parallel
+    torch.set_num_threads(share)
+    try:
+        # torch's number of threads is set per thread
+        with ThreadPoolExecutor(parallel, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            yield lambda step, active: list(pool.map(step, active))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def parallel_runs(runs: int, threads: int) -> int:
+    """Number of runs to train in parallel for the least time per step of all; of equally fast ones the largest."""
+
+    def relative_time(parallel: int) -> float:
+        rounds, share = -(-runs // parallel), threads // parallel
+        return rounds * (SERIAL_SHARE + (1 - SERIAL_SHARE) / share)
+
+    return min(range(1, min(runs, threads) + 1), key=lambda parallel: (relative_time(parallel), -parallel))
+
+
+def _is_small(trainer: Trainer) -> bool:
+    weights = trainer.parameters.W_enc, trainer.parameters.W_dec
+    single_process = trainer.collectives.world_size == 1
+    return (
+        single_process
+        and not weights[0].is_cuda
+        and sum(weight.numel() for weight in weights) <= MAX_PARALLEL_WEIGHTS
+    )
+
+
+def _save_checkpoint(
+    trainers: list[Trainer], state: _SweepState, partial: Path, collectives: Collectives
+) -> None:
+    """Write a checkpoint; under tensor parallelism one per rank, valid once rank 0 has written the last."""
+    for trainer in trainers:
+        trainer.check()
+    file = _checkpoint_file(partial, state.step, collectives)
+    if collectives.rank > 0 and collectives.is_tensor_parallel:
+        _write_checkpoint(trainers, state, file)
+    collectives.barrier()
+    if collectives.rank == 0:
+        _write_checkpoint(trainers, state, file)
+    collectives.barrier()
+    for old in partial.glob(_rank_checkpoint("*", collectives.rank)):
+        if old != file:
+            old.unlink()
+
+
+def _write_checkpoint(trainers: list[Trainer], state: _SweepState, file: Path) -> None:
+    states = [trainer.state() for trainer in trainers]
+    content = io.BytesIO()
+    torch.save({"step": state.step, "history": state.history, "states": states}, content)
+    # through bytes, so that a full disk raises OSError
+    write_atomically(file, content.getbuffer())
+
+
+def _checkpoint_file(partial: Path, step: int, collectives: Collectives) -> Path:
+    """One file for all ranks; under tensor parallelism one per rank."""
+    separate = collectives.is_tensor_parallel and collectives.rank > 0
+    return partial / (_rank_checkpoint(step, collectives.rank) if separate else CHECKPOINT)
+
+
+def _rank_checkpoint(step: int | str, rank: int) -> str:
+    return f"checkpoint-rank{rank}-step{step}.pt"
+
+
+def _resume(trainers: list[Trainer], partial: Path, collectives: Collectives) -> _SweepState:
+    main, device = partial / CHECKPOINT, trainers[0].tokens_since_fired.device
+    content = _read_checkpoint(main, device) if collectives.rank == 0 and main.is_file() else None
+    step = collectives.broadcast(0 if content is None else content["step"])
+    if step == 0:
+        return _SweepState()
+    content = content or _read_checkpoint(_checkpoint_file(partial, step, collectives), device)
+    for trainer, state in zip(trainers, content["states"], strict=True):
+        trainer.restore(state)
+    return _SweepState(content["step"], content["history"])
+
+
+def _read_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
+    return torch.load(file, weights_only=True, map_location=device)
+
+
+@contextmanager
+def _shared_partial_folder(output: Path, mark: str, collectives: Collectives) -> Iterator[Path]:
+    """The partial folder of all processes; rank 0 holds its lock."""
+    if collectives.rank > 0:
+        yield Path(collectives.broadcast(""))
         return
     with partial_folder(output, mark) as folder:
-        yield Path(reduction.first(str(folder)))
+        yield Path(collectives.broadcast(str(folder)))
 
 
-def _trainees(
+def _make_trainers(
     runs: list[Run],
     layer: int,
-    sources: Mapping[str, ActivationStore],
+    stores: Mapping[str, ActivationStore],
     model: LanguageModel,
-    reduction: Collectives,
+    collectives: Collectives,
 ) -> list[Trainer]:
-    sample = _sample(sources, max(run.width for run in runs), runs[0].batch, model.device)
-    trainees = []
+    sample = _read_sample(stores, max(run.width for run in runs), runs[0].batch, model.device)
+    trainers = []
     for run in runs:
-        moments = sources[run.site_in].moments, sources[run.site_out].moments
+        moments = stores[run.site_in].moments, stores[run.site_out].moments
         pair = sample[run.site_in], sample[run.site_out]
-        paper = _paper(run, layer, model)
-        trainees.append(Trainer(run, layer, *moments, pair, paper, reduction, model.device))
-    return trainees
+        if run.loss != "paper":
+            paper = None
+        elif run.kind == "sae":
+            paper = PaperCoordinates(None, centred=False)
+        else:
+            paper = transcoder_coordinates(model, layer)
+        trainers.append(Trainer(run, layer, *moments, pair, paper, collectives, model.device))
+    return trainers
 
 
-def _sample(
-    sources: Mapping[str, ActivationStore], rows: int, batch: int, device: torch.device
+def _read_sample(
+    stores: Mapping[str, ActivationStore], rows: int, batch: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """The first rows of each site, which are tokens of all documents: as many as there are features, or all.
+    """The first `rows` rows of each site, or all if there are fewer; row order is random over documents.
 
-    On the CPU: a GPU may have no room for those of all features.
+    On the CPU: a GPU may lack the memory for one row per feature.
     """
-    few = min(rows, *(source.rows for source in sources.values()))
-    batches = read_sites(sources, batch, -(-few // batch), device=device)
-    pieces = [{site: x.cpu() for site, x in each.items()} for each in batches]
-    return {site: torch.cat([piece[site] for piece in pieces])[:few] for site in sources}
-
-
-def _reader(
-    sources: Mapping[str, ActivationStore], batch: int, device: torch.device, reduction: Collectives
-) -> Read:
-    share = reduction.share(batch)
-    return lambda start, stop: read_sites(sources, batch, stop, start, share=share, device=device)
-
-
-def _paper(run: Run, layer: int, model: LanguageModel) -> PaperCoordinates | None:
-    if run.loss != "paper":
-        return None
-    if run.kind == "sae":
-        return PaperCoordinates(None, centred=False)
-    return transcoder_coordinates(model, layer)
+    rows = min(rows, *(store.rows for store in stores.values()))
+    batches = read_sites(stores, batch, -(-rows // batch), device=device)
+    on_cpu = [{site: x.cpu() for site, x in each.items()} for each in batches]
+    return {site: torch.cat([each[site] for each in on_cpu])[:rows] for site in stores}

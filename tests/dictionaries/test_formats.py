@@ -1,4 +1,4 @@
-"""Exported files hold what circuit-tracer and SAELens compute with; what they cannot read is refused."""
+"""Exported files give the same results in circuit-tracer and SAELens; what they cannot load is refused."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,8 @@ import yaml
 from safetensors.torch import load_file
 
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.dictionaries.formats.export import export_circuit_tracer, export_saelens
+from circuitloom.dictionaries.formats.circuit_tracer import export_circuit_tracer
+from circuitloom.dictionaries.formats.saelens import export_saelens
 
 D, WIDTH = 8, 20
 SAE = {"site_in": "mlp_out", "site_out": "mlp_out"}
@@ -31,14 +32,14 @@ def make(
     )  # fmt: skip
 
 
-def activated(pre: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
-    """As both tools have it."""
+def activate(pre: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
+    """The activation function of both tools."""
     return pre.relu() if threshold is None else pre.relu() * (pre > threshold)
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("act", ["relu", "threshold"])
-def test_what_circuit_tracer_reads_computes_the_same(act: str, skip: bool, tmp_path) -> None:
+def test_an_exported_set_computes_the_same_in_circuit_tracer(act: str, skip: bool, tmp_path) -> None:
     made = {layer: make(layer, act, skip) for layer in (1, 0)}
     export_circuit_tracer(made, tmp_path, 'a "model"')
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {
@@ -54,13 +55,13 @@ def test_what_circuit_tracer_reads_computes_the_same(act: str, skip: bool, tmp_p
     for layer, dictionary in made.items():
         held = load_file(tmp_path / f"layer_{layer}.safetensors")
         pre = torch.nn.functional.linear(x, held["W_enc"], held["b_enc"])
-        y_hat = activated(pre, held.pop("activation_function.threshold", None)) @ held["W_dec"]
+        y_hat = activate(pre, held.pop("activation_function.threshold", None)) @ held["W_dec"]
         y_hat = y_hat + held["b_dec"] + (x @ held["W_skip"].T if skip else 0)
         torch.testing.assert_close(y_hat, dictionary(x))
         assert held.keys() == {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"W_skip"} if skip else set())
 
 
-def test_a_second_export_takes_the_place_of_the_first(tmp_path) -> None:
+def test_a_second_export_replaces_the_first(tmp_path) -> None:
     for act in ("relu", "threshold"):
         export_circuit_tracer({0: make(act=act)}, tmp_path, "model")
     assert "activation_function.threshold" in load_file(tmp_path / "layer_0.safetensors")
@@ -74,16 +75,16 @@ def test_a_second_export_takes_the_place_of_the_first(tmp_path) -> None:
         ({0: make(0), 1: make(1, width=10)}, "layer 1 has 10 features"),
         ({0: make(0), 1: make(1, "topk")}, "relu and thresholds, not topk"),
         ({0: make(0, **SAE)}, "name a run of transcoders"),
-        ({0: make(0), 1: make(1, skip=True)}, "W_skip"),
+        ({0: make(0), 1: make(1, skip=True)}, "only one of layers 1 and 0 has W_skip"),
     ],
 )
-def test_what_circuit_tracer_cannot_read_is_refused(made, words: str, tmp_path) -> None:
+def test_sets_that_circuit_tracer_cannot_load_are_refused(made, words: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=words):
         export_circuit_tracer(made, tmp_path / "set", "model")
     assert not (tmp_path / "set").exists()
 
 
-def test_layers_of_another_set_are_not_mixed_in(tmp_path) -> None:
+def test_a_folder_with_layers_of_another_set_is_refused(tmp_path) -> None:
     export_circuit_tracer({0: make(0), 1: make(1)}, tmp_path, "model")
     with pytest.raises(ValueError, match=r"layer_1.safetensors of another set"):
         export_circuit_tracer({0: make(0)}, tmp_path, "model")
@@ -101,7 +102,7 @@ ARCHITECTURES = {
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_saelens_reads_computes_the_same(architecture: str, tmp_path) -> None:
+def test_an_exported_dictionary_computes_the_same_in_saelens(architecture: str, tmp_path) -> None:
     dictionary = ARCHITECTURES[architecture]
     export_saelens(dictionary, tmp_path, "model")
     config = json.loads((tmp_path / "cfg.json").read_text())
@@ -120,7 +121,7 @@ def test_what_saelens_reads_computes_the_same(architecture: str, tmp_path) -> No
     if architecture == "topk":
         z = torch.zeros_like(pre).scatter(-1, pre.topk(3).indices, pre.topk(3).values.relu())
     else:
-        z = activated(pre, held.get("threshold"))
+        z = activate(pre, held.get("threshold"))
     y_hat = z @ held["W_dec"] + held["b_dec"] + (x @ held["W_skip"].T if "W_skip" in held else 0)
     torch.testing.assert_close(y_hat, dictionary(x))
 
@@ -139,7 +140,9 @@ def test_hooks_can_be_named(tmp_path) -> None:
         (replace(make(), threshold=torch.linspace(-1, 1, WIDTH)), "below 0"),
     ],
 )
-def test_what_saelens_does_not_compute_is_refused(dictionary: Dictionary, words: str, tmp_path) -> None:
+def test_dictionaries_without_a_saelens_architecture_are_refused(
+    dictionary: Dictionary, words: str, tmp_path
+) -> None:
     with pytest.raises(ValueError, match=words):
         export_saelens(dictionary, tmp_path / "sae", "model")
     assert not (tmp_path / "sae").exists()

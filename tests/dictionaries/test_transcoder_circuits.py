@@ -1,4 +1,4 @@
-"""Published transcoders do on raw activations what they did in compatibility mode; reading them runs nothing."""
+"""Imported transcoders of Dunefsky et al. 2024 match TransformerLens' compatibility mode; reading runs no code."""
 
 import sys
 from dataclasses import dataclass, field
@@ -13,7 +13,11 @@ from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, tiny_gpt2, tiny_l
 
 from circuitloom.config import Run
 from circuitloom.dictionaries.dictionary import load_dictionary
-from circuitloom.dictionaries.formats.published import import_run, import_transcoder, read_published
+from circuitloom.dictionaries.formats.transcoder_circuits import (
+    import_run,
+    import_transcoder,
+    read_transcoder,
+)
 from circuitloom.language_model.hooks import Site, capture, edited
 from circuitloom.language_model.model import LanguageModel, load_model
 
@@ -23,7 +27,7 @@ MODELS = {"gpt2": tiny_gpt2, "neox": tiny_neox}
 
 
 def weights(layer: int, width: int = WIDTH, d: int = D_MODEL) -> dict[str, torch.Tensor]:
-    """As files hold them; decoder rows of other norms than 1, as if the last step had not brought them back."""
+    """Weights as in a file, with decoder rows that do not have unit norm."""
     generator = torch.Generator().manual_seed(layer)
     shapes = {"W_enc": (d, width), "b_enc": (width,), "W_dec": (width, d), "b_dec": (d,), "b_dec_out": (d,)}
     return {name: 0.5 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -39,7 +43,7 @@ def settings(layer: int) -> dict[str, Any]:
 
 @pytest.fixture
 def config_class(monkeypatch):
-    """The class that the authors' files name, in a module that is there while a file is written and no longer."""
+    """The class that the authors' files name, in a module that exists only while a file is written."""
 
     @dataclass
     class LanguageModelSAERunnerConfig:
@@ -70,7 +74,7 @@ def run_of(folder: Path, width: int = WIDTH, **keys: Any) -> Run:
 
 @pytest.fixture
 def files(tmp_path, config_class) -> Run:
-    """A run whose files, of every layer, hold a config object."""
+    """A run with a file for every layer, each with a config object."""
     for layer in range(LAYERS):
         write_object(tmp_path / f"tc.{layer}.pt", layer, config_class)
     del sys.modules["sae_training.config"], sys.modules["sae_training"]
@@ -78,7 +82,7 @@ def files(tmp_path, config_class) -> Run:
 
 
 def original(held: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """As the authors' code has it, on `ln2.hook_normalized`."""
+    """The authors' forward pass on `ln2.hook_normalized`."""
     return ((x - held["b_dec"]) @ held["W_enc"] + held["b_enc"]).relu() @ held["W_dec"] + held["b_dec_out"]
 
 
@@ -110,14 +114,14 @@ def test_features_and_centred_outputs_are_those_of_compatibility_mode(
         torch.testing.assert_close(dictionary.encode(mine), z, rtol=1e-4, atol=1e-4)
         y_hat = dictionary(mine)
         torch.testing.assert_close(centred(y_hat), centred(original(held, x)), rtol=1e-4, atol=1e-4)
-        # what both stand in for is the same as well
+        # the replaced MLP outputs agree as well
         y = cache[f"blocks.{layer}.hook_mlp_out"]
         torch.testing.assert_close(centred(raw[Site("mlp_out", layer)]), y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("layers", [[1], [0, 1, 2]])
-def test_the_model_predicts_what_it_does_in_compatibility_mode(
+def test_spliced_predictions_are_those_of_compatibility_mode(
     architecture: str, layers: list[int], files: Run, tmp_path
 ) -> None:
     folder = MODELS[architecture](tmp_path / "model")
@@ -143,7 +147,7 @@ def test_the_model_predicts_what_it_does_in_compatibility_mode(
     torch.testing.assert_close(spliced, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_what_centring_took_away_comes_back_as_far_as_it_is_constant(files: Run, tmp_path) -> None:
+def test_the_constant_part_of_the_removed_mean_is_added_to_b_dec(files: Run, tmp_path) -> None:
     model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
     b_out = model.mlp(0).get_submodule("c_proj").bias
     x = capture(model, TOKENS, [Site("mlp_in", 0)])[Site("mlp_in", 0)]
@@ -153,7 +157,7 @@ def test_what_centring_took_away_comes_back_as_far_as_it_is_constant(files: Run,
     torch.testing.assert_close(y_hat, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_saved_is_what_was_imported_with_decoder_rows_of_unit_norm(files: Run, tmp_path) -> None:
+def test_the_saved_dictionary_equals_the_imported_one_with_unit_decoder_rows(files: Run, tmp_path) -> None:
     model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
     import_run(files, 2, model, tmp_path / "layer2")
     saved = load_dictionary(tmp_path / "layer2")
@@ -161,21 +165,21 @@ def test_what_is_saved_is_what_was_imported_with_decoder_rows_of_unit_norm(files
     torch.testing.assert_close(saved.W_dec.norm(dim=1), torch.ones(WIDTH))
     x = torch.randn(5, D_MODEL)
     assert torch.equal(saved(x), import_transcoder(files, 2, model)(x))
-    # there was no training
+    # no history: there was no training
     assert {file.name for file in (tmp_path / "layer2").iterdir()} == {"config.json", "weights.safetensors"}
 
 
-def test_a_plain_config_and_none_are_read_alike(files: Run, tmp_path) -> None:
-    expected = read_published(Path(files.file(1)), 1, D_MODEL, WIDTH)
+def test_files_with_a_plain_config_or_none_are_read_alike(files: Run, tmp_path) -> None:
+    expected = read_transcoder(Path(files.file(1)), 1, D_MODEL, WIDTH)
     contents = [{"cfg": settings(1), "state_dict": weights(1)}, {"state_dict": weights(1)}, weights(1)]
     for content in contents:
         torch.save(content, tmp_path / "other.pt")
-        found = read_published(tmp_path / "other.pt", 1, D_MODEL, WIDTH)
+        found = read_transcoder(tmp_path / "other.pt", 1, D_MODEL, WIDTH)
         assert all(torch.equal(getattr(found, name), value) for name, value in expected.named())
 
 
 class Hostile:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, mark: Path, function: Any) -> None:
         self.mark, self.function = mark, function
@@ -189,22 +193,21 @@ def make_file(path: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["cfg", "state_dict", "beside"])
-def test_a_file_that_would_run_something_is_refused_and_runs_nothing(place: str, tmp_path) -> None:
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(place: str, tmp_path) -> None:
     import os
 
     mark, file = tmp_path / "mark", tmp_path / "hostile.pt"
     for function, name in ((os.mkdir, "posix.mkdir"), (make_file, "make_file")):
         torch.save({"state_dict": weights(0), place: Hostile(mark, function)}, file)
         with pytest.raises(ValueError, match=rf"hostile\.pt: reading it would run .*{name}, which") as error:
-            read_published(file, 0, D_MODEL, WIDTH)
+            read_transcoder(file, 0, D_MODEL, WIDTH)
         assert "\n" not in str(error.value) and not mark.exists()
-    # it does what it says, where it is let
+    # without the check it runs
     torch.load(file, weights_only=False)
     assert mark.exists()
 
 
-def test_the_configs_class_is_never_called_by_its_name_alone(tmp_path) -> None:
-    """A function that bears the class's name is not run either."""
+def test_a_function_named_like_the_config_class_is_not_run(tmp_path) -> None:
     mark, file = tmp_path / "mark", tmp_path / "hostile.pt"
 
     def LanguageModelSAERunnerConfig(path: str) -> None:
@@ -217,31 +220,31 @@ def test_the_configs_class_is_never_called_by_its_name_alone(tmp_path) -> None:
     sys.modules["disguise"] = module
     try:
         torch.save({"state_dict": weights(0), "cfg": Hostile(mark, LanguageModelSAERunnerConfig)}, file)
-        with pytest.raises(ValueError, match=r"hostile\.pt: not a file of weights"):
-            read_published(file, 0, D_MODEL, WIDTH)
+        with pytest.raises(ValueError, match=r"hostile\.pt: cannot be read safely"):
+            read_transcoder(file, 0, D_MODEL, WIDTH)
     finally:
         del sys.modules["disguise"]
     assert not mark.exists()
 
 
 BROKEN = {
-    "no transcoder": ({"b_dec_out": None}, {}, "has no b_dec_out, as transcoders have"),
+    "no transcoder": ({"b_dec_out": None}, {}, "has no b_dec_out; name a file"),
     "another model's": ({}, {"d": 2 * D_MODEL}, r"W_enc is \[16, 64\], not \[32, 64\]"),
     "another width": ({}, {"width": 32}, r"W_enc is \[16, 64\], not \[16, 32\] .* set the run's width"),
     "one wrong shape": ({"b_dec": torch.zeros(3)}, {}, r"b_dec is \[3\], not \[16\]"),
-    "a value lost": ({"b_enc": torch.full((WIDTH,), torch.nan)}, {}, "b_enc has values that are not finite"),
+    "a missing value": ({"b_enc": torch.full((WIDTH,), torch.nan)}, {}, "b_enc has non-finite values"),
     "another layer": ({}, {"layer": 1}, r"its hook_point is blocks\.0\.ln2\.hook_normalized, not blocks\.1"),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_file_that_does_not_fit_is_refused_in_one_line(fault: str, tmp_path) -> None:
-    change, asked, words = BROKEN[fault]
+    change, arguments, words = BROKEN[fault]
     file = tmp_path / "tc.0.pt"
     held = {name: value for name, value in {**weights(0), **change}.items() if value is not None}
     torch.save({"cfg": settings(0), "state_dict": held}, file)
     with pytest.raises(ValueError, match=rf"tc\.0\.pt: {words}") as error:
-        read_published(file, **({"layer": 0, "d": D_MODEL, "width": WIDTH} | asked))
+        read_transcoder(file, **({"layer": 0, "d": D_MODEL, "width": WIDTH} | arguments))
     assert "\n" not in str(error.value)
 
 
@@ -250,15 +253,15 @@ def test_a_file_without_weights_is_refused_in_one_line(content: Any, tmp_path) -
     file = tmp_path / "tc.0.pt"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     with pytest.raises(
-        ValueError, match=r"tc\.0\.pt: (not a file of weights|holds no weights by name)"
+        ValueError, match=r"tc\.0\.pt: (cannot be read safely|contains no named weights)"
     ) as error:
-        read_published(file, 0, D_MODEL, WIDTH)
+        read_transcoder(file, 0, D_MODEL, WIDTH)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_named_with_the_remedy(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"gone\.pt: there is no such file; download it with `hf download`"):
-        read_published(tmp_path / "gone.pt", 0, D_MODEL, WIDTH)
+    with pytest.raises(ValueError, match=r"missing\.pt: file not found; download it with `hf download`"):
+        read_transcoder(tmp_path / "missing.pt", 0, D_MODEL, WIDTH)
 
 
 def test_a_model_without_layer_norm_is_refused(files: Run, tmp_path) -> None:

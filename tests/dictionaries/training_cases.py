@@ -1,4 +1,4 @@
-"""Trainings that one process does alone and two do together: the same cases, the same data."""
+"""Training cases that one process and two processes run, on the same data."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from circuitloom.dictionaries.training.trainer import Trainer
 D, BATCH, STEPS, WIDTH = 16, 128, 30, 64
 CASES = {
     "relu": {"act": "relu", "sparsity": 0.02},
-    # so few active that the sparse products are used from the first step
+    # few features are active, so that sparse products are used from the first step
     "relu-sparse": {"act": "relu", "sparsity": 0.02, "learning_rate": 1e-3},
     "topk": {"act": "topk", "k": 4},
     "batchtopk": {"act": "batchtopk", "k": 4},
@@ -31,19 +31,19 @@ CASES = {
     "bfloat16": {"act": "topk", "k": 4, "precision": "bfloat16"},
     "dense-bfloat16": {"act": "relu", "sparsity": 0.02, "precision": "bfloat16"},
     "dead": {"act": "topk", "k": 4, "dead_tokens": BATCH * 5},
-    # all that die are one process', where features are split
+    # under tensor parallelism all dead features are in one process
     "dead-apart": {"act": "batchtopk", "k": 4, "dead_tokens": BATCH * 5},
     "sae": {"act": "topk", "k": 4, "kind": "sae"},
     "paper": {"act": "relu", "loss": "paper", "sparsity": 1e-3, "skip": True},
     "paper-sae": {"act": "relu", "loss": "paper", "sparsity": 1e-3, "kind": "sae"},
 }
 WEAK = {"dead": slice(8, None, 2), "dead-apart": slice(40, None)}
-"""Features that begin so weak that they are never among the largest."""
+"""Features whose initial encoder rows are too small to be among the k largest."""
 SPLITS = {"batch": DataParallel, "features": TensorParallel}
 
 
 def make_data() -> dict[str, torch.Tensor]:
-    """Sparse causes, of which x is a mixture and y another."""
+    """x and y are two linear mixtures of the same sparse causes."""
     generator = torch.Generator().manual_seed(0)
     causes = torch.rand(BATCH * 10, 40, generator=generator)
     causes = causes * (torch.rand(causes.shape, generator=generator) < 0.06)
@@ -56,29 +56,29 @@ def moments(x: torch.Tensor) -> Moments:
     return Moments(x.mean(0), math.sqrt(square / x.shape[1]), square - float(x.mean(0).square().sum()))
 
 
-def make_trainee(name: str, reduction: Collectives) -> Trainer:
+def make_trainer(name: str, collectives: Collectives) -> Trainer:
     keys = {"width": WIDTH, "batch": BATCH, "tokens": BATCH * STEPS, "learning_rate": 1e-2, "name": name}
-    # some processors are fast at bfloat16, in which sums over halves of a batch differ
+    # float32: some processors default to bfloat16, in which sums over half batches differ
     run, data = Run(**{**keys, "precision": "float32", **CASES[name]}), make_data()
     x, y = data[run.site_in], data[run.site_out]
     paper = PaperCoordinates(None, centred=run.kind != "sae") if run.loss == "paper" else None
-    trainee = Trainer(run, 0, moments(x), moments(y), (x, y), paper, reduction)
+    trainer = Trainer(run, 0, moments(x), moments(y), (x, y), paper, collectives)
     if name in WEAK:
         weak = torch.zeros(WIDTH, dtype=torch.bool)
         weak[WEAK[name]] = True
-        trainee.parameters.W_enc.data[weak[reduction.features(WIDTH)]] *= 0.01
+        trainer.parameters.W_enc.data[weak[collectives.feature_slice(WIDTH)]] *= 0.01
     if name == "relu-sparse":
-        trainee.parameters.b_enc.data -= 2.5
-    return trainee
+        trainer.parameters.b_enc.data -= 2.5
+    return trainer
 
 
 class Killed(Exception):
-    """What stands for a kill."""
+    """Interrupts a training, in root of a kill."""
 
 
-def train_case(name: str, folder: Path, reduction: Collectives, kill_at: int | None = None) -> Trainer:
-    """Train one case in `folder`, from its checkpoint if there is one; also keep the last step's gradients."""
-    data, share = make_data(), reduction.share(BATCH)
+def train_case(name: str, folder: Path, collectives: Collectives, kill_at: int | None = None) -> Trainer:
+    """Train one case in `folder`, from its checkpoint if there is one; also save the last step's gradients."""
+    data, share = make_data(), collectives.batch_slice(BATCH)
 
     def read(start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
         for i in range(start, stop):
@@ -88,38 +88,40 @@ def train_case(name: str, folder: Path, reduction: Collectives, kill_at: int | N
             yield {site: x[rows] for site, x in data.items()}
 
     folder.mkdir(parents=True, exist_ok=True)
-    trainee = make_trainee(name, reduction)
-    history = train([trainee], read, folder, checkpoint_every=7, checkpoint_seconds=0)
-    dictionary = trainee.dictionary()
-    gradients = {name: value.grad for name, value in trainee.parameters.named()}
-    if reduction.splits_features:
-        gradients |= {name: reduction.join(gradients[name]) for name in PER_FEATURE if name in gradients}
-    if reduction.rank == 0:
-        save_dictionary(dictionary, folder / "dictionary", trainee.run.model_dump(mode="json"))
+    trainer = make_trainer(name, collectives)
+    history = train([trainer], read, folder, checkpoint_every=7, checkpoint_seconds=0)
+    dictionary = trainer.dictionary()
+    gradients = {name: value.grad for name, value in trainer.parameters.named()}
+    if collectives.is_tensor_parallel:
+        gradients |= {
+            name: collectives.gather_features(gradients[name]) for name in PER_FEATURE if name in gradients
+        }
+    if collectives.rank == 0:
+        save_dictionary(dictionary, folder / "dictionary", trainer.run.model_dump(mode="json"))
         torch.save(history[name], folder / "history.pt")
         torch.save(gradients, folder / "gradients.pt")
-    return trainee
+    return trainer
 
 
-def work(rank: int, folder: str) -> None:
-    """All cases in both splits, each twice where one is cut short; in one of two processes."""
+def train_all_cases(rank: int, folder: str) -> None:
+    """Train all cases in both splits as one of two processes; for two of them also interrupt and resume."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    place = Path(folder)
+    root = Path(folder)
     dist.init_process_group(
-        "gloo", f"file://{place}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", f"file://{root}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     for split, kind in SPLITS.items():
-        reduction = kind()
+        collectives = kind()
         for name in CASES:
-            train_case(name, place / split / name, reduction)
+            train_case(name, root / split / name, collectives)
         for name in ("batchtopk", "dead"):
-            cut = place / split / f"{name}-cut"
+            interrupted = root / split / f"{name}-interrupted"
             for kill_at in (10, 24):
                 try:
-                    train_case(name, cut, reduction, kill_at)
+                    train_case(name, interrupted, collectives, kill_at)
                 except Killed:
                     continue
-                raise AssertionError("it was not cut short")
-            train_case(name, cut, reduction)
+                raise AssertionError("training was not interrupted")
+            train_case(name, interrupted, collectives)
     dist.destroy_process_group()

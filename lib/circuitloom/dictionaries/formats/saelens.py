@@ -1,0 +1,79 @@
+"""SAELens' SAEs and transcoders."""
+
+import json
+from pathlib import Path
+
+from ...core.atomic_io import write_atomically
+from ..dictionary import Dictionary, save_tensors
+
+HOOKS = {
+    "mlp_in": "blocks.{layer}.mlp.hook_in",
+    "mlp_out": "blocks.{layer}.hook_mlp_out",
+    "resid_mid": "blocks.{layer}.hook_resid_mid",
+    "resid_pre": "blocks.{layer}.hook_resid_pre",
+}
+"""TransformerLens names of sites."""
+TRANSCODERS = {
+    ("relu", False): "transcoder",
+    ("relu", True): "skip_transcoder",
+    ("threshold", False): "jumprelu_transcoder",
+    ("threshold", True): "jumprelu_skip_transcoder",
+}
+"""SAELens architecture of a transcoder by (activation function, has W_skip)."""
+SAES = {("relu", False): "standard", ("threshold", False): "jumprelu", ("topk", False): "topk"}
+"""SAELens architecture of an SAE by (activation function, has W_skip)."""
+
+
+def export_saelens(
+    dictionary: Dictionary,
+    folder: Path | str,
+    model_name: str,
+    hook_name: str | None = None,
+    hook_name_out: str | None = None,
+) -> None:
+    """Write one dictionary as an SAE or transcoder of SAELens 6.
+
+    Hook names default to TransformerLens names of the sites. Note that SAELens applies W_skip in `forward`, not in
+    `decode`. Raises ValueError if no SAELens architecture computes the same: topk transcoders, SAEs with W_skip,
+    thresholds below 0.
+    """
+    architecture = _architecture(dictionary)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"hook_name": hook_name or HOOKS[dictionary.site_in].format(layer=dictionary.layer)}
+    sizes = {"d_in": dictionary.d_in, "d_sae": dictionary.width}
+    if not dictionary.is_sae:
+        names["hook_name_out"] = hook_name_out or HOOKS[dictionary.site_out].format(layer=dictionary.layer)
+        sizes["d_out"] = dictionary.d_out
+    if dictionary.k is not None:
+        sizes["k"] = dictionary.k
+    config = {
+        "architecture": architecture,
+        **sizes,
+        "dtype": str(dictionary.W_enc.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        # without a version SAELens assumes a file from before 6 and drops the metadata
+        "metadata": {"model_name": model_name, **names, "sae_lens_version": "6.0.0"},
+    }
+    tensors = {"W_enc": dictionary.W_enc.T}
+    for key in ("b_enc", "W_dec", "b_dec", "threshold", "W_skip"):
+        if getattr(dictionary, key) is not None:
+            tensors[key] = getattr(dictionary, key)
+    save_tensors(folder / "sae_weights.safetensors", tensors)
+    write_atomically(folder / "cfg.json", f"{json.dumps(config, indent=2)}\n".encode())
+
+
+def _architecture(dictionary: Dictionary) -> str:
+    kind, known = ("SAE", SAES) if dictionary.is_sae else ("transcoder", TRANSCODERS)
+    act, skip = dictionary.act, dictionary.W_skip is not None
+    if (act, skip) not in known:
+        remedy = "train without skip" if known is SAES else "export a run of act batchtopk, jumprelu or relu"
+        raise ValueError(f"SAELens has no {kind} of act {act}{' with W_skip' if skip else ''}; {remedy}")
+    if dictionary.threshold is not None and bool((dictionary.threshold < 0).any()):
+        raise ValueError(
+            "a threshold is below 0, and SAELens sets negative activations to 0; train with a larger initial_threshold"
+        )
+    return known[act, skip]
