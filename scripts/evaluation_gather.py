@@ -10,12 +10,12 @@ with job("evaluation", snakemake):
         RUN,
         write_table,
     )
-    from circuitloom.evaluation.summary import basis_rows, concept_scores, gather, run_rows
+    from circuitloom.evaluation.summary import basis_rows, concatenate_tables, concept_scores, run_rows
 
     source, params, output = snakemake.input, snakemake.params, snakemake.output
-    gather(METRIC, source.metric, output.metric)
-    gather(DENSITY_HISTOGRAM, source.histogram, output.histogram)
-    features = gather(FEATURE_CONCEPT, source.feature_concept, output.feature_concept)
+    concatenate_tables(METRIC, source.metric, output.metric)
+    concatenate_tables(DENSITY_HISTOGRAM, source.histogram, output.histogram)
+    features = concatenate_tables(FEATURE_CONCEPT, source.feature_concept, output.feature_concept)
     write_table(CONCEPT_SCORE, concept_scores(features), output.concept_score)
     runs = [Run.model_validate(run) for run in params.runs]
     write_table(RUN, [*run_rows(runs), *basis_rows(**params.bases)], output.run)

@@ -13,12 +13,12 @@ with job("evaluation", snakemake):
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)
     held_out = load_held_out(open_tokens(source.tokens), config)
-    labels = concept_annotations(read_table(source.concepts), held_out)
+    annotations = concept_annotations(read_table(source.concepts), held_out)
     model = load_model(source.model, params.dtype)
     folders = iter(source.dictionaries)
     runs = {
         run: {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
         for run in params.runs
     }
-    rows = match_dictionaries(model, runs, held_out, labels, config)
+    rows = match_dictionaries(model, runs, held_out, annotations, config)
     write_table(FEATURE_CONCEPT, list(rows), snakemake.output[0])

@@ -12,6 +12,6 @@ with job("evaluation", snakemake):
     source, params = snakemake.input, snakemake.params
     config = Evaluation.model_validate(params.config)
     held_out = load_held_out(open_tokens(source.tokens), config)
-    labels = concept_annotations(read_table(source.concepts), held_out)
-    rows = match_bases(load_model(source.model, params.dtype), params.layers, held_out, labels, config)
+    annotations = concept_annotations(read_table(source.concepts), held_out)
+    rows = match_bases(load_model(source.model, params.dtype), params.layers, held_out, annotations, config)
     write_table(FEATURE_CONCEPT, list(rows), snakemake.output[0])

@@ -6,7 +6,7 @@ with job("evaluation", snakemake):
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.held_out import load_held_out
-    from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score
+    from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score_runs
     from circuitloom.language_model.model import load_model
 
     source, output, layer = snakemake.input, snakemake.output, int(snakemake.wildcards.layer)
@@ -16,7 +16,7 @@ with job("evaluation", snakemake):
     folders = zip(snakemake.params.runs, source.dictionaries, strict=True)
     runs = {run: {layer: load_dictionary(folder, model.device)} for run, folder in folders}
     baselines = read_baselines(source.baselines)
-    scores = score(model, runs, held_out, config.batch)
+    scores = score_runs(model, runs, held_out, config.batch)
     for run, metric, histogram in zip(runs, output.metric, output.histogram, strict=True):
         baseline = baselines[runs[run][layer].site_out, layer]
         write_table(METRIC, [metric_row(run, layer, scores[run], baseline)], metric)

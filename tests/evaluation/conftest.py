@@ -12,9 +12,13 @@ def model(tmp_path_factory) -> LanguageModel:
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
 def sequential_model(request, tmp_path_factory) -> LanguageModel:
     """LayerNorm and RMSNorm, blocks in which the MLP follows attention."""
-    return load_model(tiny_model(request.param, tmp_path_factory.mktemp("model") / request.param), device="cpu")
+    return load_model(
+        tiny_model(request.param, tmp_path_factory.mktemp("model") / request.param), device="cpu"
+    )
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama", "neox"])
 def any_model(request, tmp_path_factory) -> LanguageModel:
-    return load_model(tiny_model(request.param, tmp_path_factory.mktemp("model") / request.param), device="cpu")
+    return load_model(
+        tiny_model(request.param, tmp_path_factory.mktemp("model") / request.param), device="cpu"
+    )

@@ -1,4 +1,4 @@
-"""Small held-out sets and dictionaries that the tests of this stage share."""
+"""Small held-out sets and dictionaries for the tests of this stage."""
 
 import torch
 from tests.models import VOCABULARY
@@ -12,7 +12,7 @@ BOS = 1
 
 
 def make_held_out(sequences: int = 6, positions: int = 12, seed: int = 0) -> HeldOut:
-    """Random tokens with a BOS in front and here and there inside; a document each BOS."""
+    """Random tokens with a BOS at position 0 and at random positions; each BOS begins a document."""
     generator = torch.Generator().manual_seed(seed)
     token = torch.randint(4, VOCABULARY, (sequences, positions), generator=generator)
     token[:, 0] = BOS
@@ -23,7 +23,7 @@ def make_held_out(sequences: int = 6, positions: int = 12, seed: int = 0) -> Hel
 
 
 def make_dictionary(model: LanguageModel, layer: int = 0, seed: int = 0, **changes) -> Dictionary:
-    """A random topk dictionary for the width of `model`, whose outputs are of the size of activations."""
+    """A random topk dictionary for `model`, with outputs of the scale of activations."""
     generator = torch.Generator().manual_seed(seed)
     width, d = (
         40,

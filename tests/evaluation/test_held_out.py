@@ -7,7 +7,7 @@ import zarr
 
 from circuitloom.config import Evaluation
 from circuitloom.corpus.tokens import Tokens
-from circuitloom.evaluation.held_out import hold_out
+from circuitloom.evaluation.held_out import load_held_out
 
 TOKEN = torch.tensor([[0, 11, 0, 22], [0, 23, 24, 25], [0, 31, 32, 33]])
 
@@ -24,33 +24,33 @@ def rows() -> Tokens:
 
 
 def test_position_zero_and_every_bos_keep_their_activation_even_where_the_bos_is_zero(rows):
-    held_out = hold_out(rows, Evaluation())
+    held_out = load_held_out(rows, Evaluation())
     assert held_out.scored[0].tolist() == [False, True, False, True]
-    assert torch.equal(held_out.kept, ~held_out.scored)
+    assert torch.equal(held_out.keeps_original, ~held_out.scored)
     assert held_out.n_tokens == 8
 
 
-def test_without_a_mask_everything_counts_and_the_bos_still_keeps_its_activation(rows):
-    held_out = hold_out(rows, Evaluation(mask="none"))
+def test_without_a_mask_every_position_is_scored_and_a_bos_keeps_its_activation(rows):
+    held_out = load_held_out(rows, Evaluation(mask="none"))
     assert held_out.scored.all()
-    assert torch.equal(held_out.kept, TOKEN == 0)
+    assert torch.equal(held_out.keeps_original, TOKEN == 0)
 
 
-def test_without_a_bos_position_zero_alone_is_left_out():
-    held_out = hold_out(make_rows(bos_id=None), Evaluation())
+def test_without_a_bos_only_position_zero_is_not_scored():
+    held_out = load_held_out(make_rows(bos_id=None), Evaluation())
     assert torch.equal(held_out.scored.all(0), torch.tensor([False, True, True, True]))
-    assert not hold_out(make_rows(bos_id=None), Evaluation(mask="none")).kept.any()
+    assert not load_held_out(make_rows(bos_id=None), Evaluation(mask="none")).keeps_original.any()
 
 
 @pytest.mark.parametrize(("tokens", "sequences"), [(None, 3), (8, 2), (11, 2), (1, 1), (999, 3)])
-def test_tokens_are_held_out_in_whole_sequences(rows, tokens, sequences):
-    held_out = hold_out(rows, Evaluation(tokens=tokens))
+def test_held_out_tokens_are_complete_sequences(rows, tokens, sequences):
+    held_out = load_held_out(rows, Evaluation(tokens=tokens))
     assert len(held_out) == sequences
     assert torch.equal(held_out.document, TOKEN[:sequences] // 10)
 
 
-def test_batches_are_the_whole_in_order(rows):
-    held_out = hold_out(rows, Evaluation())
+def test_batches_are_all_sequences_in_order(rows):
+    held_out = load_held_out(rows, Evaluation())
     parts = list(held_out.batches(2))
     assert [len(part) for part in parts] == [2, 1]
     assert torch.equal(torch.cat([part.token for part in parts]), held_out.token)

@@ -6,13 +6,13 @@ import torch
 
 from circuitloom.evaluation.metrics import (
     CHUNK_ELEMENTS,
+    ce_recovered,
     density_histogram,
     firing_sums,
     log_probabilities,
     prediction_sums,
+    prediction_targets,
     reconstruction_sums,
-    recovered,
-    targets,
 )
 
 
@@ -24,7 +24,7 @@ def pairs():
     return y, y + torch.randn(500, 7, generator=generator)
 
 
-def test_agreement_of_two_tokens_is_what_a_hand_computes():
+def test_agreement_of_two_tokens_is_what_is_computed_by_hand():
     y = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
     y_hat = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     sums = reconstruction_sums(y, y_hat)
@@ -36,12 +36,12 @@ def test_agreement_of_two_tokens_is_what_a_hand_computes():
     assert sums.relative_bias == pytest.approx((9 + 16) / (9 + 8))
 
 
-def test_predicting_the_mean_leaves_everything_unexplained(pairs):
+def test_predicting_the_mean_gives_an_fvu_of_one(pairs):
     y = pairs[0].double()
     assert reconstruction_sums(y, y.mean(0).expand_as(y)).fvu == pytest.approx(1, abs=1e-12)
 
 
-def test_sums_over_uneven_batches_equal_the_whole_set_in_numpy(pairs):
+def test_sums_over_uneven_batches_equal_numpy_on_the_entire_set(pairs):
     y, y_hat = pairs
     parts = [reconstruction_sums(a, b) for a, b in zip(y.split(77), y_hat.split(77), strict=True)]
     sums = parts[0]
@@ -67,9 +67,9 @@ def test_densities_count_tokens_on_which_a_feature_fires():
     assert sums.l0 == pytest.approx(3 / 20)
     assert sums.density.tolist() == pytest.approx([0.1, 0, 0.05, 0])
     assert sums.alive == 0.5
-    assert sums.share_over(0.01) == 0.5
-    assert sums.share_over(0.05) == 0.25
-    assert sums.share_over(0.1) == 0
+    assert sums.fraction_denser_than(0.01) == 0.5
+    assert sums.fraction_denser_than(0.05) == 0.25
+    assert sums.fraction_denser_than(0.1) == 0
 
 
 def test_firing_equals_counting_a_dense_matrix():
@@ -93,10 +93,10 @@ def test_every_feature_is_in_the_bin_of_its_log_density():
     assert bins[1][2] == 1  # rarer than the lowest bin
 
 
-def test_cross_entropy_and_divergence_are_what_a_hand_computes():
+def test_cross_entropy_and_divergence_are_what_is_computed_by_hand():
     # two tokens, one prediction: p = (1/4, 3/4), q = (1/2, 1/2), the next token is 1
     token, scored = torch.tensor([[0, 1]]), torch.tensor([[True, True]])
-    which = targets(token, scored)
+    which = prediction_targets(token, scored)
     original = torch.tensor([[[1.0, 3.0], [0.0, 0.0]]]).log()
     log_p = log_probabilities(original, which)
     sums = prediction_sums(torch.zeros(1, 2, 2), which, log_p)
@@ -113,7 +113,7 @@ def test_predictions_in_chunks_equal_the_formula_in_numpy(monkeypatch):
     scored = torch.rand(3, 11, generator=generator) < 0.6
     monkeypatch.setattr("circuitloom.evaluation.metrics.CHUNK_ELEMENTS", 20)
     assert CHUNK_ELEMENTS > 20
-    which = targets(token, scored)
+    which = prediction_targets(token, scored)
     sums = prediction_sums(logits, which, log_probabilities(original, which))
 
     def log_softmax(x):
@@ -128,15 +128,15 @@ def test_predictions_in_chunks_equal_the_formula_in_numpy(monkeypatch):
     )
 
 
-def test_only_predictions_from_scored_positions_count():
+def test_only_predictions_at_scored_positions_count():
     token = torch.tensor([[1, 5, 6, 1, 7]])
-    which = targets(token, token != 1)
+    which = prediction_targets(token, token != 1)
     assert which.source.tolist() == [1, 2]
     assert which.token.tolist() == [6, 1]  # that a document ends is predicted, what follows its BOS is not
 
 
-def test_recovered_is_one_for_no_damage_and_zero_for_the_ablations():
-    assert recovered(2.0, 2.0, 3.0) == 1
-    assert recovered(3.0, 2.0, 3.0) == 0
-    assert recovered(2.25, 2.0, 3.0) == 0.75
-    assert math.isnan(recovered(2.0, 2.0, 2.0))
+def test_ce_recovered_is_one_for_the_original_and_zero_for_the_ablated_model():
+    assert ce_recovered(2.0, 2.0, 3.0) == 1
+    assert ce_recovered(3.0, 2.0, 3.0) == 0
+    assert ce_recovered(2.25, 2.0, 3.0) == 0.75
+    assert math.isnan(ce_recovered(2.0, 2.0, 2.0))

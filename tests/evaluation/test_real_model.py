@@ -1,4 +1,4 @@
-"""stories260K on TinyStories: the figures of the model's own notes."""
+"""stories260K on TinyStories: values from the notes of the model."""
 
 import json
 
@@ -27,14 +27,14 @@ def stories(real_input) -> list[torch.Tensor]:
     return [torch.tensor([[tokenizer.bos_id, *ids]])[:, :512] for ids in encoded]
 
 
-def test_cross_entropy_a_story_at_a_time_is_what_the_models_notes_say(model, stories):
+def test_cross_entropy_per_story_equals_the_models_notes(model, stories):
     sums = [prediction_sums(model.logits(token), prediction_targets(token, token >= 0)) for token in stories]
     total = sum(sums[1:], start=sums[0])
     assert total.n == sum(token.numel() - 1 for token in stories)
     assert total.ce == pytest.approx(1.41, abs=0.005)
 
 
-def test_ablating_one_mlp_costs_what_the_models_notes_say(model, stories):
+def test_the_effect_of_ablating_one_mlp_equals_the_models_notes(model, stories):
     token = torch.cat([story[:, :128] for story in stories if story.shape[1] >= 128])
     scored = token != token[0, 0]
     held_out = HeldOut(token, torch.zeros_like(token), scored, ~scored)

@@ -7,15 +7,15 @@ from tests.evaluation.inputs import make_dictionary, make_held_out
 
 from circuitloom.config import Evaluation
 from circuitloom.core.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_table
-from circuitloom.evaluation.names import ALL_LAYERS
 from circuitloom.evaluation.scoring import (
     baseline_rows,
     histogram_rows,
     metric_row,
     read_baselines,
-    score,
+    score_runs,
     site_means,
 )
+from circuitloom.evaluation.summary import ALL_LAYERS
 from circuitloom.language_model.hooks import Site, capture, edited
 
 
@@ -39,10 +39,10 @@ def cross_entropy(model, held_out):
     return float(losses[held_out.scored[:, :-1].flatten()].mean())
 
 
-def test_the_row_of_a_layer_is_what_numpy_computes_over_the_whole_set(model, held_out, baselines):
+def test_the_row_of_a_layer_equals_numpy_on_the_entire_set(model, held_out, baselines):
     layer, dictionary = 1, make_dictionary(model, 1)
     row = metric_row(
-        "run", layer, score(model, {"run": {layer: dictionary}}, held_out, 3)["run"], baselines[layer]
+        "run", layer, score_runs(model, {"run": {layer: dictionary}}, held_out, 3)["run"], baselines[layer]
     )
     seen = capture(model, held_out.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
     x, y = (
@@ -68,11 +68,11 @@ def test_the_row_of_a_layer_is_what_numpy_computes_over_the_whole_set(model, hel
     assert row["kl"] > 0
 
 
-def test_runs_scored_together_score_as_each_alone_whatever_the_batch(model, held_out):
+def test_scores_do_not_depend_on_other_runs_or_the_batch_size(model, held_out):
     runs = {f"seed{seed}": {0: make_dictionary(model, 0, seed)} for seed in range(3)}
-    together = score(model, runs, held_out, 2)
+    together = score_runs(model, runs, held_out, 2)
     for run, layers in runs.items():
-        alone = score(model, {run: layers}, held_out, 100)[run]
+        alone = score_runs(model, {run: layers}, held_out, 100)[run]
         assert together[run].prediction.ce == pytest.approx(alone.prediction.ce, rel=1e-6)
         assert together[run].prediction.kl == pytest.approx(alone.prediction.kl, rel=1e-5)
         assert together[run].reconstruction[0].fvu == pytest.approx(alone.reconstruction[0].fvu, rel=1e-6)
@@ -85,23 +85,21 @@ def test_a_perfect_reconstruction_recovers_everything(model, held_out, baselines
         W_enc=torch.cat([torch.eye(16), -torch.eye(16)]), b_enc=torch.zeros(32),
         W_dec=torch.cat([torch.eye(16), -torch.eye(16)]), b_dec=torch.zeros(16),
     )  # fmt: skip
-    row = metric_row("sae", 1, score(model, {"sae": {1: perfect}}, held_out, 4)["sae"], baselines[1])
+    row = metric_row("sae", 1, score_runs(model, {"sae": {1: perfect}}, held_out, 4)["sae"], baselines[1])
     assert row["fvu"] == pytest.approx(0, abs=1e-9)
     assert row["ce_recovered_zero"] == pytest.approx(1, abs=1e-4)
     assert row["kl"] == pytest.approx(0, abs=1e-6)
     assert (row["l0"], row["cosine"], row["relative_bias"]) == pytest.approx((16, 1, 1))
 
 
-def test_a_dictionary_that_writes_nothing_is_the_zero_ablation_and_one_that_writes_the_mean_the_mean_ablation(
-    model, held_out, baselines
-):
+def test_dictionaries_that_output_zero_or_the_mean_score_as_the_ablations(model, held_out, baselines):
     mean = site_means(model, [Site("mlp_out", 1)], held_out, 2)[Site("mlp_out", 1)].float()
     silent = torch.full((40,), -1e3)
     runs = {
         "zero": {1: make_dictionary(model, 1, b_enc=silent, b_dec=torch.zeros(16))},
         "mean": {1: make_dictionary(model, 1, b_enc=silent, b_dec=mean)},
     }
-    scores = score(model, runs, held_out, 4)
+    scores = score_runs(model, runs, held_out, 4)
     for run in runs:
         row = metric_row(run, 1, scores[run], baselines[1])
         assert row["ce"] == pytest.approx(row[f"ce_{run}"], rel=1e-6)
@@ -110,9 +108,9 @@ def test_a_dictionary_that_writes_nothing_is_the_zero_ablation_and_one_that_writ
     assert scores["mean"].reconstruction[1].fvu == pytest.approx(1, abs=1e-5)
 
 
-def test_all_layers_at_once_is_a_row_of_means_over_layers(model, held_out, baselines):
+def test_the_row_of_all_layers_has_means_over_layers(model, held_out, baselines):
     layers = {layer: make_dictionary(model, layer, layer) for layer in range(3)}
-    scored = score(model, {"run": layers}, held_out, 4)["run"]
+    scored = score_runs(model, {"run": layers}, held_out, 4)["run"]
     row = metric_row("run", ALL_LAYERS, scored, baselines[ALL_LAYERS])
     assert row["fvu"] == pytest.approx(fmean(sums.fvu for sums in scored.reconstruction.values()))
     stand_ins = {
@@ -126,13 +124,13 @@ def test_all_layers_at_once_is_a_row_of_means_over_layers(model, held_out, basel
         assert row["ce_zero"] == pytest.approx(cross_entropy(model, held_out), rel=1e-5)
 
 
-def test_means_are_of_scored_positions_in_the_untouched_model(model, held_out):
+def test_means_are_over_scored_positions_in_the_original_model(model, held_out):
     site = Site("mlp_out", 2)
     expected = capture(model, held_out.token, [site])[site][held_out.scored].mean(0)
     np.testing.assert_allclose(site_means(model, [site], held_out, 3)[site], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_one_layer_or_another_site_has_no_baseline_of_all_at_once(model, held_out):
+def test_only_mlp_out_of_several_layers_has_a_baseline_of_all_layers(model, held_out):
     config = Evaluation(batch=4)
     assert [row["layer"] for row in baseline_rows(model, "mlp_out", [1], held_out, config)] == [1]
     assert [row["layer"] for row in baseline_rows(model, "resid_mid", [0, 1], held_out, config)] == [0, 1]
@@ -141,7 +139,7 @@ def test_one_layer_or_another_site_has_no_baseline_of_all_at_once(model, held_ou
 
 
 def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
-    scored = score(model, {"run": {1: make_dictionary(model, 1)}}, held_out, 4)["run"]
+    scored = score_runs(model, {"run": {1: make_dictionary(model, 1)}}, held_out, 4)["run"]
     write_table(METRIC, [metric_row("run", 1, scored, baselines[1])], tmp_path / "metric.parquet")
     rows = list(histogram_rows("run", 1, scored))
     write_table(DENSITY_HISTOGRAM, rows, tmp_path / "density_histogram.parquet")

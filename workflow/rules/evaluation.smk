@@ -85,9 +85,9 @@ for sweep, runs in STUDY.sweeps.items():
                 runs=together_runs(runs),
                 layers=STUDY.layers,
                 dtype=MODEL_DTYPE,
-                code=code("evaluation_score_together"),
+                code=code("evaluation_score_all_layers"),
             script:
-                "../../scripts/evaluation_score_together.py"
+                "../../scripts/evaluation_score_all_layers.py"
 
     if ANNOTATED:
 

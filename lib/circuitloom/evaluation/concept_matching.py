@@ -1,4 +1,4 @@
-"""Concept scores of dictionaries, and of what the model itself has: neurons and residual directions."""
+"""Matches concepts with features: concept scores of dictionaries, neurons and residual directions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,44 +21,46 @@ from .concepts import (
     score_features,
 )
 from .held_out import HeldOut
-from .names import NEURONS, RESIDUAL
+from .summary import NEURONS, RESIDUAL
 
 FEATURES_PER_CONCEPT = 10
-"""Features kept of each concept, run and layer."""
+"""Number of best features in the table, per concept, run and layer."""
 ENCODE_BATCH = 4096
-"""Tokens whose activations, of all features, are held at once."""
+"""Tokens encoded at once; bounds the memory of dense activations."""
 
 
 @torch.inference_mode()
 def scored_activations(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float[Tensor, "token d"]]:
-    """Values of `sites` at the scored positions, in order, float32, in main memory."""
-    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    """Activations of `sites` at the scored positions, in text order, float32, on the CPU."""
+    values: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for part in held_out.to(model.device).batches(batch):
         for site, value in capture(model, part.token, sites).items():
-            parts[site].append(value[part.scored].float().cpu())
-    return {site: torch.cat(values) for site, values in parts.items()}
+            values[site].append(value[part.scored].float().cpu())
+    return {site: torch.cat(batches) for site, batches in values.items()}
 
 
 def match_dictionaries(
     model: LanguageModel,
     runs: Mapping[str, Mapping[int, Dictionary]],
     held_out: HeldOut,
-    labels: ConceptAnnotations,
+    annotations: ConceptAnnotations,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """The feature_concept table's rows of each run (dictionaries by layer)."""
+    """FEATURE_CONCEPT rows of each run (run -> layer -> dictionary)."""
     layers = sorted({layer for dictionaries in runs.values() for layer in dictionaries})
     with progress(f"concepts: {', '.join(runs)}", len(layers) * len(runs), "dictionaries") as bar:
         for layer in layers:
-            mine = {run: dictionaries[layer] for run, dictionaries in runs.items() if layer in dictionaries}
-            sites = sorted({Site(dictionary.site_in, layer) for dictionary in mine.values()})
+            of_layer = {
+                run: dictionaries[layer] for run, dictionaries in runs.items() if layer in dictionaries
+            }
+            sites = sorted({Site(dictionary.site_in, layer) for dictionary in of_layer.values()})
             activations = scored_activations(model, sites, held_out, config.batch)
-            for run, dictionary in mine.items():
-                code = sparse_activations(dictionary, activations[Site(dictionary.site_in, layer)])
-                scores = score_features(code, labels, config.thresholds)
-                yield from _rows(run, layer, scores, labels, dictionary.width)
+            for run, dictionary in of_layer.items():
+                z = sparse_activations(dictionary, activations[Site(dictionary.site_in, layer)])
+                scores = score_features(z, annotations, config.thresholds)
+                yield from _rows(run, layer, scores, annotations, dictionary.width)
                 bar.update(1)
 
 
@@ -66,36 +68,40 @@ def match_bases(
     model: LanguageModel,
     layers: Sequence[int],
     held_out: HeldOut,
-    labels: ConceptAnnotations,
+    annotations: ConceptAnnotations,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """The feature_concept table's rows of neurons and of residual directions.
+    """FEATURE_CONCEPT rows of neurons and residual directions.
 
-    A neuron says that a concept is present by a positive activation. A residual direction is a coordinate of
-    mlp_in or its negative; its threshold may have any sign, since a coordinate's mean is not zero.
+    Thresholds of neurons are not negative. A residual direction is a coordinate of mlp_in or its negative; its
+    threshold may have any sign, as the mean of a coordinate is not zero.
     """
     with progress("concepts: neurons and residual directions", len(layers), "layers") as bar:
         for layer in layers:
             sites = [Site("neurons", layer), Site("mlp_in", layer)]
             neurons, x = scored_activations(model, sites, held_out, config.batch).values()
             yield from _rows(
-                NEURONS, layer, score_columns(neurons, labels, config.thresholds), labels, neurons.shape[1]
+                NEURONS,
+                layer,
+                score_columns(neurons, annotations, config.thresholds),
+                annotations,
+                neurons.shape[1],
             )
-            signs = [score_columns(sign * x, labels, config.thresholds, signed=True) for sign in (1, -1)]
-            yield from _rows(RESIDUAL, layer, ConceptScores.concatenate(signs), labels, x.shape[1])
+            signs = [score_columns(sign * x, annotations, config.thresholds, signed=True) for sign in (1, -1)]
+            yield from _rows(RESIDUAL, layer, ConceptScores.concatenate(signs), annotations, x.shape[1])
             bar.update(1)
 
 
 def _rows(
-    run: str, layer: int, scores: ConceptScores, labels: ConceptAnnotations, width: int
+    run: str, layer: int, scores: ConceptScores, annotations: ConceptAnnotations, width: int
 ) -> Iterator[dict[str, Any]]:
-    place = {"run": run, "layer": layer}
-    return (place | row for row in best_features(scores, labels, width, FEATURES_PER_CONCEPT))
+    key = {"run": run, "layer": layer}
+    return (key | row for row in best_features(scores, annotations, width, FEATURES_PER_CONCEPT))
 
 
 @torch.inference_mode()
 def sparse_activations(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -> SparseActivations:
-    """The non-zero activations of all tokens, indices int32, in main memory."""
+    """Non-zero activations of a dictionary on `x`, with int32 indices, on the CPU."""
     tokens, features, values = [], [], []
     for start in range(0, len(x), ENCODE_BATCH):
         token, feature, value = dictionary.encode_sparse(

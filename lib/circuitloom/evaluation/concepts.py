@@ -1,10 +1,13 @@
-"""Which concepts each scored token takes part in, and which half of the documents it lies in. Concept scores: how
-well one feature, above a threshold, says that a token takes part in a concept.
+"""Concept scores: how well a single feature with a threshold predicts that a token has a concept.
 
-The F1 of [z > threshold], feature and threshold chosen on one half of the documents and scored on the other.
-Candidate thresholds of a feature are activations of geometrically spaced rank, so that the number of tokens
-above a threshold is resolved to the same share for rare concepts and for frequent ones. Counting is by bins,
-in one pass for all thresholds."""
+The score is the F1 of [z > threshold]. Feature and threshold are chosen on one half of the documents (the choosing
+half) and scored on the other half.
+
+1. `concept_annotations` reads which concepts each token has.
+2. `_candidates`: the candidate thresholds of a feature are activations of geometrically spaced rank, which resolve rare
+   and frequent concepts equally well.
+3. `_counts` counts, for all thresholds at once, the tokens above each threshold that have each concept.
+4. `best_features` picks the best features of each concept."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,42 +25,42 @@ from .held_out import HeldOut
 
 @dataclass(frozen=True)
 class ConceptAnnotations:
-    """Concepts of the scored tokens, token by token (CSR)."""
+    """Concepts of the scored tokens, in CSR layout."""
 
     names: tuple[str, ...]
-    """Names of the concepts, in the order of their numbers."""
+    """Concept names, by number."""
     start: Int[Tensor, " token_plus_1"]
-    """Concepts of token t are entries start[t] to start[t + 1]."""
+    """The concepts of token t are entries start[t] to start[t + 1]."""
     concept: Int[Tensor, " entry"]
-    """Number of the concept of each entry; the last of every token is C = len(names), "any token"."""
+    """Concept number of each entry; the last entry of every token is len(names), "any token"."""
     choosing: Bool[Tensor, " token"]
-    """Tokens on which thresholds and features are chosen; the others are scored."""
+    """Tokens of the choosing half; the others are the scoring half."""
 
     def positives(self, choosing: bool) -> Int[Tensor, " concept"]:
-        """Tokens of one half that have each concept."""
+        """Number of tokens of one half that have each concept."""
         token = torch.repeat_interleave(torch.arange(len(self.choosing)), self.start.diff())
         mine = self.concept[self.choosing[token] == choosing]
         return torch.bincount(mine, minlength=len(self.names) + 1)[:-1]
 
 
-def label(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotations:
-    """The labels of the scored tokens of `held_out`, from a concept table; even documents are for choosing.
+def concept_annotations(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotations:
+    """Annotations of the scored tokens of `held_out`, from a CONCEPT table; even documents are the choosing half.
 
-    A document is never split, so that no token of the scoring half shares its text with the choosing half.
+    Splitting by document keeps the halves independent.
     """
-    place = torch.full(held_out.token.shape, -1)
-    place[held_out.scored] = torch.arange(held_out.n_tokens)
+    index = torch.full(held_out.token.shape, -1)
+    index[held_out.scored] = torch.arange(held_out.n_tokens)
     concepts = concepts.filter(pc.field("sequence") < len(held_out))
     names, number = np.unique(concepts["concept"].cast(pa.string()).to_numpy(), return_inverse=True)
     sequence, position = (
         torch.from_numpy(concepts[c].to_numpy().astype(np.int64)) for c in ("sequence", "position")
     )
-    token, number = place[sequence, position], torch.from_numpy(number)
+    token, number = index[sequence, position], torch.from_numpy(number)
     token, number = token[token >= 0], number[token >= 0]
-    everyone = torch.arange(held_out.n_tokens)
-    token = torch.cat([token, everyone])
-    concept = torch.cat([number, torch.full_like(everyone, len(names))])
-    # by token, and within one by concept, so that "any token" comes last
+    all_tokens = torch.arange(held_out.n_tokens)
+    token = torch.cat([token, all_tokens])
+    concept = torch.cat([number, torch.full_like(all_tokens, len(names))])
+    # by token, then by concept, so that "any token" comes last
     order = (token * (len(names) + 1) + concept).argsort()
     start = torch.cat(
         [torch.zeros(1, dtype=torch.int64), torch.bincount(token, minlength=held_out.n_tokens).cumsum(0)]
@@ -66,13 +69,13 @@ def label(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotations:
     return ConceptAnnotations(tuple(names.tolist()), start, concept[order], choosing)
 
 
-CHUNK_COUNTS = 2**24
-"""Counts (feature, threshold, concept) held at once."""
+MAX_COUNTS = 2**24
+"""Maximum number of (feature, threshold, concept) counts in memory."""
 
 
 @dataclass(frozen=True)
 class SparseActivations:
-    """Activations of features on tokens, the non-zero ones (COO)."""
+    """Non-zero activations [token, feature], in COO layout."""
 
     token: Int[Tensor, " entry"]
     feature: Int[Tensor, " entry"]
@@ -81,19 +84,19 @@ class SparseActivations:
     """Number of features, F."""
 
     def features(self, low: int, high: int) -> "SparseActivations":
-        """The entries of features `low` to `high`, numbered from 0."""
+        """Entries of features `low` to `high`, renumbered from 0."""
         mine = (self.feature >= low) & (self.feature < high)
         return SparseActivations(self.token[mine], self.feature[mine] - low, self.value[mine], high - low)
 
-    def tokens(self, mine: Tensor) -> "SparseActivations":
-        """The entries of the tokens where `mine` is true."""
-        entries = mine[self.token]
+    def tokens(self, mask: Tensor) -> "SparseActivations":
+        """Entries of the tokens for which `mask` is true."""
+        entries = mask[self.token]
         return SparseActivations(self.token[entries], self.feature[entries], self.value[entries], self.width)
 
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """Of every feature and concept, at the threshold chosen; NaN where there is nothing to divide by."""
+    """Scores of every feature and concept at the chosen threshold; NaN for 0 / 0."""
 
     f1_choosing: Float[Tensor, "feature concept"]
     threshold: Float[Tensor, "feature concept"]
@@ -102,107 +105,126 @@ class ConceptScores:
     f1: Float[Tensor, "feature concept"]
 
     @staticmethod
-    def concatenate(parts: Sequence["ConceptScores"]) -> "ConceptScores":
-        """The scores of all features of `parts`, in order."""
+    def concatenate(scores: Sequence["ConceptScores"]) -> "ConceptScores":
+        """Concatenate along features."""
         return ConceptScores(
-            *(torch.cat(columns) for columns in zip(*(vars(p).values() for p in parts), strict=True))
+            *(torch.cat(columns) for columns in zip(*(vars(s).values() for s in scores), strict=True))
         )
 
 
 def score_features(
-    code: SparseActivations, labels: ConceptAnnotations, thresholds: int, signed: bool = False
+    activations: SparseActivations, annotations: ConceptAnnotations, thresholds: int, signed: bool = False
 ) -> ConceptScores:
-    """Score every feature of `code` for every concept, with `thresholds` candidates a feature.
+    """Score every feature for every concept, with `thresholds` candidate thresholds per feature.
 
-    Thresholds are 0 or more, unless `signed`: then `code` holds every token's value, and one may be negative.
+    Thresholds are not negative, unless `signed`: then `activations` must hold a value for every token.
+
+    >>> from circuitloom.evaluation.concepts import SparseActivations
+    >>> activations = SparseActivations(*dictionary.encode_sparse(x), dictionary.width)
+    >>> scores = score_features(activations, annotations, thresholds=256)
+    >>> scores.f1.nan_to_num().max(dim=0)
     """
-    columns = max(1, CHUNK_COUNTS // (thresholds * (len(labels.names) + 1)))
-    parts = [
-        _score_chunk(code.features(low, min(low + columns, code.width)), labels, thresholds, signed)
-        for low in range(0, code.width, columns)
-    ]
-    return ConceptScores.concatenate(parts)
+    width = max(1, MAX_COUNTS // (thresholds * (len(annotations.names) + 1)))
+    return ConceptScores.concatenate(
+        [
+            _score_range(
+                activations.features(low, min(low + width, activations.width)),
+                annotations,
+                thresholds,
+                signed,
+            )
+            for low in range(0, activations.width, width)
+        ]
+    )
 
 
 def score_columns(
     values: Float[Tensor, "token feature"],
-    labels: ConceptAnnotations,
+    annotations: ConceptAnnotations,
     thresholds: int,
     signed: bool = False,
     columns: int = 32,
 ) -> ConceptScores:
-    """As `score_features`, of dense values, some at a time; only positive values count unless `signed`."""
-    codes = (_columns(values[:, low : low + columns], signed) for low in range(0, values.shape[1], columns))
-    return ConceptScores.concatenate([score_features(code, labels, thresholds, signed) for code in codes])
+    """`score_features` of dense values, `columns` at a time; non-positive values count as 0 unless `signed`."""
+    parts = (_to_sparse(values[:, low : low + columns], signed) for low in range(0, values.shape[1], columns))
+    return ConceptScores.concatenate(
+        [score_features(part, annotations, thresholds, signed) for part in parts]
+    )
 
 
-def _columns(values: Float[Tensor, "token feature"], signed: bool) -> SparseActivations:
+def _to_sparse(values: Float[Tensor, "token feature"], signed: bool) -> SparseActivations:
     present = torch.ones_like(values, dtype=torch.bool) if signed else values > 0
     token, feature = present.nonzero(as_tuple=True)
     return SparseActivations(token, feature, values[token, feature], values.shape[1])
 
 
-def _score_chunk(
-    code: SparseActivations, labels: ConceptAnnotations, thresholds: int, signed: bool
+def _score_range(
+    activations: SparseActivations, annotations: ConceptAnnotations, thresholds: int, signed: bool
 ) -> ConceptScores:
-    chosen_from, scored_on = code.tokens(labels.choosing), code.tokens(~labels.choosing)
-    candidates = _candidates(chosen_from, thresholds, signed)
-    ratios = _ratios(_counts(chosen_from, candidates, labels), labels.positives(choosing=True))
-    f1_choosing, best = ratios[2].nan_to_num(0.0).max(1)
-    held = _ratios(_counts(scored_on, candidates, labels), labels.positives(choosing=False))
-    precision, recall, f1 = (each.gather(1, best[:, None])[:, 0] for each in held)
+    choosing, scoring = activations.tokens(annotations.choosing), activations.tokens(~annotations.choosing)
+    candidates = _candidates(choosing, thresholds, signed)
+    chosen = _ratios(_counts(choosing, candidates, annotations), annotations.positives(choosing=True))
+    f1_choosing, best = chosen[2].nan_to_num(0.0).max(1)
+    scored = _ratios(_counts(scoring, candidates, annotations), annotations.positives(choosing=False))
+    precision, recall, f1 = (each.gather(1, best[:, None])[:, 0] for each in scored)
     return ConceptScores(f1_choosing, candidates.gather(1, best), precision, recall, f1)
 
 
 def _keys(feature: Int[Tensor, "*entry"], value: Float[Tensor, "*entry"]) -> Int[Tensor, "*entry"]:
-    """Integers that sort by feature and then by value: a float's bits, read as an integer, keep its order."""
-    # + 0.0 makes -0.0 the same as 0.0
+    """Integers that sort by feature, then by value: the bits of a float, as an integer, keep its order."""
+    # + 0.0 turns -0.0 into 0.0
     bits = (value.float() + 0.0).contiguous().view(torch.int32).long()
     return feature.long() * 2**32 + torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _values(keys: Int[Tensor, "*entry"], feature: Int[Tensor, "*entry"]) -> Float[Tensor, "*entry"]:
-    """The values that `_keys` made of."""
+    """The values of `_keys`."""
     bits = keys - feature.long() * 2**32
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int32).view(torch.float32)
 
 
-def _candidates(code: SparseActivations, thresholds: int, signed: bool) -> Float[Tensor, "feature threshold"]:
-    """Ascending thresholds of each feature, exceeded by n, ..., 1 of its n entries, in equal ratios.
+def _candidates(
+    activations: SparseActivations, thresholds: int, signed: bool
+) -> Float[Tensor, "feature threshold"]:
+    """Ascending thresholds of each feature, exceeded by n, ..., 1 of its n entries (geometrically spaced).
 
     The lowest is 0, or with `signed` the smallest value. A feature without entries gets zeros.
     """
-    # numpy's sort uses vector instructions where torch's does not
-    keys = torch.from_numpy(np.sort(_keys(code.feature, code.value).numpy()))
-    n = torch.bincount(code.feature, minlength=code.width)[:, None]
+    # numpy's sort is vectorised, torch's is not
+    keys = torch.from_numpy(np.sort(_keys(activations.feature, activations.value).numpy()))
+    n = torch.bincount(activations.feature, minlength=activations.width)[:, None]
     exponent = torch.linspace(0, 1, thresholds, dtype=torch.float64)
     rank = n.clamp_min(1).double().pow(exponent).round().long()
-    feature = torch.arange(code.width)[:, None].expand_as(rank)
-    # rank r is exceeded by the r largest, where there is one more entry to stand for the threshold
-    place = n.cumsum(0) - 1 - (rank.minimum(n - 1))
+    feature = torch.arange(activations.width)[:, None].expand_as(rank)
+    # the threshold of rank r is the (r + 1)-th largest entry, if there is one: the r largest exceed it
+    index = n.cumsum(0) - 1 - (rank.minimum(n - 1))
     values = torch.zeros(rank.shape)
-    there = (n > 0).expand_as(rank) if signed else rank < n
-    values[there] = _values(keys[place[there]], feature[there])
+    exists = (n > 0).expand_as(rank) if signed else rank < n
+    values[exists] = _values(keys[index[exists]], feature[exists])
     return values.sort(1).values
 
 
 def _counts(
-    code: SparseActivations, candidates: Float[Tensor, "feature threshold"], labels: ConceptAnnotations
+    activations: SparseActivations,
+    candidates: Float[Tensor, "feature threshold"],
+    annotations: ConceptAnnotations,
 ) -> Int[Tensor, "feature threshold concept_plus_1"]:
-    """Tokens above each threshold that have each concept; the last concept is "any token"."""
+    """Number of tokens above each threshold that have each concept; the last concept is "any token"."""
     n_features, n_thresholds = candidates.shape
-    n_concepts = len(labels.names) + 1
+    n_concepts = len(annotations.names) + 1
     rows = torch.arange(n_features)[:, None].expand_as(candidates)
     edges = _keys(rows, candidates).flatten()
-    # number of thresholds, over all features up to the entry's, that lie below the entry
-    below = torch.searchsorted(edges, _keys(code.feature, code.value))
-    above_any = below > code.feature.long() * n_thresholds
-    cell, token = below[above_any] - 1, code.token[above_any].long()
-    many = labels.start.diff()[token]
-    # entry by entry, the numbers start[token], start[token] + 1, ... of its token's concepts
-    first = torch.repeat_interleave(labels.start[token] - (many.cumsum(0) - many), many)
-    concept = labels.concept[first + torch.arange(len(first))]
-    key = torch.repeat_interleave(cell, many) * n_concepts + concept
+    # number of thresholds below each entry, over all features up to its own
+    below = torch.searchsorted(edges, _keys(activations.feature, activations.value))
+    above_any = below > activations.feature.long() * n_thresholds
+    cell, token = below[above_any] - 1, activations.token[above_any].long()
+    n_of_token = annotations.start.diff()[token]
+    # for each entry the indices start[token], start[token] + 1, ... of its token's concepts
+    first = torch.repeat_interleave(
+        annotations.start[token] - (n_of_token.cumsum(0) - n_of_token), n_of_token
+    )
+    concept = annotations.concept[first + torch.arange(len(first))]
+    key = torch.repeat_interleave(cell, n_of_token) * n_concepts + concept
     counts = torch.bincount(key, minlength=n_features * n_thresholds * n_concepts)
     return counts.view(n_features, n_thresholds, n_concepts).flip(1).cumsum(1).flip(1)
 
@@ -216,24 +238,24 @@ def _ratios(
 
 
 def best_features(
-    scores: ConceptScores, labels: ConceptAnnotations, n_features: int, top: int = 1
+    scores: ConceptScores, annotations: ConceptAnnotations, n_features: int, top: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Of each concept the `top` features with the highest F1 on the choosing half: columns of the table.
+    """FEATURE_CONCEPT columns of the `top` features of each concept, by F1 on the choosing half.
 
-    Rows of `scores` beyond `n_features` are the features' negative directions.
+    Rows of `scores` from `n_features` on are the features' negative directions.
     """
-    positives = labels.positives(choosing=False)
-    for number, name in enumerate(labels.names):
+    positives = annotations.positives(choosing=False)
+    for number, name in enumerate(annotations.names):
         f1 = scores.f1_choosing[:, number]
-        # the earlier of equals: topk would leave their order open
+        # stable: the order of topk is undefined for ties
         order = f1.argsort(descending=True, stable=True)[:top]
         for rank, row in enumerate(order.tolist()):
-            figures = {field: float(column[row, number]) for field, column in vars(scores).items()}
+            values = {field: float(column[row, number]) for field, column in vars(scores).items()}
             yield {
                 "concept": name,
                 "rank": rank,
                 "feature": row % n_features,
                 "sign": 1 if row < n_features else -1,
-                **{field: None if np.isnan(figure) else figure for field, figure in figures.items()},
+                **{field: None if np.isnan(value) else value for field, value in values.items()},
                 "n_positive": int(positives[number]),
             }

@@ -1,4 +1,4 @@
-"""The held-out tokens that dictionaries are scored on, and which of their positions count."""
+"""Held-out sequences for evaluation, and which of their positions are scored."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from ..corpus.tokens import Tokens, scored_positions
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out sequences, whole."""
+    """Held-out sequences."""
 
     token: Int[Tensor, "sequence position"]
     document: Int[Tensor, "sequence position"]
-    """Number of the document each token belongs to."""
+    """Number of each token's document."""
     scored: Bool[Tensor, "sequence position"]
-    """Positions that metrics count, and predictions from which CE and KL count."""
-    kept: Bool[Tensor, "sequence position"]
-    """Positions where the original activation stays: those not scored, and every BOS."""
+    """Positions whose activations and next-token predictions enter the metrics."""
+    keeps_original: Bool[Tensor, "sequence position"]
+    """Positions at which activations are never replaced: those not scored, and every BOS."""
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -29,11 +29,11 @@ class HeldOut:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens scored."""
+        """Number of scored tokens."""
         return int(self.scored.sum())
 
     def batches(self, size: int) -> Iterator["HeldOut"]:
-        """Consecutive parts of `size` sequences, the last one shorter."""
+        """Consecutive batches of `size` sequences; the last may be smaller."""
         for start in range(0, len(self), size):
             yield HeldOut(*(value[start : start + size] for value in vars(self).values()))
 
@@ -42,28 +42,32 @@ class HeldOut:
         return HeldOut(*(value.to(device) for value in vars(self).values()))
 
 
-def hold_out(tokens: Tokens, config: Evaluation) -> HeldOut:
-    """The sequences that `config` scores on: the first `config.tokens` of `tokens`, at least one sequence.
+def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
+    """Load the sequences of the first `config.tokens` tokens, at least one sequence.
 
-    Raises ValueError where the tokens are damaged.
+    Raises ValueError if the tokens are damaged.
+
+    >>> from circuitloom.config import Evaluation
+    >>> from circuitloom.corpus.tokens import open_tokens
+    >>> held_out = load_held_out(open_tokens("results/quickstart/corpus/validation.zarr"), Evaluation(tokens=10_000))
     """
-    return hold_out_rows(tokens, slice(count_sequences(tokens, config.tokens)), config.mask)
+    return load_sequences(tokens, slice(count_sequences(tokens, config.tokens)), config.mask)
 
 
 def count_sequences(tokens: Tokens, wanted: int | None) -> int:
-    """Whole sequences that hold `wanted` tokens, at least one; all there are for None."""
+    """Number of complete sequences in the first `wanted` tokens, at least one; all for None."""
     return len(tokens) if wanted is None else min(len(tokens), max(1, wanted // tokens.context))
 
 
-def hold_out_rows(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:
-    """Some sequences of `tokens`, and which of their positions count.
+def load_sequences(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:
+    """Load the sequences `rows` of `tokens`.
 
-    Scored is what is neither first nor a BOS; under `mask: none` every position is, and a BOS keeps its original
-    activation even so. Raises ValueError where the tokens are damaged.
+    Position 0 and BOS tokens are not scored. With mask `none` every position is scored, but a BOS still keeps its
+    original activation. Raises ValueError if the tokens are damaged.
     """
     token = tokens.take(rows)
     scored = (
         scored_positions(token, tokens.bos_id) if mask == "bos" else torch.ones_like(token, dtype=torch.bool)
     )
-    kept = ~scored if tokens.bos_id is None else ~scored | (token == tokens.bos_id)
-    return HeldOut(token, tokens.take_document(rows), scored, kept)
+    keeps_original = ~scored if tokens.bos_id is None else ~scored | (token == tokens.bos_id)
+    return HeldOut(token, tokens.take_document(rows), scored, keeps_original)

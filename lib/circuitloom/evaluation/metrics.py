@@ -1,4 +1,6 @@
-"""Metrics as pure functions: float64 sums over parts of the held-out set that add up and are divided once."""
+"""Metrics of reconstruction, sparsity and next-token prediction.
+
+Each metric is a property of float64 sums over a batch of tokens. Sums of batches add up; the metric divides once."""
 
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -13,33 +15,33 @@ A = TypeVar("A", "ReconstructionSums", "PredictionSums", Tensor)
 K = TypeVar("K")
 
 CHUNK_ELEMENTS = 2**22
-"""Log-probabilities computed at once: what stays in a cache, and bounds the memory of a large vocabulary."""
+"""Log-probabilities computed at once: fits the CPU's cache, and bounds the memory for large vocabularies."""
 
 HISTOGRAM_LOWEST, HISTOGRAM_WIDTH = -7.0, 0.25
-"""Lower end and width of the bins of log10 density; the same for every dictionary, so that they compare."""
+"""Lower edge of the first bin of log10 density, and bin width; the same for all dictionaries."""
 
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Sums over some tokens; adding two of them gives the sums over both sets of tokens."""
+    """Sums over some tokens; the sum of two is the sums over both sets of tokens."""
 
     def __add__(self: S, other: S) -> S:
-        """Field by field."""
+        """Add field by field."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return type(self)(*(mine + yours for mine, yours in pairs))
 
 
 def accumulate(totals: dict[K, A], key: K, part: A) -> None:
-    """Add `part` to the total of `key`, which starts as the first part."""
+    """Add `part` to `totals[key]`."""
     totals[key] = totals[key] + part if key in totals else part
 
 
 @dataclass(frozen=True)
 class ReconstructionSums(MetricSums):
-    """What the agreement of y and y_hat is computed from."""
+    """Sums for the metrics of a reconstruction y_hat of y."""
 
     n: int
-    """Tokens."""
+    """Number of tokens."""
     y: Float64[Tensor, " out"]
     y_squared: Float64[Tensor, ""]
     y_hat_squared: Float64[Tensor, ""]
@@ -51,34 +53,37 @@ class ReconstructionSums(MetricSums):
 
     @property
     def mse(self) -> float:
-        """Squared error a token, summed over dimensions."""
+        """Mean squared error, E|y - y_hat|^2, summed over dimensions; from 0."""
         return float(self.error_squared) / self.n
 
     @property
     def fvu(self) -> float:
-        """Squared error over squared distance from the set's mean, per dimension; the mean itself gives 1."""
+        """Fraction of variance unexplained, E|y - y_hat|^2 / E|y - E y|^2; from 0, predicting the mean gives 1."""
         return float(self.error_squared / (self.y_squared - self.y.square().sum() / self.n))
 
     @property
     def cosine(self) -> float:
-        """Mean cosine of y and y_hat; 0 where one of them is zero."""
+        """Mean cosine similarity, E[y . y_hat / (|y| |y_hat|)]; from -1 to 1, zero vectors count as 0."""
         return float(self.cosines) / self.n
 
     @property
     def norm_ratio(self) -> float:
-        """Mean of |y_hat| / |y|."""
+        """Mean norm ratio, E[|y_hat| / |y|]; from 0, less than 1 means shrinkage."""
         return float(self.norm_ratios) / self.n
 
     @property
     def relative_bias(self) -> float:
-        """E|y_hat|^2 / E[y . y_hat], 1 where shrinkage is absent (Rajamanoharan 2024, arXiv 2404.16014)."""
+        """E|y_hat|^2 / E[y . y_hat]; 1 is unbiased, less than 1 means shrinkage (Rajamanoharan et al. 2024)."""
         return float(self.y_hat_squared / self.product)
 
 
 def reconstruction_sums(
     y: Float[Tensor, "token out"], y_hat: Float[Tensor, "token out"]
 ) -> ReconstructionSums:
-    """The sums over one batch of tokens."""
+    """Sums over a batch of tokens; sums of several batches add up.
+
+    >>> reconstruction_sums(y, dictionary(x)).fvu
+    """
     norm, norm_hat = torch.linalg.vector_norm(y, dim=1), torch.linalg.vector_norm(y_hat, dim=1)
     product = (y * y_hat).sum(1)
     tiny = torch.finfo(y.dtype).tiny
@@ -96,123 +101,128 @@ def reconstruction_sums(
 
 @dataclass(frozen=True)
 class FiringSums(MetricSums):
-    """How often each feature fires."""
+    """Counts for the metrics of sparsity."""
 
     n: int
-    """Tokens."""
+    """Number of tokens."""
     fires: Int64[Tensor, " feature"]
-    """Tokens on which each feature is not zero."""
+    """Number of tokens on which each feature is active (non-zero)."""
 
     @property
     def l0(self) -> float:
-        """Features active a token, mean."""
+        """L0: mean number of active features per token; from 0 to the number of features."""
         return float(self.fires.sum()) / self.n
 
     @property
     def density(self) -> Float64[Tensor, " feature"]:
-        """Share of tokens on which each feature fires."""
+        """Density of each feature: fraction of tokens on which it fires; from 0 to 1."""
         return self.fires.double() / self.n
 
     @property
     def alive(self) -> float:
-        """Share of features that fire at all."""
-        return self.share_over(0.0)
+        """Fraction of features that fire on any token; from 0 to 1."""
+        return self.fraction_denser_than(0.0)
 
-    def share_over(self, density: float) -> float:
-        """Share of features that fire on more than `density` of the tokens."""
+    def fraction_denser_than(self, density: float) -> float:
+        """Fraction of features with a density above `density`; from 0 to 1."""
         return float((self.density > density).double().mean())
 
 
 def firing_sums(feature: Int[Tensor, " entry"], width: int, n_tokens: int) -> FiringSums:
-    """The counts of one batch of `n_tokens`, from the feature of each non-zero activation."""
+    """Counts over a batch of `n_tokens` tokens, from the feature number of each non-zero activation."""
     return FiringSums(n_tokens, torch.bincount(feature, minlength=width))
 
 
 def density_histogram(
     density: Float[Tensor, " feature"],
 ) -> list[tuple[float | None, float | None, int]]:
-    """(low, high, features) of each bin of log10 density; the first, without bounds, is of silent features.
+    """(low, high, number of features) of each bin of log10 density.
 
-    What is rarer than the lowest bin counts in it.
+    The first bin has no edges and holds features that never fire. Densities below the lowest edge count in its bin.
     """
     n_bins = round(-HISTOGRAM_LOWEST / HISTOGRAM_WIDTH)
-    place = (density[density > 0].log10() - HISTOGRAM_LOWEST) / HISTOGRAM_WIDTH
-    counts = torch.bincount(place.floor().long().clamp(0, n_bins - 1), minlength=n_bins)
+    bins = (density[density > 0].log10() - HISTOGRAM_LOWEST) / HISTOGRAM_WIDTH
+    counts = torch.bincount(bins.floor().long().clamp(0, n_bins - 1), minlength=n_bins)
     edges = [HISTOGRAM_LOWEST + HISTOGRAM_WIDTH * i for i in range(n_bins + 1)]
-    silent = int((density == 0).sum())
-    return [(None, None, silent), *zip(edges[:-1], edges[1:], counts.tolist(), strict=True)]
+    dead = int((density == 0).sum())
+    return [(None, None, dead), *zip(edges[:-1], edges[1:], counts.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
 class PredictionTargets:
-    """The predictions that count: from where, and of what."""
+    """The scored next-token predictions."""
 
     source: Int[Tensor, " prediction"]
-    """Number of the position in the flattened batch [sequence * position]."""
+    """Index of the position that predicts, in the flattened batch [sequence * position]."""
     token: Int[Tensor, " prediction"]
-    """The token that follows."""
+    """Id of the next token."""
 
 
-def targets(
+def prediction_targets(
     token: Int[Tensor, "sequence position"], scored: Bool[Tensor, "sequence position"]
 ) -> PredictionTargets:
-    """Predictions from every scored position that has a next token."""
+    """The predictions at every scored position that has a next token."""
     sequence, position = scored[:, :-1].nonzero(as_tuple=True)
     return PredictionTargets(sequence * token.shape[1] + position, token[sequence, position + 1])
 
 
 def log_probabilities(
-    logits: Float[Tensor, "sequence position vocabulary"], which: PredictionTargets
+    logits: Float[Tensor, "sequence position vocabulary"], targets: PredictionTargets
 ) -> Float[Tensor, "prediction vocabulary"]:
-    """Log-probabilities of the next token at the predictions that count, float32."""
-    return logits.flatten(0, 1)[which.source].float().log_softmax(-1)
+    """Log-probabilities at the scored predictions, float32."""
+    return logits.flatten(0, 1)[targets.source].float().log_softmax(-1)
 
 
 @dataclass(frozen=True)
 class PredictionSums(MetricSums):
-    """What CE and KL are computed from."""
+    """Sums for the metrics of next-token prediction."""
 
     n: int
-    """Predictions."""
-    surprise: Float64[Tensor, ""]
-    """Sum of -log p(next token), nats."""
+    """Number of predictions."""
+    nll: Float64[Tensor, ""]
+    """Sum of -log p(next token), in nats."""
     divergence: Float64[Tensor, ""]
-    """Sum of KL(original || this), nats."""
+    """Sum of KL(original || model), in nats."""
 
     @property
     def ce(self) -> float:
-        """Cross-entropy, nats a prediction."""
-        return float(self.surprise) / self.n
+        """Cross-entropy, E[-log p(next token)], in nats per prediction; from 0."""
+        return float(self.nll) / self.n
 
     @property
     def kl(self) -> float:
-        """KL(original || this), nats a prediction."""
+        """Mean KL(original || model), in nats per prediction; from 0."""
         return float(self.divergence) / self.n
 
 
 def prediction_sums(
     logits: Float[Tensor, "sequence position vocabulary"],
-    which: PredictionTargets,
+    targets: PredictionTargets,
     original: Float[Tensor, "prediction vocabulary"] | None = None,
 ) -> PredictionSums:
-    """The sums over one batch; `original`: the untouched model's log-probabilities, without which KL is 0."""
-    surprise = torch.zeros((), dtype=torch.float64, device=logits.device)
-    divergence = torch.zeros_like(surprise)
+    """Sums over a batch; `original` are the original model's log-probabilities (None: KL is 0).
+
+    >>> from circuitloom.evaluation.metrics import prediction_targets
+    >>> targets = prediction_targets(held_out.token, held_out.scored)
+    >>> prediction_sums(model.logits(held_out.token), targets).ce
+    """
+    nll = torch.zeros((), dtype=torch.float64, device=logits.device)
+    divergence = torch.zeros_like(nll)
     rows = max(1, CHUNK_ELEMENTS // logits.shape[-1])
-    for start in range(0, len(which.source), rows):
-        chunk = PredictionTargets(which.source[start : start + rows], which.token[start : start + rows])
+    for start in range(0, len(targets.source), rows):
+        chunk = PredictionTargets(targets.source[start : start + rows], targets.token[start : start + rows])
         log_p = log_probabilities(logits, chunk)
-        surprise -= log_p.gather(1, chunk.token[:, None]).sum(dtype=torch.float64)
+        nll -= log_p.gather(1, chunk.token[:, None]).sum(dtype=torch.float64)
         if original is not None:
             terms = F.kl_div(log_p, original[start : start + rows], log_target=True, reduction="none")
             divergence += terms.sum(-1).sum(dtype=torch.float64)
-    return PredictionSums(len(which.source), surprise, divergence)
+    return PredictionSums(len(targets.source), nll, divergence)
 
 
-def recovered(ce: float, ce_original: float, ce_ablated: float) -> float:
-    """(ce_ablated - ce) / (ce_ablated - ce_original): 1 is as good as untouched, 0 no better than ablated.
+def ce_recovered(ce: float, ce_original: float, ce_ablated: float) -> float:
+    """CE recovered, (ce_ablated - ce) / (ce_ablated - ce_original); 1 as good as the original, 0 as the ablated model.
 
-    NaN where the ablation changes nothing.
+    NaN if the ablation has no effect.
     """
-    damage = ce_ablated - ce_original
-    return (ce_ablated - ce) / damage if damage else float("nan")
+    increase = ce_ablated - ce_original
+    return (ce_ablated - ce) / increase if increase else float("nan")

@@ -1,4 +1,4 @@
-"""The Pareto plot: sparsity against what a reconstruction costs the model, transcoders beside SAEs."""
+"""The Pareto plot of L0 against cross-entropy with the reconstruction in place, for transcoders and SAEs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ..core.plotting import BLUE, VERMILION, styled
 from ..core.tables import PARETO
-from .names import TOGETHER
+from .summary import ALL_LAYERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,8 @@ NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
 
 
 def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
-    """What the plot shows: every run that reconstructs the MLP's output, by layer, kind and L0."""
-    # a skip path makes another series: it is another kind of transcoder
+    """PARETO rows: every run that reconstructs mlp_out, ordered by layer, kind, activation function and L0."""
+    # skip transcoders are a separate series
     skips = [bool(json.loads(config or "{}").get("skip")) for config in runs["config"].to_pylist()]
     acts = [f"{act}, skip" if skip else act for act, skip in zip(runs["act"].to_pylist(), skips, strict=True)]
     runs = runs.set_column(runs.column_names.index("act"), "act", pa.array(acts, pa.string()))
@@ -35,9 +35,9 @@ def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
 
 
 def draw_pareto(table: pa.Table, path: Path | str) -> None:
-    """Draw L0 against CE, one panel a layer, into the PNG file `path`; the lower left is better.
+    """Draw L0 against CE, one panel per layer, to the PNG file `path`; lower left is better.
 
-    After figure 3 of Dunefsky et al. 2024. Raises ValueError where `table` has no rows.
+    After figure 3 of Dunefsky et al. 2024. Raises ValueError if `table` is empty.
     """
     if not len(table):
         raise ValueError(
@@ -48,11 +48,11 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
 
 @styled
 def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """The plot of rows of `pareto`, ordered by layer, kind, activation function and L0."""
+    """Plot PARETO rows, which must be ordered by layer, kind, activation function and L0."""
     from matplotlib.figure import Figure
 
-    # layers in order, and all at once at the end
-    layers = sorted({row["layer"] for row in rows}, key=lambda layer: (layer == TOGETHER, layer))
+    # ALL_LAYERS last
+    layers = sorted({row["layer"] for row in rows}, key=lambda layer: (layer == ALL_LAYERS, layer))
     across = ceil(sqrt(len(layers)))
     down = ceil(len(layers) / across)
     figure = Figure(figsize=(4.2 * across, 3.6 * down + 0.5), layout="constrained")
@@ -60,17 +60,17 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     handles: dict[str, Any] = {}
     for panel, layer in zip(panels, layers, strict=False):
         handles |= _draw_layer(panel, [row for row in rows if row["layer"] == layer])
-        panel.set_title("all layers" if layer == TOGETHER else f"layer {layer}", loc="left")
+        panel.set_title("all layers" if layer == ALL_LAYERS else f"layer {layer}", loc="left")
     for panel in panels[len(layers) :]:
         panel.remove()
-    figure.supxlabel("L0 (features active a token)")
-    figure.supylabel("cross-entropy (nats a token)")
+    figure.supxlabel("L0 (active features per token)")
+    figure.supylabel("cross-entropy (nats per token)")
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=across)
     return figure
 
 
 def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Draw the rows of one layer; the artists by the name that the legend gives them."""
+    """Draw the rows of one layer; returns legend label -> artist."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     drawn: dict[str, Any] = {}
@@ -87,8 +87,8 @@ def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, A
         )
         drawn[f"{NAMES[kind]}, {act}"] = line
     first = rows[0]
-    drawn["untouched model"] = panel.axhline(first["ce_original"], color="black", linestyle="--", linewidth=1)
-    ablated = f"ablated to zero {first['ce_zero']:.3f}, to the mean {first['ce_mean']:.3f}"
+    drawn["original model"] = panel.axhline(first["ce_original"], color="black", linestyle="--", linewidth=1)
+    ablated = f"zero-ablated {first['ce_zero']:.3f}, mean-ablated {first['ce_mean']:.3f}"
     panel.set_title(ablated, loc="right", fontsize="small")
     panel.ticklabel_format(axis="y", useOffset=False)
     panel.set_xscale("log")

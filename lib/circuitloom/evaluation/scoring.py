@@ -1,6 +1,8 @@
-"""Running a language model with a reconstruction, or an ablation, in place of what a site holds. What every
-dictionary is measured against: the untouched model, and the model with a site ablated. Dictionaries in place of
-what they reconstruct, on held-out tokens: rows of metric and histogram tables."""
+"""Scores dictionaries on held-out tokens: the rows of the tables baseline, metric and density_histogram.
+
+`replacing_activations` runs the language model with activations replaced by reconstructions or ablations (elsewhere
+called splicing). `baseline_rows` scores the original and the ablated model, `score_runs` the model with dictionaries
+in place."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,61 +35,63 @@ from .metrics import (
     prediction_targets,
     reconstruction_sums,
 )
-from .names import ALL_LAYERS
+from .summary import ALL_LAYERS
 
-StandIn = Callable[[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]]
-"""(MLP input, value of the site), both of the scored tokens and float32, to what stands in for the value.
-
-At a site other than `mlp_out` the first argument is the value itself.
-"""
+Replacement = Callable[
+    [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]
+]
+"""(x, y) -> replacement of y, at the scored tokens, in float32: y is the value of the site, x the MLP input at
+`mlp_out` and y itself at other sites."""
 
 
 @contextmanager
-def splicing(model: LanguageModel, stand_ins: Mapping[Site, StandIn], batch: HeldOut) -> Iterator[None]:
-    """Within the context, `batch` run through `model` has each site's stand-in in place of its value.
+def replacing_activations(
+    model: LanguageModel, replacements: Mapping[Site, Replacement], batch: HeldOut
+) -> Iterator[None]:
+    """Context in which passes of `batch` through `model` have the value of each site replaced.
 
-    The original stays where `batch.kept` says so. With several layers, each stand-in sees the inputs of the
-    model whose earlier layers are already replaced. `batch` lies on the model's device.
+    Positions with `batch.keeps_original` are not replaced. With several layers, each replacement reads the inputs of
+    the model whose earlier layers are already replaced. `batch` must be on the model's device.
     """
-    with edited(model, {site: _at_scored(stand_in, batch) for site, stand_in in stand_ins.items()}):
+    with edited(model, {site: _at_scored(replacement, batch) for site, replacement in replacements.items()}):
         yield
 
 
-def _at_scored(stand_in: StandIn, batch: HeldOut) -> Callable[[Tensor, Tensor], Tensor]:
-    def splice(x: Tensor, y: Tensor) -> Tensor:
-        spliced = y.clone()
-        spliced[batch.scored] = stand_in(x[batch.scored].float(), y[batch.scored].float()).to(y.dtype)
-        return torch.where(batch.kept[..., None], y, spliced)
+def _at_scored(replacement: Replacement, batch: HeldOut) -> Callable[[Tensor, Tensor], Tensor]:
+    def edit(x: Tensor, y: Tensor) -> Tensor:
+        replaced = y.clone()
+        replaced[batch.scored] = replacement(x[batch.scored].float(), y[batch.scored].float()).to(y.dtype)
+        return torch.where(batch.keeps_original[..., None], y, replaced)
 
-    return splice
+    return edit
 
 
-def constant(value: Float[Tensor, " d_out"]) -> StandIn:
-    """The same value for every token: zero or the mean, in ablations."""
+def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:
+    """The same value for every token: zero or mean ablation."""
     return lambda _x, y: value.to(y).expand_as(y)
 
 
-class Substitute:
-    """A dictionary as a stand-in, which sums up how well it reconstructs what it stands in for.
+class DictionaryReplacement:
+    """Replaces y by a dictionary's reconstruction, and accumulates reconstruction and firing sums.
 
-    Raises ValueError where the dictionary reads one site and writes another, and they are not the MLP's two.
+    Raises ValueError if the dictionary is neither an SAE nor an MLP transcoder.
     """
 
     reconstruction: ReconstructionSums
-    """Sums over the tokens so far."""
+    """Sums over all tokens so far."""
     firing: FiringSums
-    """Counts over the tokens so far."""
+    """Counts over all tokens so far."""
 
     def __init__(self, dictionary: Dictionary) -> None:
-        """Nothing is summed up yet."""
         if not (dictionary.is_sae or dictionary.is_transcoder):
             raise ValueError(
-                f"a dictionary from {dictionary.site_in} to {dictionary.site_out} stands in for nothing; train another"
+                f"a dictionary from {dictionary.site_in} to {dictionary.site_out} replaces no site; "
+                "train an SAE or a transcoder"
             )
         self.dictionary = dictionary
-        nothing = dictionary.b_dec.new_zeros(0, dictionary.d_out)
-        self.reconstruction = reconstruction_sums(nothing, nothing)
-        self.firing = firing_sums(nothing.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
+        empty = dictionary.b_dec.new_zeros(0, dictionary.d_out)
+        self.reconstruction = reconstruction_sums(empty, empty)
+        self.firing = firing_sums(empty.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
 
     def __call__(
         self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
@@ -102,7 +106,7 @@ class Substitute:
 def reconstruct(
     dictionary: Dictionary, x: Float[Tensor, "token d_in"]
 ) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
-    """Reconstruction of a batch, and how often each feature fired in it; only active features are decoded."""
+    """Reconstruction of a batch and counts of active features; only active features are decoded."""
     token, feature, value = dictionary.encode_sparse(x)
     y_hat = dictionary.decode_sparse(token, feature, value, x)
     return y_hat, firing_sums(feature, dictionary.width, len(x))
@@ -112,7 +116,7 @@ def reconstruct(
 def site_means(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float64[Tensor, " d"]]:
-    """Mean of each site over the scored positions, in the untouched model."""
+    """Mean of each site over the scored positions, in the original model."""
     sums: dict[Site, Tensor] = {}
     label = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
     with progress(label, held_out.token.numel(), "tokens") as bar:
@@ -127,21 +131,21 @@ def site_means(
 def baseline_rows(
     model: LanguageModel, site: str, layers: Sequence[int], held_out: HeldOut, config: Evaluation
 ) -> list[dict[str, Any]]:
-    """The baseline table's rows for `site` of each of `layers`, and for the MLPs of all of them at once."""
+    """BASELINE rows for `site` ablated in each layer, and for mlp_out in all layers at once."""
     sites = [Site(site, layer) for layer in layers]
-    ablated = {layer: [place] for layer, place in zip(layers, sites, strict=True)}
+    ablated = {layer: [site_of_layer] for layer, site_of_layer in zip(layers, sites, strict=True)}
     if config.together and site == "mlp_out" and len(layers) > 1:
         ablated[ALL_LAYERS] = sites
     means = site_means(model, sites, held_out, config.batch)
-    values = {"zero": {place: torch.zeros_like(mean) for place, mean in means.items()}, "mean": means}
-    stand_ins = {
-        (layer, kind): {place: constant(value[place]) for place in places}
-        for layer, places in ablated.items()
+    values = {"zero": {each: torch.zeros_like(mean) for each, mean in means.items()}, "mean": means}
+    replacements = {
+        (layer, kind): {each: constant_replacement(value[each]) for each in sites}
+        for layer, sites in ablated.items()
         for kind, value in values.items()
     }
-    untouched, sums = _ablate(model, stand_ins, held_out, config.batch, f"evaluation: {site} ablated")
+    original, sums = _ablate(model, replacements, held_out, config.batch, f"evaluation: {site} ablated")
     return [
-        {"site": site, "layer": layer, "ce_original": untouched.ce, "n_tokens": held_out.n_tokens}
+        {"site": site, "layer": layer, "ce_original": original.ce, "n_tokens": held_out.n_tokens}
         | {f"ce_{kind}": sums[layer, kind].ce for kind in values}
         | {f"kl_{kind}": sums[layer, kind].kl for kind in values}
         for layer in ablated
@@ -150,30 +154,30 @@ def baseline_rows(
 
 def _ablate(
     model: LanguageModel,
-    stand_ins: Mapping[tuple[int, str], Mapping[Site, StandIn]],
+    replacements: Mapping[tuple[int, str], Mapping[Site, Replacement]],
     held_out: HeldOut,
     batch: int,
     label: str,
 ) -> tuple[PredictionSums, dict[tuple[int, str], PredictionSums]]:
-    """Sums over all predictions, of the untouched model and with each of `stand_ins` in place."""
-    untouched: dict[None, PredictionSums] = {}
+    """Prediction sums of the original model, and of the model with each of `replacements`."""
+    original_sums: dict[None, PredictionSums] = {}
     sums: dict[tuple[int, str], PredictionSums] = {}
     with progress(label, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
-            which = prediction_targets(part.token, part.scored)
+            targets = prediction_targets(part.token, part.scored)
             logits = model.logits(part.token)
-            original = log_probabilities(logits, which)
-            accumulate(untouched, None, prediction_sums(logits, which))
-            for key, places in stand_ins.items():
-                with splicing(model, places, part):
-                    accumulate(sums, key, prediction_sums(model.logits(part.token), which, original))
+            original = log_probabilities(logits, targets)
+            accumulate(original_sums, None, prediction_sums(logits, targets))
+            for key, by_site in replacements.items():
+                with replacing_activations(model, by_site, part):
+                    accumulate(sums, key, prediction_sums(model.logits(part.token), targets, original))
             bar.update(part.token.numel())
-    return untouched[None], sums
+    return original_sums[None], sums
 
 
 @dataclass(frozen=True)
 class RunScore:
-    """The sums over the held-out tokens of one run: of its dictionaries by layer, and of the predictions."""
+    """Sums over the held-out tokens of one run: of each layer's dictionary, and of the model's predictions."""
 
     reconstruction: dict[int, ReconstructionSums]
     firing: dict[int, FiringSums]
@@ -181,69 +185,74 @@ class RunScore:
 
 
 @torch.inference_mode()
-def score(
+def score_runs(
     model: LanguageModel, runs: Mapping[str, Mapping[int, Dictionary]], held_out: HeldOut, batch: int
 ) -> dict[str, RunScore]:
-    """Score each run with its dictionaries (by layer) in place, all of a run's layers at once.
+    """Score each run (run -> layer -> dictionary) with all its dictionaries in place at once.
 
-    The untouched model runs once a batch of `batch` sequences, for all runs; each run once more.
+    For each batch of `batch` sequences, the original model runs once for all runs, and the edited model once per run.
+
+    >>> score = score_runs(model, {"mine": {1: dictionary}}, held_out, batch=32)["mine"]
+    >>> score.prediction.ce, score.prediction.kl, score.reconstruction[1].fvu, score.firing[1].l0
     """
-    substitutes = {run: {layer: Substitute(d) for layer, d in layers.items()} for run, layers in runs.items()}
+    replacements = {
+        run: {layer: DictionaryReplacement(dictionary) for layer, dictionary in layers.items()}
+        for run, layers in runs.items()
+    }
     predictions: dict[str, PredictionSums] = {}
     with progress(f"evaluation: {', '.join(runs)}", held_out.token.numel() * len(runs), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
-            which = prediction_targets(part.token, part.scored)
-            original = log_probabilities(model.logits(part.token), which)
-            for run, layers in substitutes.items():
-                sites = {Site(each.dictionary.site_out, layer): each for layer, each in layers.items()}
-                with splicing(model, sites, part):
-                    accumulate(predictions, run, prediction_sums(model.logits(part.token), which, original))
+            targets = prediction_targets(part.token, part.scored)
+            original = log_probabilities(model.logits(part.token), targets)
+            for run, layers in replacements.items():
+                by_site = {Site(each.dictionary.site_out, layer): each for layer, each in layers.items()}
+                with replacing_activations(model, by_site, part):
+                    accumulate(predictions, run, prediction_sums(model.logits(part.token), targets, original))
                 bar.update(part.token.numel())
-    return {run: _score(layers, predictions[run]) for run, layers in substitutes.items()}
+    return {
+        run: RunScore(
+            {layer: each.reconstruction for layer, each in layers.items()},
+            {layer: each.firing for layer, each in layers.items()},
+            predictions[run],
+        )
+        for run, layers in replacements.items()
+    }
 
 
-def _score(substitutes: Mapping[int, Substitute], prediction: PredictionSums) -> RunScore:
-    return RunScore(
-        {layer: each.reconstruction for layer, each in substitutes.items()},
-        {layer: each.firing for layer, each in substitutes.items()},
-        prediction,
-    )
+def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """A METRIC row; `baseline` is the BASELINE row of the same site and layer.
 
-
-def metric_row(run: str, layer: int, scored: RunScore, baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the metric table; `baseline` is the row of the same site and layer.
-
-    With several layers replaced (layer -1) figures of the reconstruction are means over layers, each taken
-    on the inputs of the model whose other layers are replaced too.
+    With all layers replaced (layer -1), metrics of reconstruction and sparsity are means over layers, each measured in
+    the model whose other layers are replaced too.
     """
-    reconstruction, firing = scored.reconstruction.values(), scored.firing.values()
-    agreement = ("fvu", "mse", "cosine", "norm_ratio", "relative_bias")
-    ce = scored.prediction.ce
+    reconstruction, firing = score.reconstruction.values(), score.firing.values()
+    names = ("fvu", "mse", "cosine", "norm_ratio", "relative_bias")
+    ce = score.prediction.ce
     return {
         "run": run,
         "layer": layer,
         "l0": fmean(sums.l0 for sums in firing),
-        **{name: fmean(getattr(sums, name) for sums in reconstruction) for name in agreement},
+        **{name: fmean(getattr(sums, name) for sums in reconstruction) for name in names},
         "ce": ce,
         **{name: baseline[name] for name in ("ce_original", "ce_zero", "ce_mean", "kl_zero", "kl_mean")},
         "ce_recovered_zero": ce_recovered(ce, baseline["ce_original"], baseline["ce_zero"]),
         "ce_recovered_mean": ce_recovered(ce, baseline["ce_original"], baseline["ce_mean"]),
         "delta_ce": ce - baseline["ce_original"],
-        "kl": scored.prediction.kl,
+        "kl": score.prediction.kl,
         "alive": fmean(sums.alive for sums in firing),
-        "density_over_1_percent": fmean(sums.share_over(0.01) for sums in firing),
-        "density_over_10_percent": fmean(sums.share_over(0.1) for sums in firing),
+        "density_over_1_percent": fmean(sums.fraction_denser_than(0.01) for sums in firing),
+        "density_over_10_percent": fmean(sums.fraction_denser_than(0.1) for sums in firing),
         "n_tokens": next(iter(reconstruction)).n,
     }
 
 
-def histogram_rows(run: str, layer: int, scored: RunScore) -> Iterator[dict[str, Any]]:
-    """The rows of the histogram of one layer's densities."""
-    for number, (low, high, n_features) in enumerate(density_histogram(scored.firing[layer].density)):
+def histogram_rows(run: str, layer: int, score: RunScore) -> Iterator[dict[str, Any]]:
+    """DENSITY_HISTOGRAM rows of one layer."""
+    for number, (low, high, n_features) in enumerate(density_histogram(score.firing[layer].density)):
         yield {"run": run, "layer": layer, "bin": number, "low": low, "high": high, "n_features": n_features}
 
 
 def read_baselines(paths: Iterable[Path | str]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The rows of baseline tables, by site and layer (-1: all layers)."""
+    """Rows of BASELINE tables, by (site, layer); layer -1 is all layers."""
     rows = (row for path in paths for row in read_table(path).to_pylist())
     return {(row["site"], row["layer"]): row for row in rows}

@@ -6,8 +6,8 @@ with job("evaluation", snakemake):
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.held_out import load_held_out
-    from circuitloom.evaluation.names import ALL_LAYERS
-    from circuitloom.evaluation.scoring import metric_row, read_baselines, score
+    from circuitloom.evaluation.scoring import metric_row, read_baselines, score_runs
+    from circuitloom.evaluation.summary import ALL_LAYERS
     from circuitloom.language_model.model import load_model
 
     source, params = snakemake.input, snakemake.params
@@ -17,7 +17,7 @@ with job("evaluation", snakemake):
     baseline = read_baselines(source.baselines)["mlp_out", ALL_LAYERS]
     folders = iter(source.dictionaries)
     for run, metric in zip(params.runs, snakemake.output.metric, strict=True):
-        # one run at a time: the dictionaries of all layers and runs together may exceed the memory
+        # one run at a time: the dictionaries of all runs may exceed the memory
         layers = {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
-        scores = score(model, {run: layers}, held_out, config.batch)
+        scores = score_runs(model, {run: layers}, held_out, config.batch)
         write_table(METRIC, [metric_row(run, ALL_LAYERS, scores[run], baseline)], metric)

@@ -12,7 +12,7 @@ from circuitloom.core.tables import (
     write_table,
 )
 from circuitloom.evaluation.pareto import draw_pareto, pareto_table
-from circuitloom.evaluation.summary import basis_rows, concept_scores, gather, run_rows
+from circuitloom.evaluation.summary import basis_rows, concatenate_tables, concept_scores, run_rows
 
 RUNS = [
     Run(name="tc", width=64, k=8),
@@ -38,15 +38,17 @@ def metrics() -> pa.Table:
     return pa.Table.from_pylist(rows, schema=METRIC.schema)
 
 
-def test_gathering_keeps_every_row_in_order(metrics, tmp_path):
+def test_concatenated_tables_keep_every_row_in_order(metrics, tmp_path):
     for number in range(3):
         write_table(METRIC, metrics.slice(number * 4, 4), tmp_path / f"{number}.parquet")
-    gather(METRIC, [tmp_path / f"{number}.parquet" for number in range(3)], tmp_path / "metric.parquet")
+    concatenate_tables(
+        METRIC, [tmp_path / f"{number}.parquet" for number in range(3)], tmp_path / "metric.parquet"
+    )
     assert read_table(tmp_path / "metric.parquet") == metrics.slice(0, 12)
 
 
-def test_gathering_nothing_gives_an_empty_table(tmp_path):
-    gather(METRIC, [], tmp_path / "metric.parquet")
+def test_concatenating_no_tables_gives_an_empty_table(tmp_path):
+    concatenate_tables(METRIC, [], tmp_path / "metric.parquet")
     assert read_table(tmp_path / "metric.parquet").num_rows == 0
 
 
@@ -72,11 +74,11 @@ def test_the_best_layer_of_a_run_is_chosen_on_the_choosing_half():
     }  # fmt: skip
 
 
-def test_a_study_without_concepts_has_an_empty_table_of_their_scores():
+def test_a_study_without_concepts_has_an_empty_table_of_concept_scores():
     assert concept_scores(FEATURE_CONCEPT.schema.empty_table()).schema == CONCEPT_SCORE.schema
 
 
-def test_a_run_states_k_or_sparsity_by_what_its_activation_has(runs):
+def test_a_run_has_k_or_sparsity_depending_on_its_activation_function(runs):
     by_name = {row["run"]: row for row in runs.to_pylist()}
     assert (by_name["tc"]["k"], by_name["tc"]["sparsity"]) == (8, None)
     assert (by_name["sae"]["k"], by_name["sae"]["sparsity"]) == (None, 0.01)
@@ -85,15 +87,13 @@ def test_a_run_states_k_or_sparsity_by_what_its_activation_has(runs):
     assert Run.model_validate_json(by_name["tc"]["config"]) == RUNS[0]
 
 
-def test_the_pareto_table_has_transcoders_and_saes_of_the_mlps_output_alone(metrics, runs, tmp_path):
+def test_the_pareto_table_only_has_dictionaries_that_reconstruct_mlp_out(metrics, runs, tmp_path):
     table = pareto_table(metrics, runs)
     assert {row["run"] for row in table.to_pylist()} == {"tc", "tc-wide", "sae"}
     write_table(PARETO, table, tmp_path / "pareto.parquet")
 
 
-def test_the_pareto_plot_has_a_panel_a_layer_with_the_untouched_model_in_it(
-    metrics, runs, tmp_path, monkeypatch
-):
+def test_the_pareto_plot_has_a_panel_per_layer_with_the_original_model(metrics, runs, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     figures = []
@@ -101,14 +101,14 @@ def test_the_pareto_plot_has_a_panel_a_layer_with_the_untouched_model_in_it(
     draw_pareto(pareto_table(metrics, runs), tmp_path / "pareto.png")
     panels = figures[0].axes
     assert [panel.get_title("left") for panel in panels] == ["layer 0", "layer 1", "layer 2", "all layers"]
-    assert panels[0].get_title("right") == "ablated to zero 4.000, to the mean 3.000"
+    assert panels[0].get_title("right") == "zero-ablated 4.000, mean-ablated 3.000"
     for panel in panels:
         lines = {tuple(line.get_ydata()) for line in panel.lines}
-        # transcoders joined in order of L0, SAEs apart, the untouched model
+        # transcoders joined in order of L0, SAEs, the original model
         assert lines == {(2.1, 2.0), (2.2,), (1.9, 1.9)}
         assert panel.get_xscale() == "log"
 
 
-def test_a_study_without_dictionaries_of_the_mlps_output_has_no_plot(metrics, runs, tmp_path):
+def test_a_study_without_dictionaries_of_mlp_out_has_no_pareto_plot(metrics, runs, tmp_path):
     with pytest.raises(ValueError, match="no run reconstructs mlp_out; add"):
         draw_pareto(pareto_table(metrics, runs).slice(0, 0), tmp_path / "pareto.png")

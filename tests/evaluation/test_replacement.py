@@ -2,7 +2,12 @@ import pytest
 import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
 
-from circuitloom.evaluation.scoring import Substitute, constant, reconstruct, splicing
+from circuitloom.evaluation.scoring import (
+    DictionaryReplacement,
+    constant_replacement,
+    reconstruct,
+    replacing_activations,
+)
 from circuitloom.language_model.hooks import Site, capture, edited
 
 
@@ -19,7 +24,7 @@ def forward_blocks(model, tokens, start, hidden):
         handle.remove()
 
 
-def test_y_hat_stands_in_for_y_at_scored_positions_and_nowhere_else(any_model):
+def test_y_hat_replaces_y_only_at_scored_positions(any_model):
     batch, layer = make_held_out(), 1
     dictionary = make_dictionary(any_model, layer)
     seen = capture(any_model, batch.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
@@ -28,13 +33,13 @@ def test_y_hat_stands_in_for_y_at_scored_positions_and_nowhere_else(any_model):
     )
     with edited(any_model, {Site("mlp_out", layer): lambda _x, _y: expected}):
         reference = any_model.logits(batch.token)
-    with splicing(any_model, {Site("mlp_out", layer): Substitute(dictionary)}, batch):
-        spliced = any_model.logits(batch.token)
-    torch.testing.assert_close(spliced, reference)
-    untouched = any_model.logits(batch.token)
-    assert not torch.allclose(spliced, untouched)
-    # position 0 keeps its activation, so that what it predicts is unchanged
-    torch.testing.assert_close(spliced[:, 0], untouched[:, 0])
+    with replacing_activations(any_model, {Site("mlp_out", layer): DictionaryReplacement(dictionary)}, batch):
+        replaced = any_model.logits(batch.token)
+    torch.testing.assert_close(replaced, reference)
+    original = any_model.logits(batch.token)
+    assert not torch.allclose(replaced, original)
+    # position 0 keeps its activation, so that its prediction is unchanged
+    torch.testing.assert_close(replaced[:, 0], original[:, 0])
 
 
 def test_an_sae_on_the_mlps_output_reads_the_output(model):
@@ -43,11 +48,11 @@ def test_an_sae_on_the_mlps_output_reads_the_output(model):
     y = capture(model, batch.token, [site])[site]
     with edited(model, {Site("mlp_out", 1): lambda _x, _y: torch.where(batch.scored[..., None], sae(y), y)}):
         reference = model.logits(batch.token)
-    with splicing(model, {site: Substitute(sae)}, batch):
+    with replacing_activations(model, {site: DictionaryReplacement(sae)}, batch):
         torch.testing.assert_close(model.logits(batch.token), reference)
 
 
-def test_all_layers_replaced_see_the_inputs_of_the_replaced_model(model):
+def test_replaced_layers_read_the_outputs_of_earlier_replaced_layers(model):
     batch = make_held_out()
     dictionaries = [make_dictionary(model, layer, seed=layer) for layer in range(model.layers)]
 
@@ -57,21 +62,21 @@ def test_all_layers_replaced_see_the_inputs_of_the_replaced_model(model):
     with edited(model, {Site("mlp_out", layer): by_hand(layer) for layer in range(model.layers)}):
         reference = model.logits(batch.token)
         replaced = capture(model, batch.token, [Site("mlp_in", 2)])[Site("mlp_in", 2)]
-    substitutes = {Site("mlp_out", d.layer): Substitute(d) for d in dictionaries}
-    with splicing(model, substitutes, batch):
+    replacements = {Site("mlp_out", d.layer): DictionaryReplacement(d) for d in dictionaries}
+    with replacing_activations(model, replacements, batch):
         torch.testing.assert_close(model.logits(batch.token), reference)
     expected = reconstruct(dictionaries[2], replaced[batch.scored])[1]
-    assert torch.equal(substitutes[Site("mlp_out", 2)].firing.fires, expected.fires)
+    assert torch.equal(replacements[Site("mlp_out", 2)].firing.fires, expected.fires)
 
 
-def test_a_substitute_of_resid_mid_goes_past_the_mlp_as_well_as_into_it(sequential_model):
+def test_a_replacement_of_resid_mid_enters_the_mlp_and_the_residual_stream(sequential_model):
     model, batch, layer = sequential_model, make_held_out(), 1
     sae = make_dictionary(model, layer, site_in="resid_mid", site_out="resid_mid")
     mid = capture(model, batch.token, [Site("resid_mid", layer)])[Site("resid_mid", layer)]
     new = torch.where(batch.scored[..., None], sae(mid), mid)
     norm = model.block(layer).get_submodule(model.anatomy.norm_mlp)
     reference = forward_blocks(model, batch.token, layer + 1, new + model.mlp(layer)(norm(new)))
-    with splicing(model, {Site("resid_mid", layer): Substitute(sae)}, batch):
+    with replacing_activations(model, {Site("resid_mid", layer): DictionaryReplacement(sae)}, batch):
         torch.testing.assert_close(model.logits(batch.token), reference, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         model.logits(batch.token),
@@ -79,22 +84,22 @@ def test_a_substitute_of_resid_mid_goes_past_the_mlp_as_well_as_into_it(sequenti
     )
 
 
-def test_a_substitute_of_resid_pre_is_the_blocks_input(any_model):
+def test_a_replacement_of_resid_pre_is_the_input_of_the_block(any_model):
     batch, site = make_held_out(), Site("resid_pre", 1)
     sae = make_dictionary(any_model, 1, site_in="resid_pre", site_out="resid_pre")
     pre = capture(any_model, batch.token, [site])[site]
     reference = forward_blocks(any_model, batch.token, 1, torch.where(batch.scored[..., None], sae(pre), pre))
-    with splicing(any_model, {site: Substitute(sae)}, batch):
+    with replacing_activations(any_model, {site: DictionaryReplacement(sae)}, batch):
         torch.testing.assert_close(any_model.logits(batch.token), reference)
 
 
-def test_a_substitute_of_mlp_in_is_read_by_the_mlp_alone(model):
+def test_a_replacement_of_mlp_in_is_read_only_by_the_mlp(model):
     batch, site = make_held_out(), Site("mlp_in", 1)
-    with splicing(model, {site: constant(torch.zeros(16))}, batch):
-        spliced = model.logits(batch.token)
+    with replacing_activations(model, {site: constant_replacement(torch.zeros(16))}, batch):
+        replaced = model.logits(batch.token)
     out = model.mlp(1)(torch.zeros(16))
     with edited(model, {Site("mlp_out", 1): lambda _x, y: torch.where(batch.scored[..., None], out, y)}):
-        torch.testing.assert_close(spliced, model.logits(batch.token))
+        torch.testing.assert_close(replaced, model.logits(batch.token))
 
 
 def test_ablation_keeps_the_bos(model):
@@ -102,7 +107,7 @@ def test_ablation_keeps_the_bos(model):
     y = capture(model, batch.token, [Site("mlp_out", 0)])[Site("mlp_out", 0)]
     with edited(model, {Site("mlp_out", 0): lambda _x, _y: torch.where(batch.scored[..., None], 0.0, y)}):
         reference = model.logits(batch.token)
-    with splicing(model, {Site("mlp_out", 0): constant(torch.zeros(16))}, batch):
+    with replacing_activations(model, {Site("mlp_out", 0): constant_replacement(torch.zeros(16))}, batch):
         torch.testing.assert_close(model.logits(batch.token), reference)
 
 
@@ -120,10 +125,10 @@ def test_parallel_blocks_refuse_resid_mid_and_offer_resid_pre(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"act": "relu", "k": None}, {"W_skip": torch.ones(16, 16)}])
-def test_decoding_active_features_alone_equals_decoding_all(model, changes):
+def test_decoding_only_active_features_equals_decoding_all(model, changes):
     dictionary = make_dictionary(model, **changes)
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
-    # a token on which nothing fires
+    # a token without active features
     x[7] = -100 * dictionary.W_enc.mean(0)
     y_hat, firing = reconstruct(dictionary, x)
     torch.testing.assert_close(y_hat, dictionary(x), atol=1e-5, rtol=1e-5)
@@ -137,6 +142,6 @@ def test_a_token_without_active_features_is_reconstructed_as_the_bias(model):
     assert firing.l0 == 0
 
 
-def test_a_dictionary_between_sites_that_do_not_meet_is_refused(model):
-    with pytest.raises(ValueError, match="stands in for nothing"):
-        Substitute(make_dictionary(model, site_in="resid_mid", site_out="mlp_out"))
+def test_a_dictionary_that_is_neither_sae_nor_transcoder_is_refused(model):
+    with pytest.raises(ValueError, match="replaces no site"):
+        DictionaryReplacement(make_dictionary(model, site_in="resid_mid", site_out="mlp_out"))

@@ -21,8 +21,8 @@ def held_out():
 
 
 @pytest.fixture(scope="module")
-def labels(held_out):
-    """`rare` is where the token's number is below 20, which embeddings and so activations tell."""
+def annotations(held_out):
+    """Concept `rare`: token ids below 20, which can be read from the activations."""
     sequence, position = ((held_out.token < 20) & held_out.scored).nonzero(as_tuple=True)
     table = pa.table(
         {"concept": ["rare"] * len(sequence), "sequence": sequence.numpy(), "position": position.numpy()}
@@ -37,8 +37,8 @@ def test_activations_are_those_of_the_scored_positions_in_order(model, held_out)
         torch.testing.assert_close(value, whole[site][held_out.scored])
 
 
-def test_a_code_is_the_dense_code_without_its_zeros(model, monkeypatch):
-    monkeypatch.setattr("circuitloom.evaluation.concept_matching.ENCODED_AT_ONCE", 30)
+def test_sparse_activations_are_the_non_zero_dense_activations(model, monkeypatch):
+    monkeypatch.setattr("circuitloom.evaluation.concept_matching.ENCODE_BATCH", 30)
     dictionary, x = make_dictionary(model), torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
     code = sparse_activations(dictionary, x)
     dense = torch.zeros(100, 40)
@@ -46,12 +46,12 @@ def test_a_code_is_the_dense_code_without_its_zeros(model, monkeypatch):
     torch.testing.assert_close(dense, dictionary.encode(x))
 
 
-def test_every_basis_and_run_has_a_row_a_layer_and_concept(model, held_out, labels, tmp_path):
+def test_every_basis_and_run_has_a_row_per_layer_and_concept(model, held_out, annotations, tmp_path):
     config = Evaluation(batch=16, thresholds=16)
     runs = {"tc": {layer: make_dictionary(model, layer) for layer in range(2)}}
     rows = [
-        *match_dictionaries(model, runs, held_out, labels, config),
-        *match_bases(model, [0, 1], held_out, labels, config),
+        *match_dictionaries(model, runs, held_out, annotations, config),
+        *match_bases(model, [0, 1], held_out, annotations, config),
     ]
     keys = {(row["run"], row["layer"], row["concept"]) for row in rows}
     assert len({(*(row[key] for key in FEATURE_CONCEPT.key),) for row in rows}) == len(rows) == 10 * len(keys)
@@ -61,12 +61,12 @@ def test_every_basis_and_run_has_a_row_a_layer_and_concept(model, held_out, labe
     write_table(FEATURE_CONCEPT, rows, tmp_path / "feature_concept.parquet")
 
 
-def test_a_neuron_is_scored_as_it_stands_in_the_model(model, held_out, labels):
-    row = next(iter(match_bases(model, [1], held_out, labels, Evaluation(thresholds=64))))
+def test_scores_of_a_neuron_are_those_of_its_activations_in_the_model(model, held_out, annotations):
+    row = next(iter(match_bases(model, [1], held_out, annotations, Evaluation(thresholds=64))))
     site = Site("neurons", 1)
     z = scored_activations(model, [site], held_out, 50)[site][:, row["feature"]]
-    fires = (z > row["threshold"])[~labels.choosing]
-    has = (held_out.token < 20)[held_out.scored][~labels.choosing]
+    fires = (z > row["threshold"])[~annotations.choosing]
+    has = (held_out.token < 20)[held_out.scored][~annotations.choosing]
     assert row["threshold"] >= 0
     assert row["precision"] == pytest.approx(float((fires & has).sum() / fires.sum()))
     assert row["recall"] == pytest.approx(float((fires & has).sum() / has.sum()))
