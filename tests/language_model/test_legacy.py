@@ -69,7 +69,7 @@ def test_a_hugging_face_model_is_not_legacy(tmp_path):
     ("change", "message"),
     [
         ({"d_head": None}, "not a legacy model that can be read .*d_head"),
-        ({"shortformer_pos": True}, "its positions are the shortformer's"),
+        ({"shortformer_pos": True}, "it has shortformer positions"),
         ({"n_heads": 2, "d_head": 8}, "W_Q.* has shape"),
     ],
 )

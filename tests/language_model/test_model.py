@@ -64,7 +64,7 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path):
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ValueError, match=r"model: its weights lack transformer.h.1.mlp.c_fc.weight \(1 in all\)"
+        ValueError, match=r"model: its weights lack transformer.h.1.mlp.c_fc.weight \(1 missing in all\)"
     ):
         load_model(folder)
 

@@ -229,7 +229,7 @@ def behaviour_tables(
 ) -> dict[str, pa.Table]:
     """The tables `causal`, `faithfulness` and `feature_effect` of a behaviour from the config, by name.
 
-    Bases are the features of each run, the heads and the neurons; `context` is the maximal length of a prompt in tokens.
+    Bases are the features of each run, the heads and the neurons; `context` is the maximal prompt length.
     Raises ValueError for a prompt that is too long or a target token that is not one token.
     """
     strings = tokenizer.strings()

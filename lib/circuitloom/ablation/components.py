@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Edit, Site, edited
 from ..language_model.model import LanguageModel
+from ..language_model.residual import input_width
 
 
 class Ablation(NamedTuple):
@@ -215,7 +216,7 @@ def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Bas
     parts = []
     for layer in range(model.layers) if layers is None else layers:
         projection = model.attention(layer).get_submodule(model.anatomy.attention_projection)
-        parts.append(UnitComponents("head", Site("heads", layer), heads, _input_width(projection) // heads))
+        parts.append(UnitComponents("head", Site("heads", layer), heads, input_width(projection) // heads))
     return Basis("heads", tuple(parts))
 
 
@@ -224,12 +225,5 @@ def neuron_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> B
     parts = []
     for layer in range(model.layers) if layers is None else layers:
         projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)
-        parts.append(UnitComponents("neuron", Site("neurons", layer), _input_width(projection)))
+        parts.append(UnitComponents("neuron", Site("neurons", layer), input_width(projection)))
     return Basis("neurons", tuple(parts))
-
-
-def _input_width(projection: nn.Module) -> int:
-    """Input width of a matrix."""
-    weight = next(projection.parameters())
-    # a Linear holds [out, in], GPT-2's Conv1D [in, out]
-    return weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]

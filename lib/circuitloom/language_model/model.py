@@ -14,17 +14,16 @@ from .anatomy import Anatomy, find_anatomy, is_native, read_anatomy
 
 
 class LanguageModel:
-    """The model's own code and weights with fused attention, its modules named by an `Anatomy`.
+    """A Hugging Face model with fused attention and an `Anatomy` that names its modules.
 
-    TransformerLens' bridge would force eager attention and compute the unembedding; here neither is needed.
-    The activations are the bridge's (tests/language_model/test_model.py).
+    Not TransformerLens' bridge, which forces eager attention; activations are equal (tests/activations/test_sites.py).
     """
 
     def __init__(self, module: nn.Module, anatomy: Anatomy) -> None:
         self.module = module.eval().requires_grad_(False)
         self.anatomy = anatomy
         self.device = next(module.parameters()).device
-        # keys and values are for generating; here no pass goes on from another
+        # no generation: keys and values are not cached
         config: Any = getattr(module, "config", None)
         if hasattr(config, "use_cache"):
             config.use_cache = False
@@ -47,13 +46,13 @@ class LanguageModel:
         return self.block(layer).get_submodule(self.anatomy.attention)
 
     def norm(self, layer: int, name: str | None) -> nn.Module | None:
-        """The norm of block `layer` that the anatomy calls `name`; None where it has none, or one that does nothing."""
+        """The norm of block `layer` that the anatomy calls `name`; None if there is none or it is an identity."""
         module = None if name is None else self.block(layer).get_submodule(name)
         return None if isinstance(module, nn.Identity) else module
 
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
-        """Within the context, attention modules return their patterns; fused attention makes none."""
+        """Within the context, attention modules return their patterns, which fused attention does not compute."""
         config: Any = getattr(self.module, "config", None)
         fused = getattr(config, "_attn_implementation", None)
         module: Any = self.module
@@ -77,9 +76,12 @@ class LanguageModel:
 def load_model(
     folder: Path | str, dtype: str = "float32", device: str | torch.device | None = None
 ) -> LanguageModel:
-    """The language model in `folder` (Hugging Face layout), on a GPU where there is one.
+    """The language model in `folder` (Hugging Face layout), by default on a GPU if available.
 
-    Raises ValueError where the folder holds no model that transformers can load.
+    Raises ValueError if transformers cannot load a complete model from the folder.
+
+    >>> model = load_model("results/quickstart/model")
+    >>> logits = model.logits(tokens)
     """
     folder = Path(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,7 +95,7 @@ def load_model(
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
-    """The model that transformers loads from `folder`, and that is whole."""
+    """The model that transformers loads from `folder`; ValueError if weights are missing."""
     import pickle
 
     from safetensors import SafetensorError
@@ -108,11 +110,11 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"{folder}: not a model that transformers loads ({first_line(error)})") from error
-    # transformers would go on with random weights in their place
+    # transformers fills missing weights with random values
     module, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
-            f"{folder}: its weights lack {missing[0]} ({len(missing)} in all); is the file that of its config?"
+            f"{folder}: its weights lack {missing[0]} ({len(missing)} missing in all); use the weights of its config"
         )
     return module

@@ -1,6 +1,4 @@
-"""The order in which a model that is pretrained sees its sequences. Muon for the matrices of the blocks, AdamW for
-embeddings, norms and biases, one schedule for both. Pretraining: a GPT-2-shaped model trained on the corpus, saved
-as an ordinary Hugging Face folder. The curve of pretraining."""
+"""Pretraining: a GPT-2 model trained on the corpus with Muon and AdamW, saved as a Hugging Face folder."""
 
 import io
 import math
@@ -38,17 +36,16 @@ from .anatomy import find_anatomy, write_anatomy
 from .model_files import TEXT, copy_files
 
 _BLOCK = 4096
-"""Sequences read at a time: they pass through 64-bit integers."""
+"""Sequences converted at a time: reading widens them to 64-bit integers."""
 
 
 class Batches:
-    """Batches by step: a fresh permutation of the sequences an epoch, a pure function of (seed, epoch).
+    """Batches by step: each epoch is a permutation of the sequences, a function of (seed, epoch).
 
-    The token that follows a sequence's last one stands in the next sequence, so every position has a target, the
-    last included; only the split's last sequence is left out, since nothing follows it. The tokens are held in memory
-    as they are stored (2 bytes each for vocabularies under 65,536).
+    Every position has a target: the target of a sequence's last position is the first token of the next sequence. The
+    split's last sequence is not used. Tokens are kept in memory in the dtype in which they are stored.
 
-    Raises ValueError where there are fewer than two sequences.
+    Raises ValueError for fewer than two sequences.
     """
 
     def __init__(self, tokens: Tokens, size: int, seed: int) -> None:
@@ -69,13 +66,13 @@ class Batches:
         )
 
     def digest(self) -> str:
-        """A digest of the tokens, for the fingerprint of what is trained on them."""
+        """Digest of the tokens."""
         import hashlib
 
         return hashlib.blake2b(self._token.tobytes(), digest_size=16).hexdigest()
 
     def at(self, step: int) -> tuple[Int[Tensor, "sequence position"], Int[Tensor, "sequence position"]]:
-        """Tokens of `step` (from 0) and the token after each of them."""
+        """Tokens of `step` (from 0) and their targets, the next tokens."""
         places = np.arange(step * self.size, (step + 1) * self.size)
         rows = np.array(
             [self._order(epoch)[place] for epoch, place in zip(*divmod(places, self._count), strict=True)]
@@ -83,14 +80,14 @@ class Batches:
         batch = np.empty((self.size, self.context + 1), np.int64)
         batch[:, :-1] = self._token[rows]
         batch[:, -1] = self._token[rows + 1, self._first]
-        whole = torch.from_numpy(batch)
-        return whole[:, :-1], whole[:, 1:]
+        tokens = torch.from_numpy(batch)
+        return tokens[:, :-1], tokens[:, 1:]
 
 
 def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
-    """The learning rate of `step` (from 0) of `steps`, as a share of its peak.
+    """Learning rate of `step` (from 0), as a fraction of the peak.
 
-    It rises over the first share `warmup` of the steps and falls linearly to zero over the last share `decay`.
+    Linear warmup over the first fraction `warmup` of the steps, linear decay to zero over the last fraction `decay`.
     """
     rise = (step + 1) / max(1.0, warmup * steps)
     fall = (steps - step) / max(1.0, decay * steps)
@@ -98,10 +95,10 @@ def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
 
 
 class Optimiser:
-    """Steps a `GPT2LMHeadModel`.
+    """Muon for the blocks' matrices, AdamW for the other parameters of a `GPT2LMHeadModel`, with one schedule.
 
-    Muon orthogonalises the query, key and value maps each by itself, and sees every matrix as [out, in], which is
-    what its learning rate is scaled by; GPT-2 stores them as [in, out], the three side by side.
+    Muon orthogonalises the query, key and value matrices separately and scales its learning rate by the shape
+    [out, in]; GPT-2 stores the three concatenated as [in, out].
     """
 
     def __init__(self, model: nn.Module, config: Pretrain) -> None:
@@ -117,7 +114,7 @@ class Optimiser:
         self._peaks = {self._muon: config.learning_rate, self._adam: config.learning_rate_embedding}
 
     def step(self, share: float) -> None:
-        """One step along the model's gradients, at `share` of the peak learning rates; clears the gradients."""
+        """One optimiser step at `share` of the peak learning rates; clears the gradients."""
         for view, (parameter, columns) in zip(self._views, self._sources, strict=True):
             assert parameter.grad is not None
             view.grad = parameter.grad[:, columns].T
@@ -127,39 +124,39 @@ class Optimiser:
         self._model.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs of the optimisers."""
+        """State of both optimisers."""
         return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Restore `state`."""
         self._muon.load_state_dict(state["muon"])
         self._adam.load_state_dict(state["adam"])
 
 
 def _parts(name: str, parameter: Tensor) -> list[slice]:
-    """The columns of a [in, out] matrix that are maps of their own."""
+    """Columns of each matrix in an [in, out] parameter: three for the concatenated query, key and value."""
     count = 3 if name.endswith("c_attn.weight") else 1
     width = parameter.shape[1] // count
     return [slice(i * width, (i + 1) * width) for i in range(count)]
 
 
 CHECKPOINT = "checkpoint.pt"
-ROWS = 200
-"""Rows, at most, of the table of the loss."""
+HISTORY_ROWS = 200
+"""Maximal number of rows of the table `pretraining`."""
 _DENSE_CONTEXT = 512
-"""Up to this many positions the patterns fit the processor's caches, and dense attention is the faster."""
+"""Maximal context for dense attention, which is faster while attention patterns fit the processor's caches."""
 
 
 @dataclass
 class PretrainingState:
-    """A model while it is trained: what a checkpoint holds."""
+    """Model, optimiser and history: the content of a checkpoint."""
 
     model: GPT2LMHeadModel
     optimiser: Optimiser
     losses: list[float] = field(default_factory=list)
-    """Cross-entropy of each step so far, nats a token."""
+    """Cross-entropy of each step so far, nats per token."""
     seconds: list[float] = field(default_factory=list)
-    """Time that each took."""
+    """Duration of each step so far."""
 
     @property
     def step(self) -> int:
@@ -167,20 +164,20 @@ class PretrainingState:
         return len(self.losses)
 
     def save(self, file: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint atomically."""
         state = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
-        # torch writing to a full disk does not say so
+        # through memory: torch.save does not report a full disk
         content = io.BytesIO()
         torch.save(state, content)
         write_atomically(file, content.getbuffer())
 
     def resume(self, file: Path) -> None:
-        """Go on from a checkpoint."""
+        """Restore a checkpoint."""
         state = torch.load(file, map_location=self.model.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -190,11 +187,11 @@ class PretrainingState:
 def pretrain(
     tokens: Tokens, tokenizer: Path, config: Pretrain, seed: int, output: Path, version: str = ""
 ) -> None:
-    """Train a model on `tokens` and save it, its tokenizer, its anatomy and the table `pretraining` in `output`.
+    """Train a model on `tokens`; save it with its tokenizer, its anatomy and the table `pretraining` in `output`.
 
-    A killed training goes on from `output`.partial, and gives the same weights (on a CPU, at equal threads), unless
-    config, tokens or `version` (of the code) have changed since.
-    Raises ValueError where there is too little text, and FloatingPointError where the loss diverges.
+    A killed training resumes from `output`.partial if config, tokens and `version` (of the code) are the same; on a CPU
+    with the same number of threads the weights are bit-identical.
+    Raises ValueError for too little text, and FloatingPointError if the loss diverges.
     """
     batches = Batches(tokens, config.batch, seed)
     keys = config.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -219,10 +216,8 @@ def pretrain(
 
 
 def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
-    """The model before training, on a GPU where there is one.
-
-    The MLP's GELU is the exact one: torch computes it five times as fast as its approximation by a tanh.
-    """
+    """The initialized model, on a GPU if available."""
+    # exact GELU: torch computes it five times as fast as the tanh approximation
     shape = GPT2Config(
         vocab_size=tokens.vocabulary, n_positions=tokens.context, n_embd=config.d_model, n_layer=config.layers,
         n_head=config.heads, n_inner=config.d_mlp, activation_function="gelu", tie_word_embeddings=False,
@@ -241,9 +236,9 @@ def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
 
 
 def train(training: PretrainingState, batches: Batches, config: Pretrain, checkpoint: Path) -> None:
-    """Take the steps that are left, with a checkpoint every so many of them and after the last.
+    """Run the remaining steps, with a checkpoint every `checkpoint_every` steps and after the last.
 
-    Raises FloatingPointError where the loss is worse than a guess among all tokens; the last checkpoint stays.
+    Raises FloatingPointError if the loss exceeds that of a uniform guess; the last checkpoint is kept.
     """
     step_tokens = batches.size * batches.context
     steps = math.ceil(config.tokens / step_tokens)
@@ -268,7 +263,7 @@ def train(training: PretrainingState, batches: Batches, config: Pretrain, checkp
 
 
 def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor:
-    """The mean loss over a batch, its gradients left in the model."""
+    """Mean loss of a batch; gradients are accumulated in the model."""
     fast = fast_dtype()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=fast == torch.bfloat16):
         hidden = model.transformer(tokens.to(model.device), use_cache=False).last_hidden_state
@@ -279,9 +274,9 @@ def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor
 
 
 def history(training: PretrainingState, config: Pretrain, context: int) -> list[dict[str, Any]]:
-    """Rows of the table `pretraining`: means over equal numbers of steps."""
+    """Rows of the table `pretraining`, each a mean over the same number of steps."""
     steps, rows = training.step, []
-    size = math.ceil(steps / ROWS)
+    size = math.ceil(steps / HISTORY_ROWS)
     for start in range(0, steps, size):
         end = min(start + size, steps)
         seconds = sum(training.seconds[start:end])
@@ -298,9 +293,9 @@ def history(training: PretrainingState, config: Pretrain, context: int) -> list[
 
 @styled
 def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
-    """Loss against tokens trained on, beside what was reached on held-out text and what the grammar allows.
+    """Plot training loss by tokens, with lines for the held-out loss and the grammar's entropy if known.
 
-    `table` is `pretraining`, `figures` are those of table `language_model` by name, `step_tokens` the tokens of a step.
+    `table` is `pretraining`; `figures` has the values of table `language_model`; `step_tokens` is tokens per step.
     """
     from matplotlib.figure import Figure
 
@@ -319,7 +314,7 @@ def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens:
     for name, (label, colour, style) in lines.items():
         if name in figures:
             axes.axhline(figures[name], color=colour, linestyle=style, label=f"{label}: {figures[name]:.3f}")
-    axes.set(xlabel="tokens trained on (millions)", ylabel="cross-entropy (nats a token)")
+    axes.set(xlabel="training tokens (millions)", ylabel="cross-entropy (nats per token)")
     axes.set_title("Pretraining of the language model")
     axes.set_xlim(left=0)
     axes.set_yscale("log")

@@ -1,4 +1,4 @@
-"""What parts of a model read from the residual stream, and write to it: norms, attention, the unembedding, neurons."""
+"""Weights of norms, attention, unembedding and neurons, measured on unit inputs instead of read by parameter name."""
 
 from dataclasses import dataclass
 
@@ -12,35 +12,34 @@ from .model import LanguageModel
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm or RMSNorm: gain * P x / sigma(x) + bias, where P takes off the mean if `centred`."""
+    """A LayerNorm or RMSNorm: gain * P x / sigma(x) + bias, where P subtracts the mean if `centred`."""
 
     gain: Float[Tensor, " d"]
     bias: Float[Tensor, " d"]
     centred: bool
 
     def vjp(self, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """What a vector that reads after the norm is before it, the denominator left out: P(gain * v)."""
+        """Vector-Jacobian product through the norm without its denominator: P(gain * v)."""
         return self.project(v * self.gain)
 
     def project(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """P x: the mean over d taken off, where the norm does so."""
+        """P x: x minus its mean over d if the norm is centred, else x."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def denominator(
         self, x: Float[Tensor, "*batch d"], output: Float[Tensor, "*batch d"]
     ) -> Float[Tensor, "*batch"]:
-        """sigma(x), its epsilon included, from what the norm made of x."""
-        ahead, behind = self.gain * self.project(x), output - self.bias
-        size = ahead.square().sum(-1)
-        # nothing comes through from nothing, whatever it is divided by
-        return torch.where(size > 0, size / (ahead * behind).sum(-1), 1.0)
+        """sigma(x), including epsilon, from the norm's `output` for x; 1 if P x = 0."""
+        before, after = self.gain * self.project(x), output - self.bias
+        size = before.square().sum(-1)
+        return torch.where(size > 0, size / (before * after).sum(-1), 1.0)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What the heads of one layer do with what they attend to: head h adds A_h[t, s] (x_s W_V[h] + b_V[h]) W_O[h].
+    """Value and output weights of a layer: head h adds A_h[t, s] (x_s W_V[h] + b_V[h]) W_O[h], x the attention's input.
 
-    x_s is what attention reads at s; grouped heads each have their group's values.
+    With grouped-query attention each head has a copy of its group's values.
     """
 
     W_V: Float[Tensor, "head d d_head"]
@@ -51,30 +50,30 @@ class Attention:
 
 @dataclass(frozen=True)
 class Unembedding:
-    """The logits, their mean over tokens taken off: a change of all logits at once changes no probability."""
+    """Weights of the logits minus their mean over the vocabulary, which does not change probabilities."""
 
     weight: Float[Tensor, "vocabulary d"]
-    """Reads after the final norm."""
+    """Applied to the final norm's output."""
     bias: Float[Tensor, " vocabulary"]
     norm: Norm
     """The final norm."""
 
     @property
     def rows(self) -> Float[Tensor, "vocabulary d"]:
-        """What each logit reads in the residual stream, the norm's denominator left out: P(gain * W_U)."""
+        """Gradient of each logit with respect to the residual stream, without the norm's denominator: P(gain * W_U)."""
         return self.norm.vjp(self.weight)
 
 
 @torch.inference_mode()
 def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
-    """The norm that `module` computes, from what it does: gains are named and offset variously.
+    """Gain and bias of a norm, measured on test inputs: architectures name and offset gains differently.
 
-    It works on vectors that are `like` the given one, and is in float64 if that is, else in float32. Raises
-    ValueError where it is neither a LayerNorm nor an RMSNorm.
+    `like` is a vector of the norm's width, dtype and device. The result is float64 if `like` is, else float32.
+    Raises ValueError if the module is neither a LayerNorm nor an RMSNorm.
     """
     d = len(like)
     signs = torch.where(torch.rand(d, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
-    # large, so that the epsilon in the denominator does not count
+    # large, so that the epsilon of the denominator is negligible
     x = (1000 * signs).to(like.device, torch.float64)
 
     def norm(value: Tensor) -> Tensor:
@@ -84,7 +83,7 @@ def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
     centred = torch.allclose(norm(x + 2000), norm(x), rtol=1e-2, atol=1e-4)
     p = x - x.mean() if centred else x
     gain = (norm(x) - bias) * p.square().mean().sqrt() / p
-    # any other input must come out as the formula has it
+    # check the formula on another input
     other = x + 500 * x.roll(1).cumsum(0).sin()
     p = other - other.mean() if centred else other
     if not torch.allclose(gain * p / p.square().mean().sqrt() + bias, norm(other), rtol=2e-2, atol=1e-3):
@@ -97,11 +96,10 @@ def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
 
 @torch.inference_mode()
 def read_attention(model: LanguageModel) -> list[Attention]:
-    """Values and outputs of the heads of every layer, from what attention does: no name of a matrix is needed.
+    """Value and output weights of every layer, measured on unit inputs, so that no parameter names are needed.
 
-    A sequence of one token attends to that token alone, so that what reaches the output matrix is its values, however
-    the model lays out queries, keys and values. Raises ValueError where they are not an affine function of what
-    attention reads.
+    In a sequence of one token, attention copies that token's values to the input of W_O, however the model stores
+    queries, keys and values. Raises ValueError if values are not an affine function of the attention's input.
     """
     rows = _unit_inputs(model)
     sites = [Site("heads", layer) for layer in range(model.layers)]
@@ -111,7 +109,7 @@ def read_attention(model: LanguageModel) -> list[Attention]:
 
 
 def _unit_inputs(model: LanguageModel) -> Float[Tensor, "d_and_two d"]:
-    """Unit vectors, zero, and one vector to test with."""
+    """All unit vectors, zero, and a vector to check linearity."""
     weight = model.module.get_submodule(model.anatomy.unembedding).weight
     assert isinstance(weight, Tensor)
     d = weight.shape[1]
@@ -128,7 +126,7 @@ def _attention(model: LanguageModel, layer: int, value: Float[Tensor, "d_and_two
     inputs = torch.linspace(-1, 1, len(weight), device=value.device, dtype=value.dtype)
     if not torch.allclose(inputs @ weight + bias, test, rtol=1e-2, atol=1e-3 * float(value.abs().max())):
         raise ValueError(
-            f"{model.anatomy.architecture}: values of attention are no affine function of its input; "
+            f"{model.anatomy.architecture}: attention values are not an affine function of its input; "
             "choose another model"
         )
     projection = model.attention(layer).get_submodule(model.anatomy.attention_projection)
@@ -142,7 +140,7 @@ def _attention(model: LanguageModel, layer: int, value: Float[Tensor, "d_and_two
 
 
 def read_unembedding(model: LanguageModel) -> Unembedding:
-    """The unembedding and the norm in front of it; float64 if the model is, else float32."""
+    """The unembedding and the final norm; float64 if the model is, else float32."""
     module = model.module.get_submodule(model.anatomy.unembedding)
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
@@ -155,7 +153,7 @@ def read_unembedding(model: LanguageModel) -> Unembedding:
 
 @torch.inference_mode()
 def _logit_scale(model: LanguageModel) -> float:
-    """By what the model multiplies what its unembedding gives (Cohere); 1 where it does something else, as caps do."""
+    """Factor between the unembedding's output and the logits (Cohere); 1 if they are not proportional (softcaps)."""
     outputs: dict[str, Tensor] = {}
 
     def keep(key: str, _args, _kwargs, output: Tensor) -> None:
@@ -163,27 +161,27 @@ def _logit_scale(model: LanguageModel) -> float:
 
     with observed_modules({"unembedding": model.module.get_submodule(model.anatomy.unembedding)}, keep):
         logits = model.logits(torch.zeros(1, 1, dtype=torch.int64)).double()
-    given = outputs["unembedding"].double()
-    scale = float((logits * given).sum() / given.square().sum())
-    return (
-        scale
-        if torch.allclose(scale * given, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
-        else 1.0
-    )
+    output = outputs["unembedding"].double()
+    scale = float((logits * output).sum() / output.square().sum())
+    proportional = torch.allclose(scale * output, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+    return scale if proportional else 1.0
 
 
 @torch.inference_mode()
 def neuron_output_weights(model: LanguageModel, layer: int) -> Float[Tensor, "neuron d"]:
-    """What each MLP neuron of `layer` writes for an activation of 1, float32, whichever way its matrix is stored."""
+    """W_out of a layer's MLP, float32."""
     projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)
+    return _rows(projection, input_width(projection))[0].float()
+
+
+def input_width(projection: nn.Module) -> int:
+    """Input width of a Linear, which stores [out, in], or of GPT-2's Conv1D, which stores [in, out]."""
     weight = next(projection.parameters())
-    # a Linear holds [out, in], GPT-2's Conv1D [in, out]
-    n = weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]
-    return _rows(projection, n)[0].float()
+    return weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]
 
 
 def _rows(projection: nn.Module, n: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
-    """What a matrix of n inputs makes of each unit input, without its bias; and its bias."""
+    """Weight, [in, out], and bias of a matrix with n inputs, from its outputs for unit inputs."""
     weight = next(projection.parameters())
     identity = torch.eye(n, dtype=weight.dtype, device=weight.device)
     bias = projection(torch.zeros_like(identity[:1]))

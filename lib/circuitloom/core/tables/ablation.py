@@ -55,7 +55,7 @@ FEATURE_EFFECT = Table(
         "n_changed": (INT, "tokens on which the target changes"),
         "effect": (
             FLOAT,
-            "mean over n_tokens of the drop of the target's activation: positive if the source excites it",
+            "mean drop of the target's activation over n_tokens; positive if the source excites it",
         ),
         "absolute_effect": (FLOAT, "mean over n_tokens of the magnitude of the change"),
     },
@@ -70,7 +70,7 @@ FAITHFULNESS = Table(
         "ablation": _ABLATION,
         "ranking": (
             STRING,
-            "order of components: by magnitude of mean `effect` (first order if not measured) or mean `attribution`, by "
+            "order of components: by magnitude of mean `effect` (first order if unmeasured) or mean `attribution`, by "
             "`signed attribution` (raising the metric most first), by `variance` over prompts at the last token; or a "
             "`circuit` found by paths",
         ),

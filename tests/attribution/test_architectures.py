@@ -1,0 +1,364 @@
+"""Models of many architectures are gone through exactly; what cannot be is refused in one clear message."""
+
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.attribution.inputs import BOS, PROMPT, load_tiny, make_dictionaries
+from tests.language_model.inputs import make_legacy
+from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save
+
+from circuitloom.attribution.capture import capture_pass, read_weights
+from circuitloom.attribution.direct_effects import direct_effects, feature_targets, logit_targets
+from circuitloom.attribution.linearized_model import LinearizedModel
+from circuitloom.attribution.paths import direct_sources, feature_reader
+from circuitloom.dictionaries.dictionary import Dictionary
+from circuitloom.language_model import legacy_format as legacy
+from circuitloom.language_model.anatomy import find_anatomy
+from circuitloom.language_model.model import LanguageModel, load_model
+
+SMALL = {
+    "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "hidden_size": D_MODEL, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+LLAMA_LIKE = {
+    **SMALL, "intermediate_size": 40, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+GEMMA = {**LLAMA_LIKE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
+ATTENTION_IN_TURN = [[["global", "linearized", "global"], 1]]
+CONFIGS: dict[str, dict] = {
+    # norms in front and behind, an embedding that is scaled, scores that are capped, a window
+    "Gemma2": GEMMA,
+    "Gemma3Text": GEMMA,
+    # norms behind alone
+    "Olmo2": {**LLAMA_LIKE, "num_key_value_heads": 4},
+    # attention that is global and linearized in turn
+    "GPTNeo": {
+        **SMALL, "num_layers": LAYERS, "num_heads": 2, "intermediate_size": 40, "window_size": 4,
+        "attention_types": ATTENTION_IN_TURN,
+    },
+    # biases on queries, keys and values
+    "Qwen2": LLAMA_LIKE,
+    # norms on queries and keys
+    "Qwen3": {**LLAMA_LIKE, "head_dim": 8},
+    # queries, keys and values from one matrix
+    "Phi3": {**LLAMA_LIKE, "pad_token_id": 0, "original_max_position_embeddings": CONTEXT},
+    # LayerNorms, biases, grouped heads
+    "Starcoder2": LLAMA_LIKE,
+    # attention and MLP in parallel behind one norm; logits with a bias
+    "Phi": {**LLAMA_LIKE, "num_key_value_heads": 4},
+    "GPTJ": {
+        "vocab_size": VOCABULARY, "n_positions": CONTEXT, "n_embd": D_MODEL, "n_layer": LAYERS, "n_head": 2,
+        "rotary_dim": 4, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    # logits that are scaled
+    "Cohere": LLAMA_LIKE,
+    # what blocks write is scaled
+    "Granite": {**LLAMA_LIKE, "residual_multiplier": 0.5},
+    # an MLP that adds the stream to what it gives
+    "Bloom": {"vocab_size": VOCABULARY, "hidden_size": D_MODEL, "n_layer": LAYERS, "n_head": 2},
+    # blocks without a module for the MLP
+    "OPT": {
+        **SMALL, "word_embed_proj_dim": D_MODEL, "ffn_dim": 40, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+    },
+}  # fmt: skip
+CLASSES = {"Gemma3Text": "Gemma3"}
+EAGER_ALONE = ("Gemma2", "GPTNeo", "GPTJ", "Bloom")
+"""What transformers has no fused attention for."""
+
+
+def save_tiny(name: str, folder: Path) -> Path:
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**CONFIGS[name])
+    return _save(getattr(transformers, f"{CLASSES.get(name, name)}ForCausalLM"), config, folder / name, 0)
+
+
+def load_any(name: str, folder: Path, dtype: torch.dtype = torch.float64) -> LanguageModel:
+    """A tiny model, of an architecture without fused attention too."""
+    from transformers import AutoModelForCausalLM
+
+    path = save_tiny(name, folder)
+    module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    return LanguageModel(module, find_anatomy(module.config))
+
+
+def exact_norms(model: LanguageModel) -> None:
+    """Let norms compute in float64: many go through float32 on their way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        name = type(self).__name__
+        if "RMS" not in name:
+            x = x - x.mean(-1, keepdim=True)
+        epsilon = getattr(self, "eps", None) or self.variance_epsilon
+        gain = getattr(self, "weight", torch.ones(()).double()) + (1.0 if name.startswith("Gemma") else 0.0)
+        return gain * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+
+    for module in model.module.modules():
+        if type(module).__name__.endswith(("Norm", "NormPre")) and not isinstance(module, torch.nn.LayerNorm):
+            module.forward = types.MethodType(forward, module)
+
+
+def make_replaced(model: LanguageModel, kind: str = "skip transcoder") -> LinearizedModel:
+    made = make_dictionaries(model, kind).items()
+    dictionaries = {layer: dictionary for layer, dictionary in made if layer < model.layers}
+    return LinearizedModel(capture_pass(model, read_weights(model), PROMPT), dictionaries, BOS)
+
+
+def largest_errors(linearized: LinearizedModel) -> tuple[float, float]:
+    """By which pre-activations differ from the sums of their sources, in full and in one step, relative to them."""
+    features, full, one = linearized.features, [0.0], [0.0]
+    for layer, dictionary in linearized.dictionaries.items():
+        places = (features.layer == layer).nonzero()[:, 0]
+        read = linearized.captured.layers[layer].mlp_in[features.position[places]]
+        feature = features.feature[places]
+        expected = (read * dictionary.W_enc[feature]).sum(-1) + dictionary.b_enc[feature]
+        scale = expected.abs().clamp(min=1)
+        effects = direct_effects(linearized, feature_targets(linearized, places))
+        full += ((effects.sum(1) - expected).abs() / scale).tolist()
+        for i in range(0, len(places), 7):
+            step = direct_sources(linearized, feature_reader(linearized, int(places[i])))
+            total = float(step.value.sum()) + step.error + step.constant
+            one.append(abs(total - float(expected[i])) / float(scale[i]))
+    assert len(full) > 50
+    # a maximum over nan would not be one
+    return tuple(float(torch.tensor(errors).max()) for errors in (full, one))
+
+
+TRACED = (
+    "Gemma2",
+    "Gemma3Text",
+    "Olmo2",
+    "GPTNeo",
+    "Qwen2",
+    "Qwen3",
+    "Phi3",
+    "Starcoder2",
+    "Phi",
+    "GPTJ",
+    "Cohere",
+)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_sums_add_up_on_many_architectures(name, tmp_path):
+    model = load_any(name, tmp_path)
+    exact_norms(model)
+    linearized = make_replaced(model)
+    full, one = largest_errors(linearized)
+    assert full < 1e-9 and one < 1e-9
+    logits = linearized.captured.logits()[[10, 4]]
+    weights = torch.eye(VOCABULARY, dtype=torch.float64)[[30, 9]]
+    effects = direct_effects(linearized, logit_targets(linearized, torch.tensor([10, 4]), weights))
+    torch.testing.assert_close(effects.sum(1), logits[[0, 1], [30, 9]], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in TRACED if name != "Gemma2"],  # which caps its logits
+)
+def test_logits_of_the_frozen_pass_are_those_of_the_model_without_their_mean(name, tmp_path):
+    model = load_any(name, tmp_path)
+    logits = model.logits(PROMPT[None])[0]
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    torch.testing.assert_close(captured.logits(), logits - logits.mean(1, keepdim=True), atol=1e-5, rtol=0)
+
+
+def test_probabilities_are_the_models_own_where_it_caps_its_logits(tmp_path):
+    model = load_model(save_tiny("Gemma2", tmp_path), device="cpu")
+    model.module.config.final_logit_softcapping = 0.05
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    expected = model.logits(PROMPT[None])[0].softmax(-1)
+    torch.testing.assert_close(captured.probabilities, expected)
+    assert (captured.logits().softmax(-1) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["gelu", "solu_ln"])
+def test_sums_add_up_on_models_of_transformer_lens_own_format(name, tmp_path):
+    (tmp_path / "model").mkdir()
+    legacy.convert(
+        make_legacy(tmp_path / "given", act_fn=name), "NeelNanda/GELU_2L16W_test", tmp_path / "model"
+    )
+    model = load_model(tmp_path / "model", "float64", device="cpu")
+    exact_norms(model)
+    linearized = make_replaced(model)
+    assert (
+        linearized.captured.position_embedding is not None
+        and linearized.captured.position_embedding.abs().max() > 0.1
+    )
+    full, one = largest_errors(linearized)
+    assert full < 1e-9 and one < 1e-9
+    logits = model.logits(PROMPT[None])[0]
+    torch.testing.assert_close(
+        linearized.captured.logits(), logits - logits.mean(1, keepdim=True), atol=1e-9, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["Gemma2", "GPTNeo", "GPTJ", "Qwen2", "Phi", "Olmo2"])
+def test_models_are_loaded_and_traced(name, tmp_path):
+    model = load_model(save_tiny(name, tmp_path), device="cpu")
+    linearized = make_replaced(model, "transcoder")
+    before = model.module.config._attn_implementation
+    full, one = largest_errors(linearized)
+    assert full < 1e-4 and one < 1e-4
+    # patterns were asked for, and the model is left as it was
+    assert model.module.config._attn_implementation == before
+
+
+def test_patterns_start_where_the_window_does(tmp_path):
+    captured = capture_pass(model := load_any("GPTNeo", tmp_path), read_weights(model), PROMPT)
+    assert (captured.layers[0].pattern[:, 10] > 0).all()
+    assert torch.equal(
+        captured.layers[1].pattern[:, 10] > 0, torch.arange(len(PROMPT)).expand(2, -1) > 10 - 4
+    )
+    for layer in captured.layers:
+        torch.testing.assert_close(
+            layer.pattern.sum(-1), torch.ones(2, len(PROMPT)).double(), atol=1e-6, rtol=0
+        )
+
+
+def test_a_stream_whose_writing_is_scaled_by_the_model_is_refused(tmp_path):
+    model = load_any("Granite", tmp_path)
+    with pytest.raises(ValueError, match="GraniteForCausalLM: its residual stream is not the sum"):
+        capture_pass(model, read_weights(model), PROMPT)
+
+
+def test_an_mlp_that_adds_the_stream_is_refused(tmp_path):
+    model = load_any("Bloom", tmp_path)
+    with pytest.raises(ValueError, match="BloomForCausalLM: its residual stream is not the sum"):
+        capture_pass(model, read_weights(model), PROMPT)
+
+
+def test_blocks_without_an_mlp_module_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="OPTForCausalLM"):
+        model = load_model(save_tiny("OPT", tmp_path), device="cpu")
+        capture_pass(model, read_weights(model), PROMPT)
+
+
+def scale_block(block: torch.nn.Module, factor: float) -> None:
+    """Let a block add `factor` times what it would to the stream."""
+
+    def scale(_module, args, output):
+        stream = output if isinstance(output, torch.Tensor) else output[0]
+        changed = args[0] + factor * (stream - args[0])
+        return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
+
+    block.register_forward_hook(scale)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize("factor", [0.0, 0.9, 2.0])
+def test_a_stream_that_is_not_the_sum_of_what_blocks_write_is_refused(architecture, factor, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    capture_pass(model, read_weights(model), PROMPT)
+    scale_block(model.block(1), factor)
+    with pytest.raises(ValueError, match="residual stream is not the sum of what its blocks write; choose"):
+        capture_pass(model, read_weights(model), PROMPT)
+
+
+def test_attention_that_hands_out_no_pattern_is_refused(tmp_path):
+    model = load_tiny("llama", tmp_path)
+    model.attention(1).register_forward_hook(lambda _module, _args, output: (output[0], None))
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM: its attention returns no pattern; choose another"
+    ):
+        capture_pass(model, read_weights(model), PROMPT)
+
+
+def test_attention_whose_values_are_not_affine_is_refused(tmp_path):
+    model = load_tiny("llama", tmp_path)
+    model.attention(1).v_proj.register_forward_hook(lambda _module, _args, output: output.relu())
+    with pytest.raises(ValueError, match="LlamaForCausalLM: attention values are not an affine function"):
+        read_weights(model)
+
+
+def test_a_norm_of_another_kind_is_refused(tmp_path):
+    model = load_tiny("gpt2", tmp_path)
+    norm = model.norm(1, model.anatomy.norm_mlp)
+    assert norm is not None
+    norm.register_forward_hook(lambda _module, _args, output: output.tanh())
+    with pytest.raises(ValueError, match="neither a LayerNorm nor an RMSNorm; choose another model"):
+        read_weights(model)
+
+
+def wider(dictionary: Dictionary) -> Dictionary:
+    return replace(dictionary, W_enc=torch.randn(40, D_MODEL + 1))
+
+
+def narrower(dictionary: Dictionary) -> Dictionary:
+    d = D_MODEL - 8
+    return replace(
+        dictionary, W_enc=torch.randn(40, d), W_dec=torch.randn(40, d), b_dec=torch.randn(d), layer=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "message"),
+    [
+        (
+            1,
+            lambda each: replace(each, site_in="mlp_out"),
+            "layer 1: circuits go through transcoders.*mlp_out",
+        ),
+        (
+            1,
+            lambda each: replace(each, site_out="resid_mid"),
+            "layer 1: circuits go .*mlp_in to\\s+resid_mid",
+        ),
+        (1, wider, f"layer 1: the dictionary reads {D_MODEL + 1} dimensions, the model has {D_MODEL}"),
+        (0, narrower, f"layer 0: the dictionary reads {D_MODEL - 8} dimensions, the model has {D_MODEL}"),
+        (LAYERS, lambda each: replace(each, layer=LAYERS), f"layer {LAYERS}: .*in each of {LAYERS} layers"),
+    ],
+    ids=["reads another site", "writes another site", "reads more", "narrower", "of no layer"],
+)
+def test_dictionaries_that_do_not_fit_are_refused(
+    layer: int, change: Callable[[Dictionary], Dictionary], message: str, tmp_path
+):
+    model = load_tiny("gpt2", tmp_path)
+    dictionaries = make_dictionaries(model)
+    dictionaries[layer] = change(dictionaries[min(layer, LAYERS - 1)])
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    with pytest.raises(ValueError, match=message):
+        LinearizedModel(captured, dictionaries, BOS)
+
+
+def test_a_dictionary_that_writes_more_than_the_model_reads_is_refused(tmp_path):
+    model = load_tiny("gpt2", tmp_path)
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    wide = replace(make_dictionaries(model)[0], W_dec=torch.randn(40, 20), b_dec=torch.randn(20))
+    with pytest.raises(ValueError, match="layer 0: the dictionary"):
+        LinearizedModel(captured, {0: wide}, BOS)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
+def test_what_enters_the_stream_is_the_embeddings_and_positions_of_the_tokens(architecture, tmp_path):
+    model = load_tiny(architecture, tmp_path, "float64")
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    weight = model.module.get_submodule(model.anatomy.embedding).weight
+    torch.testing.assert_close(captured.embedding, weight[PROMPT], atol=1e-12, rtol=0)
+    assert (captured.position_embedding is not None) == (architecture == "gpt2")
+    if captured.position_embedding is not None:
+        learned = model.module.get_submodule(model.anatomy.positions).weight
+        torch.testing.assert_close(captured.position_embedding, learned[: len(PROMPT)], atol=0, rtol=0)
+
+
+def test_an_embedding_that_is_scaled_counts_as_it_enters(tmp_path):
+    model = load_any("Gemma2", tmp_path)
+    weight = model.module.get_submodule(model.anatomy.embedding).weight
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    torch.testing.assert_close(captured.embedding, D_MODEL**0.5 * weight[PROMPT], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "neox"])
+def test_a_token_whose_embedding_is_zero_leaves_everything_finite(architecture, tmp_path):
+    """As padding is embedded, and as a centred norm sees an embedding whose entries are all the same."""
+    model = load_tiny(architecture, tmp_path)
+    model.module.get_submodule(model.anatomy.embedding).weight.data[PROMPT[2]] = 0.0
+    linearized = make_replaced(model)
+    full, one = largest_errors(linearized)
+    assert full < 1e-4 and one < 1e-4
