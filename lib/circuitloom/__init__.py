@@ -1,4 +1,6 @@
-"""circuitloom: transcoders, SAEs and attribution graphs, from text to verified circuits through a language model's MLPs."""
+"""Transcoders, SAEs and attribution graphs: from text to verified circuits through the MLPs of a language model.
+
+The names below are the public API; they are imported on first use. Each docstring has an example."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -7,6 +9,11 @@ if TYPE_CHECKING:
     from .attribution.tracer import Tracer, open_tracer
     from .catalog.client import open_catalog
     from .dictionaries.dictionary import Dictionary, load_dictionary
+    from .evaluation.concepts import score_features
+    from .evaluation.held_out import load_held_out
+    from .evaluation.metrics import prediction_sums, reconstruction_sums
+    from .evaluation.scoring import score_runs
+    from .language_model.model import load_model
 
     __version__: str
 
@@ -14,23 +21,40 @@ _MODULES = {
     "Dictionary": "dictionaries.dictionary",
     "Tracer": "attribution.tracer",
     "load_dictionary": "dictionaries.dictionary",
+    "load_held_out": "evaluation.held_out",
+    "load_model": "language_model.model",
     "open_catalog": "catalog.client",
     "open_tracer": "attribution.tracer",
+    "prediction_sums": "evaluation.metrics",
+    "reconstruction_sums": "evaluation.metrics",
+    "score_features": "evaluation.concepts",
+    "score_runs": "evaluation.scoring",
 }
-"""Public name to the module that defines it."""
-__all__ = ["Dictionary", "Tracer", "load_dictionary", "open_catalog", "open_tracer"]
+"""Public name to the module that defines it: every job imports this package, and few need torch or DuckDB."""
+__all__ = [
+    "Dictionary",
+    "Tracer",
+    "load_dictionary",
+    "load_held_out",
+    "load_model",
+    "open_catalog",
+    "open_tracer",
+    "prediction_sums",
+    "reconstruction_sums",
+    "score_features",
+    "score_runs",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported on first use: every job imports this package, and few need torch or DuckDB."""
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("circuitloom")
+        return version(__name__)
     if name in _MODULES:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, "__version__"])
+    return sorted({*globals(), *__all__, "__version__"})
