@@ -72,7 +72,12 @@ class Trace:
 
 
 class Tracer:
-    """Traces prompts through one model and the transcoders of one run."""
+    """Traces prompts through one model and the transcoders of one run.
+
+    >>> from circuitloom.config.circuits import Circuits, Prompt
+    >>> trace = tracer.trace(Prompt(text="he was caught by the", target="logits"), Circuits())
+    >>> trace.graph.node, trace.paths, trace.checks
+    """
 
     def __init__(
         self,
@@ -199,12 +204,15 @@ TOKENS_PER_LABEL = 3
 """Number of tokens in a feature's label."""
 
 
-def open_tracer(folder: Path, run: str | None = None, dtype: str = "float32") -> Tracer:
+def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float32") -> Tracer:
     """Tracer for the results of a study.
 
     `run` defaults to the run that most of the study's prompts were traced through, else to its first transcoders.
     Raises ValueError if a part of the results is missing.
+
+    >>> tracer = open_tracer("results/quickstart", run="tc-topk16-1024")
     """
+    folder = Path(folder)
     for part, stage in (
         ("model", "language_model"),
         ("corpus/tokenizer", "corpus"),

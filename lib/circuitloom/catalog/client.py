@@ -147,6 +147,8 @@ def open_catalog(path: Path | str) -> DuckDBPyConnection:
 
     Large sorts may spill into a temporary folder next to the catalogue.
     Raises ValueError if there is no catalogue, or it cannot be read.
+
+    >>> open_catalog("results/quickstart").sql("SELECT run, layer, fvu FROM metric ORDER BY fvu").fetchall()
     """
     file = find_catalog(path)
     try:
