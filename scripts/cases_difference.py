@@ -3,15 +3,15 @@ from circuitloom.core.script import job
 with job("cases", snakemake):
     from pathlib import Path
 
-    from circuitloom.cases.case_report import write_findings
+    from circuitloom.cases.case_report import write_report
     from circuitloom.cases.context import open_context
     from circuitloom.cases.difference.study import study_difference
     from circuitloom.config.cases import DifferenceCase
 
     source, params = snakemake.input, snakemake.params
-    opened = open_context(
+    context = open_context(
         source.model, source.tokenizer, source.dictionaries, params.runs, params.context, params.dtype
     )
     case = DifferenceCase.model_validate(params.case)
-    findings = study_difference(snakemake.wildcards.case, opened, case)
-    write_findings(findings, Path(snakemake.output.result).parent)
+    report = study_difference(snakemake.wildcards.case, context, case)
+    write_report(report, Path(snakemake.output.result).parent)

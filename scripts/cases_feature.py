@@ -3,22 +3,22 @@ from circuitloom.core.script import job
 with job("cases", snakemake):
     from pathlib import Path
 
-    from circuitloom.cases.case_report import write_findings
+    from circuitloom.cases.case_report import write_report
     from circuitloom.cases.context import open_context
     from circuitloom.cases.feature.study import study_feature
     from circuitloom.config.cases import FeatureCase
     from circuitloom.config.evaluation import Evaluation
     from circuitloom.core.tables import read_table
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.evaluation.held_out import hold_out
+    from circuitloom.evaluation.held_out import load_held_out
 
     source, params = snakemake.input, snakemake.params
-    opened = open_context(
+    context = open_context(
         source.model, source.tokenizer, source.dictionaries, params.runs, params.context, params.dtype
     )
     evaluation = Evaluation.model_validate(params.evaluation)
-    held_out = hold_out(open_tokens(source.tokens), evaluation)
+    held_out = load_held_out(open_tokens(source.tokens), evaluation)
     case = FeatureCase.model_validate(params.case)
     concepts = read_table(source.concepts)
-    findings = study_feature(snakemake.wildcards.case, opened, held_out, concepts, case, evaluation)
-    write_findings(findings, Path(snakemake.output.result).parent)
+    report = study_feature(snakemake.wildcards.case, context, held_out, concepts, case, evaluation)
+    write_report(report, Path(snakemake.output.result).parent)

@@ -5,21 +5,21 @@ with job("cases", snakemake):
 
     import pyarrow as pa
 
-    from circuitloom.cases.case_report import write_findings
+    from circuitloom.cases.case_report import write_report
     from circuitloom.cases.context import open_context
     from circuitloom.cases.planted.study import study_planted
     from circuitloom.config.cases import PlantedCase
     from circuitloom.config.evaluation import Evaluation
     from circuitloom.core.tables import read_table
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.evaluation.held_out import hold_out
+    from circuitloom.evaluation.held_out import load_held_out
 
     source, params = snakemake.input, snakemake.params
-    opened = open_context(
+    context = open_context(
         source.model, source.tokenizer, source.dictionaries, params.runs, params.context, params.dtype
     )
-    held_out = hold_out(open_tokens(source.tokens), Evaluation.model_validate(params.evaluation))
+    held_out = load_held_out(open_tokens(source.tokens), Evaluation.model_validate(params.evaluation))
     concepts, matched = read_table(source.concepts), pa.concat_tables(map(read_table, source.matched))
     case = PlantedCase.model_validate(params.case)
-    findings = study_planted(snakemake.wildcards.case, opened, held_out, concepts, matched, case)
-    write_findings(findings, Path(snakemake.output.result).parent)
+    report = study_planted(snakemake.wildcards.case, context, held_out, concepts, matched, case)
+    write_report(report, Path(snakemake.output.result).parent)

@@ -3,28 +3,34 @@
 import numpy as np
 import pytest
 import torch
-from tests.ablation.component_inputs import make_probe
+from tests.ablation.component_inputs import make_prompt
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import D_MODEL, LAYERS
 
+from circuitloom.ablation.circuits import (
+    CircuitExperiment,
+    component_worth,
+    draw_subsets,
+    measure_completeness,
+)
 from circuitloom.ablation.components import head_basis
-from circuitloom.ablation.faithfulness import Curve
-from circuitloom.cases.case_report import write_findings
+from circuitloom.ablation.faithfulness import FaithfulnessCurve
+from circuitloom.cases.case_report import write_report
 from circuitloom.cases.claims import Bootstrap
 from circuitloom.cases.context import CaseContext
-from circuitloom.cases.difference.circuit import (
-    CircuitExperiment,
-    CircuitSearch,
-    Ranking,
-    draw_subsets,
-    split_circuit,
-    worth,
+from circuitloom.cases.difference.measurements import CircuitSearch, Ranking, draw_prompts
+from circuitloom.cases.difference.report import (
+    draw_components,
+    draw_curves,
+    mean_gap,
+    needed,
+    needed_ratio,
+    positive_share,
+    recovered_share,
 )
-from circuitloom.cases.difference.claims import gap, needed, needed_ratio, positive, share
-from circuitloom.cases.difference.drawn import draw_prompts
 from circuitloom.cases.difference.study import study_difference
 from circuitloom.config.cases import DifferenceCase
-from circuitloom.config.circuits import Example
+from circuitloom.config.circuits import BehaviourPrompt
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.dictionaries.dictionary import Dictionary
@@ -34,21 +40,21 @@ PLANTED = (LAYERS - 1, 7)
 
 
 class Game(CircuitExperiment):
-    """A bench whose metric is a known function of which components are there."""
+    """An experiment whose metric is a known function of the components that are not ablated."""
 
     def __init__(self, model, play, components):
         super().__init__(model, head_basis(model), [None] * LAYERS)
         object.__setattr__(self, "play", play)
         object.__setattr__(self, "components", set(range(components)))
 
-    def alone(self, probes, sets):
-        return self._played(probes, [set(each.tolist()) for each in sets])
+    def alone(self, prompts, sets):
+        return self._played(prompts, [set(each.tolist()) for each in sets])
 
-    def without(self, probes, sets):
-        return self._played(probes, [self.components - set(each.tolist()) for each in sets])
+    def without(self, prompts, sets):
+        return self._played(prompts, [self.components - set(each.tolist()) for each in sets])
 
-    def _played(self, probes, sets):
-        return torch.tensor([[float(self.play(each)) for each in sets]] * len(probes), dtype=torch.float64)
+    def _played(self, prompts, sets):
+        return torch.tensor([[float(self.play(each)) for each in sets]] * len(prompts), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +64,25 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def play(model):
-    """Search of a game of so many components, and its ranking in the order of their numbers."""
+    """Search in a game with a number of components, and their ranking in numerical order."""
 
     def start(game, components):
-        bench = Game(model, game, components)
+        experiment = Game(model, game, components)
         order = torch.arange(components)
         n_kept = torch.tensor(sorted({0, 1, 2, 4, components}))
         sets = [order[:k] for k in n_kept]
-        probes = [make_probe()] * 2
-        whole = bench.without(probes, [order[:0]])[:, 0]
-        curve = Curve(
-            n_kept, bench.alone(probes, sets), bench.without(probes, sets), torch.zeros(2, len(sets)), whole
+        prompts = [make_prompt()] * 2
+        original = experiment.without(prompts, [order[:0]])[:, 0]
+        curve = FaithfulnessCurve(
+            n_kept,
+            experiment.alone(prompts, sets),
+            experiment.without(prompts, sets),
+            torch.zeros(2, len(sets)),
+            original,
         )
-        return CircuitSearch(bench, probes), Ranking("attribution", order, torch.zeros(components), curve)
+        return CircuitSearch(experiment, prompts), Ranking(
+            "attribution", order, torch.zeros(components), curve
+        )
 
     return start
 
@@ -87,27 +99,27 @@ def test_the_fewest_top_components_are_found_between_the_sizes_of_the_curve(play
     assert search.find(ranking, 0.5).tolist() == [0]
 
 
-def test_where_components_add_nothing_there_is_no_circuit(play):
+def test_components_that_do_not_raise_the_metric_give_no_circuit(play):
     search, ranking = play(additive(-1, -2, 0), 3)
     assert search.find(ranking, 0.9).tolist() == []
     assert search.prune(ranking.order[:0], 0.9, 0.01).tolist() == []
 
 
-def test_what_is_worth_nothing_or_harms_is_pruned(play):
+def test_components_that_are_worth_nothing_or_harm_are_pruned(play):
     search, _ = play(additive(10, 0, 5, -4, 0.05, 4), 6)
     # of 15.05 in all: 0.05 is worth a third of a hundredth
     assert search.prune(torch.arange(6), 0.9, 0.01).tolist() == [0, 2, 5]
     assert search.prune(torch.arange(6), 0.9, 0.001).tolist() == [0, 2, 4, 5]
 
 
-def test_of_two_that_stand_in_for_each_other_one_is_kept(play):
+def test_of_two_redundant_components_one_is_kept(play):
     search, _ = play(lambda there: 5 * (0 in there) + 5 * bool({1, 2} & there), 3)
     assert search.worth(torch.arange(3), torch.arange(3)).tolist() == [0.5, 0, 0]
     circuit = search.prune(torch.arange(3), 0.9, 0.01).tolist()
     assert circuit in ([0, 1], [0, 2])
 
 
-def test_pruning_stops_where_the_share_would_be_lost(play):
+def test_pruning_never_takes_the_circuit_below_the_share(play):
     search, _ = play(additive(*[1.0] * 20), 20)
     # each is worth 0.05, less than asked for, but 18 are needed
     assert len(search.prune(torch.arange(20), 0.9, 0.1)) >= 18
@@ -115,18 +127,17 @@ def test_pruning_stops_where_the_share_would_be_lost(play):
 
 def test_a_circuit_without_a_backup_is_not_complete(play):
     search, _ = play(lambda there: 4 * (0 in there) + 6 * bool({1, 2} & there), 3)
-    probes, bench = search.probes, search.bench
     subsets = [torch.tensor([1]), torch.tensor([0])]
     for circuit, gaps in (([0, 1], [-6, 0]), ([0, 1, 2], [0, 0])):
-        alone, model = split_circuit(bench, probes, torch.tensor(circuit), subsets)
+        alone, model = measure_completeness(search.experiment, search.prompts, torch.tensor(circuit), subsets)
         assert (alone - model)[0].tolist() == gaps
 
 
-def test_worth_is_what_the_circuit_loses_not_what_the_model_does(play):
+def test_worth_is_what_the_circuit_loses_and_not_what_the_model_loses(play):
     search, _ = play(lambda there: 6 * bool({0, 1} & there), 2)
     both, alone = torch.tensor([0, 1]), torch.tensor([0])
-    assert worth(search.bench, search.probes, both, torch.tensor([0])).tolist() == [[0], [0]]
-    assert worth(search.bench, search.probes, alone, torch.tensor([0])).tolist() == [[6], [6]]
+    assert component_worth(search.experiment, search.prompts, both, torch.tensor([0])).tolist() == [[0], [0]]
+    assert component_worth(search.experiment, search.prompts, alone, torch.tensor([0])).tolist() == [[6], [6]]
 
 
 def test_subsets_go_from_one_component_to_half_the_circuit():
@@ -140,17 +151,17 @@ def test_subsets_go_from_one_component_to_half_the_circuit():
     assert [len(each) for each in draw_subsets(circuit[:0], 3, 0)] == [0, 0, 0]
 
 
-def test_shares_are_counted_from_nothing_to_untouched():
+def test_shares_are_0_for_nothing_kept_and_1_for_the_untouched_model():
     rows = np.array([[[5.0, 1.0, 9.0], [7.0, 3.0, 11.0]]])
-    assert share(rows).tolist() == [0.5]
-    assert np.isnan(share(rows[:, :, [0, 2, 1]])).all()
+    assert recovered_share(rows).tolist() == [0.5]
+    assert np.isnan(recovered_share(rows[:, :, [0, 2, 1]])).all()
     # |-2| and |4|, over 8
-    assert gap(np.array([[[1.0, 9.0, -2.0, 3.0], [1.0, 9.0, -2.0, 5.0]]])).tolist() == [3 / 8]
-    assert positive(np.array([[[1.0, -3.0, 0.0], [1.0, 2.0, 0.0]]])).tolist() == [1 / 3]
-    assert np.isnan(positive(np.empty((2, 4, 0)))).all()
+    assert mean_gap(np.array([[[1.0, 9.0, -2.0, 3.0], [1.0, 9.0, -2.0, 5.0]]])).tolist() == [3 / 8]
+    assert positive_share(np.array([[[1.0, -3.0, 0.0], [1.0, 2.0, 0.0]]])).tolist() == [1 / 3]
+    assert np.isnan(positive_share(np.empty((2, 4, 0)))).all()
 
 
-def test_the_number_needed_lies_where_the_curve_first_reaches_the_share():
+def test_the_number_needed_is_where_the_curve_first_reaches_the_share():
     n_kept = np.array([0.0, 1.0, 2.0, 4.0, 8.0])
     shares = np.array([[0, 0.2, 0.6, 1.0, 0.7], [0, 0, 0, 0, 0.5], [0, 0.9, 0.1, 1, 1]])
     assert needed(n_kept, shares, 0.8)[[0, 2]] == pytest.approx([3, 0.8 / 0.9])
@@ -162,9 +173,9 @@ def test_the_number_needed_lies_where_the_curve_first_reaches_the_share():
 
 
 EXAMPLES = [
-    Example(text="w5 {a} w6 {b} w5 {a} w6", target="logit {b} vs {a}"),
-    Example(text="w5 {a} w6 {b} w5 {b} w6", target="logit {a} vs {b}"),
-    Example(text="w7 {a} {c}", target="logit {a} vs {a_2}"),
+    BehaviourPrompt(text="w5 {a} w6 {b} w5 {a} w6", target="logit {b} vs {a}"),
+    BehaviourPrompt(text="w5 {a} w6 {b} w5 {b} w6", target="logit {a} vs {b}"),
+    BehaviourPrompt(text="w7 {a} {c}", target="logit {a} vs {a_2}"),
 ]
 WORDS = [f"w{i}" for i in range(10, 18)]
 SLOTS = {"a": WORDS, "a_2": WORDS, "b": [f"w{i}" for i in range(20, 28)], "c": ["w30", "w31", "w32"]}
@@ -194,18 +205,18 @@ def test_variants_of_the_same_slots_have_the_same_words_in_the_same_half():
 
 def test_too_few_fillings_for_two_halves_are_refused():
     with pytest.raises(ValueError, match="in one way only; add words to its slots"):
-        draw_prompts([Example(text="w4 {c}", target="logit w4 vs w5")], {"c": ["w6"]}, 8, 0)
+        draw_prompts([BehaviourPrompt(text="w4 {c}", target="logit w4 vs w5")], {"c": ["w6"]}, 8, 0)
 
 
 def test_targets_that_are_no_difference_are_refused():
     with pytest.raises(ValueError, match="is no difference; write `logit TOKEN vs TOKEN`"):
-        DifferenceCase(kind="difference", prompts=[Example(text="w4", target="logit w5")])
+        DifferenceCase(kind="difference", prompts=[BehaviourPrompt(text="w4", target="logit w5")])
     with pytest.raises(ValueError, match=r"nothing fills \{b\}"):
-        DifferenceCase(kind="difference", prompts=[Example(text="w4", target="logit w5 vs {b}")])
+        DifferenceCase(kind="difference", prompts=[BehaviourPrompt(text="w4", target="logit w5 vs {b}")])
 
 
 def plant(model) -> dict[int, Dictionary]:
-    """Dictionaries that write next to nothing, but for one feature that always fires and makes the difference."""
+    """Dictionaries that write almost nothing, except for one feature that always fires and makes the difference."""
     dictionaries = make_dictionaries(model, act="relu", k=None)
     rows = model.module.get_submodule(model.anatomy.unembedding).weight.detach()
     for layer, dictionary in dictionaries.items():
@@ -221,17 +232,17 @@ def plant(model) -> dict[int, Dictionary]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Findings about a target, behind prompts of a model whose heads do next to nothing, with the planted feature."""
+    """Reports about a target on a model with the planted feature and heads that do almost nothing."""
     folder = tmp_path_factory.mktemp("tiny")
     model = load_tiny("gpt2", folder)
     for layer in range(LAYERS):
         model.attention(layer).get_submodule(model.anatomy.attention_projection).weight.mul_(1e-3)
-    opened = CaseContext(model, load_tokenizer(str(folder / "gpt2")), {"run": plant(model)}, 32)
+    context = CaseContext(model, load_tokenizer(str(folder / "gpt2")), {"run": plant(model)}, 32)
 
     def run(target):
         case = DifferenceCase(
             kind="difference",
-            prompts=[Example(text="w5 {a} w6 {b}", target=target)],
+            prompts=[BehaviourPrompt(text="w5 {a} w6 {b}", target=target)],
             slots=SLOTS,
             count=12,
             ablation="zero",
@@ -239,38 +250,38 @@ def study(tmp_path_factory):
             resamples=200,
             traced=1,
         )
-        return study_difference("planted", opened, case)
+        return study_difference("planted", context, case)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def findings(study):
+def report(study):
     return study("logit w12 vs w20")
 
 
-def test_where_ablation_takes_nothing_away_claims_of_a_circuit_fail(study, tmp_path):
-    findings = study("logit w20 vs w12")
-    assert findings.tables["component"] == []
-    failed = {claim.name: claim.value for claim in findings.claims if not claim.holds}
+def test_claims_about_a_circuit_fail_where_ablation_does_not_lower_the_metric(study, tmp_path):
+    report = study("logit w20 vs w12")
+    assert report.tables["component"] == []
+    failed = {claim.name: claim.value for claim in report.claims if not claim.holds}
     unmeasured = {"faithful", "necessary", "through_features", "complete", "minimal", "explained", "fewer"}
     assert {name for name, value in failed.items() if value is None} == unmeasured
-    write_findings(findings, tmp_path)
+    write_report(report, tmp_path)
     assert "there is no circuit to find" in (tmp_path / "result.md").read_text()
 
 
-def test_one_planted_feature_is_found_as_the_circuit(findings):
-    rows = [row for row in findings.tables["component"] if row["in_circuit"]]
+def test_one_planted_feature_is_found_as_the_circuit(report):
+    rows = [row for row in report.tables["component"] if row["in_circuit"]]
     assert [(row["kind"], row["layer"], row["component"]) for row in rows] == [("feature", *PLANTED)]
     assert rows[0]["helps"] and rows[0]["worth"] > 0.9 and rows[0]["attribution"] > 0
-    values = {claim.name: claim.value for claim in findings.claims}
+    values = {claim.name: claim.value for claim in report.claims}
     assert values["faithful"] == pytest.approx(1, abs=0.1)
     assert values["necessary"] == values["through_features"] == pytest.approx(0, abs=0.1)
     assert values["minimal"] == 1
 
 
-def test_tables_hold_every_prompt_condition_and_size(findings, tmp_path):
-    write_findings(findings, tmp_path)
+def test_tables_hold_every_prompt_condition_and_size(report, tmp_path):
+    write_report(report, tmp_path)
     outcome = read_table(tmp_path / "outcome.parquet").to_pylist()
     conditions = {row["condition"] for row in outcome}
     assert len(outcome) == 12 * len(conditions) == 12 * 6
@@ -280,8 +291,10 @@ def test_tables_hold_every_prompt_condition_and_size(findings, tmp_path):
     faithfulness = read_table(tmp_path / "faithfulness.parquet").to_pylist()
     assert {row["basis"] for row in faithfulness} == {"run + heads", "neurons + heads"}
     assert {row["n_prompts"] for row in faithfulness} == {6}
-    for figure in DifferenceCase.figures:
-        assert (tmp_path / f"{figure}.png").stat().st_size > 10_000
+    pictures = {f"{figure}.png" for figure in DifferenceCase.figures}
+    assert pictures == {f.name for f in tmp_path.glob("*.png")} and set(report.figures) == set(
+        DifferenceCase.figures
+    )
     assert {f"{table}.parquet" for table in DifferenceCase.tables} == {
         f.name for f in tmp_path.glob("*.parquet")
     }
@@ -289,12 +302,53 @@ def test_tables_hold_every_prompt_condition_and_size(findings, tmp_path):
     assert f"feature {PLANTED[0]}/{PLANTED[1]}" in result
 
 
-def test_intervals_are_over_prompts_of_the_testing_half(findings):
-    n = {claim.name: claim.n for claim in findings.claims}
+def test_intervals_are_over_prompts_of_the_testing_half(report):
+    n = {claim.name: claim.n for claim in report.claims}
     assert n.pop("behaves") == n.pop("prefers") == 12
     assert set(n.values()) == {6}
-    claim = next(each for each in findings.claims if each.name == "faithful")
-    testing = [row["value"] for row in findings.tables["outcome"] if row["half"] == "testing"]
+    claim = next(each for each in report.claims if each.name == "faithful")
+    testing = [row["value"] for row in report.tables["outcome"] if row["half"] == "testing"]
     untouched, none, alone, *_ = np.array(testing).reshape(-1, 6)
-    expected = Bootstrap(200, 0.95, 0).interval(np.stack([alone, none, untouched], 1), share)
+    expected = Bootstrap(200, 0.95, 0).interval(np.stack([alone, none, untouched], 1), recovered_share)
     assert (claim.value, claim.low, claim.high) == pytest.approx(expected)
+
+
+def test_the_picture_of_the_circuit_shows_the_worth_of_each_component(report):
+    rows = [row for row in report.tables["component"] if row["worth_low"] is not None]
+    axes = report.figures["components"][0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["/".join(map(str, PLANTED))]
+    ((points, _, (interval,)),) = axes.containers
+    assert points.get_xdata().tolist() == [rows[0]["worth"]]
+    assert interval.get_segments()[0][:, 0] == pytest.approx([rows[0]["worth_low"], rows[0]["worth_high"]])
+    assert "loses without it" in axes.get_xlabel()
+
+
+def test_components_without_a_defined_worth_are_not_drawn():
+    row = {"kind": "head", "layer": 0, "component": 1, "in_circuit": True}
+    known = row | {"component": 2, "worth": 0.4, "worth_low": 0.3, "worth_high": 0.5}
+    figure = draw_components([row | dict.fromkeys(("worth", "worth_low", "worth_high")), known])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0.2"]
+
+
+def test_the_picture_of_curves_shows_each_basis_alone_and_removed_and_the_pruned_circuit(report):
+    rows = [row for row in report.tables["faithfulness"] if row["n_kept"]]
+    claims = {claim.name: claim.value for claim in report.claims}
+    axes = report.figures["curve"][0].axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    for basis, name in (("run + heads", "features and heads"), ("neurons + heads", "neurons and heads")):
+        own = [row for row in rows if row["basis"] == basis]
+        alone, removed = lines[f"{name}, alone"], lines[f"all but these {name}"]
+        assert alone.get_xdata().tolist() == removed.get_xdata().tolist() == [row["n_kept"] for row in own]
+        assert alone.get_ydata() == pytest.approx([row["faithfulness"] for row in own])
+        assert removed.get_ydata() == pytest.approx([row["remaining"] for row in own])
+    for label, claim in (("pruned circuit, alone", "faithful"), ("all but the pruned circuit", "necessary")):
+        assert list(lines[label].get_xdata()) == [1] and list(lines[label].get_ydata()) == [claims[claim]]
+
+
+def test_a_circuit_without_a_defined_share_is_not_drawn():
+    curve = FaithfulnessCurve(
+        torch.tensor([0, 1]), torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2)
+    )
+    axes = draw_curves({"heads": curve}, (0, None, None), 0.8).axes[0]
+    assert [line.get_label() for line in axes.lines[:2]] == ["heads, alone", "all but these heads"]
+    assert len(axes.lines) == 3

@@ -1,4 +1,4 @@
-"""The project's case studies of logit differences can be read, and ask for what their models know."""
+"""The project's case studies of logit differences can be read and their models know the answers."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from circuitloom.ablation.causal_effects import untouched
-from circuitloom.cases.difference.drawn import draw_prompts, probe_prompts
+from circuitloom.ablation.causal_effects import original_logits
+from circuitloom.cases.difference.measurements import draw_prompts, read_prompts
 from circuitloom.config.cases import Cases, DifferenceCase
 from circuitloom.corpus.chronicle.grammar import vocabulary
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
-from circuitloom.language_model.model import load
+from circuitloom.language_model.model import load_model
 
 FILES = Path(__file__).parents[2] / "config" / "cases"
 
@@ -26,7 +26,7 @@ def draw(case: DifferenceCase):
 
 
 @pytest.mark.parametrize("file", ["chronicle", "english", "stories"])
-def test_each_half_has_every_template_as_often(file):
+def test_each_half_has_the_same_number_of_prompts_per_template(file):
     for case in cases(file).values():
         drawn = draw(case)
         assert len(drawn) >= case.count
@@ -34,18 +34,18 @@ def test_each_half_has_every_template_as_often(file):
             assert sum(prompt.half == half for prompt in drawn) == len(drawn) / 2
 
 
-def test_chronicle_has_the_words_that_its_cases_ask_for():
+def test_the_vocabulary_of_chronicle_has_the_words_of_its_cases():
     tokenizer = word_tokenizer(vocabulary())
     assert set(cases("chronicle")) == {"indirect_object", "induction", "agreement"}
     for case in cases("chronicle").values():
-        assert len(probe_prompts(draw(case), tokenizer, 128)) >= case.count
+        assert len(read_prompts(draw(case), tokenizer, 128)) >= case.count
 
 
 def test_the_model_of_stories_prefers_the_right_tokens(real_input):
     folder = str(real_input / "models" / "stories260K")
-    model, tokenizer = load(folder, "float32"), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, "float32"), load_tokenizer(folder)
     for case in cases("stories").values():
-        probes = probe_prompts(draw(case), tokenizer, 128)
-        preferred = torch.cat([probe.metric(untouched(model, probe)[None]) for probe in probes])
+        prompts = read_prompts(draw(case), tokenizer, 128)
+        preferred = torch.cat([prompt.metric(original_logits(model, prompt)[None]) for prompt in prompts])
         assert (preferred > 0).float().mean() >= case.positive
         assert preferred.mean() >= case.difference

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter
 from tests.cases.year_model import YEARS, make_case
 
-from circuitloom.cases.greater_than.prompts import find_answers, make_prompts
+from circuitloom.cases.greater_than.study import find_answers, make_prompts
 from circuitloom.config.cases import Cases
 from circuitloom.corpus.chronicle.vocabulary import CLASSES, NUMBERS
 from circuitloom.corpus.tokenizer import word_tokenizer
@@ -20,14 +20,12 @@ def test_prompts_of_another_length_or_without_a_year_of_one_token_are_dropped_an
     assert prompts.start.tolist() == [20, 21, 24, 25] and prompts.dropped == 2
     assert set(prompts.other_start.tolist()) <= {20, 21, 24, 25}
     assert prompts.token.shape[1] == 3
-    with pytest.raises(
-        ValueError, match="2 of 4 prompts have a start year that is a token of its own; change"
-    ):
+    with pytest.raises(ValueError, match="2 of 4 prompts have a start year that is one token; change"):
         make_prompts(case.model_copy(update={"last": 23}), tokenizer, 16, answers)
 
 
 def pairs_of_digits(without: set[str]):
-    """A tokenizer that splits `c20c` into c, 20 and c, but has no token of its own for what `without` names."""
+    """A tokenizer that splits `c20c` into c, 20 and c, without single tokens for the strings in `without`."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -51,7 +49,7 @@ def pairs_of_digits(without: set[str]):
         ({"last": 99}, "less than or equal to 98"),
     ],
 )
-def test_a_case_that_cannot_be_asked_is_refused(keys: dict, message: str):
+def test_an_invalid_case_is_refused(keys: dict, message: str):
     with pytest.raises(ValueError, match=message):
         make_case(**keys)
 

@@ -13,7 +13,7 @@ from circuitloom.cases.context import CaseContext
 from circuitloom.config.cases import GreaterThanCase
 from circuitloom.corpus.tokenizer import word_tokenizer
 from circuitloom.dictionaries.dictionary import Dictionary
-from circuitloom.language_model.model import LanguageModel, load
+from circuitloom.language_model.model import LanguageModel, load_model
 
 YEARS = tuple(range(20, 27))
 N = len(YEARS)
@@ -50,7 +50,7 @@ def open_year_model(folder: Path) -> CaseContext:
     with torch.no_grad():
         _set_weights(module)
     module.save_pretrained(folder)
-    model = load(folder, "float32", device="cpu")
+    model = load_model(folder, "float32", device="cpu")
     return CaseContext(model, tokenizer, {"exact": {layer: exact(model, layer) for layer in range(2)}}, 16)
 
 

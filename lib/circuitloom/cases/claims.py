@@ -1,4 +1,4 @@
-"""Claims: what is measured, its interval by bootstrap, and whether it keeps its bound."""
+"""Claims: a measured value, its bootstrap interval, and whether the interval lies on the claimed side of a bound."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ CHUNK = 2**22
 """Numbers of resampled rows held at once."""
 
 Statistic = Callable[[Float[np.ndarray, "sample row column"]], Float[np.ndarray, " sample"]]
-"""Of rows (prompts, documents), each of some columns, to one number; for many samples at once."""
+"""Maps each bootstrap sample of rows (prompts, documents) to one number; NaN where it is undefined."""
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made: percentiles over samples of the rows, drawn with replacement (Efron 1979)."""
+    """Percentile bootstrap over rows drawn with replacement (Efron 1979)."""
 
     resamples: int
     confidence: float
@@ -25,10 +25,10 @@ class Bootstrap:
     def interval(
         self, rows: Float[np.ndarray, "row column"], statistic: Statistic
     ) -> tuple[float | None, float | None, float | None]:
-        """`statistic` of the rows, and both ends of its interval; samples on which it is not defined are left out.
+        """`statistic` of the rows, and the lower and upper end of its interval.
 
-        None, three times, where it is not defined on the rows themselves. No ends where there is but one row, or it is
-        undefined on most samples.
+        Samples on which the statistic is undefined are dropped. Returns (None, None, None) where it is undefined on the
+        rows themselves, and no ends for a single row or where it is undefined on most samples.
         """
         rows = np.asarray(rows, float)
         value = float(statistic(rows[None])[0]) if len(rows) else np.nan
@@ -36,11 +36,11 @@ class Bootstrap:
             return None, None, None
         generator = np.random.default_rng(self.seed)
         size = max(1, CHUNK // rows.size)
-        found = []
+        parts = []
         for done in range(0, self.resamples, size):
             n = min(size, self.resamples - done)
-            found.append(statistic(rows[generator.integers(0, len(rows), (n, len(rows)))]))
-        samples = np.concatenate(found)
+            parts.append(statistic(rows[generator.integers(0, len(rows), (n, len(rows)))]))
+        samples = np.concatenate(parts)
         defined = samples[np.isfinite(samples)]
         if len(rows) < 2 or 2 * len(defined) < len(samples):
             return value, None, None
@@ -49,77 +49,75 @@ class Bootstrap:
         return value, float(low), float(high)
 
 
-def mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """The mean of the first column."""
-    return rows[:, :, 0].mean(1)
-
-
-def ratio(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """The sum of the first column over that of the second; not defined where that is not positive."""
-    return share_of(rows[:, :, 0].sum(1), rows[:, :, 1].sum(1))
-
-
-def share_of(
-    part: Float[np.ndarray, "sample ..."], whole: Float[np.ndarray, "sample ..."]
-) -> Float[np.ndarray, "sample ..."]:
-    """Shares; not a number where there is no whole: of what is zero or less nothing is a share."""
-    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
-
-
-def f1(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """F1 of rows (hits, said, true): twice the hits over all that was said or is true."""
-    said, true = rows[:, :, 1].sum(1), rows[:, :, 2].sum(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return 2 * rows[:, :, 0].sum(1) / (said + true)
-
-
 @dataclass(frozen=True)
 class Claim:
     """A value, its interval, and the side of a bound on which it is claimed to lie."""
 
     name: str
     statement: str
-    """What is measured, in words, such that `statement is 0.93` reads well."""
+    """What is measured, as a noun phrase: it reads well before `is 0.93`."""
     value: float | None
     """None where it could not be measured: the claim then fails."""
     low: float | None
     high: float | None
     bound: float
     n: int
+    """Number of rows that were resampled."""
     of: str = "prompts"
+    """What the rows are."""
     relation: Literal["above", "below"] = "above"
     published: float | None = None
 
     @property
     def holds(self) -> bool:
-        """The whole interval lies on the claimed side of the bound, or on it."""
+        """Whether the interval lies on the claimed side of the bound, the bound included."""
         if self.low is None or self.high is None:
             return False
         return self.low >= self.bound if self.relation == "above" else self.high <= self.bound
 
     def row(self, case: str) -> dict[str, Any]:
-        """The row of the table."""
+        """Row of the table `claim`."""
         names = ("statement", "value", "low", "high", "relation", "bound", "holds", "n", "of", "published")
-        return {
-            "case_study": case,
-            "claim": self.name,
-            **{name: getattr(self, name) for name in names},
-        }
+        return {"case_study": case, "claim": self.name, **{name: getattr(self, name) for name in names}}
 
 
-def measured(
+def make_claim(
     name: str,
     statement: str,
     rows: Sequence[float] | Float[np.ndarray, "row ..."],
     bound: float,
     bootstrap: Bootstrap,
-    statistic: Statistic = mean,
+    statistic: Statistic | None = None,
     of: str = "prompts",
     relation: Literal["above", "below"] = "above",
     published: float | None = None,
 ) -> Claim:
-    """A claim about `statistic` of rows, one a prompt: of one column where they are plain numbers."""
+    """A claim about `statistic` (default: the mean) of rows, one per prompt; plain numbers are one column."""
     table = np.asarray(rows, float)
     table = table[:, None] if table.ndim == 1 else table
-    value, low, high = bootstrap.interval(table, statistic)
+    value, low, high = bootstrap.interval(table, mean if statistic is None else statistic)
     return Claim(name, statement, value, low, high, bound, len(table), of, relation, published)
+
+
+def mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """Mean of the first column."""
+    return rows[:, :, 0].mean(1)
+
+
+def ratio(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """Sum of the first column over the sum of the second; NaN where the second sum is not positive."""
+    return fraction_of(rows[:, :, 0].sum(1), rows[:, :, 1].sum(1))
+
+
+def fraction_of(
+    part: Float[np.ndarray, "sample ..."], total: Float[np.ndarray, "sample ..."]
+) -> Float[np.ndarray, "sample ..."]:
+    """part / total; NaN where the total is not positive."""
+    return np.where(total > 0, part / np.where(total > 0, total, 1), np.nan)
+
+
+def f1(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """F1 from columns (true positives, predicted positives, positives)."""
+    predicted, positives = rows[:, :, 1].sum(1), rows[:, :, 2].sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 2 * rows[:, :, 0].sum(1) / (predicted + positives)

@@ -1,5 +1,4 @@
-"""Prompts of a case study: templates filled with words, as tokens. What every case study reads: the model, its
-tokenizer, the dictionaries of its runs."""
+"""What every case study reads: the model, its tokenizer and dictionaries, and prompts drawn from templates."""
 
 import itertools
 import random
@@ -12,17 +11,58 @@ from ..attribution.tracer import Tracer
 from ..config.cases.base import Slots, slots_of
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
 from ..dictionaries.dictionary import Dictionary, load_dictionary
-from ..language_model.model import LanguageModel, load
+from ..language_model.model import LanguageModel, load_model
 
 FINDING, TESTING = "finding", "testing"
-"""Halves of the prompts: what is chosen is chosen on the first, and claimed of the second."""
+"""Halves of the prompts: features and circuits are chosen on the finding half, claims are measured on the testing
+half."""
 
 
-def fill(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[tuple[str, ...]]:
-    """Up to `count` fillings of templates that belong together, the same words in all; each filling once.
+@dataclass(frozen=True)
+class CaseContext:
+    """A model, its tokenizer, and the dictionaries of the runs that a case study names."""
 
-    A slot whose name is another's with `_2` behind it never has that one's word. Drawn with `seed`, all where there
-    are no more than `count`.
+    model: LanguageModel
+    tokenizer: Tokenizer
+    runs: Mapping[str, Mapping[int, Dictionary]]
+    """Run to layer to dictionary; the transcoders under study come first."""
+    context_length: int
+    """Tokens of the longest prompt."""
+
+    @property
+    def run(self) -> str:
+        """Name of the transcoders under study."""
+        return next(iter(self.runs))
+
+    @property
+    def transcoders(self) -> Mapping[int, Dictionary]:
+        """The transcoders under study, by layer."""
+        return self.runs[self.run]
+
+    def tracer(self) -> Tracer:
+        """A tracer through these transcoders."""
+        return Tracer(self.model, self.tokenizer, self.run, self.transcoders, self.context_length)
+
+
+def open_context(
+    model: str, tokenizer: str, folders: Iterable[str], runs: Sequence[str], context_length: int, dtype: str
+) -> CaseContext:
+    """Load what a case study reads; `folders` are those of the dictionaries, RUN/layerL.
+
+    Raises ValueError that names the file where one is missing or damaged.
+    """
+    loaded = load_model(model, dtype)
+    dictionaries: dict[str, dict[int, Dictionary]] = {run: {} for run in runs}
+    for folder in map(Path, folders):
+        dictionary = load_dictionary(folder, loaded.device)
+        dictionaries[folder.parent.name][dictionary.layer] = dictionary
+    return CaseContext(loaded, load_tokenizer(tokenizer), dictionaries, context_length)
+
+
+def fill_templates(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[tuple[str, ...]]:
+    """Up to `count` distinct fillings of a group of templates; each filling uses the same words in all of them.
+
+    The slot `NAME_2` never gets the word of the slot `NAME`. All fillings where there are no more than `count`.
     """
     names = [name for name in slots if any(name in slots_of(template) for template in templates)]
     choices = [slots[name] for name in names]
@@ -49,45 +89,4 @@ def fill(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
-    return re.sub(r"\{([a-z_0-9]+)\}", lambda found: values.get(found[1], found[0]), template)
-
-
-@dataclass(frozen=True)
-class CaseContext:
-    """A model and what case studies go through."""
-
-    model: LanguageModel
-    tokenizer: Tokenizer
-    runs: Mapping[str, Mapping[int, Dictionary]]
-    """Run to layer to dictionary; the transcoders that the case goes through come first."""
-    context: int
-    """Tokens of the longest prompt."""
-
-    @property
-    def run(self) -> str:
-        """The transcoders that the case goes through."""
-        return next(iter(self.runs))
-
-    @property
-    def transcoders(self) -> Mapping[int, Dictionary]:
-        """Their dictionaries, by layer."""
-        return self.runs[self.run]
-
-    def tracer(self) -> Tracer:
-        """What traces prompts through them."""
-        return Tracer(self.model, self.tokenizer, self.run, self.transcoders, self.context)
-
-
-def open_context(
-    model: str, tokenizer: str, folders: Iterable[str], runs: Sequence[str], context: int, dtype: str
-) -> CaseContext:
-    """Load what a case study reads; `folders` are those of dictionaries, RUN/layerL, of the runs named.
-
-    Raises ValueError, naming the file, where one is missing or damaged.
-    """
-    loaded = load(model, dtype)
-    found: dict[str, dict[int, Dictionary]] = {run: {} for run in runs}
-    for folder in map(Path, folders):
-        dictionary = load_dictionary(folder, loaded.device)
-        found[folder.parent.name][dictionary.layer] = dictionary
-    return CaseContext(loaded, load_tokenizer(tokenizer), found, context)
+    return re.sub(r"\{([a-z_0-9]+)\}", lambda match: values.get(match[1], match[0]), template)

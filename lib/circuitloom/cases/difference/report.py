@@ -1,28 +1,26 @@
-"""What is told of a circuit for a logit difference: rows, pictures and sentences, all from what was measured."""
+"""Claims, text, tables and pictures of the case study of a logit difference."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...ablation.behaviour import curve_rows
-from ...ablation.components import Basis
-from ...ablation.faithfulness import Curve
+from ...ablation.behaviour import faithfulness_rows
+from ...ablation.faithfulness import FaithfulnessCurve
 from ...attribution.drawing import graph_figure
 from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
+from ...core.plotting import BLUE, GREEN, VERMILION, styled
 from ..case_report import CaseReport, number
-from ..claims import Bootstrap
+from ..claims import Bootstrap, Claim, Statistic, fraction_of, make_claim
 from ..context import FINDING, TESTING
-from .circuit import CircuitExperiment, Components, Ranking
-from .claims import Tested, make_claims, worth_share
-from .drawn import DrawnPrompt
-from .figures import SHOWN, component_name, draw_components, draw_curves
+from .measurements import BasisCurve, CircuitMetrics, DrawnPrompt, FoundCircuit
 
 CONDITIONS = (
     "untouched",
@@ -32,110 +30,319 @@ CONDITIONS = (
     "without its features",
     "without errors",
 )
-"""What was done to the model, in `outcome`."""
-NAMED = 10
-"""Components that the result names."""
+"""Values of `condition` in the table `outcome`."""
+MAX_NAMED = 10
+"""Components that the text names."""
+COMPONENTS_SHOWN = 25
+"""Components in the picture."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class FoundCircuit:
-    """What the finding half says."""
-
-    bench: CircuitExperiment
-    ranking: Ranking
-    top: Components
-    """The fewest top components that recover the share asked for."""
-    circuit: Components
-    """Those of them that pruning leaves."""
-    recovered: float
-    """Share of the difference that it recovers there."""
-
-    @property
-    def features(self) -> Components:
-        """The circuit's features, its heads left out."""
-        kinds = [part.kind for part in self.bench.basis.parts]
-        part, _ = self.bench.basis.locate(self.circuit)
-        return self.circuit[torch.tensor([kinds[i] == "feature" for i in part], dtype=torch.bool)]
-
-
-@dataclass(frozen=True)
-class TopComponents:
-    """The top components of a basis on the testing half."""
-
-    name: str
-    basis: Basis
-    ranking: Ranking
-    curve: Curve
-
-
-@dataclass(frozen=True)
 class DifferenceResults:
-    """All that a case study of a logit difference has measured."""
+    """Everything that the case study of a logit difference measured."""
 
     name: str
     case: DifferenceCase
     drawn: Sequence[DrawnPrompt]
-    found: FoundCircuit
+    circuit: FoundCircuit
     metric: Float[Tensor, "drawn condition"]
     """On each prompt under each of `CONDITIONS`."""
-    tested: Tested
-    measured: Sequence[TopComponents]
+    metrics: CircuitMetrics
+    curves: Sequence[BasisCurve]
     """Features and heads first."""
-    traced: Sequence[TraceRows]
+    traces: Sequence[TraceRows]
 
 
-def report(results: DifferenceResults) -> CaseReport:
-    """Claims, tables, pictures and remarks."""
+def make_report(results: DifferenceResults) -> CaseReport:
+    """The report of the case."""
     case = results.case
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
-    claims = make_claims(results.tested, case, bootstrap)
+    claims = difference_claims(results.metrics, case, bootstrap)
     by_name = {claim.name: claim for claim in claims}
     components = component_rows(results, bootstrap)
-    size = len(results.found.circuit)
+    size = len(results.circuit.circuit)
     pruned = (size, by_name["faithful"].value, by_name["necessary"].value)
-    curves = {each.name: each.curve for each in results.measured}
+    curves = {each.name: each.curve for each in results.curves}
     halves = Counter(prompt.half for prompt in results.drawn)
-    tables = {
-        "outcome": outcome_rows(results),
-        "component": components,
-        "faithfulness": [row for each in results.measured for row in _curve_rows(results, each)],
-    }
-    figures = {
-        "curve": (
-            draw_curves(curves, pruned, case.share),
-            f"Share of the logit difference that is kept by the top k components alone, and that is left without "
-            f"them, against k. Components were ranked on the {halves[FINDING]} prompts of the finding half and are "
-            f"measured here on the {halves[TESTING]} of the testing half.",
+    first = results.drawn[0]
+    return CaseReport(
+        case=results.name,
+        title=f"{first.target} at the end of {first.text!r}",
+        question=(
+            f"Which features of the transcoders and which attention heads make the logit difference on prompts such as "
+            f"{first.text!r} ({first.target})?"
         ),
-        "components": (
-            draw_components(components),
-            f"What the circuit alone loses without each of its components, on the testing half, with intervals over "
-            f"prompts: heads as LAYER.NUMBER, features as LAYER/NUMBER. Shown are the {min(size, SHOWN)} of {size} "
-            "that are worth most.",
+        answer=_answer(results, components, by_name),
+        claims=claims,
+        tables={
+            "outcome": outcome_rows(results),
+            "component": components,
+            "faithfulness": [row for each in results.curves for row in _curve_rows(results, each)],
+        },
+        figures={
+            "curve": (
+                draw_curves(curves, pruned, case.share),
+                f"Share of the logit difference with the top k components alone, and without them. Components are "
+                f"ranked on the {halves[FINDING]} finding prompts and measured on the {halves[TESTING]} testing "
+                "prompts.",
+            ),
+            "components": (
+                draw_components(components),
+                f"Share of the logit difference that the circuit alone loses without each component, testing half, "
+                f"with intervals over prompts; the {min(size, COMPONENTS_SHOWN)} of {size} components that are worth "
+                "most. Heads are LAYER.NUMBER, features LAYER/NUMBER.",
+            ),
+            "graph": (
+                graph_figure(results.traces),
+                "Pruned attribution graphs of finding prompts. Edges are direct effects between features, through any "
+                "number of heads.",
+            ),
+        },
+        method=_method(results, components),
+    )
+
+
+# Claims
+
+
+def difference_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> list[Claim]:
+    """Claims about the model, its circuit and, with neurons measured, the number of components needed."""
+    claims = [*_model_claims(metrics, case, bootstrap), *_circuit_claims(metrics, case, bootstrap)]
+    if metrics.neuron_curve is None:
+        return claims
+    return [*claims, _fewer_claim(metrics.curve, metrics.neuron_curve, case, bootstrap)]
+
+
+def _model_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> Iterator[Claim]:
+    right = (metrics.preferred > 0).double().tolist()
+    statement = "share of prompts on which the model prefers the right token"
+    yield make_claim("behaves", statement, right, case.positive, bootstrap)
+    statement = "mean logit difference of the model, nats"
+    yield make_claim("prefers", statement, metrics.preferred.tolist(), case.difference, bootstrap)
+    rows = _rows([metrics.transcoded, metrics.none, metrics.untouched])
+    statement = "share of the difference with transcoders instead of MLPs, without error terms"
+    yield make_claim("explained", statement, rows, case.explained, bootstrap, recovered_share)
+
+
+def _circuit_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> Iterator[Claim]:
+    size = metrics.worth.shape[1]
+    ends = [metrics.none, metrics.untouched]
+    statement = f"share of the difference that the circuit of {size} components recovers alone"
+    rows = _rows([metrics.alone, *ends])
+    yield make_claim("faithful", statement, rows, case.share, bootstrap, recovered_share)
+    remaining = (
+        ("necessary", "without the circuit", metrics.without, case.remaining),
+        (
+            "through_features",
+            "without the circuit's features, all heads intact",
+            metrics.without_features,
+            case.remaining_features,
         ),
-        "graph": (
-            graph_figure(results.traced),
-            "Pruned attribution graphs of prompts of the finding half: direct effects between features, through any "
-            "number of heads.",
+    )
+    for name, how, metric, bound in remaining:
+        statement = f"share of the difference that remains {how}"
+        rows = _rows([metric, *ends])
+        yield make_claim(name, statement, rows, bound, bootstrap, recovered_share, relation="below")
+    statement = (
+        "mean distance between circuit and model, both without the same random subset of the circuit, as a share of "
+        "the difference"
+    )
+    rows = _rows([*ends, *(metrics.subset_circuit - metrics.subset_model).T])
+    yield make_claim("complete", statement, rows, case.gap, bootstrap, mean_gap, relation="below")
+    statement = "share of the circuit's components whose removal lowers the circuit's metric"
+    rows = _rows(list(metrics.worth.T))
+    yield make_claim("minimal", statement, rows, case.minimal, bootstrap, positive_share)
+
+
+def _fewer_claim(
+    curve: FaithfulnessCurve, neurons: FaithfulnessCurve, case: DifferenceCase, bootstrap: Bootstrap
+) -> Claim:
+    n_features, n_neurons = curve.n_kept.double().numpy(), neurons.n_kept.double().numpy()
+    columns = [curve.untouched, *curve.kept.T, *neurons.kept.T]
+    return make_claim(
+        "fewer",
+        f"number of features and heads that recover {case.share:g} of the difference alone, divided by the number of "
+        "neurons and heads",
+        _rows(columns),
+        case.fewer,
+        bootstrap,
+        needed_ratio(n_features, n_neurons, case.share),
+        relation="below",
+    )
+
+
+def recovered_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """(metric - none) / (untouched - none) from means of columns (metric, none, untouched)."""
+    metric, none, untouched = rows[:, :, :3].mean(1).T
+    return fraction_of(metric - none, untouched - none)
+
+
+def worth_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """loss / (untouched - none) from means of columns (loss, none, untouched)."""
+    lost, none, untouched = rows[:, :, :3].mean(1).T
+    return fraction_of(lost, untouched - none)
+
+
+def mean_gap(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """Mean magnitude of the differences over (untouched - none), columns (none, untouched, differences ...)."""
+    means = rows.mean(1)
+    return fraction_of(np.abs(means[:, 2:]).mean(1), means[:, 1] - means[:, 0])
+
+
+def positive_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """Share of columns with a mean above 0; NaN without columns."""
+    if not rows.shape[2]:
+        return np.full(len(rows), np.nan)
+    return (rows.mean(1) > 0).mean(1)
+
+
+def needed_ratio(
+    n_first: Float[np.ndarray, " size"], n_second: Float[np.ndarray, " other"], wanted: float
+) -> Statistic:
+    """Number of components needed for a share `wanted` in one basis over the number in another.
+
+    Columns: untouched, the metric with each of `n_first` components alone, the metric with each of `n_second`.
+    """
+
+    def statistic(rows: np.ndarray) -> np.ndarray:
+        means = rows.mean(1)
+        first, second = np.split(means[:, 1:], [len(n_first)], 1)
+        counts = [
+            needed(n, fraction_of(kept - kept[:, :1], means[:, :1] - kept[:, :1]), wanted)
+            for n, kept in ((n_first, first), (n_second, second))
+        ]
+        return fraction_of(*counts)
+
+    return statistic
+
+
+def needed(
+    n_kept: Float[np.ndarray, " size"], shares: Float[np.ndarray, "sample size"], wanted: float
+) -> Float[np.ndarray, " sample"]:
+    """Number of components at which a curve first reaches `wanted`, interpolated linearly; NaN where it never does."""
+    enough = shares >= wanted
+    place = np.maximum(1, enough.argmax(1))
+    row = np.arange(len(shares))
+    before, after = shares[row, place - 1], shares[row, place]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = (wanted - before) / (after - before)
+    reached = n_kept[place - 1] + part * (n_kept[place] - n_kept[place - 1])
+    return np.where(enough.any(1), reached, np.nan)
+
+
+def _rows(columns: Sequence[Tensor]) -> Float[np.ndarray, "row column"]:
+    return torch.stack([column.double() for column in columns], 1).numpy() if columns else np.empty((0, 0))
+
+
+# Text
+
+
+def _answer(results: DifferenceResults, components: Sequence[Row], claims: Mapping[str, Claim]) -> list[str]:
+    if not len(results.circuit.top):
+        return [
+            "Ablating all components does not lower the logit difference on the finding prompts: there is no circuit "
+            "to find."
+        ]
+    own = [row for row in components if row["in_circuit"]]
+    kinds = Counter(row["kind"] for row in own)
+    best = max((row for row in own if row["worth"] is not None), key=lambda row: row["worth"], default=None)
+    faithful = number(claims["faithful"].value) or "an unknown share"
+    necessary = number(claims["necessary"].value) or "an unknown share"
+    first = (
+        f"A circuit of {kinds['feature']} features and {kinds['head']} heads recovers {faithful} of the logit "
+        f"difference alone on unseen prompts, and {necessary} remains without it."
+    )
+    if best is None:
+        return [first]
+    return [
+        first,
+        f"Its most important component is {best['kind']} {component_name(best)}, without which it loses "
+        f"{number(best['worth'])} of the difference.",
+    ]
+
+
+def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
+    circuit, halves = results.circuit, Counter(prompt.half for prompt in results.drawn)
+    prompts = (
+        f"{len(results.drawn)} prompts: the circuit is found on the {halves[FINDING]} of the finding half and tested "
+        f"on the {halves[TESTING]} of the testing half. Ablated components are set to "
+        f"{'zero' if results.case.ablation == 'zero' else 'their mean over the finding half'}."
+    )
+    if not len(circuit.top):
+        return [prompts]
+    own = [row for row in components if row["in_circuit"]]
+    features = Counter(row["layer"] for row in own if row["kind"] == "feature")
+    layers = ", ".join(f"{n} of layer {layer}" for layer, n in sorted(features.items()))
+    heads = sorted(component_name(row) for row in own if row["kind"] == "head")
+    named = f" ({', '.join(heads)})" if heads else ""
+    best = sorted((row for row in own if row["worth"] is not None), key=lambda row: -row["worth"])
+    sentences = [
+        f"{prompts} The first {len(circuit.top)} of {len(circuit.experiment.basis)} features and heads, ranked by "
+        f"{circuit.ranking.name}, recover at least {(1 + results.case.recovered) / 2:g} of the logit difference on the "
+        f"finding half. Pruning keeps {len(own)}, which recover {number(circuit.recovered)} there: "
+        f"{features.total()} features{f' ({layers})' if layers else ''} and {len(heads)} heads{named}.",
+        "On the testing half the circuit loses most without "
+        + ", ".join(
+            f"{row['kind']} {component_name(row)} ({number(row['worth'])})" for row in best[:MAX_NAMED]
+        )
+        + "."
+        if best
+        else "",
+        _needed(results),
+        _graph_overlap(
+            results, {(row["layer"], row["component"]) for row in own if row["kind"] == "feature"}
         ),
-    }
-    title = f"the logit difference behind {results.drawn[0].text!r}, and the like"
-    return CaseReport(results.name, title, claims, tables, figures, remarks(results, components))
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _needed(results: DifferenceResults) -> str:
+    share = results.case.share
+    counts = [
+        f"{needed} {each.name} (ranked by {each.ranking.name})"
+        for each in results.curves
+        if (needed := each.curve.needed(share)) is not None
+    ]
+    if not counts:
+        return ""
+    return (
+        f"Of the sizes tried on the testing half, the smallest that recover {share:g} of the difference alone are "
+        f"{' and '.join(counts)}."
+    )
+
+
+def _graph_overlap(results: DifferenceResults, circuit: set[tuple[int, int]]) -> str:
+    sentences = []
+    for rows in results.traces:
+        nodes = {
+            (row["layer"], row["feature"])
+            for row in rows.nodes()
+            if row["in_graph"] and row["kind"] == "feature"
+        }
+        score = rows.trace.graph.scores.replacement
+        sentences.append(
+            f"The attribution graph of {rows.trace.prompt.text!r} has {len(nodes)} features, {len(nodes & circuit)} of "
+            f"them in the circuit; its replacement score is {number(score)}."
+        )
+    return " ".join(sentences)
+
+
+# Tables
 
 
 def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row]:
-    """Rows of `component`: what was taken for the circuit before it was pruned, in the order of the ranking."""
-    found, tested = results.found, results.tested
-    places = {component: i for i, component in enumerate(found.circuit.tolist())}
-    part, inner = (column.tolist() for column in found.bench.basis.locate(found.top))
-    ends = np.stack([tested.none.numpy(), tested.untouched.numpy()], 1)
+    """Rows of `component`: the components before pruning, in the order of the ranking."""
+    circuit, metrics = results.circuit, results.metrics
+    places = {component: i for i, component in enumerate(circuit.circuit.tolist())}
+    part, inner = (column.tolist() for column in circuit.experiment.basis.locate(circuit.top))
+    ends = np.stack([metrics.none.numpy(), metrics.untouched.numpy()], 1)
     rows = []
-    for rank, component in enumerate(found.top.tolist()):
-        own = found.bench.basis.parts[part[rank]]
+    for rank, component in enumerate(circuit.top.tolist()):
+        own = circuit.experiment.basis.parts[part[rank]]
         worth = low = high = None
         if component in places:
-            lost = tested.worth[:, places[component]].numpy()
+            lost = metrics.worth[:, places[component]].numpy()
             worth, low, high = bootstrap.interval(np.column_stack([lost, ends]), worth_share)
         rows.append(
             {
@@ -145,7 +352,7 @@ def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row
                 "run": own.run,
                 "layer": own.site.layer,
                 "component": inner[rank],
-                "attribution": float(found.ranking.attribution[component]),
+                "attribution": float(circuit.ranking.attribution[component]),
                 "worth": worth,
                 "worth_low": low,
                 "worth_high": high,
@@ -157,7 +364,7 @@ def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row
 
 
 def outcome_rows(results: DifferenceResults) -> list[Row]:
-    """Rows of `outcome`."""
+    """Rows of `outcome`: the metric of each prompt under each condition."""
     return [
         {
             "case_study": results.name,
@@ -173,72 +380,80 @@ def outcome_rows(results: DifferenceResults) -> list[Row]:
     ]
 
 
-def _curve_rows(results: DifferenceResults, measured: TopComponents) -> list[Row]:
+def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
     names = {
         "behaviour": results.name,
-        "basis": measured.basis.name,
+        "basis": curve.basis.name,
         "ablation": results.case.ablation,
-        "ranking": measured.ranking.name,
+        "ranking": curve.ranking.name,
     }
-    return curve_rows(names, len(measured.basis), measured.curve)
+    return faithfulness_rows(names, len(curve.basis), curve.curve)
 
 
-def remarks(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
-    """What the circuit is made of, how it was found, and what the attribution graphs share with it."""
-    found, halves = results.found, Counter(prompt.half for prompt in results.drawn)
-    if not len(found.top):
-        return [
-            f"On the {halves[FINDING]} prompts of the finding half, ablating every component lowers the logit "
-            "difference by nothing: there is no circuit to find."
-        ]
-    own = [row for row in components if row["in_circuit"]]
-    features = Counter(row["layer"] for row in own if row["kind"] == "feature")
-    layers = ", ".join(f"{n} of layer {layer}" for layer, n in sorted(features.items()))
-    heads = sorted(component_name(row) for row in own if row["kind"] == "head")
-    named = f" ({', '.join(heads)})" if heads else ""
-    best = sorted((row for row in own if row["worth"] is not None), key=lambda row: -row["worth"])[:NAMED]
-    told = [
-        f"On the {halves[FINDING]} prompts of the finding half, the first {len(found.top)} of "
-        f"{len(found.bench.basis)} features and heads, ranked by {found.ranking.name}, recover at "
-        f"least {(1 + results.case.recovered) / 2:g} of the logit difference. Pruning leaves {len(own)}, which recover "
-        f"{number(found.recovered)} there: {features.total()} features{f' ({layers})' if layers else ''} and "
-        f"{len(heads)} heads{named}.",
-        "On the testing half the circuit loses most without "
-        + ", ".join(f"{row['kind']} {component_name(row)} ({number(row['worth'])})" for row in best)
-        + ".",
-        _needed(results),
-        _shared_with_graphs(
-            results, {(row["layer"], row["component"]) for row in own if row["kind"] == "feature"}
-        ),
-    ]
-    return [sentence for sentence in told if sentence]
+# Pictures
 
 
-def _needed(results: DifferenceResults) -> str:
-    share = results.case.share
-    counts = [
-        f"{needed} {each.name} (ranked by {each.ranking.name})"
-        for each in results.measured
-        if (needed := each.curve.needed(share)) is not None
-    ]
-    if not counts:
-        return ""
-    return f"Of the numbers tried on the testing half, the fewest that recover {share:g} of it alone are " + (
-        " and ".join(counts) + "."
-    )
+@styled
+def draw_curves(
+    curves: Mapping[str, FaithfulnessCurve], circuit: tuple[int, float | None, float | None], wanted: float
+) -> Figure:
+    """Share of the difference with the top k components alone, and without them, for each basis.
 
-
-def _shared_with_graphs(results: DifferenceResults, circuit: set[tuple[int, int]]) -> str:
-    sentences = []
-    for rows in results.traced:
-        nodes = {
-            (row["layer"], row["feature"])
-            for row in rows.nodes()
-            if row["in_graph"] and row["kind"] == "feature"
-        }
-        score = rows.trace.graph.scores.replacement
-        sentences.append(
-            f"The attribution graph of {rows.trace.prompt.text!r} has {len(nodes)} features, of which "
-            f"{len(nodes & circuit)} are in the circuit; its replacement score is {number(score)}."
+    `circuit` is the pruned circuit: its size, its share alone, and the share without it.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, curve), colour, style in zip(curves.items(), (BLUE, VERMILION), ("--", ":"), strict=False):
+        # 0 has no place on a logarithmic axis
+        k = curve.n_kept.numpy()[1:]
+        axes.plot(
+            k, curve.faithfulness.numpy()[1:], color=colour, marker="o", markersize=3, label=f"{name}, alone"
         )
-    return " ".join(sentences)
+        axes.plot(
+            k, curve.remaining.numpy()[1:], color=colour, linestyle=style, label=f"all but these {name}"
+        )
+    size, alone, without = circuit
+    if alone is not None and without is not None:
+        axes.plot([size], [alone], "*", color=GREEN, markersize=13, zorder=3, label="pruned circuit, alone")
+        axes.plot(
+            [size], [without], "X", color=GREEN, markersize=9, zorder=3, label="all but the pruned circuit"
+        )
+    axes.axhline(wanted, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(-0.3, 1.5)
+    axes.set_xlabel("number k of components kept (or ablated), top-ranked first")
+    axes.set_ylabel("share of the logit difference")
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+@styled
+def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What the circuit loses without each of its components, largest first, from rows of `component`."""
+    own = [row for row in rows if row["worth_low"] is not None]
+    own = sorted(own, key=lambda row: -row["worth"])[:COMPONENTS_SHOWN]
+    figure = Figure(figsize=(6.5, max(2.0, 0.24 * len(own) + 1)), layout="constrained")
+    axes = figure.subplots()
+    place = np.arange(len(own))
+    worth = np.array([row["worth"] for row in own])
+    for kind, colour in (("head", VERMILION), ("feature", BLUE)):
+        chosen = [i for i, row in enumerate(own) if row["kind"] == kind]
+        ends = [[own[i]["worth"] - own[i]["worth_low"] for i in chosen],
+                [own[i]["worth_high"] - own[i]["worth"] for i in chosen]]  # fmt: skip
+        if chosen:
+            axes.errorbar(
+                worth[chosen], place[chosen], xerr=np.maximum(ends, 0), fmt="o", color=colour, markersize=4,
+                linewidth=1.2, label=kind,
+            )  # fmt: skip
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set_yticks(place, [component_name(row) for row in own], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the logit difference that the circuit loses without it")
+    if own:
+        axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def component_name(row: Mapping[str, Any]) -> str:
+    """LAYER.NUMBER of a head, LAYER/NUMBER of a feature."""
+    return f"{row['layer']}{'.' if row['kind'] == 'head' else '/'}{row['component']}"

@@ -1,4 +1,4 @@
-"""The case study of a logit difference: its circuit of features and heads, found on some prompts, tested on others."""
+"""The case study of a logit difference: find its circuit of features and heads, and test it on other prompts."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...ablation.causal_effects import find_fill, with_all
+from ...ablation.causal_effects import replacement_values, unablated_logits
+from ...ablation.circuits import (
+    CircuitExperiment,
+    component_worth,
+    draw_subsets,
+    measure_completeness,
+)
 from ...ablation.components import Basis, feature_basis, head_basis, neuron_basis
-from ...ablation.faithfulness import keep_top
+from ...ablation.faithfulness import faithfulness_curve
 from ...ablation.metrics import PromptMetric
 from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
@@ -16,100 +22,107 @@ from ...config.circuits import Circuits, Prompt
 from ...core.progress import progress
 from ..case_report import CaseReport
 from ..context import FINDING, TESTING, CaseContext
-from .circuit import (
-    CircuitExperiment,
+from .measurements import (
+    BasisCurve,
+    CircuitMetrics,
     CircuitSearch,
+    DrawnPrompt,
+    FoundCircuit,
     Ranking,
     choose_ranking,
-    draw_subsets,
-    split_circuit,
-    worth,
+    draw_prompts,
+    read_prompts,
 )
-from .claims import Tested
-from .drawn import DrawnPrompt, draw_prompts, probe_prompts
-from .report import DifferenceResults, FoundCircuit, TopComponents, report
+from .report import DifferenceResults, make_report
 
 
-def study_difference(name: str, opened: CaseContext, case: DifferenceCase) -> CaseReport:
-    """Find the circuit on half of the prompts, test it on the other half.
-
-    Raises ValueError where a prompt or token cannot be read.
-    """
+def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> CaseReport:
+    """Report of the case `name`. Raises ValueError where a prompt or token cannot be read."""
+    # 1. Draw prompts and split them into halves
     drawn = draw_prompts(case.prompts, case.slots, case.count, case.seed)
-    probes = probe_prompts(drawn, opened.tokenizer, opened.context)
-    tests = [i for i, prompt in enumerate(drawn) if prompt.half == TESTING]
-    testing = [probes[i] for i in tests]
-    finding = [probe for probe, prompt in zip(probes, drawn, strict=True) if prompt.half == FINDING]
-    heads = head_basis(opened.model)
+    prompts = read_prompts(drawn, context.tokenizer, context.context_length)
+    testing_rows = [i for i, prompt in enumerate(drawn) if prompt.half == TESTING]
+    testing = [prompts[i] for i in testing_rows]
+    finding = [prompt for prompt, own in zip(prompts, drawn, strict=True) if own.half == FINDING]
+    heads = head_basis(context.model)
     with progress(f"cases: {name}", 4, "steps") as bar:
-        bench = _open_bench(opened, feature_basis(opened.run, opened.transcoders) + heads, finding, case)
-        found = find_circuit(bench, finding, case)
+        # 2. Find the circuit on the finding half
+        basis = feature_basis(context.run, context.transcoders) + heads
+        experiment = _experiment(context, basis, finding, case)
+        circuit = find_circuit(experiment, finding, case)
         bar.update()
-        curves = [_measure("features and heads", bench, found.ranking, testing)]
+        # 3. Faithfulness curves on the testing half, for features and for neurons
+        curves = [_curve("features and heads", experiment, circuit.ranking, testing)]
         if case.compare:
-            bench = _open_bench(opened, neuron_basis(opened.model) + heads, finding, case)
-            ranking = choose_ranking(bench, finding, case.recovered)
-            curves.append(_measure("neurons and heads", bench, ranking, testing))
+            experiment = _experiment(context, neuron_basis(context.model) + heads, finding, case)
+            ranking = choose_ranking(experiment, finding, case.recovered)
+            curves.append(_curve("neurons and heads", experiment, ranking, testing))
         bar.update()
-        metric = _conditions(opened, found, probes)
-        tested = _test(found, metric, tests, testing, curves, case)
+        # 4. Test the circuit
+        metric = measure_conditions(context, circuit, prompts)
+        metrics = _test_circuit(circuit, metric, testing_rows, testing, curves, case)
         bar.update()
-        traced = _trace(opened, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
+        # 5. Trace attribution graphs of some finding prompts
+        traces = _trace(context, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
         bar.update()
-    return report(DifferenceResults(name, case, drawn, found, metric, tested, curves, traced))
+    return make_report(DifferenceResults(name, case, drawn, circuit, metric, metrics, curves, traces))
 
 
 def find_circuit(
-    bench: CircuitExperiment, probes: Sequence[PromptMetric], case: DifferenceCase
+    experiment: CircuitExperiment, prompts: Sequence[PromptMetric], case: DifferenceCase
 ) -> FoundCircuit:
-    """The circuit, on the finding half; without components where ablating everything lowers nothing."""
-    ranking = choose_ranking(bench, probes, case.recovered)
-    search = CircuitSearch(bench, probes)
-    # with nothing to spare, what is worth nothing could not go before what is worth something
+    """The circuit of the finding half; empty where ablating all components does not lower the metric."""
+    ranking = choose_ranking(experiment, prompts, case.recovered)
+    search = CircuitSearch(experiment, prompts)
+    # more than `recovered`, so that pruning has something to remove
     top = search.find(ranking, (1 + case.recovered) / 2)
     circuit = search.prune(top, case.recovered, case.least)
-    return FoundCircuit(bench, ranking, top, circuit, float(search.shares([circuit])[0]))
+    return FoundCircuit(experiment, ranking, top, circuit, float(search.shares([circuit])[0]))
 
 
-def _open_bench(
-    opened: CaseContext, basis: Basis, finding: Sequence[PromptMetric], case: DifferenceCase
+def _experiment(
+    context: CaseContext, basis: Basis, finding: Sequence[PromptMetric], case: DifferenceCase
 ) -> CircuitExperiment:
-    return CircuitExperiment(opened.model, basis, find_fill(opened.model, basis, finding, case.ablation))
+    return CircuitExperiment(
+        context.model, basis, replacement_values(context.model, basis, finding, case.ablation)
+    )
 
 
-def _measure(
-    name: str, bench: CircuitExperiment, ranking: Ranking, testing: Sequence[PromptMetric]
-) -> TopComponents:
-    curve = keep_top(bench.model, bench.basis, testing, ranking.order, bench.fill)
-    return TopComponents(name, bench.basis, ranking, curve)
+def _curve(
+    name: str, experiment: CircuitExperiment, ranking: Ranking, testing: Sequence[PromptMetric]
+) -> BasisCurve:
+    curve = faithfulness_curve(experiment.model, experiment.basis, testing, ranking.order, experiment.values)
+    return BasisCurve(name, experiment.basis, ranking, curve)
 
 
-def _conditions(
-    opened: CaseContext, found: FoundCircuit, probes: Sequence[PromptMetric]
+def measure_conditions(
+    context: CaseContext, circuit: FoundCircuit, prompts: Sequence[PromptMetric]
 ) -> Float[Tensor, "drawn condition"]:
-    """The metric under each of `CONDITIONS`."""
-    nothing = found.circuit[:0]
-    alone = found.bench.alone(probes, [nothing, found.circuit])
-    without = found.bench.without(probes, [nothing, found.circuit, found.features])
-    stand_in = feature_basis(opened.run, opened.transcoders, keeps_error=False)
+    """The metric of each prompt under each of `report.CONDITIONS`."""
+    nothing = circuit.circuit[:0]
+    alone = circuit.experiment.alone(prompts, [nothing, circuit.circuit])
+    without = circuit.experiment.without(prompts, [nothing, circuit.circuit, circuit.features])
+    replacement = feature_basis(context.run, context.transcoders, keep_error=False)
     transcoded = [
-        probe.metric(with_all(opened.model, stand_in, probe)[None]).double().cpu() for probe in probes
+        prompt.metric(unablated_logits(context.model, replacement, prompt)[None]).double().cpu()
+        for prompt in prompts
     ]
     return torch.cat([without[:, :1], alone, without[:, 1:], torch.stack(transcoded)], 1)
 
 
-def _test(
-    found: FoundCircuit,
+def _test_circuit(
+    circuit: FoundCircuit,
     metric: Float[Tensor, "drawn condition"],
-    tests: Sequence[int],
+    testing_rows: Sequence[int],
     testing: Sequence[PromptMetric],
-    curves: Sequence[TopComponents],
+    curves: Sequence[BasisCurve],
     case: DifferenceCase,
-) -> Tested:
-    untouched, none, alone, without, without_features, transcoded = metric[list(tests)].T
-    subsets = draw_subsets(found.circuit, case.subsets, case.seed)
-    split = split_circuit(found.bench, testing, found.circuit, subsets)
-    return Tested(
+) -> CircuitMetrics:
+    untouched, none, alone, without, without_features, transcoded = metric[list(testing_rows)].T
+    subsets = draw_subsets(circuit.circuit, case.subsets, case.seed)
+    subset_circuit, subset_model = measure_completeness(circuit.experiment, testing, circuit.circuit, subsets)
+    places = torch.arange(len(circuit.circuit))
+    return CircuitMetrics(
         preferred=metric[:, 0],
         untouched=untouched,
         none=none,
@@ -117,15 +130,15 @@ def _test(
         without=without,
         without_features=without_features,
         transcoded=transcoded,
-        worth=worth(found.bench, testing, found.circuit, torch.arange(len(found.circuit))),
-        split_circuit=split[0],
-        split_model=split[1],
+        worth=component_worth(circuit.experiment, testing, circuit.circuit, places),
+        subset_circuit=subset_circuit,
+        subset_model=subset_model,
         curve=curves[0].curve,
-        other=curves[1].curve if len(curves) > 1 else None,
+        neuron_curve=curves[1].curve if len(curves) > 1 else None,
     )
 
 
-def _trace(opened: CaseContext, prompts: Sequence[DrawnPrompt]) -> list[TraceRows]:
-    tracer = opened.tracer()
+def _trace(context: CaseContext, prompts: Sequence[DrawnPrompt]) -> list[TraceRows]:
+    tracer = context.tracer()
     traces = [tracer.trace(Prompt(text=each.text, target=each.target), Circuits()) for each in prompts]
     return [TraceRows(trace, f"prompt {i}", tracer.strings) for i, trace in enumerate(traces)]

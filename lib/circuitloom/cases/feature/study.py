@@ -1,125 +1,214 @@
-"""The case study of one feature: found, traced, described blind and then unblinded, and its rule put to the test."""
+"""The case study of one feature: choose it, trace it, describe it blind and by a rule, and test the rule."""
 
-from collections.abc import Sequence
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from matplotlib.figure import Figure
+from jaxtyping import Float
 from torch import Tensor
 
+from ...attribution.linearized_model import LinearizedModel
 from ...config.cases import FeatureCase
+from ...config.circuits import parse_feature
 from ...config.evaluation import Evaluation
+from ...evaluation.concept_matching import scored_activations, sparse_activations
+from ...evaluation.concepts import SparseActivations, concept_annotations, score_features
 from ...evaluation.held_out import HeldOut
-from ...weights.deembedding import read_tokens
+from ...language_model.hooks import Site
+from ...weights.deembedding import embed_vocabulary
 from ..case_report import CaseReport
-from ..context import FINDING, TESTING, CaseContext
-from .claims import make_claims, published_claims
-from .figures import draw_activations, draw_sources
-from .reading import Reading, read_sources, source_rows
-from .rule import Rule, blind_rule, fit_rule
-from .subject import Pair, Subject, draw_pairs, find_subject
-from .testing import run_tests
+from ..context import FINDING, TESTING, CaseContext, fill_templates
+from .measurements import (
+    ChosenFeature,
+    FeatureActivity,
+    TextPair,
+    blind_rule,
+    fit_rule,
+    last_activations,
+    run_rule_tests,
+    trace_sources,
+)
+from .report import FeatureResults, make_report
+
+OVERSAMPLING = 20
+"""Pairs drawn per pair wanted: some differ in their edits alone."""
+SILENT = "{} at the last token of any text of the finding half; change the case's texts"
 
 
 def study_feature(
     name: str,
-    opened: CaseContext,
+    context: CaseContext,
     held_out: HeldOut,
     concepts: pa.Table,
     case: FeatureCase,
     evaluation: Evaluation,
 ) -> CaseReport:
-    """The case called `name`, with `concepts` the table of that name for the held-out text.
+    """Report of the case `name`; `concepts` is the table of that name for the held-out text.
 
-    Raises ValueError where a text cannot be read, nothing fires, or the concept labels no held-out token.
+    Raises ValueError where a text cannot be read, nothing fires, or no held-out token has the concept.
     """
+    # 1. Draw texts and their edits, and linearize the model on each
     pairs = draw_pairs(case)
-    tracer = opened.tracer()
-    prompts = [(tracer.local_model(pair.text), tracer.local_model(pair.edited)) for pair in pairs]
-    subject = find_subject(opened, held_out, concepts, case, evaluation, pairs, prompts)
-    finding = [i for i, pair in enumerate(pairs) if pair.half == FINDING and subject.on[i] > 0]
+    tracer = context.tracer()
+    prompts = [(tracer.linearize(pair.text), tracer.linearize(pair.edited)) for pair in pairs]
+    # 2. Choose the feature on the finding half and the choosing documents
+    activity = choose_feature(context, held_out, concepts, case, evaluation, pairs, prompts)
+    feature = activity.feature
+    finding = [i for i, pair in enumerate(pairs) if pair.half == FINDING and activity.on[i] > 0]
     testing = [i for i, pair in enumerate(pairs) if pair.half == TESTING]
+    # 3. Trace what it reads on texts of the finding half
     traced = [prompts[i][0] for i in finding[: case.traced]]
-    reading = read_sources(traced, subject.chosen)
+    sources = trace_sources(traced, feature)
+    # 4. Describe it blind, then by a rule fitted on the choosing documents
     vocabulary = len(tracer.strings)
-    first = opened.transcoders.get(0)
-    blind = blind_rule(
-        traced,
-        subject.chosen.layer,
-        subject.chosen.feature,
-        read_tokens(opened.model, tracer.weights, first, vocabulary),
-        case.least_share,
-    )
-    choosing = held_out.document % 2 == 0
+    first = context.transcoders.get(0)
+    tokens = embed_vocabulary(context.model, tracer.weights, first, vocabulary)
+    blind = blind_rule(traced, feature.layer, feature.feature, tokens, case.least_share)
     rule = fit_rule(
         held_out.token,
-        subject.fires,
-        held_out.scored & choosing,
-        reading.offsets(case.least_share),
+        activity.fires,
+        held_out.scored & (held_out.document % 2 == 0),
+        sources.offsets(case.least_share),
         vocabulary,
     )
-    tests = run_tests(opened, held_out, case, subject.chosen, rule, [prompts[i][0] for i in testing])
-    claims = make_claims(case, held_out, concepts, subject, pairs, rule, blind, tests)
-    claims += published_claims(case, tracer, subject)
-    counts = torch.bincount(held_out.token.flatten(), minlength=vocabulary)
-    return CaseReport(
-        case=name,
-        title=f"feature {subject.name} of {opened.run}",
-        claims=claims,
-        tables={
-            "outcome": _outcomes(name, pairs, subject) + tests.rows(name, [pairs[i].text for i in testing]),
-            "source": source_rows(name, reading, tracer.strings),
-        },
-        figures=_figures(subject, reading),
-        remarks=_remarks(case, subject, rule, blind, tracer.strings, counts),
+    # 5. Test the rule on the testing half, and compare with published activations
+    tests = run_rule_tests(context, held_out, case, feature, rule, [prompts[i][0] for i in testing])
+    published = {
+        text: float(last_activations(tracer.linearize(text), feature.layer)[feature.feature])
+        for text in case.published
+    }
+    return make_report(
+        FeatureResults(
+            name, case, context.run, pairs, activity, sources, rule, blind, tests, published, tracer.strings
+        ),
+        held_out,
+        concepts,
     )
 
 
-def _figures(subject: Subject, reading: Reading) -> dict[str, tuple[Figure, str]]:
-    return {
-        "activations": (
-            draw_activations(subject.on, subject.off, subject.chosen.threshold),
-            f"How strongly feature {subject.name} fires at the last token of each text and of its edit; the line is "
-            "the threshold.",
-        ),
-        "sources": (
-            draw_sources(reading),
-            f"What feature {subject.name} reads: shares of its pre-activation that come from each token before, "
-            "through all heads and features, and from what it reads in one step; means over the traced texts.",
-        ),
-    }
+def draw_pairs(case: FeatureCase) -> list[TextPair]:
+    """Texts with one edit each, alternating between the finding and the testing half; no text twice.
+
+    Raises ValueError where a half would be empty.
+    """
+    pairs = []
+    for text, edited in zip(case.texts, case.edited, strict=True):
+        distinct: dict[str, str] = {}
+        for drawn, edit in fill_templates([text, edited], case.slots, OVERSAMPLING * case.prompts, case.seed):
+            distinct.setdefault(drawn, edit)
+        halves = zip(list(distinct.items())[: case.prompts], itertools.cycle((FINDING, TESTING)))
+        pairs += [TextPair(*each, half) for each, half in halves]
+    if {pair.half for pair in pairs} != {FINDING, TESTING}:
+        raise ValueError("the templates give a single text; add words to `slots`: each half needs a text")
+    return pairs
 
 
-def _outcomes(name: str, pairs: Sequence[Pair], subject: Subject) -> list[dict[str, Any]]:
-    """Activations on texts and edits, as rows of `outcome`."""
-    return [
+def choose_feature(
+    context: CaseContext,
+    held_out: HeldOut,
+    concepts: pa.Table,
+    case: FeatureCase,
+    evaluation: Evaluation,
+    pairs: Sequence[TextPair],
+    prompts: Sequence[tuple[LinearizedModel, LinearizedModel]],
+) -> FeatureActivity:
+    """The feature of the case, named or chosen, and where it fires.
+
+    Raises ValueError where the named feature does not exist or nothing fires on any text.
+    """
+    sites = [Site("mlp_in", layer) for layer in context.transcoders]
+    inputs = scored_activations(context.model, sites, held_out, evaluation.batch)
+    codes = {site.layer: sparse_activations(context.transcoders[site.layer], x) for site, x in inputs.items()}
+    finding = [i for i, pair in enumerate(pairs) if pair.half == FINDING]
+    on, off = (
         {
-            "case_study": name,
-            "measure": "activation",
-            "condition": condition,
-            "prompt": number,
-            "text": text,
-            "half": pair.half,
-            "value": float(values[number]),
+            layer: torch.stack([last_activations(pair[side], layer) for pair in prompts])
+            for layer in context.transcoders
         }
-        for number, pair in enumerate(pairs)
-        for condition, text, values in (("text", pair.text, subject.on), ("edited", pair.edited, subject.off))
-    ]
+        for side in (0, 1)
+    )
+    finding_on, finding_off = ({layer: z[finding] for layer, z in side.items()} for side in (on, off))
+    if case.concept is not None and case.feature is None:
+        feature = choose_by_concept(codes, finding_on, concepts, case.concept, held_out, evaluation)
+    else:
+        named = None if case.feature is None else parse_feature(case.feature)
+        only = None if named is None else (named.layer, named.feature)
+        if only is not None and (only[0] not in on or only[1] >= on[only[0]].shape[1]):
+            raise ValueError(f"there is no feature {case.feature} in {context.run}; name another")
+        feature = choose_by_contrast(finding_on, finding_off, only)
+    code = codes[feature.layer]
+    own = (code.feature == feature.feature) & (code.value > feature.threshold)
+    fired = torch.zeros(held_out.n_tokens, dtype=torch.bool)
+    fired[code.token[own].long()] = True
+    fires = torch.zeros_like(held_out.scored)
+    fires[held_out.scored] = fired
+    return FeatureActivity(
+        feature, fires, on[feature.layer][:, feature.feature], off[feature.layer][:, feature.feature]
+    )
 
 
-def _remarks(
-    case: FeatureCase, subject: Subject, rule: Rule, blind: Rule, strings: list[str], counts: Tensor
-) -> list[str]:
-    """Which feature it is, how it was found, and both rules in words."""
-    how = "named by the case" if case.feature else "found by contrast of texts and edits"
-    if case.concept is not None and not case.feature:
-        how = f"the feature of all layers that says `{case.concept}` best on the choosing documents"
-    return [
-        f"Feature {subject.name} is {how}; it counts as firing above {subject.chosen.threshold:.2f}. On texts of the "
-        f"case it fires with {float(subject.on.mean()):.2f} on average, on their edits with "
-        f"{float(subject.off.mean()):.2f}.",
-        f"Blind, from weights and indices alone: it fires where {blind.words(strings, counts)}.",
-        f"The rule, with its circuit read and the choosing documents seen: it fires where "
-        f"{rule.words(strings, counts)}.",
-    ]
+def choose_by_concept(
+    codes: Mapping[int, SparseActivations],
+    on: Mapping[int, Float[Tensor, "prompt feature"]],
+    concepts: pa.Table,
+    concept: str,
+    held_out: HeldOut,
+    config: Evaluation,
+) -> ChosenFeature:
+    """The feature of any layer with the largest F1 for `concept` on the choosing documents.
+
+    `codes` are activations on the scored tokens of `held_out` and `on` those at the last tokens of the prompts, by
+    layer. A feature that fires on no prompt is no candidate. Raises ValueError where no held-out token has the concept,
+    or nothing fires on any prompt.
+    """
+    annotations = concept_annotations(concepts.filter(pc.field("concept") == concept), held_out)
+    if not annotations.names or not int(annotations.positives(choosing=True)):
+        raise ValueError(
+            f"no held-out token of the choosing documents has concept {concept}; name another concept, or leave it "
+            "out to choose the feature by contrast"
+        )
+    candidates = []
+    for layer, code in codes.items():
+        scores = score_features(code, annotations, config.thresholds)
+        f1 = scores.f1_choosing[:, 0].masked_fill(~on[layer].any(0), -1.0)
+        best = int(f1.argmax())
+        candidates.append(ChosenFeature(layer, best, float(scores.threshold[best, 0]), float(f1[best])))
+    chosen = max(candidates, key=lambda each: each.score)
+    if chosen.score < 0:
+        raise ValueError(SILENT.format("no feature fires"))
+    return chosen
+
+
+def choose_by_contrast(
+    on: Mapping[int, Float[Tensor, "prompt feature"]],
+    off: Mapping[int, Float[Tensor, "prompt feature"]],
+    only: tuple[int, int] | None = None,
+) -> ChosenFeature:
+    """The feature of any layer (or `only` this one) that best separates texts from edits, with its best threshold.
+
+    `on` and `off` are activations at the last tokens of texts and edits, by layer. The score is the share of texts
+    above the threshold minus the share of edits; ties go to the larger difference of means. Raises ValueError where
+    nothing fires on any text.
+    """
+    candidates = []
+    for layer in on:
+        if only is None or only[0] == layer:
+            columns = range(on[layer].shape[1]) if only is None else [only[1]]
+            live = [i for i in columns if bool(on[layer][:, i].any())]
+            candidates += [(*_separate(on[layer][:, i], off[layer][:, i]), layer, i) for i in live]
+    if not candidates:
+        what = "no feature fires" if only is None else f"feature {only[0]}/{only[1]} does not fire"
+        raise ValueError(SILENT.format(what))
+    score, _, threshold, layer, feature = max(candidates, key=lambda each: each[:2])
+    return ChosenFeature(layer, feature, threshold, score)
+
+
+def _separate(on: Float[Tensor, " prompt"], off: Float[Tensor, " prompt"]) -> tuple[float, float, float]:
+    """Score, difference of means and threshold."""
+    values = torch.cat([on, off]).unique()
+    between = torch.cat([values.new_zeros(1), (values[1:] + values[:-1]) / 2])
+    score = (on[:, None] > between).float().mean(0) - (off[:, None] > between).float().mean(0)
+    best = int(score.argmax())
+    return float(score[best]), float(on.mean() - off.mean()), float(between[best])

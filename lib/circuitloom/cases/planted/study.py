@@ -1,7 +1,6 @@
-"""The benchmark of planted concepts: a feature for each, and a circuit that comes from the words that tell it."""
+"""The benchmark of planted concepts: is there a feature for each, and does it come from the concept's cues?"""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,137 +8,104 @@ import pyarrow.compute as pc
 from ...config.cases.planted import PlantedCase
 from ...evaluation.concepts import concept_annotations
 from ...evaluation.held_out import HeldOut
-from ...evaluation.names import NEURONS
-from ..case_report import CaseReport, number
-from ..claims import Bootstrap
+from ...evaluation.summary import NEURONS
+from ..case_report import CaseReport
 from ..context import CaseContext
-from .activations import by_layer
-from .claims import claims, remarks
-from .figures import draw_concepts, draw_sources
-from .found import ConceptFeature, find_features
-from .results import SAE, TRANSCODER, ConceptOutcome, PlantedResults
-from .sources import SourceScore, Traced, choose_share, judge, trace_circuits, trace_gradients
+from .measurements import (
+    SAE,
+    TRANSCODER,
+    ConceptFeature,
+    ConceptOutcome,
+    Contributions,
+    PlantedResults,
+    SourceScore,
+    activations_by_layer,
+    choose_share,
+    find_features,
+    score_sources,
+    trace_circuits,
+    trace_gradients,
+)
+from .report import make_report
 
 BATCH = 32
-"""Sequences that go through the model at once."""
-CONCEPTS_SHOWN = "F1 of the best single feature of each concept on held-out documents; the line is at {}."
-SOURCES_SHOWN = (
-    "Precision and recall of the tokens that features come from, against the words that tell their concepts."
-)
+"""Sequences per forward pass."""
 
 
 def study_planted(
     name: str,
-    opened: CaseContext,
+    context: CaseContext,
     held_out: HeldOut,
     concepts: pa.Table,
     matched: pa.Table,
     case: PlantedCase,
 ) -> CaseReport:
-    """Score `opened.runs`, and neurons, against the planted concepts.
+    """Score `context.runs`, and neurons, against the planted concepts.
 
-    `concepts` are the labels with their cues; `matched` the features that say each concept best, as `evaluation`
-    writes them for dictionaries and for the model's own bases. Raises ValueError where a run was not matched.
+    `concepts` are the annotations with their cues; `matched` are the features that match each concept best, as
+    evaluation writes them for dictionaries and for the model's own bases. Raises ValueError where a run has no matches.
     """
-    runs = [*opened.runs, *[NEURONS] * case.neurons]
+    # 1. The feature of each concept in each run
+    runs = [*context.runs, *[NEURONS] * case.neurons]
     matched = matched.filter(pc.field("run").isin(runs))
     missing = set(runs) - set(matched["run"].to_pylist())
     if missing:
         raise ValueError(
             f"no feature of {sorted(missing)[0]} was matched with a concept; add its feature_concept table"
         )
-    labels = concept_annotations(concepts, held_out)
-    activations = by_layer(opened, held_out, BATCH, case.neurons)
-    found = find_features(matched, activations, held_out, labels, case)
-    results = _trace(opened, held_out, concepts, found, case)
-    transcoders = results.best(TRANSCODER, case.found)
-    shown = [run for kind in (TRANSCODER, SAE, NEURONS) if (run := results.best(kind, case.found))]
-    bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
-    return CaseReport(
-        case=name,
-        title=f"which of {len(results.concepts)} planted concepts were found, and where their features come from",
-        claims=list(claims(results, transcoders, case, bootstrap)) if transcoders else [],
-        tables={"planted": list(_rows(name, results))},
-        figures={
-            "concepts": (
-                draw_concepts(results, shown, case.found),
-                CONCEPTS_SHOWN.format(number(case.found)),
-            ),
-            "sources": (draw_sources(results, bootstrap), SOURCES_SHOWN),
-        },
-        remarks=list(remarks(results, transcoders, case)) if transcoders else [],
-    )
-
-
-def _kind(opened: CaseContext, run: str) -> str:
-    if run == NEURONS:
-        return NEURONS
-    first = next(iter(opened.runs[run].values()))
-    return TRANSCODER if first.is_transcoder else SAE
-
-
-def _trace(
-    opened: CaseContext,
-    held_out: HeldOut,
-    concepts: pa.Table,
-    found: Sequence[ConceptFeature],
-    case: PlantedCase,
-) -> PlantedResults:
-    kinds = {run: _kind(opened, run) for run in [*opened.runs, NEURONS]}
-    good = [(each.f1 or 0.0) >= case.found for each in found]
-    traced = [each for each, is_found in zip(found, good, strict=True) if is_found]
-    in_circuits = [each for each in traced if kinds[each.run] == TRANSCODER]
-    circuits = _judged(trace_circuits(opened, held_out, concepts, in_circuits), in_circuits, case)
-    gradient_effects = trace_gradients(opened, held_out, concepts, traced)
-    gradients = _judged(gradient_effects, traced, case)
+    annotations = concept_annotations(concepts, held_out)
+    activations = activations_by_layer(context, held_out, BATCH, case.neurons)
+    features = find_features(matched, activations, held_out, annotations, case)
+    # 2. The tokens that the features of found concepts come from: through circuits, and by gradient
+    found = [each for each in features if _is_found(each, case)]
+    kinds = {run: _kind(context, run) for run in [*context.runs, NEURONS]}
+    in_circuits = [each for each in found if kinds[each.run] == TRANSCODER]
+    circuits = _score_features(trace_circuits(context, held_out, concepts, in_circuits), in_circuits, case)
+    contributions = trace_gradients(context, held_out, concepts, found)
+    gradients = _score_features(contributions, found, case)
     contextual = {
-        traced[at].concept
-        for (at, _), places in gradient_effects.items()
+        found[number].concept
+        for (number, _), places in contributions.items()
         if any(place.cues != [[place.position]] for place in places)
     }
-    runs: dict[str, dict[str, ConceptOutcome]] = {}
-    for each, is_found in zip(found, good, strict=True):
+    # 3. Outcomes by run and concept
+    outcomes: dict[str, dict[str, ConceptOutcome]] = {}
+    for each in features:
         key = (each.run, each.concept)
-        (circuit, share), (gradient, other) = (told.get(key, (None, None)) for told in (circuits, gradients))
-        runs.setdefault(each.run, {})[each.concept] = ConceptOutcome(
-            kinds[each.run], each, is_found, circuit, gradient, (share, other), each.concept in contextual
+        circuit, circuit_share = circuits.get(key, (None, None))
+        gradient, gradient_share = gradients.get(key, (None, None))
+        outcomes.setdefault(each.run, {})[each.concept] = ConceptOutcome(
+            kinds[each.run],
+            each,
+            _is_found(each, case),
+            circuit,
+            gradient,
+            (circuit_share, gradient_share),
+            each.concept in contextual,
         )
-    return PlantedResults(runs)
+    return make_report(name, PlantedResults(outcomes), case)
 
 
-def _judged(
-    traced: Traced, found: Sequence[ConceptFeature], case: PlantedCase
+def _is_found(feature: ConceptFeature, case: PlantedCase) -> bool:
+    return (feature.f1 or 0.0) >= case.found
+
+
+def _kind(context: CaseContext, run: str) -> str:
+    if run == NEURONS:
+        return NEURONS
+    first = next(iter(context.runs[run].values()))
+    return TRANSCODER if (first.site_in, first.site_out) == ("mlp_in", "mlp_out") else SAE
+
+
+def _score_features(
+    contributions: Contributions, features: Sequence[ConceptFeature], case: PlantedCase
 ) -> dict[tuple[str, str], tuple[SourceScore | None, float]]:
-    """Of each run and concept how well its sources tell it, and the share that the run's sources hold."""
+    """Run and concept to the score of its sources and the share of contributions that the run's sources hold."""
     result = {}
-    for run in {each.run for each in found}:
-        numbers = [at for at, each in enumerate(found) if each.run == run]
-        share = choose_share(traced, numbers, case.shares)
-        for at in numbers:
-            result[run, found[at].concept] = judge(traced.get((at, "scoring"), []), share), share
+    for run in {each.run for each in features}:
+        numbers = [number for number, each in enumerate(features) if each.run == run]
+        share = choose_share(contributions, numbers, case.shares)
+        for number in numbers:
+            score = score_sources(contributions.get((number, "scoring"), []), share)
+            result[run, features[number].concept] = score, share
     return result
-
-
-def _rows(name: str, results: PlantedResults) -> Iterator[dict[str, Any]]:
-    columns = ("layer", "feature", "threshold", "precision", "recall", "f1", "f1_choosing")
-    for run, outcomes in results.runs.items():
-        for concept, outcome in outcomes.items():
-            found = outcome.found
-            row = {
-                "case_study": name,
-                "run": run,
-                "kind": outcome.kind,
-                "concept": concept,
-                "found": outcome.is_found,
-            }
-            row |= {column: getattr(found, column) for column in (*columns, "together_layer", "n_together")}
-            row |= {"f1_together": found.f1_together if found.f1_together == found.f1_together else None}
-            row |= {"n_traced": outcome.gradient.n if outcome.gradient else None}
-            both = ((outcome.circuit, "circuit"), (outcome.gradient, "gradient"))
-            for (told, method), share in zip(both, outcome.shares, strict=True):
-                row |= {f"{method}_share": share}
-                row |= {
-                    f"{method}_{figure}": getattr(told, figure, None)
-                    for figure in ("precision", "strict", "recall")
-                }
-            yield row

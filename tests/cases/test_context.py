@@ -1,8 +1,8 @@
-"""Templates are filled."""
+"""Prompts are drawn from templates."""
 
 import pytest
 
-from circuitloom.cases.context import fill
+from circuitloom.cases.context import fill_templates
 from circuitloom.config.cases.base import check_slots
 
 NAMES = ["Ada", "Bo", "Cy", "Di"]
@@ -11,33 +11,37 @@ MANY = {name: [f"{name}{i}" for i in range(40)] for name in ("a", "b", "c")}
 
 
 @pytest.mark.parametrize(("slots", "template"), [(SLOTS, "{name} {name_2} {place}"), (MANY, "{a} {b} {c}")])
-def test_no_filling_comes_twice(slots, template):
-    filled = fill([template], slots, 50, 0)
+def test_no_filling_is_drawn_twice(slots, template):
+    filled = fill_templates([template], slots, 50, 0)
     assert len(set(filled)) == len(filled) == min(50, 4 * 3 * 2 if slots is SLOTS else 50)
 
 
 def test_a_second_slot_never_has_the_word_of_the_first():
-    filled = fill(["{name} {name_2}"], SLOTS, 100, 0)
+    filled = fill_templates(["{name} {name_2}"], SLOTS, 100, 0)
     assert len(filled) == 12
     assert all(len(set(text.split())) == 2 for (text,) in filled)
 
 
-def test_templates_that_belong_together_get_the_same_words():
-    for text, target in fill(["{name} met {name_2}", "{name_2} vs {name}"], SLOTS, 12, 0):
+def test_a_group_of_templates_gets_the_same_words():
+    for text, target in fill_templates(["{name} met {name_2}", "{name_2} vs {name}"], SLOTS, 12, 0):
         first, _, second = text.split()
         assert target == f"{second} vs {first}"
 
 
 @pytest.mark.parametrize("slots", [SLOTS, MANY])
-def test_the_seed_decides(slots):
+def test_fillings_depend_on_the_seed_alone(slots):
     template = " ".join(f"{{{name}}}" for name in slots)
-    assert fill([template], slots, 10, 3) == fill([template], slots, 10, 3) != fill([template], slots, 10, 4)
+    assert (
+        fill_templates([template], slots, 10, 3)
+        == fill_templates([template], slots, 10, 3)
+        != fill_templates([template], slots, 10, 4)
+    )
 
 
-def test_more_fillings_begin_with_the_same():
+def test_a_larger_count_starts_with_the_same_fillings():
     for slots in (SLOTS, MANY):
         template = " ".join(f"{{{name}}}" for name in slots)
-        assert fill([template], slots, 20, 1)[:8] == fill([template], slots, 8, 1)
+        assert fill_templates([template], slots, 20, 1)[:8] == fill_templates([template], slots, 8, 1)
 
 
 def test_a_slot_that_nothing_fills_is_refused():

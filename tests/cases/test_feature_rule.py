@@ -1,8 +1,8 @@
-"""Rules are learned where they hold, and nowhere else."""
+"""Rules are fitted on the positions given, and hold where all their conditions do."""
 
 import torch
 
-from circuitloom.cases.feature.rule import Condition, Rule, count, fit_rule
+from circuitloom.cases.feature.measurements import Condition, Rule, agreement, fit_rule
 
 VOCABULARY = 20
 
@@ -17,7 +17,7 @@ def named(*tokens: int) -> torch.Tensor:
     return mask
 
 
-def test_a_condition_holds_where_its_tokens_stand_so_far_before() -> None:
+def test_a_condition_holds_where_its_tokens_stand_at_its_offset() -> None:
     token = torch.tensor([[5, 6, 5, 7]])
     assert Condition(0, named(5)).holds(token).tolist() == [[True, False, True, False]]
     assert Condition(-1, named(5)).holds(token).tolist() == [[False, True, False, True]]
@@ -31,7 +31,7 @@ def test_a_rule_holds_where_all_its_conditions_do() -> None:
     assert rule.offsets == [0, -1]
 
 
-def test_a_conjunction_is_found_among_places_that_do_not_matter() -> None:
+def test_a_conjunction_is_found_among_offsets_that_do_not_matter() -> None:
     token = make_text()
     truth = Rule((Condition(0, named(3, 4)), Condition(-2, named(7, 8, 9))))
     fires = truth.holds(token)
@@ -41,7 +41,7 @@ def test_a_conjunction_is_found_among_places_that_do_not_matter() -> None:
     assert torch.equal(rule.holds(unseen), truth.holds(unseen))
 
 
-def test_places_that_are_left_out_teach_nothing() -> None:
+def test_positions_outside_where_do_not_change_the_rule() -> None:
     token = make_text()
     fires = Condition(0, named(3)).holds(token)
     where = torch.ones_like(fires)
@@ -51,7 +51,7 @@ def test_places_that_are_left_out_teach_nothing() -> None:
     assert rule.conditions[0].tokens.nonzero()[:, 0].tolist() == [3]
 
 
-def test_nothing_is_said_of_what_never_fires() -> None:
+def test_a_feature_that_never_fires_has_no_rule() -> None:
     token = make_text()
     silent = torch.zeros_like(token, dtype=torch.bool)
     assert fit_rule(token, silent, ~silent, [0, -1], VOCABULARY).conditions == ()
@@ -61,13 +61,12 @@ def test_counts_of_documents_add_up_to_those_of_the_text() -> None:
     token = make_text()
     said, true = Condition(0, named(3, 4)).holds(token), Condition(0, named(4, 5)).holds(token)
     where = token != 1
-    counts = count(said, true, where, torch.arange(40)[:, None].expand_as(token) // 2)
-    assert len(counts.hits) == 20
-    assert counts.hits.sum() == (token == 4).sum()
-    assert counts.said.sum() == said.sum() and counts.true.sum() == true.sum()
+    counts = agreement(said, true, where, torch.arange(40)[:, None].expand_as(token) // 2)
+    assert counts.shape == (20, 3)
+    assert counts.sum(0).tolist() == [(token == 4).sum(), said.sum(), true.sum()]
 
 
-def test_a_rule_is_worded_by_its_commonest_tokens() -> None:
+def test_a_rule_names_its_most_frequent_tokens() -> None:
     strings = [f" w{i}" for i in range(VOCABULARY)]
     counts = torch.arange(VOCABULARY)
     rule = Rule((Condition(-1, named(2, 9)), Condition(0, named(*range(5, 13)))))

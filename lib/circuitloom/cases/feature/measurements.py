@@ -1,0 +1,426 @@
+"""Measurements of a feature: where it fires, which tokens it reads, a rule for its activity, and tests of that rule."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ...ablation.feature_edits import apply_edits, make_edits
+from ...attribution.direct_effects import feature_targets, logit_targets, source_columns, total_effects
+from ...attribution.linearized_model import LinearizedModel
+from ...attribution.paths import HEAD, KINDS, direct_sources, feature_reader
+from ...attribution.targets import find_token
+from ...config.cases import FeatureCase
+from ...config.circuits import FeatureChange, parse_target
+from ...evaluation.held_out import HeldOut
+from ...language_model.hooks import Site, capture, edited
+from ...weights.blind_prediction import ActivePositions, ContextMeans, compute_context_means, predict_plain
+from ...weights.deembedding import TokenEmbeddings, embedding_rows
+from ..context import CaseContext
+
+MAX_DISTANCE = 24
+"""Tokens before the last one that are told apart; tokens farther away enter only the sum over all tokens."""
+MIN_GAIN = 0.02
+"""F1 that a condition must add to a rule to be kept."""
+MAX_NAMED = 6
+"""Tokens of a condition that are named in words."""
+EXCHANGES = 8
+"""Exchanges per text and condition."""
+DirectSource = tuple[str, int | None, int | None, int]
+"""Kind, layer, number and relative position of what a feature reads in one step."""
+
+
+class TextPair(NamedTuple):
+    """A text at whose last token the feature should fire, and an edit at whose last token it should not."""
+
+    text: str
+    edited: str
+    half: str
+    """finding or testing."""
+
+
+class ChosenFeature(NamedTuple):
+    """A feature and the activation above which it counts as firing."""
+
+    layer: int
+    feature: int
+    threshold: float
+    score: float
+    """F1 on the choosing documents, or share of texts minus share of edits above the threshold, finding half."""
+
+    @property
+    def name(self) -> str:
+        """LAYER/NUMBER."""
+        return f"{self.layer}/{self.feature}"
+
+
+@dataclass(frozen=True)
+class FeatureActivity:
+    """Where the chosen feature fires."""
+
+    feature: ChosenFeature
+    fires: Bool[Tensor, "sequence position"]
+    """On held-out text, above the threshold."""
+    on: Float[Tensor, " pair"]
+    """Activation at the last token of each text."""
+    off: Float[Tensor, " pair"]
+    """Activation at the last token of each edit."""
+
+
+def last_activations(prompt: LinearizedModel, layer: int) -> Float[Tensor, " feature"]:
+    """Activations of all features of a layer at the last token of a prompt."""
+    z = prompt.captured.resid_final.new_zeros(prompt.dictionaries[layer].width)
+    active = prompt.active_at(layer, len(prompt.captured) - 1)
+    z[prompt.features.feature[active]] = prompt.features.activation[active]
+    return z.cpu()
+
+
+# Rules
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One of a set of tokens stands at an offset."""
+
+    offset: int
+    """0 for the token itself, -1 for the token before."""
+    tokens: Bool[Tensor, " vocabulary"]
+
+    def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
+        """Positions at which it holds; none where the offset reaches before the sequence."""
+        met = torch.zeros_like(token, dtype=torch.bool)
+        met[:, -self.offset :] = self.tokens[token][:, : token.shape[1] + self.offset]
+        return met
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A conjunction of conditions."""
+
+    conditions: tuple[Condition, ...]
+
+    def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
+        """Positions at which all conditions hold."""
+        met = torch.ones_like(token, dtype=torch.bool)
+        for condition in self.conditions:
+            met &= condition.holds(token)
+        return met
+
+    @property
+    def offsets(self) -> list[int]:
+        """Offsets of the conditions, descending: 0 first."""
+        return sorted((condition.offset for condition in self.conditions), reverse=True)
+
+    def words(self, strings: Sequence[str], counts: Int[Tensor, " vocabulary"]) -> str:
+        """The rule in words; each condition names its most frequent tokens by `counts`."""
+        parts = []
+        for condition in sorted(self.conditions, key=lambda each: -each.offset):
+            ids = condition.tokens.nonzero()[:, 0]
+            ids = ids[counts[ids].argsort(descending=True, stable=True)]
+            named = " ".join(f"`{strings[int(i)].strip() or strings[int(i)]}`" for i in ids[:MAX_NAMED])
+            more = f" and {len(ids) - MAX_NAMED} more tokens" if len(ids) > MAX_NAMED else ""
+            parts.append(f"{_place_name(condition.offset)} is one of {named}{more}")
+        return ", and ".join(parts) if parts else "any token stands there"
+
+
+def _place_name(offset: int) -> str:
+    if offset == 0:
+        return "the token itself"
+    return "the token before" if offset == -1 else f"the token {-offset} before"
+
+
+def fit_rule(
+    token: Int[Tensor, "sequence position"],
+    fires: Bool[Tensor, "sequence position"],
+    where: Bool[Tensor, "sequence position"],
+    offsets: Sequence[int],
+    vocabulary: int,
+    most: int = 3,
+) -> Rule:
+    """The rule with up to `most` conditions that best predicts `fires` at the positions `where`.
+
+    Greedy: each step adds the condition (offset, tokens) with the largest F1 of the rule, then chooses the tokens of
+    every condition again.
+    """
+    rule, best = Rule(()), 0.0
+    total = int((fires & where).sum())
+    candidates = list(offsets)
+
+    def choose(others: Rule, offset: int) -> tuple[float, Condition]:
+        return _best_tokens(token, fires, others.holds(token) & where, offset, vocabulary, total)
+
+    while candidates and len(rule.conditions) < most and total:
+        _, condition = max((choose(rule, offset) for offset in candidates), key=lambda each: each[0])
+        conditions = [*rule.conditions, condition]
+        f1 = 0.0
+        for i, own in enumerate(conditions):
+            others = Rule(tuple(conditions[:i] + conditions[i + 1 :]))
+            f1, conditions[i] = choose(others, own.offset)
+        if f1 < best + MIN_GAIN:
+            break
+        rule, best = Rule(tuple(conditions)), f1
+        candidates.remove(condition.offset)
+    return rule
+
+
+def _best_tokens(
+    token: Int[Tensor, "sequence position"],
+    fires: Bool[Tensor, "sequence position"],
+    met: Bool[Tensor, "sequence position"],
+    offset: int,
+    vocabulary: int,
+    total: int,
+) -> tuple[float, Condition]:
+    """The largest F1 and the tokens at `offset` that reach it, among positions `met` by the other conditions."""
+    reach = met.clone()
+    reach[:, :-offset] = False
+    seen = token[:, : token.shape[1] + offset][reach[:, -offset:]]
+    n = torch.bincount(seen, minlength=vocabulary).double()
+    hits = torch.bincount(seen, fires[reach].double(), minlength=vocabulary)
+    precision = torch.where(n > 0, hits / n, -1.0)
+    order = precision.argsort(descending=True, stable=True)
+    f1 = 2 * hits[order].cumsum(0) / (n[order].cumsum(0) + total)
+    kept = int(f1.argmax())
+    tokens = torch.zeros(vocabulary, dtype=torch.bool)
+    tokens[order[: kept + 1]] = True
+    return float(f1[kept]), Condition(offset, tokens & (hits > 0))
+
+
+@torch.inference_mode()
+def blind_rule(
+    prompts: Sequence[LinearizedModel], layer: int, feature: int, tokens: TokenEmbeddings, least_share: float
+) -> Rule:
+    """A rule from weights and indices alone, without looking at text (the protocol `plain` of blind prediction).
+
+    The contexts are the last tokens of `prompts`, on which the feature fires. Known of each context is how much each
+    layer-0 feature, by number, contributes, and by which vectors the feature reads embeddings. The current and the
+    previous token each become a condition if they contribute at least `least_share` of the sum of both.
+    """
+    last = torch.tensor([len(prompt.captured) - 1 for prompt in prompts])
+    numbers = torch.arange(len(prompts))
+    firing = ActivePositions(numbers, last, torch.full_like(numbers, feature))
+    (means,) = compute_context_means(enumerate(prompts), {layer: firing}).values()
+    total = means.total[0].clamp(min=0)
+    places = [p for p in range(len(total)) if total[p] >= least_share * total.sum()]
+    return Rule(tuple(Condition(-p, _predicted_tokens(means, p, tokens)) for p in places))
+
+
+def _predicted_tokens(
+    means: ContextMeans, place: int, tokens: TokenEmbeddings
+) -> Bool[Tensor, " vocabulary"]:
+    """The tokens predicted `place` positions before the feature fires."""
+    only_here = torch.zeros_like(means.total)
+    only_here[:, place] = 1
+    prediction = predict_plain(ContextMeans(means.vector, means.contribution, only_here), tokens)
+    return prediction.token[0].cpu()
+
+
+def agreement(
+    predicted: Bool[Tensor, "sequence position"],
+    actual: Bool[Tensor, "sequence position"],
+    where: Bool[Tensor, "sequence position"],
+    document: Int[Tensor, "sequence position"],
+) -> Float[Tensor, "document 3"]:
+    """True positives, predicted positives and positives at the positions `where`, per document that has some."""
+    _, number = document[where].unique(return_inverse=True)
+    predicted, actual = predicted[where], actual[where]
+    n = int(number.max()) + 1 if len(number) else 0
+    columns = (predicted & actual, predicted, actual)
+    return torch.stack([torch.bincount(number, each.double(), minlength=n).float() for each in columns], 1)
+
+
+# What the feature reads
+
+
+@dataclass(frozen=True)
+class FeatureSources:
+    """What a feature reads at the last token of some prompts."""
+
+    direct: list[dict[DirectSource, float]]
+    """Per prompt: effect of each source that is read in one step; errors and constants have relative position 0."""
+    by_token: Float[Tensor, "prompt offset"]
+    """Effect on the pre-activation of the token `offset` positions before the last, through all heads and features; 0
+    before the start of the prompt."""
+    total: Float[Tensor, " prompt"]
+    """Sum of the magnitudes of the effects of all tokens, those beyond `MAX_DISTANCE` included."""
+    token_ids: list[list[int]]
+    """Tokens of each prompt, the last one first."""
+
+    @property
+    def shares(self) -> Float[Tensor, " offset"]:
+        """Mean over prompts of the magnitude of each offset's effect as a share of `total`."""
+        return (self.by_token.abs() / self.total[:, None].clamp(min=1e-9)).mean(0)
+
+    def offsets(self, share: float) -> list[int]:
+        """Offsets (0 or negative) that have at least `share` of the effect of tokens."""
+        return (-(self.shares >= share).nonzero()[:, 0]).tolist()
+
+
+def trace_sources(prompts: Sequence[LinearizedModel], feature: ChosenFeature) -> FeatureSources:
+    """What the feature reads at the last token of each prompt; it must fire on all of them."""
+    direct, by_token, totals, ids = [], [], [], []
+    for prompt in prompts:
+        last = len(prompt.captured) - 1
+        active = prompt.features.find(feature.layer, last, feature.feature)
+        assert active is not None
+        direct.append(_direct(prompt, active, last))
+        effects = token_effects(prompt, active)
+        row = effects.new_zeros(MAX_DISTANCE)
+        near = effects.flip(0)[:MAX_DISTANCE]
+        row[: len(near)] = near
+        by_token.append(row.cpu())
+        totals.append(float(effects.abs().sum()))
+        ids.append(prompt.captured.token.flip(0)[:MAX_DISTANCE].tolist())
+    return FeatureSources(direct, torch.stack(by_token), torch.tensor(totals), ids)
+
+
+def token_effects(prompt: LinearizedModel, active: int) -> Float[Tensor, " position"]:
+    """Effect of each token's embedding on an active feature's pre-activation, through all heads and features.
+
+    The remainder of the pre-activation comes from errors, positions and biases.
+    """
+    target = feature_targets(prompt, torch.tensor([active], device=prompt.features.layer.device))
+    return total_effects(prompt, target)[0, source_columns(prompt).embeddings]
+
+
+def _direct(prompt: LinearizedModel, active: int, last: int) -> dict[DirectSource, float]:
+    step = direct_sources(prompt, feature_reader(prompt, active))
+    effects: dict[DirectSource, float] = {}
+    for kind, layer, index, position, value in zip(
+        *(getattr(step, name).tolist() for name in ("kind", "layer", "index", "position", "value")),
+        strict=True,
+    ):
+        numbered = kind <= HEAD
+        key = (KINDS[kind], layer if numbered else None, index if numbered else None, position - last)
+        effects[key] = effects.get(key, 0.0) + value
+    effects["error", None, None, 0] = step.error
+    effects["constant", None, None, 0] = step.constant
+    return effects
+
+
+# Tests of the rule
+
+
+@dataclass(frozen=True)
+class RuleTests:
+    """Interventions on the texts of the testing half, one row per text."""
+
+    exchanged: Float[Tensor, "text 2"]
+    """Number of exchanges of one of the rule's tokens that more than halve the activation, and number of exchanges;
+    both 0 where the feature does not fire."""
+    rule_alone: Float[Tensor, " text"]
+    """Share of the activation that remains when every token that the rule does not name gets the mean embedding; NaN
+    where the feature does not fire or the rule names all tokens."""
+    effect: Float[Tensor, " text"] | None
+    """What ablating the feature in the model takes from `effect` of the case, logits; None without one."""
+
+
+@torch.inference_mode()
+def run_rule_tests(
+    context: CaseContext,
+    held_out: HeldOut,
+    case: FeatureCase,
+    feature: ChosenFeature,
+    rule: Rule,
+    prompts: Sequence[LinearizedModel],
+) -> RuleTests:
+    """Test a rule on prompts at whose last token the feature should fire."""
+    generator = torch.Generator().manual_seed(case.seed)
+    mean = embedding_rows(context.model, context.tracer().weights).mean(0)
+    breaking = {c.offset: _breaking_tokens(rule, c, held_out) for c in rule.conditions}
+    exchanged, alone, effect = [], [], []
+    for prompt in prompts:
+        exchanged.append(_exchange(context, prompt, feature, breaking, generator))
+        alone.append(_rule_alone(context, prompt, feature, rule, mean))
+        if case.effect is not None:
+            effect.append(ablation_effect(context, prompt, feature, case.effect))
+    return RuleTests(
+        torch.stack(exchanged),
+        torch.tensor(alone),
+        torch.tensor(effect) if case.effect is not None else None,
+    )
+
+
+def _breaking_tokens(rule: Rule, condition: Condition, held_out: HeldOut) -> Int[Tensor, " token"]:
+    """Held-out tokens, one per occurrence, at positions where only this condition of the rule fails."""
+    others = Rule(tuple(c for c in rule.conditions if c is not condition))
+    broken = others.holds(held_out.token) & ~condition.holds(held_out.token) & held_out.scored
+    broken[:, : -condition.offset] = False
+    sequence, position = broken.nonzero().T
+    return held_out.token[sequence, position + condition.offset]
+
+
+def _exchange(
+    context: CaseContext,
+    prompt: LinearizedModel,
+    feature: ChosenFeature,
+    breaking: dict[int, Int[Tensor, " token"]],
+    generator: torch.Generator,
+) -> Float[Tensor, " 2"]:
+    """Number of exchanges that leave less than half of the activation, and number of exchanges."""
+    token = prompt.captured.token
+    texts = [token]
+    for offset, tokens in breaking.items():
+        position = len(token) - 1 + offset
+        if position > 0 and len(tokens):
+            for i in torch.randint(len(tokens), (EXCHANGES,), generator=generator).tolist():
+                texts.append(token.clone())
+                texts[-1][position] = tokens[i]
+    before, *after = _activations(context, torch.stack(texts), feature)
+    if not before:
+        return torch.zeros(2)
+    return torch.tensor([float(sum(value < before / 2 for value in after)), float(len(after))])
+
+
+def _rule_alone(
+    context: CaseContext,
+    prompt: LinearizedModel,
+    feature: ChosenFeature,
+    rule: Rule,
+    mean: Float[Tensor, " d"],
+) -> float:
+    """Share of the activation that remains with the rule's tokens and BOS alone."""
+    embedding = prompt.captured.embedding
+    named = {len(embedding) - 1 + offset for offset in rule.offsets}
+    others = [position for position in range(1, len(embedding)) if position not in named]
+    change = torch.zeros_like(embedding)
+    change[others] = mean.to(embedding) - embedding[others]
+
+    def edit(_x: Tensor, stream: Tensor) -> Tensor:
+        # the first sequence of the batch is the unchanged prompt
+        return torch.stack([stream[0], stream[1] + change.to(stream)])
+
+    with edited(context.model, {Site("resid_pre", 0): edit}):
+        before, after = _activations(context, prompt.captured.token.expand(2, -1), feature)
+    return after / before if before and others else float("nan")
+
+
+def _activations(
+    context: CaseContext, token: Int[Tensor, "text position"], feature: ChosenFeature
+) -> list[float]:
+    """The feature's activation at the last token of each text."""
+    site = Site("mlp_in", feature.layer)
+    x = capture(context.model, token, [site])[site][:, -1]
+    dictionary = context.transcoders[feature.layer]
+    return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature.feature].tolist()
+
+
+def ablation_effect(
+    context: CaseContext, prompt: LinearizedModel, feature: ChosenFeature, effect: str
+) -> float:
+    """A logit or logit difference at the last token, before minus after the feature is ablated in the model."""
+    target = parse_target(effect)
+    strings = context.tokenizer.strings()
+    weights = prompt.captured.resid_final.new_zeros(1, prompt.captured.unembedding.weight.shape[0])
+    weights[0, find_token(target.token, strings)] += 1
+    if target.against:
+        weights[0, find_token(target.against, strings)] -= 1
+    last = torch.tensor([len(prompt.captured) - 1], device=weights.device)
+    change = FeatureChange(kind="ablate", features=[feature.name])
+    outcome = apply_edits(
+        context.model, prompt, make_edits(prompt, change), [logit_targets(prompt, last, weights)]
+    )
+    return float(outcome.before[0] - outcome.free[0])

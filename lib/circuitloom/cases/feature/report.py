@@ -1,0 +1,349 @@
+"""Claims, text, tables and pictures of the case study of one feature."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ...config.cases import FeatureCase
+from ...core.plotting import BLUE, VERMILION, styled
+from ...evaluation.held_out import HeldOut
+from ..case_report import CaseReport, number
+from ..claims import Bootstrap, Claim, f1, make_claim, ratio
+from ..context import TESTING
+from .measurements import (
+    DirectSource,
+    FeatureActivity,
+    FeatureSources,
+    Rule,
+    RuleTests,
+    TextPair,
+    agreement,
+)
+
+SOURCES_SHOWN = 12
+"""Direct sources in the picture."""
+MAX_SOURCE_ROWS = 30
+"""Direct sources in the table."""
+
+
+@dataclass(frozen=True)
+class FeatureResults:
+    """Everything that the case study of one feature measured."""
+
+    name: str
+    case: FeatureCase
+    run: str
+    pairs: Sequence[TextPair]
+    activity: FeatureActivity
+    sources: FeatureSources
+    rule: Rule
+    blind: Rule
+    tests: RuleTests
+    published: Mapping[str, float]
+    """Activation at the last token of each text whose activation was published."""
+    strings: list[str]
+    """Text of each token of the vocabulary."""
+
+
+def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> CaseReport:
+    """The report; claims about held-out text are measured on documents that nothing was chosen on."""
+    case, name = results.case, results.activity.feature.name
+    claims = [*feature_claims(results, held_out, concepts), *published_claims(results)]
+    counts = torch.bincount(held_out.token.flatten(), minlength=len(results.strings))
+    subject = f"concept `{case.concept}`" if case.concept else f"texts such as `{results.pairs[0].text}`"
+    return CaseReport(
+        case=results.name,
+        title=f"feature {name} of {results.run}",
+        question=f"Which feature of {results.run} responds to {subject}, what does it read, and what does it do?",
+        answer=_answer(results, claims, counts),
+        claims=claims,
+        tables={
+            "outcome": [*_activation_rows(results), *_test_rows(results)],
+            "source": source_rows(results.name, results.sources, results.strings),
+        },
+        figures={
+            "activations": (
+                draw_activations(
+                    results.activity.on, results.activity.off, results.activity.feature.threshold
+                ),
+                f"Activation of feature {name} at the last token of each text and of its edit. The line is the "
+                "threshold above which it counts as firing.",
+            ),
+            "sources": (
+                draw_sources(results.sources),
+                f"What feature {name} reads, mean over the traced texts. Left: share of the effect of all tokens, "
+                "through all heads and features. Right: sources that are read in one step.",
+            ),
+        },
+        method=_method(results, counts),
+    )
+
+
+# Claims
+
+
+def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> list[Claim]:
+    """Claims about the feature, its rules and their tests."""
+    case, activity, tests = results.case, results.activity, results.tests
+    bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
+    feature = f"feature {activity.feature.name}"
+    scored = held_out.scored & (held_out.document % 2 == 1)
+
+    def agrees(name: str, statement: str, predicted: Tensor, actual: Tensor, bound: float) -> Claim:
+        rows = agreement(predicted, actual, scored, held_out.document).numpy()
+        return make_claim(name, statement, rows, bound, bootstrap, f1, "documents")
+
+    claims = []
+    if case.concept is not None:
+        annotated = _annotated(concepts, case.concept, held_out)
+        statement = f"F1 of {feature} for concept `{case.concept}` on unseen documents"
+        claims.append(agrees("found", statement, activity.fires, annotated, case.found))
+    tested = [i for i, pair in enumerate(results.pairs) if pair.half == TESTING]
+    on, off = activity.on[tested], activity.off[tested]
+    apart = ((on > 0) & (off < on / 2)).double()
+    statement = f"share of unseen texts on which {feature} fires more than twice as strongly as on the edit"
+    claims.append(make_claim("tells_apart", statement, apart.numpy(), case.found, bootstrap, of="pairs"))
+    statement = f"F1 of the blind rule (weights and indices alone) for where {feature} fires"
+    predicted = results.blind.holds(held_out.token)
+    claims.append(agrees("described_blind", statement, predicted, activity.fires, case.described))
+    statement = f"F1 of the fitted rule for where {feature} fires"
+    predicted = results.rule.holds(held_out.token)
+    claims.append(agrees("described", statement, predicted, activity.fires, case.described))
+    statement = "share of exchanges of one of the rule's tokens that more than halve the activation"
+    claims.append(make_claim("exchanged", statement, tests.exchanged.numpy(), case.found, bootstrap, ratio))
+    alone = tests.rule_alone[tests.rule_alone.isfinite()].numpy()
+    statement = "share of the activation that remains when all tokens but the rule's get the mean embedding"
+    claims.append(make_claim("sufficient", statement, alone, case.sufficient, bootstrap))
+    if tests.effect is not None:
+        statement = f"decrease of `{case.effect}` when {feature} is ablated, logits"
+        claims.append(make_claim("acts", statement, tests.effect.numpy(), 0.0, bootstrap))
+    return claims
+
+
+def published_claims(results: FeatureResults) -> list[Claim]:
+    """One claim per published activation: its relative error."""
+    claims = []
+    for i, (text, published) in enumerate(results.case.published.items(), 1):
+        value = results.published[text]
+        error = abs(value - published) / published
+        statement = (
+            f"relative error of {value:.2f}, the activation of feature {results.activity.feature.name} at the end of "
+            f"{text!r}, published as {published:.2f}"
+        )
+        claims.append(
+            Claim(
+                f"published_{i}", statement, error, error, error, results.case.reproduced, 1, "texts", "below"
+            )
+        )
+    return claims
+
+
+def _annotated(concepts: pa.Table, concept: str, held_out: HeldOut) -> Bool[Tensor, "sequence position"]:
+    """Held-out tokens that have the concept."""
+    rows = concepts.filter((pc.field("concept") == concept) & (pc.field("sequence") < len(held_out)))
+    annotated = torch.zeros_like(held_out.scored)
+    sequence, position = (
+        torch.from_numpy(rows[c].to_numpy().astype(np.int64)) for c in ("sequence", "position")
+    )
+    annotated[sequence, position] = True
+    return annotated
+
+
+# Text
+
+
+def _answer(results: FeatureResults, claims: Sequence[Claim], counts: Tensor) -> list[str]:
+    by_name = {claim.name: claim for claim in claims}
+    feature = results.activity.feature.name
+    described = number(by_name["described"].value) or "no value"
+    first = (
+        f"Feature {feature} of {results.run} fires where {results.rule.words(results.strings, counts)} (F1 on unseen "
+        f"documents: {described})."
+    )
+    if "acts" in by_name:
+        lost = number(by_name["acts"].value) or "an unknown amount"
+        return [first, f"Ablating it lowers `{results.case.effect}` by {lost}."]
+    apart = number(by_name["tells_apart"].value) or "an unknown"
+    return [first, f"It tells unseen texts from their edits on a share of {apart} of the pairs."]
+
+
+def _method(results: FeatureResults, counts: Tensor) -> list[str]:
+    case, activity = results.case, results.activity
+    how = "is named by the case" if case.feature else "was chosen by contrast of texts and edits"
+    if case.concept is not None and not case.feature:
+        how = f"has the largest F1 for `{case.concept}` of all layers on the choosing documents"
+    return [
+        f"Feature {activity.feature.name} {how}; it counts as firing above {activity.feature.threshold:.2f}. Its mean "
+        f"activation is {float(activity.on.mean()):.2f} at the last token of the texts and "
+        f"{float(activity.off.mean()):.2f} at the last token of their edits.",
+        f"Blind rule, from weights and indices alone: it fires where {results.blind.words(results.strings, counts)}.",
+        "The fitted rule has its offsets from the traced texts and its tokens from the choosing documents. Claims are "
+        "measured on the other documents and on the testing half of the texts.",
+    ]
+
+
+# Tables
+
+
+def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
+    """Rows of `outcome`: activations on texts and edits."""
+    activity = results.activity
+    return [
+        {
+            "case_study": results.name,
+            "measure": "activation",
+            "condition": condition,
+            "prompt": i,
+            "text": text,
+            "half": pair.half,
+            "value": float(values[i]),
+        }
+        for i, pair in enumerate(results.pairs)
+        for condition, text, values in (
+            ("text", pair.text, activity.on),
+            ("edited", pair.edited, activity.off),
+        )
+    ]
+
+
+def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
+    """Rows of `outcome`: tests of the rule."""
+    tests = results.tests
+    texts = [pair.text for pair in results.pairs if pair.half == TESTING]
+    columns = {
+        ("share_halved", "a word of the rule exchanged"): tests.exchanged[:, 0] / tests.exchanged[:, 1],
+        ("share_left", "the rule's words alone"): tests.rule_alone,
+    }
+    if tests.effect is not None:
+        columns["effect_lost", "without the feature"] = tests.effect
+    return [
+        {
+            "case_study": results.name,
+            "measure": measure,
+            "condition": condition,
+            "prompt": i,
+            "text": text,
+            "half": TESTING,
+            "value": None if isnan(value) else value,
+        }
+        for (measure, condition), values in columns.items()
+        for i, (text, value) in enumerate(zip(texts, values.tolist(), strict=True))
+    ]
+
+
+def source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of `source`: circuit `tokens` has every offset, circuit `one step` the largest direct sources."""
+    n = len(sources.direct)
+    effects: dict[DirectSource, list[float]] = {}
+    for step in sources.direct:
+        for key, value in step.items():
+            effects.setdefault(key, []).append(value)
+    total = sum(sum(map(abs, values)) for values in effects.values()) or 1.0
+    direct = [
+        {
+            "kind": kind,
+            "layer": layer,
+            "component": component,
+            "relative_position": offset,
+            "token": None,
+            "effect": sum(values) / n,
+            "share": sum(map(abs, values)) / total,
+            "n_prompts": len(values),
+        }
+        for (kind, layer, component, offset), values in effects.items()
+    ]
+    direct = sorted(direct, key=lambda row: -row["share"])[:MAX_SOURCE_ROWS]
+    tokens = [
+        {
+            "kind": "token",
+            "layer": None,
+            "component": None,
+            "relative_position": -distance,
+            "token": _common_token(sources.token_ids, distance, strings),
+            "effect": float(sources.by_token[:, distance].mean()),
+            "share": float(sources.shares[distance]),
+            "n_prompts": sum(len(ids) > distance for ids in sources.token_ids),
+        }
+        for distance in sources.shares.argsort(descending=True).tolist()
+        if any(len(ids) > distance for ids in sources.token_ids)
+    ]
+    return [
+        {"case_study": case, "circuit": circuit, "rank": rank, **row}
+        for circuit, rows in (("tokens", tokens), ("one step", direct))
+        for rank, row in enumerate(rows)
+    ]
+
+
+def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Sequence[str]) -> str | None:
+    """The token `distance` before the last, if it is the same on all prompts."""
+    ids = {each[distance] for each in token_ids if len(each) > distance}
+    return strings[ids.pop()] if len(ids) == 1 else None
+
+
+# Pictures
+
+
+@styled
+def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], threshold: float) -> Figure:
+    """Activations at the last tokens of texts and of their edits, with the threshold."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    spread = torch.linspace(-0.3, 0.3, len(on))
+    rows = (("texts", on, BLUE, "o"), ("edits", off, VERMILION, "x"))
+    for place, (_, values, colour, marker) in enumerate(rows):
+        axes.scatter(values, place + spread, c=colour, marker=marker, s=18, alpha=0.8)
+    axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks([0, 1], [name for name, *_ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("activation at the last token (units of the MLP's output)")
+    return figure
+
+
+@styled
+def draw_sources(sources: FeatureSources) -> Figure:
+    """Shares of tokens by distance, and of what is read in one step."""
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shares = sources.shares
+    n = max(1, int((shares > 0.005).nonzero()[:, 0].max()) + 1) if bool((shares > 0.005).any()) else 1
+    signs = sources.by_token[:, :n].mean(0)
+    colours = [BLUE if sign >= 0 else VERMILION for sign in signs.tolist()]
+    left.bar(range(n), shares[:n].tolist(), color=colours)
+    left.set_xlabel("tokens before the last one")
+    left.set_ylabel("share of the effect of all tokens")
+    left.set_title("tokens, through all heads and features", loc="left", fontsize="medium")
+    direct = direct_shares(sources)[:SOURCES_SHOWN]
+    right.barh(
+        [name for name, _, _ in direct],
+        [share for _, share, _ in direct],
+        color=[BLUE if mean >= 0 else VERMILION for _, _, mean in direct],
+    )
+    right.invert_yaxis()
+    right.set_xlabel("share of what is read in one step")
+    right.set_title("read in one step (blue raises, vermilion lowers)", loc="left", fontsize="medium")
+    return figure
+
+
+def direct_shares(sources: FeatureSources) -> list[tuple[str, float, float]]:
+    """Name, share and mean effect of each direct source, summed over positions; the largest share first."""
+    sums: dict[str, list[float]] = {}
+    for step in sources.direct:
+        own: dict[str, float] = {}
+        for (kind, layer, component, _), value in step.items():
+            name = kind if layer is None else f"{kind} {layer}{'/' if kind == 'feature' else '.'}{component}"
+            own[name] = own.get(name, 0.0) + value
+        for name, value in own.items():
+            sums.setdefault(name, []).append(value)
+    size = sum(abs(value) for values in sums.values() for value in values) or 1.0
+    n = len(sources.direct)
+    rows = [(name, sum(map(abs, v)) / size, sum(v) / n) for name, v in sums.items()]
+    return sorted(rows, key=lambda row: -row[1])

@@ -1,0 +1,558 @@
+"""Measurements of greater-than: interventions on MLPs and heads, faithfulness curves, the circuit, features by year."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ...ablation.causal_effects import AblationKind, replacement_values
+from ...ablation.components import Basis, feature_basis, neuron_basis
+from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank
+from ...ablation.metrics import Metric, PromptMetric, last_logits, make_prompt_metrics
+from ...attribution.capture import ModelWeights
+from ...attribution.direct_effects import AttributionTargets, logit_targets, source_columns, total_effects
+from ...attribution.linearized_model import LinearizedModel
+from ...attribution.paths import FEATURE, HEAD, PathSearch, find_paths, paths_to_graph, target_reader
+from ...attribution.tracer import Tracer
+from ...dictionaries.dictionary import Dictionary
+from ...language_model.hooks import Edit, Site, capture, edited
+from ...language_model.model import LanguageModel
+from ...weights.deembedding import embedding_rows, encoder_in_residual, head_layers, head_vjp, norm_jvp
+
+UNTOUCHED = "untouched"
+ALL_REPLACED = "all MLPs replaced"
+FEATURES, NEURONS = "features", "neurons"
+ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
+
+
+# Prompts and the metric
+
+
+@dataclass(frozen=True)
+class AnswerYears:
+    """The years that the vocabulary has a token for: the metric is over these alone."""
+
+    token: Int[Tensor, " answer"]
+    year: Int[Tensor, " answer"]
+    """Two digits, ascending."""
+
+
+@dataclass(frozen=True)
+class YearPrompts:
+    """Prompts of one length, each with a start year and a counterpart with another start year."""
+
+    text: list[str]
+    token: Int[Tensor, "prompt position"]
+    start: Int[Tensor, " prompt"]
+    """Two digits of the start year."""
+    other: Int[Tensor, "prompt position"]
+    """Tokens of the counterparts."""
+    other_start: Int[Tensor, " prompt"]
+    scored: Bool[Tensor, " position"]
+    """Positions that transcoders replace: neither the first nor a BOS."""
+    place: int
+    """Position of the start year."""
+    half: list[str]
+    """finding or testing."""
+    dropped: int
+    """Prompts left out: of another length, with a start year that is not one token, or without a later answer."""
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.text)
+
+    def of(self, half: str) -> "YearPrompts":
+        """The prompts of one half."""
+        return self[[i for i, own in enumerate(self.half) if own == half]]
+
+    def spread(self, wanted: int) -> "YearPrompts":
+        """Up to `wanted` prompts, evenly spaced over the start years."""
+        n = min(wanted, len(self))
+        return self[[(2 * i + 1) * len(self) // (2 * n) for i in range(n)]]
+
+    def __getitem__(self, chosen: list[int]) -> "YearPrompts":
+        """Some of the prompts, in the order given."""
+        return replace(
+            self,
+            text=[self.text[i] for i in chosen],
+            token=self.token[chosen],
+            start=self.start[chosen],
+            other=self.other[chosen],
+            other_start=self.other_start[chosen],
+            half=[self.half[i] for i in chosen],
+        )
+
+
+def greater_than(
+    logits: Float[Tensor, "prompt answer"], year: Int[Tensor, " answer"], start: Int[Tensor, " prompt"]
+) -> Float[Tensor, " prompt"]:
+    """Probability of years later than `start` minus that of all others; softmax over the answers alone."""
+    later = year.to(start.device) > start[:, None]
+    return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
+
+
+def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None) -> list[PromptMetric]:
+    """Each prompt with the metric as a function of all logits."""
+
+    def metric(start: int) -> Metric:
+        def measure(logits: Float[Tensor, "pass vocabulary"]) -> Float[Tensor, " pass"]:
+            starts = torch.full((len(logits),), start, device=logits.device)
+            return greater_than(logits[:, answers.token.to(logits.device)], answers.year, starts)
+
+        return measure
+
+    metrics = [metric(start) for start in prompts.start.tolist()]
+    return make_prompt_metrics(list(prompts.token), metrics, bos_id)
+
+
+@torch.inference_mode()
+def answer_logits(
+    model: LanguageModel,
+    token: Int[Tensor, "prompt position"],
+    answers: AnswerYears,
+    edits: Mapping[Site, Edit],
+) -> Float[Tensor, "prompt answer"]:
+    """Logits of the answers at the last position of each prompt, with sites edited."""
+    with edited(model, edits):
+        logits = last_logits(model, token)
+    return logits[:, answers.token.to(logits.device)].cpu()
+
+
+def edited_metric(
+    model: LanguageModel, prompts: YearPrompts, answers: AnswerYears, edits: Mapping[Site, Edit]
+) -> Float[Tensor, " prompt"]:
+    """The metric of each prompt, with sites edited."""
+    return greater_than(answer_logits(model, prompts.token, answers, edits), answers.year, prompts.start)
+
+
+# Interventions on MLPs
+
+
+def replace_mlp(dictionary: Dictionary, scored: Bool[Tensor, " position"]) -> Edit:
+    """Replace the MLP's output by the transcoder's, without error term, at the positions `scored`."""
+
+    def edit(x: Tensor, y: Tensor) -> Tensor:
+        replaced = dictionary(x.to(dictionary.W_enc.dtype)).to(y.dtype)
+        return torch.where(scored.to(y.device)[:, None], replaced, y)
+
+    return edit
+
+
+def set_mlp(value: Float[Tensor, "*position d"] | float, scored: Bool[Tensor, " position"]) -> Edit:
+    """Set the MLP's output to `value` at the positions `scored`."""
+
+    def edit(_x: Tensor, y: Tensor) -> Tensor:
+        constant = torch.as_tensor(value, dtype=y.dtype, device=y.device)
+        return torch.where(scored.to(y.device)[:, None], constant, y)
+
+    return edit
+
+
+def subtract_feature(dictionary: Dictionary, feature: int, scored: Bool[Tensor, " position"]) -> Edit:
+    """Subtract what a feature writes from the MLP's own output at the positions `scored`."""
+
+    def edit(x: Tensor, y: Tensor) -> Tensor:
+        z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * scored.to(y.device)
+        return dictionary.subtract_feature(y, feature, z)
+
+    return edit
+
+
+def replaced_name(layer: int) -> str:
+    """Name of the condition in which a transcoder replaces the MLP of a layer."""
+    return f"MLP {layer} replaced"
+
+
+def ablated_name(layer: int, kind: str) -> str:
+    """Name of the condition in which the MLP of a layer is ablated."""
+    return f"MLP {layer} {kind}-ablated"
+
+
+def without_feature_name(layer: int, feature: int) -> str:
+    """Name of the condition in which a feature is subtracted from the MLP's output."""
+    return f"without feature {layer}/{feature}"
+
+
+@torch.inference_mode()
+def measure_conditions(
+    model: LanguageModel,
+    transcoders: Mapping[int, Dictionary],
+    prompts: YearPrompts,
+    answers: AnswerYears,
+) -> dict[str, Float[Tensor, " prompt"]]:
+    """The metric of each prompt, by name of the condition.
+
+    Conditions: untouched; each MLP replaced by its transcoder, and all at once; each MLP ablated to zero, and to its
+    mean over the prompts.
+    """
+    metric = {UNTOUCHED: edited_metric(model, prompts, answers, {})}
+    replacements = {
+        Site("mlp_out", layer): replace_mlp(each, prompts.scored) for layer, each in transcoders.items()
+    }
+    for site, edit in replacements.items():
+        metric[replaced_name(site.layer)] = edited_metric(model, prompts, answers, {site: edit})
+    if len(replacements) > 1:
+        metric[ALL_REPLACED] = edited_metric(model, prompts, answers, replacements)
+    outputs = capture(model, prompts.token, [Site("mlp_out", layer) for layer in range(model.layers)])
+    for site, output in sorted(outputs.items(), key=lambda each: each[0].layer):
+        mean = output[:, prompts.scored.to(output.device)].mean((0, 1))
+        for kind, value in {"zero": 0.0, "mean": mean}.items():
+            edits = {site: set_mlp(value, prompts.scored)}
+            metric[ablated_name(site.layer, kind)] = edited_metric(model, prompts, answers, edits)
+    return metric
+
+
+@torch.inference_mode()
+def mlp_effects(
+    model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
+) -> Float[Tensor, "layer prompt"]:
+    """Mean ablation at the last position: decrease of the metric when an MLP's output is its mean over the prompts."""
+    last = torch.zeros_like(prompts.scored)
+    last[-1] = True
+    sites = [Site("mlp_out", layer) for layer in range(model.layers)]
+    outputs = capture(model, prompts.token, sites)
+    before = edited_metric(model, prompts, answers, {})
+    rows = [
+        before - edited_metric(model, prompts, answers, {site: set_mlp(outputs[site][:, -1].mean(0), last)})
+        for site in sites
+    ]
+    return torch.stack(rows)
+
+
+# Activation patching of heads
+
+
+@dataclass(frozen=True)
+class HeadPatching:
+    """Activation patching: effect of each head on the metric, patched from the prompt with another start year."""
+
+    layer: Int[Tensor, " head"]
+    head: Int[Tensor, " head"]
+    effect: Float[Tensor, "head prompt"]
+    total: Float[Tensor, " prompt"]
+    """Effect of exchanging the complete prompt."""
+
+    def order(self) -> Int[Tensor, " head"]:
+        """Heads by mean effect, descending."""
+        return self.effect.mean(1).argsort(descending=True, stable=True)
+
+
+@torch.inference_mode()
+def patch_heads(model: LanguageModel, prompts: YearPrompts, answers: AnswerYears) -> HeadPatching:
+    """Patch each head's output at the last position from the prompt with the other start year.
+
+    The effect is on the metric for the prompt's start year minus the metric for the other start year, which is twice
+    the probability of the years between the two.
+    """
+
+    def contrast(logits: Float[Tensor, "prompt answer"]) -> Float[Tensor, " prompt"]:
+        own, other = (
+            greater_than(logits, answers.year, each) for each in (prompts.start, prompts.other_start)
+        )
+        return own - other
+
+    outputs: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Edit:
+        def edit(_x: Tensor, y: Tensor) -> Tensor:
+            outputs[layer] = y[:, -1]
+            return y
+
+        return edit
+
+    sites = [Site("heads", layer) for layer in range(model.layers)]
+    before = contrast(answer_logits(model, prompts.token, answers, {}))
+    after = contrast(answer_logits(model, prompts.other, answers, {site: keep(site.layer) for site in sites}))
+    heads = model.anatomy.heads
+    rows = []
+    for site in sites:
+        for head in range(heads):
+            edits = {site: _patch_head(outputs[site.layer], head, heads)}
+            rows.append(before - contrast(answer_logits(model, prompts.token, answers, edits)))
+    number = torch.arange(len(rows))
+    return HeadPatching(number // heads, number % heads, torch.stack(rows), before - after)
+
+
+def _patch_head(output: Float[Tensor, "prompt value"], head: int, heads: int) -> Edit:
+    size = output.shape[1] // heads
+    own = slice(head * size, (head + 1) * size)
+
+    def edit(_x: Tensor, y: Tensor) -> Tensor:
+        y = y.clone()
+        y[:, -1, own] = output[:, own]
+        return y
+
+    return edit
+
+
+def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> tuple[int, int] | None:
+    """Layer and number of the head with the largest effect that the MLP of `layer` reads; None where it reads none."""
+    before = head_layers(model, -1, layer)
+    order = [i for i in patching.order().tolist() if int(patching.layer[i]) in before]
+    return (int(patching.layer[order[0]]), int(patching.head[order[0]])) if order else None
+
+
+# Faithfulness of few features and few neurons of one layer
+
+
+@dataclass(frozen=True)
+class LayerCurve:
+    """Faithfulness curve of the features or neurons of a layer, ranked by variance over the prompts."""
+
+    units: str
+    """features or neurons."""
+    basis: Basis
+    ablation: AblationKind
+    curve: FaithfulnessCurve
+
+
+@torch.inference_mode()
+def variances(
+    model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts
+) -> dict[str, Float[Tensor, " component"]]:
+    """Variance over the prompts, at the last position, of each feature's and each neuron's activation in a layer."""
+    sites = {FEATURES: Site("mlp_in", dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
+    captured = capture(model, prompts.token, list(sites.values()))
+    last = {site: value[:, -1] for site, value in captured.items()}
+    z = dictionary.encode(last[sites[FEATURES]].to(dictionary.W_enc.dtype))
+    return {FEATURES: z.var(0), NEURONS: last[sites[NEURONS]].float().var(0)}
+
+
+def layer_curves(
+    model: LanguageModel,
+    run: str,
+    dictionary: Dictionary,
+    variance: dict[str, Float[Tensor, " component"]],
+    finding: Sequence[PromptMetric],
+    testing: Sequence[PromptMetric],
+) -> list[LayerCurve]:
+    """Curves on `testing`; components with the largest variance are kept first.
+
+    Others are set to zero, or to their mean over `finding`, at all positions that transcoders replace. The transcoder's
+    error term is left out.
+    """
+    layer = dictionary.layer
+    bases = {
+        FEATURES: feature_basis(run, {layer: dictionary}, keep_error=False),
+        NEURONS: neuron_basis(model, [layer]),
+    }
+    curves = []
+    for units, basis in bases.items():
+        named = replace(basis, name=f"{basis.name}, layer {layer}")
+        for kind in ABLATIONS:
+            values = replacement_values(model, named, finding, kind)
+            curve = faithfulness_curve(model, named, testing, rank(variance[units]), values)
+            curves.append(LayerCurve(units, named, kind, curve))
+    return curves
+
+
+# The circuit
+
+
+@dataclass(frozen=True)
+class YearCircuit:
+    """Union of the greedy paths from the answer back to the tokens, over some prompts."""
+
+    contribution: dict[tuple[int, int, int, int], list[float]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """Node (kind as in `attribution.paths`, layer, number, position) to what the paths that end in it contribute to the
+    target, per prompt that has such paths."""
+    n_prompts: int = 0
+
+    def parts(self, kind: int) -> list[tuple[int, int]]:
+        """Layer and number of the circuit's features, or heads."""
+        return sorted({(layer, number) for own, layer, number, _ in self.contribution if own == kind})
+
+    def components(self, basis: Basis) -> Bool[Tensor, " component"]:
+        """Components of a basis of features and heads that are in the circuit."""
+        kept = torch.zeros(len(basis), dtype=torch.bool)
+        kinds = {"feature": FEATURE, "head": HEAD}
+        for part, own in zip(basis.parts, basis.slices, strict=True):
+            numbers = [number for layer, number in self.parts(kinds[part.kind]) if layer == part.site.layer]
+            kept[own.start + torch.tensor(numbers, dtype=torch.int64)] = True
+        return kept
+
+
+def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> AttributionTargets:
+    """Mean logit of years later than `start` minus mean logit of the other years, at the last position."""
+    unembedding = model.captured.unembedding.weight
+    later = answers.year > start
+    weights = unembedding.new_zeros(1, len(unembedding))
+    weights[0, answers.token[later]] = 1 / int(later.sum())
+    weights[0, answers.token[~later]] = -1 / int((~later).sum())
+    return logit_targets(model, torch.tensor([len(model.captured) - 1], device=weights.device), weights)
+
+
+def find_circuit(
+    tracer: Tracer, prompts: YearPrompts, answers: AnswerYears, search: PathSearch
+) -> YearCircuit:
+    """Union of the greedy paths of all prompts."""
+    circuit = YearCircuit(n_prompts=len(prompts))
+    for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
+        model = tracer.linearize(text)
+        root = target_reader(model, later_target(model, answers, start))
+        graph = paths_to_graph(find_paths(model, root, search))
+        columns = (graph.kind, graph.layer, graph.index, graph.position, graph.value)
+        for kind, layer, index, position, value in zip(*(each.tolist() for each in columns), strict=True):
+            if kind >= 0:
+                circuit.contribution[kind, layer, index, position].append(value)
+    return circuit
+
+
+@dataclass(frozen=True)
+class InputContributions:
+    """Effects on the target of tokens, errors, positions and biases, through all features and heads; they add up to
+    the target."""
+
+    token: Float[Tensor, "prompt position"]
+    error: Float[Tensor, "prompt layer position"]
+    position: Float[Tensor, "prompt position"]
+    """0 where the model has no learned position embeddings."""
+    constant: Float[Tensor, " prompt"]
+
+    @property
+    def magnitude(self) -> Float[Tensor, " prompt"]:
+        """Sum of all magnitudes."""
+        parts = (self.token, self.error.flatten(1), self.position, self.constant[:, None])
+        return torch.cat(parts, 1).abs().sum(1)
+
+
+def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYears) -> InputContributions:
+    """Contributions to `later_target` on each prompt."""
+    rows = []
+    for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
+        model = tracer.linearize(text)
+        effects = total_effects(model, later_target(model, answers, start))[0].cpu()
+        columns = source_columns(model)
+        errors = effects[columns.errors].view(columns.layers, columns.positions)
+        rows.append(
+            (
+                effects[columns.embeddings],
+                errors,
+                effects[columns.position_embeddings],
+                effects[columns.constant],
+            )
+        )
+    return InputContributions(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+# Features by year
+
+
+@dataclass(frozen=True)
+class YearFeatures:
+    """Some features of a layer, by start year."""
+
+    year: Int[Tensor, " year"]
+    """Start years, ascending."""
+    feature: Int[Tensor, " feature"]
+    activation: Float[Tensor, "feature year"]
+    """At the last position, mean over the prompts of the year."""
+    attribution: Float[Tensor, "feature year"]
+    """Direct logit attribution of an activation of 1 to the year as answer, minus the mean over the vocabulary; the
+    final norm's denominator is left out."""
+    head: tuple[int, int] | None
+    """Layer and number of the head that the de-embedding score goes through."""
+    score: Float[Tensor, "feature year"] | None
+    """De-embedding score: how strongly the weights read the year; None where no head lies before the layer's MLP."""
+
+
+def describe_years(
+    model: LanguageModel,
+    weights: ModelWeights,
+    transcoders: Mapping[int, Dictionary],
+    layer: int,
+    prompts: YearPrompts,
+    answers: AnswerYears,
+    feature: Int[Tensor, " feature"],
+    head: tuple[int, int] | None,
+    connections: int,
+) -> YearFeatures:
+    """Some features of a layer by start year, with de-embedding scores through `head`."""
+    year, row = prompts.start.unique(return_inverse=True)
+    z = last_feature_activations(model, transcoders[layer], prompts, feature).cpu()
+    total = z.new_zeros(len(year), len(feature)).index_add_(0, row, z)
+    token = answers.token[torch.isin(answers.year, year)].to(feature.device)
+    score = None
+    if head is not None:
+        score = deembedding_scores(
+            model, weights, transcoders, layer, feature, head, token, connections
+        ).cpu()
+    attribution = logit_attribution(weights, transcoders[layer], feature, token).cpu()
+    activation = (total / torch.bincount(row)[:, None]).T
+    return YearFeatures(year, feature.cpu(), activation, attribution, head, score)
+
+
+@torch.inference_mode()
+def last_feature_activations(
+    model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts, feature: Int[Tensor, " feature"]
+) -> Float[Tensor, "prompt feature"]:
+    """Activations at the last position."""
+    site = Site("mlp_in", dictionary.layer)
+    x = capture(model, prompts.token, [site])[site][:, -1]
+    return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature]
+
+
+@torch.inference_mode()
+def direct_year_effects(
+    model: LanguageModel,
+    weights: ModelWeights,
+    dictionary: Dictionary,
+    prompts: YearPrompts,
+    answers: AnswerYears,
+    feature: Int[Tensor, " feature"],
+) -> Float[Tensor, " prompt"]:
+    """Direct effect of some features together on the mean logit of later years minus that of the other years.
+
+    The final norm's denominator is left out.
+    """
+    z = last_feature_activations(model, dictionary, prompts, feature)
+    effect = (z @ logit_attribution(weights, dictionary, feature, answers.token.to(feature.device))).cpu()
+    later = (answers.year > prompts.start[:, None]).to(effect)
+    return (effect * later).sum(1) / later.sum(1) - (effect * (1 - later)).sum(1) / (1 - later).sum(1)
+
+
+@torch.inference_mode()
+def logit_attribution(
+    weights: ModelWeights,
+    dictionary: Dictionary,
+    feature: Int[Tensor, " feature"],
+    token: Int[Tensor, " year"],
+) -> Float[Tensor, "feature year"]:
+    """Direct logit attribution of an activation of 1, without norm denominators."""
+    rows = weights.unembedding.rows[token]
+    written = norm_jvp(weights.blocks[dictionary.layer].norm_mlp_after, dictionary.W_dec[feature].to(rows))
+    return written @ rows.T
+
+
+@torch.inference_mode()
+def deembedding_scores(
+    model: LanguageModel,
+    weights: ModelWeights,
+    transcoders: Mapping[int, Dictionary],
+    layer: int,
+    feature: Int[Tensor, " feature"],
+    head: tuple[int, int],
+    token: Int[Tensor, " year"],
+    connections: int,
+) -> Float[Tensor, "feature year"]:
+    """How strongly each feature reads each token through a head, from the weights alone.
+
+    Where layer 0 has a transcoder and the head lies after it: the sum over the `connections` largest connections c_i to
+    its features of c_i times what feature i reads from the token's embedding. Otherwise what the head itself reads from
+    the embedding.
+    """
+    embedding = embedding_rows(model, weights)[token]
+    reads = encoder_in_residual(weights, layer, transcoders[layer].W_enc[feature])
+    read = head_vjp(weights.blocks[head[0]], head[1], reads)
+    first = transcoders.get(0)
+    if first is None or head[0] not in head_layers(model, 0, layer):
+        return read @ embedding.T
+    written = norm_jvp(weights.blocks[0].norm_mlp_after, first.W_dec.to(read))
+    best = (read @ written.T).topk(min(connections, first.width), dim=1)
+    tokens = encoder_in_residual(weights, 0, first.W_enc) @ embedding.T
+    return torch.einsum("fc,fcy->fy", best.values, tokens[best.indices])
