@@ -1,4 +1,4 @@
-"""The plan's arithmetic, on a study small enough to count by hand, and its refusal."""
+"""The arithmetic of plans, on a study small enough to count by hand; a disk too small is refused."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,22 +25,22 @@ def costs(**changes):
     return {cost.stage: cost for cost in plan(study, MACHINE)}
 
 
-def test_activations_take_their_rows_times_their_width() -> None:
+def test_activations_take_rows_times_width_on_disk() -> None:
     cost = costs()["activations"]
-    # 16 numbers of two bytes a row, and six bytes that say where the row is from
+    # per row 16 numbers of two bytes, and six bytes for its sequence and position
     assert cost.disk == 100_000 * (16 * 2 + 6)
     assert costs(activations={"layers": [0, 1], "tokens": 100_000})["activations"].disk == 100_000 * (
         2 * 16 * 2 + 6
     )
 
 
-def test_int8_takes_one_byte_a_number_and_a_scale_a_row() -> None:
+def test_int8_takes_one_byte_per_number_and_a_scale_per_row() -> None:
     assert costs(activations={"layers": [1], "tokens": 100_000, "dtype": "int8"})[
         "activations"
     ].disk == 100_000 * (16 + 4 + 6)
 
 
-def test_a_forward_pass_is_two_operations_a_weight_and_attention() -> None:
+def test_a_forward_pass_takes_two_operations_per_weight_plus_attention() -> None:
     cost = costs()["activations"]
     weights = 2 * (4 * 16 * 16 + 2 * 16 * 64)
     assert cost.operations == 100_000 * (2 * weights + 2 * 4 * 64 * 16)
@@ -51,17 +51,17 @@ def test_a_sparse_step_costs_one_dense_product_and_a_penalised_one_six() -> None
     assert cost.operations == 200_000 * (2 * 16 * 32 + 10 * 16 * 4) + 200_000 * 12 * 16 * 32
 
 
-def test_what_is_imported_takes_its_weights_and_no_training(tmp_path) -> None:
+def test_imported_runs_cost_their_weights_and_no_training(tmp_path) -> None:
     (tmp_path / "1.pt").touch()
     files = {"files": f"{tmp_path}/{{layer}}.pt", "name": "theirs", "act": "relu"}
-    alone, beside = (
+    imported_only, with_imported = (
         costs(dictionaries={"b": files}),
         costs(dictionaries={**STUDY["dictionaries"], "b": files}),
     )
-    assert (alone["dictionaries"].tokens, alone["dictionaries"].operations) == (0, 0)
-    assert alone["dictionaries"].disk == 4 * (2 * 32 * 16 + 2 * 32)
-    assert beside["dictionaries"].operations == costs()["dictionaries"].operations
-    assert beside["evaluation"].operations > costs()["evaluation"].operations
+    assert (imported_only["dictionaries"].tokens, imported_only["dictionaries"].operations) == (0, 0)
+    assert imported_only["dictionaries"].disk == 4 * (2 * 32 * 16 + 2 * 32)
+    assert with_imported["dictionaries"].operations == costs()["dictionaries"].operations
+    assert with_imported["evaluation"].operations > costs()["evaluation"].operations
 
 
 def test_more_work_takes_longer() -> None:
@@ -84,17 +84,17 @@ def test_the_tokens_of_files_are_estimated_from_their_size(tmp_path) -> None:
     assert corpus_tokens(load_study({**STUDY, "corpus": corpus})) == (7_500, 2_500)
 
 
-def test_a_disk_too_small_is_refused_with_the_stage_that_needs_most() -> None:
+def test_a_disk_too_small_is_refused_naming_the_largest_stage() -> None:
     study = load_study(STUDY)
-    full = MachineRates(1e12, 1e5, "a test")
+    small = MachineRates(1e12, 1e5, "a test")
     with pytest.raises(
         ValueError, match=r"plan: the study needs .* are free; make room, or lower what stage \w+ writes"
     ):
-        check_disk(plan(study, full), full)
+        check_disk(plan(study, small), small)
     check_disk(plan(study, MACHINE), MACHINE)
 
 
-def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
+def test_the_table_has_a_line_per_stage_and_a_total() -> None:
     study = load_study(STUDY)
     lines = list(describe(study, plan(study, MACHINE), MACHINE))
     stages = [line.split()[0] for line in lines[2:11]]
@@ -111,18 +111,18 @@ def test_the_table_has_a_line_for_each_stage_and_one_for_all() -> None:
     ]
 
 
-def test_a_stage_takes_the_memory_of_all_jobs_that_run_side_by_side() -> None:
+def test_a_stage_takes_the_memory_of_all_parallel_jobs() -> None:
     study = load_study({**STUDY, "activations": {"layers": [0, 1]}})
-    alone, abreast = (plan(study, replace(MACHINE, jobs=jobs)) for jobs in (1, 4))
-    ratios = {one.stage: many.memory / one.memory for one, many in zip(alone, abreast, strict=True)}
-    # one sweep on two layers, and two runs and the neurons; the stages before them run a job at a time
+    one_job, four_jobs = (plan(study, replace(MACHINE, jobs=jobs)) for jobs in (1, 4))
+    ratios = {one.stage: many.memory / one.memory for one, many in zip(one_job, four_jobs, strict=True)}
+    # features: two runs and the neurons on two layers; dictionaries: one sweep on two layers
     assert ratios == {
         "corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 2, "features": 4,
         "circuits": 1, "cases": 1,
     }  # fmt: skip
 
 
-def test_jobs_that_share_a_site_run_side_by_side() -> None:
+def test_activation_jobs_of_one_site_run_in_parallel() -> None:
     keys = {"layers": [0, 1], "shard_rows": 4096}
     studies = [load_study({**STUDY, "activations": {**keys, "jobs": jobs}}) for jobs in (1, 3)]
     one, three = (works_of(study)[2] for study in studies)
@@ -132,22 +132,22 @@ def test_jobs_that_share_a_site_run_side_by_side() -> None:
     assert costs[1].memory == 2 * costs[0].memory
 
 
-def test_tables_take_nine_bytes_an_activation_and_the_examples_of_each_feature() -> None:
+def test_tables_take_nine_bytes_per_activation_plus_the_examples_of_each_feature() -> None:
     usual = {"examples": 2, "bands": 1, "band_examples": 3, "neurons": 0}
     cost = costs(features=usual)["features"]
     fires, widest = 10_000 * (4 + 64), 10_000 * 64
     assert cost.disk == 9 * (fires + 2 * widest) + 2 * 32 * (300 + 5 * 90)
-    # of 64 neurons 8 are kept
+    # the 8 most active of 64 neurons are kept
     more = costs(features={**usual, "neurons": 8})["features"].disk - cost.disk
     assert more == 9 * 10_000 * 8 + 64 * (300 + 5 * 90)
 
 
-def test_a_corpus_lies_on_the_disk_twice_while_its_parts_are_put_together() -> None:
-    # of a token: two bytes, four for its document, two of compressed text; and one in the table of tokens
+def test_a_corpus_takes_twice_its_size_while_parts_are_merged() -> None:
+    # per token: two bytes, four for its document, two of compressed text; one in the token table
     assert costs()["corpus"].disk == 1_010_000 * (2 * (2 + 4 + 2) + 1)
 
 
-def test_space_that_the_study_takes_already_counts_as_free(tmp_path, monkeypatch) -> None:
+def test_space_that_the_study_already_takes_counts_as_free(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     assert calibrate(tmp_path / "none").free_bytes == 1000
     (tmp_path / "x").mkdir()

@@ -1,9 +1,11 @@
-"""What a plan is made of: the work of a stage, whatever the machine, and what it costs on one. What a study will
-cost: tokens, disk, memory, operations and hours, before anything runs."""
+"""The cost of a study before anything runs: tokens, disk, memory, operations and hours of each stage."""
 
+import math
+
+from ..activations.cache import MAX_WRITER_THREADS
 from ..config import Study
-from .gpus import ACTIVATIONS_PER_SECOND, JOB_SECONDS, TOKENS_PER_SECOND, cost_on_gpus
-from .machine import MachineRates
+from ..dictionaries.training.sweep import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
+from .machine import Gpus, MachineRates
 from .sizes import corpus_tokens
 from .stages import (
     ACTIVATION_BYTES,
@@ -16,22 +18,38 @@ from .stages import (
     language_model,
 )
 from .training import dictionaries
-from .work import Cost, Work
+from .work import Cost, GpuLoad, Work
 
 SHARE_OF_PEAK = {
     "language_model": 0.38, "activations": 0.15, "dictionaries": 0.07, "evaluation": 0.08, "features": 0.2,
     "circuits": 0.05, "cases": 0.05,
 }  # fmt: skip
-"""Share of the measured matrix-product rate that each stage reaches on processors: between those of two machines, of
-which the one with half the rate reaches a fifth to twice as much more of it (docs/benchmarks/quickstart.md)."""
+"""Share of the measured matrix-product rate that each stage reaches on CPUs.
+
+Values lie between those of two machines; the one with half the rate reaches a share 1.2 to 2 times as large
+(docs/benchmarks/quickstart.md).
+"""
+PRODUCT_SHARE_OF_STEP = 0.93
+"""Share of the product rate that the products of a GPU training step reach (docs/benchmarks/training.md)."""
+USABLE_GPU_MEMORY = 0.9
+"""Share of a GPU's memory that is available to arrays."""
+WRITE_RATE, READ_RATE = 2e9, 2.5e9
+"""Bytes per second of activations that one thread writes and reads (docs/benchmarks/caching.md)."""
+CHECKPOINT_RATE = 1e9
+"""Bytes per second of a checkpoint that one process copies and writes: assumed."""
+ACTIVATIONS_PER_SECOND = 2_000_000
+"""Activations sorted and written by one job, per second."""
+JOB_SECONDS = 8.0
+"""Start of a job: Snakemake, imports, loading the model."""
+TOKENS_PER_SECOND = 300_000
+"""Tokens generated or tokenised, and packed, by one core, per second."""
 
 
 def plan(study: Study, machine: MachineRates) -> list[Cost]:
     """The cost of each stage, in order."""
-    works = works_of(study)
-    if machine.gpus is not None:
-        return [cost_on_gpus(work, machine) for work in works]
-    return [_cost_on_cores(work, machine) for work in works]
+    if machine.gpus is None:
+        return [_cost_without_gpu(work, machine) for work in works_of(study)]
+    return [cost_on_gpus(work, machine, machine.gpus) for work in works_of(study)]
 
 
 def works_of(study: Study) -> list[Work]:
@@ -50,7 +68,7 @@ def works_of(study: Study) -> list[Work]:
 
 
 def check_disk(costs: list[Cost], machine: MachineRates) -> None:
-    """Raise ValueError, with the remedy, where the disk cannot hold what the stages write."""
+    """Raise ValueError, with the remedy, if the disk cannot hold the outputs."""
     needed = sum(cost.disk for cost in costs)
     if needed > machine.free_bytes:
         largest = max(costs, key=lambda cost: cost.disk)
@@ -60,22 +78,123 @@ def check_disk(costs: list[Cost], machine: MachineRates) -> None:
         )
 
 
-def _cost_on_cores(work: Work, machine: MachineRates) -> Cost:
-    """Jobs that run side by side share the cores, and save each other the wait for starts."""
-    abreast = 1 if work.alone else max(1, min(machine.jobs, work.jobs))
+def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
+    """Parallel jobs share the cores; their start-up times overlap."""
+    parallel = 1 if work.exclusive else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":
         seconds = work.tokens / TOKENS_PER_SECOND + work.download / machine.download
     else:
         seconds = work.operations / (SHARE_OF_PEAK[work.stage] * machine.operations_per_second)
     if work.stage == "features":
         seconds += work.disk / ACTIVATION_BYTES / ACTIVATIONS_PER_SECOND
-    seconds += work.starts / (1 if work.alone else machine.jobs) * JOB_SECONDS
+    seconds += work.starts / (1 if work.exclusive else machine.jobs) * JOB_SECONDS
     return Cost(
         work.stage,
         work.tokens,
         work.disk,
-        work.memory * abreast,
+        work.memory * parallel,
         work.operations,
         seconds,
         network=work.download,
     )
+
+
+def cost_on_gpus(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
+    """The cost on a machine with GPUs."""
+    if work.gpu_load == GpuLoad():
+        return _cost_on_one_core(work, machine, gpus)
+    per_job = gpus_per_job(work, gpus)
+    parallel = max(1, min(work.jobs, gpus.count // per_job))
+    times = {**_job_times(work, machine, gpus, per_job, parallel), **_disk_times(work, machine)}
+    rounds = math.ceil(work.jobs / parallel)
+    # a job's work and the disk transfers of all jobs overlap
+    seconds = max(times.values()) + work.starts / work.jobs * rounds * JOB_SECONDS
+    seconds += rounds * work.sorted_activations / work.jobs / ACTIVATIONS_PER_SECOND
+    seconds *= 1 + _checkpoint_overhead(work, machine, per_job, parallel)
+    fits = per_job <= gpus.count
+    processes = min(gpus.per_node, parallel * per_job) / (
+        1 if work.can_split else min(gpus.per_node, per_job)
+    )
+    return Cost(
+        work.stage,
+        work.tokens,
+        work.disk,
+        memory=processes * (work.host_memory + work.checkpoint / per_job),
+        operations=work.operations,
+        seconds=seconds if fits else math.inf,
+        network=_network(work, gpus, per_job),
+        gpu_memory=work.gpu_memory / per_job + work.gpu_memory_replicated,
+        gpus_per_job=per_job,
+        busy_gpus=min(parallel * per_job, gpus.count) if fits else 0,
+        bottleneck=max(times, key=lambda name: times[name]),
+    )
+
+
+def gpus_per_job(work: Work, gpus: Gpus) -> int:
+    """Number of GPUs over which a job has to be split to fit their memory; more than there are if none suffices."""
+    room = USABLE_GPU_MEMORY * gpus.memory - work.gpu_memory_replicated
+    if room <= 0:
+        return gpus.count + 1
+    least = max(1, math.ceil(work.gpu_memory / room))
+    if not work.divisible_by:
+        return least
+    return next(n for n in range(least, work.divisible_by + 1) if work.divisible_by % n == 0)
+
+
+def _cost_on_one_core(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
+    times = {
+        "one core": 0.0,
+        "download": work.download / machine.download,
+        "writing": work.disk / machine.write,
+    }
+    if work.stage == "corpus":
+        times["one core"] = work.tokens / TOKENS_PER_SECOND
+    seconds = max(times.values()) + work.starts * JOB_SECONDS
+    bottleneck = max(times, key=lambda name: times[name])
+    return Cost(
+        work.stage, work.tokens, work.disk, work.host_memory, work.operations, seconds if work.jobs else 0.0,
+        network=_network(work, gpus, 1), bottleneck=bottleneck if times[bottleneck] else "",
+    )  # fmt: skip
+
+
+def _job_times(
+    work: Work, machine: MachineRates, gpus: Gpus, per_job: int, parallel: int
+) -> dict[str, float]:
+    """Seconds of all rounds, by what limits the GPUs, and of the threads that read and write at the same time."""
+    load, rounds = work.gpu_load, math.ceil(work.jobs / parallel)
+    operations = load.bf16_flops / machine.operations_per_second + load.fp32_flops / gpus.float32
+    parts = {
+        "products": operations / PRODUCT_SHARE_OF_STEP / per_job,
+        "GPU memory": load.moved / gpus.bandwidth / per_job + load.replicated / gpus.bandwidth,
+    }
+    if per_job > 1 and work.can_split:
+        one_node = per_job <= gpus.per_node
+        parts["network"] = load.exchanged / (gpus.link if one_node else gpus.network / gpus.per_node)
+    total, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
+    threads = max(1, machine.cores * per_job // gpus.per_node)
+    # half of a job's threads write
+    writers = min(MAX_WRITER_THREADS, max(1, threads // 2))
+    times = {largest: total, "writers": work.written / (WRITE_RATE * writers)}
+    if work.can_split:
+        times["readers"] = work.read / (READ_RATE * threads)
+    return {name: seconds * rounds / work.jobs for name, seconds in times.items()}
+
+
+def _disk_times(work: Work, machine: MachineRates) -> dict[str, float]:
+    return {"disk, writing": work.written / machine.write, "disk, reading": work.read / machine.read}
+
+
+def _checkpoint_overhead(work: Work, machine: MachineRates, per_job: int, parallel: int) -> float:
+    """Seconds of saving checkpoints per second of training."""
+    seconds = work.checkpoint / min(CHECKPOINT_RATE * per_job, machine.write / parallel)
+    return min(CHECKPOINT_SHARE / (1 - CHECKPOINT_SHARE), seconds / CHECKPOINT_SECONDS)
+
+
+def _network(work: Work, gpus: Gpus, per_job: int) -> float:
+    """Bytes downloaded, exchanged between nodes and, with several nodes, read from and written to the disk."""
+    transferred = work.download
+    if gpus.nodes > 1:
+        transferred += work.disk + work.read
+    if work.can_split and per_job > gpus.per_node:
+        transferred += work.gpu_load.exchanged * per_job
+    return transferred

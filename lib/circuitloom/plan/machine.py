@@ -1,4 +1,4 @@
-"""What a machine does a second: the one at hand, measured, or one that a config describes."""
+"""Rates of a machine: measured on this one, or taken from a config that describes another."""
 
 import math
 import shutil
@@ -10,10 +10,12 @@ from pathlib import Path
 from ..config.machine import Machine
 
 PRODUCT_SHARE, COPY_SHARE = 0.75, 0.88
-"""Of data sheets' operations and bytes a second, what products and copies reach: 0.743 to 0.801 and 0.90 on an H100,
-0.755 and 0.87 on an H200 (docs/benchmarks/training.md)."""
+"""Shares of a data sheet's FLOP/s and bandwidth that products and copies reach.
+
+Measured: 0.743 to 0.801 and 0.90 on an H100, 0.755 and 0.87 on an H200 (docs/benchmarks/training.md).
+"""
 DOWNLOAD = 30e6
-"""Bytes a second from outside, where nothing says."""
+"""Download rate of a measured machine, in bytes per second: assumed."""
 
 
 @dataclass(frozen=True)
@@ -21,52 +23,53 @@ class Gpus:
     """The GPUs of a machine or cluster."""
 
     nodes: int
-    node: int
-    """GPUs a node."""
+    per_node: int
+    """GPUs per node."""
     memory: float
-    """Bytes of one."""
+    """Bytes of memory per GPU."""
     float32: float
-    """Operations a second of a float32 product, of one."""
+    """FLOP/s of a float32 product on one GPU."""
     bandwidth: float
-    """Bytes a second of a copy, read and written, of one."""
+    """Bytes per second of a copy on one GPU, reads plus writes."""
     link: float = math.inf
-    """Bytes a second from one to the others of its node."""
+    """Bytes per second from one GPU to the others of its node."""
     network: float = math.inf
-    """Bytes a second from a node to the others."""
+    """Bytes per second from a node to the others."""
 
     @property
     def count(self) -> int:
-        """All of them."""
-        return self.nodes * self.node
+        """Number of GPUs of all nodes."""
+        return self.nodes * self.per_node
 
 
 @dataclass(frozen=True)
 class MachineRates:
-    """What a machine does; rates are those that are reached."""
+    """Rates that a machine reaches, and its memory and disk."""
 
     operations_per_second: float
-    """Of a bfloat16 matrix product (float32 where the processor has no bfloat16): of all cores, or one GPU."""
+    """FLOP/s of a bfloat16 matrix product (float32 without hardware support) on all cores, or on one GPU."""
     free_bytes: float
-    """Disk space under the results folder, what it holds already included."""
+    """Free disk space, plus the space that the study's results already take."""
     device: str
     jobs: int = 1
-    """How many jobs run side by side at most on a machine without GPU."""
+    """Largest number of jobs in parallel on a machine without GPU."""
     gpus: Gpus | None = None
     cores: int = 1
-    """Processor cores a node."""
+    """CPU cores per node."""
     memory: float = math.inf
-    """Bytes of memory a node."""
+    """Bytes of memory per node."""
     write: float = math.inf
-    """Bytes a second that the disk takes."""
+    """Bytes per second written to the disk."""
     read: float = math.inf
-    """Bytes a second that the disk gives."""
+    """Bytes per second read from the disk."""
     download: float = DOWNLOAD
-    """Bytes a second from outside."""
+    """Bytes per second downloaded."""
     measured: bool = True
+    """False for a machine that a config describes."""
 
 
 def described(config: Machine) -> MachineRates:
-    """The machine of a config's section."""
+    """The rates of the machine in a config's section `machine`."""
     gpus = Gpus(
         config.nodes,
         config.gpus,
@@ -91,14 +94,14 @@ def described(config: Machine) -> MachineRates:
 
 
 def calibrate(results: Path) -> MachineRates:
-    """Time a matrix product of the size that training uses; read the disk space that a study's `results` may take."""
+    """Measure matrix products and copies on this machine, and the disk space available to the folder `results`."""
     import torch
 
     from ..core.hardware import fast_dtype
 
     existing = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
-    held = sum(file.stat().st_size for file in results.rglob("*") if file.is_file())
-    space = shutil.disk_usage(existing).free + held
+    used = sum(file.stat().st_size for file in results.rglob("*") if file.is_file())
+    space = shutil.disk_usage(existing).free + used
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():
         rate = 2 * 1024**3 / _product_seconds(1024, fast_dtype(), "cpu")
@@ -107,7 +110,7 @@ def calibrate(results: Path) -> MachineRates:
     source = torch.ones(2**28, device="cuda")
     target = torch.empty_like(source)
     copy = _seconds(lambda: target.copy_(source))
-    # jobs take turns on the first
+    # jobs share the first GPU, one after another
     gpus = Gpus(
         1,
         1,
@@ -126,7 +129,7 @@ def _product_seconds(size: int, dtype, device: str) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The shortest of some times that `work` takes."""
+    """Shortest of six timings of `work`."""
     import torch
 
     best = float("inf")

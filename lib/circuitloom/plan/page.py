@@ -1,53 +1,56 @@
-"""What of a plan does not fit, or leaves a machine idle, in words. The plan of a study as text."""
+"""A plan as text: a table of costs, then what does not fit or leaves GPUs idle."""
 
 import math
 from collections.abc import Iterator
 
 from ..config import Study
 from ..config.corpus import Chronicle
-from .costs import works_of
-from .gpus import USABLE
+from .costs import USABLE_GPU_MEMORY, works_of
 from .machine import Gpus, MachineRates
-from .training import model_beside
+from .training import model_on_gpu_bytes
 from .work import Cost, Work
 
 FILES = 1_000_000
-"""More files than this are said."""
+"""A stage with more files is reported."""
 IDLE_SECONDS = 3600
-"""A stage that leaves GPUs idle for longer is said."""
+"""A stage that leaves GPUs idle for longer is reported."""
 
 
 def limits(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
-    """What does not fit, or leaves GPUs idle, stage by stage; nothing where the machine has no GPUs."""
+    """What does not fit or leaves GPUs idle, by stage; empty for a machine without GPUs."""
     gpus = machine.gpus
     if gpus is None:
         return
     for work, cost in zip(works_of(study), costs, strict=True):
-        yield from (f"{work.stage}: {line}" for line in _of_memory(study, work, cost, machine, gpus))
+        yield from (f"{work.stage}: {line}" for line in _memory_limits(study, work, cost, machine, gpus))
         if cost.disk > machine.free_bytes:
             yield f"{work.stage}: {cost.disk / 1e12:.3g} TB of disk, and {machine.free_bytes / 1e12:.3g} TB are there"
         if work.files > FILES:
             yield f"{work.stage}: {work.files / 1e6:.3g} million files; raise activations.shard_rows"
-        # a machine at hand gives its GPU one job after another
-        if 0 < cost.busy < gpus.count and cost.seconds > IDLE_SECONDS and not machine.measured:
+        # a measured machine runs its jobs one after another on one GPU
+        if 0 < cost.busy_gpus < gpus.count and cost.seconds > IDLE_SECONDS and not machine.measured:
             yield (
-                f"{work.stage}: {work.jobs} {'job' if work.jobs == 1 else 'jobs'} of {cost.share} "
-                f"{'GPU' if cost.share == 1 else 'GPUs'}: {gpus.count - cost.busy} of {gpus.count} are idle"
+                f"{work.stage}: {work.jobs} {'job' if work.jobs == 1 else 'jobs'} of {cost.gpus_per_job} "
+                f"{'GPU' if cost.gpus_per_job == 1 else 'GPUs'}: {gpus.count - cost.busy_gpus} of {gpus.count} are idle"
             )
 
 
-def _of_memory(study: Study, work: Work, cost: Cost, machine: MachineRates, gpus: Gpus) -> Iterator[str]:
-    one = f"one GPU holds {USABLE * gpus.memory / 1e9:.3g} GB"
-    needed = f"a job holds {(work.held + work.beside) / 1e9:.4g} GB, {one}"
-    if cost.share > gpus.count:
-        yield f"{needed}: not even all {gpus.count} GPUs would do ({cost.share} would)"
-    elif cost.share > 1 and work.splits:
-        yield f"{needed}: its features have to be split over {cost.share} GPUs"
-    elif cost.share > 1:
-        yield f"{needed}: {cost.share} would have to share it, and no code does that; costs are as if it did"
-    if work.stage == "dictionaries" and work.tokens and cost.gpu + model_beside(study) > USABLE * gpus.memory:
+def _memory_limits(study: Study, work: Work, cost: Cost, machine: MachineRates, gpus: Gpus) -> Iterator[str]:
+    one = f"one GPU holds {USABLE_GPU_MEMORY * gpus.memory / 1e9:.3g} GB"
+    needed = f"a job holds {(work.gpu_memory + work.gpu_memory_replicated) / 1e9:.4g} GB, {one}"
+    if cost.gpus_per_job > gpus.count:
+        yield f"{needed}: not even all {gpus.count} GPUs would do ({cost.gpus_per_job} would)"
+    elif cost.gpus_per_job > 1 and work.can_split:
+        yield f"{needed}: its features have to be split over {cost.gpus_per_job} GPUs"
+    elif cost.gpus_per_job > 1:
+        yield f"{needed}: {cost.gpus_per_job} would have to share it, and no code does that; costs are as if it did"
+    if (
+        work.stage == "dictionaries"
+        and work.tokens
+        and cost.gpu_memory + model_on_gpu_bytes(study) > USABLE_GPU_MEMORY * gpus.memory
+    ):
         yield (
-            f"each process loads the whole model ({model_beside(study) / 1e9:.3g} GB) for one layer's MLP, which "
+            f"each process loads the whole model ({model_bytes / 1e9:.3g} GB) for one layer's MLP, which "
             "does not fit beside; costs are as if it loaded the MLP alone"
         )
     if cost.memory > machine.memory:
@@ -55,7 +58,7 @@ def _of_memory(study: Study, work: Work, cost: Cost, machine: MachineRates, gpus
 
 
 def describe(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
-    """The plan as lines of a table, and what of it does not fit."""
+    """Lines of the table, and of what does not fit."""
     chronicle = " (generated)" if isinstance(study.corpus, Chronicle) else ""
     yield f"study {study.name}: {len(study.layers)} layers, {len(study.runs)} runs{chronicle}"
     on_gpus = machine.gpus is not None
@@ -97,10 +100,11 @@ def _row(stage: str, tokens: str, cost: Cost, on_gpus: bool) -> str:
         f"{_short(cost.memory) + 'B':>12}"
     )
     if on_gpus:
-        shared = f"{cost.busy // cost.share} x {cost.share}" if cost.busy else ""
-        row += f"{_short(cost.gpu) + 'B' if cost.gpu else '':>10}{shared:>10}"
+        gpus = f"{cost.busy_gpus // cost.gpus_per_job} x {cost.gpus_per_job}" if cost.busy_gpus else ""
+        row += f"{_short(cost.gpu_memory) + 'B' if cost.gpu_memory else '':>10}{gpus:>10}"
     time = _time(cost.seconds)
-    return f"{row}{_short(cost.operations):>14}{time:>14}  {cost.bound if math.isfinite(cost.seconds) else ''}".rstrip()
+    bottleneck = cost.bottleneck if math.isfinite(cost.seconds) else ""
+    return f"{row}{_short(cost.operations):>14}{time:>14}  {bottleneck}".rstrip()
 
 
 def _short(value: float) -> str:

@@ -1,10 +1,11 @@
-"""The work of the stages up to the activations. The work of the stages that use dictionaries."""
+"""The work of each stage except training dictionaries (training.py)."""
 
 import math
 
 from ..config import Study
 from ..config.corpus import HubDataset as HubCorpus
 from ..config.language_model import HubModel, Pretrain
+from ..features.external_sort import ENCODE_BATCH
 from .sizes import (
     BYTES_PER_TOKEN,
     PROCESS_BYTES,
@@ -18,37 +19,44 @@ from .sizes import (
     vocabulary,
     weight_bytes,
 )
-from .work import Load, Work
+from .work import GpuLoad, Work
 
 
 def corpus(study: Study, tokens: float) -> Work:
-    """Text to tokens, by one job."""
+    """Text to tokens, in one job."""
     wide = vocabulary(study.shape) > 2**16
     text = tokens * BYTES_PER_TOKEN * 0.5
-    # a token and the number of its document; both and the text lie there twice until the parts are put together
+    # token and document number; these and the text are stored twice until parts are merged
     arrays = tokens * ((4 if wide else 2) + 4)
     disk = 2 * (arrays + text) + tokens
     fetched = text if isinstance(study.corpus, HubCorpus) else 0
     return Work(
-        "corpus", tokens, disk, PROCESS_BYTES, alone=True, host=PROCESS_BYTES, download=fetched, files=6
+        "corpus",
+        tokens,
+        disk,
+        PROCESS_BYTES,
+        exclusive=True,
+        host_memory=PROCESS_BYTES,
+        download=fetched,
+        files=6,
     )
 
 
 def language_model(study: Study) -> Work:
-    """A model that is trained here, or laid down."""
+    """Pretraining, or storing a downloaded model."""
     blocks, embedding = model_parameters(study.shape)
     size, model = 4 * (blocks + embedding), study.language_model
     if not isinstance(model, Pretrain):
         fetched = model_bytes(study) if isinstance(model, HubModel) else 0
-        # it is loaded once, to find the names of its parts
+        # loaded once, to find its module names
         return Work(
             "language_model",
             tokens=0,
             disk=model_bytes(study),
             memory=PROCESS_BYTES + model_bytes(study),
             starts=2,
-            alone=True,
-            host=PROCESS_BYTES + model_bytes(study),
+            exclusive=True,
+            host_memory=PROCESS_BYTES + model_bytes(study),
             download=fetched,
             files=10,
         )
@@ -61,16 +69,16 @@ def language_model(study: Study) -> Work:
         memory=PROCESS_BYTES + 4 * size + batch,
         operations=operations,
         starts=2,
-        alone=True,
-        load=forward_load(study, study.shape.layers, 1, 2) * (3 * model.tokens),
-        host=PROCESS_BYTES + size,
-        held=4 * size + batch,
+        exclusive=True,
+        gpu_load=forward_load(study, study.shape.layers, 1, 2) * (3 * model.tokens),
+        host_memory=PROCESS_BYTES + size,
+        gpu_memory=4 * size + batch,
         files=10,
     )
 
 
 def activations(study: Study, train_tokens: float) -> Work:
-    """A site's jobs, one or several, pass all rows through the model and write all layers."""
+    """Per site one job or several pass all tokens through the model and write all layers."""
     config = study.activations
     rows = min(config.tokens or train_tokens, train_tokens)
     arrays, last = len(study.layers) * len(config.sites), max(study.layers) + 1
@@ -87,37 +95,35 @@ def activations(study: Study, train_tokens: float) -> Work:
         operations=rows * len(config.sites) * forward(study, last),
         jobs=jobs,
         starts=jobs + 1,
-        alone=config.jobs == 1,
-        load=forward_load(study, last) * (rows * len(config.sites)),
-        host=PROCESS_BYTES + 2 * shard,
-        held=forward_bytes(study, config.batch * study.corpus.context),
+        exclusive=config.jobs == 1,
+        gpu_load=forward_load(study, last) * (rows * len(config.sites)),
+        host_memory=PROCESS_BYTES + 2 * shard,
+        gpu_memory=forward_bytes(study, config.batch * study.corpus.context),
         written=written,
         files=arrays * shards,
     )
 
 
 FIRING_NEURONS = 0.4
-"""Share of the neurons that are positive on a token."""
+"""Share of the neurons that are positive per token."""
 ACTIVATION_BYTES, EXAMPLE_BYTES, FEATURE_BYTES = 9, 90, 300
-"""On disk, in all tables: of an activation, an example, a feature (docs/benchmarks/queries.md)."""
+"""Bytes on disk in all tables per activation, example and feature (docs/benchmarks/queries.md)."""
 TABULATING_BYTES = 600e6
-"""What sorting and writing holds at once."""
+"""Memory of sorting and writing activations."""
 TRACING_BYTES = 400e6
-"""What is carried down the layers at once, and the effects of as many targets."""
+"""Memory of tracing: vectors of the targets that are carried backwards together, and their effects."""
 CASE_TOKENS = 1_000_000
-"""Tokens of a case's prompts, each counted once a pass with something ablated."""
-ENCODED_AT_ONCE = 4096
-"""Tokens whose activations, of all features, are held at once."""
+"""Tokens of a case's prompts, counted once per forward pass with an ablation."""
 ENCODED_BYTES = 12
-"""Moved a token and feature: a pre-activation written, read to choose, read again."""
+"""Bytes moved per token and feature: a pre-activation is written, read to choose, and read again."""
 
 
 def evaluation(study: Study, held_out: float) -> Work:
-    """Held-out tokens through the model, with dictionaries of one layer or of all in place of MLPs."""
+    """Forward passes on held-out tokens, with dictionaries in place of one MLP or of all."""
     shape, runs, layers = study.shape, list(study.runs.values()), len(study.layers)
     tokens = min(study.evaluation.tokens or held_out, held_out)
     _, embedding = model_parameters(shape)
-    whole = forward(study, shape.layers) + 2 * embedding
+    full_pass = forward(study, shape.layers) + 2 * embedding
     encode = sum(2 * shape.d_model * run.width for run in runs)
     passes = len(runs) * (layers + 1) + 2 * (layers + 1)
     batch = study.evaluation.batch * study.corpus.context
@@ -129,13 +135,14 @@ def evaluation(study: Study, held_out: float) -> Work:
         tokens=tokens * passes,
         disk=1e6 * len(runs) * layers,
         memory=PROCESS_BYTES + logits,
-        operations=tokens * (passes * whole + 2 * layers * encode),
+        operations=tokens * (passes * full_pass + 2 * layers * encode),
         jobs=max(1, len(study.sweeps)) * layers,
         starts=len(study.sweeps) * (layers + 1) + 4,
-        load=forward_load(study, shape.layers, 1) * (tokens * passes)
-        + Load(full=encode, moved=ENCODED_BYTES * sum(run.width for run in runs)) * (2 * layers * tokens),
-        host=PROCESS_BYTES,
-        held=forward_bytes(study, batch)
+        gpu_load=forward_load(study, shape.layers, 1) * (tokens * passes)
+        + GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(run.width for run in runs))
+        * (2 * layers * tokens),
+        host_memory=PROCESS_BYTES,
+        gpu_memory=forward_bytes(study, batch)
         + logits
         + weights * (layers if study.evaluation.together else 1)
         + 8 * batch * widest,
@@ -156,15 +163,15 @@ def features(study: Study, held_out: float) -> Work:
         fires.append(min(config.neurons or shape.d_mlp, FIRING_NEURONS * shape.d_mlp))
         widths.append(shape.d_mlp)
     examples = config.examples + config.bands * config.band_examples
-    # of a table of examples no more can be kept than there are activations
+    # a feature has at most one example per activation
     kept = sum(min(examples * width, 2 * tokens * fire) for width, fire in zip(widths, fires, strict=True))
     disk = layers * (
         tokens * sum(fires) * ACTIVATION_BYTES + sum(widths) * FEATURE_BYTES + kept * EXAMPLE_BYTES
     )
-    # what a pass lays down before it is sorted, of the jobs that run side by side
+    # unsorted activations, of the jobs that run in parallel
     disk += tokens * 2 * max(fires) * ACTIVATION_BYTES
-    passes = sum((forward_load(study, layer + 1) for layer in study.layers), Load()) * len(fires)
-    encoded = Load(full=encode, moved=ENCODED_BYTES * sum(widths) * layers)
+    passes = sum((forward_load(study, layer + 1) for layer in study.layers), GpuLoad()) * len(fires)
+    encoded = GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(widths) * layers)
     blocks, embedding = model_parameters(shape)
     weights = 4 * 2 * max(widths) * shape.d_model
     return Work(
@@ -176,28 +183,28 @@ def features(study: Study, held_out: float) -> Work:
         + logits,
         jobs=len(fires) * layers,
         starts=len(fires) * layers,
-        load=(passes + encoded) * tokens + Load(full=logits),
-        host=PROCESS_BYTES + TABULATING_BYTES,
-        held=forward_bytes(study, config.batch * study.corpus.context)
+        gpu_load=(passes + encoded) * tokens + GpuLoad(fp32_flops=logits),
+        host_memory=PROCESS_BYTES + TABULATING_BYTES,
+        gpu_memory=forward_bytes(study, config.batch * study.corpus.context)
         + weights
-        + 8 * ENCODED_AT_ONCE * max(widths),
+        + 8 * ENCODE_BATCH * max(widths),
         read=sum(weight_bytes(run, shape.d_model) for run in study.runs.values()) * layers,
-        sorted=tokens * sum(fires) * layers,
+        sorted_activations=tokens * sum(fires) * layers,
         files=6 * len(fires) * layers,
     )
 
 
 def circuits(study: Study) -> Work:
-    """Each active feature is carried down through every attention below it, at each position."""
+    """Each active feature's vector is carried back through the attention of all earlier layers, at each position."""
     shape, d = study.shape, study.shape.d_model
     operations = 0.0
     for prompt in study.circuits.prompts.values():
         run = study.runs[prompt.run or study.traced_run or ""]
         length = min(study.corpus.context, len(prompt.text.encode()) / BYTES_PER_TOKEN + 1)
         active = length * len(study.layers) * firing(run)
-        # twice a head's two matrices, and its pattern; down half of the layers on average
+        # two matrices per head, forward and back, and its pattern; through half of the layers on average
         operations += active * shape.layers / 2 * length * d * (8 * d + 4 * length)
-        # what is read of each feature by each other
+        # effects between all pairs of features
         operations += active**2 * d
     prompts, behaviours = len(study.circuits.prompts), len(study.circuits.behaviours)
     tokens = sum(len(prompt.text.encode()) / BYTES_PER_TOKEN for prompt in study.circuits.prompts.values())
@@ -213,16 +220,16 @@ def circuits(study: Study) -> Work:
         operations=operations,
         jobs=prompts + behaviours + bool(study.traced_run),
         starts=prompts + 2 * behaviours + 2,
-        load=Load(full=operations),
-        host=PROCESS_BYTES,
-        held=model_bytes(study) + 4 * blocks + dictionary + TRACING_BYTES,
+        gpu_load=GpuLoad(fp32_flops=operations),
+        host_memory=PROCESS_BYTES,
+        gpu_memory=model_bytes(study) + 4 * blocks + dictionary + TRACING_BYTES,
         read=dictionary * prompts,
         files=7 * prompts,
     )
 
 
 def cases(study: Study, held_out: float) -> Work:
-    """Held-out tokens through the dictionaries of each case's runs, and prompts with components ablated."""
+    """Held-out tokens through the dictionaries of each case's runs, and prompts with ablated components."""
     shape, layers = study.shape, len(study.layers)
     blocks, embedding = model_parameters(shape)
     tokens = min(study.evaluation.tokens or held_out, held_out)
@@ -230,8 +237,8 @@ def cases(study: Study, held_out: float) -> Work:
     encoders = [2 * shape.d_model * width * layers for width in widths]
     passes = len(widths) * (forward(study, shape.layers) + 2 * embedding) + sum(encoders)
     weights = 4 * max(encoders, default=0)
-    load = forward_load(study, shape.layers, 1) * len(widths) + Load(
-        full=sum(encoders), moved=ENCODED_BYTES * sum(widths) * layers
+    load = forward_load(study, shape.layers, 1) * len(widths) + GpuLoad(
+        fp32_flops=sum(encoders), moved=ENCODED_BYTES * sum(widths) * layers
     )
     return Work(
         "cases",
@@ -241,9 +248,9 @@ def cases(study: Study, held_out: float) -> Work:
         operations=(tokens + CASE_TOKENS) * passes,
         jobs=len(study.cases),
         starts=len(study.cases),
-        load=load * (tokens + CASE_TOKENS),
-        host=PROCESS_BYTES,
-        held=model_bytes(study) + 4 * (blocks + embedding) + weights + TRACING_BYTES if widths else 0,
+        gpu_load=load * (tokens + CASE_TOKENS),
+        host_memory=PROCESS_BYTES,
+        gpu_memory=model_bytes(study) + 4 * (blocks + embedding) + weights + TRACING_BYTES if widths else 0,
         read=weights * len(widths),
         files=10 * len(widths),
     )
