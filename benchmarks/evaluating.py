@@ -43,7 +43,7 @@ def main() -> None:
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.evaluation.held_out import load_held_out
     from circuitloom.evaluation.metrics import log_probabilities, prediction_targets
-    from circuitloom.evaluation.scoring import score
+    from circuitloom.evaluation.scoring import score_runs
     from circuitloom.language_model.hooks import Site
     from circuitloom.language_model.model import load_model
 
@@ -66,7 +66,7 @@ def main() -> None:
     print("round  scored tokens/s  at least tokens/s  share")
     shares = []
     for i in range(args.rounds):
-        limit, seconds = wall_seconds(least), wall_seconds(lambda: score(model, runs, held_out, args.batch))
+        limit, seconds = wall_seconds(least), wall_seconds(lambda: score_runs(model, runs, held_out, args.batch))
         tokens = held_out.token.numel() * len(runs)
         shares.append(limit / seconds)
         print(f"{i:5}{tokens / seconds:17,.0f}{tokens / limit:19,.0f}{shares[-1]:7.2f}", flush=True)

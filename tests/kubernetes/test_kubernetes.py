@@ -68,7 +68,7 @@ def test_pods_get_the_sources_and_leave_results_in_the_bucket(tmp_path: Path) ->
     study, _ = (project.config("spread", resources=resources) for project in (far, near))
     as_checkout(far)
     environment = image_environment(tmp_path / "image")
-    api = Api(tmp_path / "cluster", environment, failing={"label_concepts"})
+    api = Api(tmp_path / "cluster", environment, failing={"annotate_concepts"})
     with s3_server() as server, kubernetes(api) as config:
         run = run_corpus(far, server, config, study)
         logs = "\n".join(log.read_text()[-2000:] for log in api.folder.glob("*/log"))
@@ -77,7 +77,7 @@ def test_pods_get_the_sources_and_leave_results_in_the_bucket(tmp_path: Path) ->
 
     assert api.secrets == {}
     pods = list(api.pods.values())
-    assert [pod.rule for pod in pods] == ["build_corpus", "label_concepts", "label_concepts"]
+    assert [pod.rule for pod in pods] == ["build_corpus", "annotate_concepts", "annotate_concepts"]
     assert all(pod.container["image"] == IMAGE for pod in pods)
     asked = [pod.container["resources"] for pod in pods]
     assert [each["requests"]["memory"] for each in asked] == ["1000M", "1000M", "2000M"]

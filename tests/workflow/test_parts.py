@@ -38,7 +38,7 @@ def test_the_rows_are_those_of_one_job(layer: int, cached, finished) -> None:
         for project in (finished, cached[0])
     )
     assert one.rows == three.rows
-    assert one.stored.origin == three.stored.origin
+    assert one.stored.source == three.stored.source
     x, y = (next(each.batches(each.rows, 1)) for each in (one, three))
     # the jobs have a thread each, the one has two: sums of floats differ
     torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-3)

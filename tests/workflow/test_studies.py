@@ -49,7 +49,7 @@ def test_gpus_and_partitions_come_from_the_config(fresh: Project) -> None:
     assert rules["train_topk"] == {"mem_mb": "5", "runtime": "1440", "gpu": "1", "slurm_partition": "gpus"}
     assert rules["build_catalog"] == {"mem_mb": "4000", "runtime": "30", "slurm_partition": "cpus"}
     without = {name for name, keys in rules.items() if "gpu" not in keys}
-    assert {"build_corpus", "label_concepts", "index_rows", "draw_pareto", "write_report"} <= without
+    assert {"build_corpus", "annotate_concepts", "index_rows", "draw_pareto", "write_report"} <= without
     assert not {"pretrain_model", "cache_mlp_in", "trace_prompt", "study_planted"} & without
 
 
@@ -60,7 +60,7 @@ def test_jobs_run_side_by_side_on_one_machine_whatever_they_ask_for(fresh: Proje
     script = 'from pathlib import Path\nimport time\nPath("{own}").touch()\nend = time.time() + 60\n'
     script += 'while not Path("{other}").exists():\n    assert time.time() < end\n    time.sleep(0.1)\n'
     for name, own, other, output in (
-        ("corpus_label", "a", "b", "snakemake.output[0]"),
+        ("corpus_annotate", "a", "b", "snakemake.output[0]"),
         ("activations_index", "b", "a", 'snakemake.output[0] + "/zarr.json"'),
     ):
         touch = f"out = Path({output})\nout.parent.mkdir(parents=True, exist_ok=True)\nout.touch()\n"
