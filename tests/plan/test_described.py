@@ -48,7 +48,7 @@ def test_a_fast_forward_pass_is_bound_by_one_writer_thread() -> None:
         **NODE,
         "cores": 8,
         "gpu_operations": 1e18,
-        "gpu_fp32_flops": 1e18,
+        "gpu_operations_float32": 1e18,
         "gpu_bandwidth": 1e18,
     }
     cost = costs(machine=machine, activations={"layers": "all", "jobs": 1})["activations"]

@@ -44,11 +44,8 @@ def _memory_limits(study: Study, work: Work, cost: Cost, machine: MachineRates, 
         yield f"{needed}: its features have to be split over {cost.gpus_per_job} GPUs"
     elif cost.gpus_per_job > 1:
         yield f"{needed}: {cost.gpus_per_job} would have to share it, and no code does that; costs are as if it did"
-    if (
-        work.stage == "dictionaries"
-        and work.tokens
-        and cost.gpu_memory + model_on_gpu_bytes(study) > USABLE_GPU_MEMORY * gpus.memory
-    ):
+    model_bytes, room = model_on_gpu_bytes(study), USABLE_GPU_MEMORY * gpus.memory
+    if work.stage == "dictionaries" and work.tokens and cost.gpu_memory + model_bytes > room:
         yield (
             f"each process loads the whole model ({model_bytes / 1e9:.3g} GB) for one layer's MLP, which "
             "does not fit beside; costs are as if it loaded the MLP alone"
