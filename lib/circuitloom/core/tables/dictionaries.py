@@ -1,4 +1,4 @@
-"""Tables of the dictionaries."""
+"""Tables of dictionaries and their training."""
 
 from .table import FLOAT, INT, LAYER, RUN_NAME, STRING, Table
 
@@ -10,34 +10,34 @@ RUN = Table(
         "run": RUN_NAME,
         "kind": (STRING, "transcoder, sae, neuron or residual"),
         "site_in": (STRING, "site that is read"),
-        "site_out": (STRING, "site that is written"),
+        "site_out": (STRING, "site that is reconstructed"),
         "act": (STRING, "activation function"),
         "width": (INT, "number of features, F"),
-        "k": (INT, "active features a token (topk, batchtopk), else null"),
+        "k": (INT, "active features per token (topk, batchtopk), else null"),
         "sparsity": (
             FLOAT,
-            "weight of the sparsity penalty (relu, jumprelu), else null; null of what was imported",
+            "weight of the sparsity penalty (relu, jumprelu), else null; null for imported runs",
         ),
-        "seed": (INT, "seed of the initial weights; null of what was imported"),
-        "config": (STRING, "the run's whole config, JSON"),
+        "seed": (INT, "seed of the initial weights; null for imported runs"),
+        "config": (STRING, "the run's config, JSON"),
     },
 )
 HISTORY = Table(
     "history",
-    "Training of a dictionary, a row every few steps; none of what was imported.",
+    "Training history of dictionaries, one row every 10 steps; none for imported runs.",
     ("run", "layer", "step"),
     {
         "run": RUN_NAME,
         "layer": LAYER,
-        "step": (INT, "optimiser steps taken"),
-        "loss": (FLOAT, "what is minimised"),
-        "reconstruction": (FLOAT, "reconstruction loss, a share of the variance of the output"),
-        "sparsity": (FLOAT, "sparsity penalty with its weight, 0 without one"),
-        "auxiliary": (FLOAT, "auxiliary loss with its weight, 0 without one"),
-        "l0": (FLOAT, "features active a token"),
-        "fvu": (FLOAT, "fraction of variance unexplained, on the step's batch"),
-        "dead": (FLOAT, "share of features silent for `dead_tokens`"),
+        "step": (INT, "optimizer steps taken"),
+        "loss": (FLOAT, "training loss: reconstruction + sparsity + auxiliary"),
+        "reconstruction": (FLOAT, "reconstruction loss, as a fraction of the output's variance"),
+        "sparsity": (FLOAT, "sparsity penalty times its weight; 0 without one"),
+        "auxiliary": (FLOAT, "AuxK loss times its weight; 0 without one"),
+        "l0": (FLOAT, "active features per token"),
+        "fvu": (FLOAT, "fraction of variance unexplained on this step's batch"),
+        "dead": (FLOAT, "share of features that have not fired for `dead_tokens` tokens"),
         "learning_rate": (FLOAT, "learning rate of Adam"),
-        "tokens_per_second": (FLOAT, "tokens trained on a second, by this run alone"),
+        "tokens_per_second": (FLOAT, "tokens per second of this run's steps"),
     },
 )
