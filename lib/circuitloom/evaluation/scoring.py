@@ -118,8 +118,8 @@ def site_means(
 ) -> dict[Site, Float64[Tensor, " d"]]:
     """Mean of each site over the scored positions, in the original model."""
     sums: dict[Site, Tensor] = {}
-    label = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
-    with progress(label, held_out.token.numel(), "tokens") as bar:
+    title = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
+    with progress(title, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
             for site, value in capture(model, part.token, sites).items():
                 accumulate(sums, site, value[part.scored].sum(0, dtype=torch.float64))
@@ -157,12 +157,12 @@ def _ablate(
     replacements: Mapping[tuple[int, str], Mapping[Site, Replacement]],
     held_out: HeldOut,
     batch: int,
-    label: str,
+    title: str,
 ) -> tuple[PredictionSums, dict[tuple[int, str], PredictionSums]]:
     """Prediction sums of the original model, and of the model with each of `replacements`."""
     original_sums: dict[None, PredictionSums] = {}
     sums: dict[tuple[int, str], PredictionSums] = {}
-    with progress(label, held_out.token.numel(), "tokens") as bar:
+    with progress(title, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
             targets = prediction_targets(part.token, part.scored)
             logits = model.logits(part.token)

@@ -75,8 +75,8 @@ def write_blocks(
     """Write the blocks that are missing in `work`; returns the number of scored tokens of all blocks."""
     scored = 0
     sequences = count_sequences(tokens, config.tokens)
-    label = f"features: {basis.run} layer {basis.layer}"
-    with progress(label, sequences * tokens.context, "tokens") as bar:
+    title = f"features: {basis.run} layer {basis.layer}"
+    with progress(title, sequences * tokens.context, "tokens") as bar:
         for number, rows in enumerate(_blocks(sequences, block_sequences(tokens.context))):
             block = load_sequences(tokens, rows)
             scored += block.n_tokens
