@@ -1,4 +1,4 @@
-"""A made-up study and an explorer of it: once for all tests here that need a browser, which share a process."""
+"""A synthetic study and an explorer of it, shared by all tests of this folder that need a browser."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def visit(browser, address):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests in a browser in one process, so that it starts once."""
+    """Run the browser tests in one process: the browser starts once."""
     for item in items:
         if item.path.parent == Path(__file__).parent and "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("explorer"))

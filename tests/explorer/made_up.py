@@ -1,4 +1,4 @@
-"""A study of made-up tables whose every string means harm: what is shown of them must be text."""
+"""A study of synthetic tables with hostile strings: HTML, scripts, control characters, SQL."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def token(number: int) -> str:
 
 
 def make_study(folder: Path) -> Path:
-    """Tables and catalogue in `folder`."""
+    """Write tables and catalogue to `folder`."""
     for name, rows in _corpus().items():
         _write(folder / "corpus", name, rows)
     for name, rows in _evaluation().items():

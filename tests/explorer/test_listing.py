@@ -1,4 +1,4 @@
-"""What a grid asks for becomes SQL that gives what plain Python gives."""
+"""The SQL of a grid request returns the rows that plain Python selects."""
 
 import pytest
 from tests.explorer.made_up import LAYERS, RUN, WIDTH, _features
@@ -42,7 +42,7 @@ def number(kind: str, value: float, to: float | None = None) -> dict:
         ),
     ],
 )
-def test_filters_of_numbers_keep_what_they_say(catalogue, model, keeps) -> None:
+def test_number_filters_select_the_matching_rows(catalogue, model, keeps) -> None:
     expected = [row["feature"] for row in ROWS if keeps(row["n_tokens"])]
     found = asked(catalogue, filterModel={"n_tokens": model}, startRow=0, endRow=WIDTH)
     assert [row["feature"] for row in found] == expected
@@ -57,14 +57,14 @@ def test_filters_of_numbers_keep_what_they_say(catalogue, model, keeps) -> None:
         ("notBlank", None, 1), ("contains", "'; DROP VIEW feature; --", 0), ("contains", "%", 0),
     ],
 )  # fmt: skip
-def test_filters_of_text_look_for_what_is_written_whatever_it_is(catalogue, kind, value, count) -> None:
+def test_text_filters_treat_any_text_literally(catalogue, kind, value, count) -> None:
     model = {"concept": {"filterType": "text", "type": kind, "filter": value}}
     assert len(asked(catalogue, filterModel=model, endRow=WIDTH)) == count
 
 
-def test_pages_of_an_order_are_parts_of_all_rows_in_that_order(catalogue) -> None:
+def test_pages_are_consecutive_parts_of_the_sorted_rows(catalogue) -> None:
     def key(row):
-        # where it never fires it has no largest activation, and comes last
+        # dead features have no maximum activation and come last
         return (row["max_activation"] is None, -row["n_tokens"], row["feature"])
 
     order = [{"colId": "max_activation", "sort": "desc"}, {"colId": "n_tokens", "sort": "desc"}]
@@ -76,7 +76,7 @@ def test_pages_of_an_order_are_parts_of_all_rows_in_that_order(catalogue) -> Non
     assert found == [row["feature"] for row in sorted(ROWS, key=key)]
 
 
-def test_a_search_gives_the_features_that_fire_there_the_best_first(catalogue) -> None:
+def test_a_search_finds_the_features_that_fire_on_a_text_best_first(catalogue) -> None:
     found = asked(catalogue, "bold</b>", endRow=WIDTH)
     best = catalogue.ask("firing_on", run=RUN, layer=LAYERS[1], pattern="bold</b>").rows
     assert {row["feature"] for row in found} == {row["feature"] for row in best}
@@ -84,7 +84,7 @@ def test_a_search_gives_the_features_that_fire_there_the_best_first(catalogue) -
     assert 0 < len(found) < WIDTH
 
 
-def test_a_search_for_a_raised_token_gives_the_features_that_raise_it(catalogue) -> None:
+def test_a_search_finds_the_features_that_raise_a_token(catalogue) -> None:
     expected = {
         row["feature"]
         for row in _features(RUN, LAYERS[1])["logit"]
@@ -93,7 +93,7 @@ def test_a_search_for_a_raised_token_gives_the_features_that_raise_it(catalogue)
     assert {row["feature"] for row in asked(catalogue, "日本", "raises", endRow=WIDTH)} == expected
 
 
-def test_rows_say_what_features_fire_on_and_raise(catalogue) -> None:
+def test_rows_hold_the_tokens_that_features_fire_on_and_raise(catalogue) -> None:
     sql = statement(RUN, LAYERS[1], "", "", {"filterModel": {"feature": number("equals", 6)}})
     _, (row,) = page(catalogue, RUN, LAYERS[1], sql)
     assert (row["fires_on"], row["raises"]) == ("&lt;", "<b>bold</b>, ␣, {{7*7}}")
@@ -102,18 +102,18 @@ def test_rows_say_what_features_fire_on_and_raise(catalogue) -> None:
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        ({"filterModel": {"run; DROP": number("equals", 1)}}, "is no column that is filtered by"),
+        ({"filterModel": {"run; DROP": number("equals", 1)}}, "cannot be filtered"),
         ({"filterModel": {"n_tokens": number("equals", "1 OR 1 = 1")}}, "is no number"),
         ({"filterModel": {"n_tokens": {"type": "regexp", "filter": 1}}}, "is no filter"),
-        ({"sortModel": [{"colId": "n_tokens; DROP", "sort": "asc"}]}, "is no column that is sorted by"),
+        ({"sortModel": [{"colId": "n_tokens; DROP", "sort": "asc"}]}, "cannot be sorted"),
     ],
 )
-def test_what_a_grid_cannot_ask_is_refused(request_, said) -> None:
+def test_invalid_requests_are_refused(request_, said) -> None:
     with pytest.raises(ValueError, match=said):
         statement(RUN, 0, "", "", request_)
 
 
-def test_a_search_that_is_no_regular_expression_is_refused_in_one_line(catalogue) -> None:
+def test_an_invalid_regular_expression_is_refused_in_one_line(catalogue) -> None:
     with pytest.raises(ValueError, match=r"regular expression|missing") as error:
         asked(catalogue, "(")
     assert "\n" not in str(error.value)

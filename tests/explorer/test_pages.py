@@ -1,4 +1,4 @@
-"""Every page, opened and clicked through in a browser, over tables whose strings mean harm."""
+"""Every page in a browser, over tables with hostile strings."""
 
 import re
 from urllib.parse import parse_qs, quote, urlsplit
@@ -26,7 +26,7 @@ SEEN = {
     "circuits": HOSTILE,
     "sql": HOSTILE[:8],
 }
-"""Strings that a page shows, as far as they are in view."""
+"""Strings that each page shows without scrolling."""
 
 
 SLIDER, COUNT, NODE = "#circuit-graph input[type=range]", "#circuit-graph .count", "#circuit-graph .node"
@@ -37,14 +37,14 @@ def parameters(visit) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_shows_harmful_strings_as_text_and_runs_none(visit, name) -> None:
+def test_a_page_shows_hostile_strings_as_text_and_runs_no_script(visit, name) -> None:
     visit.open(PAGES[name])
     visit.settle()
     visit.screenshot(f"made-up-{name}")
     text = visit.text()
     for token in SEEN.get(name, ()):
         if token.strip() and token != "&lt;":
-            # what SQL gave is shown as on the command line
+            # results of SQL are shown as on the command line
             assert escape_invisible(token) in text or printable(token) in text, token
     assert visit.page.evaluate("window.hacked") is None
     assert (
@@ -54,7 +54,7 @@ def test_a_page_shows_harmful_strings_as_text_and_runs_none(visit, name) -> None
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_reached_by_its_name_in_the_bar(visit, name) -> None:
+def test_the_navigation_bar_opens_each_page(visit, name) -> None:
     visit.open("/sql" if name != "sql" else "/")
     if name == "feature":
         return
@@ -63,7 +63,7 @@ def test_a_page_is_reached_by_its_name_in_the_bar(visit, name) -> None:
     assert name.lower() in visit.page.title().lower()
 
 
-def test_what_is_shown_of_a_circuit_is_in_the_address_and_comes_back(visit) -> None:
+def test_the_address_restores_the_pruned_circuit(visit) -> None:
     visit.open(link("circuits", trace=TRACE), "#circuit-graph svg")
     visit.settle()
     before = visit.text(COUNT)
@@ -84,7 +84,7 @@ def test_pruning_hides_features_beyond_the_share_but_no_supernode_target_or_embe
     assert len(shown) == 2 + len(HOSTILE) + 1
 
 
-def test_a_node_is_chosen_by_keyboard_and_what_is_known_of_it_is_shown(visit) -> None:
+def test_a_node_chosen_by_keyboard_is_described_and_links_to_its_feature(visit) -> None:
     visit.open(link("circuits", trace=TRACE), "#circuit-graph svg")
     visit.settle()
     visit.page.focus("#circuit-node")
@@ -145,7 +145,7 @@ def test_nodes_are_marked_by_mouse_and_keyboard_and_become_a_supernode(visit) ->
     visit.page.wait_for_function("() => !location.search.includes('rest')")
 
 
-def test_features_are_filtered_sorted_and_searched_and_the_address_says_so(visit) -> None:
+def test_the_address_restores_filters_and_sort_order_of_features(visit) -> None:
     visit.open(f"/features?run={RUN}&layer=1", ".ag-cell a")
     assert visit.text("#features-count") == "300 features"
     visit.page.fill("input[aria-label='tokens Filter Input']", "37")
@@ -164,12 +164,12 @@ def test_features_are_filtered_sorted_and_searched_and_the_address_says_so(visit
     assert visit.text(".ag-row[row-index='0'] .ag-cell[col-id=feature]") == "201"
 
 
-def test_a_search_finds_what_fires_on_a_text_and_shows_its_query(visit) -> None:
+def test_a_search_finds_features_that_fire_on_a_text_and_shows_its_sql(visit) -> None:
     visit.open(f"/features?run={RUN}&layer=1", ".ag-cell a")
     visit.settle()
     visit.page.keyboard.press("/")
     visit.page.wait_for_selector("input[type=search]:focus")
-    # in one piece: between keystrokes a page that is slow may put the cursor elsewhere
+    # as one insertion: a slow page may move the cursor between keystrokes
     visit.page.keyboard.insert_text("bold</b>")
     visit.page.keyboard.press("Enter")
     visit.page.wait_for_function("() => location.search.includes('search=bold%3C')")
@@ -183,7 +183,7 @@ def test_a_search_finds_what_fires_on_a_text_and_shows_its_query(visit) -> None:
     assert "rows in" in visit.text("#sql-result")
 
 
-def test_a_click_on_a_feature_opens_it_and_keys_lead_to_the_next(visit) -> None:
+def test_a_click_opens_a_feature_and_keys_step_to_its_neighbours(visit) -> None:
     visit.open(f"/features?run={RUN}&layer=1", ".ag-cell a")
     visit.page.click(".ag-row[row-index='3'] a")
     visit.page.wait_for_selector("h1")
@@ -193,12 +193,12 @@ def test_a_click_on_a_feature_opens_it_and_keys_lead_to_the_next(visit) -> None:
     visit.page.wait_for_function("() => document.querySelector('h1').innerText === 'Feature 1/4'")
     visit.page.keyboard.press("k")
     visit.page.wait_for_function("() => document.querySelector('h1').innerText === 'Feature 1/3'")
-    visit.page.wait_for_selector("h2:has-text('Reads from')")
+    visit.page.wait_for_selector("h2:has-text('Upstream features')")
     visit.page.click("#feature-alike")
     visit.page.wait_for_selector("#feature-alike-found table")
 
 
-def test_a_point_of_the_pareto_plot_leads_to_the_features_of_its_run(visit) -> None:
+def test_a_point_of_the_pareto_plot_opens_the_features_of_its_run(visit) -> None:
     visit.open("/dictionaries?layer=1", "#pareto .points path")
     visit.settle()
     visit.page.locator("#pareto .points path").first.click(force=True)
@@ -206,7 +206,7 @@ def test_a_point_of_the_pareto_plot_leads_to_the_features_of_its_run(visit) -> N
     assert parameters(visit)["layer"] == "1"
 
 
-def test_keys_lead_through_the_pages_and_are_listed(visit) -> None:
+def test_keys_navigate_between_pages_and_are_listed(visit) -> None:
     visit.open("/")
     visit.settle()
     for key, name in (
@@ -239,7 +239,7 @@ def test_keys_lead_through_the_pages_and_are_listed(visit) -> None:
         "SELECT 1; SELECT 2",
     ],
 )
-def test_the_console_neither_writes_nor_reads_other_files(
+def test_the_sql_console_neither_writes_nor_reads_other_files(
     visit, made_up, tmp_path, monkeypatch, statement
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -250,7 +250,7 @@ def test_the_console_neither_writes_nor_reads_other_files(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_console_runs_a_select_by_keyboard(visit) -> None:
+def test_the_sql_console_runs_a_select_by_keyboard(visit) -> None:
     visit.open("/sql", "#sql-text")
     visit.page.fill("#sql-text", "SELECT 1 + 1 AS two, 'a' AS word, NULL AS nothing")
     visit.page.keyboard.press("Control+Enter")
@@ -268,16 +268,16 @@ def test_the_console_runs_a_select_by_keyboard(visit) -> None:
         ("/circuits?trace=none", "none is no circuit of this study; choose from"),
         (f"/circuits?trace={quote(TRACE)}&share=2", "share='2' in the address is no share"),
         (f"/circuits?trace={quote(TRACE)}&groups=a:b", "are no groups"),
-        ("/dictionaries?measure=none", "measure='none' in the address is none"),
+        ("/dictionaries?measure=none", "measure='none' in the address is no measure"),
         ("/nowhere", "there is no page nowhere"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_answered_by_one_line_with_a_remedy(visit, path, said) -> None:
+def test_an_invalid_address_gives_a_one_line_error_with_a_remedy(visit, path, said) -> None:
     visit.open(path, "#page .error")
     assert said in re.sub(r"\s+", " ", visit.text("#page .error"))
 
 
-def test_a_narrow_window_needs_no_scrolling_aside(browser, address) -> None:
+def test_a_narrow_window_needs_no_horizontal_scrolling(browser, address) -> None:
     from tests.explorer.browser import visiting
 
     with visiting(browser, address, width=420) as visit:

@@ -1,4 +1,4 @@
-"""Every page over real results, where there are some: what the README's pictures show."""
+"""Every page over real results, if there are any: the source of the README's screenshots."""
 
 from pathlib import Path
 

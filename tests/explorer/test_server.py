@@ -1,4 +1,4 @@
-"""The server answers this machine alone, tells browsers what they may run, and follows a catalogue made anew."""
+"""The server answers this machine only, restricts scripts, and follows a rebuilt catalogue; the job queue."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.client import CatalogClient
 from circuitloom.explorer.app import HOST, PAGES, make_app, start
 from circuitloom.explorer.prompt_service import KEPT, JobQueue
+from circuitloom.report.templates import read
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +21,20 @@ def client(made_up):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8050", "localhost:8050", "localhost", "[::1]:8050", "127.0.0.1"])
-def test_this_machine_is_answered_by_every_name_that_it_has(client, host) -> None:
+def test_requests_under_any_name_of_this_machine_are_answered(client, host) -> None:
     assert client.get("/", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
     "host", ["example.org", "example.org:8050", "127.0.0.1.example.org", "192.168.0.9:8050"]
 )
-def test_a_page_elsewhere_that_points_its_name_here_is_refused(client, host) -> None:
+def test_a_foreign_name_that_resolves_to_this_machine_is_refused(client, host) -> None:
     answer = client.get("/_dash-layout", headers={"Host": host})
     assert answer.status_code == 403
     assert RUN not in answer.text
 
 
-def test_browsers_are_told_to_run_no_script_but_ours(client) -> None:
+def test_the_policy_allows_only_scripts_of_the_server(client) -> None:
     answer = client.get("/")
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == "'self'"
@@ -43,7 +44,7 @@ def test_browsers_are_told_to_run_no_script_but_ours(client) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "feature"])
-def test_every_page_is_made_for_its_bare_address(client, name) -> None:
+def test_every_page_opens_without_parameters(client, name) -> None:
     asked = {
         "output": "..page.children...where.data..",
         "outputs": [{"id": "page", "property": "children"}, {"id": "where", "property": "data"}],
@@ -56,6 +57,14 @@ def test_every_page_is_made_for_its_bare_address(client, name) -> None:
     answer = client.post("/_dash-update-component", json=asked)
     assert answer.status_code == 200
     assert '"className": "error"' not in json.dumps(answer.json)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("graph.js", "text/javascript"), ("graph.css", "text/css")])
+def test_the_graph_component_of_the_report_is_served_and_loaded(client, name, kind) -> None:
+    with client.get(f"/{name}") as answer:
+        assert (answer.status_code, answer.mimetype) == (200, kind)
+        assert answer.text == read(name)
+    assert f'"/{name}"' in client.get("/").text
 
 
 def test_only_this_machine_can_connect(made_up) -> None:
@@ -73,7 +82,7 @@ def test_without_a_catalogue_the_remedy_is_named(tmp_path) -> None:
         make_app(tmp_path)
 
 
-def test_a_catalogue_made_anew_is_read_anew(tmp_path: Path) -> None:
+def test_a_rebuilt_catalogue_is_reopened(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study")
     catalogue = CatalogClient(folder)
     before = catalogue.edition
@@ -84,7 +93,7 @@ def test_a_catalogue_made_anew_is_read_anew(tmp_path: Path) -> None:
     assert catalogue.edition != before
 
 
-def test_many_ask_at_once_while_the_catalogue_is_made_anew(made_up, tmp_path) -> None:
+def test_threads_query_while_the_catalogue_is_rebuilt(made_up, tmp_path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(made_up, folder)
     catalogue, found, wrong = CatalogClient(folder), [], []
@@ -110,34 +119,34 @@ def _fails() -> None:
     raise ValueError("there is no such thing")
 
 
-def test_a_job_says_what_it_does_is_done_once_and_a_failed_one_is_tried_again() -> None:
+def test_a_job_reports_its_status_runs_once_and_is_retried_after_a_failure() -> None:
     jobs, go, seen = JobQueue(), threading.Event(), []
 
-    def work(say) -> str:
-        say("working")
+    def work(progress) -> str:
+        progress("working")
         seen.append(1)
         go.wait(10)
         return "made"
 
     first, again = jobs.start("a", work), jobs.start("a", work)
     assert first is again
-    later = jobs.start("b", lambda say: _fails())
-    while first.said != "working":
+    later = jobs.start("b", lambda progress: _fails())
+    while first.status != "working":
         pass
-    assert (later.said, later.done) == ("waiting", False)
+    assert (later.status, later.done) == ("waiting", False)
     go.set()
     assert first.finished.wait(10) and later.finished.wait(10)
     assert (first.result, seen, later.error) == ("made", [1], "there is no such thing")
-    assert jobs.start("b", lambda say: 2, again=False) is later
-    assert jobs.start("b", lambda say: 2).finished.wait(10)
-    assert jobs.start("b", lambda say: 3).result == 2
+    assert jobs.start("b", lambda progress: 2, retry=False) is later
+    assert jobs.start("b", lambda progress: 2).finished.wait(10)
+    assert jobs.start("b", lambda progress: 3).result == 2
 
 
 def test_only_the_latest_results_are_kept() -> None:
     jobs = JobQueue()
     for i in range(KEPT + 5):
-        assert jobs.start(i, lambda say: "old").finished.wait(10)
-    jobs.start("last", lambda say: None).finished.wait(10)
-    again = jobs.start(0, lambda say: "new")
+        assert jobs.start(i, lambda progress: "old").finished.wait(10)
+    jobs.start("last", lambda progress: None).finished.wait(10)
+    again = jobs.start(0, lambda progress: "new")
     assert again.finished.wait(10) and again.result == "new"
-    assert jobs.start(KEPT + 4, lambda say: "new").result == "old"
+    assert jobs.start(KEPT + 4, lambda progress: "new").result == "old"

@@ -22,32 +22,32 @@ def visit(finished, browser):
 
 
 def test_a_prompt_is_tried_its_target_traced_and_its_features_changed(visit) -> None:
-    visit.open("/try", "#try-run")
+    visit.open("/try", "#prompt-run")
     visit.page.fill("input[placeholder^='a text']", PROMPT)
     visit.page.fill("input[placeholder^='none']", "logit 17 vs 18")
-    visit.page.click("#try-run")
-    visit.page.wait_for_selector("#try-token .ag-cell")
-    visit.page.wait_for_selector("#circuit-graph canvas", timeout=2000 * SECONDS)
+    visit.page.click("#prompt-run")
+    visit.page.wait_for_selector("#prompt-token .ag-cell")
+    visit.page.wait_for_selector("#circuit-graph svg", timeout=2000 * SECONDS)
     visit.settle()
-    assert "sums add up to" in visit.text("#try-trace")
-    assert visit.text("#try-said") == ""
+    assert "relative error of the sums" in visit.text("#prompt-trace")
+    assert visit.text("#prompt-status") == ""
     visit.page.click("button.token:nth-of-type(9)")
     visit.page.wait_for_function(
-        "() => document.querySelector('#try-token h2').innerText.includes('position 8')"
+        "() => document.querySelector('#prompt-token h2').innerText.includes('position 8')"
     )
     visit.settle()
-    visit.page.click("#try-grid .ag-row[row-index='0'] .ag-cell[col-id=activation]")
-    visit.page.wait_for_function("() => document.querySelector('#try-features').value.endsWith('@8')")
-    visit.page.click("#try-change")
-    visit.page.wait_for_selector("#try-changed table")
-    changed = visit.text("#try-changed")
-    assert "behind position 8" in changed
+    visit.page.click("#prompt-grid .ag-row[row-index='0'] .ag-cell[col-id=activation]")
+    visit.page.wait_for_function("() => document.querySelector('#prompt-features').value.endsWith('@8')")
+    visit.page.click("#prompt-edit")
+    visit.page.wait_for_selector("#prompt-edited table")
+    changed = visit.text("#prompt-edited")
+    assert "at position 8" in changed
     assert float(changed.split("KL(before || after) ")[1].split()[0]) > 0
     visit.settle()
-    visit.keep("tiny-try")
+    visit.screenshot("tiny-try")
     # the address alone brings all of it back
-    visit.open(visit.page.url.removeprefix(visit.address), "#try-changed table")
-    assert visit.text("#try-changed") == changed
+    visit.open(visit.page.url.removeprefix(visit.address), "#prompt-edited table")
+    assert visit.text("#prompt-edited") == changed
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_what_cannot_be_tried_is_said_in_one_line_with_a_remedy(visit, params, s
 
 
 def test_scaling_by_one_changes_nothing(visit) -> None:
-    visit.open(link("try", prompt=PROMPT, features="0/1", kind="scale", strength=1), "#try-changed table")
-    kl = float(visit.text("#try-changed").split("KL(before || after) ")[1].split()[0])
+    visit.open(link("try", prompt=PROMPT, features="0/1", kind="scale", strength=1), "#prompt-edited table")
+    kl = float(visit.text("#prompt-edited").split("KL(before || after) ")[1].split()[0])
     assert abs(kl) < 1e-6
 
 

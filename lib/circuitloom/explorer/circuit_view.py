@@ -53,7 +53,9 @@ def parse_groups(text: str) -> dict[str, list[int]]:
         try:
             groups[name or "group"] = [int(member) for member in members.split(",")]
         except ValueError:
-            raise ValueError(f"groups={part!r} in the address are no groups; write name:1,2;other:3") from None
+            raise ValueError(
+                f"groups={part!r} in the address are no groups; write name:1,2;other:3"
+            ) from None
     return groups
 
 
@@ -71,7 +73,9 @@ def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, lis
     names = list(groups)
     merged = [names[-1 - number] for number in marked if number < 0]
     kept = {each: list(members) for each, members in groups.items() if each not in merged}
-    members = [member for each in merged for member in groups[each]] + [number for number in marked if number >= 0]
+    members = [member for each in merged for member in groups[each]] + [
+        number for number in marked if number >= 0
+    ]
     default = next(f"group {i}" for i in range(1, len(kept) + 2) if f"group {i}" not in kept)
     name = "".join(c for c in name.strip() if c not in ":;,") or default
     return kept | {name: [*kept.get(name, []), *members]}
@@ -194,12 +198,15 @@ def register_circuit_view(app: Dash, client: CatalogClient, find: FindCircuit) -
 
 def _markup(circuit: CircuitRows, source: dict[str, Any], groups: Groups, kept: float) -> str:
     name = source.get("trace") or source["target"]
-    return graph_markup(lay_out(*group_nodes(circuit.nodes, circuit.edges, groups), circuit.tokens), name, kept)
+    return graph_markup(
+        lay_out(*group_nodes(circuit.nodes, circuit.edges, groups), circuit.tokens), name, kept
+    )
 
 
 def _options(circuit: CircuitRows, groups: Groups) -> list[Control]:
     supernodes = [
-        {"label": f"supernode {escape_invisible(name)}", "value": str(-1 - i)} for i, name in enumerate(groups)
+        {"label": f"supernode {escape_invisible(name)}", "value": str(-1 - i)}
+        for i, name in enumerate(groups)
     ]
     nodes = [
         {"label": describe(row, circuit.words), "value": str(row["node"])}

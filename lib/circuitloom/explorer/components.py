@@ -117,7 +117,9 @@ def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Compone
         [
             html.Li(
                 [
-                    html.Span(format_token(row["token"]), className="token", title=format_token(row["token"])),
+                    html.Span(
+                        format_token(row["token"]), className="token", title=format_token(row["token"])
+                    ),
                     html.Span(
                         className=f"bar {'raises' if sign > 0 else 'lowers'}",
                         style={"width": f"{6 * abs(row['effect']) / largest:.2f}em"},

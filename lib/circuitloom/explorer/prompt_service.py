@@ -144,7 +144,9 @@ class PromptService:
             self._tracers[run] = open_tracer(self.folder, run)
         return self._tracers[run]
 
-    def _linearize(self, prompt: str, run: str | None, progress: Progress) -> "tuple[Tracer, LinearizedModel]":
+    def _linearize(
+        self, prompt: str, run: str | None, progress: Progress
+    ) -> "tuple[Tracer, LinearizedModel]":
         import torch
 
         tracer = self._tracer(run, progress)
@@ -165,10 +167,14 @@ class PromptService:
         likeliest = model.captured.probabilities.topk(min(NEXT, model.captured.probabilities.shape[1]))
         next_tokens = [
             [(token_string(tracer.strings, token), p) for token, p in zip(tokens, probabilities, strict=True)]
-            for tokens, probabilities in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+            for tokens, probabilities in zip(
+                likeliest.indices.tolist(), likeliest.values.tolist(), strict=True
+            )
         ]
         tokens = [tracer.strings[i] for i in model.captured.token.tolist()]
-        return PromptFeatures(tracer.run, tokens, sorted(rows, key=lambda row: -row["activation"]), next_tokens)
+        return PromptFeatures(
+            tracer.run, tokens, sorted(rows, key=lambda row: -row["activation"]), next_tokens
+        )
 
     def _trace(self, prompt: str, run: str | None, target: str, progress: Progress) -> TracedPrompt:
         from pydantic import ValidationError

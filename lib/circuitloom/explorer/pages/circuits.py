@@ -19,7 +19,10 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
     traces = [row["trace"] for row in client.ask("traces").rows]
     if not traces:
         return panel(
-            "Circuits", empty_note("No prompt was traced; name some under circuits.prompts, or trace one on the page Try.")
+            "Circuits",
+            empty_note(
+                "No prompt was traced; name some under circuits.prompts, or trace one on the page Try."
+            ),
         )
     name = params.get("trace", traces[0])
     if name not in traces:
@@ -35,8 +38,12 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
                 f"Circuit {name}",
                 html.Div(select("trace", traces, name, "circuit"), className="controls"),
                 html.P(tokens, className="prompt"),
-                html.P(["target ", html.Strong(trace["target"]), f", traced through {trace['run']}: ", _scores(trace), " ",
-                        dcc.Link("edit its features", href=edit_link)]),
+                html.P(
+                    [
+                        "target ", html.Strong(trace["target"]), f", traced through {trace['run']}: ",
+                        _scores(trace), " ", dcc.Link("edit its features", href=edit_link),
+                    ]
+                ),
                 circuit_view(circuit, {"trace": name}, params),
                 sql_button(client.ask("graph_nodes", trace=name), "SQL of the nodes"),
                 sql_button(edges, "SQL of the edges"),

@@ -1,4 +1,4 @@
-"""Runs side by side: the Pareto plot, every metric, and how one run was trained."""
+"""Comparison of dictionary runs: Pareto plot, metrics, and the training of one run."""
 
 from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
@@ -7,32 +7,32 @@ from ...catalog.client import CatalogClient, Row
 from ...core.formatting import format_value
 from .. import plots
 from ..components import empty_note, panel, select, table
-from ..urls import Params, link, parse, integer
+from ..urls import Params, integer, link, parse
 
-TOGETHER = -1
-"""Layer that stands for all layers replaced at once."""
+ALL_LAYERS = -1
+"""Value of `layer` in rows measured with all layers replaced at once."""
 MEASURES = {
-    "ce": "cross-entropy (nats a token)",
-    "ce_recovered_zero": "share of cross-entropy recovered",
+    "ce": "cross-entropy (nats per token)",
+    "ce_recovered_zero": "fraction of cross-entropy recovered",
     "fvu": "fraction of variance unexplained",
 }
 
 
 def dictionaries_page(client: CatalogClient, params: Params) -> Component:
-    """The page."""
+    """The runs at one layer, and the training of `run` if the address names one."""
     metrics = client.ask("metrics")
     if not metrics.rows:
         return panel("Dictionaries", empty_note("No dictionary was scored; run `snakemake evaluation`."))
     layers = sorted({row["layer"] for row in metrics.rows})
-    asked = integer(params, "layer")
-    layer: int = asked if asked is not None and asked in layers else layers[0]
+    layer = integer(params, "layer")
+    layer = layer if layer is not None and layer in layers else layers[0]
     measure = params.get("measure", "ce")
     if measure not in MEASURES:
-        raise ValueError(f"measure={measure!r} in the address is none; write {', '.join(MEASURES)}")
+        raise ValueError(f"measure={measure!r} in the address is no measure; write {', '.join(MEASURES)}")
     points = client.ask("pareto", layers=[layer])
     controls = html.Div(
         [
-            select("layer", {str(each): _called(each) for each in layers}, str(layer), "layer"),
+            select("layer", {str(each): _layer_text(each) for each in layers}, str(layer), "layer"),
             select("measure", MEASURES, measure, "against L0"),
         ],
         className="controls",
@@ -41,19 +41,19 @@ def dictionaries_page(client: CatalogClient, params: Params) -> Component:
     view = plot if points.rows else empty_note("No run reconstructs the MLP's output at this layer.")
     return html.Div(
         [
-            panel("Sparsity against what it costs", controls, view, answer=points),
+            panel("Sparsity against reconstruction", controls, view, answer=points),
             _training(client, params["run"]) if params.get("run") else None,
-            panel("Every run", _metrics(metrics.rows, layer), answer=metrics),
+            panel("All runs", _metrics(metrics.rows, layer), answer=metrics),
         ]
     )
 
 
-def _called(layer: int) -> str:
-    return "all at once" if layer == TOGETHER else str(layer)
+def _layer_text(layer: int) -> str:
+    return "all at once" if layer == ALL_LAYERS else str(layer)
 
 
 def register_dictionaries(app: Dash) -> None:
-    """A click on a point of the Pareto plot leads to the features of that run and layer."""
+    """Callback: a click on a point of the Pareto plot opens the features of that run and layer."""
 
     @app.callback(
         Output("url", "href", allow_duplicate=True),
@@ -65,18 +65,18 @@ def register_dictionaries(app: Dash) -> None:
         if not click or "customdata" not in click["points"][0]:
             return no_update
         layer = parse(search).get("layer")
-        own = layer if layer not in (None, "", str(TOGETHER)) else None
-        return link("features", run=click["points"][0]["customdata"], layer=own)
+        one_layer = layer if layer not in (None, "", str(ALL_LAYERS)) else None
+        return link("features", run=click["points"][0]["customdata"], layer=one_layer)
 
 
 def _metrics(rows: list[Row], layer: int) -> Component:
     head = ["run", "kind", "act", "F", "L0", "FVU", "CE recovered", "delta CE", "KL", "alive", "over 1 %"]
-    made = []
+    cells = []
     for row in rows:
         if row["layer"] != layer:
             continue
         values = (row[n] for n in ("l0", "fvu", "ce_recovered_zero", "delta_ce", "kl", "alive"))
-        made.append(
+        cells.append(
             [
                 dcc.Link(row["run"], href=link("dictionaries", run=row["run"], layer=layer)),
                 row["kind"],
@@ -86,13 +86,13 @@ def _metrics(rows: list[Row], layer: int) -> Component:
                 format_value(row["density_over_1_percent"]),
             ]
         )
-    return table(head, made, words=(0, 1, 2))
+    return table(head, cells, text_columns=(0, 1, 2))
 
 
 def _training(client: CatalogClient, run: str) -> Component:
     history, densities = client.ask("run_history", run=run), client.ask("run_density", run=run)
     if not history.rows and not densities.rows:
-        return panel(run, empty_note(f"There is no run {run}, or nothing is known of its training."))
+        return panel(run, empty_note(f"There is no run {run}, or its training is not recorded."))
     features = dcc.Link(f"features of {run}", href=link("features", run=run))
     parts: list[Component] = [html.P(features)]
     if history.rows:

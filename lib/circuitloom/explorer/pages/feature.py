@@ -1,4 +1,4 @@
-"""One feature: what it fires on, what it writes, what it reads, what it is connected with."""
+"""One feature: statistics, examples, logit effects, input tokens, concepts, connections, similar features."""
 
 from itertools import groupby
 from typing import Any
@@ -10,24 +10,33 @@ from ...catalog.client import CatalogClient, Row
 from ...catalog.queries import named_queries
 from ...core.formatting import format_token, format_value
 from .. import plots
-from ..components import feature_name, empty_note, panel, shaded, signed, table, to_feature, tokens_with_effects
-from ..urls import Params, feature_link, link, integer
+from ..components import (
+    empty_note,
+    feature_name,
+    panel,
+    shaded,
+    signed,
+    table,
+    to_feature,
+    tokens_with_effects,
+)
+from ..urls import Params, feature_link, integer, link
 
 EXAMPLES = 10
-"""Largest activations shown at first."""
+"""Number of largest activations shown before the rest is unfolded."""
 
 
 def feature_page(client: CatalogClient, params: Params) -> Component:
-    """The page; connections and neighbours come after it, by a callback."""
+    """The page; callbacks add the slower parts, connections and similar features."""
     run = params.get("run")
-    layer, number_of = integer(params, "layer"), integer(params, "feature")
-    if run is None or layer is None or number_of is None:
+    layer, number = integer(params, "layer"), integer(params, "feature")
+    if run is None or layer is None or number is None:
         raise ValueError("the address of a feature needs run, layer and feature")
-    names = {"run": run, "layer": layer, "feature": number_of}
+    names = {"run": run, "layer": layer, "feature": number}
     found = client.ask("feature", **names)
     if not found.rows:
         raise ValueError(
-            f"{run} has no feature {number_of} on layer {layer}, or it is not tabulated; look under Features"
+            f"{run} has no feature {number} on layer {layer}, or it is not tabulated; look under Features"
         )
     return html.Div(
         [
@@ -41,9 +50,7 @@ def feature_page(client: CatalogClient, params: Params) -> Component:
             dcc.Loading(html.Div(id="feature-nearest", className="soon"), delay_show=300),
             html.Div(
                 [
-                    html.Button(
-                        "Look for features of all runs that fire alike", id="feature-alike", n_clicks=0
-                    ),
+                    html.Button("Find similar features in all runs", id="feature-alike", n_clicks=0),
                     dcc.Loading(html.Div(id="feature-alike-found"), delay_show=200),
                 ]
             ),
@@ -52,7 +59,7 @@ def feature_page(client: CatalogClient, params: Params) -> Component:
 
 
 def register_feature(app: Dash, client: CatalogClient) -> None:
-    """What takes longer, after the page is there."""
+    """Callbacks: the slower parts of the page."""
 
     @app.callback(Output("feature-connections", "children"), Input("feature-names", "data"))
     def connections(names: dict[str, Any]) -> Component:
@@ -76,25 +83,24 @@ def register_feature(app: Dash, client: CatalogClient) -> None:
             for row in answer.rows
         ]  # fmt: skip
         return panel(
-            "Features of all runs that fire alike", table(["feature", "cosine", "tokens of both"], rows, (0,)),
+            "Similar features in all runs", table(["feature", "cosine", "common tokens"], rows, (0,)),
             answer=answer,
         )  # fmt: skip
 
 
 def _head(names: dict[str, Any], row: Row) -> Component:
-    run, layer, own = names["run"], names["layer"], names["feature"]
+    run, layer, number = names["run"], names["layer"], names["feature"]
 
-    def step(to: int, text: str, key: str) -> Component:
-        return dcc.Link(
-            text, href=feature_link(run, layer, to), className="step", id=f"feature-{key}", title=key
-        )
+    def neighbour(number: int, text: str, key: str) -> Component:
+        return dcc.Link(text, href=feature_link(run, layer, number), id=f"feature-{key}", title=key)
 
     return html.Div(
         [
-            html.H1(f"Feature {feature_name(layer, own)}"),
+            html.H1(f"Feature {feature_name(layer, number)}"),
             html.Span(["of ", dcc.Link(run, href=link("features", run=run, layer=layer))]),
             html.Span(
-                [step(own - 1, "← previous", "previous")] * (own > 0) + [step(own + 1, "next →", "next")],
+                [neighbour(number - 1, "← previous", "previous")] * (number > 0)
+                + [neighbour(number + 1, "next →", "next")],
                 className="steps",
             ),
             None if row["alive"] else html.Span("never fires on the held-out tokens", className="fails"),
@@ -107,18 +113,18 @@ def _facts(row: Row, answer: Any) -> Component:
     facts = [
         ("fires on", f"{format_value(row['n_tokens'])} tokens ({format_value(100 * row['density'], 3)} %)"),
         ("largest activation", format_value(row["max_activation"])),
-        ("mean where it fires", format_value(row["mean_activation"])),
-        ("encoder row's norm", format_value(row["encoder_norm"])),
-        ("decoder row's norm", format_value(row["decoder_norm"])),
+        ("mean nonzero activation", format_value(row["mean_activation"])),
+        ("encoder norm", format_value(row["encoder_norm"])),
+        ("decoder norm", format_value(row["decoder_norm"])),
         ("encoder bias", format_value(row["bias"])),
     ]
-    return panel("In numbers", table(["what", "value"], facts, (0,)), answer=answer)
+    return panel("Statistics", table(["what", "value"], facts, (0,)), answer=answer)
 
 
 def _histogram(client: CatalogClient, names: dict[str, Any]) -> Component:
     answer = client.ask("histogram", **names)
-    shown_part = plots.histogram(answer.rows) if answer.rows else empty_note("It never fires.")
-    return panel("Activations", shown_part, answer=answer)
+    view = plots.histogram(answer.rows) if answer.rows else empty_note("It never fires.")
+    return panel("Activations", view, answer=answer)
 
 
 def _examples(client: CatalogClient, names: dict[str, Any], facts: Row) -> Component:
@@ -137,9 +143,10 @@ def _examples(client: CatalogClient, names: dict[str, Any], facts: Row) -> Compo
                 parts.append(html.Details([html.Summary(f"{len(lines) - EXAMPLES} more"), more]))
         else:
             low, high, part = (own[0][name] for name in ("band_low", "band_high", "band_share"))
-            title = f"{format_value(low, 3)} to {format_value(high, 3)}: {format_value(100 * part, 3)} % of its activations"
+            percent = format_value(100 * part, 3)
+            title = f"{format_value(low, 3)} to {format_value(high, 3)}: {percent} % of its activations"
             parts += [html.H3(title), html.Ol(lines, className="examples")]
-    return panel("Examples, the largest first, then by band", *parts, answer=answer)
+    return panel("Examples: the largest activations, then samples per band", *parts, answer=answer)
 
 
 def _example(row: Row, largest: float, spacing: str) -> Component:
@@ -156,13 +163,15 @@ def _logits(client: CatalogClient, names: dict[str, Any]) -> Component:
         html.Div([html.H3(title), tokens_with_effects(answer.rows, sign)])
         for sign, title in ((1, "raises"), (-1, "lowers"))
     ]
-    return panel("Logits it moves directly", html.Div(both, className="pair"), answer=answer)
+    return panel("Direct logit effects", html.Div(both, className="pair"), answer=answer)
 
 
 def _deembedding(client: CatalogClient, names: dict[str, Any]) -> Component:
     answer = client.ask("deembedding", **names)
     if not answer.rows:
-        return panel("De-embedding", empty_note("Weights were read of the traced run alone."), answer=answer)
+        return panel(
+            "De-embedding", empty_note("Only the traced run has weight-based analyses."), answer=answer
+        )
     parts = []
     for via, group in groupby(answer.rows, key=lambda row: row["via"]):
         own = list(group)
@@ -171,7 +180,7 @@ def _deembedding(client: CatalogClient, names: dict[str, Any]) -> Component:
         parts.append(
             html.Details([html.Summary(way), html.Div(both, className="pair")], open=via == "direct")
         )
-    return panel("Tokens whose embeddings it reads", *parts, answer=answer)
+    return panel("Tokens whose embeddings activate it", *parts, answer=answer)
 
 
 def _concepts(client: CatalogClient, names: dict[str, Any]) -> Component | None:
@@ -188,8 +197,8 @@ def _concepts(client: CatalogClient, names: dict[str, Any]) -> Component | None:
         ]
         for row in answer.rows
     ]
-    head = ["concept", "F1", "precision", "recall", "above"]
-    return panel("Planted concepts it is among the best for", table(head, rows, (0,)), answer=answer)
+    head = ["concept", "F1", "precision", "recall", "threshold"]
+    return panel("Concepts for which it is among the best features", table(head, rows, (0,)), answer=answer)
 
 
 def _blind(client: CatalogClient, names: dict[str, Any]) -> Component | None:
@@ -197,11 +206,16 @@ def _blind(client: CatalogClient, names: dict[str, Any]) -> Component | None:
     if not answer.rows:
         return None
     rows = [
-        [row["protocol"], row["place"], ", ".join(map(format_token, row["tokens"][:8])), format_value(row["f1"], 3)]
+        [
+            row["protocol"],
+            row["place"],
+            ", ".join(map(format_token, row["tokens"][:8])),
+            format_value(row["f1"], 3),
+        ]
         for row in answer.rows
     ]
     return panel(
-        "Predicted blind, from weights",
+        "Blind prediction from weights",
         table(["protocol", "place", "tokens", "F1"], rows, (0, 1, 2)),
         answer=answer,
     )
@@ -211,13 +225,13 @@ def _connections(client: CatalogClient, names: dict[str, Any]) -> Component:
     both = []
     answers = {
         title: client.ask(name, **names)
-        for name, title in (("upstream", "Reads from"), ("downstream", "Is read by"))
+        for name, title in (("upstream", "Upstream features"), ("downstream", "Downstream features"))
     }
     rows = [row for answer in answers.values() for row in answer.rows]
     words = client.words(names["run"], [(row["layer"], row["feature"]) for row in rows])
     for title, answer in answers.items():
         rows = [_connection(names["run"], row, words) for row in answer.rows]
-        head = ["feature", "fires on", "via", "weight", "mean effect", "where it fires"]
+        head = ["feature", "fires on", "via", "weight", "mean effect", "mean effect when active"]
         part = table(head, rows, (0, 1, 2)) if rows else empty_note("Nothing is tabulated.")
         both.append(panel(title, part, answer=answer))
     return html.Div(both, className="pair")
@@ -238,6 +252,6 @@ def _nearest(client: CatalogClient, names: dict[str, Any]) -> Component:
          format_value(row["overlap"], 3), format_value(row["n_both"]), format_value(row["lift"], 3)]
         for row in answer.rows
     ]  # fmt: skip
-    head = ["feature", "fires on", "overlap", "tokens of both", "lift"]
+    head = ["feature", "fires on", "overlap", "common tokens", "lift"]
     part = table(head, rows, (0, 1)) if rows else empty_note("No other feature fires on its tokens.")
-    return panel("Nearest: fire on the same tokens", part, answer=answer)
+    return panel("Features that fire on the same tokens", part, answer=answer)

@@ -1,5 +1,4 @@
-"""Features as a grid asks for them: filters and an order become SQL, a page of rows comes back. The features of a run
-and layer: filtered, sorted and searched in the client, however many there are."""
+"""The features of a run and layer: filters, sort order and search become SQL, which returns one page of rows."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from dash.development.base_component import Component
 from ...catalog.client import Answer, CatalogClient, Row
 from ...catalog.queries import named_queries, quoted
 from ...core.formatting import format_token, format_value
-from ..components import aria, choice, empty_note, sql_button, panel, select
+from ..components import aria, choice, empty_note, panel, select, sql_button
 from ..urls import Params, feature_link, integer
 
 COLUMNS = {
@@ -27,10 +26,10 @@ COLUMNS = {
     "f1": "number",
     "match": "number",
 }
-"""Columns that are filtered and sorted by, and the kind of each."""
+"""Columns that can be filtered and sorted, with their types."""
 SEARCHES = {"fires on": "firing_on", "raises": "raising"}
-"""What is looked for in a search, and the query that finds it."""
-_COMPARED = {
+"""Kinds of search, with the named query of each."""
+_COMPARISONS = {
     "equals": "=",
     "notEqual": "<>",
     "lessThan": "<",
@@ -38,7 +37,7 @@ _COMPARED = {
     "greaterThan": ">",
     "greaterThanOrEqual": ">=",
 }
-_MATCHED = {
+_TEXT_MATCHES = {
     "contains": "contains(lower({column}), lower({value}))",
     "notContains": "NOT contains(lower({column}), lower({value}))",
     "startsWith": "starts_with(lower({column}), lower({value}))",
@@ -48,11 +47,11 @@ _MATCHED = {
 }
 
 
-def statement(run: str, layer: int, search: str, by: str, asked: Mapping[str, Any]) -> str:
-    """SQL for the rows that a grid asks for; each has `n_matching`, the number of all that match.
+def statement(run: str, layer: int, search: str, by: str, request: Mapping[str, Any]) -> str:
+    """SQL of the rows that the grid requests; the column `n_matching` is the number of all matching rows.
 
-    `asked` holds the grid's filterModel, sortModel, startRow and endRow. Raises ValueError where it names a column,
-    a filter or an order that is not known.
+    `request` holds the grid's filterModel, sortModel, startRow and endRow. Raises ValueError for an unknown column or
+    filter.
     """
     names = {"run": run, "layer": layer, "pattern": search}
     tables = f"(\n{_indented(named_queries()['features'].filled(**names))}\n)"
@@ -60,19 +59,19 @@ def statement(run: str, layer: int, search: str, by: str, asked: Mapping[str, An
         if by not in SEARCHES:
             raise ValueError(f"by={by!r} in the address is no way to search; write {' or '.join(SEARCHES)}")
         tables += f"\nJOIN (\n{_indented(named_queries()[SEARCHES[by]].filled(**names))}\n) USING (feature)"
-    conditions = [_condition(name, model) for name, model in (asked.get("filterModel") or {}).items()]
+    conditions = [_condition(name, model) for name, model in (request.get("filterModel") or {}).items()]
     where = f"\nWHERE {' AND '.join(conditions)}" if conditions else ""
-    start, end = int(asked.get("startRow") or 0), int(asked.get("endRow") or 100)
-    order = [_order(part) for part in asked.get("sortModel") or []]
-    usual = ["match DESC"] if search else []
+    start, end = int(request.get("startRow") or 0), int(request.get("endRow") or 100)
+    order = [_order(part) for part in request.get("sortModel") or []]
+    default = ["match DESC"] if search else []
     return (
         f"SELECT *, count(*) OVER () AS n_matching\nFROM {tables}{where}\n"
-        f"ORDER BY {', '.join([*(order or usual), 'feature'])}\nLIMIT {end - start} OFFSET {start}"
+        f"ORDER BY {', '.join([*(order or default), 'feature'])}\nLIMIT {end - start} OFFSET {start}"
     )
 
 
 def page(client: CatalogClient, run: str, layer: int, sql: str) -> tuple[Answer, list[Row]]:
-    """The answer to a `statement`, and its rows with what each feature fires on and raises."""
+    """The answer to a `statement`, and its rows with the tokens that each feature fires on and raises."""
     answer = client.run(sql)
     places = [(layer, row["feature"]) for row in answer.rows]
     fires, raises = client.words(run, places), client.promoted(run, places)
@@ -90,19 +89,19 @@ def page(client: CatalogClient, run: str, layer: int, sql: str) -> tuple[Answer,
 def _condition(column: str, model: Mapping[str, Any]) -> str:
     kind = COLUMNS.get(column)
     if kind is None:
-        raise ValueError(f"{column!r} is no column that is filtered by; choose from {', '.join(COLUMNS)}")
+        raise ValueError(f"{column!r} cannot be filtered; choose from {', '.join(COLUMNS)}")
     if "conditions" in model:
         operator = "OR" if model.get("operator") == "OR" else "AND"
         return "(" + f" {operator} ".join(_condition(column, part) for part in model["conditions"]) + ")"
     how = model.get("type")
     if how in ("blank", "notBlank"):
         return f"{column} IS {'NOT ' if how == 'notBlank' else ''}NULL"
-    if kind == "text" and how in _MATCHED:
-        return _MATCHED[how].format(column=column, value=quoted(str(model.get("filter", ""))))
+    if kind == "text" and how in _TEXT_MATCHES:
+        return _TEXT_MATCHES[how].format(column=column, value=quoted(str(model.get("filter", ""))))
     if kind == "number" and how == "inRange":
         return f"{column} BETWEEN {_number(model.get('filter'))} AND {_number(model.get('filterTo'))}"
-    if kind == "number" and how in _COMPARED:
-        return f"{column} {_COMPARED[how]} {_number(model.get('filter'))}"
+    if kind == "number" and how in _COMPARISONS:
+        return f"{column} {_COMPARISONS[how]} {_number(model.get('filter'))}"
     raise ValueError(f"{how!r} is no filter of {column}; choose another")
 
 
@@ -115,7 +114,7 @@ def _number(value: Any) -> str:
 def _order(part: Mapping[str, Any]) -> str:
     column = part.get("colId")
     if column not in COLUMNS:
-        raise ValueError(f"{column!r} is no column that is sorted by; choose from {', '.join(COLUMNS)}")
+        raise ValueError(f"{column!r} cannot be sorted; choose from {', '.join(COLUMNS)}")
     return f"{column} {'DESC' if part.get('sort') == 'desc' else 'ASC'} NULLS LAST"
 
 
@@ -124,14 +123,14 @@ def _indented(sql: str) -> str:
 
 
 ROWS = 50
-"""Rows that the grid asks for at a time."""
+"""Rows per request of the grid."""
 _HEADS = {
     "feature": "feature",
     "fires_on": "fires on",
     "raises": "raises",
     "density": "density",
     "n_tokens": "tokens",
-    "max_activation": "largest",
+    "max_activation": "maximum",
     "mean_activation": "mean",
     "concept": "best concept",
     "f1": "F1",
@@ -141,7 +140,7 @@ _HEADS = {
 
 
 def features_page(client: CatalogClient, params: Params) -> Component:
-    """The page: its grid asks for its rows itself."""
+    """The page; the grid requests its rows by a callback."""
     answer = client.ask("tabulated")
     if not answer.rows:
         return panel("Features", empty_note("No feature is tabulated; run `snakemake features`."))
@@ -158,7 +157,7 @@ def features_page(client: CatalogClient, params: Params) -> Component:
         [
             select("run", runs, run, "run"),
             select("layer", [str(each) for each in layers], str(layer), "layer"),
-            select("by", list(SEARCHES), by, "search for what"),
+            select("by", list(SEARCHES), by, "search for"),
             html.Label(
                 [
                     html.Span("text, or a regular expression"),
@@ -183,7 +182,7 @@ def features_page(client: CatalogClient, params: Params) -> Component:
                 controls,
                 html.P(id="features-count", className="count", **aria(live="polite")),
                 dcc.Store("features-names", data=names),
-                dcc.Store("features-asked"),
+                dcc.Store("features-address"),
                 _grid(params, bool(search)),
                 html.Div(id="features-sql"),
             ),
@@ -192,7 +191,7 @@ def features_page(client: CatalogClient, params: Params) -> Component:
 
 
 def register_features(app: Dash, client: CatalogClient) -> None:
-    """The grid's questions, and the address that says what it shows."""
+    """Callbacks: the grid's rows, the address that holds its state, opening a feature."""
 
     @app.callback(
         Output("features-grid", "getRowsResponse"),
@@ -201,25 +200,25 @@ def register_features(app: Dash, client: CatalogClient) -> None:
         Input("features-grid", "getRowsRequest"),
         State("features-names", "data"),
     )
-    def rows(asked: dict[str, Any] | None, names: dict[str, Any]):
-        if asked is None:
+    def rows(request: dict[str, Any] | None, names: dict[str, Any]):
+        if request is None:
             return no_update, no_update, no_update
         run, layer = names["run"], names["layer"]
         try:
-            sql = statement(run, layer, names["search"], names["by"], asked)
+            sql = statement(run, layer, names["search"], names["by"], request)
             answer, found = page(client, run, layer, sql)
         except ValueError as error:
             return {"rowData": [], "rowCount": 0}, html.Span(str(error), className="error"), None
         for row in found:
             row["id"] = str(row["feature"])
             row["href"] = feature_link(run, layer, row["feature"])
-        total = _total(answer, asked)
+        total = _total(answer, request)
         response = {"rowData": found, "rowCount": total}
         return response, f"{format_value(total)} features", sql_button(answer)
 
     app.clientside_callback(
         ClientsideFunction("circuitloom", "rememberGrid"),
-        Output("features-asked", "data"),
+        Output("features-address", "data"),
         Input("features-grid", "filterModel"),
         Input("features-grid", "columnState"),
         prevent_initial_call=True,
@@ -236,23 +235,23 @@ def register_features(app: Dash, client: CatalogClient) -> None:
         return no_update if row is None else feature_link(names["run"], names["layer"], int(row))
 
 
-def _total(answer: Answer, asked: dict[str, Any]) -> int:
-    """All rows that match; behind the last of them there is none to say it."""
-    return answer.first["n_matching"] if answer.rows else int(asked.get("startRow") or 0)
+def _total(answer: Answer, request: dict[str, Any]) -> int:
+    """Number of all matching rows; a page after the last row has no row to read it from."""
+    return answer.first["n_matching"] if answer.rows else int(request.get("startRow") or 0)
 
 
-def _asked(params: Params) -> dict[str, Any]:
-    """Filters and order as the address has them; nothing where it has none that can be read."""
+def _grid_state(params: Params) -> dict[str, Any]:
+    """filterModel and sortModel from the address. Raises ValueError if they cannot be parsed."""
     try:
         filters, order = (json.loads(params.get(name) or "null") for name in ("filter", "sort"))
     except json.JSONDecodeError:
-        raise ValueError("filter or sort in the address is not what the grid wrote; leave them out") from None
+        raise ValueError("filter or sort in the address cannot be parsed; remove them") from None
     return {"filterModel": filters or {}, "sortModel": order or []}
 
 
 def _grid(params: Params, searched: bool) -> Component:
-    asked = _asked(params)
-    order = {part["colId"]: (part["sort"], i) for i, part in enumerate(asked["sortModel"])}
+    state = _grid_state(params)
+    order = {part["colId"]: (part["sort"], i) for i, part in enumerate(state["sortModel"])}
     columns = []
     for name, head in {**({"match": "match"} if searched else {}), **_HEADS}.items():
         kind = COLUMNS.get(name)
@@ -277,7 +276,7 @@ def _grid(params: Params, searched: bool) -> Component:
         id="features-grid",
         columnDefs=columns,
         rowModelType="infinite",
-        filterModel=asked["filterModel"],
+        filterModel=state["filterModel"],
         defaultColDef={"resizable": True, "floatingFilter": True, "suppressHeaderMenuButton": True},
         getRowId="params.data.id",
         dashGridOptions={

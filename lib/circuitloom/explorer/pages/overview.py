@@ -1,4 +1,4 @@
-"""What the study holds, and where to go from here."""
+"""Overview of the study: its contents, language model, circuits and claims."""
 
 from itertools import groupby
 
@@ -12,27 +12,30 @@ from ..urls import Params, link
 
 
 def overview_page(client: CatalogClient, _params: Params) -> Component:
-    """The page."""
-    return html.Div([_contents(client), _model(client), _studies(client), _claims(client)])
+    """All parts that the study has."""
+    return html.Div([_contents(client), _model(client), _circuits(client), _claims(client)])
 
 
 def _contents(client: CatalogClient) -> Component:
     answer = client.ask("contents")
     counts = answer.first
     tiles = [
-        ("dictionaries", counts["runs"], "runs of dictionaries"),
+        ("dictionaries", counts["runs"], "dictionary runs"),
         ("features", counts["features"], "features and neurons tabulated"),
-        ("sql", counts["activations"], "activations in SQL"),
+        ("sql", counts["activations"], "activations to query"),
         ("circuits", counts["traces"], "prompts traced"),
     ]
-    made: list[Component] = [
+    links: list[Component] = [
         dcc.Link([html.Strong(format_value(int(value))), html.Span(what)], href=link(page), className="tile")
         for page, value, what in tiles
     ]
     if counts["claims"]:
-        held = [html.Strong(f"{counts['claims_that_hold']} of {counts['claims']}"), html.Span("claims hold")]
-        made.append(html.A(held, href="#claims", className="tile"))
-    return panel(f"Study {client.folder.name}", html.Div(made, className="tiles"), answer=answer)
+        holding = [
+            html.Strong(f"{counts['claims_that_hold']} of {counts['claims']}"),
+            html.Span("claims hold"),
+        ]
+        links.append(html.A(holding, href="#claims", className="tile"))
+    return panel(f"Study {client.folder.name}", html.Div(links, className="tiles"), answer=answer)
 
 
 def _model(client: CatalogClient) -> Component | None:
@@ -44,11 +47,13 @@ def _model(client: CatalogClient) -> Component | None:
         for row in answer.rows
     ]
     return panel(
-        "Language model", table(["figure", "value", "unit", "meaning"], rows, words=(0, 2, 3)), answer=answer
+        "Language model",
+        table(["figure", "value", "unit", "meaning"], rows, text_columns=(0, 2, 3)),
+        answer=answer,
     )
 
 
-def _studies(client: CatalogClient) -> Component:
+def _circuits(client: CatalogClient) -> Component:
     answer = client.ask("traces")
     if not answer.rows:
         return panel("Circuits", empty_note("No prompt was traced; name some under circuits.prompts."))
@@ -65,7 +70,7 @@ def _studies(client: CatalogClient) -> Component:
         for row in answer.rows
     ]
     head = ["circuit", "prompt", "target", "nodes", "replacement", "frozen error", "free correlation"]
-    return panel("Circuits", table(head, rows, words=(0, 1, 2)), answer=answer)
+    return panel("Circuits", table(head, rows, text_columns=(0, 1, 2)), answer=answer)
 
 
 def _claims(client: CatalogClient) -> Component | None:
@@ -75,15 +80,15 @@ def _claims(client: CatalogClient) -> Component | None:
     parts: list[Component] = []
     for case, group in groupby(answer.rows, key=lambda row: row["case_study"]):
         own = list(group)
-        held = sum(row["holds"] for row in own)
+        n_holding = sum(row["holds"] for row in own)
         parts.append(
             html.Details(
                 [
                     html.Summary(
-                        [html.Strong(case.replace("_", " ")), f": {held} of {len(own)} claims hold"]
+                        [html.Strong(case.replace("_", " ")), f": {n_holding} of {len(own)} claims hold"]
                     ),
                     table(
-                        ["claim", "value", "interval", "asked", "verdict"],
+                        ["claim", "value", "interval", "condition", "verdict"],
                         [_claim(row) for row in own],
                         (0, 3, 4),
                     ),
@@ -94,7 +99,9 @@ def _claims(client: CatalogClient) -> Component | None:
 
 
 def _claim(row: Row) -> list:
-    interval = "" if row["low"] is None else f"{format_value(row['low'], 3)} to {format_value(row['high'], 3)}"
+    interval = (
+        "" if row["low"] is None else f"{format_value(row['low'], 3)} to {format_value(row['high'], 3)}"
+    )
     verdict = html.Span("holds", className="holds") if row["holds"] else html.Span("fails", className="fails")
-    asked = f"{row['relation']} {format_value(row['bound'], 3)}"
-    return [row["statement"], format_value(row["value"], 3), interval, asked, verdict]
+    condition = f"{row['relation']} {format_value(row['bound'], 3)}"
+    return [row["statement"], format_value(row["value"], 3), interval, condition, verdict]

@@ -1,4 +1,4 @@
-"""A console: one SELECT at a time, in a sandbox that writes nothing and reads no other file."""
+"""SQL console: one SELECT at a time, in a sandbox that can neither write nor read other files."""
 
 import threading
 import time
@@ -12,40 +12,39 @@ from dash.development.base_component import Component
 from ...catalog.client import CatalogClient
 from ...catalog.output import cell, rows_of
 from ...catalog.queries import macros, questions
-from ...catalog.questions_page import names_of
+from ...catalog.questions_page import question_parameters
 from ...catalog.sandbox import open_sandbox, run_statement
 from ...core.formatting import format_value
 from ..components import panel
 from ..urls import Params
 
-MOST = 5_000
-"""Rows shown."""
+MAX_ROWS = 5_000
 SECONDS = 60
-"""After which a statement is ended."""
+"""Time limit of a statement."""
 _EXACT = 2**53
-"""Up to here a browser's numbers are whole."""
+"""JavaScript numbers represent all integers up to this one."""
 EXAMPLE = "SELECT run, layer, l0, ce_recovered_zero\nFROM metric\nORDER BY run, layer"
 
 
 def sql_page(client: CatalogClient, params: Params) -> Component:
-    """The page; a statement in the address is run at once."""
-    given = params.get("query")
-    asked = [{"label": question.description, "value": str(i)} for i, question in enumerate(questions())]
+    """The console; a query in the address runs at once."""
+    query = params.get("query")
+    options = [{"label": question.description, "value": str(i)} for i, question in enumerate(questions())]
     editor = dcc.Textarea(
-        id="sql-text", value=given or EXAMPLE, className="editor", spellCheck=False, title="SQL"
+        id="sql-text", value=query or EXAMPLE, className="editor", spellCheck=False, title="SQL"
     )
     return html.Div(
         [
             panel(
                 "SQL",
                 dcc.Dropdown(
-                    asked, None, id="sql-question", placeholder="questions to begin with", className="select"
+                    options, None, id="sql-question", placeholder="example questions", className="select"
                 ),
                 editor,
                 html.Div(
                     [
-                        html.Button("Run", id="sql-run", n_clicks=int(given is not None), className="first"),
-                        html.Span("or Ctrl+Enter. Only reads; ends after a minute.", className="count"),
+                        html.Button("Run", id="sql-run", n_clicks=int(query is not None), className="first"),
+                        html.Span("or Ctrl+Enter. Read-only; stopped after a minute.", className="count"),
                     ],
                     className="controls",
                 ),
@@ -58,7 +57,7 @@ def sql_page(client: CatalogClient, params: Params) -> Component:
 
 
 def register_sql(app: Dash, client: CatalogClient) -> None:
-    """Statements and what they give."""
+    """Callbacks: running a query, choosing an example question."""
 
     @app.callback(Output("sql-result", "children"), Input("sql-run", "n_clicks"), State("sql-text", "value"))
     def run(clicks: int, statement: str | None) -> Component | None:
@@ -67,21 +66,20 @@ def register_sql(app: Dash, client: CatalogClient) -> None:
     @app.callback(Output("sql-text", "value"), Input("sql-question", "value"), prevent_initial_call=True)
     def question(place: str) -> str:
         chosen = questions()[int(place)]
-        names = names_of(open_sandbox(client.folder), "the")
+        names = question_parameters(open_sandbox(client.folder), "the")
         return chosen.filled(**names)
 
 
 def _result(client: CatalogClient, statement: str) -> Component:
-    began = time.perf_counter()
+    started = time.perf_counter()
     try:
         names, rows, more = execute(client, statement)
     except ValueError as error:
         return html.P(str(error), className="error", role="alert")
-    seconds = time.perf_counter() - began
-    said = (
-        f"{format_value(len(rows))} rows" + (", the first of more" if more else "") + f" in {1000 * seconds:.0f} ms"
-    )
-    # fields are numbered: a name with a dot would be taken for a path, and two columns may have one name
+    seconds = time.perf_counter() - started
+    note = ", and more that are not shown" if more else ""
+    summary = f"{format_value(len(rows))} rows in {1000 * seconds:.0f} ms{note}"
+    # fields are numbers: the grid reads dots in names as paths, and two columns may have the same name
     columns = [
         {"field": str(i), "headerName": name, "tooltipField": str(i), "flex": 1, "minWidth": 110,
          "valueFormatter": {"function": "digits(params.value)"}}
@@ -96,41 +94,41 @@ def _result(client: CatalogClient, statement: str) -> Component:
         className="ag-theme-alpine grid",
         style={"height": f"{min(60, 8 + 3 * len(rows))}vh"},
     )
-    return html.Div([html.P(said, className="count", role="status"), grid])
+    return html.Div([html.P(summary, className="count", role="status"), grid])
 
 
 def execute(client: CatalogClient, statement: str) -> tuple[list[str], list[list[Any]], bool]:
-    """Names of columns, at most `MOST` rows, and whether there were more.
+    """Column names, at most `MAX_ROWS` rows, and whether there were more.
 
-    Raises ValueError where the statement is no SELECT that only reads, fails, or takes too long.
+    Raises ValueError if the statement is not a read-only SELECT, fails, or takes too long.
     """
     with open_sandbox(client.folder) as connection:
-        late = threading.Event()
+        timed_out = threading.Event()
 
-        def end() -> None:
-            late.set()
+        def stop() -> None:
+            timed_out.set()
             connection.interrupt()
 
-        timer = threading.Timer(SECONDS, end)
+        timer = threading.Timer(SECONDS, stop)
         timer.start()
         try:
             result = run_statement(connection, statement)
-            rows = [[_shown(value) for value in row] for row in islice(rows_of(result), MOST + 1)]
+            rows = [[_grid_value(value) for value in row] for row in islice(rows_of(result), MAX_ROWS + 1)]
         except ValueError:
-            if late.is_set():
+            if timed_out.is_set():
                 raise ValueError(
-                    f"the statement was ended after {SECONDS} s; narrow it, or use `python -m circuitloom sql`"
+                    f"the statement was stopped after {SECONDS} s; narrow it, or use `python -m circuitloom sql`"
                 ) from None
             raise
         finally:
             timer.cancel()
-        return list(result.schema.names), rows[:MOST], len(rows) > MOST
+        return list(result.schema.names), rows[:MAX_ROWS], len(rows) > MAX_ROWS
 
 
-def _shown(value: Any) -> str | int | float | None:
-    """A cell of the grid: numbers stay numbers, for sorting, where the browser holds them exactly."""
-    plain = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _EXACT)
-    return value if value is None or (plain and not isinstance(value, bool)) else cell(value)
+def _grid_value(value: Any) -> str | int | float | None:
+    """A grid cell: numbers that JavaScript represents exactly stay numbers, for sorting; others become text."""
+    exact = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _EXACT)
+    return value if value is None or (exact and not isinstance(value, bool)) else cell(value)
 
 
 def _tables(client: CatalogClient) -> Component:
@@ -143,7 +141,9 @@ def _tables(client: CatalogClient) -> Component:
         for row in found.rows
     ]
     parts += [
-        html.Details([html.Summary(html.Code(f"{macro.name}({macro.parameters})")), html.P(macro.description)])
+        html.Details(
+            [html.Summary(html.Code(f"{macro.name}({macro.parameters})")), html.P(macro.description)]
+        )
         for macro in macros()
     ]
     return html.Div(parts, className="columns")

@@ -1,0 +1,150 @@
+"""What the prompt service computes: active features, next tokens, circuits, and the effect of feature edits."""
+
+import math
+
+import pytest
+import torch
+from tests.attribution.test_tracer import TEXT, make_tracer
+
+from circuitloom.explorer.prompt_service import PromptService, compare_predictions, live_circuit, token_string
+
+STRINGS = ["a", "b", "c"]
+
+
+def test_the_kl_is_that_of_the_prediction_before_relative_to_the_one_after() -> None:
+    before, after = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.5])
+    # 2 * 0.5 * log(0.5 / 0.25); the reverse KL is infinite
+    assert compare_predictions(3, before, after, STRINGS).kl == pytest.approx(math.log(2))
+    before, after = torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5])
+    expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    reverse = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    found = compare_predictions(3, before, after, STRINGS).kl
+    assert found == pytest.approx(expected, rel=1e-5) != pytest.approx(reverse, rel=1e-5)
+
+
+def test_an_edit_is_compared_over_the_likeliest_tokens_of_both_predictions() -> None:
+    before = torch.zeros(40)
+    before[:10], before[10] = 0.09, 0.1
+    after = torch.zeros(40)
+    after[30:40] = 0.1
+    result = compare_predictions(3, before, after, [f"t{i}" for i in range(35)])
+    assert result.position == 3
+    names = [token for token, _, _ in result.rows]
+    assert {"t10", "t30", "t34", "#35", "#39"} <= set(names)
+    assert len(names) == 20
+    likeliest = [max(p, q) for _, p, q in result.rows]
+    assert likeliest == sorted(likeliest, reverse=True)
+    assert {token: (p, q) for token, p, q in result.rows}["t10"] == pytest.approx((0.1, 0.0))
+
+
+def test_tokens_beyond_the_tokenizers_vocabulary_are_numbered() -> None:
+    assert [token_string(STRINGS, token) for token in (2, 3)] == ["c", "#3"]
+
+
+@pytest.fixture(scope="module")
+def tracer(tmp_path_factory):
+    return make_tracer(tmp_path_factory.mktemp("prompt"))
+
+
+@pytest.fixture(scope="module")
+def service(tracer, tmp_path_factory) -> PromptService:
+    service = PromptService(tmp_path_factory.mktemp("study"))
+    service._tracers[None] = tracer
+    return service
+
+
+def result(job):
+    assert job.finished.wait(120) and job.error is None, job.error
+    return job.result
+
+
+def test_active_features_and_next_tokens_are_those_of_the_model(service, tracer) -> None:
+    found = result(service.features(TEXT, None))
+    model = tracer.linearize(TEXT)
+    assert (found.run, len(found.tokens)) == ("tc", len(model.captured.token))
+    strengths = [row["activation"] for row in found.active]
+    assert strengths == sorted(strengths, reverse=True)
+    features = model.features
+    assert {(row["layer"], row["position"], row["feature"], row["activation"]) for row in found.active} == {
+        *zip(features.layer.tolist(), features.position.tolist(), features.feature.tolist(),
+             features.activation.tolist(), strict=True)
+    }  # fmt: skip
+    with torch.inference_mode():
+        expected = tracer.language_model.logits(model.captured.token[None])[0].float().softmax(-1)
+    for position, likeliest in enumerate(found.next_tokens):
+        p, tokens = expected[position].topk(10)
+        assert [token for token, _ in likeliest] == [token_string(tracer.strings, i) for i in tokens.tolist()]
+        assert [each for _, each in likeliest] == pytest.approx(p.tolist(), rel=1e-4)
+
+
+def test_an_edit_shows_the_models_own_probabilities_before_and_the_edited_ones_after(service, tracer) -> None:
+    from circuitloom.ablation.feature_edits import edited_probabilities, make_edits
+    from circuitloom.config.circuits import FeatureChange
+
+    active = result(service.features(TEXT, None)).active[0]
+    change = {"kind": "ablate", "features": [f"{active['layer']}/{active['feature']}"]}
+    edit = result(service.edit(TEXT, None, -1, change))
+    model = tracer.linearize(TEXT)
+    last = len(model.captured.token) - 1
+    before = model.captured.probabilities[last]
+    after = edited_probabilities(tracer.language_model, model, make_edits(model, FeatureChange(**change)))[
+        last
+    ]
+    assert edit == compare_predictions(last, before, after, tracer.strings)
+    assert edit.kl > 0
+    same = {"kind": "scale", "strength": 1.0, "features": change["features"]}
+    assert result(service.edit(TEXT, None, -1, same)).kl == pytest.approx(0, abs=1e-6)
+
+
+def test_a_traced_prompt_has_its_row_its_graph_and_its_paths_the_strongest_first(service, tracer) -> None:
+    from circuitloom.attribution.trace_tables import TraceRows
+    from circuitloom.config.circuits import Circuits, Prompt
+
+    traced = result(service.trace(TEXT, None, "logits"))
+    rows = TraceRows(tracer.trace(Prompt(text=TEXT, target="logits"), Circuits()), "prompt", tracer.strings)
+    in_graph = {row["node"] for row in rows.nodes() if row["in_graph"]}
+    assert {row["node"] for row in traced.circuit.nodes} == in_graph
+    assert len(traced.circuit.edges) == len(list(rows.edges()))
+    assert traced.circuit.tokens == traced.trace["tokens"]
+    contributions = [abs(effect) for _, effect in traced.paths]
+    assert contributions == sorted(contributions, reverse=True)
+    expected = {}
+    for step in rows.paths():
+        # the last step of a path holds the contribution of all its steps
+        expected[step["path"]] = step["effect"]
+    assert sorted(contributions) == pytest.approx(sorted(map(abs, expected.values())))
+    # paths are written from their source to the target
+    assert all(path.split(" > ")[-1].startswith("logit") for path, _ in traced.paths)
+
+
+def test_what_cannot_be_run_fails_in_one_line(service) -> None:
+    for job in (
+        service.trace(TEXT, None, "nonsense"),
+        service.edit(TEXT, None, 0, {"kind": "ablate", "features": ["x"]}),
+    ):
+        assert job.finished.wait(60)
+        assert job.error and "\n" not in job.error
+
+
+def test_a_prompt_traced_now_has_the_columns_of_the_catalogues_macros() -> None:
+    rows = [
+        {"node": 0, "kind": "feature", "layer": 0, "feature": 7, "position": 1, "token": "a", "influence": 0.25,
+         "in_graph": True, "is_root": False},
+        {"node": 1, "kind": "embedding", "position": 1, "token": "a", "influence": 0.75, "in_graph": True,
+         "is_root": False},
+        {"node": 2, "kind": "head", "layer": 0, "head": 1, "position": 1, "token": "a", "in_graph": False,
+         "is_root": False},
+        {"node": 3, "kind": "logit", "position": 2, "token": "b", "influence": None, "in_graph": True, "is_root": True},
+    ]  # fmt: skip
+    edges = [
+        {"source": s, "target": t, "effect": e, "effect_frozen": e, "effect_free": e}
+        for s, t, e in ((0, 3, 1.0), (1, 0, -2.0))
+    ]
+    circuit = live_circuit(rows, edges, ["<bos>", "a", "b"])
+    assert [(row["label"], row["cumulative"]) for row in circuit.nodes] == [
+        ("embedding 'a'@1", 0.75), ("0/7 'a'@1", 1.0), ("logit 'b'@2", 1.0),
+    ]  # fmt: skip
+    assert [(e["source"], e["target"]) for e in circuit.edges] == [
+        ("embedding 'a'@1", "0/7 'a'@1"),
+        ("0/7 'a'@1", "logit 'b'@2"),
+    ]
