@@ -1,22 +1,38 @@
-"""Prompts, dictionaries and roots that the tests of this stage share."""
+"""Prompts, tiny models, dictionaries and readers for the tests of attribution."""
 
 from pathlib import Path
 
 import torch
 from tests.evaluation.inputs import BOS
-from tests.models import D_MODEL, LAYERS, tiny_model
+from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save, tiny_model
 
 from circuitloom.attribution.capture import capture_pass, read_weights
+from circuitloom.attribution.direct_effects import logit_targets
 from circuitloom.attribution.linearized_model import LinearizedModel
+from circuitloom.attribution.paths import (
+    HEAD,
+    PathGraph,
+    Paths,
+    SourceDecomposition,
+    StreamReader,
+    head_reader,
+    target_reader,
+)
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.model import LanguageModel, load_model
 
 PROMPT = torch.tensor([BOS, 9, 20, 31, 9, 44, 20, 17, 12, 60, 31])
+BROKEN = PROMPT.clone()
+"""The prompt with a BOS in its middle."""
+BROKEN[4] = BOS
 KINDS = ("transcoder", "skip transcoder", "one layer without")
+"""Kinds of sets of dictionaries."""
+Key = tuple[int, int, int, int]
+"""Kind, layer, index and position of a source or node."""
 
 
 def load_tiny(architecture: str, folder: Path, dtype: str = "float32") -> LanguageModel:
-    """A tiny random model; in float64 its RMSNorms compute in float64 too, which transformers' do not."""
+    """A tiny random model; in float64, its RMSNorms compute in float64 too."""
     path = folder / architecture
     if not path.is_dir():
         tiny_model(architecture, path)
@@ -26,8 +42,21 @@ def load_tiny(architecture: str, folder: Path, dtype: str = "float32") -> Langua
     return model
 
 
+def load_gemma(folder: Path) -> LanguageModel:
+    """Tiny Gemma 3: norms before and after attention and MLP, embedding scaled by sqrt(d), grouped heads."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size=D_MODEL, intermediate_size=40,
+        num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    path = folder / "gemma"
+    return load_model(path if path.is_dir() else _save(Gemma3ForCausalLM, config, path, 0), device="cpu")
+
+
 def exact_norms(model: LanguageModel) -> None:
-    """Let RMSNorms compute in the model's own number format: transformers' go through float32."""
+    """Make RMSNorms compute in the model's dtype; those of transformers cast to float32."""
     for module in model.module.modules():
         if type(module).__name__.endswith("RMSNorm"):
 
@@ -60,6 +89,25 @@ def make_dictionaries(model: LanguageModel, kind: str = "transcoder", **changes)
 def make_linearized(
     model: LanguageModel, kind: str = "transcoder", token: torch.Tensor = PROMPT, **changes
 ) -> LinearizedModel:
-    """The replacement model of a prompt."""
+    """Linearized model of a prompt."""
     captured = capture_pass(model, read_weights(model), token)
     return LinearizedModel(captured, make_dictionaries(model, kind, **changes), BOS)
+
+
+def node_key(nodes: SourceDecomposition | Paths | PathGraph, i: int) -> Key:
+    """Kind, layer, index and position of the i-th source or node."""
+    return int(nodes.kind[i]), int(nodes.layer[i]), int(nodes.index[i]), int(nodes.position[i])
+
+
+def through_head(
+    linearized: LinearizedModel, reader: StreamReader, step: SourceDecomposition, i: int
+) -> StreamReader:
+    """Reader of the input of the i-th source, a head."""
+    assert int(step.kind[i]) == HEAD
+    return head_reader(linearized, reader, int(step.layer[i]), int(step.index[i]), int(step.position[i]))
+
+
+def logit_reader(linearized: LinearizedModel, position: int, token: int = 10) -> StreamReader:
+    """A logit at a position as a reader."""
+    weights = torch.eye(VOCABULARY, dtype=linearized.captured.resid_final.dtype)[[token]]
+    return target_reader(linearized, logit_targets(linearized, torch.tensor([position]), weights))

@@ -1,4 +1,4 @@
-"""Models of many architectures are gone through exactly; what cannot be is refused in one clear message."""
+"""Sources sum to pre-activations on many architectures; unsupported ones raise a one-line error."""
 
 import types
 from collections.abc import Callable
@@ -29,14 +29,14 @@ LLAMA_LIKE = {
     "num_key_value_heads": 2,
 }  # fmt: skip
 GEMMA = {**LLAMA_LIKE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
-ATTENTION_IN_TURN = [[["global", "linearized", "global"], 1]]
+ATTENTION_IN_TURN = [[["global", "local", "global"], 1]]
 CONFIGS: dict[str, dict] = {
-    # norms in front and behind, an embedding that is scaled, scores that are capped, a window
+    # norms before and after, scaled embedding, capped attention scores, sliding window
     "Gemma2": GEMMA,
     "Gemma3Text": GEMMA,
-    # norms behind alone
+    # norms after attention and MLP only
     "Olmo2": {**LLAMA_LIKE, "num_key_value_heads": 4},
-    # attention that is global and linearized in turn
+    # alternating global and local attention
     "GPTNeo": {
         **SMALL, "num_layers": LAYERS, "num_heads": 2, "intermediate_size": 40, "window_size": 4,
         "attention_types": ATTENTION_IN_TURN,
@@ -49,19 +49,19 @@ CONFIGS: dict[str, dict] = {
     "Phi3": {**LLAMA_LIKE, "pad_token_id": 0, "original_max_position_embeddings": CONTEXT},
     # LayerNorms, biases, grouped heads
     "Starcoder2": LLAMA_LIKE,
-    # attention and MLP in parallel behind one norm; logits with a bias
+    # attention and MLP in parallel after one norm; logits with a bias
     "Phi": {**LLAMA_LIKE, "num_key_value_heads": 4},
     "GPTJ": {
         "vocab_size": VOCABULARY, "n_positions": CONTEXT, "n_embd": D_MODEL, "n_layer": LAYERS, "n_head": 2,
         "rotary_dim": 4, "bos_token_id": 1, "eos_token_id": 2,
     },
-    # logits that are scaled
+    # scaled logits
     "Cohere": LLAMA_LIKE,
-    # what blocks write is scaled
+    # scaled block outputs
     "Granite": {**LLAMA_LIKE, "residual_multiplier": 0.5},
-    # an MLP that adds the stream to what it gives
+    # MLP with its own residual connection
     "Bloom": {"vocab_size": VOCABULARY, "hidden_size": D_MODEL, "n_layer": LAYERS, "n_head": 2},
-    # blocks without a module for the MLP
+    # no module for the MLP
     "OPT": {
         **SMALL, "word_embed_proj_dim": D_MODEL, "ffn_dim": 40, "num_hidden_layers": LAYERS,
         "num_attention_heads": 2,
@@ -69,7 +69,7 @@ CONFIGS: dict[str, dict] = {
 }  # fmt: skip
 CLASSES = {"Gemma3Text": "Gemma3"}
 EAGER_ALONE = ("Gemma2", "GPTNeo", "GPTJ", "Bloom")
-"""What transformers has no fused attention for."""
+"""Architectures without fused attention in transformers."""
 
 
 def save_tiny(name: str, folder: Path) -> Path:
@@ -80,7 +80,7 @@ def save_tiny(name: str, folder: Path) -> Path:
 
 
 def load_any(name: str, folder: Path, dtype: torch.dtype = torch.float64) -> LanguageModel:
-    """A tiny model, of an architecture without fused attention too."""
+    """A tiny model with eager attention, which every architecture supports."""
     from transformers import AutoModelForCausalLM
 
     path = save_tiny(name, folder)
@@ -89,7 +89,7 @@ def load_any(name: str, folder: Path, dtype: torch.dtype = torch.float64) -> Lan
 
 
 def exact_norms(model: LanguageModel) -> None:
-    """Let norms compute in float64: many go through float32 on their way."""
+    """Make norms compute in float64; many cast to float32 internally."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         name = type(self).__name__
@@ -104,14 +104,14 @@ def exact_norms(model: LanguageModel) -> None:
             module.forward = types.MethodType(forward, module)
 
 
-def make_replaced(model: LanguageModel, kind: str = "skip transcoder") -> LinearizedModel:
+def linearize(model: LanguageModel, kind: str = "skip transcoder") -> LinearizedModel:
     made = make_dictionaries(model, kind).items()
     dictionaries = {layer: dictionary for layer, dictionary in made if layer < model.layers}
     return LinearizedModel(capture_pass(model, read_weights(model), PROMPT), dictionaries, BOS)
 
 
 def largest_errors(linearized: LinearizedModel) -> tuple[float, float]:
-    """By which pre-activations differ from the sums of their sources, in full and in one step, relative to them."""
+    """Largest relative errors of the sums of direct effects and of direct sources against pre-activations."""
     features, full, one = linearized.features, [0.0], [0.0]
     for layer, dictionary in linearized.dictionaries.items():
         places = (features.layer == layer).nonzero()[:, 0]
@@ -122,11 +122,11 @@ def largest_errors(linearized: LinearizedModel) -> tuple[float, float]:
         effects = direct_effects(linearized, feature_targets(linearized, places))
         full += ((effects.sum(1) - expected).abs() / scale).tolist()
         for i in range(0, len(places), 7):
-            step = direct_sources(linearized, feature_reader(linearized, int(places[i])))
-            total = float(step.value.sum()) + step.error + step.constant
+            sources = direct_sources(linearized, feature_reader(linearized, int(places[i])))
+            total = float(sources.value.sum()) + sources.error + sources.constant
             one.append(abs(total - float(expected[i])) / float(scale[i]))
     assert len(full) > 50
-    # a maximum over nan would not be one
+    # torch's max propagates NaN
     return tuple(float(torch.tensor(errors).max()) for errors in (full, one))
 
 
@@ -149,7 +149,7 @@ TRACED = (
 def test_sums_add_up_on_many_architectures(name, tmp_path):
     model = load_any(name, tmp_path)
     exact_norms(model)
-    linearized = make_replaced(model)
+    linearized = linearize(model)
     full, one = largest_errors(linearized)
     assert full < 1e-9 and one < 1e-9
     logits = linearized.captured.logits()[[10, 4]]
@@ -162,14 +162,14 @@ def test_sums_add_up_on_many_architectures(name, tmp_path):
     "name",
     [name for name in TRACED if name != "Gemma2"],  # which caps its logits
 )
-def test_logits_of_the_frozen_pass_are_those_of_the_model_without_their_mean(name, tmp_path):
+def test_captured_logits_are_those_of_the_model_minus_their_mean(name, tmp_path):
     model = load_any(name, tmp_path)
     logits = model.logits(PROMPT[None])[0]
     captured = capture_pass(model, read_weights(model), PROMPT)
     torch.testing.assert_close(captured.logits(), logits - logits.mean(1, keepdim=True), atol=1e-5, rtol=0)
 
 
-def test_probabilities_are_the_models_own_where_it_caps_its_logits(tmp_path):
+def test_probabilities_include_logit_softcapping(tmp_path):
     model = load_model(save_tiny("Gemma2", tmp_path), device="cpu")
     model.module.config.final_logit_softcapping = 0.05
     captured = capture_pass(model, read_weights(model), PROMPT)
@@ -179,14 +179,14 @@ def test_probabilities_are_the_models_own_where_it_caps_its_logits(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gelu", "solu_ln"])
-def test_sums_add_up_on_models_of_transformer_lens_own_format(name, tmp_path):
+def test_sums_add_up_on_models_in_transformer_lens_format(name, tmp_path):
     (tmp_path / "model").mkdir()
     legacy.convert(
         make_legacy(tmp_path / "given", act_fn=name), "NeelNanda/GELU_2L16W_test", tmp_path / "model"
     )
     model = load_model(tmp_path / "model", "float64", device="cpu")
     exact_norms(model)
-    linearized = make_replaced(model)
+    linearized = linearize(model)
     assert (
         linearized.captured.position_embedding is not None
         and linearized.captured.position_embedding.abs().max() > 0.1
@@ -202,15 +202,15 @@ def test_sums_add_up_on_models_of_transformer_lens_own_format(name, tmp_path):
 @pytest.mark.parametrize("name", ["Gemma2", "GPTNeo", "GPTJ", "Qwen2", "Phi", "Olmo2"])
 def test_models_are_loaded_and_traced(name, tmp_path):
     model = load_model(save_tiny(name, tmp_path), device="cpu")
-    linearized = make_replaced(model, "transcoder")
+    linearized = linearize(model, "transcoder")
     before = model.module.config._attn_implementation
     full, one = largest_errors(linearized)
     assert full < 1e-4 and one < 1e-4
-    # patterns were asked for, and the model is left as it was
+    # the attention implementation is restored
     assert model.module.config._attn_implementation == before
 
 
-def test_patterns_start_where_the_window_does(tmp_path):
+def test_attention_patterns_are_zero_outside_the_window(tmp_path):
     captured = capture_pass(model := load_any("GPTNeo", tmp_path), read_weights(model), PROMPT)
     assert (captured.layers[0].pattern[:, 10] > 0).all()
     assert torch.equal(
@@ -222,26 +222,26 @@ def test_patterns_start_where_the_window_does(tmp_path):
         )
 
 
-def test_a_stream_whose_writing_is_scaled_by_the_model_is_refused(tmp_path):
+def test_scaled_block_outputs_raise(tmp_path):
     model = load_any("Granite", tmp_path)
     with pytest.raises(ValueError, match="GraniteForCausalLM: its residual stream is not the sum"):
         capture_pass(model, read_weights(model), PROMPT)
 
 
-def test_an_mlp_that_adds_the_stream_is_refused(tmp_path):
+def test_an_mlp_with_its_own_residual_connection_raises(tmp_path):
     model = load_any("Bloom", tmp_path)
     with pytest.raises(ValueError, match="BloomForCausalLM: its residual stream is not the sum"):
         capture_pass(model, read_weights(model), PROMPT)
 
 
-def test_blocks_without_an_mlp_module_are_refused(tmp_path):
+def test_blocks_without_an_mlp_module_raise(tmp_path):
     with pytest.raises(ValueError, match="OPTForCausalLM"):
         model = load_model(save_tiny("OPT", tmp_path), device="cpu")
         capture_pass(model, read_weights(model), PROMPT)
 
 
 def scale_block(block: torch.nn.Module, factor: float) -> None:
-    """Let a block add `factor` times what it would to the stream."""
+    """Scale what a block adds to the stream by `factor`."""
 
     def scale(_module, args, output):
         stream = output if isinstance(output, torch.Tensor) else output[0]
@@ -253,7 +253,7 @@ def scale_block(block: torch.nn.Module, factor: float) -> None:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
 @pytest.mark.parametrize("factor", [0.0, 0.9, 2.0])
-def test_a_stream_that_is_not_the_sum_of_what_blocks_write_is_refused(architecture, factor, tmp_path):
+def test_a_stream_that_is_not_the_sum_of_block_outputs_raises(architecture, factor, tmp_path):
     model = load_tiny(architecture, tmp_path)
     capture_pass(model, read_weights(model), PROMPT)
     scale_block(model.block(1), factor)
@@ -261,7 +261,7 @@ def test_a_stream_that_is_not_the_sum_of_what_blocks_write_is_refused(architectu
         capture_pass(model, read_weights(model), PROMPT)
 
 
-def test_attention_that_hands_out_no_pattern_is_refused(tmp_path):
+def test_attention_without_a_pattern_raises(tmp_path):
     model = load_tiny("llama", tmp_path)
     model.attention(1).register_forward_hook(lambda _module, _args, output: (output[0], None))
     with pytest.raises(
@@ -270,14 +270,14 @@ def test_attention_that_hands_out_no_pattern_is_refused(tmp_path):
         capture_pass(model, read_weights(model), PROMPT)
 
 
-def test_attention_whose_values_are_not_affine_is_refused(tmp_path):
+def test_attention_with_nonlinear_values_raises(tmp_path):
     model = load_tiny("llama", tmp_path)
     model.attention(1).v_proj.register_forward_hook(lambda _module, _args, output: output.relu())
     with pytest.raises(ValueError, match="LlamaForCausalLM: attention values are not an affine function"):
         read_weights(model)
 
 
-def test_a_norm_of_another_kind_is_refused(tmp_path):
+def test_an_unknown_norm_raises(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     norm = model.norm(1, model.anatomy.norm_mlp)
     assert norm is not None
@@ -314,9 +314,9 @@ def narrower(dictionary: Dictionary) -> Dictionary:
         (0, narrower, f"layer 0: the dictionary reads {D_MODEL - 8} dimensions, the model has {D_MODEL}"),
         (LAYERS, lambda each: replace(each, layer=LAYERS), f"layer {LAYERS}: .*in each of {LAYERS} layers"),
     ],
-    ids=["reads another site", "writes another site", "reads more", "narrower", "of no layer"],
+    ids=["other input site", "other output site", "too wide", "too narrow", "no such layer"],
 )
-def test_dictionaries_that_do_not_fit_are_refused(
+def test_dictionaries_that_do_not_fit_raise(
     layer: int, change: Callable[[Dictionary], Dictionary], message: str, tmp_path
 ):
     model = load_tiny("gpt2", tmp_path)
@@ -327,7 +327,7 @@ def test_dictionaries_that_do_not_fit_are_refused(
         LinearizedModel(captured, dictionaries, BOS)
 
 
-def test_a_dictionary_that_writes_more_than_the_model_reads_is_refused(tmp_path):
+def test_a_dictionary_with_too_wide_a_decoder_raises(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     captured = capture_pass(model, read_weights(model), PROMPT)
     wide = replace(make_dictionaries(model)[0], W_dec=torch.randn(40, 20), b_dec=torch.randn(20))
@@ -336,7 +336,7 @@ def test_a_dictionary_that_writes_more_than_the_model_reads_is_refused(tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
-def test_what_enters_the_stream_is_the_embeddings_and_positions_of_the_tokens(architecture, tmp_path):
+def test_embedding_and_position_embedding_are_those_of_the_tokens(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path, "float64")
     captured = capture_pass(model, read_weights(model), PROMPT)
     weight = model.module.get_submodule(model.anatomy.embedding).weight
@@ -347,7 +347,7 @@ def test_what_enters_the_stream_is_the_embeddings_and_positions_of_the_tokens(ar
         torch.testing.assert_close(captured.position_embedding, learned[: len(PROMPT)], atol=0, rtol=0)
 
 
-def test_an_embedding_that_is_scaled_counts_as_it_enters(tmp_path):
+def test_a_scaled_embedding_is_captured_as_it_enters_the_stream(tmp_path):
     model = load_any("Gemma2", tmp_path)
     weight = model.module.get_submodule(model.anatomy.embedding).weight
     captured = capture_pass(model, read_weights(model), PROMPT)
@@ -355,10 +355,10 @@ def test_an_embedding_that_is_scaled_counts_as_it_enters(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "neox"])
-def test_a_token_whose_embedding_is_zero_leaves_everything_finite(architecture, tmp_path):
-    """As padding is embedded, and as a centred norm sees an embedding whose entries are all the same."""
+def test_a_token_with_zero_embedding_leaves_everything_finite(architecture, tmp_path):
+    """Padding has a zero embedding; a centered norm maps constant embeddings to zero."""
     model = load_tiny(architecture, tmp_path)
     model.module.get_submodule(model.anatomy.embedding).weight.data[PROMPT[2]] = 0.0
-    linearized = make_replaced(model)
+    linearized = linearize(model)
     full, one = largest_errors(linearized)
     assert full < 1e-4 and one < 1e-4

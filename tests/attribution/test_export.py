@@ -1,4 +1,4 @@
-"""Exported graphs hold every node and edge once, under names that tell them apart."""
+"""Exported graphs hold every node and edge once, with unique names."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_networkx_holds_every_node_and_edge(architecture: str, tmp_path) -> None
     networkx.write_graphml(made, tmp_path / "graph.graphml")
 
 
-def test_nodes_of_networkx_say_what_they_are(tmp_path) -> None:
+def test_networkx_nodes_have_attributes_of_their_kind(tmp_path) -> None:
     graph, model, text, _ = make_graph("gpt2", tmp_path)
     made = to_networkx(graph, model, text)
     features = [node for _, node in made.nodes(data=True) if node["kind"] == "feature"]
@@ -100,12 +100,12 @@ def test_a_feature_of_layer_0_and_an_error_have_different_names(tmp_path) -> Non
     nodes = make_viewer(graph, model, text)["nodes"]
     names = [node["node_id"] for node in nodes]
     errors = [node for node in nodes if node["feature_type"] == "mlp reconstruction error"]
-    # what circuit-tracer would call the errors
+    # circuit-tracer's names for error nodes
     assert {f"0_{node['layer']}_{node['ctx_idx']}" for node in errors} & set(names)
     assert len(set(names)) == len(names)
 
 
-def test_the_viewer_finds_what_it_needs_in_every_node(tmp_path) -> None:
+def test_every_node_has_the_fields_of_the_viewer(tmp_path) -> None:
     graph, model, text, _ = make_graph("llama", tmp_path)
     made = json.loads(json.dumps(make_viewer(graph, model, text), allow_nan=False))
     by_type: dict[str, list[dict]] = {}
@@ -132,7 +132,7 @@ def test_the_viewer_finds_what_it_needs_in_every_node(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("target", ["logit w5 vs w6", "random"])
-def test_other_roots_are_numbered_behind_the_tokens(target: str, tmp_path) -> None:
+def test_roots_that_are_not_tokens_are_numbered_after_the_vocabulary(target: str, tmp_path) -> None:
     graph, model, text, _ = make_graph("llama", tmp_path, target=target)
     (root,) = (node for node in make_viewer(graph, model, text)["nodes"] if node["feature_type"] == "logit")
     assert root["feature"] == VOCABULARY
@@ -154,7 +154,7 @@ def test_the_cumulative_share_of_a_node_counts_all_larger_ones(tmp_path) -> None
             larger = whole[whole > whole[node]].sum() + whole[node]
             assert float(share[node]) == pytest.approx(float(larger / whole.sum()), abs=1e-5)
     assert torch.equal(graph.cumulative, share[graph.node])
-    # the nodes of a pruned graph are those up to the first that reaches what was asked for
+    # nodes are kept up to the first that reaches the share
     features = graph.node[graph.node < columns.active]
     assert float(share[features].max()) < 0.8 + float(whole.max() / whole.sum())
 
@@ -169,7 +169,7 @@ def test_a_folder_of_graphs_lists_each_once(tmp_path) -> None:
     assert [entry["slug"] for entry in index["graphs"]] == ["two", "one"]
 
 
-def test_labels_of_another_prompt_are_refused(tmp_path) -> None:
+def test_the_text_of_another_prompt_raises(tmp_path) -> None:
     graph, model, text, _ = make_graph("llama", tmp_path)
     for other in (
         GraphText("", text.tokens[1:], text.root_nodes),

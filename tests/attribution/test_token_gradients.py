@@ -1,11 +1,10 @@
-"""What tokens add to a feature by the model's gradient, and which of them count: a planted source is found."""
+"""Gradient-times-input of tokens equals finite differences, and finds a planted source."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
-from tests.attribution.inputs import BOS, PROMPT, load_tiny, make_dictionaries
+from tests.attribution.inputs import BOS, PROMPT, make_dictionaries
 from tests.models import D_MODEL
 
 from circuitloom.attribution.capture import capture_pass, read_weights
@@ -15,14 +14,7 @@ from circuitloom.attribution.token_gradients import gradient_times_input, strong
 from circuitloom.language_model.hooks import Site, capture
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Tiny models in float64, each made once."""
-    folder = tmp_path_factory.mktemp("tiny")
-    return cache(lambda architecture: load_tiny(architecture, folder, "float64"))
-
-
-def test_gradients_are_those_of_a_small_step_along_the_embedding(tiny):
+def test_gradients_equal_finite_differences_along_the_embedding(tiny):
     model = tiny("llama")
     prompts = torch.stack([PROMPT, PROMPT.flip(0)])
     vector = torch.randn(2, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -56,17 +48,17 @@ def test_a_planted_feature_that_reads_one_token_has_it_as_its_only_source(tiny):
     W_enc[3] = 10 * embedding[PROMPT[place]]
     b_enc[3] = 1.0 - float(W_enc[3] @ model_in)
     planted = {0: replace(dictionary, W_enc=W_enc, b_enc=b_enc)}
-    local = LinearizedModel(capture_pass(model, read_weights(model), PROMPT), planted, BOS)
-    found = local.features.find(0, place, 3)
-    effects = total_effects(local, feature_targets(local, torch.tensor([found])))[
-        :, source_columns(local).embeddings
+    linearized = LinearizedModel(capture_pass(model, read_weights(model), PROMPT), planted, BOS)
+    found = linearized.features.find(0, place, 3)
+    effects = total_effects(linearized, feature_targets(linearized, torch.tensor([found])))[
+        :, source_columns(linearized).embeddings
     ]
     gradients = gradient_times_input(model, PROMPT[None], site, W_enc[3:4], torch.tensor([place]))
     for each in (effects, gradients):
         assert strongest_tokens(each, 0.7)[0].nonzero().flatten().tolist() == [place]
 
 
-def test_the_strongest_are_the_fewest_that_hold_the_share():
+def test_the_strongest_tokens_are_the_fewest_that_hold_the_share():
     effects = torch.tensor([[4.0, -3.0, 2.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     held = {
         share: strongest_tokens(effects, share)[0].nonzero().flatten().tolist()

@@ -1,4 +1,4 @@
-"""A prompt traced from its text: targets found or refused, tables that agree with each other and with the model."""
+"""Tracing a prompt from its text: targets, checks, and tables that agree with each other and with the model."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.models import ARCHITECTURES, CONTEXT
 from circuitloom.attribution.drawing import draw_graph
 from circuitloom.attribution.export import write_graph
 from circuitloom.attribution.trace_tables import TraceRows
-from circuitloom.attribution.tracer import Trace, Tracer
+from circuitloom.attribution.tracer import Trace, Tracer, most_traced_run
 from circuitloom.config.circuits import Circuits, FeatureChange, Prompt, parse_feature, parse_target
 from circuitloom.core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, read_table, write_table
 from circuitloom.corpus.tokenizer import load_tokenizer
@@ -38,13 +38,13 @@ def traced(request, tmp_path_factory) -> tuple[Trace, TraceRows]:
     return result, TraceRows(result, "war", tracer.strings)
 
 
-def test_sums_add_up_and_frozen_ablations_are_as_predicted(traced):
+def test_sums_match_the_model_and_frozen_ablations_match_edges(traced):
     checks = traced[0].checks
     assert checks.identity_error < 1e-4 and checks.frozen_error < 1e-4
     assert -1 <= checks.free_correlation <= 1
 
 
-def test_tables_have_their_schemas_and_name_each_others_nodes(traced, tmp_path):
+def test_tables_have_their_schemas_and_refer_to_existing_nodes(traced, tmp_path):
     tables = traced[1].tables()
     assert list(tables) == [table.name for table in (TRACE, NODE, EDGE, PATH, INTERVENTION)]
     read: dict[str, pa.Table] = {}
@@ -61,7 +61,7 @@ def test_tables_have_their_schemas_and_name_each_others_nodes(traced, tmp_path):
     assert set(read["intervention"].column("root").to_pylist()) == roots
 
 
-def test_a_nodes_value_is_its_edges_and_its_remainder(traced):
+def test_a_nodes_value_is_its_edges_plus_its_remainder(traced):
     rows = traced[1]
     nodes = rows.nodes()
     explained = [0.0] * len(nodes)
@@ -91,7 +91,7 @@ def test_a_path_begins_at_the_first_root_and_ends_in_its_contribution(traced):
         assert steps[0]["node"] == first
         assert [step["step"] for step in steps] == list(range(steps[0]["n_steps"] + 1))
         assert steps[-1]["effect"] == pytest.approx(float(result.paths.contribution[number + 1]))
-    # what ends in a node, added up
+    # sum of the paths that end in a node
     total: dict[int, float] = {}
     for steps in paths.values():
         total[steps[-1]["node"]] = total.get(steps[-1]["node"], 0.0) + steps[-1]["effect"]
@@ -110,7 +110,7 @@ def test_root_probabilities_are_the_models(tmp_path):
     assert result.root_nodes[0].token_id == int(chances.argmax())
 
 
-def test_few_logits_hold_the_probability_asked_for(tmp_path):
+def test_roots_are_the_fewest_logits_that_hold_the_probability(tmp_path):
     result = make_tracer(tmp_path).trace(Prompt(text=TEXT), Circuits(probability=0.05, logits=30))
     weights = [root.weight for root in result.root_nodes]
     assert sum(weights) >= 0.05 > sum(weights[:-1])
@@ -156,7 +156,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("target", BAD)
-def test_a_target_that_is_not_there_is_refused_with_the_remedy(target, tmp_path):
+def test_a_missing_target_raises_with_the_remedy(target, tmp_path):
     # a feature that never fires: its bias is far below anything it reads
     tracer = make_tracer(tmp_path)
     tracer.dictionaries[1].b_enc[39] = -1e3
@@ -165,7 +165,7 @@ def test_a_target_that_is_not_there_is_refused_with_the_remedy(target, tmp_path)
     assert BAD[target] in str(error.value)
 
 
-def test_a_feature_that_fires_elsewhere_is_named_where(tmp_path):
+def test_the_error_names_where_a_feature_fires_instead(tmp_path):
     tracer = make_tracer(tmp_path)
     features = tracer.linearize(TEXT).features
     place = next(i for i in range(len(features)) if features.position[i] == 3)
@@ -179,7 +179,7 @@ def test_a_feature_that_fires_elsewhere_is_named_where(tmp_path):
     ("text", "message"),
     [(" ", "the prompt is empty"), ("w5 " * CONTEXT, "the model's context is 32; shorten it")],
 )
-def test_a_prompt_that_cannot_be_read_is_refused(text, message, tmp_path):
+def test_an_invalid_prompt_raises(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make_tracer(tmp_path).trace(Prompt(text=text), Circuits())
 
@@ -206,13 +206,13 @@ def test_a_change_names_what_it_lacks():
         FeatureChange(kind="ablate", features=["0/1"], strength=2)
 
 
-def test_the_picture_is_a_picture(traced, tmp_path):
+def test_the_figure_is_a_png(traced, tmp_path):
     draw_graph(traced[1], tmp_path / "graph.png")
     assert (tmp_path / "graph.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert json.dumps(traced[1].nodes())
 
 
-def test_the_viewers_file_holds_the_graphs_nodes_but_positions_and_constants(traced, tmp_path):
+def test_the_viewers_file_holds_all_nodes_but_positions_and_constants(traced, tmp_path):
     result, rows = traced
     write_graph(result, "war", rows.tokens, tmp_path / "graph.json")
     content = json.loads((tmp_path / "graph.json").read_text())
@@ -220,7 +220,7 @@ def test_the_viewers_file_holds_the_graphs_nodes_but_positions_and_constants(tra
     assert len(content["nodes"]) == len(shown) and content["metadata"]["slug"] == "war"
 
 
-def test_the_root_of_a_pruned_graph_keeps_its_edges_within_memory(tmp_path, monkeypatch):
+def test_chunks_of_any_size_give_the_same_trace(tmp_path, monkeypatch):
     """Chunks of any size give the same tables."""
     whole = trace(tmp_path)
     monkeypatch.setattr("circuitloom.attribution.direct_effects.MAX_ELEMENTS", 500)
@@ -229,3 +229,12 @@ def test_the_root_of_a_pruned_graph_keeps_its_edges_within_memory(tmp_path, monk
     assert torch.equal(whole.graph.node, parts.graph.node)
     torch.testing.assert_close(whole.graph.effect, parts.graph.effect)
     torch.testing.assert_close(whole.checks.free, parts.checks.free, atol=1e-4, rtol=1e-4)
+
+
+def test_the_default_run_is_the_one_that_most_prompts_were_traced_through(tmp_path) -> None:
+    assert most_traced_run(tmp_path) is None
+    for name, run in (("a", "tc-topk8-64"), ("b", "tc-topk16-64"), ("c", "tc-topk16-64")):
+        row = dict.fromkeys(TRACE.columns) | {"trace": name, "run": run}
+        (tmp_path / "circuits" / name).mkdir(parents=True)
+        write_table(TRACE, [row], tmp_path / "circuits" / name / "trace.parquet")
+    assert most_traced_run(tmp_path) == "tc-topk16-64"

@@ -6,8 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.activations.inputs import make_tokens
-from tests.attribution.gemma import load_gemma
-from tests.attribution.inputs import load_tiny, make_dictionaries
+from tests.attribution.inputs import load_gemma, load_tiny, make_dictionaries
 from tests.evaluation.inputs import BOS, make_held_out
 from tests.models import ARCHITECTURES, LAYERS
 

@@ -4,8 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.attribution.gemma import load_gemma
-from tests.attribution.inputs import PROMPT, load_tiny, make_dictionaries
+from tests.attribution.inputs import PROMPT, load_gemma, load_tiny, make_dictionaries
 from tests.evaluation.inputs import BOS
 from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
 
@@ -74,13 +73,15 @@ def test_effects_times_attention_over_denominators_equal_direct_effects(model, a
     """Effects of embeddings on features of layer 0 go through at most one head."""
     found = deembed(model, tmp_path)
     dictionaries = make_dictionaries(model)
-    local = LinearizedModel(capture_pass(model, read_weights(model), PROMPT), dictionaries, BOS)
-    places = (local.features.layer == 0).nonzero()[:, 0]
-    measured = direct_effects(local, feature_targets(local, places))[:, source_columns(local).embeddings]
-    block = local.captured.layers[0]
+    linearized = LinearizedModel(capture_pass(model, read_weights(model), PROMPT), dictionaries, BOS)
+    places = (linearized.features.layer == 0).nonzero()[:, 0]
+    measured = direct_effects(linearized, feature_targets(linearized, places))[
+        :, source_columns(linearized).embeddings
+    ]
+    block = linearized.captured.layers[0]
     heads = 0 if model.anatomy.parallel else HEADS[architecture]
     for place, effects in zip(places.tolist(), measured, strict=True):
-        feature, t = int(local.features.feature[place]), int(local.features.position[place])
+        feature, t = int(linearized.features.feature[place]), int(linearized.features.position[place])
         expected = torch.zeros(len(PROMPT), dtype=torch.float64)
         expected[t] = by_token(found[0, feature, "direct"])[PROMPT[t]]
         for head in range(heads):
@@ -117,14 +118,14 @@ def test_in_parallel_blocks_layer_0_fires_as_on_the_embedding_alone(tmp_path):
     model = load_tiny("neox", tmp_path)
     dictionaries, weights = make_dictionaries(model), read_weights(model)
     activations = embed_vocabulary(model, weights, dictionaries[0], VOCABULARY).layer0_activations
-    local = LinearizedModel(capture_pass(model, weights, PROMPT), dictionaries, BOS)
+    linearized = LinearizedModel(capture_pass(model, weights, PROMPT), dictionaries, BOS)
     ends = torch.cat([activations.start[1:], torch.tensor([len(activations.feature)])])
     for position in range(1, len(PROMPT)):
         mine = slice(int(activations.start[PROMPT[position]]), int(ends[PROMPT[position]]))
-        active = local.active_at(0, position)
+        active = linearized.active_at(0, position)
         order = activations.feature[mine].argsort()
-        assert torch.equal(local.features.feature[active], activations.feature[mine][order])
-        torch.testing.assert_close(local.features.activation[active], activations.value[mine][order])
+        assert torch.equal(linearized.features.feature[active], activations.feature[mine][order])
+        torch.testing.assert_close(linearized.features.activation[active], activations.value[mine][order])
     largest = [max(activations.value[activations.feature == i].tolist(), default=0.0) for i in range(40)]
     assert activations.largest.tolist() == largest
 

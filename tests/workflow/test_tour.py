@@ -62,7 +62,7 @@ def test_a_command_of_the_tour_finds_something(toured, command: str) -> None:
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) > 2, "a table has rows below its head"
     if " trace " in command:
-        assert "checks: sums add up to" in run.stdout
+        assert "checks: sums of sources agree with the model" in run.stdout
 
 
 def test_the_explorer_of_the_tour_serves_pages_until_it_is_interrupted(toured) -> None:

@@ -73,9 +73,9 @@ if STUDY.traced_run:
             config=section("circuits")["weights"],
             run=STUDY.traced_run,
             dtype=MODEL_DTYPE,
-            code=code("circuits_view"),
+            code=code("circuits_weights"),
         script:
-            "../../scripts/circuits_view.py"
+            "../../scripts/circuits_weights.py"
 
 
 for behaviour, keys in STUDY.circuits.behaviours.items():

@@ -107,9 +107,9 @@ class CapturedLayer:
     ) -> Float[Tensor, "position target d"]:
         """`attention_vjp` for vectors that each read at one position; returns the first n positions."""
         u = self.heads_vjp(g, position)
-        read = torch.einsum("nhe,hde->nhd", u, self.attention.W_V)
-        seen = self.pattern[:, position, :n].permute(1, 2, 0)
-        return self.norm_attention.vjp((seen @ read).transpose(0, 1), slice(n))
+        v = torch.einsum("nhe,hde->nhd", u, self.attention.W_V)
+        pattern = self.pattern[:, position, :n].permute(1, 2, 0)
+        return self.norm_attention.vjp((pattern @ v).transpose(0, 1), slice(n))
 
     def attention_jvp(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
         """Jacobian-vector product from attention's input stream to its output."""
@@ -182,7 +182,7 @@ def read_weights(model: LanguageModel) -> ModelWeights:
     )
 
 
-TOLERANCE = 1e-3
+SUM_TOLERANCE = 1e-3
 """Largest allowed error of the residual stream against the sum of block outputs, relative to its norm."""
 
 
@@ -195,55 +195,55 @@ def capture_pass(
     Raises ValueError if attention returns no patterns or the residual stream is not the sum of block outputs.
     """
     anatomy = model.anatomy
-    seen = _Seen()
+    observed = _Observed()
     blocks = range(model.layers)
-    parts = _parts(model)
-    starts = {("block", layer): model.block(layer) for layer in blocks}
-    with model.eager_attention(), observed_modules(parts | starts, seen.keep):
+    modules = _modules(model)
+    block_modules = {("block", layer): model.block(layer) for layer in blocks}
+    with model.eager_attention(), observed_modules(modules | block_modules, observed.keep):
         probabilities = model.logits(token[None])[0].softmax(-1)
 
     def frozen(name: str, layer: int, norm: Norm | None) -> FrozenNorm:
         if norm is None:
             return FrozenNorm(None, weights.unembedding.weight.new_ones(len(token)))
-        return FrozenNorm(norm, norm.denominator(seen.inputs[name, layer], seen.outputs[name, layer]))
+        return FrozenNorm(norm, norm.denominator(observed.inputs[name, layer], observed.outputs[name, layer]))
 
     layers = []
     for layer, block in zip(blocks, weights.blocks, strict=True):
-        shared = "norm_mlp" if ("norm_mlp", layer) in seen.inputs else "norm_attention"
+        shared = "norm_mlp" if ("norm_mlp", layer) in observed.inputs else "norm_attention"
         layers.append(
             CapturedLayer(
                 attention=block.attention,
-                pattern=_pattern(seen, layer, anatomy.architecture),
+                pattern=_pattern(observed, layer, anatomy.architecture),
                 norm_attention=frozen("norm_attention", layer, block.norm_attention),
                 norm_attention_after=frozen("norm_attention_after", layer, block.norm_attention_after),
                 norm_mlp=frozen(shared, layer, block.norm_mlp),
                 norm_mlp_after=frozen("norm_mlp_after", layer, block.norm_mlp_after),
-                resid_pre=seen.inputs["block", layer],
-                mlp_in=seen.inputs["mlp", layer],
-                mlp_out=seen.outputs["mlp", layer],
+                resid_pre=observed.inputs["block", layer],
+                mlp_in=observed.inputs["mlp", layer],
+                mlp_out=observed.outputs["mlp", layer],
             )
         )
-    positions = seen.outputs.get(("positions", 0))
-    start = layers[0].resid_pre
+    positions = observed.outputs.get(("positions", 0))
+    resid_pre = layers[0].resid_pre
     result = CapturedPass(
         token=token,
         # includes any scaling of the embedding (Gemma)
-        embedding=start if positions is None else start - positions,
+        embedding=resid_pre if positions is None else resid_pre - positions,
         position_embedding=positions,
         layers=layers,
         parallel=anatomy.parallel,
         norm_final=frozen("norm_final", 0, weights.unembedding.norm),
         unembedding=weights.unembedding,
-        resid_final=seen.inputs["norm_final", 0],
+        resid_final=observed.inputs["norm_final", 0],
         probabilities=probabilities,
     )
-    _check_sum(result, seen, anatomy.architecture)
+    _check_sum(result, observed, anatomy.architecture)
     return result
 
 
-def _parts(model: LanguageModel) -> dict[tuple[str, int], nn.Module]:
-    """The modules that a pass is watched at, by name and layer; 0 where there is but one."""
-    parts = {
+def _modules(model: LanguageModel) -> dict[tuple[str, int], nn.Module]:
+    """Modules to observe, by (name, layer); layer 0 for modules outside blocks."""
+    modules = {
         (name, layer): module
         for layer in range(model.layers)
         for name in (
@@ -254,16 +254,16 @@ def _parts(model: LanguageModel) -> dict[tuple[str, int], nn.Module]:
             "norm_mlp_after",
             "mlp",
         )
-        if (module := _part(model, layer, name)) is not None
+        if (module := _block_module(model, layer, name)) is not None
     }
-    parts["norm_final", 0] = model.module.get_submodule(model.anatomy.norm_final)
-    parts["embedding", 0] = model.module.get_submodule(model.anatomy.embedding)
+    modules["norm_final", 0] = model.module.get_submodule(model.anatomy.norm_final)
+    modules["embedding", 0] = model.module.get_submodule(model.anatomy.embedding)
     if model.anatomy.positions is not None:
-        parts["positions", 0] = model.module.get_submodule(model.anatomy.positions)
-    return parts
+        modules["positions", 0] = model.module.get_submodule(model.anatomy.positions)
+    return modules
 
 
-def _part(model: LanguageModel, layer: int, name: str) -> nn.Module | None:
+def _block_module(model: LanguageModel, layer: int, name: str) -> nn.Module | None:
     if name == "mlp":
         return model.mlp(layer)
     if name == "attention":
@@ -271,41 +271,41 @@ def _part(model: LanguageModel, layer: int, name: str) -> nn.Module | None:
     return model.norm(layer, getattr(model.anatomy, name))
 
 
-class _Seen:
-    """First input and output of modules in one pass, without the batch's dimension; and what else they return."""
+class _Observed:
+    """Inputs and outputs of modules in one pass of a single sequence, without the batch dimension."""
 
     def __init__(self) -> None:
         self.inputs: dict[tuple[str, int], Tensor] = {}
         self.outputs: dict[tuple[str, int], Tensor] = {}
-        self.rest: dict[tuple[str, int], tuple] = {}
+        self.other_outputs: dict[tuple[str, int], tuple] = {}
 
     def keep(self, key: tuple[str, int], args: tuple, kwargs: dict, output) -> None:
         """Callback of `observed_modules`."""
-        given = args[0] if args else kwargs.get("hidden_states")
+        x = args[0] if args else kwargs.get("hidden_states")
         first, rest = (output, ()) if isinstance(output, Tensor) else (output[0], output[1:])
-        if given is not None:
-            self.inputs[key] = given[0]
-        # an embedding of positions may come without a batch
+        if x is not None:
+            self.inputs[key] = x[0]
+        # position embeddings may have no batch dimension
         self.outputs[key] = first[0] if first.dim() == 3 else first
-        self.rest[key] = tuple(rest)
+        self.other_outputs[key] = tuple(rest)
 
 
-def _pattern(seen: _Seen, layer: int, architecture: str) -> Float[Tensor, "head target source"]:
-    for value in seen.rest["attention", layer]:
+def _pattern(observed: _Observed, layer: int, architecture: str) -> Float[Tensor, "head target source"]:
+    for value in observed.other_outputs["attention", layer]:
         if isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] == value.shape[-2]:
             return value[0]
     raise ValueError(f"{architecture}: its attention returns no pattern; choose another model")
 
 
-def _check_sum(result: CapturedPass, seen: _Seen, architecture: str) -> None:
-    """The stream at the end must be what the parts wrote: some architectures scale or gate what they add."""
+def _check_sum(result: CapturedPass, observed: _Observed, architecture: str) -> None:
+    """Raise ValueError if blocks do not simply add to the residual stream (some architectures scale or gate)."""
     total = result.layers[0].resid_pre.clone()
     for layer in range(len(result.layers)):
         for part in ("attention", "mlp"):
             after = (f"norm_{part}_after", layer)
-            total += seen.outputs.get(after, seen.outputs[part, layer])
+            total += observed.outputs.get(after, observed.outputs[part, layer])
     difference = (total - result.resid_final).norm() / result.resid_final.norm()
-    if not difference < TOLERANCE:
+    if not difference < SUM_TOLERANCE:
         raise ValueError(
             f"{architecture}: its residual stream is not the sum of what its blocks write; choose another model"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..ablation.feature_edits import EditOutcome, apply_edits, make_edits
 from ..ablation.interventions import ablate_free, ablate_frozen, run_free
 from ..config.circuits import Circuits, FeatureChange, Prompt, parse_target
+from ..core.layout import Layout
 from ..core.tables import read_table
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
 from ..corpus.tokens import open_tokens
@@ -213,44 +214,43 @@ def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float3
     >>> tracer = open_tracer("results/quickstart", run="tc-topk16-1024")
     """
     folder = Path(folder)
+    layout = Layout(folder)
     for part, stage in (
-        ("model", "language_model"),
-        ("corpus/tokenizer", "corpus"),
-        ("dictionaries", "dictionaries"),
+        (layout.model, "language_model"),
+        (layout.tokenizer, "corpus"),
+        (layout.dictionaries, "dictionaries"),
     ):
-        if not (folder / part).is_dir():
-            raise ValueError(
-                f"{folder / part} is missing; run `snakemake --cores all {stage}` for this study first"
-            )
+        if not part.is_dir():
+            raise ValueError(f"{part} is missing; run `snakemake --cores all {stage}` for this study first")
     runs = transcoder_runs(folder)
     if not runs:
-        raise ValueError(f"{folder / 'dictionaries'}: no run of transcoders; train one")
+        raise ValueError(f"{layout.dictionaries}: no run of transcoders; train one")
     run = run or most_traced_run(folder) or runs[0]
     if run not in runs:
         raise ValueError(f"{run} is no run of transcoders of {folder}; choose from {', '.join(runs)}")
-    model = load_model(folder / "model", dtype)
-    layers = sorted((folder / "dictionaries" / run).glob("layer*"))
+    model = load_model(layout.model, dtype)
+    layers = sorted((layout.dictionaries / run).glob("layer*"))
     found = [load_dictionary(layer, model.device) for layer in layers if (layer / CONFIG).is_file()]
-    context = open_tokens(folder / "corpus" / "validation.zarr").context
-    tokenizer = load_tokenizer(str((folder / "corpus" / "tokenizer").resolve()))
+    context = open_tokens(layout.tokens("validation")).context
+    tokenizer = load_tokenizer(str(layout.tokenizer.resolve()))
     return Tracer(model, tokenizer, run, {each.layer: each for each in found}, context)
 
 
 def transcoder_runs(folder: Path) -> list[str]:
     """Trained runs of transcoders, in the order of the study's config if known."""
     found = []
-    for config in sorted(folder.glob(f"dictionaries/*/layer*/{CONFIG}")):
+    for config in sorted(Layout(folder).dictionaries.glob(f"*/layer*/{CONFIG}")):
         run = config.parts[-3]
         if run not in found and json.loads(config.read_text())["site_in"] == "mlp_in":
             found.append(run)
-    table = folder / "evaluation" / "run.parquet"
+    table = Layout(folder).evaluation_table("run")
     order = read_table(table).column("run").to_pylist() if table.is_file() else []
     return sorted(found, key=lambda run: (order.index(run) if run in order else len(order), run))
 
 
 def most_traced_run(folder: Path) -> str | None:
     """The run that most prompts of the study were traced through; None without traced prompts."""
-    tables = [read_table(file) for file in sorted(folder.glob("circuits/*/trace.parquet"))]
+    tables = [read_table(file) for file in sorted(Layout(folder).circuits.glob("*/trace.parquet"))]
     runs = Counter(run for table in tables for run in table.column("run").to_pylist())
     return max(runs, key=lambda run: runs[run], default=None)
 
@@ -262,7 +262,7 @@ def feature_labels(folder: Path, run: str, features: Iterable[tuple[int, int]]) 
     for layer, feature in features:
         by_layer.setdefault(layer, []).append(feature)
     for layer, numbers in by_layer.items():
-        file = folder / "features" / run / f"layer{layer}" / "example.parquet"
+        file = Layout(folder).feature_table(run, layer, "example")
         if not file.is_file():
             continue
         rows = read_table(file, pc.field("feature").isin(numbers) & (pc.field("band") == 0))

@@ -1,4 +1,4 @@
-"""Tables of what the weights say about features."""
+"""Weight tables: de-embeddings, connections and blind predictions."""
 
 import pyarrow as pa
 
@@ -8,8 +8,8 @@ _VIA = "`direct`; `head L.H`: through head H of layer L"
 
 DEEMBEDDING = Table(
     "deembedding",
-    "Tokens whose embedding raises or lowers a feature's pre-activation most, by the weights alone: gains of norms and "
-    "what takes off the mean are gone through, denominators, which depend on the input, are left out.",
+    "Tokens whose embedding raises or lowers a feature's pre-activation most, by the weights alone: with the norms' gains "
+    "and centering, without denominators, which depend on the input.",
     ("run", "layer", "feature", "via", "sign", "rank"),
     {
         "run": RUN_NAME,
@@ -17,51 +17,57 @@ DEEMBEDDING = Table(
         "feature": FEATURE_INDEX,
         "via": (
             STRING,
-            f"{_VIA}; `layer0`: through what the run's layer-0 dictionary makes of the embedding alone",
+            f"{_VIA}; `layer0`: through the run's layer-0 dictionary applied to the embedding alone",
         ),
-        "sign": (pa.int8(), "1: raised, -1: lowered"),
-        "rank": (pa.int16(), "place, from 0, the strongest first"),
-        "token_id": (pa.int32(), "number of the token in the vocabulary"),
-        "token": (STRING, "the token as text"),
-        "effect": (pa.float32(), "change of the pre-activation, for denominators and attention of 1"),
+        "sign": (pa.int8(), "1: raises the feature, -1: lowers it"),
+        "rank": (pa.int16(), "rank from 0, strongest first"),
+        "token_id": (pa.int32(), "id of the token"),
+        "token": (STRING, "token as text"),
+        "effect": (
+            pa.float32(),
+            "change of the pre-activation, with denominators and attention weights of 1",
+        ),
     },
 )
 CONNECTION = Table(
     "connection",
-    "Features of earlier layers that a feature reads most, by the weights alone, and what they do to it on held-out "
-    "tokens.",
+    "Connections between features of different layers with the largest virtual weights, and their mean effects on "
+    "held-out tokens.",
     ("run", "layer", "feature", "via", "source_layer", "source_feature"),
     {
         "run": RUN_NAME,
-        "layer": (LAYER[0], "block of the feature that reads"),
-        "feature": (FEATURE_INDEX[0], "number of the feature that reads, from 0"),
+        "layer": (LAYER[0], "block of the target feature"),
+        "feature": (FEATURE_INDEX[0], "index of the target feature"),
         "via": (STRING, _VIA),
         "rank": (
             pa.int16(),
-            "place among the feature's direct connections, or among those through heads, from 0, by |weight|",
+            "rank from 0 by |weight|, among the feature's direct connections or among those through heads",
         ),
-        "source_layer": (LAYER[0], "block of the feature that is read"),
-        "source_feature": (FEATURE_INDEX[0], "number of the feature that is read, from 0"),
+        "source_layer": (LAYER[0], "block of the source feature"),
+        "source_feature": (FEATURE_INDEX[0], "index of the source feature"),
         "weight": (
             pa.float32(),
-            "change of the pre-activation for an activation, denominators and attention of 1",
+            "virtual weight: change of the pre-activation for activation, denominators and attention weights of 1",
         ),
         "mean_effect": (
             FLOAT,
-            "mean over tokens of what the source adds to the pre-activation this way, from all positions, "
-            "denominators and attention as they are",
+            "mean over tokens of what the source, from all positions, adds to the pre-activation through this "
+            "connection, with actual denominators and attention",
         ),
         "mean_effect_when_active": (
             FLOAT,
-            "the same over the tokens on which the feature fires; null where there are none",
+            "mean effect over the tokens on which the target feature fires; null if it never does",
         ),
-        "n_active": (INT, "tokens on which the feature fires, of those that means are over"),
+        "n_active": (
+            INT,
+            "number of tokens, of those that means are over, on which the target feature fires",
+        ),
     },
 )
 BLIND = Table(
     "blind",
-    "Tokens that a feature is predicted to fire on from what never shows a text, and how well that holds on held-out "
-    "tokens; some features of a layer.",
+    "Blind predictions: tokens that a feature is predicted to fire on without looking at any text, scored on held-out "
+    "tokens. Some features of each layer.",
     ("run", "layer", "feature", "protocol"),
     {
         "run": RUN_NAME,
@@ -69,23 +75,23 @@ BLIND = Table(
         "feature": FEATURE_INDEX,
         "protocol": (
             STRING,
-            "`restricted`: from the weights; `plain`: also from what embeddings and layer-0 features, by number, "
-            "contribute where it fires",
+            "`restricted`: from weights alone; `plain`: also from the mean contributions of embeddings and layer-0 "
+            "features where it fires",
         ),
-        "tokens": (pa.list_(STRING), "tokens predicted, the strongest first"),
+        "tokens": (pa.list_(STRING), "predicted tokens, strongest first"),
         "place": (
             STRING,
-            "where they stand when it fires: `here`, at its token, or `previous`, at the one before",
+            "position of the predicted tokens: `here`, where the feature fires, or `previous`, one before",
         ),
-        "precision": (FLOAT, "share of the tokens predicted on which it fires; null where none occurs"),
+        "precision": (FLOAT, "share of predicted occurrences on which it fires; null if none occurs"),
         "recall": (
             FLOAT,
-            "share of the tokens on which it fires that were predicted; null where it never fires",
+            "share of the tokens on which it fires that were predicted; null if it never fires",
         ),
         "f1": (
             FLOAT,
-            "harmonic mean of both, 0 where they have nothing in common; null where it never fires",
+            "harmonic mean of precision and recall; null if it never fires",
         ),
-        "n_tokens": (INT, "tokens on which it fires, of those that are scored"),
+        "n_tokens": (INT, "number of scored tokens on which it fires"),
     },
 )

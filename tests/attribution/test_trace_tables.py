@@ -1,4 +1,4 @@
-"""What parts of circuits are called, and one step back as rows."""
+"""Names of nodes, and the direct sources of a reader as rows."""
 
 import duckdb
 import pytest
@@ -11,18 +11,20 @@ from circuitloom.catalog.queries import macros
 TOKENS = [f"t{token}" for token in PROMPT.tolist()]
 
 
-def test_the_rows_of_a_step_add_up_to_the_activation(tmp_path) -> None:
-    local = make_linearized(load_tiny("gpt2", tmp_path, "float64"))
-    last = len(local.features) - 1
-    rows = source_rows(direct_sources(local, feature_reader(local, last)), TOKENS)
-    assert sum(row["value"] for row in rows) == pytest.approx(float(local.features.activation[last]))
+def test_source_rows_sum_to_the_activation(tmp_path) -> None:
+    linearized = make_linearized(load_tiny("gpt2", tmp_path, "float64"))
+    last = len(linearized.features) - 1
+    rows = source_rows(direct_sources(linearized, feature_reader(linearized, last)), TOKENS)
+    assert sum(row["value"] for row in rows) == pytest.approx(float(linearized.features.activation[last]))
     sizes = [abs(row["value"]) for row in rows]
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_every_part_of_a_step_has_a_name_of_its_own(tmp_path) -> None:
-    local = make_linearized(load_tiny("gpt2", tmp_path))
-    rows = source_rows(direct_sources(local, feature_reader(local, len(local.features) - 1)), TOKENS)
+def test_every_direct_source_has_a_unique_name(tmp_path) -> None:
+    linearized = make_linearized(load_tiny("gpt2", tmp_path))
+    rows = source_rows(
+        direct_sources(linearized, feature_reader(linearized, len(linearized.features) - 1)), TOKENS
+    )
     named = {row["kind"]: row for row in rows}
     assert set(named) == {"feature", "head", "embedding", "position", "error", "constant"}
     assert len({row["source"] for row in rows}) == len(rows)
@@ -32,7 +34,7 @@ def test_every_part_of_a_step_has_a_name_of_its_own(tmp_path) -> None:
     assert named["error"]["source"] == "errors"
 
 
-def test_a_node_is_called_as_the_catalogue_calls_it() -> None:
+def test_node_names_equal_those_of_the_catalogue_macro() -> None:
     names = ("kind", "layer", "feature", "head", "token", "position")
     with duckdb.connect() as connection:
         (macro,) = (each for each in macros() if each.name == "node_label")

@@ -1,4 +1,4 @@
-"""Shares, influence, scores and pruning of a network that is worked out by hand.
+"""Shares, influence, scores and pruning of a small network, computed by hand.
 
 Five features on three layers, two errors, two embeddings, two positions, a constant and two logits, A and B:
 
@@ -10,7 +10,7 @@ Five features on three layers, two errors, two embeddings, two positions, a cons
     A            = 5 f4 + 3 f0 - 2 e1 + 1 P1
     B            = -1 f3 - 1 f2 + 2 E1
 
-with weights 3/4 and 1/4. Numbers below are in 2560ths where that makes them whole.
+with weights 3/4 and 1/4. Numbers below are in 2560ths if that makes them integers.
 """
 
 from types import SimpleNamespace
@@ -75,7 +75,7 @@ def vector(values: dict[str, float], names: tuple[str, ...] = NAMES) -> torch.Te
 
 
 def make_rows(left_out: list[str]):
-    """The network's rows, a layer at a time; what is not reached is left out, and noted."""
+    """The network's rows, layer by layer; nodes that are not reached are skipped and appended to `left_out`."""
     effects = matrix(EFFECTS)[:, : len(COLUMNS)]
 
     def rows(reached):
@@ -92,11 +92,11 @@ WEIGHT = vector({"A": 3 / 4, "B": 1 / 4})
 EXACT = {"atol": 1e-15, "rtol": 1e-14}
 
 
-def whole():
+def full_influence():
     return influence(make_rows([]), WEIGHT, COUNTED, COLUMNS.errors)
 
 
-def test_columns_lie_in_the_order_of_the_names():
+def test_columns_are_ordered_as_documented():
     assert NAMES[: COLUMNS.active] == ("f0", "f1", "f2", "f3", "f4")
     assert NAMES[COLUMNS.errors] == ("e0", "e1")
     assert NAMES[COLUMNS.embeddings] == ("E0", "E1")
@@ -119,25 +119,25 @@ def test_shares_are_of_absolute_effects_without_positions_and_constants():
     torch.testing.assert_close(result, matrix(expected)[:, : len(COLUMNS)], **EXACT)
 
 
-def test_shares_of_what_has_no_counted_source_are_zero():
+def test_shares_of_a_target_without_counted_sources_are_zero():
     effects = torch.tensor([[0.0, 0.0, 5.0], [1.0, -3.0, 7.0]])
     result = shares(effects, torch.tensor([True, True, False]))
     assert result.tolist() == [[0, 0, 0], [0.25, 0.75, 0]]
 
 
-def test_influence_is_what_the_hand_says():
+def test_influence_matches_the_hand_computation():
     expected = vector({name: value / 2560 for name, value in REACHED.items()})
-    torch.testing.assert_close(whole().node, expected, **EXACT)
+    torch.testing.assert_close(full_influence().node, expected, **EXACT)
 
 
-def test_what_ends_in_tokens_and_errors_is_all_that_went_in():
-    node = whole().node
+def test_influence_of_tokens_and_errors_sums_to_one():
+    node = full_influence().node
     assert float(node[COLUMNS.embeddings].sum() + node[COLUMNS.errors].sum()) == pytest.approx(1, abs=1e-15)
 
 
-def test_error_shares_are_what_the_hand_says():
+def test_error_shares_match_the_hand_computation():
     expected = vector({"f2": 1 / 4, "f3": 1 / 2, "f4": 1 / 2, "A": 1 / 5})
-    torch.testing.assert_close(whole().error_share, expected, **EXACT)
+    torch.testing.assert_close(full_influence().error_share, expected, **EXACT)
 
 
 def test_back_substitution_equals_the_power_series():
@@ -145,11 +145,11 @@ def test_back_substitution_equals_the_power_series():
     term, series = WEIGHT @ share, torch.zeros_like(WEIGHT)
     for _ in range(4):
         series, term = series + term, term @ share
-    assert not term.any(), "no path has more than four steps"
-    torch.testing.assert_close(whole().node, series, **EXACT)
+    assert not term.any(), "no path has more than four edges"
+    torch.testing.assert_close(full_influence().node, series, **EXACT)
 
 
-def test_features_that_are_not_reached_may_be_left_out():
+def test_rows_of_unreached_features_may_be_skipped():
     left_out: list[str] = []
     weight = vector({"B": 1.0})
     result = influence(make_rows(left_out), weight, COUNTED, COLUMNS.errors)
@@ -161,16 +161,16 @@ def test_features_that_are_not_reached_may_be_left_out():
     assert left_out == ["A", "f4"]
 
 
-def test_scores_are_what_the_hand_says():
-    result = scores(whole(), WEIGHT, COLUMNS.errors, COLUMNS.embeddings)
+def test_scores_match_the_hand_computation():
+    result = scores(full_influence(), WEIGHT, COLUMNS.errors, COLUMNS.embeddings)
     tokens, errors = 627 + 799, 270 + 864
     assert result.replacement == pytest.approx(tokens / (tokens + errors), rel=1e-14)
-    # all that is reached: features 2866, errors 1134, embeddings 1426, logits 2560
+    # sum of influence and weight: features 2866, errors 1134, embeddings 1426, logits 2560
     reached = 2866 + errors + tokens + 2560
     # f2: 520/4, f3: 280/2, f4: 960/2, A: 1920/5
     unexplained = 130 + 140 + 480 + 384
     assert result.completeness == pytest.approx((reached - unexplained) / reached, rel=1e-14)
-    # errors count as reached, and as not explained
+    # error nodes count as unexplained
     assert result.completeness_strict == pytest.approx((reached - unexplained - errors) / reached, rel=1e-14)
 
 
@@ -178,11 +178,11 @@ def test_the_threshold_is_the_value_at_which_the_share_is_reached():
     values = torch.tensor([1.0, 4.0, 1.0, 2.0], dtype=torch.float64)
     assert [threshold(values, share) for share in (0.4, 0.5, 0.51, 0.75, 0.76, 1.0)] == [4, 4, 2, 2, 1, 1]
     # in 2560ths of a sum of 5426: 960 + 864 + 836 + 799 + 627 = 4086 < 0.8 * 5426 = 4340.8 < 4086 + 520
-    assert threshold(whole().node, 0.8) == pytest.approx(520 / 2560, rel=1e-14)
+    assert threshold(full_influence().node, 0.8) == pytest.approx(520 / 2560, rel=1e-14)
 
 
 def make_model() -> LinearizedModel:
-    """As much of a replacement model as `trace_graph` asks beside its rows."""
+    """The parts of a linearized model that `trace_graph` uses, apart from rows."""
     model = object.__new__(LinearizedModel)
     zeros = torch.zeros(5, dtype=torch.int64)
     model.features = ActiveFeatures(
@@ -194,7 +194,7 @@ def make_model() -> LinearizedModel:
 
 @pytest.fixture
 def trace(monkeypatch):
-    """The graph of the network, at given shares."""
+    """Function (node_share, edge_share) -> the network's pruned graph."""
     monkeypatch.setattr(graph, "source_columns", lambda _model: COLUMNS)
     monkeypatch.setattr(graph, "graph_rows", lambda _model, _roots: make_rows([]))
     nothing = torch.zeros(2, dtype=torch.float64)
@@ -225,7 +225,7 @@ ALWAYS = ["E0", "E1", "P0", "P1", "constant", "A", "B"]
 UNCOUNTED = {("f0", "constant"): 2.0, ("A", "P1"): 1.0}
 
 
-def test_nodes_stay_that_hold_the_share_of_influence(trace):
+def test_nodes_that_hold_the_share_of_influence_are_kept(trace):
     result = trace(0.8, 1.0)
     assert names_of(result) == ["f0", "f2", "f4", "e1", *ALWAYS]
     influences = [836, 520, 960, 864, 627, 799, 0, 0, 0, 0, 0]
@@ -240,8 +240,8 @@ def test_nodes_stay_that_hold_the_share_of_influence(trace):
     assert edges_of(result) == expected
 
 
-def test_edges_stay_that_hold_the_share_of_what_is_left(trace):
-    """On what is left, f2 comes from f0 alone; f4 to 3/7 from f2 and 4/7 from e1; B to 1/3 from f2, 2/3 from E1.
+def test_edges_that_hold_the_share_of_the_remaining_influence_are_kept(trace):
+    """Among kept nodes, f2 comes from f0 alone; f4 to 3/7 from f2 and 4/7 from e1; B to 1/3 from f2, 2/3 from E1.
 
     f4 = 3/8; f2 = 1/4 * 1/3 + 3/8 * 3/7 = 41/168; f0 = 3/4 * 3/10 + f2 = 197/420. Scores, in 1680ths:
     A-f4 630, A-f0 378, A-e1 252, B-f2 140, B-E1 280, f4-f2 270, f4-e1 360, f2-f0 410, f0-E0 591, f0-E1 197; 3508 in
@@ -256,7 +256,7 @@ def test_edges_stay_that_hold_the_share_of_what_is_left(trace):
     assert edges_of(result) == kept | UNCOUNTED
 
 
-def test_the_remainder_is_what_no_kept_edge_makes_up(trace):
+def test_the_remainder_is_the_value_minus_kept_edges(trace):
     result = trace(0.8, 0.9)
     value = dict(zip(names_of(result), result.value.tolist(), strict=True))
     # f0: 3 + 1 + 2; f2: 2 - 1 - 1; f4: 3 - 1 + 4; A: 5 + 3 - 2 + 1; B: -1 - 1 + 2
@@ -266,10 +266,10 @@ def test_the_remainder_is_what_no_kept_edge_makes_up(trace):
     assert remainder == {"f0": 1, "f2": -2, "f4": -1, "A": 0, "B": -2} | dict.fromkeys(["e1", *ALWAYS[:5]], 0)
 
 
-def test_what_leads_nowhere_goes_and_what_nothing_leads_to(trace):
+def test_nodes_without_incoming_or_outgoing_edges_are_removed(trace):
     """At half of 3508, 630 + 591 + 410 < 1754 < 630 + 591 + 410 + 378: the edges A-f4, f0-E0, f2-f0 and A-f0.
 
-    Nothing leads to f4; f2 and e1 lead nowhere.
+    f4 has no incoming edge; f2 and e1 have no outgoing one.
     """
     result = trace(0.8, 0.5)
     assert names_of(result) == ["f0", *ALWAYS]
@@ -279,8 +279,8 @@ def test_what_leads_nowhere_goes_and_what_nothing_leads_to(trace):
     assert remainder == {"f0": 1, "A": 3, "B": 0} | dict.fromkeys(ALWAYS[:5], 0)
 
 
-def test_scores_are_those_of_the_whole_graph(trace):
-    assert trace(0.8, 0.5).scores == scores(whole(), WEIGHT, COLUMNS.errors, COLUMNS.embeddings)
+def test_scores_are_those_of_the_full_graph(trace):
+    assert trace(0.8, 0.5).scores == scores(full_influence(), WEIGHT, COLUMNS.errors, COLUMNS.embeddings)
 
 
 CHAIN = ("g1", "h1", "g2", "h2", "e", "E0", "E1", "constant", "A", "B")
@@ -311,24 +311,24 @@ def prune_chain(edge_share: float) -> tuple[list[str], set[tuple[str, str]]]:
     )
 
 
-def test_pruning_goes_on_until_nothing_changes():
+def test_pruning_repeats_until_nothing_changes():
     """Scores, in 32nds: A-g2 2, A-h2 6, A-E0 8, B-g2 2, B-E0 14, g2-g1 4, g1-e 4, h2-h1 6, h1-E0 3, h1-E1 3; 52 in all.
 
-    At 0.7 of 52, 14 + 8 + 6 + 6 < 36.4 < 14 + 8 + 6 + 6 + 4: what has less than 4 goes. g2 then leads nowhere, so g1
-    does, so e does. Nothing but a constant leads to h1, so nothing to h2, so A loses the edge from it.
+    At 0.7 of 52, 14 + 8 + 6 + 6 < 36.4 < 14 + 8 + 6 + 6 + 4: edges below 4 are removed. g2 then has no outgoing
+    edge, then neither has g1, nor e. h1 has only a constant source, so it is removed, then h2, and A loses its edge.
     """
     nodes, edges = prune_chain(0.7)
     assert nodes == ["E0", "E1", "constant", "A", "B"]
     assert edges == {("A", "E0"), ("B", "E0"), ("A", "constant")}
 
 
-def test_nothing_is_pruned_that_holds_its_share():
+def test_nothing_is_pruned_at_a_share_of_one():
     nodes, edges = prune_chain(1.0)
     assert nodes == list(CHAIN)
     assert edges == {(target, source) for target, sources in CHAIN_EFFECTS.items() for source in sources}
 
 
-def test_pruning_makes_nothing_on_another_device_than_its_input():
-    values = whole().node
+def test_threshold_works_on_its_inputs_device():
+    values = full_influence().node
     with torch.device("meta"):
         assert threshold(values, 0.8) == pytest.approx(520 / 2560, rel=1e-14)
