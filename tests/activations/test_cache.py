@@ -7,8 +7,8 @@ from tests.models import D_MODEL, LAYERS
 
 from circuitloom.activations import cache
 from circuitloom.activations.row_order import read_row_origins, write_row_origins
-from circuitloom.activations.shards import layer_folder
 from circuitloom.activations.store import open_activations
+from circuitloom.core.layout import layer_group
 from circuitloom.language_model.hooks import Site, capture
 
 TOLERANCE = {"float16": 1e-3, "bfloat16": 1e-2, "int8": 2e-2}
@@ -51,7 +51,7 @@ def test_resid_mid_of_sequential_blocks_is_stored(model, tmp_path):
     make_cache(tmp_path, model, order, "resid_mid", layers=[1])
     expected = direct(model, order, "resid_mid", 1, tmp_path)
     torch.testing.assert_close(all_rows(tmp_path, "resid_mid", 1), expected, rtol=1e-3, atol=2e-3)
-    assert not layer_folder(tmp_path, "resid_mid", 0).exists()
+    assert not layer_group(tmp_path / "resid_mid", 0).exists()
 
 
 def test_recomputed_mlp_output_equals_the_models(any_model, tmp_path):
@@ -82,7 +82,7 @@ def test_moments_are_those_of_the_stored_or_recomputed_rows(model, cached):
 def test_the_last_shard_may_be_short(cached):
     rows = open_activations(cached, "mlp_in", 0).rows
     assert rows % SHARD_ROWS
-    assert len(list((layer_folder(cached, "mlp_in", 0) / "values" / "c").iterdir())) == -(-rows // SHARD_ROWS)
+    assert len(list((layer_group(cached / "mlp_in", 0) / "values" / "c").iterdir())) == -(-rows // SHARD_ROWS)
 
 
 def test_a_value_beyond_float16_is_refused(model_folder, tmp_path):
@@ -112,7 +112,7 @@ def test_a_layer_that_the_model_lacks_is_refused(model, tmp_path):
 
 def test_bfloat16_is_stored_as_uint16_and_named_in_the_attributes(model, tmp_path):
     make_cache(tmp_path, model, make_order(40), dtype="bfloat16")
-    group = zarr.open_group(layer_folder(tmp_path, "mlp_in", 0), mode="r")
+    group = zarr.open_group(layer_group(tmp_path / "mlp_in", 0), mode="r")
     assert group.attrs["number_format"] == "bfloat16"
     bits = np.asarray(group["values"][:5])
     assert bits.dtype == np.uint16

@@ -9,8 +9,8 @@ import torch
 from tests.activations.inputs import make_cache, make_order
 from tests.models import tiny_model
 
-from circuitloom.activations.shards import layer_folder
 from circuitloom.activations.store import open_activations, read_sites
+from circuitloom.core.layout import layer_group
 from circuitloom.language_model.model import load_model
 
 
@@ -94,7 +94,7 @@ def test_a_stored_mlp_out_of_another_model_or_order_is_refused(cache, cached_oth
 @pytest.mark.parametrize("seed", range(8))
 def test_a_flipped_bit_is_detected_and_the_message_names_the_file(seed, cache):
     random = np.random.default_rng(seed)
-    layer = layer_folder(cache, "mlp_in", 2)
+    layer = layer_group(cache / "mlp_in", 2)
     file = layer / "values" / "c" / "1" / "0"
     content = bytearray(file.read_bytes())
     content[random.integers(len(content))] ^= 1 << random.integers(8)
@@ -106,14 +106,14 @@ def test_a_flipped_bit_is_detected_and_the_message_names_the_file(seed, cache):
 
 
 def test_a_truncated_shard_is_detected_and_named(cache):
-    file = layer_folder(cache, "mlp_in", 0) / "values" / "c" / "0" / "0"
+    file = layer_group(cache / "mlp_in", 0) / "values" / "c" / "0" / "0"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=re.escape(f"{file}: damaged")):
         list(open_activations(cache, "mlp_in", 0).batches(100, 1))
 
 
 def test_a_missing_shard_is_detected_and_named(cache):
-    file = layer_folder(cache, "mlp_in", 0) / "values" / "c" / "2" / "0"
+    file = layer_group(cache / "mlp_in", 0) / "values" / "c" / "2" / "0"
     file.unlink()
     with pytest.raises(ValueError, match=re.escape(f"{file}: missing; delete")):
         open_activations(cache, "mlp_in", 0)

@@ -22,10 +22,11 @@ from tests.catalog.tables import (
 )
 
 from circuitloom.catalog import build
-from circuitloom.catalog.build import PLACES, build_catalog
+from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.client import open_catalog
 from circuitloom.catalog.queries import fill_in, macros
 from circuitloom.catalog.sandbox import open_sandbox, run_statement
+from circuitloom.core.layout import TABLE_FOLDERS
 from circuitloom.core.tables import FAITHFULNESS, TABLES, read_table, write_table
 
 ADDED = {"code": ["features"]}
@@ -90,7 +91,7 @@ def test_a_table_may_lie_in_several_places(folder: Path) -> None:
     behaviour = folder / "circuits" / "plural" / "faithfulness.parquet"
     case = folder / "cases" / "indirect_object" / behaviour.name
     rows = read_table(behaviour).to_pylist()
-    assert "faithfulness" in PLACES["circuits/*"] and "faithfulness" in PLACES["cases/*"]
+    assert "faithfulness" in TABLE_FOLDERS["circuits/*"] and "faithfulness" in TABLE_FOLDERS["cases/*"]
     for files in ([behaviour, case], [case]):
         for file in (behaviour, case):
             file.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..config.activations import Activations
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder, write_atomically
+from ..core.layout import layer_group
 from ..core.progress import progress
 from ..language_model.hooks import Site, capture, capture_each
 from ..language_model.model import LanguageModel
@@ -38,7 +39,7 @@ from .arrays import (
     write_shard,
 )
 from .row_order import RowOrder, ShardBatch
-from .shards import CacheDescription, finish_layers, group_folder, sums_file, write_description
+from .shards import CacheDescription, finish_layers, sums_file, write_description
 from .statistics import RowSums
 
 
@@ -348,7 +349,7 @@ class CacheWriter:
             arrays["scales"] = ((rows,), "float32")
         layers = []
         for layer in self.recorder.layers:
-            group = group_folder(work, layer)
+            group = layer_group(work, layer)
             zarr.open_group(group, mode="a")
             layers.append(
                 [create_array(group, name, *a, self.order.shard_rows) for name, a in arrays.items()]

@@ -11,6 +11,7 @@ import zarr
 from safetensors.torch import load_file
 
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder, write_atomically
+from ..core.layout import layer_group
 from .arrays import shard_file
 from .statistics import RowSums, moments
 
@@ -36,16 +37,6 @@ class CacheDescription:
     def shards(self) -> int:
         """Number of shards of all jobs."""
         return -(-self.rows // self.shard_rows)
-
-
-def layer_folder(folder: Path, site: str, layer: int) -> Path:
-    """Zarr group of one site and layer under the stage's `folder`."""
-    return group_folder(folder / site, layer)
-
-
-def group_folder(folder: Path, layer: int) -> Path:
-    """Zarr group of a layer in a site's folder."""
-    return folder / f"layer{layer}.zarr"
 
 
 def sums_file(folder: Path, shard: int) -> Path:
@@ -75,9 +66,9 @@ def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
     mark = fingerprint(parts=list(map(str, job_folders)), description=asdict(description))
     with partial_folder(folder / description.site, mark) as work:
         for layer in description.layers:
-            group = group_folder(work, layer)
+            group = layer_group(work, layer)
             shutil.rmtree(group, ignore_errors=True)
-            shutil.copytree(group_folder(job_folders[0], layer), group, ignore=shutil.ignore_patterns("c"))
+            shutil.copytree(layer_group(job_folders[0], layer), group, ignore=shutil.ignore_patterns("c"))
             for _, array in zarr.open_group(group, mode="r").arrays():
                 for shard in range(description.shards):
                     _link(job_of[shard], work, shard_file(array, shard))
@@ -110,9 +101,9 @@ def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None
             attributes["moments_mlp_out"] = moments(
                 sums, len(description.layers) + i, description.rows
             ).to_json()
-        zarr.open_group(group_folder(work, layer), mode="r+").attrs.put(attributes)
+        zarr.open_group(layer_group(work, layer), mode="r+").attrs.put(attributes)
     for layer in description.layers:
-        replace_folder(group_folder(work, layer), layer_folder(folder, description.site, layer))
+        replace_folder(layer_group(work, layer), layer_group(folder / description.site, layer))
     shutil.rmtree(work)
 
 

@@ -12,9 +12,9 @@ import zarr
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..core.layout import layer_group
 from ..language_model.model import LanguageModel
 from .arrays import NumberFormat, Packed, open_array, read_rows, unpack
-from .shards import layer_folder
 from .statistics import Moments
 
 
@@ -125,7 +125,7 @@ def open_activations(
     Raises ValueError if they are not cached, incomplete or need a `model`, or if mlp_out and mlp_in are cached under
     different models or row orders.
     """
-    here, source = layer_folder(folder, site, layer), layer_folder(folder, "mlp_in", layer)
+    here, source = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
     if here.is_dir() or site != "mlp_out":
         attributes, stored = _open(here, site, layer)
         if site == "mlp_out" and source.is_dir():

@@ -224,10 +224,10 @@ def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float3
             raise ValueError(f"{part} is missing; run `snakemake --cores all {stage}` for this study first")
     runs = transcoder_runs(folder)
     if not runs:
-        raise ValueError(f"{layout.dictionaries}: no run of transcoders; train one")
+        raise ValueError(f"{layout.dictionaries}: no trained run of transcoders; train one")
     run = run or most_traced_run(folder) or runs[0]
     if run not in runs:
-        raise ValueError(f"{run} is no run of transcoders of {folder}; choose from {', '.join(runs)}")
+        raise ValueError(f"{run} is not a run of transcoders of {folder}; choose from {', '.join(runs)}")
     model = load_model(layout.model, dtype)
     layers = sorted((layout.dictionaries / run).glob("layer*"))
     found = [load_dictionary(layer, model.device) for layer in layers if (layer / CONFIG).is_file()]

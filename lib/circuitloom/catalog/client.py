@@ -11,10 +11,10 @@ from typing import Any
 import duckdb
 from duckdb import DuckDBPyConnection
 
+from ..core.layout import Layout
 from .output import rows_of
 from .queries import named_queries
 
-NAME = "catalog.duckdb"
 BATCH = 10_000
 """Rows read at a time."""
 _MESSAGE = 500
@@ -78,7 +78,7 @@ class CatalogClient:
                 columns = tuple(result.schema.names)
                 rows = [dict(zip(columns, row, strict=True)) for row in rows_of(result)]
             except duckdb.Error as error:
-                raise ValueError(f"{self.folder / NAME}: {one_line(error)}") from error
+                raise ValueError(f"{Layout(self.folder).catalog}: {one_line(error)}") from error
         return Answer(name, sql, columns, rows)
 
     @property
@@ -128,7 +128,7 @@ class CatalogClient:
                 self._changed.notify_all()
 
     def _reopen_if_rebuilt(self) -> None:
-        file = self.folder / NAME
+        file = Layout(self.folder).catalog
         status = file.stat() if file.is_file() else None
         edition = (status.st_ino, status.st_mtime_ns) if status else None
         if self._connection is not None and edition == self._edition:
@@ -161,7 +161,7 @@ def open_catalog(path: Path | str) -> DuckDBPyConnection:
 def find_catalog(path: Path | str) -> Path:
     """The catalogue file, in the folder's real path: DuckDB compares real paths. Raises ValueError if there is none."""
     path = Path(path)
-    file = path / NAME if path.is_dir() else path
+    file = Layout(path).catalog if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"there is no catalogue at {file}; make it with `snakemake catalog`")
     return file.parent.resolve() / file.name

@@ -77,15 +77,20 @@ class Layout:
 
     def activation_layer(self, site: str, layer: int | str) -> Path:
         """Zarr group of one site's activations at one layer."""
-        return activation_layer(self.activations, site, layer)
+        return layer_group(self.activations / site, layer)
 
     def activation_part(self, site: str, part: int | str, parts: int) -> Path:
         """Folder of one job's shards of a site, where several jobs share the work."""
         return self.activations / "parts" / site / f"{part}of{parts}"
 
+    @property
+    def dictionaries(self) -> Path:
+        """Folder of all dictionaries."""
+        return self.root / "dictionaries"
+
     def dictionary(self, run: str, layer: int | str) -> Path:
         """Folder of a run's dictionary at one layer."""
-        return self.root / "dictionaries" / run / f"layer{layer}"
+        return self.dictionaries / run / f"layer{layer}"
 
     @property
     def evaluation(self) -> Path:
@@ -122,17 +127,22 @@ class Layout:
         """One of FEATURE_TABLES of one run at one layer."""
         return self.features(run, layer) / f"{table}.parquet"
 
+    @property
+    def circuits(self) -> Path:
+        """Folder of all traces, behaviours and analyses of weights."""
+        return self.root / "circuits"
+
     def trace(self, trace: str) -> Path:
         """Folder of a traced prompt: TRACE_TABLES, graph.json and graph.png."""
-        return self.root / "circuits" / trace
+        return self.circuits / trace
 
     def behaviour(self, behaviour: str) -> Path:
         """Folder of a behaviour: BEHAVIOUR_TABLES."""
-        return self.root / "circuits" / behaviour
+        return self.circuits / behaviour
 
     def weights(self, run: str, layer: int | str) -> Path:
         """Folder of what the weights of one run at one layer say: WEIGHTS_TABLES."""
-        return self.root / "circuits" / "weights" / run / f"layer{layer}"
+        return self.circuits / "weights" / run / f"layer{layer}"
 
     def case(self, case: str) -> Path:
         """Folder of a case study: tables, pictures and result.md."""
@@ -172,6 +182,6 @@ class Layout:
         return path.with_name(f"{path.name}.json")
 
 
-def activation_layer(activations: Path, site: str, layer: int | str) -> Path:
-    """Zarr group of one site's activations at one layer, in a folder of activations."""
-    return activations / site / f"layer{layer}.zarr"
+def layer_group(folder: Path, layer: int | str) -> Path:
+    """Zarr group of one layer, in the folder of a site's activations."""
+    return folder / f"layer{layer}.zarr"
