@@ -209,7 +209,7 @@ def test_too_few_fillings_for_two_halves_are_refused():
 
 
 def test_targets_that_are_no_difference_are_refused():
-    with pytest.raises(ValueError, match="is no difference; write `logit TOKEN vs TOKEN`"):
+    with pytest.raises(ValueError, match="is not a logit difference; write `logit TOKEN vs TOKEN`"):
         DifferenceCase(kind="difference", prompts=[BehaviourPrompt(text="w4", target="logit w5")])
     with pytest.raises(ValueError, match=r"nothing fills \{b\}"):
         DifferenceCase(kind="difference", prompts=[BehaviourPrompt(text="w4", target="logit w5 vs {b}")])

@@ -43,7 +43,7 @@ def pairs_of_digits(without: set[str]):
     [
         ({"template": "from c to c"}, "has no {year}"),
         ({"template": "the {thing} {year}"}, "nothing fills {thing}"),
-        ({"first": 30, "last": 30}, "no earlier year"),
+        ({"first": 30, "last": 30}, "is not before last"),
         ({"layer": 1, "feature": "0/3"}, "feature 0/3 is not of layer 1"),
         ({"feature": "0/3@2"}, "names a position"),
         ({"last": 99}, "less than or equal to 98"),

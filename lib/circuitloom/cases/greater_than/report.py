@@ -238,7 +238,9 @@ def _circuit_claims(
         rows = torch.stack([metric.circuit - metric.none, metric.untouched - metric.none], 1).numpy()
         yield make_claim(f"circuit_{kind}", statement, rows, case.circuit, bootstrap, ratio)
     metric = results.ablations["mean"]
-    statement = "metric with the circuit alone minus metric with the same number of random features, all else set to the mean"
+    statement = (
+        "metric with the circuit alone minus metric with random features instead, all else set to the mean"
+    )
     rows = (metric.circuit - metric.random)[:, None].numpy()
     yield make_claim("circuit_not_drawn", statement, rows, 0.0, bootstrap)
     statement = "share of the metric that remains with the circuit's features set to the mean"
@@ -248,7 +250,9 @@ def _circuit_claims(
     token, place = results.contributions.token, results.prompts.place
     others = [i for i in range(token.shape[1]) if i != place]
     rows = token[:, [place, *others]].numpy()
-    statement = "contribution of the start year's token to the logits of later years, minus the largest of any other token"
+    statement = (
+        "contribution of the start year's token to later years' logits minus the largest of any other token"
+    )
     yield make_claim("year_first", statement, rows, 0.0, bootstrap, lead)
 
 

@@ -18,10 +18,10 @@ from ...attribution.direct_effects import make_targets, source_columns, total_ef
 from ...attribution.linearized_model import LinearizedModel
 from ...attribution.token_gradients import gradient_times_input, strongest_tokens
 from ...config.cases.planted import PlantedCase
+from ...core.layout import NEURONS
 from ...evaluation.concept_matching import scored_activations, sparse_activations
 from ...evaluation.concepts import ConceptAnnotations, SparseActivations
 from ...evaluation.held_out import HeldOut
-from ...evaluation.summary import NEURONS
 from ...language_model.hooks import Site
 from ...language_model.residual import neuron_output_weights
 from ..context import CaseContext

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...config.cases.planted import PlantedCase
+from ...core.layout import NEURONS
 from ...core.plotting import BLUE, GREEN, ORANGE, PURPLE, VERMILION, styled
-from ...evaluation.summary import NEURONS
 from ..case_report import CaseReport, number
 from ..claims import Bootstrap, Claim, make_claim, mean
 from .measurements import MATCH_COLUMNS, SAE, TRANSCODER, PlantedResults, mean_of

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...config.cases.planted import PlantedCase
+from ...core.layout import NEURONS
 from ...evaluation.concepts import concept_annotations
 from ...evaluation.held_out import HeldOut
-from ...evaluation.summary import NEURONS
 from ..case_report import CaseReport
 from ..context import CaseContext
 from .measurements import (

@@ -1,4 +1,4 @@
-"""The case studies of a study, by name: written into it, or read from files that several studies share."""
+"""The case studies of a study, by name: written in the study, or in files that several studies share."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ __all__ = [
 CaseStudy = Annotated[
     FeatureCase | GreaterThanCase | DifferenceCase | PlantedCase, Field(discriminator="kind")
 ]
-"""A case study of any kind; its `kind` says which keys it has."""
+"""A case study of any kind; `kind` decides its keys."""
 KINDS: dict[str, type[Case]] = {
     "feature": FeatureCase,
     "greater_than": GreaterThanCase,
@@ -37,11 +37,11 @@ KINDS: dict[str, type[Case]] = {
 }
 """Kinds of case studies."""
 PROJECT = Path(__file__).parents[4]
-"""Where files of cases are looked for that the working directory does not have."""
+"""Files of case studies that the working directory lacks are read from here."""
 
 
 def _read(cases: Any) -> Any:
-    """Cases, or what the files hold whose paths stand in their place; of two of a name the later counts, key by key."""
+    """Case studies, or those read from file paths; later files override earlier ones key by key."""
     if isinstance(cases, dict):
         return cases
     merged: dict[str, Any] = {}
@@ -59,9 +59,9 @@ def _read_file(path: str) -> dict[str, Any]:
     try:
         held = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())}); mend it") from None
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())}); fix it") from None
     if not isinstance(held, dict) or any(not isinstance(keys, dict) for keys in held.values()):
-        raise ValueError(f"{path}: holds no case studies by name; see config/cases for some")
+        raise ValueError(f"{path}: has no case studies by name; see config/cases for examples")
     return held
 
 

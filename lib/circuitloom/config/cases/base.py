@@ -1,4 +1,4 @@
-"""What all case studies share."""
+"""Keys that all kinds of case study share."""
 
 import re
 from collections.abc import Sequence
@@ -14,36 +14,36 @@ Bound = Annotated[float, Field(ge=0, le=1)]
 
 
 class Case(Section):
-    """A case study: what is asked of the model and its transcoders, and claims about the answer."""
+    """A case study: a question about the model and its transcoders, and bounds of the claims about the answer."""
 
     tables: ClassVar[tuple[str, ...]]
-    """Tables that it writes."""
+    """Names of the tables that it writes."""
     figures: ClassVar[tuple[str, ...]]
-    """Pictures that it draws, without their ending."""
+    """Names of the pictures that it draws, without suffix."""
     generated: ClassVar[bool] = False
-    """It asks for what only the generated corpus knows: the concepts of every word."""
+    """It needs concept annotations of every token, which only the generated corpus has."""
     run: str | None = None
-    """Transcoders that it goes through; null: those of `circuits.run`."""
+    """Transcoders to study; null: those of `circuits.run`."""
     seed: NonNegativeInt = 0
-    """Seed of all that is drawn: words in templates, bootstrap samples, random features."""
+    """Seed of everything that is drawn: words in templates, bootstrap samples, random features."""
     resamples: PositiveInt = 2000
-    """Bootstrap samples, over prompts or whatever else a claim names, that an interval rests on."""
+    """Bootstrap samples per interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Share of the bootstrap samples that lie within an interval."""
+    """Confidence level of the intervals."""
 
     @property
     def runs_named(self) -> list[str]:
-        """Other runs that the case names."""
+        """Other runs that the case needs."""
         return []
 
 
 def slots_of(template: str) -> list[str]:
-    """Names of a template's slots, `{name}`, in order, each once."""
+    """Distinct names of a template's slots, `{name}`, in order."""
     return list(dict.fromkeys(re.findall(r"\{([a-z_0-9]+)\}", template)))
 
 
 def check_slots(templates: Sequence[str], slots: Slots, known: Sequence[str] = ()) -> None:
-    """ValueError where a template has a slot that nothing fills."""
+    """Raise ValueError for a template with a slot without words."""
     for template in templates:
         for name in slots_of(template):
             if name not in slots and name not in known:

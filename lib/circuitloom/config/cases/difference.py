@@ -1,4 +1,4 @@
-"""The case study of a logit difference: the features and heads that make it, put to the test."""
+"""Keys of the case study of a logit difference."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -9,55 +9,56 @@ from .base import Bound, Case, Slots, check_slots
 
 
 class DifferenceCase(Case):
-    """A logit difference, and the circuit of transcoder features and attention heads that it rests on."""
+    """Which transcoder features and attention heads make a logit difference?"""
 
     tables: ClassVar = ("claim", "outcome", "component", "faithfulness")
     figures: ClassVar = ("curve", "components", "graph")
     kind: Literal["difference"]
-    """A circuit for a logit difference is found and tested."""
+    """The case study of a logit difference."""
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
-    """Templates of texts, each with its target `logit TOKEN vs TOKEN`; `{name}`, in both, stands for a word of
+    """Templates of texts with their targets `logit TOKEN vs TOKEN`; `{name}` in either is replaced by a word of
     `slots`."""
     slots: Slots = {}
-    """Words by name of the slot."""
+    """Slot to its words."""
     count: Annotated[int, Field(ge=4)] = 80
-    """Prompts drawn, the templates by turns: half to find the circuit on, half to test it on."""
+    """Number of prompts, drawn from the templates in turn: half to find the circuit on, half to test it on."""
     ablation: Literal["mean", "zero"] = "mean"
-    """What ablated components are set to: their mean over the prompts and positions of the finding half, or zero."""
+    """Ablated components are set to their mean over prompts and positions of the finding half, or to zero."""
     recovered: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Share of the difference that the circuit must recover alone on the finding half; before it is pruned, half of
-    what is missing as well."""
+    """Share of the difference that the circuit must recover alone on the finding half; (1 + it) / 2 before pruning."""
     least: Bound = 0.002
-    """A component of which the circuit loses less, as a share of the difference, is pruned on the finding half."""
+    """Components without which the circuit loses less than this share of the difference are pruned, finding half."""
     subsets: PositiveInt = 20
-    """Random subsets of the circuit, of one component to half of them, that completeness is measured on."""
+    """Random subsets of the circuit, of one component to half of them, to measure completeness."""
     compare: bool = True
-    """Do the same with neurons in place of the transcoders' features."""
+    """Compare with neurons instead of transcoder features."""
     traced: PositiveInt = 2
-    """Prompts of the finding half whose attribution graphs are drawn."""
+    """Number of prompts of the finding half whose attribution graphs are drawn."""
     positive: Bound = 0.9
-    """Share of the prompts on which the model must prefer the right token."""
+    """Claim: share of the prompts on which the model prefers the right token, at least."""
     difference: PositiveFloat = 1.0
-    """Mean difference that the model must have, nats."""
+    """Claim: mean logit difference of the model, nats, at least."""
     share: Bound = 0.8
-    """Share of the difference that the circuit must recover alone on the testing half."""
+    """Claim: share of the difference that the circuit recovers alone on the testing half, at least."""
     remaining: Bound = 0.2
-    """Share of the difference that may be left without the circuit."""
+    """Claim: share of the difference that remains without the circuit, at most."""
     remaining_features: Bound = 0.5
-    """Share that may be left without the circuit's features, where all heads are left as they are."""
+    """Claim: share that remains without the circuit's features, all heads intact, at most."""
     gap: Bound = 0.2
-    """Mean difference of circuit and model without the same random subset, as a share of the difference, at most."""
+    """Claim: mean distance between circuit and model, both without the same random subset, as a share, at most."""
     minimal: Bound = 0.8
-    """Share of the circuit's components without which, each alone, it must lose something."""
+    """Claim: share of the circuit's components whose removal lowers its metric, at least."""
     fewer: PositiveFloat = 1.0
-    """Components needed for `share`, as a multiple of those needed with neurons in place of features, at most."""
+    """Claim: components needed for `share` over those needed with neurons instead of features, at most."""
     explained: Bound = 0.5
-    """Share of the difference that must be left where transcoders stand in for all MLPs, without their errors."""
+    """Claim: share of the difference with transcoders instead of all MLPs, without error terms, at least."""
 
     @model_validator(mode="after")
     def _complete(self) -> "DifferenceCase":
         check_slots([part for each in self.prompts for part in (each.text, each.target)], self.slots)
         for each in self.prompts:
             if parse_target(each.target).kind != "difference":
-                raise ValueError(f"target {each.target!r} is no difference; write `logit TOKEN vs TOKEN`")
+                raise ValueError(
+                    f"target {each.target!r} is not a logit difference; write `logit TOKEN vs TOKEN`"
+                )
         return self

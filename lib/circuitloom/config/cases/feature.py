@@ -1,4 +1,4 @@
-"""The case study of one feature: found, traced, described blind and then unblinded, its rule put to the test."""
+"""Keys of the case study of one feature."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -9,54 +9,54 @@ from .base import Bound, Case, Slots, Texts, check_slots
 
 
 def is_feature(text: str) -> str:
-    """`text`; ValueError where it is no feature, or one at a position."""
+    """Return `text`, LAYER/NUMBER; raise ValueError for anything else."""
     if parse_feature(text).position is not None:
         raise ValueError(f"{text!r} names a position; write LAYER/NUMBER")
     return text
 
 
 class FeatureCase(Case):
-    """A feature that tells one use of a token from others: what it fires on, why, and what it does."""
+    """What does a feature fire on, what does it read, and what does it do?"""
 
     tables: ClassVar = ("claim", "outcome", "source")
     figures: ClassVar = ("activations", "sources")
     kind: Literal["feature"]
-    """A feature is found, traced and tested."""
+    """The case study of one feature."""
     concept: str | None = None
-    """Concept of the corpus that the feature is to say; null: it is found by contrast of `texts` and `edited`."""
+    """Concept of the corpus that the feature should predict; null: chosen by contrast of `texts` and `edited`."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """The feature, LAYER/NUMBER, where it is known; null: it is looked for."""
+    """The feature, LAYER/NUMBER; null: it is chosen."""
     texts: Texts
-    """Templates of texts at whose last token it is to fire; `{name}` stands for a word of `slots`."""
+    """Templates of texts at whose last token it should fire; `{name}` is replaced by a word of `slots`."""
     edited: Texts
-    """The same texts, edited so that it is not to fire at the last token; as many, in the same order."""
+    """One edit per template of `texts`, in the same order, at whose last token it should not fire."""
     slots: Slots = {}
-    """Words by name of the slot."""
+    """Slot to its words."""
     effect: str | None = None
-    """What ablating the feature is to change behind `texts`: `logit TOKEN` or `logit TOKEN vs TOKEN`."""
+    """Target at the end of `texts` that ablating the feature should lower: `logit TOKEN` or `logit TOKEN vs TOKEN`."""
     published: dict[str, PositiveFloat] = {}
-    """Texts, each with the activation at its last token that was published of the same feature."""
+    """Text to the published activation of the feature at its last token."""
     prompts: PositiveInt = 40
-    """Texts drawn of each template, half to find the feature and its rule on, half to test them on."""
+    """Texts per template: half to find the feature and its rule on, half to test them on."""
     traced: PositiveInt = 8
-    """Texts of the finding half that it is traced on."""
+    """Number of texts of the finding half on which it is traced."""
     least_share: Bound = 0.05
-    """Share of what tokens add to the feature from which on a token's place may enter the rule."""
+    """An offset with at least this share of the effect of all tokens may enter the rule."""
     found: Bound = 0.8
-    """What F1 of the concept, share of pairs told apart and share of exchanges that silence it must each reach."""
+    """Claim: F1 for the concept, share of pairs told apart, and share of exchanges that halve it, each at least."""
     described: Bound = 0.8
-    """F1 on held-out text that a description must reach: blind, and as the rule."""
+    """Claim: F1 on held-out text of the blind and of the fitted rule, at least."""
     reproduced: Bound = 0.05
-    """Share of a published activation by which the measured one may differ from it."""
+    """Claim: relative error of a published activation, at most."""
     sufficient: Bound = 0.5
-    """Share of the activation that must be left with the words that the rule names alone."""
+    """Claim: share of the activation that remains with the rule's tokens alone, at least."""
 
     @model_validator(mode="after")
     def _complete(self) -> "FeatureCase":
         if len(self.texts) != len(self.edited):
             raise ValueError(
-                f"{len(self.texts)} texts and {len(self.edited)} edited ones: each text needs its edit; add what is "
-                "missing"
+                f"{len(self.texts)} texts and {len(self.edited)} edited ones: each text needs its edit; add the "
+                "missing ones"
             )
         check_slots([*self.texts, *self.edited], self.slots)
         if self.effect is not None:

@@ -1,4 +1,4 @@
-"""The case study of greater-than: a span of years ends after it starts."""
+"""Keys of the case study of greater-than."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -9,13 +9,13 @@ from .base import Bound, Case, Slots, Texts, check_slots, slots_of
 from .feature import is_feature
 
 YEAR, CENTURY = "year", "century"
-"""Slots of the template that the case itself fills."""
+"""Slots that the case study fills itself."""
 TwoDigits = Annotated[int, Field(ge=0, le=98)]
 Metric = Annotated[float, Field(ge=-1, le=1)]
 
 
 class Published(Section):
-    """Values that were published for the same model and template."""
+    """Published values for the same model and template."""
 
     untouched: Metric | None = None
     """The metric of the untouched model."""
@@ -26,68 +26,67 @@ class Published(Section):
 
 
 class GreaterThanCase(Case):
-    """Given the year in which something started, and the century of its end, the model prefers later years."""
+    """Given a start year and the century of the end, does the model prefer later years, and how? (Hanna et al. 2023)"""
 
     tables: ClassVar = ("claim", "outcome", "source", "faithfulness", "year")
     figures: ClassVar = ("metric", "kept", "years")
     kind: Literal["greater_than"]
-    """The metric, what it depends on, and the circuit behind it."""
+    """The case study of greater-than."""
     template: Annotated[str, Field(min_length=1)]
-    """A text up to where the year of the end is due; `{year}` stands for the two digits of the start, `{century}` for
-    the century, `{name}` for a word of `slots`."""
+    """A text that ends where the year of the end follows; `{year}` is replaced by the two digits of the start year,
+    `{century}` by the century, `{name}` by a word of `slots`."""
     centuries: Texts = ["17"]
-    """What stands for `{century}`."""
+    """Words for `{century}`."""
     slots: Slots = {}
-    """Words by name of the slot."""
+    """Slot to its words."""
     first: TwoDigits = 2
-    """First start year; 98, after which one year alone is later, is the last that is of use."""
+    """First start year; at most 98, since only one year is later."""
     last: TwoDigits = 98
     """Last start year."""
     answer: Annotated[str, Field(pattern=r"\{year\}")] = "{year}"
-    """How the token of a year of the end is written; a blank in front of it need not be."""
+    """How an answer is written as a token; a leading space is optional."""
     fillings: PositiveInt = 2
-    """Prompts of each start year, other words in each: every other one is to find on, the rest to test on. With one,
-    it is every other year."""
+    """Prompts per start year, alternately for finding and testing; with one, years alternate."""
     layer: NonNegativeInt | None = None
-    """Layer whose MLP is studied; null: that whose MLP matters most behind the last token."""
+    """Layer whose MLP is studied; null: the one whose MLP matters most at the last position."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """Feature that is removed, LAYER/NUMBER; null: of the layer's, that of the highest variance."""
+    """Feature to subtract, LAYER/NUMBER; null: the layer's feature with the largest variance."""
     features: PositiveInt = 3
-    """Features of the layer, those of the highest variance, that are looked at year by year."""
+    """Number of features of the layer, those with the largest variance, to describe by year."""
     small: PositiveInt = 24
-    """Up to so many features are compared with as many neurons."""
+    """Up to this number of features is compared with the same number of neurons."""
     connections: PositiveInt = 10
-    """Largest connections to layer 0's features that a de-embedding score goes through."""
+    """Number of largest connections to layer 0's features in a de-embedding score."""
     traced: PositiveInt = 12
-    """Prompts of each half that are traced."""
+    """Prompts per half to trace."""
     length: PositiveInt = 6
-    """Steps of the circuit's longest paths."""
+    """Maximum number of steps of a path of the circuit."""
     width: PositiveInt = 20
-    """Paths that are kept at each length."""
+    """Beam width: paths kept at each length."""
     untouched: Metric = 0.8
-    """Metric that the untouched model must reach."""
+    """Claim: metric of the untouched model, at least."""
     replaced: Metric = 0.75
-    """Metric that must be reached with MLPs replaced by transcoders."""
+    """Claim: metric with MLPs replaced by transcoders, at least."""
     destroyed: Metric = 0.75
-    """Metric that must not be exceeded where the MLP of the layer is ablated."""
+    """Claim: metric with the layer's MLP ablated, at most."""
     carried: Bound = 0.5
-    """Share of the start year's effect that the head found must carry."""
+    """Claim: share of the start year's effect that the strongest head carries, at least."""
     deembedded: Bound = 0.5
-    """Correlation of de-embedding scores with activations, over start years, that features must reach."""
+    """Claim: correlation of de-embedding scores and activations over start years, at least."""
     circuit: Bound = 0.75
-    """Share of the behaviour that the circuit alone must keep."""
+    """Claim: share of the metric that the circuit recovers alone, at least."""
     left: Bound = 0.5
-    """Share of the behaviour that must not be exceeded without the circuit's features."""
+    """Claim: share of the metric that remains without the circuit's features, at most."""
     published: Published = Published()
-    """What to compare with."""
+    """Published values to compare with."""
 
     @model_validator(mode="after")
     def _complete(self) -> "GreaterThanCase":
         check_slots([self.template], self.slots, (YEAR, CENTURY))
         if YEAR not in slots_of(self.template):
-            raise ValueError(f"{self.template!r} has no {{year}}; say where the start year stands")
+            raise ValueError(f"{self.template!r} has no {{year}}; write it where the start year stands")
         if self.first >= self.last:
-            raise ValueError(f"first {self.first} is no earlier year than last {self.last}; give two or more")
+            raise ValueError(f"first {self.first} is not before last {self.last}; give two or more")
         if self.layer is not None and self.feature and not self.feature.startswith(f"{self.layer}/"):
             raise ValueError(f"feature {self.feature} is not of layer {self.layer}; name one that is")
         return self

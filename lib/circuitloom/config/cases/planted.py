@@ -1,4 +1,4 @@
-"""The benchmark of planted concepts: whether dictionaries have a feature for each, and circuits come from its cues."""
+"""Keys of the benchmark of planted concepts."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -8,23 +8,23 @@ from .base import Bound, Case
 
 
 class PlantedCase(Case):
-    """Of every planted concept: was a feature found, and does its circuit come from the words that tell the concept."""
+    """Does each planted concept have a feature, and does the feature come from the cues of the concept?"""
 
     tables: ClassVar = ("claim", "planted")
     figures: ClassVar = ("concepts", "sources")
     generated: ClassVar = True
     kind: Literal["planted"]
-    """The concepts of the generated corpus are looked for."""
+    """The benchmark of planted concepts."""
     runs: Annotated[list[str], Field(min_length=1)]
-    """Runs of transcoders and of SAEs that are compared, beside `run`."""
+    """Other runs of transcoders and SAEs to compare with `run`."""
     neurons: bool = True
-    """Compare the model's own neurons too."""
+    """Compare with the model's neurons too."""
     found: Bound = 0.8
     """F1 on held-out documents at which a concept counts as found."""
     together: PositiveInt = 5
-    """Features of one layer, at most, that may say a concept together."""
+    """Largest number of features of one layer in a set that predicts a concept."""
     occurrences: PositiveInt = 8
-    """Documents of each half on which the sources of a feature are looked at."""
+    """Documents per half on which the sources of a feature are traced."""
     shares: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [
         0.5,
         0.6,
@@ -32,14 +32,14 @@ class PlantedCase(Case):
         0.8,
         0.9,
     ]
-    """Shares of what all tokens contribute that a circuit's sources may hold; that of each run is chosen on one half of
-    the documents."""
+    """Candidates for the share of all tokens' contributions that the sources hold; each run's share is chosen on one
+    half of the documents."""
     discovered: Bound = 0.9
-    """Share of the concepts that the best transcoders are to find."""
+    """Claim: share of the concepts that the best transcoders find, at least."""
     told: Bound = 0.8
-    """Precision and recall that the sources of the transcoders' circuits are to reach."""
+    """Claim: precision and recall of the sources of the transcoders' circuits, at least."""
 
     @property
     def runs_named(self) -> list[str]:
-        """The runs that are compared."""
+        """Runs to compare with."""
         return self.runs
