@@ -9,7 +9,7 @@ from tests.catalog.tables import RUNS, make_study
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.output import write_result
 from circuitloom.catalog.queries import questions, quoted
-from circuitloom.catalog.questions_page import names_of, queries_page
+from circuitloom.catalog.questions_page import queries_page, question_parameters
 from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.core.tables import RUN, write_table
 
@@ -39,7 +39,7 @@ def test_every_question_is_asked_and_answered(folder):
 
 
 def test_the_questions_are_about_a_feature_that_answers_to_the_pattern(folder):
-    names = names_of(open_sandbox(folder), "[0-9]")
+    names = question_parameters(open_sandbox(folder), "[0-9]")
     rows = run_statement(
         open_sandbox(folder), f"FROM features_on('[0-9]') WHERE run = {quoted(names['run'])} LIMIT 1"
     ).read_all()

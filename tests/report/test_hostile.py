@@ -48,9 +48,9 @@ def test_a_hostile_token_is_shown_as_it_is(place: int, shown, hostile) -> None:
     assert chip.evaluate("e => e.firstChild.textContent") == format_token(token)
     graph.locator(".node[data-n='1']").dispatch_event("click")
     assert escape_invisible(token) in graph.locator(".node-panel h5").evaluate("e => e.textContent")
-    claims = page.locator(f"table[data-answer='claims:caught{number}'] td").first
+    claims = page.locator(f"table[data-answer='claims_of_case:caught{number}'] td").first
     assert escape_invisible(f"share of {token}") in claims.evaluate("e => e.textContent")
-    case = page.locator("article.case", has=page.locator(f"[data-answer='claims:caught{number}']"))
+    case = page.locator("article.case", has=page.locator(f"[data-answer='claims_of_case:caught{number}']"))
     assert case.locator(".result a, .result script").count() == 0
     assert case.locator("img").count() == 2
     held = hostile.page.rows[f"graph_nodes:war{number}"][0]["token"]

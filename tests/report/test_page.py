@@ -45,7 +45,7 @@ def test_a_case_s_result_is_shown_with_its_pictures_and_the_others_behind_it(wri
 
 def test_times_are_added_up_rule_by_rule_without_the_report_s_own(written) -> None:
     text = written.page.text
-    assert "4.0 s in all" in text
+    assert "4.0 s in total" in text
     assert "train_a" in text
     assert "write_report" not in text
 
@@ -75,15 +75,15 @@ def test_what_was_not_made_is_said_to_be_missing(tmp_path) -> None:
     write_report(made, tmp_path / "report.html")
     text = " ".join(read_page((tmp_path / "report.html").read_text()).text.split())
     for line in (
-        "No dictionaries were trained.",
-        "No dictionary was trained here: there are no curves.",
-        "No dictionaries were scored.",
-        "This text has no labelled concepts.",
+        "No dictionary was evaluated.",
+        "No dictionary was trained in this study.",
+        "No density was measured.",
+        "This text has no annotated concepts.",
         "No prompt was traced",
         "No behaviour was measured",
-        "No case was studied",
-        "No feature was looked at",
-        "there is no curve of pretraining",
+        "The study has no case studies",
+        "No feature was predicted",
+        "The language model was not pretrained",
     ):
         assert line in text
 
@@ -94,7 +94,7 @@ def test_one_layer_and_many_are_drawn(tmp_path, layers: tuple[int, ...]) -> None
     shown = {row["layer"] for row in report.page.rows["history"]}
     assert len(shown) == min(len(layers), 4)
     assert {layers[0], layers[-1]} <= shown
-    assert {row["layer"] for row in report.page.rows["metric"]} == {*layers, -1}
+    assert {row["layer"] for row in report.page.rows["metrics"]} == {*layers, -1}
     assert len(report.html) < 2_000_000
 
 

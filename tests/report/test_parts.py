@@ -7,9 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from circuitloom.core.formatting import format_number, format_token, format_value
-from circuitloom.report.markdown import render_result
-from circuitloom.report.plots import spread
-from circuitloom.report.svg import inline_svg
+from circuitloom.report.plots import spread_evenly
+from circuitloom.report.sections import inline_svg
+from circuitloom.report.write import render_result
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_a_plot_is_the_same_each_time_and_its_text_is_text() -> None:
     ("layers", "most", "chosen"), [([3], 4, [3]), (list(range(24)), 4, [0, 8, 15, 23]), ([], 4, [])]
 )
 def test_layers_are_chosen_evenly_with_both_ends(layers: list[int], most: int, chosen: list[int]) -> None:
-    assert spread(layers, most) == chosen
+    assert spread_evenly(layers, most) == chosen

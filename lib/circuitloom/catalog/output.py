@@ -1,4 +1,4 @@
-"""Results of statements as text: a table to look at, CSV and JSON for other programs."""
+"""Query results as text: a table for the terminal, CSV and JSON for programs."""
 
 import csv
 import datetime
@@ -15,31 +15,29 @@ Format = Literal["table", "csv", "json"]
 
 
 @runtime_checkable
-class Stream(Protocol):
-    """What text is written to."""
+class TextStream(Protocol):
+    """A text file, or anything with its `write`."""
 
     def write(self, text: str, /) -> object:
-        """Take `text`."""
+        """Write `text`."""
 
 
 _NARROWEST = 8
-"""Characters that a column keeps where the terminal is too narrow for all."""
+"""Minimum width of a column in characters, if the terminal is too narrow."""
 _GAP = 2
-"""Spaces between columns; a heading's column is wider than it by as much."""
+"""Spaces between columns; tabulate makes a column at least this much wider than its heading."""
 _SHORT_FLOATS = (pa.float16(), pa.float32())
 
 
 def write_result(
-    result: pa.RecordBatchReader, style: Format, stream: Stream, width: int | None = None
+    result: pa.RecordBatchReader, style: Format, stream: TextStream, width: int | None = None
 ) -> None:
-    """Write `result` to `stream`: `csv` and `json` row by row as they are found, `table` at once.
+    """Write `result` to `stream`: CSV and JSON row by row, a table at once.
 
-    `csv` and `json` hold whole values: nested ones as JSON, bytes as hexadecimal digits, intervals as text. JSON
-    has neither NaN nor infinity: they are null there. In a table long cells are cut where lines would be longer
-    than `width` characters, floats have six digits, and a line break is written as such.
-
-    Raises:
-        ValueError: two columns of JSON have one name, or reading the result fails.
+    CSV and JSON contain complete values: nested ones as JSON, bytes in hexadecimal, intervals as text; NaN and
+    infinity are null in JSON. A table has six digits per float, escapes line breaks, and cuts long cells to fit
+    `width` characters.
+    Raises ValueError if two columns of JSON have the same name, or if reading the result fails.
     """
     if style == "csv":
         _write_csv(result, stream)
@@ -49,16 +47,16 @@ def write_result(
         _write_table(result, stream, width)
 
 
-def _write_csv(result: pa.RecordBatchReader, stream: Stream) -> None:
-    """A header and a line a row; null is an empty field."""
+def _write_csv(result: pa.RecordBatchReader, stream: TextStream) -> None:
+    """A header, then one line per row; null is an empty field."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(result.schema.names)
     for row in rows_of(result):
         writer.writerow([_field(value) for value in row])
 
 
-def _write_json(result: pa.RecordBatchReader, stream: Stream) -> None:
-    """An array with an object a row, each on its own line."""
+def _write_json(result: pa.RecordBatchReader, stream: TextStream) -> None:
+    """An array with one object per row, each on its own line."""
     names = result.schema.names
     for name in names:
         if names.count(name) > 1:
@@ -71,8 +69,8 @@ def _write_json(result: pa.RecordBatchReader, stream: Stream) -> None:
     stream.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
-def _write_table(result: pa.RecordBatchReader, stream: Stream, width: int | None) -> None:
-    """Aligned columns, numbers to the right."""
+def _write_table(result: pa.RecordBatchReader, stream: TextStream, width: int | None) -> None:
+    """Aligned columns, numbers right-aligned."""
     names = [printable(name) for name in result.schema.names]
     numeric = [_is_number(field.type) for field in result.schema]
     rows = [[cell(value) for value in row] for row in rows_of(result)]
@@ -90,30 +88,29 @@ def _write_table(result: pa.RecordBatchReader, stream: Stream, width: int | None
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    """Whether a column of type `kind` is aligned to the right."""
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def rows_of(result: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
-    """Rows of values that JSON knows, NaN and infinity besides."""
+    """Rows of JSON values; floats may be NaN or infinite."""
     for batch in result:
         yield from zip(*(_values(column) for column in batch.columns), strict=True)
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """A column's values; a single-precision float as the shortest number that rounds to it, so 0.1 as 0.1."""
+    """Values of a column; a float32 as the shortest decimal that rounds to it: 0.1, not 0.10000000149."""
     if column.type in _SHORT_FLOATS:
         return column.cast(pa.string()).cast(pa.float64()).to_pylist()
     return [_plain(value) for value in column.to_pylist(maps_as_pydicts="lossy")]
 
 
 def _plain(value: object) -> Any:
-    """`value` in terms of JSON."""
+    """`value` as a JSON value."""
     match value:
         case None | bool() | int() | float() | str():
             return value
         case Decimal():
-            # sums of integers are decimals without fraction
+            # DuckDB's sums of integers are decimals without fraction
             return int(value) if value == value.to_integral_value() else float(value)
         case dict():
             return {str(key): _plain(item) for key, item in value.items()}
@@ -123,7 +120,7 @@ def _plain(value: object) -> Any:
 
 
 def _text(value: Any) -> str:
-    """`value`, which JSON has no type for, as text."""
+    """A value without a JSON type as text."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, pa.MonthDayNano):
@@ -132,7 +129,7 @@ def _text(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with null for what JSON has no number for."""
+    """`value` with None for NaN and infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -141,26 +138,26 @@ def _finite(value: Any) -> Any:
 
 
 def _field(value: Any) -> Any:
-    """`value` in a field of CSV."""
+    """`value` as a CSV field."""
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(_finite(value), ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
 def cell(value: Any) -> str:
-    """`value` as a table shows it: null as NULL, floats with six digits, in one line."""
+    """`value` as a table cell in one line: NULL for None, six digits per float."""
     if value is None:
         return "NULL"
     return f"{value:.6g}" if isinstance(value, float) else printable(str(_field(value)))
 
 
 def printable(text: str) -> str:
-    """`text` in one line: tokens hold line breaks, and other characters that a terminal would act on."""
+    """`text` with line breaks and control characters, which tokens contain, escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _shorten(names: list[str], rows: list[list[str]], width: int) -> tuple[list[str], list[list[str]]]:
-    """Both with the longest cells cut, so that a line takes `width` characters, if no column gets too narrow."""
+    """Names and rows with the longest cells cut to fit `width`, unless a column becomes too narrow."""
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     longest = [
         max([len(name) + _GAP, *map(len, column)]) for name, column in zip(names, columns, strict=True)
@@ -173,5 +170,5 @@ def _shorten(names: list[str], rows: list[list[str]], width: int) -> tuple[list[
 
 
 def _cut(cell: str, length: int) -> str:
-    """At most `length` characters of `cell`."""
+    """`cell` cut to `length` characters."""
     return cell if len(cell) <= length else cell[: length - 1] + "…"

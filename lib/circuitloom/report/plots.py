@@ -1,4 +1,4 @@
-"""Plots of the report, each drawn from the rows of one query."""
+"""Plots of the report; each shows the rows of one query."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,35 +12,35 @@ from matplotlib.figure import Figure
 from ..catalog.client import Row
 from ..core.plotting import BLUE, SERIES, VERMILION, escape_mathtext, styled
 
-FAITHFUL = (-0.5, 1.5)
-"""Shares of a behaviour that are in the plot."""
-TALL = 40
-"""Concepts in one column of their plot, at most."""
+FAITHFULNESS_LIMITS = (-0.5, 1.5)
+"""Limits of the y axis of the faithfulness plot."""
+MAX_CONCEPTS = 40
+"""Maximum number of concepts per column."""
 PANEL = 2.5
-"""Inches of a small panel."""
+"""Width of a small panel in inches."""
 _LINES = ("-", "--", ":", "-.")
 _POINTS = ("", "o", "s", "^")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _MEASURES = {
     "loss": "loss (minimised)",
     "fvu": "FVU (share of variance)",
-    "dead": "features silent (share)",
+    "dead": "dead features (share)",
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """How the lines of a run look: runs of one kind share a colour."""
+    """Style of a run's line; runs of one kind share a colour."""
 
     colour: str
     style: str
     marker: str
-    """None (an empty string) while there are enough styles of lines."""
+    """Empty while there are enough line styles."""
     series: str
 
 
 def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
-    """A line for each run, by name; `runs` are the rows of the query of that name."""
+    """Line style of each run, by name. `runs`: rows of the query `runs`."""
     members: dict[str, list[str]] = {}
     for row in runs:
         reads = "" if row["site_in"] in ("mlp_in", "mlp_out") else f" on {row['site_in']}"
@@ -55,8 +55,8 @@ def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
     }
 
 
-def spread(layers: Sequence[int], most: int) -> list[int]:
-    """At most so many of the layers, evenly spaced, the first and the last among them."""
+def spread_evenly(layers: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the layers, evenly spaced, with the first and the last."""
     if len(layers) <= most:
         return list(layers)
     places = {round(i * (len(layers) - 1) / (most - 1)) for i in range(most)}
@@ -65,7 +65,7 @@ def spread(layers: Sequence[int], most: int) -> list[int]:
 
 @styled
 def draw_pretraining(rows: Sequence[Row], figures: Mapping[str, float]) -> Figure:
-    """Loss against tokens; `figures` are those of the language model by name."""
+    """Loss against tokens. `figures`: scores of the language model by name."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(
@@ -77,7 +77,7 @@ def draw_pretraining(rows: Sequence[Row], figures: Mapping[str, float]) -> Figur
     ):
         if name in figures:
             axes.axhline(figures[name], color=colour, linestyle=style, label=f"{label}: {figures[name]:.3f}")
-    axes.set(xlabel="tokens trained on (millions)", ylabel="cross-entropy (nats a token)")
+    axes.set(xlabel="tokens trained on (millions)", ylabel="cross-entropy (nats per token)")
     axes.set_xlim(left=0)
     axes.legend()
     return figure
@@ -85,7 +85,7 @@ def draw_pretraining(rows: Sequence[Row], figures: Mapping[str, float]) -> Figur
 
 @styled
 def draw_training(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
-    """Loss, FVU and silent features against steps, a column a layer."""
+    """Loss, FVU and share of dead features against steps: one column of panels per layer."""
     layers = sorted({row["layer"] for row in rows})
     figure = Figure(figsize=_size(len(layers), len(_MEASURES), len(lines)), layout="constrained")
     panels = figure.subplots(len(_MEASURES), len(layers), squeeze=False, sharex=True, sharey="row")
@@ -93,7 +93,7 @@ def draw_training(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
         for panel, layer in zip(across, layers, strict=True):
             for run, own in _by_run(row for row in rows if row["layer"] == layer):
                 values = [np.nan if row[measure] is None else row[measure] for row in own]
-                panel.plot([row["step"] for row in own], values, **_look(lines[run]), label=run)
+                panel.plot([row["step"] for row in own], values, **_line_style(lines[run]), label=run)
             if measure == "dead":
                 panel.set_ylim(-0.03, 1.03)
             else:
@@ -108,7 +108,7 @@ def draw_training(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
 
 @styled
 def draw_densities(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
-    """How many features have which density: a row a kind of dictionary, a column a layer."""
+    """Number of features by density: one row of panels per kind of dictionary, one column per layer."""
     layers = sorted({row["layer"] for row in rows})
     kinds = list(
         dict.fromkeys(line.series for run, line in lines.items() if any(r["run"] == run for r in rows))
@@ -119,13 +119,13 @@ def draw_densities(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
         for panel, layer in zip(across, layers, strict=True):
             own_layer = [row for row in rows if row["layer"] == layer and lines[row["run"]].series == kind]
             for run, own in _by_run(own_layer):
-                # what never fires has no logarithm; the legend of numbers stands in the table below
+                # the bin of features that never fire has no logarithm
                 bins = [row for row in own if row["low"] is not None]
                 middle = [(row["low"] + row["high"]) / 2 for row in bins]
                 panel.plot(
                     middle,
                     [row["n_features"] for row in bins],
-                    **_look(lines[run]),
+                    **_line_style(lines[run]),
                     label=run,
                     drawstyle="steps-mid",
                 )
@@ -139,13 +139,13 @@ def draw_densities(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
 
 @styled
 def draw_concepts(rows: Sequence[Row]) -> Figure:
-    """F1 of the best feature of each concept (down) in each run (across), written into its cell."""
+    """F1 of the best feature of each concept (rows) in each run (columns)."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     best: dict[str, float] = {}
     for row in rows:
         best[row["concept"]] = max(best.get(row["concept"], 0.0), row["f1"] or 0.0)
     concepts = sorted(best, key=lambda concept: (-best[concept], concept))
-    columns = ceil(len(concepts) / TALL)
+    columns = ceil(len(concepts) / MAX_CONCEPTS)
     down = ceil(len(concepts) / columns)
     size = (columns * (1.5 + 0.36 * len(runs)) + 0.8, 1.5 + 0.17 * down)
     figure = Figure(figsize=size, layout="constrained")
@@ -160,7 +160,7 @@ def draw_concepts(rows: Sequence[Row]) -> Figure:
 
 
 def _draw_cells(axes: Any, rows: Sequence[Row], concepts: Sequence[str], runs: Sequence[str]) -> Any:
-    """The cells of some concepts; those that no feature was scored on stay white."""
+    """One panel of `draw_concepts`; cells without a score stay white."""
     values = np.full((len(concepts), len(runs)), np.nan)
     for row in rows:
         if row["concept"] in concepts and row["f1"] is not None:
@@ -184,27 +184,27 @@ def _draw_cells(axes: Any, rows: Sequence[Row], concepts: Sequence[str], runs: S
 
 @styled
 def draw_effects(rows: Sequence[Row]) -> Figure:
-    """Effects of edges as predicted, against the two ways in which they were measured."""
+    """Predicted effects of edges against measured ones: with everything else frozen, and with nothing frozen."""
     figure = Figure(figsize=(6.4, 3.1), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, column, name, colour, marker in (
-        (panels[0], "effect_frozen", "all else held", BLUE, "o"),
-        (panels[1], "effect_free", "nothing held", VERMILION, "x"),
+        (panels[0], "effect_frozen", "all else frozen", BLUE, "o"),
+        (panels[1], "effect_free", "nothing frozen", VERMILION, "x"),
     ):
         pairs = [(row["effect"], row[column]) for row in rows if row[column] is not None]
         predicted, measured = np.array(pairs, float).reshape(-1, 2).T
         low, high = (f(np.r_[0.0, predicted]) for f in (np.min, np.max))
         panel.plot([low, high], [low, high], color="0.4", linewidth=0.8, linestyle="--", label="equal")
         panel.scatter(predicted, measured, s=12, color=colour, marker=marker, linewidths=0.8, alpha=0.7)
-        panel.set(xlabel="predicted effect (the target's units)", ylabel="measured effect (the same)")
-        panel.set_title(f"source taken away, {name}", loc="left")
+        panel.set(xlabel="predicted effect (target's units)", ylabel="measured effect (target's units)")
+        panel.set_title(f"source ablated, {name}", loc="left")
         panel.legend(loc="upper left")
     return figure
 
 
 @styled
 def draw_faithfulness(rows: Sequence[Row]) -> Figure:
-    """Share of a behaviour with the top k components alone, a panel an ablation and ranking, a line a basis."""
+    """Share of a behaviour that the top k components recover: a panel per ablation and ranking, a line per basis."""
     panels_of = list(dict.fromkeys((row["ablation"], row["ranking"]) for row in rows))
     bases = list(dict.fromkeys(row["basis"] for row in rows))
     down = ceil(len(panels_of) / 2)
@@ -221,8 +221,8 @@ def draw_faithfulness(rows: Sequence[Row]) -> Figure:
         panel.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
         panel.set_xscale("symlog", linthresh=1)
         panel.set_xlim(left=0)
-        # a few components kept may do anything; what matters lies between 0 and 1
-        panel.set_ylim(*FAITHFUL)
+        # with few components kept, shares may lie far outside 0 to 1
+        panel.set_ylim(*FAITHFULNESS_LIMITS)
         panel.xaxis.set_major_formatter("{x:.0f}")
         panel.set_title(f"by {ranking}; the others set to {ablation.replace('_', ' ')}", loc="left")
         panel.set_xlabel("components kept, k")
@@ -233,21 +233,22 @@ def draw_faithfulness(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _size(across: int, down: int, lines: int) -> tuple[float, float]:
-    return max(5.0, PANEL * across + 0.6), 1.75 * down + 0.6 + 0.18 * ceil(lines / 3)
+def _size(columns: int, rows: int, lines: int) -> tuple[float, float]:
+    """Width and height in inches of a figure with a legend of `lines` entries."""
+    return max(5.0, PANEL * columns + 0.6), 1.75 * rows + 0.6 + 0.18 * ceil(lines / 3)
 
 
 def _by_run(rows: Iterable[Row]) -> Iterable[tuple[str, list[Row]]]:
-    """Rows run by run, in the order in which they come."""
+    """Consecutive rows of each run."""
     return ((run, list(own)) for run, own in groupby(rows, key=lambda row: row["run"]))
 
 
-def _look(line: Line) -> dict[str, Any]:
+def _line_style(line: Line) -> dict[str, Any]:
     return {"color": line.colour, "linestyle": line.style, "marker": line.marker, "markersize": 3}
 
 
 def _legend(figure: Figure, panels: Iterable[Any]) -> None:
-    """One legend for all panels, above them."""
+    """One legend for all panels, above the figure."""
     found: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -1,13 +1,20 @@
-"""What the report says, section by section: answers of the catalogue, and what is drawn from them."""
+"""Contents of the report: the catalogue's answers, and the plots drawn from them."""
 
-from collections.abc import Mapping
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from ..catalog.client import Answer, CatalogClient, Row
 from ..evaluation.pareto import pareto_figure
 from .graph import EDGES, GraphLayout, lay_out
-from .plots import (  # fmt: skip
+from .plots import (
     draw_concepts,
     draw_densities,
     draw_effects,
@@ -15,21 +22,21 @@ from .plots import (  # fmt: skip
     draw_pretraining,
     draw_training,
     lines_of,
-    spread,
+    spread_evenly,
 )
-from .svg import inline_svg
 
 PANELS = 4
-"""Layers that training and densities are shown of, at most."""
+"""Maximum number of layers in the plots of training and densities."""
 PARETO_PANELS = 8
-"""Layers that the Pareto plot has panels of, at most; all layers at once has one more."""
+"""Maximum number of layers in the Pareto plot; all layers replaced at once is one more panel."""
 EFFECTS = 2000
-"""Edges in a plot of effects, at most."""
+"""Maximum number of edges in the plot of effects."""
+_NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot, and the answer that it was drawn from."""
+    """A plot, and the answer that it shows."""
 
     svg: str
     answer: Answer
@@ -37,15 +44,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class TraceSection:
-    """A prompt that was traced."""
+    """A traced prompt."""
 
     trace: Row
-    asked: Answer
+    """Row of the query `traces`."""
+    prompt: Answer
     graph: GraphLayout
     nodes: Answer
     edges: Answer
-    of_features: tuple[Answer, Answer]
-    """Tokens that features raise and lower, and their examples."""
+    features: tuple[Answer, Answer]
+    """Tokens that the graph's features raise and lower, and their examples."""
     effects: Picture | None
     paths: Answer
     interventions: Answer
@@ -53,7 +61,7 @@ class TraceSection:
 
 @dataclass(frozen=True)
 class Sections:
-    """Everything in the report that the catalogue answered."""
+    """Everything that the report shows from the catalogue."""
 
     glance: Answer
     cases: Answer
@@ -62,9 +70,9 @@ class Sections:
     language_model: Answer
     pretraining: Picture | None
     layers: tuple[int, ...]
-    """Layers that were scored."""
+    """Layers whose dictionaries are evaluated."""
     shown: tuple[int, ...]
-    """Those of them that training and densities are shown of."""
+    """Layers in the plots of training and densities."""
     pareto: Picture | None
     metric_mean: Answer
     metrics: Answer
@@ -98,14 +106,15 @@ class AnswerLog:
 
 
 def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
-    """Ask for everything, and draw it; `step_tokens` are those of a step of pretraining, 0 where there was none.
+    """Run all queries and draw all plots.
 
-    Raises ValueError where the catalogue cannot be read.
+    `step_tokens`: tokens per optimiser step of pretraining, 0 if the language model is not pretrained.
+    Raises ValueError if the catalogue cannot be read.
     """
     runs = catalogue.ask("runs")
     lines = lines_of(runs.rows)
     layers = [row["layer"] for row in catalogue.ask("layers").rows if row["layer"] >= 0]
-    shown = spread(layers, PANELS)
+    shown = spread_evenly(layers, PANELS)
     figures = catalogue.ask("language_model")
     traces = catalogue.ask("traces")
     cases = catalogue.ask("cases")
@@ -119,7 +128,7 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
         pretraining=_pretraining(catalogue, figures, step_tokens),
         layers=tuple(layers),
         shown=tuple(shown),
-        pareto=_pareto(catalogue, [*spread(layers, PARETO_PANELS), -1]),
+        pareto=_pareto(catalogue, [*spread_evenly(layers, PARETO_PANELS), -1]),
         metric_mean=catalogue.ask("metric_mean"),
         metrics=catalogue.ask("metrics"),
         training=_picture(catalogue.ask("history", layers=shown), draw_training, lines),
@@ -138,11 +147,11 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
     )
 
 
-def _picture(answer: Answer, draw: Any, *given: Any) -> Picture | None:
-    """`answer` as `draw` draws it; nothing where it has no rows."""
+def _picture(answer: Answer, draw: Callable[..., Figure], *arguments: Any) -> Picture | None:
+    """The plot of an answer; None if it has no rows."""
     if not answer.rows:
         return None
-    return Picture(inline_svg(draw(answer.rows, *given), answer.name, answer.description), answer)
+    return Picture(inline_svg(draw(answer.rows, *arguments), answer.name, answer.description), answer)
 
 
 def _pretraining(catalogue: AnswerLog, figures: Answer, step_tokens: int) -> Picture | None:
@@ -155,21 +164,20 @@ def _pareto(catalogue: AnswerLog, layers: list[int]) -> Picture | None:
 
 
 def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
-    """All that is shown of one traced prompt."""
     name, run = trace["trace"], trace["run"]
 
-    def ask(query: str, **values: Any) -> Answer:
-        return catalogue.ask(query, name, trace=name, **values)
+    def ask(query: str, **parameters: Any) -> Answer:
+        return catalogue.ask(query, name, trace=name, **parameters)
 
-    asked = ask("trace")
+    prompt = ask("trace")
     nodes, edges = ask("graph_nodes"), ask("graph_edges", edges=EDGES)
     return TraceSection(
         trace=trace,
-        asked=asked,
-        graph=lay_out(nodes.rows, edges.rows, asked.rows[0]["tokens"] or []),
+        prompt=prompt,
+        graph=lay_out(nodes.rows, edges.rows, prompt.first["tokens"] or []),
         nodes=nodes,
         edges=edges,
-        of_features=(ask("graph_tokens", run=run), ask("graph_examples", run=run)),
+        features=(ask("graph_tokens", run=run), ask("graph_examples", run=run)),
         effects=_picture(ask("effects", edges=EFFECTS), draw_effects),
         paths=ask("paths"),
         interventions=ask("interventions"),
@@ -177,7 +185,7 @@ def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
 
 
 def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
-    """A plot a behaviour, and the components that each depends on most."""
+    """A plot per behaviour, and the components that each behaviour depends on most."""
     pictures = {}
     for row in catalogue.ask("behaviours").rows:
         answer = catalogue.ask("faithfulness", row["behaviour"], behaviour=row["behaviour"])
@@ -185,3 +193,27 @@ def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
         assert picture is not None
         pictures[row["behaviour"]] = picture
     return pictures, catalogue.ask("components")
+
+
+def inline_svg(figure: Figure, name: str, label: str) -> str:
+    """`figure` as an SVG element. Text stays text; ids get the prefix `name`, so they are unique in the page."""
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        # the browser draws the text and has glyphs that matplotlib's font lacks
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    svg = _prefix_ids(text.getvalue(), re.sub(r"\W", "-", name))
+    # no height: a narrower page keeps the aspect ratio
+    width, view = (re.search(rf'{key}="[^"]*"', svg) for key in ("width", "viewBox"))
+    assert width and view
+    head = f'<svg {_NAMESPACES} {width[0]} {view[0]} role="img" aria-label="{escape(label)}">'
+    return re.sub(r"<svg [^>]*>", lambda _: head, svg, count=1)
+
+
+def _prefix_ids(svg: str, name: str) -> str:
+    """The <svg> element with `name` as prefix of the ids that are referenced, without all other ids."""
+    svg = svg[svg.index("<svg") :]
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

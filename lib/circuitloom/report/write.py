@@ -1,13 +1,16 @@
-"""The report: one file that needs no other."""
+"""Writes the report of a study: one self-contained HTML file."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from markupsafe import Markup
 
 from ..catalog.client import CatalogClient
@@ -21,8 +24,7 @@ from ..core.formatting import (
     format_token,
     format_value,
 )
-from . import facts
-from .markdown import render_result
+from . import provenance
 from .sections import PARETO_PANELS, AnswerLog, Sections, collect
 from .templates import environment, policy
 from .templates import read as read_template
@@ -30,60 +32,57 @@ from .templates import read as read_template
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What a report is made of."""
+    """Files and config that a report is written from."""
 
     folder: Path
-    """Of the study, with its catalogue."""
+    """The study's results, with its catalogue."""
     config: Mapping[str, Any]
-    """The study's whole config, with every default."""
+    """The study's config, with all defaults."""
     model: Path
     tokens: Sequence[Path]
     """Token arrays."""
     dictionaries: Sequence[Path]
     results: Sequence[Path]
-    """What case studies wrote, each in the folder that is named after the case."""
+    """result.md of each case study; its folder is named after the case study."""
     pictures: Sequence[Path]
-    """Of case studies, in the same folders."""
+    """PNG files of the case studies, in the same folders."""
     benchmarks: Path
-    """Folder of what Snakemake measured of each job."""
+    """Folder of Snakemake's benchmark files."""
     rule: str
-    """The rule that writes the report: its own time is not known yet."""
+    """The rule that writes the report; its time is left out, because it is not known yet."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a case study wrote."""
+class CaseResult:
+    """The written result of a case study."""
 
     case: str
     title: str
     text: Markup
-    others: tuple[tuple[str, str], ...]
-    """Pictures that the text does not show: name and data URI."""
+    other_pictures: tuple[tuple[str, str], ...]
+    """Name and data URI of pictures that the text does not show."""
 
 
-def write_report(sources: ReportInputs, path: Path) -> None:
-    """Write the report to `path`, whole or not at all.
-
-    Raises ValueError, with the remedy, where the catalogue or something else is missing that the report is made of.
-    """
-    catalogue = AnswerLog(CatalogClient(sources.folder))
-    sections = collect(catalogue, step_tokens(sources.config))
-    write_atomically(path, render(sources, sections, catalogue).encode())
+def write_report(inputs: ReportInputs, path: Path) -> None:
+    """Write the report to `path`, atomically. Raises ValueError, with the remedy, if an input is missing."""
+    catalogue = AnswerLog(CatalogClient(inputs.folder))
+    sections = collect(catalogue, step_tokens(inputs.config))
+    write_atomically(path, render(inputs, sections, catalogue).encode())
 
 
-def render(sources: ReportInputs, sections: Sections, catalogue: AnswerLog) -> str:
-    """The page."""
+def render(inputs: ReportInputs, sections: Sections, catalogue: AnswerLog) -> str:
+    """The page as HTML."""
     filters = {
-        "shown": format_value, "number": format_number, "signed": format_signed, "visible": escape_invisible, "token": format_token,
-        "heading": column_heading, "duration": format_duration,
+        "shown": format_value, "number": format_number, "signed": format_signed, "visible": escape_invisible,
+        "token": format_token, "heading": column_heading, "duration": format_duration,
     }  # fmt: skip
     script = read_template("graph.js")
-    times = facts.times(sources.benchmarks, sources.rule)
+    times = provenance.times(inputs.benchmarks, inputs.rule)
     return (
         environment(**filters)
         .get_template("report.html")
         .render(
-            study=sources.config["name"],
+            study=inputs.config["name"],
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             policy=policy(script),
             style=Markup(read_template("report.css") + read_template("graph.css")),
@@ -91,21 +90,18 @@ def render(sources: ReportInputs, sections: Sections, catalogue: AnswerLog) -> s
             sections=sections,
             pareto_panels=PARETO_PANELS,
             answers=catalogue.answers,
-            results={result.case: result for result in read_results(sources.results, sources.pictures)},
-            config=yaml.safe_dump(dict(sources.config), sort_keys=False, allow_unicode=True, width=100),
-            versions=facts.versions(),
-            machine=facts.machine(),
-            hashes=facts.hashes(sources.model, sources.tokens, sources.dictionaries),
+            results={result.case: result for result in read_results(inputs.results, inputs.pictures)},
+            config=yaml.safe_dump(dict(inputs.config), sort_keys=False, allow_unicode=True, width=100),
+            versions=provenance.versions(),
+            machine=provenance.machine(),
+            hashes=provenance.hashes(inputs.model, inputs.tokens, inputs.dictionaries),
             times=sorted(times, key=lambda time: -time.seconds),
         )
     )
 
 
-def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[Result]:
-    """What case studies wrote, with their pictures as data.
-
-    Raises ValueError where a file is missing.
-    """
+def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[CaseResult]:
+    """The results of case studies, with their pictures as data URIs. Raises ValueError if a file is missing."""
     found = []
     for file in results:
         own = {each.name: _data(each) for each in pictures if each.parent == file.parent}
@@ -115,12 +111,12 @@ def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[Resu
         case = file.parent.name
         title = title.removeprefix(f"{case}: ")
         # HTML in the text was escaped
-        found.append(Result(case, title, Markup(page), others))
+        found.append(CaseResult(case, title, Markup(page), others))
     return found
 
 
 def step_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of a step of pretraining; 0 where the model was not trained here."""
+    """Tokens per optimiser step of pretraining; 0 if the language model is not pretrained in the study."""
     model = config["language_model"]
     return model["batch"] * config["corpus"]["context"] if model["source"] == "pretrain" else 0
 
@@ -133,3 +129,32 @@ def _read(file: Path) -> bytes:
     if not file.is_file():
         raise ValueError(f"{file} is missing; make it with `snakemake cases`")
     return file.read_bytes()
+
+
+def render_result(text: str, pictures: Mapping[str, str]) -> tuple[str, str, set[str]]:
+    """Convert a case study's Markdown: title, HTML of the rest without tables, and names of the pictures in the text.
+
+    `pictures`: data URIs by file name; no other picture is included. HTML and links in `text` stay text.
+    Tables are left out because the report shows the claims from the catalogue.
+    """
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink"])
+    tokens = parser.parse(text)
+    seen: set[str] = set()
+
+    def image(tokens: Sequence[Token], i: int, *_: Any) -> str:
+        name = str(tokens[i].attrs.get("src", ""))
+        seen.add(name)
+        alt = escape(tokens[i].content)
+        return f'<img alt="{alt}" src="{pictures[name]}">' if name in pictures else alt
+
+    parser.renderer.rules["image"] = image  # type: ignore[attr-defined]
+    title = ""
+    if len(tokens) > 2 and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
+        title, tokens = tokens[1].content, tokens[3:]
+    kept, in_table = [], False
+    for token in tokens:
+        in_table = in_table or token.type == "table_open"
+        if not in_table:
+            kept.append(token)
+        in_table = in_table and token.type != "table_close"
+    return title, parser.renderer.render(kept, parser.options, {}), seen

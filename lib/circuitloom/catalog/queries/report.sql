@@ -23,7 +23,7 @@ WITH figures AS (
             4,
             'lowest rise of cross-entropy with a transcoder in place',
             delta_ce,
-            'nats a token',
+            'nats per token',
             concat(
                 run,
                 if(layer = -1, ', all layers replaced', concat(', layer ', layer)),

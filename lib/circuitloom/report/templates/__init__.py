@@ -1,4 +1,4 @@
-"""The page's templates, in which everything is escaped, and its style."""
+"""Jinja templates, style and script of the report; templates escape everything."""
 
 import base64
 import hashlib
@@ -15,31 +15,31 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 
 def environment(**filters: Any) -> Environment:
-    """Templates with everything escaped that is not marked as a page's own, and `filters` besides."""
-    made = Environment(
+    """A Jinja environment with these filters and `script_json`; escapes everything that is not Markup."""
+    templates = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"script_json": script_json, **filters}
-    return made
+    templates.filters |= {"script_json": script_json, **filters}
+    return templates
 
 
 def read(name: str) -> str:
-    """A file that the page holds as it is."""
+    """Text of a file that the page includes unchanged."""
     return (FOLDER / name).read_text()
 
 
 def script_json(value: Any) -> Markup:
-    """`value` as JSON that can stand in a script element: no text of it can end the element, or begin a comment.
+    """`value` as JSON for a script element: no string in it can end the element or begin a comment.
 
-    NaN and infinity, which JSON has not, are null.
+    NaN and infinity become null.
     """
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup("".join(_UNSAFE.get(c, c) for c in text))
 
 
 def policy(script: str) -> str:
-    """A Content-Security-Policy that lets the page run `script` and nothing else, and load nothing from anywhere."""
+    """A Content-Security-Policy: the page may run only `script`, and may load nothing from elsewhere."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "

@@ -1,4 +1,4 @@
-"""What was run, with what and where: versions, hashes, machine, times. None of it is in the catalogue."""
+"""Versions, machine, hashes and job times of a study. None of these are in the catalogue."""
 
 import csv
 import hashlib
@@ -16,35 +16,36 @@ PACKAGES = (
     "torch", "transformers", "transformer_lens", "tokenizers", "datasets", "zarr", "safetensors", "numpy", "pyarrow",
     "duckdb", "snakemake", "matplotlib",
 )  # fmt: skip
-"""Libraries whose versions decide what comes out."""
+"""Libraries whose versions may change results."""
 ROOT = Path(__file__).parents[1]
 _PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
-class Time:
-    """What the jobs of one rule took."""
+class RuleTime:
+    """Time and memory of the jobs of one rule."""
 
     rule: str
     jobs: int
     seconds: float
-    """Of all its jobs together."""
+    """Sum over jobs."""
     longest: float
+    """Seconds of the longest job."""
     memory: float
-    """Peak resident memory of any of its jobs, in megabytes."""
+    """Largest peak resident memory of a job, in megabytes."""
 
 
 @dataclass(frozen=True)
-class Hash:
-    """A digest of something that the results are made of."""
+class FileHash:
+    """SHA-256 of weights or of a token array."""
 
-    of: str
+    name: str
     sha256: str
-    of_dictionary: bool = False
+    is_dictionary: bool = False
 
 
 def versions() -> list[tuple[str, str]]:
-    """Name and version of the project, of Python, and of the libraries that are installed."""
+    """Name and version of circuitloom, Python and the installed libraries."""
     found = [("circuitloom", _version("circuitloom")), ("code of circuitloom, sha256", _code())]
     found += [("git commit", _commit()), ("python", platform.python_version())]
     found += [(package, _version(package)) for package in PACKAGES]
@@ -52,38 +53,38 @@ def versions() -> list[tuple[str, str]]:
 
 
 def machine() -> list[tuple[str, str]]:
-    """What this machine is."""
+    """Name and value of system, processor, cores, memory and GPU."""
     facts = [("system", f"{platform.system()} {platform.release()}"), ("processor", _processor())]
     facts.append(("cores", str(os.cpu_count())))
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         facts.append(("memory", f"{memory / 2**30:.1f} GiB"))
-    return [*facts, ("GPU", _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "none")]
+    return [*facts, ("GPU", _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "none")]
 
 
-def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) -> list[Hash]:
-    """Digests of the model's weights, of the token arrays, and of each dictionary's weights.
+def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) -> list[FileHash]:
+    """Hashes of the language model's weights, the token arrays and each dictionary's weights.
 
-    Raises ValueError where one of them is missing.
+    Raises ValueError if weights are missing.
     """
     weights = sorted(model.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"{model}: there are no weights; make them with `snakemake language_model`")
-    found = [Hash(f"model/{file.name}", _digest([file], model)) for file in weights]
+    found = [FileHash(f"model/{file.name}", _digest([file], model)) for file in weights]
     for folder in tokens:
-        found.append(Hash(f"{folder.parent.name}/{folder.name}", _digest(_files(folder), folder)))
+        found.append(FileHash(f"{folder.parent.name}/{folder.name}", _digest(_files(folder), folder)))
     for folder in dictionaries:
         file = folder / "weights.safetensors"
         if not file.is_file():
             raise ValueError(f"{folder}: there are no weights; make them with `snakemake dictionaries`")
-        found.append(Hash("/".join(folder.parts[-3:]), _digest([file], folder), True))
+        found.append(FileHash("/".join(folder.parts[-3:]), _digest([file], folder), True))
     return found
 
 
-def times(folder: Path, without: str) -> list[Time]:
-    """What the jobs of each rule took, by the benchmark files in `folder`; those of `without` are left out.
+def times(folder: Path, without: str) -> list[RuleTime]:
+    """Times of each rule except `without`, from the benchmark files in `folder`.
 
-    Jobs are put together whose names differ in what stands for a wildcard: layers, runs, sites.
+    Jobs of one rule with different wildcards (layer, run, case study) are added up.
     """
     rules: dict[str, list[tuple[float, float]]] = {}
     for file in sorted(folder.glob("*.tsv")):
@@ -94,20 +95,20 @@ def times(folder: Path, without: str) -> list[Time]:
             for row in csv.DictReader(lines, delimiter="\t"):
                 rules.setdefault(rule, []).append((_number(row.get("s")), _number(row.get("max_rss"))))
     return [
-        Time(rule, len(jobs), sum(s for s, _ in jobs), max(s for s, _ in jobs), max(m for _, m in jobs))
+        RuleTime(rule, len(jobs), sum(s for s, _ in jobs), max(s for s, _ in jobs), max(m for _, m in jobs))
         for rule, jobs in rules.items()
     ]
 
 
 def _rule(stem: str) -> str:
-    """A benchmark's name without the layer, and without the run or case that rules name in theirs."""
+    """Name of the rule of a benchmark file: the file's stem without layer, run, trace or case study."""
     stem = re.sub(r"_layer-?\d+$", "", stem)
     start = r"(tabulate_features|trace_prompt|study_(?:feature|greater_than|difference|planted))_.+"
     return re.sub(start, r"\1", stem)
 
 
 def _number(text: str | None) -> float:
-    """A number of a benchmark; Snakemake writes NA, or -, where a job was too short to be measured."""
+    """A number in a benchmark file; 0 for NA and -, which Snakemake writes for very short jobs."""
     try:
         return float(text or "")
     except ValueError:
@@ -119,7 +120,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _digest(files: Iterator[Path] | Sequence[Path], folder: Path) -> str:
-    """SHA-256 of files; of several, with their names."""
+    """SHA-256 of the files' contents; for several files, their names and sizes as well."""
     digest = hashlib.sha256()
     files = list(files)
     for file in files:
@@ -132,7 +133,7 @@ def _digest(files: Iterator[Path] | Sequence[Path], folder: Path) -> str:
 
 
 def _code() -> str:
-    """Digest of the library's own files."""
+    """SHA-256 of the library's own files."""
     kinds = {".py", ".sql", ".html", ".css", ".js"}
     return _digest([file for file in _files(ROOT) if file.suffix in kinds], ROOT)
 
@@ -145,23 +146,23 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit that is checked out, and whether files differ from it."""
-    commit = _said("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    changed = commit and _said("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    """The commit that is checked out, and whether tracked files are changed."""
+    commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    changed = commit and _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     return f"{commit}, with changes" if changed else commit
 
 
 def _processor() -> str:
-    """The processor's name."""
+    """Name of the processor."""
     file = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE) if file.is_file() else []
     if not names and sys.platform == "darwin":
-        names = [_said("sysctl", "-n", "machdep.cpu.brand_string")]
+        names = [_output("sysctl", "-n", "machdep.cpu.brand_string")]
     return next(iter(names), "") or platform.processor() or platform.machine()
 
 
-def _said(*command: str) -> str:
-    """What a command prints, in one line; nothing where it is not there or fails."""
+def _output(*command: str) -> str:
+    """Output of a command in one line; empty if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

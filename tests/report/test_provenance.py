@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitloom.report import facts
+from circuitloom.report import provenance
 
 
 def bench(folder: Path, name: str, *rows: str) -> None:
@@ -20,16 +20,16 @@ def test_jobs_of_one_rule_are_put_together(tmp_path) -> None:
     bench(tmp_path, "tabulate_features_sae-topk8_layer1", "6\t0:00:06\t60")
     bench(tmp_path, "study_greater_than_year_span", "7\t0:00:07\t70")
     bench(tmp_path, "write_report", "9\t0:00:09\t90")
-    found = {time.rule: time for time in facts.times(tmp_path, "write_report")}
+    found = {time.rule: time for time in provenance.times(tmp_path, "write_report")}
     assert set(found) == {"train_topk", "tabulate_features", "study_greater_than"}
-    assert found["train_topk"] == facts.Time("train_topk", 2, 40.0, 30.0, 200.0)
+    assert found["train_topk"] == provenance.RuleTime("train_topk", 2, 40.0, 30.0, 200.0)
     assert found["tabulate_features"].seconds == 11
 
 
 @pytest.mark.parametrize("missing", ["NA", "-", ""])
 def test_what_snakemake_could_not_measure_counts_as_nothing(tmp_path, missing: str) -> None:
     bench(tmp_path, "quick", f"0.1\t0:00:00\t{missing}")
-    assert facts.times(tmp_path, "") == [facts.Time("quick", 1, 0.1, 0.1, 0.0)]
+    assert provenance.times(tmp_path, "") == [provenance.RuleTime("quick", 1, 0.1, 0.1, 0.0)]
 
 
 def test_a_changed_weight_changes_its_own_hash_alone(tmp_path) -> None:
@@ -43,7 +43,8 @@ def test_a_changed_weight_changes_its_own_hash_alone(tmp_path) -> None:
 
     def found() -> dict[str, str]:
         return {
-            each.of.rpartition("/")[2]: each.sha256 for each in facts.hashes(model, [tokens], [dictionary])
+            each.name.rpartition("/")[2]: each.sha256
+            for each in provenance.hashes(model, [tokens], [dictionary])
         }
 
     before = found()
@@ -55,14 +56,14 @@ def test_a_changed_weight_changes_its_own_hash_alone(tmp_path) -> None:
 
 
 def test_versions_are_those_that_are_installed() -> None:
-    found = dict(facts.versions())
+    found = dict(provenance.versions())
     assert found["duckdb"] == version("duckdb")
     assert found["torch"] == version("torch")
     assert len(found["code of circuitloom, sha256"]) == 64
 
 
 def test_the_machine_is_named() -> None:
-    found = dict(facts.machine())
+    found = dict(provenance.machine())
     assert int(found["cores"]) > 0
     assert found["processor"]
     assert found["memory"].endswith(" GiB")
