@@ -1,4 +1,4 @@
-"""Dictionaries and prompts that the tests of components share."""
+"""Dictionaries and prompts for the tests of components."""
 
 import torch
 from tests.attribution.inputs import BOS, PROMPT, make_dictionaries
@@ -13,7 +13,7 @@ INSIDE[4] = BOS
 
 
 def make_prompt(token: torch.Tensor = INSIDE, position: int | None = None) -> PromptMetric:
-    """The difference of two logits behind a prompt."""
+    """A prompt with the difference of two logits as its metric."""
     return make_prompt_metrics([token], [logit_difference(12, 20)], BOS, position)[0]
 
 
@@ -23,7 +23,7 @@ def make_saes(model, site: str = "mlp_out", **changes) -> dict[int, Dictionary]:
 
 
 def exact_saes(site: str) -> dict[int, Dictionary]:
-    """SAEs whose features are the unit directions, both signs: they miss nothing."""
+    """SAEs without error: their features are the unit vectors with both signs."""
     rows = torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)])
     nothing = torch.zeros(2 * D_MODEL), torch.zeros(D_MODEL)
     return {

@@ -1,19 +1,105 @@
-"""A behaviour of the config is read as its texts and targets say."""
+"""Tables of a behaviour: schema, content, and metrics parsed from the config's targets."""
+
+import math
 
 import pytest
 import torch
-from tests.ablation.component_inputs import make_saes
-from tests.attribution.inputs import load_tiny
+from tests.ablation.component_inputs import INSIDE, make_prompt, make_saes
+from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import CONTEXT
 
-from circuitloom.ablation.behaviour import behaviour_tables
+from circuitloom.ablation.behaviour import Budget, behaviour_tables, component_tables
+from circuitloom.ablation.causal_effects import causal_effects, replacement_values
+from circuitloom.ablation.components import feature_basis, head_basis
+from circuitloom.ablation.faithfulness import faithfulness_curve, rank
 from circuitloom.config.circuits import Behaviour, BehaviourPrompt, Circuits
+from circuitloom.core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, read_table, write_table
 from circuitloom.corpus.tokenizer import load_tokenizer
 
 TEXTS = ("w9 w20 w31 w9", "w44 w20 w17")
 
 
-def test_metrics_are_those_of_the_targets(tmp_path):
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A model, its prompts of two lengths, its runs, and the tables of them."""
+    model = load_tiny("gpt2", tmp_path_factory.mktemp("study"))
+    prompts = [make_prompt(), make_prompt(INSIDE[:9])]
+    runs = {"mid": make_saes(model, "resid_mid"), "out": make_saes(model), "tc": make_dictionaries(model)}
+    budget = Budget(measured=6, each_position=True, per_source=None, targets=5)
+    return model, prompts, runs, component_tables("tiny", model, prompts, runs, budget)
+
+
+@pytest.mark.parametrize("table", [CAUSAL, FAITHFULNESS, FEATURE_EFFECT], ids=lambda table: table.name)
+def test_tables_match_their_schema_and_keys_are_unique(study, table, tmp_path):
+    rows = study[-1][table.name]
+    write_table(table, rows, tmp_path / "rows.parquet")
+    assert read_table(tmp_path / "rows.parquet") == rows and len(rows)
+    keys = rows.select(list(table.key)).to_pylist()
+    assert len({tuple(key.values()) for key in keys}) == len(keys)
+
+
+def test_causal_rows_name_each_component(study):
+    model, prompts, runs, tables = study
+    rows = tables["causal"].to_pylist()
+    assert {row["kind"] for row in rows} == {"feature", "head", "neuron"}
+    assert {row["run"] for row in rows} == {"mid", "out", "tc", None}
+    basis = feature_basis("out", runs["out"])
+    replacement = replacement_values(model, basis, prompts, "mean")
+    effects = causal_effects(model, basis, prompts[1], replacement, most=6)
+    part, number = basis.locate(effects.component)
+    own = [
+        row
+        for row in rows
+        if (row["basis"], row["ablation"], row["prompt"], row["position"]) == ("out", "mean", 1, None)
+    ]
+    assert [(row["layer"], row["component"]) for row in own] == list(
+        zip(part.tolist(), number.tolist(), strict=True)
+    )
+    assert [row["effect"] for row in own] == pytest.approx(effects.effect.tolist(), abs=1e-6)
+    assert any(row["position"] is not None for row in rows)
+
+
+def test_curves_follow_the_ranking(study):
+    model, prompts, _, tables = study
+    rows = [
+        row
+        for row in tables["faithfulness"].to_pylist()
+        if (row["basis"], row["ablation"], row["ranking"]) == ("heads", "zero", "effect")
+    ]
+    basis = head_basis(model)
+    replacement = [None] * 3
+    effects = [causal_effects(model, basis, prompt, replacement) for prompt in prompts]
+    scores = (effects[0].effect + effects[1].effect) / 2
+    curve = faithfulness_curve(model, basis, prompts, rank(scores), replacement)
+    assert [row["n_kept"] for row in rows] == curve.n_kept.tolist()
+    assert [row["faithfulness"] for row in rows] == pytest.approx(curve.faithfulness.tolist(), abs=1e-5)
+    assert {row["n_components"] for row in rows} == {6} and {row["n_prompts"] for row in rows} == {2}
+
+
+def test_every_source_has_effects_on_saes_and_transcoders_of_its_layer(study):
+    rows = study[-1]["feature_effect"].to_pylist()
+    assert {(row["source_run"], row["target_run"], row["layer"]) for row in rows} == {
+        ("mid", target, layer) for target in ("out", "tc") for layer in range(3)
+    }
+    assert all(row["absolute_effect"] >= abs(row["effect"]) - 1e-9 for row in rows)
+
+
+def test_curves_are_ranked_by_attribution_if_nothing_is_measured(study):
+    model, prompts, runs, _ = study
+    tables = component_tables("tiny", model, prompts, {"out": runs["out"]}, Budget(measured=0), ("zero",))
+    assert {row["ranking"] for row in tables["faithfulness"].to_pylist()} == {"attribution"}
+    assert not len(tables["causal"]) and not len(tables["feature_effect"])
+    assert all(math.isfinite(row["faithfulness"]) for row in tables["faithfulness"].to_pylist())
+
+
+def test_a_run_on_a_site_missing_from_the_model_is_refused(tmp_path):
+    model = load_tiny("neox", tmp_path)
+    runs = {"mid": make_saes(model, "resid_mid")}
+    with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):
+        component_tables("tiny", model, [make_prompt()], runs, Budget(measured=0))
+
+
+def test_metrics_are_parsed_from_targets(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     tokenizer = load_tokenizer(str(tmp_path / "gpt2"))
     prompts = [
@@ -36,7 +122,7 @@ def test_metrics_are_those_of_the_targets(tmp_path):
     assert all(len(tables[name]) for name in ("causal", "feature_effect"))
 
 
-def test_a_target_that_is_no_logit_of_the_next_token_is_refused():
+def test_a_target_other_than_logits_at_the_last_position_is_refused():
     for target in ("logits", "feature 1/2", "random", "logit w9 @2"):
         with pytest.raises(ValueError, match="measured in the logits at the last position"):
             BehaviourPrompt(text="w9", target=target)

@@ -1,4 +1,4 @@
-"""What each component does alone: measured, and to first order."""
+"""Effects of single components, measured and to first order."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def make_basis(model, name):
 
 @pytest.mark.parametrize("each_position", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_effects_are_those_of_hooks_written_by_hand(architecture, each_position, tmp_path, monkeypatch):
+def test_effects_equal_hand_written_hooks(architecture, each_position, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "CHUNK_ELEMENTS", 40 * len(INSIDE) * 7)
     model = load_tiny(architecture, tmp_path)
     prompt, saes = make_prompt(), make_saes(model)
@@ -79,8 +79,8 @@ def test_effects_are_those_of_hooks_written_by_hand(architecture, each_position,
 
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_attribution_is_the_effect_of_a_small_change(architecture, name, tmp_path):
-    """Values are set to a little less than they are: what changes is proportional to how much less."""
+def test_attribution_is_the_effect_of_an_infinitesimal_ablation(architecture, name, tmp_path):
+    """Replacement values slightly below the values change the metric in proportion."""
     model = load_tiny(architecture, tmp_path, "float64")
     prompt, basis, step = make_prompt(), make_basis(model, name), 1e-5
     replacement = [value * (1 - step) for value in component_values(model, basis, prompt)]
@@ -101,7 +101,7 @@ def test_attribution_is_the_effect_of_a_small_change(architecture, name, tmp_pat
 
 
 def spliced_values(model, basis, prompt):
-    """Values where each site holds the reconstruction, its own taken before that."""
+    """Values in the spliced model, each taken before its own site is replaced."""
     from contextlib import ExitStack
 
     from circuitloom.ablation.components import Ablation
@@ -120,8 +120,8 @@ def spliced_values(model, basis, prompt):
     return [seen[number] for number in range(len(basis.parts))]
 
 
-def test_a_component_that_is_what_it_is_set_to_is_not_active(tmp_path):
-    """With the means of one prompt at each position, ablations change nothing anywhere."""
+def test_a_component_equal_to_its_replacement_value_is_not_active(tmp_path):
+    """With the means of a single prompt per position, no ablation changes anything."""
     model = load_tiny("gpt2", tmp_path)
     prompt, basis = make_prompt(), head_basis(model)
     replacement = replacement_values(model, basis, [prompt], "position_mean")
@@ -129,7 +129,7 @@ def test_a_component_that_is_what_it_is_set_to_is_not_active(tmp_path):
     assert len(causal_effects(model, basis, prompt, [None] * 3)) == 6
 
 
-def test_a_budget_measures_the_largest_attributions(tmp_path):
+def test_only_the_largest_attributions_are_measured(tmp_path):
     model = load_tiny("llama", tmp_path)
     prompt, basis = make_prompt(), neuron_basis(model)
     every = causal_effects(model, basis, prompt, [None] * 3)
@@ -140,7 +140,7 @@ def test_a_budget_measures_the_largest_attributions(tmp_path):
     assert len(every) == len(basis)
 
 
-def test_effects_without_errors_are_changes_of_the_spliced_model(tmp_path):
+def test_effects_without_errors_are_measured_in_the_spliced_model(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     prompt, basis = make_prompt(), make_basis(model, "sae without errors")
     spliced = unablated_logits(model, basis, prompt)
@@ -168,7 +168,7 @@ def test_effects_without_errors_are_changes_of_the_spliced_model(tmp_path):
     torch.testing.assert_close(effects.kl, kl_divergence(spliced, after), atol=1e-5, rtol=1e-4)
 
 
-def test_scores_are_mean_effects_measured_where_they_were(tmp_path):
+def test_scores_use_measured_effects_if_available(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     prompts = [make_prompt(), make_prompt(INSIDE[:9])]
     basis = neuron_basis(model)

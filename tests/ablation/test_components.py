@@ -1,4 +1,4 @@
-"""Sets of components ablated in batched passes are what hooks written by hand make of them."""
+"""Sets of components ablated in batched passes match hand-written hooks."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from circuitloom.language_model.hooks import Site, edited
 
 
 def ablated_logits(model, basis, ablated, prompt, replacement=None, at=None):
-    """Logits of passes without what is `ablated`."""
+    """Logits of passes with `ablated` components."""
     where = prompt.where.expand(len(ablated), -1) if at is None else at
     replacement = [None] * len(basis.parts) if replacement is None else replacement
     with basis.ablating(model, Ablation(ablated, where), prompt.where, replacement):
@@ -32,7 +32,7 @@ def edited_logits(model, edits, token=INSIDE):
 
 @pytest.mark.parametrize("site", ["mlp_out", "resid_pre", "resid_mid", "mlp_in"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_without_all_features_of_an_exact_basis_a_site_is_zero(architecture, site, tmp_path):
+def test_ablating_all_features_of_an_exact_basis_zeroes_the_site(architecture, site, tmp_path):
     model = load_tiny(architecture, tmp_path)
     prompt, basis = make_prompt(), feature_basis("exact", {1: exact_saes(site)[1]})
     ablated = torch.ones(1, len(basis), dtype=torch.bool)
@@ -51,8 +51,8 @@ def test_without_all_features_of_an_exact_basis_a_site_is_zero(architecture, sit
 
 @pytest.mark.parametrize("kind", ["sae", "transcoder", "skip transcoder"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_pass_is_without_its_own_features_and_keeps_the_error(architecture, kind, tmp_path):
-    """Features behind an ablation are taken away as strong as they then are."""
+def test_each_pass_ablates_its_own_features_and_keeps_the_error(architecture, kind, tmp_path):
+    """Downstream features are ablated from their activations in the same pass."""
     model = load_tiny(architecture, tmp_path)
     dictionaries = make_saes(model) if kind == "sae" else make_dictionaries(model, kind)
     prompt, basis = make_prompt(), feature_basis("run", dictionaries)
@@ -77,7 +77,7 @@ def test_each_pass_is_without_its_own_features_and_keeps_the_error(architecture,
 
 
 @pytest.mark.parametrize("kind", ["sae", "skip transcoder"])
-def test_without_errors_sites_hold_the_reconstruction_less_what_is_gone(kind, tmp_path):
+def test_without_errors_sites_hold_the_reconstruction_minus_ablated_features(kind, tmp_path):
     model = load_tiny("llama", tmp_path)
     dictionaries = make_saes(model) if kind == "sae" else make_dictionaries(model, kind)
     prompt, basis = make_prompt(), feature_basis("run", dictionaries, keep_error=False)
@@ -104,7 +104,7 @@ def test_without_errors_sites_hold_the_reconstruction_less_what_is_gone(kind, tm
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_without_all_its_heads_attention_gives_its_output_bias(architecture, tmp_path):
+def test_attention_with_all_heads_ablated_is_its_output_bias(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path)
     prompt, basis = make_prompt(), head_basis(model, [1])
     seen = {}
@@ -122,7 +122,7 @@ def test_without_all_its_heads_attention_gives_its_output_bias(architecture, tmp
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_one_head_gone_is_its_slice_of_what_the_output_matrix_reads(architecture, tmp_path):
+def test_ablating_a_head_zeroes_its_slice_of_the_input_of_w_o(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path)
     prompt, basis = make_prompt(), head_basis(model)
     heads = model.anatomy.heads
@@ -140,7 +140,7 @@ def test_one_head_gone_is_its_slice_of_what_the_output_matrix_reads(architecture
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_neurons_gone_are_neurons_multiplied_by_zero(architecture, tmp_path):
+def test_ablated_neurons_are_multiplied_by_zero(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path)
     prompt, basis = make_prompt(), neuron_basis(model)
     ablated = random_ablated(3, len(basis))
@@ -156,7 +156,7 @@ def test_neurons_gone_are_neurons_multiplied_by_zero(architecture, tmp_path):
 
 @pytest.mark.parametrize("kind", ["mean", "position_mean"])
 @pytest.mark.parametrize("name", ["features", "heads"])
-def test_ablation_by_the_mean_sets_values_to_it(name, kind, tmp_path):
+def test_mean_ablation_sets_values_to_the_mean(name, kind, tmp_path):
     model = load_tiny("gpt2", tmp_path)
     saes = make_saes(model)
     basis = feature_basis("run", saes) if name == "features" else head_basis(model)
@@ -190,14 +190,14 @@ def test_ablation_by_the_mean_sets_values_to_it(name, kind, tmp_path):
     torch.testing.assert_close(measured, edited_logits(model, {site: replace}), atol=1e-5, rtol=1e-5)
 
 
-def test_a_mean_at_each_position_needs_prompts_alike(tmp_path):
+def test_a_mean_per_position_needs_aligned_prompts(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     prompts = [make_prompt(), make_prompt(INSIDE[:8])]
     with pytest.raises(ValueError, match="use mean"):
         replacement_values(model, head_basis(model), prompts, "position_mean")
 
 
-def test_an_ablation_at_one_position_leaves_the_others(tmp_path):
+def test_an_ablation_at_one_position_leaves_other_positions(tmp_path):
     model = load_tiny("neox", tmp_path)
     prompt, saes = make_prompt(), make_saes(model)
     basis = feature_basis("run", {0: saes[0]}) + neuron_basis(model, [2])
@@ -215,8 +215,8 @@ def test_an_ablation_at_one_position_leaves_the_others(tmp_path):
     torch.testing.assert_close(ablated_logits(model, basis, ablated, prompt, at=at), expected)
 
 
-def test_without_errors_features_are_set_to_means_where_they_are_ablated(tmp_path):
-    """Elsewhere the site holds the whole reconstruction."""
+def test_mean_ablation_without_errors_keeps_the_reconstruction_elsewhere(tmp_path):
+    """At other positions the site holds the full reconstruction."""
     model = load_tiny("gpt2", tmp_path)
     prompt, sae = make_prompt(), make_saes(model)[1]
     basis = feature_basis("run", {1: sae}, keep_error=False)
@@ -232,7 +232,7 @@ def test_without_errors_features_are_set_to_means_where_they_are_ablated(tmp_pat
     torch.testing.assert_close(ablated_logits(model, basis, ablated, prompt, replacement, at), expected)
 
 
-def test_components_are_numbered_through_the_parts(tmp_path):
+def test_components_are_numbered_consecutively_through_the_parts(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     basis = feature_basis("run", make_saes(model)) + head_basis(model)
     assert len(basis) == 3 * 40 + 3 * 2

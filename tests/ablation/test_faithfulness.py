@@ -1,4 +1,4 @@
-"""How much of a behaviour the top components recover."""
+"""Faithfulness curves."""
 
 import pytest
 import torch
@@ -16,7 +16,9 @@ from circuitloom.ablation.metrics import kl_divergence, last_logits
 @pytest.mark.parametrize("kind", ["zero", "mean"])
 @pytest.mark.parametrize("name", ["features", "heads", "neurons"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_kept_recovers_nothing_and_everything_all(architecture, name, kind, tmp_path, monkeypatch):
+def test_faithfulness_is_0_with_nothing_kept_and_1_with_everything(
+    architecture, name, kind, tmp_path, monkeypatch
+):
     monkeypatch.setattr(ablation, "CHUNK_ELEMENTS", 64 * len(INSIDE) * 5)
     model = load_tiny(architecture, tmp_path)
     make = {"heads": head_basis, "neurons": neuron_basis}
@@ -44,7 +46,7 @@ def test_nothing_kept_recovers_nothing_and_everything_all(architecture, name, ki
             )
 
 
-def test_without_errors_all_components_recover_what_the_spliced_model_does(tmp_path):
+def test_without_errors_all_components_recover_the_spliced_model(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     prompt = make_prompt()
     basis = feature_basis("run", make_saes(model), keep_error=False)
@@ -55,7 +57,7 @@ def test_without_errors_all_components_recover_what_the_spliced_model_does(tmp_p
     assert abs(curve.faithfulness[-1] - 1) > 1e-3
 
 
-def test_shares_are_ratios_of_means_over_probes():
+def test_faithfulness_is_a_ratio_of_means_over_prompts():
     curve = FaithfulnessCurve(
         n_kept=torch.tensor([0, 1, 2]),
         kept=torch.tensor([[0.0, 1.0, 2.0], [1.0, 3.0, 6.0]]),
@@ -69,7 +71,7 @@ def test_shares_are_ratios_of_means_over_probes():
     assert curve.needed(0.4) == 1 and curve.needed(0.9) == 2 and curve.needed(1.1) is None
 
 
-def test_components_are_ranked_by_magnitude_or_by_how_much_they_help():
+def test_components_are_ranked_by_magnitude_or_by_signed_score():
     scores = torch.tensor([0.0, -3.0, 2.0, 0.0, 1.0])
     assert rank(scores).tolist() == [1, 2, 4, 0, 3]
     assert rank(scores, signed=True).tolist() == [2, 4, 0, 3, 1]

@@ -1,4 +1,4 @@
-"""Features changed together: frozen as the sums predict, free as a pass of the model's own says."""
+"""Feature edits: frozen outcomes match direct effects, free outcomes match a hand-edited pass."""
 
 import pytest
 import torch
@@ -32,8 +32,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("kind", CHANGES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_held_changes_add_up_from_direct_effects(architecture, kind, tmp_path):
-    """Of a feature that goes from z to z', (z' - z)/z of its direct effect."""
+def test_frozen_edits_scale_direct_effects(architecture, kind, tmp_path):
+    """A feature edited from z to z' changes targets by (z' - z)/z of its direct effect."""
     model = load_tiny(architecture, tmp_path, "float64")
     local = make_linearized(model, "skip transcoder")
     targets = last_logits(local)
@@ -53,7 +53,7 @@ def test_held_changes_add_up_from_direct_effects(architecture, kind, tmp_path):
     torch.testing.assert_close(outcome.frozen - outcome.before, effects @ factor, atol=1e-6, rtol=1e-6)
 
 
-def test_keep_leaves_what_is_named_and_ablate_takes_it(tmp_path):
+def test_keep_and_ablate_split_the_activations(tmp_path):
     local = make_linearized(load_tiny("gpt2", tmp_path))
     features = some_features(local, 1)
     z = dense_activations(local, 1)
@@ -62,7 +62,7 @@ def test_keep_leaves_what_is_named_and_ablate_takes_it(tmp_path):
     assert torch.equal(kept + ablated, z) and int((kept != 0).sum()) == len(features)
 
 
-def test_a_feature_without_position_is_changed_everywhere(tmp_path):
+def test_a_feature_without_position_is_edited_at_all_positions(tmp_path):
     local = make_linearized(load_tiny("gpt2", tmp_path))
     feature = int(local.features.feature[local.features.layer == 1].mode().values)
     z = dense_activations(local, 1)
@@ -71,7 +71,7 @@ def test_a_feature_without_position_is_changed_everywhere(tmp_path):
     assert torch.equal(ablated[:, :feature], z[:, :feature])
 
 
-def test_a_free_change_is_that_of_a_pass_with_the_row_added(tmp_path):
+def test_a_free_edit_adds_the_scaled_decoder_row(tmp_path):
     model = load_tiny("llama", tmp_path)
     local = make_linearized(model)
     targets = last_logits(local)
@@ -94,7 +94,7 @@ def test_a_free_change_is_that_of_a_pass_with_the_row_added(tmp_path):
     torch.testing.assert_close(outcome.free, (logits - logits.mean())[20:24], atol=1e-4, rtol=1e-4)
 
 
-def test_patching_all_features_makes_them_those_of_the_other_prompt(tmp_path):
+def test_patching_all_features_gives_the_activations_of_the_other_prompt(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     local = make_linearized(model)
     other = make_linearized(model, token=local.captured.token.flip(0).roll(1))
@@ -115,7 +115,7 @@ def test_a_patch_from_a_prompt_of_another_length_is_refused(tmp_path):
     ("place", "message"),
     [("9/1", "layer 9 has no dictionary"), ("1/40", "features 0 to 39"), ("1/3@99", "outside the prompt")],
 )
-def test_a_feature_that_is_not_there_is_refused(place, message, tmp_path):
+def test_an_unknown_feature_or_position_is_refused(place, message, tmp_path):
     local = make_linearized(load_tiny("gpt2", tmp_path))
     with pytest.raises(ValueError, match=message):
         make_edits(local, FeatureChange(kind="ablate", features=[place]))

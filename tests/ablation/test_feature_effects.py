@@ -1,4 +1,4 @@
-"""How features of what the MLP reads change those of what it writes."""
+"""Effects of resid_mid features on MLP features."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def inputs(request, tmp_path):
 
 @pytest.mark.parametrize("site", ["mlp_out", "mlp_in"])
 @pytest.mark.parametrize("inputs", ["gpt2", "llama"], indirect=True)
-def test_effects_are_those_of_a_double_loop(inputs, site, monkeypatch):
+def test_effects_equal_a_double_loop(inputs, site, monkeypatch):
     model, source, target, stream = inputs
     if site == "mlp_in":
         target = make_dictionaries(model)[LAYER]
@@ -75,8 +75,8 @@ def test_effects_are_those_of_a_double_loop(inputs, site, monkeypatch):
     assert any(n > 13 for n, *_ in found.values())
 
 
-def test_effects_are_those_on_the_model_itself(tmp_path):
-    """Through a whole pass: the same change of the stream, read at the MLP's output."""
+def test_effects_equal_those_in_a_full_pass(tmp_path):
+    """In a full pass: the same ablation in the stream, read at mlp_out."""
     model = load_tiny("llama", tmp_path)
     prompt, position = make_prompt(), 7
     source, target = make_saes(model, "resid_mid")[LAYER], make_saes(model)[LAYER]
@@ -99,7 +99,7 @@ def test_effects_are_those_on_the_model_itself(tmp_path):
         assert absolute == abs(effect)
 
 
-def test_some_tokens_of_a_source_are_evenly_spaced(inputs):
+def test_sampled_tokens_of_a_source_are_evenly_spaced(inputs):
     model, source, target, stream = inputs
     token, feature, value = module._ablations(source, stream, 4)
     z = source.encode(stream)
@@ -122,7 +122,7 @@ def test_the_targets_that_change_most_are_kept(inputs):
     assert all(few[pair] == every[pair] for pair in few)
 
 
-def test_a_model_without_resid_mid_says_so(tmp_path):
+def test_a_model_without_resid_mid_is_refused(tmp_path):
     model = load_tiny("neox", tmp_path)
     source, target = make_saes(model, "resid_mid")[LAYER], make_saes(model)[LAYER]
     with pytest.raises(ValueError, match="no resid_mid; use resid_pre"):

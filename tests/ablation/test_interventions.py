@@ -1,4 +1,4 @@
-"""What is predicted to change does change: with everything else held exactly so."""
+"""Interventions on the linearized model match direct effects; on the model itself, hand-written hooks."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from circuitloom.language_model.hooks import Site, edited
 
 
 def all_targets(local: LinearizedModel):
-    """Every active feature, and five logits at the end."""
+    """All active features, and five logits at the last position."""
     last = torch.full((5,), len(local.captured) - 1)
     weights = torch.eye(VOCABULARY, dtype=local.captured.resid_final.dtype)[10:15]
     features = [(local.features.layer == layer).nonzero()[:, 0] for layer in local.dictionaries]
@@ -26,7 +26,7 @@ def all_targets(local: LinearizedModel):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_frozen_model_run_forward_gives_what_the_model_gives(architecture, kind, tmp_path):
+def test_the_linearized_model_run_forward_equals_the_model(architecture, kind, tmp_path):
     model = load_tiny(architecture, tmp_path, "float64")
     local = make_linearized(model, kind)
     targets = all_targets(local)
@@ -38,7 +38,7 @@ def test_the_frozen_model_run_forward_gives_what_the_model_gives(architecture, k
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_frozen_ablations_change_targets_by_the_predicted_effects(architecture, kind, tmp_path):
+def test_frozen_ablations_change_targets_by_the_direct_effects(architecture, kind, tmp_path):
     local = make_linearized(load_tiny(architecture, tmp_path), kind)
     columns = source_columns(local)
     nodes = torch.arange(len(columns) - 1)
@@ -52,8 +52,8 @@ def test_frozen_ablations_change_targets_by_the_predicted_effects(architecture, 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_free_ablations_are_those_of_the_model_itself(architecture, tmp_path):
-    """By hand: the feature's row taken from the MLP's output of a pass of its own."""
+def test_free_ablations_equal_hand_written_hooks(architecture, tmp_path):
+    """By hand: the feature's decoder row is subtracted from mlp_out in a separate pass."""
     model = load_tiny(architecture, tmp_path)
     local = make_linearized(model)
     targets = all_targets(local)
@@ -76,7 +76,7 @@ def test_free_ablations_are_those_of_the_model_itself(architecture, tmp_path):
         torch.testing.assert_close(measured[i, -5:].diff(), change.diff(), atol=1e-5, rtol=0)
 
 
-def test_an_error_taken_away_leaves_the_reconstruction(tmp_path):
+def test_ablating_an_error_leaves_the_reconstruction(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     local = make_linearized(model)
     targets = all_targets(local)
@@ -95,7 +95,7 @@ def test_an_error_taken_away_leaves_the_reconstruction(tmp_path):
     torch.testing.assert_close(measured.diff(), (before - after)[10:15].diff(), atol=1e-5, rtol=0)
 
 
-def test_bos_and_the_first_position_are_all_error(tmp_path):
+def test_mlp_outputs_at_bos_and_the_first_position_are_errors(tmp_path):
     model = load_tiny("gpt2", tmp_path)
     token = PROMPT.clone()
     token[4] = BOS

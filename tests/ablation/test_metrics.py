@@ -1,4 +1,4 @@
-"""What is read off the prediction behind a prompt."""
+"""Metrics of the logits at the last position."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from circuitloom.ablation.metrics import (
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_logits_of_the_last_token_are_those_of_the_whole_pass(architecture, tmp_path):
+def test_last_logits_equal_those_of_a_full_pass(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path)
     tokens = torch.stack([INSIDE, INSIDE.flip(0)])
     torch.testing.assert_close(last_logits(model, tokens), model.logits(tokens)[:, -1])
@@ -25,7 +25,7 @@ def test_the_logits_of_the_last_token_are_those_of_the_whole_pass(architecture, 
     assert model.logits(tokens).shape[1] == len(INSIDE)
 
 
-def test_metrics_read_logits_and_probabilities():
+def test_metrics_are_functions_of_logits():
     p = torch.tensor([[0.5, 0.25, 0.2, 0.05], [0.1, 0.1, 0.4, 0.4]])
     logits = p.log() + 3
     torch.testing.assert_close(logit(1)(logits), p[:, 1].log() + 3)

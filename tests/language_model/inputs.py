@@ -1,4 +1,4 @@
-"""Token arrays, configs and a hub cache that the tests of this stage share."""
+"""Token arrays, configs and a hub cache for the tests of language models."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def make_tokens(
     context: int = CONTEXT,
     largest: int = VOCABULARY - 1,
 ) -> Tokens:
-    """Sequences in which every token follows from the one before: five more, from 2 to `largest` and round again."""
+    """Sequences in which every token is the previous one plus five, cycling through 2 to `largest`."""
     inside = context - (bos_id is not None)
     stream = np.arange(sequences * inside) * 5 % (largest - 1) + 2
     token = stream.astype(np.uint16).reshape(sequences, inside)
@@ -34,20 +34,20 @@ def make_tokens(
 
 
 def make_tokenizer(folder: Path, words: int = VOCABULARY - 1) -> Path:
-    """A folder with a tokenizer of so many words and a BOS."""
+    """A folder with a tokenizer of `words` words and a BOS."""
     tokenizer: Tokenizer = word_tokenizer([f"w{i}" for i in range(words)])
     tokenizer.save(folder)
     return folder
 
 
 def make_config(**keys) -> Pretrain:
-    """A model of one block that trains in a second; keys of the config come first."""
+    """Config of a one-block model that trains in a second; `keys` override."""
     usual = {"source": "pretrain", "layers": 1, "d_model": 32, "heads": 2, "tokens": 15_000, "batch": 8}
     return Pretrain.model_validate({**usual, **keys})
 
 
 def make_hub_repository(cache: Path, name: str, folder: Path, revision: str = "main") -> str:
-    """Lay the files of `folder` out as the hub's cache does; the commit that `revision` resolves to."""
+    """Add `folder` to a hub cache as a repository; returns the commit of `revision`."""
     repository = cache / f"models--{name.replace('/', '--')}"
     commit = hashlib.sha1(f"{name} {revision}".encode()).hexdigest()
     snapshot = repository / "snapshots" / commit
@@ -64,7 +64,7 @@ def make_hub_repository(cache: Path, name: str, folder: Path, revision: str = "m
 
 
 def make_legacy(folder: Path, act_fn: str = "gelu", normalization: str = "LNPre", seed: int = 0) -> Path:
-    """A model of two layers in TransformerLens' legacy format, its checkpoints beside it."""
+    """A two-layer model in TransformerLens' legacy format, with a checkpoint folder."""
     layers, d, heads, e, m, context, vocabulary = 2, 16, 4, 4, 64, 32, VOCABULARY
     config = {
         "n_layers": layers, "d_model": d, "d_mlp": m, "d_head": e, "n_heads": heads, "n_ctx": context,
@@ -83,7 +83,7 @@ def make_legacy(folder: Path, act_fn: str = "gelu", normalization: str = "LNPre"
             shapes |= {f"{block}.mlp.ln.w": (m,), f"{block}.mlp.ln.b": (m,)}
     shapes |= {"unembed.W_U": (d, vocabulary), "unembed.b_U": (vocabulary,)}
     state = {name: torch.randn(shape, generator=random) / 2 for name, shape in shapes.items()}
-    # a buffer that such files carry along
+    # legacy files contain this buffer
     state["blocks.0.attn.mask"] = torch.ones(context, context).tril().bool()
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))

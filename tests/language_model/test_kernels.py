@@ -1,4 +1,4 @@
-"""The kernels of pretraining compute what the usual ones do."""
+"""The kernels of pretraining match torch's."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_dense_attention_is_causal_softmax_attention():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rows", [7, 2500])
-def test_loss_and_gradients_are_those_of_the_whole_logits(rows, dtype):
+def test_loss_and_gradients_equal_those_of_all_logits(rows, dtype):
     # values that bfloat16 holds exactly, so that only the error of the logits' gradient is rounded
     hidden = random(rows, 16).bfloat16().float().requires_grad_()
     unembedding = (random(50, 16, seed=1) / 4).bfloat16().float().requires_grad_()

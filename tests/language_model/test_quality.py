@@ -1,4 +1,4 @@
-"""Figures of a language model, against hand-made models whose probabilities are known."""
+"""Quality figures of models with known probabilities."""
 
 import math
 from itertools import pairwise
@@ -28,7 +28,7 @@ from circuitloom.language_model.quality import (
 
 
 class Bigram(nn.Module):
-    """Logits that depend on the last token alone."""
+    """Logits that depend on the last token only."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def test_predictions_from_a_bos_are_masked_and_others_are_not(tmp_path):
     assert result.masked == pytest.approx(-np.mean([float(log_p[a, b]) for i, a, b in pairs if i > 0]))
 
 
-def test_a_document_costs_the_same_alone_as_among_longer_ones(tmp_path):
+def test_the_loss_of_a_document_does_not_depend_on_its_batch(tmp_path):
     model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
     random = np.random.default_rng(0)
     documents = [random.integers(2, VOCABULARY, length) for length in (31, 5, 12, 2) * 10]
@@ -73,7 +73,7 @@ def test_a_document_costs_the_same_alone_as_among_longer_ones(tmp_path):
         assert loss == pytest.approx(-float(log_p.gather(1, tokens[1:, None]).sum()), rel=1e-5)
 
 
-def test_the_grammar_itself_has_no_distance_from_the_grammar():
+def test_the_grammar_has_distance_zero_from_itself():
     logits, random = random_logits(10), np.random.default_rng(0)
     documents = [random.integers(1, 10, length) for length in (3, 7, 9)]
     log_p = logits.double().log_softmax(-1).numpy()
@@ -84,14 +84,14 @@ def test_the_grammar_itself_has_no_distance_from_the_grammar():
     assert distance.percent_error == pytest.approx(0, abs=1e-4)
 
 
-def test_a_document_that_fills_the_context_behind_its_bos_is_measured(tmp_path):
+def test_a_document_that_fills_the_context_after_its_bos_is_measured(tmp_path):
     model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
     longest = model.module.config.n_positions - 1
     distance = grammar_distance(model, [np.full(longest, 3)], np.array([-2.0 * longest]), bos_id=0)
     assert math.isfinite(distance.cross_entropy)
 
 
-def test_the_standard_error_is_that_of_fresh_documents():
+def test_the_standard_error_equals_the_spread_over_fresh_documents():
     logits, random = random_logits(10), np.random.default_rng(0)
 
     def draw():
@@ -103,7 +103,7 @@ def test_the_standard_error_is_that_of_fresh_documents():
     assert np.mean([each.standard_error for each in draws]) == pytest.approx(spread, rel=0.3)
 
 
-def test_greater_than_is_one_where_all_probability_is_later_and_minus_one_where_none_is():
+def test_greater_than_is_1_if_all_probability_is_on_later_years_and_minus_1_if_none_is():
     numbers = torch.arange(100)
     later = torch.full((200, 200), -1e4)
     # after the prompt's last token, 150, the number 60
@@ -113,7 +113,7 @@ def test_greater_than_is_one_where_all_probability_is_later_and_minus_one_where_
     assert greater_than(bigram(later), prompts, torch.tensor([60]), numbers) == pytest.approx(-1)
 
 
-def test_greater_than_counts_probabilities_among_all_tokens():
+def test_greater_than_does_not_renormalize_probabilities():
     uniform = torch.zeros(200, 200)
     prompts, years = torch.tensor([[150], [151]]), torch.tensor([9, 89])
     # 90 later and 10 not, then 10 later and 90 not, each of 1/200
@@ -141,7 +141,7 @@ def document_table(episodes, n_tokens: list[int]) -> pa.Table:
     )
 
 
-def test_chronicle_has_every_figure_and_real_text_the_cross_entropies(chronicle, tmp_path):
+def test_chronicle_has_all_figures_and_real_text_only_cross_entropies(chronicle, tmp_path):
     tokenizer = load_tokenizer(str(chronicle))
     tokens = make_tokens(tmp_path / "validation.zarr")
     # a context of 16 words holds no document of the grammar, one of 128 all of them

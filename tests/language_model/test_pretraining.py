@@ -1,10 +1,11 @@
-"""Pretraining learns, survives kills, and leaves an ordinary folder."""
+"""Batches, optimiser and schedule; pretraining learns, resumes after a kill and saves a Hugging Face folder."""
 
 import math
 import multiprocessing
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,66 @@ from tests.models import VOCABULARY
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.tokens import open_tokens
 from circuitloom.language_model.model import load_model
-from circuitloom.language_model.pretraining import pretrain
+from circuitloom.language_model.pretraining import Batches, Optimiser, build, pretrain, schedule
+
+
+def test_an_epoch_has_every_sequence_except_the_last_once(tmp_path):
+    tokens = make_tokens(tmp_path / "train.zarr", sequences=41)
+    batches = Batches(tokens, 8, seed=0)
+    for epoch in range(2):
+        seen = Counter(tuple(row.tolist()) for step in range(5) for row in batches.at(5 * epoch + step)[0])
+        assert seen == Counter(tuple(row.tolist()) for row in tokens.take(slice(0, 40)))
+
+
+@pytest.mark.parametrize("bos_id", [0, None])
+def test_the_target_of_the_last_position_is_the_next_token_of_the_stream(tmp_path, bos_id):
+    inputs, targets = Batches(make_tokens(tmp_path / "train.zarr", bos_id=bos_id), 8, seed=0).at(3)
+    torch.testing.assert_close(inputs[:, 1:], targets[:, :-1])
+    torch.testing.assert_close(targets[:, -1], (inputs[:, -1] + 3) % 62 + 2)
+
+
+def test_batches_depend_on_seed_and_step_only(tmp_path):
+    tokens = make_tokens(tmp_path / "train.zarr")
+    one, other = Batches(tokens, 8, seed=1), Batches(tokens, 8, seed=1)
+    one.at(0)
+    assert torch.equal(one.at(20)[0], other.at(20)[0])
+    assert not torch.equal(one.at(20)[0], Batches(tokens, 8, seed=2).at(20)[0])
+
+
+def test_a_batch_can_span_two_epochs(tmp_path):
+    batches = Batches(make_tokens(tmp_path / "train.zarr", sequences=4), 8, seed=0)
+    assert batches.at(0)[0].unique(dim=0).shape[0] == 3
+
+
+def test_a_single_sequence_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train.zarr: too few training tokens .* raise corpus.train_tokens"):
+        Batches(make_tokens(tmp_path / "train.zarr", sequences=1), 8, seed=0)
+
+
+def test_the_learning_rate_warms_up_stays_and_decays_to_zero():
+    rates = [schedule(step, 100, warmup=0.1, decay=0.5) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10:51] == [1.0] * 41
+    assert rates[51:] == pytest.approx([(100 - i) / 50 for i in range(51, 100)])
+
+
+def test_query_key_and_value_matrices_are_orthogonalised_separately(tmp_path):
+    config = make_config(weight_decay=0)
+    model = build(config, make_tokens(tmp_path / "train.zarr"), seed=0)
+    optimiser = Optimiser(model, config)
+    weight = model.transformer.h[0].attn.c_attn.weight
+    before = weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    # a value map whose gradient is a thousand times as large would drown the others
+    assert weight.grad is not None
+    weight.grad[:, 64:] *= 1000
+    optimiser.step(0.5)
+    for part in (weight.detach() - before).split(32, dim=1):
+        singular = torch.linalg.svdvals(part) / (0.5 * config.learning_rate)
+        # Newton-Schulz stops at about one
+        assert 0.5 < singular.median() < 1.3
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +107,7 @@ def work(corpus: Path, output: Path, kill_at: int | None = None, seed: int = 0, 
 def killed(corpus: Path, output: Path, kill_at: int, **keys) -> bool:
     """Run `work` in a process of its own; whether it was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.language_model.test_pretrain"])
+    context.set_forkserver_preload(["tests.language_model.test_pretraining"])
     process = context.Process(target=work, args=(corpus, output, kill_at), kwargs=keys)
     process.start()
     process.join(60)
@@ -61,7 +121,7 @@ def undisturbed(corpus, tmp_path_factory) -> Path:
     return output
 
 
-def test_the_loss_falls_from_a_guess_to_nearly_nothing(undisturbed, corpus):
+def test_the_loss_falls_from_a_uniform_guess_to_nearly_zero(undisturbed, corpus):
     table = read_table(undisturbed / "pretraining.parquet").to_pydict()
     assert table["loss"][0] == pytest.approx(math.log(VOCABULARY), abs=0.3)
     # of which 0.26 are the first token after the BOS, which can only be guessed
@@ -72,7 +132,7 @@ def test_the_loss_falls_from_a_guess_to_nearly_nothing(undisturbed, corpus):
     assert (prediction == tokens[:, 2:]).float().mean() > 0.99
 
 
-def test_the_folder_is_an_ordinary_one_with_tokenizer_and_anatomy(undisturbed):
+def test_the_folder_loads_with_transformers_and_has_tokenizer_and_anatomy(undisturbed):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(undisturbed)
@@ -94,7 +154,7 @@ def test_killed_and_resumed_gives_the_same_weights_and_losses(kill_at, corpus, u
     assert losses[0] == losses[1]
 
 
-def test_what_is_resumed_is_not_trained_again(corpus, tmp_path, monkeypatch):
+def test_resumed_steps_are_not_repeated(corpus, tmp_path, monkeypatch):
     from circuitloom.language_model import pretraining as module
 
     output, taken, backward = tmp_path / "model", [], module._backward
@@ -104,7 +164,7 @@ def test_what_is_resumed_is_not_trained_again(corpus, tmp_path, monkeypatch):
     assert 0 < len(taken) < 118 - 20
 
 
-def test_a_training_begun_under_another_config_is_not_continued(corpus, undisturbed, tmp_path):
+def test_a_checkpoint_of_another_config_is_not_resumed(corpus, undisturbed, tmp_path):
     assert killed(corpus, tmp_path / "model", 16, seed=1)
     work(corpus, tmp_path / "model")
     weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "model", undisturbed)]
@@ -114,8 +174,8 @@ def test_a_training_begun_under_another_config_is_not_continued(corpus, undistur
 @pytest.mark.parametrize(
     "change", [{"largest": VOCABULARY}, {"bos_id": 1}, {"context": 2 * CONTEXT, "sequences": 32}]
 )
-def test_what_tells_two_corpora_apart_tells_their_checkpoints_apart(change, tmp_path, monkeypatch):
-    """One byte stream can be several token arrays."""
+def test_checkpoints_of_different_corpora_have_different_fingerprints(change, tmp_path, monkeypatch):
+    """The same bytes can be different token arrays."""
     from circuitloom.language_model import pretraining as module
 
     marks = []
@@ -133,7 +193,7 @@ def test_what_tells_two_corpora_apart_tells_their_checkpoints_apart(change, tmp_
     assert marks[0] != marks[1]
 
 
-def test_a_diverging_loss_stops_the_training_and_keeps_the_checkpoint(corpus, tmp_path):
+def test_a_diverging_loss_stops_training(corpus, tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss is .* at step \d+ .*; lower learning_rate"):
         work(corpus, tmp_path / "model", learning_rate=3e3, learning_rate_embedding=3e3, warmup=0.9)
     assert not (tmp_path / "model").exists()

@@ -1,4 +1,4 @@
-"""Models in TransformerLens' legacy format give what TransformerLens' own loader gives."""
+"""Converted legacy models match TransformerLens' own loader."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def folder(request, tmp_path) -> Path:
 
 @pytest.fixture
 def bridge(folder, tmp_path, monkeypatch):
-    """What TransformerLens' loader makes of the same files, in a hub cache."""
+    """The same files loaded by TransformerLens from a hub cache."""
     import huggingface_hub
     from huggingface_hub import constants
     from transformer_lens.model_bridge.sources import tl_legacy
@@ -35,7 +35,7 @@ def bridge(folder, tmp_path, monkeypatch):
     return tl_legacy.boot(NAME, device="cpu")
 
 
-def test_logits_and_activations_are_those_of_transformer_lens(folder, bridge, tmp_path):
+def test_logits_and_activations_equal_transformer_lens(folder, bridge, tmp_path):
     (tmp_path / "model").mkdir()
     legacy.convert(folder, NAME, tmp_path / "model")
     model = load_model(tmp_path / "model", device="cpu")
@@ -45,12 +45,12 @@ def test_logits_and_activations_are_those_of_transformer_lens(folder, bridge, tm
     hooks = {"mlp_in": "mlp.hook_in", "mlp_out": "hook_mlp_out", "resid_mid": "hook_resid_mid"}
     sites = [Site(name, layer) for name in hooks for layer in range(2)]
     for site, value in capture(model, TOKENS, sites).items():
-        # the two add up in another order, which a processor's own kernels decide: 1.5e-5 has been seen
-        told = cache[f"blocks.{site.layer}.{hooks[site.name]}"]
-        torch.testing.assert_close(value, told, rtol=1e-5, atol=1e-4)
+        # summation order differs by processor: differences up to 1.5e-5 occur
+        expected_value = cache[f"blocks.{site.layer}.{hooks[site.name]}"]
+        torch.testing.assert_close(value, expected_value, rtol=1e-5, atol=1e-4)
 
 
-def test_the_converted_config_states_the_shape_and_is_not_legacy_again(tmp_path):
+def test_the_converted_config_has_the_same_shape_and_is_not_legacy(tmp_path):
     folder, output = make_legacy(tmp_path / "given"), tmp_path / "model"
     output.mkdir()
     legacy.convert(folder, NAME, output)
@@ -82,7 +82,7 @@ def test_a_config_that_does_not_fit_is_refused(change, message, tmp_path):
         legacy.convert(folder, NAME, tmp_path)
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path):
+def test_a_pickle_with_code_is_refused(tmp_path):
     class Harm:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "harm",))

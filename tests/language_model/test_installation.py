@@ -1,4 +1,4 @@
-"""Models from folders, from the hub's cache and from pickled weights become the same kind of folder."""
+"""Models from folders, the hub's cache and pickled weights are installed as Hugging Face folders."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def from_hub(name: str, revision: str = "main") -> sections.HubModel:
     return sections.HubModel(source="hub", name=name, revision=revision)
 
 
-def test_a_folder_is_copied_whole_and_stays_valid_without_the_original(tokenizer, tmp_path):
+def test_a_folder_is_copied_and_stays_valid_without_the_original(tokenizer, tmp_path):
     folder, output = tiny_llama(tmp_path / "given"), tmp_path / "results" / "model"
     logits = load_model(folder, device="cpu").logits(TOKENS)
     for file in folder.iterdir():
@@ -64,7 +64,7 @@ def test_pickled_weights_become_safetensors(tokenizer, tmp_path):
     assert sorted(f.suffix for f in (tmp_path / "model").iterdir() if f.suffix != ".json") == [".safetensors"]
 
 
-def test_the_hub_cache_gives_the_revision_asked_for_and_its_commit(tokenizer, cache, tmp_path):
+def test_the_requested_revision_and_its_commit_come_from_the_hub_cache(tokenizer, cache, tmp_path):
     make_hub_repository(cache, "org/tiny", tiny_gpt2(tmp_path / "new", seed=1))
     old = tiny_gpt2(tmp_path / "old", seed=2)
     (old / "onnx").mkdir()
@@ -93,13 +93,13 @@ def test_a_legacy_repository_gets_the_tokenizer_of_the_corpus(tokenizer, cache, 
     assert torch.equal(load_model(again, device="cpu").logits(TOKENS), model.logits(TOKENS))
 
 
-def test_a_repository_that_is_not_cached_is_named_with_the_remedy(tokenizer, cache, tmp_path):
+def test_a_repository_missing_from_the_cache_is_refused_with_a_remedy(tokenizer, cache, tmp_path):
     message = r"language_model.name: org/tiny .* not in the hub's cache .* set HF_HUB_OFFLINE=0"
     with pytest.raises(ValueError, match=message):
         install(from_hub("org/tiny"), tokenizer, tmp_path / "model")
 
 
-def test_a_repository_whose_weights_are_not_cached_is_named_with_the_remedy(tokenizer, cache, tmp_path):
+def test_weights_missing_from_the_cache_are_refused_with_a_remedy(tokenizer, cache, tmp_path):
     folder = tiny_gpt2(tmp_path / "given")
     (folder / "model.safetensors").unlink()
     make_hub_repository(cache, "org/tiny", folder)
@@ -111,7 +111,7 @@ def test_a_repository_whose_weights_are_not_cached_is_named_with_the_remedy(toke
     ("missing", "message"),
     [("config.json", "config.json does not exist; name a folder"), ("model.safetensors", "has no weights")],
 )
-def test_a_folder_that_lacks_a_file_is_refused(missing, message, tokenizer, tmp_path):
+def test_a_folder_without_config_or_weights_is_refused(missing, message, tokenizer, tmp_path):
     folder = tiny_gpt2(tmp_path / "given")
     (folder / missing).unlink()
     with pytest.raises(ValueError, match=rf"language_model.path: .*{message}"):
