@@ -1,4 +1,4 @@
-# The two commands: `make reproduce` (the whole study) and `make test`. `make screenshots` renews the README's pictures.
+# `make reproduce` runs the complete quickstart study; `make test` runs lint and all tests.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: environment reproduce test test-slurm test-storage cloud benchmark lint walkthrough screenshots clean
 environment: .venv/.installed
 
-# The stamp is made last, so that an interrupted installation is taken up again.
+# The stamp is written last, so that an interrupted installation is repeated.
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("circuitloom needs Python 3.11 or later; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
@@ -21,8 +21,8 @@ reproduce: environment
 test: environment lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Plugins of Snakemake for Slurm, Kubernetes and S3 lie beside the environment, whose versions they do not touch;
-# PYTHONPATH=.cloud finds them.
+# Snakemake's plugins for Slurm, Kubernetes and S3, in a folder of their own that PYTHONPATH=.cloud adds: they do not
+# change the versions in the environment.
 cloud: .cloud/.installed
 
 .cloud/.installed: requirements-cloud.lock .venv/.installed
@@ -30,19 +30,19 @@ cloud: .cloud/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .cloud -r requirements-cloud.lock
 	touch $@
 
-# The tiny study through a Slurm of one node that is started here, about 20 minutes. Installs Debian's slurm-wlm and
-# munge where they are missing and apt-get may be used.
+# Run the tiny study on a Slurm of one node that the tests start, about 20 minutes. Installs Debian's slurm-wlm and munge
+# if they are missing and apt-get is allowed.
 test-slurm: cloud
 	@command -v slurmd > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null \
 		|| { echo "installing slurm-wlm and munge" && apt-get update -qq && apt-get install -y -qq slurm-wlm munge; }
 	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rs tests/slurm
 
-# Results in a local S3 server, on one machine and from the pods of a stand-in for Kubernetes; about 10 minutes.
+# Results in a local S3 server, from one machine and from the pods of an emulated Kubernetes; about 10 minutes.
 test-storage: cloud
 	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rsx tests/storage tests/kubernetes
 
-# Every stage beside its peers, which get environments of their own, or its limit; an hour and a half on two cores. REAL_INPUT is a
-# folder with models/stories260K and data/tinystories. The record is results/benchmark/record.txt.
+# Compare every stage with other libraries, in environments of their own, or with its physical limit; an hour and a half
+# on two cores. REAL_INPUT is a folder with models/stories260K and data/tinystories. Writes results/benchmark/record.txt.
 benchmark: environment .peers/saelens/.installed .peers/circuit_tracer/.installed
 	$(BIN)/snakemake --cores all dictionaries --configfile benchmarks/study.yaml
 	$(BIN)/python benchmarks/suite.py
@@ -60,11 +60,11 @@ lint: environment
 	$(BIN)/pyright
 	$(BIN)/snakemake --lint
 
-# docs/walkthrough.ipynb, run anew on results/quickstart
+# Run docs/walkthrough.ipynb again on results/quickstart.
 walkthrough: environment
 	$(BIN)/python -m tests.workflow.notebook
 
-# The README's pictures: those that the tests make of quickstart's results.
+# Update the README's pictures with the screenshots that the tests take of quickstart's results.
 screenshots: environment
 	$(BIN)/python -m pytest tests/explorer/test_real_results.py
 	mkdir -p docs/screenshots

@@ -1,4 +1,4 @@
-"""What counts as the same result, and what does not."""
+"""Two results folders are equal if they differ only in times."""
 
 from pathlib import Path
 
@@ -24,18 +24,18 @@ def write(folder: Path, loss: float = 1.0, speed: float = 5.0, view: int = 1, mi
     return folder
 
 
-def test_times_make_no_difference(tmp_path: Path) -> None:
+def test_times_are_not_compared(tmp_path: Path) -> None:
     one, other = write(tmp_path / "a"), write(tmp_path / "b", speed=6.0, minute=11)
     assert (one / "history.parquet").read_bytes() != (other / "history.parquet").read_bytes()
     assert differences(one, other) == []
 
 
-def test_every_other_number_does(tmp_path: Path) -> None:
+def test_every_other_number_is_compared(tmp_path: Path) -> None:
     one, other = write(tmp_path / "a"), write(tmp_path / "b", loss=1.0000001, view=2)
     assert differences(one, other) == ["catalog.duckdb", "history.parquet", "metric.parquet", "report.html"]
 
 
-def test_a_file_that_is_missing_or_changed_does(tmp_path: Path) -> None:
+def test_missing_and_changed_files_are_differences(tmp_path: Path) -> None:
     one, other = write(tmp_path / "a"), write(tmp_path / "b")
     (other / "model" / "weights").write_bytes(b"weightz")
     (one / "metric.parquet").unlink()
