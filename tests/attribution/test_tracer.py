@@ -150,8 +150,8 @@ BAD = {
     "random 1 @0": "no feature fires at position 0",
     "logits @11": "position 11 is outside the prompt of 11 tokens; choose 0 to 10",
     "logits @-12": "position -12 is outside the prompt of 11 tokens",
-    "logit zebra": "'zebra' is no single token of the vocabulary",
-    "logit w9 vs zebra": "'zebra' is no single token of the vocabulary",
+    "logit zebra": "'zebra' is not a single token of the vocabulary",
+    "logit w9 vs zebra": "'zebra' is not a single token of the vocabulary",
 }
 
 

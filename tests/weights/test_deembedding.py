@@ -65,7 +65,7 @@ def test_an_embedding_that_is_not_merely_scaled_raises(tmp_path):
     model.module.get_submodule(model.anatomy.embedding).register_forward_hook(
         lambda _module, _args, output: output / output.norm(dim=-1, keepdim=True)
     )
-    with pytest.raises(ValueError, match="no multiple of the embedding"):
+    with pytest.raises(ValueError, match="not a multiple of the embedding"):
         embedding_rows(model, weights)
 
 

@@ -69,7 +69,7 @@ def find_token(text: str, strings: list[str]) -> int:
             return strings.index(wanted)
     near = [token for token in strings if token.strip() and text.startswith(token.strip())]
     hint = f"; it begins with the token {max(near, key=len)!r}" if near else ""
-    raise ValueError(f"{text!r} is no single token of the vocabulary{hint}; name another")
+    raise ValueError(f"{text!r} is not a single token of the vocabulary{hint}; name another")
 
 
 def resolve_position(position: int, model: LinearizedModel) -> int:

@@ -111,7 +111,7 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
             # the scale is measured in the model's dtype: treat rounding as 1
             return rows if abs(scale - 1) < 1e-5 else rows * scale
     raise ValueError(
-        f"{model.anatomy.architecture}: what enters its residual stream is no multiple of the embedding; "
+        f"{model.anatomy.architecture}: what enters its residual stream is not a multiple of the embedding; "
         "choose another model"
     )
 
