@@ -1,4 +1,4 @@
-"""The report in a browser: its graph answers to mouse and keys, and it fits windows and paper."""
+"""The report in a browser: mouse and keyboard control of its graph, window widths, print."""
 
 import pytest
 from tests.report.browser import opened
@@ -19,13 +19,13 @@ def page(shown):
     return page
 
 
-def test_the_page_asks_for_nothing_and_complains_of_nothing(shown, written) -> None:
+def test_the_page_makes_no_requests_and_logs_nothing(shown, written) -> None:
     _, heard = shown
     assert set(heard.requests) == {written.file.as_uri()}
     assert heard.messages == []
 
 
-def test_pointing_at_a_node_brings_its_edges_and_what_they_join_forward(page) -> None:
+def test_hovering_over_a_node_highlights_its_edges_and_their_nodes(page) -> None:
     page.locator(f"{NODE}[data-n='1']").hover()
     edges = page.eval_on_selector_all(
         ".edges path.highlighted", "all => all.map(e => [e.dataset.s, e.dataset.t])"
@@ -35,23 +35,23 @@ def test_pointing_at_a_node_brings_its_edges_and_what_they_join_forward(page) ->
     assert sorted(nodes) == ["0", "1", "2", "3"]
 
 
-def test_a_click_tells_what_is_known_of_a_node(page) -> None:
+def test_a_click_opens_the_panel_of_a_node(page) -> None:
     assert page.locator(".node-panel").is_hidden()
     page.locator(f"{NODE}[data-n='1']").click()
-    told = page.locator(".node-panel").inner_text()
-    assert told.startswith("1/5 'the'@2")
-    assert "influence\n0.5" in told
+    panel = page.locator(".node-panel").inner_text()
+    assert panel.startswith("1/5 'the'@2")
+    assert "influence\n0.5" in panel
     # edges, the strongest first: predicted, frozen, free
-    assert "logit 'the'@2\t2\t2\t1" in told
-    assert told.index("0/3 'the'@1\t1\t1\t0.5") < told.index("error 0 'the'@1\t0.25\t0.25\t0.125")
-    assert "raises the logits of\n\nthe" in told
+    assert "logit 'the'@2\t2\t2\t1" in panel
+    assert panel.index("0/3 'the'@1\t1\t1\t0.5") < panel.index("error 0 'the'@1\t0.25\t0.25\t0.125")
+    assert "raises the logits of\n\nthe" in panel
     assert page.locator(".examples .tokens").inner_text().strip() == "2the b the"
     assert page.locator(".examples b").evaluate("e => e.style.backgroundColor") == "rgba(230, 159, 0, 0.75)"
     page.locator(".node-panel .close").click()
     assert page.locator(".node-panel").is_hidden()
 
 
-def test_the_slider_keeps_what_holds_the_share_and_what_begins_and_ends(page) -> None:
+def test_the_slider_keeps_nodes_up_to_the_share_and_always_targets_and_embeddings(page) -> None:
     total = 1 + 0.5 + 0.25 + 0.125 + 0.0625 + 0.03125
     share = int(100 * (1.75 / total)) + 1
     page.locator("input[type=range]").fill(str(share))
@@ -67,7 +67,7 @@ def test_the_slider_keeps_what_holds_the_share_and_what_begins_and_ends(page) ->
     assert sorted(kept) == ["0", "4", "5"]
 
 
-def test_keys_go_from_node_to_node_and_tell_of_one(page) -> None:
+def test_arrow_keys_move_between_nodes_and_enter_opens_a_panel(page) -> None:
     def focused() -> str:
         return page.evaluate("document.activeElement.dataset.n")
 
@@ -86,22 +86,22 @@ def test_keys_go_from_node_to_node_and_tell_of_one(page) -> None:
     assert page.locator(".node-panel").is_hidden()
     page.keyboard.press("ArrowUp")
     assert focused() == "0"
-    # one node of the graph is a stop of the Tab key
+    # the Tab key stops at one node of the graph
     assert page.locator(f"{NODE}[tabindex='0']").count() == 1
 
 
-def test_nodes_say_what_they_are_to_those_who_do_not_see_them(page) -> None:
+def test_nodes_have_a_description_for_screen_readers(page) -> None:
     label = page.locator(f"{NODE}[data-n='1']").get_attribute("aria-label")
     assert label == "feature 1/5 at the, position 2; influence 0.5"
 
 
 @pytest.mark.parametrize("width", [360, 800, 1600])
-def test_no_window_has_to_be_scrolled_sideways(browser, written, width: int) -> None:
+def test_no_window_width_needs_horizontal_scrolling(browser, written, width: int) -> None:
     with opened(browser, written.file, width) as (page, _):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_print_leaves_out_what_only_a_screen_can_use(page) -> None:
+def test_print_hides_interactive_elements(page) -> None:
     page.emulate_media(media="print")
     for selector in (".pruning", "nav", "details.sql", ".node-panel"):
         assert page.locator(selector).first.is_hidden(), selector
@@ -109,7 +109,7 @@ def test_print_leaves_out_what_only_a_screen_can_use(page) -> None:
     page.emulate_media(media="screen")
 
 
-def test_without_scripts_graphs_and_tables_are_there(browser, written) -> None:
+def test_graphs_are_drawn_without_scripts(browser, written) -> None:
     with opened(browser, written.file, java_script_enabled=False) as (page, heard):
         assert page.locator(NODE).count() == 6
         assert page.locator(".pruning").is_hidden()

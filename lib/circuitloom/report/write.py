@@ -85,7 +85,7 @@ def render(inputs: ReportInputs, sections: Sections, catalogue: AnswerLog) -> st
             study=inputs.config["name"],
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             policy=policy(script),
-            style=Markup(read_template("report.css") + read_template("graph.css")),
+            style=Markup(read_template("graph.css") + read_template("report.css")),
             script=Markup(script),
             sections=sections,
             pareto_panels=PARETO_PANELS,
