@@ -17,7 +17,7 @@ from circuitloom.config import load_study
 from circuitloom.config.cases import KINDS
 from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, Layout
 from circuitloom.core.provenance import code_hash
-from circuitloom.evaluation.summary import NEURONS
+from circuitloom.core.layout import NEURONS
 from circuitloom.language_model.model_files import PICKLED, TEXT, WEIGHTS, matching
 
 try:
