@@ -2,12 +2,12 @@ from circuitloom.core.script import job
 
 with job("evaluation", snakemake):
     from circuitloom.config.evaluation import Evaluation
+    from circuitloom.core.layout import ALL_LAYERS
     from circuitloom.core.tables import METRIC, write_table
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.held_out import load_held_out
     from circuitloom.evaluation.scoring import metric_row, read_baselines, score_runs
-    from circuitloom.evaluation.summary import ALL_LAYERS
     from circuitloom.language_model.model import load_model
 
     source, params = snakemake.input, snakemake.params

@@ -12,7 +12,7 @@ from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select_concepts
 from circuitloom.corpus.chronicle.grammar import episodes
 from circuitloom.corpus.chronicle.slots import templates
 from circuitloom.corpus.chronicle.vocabulary import CLASSES
-from circuitloom.corpus.packing import Layout
+from circuitloom.corpus.packing import Packing
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
@@ -135,11 +135,11 @@ def test_annotations_with_evidence_in_the_previous_sequence_are_dropped(chronicl
 
 
 def test_token_spans_of_another_tokenizer_spell_their_words(tokenizer):
-    layout = Layout(load_tokenizer(str(tokenizer)), 128)
-    strings = layout.tokenizer.strings()
+    packing = Packing(load_tokenizer(str(tokenizer)), 128)
+    strings = packing.tokenizer.strings()
     for episode in SAMPLE[:50]:
-        (ids,) = layout.tokenizer.encode([episode.text])
-        spans = token_spans(episode, layout)
+        (ids,) = packing.tokenizer.encode([episode.text])
+        spans = token_spans(episode, packing)
         pieces = ["".join(strings[i] for i in ids[first : last + 1]) for first, last in spans]
         assert [piece.strip() for piece in pieces] == list(episode.words)
         assert spans[0, 0] == 0 and spans[-1, 1] == len(ids) - 1

@@ -7,7 +7,7 @@ import torch
 from tests.corpus.inputs import TEXTS, bpe, built, jsonl
 
 from circuitloom.core.tables import read_table
-from circuitloom.corpus.packing import Cursor, Layout, pack_documents
+from circuitloom.corpus.packing import Cursor, Packing, pack_documents
 from circuitloom.corpus.source import Document
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens, scored_positions
@@ -22,23 +22,23 @@ def stream(tokens):
     return tokens.take(everything)[:, first:].flatten(), tokens.take_document(everything)[:, first:].flatten()
 
 
-def packed(layout, block, cursor=Cursor(), limit=None):  # noqa: B008
-    return list(pack_documents(DOCUMENTS[cursor.stream_index :], layout, cursor, block, limit))
+def packed(packing, block, cursor=Cursor(), limit=None):  # noqa: B008
+    return list(pack_documents(DOCUMENTS[cursor.stream_index :], packing, cursor, block, limit))
 
 
 @pytest.mark.parametrize(("bos", "eos"), [("<s>", None), ("<s>", "</s>"), (None, "</s>"), (None, None)])
 def test_concatenated_sequences_are_the_documents_with_their_separators(tmp_path, bos, eos):
     folder = bpe(tmp_path / "tokenizer", bos, eos)
-    layout = Layout(load_tokenizer(str(folder)), 16)
+    packing = Packing(load_tokenizer(str(folder)), 16)
     before = [] if bos is None else [0]
     after = [] if bos or eos is None else [0]
-    want = [[*before, *ids, *after] for ids in layout.tokenizer.encode(TEXTS)]
-    blocks = packed(layout, 7)
+    want = [[*before, *ids, *after] for ids in packing.tokenizer.encode(TEXTS)]
+    blocks = packed(packing, 7)
     token = np.concatenate([block.token for block in blocks])
     assert token.shape[1] == 16 and (bos is None or (token[:, 0] == 0).all())
     flat = token[:, len(before) :].ravel()
     expected = np.concatenate(want)
-    assert len(expected) - len(flat) < layout.stride
+    assert len(expected) - len(flat) < packing.stride
     assert np.array_equal(flat, expected[: len(flat)])
     numbers = np.repeat(np.arange(len(want)), [len(ids) for ids in want])
     document = np.concatenate([block.document for block in blocks])[:, len(before) :].ravel()
@@ -53,10 +53,10 @@ def test_concatenated_sequences_are_the_documents_with_their_separators(tmp_path
 
 @pytest.mark.parametrize("block", [3, 50])
 def test_packing_resumes_from_any_block_with_the_same_result(tokenizer, block):
-    layout = Layout(load_tokenizer(str(tokenizer)), 16)
-    whole = packed(layout, block)
+    packing = Packing(load_tokenizer(str(tokenizer)), 16)
+    whole = packed(packing, block)
     for stop in range(0, len(whole), 5):
-        rest = packed(layout, block, whole[stop].cursor)
+        rest = packed(packing, block, whole[stop].cursor)
         assert len(rest) == len(whole) - stop - 1
         for got, want in zip(rest, whole[stop + 1 :], strict=True):
             assert np.array_equal(got.token, want.token) and np.array_equal(got.document, want.document)
@@ -64,17 +64,17 @@ def test_packing_resumes_from_any_block_with_the_same_result(tokenizer, block):
 
 
 def test_packing_stops_at_the_limit(tokenizer):
-    layout = Layout(load_tokenizer(str(tokenizer)), 16)
-    assert [len(block.token) for block in packed(layout, 7, limit=17)] == [7, 7, 3]
+    packing = Packing(load_tokenizer(str(tokenizer)), 16)
+    assert [len(block.token) for block in packed(packing, 7, limit=17)] == [7, 7, 3]
 
 
 def test_a_token_outside_the_models_vocabulary_is_refused(tokenizer):
     known = load_tokenizer(str(tokenizer))
     largest = max(int(ids.max()) for ids in known.encode(TEXTS))
     assert largest + 1 < known.vocabulary
-    assert packed(Layout(known, 16, model_vocabulary=largest + 1), 7)
+    assert packed(Packing(known, 16, model_vocabulary=largest + 1), 7)
     with pytest.raises(ValueError, match=f"the model knows {largest} tokens; use the tokenizer"):
-        packed(Layout(known, 16, model_vocabulary=largest), 7)
+        packed(Packing(known, 16, model_vocabulary=largest), 7)
 
 
 def test_truncation_and_padding_of_a_tokenizer_are_switched_off(tokenizer, tmp_path):

@@ -15,7 +15,7 @@ from circuitloom.evaluation.scoring import (
     score_runs,
     site_means,
 )
-from circuitloom.evaluation.summary import ALL_LAYERS
+from circuitloom.core.layout import ALL_LAYERS
 from circuitloom.language_model.hooks import Site, capture, edited
 
 

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+ALL_LAYERS = -1
+"""Value of the column `layer` for all layers replaced at once, or the best of all layers."""
+
+NEURONS, RESIDUAL = "neurons", "residual"
+"""Names of the runs whose features are MLP neurons and residual directions."""
 CATALOG = "catalog.duckdb"
 LOGS, BENCHMARKS, CHECKSUMS = "logs", "benchmarks", "checksums"
 FEATURE_TABLES = ("feature", "histogram", "activation", "code", "example", "logit")

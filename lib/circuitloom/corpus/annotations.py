@@ -14,7 +14,7 @@ from ..core.tables import CONCEPT, read_table
 from .chronicle.concepts import Concept, select_concepts
 from .chronicle.cues import AnnotatedWord
 from .chronicle.grammar import Episode, write_episode
-from .packing import Layout
+from .packing import Packing
 from .source import VALIDATION
 from .tokenizer import load_tokenizer
 from .tokens import open_tokens
@@ -29,8 +29,8 @@ def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path,
         return CONCEPT.schema.empty_table()
     concepts = select_concepts(section.concepts)
     texts = read_table(document, pc.field("split") == VALIDATION)["text"].to_pylist()
-    layout = Layout(load_tokenizer(str(tokenizer)), section.context)
-    return concept_table(_episodes(seed, texts, document), concepts, layout, len(open_tokens(tokens)))
+    packing = Packing(load_tokenizer(str(tokenizer)), section.context)
+    return concept_table(_episodes(seed, texts, document), concepts, packing, len(open_tokens(tokens)))
 
 
 def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episode]:
@@ -44,7 +44,7 @@ def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episo
 
 
 def concept_table(
-    episodes: Iterable[Episode], concepts: Sequence[Concept], layout: Layout, sequences: int
+    episodes: Iterable[Episode], concepts: Sequence[Concept], packing: Packing, sequences: int
 ) -> pa.Table:
     """CONCEPT rows of documents packed one after the other into `sequences` sequences, sorted by the table's key.
 
@@ -53,21 +53,21 @@ def concept_table(
     found: list[list[_Annotation]] = [[] for _ in concepts]
     start = 0
     for episode in episodes:
-        spans = token_spans(episode, layout)
-        start += len(layout.prefix)
-        tokens = _tokens(spans, start, layout)
+        spans = token_spans(episode, packing)
+        start += len(packing.prefix)
+        tokens = _tokens(spans, start, packing)
         for annotations, concept in zip(found, concepts, strict=True):
             for word in concept.find(episode):
                 annotations.extend(_token_annotations(word, concept, episode, tokens))
-        start += int(spans[-1, 1]) + 1 + len(layout.suffix)
-    return _table(found, [concept.name for concept in concepts], layout, sequences)
+        start += int(spans[-1, 1]) + 1 + len(packing.suffix)
+    return _table(found, [concept.name for concept in concepts], packing, sequences)
 
 
-def token_spans(episode: Episode, layout: Layout) -> Int[np.ndarray, "word 2"]:
+def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]:
     """First and last token of each word of a document."""
     ends = np.cumsum([len(word) + 1 for word in episode.words]) - 1
     starts = ends - [len(word) for word in episode.words]
-    offsets = layout.tokenizer.offsets(episode.text)
+    offsets = packing.tokenizer.offsets(episode.text)
     first = np.searchsorted(offsets[:, 1], starts, side="right")
     last = np.searchsorted(offsets[:, 0], ends, side="left") - 1
     return np.stack([first, last], axis=1)
@@ -83,10 +83,10 @@ class _Annotation(NamedTuple):
     optional: list[int]
 
 
-def _tokens(spans: Int[np.ndarray, "word 2"], start: int, layout: Layout) -> list[range]:
+def _tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing) -> list[range]:
     """Tokens of each word of a document that begins at `start`; the last entry (index -1) is its BOS."""
     words = [range(start + first, start + last + 1) for first, last in spans.tolist()]
-    return [*words, range(start - len(layout.prefix), start)]
+    return [*words, range(start - len(packing.prefix), start)]
 
 
 def _token_annotations(
@@ -102,9 +102,9 @@ def _token_annotations(
     return [_Annotation(token, evidence_start, cues, optional_tokens) for token in annotated]
 
 
-def _table(found: list[list[_Annotation]], names: list[str], layout: Layout, sequences: int) -> pa.Table:
+def _table(found: list[list[_Annotation]], names: list[str], packing: Packing, sequences: int) -> pa.Table:
     rows: dict[str, list] = {name: [] for name in CONCEPT.columns}
-    stride, n_prefix = layout.stride, len(layout.prefix)
+    stride, n_prefix = packing.stride, len(packing.prefix)
     for name, annotations in sorted(zip(names, found, strict=True)):
         for annotation in sorted(annotations):
             sequence, offset = divmod(annotation.token, stride)

@@ -13,7 +13,7 @@ from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder
 from ..core.progress import progress
 from ..core.tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
-from .packing import Layout, PackedBlocks, pack_documents, write_documents
+from .packing import PackedBlocks, Packing, pack_documents, write_documents
 from .source import TRAIN, VALIDATION, Source, open_source, text_hash
 from .tokenizer import Tokenizer, load_tokenizer, word_tokenizer
 from .tokens import SEQUENCES_PER_SHARD, write_tokens
@@ -65,42 +65,46 @@ def build_corpus(
     tokenizer = tokenizer or TokenizerSource()
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source(section, seed, folder / "build.partial" / "datasets")
-    layout = Layout(tokenizer.load(), section.context, tokenizer.model_vocabulary)
+    packing = Packing(tokenizer.load(), section.context, tokenizer.model_vocabulary)
     # the choice of concepts does not change the text
     keys = section.model_dump(mode="json", exclude={"concepts"})
     mark = fingerprint(
-        section=keys, source=source.identity, tokenizer=layout.tokenizer.fingerprint, version=version
+        section=keys, source=source.identity, tokenizer=packing.tokenizer.fingerprint, version=version
     )
     attributes = {
-        "bos_id": layout.tokenizer.bos_id,
-        "context": layout.context,
-        "vocabulary": layout.tokenizer.vocabulary,
+        "bos_id": packing.tokenizer.bos_id,
+        "context": packing.context,
+        "vocabulary": packing.tokenizer.vocabulary,
         "tokenizer": {"name": tokenizer.name, "revision": tokenizer.revision, "commit": tokenizer.commit()},
         "source": section.source,
         "revision": source.identity.get("revision"),
         "fingerprint": mark,
     }
     with partial_folder(folder / "build", mark) as partial:
-        splits = _pack(section, source, layout, partial)
-        _write(partial, splits, layout, attributes)
+        splits = _pack(section, source, packing, partial)
+        _write(partial, splits, packing, attributes)
         _finish(partial, folder)
 
 
-def _pack(section: config.Corpus, source: Source, layout: Layout, partial: Path) -> dict[str, PackedBlocks]:
+def _pack(section: config.Corpus, source: Source, packing: Packing, partial: Path) -> dict[str, PackedBlocks]:
     """Pack both splits; existing blocks are kept."""
     validation, train = (PackedBlocks(partial / split, split) for split in (VALIDATION, TRAIN))
-    _pack_split(validation, section.validation_tokens, source, layout, set())
+    _pack_split(validation, section.validation_tokens, source, packing, set())
     held_out = {text_hash(text) for text in validation.texts()}
-    _pack_split(train, section.train_tokens, source, layout, held_out)
+    _pack_split(train, section.train_tokens, source, packing, held_out)
     return {TRAIN: train, VALIDATION: validation}
 
 
 def _pack_split(
-    blocks: PackedBlocks, tokens: int | None, source: Source, layout: Layout, excluded: set[int]
+    blocks: PackedBlocks,
+    tokens: int | None,
+    source: Source,
+    packing: Packing,
+    excluded: set[int],
 ) -> None:
     """Pack a split to about `tokens` tokens, without documents whose text hash is in `excluded`."""
     split, cursor = blocks.split, blocks.cursor
-    limit = None if tokens is None else max(1, tokens // layout.context)
+    limit = None if tokens is None else max(1, tokens // packing.context)
     documents = (d for d in source.documents(split, cursor.stream_index) if text_hash(d.text) not in excluded)
     if limit is None:
         bar = progress(
@@ -108,29 +112,35 @@ def _pack_split(
         )
     else:
         bar = progress(
-            f"corpus: {split}", limit * layout.context, "tokens", cursor.sequences * layout.context
+            f"corpus: {split}",
+            limit * packing.context,
+            "tokens",
+            cursor.sequences * packing.context,
         )
     with bar:
-        for block in pack_documents(documents, layout, cursor, SEQUENCES_PER_SHARD, limit):
+        for block in pack_documents(documents, packing, cursor, SEQUENCES_PER_SHARD, limit):
             blocks.append(block)
             bar.update(
                 sum(len(document.text) for document in block.documents) if limit is None else block.token.size
             )
     if not len(blocks):
         raise ValueError(
-            f"{source.name}: the {split} documents do not fill one sequence of {layout.context} tokens; "
+            f"{source.name}: the {split} documents do not fill one sequence of {packing.context} tokens; "
             "give more text, or change corpus.context or corpus.validation_share"
         )
 
 
 def _write(
-    partial: Path, splits: dict[str, PackedBlocks], layout: Layout, attributes: dict[str, Any]
+    partial: Path,
+    splits: dict[str, PackedBlocks],
+    packing: Packing,
+    attributes: dict[str, Any],
 ) -> None:
-    layout.tokenizer.save(partial / "tokenizer")
+    packing.tokenizer.save(partial / "tokenizer")
     for split, blocks in splits.items():
         write_tokens(partial / f"{split}.zarr", blocks.arrays(), blocks.cursor.sequences, attributes)
     write_documents(partial / "document.parquet", [splits[TRAIN], splits[VALIDATION]])
-    write_table(TOKEN, _token_table(splits[VALIDATION], layout.tokenizer), partial / "token.parquet")
+    write_table(TOKEN, _token_table(splits[VALIDATION], packing.tokenizer), partial / "token.parquet")
 
 
 def _token_table(blocks: PackedBlocks, tokenizer: Tokenizer) -> pa.Table:

@@ -60,7 +60,7 @@ class SequenceBlock:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Packing:
     """How documents are laid out in sequences."""
 
     tokenizer: Tokenizer
@@ -103,7 +103,11 @@ class _Span:
 
 
 def pack_documents(
-    documents: Iterable[Document], layout: Layout, cursor: Cursor, block: int, limit: int | None = None
+    documents: Iterable[Document],
+    packing: Packing,
+    cursor: Cursor,
+    block: int,
+    limit: int | None = None,
 ) -> Iterator[SequenceBlock]:
     """Yield blocks of `block` sequences; the last block may be shorter. `documents` must start at the cursor's.
 
@@ -115,28 +119,28 @@ def pack_documents(
     numbered = enumerate(documents, cursor.document)
     while limit is None or cursor.sequences < limit:
         wanted = block if limit is None else min(block, limit - cursor.sequences)
-        while n_pending < wanted * layout.stride and (batch := list(islice(numbered, _TOKENIZER_BATCH))):
-            spans = _tokenize(batch, layout, cursor)
+        while n_pending < wanted * packing.stride and (batch := list(islice(numbered, _TOKENIZER_BATCH))):
+            spans = _tokenize(batch, packing, cursor)
             n_pending += sum(len(span.tokens) for span in spans)
             pending += spans
-        sequences = min(wanted, n_pending // layout.stride)
+        sequences = min(wanted, n_pending // packing.stride)
         if not sequences:
             return
-        taken, pending = _split(pending, sequences * layout.stride)
-        n_pending -= sequences * layout.stride
+        taken, pending = _split(pending, sequences * packing.stride)
+        n_pending -= sequences * packing.stride
         cursor = _advance(cursor, sequences, taken, pending)
-        yield _block(taken, layout, cursor)
+        yield _block(taken, packing, cursor)
 
 
-def _tokenize(batch: list[tuple[int, Document]], layout: Layout, cursor: Cursor) -> list[_Span]:
-    tokenizer = layout.tokenizer
+def _tokenize(batch: list[tuple[int, Document]], packing: Packing, cursor: Cursor) -> list[_Span]:
+    tokenizer = packing.tokenizer
     spans = []
     for (number, source), ids in zip(batch, tokenizer.encode([d.text for _, d in batch]), strict=True):
-        tokens = np.concatenate([layout.prefix, ids, layout.suffix]).astype(np.int32)
+        tokens = np.concatenate([packing.prefix, ids, packing.suffix]).astype(np.int32)
         largest = int(tokens.max(initial=0))
-        if layout.model_vocabulary and largest >= layout.model_vocabulary:
+        if packing.model_vocabulary and largest >= packing.model_vocabulary:
             raise ValueError(
-                f"corpus.tokenizer: gives token {largest}, but the model knows {layout.model_vocabulary} tokens; "
+                f"corpus.tokenizer: gives token {largest}, but the model knows {packing.model_vocabulary} tokens; "
                 "use the tokenizer that the model was trained with"
             )
         offset = cursor.offset if number == cursor.document else 0
@@ -163,11 +167,11 @@ def _advance(cursor: Cursor, sequences: int, taken: list[_Span], pending: list[_
     return Cursor(taken[-1].source.stream_index + 1, taken[-1].document + 1, 0, total)
 
 
-def _block(spans: list[_Span], layout: Layout, cursor: Cursor) -> SequenceBlock:
-    token = np.concatenate([span.tokens for span in spans]).astype(layout.dtype).reshape(-1, layout.stride)
+def _block(spans: list[_Span], packing: Packing, cursor: Cursor) -> SequenceBlock:
+    token = np.concatenate([span.tokens for span in spans]).astype(packing.dtype).reshape(-1, packing.stride)
     document = np.repeat([s.document for s in spans], [len(s.tokens) for s in spans]).astype(np.int32)
-    document = document.reshape(-1, layout.stride)
-    for bos_id in layout.prefix:
+    document = document.reshape(-1, packing.stride)
+    for bos_id in packing.prefix:
         token = np.pad(token, ((0, 0), (1, 0)), constant_values=bos_id)
         document = np.pad(document, ((0, 0), (1, 0)), mode="edge")
     documents = [

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config.evaluation import Evaluation
+from ..core.layout import NEURONS, RESIDUAL
 from ..core.progress import progress
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Site, capture
@@ -21,7 +22,6 @@ from .concepts import (
     score_features,
 )
 from .held_out import HeldOut
-from .summary import NEURONS, RESIDUAL
 
 FEATURES_PER_CONCEPT = 10
 """Number of best features in the table, per concept, run and layer."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..core.layout import ALL_LAYERS
 from ..core.plotting import BLUE, VERMILION, styled
 from ..core.tables import PARETO
-from .summary import ALL_LAYERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..config.evaluation import Evaluation
+from ..core.layout import ALL_LAYERS
 from ..core.progress import progress
 from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
@@ -35,7 +36,6 @@ from .metrics import (
     prediction_targets,
     reconstruction_sums,
 )
-from .summary import ALL_LAYERS
 
 Replacement = Callable[
     [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]

@@ -8,13 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config.dictionaries import Run
+from ..core.layout import ALL_LAYERS, NEURONS, RESIDUAL
 from ..core.tables import CONCEPT_SCORE, Table, read_table, write_table
-
-ALL_LAYERS = -1
-"""Value of the column `layer` for all layers replaced at once, or the best of all layers."""
-
-NEURONS, RESIDUAL = "neurons", "residual"
-"""Names of the runs whose features are MLP neurons and residual directions."""
 
 
 def concatenate_tables(table: Table, sources: Iterable[Path | str], path: Path | str) -> pa.Table:

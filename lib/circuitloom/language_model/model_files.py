@@ -5,9 +5,11 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    # the Snakefile imports this module: torch would slow every start
+    from torch import Tensor
 
 TEXT = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configs and tokenizers."""
@@ -31,8 +33,10 @@ def copy_files(folder: Path, target: Path, patterns: Iterable[str]) -> None:
         shutil.copyfile(file, target / file.name)
 
 
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
+def weights_digest(weights: "Mapping[str, Tensor]") -> str:
     """A digest of names, dtypes, shapes and values of weights."""
+    import torch
+
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in weights.items():
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
