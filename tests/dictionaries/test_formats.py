@@ -53,12 +53,12 @@ def test_an_exported_set_computes_the_same_in_circuit_tracer(act: str, skip: boo
     }  # fmt: skip
     x = torch.randn(30, D)
     for layer, dictionary in made.items():
-        held = load_file(tmp_path / f"layer_{layer}.safetensors")
-        pre = torch.nn.functional.linear(x, held["W_enc"], held["b_enc"])
-        y_hat = activate(pre, held.pop("activation_function.threshold", None)) @ held["W_dec"]
-        y_hat = y_hat + held["b_dec"] + (x @ held["W_skip"].T if skip else 0)
+        tensors = load_file(tmp_path / f"layer_{layer}.safetensors")
+        pre = torch.nn.functional.linear(x, tensors["W_enc"], tensors["b_enc"])
+        y_hat = activate(pre, tensors.pop("activation_function.threshold", None)) @ tensors["W_dec"]
+        y_hat = y_hat + tensors["b_dec"] + (x @ tensors["W_skip"].T if skip else 0)
         torch.testing.assert_close(y_hat, dictionary(x))
-        assert held.keys() == {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"W_skip"} if skip else set())
+        assert tensors.keys() == {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"W_skip"} if skip else set())
 
 
 def test_a_second_export_replaces_the_first(tmp_path) -> None:
@@ -115,14 +115,14 @@ def test_an_exported_dictionary_computes_the_same_in_saelens(architecture: str, 
     names = {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}
     expected = {"hook_name": "blocks.3.hook_mlp_out"} if sae else names
     assert metadata == {"model_name": "model", **expected, "sae_lens_version": "6.0.0"}
-    held = load_file(tmp_path / "sae_weights.safetensors")
+    tensors = load_file(tmp_path / "sae_weights.safetensors")
     x = torch.randn(30, D)
-    pre = x @ held["W_enc"] + held["b_enc"]
+    pre = x @ tensors["W_enc"] + tensors["b_enc"]
     if architecture == "topk":
         z = torch.zeros_like(pre).scatter(-1, pre.topk(3).indices, pre.topk(3).values.relu())
     else:
-        z = activate(pre, held.get("threshold"))
-    y_hat = z @ held["W_dec"] + held["b_dec"] + (x @ held["W_skip"].T if "W_skip" in held else 0)
+        z = activate(pre, tensors.get("threshold"))
+    y_hat = z @ tensors["W_dec"] + tensors["b_dec"] + (x @ tensors["W_skip"].T if "W_skip" in tensors else 0)
     torch.testing.assert_close(y_hat, dictionary(x))
 
 

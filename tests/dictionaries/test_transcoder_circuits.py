@@ -81,9 +81,11 @@ def files(tmp_path, config_class) -> Run:
     return run_of(tmp_path)
 
 
-def original(held: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def original(tensors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """The authors' forward pass on `ln2.hook_normalized`."""
-    return ((x - held["b_dec"]) @ held["W_enc"] + held["b_enc"]).relu() @ held["W_dec"] + held["b_dec_out"]
+    return ((x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]).relu() @ tensors["W_dec"] + tensors[
+        "b_dec_out"
+    ]
 
 
 def bridge(folder: Path):
@@ -107,13 +109,15 @@ def test_features_and_centred_outputs_are_those_of_compatibility_mode(
     model = load_model(folder, device="cpu")
     raw = capture(model, TOKENS, [Site(site, i) for site in ("mlp_in", "mlp_out") for i in range(LAYERS)])
     for layer in range(LAYERS):
-        x, held = cache[f"blocks.{layer}.ln2.hook_normalized"], weights(layer)
+        x, tensors = cache[f"blocks.{layer}.ln2.hook_normalized"], weights(layer)
         dictionary = import_transcoder(files, layer, model)
-        z = ((x - held["b_dec"]) @ held["W_enc"] + held["b_enc"]).relu() * held["W_dec"].norm(dim=1)
+        z = ((x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]).relu() * tensors["W_dec"].norm(
+            dim=1
+        )
         mine = raw[Site("mlp_in", layer)]
         torch.testing.assert_close(dictionary.encode(mine), z, rtol=1e-4, atol=1e-4)
         y_hat = dictionary(mine)
-        torch.testing.assert_close(centred(y_hat), centred(original(held, x)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(centred(y_hat), centred(original(tensors, x)), rtol=1e-4, atol=1e-4)
         # the replaced MLP outputs agree as well
         y = cache[f"blocks.{layer}.hook_mlp_out"]
         torch.testing.assert_close(centred(raw[Site("mlp_out", layer)]), y, rtol=1e-4, atol=1e-4)
@@ -192,7 +196,7 @@ def make_file(path: str) -> None:
     Path(path).touch()
 
 
-@pytest.mark.parametrize("place", ["cfg", "state_dict", "beside"])
+@pytest.mark.parametrize("place", ["cfg", "state_dict", "other"])
 def test_a_file_that_would_run_code_is_refused_and_runs_nothing(place: str, tmp_path) -> None:
     import os
 
@@ -241,8 +245,8 @@ BROKEN = {
 def test_a_file_that_does_not_fit_is_refused_in_one_line(fault: str, tmp_path) -> None:
     change, arguments, words = BROKEN[fault]
     file = tmp_path / "tc.0.pt"
-    held = {name: value for name, value in {**weights(0), **change}.items() if value is not None}
-    torch.save({"cfg": settings(0), "state_dict": held}, file)
+    tensors = {name: value for name, value in {**weights(0), **change}.items() if value is not None}
+    torch.save({"cfg": settings(0), "state_dict": tensors}, file)
     with pytest.raises(ValueError, match=rf"tc\.0\.pt: {words}") as error:
         read_transcoder(file, **({"layer": 0, "d": D_MODEL, "width": WIDTH} | arguments))
     assert "\n" not in str(error.value)

@@ -168,10 +168,10 @@ class Dictionary:
         """As `edit`, with z zero where `ablated(token, feature)`; only active features are decoded."""
         read = self.encoder_input(x, y)
         token, feature, value = self.encode_sparse(read)
-        gone = ablated(token, feature)
+        mask = ablated(token, feature)
         if keep_error:
-            return y - self.write_sparse(token[gone], feature[gone], value[gone], len(y))
-        return self.decode_sparse(token[~gone], feature[~gone], value[~gone], read)
+            return y - self.write_sparse(token[mask], feature[mask], value[mask], len(y))
+        return self.decode_sparse(token[~mask], feature[~mask], value[~mask], read)
 
     def subtract_feature(
         self,

@@ -14,7 +14,7 @@ D, WIDTH, TOKENS = 12, 40, 256
 
 
 def norm(kind: str) -> nn.Module | None:
-    """A norm with a gain, and with a bias where its kind has one."""
+    """A norm with a gain, and with a bias for LayerNorm."""
     generator = torch.Generator().manual_seed(5)
     module = {"layer": nn.LayerNorm(D), "rms": nn.RMSNorm(D), "none": None}[kind]
     for parameter in [] if module is None else module.parameters():
@@ -102,7 +102,7 @@ def test_the_objective_is_the_authors() -> None:
         z = ((x - p.b_in) @ p.W_enc.T + p.b_enc).relu()
         y_hat = z @ p.W_dec + p.b_dec
         expected = ((y_hat - y) ** 2 / y.norm(dim=1, keepdim=True)).mean() + 0.01 * z.sum(1).mean()
-    # the dense products run in bfloat16 where the hardware has it
+    # dense products run in bfloat16 if the hardware supports it
     assert terms.loss.item() == pytest.approx(float(expected), rel=1e-2)
 
 
