@@ -1,4 +1,4 @@
-"""Chromium, driven by Playwright, whose own download of a browser is not needed."""
+"""An installed Chromium, driven by Playwright without its own download of a browser."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ FLAGS = [
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """The browser; the test is skipped where there is none."""
+    """The browser. Skips the test if Chromium is not installed."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium: install Debian's package chromium, or set CHROMIUM to its path")
     from playwright.sync_api import sync_playwright

@@ -1,4 +1,4 @@
-"""Which data files of two results folders differ."""
+"""Find the data files that differ between two folders of results."""
 
 import re
 from pathlib import Path
@@ -9,22 +9,22 @@ from pyarrow import Table
 from circuitloom.core.layout import BENCHMARKS, CHECKSUMS, LOGS
 from circuitloom.core.tables import read_table
 
-CLOCKED = {"seconds", "tokens_per_second"}
-"""Columns that hold times, which no two runs share."""
+TIMES = {"seconds", "tokens_per_second"}
+"""Columns with times, which differ between any two runs."""
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Paths of data files, relative to both folders, that are in one of them only or hold different things.
+    """Paths, relative to both folders, of data files that differ or are in only one folder.
 
-    Files are compared byte by byte; of tables with times all other columns, of the catalogue its views and macros, of
-    the report all but times.
+    Files are compared byte by byte, except: tables without columns of times, the catalogue by its views and macros, the
+    report without times.
     """
     names = data_files(one) | data_files(other)
     return sorted(str(name) for name in names if not _same(one / name, other / name))
 
 
 def data_files(folder: Path) -> set[Path]:
-    """Paths, relative to a results folder, of all that jobs made; logs, locks and records of checksums left out."""
+    """Paths, relative to the folder, of all outputs of jobs: no logs, benchmarks, locks or checksum records."""
     files = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
     return {
         file
@@ -41,20 +41,20 @@ def _same(one: Path, other: Path) -> bool:
     if one.read_bytes() == other.read_bytes():
         return True
     if one.suffix == ".parquet":
-        timed = [name for name in read_table(one).column_names if name in CLOCKED]
-        return bool(timed) and _untimed(one).equals(_untimed(other))
+        times = [name for name in read_table(one).column_names if name in TIMES]
+        return bool(times) and _without_times(one).equals(_without_times(other))
     if one.suffix == ".duckdb":
         return _definitions(one) == _definitions(other)
-    return one.name == "report.html" and _still(one) == _still(other)
+    return one.name == "report.html" and _report_without_times(one) == _report_without_times(other)
 
 
-def _untimed(file: Path) -> Table:
+def _without_times(file: Path) -> Table:
     table = read_table(file)
-    return table.drop_columns([name for name in table.column_names if name in CLOCKED])
+    return table.drop_columns([name for name in table.column_names if name in TIMES])
 
 
 def _definitions(file: Path) -> list[list[tuple]]:
-    """Views and macros: the catalogue holds nothing else."""
+    """Views and macros of a catalogue, which contains nothing else."""
     with duckdb.connect(file, read_only=True) as connection:
         assert not connection.sql("FROM duckdb_tables()").fetchall()
         queries = (
@@ -65,11 +65,10 @@ def _definitions(file: Path) -> list[list[tuple]]:
         return [connection.sql(query).fetchall() for query in queries]
 
 
-def _still(file: Path) -> str:
-    """The report without times: of its writing, of jobs, and of tracing, whose table (trace) is compared by itself."""
+def _report_without_times(file: Path) -> str:
+    """The report without the times of writing it, of jobs and of tracing (the table trace is compared by itself)."""
     page = file.read_text()
-    # where results lie in a bucket no times are found
+    # the times of jobs are missing if the results are in a bucket
     page = re.sub(r"<h3>Times</h3>.*?</section>", "", page, flags=re.DOTALL)
     page = re.sub(r'<(table|script)\b[^>]*data-answer="traces".*?</\1>', "", page, flags=re.DOTALL)
-    page = re.sub(r"Jobs of each rule: .*? in all", "", page)
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", page)

@@ -1,4 +1,4 @@
-"""Shapes and types are checked at test time; real inputs are found or their tests skipped."""
+"""Check shapes and types in all tests; find real inputs, or skip the tests that need them."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# two processes of tests share two cores: threads that wait for each other would spin
+# two test processes share two cores: threads that wait for each other would spin
 os.environ["OMP_NUM_THREADS"] = "1"
-# without a GPU its kernels run in Triton's interpreter, which has to be said before Triton is imported
+# without a GPU, kernels run in Triton's interpreter; Triton reads the variable when it is imported
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
-# what a shell starts in the background ignores interrupts, as would the servers that tests start and interrupt
+# a process in the background ignores interrupts, and so would the servers that tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# an int is a float, as PEP 484 has it
+# accept an int for a float, as PEP 484 does
 install_import_hook("circuitloom", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
@@ -32,7 +32,7 @@ def real_input() -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium, once a process: two playwrights cannot be open in one. Its tests are skipped where there is none."""
+    """Chromium, once per process because a process can open only one Playwright. Skips tests without Chromium."""
     from tests.browser import chromium
 
     with chromium() as browser:
@@ -40,10 +40,7 @@ def browser() -> Iterator[Any]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have tests tried once more that fail in a browser, or beside processes that they start and kill.
-
-    On a machine that is busy with other tests these answer late, and no wait foresees all of that.
-    """
+    """Repeat failed tests once if they use a browser or start and kill processes: a busy machine can delay these."""
     workflow = Path(__file__).parent / "workflow"
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()) or item.path.parent == workflow:

@@ -55,7 +55,7 @@ def _save(cls, config, folder: Path, seed: int) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = cls(config)
-        # fresh norms and biases are ones and zeros, which would hide a gain or a bias left out
+        # new norms and biases are ones and zeros, which would hide a missing gain or bias
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)

@@ -19,8 +19,8 @@ def write(folder: Path, loss: float = 1.0, speed: float = 5.0, view: int = 1, mi
     with duckdb.connect(folder / "catalog.duckdb") as connection:
         connection.sql(f"CREATE VIEW one AS SELECT {view} AS value")
     times = f"<h3>Times</h3><table>{speed}</table></section> 2026-01-01 10:{minute} UTC"
-    studies = f'<table data-answer="traces"><td>{speed}</td></table>'
-    (folder / "report.html").write_text(f"<p>{loss}</p>{studies}<table>{loss}</table>{times}")
+    traces = f'<table data-answer="traces"><td>{speed}</td></table>'
+    (folder / "report.html").write_text(f"<p>{loss}</p>{traces}<table>{loss}</table>{times}")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for a Kubernetes cluster: its API as far as Snakemake's executor calls it; pods are processes here."""
+"""A fake Kubernetes cluster: the part of its API that Snakemake's executor calls. Pods are local processes."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ JOBS = r"/apis/batch/v1/namespaces/default/jobs"
 
 @dataclass
 class Pod:
-    """A job that was handed in, and what became of it."""
+    """A submitted job; its exit code once it has finished."""
 
     body: dict[str, Any]
     folder: Path
@@ -38,17 +38,17 @@ class Pod:
 
 @dataclass
 class Api:
-    """A cluster of one node, which runs pods in folders of their own."""
+    """A cluster of one node, which runs each pod in its own folder."""
 
     folder: Path
     environment: dict[str, str]
-    """Of the image; `/workdir` stands for the pod's folder."""
+    """Environment variables of the image; `/workdir` is replaced by the pod's folder."""
     failing: set[str]
-    """Rules whose first pod fails before it does anything."""
+    """Rules whose first pod fails at its start."""
     pods: dict[str, Pod] = field(default_factory=dict)
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def begin(self, body: dict[str, Any]) -> dict[str, Any]:
+    def start(self, body: dict[str, Any]) -> dict[str, Any]:
         name = body["metadata"]["name"]
         pod = Pod(body, self.folder / name)
         self.pods[name] = pod
@@ -61,8 +61,8 @@ class Api:
 
     def status(self, name: str) -> dict[str, Any]:
         pod = self.pods[name]
-        ended = {} if pod.code is None else {"failed" if pod.code else "succeeded": 1}
-        return {**pod.body, "status": ended}
+        finished = {} if pod.code is None else {"failed" if pod.code else "succeeded": 1}
+        return {**pod.body, "status": finished}
 
     def _run(self, pod: Pod) -> None:
         pod.folder.mkdir(parents=True)
@@ -82,7 +82,7 @@ class Api:
 
 @contextmanager
 def kubernetes(api: Api) -> Iterator[Path]:
-    """Serve the API on the loopback for as long as the body runs; the path of a config that names it."""
+    """Serve the API on loopback until the context ends; yields the path of a kubeconfig for it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(api))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -108,7 +108,7 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path.startswith(JOBS):
-                self.answer(api.begin(body))
+                self.answer(api.start(body))
             else:
                 api.secrets[body["metadata"]["name"]] = body.get("data", {})
                 self.answer(body)
@@ -132,6 +132,6 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: tests say what went wrong."""
+            """Log nothing."""
 
     return Handler

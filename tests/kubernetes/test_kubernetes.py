@@ -1,4 +1,4 @@
-"""The study for Kubernetes against a stand-in for a cluster: what pods ask for, get, and leave in the bucket."""
+"""The Kubernetes profile on a fake cluster: what pods request and receive, and their results in the bucket."""
 
 import importlib.util
 import os
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.skipif(
 
 
 def image_environment(folder: Path) -> dict[str, str]:
-    """What the image's recipe sets, with this checkout in the place of the image's copy."""
+    """Environment variables that the image's recipe sets, with this checkout instead of the image's copy."""
     recipe = (ROOT / "workflow" / "image" / "Containerfile").read_text()
     (path,) = re.findall(r"PYTHONPATH=(\S+)", recipe)
-    # the plugins are in the image; what the executor installs on top needs a package index, and is left out
+    # the image has the plugins; pip does nothing, because what the executor installs needs a package index
     pip = folder / "bin" / "pip"
     pip.parent.mkdir(parents=True)
     pip.write_text("#!/bin/sh\n")
@@ -41,36 +41,36 @@ def image_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def as_checkout(project: Project) -> None:
-    """What git manages is what goes to the pods."""
+def make_repository(project: Project) -> None:
+    """Make the project a git repository: pods receive the files that git manages."""
     for command in (["init", "-q"], ["add", "-A"]):
         subprocess.run(["git", *command], cwd=project.folder, check=True)
 
 
-def run_corpus(far: Project, server: Server, config: Path, study: str) -> subprocess.CompletedProcess[str]:
-    """Make the corpus in pods, into the bucket."""
+def run_corpus(remote: Project, server: Server, config: Path, study: str) -> subprocess.CompletedProcess[str]:
+    """Build the corpus in pods, with results in the bucket."""
     return subprocess.run(
         [
             str(SNAKEMAKE), "corpus", "--workflow-profile", "workflow/profiles/kubernetes", "--container-image", IMAGE,
             "--seconds-between-status-checks", "1", *server.options, "--configfile", study,
         ],
-        cwd=far.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
+        cwd=remote.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
         env=server.environment | {
             "KUBECONFIG": str(config),
-            "PYTHONPATH": os.pathsep.join([str(far.folder / "lib"), os.environ["PYTHONPATH"]]),
+            "PYTHONPATH": os.pathsep.join([str(remote.folder / "lib"), os.environ["PYTHONPATH"]]),
         },
     )  # fmt: skip
 
 
-def test_pods_get_the_sources_and_leave_results_in_the_bucket(tmp_path: Path) -> None:
-    far, near = copy_project(tmp_path / "far"), copy_project(tmp_path / "near")
+def test_pods_receive_the_sources_and_write_results_to_the_bucket(tmp_path: Path) -> None:
+    remote, local = copy_project(tmp_path / "remote"), copy_project(tmp_path / "local")
     resources = {"threads": 2, "memory": {"corpus": 1000}}
-    study, _ = (project.config("spread", resources=resources) for project in (far, near))
-    as_checkout(far)
+    study, _ = (project.config("cluster", resources=resources) for project in (remote, local))
+    make_repository(remote)
     environment = image_environment(tmp_path / "image")
     api = Api(tmp_path / "cluster", environment, failing={"annotate_concepts"})
     with s3_server() as server, kubernetes(api) as config:
-        run = run_corpus(far, server, config, study)
+        run = run_corpus(remote, server, config, study)
         logs = "\n".join(log.read_text()[-2000:] for log in api.folder.glob("*/log"))
         assert run.returncode == 0, run.stdout[-3000:] + logs
         server.fetch(tmp_path / "bucket")
@@ -79,30 +79,32 @@ def test_pods_get_the_sources_and_leave_results_in_the_bucket(tmp_path: Path) ->
     pods = list(api.pods.values())
     assert [pod.rule for pod in pods] == ["build_corpus", "annotate_concepts", "annotate_concepts"]
     assert all(pod.container["image"] == IMAGE for pod in pods)
-    asked = [pod.container["resources"] for pod in pods]
-    assert [each["requests"]["memory"] for each in asked] == ["1000M", "1000M", "2000M"]
-    assert [each["limits"]["memory"] for each in asked] == ["1000M", "1000M", "2000M"]
-    assert [each["requests"]["cpu"] for each in asked] == ["1900m", "950m", "950m"]
-    # the checkout's library came with the sources
+    requests = [pod.container["resources"] for pod in pods]
+    assert [each["requests"]["memory"] for each in requests] == ["1000M", "1000M", "2000M"]
+    assert [each["limits"]["memory"] for each in requests] == ["1000M", "1000M", "2000M"]
+    assert [each["requests"]["cpu"] for each in requests] == ["1900m", "950m", "950m"]
+    # the sources include the checkout's library
     assert (pods[0].folder / "lib" / "circuitloom" / "__init__.py").is_file()
 
-    local = near.snakemake("corpus", study=study)
-    assert local.returncode == 0, local.stdout[-3000:]
-    assert differences(tmp_path / "bucket" / "results" / "tiny", near.results) == []
+    run = local.snakemake("corpus", study=study)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert differences(tmp_path / "bucket" / "results" / "tiny", local.results) == []
 
 
-@pytest.mark.xfail(strict=True, reason="snakemake-storage-plugin-s3 0.3.6 keeps that a folder was not there")
-def test_the_storage_plugin_alone_sees_folders_that_pods_make(tmp_path: Path) -> None:
-    """Where this passes, `look_again_for_folders` can go."""
-    far = copy_project(tmp_path / "far")
-    snakefile = far.folder / "workflow" / "Snakefile"
-    snakefile.write_text(snakefile.read_text().replace("\nlook_again_for_folders()\n", "\n"))
-    as_checkout(far)
+@pytest.mark.xfail(strict=True, reason="snakemake-storage-plugin-s3 0.3.6 caches that a folder is missing")
+def test_the_storage_plugin_alone_finds_folders_that_pods_create(tmp_path: Path) -> None:
+    """If this passes, `recheck_missing_folders` can be removed."""
+    remote = copy_project(tmp_path / "remote")
+    snakefile = remote.folder / "workflow" / "Snakefile"
+    source = snakefile.read_text()
+    assert "\nrecheck_missing_folders()\n" in source
+    snakefile.write_text(source.replace("\nrecheck_missing_folders()\n", "\n"))
+    make_repository(remote)
     api = Api(tmp_path / "cluster", image_environment(tmp_path / "image"), failing=set())
-    study = far.config("spread", resources={"threads": 2})
+    study = remote.config("cluster", resources={"threads": 2})
     with s3_server() as server, kubernetes(api) as config:
-        run = run_corpus(far, server, config, study)
-    # the pod itself did its work
+        run = run_corpus(remote, server, config, study)
+    # all pods succeeded
     if {pod.code for pod in api.pods.values()} != {0}:
         pytest.exit(run.stdout[-3000:], returncode=1)
     assert run.returncode == 0, run.stdout[-3000:]

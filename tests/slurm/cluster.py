@@ -1,4 +1,4 @@
-"""A Slurm of one node on this machine: munged, slurmctld and slurmd on the loopback, in a folder of their own."""
+"""A Slurm cluster of one node on this machine: munged, slurmctld and slurmd on loopback, with files in one folder."""
 
 import getpass
 import os
@@ -42,11 +42,11 @@ PartitionName=large Nodes=ALL MaxTime=INFINITE State=UP
 
 @dataclass(frozen=True)
 class Job:
-    """A job as Slurm knows it."""
+    """A job as `squeue` lists it."""
 
     number: int
     name: str
-    """`rule_RULE`, as the executor comments it."""
+    """`rule_RULE`: the comment that the executor sets."""
     memory: str
     time: str
     partition: str
@@ -55,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Slurm that runs."""
+    """A running Slurm cluster."""
 
     folder: Path
 
@@ -64,32 +64,32 @@ class Cluster:
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         return os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
 
-    def ask(self, *command: str) -> str:
-        """What one of Slurm's commands prints."""
+    def call(self, *command: str) -> str:
+        """Output of one of Slurm's commands."""
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=False, timeout=60
         )
         return done.stdout + done.stderr
 
     def jobs(self) -> list[Job]:
-        """All jobs, those that ended included, in the order of their submission."""
-        lines = self.ask("squeue", "--states=all", "--noheader", "--format=%i|%k|%m|%l|%P|%T").splitlines()
+        """All jobs, finished ones included, in the order of submission."""
+        lines = self.call("squeue", "--states=all", "--noheader", "--format=%i|%k|%m|%l|%P|%T").splitlines()
         rows = [line.split("|") for line in lines]
         return sorted((Job(int(row[0]), *row[1:]) for row in rows), key=lambda job: job.number)
 
     def kill(self, job: Job) -> None:
-        """SIGKILL to every process of a job."""
-        self.ask("scancel", "--full", "--signal=KILL", str(job.number))
+        """Send SIGKILL to every process of a job."""
+        self.call("scancel", "--full", "--signal=KILL", str(job.number))
 
 
 def missing() -> str:
-    """Slurm's programs that are not installed, "" where all are."""
+    """Names of Slurm's programs that are not installed; empty if all are."""
     return ", ".join(name for name in PROGRAMS if shutil.which(name) is None)
 
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[Cluster]:
-    """A Slurm of one node with two cores, for as long as the body runs; its daemons and jobs end with it."""
+    """A Slurm cluster of one node with two cores; its daemons and jobs end with the context."""
     for name in ("state", "spool", "bin"):
         (folder / name).mkdir(parents=True)
     controller, node = _free_ports()
@@ -97,7 +97,7 @@ def slurm(folder: Path) -> Iterator[Cluster]:
     config = folder / "slurm.conf"
     names = {"host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "folder": folder}
     config.write_text(CONFIG.format(controller=controller, node=node, memory=memory, **names))
-    # jobs forget where the config is: the executor hands SLURM_CONF on to no step of a job
+    # the executor does not pass SLURM_CONF to the steps of a job
     srun = folder / "bin" / "srun"
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={config} exec {shutil.which("srun")} "$@"\n')
     srun.chmod(0o755)
@@ -114,7 +114,7 @@ def slurm(folder: Path) -> Iterator[Cluster]:
 
 
 def _munged(folder: Path) -> list[str]:
-    """The command of munged, whose key is made up."""
+    """The command of munged, with a new random key."""
     key = folder / "munge.key"
     key.touch(0o600)
     key.write_bytes(os.urandom(128))
@@ -125,10 +125,10 @@ def _munged(folder: Path) -> list[str]:
 
 @contextmanager
 def _daemon(folder: Path, *command: str) -> Iterator[None]:
-    """A program that runs for as long as the body does; what it says lies in NAME.log."""
-    with (folder / f"{command[0]}.said").open("wb") as said:
+    """A program that runs until the context ends; its output goes to NAME.out."""
+    with (folder / f"{command[0]}.out").open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=said, stderr=said, env=os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+            command, stdout=output, stderr=output, env=os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
         )
     try:
         yield
@@ -142,25 +142,25 @@ def _daemon(folder: Path, *command: str) -> Iterator[None]:
 
 
 def _wait_for_node(cluster: Cluster) -> None:
-    """Until the node takes jobs; RuntimeError, with what the daemons said, where it does not within a minute."""
+    """Wait until the node accepts jobs. Raises RuntimeError, with the daemons' output, after a minute."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if "State=IDLE" in cluster.ask("scontrol", "show", "node"):
+        if "State=IDLE" in cluster.call("scontrol", "show", "node"):
             return
         time.sleep(0.2)
-    said = "\n".join(file.read_text()[-1000:] for file in cluster.folder.glob("*.said"))
-    raise RuntimeError(f"Slurm did not start:\n{said}")
+    output = "\n".join(file.read_text()[-1000:] for file in cluster.folder.glob("*.out"))
+    raise RuntimeError(f"Slurm did not start:\n{output}")
 
 
 def _end_jobs(cluster: Cluster) -> None:
-    """End what still runs, so that no job outlives its daemons."""
+    """Cancel running jobs, so that none outlives its daemons."""
     waiting = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"}
     end = time.monotonic() + 30
     while time.monotonic() < end:
         running = [str(job.number) for job in cluster.jobs() if job.state in waiting]
         if not running:
             return
-        cluster.ask("scancel", *running)
+        cluster.call("scancel", *running)
         time.sleep(1)
 
 

@@ -1,4 +1,4 @@
-"""The tiny study through a real Slurm, a job of it killed in the middle, ends in the same files as a local run."""
+"""The tiny study on a real Slurm, with one job killed while it runs, gives the same files as a local run."""
 
 import importlib.util
 import os
@@ -17,10 +17,10 @@ STAGES = (
     "catalog", "report",
 )  # fmt: skip
 MEMORY = 1_500
-"""Megabytes that every job of the test asks for."""
-# one thread in either run: how sums are split among threads decides their last bits
+"""Megabytes that every job requests."""
+# one thread in both runs: the last bits of sums depend on the number of threads
 RESOURCES = {"threads": 1, "partition": "large", "memory": dict.fromkeys(STAGES, MEMORY)}
-# Slurm here keeps no accounts; and nothing is far away
+# this Slurm has no accounting, and answers quickly
 HERE = (
     "--slurm-status-command", "squeue", "--slurm-no-account", "--slurm-init-seconds-before-status-checks", "3",
     "--latency-wait", "5",
@@ -38,22 +38,22 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 
 def start(project: Project, cluster: Cluster, *targets: str) -> subprocess.Popen[str]:
-    """Snakemake with the study for Slurm."""
-    study = project.config("spread", resources=RESOURCES)
+    """Start Snakemake with the Slurm profile."""
+    study = project.config("cluster", resources=RESOURCES)
     command = [str(SNAKEMAKE), *targets, "--workflow-profile", "workflow/profiles/slurm", *HERE]
-    # a plugin lies where the PYTHONPATH of this process says
+    # the plugins are on the PYTHONPATH of this process
     path = os.pathsep.join([str(project.folder / "lib"), os.environ.get("PYTHONPATH", "")])
-    with (project.folder / "said").open("w") as said:
+    with (project.folder / "output").open("w") as output:
         return subprocess.Popen(
-            [*command, "--configfile", study], cwd=project.folder, stdout=said, stderr=subprocess.STDOUT, text=True,
+            [*command, "--configfile", study], cwd=project.folder, stdout=output, stderr=subprocess.STDOUT, text=True,
             env=cluster.environment | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
 
 
-def kill_in_the_middle(cluster: Cluster, process: subprocess.Popen[str], rule: str, work: Path) -> Job:
-    """Kill the job of a rule once its unfinished work lies in the folder `work`."""
+def kill_while_running(cluster: Cluster, process: subprocess.Popen[str], rule: str, work: Path) -> Job:
+    """Kill the job of a rule as soon as it has written its folder of unfinished work."""
     while not work.is_dir():
-        assert process.poll() is None, "Snakemake ended before the job was at work"
+        assert process.poll() is None, "Snakemake ended before the job ran"
         time.sleep(0.05)
     (job,) = [job for job in cluster.jobs() if job.name == f"rule_{rule}"]
     assert job.state == "RUNNING"
@@ -61,29 +61,29 @@ def kill_in_the_middle(cluster: Cluster, process: subprocess.Popen[str], rule: s
     return job
 
 
-def said(project: Project) -> str:
-    return (project.folder / "said").read_text()[-4000:]
+def output(project: Project) -> str:
+    return (project.folder / "output").read_text()[-4000:]
 
 
-def test_the_tiny_study_through_slurm_equals_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
-    far, near = copy_project(tmp_path / "far"), copy_project(tmp_path / "near")
-    process = start(far, cluster)
+def test_the_tiny_study_on_slurm_equals_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
+    remote, local = copy_project(tmp_path / "remote"), copy_project(tmp_path / "local")
+    process = start(remote, cluster)
     try:
-        killed = kill_in_the_middle(cluster, process, "pretrain_model", far.results / "model.partial")
-        assert process.wait(timeout=3600) == 0, said(far)
+        killed = kill_while_running(cluster, process, "pretrain_model", remote.results / "model.partial")
+        assert process.wait(timeout=3600) == 0, output(remote)
     finally:
         process.terminate()
         process.wait()
     jobs = cluster.jobs()
     assert {job.partition for job in jobs} == {"large"}
-    # what was killed was tried again, with twice the memory and time; nothing else was
+    # only the killed job was retried, with twice the memory and time
     first, second = [job for job in jobs if job.name == "rule_pretrain_model"]
     assert first.number == killed.number and first.state != "COMPLETED" and second.state == "COMPLETED"
     assert (first.memory, second.memory) == (f"{MEMORY}M", f"{2 * MEMORY}M")
     assert (first.time, second.time) == ("12:00:00", "1-00:00:00")
     assert {job.state for job in jobs if job.number != first.number} == {"COMPLETED"}
 
-    local = near.snakemake("--max-threads", "1", study=near.config("spread", resources=RESOURCES))
-    assert local.returncode == 0, local.stdout[-4000:]
-    assert len(list(far.results.rglob("*.parquet"))) > 80
-    assert differences(far.results, near.results) == []
+    run = local.snakemake("--max-threads", "1", study=local.config("cluster", resources=RESOURCES))
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert len(list(remote.results.rglob("*.parquet"))) > 80
+    assert differences(remote.results, local.results) == []

@@ -14,15 +14,15 @@ BUCKET = "circuitloom"
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     address: str
     bucket: Any
-    """boto3's."""
+    """boto3's Bucket."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Snakemake's storage plugin takes its credentials from."""
+        """Environment variables with credentials for Snakemake's storage plugin."""
         return os.environ | {
             "SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "anyone",
             "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "anything",
@@ -30,7 +30,7 @@ class Server:
 
     @property
     def options(self) -> list[str]:
-        """Snakemake's options that send results into the bucket."""
+        """Options of Snakemake that store results in the bucket."""
         return [
             "--default-storage-provider", "s3", "--default-storage-prefix", f"s3://{BUCKET}",
             "--storage-s3-endpoint-url", self.address,
@@ -40,7 +40,7 @@ class Server:
         return {item.key for item in self.bucket.objects.all()}
 
     def fetch(self, folder: Path) -> None:
-        """Everything in the bucket, as files under `folder`."""
+        """Download everything in the bucket into `folder`."""
         for key in self.keys():
             file = folder / key
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,18 +49,18 @@ class Server:
 
 @contextmanager
 def s3_server() -> Iterator[Server]:
-    """moto's server, which keeps everything in memory, for as long as the body runs."""
+    """moto's server, which keeps everything in memory, until the context ends."""
     import boto3
     from moto.server import ThreadedMotoServer
 
-    # a line a request is too many
+    # no line per request
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
         address = f"http://{host}:{port}"
-        # the servers of a process share their memory: what an earlier one kept would still be there
+        # the servers of one process share their memory: remove the objects of earlier ones
         urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
         keys = {"aws_access_key_id": "anyone", "aws_secret_access_key": "anything"}
         s3 = boto3.resource("s3", endpoint_url=address, region_name="us-east-1", **keys)

@@ -1,4 +1,4 @@
-"""The tiny study with its results in a bucket: the same files as without."""
+"""The tiny study with its results in a bucket gives the same files as on disk."""
 
 import importlib.util
 import os
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(project: Project, server: Server, *arguments: str, study: str) -> str:
-    """Snakemake with results in the bucket; what it says."""
-    # one thread, as in the run without: how sums are split among threads decides their last bits
+    """Run Snakemake with results in the bucket; returns its output."""
+    # one thread, as in the run on disk: the last bits of sums depend on the number of threads
     command = [str(SNAKEMAKE), *arguments, "--cores", "2", "--max-threads", "1", *server.options]
     path = os.pathsep.join([str(project.folder / "lib"), os.environ["PYTHONPATH"]])
     done = subprocess.run(
@@ -31,16 +31,16 @@ def run(project: Project, server: Server, *arguments: str, study: str) -> str:
 
 
 def test_results_in_a_bucket_equal_those_on_disk(tmp_path: Path) -> None:
-    far, near = copy_project(tmp_path / "far"), copy_project(tmp_path / "near")
-    study, _ = (project.config("tiny") for project in (far, near))
+    remote, local = copy_project(tmp_path / "remote"), copy_project(tmp_path / "local")
+    study, _ = (project.config("tiny") for project in (remote, local))
     with s3_server() as server:
-        run(far, server, "dictionaries", study=study)
-        # another machine, which has nothing but the bucket, goes on
-        shutil.rmtree(far.folder / ".snakemake")
-        run(far, server, study=study)
-        assert not list(far.results.rglob("*.parquet"))
-        assert "Nothing to be done" in run(far, server, "--dry-run", study=study)
+        run(remote, server, "dictionaries", study=study)
+        # continue as another machine would, which has only the bucket
+        shutil.rmtree(remote.folder / ".snakemake")
+        run(remote, server, study=study)
+        assert not list(remote.results.rglob("*.parquet"))
+        assert "Nothing to be done" in run(remote, server, "--dry-run", study=study)
         server.fetch(tmp_path / "bucket")
-    local = near.snakemake("--max-threads", "1", study=study)
-    assert local.returncode == 0, local.stdout[-4000:]
-    assert differences(tmp_path / "bucket" / "results" / "tiny", near.results) == []
+    result = local.snakemake("--max-threads", "1", study=study)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert differences(tmp_path / "bucket" / "results" / "tiny", local.results) == []

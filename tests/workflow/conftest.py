@@ -1,4 +1,4 @@
-"""A copy of the project in which the tiny study has run, and one in which nothing has."""
+"""Copies of the project: one in which the tiny study has run, and one in which nothing has run."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.workflow.project import Project, copy_project
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """The tiny study, run from nothing to its end."""
+    """A project in which the complete tiny study has run."""
     project = copy_project(tmp_path_factory.mktemp("finished"))
     run = project.snakemake()
     assert run.returncode == 0, run.stdout[-4000:]
@@ -22,7 +22,7 @@ def fresh(tmp_path) -> Project:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that look at the finished study in one process, so that it runs once; and each other file's in one."""
+    """Run all tests of the finished study in one process, so that it runs once, and each other file in one process."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             shared = "finished" in getattr(item, "fixturenames", ())

@@ -1,4 +1,4 @@
-"""`python -m tests.workflow.dag STUDY FILE`: every job of a study as its script is told of it, in order, pickled."""
+"""`python -m tests.workflow.dag STUDY FILE`: pickle the jobs of a study, in order, with their `snakemake` objects."""
 
 import pickle
 import sys
@@ -10,7 +10,7 @@ from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings
 
 
 def jobs(study: Path) -> list[dict]:
-    """Jobs of the project in the current folder that run a script; each after those whose outputs it reads."""
+    """Jobs of the project in the current folder that run a script; each comes after those whose outputs it reads."""
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
@@ -18,12 +18,12 @@ def jobs(study: Path) -> list[dict]:
             snakefile=Path("workflow/Snakefile"),
         )
         workflow.dag(dag_settings=DAGSettings(forceall=True)).execute_workflow(executor="dryrun")
-        # the only way to the jobs themselves
+        # the public API does not give the jobs
         dag = workflow._workflow.dag
-        return [_told(job) for level in dag.toposorted() for job in level if job.rule.script]
+        return [_fields(job) for level in dag.toposorted() for job in level if job.rule.script]
 
 
-def _told(job) -> dict:
+def _fields(job) -> dict:
     script = Path(job.rule.script).name
     snakemake = Snakemake(
         job.input, job.output, job.params, job.wildcards, job.threads, job.resources, job.log, {},

@@ -1,7 +1,7 @@
-"""`python -m tests.workflow.forks FILE`: runs jobs, each in a fork of a process that has imported all they need.
+"""`python -m tests.workflow.forks FILE`: run jobs in forks of one process that has imported all their modules.
 
-A job so starts in milliseconds, and can be killed hundreds of times in a test. Requests come as lines of JSON on
-standard input, and are answered on standard output.
+A job starts in milliseconds, so a test can kill hundreds of them. Requests are lines of JSON on standard input; each is
+answered by a line on standard output.
 """
 
 import ast
@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 
 MODULES = "job.modules"
-"""Where a job says what it imported on its way, which the next finds imported."""
+"""File in which a job lists the modules that it imported; the parent imports them before the next job."""
 OUTPUT = "job.out"
-"""What a job printed."""
+"""File with a job's output and errors."""
 
 
 def main() -> None:
@@ -30,43 +30,43 @@ def main() -> None:
         script: compile(Path(script).read_text(), script, "exec") for script in {j["script"] for j in jobs}
     }
     for script in code:
-        _import(Path(script))
+        _import_of_script(Path(script))
     print(json.dumps({"ready": len(jobs)}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         job = jobs[request["job"]]
-        # a fork's collector would touch, and so copy, all that it shares with this process
+        # a fork's garbage collector would touch, and so copy, all memory that it shares with this process
         gc.collect()
         gc.freeze()
-        begin = time.monotonic()
+        started = time.monotonic()
         child = os.fork()
         if child == 0:
-            _work(Path(request["folder"]), code[job["script"]], job["snakemake"])
-        ended = _wait(child, request["kill"])
-        seconds = time.monotonic() - begin
-        _learn(Path(request["folder"]) / MODULES)
-        print(json.dumps({"code": ended, "seconds": seconds}), flush=True)
+            _run(Path(request["folder"]), code[job["script"]], job["snakemake"])
+        exit_code = _wait(child, request["kill"])
+        seconds = time.monotonic() - started
+        _import_modules(Path(request["folder"]) / MODULES)
+        print(json.dumps({"code": exit_code, "seconds": seconds}), flush=True)
 
 
-def _import(script: Path) -> None:
-    """Import what a script does."""
+def _import_of_script(script: Path) -> None:
+    """Import what a script imports."""
     nodes = [n for n in ast.walk(ast.parse(script.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(nodes, []), script, "exec"), {})
 
 
-def _learn(file: Path) -> None:
-    """Import what a job did, if it came to its end."""
+def _import_modules(file: Path) -> None:
+    """Import the modules that a job listed; a job that did not finish lists none."""
     if file.is_file():
         for name in file.read_text().split():
-            # a module of a library may be there only within another
+            # some modules can be imported only by another module of their library
             with suppress(Exception):
                 importlib.import_module(name)
         file.unlink()
 
 
-def _work(folder: Path, code, snakemake: bytes) -> None:
-    """Run a script in the project `folder`, and end this process."""
-    ended = 1
+def _run(folder: Path, code, snakemake: bytes) -> None:
+    """Run a script in the project `folder`, then end this process."""
+    exit_code = 1
     try:
         os.chdir(folder)
         known = set(sys.modules)
@@ -75,18 +75,18 @@ def _work(folder: Path, code, snakemake: bytes) -> None:
         os.dup2(output, 2)
         exec(code, {"snakemake": pickle.loads(snakemake)})
         Path(MODULES).write_text("\n".join(set(sys.modules) - known))
-        ended = 0
+        exit_code = 0
     except SystemExit as stop:
-        ended = int(stop.code or 0)
+        exit_code = int(stop.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        os._exit(ended)
+        os._exit(exit_code)
 
 
 def _wait(child: int, seconds: float | None) -> int:
-    """Exit code of a child, which is killed after so many seconds if it is still there: then -SIGKILL."""
+    """Exit code of a child; it is killed if it still runs after `seconds`, and the code is then -SIGKILL."""
     handle = os.pidfd_open(child)
     try:
         if not select.select([handle], [], [], seconds)[0]:

@@ -1,4 +1,4 @@
-"""A study run without Snakemake, job after job, each as quick to start as to kill."""
+"""Run a study without Snakemake, job by job, in forks that start quickly and can be killed."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ class Job:
         return next(stage for stage in STAGES if Path(self.script).stem.startswith(f"{stage}_"))
 
     def prepare(self, folder: Path) -> None:
-        """What Snakemake does before a job, and after one that failed: no output is left."""
+        """Remove all outputs, as Snakemake does before a job and after a failed one."""
         for output in map(folder.joinpath, self.output):
             if output.is_dir():
                 shutil.rmtree(output)
@@ -46,72 +46,76 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a job ended."""
+class JobResult:
+    """Exit code, time and output of a job."""
 
     code: int
-    """Exit code; -9 where it was killed."""
+    """Exit code; -9 if it was killed."""
     seconds: float
-    said: str
+    output: str
+    """Standard output and standard error."""
 
 
 @dataclass
-class Study:
-    """A project in which every job has run, and the process whose forks run them."""
+class StudyRun:
+    """A project in which every job has run, and the process whose forks run jobs again."""
 
     project: Project
     jobs: list[Job]
     forks: "subprocess.Popen[str]"
     seconds: dict[int, float] = field(default_factory=dict)
-    """The least time that each job was seen to take from nothing to its end."""
+    """Job number to its shortest measured run time."""
 
-    def of(self, stage: str) -> list[Job]:
+    def jobs_of(self, stage: str) -> list[Job]:
         return [job for job in self.jobs if job.stage == stage]
 
-    def run(self, job: Job, folder: Path, kill: float | None = None) -> Ended:
-        """Run a job in `folder`, which may be killed after `kill` seconds."""
-        answer = _ask(self.forks, job=job.number, folder=str(folder), kill=kill)
-        return Ended(said=(folder / OUTPUT).read_text() if (folder / OUTPUT).is_file() else "", **answer)
+    def run(self, job: Job, folder: Path, kill: float | None = None) -> JobResult:
+        """Run a job in `folder`; it is killed if it still runs after `kill` seconds."""
+        answer = _request(self.forks, job=job.number, folder=str(folder), kill=kill)
+        output = folder / OUTPUT
+        return JobResult(output=output.read_text() if output.is_file() else "", **answer)
 
     def finish(self, job: Job, folder: Path) -> None:
-        """Run a job to its end."""
-        ended = self.run(job, folder)
-        assert ended.code == 0, f"{job.rule}: {ended.said[-3000:]}"
+        """Run a job, which must succeed."""
+        result = self.run(job, folder)
+        assert result.code == 0, f"{job.rule}: {result.output[-3000:]}"
 
     def copy(self, folder: Path) -> Path:
-        """A copy of the project's results, in which jobs can be run again."""
+        """Copy the project's results into `folder`, where jobs can be run again."""
         shutil.copytree(self.project.folder / "results", folder / "results", dirs_exist_ok=True)
         return folder
 
 
 @contextmanager
-def run_study(project: Project, study: str) -> Iterator[Study]:
-    """Run all jobs of a study in `project`; the process that they are forked from ends with the context."""
+def run_study(project: Project, study: str) -> Iterator[StudyRun]:
+    """Run all jobs of a study in `project`; the process that forks them ends with the context."""
     file = project.folder / "jobs.pickle"
-    told: dict[str, Any] = {
+    options: dict[str, Any] = {
         "cwd": project.folder,
         "env": project.environment
         | {"PYTHONPATH": f"{project.folder / 'lib'}:{ROOT}", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
     }
     dag = [sys.executable, "-m", "tests.workflow.dag", study, str(file)]
-    made = subprocess.run(dag, **told, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-3000:]
+    listed = subprocess.run(dag, **options, capture_output=True, text=True, check=False)
+    assert listed.returncode == 0, listed.stderr[-3000:]
     jobs = [Job(number, **job) for number, job in enumerate(pickle.loads(file.read_bytes()))]
     command = [sys.executable, "-m", "tests.workflow.forks", str(file)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **told) as forks:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    ) as forks:
         assert forks.stdout is not None and forks.stdin is not None
         assert json.loads(forks.stdout.readline()) == {"ready": len(jobs)}
-        study = Study(project, jobs, forks)
+        run = StudyRun(project, jobs, forks)
         for job in jobs:
             job.prepare(project.folder)
-            ended = study.run(job, project.folder)
-            assert ended.code == 0, f"{job.rule}: {ended.said[-3000:]}"
-            study.seconds[job.number] = ended.seconds
-        yield study
+            result = run.run(job, project.folder)
+            assert result.code == 0, f"{job.rule}: {result.output[-3000:]}"
+            run.seconds[job.number] = result.seconds
+        yield run
         forks.stdin.close()
 
 
-def _ask(forks: "subprocess.Popen[str]", **request: Any) -> dict[str, Any]:
+def _request(forks: "subprocess.Popen[str]", **request: Any) -> dict[str, Any]:
     assert forks.stdout is not None and forks.stdin is not None
     print(json.dumps(request), file=forks.stdin, flush=True)
     return json.loads(forks.stdout.readline())

@@ -1,4 +1,4 @@
-"""docs/walkthrough.ipynb, run; as a program it runs it on results/quickstart and keeps what it gives."""
+"""Run docs/walkthrough.ipynb; as a program, run it on results/quickstart and store the outputs in the notebook."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ QUICKSTART = ROOT / "results" / "quickstart"
 
 
 def run(results: Path) -> NotebookNode:
-    """The notebook, run on a study's results; CellExecutionError where a cell raises."""
+    """The notebook with its outputs on a study's results. Raises CellExecutionError if a cell raises."""
     notebook = nbformat.read(NOTEBOOK, 4)
     client = NotebookClient(
         notebook,
@@ -24,7 +24,7 @@ def run(results: Path) -> NotebookNode:
     )
     environment = {"CIRCUITLOOM_RESULTS": str(results), "PYTHONPATH": str(ROOT / "lib")}
     client.execute(env=os.environ | environment)
-    # the version of Python is the machine's
+    # leave out the version of Python
     notebook.metadata.language_info = {"name": "python"}
     return notebook
 

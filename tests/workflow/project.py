@@ -1,4 +1,4 @@
-"""A checkout in which Snakemake can be run."""
+"""Copies of this checkout in which Snakemake runs studies."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
 @dataclass(frozen=True)
 class Project:
-    """A checkout in which Snakemake can be run."""
+    """A copy of this checkout."""
 
     folder: Path
 
@@ -30,7 +30,7 @@ class Project:
         return os.environ | {"PYTHONPATH": str(self.folder / "lib"), "HF_HUB_OFFLINE": "1"}
 
     def command(self, *arguments: str, study: str = STUDY) -> list[str]:
-        # --configfile last: it takes every word that follows
+        # --configfile comes last: it takes all following words
         return [str(SNAKEMAKE), *arguments, "--cores", "2", "--configfile", study]
 
     def snakemake(
@@ -42,7 +42,7 @@ class Project:
         )  # fmt: skip
 
     def stale(self, *arguments: str) -> set[str]:
-        """Rules that would run, stage targets left out."""
+        """Rules that would run, without the targets of stages."""
         run = self.snakemake("--dry-run", *arguments)
         assert run.returncode == 0, run.stdout
         lines = iter(run.stdout.splitlines())
@@ -57,12 +57,15 @@ class Project:
         return names
 
     def config(self, name: str, replace: tuple[str, ...] = (), **sections: dict[str, Any]) -> str:
-        """A study made of tiny's: some sections changed, those of `replace` replaced; its path in the project."""
+        """Write a study like tiny and return its path in the project.
+
+        Keys of `sections` are added to those of tiny; sections in `replace` replace those of tiny.
+        """
         config = yaml.safe_load((self.folder / STUDY).read_text())
         for key, value in sections.items():
             config[key] = value if key in replace else {**config.get(key, {}), **value}
         if {"corpus", "dictionaries"} & set(replace):
-            # tiny's cases are about its own corpus and runs
+            # tiny's cases need its own corpus and runs
             config.pop("cases", None)
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
         return f"{name}.yaml"

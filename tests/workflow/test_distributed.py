@@ -1,4 +1,4 @@
-"""A sweep that two processes train: the dictionaries of one process, whoever is killed on the way."""
+"""Two processes train a sweep: they give the dictionaries of one process, even if one is killed."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ from tests.workflow.project import Project
 from circuitloom.dictionaries.dictionary import load_dictionary
 
 WORKER = "circuitloom.dictionaries.training.launch"
-# of topk a choice that rounding decides otherwise would set two trainings on ways of their own
+# not topk: one selection that rounding changes would make two trainings diverge
 RELU = {"act": "relu", "sparsity": 0.01, "precision": "float32"}
 SWEEPS = {
     "one": {"name": "one", **RELU},
@@ -26,17 +26,17 @@ TRAINED = [f"results/tiny/dictionaries/{sweep['name']}/{LAYER}" for sweep in SWE
 
 @pytest.fixture(scope="module")
 def trained(finished: Project, tmp_path_factory) -> tuple[Project, str]:
-    """A project in which each sweep has been trained on one layer, and its study."""
-    project = Project(tmp_path_factory.mktemp("together") / "project")
+    """A project in which each sweep has been trained at one layer, and its study."""
+    project = Project(tmp_path_factory.mktemp("distributed") / "project")
     shutil.copytree(finished.folder, project.folder)
-    study = project.config("together", ("dictionaries",), dictionaries=SWEEPS)
+    study = project.config("distributed", ("dictionaries",), dictionaries=SWEEPS)
     run = project.snakemake(*TRAINED, study=study)
     assert run.returncode == 0, run.stdout[-4000:]
     return project, study
 
 
 @pytest.mark.parametrize("run", ["two-batch", "two-features"])
-def test_two_processes_train_what_one_trains(run: str, trained) -> None:
+def test_two_processes_train_the_same_dictionary_as_one(run: str, trained) -> None:
     folder = trained[0].results / "dictionaries"
     one, two = (load_dictionary(folder / name / LAYER) for name in ("one", run))
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
@@ -46,7 +46,7 @@ def test_two_processes_train_what_one_trains(run: str, trained) -> None:
 
 
 @pytest.mark.parametrize("victim", ["worker", "job"])
-def test_a_killed_process_ends_all_and_a_rerun_ends_in_the_same_bits(victim: str, trained) -> None:
+def test_a_killed_process_ends_all_processes_and_a_rerun_gives_the_same_bits(victim: str, trained) -> None:
     project, study = trained
     folder = project.results / "dictionaries" / "two-features" / LAYER
     before = load_dictionary(folder)
@@ -65,10 +65,10 @@ def test_a_killed_process_ends_all_and_a_rerun_ends_in_the_same_bits(victim: str
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     if victim == "worker":
-        said = [line for line in output.splitlines() if line.startswith("circuitloom: dictionaries:")]
-        assert len(said) == 1
-        assert "of 2 was killed (SIGKILL)" in said[0]
-        assert "run again: it goes on from the last checkpoint" in said[0]
+        messages = [line for line in output.splitlines() if line.startswith("circuitloom: dictionaries:")]
+        assert len(messages) == 1
+        assert "of 2 was killed (SIGKILL" in messages[0]
+        assert "run again: it resumes from the last checkpoint" in messages[0]
     time.sleep(2)
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     again = project.snakemake(*TRAINED, study=study)

@@ -1,4 +1,4 @@
-"""The explorer over what the workflow made: a prompt tried in a browser, and what the command line says."""
+"""The explorer of a finished study: a prompt tried in a browser, and the command `circuitloom explore`."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def visit(finished, browser):
         assert visit.problems == []
 
 
-def test_a_prompt_is_tried_its_target_traced_and_its_features_changed(visit) -> None:
+def test_a_prompt_runs_its_target_is_traced_and_its_features_are_edited(visit) -> None:
     visit.open("/try", "#prompt-run")
     visit.page.fill("input[placeholder^='a text']", PROMPT)
     visit.page.fill("input[placeholder^='none']", "logit 17 vs 18")
@@ -40,18 +40,18 @@ def test_a_prompt_is_tried_its_target_traced_and_its_features_changed(visit) -> 
     visit.page.wait_for_function("() => document.querySelector('#prompt-features').value.endsWith('@8')")
     visit.page.click("#prompt-edit")
     visit.page.wait_for_selector("#prompt-edited table")
-    changed = visit.text("#prompt-edited")
-    assert "at position 8" in changed
-    assert float(changed.split("KL(before || after) ")[1].split()[0]) > 0
+    edited = visit.text("#prompt-edited")
+    assert "at position 8" in edited
+    assert float(edited.split("KL(before || after) ")[1].split()[0]) > 0
     visit.settle()
     visit.screenshot("tiny-try")
-    # the address alone brings all of it back
+    # the address alone restores all of it
     visit.open(visit.page.url.removeprefix(visit.address), "#prompt-edited table")
-    assert visit.text("#prompt-edited") == changed
+    assert visit.text("#prompt-edited") == edited
 
 
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "message"),
     [
         ({"prompt": "zebra zebra"}, "the tokenizer does not know the word 'zebra'"),
         ({"prompt": PROMPT, "target": "nonsense"}, "is no target; write logits"),
@@ -61,18 +61,18 @@ def test_a_prompt_is_tried_its_target_traced_and_its_features_changed(visit) -> 
         ({"prompt": PROMPT, "run": "none"}, "none is no run of transcoders; choose from"),
     ],
 )
-def test_what_cannot_be_tried_is_said_in_one_line_with_a_remedy(visit, params, said) -> None:
+def test_an_invalid_prompt_or_edit_gives_one_line_with_a_remedy(visit, params, message) -> None:
     visit.open(link("try", **params), "#page .error")
-    assert said in visit.text("#page .error")
+    assert message in visit.text("#page .error")
 
 
-def test_scaling_by_one_changes_nothing(visit) -> None:
+def test_scaling_a_feature_by_one_changes_nothing(visit) -> None:
     visit.open(link("try", prompt=PROMPT, features="0/1", kind="scale", strength=1), "#prompt-edited table")
     kl = float(visit.text("#prompt-edited").split("KL(before || after) ")[1].split()[0])
     assert abs(kl) < 1e-6
 
 
-def test_the_commands_server_runs_until_it_is_interrupted(finished) -> None:
+def test_the_server_runs_until_it_is_interrupted(finished) -> None:
     command = [sys.executable, "-m", "circuitloom", "explore", "tiny", "--port", "0"]
     process = subprocess.Popen(
         command,
@@ -92,7 +92,7 @@ def test_the_commands_server_runs_until_it_is_interrupted(finished) -> None:
     assert (process.returncode, errors) == (0, "")
 
 
-def test_a_study_that_has_not_run_is_refused_by_one_line(finished) -> None:
+def test_a_study_that_has_not_run_is_refused_in_one_line(finished) -> None:
     command = [sys.executable, "-m", "circuitloom", "explore", "none"]
     run = subprocess.run(
         command, cwd=finished.folder, env=finished.environment, capture_output=True, text=True, check=False

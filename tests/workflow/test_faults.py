@@ -1,4 +1,4 @@
-"""Broken configs, inputs and disks: one clear line, an exit code that is not 0, and nothing lost."""
+"""Broken configs, inputs and disks give one clear line and a nonzero exit code, and lose no finished work."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from tests.workflow.project import STUDY, Project
 WORDS = [" ".join(f"w{(i * 7 + j * j) % 60 + 4}" for j in range(40)) for i in range(60)]
 
 
-def refused(project: Project, message: str, *arguments: str, study: str = STUDY) -> None:
-    """The run fails, and says why in one line of its own without a traceback."""
+def assert_refused(project: Project, message: str, *arguments: str, study: str = STUDY) -> None:
+    """Run Snakemake, which must fail with one line of our own that matches `message`, and no traceback."""
     run = project.snakemake(*arguments, study=study)
     assert run.returncode != 0, run.stdout
     lines = [line for line in run.stdout.splitlines() if line.startswith("circuitloom: ")]
@@ -25,27 +25,27 @@ def refused(project: Project, message: str, *arguments: str, study: str = STUDY)
 
 
 CONFIG_FAULTS = {
-    "a misspelt key": ("training={widht: 64}", r"training\.widht: unknown key; did you mean width\?"),
-    "a word for a number": ("training={width: wide}", r"training\.width: .*integer.*'wide'"),
+    "a misspelled key": ("training={widht: 64}", r"training\.widht: unknown key; did you mean width\?"),
+    "text instead of a number": ("training={width: wide}", r"training\.width: .*integer.*'wide'"),
     "an empty section": ("corpus=", r"corpus: .*not "),
     "a layer the model lacks": (
         "activations={layers: [9]}",
         r"activations\.layers: the model has no layer 9",
     ),
     "an impossible k": ("training={k: 500}", r"k=500 exceeds width=128; choose k at most"),
-    "two runs of one name": ("dictionaries={more: {}}", r"two runs are named tc-topk8-128"),
+    "two runs with one name": ("dictionaries={more: {}}", r"two runs are named tc-topk8-128"),
 }
 
 
 @pytest.mark.parametrize("fault", CONFIG_FAULTS)
 def test_a_broken_config_stops_the_workflow_before_it_starts(fault: str, fresh: Project) -> None:
     change, message = CONFIG_FAULTS[fault]
-    refused(fresh, message, "--config", change)
+    assert_refused(fresh, message, "--config", change)
     assert not (fresh.folder / "results").exists()
 
 
 def real_text(project: Project, **corpus: object) -> str:
-    """A study that reads a text file through a tiny random model in a folder."""
+    """A study that reads text from a file and a tiny random model from a folder."""
     model = project.folder / "model"
     if not model.exists():
         tiny_gpt2(model)
@@ -78,7 +78,7 @@ def too_little_text(project: Project) -> str:
 
 
 def wrong_tokenizer(project: Project) -> str:
-    """One that knows more tokens than the model has."""
+    """A tokenizer with more tokens than the model."""
     study = real_text(project)
     config = project.folder / "model" / "config.json"
     config.write_text(config.read_text().replace('"vocab_size": 64', '"vocab_size": 40'))
@@ -116,25 +116,25 @@ INPUT_FAULTS: dict[str, tuple[Callable[[Project], str], str]] = {
 
 
 @pytest.mark.parametrize("fault", INPUT_FAULTS)
-def test_a_broken_input_is_named(fault: str, fresh: Project) -> None:
+def test_a_broken_input_is_named_in_the_message(fault: str, fresh: Project) -> None:
     make, message = INPUT_FAULTS[fault]
-    refused(fresh, message, "measure_model", study=make(fresh))
+    assert_refused(fresh, message, "measure_model", study=make(fresh))
 
 
-def copy_of(finished: Project, tmp_path: Path) -> Project:
+def copy_finished(finished: Project, tmp_path: Path) -> Project:
     shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
     return Project(tmp_path / "project")
 
 
 def flip(file: Path, place: float) -> None:
-    """Change one byte, and keep the file's time, so that only a checksum can tell."""
+    """Change one byte and keep the file's time, so that only a checksum finds it."""
     content, times = bytearray(file.read_bytes()), file.stat()
     content[int(len(content) * place)] ^= 0x10
     file.write_bytes(content)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def shard_of(folder: Path) -> Path:
+def largest_chunk(folder: Path) -> Path:
     """The largest chunk file of a Zarr array."""
     return max(
         (f for f in folder.rglob("*") if f.is_file() and f.name != "zarr.json"),
@@ -161,35 +161,37 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("fault", DAMAGE)
-def test_damage_is_found_and_named_and_costs_nothing_else(
+def test_damage_is_found_and_named_and_other_results_are_kept(
     fault: str, finished: Project, tmp_path: Path
 ) -> None:
-    project = copy_of(finished, tmp_path)
+    project = copy_finished(finished, tmp_path)
     folder, damage, rule, message = DAMAGE[fault]
-    shard = shard_of(project.results / folder)
+    shard = largest_chunk(project.results / folder)
     shard.unlink() if damage is None else damage(shard, 0.3)
-    before = sorted(project.results.glob("model/*"))
-    refused(project, message, "activations" if rule == "cache_mlp_in" else "dictionaries", "--forcerun", rule)
-    assert sorted(project.results.glob("model/*")) == before
+    model = sorted(project.results.glob("model/*"))
+    assert_refused(
+        project, message, "activations" if rule == "cache_mlp_in" else "dictionaries", "--forcerun", rule
+    )
+    assert sorted(project.results.glob("model/*")) == model
 
 
-def test_a_dictionary_that_is_damaged_is_named(finished: Project, tmp_path: Path) -> None:
-    project = copy_of(finished, tmp_path)
+def test_a_damaged_dictionary_is_named(finished: Project, tmp_path: Path) -> None:
+    project = copy_finished(finished, tmp_path)
     weights = project.results / "dictionaries" / "tc-topk8-128" / "layer0" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    refused(project, r"tc-topk8-128/layer0.* and run again", "evaluation", "--forcerun", "evaluate_topk")
+    assert_refused(
+        project, r"tc-topk8-128/layer0.* and run again", "evaluation", "--forcerun", "evaluate_topk"
+    )
 
 
-def test_a_diverging_training_names_the_run_and_the_remedy(finished: Project, tmp_path: Path) -> None:
-    project = copy_of(finished, tmp_path)
+def test_diverging_training_names_the_run_and_the_remedy(finished: Project, tmp_path: Path) -> None:
+    project = copy_finished(finished, tmp_path)
     message = r"run tc-topk8-128, layer \d: the loss is .* lower its learning_rate"
-    refused(project, message, "dictionaries", "--config", "training={learning_rate: 1e5, warmup: 0}")
+    assert_refused(project, message, "dictionaries", "--config", "training={learning_rate: 1e5, warmup: 0}")
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(
-    finished: Project, tmp_path: Path
-) -> None:
-    project = copy_of(finished, tmp_path)
+def test_a_run_on_a_full_disk_stops_and_resumes_once_there_is_room(finished: Project, tmp_path: Path) -> None:
+    project = copy_finished(finished, tmp_path)
     activations = project.results / "activations"
     shutil.rmtree(activations)
     activations.mkdir()
@@ -197,22 +199,23 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs root, to mount a small disk")
     try:
-        refused(project, r"the disk is full.*make room and run again", "activations")
+        assert_refused(project, r"the disk is full.*make room and run again", "activations")
         assert not list((activations / "mlp_in").glob("layer*.zarr"))
         subprocess.run(["mount", "-o", "remount,size=100m", str(activations)], check=True)
         run = project.snakemake("activations")
         assert run.returncode == 0, run.stdout[-3000:]
-        made = shard_of(activations / "mlp_in" / "layer0.zarr" / "values").read_bytes()
+        made = largest_chunk(activations / "mlp_in" / "layer0.zarr" / "values").read_bytes()
     finally:
         subprocess.run(["umount", str(activations)], check=True)
     assert (
-        made == shard_of(finished.results / "activations" / "mlp_in" / "layer0.zarr" / "values").read_bytes()
+        made
+        == largest_chunk(finished.results / "activations" / "mlp_in" / "layer0.zarr" / "values").read_bytes()
     )
 
 
-def test_a_study_that_the_disk_cannot_hold_is_refused(fresh: Project) -> None:
+def test_the_plan_refuses_a_study_that_the_disk_cannot_hold(fresh: Project) -> None:
     huge = "corpus={train_tokens: 900_000_000_000_000}"
-    refused(
+    assert_refused(
         fresh,
         r"plan: the study needs .* GB and .* GB are free; make room, or lower",
         "plan",

@@ -1,4 +1,4 @@
-"""A sweep with `files` is imported where others are trained, and what follows runs on it unchanged."""
+"""A sweep with `files` is imported instead of trained; later stages run on it unchanged."""
 
 import shutil
 
@@ -8,11 +8,11 @@ from tests.workflow.project import Project
 from circuitloom.core.tables import read_table
 
 D, WIDTH, LAYERS = 32, 48, 2
-"""Of tiny's model, and of the files."""
+"""d of tiny's model; width and number of the files."""
 
 
 def write_files(project: Project, seed: int) -> None:
-    """Files made up, one a layer."""
+    """Write files with random weights, one per layer."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (D, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,), "b_dec_out": (D,)}
     for layer in range(LAYERS):
@@ -21,7 +21,7 @@ def write_files(project: Project, seed: int) -> None:
 
 
 def published(project: Project) -> str:
-    """A study of tiny whose one sweep is imported."""
+    """A study like tiny whose only sweep is imported."""
     write_files(project, seed=0)
     files = {
         "files": str(project.folder / "tc.{layer}.pt"),
@@ -33,7 +33,7 @@ def published(project: Project) -> str:
 
 
 def imports(project: Project, *arguments: str, study: str) -> int:
-    """How many files would be imported; nothing would be trained."""
+    """Number of files that would be imported; asserts that nothing would be trained."""
     run = project.snakemake(*arguments, "--dry-run", "--quiet", "host", study=study)
     assert run.returncode == 0, run.stdout
     assert "rule train_" not in run.stdout
@@ -44,7 +44,7 @@ def test_files_are_imported_and_nothing_is_trained(fresh: Project) -> None:
     assert imports(fresh, study=published(fresh)) == LAYERS
 
 
-def test_imported_dictionaries_are_scored_as_trained_ones_are(finished: Project, tmp_path) -> None:
+def test_imported_dictionaries_are_scored_like_trained_ones(finished: Project, tmp_path) -> None:
     project = Project(shutil.copytree(finished.folder, tmp_path / "project"))
     study = published(project)
     table = "results/tiny/evaluation/published/layer1/metric.parquet"
@@ -52,7 +52,7 @@ def test_imported_dictionaries_are_scored_as_trained_ones_are(finished: Project,
     assert run.returncode == 0, run.stdout[-4000:]
     (row,) = read_table(project.folder / table).to_pylist()
     assert (row["run"], row["layer"]) == ("published", 1)
-    # what was made up stands for no MLP
+    # random weights replace no MLP
     assert row["ce"] > row["ce_original"] and row["l0"] > 1
     assert imports(project, table, study=study) == 0
     write_files(project, seed=1)

@@ -1,4 +1,4 @@
-"""Files from outside are inputs of the rules that read them, so that a new version is noticed."""
+"""Files outside the results are inputs of the rules that read them, so that a new version causes a rerun."""
 
 import re
 
@@ -6,7 +6,7 @@ from tests.models import tiny_gpt2
 from tests.workflow.project import Project
 
 
-def test_text_tokenizer_and_model_in_folders_are_inputs(fresh: Project) -> None:
+def test_files_of_text_tokenizer_and_model_are_inputs(fresh: Project) -> None:
     model, dataset = tiny_gpt2(fresh.folder / "model"), fresh.folder / "dataset" / "data"
     dataset.mkdir(parents=True)
     (model / "template.jinja").touch()

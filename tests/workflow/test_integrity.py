@@ -1,6 +1,6 @@
-"""Killed jobs, damaged files, full disks: nothing that is finished is wrong, and what was interrupted goes on.
+"""Killed jobs, damaged files and full disks: finished outputs are never wrong, and interrupted work resumes.
 
-Jobs run without Snakemake here, on a study smaller than tiny; `test_kills` and `test_faults` run some under it.
+Jobs run without Snakemake here, on a study smaller than tiny; `test_kills` and `test_faults` run some with Snakemake.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.comparing import data_files, differences
-from tests.workflow.jobs import STAGES, Job, Study, run_study
+from tests.workflow.jobs import STAGES, Job, StudyRun, run_study
 from tests.workflow.project import STUDY, copy_project
 
 from circuitloom.core.checksums import find_damage
@@ -34,14 +34,14 @@ SMALL = {
         "weights": {"blind_features": 10, "context_tokens": 1024, "scored_tokens": 2048},
     },
 }
-"""Sections of tiny that are changed."""
+"""Changes to tiny's sections."""
 CASES = ("caught", "century")
-"""Those of tiny's that are studied; kinds differ in nothing that matters here."""
+"""Cases of tiny that are kept; other kinds write their files in the same way."""
 RESULTS = Path("results", "tiny")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Iterator[Study]:
+def study(tmp_path_factory) -> Iterator[StudyRun]:
     project = copy_project(tmp_path_factory.mktemp("study"))
     tiny = yaml.safe_load((project.folder / STUDY).read_text())
     cases = {name: tiny["cases"][name] for name in CASES}
@@ -49,7 +49,7 @@ def study(tmp_path_factory) -> Iterator[Study]:
         yield study
 
 
-def test_the_undisturbed_study_is_whole(study: Study) -> None:
+def test_an_undisturbed_study_is_complete_and_undamaged(study: StudyRun) -> None:
     assert {job.stage for job in study.jobs} == set(STAGES)
     assert list(find_damage(study.project.results)) == []
     made = data_files(study.project.results)
@@ -57,52 +57,52 @@ def test_the_undisturbed_study_is_whole(study: Study) -> None:
     assert not [file for file in made if ".partial" in str(file) or file.suffix in (".new", ".wal")]
 
 
-def moments(study: Study, stage: str, chance: random.Random) -> dict[int, int]:
-    """How many of the random moments of a stage's own time lie in each of its jobs."""
-    jobs = study.of(stage)
+def draw_moments(study: StudyRun, stage: str, chance: random.Random) -> dict[int, int]:
+    """Draw KILLS random moments of a stage's run time; returns the number of them in each of its jobs."""
+    jobs = study.jobs_of(stage)
     drawn = chance.choices(jobs, weights=[study.seconds[job.number] for job in jobs], k=KILLS)
     return {job.number: drawn.count(job) for job in jobs}
 
 
-def kill(study: Study, job: Job, folder: Path, chance: random.Random) -> int:
-    """Run a job and kill it at a random moment; one that ends before is begun anew. The attempts that it took."""
-    for attempt in range(1, 100):
-        ended = study.run(job, folder, chance.uniform(0, study.seconds[job.number]))
-        if ended.code == -signal.SIGKILL:
-            return attempt
-        assert ended.code == 0, ended.said[-3000:]
-        # later attempts begin where killed ones were: moments are those of what is left
-        study.seconds[job.number] = min(study.seconds[job.number], ended.seconds)
+def kill(study: StudyRun, job: Job, folder: Path, chance: random.Random) -> None:
+    """Run a job and kill it at a random moment; if it finishes first, start again."""
+    for _ in range(100):
+        result = study.run(job, folder, chance.uniform(0, study.seconds[job.number]))
+        if result.code == -signal.SIGKILL:
+            return
+        assert result.code == 0, result.output[-3000:]
+        # a job resumes where it was killed, so it takes less time than at first
+        study.seconds[job.number] = min(study.seconds[job.number], result.seconds)
         job.prepare(folder)
-    raise AssertionError(f"{job.rule}: no kill hit")
+    raise AssertionError(f"{job.rule}: finished before every kill")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_killed_at_20_random_moments_ends_in_the_same_files(
-    stage: str, study: Study, tmp_path: Path
+def test_a_stage_killed_at_20_random_moments_gives_the_same_files(
+    stage: str, study: StudyRun, tmp_path: Path
 ) -> None:
     chance = random.Random(stage)
     folder = study.copy(tmp_path)
-    for job in study.of(stage):
+    for job in study.jobs_of(stage):
         job.prepare(folder)
-    wanted = moments(study, stage, chance)
-    for job in study.of(stage):
-        for _ in range(wanted[job.number]):
+    kills = draw_moments(study, stage, chance)
+    for job in study.jobs_of(stage):
+        for _ in range(kills[job.number]):
             kill(study, job, folder, chance)
             job.prepare(folder)
         study.finish(job, folder)
-    assert sum(wanted.values()) == KILLS
+    assert sum(kills.values()) == KILLS
     assert differences(folder / RESULTS, study.project.results) == []
     assert list(find_damage(folder / RESULTS)) == []
 
 
 def files(folder: Path) -> list[Path]:
-    """All that is recorded of a study, file by file."""
+    """All recorded files of a study."""
     return [folder / path for path in sorted(data_files(folder))]
 
 
 def flip(file: Path, chance: random.Random) -> None:
-    """Change one bit, and keep the file's time, so that only a checksum can tell."""
+    """Flip one bit and keep the file's time, so that only a checksum finds it."""
     content, times = bytearray(file.read_bytes()), file.stat()
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     file.write_bytes(content)
@@ -110,7 +110,7 @@ def flip(file: Path, chance: random.Random) -> None:
 
 
 def cut(file: Path, chance: random.Random) -> None:
-    """Leave the beginning of a file."""
+    """Truncate a file at a random length."""
     os.truncate(file, chance.randrange(file.stat().st_size))
 
 
@@ -118,19 +118,17 @@ def remove(file: Path, _: random.Random) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize("spoil", [flip, cut, remove])
-def test_every_file_of_a_study_is_found_and_named_when_it_is_damaged(
-    spoil, study: Study, tmp_path: Path
-) -> None:
-    results, chance = study.copy(tmp_path) / RESULTS, random.Random(spoil.__name__)
-    # chunks whose array's metadata is damaged cannot be read: it alone is named
-    everything = [file for file in files(results) if spoil is not flip or file.name != "zarr.json"]
+@pytest.mark.parametrize("damage", [flip, cut, remove])
+def test_every_damaged_file_of_a_study_is_found_and_named(damage, study: StudyRun, tmp_path: Path) -> None:
+    results, chance = study.copy(tmp_path) / RESULTS, random.Random(damage.__name__)
+    # chunks of an array with damaged metadata cannot be read: only the metadata is reported
+    everything = [file for file in files(results) if damage is not flip or file.name != "zarr.json"]
     for file in everything:
-        spoil(file, chance)
+        damage(file, chance)
     assert sorted(line.partition(": ")[0] for line in find_damage(results)) == sorted(map(str, everything))
 
 
-def test_a_damaged_file_is_named_alone(study: Study, tmp_path: Path) -> None:
+def test_only_the_damaged_file_is_named(study: StudyRun, tmp_path: Path) -> None:
     results, chance = study.copy(tmp_path) / RESULTS, random.Random(0)
     for file in chance.sample(files(results), 20):
         content = file.read_bytes()
@@ -141,28 +139,28 @@ def test_a_damaged_file_is_named_alone(study: Study, tmp_path: Path) -> None:
 
 
 def inputs(job: Job, folder: Path) -> list[Path]:
-    """The files that a job reads, those parts of arrays left out that are verified as they are read."""
+    """The files that a job reads, without chunks of arrays, which are verified when they are read."""
     found = [path for each in map(folder.joinpath, job.input) for path in (each, *each.rglob("*"))]
     return [path for path in found if path.is_file() and "c" not in path.parent.parts[-2:]]
 
 
-def test_every_job_refuses_a_damaged_input_by_name_and_begins_nothing(study: Study, tmp_path: Path) -> None:
+def test_every_job_names_a_damaged_input_and_writes_nothing(study: StudyRun, tmp_path: Path) -> None:
     folder, chance = study.copy(tmp_path), random.Random(1)
-    refusing = [job for job in study.jobs if job.input]
-    assert {job.stage for job in refusing} >= set(STAGES) - {"corpus"}
-    for job in refusing:
+    readers = [job for job in study.jobs if job.input]
+    assert {job.stage for job in readers} >= set(STAGES) - {"corpus"}
+    for job in readers:
         file = chance.choice(inputs(job, folder))
         content = file.read_bytes()
         chance.choice([flip, cut])(file, chance)
         job.prepare(folder)
-        ended = study.run(job, folder)
-        (line,) = (line for line in ended.said.splitlines() if line.startswith("circuitloom: "))
-        assert ended.code == 1
+        result = study.run(job, folder)
+        (line,) = (line for line in result.output.splitlines() if line.startswith("circuitloom: "))
+        assert result.code == 1
         assert line.startswith(f"circuitloom: {job.stage}: {file.relative_to(folder)}: ")
         assert line.endswith("and run again")
         assert not any((folder / output).exists() for output in job.output)
         file.write_bytes(content)
-        # the next jobs read what this one makes
+        # later jobs read the outputs of this one
         for output in job.output:
             copy = shutil.copytree if (study.project.folder / output).is_dir() else shutil.copy
             copy(study.project.folder / output, folder / output)
@@ -178,26 +176,26 @@ def test_every_job_refuses_a_damaged_input_by_name_and_begins_nothing(study: Stu
     ],
 )
 def test_a_damaged_chunk_is_found_by_the_job_that_reads_it(
-    array: str, rule: str, study: Study, tmp_path: Path
+    array: str, rule: str, study: StudyRun, tmp_path: Path
 ) -> None:
     folder = study.copy(tmp_path)
     shard = max((folder / RESULTS / array / "c").rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
     content = bytearray(shard.read_bytes())
-    # within the first chunk, not in the index behind them all
+    # in the first chunk, not in the index at the end
     content[len(content) // 3] ^= 16
     shard.write_bytes(content)
     store = f"{array.partition('.zarr')[0]}.zarr"
     job = next(job for job in study.jobs if job.rule == rule and str(RESULTS / store) in job.input)
     job.prepare(folder)
-    ended = study.run(job, folder)
-    assert ended.code == 1, ended.said
-    assert str(RESULTS / store) in ended.said
-    assert "run again" in ended.said
+    result = study.run(job, folder)
+    assert result.code == 1, result.output
+    assert str(RESULTS / store) in result.output
+    assert "run again" in result.output
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator["Disk"]:
-    """A disk of its own under the results."""
+    """A small disk mounted at the results' folder."""
     folder = tmp_path / "results"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)]
@@ -217,40 +215,40 @@ class Disk:
 
     @property
     def used(self) -> int:
-        """Bytes."""
+        """Bytes in use."""
         state = os.statvfs(self.folder)
         return (state.f_blocks - state.f_bfree) * state.f_frsize
 
     def resize(self, size: int) -> None:
-        """Let the disk hold so many bytes, or what it holds and a little."""
+        """Set the size in bytes, at least what the disk holds and one page."""
         size = max(size, self.used + 4096)
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder)], check=True)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
-    stage: str, study: Study, disk: Disk, tmp_path: Path
+def test_a_stage_stops_on_a_full_disk_and_resumes_when_there_is_room(
+    stage: str, study: StudyRun, disk: Disk, tmp_path: Path
 ) -> None:
     folder = study.copy(tmp_path)
-    left = study.of(stage)
-    whole = disk.used
-    for job in left:
+    remaining = study.jobs_of(stage)
+    complete = disk.used
+    for job in remaining:
         job.prepare(folder)
     others = disk.used
     for share in (0.2, 0.6):
-        disk.resize(others + int(share * (whole - others)))
-        while left and (ended := study.run(left[0], folder)).code == 0:
-            left.pop(0)
-        assert left, "the disk held what it has no room for"
-        (line,) = (line for line in ended.said.splitlines() if line.startswith("circuitloom: "))
+        disk.resize(others + int(share * (complete - others)))
+        while remaining and (result := study.run(remaining[0], folder)).code == 0:
+            remaining.pop(0)
+        assert remaining, "the disk is not full"
+        (line,) = (line for line in result.output.splitlines() if line.startswith("circuitloom: "))
         assert line.startswith(f"circuitloom: {stage}: the disk is full (")
         assert line.endswith("make room and run again: finished work is kept")
-        left[0].prepare(folder)
-        # outputs of jobs that are still to run are gone, and nothing else is amiss
-        amiss = {line.partition(": missing; run again")[0] for line in find_damage(folder / RESULTS)}
-        assert amiss <= {str(folder / output) for job in left[1:] for output in job.output}
+        remaining[0].prepare(folder)
+        # only outputs of the remaining jobs are missing
+        missing = {line.partition(": missing; run again")[0] for line in find_damage(folder / RESULTS)}
+        assert missing <= {str(folder / output) for job in remaining[1:] for output in job.output}
     disk.resize(2**30)
-    for job in left:
+    for job in remaining:
         study.finish(job, folder)
     assert differences(folder / RESULTS, study.project.results) == []
     assert list(find_damage(folder / RESULTS)) == []

@@ -1,6 +1,6 @@
-"""Snakemake killed with its jobs, or a job under it, ends in the same files as an undisturbed run.
+"""A run in which Snakemake or one of its jobs is killed gives the same files as an undisturbed run.
 
-`test_integrity` kills every stage's jobs by themselves.
+`test_integrity` kills the jobs of every stage without Snakemake.
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.comparing import data_files, differences
 from tests.workflow.project import Project
 
 STAGES = {
-    # what is deleted and made again, and the line that says its job is at work
+    # folder to delete and make again, and the start of its job's progress line
     "activations": ("activations", "activations: mlp_in"),
     "dictionaries": ("dictionaries", "dictionaries layer"),
 }
@@ -31,23 +31,23 @@ def start(project: Project, stage: str) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], label: str) -> bool:
-    """Read what the workflow prints until its job is at work; False where it ended first."""
+    """Read the output until the job shows progress; False if the run ended first."""
     assert process.stdout is not None
     return any(label in line for line in process.stdout)
 
 
 def kill_jobs(process: subprocess.Popen[str]) -> None:
-    """Kill what runs the stage's script, and let Snakemake see it die."""
+    """Kill the processes of the stage's script, and let Snakemake end."""
     children = psutil.Process(process.pid).children(recursive=True)
     jobs = [child for child in children if any("scripts/tmp" in word for word in child.cmdline())]
-    assert jobs, "nothing is left to kill"
+    assert jobs, "no job is running"
     for job in jobs:
         job.send_signal(signal.SIGKILL)
     process.communicate(timeout=120)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_stage_ends_in_the_same_files(stage: str, finished: Project, tmp_path: Path) -> None:
+def test_a_killed_stage_gives_the_same_files(stage: str, finished: Project, tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     shutil.copytree(finished.folder, project.folder, symlinks=True)
     folder, label = STAGES[stage]
@@ -55,12 +55,12 @@ def test_a_killed_stage_ends_in_the_same_files(stage: str, finished: Project, tm
     shutil.rmtree(project.results / folder)
     chance = random.Random(stage)
     kills = 0
-    for how in ("parent", "job", "parent"):
+    for victim in ("snakemake", "job", "snakemake"):
         process = start(project, stage)
         if not wait_for(process, label):
             process.wait()
             break
-        if how == "parent":
+        if victim == "snakemake":
             time.sleep(chance.uniform(0, 0.6))
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Activations that several jobs cache: those of one, whoever is killed on the way."""
+"""Several jobs cache activations: they give the activations of one job, even if they are killed."""
 
 import shutil
 import signal
@@ -32,7 +32,7 @@ def parts_of(project: Project) -> list[str]:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_rows_are_those_of_one_job(layer: int, cached, finished) -> None:
+def test_several_jobs_cache_the_same_rows_as_one(layer: int, cached, finished) -> None:
     one, three = (
         open_activations(project.results / "activations", "mlp_in", layer)
         for project in (finished, cached[0])
@@ -40,12 +40,12 @@ def test_the_rows_are_those_of_one_job(layer: int, cached, finished) -> None:
     assert one.rows == three.rows
     assert one.stored.source == three.stored.source
     x, y = (next(each.batches(each.rows, 1)) for each in (one, three))
-    # the jobs have a thread each, the one has two: sums of floats differ
+    # each of the jobs has one thread, the single job has two: sums of floats differ
     torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(one.mean, three.mean, rtol=1e-4, atol=1e-5)
 
 
-def test_parts_are_gone_and_nothing_is_stale(cached) -> None:
+def test_parts_are_deleted_and_nothing_is_stale(cached) -> None:
     project, study = cached
     assert parts_of(project) == []
     assert list(find_damage(project.results)) == []
@@ -53,7 +53,7 @@ def test_parts_are_gone_and_nothing_is_stale(cached) -> None:
     assert "Nothing to be done" in again.stdout
 
 
-def test_after_a_kill_the_parts_that_are_done_stay(cached) -> None:
+def test_finished_parts_are_kept_after_a_kill(cached) -> None:
     project, study = cached
     activations = project.results / "activations"
     before = (activations / "mlp_in" / "layer0.zarr" / "values" / "c" / "0" / "0").read_bytes()
@@ -67,11 +67,11 @@ def test_after_a_kill_the_parts_that_are_done_stay(cached) -> None:
     for child in psutil.Process(process.pid).children(recursive=True):
         child.send_signal(signal.SIGKILL)
     process.communicate(timeout=120)
-    done = parts_of(project)
-    assert 0 < len(done) < JOBS
-    times = [project.results / "benchmarks" / f"cache_mlp_in_{part}.tsv" for part in done]
-    began = [file.stat().st_mtime_ns for file in times]
+    finished_parts = parts_of(project)
+    assert 0 < len(finished_parts) < JOBS
+    times = [project.results / "benchmarks" / f"cache_mlp_in_{part}.tsv" for part in finished_parts]
+    before_rerun = [file.stat().st_mtime_ns for file in times]
     again = project.snakemake("activations", study=study)
     assert again.returncode == 0, again.stdout[-4000:]
-    assert [file.stat().st_mtime_ns for file in times] == began, "what was done was done again"
+    assert [file.stat().st_mtime_ns for file in times] == before_rerun, "finished parts ran again"
     assert (activations / "mlp_in" / "layer0.zarr" / "values" / "c" / "0" / "0").read_bytes() == before

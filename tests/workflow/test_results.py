@@ -1,4 +1,4 @@
-"""What a run leaves behind."""
+"""The results of a complete run of the tiny study."""
 
 import os
 
@@ -20,9 +20,9 @@ STAGES = (
 TABLE_OF = {table.name: table for table in TABLES}
 
 
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has all tests")
-def test_the_study_that_is_looked_at_runs_in_one_process(request, finished) -> None:
-    """Where xdist does not know the groups, each process runs the study, and tests take twice as long."""
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+def test_the_finished_study_runs_in_one_process(request, finished) -> None:
+    """Without xdist's groups, each process runs the study and tests take twice as long."""
     assert request.node.nodeid.endswith("@finished")
 
 
@@ -33,17 +33,17 @@ def test_nothing_is_written_outside_results(finished) -> None:
 
 def test_every_table_has_its_schema_and_rows(finished) -> None:
     files = sorted(finished.results.rglob("*.parquet"))
-    # tiny has no SAEs of resid_mid, whose effects on the MLP's features it would hold
+    # feature_effect needs SAEs of resid_mid, which tiny does not have
     assert {file.stem for file in files} == set(TABLE_OF) - {"feature_effect"}
     for file in files:
         table = read_table(file)
         assert table.schema.equals(TABLE_OF[file.stem].schema), file
-        # nothing lies before the first layer that it could be connected with
-        nothing = file.parts[-2:] == ("layer0", "connection.parquet")
-        assert table.num_rows > 0 or nothing, file
+        # features of layer 0 have no earlier features to be connected with
+        first_layer = file.parts[-2:] == ("layer0", "connection.parquet")
+        assert table.num_rows > 0 or first_layer, file
 
 
-def test_every_run_and_layer_is_scored_and_all_layers_at_once(finished) -> None:
+def test_every_run_is_scored_at_each_layer_and_at_all_layers_at_once(finished) -> None:
     metric = pq.read_table(finished.results / "evaluation" / "metric.parquet").to_pylist()
     keys = {(row["run"], row["layer"]) for row in metric}
     assert keys == {(run, layer) for run in ("tc-topk8-128", "sae-topk8-128") for layer in (-1, 0, 1)}
@@ -53,12 +53,12 @@ def test_every_run_and_layer_is_scored_and_all_layers_at_once(finished) -> None:
         assert row["l0"] == pytest.approx(8, abs=0.5)
 
 
-def test_nothing_unfinished_is_left(finished) -> None:
+def test_no_unfinished_work_remains(finished) -> None:
     assert list(finished.results.rglob("*.partial")) == []
     assert list(finished.results.rglob("*.new")) == []
 
 
-def test_the_pictures_are_pictures(finished) -> None:
+def test_all_pictures_are_png_files(finished) -> None:
     pictures = ["evaluation/pareto.png", "language_model/pretraining.png", "circuits/war/graph.png"]
     pictures += [str(file.relative_to(finished.results)) for file in finished.results.glob("cases/*/*.png")]
     assert len(pictures) == 3 + 2 + 3 + 3 + 2
@@ -66,7 +66,7 @@ def test_the_pictures_are_pictures(finished) -> None:
         assert (finished.results / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_each_case_ends_in_claims_and_a_result_that_says_which_of_them_fail(finished) -> None:
+def test_each_case_study_has_claims_and_a_result_that_names_the_failing_ones(finished) -> None:
     for case in ("caught", "spans", "century", "planted"):
         claims = read_table(finished.results / "cases" / case / "claim.parquet").to_pylist()
         page = (finished.results / "cases" / case / "result.md").read_text()
@@ -85,17 +85,17 @@ def test_a_second_workflow_on_the_same_results_is_refused(finished) -> None:
     assert (finished.results / "evaluation" / "pareto.png").is_file()
 
 
-def test_the_plan_is_printed_before_anything_runs(fresh) -> None:
+def test_the_plan_is_printed_without_running_the_study(fresh) -> None:
     run = fresh.snakemake("plan")
     assert run.returncode == 0, run.stdout
     lines = [line.split() for line in run.stdout.splitlines()]
     stages = [line[0] for line in lines if line and line[0] in STAGES]
     assert stages == list(STAGES)
-    assert "operations a second measured" in run.stdout
+    assert " measured; " in run.stdout
     assert not (fresh.results / "corpus").exists()
 
 
-def test_the_report_holds_every_run_prompt_and_case_of_the_study(finished) -> None:
+def test_the_report_shows_every_run_prompt_and_case_study(finished) -> None:
     from tests.report.page import read_page
 
     file = finished.results / "report.html"
@@ -107,13 +107,13 @@ def test_the_report_holds_every_run_prompt_and_case_of_the_study(finished) -> No
     assert graphs == {"war", "caught"}
     runs = {row["run"] for row in page.rows["metrics"]}
     assert runs == {"tc-topk8-128", "sae-topk8-128"}
-    # every picture of a case is in it, and every job that ran
+    # the pictures of all case studies, and the times of all rules
     assert page.pictures == len(list(finished.results.glob("cases/*/*.png")))
     for rule in ("train_topk", "trace_prompt", "study_planted", "build_catalog"):
         assert rule in page.text
 
 
-def test_all_sql_of_the_report_gives_its_rows(finished) -> None:
+def test_the_sql_shown_in_the_report_gives_the_rows_shown(finished) -> None:
     import json
 
     from tests.report.page import read_page
@@ -130,7 +130,7 @@ def test_all_sql_of_the_report_gives_its_rows(finished) -> None:
         assert json.loads(json.dumps(rows)) == page.rows[name], name
 
 
-def test_the_catalogue_answers_about_every_run_and_layer(finished) -> None:
+def test_the_catalogue_has_the_features_and_metrics_of_every_run_and_layer(finished) -> None:
     from circuitloom import open_catalog
 
     catalog = open_catalog(finished.results)

@@ -1,4 +1,4 @@
-"""The README's tour: every command as it is printed, on tiny's results in the place of quickstart's."""
+"""Every command of the README's tour runs, on the results of tiny instead of quickstart."""
 
 import os
 import re
@@ -16,13 +16,13 @@ from tests.workflow.project import ROOT, Project
 SECTION = (ROOT / "README.md").read_text().split("\n## A tour\n")[1].split("\n## ")[0]
 BLOCKS = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
-EXPLORE = "python -m circuitloom explore"
+EXPLORE = "circuitloom explore"
 PORT = 8050
 
 
 @pytest.fixture(scope="session")
 def toured(finished, tmp_path_factory) -> Project:
-    """A folder in which `make reproduce` has run, on a smaller study."""
+    """A folder in which results/quickstart is the finished tiny study."""
     folder = tmp_path_factory.mktemp("toured")
     (folder / "results").mkdir()
     (folder / "results" / "quickstart").symlink_to(finished.results)
@@ -31,18 +31,18 @@ def toured(finished, tmp_path_factory) -> Project:
 
 
 def environment(project: Project) -> dict[str, str]:
-    """That of an activated virtual environment."""
+    """The environment variables of an activated virtual environment."""
     return project.environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def test_the_tour_has_five_steps_and_begins_with_reproduction() -> None:
+def test_the_tour_has_five_steps_and_starts_with_make_reproduce() -> None:
     assert re.findall(r"^\*\*(\d)\.", SECTION, re.MULTILINE) == list("12345")
     assert COMMANDS[0] == "make reproduce"
     assert EXPLORE in COMMANDS
 
 
 def test_make_reproduce_runs_the_workflow() -> None:
-    # within `make test` make would say which folder it is in
+    # --no-print-directory: inside `make test`, make would print its folder
     run = subprocess.run(
         ["make", "--dry-run", "--no-print-directory", "reproduce"],
         cwd=ROOT,
@@ -54,18 +54,18 @@ def test_make_reproduce_runs_the_workflow() -> None:
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each not in ("make reproduce", EXPLORE)])
-def test_a_command_of_the_tour_finds_something(toured, command: str) -> None:
+def test_a_command_of_the_tour_prints_a_result(toured, command: str) -> None:
     run = subprocess.run(
         shlex.split(command), cwd=toured.folder, env=environment(toured),
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert len(run.stdout.splitlines()) > 2, "a table has rows below its head"
+    assert len(run.stdout.splitlines()) > 2, "the table has no rows"
     if " trace " in command:
-        assert "checks: sums of sources agree with the model" in run.stdout
+        assert "checks: sums of sources agree with the model to " in run.stdout
 
 
-def test_the_explorer_of_the_tour_serves_pages_until_it_is_interrupted(toured) -> None:
+def test_the_explorer_of_the_tour_serves_pages_until_interrupted(toured) -> None:
     with socket.socket() as free:
         taken = free.connect_ex(("127.0.0.1", PORT)) == 0
     command = [*shlex.split(EXPLORE), *(["--port", "0"] if taken else [])]
