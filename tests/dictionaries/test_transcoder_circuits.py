@@ -83,9 +83,8 @@ def files(tmp_path, config_class) -> Run:
 
 def original(tensors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """The authors' forward pass on `ln2.hook_normalized`."""
-    return ((x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]).relu() @ tensors["W_dec"] + tensors[
-        "b_dec_out"
-    ]
+    z = ((x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]).relu()
+    return z @ tensors["W_dec"] + tensors["b_dec_out"]
 
 
 def bridge(folder: Path):
