@@ -109,7 +109,8 @@ def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> t
             kept.append(_supernode(-1 - i, name, members))
     joined: dict[tuple[int, int], dict[str, Any]] = {}
     for row in edges:
-        source, target = (supernode.get(row[end], row[end]) for end in ("source_node", "target_node"))
+        source: int = supernode.get(row["source_node"], row["source_node"])
+        target: int = supernode.get(row["target_node"], row["target_node"])
         if source != target:
             edge = joined.setdefault(
                 (source, target), {"source_node": source, "target_node": target, "effect": 0.0}
