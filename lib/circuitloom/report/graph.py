@@ -107,10 +107,13 @@ def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> t
         members = [row for row in nodes if supernode.get(row["node"]) == -1 - i]
         if members:
             kept.append(_supernode(-1 - i, name, members))
+
+    def end(number: int) -> int:
+        return supernode.get(number, number)
+
     joined: dict[tuple[int, int], dict[str, Any]] = {}
     for row in edges:
-        source: int = supernode.get(row["source_node"], row["source_node"])
-        target: int = supernode.get(row["target_node"], row["target_node"])
+        source, target = end(row["source_node"]), end(row["target_node"])
         if source != target:
             edge = joined.setdefault(
                 (source, target), {"source_node": source, "target_node": target, "effect": 0.0}
