@@ -155,7 +155,7 @@ LIMIT 10
 -- Tokens that each of some features fires on most, over its top examples.
 SELECT layer, feature, list(token ORDER BY n DESC, first) AS tokens
 FROM (
-    -- the windows of examples hold the token too, but reading many of them takes ten times as long
+    -- the windows of examples contain the token too, but reading them is ten times slower
     SELECT example.layer, example.feature, token.token, min(example.rank) AS first, count(*) AS n
     FROM example
     JOIN token USING (sequence, position)

@@ -1,5 +1,5 @@
 -- name: tokens_matching
--- Tokens at which a match of a regular expression ends, of at most 100 characters, in the sequence's text up to there.
+-- Tokens at which a match of a regular expression ends; a match has at most 100 characters, within one sequence.
 -- example: SELECT sequence, position, token FROM tokens_matching($pattern) LIMIT 3
 CREATE OR REPLACE MACRO tokens_matching(pattern) AS TABLE
 WITH
@@ -17,7 +17,7 @@ ending AS (
         - length(spacing()) AS stop
     FROM token
     JOIN whole USING (sequence)
-    -- where nothing in a whole sequence matches, nothing does up to a token, but for what looks at the text's end
+    -- a sequence without a match has none up to any token either, except for patterns that test for the text's end
     WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(whole.text, pattern)
 )
 
@@ -26,13 +26,13 @@ FROM ending
 WHERE
     CASE
         WHEN stop <= 100 THEN regexp_matches(substring(text, 1, stop), '(' || pattern || ')$')
-        -- one character before those that may match, for ^ and \b to see
+        -- one more character before the match, for ^ and \b
         ELSE regexp_matches(substring(text, stop - 100, 101), '(?s:.)(' || pattern || ')$')
     END
 ORDER BY sequence, position;
 
 -- name: circuit_edges
--- Edges of a traced prompt's pruned graph, the strongest first, with what they join and what ablation measured.
+-- Edges of a trace's pruned graph, largest effect first, with their nodes and the effects measured by ablation.
 -- example: SELECT source, target, effect, effect_frozen, effect_free FROM circuit_edges($trace) LIMIT 5
 CREATE OR REPLACE MACRO circuit_edges(of_trace) AS TABLE
 WITH named AS (
@@ -56,7 +56,7 @@ WHERE edge.trace = of_trace
 ORDER BY abs(edge.effect) DESC, source_node, target_node;
 
 -- name: circuit_nodes
--- Nodes of a traced prompt's pruned graph, the most influential first, with the share that those up to each one hold.
+-- Nodes of a trace's pruned graph, most influential first, with the cumulative share of influence.
 -- example: SELECT label, influence, cumulative, value FROM circuit_nodes($trace) LIMIT 5
 CREATE OR REPLACE MACRO circuit_nodes(of_trace) AS TABLE
 SELECT
@@ -72,7 +72,7 @@ SELECT
     activation,
     value,
     influence,
-    -- share of all influence that this node and those before it hold
+    -- share of all influence held by this node and the nodes before it
     sum(influence) OVER (ORDER BY influence DESC, node) / sum(influence) OVER () AS cumulative,
     probability,
     remainder
@@ -81,7 +81,7 @@ WHERE trace = of_trace AND in_graph
 ORDER BY influence DESC, node;
 
 -- name: circuit_paths
--- Greedy paths of a traced prompt as text, from what they end in to the root, the largest contributions first.
+-- Greedy paths of a trace as text, from their source to the root, largest contribution first.
 -- example: SELECT path, effect FROM circuit_paths($trace) LIMIT 5
 CREATE OR REPLACE MACRO circuit_paths(of_trace) AS TABLE
 SELECT
@@ -100,7 +100,7 @@ GROUP BY path.path
 ORDER BY abs(arg_max(path.effect, path.step)) DESC, number;
 
 -- name: coactivation
--- Features of the same run, in any layer, that fire on the same tokens as a feature, by the overlap of the two.
+-- Features of the same run, in any layer, that fire on the same tokens as a feature, largest overlap first.
 -- example: SELECT layer, feature, n_both, overlap, lift FROM coactivation($run, $layer, $feature) LIMIT 5
 CREATE OR REPLACE MACRO coactivation(of_run, of_layer, of_feature) AS TABLE
 WITH
@@ -132,7 +132,7 @@ SELECT
     -- share of this feature's tokens on which the other fires, and the reverse
     n_both / this.n_tokens AS share_of_this,
     n_both / other.n_tokens AS share_of_other,
-    -- how many times as often as if they fired independently
+    -- how much more often both fire than if they were independent
     share_of_this / other.density AS lift
 FROM together
 JOIN feature AS other ON other.run = of_run AND other.layer = together.layer AND other.feature = together.feature
@@ -161,7 +161,7 @@ WHERE one.run = one_run AND other.run = other_run
 ORDER BY one.layer, one.metric;
 
 -- name: feature_card
--- All that is known of a feature, one line a fact.
+-- Everything known about a feature, one row per fact.
 -- example: FROM feature_card($run, $layer, $feature)
 CREATE OR REPLACE MACRO feature_card(of_run, of_layer, of_feature) AS TABLE
 WITH
@@ -228,7 +228,7 @@ FROM (
 ORDER BY part, place;
 
 -- name: features_of_concept
--- The features of any run and layer that say best that a token takes part in a concept, by F1 on held-out documents.
+-- Features of all runs and layers that detect a concept best, by F1 on held-out documents.
 -- example: SELECT run, layer, feature, threshold, precision, recall, f1 FROM features_of_concept($concept) LIMIT 5
 CREATE OR REPLACE MACRO features_of_concept(of_concept) AS TABLE
 SELECT
@@ -249,7 +249,7 @@ WHERE scored.concept = of_concept
 ORDER BY scored.f1 DESC NULLS LAST, scored.run, scored.layer, scored.feature;
 
 -- name: features_on
--- Features of any run and layer by how well they single out the tokens at which a match of a regular expression ends.
+-- Features of all runs and layers by how well they detect tokens that match a regular expression, best F1 first.
 -- example: SELECT run, layer, feature, f1 FROM features_on($pattern) LIMIT 5
 CREATE OR REPLACE MACRO features_on(pattern) AS TABLE
 WITH
@@ -294,7 +294,7 @@ array_to_string(
 );
 
 -- name: node_label
--- What a node of a circuit is, in a few words.
+-- Short description of a node of a circuit.
 -- example: SELECT node_label('feature', 3, 235, NULL, 'caught', 4)
 CREATE OR REPLACE MACRO node_label(kind, layer, feature, head, token, position) AS
 CASE kind
@@ -306,7 +306,7 @@ CASE kind
 END;
 
 -- name: similar_features
--- Features of any run and layer by the cosine of their activations with a feature's, over all tokens.
+-- Features of all runs and layers by the cosine similarity of their activations with a feature's, over all tokens.
 -- example: SELECT run, layer, feature, cosine FROM similar_features($run, $layer, $feature) LIMIT 5
 CREATE OR REPLACE MACRO similar_features(of_run, of_layer, of_feature) AS TABLE
 WITH
@@ -338,7 +338,7 @@ WHERE NOT (products.run = of_run AND products.layer = of_layer AND products.feat
 ORDER BY cosine DESC, products.run, products.layer, products.feature;
 
 -- name: top_examples
--- The largest activations of a feature with their surroundings; the token itself stands in [[ ]].
+-- The largest activations of a feature in context; the token itself is in [[ ]].
 -- example: SELECT rank, activation, text FROM top_examples($run, $layer, $feature)
 CREATE OR REPLACE MACRO top_examples(of_run, of_layer, of_feature) AS TABLE
 SELECT
@@ -354,7 +354,7 @@ WHERE run = of_run AND layer = of_layer AND feature = of_feature AND band = 0
 ORDER BY rank;
 
 -- name: unpacked
--- The list of features that a row of `code` packs: n numbers, each of as many bytes.
+-- The list of features packed in a row of `code`: n integers of equal size.
 -- example: SELECT unpacked('\x00\x07\x01\x00'::BLOB, 2) AS features
 CREATE OR REPLACE MACRO unpacked(packed, n) AS
 list_transform(

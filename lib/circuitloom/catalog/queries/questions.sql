@@ -34,24 +34,24 @@ FROM top_examples($run, $layer, $feature)
 LIMIT 8
 
 -- name: card
--- What is known of one feature altogether?
+-- What is known about one feature?
 FROM feature_card($run, $layer, $feature)
 
 -- name: bands
--- Does it mean the same where it fires weakly?
+-- Does the feature mean the same where it fires weakly?
 SELECT band, round(band_low, 2) AS low, round(band_high, 2) AS high, round(band_share, 3) AS share, marked_text(tokens, position - window_start) AS text
 FROM example
 WHERE run = $run AND layer = $layer AND feature = $feature AND band > 0 AND rank < 2
 ORDER BY band DESC, rank
 
 -- name: together
--- Which features fire together with it, in its own layer and in others?
+-- Which features of the same run fire on the same tokens?
 SELECT layer, feature, n_both, round(overlap, 3) AS overlap, round(share_of_this, 3) AS share_of_this, round(lift, 1) AS lift
 FROM coactivation($run, $layer, $feature)
 LIMIT 8
 
 -- name: similar
--- Which feature of every other run, and which neuron, behaves most like it?
+-- Which feature of each other run, and which neuron, has the most similar activations?
 SELECT run, layer, feature, round(cosine, 3) AS cosine, n_both
 FROM similar_features($run, $layer, $feature)
 QUALIFY row_number() OVER (PARTITION BY run ORDER BY cosine DESC) = 1
@@ -59,13 +59,13 @@ ORDER BY cosine DESC
 LIMIT 10
 
 -- name: word
--- Which features single out a word or phrase?
+-- Which features detect a word or phrase?
 SELECT run, layer, feature, n_hits, round(precision, 3) AS precision, round(recall, 3) AS recall, round(f1, 3) AS f1
 FROM features_on($pattern)
 LIMIT 8
 
 -- name: token
--- Which features make up the code of one token, and how strongly?
+-- Which features are active on one token, and how strongly?
 SELECT layer, feature, round(activation.activation, 3) AS activation, token.token, round(density, 4) AS density
 FROM activation
 JOIN token USING (sequence, position)
@@ -74,7 +74,7 @@ WHERE run = $run AND layer = $layer AND sequence = 3 AND position = 20
 ORDER BY activation.activation DESC
 
 -- name: bases
--- Do dictionaries name concepts better than neurons and residual directions do?
+-- Do dictionaries detect concepts better than neurons and residual directions?
 SELECT run, count(*) AS concepts, round(avg(coalesce(f1, 0)), 3) AS mean_f1, count(*) FILTER (f1 >= 0.8) AS f1_over_80
 FROM concept_score
 WHERE layer = -1
@@ -82,13 +82,13 @@ GROUP BY run
 ORDER BY mean_f1 DESC
 
 -- name: concept
--- Which features stand for a concept?
+-- Which features detect a concept?
 SELECT run, layer, feature, round(precision, 3) AS precision, round(recall, 3) AS recall, round(f1, 3) AS f1, round(density, 4) AS density
 FROM features_of_concept($concept)
 LIMIT 8
 
 -- name: missed
--- Which concepts does no feature of any dictionary say well?
+-- Which concepts does no feature of any dictionary detect well?
 SELECT concept, round(max(f1), 3) AS best_f1, arg_max(run, f1) AS run, arg_max(found_layer, f1) AS layer, arg_max(feature, f1) AS feature
 FROM concept_score
 WHERE layer = -1 AND run NOT IN ('neurons', 'residual')
@@ -129,7 +129,7 @@ ORDER BY followed_by_one DESC, fires DESC
 LIMIT 8
 
 -- name: positions
--- Which features are about the place in the sequence, not about the text?
+-- Which features depend on the position in the sequence, not on the text?
 SELECT layer, feature, count(*) AS fires, mode(position) AS position, round(avg((position <= 3)::INT), 3) AS on_the_first_three
 FROM activation
 WHERE run = $run
@@ -150,13 +150,13 @@ ORDER BY features DESC, token
 LIMIT 6
 
 -- name: compare
--- In what do two runs differ?
+-- In which scores do two runs differ?
 SELECT layer, metric, round(one, 4) AS one, round(other, 4) AS other, round(difference, 4) AS difference
 FROM compare_runs($run, $other_run)
 WHERE metric IN ('fvu', 'l0', 'ce_recovered_zero', 'alive')
 
 -- name: twins
--- Which features of one layer show the same examples, and so may be one feature split in two?
+-- Which features of one layer share their top examples, as in feature splitting?
 SELECT one.layer, one.feature AS one, other.feature AS other, count(*) AS shared_of_20, any_value(one.tokens[one.position - one.window_start + 1]) AS token
 FROM example AS one
 JOIN example AS other USING (run, layer, sequence, position)
@@ -166,7 +166,7 @@ ORDER BY shared_of_20 DESC, one.layer, one.feature, other.feature
 LIMIT 6
 
 -- name: training
--- Was training long enough: how much did the last tenth of the steps still gain?
+-- Was training long enough: how much did FVU improve over the last tenth of the steps?
 SELECT
     run,
     layer,
