@@ -66,7 +66,10 @@ def main() -> None:
     print("round  scored tokens/s  at least tokens/s  share")
     shares = []
     for i in range(args.rounds):
-        limit, seconds = wall_seconds(least), wall_seconds(lambda: score_runs(model, runs, held_out, args.batch))
+        limit, seconds = (
+            wall_seconds(least),
+            wall_seconds(lambda: score_runs(model, runs, held_out, args.batch)),
+        )
         tokens = held_out.token.numel() * len(runs)
         shares.append(limit / seconds)
         print(f"{i:5}{tokens / seconds:17,.0f}{tokens / limit:19,.0f}{shares[-1]:7.2f}", flush=True)

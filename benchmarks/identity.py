@@ -20,7 +20,7 @@ from tests.models import ARCHITECTURES
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import direct_effects, feature_targets
 from circuitloom.attribution.linearized_model import LinearizedModel
-from circuitloom.attribution.paths import feature_reader, direct_sources
+from circuitloom.attribution.paths import direct_sources, feature_reader
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.model import load_model
 

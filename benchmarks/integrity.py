@@ -1,7 +1,8 @@
 """Time that jobs spend on comparing their inputs with their checksum records, for every job of a finished study.
 
-`python benchmarks/integrity.py config/studies/NAME.yaml`, or without an argument for quickstart. For each rule: jobs, bytes read
-in full, seconds for that, and the seconds of the jobs themselves (from results/STUDY/benchmarks). Files are in the page cache.
+`python benchmarks/integrity.py config/studies/NAME.yaml`, or without an argument for quickstart. For each rule: jobs, bytes
+read in full, seconds for that, and the seconds of the jobs themselves (results/STUDY/benchmarks). Files are in the page
+cache.
 """
 
 import argparse
@@ -39,7 +40,9 @@ def bytes_read(folder: Path, path: Path) -> int:
     """Bytes of an input that its record has a CRC-32 of."""
     if not (path.is_relative_to(folder) and record_path(folder, path).is_file()):
         return 0
-    return sum(size for size, checksum in read_record(record_path(folder, path)).values() if checksum is not None)
+    return sum(
+        size for size, checksum in read_record(record_path(folder, path)).values() if checksum is not None
+    )
 
 
 def main() -> None:
@@ -57,9 +60,9 @@ def main() -> None:
         seconds = time.perf_counter() - start
         measured = folder / "benchmarks" / f"{log}.tsv"
         own = float(next(csv.DictReader(measured.open(), delimiter="\t"))["s"]) if measured.is_file() else 0.0
-        rule = re.sub(r"_(transcoders|saes|skip|stream|topk)\b", "", rule)
+        name = re.sub(r"_(transcoders|saes|skip|stream|topk)\b", "", rule)
         for i, value in enumerate((1, size, seconds, own)):
-            took[rule][i] += value
+            took[name][i] += value
     print(f"{'rule':32} {'jobs':>5} {'MB':>9} {'checking, s':>12} {'jobs, s':>9}")
     total = [sum(row[i] for row in took.values()) for i in range(4)]
     for rule, row in [*sorted(took.items(), key=lambda item: -item[1][2]), ("all", total)]:

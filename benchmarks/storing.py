@@ -42,7 +42,7 @@ def main() -> None:
         shard_file,
         write_shard,
     )
-    from circuitloom.core.atomic_io import flush
+    from circuitloom.core.atomic_io import fsync
 
     torch.set_num_threads(1)
     values = torch.randn(args.rows, args.d).to(getattr(torch, args.dtype))
@@ -59,7 +59,7 @@ def main() -> None:
         report(
             "flushed",
             array.nbytes,
-            [timed(lambda s=s: flush(shard_file(store, s))) for s in range(args.shards)],
+            [timed(lambda s=s: fsync(shard_file(store, s))) for s in range(args.shards)],
         )
         stored = open_array(array_folder(store), "")
         batch = min(args.batch, rows)

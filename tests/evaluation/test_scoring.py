@@ -6,6 +6,7 @@ import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
 
 from circuitloom.config import Evaluation
+from circuitloom.core.layout import ALL_LAYERS
 from circuitloom.core.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_table
 from circuitloom.evaluation.scoring import (
     baseline_rows,
@@ -15,7 +16,6 @@ from circuitloom.evaluation.scoring import (
     score_runs,
     site_means,
 )
-from circuitloom.core.layout import ALL_LAYERS
 from circuitloom.language_model.hooks import Site, capture, edited
 
 

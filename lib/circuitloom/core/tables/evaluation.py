@@ -30,8 +30,8 @@ METRIC = Table(
         "layer": (pa.int16(), "layer, from 0; -1: all layers replaced at once"),
         "l0": (
             FLOAT,
-            "mean number of active features per token; in rows of layer -1 this and all other columns except CE and KL are "
-            "means over layers, each layer reading the output of the replaced layers before it",
+            "mean number of active features per token; in rows of layer -1 this and all other columns except CE "
+            "and KL are means over layers, each layer reading the output of the replaced layers before it",
         ),
         "fvu": (FLOAT, "fraction of variance unexplained; predicting the mean gives 1"),
         "mse": (FLOAT, "mean over tokens of |y - y_hat|^2"),

@@ -8,8 +8,8 @@ _VIA = "`direct`; `head L.H`: through head H of layer L"
 
 DEEMBEDDING = Table(
     "deembedding",
-    "Tokens whose embedding raises or lowers a feature's pre-activation most, by the weights alone: with the norms' gains "
-    "and centering, without denominators, which depend on the input.",
+    "Tokens whose embedding raises or lowers a feature's pre-activation most, by the weights alone: with the norms' "
+    "gains and centering, without denominators, which depend on the input.",
     ("run", "layer", "feature", "via", "sign", "rank"),
     {
         "run": RUN_NAME,
