@@ -1,13 +1,13 @@
-"""Attribution graphs beside circuit-tracer: the same transcoders, model and prompts, each side in processes of its own.
+"""Attribution graphs compared with circuit-tracer: same transcoders, model and prompts, separate processes.
 
     python benchmarks/attribution.py results/STUDY/dictionaries/RUN MODEL TEXT.jsonl \\
         --peer /path/to/environment/bin/python     # an environment with circuit-tracer 0.5 and nnsight 0.6.3
 
-RUN must be transcoders of every layer, of act relu, batchtopk or jumprelu. Prompts are the beginnings of the first
-documents that are long enough, BOS in front. Prints seconds (the median after one to warm up) and peak memory of all
-direct effects, and of a pruned graph, at each length; then what the two sides' graphs of the same prompt differ by.
-Beyond LONG tokens each side runs once, the peer with its smallest batch. With `--threads 1` seconds of CPU say
-something even on a machine that does other work.
+RUN must have transcoders of every layer with act relu, batchtopk or jumprelu. Prompts are a BOS and the beginnings of
+the first documents that are long enough. Prints seconds (median after a warm-up) and peak memory for all direct effects
+and for a pruned graph at each length, then the differences between the two sides' graphs of the same prompt. Beyond
+LONG tokens each side runs once, the peer with its smallest batch. With `--threads 1`, CPU seconds are meaningful even
+on a machine that does other work.
 """
 
 import argparse
@@ -27,8 +27,9 @@ WORKFLOW = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "GOMP_SPINCOUNT": "2000",
 }
-"""What the workflow sets for its jobs; the peer is timed with and without."""
+"""Environment variables of the workflow's jobs; the peer is timed with and without them."""
 LONG = 64
+"""Longer prompts are traced once."""
 
 
 def main() -> None:
@@ -40,22 +41,22 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--peer", help="python of an environment with circuit-tracer")
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 39, 64, 256])
-    parser.add_argument("--repeats", type=int, default=6, help="the first of them warms up")
+    parser.add_argument("--repeats", type=int, default=6, help="traces per process; the first is a warm-up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--batches",
         type=int,
         nargs="+",
         default=[32, 128, 512],
-        help="the peer's targets at once; it takes 512",
+        help="targets per batch of the peer, whose default is 512",
     )
-    parser.add_argument("--rounds", type=int, default=1, help="processes of each side")
+    parser.add_argument("--rounds", type=int, default=1, help="processes per side")
     parser.add_argument("--side", choices=["adjacency", "graph"], help=argparse.SUPPRESS)
     parser.add_argument("--prompt", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(ours(options)))
+        print(json.dumps(run_ours(options)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> None:
-    """Prompts of all lengths, and the transcoders as the peer reads them."""
+    """Write prompts of all lengths, and the transcoders in the peer's format."""
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.dictionaries.formats.circuit_tracer import export_circuit_tracer
 
@@ -90,20 +91,20 @@ def dictionaries(run: Path) -> dict[int, Any]:
 
 
 def sides(options: argparse.Namespace, folder: Path, length: int) -> dict[str, tuple]:
-    """Command and settings of every side on one prompt; the first of each tool saves its graph."""
+    """Name to python, script, arguments and environment of each side; the first side of each tool saves its graph."""
     common = [f"--repeats={options.repeats if length <= LONG else 1}", f"--threads={options.threads}"]
     prompt = str(folder / f"{length}.json")
-    mine = [str(options.run), str(options.model), str(options.text), f"--prompt={prompt}", *common]
+    our_arguments = [str(options.run), str(options.model), str(options.text), f"--prompt={prompt}", *common]
     save = [f"--save={folder / f'{side}{length}.safetensors'}" for side in ("ours", "theirs")]
-    me = sys.executable, Path(__file__)
+    us = sys.executable, Path(__file__)
     result = {
-        "circuitloom, all effects": (*me, [*mine, "--side=adjacency", save[0]], WORKFLOW),
-        "circuitloom, pruned graph": (*me, [*mine, "--side=graph"], WORKFLOW),
+        "circuitloom, all effects": (*us, [*our_arguments, "--side=adjacency", save[0]], WORKFLOW),
+        "circuitloom, pruned graph": (*us, [*our_arguments, "--side=graph"], WORKFLOW),
     }
     if options.peer:
-        theirs = [str(folder / "set"), str(options.model), prompt, *common]
+        peer_arguments = [str(folder / "set"), str(options.model), prompt, *common]
         for batch in sorted(options.batches)[: None if length <= LONG else 1]:
-            batched = [*theirs, f"--batch={batch}"]
+            batched = [*peer_arguments, f"--batch={batch}"]
             extra = save[1:] if batch == min(options.batches) else []
             name = f"circuit-tracer, batch {batch}"
             result[name] = (options.peer, PEER, [*batched, *extra], {})
@@ -112,7 +113,7 @@ def sides(options: argparse.Namespace, folder: Path, length: int) -> dict[str, t
 
 
 def measure(options: argparse.Namespace, folder: Path, length: int) -> None:
-    """Run every side on one prompt and print what it took."""
+    """Run every side on one prompt; print its times and memory."""
     commands = sides(options, folder, length)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for _ in range(options.rounds):
@@ -135,12 +136,12 @@ def measure(options: argparse.Namespace, folder: Path, length: int) -> None:
 
 
 def median(repeats: list[float]) -> float:
-    """Of all but the first, which warms up."""
+    """Median of all but the first, which is a warm-up."""
     return statistics.median(repeats[1:] or repeats)
 
 
-def ours(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and memory of our side; the model, its weights and the dictionaries are loaded before."""
+def run_ours(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and memory of our side, without loading the model and the dictionaries."""
     import torch
 
     from circuitloom.attribution.capture import capture_pass, read_weights
@@ -153,40 +154,44 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(options.threads)
     model = load_model(options.model, device="cpu")
-    weights, read = read_weights(model), dictionaries(options.run)
+    weights, loaded = read_weights(model), dictionaries(options.run)
     token = torch.tensor(json.loads(options.prompt.read_text()))
     tokenizer = load_tokenizer(str(options.model))
     strings = tokenizer.strings()
     before, seconds, cpu, result = peak(), [], [], None
     for _ in range(options.repeats):
-        # the square of the last graph is not part of the next one's memory
-        result = local = None
-        began, worked = time.perf_counter(), time.process_time()
-        local = LinearizedModel(capture_pass(model, weights, token), read, tokenizer.bos_id)
-        roots, named = find_roots(local, parse_target("logits"), strings)
-        result = adjacency(local, roots) if options.side == "adjacency" else trace_graph(local, roots)
-        seconds.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - worked)
+        # free the last graph before the next one
+        result = model_of_prompt = None
+        started, started_cpu = time.perf_counter(), time.process_time()
+        model_of_prompt = LinearizedModel(capture_pass(model, weights, token), loaded, tokenizer.bos_id)
+        roots, root_nodes = find_roots(model_of_prompt, parse_target("logits"), strings)
+        result = (
+            adjacency(model_of_prompt, roots)
+            if options.side == "adjacency"
+            else trace_graph(model_of_prompt, roots)
+        )
+        seconds.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - started_cpu)
     measured = {
         "seconds": seconds,
         "cpu": cpu,
         "before": before,
         "peak": peak(),
-        "active": len(local.features),
+        "active": len(model_of_prompt.features),
     }
     if options.save:
         del result
-        save(options.save, local, roots, named, strings)
+        save(options.save, model_of_prompt, roots, root_nodes, strings)
     return measured
 
 
 def peak() -> int:
-    """Most bytes that the process ever held in memory."""
+    """Peak memory of this process, in bytes."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
-def save(file: Path, local, roots, named, strings) -> None:
-    """The graph as the peer defines it: what MLPs give at position 0 is no source."""
+def save(file: Path, model, roots, root_nodes, strings) -> None:
+    """Save the graph as the peer defines it: the MLPs' outputs at position 0 are no sources."""
     import torch
     from safetensors.torch import save_file
 
@@ -194,16 +199,16 @@ def save(file: Path, local, roots, named, strings) -> None:
     from circuitloom.attribution.export import GraphText, viewer_json
     from circuitloom.attribution.graph import adjacency, trace_graph
 
-    local.errors[:, 0] = 0
-    graph, columns, features = trace_graph(local, roots), source_columns(local), local.features
-    labels = GraphText("", [strings[i] for i in local.captured.token.tolist()], named)
-    file.with_suffix(".json").write_text(json.dumps(viewer_json(graph, local, labels, "graph", "set")))
+    model.errors[:, 0] = 0
+    graph, columns, features = trace_graph(model, roots), source_columns(model), model.features
+    text = GraphText("", [strings[i] for i in model.captured.token.tolist()], root_nodes)
+    file.with_suffix(".json").write_text(json.dumps(viewer_json(graph, model, text, "graph", "set")))
     save_file(
         {
-            "adjacency": adjacency(local, roots)[:, : columns.embeddings.stop].contiguous(),
+            "adjacency": adjacency(model, roots)[:, : columns.embeddings.stop].contiguous(),
             "feature": torch.stack([features.layer, features.position, features.feature], 1),
             "activation": features.activation,
-            "logit": torch.tensor([root.token_id for root in named]),
+            "logit": torch.tensor([root.token_id for root in root_nodes]),
             "probability": roots.weight,
             "scores": torch.tensor([graph.scores.replacement, graph.scores.completeness]),
         },
@@ -212,20 +217,20 @@ def save(file: Path, local, roots, named, strings) -> None:
 
 
 def compare(folder: Path, length: int) -> str:
-    """What the two sides' graphs of one prompt differ by."""
+    """Differences between the two sides' graphs of one prompt."""
     import numpy
     import torch
     from safetensors.torch import load_file
 
     a, b = (load_file(folder / f"{side}{length}.safetensors") for side in ("ours", "theirs"))
     size = int(max(a["feature"].max(), b["feature"].max())) + 1
-    keys = [(held["feature"] @ torch.tensor([size * size, size, 1])).numpy() for held in (a, b)]
+    keys = [(graph["feature"] @ torch.tensor([size * size, size, 1])).numpy() for graph in (a, b)]
     common, at_a, at_b = numpy.intersect1d(*keys, return_indices=True)
     only = len(keys[0]) + len(keys[1]) - 2 * len(common)
 
-    def shared(held: dict, at: numpy.ndarray, own: int) -> tuple[torch.Tensor, torch.Tensor]:
-        # features in both, then what is behind the features: roots for rows, errors and embeddings for columns
-        roots = torch.arange(len(held["adjacency"]))[-len(held["logit"]) :]
+    def shared(graph: dict, at: numpy.ndarray, own: int) -> tuple[torch.Tensor, torch.Tensor]:
+        # features in both graphs, then the rest: roots for rows, errors and embeddings for columns
+        roots = torch.arange(len(graph["adjacency"]))[-len(graph["logit"]) :]
         rest = torch.arange(own, own + a["adjacency"].shape[1] - len(keys[0]))
         return torch.cat([torch.from_numpy(at), roots]), torch.cat([torch.from_numpy(at), rest])
 
@@ -247,33 +252,35 @@ def compare(folder: Path, length: int) -> str:
 
 
 def compare_viewers(folder: Path, length: int) -> str:
-    """What the pruned graphs differ by, as the two sides write them for the viewer."""
+    """Differences between the pruned graphs that the two sides write for the viewer."""
     written = [json.loads((folder / f"{side}{length}.json").read_text()) for side in ("ours", "theirs")]
-    named: list[dict[str, list]] = [{}, {}]
-    for names, held in zip(named, written, strict=True):
-        for node in held["nodes"]:
+    by_id: list[dict[str, list]] = [{}, {}]
+    for names, graph in zip(by_id, written, strict=True):
+        for node in graph["nodes"]:
             key = node["feature_type"], node["layer"], node["feature"], node["ctx_idx"]
             names.setdefault(node["node_id"], []).append((key, node["influence"]))
-    # where the peer gives two nodes one name, its links do not say whose they are
-    twice = {key for names in named for several in names.values() if len(several) > 1 for key, _ in several}
+    # the peer gives some pairs of nodes one id: their links are ambiguous
+    ambiguous = {
+        key for names in by_id for several in names.values() if len(several) > 1 for key, _ in several
+    }
     nodes, links = [], []
-    for names, held in zip(named, written, strict=True):
-        nodes.append({key: share for ((key, share), *_) in names.values() if key not in twice})
-        ends = [(names[link["source"]][0][0], names[link["target"]][0][0]) for link in held["links"]]
-        links.append({each for each in ends if not twice & set(each)})
+    for names, graph in zip(by_id, written, strict=True):
+        nodes.append({key: share for ((key, share), *_) in names.values() if key not in ambiguous})
+        ends = [(names[link["source"]][0][0], names[link["target"]][0][0]) for link in graph["links"]]
+        links.append({each for each in ends if not ambiguous & set(each)})
     shares = [abs(nodes[0][key] - nodes[1][key]) for key in nodes[0].keys() & nodes[1] if nodes[0][key]]
     return (
         f"pruned: {len(nodes[0].keys() & nodes[1])} nodes in both, {len(nodes[0].keys() ^ nodes[1])} in one, "
         f"{len(links[0] & links[1])} links in both, {len(links[0] ^ links[1])} in one, cumulative shares within "
-        f"{max(shares):.1e}; left out: {len(twice)} nodes that share a name in one"
+        f"{max(shares):.1e}; left out: {len(ambiguous)} nodes that share an id"
     )
 
 
 def run_in(python: str, script: Path, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """One side, in a process of its own."""
+    """The JSON that one side prints, run in its own process."""
     result = subprocess.run(
         [python, str(script), *arguments],
-        # the peer's script bears the name of what it imports
+        # the peer's script has the name of the package that it imports
         env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"} | environment,
         capture_output=True,
         text=True,

@@ -1,10 +1,11 @@
-"""Rate of caching, all layers to disk, against the bare forward pass of the same sequences without the head.
+"""Rate of caching all layers to disk, compared with the forward pass alone (same sequences, no unembedding).
 
     python benchmarks/caching.py results/stories260k/model results/stories260k/corpus/train.zarr --tokens 1000000
     python benchmarks/caching.py ... --layer 4 --peer .peers/saelens/bin/python \\
         --hook model.layers.4.post_attention_layernorm
 
-With `--peer`, an environment with sae-lens, one layer is cached, and SAELens' runner caches the same module's output.
+With `--peer` (python of an environment with sae-lens), one layer is cached, and SAELens' runner caches the output of
+the same module.
 """
 
 import argparse
@@ -28,16 +29,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("train", type=Path, help="token array of the training split")
     parser.add_argument("--site", default="mlp_in")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "int8"])
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="rows cached a round")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="rows cached per round")
     parser.add_argument("--shard-rows", type=int, default=262_144)
-    parser.add_argument("--batch", type=int, default=64, help="sequences a forward pass")
+    parser.add_argument("--batch", type=int, default=64, help="sequences per forward pass")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--layer", type=int, help="this one alone")
+    parser.add_argument("--layer", type=int, help="cache only this layer")
     parser.add_argument("--peer", help="python of an environment with sae-lens; needs --layer and --hook")
-    parser.add_argument("--hook", help="the peer's name of what is cached")
+    parser.add_argument("--hook", help="the peer's name of the cached module")
     parser.add_argument(
-        "--folder", type=Path, default=Path(), help="where the cache is written, and removed again"
+        "--folder", type=Path, default=Path(), help="where the cache is written; it is removed afterwards"
     )
     return parser.parse_args()
 
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def peer(args: argparse.Namespace, order, d: int) -> float:
-    """Tokens a second of SAELens' runner on as many sequences."""
+    """Tokens per second of SAELens' runner on the same sequences."""
     import numpy as np
 
     sequences = order.permutation[: int(np.searchsorted(order.first, order.rows))]

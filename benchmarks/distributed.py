@@ -1,10 +1,10 @@
-"""Training step of one dictionary by one process, and by several that share its threads (or have a GPU each).
+"""Training step of one dictionary in one process, and in several that share its threads (or have one GPU each).
 
     python benchmarks/distributed.py                      # 1 process of 2 threads, 2 of 1 thread each, in both splits
     python benchmarks/distributed.py --processes 8 --threads 8 --d 768 --width 24576 --batch 65536     # 8 GPUs
 
-Every side trains the same topk dictionary on the same data; sides alternate. Prints tokens a second (median step), and
-the loss after the last step, which should be the same.
+All sides train the same topk dictionary on the same data; sides alternate. Prints tokens per second (median step) and
+the loss after the last step, which should be equal.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from circuitloom.dictionaries.training.trainer import Trainer
 
 SPLITS = {"batch": DataParallel, "features": TensorParallel}
 WARM_UP = 3
-"""Steps that are not counted: they fill the allocator's pools."""
+"""Steps that are not timed: they fill the allocator's pools."""
 
 
 def make_data(options: argparse.Namespace) -> torch.Tensor:
-    """Sparse causes mixed into d dimensions, E|x|^2 = d."""
+    """Random sparse factors mixed into d dimensions, E|x|^2 = d."""
     generator = torch.Generator().manual_seed(0)
     d = options.d
-    causes = torch.rand(4 * options.batch, 4 * d, generator=generator)
-    causes *= torch.rand(causes.shape, generator=generator) < 8 / d
-    x = causes @ torch.randn(4 * d, d, generator=generator)
+    factors = torch.rand(4 * options.batch, 4 * d, generator=generator)
+    factors *= torch.rand(factors.shape, generator=generator) < 8 / d
+    x = factors @ torch.randn(4 * d, d, generator=generator)
     return x * (d / x.square().sum(1).mean()).sqrt()
 
 
 def train(options: argparse.Namespace, collectives: Collectives, device: torch.device) -> dict:
-    """Seconds of each step, and the last loss."""
+    """Seconds of each step, and the loss of the last one."""
     x, share = make_data(options), collectives.batch_slice(options.batch)
     variance = float((x - x.mean(0)).square().sum(1).mean())
     stored = Moments(x.mean(0), 1.0, variance)
@@ -54,16 +54,16 @@ def train(options: argparse.Namespace, collectives: Collectives, device: torch.d
     x, seconds, loss = x.to(device), [], 0.0
     for step in range(options.steps):
         first = step % 4 * options.batch
-        began = time.perf_counter()
+        started = time.perf_counter()
         read = collectives.gather_batch({"x": x[first + share.start : first + share.stop]})["x"]
-        # asking for the loss waits for a GPU
+        # reading the loss waits for the GPU
         loss = float(trainer.step(step, read, read).loss.detach())
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
     return {"seconds": seconds, "loss": loss}
 
 
 def side(rank: int, split: str | None, folder: str, options: argparse.Namespace) -> None:
-    """One process of one side."""
+    """Run one process of one side."""
     processes = options.processes if split else 1
     torch.set_num_threads(max(1, options.threads // processes))
     on_gpu = torch.cuda.is_available()
@@ -73,8 +73,8 @@ def side(rank: int, split: str | None, folder: str, options: argparse.Namespace)
             torch.cuda.set_device(device)
         elif Path("/sys/class/net/lo").exists():
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        meeting = f"file://{folder}/meeting"
-        dist.init_process_group("nccl" if on_gpu else "gloo", meeting, rank=rank, world_size=processes)
+        rendezvous = f"file://{folder}/rendezvous"
+        dist.init_process_group("nccl" if on_gpu else "gloo", rendezvous, rank=rank, world_size=processes)
     found = train(options, SPLITS[split]() if split else SINGLE_PROCESS, device)
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
@@ -90,7 +90,7 @@ def main() -> None:
     for name, size in {**sizes, "steps": 25, "rounds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=size, help=f"{size}")
     options = parser.parse_args()
-    # read by the allocator when a process starts, as the workflow sets them for its jobs
+    # the allocator reads these when a process starts; the workflow sets the same for its jobs
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
     rates: dict[str | None, list[float]] = {None: [], **{split: [] for split in SPLITS}}
     losses = {}

@@ -1,10 +1,9 @@
-"""Scoring several dictionaries with predictions, beside the passes and the encoders' products that it takes at least.
+"""Scoring several dictionaries, compared with the forward passes and encoder products that it needs at least.
 
     python benchmarks/evaluating.py results/stories260k/model results/stories260k/corpus/validation.zarr
 
-The limit: of each batch one pass of the untouched model and one for each run, with the cross-entropy of what it
-predicts; and of each run the product of its encoder. Dictionaries are random; `k` of their features fire. Rounds
-alternate.
+The lower limit, per batch: one pass of the unmodified model and one per run, each with the cross-entropy of its
+predictions, and one encoder product per run. Dictionaries are random; `k` of their features fire. Rounds alternate.
 """
 
 import argparse
@@ -54,7 +53,7 @@ def main() -> None:
     runs = {str(i): {args.layer: random_dictionary(i, args, d)} for i in range(args.runs)}
 
     @torch.inference_mode()
-    def least() -> None:
+    def minimum() -> None:
         for part in held_out.batches(args.batch):
             which = prediction_targets(part.token, part.scored)
             x = torch.randn(part.token.numel(), d)
@@ -63,11 +62,11 @@ def main() -> None:
                 if run is not None:
                     x @ run[args.layer].W_enc.T
 
-    print("round  scored tokens/s  at least tokens/s  share")
+    print("round  scored tokens/s    limit, tokens/s  share")
     shares = []
     for i in range(args.rounds):
         limit, seconds = (
-            wall_seconds(least),
+            wall_seconds(minimum),
             wall_seconds(lambda: score_runs(model, runs, held_out, args.batch)),
         )
         tokens = held_out.token.numel() * len(runs)

@@ -1,9 +1,9 @@
-"""What the pages of the explorer take: the server's time, and when a browser paints.
+"""Time of the explorer's pages: on the server, and until a browser paints.
 
-    python benchmarks/explorer.py results/synthetic --make 100_000   # made-up tables of so many features, once
+    python benchmarks/explorer.py results/synthetic --make 100_000   # first generate tables of 100,000 features
     python benchmarks/explorer.py results/synthetic results/quickstart
 
-A page's server time is that of all its requests to callbacks, as the answers' Server-Timing says. Needs Chromium.
+A page's server time is the sum over its callbacks, from the Server-Timing header of the responses. Needs Chromium.
 """
 
 import argparse
@@ -36,22 +36,22 @@ from circuitloom.explorer.urls import feature_link, link
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 EACH = 10
-"""Tokens a sign and a way, connections a way: what the workflow keeps."""
+"""Tokens per sign and path, and connections per sign: the numbers that the workflow keeps."""
 
 
 def write(table: Table, path: Path, columns: dict[str, Any], rows: int) -> None:
-    """Columns, some given as one value for all rows; those left out are null."""
+    """Write a table; a column is an array, one value for all rows, or null if it is missing."""
     arrays = []
     for field in table.schema:
         value = columns.get(field.name)
-        whole = isinstance(value, np.ndarray | pa.Array)
-        made = pa.array(value) if whole else pa.repeat(pa.scalar(value, type=field.type), rows)
-        arrays.append(made.cast(field.type))
+        is_array = isinstance(value, np.ndarray | pa.Array)
+        array = pa.array(value) if is_array else pa.repeat(pa.scalar(value, type=field.type), rows)
+        arrays.append(array.cast(field.type))
     write_table(table, pa.table(arrays, names=table.schema.names), path)
 
 
 def make(folder: Path, width: int, activations: int) -> None:
-    """A study of `width` features in one layer, every table as large as the workflow's would be."""
+    """Generate a study of `width` features in one layer, with tables as large as the workflow's."""
     run, random = synthetic_features.run_name(width), np.random.default_rng(0)
     words = pa.array([f" word{number}" for number in range(50_257)])
     one = {
@@ -69,21 +69,21 @@ def make(folder: Path, width: int, activations: int) -> None:
         known = {name: value for name, value in columns.items() if name in table.columns}
         write(table, folder / "evaluation" / f"{table.name}.parquet", known, 2)
     features, weights = (folder / part / run / "layer0" for part in ("features", "circuits/weights"))
-    # what takes longest is kept
+    # keep existing feature tables: they take longest
     if not (features / "feature.parquet").is_file():
         tokens = synthetic_features.make_tokens(folder / "corpus", round(activations / 32 / 127))
         synthetic_features.make_layer(folder, tokens, 0, width)
     at = {"run": run, "layer": 0}
 
-    def spread(ways: int) -> tuple[dict[str, Any], int]:
-        n = width * ways * EACH
+    def token_columns(paths: int) -> tuple[dict[str, Any], int]:
+        n = width * paths * EACH
         number, token = np.arange(n), random.integers(0, 50_257, n)
         rest = {"rank": number % EACH, "sign": 1 - 2 * (number // EACH % 2), "token_id": token, "effect": 0.5}
-        return {**at, "feature": number // (ways * EACH), "token": words.take(pa.array(token)), **rest}, n
+        return {**at, "feature": number // (paths * EACH), "token": words.take(pa.array(token)), **rest}, n
 
-    columns, n = spread(2)
+    columns, n = token_columns(2)
     write(LOGIT, features / "logit.parquet", columns, n)
-    columns, n = spread(6)
+    columns, n = token_columns(6)
     via = pa.array(["direct", "layer0", "head 0.1"]).take(pa.array(np.arange(n) // (2 * EACH) % 3))
     write(DEEMBEDDING, weights / "deembedding.parquet", {**columns, "via": via}, n)
     n = 2 * EACH * width
@@ -111,19 +111,19 @@ def make(folder: Path, width: int, activations: int) -> None:
 
 
 def addresses(folder: Path) -> dict[str, str]:
-    """A page of each kind, about the feature of average density of the largest run."""
+    """Name to address of a page of each kind, for the feature of average density of the largest run."""
     catalogue = CatalogClient(folder)
     largest = max(
         catalogue.ask("tabulated").rows,
         key=lambda row: (row["run"] != "neurons", row["layer"], row["n_features"]),
     )
     run, layer = largest["run"], largest["layer"]
-    usual = catalogue.run(
+    average = catalogue.run(
         f"SELECT feature, n_tokens FROM feature WHERE run = '{run}' AND layer = {layer} ORDER BY "
         f"abs(n_tokens - (SELECT avg(n_tokens) FROM feature WHERE run = '{run}' AND layer = {layer})) LIMIT 1"
     ).first
     print(f"{folder.name}: {largest['n_features']:,} features in {run}, layer {layer}; the feature fires on "
-          f"{usual['n_tokens']:,} tokens")  # fmt: skip
+          f"{average['n_tokens']:,} tokens")  # fmt: skip
     pages = {
         "overview": "/",
         "dictionaries": "/dictionaries",
@@ -133,31 +133,36 @@ def addresses(folder: Path) -> dict[str, str]:
             filter='{"max_activation":{"filterType":"number","type":"greaterThan","filter":1}}',
         ),
         "features, searched": link("features", run=run, layer=layer, search="word77|year"),
-        "one feature": feature_link(run, layer, usual["feature"]),
+        "one feature": feature_link(run, layer, average["feature"]),
         "circuits": "/circuits",
-        "try (nothing typed)": "/try",
+        "try (empty form)": "/try",
         "SQL": link("sql", query=f"SELECT * FROM feature WHERE run = '{run}' ORDER BY density DESC LIMIT 100"),
     }  # fmt: skip
     return pages
 
 
 def visit(browser: Any, address: str) -> dict[str, float]:
-    """Milliseconds of one visit with an empty page before it, the browser's cache filled."""
+    """Milliseconds of one visit in a new page, with a warm browser cache."""
     page = browser.new_page()
-    took: list[float] = []
+    server_times: list[float] = []
 
-    def answered(response: Any) -> None:
+    def on_response(response: Any) -> None:
         if "_dash-update-component" in response.url:
-            took.append(float(response.headers["server-timing"].split("dur=")[1]))
+            server_times.append(float(response.headers["server-timing"].split("dur=")[1]))
 
-    page.on("response", answered)
+    page.on("response", on_response)
     page.goto(address)
     page.wait_for_selector("#page > *")
     content = page.evaluate("performance.now()")
     page.wait_for_load_state("networkidle")
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     page.close()
-    return {"server": sum(took), "slowest answer": max(took), "first paint": paint, "content": content}
+    return {
+        "server": sum(server_times),
+        "slowest response": max(server_times),
+        "first paint": paint,
+        "content": content,
+    }
 
 
 def main() -> None:
@@ -165,8 +170,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--make", type=int, help="features of a made-up study in the first folder")
-    parser.add_argument("--activations", type=int, default=20_000_000, help="of the made-up study")
+    parser.add_argument(
+        "--make", type=int, help="generate a study with this number of features in the first folder"
+    )
+    parser.add_argument("--activations", type=int, default=20_000_000, help="of the generated study")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     if arguments.make:
@@ -182,7 +189,7 @@ def main() -> None:
                 visits = [
                     visit(context, f"http://{HOST}:{server.port}{path}") for _ in range(arguments.rounds + 1)
                 ]
-                # the first fills the caches
+                # the first visit fills the caches
                 figures = {key: statistics.median(v[key] for v in visits[1:]) for key in visits[0]}
                 worst = max(v["server"] for v in visits[1:])
                 line = "".join(f"{key} {value:6.0f} ms  " for key, value in figures.items())

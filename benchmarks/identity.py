@@ -1,9 +1,10 @@
-"""The identity table: largest error of a pre-activation against the sum of its sources, relative to max(1, |value|).
+"""Largest difference between a pre-activation and the sum of its sources, relative to max(1, |value|).
 
     python benchmarks/identity.py [MODEL_FOLDER]
 
-Architecture x kind of dictionary x number format, in full (through all heads) and in one step (heads are sources), on
-tiny random models, and on the model in MODEL_FOLDER with random dictionaries. Prints Markdown.
+For each architecture, kind of dictionary and number format: direct effects through all heads, and direct sources,
+where heads are sources of their own. Uses tiny random models, and the model in MODEL_FOLDER with random dictionaries.
+Prints a Markdown table.
 """
 
 import sys
@@ -26,20 +27,22 @@ from circuitloom.language_model.model import load_model
 
 
 def main() -> None:
-    print("| model | dictionaries | format | targets | in full | in one step |\n|---|---|---|---|---|---|")
+    print(
+        "| model | dictionaries | format | targets | direct effects | direct sources |\n|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for architecture in ARCHITECTURES:
             for kind in KINDS:
                 for dtype in ("float64", "float32"):
-                    local = make_linearized(load_tiny(architecture, Path(folder), dtype), kind)
-                    print_row(f"tiny {architecture}", kind, dtype, local)
-        for given in map(Path, sys.argv[1:]):
+                    linearized = make_linearized(load_tiny(architecture, Path(folder), dtype), kind)
+                    print_row(f"tiny {architecture}", kind, dtype, linearized)
+        for real in map(Path, sys.argv[1:]):
             for kind in KINDS:
                 for dtype in ("float64", "float32"):
-                    print_row(given.name, kind, dtype, real(given, kind, dtype))
+                    print_row(real.name, kind, dtype, real_model(real, kind, dtype))
 
 
-def real(folder: Path, kind: str, dtype: str) -> LinearizedModel:
+def real_model(folder: Path, kind: str, dtype: str) -> LinearizedModel:
     """A prompt of 64 random tokens through random dictionaries of 512 features, 16 active."""
     model = load_model(folder, dtype)
     if dtype == "float64":
@@ -66,20 +69,22 @@ def real(folder: Path, kind: str, dtype: str) -> LinearizedModel:
     return LinearizedModel(capture_pass(model, read_weights(model), token), dictionaries, BOS)
 
 
-def print_row(model: str, kind: str, dtype: str, local: LinearizedModel) -> None:
-    full, one = 0.0, 0.0
-    for layer, dictionary in local.dictionaries.items():
-        places = (local.features.layer == layer).nonzero()[:, 0]
-        feature = local.features.feature[places]
-        read = local.captured.layers[layer].mlp_in[local.features.position[places]]
-        value = (read * dictionary.W_enc[feature]).sum(-1) + dictionary.b_enc[feature]
-        sums = direct_effects(local, feature_targets(local, places)).sum(1)
-        full = max(full, float(((sums - value).abs() / value.abs().clamp(min=1)).max()))
-        for i in range(0, len(places), max(1, len(places) // 50)):
-            step = direct_sources(local, feature_reader(local, int(places[i])))
-            error = abs(float(step.value.sum()) + step.error + step.constant - float(value[i]))
-            one = max(one, error / max(1.0, abs(float(value[i]))))
-    print(f"| {model} | {kind} | {dtype} | {len(local.features)} | {full:.0e} | {one:.0e} |")
+def print_row(model: str, kind: str, dtype: str, linearized: LinearizedModel) -> None:
+    effects_error, sources_error = 0.0, 0.0
+    for layer, dictionary in linearized.dictionaries.items():
+        active = (linearized.features.layer == layer).nonzero()[:, 0]
+        feature = linearized.features.feature[active]
+        x = linearized.captured.layers[layer].mlp_in[linearized.features.position[active]]
+        value = (x * dictionary.W_enc[feature]).sum(-1) + dictionary.b_enc[feature]
+        sums = direct_effects(linearized, feature_targets(linearized, active)).sum(1)
+        effects_error = max(effects_error, float(((sums - value).abs() / value.abs().clamp(min=1)).max()))
+        for i in range(0, len(active), max(1, len(active) // 50)):
+            sources = direct_sources(linearized, feature_reader(linearized, int(active[i])))
+            error = abs(float(sources.value.sum()) + sources.error + sources.constant - float(value[i]))
+            sources_error = max(sources_error, error / max(1.0, abs(float(value[i]))))
+    print(
+        f"| {model} | {kind} | {dtype} | {len(linearized.features)} | {effects_error:.0e} | {sources_error:.0e} |"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time that jobs spend on comparing their inputs with their checksum records, for every job of a finished study.
 
-`python benchmarks/integrity.py config/studies/NAME.yaml`, or without an argument for quickstart. For each rule: jobs, bytes
+`python benchmarks/integrity.py config/studies/NAME.yaml`, or without an argument for quickstart. For each rule: jobs,
 read in full, seconds for that, and the seconds of the jobs themselves (results/STUDY/benchmarks). Files are in the page
 cache.
 """

@@ -1,8 +1,9 @@
-"""What storing activations in fewer bits costs: a transcoder trained on each format, scored on exact activations.
+"""Loss from storing activations in fewer bits: train a transcoder on each format, score it on exact activations.
 
     python benchmarks/number_formats.py MODEL TRAIN.zarr VALIDATION.zarr --layers 1 3
 
-Prints, for each layer and format, the bytes a number, the held-out FVU and the cross-entropy recovered.
+Prints, for each layer and format, the ratio of the largest number to the root mean square, the held-out FVU and the
+share of cross-entropy recovered.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def inputs(model: LanguageModel, tokens: Tokens, layer: int, sequences: int) -> 
 
 
 def train(x: Tensor, y: Tensor, run: Run, layer: int) -> Dictionary:
-    """A transcoder from x to y, over the rows as often as the run's tokens take."""
+    """Train a transcoder from x to y, repeating the rows until the run's tokens are used."""
     sums = RowSums.zeros(2, x.shape[1])
     sums.add(0, x)
     sums.add(1, y)
@@ -50,7 +51,7 @@ def train(x: Tensor, y: Tensor, run: Run, layer: int) -> Dictionary:
 
 @torch.no_grad()
 def cross_entropy(model: LanguageModel, tokens: Tokens, layer: int, output) -> float:
-    """With `output(x, y)` in place of the MLP's output at scored positions; mean over their predictions."""
+    """Mean cross-entropy of the predictions at scored positions, with `output(x, y)` instead of the MLP's output."""
     total, count = 0.0, 0
     for start in range(0, len(tokens), BATCH):
         batch = tokens.take(slice(start, start + BATCH))

@@ -1,9 +1,9 @@
-"""What a researcher asks of a large study, timed: in SQL, and by loading tensors as people do today.
+"""Time of typical questions about a large study: in SQL, and by loading tensors.
 
     python benchmarks/synthetic_features.py results/synthetic --activations 100_000_000
     python benchmarks/queries.py results/synthetic
 
-Asks about features of average density, a new one each time. DuckDB with two threads and 4 GB of memory.
+Each repetition asks about another feature of average density. DuckDB has two threads and 4 GB of memory.
 """
 
 import argparse
@@ -26,7 +26,7 @@ QUESTIONS = {
     "AND layer = {layer} AND feature = {feature} ORDER BY activation DESC LIMIT 20",
     "co-activation, its layer": "FROM coactivation('{run}', {layer}, {feature}) WHERE layer = {layer}",
     "co-activation, all layers": "FROM coactivation('{run}', {layer}, {feature})",
-    "the same, without the token-major table": "SELECT feature, count(*) FROM activation SEMI JOIN (SELECT sequence, "
+    "co-activation, without the table code": "SELECT feature, count(*) FROM activation SEMI JOIN (SELECT sequence, "
     "position FROM activation WHERE run = '{run}' AND layer = {layer} AND feature = {feature}) AS mine USING "
     "(sequence, position) WHERE run = '{run}' AND layer = {layer} GROUP BY feature",
     "densities of all, from all activations": "SELECT feature, count(*) FROM activation WHERE run = '{run}' AND "
@@ -45,28 +45,28 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tensors", action="store_true", help="also by loading tensors (layer 0)")
+    parser.add_argument("--tensors", action="store_true", help="also time loading tensors (layer 0)")
     args = parser.parse_args()
-    began = time.perf_counter()
+    started = time.perf_counter()
     build_catalog(args.folder)
-    print(f"catalogue built in {time.perf_counter() - began:.2f} s")
+    print(f"catalogue built in {time.perf_counter() - started:.2f} s")
     catalog = open_catalog(args.folder)
     catalog.execute(f"SET threads = {args.threads}; SET memory_limit = '4GB'")
     ((run, layers),) = catalog.sql("SELECT any_value(run), max(layer) + 1 FROM feature").fetchall()
-    usual = "abs(n_tokens - (SELECT avg(n_tokens) FROM feature WHERE layer = 0))"
+    distance = "abs(n_tokens - (SELECT avg(n_tokens) FROM feature WHERE layer = 0))"
     features = [
         row[0]
         for row in catalog.sql(
-            f"SELECT feature FROM feature WHERE layer = 0 ORDER BY {usual} LIMIT {args.rounds}"
+            f"SELECT feature FROM feature WHERE layer = 0 ORDER BY {distance} LIMIT {args.rounds}"
         ).fetchall()
     ]
     print(f"{run}, {layers} layers; milliseconds: first, median, worst of the others")
     for name, question in QUESTIONS.items():
         times = []
         for feature in features:
-            began = time.perf_counter()
+            started = time.perf_counter()
             catalog.sql(question.format(run=run, layer=0, feature=feature)).arrow().read_all()
-            times.append((time.perf_counter() - began) * 1e3)
+            times.append((time.perf_counter() - started) * 1e3)
         print(
             f"{name:42} {times[0]:9.1f} {statistics.median(times[1:]):9.1f} {max(times[1:]):9.1f}", flush=True
         )
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def by_tensors(folder: Path, catalog: duckdb.DuckDBPyConnection, run: str, features: list[int]) -> None:
-    """The same of layer 0 by loading its activations as three tensors."""
+    """Answer questions about layer 0 by loading its activations as three tensors."""
     torch.set_num_threads(2)
     file = folder / "tensors.safetensors"
     context = open_tokens(folder / "corpus" / "validation.zarr").context
@@ -103,17 +103,17 @@ def by_tensors(folder: Path, catalog: duckdb.DuckDBPyConnection, run: str, featu
         return torch.bincount(data["feature"])
 
     for answer in (largest, together, densities):
-        loaded, held = [], []
+        with_loading, without_loading = [], []
         for feature in features[:3]:
-            began = time.perf_counter()
+            started = time.perf_counter()
             data = load_file(file)
             ready = time.perf_counter()
             answer(data, feature)
-            loaded.append((time.perf_counter() - began) * 1e3)
-            held.append((time.perf_counter() - ready) * 1e3)
+            with_loading.append((time.perf_counter() - started) * 1e3)
+            without_loading.append((time.perf_counter() - ready) * 1e3)
         print(
-            f"tensors: {answer.__name__:33} {statistics.median(loaded):9.1f} "
-            f"(loaded already: {statistics.median(held):.1f})"
+            f"tensors: {answer.__name__:33} {statistics.median(with_loading):9.1f} "
+            f"(already loaded: {statistics.median(without_loading):.1f})"
         )
 
 

@@ -1,9 +1,9 @@
-"""Where a training step's time on a GPU goes, beside the least that each part could take there.
+"""Time of each part of a training step on a GPU, compared with its lower limit.
 
     python benchmarks/roofline.py --d 768 --width 24576 --k 32 --batch 8192
 
-First two ceilings are measured: a device-to-device copy, and a bfloat16 matrix product. A part's floor is the larger
-of its operations over the one and its bytes over the other, everything read and written once.
+First measures the rates of a device-to-device copy and of a bfloat16 matrix product. The lower limit of a part is the
+larger of its operations over the product's rate and its bytes over the copy's rate; all data are read and written once.
 """
 
 import argparse
@@ -25,11 +25,11 @@ PARTS = {
     "sort": ("sort", "searchsorted", "scan"),
     "Adam": ("fusedadam", "fused_adam"),
 }
-"""Names of kernels, by part; the order decides where several fit."""
+"""Part to parts of kernel names; the first match counts."""
 
 
-def ceilings() -> tuple[float, float]:
-    """Bytes a second of a copy (read and written), operations a second of a bfloat16 product of random matrices."""
+def measured_rates() -> tuple[float, float]:
+    """Bytes per second of a copy (reads plus writes), and operations per second of a bfloat16 matrix product."""
     source = torch.randn(2**30, device="cuda")
     target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -51,26 +51,26 @@ def median_milliseconds(work, repeats: int = 20) -> float:
     return statistics.median(times)
 
 
-def floors(options: argparse.Namespace, bandwidth: float, rate: float) -> dict[str, float]:
-    """Milliseconds that each part takes at least."""
+def lower_limits(options: argparse.Namespace, bandwidth: float, rate: float) -> dict[str, float]:
+    """Lower limit of each part, in milliseconds."""
     tokens, d, width, k = options.batch, options.d, options.width, options.k
     weights, entries = d * width, tokens * k
 
-    def of(operations: float, moved: float) -> float:
+    def limit(operations: float, moved: float) -> float:
         return 1e3 * max(operations / rate, moved / bandwidth)
 
     rows = 4 * tokens * d
     return {
-        "encoder product": of(2 * tokens * weights, 2 * (weights + tokens * d + tokens * width)),
-        "search": of(0, 2 * tokens * width + 4 * entries),
-        "choice": of(0, 2 * weights + rows / 2 + 8 * entries),
-        "decoder": of(0, 2 * weights + rows + 8 * entries),
-        "gradient of activations": of(0, 2 * weights + rows / 2 + 8 * entries),
-        "gradients of weights": of(0, 2 * (4 * weights + rows / 2 + 12 * entries)),
-        "sort": of(0, 12 * entries),
-        "Adam": of(0, 28 * 2 * weights),
+        "encoder product": limit(2 * tokens * weights, 2 * (weights + tokens * d + tokens * width)),
+        "search": limit(0, 2 * tokens * width + 4 * entries),
+        "choice": limit(0, 2 * weights + rows / 2 + 8 * entries),
+        "decoder": limit(0, 2 * weights + rows + 8 * entries),
+        "gradient of activations": limit(0, 2 * weights + rows / 2 + 8 * entries),
+        "gradients of weights": limit(0, 2 * (4 * weights + rows / 2 + 12 * entries)),
+        "sort": limit(0, 12 * entries),
+        "Adam": limit(0, 28 * 2 * weights),
         # norms and rounded copies of both matrices; the error and its gradient
-        "rest": of(0, 2 * (4 + 2) * weights + 4 * rows),
+        "rest": limit(0, 2 * (4 + 2) * weights + 4 * rows),
     }
 
 
@@ -87,21 +87,21 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--precision", default="bfloat16")
-    parser.add_argument("--rest", action="store_true", help="list the kernels of the rest")
+    parser.add_argument("--rest", action="store_true", help="list the kernels of the part `rest`")
     options = parser.parse_args()
     options.device, options.act, options.sparsity = "cuda", "topk", 0.0
-    bandwidth, rate = ceilings()
+    bandwidth, rate = measured_rates()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    print(f"ceilings: {bandwidth / 1e12:.2f} TB/s, {rate / 1e12:.0f} TFLOP/s (bfloat16)")
+    print(f"measured: {bandwidth / 1e12:.2f} TB/s, {rate / 1e12:.0f} TFLOP/s (bfloat16)")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.safetensors"
         make_data(file, options)
         trainer, x = our_trainer(file, options)
-    study(options, trainer, x, floors(options, bandwidth, rate), rate)
+    profile_steps(options, trainer, x, lower_limits(options, bandwidth, rate), rate)
 
 
-def study(options: argparse.Namespace, trainer, x, floor: dict[str, float], rate: float) -> None:
-    """Print each part's time a step, its floor, and the share of the peak that the step as a whole reaches."""
+def profile_steps(options: argparse.Namespace, trainer, x, limits: dict[str, float], rate: float) -> None:
+    """Print each part's time per step and its lower limit, and the share of the peak rate of the complete step."""
 
     def steps(count: int) -> None:
         for i in range(count):
@@ -118,15 +118,17 @@ def study(options: argparse.Namespace, trainer, x, floor: dict[str, float], rate
         milliseconds = event.self_device_time_total / 1e3 / options.steps
         measured[part_of(event.key)] += milliseconds
         kernels.append((milliseconds, event.count / options.steps, event.key))
-    for part, least in floor.items():
-        print(f"{part:<26}{measured[part]:>8.3f} ms{least:>8.3f} ms at least")
-    busy, least = sum(measured.values()), sum(floor.values())
-    print(f"{'sum':<26}{busy:>8.3f} ms{least:>8.3f} ms at least")
+    for part, least in limits.items():
+        print(f"{part:<26}{measured[part]:>8.3f} ms{least:>8.3f} ms limit")
+    busy, least = sum(measured.values()), sum(limits.values())
+    print(f"{'sum':<26}{busy:>8.3f} ms{least:>8.3f} ms limit")
     print(
-        f"step{whole:>30.3f} ms: {options.batch / whole * 1e3:,.0f} tokens/s, {least / whole:.0%} of the floor's rate"
+        f"step{whole:>30.3f} ms: {options.batch / whole * 1e3:,.0f} tokens/s, {least / whole:.0%} of the limit's rate"
     )
     operations = 2 * options.batch * options.width * options.d
-    print(f"share of the matrix units' peak, by the one dense product: {operations / whole * 1e3 / rate:.0%}")
+    print(
+        f"share of the product rate, counting the dense product alone: {operations / whole * 1e3 / rate:.0%}"
+    )
     if options.rest:
         for milliseconds, count, name in sorted(kernels, reverse=True)[:45]:
             print(f"{milliseconds:>9.4f} ms{count:>6.1f} x {name[:110]}")

@@ -1,4 +1,4 @@
-"""How fast one thread writes and reads activations, with the store's own code.
+"""Rates at which one thread writes and reads activations, with the library's own code.
 
 python benchmarks/storing.py --d 2048 --dtype float16
 """
@@ -23,9 +23,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8192, help="rows read at once")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16"])
-    parser.add_argument(
-        "--folder", type=Path, help="where to write (the system's folder for temporary files)"
-    )
+    parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
     return parser.parse_args()
 
 
@@ -72,7 +70,7 @@ def main() -> None:
 
 def report(what: str, size: int, seconds: list[tuple[float, float]]) -> None:
     clock, processor = (statistics.median(column) for column in zip(*seconds, strict=True))
-    print(f"{what:<10}{size / clock / 1e9:>8.3f} GB/s by the clock, {processor / clock:.2f} processors busy")
+    print(f"{what:<10}{size / clock / 1e9:>8.3f} GB/s, {processor / clock:.2f} processors busy")
 
 
 if __name__ == "__main__":

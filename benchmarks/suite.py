@@ -1,11 +1,11 @@
-"""Every stage beside its peers or its limit, one after another, into one record: `make benchmark`.
+"""Benchmark every stage against its peers or its limit, and write one record: `make benchmark`.
 
-    REAL_INPUT=/folder python benchmarks/suite.py                      # all, about an hour on two cores
-    REAL_INPUT=/folder python benchmarks/suite.py sweep attribution    # some
+    REAL_INPUT=/folder python benchmarks/suite.py                      # all: about an hour on two cores
+    REAL_INPUT=/folder python benchmarks/suite.py sweep attribution    # only these
 
-REAL_INPUT has models/stories260K and data/tinystories. The study of study.yaml has to be there, as have the
-environments of the peers: `make benchmark` sees to both. What each prints goes to results/benchmark/record.txt too,
-after the machine and the versions. A benchmark that fails is named at the end, and the exit code is then 1.
+REAL_INPUT contains models/stories260K and data/tinystories. Needs the results of study.yaml and the environments of the
+peers; `make benchmark` makes both. Output is also appended to results/benchmark/record.txt, after the machine and the
+versions. If benchmarks fail, their names are printed at the end and the exit code is 1.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SAELENS, TRACER = PEERS / "saelens/bin/python", PEERS / "circuit_tracer/bin/pyth
 
 
 def commands(real_input: Path) -> dict[str, list[list[object]]]:
-    """What is run of each stage: script and arguments."""
+    """Stage to its commands: script and arguments."""
     sizes = product(("topk", "batchtopk", "relu"), ((64, 2048), (256, 8192), (768, 24576)))
     story_model, stories = (
         real_input / "models/stories260K",
@@ -38,9 +38,9 @@ def commands(real_input: Path) -> dict[str, list[list[object]]]:
     )
     steps = ["--steps", 12, "--rounds", 2]
     hook = "model.layers.4.post_attention_layernorm"
-    beside = ["--layer", 4, "--tokens", 300_000, "--peer", SAELENS, "--hook", hook]
+    with_peer = ["--layer", 4, "--tokens", 300_000, "--peer", SAELENS, "--hook", hook]
     return {
-        "caching": [["caching.py", MODEL, TRAIN], ["caching.py", MODEL, TRAIN, *beside]],
+        "caching": [["caching.py", MODEL, TRAIN], ["caching.py", MODEL, TRAIN, *with_peer]],
         "training": [
             ["training.py", "--peer", SAELENS, *steps, "--act", act, "--d", d, "--width", width]
             for act, (d, width) in sizes
@@ -56,21 +56,21 @@ def commands(real_input: Path) -> dict[str, list[list[object]]]:
 
 
 def transcoders() -> Path | None:
-    """The folder of the study's one run, if it is trained."""
+    """The folder of the study's only run; None if it is not trained."""
     return next((RESULTS / "dictionaries").glob("tc-*"), None)
 
 
 def machine() -> str:
-    """Processor and its instructions that matter, cores, day, versions."""
-    told = Path("/proc/cpuinfo").read_text().splitlines()
-    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in told)}
+    """Processor with its relevant instruction sets, number of cores, versions and date."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     vectors = [
         each
         for each in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
         if each in about.get("flags", "").split()
     ]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy", "zarr"))
-    processor = about.get("model name", "processor without a name")
+    processor = about.get("model name", "unknown processor")
     return (
         f"{processor} ({' '.join(vectors)}), {os.cpu_count()} cores; {versions}; {time.strftime('%Y-%m-%d')}"
     )
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stages", nargs="*", help="all, unless named")
+    parser.add_argument("stages", nargs="*", help="stages to run (all)")
     wanted = parser.parse_args().stages
     if "REAL_INPUT" not in os.environ or transcoders() is None:
         sys.exit(
@@ -88,14 +88,14 @@ def main() -> None:
         )
     found = commands(Path(os.environ["REAL_INPUT"]))
     if unknown := set(wanted) - set(found):
-        sys.exit(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(found)}")
+        sys.exit(f"there is no benchmark of {', '.join(sorted(unknown))}; choose from {', '.join(found)}")
     failed = []
     with (RESULTS / "record.txt").open("a") as record:
-        say(record, machine())
+        write_line(record, machine())
         for stage in wanted or found:
             for command in found[stage]:
                 words = [str(word) for word in command]
-                say(record, f"\n$ python benchmarks/{' '.join(words)}")
+                write_line(record, f"\n$ python benchmarks/{' '.join(words)}")
                 if not run([str(HERE / words[0]), *words[1:]], record):
                     failed.append(words[0])
     if failed:
@@ -103,15 +103,15 @@ def main() -> None:
 
 
 def run(words: list[str], record: TextIO) -> bool:
-    """Whether it went well; what it prints goes to the record as it comes, its progress does not."""
+    """Run a script and copy its output, without progress bars, to the record; returns whether it succeeded."""
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            say(record, line.rstrip())
+            write_line(record, line.rstrip())
     return process.returncode == 0
 
 
-def say(record: TextIO, line: str) -> None:
+def write_line(record: TextIO, line: str) -> None:
     print(line, flush=True)
     print(line, file=record, flush=True)
 

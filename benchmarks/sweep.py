@@ -1,9 +1,9 @@
-"""A sweep of twelve runs, trained on each batch that is read, against the same runs one after another.
+"""A sweep of twelve runs trained together on each batch, compared with the same runs one after another.
 
-    python benchmarks/sweep.py results/stories260k --layer 4        # a study whose activations are cached
+    python benchmarks/sweep.py results/stories260k --layer 4        # a study with cached activations
 
-Both include opening the activations and initial weights, neither the start of a process. Prints seconds, the ratio, and
-how long reading alone takes, which a sweep does once.
+Both include opening the activations and initializing the weights, but not the start of a process. Prints seconds, the
+ratio, and the time of reading the activations, which a sweep does once.
 """
 
 import argparse

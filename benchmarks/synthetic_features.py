@@ -1,9 +1,9 @@
-"""Feature tables of a made-up dictionary, as large as wanted, written by the library's own code.
+"""Generate feature tables of any size, written by the library's own code.
 
     python benchmarks/synthetic_features.py results/synthetic --activations 100_000_000 --layers 1
 
-Densities are log-normal, as measured dictionaries' are; the features of a token are drawn independently, which is the
-worst case for whatever hopes to find a feature's tokens close together.
+Densities are log-normal, as in trained dictionaries. The features of a token are drawn independently, which is the
+worst case for storage that groups a feature's tokens.
 """
 
 import argparse
@@ -29,12 +29,12 @@ TABLES = ("activation", "code", "example", "feature", "histogram")
 
 
 def run_name(width: int) -> str:
-    """The run that the tables are of."""
+    """Name of the generated run."""
     return f"tc-topk{K}-{width}"
 
 
 def make_tokens(folder: Path, sequences: int) -> Tokens:
-    """Random tokens in documents of random lengths, and their table."""
+    """Write random tokens in documents of random lengths, and their table; returns the tokens."""
     strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
 
     def blocks():
@@ -60,7 +60,7 @@ def make_tokens(folder: Path, sequences: int) -> Tokens:
 
 
 def make_blocks(work: Path, sequences: int, width: int, seed: int) -> None:
-    """Blocks of activations as a pass leaves them: `K` features of each token, but for position 0."""
+    """Write blocks of activations in the format of the first pass: `K` features per token, none at position 0."""
     random = np.random.default_rng(seed)
     share = random.lognormal(0, 1.2, width).cumsum()
     share /= share[-1]
@@ -70,7 +70,7 @@ def make_blocks(work: Path, sequences: int, width: int, seed: int) -> None:
         n = min(size, sequences - start) * CONTEXT
         place = np.flatnonzero(np.arange(n) % CONTEXT)
         feature = np.sort(np.searchsorted(share, random.random((len(place), K + 4))), axis=1)
-        # a feature that was drawn twice counts once
+        # a feature that is drawn twice counts once
         kept = np.diff(feature, axis=1, prepend=-1) > 0
         kept &= kept.cumsum(1) <= K
         value = random.exponential(1, kept.sum()).astype(np.float32)
@@ -79,7 +79,7 @@ def make_blocks(work: Path, sequences: int, width: int, seed: int) -> None:
 
 
 def make_layer(folder: Path, tokens: Tokens, layer: int, width: int) -> dict[str, Path]:
-    """The feature tables of a layer, written under `folder`; their files."""
+    """Write the feature tables of a layer under `folder`; returns their files."""
     run = run_name(width)
     target = folder / "features" / run / f"layer{layer}"
     work = target.with_name(f"layer{layer}.partial")
@@ -100,16 +100,16 @@ def main() -> None:
     """Write tokens and the tables of each layer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--activations", type=int, default=100_000_000, help="of one layer")
+    parser.add_argument("--activations", type=int, default=100_000_000, help="activations per layer")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--width", type=int, default=24_576)
     arguments = parser.parse_args()
     tokens = make_tokens(arguments.folder / "corpus", round(arguments.activations / K / (CONTEXT - 1)))
     for layer in range(arguments.layers):
-        began = time.perf_counter()
+        started = time.perf_counter()
         files = make_layer(arguments.folder, tokens, layer, arguments.width)
         sizes = {name: f"{file.stat().st_size / 1e6:.0f} MB" for name, file in files.items()}
-        print(f"layer {layer}: {time.perf_counter() - began:.1f} s", sizes)
+        print(f"layer {layer}: {time.perf_counter() - started:.1f} s", sizes)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The features pass beside model and encoder alone, and its peak memory for more and more tokens.
+"""Rate of tabulating features, compared with model and encoder alone, and peak memory by number of tokens.
 
     python benchmarks/tabulating.py rate MODEL TOKENS.zarr [--dictionary FOLDER] --tokens 500_000
     python benchmarks/tabulating.py memory MODEL TOKENS.zarr [--dictionary FOLDER] --tokens 1_000_000 10_000_000
 
-Without a dictionary, a random one of `--width` features of which `--k` fire. Tokens are repeated where there are fewer
-than asked for. `memory` measures each size in a process of its own.
+Without `--dictionary`, uses a random one of `--width` features, `--k` of which fire per token. Tokens are repeated if
+there are too few. `memory` measures each number of tokens in its own process.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
 
 
 def repeat_tokens(source: Path, wanted: int, folder: Path):
-    """A token array of `wanted` tokens, made of those of `source` over and over."""
+    """Write a token array of `wanted` tokens that repeats those of `source`."""
     import numpy as np
 
     from circuitloom.corpus.tokens import SEQUENCES_PER_SHARD, open_tokens, write_tokens
@@ -88,7 +88,7 @@ def tables(basis, model, tokens, folder: Path) -> None:
 
 
 def rate(args: argparse.Namespace) -> None:
-    """Tokens a second: model and encoder alone, the pass, and everything."""
+    """Print tokens per second of model and encoder alone, and the relative rates of first pass and all tables."""
     import torch
 
     from circuitloom.config.features import Features
@@ -108,7 +108,7 @@ def rate(args: argparse.Namespace) -> None:
                 for begin in range(0, len(x), ENCODE_BATCH):
                     basis.encode(x[begin : begin + ENCODE_BATCH])
 
-    shares, wholes = [], []
+    pass_shares, total_shares = [], []
     print("round  alone tokens/s  pass/alone  all tables/alone")
     for number in range(args.rounds):
         with tempfile.TemporaryDirectory(dir=Path()) as place:
@@ -118,16 +118,15 @@ def rate(args: argparse.Namespace) -> None:
             a = wall_seconds(lambda tokens=tokens: alone(tokens))
             b = wall_seconds(lambda t=tokens, f=folder: write_blocks(basis, model, t, Features(), f / "work"))
             c = wall_seconds(lambda t=tokens, f=folder: tables(basis, model, t, f))
-        shares.append(a / b)
-        wholes.append(a / c)
+        pass_shares.append(a / b)
+        total_shares.append(a / c)
         print(f"{number:5}  {args.tokens[0] / a:14,.0f}  {a / b:10.3f}  {a / c:16.3f}", flush=True)
-    print(
-        f"median pass/alone {statistics.median(shares):.3f}, all tables/alone {statistics.median(wholes):.3f}"
-    )
+    first, total = statistics.median(pass_shares), statistics.median(total_shares)
+    print(f"median pass/alone {first:.3f}, all tables/alone {total:.3f}")
 
 
 def once(args: argparse.Namespace) -> None:
-    """All tables of the tokens; prints the seconds and the peak memory."""
+    """Write all tables of the tokens; print seconds and peak memory."""
     import torch
 
     from circuitloom.language_model.model import load_model

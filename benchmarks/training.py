@@ -1,10 +1,10 @@
-"""Training step of an SAE beside SAELens' trainer: same data, same initial weights, alternating in one run.
+"""Training step of an SAE compared with SAELens' trainer: same data and initial weights, sides alternate.
 
     python benchmarks/training.py --peer /path/to/environment/bin/python     # an environment with sae-lens
     python benchmarks/training.py --peer ... --sparsify ... --device cuda --d 768 --width 24576 --batch 8192 --steps 200
 
-Prints the tokens a second of each (median step), their ratio, peak memory, the curves of FVU, and L0 at the end.
-`--act relu` starts with biases at which a token has `--k` active features on average.
+Prints tokens per second (median step), their ratio, peak memory, the FVU by step, and the final L0. `--act relu` starts
+with encoder biases that give `--k` active features per token on average.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from peers.clock import Clock
 
 PEERS = Path(__file__).parent / "peers"
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-"""What the workflow sets for its jobs; the peer is timed with and without."""
+"""Environment variables of the workflow's jobs; the peer is timed with and without them."""
 
 
 def make_data(file: Path, options: argparse.Namespace) -> None:
-    """Sparse causes mixed into d dimensions, E|x|^2 = d, and initial weights for both sides."""
+    """Write random sparse factors mixed into d dimensions, E|x|^2 = d, and initial weights for both sides."""
     import torch
     from safetensors.torch import save_file
 
@@ -33,9 +33,9 @@ def make_data(file: Path, options: argparse.Namespace) -> None:
 
     d, width, batch = options.d, options.width, options.batch
     generator = torch.Generator().manual_seed(0)
-    causes = torch.rand(8 * batch, 4 * d, generator=generator)
-    causes *= torch.rand(causes.shape, generator=generator) < 8 / d
-    x = causes @ torch.randn(4 * d, d, generator=generator)
+    factors = torch.rand(8 * batch, 4 * d, generator=generator)
+    factors *= torch.rand(factors.shape, generator=generator) < 8 / d
+    x = factors @ torch.randn(4 * d, d, generator=generator)
     x *= (d / x.square().sum(1).mean()).sqrt()
     p = initial_parameters(Run(kind="sae", width=width), x, x, x.mean(0), Scales(1.0, 1.0, 1.0, x.mean(0)))
     weights = {name: value.detach() for name, value in p.named()}
@@ -46,7 +46,7 @@ def make_data(file: Path, options: argparse.Namespace) -> None:
 
 
 def our_trainer(file: Path, options: argparse.Namespace):
-    """Our trainer with the given initial weights, and the data."""
+    """Our trainer with the initial weights of `file`, and the data."""
     from safetensors.torch import load_file
 
     from circuitloom.activations.statistics import RowSums, moments
@@ -56,7 +56,7 @@ def our_trainer(file: Path, options: argparse.Namespace):
     data = load_file(file, device=options.device)
     x = data.pop("x")
     sums = RowSums.zeros(1, x.shape[1])
-    # as caching does, in batches: float32 sums of 50 million squares are wrong by 0.8 %
+    # in batches, as in caching: float32 sums of 50 million squares are wrong by 0.8 %
     for rows in x.cpu().split(1024):
         sums.add(0, rows)
     keys = {"learning_rate": options.learning_rate, "warmup": 0, "decay": 0, "aux": 0}
@@ -71,8 +71,8 @@ def our_trainer(file: Path, options: argparse.Namespace):
     return trainer, x
 
 
-def ours(file: Path, options: argparse.Namespace) -> dict:
-    """Seconds and FVU of each step of our trainer."""
+def run_ours(file: Path, options: argparse.Namespace) -> dict:
+    """Seconds and FVU of each step of our trainer, final L0 and peak memory."""
     trainer, x = our_trainer(file, options)
     clock, fvu = Clock(options.device), []
     for i in range(options.steps):
@@ -85,7 +85,7 @@ def ours(file: Path, options: argparse.Namespace) -> dict:
 
 
 def run_in(python: str, script: Path, arguments: list[str], environment: dict[str, str]) -> dict:
-    """One side, in a process of its own."""
+    """The JSON that one side prints, run in its own process."""
     result = subprocess.run(
         [python, str(script), *arguments],
         env=os.environ | environment,
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(ours(options.side, options)))
+        print(json.dumps(run_ours(options.side, options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.safetensors"
@@ -131,11 +131,11 @@ def main() -> None:
 
 
 def sides(file: Path, options: argparse.Namespace) -> dict[str, tuple[str, Path, list[str], dict[str, str]]]:
-    """What to run, by name: python, script, arguments, environment."""
+    """Name to python, script, arguments and environment of each side."""
     names = ("act", "k", "sparsity", "batch", "steps", "learning_rate", "device")
     common = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
-    as_asked = [*common, f"--precision={options.precision}"]
-    found = {"circuitloom": (sys.executable, Path(__file__), [f"--side={file}", *as_asked], ALLOCATOR)}
+    our_arguments = [*common, f"--precision={options.precision}"]
+    found = {"circuitloom": (sys.executable, Path(__file__), [f"--side={file}", *our_arguments], ALLOCATOR)}
     on_gpu = options.device != "cpu"
     if options.peer:
         saelens = (options.peer, PEERS / "saelens_training.py", [str(file), *common])
@@ -153,7 +153,7 @@ def report(results: dict[str, list[dict]], batch: int) -> None:
     """Print rates, ratios and loss curves."""
     rates = {}
     for name, rounds in results.items():
-        # the first steps compile kernels and fill the allocator's pools
+        # leave out the first steps, which compile kernels and fill the allocator's pools
         medians = [
             batch / statistics.median(each["seconds"][max(2, len(each["seconds"]) // 5) :]) for each in rounds
         ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tests.comparing import differences
+from tests.comparing import differences, numbers_differ
 
 
 def write(folder: Path, loss: float = 1.0, speed: float = 5.0, view: int = 1, minute: int = 10) -> Path:
@@ -40,3 +40,12 @@ def test_missing_and_changed_files_are_differences(tmp_path: Path) -> None:
     (other / "model" / "weights").write_bytes(b"weightz")
     (one / "metric.parquet").unlink()
     assert differences(one, other) == ["metric.parquet", "model/weights"]
+
+
+def test_versions_are_compared_by_values_and_not_by_descriptions(tmp_path) -> None:
+    for name, meaning, value in (("old", "a", 1.5), ("new", "b", 1.5), ("off", "a", 1.25)):
+        (tmp_path / name).mkdir()
+        field = pa.field("loss", pa.float64(), metadata={"meaning": meaning})
+        pq.write_table(pa.table([[value]], schema=pa.schema([field])), tmp_path / name / "metric.parquet")
+    assert numbers_differ(tmp_path / "old", tmp_path / "new") == []
+    assert numbers_differ(tmp_path / "old", tmp_path / "off") == ["metric.parquet"]

@@ -1,4 +1,4 @@
-"""The peer's side of benchmarks/attribution.py: circuit-tracer's nnsight backend on a given set, model and prompt."""
+"""circuit-tracer's side of benchmarks/attribution.py: its nnsight backend on a transcoder set, model and prompt."""
 
 import argparse
 import json
@@ -39,12 +39,12 @@ def main() -> None:
     before = peak()
     seconds, cpu, graph = [], [], None
     for _ in range(options.repeats):
-        # the square of the last graph is not part of the next one's memory
+        # free the last graph before the next one
         graph = None
-        began, worked = time.perf_counter(), time.process_time()
+        started, started_cpu = time.perf_counter(), time.process_time()
         graph = attribute(token, model, batch_size=options.batch)
-        seconds.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - worked)
+        seconds.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - started_cpu)
     assert graph is not None
     measured = {"seconds": seconds, "cpu": cpu, "before": before, "peak": peak()}
     if options.save:
@@ -53,12 +53,12 @@ def main() -> None:
 
 
 def peak() -> int:
-    """Most bytes that the process ever held in memory."""
+    """Peak memory of this process, in bytes."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def save(graph, file: Path) -> None:
-    """The graph, its scores, and what it writes for its viewer."""
+    """Save the graph, its scores, and its JSON for the viewer."""
     save_file(
         {
             "adjacency": graph.adjacency_matrix.contiguous(),

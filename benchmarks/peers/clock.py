@@ -1,4 +1,4 @@
-"""Seconds of each step: by the wall on a CPU, by events of the stream on a GPU, which is not waited for."""
+"""Seconds of each step: wall-clock time on a CPU, CUDA events on a GPU, which avoid synchronization."""
 
 import resource
 import time
@@ -22,7 +22,7 @@ class Clock:
             self.marks.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Between each mark and the next."""
+        """Seconds between consecutive marks."""
         pairs = list(zip(self.marks, self.marks[1:], strict=False))
         if not self.on_gpu:
             return [after - before for before, after in pairs]
@@ -30,12 +30,12 @@ class Clock:
         return [before.elapsed_time(after) / 1e3 for before, after in pairs]
 
     def results(self, fvu: list, l0: torch.Tensor) -> dict[str, object]:
-        """What a side prints: seconds and FVU of each step, L0 of the last one, and the peak of memory."""
+        """Result that a side prints: seconds and FVU of each step, final L0, and peak memory."""
         values = [float(each) for each in fvu]
         return {"seconds": self.seconds(), "fvu": values, "l0": float(l0), "peak": self.peak_gigabytes()}
 
     def peak_gigabytes(self) -> float:
-        """Most memory that torch held on the GPU, or this process on a CPU."""
+        """Peak memory of torch on the GPU, or of this process on a CPU."""
         if self.on_gpu:
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,4 +1,4 @@
-"""The peer's side of benchmarks/caching.py: SAELens' CacheActivationsRunner on given sequences, one layer."""
+"""SAELens' side of benchmarks/caching.py: its CacheActivationsRunner on the same sequences, one layer."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokens = np.load(options.tokens)
-    # it fills whole buffers, from the start again where sequences run out
+    # the runner fills complete buffers, and starts over when sequences run out
     buffer = min(2.0, tokens.size * options.d * getattr(torch, options.dtype).itemsize / 1e9)
     settings = CacheActivationsRunnerConfig(
         dataset_path="given",
@@ -44,9 +44,9 @@ def main() -> None:
         streaming=False,
     )
     runner = CacheActivationsRunner(settings, Dataset.from_dict({"tokens": tokens.tolist()}))
-    began = time.perf_counter()
+    started = time.perf_counter()
     cached = runner.run()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "tokens": len(cached) * tokens.shape[1]}))
 
 

@@ -1,4 +1,4 @@
-"""The peer's side of benchmarks/training.py: SAELens' trainer on given data and initial weights."""
+"""SAELens' side of benchmarks/training.py: its trainer on the same data and initial weights."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ def main() -> None:
     x = data["x"]
     variance = float((x - x.mean(0)).square().sum(1).mean())
     kind, config = KINDS[options.act]
-    # its error is not over the variance
+    # its reconstruction error is not divided by the variance
     keys = {"l1_coefficient": options.sparsity * variance**0.5} if options.act == "relu" else {
         "k": options.k, "aux_loss_coefficient": 0.0
     }  # fmt: skip
@@ -69,7 +69,7 @@ def main() -> None:
         fvu.append((output.sae_out.detach() - batch).square().sum(1).mean() / variance)
     clock.mark()
     acts = output.feature_acts.detach()
-    # a sparse layout has its entries alone
+    # a sparse layout stores only its entries
     active = acts.values() if acts.layout != torch.strided else acts
     print(json.dumps(clock.results(fvu, (active > 0).sum() / len(batch))))
 

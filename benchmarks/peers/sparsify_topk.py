@@ -1,4 +1,4 @@
-"""The peer's side of benchmarks/training.py: eai-sparsify's SAE on given data and initial weights, with fused Adam."""
+"""eai-sparsify's side of benchmarks/training.py: its SAE on the same data and initial weights, with fused Adam."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ def main() -> None:
     for name in ("k", "batch", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--act", choices=["topk"], required=True)
-    parser.add_argument("--sparsity", type=float, help="of no use to topk")
+    parser.add_argument("--sparsity", type=float, help="unused")
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", help="its forward pass is in bfloat16 on a GPU")
