@@ -109,7 +109,7 @@ def profile_steps(options: argparse.Namespace, trainer, x, limits: dict[str, flo
             trainer.step(i, rows, rows)
 
     steps(10)
-    whole = median_milliseconds(lambda: steps(options.steps), 5) / options.steps
+    step_ms = median_milliseconds(lambda: steps(options.steps), 5) / options.steps
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         steps(options.steps)
         torch.cuda.synchronize()
@@ -123,11 +123,11 @@ def profile_steps(options: argparse.Namespace, trainer, x, limits: dict[str, flo
     busy, least = sum(measured.values()), sum(limits.values())
     print(f"{'sum':<26}{busy:>8.3f} ms{least:>8.3f} ms limit")
     print(
-        f"step{whole:>30.3f} ms: {options.batch / whole * 1e3:,.0f} tokens/s, {least / whole:.0%} of the limit's rate"
+        f"step{step_ms:>30.3f} ms: {options.batch / step_ms * 1e3:,.0f} tokens/s, {least / step_ms:.0%} of the limit's rate"
     )
     operations = 2 * options.batch * options.width * options.d
     print(
-        f"share of the product rate, counting the dense product alone: {operations / whole * 1e3 / rate:.0%}"
+        f"share of the product rate, counting the dense product alone: {operations / step_ms * 1e3 / rate:.0%}"
     )
     if options.rest:
         for milliseconds, count, name in sorted(kernels, reverse=True)[:45]:
