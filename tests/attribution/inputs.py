@@ -23,8 +23,8 @@ from circuitloom.language_model.model import LanguageModel, load_model
 
 PROMPT = torch.tensor([BOS, 9, 20, 31, 9, 44, 20, 17, 12, 60, 31])
 BROKEN = PROMPT.clone()
-"""The prompt with a BOS in its middle."""
 BROKEN[4] = BOS
+"""The prompt with a BOS in its middle."""
 KINDS = ("transcoder", "skip transcoder", "one layer without")
 """Kinds of sets of dictionaries."""
 Key = tuple[int, int, int, int]

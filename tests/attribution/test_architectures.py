@@ -68,8 +68,6 @@ CONFIGS: dict[str, dict] = {
     },
 }  # fmt: skip
 CLASSES = {"Gemma3Text": "Gemma3"}
-EAGER_ALONE = ("Gemma2", "GPTNeo", "GPTJ", "Bloom")
-"""Architectures without fused attention in transformers."""
 
 
 def save_tiny(name: str, folder: Path) -> Path:
@@ -257,7 +255,7 @@ def test_a_stream_that_is_not_the_sum_of_block_outputs_raises(architecture, fact
     model = load_tiny(architecture, tmp_path)
     capture_pass(model, read_weights(model), PROMPT)
     scale_block(model.block(1), factor)
-    with pytest.raises(ValueError, match="residual stream is not the sum of what its blocks write; choose"):
+    with pytest.raises(ValueError, match="residual stream is not the sum of its blocks' outputs; choose"):
         capture_pass(model, read_weights(model), PROMPT)
 
 

@@ -213,7 +213,7 @@ def run_frozen(model: LanguageModel, dictionaries: dict[int, Dictionary], token:
 
 
 def by_autograd(linearized: LinearizedModel, leaves: Leaves, target: Tensor) -> Tensor:
-    """A row of direct effects: the gradient of a target at each source, times the source; what is left is constant."""
+    """A row of direct effects: a target's gradient at each source times the source; the remainder is the constant."""
     columns, features = source_columns(linearized), linearized.features
     row = torch.zeros(len(columns), dtype=torch.float64)
     every = [*leaves.z.values(), *leaves.error.values(), *leaves.embedding]

@@ -33,10 +33,6 @@ from circuitloom.attribution.paths import (
 )
 
 SHORT = PROMPT[:3]
-ALL = 10**6
-"""A width that nothing is cut at."""
-ROUNDING = 1e-9
-"""Contributions are compared to within this."""
 
 
 def total(sources: SourceDecomposition) -> float:

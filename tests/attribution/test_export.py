@@ -147,16 +147,16 @@ def test_the_cumulative_share_of_a_node_counts_all_larger_ones(tmp_path) -> None
     graph, model, _, roots = make_graph("llama", tmp_path)
     columns = source_columns(model)
     weight = torch.cat([torch.zeros(len(columns)), roots.weight])
-    whole = influence(graph_rows(model, roots), weight, counted_sources(columns), columns.errors).node
-    share = cumulative_share(whole)
-    for node in range(0, len(whole), 7):
-        if whole[node] > 0:
-            larger = whole[whole > whole[node]].sum() + whole[node]
-            assert float(share[node]) == pytest.approx(float(larger / whole.sum()), abs=1e-5)
+    full = influence(graph_rows(model, roots), weight, counted_sources(columns), columns.errors).node
+    share = cumulative_share(full)
+    for node in range(0, len(full), 7):
+        if full[node] > 0:
+            larger = full[full > full[node]].sum() + full[node]
+            assert float(share[node]) == pytest.approx(float(larger / full.sum()), abs=1e-5)
     assert torch.equal(graph.cumulative, share[graph.node])
     # nodes are kept up to the first that reaches the share
     features = graph.node[graph.node < columns.active]
-    assert float(share[features].max()) < 0.8 + float(whole.max() / whole.sum())
+    assert float(share[features].max()) < 0.8 + float(full.max() / full.sum())
 
 
 def test_a_folder_of_graphs_lists_each_once(tmp_path) -> None:

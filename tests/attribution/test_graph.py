@@ -167,7 +167,7 @@ def test_values_of_nodes_are_pre_activations_and_logits(architecture, tiny):
 def test_chunks_change_nothing(architecture, carried, tiny, monkeypatch):
     linearized = make_linearized(tiny(architecture), "skip transcoder")
     roots = make_roots(linearized)
-    whole, effects = trace_graph(linearized, roots), adjacency(linearized, roots)
+    full, effects = trace_graph(linearized, roots), adjacency(linearized, roots)
     monkeypatch.setattr(attribution, "MAX_ELEMENTS", carried)
     rows = graph_rows(linearized, roots)(torch.ones(len(source_columns(linearized)) + 5, dtype=torch.float64))
     sizes = [len(nodes) for nodes, _ in rows]
@@ -175,11 +175,11 @@ def test_chunks_change_nothing(architecture, carried, tiny, monkeypatch):
     assert sum(sizes) == len(linearized.features) + 5 and max(sizes[1:]) < 15
     torch.testing.assert_close(adjacency(linearized, roots), effects, atol=1e-12, rtol=0)
     parts = trace_graph(linearized, roots)
-    assert torch.equal(parts.node, whole.node)
-    assert edges_of(parts) == pytest.approx(edges_of(whole), abs=1e-12)
-    torch.testing.assert_close(parts.influence, whole.influence, atol=1e-12, rtol=0)
-    torch.testing.assert_close(parts.remainder, whole.remainder, atol=1e-12, rtol=0)
-    assert parts.scores.completeness == pytest.approx(whole.scores.completeness, abs=1e-12)
+    assert torch.equal(parts.node, full.node)
+    assert edges_of(parts) == pytest.approx(edges_of(full), abs=1e-12)
+    torch.testing.assert_close(parts.influence, full.influence, atol=1e-12, rtol=0)
+    torch.testing.assert_close(parts.remainder, full.remainder, atol=1e-12, rtol=0)
+    assert parts.scores.completeness == pytest.approx(full.scores.completeness, abs=1e-12)
 
 
 def test_rows_are_computed_for_reached_features_only_and_last_layer_first(tiny):

@@ -241,11 +241,11 @@ def test_nodes_that_hold_the_share_of_influence_are_kept(trace):
 
 
 def test_edges_that_hold_the_share_of_the_remaining_influence_are_kept(trace):
-    """Among kept nodes, f2 comes from f0 alone; f4 to 3/7 from f2 and 4/7 from e1; B to 1/3 from f2, 2/3 from E1.
+    """Shares among kept nodes: f2 has f0 1; f4 has f2 3/7, e1 4/7; B has f2 1/3, E1 2/3.
 
     f4 = 3/8; f2 = 1/4 * 1/3 + 3/8 * 3/7 = 41/168; f0 = 3/4 * 3/10 + f2 = 197/420. Scores, in 1680ths:
-    A-f4 630, A-f0 378, A-e1 252, B-f2 140, B-E1 280, f4-f2 270, f4-e1 360, f2-f0 410, f0-E0 591, f0-E1 197; 3508 in
-    all. From the largest on, 630 + 591 + 410 + 378 + 360 + 280 + 270 = 2919 < 0.9 * 3508 = 3157.2 < 2919 + 252.
+    A-f4 630, A-f0 378, A-e1 252, B-f2 140, B-E1 280, f4-f2 270, f4-e1 360, f2-f0 410, f0-E0 591, f0-E1 197; sum
+    3508. From the largest on, 630 + 591 + 410 + 378 + 360 + 280 + 270 = 2919 < 0.9 * 3508 = 3157.2 < 2919 + 252.
     """
     result = trace(0.8, 0.9)
     assert names_of(result) == ["f0", "f2", "f4", "e1", *ALWAYS]
@@ -262,7 +262,7 @@ def test_the_remainder_is_the_value_minus_kept_edges(trace):
     # f0: 3 + 1 + 2; f2: 2 - 1 - 1; f4: 3 - 1 + 4; A: 5 + 3 - 2 + 1; B: -1 - 1 + 2
     assert value == {"f0": 6, "f2": 0, "f4": 6, "A": 7, "B": 0} | dict.fromkeys(["e1", *ALWAYS[:5]], 0)
     remainder = dict(zip(names_of(result), result.remainder.tolist(), strict=True))
-    # left out: f0 the 1 of E1; f2 the -1 of f1 and the -1 of e0; f4 the -1 of f3; B the -1 of f3 and the -1 of f2
+    # missing edges: f0-E1 1; f2-f1 -1, f2-e0 -1; f4-f3 -1; B-f3 -1, B-f2 -1
     assert remainder == {"f0": 1, "f2": -2, "f4": -1, "A": 0, "B": -2} | dict.fromkeys(["e1", *ALWAYS[:5]], 0)
 
 
@@ -275,7 +275,7 @@ def test_nodes_without_incoming_or_outgoing_edges_are_removed(trace):
     assert names_of(result) == ["f0", *ALWAYS]
     assert edges_of(result) == {("f0", "E0"): 3.0, ("A", "f0"): 3.0} | UNCOUNTED
     remainder = dict(zip(names_of(result), result.remainder.tolist(), strict=True))
-    # f0: E1; A: f4 and e1, 5 - 2; B: all, -1 - 1 + 2
+    # missing edges: f0-E1 1; A-f4 5, A-e1 -2; all of B, -1 - 1 + 2
     assert remainder == {"f0": 1, "A": 3, "B": 0} | dict.fromkeys(ALWAYS[:5], 0)
 
 
@@ -312,10 +312,10 @@ def prune_chain(edge_share: float) -> tuple[list[str], set[tuple[str, str]]]:
 
 
 def test_pruning_repeats_until_nothing_changes():
-    """Scores, in 32nds: A-g2 2, A-h2 6, A-E0 8, B-g2 2, B-E0 14, g2-g1 4, g1-e 4, h2-h1 6, h1-E0 3, h1-E1 3; 52 in all.
+    """Scores, in 32nds: A-g2 2, A-h2 6, A-E0 8, B-g2 2, B-E0 14, g2-g1 4, g1-e 4, h2-h1 6, h1-E0 3, h1-E1 3; sum 52.
 
-    At 0.7 of 52, 14 + 8 + 6 + 6 < 36.4 < 14 + 8 + 6 + 6 + 4: edges below 4 are removed. g2 then has no outgoing
-    edge, then neither has g1, nor e. h1 has only a constant source, so it is removed, then h2, and A loses its edge.
+    At 0.7 of 52, 14 + 8 + 6 + 6 < 36.4 < 14 + 8 + 6 + 6 + 4: edges below 4 are removed. Then g2 has no outgoing
+    edge, then g1, then e. h1 has only a constant source, so it is removed, then h2 and its edge to A.
     """
     nodes, edges = prune_chain(0.7)
     assert nodes == ["E0", "E1", "constant", "A", "B"]

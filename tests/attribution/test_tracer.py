@@ -144,7 +144,7 @@ def test_a_graph_of_a_feature_holds_nothing_after_it(tmp_path):
 
 
 BAD = {
-    "feature 1/39 @5": "feature 1/39 fires nowhere in the prompt; of layer 1, at position 5 fire",
+    "feature 1/39 @5": "feature 1/39 fires nowhere in the prompt; features of layer 1 that fire at position 5:",
     "feature 1/99": "layer 1 has features 0 to 39",
     "feature 7/3": "layer 7 has no dictionary; choose from 0, 1, 2",
     "random 1 @0": "no feature fires at position 0",
@@ -221,14 +221,13 @@ def test_the_viewers_file_holds_all_nodes_but_positions_and_constants(traced, tm
 
 
 def test_chunks_of_any_size_give_the_same_trace(tmp_path, monkeypatch):
-    """Chunks of any size give the same tables."""
-    whole = trace(tmp_path)
+    full = trace(tmp_path)
     monkeypatch.setattr("circuitloom.attribution.direct_effects.MAX_ELEMENTS", 500)
     monkeypatch.setattr("circuitloom.ablation.interventions.CHUNK_ELEMENTS", 500)
     parts = trace(tmp_path)
-    assert torch.equal(whole.graph.node, parts.graph.node)
-    torch.testing.assert_close(whole.graph.effect, parts.graph.effect)
-    torch.testing.assert_close(whole.checks.free, parts.checks.free, atol=1e-4, rtol=1e-4)
+    assert torch.equal(full.graph.node, parts.graph.node)
+    torch.testing.assert_close(full.graph.effect, parts.graph.effect)
+    torch.testing.assert_close(full.checks.free, parts.checks.free, atol=1e-4, rtol=1e-4)
 
 
 def test_the_default_run_is_the_one_that_most_prompts_were_traced_through(tmp_path) -> None:

@@ -17,6 +17,9 @@ from ..language_model.residual import (
     read_unembedding,
 )
 
+SUM_TOLERANCE = 1e-3
+"""Largest allowed error of the residual stream against the sum of block outputs, relative to its norm."""
+
 
 @dataclass(frozen=True)
 class FrozenNorm:
@@ -93,7 +96,7 @@ class CapturedLayer:
         return (v @ self.attention.W_O.flatten(0, 1).T).unflatten(-1, (heads, size))
 
     def attention_vjp(self, g: Float[Tensor, "position target d"]) -> Float[Tensor, "position target d"]:
-        """Vector-Jacobian product from attention's output to its input stream, at the first positions."""
+        """Vector-Jacobian product from attention's output to its input stream, both at the first len(g) positions."""
         n = len(g)
         u = self.heads_vjp(g, slice(n))
         pattern = self.pattern[:, :n, :n]
@@ -180,10 +183,6 @@ def read_weights(model: LanguageModel) -> ModelWeights:
         ],
         unembedding,
     )
-
-
-SUM_TOLERANCE = 1e-3
-"""Largest allowed error of the residual stream against the sum of block outputs, relative to its norm."""
 
 
 @torch.inference_mode()
@@ -307,5 +306,5 @@ def _check_sum(result: CapturedPass, observed: _Observed, architecture: str) -> 
     difference = (total - result.resid_final).norm() / result.resid_final.norm()
     if not difference < SUM_TOLERANCE:
         raise ValueError(
-            f"{architecture}: its residual stream is not the sum of what its blocks write; choose another model"
+            f"{architecture}: its residual stream is not the sum of its blocks' outputs; choose another model"
         )

@@ -21,7 +21,7 @@ from .linearized_model import LinearizedModel
 MAX_ELEMENTS = 2**25
 """Largest number of elements of a gradient [position, target, d]: more targets are computed in chunks."""
 MAX_TARGETS_ON_CPU = 128
-"""Largest chunk of targets on a CPU: larger ones leave the cache, and all are padded to the last position."""
+"""Largest chunk of targets on a CPU: larger ones exceed the cache, and all are padded to their last position."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def make_targets(
     captured = model.captured
     if ((position < 0) | (position >= len(captured))).any():
         raise ValueError(
-            f"positions {position.tolist()}: the prompt has 0 to {len(captured) - 1}; choose among them"
+            f"positions {position.tolist()} are not all in the prompt; choose from 0 to {len(captured) - 1}"
         )
     norm = captured.layers[layer].norm_mlp if layer < model.layers else captured.norm_final
     constant = bias + (normed_vector * norm.bias).sum(-1)

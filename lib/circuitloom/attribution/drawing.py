@@ -11,6 +11,9 @@ from .trace_tables import Row, TraceRows
 
 NODE_WIDTH = 0.5
 """Width of a node, in units of the width of a position without nodes."""
+MAX_EDGES = 150
+"""Largest number of edges drawn: those largest relative to their target's largest edge."""
+MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
 
 
 def place_nodes(
@@ -43,11 +46,6 @@ def place_nodes(
             # alternate heights, so that the names of neighbours do not overlap
             places[row["node"]] = (centers[position] + offset, level + 0.12 * (i % 2))
     return places, centers
-
-
-MAX_EDGES = 150
-"""Largest number of edges drawn: those largest relative to their target's largest edge."""
-MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
 
 
 def draw_graph(rows: TraceRows, path: Path | str) -> None:

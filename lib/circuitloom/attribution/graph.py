@@ -80,8 +80,8 @@ def influence(
 ) -> Influence:
     """Influence by back-substitution: a node's influence is complete before it passes to the node's sources.
 
-    `rows(reached)` yields targets from the last layer to the first. `reached` is influence plus weight so far; rows
-    of nodes where it is 0 may be skipped.
+    `rows(reached)` yields targets from the last layer to the first. `reached` is the influence found so far plus the
+    weight; rows of nodes where it is 0 may be skipped.
     """
     total, error_share = weight.clone(), torch.zeros_like(weight)
     for nodes, effects in rows(total):
@@ -115,7 +115,7 @@ def threshold(values: Float[Tensor, " value"], share: float) -> float:
 
 
 def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
-    """Share of all influence held by a node and all nodes with more: the viewer prunes by it."""
+    """Share of the total influence held by each node and all nodes with more; the viewer prunes by it."""
     ordered, order = influence.sort(descending=True)
     share = torch.empty_like(influence)
     share[order] = ordered.cumsum(0) / ordered.sum()
@@ -131,11 +131,8 @@ def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, 
         nodes = torch.arange(len(columns), len(columns) + len(roots.weight))
         yield nodes, direct_effects(model, roots.targets)
         for layer in reversed(model.dictionaries):
-            first, last = (
-                model.active_at(layer, 0).start,
-                model.active_at(layer, len(model.captured) - 1).stop,
-            )
-            active = first + (reached[first:last] > 0).nonzero()[:, 0]
+            in_layer = model.active_in_layer(layer, len(model.captured))
+            active = in_layer.start + (reached[in_layer] > 0).nonzero()[:, 0]
             if not len(active):
                 continue
             start = 0
@@ -274,7 +271,7 @@ def prune(
 def _effects_among(
     model: LinearizedModel, roots: Roots, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> tuple[Float[Tensor, "node node"], Float[Tensor, " node"], Float[Tensor, " node"]]:
-    """Effects among some nodes, [target, source]; then the sum of all sources of each node, signed and absolute."""
+    """Effects among `node`, [target, source]; per node the sum over all sources of effects, and of their magnitudes."""
     effects = roots.weight.new_zeros(len(node), len(node))
     value, size = roots.weight.new_zeros(2, len(node))
     is_source = node < len(columns)

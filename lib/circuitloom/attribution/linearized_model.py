@@ -33,8 +33,8 @@ class ActiveFeatures:
     def find(self, layer: int, position: int, feature: int) -> int | None:
         """Index of a feature among the active ones; None if it does not fire there."""
         at = (self.layer == layer) & (self.position == position) & (self.feature == feature)
-        place = at.nonzero()
-        return int(place[0]) if len(place) else None
+        index = at.nonzero()
+        return int(index[0]) if len(index) else None
 
 
 class SiteGradient(NamedTuple):
@@ -190,7 +190,7 @@ class LinearizedModel:
         g = vector.new_zeros(n, *vector.shape)
         g[position, torch.arange(len(vector), device=vector.device)] = vector
         if layer < self.layers and not self.captured.parallel:
-            # each vector reads at a single position here: cheaper than attention_vjp
+            # cheaper than attention_vjp: here each vector reads at a single position
             g += self.captured.layers[layer].attention_vjp_at(vector, position, n)
         for earlier in range(layer - 1, -1, -1):
             block = self.captured.layers[earlier]
@@ -214,7 +214,7 @@ def linearize_sequences(
     sequences: Sequence[int],
     task: str,
 ) -> Iterator[LinearizedModel]:
-    """Linearized models of sequences of `text`, one after the other, with a progress bar named `task`.
+    """Yield linearized models of sequences of `text`, with a progress bar named `task`.
 
     Raises ValueError if the tokens are damaged or a dictionary does not fit the model.
     """

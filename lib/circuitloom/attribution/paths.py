@@ -78,7 +78,7 @@ def target_reader(model: LinearizedModel, target: AttributionTargets, scale: flo
 def head_reader(
     model: LinearizedModel, reader: StreamReader, layer: int, head: int, position: int
 ) -> StreamReader:
-    """Reader of the head's input at `position`, as `reader` sees it; the head's biases count as `reader`'s constant."""
+    """Reader of what `reader` reads through a head from `position`; the head's biases are in `reader`'s constant."""
     block = model.captured.layers[layer]
     g = _at_attention(model, reader, layer)
     u = block.heads_vjp(g, torch.tensor(reader.position, device=g.device))[head]

@@ -1,6 +1,5 @@
 """Resolve a prompt's text to tokens and a target from the config to the roots of an attribution graph."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ..config.circuits import Target
 from ..corpus.tokenizer import Tokenizer
-from .direct_effects import AttributionTargets, feature_targets, logit_targets
+from .direct_effects import feature_targets, logit_targets
 from .graph import Roots
 from .linearized_model import LinearizedModel
 
@@ -128,12 +127,8 @@ def find_roots(
             name = f"{name} - {strings[against]}"
         roots = [RootNode(target.kind, name, position, 1.0, token_id=token)]
     positions = torch.full((len(roots),), position, device=weights.device)
-    weight = zeros(len(roots)) + _weights(roots, weights)
+    weight = weights.new_tensor([root.weight for root in roots])
     return Roots(logit_targets(model, positions, weights), weight), roots
-
-
-def _weights(roots: Sequence[RootNode], like: Tensor) -> Tensor:
-    return torch.tensor([root.weight for root in roots], dtype=like.dtype, device=like.device)
 
 
 def _feature_root(
@@ -156,7 +151,7 @@ def _feature_root(
     else:
         index = _find_active(model, target, position)
     layer, feature = int(features.layer[index]), int(features.feature[index])
-    targets: AttributionTargets = feature_targets(model, torch.tensor([index], device=features.layer.device))
+    targets = feature_targets(model, torch.tensor([index], device=features.layer.device))
     name = f"{layer}/{feature}"
     root = RootNode("feature", name, position, 1.0, layer=layer, feature=feature)
     return Roots(targets, model.captured.resid_final.new_ones(1)), [root]
@@ -181,6 +176,7 @@ def _find_active(model: LinearizedModel, target: Target, position: int) -> int:
         others = features.feature[(features.layer == target.layer) & (features.position == position)].tolist()
         named = ", ".join(map(str, others[:MAX_NAMED])) or "none"
         raise ValueError(
-            f"{name} fires nowhere in the prompt; of layer {target.layer}, at position {position} fire {named}"
+            f"{name} fires nowhere in the prompt; features of layer {target.layer} that fire at position "
+            f"{position}: {named}"
         )
     return index

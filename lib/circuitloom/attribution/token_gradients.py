@@ -38,7 +38,7 @@ def strongest_tokens(
     """Mask of the fewest tokens per target whose absolute effects hold `share` of the sum; none if all are 0."""
     size = effects.abs()
     ordered, order = size.sort(dim=1, descending=True, stable=True)
-    # a token is kept if the larger ones alone fall short of the share
+    # a token is kept if the larger ones together hold less than the share
     before = ordered.cumsum(1) - ordered
     kept = (before < share * ordered.sum(1, keepdim=True)) & (ordered > 0)
     return torch.zeros_like(kept).scatter_(1, order, kept)

@@ -28,6 +28,9 @@ from .linearized_model import LinearizedModel
 from .paths import Paths, PathSearch, find_paths, target_reader
 from .targets import RootNode, find_roots, tokenize_prompt
 
+TOKENS_PER_LABEL = 3
+"""Number of tokens in a feature's label."""
+
 
 @dataclass(frozen=True)
 class Checks:
@@ -201,14 +204,10 @@ def _correlation(predicted: Float[Tensor, " edge"], measured: Float[Tensor, " ed
     return float(torch.corrcoef(torch.stack([predicted, measured]).double())[0, 1])
 
 
-TOKENS_PER_LABEL = 3
-"""Number of tokens in a feature's label."""
-
-
 def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float32") -> Tracer:
     """Tracer for the results of a study.
 
-    `run` defaults to the run that most of the study's prompts were traced through, else to its first transcoders.
+    `run` defaults to the run through which most of the study's prompts were traced, else to its first transcoders.
     Raises ValueError if a part of the results is missing.
 
     >>> tracer = open_tracer("results/quickstart", run="tc-topk16-1024")
@@ -249,7 +248,7 @@ def transcoder_runs(folder: Path) -> list[str]:
 
 
 def most_traced_run(folder: Path) -> str | None:
-    """The run that most prompts of the study were traced through; None without traced prompts."""
+    """The run through which most prompts of the study were traced; None without traced prompts."""
     tables = [read_table(file) for file in sorted(Layout(folder).circuits.glob("*/trace.parquet"))]
     runs = Counter(run for table in tables for run in table.column("run").to_pylist())
     return max(runs, key=lambda run: runs[run], default=None)
