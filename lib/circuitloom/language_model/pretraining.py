@@ -243,7 +243,7 @@ def train(training: PretrainingState, batches: Batches, config: Pretrain, checkp
     step_tokens = batches.size * batches.context
     steps = math.ceil(config.tokens / step_tokens)
     guess = math.log(training.model.config.vocab_size)
-    bar = progress("language_model: pretrain", steps * step_tokens, "token", done=training.step * step_tokens)
+    bar = progress("language_model: pretrain", steps * step_tokens, "tokens", done=training.step * step_tokens)
     with bar:
         for step in range(training.step, steps):
             begin = time.perf_counter()
