@@ -122,9 +122,8 @@ def profile_steps(options: argparse.Namespace, trainer, x, limits: dict[str, flo
         print(f"{part:<26}{measured[part]:>8.3f} ms{least:>8.3f} ms limit")
     busy, least = sum(measured.values()), sum(limits.values())
     print(f"{'sum':<26}{busy:>8.3f} ms{least:>8.3f} ms limit")
-    print(
-        f"step{step_ms:>30.3f} ms: {options.batch / step_ms * 1e3:,.0f} tokens/s, {least / step_ms:.0%} of the limit's rate"
-    )
+    speed = options.batch / step_ms * 1e3
+    print(f"step{step_ms:>30.3f} ms: {speed:,.0f} tokens/s, {least / step_ms:.0%} of the limit's rate")
     operations = 2 * options.batch * options.width * options.d
     print(
         f"share of the product rate, counting the dense product alone: {operations / step_ms * 1e3 / rate:.0%}"
