@@ -49,23 +49,20 @@ def test_the_saved_transcoder_computes_on_raw_activations_what_training_did(kind
     trainer = trained("transcoder", coordinates, skip)
     p, x = trainer.parameters, draw(3)
     with torch.no_grad():
-        bare = coordinates.normalise_input(x)
-        z = ((bare - p.b_in) @ p.W_enc.T + p.b_enc).relu()
-        y_hat = z @ p.W_dec + p.b_dec + (bare @ p.W_skip.T if skip else 0)
+        normalised = coordinates.normalise_input(x)
+        z = ((normalised - p.b_in) @ p.W_enc.T + p.b_enc).relu()
+        y_hat = z @ p.W_dec + p.b_dec + (normalised @ p.W_skip.T if skip else 0)
         # the constant part of the mean over d that centring removed
         y_hat = y_hat + trainer.scales.y_mean.mean()
         assert torch.allclose(trainer.dictionary()(x), y_hat, atol=1e-5)
 
 
-def test_the_input_is_bare_after_the_norms_gain_and_bias_are_undone() -> None:
+def test_normalising_the_input_undoes_the_norms_gain_and_bias() -> None:
     layer_norm = norm("layer")
     raw = draw(4)
-    bare = (raw - raw.mean(1, keepdim=True)) / (
-        raw.var(1, unbiased=False, keepdim=True) + layer_norm.eps
-    ).sqrt()
-    assert torch.allclose(
-        PaperCoordinates(layer_norm, centred=True).normalise_input(layer_norm(raw)), bare, atol=1e-5
-    )
+    expected = torch.nn.functional.layer_norm(raw, (D,), eps=layer_norm.eps)
+    found = PaperCoordinates(layer_norm, centred=True).normalise_input(layer_norm(raw))
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_decoder_rows_keep_unit_norm() -> None:
@@ -93,11 +90,11 @@ def test_training_does_not_change_the_stored_mean() -> None:
     assert torch.equal(stored.mean, before)
 
 
-def test_the_objective_is_the_authors() -> None:
+def test_the_loss_is_that_of_the_authors() -> None:
     trainer = trained("transcoder", PaperCoordinates(norm("layer"), centred=True))
     p, x, y = trainer.parameters, draw(6), draw(7)
-    nobody = torch.zeros(0, dtype=torch.int64)
-    terms = compute_loss(p, trainer.run, x, y, variance=1.0, sparsity_weight=0.01, dead=nobody)
+    no_dead = torch.zeros(0, dtype=torch.int64)
+    terms = compute_loss(p, trainer.run, x, y, variance=1.0, sparsity_weight=0.01, dead=no_dead)
     with torch.no_grad():
         z = ((x - p.b_in) @ p.W_enc.T + p.b_enc).relu()
         y_hat = z @ p.W_dec + p.b_dec

@@ -1,14 +1,13 @@
 """Training learns, resumes bit for bit and stops when it diverges; dictionaries work on raw activations."""
 
-import math
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.dictionaries.training_cases import moments
 
-from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
 from circuitloom.dictionaries.dictionary import load_dictionary, save_dictionary
 from circuitloom.dictionaries.training import sweep
@@ -42,11 +41,6 @@ def with_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def moments(x: torch.Tensor) -> Moments:
-    square = float(x.square().sum(1).mean())
-    return Moments(x.mean(0), math.sqrt(square / x.shape[1]), square - float(x.mean(0).square().sum()))
 
 
 def make_trainer(data: dict[str, torch.Tensor], **keys) -> Trainer:
@@ -172,7 +166,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(data, tmp_path) -> None:
 def test_runs_in_parallel_end_as_each_does_alone(
     threads: int, runs_of: list[str], data, tmp_path, with_threads, monkeypatch
 ) -> None:
-    """Both ways each run has one thread."""
+    """Each run has one thread in both cases."""
     trainers = {name: [make_trainer(data, name=name, **ACTS[name]) for _ in range(2)] for name in runs_of}
     for name, (alone, _) in trainers.items():
         (tmp_path / name).mkdir()
@@ -195,9 +189,7 @@ def test_runs_in_parallel_end_as_each_does_alone(
             assert torch.equal(x, y), name
 
 
-def test_large_runs_are_trained_one_after_another_with_all_threads(
-    data, tmp_path, with_threads, monkeypatch
-) -> None:
+def test_large_runs_are_trained_in_turn_with_all_threads(data, tmp_path, with_threads, monkeypatch) -> None:
     monkeypatch.setattr(sweep, "MAX_PARALLEL_WEIGHTS", 2 * 64 * D - 1)
     torch.set_num_threads(2)
     trainers = [make_trainer(data, name=name) for name in "ab"]

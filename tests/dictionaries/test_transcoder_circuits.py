@@ -43,7 +43,7 @@ def settings(layer: int) -> dict[str, Any]:
 
 @pytest.fixture
 def config_class(monkeypatch):
-    """The class that the authors' files name, in a module that exists only while a file is written."""
+    """The config class of the authors' files, in a module that exists only while a file is written."""
 
     @dataclass
     class LanguageModelSAERunnerConfig:

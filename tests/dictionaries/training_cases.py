@@ -31,7 +31,7 @@ CASES = {
     "bfloat16": {"act": "topk", "k": 4, "precision": "bfloat16"},
     "dense-bfloat16": {"act": "relu", "sparsity": 0.02, "precision": "bfloat16"},
     "dead": {"act": "topk", "k": 4, "dead_tokens": BATCH * 5},
-    # under tensor parallelism all dead features are in one process
+    # under tensor parallelism one process has all dead features
     "dead-apart": {"act": "batchtopk", "k": 4, "dead_tokens": BATCH * 5},
     "sae": {"act": "topk", "k": 4, "kind": "sae"},
     "paper": {"act": "relu", "loss": "paper", "sparsity": 1e-3, "skip": True},
@@ -73,7 +73,7 @@ def make_trainer(name: str, collectives: Collectives) -> Trainer:
 
 
 class Killed(Exception):
-    """Interrupts a training, in root of a kill."""
+    """Interrupts training, to simulate a kill."""
 
 
 def train_case(name: str, folder: Path, collectives: Collectives, kill_at: int | None = None) -> Trainer:

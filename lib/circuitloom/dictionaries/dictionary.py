@@ -119,7 +119,7 @@ class Dictionary:
         value: Float[Tensor, " entry"],
         x: Float[Tensor, "token d_in"],
     ) -> Float[Tensor, "token d_out"]:
-        """`decode` from the non-zero activations, as `encode_sparse` gives them."""
+        """`decode` from the non-zero activations that `encode_sparse` returns."""
         return self._add_bias(self.write_sparse(token, feature, value, len(x)), x)
 
     def _add_bias(self, written: Tensor, x: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Dictionary:
         start = torch.searchsorted(token, torch.arange(n, device=token.device))
         return F.embedding_bag(feature, self.W_dec, start, mode="sum", per_sample_weights=value)
 
-    # Three forms of one edit of y. They round differently: each result keeps the form it was first computed by.
+    # three forms of the same edit; they round differently, so each caller keeps its own
 
     def edit(
         self,
@@ -165,7 +165,7 @@ class Dictionary:
         ablated: Callable[[Tensor, Tensor], Bool[Tensor, " entry"]],
         keep_error: bool = True,
     ) -> Float[Tensor, "token d_out"]:
-        """As `edit`, with z zero where `ablated(token, feature)`; only active features are decoded."""
+        """`edit` that sets z to zero where `ablated(token, feature)`; only active features are decoded."""
         read = self.encoder_input(x, y)
         token, feature, value = self.encode_sparse(read)
         mask = ablated(token, feature)
@@ -179,7 +179,7 @@ class Dictionary:
         feature: int | Int[Tensor, "*batch"],
         value: Float[Tensor, "*batch"],
     ) -> Float[Tensor, "*batch d_out"]:
-        """y - value W_dec[feature]: one feature, or one per token, ablated from its activation."""
+        """y - value W_dec[feature]: ablates one feature, or one per token, given its activation `value`."""
         return y - (value[..., None] * self.W_dec[feature]).to(y.dtype)
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
@@ -194,7 +194,7 @@ class Dictionary:
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str, Any]) -> None:
-    """Write weights and config into `folder`; `config`, the run's, is stored under `run`."""
+    """Write weights and config into `folder`; the run's `config` is stored under `run`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = vars(dictionary)
@@ -229,7 +229,7 @@ def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> D
         raise ValueError(f"{folder}: no readable dictionary ({error}); delete it and train again") from error
     if len(config["outputs"]) != 1:
         raise ValueError(
-            f"{folder}: has {len(config['outputs'])} outputs; name a dictionary with one, others are not supported yet"
+            f"{folder}: has {len(config['outputs'])} outputs, and only one is supported; name another dictionary"
         )
     plain = {name: config[name] for name in ("act", "k", "layer", "site_in")}
     return Dictionary(**tensors, **plain, site_out=config["outputs"][0]["site"])

@@ -96,7 +96,7 @@ def _load(file: Path) -> Any:
     except Exception as error:
         raise ValueError(f"{file}: cannot be read safely ({first_line(error)}); download it again") from error
     raise ValueError(
-        f"{file}: reading it would run {unsafe[0]}, which is no part of weights; download the published file"
+        f"{file}: reading it would run {unsafe[0]}, which weights do not need; download the published file"
     )
 
 
@@ -122,8 +122,8 @@ def _check_tensor(file: Path, name: str, value: Any, shape: tuple[int, ...]) -> 
         raise ValueError(f"{file}: has no {name}; name a file of transcoder weights")
     if value.shape != shape:
         raise ValueError(
-            f"{file}: {name} is {list(value.shape)}, not {list(shape)} by the model's and the run's width; name the "
-            "files of this model, or set the run's width"
+            f"{file}: {name} is {list(value.shape)}, not {list(shape)} as the model and the run need; name the files "
+            "of this model, or set the run's width"
         )
     if not bool(value.isfinite().all()):
         raise ValueError(f"{file}: {name} has non-finite values; download it again")

@@ -21,11 +21,11 @@ from ..training.selection import candidates_per_token, score_dtype
 from ..training.sparse import Entries, SelectedEntries
 
 MAX_K = 128
-"""The kernel compares all pairs of a token's candidates, at least twice k of them."""
+"""The kernel compares all pairs of a token's candidates, about 2 k of them."""
 
 
 def uses_kernels(run: Run, x: Float[Tensor, "token d_in"]) -> bool:
-    """Whether this run trains on batch x with the kernels, rather than with the CPU's or dense products."""
+    """Whether this run trains on batch x with the kernels, not with CPU or dense products."""
     return (
         x.is_cuda and run.act == "topk" and run.k <= MAX_K and importlib.util.find_spec("triton") is not None
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import kernel
 
 SEGMENT = 128
-"""Most entries of a feature that one program sums; a feature active on all tokens would take one milliseconds."""
+"""Most entries of a feature that one program sums; a feature active on all tokens would take it milliseconds."""
 MAX_INT16_WIDTH = 2**15
 """Most features that fit 16-bit keys, which are sorted twice as fast."""
 
@@ -173,7 +173,7 @@ def _add_extras(extra_first, owner, out, sums, width, d, E_BLOCK: tl.constexpr, 
 
 @dataclass(frozen=True)
 class EntriesByFeature:
-    """Entries sorted by feature, in segments of at most SEGMENT: a first one per feature, and extra ones of some."""
+    """Entries sorted by feature, in segments of at most SEGMENT: one per feature, and extra ones for long features."""
 
     order: Int[Tensor, " entry"]
     """int64; the entries, sorted by feature, then by token."""

@@ -63,8 +63,8 @@ def run_job(job: TrainingJob, threads: int) -> None:
     gpus = torch.cuda.device_count()
     if 0 < gpus < job.processes:
         raise ValueError(
-            f"training.processes is {job.processes} and this machine has {gpus} GPU{'s' * (gpus > 1)}, one per "
-            f"process; set it to {gpus} or fewer"
+            f"training.processes is {job.processes} and this machine has {gpus} GPU{'s' * (gpus > 1)}, but each "
+            f"process needs one; set it to {gpus} or fewer"
         )
     with tempfile.TemporaryDirectory(prefix="circuitloom-") as folder:
         file = Path(folder) / "job.json"
@@ -110,8 +110,8 @@ def _worker_error(failures: dict, processes: int) -> Exception:
     if killed:
         rank, failure = next(iter(killed.items()))
         return ChildProcessError(
-            f"process {rank} of {processes} was killed ({failure.signal_name()}; SIGKILL if memory ran out); run "
-            "again: it resumes from the last checkpoint"
+            f"process {rank} of {processes} was killed ({failure.signal_name()}; SIGKILL often means out of "
+            "memory); run again: it resumes from the last checkpoint"
         )
     raised = [
         each.error_file_data["message"] for each in failures.values() if "message" in each.error_file_data
@@ -141,7 +141,7 @@ def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if world_size != job.processes:
         raise ValueError(
-            f"{world_size} processes run a job for {job.processes}; start training.processes processes"
+            f"{world_size} processes were started, but training.processes is {job.processes}; start as many"
         )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -155,7 +155,7 @@ def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End this process when its parent does: a killed parent leaves its workers running, with memory and locks."""
+    """End this process when its parent ends. Otherwise it outlives a killed parent and keeps its memory and locks."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

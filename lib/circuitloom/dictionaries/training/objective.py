@@ -14,9 +14,9 @@ from .selection import kth_largest, select, select_top_k, uses_bfloat16
 from .sparse import Decode, Encode, Entries
 
 TOPK_ACTS = ("topk", "batchtopk")
-"""Activation functions that keep a number of features: no sparsity penalty, but AuxK."""
+"""Activation functions that keep the largest activations: they have AuxK instead of a sparsity penalty."""
 EPSILON = 1e-12
-"""Lower bound of divisors: an output of zero, or a batch without error, does not divide by zero."""
+"""Lower bound of divisors, for outputs of zero and batches without error."""
 TANH_SCALE = 4.0
 """c of the penalty tanh(c z |W_dec|) (Anthropic, January 2025 update)."""
 
@@ -101,7 +101,7 @@ def compute_loss(
     # sparsity penalty
     sparsity = sparsity_weight * _sparsity_penalty(p, run, z, variance) / tokens
 
-    # AuxK (Gao et al. 2024): dead latents reconstruct the residual error
+    # AuxK (Gao et al. 2024): dead features reconstruct the residual error
     auxiliary = torch.zeros((), device=x.device)
     has_auxk = run.act in TOPK_ACTS and run.aux != 0
     n_dead = collectives.sum_feature_counts(len(dead)) if has_auxk else 0
@@ -161,7 +161,7 @@ class BatchActivations:
 def activate_sparse(
     p: Parameters, run: Run, x: Float[Tensor, "token d_in"], collectives: Collectives = SINGLE_PROCESS
 ) -> BatchActivations | None:
-    """Activations of the features that can be active; None if dense products are faster or the only ones available."""
+    """Activations of the features that can be active; None if dense products are faster or the only ones."""
     if fixed_k.uses_kernels(run, x):
         selected = fixed_k.select_fixed_k(p, run, x)
         if collectives.is_tensor_parallel:
@@ -212,7 +212,7 @@ def activate_top_k(
     features: Int[Tensor, " some"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> BatchActivations:
-    """Activations of the k most active of `features` (of all processes' `features`); feature i is features[i].
+    """Activations of the k most active of `features` (over all processes); column i belongs to features[i].
 
     Features with a negative pre-activation get no gradient, as in Gao et al. 2024.
     """

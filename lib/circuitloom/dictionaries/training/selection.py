@@ -24,9 +24,9 @@ DENSE_ABOVE = 1 / 12
 BLOCK_ENTRIES = 2**22
 """Scores in memory at once."""
 GROUP_SIZES = (16, 8, 4)
-"""Features per group: the largest of these that divides the width and leaves enough groups."""
+"""Features per group: the largest of these that divides the width and leaves `MIN_GROUPS_PER_K` k groups."""
 MIN_GROUPS_PER_K = 4
-"""Least number of groups per entry to be found for a token."""
+"""Smallest number of groups, as a multiple of k."""
 
 
 @torch.no_grad()
@@ -35,8 +35,8 @@ def select(
 ) -> SelectedEntries | None:
     """Entries that may be active; None if there are so many that dense products are faster.
 
-    For topk and batchtopk: the entries of largest pre-activation times |W_dec[i]|; of tied scores all are kept. For
-    relu: those above 0; for jumprelu: those above the threshold minus half the bandwidth.
+    topk and batchtopk: the entries of largest pre-activation times |W_dec[i]|, all of tied ones. relu: those above 0.
+    jumprelu: those above the threshold minus half the bandwidth.
     """
     if run.act == "topk":
         return select_top_k(run, run.k, x, p.W_enc, p.encoder_bias, p.decoder_norm, collectives)
@@ -61,7 +61,7 @@ def select_top_k(
     norm: Float[Tensor, " feature"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> SelectedEntries:
-    """The k entries per token of largest positive (weight x + bias) norm; of tied scores all are kept."""
+    """The k entries per token with the largest positive score (weight x + bias) * norm, and all tied ones."""
     scores, candidates = _BlockedScores(run, x, weight * norm[:, None], bias * norm), _Candidates()
     wanted = candidates_per_token(k, len(norm), scores.are_rounded)
     for first, block in scores.blocks():
@@ -69,7 +69,7 @@ def select_top_k(
     pattern, exact = scores.exact(candidates)
     kept = _in_top_k(pattern, exact, k)
     if collectives.is_tensor_parallel:
-        # of each process's k largest scores of a token, those among the k largest of all processes
+        # keep those of this process's k largest that are among the k largest of all processes
         pattern, exact = pattern.keep(kept), exact[kept]
         kth = collectives.kth_largest_per_token(_padded_rows(pattern, exact), k)
         kept = exact >= kth[pattern.token]
@@ -79,7 +79,7 @@ def select_top_k(
 def _select_batch_top_k(
     run: Run, x: Tensor, weight: Tensor, bias: Tensor, norm: Tensor, collectives: Collectives
 ) -> SelectedEntries:
-    """The k * tokens entries of largest positive (weight x + bias) norm in the batch; of tied scores all are kept."""
+    """The k * tokens entries of a batch with the largest positive score (weight x + bias) * norm, and all tied ones."""
     scores = _BlockedScores(run, x, weight * norm[:, None], bias * norm)
     width = len(norm)
     per_token = min(width, 2 * run.k)
@@ -91,7 +91,7 @@ def _select_batch_top_k(
             bound = torch.maximum(bound, block_bound)
         pattern, exact = scores.exact(candidates)
         floor = kth_largest(exact, run.k * collectives.global_tokens(len(x)), collectives)
-        # below a block's bound there may be entries above the floor that the block did not return
+        # if the floor is below a block's bound, the block may have entries above the floor that it did not return
         if per_token == width or not collectives.any(floor < bound):
             return _selected(pattern, exact, exact >= floor, norm, x)
         per_token = min(width, 2 * per_token)
@@ -201,7 +201,7 @@ class _Candidates:
 def top_k_per_row(scores: Float[Tensor, "token feature"], k: int) -> Int[Tensor, " entry"]:
     """Ascending flat indices of the k largest positive scores of each row.
 
-    A row has fewer if fewer are positive; it may have more, with scores between the k-th largest and the bound used.
+    A row has fewer if fewer are positive. It may have more: all scores that reach a lower bound of the k-th largest.
     """
     keys = _keys(scores)
     tokens, width = keys.shape
@@ -290,7 +290,7 @@ def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> F
 
 
 def _in_top_k(pattern: SparsityPattern, values: Float[Tensor, " entry"], k: int) -> Bool[Tensor, " entry"]:
-    """Whether an entry is among the k largest of its token; tied entries all are."""
+    """Whether an entry is among the k largest of its token, ties included."""
     longest = int(pattern.row_start.diff().max())
     if longest <= k:
         return torch.ones_like(values, dtype=torch.bool)

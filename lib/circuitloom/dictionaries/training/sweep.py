@@ -34,16 +34,16 @@ HISTORY_EVERY = 10
 """Steps between history rows."""
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
-"""Least time between checkpoints; those of large dictionaries have gigabytes."""
+"""Least time between checkpoints; a checkpoint of a large dictionary has gigabytes."""
 CHECKPOINT_SHARE = 1 / 20
-"""Largest share of the time spent on checkpoints; one of the largest dictionaries takes minutes."""
+"""Largest share of the time spent on checkpoints; writing a very large one takes minutes."""
 MAX_PARALLEL_WEIGHTS = 2**22
 """Most encoder and decoder weights of a run that is trained in parallel with others.
 
 Larger runs allocate more than glibc's per-thread arenas hold, and get fresh pages each time.
 """
 SERIAL_SHARE = 0.5
-"""Share of a small run's step that does not scale with threads: at d = 64, F = 2048 two take 0.75 of one's time."""
+"""Share of a small run's step that does not scale with threads: d = 64, F = 2048 takes 0.75 of the time with two."""
 
 ReadBatches = Callable[[int, int], Iterator[dict[str, Tensor]]]
 """(first step, last step, exclusive) to raw activations [token, d] by site: batches, or this process's part of each."""
@@ -182,7 +182,7 @@ def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
 
 
 def parallel_runs(runs: int, threads: int) -> int:
-    """Number of runs to train in parallel for the least time per step of all; of equally fast ones the largest."""
+    """Number of runs to train in parallel that minimises the time per step of all runs; the largest if tied."""
 
     def relative_time(parallel: int) -> float:
         rounds, share = -(-runs // parallel), threads // parallel

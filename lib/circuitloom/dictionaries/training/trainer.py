@@ -62,8 +62,8 @@ class Trainer:
     def step(self, index: int, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> LossTerms:
         """Take optimizer step `index` (from 0) on a raw batch, or on this process's part of it.
 
-        Returns the loss terms of the global batch. Raises ArithmeticError if the loss is not finite or has diverged;
-        the parameters are then those of before the step.
+        Returns the loss terms of the global batch. Raises ArithmeticError, without changing the parameters, if the loss
+        is not finite or has diverged.
         """
         began = time.perf_counter()
         p, run, collectives = self.parameters, self.run, self.collectives
@@ -155,7 +155,7 @@ class Trainer:
             )
 
     def dictionary(self) -> Dictionary:
-        """The dictionary on raw activations as trained so far; all features in rank 0, its own in each other rank."""
+        """The dictionary on raw activations as trained so far; rank 0 has all features, other ranks their own."""
         p, run = self.parameters, self.run
         if self.paper is not None:
             dictionary = self.paper.to_dictionary(p, run, self.layer, self.scales.y_mean)
@@ -190,7 +190,7 @@ class Trainer:
     def _dead_features(self, index: int) -> Int[Tensor, " dead"]:
         """Features for AuxK."""
         run = self.run
-        # skipped until a latent can be dead: it forces a GPU sync
+        # skipped until a feature can be dead: it forces a GPU sync
         if run.aux == 0 or run.act not in TOPK_ACTS or index * run.batch < run.dead_tokens:
             return torch.zeros(0, dtype=torch.int64, device=self.tokens_since_fired.device)
         return (self.tokens_since_fired >= run.dead_tokens).nonzero()[:, 0]
