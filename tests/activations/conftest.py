@@ -32,7 +32,7 @@ def cached(model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cache(cached, tmp_path) -> Path:
-    """A copy of `cached`, to damage."""
+    """A copy of `cached` that a test may damage."""
     import shutil
 
     return shutil.copytree(cached, tmp_path / "activations")

@@ -13,7 +13,7 @@ from circuitloom.corpus.tokens import Tokens
 from circuitloom.language_model.model import LanguageModel
 
 SHARD_ROWS = 1024
-"""Rows of a chunk: the smallest shard."""
+"""Rows per shard: one chunk, the smallest possible."""
 
 
 def make_tokens(sequences: int, bos_id: int | None = 1, seed: int = 0) -> Tokens:
@@ -41,11 +41,17 @@ def make_tokens(sequences: int, bos_id: int | None = 1, seed: int = 0) -> Tokens
 def make_order(
     sequences: int = 120, bos_id: int | None = 1, seed: int = 0, limit: int | None = None
 ) -> RowOrder:
-    """The order of `make_tokens`' rows, in shards of `SHARD_ROWS`."""
+    """Row order of `make_tokens`, in shards of `SHARD_ROWS`."""
     return row_order(make_tokens(sequences, bos_id), seed, SHARD_ROWS, limit)
 
 
 def make_cache(folder: Path, model: LanguageModel, order: RowOrder, site: str = "mlp_in", **keys) -> Path:
-    """`folder`, with all layers of `site` cached in it under the config keys given."""
+    """Cache all layers of `site` in `folder` with config `keys`; returns `folder`."""
     cache_site(site, order, model, Activations(**keys), folder)
     return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Bytes of each file under `folder`, by relative path; without locks."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}

@@ -53,9 +53,9 @@ def test_zarr_writes_the_same_chunks_in_another_order(tmp_path):
         create_array(tmp_path / name, "values", (4096, 8), "float16", 4096) for name in ("ours", "theirs")
     )
     theirs[:] = fill(ours, 4096)
-    whole, other = shard_file(ours, 0).read_bytes(), shard_file(theirs, 0).read_bytes()
-    size = len(whole) - 4 * 16 - 4
-    chunks = [{content[i : i + size // 4] for i in range(0, size, size // 4)} for content in (whole, other)]
+    content, other = shard_file(ours, 0).read_bytes(), shard_file(theirs, 0).read_bytes()
+    size = len(content) - 4 * 16 - 4
+    chunks = [{file[i : i + size // 4] for i in range(0, size, size // 4)} for file in (content, other)]
     assert chunks[0] == chunks[1]
 
 
@@ -84,7 +84,7 @@ def test_an_array_of_another_layout_is_refused(tmp_path):
     zarr.create_array(
         tmp_path / "values", shape=(4096, 8), shards=(4096, 8), chunks=(1024, 8), dtype="float16"
     )[:] = 1
-    with pytest.raises(ValueError, match=r"values: an array of another version; delete it"):
+    with pytest.raises(ValueError, match=r"values: an array in another layout; delete it"):
         open_array(tmp_path / "values", "delete it")
 
 
@@ -113,10 +113,10 @@ def test_a_full_disk_raises_an_oserror_with_the_file_name(array, small_files):
 def test_an_incomplete_shard_is_rewritten(array):
     file = shard_file(array, 1)
     write_shard(array, 1, VALUES)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:100])
+    content = file.read_bytes()
+    file.write_bytes(content[:100])
     write_shard(array, 1, VALUES)
-    assert file.read_bytes() == whole
+    assert file.read_bytes() == content
 
 
 def test_a_shard_of_zeros_is_written(array):

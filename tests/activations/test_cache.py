@@ -6,10 +6,11 @@ from tests.activations.inputs import SHARD_ROWS, make_cache, make_order, make_to
 from tests.models import D_MODEL, LAYERS
 
 from circuitloom.activations import cache
-from circuitloom.activations.row_order import read_row_origins, write_row_origins
+from circuitloom.activations.row_order import write_row_origins
 from circuitloom.activations.store import open_activations
 from circuitloom.core.layout import layer_group
 from circuitloom.language_model.hooks import Site, capture
+from circuitloom.language_model.model import load_model
 
 TOLERANCE = {"float16": 1e-3, "bfloat16": 1e-2, "int8": 2e-2}
 
@@ -22,10 +23,10 @@ def all_rows(folder, site, layer, model=None):
 def direct(model, order, site, layer, folder):
     """Each row's activation, from a forward pass of its sequence alone."""
     write_row_origins(order, folder / "rows.zarr")
-    origin = read_row_origins(folder / "rows.zarr", 0, order.rows)
+    origin = zarr.open_group(folder / "rows.zarr", mode="r")
     tokens = make_tokens(len(order.token), order.bos_id).take(slice(None))
     x = torch.cat([capture(model, s[None], [Site(site, layer)])[Site(site, layer)] for s in tokens])
-    return x[torch.from_numpy(origin.sequence).long(), torch.from_numpy(origin.position).long()]
+    return x[tuple(torch.from_numpy(origin[name][:]).long() for name in ("sequence", "position"))]
 
 
 @pytest.mark.parametrize("number_format", TOLERANCE)
@@ -86,8 +87,6 @@ def test_the_last_shard_may_be_short(cached):
 
 
 def test_a_value_beyond_float16_is_refused(model_folder, tmp_path):
-    from circuitloom.language_model.model import load_model
-
     model = load_model(model_folder, device="cpu")
     model.block(1).ln_2.weight.data *= 1e6
     with pytest.raises(ValueError, match=r"layer 1: mlp_in reaches .*; set activations.dtype to bfloat16"):
@@ -97,8 +96,6 @@ def test_a_value_beyond_float16_is_refused(model_folder, tmp_path):
 
 
 def test_activations_that_are_not_finite_are_refused(model_folder, tmp_path):
-    from circuitloom.language_model.model import load_model
-
     model = load_model(model_folder, device="cpu")
     model.block(2).ln_2.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="layer 2: mlp_in is not finite"):
@@ -134,8 +131,6 @@ def test_rows_do_not_depend_on_the_device_of_the_buffers(number_format, model, t
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_gpu_stores_the_same_rows_as_a_cpu(fits, model_folder, tmp_path, monkeypatch):
-    from circuitloom.language_model.model import load_model
-
     monkeypatch.setattr(cache, "_buffers_fit_on_gpu", lambda *_: fits)
     for device in ("cpu", "cuda"):
         make_cache(tmp_path / device, load_model(model_folder, device=device), make_order(120))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.activations.inputs import make_cache, make_order
+from tests.activations.inputs import content, make_cache, make_order
 
 KEYS = {"dtype": "int8", "batch": 8}
 
@@ -59,11 +59,6 @@ def run(context, model_folder, folder, kill_at, events=None) -> int:
     process.start()
     process.join(60)
     return process.exitcode
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock")
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def test_two_undisturbed_runs_are_equal(context, undisturbed, model_folder, tmp_path):
@@ -130,7 +125,7 @@ def test_an_incomplete_shard_after_a_kill_while_moving_is_rewritten(model, tmp_p
     assert content(tmp_path / "killed") == content(tmp_path / "alone")
 
 
-def test_a_cache_begun_under_another_config_is_not_resumed(context, model_folder, model, tmp_path):
+def test_a_cache_begun_with_another_row_order_is_not_resumed(context, model_folder, model, tmp_path):
     run(context, model_folder, tmp_path / "both", 60)
     assert (tmp_path / "both" / "mlp_in.partial").is_dir()
     for folder in ("both", "alone"):

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from tests.activations.inputs import SHARD_ROWS, make_order, make_tokens
 
+from circuitloom.activations.row_order import row_order
+
 
 def origins(order, size=7):
     """(sequence, position) of every row, in stored order."""
@@ -50,15 +52,13 @@ def test_tokens_of_a_shard_come_from_the_entire_split():
 
 
 def test_a_limit_does_not_change_the_first_shards():
-    whole, limited = make_order(), make_order(limit=2 * SHARD_ROWS + 10)
+    full, limited = make_order(), make_order(limit=2 * SHARD_ROWS + 10)
     assert limited.rows == 2 * SHARD_ROWS + 10
-    assert np.array_equal(origins(limited)[: 2 * SHARD_ROWS], origins(whole)[: 2 * SHARD_ROWS])
+    assert np.array_equal(origins(limited)[: 2 * SHARD_ROWS], origins(full)[: 2 * SHARD_ROWS])
 
 
 def test_text_without_a_scored_token_is_refused():
     tokens = make_tokens(2)
     tokens.token[:] = tokens.bos_id
-    from circuitloom.activations.row_order import row_order
-
-    with pytest.raises(ValueError, match="no token besides the BOS; give the corpus more text"):
+    with pytest.raises(ValueError, match="no token other than the BOS; give the corpus more text"):
         row_order(tokens, 0, SHARD_ROWS)

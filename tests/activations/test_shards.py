@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.activations.inputs import make_cache, make_order
+from tests.activations.inputs import content, make_cache, make_order
 
 from circuitloom.activations.cache import cache_shards_of_job
 from circuitloom.activations.shards import join_shards
@@ -16,11 +16,6 @@ def cache_job(folder: Path, model, order, job: int, jobs: int, site: str = "mlp_
     path = folder / "parts" / site / f"{job}of{jobs}"
     cache_shards_of_job(site, order, model, Activations(jobs=jobs, **keys), job, path)
     return path
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock")
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 @pytest.mark.parametrize(
@@ -76,11 +71,11 @@ def test_shards_of_different_models_orders_or_configs_are_not_joined(model, tmp_
     for changed in ({"layers": [0]}, {"dtype": "bfloat16"}):
         second = cache_job(tmp_path / str(changed), model, order, 1, 2, **changed)
         with pytest.raises(
-            ValueError, match=r"1of2: of another model, row order or config than .*; delete both"
+            ValueError, match=r"1of2: cached with another model, row order or config than .*; delete both"
         ):
             join_shards([first, second], tmp_path)
     other = cache_job(tmp_path / "order", model, make_order(120, seed=3), 1, 2)
-    with pytest.raises(ValueError, match="of another model, row order or config"):
+    with pytest.raises(ValueError, match="with another model, row order or config"):
         join_shards([first, other], tmp_path)
 
 
@@ -88,7 +83,7 @@ def test_missing_shards_are_named(model, tmp_path):
     order = make_order(120)
     first, second = (cache_job(tmp_path, model, order, job, 2) for job in range(2))
     with pytest.raises(
-        ValueError, match=r"shard[12]\.safetensors: in no job's folder in .*parts/mlp_in; delete that"
+        ValueError, match=r"shard[12]\.safetensors: missing from all folders in .*parts/mlp_in; delete that"
     ):
         join_shards([first], tmp_path)
     (second / "layer1.zarr" / "values" / "c" / "2" / "0").unlink()

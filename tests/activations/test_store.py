@@ -21,11 +21,11 @@ def read_pairs(x, y, batch, steps, start_step=0):
 
 def test_every_row_is_read_once_per_epoch(cached):
     x = open_activations(cached, "mlp_in", 0)
-    whole = next(x.batches(x.rows))
+    epoch = next(x.batches(x.rows))
     batch = 300
     stream = torch.cat(list(x.batches(batch, steps=2 * x.rows // batch + 1)))
-    assert torch.equal(stream[: x.rows], whole)
-    assert torch.equal(stream[x.rows : 2 * x.rows], whole)
+    assert torch.equal(stream[: x.rows], epoch)
+    assert torch.equal(stream[x.rows : 2 * x.rows], epoch)
 
 
 def test_a_batch_is_a_function_of_its_step(cached, model):

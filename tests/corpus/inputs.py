@@ -17,20 +17,20 @@ def section(**keys):
 
 
 def built(folder: Path, tokenizer: Path | None = None, seed: int = 0, vocabulary: int = 0, **keys) -> Path:
-    """`folder`, with the corpus that `keys` describe in it."""
+    """Build the corpus with config `keys` in `folder`; returns `folder`."""
     name = None if tokenizer is None else str(tokenizer)
     build_corpus(section(**keys), folder, seed, TokenizerSource(name, None, vocabulary))
     return folder
 
 
 def jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
-    """A file with a document a line."""
+    """Write a JSON Lines file with one document per line."""
     path.write_text("".join(json.dumps({column: text}) + "\n" for text in texts))
     return path
 
 
 def write_parquet(path: Path, documents: list[str]) -> Path:
-    """A file with a document a row, and another column."""
+    """Write a Parquet file with one document per row, and a second column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -39,7 +39,7 @@ def write_parquet(path: Path, documents: list[str]) -> Path:
 
 
 def bpe(folder: Path, bos: str | None = "<s>", eos: str | None = None) -> Path:
-    """Folder of a byte-level BPE tokenizer, its BOS the token 0."""
+    """Save a byte-level BPE tokenizer in `folder`, the BOS (if any) with id 0; returns `folder`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

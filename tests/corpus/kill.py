@@ -1,4 +1,4 @@
-"""Builds the corpus of its arguments in small blocks; test_build.py runs and kills it."""
+"""Builds a corpus in small blocks: FOLDER CONFIG TOKENIZER. test_build.py runs and kills this script."""
 
 import json
 import sys

@@ -26,7 +26,7 @@ def test_a_flipped_byte_is_detected_and_the_message_names_the_array(chronicle, t
 def test_a_missing_shard_is_detected_on_opening(chronicle, tmp_path):
     path = damaged(chronicle, tmp_path)
     (path / "document" / "c" / "0" / "0").unlink()
-    with pytest.raises(ValueError, match=r"document/c/0/0: missing \(1 of 1 shards are\)"):
+    with pytest.raises(ValueError, match=r"document/c/0/0: 1 of 1 shards are missing; delete"):
         open_tokens(path)
 
 
@@ -35,15 +35,15 @@ BROKEN = {
     "an empty file": ({"train": "{folder}/empty.jsonl"}, r"empty.jsonl is empty; give a file with text"),
     "blank text": ({"train": "{folder}/blank.txt"}, r"do not fill one sequence of 16 tokens; give more text"),
     "too little text": ({"train": "{folder}/short.jsonl"}, r"do not fill one sequence of 16 tokens"),
-    "an unknown format": ({"train": "{folder}/text.doc"}, r"text.doc is none of .txt, .jsonl"),
+    "an unknown format": ({"train": "{folder}/text.doc"}, r"text.doc has an unknown format; convert it to one of .txt"),
     "a missing column": (
         {"train": "{folder}/text.jsonl", "text": "body"}, r"corpus.text: .* has no column body; set it to one of text",
     ),
-    "no JSON": ({"train": "{folder}/broken.jsonl"}, r"broken.jsonl: cannot be read as text"),
-    "no Parquet": ({"train": "{folder}/broken.parquet"}, r"broken.parquet: damaged, or no Parquet"),
-    "a missing tokenizer": ({"tokenizer": "/none/such"}, r"corpus.tokenizer: /none/such is no folder"),
+    "not JSON": ({"train": "{folder}/broken.jsonl"}, r"broken.jsonl: cannot be read as text"),
+    "not Parquet": ({"train": "{folder}/broken.parquet"}, r"broken.parquet: damaged, or not a Parquet file"),
+    "a missing tokenizer": ({"tokenizer": "/none/such"}, r"corpus.tokenizer: /none/such is not a folder"),
     "a folder without tokenizer": ({"tokenizer": "{folder}/nothing"}, r"corpus.tokenizer: .* no tokenizer that loads"),
-    "a foreign tokenizer": ({"vocabulary": 90}, r"the model knows 90 tokens; use the tokenizer"),
+    "another model's tokenizer": ({"vocabulary": 90}, r"the model knows 90 tokens; use the tokenizer"),
     "an unknown data set": (
         {"source": "hub", "dataset": "nobody/nothing"}, r"corpus.dataset: nobody/nothing .*check the name and the net",
     ),

@@ -33,8 +33,8 @@ def texts(folder: Path, split: str) -> list[str]:
     return [row["text"] for row in rows if row["split"] == split]
 
 
-def forms(folder: Path) -> dict[str, dict]:
-    """The same documents in every form that a config can name."""
+def formats(folder: Path) -> dict[str, dict]:
+    """Config keys of the same documents in every format."""
     (folder / "text").mkdir()
     lines = folder / "train.txt"
     lines.write_text("\n".join(TEXTS) + "\n")
@@ -68,9 +68,9 @@ def forms(folder: Path) -> dict[str, dict]:
     }  # fmt: skip
 
 
-def test_files_of_every_form_and_a_folder_in_the_hub_s_layout_give_the_same_tokens(tmp_path, tokenizer):
+def test_every_format_gives_the_same_tokens(tmp_path, tokenizer):
     want = None
-    for name, keys in forms(tmp_path).items():
+    for name, keys in formats(tmp_path).items():
         folder = built(tmp_path / "corpus" / name, tokenizer, validation_share=0.3, **keys)
         arrays = [
             open_tokens(folder / f"{split}.zarr").take(slice(0, 10**6)).numpy()
@@ -81,7 +81,9 @@ def test_files_of_every_form_and_a_folder_in_the_hub_s_layout_give_the_same_toke
         assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True)), name
 
 
-def test_documents_are_held_out_by_their_text_so_that_the_split_is_stable_and_disjoint(tmp_path, tokenizer):
+def test_documents_are_held_out_by_a_hash_of_their_text_so_the_split_is_stable_and_disjoint(
+    tmp_path, tokenizer
+):
     shuffled = random.Random(0).sample(TEXTS * 3, 3 * len(TEXTS))
     held_out = []
     for name, documents in (("once", TEXTS), ("thrice", shuffled)):
@@ -94,7 +96,7 @@ def test_documents_are_held_out_by_their_text_so_that_the_split_is_stable_and_di
     assert 0.15 < len(held_out[0]) / len(TEXTS) < 0.45
 
 
-def test_documents_of_the_validation_file_are_left_out_of_training(tmp_path, tokenizer):
+def test_documents_of_the_validation_file_are_excluded_from_training(tmp_path, tokenizer):
     train = jsonl(tmp_path / "train.jsonl", TEXTS)
     held_out = jsonl(tmp_path / "held_out.jsonl", TEXTS[20:60:2])
     folder = built(tmp_path / "corpus", tokenizer, source="files", train=str(train), validation=str(held_out))
@@ -123,7 +125,7 @@ def test_the_entropy_of_the_grammar_is_about_1_53_nats_per_token(chronicle):
 
 
 def test_a_source_can_be_read_from_any_index(tmp_path):
-    for keys in [*forms(tmp_path).values(), {"source": "chronicle"}]:
+    for keys in [*formats(tmp_path).values(), {"source": "chronicle"}]:
         source = open_source(section(**keys), 0, tmp_path / "scratch")
         everything = [document for document, _ in zip(source.documents("train"), range(60), strict=False)]
         index = everything[30].stream_index
@@ -177,14 +179,14 @@ def test_a_build_killed_while_its_outputs_are_moved_gives_the_same_files(
     assert contents(built(tmp_path, **keys)) == contents(chronicle)
 
 
-def test_a_build_begun_under_another_config_is_not_continued(tmp_path, monkeypatch):
+def test_a_build_begun_with_another_config_is_not_resumed(tmp_path, monkeypatch):
     from circuitloom.corpus import build as module
 
-    def dies(*_):
+    def die(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write", dies)
+        patch.setattr(module, "_write", die)
         with pytest.raises(KeyboardInterrupt):
             built(tmp_path / "corpus", source="chronicle", seed=1, train_tokens=2000, validation_tokens=2000)
     assert (tmp_path / "corpus" / "build.partial" / "train").is_dir()
@@ -216,7 +218,7 @@ def test_stories260k_s_tokenizer_and_text_give_its_own_bos_and_ids(tmp_path, rea
 
 
 def test_a_corpus_is_built_from_a_hub_data_set(tmp_path, tokenizer):
-    forms(tmp_path)
+    formats(tmp_path)
     keys = {"source": "hub", "dataset": str(tmp_path / "hub"), "validation_tokens": 64, "train_tokens": 160}
     build_corpus(section(**keys), tmp_path / "corpus", 0, TokenizerSource(str(tokenizer)))
     sizes = {

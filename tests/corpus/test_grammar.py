@@ -8,11 +8,11 @@ import pytest
 from circuitloom.corpus.chronicle import grammar
 from circuitloom.corpus.chronicle.grammar import (  # fmt: skip
     LONGEST_DOCUMENT,
+    LONGEST_SENTENCE,
     SENTENCES,
     end_probability,
     episodes,
     greater_than_prompts,
-    longest_sentence,
     vocabulary,
     write_episode,
 )
@@ -147,7 +147,7 @@ def test_probabilities_of_all_documents_of_a_small_grammar_sum_to_one(monkeypatc
     for index in range(3000):
         episode = write_episode(0, "small", index)
         seen[tuple(small.index(t) for _, t in episode.sentences)].add(round(episode.log_probability, 9))
-    # every document of the same templates is equally likely, so one of each stands for all
+    # every document of the same templates is equally likely, so one of each is enough
     assert {len(scores) for scores in seen.values()} == {1} and len(seen) == 2 + 4
     total = sum(math.exp(next(iter(s))) * math.prod(sizes[t] for t in key) for key, s in seen.items())
     assert total == pytest.approx(1)
@@ -172,8 +172,8 @@ def test_a_document_is_a_function_of_seed_split_and_number_alone():
 
 def test_a_document_between_two_bos_fits_a_context_of_128():
     fewest, most = SENTENCES
-    # a sentence is begun only where the longest one fits, or the document has too few
-    assert fewest * longest_sentence() <= LONGEST_DOCUMENT <= 128 - 2
+    # a sentence begins only if the longest one fits, or the document has too few
+    assert fewest * LONGEST_SENTENCE <= LONGEST_DOCUMENT <= 128 - 2
     assert {len(episode.sentences) for episode in SAMPLE} == set(range(fewest, most + 1))
     assert max(len(episode.words) for episode in SAMPLE) <= LONGEST_DOCUMENT
 
@@ -194,7 +194,7 @@ def test_end_years_are_uniform_over_the_later_years_of_the_same_century():
     assert abs(sum(share) / len(share) - 0.5) < 5 / math.sqrt(12 * len(share))
 
 
-def test_a_semicolon_in_a_citation_list_comes_where_another_entry_follows():
+def test_every_semicolon_in_a_citation_list_is_followed_by_another_entry():
     entries = Counter()
     for _, words, _ in sentences("citation_list"):
         inside = words[words.index("(") + 1 : words.index(")")]
@@ -214,7 +214,7 @@ def test_the_sense_of_caught_follows_from_the_word_before():
     assert not before["caught_active"] & before["caught_fire"] and len(before) == 3
 
 
-def test_the_recipient_is_the_name_that_the_giver_is_not():
+def test_the_recipient_is_the_other_name():
     subjects = Counter()
     for template, words, _ in sentences("indirect_object"):
         ((one, two),) = [(words[i - 1], words[i + 1]) for i in range(1, 4) if words[i] == "and"]
@@ -224,7 +224,7 @@ def test_the_recipient_is_the_name_that_the_giver_is_not():
     assert min(subjects.values()) > 0.4 * sum(subjects.values())
 
 
-def test_a_rare_name_named_again_goes_on_as_it_did_before():
+def test_a_rare_name_mentioned_again_has_the_same_second_word():
     again = 0
     for template, words, before in [*sentences("recall"), *sentences("two_mentions")]:
         for position, mark in template.marks:
@@ -235,7 +235,7 @@ def test_a_rare_name_named_again_goes_on_as_it_did_before():
     assert again > 500
 
 
-def test_a_verb_agrees_with_its_subject_and_not_with_the_noun_between():
+def test_a_verb_agrees_with_its_subject_and_not_with_the_noun_between_them():
     plural = {*CLASSES["things"], *CLASSES["occupations"], *CLASSES["animals"]}
     across = 0
     for _, words, _ in sentences("agreement"):

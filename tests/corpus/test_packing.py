@@ -54,11 +54,11 @@ def test_concatenated_sequences_are_the_documents_with_their_separators(tmp_path
 @pytest.mark.parametrize("block", [3, 50])
 def test_packing_resumes_from_any_block_with_the_same_result(tokenizer, block):
     packing = Packing(load_tokenizer(str(tokenizer)), 16)
-    whole = packed(packing, block)
-    for stop in range(0, len(whole), 5):
-        rest = packed(packing, block, whole[stop].cursor)
-        assert len(rest) == len(whole) - stop - 1
-        for got, want in zip(rest, whole[stop + 1 :], strict=True):
+    complete = packed(packing, block)
+    for stop in range(0, len(complete), 5):
+        rest = packed(packing, block, complete[stop].cursor)
+        assert len(rest) == len(complete) - stop - 1
+        for got, want in zip(rest, complete[stop + 1 :], strict=True):
             assert np.array_equal(got.token, want.token) and np.array_equal(got.document, want.document)
             assert got.documents == want.documents and got.cursor == want.cursor
 

@@ -25,6 +25,13 @@ TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": tor
 """Data type of each format in memory."""
 ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
 """Data type of each format on disk; Zarr has no bfloat16, so its bits are stored as uint16."""
+CHUNK_ROWS = 1024
+"""Rows per chunk, the smallest unit that is read; a training batch is a few chunks."""
+_CHECKSUM_BYTES = 4
+_NO_CHUNK = 2**64 - 1
+"""Index entry of a missing chunk."""
+_MAX_BUFFERS = 1024
+"""Maximum number of buffers per preadv call (Linux)."""
 
 
 class Packed(NamedTuple):
@@ -49,15 +56,6 @@ def unpack(packed: Packed) -> Float[Tensor, "row d"]:
     """The rows of `packed` in float32."""
     values = packed.values.float()
     return values if packed.scales is None else values.mul_(packed.scales[:, None])
-
-
-CHUNK_ROWS = 1024
-"""Rows per chunk, the smallest unit that is read; a training batch is a few chunks."""
-_CHECKSUM_BYTES = 4
-_NO_CHUNK = 2**64 - 1
-"""Index entry of a missing chunk."""
-_MAX_BUFFERS = 1024
-"""Maximum number of buffers per preadv call (Linux)."""
 
 
 def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, shard_rows: int) -> zarr.Array:
@@ -121,23 +119,23 @@ def open_array(folder: Path, remedy: str) -> zarr.Array:
     try:
         array = zarr.open_array(folder, mode="r")
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: no array ({error}); {remedy}") from error
-    if not _has_our_layout(array):
-        raise ValueError(f"{folder}: an array of another version; {remedy}")
+        raise ValueError(f"{folder}: not an array ({error}); {remedy}") from error
+    if not _has_shard_layout(array):
+        raise ValueError(f"{folder}: an array in another layout; {remedy}")
     for shard in range(-(-array.shape[0] // _shard_rows(array))):
         if not shard_file(array, shard).is_file():
             raise ValueError(f"{shard_file(array, shard)}: missing; {remedy}")
     return array
 
 
-def _has_our_layout(array: zarr.Array) -> bool:
-    """Whether the metadata of `array` describe the layout of `write_shard`."""
+def _has_shard_layout(array: zarr.Array) -> bool:
+    """Whether `array` has the layout of `write_shard`, by its metadata."""
     metadata: Any = array.metadata.to_dict()
     (codec,) = metadata["codecs"]
     if array.chunks != (CHUNK_ROWS, *array.shape[1:]) or codec["name"] != "sharding_indexed":
         return False
     keys = codec["configuration"]
-    names = [[inner["name"] for inner in keys[of]] for of in ("codecs", "index_codecs")]
+    names = [[inner["name"] for inner in keys[key]] for key in ("codecs", "index_codecs")]
     return names == [["bytes", "crc32c"]] * 2 and keys["index_location"] == "end"
 
 
@@ -215,7 +213,7 @@ def _write_all(descriptor: int, content: memoryview) -> None:
 
 
 def _read_all(descriptor: int, buffers: list[np.ndarray], offset: int) -> None:
-    """Fill `buffers` one after another, from `offset` of the file on; ValueError if the file ends before."""
+    """Fill `buffers` in order, from `offset` of the file on; ValueError if the file ends too early."""
     for start in range(0, len(buffers), _MAX_BUFFERS):
         unfilled = [buffer.data for buffer in buffers[start : start + _MAX_BUFFERS]]
         while unfilled:

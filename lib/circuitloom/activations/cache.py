@@ -42,6 +42,24 @@ from .row_order import RowOrder, ShardBatch
 from .shards import CacheDescription, finish_layers, sums_file, write_description
 from .statistics import RowSums
 
+GPU_MEMORY_FRACTION = 0.4
+"""Maximum fraction of a GPU's free memory for two shard buffers."""
+MAX_WRITER_THREADS = 8
+"""Maximum number of writing threads; on a CPU they take cores from the model."""
+
+Arrays = list[list[zarr.Array]]
+"""Arrays of each layer: values, and scales for int8."""
+
+
+@dataclass
+class PackedBatch:
+    """Packed activations of one batch: on the model's device, in host memory, or being copied there."""
+
+    slot: Int[Tensor, " row"]
+    layers: list[Packed] = field(default_factory=list)
+    copied: torch.cuda.Event | None = None
+    """Recorded when the copy to host memory has completed; None if nothing is copied."""
+
 
 @dataclass
 class ShardBuffer:
@@ -58,7 +76,7 @@ class ShardBuffer:
         values = torch.empty(layers, rows, d, dtype=TORCH_DTYPE[number_format], device=device)
         return cls(values, torch.empty(layers, rows, device=device) if number_format == "int8" else None)
 
-    def put(self, batch: "PackedBatch") -> None:
+    def put(self, batch: PackedBatch) -> None:
         """Copy the rows of a batch to their slots."""
         if batch.copied is not None:
             batch.copied.synchronize()
@@ -72,16 +90,6 @@ class ShardBuffer:
         """The first `rows` rows of a layer in host memory; waits for pending copies."""
         scales = None if self.scales is None else _fetch(self.scales[layer, :rows])
         return Packed(_fetch(self.values[layer, :rows]), scales)
-
-
-@dataclass
-class PackedBatch:
-    """Packed activations of one batch: on the model's device, in host memory, or being copied there."""
-
-    slot: Int[Tensor, " row"]
-    layers: list[Packed] = field(default_factory=list)
-    copied: torch.cuda.Event | None = None
-    """Recorded when the copy to host memory has completed; None if nothing is copied."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class Recorder:
 
 
 def _fetch(values: Tensor) -> Tensor:
-    """`values` in host memory. From a GPU, copied on a stream of its own after all work that is queued now."""
+    """`values` in host memory; from a GPU, copied on a separate stream after all work queued so far."""
     if values.device.type == "cpu":
         return values
     queued, stream = torch.cuda.current_stream(values.device).record_event(), torch.cuda.Stream(values.device)
@@ -172,24 +180,18 @@ def _to_host(packed: Packed) -> Packed:
     return Packed(values, copy(packed.scales))
 
 
-GPU_MEMORY_FRACTION = 0.4
-"""Maximum fraction of a GPU's free memory for two shard buffers."""
-MAX_WRITER_THREADS = 8
-"""Maximum number of writing threads; on a CPU they take cores from the model."""
-
-
 def cache_site(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, folder: Path, version: str = ""
 ) -> None:
-    """Cache the activations of `order`'s tokens at `site`, for all layers of `config`.
+    """Cache the activations of the rows of `order` at `site`, for all layers of `config`.
 
     Writes one Zarr group per layer under `folder`: `values`, and `scales` for int8; moments are attributes.
     A killed call resumes after the last complete shard and writes the same bytes, unless the model, the order, the
     config or `version` (of the code) have changed.
     Raises ValueError if the model has no such site or layer, or an activation exceeds the number format.
     """
-    writer, mark = _writer(site, order, model, config, version)
-    with partial_folder(folder / site, mark) as work:
+    writer, digest = _writer(site, order, model, config, version)
+    with partial_folder(folder / site, digest) as work:
         writer.write(work, range(order.shards))
         finish_layers(work, [work], folder)
 
@@ -207,9 +209,9 @@ def cache_shards_of_job(
 
     Resumes and raises as `cache_site`. Some jobs have no shards if there are fewer shards than jobs.
     """
-    writer, mark = _writer(site, order, model, config, version)
+    writer, digest = _writer(site, order, model, config, version)
     first, stop = (each * order.shards // config.jobs for each in (job, job + 1))
-    with partial_folder(folder, fingerprint(whole=mark, shards=[first, stop])) as work:
+    with partial_folder(folder, fingerprint(cache=digest, shards=[first, stop])) as work:
         writer.write(work / folder.name, range(first, stop))
         replace_folder(work / folder.name, folder)
         shutil.rmtree(work)
@@ -223,14 +225,14 @@ def _writer(
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
     weights = weights_digest(model.module.state_dict())
-    mark = fingerprint(
+    digest = fingerprint(
         site=site, layers=layers, dtype=config.dtype, batch=config.batch, order=order.digest, weights=weights,
         version=version,
     )  # fmt: skip
     recorder = Recorder(model, site, layers, config.dtype)
     if _buffers_fit_on_gpu(recorder, min(order.shard_rows, order.rows)):
         recorder = replace(recorder, to_host=False)
-    return CacheWriter(order, recorder, config.batch, weights), mark
+    return CacheWriter(order, recorder, config.batch, weights), digest
 
 
 def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
@@ -262,7 +264,7 @@ class CacheWriter:
             temporary.unlink()
         arrays = self._arrays(work)
         missing = next((shard for shard in shards if not _is_complete(work, arrays, shard)), shards.stop)
-        # after a kill while layers were moved, later shards have sums but are rewritten
+        # a kill while layers were moved may leave the sums of later shards, which are rewritten
         for shard in range(missing, shards.stop):
             sums_file(work, shard).unlink(missing_ok=True)
         first, start, stop = (self._row(shard) for shard in (shards.start, missing, shards.stop))
@@ -270,19 +272,25 @@ class CacheWriter:
             f"activations: {self.recorder.site}", stop - first, "tokens", done=start - first
         ) as bar:
             self._write_shards(work, arrays, range(missing, shards.stop), bar.update)
-        write_description(work, self._description)
+        recorder, order = self.recorder, self.order
+        description = CacheDescription(
+            recorder.site, list(recorder.layers), recorder.number_format, order.digest, self.weights, order.rows,
+            order.shard_rows,
+        )  # fmt: skip
+        write_description(work, description)
 
     def _row(self, shard: int) -> int:
         """First row of a shard; the number of rows for the index after the last shard."""
         return min(shard * self.order.shard_rows, self.order.rows)
 
     def _write_shards(
-        self, work: Path, arrays: "Arrays", shards: range, update: Callable[[float], object]
+        self, work: Path, arrays: Arrays, shards: range, update: Callable[[float], object]
     ) -> None:
         """Fill and write the shards; a shard is written while the next one is filled."""
         buffers = [self._buffer() for _ in range(min(2, len(shards)))]
         written: Future[None] | None = None
-        with ThreadPoolExecutor(1) as background, ThreadPoolExecutor(_writers()) as writers:
+        threads = max(1, min(MAX_WRITER_THREADS, torch.get_num_threads() // 2))
+        with ThreadPoolExecutor(1) as background, ThreadPoolExecutor(threads) as writers:
             for shard in shards:
                 buffer, sums = buffers[shard % len(buffers)], self._zero_sums()
                 for packed in self.recorder.record(self.order.batches(shard, self.batch), sums):
@@ -321,7 +329,7 @@ class CacheWriter:
     def _write(
         self,
         work: Path,
-        arrays: "Arrays",
+        arrays: Arrays,
         shard: int,
         buffer: ShardBuffer,
         sums: RowSums,
@@ -341,8 +349,8 @@ class CacheWriter:
         content = {"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}
         write_atomically(sums_file(work, shard), save(content))
 
-    def _arrays(self, work: Path) -> "Arrays":
-        """Arrays of each layer: values, and scales for int8."""
+    def _arrays(self, work: Path) -> Arrays:
+        """Open or create the arrays of each layer."""
         rows, d, number_format = self.order.rows, self.recorder.d, self.recorder.number_format
         arrays: dict[str, tuple[tuple[int, ...], str]] = {"values": ((rows, d), ZARR_DTYPE[number_format])}
         if number_format == "int8":
@@ -356,32 +364,12 @@ class CacheWriter:
             )
         return layers
 
-    @cached_property
-    def _description(self) -> CacheDescription:
-        return CacheDescription(
-            self.recorder.site,
-            list(self.recorder.layers),
-            self.recorder.number_format,
-            self.order.digest,
-            self.weights,
-            self.order.rows,
-            self.order.shard_rows,
-        )
-
-
-Arrays = list[list[zarr.Array]]
-"""[layer][array]"""
-
 
 def _is_complete(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int) -> bool:
-    """Whether the shard has sums and all its files; a kill may have happened while layers were moved."""
+    """Whether the shard has its sums and all files; a kill while layers were moved leaves the sums only."""
     return sums_file(work, shard).is_file() and all(
         shard_file(array, shard).is_file() for layer in arrays for array in layer
     )
-
-
-def _writers() -> int:
-    return max(1, min(MAX_WRITER_THREADS, torch.get_num_threads() // 2))
 
 
 def _as_numpy(values: torch.Tensor) -> np.ndarray:

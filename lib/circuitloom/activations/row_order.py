@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder
 from ..corpus.tokens import Tokens, scored_positions
-from .arrays import create_array, open_array, read_rows, shard_file, write_shard
+from .arrays import create_array, shard_file, write_shard
 
-_READ = 8192
+_READ_SEQUENCES = 8192
 """Sequences read at a time."""
 
 
@@ -95,30 +95,24 @@ def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = No
     """
     token = np.empty((len(tokens), tokens.context), tokens.token.dtype)
     count = np.empty(len(tokens), np.int32)
-    for start in range(0, len(tokens), _READ):
-        block = tokens.take(slice(start, start + _READ))
-        token[start : start + _READ] = block.numpy()
-        count[start : start + _READ] = scored_positions(block, tokens.bos_id).sum(1).numpy()
+    for start in range(0, len(tokens), _READ_SEQUENCES):
+        block = tokens.take(slice(start, start + _READ_SEQUENCES))
+        token[start : start + _READ_SEQUENCES] = block.numpy()
+        count[start : start + _READ_SEQUENCES] = scored_positions(block, tokens.bos_id).sum(1).numpy()
     # seeds (seed, 1), (seed, 2), ... belong to the shards
     permutation = np.random.default_rng((seed, 0)).permutation(len(tokens)).astype(np.int32)
     first = np.concatenate([[0], np.cumsum(count[permutation], dtype=np.int64)])
     rows = int(first[-1]) if limit is None else min(int(first[-1]), limit)
     if not rows:
-        raise ValueError(f"{tokens.path}: no token besides the BOS; give the corpus more text")
+        raise ValueError(f"{tokens.path}: no token other than the BOS; give the corpus more text")
     return RowOrder(token, tokens.bos_id, permutation, first, rows, shard_rows, seed)
 
 
-class RowOrigins(NamedTuple):
-    """Sequence and position of rows."""
-
-    sequence: Integer[np.ndarray, " row"]
-    """Index in the training split's token array."""
-    position: Integer[np.ndarray, " row"]
-    """Position in the sequence, from 0."""
-
-
 def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:
-    """Write sequence and position of each row to the Zarr group `path`, atomically, `batch` sequences at a time."""
+    """Write each row's sequence in the split and position in it to the Zarr group `path`, atomically.
+
+    Works on `batch` sequences at a time.
+    """
     context = order.token.shape[1]
     dtypes = {"sequence": "int32", "position": "int16" if context <= 2**15 else "int32"}
     with partial_folder(path, fingerprint(order=order.digest)) as work:
@@ -140,11 +134,3 @@ def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:
         group.attrs.put({"order": order.digest})
         replace_folder(work / path.name, path)
         shutil.rmtree(work)
-
-
-def read_row_origins(path: Path, start: int, stop: int) -> RowOrigins:
-    """Sequence and position of rows `start` to `stop`; ValueError if `path` is damaged."""
-    remedy = f"delete {path} and run again"
-    return RowOrigins(
-        *(read_rows(open_array(path / n, remedy), start, stop, remedy) for n in RowOrigins._fields)
-    )

@@ -20,7 +20,7 @@ _DESCRIPTION = "description.json"
 
 @dataclass(frozen=True)
 class CacheDescription:
-    """What a folder of shards was cached from; equal for all jobs of a site."""
+    """Source and layout of the shards in a folder; equal for all jobs of a site."""
 
     site: str
     layers: list[int]
@@ -53,18 +53,19 @@ def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
     """Join the shards of several jobs under `folder`, with the same bytes as `cache.cache_site` writes.
 
     Files are hard-linked, or copied if the file system has no links; the job folders are not changed.
-    Raises ValueError if a job cached other rows than the first one, or shards are missing.
+    Raises ValueError if a job's description differs from the first job's, or shards are missing.
     """
     descriptions = [_read_description(job) for job in job_folders]
     for job, each in zip(job_folders, descriptions, strict=True):
         if each != descriptions[0]:
             raise ValueError(
-                f"{job}: of another model, row order or config than {job_folders[0]}; delete both and run again"
+                f"{job}: cached with another model, row order or config than {job_folders[0]}; "
+                "delete both and run again"
             )
     description = descriptions[0]
     job_of = _job_of_shard(job_folders, description)
-    mark = fingerprint(parts=list(map(str, job_folders)), description=asdict(description))
-    with partial_folder(folder / description.site, mark) as work:
+    digest = fingerprint(parts=list(map(str, job_folders)), description=asdict(description))
+    with partial_folder(folder / description.site, digest) as work:
         for layer in description.layers:
             group = layer_group(work, layer)
             shutil.rmtree(group, ignore_errors=True)
@@ -121,7 +122,7 @@ def _job_of_shard(job_folders: Sequence[Path], description: CacheDescription) ->
     if None in jobs:
         missing = sums_file(Path(), jobs.index(None))
         raise ValueError(
-            f"{missing}: in no job's folder in {job_folders[0].parent}; delete that folder and run again"
+            f"{missing}: missing from all folders in {job_folders[0].parent}; delete that folder and run again"
         )
     return [job for job in jobs if job is not None]
 

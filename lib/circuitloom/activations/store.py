@@ -17,6 +17,11 @@ from ..language_model.model import LanguageModel
 from .arrays import NumberFormat, Packed, open_array, read_rows, unpack
 from .statistics import Moments
 
+T = TypeVar("T")
+
+PREFETCH = 3
+"""Number of batches that are prefetched."""
+
 
 @dataclass(frozen=True)
 class CachedLayer:
@@ -42,7 +47,7 @@ class CachedLayer:
         return self.values.shape[0]
 
     def read(self, start: int, rows: int, device: torch.device | str = "cpu") -> Float[Tensor, "row d"]:
-        """`rows` rows in float32 from row `start` on; the first row follows the last."""
+        """`rows` rows in float32 from row `start` on, wrapping around at the end."""
         start %= self.rows
         ranges = []
         while rows:
@@ -125,17 +130,17 @@ def open_activations(
     Raises ValueError if they are not cached, incomplete or need a `model`, or if mlp_out and mlp_in are cached under
     different models or row orders.
     """
-    here, source = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
-    if here.is_dir() or site != "mlp_out":
-        attributes, stored = _open(here, site, layer)
-        if site == "mlp_out" and source.is_dir():
+    own, mlp_in = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
+    if own.is_dir() or site != "mlp_out":
+        attributes, stored = _open(own, site, layer)
+        if site == "mlp_out" and mlp_in.is_dir():
             # mlp_out may be left over from a study that listed the site
-            check_same_source([stored, _open(source, "mlp_in", layer)[1]])
+            check_same_source([stored, _open(mlp_in, "mlp_in", layer)[1]])
         return ActivationStore(site, layer, Moments.from_json(attributes["moments"]), stored, None)
-    attributes, stored = _open(source, "mlp_in", layer)
+    attributes, stored = _open(mlp_in, "mlp_in", layer)
     if model is None:
         raise ValueError(
-            f"{here}: not stored; add mlp_out to activations.sites, or give the model that computes it"
+            f"{own}: not cached; add mlp_out to activations.sites, or give the model that computes it"
         )
     return ActivationStore(
         site, layer, Moments.from_json(attributes["moments_mlp_out"]), stored, model.mlp(layer)
@@ -169,12 +174,6 @@ def _open(folder: Path, site: str, layer: int) -> tuple[dict, CachedLayer]:
     return attributes, stored
 
 
-T = TypeVar("T")
-
-PREFETCH = 3
-"""Number of batches that are prefetched."""
-
-
 def read_sites(
     sources: Mapping[str, ActivationStore],
     batch: int,
@@ -186,8 +185,8 @@ def read_sites(
 ) -> Iterator[dict[str, Float[Tensor, "row d"]]]:
     """Yield batches of every source, float32, on `device`, for steps `start_step` to `steps`.
 
-    Step i reads rows i * batch to (i + 1) * batch in stored order; the first row follows the last, so that every row is
-    read once per epoch. With `rows`, only those rows of each batch are read.
+    Step i reads rows i * batch to (i + 1) * batch in stored order, wrapping around at the end, so every row is read
+    once per epoch. With `rows`, only those rows of each batch are read.
     Rows that several sources need are read once. MLPs run in the prefetching thread.
     Raises ValueError if the sources are from different models or row orders, or damaged.
     """
@@ -207,7 +206,7 @@ def read_sites(
 
 
 def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-    """Yield `load(step)` of each step in order, computed in a thread up to `PREFETCH` steps ahead."""
+    """Yield `load(step)` of each step in order, computed in a thread up to `PREFETCH` steps in advance."""
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:

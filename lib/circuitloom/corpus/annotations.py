@@ -48,14 +48,14 @@ def concept_table(
 ) -> pa.Table:
     """CONCEPT rows of documents packed one after the other into `sequences` sequences, sorted by the table's key.
 
-    An annotation is dropped if its evidence does not lie completely in the sequence.
+    Annotations whose evidence begins in an earlier sequence are dropped.
     """
     found: list[list[_Annotation]] = [[] for _ in concepts]
     start = 0
     for episode in episodes:
         spans = token_spans(episode, packing)
         start += len(packing.prefix)
-        tokens = _tokens(spans, start, packing)
+        tokens = _word_tokens(spans, start, packing)
         for annotations, concept in zip(found, concepts, strict=True):
             for word in concept.find(episode):
                 annotations.extend(_token_annotations(word, concept, episode, tokens))
@@ -74,7 +74,7 @@ def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]
 
 
 class _Annotation(NamedTuple):
-    """An annotated token; all token numbers count in the stream of all documents."""
+    """An annotated token. Tokens are numbered from the start of the stream of all documents."""
 
     token: int
     evidence_start: int
@@ -83,7 +83,7 @@ class _Annotation(NamedTuple):
     optional: list[int]
 
 
-def _tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing) -> list[range]:
+def _word_tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing) -> list[range]:
     """Tokens of each word of a document that begins at `start`; the last entry (index -1) is its BOS."""
     words = [range(start + first, start + last + 1) for first, last in spans.tolist()]
     return [*words, range(start - len(packing.prefix), start)]
@@ -94,7 +94,7 @@ def _token_annotations(
 ) -> list[_Annotation]:
     """Annotations of a word's tokens: all of them for a lasting concept, else the last."""
     annotated = tokens[word.position] if concept.lasting else tokens[word.position][-1:]
-    # if the evidence begins at the document's BOS, the BOS of the sequence does as well
+    # evidence that begins at the document's BOS may begin at the BOS of the sequence instead
     evidence_start = tokens[max(word.evidence_start, 0)].start
     required, optional = concept.cues(episode, word)
     cues = [[token for each in cue for token in tokens[each]] for cue in required]

@@ -68,7 +68,7 @@ def build_corpus(
     packing = Packing(tokenizer.load(), section.context, tokenizer.model_vocabulary)
     # the choice of concepts does not change the text
     keys = section.model_dump(mode="json", exclude={"concepts"})
-    mark = fingerprint(
+    digest = fingerprint(
         section=keys, source=source.identity, tokenizer=packing.tokenizer.fingerprint, version=version
     )
     attributes = {
@@ -78,9 +78,9 @@ def build_corpus(
         "tokenizer": {"name": tokenizer.name, "revision": tokenizer.revision, "commit": tokenizer.commit()},
         "source": section.source,
         "revision": source.identity.get("revision"),
-        "fingerprint": mark,
+        "fingerprint": digest,
     }
-    with partial_folder(folder / "build", mark) as partial:
+    with partial_folder(folder / "build", digest) as partial:
         splits = _pack(section, source, packing, partial)
         _write(partial, splits, packing, attributes)
         _finish(partial, folder)
@@ -107,22 +107,13 @@ def _pack_split(
     limit = None if tokens is None else max(1, tokens // packing.context)
     documents = (d for d in source.documents(split, cursor.stream_index) if text_hash(d.text) not in excluded)
     if limit is None:
-        bar = progress(
-            f"corpus: {split}", source.characters[split], "characters", sum(map(len, blocks.texts()))
-        )
+        total, unit, done = source.characters[split], "characters", sum(map(len, blocks.texts()))
     else:
-        bar = progress(
-            f"corpus: {split}",
-            limit * packing.context,
-            "tokens",
-            cursor.sequences * packing.context,
-        )
-    with bar:
+        total, unit, done = limit * packing.context, "tokens", cursor.sequences * packing.context
+    with progress(f"corpus: {split}", total, unit, done) as bar:
         for block in pack_documents(documents, packing, cursor, SEQUENCES_PER_SHARD, limit):
             blocks.append(block)
-            bar.update(
-                sum(len(document.text) for document in block.documents) if limit is None else block.token.size
-            )
+            bar.update(sum(len(d.text) for d in block.documents) if limit is None else block.token.size)
     if not len(blocks):
         raise ValueError(
             f"{source.name}: the {split} documents do not fill one sequence of {packing.context} tokens; "

@@ -24,7 +24,7 @@ _TOKENIZER_BATCH = 1000
 
 @dataclass(frozen=True)
 class Cursor:
-    """Position of the packer in a split: all that is needed to resume."""
+    """Position in a split at which packing resumes."""
 
     stream_index: int = 0
     """Index, in the source's stream, of the next document to pack."""
@@ -109,7 +109,7 @@ def pack_documents(
     block: int,
     limit: int | None = None,
 ) -> Iterator[SequenceBlock]:
-    """Yield blocks of `block` sequences; the last block may be shorter. `documents` must start at the cursor's.
+    """Yield blocks of `block` sequences; the last may be shorter. `documents` starts at the cursor's document.
 
     Stops at `limit` sequences in total or when the documents end; tokens that do not fill a sequence are dropped.
     Raises ValueError if a token id is not in the model's vocabulary.

@@ -35,7 +35,7 @@ class Source:
     name: str
     """Name in messages."""
     identity: dict[str, Any]
-    """What identifies the text in addition to the config: for the hub the commit, for files size and time."""
+    """Identifies the text, in addition to the config: the hub's commit, or size and modification time of each file."""
     stream: Callable[[str, int], "IterableDataset"]
     """(split, start) -> the split's rows from row `start` on, with a column `text`; chronicle also gives
     `log_probability`."""
@@ -78,7 +78,7 @@ def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
 
     # otherwise its lock files are written to the user's cache
     datasets.config.HF_DATASETS_CACHE = scratch
-    # the error that it raises for a damaged file says the same
+    # for a damaged file it logs what the error says too
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     match section:
         case config.Chronicle():
@@ -141,7 +141,7 @@ def _files(section: config.TextFiles) -> Source:
         )
         return _text_only(data, section.text, paths[split][0]).skip(start)
 
-    identity = _state([Path(path) for path in dict.fromkeys(paths[TRAIN] + paths[VALIDATION])])
+    identity = _file_states([Path(path) for path in dict.fromkeys(paths[TRAIN] + paths[VALIDATION])])
     held_out = None if section.validation else section.validation_share
     fraction = {TRAIN: 1 - (held_out or 0), VALIDATION: held_out or 1}
     characters = {split: fraction[split] * sum(map(_characters, files)) for split, files in paths.items()}
@@ -156,10 +156,12 @@ def _format(key: str, paths: Sequence[str]) -> str:
         if path.stat().st_size == 0:
             raise ValueError(f"{key}: {path} is empty; give a file with text")
         if path.suffix not in _FORMATS:
-            raise ValueError(f"{key}: {path} is none of {', '.join(_FORMATS)}; convert it")
+            raise ValueError(
+                f"{key}: {path} has an unknown format; convert it to one of {', '.join(_FORMATS)}"
+            )
     formats = {_FORMATS[Path(path).suffix] for path in paths}
     if len(formats) > 1:
-        raise ValueError(f"{key}: files of several formats; convert them to one")
+        raise ValueError(f"{key}: files of several formats; convert them to one format")
     return formats.pop()
 
 
@@ -172,14 +174,16 @@ def _characters(path: str) -> int:
     try:
         metadata = pq.read_metadata(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged, or no Parquet ({first_line(error)}); replace it") from error
+        raise ValueError(
+            f"{path}: damaged, or not a Parquet file ({first_line(error)}); replace it"
+        ) from error
     return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
 def _hub(section: config.HubDataset) -> Source:
     from datasets import load_dataset
 
-    commit = None if Path(section.dataset).is_dir() else _resolve(section.dataset, section.revision)
+    commit = None if Path(section.dataset).is_dir() else _current_commit(section.dataset, section.revision)
     splits = {TRAIN: section.train_split, VALIDATION: section.validation_split or section.train_split}
 
     def stream(split: str, start: int) -> "IterableDataset":
@@ -198,15 +202,15 @@ def _hub(section: config.HubDataset) -> Source:
 
     held_out = None if section.validation_split else section.validation_share
     files = sorted(path for path in Path(section.dataset).rglob("*") if path.is_file())
-    return Source(section.dataset, {"revision": commit, **_state(files)}, stream, held_out)
+    return Source(section.dataset, {"revision": commit, **_file_states(files)}, stream, held_out)
 
 
-def _state(paths: list[Path]) -> dict[str, Any]:
+def _file_states(paths: list[Path]) -> dict[str, Any]:
     """Size and modification time of each file."""
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
-def _resolve(dataset: str, revision: str) -> str | None:
+def _current_commit(dataset: str, revision: str) -> str | None:
     """The current commit of `revision` of a data set on the hub."""
     import httpx2
     from huggingface_hub import HfApi
@@ -216,7 +220,7 @@ def _resolve(dataset: str, revision: str) -> str | None:
         return HfApi().dataset_info(dataset, revision=revision).sha
     except (OfflineModeIsEnabled, HFValidationError, httpx2.HTTPError, HfHubHTTPError, OSError) as error:
         raise ValueError(
-            f"corpus.dataset: {dataset} (revision {revision}) is no folder and was not found on the hub; "
+            f"corpus.dataset: {dataset} (revision {revision}) is not a folder and was not found on the hub; "
             "check the name and the network (HF_HUB_OFFLINE=0), and HF_TOKEN if it is private"
         ) from error
 
@@ -226,7 +230,7 @@ def _text_only(data: "IterableDataset", column: str, where: str) -> "IterableDat
     with _readable(where):
         columns = data.column_names or list(next(iter(data), {}))
     if not columns:
-        raise ValueError(f"{where}: has no text; name one that has some")
+        raise ValueError(f"{where}: has no columns; name a file or data set with a column of text")
     if column not in columns:
         raise ValueError(
             f"corpus.text: {where} has no column {column}; set it to one of {', '.join(columns)}"

@@ -59,7 +59,7 @@ class Tokenizer:
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def strings(self) -> list[str]:
-        """Text of each token inside a sentence, by id; the empty string for unused ids."""
+        """Text of each token as inside a sentence, by id; empty strings for unused ids."""
         backend = self.hugging_face.backend_tokenizer
         ids = self.hugging_face.get_vocab()
         strings = [""] * self.vocabulary
@@ -88,7 +88,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     is_path = name.startswith(("/", ".", "~")) or Path(name).exists()
     if is_path and not Path(name).is_dir():
         raise ValueError(
-            f"corpus.tokenizer: {name} is no folder; name one that holds a tokenizer, or leave it out"
+            f"corpus.tokenizer: {name} is not a folder; name one with a tokenizer, or leave it out"
         )
     logging.set_verbosity_error()
     try:
@@ -97,7 +97,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
         reason = first_line(error)
         remedy = "" if is_path else "; if the hub is not reachable, name a local folder"
         raise ValueError(
-            f"corpus.tokenizer: {name} holds no tokenizer that loads ({reason}){remedy}"
+            f"corpus.tokenizer: {name} has no tokenizer that loads ({reason}){remedy}"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(

@@ -17,7 +17,6 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from ..core.errors import first_line
 
 ARRAYS = ("token", "document")
-ARRAYS = ("token", "document")
 SEQUENCES_PER_SHARD = 8192
 SEQUENCES_PER_CHUNK = 256
 
@@ -72,7 +71,7 @@ def check_shards(path: Path, array: zarr.Array) -> None:
     missing = [i for i in range(expected) if not (folder / str(i) / "0").is_file()]
     if missing:
         raise ValueError(
-            f"{folder / str(missing[0]) / '0'}: missing ({len(missing)} of {expected} shards are); "
+            f"{folder / str(missing[0]) / '0'}: {len(missing)} of {expected} shards are missing; "
             f"delete {path} and run again"
         )
 

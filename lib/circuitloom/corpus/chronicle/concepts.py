@@ -181,7 +181,7 @@ _NAMED = {
 }
 
 _START, _START_YEAR = at_offsets((-3, -4), (-1, 0)), at_offsets((-4, -5), (0,))
-"""`from` or the word before it; that a number is half of a year follows from the number or the word before it."""
+"""First cue: `from` or the word before it. Second cue: the number itself or, for a century, the word before it."""
 _IN_QUOTATION = _within("in_quotation", "between quotation marks", '"', '"')
 
 CONCEPTS: tuple[Concept, ...] = (

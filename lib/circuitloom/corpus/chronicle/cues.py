@@ -89,7 +89,7 @@ def sentence_start(find: FindWords) -> FindCues:
 
 def in_citation_list(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
     """Two cues: the sign itself; any word of the citations before it."""
-    opening = _last(episode, "(", word.position)
+    opening = max(i for i in range(word.position) if episode.words[i] == "(")
     return [[word.position], range(opening + 1, word.position)]
 
 
@@ -146,22 +146,12 @@ def _sentence(episode: Episode, word: AnnotatedWord) -> tuple[int, Template]:
 @cache
 def _is_certain(template: Template, offset: int, words: frozenset[str]) -> bool:
     """Whether only `words` can stand at `offset` of any template that agrees with `template` up to there."""
-    before = _supports(template)[:offset]
+    before = template.supports[:offset]
     return all(
         supports[offset] <= words
-        for supports in map(_supports, templates())
+        for supports in (other.supports for other in templates())
         if len(supports) > offset and all(one & other for one, other in zip(before, supports, strict=False))
     )
-
-
-@cache
-def _supports(template: Template) -> list[frozenset[str]]:
-    return template.supports
-
-
-def _last(episode: Episode, sign: str, position: int) -> int:
-    """Last position of `sign` before `position`."""
-    return max(i for i in range(position) if episode.words[i] == sign)
 
 
 @cache
@@ -171,8 +161,8 @@ def _always_annotated(find: FindWords) -> frozenset[str]:
     others: set[str] = set()
     for template in templates():
         # annotations depend only on signs and marks, so any word may fill the slots
-        words = tuple(min(support) for support in _supports(template))
+        words = tuple(min(support) for support in template.supports)
         positions = {word.position for word in find(Episode(words, 0.0, ((0, template),)))}
-        for position, support in enumerate(_supports(template)):
+        for position, support in enumerate(template.supports):
             (annotated if position in positions else others).update(support)
     return frozenset(annotated - others)

@@ -16,6 +16,8 @@ SENTENCES = (4, 7)
 """Minimum and maximum number of sentences per document."""
 LONGEST_DOCUMENT = 126
 """Maximum number of words: with its own BOS and the next document's, a document fits a context of 128."""
+LONGEST_SENTENCE = max(len(template.words) for template in templates())
+"""Number of words of the longest template."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,9 @@ def end_probability(sentences: int, words: int) -> float:
     fewest, most = SENTENCES
     if sentences < fewest:
         return 0.0
-    if words + longest_sentence() > LONGEST_DOCUMENT:
+    if words + LONGEST_SENTENCE > LONGEST_DOCUMENT:
         return 1.0
     return 1 / (most + 1 - sentences)
-
-
-def longest_sentence() -> int:
-    """Number of words of the longest template."""
-    return _LONGEST
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -97,9 +94,6 @@ def _fill(template: Template, uniform: Uniform, state: DocumentState, words: lis
         words[start + position], word_log_p = slot.fill(uniform, state)
         log_p += word_log_p
     return log_p
-
-
-_LONGEST = max(len(template.words) for template in templates())
 
 
 class GreaterThan(NamedTuple):

@@ -5,7 +5,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
+from itertools import accumulate
 from math import log
 
 from .templates import BEHAVIOURS
@@ -180,7 +181,7 @@ class Template:
     marks: tuple[tuple[int, str], ...]
     """(position, mark), in order."""
 
-    @property
+    @cached_property
     def supports(self) -> list[frozenset[str]]:
         """The possible words at each position."""
         slots = dict(self.slots)
@@ -226,9 +227,7 @@ def _distribution(parsed: dict[tuple[str, str], Template], names: int) -> Templa
         within = behaviour.templates[text] / sum(behaviour.templates.values())
         if behaviour.weight[names]:
             shares[template] = behaviour.weight[names] / total * within
-    cumulative: list[float] = []
-    for share in shares.values():
-        cumulative.append(share + (cumulative[-1] if cumulative else 0.0))
+    cumulative = list(accumulate(shares.values()))
     # the sum may be less than 1 by a rounding error, and a larger random number would find no template
     cumulative[-1] = 1.0
     return TemplateDistribution(
