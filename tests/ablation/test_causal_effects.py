@@ -85,7 +85,7 @@ def test_attribution_is_the_effect_of_an_infinitesimal_ablation(architecture, na
     prompt, basis, step = make_prompt(), make_basis(model, name), 1e-5
     replacement = [value * (1 - step) for value in component_values(model, basis, prompt)]
     if "without" in name:
-        # errors of earlier layers ablated, later values are others
+        # without the errors of earlier layers, values in later layers differ
         with torch.inference_mode():
             replacement = [value * (1 - step) for value in spliced_values(model, basis, prompt)]
     effects = causal_effects(model, basis, prompt, replacement)
@@ -94,9 +94,9 @@ def test_attribution_is_the_effect_of_an_infinitesimal_ablation(architecture, na
     assert size > 1e-3
     error = (effects.effect - effects.attribution).abs().max() / step
     assert error < 1e-3 * size
-    whole = attribute_components(model, basis, prompt, [None] * len(basis.parts))
+    full = attribute_components(model, basis, prompt, [None] * len(basis.parts))
     torch.testing.assert_close(
-        whole.effect.sum(0)[effects.component] * step, effects.attribution, atol=1e-9, rtol=1e-4
+        full.effect.sum(0)[effects.component] * step, effects.attribution, atol=1e-9, rtol=1e-4
     )
 
 

@@ -21,7 +21,7 @@ def test_last_logits_equal_those_of_a_full_pass(architecture, tmp_path):
     model = load_tiny(architecture, tmp_path)
     tokens = torch.stack([INSIDE, INSIDE.flip(0)])
     torch.testing.assert_close(last_logits(model, tokens), model.logits(tokens)[:, -1])
-    # nothing stays behind
+    # no hook remains
     assert model.logits(tokens).shape[1] == len(INSIDE)
 
 

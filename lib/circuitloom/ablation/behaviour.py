@@ -40,8 +40,8 @@ class Budget:
     """Limits on what is measured of a behaviour."""
 
     measured: int | None = None
-    """Components ablated one by one, per prompt and basis, by attribution; None for all active components, 0 for none
-    (curves are then ranked by attribution only)."""
+    """Components ablated one by one, per prompt and basis: those of largest attribution; None for all active ones, 0
+    for none (curves are then ranked by attribution only)."""
     each_position: bool = False
     """Also ablate each component at each position separately."""
     per_octave: int = 2
@@ -50,6 +50,31 @@ class Budget:
     """Tokens on which a feature of resid_mid is ablated; None for all on which it fires."""
     targets: int | None = 32
     """Changed MLP features listed per ablated feature; None for all."""
+
+
+def behaviour_tables(
+    name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
+) -> dict[str, pa.Table]:
+    """The tables `causal`, `faithfulness` and `feature_effect` of a behaviour from the config, by name.
+
+    Bases are the features of each run, the heads and the neurons; `context` is the maximal prompt length.
+    Raises ValueError for a prompt that is too long or a target token that is not one token.
+    """
+    strings = tokenizer.strings()
+    tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
+    metrics = [parse_metric(example.target, strings) for example in behaviour.prompts]
+    prompts = make_prompt_metrics(tokens, metrics, tokenizer.bos_id)
+    budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
+    return component_tables(name, model, prompts, runs, budget, behaviour.ablations)
+
+
+def parse_metric(target: str, strings: list[str]) -> Metric:
+    """Metric of `logit TOKEN` or `logit TOKEN vs TOKEN`; ValueError if the tokenizer has no such token."""
+    parsed = parse_target(target)
+    token = find_token(parsed.token, strings)
+    if not parsed.against:
+        return logit(token)
+    return logit_difference(token, find_token(parsed.against, strings))
 
 
 def default_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
@@ -121,7 +146,7 @@ def feature_effect_table(
 ) -> pa.Table:
     """The table `feature_effect` of all layers with an SAE on resid_mid and a dictionary that writes mlp_out.
 
-    `batches` has held-out sequences with their scored positions, or prompts.
+    `batches` are held-out sequences with their scored positions, or prompts.
     """
     tables = []
     for source_run, sources in runs.items():
@@ -222,28 +247,3 @@ def _table(table: Table, columns: Mapping[str, Any], n: int) -> pa.Table:
 
 def _concat(table: Table, parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables([table.schema.empty_table(), *parts]).combine_chunks()
-
-
-def behaviour_tables(
-    name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
-) -> dict[str, pa.Table]:
-    """The tables `causal`, `faithfulness` and `feature_effect` of a behaviour from the config, by name.
-
-    Bases are the features of each run, the heads and the neurons; `context` is the maximal prompt length.
-    Raises ValueError for a prompt that is too long or a target token that is not one token.
-    """
-    strings = tokenizer.strings()
-    tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
-    metrics = [parse_metric(example.target, strings) for example in behaviour.prompts]
-    prompts = make_prompt_metrics(tokens, metrics, tokenizer.bos_id)
-    budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
-    return component_tables(name, model, prompts, runs, budget, behaviour.ablations)
-
-
-def parse_metric(target: str, strings: list[str]) -> Metric:
-    """Metric of `logit TOKEN` or `logit TOKEN vs TOKEN`; ValueError if the tokenizer has no such token."""
-    parsed = parse_target(target)
-    token = find_token(parsed.token, strings)
-    if not parsed.against:
-        return logit(token)
-    return logit_difference(token, find_token(parsed.against, strings))

@@ -38,7 +38,7 @@ def ablated_metrics(
     replacement: ReplacementValues,
     reference: Float[Tensor, " vocabulary"],
 ) -> AblatedMetrics:
-    """Metric and KL of all passes of `ablations`, each a chunk of passes; `reference` has the logits for the KL."""
+    """Metric and KL of all passes; `ablations` yields chunks of passes, `reference` has the logits for the KL."""
     metric, kl = [reference.new_zeros(0)], [reference.new_zeros(0)]
     for logits in ablated_logits(model, basis, prompt, ablations, replacement):
         metric.append(prompt.metric(logits))
@@ -103,12 +103,14 @@ def replacement_values(
     first = prompts[0]
     aligned = all(torch.equal(prompt.where, first.where) for prompt in prompts)
     if kind == "position_mean" and not aligned:
-        raise ValueError("prompts differ in length, or in their BOS: no mean at each position; use mean")
+        raise ValueError(
+            "prompts differ in length or in BOS positions, so position_mean is not defined; use mean"
+        )
     total: list[Tensor] = []
     n = 0
     for prompt in prompts:
         values = component_values(model, basis, prompt)
-        # nothing at other positions is ever ablated
+        # components are ablated at these positions only
         values = [value * prompt.where[:, None].to(value.device) for value in values]
         if kind == "mean":
             values = [value.sum(0, keepdim=True) for value in values]
@@ -188,9 +190,9 @@ def attribute_components(
         gradients = torch.autograd.grad(metric, leaves, allow_unused=True, materialize_grads=True)
     parts = zip(basis.parts, range(len(basis.parts)), gradients, replacement, strict=True)
     columns = [
-        _columns(part, seen[number][0], gradient, where, filled) for part, number, gradient, filled in parts
+        _columns(part, seen[number][0], gradient, where, values) for part, number, gradient, values in parts
     ]
-    return ComponentAttribution(*(torch.cat(values, 1) for values in zip(*columns, strict=True)))
+    return ComponentAttribution(*(torch.cat(parts, 1) for parts in zip(*columns, strict=True)))
 
 
 def _add_leaf(

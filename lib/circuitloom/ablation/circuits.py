@@ -1,4 +1,4 @@
-"""Tests of a circuit: the metric with sets of components alone or ablated, completeness, and a random comparison."""
+"""Tests of a circuit: the metric with only some components kept or with them ablated, completeness, random circuits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class CircuitExperiment:
     def alone(
         self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
     ) -> Float[Tensor, "prompt set"]:
-        """Metric with each set of components alone, all others ablated; float64."""
+        """Metric with only each set of components kept, all others ablated; float64."""
         return self._measure(prompts, sets, alone=True)
 
     def without(
@@ -48,9 +48,9 @@ class CircuitExperiment:
         return torch.stack(rows)
 
     def _ablations(
-        self, prompt: PromptMetric, sets: Sequence[Components], alone: bool, at_once: int
+        self, prompt: PromptMetric, sets: Sequence[Components], alone: bool, size: int
     ) -> Iterator[Ablation]:
-        for part in chunks(len(sets), at_once):
+        for part in chunks(len(sets), size):
             ablated = torch.full((len(part), len(self.basis)), alone)
             for row, place in zip(ablated, part.tolist(), strict=True):
                 row[sets[place]] = not alone
@@ -63,7 +63,7 @@ def component_worth(
     circuit: Components,
     place: Int[Tensor, " place"],
 ) -> Float[Tensor, "prompt place"]:
-    """What the circuit alone loses of the metric without the component at each place."""
+    """Drop of the circuit's metric if the component at each place (an index into `circuit`) is ablated as well."""
     metric = experiment.alone(prompts, [circuit, *(without_places(circuit, each) for each in place[:, None])])
     return metric[:, :1] - metric[:, 1:]
 
@@ -82,7 +82,7 @@ def measure_completeness(
     circuit: Components,
     subsets: Sequence[Components],
 ) -> tuple[Float[Tensor, "prompt subset"], Float[Tensor, "prompt subset"]]:
-    """Metric of the circuit without each subset, and of the model without it: equal for a complete circuit.
+    """Metric of the circuit without each subset, and of the model without it; they are equal for a complete circuit.
 
     Source: Wang et al. 2022 (arXiv 2211.00593).
     """
@@ -91,7 +91,7 @@ def measure_completeness(
 
 
 def without_places(circuit: Components, places: Int[Tensor, " place"]) -> Components:
-    """The circuit without the components at some places."""
+    """The circuit without the components at `places`, indices into `circuit`."""
     kept = torch.ones(len(circuit), dtype=torch.bool)
     kept[places] = False
     return circuit[kept]
@@ -102,19 +102,19 @@ class CircuitAblations:
     """The metric on the testing half with sets of components ablated; transcoders without error terms replace MLPs."""
 
     circuit: Float[Tensor, " prompt"]
-    """With the circuit alone."""
+    """With only the circuit kept."""
     random: Float[Tensor, " prompt"]
-    """With the circuit's heads and the same number of random features per layer alone."""
+    """With only the circuit's heads and the same number of random features per layer kept."""
     without: Float[Tensor, " prompt"]
-    """With all components but the circuit."""
+    """With the circuit ablated."""
     without_features: Float[Tensor, " prompt"]
-    """With all components but the circuit's features."""
+    """With the circuit's features ablated."""
     none: Float[Tensor, " prompt"]
     """With all components ablated."""
     all: Float[Tensor, " prompt"]
     """With no component ablated."""
     untouched: Float[Tensor, " prompt"]
-    """Of the model itself."""
+    """In the model itself."""
     kl: Float[Tensor, " prompt"]
     """KL(untouched || circuit), nats."""
     kl_none: Float[Tensor, " prompt"]
@@ -129,7 +129,7 @@ def ablate_circuit(
     values: ReplacementValues,
     prompts: Sequence[PromptMetric],
 ) -> CircuitAblations:
-    """The metric with sets of components alone, the others set to `values`; `random` are components to compare with."""
+    """Metric and KL with sets of components ablated, set to `values`; `random` is the circuit to compare with."""
     feature = torch.zeros_like(circuit)
     for part, own in zip(basis.parts, basis.slices, strict=True):
         feature[own] = part.kind == "feature"
@@ -148,7 +148,7 @@ def ablate_circuit(
 def draw_random_features(
     basis: Basis, circuit: Bool[Tensor, " component"], mean: ReplacementValues, seed: int
 ) -> Bool[Tensor, " component"]:
-    """The circuit's heads, and the same number of features per layer drawn from those with a mean other than 0."""
+    """The circuit's heads, and per layer as many features as in the circuit, drawn from those with a non-zero mean."""
     generator = torch.Generator().manual_seed(seed)
     drawn = circuit.clone()
     for part, own, value in zip(basis.parts, basis.slices, mean, strict=True):

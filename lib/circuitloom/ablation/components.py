@@ -1,6 +1,6 @@
 """Components of a model (features of a dictionary, attention heads, MLP neurons), and passes with some of them ablated.
 
-The model runs unmodified except for the ablated components: a dictionary's error stays in place unless told otherwise.
+Only the ablated components change: a dictionary's error is kept unless `keep_error` is False.
 """
 
 import itertools
@@ -45,8 +45,8 @@ class FeatureComponents:
         dictionary = self.dictionary
         if not (dictionary.is_sae or dictionary.is_transcoder):
             raise ValueError(
-                f"run {self.run}: its features read {dictionary.site_in} and write {dictionary.site_out}, on which "
-                "they cannot be ablated; name a run of SAEs, or of transcoders"
+                f"run {self.run}: features that read {dictionary.site_in} and write {dictionary.site_out} cannot be "
+                "ablated; name a run of SAEs, or of transcoders"
             )
 
     @property
@@ -79,8 +79,8 @@ class FeatureComponents:
     ) -> Float[Tensor, "pass position d_out"]:
         """The site's value y with features ablated; x is the MLP's input (at sites other than mlp_out: y).
 
-        `replacement` has the values of ablated activations, one row per position or one for all; None for zero.
-        `where` has the positions at which components may be ablated. Only positions that change are encoded.
+        `replacement` holds the values of ablated activations, one row per position or one for all; None for zero.
+        `where` marks the positions at which components may be ablated. Only positions that change are encoded.
         """
         ablated, at = ablation
         changed = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)

@@ -52,7 +52,7 @@ class FaithfulnessCurve:
 
 
 def rank(scores: Float[Tensor, " component"], signed: bool = False) -> Int[Tensor, " component"]:
-    """Component numbers by falling magnitude of score or, if `signed`, by falling score."""
+    """Component numbers by descending magnitude of the score or, if `signed`, by descending score."""
     return torch.argsort(scores if signed else scores.abs(), descending=True, stable=True)
 
 
@@ -74,9 +74,9 @@ def faithfulness_curve(
     replacement: ReplacementValues,
     per_octave: int = 2,
 ) -> FaithfulnessCurve:
-    """The curve of components kept in `order`; the others are ablated at all positions of `prompt.where`.
+    """The curve that keeps the first k of `order`; the others are ablated at all positions of `prompt.where`.
 
-    In a basis without dictionary errors these are missing in every pass, also with all components kept.
+    In a basis without dictionary errors, every pass lacks the errors, even with all components kept.
     """
     n_kept = torch.tensor(size_grid(len(basis), per_octave))
     rank_of = torch.empty(len(basis), dtype=torch.int64)

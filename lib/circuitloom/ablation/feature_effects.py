@@ -1,6 +1,6 @@
 """Effects of ablating SAE features at resid_mid on the features of the same layer's MLP output."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,8 +66,8 @@ def feature_effects(
 ) -> Iterator[FeatureEffects]:
     """Effects of features of an SAE on resid_mid (source) on an MLP's transcoder or SAE on mlp_out (target).
 
-    Each source is ablated from `stream` (resid_mid per token), then the layer's norm, MLP and target are recomputed at
-    the same position. `per_source` limits the tokens per source, evenly spaced over those on which it fires; `most`
+    Each source is ablated from `stream` (resid_mid per token); the layer's norm, MLP and target are then recomputed for
+    the same token. `per_source` limits the tokens per source, evenly spaced over those on which it fires; `most`
     limits the targets per source to those of largest mean magnitude.
 
     Yields effects of consecutive sources, so that memory grows with the tokens and a chunk, not with the square of the
@@ -84,7 +84,7 @@ def feature_effects(
         if rest is not None:
             pair, sums = torch.cat([rest[0], pair]), torch.cat([rest[1], sums])
         pair, sums = _sum_by_key(pair, sums)
-        # the last source may go on in the next chunk
+        # the last source may continue in the next chunk
         last = int(feature[chunk[-1]])
         done = pair < last * target.width if int(chunk[-1]) + 1 < len(token) else torch.ones_like(pair).bool()
         rest = pair[~done], sums[~done]
@@ -108,13 +108,7 @@ class _Layer:
         self, stream: Float[Tensor, "token d"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
         """Non-zero activations of the target: token, feature and value, ordered by token."""
-        parts = []
-        size = max(1, CHUNK_ELEMENTS // self.target.width)
-        for start in range(0, len(stream), size):
-            token, feature, value = self.target.encode_sparse(self._read(stream[start : start + size]))
-            parts.append((token + start, feature, value))
-        token, feature, value = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        return token, feature, value
+        return _encode_sparse(self.target, stream, self._target_input)
 
     def changes(
         self,
@@ -124,10 +118,10 @@ class _Layer:
         value: Tensor,
         before: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Int[Tensor, " pair"], Float[Tensor, "pair 3"]]:
-        """Pairs (source * F + target) per ablation: change, its magnitude, and 1 if it is not zero."""
+        """Pairs as source * F + target; per pair the change, its magnitude, and 1 if it is not zero. Pairs repeat."""
         width = self.target.width
         ablated = self.source.subtract_feature(stream[token], feature, value)
-        row, after, value_after = self.target.encode_sparse(self._read(ablated))
+        row, after, value_after = self.target.encode_sparse(self._target_input(ablated))
         row_before, target, value_before = _rows_of(before, token)
         key = torch.cat([row_before * width + target, row * width + after])
         key, change = _sum_by_key(key, torch.cat([value_before, -value_after])[:, None])
@@ -135,9 +129,22 @@ class _Layer:
         pair = feature[key // width] * width + key % width
         return pair, torch.stack([change, change.abs(), (change != 0).to(change.dtype)], 1)
 
-    def _read(self, stream: Float[Tensor, "token d"]) -> Float[Tensor, "token d_in"]:
-        read = self.norm(stream.to(self.dtype)[None])
-        return (read if self.target.site_in == "mlp_in" else self.mlp(read))[0].to(self.target.W_enc.dtype)
+    def _target_input(self, stream: Float[Tensor, "token d"]) -> Float[Tensor, "token d_in"]:
+        x = self.norm(stream.to(self.dtype)[None])
+        return (x if self.target.site_in == "mlp_in" else self.mlp(x))[0].to(self.target.W_enc.dtype)
+
+
+def _encode_sparse(
+    dictionary: Dictionary, stream: Tensor, to_input: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Dictionary.encode_sparse` of `to_input(stream)`, in chunks of tokens."""
+    parts = []
+    size = max(1, CHUNK_ELEMENTS // dictionary.width)
+    for start in range(0, len(stream), size):
+        token, feature, value = dictionary.encode_sparse(to_input(stream[start : start + size]))
+        parts.append((token + start, feature, value))
+    token, feature, value = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return token, feature, value
 
 
 def _check(source: Dictionary, target: Dictionary) -> None:
@@ -151,18 +158,13 @@ def _check(source: Dictionary, target: Dictionary) -> None:
         )
     if source.layer != target.layer:
         raise ValueError(
-            f"the sources are of layer {source.layer}, the targets of layer {target.layer}; give dictionaries of one"
+            f"sources are in layer {source.layer}, targets in layer {target.layer}; give dictionaries of one layer"
         )
 
 
 def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Token, feature and value of the ablations, ordered by feature."""
-    parts = []
-    size = max(1, CHUNK_ELEMENTS // source.width)
-    for start in range(0, len(stream), size):
-        token, feature, value = source.encode_sparse(stream[start : start + size].to(source.W_enc.dtype))
-        parts.append((token + start, feature, value))
-    token, feature, value = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    token, feature, value = _encode_sparse(source, stream, lambda x: x.to(source.W_enc.dtype))
     order = torch.argsort(feature, stable=True)
     if per_source is not None:
         total = torch.bincount(feature, minlength=source.width)
@@ -170,7 +172,7 @@ def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tu
         own = feature[order]
         place = torch.arange(len(order), device=order.device) - start[own]
         n, m = total[own], torch.clamp(total[own], max=per_source)
-        # kept are places floor((2j + 1) n / 2m), j < m: where their count up to a place rises
+        # keep places floor((2j + 1) n / 2m), j < m: those at which the number of kept places rises
         upto, before = (-((n - 2 * m * (place + i)) // (2 * n)) for i in (1, 0))
         kept = upto > before
         order = order[kept]

@@ -15,7 +15,7 @@ CHUNK_ELEMENTS = 2**24
 """Elements (intervention, position, d) of the residual streams of a chunk of interventions."""
 
 Changes = Mapping[int, Float[Tensor, "intervention position d"]]
-"""Layer to the change of its MLP's output (before a norm that follows the MLP)."""
+"""Layer to the change of its MLP's output, before any norm after it."""
 
 
 def run_frozen(
@@ -45,22 +45,21 @@ def ablate_frozen(
 
     `node` has columns of `source_columns(model)`, without the constant.
     """
-    frozen = model.captured
     start = _start(model)
     before = torch.cat(run_frozen(model, {}, start[None], targets), 1)
     effects = []
     for part in node.split(_chunk(model)):
         changes = {layer: start.new_zeros(len(part), *start.shape) for layer in range(model.layers)}
-        entering = start.expand(len(part), -1, -1).clone()
+        inputs = start.expand(len(part), -1, -1).clone()
         for i, source in enumerate(part.tolist()):
             layer, position, vector = source_output(model, source)
-            target = entering if layer is None else changes[layer]
-            target[i, position] -= vector
+            changed = inputs if layer is None else changes[layer]
+            changed[i, position] -= vector
         touched = {layer: change for layer, change in changes.items() if change.any()}
-        after = torch.cat(run_frozen(model, touched, entering, targets), 1)
+        after = torch.cat(run_frozen(model, touched, inputs, targets), 1)
         effects.append(before - after)
     total = sum(len(target) for target in targets)
-    return torch.cat(effects) if effects else frozen.resid_final.new_zeros(0, total)
+    return torch.cat(effects) if effects else model.captured.resid_final.new_zeros(0, total)
 
 
 @torch.inference_mode()
@@ -70,10 +69,10 @@ def ablate_free(
     node: Int[Tensor, " node"],
     targets: Sequence[AttributionTargets],
 ) -> Float[Tensor, "node target"]:
-    """As `ablate_frozen` on the model itself, nothing frozen.
+    """As `ablate_frozen`, but in the model itself, with nothing frozen.
 
-    A feature is ablated from the activation that it has in that pass; an error, embedding or position embedding is
-    subtracted as it is on the unmodified prompt.
+    A feature is ablated from its activation in that pass; an error, embedding or position embedding is subtracted with
+    its value on the unmodified prompt.
     """
     before = torch.cat(run_free(language_model, model, 1, {}, targets), 1)
     effects = []
@@ -92,7 +91,7 @@ def run_free(
     edits: Mapping[Site, Edit],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """Values of `targets` on n passes of the model itself, sites edited."""
+    """Values of `targets` on n passes of the model itself with `edits` applied."""
     final = Site("final_norm")
     sites = [Site("mlp_in", target.layer) if target.layer < model.layers else final for target in targets]
     values: dict[Site, Tensor] = {}
@@ -124,7 +123,7 @@ def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int,
         position = source - columns.position_embeddings.start
         return None, position, model.captured.position_embedding[position]
     raise ValueError(
-        "constants, and positions that a model does not learn, cannot be ablated; choose another node"
+        "constants, and position embeddings that a model does not have, cannot be ablated; choose another node"
     )
 
 
@@ -139,7 +138,7 @@ def _chunk(model: LinearizedModel) -> int:
 
 
 def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[Site, Edit]:
-    """Edits with which pass i runs without source i."""
+    """Edits that remove source i of `part` from pass i."""
     active = source_columns(model).active
     embeddings: list[tuple[int, int, Tensor]] = []
     features: dict[int, list[tuple[int, int, int]]] = {}

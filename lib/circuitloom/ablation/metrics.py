@@ -37,7 +37,7 @@ def make_prompt_metrics(
 ) -> list[PromptMetric]:
     """Pair prompts with metrics; components are ablated at `position` (negative: from the end).
 
-    By default they are ablated wherever dictionaries are trained: everywhere except at position 0 and at a BOS.
+    By default they are ablated at all positions that dictionaries are trained on: all but position 0 and BOS.
     Raises ValueError if a prompt has no such position, or the numbers of prompts and metrics differ.
     """
     if len(tokens) != len(metrics):
@@ -66,7 +66,7 @@ def logit(token: int) -> Metric:
 
 
 def logit_difference(token: int, against: int) -> Metric:
-    """Difference of two logits: the log of the ratio of the tokens' probabilities."""
+    """Logit of `token` minus logit of `against`: the log of the ratio of their probabilities."""
     return lambda logits: logits[:, token] - logits[:, against]
 
 
