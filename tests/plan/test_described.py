@@ -36,7 +36,7 @@ def test_a_step_takes_the_measured_time() -> None:
 def test_cached_activations_take_their_numbers_and_threads_to_write_them() -> None:
     keys = {"layers": "all", "jobs": 1}
     cost = costs(activations=keys)["activations"]
-    # 60M rows of 24 layers of 2,048 numbers of two bytes, and six bytes a row
+    # 60M rows of 24 layers of 2,048 numbers of two bytes, and six bytes per row
     assert cost.disk == 60e6 * (24 * 2048 * 2 + 6)
     # 14 of a node's cores belong to a job, half of them write: faster than the forward pass
     assert cost.bottleneck == "products"
@@ -76,7 +76,7 @@ def test_a_dictionary_too_large_for_one_gpu_is_split_and_reported() -> None:
     rates: MachineRates = described(each.machine)  # type: ignore[arg-type]
     found = plan(each, rates)
     cost = next(cost for cost in found if cost.stage == "dictionaries")
-    # 18 bytes of 2 x 2^24 x 8,192 weights are 4.9 TB, of 127 GB a GPU
+    # 18 bytes of 2 x 2^24 x 8,192 weights are 4.9 TB, at 127 GB per GPU
     assert cost.gpus_per_job >= 18 * 2 * 2**24 * 8192 / 127e9
     assert 2**24 % cost.gpus_per_job == 0
     assert cost.gpu_memory < 0.9 * 141e9

@@ -1,4 +1,4 @@
-"""Blind predictions follow from weights and feature indices alone, and are scored on other tokens than they used."""
+"""Blind predictions match direct computations, and are scored on tokens that they did not use."""
 
 from dataclasses import replace
 
@@ -168,11 +168,11 @@ def test_plain_scores_add_contributions_of_layer_0_features(model):
         torch.testing.assert_close(found.score[row], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_predicted_tokens_exceed_the_mean_by_half_of_what_the_largest_does():
+def test_predicted_tokens_score_more_than_halfway_from_mean_to_largest():
     scores = torch.tensor([[9.0, 6.0, 5.9, 4.0, 1.0, 2.1], [-1.0, -9.0, -9.0, -9.0, -9.0, -9.0]])
     scores[0] += 4.666667 - scores[0].mean()
     found = Prediction(scores, torch.zeros(2, dtype=torch.int64)).token
-    # means 4.67 and -7.67: the limits are half-way from there to the largest
+    # means 4.67 and -7.67
     limit = (scores.mean(1) + scores.amax(1)) / 2
     assert found.tolist() == [[bool(v > limit[row]) for v in scores[row]] for row in (0, 1)]
     assert found.sum(1).tolist() == [1, 1]

@@ -39,7 +39,7 @@ def activations(prompt, layer, feature):
 
 
 def edges(prompt, layer, feature, source_layer, source, head_layer, head):
-    """What one feature adds to another this way at each position, pushed forwards through the prompt's blocks."""
+    """Effect of one feature on another through a connection at each position, computed forwards through the blocks."""
     z = activations(prompt, source_layer, source)
     blocks = prompt.captured.layers
     x = blocks[source_layer].norm_mlp_after.jvp(z[:, None] * prompt.dictionaries[source_layer].W_dec[source])
@@ -85,7 +85,7 @@ def test_means_are_those_of_edges_on_prompts(model):
 
 
 def test_all_connections_between_neighbouring_layers_add_up_to_direct_effects(model):
-    """Between neighbouring layers no path goes through two layers' heads; in parallel blocks none skips one."""
+    """No path to `layer` goes through two heads. Parallel blocks: layer 1's MLP does not read its own block's heads."""
     layer = 2 if model.anatomy.parallel else 1
     dictionaries = make_dictionaries(model)
     prompts = make_prompts(model, dictionaries)
@@ -168,7 +168,7 @@ def test_the_table_holds_the_kept_connections(tmp_path):
     means = mean_effects(make_prompts(model, dictionaries)[:1], connections)
     for layer, each in connections.items():
         write_connections("tc", layer, each, means[layer], tmp_path / f"{layer}.parquet")
-    # layer 0 has none before it
+    # no layer comes before layer 0
     assert pq.read_table(tmp_path / "0.parquet").num_rows == 0
     rows = pq.read_table(tmp_path / "2.parquet").to_pylist()
     assert [row["rank"] for row in rows[:10]] == [*range(5), *range(5)]

@@ -79,7 +79,7 @@ def check_disk(costs: list[Cost], machine: MachineRates) -> None:
 
 
 def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
-    """Parallel jobs share the cores; their start-up times overlap."""
+    """The cost on CPUs: parallel jobs share the cores, and their start-up times overlap."""
     parallel = 1 if work.exclusive else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":
         seconds = work.tokens / TOKENS_PER_SECOND + work.download / machine.download
@@ -131,7 +131,7 @@ def cost_on_gpus(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
 
 
 def gpus_per_job(work: Work, gpus: Gpus) -> int:
-    """Number of GPUs over which a job has to be split to fit their memory; more than there are if none suffices."""
+    """Number of GPUs needed to hold a job in memory; more than there are if all do not suffice."""
     room = USABLE_GPU_MEMORY * gpus.memory - work.gpu_memory_replicated
     if room <= 0:
         return gpus.count + 1
@@ -160,7 +160,7 @@ def _cost_on_one_core(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
 def _job_times(
     work: Work, machine: MachineRates, gpus: Gpus, per_job: int, parallel: int
 ) -> dict[str, float]:
-    """Seconds of all rounds, by what limits the GPUs, and of the threads that read and write at the same time."""
+    """Seconds of all rounds: of the GPUs, by their bottleneck, and of the threads that read and write meanwhile."""
     load, rounds = work.gpu_load, math.ceil(work.jobs / parallel)
     operations = load.bf16_flops / machine.operations_per_second + load.fp32_flops / gpus.float32
     parts = {

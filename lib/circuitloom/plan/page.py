@@ -7,7 +7,7 @@ from ..config import Study
 from ..config.corpus import Chronicle
 from .costs import USABLE_GPU_MEMORY, works_of
 from .machine import Gpus, MachineRates
-from .training import model_on_gpu_bytes
+from .sizes import model_bytes
 from .work import Cost, Work
 
 FILES = 1_000_000
@@ -44,10 +44,10 @@ def _memory_limits(study: Study, work: Work, cost: Cost, machine: MachineRates, 
         yield f"{needed}: its features have to be split over {cost.gpus_per_job} GPUs"
     elif cost.gpus_per_job > 1:
         yield f"{needed}: {cost.gpus_per_job} would have to share it, and no code does that; costs are as if it did"
-    model_bytes, room = model_on_gpu_bytes(study), USABLE_GPU_MEMORY * gpus.memory
-    if work.stage == "dictionaries" and work.tokens and cost.gpu_memory + model_bytes > room:
+    model, room = model_bytes(study), USABLE_GPU_MEMORY * gpus.memory
+    if work.stage == "dictionaries" and work.tokens and cost.gpu_memory + model > room:
         yield (
-            f"each process loads the whole model ({model_bytes / 1e9:.3g} GB) for one layer's MLP, which "
+            f"each process loads the whole model ({model / 1e9:.3g} GB) for one layer's MLP, which "
             "does not fit beside; costs are as if it loaded the MLP alone"
         )
     if cost.memory > machine.memory:
@@ -55,7 +55,7 @@ def _memory_limits(study: Study, work: Work, cost: Cost, machine: MachineRates, 
 
 
 def describe(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
-    """Lines of the table, and of what does not fit."""
+    """Lines of the table, then lines about what does not fit."""
     chronicle = " (generated)" if isinstance(study.corpus, Chronicle) else ""
     yield f"study {study.name}: {len(study.layers)} layers, {len(study.runs)} runs{chronicle}"
     on_gpus = machine.gpus is not None

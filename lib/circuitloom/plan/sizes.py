@@ -13,7 +13,7 @@ BYTES_PER_TOKEN = 4.0
 PROCESS_BYTES = 700e6
 """Memory of a process that has imported torch and transformers."""
 USUAL_L0 = 64
-"""Assumed active features per token without a k."""
+"""Assumed active features per token of runs without k."""
 FORWARD_PASSES = 110
 """Reads or writes of a [token, d] array per block of a forward pass on a GPU, outside its products.
 

@@ -21,6 +21,19 @@ from .sizes import (
 )
 from .work import GpuLoad, Work
 
+FIRING_NEURONS = 0.4
+"""Share of the neurons that are positive per token."""
+ACTIVATION_BYTES, EXAMPLE_BYTES, FEATURE_BYTES = 9, 90, 300
+"""Bytes on disk in all tables per activation, example and feature (docs/benchmarks/queries.md)."""
+TABULATING_BYTES = 600e6
+"""Memory of sorting and writing activations."""
+TRACING_BYTES = 400e6
+"""Memory of tracing: gradients of a chunk of targets, and their effects."""
+CASE_TOKENS = 1_000_000
+"""Tokens of a case's prompts, counted once per forward pass with an ablation."""
+ENCODED_BYTES = 12
+"""Bytes moved per token and feature: a pre-activation is written, then read twice."""
+
 
 def corpus(study: Study, tokens: float) -> Work:
     """Text to tokens, in one job."""
@@ -78,7 +91,7 @@ def language_model(study: Study) -> Work:
 
 
 def activations(study: Study, train_tokens: float) -> Work:
-    """Per site one job or several pass all tokens through the model and write all layers."""
+    """All tokens through the model, all layers written; one or several jobs per site."""
     config = study.activations
     rows = min(config.tokens or train_tokens, train_tokens)
     arrays, last = len(study.layers) * len(config.sites), max(study.layers) + 1
@@ -104,22 +117,8 @@ def activations(study: Study, train_tokens: float) -> Work:
     )
 
 
-FIRING_NEURONS = 0.4
-"""Share of the neurons that are positive per token."""
-ACTIVATION_BYTES, EXAMPLE_BYTES, FEATURE_BYTES = 9, 90, 300
-"""Bytes on disk in all tables per activation, example and feature (docs/benchmarks/queries.md)."""
-TABULATING_BYTES = 600e6
-"""Memory of sorting and writing activations."""
-TRACING_BYTES = 400e6
-"""Memory of tracing: vectors of the targets that are carried backwards together, and their effects."""
-CASE_TOKENS = 1_000_000
-"""Tokens of a case's prompts, counted once per forward pass with an ablation."""
-ENCODED_BYTES = 12
-"""Bytes moved per token and feature: a pre-activation is written, read to choose, and read again."""
-
-
 def evaluation(study: Study, held_out: float) -> Work:
-    """Forward passes on held-out tokens, with dictionaries in place of one MLP or of all."""
+    """Forward passes on held-out tokens, with dictionaries replacing one MLP or all."""
     shape, runs, layers = study.shape, list(study.runs.values()), len(study.layers)
     tokens = min(study.evaluation.tokens or held_out, held_out)
     _, embedding = model_parameters(shape)
@@ -152,7 +151,7 @@ def evaluation(study: Study, held_out: float) -> Work:
 
 
 def features(study: Study, held_out: float) -> Work:
-    """Every activation of held-out tokens to tables, a job a run and layer."""
+    """All activations of held-out tokens, in tables; one job per run and layer."""
     shape, config, layers = study.shape, study.features, len(study.layers)
     tokens = min(config.tokens or held_out, held_out)
     fires: list[float] = [firing(run) for run in study.runs.values()]
@@ -195,7 +194,7 @@ def features(study: Study, held_out: float) -> Work:
 
 
 def circuits(study: Study) -> Work:
-    """Each active feature's vector is carried back through the attention of all earlier layers, at each position."""
+    """Backpropagation of every active feature through the attention of all earlier layers, at each position."""
     shape, d = study.shape, study.shape.d_model
     operations = 0.0
     for prompt in study.circuits.prompts.values():

@@ -13,7 +13,6 @@ from ..dictionaries.kernels.fixed_k import MAX_K
 from .sizes import (
     PROCESS_BYTES,
     activation_bytes,
-    forward_bytes,
     is_sparse,
     mlp_weights,
     number_bytes,
@@ -75,11 +74,6 @@ def dictionaries(study: Study) -> Work:
     )
 
 
-def model_on_gpu_bytes(study: Study) -> float:
-    """GPU memory of the complete model, which each training job loads for one layer's MLP."""
-    return forward_bytes(study, 0)
-
-
 def training_operations(run: Run, d: int) -> float:
     """Operations per token: a dense encoder product and sparse products, or 12 d F if activations are dense."""
     return 2 * d * run.width + 10 * d * run.k if is_sparse(run) else 12 * d * run.width
@@ -113,7 +107,7 @@ def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
     d, total = study.shape.d_model, GpuLoad()
     for run in sweep:
         total += step_load(run, d) * (run.tokens / run.batch)
-    if "mlp_out" in _sites(study, sweep) - set(study.activations.sites):
+    if "mlp_out" in _sites(sweep) - set(study.activations.sites):
         operations = 2 * mlp_weights(study.shape) * max(run.tokens for run in sweep)
         total += (
             GpuLoad(fp32_flops=operations) if number_bytes(study) == 4 else GpuLoad(bf16_flops=operations)
@@ -121,13 +115,13 @@ def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
     return total
 
 
-def _sites(study: Study, sweep: list[Run]) -> set[str]:
+def _sites(sweep: list[Run]) -> set[str]:
     return {site for run in sweep for site in (run.site_in, run.site_out)}
 
 
 def _read(study: Study, sweep: list[Run]) -> float:
     """Bytes of activations read at one layer."""
-    stored = {site if site in study.activations.sites else "mlp_in" for site in _sites(study, sweep)}
+    stored = {site if site in study.activations.sites else "mlp_in" for site in _sites(sweep)}
     return max(run.tokens for run in sweep) * activation_bytes(study) * len(stored)
 
 

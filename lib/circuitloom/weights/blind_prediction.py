@@ -1,14 +1,14 @@
 """Blind prediction: predict which tokens a feature fires on without looking at any text, then count on held-out text.
 
-Two protocols give each vocabulary token a score; tokens that exceed the mean score by more than half of what the
-largest does are predicted.
+Two protocols give each vocabulary token a score. Predicted tokens are those whose score is more than halfway from the
+mean score to the largest.
 
 - `restricted` uses weights only: the score is what the token's embedding adds to the pre-activation, directly and
   through the layer-0 dictionary.
-- `plain` also uses means over contexts in which the feature fires, without their text: the mean vector by which the
-  feature reads embeddings, through the attention patterns and norm denominators there, and the mean contribution of
-  each layer-0 feature. The score is that vector times the embedding, plus the sum over layer-0 features of mean
-  contribution times the token's own activation, relative to its maximum over the vocabulary.
+- `plain` also uses means over contexts in which the feature fires, without their text: the mean gradient with respect
+  to the token embedding, given the attention patterns and norm denominators there, and the mean contribution of each
+  layer-0 feature. The score is the gradient times the token's embedding, plus a sum over layer-0 features: mean
+  contribution times the feature's activation on the token, relative to its maximum over the vocabulary.
 
 `restricted` predicts the token at which the feature fires, since weights do not tell where attention looks. `plain`
 predicts the previous token instead if that one contributes more.
@@ -37,7 +37,7 @@ from ..language_model.model import LanguageModel
 from .deembedding import TokenEmbeddings, encoder_in_residual, require_transcoder
 
 PLACES = ("here", "previous")
-"""Predicted token's place: its index is the number of positions before the one at which the feature fires."""
+"""Place of the predicted token; the index is its distance to the position at which the feature fires."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ActivePositions:
         _, group, counts = torch.unique_consecutive(self.feature, return_inverse=True, return_counts=True)
         rank = torch.arange(len(group)) - (counts.cumsum(0) - counts)[group]
         count = counts[group]
-        # of n equal parts of the entries, the middle of the part that the entry lies in
+        # each feature's entries in n equal parts: the middle of the entry's part
         middle = (2 * (rank * n // count) + 1) * count // (2 * n)
         return self.select((count <= n) | (rank == middle))
 
@@ -88,7 +88,7 @@ class Prediction:
 
     @property
     def token(self) -> Bool[Tensor, "feature token"]:
-        """Predicted tokens: those whose score exceeds the mean by more than half of what the largest does."""
+        """Predicted tokens: those whose score is more than halfway from the mean to the largest."""
         above = self.score - self.score.mean(1, keepdim=True)
         return above > above.amax(1, keepdim=True) / 2
 
@@ -143,7 +143,7 @@ def compute_context_means(
 
 
 class _ContextSums:
-    """Sums over contexts of what `ContextMeans` holds."""
+    """Sums over contexts, for `ContextMeans`."""
 
     def __init__(self, feature: Int[Tensor, " entry"], prompt: LinearizedModel) -> None:
         like = prompt.captured.resid_final
@@ -168,7 +168,7 @@ class _ContextSums:
             done += len(chunk)
             for site, layer, g in prompt.backpropagate(chunk.vector, chunk.position, chunk.layer):
                 for place in range(len(PLACES)):
-                    # features at position 0 are not counted, so there is a previous position
+                    # there is a previous position: features are not counted at position 0
                     at = chunk.position - place
                     g_at = g[at, torch.arange(len(at), device=at.device)]
                     if site == "embedding":
@@ -293,10 +293,10 @@ def write_blind_predictions(
 
 
 def _split(text: Tokens, context_tokens: int, scored_tokens: int | None) -> tuple[slice, slice]:
-    """Sequences that contexts are taken from, and sequences that are scored."""
+    """Sequences for contexts, and sequences for scoring."""
     if len(text) < 2:
         raise ValueError(
-            f"{text.path}: one sequence is not enough to predict from and to score; add held-out text"
+            f"{text.path}: one sequence is not enough for both contexts and scoring; add held-out text"
         )
     split = min(count_sequences(text, context_tokens), len(text) // 2)
     end = len(text) if scored_tokens is None else split + max(1, scored_tokens // text.context)

@@ -29,6 +29,7 @@ from .deembedding import (
 MAX_GATHERED = 2**17
 """Largest number of elements of a [pair, position] chunk: six times faster if it stays in cache."""
 MAX_ROWS = 2**20
+"""Largest number of rows that are written at once."""
 ROW_GROUP = 2**16
 DIRECT = -1
 """Head layer and head index of a direct connection."""
@@ -36,7 +37,7 @@ DIRECT = -1
 
 @dataclass(frozen=True)
 class Connections:
-    """Kept connections of each feature of a layer: direct ones, then those through heads, each by falling |weight|."""
+    """Kept connections per feature of a layer: direct ones, then those through heads, each by descending |weight|."""
 
     source_layer: Int[Tensor, "feature kept"]
     source: Int[Tensor, "feature kept"]
@@ -47,7 +48,7 @@ class Connections:
     """W_dec[i] P(gain * W_enc[j]), or through a head W_dec[i] P(gain * W_V W_O P(gain * W_enc[j])); no denominators."""
 
     def strongest(self, n: int) -> "Connections":
-        """The n connections of each feature with the largest |weight|, or all if fewer, by falling |weight|."""
+        """The n connections of each feature with the largest |weight|, or all if fewer, by descending |weight|."""
         best = self.weight.abs().topk(min(n, self.weight.shape[1]), dim=1).indices
         return Connections(*(column.gather(1, best) for column in vars(self).values()))
 
@@ -68,6 +69,7 @@ class MeanEffects:
     when_active: Float[Tensor, "feature kept"]
     """Mean over the tokens on which the target feature fires; NaN if it never does."""
     n_active: Int[Tensor, " feature"]
+    """Number of these tokens."""
 
 
 @torch.inference_mode()
@@ -143,7 +145,7 @@ def mean_effects(
     The effect of source i on a feature at position t is weight z_i(t) / sigma(t) directly, and through a head
     sum_s weight z_i(s) A[t, s] / (sigma(s) sigma(t)). It is one term of an edge of the prompt's attribution graph.
     """
-    sums = {layer: _ConnectionSums(layer, of) for layer, of in connections.items()}
+    sums = {layer: _ConnectionSums(layer, kept) for layer, kept in connections.items()}
     n_tokens = 0
     for prompt in prompts:
         n_tokens += int(prompt.replaced.sum())
@@ -181,7 +183,7 @@ class _ConnectionSums:
         self.all_tokens = connections.weight.new_zeros(connections.weight.shape, dtype=torch.float64)
         self.active_tokens = torch.zeros_like(self.all_tokens)
         self.n_active = torch.zeros(len(self.all_tokens), dtype=torch.int64, device=self.all_tokens.device)
-        # DIRECT, and the layers with heads that some connection uses
+        # DIRECT, and the layers of the heads of all connections
         self.head_layers = sorted(set(connections.head_layer.unique().tolist()))
 
     def means(self, n_tokens: int) -> MeanEffects:

@@ -1,5 +1,5 @@
-"""De-embedding (Dunefsky et al. 2024): effects of token embeddings on features by the weights alone, directly, through
-the layer-0 dictionary, or through one attention head.
+"""De-embedding (Dunefsky et al. 2024): effects of token embeddings on features, computed from weights only: directly,
+through the layer-0 dictionary, or through one attention head.
 
 Effects include the norms' gains and centering but no denominators, which depend on the input. The one exception is the
 norm before the layer-0 dictionary, whose features must fire as they do on a real input.
@@ -27,7 +27,7 @@ MAX_ELEMENTS = 2**25
 """Largest number of elements of a chunk: [feature, token] effects or [token, feature] pre-activations."""
 ROW_GROUP = 2**14
 SCALE_TOKENS = 4
-"""Number of tokens on which the scale of the embedding is measured."""
+"""Number of tokens used to measure the scale of the embedding."""
 TOLERANCE = 1e-2
 """Largest allowed relative error of the stream's input against a multiple of the embedding matrix."""
 
@@ -44,7 +44,7 @@ class EmbeddingActivations:
     """Largest activation of each feature over the vocabulary; 0 if it fires on no token."""
 
     def weighted_sum(self, rows: Float[Tensor, "feature n"]) -> Float[Tensor, "token n"]:
-        """Sum over each token's features of activation times row."""
+        """Sum over each token's layer-0 features of activation times row."""
         return _weighted_sum(self.start, self.feature, self.value, rows)
 
 
@@ -111,7 +111,7 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
             # the scale is measured in the model's dtype: treat rounding as 1
             return rows if abs(scale - 1) < 1e-5 else rows * scale
     raise ValueError(
-        f"{model.anatomy.architecture}: what enters its residual stream is not a multiple of the embedding; "
+        f"{model.anatomy.architecture}: the input of its residual stream is not a multiple of the embedding; "
         "choose another model"
     )
 
@@ -121,7 +121,7 @@ def embed_vocabulary(
     model: LanguageModel, weights: ModelWeights, layer0: Dictionary | None, vocabulary: int
 ) -> TokenEmbeddings:
     """What each of the first `vocabulary` tokens adds to the stream; `layer0` is the run's dictionary at layer 0."""
-    # padding of the vocabulary has no tokens
+    # rows after `vocabulary` are padding
     embedding = embedding_rows(model, weights)[:vocabulary]
     if layer0 is None:
         return TokenEmbeddings(embedding, None, None)
