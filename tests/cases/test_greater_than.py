@@ -11,31 +11,19 @@ from circuitloom.ablation.causal_effects import original_logits, replacement_val
 from circuitloom.ablation.circuits import draw_random_features
 from circuitloom.attribution.paths import EMBEDDING, FEATURE, HEAD
 from circuitloom.cases.case_report import CaseReport, write_report
+from circuitloom.cases.claims import lead, leading_share, least_mean, mean_correlation, mean_ranks
 from circuitloom.cases.context import FINDING, TESTING, CaseContext
 from circuitloom.cases.greater_than.measurements import (
     ALL_REPLACED,
     UNTOUCHED,
+    GreaterThanResults,
     ablated_name,
-    greater_than,
     replace_mlp,
     replaced_name,
     set_mlp,
-    year_metrics,
 )
-from circuitloom.cases.greater_than.report import (
-    GreaterThanResults,
-    lead,
-    leading_share,
-    least_mean,
-    mean_correlation,
-    mean_ranks,
-)
-from circuitloom.cases.greater_than.study import (
-    find_answers,
-    make_prompts,
-    measure_greater_than,
-    study_greater_than,
-)
+from circuitloom.cases.greater_than.prompts import find_answers, greater_than, make_prompts, year_metrics
+from circuitloom.cases.greater_than.study import measure_greater_than, study_greater_than
 from circuitloom.config.cases import GreaterThanCase
 from circuitloom.core.tables import read_table
 

@@ -1,6 +1,6 @@
 """The report of a case study: result.md, its tables as Parquet and its pictures as PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from ..core.atomic_io import atomic_path, write_atomically
-from ..core.tables import CLAIM, TABLES, write_table
+from ..core.tables import CLAIM, SOURCE, TABLES, write_table
 from .claims import Claim
 
 Rows = pa.Table | Sequence[Mapping[str, Any]]
@@ -17,21 +17,21 @@ Rows = pa.Table | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class CaseReport:
-    """What a case study asked, what it measured, and how."""
+    """Question, answer, claims, tables and pictures of a case study."""
 
     case: str
     """Name of the case study."""
     title: str
     question: str
     answer: Sequence[str]
-    """Two sentences; the page adds which claims hold."""
+    """One or two sentences; the page adds which claims hold."""
     claims: Sequence[Claim]
     tables: Mapping[str, Rows]
-    """Rows by name of the table, without `claim`."""
+    """Name of the table to its rows; without `claim`."""
     figures: Mapping[str, tuple[Figure, str]]
-    """Picture and caption, by name."""
+    """Name to picture and caption."""
     method: Sequence[str]
-    """Paragraphs: the prompts, how things were chosen, and details of what was found."""
+    """Paragraphs: the prompts, how components were chosen, and details of the results."""
 
 
 def write_report(report: CaseReport, folder: Path) -> None:
@@ -47,7 +47,7 @@ def write_report(report: CaseReport, folder: Path) -> None:
 
 
 def result_page(report: CaseReport) -> str:
-    """Markdown: the question, the answer in three sentences, the table of claims, the pictures, the method."""
+    """Markdown: question, answer, table of claims, pictures, method."""
     parts = [
         f"# {report.case}: {report.title}",
         report.question,
@@ -58,6 +58,31 @@ def result_page(report: CaseReport) -> str:
         *report.method,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def outcome_rows(
+    case: str,
+    measure: str,
+    condition: str,
+    prompts: Iterable[tuple[int, str, str]],
+    values: Iterable[float | None],
+) -> list[dict[str, Any]]:
+    """Rows of `outcome`, one per prompt; each prompt is (number, text, half)."""
+    return [
+        {
+            "case_study": case, "measure": measure, "condition": condition, "prompt": prompt, "text": text,
+            "half": half, "value": value,
+        }
+        for (prompt, text, half), value in zip(prompts, values, strict=True)
+    ]  # fmt: skip
+
+
+def source_rows(case: str, circuit: str, sources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `source`, ranked in the order given; columns that a source lacks are null."""
+    names = {"case_study": case, "circuit": circuit}
+    return [
+        dict.fromkeys(SOURCE.columns) | names | {"rank": rank} | source for rank, source in enumerate(sources)
+    ]
 
 
 def verdict(claims: Sequence[Claim]) -> str:

@@ -1,6 +1,6 @@
 """Claims: a measured value, its bootstrap interval, and whether the interval lies on the claimed side of a bound."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 CHUNK = 2**22
-"""Numbers of resampled rows held at once."""
+"""Maximum number of resampled values in memory."""
 
 Statistic = Callable[[Float[np.ndarray, "sample row column"]], Float[np.ndarray, " sample"]]
 """Maps each bootstrap sample of rows (prompts, documents) to one number; NaN where it is undefined."""
@@ -27,8 +27,8 @@ class Bootstrap:
     ) -> tuple[float | None, float | None, float | None]:
         """`statistic` of the rows, and the lower and upper end of its interval.
 
-        Samples on which the statistic is undefined are dropped. Returns (None, None, None) where it is undefined on the
-        rows themselves, and no ends for a single row or where it is undefined on most samples.
+        Samples on which the statistic is undefined are dropped. Returns (None, None, None) if it is undefined on the
+        rows themselves, and (value, None, None) for a single row or if it is undefined on most samples.
         """
         rows = np.asarray(rows, float)
         value = float(statistic(rows[None])[0]) if len(rows) else np.nan
@@ -48,6 +48,13 @@ class Bootstrap:
         low, high = np.quantile(defined, [tail, 1 - tail])
         return value, float(low), float(high)
 
+    def means(
+        self, columns: Iterable[Sequence[float] | Float[np.ndarray, " row"]]
+    ) -> Float[np.ndarray, "3 column"]:
+        """Mean of each column, and the lower and upper end of its interval; NaN where undefined."""
+        rows = [self.interval(np.asarray(column, float)[:, None], mean) for column in columns]
+        return np.array(rows, float).reshape(-1, 3).T
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -55,16 +62,16 @@ class Claim:
 
     name: str
     statement: str
-    """What is measured, as a noun phrase: it reads well before `is 0.93`."""
+    """What is measured, as a noun phrase, such as `F1 on unseen documents`."""
     value: float | None
-    """None where it could not be measured: the claim then fails."""
+    """None if it is undefined: the claim then fails."""
     low: float | None
     high: float | None
     bound: float
     n: int
     """Number of rows that were resampled."""
     of: str = "prompts"
-    """What the rows are."""
+    """Unit of the rows."""
     relation: Literal["above", "below"] = "above"
     published: float | None = None
 
@@ -92,7 +99,7 @@ def make_claim(
     relation: Literal["above", "below"] = "above",
     published: float | None = None,
 ) -> Claim:
-    """A claim about `statistic` (default: the mean) of rows, one per prompt; plain numbers are one column."""
+    """A claim about `statistic` (default: the mean) of `rows`; a sequence of numbers is one column."""
     table = np.asarray(rows, float)
     table = table[:, None] if table.ndim == 1 else table
     value, low, high = bootstrap.interval(table, mean if statistic is None else statistic)
@@ -121,3 +128,34 @@ def f1(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " samp
     predicted, positives = rows[:, :, 1].sum(1), rows[:, :, 2].sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 2 * rows[:, :, 0].sum(1) / (predicted + positives)
+
+
+def least_mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """Minimum over columns of the mean."""
+    return rows.mean(1).min(-1)
+
+
+def lead(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """Mean of the first column minus the largest mean of the others."""
+    means = rows.mean(1)
+    return means[:, 0] - means[:, 1:].max(-1)
+
+
+def leading_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """`lead` of all columns but the last, over the mean of the last; NaN if that is not positive."""
+    return fraction_of(lead(rows[:, :, :-1]), rows[:, :, -1].mean(1))
+
+
+def mean_correlation(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
+    """Pearson correlation of each pair of columns, averaged; not finite where a column is constant."""
+    x = rows - rows.mean(1, keepdims=True)
+    product = (x[:, :, ::2] * x[:, :, 1::2]).sum(1)
+    size = (x**2).sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (product / np.sqrt(size[:, ::2] * size[:, 1::2])).mean(-1)
+
+
+def mean_ranks(values: Sequence[float]) -> Float[np.ndarray, " value"]:
+    """Rank of each value, ascending from 0; equal values share their mean rank."""
+    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts + 1) / 2)[inverse]

@@ -1,6 +1,7 @@
-"""What every case study reads: the model, its tokenizer and dictionaries, and prompts drawn from templates."""
+"""Inputs of every case study: model, tokenizer, dictionaries, and prompts drawn from templates."""
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ from ..language_model.model import LanguageModel, load_model
 FINDING, TESTING = "finding", "testing"
 """Halves of the prompts: features and circuits are chosen on the finding half, claims are measured on the testing
 half."""
+MAX_LISTED = 10_000
+"""Up to this number of combinations of words, all are listed and shuffled; more are drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class CaseContext:
     model: LanguageModel
     tokenizer: Tokenizer
     runs: Mapping[str, Mapping[int, Dictionary]]
-    """Run to layer to dictionary; the transcoders under study come first."""
+    """Run to layer to dictionary; the first run is that of the transcoders under study."""
     context_length: int
-    """Tokens of the longest prompt."""
+    """Maximum number of tokens of a prompt."""
 
     @property
     def run(self) -> str:
@@ -47,9 +50,9 @@ class CaseContext:
 def open_context(
     model: str, tokenizer: str, folders: Iterable[str], runs: Sequence[str], context_length: int, dtype: str
 ) -> CaseContext:
-    """Load what a case study reads; `folders` are those of the dictionaries, RUN/layerL.
+    """Load model, tokenizer and dictionaries; each of `folders` is a dictionary's, RUN/layerL.
 
-    Raises ValueError that names the file where one is missing or damaged.
+    Raises ValueError, with the file's name, if one is missing or damaged.
     """
     loaded = load_model(model, dtype)
     dictionaries: dict[str, dict[int, Dictionary]] = {run: {} for run in runs}
@@ -60,16 +63,13 @@ def open_context(
 
 
 def fill_templates(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[tuple[str, ...]]:
-    """Up to `count` distinct fillings of a group of templates; each filling uses the same words in all of them.
+    """Up to `count` distinct fillings of a group of templates; a filling uses the same words in all of them.
 
-    The slot `NAME_2` never gets the word of the slot `NAME`. All fillings where there are no more than `count`.
+    The slot `NAME_2` never gets the same word as the slot `NAME`. If there are at most `count` fillings, returns all.
     """
     names = [name for name in slots if any(name in slots_of(template) for template in templates)]
     choices = [slots[name] for name in names]
-    total = 1
-    for words in choices:
-        total *= len(words)
-    if total <= 10_000:
+    if math.prod(map(len, choices)) <= MAX_LISTED:
         drawn = list(itertools.product(*choices))
         random.Random(seed).shuffle(drawn)
     else:

@@ -184,7 +184,7 @@ def _check_names(sections: dict[str, T]) -> dict[str, T]:
     for name in sections:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in RESERVED:
             raise ValueError(
-                f"{name!r} is no valid name: use letters, digits, _, . and -, and not {RESERVED[0]}; rename it"
+                f"{name!r} is no valid name: use letters, digits, _, . and -, but not {RESERVED[0]}; rename it"
             )
     return sections
 

@@ -13,10 +13,11 @@ from pydantic import (
     model_validator,
 )
 
+from ..core.layout import NEURONS, RESIDUAL
 from .activations import SiteName
 from .base import ExpandedPath, Section, as_list
 
-RESERVED = ("neurons", "residual")
+RESERVED = (NEURONS, RESIDUAL)
 """Names that runs cannot have: tables use them for the model's neurons and residual directions."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -64,7 +65,7 @@ class Training(Section):
     """Number format of large matrix products; master weights are float32. `auto`: bfloat16 where it is faster. On a CPU
     it only affects which features are selected: their values and gradients are float32."""
     processes: PositiveInt = 1
-    """Number of processes that train a dictionary together, each on its own GPU or its part of the threads. Results
+    """Number of processes that train a dictionary together, each on its own GPU or with a share of the threads. Results
     differ only by rounding."""
     split: Literal["batch", "features"] = "batch"
     """`batch`: data parallel; `features`: tensor parallel over features, for dictionaries larger than a GPU."""

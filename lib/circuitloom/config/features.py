@@ -27,4 +27,4 @@ class Features(Section):
     logits: PositiveInt = 10
     """Number of top and of bottom tokens per feature by logit effect."""
     neurons: NonNegativeInt | None = None
-    """Neurons per token that are tabulated as features, by the norm of what they write; null: all active neurons."""
+    """Neurons per token to tabulate as features, by the norm of what they write; 0: none; null: all active neurons."""

@@ -9,7 +9,7 @@ class JobMemory(Section):
     """Memory that a job of a stage requests, in megabytes; each retry doubles it."""
 
     corpus: PositiveInt = 8_000
-    """Text while it is tokenized and packed, and the concept table."""
+    """The text while it is tokenized and packed, and the concept table."""
     language_model: PositiveInt = 16_000
     """The model, its gradients and its optimizer."""
     activations: PositiveInt = 32_000
@@ -71,5 +71,5 @@ class Resources(Section):
     runtime: JobRuntime = JobRuntime()
     """Minutes per job, by stage."""
     verify_inputs: bool = True
-    """Each job compares the checksums of its inputs with what was written before it starts. false: only sizes, which
-    skips reading the inputs a second time."""
+    """Before a job starts, compare its inputs with their recorded checksums; false: compare only sizes, without reading
+    the inputs."""

@@ -53,7 +53,7 @@ class Study(Section):
     machine: Machine | None = None
     """Machine that `snakemake plan` plans for; null: this machine, measured."""
     resources: Resources = Resources()
-    """What jobs request from a cluster (Slurm, Kubernetes); only the last bits of results depend on it."""
+    """What jobs request from a cluster (Slurm, Kubernetes); it changes results only by rounding."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Study":
@@ -64,7 +64,9 @@ class Study(Section):
             )
         pretrained = isinstance(self.language_model, Pretrain)
         if pretrained and self.corpus.source != "chronicle" and not self.corpus.tokenizer:
-            raise ValueError("corpus.tokenizer: a model that is pretrained brings no tokenizer; name one")
+            raise ValueError(
+                "corpus.tokenizer: a model pretrained here has no tokenizer of its own; name one"
+            )
         missing = [layer for layer in self.layers if layer >= shape.layers]
         if missing:
             raise ValueError(

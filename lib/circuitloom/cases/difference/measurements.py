@@ -20,7 +20,7 @@ from ...corpus.tokenizer import Tokenizer
 from ..context import FINDING, TESTING, fill_templates
 
 MIN_PRUNED = 0.02
-"""Share of a circuit: pruning ends after the first round that removes no more than this."""
+"""Pruning ends after the first round that removes at most this share of the circuit."""
 
 
 # Prompts
@@ -28,7 +28,7 @@ MIN_PRUNED = 0.02
 
 @dataclass(frozen=True)
 class DrawnPrompt:
-    """A filled template."""
+    """A filled template, with its target."""
 
     text: str
     target: str
@@ -42,24 +42,24 @@ def draw_prompts(
 ) -> list[DrawnPrompt]:
     """About `count` prompts, the templates in turn, no text twice; the first half of each template is for finding.
 
-    Templates with the same slots get the same words in the same half. Raises ValueError where a template has too few
+    Templates with the same slots get the same words in the same half. Raises ValueError if a template has too few
     fillings for both halves.
     """
-    each = -(-count // len(templates))
+    per_template = -(-count // len(templates))
     filled: list[list[tuple[str, str]]] = []
     slot_sets = [set(slots_of(template.text) + slots_of(template.target)) for template in templates]
     for template, own in zip(templates, slot_sets, strict=True):
         texts: dict[str, str] = {}
         # a slot of the target alone gives the same text with several targets: keep the first
         for text, target in fill_templates(
-            (template.text, template.target), slots, 4 * each, seed + slot_sets.index(own)
+            (template.text, template.target), slots, 4 * per_template, seed + slot_sets.index(own)
         ):
             texts.setdefault(text, target)
         if len(texts) < 2:
             raise ValueError(f"{template.text!r}: can be filled in one way only; add words to its slots")
-        filled.append(list(texts.items())[:each])
+        filled.append(list(texts.items())[:per_template])
     prompts: dict[str, DrawnPrompt] = {}
-    for turn in range(each):
+    for turn in range(per_template):
         for own_texts in filled:
             if turn < len(own_texts):
                 text, target = own_texts[turn]
@@ -71,7 +71,7 @@ def draw_prompts(
 def read_prompts(
     prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context_length: int
 ) -> list[PromptMetric]:
-    """Tokens and metric of each prompt; ValueError where a text or token cannot be read."""
+    """Tokens and metric of each prompt. Raises ValueError if a text or token cannot be read."""
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(prompt.text, tokenizer, context_length) for prompt in prompts]
     metrics = [parse_metric(prompt.target, strings) for prompt in prompts]
@@ -94,7 +94,7 @@ class Ranking:
 
 
 def choose_ranking(experiment: CircuitExperiment, prompts: Sequence[PromptMetric], share: float) -> Ranking:
-    """The ranking that needs fewer components to recover `share`: by magnitude of attribution, or by its value."""
+    """The ranking that needs fewer components to recover `share`: by magnitude of attribution, or by signed value."""
     score = mean_attribution(experiment.model, experiment.basis, prompts, experiment.values)
     rankings = []
     for name, signed in (("attribution", False), ("signed attribution", True)):
@@ -129,7 +129,7 @@ class CircuitSearch:
         )
 
     def find(self, ranking: Ranking, share: float) -> Components:
-        """The fewest top components that recover `share`, by bisection; empty where ablation lowers nothing."""
+        """The fewest top components that recover `share`, by bisection; empty if ablation does not lower the metric."""
         needed = ranking.curve.needed(share)
         if needed is None or self.untouched <= self.none:
             return ranking.order[:0]
@@ -143,14 +143,14 @@ class CircuitSearch:
     def prune(self, circuit: Components, share: float, least: float) -> Components:
         """The circuit without components worth less than `least`, as long as it recovers `share`.
 
-        Each round removes as many of the least worthy components as possible, then measures the worth of the lower
-        half of the others again.
+        Each round removes as many of the components with the least worth as possible, then measures the worth of the
+        lower half of the others again.
         """
         worth = self.worth(circuit, torch.arange(len(circuit)))
-        while useless := int((worth < least).sum()):
-            order, tried = worth.argsort(stable=True), size_grid(useless, per_octave=4)[1:]
+        while n_useless := int((worth < least).sum()):
+            order, tried = worth.argsort(stable=True), size_grid(n_useless, per_octave=4)[1:]
             enough = self.shares([without_places(circuit, order[:n]) for n in tried]) >= share
-            removed = max((n for n, may in zip(tried, enough, strict=True) if may), default=0)
+            removed = max((n for n, ok in zip(tried, enough, strict=True) if ok), default=0)
             kept = order[removed:].sort().values
             circuit, worth = circuit[kept], worth[kept]
             if removed <= MIN_PRUNED * len(circuit):
@@ -162,12 +162,12 @@ class CircuitSearch:
 
 @dataclass(frozen=True)
 class FoundCircuit:
-    """The circuit that the finding half gives."""
+    """The circuit found on the finding half."""
 
     experiment: CircuitExperiment
     ranking: Ranking
     top: Components
-    """The fewest top components that recover the share required before pruning."""
+    """The fewest top-ranked components that recover the share required before pruning."""
     circuit: Components
     """The components of `top` that pruning keeps."""
     recovered: float
@@ -186,10 +186,10 @@ class FoundCircuit:
 
 @dataclass(frozen=True)
 class CircuitMetrics:
-    """Metrics on the prompts of the testing half (`preferred`: on all prompts)."""
+    """Metrics on the prompts of the testing half."""
 
     preferred: Float[Tensor, " drawn"]
-    """Of the untouched model, on all prompts of both halves."""
+    """Of the untouched model, on the prompts of both halves."""
     untouched: Float[Tensor, " prompt"]
     none: Float[Tensor, " prompt"]
     """With all components ablated."""

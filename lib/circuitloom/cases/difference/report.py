@@ -17,7 +17,7 @@ from ...attribution.drawing import graph_figure
 from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
 from ...core.plotting import BLUE, GREEN, VERMILION, styled
-from ..case_report import CaseReport, number
+from ..case_report import CaseReport, number, outcome_rows
 from ..claims import Bootstrap, Claim, Statistic, fraction_of, make_claim
 from ..context import FINDING, TESTING
 from .measurements import BasisCurve, CircuitMetrics, DrawnPrompt, FoundCircuit
@@ -32,22 +32,22 @@ CONDITIONS = (
 )
 """Values of `condition` in the table `outcome`."""
 MAX_NAMED = 10
-"""Components that the text names."""
+"""Maximum number of components in the text."""
 COMPONENTS_SHOWN = 25
-"""Components in the picture."""
+"""Maximum number of components in the picture."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class DifferenceResults:
-    """Everything that the case study of a logit difference measured."""
+    """All measurements of the case study."""
 
     name: str
     case: DifferenceCase
     drawn: Sequence[DrawnPrompt]
     circuit: FoundCircuit
     metric: Float[Tensor, "drawn condition"]
-    """On each prompt under each of `CONDITIONS`."""
+    """One column per element of `CONDITIONS`."""
     metrics: CircuitMetrics
     curves: Sequence[BasisCurve]
     """Features and heads first."""
@@ -76,7 +76,7 @@ def make_report(results: DifferenceResults) -> CaseReport:
         answer=_answer(results, components, by_name),
         claims=claims,
         tables={
-            "outcome": outcome_rows(results),
+            "outcome": _outcome_rows(results),
             "component": components,
             "faithfulness": [row for each in results.curves for row in _curve_rows(results, each)],
         },
@@ -90,8 +90,8 @@ def make_report(results: DifferenceResults) -> CaseReport:
             "components": (
                 draw_components(components),
                 f"Share of the logit difference that the circuit alone loses without each component, testing half, "
-                f"with intervals over prompts; the {min(size, COMPONENTS_SHOWN)} of {size} components that are worth "
-                "most. Heads are LAYER.NUMBER, features LAYER/NUMBER.",
+                f"with intervals over prompts; the {min(size, COMPONENTS_SHOWN)} of {size} components with the "
+                "largest share. Heads are LAYER.NUMBER, features LAYER/NUMBER.",
             ),
             "graph": (
                 graph_figure(results.traces),
@@ -107,7 +107,7 @@ def make_report(results: DifferenceResults) -> CaseReport:
 
 
 def difference_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> list[Claim]:
-    """Claims about the model, its circuit and, with neurons measured, the number of components needed."""
+    """Claims about the model, its circuit and, if compared with neurons, the number of components needed."""
     claims = [*_model_claims(metrics, case, bootstrap), *_circuit_claims(metrics, case, bootstrap)]
     if metrics.neuron_curve is None:
         return claims
@@ -180,12 +180,12 @@ def recovered_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.nd
 
 def worth_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
     """loss / (untouched - none) from means of columns (loss, none, untouched)."""
-    lost, none, untouched = rows[:, :, :3].mean(1).T
-    return fraction_of(lost, untouched - none)
+    loss, none, untouched = rows[:, :, :3].mean(1).T
+    return fraction_of(loss, untouched - none)
 
 
 def mean_gap(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Mean magnitude of the differences over (untouched - none), columns (none, untouched, differences ...)."""
+    """Mean magnitude of the mean differences over (untouched - none); columns (none, untouched, differences ...)."""
     means = rows.mean(1)
     return fraction_of(np.abs(means[:, 2:]).mean(1), means[:, 1] - means[:, 0])
 
@@ -200,7 +200,7 @@ def positive_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.nda
 def needed_ratio(
     n_first: Float[np.ndarray, " size"], n_second: Float[np.ndarray, " other"], wanted: float
 ) -> Statistic:
-    """Number of components needed for a share `wanted` in one basis over the number in another.
+    """Statistic: number of components needed for a share `wanted` in one basis over the number in another.
 
     Columns: untouched, the metric with each of `n_first` components alone, the metric with each of `n_second`.
     """
@@ -220,11 +220,11 @@ def needed_ratio(
 def needed(
     n_kept: Float[np.ndarray, " size"], shares: Float[np.ndarray, "sample size"], wanted: float
 ) -> Float[np.ndarray, " sample"]:
-    """Number of components at which a curve first reaches `wanted`, interpolated linearly; NaN where it never does."""
+    """Number of components at which each curve first reaches `wanted`, interpolated linearly; NaN if it never does."""
     enough = shares >= wanted
     place = np.maximum(1, enough.argmax(1))
-    row = np.arange(len(shares))
-    before, after = shares[row, place - 1], shares[row, place]
+    sample = np.arange(len(shares))
+    before, after = shares[sample, place - 1], shares[sample, place]
     with np.errstate(divide="ignore", invalid="ignore"):
         part = (wanted - before) / (after - before)
     reached = n_kept[place - 1] + part * (n_kept[place] - n_kept[place - 1])
@@ -232,6 +232,7 @@ def needed(
 
 
 def _rows(columns: Sequence[Tensor]) -> Float[np.ndarray, "row column"]:
+    """Columns side by side, as float64."""
     return torch.stack([column.double() for column in columns], 1).numpy() if columns else np.empty((0, 0))
 
 
@@ -342,8 +343,8 @@ def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row
         own = circuit.experiment.basis.parts[part[rank]]
         worth = low = high = None
         if component in places:
-            lost = metrics.worth[:, places[component]].numpy()
-            worth, low, high = bootstrap.interval(np.column_stack([lost, ends]), worth_share)
+            loss = metrics.worth[:, places[component]].numpy()
+            worth, low, high = bootstrap.interval(np.column_stack([loss, ends]), worth_share)
         rows.append(
             {
                 "case_study": results.name,
@@ -363,20 +364,12 @@ def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row
     return rows
 
 
-def outcome_rows(results: DifferenceResults) -> list[Row]:
-    """Rows of `outcome`: the metric of each prompt under each condition."""
+def _outcome_rows(results: DifferenceResults) -> list[Row]:
+    prompts = [(i, prompt.text, prompt.half) for i, prompt in enumerate(results.drawn)]
     return [
-        {
-            "case_study": results.name,
-            "measure": "logit difference",
-            "condition": condition,
-            "prompt": i,
-            "text": prompt.text,
-            "half": prompt.half,
-            "value": float(value),
-        }
-        for condition, column in zip(CONDITIONS, results.metric.T, strict=True)
-        for i, (prompt, value) in enumerate(zip(results.drawn, column, strict=True))
+        row
+        for condition, values in zip(CONDITIONS, results.metric.T.tolist(), strict=True)
+        for row in outcome_rows(results.name, "logit difference", condition, prompts, values)
     ]
 
 
@@ -404,7 +397,7 @@ def draw_curves(
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for (name, curve), colour, style in zip(curves.items(), (BLUE, VERMILION), ("--", ":"), strict=False):
-        # 0 has no place on a logarithmic axis
+        # a logarithmic axis has no 0
         k = curve.n_kept.numpy()[1:]
         axes.plot(
             k, curve.faithfulness.numpy()[1:], color=colour, marker="o", markersize=3, label=f"{name}, alone"
@@ -429,7 +422,7 @@ def draw_curves(
 
 @styled
 def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What the circuit loses without each of its components, largest first, from rows of `component`."""
+    """Loss of the circuit without each of its components, largest first; `rows` are of `component`."""
     own = [row for row in rows if row["worth_low"] is not None]
     own = sorted(own, key=lambda row: -row["worth"])[:COMPONENTS_SHOWN]
     figure = Figure(figsize=(6.5, max(2.0, 0.24 * len(own) + 1)), layout="constrained")

@@ -1,4 +1,4 @@
-"""The case study of a logit difference: find its circuit of features and heads, and test it on other prompts."""
+"""Case study of a logit difference: find its circuit of features and heads, and test it on other prompts."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ from .report import DifferenceResults, make_report
 
 
 def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> CaseReport:
-    """Report of the case `name`. Raises ValueError where a prompt or token cannot be read."""
+    """Report of the case `name`. Raises ValueError if a prompt or token cannot be read."""
     # 1. Draw prompts and split them into halves
     drawn = draw_prompts(case.prompts, case.slots, case.count, case.seed)
     prompts = read_prompts(drawn, context.tokenizer, context.context_length)
@@ -71,7 +71,7 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
 def find_circuit(
     experiment: CircuitExperiment, prompts: Sequence[PromptMetric], case: DifferenceCase
 ) -> FoundCircuit:
-    """The circuit of the finding half; empty where ablating all components does not lower the metric."""
+    """The circuit on the finding half; empty if ablating all components does not lower the metric."""
     ranking = choose_ranking(experiment, prompts, case.recovered)
     search = CircuitSearch(experiment, prompts)
     # more than `recovered`, so that pruning has something to remove

@@ -1,4 +1,4 @@
-"""Measurements of a feature: where it fires, which tokens it reads, a rule for its activity, and tests of that rule."""
+"""Measurements of a feature: where it fires, which tokens it reads, rules for where it fires, and tests of a rule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from ...weights.deembedding import TokenEmbeddings, embedding_rows
 from ..context import CaseContext
 
 MAX_DISTANCE = 24
-"""Tokens before the last one that are told apart; tokens farther away enter only the sum over all tokens."""
+"""Number of last tokens whose effects are kept one by one; earlier tokens enter only the sum over all tokens."""
 MIN_GAIN = 0.02
 """F1 that a condition must add to a rule to be kept."""
 MAX_NAMED = 6
-"""Tokens of a condition that are named in words."""
+"""Maximum number of tokens that the words of a condition name."""
 EXCHANGES = 8
-"""Exchanges per text and condition."""
+"""Exchanged tokens per text and condition."""
 DirectSource = tuple[str, int | None, int | None, int]
 """Kind, layer, number and relative position of what a feature reads in one step."""
 
@@ -83,14 +83,14 @@ def last_activations(prompt: LinearizedModel, layer: int) -> Float[Tensor, " fea
 
 @dataclass(frozen=True)
 class Condition:
-    """One of a set of tokens stands at an offset."""
+    """The token at an offset is one of a set of tokens."""
 
     offset: int
     """0 for the token itself, -1 for the token before."""
     tokens: Bool[Tensor, " vocabulary"]
 
     def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
-        """Positions at which it holds; none where the offset reaches before the sequence."""
+        """Positions at which it holds; never where the offset reaches before the sequence."""
         met = torch.zeros_like(token, dtype=torch.bool)
         met[:, -self.offset :] = self.tokens[token][:, : token.shape[1] + self.offset]
         return met
@@ -174,7 +174,7 @@ def _best_tokens(
     vocabulary: int,
     total: int,
 ) -> tuple[float, Condition]:
-    """The largest F1 and the tokens at `offset` that reach it, among positions `met` by the other conditions."""
+    """The largest F1 and the tokens at `offset` that reach it, at the positions `met` by the other conditions."""
     reach = met.clone()
     reach[:, :-offset] = False
     seen = token[:, : token.shape[1] + offset][reach[:, -offset:]]
@@ -195,8 +195,8 @@ def blind_rule(
 ) -> Rule:
     """A rule from weights and indices alone, without looking at text (the protocol `plain` of blind prediction).
 
-    The contexts are the last tokens of `prompts`, on which the feature fires. Known of each context is how much each
-    layer-0 feature, by number, contributes, and by which vectors the feature reads embeddings. The current and the
+    The contexts are the last tokens of `prompts`, on which the feature fires. Of each context it uses the contribution
+    of each layer-0 feature, by index, and the vectors with which the feature reads embeddings. The current and the
     previous token each become a condition if they contribute at least `least_share` of the sum of both.
     """
     last = torch.tensor([len(prompt.captured) - 1 for prompt in prompts])
@@ -224,7 +224,7 @@ def agreement(
     where: Bool[Tensor, "sequence position"],
     document: Int[Tensor, "sequence position"],
 ) -> Float[Tensor, "document 3"]:
-    """True positives, predicted positives and positives at the positions `where`, per document that has some."""
+    """True positives, predicted positives and positives at the positions `where`, per document with such a position."""
     _, number = document[where].unique(return_inverse=True)
     predicted, actual = predicted[where], actual[where]
     n = int(number.max()) + 1 if len(number) else 0
@@ -240,7 +240,7 @@ class FeatureSources:
     """What a feature reads at the last token of some prompts."""
 
     direct: list[dict[DirectSource, float]]
-    """Per prompt: effect of each source that is read in one step; errors and constants have relative position 0."""
+    """Per prompt: effect of each source that it reads in one step; errors and constants have relative position 0."""
     by_token: Float[Tensor, "prompt offset"]
     """Effect on the pre-activation of the token `offset` positions before the last, through all heads and features; 0
     before the start of the prompt."""
@@ -255,7 +255,7 @@ class FeatureSources:
         return (self.by_token.abs() / self.total[:, None].clamp(min=1e-9)).mean(0)
 
     def offsets(self, share: float) -> list[int]:
-        """Offsets (0 or negative) that have at least `share` of the effect of tokens."""
+        """Offsets (0 or negative) with at least `share` of the effect of all tokens."""
         return (-(self.shares >= share).nonzero()[:, 0]).tolist()
 
 
@@ -310,12 +310,12 @@ class RuleTests:
 
     exchanged: Float[Tensor, "text 2"]
     """Number of exchanges of one of the rule's tokens that more than halve the activation, and number of exchanges;
-    both 0 where the feature does not fire."""
+    both 0 if the feature does not fire."""
     rule_alone: Float[Tensor, " text"]
-    """Share of the activation that remains when every token that the rule does not name gets the mean embedding; NaN
-    where the feature does not fire or the rule names all tokens."""
+    """Share of the activation that remains when every token outside the rule's offsets gets the mean embedding; NaN if
+    the feature does not fire or the rule's offsets cover all tokens."""
     effect: Float[Tensor, " text"] | None
-    """What ablating the feature in the model takes from `effect` of the case, logits; None without one."""
+    """Decrease of the case's `effect` when the feature is ablated in the model, logits; None without `effect`."""
 
 
 @torch.inference_mode()
@@ -384,8 +384,8 @@ def _rule_alone(
 ) -> float:
     """Share of the activation that remains with the rule's tokens and BOS alone."""
     embedding = prompt.captured.embedding
-    named = {len(embedding) - 1 + offset for offset in rule.offsets}
-    others = [position for position in range(1, len(embedding)) if position not in named]
+    kept = {len(embedding) - 1 + offset for offset in rule.offsets}
+    others = [position for position in range(1, len(embedding)) if position not in kept]
     change = torch.zeros_like(embedding)
     change[others] = mean.to(embedding) - embedding[others]
 
@@ -411,7 +411,7 @@ def _activations(
 def ablation_effect(
     context: CaseContext, prompt: LinearizedModel, feature: ChosenFeature, effect: str
 ) -> float:
-    """A logit or logit difference at the last token, before minus after the feature is ablated in the model."""
+    """Decrease of a logit or logit difference at the last token when the feature is ablated in the model."""
     target = parse_target(effect)
     strings = context.tokenizer.strings()
     weights = prompt.captured.resid_final.new_zeros(1, prompt.captured.unembedding.weight.shape[0])

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...config.cases import FeatureCase
 from ...core.plotting import BLUE, VERMILION, styled
 from ...evaluation.held_out import HeldOut
-from ..case_report import CaseReport, number
+from ..case_report import CaseReport, number, outcome_rows, source_rows
 from ..claims import Bootstrap, Claim, f1, make_claim, ratio
 from ..context import TESTING
 from .measurements import (
@@ -30,14 +30,14 @@ from .measurements import (
 )
 
 SOURCES_SHOWN = 12
-"""Direct sources in the picture."""
+"""Maximum number of direct sources in the picture."""
 MAX_SOURCE_ROWS = 30
-"""Direct sources in the table."""
+"""Maximum number of direct sources in the table."""
 
 
 @dataclass(frozen=True)
 class FeatureResults:
-    """Everything that the case study of one feature measured."""
+    """All measurements of the case study."""
 
     name: str
     case: FeatureCase
@@ -49,13 +49,13 @@ class FeatureResults:
     blind: Rule
     tests: RuleTests
     published: Mapping[str, float]
-    """Activation at the last token of each text whose activation was published."""
+    """Text to the measured activation at its last token, for texts with a published activation."""
     strings: list[str]
     """Text of each token of the vocabulary."""
 
 
 def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> CaseReport:
-    """The report; claims about held-out text are measured on documents that nothing was chosen on."""
+    """The report. Claims about held-out text are measured on the scoring documents, on which nothing was chosen."""
     case, name = results.case, results.activity.feature.name
     claims = [*feature_claims(results, held_out, concepts), *published_claims(results)]
     counts = torch.bincount(held_out.token.flatten(), minlength=len(results.strings))
@@ -68,7 +68,7 @@ def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) 
         claims=claims,
         tables={
             "outcome": [*_activation_rows(results), *_test_rows(results)],
-            "source": source_rows(results.name, results.sources, results.strings),
+            "source": _source_rows(results.name, results.sources, results.strings),
         },
         figures={
             "activations": (
@@ -80,8 +80,8 @@ def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) 
             ),
             "sources": (
                 draw_sources(results.sources),
-                f"What feature {name} reads, mean over the traced texts. Left: share of the effect of all tokens, "
-                "through all heads and features. Right: sources that are read in one step.",
+                f"What feature {name} reads, mean over the traced texts. Left: each token's share of the effect of all "
+                "tokens, through all heads and features. Right: sources that it reads in one step.",
             ),
         },
         method=_method(results, counts),
@@ -92,7 +92,7 @@ def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) 
 
 
 def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> list[Claim]:
-    """Claims about the feature, its rules and their tests."""
+    """Claims about the feature, its rules and the tests of the fitted rule."""
     case, activity, tests = results.case, results.activity, results.tests
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     feature = f"feature {activity.feature.name}"
@@ -195,30 +195,22 @@ def _method(results: FeatureResults, counts: Tensor) -> list[str]:
 
 
 def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
-    """Rows of `outcome`: activations on texts and edits."""
-    activity = results.activity
-    return [
-        {
-            "case_study": results.name,
-            "measure": "activation",
-            "condition": condition,
-            "prompt": i,
-            "text": text,
-            "half": pair.half,
-            "value": float(values[i]),
-        }
-        for i, pair in enumerate(results.pairs)
-        for condition, text, values in (
-            ("text", pair.text, activity.on),
-            ("edited", pair.edited, activity.off),
-        )
-    ]
+    """Rows of `outcome`: activations on each text and its edit."""
+    on, off = results.activity.on.tolist(), results.activity.off.tolist()
+    texts = [(i, pair.text, pair.half) for i, pair in enumerate(results.pairs)]
+    edits = [(i, pair.edited, pair.half) for i, pair in enumerate(results.pairs)]
+    columns = (
+        outcome_rows(results.name, "activation", "text", texts, on),
+        outcome_rows(results.name, "activation", "edited", edits, off),
+    )
+    return [row for pair in zip(*columns, strict=True) for row in pair]
 
 
 def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
     """Rows of `outcome`: tests of the rule."""
     tests = results.tests
     texts = [pair.text for pair in results.pairs if pair.half == TESTING]
+    prompts = [(i, text, TESTING) for i, text in enumerate(texts)]
     columns = {
         ("share_halved", "a word of the rule exchanged"): tests.exchanged[:, 0] / tests.exchanged[:, 1],
         ("share_left", "the rule's words alone"): tests.rule_alone,
@@ -226,21 +218,15 @@ def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
     if tests.effect is not None:
         columns["effect_lost", "without the feature"] = tests.effect
     return [
-        {
-            "case_study": results.name,
-            "measure": measure,
-            "condition": condition,
-            "prompt": i,
-            "text": text,
-            "half": TESTING,
-            "value": None if isnan(value) else value,
-        }
-        for (measure, condition), values in columns.items()
-        for i, (text, value) in enumerate(zip(texts, values.tolist(), strict=True))
+        row
+        for (measure, condition), column in columns.items()
+        for row in outcome_rows(
+            results.name, measure, condition, prompts, [None if isnan(v) else v for v in column.tolist()]
+        )
     ]
 
 
-def source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> list[dict[str, Any]]:
+def _source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of `source`: circuit `tokens` has every offset, circuit `one step` the largest direct sources."""
     n = len(sources.direct)
     effects: dict[DirectSource, list[float]] = {}
@@ -254,7 +240,6 @@ def source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> l
             "layer": layer,
             "component": component,
             "relative_position": offset,
-            "token": None,
             "effect": sum(values) / n,
             "share": sum(map(abs, values)) / total,
             "n_prompts": len(values),
@@ -265,8 +250,6 @@ def source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> l
     tokens = [
         {
             "kind": "token",
-            "layer": None,
-            "component": None,
             "relative_position": -distance,
             "token": _common_token(sources.token_ids, distance, strings),
             "effect": float(sources.by_token[:, distance].mean()),
@@ -276,11 +259,7 @@ def source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> l
         for distance in sources.shares.argsort(descending=True).tolist()
         if any(len(ids) > distance for ids in sources.token_ids)
     ]
-    return [
-        {"case_study": case, "circuit": circuit, "rank": rank, **row}
-        for circuit, rows in (("tokens", tokens), ("one step", direct))
-        for rank, row in enumerate(rows)
-    ]
+    return [*source_rows(case, "tokens", tokens), *source_rows(case, "one step", direct)]
 
 
 def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Sequence[str]) -> str | None:
@@ -294,7 +273,7 @@ def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Se
 
 @styled
 def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], threshold: float) -> Figure:
-    """Activations at the last tokens of texts and of their edits, with the threshold."""
+    """Activation at the last token of each text and each edit, with the threshold."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     spread = torch.linspace(-0.3, 0.3, len(on))
@@ -310,7 +289,7 @@ def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], th
 
 @styled
 def draw_sources(sources: FeatureSources) -> Figure:
-    """Shares of tokens by distance, and of what is read in one step."""
+    """Shares of tokens by distance, and shares of direct sources."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     shares = sources.shares
@@ -328,7 +307,7 @@ def draw_sources(sources: FeatureSources) -> Figure:
         color=[BLUE if mean >= 0 else VERMILION for _, _, mean in direct],
     )
     right.invert_yaxis()
-    right.set_xlabel("share of what is read in one step")
+    right.set_xlabel("share of all sources read in one step")
     right.set_title("read in one step (blue raises, vermilion lowers)", loc="left", fontsize="medium")
     return figure
 
@@ -343,7 +322,7 @@ def direct_shares(sources: FeatureSources) -> list[tuple[str, float, float]]:
             own[name] = own.get(name, 0.0) + value
         for name, value in own.items():
             sums.setdefault(name, []).append(value)
-    size = sum(abs(value) for values in sums.values() for value in values) or 1.0
+    total = sum(abs(value) for values in sums.values() for value in values) or 1.0
     n = len(sources.direct)
-    rows = [(name, sum(map(abs, v)) / size, sum(v) / n) for name, v in sums.items()]
+    rows = [(name, sum(map(abs, v)) / total, sum(v) / n) for name, v in sums.items()]
     return sorted(rows, key=lambda row: -row[1])

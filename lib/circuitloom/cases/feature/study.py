@@ -1,4 +1,4 @@
-"""The case study of one feature: choose it, trace it, describe it blind and by a rule, and test the rule."""
+"""Case study of one feature: choose it, trace it, describe it blind and by a fitted rule, and test the rule."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,9 @@ from .measurements import (
 from .report import FeatureResults, make_report
 
 OVERSAMPLING = 20
-"""Pairs drawn per pair wanted: some differ in their edits alone."""
+"""Pairs drawn per pair wanted, because some differ only in their edits."""
 SILENT = "{} at the last token of any text of the finding half; change the case's texts"
+"""Error message."""
 
 
 def study_feature(
@@ -47,7 +48,7 @@ def study_feature(
 ) -> CaseReport:
     """Report of the case `name`; `concepts` is the table of that name for the held-out text.
 
-    Raises ValueError where a text cannot be read, nothing fires, or no held-out token has the concept.
+    Raises ValueError if a text cannot be read, nothing fires, or no held-out token has the concept.
     """
     # 1. Draw texts and their edits, and linearize the model on each
     pairs = draw_pairs(case)
@@ -91,7 +92,7 @@ def study_feature(
 def draw_pairs(case: FeatureCase) -> list[TextPair]:
     """Texts with one edit each, alternating between the finding and the testing half; no text twice.
 
-    Raises ValueError where a half would be empty.
+    Raises ValueError if a half would be empty.
     """
     pairs = []
     for text, edited in zip(case.texts, case.edited, strict=True):
@@ -116,7 +117,7 @@ def choose_feature(
 ) -> FeatureActivity:
     """The feature of the case, named or chosen, and where it fires.
 
-    Raises ValueError where the named feature does not exist or nothing fires on any text.
+    Raises ValueError if the named feature does not exist or nothing fires on any text.
     """
     sites = [Site("mlp_in", layer) for layer in context.transcoders]
     inputs = scored_activations(context.model, sites, held_out, evaluation.batch)
@@ -159,9 +160,9 @@ def choose_by_concept(
 ) -> ChosenFeature:
     """The feature of any layer with the largest F1 for `concept` on the choosing documents.
 
-    `codes` are activations on the scored tokens of `held_out` and `on` those at the last tokens of the prompts, by
-    layer. A feature that fires on no prompt is no candidate. Raises ValueError where no held-out token has the concept,
-    or nothing fires on any prompt.
+    By layer, `codes` are activations on the scored tokens of `held_out`, and `on` at the last tokens of the prompts.
+    Features that fire on no prompt are skipped. Raises ValueError if no held-out token has the concept, or nothing
+    fires on any prompt.
     """
     annotations = concept_annotations(concepts.filter(pc.field("concept") == concept), held_out)
     if not annotations.names or not int(annotations.positives(choosing=True)):
@@ -189,7 +190,7 @@ def choose_by_contrast(
     """The feature of any layer (or `only` this one) that best separates texts from edits, with its best threshold.
 
     `on` and `off` are activations at the last tokens of texts and edits, by layer. The score is the share of texts
-    above the threshold minus the share of edits; ties go to the larger difference of means. Raises ValueError where
+    above the threshold minus the share of edits; ties go to the larger difference of means. Raises ValueError if
     nothing fires on any text.
     """
     candidates = []
@@ -208,7 +209,7 @@ def choose_by_contrast(
 def _separate(on: Float[Tensor, " prompt"], off: Float[Tensor, " prompt"]) -> tuple[float, float, float]:
     """Score, difference of means and threshold."""
     values = torch.cat([on, off]).unique()
-    between = torch.cat([values.new_zeros(1), (values[1:] + values[:-1]) / 2])
-    score = (on[:, None] > between).float().mean(0) - (off[:, None] > between).float().mean(0)
+    thresholds = torch.cat([values.new_zeros(1), (values[1:] + values[:-1]) / 2])
+    score = (on[:, None] > thresholds).float().mean(0) - (off[:, None] > thresholds).float().mean(0)
     best = int(score.argmax())
-    return float(score[best]), float(on.mean() - off.mean()), float(between[best])
+    return float(score[best]), float(on.mean() - off.mean()), float(thresholds[best])

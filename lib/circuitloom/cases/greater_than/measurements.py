@@ -1,4 +1,4 @@
-"""Measurements of greater-than: interventions on MLPs and heads, faithfulness curves, the circuit, features by year."""
+"""Measurements of greater-than: MLPs and heads, faithfulness curves, the circuit, features by year; all results."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...ablation.causal_effects import AblationKind, replacement_values
+from ...ablation.circuits import CircuitAblations
 from ...ablation.components import Basis, feature_basis, neuron_basis
 from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank
-from ...ablation.metrics import Metric, PromptMetric, last_logits, make_prompt_metrics
+from ...ablation.metrics import PromptMetric, last_logits
 from ...attribution.capture import ModelWeights
 from ...attribution.direct_effects import AttributionTargets, logit_targets, source_columns, total_effects
 from ...attribution.linearized_model import LinearizedModel
@@ -21,91 +22,13 @@ from ...dictionaries.dictionary import Dictionary
 from ...language_model.hooks import Edit, Site, capture, edited
 from ...language_model.model import LanguageModel
 from ...weights.deembedding import embedding_rows, encoder_in_residual, head_layers, head_vjp, norm_jvp
+from .prompts import AnswerYears, YearPrompts, greater_than
 
 UNTOUCHED = "untouched"
 ALL_REPLACED = "all MLPs replaced"
+"""Names of conditions."""
 FEATURES, NEURONS = "features", "neurons"
 ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
-
-
-# Prompts and the metric
-
-
-@dataclass(frozen=True)
-class AnswerYears:
-    """The years that the vocabulary has a token for: the metric is over these alone."""
-
-    token: Int[Tensor, " answer"]
-    year: Int[Tensor, " answer"]
-    """Two digits, ascending."""
-
-
-@dataclass(frozen=True)
-class YearPrompts:
-    """Prompts of one length, each with a start year and a counterpart with another start year."""
-
-    text: list[str]
-    token: Int[Tensor, "prompt position"]
-    start: Int[Tensor, " prompt"]
-    """Two digits of the start year."""
-    other: Int[Tensor, "prompt position"]
-    """Tokens of the counterparts."""
-    other_start: Int[Tensor, " prompt"]
-    scored: Bool[Tensor, " position"]
-    """Positions that transcoders replace: neither the first nor a BOS."""
-    place: int
-    """Position of the start year."""
-    half: list[str]
-    """finding or testing."""
-    dropped: int
-    """Prompts left out: of another length, with a start year that is not one token, or without a later answer."""
-
-    def __len__(self) -> int:
-        """Number of prompts."""
-        return len(self.text)
-
-    def of(self, half: str) -> "YearPrompts":
-        """The prompts of one half."""
-        return self[[i for i, own in enumerate(self.half) if own == half]]
-
-    def spread(self, wanted: int) -> "YearPrompts":
-        """Up to `wanted` prompts, evenly spaced over the start years."""
-        n = min(wanted, len(self))
-        return self[[(2 * i + 1) * len(self) // (2 * n) for i in range(n)]]
-
-    def __getitem__(self, chosen: list[int]) -> "YearPrompts":
-        """Some of the prompts, in the order given."""
-        return replace(
-            self,
-            text=[self.text[i] for i in chosen],
-            token=self.token[chosen],
-            start=self.start[chosen],
-            other=self.other[chosen],
-            other_start=self.other_start[chosen],
-            half=[self.half[i] for i in chosen],
-        )
-
-
-def greater_than(
-    logits: Float[Tensor, "prompt answer"], year: Int[Tensor, " answer"], start: Int[Tensor, " prompt"]
-) -> Float[Tensor, " prompt"]:
-    """Probability of years later than `start` minus that of all others; softmax over the answers alone."""
-    later = year.to(start.device) > start[:, None]
-    return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
-
-
-def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None) -> list[PromptMetric]:
-    """Each prompt with the metric as a function of all logits."""
-
-    def metric(start: int) -> Metric:
-        def measure(logits: Float[Tensor, "pass vocabulary"]) -> Float[Tensor, " pass"]:
-            starts = torch.full((len(logits),), start, device=logits.device)
-            return greater_than(logits[:, answers.token.to(logits.device)], answers.year, starts)
-
-        return measure
-
-    metrics = [metric(start) for start in prompts.start.tolist()]
-    return make_prompt_metrics(list(prompts.token), metrics, bos_id)
 
 
 @torch.inference_mode()
@@ -115,7 +38,7 @@ def answer_logits(
     answers: AnswerYears,
     edits: Mapping[Site, Edit],
 ) -> Float[Tensor, "prompt answer"]:
-    """Logits of the answers at the last position of each prompt, with sites edited."""
+    """Logits of the answers at the last position of each prompt, with `edits`."""
     with edited(model, edits):
         logits = last_logits(model, token)
     return logits[:, answers.token.to(logits.device)].cpu()
@@ -124,7 +47,7 @@ def answer_logits(
 def edited_metric(
     model: LanguageModel, prompts: YearPrompts, answers: AnswerYears, edits: Mapping[Site, Edit]
 ) -> Float[Tensor, " prompt"]:
-    """The metric of each prompt, with sites edited."""
+    """The metric of each prompt, with `edits`."""
     return greater_than(answer_logits(model, prompts.token, answers, edits), answers.year, prompts.start)
 
 
@@ -132,7 +55,7 @@ def edited_metric(
 
 
 def replace_mlp(dictionary: Dictionary, scored: Bool[Tensor, " position"]) -> Edit:
-    """Replace the MLP's output by the transcoder's, without error term, at the positions `scored`."""
+    """Replace the MLP's output by the transcoder's, without error term, at scored positions."""
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         replaced = dictionary(x.to(dictionary.W_enc.dtype)).to(y.dtype)
@@ -142,7 +65,7 @@ def replace_mlp(dictionary: Dictionary, scored: Bool[Tensor, " position"]) -> Ed
 
 
 def set_mlp(value: Float[Tensor, "*position d"] | float, scored: Bool[Tensor, " position"]) -> Edit:
-    """Set the MLP's output to `value` at the positions `scored`."""
+    """Set the MLP's output to `value` at scored positions."""
 
     def edit(_x: Tensor, y: Tensor) -> Tensor:
         constant = torch.as_tensor(value, dtype=y.dtype, device=y.device)
@@ -152,7 +75,7 @@ def set_mlp(value: Float[Tensor, "*position d"] | float, scored: Bool[Tensor, " 
 
 
 def subtract_feature(dictionary: Dictionary, feature: int, scored: Bool[Tensor, " position"]) -> Edit:
-    """Subtract what a feature writes from the MLP's own output at the positions `scored`."""
+    """Subtract what a feature writes from the MLP's output at scored positions."""
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * scored.to(y.device)
@@ -183,10 +106,10 @@ def measure_conditions(
     prompts: YearPrompts,
     answers: AnswerYears,
 ) -> dict[str, Float[Tensor, " prompt"]]:
-    """The metric of each prompt, by name of the condition.
+    """Condition to the metric of each prompt.
 
-    Conditions: untouched; each MLP replaced by its transcoder, and all at once; each MLP ablated to zero, and to its
-    mean over the prompts.
+    Conditions: untouched; each MLP replaced by its transcoder, and all at once; each MLP set to zero, and to its mean
+    over prompts and positions.
     """
     metric = {UNTOUCHED: edited_metric(model, prompts, answers, {})}
     replacements = {
@@ -209,7 +132,7 @@ def measure_conditions(
 def mlp_effects(
     model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
 ) -> Float[Tensor, "layer prompt"]:
-    """Mean ablation at the last position: decrease of the metric when an MLP's output is its mean over the prompts."""
+    """Decrease of the metric when an MLP's output at the last position is set to its mean over the prompts."""
     last = torch.zeros_like(prompts.scored)
     last[-1] = True
     sites = [Site("mlp_out", layer) for layer in range(model.layers)]
@@ -233,7 +156,7 @@ class HeadPatching:
     head: Int[Tensor, " head"]
     effect: Float[Tensor, "head prompt"]
     total: Float[Tensor, " prompt"]
-    """Effect of exchanging the complete prompt."""
+    """Effect of patching the complete prompt."""
 
     def order(self) -> Int[Tensor, " head"]:
         """Heads by mean effect, descending."""
@@ -244,11 +167,11 @@ class HeadPatching:
 def patch_heads(model: LanguageModel, prompts: YearPrompts, answers: AnswerYears) -> HeadPatching:
     """Patch each head's output at the last position from the prompt with the other start year.
 
-    The effect is on the metric for the prompt's start year minus the metric for the other start year, which is twice
-    the probability of the years between the two.
+    The effect is the decrease of (metric for the prompt's start year) - (metric for the other start year).
     """
 
     def contrast(logits: Float[Tensor, "prompt answer"]) -> Float[Tensor, " prompt"]:
+        # its magnitude is twice the probability of the years between the two
         own, other = (
             greater_than(logits, answers.year, each) for each in (prompts.start, prompts.other_start)
         )
@@ -289,18 +212,18 @@ def _patch_head(output: Float[Tensor, "prompt value"], head: int, heads: int) ->
 
 
 def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> tuple[int, int] | None:
-    """Layer and number of the head with the largest effect that the MLP of `layer` reads; None where it reads none."""
+    """Layer and number of the head with the largest effect among those before the MLP of `layer`; None without one."""
     before = head_layers(model, -1, layer)
     order = [i for i in patching.order().tolist() if int(patching.layer[i]) in before]
     return (int(patching.layer[order[0]]), int(patching.head[order[0]])) if order else None
 
 
-# Faithfulness of few features and few neurons of one layer
+# Faithfulness of the top features and neurons of one layer
 
 
 @dataclass(frozen=True)
 class LayerCurve:
-    """Faithfulness curve of the features or neurons of a layer, ranked by variance over the prompts."""
+    """Faithfulness of the top features or neurons of a layer, ranked by variance over the prompts."""
 
     units: str
     """features or neurons."""
@@ -313,7 +236,7 @@ class LayerCurve:
 def variances(
     model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts
 ) -> dict[str, Float[Tensor, " component"]]:
-    """Variance over the prompts, at the last position, of each feature's and each neuron's activation in a layer."""
+    """Variance over the prompts of each feature's and each neuron's activation at the last position."""
     sites = {FEATURES: Site("mlp_in", dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
     captured = capture(model, prompts.token, list(sites.values()))
     last = {site: value[:, -1] for site, value in captured.items()}
@@ -331,8 +254,8 @@ def layer_curves(
 ) -> list[LayerCurve]:
     """Curves on `testing`; components with the largest variance are kept first.
 
-    Others are set to zero, or to their mean over `finding`, at all positions that transcoders replace. The transcoder's
-    error term is left out.
+    The others are set to zero, or to their mean over `finding`, at all scored positions. The transcoder replaces the
+    MLP without its error term.
     """
     layer = dictionary.layer
     bases = {
@@ -340,12 +263,12 @@ def layer_curves(
         NEURONS: neuron_basis(model, [layer]),
     }
     curves = []
-    for units, basis in bases.items():
-        named = replace(basis, name=f"{basis.name}, layer {layer}")
+    for units, unnamed in bases.items():
+        basis = replace(unnamed, name=f"{unnamed.name}, layer {layer}")
         for kind in ABLATIONS:
-            values = replacement_values(model, named, finding, kind)
-            curve = faithfulness_curve(model, named, testing, rank(variance[units]), values)
-            curves.append(LayerCurve(units, named, kind, curve))
+            values = replacement_values(model, basis, finding, kind)
+            curve = faithfulness_curve(model, basis, testing, rank(variance[units]), values)
+            curves.append(LayerCurve(units, basis, kind, curve))
     return curves
 
 
@@ -354,13 +277,13 @@ def layer_curves(
 
 @dataclass(frozen=True)
 class YearCircuit:
-    """Union of the greedy paths from the answer back to the tokens, over some prompts."""
+    """Union over prompts of the greedy paths from the answer back to the tokens."""
 
     contribution: dict[tuple[int, int, int, int], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    """Node (kind as in `attribution.paths`, layer, number, position) to what the paths that end in it contribute to the
-    target, per prompt that has such paths."""
+    """Node (kind as in `attribution.paths`, layer, number, position) to the contribution to the target of the paths
+    that end in it, one value per prompt with such paths."""
     n_prompts: int = 0
 
     def parts(self, kind: int) -> list[tuple[int, int]]:
@@ -368,17 +291,17 @@ class YearCircuit:
         return sorted({(layer, number) for own, layer, number, _ in self.contribution if own == kind})
 
     def components(self, basis: Basis) -> Bool[Tensor, " component"]:
-        """Components of a basis of features and heads that are in the circuit."""
+        """Mask of the components of `basis` (features and heads) that are in the circuit."""
         kept = torch.zeros(len(basis), dtype=torch.bool)
         kinds = {"feature": FEATURE, "head": HEAD}
-        for part, own in zip(basis.parts, basis.slices, strict=True):
+        for part, columns in zip(basis.parts, basis.slices, strict=True):
             numbers = [number for layer, number in self.parts(kinds[part.kind]) if layer == part.site.layer]
-            kept[own.start + torch.tensor(numbers, dtype=torch.int64)] = True
+            kept[columns.start + torch.tensor(numbers, dtype=torch.int64)] = True
         return kept
 
 
 def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> AttributionTargets:
-    """Mean logit of years later than `start` minus mean logit of the other years, at the last position."""
+    """Mean logit of years later than `start` minus that of the others, at the last position."""
     unembedding = model.captured.unembedding.weight
     later = answers.year > start
     weights = unembedding.new_zeros(1, len(unembedding))
@@ -405,18 +328,18 @@ def find_circuit(
 
 @dataclass(frozen=True)
 class InputContributions:
-    """Effects on the target of tokens, errors, positions and biases, through all features and heads; they add up to
-    the target."""
+    """Contributions to the target through all features and heads; they add up to it."""
 
     token: Float[Tensor, "prompt position"]
     error: Float[Tensor, "prompt layer position"]
     position: Float[Tensor, "prompt position"]
     """0 where the model has no learned position embeddings."""
     constant: Float[Tensor, " prompt"]
+    """Of biases."""
 
     @property
     def magnitude(self) -> Float[Tensor, " prompt"]:
-        """Sum of all magnitudes."""
+        """Sum of the magnitudes of all contributions."""
         parts = (self.token, self.error.flatten(1), self.position, self.constant[:, None])
         return torch.cat(parts, 1).abs().sum(1)
 
@@ -429,14 +352,8 @@ def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYea
         effects = total_effects(model, later_target(model, answers, start))[0].cpu()
         columns = source_columns(model)
         errors = effects[columns.errors].view(columns.layers, columns.positions)
-        rows.append(
-            (
-                effects[columns.embeddings],
-                errors,
-                effects[columns.position_embeddings],
-                effects[columns.constant],
-            )
-        )
+        token, position = effects[columns.embeddings], effects[columns.position_embeddings]
+        rows.append((token, errors, position, effects[columns.constant]))
     return InputContributions(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -445,20 +362,20 @@ def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYea
 
 @dataclass(frozen=True)
 class YearFeatures:
-    """Some features of a layer, by start year."""
+    """Features of a layer, by start year."""
 
     year: Int[Tensor, " year"]
     """Start years, ascending."""
     feature: Int[Tensor, " feature"]
     activation: Float[Tensor, "feature year"]
-    """At the last position, mean over the prompts of the year."""
+    """At the last position, mean over the year's prompts."""
     attribution: Float[Tensor, "feature year"]
-    """Direct logit attribution of an activation of 1 to the year as answer, minus the mean over the vocabulary; the
-    final norm's denominator is left out."""
+    """Direct logit attribution of an activation of 1 to the year as the answer, minus the mean over the vocabulary,
+    without the final norm's denominator."""
     head: tuple[int, int] | None
     """Layer and number of the head that the de-embedding score goes through."""
     score: Float[Tensor, "feature year"] | None
-    """De-embedding score: how strongly the weights read the year; None where no head lies before the layer's MLP."""
+    """De-embedding score: how strongly the weights read the year; None if no head lies before the layer's MLP."""
 
 
 def describe_years(
@@ -472,7 +389,7 @@ def describe_years(
     head: tuple[int, int] | None,
     connections: int,
 ) -> YearFeatures:
-    """Some features of a layer by start year, with de-embedding scores through `head`."""
+    """Features of a layer by start year, with de-embedding scores through `head`."""
     year, row = prompts.start.unique(return_inverse=True)
     z = last_feature_activations(model, transcoders[layer], prompts, feature).cpu()
     total = z.new_zeros(len(year), len(feature)).index_add_(0, row, z)
@@ -506,9 +423,9 @@ def direct_year_effects(
     answers: AnswerYears,
     feature: Int[Tensor, " feature"],
 ) -> Float[Tensor, " prompt"]:
-    """Direct effect of some features together on the mean logit of later years minus that of the other years.
+    """Joint direct effect of features on the mean logit of later years minus that of the others.
 
-    The final norm's denominator is left out.
+    Without the final norm's denominator.
     """
     z = last_feature_activations(model, dictionary, prompts, feature)
     effect = (z @ logit_attribution(weights, dictionary, feature, answers.token.to(feature.device))).cpu()
@@ -542,9 +459,9 @@ def deembedding_scores(
 ) -> Float[Tensor, "feature year"]:
     """How strongly each feature reads each token through a head, from the weights alone.
 
-    Where layer 0 has a transcoder and the head lies after it: the sum over the `connections` largest connections c_i to
-    its features of c_i times what feature i reads from the token's embedding. Otherwise what the head itself reads from
-    the embedding.
+    If layer 0 has a transcoder and the head lies after it: sum of c_i times the de-embedding of feature i on the token,
+    over the `connections` largest connections c_i to features of layer 0. Otherwise what the head reads from the
+    token's embedding.
     """
     embedding = embedding_rows(model, weights)[token]
     reads = encoder_in_residual(weights, layer, transcoders[layer].W_enc[feature])
@@ -556,3 +473,45 @@ def deembedding_scores(
     best = (read @ written.T).topk(min(connections, first.width), dim=1)
     tokens = encoder_in_residual(weights, 0, first.W_enc) @ embedding.T
     return torch.einsum("fc,fcy->fy", best.values, tokens[best.indices])
+
+
+# Results
+
+
+@dataclass(frozen=True)
+class GreaterThanResults:
+    """All measurements of the case study, on the prompts of both halves unless a half is named."""
+
+    run: str
+    prompts: YearPrompts
+    answers: AnswerYears
+    conditions: Mapping[str, Float[Tensor, " prompt"]]
+    """Condition to the metric."""
+    layer: int
+    mlp_effect: Float[Tensor, "layer finding"]
+    feature: int
+    """Feature of `layer` that was subtracted."""
+    variance: Float[Tensor, " feature"]
+    """Of the activation of each feature of `layer`, finding half."""
+    curves: list[LayerCurve]
+    """On the testing half."""
+    finding_patching: HeadPatching
+    patching: HeadPatching
+    """On the testing half."""
+    years: YearFeatures
+    """On the testing half."""
+    direct: Float[Tensor, " testing"]
+    """Direct effect of the features of `years` on the mean logit of later years minus that of the others."""
+    circuit: YearCircuit
+    """Of prompts of the finding half."""
+    basis: Basis
+    """The features of all layers, without error terms, and the heads."""
+    ablations: Mapping[AblationKind, CircuitAblations]
+    """On the testing half."""
+    contributions: InputContributions
+    """On traced prompts of the testing half."""
+
+    @property
+    def head(self) -> int:
+        """Row of `patching`: the head with the largest effect on the finding half."""
+        return int(self.finding_patching.order()[0])

@@ -1,4 +1,4 @@
-"""Measurements of planted concepts: the feature of each concept, and how well the tokens it comes from are its cues."""
+"""Measurements of planted concepts: the feature of each concept, and whether its source tokens are the cues."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,15 +32,15 @@ HALVES = ("choosing", "scoring")
 GRADIENT_BATCH = 32
 """Prompts per backward pass."""
 MAX_FIRING = 8
-"""Thresholds that a feature exceeds on more than this multiple of the concept's tokens are skipped: F1 would be below
-2 / (1 + 8)."""
+"""Thresholds that a feature exceeds on more than 8 times as many tokens as have the concept are skipped: F1 would be
+below 2 / (1 + 8)."""
 MATCH_COLUMNS = ("layer", "feature", "threshold", "precision", "recall", "f1", "f1_choosing")
 """Columns of `feature_concept` that describe a match."""
 Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
-"""Maps numbers of features to their activations on every scored token."""
+"""Maps indices of features to their activations on every scored token."""
 
 
-# Activations, some features at a time
+# Activations of some features at a time
 
 
 def activations_by_layer(
@@ -98,11 +98,11 @@ class ConceptFeature:
     layer: int
     feature: int
     threshold: float
-    """It predicts the concept where its activation exceeds this."""
+    """Activation above which it predicts the concept."""
     precision: float | None
     recall: float | None
     f1: float | None
-    """On the scoring half; None where it predicts nothing there, or no token has the concept."""
+    """On the scoring half; None if it predicts nothing there, or no token has the concept."""
     f1_choosing: float
     f1_together: float
     """F1 of a set of features of one layer, scoring half."""
@@ -174,14 +174,14 @@ def _first_places(
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features that predict a concept together: it is predicted where any of them exceeds its threshold."""
+    """Features that predict a concept together: it is predicted if any of them exceeds its threshold."""
 
     columns: tuple[int, ...]
     """Columns of the candidates, in the order in which they were added."""
     thresholds: tuple[float, ...]
     f1_choosing: float
     f1: float
-    """On the scoring half; NaN where no token there has the concept or is predicted to."""
+    """On the scoring half; NaN if no token there has the concept or is predicted to."""
 
 
 def grow_set(
@@ -236,7 +236,7 @@ def _best_threshold(
     covered: Bool[Tensor, " token"],
     total: int,
 ) -> tuple[float, float]:
-    """The largest F1 of the covered tokens with those above a threshold, and that threshold."""
+    """Best F1 of predicting the covered tokens and those above a threshold, and that threshold."""
     new = ~covered[token]
     hits = int((truth & covered).sum()) + (new & truth[token]).cumsum(0)
     predicted = int(covered.sum()) + new.cumsum(0)
@@ -256,21 +256,21 @@ def _f1(predicted: Bool[Tensor, " token"], truth: Bool[Tensor, " token"]) -> flo
     return 2 * int((predicted & truth).sum()) / total if total else float("nan")
 
 
-# The tokens that features come from
+# Source tokens
 
 
 @dataclass(frozen=True)
 class TokenContributions:
-    """What each token contributes to a feature at one place."""
+    """Contribution of each token to a feature at one place."""
 
     effect: Float[Tensor, " position"]
-    """0 for a BOS that is no cue."""
+    """0 for a BOS that is not a cue."""
     position: int
     """Where the feature fires."""
     cues: list[list[int]]
     """Positions of the words of each cue of the concept."""
     optional: list[int]
-    """Positions of words that count neither as right nor as wrong."""
+    """Positions of words that count as neither right nor wrong."""
 
 
 @dataclass(frozen=True)
@@ -288,23 +288,23 @@ class SourceScore:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 where no source is a cue."""
+        """Harmonic mean of precision and recall; 0 if no source is a cue."""
         return harmonic_mean(self.precision, self.recall)
 
 
 Contributions = Mapping[tuple[int, str], list[TokenContributions]]
-"""Number of the feature and half of the documents to the places where it fires."""
+"""(Index in the list of features, half of the documents) to the places where the feature fires."""
 
 
 def harmonic_mean(precision: float | None, recall: float | None) -> float:
-    """2 p r / (p + r); 0 where either is None or both are 0."""
+    """2 p r / (p + r); 0 if either is None or both are 0."""
     if precision is None or recall is None or not precision + recall:
         return 0.0
     return 2 * precision * recall / (precision + recall)
 
 
 def mean_of(name: str, scores: Sequence[SourceScore]) -> float | None:
-    """Mean of one field over the scores that have it; None where none has."""
+    """Mean of one field over the scores in which it is not None; None if there are none."""
     values = [value for score in scores if (value := getattr(score, name)) is not None]
     return fmean(values) if values else None
 
@@ -312,7 +312,7 @@ def mean_of(name: str, scores: Sequence[SourceScore]) -> float | None:
 def trace_circuits(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
-    """Token effects through the circuits of transcoder features, without error terms."""
+    """Effects of tokens on transcoder features through their circuits, without error terms."""
     cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
     weights = read_weights(context.model)
     wanted: dict[int, dict[tuple[str, int], list[tuple[int, str, int]]]] = defaultdict(
@@ -403,7 +403,7 @@ def choose_share(contributions: Contributions, numbers: Sequence[int], shares: S
 
 
 def _places(features: Sequence[ConceptFeature]) -> list[tuple[int, str, int, int]]:
-    """Number of the feature, half, sequence and position of every place to trace."""
+    """(Index in `features`, half, sequence, position) of every place to trace."""
     return [
         (number, half, sequence, position)
         for number, each in enumerate(features)
@@ -421,7 +421,7 @@ def _encoder(context: CaseContext, run: str, layer: int) -> tuple[Site, Float[Te
 
 
 class _CueTable:
-    """Cues of each concept by place, from the table `concept`."""
+    """Cues of each concept by place, from the table `concept`, read on first use."""
 
     def __init__(self, concepts: pa.Table, held_out: HeldOut, bos_id: int | None) -> None:
         self.token, self.bos_id = held_out.token, bos_id
@@ -438,9 +438,9 @@ class _CueTable:
         cues: list[list[int]] = row["cues"]
         is_cue = torch.zeros_like(effect, dtype=torch.bool)
         is_cue[[place for cue in cues for place in cue]] = True
-        # attention rests on BOS whatever the text is: it counts only as a cue
-        resting = (self.token[sequence, : len(effect)] == self.bos_id) & ~is_cue
-        return TokenContributions(effect.masked_fill(resting, 0.0), position, cues, row["optional"])
+        # much attention goes to BOS whatever the text is (attention sink): BOS counts only as a cue
+        sink = (self.token[sequence, : len(effect)] == self.bos_id) & ~is_cue
+        return TokenContributions(effect.masked_fill(sink, 0.0), position, cues, row["optional"])
 
 
 # Results
@@ -448,7 +448,7 @@ class _CueTable:
 
 @dataclass(frozen=True)
 class ConceptOutcome:
-    """What was measured of one concept in one run."""
+    """Measurements of one concept in one run."""
 
     kind: str
     feature: ConceptFeature
@@ -458,13 +458,13 @@ class ConceptOutcome:
     gradient: SourceScore | None
     """Sources by gradient; None for concepts that were not found."""
     shares: tuple[float | None, float | None]
-    """Share of all contributions that the sources hold, through circuits and by gradient."""
+    """Share of all contributions that define the sources, through circuits and by gradient."""
     contextual: bool
-    """Some place needs more cues than the word itself."""
+    """At some place the cues are more than the word itself."""
 
     @property
     def source_score(self) -> SourceScore | None:
-        """The score that the kind is judged by: circuits for transcoders, gradients for the others."""
+        """Score by circuits for transcoders, by gradient for other kinds."""
         return self.circuit if self.kind == TRANSCODER else self.gradient
 
 
@@ -481,7 +481,7 @@ class PlantedResults:
         return sorted({concept for outcomes in self.runs.values() for concept in outcomes})
 
     def best(self, kind: str, bound: float) -> str | None:
-        """The run of a kind that finds most concepts on the choosing half; None without a run of that kind."""
+        """The run of a kind that finds the most concepts on the choosing half; None without a run of that kind."""
 
         def quality(run: str) -> tuple[int, float]:
             f1 = [outcome.feature.f1_choosing for outcome in self.runs[run].values()]

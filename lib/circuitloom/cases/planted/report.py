@@ -11,7 +11,7 @@ from ...config.cases.planted import PlantedCase
 from ...core.layout import NEURONS
 from ...core.plotting import BLUE, GREEN, ORANGE, PURPLE, VERMILION, styled
 from ..case_report import CaseReport, number
-from ..claims import Bootstrap, Claim, make_claim, mean
+from ..claims import Bootstrap, Claim, make_claim
 from .measurements import MATCH_COLUMNS, SAE, TRANSCODER, PlantedResults, mean_of
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
@@ -28,7 +28,7 @@ def make_report(name: str, results: PlantedResults, case: PlantedCase) -> CaseRe
         title=f"{len(results.concepts)} planted concepts",
         question=(
             f"Which of the {len(results.concepts)} planted concepts have a feature, and do these features come from "
-            "the words that tell the concept?"
+            "the cues of the concept?"
         ),
         answer=_answer(results, best, case)
         if best
@@ -255,8 +255,7 @@ def draw_sources(results: PlantedResults, bootstrap: Bootstrap) -> Figure:
         ("recall", COLOURS[1], "s", -0.12),
     ):
         values = [[v for each in scores if (v := getattr(each, name)) is not None] for _, scores in rows]
-        ends = [bootstrap.interval(np.array(v, float)[:, None], mean) for v in values]
-        middle, low, high = np.array(ends, float).reshape(-1, 3).T
+        middle, low, high = bootstrap.means(values)
         axes.errorbar(
             middle,
             place + shift,

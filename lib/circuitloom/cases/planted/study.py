@@ -1,4 +1,4 @@
-"""The benchmark of planted concepts: is there a feature for each, and does it come from the concept's cues?"""
+"""Benchmark of planted concepts: does each have a feature, and does the feature come from the concept's cues?"""
 
 from collections.abc import Sequence
 
@@ -40,10 +40,10 @@ def study_planted(
     matched: pa.Table,
     case: PlantedCase,
 ) -> CaseReport:
-    """Score `context.runs`, and neurons, against the planted concepts.
+    """Report of the case `name`: `context.runs`, and neurons, against the planted concepts.
 
-    `concepts` are the annotations with their cues; `matched` are the features that match each concept best, as
-    evaluation writes them for dictionaries and for the model's own bases. Raises ValueError where a run has no matches.
+    `concepts` is the table of that name; `matched` are rows of `feature_concept`, for dictionaries and neurons. Raises
+    ValueError if a run has no matches.
     """
     # 1. The feature of each concept in each run
     runs = [*context.runs, *[NEURONS] * case.neurons]
@@ -56,7 +56,7 @@ def study_planted(
     annotations = concept_annotations(concepts, held_out)
     activations = activations_by_layer(context, held_out, BATCH, case.neurons)
     features = find_features(matched, activations, held_out, annotations, case)
-    # 2. The tokens that the features of found concepts come from: through circuits, and by gradient
+    # 2. Source tokens of the features of found concepts: through circuits, and by gradient
     found = [each for each in features if _is_found(each, case)]
     kinds = {run: _kind(context, run) for run in [*context.runs, NEURONS]}
     in_circuits = [each for each in found if kinds[each.run] == TRANSCODER]

@@ -28,7 +28,7 @@ __all__ = [
 CaseStudy = Annotated[
     FeatureCase | GreaterThanCase | DifferenceCase | PlantedCase, Field(discriminator="kind")
 ]
-"""A case study of any kind; `kind` decides its keys."""
+"""A case study of any kind; `kind` determines its keys."""
 KINDS: dict[str, type[Case]] = {
     "feature": FeatureCase,
     "greater_than": GreaterThanCase,
@@ -37,7 +37,7 @@ KINDS: dict[str, type[Case]] = {
 }
 """Kinds of case studies."""
 PROJECT = Path(__file__).parents[4]
-"""Files of case studies that the working directory lacks are read from here."""
+"""Folder in which to look for files that are not under the working directory."""
 
 
 def _read(cases: Any) -> Any:
@@ -57,20 +57,20 @@ def _read_file(path: str) -> dict[str, Any]:
     if file is None:
         raise ValueError(f"there is no file {path}; config/cases has those of the project")
     try:
-        held = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())}); fix it") from None
-    if not isinstance(held, dict) or any(not isinstance(keys, dict) for keys in held.values()):
-        raise ValueError(f"{path}: has no case studies by name; see config/cases for examples")
-    return held
+    if not isinstance(content, dict) or any(not isinstance(keys, dict) for keys in content.values()):
+        raise ValueError(f"{path}: not a mapping of names to case studies; see config/cases for examples")
+    return content
 
 
-def _named(cases: dict[str, Case]) -> dict[str, Case]:
+def _check_names(cases: dict[str, Case]) -> dict[str, Case]:
     for name in cases:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise ValueError(f"{name!r} cannot be a case's name: letters, digits, _, . and - only; rename it")
+            raise ValueError(f"{name!r} is no valid name: use letters, digits, _, . and -; rename it")
     return cases
 
 
-Cases = Annotated[dict[str, CaseStudy], BeforeValidator(_read), AfterValidator(_named)]
+Cases = Annotated[dict[str, CaseStudy], BeforeValidator(_read), AfterValidator(_check_names)]
 """Case studies by name."""

@@ -21,7 +21,7 @@ class Case(Section):
     figures: ClassVar[tuple[str, ...]]
     """Names of the pictures that it draws, without suffix."""
     generated: ClassVar[bool] = False
-    """It needs concept annotations of every token, which only the generated corpus has."""
+    """Whether it needs concept annotations of every token, which only the generated corpus has."""
     run: str | None = None
     """Transcoders to study; null: those of `circuits.run`."""
     seed: NonNegativeInt = 0
@@ -33,7 +33,7 @@ class Case(Section):
 
     @property
     def runs_named(self) -> list[str]:
-        """Other runs that the case needs."""
+        """Other runs that the case reads."""
         return []
 
 

@@ -27,11 +27,11 @@ class DifferenceCase(Case):
     recovered: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Share of the difference that the circuit must recover alone on the finding half; (1 + it) / 2 before pruning."""
     least: Bound = 0.002
-    """Components without which the circuit loses less than this share of the difference are pruned, finding half."""
+    """Components whose removal costs the circuit less than this share of the difference are pruned, finding half."""
     subsets: PositiveInt = 20
-    """Random subsets of the circuit, of one component to half of them, to measure completeness."""
+    """Number of random subsets of the circuit, of one component to half of them, to measure completeness."""
     compare: bool = True
-    """Compare with neurons instead of transcoder features."""
+    """Also measure neurons and heads, to compare with transcoder features and heads."""
     traced: PositiveInt = 2
     """Number of prompts of the finding half whose attribution graphs are drawn."""
     positive: Bound = 0.9
@@ -43,9 +43,9 @@ class DifferenceCase(Case):
     remaining: Bound = 0.2
     """Claim: share of the difference that remains without the circuit, at most."""
     remaining_features: Bound = 0.5
-    """Claim: share that remains without the circuit's features, all heads intact, at most."""
+    """Claim: share of the difference that remains without the circuit's features, all heads intact, at most."""
     gap: Bound = 0.2
-    """Claim: mean distance between circuit and model, both without the same random subset, as a share, at most."""
+    """Claim: mean distance between circuit and model without the same random subset, as a share, at most."""
     minimal: Bound = 0.8
     """Claim: share of the circuit's components whose removal lowers its metric, at least."""
     fewer: PositiveFloat = 1.0

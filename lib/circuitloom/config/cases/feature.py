@@ -23,9 +23,9 @@ class FeatureCase(Case):
     kind: Literal["feature"]
     """The case study of one feature."""
     concept: str | None = None
-    """Concept of the corpus that the feature should predict; null: chosen by contrast of `texts` and `edited`."""
+    """Concept of the corpus that the feature should predict; null: choose it by contrast of `texts` and `edited`."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """The feature, LAYER/NUMBER; null: it is chosen."""
+    """The feature, LAYER/NUMBER; null: choose it."""
     texts: Texts
     """Templates of texts at whose last token it should fire; `{name}` is replaced by a word of `slots`."""
     edited: Texts
@@ -41,7 +41,7 @@ class FeatureCase(Case):
     traced: PositiveInt = 8
     """Number of texts of the finding half on which it is traced."""
     least_share: Bound = 0.05
-    """An offset with at least this share of the effect of all tokens may enter the rule."""
+    """Share of the effect of all tokens that an offset needs to enter the rule."""
     found: Bound = 0.8
     """Claim: F1 for the concept, share of pairs told apart, and share of exchanges that halve it, each at least."""
     described: Bound = 0.8

@@ -9,7 +9,7 @@ from .base import Bound, Case, Slots, Texts, check_slots, slots_of
 from .feature import is_feature
 
 YEAR, CENTURY = "year", "century"
-"""Slots that the case study fills itself."""
+"""Slots that the case study fills."""
 TwoDigits = Annotated[int, Field(ge=0, le=98)]
 Metric = Annotated[float, Field(ge=-1, le=1)]
 
@@ -33,8 +33,8 @@ class GreaterThanCase(Case):
     kind: Literal["greater_than"]
     """The case study of greater-than."""
     template: Annotated[str, Field(min_length=1)]
-    """A text that ends where the year of the end follows; `{year}` is replaced by the two digits of the start year,
-    `{century}` by the century, `{name}` by a word of `slots`."""
+    """A text whose next token is the end year; `{year}` is replaced by the two digits of the start year, `{century}` by
+    a century, `{name}` by a word of `slots`."""
     centuries: Texts = ["17"]
     """Words for `{century}`."""
     slots: Slots = {}
@@ -48,17 +48,17 @@ class GreaterThanCase(Case):
     fillings: PositiveInt = 2
     """Prompts per start year, alternately for finding and testing; with one, years alternate."""
     layer: NonNegativeInt | None = None
-    """Layer whose MLP is studied; null: the one whose MLP matters most at the last position."""
+    """Layer whose MLP is studied; null: the one whose mean ablation at the last position lowers the metric most."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """Feature to subtract, LAYER/NUMBER; null: the layer's feature with the largest variance."""
+    """Feature to subtract from the MLP's output, LAYER/NUMBER; null: the layer's feature with the largest variance."""
     features: PositiveInt = 3
-    """Number of features of the layer, those with the largest variance, to describe by year."""
+    """Number of features of the layer to describe by year, those with the largest variance first."""
     small: PositiveInt = 24
-    """Up to this number of features is compared with the same number of neurons."""
+    """Largest number of features to compare with the same number of neurons."""
     connections: PositiveInt = 10
-    """Number of largest connections to layer 0's features in a de-embedding score."""
+    """Number of layer 0's features, those with the largest connections, in a de-embedding score."""
     traced: PositiveInt = 12
-    """Prompts per half to trace."""
+    """Number of prompts per half to trace."""
     length: PositiveInt = 6
     """Maximum number of steps of a path of the circuit."""
     width: PositiveInt = 20
@@ -84,7 +84,7 @@ class GreaterThanCase(Case):
     def _complete(self) -> "GreaterThanCase":
         check_slots([self.template], self.slots, (YEAR, CENTURY))
         if YEAR not in slots_of(self.template):
-            raise ValueError(f"{self.template!r} has no {{year}}; write it where the start year stands")
+            raise ValueError(f"{self.template!r} has no {{year}}; put it in place of the start year")
         if self.first >= self.last:
             raise ValueError(f"first {self.first} is not before last {self.last}; give two or more")
         if self.layer is not None and self.feature and not self.feature.startswith(f"{self.layer}/"):

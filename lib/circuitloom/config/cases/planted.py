@@ -22,9 +22,9 @@ class PlantedCase(Case):
     found: Bound = 0.8
     """F1 on held-out documents at which a concept counts as found."""
     together: PositiveInt = 5
-    """Largest number of features of one layer in a set that predicts a concept."""
+    """Maximum number of features of one layer that predict a concept together."""
     occurrences: PositiveInt = 8
-    """Documents per half on which the sources of a feature are traced."""
+    """Maximum number of documents per half on which a feature's sources are traced."""
     shares: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [
         0.5,
         0.6,
@@ -32,8 +32,8 @@ class PlantedCase(Case):
         0.8,
         0.9,
     ]
-    """Candidates for the share of all tokens' contributions that the sources hold; each run's share is chosen on one
-    half of the documents."""
+    """Sources are the fewest tokens that hold a share of all tokens' contributions. Candidates for that share; each
+    run's is chosen on one half of the documents."""
     discovered: Bound = 0.9
     """Claim: share of the concepts that the best transcoders find, at least."""
     told: Bound = 0.8

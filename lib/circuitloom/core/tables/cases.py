@@ -5,7 +5,6 @@ import pyarrow as pa
 from .table import FEATURE_INDEX, FLOAT, INT, LAYER, RUN_NAME, STRING, Table
 
 CASE_NAME = (STRING, "name of the case study")
-_SAMPLES = "of the bootstrap interval"
 
 CLAIM = Table(
     "claim",
@@ -16,13 +15,13 @@ CLAIM = Table(
         "claim": (STRING, "name of the claim"),
         "statement": (STRING, "what is measured"),
         "value": (FLOAT, "measured value; null if undefined"),
-        "low": (FLOAT, f"lower end {_SAMPLES}; the value itself without resampling"),
-        "high": (FLOAT, f"upper end {_SAMPLES}"),
+        "low": (FLOAT, "lower end of the bootstrap interval; the value itself without resampling"),
+        "high": (FLOAT, "upper end of the bootstrap interval"),
         "relation": (STRING, "above or below: claimed side of the bound"),
         "bound": (FLOAT, "bound of the claim"),
         "holds": (pa.bool_(), "the interval lies on the claimed side of the bound, the bound included"),
-        "n": (INT, "number of samples"),
-        "of": (STRING, "unit of the samples: prompts, documents, pairs, years, concepts, texts"),
+        "n": (INT, "number of rows that were resampled"),
+        "of": (STRING, "unit of these rows: prompts, documents, pairs, years, concepts, texts"),
         "published": (FLOAT, "published value of the same quantity, else null"),
     },
 )
@@ -42,13 +41,13 @@ OUTCOME = Table(
 )
 SOURCE = Table(
     "source",
-    "Sources in the circuits of case studies, means over prompts.",
+    "Sources in the circuits of case studies: means over prompts.",
     ("case_study", "circuit", "rank"),
     {
         "case_study": CASE_NAME,
-        "circuit": (STRING, "name of the circuit within the case study"),
+        "circuit": (STRING, "name of the circuit within the case study, such as tokens or paths"),
         "rank": (pa.int32(), "rank among the circuit's sources by share, from 0"),
-        "kind": (STRING, "token, position, feature, head, error or constant"),
+        "kind": (STRING, "token (embedding if read in one step), position, feature, head, error or constant"),
         "layer": (LAYER[0], "block of a feature, head or error; null for other kinds"),
         "component": (FEATURE_INDEX[0], "number of the feature or head; null for other kinds"),
         "relative_position": (
@@ -96,12 +95,9 @@ COMPONENT = Table(
     ("case_study", "rank"),
     {
         "case_study": CASE_NAME,
-        "rank": (
-            pa.int32(),
-            "rank among the components of the basis, from 0",
-        ),
+        "rank": (pa.int32(), "rank among the components of the basis, from 0"),
         "kind": (STRING, "feature or head"),
-        "run": (STRING, "transcoders of a feature; null for heads"),
+        "run": (STRING, "run of the feature; null for heads"),
         "layer": LAYER,
         "component": (FEATURE_INDEX[0], "number of the feature or head within its layer, from 0"),
         "attribution": (
@@ -113,19 +109,15 @@ COMPONENT = Table(
             "share of the behaviour that the circuit alone loses without it, testing prompts; null if it is not in the "
             "circuit",
         ),
-        "worth_low": (FLOAT, f"lower end {_SAMPLES}"),
-        "worth_high": (FLOAT, f"upper end {_SAMPLES}"),
-        "in_circuit": (
-            pa.bool_(),
-            "it was kept when the circuit was pruned on the finding prompts",
-        ),
+        "worth_low": (FLOAT, "lower end of the bootstrap interval"),
+        "worth_high": (FLOAT, "upper end of the bootstrap interval"),
+        "in_circuit": (pa.bool_(), "it was kept when the circuit was pruned on the finding prompts"),
         "helps": (pa.bool_(), "the interval of worth lies above 0; null if it is not in the circuit"),
     },
 )
-_ON_SCORING = "on the scoring half of the documents"
 PLANTED = Table(
     "planted",
-    "Best feature of each run for each planted concept, and agreement of its source tokens with the concept's cues.",
+    "Best feature of each run for each planted concept, and how well its source tokens are the concept's cues.",
     ("case_study", "run", "concept"),
     {
         "case_study": CASE_NAME,
@@ -135,17 +127,14 @@ PLANTED = Table(
         "layer": LAYER,
         "feature": FEATURE_INDEX,
         "threshold": (FLOAT, "activation above which the feature predicts the concept"),
-        "precision": (
-            FLOAT,
-            f"precision {_ON_SCORING}; null if it predicts nothing",
-        ),
+        "precision": (FLOAT, "precision on the scoring half of the documents; null if it predicts nothing"),
         "recall": (FLOAT, "recall on the scoring half; null if no token has the concept"),
-        "f1": (FLOAT, f"F1 of the feature {_ON_SCORING}"),
+        "f1": (FLOAT, "F1 of the feature on the scoring half"),
         "f1_choosing": (FLOAT, "F1 on the choosing half of the documents"),
         "found": (pa.bool_(), "f1 reaches the bound `found` of the case study"),
         "together_layer": (pa.int16(), "block of the set of features with the best joint F1"),
         "n_together": (pa.int32(), "number of features in that set"),
-        "f1_together": (FLOAT, f"F1 of [any of them above its threshold] {_ON_SCORING}"),
+        "f1_together": (FLOAT, "F1 of [any of them above its threshold] on the scoring half"),
         "n_traced": (
             INT,
             "number of places, in different documents, whose sources were traced; null if not found",
@@ -159,10 +148,10 @@ PLANTED = Table(
             "share of a circuit's sources, without optional words, that are cues of the concept",
         ),
         "circuit_strict": (FLOAT, "share of all sources of a circuit that are cues"),
-        "circuit_recall": (FLOAT, "share of the cues with a word among a circuit's sources"),
+        "circuit_recall": (FLOAT, "share of the cues with at least one word among a circuit's sources"),
         "gradient_share": (FLOAT, "as circuit_share, for sources by gradient"),
-        "gradient_precision": (FLOAT, "as circuit_precision, by the gradient"),
-        "gradient_strict": (FLOAT, "as circuit_strict, by the gradient"),
-        "gradient_recall": (FLOAT, "as circuit_recall, by the gradient"),
+        "gradient_precision": (FLOAT, "as circuit_precision, for sources by gradient"),
+        "gradient_strict": (FLOAT, "as circuit_strict, for sources by gradient"),
+        "gradient_recall": (FLOAT, "as circuit_recall, for sources by gradient"),
     },
 )
