@@ -1,4 +1,4 @@
-"""Circuits for logit differences: on games whose answer is known, and on a model with one feature that matters."""
+"""Circuits of logit differences: on games with known answers, and on a model with one planted feature."""
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def test_components_that_do_not_raise_the_metric_give_no_circuit(play):
 
 def test_components_that_are_worth_nothing_or_harm_are_pruned(play):
     search, _ = play(additive(10, 0, 5, -4, 0.05, 4), 6)
-    # of 15.05 in all: 0.05 is worth a third of a hundredth
+    # 0.05 of 15.05 is a share of 0.0033
     assert search.prune(torch.arange(6), 0.9, 0.01).tolist() == [0, 2, 5]
     assert search.prune(torch.arange(6), 0.9, 0.001).tolist() == [0, 2, 4, 5]
 
@@ -121,7 +121,7 @@ def test_of_two_redundant_components_one_is_kept(play):
 
 def test_pruning_never_takes_the_circuit_below_the_share(play):
     search, _ = play(additive(*[1.0] * 20), 20)
-    # each is worth 0.05, less than asked for, but 18 are needed
+    # each is worth 0.05, less than `least`, but 18 are needed
     assert len(search.prune(torch.arange(20), 0.9, 0.1)) >= 18
 
 
@@ -208,7 +208,7 @@ def test_too_few_fillings_for_two_halves_are_refused():
         draw_prompts([BehaviourPrompt(text="w4 {c}", target="logit w4 vs w5")], {"c": ["w6"]}, 8, 0)
 
 
-def test_targets_that_are_no_difference_are_refused():
+def test_targets_other_than_a_difference_are_refused():
     with pytest.raises(ValueError, match="is not a logit difference; write `logit TOKEN vs TOKEN`"):
         DifferenceCase(kind="difference", prompts=[BehaviourPrompt(text="w4", target="logit w5")])
     with pytest.raises(ValueError, match=r"nothing fills \{b\}"):

@@ -1,4 +1,4 @@
-"""The case of a feature that is known to answer to one token finds it, its rule, and that all claims hold."""
+"""The case study of a feature that fires on one known token finds the feature and its rule; its claims hold."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -42,9 +42,9 @@ class Study(NamedTuple):
 
 
 def plant(context: CaseContext, held_out: HeldOut) -> None:
-    """Let a feature fire where the token is `WORD` and nowhere else, by logistic regression on what the MLP reads."""
+    """Fit a feature that fires exactly where the token is `WORD`, by logistic regression on the MLP's input."""
     with torch.no_grad():
-        # what a token is then outweighs what stands before it
+        # the token itself then outweighs earlier tokens
         context.model.module.get_submodule(context.model.anatomy.embedding).weight *= 20
     site = Site("mlp_in", LAYER)
     x = capture(context.model, held_out.token, [site])[site][held_out.scored]
@@ -152,8 +152,8 @@ def test_acts_is_the_logit_difference_with_the_feature_minus_without_it(study) -
 
 @torch.inference_mode()
 def read_by_hand(study: Study, token: torch.Tensor) -> torch.Tensor:
-    """Gradient of the feature's pre-activation at the last token by the embeddings of the last and the token before,
-    attention patterns and denominators of norms held: from GPT-2's own weights."""
+    """Gradient of the feature's pre-activation at the last token with respect to the embeddings of the last two tokens,
+    with frozen attention patterns and norm denominators, from GPT-2's own weights."""
     transformer, dictionary = study.context.model.module.transformer, study.context.transcoders[LAYER]
     block = transformer.h[LAYER]
     heads = transformer.config.n_head

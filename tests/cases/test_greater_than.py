@@ -95,7 +95,7 @@ def test_exact_transcoders_change_nothing_and_an_ablated_mlp_leaves_chance(found
     assert original.mean() > 0.9
     for name in (replaced_name(0), replaced_name(1), ALL_REPLACED):
         torch.testing.assert_close(found.conditions[name], original, atol=1e-5, rtol=0)
-    # all years alike: start by start, those later less the others
+    # all years are equally likely: number of later years minus number of the others, per start year
     chance = torch.tensor([(N - 1 - i - (i + 1)) / N for i in range(N - 1)]).repeat_interleave(2)
     for layer in (0, 1):
         torch.testing.assert_close(found.conditions[ablated_name(layer, "zero")], chance, atol=1e-4, rtol=0)
@@ -160,7 +160,7 @@ def test_the_circuit_is_what_was_built_and_recovers_the_metric_alone(found: Grea
     assert set(circuit.parts(FEATURE)) == {(layer, i) for layer in (0, 1) for i in traced}
     ends = [position for kind, _, _, position in circuit.contribution if kind == EMBEDDING]
     assert PLACE in ends
-    # of all start years the circuit has those that were traced
+    # the circuit only has the start years that were traced
     known = torch.tensor([YEARS.index(year) in traced for year in found.prompts.of(TESTING).start.tolist()])
     alone = found.ablations["zero"]
     torch.testing.assert_close(alone.circuit[known], alone.untouched[known], atol=1e-3, rtol=0)
@@ -199,7 +199,7 @@ def test_contributions_to_the_answer_come_from_the_start_year(
     others = inputs.token.clone()
     others[:, PLACE] = 0
     assert (inputs.token[:, PLACE] > 3 * others.abs().sum(1)).all()
-    # exact transcoders miss nothing; only at BOS are they not used
+    # exact transcoders have no error; they are not used at BOS
     assert inputs.error[:, :, 1:].abs().max() < 1e-4
 
 
@@ -218,7 +218,7 @@ def test_the_metric_with_all_features_kept_is_that_of_the_replaced_model(found: 
 def test_claims_have_the_values_of_the_model_that_was_built(report: CaseReport, tmp_path: Path):
     by_name = claims(report)
     assert by_name["head_share"].value == pytest.approx(1, abs=1e-3) and by_name["head_share"].holds
-    # features are the neurons, so that none is ahead
+    # features are the neurons, so neither is better
     assert by_name["few_features_zero"].value == pytest.approx(0, abs=1e-6)
     assert by_name["zero_ablated"].value == pytest.approx(0, abs=1e-3)
     assert by_name["replaced_worst"].value == pytest.approx(by_name["untouched"].value, abs=1e-4)

@@ -1,4 +1,4 @@
-"""The benchmark finds what is planted in a dictionary, and where it comes from; the documented example runs."""
+"""The benchmark finds planted features and their sources; the documented example runs."""
 
 import re
 from itertools import product
@@ -26,7 +26,7 @@ from circuitloom.config import load_study
 from circuitloom.config.cases import PlantedCase
 from circuitloom.config.evaluation import Evaluation
 from circuitloom.core.tables import CONCEPT, FEATURE_CONCEPT, read_table, write_table
-from circuitloom.corpus.annotations import annotate as label_words
+from circuitloom.corpus.annotations import annotate
 from circuitloom.corpus.tokens import open_tokens
 from circuitloom.dictionaries.dictionary import Dictionary, save_dictionary
 from circuitloom.evaluation.concept_matching import scored_activations
@@ -42,7 +42,7 @@ PLANTED = ("full_stop", "comma", "count")
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
-    """A study's folder: a small corpus, and a random model whose embeddings tell words apart."""
+    """A study's folder: a small corpus, and a random model with distinct embeddings."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("results")
@@ -50,8 +50,8 @@ def results(tmp_path_factory) -> Path:
         folder / "corpus", source="chronicle", context=128, train_tokens=1000, validation_tokens=30_000
     )
     files = (corpus / name for name in ("document.parquet", "tokenizer", "validation.zarr"))
-    labels = label_words(section(source="chronicle", context=128), 0, *files)
-    write_table(CONCEPT, labels, corpus / "concept.parquet")
+    annotations = annotate(section(source="chronicle", context=128), 0, *files)
+    write_table(CONCEPT, annotations, corpus / "concept.parquet")
     vocabulary = open_tokens(corpus / "validation.zarr").vocabulary
     config = GPT2Config(vocab_size=vocabulary, n_positions=128, n_embd=32, n_layer=2, n_head=2)
     with torch.random.fork_rng():

@@ -1,7 +1,7 @@
-"""A model that is put together by hand to do greater-than, and transcoders that miss nothing of it.
+"""A model with weights set by hand to do greater-than, and its exact transcoders.
 
-MLP 0 turns each year's embedding into a direction of its own, head 1.0 carries that from the start year to the last
-token, and MLP 1 promotes the later years there. Head 1.1 and all of attention 0 do nothing.
+MLP 0 maps each year's embedding to its own direction, head 1.0 copies that from the start year to the last token, and
+MLP 1 promotes the later years there. Head 1.1 and attention 0 do nothing.
 """
 
 from pathlib import Path
@@ -20,16 +20,16 @@ N = len(YEARS)
 WORDS = ("the", "war", "siege", "from", "to", "c", *map(str, YEARS))
 TEMPLATE = "the {noun} from c {year} to c"
 LENGTH, PLACE = 8, 5
-"""Tokens of a prompt, BOS in front, and the position of the start year."""
+"""Tokens of a prompt, BOS included, and position of the start year."""
 D_MODEL = 48
 YEAR, MIDDLE, COPY, OUTPUT = (slice(start, start + N) for start in range(0, 4 * N, N))
-"""Dimensions: a year's embedding, what MLP 0 makes of it, what head 1.0 copies, what the unembedding reads."""
+"""Dimensions of a year's embedding, MLP 0's output, head 1.0's output, and the unembedding's input."""
 IS_YEAR, IS_LAST = 4 * N, 4 * N + 1
 CARRIER = (1, 0)
 
 
 def make_case(**keys) -> GreaterThanCase:
-    """A case of every start year that has a later one, two prompts each."""
+    """A case with two prompts for every start year that has a later year."""
     given = {
         "template": TEMPLATE, "slots": {"noun": ["war", "siege"]}, "first": YEARS[0], "last": YEARS[-2],
         "features": 2, "resamples": 50, "traced": 4, "width": 8, **keys,
@@ -38,7 +38,7 @@ def make_case(**keys) -> GreaterThanCase:
 
 
 def open_year_model(folder: Path) -> CaseContext:
-    """The model and its exact transcoders, as a case study reads them."""
+    """Context of the model and its exact transcoders."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = word_tokenizer(WORDS)
@@ -59,7 +59,7 @@ def _set_weights(module: nn.Module) -> None:
         parameter.fill_(1.0 if ".ln_" in name and name.endswith("weight") else 0.0)
     transformer, year = module.transformer, torch.eye(N)
     embedding = transformer.wte.weight
-    # words that are no years differ in dimensions that nothing reads
+    # words other than years differ in dimensions that nothing reads
     embedding[:, IS_LAST + 1 :] = torch.randn(
         len(embedding), D_MODEL - IS_LAST - 1, generator=torch.Generator().manual_seed(0)
     )

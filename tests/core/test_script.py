@@ -27,7 +27,7 @@ FAULTS: dict[str, tuple[Exception, str]] = {
 
 @dataclass
 class Script:
-    """Stands in for Snakemake's object in a script of the study in `folder`."""
+    """Replaces Snakemake's object in a script of the study in `folder`."""
 
     folder: Path
     threads: int = 1

@@ -32,10 +32,10 @@ def test_a_flipped_byte_is_found_and_the_error_names_the_file(table: Table, tmp_
     path, rows = tmp_path / f"{table.name}.parquet", random_table(table)
     write_table(table, rows, path)
     assert read_table(path) == rows
-    whole, random = path.read_bytes(), np.random.default_rng(0)
+    original, random = path.read_bytes(), np.random.default_rng(0)
     # inside the pages, which fill most of the file before its footer
-    for place in random.integers(len(whole) // 10, len(whole) * 8 // 10, 30):
-        content = bytearray(whole)
+    for place in random.integers(len(original) // 10, len(original) * 8 // 10, 30):
+        content = bytearray(original)
         content[place] ^= 1 << random.integers(8)
         path.write_bytes(content)
         with pytest.raises(ValueError, match=re.escape(f"{path}: damaged") + ".*delete it and run again"):

@@ -1,4 +1,4 @@
-"""Case studies: one rule per kind, one job per study, which writes tables, pictures and a result in words."""
+"""Case studies: one rule per kind, one job per case study, which writes tables, pictures and result.md."""
 
 
 rule study_feature:

@@ -2,8 +2,8 @@
 
 from circuitloom.core.layout import TRACE_TABLES, WEIGHTS_TABLES
 
-NOT_OF_TRACING = ("run", "prompts", "behaviours", "weights")
-TRACING_KEYS = [key for key in section("circuits") if key not in NOT_OF_TRACING]
+OTHER_KEYS = ("run", "prompts", "behaviours", "weights")
+TRACING_KEYS = [key for key in section("circuits") if key not in OTHER_KEYS]
 WEIGHTS_FILES = [
     LAYOUT.weights(STUDY.traced_run, layer) / f"{table}.parquet"
     for layer in STUDY.layers

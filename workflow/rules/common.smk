@@ -183,9 +183,9 @@ def traced_run(trace):
 
 
 def behaviour_tables(runs):
-    """Tables of a behaviour; feature_effect needs a run of resid_mid."""
-    stream = any(STUDY.runs[run].site_out == "resid_mid" for run in runs)
-    return [t for t in BEHAVIOUR_TABLES if stream or t != "feature_effect"]
+    """Tables of a behaviour; feature_effect needs a run on resid_mid."""
+    resid_mid = any(STUDY.runs[run].site_out == "resid_mid" for run in runs)
+    return [t for t in BEHAVIOUR_TABLES if resid_mid or t != "feature_effect"]
 
 
 def rule_part(name):
@@ -200,10 +200,9 @@ def cases_of(kind):
 
 
 def case_files(kind, case="{case}"):
-    """Name to file of what a case study of one kind writes."""
-    outputs = KINDS[kind]
-    files = {table: f"{table}.parquet" for table in outputs.tables}
-    files |= {figure: f"{figure}.png" for figure in outputs.figures}
+    """Name to file of each output of a case study of one kind."""
+    files = {table: f"{table}.parquet" for table in KINDS[kind].tables}
+    files |= {figure: f"{figure}.png" for figure in KINDS[kind].figures}
     files["result"] = "result.md"
     return {name: LAYOUT.case(case) / file for name, file in files.items()}
 

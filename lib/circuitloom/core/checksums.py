@@ -10,6 +10,7 @@ from .atomic_io import write_atomically
 from .layout import CHECKSUMS, Layout
 
 _PIECE = 2**22
+"""Bytes read at once."""
 _NOT_WRITTEN = "not what was written (its checksum differs)"
 
 Files = dict[str, tuple[int, int | None]]

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-_CPUINFO = Path("/proc/cpuinfo")
-
 
 @cache
 def fast_dtype() -> torch.dtype:
@@ -22,4 +20,5 @@ def fast_dtype() -> torch.dtype:
 
 
 def _is_amd() -> bool:
-    return _CPUINFO.is_file() and "AuthenticAMD" in _CPUINFO.read_text()
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text()

@@ -48,7 +48,7 @@ class Layout:
         return self.root / "corpus" / "tokenizer"
 
     def tokens(self, split: str) -> Path:
-        """Zarr array of a split's tokens (train, validation)."""
+        """Zarr array of the tokens of a split, train or validation."""
         return self.root / "corpus" / f"{split}.zarr"
 
     def corpus_table(self, table: str) -> Path:
@@ -146,7 +146,7 @@ class Layout:
         return self.circuits / behaviour
 
     def weights(self, run: str, layer: int | str) -> Path:
-        """Folder of what the weights of one run at one layer say: WEIGHTS_TABLES."""
+        """Folder of the analysis of one run's weights at one layer: WEIGHTS_TABLES."""
         return self.circuits / "weights" / run / f"layer{layer}"
 
     def case(self, case: str) -> Path:
