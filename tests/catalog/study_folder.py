@@ -1,4 +1,4 @@
-"""A small study: Parquet files and a catalogue of views over them."""
+"""A tiny study whose catalogue is written by hand, for tests of connections and the sandbox."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ NAMED = r"SELECT feature, 'l\n' || feature AS name, feature::FLOAT / 10 AS effec
 
 
 def make_study(folder: Path) -> None:
+    """Two runs of three features each, and a catalogue with a view and two macros."""
     for run in ("a", "b"):
         (folder / "features" / run / "layer0").mkdir(parents=True)
     with duckdb.connect(folder / "catalog.duckdb") as connection:

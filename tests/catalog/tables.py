@@ -1,4 +1,4 @@
-"""A study of made-up features, written by the library's own writers, and the activations it is made of."""
+"""A synthetic study, written by the library's own writers, with the activations that its tables come from."""
 
 import re
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from circuitloom.features.tabulation import FeatureTables
 from circuitloom.language_model.hooks import Site
 
 SEQUENCES, TABULATED = 40, 36
-"""Of all held-out tokens, and of those with features, as `features.tokens` may ask for."""
+"""Numbers of all held-out sequences, and of those with features: `features.tokens` may limit them."""
 RUNS = {"tc-narrow": np.arange(24), "tc-wide": np.r_[:8, 255:258, 65_533:65_539, 69_999]}
-"""Run to the features of it that may fire: numbers of two bytes, and of four."""
+"""Run to its features that may fire: indices of two bytes, and of four."""
 WIDTHS = {"tc-narrow": 24, "tc-wide": 70_000}
 LAYERS = (1, 10)
 RUN, OTHER_RUN, LAYER, FEATURE, SILENT = "tc-narrow", "tc-wide", 1, 0, 3
@@ -32,10 +32,10 @@ FILLED = {
     "run": RUN, "other_run": OTHER_RUN, "layer": LAYER, "feature": FEATURE,
     "concept": CONCEPTS[0], "pattern": "caught", "trace": "some",
 }  # fmt: skip
-"""What the examples of macros leave open."""
+"""Parameters of the macros' examples."""
 CONFIG = Features(examples=9, bands=3, band_examples=2, before=5, after=3, bins=6)
 SPLIT = ("activation", "code", "example", "feature", "histogram", "logit")
-"""Tables of which each run and layer has its own file."""
+"""Tables with one file per run and layer."""
 ELSEWHERE = {
     **{"document": "corpus", "concept": "corpus", "pretraining": "model", "language_model": "language_model"},
     **{"run": "evaluation", "density_histogram": "evaluation", "concept_score": "evaluation"},
@@ -45,33 +45,33 @@ ELSEWHERE = {
     **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),
     **dict.fromkeys(("deembedding", "connection", "blind"), "circuits/weights/tc-wide/layer1"),
 }  # fmt: skip
-"""Tables of which one row will do, and the folder that holds their file."""
+"""Tables with one arbitrary row, and the folder of their file."""
 
 PIECES = (
     *(" caught", " w1", " w12", "s", ".", "\n", " é", " a", " nevertheless", " w1w1", "", " the"),
     *(" caught", " w1", " w1", " afterwards", " 日本"),
 )
 BLANKS = ["<pad>", "<bos>", *(PIECES[i % len(PIECES)] for i in range(VOCABULARY - 2))]
-"""Tokens, by id, that bring their blanks with them; many ids read alike, as many tokens do in any text."""
+"""Tokens by id, each with its own blank; many ids have the same text."""
 WORDS = [piece.strip(" ") for piece in BLANKS]
-"""Tokens with blanks between them."""
+"""Tokens by id, without blanks."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder, and what its tables say."""
+    """A study's folder, and the data of its tables."""
 
     folder: Path
     text: np.ndarray
-    """Each token as text, by place in the flattened token array."""
+    """Text of each token in the flattened token array."""
     document: np.ndarray
     scored: np.ndarray
-    """Places where features may fire."""
+    """Whether features may fire, per token."""
     z: dict[tuple[str, int], dict[int, np.ndarray]]
-    """Run and layer to feature to its activation at each place; only features that may fire."""
+    """Run and layer to feature to its activation on each token; only features that may fire."""
 
     def firing(self) -> dict[tuple[str, int, int], np.ndarray]:
-        """Run, layer and feature to its activations, where it fires at all."""
+        """Run, layer and feature to its activations, only for features that fire."""
         return {
             (*place, feature): z
             for place, features in self.z.items()
@@ -81,26 +81,26 @@ class Study:
 
 
 def places(rows: list[tuple]) -> list[int]:
-    """Rows that begin with sequence and position as places in the flattened token array."""
+    """Indices in the flattened token array, of rows that begin with sequence and position."""
     return [row[0] * CONTEXT + row[1] for row in rows]
 
 
 def matching(text: Sequence[str], spacing: str, pattern: str) -> list[int]:
-    """Tokens of one sequence at which a match of at most 100 characters ends, by Python's `re`."""
-    # Python's $ also matches before a line's end
+    """Positions in one sequence at which a match of at most 100 characters ends, by Python's `re`."""
+    # Python's $ also matches before a final line break
     end = pattern if r"\$" in pattern else pattern.replace("$", r"\Z")
     compiled = re.compile(rf"(?:{end})\Z", re.ASCII)
-    whole, found, stop = spacing.join(text), [], -len(spacing)
+    joined, found, stop = spacing.join(text), [], -len(spacing)
     for i, token in enumerate(text):
         stop += len(spacing) + len(token)
-        # what stands before the first place to search from is seen by ^ and \b
-        if compiled.search(whole, max(0, stop - 100), stop):
+        # ^ and \b also see the character before the start of the search
+        if compiled.search(joined, max(0, stop - 100), stop):
             found.append(i)
     return found
 
 
 def make_study(folder: Path) -> Study:
-    """Every table of a study in `folder`, all but the catalogue."""
+    """Write all tables of a study to `folder`, but no catalogue."""
     tokens = make_corpus(folder, BLANKS)
     held_out = load_sequences(tokens, slice(TABULATED))
     text = np.array(BLANKS, object)[held_out.token.flatten().numpy()]
@@ -120,7 +120,7 @@ def make_study(folder: Path) -> Study:
 
 
 def make_corpus(folder: Path, strings: list[str]) -> Tokens:
-    """Random held-out tokens and their table."""
+    """Write random held-out tokens and their table; returns the tokens."""
     tokens = make_tokens(SEQUENCES)
     token, document = tokens.take(slice(None)).numpy(), tokens.take_document(slice(None)).numpy()
     write_token_table(folder, np.array(strings, object)[token], token, document)
@@ -130,16 +130,16 @@ def make_corpus(folder: Path, strings: list[str]) -> Tokens:
 def write_token_table(
     folder: Path, text: np.ndarray, token: np.ndarray | None = None, document: np.ndarray | None = None
 ) -> None:
-    """The token table of `text`, tokens by sequence and position."""
+    """Write the token table of `text`, an array of tokens by sequence and position."""
     sequence, position = np.indices(text.shape)
-    nothing = np.zeros_like(sequence)
-    numbers = [sequence, position, *(nothing if x is None else x for x in (document, token))]
+    zeros = np.zeros_like(sequence)
+    numbers = [sequence, position, *(zeros if x is None else x for x in (document, token))]
     columns = [*(pa.array(x.ravel()) for x in numbers), pa.array(text.ravel(), pa.string())]
     write_table(TOKEN, pa.table(columns, names=list(TOKEN.columns)), folder / "corpus" / "token.parquet")
 
 
 def write_features(folder: Path, tokens: Tokens, run: str, layer: int, z: dict[int, np.ndarray]) -> None:
-    """The feature tables of a run and layer."""
+    """Write the feature tables of a run and layer; `z`: activations by feature."""
     width, work = WIDTHS[run], folder / f"{run}-{layer}.blocks"
     work.mkdir(parents=True)
     values = np.stack(list(z.values()), 1)
@@ -148,7 +148,7 @@ def write_features(folder: Path, tokens: Tokens, run: str, layer: int, z: dict[i
     sort_block(place.astype(np.uint16), number, values[place, column], width).write(work / "block000000")
     norm = None if run == OTHER_RUN else torch.arange(width) / 7
     basis = FeatureBasis(
-        run, layer, Site("mlp_in", layer), width, _nothing, torch.ones(width, 2), True, norm, norm, ""
+        run, layer, Site("mlp_in", layer), width, _not_called, torch.ones(width, 2), True, norm, norm, ""
     )
     scored = load_sequences(tokens, slice(TABULATED)).n_tokens
     target = folder / "features" / run / f"layer{layer}"
@@ -162,14 +162,14 @@ def write_features(folder: Path, tokens: Tokens, run: str, layer: int, z: dict[i
     write_table(LOGIT, rows, target / "logit.parquet")
 
 
-def _nothing(x):
-    raise AssertionError("the blocks are there")
+def _not_called(x):
+    raise AssertionError("all blocks were written before")
 
 
 def _activations(
     text: np.ndarray, scored: np.ndarray, features: np.ndarray, seed: int
 ) -> dict[int, np.ndarray]:
-    """Few levels, so that many are tied; the first features fire on a token each, and 4 on every one."""
+    """Activations of few distinct values, with many ties. Features 0 to 2 fire on one token each, 4 on all tokens."""
     random = np.random.default_rng(seed)
     density = random.uniform(0.02, 0.3, len(features))
     density[4] = 1

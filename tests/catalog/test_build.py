@@ -1,4 +1,4 @@
-"""The catalogue: views over whatever files there are, wherever the folder stands."""
+"""The catalogue: its views match the files that exist, and the study folder can be moved."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ from circuitloom.core.layout import TABLE_FOLDERS
 from circuitloom.core.tables import FAITHFULNESS, TABLES, read_table, write_table
 
 ADDED = {"code": ["features"]}
-"""Columns of a view that its table does not have."""
+"""Columns that a view adds to its table."""
 COUNTS = """
 SELECT count(*) FROM feature
 UNION ALL SELECT count(*) FROM token
@@ -67,7 +67,7 @@ def columns(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]
     return {row[0]: row[1] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
 
 
-def test_every_table_is_a_view_of_its_columns(study: Study) -> None:
+def test_every_table_is_a_view_with_its_columns(study: Study) -> None:
     with open_catalog(study.folder) as connection:
         for table in TABLES:
             assert list(columns(connection, table.name)) == [*table.columns, *ADDED.get(table.name, [])]
@@ -75,7 +75,7 @@ def test_every_table_is_a_view_of_its_columns(study: Study) -> None:
     assert {name for (name,) in views} == {table.name for table in TABLES}
 
 
-def test_every_view_holds_the_rows_of_its_files(study: Study) -> None:
+def test_every_view_has_the_rows_of_its_files(study: Study) -> None:
     with open_catalog(study.folder) as connection:
         for table in TABLES:
             files = sorted(study.folder.rglob(f"{table.name}.parquet"))
@@ -87,7 +87,7 @@ def test_every_view_holds_the_rows_of_its_files(study: Study) -> None:
             assert found == sorted(rows, key=lambda row: [row[i] for i in key]) != [], table.name
 
 
-def test_a_table_may_lie_in_several_places(folder: Path) -> None:
+def test_a_table_may_have_files_in_several_folders(folder: Path) -> None:
     behaviour = folder / "circuits" / "plural" / "faithfulness.parquet"
     case = folder / "cases" / "indirect_object" / behaviour.name
     rows = read_table(behaviour).to_pylist()
@@ -115,12 +115,12 @@ def test_a_table_without_files_is_an_empty_view_of_the_same_types(study: Study, 
 
 
 @pytest.mark.parametrize("home", ["elsewhere", "a folder", "it's", "seed=1/study", "é", "[old]", "a [1] *"])
-def test_it_works_wherever_the_folder_is_moved(
+def test_a_catalogue_works_after_its_folder_is_moved(
     folder: Path, tmp_path: Path, home: str, expected, monkeypatch
 ) -> None:
     moved = tmp_path / "moved" / home
     moved.parent.mkdir(parents=True)
-    # what stands beside it must not be taken for it
+    # folders next to it that its name matches as a glob pattern
     for name in ("old", "a 1 *", "a [1] b"):
         shutil.copytree(folder / "features", moved.parent / name / "features")
     folder.rename(moved)
@@ -138,7 +138,7 @@ def test_it_works_wherever_the_folder_is_moved(
         assert "seed" not in columns(connection, "feature") | columns(connection, "token")
 
 
-def test_attached_it_works_once_told_where_it_lies(study: Study, tmp_path: Path, expected) -> None:
+def test_an_attached_catalogue_works_after_its_folder_is_set(study: Study, tmp_path: Path, expected) -> None:
     with duckdb.connect(tmp_path / "other.duckdb") as connection:
         connection.execute(f"ATTACH '{study.folder}/catalog.duckdb' AS there (READ_ONLY)")
         with pytest.raises(duckdb.IOException, match="No files found"):
@@ -152,9 +152,7 @@ def test_attached_it_works_once_told_where_it_lies(study: Study, tmp_path: Path,
         assert counts(connection) == expected
 
 
-def test_files_of_another_run_or_layer_show_up_without_a_rebuild(
-    study: Study, folder: Path, expected
-) -> None:
+def test_files_of_another_run_or_layer_appear_without_a_rebuild(study: Study, folder: Path, expected) -> None:
     write_features(folder, make_tokens(40), RUN, 2, study.z[RUN, LAYER])
     with open_catalog(folder) as connection:
         rows = connection.sql("SELECT run, layer, count(*) FROM feature GROUP BY ALL ORDER BY ALL").fetchall()
@@ -166,7 +164,7 @@ def test_files_of_another_run_or_layer_show_up_without_a_rebuild(
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_one_run_and_layer_is_one_file_read(study: Study, run: str) -> None:
+def test_a_query_of_one_run_and_layer_reads_one_file(study: Study, run: str) -> None:
     with open_catalog(study.folder) as connection:
         for table in SPLIT:
             query = f"EXPLAIN ANALYZE SELECT * FROM {table} WHERE run = '{run}' AND layer = 10"
@@ -175,8 +173,8 @@ def test_one_run_and_layer_is_one_file_read(study: Study, run: str) -> None:
             assert f"/{run}/layer10/" in plan.replace("\n", "")
 
 
-def test_damage_to_other_files_is_not_noticed(folder: Path, expected) -> None:
-    # the first by name, of which DuckDB asks what columns there are
+def test_damaged_files_of_other_runs_do_no_harm(folder: Path, expected) -> None:
+    # the first file by name: DuckDB reads the columns from it
     kept = folder / "features" / RUN / f"layer{LAYER}"
     for file in folder.glob("features/*/*/*.parquet"):
         if file.parent != kept:
@@ -191,7 +189,9 @@ def test_damage_to_other_files_is_not_noticed(folder: Path, expected) -> None:
                 connection.execute(f"FROM {table} WHERE layer = {LAYER}").fetchall()
 
 
-def test_a_rebuild_replaces_the_catalogue_whole_or_not_at_all(folder: Path, expected, monkeypatch) -> None:
+def test_a_rebuild_replaces_the_catalogue_completely_or_not_at_all(
+    folder: Path, expected, monkeypatch
+) -> None:
     path = folder / "catalog.duckdb"
     before = path.read_bytes()
     every = list(build.statements(folder))
@@ -214,7 +214,7 @@ def test_a_rebuild_replaces_the_catalogue_whole_or_not_at_all(folder: Path, expe
 
 
 @pytest.mark.parametrize("name", ["catalog.duckdb", "catalog.duckdb.new"])
-def test_what_a_killed_writer_left_is_no_hindrance(folder: Path, name: str, expected) -> None:
+def test_a_catalogue_is_rebuilt_after_a_killed_writer(folder: Path, name: str, expected) -> None:
     code = "import duckdb, os, sys; c = duckdb.connect(sys.argv[1]); c.sql('CREATE VIEW v AS SELECT 1'); os._exit(0)"
     subprocess.run([sys.executable, "-c", code, str(folder / name)], check=True)
     assert (folder / f"{name}.wal").is_file()
@@ -225,11 +225,11 @@ def test_what_a_killed_writer_left_is_no_hindrance(folder: Path, name: str, expe
     assert {file.name for file in folder.glob("catalog*")} == {"catalog.duckdb"}
 
 
-def test_building_leaves_duckdb_s_default_connection_alone(study: Study, tmp_path: Path) -> None:
-    given = duckdb.execute("SELECT range FROM range(3)")
+def test_building_does_not_use_duckdbs_default_connection(study: Study, tmp_path: Path) -> None:
+    pending = duckdb.execute("SELECT range FROM range(3)")
     for folder in (study.folder, tmp_path):
         build_catalog(folder)
-    assert given.fetchall() == [(0,), (1,), (2,)]
+    assert pending.fetchall() == [(0,), (1,), (2,)]
 
 
 def test_a_sandbox_reads_every_view(study: Study, tmp_path: Path, monkeypatch) -> None:
@@ -239,7 +239,7 @@ def test_a_sandbox_reads_every_view(study: Study, tmp_path: Path, monkeypatch) -
             assert run_statement(connection, f"FROM {table.name}").read_all().num_rows, table.name
 
 
-def test_a_folder_that_reads_like_a_pattern_is_asked_about_from_elsewhere_too(study, tmp_path):
+def test_a_sandbox_reads_a_folder_with_glob_characters_in_its_name(study, tmp_path):
     folder = tmp_path / "a[b]*c"
     shutil.copytree(study.folder, folder)
     rows = run_statement(open_sandbox(folder), "SELECT count(*) AS n FROM feature").read_all().to_pylist()

@@ -1,4 +1,4 @@
-"""What the catalogue says of circuits: edges and paths of a traced prompt, in words."""
+"""Macros about circuits: edges, nodes and paths of a traced prompt with readable labels."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def catalog(tmp_path: Path):
     ]
 
 
-def test_edges_come_strongest_first_by_what_they_join(catalog):
+def test_edges_are_labelled_and_ordered_by_absolute_effect(catalog):
     assert catalog("SELECT source, target, effect FROM circuit_edges('war')") == [
         ("0/7 'it's'@1", "logit 'so'@3", -2.0),
         ("constant", "logit 'so'@3", 1.0),
@@ -51,7 +51,7 @@ def test_edges_come_strongest_first_by_what_they_join(catalog):
     ]
 
 
-def test_nodes_come_by_influence_with_the_share_that_those_up_to_each_hold(catalog):
+def test_nodes_are_ordered_by_influence_with_its_cumulative_share(catalog):
     assert catalog("SELECT label, cumulative FROM circuit_nodes('war')") == [
         ("logit 'so'@3", 0.625),
         ("0/7 'it's'@1", 0.875),
@@ -60,19 +60,19 @@ def test_nodes_come_by_influence_with_the_share_that_those_up_to_each_hold(catal
     ]
 
 
-def test_paths_run_from_their_end_to_the_root_and_count_what_ends_there(catalog):
+def test_paths_are_written_from_source_to_root_with_the_contribution_of_all_steps(catalog):
     assert catalog("SELECT path, effect, n_steps FROM circuit_paths('war')") == [
         ("0/7 'it's'@1 > logit 'so'@3", -2.0, 1),
         ("0/7 'it's'@1 > head 1.2 from 'it's'@1 > logit 'so'@3", 0.5, 2),
     ]
 
 
-@pytest.mark.parametrize("places", [["circuits/plural"], ["cases/year"], ["circuits/plural", "cases/year"]])
-def test_a_table_is_one_view_over_all_the_places_that_have_it(tmp_path: Path, places: list[str]):
-    for place in places:
-        row = {"behaviour": place, "basis": "heads", "ablation": "zero", "ranking": "effect", "n_kept": 3}
-        write_table(FAITHFULNESS, [row], tmp_path / place / "faithfulness.parquet")
+@pytest.mark.parametrize("folders", [["circuits/plural"], ["cases/year"], ["circuits/plural", "cases/year"]])
+def test_a_view_has_the_rows_of_all_folders(tmp_path: Path, folders: list[str]):
+    for folder in folders:
+        row = {"behaviour": folder, "basis": "heads", "ablation": "zero", "ranking": "effect", "n_kept": 3}
+        write_table(FAITHFULNESS, [row], tmp_path / folder / "faithfulness.parquet")
     build_catalog(tmp_path)
     rows = run_statement(open_sandbox(tmp_path), "SELECT behaviour, n_kept FROM faithfulness").read_all()
-    assert sorted(rows["behaviour"].to_pylist()) == sorted(places)
-    assert rows["n_kept"].to_pylist() == [3] * len(places)
+    assert sorted(rows["behaviour"].to_pylist()) == sorted(folders)
+    assert rows["n_kept"].to_pylist() == [3] * len(folders)

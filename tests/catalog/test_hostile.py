@@ -1,4 +1,4 @@
-"""Statements and calls that want more than to read the catalogue."""
+"""The sandbox refuses statements that write, or that read anything but the catalogue."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from circuitloom.catalog.sandbox import _TABLE_FUNCTIONS, open_sandbox, run_stat
 
 SECRET = "plover-and-heron"
 UNLISTED = "hidden-file-name"
-"""What no statement names, and no answer may."""
+"""Name of a file that no statement contains and no error message may reveal."""
 
-DEEDS = """
+ACTIONS = """
 COPY (SELECT 1) TO '{inside}/new.csv'
 COPY feature TO '{outside}/new.parquet'
 COPY feature TO '{inside}/parts' (FORMAT parquet, PARTITION_BY (name))
@@ -124,7 +124,7 @@ PATHS = [
     *("{outside}/secret.duckdb", "{outside}/secret.parquet", "{{{inside}/x,{outside}/secret.txt}}", "/dev/stdin"),
 ]  # fmt: skip
 
-ACTS = """
+OTHER = """
 SELECT write_log('x')
 SELECT 'x'.write_log()
 SELECT system.main."Write_Log"('x')
@@ -154,7 +154,7 @@ SELECT 1; SELECT 2
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a study, its catalogue, and files outside of it to which links within lead."""
+    """A folder with a study, and files outside the study that links in it point to."""
     place = tmp_path_factory.mktemp("catalog")
     make_study(place / "study")
     outside = place / "study_outside"
@@ -197,15 +197,15 @@ def refusal(connection: duckdb.DuckDBPyConnection, statement: str) -> str:
 
 def hostile(place: Path) -> list[str]:
     names = {"inside": place / "study", "outside": place / "study_outside"}
-    deeds = [
-        wrapper.replace("\\n", "\n").format(deed.format(**names))
-        for wrapper, deed in product(WRAPPERS.split("\n"), DEEDS)
+    actions = [
+        wrapper.replace("\\n", "\n").format(action.format(**names))
+        for wrapper, action in product(WRAPPERS.split("\n"), ACTIONS)
     ]
     pairs = [*product(NAMED_FILES, PATHS), *product(CALLS, PATHS[::6])]
-    return deeds + [read.format(path=path.format(**names)) for read, path in pairs] + ACTS
+    return actions + [read.format(path=path.format(**names)) for read, path in pairs] + OTHER
 
 
-def test_no_hostile_statement_runs_writes_or_tells_what_is_outside(
+def test_no_hostile_statement_runs_writes_or_reveals_outside_files(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place / "study")
@@ -219,7 +219,7 @@ def test_no_hostile_statement_runs_writes_or_tells_what_is_outside(
     assert run_statement(connection, "FROM feature").read_all().num_rows == 6
 
 
-def test_no_table_function_reads_outside_the_folder_even_unchecked(place: Path) -> None:
+def test_no_table_function_reads_outside_the_folder_even_without_the_syntax_check(place: Path) -> None:
     connection = open_sandbox(place / "study")
     before = snapshot(place)
     names = connection.execute(

@@ -1,4 +1,4 @@
-"""Macros give what plain arithmetic on the same activations, and Python's `re` on the same text, give."""
+"""Macros agree with numpy on the same activations, and with Python's `re` on the same text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_coactivation_counts_tokens_on_which_both_fire(study, catalog, run, laye
 
 
 @pytest.mark.parametrize(("run", "layer", "feature"), SELECTED)
-def test_similar_features_are_those_of_the_largest_cosine(study, catalog, run, layer, feature) -> None:
+def test_similar_features_are_ordered_by_cosine(study, catalog, run, layer, feature) -> None:
     firing = study.firing()
     mine = firing.pop((run, layer, feature)).astype(np.float64)
     expected = []
@@ -100,13 +100,13 @@ def test_similar_features_are_those_of_the_largest_cosine(study, catalog, run, l
 
 
 @pytest.mark.parametrize("strings", [BLANKS, WORDS], ids=["tokens with blanks", "words"])
-def test_tokens_match_where_a_match_ends_in_the_text_before(tmp_path: Path, strings: list[str]) -> None:
+def test_tokens_match_where_a_match_in_the_text_up_to_them_ends(tmp_path: Path, strings: list[str]) -> None:
     tokens = make_corpus(tmp_path, strings)
     build_catalog(tmp_path)
     text = np.array(strings, object)[tokens.take(slice(None)).numpy()].tolist()
     spacing = "" if strings is BLANKS else " "
     stops = [len(spacing.join(row[: i + 1])) for row in text for i in range(CONTEXT)]
-    assert {99, 100, 101, 102} < set(stops), "no token ends where the limit begins"
+    assert {99, 100, 101, 102} < set(stops), "no token ends at the limit"
     counts = {}
     with open_catalog(tmp_path) as catalog:
         assert catalog.sql("SELECT spacing()").fetchall() == [(spacing,)]
@@ -121,7 +121,7 @@ def test_tokens_match_where_a_match_ends_in_the_text_before(tmp_path: Path, stri
     assert [pattern for pattern in PATTERNS if not counts[pattern]] == ["^", "(?s:.{101})", "zebra"]
 
 
-def test_a_match_may_have_a_hundred_characters_and_no_more(tmp_path: Path) -> None:
+def test_a_match_has_at_most_100_characters(tmp_path: Path) -> None:
     write_token_table(tmp_path, np.array([[" ", *"x" * 300]], object))
     build_catalog(tmp_path)
     expected = {
@@ -134,14 +134,14 @@ def test_a_match_may_have_a_hundred_characters_and_no_more(tmp_path: Path) -> No
             assert [row[1] for row in rows] == list(positions), pattern
 
 
-def test_what_is_no_regular_expression_is_refused(catalog) -> None:
+def test_invalid_regular_expressions_are_refused(catalog) -> None:
     for pattern in ("a)|(b", "a)|(b$", "(", "[", "a\\"):
         with pytest.raises(duckdb.Error, match=r"\)|\]|escape|trailing"):
             catalog.execute("FROM tokens_matching(?)", [pattern]).fetchall()
 
 
 @pytest.mark.parametrize("pattern", ["caught", "w1 ?w1$", r"é[^.]*s\b", ""])
-def test_features_on_score_as_classifiers_of_matching_tokens(study, catalog, pattern) -> None:
+def test_features_on_scores_features_as_classifiers_of_matching_tokens(study, catalog, pattern) -> None:
     wanted = np.zeros(len(study.text), bool)
     for start in range(0, len(study.text), CONTEXT):
         wanted[[start + i for i in matching(list(study.text[start : start + CONTEXT]), "", pattern)]] = True
@@ -159,7 +159,9 @@ def test_features_on_score_as_classifiers_of_matching_tokens(study, catalog, pat
 
 
 @pytest.mark.parametrize(("run", "layer", "feature"), SELECTED)
-def test_top_examples_are_the_largest_with_their_surroundings(study, catalog, run, layer, feature) -> None:
+def test_top_examples_are_the_largest_activations_with_their_context(
+    study, catalog, run, layer, feature
+) -> None:
     z = study.z[run, layer][feature]
     tokens = np.flatnonzero(z)
     expected = []
@@ -188,7 +190,7 @@ def test_marked_text_puts_brackets_around_one_token(catalog, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_unpacking_gives_what_was_packed(catalog, size: int) -> None:
+def test_unpacking_inverts_packing(catalog, size: int) -> None:
     for numbers in (
         [],
         [0],
@@ -203,7 +205,7 @@ def test_unpacking_gives_what_was_packed(catalog, size: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_codes_hold_the_features_that_fire_on_a_token(study, catalog, run: str) -> None:
+def test_codes_list_the_features_that_fire_on_a_token(study, catalog, run: str) -> None:
     for layer in LAYERS:
         numbers = np.array(list(study.z[run, layer]))
         fires = np.stack(list(study.z[run, layer].values()), 1) > 0
@@ -247,12 +249,12 @@ def test_runs_are_compared_by_every_metric_that_both_have(study, catalog) -> Non
     found = catalog.execute("FROM compare_runs(?, ?)", list(RUNS)).fetchall()
     assert_equal(found, expected)
     assert [row[:2] for row in found] == [row[:2] for row in expected]
-    turned = catalog.execute("FROM compare_runs(?, ?)", list(RUNS)[::-1]).fetchall()
-    assert [(row[3], row[2], -row[4]) for row in turned] == [row[2:] for row in found]
+    swapped = catalog.execute("FROM compare_runs(?, ?)", list(RUNS)[::-1]).fetchall()
+    assert [(row[3], row[2], -row[4]) for row in swapped] == [row[2:] for row in found]
 
 
 @pytest.mark.parametrize("key", [(RUN, LAYER, FEATURE), (OTHER_RUN, 10, 65_537), (RUN, LAYER, SILENT)])
-def test_a_card_holds_every_fact_of_a_feature_in_order(study, catalog, key) -> None:
+def test_a_card_lists_every_fact_about_a_feature_in_order(study, catalog, key) -> None:
     run, layer, feature = key
     folder = study.folder / "features" / run / f"layer{layer}"
 
@@ -281,7 +283,7 @@ def test_a_card_holds_every_fact_of_a_feature_in_order(study, catalog, key) -> N
     assert len(expected) > (7 if feature == SILENT else 14)
 
 
-def test_every_macro_is_documented_by_an_example_that_gives_rows(study, catalog) -> None:
+def test_every_macro_has_an_example_that_returns_rows(study, catalog) -> None:
     sandbox = open_sandbox(study.folder)
     described = list(macros())
     assert len(described) == 14

@@ -1,5 +1,6 @@
-"""Named queries give what plain Python computes from the rows of the same tables."""
+"""Named queries agree with plain Python on the rows of the same tables."""
 
+import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -20,12 +21,13 @@ TABLE_OF = {table.name: table for table in TABLES}
 RUNS = {"tc-b": "transcoder", "tc-a": "transcoder", "sae": "sae", "neurons": "neuron"}
 LAYERS = (0, 1, 2)
 TRACES = ("first", "second")
+BEHAVIOURS = ("year", "plural")
 KINDS = ("logit", "logit", "feature", "feature", "feature", "error", "embedding", "position", "constant")
 N_NODES = 40
 
 
 def make_tables() -> dict[str, Rows]:
-    """Rows by folder and table; numbers of nodes, layers and features recur in every trace and run."""
+    """Rows by folder and table. All traces and runs have the same node numbers, layers and features."""
     random = np.random.default_rng(0)
 
     def number() -> float:
@@ -69,13 +71,75 @@ def make_tables() -> dict[str, Rows]:
         {"case_study": case, "claim": f"claim {i}", "holds": bool(random.integers(0, 2))}
         for case in ("b", "a") for i in range(7)
     ]  # fmt: skip
+    figures = [
+        {"figure": figure, "value": value, "unit": f"unit of {figure}", "meaning": f"meaning of {figure}"}
+        for figure, value in (("parameters", 1234.0), ("cross_entropy", 3.5), ("cross_entropy_every", 3.25))
+    ]
     tables = {
         "evaluation/run": runs, "evaluation/metric": metrics, "evaluation/concept_score": concepts,
         "evaluation/density_histogram": densities, "circuits/weights/tc-a/layer1/connection": connections,
-        "cases/a/claim": claims,
+        "cases/a/claim": claims, "language_model/language_model": figures,
     }  # fmt: skip
     for trace in TRACES:
         tables |= {f"circuits/{trace}/{name}": rows for name, rows in make_trace(trace, random).items()}
+    return tables | make_history(random) | make_behaviours(random) | make_features(random)
+
+
+def make_history(random: np.random.Generator) -> dict[str, Rows]:
+    """Training curves of different lengths, one of a run that is not in the table of runs."""
+    return {
+        f"dictionaries/{run}/layer{layer}/history": [
+            {"run": run, "layer": layer, "step": 10 * i,
+             **{name: float(random.normal()) for name in ("loss", "fvu", "l0", "dead")}}
+            for i in range(n)
+        ]
+        for (run, layer), n in {
+            ("tc-a", 0): 130, ("tc-a", 1): 61, ("tc-a", 2): 60, ("tc-b", 1): 7, ("sae", 0): 121, ("unknown", 0): 9,
+        }.items()
+    }  # fmt: skip
+
+
+def make_behaviours(random: np.random.Generator) -> dict[str, Rows]:
+    """Ablations and faithfulness of two behaviours. Effects are multiples of 1/8, so that means are often tied."""
+    causal, faithfulness = [], []
+    for behaviour in BEHAVIOURS:
+        for basis in ("heads", "tc-a"):
+            for ablation in ("zero", "mean"):
+                keys = {"behaviour": behaviour, "basis": basis, "ablation": ablation}
+                for prompt, layer, component in np.ndindex(3, 2, 6):
+                    row = {**keys, "prompt": prompt, "layer": layer, "component": component}
+                    effect = None if random.random() < 0.1 else int(random.integers(-12, 13)) / 8
+                    causal.append({**row, "position": None, "effect": effect, "kl": float(random.random())})
+                    causal.append({**row, "position": prompt, "effect": 99.0, "kl": 99.0})
+                for ranking in ("effect", "attribution"):
+                    faithfulness += [
+                        {**keys, "ranking": ranking, "n_kept": k, "n_components": 12, "n_prompts": 3,
+                         "faithfulness": float(random.normal()) if k else None, "remaining": float(random.normal())}
+                        for k in (8, 0, 2)
+                    ]  # fmt: skip
+    return {"circuits/behaviours/causal": causal, "circuits/behaviours/faithfulness": faithfulness}
+
+
+def make_features(random: np.random.Generator) -> dict[str, Rows]:
+    """Examples on tokens of a small vocabulary, and logit effects; runs and layers have the same feature numbers."""
+    tables: dict[str, Rows] = {
+        "corpus/token": [
+            {"sequence": i, "position": j, "document": i, "token_id": 0, "token": f"t{random.integers(6)}"}
+            for i in range(8) for j in range(16)
+        ]
+    }  # fmt: skip
+    for run in ("tc-a", "tc-b"):
+        for layer in LAYERS:
+            keys = [{"run": run, "layer": layer, "feature": feature} for feature in range(5)]
+            tables[f"features/{run}/layer{layer}/example"] = [
+                {**key, "band": band, "rank": rank, "sequence": int(random.integers(8)),
+                 "position": int(random.integers(16)), "activation": 1.0}
+                for key in keys for band in (0, 1) for rank in range(12)
+            ]  # fmt: skip
+            tables[f"features/{run}/layer{layer}/logit"] = [
+                {**key, "sign": sign, "rank": rank, "token_id": 0, "token": f"{run}{layer}{key['feature']}{sign}{rank}"}
+                for key in keys for sign in (1, -1) for rank in random.permutation(5).tolist()
+            ]  # fmt: skip
     return tables
 
 
@@ -109,7 +173,8 @@ def make_trace(trace: str, random: np.random.Generator) -> dict[str, Rows]:
             interventions.append({**common, "frozen": False, "after": free})
             if i != 4:
                 interventions.append({**common, "frozen": True, "after": frozen})
-    return {"node": nodes, "edge": edges, "intervention": interventions}
+    row = {"trace": trace, "run": "tc-a", "identity_error": float(random.random()) * 1e-6}
+    return {"node": nodes, "edge": edges, "intervention": interventions, "trace": [row]}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +184,10 @@ def tables() -> dict[str, Rows]:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Rows]) -> CatalogClient:
-    folder = tmp_path_factory.mktemp("queries")
+    return write_catalog(tmp_path_factory.mktemp("queries"), tables)
+
+
+def write_catalog(folder: Path, tables: dict[str, Rows]) -> CatalogClient:
     for place, rows in tables.items():
         write_table(TABLE_OF[place.rpartition("/")[2]], rows, folder / f"{place}.parquet")
     build_catalog(folder)
@@ -145,7 +213,7 @@ def label(node: dict[str, Any]) -> str:
     return f"{what.get(node['kind'], node['kind'])} '{node['token']}'@{node['position']}"
 
 
-def test_mean_scores_are_over_layers_and_all_layers_at_once_is_apart(client, tables) -> None:
+def test_mean_scores_are_over_layers_and_exclude_all_layers_at_once(client, tables) -> None:
     metrics = tables["evaluation/metric"]
     columns = ("l0", "fvu", "delta_ce", "ce_recovered_zero", "kl", "alive", "density_over_10_percent")
     expected = []
@@ -174,9 +242,7 @@ def test_concepts_are_counted_and_averaged_over_the_best_layer_alone(client, tab
 
 @pytest.mark.parametrize("trace", TRACES)
 @pytest.mark.parametrize("edges", [10, 1000])
-def test_effects_are_those_of_edges_from_features_of_the_trace(
-    client, tables, trace: str, edges: int
-) -> None:
+def test_effects_are_of_the_traces_edges_from_features(client, tables, trace: str, edges: int) -> None:
     nodes = {row["node"]: row for row in tables[f"circuits/{trace}/node"]}
     rows = [row for row in tables[f"circuits/{trace}/edge"] if nodes[row["source"]]["kind"] == "feature"]
     assert 10 < len(rows) < len(tables[f"circuits/{trace}/edge"])
@@ -194,7 +260,9 @@ def test_effects_are_those_of_edges_from_features_of_the_trace(
 
 
 @pytest.mark.parametrize("trace", TRACES)
-def test_edges_are_ordered_by_their_share_of_the_target_s_strongest_edge(client, tables, trace: str) -> None:
+def test_edges_are_ordered_by_strength_relative_to_their_targets_strongest_edge(
+    client, tables, trace: str
+) -> None:
     rows = tables[f"circuits/{trace}/edge"]
     strongest: dict[int, float] = defaultdict(float)
     for row in rows:
@@ -210,7 +278,7 @@ def test_edges_are_ordered_by_their_share_of_the_target_s_strongest_edge(client,
 
 
 @pytest.mark.parametrize("trace", TRACES)
-def test_interventions_show_the_first_root_frozen_next_to_free(client, tables, trace: str) -> None:
+def test_interventions_have_frozen_and_free_effects_on_the_first_root(client, tables, trace: str) -> None:
     nodes = {row["node"]: row for row in tables[f"circuits/{trace}/node"]}
     measured: dict[int, Rows] = defaultdict(list)
     for row in tables[f"circuits/{trace}/intervention"]:
@@ -234,7 +302,7 @@ def test_interventions_show_the_first_root_frozen_next_to_free(client, tables, t
 
 
 @pytest.mark.parametrize("trace", TRACES)
-def test_group_interventions_leave_out_single_nodes_and_name_each_root_s_token(
+def test_group_interventions_exclude_single_nodes_and_have_each_roots_token(
     client, tables, trace: str
 ) -> None:
     nodes = {row["node"]: row for row in tables[f"circuits/{trace}/node"]}
@@ -250,7 +318,7 @@ def test_group_interventions_leave_out_single_nodes_and_name_each_root_s_token(
     assert found == expected
 
 
-def test_densities_of_some_layers_leave_out_empty_bins_and_unknown_runs(client, tables) -> None:
+def test_densities_of_some_layers_exclude_empty_bins_and_unknown_runs(client, tables) -> None:
     order = {"tc-a": 0, "tc-b": 1}
     expected = [
         row for row in tables["evaluation/density_histogram"]
@@ -261,7 +329,7 @@ def test_densities_of_some_layers_leave_out_empty_bins_and_unknown_runs(client, 
     assert_rows(client.ask("density", layers=[0, 2]).rows, expected)
 
 
-def test_densities_of_a_run_are_its_own_of_every_layer(client, tables) -> None:
+def test_run_density_has_every_layer_of_one_run(client, tables) -> None:
     expected = [
         {name: value for name, value in row.items() if name != "run"}
         for row in tables["evaluation/density_histogram"]
@@ -297,7 +365,7 @@ def test_connections_are_followed_in_their_direction_strongest_effect_first(
     assert_rows(client.ask(query, run="tc-b", layer=1, feature=5).rows, expected[:15])
 
 
-def test_claims_are_counted_case_by_case(client, tables) -> None:
+def test_claims_are_counted_per_case_study(client, tables) -> None:
     expected = []
     for case in ("a", "b"):
         holds = [row["holds"] for row in tables["cases/a/claim"] if row["case_study"] == case]
@@ -305,7 +373,147 @@ def test_claims_are_counted_case_by_case(client, tables) -> None:
     assert client.ask("cases").rows == expected
 
 
-def test_features_alike_are_the_twenty_of_the_largest_cosine_over_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [[0], [0, 1, 2]])
+def test_history_thins_each_curve_to_about_60_points_including_the_last(client, tables, layers) -> None:
+    expected = []
+    for run in ("tc-a", "tc-b", "sae"):
+        for layer in layers:
+            rows = tables.get(f"dictionaries/{run}/layer{layer}/history", [])
+            every = math.ceil(len(rows) / 60)
+            kept = [row for i, row in enumerate(rows, 1) if i % every == 0 or i == len(rows)]
+            assert len(kept) <= 61
+            expected += [
+                {name: row[name] for name in ("run", "layer", "step", "loss", "fvu", "dead")} for row in kept
+            ]
+    assert_rows(client.ask("history", layers=layers).rows, expected)
+
+
+def test_run_history_has_every_step_of_every_layer_of_one_run(client, tables) -> None:
+    expected = [
+        {name: row[name] for name in ("layer", "step", "fvu", "l0", "dead")}
+        for layer in LAYERS
+        for row in tables[f"dictionaries/tc-a/layer{layer}/history"]
+    ]
+    assert len(expected) == 130 + 61 + 60
+    assert_rows(client.ask("run_history", run="tc-a").rows, expected)
+
+
+def test_key_figures_are_counts_and_best_values(client, tables) -> None:
+    metrics, concepts = tables["evaluation/metric"], tables["evaluation/concept_score"]
+    transcoders = [run for run, kind in RUNS.items() if kind == "transcoder"]
+    best = min(
+        (row for row in metrics if row["run"] in transcoders and row["layer"] == -1),
+        key=lambda row: row["delta_ce"],
+    )
+    assert best["delta_ce"] > min(row["delta_ce"] for row in metrics)
+    found = {
+        run: [(row["f1"] or 0) >= 0.8 for row in concepts if row["run"] == run and row["layer"] == -1]
+        for run in transcoders
+    }
+    most = min(transcoders, key=lambda run: (-sum(found[run]), run))
+    holds = [row["holds"] for row in tables["cases/a/claim"]]
+    error = max(tables[f"circuits/{trace}/trace"][0]["identity_error"] for trace in TRACES)
+    expected = [
+        (3.25, "unit of cross_entropy_every", "meaning of cross_entropy_every"),
+        (1234, "unit of parameters", "meaning of parameters"),
+        (9, "dictionaries", "3 runs, 3 layers"),
+        (
+            best["delta_ce"],
+            "nats per token",
+            f"{best['run']}, all layers replaced, L0 {round(best['l0'], 1)}",
+        ),
+        (sum(found[most]), f"of {len(found[most])}", f"{most}, best layer of each concept"),
+        (2, "prompts", f"sums of sources add up to within {error:.1e}"),
+        (sum(holds), f"of {len(holds)}", "2 case studies"),
+    ]
+    rows = client.ask("glance").rows
+    assert [(row["value"], row["unit"], row["detail"]) for row in rows] == expected
+    assert len({row["figure"] for row in rows}) == 7
+
+
+def test_key_figures_of_a_study_without_joint_replacement_are_of_its_best_layer(
+    tables, tmp_path: Path
+) -> None:
+    metrics = [row for row in tables["evaluation/metric"] if row["layer"] >= 0]
+    best = min((row for row in metrics if row["run"] != "sae"), key=lambda row: row["delta_ce"])
+    partial = {"evaluation/run": tables["evaluation/run"], "evaluation/metric": metrics}
+    rows = write_catalog(tmp_path, partial).ask("glance").rows
+    assert [(row["value"], row["detail"]) for row in rows] == [
+        (9, "3 runs, 3 layers"),
+        (best["delta_ce"], f"{best['run']}, layer {best['layer']}, L0 {round(best['l0'], 1)}"),
+    ]
+
+
+def test_components_are_the_five_of_each_basis_with_the_largest_mean_effect(client, tables) -> None:
+    groups: dict[tuple, dict[tuple, Rows]] = defaultdict(lambda: defaultdict(list))
+    for row in tables["circuits/behaviours/causal"]:
+        if row["effect"] is not None and row["position"] is None:
+            group = (row["behaviour"], row["ablation"], row["basis"])
+            groups[group][row["layer"], row["component"]].append(row)
+    expected = []
+    for (behaviour, ablation, basis), components in sorted(groups.items()):
+        means = [
+            {"behaviour": behaviour, "basis": basis, "ablation": ablation, "layer": layer, "component": component,
+             "effect": mean(row["effect"] for row in rows), "kl": mean(row["kl"] for row in rows),
+             "n_prompts": len(rows)}
+            for (layer, component), rows in components.items()
+        ]  # fmt: skip
+        means.sort(key=lambda row: (-abs(row["effect"]), row["layer"], row["component"]))
+        expected += means[:5]
+    assert {row["n_prompts"] for row in expected} >= {2, 3} and min(row["effect"] for row in expected) < 0
+    assert len(expected) == 40
+    assert_rows(client.ask("components").rows, expected)
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_faithfulness_is_of_one_behaviour_by_number_of_components_kept(
+    client, tables, behaviour: str
+) -> None:
+    rows = [row for row in tables["circuits/behaviours/faithfulness"] if row["behaviour"] == behaviour]
+    rows.sort(key=lambda row: (row["ablation"], row["ranking"], row["basis"], row["n_kept"]))
+    names = (
+        "basis",
+        "ablation",
+        "ranking",
+        "n_kept",
+        "n_components",
+        "n_prompts",
+        "faithfulness",
+        "remaining",
+    )
+    expected = [{name: row[name] for name in names} for row in rows]
+    assert len(expected) == 24
+    assert_rows(client.ask("faithfulness", behaviour=behaviour).rows, expected)
+
+
+def test_words_are_the_most_frequent_tokens_of_the_top_examples(client, tables) -> None:
+    token = {(row["sequence"], row["position"]): row["token"] for row in tables["corpus/token"]}
+    expected = {}
+    for layer in (0, 2):
+        for feature in (1, 4):
+            ranks: dict[str, list[int]] = defaultdict(list)
+            for row in tables[f"features/tc-b/layer{layer}/example"]:
+                if row["feature"] == feature and row["band"] == 0:
+                    ranks[token[row["sequence"], row["position"]]].append(row["rank"])
+            # of equally frequent tokens, the one of the larger activation first
+            expected[layer, feature] = sorted(ranks, key=lambda word: (-len(ranks[word]), min(ranks[word])))
+    rows = client.ask("words", run="tc-b", layers=[0, 2], features=[1, 4]).rows
+    assert {(row["layer"], row["feature"]): row["tokens"] for row in rows} == expected
+    assert client.words("tc-b", list(expected)) == {key: tokens[:3] for key, tokens in expected.items()}
+    assert client.words("tc-b", []) == {}
+
+
+def test_promoted_are_the_three_tokens_with_the_most_raised_logits(client) -> None:
+    expected = {
+        (layer, feature): [f"tc-b{layer}{feature}1{rank}" for rank in range(3)]
+        for layer in (0, 2) for feature in (1, 4)
+    }  # fmt: skip
+    rows = client.ask("promoted", run="tc-b", layers=[0, 2], features=[1, 4]).rows
+    assert {(row["layer"], row["feature"]): row["tokens"] for row in rows} == expected
+    assert client.promoted("tc-b", list(expected)) == expected
+
+
+def test_alike_features_are_the_twenty_with_the_largest_cosine_over_tokens(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study")
     build_catalog(study.folder)
     firing = study.firing()
@@ -325,7 +533,7 @@ def test_features_alike_are_the_twenty_of_the_largest_cosine_over_tokens(tmp_pat
         assert row == pytest.approx(other, rel=1e-5)
 
 
-def test_every_query_has_a_name_of_its_own_a_description_and_no_stray_parameter() -> None:
+def test_every_query_has_a_unique_name_and_a_description_and_no_format_field() -> None:
     assert len(named_queries()) == sum(len(read_queries(name)) for name in QUERY_FILES) > 40
     for query in named_queries().values():
         assert query.description[0].isupper() and query.description.endswith("."), query.name
@@ -333,7 +541,7 @@ def test_every_query_has_a_name_of_its_own_a_description_and_no_stray_parameter(
         assert not re.search(r"\{\w+\}", query.sql), query.name
 
 
-def test_parameters_are_filled_in_as_literals_and_never_twice() -> None:
+def test_parameters_are_filled_in_once_as_literals() -> None:
     assert quoted(["it's", 2]) == "['it''s', 2]"
     assert (
         fill_in("a = $a AND b = $b AND c ->> '$.x'", {"a": "$b", "b": 1})

@@ -1,4 +1,4 @@
-"""The page of questions: each is asked of each study, and what came out stands below it."""
+"""The page of questions: each question is run on each study, followed by its result."""
 
 import io
 import re
@@ -28,17 +28,17 @@ def test_there_are_twenty_questions():
     assert all(question.description.endswith("?") for question in questions())
 
 
-def test_every_question_is_asked_and_answered(folder):
+def test_every_question_has_its_sql_and_its_result(folder):
     page = queries_page({folder: "[0-9]"})
     parts = re.split(r"^## \d+\. ", page, flags=re.MULTILINE)[1:]
     assert [part.partition("\n")[0] for part in parts] == [question.description for question in questions()]
     for part in parts:
         assert part.count("```sql") == 1 and part.count("small:") == 1
         assert "```text" in part or "No rows" in part
-        assert not re.search(r"\{\w+\}", part), "a name is not filled in"
+        assert not re.search(r"\{\w+\}", part), "a parameter is not filled in"
 
 
-def test_the_questions_are_about_a_feature_that_answers_to_the_pattern(folder):
+def test_the_questions_are_about_the_feature_that_matches_the_pattern_best(folder):
     names = question_parameters(open_sandbox(folder), "[0-9]")
     rows = run_statement(
         open_sandbox(folder), f"FROM features_on('[0-9]') WHERE run = {quoted(names['run'])} LIMIT 1"
@@ -46,7 +46,7 @@ def test_the_questions_are_about_a_feature_that_answers_to_the_pattern(folder):
     assert [names["layer"], names["feature"]] == [rows["layer"][0].as_py(), rows["feature"][0].as_py()]
 
 
-def test_a_result_without_rows_is_a_heading(folder):
+def test_a_result_without_rows_is_printed_as_its_heading(folder):
     stream = io.StringIO()
     write_result(
         run_statement(open_sandbox(folder), "SELECT run, layer FROM feature WHERE false"), "table", stream, 80
@@ -54,5 +54,5 @@ def test_a_result_without_rows_is_a_heading(folder):
     assert stream.getvalue().split()[:2] == ["run", "layer"]
 
 
-def test_quotes_in_a_name_are_doubled():
+def test_quotes_in_a_literal_are_doubled():
     assert quoted("it's") == "'it''s'" and quoted(3) == "3"

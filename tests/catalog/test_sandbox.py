@@ -1,3 +1,5 @@
+"""Connections to the catalogue, the sandbox and the output of `circuitloom sql`."""
+
 import csv
 import io
 import json
@@ -17,7 +19,7 @@ from circuitloom.catalog.output import write_result
 from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.cli import main
 
-HONEST = """
+READING = """
 WITH a AS (FROM feature), b AS MATERIALIZED (FROM a) SELECT * FROM b UNION ALL FROM a ORDER BY ALL LIMIT 3
 WITH RECURSIVE r AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM r WHERE x < 5) SELECT * FROM r
 SELECT DISTINCT ON (name) * FROM feature QUALIFY row_number() OVER (PARTITION BY name ORDER BY feature) = 1 LIMIT 50%
@@ -50,7 +52,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fault(path: Path) -> str:
+def error_of_opening(path: Path) -> str:
     messages = set()
     for open_connection in (open_catalog, open_sandbox):
         with pytest.raises(ValueError) as error:
@@ -67,11 +69,11 @@ def printed(folder: Path, statement: str, style: str, width: int | None = None) 
     return stream.getvalue()
 
 
-def command(*arguments: str, given: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+def command(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "circuitloom", "sql", *arguments],
         env={**os.environ, **environment},
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
@@ -79,7 +81,7 @@ def command(*arguments: str, given: str | None = None, **environment: str) -> su
 
 
 @OPEN
-def test_views_hold_where_the_folder_is_moved_linked_to_and_opened_from_elsewhere(
+def test_views_work_in_a_moved_or_linked_folder_and_from_another_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_connection
 ) -> None:
     make_study(tmp_path / "made")
@@ -97,7 +99,7 @@ def test_views_hold_where_the_folder_is_moved_linked_to_and_opened_from_elsewher
 
 
 @OPEN
-def test_a_file_made_anew_is_read_anew(tmp_path: Path, open_connection) -> None:
+def test_a_rewritten_file_is_read_again(tmp_path: Path, open_connection) -> None:
     make_study(tmp_path / "study")
     connection = open_connection(tmp_path / "study")
     query = "SELECT count(*) AS n FROM feature"
@@ -106,23 +108,25 @@ def test_a_file_made_anew_is_read_anew(tmp_path: Path, open_connection) -> None:
     assert run_statement(connection, query).read_all().to_pylist() == [{"n": 8}]
 
 
-def test_a_catalogue_that_is_not_there_or_broken_is_told_in_one_line_with_the_remedy(tmp_path: Path) -> None:
-    assert "run" not in fault(tmp_path) and "make it with `snakemake catalog`" in fault(tmp_path)
+def test_a_missing_or_broken_catalogue_is_a_one_line_error_with_a_remedy(tmp_path: Path) -> None:
+    assert "run" not in error_of_opening(tmp_path) and "make it with `snakemake catalog`" in error_of_opening(
+        tmp_path
+    )
     make_study(tmp_path / "study")
-    whole = (tmp_path / "study" / "catalog.duckdb").read_bytes()
-    holed = bytearray(whole)
-    holed[3 * 4096 :: 3] = bytes(len(holed[3 * 4096 :: 3]))
+    valid = (tmp_path / "study" / "catalog.duckdb").read_bytes()
+    corrupt = bytearray(valid)
+    corrupt[3 * 4096 :: 3] = bytes(len(corrupt[3 * 4096 :: 3]))
     for name, content in {
         "empty": b"",
         "text": b"x" * 9000,
-        "short": whole[:5000],
-        "holed": bytes(holed),
+        "short": valid[:5000],
+        "corrupt": bytes(corrupt),
     }.items():
         (tmp_path / name).write_bytes(content)
-        assert "delete it and run `snakemake catalog`" in fault(tmp_path / name)
+        assert "delete it and run `snakemake catalog`" in error_of_opening(tmp_path / name)
 
 
-def test_a_catalogue_that_is_being_written_is_told(tmp_path: Path) -> None:
+def test_a_catalogue_that_is_being_written_is_reported(tmp_path: Path) -> None:
     make_study(tmp_path)
     file = tmp_path / "catalog.duckdb"
     hold = f"import duckdb; c = duckdb.connect({str(file)!r}); print(flush=True); input()"
@@ -130,7 +134,7 @@ def test_a_catalogue_that_is_being_written_is_told(tmp_path: Path) -> None:
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as writer:
         assert writer.stdout and writer.stdout.readline()
-        assert "being written by another process" in fault(file)
+        assert "being written by another process" in error_of_opening(file)
         writer.communicate(b"\n")
     with duckdb.connect(file), pytest.raises(ValueError, match="open in this process"):
         open_catalog(file)
@@ -150,18 +154,18 @@ def test_a_sandbox_and_a_notebook_share_nothing(study: Path) -> None:
         notebook.execute("CREATE TABLE t AS SELECT 1")
 
 
-def test_the_proxy_s_password_is_not_told(study: Path) -> None:
+def test_the_password_of_the_proxy_is_not_revealed(study: Path) -> None:
     query = "SELECT current_setting('http_proxy') || string_agg(setting) AS s FROM pg_settings"
     result = command(query, "--catalog", str(study), "--format", "csv", HTTP_PROXY="http://user:hush@host:1")
     assert result.returncode == 0 and "hush" not in result.stdout
 
 
-@pytest.mark.parametrize("statement", HONEST, ids=range(len(HONEST)))
+@pytest.mark.parametrize("statement", READING, ids=range(len(READING)))
 def test_statements_that_only_read_are_run(study: Path, statement: str) -> None:
     assert run_statement(open_sandbox(study), statement).read_all().num_columns
 
 
-def test_what_duckdb_says_becomes_one_line_with_its_hint(study: Path) -> None:
+def test_errors_of_duckdb_become_one_line_with_their_hint(study: Path) -> None:
     connection = open_sandbox(study)
     for statement, hint in {
         "FROM featur": 'Did you mean "feature"?',
@@ -175,7 +179,7 @@ def test_what_duckdb_says_becomes_one_line_with_its_hint(study: Path) -> None:
         assert hint in str(error.value) and "\n" not in str(error.value) and "LINE" not in str(error.value)
 
 
-def test_csv_and_json_hold_whole_values_and_a_table_what_fits(study: Path) -> None:
+def test_csv_and_json_contain_complete_values_and_tables_shortened_ones(study: Path) -> None:
     query = """SELECT ' the\n' AS t, 0.1::FLOAT AS f, sum(feature) AS s, 'nan'::DOUBLE AS x, NULL AS n,
         feature > 0 AS b, [1.5] AS l, {'a': DATE '2020-01-01'} AS r
         FROM feature GROUP BY feature ORDER BY feature LIMIT 2"""
@@ -209,7 +213,7 @@ def test_only_the_longest_cells_of_a_table_are_cut_to_the_width(study: Path) -> 
     assert len(printed(study, query, "table").splitlines()[3]) > 130
 
 
-def test_two_columns_of_one_name_are_told_apart_or_refused(study: Path) -> None:
+def test_json_refuses_two_columns_of_one_name_and_csv_keeps_both(study: Path) -> None:
     assert printed(study, "SELECT 1 AS a, 2 AS a", "csv") == "a,a\n1,2\n"
     with pytest.raises(ValueError, match="two columns are named 'a'"):
         printed(study, "SELECT 1 AS a, 2 AS a", "json")
@@ -217,13 +221,13 @@ def test_two_columns_of_one_name_are_told_apart_or_refused(study: Path) -> None:
 
 def test_the_command_prints_results_and_reads_statements_from_standard_input(study: Path) -> None:
     result = command(
-        "-", "--catalog", str(study), "--format", "json", given="-- strongest\nFROM strongest(1)\n;\n"
+        "-", "--catalog", str(study), "--format", "json", stdin="-- strongest\nFROM strongest(1)\n;\n"
     )
     assert json.loads(result.stdout) == [{"feature": 2, "name": "l\\n2"}]
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_the_command_s_faults_are_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_command_are_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, words in {
         ("SELECT 1", "--study", "nowhere"): "there is no catalogue at results/nowhere",
         ("SELECT 1",): "there is no catalogue at results/quickstart",

@@ -41,7 +41,7 @@ def build_catalog(folder: Path) -> Path:
                 connection.execute(statement)
             # closing writes as well, but reports no error if the disk is full
             connection.execute("CHECKPOINT")
-        # a log that a killed writer left would make the new catalogue unreadable
+        # the log of a killed writer would make the new catalogue unreadable
         path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
     return path
 
@@ -53,11 +53,12 @@ def statements(folder: Path) -> Iterator[str]:
     # a macro or view must exist before it is used
     yield from (macro.sql for macro in macros() if not macro.is_table)
     for table in TABLES:
-        yield _view(table, [name for name, names in TABLE_FOLDERS.items() if table.name in names], folder)
+        yield _view(table, [place for place, tables in TABLE_FOLDERS.items() if table.name in tables], folder)
     yield from (macro.sql for macro in macros() if macro.is_table)
 
 
 def _view(table: Table, folders: Sequence[str], folder: Path) -> str:
+    """CREATE VIEW statement of a table whose files lie in `folders`, glob patterns relative to `folder`."""
     extra = ", unpacked(packed, n_features) AS features" if table.name == "code" else ""
     # DuckDB rejects a glob pattern without matches
     present = [each for each in folders if any(folder.glob(f"{each}/{table.name}.parquet"))]

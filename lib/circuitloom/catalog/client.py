@@ -28,15 +28,15 @@ class Answer:
     """A query and its rows."""
 
     name: str
-    """Name of the query; empty for SQL that was composed."""
+    """Name of the query; empty for other SQL."""
     sql: str
-    """As it was run, and as `python -m circuitloom sql` runs it."""
+    """As it was run; `circuitloom sql` runs it too."""
     columns: tuple[str, ...]
     rows: list[Row]
 
     @property
     def description(self) -> str:
-        """What the rows are: the comment that heads a named query."""
+        """What the rows are: the first line of a named query, a comment."""
         return self.sql.partition("\n")[0].removeprefix("-- ")
 
     @property
@@ -52,7 +52,7 @@ class Answer:
 
 
 class CatalogClient:
-    """Asks the catalogue of one study, from any thread; reopens it when the file is rebuilt.
+    """Runs queries on the catalogue of one study, from any thread; reopens it when the file is rebuilt.
 
     Raises ValueError, with the remedy, if `folder` has no readable catalogue.
     """
@@ -67,7 +67,7 @@ class CatalogClient:
             pass
 
     def ask(self, query: str, /, **parameters: Any) -> Answer:
-        """The answer to a named query. Raises ValueError, in one line, if it fails."""
+        """The answer to a named query. Raises ValueError, with a message of one line, if it fails."""
         return self.run(named_queries()[query].filled(**parameters), query)
 
     def run(self, sql: str, name: str = "") -> Answer:

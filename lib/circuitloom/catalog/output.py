@@ -63,7 +63,7 @@ def _write_json(result: pa.RecordBatchReader, stream: TextStream) -> None:
             raise ValueError(f"two columns are named {name!r}; tell them apart with AS")
     separator = "[\n"
     for row in rows_of(result):
-        values = {name: _finite(value) for name, value in zip(names, row, strict=True)}
+        values = {name: finite(value) for name, value in zip(names, row, strict=True)}
         stream.write(separator + json.dumps(values, ensure_ascii=False))
         separator = ",\n"
     stream.write("[]\n" if separator == "[\n" else "\n]\n")
@@ -128,20 +128,20 @@ def _text(value: Any) -> str:
     return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)
 
 
-def _finite(value: Any) -> Any:
-    """`value` with None for NaN and infinity."""
+def finite(value: Any) -> Any:
+    """A JSON value with None for NaN and infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _field(value: Any) -> Any:
     """`value` as a CSV field."""
     if isinstance(value, bool):
         return str(value).lower()
-    return json.dumps(_finite(value), ensure_ascii=False) if isinstance(value, dict | list) else value
+    return json.dumps(finite(value), ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
 def cell(value: Any) -> str:

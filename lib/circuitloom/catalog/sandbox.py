@@ -116,13 +116,14 @@ def _check_reads_only(connection: DuckDBPyConnection, query: str) -> None:
     except RecursionError:
         raise ValueError("the statement is nested too deeply") from None
     if tree["error"]:
-        raise ValueError(f"the statement is not understood: {' '.join(tree['error_message'].split())}")
+        raise ValueError(f"the statement cannot be parsed: {' '.join(tree['error_message'].split())}")
     assert len(tree["statements"]) == 1
     for node in _nodes(tree):
         kind = node.get("type")
         # expressions have a class; they can only call functions and contain queries
         if isinstance(kind, str) and "class" not in node and kind not in _SYNTAX:
-            raise ValueError(f"only a SELECT that only reads is run here; this one holds {_words(kind)}")
+            name = kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " ")
+            raise ValueError(f"only a SELECT that only reads is run here; this one contains {name}")
         if kind in ("BASE_TABLE", "SHOW_REF"):
             _check_table(node)
         elif kind == "TABLE_FUNCTION":
@@ -133,7 +134,7 @@ def _check_reads_only(connection: DuckDBPyConnection, query: str) -> None:
                 )
         if "function_name" in node:
             name = node["function_name"].lower()
-            if name in _acting_functions():
+            if name in _functions_with_side_effects():
                 raise ValueError(f"{name}() is not allowed here: it does more than compute")
 
 
@@ -149,13 +150,8 @@ def _nodes(tree: object) -> Iterator[dict[str, Any]]:
             stack.extend(item)
 
 
-def _words(kind: str) -> str:
-    """COPY for COPY_QUERY_NODE."""
-    return kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " ")
-
-
 def _check_table(node: dict[str, Any]) -> None:
-    """Raise ValueError if a name in FROM can only be a file's."""
+    """Raise ValueError if a name in FROM can only name a file."""
     for part in node["qualified_name"]["path"]:
         # DuckDB reveals names of files that match a pattern behind a link, even those that it does not read
         if re.search(r"[./*?\[\\:]", part):
@@ -171,7 +167,7 @@ def _own_macros(connection: DuckDBPyConnection) -> set[str]:
 
 
 @cache
-def _acting_functions() -> frozenset[str]:
+def _functions_with_side_effects() -> frozenset[str]:
     """DuckDB's functions with side effects: they write logs, advance sequences, sleep or plan queries."""
     with duckdb.connect() as connection:
         rows = connection.execute(

@@ -3,7 +3,7 @@
 -- example: SELECT sequence, position, token FROM tokens_matching($pattern) LIMIT 3
 CREATE OR REPLACE MACRO tokens_matching(pattern) AS TABLE
 WITH
-whole AS (
+sequence_text AS (
     SELECT sequence, string_agg(token, spacing() ORDER BY position) AS text
     FROM token
     GROUP BY sequence
@@ -12,13 +12,13 @@ whole AS (
 ending AS (
     SELECT
         token.*,
-        whole.text,
+        sequence_text.text,
         (sum(length(token) + length(spacing())) OVER (PARTITION BY sequence ORDER BY position))::BIGINT
         - length(spacing()) AS stop
     FROM token
-    JOIN whole USING (sequence)
+    JOIN sequence_text USING (sequence)
     -- a sequence without a match has none up to any token either, except for patterns that test for the text's end
-    WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(whole.text, pattern)
+    WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(sequence_text.text, pattern)
 )
 
 SELECT sequence, position, document, token_id, token
