@@ -1,4 +1,4 @@
-"""Reports opened in a browser."""
+"""A report in a browser, with a log of its requests and messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,24 +8,24 @@ from typing import Any
 
 
 @dataclass
-class Heard:
-    """What a page did beside being shown."""
+class PageLog:
+    """Requests, console messages, exceptions and dialogs of a page."""
 
     requests: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
 
 @contextmanager
-def opened(browser: Any, file: Path, width: int = 1200, **keys) -> Iterator[tuple[Any, Heard]]:
-    """The page of `file`, and what it does."""
+def open_report(browser: Any, file: Path, width: int = 1200, **keys) -> Iterator[tuple[Any, PageLog]]:
+    """The page of `file` and its log."""
     page = browser.new_page(viewport={"width": width, "height": 900}, **keys)
-    heard = Heard()
-    page.on("console", lambda message: heard.messages.append(message.text))
-    page.on("pageerror", lambda error: heard.messages.append(str(error)))
-    page.on("dialog", lambda dialog: (heard.messages.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: heard.requests.append(request.url))
+    log = PageLog()
+    page.on("console", lambda message: log.messages.append(message.text))
+    page.on("pageerror", lambda error: log.messages.append(str(error)))
+    page.on("dialog", lambda dialog: (log.messages.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: log.requests.append(request.url))
     page.goto(file.as_uri())
     try:
-        yield page, heard
+        yield page, log
     finally:
         page.close()

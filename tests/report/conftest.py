@@ -1,4 +1,4 @@
-"""Reports of made-up studies."""
+"""Reports of synthetic studies."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +11,24 @@ from circuitloom.report.write import ReportInputs, write_report
 
 
 @dataclass(frozen=True)
-class Written:
-    """A report that was written."""
+class WrittenReport:
+    """A report and its inputs."""
 
-    sources: ReportInputs
+    inputs: ReportInputs
     file: Path
     html: str
     page: Page
 
 
-def write(folder: Path, **keys) -> Written:
-    sources = make_study(folder / "made", **keys)
+def write(folder: Path, **keys) -> WrittenReport:
+    inputs = make_study(folder / "made", **keys)
     file = folder / "made" / "report.html"
-    write_report(sources, file)
+    write_report(inputs, file)
     html = file.read_text()
-    return Written(sources, file, html, read_page(html))
+    return WrittenReport(inputs, file, html, read_page(html))
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory) -> Written:
-    """The report of a study with everything in it."""
+def written(tmp_path_factory) -> WrittenReport:
+    """The report of a study with all parts."""
     return write(tmp_path_factory.mktemp("report"))

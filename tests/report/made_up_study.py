@@ -1,4 +1,4 @@
-"""A small made-up study, with any string for a token, and what its report is made of."""
+"""A small synthetic study with any strings as tokens, and the inputs of its report."""
 
 import base64
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ RESULT = """# {case}: a case about {token}
 
 ![picture](picture.png)
 
-What the picture shows: {token}
+Caption: {token}
 """
 
 
 def make_study(
     folder: Path, tokens: Sequence[str] = ("the",), layers: Sequence[int] = (0, 1)
 ) -> ReportInputs:
-    """The study in `folder` with its catalogue: of each token a study and a case in which it is all text."""
+    """Write a study with its catalogue to `folder`: per token, a trace and a case study with that token as all text."""
     tables = evaluation(layers) | _features(tokens[0], layers) | _behaviour()
     for number, token in enumerate(tokens):
         tables |= _circuit(f"{TRACE}{number or ''}", token, layers) | _claims(f"{CASE}{number or ''}", token)
@@ -44,11 +44,11 @@ def make_study(
         for name in ("picture", "other"):
             (case / f"{name}.png").write_bytes(PIXEL + name.encode())
     build_catalog(folder)
-    return sources(folder, layers)
+    return report_inputs(folder, layers)
 
 
-def sources(folder: Path, layers: Sequence[int] = (0, 1)) -> ReportInputs:
-    """What the report of the study in `folder` is made of; weights and times are made up."""
+def report_inputs(folder: Path, layers: Sequence[int] = (0, 1)) -> ReportInputs:
+    """Inputs of the report of the study in `folder`, with synthetic weights and times."""
     dictionaries = [folder / "dictionaries" / run / f"layer{layer}" for run in RUNS for layer in layers]
     for place in [*dictionaries, folder / "model", folder / "corpus" / "train.zarr", folder / "benchmarks"]:
         place.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A report, read back: its SQL, the rows that it holds, its tables and its text."""
+"""Parser of reports: SQL, rows, table cells and text."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,19 +8,19 @@ from typing import Any
 
 @dataclass
 class Page:
-    """What a report says."""
+    """Contents of a report."""
 
     sql: dict[str, str] = field(default_factory=dict)
-    """Shown, by the name of the answer."""
+    """SQL shown, by name of the answer."""
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Held as JSON, by the name of the answer."""
+    """Rows embedded as JSON, by name of the answer."""
     cells: dict[str, list[list[str]]] = field(default_factory=dict)
-    """Of tables, by the name of the answer."""
+    """Text of table cells, by name of the answer."""
     ids: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
-    """All that an attribute refers to."""
+    """Targets of href, src and action attributes."""
     pictures: int = 0
-    """Pictures, plots left out."""
+    """Number of <img> elements."""
     text: str = ""
     scripts: list[str] = field(default_factory=list)
 
@@ -57,8 +57,8 @@ class _Reader(HTMLParser):
         script, details, table = self.inside("script"), self.inside("details"), self.inside("table")
         if script is not None:
             if "data-answer" in script:
-                held = json.loads(data)
-                rows = [dict(zip(held["columns"], row, strict=True)) for row in held["rows"]]
+                answer = json.loads(data)
+                rows = [dict(zip(answer["columns"], row, strict=True)) for row in answer["rows"]]
                 self.page.rows[script["data-answer"]] = rows
             else:
                 self.page.scripts.append(data)
@@ -77,7 +77,7 @@ class _Reader(HTMLParser):
 
 
 def read_page(html: str) -> Page:
-    """What the report `html` says."""
+    """Contents of the report `html`."""
     page = Page()
     reader = _Reader(page)
     reader.feed(html)

@@ -1,4 +1,4 @@
-"""Tables of made-up runs, their scores and how they were trained."""
+"""Tables of synthetic runs: scores, concepts, densities and training history."""
 
 from collections.abc import Sequence
 
@@ -76,10 +76,15 @@ def evaluation(layers: Sequence[int]) -> dict[str, list[dict]]:
             {
                 "figure": "cross_entropy_every",
                 "value": 2.25,
-                "unit": "nats a token",
+                "unit": "nats per token",
                 "meaning": "held-out text",
             },
-            {"figure": "grammar_entropy", "value": 2.0, "unit": "nats a token", "meaning": "of the grammar"},
+            {
+                "figure": "grammar_entropy",
+                "value": 2.0,
+                "unit": "nats per token",
+                "meaning": "of the grammar",
+            },
         ],
         "model/pretraining": [{"step": i, "loss": 5.0 / i} for i in range(1, 700)],
         "evaluation/run": runs,

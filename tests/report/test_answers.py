@@ -1,4 +1,4 @@
-"""What the report shows is what its SQL gives."""
+"""The report's SQL returns the rows that the report shows."""
 
 import json
 import subprocess
@@ -9,12 +9,12 @@ from circuitloom.catalog.queries import named_queries, read_queries
 from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.core.formatting import format_value
 
-HOLDING_NO_TABLE = {"claims_of_case", "cases"}
-"""Tables whose cells are put together from several columns."""
+COMBINED = {"claims_of_case", "cases"}
+"""Tables whose cells combine several columns."""
 
 
-def test_every_sql_gives_the_rows_that_the_report_holds(written) -> None:
-    catalogue = open_sandbox(written.sources.folder)
+def test_every_query_returns_the_rows_in_the_report(written) -> None:
+    catalogue = open_sandbox(written.inputs.folder)
     assert len(written.page.sql) > 20
     for name, sql in written.page.sql.items():
         result = run_statement(catalogue, sql)
@@ -26,9 +26,7 @@ def test_every_sql_gives_the_rows_that_the_report_holds(written) -> None:
 
 def test_every_table_shows_its_rows(written) -> None:
     tables = {
-        name: cells
-        for name, cells in written.page.cells.items()
-        if name.partition(":")[0] not in HOLDING_NO_TABLE
+        name: cells for name, cells in written.page.cells.items() if name.partition(":")[0] not in COMBINED
     }
     assert len(tables) > 8
     for name, cells in tables.items():
@@ -37,20 +35,20 @@ def test_every_table_shows_its_rows(written) -> None:
         ], name
 
 
-def test_every_query_is_asked_and_says_what_it_gives(written) -> None:
+def test_every_query_is_used_and_headed_by_its_description(written) -> None:
     asked = {name.partition(":")[0] for name in written.page.rows}
     assert {query.name for query in read_queries("report")} <= asked <= set(named_queries())
     for name, sql in written.page.sql.items():
         assert sql.startswith(f"-- {named_queries()[name.partition(':')[0]].description[:9]}"), name
 
 
-def test_all_that_is_drawn_has_its_sql_below(written) -> None:
-    # which layers and behaviours there are is seen in what is drawn of them
+def test_everything_shown_has_its_sql(written) -> None:
+    # the names of layers and behaviours are shown by other queries
     assert set(written.page.rows) - set(written.page.sql) == {"layers", "behaviours"}
 
 
-def test_the_sql_runs_from_the_command_line_as_it_stands(written) -> None:
+def test_the_sql_runs_unchanged_from_the_command_line(written) -> None:
     sql = written.page.sql["graph_edges:war"]
-    command = [sys.executable, "-m", "circuitloom", "sql", sql, "--catalog", str(written.sources.folder)]
+    command = [sys.executable, "-m", "circuitloom", "sql", sql, "--catalog", str(written.inputs.folder)]
     run = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True)
     assert json.loads(run.stdout) == written.page.rows["graph_edges:war"]

@@ -1,15 +1,15 @@
 """The report in a browser: mouse and keyboard control of its graph, window widths, print."""
 
 import pytest
-from tests.report.browser import opened
+from tests.report.browser import open_report
 
 NODE = "figure.graph .node"
 
 
 @pytest.fixture(scope="module")
 def shown(browser, written):
-    with opened(browser, written.file) as (page, heard):
-        yield page, heard
+    with open_report(browser, written.file) as (page, log):
+        yield page, log
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def page(shown):
 
 
 def test_the_page_makes_no_requests_and_logs_nothing(shown, written) -> None:
-    _, heard = shown
-    assert set(heard.requests) == {written.file.as_uri()}
-    assert heard.messages == []
+    _, log = shown
+    assert set(log.requests) == {written.file.as_uri()}
+    assert log.messages == []
 
 
 def test_hovering_over_a_node_highlights_its_edges_and_their_nodes(page) -> None:
@@ -51,7 +51,7 @@ def test_a_click_opens_the_panel_of_a_node(page) -> None:
     assert page.locator(".node-panel").is_hidden()
 
 
-def test_the_slider_keeps_nodes_up_to_the_share_and_always_targets_and_embeddings(page) -> None:
+def test_the_slider_keeps_nodes_up_to_the_share_and_all_targets_and_embeddings(page) -> None:
     total = 1 + 0.5 + 0.25 + 0.125 + 0.0625 + 0.03125
     share = int(100 * (1.75 / total)) + 1
     page.locator("input[type=range]").fill(str(share))
@@ -97,7 +97,7 @@ def test_nodes_have_a_description_for_screen_readers(page) -> None:
 
 @pytest.mark.parametrize("width", [360, 800, 1600])
 def test_no_window_width_needs_horizontal_scrolling(browser, written, width: int) -> None:
-    with opened(browser, written.file, width) as (page, _):
+    with open_report(browser, written.file, width) as (page, _):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -110,7 +110,7 @@ def test_print_hides_interactive_elements(page) -> None:
 
 
 def test_graphs_are_drawn_without_scripts(browser, written) -> None:
-    with opened(browser, written.file, java_script_enabled=False) as (page, heard):
+    with open_report(browser, written.file, java_script_enabled=False) as (page, log):
         assert page.locator(NODE).count() == 6
         assert page.locator(".pruning").is_hidden()
-        assert heard.messages == []
+        assert log.messages == []

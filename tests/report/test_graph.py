@@ -60,12 +60,12 @@ def test_edges_end_at_their_nodes_and_the_strongest_is_drawn_last(graph) -> None
     assert [edge.width for edge in graph.edges] == [1.7, 3.0]
 
 
-def test_of_too_many_edges_the_strongest_relative_to_their_target_are_drawn() -> None:
-    few = lay_out(NODES, [*EDGES, edge(3, 1, 1e-9), edge(3, 2, 1e-12)], TOKENS, most_edges=3)
+def test_beyond_the_limit_only_the_edges_strongest_relative_to_their_target_are_drawn() -> None:
+    few = lay_out(NODES, [*EDGES, edge(3, 1, 1e-9), edge(3, 2, 1e-12)], TOKENS, max_edges=3)
     # the only edge of its target, however small
     assert sorted(ends(few)) == [(1, 7), (3, 1), (3, 2)]
     assert few.n_hidden == 1
-    assert "The 1 weakest edges in that sense are not drawn." in graph_markup(few, "war")
+    assert "The 1 edges with the smallest shares are not drawn." in graph_markup(few, "war")
 
 
 def test_pruning_keeps_roots_and_embeddings(graph) -> None:
@@ -82,7 +82,7 @@ def test_an_empty_graph_is_drawn() -> None:
     assert lay_out([], [], TOKENS).nodes == ()
 
 
-def test_an_edge_of_a_supernode_is_the_sum_over_its_members_and_none_stays_inside() -> None:
+def test_an_edge_of_a_supernode_is_the_sum_over_its_members_and_inner_edges_are_dropped() -> None:
     edges = [*EDGES, edge(2, 1, 8.0), edge(3, 1, 0.25), edge(3, 2, 0.5)]
     _, joined = group_nodes(NODES, edges, {"both": [1, 2], "start": [3]})
     found = {(row["source_node"], row["target_node"]): row["effect"] for row in joined}
@@ -115,7 +115,7 @@ def test_markup_escapes_names_and_marks_the_initial_share(graph) -> None:
     assert "not drawn" not in markup
 
 
-def test_the_report_says_how_many_edges_it_leaves_out(tmp_path, monkeypatch) -> None:
+def test_the_report_says_how_many_edges_are_not_drawn(tmp_path, monkeypatch) -> None:
     from tests.report.conftest import write
 
     from circuitloom.report import sections
@@ -123,4 +123,4 @@ def test_the_report_says_how_many_edges_it_leaves_out(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(sections, "EDGES", 3)
     report = write(tmp_path)
     assert len(report.page.rows["graph_edges:war"]) == 3
-    assert "The 4 weakest edges in that sense are not drawn." in report.page.text
+    assert "The 4 edges with the smallest shares are not drawn." in report.page.text

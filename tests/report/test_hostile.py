@@ -1,9 +1,9 @@
-"""Tokens that are HTML, scripts, quotes and control characters: nothing of them is executed, all of it is shown."""
+"""Tokens that are HTML, scripts, quotes and control characters are shown as text and never executed."""
 
 import json
 
 import pytest
-from tests.report.browser import opened
+from tests.report.browser import open_report
 from tests.report.conftest import write
 
 from circuitloom.core.formatting import escape_invisible, format_token
@@ -25,18 +25,18 @@ TOKENS = {
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A report with a trace and a case of each token."""
+    """A report with a trace and a case study per token."""
     return write(tmp_path_factory.mktemp("hostile"), tokens=list(TOKENS.values()))
 
 
 @pytest.fixture(scope="module")
 def shown(browser, hostile):
-    with opened(browser, hostile.file) as (page, heard):
-        yield page, heard
+    with open_report(browser, hostile.file) as (page, log):
+        yield page, log
 
 
 @pytest.mark.parametrize("place", range(len(TOKENS)), ids=list(TOKENS))
-def test_a_hostile_token_is_shown_as_it_is(place: int, shown, hostile) -> None:
+def test_a_hostile_token_is_shown_as_text(place: int, shown, hostile) -> None:
     page, _ = shown
     token, number = list(TOKENS.values())[place], place or ""
     graph = page.locator(f"figure.graph[data-graph='war{number}']")
@@ -44,7 +44,7 @@ def test_a_hostile_token_is_shown_as_it_is(place: int, shown, hostile) -> None:
     assert root.locator("text").evaluate("e => e.textContent") == format_token(token)
     trace = page.locator("article.trace", has=page.locator(f"[data-graph='war{number}']"))
     chip = trace.locator("> .tokens .chip").nth(1)
-    # the position stands behind the token
+    # the position follows the token
     assert chip.evaluate("e => e.firstChild.textContent") == format_token(token)
     graph.locator(".node[data-n='1']").dispatch_event("click")
     assert escape_invisible(token) in graph.locator(".node-panel h5").evaluate("e => e.textContent")
@@ -53,12 +53,12 @@ def test_a_hostile_token_is_shown_as_it_is(place: int, shown, hostile) -> None:
     case = page.locator("article.case", has=page.locator(f"[data-answer='claims_of_case:caught{number}']"))
     assert case.locator(".result a, .result script").count() == 0
     assert case.locator("img").count() == 2
-    held = hostile.page.rows[f"graph_nodes:war{number}"][0]["token"]
-    assert held == token
+    stored = hostile.page.rows[f"graph_nodes:war{number}"][0]["token"]
+    assert stored == token
 
 
-def test_hostile_tokens_do_nothing(shown, hostile) -> None:
-    page, heard = shown
+def test_hostile_tokens_have_no_effect(shown, hostile) -> None:
+    page, log = shown
     for node in page.locator("figure.graph .node[data-n='1']").all():
         node.dispatch_event("click")
     assert page.title() == "circuitloom: made"
@@ -67,11 +67,11 @@ def test_hostile_tokens_do_nothing(shown, hostile) -> None:
     )
     assert page.locator("script").count() == 1 + len(hostile.page.rows)
     assert page.evaluate("document.querySelectorAll('[onerror], [onload]').length") == 0
-    assert set(heard.requests) == {hostile.file.as_uri()}
-    assert heard.messages == []
+    assert set(log.requests) == {hostile.file.as_uri()}
+    assert log.messages == []
 
 
-def test_json_in_a_script_cannot_end_it_and_reads_the_same() -> None:
+def test_json_in_a_script_cannot_end_the_script_and_keeps_its_value() -> None:
     value = {"a": [*TOKENS.values(), 0.5, None, float("nan")]}
     text = script_json(value)
     for broken in ("<", ">", "&", "\u2028", "\u2029"):
@@ -79,7 +79,7 @@ def test_json_in_a_script_cannot_end_it_and_reads_the_same() -> None:
     assert json.loads(text) == {"a": [*TOKENS.values(), 0.5, None, None]}
 
 
-def test_the_policy_names_the_page_s_own_script_and_no_other(written) -> None:
+def test_the_policy_allows_only_the_pages_own_script(written) -> None:
     (script,) = written.page.scripts
     content = written.html.split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0]
     assert content.replace("&#39;", "'") == policy(script)

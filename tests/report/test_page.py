@@ -1,4 +1,4 @@
-"""The report as a file: it needs no other, its ids meet nowhere, and it says what is not there."""
+"""The report as a file: self-contained, with unique ids, and explicit about missing parts."""
 
 import re
 from collections import Counter
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 from tests.report.conftest import write
-from tests.report.made_up_study import sources
+from tests.report.made_up_study import report_inputs
 from tests.report.page import read_page
 
 from circuitloom.catalog.build import build_catalog
 from circuitloom.report.write import ReportInputs, write_report
 
 
-def test_nothing_is_referred_to_outside_the_file(written) -> None:
+def test_the_file_refers_to_nothing_outside_it(written) -> None:
     assert written.page.links
     assert [link for link in written.page.links if not link.startswith(("#", "data:"))] == []
     assert not re.search(r"url\((?!#)", written.html)
 
 
-def test_no_two_elements_share_an_id_and_every_link_within_finds_its_own(written) -> None:
+def test_ids_are_unique_and_every_internal_link_has_its_target(written) -> None:
     assert [name for name, n in Counter(written.page.ids).items() if n > 1] == []
     wanted = {link[1:] for link in written.page.links if link.startswith("#")}
     wanted |= set(re.findall(r"url\(#([^)]+)\)", written.html))
@@ -27,7 +27,7 @@ def test_no_two_elements_share_an_id_and_every_link_within_finds_its_own(written
     assert wanted <= set(written.page.ids)
 
 
-def test_claims_say_in_words_whether_they_hold(written) -> None:
+def test_claims_state_whether_they_hold(written) -> None:
     cells = written.page.cells["claims_of_case:caught"]
     assert [row[1].strip() for row in cells] == ["✓ holds", "✗ fails", "✗ fails"]
     assert [row[2] for row in cells] == ["0.5", "0.25", "not measured"]
@@ -35,22 +35,22 @@ def test_claims_say_in_words_whether_they_hold(written) -> None:
     assert "1 of 3 claims hold." in written.page.text
 
 
-def test_a_case_s_result_is_shown_with_its_pictures_and_the_others_behind_it(written) -> None:
+def test_the_result_of_a_case_study_is_shown_with_all_its_pictures(written) -> None:
     assert "caught: a case about the" in written.page.text
-    assert "What the picture shows: the" in written.page.text
+    assert "Caption: the" in written.page.text
     assert written.html.count('<img alt="') == 2
-    # its table is the catalogue's
+    # its table comes from the catalogue instead
     assert "<td>first</td>" not in written.html
 
 
-def test_times_are_added_up_rule_by_rule_without_the_report_s_own(written) -> None:
+def test_times_are_added_up_per_rule_without_the_reports_own(written) -> None:
     text = written.page.text
     assert "4.0 s in total" in text
     assert "train_a" in text
     assert "write_report" not in text
 
 
-def test_what_the_results_are_made_of_is_named(written) -> None:
+def test_versions_machine_hashes_and_config_are_listed(written) -> None:
     for name in (
         "torch",
         "duckdb",
@@ -65,14 +65,14 @@ def test_what_the_results_are_made_of_is_named(written) -> None:
 
 
 def empty_study(folder: Path) -> ReportInputs:
-    made = sources(folder, layers=())
+    inputs = report_inputs(folder, layers=())
     build_catalog(folder)
-    return made
+    return inputs
 
 
-def test_what_was_not_made_is_said_to_be_missing(tmp_path) -> None:
-    made = empty_study(tmp_path / "empty")
-    write_report(made, tmp_path / "report.html")
+def test_missing_parts_are_stated(tmp_path) -> None:
+    inputs = empty_study(tmp_path / "empty")
+    write_report(inputs, tmp_path / "report.html")
     text = " ".join(read_page((tmp_path / "report.html").read_text()).text.split())
     for line in (
         "No dictionary was evaluated.",
@@ -98,16 +98,16 @@ def test_one_layer_and_many_are_drawn(tmp_path, layers: tuple[int, ...]) -> None
     assert len(report.html) < 2_000_000
 
 
-def test_a_report_without_a_catalogue_is_refused_with_the_remedy(tmp_path) -> None:
+def test_a_missing_catalogue_is_an_error_with_a_remedy(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no catalogue at .*; make it with `snakemake catalog`"):
-        write_report(sources(tmp_path / "none"), tmp_path / "report.html")
+        write_report(report_inputs(tmp_path / "none"), tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
-def test_missing_weights_are_named_with_the_remedy(tmp_path) -> None:
-    made = empty_study(tmp_path / "empty")
-    (made.model / "model.safetensors").unlink()
+def test_missing_weights_are_an_error_with_a_remedy(tmp_path) -> None:
+    inputs = empty_study(tmp_path / "empty")
+    (inputs.model / "model.safetensors").unlink()
     with pytest.raises(
         ValueError, match=r"model: there are no weights; make them with `snakemake language_model`"
     ):
-        write_report(made, tmp_path / "report.html")
+        write_report(inputs, tmp_path / "report.html")

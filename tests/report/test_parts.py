@@ -1,4 +1,4 @@
-"""The parts of the page: numbers and tokens as words, a case's Markdown, plots as SVG."""
+"""Parts of the page: formatted numbers and tokens, Markdown of case studies, plots as SVG."""
 
 import math
 import re
@@ -26,11 +26,11 @@ from circuitloom.report.write import render_result
         (None, ""),
     ],
 )
-def test_numbers_have_four_digits(value: float | None, text: str) -> None:
+def test_numbers_have_four_significant_digits(value: float | None, text: str) -> None:
     assert format_number(value) == text
 
 
-def test_values_are_shown_by_their_type() -> None:
+def test_values_are_formatted_by_type() -> None:
     assert [format_value(value) for value in (None, True, 12345, ["a", "b\n"], "x\ty")] == [
         "",
         "yes",
@@ -44,11 +44,11 @@ def test_values_are_shown_by_their_type() -> None:
     ("token", "text"),
     [("", "∅"), (" ", "␣"), (" a b ", "␣a b␣"), ("\n", "↵"), ("\x00\u200b", "\\u0000\\u200b"), ("é", "é")],
 )
-def test_a_token_shows_what_a_page_would_hide(token: str, text: str) -> None:
+def test_invisible_characters_of_tokens_are_shown(token: str, text: str) -> None:
     assert format_token(token) == text
 
 
-def test_a_result_s_markdown_is_rendered_without_html_links_or_its_table() -> None:
+def test_markdown_of_a_result_is_rendered_without_html_links_or_tables() -> None:
     text = "# case: title\n\nsome *words* <b>raw</b> [a](http://x.y)\n\n| a |\n|---|\n| 1 |\n\n![one](one.png) ![two](http://x.y/two.png)\n"
     title, page, seen = render_result(text, {"one.png": "data:one"})
     assert title == "case: title"
@@ -67,7 +67,7 @@ def draw(n: int) -> Figure:
     return figure
 
 
-def test_ids_of_plots_do_not_meet_and_each_plot_finds_its_own() -> None:
+def test_ids_of_plots_are_distinct_and_references_resolve() -> None:
     plots = [inline_svg(draw(3), name, "the same drawing") for name in ("one:a", "two:a")]
     ids = [set(re.findall(r' id="([^"]+)"', plot)) for plot in plots]
     assert ids[0] and not ids[0] & ids[1]
@@ -75,7 +75,7 @@ def test_ids_of_plots_do_not_meet_and_each_plot_finds_its_own() -> None:
         assert set(re.findall(r"url\(#([^)]+)\)", plot)) | set(re.findall(r'href="#([^"]+)"', plot)) == own
 
 
-def test_a_plot_is_the_same_each_time_and_its_text_is_text() -> None:
+def test_a_plot_is_deterministic_and_its_text_is_text() -> None:
     plot = inline_svg(draw(3), "plot", 'says "this"')
     assert plot == inline_svg(draw(3), "plot", 'says "this"')
     assert "&lt;a&amp;b&gt;</text>" in plot
@@ -84,7 +84,7 @@ def test_a_plot_is_the_same_each_time_and_its_text_is_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "most", "chosen"), [([3], 4, [3]), (list(range(24)), 4, [0, 8, 15, 23]), ([], 4, [])]
+    ("layers", "n", "chosen"), [([3], 4, [3]), (list(range(24)), 4, [0, 8, 15, 23]), ([], 4, [])]
 )
-def test_layers_are_chosen_evenly_with_both_ends(layers: list[int], most: int, chosen: list[int]) -> None:
-    assert spread_evenly(layers, most) == chosen
+def test_layers_are_chosen_evenly_including_both_ends(layers: list[int], n: int, chosen: list[int]) -> None:
+    assert spread_evenly(layers, n) == chosen

@@ -1,4 +1,4 @@
-"""Plots show their rows: lines, points and cells have the rows' values."""
+"""Lines, points and cells of plots have the values of their rows."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def drawn(axes) -> dict[str, list[tuple]]:
     return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
 
 
-def test_runs_of_one_kind_share_a_colour_and_no_two_runs_a_line() -> None:
+def test_runs_of_one_kind_share_a_colour_but_not_a_line_style() -> None:
     lines = lines_of(RUNS)
     assert lines["tc-a"].colour == lines["tc-b"].colour != lines["sae"].colour
     assert lines["tc-a"].style != lines["tc-b"].style
@@ -42,7 +42,7 @@ def test_pretraining_shows_the_loss_over_millions_of_tokens_and_the_entropy() ->
     assert len(lines) == 2
 
 
-def test_training_shows_each_measure_of_each_run_in_its_layer_s_column() -> None:
+def test_training_shows_each_measure_of_each_run_in_the_column_of_its_layer() -> None:
     rows = [
         {"run": run, "layer": layer, "step": step, "loss": 10 * layer + step, "fvu": 0.5 / step, "dead": None}
         for run in ("tc-a", "sae") for layer in (0, 3) for step in (1, 2)
@@ -77,7 +77,7 @@ def test_concepts_show_the_f1_of_each_run_best_concept_first_and_leave_unscored_
     }  # fmt: skip
 
 
-def test_effects_show_predicted_against_measured_ones_frozen_left_and_free_right() -> None:
+def test_effects_show_predicted_against_measured_effects_frozen_left_and_free_right() -> None:
     rows = [
         {"effect": 1.0, "effect_frozen": 1.5, "effect_free": -2.0},
         {"effect": -3.0, "effect_frozen": -3.0, "effect_free": None},

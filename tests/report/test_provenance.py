@@ -1,4 +1,4 @@
-"""Versions, hashes, times: what they are read from."""
+"""Versions, hashes, machine and job times."""
 
 import hashlib
 from importlib.metadata import version
@@ -9,17 +9,17 @@ import pytest
 from circuitloom.report import provenance
 
 
-def bench(folder: Path, name: str, *rows: str) -> None:
+def write_benchmark(folder: Path, name: str, *rows: str) -> None:
     (folder / f"{name}.tsv").write_text("\n".join(["s\th:m:s\tmax_rss", *rows]) + "\n")
 
 
-def test_jobs_of_one_rule_are_put_together(tmp_path) -> None:
-    bench(tmp_path, "train_topk_layer0", "10\t0:00:10\t200")
-    bench(tmp_path, "train_topk_layer11", "30\t0:00:30\t100")
-    bench(tmp_path, "tabulate_features_tc-topk8-128_layer0", "5\t0:00:05\t50")
-    bench(tmp_path, "tabulate_features_sae-topk8_layer1", "6\t0:00:06\t60")
-    bench(tmp_path, "study_greater_than_year_span", "7\t0:00:07\t70")
-    bench(tmp_path, "write_report", "9\t0:00:09\t90")
+def test_jobs_of_one_rule_are_added_up(tmp_path) -> None:
+    write_benchmark(tmp_path, "train_topk_layer0", "10\t0:00:10\t200")
+    write_benchmark(tmp_path, "train_topk_layer11", "30\t0:00:30\t100")
+    write_benchmark(tmp_path, "tabulate_features_tc-topk8-128_layer0", "5\t0:00:05\t50")
+    write_benchmark(tmp_path, "tabulate_features_sae-topk8_layer1", "6\t0:00:06\t60")
+    write_benchmark(tmp_path, "study_greater_than_year_span", "7\t0:00:07\t70")
+    write_benchmark(tmp_path, "write_report", "9\t0:00:09\t90")
     found = {time.rule: time for time in provenance.times(tmp_path, "write_report")}
     assert set(found) == {"train_topk", "tabulate_features", "study_greater_than"}
     assert found["train_topk"] == provenance.RuleTime("train_topk", 2, 40.0, 30.0, 200.0)
@@ -27,12 +27,12 @@ def test_jobs_of_one_rule_are_put_together(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["NA", "-", ""])
-def test_what_snakemake_could_not_measure_counts_as_nothing(tmp_path, missing: str) -> None:
-    bench(tmp_path, "quick", f"0.1\t0:00:00\t{missing}")
+def test_values_that_snakemake_could_not_measure_count_as_0(tmp_path, missing: str) -> None:
+    write_benchmark(tmp_path, "quick", f"0.1\t0:00:00\t{missing}")
     assert provenance.times(tmp_path, "") == [provenance.RuleTime("quick", 1, 0.1, 0.1, 0.0)]
 
 
-def test_a_changed_weight_changes_its_own_hash_alone(tmp_path) -> None:
+def test_a_changed_file_changes_only_its_own_hash(tmp_path) -> None:
     model, tokens, dictionary = (tmp_path / name for name in ("model", "train.zarr", "runs/tc/layer0"))
     for folder in (model, tokens / "c", dictionary):
         folder.mkdir(parents=True)
@@ -55,14 +55,14 @@ def test_a_changed_weight_changes_its_own_hash_alone(tmp_path) -> None:
     assert {name for name in before if before[name] != after[name]} == {"train.zarr"}
 
 
-def test_versions_are_those_that_are_installed() -> None:
+def test_versions_are_the_installed_ones() -> None:
     found = dict(provenance.versions())
     assert found["duckdb"] == version("duckdb")
     assert found["torch"] == version("torch")
     assert len(found["code of circuitloom, sha256"]) == 64
 
 
-def test_the_machine_is_named() -> None:
+def test_the_machine_is_described() -> None:
     found = dict(provenance.machine())
     assert int(found["cores"]) > 0
     assert found["processor"]

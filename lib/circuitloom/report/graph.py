@@ -97,7 +97,7 @@ class GraphLayout:
 def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> tuple[list[Row], list[Row]]:
     """Nodes and edges with each group replaced by one supernode.
 
-    A supernode takes the place of its most influential member and has the sum of its members' influences. The effect
+    A supernode lies where its most influential member lay and has the sum of its members' influences. The effect
     of an edge from or to a supernode is the sum over its members; edges within a supernode are dropped. The supernode
     of the i-th group has the number -1 - i. A node in two groups belongs to the later one.
     """
@@ -123,25 +123,25 @@ def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> t
 
 
 def _supernode(number: int, name: str, members: Sequence[Row]) -> Row:
-    place = max(members, key=lambda row: (row["is_root"], row["influence"] or 0.0))
+    first = max(members, key=lambda row: (row["is_root"], row["influence"] or 0.0))
     return {
-        **place,
+        **first,
         "node": number,
         "kind": "supernode",
         "label": name,
         "members": len(members),
-        # embeddings and position embeddings have no layer and lie one level below layer 0
-        "layer": -1 if place["layer"] is None else place["layer"],
+        # token and position embeddings have no layer: they lie one level below layer 0
+        "layer": -1 if first["layer"] is None else first["layer"],
         "influence": sum(row["influence"] or 0.0 for row in members),
     }
 
 
 def lay_out(
-    nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str], most_edges: int = EDGES
+    nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str], max_edges: int = EDGES
 ) -> GraphLayout:
     """Layout of the graph of `nodes` and `edges` (rows of the catalogue's circuit_nodes and circuit_edges) over the
-    prompt's `tokens`, without the constant. At most `most_edges` edges are kept, the strongest first; the strength of
-    an edge is its absolute effect divided by the largest one on the same target.
+    prompt's `tokens`, without the constant node. Only the `max_edges` strongest edges are kept; the strength of an edge
+    is its absolute effect divided by the largest one on the same target.
     """
     drawn = [row for row in nodes if row["kind"] != "constant"]
     layers = 1 + max((row["layer"] for row in drawn if row["layer"] is not None), default=-1)
@@ -155,7 +155,7 @@ def lay_out(
         return round(LEFT_MARGIN + TOKEN_WIDTH * x, 1), round(TOP_MARGIN + layer_height * (top - level), 1)
 
     where = {node: pixels(*place) for node, place in places.items()}
-    drawn_edges, n_hidden = _edges(edges, where, most_edges)
+    drawn_edges, n_hidden = _edges(edges, where, max_edges)
     bottom = pixels(0, -0.62)[1]
     levels = ["tokens", *(f"layer {layer}" for layer in range(layers))] + ["target"] * (top > layers + 0.5)
     return GraphLayout(
@@ -224,9 +224,9 @@ def _description(row: Row) -> str:
 
 
 def _edges(
-    edges: Sequence[Row], where: Mapping[int, tuple[float, float]], most: int
+    edges: Sequence[Row], where: Mapping[int, tuple[float, float]], limit: int
 ) -> tuple[list[PlacedEdge], int]:
-    """The `most` strongest edges between placed nodes, weakest first, and the number of the others."""
+    """The `limit` strongest edges between placed nodes, weakest first, and the number of the others."""
     largest: dict[int, float] = {}
     for row in edges:
         largest[row["target_node"]] = max(largest.get(row["target_node"], 0.0), abs(row["effect"]))
@@ -236,7 +236,7 @@ def _edges(
 
     placed = [row for row in edges if row["source_node"] in where and row["target_node"] in where]
     placed.sort(key=lambda row: (-strength(row), row["target_node"], row["source_node"]))
-    strongest = placed[:most]
+    strongest = placed[:limit]
     return [_edge(row, strength(row), where) for row in reversed(strongest)], len(placed) - len(strongest)
 
 

@@ -30,13 +30,14 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class Line:
-    """Style of a run's line; runs of one kind share a colour."""
+    """Style of a run's line."""
 
     colour: str
     style: str
     marker: str
-    """Empty while there are enough line styles."""
+    """Empty as long as there are enough line styles."""
     series: str
+    """Kind of dictionary, named in axis labels: runs of one series share the colour."""
 
 
 def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
@@ -55,11 +56,11 @@ def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
     }
 
 
-def spread_evenly(layers: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the layers, evenly spaced, with the first and the last."""
-    if len(layers) <= most:
+def spread_evenly(layers: Sequence[int], n: int) -> list[int]:
+    """At most `n` of the layers, evenly spaced, including the first and the last."""
+    if len(layers) <= n:
         return list(layers)
-    places = {round(i * (len(layers) - 1) / (most - 1)) for i in range(most)}
+    places = {round(i * (len(layers) - 1) / (n - 1)) for i in range(n)}
     return [layers[place] for place in sorted(places)]
 
 
@@ -146,12 +147,13 @@ def draw_concepts(rows: Sequence[Row]) -> Figure:
         best[row["concept"]] = max(best.get(row["concept"], 0.0), row["f1"] or 0.0)
     concepts = sorted(best, key=lambda concept: (-best[concept], concept))
     columns = ceil(len(concepts) / MAX_CONCEPTS)
-    down = ceil(len(concepts) / columns)
-    size = (columns * (1.5 + 0.36 * len(runs)) + 0.8, 1.5 + 0.17 * down)
+    n_rows = ceil(len(concepts) / columns)
+    size = (columns * (1.5 + 0.36 * len(runs)) + 0.8, 1.5 + 0.17 * n_rows)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, columns, squeeze=False)[0]
     images = [
-        _draw_cells(panel, rows, concepts[i * down : (i + 1) * down], runs) for i, panel in enumerate(panels)
+        _draw_cells(panel, rows, concepts[i * n_rows : (i + 1) * n_rows], runs)
+        for i, panel in enumerate(panels)
     ]
     panels[0].set_ylabel("planted concept")
     figure.supxlabel("run")
@@ -207,9 +209,9 @@ def draw_faithfulness(rows: Sequence[Row]) -> Figure:
     """Share of a behaviour that the top k components recover: a panel per ablation and ranking, a line per basis."""
     panels_of = list(dict.fromkeys((row["ablation"], row["ranking"]) for row in rows))
     bases = list(dict.fromkeys(row["basis"] for row in rows))
-    down = ceil(len(panels_of) / 2)
-    figure = Figure(figsize=(6.8, 2.9 * down + 0.4), layout="constrained")
-    panels = figure.subplots(down, 2, squeeze=False, sharey=True).flatten()
+    n_rows = ceil(len(panels_of) / 2)
+    figure = Figure(figsize=(6.8, 2.9 * n_rows + 0.4), layout="constrained")
+    panels = figure.subplots(n_rows, 2, squeeze=False, sharey=True).flatten()
     for panel, (ablation, ranking) in zip(panels, panels_of, strict=False):
         for i, basis in enumerate(bases):
             own = [r for r in rows if (r["basis"], r["ablation"], r["ranking"]) == (basis, ablation, ranking)]

@@ -19,6 +19,7 @@ PACKAGES = (
 """Libraries whose versions may change results."""
 ROOT = Path(__file__).parents[1]
 _PIECE = 1 << 22
+"""Bytes of a file that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class FileHash:
 
 def versions() -> list[tuple[str, str]]:
     """Name and version of circuitloom, Python and the installed libraries."""
-    found = [("circuitloom", _version("circuitloom")), ("code of circuitloom, sha256", _code())]
+    found = [("circuitloom", _version("circuitloom")), ("code of circuitloom, sha256", _code_hash())]
     found += [("git commit", _commit()), ("python", platform.python_version())]
     found += [(package, _version(package)) for package in PACKAGES]
     return [(name, number) for name, number in found if number]
@@ -81,15 +82,15 @@ def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) ->
     return found
 
 
-def times(folder: Path, without: str) -> list[RuleTime]:
-    """Times of each rule except `without`, from the benchmark files in `folder`.
+def times(folder: Path, excluded_rule: str) -> list[RuleTime]:
+    """Times of each rule except `excluded_rule`, from the benchmark files in `folder`.
 
     Jobs of one rule with different wildcards (layer, run, case study) are added up.
     """
     rules: dict[str, list[tuple[float, float]]] = {}
     for file in sorted(folder.glob("*.tsv")):
         rule = _rule(file.stem)
-        if rule == without:
+        if rule == excluded_rule:
             continue
         with file.open(newline="") as lines:
             for row in csv.DictReader(lines, delimiter="\t"):
@@ -101,7 +102,7 @@ def times(folder: Path, without: str) -> list[RuleTime]:
 
 
 def _rule(stem: str) -> str:
-    """Name of the rule of a benchmark file: the file's stem without layer, run, trace or case study."""
+    """The rule of a benchmark file: its stem without layer, run, trace or case study."""
     stem = re.sub(r"_layer-?\d+$", "", stem)
     start = r"(tabulate_features|trace_prompt|study_(?:feature|greater_than|difference|planted))_.+"
     return re.sub(start, r"\1", stem)
@@ -132,7 +133,7 @@ def _digest(files: Iterator[Path] | Sequence[Path], folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _code() -> str:
+def _code_hash() -> str:
     """SHA-256 of the library's own files."""
     kinds = {".py", ".sql", ".html", ".css", ".js"}
     return _digest([file for file in _files(ROOT) if file.suffix in kinds], ROOT)

@@ -82,15 +82,16 @@ class Sections:
     concept_mean: Answer
     traces: Answer
     traced: tuple[TraceSection, ...]
-    behaviours: Mapping[str, Picture] = field(default_factory=dict)
-    components: Answer | None = None
-    claims: Mapping[str, Answer] = field(default_factory=dict)
-    blind: Answer | None = None
+    behaviours: Mapping[str, Picture]
+    components: Answer
+    claims: Mapping[str, Answer]
+    """Claims by case study."""
+    blind: Answer
 
 
 @dataclass(frozen=True)
 class AnswerLog:
-    """Asks a study's catalogue, and keeps every answer for the rows and SQL that the report holds."""
+    """Runs named queries and keeps the answers: the report contains the rows and SQL of all."""
 
     client: CatalogClient
     answers: list[Answer] = field(default_factory=list)
@@ -125,10 +126,16 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
         corpus=catalogue.ask("corpus"),
         runs=runs,
         language_model=figures,
-        pretraining=_pretraining(catalogue, figures, step_tokens),
+        pretraining=_picture(
+            catalogue.ask("pretraining", step_tokens=step_tokens or 1),
+            draw_pretraining,
+            {row["figure"]: row["value"] for row in figures.rows},
+        ),
         layers=tuple(layers),
         shown=tuple(shown),
-        pareto=_pareto(catalogue, [*spread_evenly(layers, PARETO_PANELS), -1]),
+        pareto=_picture(
+            catalogue.ask("pareto", layers=[*spread_evenly(layers, PARETO_PANELS), -1]), pareto_figure
+        ),
         metric_mean=catalogue.ask("metric_mean"),
         metrics=catalogue.ask("metrics"),
         training=_picture(catalogue.ask("history", layers=shown), draw_training, lines),
@@ -152,15 +159,6 @@ def _picture(answer: Answer, draw: Callable[..., Figure], *arguments: Any) -> Pi
     if not answer.rows:
         return None
     return Picture(inline_svg(draw(answer.rows, *arguments), answer.name, answer.description), answer)
-
-
-def _pretraining(catalogue: AnswerLog, figures: Answer, step_tokens: int) -> Picture | None:
-    answer = catalogue.ask("pretraining", step_tokens=step_tokens or 1)
-    return _picture(answer, draw_pretraining, {row["figure"]: row["value"] for row in figures.rows})
-
-
-def _pareto(catalogue: AnswerLog, layers: list[int]) -> Picture | None:
-    return _picture(catalogue.ask("pareto", layers=layers), pareto_figure)
 
 
 def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
@@ -196,7 +194,7 @@ def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """`figure` as an SVG element. Text stays text; ids get the prefix `name`, so they are unique in the page."""
+    """`figure` as an SVG element with text as text. Ids get the prefix `name`, so they are unique in the page."""
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
         # the browser draws the text and has glyphs that matplotlib's font lacks
@@ -211,7 +209,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def _prefix_ids(svg: str, name: str) -> str:
-    """The <svg> element with `name` as prefix of the ids that are referenced, without all other ids."""
+    """The <svg> element with `name` as prefix of referenced ids; other ids are removed."""
     svg = svg[svg.index("<svg") :]
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)

@@ -49,7 +49,7 @@ class ReportInputs:
     benchmarks: Path
     """Folder of Snakemake's benchmark files."""
     rule: str
-    """The rule that writes the report; its time is left out, because it is not known yet."""
+    """The rule that writes the report; its time is not known yet and not listed."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[Case
     """The results of case studies, with their pictures as data URIs. Raises ValueError if a file is missing."""
     found = []
     for file in results:
-        own = {each.name: _data(each) for each in pictures if each.parent == file.parent}
+        own = {each.name: _data_uri(each) for each in pictures if each.parent == file.parent}
         text = _read(file).decode()
         title, page, seen = render_result(text, own)
         others = tuple((name, data) for name, data in own.items() if name not in seen)
@@ -121,7 +121,7 @@ def step_tokens(config: Mapping[str, Any]) -> int:
     return model["batch"] * config["corpus"]["context"] if model["source"] == "pretrain" else 0
 
 
-def _data(file: Path) -> str:
+def _data_uri(file: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(_read(file)).decode()}"
 
 
@@ -135,7 +135,7 @@ def render_result(text: str, pictures: Mapping[str, str]) -> tuple[str, str, set
     """Convert a case study's Markdown: title, HTML of the rest without tables, and names of the pictures in the text.
 
     `pictures`: data URIs by file name; no other picture is included. HTML and links in `text` stay text.
-    Tables are left out because the report shows the claims from the catalogue.
+    Tables are dropped because the report shows the claims from the catalogue.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink"])
     tokens = parser.parse(text)

@@ -97,7 +97,7 @@
       event.preventDefault();
     }
 
-    /** Select a node and say so; null selects nothing. */
+    /** Select a node and fire graph-select; null clears the selection. */
     select(node) {
       this.show(node);
       this.fire("graph-select", { node: node ? Number(node.dataset.n) : null });
@@ -122,13 +122,13 @@
 
     /** The nearest visible node in a direction; a distance across that direction counts three times. */
     next(node, right, down) {
-      const place = (one) => [Number(one.dataset.x), Number(one.dataset.y)];
-      const [x, y] = place(node);
+      const pixels = (one) => [Number(one.dataset.x), Number(one.dataset.y)];
+      const [x, y] = pixels(node);
       let best = null;
       let least = Infinity;
       for (const other of this.nodes) {
         if (other === node || other.classList.contains("pruned")) continue;
-        const [dx, dy] = [place(other)[0] - x, place(other)[1] - y];
+        const [dx, dy] = [pixels(other)[0] - x, pixels(other)[1] - y];
         const along = right * dx + down * dy;
         const across = Math.abs(right * dy + down * dx);
         if (along > 0 && along + 3 * across < least) [best, least] = [other, along + 3 * across];
@@ -155,7 +155,7 @@
     return made;
   };
 
-  // as escape_invisible, format_token and format_number of core/formatting.py
+  // like escape_invisible, format_token and format_number of core/formatting.py
   const SIGNS = { "\n": "↵", "\t": "⇥", "\r": "␍" };
   const escapeInvisible = (text) => Array.from(text, (c) =>
     SIGNS[c] || (/[\p{C}\u2028\u2029]/u.test(c) ? "\\u" + c.codePointAt(0).toString(16).padStart(4, "0") : c)).join("");
@@ -167,18 +167,18 @@
   const answers = new Map();
   for (const script of document.querySelectorAll("script.rows")) answers.set(script.dataset.answer, script);
 
-  /** Rows of one of the page's answers as objects, parsed at first use. */
+  /** Rows of an answer in the page as objects, parsed at first use. */
   const rowsOf = (name) => {
-    const held = answers.get(name);
-    if (!held) return [];
-    if (Array.isArray(held)) return held;
-    const { columns, rows } = JSON.parse(held.textContent);
+    const answer = answers.get(name);
+    if (!answer) return [];
+    if (Array.isArray(answer)) return answer;
+    const { columns, rows } = JSON.parse(answer.textContent);
     const parsed = rows.map((row) => Object.fromEntries(columns.map((column, i) => [column, row[i]])));
     answers.set(name, parsed);
     return parsed;
   };
 
-  /** The panel about the selected node, from the answers that the report holds as JSON. */
+  /** The panel about the selected node, from the answers that the report contains as JSON. */
   class NodePanel {
     constructor(graph) {
       this.graph = graph;
@@ -217,7 +217,7 @@
       const part = element("div");
       part.append(element("h6", heading));
       if (!own.length) {
-        part.append(element("p", "none is drawn"));
+        part.append(element("p", "none drawn"));
         return part;
       }
       const labels = new Map(rowsOf(this.nodes).map((each) => [each.node, each.label]));
