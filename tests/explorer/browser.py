@@ -34,9 +34,7 @@ class Visit:
         return self.page
 
     def settle(self) -> None:
-        """Wait until no request has been pending for 0.4 s of the page's own timers: a page too busy to run a timer
-        has not settled.
-        """
+        """Wait until no request has been pending for 0.4 s of the page's own timers, which a busy page delays."""
         quiet = 0
         for _ in range(10 * SECONDS):
             self.page.evaluate("() => new Promise(done => setTimeout(done, 100))")
@@ -45,10 +43,10 @@ class Visit:
                 return
         raise AssertionError("the page never settles")
 
-    def screenshot(self, name: str, whole: bool = True) -> None:
+    def screenshot(self, name: str, full_page: bool = True) -> None:
         """A screenshot of the page, to be looked at."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full_page)
 
     def text(self, selector: str = "#page") -> str:
         return self.page.inner_text(selector)

@@ -32,7 +32,7 @@ def make_study(folder: Path) -> Path:
     _write(folder / "language_model", "language_model", [figure])
     for run in (RUN, SAE, NEURONS):
         for layer in LAYERS:
-            for name, rows in _features(run, layer).items():
+            for name, rows in feature_tables(run, layer).items():
                 _write(folder / "features" / run / f"layer{layer}", name, rows)
     for layer in LAYERS:
         for name, rows in _weights(layer).items():
@@ -106,7 +106,8 @@ def _evaluation() -> dict[str, Rows]:
     }
 
 
-def _features(run: str, layer: int) -> dict[str, Rows]:
+def feature_tables(run: str, layer: int) -> dict[str, Rows]:
+    """Feature tables of a run and layer: feature i fires on (37 i) mod 200 tokens."""
     own = {"run": run, "layer": layer}
     tables: dict[str, Rows] = {
         name: [] for name in ("feature", "histogram", "example", "logit", "activation", "code")

@@ -73,7 +73,7 @@ def test_groups_in_an_address_are_read_back() -> None:
     groups = {"years": [1, 2], "a b": [3]}
     assert parse_groups(write_groups(groups)) == groups
     assert parse_groups("") == {}
-    with pytest.raises(ValueError, match="are no groups"):
+    with pytest.raises(ValueError, match="must have the form"):
         parse_groups("a:1,x")
 
 

@@ -1,12 +1,12 @@
 """The SQL of a grid request returns the rows that plain Python selects."""
 
 import pytest
-from tests.explorer.made_up import LAYERS, RUN, WIDTH, _features
+from tests.explorer.made_up import LAYERS, RUN, WIDTH, feature_tables
 
 from circuitloom.catalog.client import CatalogClient
-from circuitloom.explorer.pages.features import page, statement
+from circuitloom.explorer.pages.features import fetch_rows, rows_sql
 
-ROWS = _features(RUN, LAYERS[1])["feature"]
+ROWS = feature_tables(RUN, LAYERS[1])["feature"]
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +14,8 @@ def catalogue(made_up) -> CatalogClient:
     return CatalogClient(made_up)
 
 
-def asked(catalogue: CatalogClient, search: str = "", by: str = "fires on", **request) -> list[dict]:
-    return catalogue.run(statement(RUN, LAYERS[1], search, by, request)).rows
+def grid_rows(catalogue: CatalogClient, search: str = "", by: str = "fires on", **request) -> list[dict]:
+    return catalogue.run(rows_sql(RUN, LAYERS[1], search, by, request)).rows
 
 
 def number(kind: str, value: float, to: float | None = None) -> dict:
@@ -44,7 +44,7 @@ def number(kind: str, value: float, to: float | None = None) -> dict:
 )
 def test_number_filters_select_the_matching_rows(catalogue, model, keeps) -> None:
     expected = [row["feature"] for row in ROWS if keeps(row["n_tokens"])]
-    found = asked(catalogue, filterModel={"n_tokens": model}, startRow=0, endRow=WIDTH)
+    found = grid_rows(catalogue, filterModel={"n_tokens": model}, startRow=0, endRow=WIDTH)
     assert [row["feature"] for row in found] == expected
     assert {row["n_matching"] for row in found} == {len(expected)}
 
@@ -59,7 +59,7 @@ def test_number_filters_select_the_matching_rows(catalogue, model, keeps) -> Non
 )  # fmt: skip
 def test_text_filters_treat_any_text_literally(catalogue, kind, value, count) -> None:
     model = {"concept": {"filterType": "text", "type": kind, "filter": value}}
-    assert len(asked(catalogue, filterModel=model, endRow=WIDTH)) == count
+    assert len(grid_rows(catalogue, filterModel=model, endRow=WIDTH)) == count
 
 
 def test_pages_are_consecutive_parts_of_the_sorted_rows(catalogue) -> None:
@@ -69,7 +69,8 @@ def test_pages_are_consecutive_parts_of_the_sorted_rows(catalogue) -> None:
 
     order = [{"colId": "max_activation", "sort": "desc"}, {"colId": "n_tokens", "sort": "desc"}]
     parts = [
-        asked(catalogue, sortModel=order, startRow=start, endRow=start + 70) for start in range(0, WIDTH, 70)
+        grid_rows(catalogue, sortModel=order, startRow=start, endRow=start + 70)
+        for start in range(0, WIDTH, 70)
     ]
     assert [len(part) for part in parts] == [70, 70, 70, 70, 20]
     found = [row["feature"] for part in parts for row in part]
@@ -77,7 +78,7 @@ def test_pages_are_consecutive_parts_of_the_sorted_rows(catalogue) -> None:
 
 
 def test_a_search_finds_the_features_that_fire_on_a_text_best_first(catalogue) -> None:
-    found = asked(catalogue, "bold</b>", endRow=WIDTH)
+    found = grid_rows(catalogue, "bold</b>", endRow=WIDTH)
     best = catalogue.ask("firing_on", run=RUN, layer=LAYERS[1], pattern="bold</b>").rows
     assert {row["feature"] for row in found} == {row["feature"] for row in best}
     assert [row["match"] for row in found] == sorted((row["match"] for row in best), reverse=True)
@@ -87,20 +88,20 @@ def test_a_search_finds_the_features_that_fire_on_a_text_best_first(catalogue) -
 def test_a_search_finds_the_features_that_raise_a_token(catalogue) -> None:
     expected = {
         row["feature"]
-        for row in _features(RUN, LAYERS[1])["logit"]
+        for row in feature_tables(RUN, LAYERS[1])["logit"]
         if row["token"] == "日本" and row["sign"] > 0
     }
-    assert {row["feature"] for row in asked(catalogue, "日本", "raises", endRow=WIDTH)} == expected
+    assert {row["feature"] for row in grid_rows(catalogue, "日本", "raises", endRow=WIDTH)} == expected
 
 
-def test_rows_hold_the_tokens_that_features_fire_on_and_raise(catalogue) -> None:
-    sql = statement(RUN, LAYERS[1], "", "", {"filterModel": {"feature": number("equals", 6)}})
-    _, (row,) = page(catalogue, RUN, LAYERS[1], sql)
+def test_rows_contain_the_tokens_that_features_fire_on_and_raise(catalogue) -> None:
+    sql = rows_sql(RUN, LAYERS[1], "", "", {"filterModel": {"feature": number("equals", 6)}})
+    _, (row,) = fetch_rows(catalogue, RUN, LAYERS[1], sql)
     assert (row["fires_on"], row["raises"]) == ("&lt;", "<b>bold</b>, ␣, {{7*7}}")
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "message"),
     [
         ({"filterModel": {"run; DROP": number("equals", 1)}}, "cannot be filtered"),
         ({"filterModel": {"n_tokens": number("equals", "1 OR 1 = 1")}}, "is no number"),
@@ -108,12 +109,12 @@ def test_rows_hold_the_tokens_that_features_fire_on_and_raise(catalogue) -> None
         ({"sortModel": [{"colId": "n_tokens; DROP", "sort": "asc"}]}, "cannot be sorted"),
     ],
 )
-def test_invalid_requests_are_refused(request_, said) -> None:
-    with pytest.raises(ValueError, match=said):
-        statement(RUN, 0, "", "", request_)
+def test_invalid_requests_are_refused(request_, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        rows_sql(RUN, 0, "", "", request_)
 
 
 def test_an_invalid_regular_expression_is_refused_in_one_line(catalogue) -> None:
     with pytest.raises(ValueError, match=r"regular expression|missing") as error:
-        asked(catalogue, "(")
+        grid_rows(catalogue, "(")
     assert "\n" not in str(error.value)

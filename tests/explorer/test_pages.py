@@ -259,22 +259,22 @@ def test_the_sql_console_runs_a_select_by_keyboard(visit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("/feature?run=none&layer=0&feature=1", "none has no feature 1 on layer 0"),
         ("/feature?run=none", "needs run, layer and feature"),
-        ("/feature?run=none&layer=x&feature=1", "layer='x' in the address is no integer"),
+        ("/feature?run=none&layer=x&feature=1", "layer='x' in the address must be an integer"),
         ("/features?run=none", "none has no features here; choose from"),
-        ("/circuits?trace=none", "none is no circuit of this study; choose from"),
-        (f"/circuits?trace={quote(TRACE)}&share=2", "share='2' in the address is no share"),
-        (f"/circuits?trace={quote(TRACE)}&groups=a:b", "are no groups"),
-        ("/dictionaries?measure=none", "measure='none' in the address is no measure"),
+        ("/circuits?trace=none", "this study has no circuit none; choose from"),
+        (f"/circuits?trace={quote(TRACE)}&share=2", "share='2' in the address must be a number from 0 to 1"),
+        (f"/circuits?trace={quote(TRACE)}&groups=a:b", "must have the form name:1,2"),
+        ("/dictionaries?measure=none", "measure='none' in the address must be one of ce"),
         ("/nowhere", "there is no page nowhere"),
     ],
 )
-def test_an_invalid_address_gives_a_one_line_error_with_a_remedy(visit, path, said) -> None:
+def test_an_invalid_address_gives_a_one_line_error_with_a_remedy(visit, path, message) -> None:
     visit.open(path, "#page .error")
-    assert said in re.sub(r"\s+", " ", visit.text("#page .error"))
+    assert message in re.sub(r"\s+", " ", visit.text("#page .error"))
 
 
 def test_a_narrow_window_needs_no_horizontal_scrolling(browser, address) -> None:

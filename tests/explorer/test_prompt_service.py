@@ -1,4 +1,4 @@
-"""What the prompt service computes: active features, next tokens, circuits, and the effect of feature edits."""
+"""Results of the prompt service: active features, next tokens, circuits and feature edits."""
 
 import math
 
@@ -11,7 +11,7 @@ from circuitloom.explorer.prompt_service import PromptService, compare_predictio
 STRINGS = ["a", "b", "c"]
 
 
-def test_the_kl_is_that_of_the_prediction_before_relative_to_the_one_after() -> None:
+def test_the_kl_divergence_is_of_before_relative_to_after() -> None:
     before, after = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.5])
     # 2 * 0.5 * log(0.5 / 0.25); the reverse KL is infinite
     assert compare_predictions(3, before, after, STRINGS).kl == pytest.approx(math.log(2))
@@ -22,7 +22,7 @@ def test_the_kl_is_that_of_the_prediction_before_relative_to_the_one_after() -> 
     assert found == pytest.approx(expected, rel=1e-5) != pytest.approx(reverse, rel=1e-5)
 
 
-def test_an_edit_is_compared_over_the_likeliest_tokens_of_both_predictions() -> None:
+def test_predictions_are_compared_on_the_most_likely_tokens_of_both() -> None:
     before = torch.zeros(40)
     before[:10], before[10] = 0.09, 0.1
     after = torch.zeros(40)
@@ -32,8 +32,8 @@ def test_an_edit_is_compared_over_the_likeliest_tokens_of_both_predictions() -> 
     names = [token for token, _, _ in result.rows]
     assert {"t10", "t30", "t34", "#35", "#39"} <= set(names)
     assert len(names) == 20
-    likeliest = [max(p, q) for _, p, q in result.rows]
-    assert likeliest == sorted(likeliest, reverse=True)
+    most_likely = [max(p, q) for _, p, q in result.rows]
+    assert most_likely == sorted(most_likely, reverse=True)
     assert {token: (p, q) for token, p, q in result.rows}["t10"] == pytest.approx((0.1, 0.0))
 
 
@@ -71,10 +71,12 @@ def test_active_features_and_next_tokens_are_those_of_the_model(service, tracer)
     }  # fmt: skip
     with torch.inference_mode():
         expected = tracer.language_model.logits(model.captured.token[None])[0].float().softmax(-1)
-    for position, likeliest in enumerate(found.next_tokens):
+    for position, most_likely in enumerate(found.next_tokens):
         p, tokens = expected[position].topk(10)
-        assert [token for token, _ in likeliest] == [token_string(tracer.strings, i) for i in tokens.tolist()]
-        assert [each for _, each in likeliest] == pytest.approx(p.tolist(), rel=1e-4)
+        assert [token for token, _ in most_likely] == [
+            token_string(tracer.strings, i) for i in tokens.tolist()
+        ]
+        assert [each for _, each in most_likely] == pytest.approx(p.tolist(), rel=1e-4)
 
 
 def test_an_edit_shows_the_models_own_probabilities_before_and_the_edited_ones_after(service, tracer) -> None:
@@ -96,7 +98,7 @@ def test_an_edit_shows_the_models_own_probabilities_before_and_the_edited_ones_a
     assert result(service.edit(TEXT, None, -1, same)).kl == pytest.approx(0, abs=1e-6)
 
 
-def test_a_traced_prompt_has_its_row_its_graph_and_its_paths_the_strongest_first(service, tracer) -> None:
+def test_a_traced_prompt_has_its_row_graph_and_paths_strongest_first(service, tracer) -> None:
     from circuitloom.attribution.trace_tables import TraceRows
     from circuitloom.config.circuits import Circuits, Prompt
 
@@ -117,7 +119,7 @@ def test_a_traced_prompt_has_its_row_its_graph_and_its_paths_the_strongest_first
     assert all(path.split(" > ")[-1].startswith("logit") for path, _ in traced.paths)
 
 
-def test_what_cannot_be_run_fails_in_one_line(service) -> None:
+def test_invalid_jobs_fail_with_one_line(service) -> None:
     for job in (
         service.trace(TEXT, None, "nonsense"),
         service.edit(TEXT, None, 0, {"kind": "ablate", "features": ["x"]}),
@@ -126,7 +128,7 @@ def test_what_cannot_be_run_fails_in_one_line(service) -> None:
         assert job.error and "\n" not in job.error
 
 
-def test_a_prompt_traced_now_has_the_columns_of_the_catalogues_macros() -> None:
+def test_a_live_circuit_has_the_columns_of_the_catalogues_macros() -> None:
     rows = [
         {"node": 0, "kind": "feature", "layer": 0, "feature": 7, "position": 1, "token": "a", "influence": 0.25,
          "in_graph": True, "is_root": False},

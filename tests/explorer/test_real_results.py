@@ -27,11 +27,11 @@ def visit(request, browser):
 
 
 def best_feature(catalogue: CatalogClient) -> dict:
-    """A feature of the traced run: the best for the concept of those caught, else the one that fires most."""
+    """A feature of the traced run: the best for the concept `caught_passive`, else the one that fires most often."""
     traced = "WHERE run IN (SELECT run FROM trace)"
     concept = f"SELECT run, layer, feature FROM features_of_concept('caught_passive') {traced} LIMIT 1"
-    usual = f"SELECT run, layer, feature FROM feature {traced} ORDER BY n_tokens DESC LIMIT 1"
-    return catalogue.run(concept).first or catalogue.run(usual).first
+    most_frequent = f"SELECT run, layer, feature FROM feature {traced} ORDER BY n_tokens DESC LIMIT 1"
+    return catalogue.run(concept).first or catalogue.run(most_frequent).first
 
 
 def test_every_page_of_real_results_opens(visit) -> None:
@@ -52,17 +52,17 @@ def test_every_page_of_real_results_opens(visit) -> None:
         visit.open(path, wait)
         visit.settle()
         assert visit.page.query_selector("#page .error") is None
-        visit.screenshot(f"{name}-{page}", whole=page not in ("feature", "circuit"))
+        visit.screenshot(f"{name}-{page}", full_page=page not in ("feature", "circuit"))
 
 
-def test_a_prompt_of_real_results_is_traced_and_changed(visit) -> None:
+def test_a_prompt_of_real_results_is_traced_and_edited(visit) -> None:
     prompt, target = PROMPTS[visit.name]
     feature = best_feature(visit.catalogue)
-    changed = f"{feature['layer']}/{feature['feature']}"
+    edited = f"{feature['layer']}/{feature['feature']}"
     visit.open(
-        link("try", prompt=prompt, target=target, features=changed, kind="ablate"), "#prompt-edited table"
+        link("try", prompt=prompt, target=target, features=edited, kind="ablate"), "#prompt-edited table"
     )
     visit.page.wait_for_selector("#circuit-graph svg", timeout=120_000)
     visit.settle()
     assert "relative error of the sums" in visit.text("#prompt-trace")
-    visit.screenshot(f"{visit.name}-try", whole=False)
+    visit.screenshot(f"{visit.name}-try", full_page=False)

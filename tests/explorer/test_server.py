@@ -11,7 +11,7 @@ from tests.explorer.made_up import RUN, make_study
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.client import CatalogClient
 from circuitloom.explorer.app import HOST, PAGES, make_app, start
-from circuitloom.explorer.prompt_service import KEPT, JobQueue
+from circuitloom.explorer.prompt_service import MAX_FINISHED_JOBS, JobQueue
 from circuitloom.report.templates import read
 
 
@@ -45,7 +45,7 @@ def test_the_policy_allows_only_scripts_of_the_server(client) -> None:
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "feature"])
 def test_every_page_opens_without_parameters(client, name) -> None:
-    asked = {
+    request = {
         "output": "..page.children...where.data..",
         "outputs": [{"id": "page", "property": "children"}, {"id": "where", "property": "data"}],
         "inputs": [
@@ -54,7 +54,7 @@ def test_every_page_opens_without_parameters(client, name) -> None:
         ],
         "changedPropIds": ["url.pathname"],
     }
-    answer = client.post("/_dash-update-component", json=asked)
+    answer = client.post("/_dash-update-component", json=request)
     assert answer.status_code == 200
     assert '"className": "error"' not in json.dumps(answer.json)
 
@@ -96,14 +96,14 @@ def test_a_rebuilt_catalogue_is_reopened(tmp_path: Path) -> None:
 def test_threads_query_while_the_catalogue_is_rebuilt(made_up, tmp_path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(made_up, folder)
-    catalogue, found, wrong = CatalogClient(folder), [], []
+    catalogue, found, errors = CatalogClient(folder), [], []
 
     def ask() -> None:
         try:
             for _ in range(20):
                 found.append(catalogue.ask("contents").first["runs"])
         except ValueError as error:
-            wrong.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -112,11 +112,11 @@ def test_threads_query_while_the_catalogue_is_rebuilt(made_up, tmp_path) -> None
         build_catalog(folder)
     for thread in threads:
         thread.join()
-    assert (wrong, found) == ([], [2] * 80)
+    assert (errors, found) == ([], [2] * 80)
 
 
 def _fails() -> None:
-    raise ValueError("there is no such thing")
+    raise ValueError("it fails")
 
 
 def test_a_job_reports_its_status_runs_once_and_is_retried_after_a_failure() -> None:
@@ -136,7 +136,7 @@ def test_a_job_reports_its_status_runs_once_and_is_retried_after_a_failure() -> 
     assert (later.status, later.done) == ("waiting", False)
     go.set()
     assert first.finished.wait(10) and later.finished.wait(10)
-    assert (first.result, seen, later.error) == ("made", [1], "there is no such thing")
+    assert (first.result, seen, later.error) == ("made", [1], "it fails")
     assert jobs.start("b", lambda progress: 2, retry=False) is later
     assert jobs.start("b", lambda progress: 2).finished.wait(10)
     assert jobs.start("b", lambda progress: 3).result == 2
@@ -144,9 +144,9 @@ def test_a_job_reports_its_status_runs_once_and_is_retried_after_a_failure() -> 
 
 def test_only_the_latest_results_are_kept() -> None:
     jobs = JobQueue()
-    for i in range(KEPT + 5):
+    for i in range(MAX_FINISHED_JOBS + 5):
         assert jobs.start(i, lambda progress: "old").finished.wait(10)
     jobs.start("last", lambda progress: None).finished.wait(10)
     again = jobs.start(0, lambda progress: "new")
     assert again.finished.wait(10) and again.result == "new"
-    assert jobs.start(KEPT + 4, lambda progress: "new").result == "old"
+    assert jobs.start(MAX_FINISHED_JOBS + 4, lambda progress: "new").result == "old"

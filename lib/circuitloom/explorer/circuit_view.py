@@ -19,7 +19,6 @@ from .urls import Params, share
 STRONGEST = 8
 """Number of incoming and of outgoing edges listed for a node."""
 EFFECTS = ("effect", "effect_frozen", "effect_free")
-Control = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,33 +41,31 @@ class CircuitRows:
 
 
 FindCircuit = Callable[[dict[str, Any]], CircuitRows]
-"""Circuit of a `circuit-source`: a trace in the catalogue, or a prompt traced in this session."""
+"""Finds the circuit of a `circuit-source`: a trace in the catalogue, or a prompt traced in this session."""
 
 
 def parse_groups(text: str) -> dict[str, list[int]]:
-    """Groups as the address has them: `name:1,2;other:3,4`. Raises ValueError for any other text."""
+    """Groups from the address, `name:1,2;other:3,4`. Raises ValueError for any other format."""
     groups: dict[str, list[int]] = {}
     for part in filter(None, text.split(";")):
         name, _, members = part.rpartition(":")
         try:
             groups[name or "group"] = [int(member) for member in members.split(",")]
         except ValueError:
-            raise ValueError(
-                f"groups={part!r} in the address are no groups; write name:1,2;other:3"
-            ) from None
+            raise ValueError(f"groups={part!r} in the address must have the form name:1,2;other:3") from None
     return groups
 
 
 def write_groups(groups: Groups) -> str:
-    """Groups as the address has them."""
+    """Groups in the format of the address."""
     return ";".join(f"{name}:{','.join(map(str, members))}" for name, members in groups.items())
 
 
 def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, list[int]]:
-    """`groups` with the marked nodes as a group called `name`, added to the group of that name if there is one.
+    """`groups` with the marked nodes in the group `name`, a new or an existing one.
 
-    Marked supernodes, which have negative numbers, are merged into it. Without a name it becomes "group 1", "group 2",
-    and so on. The characters of the address format are dropped from the name.
+    Marked supernodes, which have negative numbers, are merged into it. The default name is "group 1", "group 2", and so
+    on. Characters of the address format are dropped from the name.
     """
     names = list(groups)
     merged = [names[-1 - number] for number in marked if number < 0]
@@ -83,11 +80,11 @@ def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, lis
 
 def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -> Component:
     """The graph with its controls; `source` identifies the circuit for `FindCircuit`."""
-    kept, groups = share(params, "share", 0.6), params.get("groups", "")
+    shown_share, groups = share(params, "share", 0.6), params.get("groups", "")
     parsed = parse_groups(groups)
     options = _options(circuit, parsed)
     node = params.get("node")
-    chosen = dcc.Dropdown(
+    dropdown = dcc.Dropdown(
         options, node if node in {option["value"] for option in options} else None, id="circuit-node",
         placeholder="a node: type to find one", className="select", optionHeight=44,
     )  # fmt: skip
@@ -95,8 +92,8 @@ def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -
         [
             dcc.Store("circuit-source", data=source),
             dcc.Store("circuit-groups", data=groups),
-            dcc.Store("circuit-share", data=kept),
-            dcc.Store("circuit-markup", data=_markup(circuit, source, parsed, kept)),
+            dcc.Store("circuit-share", data=shown_share),
+            dcc.Store("circuit-markup", data=_markup(circuit, source, parsed, shown_share)),
             dcc.Store("circuit-marked", data=[]),
             dcc.Store("circuit-address"),
             html.Div(
@@ -104,7 +101,7 @@ def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -
                     html.Div(id="circuit-graph"),
                     html.Div(
                         [
-                            html.Label([html.Span("node (click one, or choose here)"), chosen], className="field"),
+                            html.Label([html.Span("node (click one, or choose here)"), dropdown], className="field"),
                             html.Div(id="circuit-about", **aria(live="polite")),
                         ],
                         className="about",
@@ -143,11 +140,11 @@ def register_circuit_view(app: Dash, client: CatalogClient, find: FindCircuit) -
         State("circuit-node", "value"),
         prevent_initial_call=True,
     )
-    def draw(groups: str, source: dict[str, Any], kept: float, node: str | None):
+    def draw(groups: str, source: dict[str, Any], shown_share: float, node: str | None):
         circuit, parsed = find(source), parse_groups(groups or "")
         options = _options(circuit, parsed)
         selected = node if node in {option["value"] for option in options} else None
-        return _markup(circuit, source, parsed, kept), options, selected
+        return _markup(circuit, source, parsed, shown_share), options, selected
 
     @app.callback(
         Output("circuit-groups", "data"),
@@ -196,14 +193,14 @@ def register_circuit_view(app: Dash, client: CatalogClient, find: FindCircuit) -
     )
 
 
-def _markup(circuit: CircuitRows, source: dict[str, Any], groups: Groups, kept: float) -> str:
+def _markup(circuit: CircuitRows, source: dict[str, Any], groups: Groups, shown_share: float) -> str:
     name = source.get("trace") or source["target"]
     return graph_markup(
-        lay_out(*group_nodes(circuit.nodes, circuit.edges, groups), circuit.tokens), name, kept
+        lay_out(*group_nodes(circuit.nodes, circuit.edges, groups), circuit.tokens), name, shown_share
     )
 
 
-def _options(circuit: CircuitRows, groups: Groups) -> list[Control]:
+def _options(circuit: CircuitRows, groups: Groups) -> list[dict[str, str]]:
     supernodes = [
         {"label": f"supernode {escape_invisible(name)}", "value": str(-1 - i)}
         for i, name in enumerate(groups)
@@ -224,7 +221,7 @@ def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
 
 
 def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Component:
-    """What is known about a node: its numbers, its feature, its strongest edges."""
+    """Values of a node, its feature and its strongest edges."""
     row = circuit.node(node)
     facts = [
         (name, format_value(row[column]))
@@ -287,11 +284,11 @@ def _feature_summary(client: CatalogClient, row: Row) -> list[Any]:
     ]
 
 
-def effects_table(edges: Sequence[Row], most: int = 12) -> Component:
-    """The strongest edges whose source was ablated, with predicted and measured effects."""
+def effects_table(edges: Sequence[Row], n: int = 12) -> Component:
+    """The first `n` edges whose source was ablated, with predicted and measured effects."""
     rows = [
         [edge["source"], edge["target"], *(signed(edge[effect]) for effect in EFFECTS)]
         for edge in edges
         if edge["effect_frozen"] is not None
     ]
-    return table(["source", "target", "predicted", "frozen", "free"], rows[:most], (0, 1))
+    return table(["source", "target", "predicted", "frozen", "free"], rows[:n], (0, 1))

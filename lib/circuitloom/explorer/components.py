@@ -89,8 +89,8 @@ def _cell(content: Content) -> Content:
 
 
 def shaded(row: Row, largest: float, spacing: str) -> Component:
-    """The tokens of an example, shaded by activation relative to `largest`, its own token underlined; `spacing` is put
-    between tokens.
+    """The tokens of an example, shaded by activation relative to `largest`, with `spacing` between them. The example's
+    own token is underlined.
     """
     # unshaded tokens are joined: thousands of components take a browser seconds
     pieces: list[Any] = [""]

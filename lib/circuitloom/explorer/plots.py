@@ -133,7 +133,7 @@ def densities(rows: Sequence[Row]) -> dcc.Graph:
     return plot(traces, "density (log10 of the fraction of tokens)", "features", height=260)
 
 
-def measured(rows: Sequence[Row]) -> dcc.Graph:
+def effects(rows: Sequence[Row]) -> dcc.Graph:
     """Predicted effects of edges against effects measured by ablation, frozen and free."""
     traces = [
         {

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ..attribution.linearized_model import LinearizedModel
     from ..attribution.tracer import Tracer
 
-KEPT = 16
-"""Number of finished jobs whose results are kept, the latest."""
-NEXT = 10
+MAX_FINISHED_JOBS = 16
+"""Older results are dropped."""
+TOP_TOKENS = 10
 """Number of most likely next tokens shown."""
 Progress = Callable[[str], None]
-"""Takes a line that says what a job is doing."""
+"""Receives a line about what a job is doing."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class JobQueue:
                 self._pool.submit(self._run, job, work)
             self._jobs.move_to_end(key)
             finished = [each for each, other in self._jobs.items() if other.done]
-            for old in finished[: max(0, len(finished) - KEPT)]:
+            for old in finished[: max(0, len(finished) - MAX_FINISHED_JOBS)]:
                 del self._jobs[old]
             return job
 
@@ -85,7 +85,7 @@ class PromptFeatures:
     run: str
     tokens: list[str]
     active: list[Row]
-    """Active features, the strongest first: layer, position, feature, activation."""
+    """Active features, strongest first: layer, position, feature, activation."""
     next_tokens: list[list[tuple[str, float]]]
     """The most likely next tokens at each position, with their probabilities."""
 
@@ -98,7 +98,7 @@ class TracedPrompt:
     """Row of the table `trace`."""
     circuit: CircuitRows
     paths: list[tuple[str, float]]
-    """Nodes of each path, and its contribution to the target; the largest first."""
+    """Nodes of each path, and its contribution to the target, largest first."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,10 @@ class PromptService:
         rows: list[Row] = [
             dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)
         ]
-        likeliest = model.captured.probabilities.topk(min(NEXT, model.captured.probabilities.shape[1]))
+        top = model.captured.probabilities.topk(min(TOP_TOKENS, model.captured.probabilities.shape[1]))
         next_tokens = [
             [(token_string(tracer.strings, token), p) for token, p in zip(tokens, probabilities, strict=True)]
-            for tokens, probabilities in zip(
-                likeliest.indices.tolist(), likeliest.values.tolist(), strict=True
-            )
+            for tokens, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
         tokens = [tracer.strings[i] for i in model.captured.token.tolist()]
         return PromptFeatures(
@@ -215,18 +213,18 @@ class PromptService:
         except ValidationError as error:
             raise ValueError(one_line(FeatureChange, error, "")) from None
         tracer, model = self._linearize(prompt, run, progress)
-        place = resolve_position(position, model)
+        i = resolve_position(position, model)
         progress("editing the features")
-        before = model.captured.probabilities[place]
-        after = edited_probabilities(tracer.language_model, model, make_edits(model, change))[place]
-        return compare_predictions(place, before, after, tracer.strings)
+        before = model.captured.probabilities[i]
+        after = edited_probabilities(tracer.language_model, model, make_edits(model, change))[i]
+        return compare_predictions(i, before, after, tracer.strings)
 
 
 def compare_predictions(
     position: int, before: "Tensor", after: "Tensor", strings: list[str]
 ) -> EditedPrediction:
-    """The most likely tokens of two next-token distributions, the likeliest first, and their KL divergence."""
-    n = min(NEXT, len(before))
+    """The most likely tokens of two next-token distributions, most likely first, and their KL divergence."""
+    n = min(TOP_TOKENS, len(before))
     tokens = {*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}
     rows = [(token_string(strings, token), float(before[token]), float(after[token])) for token in tokens]
     kl = float((before * (before.clamp_min(1e-30) / after.clamp_min(1e-30)).log()).sum())

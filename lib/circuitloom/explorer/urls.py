@@ -1,4 +1,4 @@
-"""Addresses of views: path and query string determine all that a view shows."""
+"""Addresses of views: path and query string determine everything that a view shows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ Params = Mapping[str, str]
 
 def link(page: str, **params: Any) -> str:
     """The address of a view; parameters that are None are dropped."""
-    given = {key: value for key, value in params.items() if value is not None}
-    return f"/{page}" + (f"?{urlencode(given)}" if given else "")
+    present = {key: value for key, value in params.items() if value is not None}
+    return f"/{page}" + (f"?{urlencode(present)}" if present else "")
 
 
 def feature_link(run: str, layer: int, feature: int) -> str:
@@ -19,7 +19,7 @@ def feature_link(run: str, layer: int, feature: int) -> str:
 
 
 def parse(search: str | None) -> dict[str, str]:
-    """The parameters of a query string, the last of each name."""
+    """The parameters of a query string; of repeated names, the last."""
     return dict(parse_qsl((search or "").removeprefix("?"), keep_blank_values=True))
 
 
@@ -31,7 +31,7 @@ def integer(params: Params, name: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{name}={text!r} in the address is no integer; write one") from None
+        raise ValueError(f"{name}={text!r} in the address must be an integer") from None
 
 
 def share(params: Params, name: str, default: float) -> float:
@@ -41,5 +41,5 @@ def share(params: Params, name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}={params[name]!r} in the address is no share; write a number from 0 to 1")
+        raise ValueError(f"{name}={params[name]!r} in the address must be a number from 0 to 1")
     return value

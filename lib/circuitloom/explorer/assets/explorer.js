@@ -2,7 +2,7 @@
 window.dash_clientside = window.dash_clientside || {};
 
 (function () {
-  const stay = window.dash_clientside.no_update;
+  const noUpdate = window.dash_clientside.no_update;
   // The attribution graph on the page.
   let graph = null;
 
@@ -21,7 +21,7 @@ window.dash_clientside = window.dash_clientside || {};
   function remember(parameters) {
     const url = changed(parameters);
     if (url.href !== window.location.href) window.history.replaceState(window.history.state, "", url);
-    return stay;
+    return noUpdate;
   }
 
   // Navigate within the app.
@@ -34,7 +34,7 @@ window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.circuitloom = {
     // After a page change: set the title, mark the page in the navigation bar.
     arrive(where) {
-      if (!where) return stay;
+      if (!where) return noUpdate;
       document.title = where.title;
       document.querySelectorAll("nav a").forEach((a) => {
         const here = new URL(a.href).pathname.slice(1) === (where.page === "feature" ? "features" : where.page);
@@ -45,7 +45,7 @@ window.dash_clientside = window.dash_clientside || {};
       if (window.location.hash) document.querySelector(window.location.hash)?.scrollIntoView();
       return where.page;
     },
-    // A control above a page changes its address and removes the parameters that belonged to the old choice.
+    // A control above a page changes its address and removes the parameters that depended on it.
     choose() {
       // `triggered` also lists controls that were only just created, with unchanged values
       for (const { prop_id, value: chosen } of window.dash_clientside.callback_context.triggered) {
@@ -56,7 +56,7 @@ window.dash_clientside = window.dash_clientside || {};
         go(changed({ ...Object.fromEntries(dependent.map((each) => [each, null])), [name]: value }));
         break;
       }
-      return stay;
+      return noUpdate;
     },
     // Draw an attribution graph. The markup comes from our own server, which escapes all text in it.
     drawGraph(markup, node) {
@@ -88,11 +88,11 @@ window.dash_clientside = window.dash_clientside || {};
       });
     },
     submitPrompt(clicks, submitted, values, ids) {
-      if (!clicks && !submitted.some(Boolean)) return stay;
+      if (!clicks && !submitted.some(Boolean)) return noUpdate;
       const form = Object.fromEntries(ids.map((id, i) => [id.form, values[i]]));
       const removed = { at: null, features: null, kind: null, strength: null, share: null, groups: null, node: null };
       go(changed({ ...removed, ...form }, "/try"));
-      return stay;
+      return noUpdate;
     },
   };
 
@@ -151,18 +151,18 @@ window.dash_clientside = window.dash_clientside || {};
   }
 
   document.addEventListener("keydown", (event) => {
-    const at = event.target;
-    if (at.id === "sql-text" && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    const target = event.target;
+    if (target.id === "sql-text" && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       document.getElementById("sql-run").click();
       return;
     }
-    const cell = at.closest?.(".ag-cell");
+    const cell = target.closest?.(".ag-cell");
     if (cell && event.key === "Enter") {
       cell.closest(".ag-row") && document.querySelector(`.ag-row[row-id="${CSS.escape(cell.closest(".ag-row").getAttribute("row-id"))}"] a`)?.click();
       return;
     }
-    if (event.ctrlKey || event.metaKey || event.altKey || at.closest?.("input, textarea, [contenteditable]")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.closest?.("input, textarea, [contenteditable]")) return;
     if (leading) {
       leading = false;
       if (PAGES[event.key]) go(PAGES[event.key]);

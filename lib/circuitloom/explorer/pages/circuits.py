@@ -26,7 +26,7 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
         )
     name = params.get("trace", traces[0])
     if name not in traces:
-        raise ValueError(f"{name} is no circuit of this study; choose from {', '.join(traces)}")
+        raise ValueError(f"this study has no circuit {name}; choose from {', '.join(traces)}")
     answer, edges = client.ask("trace", trace=name), client.ask("edges", trace=name)
     circuit = trace_circuit(client, name)
     trace = answer.first
@@ -51,7 +51,7 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
             ),
             panel(
                 "Effects, predicted and measured",
-                plots.measured(edges.rows),
+                plots.effects(edges.rows),
                 effects_table(edges.rows),
                 answer=edges,
             ),

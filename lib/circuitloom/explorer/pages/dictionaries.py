@@ -28,7 +28,7 @@ def dictionaries_page(client: CatalogClient, params: Params) -> Component:
     layer = layer if layer is not None and layer in layers else layers[0]
     measure = params.get("measure", "ce")
     if measure not in MEASURES:
-        raise ValueError(f"measure={measure!r} in the address is no measure; write {', '.join(MEASURES)}")
+        raise ValueError(f"measure={measure!r} in the address must be one of {', '.join(MEASURES)}")
     points = client.ask("pareto", layers=[layer])
     controls = html.Div(
         [

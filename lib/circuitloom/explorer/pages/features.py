@@ -29,6 +29,21 @@ COLUMNS = {
 """Columns that can be filtered and sorted, with their types."""
 SEARCHES = {"fires on": "firing_on", "raises": "raising"}
 """Kinds of search, with the named query of each."""
+ROWS = 50
+"""Rows per request of the grid."""
+_HEADS = {
+    "feature": "feature",
+    "fires_on": "fires on",
+    "raises": "raises",
+    "density": "density",
+    "n_tokens": "tokens",
+    "max_activation": "maximum",
+    "mean_activation": "mean",
+    "concept": "best concept",
+    "f1": "F1",
+    "encoder_norm": "encoder norm",
+    "bias": "bias",
+}
 _COMPARISONS = {
     "equals": "=",
     "notEqual": "<>",
@@ -47,7 +62,7 @@ _TEXT_MATCHES = {
 }
 
 
-def statement(run: str, layer: int, search: str, by: str, request: Mapping[str, Any]) -> str:
+def rows_sql(run: str, layer: int, search: str, by: str, request: Mapping[str, Any]) -> str:
     """SQL of the rows that the grid requests; the column `n_matching` is the number of all matching rows.
 
     `request` holds the grid's filterModel, sortModel, startRow and endRow. Raises ValueError for an unknown column or
@@ -57,7 +72,7 @@ def statement(run: str, layer: int, search: str, by: str, request: Mapping[str, 
     tables = f"(\n{_indented(named_queries()['features'].filled(**names))}\n)"
     if search:
         if by not in SEARCHES:
-            raise ValueError(f"by={by!r} in the address is no way to search; write {' or '.join(SEARCHES)}")
+            raise ValueError(f"by={by!r} in the address must be one of {', '.join(SEARCHES)}")
         tables += f"\nJOIN (\n{_indented(named_queries()[SEARCHES[by]].filled(**names))}\n) USING (feature)"
     conditions = [_condition(name, model) for name, model in (request.get("filterModel") or {}).items()]
     where = f"\nWHERE {' AND '.join(conditions)}" if conditions else ""
@@ -70,8 +85,8 @@ def statement(run: str, layer: int, search: str, by: str, request: Mapping[str, 
     )
 
 
-def page(client: CatalogClient, run: str, layer: int, sql: str) -> tuple[Answer, list[Row]]:
-    """The answer to a `statement`, and its rows with the tokens that each feature fires on and raises."""
+def fetch_rows(client: CatalogClient, run: str, layer: int, sql: str) -> tuple[Answer, list[Row]]:
+    """The answer to a query of `rows_sql`, and its rows with the tokens that each feature fires on and raises."""
     answer = client.run(sql)
     places = [(layer, row["feature"]) for row in answer.rows]
     fires, raises = client.words(run, places), client.promoted(run, places)
@@ -102,7 +117,7 @@ def _condition(column: str, model: Mapping[str, Any]) -> str:
         return f"{column} BETWEEN {_number(model.get('filter'))} AND {_number(model.get('filterTo'))}"
     if kind == "number" and how in _COMPARISONS:
         return f"{column} {_COMPARISONS[how]} {_number(model.get('filter'))}"
-    raise ValueError(f"{how!r} is no filter of {column}; choose another")
+    raise ValueError(f"{how!r} is no filter of {column}; choose from its menu")
 
 
 def _number(value: Any) -> str:
@@ -120,23 +135,6 @@ def _order(part: Mapping[str, Any]) -> str:
 
 def _indented(sql: str) -> str:
     return "\n".join(f"    {line}" for line in sql.splitlines())
-
-
-ROWS = 50
-"""Rows per request of the grid."""
-_HEADS = {
-    "feature": "feature",
-    "fires_on": "fires on",
-    "raises": "raises",
-    "density": "density",
-    "n_tokens": "tokens",
-    "max_activation": "maximum",
-    "mean_activation": "mean",
-    "concept": "best concept",
-    "f1": "F1",
-    "encoder_norm": "encoder norm",
-    "bias": "bias",
-}
 
 
 def features_page(client: CatalogClient, params: Params) -> Component:
@@ -205,8 +203,8 @@ def register_features(app: Dash, client: CatalogClient) -> None:
             return no_update, no_update, no_update
         run, layer = names["run"], names["layer"]
         try:
-            sql = statement(run, layer, names["search"], names["by"], request)
-            answer, found = page(client, run, layer, sql)
+            sql = rows_sql(run, layer, names["search"], names["by"], request)
+            answer, found = fetch_rows(client, run, layer, sql)
         except ValueError as error:
             return {"rowData": [], "rowCount": 0}, html.Span(str(error), className="error"), None
         for row in found:

@@ -17,8 +17,8 @@ from ..urls import Params, feature_link
 
 KINDS = ("ablate", "scale", "clamp", "keep")
 """Kinds of feature edits."""
-WAIT = 300
-"""Seconds after which a request for a job's result fails."""
+TIMEOUT = 300
+"""Seconds after which waiting for a job fails."""
 PATHS = 12
 """Number of paths listed."""
 
@@ -30,7 +30,7 @@ def prompt_page(client: CatalogClient, params: Params) -> Component:
         return panel("Try a prompt", empty_note("There are no transcoders to trace through; train some."))
     run = params.get("run") or runs[0]
     if run not in runs:
-        raise ValueError(f"{run} is no run of transcoders; choose from {', '.join(runs)}")
+        raise ValueError(f"there are no transcoders {run}; choose from {', '.join(runs)}")
     names = {"prompt": params.get("prompt", ""), "run": run, "target": params.get("target", "")}
     return html.Div(
         [
@@ -217,7 +217,7 @@ def traced_view(traced: TracedPrompt, names: dict[str, Any]) -> Component:
                 [
                     panel(
                         "Effects, predicted and measured",
-                        plots.measured(traced.circuit.edges),
+                        plots.effects(traced.circuit.edges),
                         effects_table(traced.circuit.edges),
                     ),
                     panel("Strongest paths", table(["path", "contribution"], paths, (0,))),
@@ -231,9 +231,9 @@ def traced_view(traced: TracedPrompt, names: dict[str, Any]) -> Component:
 def traced_circuit(service: PromptService, source: dict[str, Any]) -> CircuitRows:
     """The circuit of a prompt traced in this session. Raises ValueError if tracing failed or takes too long."""
     job = service.trace(source["prompt"], source["run"], source["target"], retry=False)
-    job.finished.wait(WAIT)
+    job.finished.wait(TIMEOUT)
     if job.error or not job.done:
-        raise ValueError(job.error or "the trace takes too long; try again")
+        raise ValueError(job.error or "tracing takes too long; try again")
     return job.result.circuit
 
 
@@ -318,7 +318,7 @@ def _register_edits(app: Dash, client: CatalogClient, service: PromptService) ->
         if kind in ("scale", "clamp"):
             change["strength"] = strength
         job = service.edit(names["prompt"], names["run"], at, change)
-        job.finished.wait(WAIT)
+        job.finished.wait(TIMEOUT)
         return _outcome(job, edited_view)
 
 

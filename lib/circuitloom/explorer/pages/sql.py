@@ -117,7 +117,7 @@ def execute(client: CatalogClient, statement: str) -> tuple[list[str], list[list
         except ValueError:
             if timed_out.is_set():
                 raise ValueError(
-                    f"the statement was stopped after {SECONDS} s; narrow it, or use `python -m circuitloom sql`"
+                    f"the statement was stopped after {SECONDS} s; narrow it, or use `circuitloom sql`"
                 ) from None
             raise
         finally:
