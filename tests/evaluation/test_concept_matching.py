@@ -32,9 +32,9 @@ def annotations(held_out):
 
 def test_activations_are_those_of_the_scored_positions_in_order(model, held_out):
     sites = [Site("mlp_in", 1), Site("neurons", 1)]
-    whole = capture(model, held_out.token, sites)
+    captured = capture(model, held_out.token, sites)
     for site, value in scored_activations(model, sites, held_out, 7).items():
-        torch.testing.assert_close(value, whole[site][held_out.scored])
+        torch.testing.assert_close(value, captured[site][held_out.scored])
 
 
 def test_sparse_activations_are_the_non_zero_dense_activations(model, monkeypatch):

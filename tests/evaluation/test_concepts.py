@@ -98,10 +98,10 @@ def test_few_thresholds_give_nearly_the_scores_of_all():
 def test_scores_do_not_depend_on_the_number_of_features_scored_at_once(monkeypatch):
     annotations, _ = make_annotations(400, 0.2)
     code = sparse(torch.randn(400, 9, generator=torch.Generator().manual_seed(0)).relu())
-    whole = score_features(code, annotations, 16)
+    at_once = score_features(code, annotations, 16)
     monkeypatch.setattr("circuitloom.evaluation.concepts.MAX_COUNTS", 2 * 16 * 4)
     for name, column in vars(score_features(code, annotations, 16)).items():
-        assert torch.equal(column, getattr(whole, name)), name
+        assert torch.equal(column, getattr(at_once, name)), name
 
 
 def test_dense_and_sparse_activations_have_the_same_scores():
@@ -184,7 +184,7 @@ def test_no_concepts_give_no_rows():
     )
 
 
-def test_annotations_of_positions_that_are_not_scored_are_left_out_and_documents_stay_whole():
+def test_annotations_of_unscored_positions_are_dropped_and_no_document_is_in_both_halves():
     scored = torch.tensor([[False, True, True, False, True], [False, True, False, True, True]])
     document = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 2, 2, 2]])
     held_out = HeldOut(torch.zeros(2, 5).long(), document, scored, ~scored)

@@ -19,12 +19,12 @@ from circuitloom.evaluation.metrics import (
 @pytest.fixture
 def pairs():
     generator = torch.Generator().manual_seed(0)
-    # a mean far from zero, different in each dimension: what a collapsed or batch-wise mean gets wrong
+    # a mean far from zero, different in each dimension: a scalar or batch-wise mean gives a wrong FVU
     y = torch.randn(500, 7, generator=generator) * 3 + torch.arange(7) * 5
     return y, y + torch.randn(500, 7, generator=generator)
 
 
-def test_agreement_of_two_tokens_is_what_is_computed_by_hand():
+def test_reconstruction_metrics_of_two_tokens_equal_those_computed_by_hand():
     y = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
     y_hat = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     sums = reconstruction_sums(y, y_hat)
@@ -93,17 +93,17 @@ def test_every_feature_is_in_the_bin_of_its_log_density():
     assert bins[1][2] == 1  # rarer than the lowest bin
 
 
-def test_cross_entropy_and_divergence_are_what_is_computed_by_hand():
+def test_cross_entropy_and_divergence_equal_those_computed_by_hand():
     # two tokens, one prediction: p = (1/4, 3/4), q = (1/2, 1/2), the next token is 1
     token, scored = torch.tensor([[0, 1]]), torch.tensor([[True, True]])
-    which = prediction_targets(token, scored)
+    targets = prediction_targets(token, scored)
     original = torch.tensor([[[1.0, 3.0], [0.0, 0.0]]]).log()
-    log_p = log_probabilities(original, which)
-    sums = prediction_sums(torch.zeros(1, 2, 2), which, log_p)
+    log_p = log_probabilities(original, targets)
+    sums = prediction_sums(torch.zeros(1, 2, 2), targets, log_p)
     assert sums.n == 1
     assert sums.ce == pytest.approx(math.log(2))
     assert sums.kl == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
-    assert prediction_sums(original, which, log_p).kl == pytest.approx(0, abs=1e-7)
+    assert prediction_sums(original, targets, log_p).kl == pytest.approx(0, abs=1e-7)
 
 
 def test_predictions_in_chunks_equal_the_formula_in_numpy(monkeypatch):
@@ -113,8 +113,8 @@ def test_predictions_in_chunks_equal_the_formula_in_numpy(monkeypatch):
     scored = torch.rand(3, 11, generator=generator) < 0.6
     monkeypatch.setattr("circuitloom.evaluation.metrics.CHUNK_ELEMENTS", 20)
     assert CHUNK_ELEMENTS > 20
-    which = prediction_targets(token, scored)
-    sums = prediction_sums(logits, which, log_probabilities(original, which))
+    targets = prediction_targets(token, scored)
+    sums = prediction_sums(logits, targets, log_probabilities(original, targets))
 
     def log_softmax(x):
         return x - np.log(np.exp(x).sum(-1, keepdims=True))
@@ -130,9 +130,12 @@ def test_predictions_in_chunks_equal_the_formula_in_numpy(monkeypatch):
 
 def test_only_predictions_at_scored_positions_count():
     token = torch.tensor([[1, 5, 6, 1, 7]])
-    which = prediction_targets(token, token != 1)
-    assert which.source.tolist() == [1, 2]
-    assert which.token.tolist() == [6, 1]  # that a document ends is predicted, what follows its BOS is not
+    targets = prediction_targets(token, token != 1)
+    assert targets.source.tolist() == [1, 2]
+    assert targets.token.tolist() == [
+        6,
+        1,
+    ]  # the end of a document is predicted, the token after its BOS is not
 
 
 def test_ce_recovered_is_one_for_the_original_and_zero_for_the_ablated_model():

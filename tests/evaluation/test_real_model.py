@@ -1,4 +1,4 @@
-"""stories260K on TinyStories: values from the notes of the model."""
+"""stories260K on TinyStories has the values of the model's notes."""
 
 import json
 
@@ -20,7 +20,7 @@ def model(real_input):
 
 @pytest.fixture(scope="module")
 def stories(real_input) -> list[torch.Tensor]:
-    """The first 100 held-out stories, each [1, position], a BOS in front, cut at 512 tokens."""
+    """The first 100 held-out stories, each [1, position], after a BOS, cut at 512 tokens."""
     tokenizer = load_tokenizer(str(real_input / "models" / "stories260K"))
     lines = (real_input / "data" / "tinystories" / "validation.jsonl").read_text().splitlines()[:100]
     encoded = tokenizer.encode([json.loads(line)["text"] for line in lines])

@@ -45,11 +45,7 @@ def test_the_row_of_a_layer_equals_numpy_on_the_entire_set(model, held_out, base
         "run", layer, score_runs(model, {"run": {layer: dictionary}}, held_out, 3)["run"], baselines[layer]
     )
     seen = capture(model, held_out.token, [Site("mlp_in", layer), Site("mlp_out", layer)])
-    x, y = (
-        (value[held_out.scored] for value in seen.values())
-        if next(iter(seen)).name == "mlp_in"
-        else (value[held_out.scored] for value in reversed(seen.values()))
-    )
+    x, y = (seen[Site(name, layer)][held_out.scored] for name in ("mlp_in", "mlp_out"))
     z, y_hat = dictionary.encode(x).numpy(), dictionary(x).double().numpy()
     y = y.double().numpy()
     assert row["n_tokens"] == len(y)
@@ -113,11 +109,11 @@ def test_the_row_of_all_layers_has_means_over_layers(model, held_out, baselines)
     scored = score_runs(model, {"run": layers}, held_out, 4)["run"]
     row = metric_row("run", ALL_LAYERS, scored, baselines[ALL_LAYERS])
     assert row["fvu"] == pytest.approx(fmean(sums.fvu for sums in scored.reconstruction.values()))
-    stand_ins = {
+    splices = {
         Site("mlp_out", layer): lambda x, y, d=dictionary: torch.where(held_out.scored[..., None], d(x), y)
         for layer, dictionary in layers.items()
     }
-    with edited(model, stand_ins):
+    with edited(model, splices):
         assert row["ce"] == pytest.approx(cross_entropy(model, held_out), rel=1e-5)
     zero = lambda _x, y: torch.where(held_out.scored[..., None], 0.0, y)  # noqa: E731
     with edited(model, {Site("mlp_out", layer): zero for layer in range(3)}):

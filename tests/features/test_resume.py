@@ -49,8 +49,8 @@ def content(folder) -> dict[str, bytes]:
 
 
 def test_a_stopped_pass_resumes_and_gives_the_same_tables(model, tmp_path, blocks_of_four, stop_at):
-    expected = write(model, tmp_path / "whole").tables
-    whole = content(tmp_path / "whole")
+    expected = write(model, tmp_path / "undisturbed").tables
+    undisturbed = content(tmp_path / "undisturbed")
     for last in [*range(1, 12), 25, 38, 41, 42, 43, 45, 47, 49, 51]:
         folder = tmp_path / str(last)
         stop_at(last)
@@ -60,7 +60,7 @@ def test_a_stopped_pass_resumes_and_gives_the_same_tables(model, tmp_path, block
             assert read_table(file).equals(expected[file.stem]), "incomplete table"
         stop_at(None)
         write(model, folder)
-        assert content(folder) == whole
+        assert content(folder) == undisturbed
         assert not list(folder.rglob("*.partial")) and not list(folder.rglob("*.new"))
 
 

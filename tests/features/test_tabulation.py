@@ -118,7 +118,7 @@ def test_windows_stay_in_their_document_and_sequence(case):
     token, document = (
         x.flatten().numpy() for x in (case.tokens.take(slice(None)), case.tokens.take_document(slice(None)))
     )
-    torn = 0
+    cut = 0
     for row in case.rows("example"):
         here = row["sequence"] * CONTEXT + row["position"]
         around = [
@@ -126,11 +126,11 @@ def test_windows_stay_in_their_document_and_sequence(case):
             for t in range(here - CONFIG.before, here + CONFIG.after + 1)
             if t // CONTEXT == here // CONTEXT and document[t] == document[here]
         ]
-        torn += len(around) < CONFIG.before + 1 + CONFIG.after
+        cut += len(around) < CONFIG.before + 1 + CONFIG.after
         assert row["window_start"] == around[0] % CONTEXT
         assert row["tokens"] == [STRINGS[t] for t in token[around]]
         assert row["activations"] == case.z[around, row["feature"]].tolist()
-    assert torn > 50
+    assert cut > 50
 
 
 def test_tables_have_their_schemas(case):

@@ -52,12 +52,12 @@ def match_dictionaries(
     layers = sorted({layer for dictionaries in runs.values() for layer in dictionaries})
     with progress(f"concepts: {', '.join(runs)}", len(layers) * len(runs), "dictionaries") as bar:
         for layer in layers:
-            of_layer = {
+            layer_runs = {
                 run: dictionaries[layer] for run, dictionaries in runs.items() if layer in dictionaries
             }
-            sites = sorted({Site(dictionary.site_in, layer) for dictionary in of_layer.values()})
+            sites = sorted({Site(dictionary.site_in, layer) for dictionary in layer_runs.values()})
             activations = scored_activations(model, sites, held_out, config.batch)
-            for run, dictionary in of_layer.items():
+            for run, dictionary in layer_runs.items():
                 z = sparse_activations(dictionary, activations[Site(dictionary.site_in, layer)])
                 scores = score_features(z, annotations, config.thresholds)
                 yield from _rows(run, layer, scores, annotations, dictionary.width)

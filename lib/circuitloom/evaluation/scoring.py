@@ -143,9 +143,9 @@ def baseline_rows(
         for layer, sites in ablated.items()
         for kind, value in values.items()
     }
-    original, sums = _ablate(model, replacements, held_out, config.batch, f"evaluation: {site} ablated")
+    sums = _ablate(model, replacements, held_out, config.batch, f"evaluation: {site} ablated")
     return [
-        {"site": site, "layer": layer, "ce_original": original.ce, "n_tokens": held_out.n_tokens}
+        {"site": site, "layer": layer, "ce_original": sums[None].ce, "n_tokens": held_out.n_tokens}
         | {f"ce_{kind}": sums[layer, kind].ce for kind in values}
         | {f"kl_{kind}": sums[layer, kind].kl for kind in values}
         for layer in ablated
@@ -158,26 +158,25 @@ def _ablate(
     held_out: HeldOut,
     batch: int,
     title: str,
-) -> tuple[PredictionSums, dict[tuple[int, str], PredictionSums]]:
-    """Prediction sums of the original model, and of the model with each of `replacements`."""
-    original_sums: dict[None, PredictionSums] = {}
-    sums: dict[tuple[int, str], PredictionSums] = {}
+) -> dict[tuple[int, str] | None, PredictionSums]:
+    """Prediction sums of the model with each of `replacements`, by key, and of the original model, by None."""
+    sums: dict[tuple[int, str] | None, PredictionSums] = {}
     with progress(title, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
             targets = prediction_targets(part.token, part.scored)
             logits = model.logits(part.token)
             original = log_probabilities(logits, targets)
-            accumulate(original_sums, None, prediction_sums(logits, targets))
+            accumulate(sums, None, prediction_sums(logits, targets))
             for key, by_site in replacements.items():
                 with replacing_activations(model, by_site, part):
                     accumulate(sums, key, prediction_sums(model.logits(part.token), targets, original))
             bar.update(part.token.numel())
-    return original_sums[None], sums
+    return sums
 
 
 @dataclass(frozen=True)
 class RunScore:
-    """Sums over the held-out tokens of one run: of each layer's dictionary, and of the model's predictions."""
+    """Sums of one run over the held-out tokens: for the dictionary of each layer, and for the model's predictions."""
 
     reconstruction: dict[int, ReconstructionSums]
     firing: dict[int, FiringSums]

@@ -78,30 +78,30 @@ def choose_examples(
     config: Features,
 ) -> tuple[Examples, Int[np.ndarray, "feature band"]]:
     """The examples of a feature range, and the number of activations in each band."""
-    in_band = (
+    band_counts = (
         bin_counts(features.batches(), largest, config.bands)
         if config.bands
         else np.zeros((features.width, 0), np.int64)
     )
-    # the highest bin from which upwards there are at least `examples` activations
+    # the highest bin that, with the bins above it, has at least `examples` activations
     enough = histogram[:, ::-1].cumsum(1) >= np.minimum(config.examples, features.n)[:, None]
     lowest_bin = histogram.shape[1] - 1 - enough.argmax(1)
     found: list[Examples] = []
-    seen = np.zeros_like(in_band).ravel()
+    seen = np.zeros_like(band_counts).ravel()
     for batch in features.batches():
         top = np.flatnonzero(bin_indices(batch, largest, histogram.shape[1]) >= lowest_bin[batch.feature])
         found.append(_examples(batch, top, np.zeros_like(top), config))
         if config.bands:
             band = bin_indices(batch, largest, config.bands)
-            sampled = _sample(batch, band, in_band, seen, config.band_examples)
+            sampled = _sample(batch, band, band_counts, seen, config.band_examples)
             found.append(_examples(batch, sampled, band[sampled] + 1, config))
-    return _ranked(found, config.examples), in_band
+    return _ranked(found, config.examples), band_counts
 
 
 def _sample(
     activations: SortedActivations,
     band: Int[np.ndarray, " entry"],
-    in_band: Int[np.ndarray, "feature band"],
+    band_counts: Int[np.ndarray, "feature band"],
     seen: Int[np.ndarray, " group"],
     wanted: int,
 ) -> Int[np.ndarray, " some"]:
@@ -109,13 +109,13 @@ def _sample(
 
     `seen` counts the entries of earlier batches and is updated.
     """
-    group = activations.feature.astype(np.int64) * in_band.shape[1] + band
-    order = stable_order(group, in_band.size)
+    group = activations.feature.astype(np.int64) * band_counts.shape[1] + band
+    order = stable_order(group, band_counts.size)
     ordered = group[order]
     rank = _rank(ordered) + seen[ordered]
-    n = in_band.ravel()[ordered]
+    n = band_counts.ravel()[ordered]
     middle = (2 * (rank * wanted // np.maximum(n, 1)) + 1) * n // (2 * wanted)
-    seen += np.bincount(group, minlength=in_band.size)
+    seen += np.bincount(group, minlength=band_counts.size)
     return np.sort(order[(n <= wanted) | (rank == middle)])
 
 
@@ -167,13 +167,13 @@ def examples_html(examples: Iterable[Mapping[str, Any]], largest: float, spacing
     is escaped.
     """
     lines = [
-        f"<div><code>{row['activation']:8.2f}</code>&ensp;{_text(row, largest, spacing)}</div>"
+        f"<div><code>{row['activation']:8.2f}</code>&ensp;{_window_html(row, largest, spacing)}</div>"
         for row in examples
     ]
     return f'<div style="{_LINE}">{"".join(lines)}</div>'
 
 
-def _text(row: Mapping[str, Any], largest: float, spacing: str) -> str:
+def _window_html(row: Mapping[str, Any], largest: float, spacing: str) -> str:
     own = row["position"] - row["window_start"]
     spans = []
     for i, (token, activation) in enumerate(zip(row["tokens"], row["activations"], strict=True)):

@@ -28,6 +28,10 @@ BLOCK_POSITIONS = 2**16
 """Maximum number of positions per block: an offset in it fits 16 bits, which numpy sorts fastest."""
 ENCODE_BATCH = 4096
 """Tokens encoded at once; bounds the memory of dense activations."""
+MAX_ENTRIES = 2**22
+"""Maximum number of activations in memory."""
+MAX_FEATURES = 2**12
+"""Maximum number of features per range; bounds the memory of their examples."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,12 @@ def block_sequences(context: int) -> int:
     return max(1, BLOCK_POSITIONS // context)
 
 
+def block_slices(tokens: Tokens, wanted: int | None) -> list[slice]:
+    """The sequences of each block, for the first `wanted` tokens (None: all)."""
+    sequences, size = count_sequences(tokens, wanted), block_sequences(tokens.context)
+    return [slice(start, min(start + size, sequences)) for start in range(0, sequences, size)]
+
+
 def block_folders(work: Path) -> list[Path]:
     """Folders of the blocks in `work`, in text order."""
     return sorted(folder for folder in work.glob("block*") if folder.suffix != ".new")
@@ -74,10 +84,10 @@ def write_blocks(
 ) -> int:
     """Write the blocks that are missing in `work`; returns the number of scored tokens of all blocks."""
     scored = 0
-    sequences = count_sequences(tokens, config.tokens)
+    slices = block_slices(tokens, config.tokens)
     title = f"features: {basis.run} layer {basis.layer}"
-    with progress(title, sequences * tokens.context, "tokens") as bar:
-        for number, rows in enumerate(_blocks(sequences, block_sequences(tokens.context))):
+    with progress(title, slices[-1].stop * tokens.context, "tokens") as bar:
+        for number, rows in enumerate(slices):
             block = load_sequences(tokens, rows)
             scored += block.n_tokens
             folder = work / f"block{number:06d}"
@@ -85,10 +95,6 @@ def write_blocks(
                 encode_block(basis, model, block, config.batch).write(folder)
             bar.update(block.token.numel())
     return scored
-
-
-def _blocks(sequences: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, sequences)) for start in range(0, sequences, size))
 
 
 @torch.inference_mode()
@@ -132,12 +138,6 @@ def stable_order(keys: Integer[np.ndarray, " entry"], bound: int) -> Int[np.ndar
 
 def _unsigned(bound: int) -> type[np.unsignedinteger]:
     return np.uint16 if bound <= 2**16 else np.uint32
-
-
-MAX_ENTRIES = 2**22
-"""Maximum number of activations in memory."""
-MAX_FEATURES = 2**12
-"""Maximum number of features per range; bounds the memory of their examples."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from ..core.atomic_io import fingerprint, partial_folder
 from ..core.progress import progress
 from ..core.tables import ACTIVATION, CODE, EXAMPLE, FEATURE, HISTOGRAM, Table, table_writer
 from ..corpus.tokens import Tokens
-from ..evaluation.held_out import count_sequences
 from ..language_model.model import LanguageModel
 from ..language_model.model_files import weights_digest
 from .basis import FeatureBasis
@@ -27,6 +26,7 @@ from .external_sort import (
     FeatureRange,
     block_folders,
     block_sequences,
+    block_slices,
     feature_ranges,
     read_block,
     stable_order,
@@ -60,11 +60,11 @@ def tabulate(
     Raises ValueError if the tokens are damaged.
     """
     folder = paths["activation"].parent
-    mark = fingerprint(
+    digest = fingerprint(
         model=weights_digest(model.module.state_dict()), basis=basis.digest, tokens=_digest(tokens, config.tokens),
         batch=config.batch, version=version,
     )  # fmt: skip
-    with partial_folder(folder, mark) as work:
+    with partial_folder(folder, digest) as work:
         scored = write_blocks(basis, model, tokens, config, work)
         tables = FeatureTables(basis, tokens, pa.array(strings), config, work, scored)
         tables.write(paths)
@@ -72,13 +72,10 @@ def tabulate(
 
 
 def _digest(tokens: Tokens, wanted: int | None) -> str:
-    digests = {}
-    sequences, size = count_sequences(tokens, wanted), block_sequences(tokens.context)
-    for start in range(0, sequences, size):
-        rows = slice(start, min(start + size, sequences))
-        digests[f"{start}"] = weights_digest(
-            {"token": tokens.take(rows), "document": tokens.take_document(rows)}
-        )
+    digests = {
+        str(rows.start): weights_digest({"token": tokens.take(rows), "document": tokens.take_document(rows)})
+        for rows in block_slices(tokens, wanted)
+    }
     return fingerprint(**digests)
 
 
@@ -185,11 +182,11 @@ class FeatureTables:
     def _example(
         self, features: FeatureRange, totals: FeatureTotals, histogram: Int[np.ndarray, "feature bin"]
     ) -> dict[str, Any]:
-        examples, in_band = choose_examples(features, totals.largest, histogram, self.config)
+        examples, band_counts = choose_examples(features, totals.largest, histogram, self.config)
         around = windows(self.tokens, examples.token, self.config.before, self.config.after)
         offsets = pa.array(np.append(0, around.inside.sum(1).cumsum()), pa.int32())
         sequence, position = np.divmod(examples.token, self.tokens.context)
-        low, high, share = _bands(examples.band, examples.feature, examples.value, totals, in_band)
+        low, high, share = _bands(examples.band, examples.feature, examples.value, totals, band_counts)
         return {
             "feature": examples.feature + features.low,
             "band": examples.band,
@@ -230,16 +227,16 @@ def _bands(
     feature: Int[np.ndarray, " example"],
     value: Float32[np.ndarray, " example"],
     totals: FeatureTotals,
-    in_band: Int[np.ndarray, "feature band"],
+    band_counts: Int[np.ndarray, "feature band"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower edge and upper edge of each example's band, and fraction of its feature's activations in the band."""
-    bands = max(1, in_band.shape[1])
+    bands = max(1, band_counts.shape[1])
     largest, n = totals.largest[feature], totals.n[feature]
     top = band == 0
     smallest = np.full(len(totals.n), np.inf, np.float32)
     np.minimum.at(smallest, feature[top], value[top])
     kept = np.bincount(feature[top], minlength=len(totals.n))[feature]
-    inside = in_band[feature, np.maximum(band, 1) - 1] if in_band.size else kept
+    inside = band_counts[feature, np.maximum(band, 1) - 1] if band_counts.size else kept
     low = np.where(top, smallest[feature], (band - 1) / bands * largest)
     high = np.where(top, largest, band / bands * largest)
     return low, high, np.where(top, kept, inside) / n
