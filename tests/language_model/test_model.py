@@ -49,8 +49,8 @@ def test_missing_weights_are_refused(tmp_path):
 
 def test_damaged_weights_are_refused(tmp_path):
     folder = tiny_gpt2(tmp_path / "model")
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="model: not a model that transformers loads"):
         load_model(folder)
 

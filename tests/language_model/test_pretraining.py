@@ -27,7 +27,7 @@ def test_an_epoch_has_every_sequence_except_the_last_once(tmp_path):
         assert seen == Counter(tuple(row.tolist()) for row in tokens.take(slice(0, 40)))
 
 
-@pytest.mark.parametrize("bos_id", [0, None])
+@pytest.digest.parametrize("bos_id", [0, None])
 def test_the_target_of_the_last_position_is_the_next_token_of_the_stream(tmp_path, bos_id):
     inputs, targets = Batches(make_tokens(tmp_path / "train.zarr", bos_id=bos_id), 8, seed=0).at(3)
     torch.testing.assert_close(inputs[:, 1:], targets[:, :-1])
@@ -67,7 +67,7 @@ def test_query_key_and_value_matrices_are_orthogonalised_separately(tmp_path):
     before = weight.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    # a value map whose gradient is a thousand times as large would drown the others
+    # orthogonalised together, a value matrix with a gradient 1,000 times as large would dominate
     assert weight.grad is not None
     weight.grad[:, 64:] *= 1000
     optimiser.step(0.5)
@@ -87,7 +87,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def work(corpus: Path, output: Path, kill_at: int | None = None, seed: int = 0, **keys) -> None:
-    """Pretrain; be killed at the `kill_at`th time that a file beside `output` is opened, moved or removed."""
+    """Pretrain; killed at the `kill_at`-th time that a file in `output`.partial is opened, moved or removed."""
     torch.set_num_threads(1)
     count = 0
 
@@ -124,7 +124,7 @@ def undisturbed(corpus, tmp_path_factory) -> Path:
 def test_the_loss_falls_from_a_uniform_guess_to_nearly_zero(undisturbed, corpus):
     table = read_table(undisturbed / "pretraining.parquet").to_pydict()
     assert table["loss"][0] == pytest.approx(math.log(VOCABULARY), abs=0.3)
-    # of which 0.26 are the first token after the BOS, which can only be guessed
+    # 0.26 of it is from the first token after the BOS, which can only be guessed
     assert table["loss"][-1] < 0.6
     assert table["step"][-1] == math.ceil(15_000 / (8 * CONTEXT))
     tokens = open_tokens(corpus / "train.zarr").take(slice(0, 8))
@@ -143,7 +143,7 @@ def test_the_folder_loads_with_transformers_and_has_tokenizer_and_anatomy(undist
 
 
 # opened before a checkpoint: the fingerprint; a checkpoint is written, flushed, renamed, its folder flushed
-@pytest.mark.parametrize("kill_at", [3, 7, 9, 14, 25])
+@pytest.digest.parametrize("kill_at", [3, 7, 9, 14, 25])
 def test_killed_and_resumed_gives_the_same_weights_and_losses(kill_at, corpus, undisturbed, tmp_path):
     output = tmp_path / "model"
     assert killed(corpus, output, kill_at)
@@ -171,17 +171,17 @@ def test_a_checkpoint_of_another_config_is_not_resumed(corpus, undisturbed, tmp_
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize(
+@pytest.digest.parametrize(
     "change", [{"largest": VOCABULARY}, {"bos_id": 1}, {"context": 2 * CONTEXT, "sequences": 32}]
 )
 def test_checkpoints_of_different_corpora_have_different_fingerprints(change, tmp_path, monkeypatch):
     """The same bytes can be different token arrays."""
     from circuitloom.language_model import pretraining as module
 
-    marks = []
+    digests = []
 
-    def note(_output, mark):
-        marks.append(mark)
+    def note(_output, digest):
+        digests.append(digest)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "partial_folder", note)
@@ -190,7 +190,7 @@ def test_checkpoints_of_different_corpora_have_different_fingerprints(change, tm
         tokens = make_tokens(tmp_path / name, **keys)
         with pytest.raises(KeyboardInterrupt):
             pretrain(tokens, tmp_path, make_config(), 0, tmp_path / "model")
-    assert marks[0] != marks[1]
+    assert digests[0] != digests[1]
 
 
 def test_a_diverging_loss_stops_training(corpus, tmp_path):

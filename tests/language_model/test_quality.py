@@ -122,7 +122,7 @@ def test_greater_than_does_not_renormalize_probabilities():
 
 
 @pytest.fixture
-def chronicle(tmp_path) -> Path:
+def chronicle_tokenizer(tmp_path) -> Path:
     """A folder with chronicle's tokenizer."""
     word_tokenizer(vocabulary()).save(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
@@ -141,8 +141,8 @@ def document_table(episodes, n_tokens: list[int]) -> pa.Table:
     )
 
 
-def test_chronicle_has_all_figures_and_real_text_only_cross_entropies(chronicle, tmp_path):
-    tokenizer = load_tokenizer(str(chronicle))
+def test_chronicle_has_all_figures_and_real_text_only_cross_entropies(chronicle_tokenizer, tmp_path):
+    tokenizer = load_tokenizer(str(chronicle_tokenizer))
     tokens = make_tokens(tmp_path / "validation.zarr")
     # a context of 16 words holds no document of the grammar, one of 128 all of them
     long = make_tokens(tmp_path / "long.zarr", sequences=8, context=128)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-FILE = "anatomy.json"
+ANATOMY_FILE = "anatomy.json"
 NATIVE = "TransformerLensNative"
 """Architecture in the config.json of a model converted from TransformerLens' legacy format."""
 
@@ -27,7 +27,7 @@ class Anatomy:
     mlp: str
     """Name of the MLP in a block: its input is TransformerLens' `mlp.hook_in`, its output `hook_mlp_out`."""
     mlp_projection: str
-    """Name of W_out in the MLP: its input are the neurons' activations."""
+    """Name of W_out in the MLP: its input is the neurons' activations."""
     norm_mlp: str | None
     """Name of the norm before the MLP; in sequential blocks its input is `resid_mid`."""
     parallel: bool
@@ -41,7 +41,7 @@ class Anatomy:
     attention: str
     """Name of the attention in a block."""
     attention_projection: str
-    """Name of W_O in the attention: its input are the heads' outputs, concatenated."""
+    """Name of W_O in the attention: its input is the heads' outputs, concatenated."""
     embedding: str
     """Path of the embedding of tokens."""
     positions: str | None
@@ -52,7 +52,7 @@ class Anatomy:
     """Path of the unembedding."""
 
 
-def find_anatomy(config, dtype=None) -> Anatomy:
+def find_anatomy(config) -> Anatomy:
     """The anatomy of the model of a Hugging Face `config`.
 
     Raises ValueError if TransformerLens has no adapter for the architecture, or the model has no MLP.
@@ -63,7 +63,7 @@ def find_anatomy(config, dtype=None) -> Anatomy:
 
     try:
         architecture = determine_architecture_from_hf_config(config)
-        bridge = build_bridge_config_from_hf(config, architecture, architecture, dtype or torch.float32)
+        bridge = build_bridge_config_from_hf(config, architecture, architecture, torch.float32)
         return anatomy_of(bridge)
     except KeyError as error:
         raise ValueError(
@@ -73,7 +73,7 @@ def find_anatomy(config, dtype=None) -> Anatomy:
 
 def anatomy_of(bridge) -> Anatomy:
     """The anatomy of the model of a TransformerBridgeConfig; ValueError if it has no MLP."""
-    components = adapt(bridge)
+    components = adapter_components(bridge)
     block = components["blocks"]
     parts = block.submodules
     if "mlp" not in parts or parts["mlp"].name is None:
@@ -105,8 +105,8 @@ def anatomy_of(bridge) -> Anatomy:
     )
 
 
-def adapt(bridge) -> dict[str, Any]:
-    """TransformerLens' name of each module to the adapter's component, whose `name` is the model's own."""
+def adapter_components(bridge) -> dict[str, Any]:
+    """The adapter's component for each module, by TransformerLens' name; its `name` is the model's own."""
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 
     mapping = ArchitectureAdapterFactory.select_architecture_adapter(bridge).component_mapping
@@ -122,14 +122,14 @@ def is_native(folder: Path) -> bool:
 
 def write_anatomy(anatomy: Anatomy, folder: Path) -> None:
     """Write `anatomy` into the model's folder."""
-    (folder / FILE).write_text(json.dumps(asdict(anatomy), indent=2) + "\n")
+    (folder / ANATOMY_FILE).write_text(json.dumps(asdict(anatomy), indent=2) + "\n")
 
 
 def read_anatomy(folder: Path) -> Anatomy:
     """The anatomy in `folder`; ValueError if another version wrote it."""
     try:
-        return Anatomy(**json.loads((folder / FILE).read_text()))
+        return Anatomy(**json.loads((folder / ANATOMY_FILE).read_text()))
     except TypeError as error:
         raise ValueError(
-            f"{folder / FILE}: written by another version; run `snakemake language_model` again"
+            f"{folder / ANATOMY_FILE}: written by another version; run `snakemake language_model` again"
         ) from error

@@ -35,7 +35,7 @@ class Site(NamedTuple):
 
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""(x, y) to the new value of y, [sequence, position, d] each: y is the site's value and x the MLP's input at `mlp_out`,
+"""(x, y) -> new value of y, [sequence, position, d] each: y is the site's value and x the MLP's input at `mlp_out`,
 y itself at other sites."""
 
 OUTPUT_SITES = ("mlp_out", "embedding", "final_norm")
@@ -71,7 +71,7 @@ def capture_each(
 
 
 class _PassComplete(Exception):
-    """Ends a forward pass at the last site asked for."""
+    """Ends a forward pass at the last requested site."""
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def observed(
     def register(site: Site):
         module = find_module(model, site)
 
-        # hooks return None: what they return would replace the value
+        # hooks return None: anything else would replace the value
         def leave(_module, _args, output) -> None:
             callback(site, output)
 
@@ -102,9 +102,9 @@ def observed(
 
 @contextmanager
 def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """Within the context, each site has the value that its edit returns, and everything downstream follows from it.
+    """Within the context, the value at each site is replaced by what its edit returns; later modules read that.
 
-    The edit of a later site receives what earlier edits lead to. Nested contexts on one site apply outermost first.
+    Later edits receive values that earlier edits have changed. Nested contexts on one site apply outermost first.
     """
     with ExitStack() as stack:
         for site, edit in edits.items():
@@ -146,7 +146,7 @@ def _edit_input(model: LanguageModel, site: Site, edit: Edit):
 def observed_modules(
     modules: Mapping[Key, nn.Module], callback: Callable[[Key, tuple, dict[str, Any], Any], None]
 ) -> Iterator[None]:
-    """Within the context, each call of a module calls `callback(key, args, kwargs, output)`; for what is no site."""
+    """Like `observed`, for modules without a site: each call of one calls `callback(key, args, kwargs, output)`."""
 
     def register(key: Key, module: nn.Module):
         def leave(_module, args, kwargs, output) -> None:
@@ -192,5 +192,5 @@ def find_module(model: LanguageModel, site: Site) -> nn.Module:
 
 
 def _first_input(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    # some blocks receive their hidden states by name
+    # some blocks receive their hidden states as a keyword argument
     return args[0] if args else kwargs["hidden_states"]

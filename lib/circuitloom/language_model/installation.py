@@ -9,8 +9,7 @@ from ..config.model_shape import check_shape, hub_file
 from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder, replace_folder
 from ..core.errors import first_line
 from . import legacy_format as legacy
-from .anatomy import FILE as ANATOMY
-from .anatomy import write_anatomy
+from .anatomy import ANATOMY_FILE, write_anatomy
 from .model import load_model
 from .model_files import PICKLED, TEXT, WEIGHTS, copy_files, matching
 
@@ -30,7 +29,7 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
         new = partial / "model"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        # copies: a symbolic link breaks when a folder moves, a hard link lets later training change the results' model
+        # copies: a symbolic link breaks when a folder moves, a hard link lets later training change the installed model
         copy_files(folder, new, TEXT)
         name = origin.get("name") or folder.name
         if legacy.is_legacy(new):
@@ -38,15 +37,15 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
         elif matching(folder, WEIGHTS):
             copy_files(folder, new, WEIGHTS)
         else:
-            _unpickle(folder, new)
+            load_model(folder, "float32", "cpu").module.save_pretrained(new)  # type: ignore[operator]
         # the source folder's anatomy may be another version's
-        (new / ANATOMY).unlink(missing_ok=True)
+        (new / ANATOMY_FILE).unlink(missing_ok=True)
         try:
             write_anatomy(load_model(new, config.dtype, "cpu").anatomy, new)
         except ValueError as error:
             # name the folder that the user knows, not the copy
             message = str(error).replace(str(new), str(folder))
-            raise ValueError(f"language_model: {message}; replace its files by complete ones") from error
+            raise ValueError(f"language_model: {message}; replace its files with complete ones") from error
         if not (new / "tokenizer_config.json").is_file():
             copy_files(tokenizer, new, TEXT)
         (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
@@ -100,9 +99,3 @@ def _download(config: sections.HubModel) -> Path:
             f"language_model.name: {config.name} could not be downloaded ({first_line(error)}); "
             "run again to resume the download"
         ) from error
-
-
-def _unpickle(folder: Path, target: Path) -> None:
-    """Save pickled weights as safetensors."""
-    model = load_model(folder, "float32", "cpu").module
-    model.save_pretrained(target)  # type: ignore[operator]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import first_line
-from .anatomy import NATIVE, adapt, anatomy_of, is_native
+from .anatomy import NATIVE, adapter_components, anatomy_of, is_native
 from .model import LanguageModel
 from .model_files import LEGACY, matching
 
-_KEPT = ("d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_ctx", "d_vocab", "act_fn", "attn_only")
+_KEPT_KEYS = ("d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_ctx", "d_vocab", "act_fn", "attn_only")
 
 
 def is_legacy(folder: Path) -> bool:
@@ -41,7 +41,7 @@ def convert(folder: Path, name: str, output: Path) -> None:
     try:
         config = _native_config(given)
         layout = given.get("architecture", "neel-solu-old" if "_old" in name else "neel")
-        weights = _native_weights(_read(files[0]), layout, config)
+        weights = _native_weights(_read_state_dict(files[0]), layout, config)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{folder}: not a legacy model that can be read ({error})") from error
     save_file(weights, output / "model.safetensors")
@@ -71,7 +71,7 @@ def _native_config(given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("it has shortformer positions, which TransformerLens' native models do not support")
     return {
         "architectures": [NATIVE],
-        **{key: given[key] for key in _KEPT},
+        **{key: given[key] for key in _KEPT_KEYS},
         "final_rms": given.get("final_rms", False),
         "normalization_type": given.get("normalization", given.get("normalization_type")),
     }
@@ -84,7 +84,7 @@ def _bridge_config(config: dict[str, Any]):
     return TransformerBridgeConfig(**keys, positional_embedding_type="standard", architecture=NATIVE)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _read_state_dict(file: Path) -> dict[str, Tensor]:
     import pickle
 
     try:
@@ -100,14 +100,14 @@ def _native_weights(state: dict[str, Tensor], layout: str, config: dict[str, Any
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
     bridge = _bridge_config(config)
-    undo = {
+    converters = {
         "neel-solu-old": tl_legacy._convert_neel_solu_old_weights,
         "mingpt": tl_legacy._convert_mingpt_weights,
     }
-    if layout in undo:
-        state = undo[layout](state, bridge)
+    if layout in converters:
+        state = converters[layout](state, bridge)
     bridged = convert_tl_checkpoint(state, bridge)
-    components = adapt(bridge)
+    components = adapter_components(bridge)
     weights = {_native_name(key, components): value.contiguous() for key, value in bridged.items()}
     weights.setdefault("head.bias", torch.zeros(bridge.d_vocab))
     return weights

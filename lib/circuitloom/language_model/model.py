@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core.errors import first_line
-from .anatomy import Anatomy, find_anatomy, is_native, read_anatomy
+from .anatomy import ANATOMY_FILE, Anatomy, find_anatomy, is_native, read_anatomy
 
 
 class LanguageModel:
@@ -90,7 +90,7 @@ def load_model(
 
         return load_native(folder, getattr(torch, dtype), device)
     module = _from_pretrained(folder, getattr(torch, dtype))
-    anatomy = read_anatomy(folder) if (folder / "anatomy.json").is_file() else find_anatomy(module.config)
+    anatomy = read_anatomy(folder) if (folder / ANATOMY_FILE).is_file() else find_anatomy(module.config)
     return LanguageModel(module.to(device), anatomy)
 
 

@@ -1,5 +1,6 @@
 """Pretraining: a GPT-2 model trained on the corpus with Muon and AdamW, saved as a Hugging Face folder."""
 
+import hashlib
 import io
 import math
 import time
@@ -37,6 +38,11 @@ from .model_files import TEXT, copy_files
 
 _BLOCK = 4096
 """Sequences converted at a time: reading widens them to 64-bit integers."""
+CHECKPOINT = "checkpoint.pt"
+HISTORY_ROWS = 200
+"""Maximum number of rows of the table `pretraining`."""
+_DENSE_CONTEXT = 512
+"""Maximum context for dense attention, which is faster while attention patterns fit the processor's caches."""
 
 
 class Batches:
@@ -67,8 +73,6 @@ class Batches:
 
     def digest(self) -> str:
         """Digest of the tokens."""
-        import hashlib
-
         return hashlib.blake2b(self._token.tobytes(), digest_size=16).hexdigest()
 
     def at(self, step: int) -> tuple[Int[Tensor, "sequence position"], Int[Tensor, "sequence position"]]:
@@ -105,7 +109,7 @@ class Optimiser:
         blocks = {name: p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2}
         rest = [p for name, p in model.named_parameters() if name not in blocks]
         self._model = model
-        self._sources = [(p, columns) for name, p in blocks.items() for columns in _parts(name, p)]
+        self._sources = [(p, columns) for name, p in blocks.items() for columns in _matrix_columns(name, p)]
         self._views = [nn.Parameter(p.data[:, columns].T) for p, columns in self._sources]
         self._muon = Muon(self._views, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._adam = AdamW(
@@ -133,18 +137,11 @@ class Optimiser:
         self._adam.load_state_dict(state["adam"])
 
 
-def _parts(name: str, parameter: Tensor) -> list[slice]:
+def _matrix_columns(name: str, parameter: Tensor) -> list[slice]:
     """Columns of each matrix in an [in, out] parameter: three for the concatenated query, key and value."""
     count = 3 if name.endswith("c_attn.weight") else 1
     width = parameter.shape[1] // count
     return [slice(i * width, (i + 1) * width) for i in range(count)]
-
-
-CHECKPOINT = "checkpoint.pt"
-HISTORY_ROWS = 200
-"""Maximal number of rows of the table `pretraining`."""
-_DENSE_CONTEXT = 512
-"""Maximal context for dense attention, which is faster while attention patterns fit the processor's caches."""
 
 
 @dataclass
@@ -195,11 +192,11 @@ def pretrain(
     """
     batches = Batches(tokens, config.batch, seed)
     keys = config.model_dump(mode="json", exclude={"checkpoint_every"})
-    mark = fingerprint(
+    digest = fingerprint(
         config=keys, seed=seed, tokens=batches.digest(), context=tokens.context, vocabulary=tokens.vocabulary,
         bos_id=tokens.bos_id, version=version,
     )  # fmt: skip
-    with partial_folder(output, mark) as partial:
+    with partial_folder(output, digest) as partial:
         model = build(config, tokens, seed)
         training = PretrainingState(model, Optimiser(model, config))
         if (partial / CHECKPOINT).is_file():
@@ -243,7 +240,9 @@ def train(training: PretrainingState, batches: Batches, config: Pretrain, checkp
     step_tokens = batches.size * batches.context
     steps = math.ceil(config.tokens / step_tokens)
     guess = math.log(training.model.config.vocab_size)
-    bar = progress("language_model: pretrain", steps * step_tokens, "tokens", done=training.step * step_tokens)
+    bar = progress(
+        "language_model: pretrain", steps * step_tokens, "tokens", done=training.step * step_tokens
+    )
     with bar:
         for step in range(training.step, steps):
             begin = time.perf_counter()

@@ -130,7 +130,7 @@ def _attention(model: LanguageModel, layer: int, value: Float[Tensor, "d_and_two
             "choose another model"
         )
     projection = model.attention(layer).get_submodule(model.anatomy.attention_projection)
-    output, b_O = _rows(projection, weight.shape[1])
+    output, b_O = _weight_and_bias(projection, weight.shape[1])
     return Attention(
         W_V=weight.unflatten(1, (heads, -1)).movedim(1, 0).contiguous(),
         b_V=bias.unflatten(0, (heads, -1)),
@@ -171,7 +171,7 @@ def _logit_scale(model: LanguageModel) -> float:
 def neuron_output_weights(model: LanguageModel, layer: int) -> Float[Tensor, "neuron d"]:
     """W_out of a layer's MLP, float32."""
     projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)
-    return _rows(projection, input_width(projection))[0].float()
+    return _weight_and_bias(projection, input_width(projection))[0].float()
 
 
 def input_width(projection: nn.Module) -> int:
@@ -180,7 +180,7 @@ def input_width(projection: nn.Module) -> int:
     return weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]
 
 
-def _rows(projection: nn.Module, n: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
+def _weight_and_bias(projection: nn.Module, n: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
     """Weight, [in, out], and bias of a matrix with n inputs, from its outputs for unit inputs."""
     weight = next(projection.parameters())
     identity = torch.eye(n, dtype=weight.dtype, device=weight.device)
