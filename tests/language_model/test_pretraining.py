@@ -27,7 +27,7 @@ def test_an_epoch_has_every_sequence_except_the_last_once(tmp_path):
         assert seen == Counter(tuple(row.tolist()) for row in tokens.take(slice(0, 40)))
 
 
-@pytest.digest.parametrize("bos_id", [0, None])
+@pytest.mark.parametrize("bos_id", [0, None])
 def test_the_target_of_the_last_position_is_the_next_token_of_the_stream(tmp_path, bos_id):
     inputs, targets = Batches(make_tokens(tmp_path / "train.zarr", bos_id=bos_id), 8, seed=0).at(3)
     torch.testing.assert_close(inputs[:, 1:], targets[:, :-1])
@@ -143,7 +143,7 @@ def test_the_folder_loads_with_transformers_and_has_tokenizer_and_anatomy(undist
 
 
 # opened before a checkpoint: the fingerprint; a checkpoint is written, flushed, renamed, its folder flushed
-@pytest.digest.parametrize("kill_at", [3, 7, 9, 14, 25])
+@pytest.mark.parametrize("kill_at", [3, 7, 9, 14, 25])
 def test_killed_and_resumed_gives_the_same_weights_and_losses(kill_at, corpus, undisturbed, tmp_path):
     output = tmp_path / "model"
     assert killed(corpus, output, kill_at)
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_config_is_not_resumed(corpus, undisturbed, tmp_
     assert weights[0] == weights[1]
 
 
-@pytest.digest.parametrize(
+@pytest.mark.parametrize(
     "change", [{"largest": VOCABULARY}, {"bos_id": 1}, {"context": 2 * CONTEXT, "sequences": 32}]
 )
 def test_checkpoints_of_different_corpora_have_different_fingerprints(change, tmp_path, monkeypatch):
