@@ -50,16 +50,16 @@ def plant(context: CaseContext, held_out: HeldOut) -> None:
     x = capture(context.model, held_out.token, [site])[site][held_out.scored]
     there = (held_out.token[held_out.scored] == WORD).float()
     weights = torch.zeros(x.shape[1] + 1, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=300, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=300, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         logits = x @ weights[:-1] + weights[-1]
         value = torch.nn.functional.binary_cross_entropy_with_logits(logits, there)
         value.backward()
         return value
 
-    optimiser.step(loss)
+    optimizer.step(loss)
     dictionary = context.transcoders[LAYER]
     dictionary.W_enc[PLANTED] = weights[:-1].detach()
     dictionary.b_enc[PLANTED] = weights[-1].detach()

@@ -1,4 +1,4 @@
-"""Batches, optimiser and schedule; pretraining learns, resumes after a kill and saves a Hugging Face folder."""
+"""Batches, optimizer and schedule; pretraining learns, resumes after a kill and saves a Hugging Face folder."""
 
 import math
 import multiprocessing
@@ -16,7 +16,7 @@ from tests.models import VOCABULARY
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.tokens import open_tokens
 from circuitloom.language_model.model import load_model
-from circuitloom.language_model.pretraining import Batches, Optimiser, build, pretrain, schedule
+from circuitloom.language_model.pretraining import Batches, MuonAdamW, build, pretrain, schedule
 
 
 def test_an_epoch_has_every_sequence_except_the_last_once(tmp_path):
@@ -62,7 +62,7 @@ def test_the_learning_rate_warms_up_stays_and_decays_to_zero():
 def test_query_key_and_value_matrices_are_orthogonalised_separately(tmp_path):
     config = make_config(weight_decay=0)
     model = build(config, make_tokens(tmp_path / "train.zarr"), seed=0)
-    optimiser = Optimiser(model, config)
+    optimizer = MuonAdamW(model, config)
     weight = model.transformer.h[0].attn.c_attn.weight
     before = weight.detach().clone()
     for parameter in model.parameters():
@@ -70,7 +70,7 @@ def test_query_key_and_value_matrices_are_orthogonalised_separately(tmp_path):
     # orthogonalised together, a value matrix with a gradient 1,000 times as large would dominate
     assert weight.grad is not None
     weight.grad[:, 64:] *= 1000
-    optimiser.step(0.5)
+    optimizer.step(0.5)
     for part in (weight.detach() - before).split(32, dim=1):
         singular = torch.linalg.svdvals(part) / (0.5 * config.learning_rate)
         # Newton-Schulz stops at about one

@@ -98,7 +98,7 @@ def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
     return min(1.0, rise, fall)
 
 
-class Optimiser:
+class MuonAdamW:
     """Muon for the blocks' matrices, AdamW for the other parameters of a `GPT2LMHeadModel`, with one schedule.
 
     Muon orthogonalises the query, key and value matrices separately and scales its learning rate by the shape
@@ -118,17 +118,17 @@ class Optimiser:
         self._peaks = {self._muon: config.learning_rate, self._adam: config.learning_rate_embedding}
 
     def step(self, share: float) -> None:
-        """One optimiser step at `share` of the peak learning rates; clears the gradients."""
+        """One optimizer step at `share` of the peak learning rates; clears the gradients."""
         for view, (parameter, columns) in zip(self._views, self._sources, strict=True):
             assert parameter.grad is not None
             view.grad = parameter.grad[:, columns].T
-        for optimiser, peak in self._peaks.items():
-            optimiser.param_groups[0]["lr"] = peak * share
-            optimiser.step()
+        for optimizer, peak in self._peaks.items():
+            optimizer.param_groups[0]["lr"] = peak * share
+            optimizer.step()
         self._model.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of both optimisers."""
+        """State of both optimizers."""
         return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -146,10 +146,10 @@ def _matrix_columns(name: str, parameter: Tensor) -> list[slice]:
 
 @dataclass
 class PretrainingState:
-    """Model, optimiser and history: the content of a checkpoint."""
+    """Model, optimizer and history: the content of a checkpoint."""
 
     model: GPT2LMHeadModel
-    optimiser: Optimiser
+    optimizer: MuonAdamW
     losses: list[float] = field(default_factory=list)
     """Cross-entropy of each step so far, nats per token."""
     seconds: list[float] = field(default_factory=list)
@@ -164,7 +164,7 @@ class PretrainingState:
         """Write a checkpoint atomically."""
         state = {
             "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
@@ -177,7 +177,7 @@ class PretrainingState:
         """Restore a checkpoint."""
         state = torch.load(file, map_location=self.model.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.losses, self.seconds = state["losses"].tolist(), state["seconds"].tolist()
 
 
@@ -198,7 +198,7 @@ def pretrain(
     )  # fmt: skip
     with partial_folder(output, digest) as partial:
         model = build(config, tokens, seed)
-        training = PretrainingState(model, Optimiser(model, config))
+        training = PretrainingState(model, MuonAdamW(model, config))
         if (partial / CHECKPOINT).is_file():
             training.resume(partial / CHECKPOINT)
         train(training, batches, config, partial / CHECKPOINT)
@@ -252,7 +252,7 @@ def train(training: PretrainingState, batches: Batches, config: Pretrain, checkp
                     f"language_model: the loss is {loss:.2f} at step {step} (guessing gives {guess:.2f}); "
                     "lower learning_rate or learning_rate_embedding, or raise warmup"
                 )
-            training.optimiser.step(schedule(step, steps, config.warmup, config.decay))
+            training.optimizer.step(schedule(step, steps, config.warmup, config.decay))
             training.losses.append(loss)
             training.seconds.append(time.perf_counter() - begin)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)

@@ -102,7 +102,7 @@ def draw_training(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
         across[0].set_ylabel(name)
     for panel, layer in zip(panels[0], layers, strict=True):
         panel.set_title(f"layer {layer}", loc="left")
-    figure.supxlabel("optimiser steps")
+    figure.supxlabel("optimizer steps")
     _legend(figure, panels.flat)
     return figure
 

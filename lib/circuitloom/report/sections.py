@@ -109,7 +109,7 @@ class AnswerLog:
 def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
     """Run all queries and draw all plots.
 
-    `step_tokens`: tokens per optimiser step of pretraining, 0 if the language model is not pretrained.
+    `step_tokens`: tokens per optimizer step of pretraining, 0 if the language model is not pretrained.
     Raises ValueError if the catalogue cannot be read.
     """
     runs = catalogue.ask("runs")

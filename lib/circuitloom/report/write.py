@@ -116,7 +116,7 @@ def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[Case
 
 
 def step_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens per optimiser step of pretraining; 0 if the language model is not pretrained in the study."""
+    """Tokens per optimizer step of pretraining; 0 if the language model is not pretrained in the study."""
     model = config["language_model"]
     return model["batch"] * config["corpus"]["context"] if model["source"] == "pretrain" else 0
 

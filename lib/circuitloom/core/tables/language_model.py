@@ -7,7 +7,7 @@ PRETRAINING = Table(
     "Loss of the language model while it is pretrained.",
     ("step",),
     {
-        "step": (INT, "optimiser steps taken"),
+        "step": (INT, "optimizer steps taken"),
         "loss": (FLOAT, "cross-entropy on the batches since the previous row, nats per token"),
         "learning_rate": (FLOAT, "learning rate of Muon"),
         "tokens_per_second": (FLOAT, "training tokens per second"),
