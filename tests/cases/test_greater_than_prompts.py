@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter
 from tests.cases.year_model import YEARS, make_case
 
-from circuitloom.cases.greater_than.prompts import find_answers, make_prompts
+from circuitloom.cases.greater_than.measurements import find_answers, make_prompts
 from circuitloom.config.cases import Cases
 from circuitloom.corpus.chronicle.vocabulary import CLASSES, NUMBERS
 from circuitloom.corpus.tokenizer import word_tokenizer

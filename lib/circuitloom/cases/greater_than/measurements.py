@@ -1,8 +1,10 @@
-"""Measurements of greater-than: MLPs and heads, faithfulness curves, the circuit, features by year; all results."""
+"""Prompts, metric and measurements of greater-than, in the order of the protocol; all results."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,18 +14,25 @@ from ...ablation.causal_effects import AblationKind, replacement_values
 from ...ablation.circuits import CircuitAblations
 from ...ablation.components import Basis, feature_basis, neuron_basis
 from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank
-from ...ablation.metrics import PromptMetric, last_logits
+from ...ablation.metrics import Metric, PromptMetric, last_logits, make_prompt_metrics
+from ...ablation.patching import HeadPatching, patch_heads, replace_mlp, set_mlp
 from ...attribution.capture import ModelWeights
 from ...attribution.direct_effects import AttributionTargets, logit_targets, source_columns, total_effects
 from ...attribution.linearized_model import LinearizedModel
 from ...attribution.paths import FEATURE, HEAD, PathSearch, find_paths, paths_to_graph, target_reader
+from ...attribution.targets import find_token, tokenize_prompt
 from ...attribution.tracer import Tracer
+from ...config.cases.greater_than import CENTURY, YEAR, GreaterThanCase
+from ...corpus.tokenizer import Tokenizer
+from ...corpus.tokens import scored_positions
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.hooks import Edit, Site, capture, edited
 from ...language_model.model import LanguageModel
 from ...weights.deembedding import embedding_rows, encoder_in_residual, head_layers, head_vjp, norm_jvp
-from .prompts import AnswerYears, YearPrompts, greater_than
+from ..context import FINDING, TESTING, fill_templates
 
+MAX_FILLINGS = 1000
+"""Fillings of the template to draw from."""
 UNTOUCHED = "untouched"
 ALL_REPLACED = "all MLPs replaced"
 """Names of conditions."""
@@ -31,57 +40,215 @@ FEATURES, NEURONS = "features", "neurons"
 ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
 
 
+# Prompts
+
+
+@dataclass(frozen=True)
+class AnswerYears:
+    """The years that are single tokens; the metric is over these alone."""
+
+    token: Int[Tensor, " answer"]
+    year: Int[Tensor, " answer"]
+    """Two digits, ascending."""
+
+    def select(self, logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, "prompt answer"]:
+        """The logits of the answers."""
+        return logits[:, self.token.to(logits.device)]
+
+
+@dataclass(frozen=True)
+class YearPrompts:
+    """Prompts of one length, each with a start year and a counterpart with another start year."""
+
+    text: list[str]
+    token: Int[Tensor, "prompt position"]
+    start: Int[Tensor, " prompt"]
+    """Two digits of the start year."""
+    other: Int[Tensor, "prompt position"]
+    """Tokens of the counterparts."""
+    other_start: Int[Tensor, " prompt"]
+    scored: Bool[Tensor, " position"]
+    """Scored positions, on which transcoders replace MLPs: neither the first nor a BOS."""
+    place: int
+    """Position of the start year."""
+    half: list[str]
+    """finding or testing."""
+    dropped: int
+    """Number of prompts left out: of another length, or with a start year that is not one token or has no later
+    answer."""
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.text)
+
+    def of(self, half: str) -> "YearPrompts":
+        """The prompts of one half."""
+        return self[[i for i, each in enumerate(self.half) if each == half]]
+
+    def spread(self, wanted: int) -> "YearPrompts":
+        """Up to `wanted` prompts, evenly spaced over the start years."""
+        n = min(wanted, len(self))
+        return self[[(2 * i + 1) * len(self) // (2 * n) for i in range(n)]]
+
+    def __getitem__(self, chosen: list[int]) -> "YearPrompts":
+        """Some of the prompts, in the order given."""
+        return replace(
+            self,
+            text=[self.text[i] for i in chosen],
+            token=self.token[chosen],
+            start=self.start[chosen],
+            other=self.other[chosen],
+            other_start=self.other_start[chosen],
+            half=[self.half[i] for i in chosen],
+        )
+
+
+def find_answers(answer: str, strings: list[str]) -> AnswerYears:
+    """The years 00 to 99 that are single tokens when written as `answer`; ValueError for fewer than two."""
+    tokens = {}
+    for year in range(100):
+        try:
+            tokens[year] = find_token(answer.replace(f"{{{YEAR}}}", f"{year:02d}"), strings)
+        except ValueError:
+            continue
+    if len(tokens) < 2:
+        raise ValueError(f"the vocabulary has no tokens for years written {answer!r}; change `answer`")
+    return AnswerYears(torch.tensor(list(tokens.values())), torch.tensor(list(tokens)))
+
+
+def make_prompts(
+    case: GreaterThanCase, tokenizer: Tokenizer, context_length: int, answers: AnswerYears
+) -> YearPrompts:
+    """The prompts of a case, in the order of start years.
+
+    Only prompts of the most common length and position of the start year are kept. Raises ValueError if fewer than four
+    remain, or a prompt cannot be tokenized.
+    """
+    generator = random.Random(case.seed)
+    years = list(range(case.first, case.last + 1))
+    slots = {**case.slots, CENTURY: case.centuries}
+    filled = [texts for (texts,) in fill_templates([case.template], slots, MAX_FILLINGS, case.seed)]
+    token_of_year = dict(zip(answers.year.tolist(), answers.token.tolist(), strict=True))
+    rows: list[_PromptRow] = []
+    wanted = 0
+    for number, year in enumerate(years):
+        own = generator.sample(filled, min(case.fillings, len(filled)))
+        wanted += len(own)
+        for n, text in enumerate(own):
+            half = (FINDING, TESTING)[(number if len(own) == 1 else n) % 2]
+            others = [each for each in generator.sample(years, len(years)) if each != year]
+
+            def read(each: int, text=text) -> tuple[str, Tensor]:
+                written = text.replace(f"{{{YEAR}}}", f"{each:02d}")
+                return written, tokenize_prompt(written, tokenizer, context_length)
+
+            # no answer is later than the last year
+            if token_of_year.get(year, -1) in read(year)[1].tolist() and year < max(token_of_year):
+                rows += _pair(read, year, others, token_of_year, half)
+    places = Counter((len(row.token), row.place) for row in rows)
+    kept = [row for row in rows if (len(row.token), row.place) == places.most_common(1)[0][0]]
+    if len(kept) < 4:
+        raise ValueError(
+            f"{case.template!r}: {len(kept)} of {wanted} prompts have a start year that is one token; change the "
+            "template, or `answer`"
+        )
+    return YearPrompts(
+        text=[row.text for row in kept],
+        token=torch.stack([row.token for row in kept]),
+        start=torch.tensor([row.year for row in kept]),
+        other=torch.stack([row.other for row in kept]),
+        other_start=torch.tensor([row.other_year for row in kept]),
+        scored=scored_positions(kept[0].token[None], tokenizer.bos_id)[0],
+        place=kept[0].place,
+        half=[row.half for row in kept],
+        dropped=wanted - len(kept),
+    )
+
+
+class _PromptRow(NamedTuple):
+    """A prompt and its counterpart."""
+
+    text: str
+    token: Int[Tensor, " position"]
+    other: Int[Tensor, " position"]
+    year: int
+    other_year: int
+    place: int
+    half: str
+
+
+def _pair(
+    read: Callable[[int], tuple[str, Tensor]],
+    year: int,
+    others: Sequence[int],
+    token_of_year: dict[int, int],
+    half: str,
+) -> list[_PromptRow]:
+    """The prompt of a year with a counterpart: the first of `others` that changes only the year's token. Or no row."""
+    text, token = read(year)
+    for other_year in others:
+        _, other = read(other_year)
+        if len(other) == len(token):
+            changed = (token != other).nonzero()[:, 0].tolist()
+            tokens = [(int(token[place]), int(other[place])) for place in changed]
+            if tokens == [(token_of_year[year], token_of_year.get(other_year, -1))]:
+                return [_PromptRow(text, token, other, year, other_year, changed[0], half)]
+    return []
+
+
+# The metric
+
+
+def greater_than(
+    logits: Float[Tensor, "prompt answer"], year: Int[Tensor, " answer"], start: Int[Tensor, " prompt"]
+) -> Float[Tensor, " prompt"]:
+    """Probability of years later than `start` minus that of the others; softmax over the answers alone."""
+    later = year.to(start.device) > start[:, None]
+    return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
+
+
+def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None) -> list[PromptMetric]:
+    """Each prompt with the metric as a function of all logits."""
+
+    def metric(start: int) -> Metric:
+        def measure(logits: Float[Tensor, "pass vocabulary"]) -> Float[Tensor, " pass"]:
+            starts = torch.full((len(logits),), start, device=logits.device)
+            return greater_than(answers.select(logits), answers.year, starts)
+
+        return measure
+
+    metrics = [metric(start) for start in prompts.start.tolist()]
+    return make_prompt_metrics(list(prompts.token), metrics, bos_id)
+
+
 @torch.inference_mode()
-def answer_logits(
-    model: LanguageModel,
-    token: Int[Tensor, "prompt position"],
-    answers: AnswerYears,
-    edits: Mapping[Site, Edit],
-) -> Float[Tensor, "prompt answer"]:
-    """Logits of the answers at the last position of each prompt, with `edits`."""
-    with edited(model, edits):
-        logits = last_logits(model, token)
-    return logits[:, answers.token.to(logits.device)].cpu()
-
-
 def edited_metric(
     model: LanguageModel, prompts: YearPrompts, answers: AnswerYears, edits: Mapping[Site, Edit]
 ) -> Float[Tensor, " prompt"]:
     """The metric of each prompt, with `edits`."""
-    return greater_than(answer_logits(model, prompts.token, answers, edits), answers.year, prompts.start)
+    with edited(model, edits):
+        logits = last_logits(model, prompts.token)
+    return greater_than(answers.select(logits).cpu(), answers.year, prompts.start)
 
 
-# Interventions on MLPs
+# MLPs ablated or replaced
 
 
-def replace_mlp(dictionary: Dictionary, scored: Bool[Tensor, " position"]) -> Edit:
-    """Replace the MLP's output by the transcoder's, without error term, at scored positions."""
-
-    def edit(x: Tensor, y: Tensor) -> Tensor:
-        replaced = dictionary(x.to(dictionary.W_enc.dtype)).to(y.dtype)
-        return torch.where(scored.to(y.device)[:, None], replaced, y)
-
-    return edit
-
-
-def set_mlp(value: Float[Tensor, "*position d"] | float, scored: Bool[Tensor, " position"]) -> Edit:
-    """Set the MLP's output to `value` at scored positions."""
-
-    def edit(_x: Tensor, y: Tensor) -> Tensor:
-        constant = torch.as_tensor(value, dtype=y.dtype, device=y.device)
-        return torch.where(scored.to(y.device)[:, None], constant, y)
-
-    return edit
-
-
-def subtract_feature(dictionary: Dictionary, feature: int, scored: Bool[Tensor, " position"]) -> Edit:
-    """Subtract what a feature writes from the MLP's output at scored positions."""
-
-    def edit(x: Tensor, y: Tensor) -> Tensor:
-        z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * scored.to(y.device)
-        return dictionary.subtract_feature(y, feature, z)
-
-    return edit
+@torch.inference_mode()
+def mlp_effects(
+    model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
+) -> Float[Tensor, "layer prompt"]:
+    """Decrease of the metric when an MLP's output at the last position is set to its mean over the prompts."""
+    last = torch.zeros_like(prompts.scored)
+    last[-1] = True
+    sites = [Site("mlp_out", layer) for layer in range(model.layers)]
+    outputs = capture(model, prompts.token, sites)
+    before = edited_metric(model, prompts, answers, {})
+    rows = [
+        before - edited_metric(model, prompts, answers, {site: set_mlp(outputs[site][:, -1].mean(0), last)})
+        for site in sites
+    ]
+    return torch.stack(rows)
 
 
 def replaced_name(layer: int) -> str:
@@ -126,96 +293,6 @@ def measure_conditions(
             edits = {site: set_mlp(value, prompts.scored)}
             metric[ablated_name(site.layer, kind)] = edited_metric(model, prompts, answers, edits)
     return metric
-
-
-@torch.inference_mode()
-def mlp_effects(
-    model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
-) -> Float[Tensor, "layer prompt"]:
-    """Decrease of the metric when an MLP's output at the last position is set to its mean over the prompts."""
-    last = torch.zeros_like(prompts.scored)
-    last[-1] = True
-    sites = [Site("mlp_out", layer) for layer in range(model.layers)]
-    outputs = capture(model, prompts.token, sites)
-    before = edited_metric(model, prompts, answers, {})
-    rows = [
-        before - edited_metric(model, prompts, answers, {site: set_mlp(outputs[site][:, -1].mean(0), last)})
-        for site in sites
-    ]
-    return torch.stack(rows)
-
-
-# Activation patching of heads
-
-
-@dataclass(frozen=True)
-class HeadPatching:
-    """Activation patching: effect of each head on the metric, patched from the prompt with another start year."""
-
-    layer: Int[Tensor, " head"]
-    head: Int[Tensor, " head"]
-    effect: Float[Tensor, "head prompt"]
-    total: Float[Tensor, " prompt"]
-    """Effect of patching the complete prompt."""
-
-    def order(self) -> Int[Tensor, " head"]:
-        """Heads by mean effect, descending."""
-        return self.effect.mean(1).argsort(descending=True, stable=True)
-
-
-@torch.inference_mode()
-def patch_heads(model: LanguageModel, prompts: YearPrompts, answers: AnswerYears) -> HeadPatching:
-    """Patch each head's output at the last position from the prompt with the other start year.
-
-    The effect is the decrease of (metric for the prompt's start year) - (metric for the other start year).
-    """
-
-    def contrast(logits: Float[Tensor, "prompt answer"]) -> Float[Tensor, " prompt"]:
-        # its magnitude is twice the probability of the years between the two
-        own, other = (
-            greater_than(logits, answers.year, each) for each in (prompts.start, prompts.other_start)
-        )
-        return own - other
-
-    outputs: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Edit:
-        def edit(_x: Tensor, y: Tensor) -> Tensor:
-            outputs[layer] = y[:, -1]
-            return y
-
-        return edit
-
-    sites = [Site("heads", layer) for layer in range(model.layers)]
-    before = contrast(answer_logits(model, prompts.token, answers, {}))
-    after = contrast(answer_logits(model, prompts.other, answers, {site: keep(site.layer) for site in sites}))
-    heads = model.anatomy.heads
-    rows = []
-    for site in sites:
-        for head in range(heads):
-            edits = {site: _patch_head(outputs[site.layer], head, heads)}
-            rows.append(before - contrast(answer_logits(model, prompts.token, answers, edits)))
-    number = torch.arange(len(rows))
-    return HeadPatching(number // heads, number % heads, torch.stack(rows), before - after)
-
-
-def _patch_head(output: Float[Tensor, "prompt value"], head: int, heads: int) -> Edit:
-    size = output.shape[1] // heads
-    own = slice(head * size, (head + 1) * size)
-
-    def edit(_x: Tensor, y: Tensor) -> Tensor:
-        y = y.clone()
-        y[:, -1, own] = output[:, own]
-        return y
-
-    return edit
-
-
-def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> tuple[int, int] | None:
-    """Layer and number of the head with the largest effect among those before the MLP of `layer`; None without one."""
-    before = head_layers(model, -1, layer)
-    order = [i for i in patching.order().tolist() if int(patching.layer[i]) in before]
-    return (int(patching.layer[order[0]]), int(patching.head[order[0]])) if order else None
 
 
 # Faithfulness of the top features and neurons of one layer
@@ -272,92 +349,34 @@ def layer_curves(
     return curves
 
 
-# The circuit
+# Activation patching of heads
 
 
-@dataclass(frozen=True)
-class YearCircuit:
-    """Union over prompts of the greedy paths from the answer back to the tokens."""
+def patch_start_year(model: LanguageModel, prompts: YearPrompts, answers: AnswerYears) -> HeadPatching:
+    """Patch each head's output at the last position from the prompt with the other start year.
 
-    contribution: dict[tuple[int, int, int, int], list[float]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    """Node (kind as in `attribution.paths`, layer, number, position) to the contribution to the target of the paths
-    that end in it, one value per prompt with such paths."""
-    n_prompts: int = 0
+    The effect is the decrease of (metric for the prompt's start year) - (metric for the other start year).
+    """
 
-    def parts(self, kind: int) -> list[tuple[int, int]]:
-        """Layer and number of the circuit's features, or heads."""
-        return sorted({(layer, number) for own, layer, number, _ in self.contribution if own == kind})
+    def contrast(logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, " prompt"]:
+        # its magnitude is twice the probability of the years between the two
+        chosen = answers.select(logits).cpu()
+        own, other = (
+            greater_than(chosen, answers.year, each) for each in (prompts.start, prompts.other_start)
+        )
+        return own - other
 
-    def components(self, basis: Basis) -> Bool[Tensor, " component"]:
-        """Mask of the components of `basis` (features and heads) that are in the circuit."""
-        kept = torch.zeros(len(basis), dtype=torch.bool)
-        kinds = {"feature": FEATURE, "head": HEAD}
-        for part, columns in zip(basis.parts, basis.slices, strict=True):
-            numbers = [number for layer, number in self.parts(kinds[part.kind]) if layer == part.site.layer]
-            kept[columns.start + torch.tensor(numbers, dtype=torch.int64)] = True
-        return kept
+    return patch_heads(model, prompts.token, prompts.other, contrast)
 
 
-def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> AttributionTargets:
-    """Mean logit of years later than `start` minus that of the others, at the last position."""
-    unembedding = model.captured.unembedding.weight
-    later = answers.year > start
-    weights = unembedding.new_zeros(1, len(unembedding))
-    weights[0, answers.token[later]] = 1 / int(later.sum())
-    weights[0, answers.token[~later]] = -1 / int((~later).sum())
-    return logit_targets(model, torch.tensor([len(model.captured) - 1], device=weights.device), weights)
+def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> tuple[int, int] | None:
+    """Layer and number of the head with the largest effect among those before the MLP of `layer`; None without one."""
+    before = head_layers(model, -1, layer)
+    order = [i for i in patching.order().tolist() if int(patching.layer[i]) in before]
+    return (int(patching.layer[order[0]]), int(patching.head[order[0]])) if order else None
 
 
-def find_circuit(
-    tracer: Tracer, prompts: YearPrompts, answers: AnswerYears, search: PathSearch
-) -> YearCircuit:
-    """Union of the greedy paths of all prompts."""
-    circuit = YearCircuit(n_prompts=len(prompts))
-    for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
-        model = tracer.linearize(text)
-        root = target_reader(model, later_target(model, answers, start))
-        graph = paths_to_graph(find_paths(model, root, search))
-        columns = (graph.kind, graph.layer, graph.index, graph.position, graph.value)
-        for kind, layer, index, position, value in zip(*(each.tolist() for each in columns), strict=True):
-            if kind >= 0:
-                circuit.contribution[kind, layer, index, position].append(value)
-    return circuit
-
-
-@dataclass(frozen=True)
-class InputContributions:
-    """Contributions to the target through all features and heads; they add up to it."""
-
-    token: Float[Tensor, "prompt position"]
-    error: Float[Tensor, "prompt layer position"]
-    position: Float[Tensor, "prompt position"]
-    """0 where the model has no learned position embeddings."""
-    constant: Float[Tensor, " prompt"]
-    """Of biases."""
-
-    @property
-    def magnitude(self) -> Float[Tensor, " prompt"]:
-        """Sum of the magnitudes of all contributions."""
-        parts = (self.token, self.error.flatten(1), self.position, self.constant[:, None])
-        return torch.cat(parts, 1).abs().sum(1)
-
-
-def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYears) -> InputContributions:
-    """Contributions to `later_target` on each prompt."""
-    rows = []
-    for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
-        model = tracer.linearize(text)
-        effects = total_effects(model, later_target(model, answers, start))[0].cpu()
-        columns = source_columns(model)
-        errors = effects[columns.errors].view(columns.layers, columns.positions)
-        token, position = effects[columns.embeddings], effects[columns.position_embeddings]
-        rows.append((token, errors, position, effects[columns.constant]))
-    return InputContributions(*(torch.stack(column) for column in zip(*rows, strict=True)))
-
-
-# Features by year
+# Features by start year
 
 
 @dataclass(frozen=True)
@@ -473,6 +492,91 @@ def deembedding_scores(
     best = (read @ written.T).topk(min(connections, first.width), dim=1)
     tokens = encoder_in_residual(weights, 0, first.W_enc) @ embedding.T
     return torch.einsum("fc,fcy->fy", best.values, tokens[best.indices])
+
+
+# The circuit, and contributions of inputs
+
+
+@dataclass(frozen=True)
+class YearCircuit:
+    """Union over prompts of the greedy paths from the answer back to the tokens."""
+
+    contribution: dict[tuple[int, int, int, int], list[float]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """Node (kind as in `attribution.paths`, layer, number, position) to the contribution to the target of the paths
+    that end in it, one value per prompt with such paths."""
+    n_prompts: int = 0
+
+    def parts(self, kind: int) -> list[tuple[int, int]]:
+        """Layer and number of the circuit's features, or heads."""
+        return sorted({(layer, number) for own, layer, number, _ in self.contribution if own == kind})
+
+    def components(self, basis: Basis) -> Bool[Tensor, " component"]:
+        """Mask of the components of `basis` (features and heads) that are in the circuit."""
+        kept = torch.zeros(len(basis), dtype=torch.bool)
+        kinds = {"feature": FEATURE, "head": HEAD}
+        for part, columns in zip(basis.parts, basis.slices, strict=True):
+            numbers = [number for layer, number in self.parts(kinds[part.kind]) if layer == part.site.layer]
+            kept[columns.start + torch.tensor(numbers, dtype=torch.int64)] = True
+        return kept
+
+
+def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> AttributionTargets:
+    """Mean logit of years later than `start` minus that of the others, at the last position."""
+    unembedding = model.captured.unembedding.weight
+    later = answers.year > start
+    weights = unembedding.new_zeros(1, len(unembedding))
+    weights[0, answers.token[later]] = 1 / int(later.sum())
+    weights[0, answers.token[~later]] = -1 / int((~later).sum())
+    return logit_targets(model, torch.tensor([len(model.captured) - 1], device=weights.device), weights)
+
+
+def find_circuit(
+    tracer: Tracer, prompts: YearPrompts, answers: AnswerYears, search: PathSearch
+) -> YearCircuit:
+    """Union of the greedy paths of all prompts."""
+    circuit = YearCircuit(n_prompts=len(prompts))
+    for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
+        model = tracer.linearize(text)
+        root = target_reader(model, later_target(model, answers, start))
+        graph = paths_to_graph(find_paths(model, root, search))
+        columns = (graph.kind, graph.layer, graph.index, graph.position, graph.value)
+        for kind, layer, index, position, value in zip(*(each.tolist() for each in columns), strict=True):
+            if kind >= 0:
+                circuit.contribution[kind, layer, index, position].append(value)
+    return circuit
+
+
+@dataclass(frozen=True)
+class InputContributions:
+    """Contributions to the target through all features and heads; they add up to it."""
+
+    token: Float[Tensor, "prompt position"]
+    error: Float[Tensor, "prompt layer position"]
+    position: Float[Tensor, "prompt position"]
+    """0 where the model has no learned position embeddings."""
+    constant: Float[Tensor, " prompt"]
+    """Of biases."""
+
+    @property
+    def magnitude(self) -> Float[Tensor, " prompt"]:
+        """Sum of the magnitudes of all contributions."""
+        parts = (self.token, self.error.flatten(1), self.position, self.constant[:, None])
+        return torch.cat(parts, 1).abs().sum(1)
+
+
+def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYears) -> InputContributions:
+    """Contributions to `later_target` on each prompt."""
+    rows = []
+    for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
+        model = tracer.linearize(text)
+        effects = total_effects(model, later_target(model, answers, start))[0].cpu()
+        columns = source_columns(model)
+        errors = effects[columns.errors].view(columns.layers, columns.positions)
+        token, position = effects[columns.embeddings], effects[columns.position_embeddings]
+        rows.append((token, errors, position, effects[columns.constant]))
+    return InputContributions(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 # Results

@@ -6,6 +6,7 @@ from torch import Tensor
 from ...ablation.causal_effects import AblationKind, replacement_values
 from ...ablation.circuits import CircuitAblations, ablate_circuit, draw_random_features
 from ...ablation.components import ReplacementValues, feature_basis, head_basis
+from ...ablation.patching import subtract_feature
 from ...attribution.paths import PathSearch
 from ...config.cases.greater_than import GreaterThanCase
 from ...config.circuits import parse_feature
@@ -19,18 +20,19 @@ from .measurements import (
     describe_years,
     direct_year_effects,
     edited_metric,
+    find_answers,
     find_circuit,
     input_contributions,
     layer_curves,
+    make_prompts,
     measure_conditions,
     mlp_effects,
-    patch_heads,
+    patch_start_year,
     strongest_head,
-    subtract_feature,
     variances,
     without_feature_name,
+    year_metrics,
 )
-from .prompts import find_answers, make_prompts, year_metrics
 from .report import make_report
 
 STEPS = 7
@@ -74,7 +76,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         curves = layer_curves(model, run, dictionary, variance, finding_metrics, testing_metrics)
         bar.update(1)
         # 5. Activation patching of heads
-        finding_patching, patching = (patch_heads(model, half, answers) for half in (finding, testing))
+        finding_patching, patching = (patch_start_year(model, half, answers) for half in (finding, testing))
         bar.update(1)
         # 6. Features by start year
         tracer = context.tracer()

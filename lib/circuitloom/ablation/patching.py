@@ -1,0 +1,105 @@
+"""Activation patching of attention heads, and edits that replace an MLP's output."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..dictionaries.dictionary import Dictionary
+from ..language_model.hooks import Edit, Site, edited
+from ..language_model.model import LanguageModel
+from .metrics import Metric, last_logits
+
+
+@dataclass(frozen=True)
+class HeadPatching:
+    """Activation patching: effect of each head on the metric."""
+
+    layer: Int[Tensor, " head"]
+    head: Int[Tensor, " head"]
+    effect: Float[Tensor, "head prompt"]
+    """Decrease of the metric when the head's output is patched."""
+    total: Float[Tensor, " prompt"]
+    """Metric on the prompt minus metric on the other prompt: the effect of patching the complete prompt."""
+
+    def order(self) -> Int[Tensor, " head"]:
+        """Heads by mean effect, descending."""
+        return self.effect.mean(1).argsort(descending=True, stable=True)
+
+
+@torch.inference_mode()
+def patch_heads(
+    model: LanguageModel,
+    token: Int[Tensor, "prompt position"],
+    other: Int[Tensor, "prompt position"],
+    metric: Metric,
+) -> HeadPatching:
+    """Activation patching: effect of each head on the metric.
+
+    Each head's output at the last position of prompt i of `token` is replaced by that of prompt i of `other`. `metric`
+    gets the logits of all prompts. Source: Vig et al. 2020 (arXiv 2004.12265), Wang et al. 2022 (arXiv 2211.00593).
+    """
+    outputs: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Edit:
+        def edit(_x: Tensor, y: Tensor) -> Tensor:
+            outputs[layer] = y[:, -1]
+            return y
+
+        return edit
+
+    sites = [Site("heads", layer) for layer in range(model.layers)]
+    before = metric(last_logits(model, token))
+    with edited(model, {site: keep(site.layer) for site in sites}):
+        after = metric(last_logits(model, other))
+    heads = model.anatomy.heads
+    rows = []
+    for site in sites:
+        for head in range(heads):
+            with edited(model, {site: _patch_head(outputs[site.layer], head, heads)}):
+                rows.append(before - metric(last_logits(model, token)))
+    number = torch.arange(len(rows))
+    return HeadPatching(number // heads, number % heads, torch.stack(rows), before - after)
+
+
+def _patch_head(output: Float[Tensor, "prompt value"], head: int, heads: int) -> Edit:
+    size = output.shape[1] // heads
+    own = slice(head * size, (head + 1) * size)
+
+    def edit(_x: Tensor, y: Tensor) -> Tensor:
+        y = y.clone()
+        y[:, -1, own] = output[:, own]
+        return y
+
+    return edit
+
+
+def replace_mlp(dictionary: Dictionary, where: Bool[Tensor, " position"]) -> Edit:
+    """Replace the MLP's output by the transcoder's, without error term, at the positions in `where`."""
+
+    def edit(x: Tensor, y: Tensor) -> Tensor:
+        replaced = dictionary(x.to(dictionary.W_enc.dtype)).to(y.dtype)
+        return torch.where(where.to(y.device)[:, None], replaced, y)
+
+    return edit
+
+
+def set_mlp(value: Float[Tensor, "*position d"] | float, where: Bool[Tensor, " position"]) -> Edit:
+    """Set the MLP's output to `value` at the positions in `where`."""
+
+    def edit(_x: Tensor, y: Tensor) -> Tensor:
+        constant = torch.as_tensor(value, dtype=y.dtype, device=y.device)
+        return torch.where(where.to(y.device)[:, None], constant, y)
+
+    return edit
+
+
+def subtract_feature(dictionary: Dictionary, feature: int, where: Bool[Tensor, " position"]) -> Edit:
+    """Subtract what a transcoder's feature writes from the MLP's output at the positions in `where`."""
+
+    def edit(x: Tensor, y: Tensor) -> Tensor:
+        z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * where.to(y.device)
+        return dictionary.subtract_feature(y, feature, z)
+
+    return edit
