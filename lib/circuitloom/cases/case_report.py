@@ -81,7 +81,8 @@ def source_rows(case: str, circuit: str, sources: Iterable[Mapping[str, Any]]) -
     """Rows of `source`, ranked in the order given; columns that a source lacks are null."""
     names = {"case_study": case, "circuit": circuit}
     return [
-        dict.fromkeys(SOURCE.columns) | names | {"rank": rank} | source for rank, source in enumerate(sources)
+        {**dict.fromkeys(SOURCE.columns), **names, "rank": rank, **source}
+        for rank, source in enumerate(sources)
     ]
 
 
