@@ -1,4 +1,5 @@
-"""Output that survives a kill: files appear complete or not at all, and unfinished work resumes from X.partial."""
+"""Output that survives a killed process. Files appear complete or not at all. Unfinished work resumes from
+X.partial."""
 
 import hashlib
 import json
@@ -12,17 +13,20 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 FINGERPRINT_FILE = "fingerprint"
-"""File of a partial folder with the fingerprint of what its contents depend on."""
+"""Name of the file in a partial folder that holds the fingerprint of all values that the folder's contents depend
+on."""
 
 
 def fingerprint(**parts: Any) -> str:
-    """Hash of all values that some work depends on; the values must be JSON."""
+    """Returns a hash of `parts`, the values that some work depends on. The values must be convertible to JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
 def partial_folder(output: Path, digest: str) -> Iterator[Path]:
-    """The locked folder `output`.partial, empty unless an earlier process left files with the fingerprint `digest`.
+    """Context manager that locks and yields the folder `output`.partial.
+
+    Files of an earlier process are kept if their fingerprint is `digest`. Otherwise the folder is emptied first.
 
     Raises ValueError if another process holds the lock.
     """
@@ -45,20 +49,23 @@ def partial_folder(output: Path, digest: str) -> Iterator[Path]:
 
 
 def remove_partial_folder(folder: Path) -> None:
-    """Remove a partial folder, its fingerprint first: nothing resumes from a folder that was removed in part."""
+    """Remove a partial folder. Its fingerprint is removed first, so that no job resumes from a half-removed folder."""
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 def write_atomically(file: Path, content: bytes | memoryview) -> None:
-    """Write `content` to `file`, completely or not at all, and wait until it is on the disk."""
+    """Write `content` to `file` completely or not at all. Returns when the content is on the disk."""
     with atomic_path(file) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
 def atomic_path(file: Path) -> Iterator[Path]:
-    """A temporary path to write to; it replaces `file` when it is on the disk. After an error `file` is unchanged."""
+    """Context manager that yields a temporary path to write to.
+
+    At the end, the written file replaces `file`. After an error, `file` is unchanged.
+    """
     temporary = file.with_name(f"{file.name}.new")
     yield temporary
     fsync(temporary)
@@ -67,7 +74,7 @@ def atomic_path(file: Path) -> Iterator[Path]:
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Move `folder` to `target`, in place of any folder there."""
+    """Move `folder` to `target`. A folder that is already at `target` is deleted."""
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(target)

@@ -1,4 +1,5 @@
-"""Records of finished outputs: the size and checksum of every file, by which later jobs and `verify` find damage."""
+"""Records of finished outputs. A record holds the size and checksum of every file; `verify` and later jobs compare
+them."""
 
 import json
 import zlib
@@ -10,20 +11,22 @@ from .atomic_io import write_atomically
 from .layout import CHECKSUMS, Layout
 
 _PIECE = 2**22
-"""Bytes read at once."""
+"""Number of bytes that are read at once."""
 _NOT_WRITTEN = "not what was written (its checksum differs)"
 
 Files = dict[str, tuple[int, int | None]]
-"""Path within an output to the file's size and CRC-32; the path is empty if the output is a single file.
+"""Maps each file's path within an output to its size in bytes and its CRC-32. If the output is a single file, the path
+is empty.
 
-The CRC-32 of a chunk of a Zarr array is None: chunks contain their own checksums, and reading them all can take hours.
-"""
+The CRC-32 is None for a chunk of a Zarr array. Chunks contain their own checksums, and reading all chunks can take
+hours."""
 Contents = Literal["all", "files", "none"]
-"""Which contents to read: of all files, of all but chunks of Zarr arrays, or none (sizes only)."""
+"""Which files' contents to read. `all`: of all files; `files`: of all files except chunks of Zarr arrays; `none`: of no
+file, so that only sizes are compared."""
 
 
 def write_record(folder: Path, output: Path) -> None:
-    """Write the record of `output`, a file or folder of the study in `folder`; replaces an earlier record."""
+    """Write the record of `output`, a file or folder of the study in `folder`. An earlier record is replaced."""
     files: Files = {
         name: (file.stat().st_size, None if _is_chunk(output / name) else _checksum(file))
         for name, file in _files(output).items()
@@ -34,12 +37,12 @@ def write_record(folder: Path, output: Path) -> None:
 
 
 def remove_record(folder: Path, output: Path) -> None:
-    """Remove the record of `output`, if there is one, before `output` is written again."""
+    """Remove the record of `output` if there is one. Jobs do this before they write `output` again."""
     record_path(folder, output).unlink(missing_ok=True)
 
 
 def record_path(folder: Path, output: Path) -> Path:
-    """File with the record of `output`."""
+    """Returns the path of the file with the record of `output`."""
     return Layout(folder).checksums(output)
 
 
@@ -50,14 +53,15 @@ def read_record(record: Path) -> Files:
         files = {name: (size, checksum) for name, (size, checksum) in json.loads(content)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{record}: damaged") from error
-    # the encoding is unique, and includes a checksum of the record itself
+    # equal records have equal bytes, and the bytes include a checksum of the record itself
     if content != _encode(files):
         raise ValueError(f"{record}: damaged")
     return files
 
 
 def recorded_outputs(folder: Path) -> list[Path]:
-    """Outputs of the study in `folder` that have a record, sorted by path. Raises ValueError if there are none."""
+    """Returns the outputs of the study in `folder` that have a record, sorted by path. Raises ValueError without
+    any."""
     records = folder / CHECKSUMS
     if not folder.is_dir():
         raise ValueError(f"{folder}: not there; run the workflow, or name another study")
@@ -68,10 +72,10 @@ def recorded_outputs(folder: Path) -> list[Path]:
 
 
 def check_inputs(folder: Path, inputs: Iterable[Path], contents: bool = True) -> None:
-    """Compare a job's inputs with their records; an input without a record passes.
+    """Compare a job's inputs with their records. An input without a record is not checked.
 
-    Without `contents`, only sizes are compared. Chunks of Zarr arrays are verified later, when they are read.
-    Raises ValueError, with the first damaged file and the remedy.
+    If `contents` is false, only sizes are compared. Chunks of Zarr arrays are verified later, when they are read.
+    Raises ValueError with the first damaged file and the remedy.
     """
     for path in inputs:
         if path.is_relative_to(folder) and record_path(folder, path).is_file():
@@ -80,13 +84,13 @@ def check_inputs(folder: Path, inputs: Iterable[Path], contents: bool = True) ->
 
 
 def find_damage(folder: Path) -> Iterator[str]:
-    """Read all recorded files of a study; yield a line with the remedy for each damaged file."""
+    """Read all recorded files of a study. For each damaged file, yield one line with the fault and the remedy."""
     for output in recorded_outputs(folder):
         yield from output_damage(folder, output)
 
 
 def output_damage(folder: Path, output: Path, contents: Contents = "all") -> Iterator[str]:
-    """Compare an output with its record; yield a line with the remedy for each file that differs."""
+    """Compare an output with its record. For each file that differs, yield one line with the fault and the remedy."""
     record = record_path(folder, output)
     try:
         expected = read_record(record)
@@ -98,7 +102,7 @@ def output_damage(folder: Path, output: Path, contents: Contents = "all") -> Ite
         return
     remedy = "delete it" if set(expected) == {""} else f"delete {output}"
     found, unreadable = _files(output), set()
-    # metadata of arrays first: without it, chunks cannot be read
+    # check the metadata of arrays first, because chunks cannot be read without it
     for name, (size, checksum) in sorted(expected.items(), key=lambda item: _is_chunk(output / item[0])):
         file = found.get(name)
         fault = _fault(file, size, None if contents == "none" else checksum)
@@ -114,20 +118,21 @@ def output_damage(folder: Path, output: Path, contents: Contents = "all") -> Ite
 
 
 def summary(folder: Path) -> str:
-    """Number and size of a study's recorded files, in words. Raises ValueError if a record is damaged."""
+    """Returns the number and total size of a study's recorded files, in words. Raises ValueError if a record is
+    damaged."""
     outputs = recorded_outputs(folder)
     sizes = [size for output in outputs for size, _ in read_record(record_path(folder, output)).values()]
     return f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, of {len(outputs)} outputs"
 
 
 def _encode(files: Files) -> bytes:
-    """A record as JSON, with a checksum of its own."""
+    """Returns a record as JSON text, which includes a checksum of the record itself."""
     text = json.dumps(files)
     return f'{{"crc32": {zlib.crc32(text.encode())}, "files": {text}}}\n'.encode()
 
 
 def _files(output: Path) -> dict[str, Path]:
-    """Path within an output to file; hidden files are Snakemake's and are left out."""
+    """Maps the path within an output to each file. Hidden files belong to Snakemake and are left out."""
     if not output.is_dir():
         return {"": output}
     files = (file for file in sorted(output.rglob("*")) if file.is_file() and file.name[0] != ".")
@@ -140,7 +145,7 @@ def _is_chunk(file: Path) -> bool:
 
 
 def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
-    """What is wrong with a file, or None; if `checksum` is None its contents are not read."""
+    """Returns what is wrong with a file, or None if nothing is. If `checksum` is None, the contents are not read."""
     if file is None:
         return "missing"
     try:
@@ -155,7 +160,7 @@ def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
 
 
 def _chunk_fault(file: Path) -> str | None:
-    """What is wrong with a chunk or shard of a Zarr array, by its own checksums, or None."""
+    """Returns what is wrong with a chunk or shard of a Zarr array, or None. Compares the chunk's own checksums."""
     import zarr
 
     folder = next(parent for parent in file.parents if (parent / "zarr.json").is_file())
@@ -163,7 +168,7 @@ def _chunk_fault(file: Path) -> str | None:
         array = zarr.open_array(folder, mode="r")
         indices = zip(file.relative_to(folder / "c").parts, array.shards or array.chunks, strict=True)
         array[tuple(slice(int(index) * size, (int(index) + 1) * size) for index, size in indices)]
-    # codecs raise errors of many classes
+    # the codecs of Zarr raise errors of many classes
     except Exception:
         return _NOT_WRITTEN
     return None

@@ -1,22 +1,25 @@
-"""Error messages of one line."""
+"""Makes error messages of one line."""
 
 import re
 
 _DISK_FULL = re.compile(r"no space left|os error 28|\d+ requested and \d+ written", re.IGNORECASE)
-"""The last pattern is numpy's message."""
+"""Matches messages about a full disk. The last alternative is numpy's message."""
 _NO_MEMORY = ("out of memory", "can't allocate memory")
 _EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError)
 """Errors that the library raises, or passes on, for invalid input."""
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message; its class name if the message is empty."""
+    """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def error_message(error: BaseException, log: str) -> str:
-    """An error's message in one line, with the remedy if it is known; `log` is the file with its traceback."""
-    # libraries report a full disk and exhausted memory in many error classes: recognize them by their messages
+    """Returns an error's message in one line, with the remedy if one is known.
+
+    `log` is the path of the file that has the traceback. An unexpected error's message names it.
+    """
+    # libraries report a full disk or exhausted memory in many error classes, so the message is what identifies them
     text = " ".join(str(error).split()) or type(error).__name__
     if _DISK_FULL.search(text):
         place = error.filename if isinstance(error, OSError) else text

@@ -1,4 +1,4 @@
-"""Numbers, tokens and column names as text, for the report and the explorer."""
+"""Formats numbers, tokens and column names as text for the report and the explorer."""
 
 import math
 from typing import Any
@@ -17,11 +17,14 @@ _HEADINGS = {
     "replacement_score": "replacement score", "seconds": "time (s)", "act": "activation function",
     "width": "width, F", "seed": "seed", "n_steps": "steps",
 }  # fmt: skip
-"""Headings, with units, of columns whose names are not clear by themselves."""
+"""Maps columns whose names are not clear by themselves to headings with units."""
 
 
 def format_value(value: Any, digits: int = 4) -> str:
-    """Text of a table cell: floats with `digits` significant digits, whole numbers in full, nothing for null."""
+    """Returns the text of a table cell.
+
+    Floats get `digits` significant digits, and integers are written in full. None gives an empty text.
+    """
     match value:
         case None:
             return ""
@@ -42,7 +45,8 @@ def column_heading(column: str) -> str:
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """A number with `digits` significant digits; very small and very large numbers in scientific notation."""
+    """Returns a number with `digits` significant digits. Very small and very large numbers are in scientific
+    notation."""
     if value is None or not math.isfinite(value):
         return ""
     if value == round(value) and abs(value) < 10**_MAX_DIGITS:
@@ -52,23 +56,24 @@ def format_number(value: float | None, digits: int = 4) -> str:
     if abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}"
     text = f"{value:.{digits}g}"
-    # keep the decimals of 3.9999, which is not the whole number 4
+    # 3.9999 must become 4.000, because 4 would look like a whole number
     return text if "." in text else f"{value:#.{digits}g}"
 
 
 def format_signed(value: float | None, digits: int = 4) -> str:
-    """As `format_number`, with a + for positive numbers."""
+    """Returns the number as `format_number` writes it, with a + before positive numbers."""
     text = format_number(value, digits)
     return f"+{text}" if value is not None and value > 0 and text else text
 
 
 def escape_invisible(text: str) -> str:
-    """`text` with line breaks and other control characters as visible symbols."""
+    """Returns `text` with visible symbols in place of line breaks and other control characters."""
     return "".join(c if c.isprintable() else _SIGNS.get(c) or f"\\u{ord(c):04x}" for c in text)
 
 
 def format_token(token: str) -> str:
-    """A token: as `escape_invisible`, with symbols for spaces at its ends and for the empty token."""
+    """Returns a token with visible symbols for control characters and for spaces at its ends. An empty token becomes
+    ∅."""
     if not token:
         return "∅"
     middle = token.strip(" ")
@@ -80,7 +85,7 @@ def format_token(token: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
+    """Returns a duration, given in seconds, as text in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Number format for this machine's hardware."""
+"""Chooses the number format of matrix products for this machine's hardware."""
 
 from functools import cache
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 
 @cache
 def fast_dtype() -> torch.dtype:
-    """Number format of large matrix products: bfloat16 if the hardware is fast at it, else float32.
+    """Returns the number format of large matrix products: bfloat16 if the hardware is fast at it, else float32.
 
-    bfloat16 is about twice as fast as float32 on GPUs, CPUs with AMX and AMD CPUs with AVX-512 BF16, and half as fast
-    on Intel CPUs with AVX-512 BF16 only and on CPUs that emulate it (docs/log.md). The choice depends on the hardware's
-    name and not on a measurement, because the results depend on the format.
+    bfloat16 is about twice as fast as float32 on GPUs, on CPUs with AMX and on AMD CPUs with AVX-512 BF16. It is half
+    as fast on CPUs that emulate it, and on Intel CPUs that have AVX-512 BF16 but no AMX (docs/log.md). The results
+    depend on the format. So the choice depends on the kind of hardware and not on a measurement, which could vary.
     """
     if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16

@@ -1,10 +1,10 @@
-"""Where the files of a study lie under results/STUDY. The rules and the library take every path from here."""
+"""Paths of the files of a study under results/STUDY. The workflow's rules and the library take every path from here."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 ALL_LAYERS = -1
-"""Value of the column `layer` for all layers replaced at once, or the best of all layers."""
+"""Value of the column `layer` in rows about all layers replaced at once, or about the best of all layers."""
 
 NEURONS, RESIDUAL = "neurons", "residual"
 """Names of the runs whose features are MLP neurons and residual directions."""
@@ -27,19 +27,19 @@ TABLE_FOLDERS = {
     "circuits/*": (*TRACE_TABLES, *BEHAVIOUR_TABLES),
     "cases/*": ("claim", "outcome", "source", "faithfulness", "year", "component", "planted"),
 }
-"""Pattern of folders, relative to results/STUDY, to the tables that the catalogue reads there."""
+"""Maps a pattern of folders, relative to results/STUDY, to the tables that the catalogue reads in them."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of one study's results. A run, layer, trace or case may be a wildcard, such as "{run}"."""
+    """Paths of one study's results. The name of a run, layer, trace or case may be a wildcard, such as "{run}"."""
 
     root: Path
-    """results/STUDY."""
+    """The study's folder, results/STUDY."""
 
     @classmethod
     def of(cls, study: str) -> "Layout":
-        """Layout of the study of this name, relative to the project's folder."""
+        """Returns the layout of the study named `study`. Its paths are relative to the project's folder."""
         return cls(Path("results", study))
 
     @property
@@ -48,11 +48,11 @@ class Layout:
         return self.root / "corpus" / "tokenizer"
 
     def tokens(self, split: str) -> Path:
-        """Zarr array of the tokens of a split, train or validation."""
+        """Zarr array of the tokens of a split. `split` is train or validation."""
         return self.root / "corpus" / f"{split}.zarr"
 
     def corpus_table(self, table: str) -> Path:
-        """A table of the corpus: document, token or concept."""
+        """File of a table of the corpus. `table` is document, token or concept."""
         return self.root / "corpus" / f"{table}.parquet"
 
     @property
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def model_quality(self) -> Path:
-        """Table with the model's loss on held-out tokens."""
+        """File of the table with the model's loss on held-out tokens."""
         return self.root / "language_model" / "language_model.parquet"
 
     @property
@@ -77,7 +77,7 @@ class Layout:
 
     @property
     def row_order(self) -> Path:
-        """Zarr group with sequence and position of each cached row."""
+        """Zarr group with the sequence and the position that each cached row comes from."""
         return self.activations / "rows.zarr"
 
     def activation_layer(self, site: str, layer: int | str) -> Path:
@@ -85,7 +85,7 @@ class Layout:
         return layer_group(self.activations / site, layer)
 
     def activation_part(self, site: str, part: int | str, parts: int) -> Path:
-        """Folder of one job's shards of a site, where several jobs share the work."""
+        """Folder of the shards of a site that job number `part` of `parts` writes, if several jobs share the work."""
         return self.activations / "parts" / site / f"{part}of{parts}"
 
     @property
@@ -103,19 +103,22 @@ class Layout:
         return self.root / "evaluation"
 
     def evaluation_table(self, table: str) -> Path:
-        """A table of the evaluation over all runs and layers."""
+        """File of an evaluation table that has rows for all runs and layers."""
         return self.evaluation / f"{table}.parquet"
 
     def run_evaluation(self, run: str, layer: int | str, table: str) -> Path:
-        """A table of the evaluation of one run at one layer; layer -1 is all layers replaced at once."""
+        """File of an evaluation table of one run at one layer. Layer -1 means all layers replaced at once."""
         return self.evaluation / run / f"layer{layer}" / f"{table}.parquet"
 
     def baseline(self, site: str) -> Path:
-        """Table of the model's loss with a site ablated."""
+        """File of the table with the model's loss when a site is ablated."""
         return self.evaluation / "baseline" / site / "baseline.parquet"
 
     def concept_matches(self, sweep: str | None) -> Path:
-        """Table that matches features of a sweep's runs with concepts; None: neurons and residual directions."""
+        """File of the table that matches features with concepts.
+
+        The features are those of the runs of `sweep`. If it is None, they are the neurons and the residual directions.
+        """
         folder = self.evaluation / "basis" if sweep is None else self.evaluation / "concept" / sweep
         return folder / "feature_concept.parquet"
 
@@ -129,7 +132,7 @@ class Layout:
         return self.root / "features" / run / f"layer{layer}"
 
     def feature_table(self, run: str, layer: int | str, table: str) -> Path:
-        """One of FEATURE_TABLES of one run at one layer."""
+        """File of a feature table of one run at one layer. `table` is one of FEATURE_TABLES."""
         return self.features(run, layer) / f"{table}.parquet"
 
     @property
@@ -138,19 +141,19 @@ class Layout:
         return self.root / "circuits"
 
     def trace(self, trace: str) -> Path:
-        """Folder of a traced prompt: TRACE_TABLES, graph.json and graph.png."""
+        """Folder of a traced prompt. It holds TRACE_TABLES, graph.json and graph.png."""
         return self.circuits / trace
 
     def behaviour(self, behaviour: str) -> Path:
-        """Folder of a behaviour: BEHAVIOUR_TABLES."""
+        """Folder of a behaviour. It holds BEHAVIOUR_TABLES."""
         return self.circuits / behaviour
 
     def weights(self, run: str, layer: int | str) -> Path:
-        """Folder of the analysis of one run's weights at one layer: WEIGHTS_TABLES."""
+        """Folder of the analysis of one run's weights at one layer. It holds WEIGHTS_TABLES."""
         return self.circuits / "weights" / run / f"layer{layer}"
 
     def case(self, case: str) -> Path:
-        """Folder of a case study: tables, pictures and result.md."""
+        """Folder of a case study. It holds its tables, its pictures and result.md."""
         return self.root / "cases" / case
 
     @property
@@ -160,29 +163,30 @@ class Layout:
 
     @property
     def report(self) -> Path:
-        """The report: one HTML page."""
+        """File of the report, one HTML page."""
         return self.root / "report.html"
 
     def log(self, job: str) -> Path:
-        """Log of a job."""
+        """Log file of a job."""
         return self.root / LOGS / f"{job}.log"
 
     def benchmark(self, job: str) -> Path:
-        """Time and memory of a job, as Snakemake measures them."""
+        """File with the run time and memory of a job, which Snakemake measures."""
         return self.root / BENCHMARKS / f"{job}.tsv"
 
     @property
     def benchmarks(self) -> Path:
-        """Folder of all jobs' times."""
+        """Folder of the files with all jobs' run times and memory."""
         return self.root / BENCHMARKS
 
     @property
     def lock(self) -> Path:
-        """Lock that a running workflow holds."""
+        """File that a running workflow locks."""
         return self.root / ".lock"
 
     def checksums(self, output: Path) -> Path:
-        """Record with the checksums of `output`, at the output's own path under checksums/."""
+        """File with the checksums of `output`. Its path under checksums/ is the path of `output` in the study's
+        folder."""
         path = self.root / CHECKSUMS / output.relative_to(self.root)
         return path.with_name(f"{path.name}.json")
 

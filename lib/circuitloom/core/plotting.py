@@ -1,4 +1,5 @@
-"""Colours and style of all figures. The colours are Okabe and Ito's (2008), distinct for colour-blind readers."""
+"""Colours and style of all figures. The colours are those of Okabe and Ito (2008), which colour-blind readers can tell
+apart."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -37,7 +38,7 @@ R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: set the style while `draw` runs, because matplotlib reads it when an artist is created."""
+    """Decorator that sets the style while `draw` runs, because matplotlib reads the style when an artist is created."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -50,5 +51,5 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def escape_mathtext(text: str) -> str:
-    """`text` escaped for matplotlib: $ would start a formula, and control characters would break lines."""
+    """Returns `text` escaped for matplotlib, where $ starts a formula and control characters break lines."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Progress of long work: one line every few seconds, with rate and remaining time."""
+"""Reports the progress of long work in one line every few seconds, with rate and remaining time."""
 
 import sys
 from typing import Any
@@ -9,9 +9,10 @@ from tqdm import tqdm
 def progress(
     description: str, total: float, unit: str, done: float = 0, every: float = 5, silent: bool = False
 ) -> "tqdm[Any]":
-    """A tqdm bar that prints complete lines, for logs and for jobs that share a terminal; `silent` prints nothing.
+    """Returns a tqdm bar that prints complete lines, for logs and for jobs that share a terminal.
 
-    `total` and `done` are in `unit`. Use the bar as a context manager and call `update(n)`.
+    `total` and `done` are counts of `unit`. A line is printed about every `every` seconds, or never if `silent`. Use
+    the bar as a context manager and call `update(n)`.
     """
     line = "{desc}: {percentage:3.0f} % of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}\n"
     return tqdm(

@@ -1,4 +1,4 @@
-"""Hash of the code that a script imports: the workflow reruns a job when it changes."""
+"""Hash of the code that a script imports. The workflow reruns a job when the hash changes."""
 
 import ast
 import hashlib
@@ -10,11 +10,13 @@ from typing import NamedTuple
 PACKAGE = "circuitloom"
 ROOT = Path(__file__).parents[1]
 RESOURCE_SUFFIXES = {".sql", ".html", ".css", ".js"}
-"""Suffixes of files that a package reads from its own folder."""
+"""Suffixes of files that packages read from their own folders. These files count as code."""
 
 
 def code_hash(script: Path) -> str:
-    """Hash of the library modules that `script` imports, directly or indirectly, without comments and docstrings.
+    """Returns a hash of the library modules that `script` imports directly or indirectly.
+
+    Comments and docstrings do not change the hash.
 
     Snakemake itself notices an edited script, but not an edited library module.
     """
@@ -38,7 +40,7 @@ def code_hash(script: Path) -> str:
 
 
 def _file(module: str) -> Path | None:
-    """File of a module of this package; None if there is no such module."""
+    """Returns the file of a module of this package, or None if there is no such module."""
     parts = module.split(".")[1:]
     for file in (ROOT.joinpath(*parts).with_suffix(".py"), ROOT.joinpath(*parts, "__init__.py")):
         if file.is_file() and file != ROOT.with_suffix(".py"):
@@ -47,9 +49,9 @@ def _file(module: str) -> Path | None:
 
 
 def _imports(file: Path, module: str) -> Iterator[str]:
-    """Dotted names of what `file` imports from this package: modules, or names in a module.
+    """Yields the dotted names of the modules that `file` imports from this package, or imports names from.
 
-    A package's `__init__` counts only if a name is imported from it.
+    For `from package import ...`, the package itself is included only if some imported name is not a module of it.
     """
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in _parse(file.read_text()).imports:
@@ -69,21 +71,21 @@ def _imports(file: Path, module: str) -> Iterator[str]:
 
 
 class _Source(NamedTuple):
-    """A module's source, parsed."""
+    """What `code_hash` needs from the source of a module."""
 
     imports: list[ast.Import | ast.ImportFrom]
     canonical: bytes
-    """The syntax tree without docstrings: a new wording reruns nothing."""
+    """Text of the syntax tree without docstrings, so that a new wording of a docstring reruns nothing."""
 
 
 @cache
 def _parse(source: str) -> _Source:
-    """Parse a module. Cached, because many scripts share modules and every start of Snakemake parses them."""
+    """Parse a module. Results are cached, because Snakemake parses all modules at each start and scripts share them."""
     tree = ast.parse(source)
     imports = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            # a string as a statement is a docstring
+            # remove docstrings, which are statements that consist of a string
             node.body = [
                 s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
             ]

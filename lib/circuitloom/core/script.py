@@ -1,4 +1,4 @@
-"""What every script does around its work: set threads, verify inputs, record outputs, report errors in one line."""
+"""What every script does before and after its work: set threads, verify inputs, record outputs, and report errors."""
 
 import os
 import sys
@@ -12,16 +12,17 @@ from .checksums import check_inputs, remove_record, write_record
 from .errors import error_message
 
 VERIFY_INPUTS = "CIRCUITLOOM_VERIFY_INPUTS"
-"""Environment variable that the workflow sets from the config."""
+"""Environment variable that the workflow sets from the config key `resources.verify_inputs`. At 0, only sizes are
+compared."""
 
 
 @runtime_checkable
 class SnakemakeScript(Protocol):
-    """The attributes of Snakemake's `snakemake` object that `job` uses; paths are relative to the project's folder."""
+    """The attributes of Snakemake's `snakemake` object that `job` uses. Paths are relative to the project's folder."""
 
     threads: int
     log: Sequence[str]
-    """One file, results/STUDY/logs/JOB.log."""
+    """Has one element, results/STUDY/logs/JOB.log."""
     input: Iterable[str]
     output: Iterable[str]
 
@@ -30,14 +31,14 @@ class SnakemakeScript(Protocol):
 def job(name: str, script: SnakemakeScript) -> Iterator[None]:
     """Run the body as a job. After an error, print one line, write the traceback to the job's log and exit with 1.
 
-    Before the body, inputs are compared with their records and the records of outputs are removed. After it, new
-    records of the outputs are written (`checksums`). With CIRCUITLOOM_VERIFY_INPUTS=0 (config:
-    resources.verify_inputs), only the inputs' sizes are compared, and their contents are not read.
+    Before the body runs, the inputs are compared with their records (`core.checksums`), and the records of the outputs
+    are removed. After the body, new records of the outputs are written. If the environment variable
+    CIRCUITLOOM_VERIFY_INPUTS is 0 (config key `resources.verify_inputs`), only the sizes of the inputs are compared.
     """
     set_threads(script.threads)
     log = Path(script.log[0])
     folder = log.parents[1]
-    # two names may refer to the same file
+    # remove duplicates, because two names of Snakemake may refer to the same file
     inputs, outputs = (dict.fromkeys(map(Path, paths)) for paths in (script.input, script.output))
     try:
         check_inputs(folder, inputs, contents=os.environ.get(VERIFY_INPUTS) != "0")

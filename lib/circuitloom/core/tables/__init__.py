@@ -1,4 +1,4 @@
-"""All tables: their Arrow schemas, the meaning of each column, and reading and writing."""
+"""All tables of a study: their Arrow schemas with the meaning of each column, and functions to read and write them."""
 
 from .ablation import CAUSAL, FAITHFULNESS, FEATURE_EFFECT
 from .attribution import EDGE, INTERVENTION, NODE, PATH, TRACE

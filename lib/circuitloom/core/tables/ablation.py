@@ -1,4 +1,4 @@
-"""Tables of ablations of components: causal effects, feature-to-feature effects and faithfulness curves."""
+"""Tables about ablations of components: causal effects, effects of features on features, and faithfulness curves."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Tables of traced prompts: attribution graphs, greedy paths and the interventions that check them."""
+"""Tables of traced prompts: attribution graphs, greedy paths, and interventions that check the graphs."""
 
 import pyarrow as pa
 

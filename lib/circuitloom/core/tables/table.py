@@ -1,4 +1,4 @@
-"""Table schemas and their shared columns; writing tables atomically and reading them, with page checksums."""
+"""Schema of a table, columns that tables share, and functions that write and read tables with page checksums."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,23 +16,23 @@ from ..errors import first_line
 
 @dataclass(frozen=True)
 class Table:
-    """Schema of a table; its Parquet files are named after it."""
+    """Schema of a table. The table's Parquet files have its name."""
 
     name: str
     meaning: str
     key: tuple[str, ...]
     columns: dict[str, tuple[pa.DataType, str]]
-    """Column to (type, one-line meaning with unit)."""
+    """Maps each column to its type and its meaning, one line with the unit."""
 
     @property
     def schema(self) -> pa.Schema:
-        """The Arrow schema, with the meanings as field metadata."""
+        """The Arrow schema. The metadata of each field has the meaning of the column."""
         fields = [pa.field(n, t, metadata={"meaning": meaning}) for n, (t, meaning) in self.columns.items()]
         return pa.schema(fields, metadata={"table": self.name, "key": ", ".join(self.key)})
 
 
 STRING, FLOAT, INT = pa.string(), pa.float64(), pa.int64()
-"""Types of most columns."""
+"""Arrow types of most columns."""
 SEQUENCE = (pa.int32(), "row of the split's token array")
 POSITION = (pa.int16(), "position in the sequence, from 0 (the BOS)")
 RUN_NAME = (STRING, "name of the dictionary's run")
@@ -41,9 +41,9 @@ FEATURE_INDEX = (pa.int32(), "index of the feature, from 0")
 
 
 def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path: Path | str) -> None:
-    """Write `rows`, cast to the table's schema, to `path`, completely or not at all.
+    """Cast `rows` to the table's schema and write them to `path`, completely or not at all.
 
-    Raises ValueError if a column is missing, unknown or of another type.
+    Raises ValueError if a column is missing, is unknown, or has another type.
     """
     path = Path(path)
     if isinstance(rows, pa.Table):
@@ -59,7 +59,7 @@ def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path
         raise ValueError(f"table {table.name}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        # DuckDB reads flipped bytes without an error; pyarrow finds them by page checksums
+        # DuckDB reads damaged bytes without an error, but pyarrow detects them with page checksums
         pq.write_table(columns, temporary, compression="zstd", write_page_checksum=True)
 
 
@@ -67,10 +67,12 @@ def write_table(table: Table, rows: pa.Table | Sequence[Mapping[str, Any]], path
 def table_writer(
     table: Table, path: Path | str, plain: Sequence[str] = (), uncompressed: Sequence[str] = ()
 ) -> Iterator[pq.ParquetWriter]:
-    """Writer of a table's rows in several parts. `path` appears at the end; after an error it is unchanged.
+    """Context manager that yields a writer of a table in several parts.
 
-    Columns in `plain` have few repeated values and are not dictionary-encoded; columns in `uncompressed` are read too
-    often to be compressed.
+    The file `path` appears when the context ends. After an error, an earlier file at `path` is unchanged.
+
+    Columns in `plain` are not dictionary-encoded, because few of their values repeat. Columns in `uncompressed` are not
+    compressed, because they are read often.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +87,9 @@ def table_writer(
 
 
 def read_table(path: Path | str, rows: pc.Expression | None = None) -> pa.Table:
-    """Read a table, or only the rows that match the filter `rows`, and verify the page checksums.
+    """Read a table and verify its page checksums. If the filter `rows` is given, only rows that match it are returned.
 
-    Raises ValueError, with the file's name, if it is damaged.
+    Raises ValueError, with the name of the file, if the file is damaged.
     """
     try:
         return pq.read_table(path, filters=rows, page_checksum_verification=True)

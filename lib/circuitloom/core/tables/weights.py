@@ -1,4 +1,4 @@
-"""Weight tables: de-embeddings, connections and blind predictions."""
+"""Tables of the analysis of weights: de-embeddings, connections between features, and blind predictions."""
 
 import pyarrow as pa
 
