@@ -30,9 +30,11 @@ from .feature_effects import FeatureEffects, capture_resid_mid, feature_effects
 from .metrics import Metric, PromptMetric, logit, logit_difference, make_prompt_metrics
 
 Runs = Mapping[str, Mapping[int, Dictionary]]
-"""Run to layer to dictionary."""
+"""Maps each run to its dictionaries by layer."""
 Batches = Sequence[tuple[Tensor, Tensor]]
-"""Tokens and a mask of the positions to measure, [sequence, position] each; lengths may differ between batches."""
+"""Pairs of token ids and a mask of the positions to measure, both [sequence, position].
+
+Batches may differ in length."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,26 @@ class Budget:
     """Limits on what is measured of a behaviour."""
 
     measured: int | None = None
-    """Components ablated one by one, per prompt and basis: those of largest attribution; None for all active ones, 0
-    for none (curves are then ranked by attribution only)."""
+    """Number of components per prompt and basis that are ablated one by one: those of largest |attribution|.
+
+    None ablates all active components. 0 ablates none; components are then ranked by attribution only."""
     each_position: bool = False
     """Also ablate each component at each position separately."""
     per_octave: int = 2
-    """Points of a faithfulness curve per doubling of the number of components."""
+    """Number of points of a faithfulness curve per doubling of the number of kept components."""
     per_source: int | None = 64
-    """Tokens on which a feature of resid_mid is ablated; None for all on which it fires."""
+    """Largest number of tokens on which each feature of resid_mid is ablated; None for all on which it fires."""
     targets: int | None = 32
-    """Changed MLP features listed per ablated feature; None for all."""
+    """Largest number of changed MLP features that are listed per ablated feature; None for all."""
 
 
 def behaviour_tables(
     name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
 ) -> dict[str, pa.Table]:
-    """The tables `causal`, `faithfulness` and `feature_effect` of a behaviour from the config, by name.
+    """Maps the table names `causal`, `faithfulness` and `feature_effect` to the tables of a behaviour of the config.
 
-    Bases are the features of each run, the heads and the neurons; `context` is the maximal prompt length.
-    Raises ValueError for a prompt that is too long or a target token that is not one token.
+    Components are taken from `default_bases`. `context` is the largest prompt length in tokens. Raises ValueError if a
+    prompt is too long or a target is not a single token.
     """
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
@@ -69,7 +72,10 @@ def behaviour_tables(
 
 
 def parse_metric(target: str, strings: list[str]) -> Metric:
-    """Metric of `logit TOKEN` or `logit TOKEN vs TOKEN`; ValueError if the tokenizer has no such token."""
+    """Metric that the text `logit TOKEN` or `logit TOKEN vs TOKEN` names.
+
+    Raises ValueError if the tokenizer has no such token.
+    """
     parsed = parse_target(target)
     token = find_token(parsed.token, strings)
     if not parsed.against:
@@ -78,7 +84,7 @@ def parse_metric(target: str, strings: list[str]) -> Metric:
 
 
 def default_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
-    """Each run's features, the attention heads and the MLP neurons."""
+    """One basis for the features of each run, one for all attention heads and one for all MLP neurons."""
     return [
         *(feature_basis(run, dictionaries) for run, dictionaries in runs.items()),
         head_basis(model),
@@ -95,11 +101,12 @@ def component_tables(
     ablations: Sequence[AblationKind] = ("zero", "mean"),
     bases: Sequence[Basis] | None = None,
 ) -> dict[str, pa.Table]:
-    """The tables `causal`, `faithfulness` and `feature_effect`, by name; `bases` are by default `default_bases`.
+    """Maps the names `causal`, `faithfulness` and `feature_effect` to their tables.
 
-    Effects of features on features are measured on the prompts' tokens, in layers with both an SAE on resid_mid and a
-    dictionary that writes mlp_out. Raises ValueError if a run's features cannot be ablated in the model, or if prompts
-    differ in length and an ablation takes means per position.
+    `bases` defaults to `default_bases`. Effects of features on features are measured on the prompts' tokens, in each
+    layer that has both an SAE on resid_mid and a dictionary that writes mlp_out. Raises ValueError if a run's features
+    cannot be ablated in the model. Also raises it if the ablation `position_mean` is asked for and prompts differ in
+    length or in BOS positions.
     """
     causal, faithfulness = [], []
     bases = default_bases(model, runs) if bases is None else bases
@@ -144,9 +151,9 @@ def feature_effect_table(
     batches: Batches,
     budget: Budget,
 ) -> pa.Table:
-    """The table `feature_effect` of all layers with an SAE on resid_mid and a dictionary that writes mlp_out.
+    """The table `feature_effect`. It covers each layer that has both an SAE on resid_mid and a dictionary for mlp_out.
 
-    `batches` are held-out sequences with their scored positions, or prompts.
+    Features are ablated at the masked positions of `batches`, which hold held-out sequences or prompts.
     """
     tables = []
     for source_run, sources in runs.items():
@@ -170,7 +177,7 @@ def feature_effect_table(
 
 
 def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEffects]) -> list[pa.Table]:
-    """Rows of `causal`, one table per prompt."""
+    """One table per prompt, with the prompt's rows of `causal`."""
     tables = []
     for prompt, each in enumerate(effects):
         part, number = (column.cpu().numpy() for column in basis.locate(each.component))
@@ -195,7 +202,10 @@ def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEf
 def faithfulness_rows(
     names: dict[str, Any], n_components: int, curve: FaithfulnessCurve
 ) -> list[dict[str, Any]]:
-    """Rows of `faithfulness`, one per k; `names` has the behaviour, basis, ablation and ranking."""
+    """Rows of the table `faithfulness`, one per number of kept components.
+
+    `names` gives the columns that all rows share: behaviour, basis, ablation and ranking.
+    """
     columns = {
         "n_kept": curve.n_kept,
         "metric_kept": curve.kept.double().mean(0),
@@ -219,7 +229,7 @@ def _defined(value: float) -> float | None:
 
 
 def _effect_rows(names: dict[str, Any], effects: FeatureEffects) -> pa.Table:
-    """Rows of `feature_effect`."""
+    """Rows of the table `feature_effect`."""
     columns = {
         name: getattr(effects, field).cpu().numpy()
         for name, field in (
@@ -235,7 +245,7 @@ def _effect_rows(names: dict[str, Any], effects: FeatureEffects) -> pa.Table:
 
 
 def _table(table: Table, columns: Mapping[str, Any], n: int) -> pa.Table:
-    """A table of n rows; scalars are repeated."""
+    """A table of n rows. Columns given as one scalar are repeated in all rows."""
     arrays = {}
     for name, (kind, _) in table.columns.items():
         value = columns[name]

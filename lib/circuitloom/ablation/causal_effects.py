@@ -1,4 +1,4 @@
-"""Causal effects of components on a metric: first-order estimates from gradients, and measured by ablation."""
+"""Causal effects of components on a metric, estimated to first order from gradients and measured by ablation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,18 +15,19 @@ from .components import Ablation, Basis, Part, ReplacementValues
 from .metrics import PromptMetric, kl_divergence, last_logits
 
 CHUNK_ELEMENTS = 2**24
-"""Elements of the largest tensor (pass, position, value) of a chunk of passes."""
+"""Largest number of elements of a tensor [pass, position, value]. It sets how many passes run at once."""
 
 AblationKind = Literal["zero", "mean", "position_mean"]
-"""Value of ablated components: zero, the mean over prompts and positions, or the mean over prompts per position."""
+"""What ablated components are set to: zero, their mean over prompts and positions, or their mean at each position
+over prompts."""
 
 
 class AblatedMetrics(NamedTuple):
-    """Metric and KL divergence of passes with ablations."""
+    """Metric and KL divergence of each pass with ablations."""
 
     metric: Float[Tensor, " pass"]
     kl: Float[Tensor, " pass"]
-    """KL(reference || pass), nats."""
+    """KL(reference || pass) of the next-token distributions, in nats."""
 
 
 @torch.inference_mode()
@@ -38,7 +39,10 @@ def ablated_metrics(
     replacement: ReplacementValues,
     reference: Float[Tensor, " vocabulary"],
 ) -> AblatedMetrics:
-    """Metric and KL of all passes; `ablations` yields chunks of passes, `reference` has the logits for the KL."""
+    """Metric of each pass, and its KL divergence from `reference`.
+
+    `ablations` yields chunks of passes. `reference` holds the logits that passes are compared with.
+    """
     metric, kl = [reference.new_zeros(0)], [reference.new_zeros(0)]
     for logits in ablated_logits(model, basis, prompt, ablations, replacement):
         metric.append(prompt.metric(logits))
@@ -53,7 +57,7 @@ def ablated_logits(
     ablations: Iterable[Ablation],
     replacement: ReplacementValues,
 ) -> Iterator[Float[Tensor, "pass vocabulary"]]:
-    """Logits at the last position with components ablated, one tensor per chunk of passes."""
+    """Yields the logits at the last position with components ablated, one tensor per chunk of passes."""
     where = prompt.where.to(model.device)
     for ablated, at in ablations:
         ablation = Ablation(ablated.to(model.device), at.to(model.device))
@@ -64,7 +68,7 @@ def ablated_logits(
 
 @torch.inference_mode()
 def original_logits(model: LanguageModel, prompt: PromptMetric) -> Float[Tensor, " vocabulary"]:
-    """Logits of the unmodified model at the last position."""
+    """Logits at the last position in the unmodified model."""
     return last_logits(model, prompt.token[None])[0]
 
 
@@ -72,7 +76,10 @@ def original_logits(model: LanguageModel, prompt: PromptMetric) -> Float[Tensor,
 def unablated_logits(
     model: LanguageModel, basis: Basis, prompt: PromptMetric
 ) -> Float[Tensor, " vocabulary"]:
-    """Logits with no component ablated; they differ from `original_logits` if the basis omits dictionary errors."""
+    """Logits at the last position with no component ablated.
+
+    They differ from `original_logits` only if the basis leaves out dictionary errors.
+    """
     where = prompt.where.to(model.device)
     none = torch.zeros(1, len(basis), dtype=torch.bool, device=model.device)
     with basis.ablating(model, Ablation(none, where[None]), where, [None] * len(basis.parts)):
@@ -80,13 +87,13 @@ def unablated_logits(
 
 
 def passes_per_chunk(basis: Basis, prompt: PromptMetric, vocabulary: int) -> int:
-    """Number of passes that fit into `CHUNK_ELEMENTS`."""
+    """Number of passes that can run at once within `CHUNK_ELEMENTS`, at least 1."""
     widest = max(part.width * part.size for part in basis.parts)
     return max(1, CHUNK_ELEMENTS // max(len(prompt) * widest, vocabulary, len(basis)))
 
 
 def chunks(total: int, size: int) -> Iterator[Int[Tensor, " pass"]]:
-    """Indices of `total` passes in chunks of `size`."""
+    """Yields the indices 0 to `total` - 1 in chunks of at most `size`."""
     return iter(torch.arange(total).split(size)) if total else iter(())
 
 
@@ -94,9 +101,10 @@ def chunks(total: int, size: int) -> Iterator[Int[Tensor, " pass"]]:
 def replacement_values(
     model: LanguageModel, basis: Basis, prompts: Sequence[PromptMetric], kind: AblationKind
 ) -> ReplacementValues:
-    """Values of ablated components: zero (None), or means over `prompts` at the positions `where`.
+    """Values that ablated components are set to, per part of the basis: None for zero, else means over `prompts`.
 
-    Raises ValueError for means per position if prompts differ in length or in `where`.
+    Means are taken only over each prompt's positions `where`. Raises ValueError if `kind` is `position_mean` and
+    prompts differ in length or in `where`.
     """
     if kind == "zero":
         return [None] * len(basis.parts)
@@ -122,7 +130,7 @@ def replacement_values(
 def component_values(
     model: LanguageModel, basis: Basis, prompt: PromptMetric
 ) -> list[Float[Tensor, "position _"]]:
-    """Values of each part's components on the prompt, nothing ablated."""
+    """Values of the components on the prompt with nothing ablated, one tensor per part of the basis."""
     values: dict[int, Tensor] = {}
 
     def record(number: int, part: Part) -> Edit:
@@ -144,29 +152,33 @@ class ComponentAttribution:
     """First-order effect of ablating each component at each position (attribution patching)."""
 
     effect: Float[Tensor, "position component"]
-    """(value - replacement value) times the metric's gradient, summed over the component's values."""
+    """Estimated drop of the metric: (value - replacement value) times the metric's gradient with respect to the value.
+
+    A head has several values; their products are summed."""
     active: Bool[Tensor, "position component"]
-    """Whether the value differs from its replacement value."""
+    """Whether ablation changes the component here: its value differs from the replacement value."""
     activation: Float[Tensor, "position component"]
-    """Value of a feature or neuron; norm of a head's output."""
+    """Activation of a feature or neuron; for a head, the L2 norm of its values (the input of W_O)."""
 
 
 @dataclass(frozen=True)
 class CausalEffects:
-    """Effects of components, each ablated alone."""
+    """Effects of components on the metric when each is ablated alone."""
 
     component: Int[Tensor, " effect"]
-    """Number within the basis."""
+    """Number of the ablated component within the basis."""
     position: Int[Tensor, " effect"]
-    """Position of the ablation; -1 for all positions at once."""
+    """Position at which the component is ablated; -1 if it is ablated at all positions at once."""
     activation: Float[Tensor, " effect"]
-    """As in `ComponentAttribution`; for all positions at once, the value of largest magnitude."""
+    """Activation as in `ComponentAttribution`.
+
+    If all positions are ablated at once, it is the activation of largest magnitude among them."""
     attribution: Float[Tensor, " effect"]
     """First-order estimate of the effect."""
     effect: Float[Tensor, " effect"]
-    """Metric without minus with the ablation."""
+    """Metric without the ablation minus metric with it."""
     kl: Float[Tensor, " effect"]
-    """KL(before || after), nats."""
+    """KL(before the ablation || after it) of the next-token distributions, in nats."""
 
     def __len__(self) -> int:
         """Number of ablations."""
@@ -176,7 +188,7 @@ class CausalEffects:
 def attribute_components(
     model: LanguageModel, basis: Basis, prompt: PromptMetric, replacement: ReplacementValues
 ) -> ComponentAttribution:
-    """First-order effects of all components, from one forward and one backward pass (attribution patching)."""
+    """Estimate the effects of all components from one forward and one backward pass (attribution patching)."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         where = prompt.where.to(model.device)
@@ -198,7 +210,7 @@ def attribute_components(
 def _add_leaf(
     number: int, part: Part, none: Ablation, where: Tensor, seen: dict[int, tuple[Tensor, Tensor]]
 ) -> Edit:
-    """Edit that adds a zero leaf tensor to the site's value, to take the gradient there."""
+    """Edit that adds a tensor of zeros to the site's value, so that the gradient can be taken with respect to it."""
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         leaf = torch.zeros_like(y, requires_grad=True)
@@ -211,7 +223,7 @@ def _add_leaf(
 def _columns(
     part: Part, value: Tensor, gradient: Tensor, where: Tensor, replacement: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns of `ComponentAttribution` for one part, each [position, component]."""
+    """Effect, active and activation of one part's components, as in `ComponentAttribution`."""
     change = (value if replacement is None else value - replacement) * where[:, None]
     effect = change * part.pull_gradient(gradient[0])
     shape = (part.width, part.size)
@@ -228,9 +240,10 @@ def causal_effects(
     each_position: bool = False,
     most: int | None = None,
 ) -> CausalEffects:
-    """Ablate each active component alone, at all positions `where` at once or at each position separately.
+    """Ablate each active component alone and measure the metric.
 
-    `most` limits the number of ablations to those of largest attribution. Rows are ordered by component and position.
+    A component is ablated at all positions `where` at once or, with `each_position`, at each position separately. At
+    most `most` ablations are made: those of largest |attribution|. Results are ordered by component, then position.
     """
     first_order = attribute_components(model, basis, prompt, replacement)
     position, component = _candidates(first_order, each_position, most)
@@ -264,7 +277,7 @@ def causal_effects(
 def _candidates(
     first_order: ComponentAttribution, each_position: bool, most: int | None
 ) -> tuple[Int[Tensor, " effect"], Int[Tensor, " effect"]]:
-    """Position (-1 for all) and component of each ablation."""
+    """Position (-1 for all at once) and component number of each ablation to make."""
     active = first_order.active if each_position else first_order.active.any(0, keepdim=True)
     size = (first_order.effect if each_position else first_order.effect.sum(0, keepdim=True)).abs()
     position, component = active.nonzero(as_tuple=True)
@@ -279,7 +292,7 @@ def _candidates(
 def mean_attribution(
     model: LanguageModel, basis: Basis, prompts: Sequence[PromptMetric], replacement: ReplacementValues
 ) -> Float[Tensor, " component"]:
-    """Each component's first-order effect at all positions at once, mean over prompts."""
+    """First-order effect of ablating each component at all positions at once, averaged over prompts."""
     total = torch.zeros(len(basis), dtype=torch.float64)
     for prompt in prompts:
         total += attribute_components(model, basis, prompt, replacement).effect.sum(0).double().cpu()
@@ -289,9 +302,10 @@ def mean_attribution(
 def mean_effect(
     attribution: Float[Tensor, " component"], measured: Sequence[CausalEffects]
 ) -> Float[Tensor, " component"]:
-    """Each component's effect, mean over prompts: measured if available, else first order.
+    """Effect of each component, averaged over prompts. Where it was not measured, the first-order estimate is used.
 
-    `attribution` is `mean_attribution`; `measured` has each prompt's effects at all positions at once.
+    `attribution` is the result of `mean_attribution`. `measured` holds the effects on each prompt, with components
+    ablated at all positions at once.
     """
     total = attribution.clone()
     for effects in measured:

@@ -1,4 +1,7 @@
-"""Tests of a circuit: the metric with only some components kept or with them ablated, completeness, random circuits."""
+"""Tests of a circuit: measure the metric with only some components kept, or with them ablated.
+
+Includes tests of completeness and comparisons with random circuits.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from .components import Ablation, Basis, ReplacementValues
 from .metrics import PromptMetric
 
 Components = Int[Tensor, " _"]
-"""Numbers of components within their basis, each once."""
+"""Distinct component numbers within a basis."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +26,18 @@ class CircuitExperiment:
     model: LanguageModel
     basis: Basis
     values: ReplacementValues
-    """What ablated components are set to."""
+    """Values that ablated components are set to."""
 
     def alone(
         self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
     ) -> Float[Tensor, "prompt set"]:
-        """Metric with only each set of components kept, all others ablated; float64."""
+        """Metric when one set of components is kept and all others are ablated; float64."""
         return self._measure(prompts, sets, alone=True)
 
     def without(
         self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
     ) -> Float[Tensor, "prompt set"]:
-        """Metric with each set of components ablated; float64."""
+        """Metric when one set of components is ablated; float64."""
         return self._measure(prompts, sets, alone=False)
 
     def _measure(self, prompts: Sequence[PromptMetric], sets: Sequence[Components], alone: bool) -> Tensor:
@@ -63,13 +66,16 @@ def component_worth(
     circuit: Components,
     place: Int[Tensor, " place"],
 ) -> Float[Tensor, "prompt place"]:
-    """Drop of the circuit's metric if the component at each place (an index into `circuit`) is ablated as well."""
+    """Drop of the metric when one component of the circuit is ablated too.
+
+    All components outside the circuit are ablated already. Each value of `place` is an index into `circuit`.
+    """
     metric = experiment.alone(prompts, [circuit, *(without_places(circuit, each) for each in place[:, None])])
     return metric[:, :1] - metric[:, 1:]
 
 
 def draw_subsets(circuit: Components, subsets: int, seed: int) -> list[Components]:
-    """Random subsets of a circuit, with sizes on a logarithmic scale from 1 to half of it."""
+    """Draw `subsets` random subsets of a circuit. Their sizes grow geometrically from 1 to half the circuit's size."""
     generator = torch.Generator().manual_seed(seed)
     largest = max(1.0, len(circuit) / 2)
     sizes = [round(largest ** (i / max(1, subsets - 1))) for i in range(subsets)]
@@ -82,16 +88,16 @@ def measure_completeness(
     circuit: Components,
     subsets: Sequence[Components],
 ) -> tuple[Float[Tensor, "prompt subset"], Float[Tensor, "prompt subset"]]:
-    """Metric of the circuit without each subset, and of the model without it; they are equal for a complete circuit.
+    """Metric of the circuit without each subset, and metric of the full model without each subset.
 
-    Source: Wang et al. 2022 (arXiv 2211.00593).
+    The two are equal if the circuit is complete. Source: Wang et al. 2022 (arXiv 2211.00593).
     """
     alone = experiment.alone(prompts, [circuit[~torch.isin(circuit, each)] for each in subsets])
     return alone, experiment.without(prompts, subsets)
 
 
 def without_places(circuit: Components, places: Int[Tensor, " place"]) -> Components:
-    """The circuit without the components at `places`, indices into `circuit`."""
+    """The circuit without the components at `places`, which are indices into `circuit`."""
     kept = torch.ones(len(circuit), dtype=torch.bool)
     kept[places] = False
     return circuit[kept]
@@ -99,26 +105,26 @@ def without_places(circuit: Components, places: Int[Tensor, " place"]) -> Compon
 
 @dataclass(frozen=True)
 class CircuitAblations:
-    """The metric on the testing half with sets of components ablated; transcoders without error terms replace MLPs."""
+    """Metric of each prompt with several sets of components ablated."""
 
     circuit: Float[Tensor, " prompt"]
-    """With only the circuit kept."""
+    """Metric with only the circuit kept."""
     random: Float[Tensor, " prompt"]
-    """With only the circuit's heads and the same number of random features per layer kept."""
+    """Metric with only the random circuit kept."""
     without: Float[Tensor, " prompt"]
-    """With the circuit ablated."""
+    """Metric with the circuit ablated."""
     without_features: Float[Tensor, " prompt"]
-    """With the circuit's features ablated."""
+    """Metric with the circuit's features ablated."""
     none: Float[Tensor, " prompt"]
-    """With all components ablated."""
+    """Metric with all components ablated."""
     all: Float[Tensor, " prompt"]
-    """With no component ablated."""
+    """Metric with no component ablated, but without dictionary errors if the basis leaves them out."""
     untouched: Float[Tensor, " prompt"]
-    """In the model itself."""
+    """Metric in the unmodified model."""
     kl: Float[Tensor, " prompt"]
-    """KL(untouched || circuit), nats."""
+    """KL(unmodified model || only the circuit kept), in nats."""
     kl_none: Float[Tensor, " prompt"]
-    """KL(untouched || none), nats."""
+    """KL(unmodified model || all components ablated), in nats."""
 
 
 def ablate_circuit(
@@ -129,7 +135,10 @@ def ablate_circuit(
     values: ReplacementValues,
     prompts: Sequence[PromptMetric],
 ) -> CircuitAblations:
-    """Metric and KL with sets of components ablated, set to `values`; `random` is the circuit to compare with."""
+    """Measure the metric and KL of each prompt with several sets of components ablated.
+
+    Ablated components are set to `values`. `random` is a circuit to compare with, as from `draw_random_features`.
+    """
     feature = torch.zeros_like(circuit)
     for part, own in zip(basis.parts, basis.slices, strict=True):
         feature[own] = part.kind == "feature"
@@ -148,7 +157,10 @@ def ablate_circuit(
 def draw_random_features(
     basis: Basis, circuit: Bool[Tensor, " component"], mean: ReplacementValues, seed: int
 ) -> Bool[Tensor, " component"]:
-    """The circuit's heads, and per layer as many features as in the circuit, drawn from those with a non-zero mean."""
+    """A random circuit to compare with `circuit`. It has the same heads and as many features in each layer.
+
+    Features are drawn from those of the layer whose value in `mean` is not 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn = circuit.clone()
     for part, own, value in zip(basis.parts, basis.slices, mean, strict=True):

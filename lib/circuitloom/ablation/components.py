@@ -1,6 +1,6 @@
-"""Components of a model (features of a dictionary, attention heads, MLP neurons), and passes with some of them ablated.
+"""Components of a model (dictionary features, attention heads, MLP neurons), and forward passes that ablate some.
 
-Only the ablated components change: a dictionary's error is kept unless `keep_error` is False.
+Only the ablated components change. A dictionary's error is kept unless `keep_error` is False.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from ..language_model.residual import input_width
 
 
 class Ablation(NamedTuple):
-    """Components that each pass of a prompt ablates, and the positions where it does."""
+    """Masks of the components that each forward pass ablates, and of the positions where it ablates them."""
 
     ablated: Bool[Tensor, "pass component"]
     at: Bool[Tensor, "pass position"]
@@ -28,18 +28,18 @@ class Ablation(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureComponents:
-    """Features of an SAE, ablated at its site, or of a transcoder, ablated at the MLP's output.
+    """Features of one dictionary. SAE features are ablated at the SAE's site, transcoder features at the MLP's output.
 
-    Ablating feature i turns y into y - z_i W_dec[i], with the activation z_i of the same pass.
+    Ablating feature i turns the site's value y into y - z_i W_dec[i]. z_i is the feature's activation in that pass.
     """
 
     run: str
     dictionary: Dictionary
     keep_error: bool = True
-    """If False, the site holds the dictionary's reconstruction on every pass."""
+    """If False, the dictionary's reconstruction replaces the site's value on every pass, even with nothing ablated."""
     kind: str = "feature"
     size: int = 1
-    """Values per component."""
+    """Number of values per component."""
 
     def __post_init__(self) -> None:
         dictionary = self.dictionary
@@ -62,11 +62,14 @@ class FeatureComponents:
     def values(
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch value"]:
-        """Activations of all features; x is the MLP's input (at sites other than mlp_out: y), y the site's value."""
+        """Activations of all features.
+
+        y is the site's value. x is the MLP's input if the site is mlp_out; at other sites it is y.
+        """
         return self.dictionary.encode(self.dictionary.encoder_input(x, y))
 
     def pull_gradient(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
-        """Gradient with respect to activations, given the gradient with respect to the site's value."""
+        """Turn the gradient with respect to the site's value into the gradient with respect to the activations."""
         return gradient.to(self.dictionary.W_dec.dtype) @ self.dictionary.W_dec.T
 
     def ablate(
@@ -77,10 +80,12 @@ class FeatureComponents:
         where: Bool[Tensor, " position"],
         replacement: Float[Tensor, "row value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """The site's value y with features ablated; x is the MLP's input (at sites other than mlp_out: y).
+        """The site's value y with features ablated.
 
-        `replacement` holds the values of ablated activations, one row per position or one for all; None for zero.
-        `where` marks the positions at which components may be ablated. Only positions that change are encoded.
+        x is the MLP's input if the site is mlp_out; at other sites it is y.
+        `replacement` holds the values that ablated activations are set to: one row per position, or one row for all
+        positions. None sets them to zero. `where` marks the positions at which components may be ablated. Without
+        `keep_error`, the reconstruction replaces y at all of these. Only positions that change are encoded.
         """
         ablated, at = ablation
         changed = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)
@@ -105,25 +110,25 @@ class FeatureComponents:
 
 @dataclass(frozen=True)
 class UnitComponents:
-    """Attention heads or MLP neurons of a layer: slices of the input of W_O or W_out."""
+    """Attention heads or MLP neurons of a layer. Each is a slice of the input of W_O or W_out."""
 
     kind: str
-    """head or neuron."""
+    """`head` or `neuron`."""
     site: Site
     width: int
     """Number of components."""
     size: int = 1
-    """Values per component: d_head for heads."""
+    """Number of values per component: d_head for heads, 1 for neurons."""
     run: str | None = None
 
     def values(
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch value"]:
-        """The site's value y: the input of the output matrix."""
+        """Returns the site's value y, which is the input of W_O or W_out."""
         return y
 
     def pull_gradient(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
-        """The gradient itself."""
+        """Returns the gradient unchanged, since the site's value consists of the components' values."""
         return gradient
 
     def ablate(
@@ -134,18 +139,21 @@ class UnitComponents:
         where: Bool[Tensor, " position"],
         replacement: Float[Tensor, "row value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """As `FeatureComponents.ablate`."""
+        """The site's value y with components ablated; x and `where` are ignored.
+
+        `replacement` is as in `FeatureComponents.ablate`.
+        """
         ablated = ablation.ablated.repeat_interleave(self.size, 1)[:, None] & ablation.at[..., None]
         return torch.where(ablated, y.new_zeros(()) if replacement is None else replacement.to(y.dtype), y)
 
 
 Part = FeatureComponents | UnitComponents
-"""Components of one kind at one site."""
+"""All components of one kind at one site."""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Components that a model is decomposed into, numbered consecutively through the parts."""
+    """Components that a model is decomposed into. They are numbered consecutively through all parts."""
 
     name: str
     parts: tuple[Part, ...]
@@ -156,20 +164,20 @@ class Basis:
 
     @property
     def slices(self) -> list[slice]:
-        """Range of component numbers of each part."""
+        """The range of component numbers of each part."""
         stops = torch.tensor([0, *(part.width for part in self.parts)]).cumsum(0).tolist()
         return [slice(start, stop) for start, stop in itertools.pairwise(stops)]
 
     def locate(
         self, component: Int[Tensor, " component"]
     ) -> tuple[Int[Tensor, " component"], Int[Tensor, " component"]]:
-        """Each component's part, and its number within the part."""
+        """Index of each component's part, and the component's number within that part."""
         starts = torch.tensor([own.start for own in self.slices], device=component.device)
         part = torch.searchsorted(starts, component, right=True) - 1
         return part, component - starts[part]
 
     def __add__(self, other: "Basis") -> "Basis":
-        """The components of both."""
+        """A basis with the components of both, those of `self` first."""
         return Basis(f"{self.name} + {other.name}", self.parts + other.parts)
 
     @contextmanager
@@ -180,9 +188,10 @@ class Basis:
         where: Bool[Tensor, " position"],
         replacement: "ReplacementValues",
     ) -> Iterator[None]:
-        """Within the context, pass n of the model runs with row n of `ablation` ablated.
+        """Context manager in which pass n of the model runs with the components in row n of `ablation` ablated.
 
-        Downstream components respond: a feature is ablated from the activation that it has in that pass.
+        Later components respond to an ablation. If a later feature is ablated too, the activation that it has in that
+        same pass is removed.
         """
         with ExitStack() as stack:
             for part, own, values in zip(self.parts, self.slices, replacement, strict=True):
@@ -194,7 +203,9 @@ class Basis:
 
 
 ReplacementValues = Sequence[Tensor | None]
-"""Per part of a basis the values of ablated components, as in `FeatureComponents.ablate`; None for zero ablation."""
+"""One entry per part of a basis: the values that ablated components are set to, or None for zero.
+
+Shapes are those of `replacement` in `FeatureComponents.ablate`."""
 
 
 def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None) -> Edit:
@@ -202,7 +213,10 @@ def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: T
 
 
 def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: bool = True) -> Basis:
-    """The features of a run, `dictionaries` by layer; ValueError for dictionaries that cannot be ablated."""
+    """Basis of the features of a run. `dictionaries` maps layers to dictionaries.
+
+    Raises ValueError if a dictionary is neither an SAE nor a transcoder.
+    """
     name = run if keep_error else f"{run}, no error"
     return Basis(
         name,
@@ -211,7 +225,7 @@ def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: 
 
 
 def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:
-    """The attention heads of `layers`, by default all."""
+    """Basis of the attention heads of `layers`, or of all layers if None."""
     heads = model.anatomy.heads
     parts = []
     for layer in range(model.layers) if layers is None else layers:
@@ -221,7 +235,7 @@ def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Bas
 
 
 def neuron_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:
-    """The MLP neurons of `layers`, by default all."""
+    """Basis of the MLP neurons of `layers`, or of all layers if None."""
     parts = []
     for layer in range(model.layers) if layers is None else layers:
         projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)

@@ -1,4 +1,4 @@
-"""Faithfulness curves: the metric with only the top k components kept, and with only them ablated."""
+"""Faithfulness curves: the metric for several k when only the top k components are kept, or only they are ablated."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,34 +15,34 @@ from .metrics import PromptMetric
 
 @dataclass(frozen=True)
 class FaithfulnessCurve:
-    """Metric per prompt with the top k components kept (all others ablated), and with them ablated, for several k."""
+    """Metric of each prompt for several k, with only the top k components kept and with only the top k ablated."""
 
     n_kept: Int[Tensor, " size"]
-    """k, ascending from 0 to all components."""
+    """Values of k, ascending from 0 to the number of components."""
     kept: Float[Tensor, "prompt size"]
-    """Metric with only the top k kept."""
+    """Metric when the top k are kept and all other components ablated."""
     removed: Float[Tensor, "prompt size"]
-    """Metric with the top k ablated."""
+    """Metric when the top k are ablated."""
     kl: Float[Tensor, "prompt size"]
-    """KL(untouched model || only the top k kept), nats."""
+    """KL(unmodified model || only the top k kept), in nats."""
     untouched: Float[Tensor, " prompt"]
-    """Metric of the untouched model."""
+    """Metric of the unmodified model."""
 
     @property
     def faithfulness(self) -> Float[Tensor, " size"]:
-        """(kept - all ablated) / (untouched - all ablated), of means over prompts.
+        """(kept - all ablated) / (untouched - all ablated), where each term is a mean over prompts.
 
-        1 if the top k recover the untouched metric; not finite if ablating everything does not change it.
+        It is 1 if the top k recover the untouched metric, and not finite if ablating all components does not change it.
         """
         return self._normalized(self.kept)
 
     @property
     def remaining(self) -> Float[Tensor, " size"]:
-        """The same ratio with the top k ablated: 1 if the metric does not depend on them."""
+        """The ratio of `faithfulness` with `removed` instead of `kept`. It is 1 if the metric does not need the top k."""
         return self._normalized(self.removed)
 
     def needed(self, share: float) -> int | None:
-        """Smallest measured k whose faithfulness is at least `share`; None if there is none."""
+        """Smallest measured k whose faithfulness is at least `share`, or None if no k reaches it."""
         enough = (self.faithfulness >= share).nonzero()
         return int(self.n_kept[enough[0, 0]]) if len(enough) else None
 
@@ -52,12 +52,12 @@ class FaithfulnessCurve:
 
 
 def rank(scores: Float[Tensor, " component"], signed: bool = False) -> Int[Tensor, " component"]:
-    """Component numbers by descending magnitude of the score or, if `signed`, by descending score."""
+    """Component numbers sorted by descending |score| or, if `signed`, by descending score."""
     return torch.argsort(scores if signed else scores.abs(), descending=True, stable=True)
 
 
 def size_grid(n: int, per_octave: int = 2) -> list[int]:
-    """0, a logarithmic grid of `per_octave` sizes per doubling, and n."""
+    """Values of k from 0 to n, both included. Between them, `per_octave` values are added per doubling of k."""
     grid = {0, n}
     step = 0
     while (k := round(2 ** (step / per_octave))) < n:
@@ -74,9 +74,10 @@ def faithfulness_curve(
     replacement: ReplacementValues,
     per_octave: int = 2,
 ) -> FaithfulnessCurve:
-    """The curve that keeps the first k of `order`; the others are ablated at all positions of `prompt.where`.
+    """Measure the curve whose top k components are the first k of `order`.
 
-    In a basis without dictionary errors, every pass lacks the errors, even with all components kept.
+    Components are ablated at each prompt's positions `where`. If the basis leaves out dictionary errors, they are
+    missing from every pass, even when all components are kept.
     """
     n_kept = torch.tensor(size_grid(len(basis), per_octave))
     rank_of = torch.empty(len(basis), dtype=torch.int64)
@@ -97,7 +98,7 @@ def faithfulness_curve(
 def _curve_ablations(
     basis: Basis, prompt: PromptMetric, rank_of: Tensor, n_kept: Tensor, vocabulary: int
 ) -> Iterator[Ablation]:
-    """One pass per k that keeps only the top k, then one per k that ablates them."""
+    """Yields ablations: first one pass per k that keeps only the top k, then one pass per k that ablates the top k."""
     k = n_kept.repeat(2)
     keep_top = torch.arange(len(k)) < len(n_kept)
     for part in chunks(len(k), passes_per_chunk(basis, prompt, vocabulary)):

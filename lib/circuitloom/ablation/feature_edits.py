@@ -1,4 +1,4 @@
-"""Feature edits: features ablated, steered (scaled or clamped), kept alone, or patched from another prompt."""
+"""Feature edits: ablate features, scale or clamp them, keep only them, or patch them from another prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ..language_model.model import LanguageModel
 from .interventions import run_free, run_frozen
 
 FeatureEdit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
-"""A layer's activations to the edited activations."""
+"""Function from a layer's activations to the edited activations."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,20 @@ class EditOutcome:
 
     before: Float[Tensor, " target"]
     frozen: Float[Tensor, " target"]
-    """After the edit in the linearized model: attention patterns, denominators, errors and other features frozen."""
+    """Values after the edit in the linearized model.
+
+    Attention patterns, norm denominators, errors and all other features keep their values."""
     free: Float[Tensor, " target"]
-    """After the edit in the model itself, nothing frozen."""
+    """Values after the edit in the model itself, where nothing is frozen."""
 
 
 def make_edits(
     model: LinearizedModel, change: FeatureChange, other: LinearizedModel | None = None
 ) -> dict[int, FeatureEdit]:
-    """Layer to the edit of its activations; `other` is the source prompt of a patch.
+    """Maps each layer that `change` names to the edit of its activations.
 
-    Raises ValueError for a layer without dictionary, an unknown feature or position, or prompts of different length.
+    `other` is the prompt whose activations a patch copies. Raises ValueError if a layer has no dictionary, if a feature
+    or position does not exist, or if a patch has no other prompt of the same length.
     """
     places = [parse_feature(text) for text in change.features]
     for place in places:
@@ -71,7 +74,7 @@ def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureE
 
 
 def dense_activations(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
-    """Activations of all features of a layer on the prompt."""
+    """Activations of all features of a layer on the prompt, zeros included."""
     z = model.captured.resid_final.new_zeros(len(model.captured), model.dictionaries[layer].width)
     own = model.features.layer == layer
     z[model.features.position[own], model.features.feature[own]] = model.features.activation[own]
@@ -85,9 +88,9 @@ def apply_edits(
     edits: dict[int, FeatureEdit],
     targets: Sequence[AttributionTargets],
 ) -> EditOutcome:
-    """Effect of edits on targets, in the linearized model and in the model itself.
+    """Values of targets before and after edits, in the linearized model (frozen) and in the model itself (free).
 
-    In the free pass edits apply to the activations of that pass, and its dictionary errors are kept.
+    In the free pass, an edit changes the activations of that same pass. The dictionary errors of that pass are kept.
     """
     changes = {}
     for layer, edit in edits.items():
@@ -105,13 +108,13 @@ def apply_edits(
 def edited_probabilities(
     language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit]
 ) -> Float[Tensor, "position vocabulary"]:
-    """Next-token probabilities of the model itself with features edited, nothing frozen."""
+    """Next-token probabilities of the model itself with features edited and nothing frozen."""
     with edited(language_model, _mlp_edits(model, edits)):
         return language_model.logits(model.captured.token[None])[0].float().softmax(-1)
 
 
 def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:
-    """Edits of mlp_out that apply `edits` to the activations of the same pass."""
+    """Maps each layer's site mlp_out to a hook that applies the layer's edit to the activations of the running pass."""
 
     def mlp_edit(layer: int, edit: FeatureEdit) -> Edit:
         def at_replaced(z: Tensor) -> Tensor:

@@ -12,23 +12,24 @@ from ..language_model.hooks import Site, capture, find_module
 from ..language_model.model import LanguageModel
 
 CHUNK_ELEMENTS = 2**24
-"""Pre-activations (ablation, feature) per chunk."""
+"""Largest number of pre-activations [ablation, feature] that are computed at once."""
 
 
 @dataclass(frozen=True)
 class FeatureEffects:
-    """Effects of source on target features, ordered by source, then target; pairs without effect are omitted."""
+    """Effects of source features on target features. Pairs are sorted by source, then target; pairs without effect are
+    left out."""
 
     source: Int[Tensor, " pair"]
     target: Int[Tensor, " pair"]
     n_tokens: Int[Tensor, " pair"]
-    """Tokens on which the source is ablated; means are over these."""
+    """Number of tokens on which the source is ablated. Means are taken over these tokens."""
     n_changed: Int[Tensor, " pair"]
-    """Tokens on which the target's activation changes."""
+    """Number of these tokens on which the target's activation changes."""
     effect: Float[Tensor, " pair"]
     """Mean drop of the target's activation when the source is ablated."""
     absolute: Float[Tensor, " pair"]
-    """Mean magnitude of the change."""
+    """Mean magnitude of the change of the target's activation."""
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -43,9 +44,9 @@ def capture_resid_mid(
     layer: int,
     batch: int = 32,
 ) -> Float[Tensor, "token d"]:
-    """resid_mid of `layer` at the positions `where`, float32; the model runs on `batch` sequences at a time.
+    """Residual stream between attention and MLP (resid_mid) of `layer` at the positions `where`, as float32.
 
-    Raises ValueError if the model has no resid_mid.
+    The model runs on `batch` sequences at a time. Raises ValueError if the model has no resid_mid.
     """
     site = Site("resid_mid", layer)
     parts = [
@@ -64,14 +65,16 @@ def feature_effects(
     per_source: int | None = None,
     most: int | None = None,
 ) -> Iterator[FeatureEffects]:
-    """Effects of features of an SAE on resid_mid (source) on an MLP's transcoder or SAE on mlp_out (target).
+    """Effects of the features of `source` on the features of `target`, which lies in the same layer.
 
-    Each source is ablated from `stream` (resid_mid per token); the layer's norm, MLP and target are then recomputed for
-    the same token. `per_source` limits the tokens per source, evenly spaced over those on which it fires; `most`
-    limits the targets per source to those of largest mean magnitude.
+    `source` is an SAE on resid_mid; `target` is a transcoder or an SAE on mlp_out. Each source feature is ablated from
+    `stream`, which holds resid_mid of each token. Then the layer's norm, its MLP and the target's features are
+    recomputed for the same token. A source is ablated on at most `per_source` tokens, evenly spaced over those on which
+    it fires. At most `most` targets are kept per source: those whose change has the largest mean magnitude.
 
-    Yields effects of consecutive sources, so that memory grows with the tokens and a chunk, not with the square of the
-    width. Raises ValueError for dictionaries of other sites or different layers, or without resid_mid in the model.
+    Each yielded item covers some consecutive sources. Memory is thus proportional to the number of tokens and the size
+    of a chunk, not to the square of the width. Raises ValueError if a dictionary is at another site, if the two are in
+    different layers, or if the model has no resid_mid.
     """
     _check(source, target)
     layer = _Layer(model, source, target)
@@ -107,7 +110,7 @@ class _Layer:
     def encode(
         self, stream: Float[Tensor, "token d"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-        """Non-zero activations of the target: token, feature and value, ordered by token."""
+        """Token, feature and value of each non-zero activation of the target dictionary, sorted by token."""
         return _encode_sparse(self.target, stream, self._target_input)
 
     def changes(
@@ -118,7 +121,10 @@ class _Layer:
         value: Tensor,
         before: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Int[Tensor, " pair"], Float[Tensor, "pair 3"]]:
-        """Pairs as source * F + target; per pair the change, its magnitude, and 1 if it is not zero. Pairs repeat."""
+        """Changes of target activations, one row per ablated token and pair of features.
+
+        A pair is numbered source * F + target, where F is the number of target features. The columns are the drop, its magnitude, and 1 if it is not zero (else 0).
+        """
         width = self.target.width
         ablated = self.source.subtract_feature(stream[token], feature, value)
         row, after, value_after = self.target.encode_sparse(self._target_input(ablated))
@@ -137,7 +143,7 @@ class _Layer:
 def _encode_sparse(
     dictionary: Dictionary, stream: Tensor, to_input: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`Dictionary.encode_sparse` of `to_input(stream)`, in chunks of tokens."""
+    """Encode `to_input(stream)` with `Dictionary.encode_sparse`, in chunks of tokens."""
     parts = []
     size = max(1, CHUNK_ELEMENTS // dictionary.width)
     for start in range(0, len(stream), size):
@@ -163,7 +169,7 @@ def _check(source: Dictionary, target: Dictionary) -> None:
 
 
 def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Token, feature and value of the ablations, ordered by feature."""
+    """Token, feature and activation of each ablation to make, sorted by feature."""
     token, feature, value = _encode_sparse(source, stream, lambda x: x.to(source.W_enc.dtype))
     order = torch.argsort(feature, stable=True)
     if per_source is not None:
@@ -172,7 +178,7 @@ def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tu
         own = feature[order]
         place = torch.arange(len(order), device=order.device) - start[own]
         n, m = total[own], torch.clamp(total[own], max=per_source)
-        # keep places floor((2j + 1) n / 2m), j < m: those at which the number of kept places rises
+        # keep the places floor((2j + 1) n / 2m) for j < m: there the number of kept places rises
         upto, before = (-((n - 2 * m * (place + i)) // (2 * n)) for i in (1, 0))
         kept = upto > before
         order = order[kept]
@@ -182,7 +188,10 @@ def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tu
 def _rows_of(
     entries: tuple[Tensor, Tensor, Tensor], token: Int[Tensor, " row"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, feature and value of the entries of each row's token; `entries` are ordered by token."""
+    """Row, feature and value of all entries of each row's token.
+
+    `entries` holds token, feature and value, sorted by token.
+    """
     owner, feature, value = entries
     start, stop = torch.searchsorted(owner, token), torch.searchsorted(owner, token, right=True)
     count = stop - start
@@ -192,7 +201,7 @@ def _rows_of(
 
 
 def _sum_by_key(key: Int[Tensor, " entry"], value: Float[Tensor, "entry column"]) -> tuple[Tensor, Tensor]:
-    """Distinct keys, ascending, and the sums of their values in float64."""
+    """Distinct keys in ascending order, and for each the sum of its values in float64."""
     distinct, place = key.unique(return_inverse=True)
     total = torch.zeros(len(distinct), value.shape[1], dtype=torch.float64, device=value.device)
     return distinct, total.index_add_(0, place, value.double())
@@ -204,7 +213,7 @@ def _result(
     source = pair // width
     kept = sums[:, 1] > 0
     if most is not None:
-        # by source, then magnitude
+        # sort by source, then by descending magnitude
         order = torch.argsort(sums[:, 1], descending=True, stable=True)
         order = order[torch.argsort(source[order], stable=True)]
         place = torch.arange(len(order), device=order.device) - torch.searchsorted(source, source[order])

@@ -1,4 +1,4 @@
-"""Interventions on the linearized model (frozen) and on the model itself (free), measured at attribution targets."""
+"""Interventions on the linearized model (frozen) and on the model itself (free), and their effects on targets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +12,10 @@ from ..language_model.hooks import Edit, Site, edited, observed
 from ..language_model.model import LanguageModel
 
 CHUNK_ELEMENTS = 2**24
-"""Elements (intervention, position, d) of the residual streams of a chunk of interventions."""
+"""Largest number of elements of the residual streams [layer, intervention, position, d] that are held at once."""
 
 Changes = Mapping[int, Float[Tensor, "intervention position d"]]
-"""Layer to the change of its MLP's output, before any norm after it."""
+"""Maps a layer to the change of its MLP's output, before any norm after the MLP."""
 
 
 def run_frozen(
@@ -24,9 +24,10 @@ def run_frozen(
     start: Float[Tensor, "intervention position d"],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """Values of `targets` in the linearized model, run forward from `start`, the input of the first block.
+    """Values of `targets` in the linearized model. It is run forward from `start`, the input of the first block.
 
-    Attention patterns, norm denominators, errors and features are frozen except for `changes`; W_skip is live.
+    Attention patterns, norm denominators, errors and features keep their values, apart from `changes`. The skip
+    connections W_skip respond to changes.
     """
     values: dict[int, Tensor] = {}
     passes = model.residual_streams(start, lambda layer: model.mlp_output(layer) + changes.get(layer, 0.0))
@@ -41,9 +42,10 @@ def run_frozen(
 def ablate_frozen(
     model: LinearizedModel, node: Int[Tensor, " node"], targets: Sequence[AttributionTargets]
 ) -> Float[Tensor, "node target"]:
-    """Drop of each target's value when a source is removed from the linearized model; targets are concatenated.
+    """Drop of each target's value when one source is removed from the linearized model.
 
-    `node` has columns of `source_columns(model)`, without the constant.
+    `node` lists the sources as columns of `source_columns(model)`; the constant is not allowed. The result's second
+    dimension runs over the targets of all groups, one group after the other.
     """
     start = _start(model)
     before = torch.cat(run_frozen(model, {}, start[None], targets), 1)
@@ -69,10 +71,10 @@ def ablate_free(
     node: Int[Tensor, " node"],
     targets: Sequence[AttributionTargets],
 ) -> Float[Tensor, "node target"]:
-    """As `ablate_frozen`, but in the model itself, with nothing frozen.
+    """Drop of each target's value when one source is removed from the model itself, with nothing frozen.
 
-    A feature is ablated from its activation in that pass; an error, embedding or position embedding is subtracted with
-    its value on the unmodified prompt.
+    A feature's contribution in the running pass is subtracted. For an error, embedding or position embedding, the value
+    on the unmodified prompt is subtracted. Arguments and result are as in `ablate_frozen`.
     """
     before = torch.cat(run_free(language_model, model, 1, {}, targets), 1)
     effects = []
@@ -91,7 +93,7 @@ def run_free(
     edits: Mapping[Site, Edit],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """Values of `targets` on n passes of the model itself with `edits` applied."""
+    """Values of `targets` on n passes of the model itself with `edits` applied, one tensor per group of targets."""
     final = Site("final_norm")
     sites = [Site("mlp_in", target.layer) if target.layer < model.layers else final for target in targets]
     values: dict[Site, Tensor] = {}
@@ -104,9 +106,11 @@ def run_free(
 
 
 def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
-    """Layer (None: the start of the residual stream), position and output vector of a column of `source_columns`.
+    """Layer, position and output vector of a source given by its column in `source_columns`.
 
-    Features and errors write to the MLP's output. Raises ValueError for the constant.
+    Features and errors write to the output of their layer's MLP. The layer is None for embeddings, which write to the
+    start of the residual stream. Raises ValueError if the source is the constant or a position embedding that the model
+    does not have.
     """
     columns = source_columns(model)
     length = len(model.captured)
@@ -133,12 +137,12 @@ def _start(model: LinearizedModel) -> Float[Tensor, "position d"]:
 
 
 def _chunk(model: LinearizedModel) -> int:
-    """Interventions per chunk."""
+    """Number of interventions that run at once, at least 1."""
     return max(1, CHUNK_ELEMENTS // (model.captured.resid_final.numel() * (model.layers + 1)))
 
 
 def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[Site, Edit]:
-    """Edits that remove source i of `part` from pass i."""
+    """Hooks that remove source number i of `part` from forward pass i."""
     active = source_columns(model).active
     embeddings: list[tuple[int, int, Tensor]] = []
     features: dict[int, list[tuple[int, int, int]]] = {}
@@ -170,7 +174,7 @@ def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[
 def _mlp_ablation(
     model: LinearizedModel, layer: int, features: list[tuple[int, int, int]], errors: list[tuple[int, int]]
 ) -> Edit:
-    """Edit of mlp_out that subtracts features (pass, position, number) and errors (pass, position)."""
+    """Hook at mlp_out that subtracts features (pass, position, feature index) and errors (pass, position)."""
 
     def ablate(x: Tensor, y: Tensor) -> Tensor:
         y = y.clone()

@@ -12,7 +12,7 @@ from ..language_model.hooks import Site, edited
 from ..language_model.model import LanguageModel
 
 Metric = Callable[[Float[Tensor, "pass vocabulary"]], Float[Tensor, " pass"]]
-"""Logits at the last position of each pass to a number per pass; differentiable."""
+"""Differentiable function from the logits at the last position of each pass to one number per pass."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,11 @@ def make_prompt_metrics(
     bos_id: int | None,
     position: int | None = None,
 ) -> list[PromptMetric]:
-    """Pair prompts with metrics; components are ablated at `position` (negative: from the end).
+    """Pair each prompt with its metric and choose the positions where components are ablated.
 
-    By default they are ablated at all positions that dictionaries are trained on: all but position 0 and BOS.
-    Raises ValueError if a prompt has no such position, or the numbers of prompts and metrics differ.
+    By default these are all positions that dictionaries are trained on: all but position 0 and BOS. If `position` is
+    given, only that one of them is kept; negative positions count from the end. Raises ValueError if no position is
+    left in a prompt, or if the numbers of prompts and metrics differ.
     """
     if len(tokens) != len(metrics):
         raise ValueError(f"{len(tokens)} prompts and {len(metrics)} metrics; give one for each prompt")
@@ -61,19 +62,19 @@ def make_prompt_metrics(
 
 
 def logit(token: int) -> Metric:
-    """The logit of a token."""
+    """Metric that is the logit of a token."""
     return lambda logits: logits[:, token]
 
 
 def logit_difference(token: int, against: int) -> Metric:
-    """Logit of `token` minus logit of `against`: the log of the ratio of their probabilities."""
+    """Metric that is the logit of `token` minus the logit of `against`: the log of the ratio of their probabilities."""
     return lambda logits: logits[:, token] - logits[:, against]
 
 
 def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
-    """Total probability of `tokens` minus total probability of `against`.
+    """Metric that is the total probability of `tokens` minus the total probability of `against`.
 
-    Greater-than is `probability(later, not_later)` (Hanna 2023, arXiv 2305.00586).
+    The greater-than task of Hanna 2023 (arXiv 2305.00586) uses `probability(later, not_later)`.
     """
     plus, minus = list(tokens), list(against)
 
@@ -87,7 +88,10 @@ def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
 def last_logits(
     model: LanguageModel, token: Int[Tensor, "pass position"]
 ) -> Float[Tensor, "pass vocabulary"]:
-    """Logits at the last position, float32 or float64; the unembedding is applied there only."""
+    """Logits at the last position, in float32 (float64 for a float64 model).
+
+    The unembedding is applied only at that position.
+    """
     with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
         output = model.module(token.to(model.device))
     logits = (output if isinstance(output, Tensor) else output.logits)[:, -1]
@@ -97,7 +101,7 @@ def last_logits(
 def kl_divergence(
     reference: Float[Tensor, " vocabulary"], logits: Float[Tensor, "pass vocabulary"]
 ) -> Float[Tensor, " pass"]:
-    """KL(reference || each pass) in nats."""
+    """KL(reference || pass) of the next-token distributions, one value per pass, in nats."""
     before, after = reference.log_softmax(-1), logits.log_softmax(-1)
     # rounding can make a KL of 0 negative
     return (before.exp() * (before - after)).sum(-1).clamp(min=0)

@@ -14,17 +14,17 @@ from .metrics import Metric, last_logits
 
 @dataclass(frozen=True)
 class HeadPatching:
-    """Activation patching: effect of each head on the metric."""
+    """Results of `patch_heads`: how much the metric drops when each head's output is patched."""
 
     layer: Int[Tensor, " head"]
     head: Int[Tensor, " head"]
     effect: Float[Tensor, "head prompt"]
-    """Decrease of the metric when the head's output is patched."""
+    """Drop of the metric on each prompt when the head's output is patched."""
     total: Float[Tensor, " prompt"]
-    """Metric on the prompt minus metric on the other prompt: the effect of patching the complete prompt."""
+    """Metric on the prompt minus metric on the other prompt. This is the drop if the whole prompt is patched."""
 
     def order(self) -> Int[Tensor, " head"]:
-        """Heads by mean effect, descending."""
+        """Indices of the heads, sorted by descending mean effect over prompts."""
         return self.effect.mean(1).argsort(descending=True, stable=True)
 
 
@@ -35,10 +35,12 @@ def patch_heads(
     other: Int[Tensor, "prompt position"],
     metric: Metric,
 ) -> HeadPatching:
-    """Activation patching: effect of each head on the metric.
+    """Patch each head alone and measure how the metric changes (activation patching).
 
-    Each head's output at the last position of prompt i of `token` is replaced by that of prompt i of `other`. `metric`
-    gets the logits of all prompts. Source: Vig et al. 2020 (arXiv 2004.12265), Wang et al. 2022 (arXiv 2211.00593).
+    A head's output at the last position of prompt i of `token` is replaced by its output at the last position of prompt
+    i of `other`. `metric` receives the last logits of all prompts at once.
+
+    Source: Vig et al. 2020 (arXiv 2004.12265), Wang et al. 2022 (arXiv 2211.00593).
     """
     outputs: dict[int, Tensor] = {}
 
