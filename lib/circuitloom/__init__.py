@@ -1,6 +1,6 @@
 """Transcoders, SAEs and attribution graphs: from text to verified circuits through the MLPs of a language model.
 
-The names below are the public API; they are imported on first use. Each docstring has an example."""
+The names below are the public API. They are imported on first use, and the docstring of each has an example."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ _MODULES = {
     "score_features": "evaluation.concepts",
     "score_runs": "evaluation.scoring",
 }
-"""Public name to the module that defines it: every job imports this package, and few need torch or DuckDB."""
+"""Maps each public name to the module that defines it. Names are imported on first use, because every job imports this
+package and few jobs need torch or DuckDB."""
 __all__ = [
     "Dictionary",
     "Tracer",

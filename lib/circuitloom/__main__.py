@@ -1,4 +1,4 @@
-"""`python -m circuitloom`: the same as `circuitloom`."""
+"""`python -m circuitloom` does the same as `circuitloom`."""
 
 from .cli import main
 

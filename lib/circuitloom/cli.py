@@ -12,7 +12,7 @@ from .core.layout import Layout
 
 
 def main() -> None:
-    """Run the command that the arguments name; an expected error is one line and exit code 1."""
+    """Run the command that the arguments name. After an expected error, print one line and exit with code 1."""
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sql(arguments: argparse.Namespace) -> None:
-    """Print the result of a statement; in a terminal, tables are cut to its width."""
+    """Print the result of a statement. If the output is a terminal, tables are cut to its width."""
     from .catalog.output import write_result
     from .catalog.sandbox import open_sandbox, run_statement
 
@@ -100,7 +100,7 @@ def _sql(arguments: argparse.Namespace) -> None:
 
 
 def _trace(arguments: argparse.Namespace) -> None:
-    """Print a prompt's circuit as a tree, with the checks."""
+    """Print the circuit of a prompt as a tree, and the checks of the trace."""
     from pydantic import ValidationError
     from rich.console import Console
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -84,11 +84,11 @@ EXAMPLES = {
     "pattern": "caught",
     "trace": "year_span",
 }
-"""Parameters of the macros' examples."""
+"""Values that replace the parameters in the examples of macros."""
 
 
 YAML_NUMBER = r"^[-+]?[0-9_]+(\.[0-9_]*)?([eE][-+]?[0-9]+)?$"
-"""Numbers that YAML parsers may read as text: 1e-3, 60_000_000."""
+"""Pattern of numbers that YAML parsers may read as text, such as 1e-3 and 60_000_000."""
 
 
 def config_page() -> str:
@@ -145,7 +145,10 @@ def config_schema() -> str:
 
 
 def _for_editors(schema: Any, keys_are_names: bool = False) -> Any:
-    """A JSON schema without titles and default sections, whose numbers may also be text."""
+    """Returns the schema without titles and without defaults that are sections. Its numbers may also be text.
+
+    `keys_are_names` means that the keys of `schema` are names that the schema defines, not words of JSON schema.
+    """
     if isinstance(schema, list):
         return [_for_editors(each) for each in schema]
     if not isinstance(schema, dict):
@@ -189,7 +192,8 @@ def _section(title: str, model: type[BaseModel]) -> Iterator[str]:
 
 def _type(field: FieldInfo) -> str:
     class Holder(BaseModel):
-        value: field.annotation  # type: ignore[valid-type]
+        # the field's metadata has the types that it accepts besides its own
+        value: Annotated[field.annotation, field]  # type: ignore[valid-type]
 
     schema = Holder.model_json_schema()["properties"]["value"]
     return _schema_type(schema).replace("|", "or")
@@ -216,10 +220,12 @@ def _schema_type(schema: dict[str, Any]) -> str:
 
 
 def _by_name(schema: dict[str, Any]) -> str:
-    values = schema.get("additionalProperties")
-    return (
-        "lists by name" if isinstance(values, dict) and values.get("type") == "array" else "sections by name"
-    )
+    """Returns what a mapping holds. A mapping with values of any type is a section that another class checks."""
+    values = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
+    if not isinstance(values, dict):
+        return "section"
+    kinds = {"array": "lists by name", "number": "numbers by name"}
+    return kinds.get(values.get("type", ""), "sections by name")
 
 
 def _default(field: FieldInfo) -> str:
