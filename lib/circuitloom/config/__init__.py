@@ -1,4 +1,4 @@
-"""The config of a study: one module per section, and the study that holds and checks them."""
+"""The config of a study. Each section has a module; `study` has the class that holds all sections and checks them."""
 
 from .activations import Activations
 from .dictionaries import Run, Training

@@ -1,4 +1,4 @@
-"""Which activations are cached, and their format on disk."""
+"""Config of the activation cache: which activations are stored, and in which format."""
 
 from typing import Annotated, Literal
 
@@ -10,19 +10,20 @@ SiteName = Literal["mlp_in", "mlp_out", "resid_mid", "resid_pre"]
 
 
 class Activations(Section):
-    """The activation cache: one pass over the training tokens stores the chosen sites and layers."""
+    """The activation cache. One pass over the training tokens stores the activations at the chosen sites and layers."""
 
     sites: Annotated[list[SiteName], Field(min_length=1)] = ["mlp_in"]
     """Sites to cache. `mlp_out` is recomputed from `mlp_in` when it is read, unless it is listed here."""
     layers: Literal["all"] | Annotated[list[NonNegativeInt], Field(min_length=1)] = "all"
     """Layers to cache and to train dictionaries on."""
     tokens: PositiveInt | None = None
-    """Maximum number of tokens to cache; null: every training token that is not a BOS."""
+    """Maximum number of tokens to cache. With null, every training token that is not a BOS is cached."""
     dtype: Literal["float16", "bfloat16", "int8"] = "float16"
-    """Number format on disk; int8 has one scale per token."""
+    """Number format on disk. For int8, one scale per token is also stored."""
     shard_rows: Annotated[int, Field(ge=4096, multiple_of=4096)] = 262_144
-    """Tokens per shard; tokens are shuffled within shards, and memory holds two shards per layer."""
+    """Number of tokens per shard. Tokens are shuffled within a shard. Memory holds two shards per layer."""
     batch: PositiveInt = 64
-    """Sequences per forward pass."""
+    """Number of sequences per forward pass."""
     jobs: PositiveInt = 1
-    """Number of jobs that share the shards of a site, for several GPUs or nodes. It does not change the results."""
+    """Number of jobs that share the work for a site, so that several GPUs or nodes can be used. It does not change the
+    results."""

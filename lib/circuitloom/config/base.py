@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, model_v
 
 
 class Section(BaseModel):
-    """A config section: frozen, and an unknown key is an error."""
+    """A config section. It cannot be changed after it is read, and an unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
@@ -17,7 +17,7 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, key: str, value: Any) -> Any:
-        """Validate `value` for one key. Raises ValidationError if it has another type."""
+        """Returns `value`, validated as the value of `key`. Raises ValidationError if it is not valid."""
         field = cls.model_fields[key]
         kind: Any = Annotated[field.annotation, field]
         return TypeAdapter(kind).validate_python(cls._read_exponent(key, value))
@@ -31,7 +31,8 @@ class Section(BaseModel):
 
     @classmethod
     def _read_exponent(cls, key: Any, value: Any) -> Any:
-        """Convert 1e6, which YAML reads as text, to a number if `key` is a whole number."""
+        """Returns `value`, as a number if it is text such as 1e6 and `key` takes whole numbers. YAML reads 1e6 as
+        text."""
         has_exponent = isinstance(value, str) and re.fullmatch(
             r"-?[0-9_]+(\.[0-9]*)?[eE]\+?[0-9]{1,2}", value
         )
@@ -45,7 +46,7 @@ def _is_integer(annotation: Any) -> bool:
 
 
 def expand_path(path: str) -> str:
-    """Expand `${NAME}` and `~` in a path. Raises ValueError if the variable is not set."""
+    """Expand `${NAME}` and `~` in a path. Raises ValueError if an environment variable is not set."""
     for name in re.findall(r"\$\{(\w+)\}", path):
         if name not in os.environ:
             raise ValueError(
@@ -55,9 +56,9 @@ def expand_path(path: str) -> str:
 
 
 ExpandedPath = Annotated[str, AfterValidator(expand_path)]
-"""A path; `${NAME}` is an environment variable."""
+"""A path in which `${NAME}` is replaced by the value of an environment variable, and `~` by the home folder."""
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list unchanged; any other value as a list with one element."""
+    """Returns a list or tuple as a list. Any other value becomes a list with one element."""
     return list(value) if isinstance(value, list | tuple) else [value]

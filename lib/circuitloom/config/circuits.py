@@ -1,4 +1,4 @@
-"""Circuits: traced prompts and their targets, interventions on features, behaviours, and analysis of weights."""
+"""Config of the circuits: traced prompts and their targets, interventions, behaviours, and the analysis of weights."""
 
 import re
 from typing import Annotated, Literal, NamedTuple, TypeVar
@@ -13,14 +13,14 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Target(NamedTuple):
-    """What a trace explains."""
+    """What a trace explains, parsed from the text of the config."""
 
     kind: Literal["logits", "logit", "difference", "feature", "random"]
     position: int
-    """Position in the prompt; negative: from the end."""
+    """Position in the prompt. A negative position counts from the end."""
     token: str = ""
     against: str = ""
-    """Token whose logit is subtracted (difference)."""
+    """For the kind `difference`: the token whose logit is subtracted."""
     layer: int | None = None
     feature: int | None = None
 
@@ -31,13 +31,14 @@ class FeatureReference(NamedTuple):
     layer: int
     feature: int
     position: int | None = None
-    """Negative: from the end; None: all positions."""
+    """Position in the prompt, or None for all positions. A negative position counts from the end."""
 
 
 def parse_target(text: str) -> Target:
     """Parse a target: `logits`, `logit cat`, `logit cat vs dog`, `feature 3/235`, `random` or `random 3`.
 
-    A suffix `@5` or `@-2` gives the position; the default is the last. Raises ValueError for any other text.
+    A suffix such as `@5` or `@-2` gives the position. Without it, the position is the last. Raises ValueError for any
+    other text.
     """
     match = re.fullmatch(r"(?s)(.*?)(?: *@ *(-?\d+))?", text.strip())
     assert match is not None
@@ -59,7 +60,7 @@ def parse_target(text: str) -> Target:
 
 
 def parse_feature(text: str) -> FeatureReference:
-    """Parse a feature: `3/235`, or `3/235@5` at one position. Raises ValueError for any other text."""
+    """Parse a feature such as `3/235`, or `3/235@5` for one position. Raises ValueError for any other text."""
     found = re.fullmatch(r"(\d+)/(\d+)(?:@(-?\d+))?", text.strip())
     if not found:
         raise ValueError(f"{text!r} is no feature; write LAYER/NUMBER or LAYER/NUMBER@POSITION")
@@ -81,14 +82,15 @@ class FeatureChange(Section):
     """An intervention on features during a forward pass of the prompt."""
 
     kind: Literal["ablate", "scale", "clamp", "keep", "patch"]
-    """`ablate`: set to 0; `scale`: multiply by `strength`; `clamp`: set to `strength`; `keep`: set all other features
-    of their layers to 0; `patch`: set to their activations on another prompt."""
+    """What happens to the features' activations. `ablate`: they are set to 0. `scale`: they are multiplied by
+    `strength`. `clamp`: they are set to `strength`. `keep`: all other features of the same layers are set to 0.
+    `patch`: they are set to their activations on the prompt `source`."""
     features: Annotated[list[Annotated[str, AfterValidator(_check_feature)]], Field(min_length=1)]
-    """Features, as `LAYER/NUMBER` (at all positions) or `LAYER/NUMBER@POSITION`."""
+    """Features to change, each written `LAYER/NUMBER` (at all positions) or `LAYER/NUMBER@POSITION`."""
     strength: float | None = None
-    """Factor (scale) or activation (clamp)."""
+    """For `scale`, the factor; for `clamp`, the activation. Other kinds do not take it."""
     source: str | None = None
-    """Source prompt of a patch, with the same number of tokens."""
+    """For `patch`, the prompt whose activations are used. It needs the same number of tokens as the prompt."""
 
     @model_validator(mode="after")
     def _complete(self) -> "FeatureChange":
@@ -109,45 +111,50 @@ class Prompt(Section):
     """A text, and the part of the model's output to explain."""
 
     text: Annotated[str, Field(min_length=1)]
-    """The text; a BOS is prepended if the tokenizer has one."""
+    """The text. A BOS is prepended if the tokenizer has one."""
     target: Annotated[str, AfterValidator(_check_target)] = "logits"
-    """`logits` (the likeliest next tokens), `logit TOKEN`, `logit TOKEN vs TOKEN`, `feature LAYER/NUMBER` or `random
-    [LAYER]` (an active feature); append `@POSITION` for another position than the last."""
+    """What to explain: `logits` (the likeliest next tokens), `logit TOKEN`, `logit TOKEN vs TOKEN`, `feature
+    LAYER/NUMBER`, or `random [LAYER]` (a random active feature). Append `@POSITION` for a position other than the
+    last."""
     run: str | None = None
-    """Run of transcoders to trace through; null: `circuits.run`."""
+    """Run of transcoders to trace through. With null, it is `circuits.run`."""
     changes: list[FeatureChange] = []
-    """Interventions on features, measured with the rest of the model frozen and without freezing."""
+    """Interventions on features. Each is measured twice: with the rest of the model frozen, and with nothing frozen."""
 
 
 class WeightsConfig(Section):
-    """Analysis of the weights alone: de-embeddings and connections of the traced transcoders' features, and how well
-    they predict where the features fire."""
+    """Analysis of the weights of the traced transcoders: de-embeddings of features, connections between features, and
+    how well both predict where a feature fires."""
 
     tokens: PositiveInt = 10
-    """Number of top tokens and of bottom tokens per feature, for each path through the weights."""
+    """Number of tokens that raise a feature most, and of tokens that lower it most, to list for each path through the
+    weights."""
     connections: PositiveInt = 10
-    """Number of upstream features per feature, for direct connections and for connections through a head."""
+    """Number of upstream features to list per feature, once for direct connections and once for connections through
+    heads."""
     heads: NonNegativeInt = 1
-    """Number of attention heads per feature for both."""
+    """Number of attention heads per feature through which de-embeddings and connections are computed."""
     blind_features: NonNegativeInt = 50
-    """Features per layer whose activations are predicted from the weights alone."""
+    """Number of features per layer for which the tokens they fire on are predicted without looking at text."""
     contexts: PositiveInt = 8
-    """Positions where a feature fires that its prediction may use, without their text (protocol `plain`)."""
+    """Number of positions where a feature fires that the protocol `plain` uses for its prediction. It uses
+    contributions at these positions, not their text."""
     context_tokens: PositiveInt = 8192
-    """Held-out tokens for contexts and for the mean activations of connections; at most half of all."""
+    """Number of held-out tokens from which contexts and the mean effects of connections come. At most half of all
+    held-out tokens are used."""
     scored_tokens: PositiveInt = 32_768
-    """Held-out tokens, after those, on which predictions are scored."""
+    """Number of held-out tokens on which predictions are scored. They come after the `context_tokens`."""
     batch: PositiveInt = 32
-    """Sequences per forward pass."""
+    """Number of sequences per forward pass."""
 
 
 class BehaviourPrompt(Section):
     """A text, and a metric of the logits at its last position."""
 
     text: Annotated[str, Field(min_length=1)]
-    """The text; a BOS is prepended if the tokenizer has one."""
+    """The text. A BOS is prepended if the tokenizer has one."""
     target: str
-    """`logit TOKEN` or `logit TOKEN vs TOKEN`, of the next token."""
+    """The metric of the next token's logits: `logit TOKEN` or `logit TOKEN vs TOKEN`."""
 
     @model_validator(mode="after")
     def _target_is_a_logit(self) -> "BehaviourPrompt":
@@ -161,20 +168,25 @@ class BehaviourPrompt(Section):
 
 
 class Behaviour(Section):
-    """A behaviour: prompts and a metric; features, heads and neurons are ablated to find what it depends on."""
+    """A behaviour is a set of prompts with a metric each. Features, heads and neurons are ablated to find what it
+    depends on."""
 
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
     """Texts, each with its metric."""
     runs: list[str] | None = None
-    """Runs whose features are ablated, in addition to heads and neurons; null: the traced transcoders."""
+    """Runs whose features are ablated. Heads and neurons are always ablated. With null, it is the run of traced transcoders are
+    used."""
     ablations: Annotated[list[Literal["zero", "mean"]], Field(min_length=1)] = ["zero"]
-    """Value of ablated components: zero, or their mean over the prompts."""
+    """Values to which ablated components are set: zero, or their mean over the prompts. Each listed value is
+    measured."""
     measured: NonNegativeInt | None = 100
-    """Number of components ablated one by one, per prompt and basis, by attribution; null: all active components."""
+    """Number of components that are ablated one by one, per prompt and basis: those with the largest attributions. With
+    null, all active components are ablated."""
     per_source: PositiveInt | None = 64
-    """Number of tokens on which a feature of resid_mid is ablated to measure changes of MLP features; null: all."""
+    """Number of tokens on which each feature of resid_mid is ablated to measure how MLP features change. With null, all
+    tokens on which it fires are used."""
     targets: PositiveInt | None = 32
-    """Number of changed MLP features listed per feature; null: all."""
+    """Number of changed MLP features to list per ablated feature. With null, all are listed."""
 
 
 T = TypeVar("T", Prompt, Behaviour)
@@ -190,12 +202,12 @@ def _check_names(sections: dict[str, T]) -> dict[str, T]:
 
 
 class Circuits(Section):
-    """Attribution graphs through the features of transcoders, behaviours, and analysis of weights."""
+    """Traced prompts (attribution graphs through transcoder features), behaviours, and the analysis of weights."""
 
     run: str | None = None
-    """Run of transcoders to trace through; null: the first one."""
+    """Run of transcoders to trace through. With null, it is the first run of transcoders."""
     prompts: Annotated[dict[str, Prompt], AfterValidator(_check_names)] = {}
-    """Prompts by name; each becomes a trace."""
+    """Prompts by name. Each one is traced."""
     behaviours: Annotated[dict[str, Behaviour], AfterValidator(_check_names)] = {}
     """Behaviours by name."""
     weights: WeightsConfig = WeightsConfig()
@@ -203,19 +215,20 @@ class Circuits(Section):
     dtype: Literal["float32", "float64"] = "float32"
     """Number format of the model and of all sums."""
     node_share: Fraction = 0.8
-    """Pruning: fraction of the total influence that the kept nodes have."""
+    """Fraction of the total influence that the nodes kept by pruning must have."""
     edge_share: Fraction = 0.98
-    """Pruning: fraction of the influence between kept nodes that the kept edges have."""
+    """Fraction of the influence between kept nodes that the edges kept by pruning must have."""
     logits: PositiveInt = 10
-    """Maximum number of likeliest next tokens to explain, for the target `logits`."""
+    """For the target `logits`: maximum number of next tokens to explain, the likeliest first."""
     probability: Fraction = 0.95
-    """Cumulative probability of the next tokens to explain, for the target `logits`."""
+    """For the target `logits`: the next tokens to explain are the likeliest ones that together reach this
+    probability."""
     length: PositiveInt = 5
-    """Steps of the longest path."""
+    """Number of steps of the longest path."""
     width: PositiveInt = 20
-    """Beam width: number of sources that extend a path, and of paths kept at each length."""
+    """Beam width. Each path is extended by this number of sources, and this number of paths is kept at each length."""
     seed: NonNegativeInt = 0
-    """Seed that chooses the feature, for the target `random`."""
+    """For the target `random`: seed that chooses the feature."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Circuits":

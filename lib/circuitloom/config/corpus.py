@@ -1,4 +1,4 @@
-"""Source of the text, and the length of its sequences."""
+"""Config of the corpus: the source of the text, and the length of its sequences."""
 
 from typing import Annotated, Literal
 
@@ -10,75 +10,77 @@ Paths = Annotated[list[ExpandedPath], BeforeValidator(as_list, json_schema_input
 
 
 class _Corpus(Section):
-    """Keys of every source."""
+    """Keys that all sources share."""
 
     context: Annotated[int, Field(ge=2)] = 128
-    """Tokens per sequence, including the BOS."""
+    """Number of tokens per sequence, including the BOS."""
     tokenizer: ExpandedPath | None = None
-    """Folder or hub name of the tokenizer; null: the language model's. For a model pretrained here, chronicle has its
-    own, and real text requires one."""
+    """Folder or hub name of the tokenizer. With null, it is the tokenizer of the language model. A model with `source:
+    pretrain` has no tokenizer: with null, the corpus chronicle then uses its own tokenizer, and for real text this key
+    is required."""
     tokenizer_revision: str | None = None
-    """Branch, tag or commit of a tokenizer from the hub."""
+    """Branch, tag or commit of the tokenizer, if it comes from the hub."""
 
 
 class Chronicle(_Corpus):
-    """The generated corpus: a seeded grammar of short histories with known concepts and entropy."""
+    """The generated corpus: short histories from a grammar with a seed. Their concepts and their entropy are known."""
 
     source: Literal["chronicle"]
-    """Kind of source."""
+    """Kind of source. It determines the other keys."""
     train_tokens: PositiveInt = 8_000_000
-    """Approximate number of training tokens (complete sequences)."""
+    """Approximate number of training tokens. Sequences are complete."""
     validation_tokens: PositiveInt = 200_000
-    """Approximate number of held-out tokens (complete sequences)."""
+    """Approximate number of held-out tokens. Sequences are complete."""
     concepts: list[str] | None = None
-    """Concepts to annotate; null: all."""
+    """Names of the concepts to annotate. With null, all concepts are annotated."""
 
 
 class _Text(_Corpus):
-    """Keys of both sources of real text."""
+    """Keys that both sources of real text share."""
 
     text: str = "text"
-    """Column (or JSON key) with the text of a document."""
+    """Column or JSON key that holds the text of a document."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Fraction of the documents held out, if the source has no validation split."""
+    """Fraction of the training documents that is held out. It applies only if no held-out text is named."""
 
 
 class TextFiles(_Text):
-    """Local files: .txt (one document per line or per file, see `document`), .jsonl, .json or .parquet."""
+    """Local files with the suffix .txt, .jsonl, .json or .parquet."""
 
     source: Literal["files"]
-    """Kind of source."""
+    """Kind of source. It determines the other keys."""
     train: Paths
-    """File or files of training text."""
+    """Path of a file with training text, or a list of paths."""
     validation: Paths | None = None
-    """File or files of held-out text; null: hold out `validation_share` of the training documents."""
+    """Path of a file with held-out text, or a list of paths. With null, `validation_share` of the training documents is
+    held out."""
     train_tokens: PositiveInt | None = None
-    """Approximate number of training tokens (complete sequences); null: all."""
+    """Approximate number of training tokens. Sequences are complete. With null, all tokens are used."""
     validation_tokens: PositiveInt | None = None
-    """Approximate number of held-out tokens (complete sequences); null: all."""
+    """Approximate number of held-out tokens. Sequences are complete. With null, all tokens are used."""
     document: Literal["line", "file"] = "line"
-    """Unit of a document in a .txt file."""
+    """What is one document in a .txt file: each line, or the whole file."""
 
 
 class HubDataset(_Text):
-    """A data set of the Hugging Face hub in Parquet format, streamed."""
+    """A data set of the Hugging Face hub in Parquet format. It is streamed."""
 
     source: Literal["hub"]
-    """Kind of source."""
+    """Kind of source. It determines the other keys."""
     dataset: ExpandedPath
     """Name on the hub, or a local folder in the hub's layout."""
     subset: str | None = None
-    """Configuration of the data set, if it has several."""
+    """Name of the data set's configuration (subset), if it has several."""
     train_split: str = "train"
-    """Split of the training text."""
+    """Name of the split with the training text."""
     validation_split: str | None = None
-    """Split of the held-out text; null: hold out `validation_share` of the training documents."""
+    """Name of the split with the held-out text. With null, `validation_share` of the training documents is held out."""
     revision: str = "main"
-    """Branch, tag or commit; the resolved commit is recorded in the results."""
+    """Branch, tag or commit of the data set. The commit that it refers to is recorded in the results."""
     train_tokens: PositiveInt = 60_000_000
-    """Approximate number of training tokens (complete sequences)."""
+    """Approximate number of training tokens. Sequences are complete."""
     validation_tokens: PositiveInt = 1_000_000
-    """Approximate number of held-out tokens (complete sequences)."""
+    """Approximate number of held-out tokens. Sequences are complete."""
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "HubDataset":

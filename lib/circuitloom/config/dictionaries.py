@@ -1,4 +1,5 @@
-"""Training or import of dictionaries (transcoders and SAEs). A sweep describes several runs: lists are expanded."""
+"""Config of the dictionaries (transcoders and SAEs), which are trained or imported. A sweep with lists describes
+several runs."""
 
 import itertools
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ from .activations import SiteName
 from .base import ExpandedPath, Section, as_list
 
 RESERVED = (NEURONS, RESIDUAL)
-"""Names that runs cannot have: tables use them for the model's neurons and residual directions."""
+"""Names that runs cannot have, because tables use them for the model's neurons and residual directions."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -30,45 +31,49 @@ class Training(Section):
     act: Literal["relu", "topk", "batchtopk", "jumprelu"] = "topk"
     """Activation function."""
     k: PositiveInt = 32
-    """Active features per token (topk), or mean number of active features per token (batchtopk)."""
+    """Number of active features per token. For batchtopk, it is the mean over the tokens of a batch."""
     sparsity: NonNegativeFloat = 1e-3
-    """Coefficient λ of the sparsity penalty (relu: L1; jumprelu: L0 or tanh)."""
+    """Coefficient λ of the sparsity penalty, for relu and jumprelu. For relu the penalty is L1; for jumprelu it is
+    `penalty`."""
     penalty: Literal["l0", "tanh"] = "l0"
-    """Sparsity penalty of jumprelu."""
+    """Which sparsity penalty is used for jumprelu."""
     bandwidth: PositiveFloat = 0.05
     """Width of the rectangle kernel of jumprelu, in units of the normalized pre-activation."""
     initial_threshold: NonNegativeFloat = 0.05
     """Initial threshold of jumprelu, in units of the normalized pre-activation."""
     skip: bool = False
-    """Add a linear path from input to output (skip transcoder)."""
+    """Whether to add a linear path from input to output (skip transcoder)."""
     loss: Literal["standard", "paper"] = "standard"
-    """`paper`: the objective of Dunefsky et al. (2024), so that their values of λ apply."""
+    """Training objective. `paper` is that of Dunefsky et al. (2024), so that their values of λ can be used. It requires
+    relu."""
     aux: NonNegativeFloat = 1 / 32
-    """Coefficient of the auxiliary loss AuxK, which revives dead features (topk and batchtopk)."""
+    """Coefficient of the auxiliary loss AuxK, which revives dead features. It applies to topk and batchtopk."""
     dead_tokens: PositiveInt = 250_000
     """A feature that has not fired for this number of tokens is dead."""
     tokens: PositiveInt = 4_000_000
-    """Training tokens; several epochs if the cache has fewer."""
+    """Number of training tokens. If the cache has fewer, training takes several epochs."""
     batch: PositiveInt = 4096
-    """Tokens per training step."""
+    """Number of tokens per training step."""
     learning_rate: PositiveFloat = 3e-3
-    """Peak learning rate of Adam, reached after warmup."""
+    """Peak learning rate of Adam. It is reached at the end of warmup."""
     warmup: Fraction = 0.02
-    """Fraction of the steps during which the learning rate rises linearly."""
+    """Fraction of the steps, at the start, during which the learning rate rises linearly."""
     decay: Fraction = 0.2
     """Fraction of the steps, at the end, during which the learning rate falls linearly to zero."""
     sparsity_warmup: Fraction = 0.1
-    """Fraction of the steps during which λ rises linearly."""
+    """Fraction of the steps, at the start, during which λ rises linearly."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of large matrix products; master weights are float32. `auto`: bfloat16 where it is faster. On a CPU
-    it only affects which features are selected: their values and gradients are float32."""
+    """Number format of large matrix products. The weights themselves are float32. `auto` means bfloat16 on hardware
+    that is faster with it, and float32 elsewhere. On a CPU, the format only affects which features are selected; their
+    values and gradients are computed in float32."""
     processes: PositiveInt = 1
-    """Number of processes that train a dictionary together, each on its own GPU or with a share of the threads. Results
-    differ only by rounding."""
+    """Number of processes that train a dictionary together. Each has its own GPU, or a share of the threads. The number
+    changes results only by rounding."""
     split: Literal["batch", "features"] = "batch"
-    """`batch`: data parallel; `features`: tensor parallel over features, for dictionaries larger than a GPU."""
+    """What the processes divide among them. `batch`: the tokens of a batch (data parallel). `features`: the features
+    (tensor parallel), for dictionaries that do not fit on one GPU."""
 
     @model_validator(mode="after")
     def _possible_k(self) -> "Training":
@@ -118,19 +123,22 @@ def _has_layer(files: str) -> str:
 
 
 class Run(Training):
-    """One dictionary per layer: its kind, its sites, and how it is trained."""
+    """A run has one dictionary per layer. Its keys are the kind, the sites, and how the dictionaries are trained."""
 
     kind: Literal["transcoder", "sae"] = "transcoder"
     """A transcoder maps the MLP's input to its output; an SAE maps a site to itself."""
     name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$"), AfterValidator(_not_reserved)] = (
         ""
     )
-    """Name of the run's folder (letters, digits, `_`, `.`, `-`); if empty, it is made from the other keys."""
+    """Name of the run and its folder. It may have letters, digits, `_`, `.` and `-`. If it is empty, it is made from
+    the other keys."""
     site: SiteName = "mlp_out"
-    """Site of an SAE (a transcoder reads mlp_in and writes mlp_out)."""
+    """Site that an SAE reads and reconstructs. It does not apply to a transcoder, which reads mlp_in and reconstructs
+    mlp_out."""
     files: Annotated[ExpandedPath, AfterValidator(_has_layer)] | None = None
-    """Published transcoders (Dunefsky et al. 2024) to import instead of training: a path with `{layer}` in place of the
-    layer's index. Such a run needs `name`, the files' `width` and `act: relu`; the training keys do not apply."""
+    """Path of published transcoders (Dunefsky et al. 2024) that are imported instead of trained, with `{layer}` in
+    place of the layer's index. Such a run needs `name`, `act: relu`, and the `width` that the files have. Keys about
+    training do not apply."""
 
     @model_validator(mode="after")
     def _as_published(self) -> "Run":
@@ -148,7 +156,7 @@ class Run(Training):
         return self.files is not None
 
     def file(self, layer: int) -> str:
-        """File of one layer of an imported run."""
+        """Path of the file of one layer. The run must be imported."""
         assert self.files is not None
         return self.files.replace("{layer}", str(layer))
 
@@ -164,7 +172,10 @@ class Run(Training):
 
 
 def run_name(run: Run, shared: dict[str, Any]) -> str:
-    """Name of a run: kind, act with its parameter, width, and every key that differs from `shared` or the default."""
+    """Returns the name of a run: kind, act with its parameter, width, and each key that differs from its usual value.
+
+    The usual value is that in `shared`, or the default if `shared` does not have the key.
+    """
     parameter = "k" if run.act in ("topk", "batchtopk") else "sparsity"
     value = str(run.k) if parameter == "k" else _scientific(run.sparsity)
     parts = ["tc" if run.kind == "transcoder" else "sae", f"{run.act}{value}", str(run.width)]
@@ -181,13 +192,16 @@ def run_name(run: Run, shared: dict[str, Any]) -> str:
 
 
 def _scientific(value: float) -> str:
-    """Shortest scientific notation: 1e-3, 2.5e-4."""
+    """Returns a number in the shortest scientific notation, such as 1e-3 or 2.5e-4."""
     digits, exponent = f"{value:e}".split("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def expand_sweep(training: dict[str, Any], sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """Keys of each run: the sweep's keys override the shared ones, and lists expand into their product."""
+    """Returns the keys of each run of a sweep.
+
+    The keys of `sweep` override those of `training`. There is one run for each combination of the elements of lists.
+    """
     merged = {**training, **sweep}
     combinations = itertools.product(*(as_list(value) for value in merged.values()))
     return [dict(zip(merged, values, strict=True)) for values in combinations]

@@ -1,4 +1,4 @@
-"""How dictionaries are scored on held-out tokens."""
+"""Config of the evaluation: how dictionaries are scored on held-out tokens."""
 
 from typing import Annotated, Literal
 
@@ -8,15 +8,16 @@ from .base import Section
 
 
 class Evaluation(Section):
-    """Evaluation on held-out tokens, with dictionaries in place of MLPs."""
+    """Evaluation of dictionaries on held-out tokens, including the model's loss with their reconstructions in place."""
 
     tokens: PositiveInt | None = None
-    """Number of held-out tokens, in complete sequences; null: all."""
+    """Number of held-out tokens, in complete sequences. With null, all tokens are used."""
     batch: PositiveInt = 32
-    """Sequences per forward pass."""
+    """Number of sequences per forward pass."""
     mask: Literal["bos", "none"] = "bos"
-    """`bos`: exclude BOS and position 0; `none`: count every position, as Dunefsky et al. (2024) did."""
+    """Which positions are not scored. `bos`: BOS tokens and position 0. `none`: every position is scored, as by
+    Dunefsky et al. (2024)."""
     together: bool = True
-    """Also score each run with the MLPs of all layers replaced at once."""
+    """Whether to score each run also with the MLPs of all layers replaced at once."""
     thresholds: Annotated[int, Field(ge=2)] = 256
-    """Candidate thresholds per feature for concept scores; 256 find the best F1 to within 3 %."""
+    """Number of candidate thresholds per feature for concept scores. With 256, the best F1 is found to within 3 %."""

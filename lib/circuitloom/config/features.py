@@ -1,4 +1,4 @@
-"""Feature tables: activations, examples, statistics and logit effects."""
+"""Config of the feature tables: activations, examples, statistics and logit effects."""
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -6,25 +6,26 @@ from .base import Section
 
 
 class Features(Section):
-    """Feature tables: all activations on the held-out tokens, and examples, statistics and logit effects."""
+    """Feature tables. They hold all activations on the held-out tokens, and examples, statistics and logit effects."""
 
     tokens: PositiveInt | None = None
-    """Number of held-out tokens, in complete sequences; null: all."""
+    """Number of held-out tokens, in complete sequences. With null, all tokens are used."""
     batch: PositiveInt = 32
-    """Sequences per forward pass."""
+    """Number of sequences per forward pass."""
     examples: PositiveInt = 20
     """Number of maximally activating examples per feature."""
     bands: NonNegativeInt = 5
-    """Number of activation bands of equal width, from 0 to the maximum, with further examples."""
+    """Number of activation bands that also get examples. They have equal width and range from 0 to the maximum."""
     band_examples: PositiveInt = 5
-    """Examples per band, evenly spaced over the text."""
+    """Number of examples per band. They are evenly spaced over the text."""
     before: NonNegativeInt = 16
-    """Tokens of context before an example's token."""
+    """Number of context tokens before an example's token."""
     after: NonNegativeInt = 8
-    """Tokens of context after an example's token."""
+    """Number of context tokens after an example's token."""
     bins: PositiveInt = 20
-    """Bins of the activation histogram per feature."""
+    """Number of bins of each feature's activation histogram."""
     logits: PositiveInt = 10
-    """Number of top and of bottom tokens per feature by logit effect."""
+    """Number of tokens to list per feature whose logits it raises most, and of tokens whose logits it lowers most."""
     neurons: NonNegativeInt | None = None
-    """Neurons per token to tabulate as features, by the norm of what they write; 0: none; null: all active neurons."""
+    """Number of neurons per token in the tables, in which neurons count as features: those that write the vectors of
+    largest norm. With 0 there are none; with null, all active neurons."""

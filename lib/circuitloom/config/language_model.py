@@ -1,4 +1,4 @@
-"""The language model: pretrained here, from a folder, or from the hub."""
+"""Config of the language model. It is pretrained here, or comes from a folder or the hub."""
 
 from typing import Annotated, Literal
 
@@ -8,34 +8,35 @@ from .base import ExpandedPath, Section
 
 
 class Pretrain(Section):
-    """Pretrain a model of GPT-2's architecture on the corpus: Muon for matrices, AdamW for other parameters."""
+    """Pretrain a model of GPT-2's architecture on the corpus. Muon trains the matrices of the blocks, AdamW all other
+    parameters."""
 
     source: Literal["pretrain"]
-    """Kind of source."""
+    """Kind of source. It determines the other keys."""
     layers: PositiveInt = 3
     """Number of blocks."""
     d_model: PositiveInt = 128
     """Width of the residual stream."""
     heads: PositiveInt = 4
-    """Attention heads per block; divides d_model."""
+    """Number of attention heads per block. It must divide d_model."""
     d_mlp: PositiveInt | None = None
-    """MLP neurons per block; null: 4 d_model."""
+    """Number of MLP neurons per block. With null, it is 4 times d_model."""
     tokens: PositiveInt = 20_000_000
-    """Training tokens; several epochs if the corpus has fewer."""
+    """Number of training tokens. If the corpus has fewer, training takes several epochs."""
     batch: PositiveInt = 64
-    """Sequences per training step."""
+    """Number of sequences per training step."""
     learning_rate: PositiveFloat = 0.02
-    """Peak learning rate of Muon, for the matrices of the blocks."""
+    """Peak learning rate of Muon, which trains the matrices of the blocks."""
     learning_rate_embedding: PositiveFloat = 0.003
-    """Peak learning rate of AdamW, for embeddings, norms and biases."""
+    """Peak learning rate of AdamW, which trains embeddings, norms and biases."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay of the matrices."""
+    """Decoupled weight decay of the blocks' matrices."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Fraction of the steps during which the learning rate rises linearly."""
+    """Fraction of the steps, at the start, during which the learning rate rises linearly."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Fraction of the steps, at the end, during which the learning rate falls linearly to zero."""
     checkpoint_every: PositiveInt = 500
-    """Steps between checkpoints; a killed run resumes from the last one."""
+    """Number of steps between checkpoints. Pretraining that was killed resumes from the last checkpoint."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "Pretrain":
@@ -50,7 +51,7 @@ class ModelFolder(Section):
     """A model in a folder in the Hugging Face layout."""
 
     source: Literal["path"]
-    """Kind of source."""
+    """Kind of source. It determines the other keys."""
     path: ExpandedPath
     """Folder with config.json and weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -58,41 +59,43 @@ class ModelFolder(Section):
 
 
 class ModelSizes(Section):
-    """Sizes of a model, as in its config.json: with them, `snakemake plan` does not need the hub."""
+    """Sizes of a model, with the values of its config.json. If they are given, `snakemake plan` does not need the
+    hub."""
 
     layers: PositiveInt
     """Number of blocks."""
     d_model: PositiveInt
     """Width of the residual stream."""
     d_mlp: PositiveInt
-    """MLP neurons per block."""
+    """Number of MLP neurons per block."""
     heads: PositiveInt
-    """Attention heads per block."""
+    """Number of attention heads per block."""
     key_value_heads: NonNegativeInt = 0
-    """Number of key-value heads (grouped-query attention); 0: the same as heads."""
+    """Number of key-value heads, for grouped-query attention. 0 means the same number as `heads`."""
     context: PositiveInt
-    """Longest sequence, in tokens."""
+    """Maximum length of a sequence, in tokens."""
     vocabulary: PositiveInt
     """Number of tokens in the vocabulary."""
     gated: bool = False
-    """The MLP is gated (SwiGLU and similar): three matrices instead of two."""
+    """Whether the MLP is gated, as in SwiGLU. It then has three matrices instead of two."""
     parallel: bool = False
-    """Attention and MLP run in parallel on the same residual stream."""
+    """Whether attention and MLP run in parallel: both then read the residual stream at the start of the block."""
 
 
 class HubModel(Section):
-    """A model of the Hugging Face hub, also in TransformerLens' legacy format."""
+    """A model of the Hugging Face hub. TransformerLens' legacy format is also supported."""
 
     source: Literal["hub"]
-    """Kind of source."""
+    """Kind of source. It determines the other keys."""
     name: str
     """Name on the hub, such as `gpt2` or `NeelNanda/GELU_1L512W_C4_Code`."""
     revision: str = "main"
-    """Branch, tag or commit; the resolved commit is recorded in the results."""
+    """Branch, tag or commit of the model. The commit that it refers to is recorded in the results."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the model's weights and activations."""
     shape: ModelSizes | None = None
-    """Sizes of the model; null: read from the hub. They are compared with the model when it is installed."""
+    """Sizes of the model. With null, they are read from the hub. Otherwise they are compared with the model's
+    config.json when the model is copied into the results."""
 
 
 LanguageModel = Annotated[Pretrain | ModelFolder | HubModel, Field(discriminator="source")]

@@ -1,4 +1,4 @@
-"""The machine that `snakemake plan` plans for."""
+"""Config of the machine that `snakemake plan` plans for."""
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -6,27 +6,27 @@ from .base import Section
 
 
 class Machine(Section):
-    """Nodes with GPUs, with the numbers of their data sheets. `snakemake plan` uses them instead of measuring the
-    machine that it runs on; nothing else reads them."""
+    """Nodes with GPUs, described by the numbers of their data sheets. `snakemake plan` uses these numbers instead of
+    measuring the machine that it runs on. Nothing else reads them."""
 
     name: str
-    """Short description."""
+    """Short description of the machine."""
     nodes: PositiveInt = 1
     """Number of nodes."""
     gpus: PositiveInt
-    """GPUs per node."""
+    """Number of GPUs per node."""
     gpu_memory: PositiveFloat
     """Memory per GPU, in bytes."""
     gpu_operations: PositiveFloat
-    """FLOP/s of one GPU's matrix products in bfloat16 or float16, without sparsity."""
+    """Speed of one GPU at dense matrix products in bfloat16 or float16, in FLOP/s."""
     gpu_operations_float32: PositiveFloat
-    """FLOP/s of one GPU in float32, without TF32."""
+    """Speed of one GPU at matrix products in float32 without TF32, in FLOP/s."""
     gpu_bandwidth: PositiveFloat
     """Memory bandwidth of one GPU, in bytes per second."""
     gpu_link: PositiveFloat
-    """Bandwidth from one GPU to the others of its node, one way, in bytes per second."""
+    """Bandwidth from one GPU to the others of its node, in one direction, in bytes per second."""
     cores: PositiveInt
-    """CPU cores per node."""
+    """Number of CPU cores per node."""
     memory: PositiveFloat
     """Memory per node, in bytes."""
     disk: PositiveFloat
@@ -36,6 +36,6 @@ class Machine(Section):
     disk_read: PositiveFloat
     """Read bandwidth of the disk for all nodes together, in bytes per second."""
     network: PositiveFloat
-    """Bandwidth from one node to the others, one way, in bytes per second."""
+    """Bandwidth from one node to the others, in one direction, in bytes per second."""
     download: PositiveFloat = 125e6
     """Download bandwidth, in bytes per second."""

@@ -1,4 +1,4 @@
-"""Errors of a config as one line that names the key and the remedy."""
+"""Writes the errors of a config as one line that names the key and the remedy."""
 
 import difflib
 import re
@@ -9,15 +9,18 @@ from pydantic import TypeAdapter, ValidationError
 from .base import Section
 from .cases import KINDS
 
-# tags of unions are in pydantic's locations, but are not keys of the config
+# pydantic's location of an error includes the tag of a union, which is not a key of the config
 _TAGS = {"chronicle", "files", "hub", "pretrain", "path", *KINDS}
 
 
 def one_line(model: type[Section], error: ValidationError, where: str) -> str:
-    """The first of pydantic's errors in one line: the path of the key under `where`, the error and the remedy."""
+    """Returns one line about the first of pydantic's errors: the key, the error and the remedy.
+
+    The key is written with all sections around it, and is prefixed by `where`, the place of `model` in the study.
+    """
     first = _nearest(error.errors(include_url=False))
     context = first.get("ctx", {})
-    # index of the tag: after the section's name, or after the case study's name
+    # index of the tag in the location: it follows the section's name, or the name of a case study
     tag = 2 if first["loc"][:1] == ("cases",) else 1
     location = [str(part) for i, part in enumerate(first["loc"]) if not (i == tag and part in _TAGS)]
     key = ".".join(([where] if where else []) + [part for part in location if "[" not in part])
@@ -39,12 +42,12 @@ def one_line(model: type[Section], error: ValidationError, where: str) -> str:
 
 
 def _discriminator(context: dict[str, Any]) -> str:
-    """The key that selects a member of a union, such as `source`."""
+    """Returns the name of the key that selects a member of a union, such as `source`."""
     return context["discriminator"].strip("'")
 
 
 def unknown_key(model: type[Section], key: str) -> str:
-    """Message for an unknown key, with the most similar known key of `model`'s sections."""
+    """Returns the message for an unknown key. It suggests the most similar key of `model` and its sections."""
     near = difflib.get_close_matches(key.rpartition(".")[2], _known_keys(model), n=1, cutoff=0.5)
     return f"{key}: unknown key; " + (
         f"did you mean {near[0]}?" if near else "config/README.md lists the keys"
@@ -52,7 +55,7 @@ def unknown_key(model: type[Section], key: str) -> str:
 
 
 def _nearest(errors: list[Any]) -> Any:
-    """The first error; for a union, the error of the member that fits the value best."""
+    """Returns the first error. If it is about a union, returns the error of the member that fits the value best."""
     *path, member = errors[0]["loc"] or [""]
     if "[" not in str(member):
         return errors[0]
@@ -64,6 +67,6 @@ def _nearest(errors: list[Any]) -> Any:
 
 
 def _known_keys(model: type[Section]) -> list[str]:
-    """All keys of a model and its sections."""
+    """Returns the names of all keys of a config section and of the sections within it."""
     keys = set(re.findall(r'"(\w+)": \{', str(TypeAdapter(model).json_schema()).replace("'", '"')))
     return sorted(keys | set(model.model_fields))

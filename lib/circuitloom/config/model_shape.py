@@ -1,4 +1,4 @@
-"""Sizes of a language model, read from its config without loading weights."""
+"""Sizes of a language model, which are read from its config without loading its weights."""
 
 import json
 from dataclasses import dataclass
@@ -10,26 +10,27 @@ from . import language_model
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a language model; they determine the size of every array in a study."""
+    """Sizes of a language model. They determine the size of every array in a study."""
 
     layers: int
     d_model: int
     """Width of the residual stream."""
     d_mlp: int
-    """MLP neurons per block."""
+    """Number of MLP neurons per block."""
     heads: int
     context: int
-    """Longest sequence, in tokens."""
+    """Maximum length of a sequence, in tokens."""
     vocabulary: int
-    """Number of tokens in the vocabulary; 0: that of the corpus' tokenizer."""
+    """Number of tokens in the vocabulary. 0 means the vocabulary size of the corpus' tokenizer."""
     gated: bool = False
-    """The MLP is gated (SwiGLU and similar): three matrices instead of two."""
+    """Whether the MLP is gated, as in SwiGLU. It then has three matrices instead of two."""
     parallel: bool = False
-    """Attention and MLP run in parallel on the same residual stream; there is no `resid_mid`."""
+    """Whether attention and MLP run in parallel: both then read the residual stream at the start of the block, and
+    there is no `resid_mid`."""
     key_value_heads: int = 0
-    """Number of key-value heads (grouped-query attention); 0: the same as heads."""
+    """Number of key-value heads, for grouped-query attention. 0 means the same number as `heads`."""
     tokenizer: str | None = None
-    """Hub name of the tokenizer, if the model's config names one (TransformerLens' legacy format)."""
+    """Hub name of the tokenizer, if the model's config names one, as in TransformerLens' legacy format."""
 
 
 _NAMES = {
@@ -43,7 +44,8 @@ _NAMES = {
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
-    """Sizes in a model's config.json, under any of their usual names. Raises ValueError if one is missing."""
+    """Returns the sizes in a model's config.json, under any of their usual names. Raises ValueError if one is
+    missing."""
     sizes = {}
     for field, names in _NAMES.items():
         value = next((config[name] for name in names if config.get(name)), None)
@@ -64,7 +66,10 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
 
 
 def read_shape(config: language_model.LanguageModel, context: int) -> ModelShape:
-    """Sizes of the configured model. Raises ValueError, with key and remedy, if the folder or the hub lacks it."""
+    """Returns the sizes of the configured model.
+
+    Raises ValueError, with the key and the remedy, if the folder or the hub does not have the model.
+    """
     if isinstance(config, language_model.HubModel) and config.shape is not None:
         return ModelShape(**config.shape.model_dump())
     if isinstance(config, language_model.Pretrain):
@@ -85,7 +90,7 @@ def read_shape(config: language_model.LanguageModel, context: int) -> ModelShape
 
 
 def check_shape(configured: language_model.ModelSizes, config: dict[str, Any]) -> None:
-    """Raise ValueError if a model's config.json has other sizes than the study's config."""
+    """Raise ValueError if the sizes in a model's config.json differ from those in the study's config."""
     found = shape_of(config)
     for name, size in configured.model_dump().items():
         if size != getattr(found, name):
@@ -96,7 +101,10 @@ def check_shape(configured: language_model.ModelSizes, config: dict[str, Any]) -
 
 
 def hub_file(name: str, file: str, revision: str) -> Path:
-    """A file of a hub repository, from cache or network. Raises ValueError, with the remedy, if neither has it."""
+    """Returns the path of a file of a hub repository, which is downloaded if the cache does not have it.
+
+    Raises ValueError, with the remedy, if neither the cache nor the hub has it.
+    """
     import httpx2
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

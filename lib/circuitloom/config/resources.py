@@ -1,4 +1,4 @@
-"""What jobs request from a cluster (Slurm, Kubernetes), and whether they verify their inputs."""
+"""Config of what jobs request from a cluster (Slurm, Kubernetes), and of whether they verify their inputs."""
 
 from pydantic import PositiveInt
 
@@ -6,70 +6,72 @@ from .base import Section
 
 
 class JobMemory(Section):
-    """Memory that a job of a stage requests, in megabytes; each retry doubles it."""
+    """Memory that a job of each stage requests, in megabytes. Each retry of a job doubles it."""
 
     corpus: PositiveInt = 8_000
-    """The text while it is tokenized and packed, and the concept table."""
+    """For the text while it is tokenized and packed, and the concept table."""
     language_model: PositiveInt = 16_000
-    """The model, its gradients and its optimizer."""
+    """For the model, its gradients and its optimizer."""
     activations: PositiveInt = 32_000
-    """The model, and two shards per layer; a smaller `activations.shard_rows` needs less."""
+    """For the model, and two shards per layer. A smaller `activations.shard_rows` needs less."""
     dictionaries: PositiveInt = 32_000
-    """All runs of a sweep, with gradients and optimizer: 16 bytes per weight."""
+    """For all runs of a sweep, with gradients and optimizer. They need 16 bytes per weight."""
     evaluation: PositiveInt = 16_000
-    """The model, and the dictionaries of one layer."""
+    """For the model, and the dictionaries of one layer."""
     features: PositiveInt = 32_000
-    """The model, one dictionary, and the activations of a group of features."""
+    """For the model, one dictionary, and the activations of a group of features."""
     circuits: PositiveInt = 32_000
-    """The model, the dictionaries of all layers, and the graph before pruning."""
+    """For the model, the dictionaries of all layers, and the graph before pruning."""
     cases: PositiveInt = 32_000
-    """The model, and the dictionaries of all layers."""
+    """For the model, and the dictionaries of all layers."""
     catalog: PositiveInt = 4_000
-    """Only views and macros."""
+    """For views and macros only."""
     report: PositiveInt = 16_000
-    """Results of queries over all tables."""
+    """For the results of queries over all tables."""
 
 
 class JobRuntime(Section):
-    """Time that a job of a stage requests, in minutes; each retry doubles it."""
+    """Time that a job of each stage requests, in minutes. Each retry of a job doubles it."""
 
     corpus: PositiveInt = 240
-    """Tokenizing, and the concept table."""
+    """For tokenizing, and the concept table."""
     language_model: PositiveInt = 720
-    """Pretraining or copying the model, and its loss on held-out tokens."""
+    """For pretraining or copying the model, and its loss on held-out tokens."""
     activations: PositiveInt = 480
-    """One pass over the training tokens."""
+    """For one pass over the training tokens."""
     dictionaries: PositiveInt = 1440
-    """All runs of a sweep at one layer."""
+    """For all runs of a sweep at one layer."""
     evaluation: PositiveInt = 240
-    """One pass over the held-out tokens per dictionary, and concept scores."""
+    """For one pass over the held-out tokens per dictionary, and concept scores."""
     features: PositiveInt = 240
-    """Two passes over the held-out tokens."""
+    """For two passes over the held-out tokens."""
     circuits: PositiveInt = 240
-    """One prompt, one behaviour, or the weights of all layers."""
+    """For one prompt, one behaviour, or the weights of all layers."""
     cases: PositiveInt = 480
-    """One case study."""
+    """For one case study."""
     catalog: PositiveInt = 30
-    """Only views and macros."""
+    """For views and macros only."""
     report: PositiveInt = 60
-    """One page."""
+    """For one page."""
 
 
 class Resources(Section):
-    """What jobs request from a cluster (Slurm, Kubernetes). On one machine only `--cores` and `verify_inputs` count."""
+    """What jobs request from a cluster (Slurm, Kubernetes). On a single machine, only `verify_inputs` and Snakemake's
+    option `--cores` have an effect."""
 
     threads: PositiveInt = 8
-    """CPU cores per job that can use several. The order of float sums, and so the last bits, depends on it."""
+    """Number of CPU cores for each job that can use several. It changes the order in which floats are summed, and so
+    the last bits of results."""
     gpu: bool = False
-    """Request one GPU for each job that can use one."""
+    """Whether to request one GPU for each job that can use one."""
     partition: str | None = None
-    """Slurm partition of jobs; null: the cluster's default."""
+    """Slurm partition of jobs. With null, it is the cluster's default."""
     gpu_partition: str | None = None
-    """Slurm partition of jobs that request a GPU; null: `partition`."""
+    """Slurm partition of jobs that request a GPU. With null, it is `partition`."""
     memory: JobMemory = JobMemory()
     """Megabytes per job, by stage."""
     runtime: JobRuntime = JobRuntime()
     """Minutes per job, by stage."""
     verify_inputs: bool = True
-    """Before a job starts, compare its inputs with their recorded checksums; false: compare only sizes, without reading
-    the inputs."""
+    """Whether each job compares its inputs with their recorded checksums before it starts. With false, only sizes are
+    compared, and the inputs are not read."""

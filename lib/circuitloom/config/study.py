@@ -1,4 +1,4 @@
-"""The config of a study: its sections, and checks across sections."""
+"""The config of a study. It holds the sections and checks that they agree."""
 
 import re
 from functools import cached_property
@@ -32,15 +32,15 @@ class Study(Section):
     seed: NonNegativeInt = 0
     """Seed of the generated corpus, the model's initial weights and the order of the activations."""
     corpus: Corpus
-    """Source of the text; its keys depend on `source`."""
+    """Source of the text. Its keys depend on `source`."""
     language_model: LanguageModel
-    """The language model; its keys depend on `source`."""
+    """The language model. Its keys depend on `source`."""
     activations: Activations = Activations()
     """The activation cache."""
     training: dict[str, Any] = {}
-    """Keys of all runs; a sweep's own keys override them."""
+    """Keys that apply to all runs. A sweep's own keys override them."""
     dictionaries: dict[str, dict[str, Any]] = {}
-    """Sweeps by name; a list as the value of a key makes one run per element."""
+    """Sweeps by name. If the value of a key is a list, there is one run per element."""
     evaluation: Evaluation = Evaluation()
     """How dictionaries are scored."""
     features: Features = Features()
@@ -48,12 +48,12 @@ class Study(Section):
     circuits: Circuits = Circuits()
     """Traced prompts, behaviours and analysis of weights."""
     cases: Cases = {}
-    """Case studies by name; or the path of a YAML file with case studies, or a list of paths. Later files override the
-    keys of earlier ones."""
+    """Case studies by name. Instead, it may be the path of a YAML file with case studies, or a list of paths. A later
+    file overrides keys of the same case study in earlier files."""
     machine: Machine | None = None
-    """Machine that `snakemake plan` plans for; null: this machine, measured."""
+    """Machine that `snakemake plan` plans for. With null, it is this machine, which is measured."""
     resources: Resources = Resources()
-    """What jobs request from a cluster (Slurm, Kubernetes); it changes results only by rounding."""
+    """What jobs request from a cluster (Slurm, Kubernetes). It changes results only by rounding."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Study":
@@ -88,7 +88,8 @@ class Study(Section):
         return self
 
     def _check_sweep(self, sweep: str) -> None:
-        """Runs of a sweep read cached sites with the same batch size; files of imported runs exist."""
+        """Check that the files of imported runs exist, and that trained runs read cached sites with the same batch
+        size."""
         key, runs = f"dictionaries.{sweep}", self.sweeps[sweep]
         for run in runs:
             files = [Path(run.file(layer)) for layer in self.layers] if run.imported else []
@@ -108,7 +109,7 @@ class Study(Section):
             )
 
     def _check_circuits(self) -> None:
-        """Runs named under `circuits` exist, and prompts are traced through transcoders."""
+        """Check that runs named under `circuits` exist, and that prompts are traced through transcoders."""
         named = {f"circuits.prompts.{name}.run": prompt.run for name, prompt in self.circuits.prompts.items()}
         for key, run in {"circuits.run": self.circuits.run, **named}.items():
             if run is not None and run not in self.transcoders:
@@ -127,7 +128,7 @@ class Study(Section):
             )
 
     def _check_case(self, name: str) -> None:
-        """Runs named in a case study exist, and its first run is of transcoders."""
+        """Check that the runs named in a case study exist, and that the first of them is of transcoders."""
         if self.cases[name].generated and self.corpus.source != "chronicle":
             raise ValueError(
                 f"cases.{name}: only the generated corpus has planted concepts; set corpus.source to chronicle, or "
@@ -143,7 +144,8 @@ class Study(Section):
                 raise ValueError(f"cases.{name}: there is no run {other}; choose from {', '.join(self.runs)}")
 
     def case_runs(self, name: str) -> list[str]:
-        """Runs that a case study reads; the first is its run of transcoders ("" if the study has none)."""
+        """Returns the names of the runs that a case study reads. The first is its run of transcoders, or "" without
+        one."""
         case = self.cases[name]
         return list(dict.fromkeys([case.run or self.traced_run or "", *case.runs_named]))
 
@@ -160,13 +162,13 @@ class Study(Section):
 
     @property
     def sites(self) -> set[str]:
-        """Sites that are cached, or read in training."""
+        """Sites that are cached, and sites that training reads."""
         trained = [run for run in self.runs.values() if not run.imported]
         return set(self.activations.sites) | {s for run in trained for s in (run.site_in, run.site_out)}
 
     @cached_property
     def sweeps(self) -> dict[str, list[Run]]:
-        """Runs of each sweep, with lists expanded and names set."""
+        """Maps the name of each sweep to its runs. Lists are expanded, and each run has its name."""
         shared = self._shared_keys()
         names: dict[str, str] = {}
         sweeps: dict[str, list[Run]] = {}
@@ -194,7 +196,8 @@ class Study(Section):
         return sweeps
 
     def _shared_keys(self) -> dict[str, Any]:
-        """Validated keys of `training` that are not lists. Raises ValueError if a key or value is invalid."""
+        """Returns the validated keys of `training` whose values are not lists. Raises ValueError if any key or value is
+        invalid."""
         _refuse_empty_lists("training", self.training)
         shared = {}
         for key, value in self.training.items():
@@ -215,7 +218,8 @@ class Study(Section):
 
     @property
     def traced_run(self) -> str | None:
-        """Run of transcoders for prompts that name none."""
+        """The run of transcoders through which prompts are traced that name no run. None if the study has no
+        transcoders."""
         return self.circuits.run or next(iter(self.transcoders), None)
 
     @property
@@ -225,7 +229,7 @@ class Study(Section):
 
 
 def load_study(config: dict[str, Any]) -> Study:
-    """Validate a config. Raises ValueError with one line that names the key and the remedy."""
+    """Validate a config. If it is invalid, raises ValueError with one line that names the key and the remedy."""
     if "profile" in config and "name" not in config:
         raise ValueError("profile: this key is now called name; rename it")
     return _validate(Study, config, "")

@@ -1,4 +1,4 @@
-"""The case studies of a study, by name: written in the study, or in files that several studies share."""
+"""Config of the case studies of a study. They are written in the study, or in files that several studies share."""
 
 import re
 from pathlib import Path
@@ -28,20 +28,23 @@ __all__ = [
 CaseStudy = Annotated[
     FeatureCase | GreaterThanCase | DifferenceCase | PlantedCase, Field(discriminator="kind")
 ]
-"""A case study of any kind; `kind` determines its keys."""
+"""A case study of any kind. Its keys depend on `kind`."""
 KINDS: dict[str, type[Case]] = {
     "feature": FeatureCase,
     "greater_than": GreaterThanCase,
     "difference": DifferenceCase,
     "planted": PlantedCase,
 }
-"""Kinds of case studies."""
+"""Maps the name of each kind of case study to the class with its keys."""
 PROJECT = Path(__file__).parents[4]
-"""Folder in which to look for files that are not under the working directory."""
+"""The project's folder. Files of case studies that are not under the working directory are looked for here."""
 
 
 def _read(cases: Any) -> Any:
-    """Case studies, or those read from file paths; later files override earlier ones key by key."""
+    """Returns case studies by name. If `cases` is a path or a list of paths, they are read from these files.
+
+    If several files have a case study of the same name, a later file overrides single keys of it.
+    """
     if isinstance(cases, dict):
         return cases
     merged: dict[str, Any] = {}

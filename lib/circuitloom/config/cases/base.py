@@ -14,36 +14,37 @@ Bound = Annotated[float, Field(ge=0, le=1)]
 
 
 class Case(Section):
-    """A case study: a question about the model and its transcoders, and bounds of the claims about the answer."""
+    """A case study. It asks a question about the model and its transcoders. Its keys include the bounds of the
+    claims."""
 
     tables: ClassVar[tuple[str, ...]]
-    """Names of the tables that it writes."""
+    """Names of the tables that the case study writes."""
     figures: ClassVar[tuple[str, ...]]
-    """Names of the pictures that it draws, without suffix."""
+    """Names of the pictures that the case study draws, without the suffix .png."""
     generated: ClassVar[bool] = False
-    """Whether it needs concept annotations of every token, which only the generated corpus has."""
+    """Whether the case study needs the concepts of every token, which are known only for the generated corpus."""
     run: str | None = None
-    """Transcoders to study; null: those of `circuits.run`."""
+    """Run of transcoders to study. With null, it is `circuits.run`."""
     seed: NonNegativeInt = 0
-    """Seed of everything that is drawn: words in templates, bootstrap samples, random features."""
+    """Seed of all random choices: words in templates, bootstrap samples and random features."""
     resamples: PositiveInt = 2000
-    """Bootstrap samples per interval."""
+    """Number of bootstrap samples per interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Confidence level of the intervals."""
 
     @property
     def runs_named(self) -> list[str]:
-        """Other runs that the case reads."""
+        """Names of further runs that the case study reads, besides `run`."""
         return []
 
 
 def slots_of(template: str) -> list[str]:
-    """Distinct names of a template's slots, `{name}`, in order."""
+    """Returns the distinct names of a template's slots, in order. A slot is written `{name}`."""
     return list(dict.fromkeys(re.findall(r"\{([a-z_0-9]+)\}", template)))
 
 
 def check_slots(templates: Sequence[str], slots: Slots, known: Sequence[str] = ()) -> None:
-    """Raise ValueError for a template with a slot without words."""
+    """Raise ValueError if a template has a slot that is neither in `slots` nor in `known`."""
     for template in templates:
         for name in slots_of(template):
             if name not in slots and name not in known:

@@ -16,42 +16,52 @@ class DifferenceCase(Case):
     kind: Literal["difference"]
     """The case study of a logit difference."""
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
-    """Templates of texts with their targets `logit TOKEN vs TOKEN`; `{name}` in either is replaced by a word of
+    """Templates of texts, each with its target `logit TOKEN vs TOKEN`. In both, `{name}` is replaced by a word of
     `slots`."""
     slots: Slots = {}
-    """Slot to its words."""
+    """Maps the name of each slot to the words that can fill it."""
     count: Annotated[int, Field(ge=4)] = 80
-    """Number of prompts, drawn from the templates in turn: half to find the circuit on, half to test it on."""
+    """Number of prompts, which are drawn from the templates in turn. The circuit is found on one half (finding) and
+    tested on the other (testing)."""
     ablation: Literal["mean", "zero"] = "mean"
-    """Ablated components are set to their mean over prompts and positions of the finding half, or to zero."""
+    """Value to which ablated components are set: their mean over the prompts and positions of the finding half, or
+    zero."""
     recovered: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Share of the difference that the circuit must recover alone on the finding half; (1 + it) / 2 before pruning."""
+    """Share of the logit difference that the circuit must recover alone on the finding half. Before pruning, the
+    circuit must recover the mean of this share and 1."""
     least: Bound = 0.002
-    """Components whose removal costs the circuit less than this share of the difference are pruned, finding half."""
+    """Pruning removes components whose removal costs the circuit less than this share of the difference, on the finding
+    half."""
     subsets: PositiveInt = 20
-    """Number of random subsets of the circuit, of one component to half of them, to measure completeness."""
+    """Number of random subsets of the circuit on which completeness is measured. The smallest has one component, the
+    largest half of all."""
     compare: bool = True
-    """Also measure neurons and heads, to compare with transcoder features and heads."""
+    """Whether to measure neurons and heads too, to compare them with transcoder features and heads."""
     traced: PositiveInt = 2
     """Number of prompts of the finding half whose attribution graphs are drawn."""
     positive: Bound = 0.9
-    """Claim: share of the prompts on which the model prefers the right token, at least."""
+    """Claim: the share of the prompts on which the model prefers the right token is at least this."""
     difference: PositiveFloat = 1.0
-    """Claim: mean logit difference of the model, nats, at least."""
+    """Claim: the mean logit difference of the model is at least this, in nats."""
     share: Bound = 0.8
-    """Claim: share of the difference that the circuit recovers alone on the testing half, at least."""
+    """Claim: on the testing half, the circuit alone recovers at least this share of the difference."""
     remaining: Bound = 0.2
-    """Claim: share of the difference that remains without the circuit, at most."""
+    """Claim: without the circuit, at most this share of the difference remains."""
     remaining_features: Bound = 0.5
-    """Claim: share of the difference that remains without the circuit's features, all heads intact, at most."""
+    """Claim: without the circuit's features, but with all heads intact, at most this share of the difference
+    remains."""
     gap: Bound = 0.2
-    """Claim: mean distance between circuit and model without the same random subset, as a share, at most."""
+    """Claim: if the same random subset is removed from circuit and model, their metrics differ by at most this share of
+    the difference, on average."""
     minimal: Bound = 0.8
-    """Claim: share of the circuit's components whose removal lowers its metric, at least."""
+    """Claim: for at least this share of the circuit's components, removing the component lowers the circuit's
+    metric."""
     fewer: PositiveFloat = 1.0
-    """Claim: components needed for `share` over those needed with neurons instead of features, at most."""
+    """Claim: the number of components needed for `share` with features, divided by the number with neurons, is at most
+    this."""
     explained: Bound = 0.5
-    """Claim: share of the difference with transcoders instead of all MLPs, without error terms, at least."""
+    """Claim: with transcoders in place of MLPs and without their errors, at least this share of the difference
+    remains."""
 
     @model_validator(mode="after")
     def _complete(self) -> "DifferenceCase":

@@ -9,7 +9,7 @@ from .base import Bound, Case, Slots, Texts, check_slots
 
 
 def is_feature(text: str) -> str:
-    """Return `text`, LAYER/NUMBER; raise ValueError for anything else."""
+    """Returns `text` if it is written LAYER/NUMBER. Raises ValueError otherwise."""
     if parse_feature(text).position is not None:
         raise ValueError(f"{text!r} names a position; write LAYER/NUMBER")
     return text
@@ -23,33 +23,38 @@ class FeatureCase(Case):
     kind: Literal["feature"]
     """The case study of one feature."""
     concept: str | None = None
-    """Concept of the corpus that the feature should predict; null: choose it by contrast of `texts` and `edited`."""
+    """Concept of the corpus that the feature should predict. With null, the feature is chosen that best separates
+    `texts` from `edited`."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """The feature, LAYER/NUMBER; null: choose it."""
+    """The feature, written LAYER/NUMBER. With null, it is chosen."""
     texts: Texts
-    """Templates of texts at whose last token it should fire; `{name}` is replaced by a word of `slots`."""
+    """Templates of texts at whose last token the feature should fire. `{name}` is replaced by a word of `slots`."""
     edited: Texts
-    """One edit per template of `texts`, in the same order, at whose last token it should not fire."""
+    """Edited templates, one for each template of `texts` in the same order. At their last token the feature should not
+    fire."""
     slots: Slots = {}
-    """Slot to its words."""
+    """Maps the name of each slot to the words that can fill it."""
     effect: str | None = None
-    """Target at the end of `texts` that ablating the feature should lower: `logit TOKEN` or `logit TOKEN vs TOKEN`."""
+    """Metric of the next token after `texts` that ablating the feature should lower: `logit TOKEN` or `logit TOKEN vs
+    TOKEN`."""
     published: dict[str, PositiveFloat] = {}
-    """Text to the published activation of the feature at its last token."""
+    """Maps texts to the published activation of the feature at their last token."""
     prompts: PositiveInt = 40
-    """Texts per template: half to find the feature and its rule on, half to test them on."""
+    """Number of texts per template. The feature and its rule are found on one half (finding) and tested on the other
+    (testing)."""
     traced: PositiveInt = 8
-    """Number of texts of the finding half on which it is traced."""
+    """Number of texts of the finding half on which the feature is traced."""
     least_share: Bound = 0.05
-    """Share of the effect of all tokens that an offset needs to enter the rule."""
+    """Minimum share of the effect of all tokens. An offset with a smaller share is not considered for the rule."""
     found: Bound = 0.8
-    """Claim: F1 for the concept, share of pairs told apart, and share of exchanges that halve it, each at least."""
+    """Bound of three claims. At least this are: the F1 for the concept, the share of pairs of text and edit that the
+    feature tells apart, and the share of token exchanges that more than halve its activation."""
     described: Bound = 0.8
-    """Claim: F1 on held-out text of the blind and of the fitted rule, at least."""
+    """Claim: on held-out text, the F1 of the blind rule and of the fitted rule are at least this."""
     reproduced: Bound = 0.05
-    """Claim: relative error of a published activation, at most."""
+    """Claim: the relative difference between measured and published activation is at most this."""
     sufficient: Bound = 0.5
-    """Claim: share of the activation that remains with the rule's tokens alone, at least."""
+    """Claim: with the rule's tokens alone, at least this share of the activation remains."""
 
     @model_validator(mode="after")
     def _complete(self) -> "FeatureCase":

@@ -9,76 +9,81 @@ from .base import Bound, Case, Slots, Texts, check_slots, slots_of
 from .feature import is_feature
 
 YEAR, CENTURY = "year", "century"
-"""Slots that the case study fills."""
+"""Names of the slots that the case study fills itself."""
 TwoDigits = Annotated[int, Field(ge=0, le=98)]
 Metric = Annotated[float, Field(ge=-1, le=1)]
 
 
 class Published(Section):
-    """Published values for the same model and template."""
+    """Published values of the metric, for the same model and template."""
 
     untouched: Metric | None = None
     """The metric of the untouched model."""
     replaced: Metric | None = None
-    """The metric with the MLP of `layer` replaced by its transcoder."""
+    """The metric when a transcoder replaces the MLP of `layer`."""
     without_feature: Metric | None = None
-    """The metric without `feature`."""
+    """The metric when `feature` is subtracted from the MLP's output."""
 
 
 class GreaterThanCase(Case):
-    """Given a start year and the century of the end, does the model prefer later years, and how? (Hanna et al. 2023)"""
+    """After a start year and the century of the end year, does the model prefer later years, and how? (Hanna et al.
+    2023)"""
 
     tables: ClassVar = ("claim", "outcome", "source", "faithfulness", "year")
     figures: ClassVar = ("metric", "kept", "years")
     kind: Literal["greater_than"]
     """The case study of greater-than."""
     template: Annotated[str, Field(min_length=1)]
-    """A text whose next token is the end year; `{year}` is replaced by the two digits of the start year, `{century}` by
-    a century, `{name}` by a word of `slots`."""
+    """A text whose next token is the end year. `{year}` is replaced by the last two digits of the start year,
+    `{century}` by a word of `centuries`, and any other `{name}` by a word of `slots`."""
     centuries: Texts = ["17"]
     """Words for `{century}`."""
     slots: Slots = {}
-    """Slot to its words."""
+    """Maps the name of each slot to the words that can fill it."""
     first: TwoDigits = 2
-    """First start year; at most 98, since only one year is later."""
+    """First start year, two digits. It is at most 98, because only one year is later than 98."""
     last: TwoDigits = 98
-    """Last start year."""
+    """Last start year, two digits."""
     answer: Annotated[str, Field(pattern=r"\{year\}")] = "{year}"
-    """How an answer is written as a token; a leading space is optional."""
+    """How an answer is written as a token, with `{year}` in place of its two digits. A leading space is optional."""
     fillings: PositiveInt = 2
-    """Prompts per start year, alternately for finding and testing; with one, years alternate."""
+    """Number of prompts per start year. They belong alternately to the finding and the testing half. With one prompt
+    per year, the years alternate between the halves."""
     layer: NonNegativeInt | None = None
-    """Layer whose MLP is studied; null: the one whose mean ablation at the last position lowers the metric most."""
+    """Layer whose MLP is studied. With null, it is the layer for which mean ablation of the MLP at the last position
+    lowers the metric most."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """Feature to subtract from the MLP's output, LAYER/NUMBER; null: the layer's feature with the largest variance."""
+    """Feature to subtract from the MLP's output, written LAYER/NUMBER. With null, it is the layer's feature with the
+    largest variance over the prompts."""
     features: PositiveInt = 3
-    """Number of features of the layer to describe by year, those with the largest variance first."""
+    """Number of features of the layer that are described by start year: those with the largest variance over the
+    prompts."""
     small: PositiveInt = 24
-    """Largest number of features to compare with the same number of neurons."""
+    """Largest number of features that is compared with the same number of neurons."""
     connections: PositiveInt = 10
-    """Number of layer 0's features, those with the largest connections, in a de-embedding score."""
+    """Number of layer-0 features that enter a de-embedding score: those with the largest connections."""
     traced: PositiveInt = 12
     """Number of prompts per half to trace."""
     length: PositiveInt = 6
     """Maximum number of steps of a path of the circuit."""
     width: PositiveInt = 20
-    """Beam width: paths kept at each length."""
+    """Beam width: number of paths that are kept at each length."""
     untouched: Metric = 0.8
-    """Claim: metric of the untouched model, at least."""
+    """Claim: the metric of the untouched model is at least this."""
     replaced: Metric = 0.75
-    """Claim: metric with MLPs replaced by transcoders, at least."""
+    """Claim: with transcoders in place of MLPs, the metric is at least this."""
     destroyed: Metric = 0.75
-    """Claim: metric with the layer's MLP ablated, at most."""
+    """Claim: with the layer's MLP ablated, the metric is at most this."""
     carried: Bound = 0.5
-    """Claim: share of the start year's effect that the strongest head carries, at least."""
+    """Claim: the strongest head carries at least this share of the effect of the start year."""
     deembedded: Bound = 0.5
-    """Claim: correlation of de-embedding scores and activations over start years, at least."""
+    """Claim: over start years, the correlation of de-embedding scores with activations is at least this."""
     circuit: Bound = 0.75
-    """Claim: share of the metric that the circuit recovers alone, at least."""
+    """Claim: the circuit alone recovers at least this share of the metric."""
     left: Bound = 0.5
-    """Claim: share of the metric that remains without the circuit's features, at most."""
+    """Claim: without the circuit's features, at most this share of the metric remains."""
     published: Published = Published()
-    """Published values to compare with."""
+    """Published values with which the measured values are compared."""
 
     @model_validator(mode="after")
     def _complete(self) -> "GreaterThanCase":

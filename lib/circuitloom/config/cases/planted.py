@@ -16,11 +16,11 @@ class PlantedCase(Case):
     kind: Literal["planted"]
     """The benchmark of planted concepts."""
     runs: Annotated[list[str], Field(min_length=1)]
-    """Other runs of transcoders and SAEs to compare with `run`."""
+    """Other runs of transcoders and SAEs, which are compared with `run`."""
     neurons: bool = True
-    """Compare with the model's neurons too."""
+    """Whether to compare with the model's neurons too."""
     found: Bound = 0.8
-    """F1 on held-out documents at which a concept counts as found."""
+    """A concept counts as found if the F1 of its feature on held-out documents is at least this."""
     together: PositiveInt = 5
     """Maximum number of features of one layer that predict a concept together."""
     occurrences: PositiveInt = 8
@@ -32,14 +32,15 @@ class PlantedCase(Case):
         0.8,
         0.9,
     ]
-    """Sources are the fewest tokens that hold a share of all tokens' contributions. Candidates for that share; each
-    run's is chosen on one half of the documents."""
+    """Candidate shares. The sources of a feature are the fewest tokens that hold a given share of all tokens'
+    contributions. For each run, the best candidate is chosen on one half of the documents."""
     discovered: Bound = 0.9
-    """Claim: share of the concepts that the best transcoders find, at least."""
+    """Claim: the best run of transcoders finds at least this share of the concepts."""
     told: Bound = 0.8
-    """Claim: precision and recall of the sources of the transcoders' circuits, at least."""
+    """Claim: the precision and the recall of the sources, found through the transcoders' circuits, are at least
+    this."""
 
     @property
     def runs_named(self) -> list[str]:
-        """Runs to compare with."""
+        """Names of the runs to compare with."""
         return self.runs
