@@ -1,4 +1,4 @@
-"""Builds the catalogue of a study: a DuckDB file with views over Parquet files and with macros, but without data."""
+"""Builds the catalogue of a study. It is a DuckDB file with macros and with views over Parquet files, but no data."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,32 +22,35 @@ CREATE MACRO root() AS regexp_replace(
 )
 """
 PER_LAYER = "features/*/*"
-"""Folders with one file per run and layer: a query for one of them opens only its file."""
+"""Glob pattern of the folders that each hold the feature tables of one run and one layer.
+
+A query for one run and layer opens only the files in that folder.
+"""
 
 
 def build_catalog(folder: Path) -> Path:
-    """Write the catalogue of the study in `folder`, atomically; returns its path.
+    """Write the catalogue of the study in `folder` atomically and return its path.
 
-    A table without files becomes a view without rows. Raises duckdb.Error if the disk is full.
+    If a table has no files, its view has no rows. Raises duckdb.Error if the disk is full.
     """
     path = Layout(folder).catalog
     with atomic_path(path) as new:
         for leftover in (new, new.with_name(f"{new.name}.wal")):
             leftover.unlink(missing_ok=True)
         with duckdb.connect(str(new)) as connection:
-            # the temporary file has another name, so root() would find no folder
+            # root() derives the folder from the name of the catalogue file, but the temporary file has another name
             connection.execute("SET VARIABLE circuitloom_root = ?", [f"{folder.resolve()}/"])
             for statement in statements(folder):
                 connection.execute(statement)
-            # closing writes as well, but reports no error if the disk is full
+            # closing the connection also writes the file, but reports no error if the disk is full
             connection.execute("CHECKPOINT")
-        # the log of a killed writer would make the new catalogue unreadable
+        # a killed writer may leave its write-ahead log behind, which would make the new catalogue unreadable
         path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
     return path
 
 
 def statements(folder: Path) -> Iterator[str]:
-    """SQL statements that create the catalogue of the study in `folder`."""
+    """Yields the SQL statements that create the catalogue of the study in `folder`."""
     yield ROOT
     yield f"CREATE MACRO spacing() AS '{_spacing(folder)}'"
     # a macro or view must exist before it is used
@@ -58,7 +61,10 @@ def statements(folder: Path) -> Iterator[str]:
 
 
 def _view(table: Table, folders: Sequence[str], folder: Path) -> str:
-    """CREATE VIEW statement of a table whose files lie in `folders`, glob patterns relative to `folder`."""
+    """Returns the CREATE VIEW statement of `table`.
+
+    `folders` are glob patterns, relative to the study's `folder`, of the folders that may hold the table's files.
+    """
     extra = ", unpacked(packed, n_features) AS features" if table.name == "code" else ""
     # DuckDB rejects a glob pattern without matches
     present = [each for each in folders if any(folder.glob(f"{each}/{table.name}.parquet"))]
@@ -69,7 +75,7 @@ def _view(table: Table, folders: Sequence[str], folder: Path) -> str:
             columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in types)
         return f"CREATE VIEW {table.name} AS SELECT *{extra} FROM (SELECT {columns} WHERE false)"
     patterns = ", ".join(f"root() || '{each}/{table.name}.parquet'" for each in present)
-    # a parent folder named a=b would add a column
+    # with Hive partitioning, a parent folder named a=b would add a column a
     files = f"[{patterns}], hive_partitioning = false"
     if PER_LAYER not in folders:
         return f"CREATE VIEW {table.name} AS SELECT * FROM read_parquet({files})"
@@ -84,12 +90,12 @@ def _view(table: Table, folders: Sequence[str], folder: Path) -> str:
 
 
 def _spacing(folder: Path) -> str:
-    """Text between two tokens: empty if tokens contain their own blanks, else one blank."""
+    """Returns the text between two tokens. It is empty if tokens contain their own blanks, and one blank otherwise."""
     file = Layout(folder).corpus_table("token")
     if not file.is_file():
         return ""
     query = "SELECT bool_or(contains(token, ' ')) FROM (SELECT token FROM read_parquet(?) LIMIT 100_000)"
-    # a separate connection: the default one is the notebook's
+    # a notebook may use DuckDB's default connection, so this query opens its own
     with duckdb.connect() as connection:
         ((found,),) = connection.execute(query, [str(file)]).fetchall()
     return "" if found else " "

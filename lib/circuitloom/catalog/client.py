@@ -1,4 +1,7 @@
-"""Reading a study's catalogue: a read-only connection for notebooks, and the client of report, explorer and scripts."""
+"""Reads a study's catalogue.
+
+`open_catalog` is for notebooks. `CatalogClient` is for the report, the explorer and scripts.
+"""
 
 import re
 import threading
@@ -16,9 +19,9 @@ from .output import rows_of
 from .queries import named_queries
 
 BATCH = 10_000
-"""Rows read at a time."""
+"""Number of rows that are read at a time."""
 _MESSAGE = 500
-"""Characters kept of DuckDB's message, which lists every overload of a function."""
+"""Maximum length in characters of a DuckDB message. Longer ones are cut: they may list every overload of a function."""
 
 Row = dict[str, Any]
 
@@ -28,33 +31,34 @@ class Answer:
     """A query and its rows."""
 
     name: str
-    """Name of the query; empty for other SQL."""
+    """Name of the named query. Empty for any other SQL."""
     sql: str
-    """As it was run; `circuitloom sql` runs it too."""
+    """The statement that was run. `circuitloom sql` can run it again."""
     columns: tuple[str, ...]
     rows: list[Row]
 
     @property
     def description(self) -> str:
-        """What the rows are: the first line of a named query, a comment."""
+        """Says what the rows are. It is the comment in the first line of a named query."""
         return self.sql.partition("\n")[0].removeprefix("-- ")
 
     @property
     def first(self) -> Row:
-        """The first row; empty if there is none."""
+        """The first row, or an empty dict if there are no rows."""
         return self.rows[0] if self.rows else {}
 
     @property
     def data(self) -> dict[str, Any]:
-        """Columns and rows as JSON arrays."""
+        """The answer for JSON: `columns` is a list of names, and `rows` a list with one list of values per row."""
         rows = [[row[column] for column in self.columns] for row in self.rows]
         return {"columns": self.columns, "rows": rows}
 
 
 class CatalogClient:
-    """Runs queries on the catalogue of one study, from any thread; reopens it when the file is rebuilt.
+    """Runs queries on the catalogue of one study. It can be used from any thread.
 
-    Raises ValueError, with the remedy, if `folder` has no readable catalogue.
+    It reopens the catalogue when the file is rebuilt. Raises ValueError, with the remedy, if `folder` has no readable
+    catalogue.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,11 +71,14 @@ class CatalogClient:
             pass
 
     def ask(self, query: str, /, **parameters: Any) -> Answer:
-        """The answer to a named query. Raises ValueError, with a message of one line, if it fails."""
+        """Run a named query and return its answer. Raises ValueError with a one-line message if the query fails."""
         return self.run(named_queries()[query].filled(**parameters), query)
 
     def run(self, sql: str, name: str = "") -> Answer:
-        """The answer to trusted SQL; give a user's SQL to `sandbox.run_statement`. Raises ValueError if it fails."""
+        """Run trusted SQL and return its answer. Raises ValueError if it fails.
+
+        SQL from a user is not trusted. Run it with `sandbox.run_statement`.
+        """
         with self._cursor() as cursor:
             try:
                 result = cursor.sql(sql).to_arrow_reader(BATCH)
@@ -83,21 +90,24 @@ class CatalogClient:
 
     @property
     def edition(self) -> Any:
-        """Identity of the catalogue file: changes when the catalogue is rebuilt."""
+        """Identifies the catalogue file. The value changes when the catalogue is rebuilt."""
         with self._cursor():
             return self._edition
 
     @property
     def spacing(self) -> str:
-        """Text between two tokens: empty if tokens contain their own blanks."""
+        """Text between two tokens. It is empty if tokens contain their own blanks, and one blank otherwise."""
         return self.run("SELECT spacing() AS spacing").first["spacing"]
 
     def words(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
-        """Up to three tokens that each (layer, feature) fires on most; features without examples are left out."""
+        """Maps each (layer, feature) to the tokens that it fires on most, at most three.
+
+        Features without examples are left out.
+        """
         return self._tokens("words", run, features)
 
     def promoted(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
-        """Up to three tokens whose logits each (layer, feature) raises most."""
+        """Maps each (layer, feature) to the tokens whose logits it raises most, at most three."""
         return self._tokens("promoted", run, features)
 
     def _tokens(
@@ -111,7 +121,7 @@ class CatalogClient:
 
     @contextmanager
     def _cursor(self) -> Iterator[DuckDBPyConnection]:
-        """A cursor for one query: threads must not share one."""
+        """Yields a new cursor for one query, because threads must not share a cursor."""
         with self._changed:
             self._reopen_if_rebuilt()
             assert self._connection is not None
@@ -133,7 +143,7 @@ class CatalogClient:
         edition = (status.st_ino, status.st_mtime_ns) if status else None
         if self._connection is not None and edition == self._edition:
             return
-        # DuckDB returns the old file again for as long as anything holds it open
+        # while a query still holds the old file open, DuckDB would open the old file again
         self._changed.wait_for(lambda: not self._running)
         if self._connection is not None:
             self._connection.close()
@@ -143,10 +153,10 @@ class CatalogClient:
 
 
 def open_catalog(path: Path | str) -> DuckDBPyConnection:
-    """A read-only connection to the catalogue at `path`: a study's folder, or the catalogue file.
+    """Open a read-only connection to the catalogue at `path`, which is a study's folder or the catalogue file.
 
-    Large sorts may spill into a temporary folder next to the catalogue.
-    Raises ValueError if there is no catalogue, or it cannot be read.
+    Large sorts may write to a temporary folder next to the catalogue.
+    Raises ValueError if there is no catalogue or if it cannot be read.
 
     >>> open_catalog("results/quickstart").sql("SELECT run, layer, fvu FROM metric ORDER BY fvu").fetchall()
     """
@@ -159,7 +169,11 @@ def open_catalog(path: Path | str) -> DuckDBPyConnection:
 
 
 def find_catalog(path: Path | str) -> Path:
-    """The catalogue file, in the folder's real path: DuckDB compares real paths. Raises ValueError if there is none."""
+    """Returns the path of the catalogue file at `path`, which is a study's folder or the file itself.
+
+    Symbolic links in its folder are resolved, because DuckDB compares resolved paths. Raises ValueError if there is no
+    catalogue.
+    """
     path = Path(path)
     file = Layout(path).catalog if path.is_dir() else path
     if not file.is_file():
@@ -168,9 +182,10 @@ def find_catalog(path: Path | str) -> Path:
 
 
 def prepare(connection: DuckDBPyConnection, file: Path, statements: Sequence[str]) -> DuckDBPyConnection:
-    """`connection` after `statements` and after reading every view, which detects damaged blocks.
+    """Run `statements` on `connection` and return it.
 
-    Raises ValueError, and closes the connection, if a statement fails.
+    Also reads the definitions of all views, which detects a damaged file. If a statement fails, closes the connection
+    and raises ValueError.
     """
     try:
         for statement in [*statements, "SELECT count(sql) FROM duckdb_views()"]:
@@ -182,7 +197,7 @@ def prepare(connection: DuckDBPyConnection, file: Path, statements: Sequence[str
 
 
 def _unreadable(file: Path, error: duckdb.Error) -> ValueError:
-    """The error, with the remedy, for a catalogue that DuckDB cannot open."""
+    """Returns the ValueError to raise if DuckDB cannot open the catalogue. Its message names the remedy."""
     text = one_line(error)
     if isinstance(error, duckdb.ConnectionException):
         return ValueError(f"{file} is open in this process with other settings; close that connection first")
@@ -192,6 +207,6 @@ def _unreadable(file: Path, error: duckdb.Error) -> ValueError:
 
 
 def one_line(error: Exception) -> str:
-    """DuckDB's message and hints in one line, without the excerpt of the statement."""
+    """Returns DuckDB's error message and hints as one line. Its excerpt of the SQL statement is left out."""
     text = " ".join(re.split(r"\n+LINE \d+:", str(error))[0].split()) or type(error).__name__
     return text if len(text) <= _MESSAGE else text[: _MESSAGE - 1] + "…"

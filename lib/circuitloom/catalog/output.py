@@ -1,4 +1,4 @@
-"""Query results as text: a table for the terminal, CSV and JSON for programs."""
+"""Writes query results as text: as a table for the terminal, or as CSV or JSON for programs."""
 
 import csv
 import datetime
@@ -16,28 +16,28 @@ Format = Literal["table", "csv", "json"]
 
 @runtime_checkable
 class TextStream(Protocol):
-    """A text file, or anything with its `write`."""
+    """A text file, or any object with the `write` method of a text file."""
 
     def write(self, text: str, /) -> object:
         """Write `text`."""
 
 
 _NARROWEST = 8
-"""Minimum width of a column in characters, if the terminal is too narrow."""
+"""Columns are not cut below this width in characters, even if the terminal is too narrow."""
 _GAP = 2
-"""Spaces between columns; tabulate makes a column at least this much wider than its heading."""
+"""Number of spaces between columns. tabulate also makes each column at least this much wider than its heading."""
 _SHORT_FLOATS = (pa.float16(), pa.float32())
 
 
 def write_result(
     result: pa.RecordBatchReader, style: Format, stream: TextStream, width: int | None = None
 ) -> None:
-    """Write `result` to `stream`: CSV and JSON row by row, a table at once.
+    """Write `result` to `stream`. CSV and JSON are written row by row, a table all at once.
 
-    CSV and JSON contain complete values: nested ones as JSON, bytes in hexadecimal, intervals as text; NaN and
-    infinity are null in JSON. A table has six digits per float, escapes line breaks, and cuts long cells to fit
-    `width` characters.
-    Raises ValueError if two columns of JSON have the same name, or if reading the result fails.
+    CSV and JSON contain complete values. Nested values are written as JSON, bytes in hexadecimal, and intervals as
+    text. NaN and infinity become null in JSON. A table shows floats with six digits and escapes line breaks. It cuts
+    long cells so that a line fits into `width` characters.
+    Raises ValueError if the format is JSON and two columns have the same name, or if reading the result fails.
     """
     if style == "csv":
         _write_csv(result, stream)
@@ -48,7 +48,7 @@ def write_result(
 
 
 def _write_csv(result: pa.RecordBatchReader, stream: TextStream) -> None:
-    """A header, then one line per row; null is an empty field."""
+    """Write a header line, then one line per row. Null becomes an empty field."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(result.schema.names)
     for row in rows_of(result):
@@ -56,7 +56,7 @@ def _write_csv(result: pa.RecordBatchReader, stream: TextStream) -> None:
 
 
 def _write_json(result: pa.RecordBatchReader, stream: TextStream) -> None:
-    """An array with one object per row, each on its own line."""
+    """Write a JSON array with one object per row. Each object is on its own line."""
     names = result.schema.names
     for name in names:
         if names.count(name) > 1:
@@ -70,7 +70,7 @@ def _write_json(result: pa.RecordBatchReader, stream: TextStream) -> None:
 
 
 def _write_table(result: pa.RecordBatchReader, stream: TextStream, width: int | None) -> None:
-    """Aligned columns, numbers right-aligned."""
+    """Write a table with aligned columns. Numbers are aligned right, text left."""
     names = [printable(name) for name in result.schema.names]
     numeric = [_is_number(field.type) for field in result.schema]
     rows = [[cell(value) for value in row] for row in rows_of(result)]
@@ -92,25 +92,28 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def rows_of(result: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
-    """Rows of JSON values; floats may be NaN or infinite."""
+    """Yields each row as a tuple of JSON values, except that floats may be NaN or infinite."""
     for batch in result:
         yield from zip(*(_values(column) for column in batch.columns), strict=True)
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Values of a column; a float32 as the shortest decimal that rounds to it: 0.1, not 0.10000000149."""
+    """Returns the values of a column as JSON values.
+
+    A float32 becomes the shortest decimal number that rounds to it, such as 0.1 instead of 0.10000000149.
+    """
     if column.type in _SHORT_FLOATS:
         return column.cast(pa.string()).cast(pa.float64()).to_pylist()
     return [_plain(value) for value in column.to_pylist(maps_as_pydicts="lossy")]
 
 
 def _plain(value: object) -> Any:
-    """`value` as a JSON value."""
+    """Converts `value` to a JSON value."""
     match value:
         case None | bool() | int() | float() | str():
             return value
         case Decimal():
-            # DuckDB's sums of integers are decimals without fraction
+            # the sum of integers is a decimal without fraction in DuckDB
             return int(value) if value == value.to_integral_value() else float(value)
         case dict():
             return {str(key): _plain(item) for key, item in value.items()}
@@ -120,7 +123,7 @@ def _plain(value: object) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value without a JSON type as text."""
+    """Returns the text for a value that has no JSON type."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, pa.MonthDayNano):
@@ -129,7 +132,7 @@ def _text(value: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """A JSON value with None for NaN and infinity."""
+    """Returns a copy of a JSON value in which NaN and infinity are replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -138,26 +141,29 @@ def finite(value: Any) -> Any:
 
 
 def _field(value: Any) -> Any:
-    """`value` as a CSV field."""
+    """Converts `value` to a CSV field."""
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(finite(value), ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
 def cell(value: Any) -> str:
-    """`value` as a table cell in one line: NULL for None, six digits per float."""
+    """Returns the text of a table cell, in one line. None is shown as NULL, and a float with six digits."""
     if value is None:
         return "NULL"
     return f"{value:.6g}" if isinstance(value, float) else printable(str(_field(value)))
 
 
 def printable(text: str) -> str:
-    """`text` with line breaks and control characters, which tokens contain, escaped."""
+    """Escapes line breaks and control characters in `text`. Tokens may contain them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _shorten(names: list[str], rows: list[list[str]], width: int) -> tuple[list[str], list[list[str]]]:
-    """Names and rows with the longest cells cut to fit `width`, unless a column becomes too narrow."""
+    """Cuts the longest names and cells so that a line of the table fits into `width` characters.
+
+    Columns stay at least `_NARROWEST` characters wide, even if the table then does not fit.
+    """
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     longest = [
         max([len(name) + _GAP, *map(len, column)]) for name, column in zip(names, columns, strict=True)
@@ -170,5 +176,5 @@ def _shorten(names: list[str], rows: list[list[str]], width: int) -> tuple[list[
 
 
 def _cut(cell: str, length: int) -> str:
-    """`cell` cut to `length` characters."""
+    """Cuts `cell` to `length` characters. The last one is then "…"."""
     return cell if len(cell) <= length else cell[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""Generates docs/queries.md: every question with its SQL, and the results of some studies."""
+"""Generates docs/queries.md, which shows each question with its SQL and with its results in some studies."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -20,13 +20,14 @@ Questions about features as SQL over the catalogue of a study, with results. Gen
 `circuitloom.open_catalog("results/NAME").sql("SELECT ...").df()`. [formats.md](formats.md) lists tables and macros.
 """
 ANNOTATED = "concept"
-"""A question with this word has no rows if the text has no annotated concepts."""
+"""If the SQL of a question contains this word and the corpus has no annotated concepts, the result has no rows."""
 
 
 def queries_page(studies: Mapping[Path, str]) -> str:
-    """The page as Markdown. `studies`: results folder of each study to the regular expression of its questions.
+    """Returns the page as Markdown.
 
-    Raises ValueError if a folder has no catalogue.
+    `studies` maps the results folder of each study to the regular expression that its questions search for. Raises
+    ValueError if a folder has no catalogue.
     """
     arguments = " ".join(f"{folder}={pattern}" for folder, pattern in studies.items())
     parts = [HEAD.format(arguments=arguments)]
@@ -46,9 +47,10 @@ def queries_page(studies: Mapping[Path, str]) -> str:
 
 
 def question_parameters(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
-    """Parameters of a study's questions: a transcoder run, an SAE run of equal k, and a feature, concept and token.
+    """Chooses the parameters of a study's questions: two runs, a feature, a concept and a token.
 
-    The feature is the one of the run that matches `pattern` best.
+    `run` is a transcoder run if there is one. `other_run` is an SAE run, with the same k if possible. The feature is
+    the feature of `run` that matches the regular expression `pattern` best.
     """
 
     def first(sql: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A locked connection to a study's catalogue, for SQL from users: a statement can only read the catalogue."""
+"""Runs SQL from users on a locked connection to a study's catalogue. A statement can only read the catalogue."""
 
 import json
 import re
@@ -20,7 +20,7 @@ _SYNTAX = {
     *("ORDER_MODIFIER", "DISTINCT_MODIFIER", "LIMIT_MODIFIER", "LIMIT_PERCENT_MODIFIER"),
     *("ORDER_DEFAULT", "ASCENDING", "DESCENDING"),
 }
-"""Node types in the syntax tree of a query that only reads, expressions excluded."""
+"""Node types that the syntax tree of a query may contain because they only read. Expressions are not listed here."""
 _TABLE_FUNCTIONS = {
     *("range", "generate_series", "repeat", "unnest", "json_each", "json_tree"),
     *(
@@ -32,22 +32,25 @@ _TABLE_FUNCTIONS = {
         "duckdb_views",
     ),
 }
-"""Table functions that read no file and run no text as SQL."""
+"""Allowed table functions. They read no files and do not run text as SQL."""
 _HARMLESS = {"error", "gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"}
-"""Functions with side effects by DuckDB's definition, because each call returns another value."""
+"""Allowed functions that DuckDB lists as having side effects. Most of them only return another value on each call."""
 _PLANNERS = {"json_serialize_plan"}
-"""Functions that bind their argument as SQL, which looks at files."""
+"""Forbidden functions: they plan their argument as SQL, and for this DuckDB may open files that the SQL names."""
 
 
 def open_sandbox(path: Path | str) -> DuckDBPyConnection:
-    """A locked connection: reads no file outside the catalogue's folder, spills nothing, cannot be unlocked.
+    """Open a locked connection to the catalogue at `path`, which is a study's folder or the catalogue file.
 
-    DuckDB still lets COPY and EXPORT write into that folder: run statements through `run_statement`, which rejects
-    both. Use it from one thread; its `cursor()` has neither the views nor the folder.
-    Raises ValueError if there is no catalogue, or it cannot be read.
+    The connection reads no file outside the catalogue's folder, writes no temporary files, and cannot be unlocked.
+    DuckDB still lets COPY and EXPORT write into that folder, so run all statements with `run_statement`, which rejects
+    both. Use the connection from one thread only, and not through its `cursor()`, which finds neither the views nor
+    the data.
+    Raises ValueError if there is no catalogue or if it cannot be read.
     """
     file = find_catalog(path)
-    # a separate DuckDB instance: connections to one file share an instance in a process, and so would share the lock
+    # connections of one process to the same file share one DuckDB instance and its settings; attaching the file to a
+    # new instance keeps this lock away from them
     connection = duckdb.connect(
         config={
             "autoload_known_extensions": "false",
@@ -58,14 +61,14 @@ def open_sandbox(path: Path | str) -> DuckDBPyConnection:
         }
     )
     folder = quoted(f"{file.parent}/")
-    # root() escapes glob characters; DuckDB then compares the escaped path
+    # root() escapes glob characters, and DuckDB compares the escaped path with the allowed folders
     escaped = quoted(re.sub(r"[*?\[]", r"[\g<0>]", f"{file.parent}/"))
     steps = [
         f"ATTACH {quoted(str(file))} AS catalog (READ_ONLY)",
         "USE catalog",
         "SET parquet_metadata_cache = true",
         f"SET VARIABLE circuitloom_root = {folder}",
-        # DuckDB reads the proxy, with its password, from the environment
+        # DuckDB would read the proxy and its password from the environment
         "SET http_proxy = ''",
         "SET temp_directory = ''",
         f"SET allowed_directories = [{folder}, {escaped}]",
@@ -76,10 +79,11 @@ def open_sandbox(path: Path | str) -> DuckDBPyConnection:
 
 
 def run_statement(connection: DuckDBPyConnection, statement: str) -> pa.RecordBatchReader:
-    """Run one SELECT over the catalogue's views and macros; read the result before the connection's next statement.
+    """Run one SELECT over the catalogue's views and macros, and return a reader of its rows.
 
-    Raises ValueError if `statement` is not one SELECT, does more than read the catalogue, or fails in DuckDB; also
-    while the result is read.
+    Read all rows before you run the next statement on the same connection. Raises ValueError if `statement` is not
+    exactly one SELECT, if it does more than read the catalogue, or if it fails in DuckDB. Reading the rows may also
+    raise ValueError.
     """
     statement.encode()  # raises ValueError if it is not valid Unicode
     try:
@@ -97,18 +101,19 @@ def run_statement(connection: DuckDBPyConnection, statement: str) -> pa.RecordBa
 
 
 def _check_type(kind: duckdb.StatementType) -> None:
-    """Raise ValueError unless `kind` is SELECT, which includes WITH, VALUES, FROM, DESCRIBE, SUMMARIZE and SHOW."""
+    """Raise ValueError unless `kind` is SELECT. DuckDB also counts WITH, VALUES, FROM, DESCRIBE and SHOW as SELECT."""
     if kind == duckdb.StatementType.MULTI:
-        # DuckDB would first create a temporary type from the values it finds
+        # PIVOT without a list of values: DuckDB would first create a temporary type from the values that it finds
         raise ValueError("only a SELECT is run here; let PIVOT name its values: PIVOT t ON c IN (...)")
     if kind != duckdb.StatementType.SELECT:
         raise ValueError(f"only a SELECT is run here, not {kind.name}")
 
 
 def _check_reads_only(connection: DuckDBPyConnection, query: str) -> None:
-    """Raise ValueError if the syntax tree of a SELECT contains a node that is not known to only read.
+    """Raise ValueError if a SELECT might do more than read: only known kinds of syntax nodes are accepted.
 
-    A SELECT may contain COPY or INSERT in a WITH clause, and functions that write or run text as SQL.
+    The check is needed because a SELECT may contain COPY or INSERT in a WITH clause, or call functions that write
+    files or run text as SQL.
     """
     ((text,),) = connection.execute("SELECT json_serialize_sql($query)", {"query": query}).fetchall()
     try:
@@ -120,7 +125,7 @@ def _check_reads_only(connection: DuckDBPyConnection, query: str) -> None:
     assert len(tree["statements"]) == 1
     for node in _nodes(tree):
         kind = node.get("type")
-        # expressions have a class; they can only call functions and contain queries
+        # nodes with a class are expressions; they need no check of their own, only the functions and queries in them
         if isinstance(kind, str) and "class" not in node and kind not in _SYNTAX:
             name = kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " ")
             raise ValueError(f"only a SELECT that only reads is run here; this one contains {name}")
@@ -139,7 +144,7 @@ def _check_reads_only(connection: DuckDBPyConnection, query: str) -> None:
 
 
 def _nodes(tree: object) -> Iterator[dict[str, Any]]:
-    """Every object in a JSON tree, at any depth."""
+    """Yields every object in a JSON tree, at any depth."""
     stack = [tree]
     while stack:
         item = stack.pop()
@@ -151,15 +156,15 @@ def _nodes(tree: object) -> Iterator[dict[str, Any]]:
 
 
 def _check_table(node: dict[str, Any]) -> None:
-    """Raise ValueError if a name in FROM can only name a file."""
+    """Raise ValueError if a name in FROM contains a character that only file names contain."""
     for part in node["qualified_name"]["path"]:
-        # DuckDB reveals names of files that match a pattern behind a link, even those that it does not read
+        # if a pattern matches files behind a symbolic link, DuckDB's error names them although it does not read them
         if re.search(r"[./*?\[\\:]", part):
             raise ValueError(f"{part!r} in FROM names a file; the catalogue has views instead: SHOW TABLES")
 
 
 def _own_macros(connection: DuckDBPyConnection) -> set[str]:
-    """Names of the catalogue's table macros."""
+    """Names of the table macros in the catalogue, in lower case."""
     rows = connection.execute(
         "SELECT function_name FROM duckdb_functions() WHERE function_type = 'table_macro' AND NOT internal"
     )
@@ -168,7 +173,7 @@ def _own_macros(connection: DuckDBPyConnection) -> set[str]:
 
 @cache
 def _functions_with_side_effects() -> frozenset[str]:
-    """DuckDB's functions with side effects: they write logs, advance sequences, sleep or plan queries."""
+    """Names of the forbidden DuckDB functions: they write logs, advance sequences, sleep or plan queries."""
     with duckdb.connect() as connection:
         rows = connection.execute(
             "SELECT function_name FROM duckdb_functions() WHERE has_side_effects"
@@ -177,7 +182,7 @@ def _functions_with_side_effects() -> frozenset[str]:
 
 
 def _reader(relation: DuckDBPyRelation) -> pa.RecordBatchReader:
-    """A reader of the relation's rows that raises ValueError for all errors of DuckDB and Arrow."""
+    """Returns a reader of the relation's rows. It raises ValueError for every error of DuckDB or Arrow."""
     source = relation.to_arrow_reader(BATCH)
 
     def batches() -> Iterator[pa.RecordBatch]:

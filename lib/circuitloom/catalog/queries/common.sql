@@ -4,7 +4,7 @@ SELECT figure, value, unit, meaning
 FROM language_model
 
 -- name: metrics
--- Scores of each run and layer; layer -1: all layers replaced at once.
+-- Scores of each run and layer. Layer -1 means that all layers were replaced at once.
 SELECT
     run, kind, act, width, layer, l0, fvu, cosine, ce, delta_ce, ce_recovered_zero, ce_recovered_mean, kl, alive,
     density_over_1_percent, density_over_10_percent
@@ -13,14 +13,14 @@ JOIN run USING (run)
 ORDER BY kind DESC, site_in, act, width, k, run, layer = -1, layer
 
 -- name: pareto
--- L0 against cross-entropy with the dictionary replacing the MLP; layer -1: all layers replaced at once.
+-- L0 and cross-entropy of each run when it replaces the MLP. Layer -1 means that all layers were replaced at once.
 SELECT layer, kind, act, run, l0, fvu, ce, ce_original, ce_zero, ce_mean, ce_recovered_zero
 FROM pareto
 WHERE list_contains($layers, layer)
 ORDER BY layer, kind DESC, act, l0, run
 
 -- name: traces
--- Traced prompts, and how much of each target its graph explains.
+-- All traced prompts, with scores of how much of the target each graph explains.
 SELECT
     trace, run, prompt, target, n_active, n_nodes, n_edges, replacement_score, completeness_score, identity_error,
     frozen_error, free_correlation, seconds
@@ -36,14 +36,14 @@ FROM trace
 WHERE trace = $trace
 
 -- name: graph_nodes
--- Nodes of the pruned graph, most influential first; cumulative: share of influence up to and including each node.
+-- Nodes of the pruned graph, most influential first. Each cumulative value is the share of all influence down to its row.
 SELECT
     node, label, kind, is_root, run, layer, feature, position, token, activation, value, influence, cumulative,
     probability, remainder
 FROM circuit_nodes($trace)
 
 -- name: paths
--- The strongest paths, from their first node to the target.
+-- The strongest paths of the graph. Each one is written from its first node to the target.
 SELECT path, effect, n_steps
 FROM circuit_paths($trace)
 ORDER BY abs(effect) DESC, number

@@ -1,5 +1,5 @@
 -- name: contents
--- What the study holds, in numbers.
+-- Number of runs, features, activations, traces and claims in the study.
 SELECT
     (SELECT count(*) FROM run) AS runs,
     (SELECT count(*) FROM feature) AS features,
@@ -15,7 +15,7 @@ FROM claim
 ORDER BY case_study, claim
 
 -- name: transcoders
--- Transcoder runs; those that prompts of the study are traced through come first.
+-- Transcoder runs. Runs with traced prompts come first.
 SELECT run.run
 FROM run
 LEFT JOIN trace ON trace.run = run.run
@@ -24,21 +24,21 @@ GROUP BY run.run
 ORDER BY count(trace) DESC, run.run
 
 -- name: run_history
--- Training curve of one run, by layer.
+-- Training curve of one run, for each layer.
 SELECT layer, step, fvu, l0, dead
 FROM history
 WHERE run = $run
 ORDER BY layer, step
 
 -- name: run_density
--- Number of features of one run per density bin, by layer.
+-- Number of features of one run in each density bin, for each layer.
 SELECT layer, bin, low, high, n_features
 FROM density_histogram
 WHERE run = $run
 ORDER BY layer, bin
 
 -- name: tabulated
--- Runs and layers whose features are tabulated.
+-- Runs and layers that have feature tables.
 SELECT run, layer, count(*) AS n_features, sum(n_tokens) AS n_activations
 FROM feature
 GROUP BY ALL
@@ -57,13 +57,13 @@ LEFT JOIN (
 WHERE run = $run AND layer = $layer
 
 -- name: firing_on
--- Features of one layer that fire on tokens matching a regular expression, with their F1.
+-- Features of one layer, with the F1 of how well each detects tokens that match a regular expression.
 SELECT feature, f1 AS match
 FROM features_on($pattern)
 WHERE run = $run AND layer = $layer
 
 -- name: raising
--- Features of one layer that raise the logit of a token most.
+-- Features of one layer for which a token is among the tokens whose logits they raise most.
 SELECT feature, max(effect) AS match
 FROM logit
 WHERE run = $run AND layer = $layer AND sign = 1 AND trim(token) = trim($pattern)
@@ -87,7 +87,7 @@ WHERE run = $run AND layer = $layer AND feature = $feature
 ORDER BY bin
 
 -- name: examples
--- Examples of one feature: the largest activations first, then a sample of each band downwards.
+-- Examples of one feature. The largest activations come first, then a sample of each lower band of activations.
 SELECT
     band, rank, sequence, position, activation, tokens, activations, position - window_start AS place,
     band_low, band_high, band_share
@@ -103,21 +103,21 @@ WHERE run = $run AND layer = $layer AND feature = $feature
 ORDER BY sign DESC, rank
 
 -- name: deembedding
--- Input tokens that one feature's encoder responds to most, from weights alone.
+-- Input tokens that one feature's encoder responds to most, computed from the weights alone.
 SELECT via, sign, rank, token, effect
 FROM deembedding
 WHERE run = $run AND layer = $layer AND feature = $feature
 ORDER BY CASE via WHEN 'direct' THEN 0 WHEN 'layer0' THEN 1 ELSE 2 END, via, sign DESC, rank
 
 -- name: concepts
--- Concepts that one feature detects, best first.
+-- Concepts that one feature detects, highest F1 first.
 SELECT concept, rank, precision, recall, f1, threshold
 FROM feature_concept
 WHERE run = $run AND layer = $layer AND feature = $feature AND f1 > 0
 ORDER BY f1 DESC NULLS LAST, concept
 
 -- name: blind
--- How well the tokens that one feature fires on are predicted from weights alone.
+-- How well the weights alone predict the tokens that one feature fires on.
 SELECT protocol, place, tokens, precision, recall, f1
 FROM blind
 WHERE run = $run AND layer = $layer AND feature = $feature
@@ -140,22 +140,22 @@ ORDER BY abs(mean_effect_when_active) DESC NULLS LAST, abs(weight) DESC
 LIMIT 15
 
 -- name: alike
--- Features of all runs with the most similar activations, by cosine.
+-- Features of all runs whose activations have the highest cosine similarity with those of one feature.
 SELECT run, layer, feature, cosine, n_both
 FROM similar_features($run, $layer, $feature)
 LIMIT 20
 
 -- name: nearest
--- Features of the same run that fire on the same tokens most often.
+-- Features of the same run that share the most tokens with one feature.
 SELECT layer, feature, overlap, n_both, lift
 FROM coactivation($run, $layer, $feature)
 LIMIT 10
 
 -- name: words
--- Tokens that each of some features fires on most, over its top examples.
+-- For each feature, the tokens of its largest activations, most frequent first.
 SELECT layer, feature, list(token ORDER BY n DESC, first) AS tokens
 FROM (
-    -- the windows of examples contain the token too, but reading them is ten times slower
+    -- the windows of the examples also contain the tokens, but reading the windows is ten times slower than this join
     SELECT example.layer, example.feature, token.token, min(example.rank) AS first, count(*) AS n
     FROM example
     JOIN token USING (sequence, position)
@@ -165,7 +165,7 @@ FROM (
 GROUP BY layer, feature
 
 -- name: promoted
--- The three tokens whose logits each of some features raises most.
+-- For each feature, the three tokens whose logits it raises most.
 SELECT layer, feature, list(token ORDER BY rank) AS tokens
 FROM logit
 WHERE run = $run AND layer IN $layers AND feature IN $features AND sign = 1 AND rank < 3
@@ -177,7 +177,7 @@ SELECT source_node, target_node, source, target, effect, effect_frozen, effect_f
 FROM circuit_edges($trace)
 
 -- name: group_interventions
--- Interventions on groups of features; ablations of a single node are left out.
+-- Interventions on groups of features. Ablations of a single node are left out.
 SELECT label, intervention.kind, len(features) AS n_features, features[:6] AS first_features, strength, node.token, before, frozen, after
 FROM intervention
 JOIN node ON node.trace = intervention.trace AND node.node = intervention.root

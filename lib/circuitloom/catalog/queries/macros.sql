@@ -1,5 +1,5 @@
 -- name: tokens_matching
--- Tokens at which a match of a regular expression ends; a match has at most 100 characters, within one sequence.
+-- Tokens at which a match of a regular expression ends. A match lies in one sequence and has at most 100 characters.
 -- example: SELECT sequence, position, token FROM tokens_matching($pattern) LIMIT 3
 CREATE OR REPLACE MACRO tokens_matching(pattern) AS TABLE
 WITH
@@ -32,7 +32,7 @@ WHERE
 ORDER BY sequence, position;
 
 -- name: circuit_edges
--- Edges of a trace's pruned graph, largest effect first, with their nodes and the effects measured by ablation.
+-- Edges of a trace's pruned graph, largest effect first. They include the effects that were measured by ablation.
 -- example: SELECT source, target, effect, effect_frozen, effect_free FROM circuit_edges($trace) LIMIT 5
 CREATE OR REPLACE MACRO circuit_edges(of_trace) AS TABLE
 WITH named AS (
@@ -56,7 +56,7 @@ WHERE edge.trace = of_trace
 ORDER BY abs(edge.effect) DESC, source_node, target_node;
 
 -- name: circuit_nodes
--- Nodes of a trace's pruned graph, most influential first, with the cumulative share of influence.
+-- Nodes of a trace's pruned graph, most influential first, with the share of all influence down to each row.
 -- example: SELECT label, influence, cumulative, value FROM circuit_nodes($trace) LIMIT 5
 CREATE OR REPLACE MACRO circuit_nodes(of_trace) AS TABLE
 SELECT
@@ -81,7 +81,7 @@ WHERE trace = of_trace AND in_graph
 ORDER BY influence DESC, node;
 
 -- name: circuit_paths
--- Greedy paths of a trace as text, from their source to the root, largest contribution first.
+-- Paths of a trace that a greedy search found, largest contribution first. Each one leads from its source to the root.
 -- example: SELECT path, effect FROM circuit_paths($trace) LIMIT 5
 CREATE OR REPLACE MACRO circuit_paths(of_trace) AS TABLE
 SELECT
@@ -100,7 +100,7 @@ GROUP BY path.path
 ORDER BY abs(arg_max(path.effect, path.step)) DESC, number;
 
 -- name: coactivation
--- Features of the same run, in any layer, that fire on the same tokens as a feature, largest overlap first.
+-- Features of the same run, in any layer, that share tokens with a feature. The largest overlap comes first.
 -- example: SELECT layer, feature, n_both, overlap, lift FROM coactivation($run, $layer, $feature) LIMIT 5
 CREATE OR REPLACE MACRO coactivation(of_run, of_layer, of_feature) AS TABLE
 WITH
@@ -127,12 +127,12 @@ SELECT
     together.layer,
     together.feature,
     n_both,
-    -- share of the tokens on which either fires
+    -- share of the tokens on which at least one of the two fires
     n_both / (this.n_tokens + other.n_tokens - n_both) AS overlap,
     -- share of this feature's tokens on which the other fires, and the reverse
     n_both / this.n_tokens AS share_of_this,
     n_both / other.n_tokens AS share_of_other,
-    -- how much more often both fire than if they were independent
+    -- how many times more often both fire than if they were independent
     share_of_this / other.density AS lift
 FROM together
 JOIN feature AS other ON other.run = of_run AND other.layer = together.layer AND other.feature = together.feature
@@ -141,7 +141,7 @@ WHERE NOT (together.layer = of_layer AND together.feature = of_feature)
 ORDER BY overlap DESC, together.layer, together.feature;
 
 -- name: compare_runs
--- Every metric of two runs side by side, layer by layer (-1: all layers replaced at once).
+-- Every metric of two runs side by side, for each layer. Layer -1 means that all layers were replaced at once.
 -- example: FROM compare_runs($run, $other_run) WHERE metric = 'fvu'
 CREATE OR REPLACE MACRO compare_runs(one_run, other_run) AS TABLE
 WITH long AS (
@@ -161,7 +161,7 @@ WHERE one.run = one_run AND other.run = other_run
 ORDER BY one.layer, one.metric;
 
 -- name: feature_card
--- Everything known about a feature, one row per fact.
+-- Statistics, logit effects, concepts and examples of a feature, with one row per fact.
 -- example: FROM feature_card($run, $layer, $feature)
 CREATE OR REPLACE MACRO feature_card(of_run, of_layer, of_feature) AS TABLE
 WITH
@@ -228,7 +228,7 @@ FROM (
 ORDER BY part, place;
 
 -- name: features_of_concept
--- Features of all runs and layers that detect a concept best, by F1 on held-out documents.
+-- Features of all runs and layers that detect a concept, highest F1 on held-out documents first.
 -- example: SELECT run, layer, feature, threshold, precision, recall, f1 FROM features_of_concept($concept) LIMIT 5
 CREATE OR REPLACE MACRO features_of_concept(of_concept) AS TABLE
 SELECT
@@ -249,7 +249,7 @@ WHERE scored.concept = of_concept
 ORDER BY scored.f1 DESC NULLS LAST, scored.run, scored.layer, scored.feature;
 
 -- name: features_on
--- Features of all runs and layers by how well they detect tokens that match a regular expression, best F1 first.
+-- Features of all runs and layers that fire on tokens that match a regular expression, highest F1 first.
 -- example: SELECT run, layer, feature, f1 FROM features_on($pattern) LIMIT 5
 CREATE OR REPLACE MACRO features_on(pattern) AS TABLE
 WITH
@@ -285,7 +285,7 @@ JOIN feature ON feature.run = hits.run AND feature.layer = hits.layer AND featur
 ORDER BY f1 DESC, hits.run, hits.layer, hits.feature;
 
 -- name: marked_text
--- Tokens as one text, the one at `place` (from 0) in [[ ]].
+-- Joins tokens into one text and puts the token at `place`, counted from 0, in [[ ]].
 -- example: SELECT marked_text(['the', 'war', 'lasted'], 1) AS text
 CREATE OR REPLACE MACRO marked_text(tokens, place) AS
 array_to_string(
@@ -294,7 +294,7 @@ array_to_string(
 );
 
 -- name: node_label
--- Short description of a node of a circuit.
+-- Short text that names a node of a circuit.
 -- example: SELECT node_label('feature', 3, 235, NULL, 'caught', 4)
 CREATE OR REPLACE MACRO node_label(kind, layer, feature, head, token, position) AS
 CASE kind
@@ -306,7 +306,7 @@ CASE kind
 END;
 
 -- name: similar_features
--- Features of all runs and layers by the cosine similarity of their activations with a feature's, over all tokens.
+-- Features of all runs and layers whose activations over all tokens are most similar to a feature's, by cosine.
 -- example: SELECT run, layer, feature, cosine FROM similar_features($run, $layer, $feature) LIMIT 5
 CREATE OR REPLACE MACRO similar_features(of_run, of_layer, of_feature) AS TABLE
 WITH
@@ -338,7 +338,7 @@ WHERE NOT (products.run = of_run AND products.layer = of_layer AND products.feat
 ORDER BY cosine DESC, products.run, products.layer, products.feature;
 
 -- name: top_examples
--- The largest activations of a feature in context; the token itself is in [[ ]].
+-- The largest activations of a feature in context. The token on which it fires is in [[ ]].
 -- example: SELECT rank, activation, text FROM top_examples($run, $layer, $feature)
 CREATE OR REPLACE MACRO top_examples(of_run, of_layer, of_feature) AS TABLE
 SELECT
@@ -354,7 +354,7 @@ WHERE run = of_run AND layer = of_layer AND feature = of_feature AND band = 0
 ORDER BY rank;
 
 -- name: unpacked
--- The list of features packed in a row of `code`: n integers of equal size.
+-- Unpacks the `n` features of a row of `code`, which are stored as integers of equal size.
 -- example: SELECT unpacked('\x00\x07\x01\x00'::BLOB, 2) AS features
 CREATE OR REPLACE MACRO unpacked(packed, n) AS
 list_transform(

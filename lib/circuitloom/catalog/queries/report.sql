@@ -1,5 +1,5 @@
 -- name: glance
--- Key figures of the study, each with its unit and where it comes from.
+-- Key figures of the study. Each one has a unit and a note on its origin.
 WITH figures AS (
     SELECT 1 AS place, 'language model: cross-entropy on held-out text' AS figure, value, unit, meaning AS detail
     FROM language_model
@@ -77,14 +77,14 @@ WHERE value IS NOT NULL
 ORDER BY place
 
 -- name: corpus
--- Documents and tokens of each split of the corpus.
+-- Number of documents and tokens in each split of the corpus.
 SELECT split, count(*) AS documents, sum(n_tokens)::BIGINT AS tokens
 FROM document
 GROUP BY split
 ORDER BY split
 
 -- name: pretraining
--- Loss during pretraining of the language model, at most 300 points.
+-- Loss of the language model during pretraining, with at most 300 points.
 WITH numbered AS (
     SELECT
         step * $step_tokens AS tokens,
@@ -100,7 +100,7 @@ WHERE place % ceil(n / 300) = 0 OR place = n
 ORDER BY tokens
 
 -- name: runs
--- Dictionaries: what each one reads and writes, and how it is made sparse.
+-- All dictionary runs, with the sites that each one reads and writes and with its kind of sparsity.
 SELECT
     run, kind, site_in, site_out, act, width, k, sparsity, seed,
     coalesce((config ->> '$.skip') = 'true', false) AS skip
@@ -109,13 +109,13 @@ WHERE kind IN ('transcoder', 'sae')
 ORDER BY kind DESC, site_in, act, width, k, run
 
 -- name: layers
--- Layers whose dictionaries are scored; -1: all layers replaced at once.
+-- Layers whose dictionaries are scored. Layer -1 means that all layers were replaced at once.
 SELECT DISTINCT layer
 FROM metric
 ORDER BY layer
 
 -- name: metric_mean
--- Scores of each run, mean over its layers; delta CE and KL also with all layers replaced at once.
+-- Mean scores of each run over its layers. Delta CE and KL are also given with all layers replaced at once.
 SELECT
     run,
     avg(l0) FILTER (layer >= 0) AS l0,
@@ -133,7 +133,7 @@ GROUP BY run, kind, site_in, act, width, k
 ORDER BY kind DESC, site_in, act, width, k, run
 
 -- name: density
--- Number of features per density bin, in some layers; bin 0 counts dead features.
+-- Number of features in each density bin, for some layers. Bin 0 counts dead features.
 SELECT run, layer, bin, low, high, n_features
 FROM density_histogram
 JOIN run USING (run)
@@ -141,7 +141,7 @@ WHERE list_contains($layers, layer) AND (n_features > 0 OR bin = 0)
 ORDER BY kind DESC, site_in, act, width, k, run, layer, bin
 
 -- name: history
--- Training curve of each run in some layers, at most 60 points per curve.
+-- Training curves of each run for some layers, with at most 60 points per curve.
 WITH numbered AS (
     SELECT
         history.*,
@@ -158,7 +158,7 @@ WHERE place % ceil(n / 60) = 0 OR place = n
 ORDER BY kind DESC, site_in, act, width, k, run, layer, step
 
 -- name: concept
--- F1 of the best feature of each concept, over all layers, for each run and for the model's own bases.
+-- For each concept and run, F1 of the best feature of all layers. Neurons and other model bases count as runs.
 SELECT run, concept, found_layer, feature, precision, recall, f1, n_positive
 FROM concept_score
 JOIN run USING (run)
@@ -166,7 +166,7 @@ WHERE layer = -1
 ORDER BY kind DESC, site_in, act, width, k, run, concept
 
 -- name: concept_mean
--- How well the best feature of each concept detects it, by run, mean over concepts.
+-- How well each run detects concepts: mean and median F1 of the best feature of each concept.
 SELECT
     run,
     count(*) AS concepts,
@@ -181,7 +181,7 @@ GROUP BY run
 ORDER BY mean_f1 DESC, run
 
 -- name: graph_edges
--- Edges of the pruned graph, at most $edges, strongest first relative to their target's strongest edge.
+-- The $edges strongest edges of the pruned graph. Strength is the effect divided by the target's largest effect.
 WITH compared AS (
     SELECT *, abs(effect) / nullif(max(abs(effect)) OVER (PARTITION BY target_node), 0) AS strength
     FROM circuit_edges($trace)
@@ -205,7 +205,7 @@ WHERE run = $run AND rank < 6
 ORDER BY layer, feature, sign DESC, rank
 
 -- name: graph_examples
--- The three largest activations of each feature of the graph, with the tokens around them; here: position of the activation in tokens, from 1.
+-- The three largest activations of each feature of the graph, with the tokens around them. The column here is the place of the activation in tokens, counted from 1.
 WITH found AS (
     SELECT layer, feature, rank, activation, tokens, activations, position - window_start + 1 AS place
     FROM example
@@ -229,7 +229,7 @@ FROM found
 ORDER BY layer, feature, rank
 
 -- name: effects
--- Effects of edges from features: predicted by the graph, and measured by ablating the source; at most $edges.
+-- Effects of at most $edges edges from features, as predicted by the graph and as measured by ablating the source.
 SELECT source, target, effect, effect_frozen, effect_free
 FROM circuit_edges($trace)
 JOIN node ON node.trace = $trace AND node.node = source_node
@@ -238,7 +238,7 @@ ORDER BY abs(effect) DESC, source_node, target_node
 LIMIT $edges
 
 -- name: interventions
--- Effect of changing features on the target, with everything else frozen, and with nothing frozen.
+-- Effects of feature edits on the target, once with everything else frozen and once with nothing frozen.
 WITH changed AS (
     SELECT
         intervention,
@@ -276,34 +276,34 @@ ORDER BY abs(coalesce(changed.frozen, changed.free) - changed.before) DESC, chan
 LIMIT 12
 
 -- name: cases
--- Number of claims of each case study, and how many hold.
+-- Number of claims of each case study, and how many of them hold.
 SELECT case_study, count(*) AS claims, count_if(holds) AS hold, count_if(NOT holds) AS fail
 FROM claim
 GROUP BY case_study
 ORDER BY case_study
 
 -- name: claims_of_case
--- Claims of one case study; a claim holds where its confidence interval lies inside the bound.
+-- Claims of one case study. A claim holds if its confidence interval lies inside the bound.
 SELECT claim, statement, value, low, high, relation, bound, holds, n, of, published
 FROM claim
 WHERE case_study = $case
 
 -- name: behaviours
--- Behaviours that are measured outside case studies.
+-- Behaviours that the study measures outside of its case studies.
 SELECT DISTINCT behaviour
 FROM faithfulness
 WHERE behaviour NOT IN (SELECT case_study FROM claim)
 ORDER BY behaviour
 
 -- name: faithfulness
--- Share of a behaviour that the top k components of a basis recover alone, and that remains without them.
+-- Share of a behaviour that the top k components of a basis recover alone, and share that remains without them.
 SELECT basis, ablation, ranking, n_kept, n_components, n_prompts, faithfulness, remaining
 FROM faithfulness
 WHERE behaviour = $behaviour
 ORDER BY ablation, ranking, basis, n_kept
 
 -- name: components
--- Components whose ablation changes each behaviour most, mean over prompts; the first five of each basis.
+-- For each behaviour and basis, the five components whose ablation changes the behaviour most on average over prompts.
 SELECT behaviour, basis, ablation, layer, component, avg(effect) AS effect, avg(kl) AS kl, count(*) AS n_prompts
 FROM causal
 WHERE effect IS NOT NULL AND position IS NULL
@@ -315,7 +315,7 @@ QUALIFY row_number() OVER (
 ORDER BY behaviour, ablation, basis, abs(avg(effect)) DESC, layer, component
 
 -- name: blind_mean
--- How well the tokens that features fire on are predicted from weights alone, mean over features.
+-- How well the weights alone predict the tokens that features fire on, as means over features.
 SELECT
     run,
     layer,
