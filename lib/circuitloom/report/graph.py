@@ -1,7 +1,7 @@
-"""Interactive SVG of an attribution graph, for the report and the explorer: supernodes, layout, markup.
+"""Draws an attribution graph as an interactive SVG, for the report and the explorer.
 
-`group_nodes` collapses groups of nodes into supernodes, `lay_out` places nodes and edges in pixels, and `graph_markup`
-writes them with templates/graph.html. templates/graph.js and graph.css make the markup interactive.
+`group_nodes` replaces groups of nodes by supernodes. `lay_out` places nodes and edges in pixels. `graph_markup` writes
+them as HTML with templates/graph.html. The page also needs templates/graph.js and graph.css.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from .templates import environment
 
 Row = Mapping[str, Any]
 Groups = Mapping[str, Sequence[int]]
-"""Name of a supernode to its nodes."""
+"""Maps the name of each supernode to the numbers of its nodes."""
 ASSETS = ("graph.js", "graph.css")
-"""Files under templates/ that the page of a graph needs."""
+"""Names of the files in templates/ that a page with a graph needs."""
 EDGES = 1200
 """Maximum number of edges drawn."""
 TOKEN_WIDTH = 76
-"""Pixels."""
+"""Width of a token's column in pixels."""
 TOKEN_LETTERS = 14
-"""Longer tokens are shortened below the graph."""
+"""Maximum length in characters of a token below the graph. Longer tokens are cut."""
 LEFT_MARGIN = 84
-"""Pixels left of the first token, for the names of the layers."""
+"""Space in pixels left of the first token. It holds the names of the layers."""
 TOP_MARGIN = 44
 _SHAPES = {
     "feature": "circle",
@@ -49,22 +49,22 @@ class PlacedNode:
     name: str
     """Text next to the node."""
     description: str
-    """Text for screen readers."""
+    """Text that screen readers speak."""
     is_root: bool
     always_shown: bool
-    """Pruning never hides the node."""
+    """True if the pruning slider never hides the node."""
     cumulative: float
-    """Share of the influence held by this node and all more influential ones."""
+    """Share, from 0 to 1, of all influence that this node and all more influential nodes have together."""
 
 
 @dataclass(frozen=True)
 class PlacedEdge:
-    """An edge and its curve."""
+    """An edge and the curve that draws it."""
 
     source: int
     target: int
     curve: str
-    """SVG path data, from source to target."""
+    """SVG path data of the curve from the source to the target."""
     width: float
     opacity: float
     raises: bool
@@ -72,7 +72,7 @@ class PlacedEdge:
 
 @dataclass(frozen=True)
 class AxisLabel:
-    """A token or layer name on an axis."""
+    """The name of a token or layer on an axis, with its position in pixels."""
 
     x: float
     y: float
@@ -81,25 +81,26 @@ class AxisLabel:
 
 @dataclass(frozen=True)
 class GraphLayout:
-    """Everything that is drawn, in pixels."""
+    """All nodes, edges and labels of a graph. Positions and sizes are in pixels."""
 
     width: float
     height: float
     nodes: tuple[PlacedNode, ...]
     edges: tuple[PlacedEdge, ...]
-    """Weakest first: SVG draws later elements on top."""
+    """Edges, weakest first. SVG draws later elements on top, so strong edges cover weak ones."""
     tokens: tuple[AxisLabel, ...]
     layers: tuple[AxisLabel, ...]
     n_hidden: int
-    """Number of edges beyond the limit."""
+    """Number of edges that are not drawn because the graph has more than the limit."""
 
 
 def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> tuple[list[Row], list[Row]]:
-    """Nodes and edges with each group replaced by one supernode.
+    """Returns the nodes and edges of the graph in which each group is replaced by one supernode.
 
-    A supernode lies where its most influential member lay and has the sum of its members' influences. The effect
-    of an edge from or to a supernode is the sum over its members; edges within a supernode are dropped. The supernode
-    of the i-th group has the number -1 - i. A node in two groups belongs to the later one.
+    A supernode takes the place of its most influential member. Its influence is the sum of its members' influences. The
+    effect of an edge from or to a supernode is the sum of the effects from or to its members. Edges between members of
+    one supernode are dropped. The supernode of group i, counted from 0, has the number -1 - i. A node that is in two
+    groups belongs to the later one.
     """
     supernode = {member: -1 - i for i, members in enumerate(groups.values()) for member in members}
     kept = [row for row in nodes if row["node"] not in supernode]
@@ -130,7 +131,7 @@ def _supernode(number: int, name: str, members: Sequence[Row]) -> Row:
         "kind": "supernode",
         "label": name,
         "members": len(members),
-        # token and position embeddings have no layer: they lie one level below layer 0
+        # token and position embeddings have no layer; they are drawn one level below layer 0
         "layer": -1 if first["layer"] is None else first["layer"],
         "influence": sum(row["influence"] or 0.0 for row in members),
     }
@@ -139,9 +140,11 @@ def _supernode(number: int, name: str, members: Sequence[Row]) -> Row:
 def lay_out(
     nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str], max_edges: int = EDGES
 ) -> GraphLayout:
-    """Layout of the graph of `nodes` and `edges` (rows of the catalogue's circuit_nodes and circuit_edges) over the
-    prompt's `tokens`, without the constant node. Only the `max_edges` strongest edges are kept; the strength of an edge
-    is its absolute effect divided by the largest one on the same target.
+    """Places the nodes and edges of a graph above the `tokens` of its prompt. The constant node is left out.
+
+    `nodes` and `edges` are rows of the catalogue's circuit_nodes and circuit_edges. Only the `max_edges` strongest
+    edges are kept. The strength of an edge is its absolute effect divided by the largest absolute effect on the same
+    target.
     """
     drawn = [row for row in nodes if row["kind"] != "constant"]
     layers = 1 + max((row["layer"] for row in drawn if row["layer"] is not None), default=-1)
@@ -178,10 +181,10 @@ def _shortened(text: str) -> str:
 
 
 def graph_markup(graph: GraphLayout, name: str, share: float = 1.0) -> Markup:
-    """`graph` as an HTML figure; all text is escaped.
+    """Writes `graph` as an HTML figure. All text in it is escaped.
 
-    `name` completes the accessible name "attribution graph of ...". Nodes beyond `share` of the cumulative influence
-    are hidden until the slider is moved.
+    Screen readers call the figure "attribution graph of NAME". The figure first shows only the most influential nodes,
+    up to the share `share` of all influence. Its slider changes this share.
     """
     macros: Any = environment().get_template("graph.html").module
     return macros.draw(graph, name, graph.n_hidden, share)
@@ -213,7 +216,7 @@ def _name(row: Row) -> str:
 
 
 def _description(row: Row) -> str:
-    """For example: feature 1/17 at caught, position 4; influence 0.2."""
+    """Returns the text for screen readers, such as "feature 1/17 at caught, position 4; influence 0.2"."""
     influence = f"influence {format_number(row['influence'])}"
     if row["kind"] == "supernode":
         return f"supernode {escape_invisible(row['label'])} of {row['members']} nodes; {influence}"
@@ -226,7 +229,10 @@ def _description(row: Row) -> str:
 def _edges(
     edges: Sequence[Row], where: Mapping[int, tuple[float, float]], limit: int
 ) -> tuple[list[PlacedEdge], int]:
-    """The `limit` strongest edges between placed nodes, weakest first, and the number of the others."""
+    """Returns the `limit` strongest edges, weakest first, and the number of edges that are left out.
+
+    Edges from or to a node that has no place in `where` are ignored.
+    """
     largest: dict[int, float] = {}
     for row in edges:
         largest[row["target_node"]] = max(largest.get(row["target_node"], 0.0), abs(row["effect"]))

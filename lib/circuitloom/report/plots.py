@@ -1,4 +1,4 @@
-"""Plots of the report; each shows the rows of one query."""
+"""Draws the plots of the report. Each plot shows the rows of one query."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..core.plotting import BLUE, SERIES, VERMILION, escape_mathtext, styled
 FAITHFULNESS_LIMITS = (-0.5, 1.5)
 """Limits of the y axis of the faithfulness plot."""
 MAX_CONCEPTS = 40
-"""Maximum number of concepts per column."""
+"""Maximum number of concepts in one column of panels."""
 PANEL = 2.5
 """Width of a small panel in inches."""
 _LINES = ("-", "--", ":", "-.")
@@ -30,18 +30,18 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class Line:
-    """Style of a run's line."""
+    """Style of the line that shows a run."""
 
     colour: str
     style: str
     marker: str
-    """Empty as long as there are enough line styles."""
+    """Matplotlib marker. It is empty while the line styles suffice to tell the runs of a series apart."""
     series: str
-    """Kind of dictionary, named in axis labels: runs of one series share the colour."""
+    """Name of the run's kind of dictionary, used in axis labels. Runs of one kind have the same colour."""
 
 
 def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
-    """Line style of each run, by name. `runs`: rows of the query `runs`."""
+    """Maps the name of each run to its line style. `runs` are the rows of the query `runs`."""
     members: dict[str, list[str]] = {}
     for row in runs:
         reads = "" if row["site_in"] in ("mlp_in", "mlp_out") else f" on {row['site_in']}"
@@ -57,7 +57,7 @@ def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
 
 
 def spread_evenly(layers: Sequence[int], n: int) -> list[int]:
-    """At most `n` of the layers, evenly spaced, including the first and the last."""
+    """Returns at most `n` of `layers`, evenly spaced. The first and the last layer are included."""
     if len(layers) <= n:
         return list(layers)
     places = {round(i * (len(layers) - 1) / (n - 1)) for i in range(n)}
@@ -66,7 +66,10 @@ def spread_evenly(layers: Sequence[int], n: int) -> list[int]:
 
 @styled
 def draw_pretraining(rows: Sequence[Row], figures: Mapping[str, float]) -> Figure:
-    """Loss against tokens. `figures`: scores of the language model by name."""
+    """Plots the loss of the language model against the number of training tokens.
+
+    `figures` maps the names of the model's scores to their values. Two of them are drawn as horizontal lines.
+    """
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(
@@ -86,7 +89,7 @@ def draw_pretraining(rows: Sequence[Row], figures: Mapping[str, float]) -> Figur
 
 @styled
 def draw_training(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
-    """Loss, FVU and share of dead features against steps: one column of panels per layer."""
+    """Plots loss, FVU and the share of dead features against training steps. Each layer has one column of panels."""
     layers = sorted({row["layer"] for row in rows})
     figure = Figure(figsize=_size(len(layers), len(_MEASURES), len(lines)), layout="constrained")
     panels = figure.subplots(len(_MEASURES), len(layers), squeeze=False, sharex=True, sharey="row")
@@ -109,7 +112,10 @@ def draw_training(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
 
 @styled
 def draw_densities(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
-    """Number of features by density: one row of panels per kind of dictionary, one column per layer."""
+    """Plots the number of features against their density.
+
+    There is one row of panels for each kind of dictionary, and one column for each layer.
+    """
     layers = sorted({row["layer"] for row in rows})
     kinds = list(
         dict.fromkeys(line.series for run, line in lines.items() if any(r["run"] == run for r in rows))
@@ -120,7 +126,7 @@ def draw_densities(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
         for panel, layer in zip(across, layers, strict=True):
             own_layer = [row for row in rows if row["layer"] == layer and lines[row["run"]].series == kind]
             for run, own in _by_run(own_layer):
-                # the bin of features that never fire has no logarithm
+                # features that never fire have density 0, so their bin has no place on the log axis
                 bins = [row for row in own if row["low"] is not None]
                 middle = [(row["low"] + row["high"]) / 2 for row in bins]
                 panel.plot(
@@ -140,7 +146,7 @@ def draw_densities(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
 
 @styled
 def draw_concepts(rows: Sequence[Row]) -> Figure:
-    """F1 of the best feature of each concept (rows) in each run (columns)."""
+    """Draws a heatmap of F1 values. Each row is a concept, each column a run, and each cell the run's best feature."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     best: dict[str, float] = {}
     for row in rows:
@@ -162,7 +168,7 @@ def draw_concepts(rows: Sequence[Row]) -> Figure:
 
 
 def _draw_cells(axes: Any, rows: Sequence[Row], concepts: Sequence[str], runs: Sequence[str]) -> Any:
-    """One panel of `draw_concepts`; cells without a score stay white."""
+    """Draws one panel of `draw_concepts` and returns its image. Cells without a score stay white."""
     values = np.full((len(concepts), len(runs)), np.nan)
     for row in rows:
         if row["concept"] in concepts and row["f1"] is not None:
@@ -186,7 +192,10 @@ def _draw_cells(axes: Any, rows: Sequence[Row], concepts: Sequence[str], runs: S
 
 @styled
 def draw_effects(rows: Sequence[Row]) -> Figure:
-    """Predicted effects of edges against measured ones: with everything else frozen, and with nothing frozen."""
+    """Plots the measured effect of each edge against the effect that the graph predicts.
+
+    In the left panel everything else was frozen during the measurement, in the right panel nothing was.
+    """
     figure = Figure(figsize=(6.4, 3.1), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, column, name, colour, marker in (
@@ -206,7 +215,10 @@ def draw_effects(rows: Sequence[Row]) -> Figure:
 
 @styled
 def draw_faithfulness(rows: Sequence[Row]) -> Figure:
-    """Share of a behaviour that the top k components recover: a panel per ablation and ranking, a line per basis."""
+    """Plots the share of a behaviour that the top k components recover against k.
+
+    There is one panel for each pair of ablation and ranking, and one line for each basis.
+    """
     panels_of = list(dict.fromkeys((row["ablation"], row["ranking"]) for row in rows))
     bases = list(dict.fromkeys(row["basis"] for row in rows))
     n_rows = ceil(len(panels_of) / 2)
@@ -223,7 +235,7 @@ def draw_faithfulness(rows: Sequence[Row]) -> Figure:
         panel.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
         panel.set_xscale("symlog", linthresh=1)
         panel.set_xlim(left=0)
-        # with few components kept, shares may lie far outside 0 to 1
+        # if few components are kept, the share may lie far outside the range 0 to 1
         panel.set_ylim(*FAITHFULNESS_LIMITS)
         panel.xaxis.set_major_formatter("{x:.0f}")
         panel.set_title(f"by {ranking}; the others set to {ablation.replace('_', ' ')}", loc="left")
@@ -236,12 +248,12 @@ def draw_faithfulness(rows: Sequence[Row]) -> Figure:
 
 
 def _size(columns: int, rows: int, lines: int) -> tuple[float, float]:
-    """Width and height in inches of a figure with a legend of `lines` entries."""
+    """Returns width and height in inches of a figure with this many panels and a legend of `lines` entries."""
     return max(5.0, PANEL * columns + 0.6), 1.75 * rows + 0.6 + 0.18 * ceil(lines / 3)
 
 
 def _by_run(rows: Iterable[Row]) -> Iterable[tuple[str, list[Row]]]:
-    """Consecutive rows of each run."""
+    """Groups rows by run. The rows of one run must follow each other."""
     return ((run, list(own)) for run, own in groupby(rows, key=lambda row: row["run"]))
 
 
@@ -250,7 +262,7 @@ def _line_style(line: Line) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, panels: Iterable[Any]) -> None:
-    """One legend for all panels, above the figure."""
+    """Adds one legend for all panels above them."""
     found: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""Versions, machine, hashes and job times of a study. None of these are in the catalogue."""
+"""Collects what the report shows but the catalogue does not contain: versions, machine, hashes and job times."""
 
 import csv
 import hashlib
@@ -16,29 +16,29 @@ PACKAGES = (
     "torch", "transformers", "transformer_lens", "tokenizers", "datasets", "zarr", "safetensors", "numpy", "pyarrow",
     "duckdb", "snakemake", "matplotlib",
 )  # fmt: skip
-"""Libraries whose versions may change results."""
+"""Libraries whose version may affect the results."""
 ROOT = Path(__file__).parents[1]
 _PIECE = 1 << 22
-"""Bytes of a file that are read at a time."""
+"""Number of bytes that are read from a file at a time."""
 
 
 @dataclass(frozen=True)
 class RuleTime:
-    """Time and memory of the jobs of one rule."""
+    """Run time and memory of all jobs of one rule."""
 
     rule: str
     jobs: int
     seconds: float
-    """Sum over jobs."""
+    """Run time in seconds, summed over the jobs."""
     longest: float
-    """Seconds of the longest job."""
+    """Run time in seconds of the longest job."""
     memory: float
-    """Largest peak resident memory of a job, in megabytes."""
+    """Peak resident memory, in megabytes, of the job that used most."""
 
 
 @dataclass(frozen=True)
 class FileHash:
-    """SHA-256 of weights or of a token array."""
+    """Name and SHA-256 of a weights file or of a token array."""
 
     name: str
     sha256: str
@@ -46,7 +46,10 @@ class FileHash:
 
 
 def versions() -> list[tuple[str, str]]:
-    """Name and version of circuitloom, Python and the installed libraries."""
+    """Returns (name, version) of circuitloom, Python and each installed library.
+
+    The list also contains the hash of circuitloom's code and the git commit.
+    """
     found = [("circuitloom", _version("circuitloom")), ("code of circuitloom, sha256", _code_hash())]
     found += [("git commit", _commit()), ("python", platform.python_version())]
     found += [(package, _version(package)) for package in PACKAGES]
@@ -54,7 +57,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def machine() -> list[tuple[str, str]]:
-    """Name and value of system, processor, cores, memory and GPU."""
+    """Returns (name, value) of the system, processor, number of cores, memory and GPU of this machine."""
     facts = [("system", f"{platform.system()} {platform.release()}"), ("processor", _processor())]
     facts.append(("cores", str(os.cpu_count())))
     if hasattr(os, "sysconf"):
@@ -64,9 +67,9 @@ def machine() -> list[tuple[str, str]]:
 
 
 def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) -> list[FileHash]:
-    """Hashes of the language model's weights, the token arrays and each dictionary's weights.
+    """Hashes the weights of the language model, the token arrays, and the weights of each dictionary.
 
-    Raises ValueError if weights are missing.
+    The arguments are the folders that contain them. Raises ValueError if weights are missing.
     """
     weights = sorted(model.glob("*.safetensors"))
     if not weights:
@@ -83,9 +86,9 @@ def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) ->
 
 
 def times(folder: Path, excluded_rule: str) -> list[RuleTime]:
-    """Times of each rule except `excluded_rule`, from the benchmark files in `folder`.
+    """Reads the times of each rule from the benchmark files in `folder`. `excluded_rule` is left out.
 
-    Jobs of one rule with different wildcards (layer, run, case study) are added up.
+    A rule may have several jobs, for example one for each layer, run or case study. Their times are added up.
     """
     rules: dict[str, list[tuple[float, float]]] = {}
     for file in sorted(folder.glob("*.tsv")):
@@ -102,14 +105,17 @@ def times(folder: Path, excluded_rule: str) -> list[RuleTime]:
 
 
 def _rule(stem: str) -> str:
-    """The rule of a benchmark file: its stem without layer, run, trace or case study."""
+    """Returns the name of the rule that wrote a benchmark file.
+
+    `stem` is the file's name without suffix. It is the rule's name, and may end with a layer, run, trace or case study.
+    """
     stem = re.sub(r"_layer-?\d+$", "", stem)
     start = r"(tabulate_features|trace_prompt|study_(?:feature|greater_than|difference|planted))_.+"
     return re.sub(start, r"\1", stem)
 
 
 def _number(text: str | None) -> float:
-    """A number in a benchmark file; 0 for NA and -, which Snakemake writes for very short jobs."""
+    """Reads a number of a benchmark file. For very short jobs Snakemake writes NA or -, which are read as 0."""
     try:
         return float(text or "")
     except ValueError:
@@ -121,7 +127,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _digest(files: Iterator[Path] | Sequence[Path], folder: Path) -> str:
-    """SHA-256 of the files' contents; for several files, their names and sizes as well."""
+    """Returns the SHA-256 of the contents of the files.
+
+    If there are several files, their sizes and their names relative to `folder` are hashed as well.
+    """
     digest = hashlib.sha256()
     files = list(files)
     for file in files:
@@ -134,7 +143,7 @@ def _digest(files: Iterator[Path] | Sequence[Path], folder: Path) -> str:
 
 
 def _code_hash() -> str:
-    """SHA-256 of the library's own files."""
+    """Returns the SHA-256 of the source files of circuitloom."""
     kinds = {".py", ".sql", ".html", ".css", ".js"}
     return _digest([file for file in _files(ROOT) if file.suffix in kinds], ROOT)
 
@@ -147,14 +156,14 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit that is checked out, and whether tracked files are changed."""
+    """Returns the git commit that is checked out. ", with changes" is added if tracked files differ from it."""
     commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     changed = commit and _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     return f"{commit}, with changes" if changed else commit
 
 
 def _processor() -> str:
-    """Name of the processor."""
+    """Returns the name of the processor."""
     file = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE) if file.is_file() else []
     if not names and sys.platform == "darwin":
@@ -163,7 +172,7 @@ def _processor() -> str:
 
 
 def _output(*command: str) -> str:
-    """Output of a command in one line; empty if the command is missing or fails."""
+    """Runs a command and returns its output as one line. Returns an empty string if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

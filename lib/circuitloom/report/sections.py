@@ -1,4 +1,4 @@
-"""Contents of the report: the catalogue's answers, and the plots drawn from them."""
+"""Collects the contents of the report: the answers to its queries, and the plots that are drawn from them."""
 
 import io
 import re
@@ -28,15 +28,15 @@ from .plots import (
 PANELS = 4
 """Maximum number of layers in the plots of training and densities."""
 PARETO_PANELS = 8
-"""Maximum number of layers in the Pareto plot; all layers replaced at once is one more panel."""
+"""Maximum number of layers in the Pareto plot. One more panel shows all layers replaced at once."""
 EFFECTS = 2000
-"""Maximum number of edges in the plot of effects."""
+"""Maximum number of edges in the plot of predicted and measured effects."""
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot, and the answer that it shows."""
+    """A plot as SVG, and the answer whose rows it shows."""
 
     svg: str
     answer: Answer
@@ -44,16 +44,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class TraceSection:
-    """A traced prompt."""
+    """The part of the report about one traced prompt."""
 
     trace: Row
-    """Row of the query `traces`."""
+    """The row of the trace in the answer to the query `traces`."""
     prompt: Answer
     graph: GraphLayout
     nodes: Answer
     edges: Answer
     features: tuple[Answer, Answer]
-    """Tokens that the graph's features raise and lower, and their examples."""
+    """Two answers about the features of the graph: the tokens whose logits they raise or lower, and their examples."""
     effects: Picture | None
     paths: Answer
     interventions: Answer
@@ -70,9 +70,9 @@ class Sections:
     language_model: Answer
     pretraining: Picture | None
     layers: tuple[int, ...]
-    """Layers whose dictionaries are evaluated."""
+    """All layers whose dictionaries are evaluated."""
     shown: tuple[int, ...]
-    """Layers in the plots of training and densities."""
+    """Layers that the plots of training and densities show."""
     pareto: Picture | None
     metric_mean: Answer
     metrics: Answer
@@ -85,19 +85,23 @@ class Sections:
     behaviours: Mapping[str, Picture]
     components: Answer
     claims: Mapping[str, Answer]
-    """Claims by case study."""
+    """Maps the name of each case study to its claims."""
     blind: Answer
 
 
 @dataclass(frozen=True)
 class AnswerLog:
-    """Runs named queries and keeps the answers: the report contains the rows and SQL of all."""
+    """Runs named queries and keeps all answers, because the report contains the rows and the SQL of each one."""
 
     client: CatalogClient
     answers: list[Answer] = field(default_factory=list)
 
     def ask(self, query: str, key: str = "", /, **parameters: Any) -> Answer:
-        """The answer to a named query; `key` (a trace, case study or behaviour) makes its name unique."""
+        """Run a named query, keep its answer and return it.
+
+        If the report runs one query several times, `key` makes the answer's name unique. It is the name of a trace,
+        case study or behaviour.
+        """
         answer = self.client.ask(query, **parameters)
         if key:
             answer = replace(answer, name=f"{query}:{key}")
@@ -107,10 +111,10 @@ class AnswerLog:
 
 
 def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
-    """Run all queries and draw all plots.
+    """Run all queries of the report and draw all its plots.
 
-    `step_tokens`: tokens per optimizer step of pretraining, 0 if the language model is not pretrained.
-    Raises ValueError if the catalogue cannot be read.
+    `step_tokens` is the number of tokens in one optimizer step of pretraining. It is 0 if the language model is not
+    pretrained. Raises ValueError if the catalogue cannot be read.
     """
     runs = catalogue.ask("runs")
     lines = lines_of(runs.rows)
@@ -155,7 +159,7 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
 
 
 def _picture(answer: Answer, draw: Callable[..., Figure], *arguments: Any) -> Picture | None:
-    """The plot of an answer; None if it has no rows."""
+    """Draws the rows of an answer. Returns None if there are no rows."""
     if not answer.rows:
         return None
     return Picture(inline_svg(draw(answer.rows, *arguments), answer.name, answer.description), answer)
@@ -183,7 +187,7 @@ def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
 
 
 def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
-    """A plot per behaviour, and the components that each behaviour depends on most."""
+    """Returns a plot for each behaviour, and the components that each behaviour depends on most."""
     pictures = {}
     for row in catalogue.ask("behaviours").rows:
         answer = catalogue.ask("faithfulness", row["behaviour"], behaviour=row["behaviour"])
@@ -194,14 +198,17 @@ def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """`figure` as an SVG element with text as text. Ids get the prefix `name`, so they are unique in the page."""
+    """Returns `figure` as an SVG element whose text is not converted to outlines.
+
+    All ids get the prefix `name`, so that they are unique in the page. `label` is the text for screen readers.
+    """
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
-        # the browser draws the text and has glyphs that matplotlib's font lacks
+        # the browser draws the text, so a glyph that is missing in matplotlib's font does no harm
         warnings.filterwarnings("ignore", r"Glyph \d+")
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = _prefix_ids(text.getvalue(), re.sub(r"\W", "-", name))
-    # no height: a narrower page keeps the aspect ratio
+    # without a height, the plot keeps its aspect ratio on a narrow page
     width, view = (re.search(rf'{key}="[^"]*"', svg) for key in ("width", "viewBox"))
     assert width and view
     head = f'<svg {_NAMESPACES} {width[0]} {view[0]} role="img" aria-label="{escape(label)}">'
@@ -209,7 +216,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def _prefix_ids(svg: str, name: str) -> str:
-    """The <svg> element with `name` as prefix of referenced ids; other ids are removed."""
+    """Returns the <svg> element of `svg`. Ids that are referred to get the prefix `name`, all others are removed."""
     svg = svg[svg.index("<svg") :]
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)

@@ -1,4 +1,4 @@
-"""Writes the report of a study: one self-contained HTML file."""
+"""Writes the report of a study as one self-contained HTML file."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -32,46 +32,46 @@ from .templates import read as read_template
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Files and config that a report is written from."""
+    """The files and the config from which a report is written."""
 
     folder: Path
-    """The study's results, with its catalogue."""
+    """Folder of the study's results. It contains the catalogue."""
     config: Mapping[str, Any]
-    """The study's config, with all defaults."""
+    """The study's config, with all default values filled in."""
     model: Path
     tokens: Sequence[Path]
-    """Token arrays."""
+    """Folders of the token arrays."""
     dictionaries: Sequence[Path]
     results: Sequence[Path]
-    """result.md of each case study; its folder is named after the case study."""
+    """The file result.md of each case study. Its folder has the name of the case study."""
     pictures: Sequence[Path]
-    """PNG files of the case studies, in the same folders."""
+    """PNG files of the case studies. They lie next to result.md."""
     benchmarks: Path
     """Folder of Snakemake's benchmark files."""
     rule: str
-    """The rule that writes the report; its time is not known yet and not listed."""
+    """Name of the rule that writes the report. It is left out of the list of times because it is still running."""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The written result of a case study."""
+    """The text and pictures of a case study's result."""
 
     case: str
     title: str
     text: Markup
     other_pictures: tuple[tuple[str, str], ...]
-    """Name and data URI of pictures that the text does not show."""
+    """Name and data URI of each picture that the text does not contain."""
 
 
 def write_report(inputs: ReportInputs, path: Path) -> None:
-    """Write the report to `path`, atomically. Raises ValueError, with the remedy, if an input is missing."""
+    """Write the report to `path` atomically. Raises ValueError, with the remedy, if an input is missing."""
     catalogue = AnswerLog(CatalogClient(inputs.folder))
     sections = collect(catalogue, step_tokens(inputs.config))
     write_atomically(path, render(inputs, sections, catalogue).encode())
 
 
 def render(inputs: ReportInputs, sections: Sections, catalogue: AnswerLog) -> str:
-    """The page as HTML."""
+    """Returns the report as the text of an HTML page."""
     filters = {
         "shown": format_value, "number": format_number, "signed": format_signed, "visible": escape_invisible,
         "token": format_token, "heading": column_heading, "duration": format_duration,
@@ -101,7 +101,10 @@ def render(inputs: ReportInputs, sections: Sections, catalogue: AnswerLog) -> st
 
 
 def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[CaseResult]:
-    """The results of case studies, with their pictures as data URIs. Raises ValueError if a file is missing."""
+    """Reads the results of the case studies. Pictures become data URIs. Raises ValueError if a file is missing.
+
+    `results` are the files result.md, and `pictures` the PNG files in the same folders.
+    """
     found = []
     for file in results:
         own = {each.name: _data_uri(each) for each in pictures if each.parent == file.parent}
@@ -110,13 +113,13 @@ def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[Case
         others = tuple((name, data) for name, data in own.items() if name not in seen)
         case = file.parent.name
         title = title.removeprefix(f"{case}: ")
-        # HTML in the text was escaped
+        # this is safe as Markup because render_result escapes HTML in the text
         found.append(CaseResult(case, title, Markup(page), others))
     return found
 
 
 def step_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens per optimizer step of pretraining; 0 if the language model is not pretrained in the study."""
+    """Returns the number of tokens in one optimizer step of pretraining. It is 0 if no model is pretrained."""
     model = config["language_model"]
     return model["batch"] * config["corpus"]["context"] if model["source"] == "pretrain" else 0
 
@@ -132,10 +135,10 @@ def _read(file: Path) -> bytes:
 
 
 def render_result(text: str, pictures: Mapping[str, str]) -> tuple[str, str, set[str]]:
-    """Convert a case study's Markdown: title, HTML of the rest without tables, and names of the pictures in the text.
+    """Convert the Markdown of a case study. Returns its title, the rest as HTML, and the names of its pictures.
 
-    `pictures`: data URIs by file name; no other picture is included. HTML and links in `text` stay text.
-    Tables are dropped because the report shows the claims from the catalogue.
+    `pictures` maps file names to data URIs. Pictures that it does not contain are replaced by their description. HTML
+    and links in `text` stay plain text. Tables are dropped because the report shows the claims from the catalogue.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink"])
     tokens = parser.parse(text)

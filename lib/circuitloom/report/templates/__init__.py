@@ -1,4 +1,4 @@
-"""Jinja templates, style and script of the report; templates escape everything."""
+"""Reads the Jinja templates, style sheets and script of the report. The templates escape all text."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 
 def environment(**filters: Any) -> Environment:
-    """A Jinja environment with these filters and `script_json`; escapes everything that is not Markup."""
+    """Returns a Jinja environment with `filters` and `script_json`. It escapes every value that is not Markup."""
     templates = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -26,12 +26,12 @@ def environment(**filters: Any) -> Environment:
 
 
 def read(name: str) -> str:
-    """Text of a file that the page includes unchanged."""
+    """Reads a file of this folder that the page includes unchanged."""
     return (FOLDER / name).read_text()
 
 
 def script_json(value: Any) -> Markup:
-    """`value` as JSON for a script element: no string in it can end the element or begin a comment.
+    """Writes `value` as JSON that is safe in a script element: no text in it can end the element or begin a comment.
 
     NaN and infinity become null.
     """
@@ -40,7 +40,7 @@ def script_json(value: Any) -> Markup:
 
 
 def policy(script: str) -> str:
-    """A Content-Security-Policy: the page may run only `script`, and may load nothing from elsewhere."""
+    """Returns a Content-Security-Policy that lets the page run only `script` and load nothing from other places."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
