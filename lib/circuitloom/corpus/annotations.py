@@ -1,4 +1,5 @@
-"""Concept annotations of generated text: from the words of a document to the tokens of packed sequences."""
+"""Annotates generated text with concepts. Concepts are found in the words of a document and mapped to the tokens of
+packed sequences."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,9 +22,9 @@ from .tokens import open_tokens
 
 
 def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path, tokens: Path) -> pa.Table:
-    """CONCEPT rows of the held-out split that `build_corpus` wrote; empty for real text.
+    """Returns CONCEPT rows of the held-out split that `build_corpus` wrote. There are none for real text.
 
-    Raises ValueError if a concept is unknown or the documents are from another seed or grammar.
+    Raises ValueError if a concept is unknown, or if the documents were generated from another seed or grammar.
     """
     if not isinstance(section, config.Chronicle):
         return CONCEPT.schema.empty_table()
@@ -46,9 +47,10 @@ def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episo
 def concept_table(
     episodes: Iterable[Episode], concepts: Sequence[Concept], packing: Packing, sequences: int
 ) -> pa.Table:
-    """CONCEPT rows of documents packed one after the other into `sequences` sequences, sorted by the table's key.
+    """Returns CONCEPT rows of `episodes`, sorted by the table's key.
 
-    Annotations whose evidence begins in an earlier sequence are dropped.
+    The episodes must be all documents of a split in order, packed into `sequences` sequences. An annotation is
+    dropped if its evidence begins in an earlier sequence than its token.
     """
     found: list[list[_Annotation]] = [[] for _ in concepts]
     start = 0
@@ -64,7 +66,7 @@ def concept_table(
 
 
 def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]:
-    """First and last token of each word of a document."""
+    """Returns the index of the first and the last token of each word. The document's first token after the BOS is 0."""
     ends = np.cumsum([len(word) + 1 for word in episode.words]) - 1
     starts = ends - [len(word) for word in episode.words]
     offsets = packing.tokenizer.offsets(episode.text)
@@ -74,7 +76,7 @@ def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]
 
 
 class _Annotation(NamedTuple):
-    """An annotated token. Tokens are numbered from the start of the stream of all documents."""
+    """An annotated token. Token numbers count from the start of the stream, which concatenates all documents."""
 
     token: int
     evidence_start: int
@@ -84,7 +86,10 @@ class _Annotation(NamedTuple):
 
 
 def _word_tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing) -> list[range]:
-    """Tokens of each word of a document that begins at `start`; the last entry (index -1) is its BOS."""
+    """Returns the token numbers of each word of a document whose first word begins at token `start`.
+
+    The last entry (index -1) is the document's BOS.
+    """
     words = [range(start + first, start + last + 1) for first, last in spans.tolist()]
     return [*words, range(start - len(packing.prefix), start)]
 
@@ -92,9 +97,9 @@ def _word_tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing)
 def _token_annotations(
     word: AnnotatedWord, concept: Concept, episode: Episode, tokens: list[range]
 ) -> list[_Annotation]:
-    """Annotations of a word's tokens: all of them for a lasting concept, else the last."""
+    """Annotates all tokens of a word if the concept is lasting, and otherwise only the last token."""
     annotated = tokens[word.position] if concept.lasting else tokens[word.position][-1:]
-    # evidence that begins at the document's BOS may begin at the BOS of the sequence instead
+    # if the evidence includes the document's BOS, it counts from the first word: the sequence has a BOS of its own
     evidence_start = tokens[max(word.evidence_start, 0)].start
     required, optional = concept.cues(episode, word)
     cues = [[token for each in cue for token in tokens[each]] for cue in required]
@@ -125,5 +130,8 @@ def _table(found: list[list[_Annotation]], names: list[str], packing: Packing, s
 
 
 def _positions(tokens: list[int], first: int, last: int) -> list[int]:
-    """Positions, in the sequence that begins at token `first`, of the tokens from `first` to `last`."""
+    """Returns the positions of `tokens` in the sequence that begins at token `first`.
+
+    Tokens before `first` or after `last` are left out.
+    """
     return [token - first for token in tokens if first <= token <= last]

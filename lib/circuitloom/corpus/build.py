@@ -27,23 +27,23 @@ class TokenizerSource:
     """Where the tokenizer comes from."""
 
     name: str | None = None
-    """Folder or hub name; None is chronicle's word tokenizer."""
+    """Folder, or name on the Hugging Face hub. None means chronicle's word tokenizer."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     model_vocabulary: int = 0
-    """Vocabulary size of the language model; 0 if the model is created to fit the tokenizer."""
+    """Vocabulary size of the language model. 0 if the model will be created to fit the tokenizer."""
 
     def load(self) -> Tokenizer:
-        """Load the tokenizer; raises ValueError if it does not exist."""
+        """Load the tokenizer. Raises ValueError if it does not exist."""
         return word_tokenizer(vocabulary()) if self.name is None else load_tokenizer(self.name, self.revision)
 
     def commit(self) -> str | None:
-        """Commit of a tokenizer that was loaded from the hub; None for any other."""
+        """Commit hash of a tokenizer that was loaded from the hub. None for other tokenizers."""
         from huggingface_hub import try_to_load_from_cache
 
         if self.name is None or Path(self.name).is_dir():
             return None
-        # in the hub's cache a snapshot's folder is named after its commit
+        # the hub's cache names each snapshot folder after its commit
         file = try_to_load_from_cache(self.name, "tokenizer.json", revision=self.revision)
         return Path(file).parent.name if isinstance(file, str) else None
 
@@ -55,12 +55,14 @@ def build_corpus(
     tokenizer: TokenizerSource | None = None,
     version: str = "",
 ) -> None:
-    """Write `OUTPUTS` into `folder`.
+    """Write the files and folders in `OUTPUTS` into `folder`.
 
-    Validation and training documents are disjoint: they are split by a hash of their text, and training documents
-    that also occur in a validation split are dropped. A killed build resumes from `build.partial`; `version` is a hash
-    of the code.
-    Raises ValueError if there is no text, no tokenizer, or not enough text for one sequence.
+    No text is in both splits. If the source has no validation split, a hash of each text decides its split. Training
+    documents that also occur in the validation split are dropped.
+    A killed build resumes from the folder `build.partial`, unless the source, the tokenizer, the config or `version`
+    (a hash of the code) has changed.
+    Raises ValueError if the source has no text, if the tokenizer does not load, or if the text does not fill one
+    sequence.
     """
     tokenizer = tokenizer or TokenizerSource()
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ def build_corpus(
 
 
 def _pack(section: config.Corpus, source: Source, packing: Packing, partial: Path) -> dict[str, PackedBlocks]:
-    """Pack both splits; existing blocks are kept."""
+    """Pack both splits. Blocks that already exist are kept."""
     validation, train = (PackedBlocks(partial / split, split) for split in (VALIDATION, TRAIN))
     _pack_split(validation, section.validation_tokens, source, packing, set())
     held_out = {text_hash(text) for text in validation.texts()}
@@ -102,7 +104,10 @@ def _pack_split(
     packing: Packing,
     excluded: set[int],
 ) -> None:
-    """Pack a split to about `tokens` tokens, without documents whose text hash is in `excluded`."""
+    """Pack about `tokens` tokens of a split, or all of it for None.
+
+    Documents whose text hash is in `excluded` are left out.
+    """
     split, cursor = blocks.split, blocks.cursor
     limit = None if tokens is None else max(1, tokens // packing.context)
     documents = (d for d in source.documents(split, cursor.stream_index) if text_hash(d.text) not in excluded)

@@ -1,5 +1,5 @@
-"""Packing: documents are concatenated and cut into sequences of equal length. Finished blocks are on disk, so that a
-killed run resumes after the last one."""
+"""Concatenates documents and cuts them into sequences of equal length. Finished blocks are written to disk, so a
+killed run resumes after the last finished block."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from .tokenizer import Tokenizer
 from .tokens import SequenceArrays
 
 _TOKENIZER_BATCH = 1000
-"""Documents tokenized per call."""
+"""Number of documents tokenized per call."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Cursor:
     """Position in a split at which packing resumes."""
 
     stream_index: int = 0
-    """Index, in the source's stream, of the next document to pack."""
+    """Index of the next document to pack in the source's stream."""
     document: int = 0
     """Number of that document within the split."""
     offset: int = 0
-    """Number of its tokens that are already packed, BOS included."""
+    """Number of its tokens that are already packed, including its BOS."""
     sequences: int = 0
     """Number of sequences packed so far."""
 
@@ -50,7 +50,7 @@ class PackedDocument:
 
 @dataclass(frozen=True)
 class SequenceBlock:
-    """Some packed sequences, and the cursor at which the next block begins."""
+    """Some packed sequences and the cursor at which the next block begins."""
 
     token: Integer[np.ndarray, "sequence position"]
     document: Integer[np.ndarray, "sequence position"]
@@ -67,21 +67,21 @@ class Packing:
     context: int
     """Tokens per sequence."""
     model_vocabulary: int = 0
-    """Vocabulary size of the language model; 0 if the model is created to fit the tokenizer."""
+    """Vocabulary size of the language model. 0 if the model will be created to fit the tokenizer."""
 
     @property
     def prefix(self) -> list[int]:
-        """Token ids before each document and each sequence: the BOS, if the tokenizer has one."""
+        """Token ids before each document and each sequence. This is the BOS, or nothing if the tokenizer has none."""
         return [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
 
     @property
     def suffix(self) -> list[int]:
-        """Token ids after each document: the EOS, if the tokenizer has one and no BOS."""
+        """Token ids after each document. This is the EOS if the tokenizer has an EOS but no BOS, else nothing."""
         return [] if self.prefix or self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
 
     @property
     def stride(self) -> int:
-        """Tokens per sequence without the BOS at its start."""
+        """Number of tokens per sequence, not counting the BOS at its start."""
         return self.context - len(self.prefix)
 
     @property
@@ -92,7 +92,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class _Span:
-    """Consecutive tokens of one document, BOS and EOS included."""
+    """Consecutive tokens of one document. Its BOS and EOS count as its tokens."""
 
     source: Document
     document: int
@@ -109,9 +109,10 @@ def pack_documents(
     block: int,
     limit: int | None = None,
 ) -> Iterator[SequenceBlock]:
-    """Yield blocks of `block` sequences; the last may be shorter. `documents` starts at the cursor's document.
+    """Yield blocks of `block` sequences. `documents` must start at the cursor's document.
 
-    Stops at `limit` sequences in total or when the documents end; tokens that do not fill a sequence are dropped.
+    Packing stops after `limit` sequences, including those before the cursor, or when the documents end. The last
+    block may be shorter. Tokens that do not fill a sequence are dropped.
     Raises ValueError if a token id is not in the model's vocabulary.
     """
     pending: list[_Span] = []
@@ -149,7 +150,7 @@ def _tokenize(batch: list[tuple[int, Document]], packing: Packing, cursor: Curso
 
 
 def _split(spans: list[_Span], tokens: int) -> tuple[list[_Span], list[_Span]]:
-    """The first `tokens` tokens of `spans`, and the remainder."""
+    """Split `spans` after their first `tokens` tokens and return both parts."""
     ends = np.cumsum([len(span.tokens) for span in spans])
     last = int(np.searchsorted(ends, tokens))
     span = spans[last]
@@ -184,7 +185,7 @@ def _block(spans: list[_Span], packing: Packing, cursor: Cursor) -> SequenceBloc
 
 @dataclass(frozen=True)
 class PackedBlocks:
-    """The packed blocks of one split on disk; a block is complete once its cursor is written."""
+    """The packed blocks of one split on disk. A block is complete when its cursor is written."""
 
     folder: Path
     split: str
@@ -211,25 +212,25 @@ class PackedBlocks:
         return Cursor(**json.loads((self.folder / f"{len(self) - 1:06d}.json").read_text()))
 
     def arrays(self) -> Iterator[SequenceArrays]:
-        """Token ids and document numbers of each block."""
+        """Yield the token ids and document numbers of each block."""
         for number in range(len(self)):
             with np.load(self.folder / f"{number:06d}.npz") as block:
                 yield block["token"], block["document"]
 
     def tables(self) -> Iterator[pa.Table]:
-        """DOCUMENT rows of the documents that begin in each block."""
+        """Yield, for each block, the DOCUMENT rows of the documents that begin in it."""
         for number in range(len(self)):
             yield read_table(self.folder / f"{number:06d}.parquet")
 
     def texts(self) -> Iterator[str]:
-        """Text of every document, in order."""
+        """Yield the text of every document, in order."""
         for table in self.tables():
             yield from table["text"].to_pylist()
 
 
 def write_documents(path: Path, splits: list[PackedBlocks]) -> None:
-    """Write the table DOCUMENT of all splits, one row group per block: the table may exceed the memory."""
-    # page checksums: DuckDB does not notice flipped bytes, pyarrow does
+    """Write the table DOCUMENT of all splits. It has one row group per block, because it may not fit into memory."""
+    # with page checksums pyarrow notices flipped bytes; DuckDB does not check them
     with pq.ParquetWriter(path, DOCUMENT.schema, compression="zstd", write_page_checksum=True) as writer:
         for blocks in splits:
             for table in blocks.tables():

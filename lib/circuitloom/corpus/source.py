@@ -1,4 +1,4 @@
-"""The three sources of text (chronicle, files, hub) behind one interface, read with `datasets`."""
+"""The three sources of text (chronicle, files, hub) behind one interface. All are read with `datasets`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class Document(NamedTuple):
     """A document of a source."""
 
     stream_index: int
-    """Index in the source's stream; skipped documents count."""
+    """Index in the source's stream. Skipped documents count too."""
     text: str
     log_probability: float | None
     """Log probability under the grammar, in nats; None for real text."""
@@ -33,19 +33,21 @@ class Source:
     """A source of documents."""
 
     name: str
-    """Name in messages."""
+    """Name of the source in error messages."""
     identity: dict[str, Any]
-    """Identifies the text, in addition to the config: the hub's commit, or size and modification time of each file."""
+    """Values that identify the text together with the config: the seed, the hub's commit, or the size and
+    modification time of each file."""
     stream: Callable[[str, int], "IterableDataset"]
-    """(split, start) -> the split's rows from row `start` on, with a column `text`; chronicle also gives
-    `log_probability`."""
+    """Takes (split, start) and returns the split's rows from row `start` on. Rows have a column `text`, and for
+    chronicle also `log_probability`."""
     held_out: float | None = None
-    """Fraction of documents held out by a hash of their text; None if the source has a validation split."""
+    """Fraction of documents that a hash of their text assigns to the validation split. None if the source has its
+    own validation split."""
     characters: dict[str, float] = field(default_factory=dict)
-    """Approximate number of characters of each split, for finite sources."""
+    """Approximate number of characters of each split. Only known if the source is files."""
 
     def documents(self, split: str, start: int = 0) -> Iterator[Document]:
-        """Documents of `split` that are not blank, from index `start` of the stream on.
+        """Yield the documents of `split` that are not blank, from index `start` of the stream on.
 
         Raises ValueError if the rows cannot be read.
         """
@@ -69,16 +71,16 @@ class Source:
 
 
 def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
-    """Open the source of a config section; `datasets` keeps its lock files in `scratch`.
+    """Open the source of a config section. `datasets` writes its lock files to `scratch`.
 
-    Raises ValueError if a file, data set or column is missing.
+    Raises ValueError if a file, data set or column does not exist.
     """
     import datasets
     import datasets.config
 
-    # otherwise its lock files are written to the user's cache
+    # otherwise `datasets` writes its lock files to the user's cache
     datasets.config.HF_DATASETS_CACHE = scratch
-    # for a damaged file it logs what the error says too
+    # otherwise `datasets` also logs the error that a damaged file raises
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     match section:
         case config.Chronicle():
@@ -96,7 +98,7 @@ def _readable(where: str) -> Iterator[None]:
 
     try:
         yield
-    # Arrow's errors are ValueErrors; a generator raises RuntimeError at an empty file
+    # Arrow's errors are ValueErrors; for an empty file, a generator raises RuntimeError
     except (DatasetsError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = first_line(error)
         raise ValueError(f"{where}: cannot be read as text ({reason}); repair or replace it") from error
@@ -149,7 +151,11 @@ def _files(section: config.TextFiles) -> Source:
 
 
 def _format(key: str, paths: Sequence[str]) -> str:
-    """Format of the files, as `datasets` names it; ValueError if a file is missing, empty or of another format."""
+    """Returns the format of the files, as `datasets` names it.
+
+    Raises ValueError if a file does not exist, is empty or has an unknown format, or if the files have several
+    formats.
+    """
     for path in map(Path, paths):
         if not path.is_file():
             raise ValueError(f"{key}: {path} does not exist; correct the path")
@@ -166,7 +172,7 @@ def _format(key: str, paths: Sequence[str]) -> str:
 
 
 def _characters(path: str) -> int:
-    """Approximate number of characters of a file: its size in bytes, uncompressed for Parquet."""
+    """Approximate number of characters of a file. This is its size in bytes, for Parquet before compression."""
     import pyarrow.parquet as pq
 
     if Path(path).suffix != ".parquet":
@@ -206,7 +212,7 @@ def _hub(section: config.HubDataset) -> Source:
 
 
 def _file_states(paths: list[Path]) -> dict[str, Any]:
-    """Size and modification time of each file."""
+    """Returns the size in bytes and the modification time in ns of each file, by path."""
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
@@ -226,7 +232,7 @@ def _current_commit(dataset: str, revision: str) -> str | None:
 
 
 def _text_only(data: "IterableDataset", column: str, where: str) -> "IterableDataset":
-    """Keep only the column of text, renamed to `text`; ValueError if it does not exist."""
+    """Keep only the column with the text and rename it to `text`. Raises ValueError if it does not exist."""
     with _readable(where):
         columns = data.column_names or list(next(iter(data), {}))
     if not columns:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BOS = "<bos>"
-"""Token before each of chronicle's documents; its id is 0."""
+"""The token before each document of chronicle. Its id is 0."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """Id of the BOS, or None (0 is a valid id)."""
+        """Id of the BOS. None if there is no BOS; 0 is a valid id."""
         return _id(self.hugging_face.bos_token_id)
 
     @property
     def eos_id(self) -> int | None:
-        """Id of the EOS, or None."""
+        """Id of the EOS. None if there is no EOS."""
         return _id(self.hugging_face.eos_token_id)
 
     @cached_property
@@ -42,24 +42,27 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that determines the ids of a text."""
+        """Hash of everything that determines the token ids of a text."""
         text = f"{self.hugging_face.backend_tokenizer.to_str()} {self.bos_id} {self.eos_id}"
         return sha256(text.encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " token"]]:
-        """Token ids (int32) of each text, without BOS or EOS."""
+        """Returns the token ids (int32) of each text, without BOS or EOS."""
         encodings = self.hugging_face.backend_tokenizer.encode_batch_fast(
             list(texts), add_special_tokens=False
         )
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
-        """Start and end (exclusive) of each token in `text`, in characters."""
+        """Returns the start and end (exclusive) of each token in `text`, in characters."""
         encoding = self.hugging_face.backend_tokenizer.encode(text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def strings(self) -> list[str]:
-        """Text of each token as inside a sentence, by id; empty strings for unused ids."""
+        """Returns the text of each token as it appears inside a sentence, indexed by id.
+
+        Unused ids give empty strings.
+        """
         backend = self.hugging_face.backend_tokenizer
         ids = self.hugging_face.get_vocab()
         strings = [""] * self.vocabulary
@@ -67,7 +70,7 @@ class Tokenizer:
             if backend.decoder is None:
                 strings[number] = token
             else:
-                # some decoders drop a space at the start of a text; the second of two tokens keeps it
+                # some decoders drop a space at the start of a text: decode the token twice and use the second copy
                 once, twice = (backend.decoder.decode([token] * n) for n in (1, 2))
                 strings[number] = twice[len(once) :] or token
         return strings
@@ -80,7 +83,7 @@ class Tokenizer:
 def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     """Load a tokenizer from a folder or the hub.
 
-    Raises ValueError if there is none, or none with an implementation in `tokenizers`.
+    Raises ValueError if the tokenizer does not exist or has no fast implementation (`tokenizers`).
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -103,14 +106,17 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
         raise ValueError(
             f"corpus.tokenizer: {name} has no tokenizer.json; convert it with transformers first"
         )
-    # a tokenizer.json may switch these on
+    # a tokenizer.json may switch on truncation and padding
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return Tokenizer(tokenizer)
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """A tokenizer of the given words, separated by spaces, and a BOS with id 0; unknown words are an error."""
+    """Returns a tokenizer that splits text at spaces and knows `words` and a BOS.
+
+    The BOS has id 0, and `words` have the ids from 1 on. Other words raise an error.
+    """
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit

@@ -1,4 +1,5 @@
-"""Token arrays of a split: sharded Zarr 3 arrays with checksums, written by the corpus and read by later stages."""
+"""Token arrays of a split, as sharded Zarr 3 arrays with checksums. The corpus stage writes them and later stages
+read them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ def write_tokens(
 ) -> None:
     """Write the group `path` with arrays `token` and `document`, each [sequences, context].
 
-    Each block except the last consists of complete shards (`SEQUENCES_PER_SHARD` sequences).
+    Each block except the last must consist of complete shards of `SEQUENCES_PER_SHARD` sequences.
     """
     group = zarr.create_group(path, overwrite=True, attributes=attributes)
     blocks = iter(blocks)
@@ -54,16 +55,19 @@ def _create(group: zarr.Group, name: str, shape: tuple[int, int], dtype: np.dtyp
         dtype=dtype,
         shards=(SEQUENCES_PER_SHARD, shape[1]),
         chunks=(SEQUENCES_PER_CHUNK, shape[1]),
-        # the checksum comes last to cover the compressed bytes: zstd's own checksum leaves out its header
+        # the checksum comes last, so it covers the compressed bytes; zstd's own checksum does not cover its header
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         dimension_names=("sequence", "position"),
-        # otherwise a shard of zeros is not written and looks like a lost one
+        # otherwise Zarr does not write a shard of zeros, and the shard looks lost
         config={"write_empty_chunks": True},
     )
 
 
 def check_shards(path: Path, array: zarr.Array) -> None:
-    """Raise ValueError if a shard of `array` in the group `path` is missing; Zarr would read it as zeros."""
+    """Raise ValueError if a shard of `array` in the group `path` is missing.
+
+    Zarr would read a missing shard as zeros.
+    """
     shards = array.shards
     assert shards is not None
     expected = ceil(array.shape[0] / shards[0])
@@ -80,8 +84,9 @@ def check_shards(path: Path, array: zarr.Array) -> None:
 class Tokens:
     """Token sequences of equal length, read lazily.
 
-    With a BOS, each sequence is a BOS and context - 1 tokens of the stream, in which a BOS also precedes each
-    document. Without a BOS, each sequence is `context` tokens of the stream.
+    The stream is the concatenation of all documents. If there is a BOS, the stream has one before each document, and
+    each sequence is a further BOS and then `context` - 1 tokens of the stream. Otherwise each sequence is `context`
+    tokens of the stream.
     """
 
     path: Path
@@ -90,7 +95,7 @@ class Tokens:
     document: zarr.Array
     """Document number (within the split) of each token, [sequence, position]."""
     bos_id: int | None
-    """Token id of the BOS, or None (0 is a valid id)."""
+    """Token id of the BOS. None if there is no BOS; 0 is a valid id."""
     vocabulary: int
     """Vocabulary size of the tokenizer."""
 
@@ -104,13 +109,19 @@ class Tokens:
         return self.token.shape[1]
 
     def take(self, indices: slice | Int[np.ndarray, " sequence"]) -> Int[Tensor, "sequence position"]:
-        """Token ids (int64) of the sequences at `indices`, in that order; ValueError if damaged."""
+        """Returns token ids (int64) of the sequences at `indices`, in that order.
+
+        Raises ValueError if they are damaged.
+        """
         return self._read(self.token, indices)
 
     def take_document(
         self, indices: slice | Int[np.ndarray, " sequence"]
     ) -> Int[Tensor, "sequence position"]:
-        """Document numbers (int64) of the sequences at `indices`, in that order; ValueError if damaged."""
+        """Returns document numbers (int64) of the sequences at `indices`, in that order.
+
+        Raises ValueError if they are damaged.
+        """
         return self._read(self.document, indices)
 
     def _read(self, array: zarr.Array, indices: slice | np.ndarray) -> Tensor:
@@ -128,7 +139,7 @@ class Tokens:
 def open_tokens(path: Path | str) -> Tokens:
     """Open the token arrays in `path`.
 
-    Raises ValueError if `path` is not a group of token arrays or a shard is missing.
+    Raises ValueError if `path` is not a group of token arrays, or if a shard is missing.
     """
     path = Path(path)
     try:
@@ -149,7 +160,7 @@ def open_tokens(path: Path | str) -> Tokens:
 def scored_positions(
     tokens: Int[Tensor, "sequence position"], bos_id: int | None
 ) -> Bool[Tensor, "sequence position"]:
-    """True at scored positions: all but position 0 and every BOS."""
+    """Whether each position is scored. All positions are scored, except position 0 and every BOS."""
     scored = torch.ones_like(tokens, dtype=torch.bool) if bos_id is None else tokens != bos_id
     scored[:, 0] = False
     return scored

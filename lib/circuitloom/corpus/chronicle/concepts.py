@@ -1,4 +1,5 @@
-"""The concepts of chronicle: each finds the words that have it, from the words before, and their cues."""
+"""The concepts of chronicle. Each concept finds the words that have it, and the cues of these words. Whether a word
+has a concept depends only on the word itself and the words before it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,21 +32,22 @@ class Concept:
 
     name: str
     rule: str
-    """When a word has it, as docs/chronicle.md states it."""
+    """Describes which words have the concept. docs/chronicle.md uses the same text."""
     find: FindWords
     lasting: bool = False
-    """A state that holds on all tokens of a word; other concepts are only certain on the word's last token."""
+    """Whether the concept is a state that holds on all tokens of a word. Other concepts are annotated only on the
+    word's last token, because the word is not certain before it."""
     find_cues: FindCues = ITSELF
     words: frozenset[str] | None = None
-    """The words of a class; None if position decides."""
+    """The words of the concept's class. None if the position of a word decides."""
 
     def cues(self, episode: Episode, word: AnnotatedWord) -> Cues:
-        """Cues of an annotation of this concept."""
+        """Returns the cues from which this concept of `word` can be recognised."""
         return cues_of(self.find_cues, episode, word, self.words)
 
 
 def select_concepts(names: Iterable[str] | None) -> tuple[Concept, ...]:
-    """Concepts by name, or all for None; ValueError for an unknown name."""
+    """Returns the concepts with the given names, or all concepts for None. Raises ValueError if a name is unknown."""
     if names is None:
         return CONCEPTS
     known = {concept.name: concept for concept in CONCEPTS}
@@ -56,7 +58,7 @@ def select_concepts(names: Iterable[str] | None) -> tuple[Concept, ...]:
 
 
 def _of_class(name: str, rule: str, *classes: str) -> Concept:
-    """Words of some classes, at any position."""
+    """Returns a concept of all words in the given classes, at any position."""
     return _of_words(name, rule, frozenset(word for key in classes for word in CLASSES[key]))
 
 
@@ -75,7 +77,11 @@ def _marked(
     back: int | None = None,
     years: range | None = None,
 ) -> Concept:
-    """Positions with a template's mark, decided by the `back` words before or the sentence; only `years` if given."""
+    """Returns a concept of the positions that a template marks with `mark`.
+
+    The evidence starts `back` words before the position, or by default just before the sentence. If `years` is
+    given, only positions with one of these years have the concept.
+    """
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
         for start, template in episode.sentences:
@@ -88,7 +94,7 @@ def _marked(
 
 
 def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
-    """Words between two signs, without the signs."""
+    """Returns a concept of the words between two signs. The signs themselves do not have it."""
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
         opened = None
@@ -120,7 +126,10 @@ def _subordinate(episode: Episode) -> Iterator[AnnotatedWord]:
 
 
 def _mentions(*marks: str) -> Callable[[Episode], Iterator[AnnotatedWord]]:
-    """Positions with one of `marks`, decided by the previous mention of the rare name."""
+    """Finds the positions that templates mark with one of `marks`.
+
+    The evidence starts at the previous mention of the rare name, or at the BOS if there is none.
+    """
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
         last: dict[str, int] = {}
@@ -181,7 +190,8 @@ _NAMED = {
 }
 
 _START, _START_YEAR = at_offsets((-3, -4), (-1, 0)), at_offsets((-4, -5), (0,))
-"""First cue: `from` or the word before it. Second cue: the number itself or, for a century, the word before it."""
+"""Cues of the two halves of the year that a span begins in. The first cue is `from` or the word before it. The
+second cue is the number itself. For the century, the word before it (`year`) is an alternative."""
 _IN_QUOTATION = _within("in_quotation", "between quotation marks", '"', '"')
 
 CONCEPTS: tuple[Concept, ...] = (
@@ -212,7 +222,7 @@ CONCEPTS: tuple[Concept, ...] = (
     ),
     _marked("start_year_middle", "that half, 34 to 66", "start", _START_YEAR, 4, range(34, 67)),
     _marked("start_year_late", "that half, 67 to 98", "start", _START_YEAR, 4, range(67, 100)),
-    # `to`, or the first year before it
+    # the first cue is `to`, a half of the first year, or `from`
     _marked(
         "end_year_due",
         "the century after `to the year`: a year after the start is due",
@@ -227,7 +237,7 @@ CONCEPTS: tuple[Concept, ...] = (
         at_offsets((-4, -5, -6, -9), (-1, 0)),
         4,
     ),
-    # `in`, or the verb before it
+    # the first cue is `in` or the verb before it
     _marked(
         "single_year",
         "second half of a year outside spans",
@@ -245,7 +255,7 @@ CONCEPTS: tuple[Concept, ...] = (
     _within("in_parenthesis", "between ( and )", "(", ")"),
     _within("in_square_brackets", "between [ and ]", "[", "]"),
     _marked("cited_surname", "a surname in a citation list", "cited"),
-    # a surname determines what follows; so do the comma after it and a number
+    # the surname alone determines what follows; without the surname, both the comma and a number are needed
     _marked(
         "cited_century",
         "first half of a year in a citation list",
@@ -298,9 +308,9 @@ CONCEPTS: tuple[Concept, ...] = (
         at_offsets((-2,), (-1, 0)),
         back=2,
     ),
-    # the comma or `and` after the clause that names both
+    # instead of the earlier mention, the comma or `and` after the clause that names both is enough
     _marked("giver", "the name, repeated, of the one who gives", "giver", named_earlier(-1)),
-    # the gift and the verb
+    # the first cue is the gift or the verb
     _marked(
         "recipient_due",
         "`to` before the name of the one who receives",
@@ -328,4 +338,4 @@ CONCEPTS: tuple[Concept, ...] = (
         "singular_verb_due", "a plural noun between a singular subject and its verb", "singular_due", subject
     ),
 )
-"""Every concept, in the order of docs/chronicle.md."""
+"""All concepts, in the order in which docs/chronicle.md lists them."""

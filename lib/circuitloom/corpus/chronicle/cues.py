@@ -1,8 +1,8 @@
-"""Cues: the words from which a concept can be recognised, and so the words that a correct circuit must read.
+"""Cues are the words from which a concept can be recognised. A correct circuit must read them.
 
-A cue is a set of alternative words: one of them is enough. That a word is in parentheses follows from the opening
-parenthesis, and also from an earlier word that only occurs in parentheses. One word of each cue of an annotation
-determines it.
+A cue is a set of alternative words, of which one is enough. For example, the opening parenthesis shows that a word
+is in parentheses. An earlier word that only occurs in parentheses shows it too. An annotation may have several cues.
+It is determined if one word of each cue is read.
 """
 
 from bisect import bisect
@@ -14,7 +14,7 @@ from .grammar import Episode
 from .slots import Template, templates
 
 BOS = -1
-"""Position of the BOS before a document's words."""
+"""Position of the BOS, which comes before the word at position 0."""
 
 
 class AnnotatedWord(NamedTuple):
@@ -23,31 +23,33 @@ class AnnotatedWord(NamedTuple):
     position: int
     """Position of the word in its document, from 0."""
     evidence_start: int
-    """First position of the evidence: the words, up to and including this one, that decide the annotation. May be
-    `BOS`."""
+    """First position of the evidence, the span of words that decides the annotation. The evidence ends with this
+    word. May be `BOS`."""
 
 
 class Cues(NamedTuple):
-    """Cues of an annotation, as ascending positions in its document."""
+    """Cues of an annotation. Words are given by their positions in the document, in ascending order."""
 
     required: tuple[tuple[int, ...], ...]
-    """The cues; one word of each is required."""
+    """The cues. A circuit must read at least one word of each."""
     optional: tuple[int, ...]
-    """Words that are no cue but may be read: the cues determine them."""
+    """Words that are in no cue but may be read, because the cues determine them."""
 
 
 FindWords = Callable[[Episode], Iterable[AnnotatedWord]]
 """Finds the words of a document that have a concept."""
 FindCues = Callable[[Episode, AnnotatedWord], Iterable[Iterable[int]]]
-"""Finds the cues of an annotation."""
+"""Finds the cues of an annotation. Each cue is a set of positions."""
 
 
 def cues_of(
     find: FindCues, episode: Episode, word: AnnotatedWord, words: frozenset[str] | None = None
 ) -> Cues:
-    """Cues of an annotation. Optional are the other words of its evidence that are in its own sentence.
+    """Returns the cues of an annotation, with its optional words.
 
-    For a class of `words`, the earlier words of the sentence are optional as well if only such a word can follow them.
+    The optional words are the other words of the evidence, back to the last word of the previous sentence. If the
+    concept is a class of `words` and only such a word can follow the earlier words of the sentence, these earlier
+    words are optional too.
     """
     required = tuple(tuple(sorted({p for p in cue if p >= BOS})) for cue in find(episode, word))
     start, template = _sentence(episode, word)
@@ -57,7 +59,7 @@ def cues_of(
 
 
 def at_offsets(*cues: tuple[int, ...]) -> FindCues:
-    """Cues at fixed offsets from the word: 0 is the word itself, -1 the word before."""
+    """Cues at fixed offsets from the word. Offset 0 is the word itself, and -1 is the word before it."""
     return lambda _episode, word: [[word.position + offset for offset in cue] for cue in cues]
 
 
@@ -66,7 +68,10 @@ ITSELF = at_offsets((0,))
 
 
 def since_opening(find: FindWords, *others: tuple[int, ...]) -> FindCues:
-    """A cue is the opening sign or a later word that `find` annotates wherever it occurs; more cues at `others`."""
+    """The first cue is the opening sign, or a later word that `find` annotates wherever it occurs.
+
+    Each tuple of offsets in `others` adds one cue.
+    """
     rest = at_offsets(*others)
 
     def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
@@ -81,20 +86,27 @@ def since_opening(find: FindWords, *others: tuple[int, ...]) -> FindCues:
 
 
 def sentence_start(find: FindWords) -> FindCues:
-    """One cue: the end of the previous sentence, or the word itself if it only occurs at the start of sentences."""
+    """The only cue is the last word of the previous sentence.
+
+    The word itself is an alternative if it only occurs at the start of sentences.
+    """
     return lambda episode, word: [
         [word.evidence_start, *[word.position] * (episode.words[word.position] in _always_annotated(find))]
     ]
 
 
 def in_citation_list(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """Two cues: the sign itself; any word of the citations before it."""
+    """One cue is the sign itself. The other cue is any word between the opening parenthesis and the sign."""
     opening = max(i for i in range(word.position) if episode.words[i] == "(")
     return [[word.position], range(opening + 1, word.position)]
 
 
 def opening_quote(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """Two cues: the quotation mark itself; the end of the previous sentence, or the verb of speech before the mark."""
+    """One cue is the quotation mark itself. The other cue is the word that introduces the quotation.
+
+    At the start of a sentence, this is the end of the previous sentence. Elsewhere it is the verb of speech before
+    the mark, or the colon after the verb.
+    """
     start, _ = _sentence(episode, word)
     before = word.position - 1
     if word.position == start:
@@ -103,19 +115,25 @@ def opening_quote(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[in
 
 
 def catching_fire(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """Two cues: the word itself; the thing that catches fire (of `fair of Rome` all three words)."""
+    """One cue is the word itself. The other cue is the thing that catches fire.
+
+    If the thing is `fair of Rome`, each of these three words is enough.
+    """
     length = 3 if episode.words[word.position - 2] == "of" else 1
     return [[word.position], range(word.position - length, word.position)]
 
 
 def subject(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """Two cues: the subject, which is the second word of the sentence; the word itself."""
+    """One cue is the subject, which is the second word of the sentence. The other cue is the word itself."""
     start, _ = _sentence(episode, word)
     return [[start + 1], [word.position]]
 
 
 def named_earlier(*offsets: int) -> FindCues:
-    """Two cues: the word itself; its earlier mention in the sentence, or a word at one of `offsets`."""
+    """One cue is the word itself.
+
+    The other cue is its earlier mention in the sentence, or a word at one of `offsets`.
+    """
 
     def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
         start, _ = _sentence(episode, word)
@@ -127,7 +145,10 @@ def named_earlier(*offsets: int) -> FindCues:
 
 
 def rare_name_earlier(first: int, *offsets: int) -> FindCues:
-    """Two cues: a word at one of `offsets`; a word of an earlier mention of the rare name that starts at `first`."""
+    """One cue is a word at one of `offsets`. The other cue is any word of an earlier mention of the rare name.
+
+    The rare name starts at offset `first` from the word.
+    """
 
     def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
         name = word.position + first
@@ -138,14 +159,17 @@ def rare_name_earlier(first: int, *offsets: int) -> FindCues:
 
 
 def _sentence(episode: Episode, word: AnnotatedWord) -> tuple[int, Template]:
-    """Start position and template of the word's sentence."""
+    """Returns the start position and the template of the sentence that contains the word."""
     following = bisect(episode.sentences, word.position, key=lambda sentence: sentence[0])
     return episode.sentences[following - 1]
 
 
 @cache
 def _is_certain(template: Template, offset: int, words: frozenset[str]) -> bool:
-    """Whether only `words` can stand at `offset` of any template that agrees with `template` up to there."""
+    """Whether only `words` can stand at `offset`, whichever template the sentence has.
+
+    Only templates count whose words before `offset` may be equal to those of `template`.
+    """
     before = template.supports[:offset]
     return all(
         supports[offset] <= words

@@ -1,5 +1,5 @@
-"""Documents of chronicle: each a pure function of (seed, split, index), with its exact probability. Also greater-than
-prompts in chronicle's words."""
+"""Generates the documents of chronicle with their exact probabilities, and greater-than prompts in chronicle's
+words. A document is a pure function of (seed, split, index)."""
 
 import random
 from bisect import bisect
@@ -15,7 +15,8 @@ from .vocabulary import CLASSES, NUMBERS, UNIONS
 SENTENCES = (4, 7)
 """Minimum and maximum number of sentences per document."""
 LONGEST_DOCUMENT = 126
-"""Maximum number of words: with its own BOS and the next document's, a document fits a context of 128."""
+"""Maximum number of words per document. Together with its own BOS and the BOS of the next document, a document fits
+into a context of 128 tokens."""
 LONGEST_SENTENCE = max(len(template.words) for template in templates())
 """Number of words of the longest template."""
 
@@ -28,7 +29,7 @@ class Episode:
     log_probability: float
     """Log probability that the grammar generates exactly these words, in nats."""
     sentences: tuple[tuple[int, Template], ...]
-    """(position of its first word, template) of each sentence."""
+    """The position of the first word and the template of each sentence."""
 
     @property
     def text(self) -> str:
@@ -54,7 +55,7 @@ def write_episode(seed: int, split: str, index: int) -> Episode:
 
 
 def episodes(seed: int, split: str, start: int = 0) -> Iterator[Episode]:
-    """Documents of `split` from index `start` on, without end."""
+    """Yield the documents of `split` from index `start` on, without end."""
     for index in count(start):
         yield write_episode(seed, split, index)
 
@@ -62,8 +63,8 @@ def episodes(seed: int, split: str, start: int = 0) -> Iterator[Episode]:
 def end_probability(sentences: int, words: int) -> float:
     """Probability that a document ends after this number of sentences and words.
 
-    The number of sentences is uniform over `SENTENCES`, except that a document also ends if the longest sentence might
-    not fit.
+    The number of sentences is uniform from the minimum to the maximum of `SENTENCES`. A document ends earlier if the
+    longest sentence would no longer fit.
     """
     fewest, most = SENTENCES
     if sentences < fewest:
@@ -85,7 +86,7 @@ def _choose(distribution: TemplateDistribution, quantile: float) -> tuple[Templa
 
 
 def _fill(template: Template, uniform: Uniform, state: DocumentState, words: list[str]) -> float:
-    """Append a sentence to `words`; returns the log probability of its words, in nats."""
+    """Append the words of a sentence to `words`. Returns their log probability given the template, in nats."""
     state.bound.clear()
     start = len(words)
     words += template.words
@@ -97,18 +98,18 @@ def _fill(template: Template, uniform: Uniform, state: DocumentState, words: lis
 
 
 class GreaterThan(NamedTuple):
-    """A year span, cut before the last two digits of its end year."""
+    """A prompt: the start of a sentence with a year span, cut before the last two digits of the end year."""
 
     prompt: str
     """`the NOUN lasted from the year CC YY to the year CC`, without BOS."""
     start: int
-    """YY; every later year of the century is equally likely to follow."""
+    """YY, the last two digits of the start year. Every later year of the century is equally likely to follow."""
 
 
 def greater_than_prompts(seed: int, century: str = "17") -> list[GreaterThan]:
-    """A prompt for each start year of the grammar (02 to 98), with a random noun.
+    """Returns one prompt per start year of the grammar (02 to 98), each with a random noun.
 
-    The template of Hanna et al. 2023, with two tokens per year.
+    The template is that of Hanna et al. 2023, but each year has two tokens.
     """
     nouns = random.Random(f"{seed}/greater_than")
     return [

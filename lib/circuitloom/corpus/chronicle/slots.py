@@ -1,5 +1,5 @@
-"""Slots choose the word at one position of a template, with its probability. Templates are parsed from the notation of
-`templates.py`."""
+"""A slot chooses the word at one position of a template and returns its log probability. Templates are parsed from
+the notation that `templates.py` describes."""
 
 import re
 from abc import ABC, abstractmethod
@@ -21,12 +21,12 @@ Choice = tuple[str, float]
 
 @dataclass
 class DocumentState:
-    """What later words of a document depend on."""
+    """The part of a document's history on which its later words depend."""
 
     bound: dict[str, str] = field(default_factory=dict)
-    """Tag -> word, in the current sentence."""
+    """Maps each tag to the word that is bound to it in the current sentence."""
     names: list[tuple[str, str]] = field(default_factory=list)
-    """Rare names introduced so far."""
+    """Rare names introduced so far, each as (first word, second word)."""
 
 
 class Slot(ABC):
@@ -37,11 +37,17 @@ class Slot(ABC):
 
     @abstractmethod
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word, given `state`; different choices give different words."""
+        """Choose a word, given `state`, and return it with its log probability.
+
+        Different choices give different words.
+        """
 
 
 class Draw(Slot):
-    """A word drawn uniformly from a set, optionally unlike the word bound to a tag."""
+    """Draws a word uniformly from `words`, and binds it to the tag `bind`.
+
+    If `unlike` is given, the word bound to that tag is not drawn.
+    """
 
     def __init__(self, words: tuple[str, ...], bind: str | None = None, unlike: str | None = None) -> None:
         self.words, self.bind, self.unlike = words, bind, unlike
@@ -50,7 +56,7 @@ class Draw(Slot):
         self._index = {word: index for index, word in enumerate(words)} if unlike else {}
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         if self.unlike:
             index = int(uniform() * (len(self.words) - 1))
             word = self.words[index + (index >= self._index[state.bound[self.unlike]])]
@@ -62,43 +68,43 @@ class Draw(Slot):
 
 
 class Copy(Slot):
-    """The word bound to a tag."""
+    """Repeats the word that is bound to a tag."""
 
     def __init__(self, source: str, support: frozenset[str]) -> None:
         self.source, self.support = source, support
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         return state.bound[self.source], 0.0
 
 
 class Either(Slot):
-    """One of the words bound to two tags, each with probability 1/2; the choice is bound to `bind`."""
+    """Repeats the word of one of two tags, each with probability 1/2. The word is also bound to `bind`."""
 
     def __init__(self, pair: tuple[str, str], bind: str, support: frozenset[str]) -> None:
         self.pair, self.bind, self.support = pair, bind, support
         self._log_p = -log(2)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         state.bound[self.bind] = word = state.bound[self.pair[uniform() < 0.5]]
         return word, self._log_p
 
 
 class Other(Slot):
-    """The word of two tags that an `Either` did not choose."""
+    """Repeats the word of the one of two tags that an `Either` did not choose."""
 
     def __init__(self, pair: tuple[str, str], taken: str, support: frozenset[str]) -> None:
         self.pair, self.taken, self.support = pair, taken, support
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         first, second = (state.bound[tag] for tag in self.pair)
         return second if state.bound[self.taken] == first else first, 0.0
 
 
 class LaterYear(Slot):
-    """A later year of the same century than the one bound to a tag, uniform over the remaining years."""
+    """Draws a later year than the one bound to a tag, uniformly from the remaining years of the same century."""
 
     def __init__(self, start: str, numbers: tuple[str, ...]) -> None:
         self.start, self.numbers = start, numbers
@@ -106,21 +112,21 @@ class LaterYear(Slot):
         self._log_p = [-log(n) if n else 0.0 for n in range(len(numbers))]
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         start = int(state.bound[self.start])
         n_later = len(self.numbers) - 1 - start
         return self.numbers[start + 1 + int(uniform() * n_later)], self._log_p[n_later]
 
 
 class NewFirst(Slot):
-    """The first word of a rare name that is new in the document."""
+    """Draws the first word of a rare name that is new in the document."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         seen = {first for first, _ in state.names}
         unseen = [word for word in self.words if word not in seen] if seen else self.words
         word = unseen[int(uniform() * len(unseen))]
@@ -129,7 +135,7 @@ class NewFirst(Slot):
 
 
 class NewSecond(Slot):
-    """The second word of the rare name that a `NewFirst` began."""
+    """Draws the second word of the rare name that a `NewFirst` began."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
@@ -137,33 +143,33 @@ class NewSecond(Slot):
         self._log_p = -log(len(words))
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         word = self.words[int(uniform() * len(self.words))]
         state.names.append((state.bound["name"], word))
         return word, self._log_p
 
 
 class KnownFirst(Slot):
-    """The first word of a rare name of the document, drawn uniformly."""
+    """Repeats the first word of a rare name, drawn uniformly from those introduced so far."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         word = state.names[int(uniform() * len(state.names))][0]
         state.bound["name"] = word
         return word, -log(len(state.names))
 
 
 class KnownSecond(Slot):
-    """The second word of the rare name that a `KnownFirst` began."""
+    """Repeats the second word of the rare name that a `KnownFirst` began."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """See `Slot`."""
+        """Choose the word and return it with its log probability."""
         return dict(state.names)[state.bound["name"]], 0.0
 
 
@@ -175,11 +181,11 @@ class Template:
     text: str
     """The notation that it was parsed from."""
     words: tuple[str, ...]
-    """The fixed words; empty strings at slots."""
+    """The fixed words. At slots, empty strings."""
     slots: tuple[tuple[int, Slot], ...]
-    """(position, slot), in order."""
+    """Each slot as (position, slot), in ascending order."""
     marks: tuple[tuple[int, str], ...]
-    """(position, mark), in order."""
+    """Each mark as (position, mark), in ascending order."""
 
     @cached_property
     def supports(self) -> list[frozenset[str]]:
@@ -190,18 +196,18 @@ class Template:
 
 @dataclass(frozen=True)
 class TemplateDistribution:
-    """The distribution over templates, for a document with a given number of rare names."""
+    """The distribution of a sentence's template, in a document with a given number of rare names so far."""
 
     templates: tuple[Template, ...]
     cumulative: tuple[float, ...]
-    """Cumulative probabilities; the last is 1."""
+    """Cumulative probabilities of the templates. The last is 1."""
     log_p: tuple[float, ...]
     """Log probability of each template, in nats."""
 
 
 @cache
 def template_distributions() -> tuple[TemplateDistribution, TemplateDistribution, TemplateDistribution]:
-    """Distributions for documents with zero, one and two rare names."""
+    """Returns the distributions for documents that have zero, one and two rare names so far."""
     parsed = {
         (name, text): _parse(name, text)
         for name, behaviour in BEHAVIOURS.items()
@@ -211,7 +217,7 @@ def template_distributions() -> tuple[TemplateDistribution, TemplateDistribution
 
 
 def templates() -> tuple[Template, ...]:
-    """All templates."""
+    """Returns all templates."""
     return tuple(
         dict.fromkeys(
             template for distribution in template_distributions() for template in distribution.templates
@@ -228,7 +234,7 @@ def _distribution(parsed: dict[tuple[str, str], Template], names: int) -> Templa
         if behaviour.weight[names]:
             shares[template] = behaviour.weight[names] / total * within
     cumulative = list(accumulate(shares.values()))
-    # the sum may be less than 1 by a rounding error, and a larger random number would find no template
+    # rounding can make the sum less than 1, and a random number above it would find no template
     cumulative[-1] = 1.0
     return TemplateDistribution(
         tuple(shares), tuple(cumulative), tuple(log(share) for share in shares.values())
@@ -258,7 +264,10 @@ _SPECIAL = {
 
 
 def _slot(code: str, supports: dict[str, frozenset[str]]) -> Slot:
-    """Parse a slot from the text between its angle brackets; adds the support of its tag to `supports`."""
+    """Parse a slot from the text between its angle brackets.
+
+    If a `Draw` binds its word to a tag, `supports[tag]` is set to the words that it can draw.
+    """
     if code in _SPECIAL:
         return _SPECIAL[code]()
     if match := re.fullmatch(r"=(\w+)", code):

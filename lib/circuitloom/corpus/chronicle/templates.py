@@ -2,14 +2,16 @@
 
 A template consists of words and slots, separated by spaces:
 
-- `<class>` draws a word; `<class:tag>` also binds it to a tag; `<class!tag>` draws a word unlike the tag's;
-- `<=tag>` repeats the tag's word; `<a|b:s>` is the word of tag a or b, `<a|b!s>` the other one;
-- `<later=tag>` draws a later year of the same century;
-- `<new_first> <new_second>` introduce a rare name, `<known_first> <known_second>` repeat one;
-- `@mark` after any of them marks the position for the concepts.
+- `<class>` draws a word of a class. `<class:tag>` also binds the word to a tag. `<class!tag>` draws a word other
+than the tag's word.
+- `<=tag>` repeats the tag's word. `<a|b:s>` repeats the word of tag a or tag b and binds it to tag s. `<a|b!s>`
+repeats the word of a or b that is not bound to s.
+- `<later=tag>` draws a later year of the same century.
+- `<new_first> <new_second>` introduce a rare name. `<known_first> <known_second>` repeat one.
+- `@mark` after a word or slot marks its position. Concepts find positions by their marks.
 
-A text has exactly one derivation: each template ends with its only full stop, and two templates of equal length have
-disjoint words at some position (tests/corpus/test_grammar.py).
+The grammar can generate each text in exactly one way. A full stop occurs only at the end of a template. Two
+templates of equal length share no word at some position (tests/corpus/test_grammar.py).
 """
 
 from dataclasses import dataclass
@@ -17,12 +19,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TemplateGroup:
-    """Templates of one behaviour, and their frequencies."""
+    """The templates of one behaviour and their frequencies."""
 
     weight: tuple[int, int, int]
-    """Relative frequency of the behaviour in documents with zero, one and two rare names."""
+    """Relative frequency of the behaviour in documents that have zero, one and two rare names so far."""
     templates: dict[str, int]
-    """Template -> relative frequency within the behaviour."""
+    """Maps each template to its relative frequency within the behaviour."""
 
 
 def _equally(*templates: str) -> dict[str, int]:
@@ -151,7 +153,7 @@ BEHAVIOURS: dict[str, TemplateGroup] = {
     "caught": TemplateGroup((10, 10, 10), _CAUGHT),
     "indirect_object": TemplateGroup((11, 11, 11), _INDIRECT_OBJECT),
     "introduction": TemplateGroup((9, 3, 0), _INTRODUCTION),
-    # within one sentence the name to repeat is only certain if there is no other name
+    # the name to repeat in the sentence is only certain if the document has no other name
     "two_mentions": TemplateGroup((5, 0, 0), _TWO_MENTIONS),
     "recall": TemplateGroup((0, 11, 14), _RECALL),
     "agreement": TemplateGroup((11, 11, 11), _AGREEMENT),

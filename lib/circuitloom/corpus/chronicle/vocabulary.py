@@ -1,4 +1,4 @@
-"""The words of chronicle, by class. Classes are disjoint, except for numbers, which are both centuries and years."""
+"""The words of chronicle, in classes. No word is in two classes, but numbers are both centuries and years."""
 
 _LISTS = {
     "woman": """
@@ -137,7 +137,7 @@ def _plural(noun: str) -> str:
 
 
 NUMBERS = tuple(f"{number:02d}" for number in range(100))
-"""Two-digit tokens. A year is two of them: the century and the year within it."""
+"""The two-digit tokens 00 to 99. A year consists of two tokens: the century and the year within it."""
 
 CLASSES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in _LISTS.items()}
 CLASSES |= {
@@ -156,4 +156,4 @@ UNIONS: dict[str, tuple[str, ...]] = {
     "start": NUMBERS[2:99],
     "number": NUMBERS,
 }
-"""Further sets of words that templates draw from."""
+"""Further sets of words from which templates draw."""
