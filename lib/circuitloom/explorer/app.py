@@ -1,4 +1,4 @@
-"""The explorer: a Dash app with one page per address, and its server, which answers this machine only."""
+"""The explorer: a Dash app with one page for each URL path, and a server that answers only requests of this machine."""
 
 import socket
 import time
@@ -38,26 +38,28 @@ PAGES: Mapping[str, tuple[str, Page]] = {
     "try": ("Try", prompt_page),
     "sql": ("SQL", sql_page),
 }
-"""Path to title and page."""
+"""Maps each URL path to the title of its page and to the function that makes the page."""
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost", "[::1]")
-"""Accepted Host headers: any other name may be that of a foreign page that resolves to this machine (DNS rebinding)."""
+"""Accepted Host headers. A request with another one may come from a foreign website whose name resolves to this machine
+(DNS rebinding).
+"""
 POLICY = (
     "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
     "form-action 'self'"
 )
-"""Content-Security-Policy; `scripts` are the hashes of Dash's own inline scripts."""
+"""Content-Security-Policy of all pages. `scripts` stands for the hashes of Dash's own inline scripts."""
 
 
 def start(folder: Path, port: int) -> BaseWSGIServer:
-    """A server of the study in `folder`, to be run with `serve_forever`; port 0 takes any free port.
+    """Make a server for the study in `folder`. Run it with its method `serve_forever`.
 
-    Raises ValueError if there is no catalogue, or the port is taken.
+    Port 0 means any free port. Raises ValueError if there is no catalogue or if the port is taken.
     """
     app = make_app(folder)
     with socket.socket() as free:
-        # as the server sets it: a port whose last connection is closing is free
+        # the server sets the same option: a port whose last connection is still closing counts as free
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             free.bind((HOST, port))
@@ -67,7 +69,7 @@ def start(folder: Path, port: int) -> BaseWSGIServer:
 
 
 class _Handler(WSGIRequestHandler):
-    """Keeps connections open and logs no requests."""
+    """Keeps connections open between requests and does not log requests."""
 
     protocol_version = "HTTP/1.1"
 
@@ -76,7 +78,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def make_app(folder: Path) -> Dash:
-    """The explorer of the study in `folder`. Raises ValueError if there is no catalogue."""
+    """Make the app that explores the study in `folder`. Raises ValueError if there is no catalogue."""
     client, service = CatalogClient(folder), PromptService(folder)
     app = Dash(
         __name__,
@@ -156,14 +158,14 @@ def _layout(study: str) -> Component:
 
 
 def _show_error(error: Exception) -> None:
-    """Show a callback's error at the foot of the page; print the traceback of unexpected ones to the terminal."""
+    """Show the error of a callback at the foot of the page. If it is not a ValueError, also print its traceback."""
     if not isinstance(error, ValueError):
         traceback.print_exception(error)
     set_props("callback-error", {"children": html.P(first_line(error), className="error", role="alert")})
 
 
 def _guard(app: Dash) -> None:
-    """Refuse foreign Host headers, and add the security headers and the server's time to each answer."""
+    """Make the server refuse foreign Host headers. Add security headers and the response time to each response."""
     server = app.server
     policy = POLICY.format(scripts=" ".join(app.csp_hashes()))
 

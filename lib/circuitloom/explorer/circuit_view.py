@@ -1,6 +1,7 @@
-"""View of one circuit: its attribution graph, supernodes, and a panel about the selected node.
+"""The view of one circuit: its attribution graph, its supernodes, and a panel about the selected node.
 
-graph.js draws and prunes the graph in the browser; explorer.js passes its events on to the stores and controls here.
+In the browser, graph.js draws and prunes the graph. explorer.js passes the events of graph.js on to the Dash components
+of this module.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,23 +18,23 @@ from .components import aria, empty_note, shaded, signed, table, to_feature
 from .urls import Params, share
 
 STRONGEST = 8
-"""Number of incoming and of outgoing edges listed for a node."""
+"""Maximum number of incoming edges, and of outgoing edges, that are listed for a node."""
 EFFECTS = ("effect", "effect_frozen", "effect_free")
 
 
 @dataclass(frozen=True)
 class CircuitRows:
-    """Nodes (rows of `circuit_nodes`) and edges (rows of `circuit_edges`) of one trace."""
+    """Nodes and edges of one trace, as rows of the macros `circuit_nodes` and `circuit_edges`."""
 
     nodes: Sequence[Row]
     edges: Sequence[Row]
     tokens: Sequence[str] = ()
     """Tokens of the prompt."""
     words: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
-    """(layer, feature) to the tokens that the feature fires on most."""
+    """Maps (layer, feature) to the tokens on which the feature fires most."""
 
     def node(self, number: int) -> Row:
-        """The row of a node. Raises ValueError if the graph has no such node."""
+        """Returns the row of the node `number`. Raises ValueError if the graph has no such node."""
         for row in self.nodes:
             if row["node"] == number:
                 return row
@@ -41,11 +42,14 @@ class CircuitRows:
 
 
 FindCircuit = Callable[[dict[str, Any]], CircuitRows]
-"""Finds the circuit of a `circuit-source`: a trace in the catalogue, or a prompt traced in this session."""
+"""Finds the circuit for the data of the store `circuit-source`.
+
+They name a trace in the catalogue or a prompt that is traced in this session.
+"""
 
 
 def parse_groups(text: str) -> dict[str, list[int]]:
-    """Groups from the address, `name:1,2;other:3,4`. Raises ValueError for any other format."""
+    """Parses the groups in a URL, such as `name:1,2;other:3,4`. Raises ValueError if the format is different."""
     groups: dict[str, list[int]] = {}
     for part in filter(None, text.split(";")):
         name, _, members = part.rpartition(":")
@@ -57,15 +61,16 @@ def parse_groups(text: str) -> dict[str, list[int]]:
 
 
 def write_groups(groups: Groups) -> str:
-    """Groups in the format of the address."""
+    """Writes groups in the format that `parse_groups` reads."""
     return ";".join(f"{name}:{','.join(map(str, members))}" for name, members in groups.items())
 
 
 def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, list[int]]:
-    """`groups` with the marked nodes in the group `name`, a new or an existing one.
+    """Returns `groups` after the marked nodes are added to the group `name`. The group may be new.
 
-    Marked supernodes, which have negative numbers, are merged into it. The default name is "group 1", "group 2", and so
-    on. Characters of the address format are dropped from the name.
+    Marked supernodes have negative numbers. Their members are added too, and their own groups are removed. If `name`
+    is empty, the group is called "group 1", "group 2" and so on. The characters `:`, `;` and `,` are removed from the
+    name because the URL uses them as separators.
     """
     names = list(groups)
     merged = [names[-1 - number] for number in marked if number < 0]
@@ -79,7 +84,7 @@ def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, lis
 
 
 def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -> Component:
-    """The graph with its controls; `source` identifies the circuit for `FindCircuit`."""
+    """The graph of a circuit with its controls. `source` is what `FindCircuit` needs to find the circuit again."""
     shown_share, groups = share(params, "share", 0.6), params.get("groups", "")
     parsed = parse_groups(groups)
     options = _options(circuit, parsed)
@@ -128,7 +133,7 @@ def _supernode_controls() -> Component:
 
 
 def register_circuit_view(app: Dash, client: CatalogClient, find: FindCircuit) -> None:
-    """Callbacks: drawing, grouping, and the panel about the selected node."""
+    """Register the callbacks that draw the graph, group its nodes, and fill the panel about the selected node."""
 
     @app.callback(
         Output("circuit-markup", "data"),
@@ -214,14 +219,14 @@ def _options(circuit: CircuitRows, groups: Groups) -> list[dict[str, str]]:
 
 
 def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
-    """A node in one line."""
+    """Describes a node in one line. `words` maps (layer, feature) to tokens on which the feature fires."""
     known = words.get((row["layer"], row["feature"]), ()) if row["kind"] == "feature" else ()
     fires_on = f" fires on {', '.join(map(format_token, known))}" if known else ""
     return f"{escape_invisible(row['label'])}{fires_on}, influence {format_value(row['influence'], 2)}"
 
 
 def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Component:
-    """Values of a node, its feature and its strongest edges."""
+    """A panel about one node. It shows the node's values, its strongest edges and, if it is a feature, examples."""
     row = circuit.node(node)
     facts = [
         (name, format_value(row[column]))
@@ -248,7 +253,7 @@ def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Compon
 
 
 def supernode_panel(circuit: CircuitRows, groups: Groups, number: int) -> Component:
-    """Members of a supernode, and its strongest edges."""
+    """A panel about one supernode, with its members and its strongest edges."""
     nodes, edges = group_nodes(circuit.nodes, circuit.edges, groups)
     names = list(groups)
     if not -len(names) <= number < 0:
@@ -285,7 +290,7 @@ def _feature_summary(client: CatalogClient, row: Row) -> list[Any]:
 
 
 def effects_table(edges: Sequence[Row], n: int = 12) -> Component:
-    """The first `n` edges whose source was ablated, with predicted and measured effects."""
+    """A table of the first `n` edges whose source was ablated, with their predicted and measured effects."""
     rows = [
         [edge["source"], edge["target"], *(signed(edge[effect]) for effect in EFFECTS)]
         for edge in edges

@@ -1,4 +1,4 @@
-"""Components of pages: panels, tables, links, tokens shaded by activation, the SQL button."""
+"""Makes components that several pages use: panels, tables, links, tokens shaded by activation, and the SQL button."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from ..core.plotting import BLUE
 from .urls import feature_link, link
 
 Content = Any
-"""Children of a component: text, numbers, components, lists of these, None."""
+"""Content of a component: text, a number, a component, a list of these, or None."""
 _BLUE = ", ".join(str(int(BLUE[i : i + 2], 16)) for i in (1, 3, 5))
 
 
 def aria(**names: str) -> dict[str, Any]:
-    """ARIA attributes, for screen readers."""
+    """Returns ARIA attributes, which screen readers use. `label="x"` becomes the attribute `aria-label`."""
     return {f"aria-{name}": value for name, value in names.items()}
 
 
 def sql_button(answer: Answer, text: str = "SQL") -> Component:
-    """A button that shows the SQL of a view, with a link to the SQL console."""
+    """A button that shows the SQL of an answer, with a link that opens it in the SQL console."""
     return html.Details(
         [
             html.Summary(text, title="the query of this view"),
@@ -34,24 +34,24 @@ def sql_button(answer: Answer, text: str = "SQL") -> Component:
 
 
 def panel(title: str, *content: Content, answer: Answer | None = None, **attributes: Any) -> Component:
-    """A section with a heading and, if it shows an `answer`, its SQL button."""
+    """A section with a heading. If `answer` is given, the heading also has a button that shows its SQL."""
     head = [html.H2(escape_invisible(title)), *([sql_button(answer)] if answer else [])]
     return html.Section([html.Div(head, className="head"), *content], **attributes)
 
 
 def empty_note(text: str) -> Component:
-    """Says why a view is empty."""
+    """A note that says why a view is empty."""
     return html.P(text, className="empty")
 
 
 def signed(value: float | None) -> Component:
-    """A signed number, coloured by its sign."""
+    """A number with its sign. The sign also determines its colour."""
     direction = "" if not value else "raises" if value > 0 else "lowers"
     return html.Span(format_signed(value, 3), className=direction)
 
 
 def feature_name(layer: int, feature: int) -> str:
-    """A feature as LAYER/NUMBER, as in the config."""
+    """Writes a feature as LAYER/NUMBER, as in the config."""
     return f"{layer}/{feature}"
 
 
@@ -66,7 +66,7 @@ def table(
     text_columns: Sequence[int] = (),
     caption: str | None = None,
 ) -> Component:
-    """A table; the columns with indices in `text_columns` hold text, the others numbers."""
+    """A table. The columns whose indices are in `text_columns` contain text, all others contain numbers."""
     kinds = ["" if i in text_columns else "number" for i in range(len(head))]
     body = [
         html.Tr([html.Td(_cell(cell), className=kind) for cell, kind in zip(row, kinds, strict=True)])
@@ -84,15 +84,16 @@ def table(
 
 
 def _cell(content: Content) -> Content:
-    # tokens in names may hold control characters, such as those that reverse the text direction
+    # names may contain tokens with control characters, such as those that reverse the direction of text
     return escape_invisible(content) if isinstance(content, str) else content
 
 
 def shaded(row: Row, largest: float, spacing: str) -> Component:
-    """The tokens of an example, shaded by activation relative to `largest`, with `spacing` between them. The example's
-    own token is underlined.
+    """The tokens of an example as text, with `spacing` between them.
+
+    Each token is shaded by its activation divided by `largest`. The token to which the example belongs is underlined.
     """
-    # unshaded tokens are joined: thousands of components take a browser seconds
+    # neighbouring tokens without shade become one text, because a browser needs seconds for thousands of components
     pieces: list[Any] = [""]
     for place, (token, activation) in enumerate(zip(row["tokens"], row["activations"], strict=True)):
         strength = max(0.0, min(1.0, activation / largest)) if largest else 0.0
@@ -110,7 +111,10 @@ def shaded(row: Row, largest: float, spacing: str) -> Component:
 
 
 def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Component:
-    """Tokens of one sign, with bars of their effects relative to the largest effect of either sign."""
+    """A list of the tokens whose effect has the given sign.
+
+    Each token has a bar. Its length is the effect divided by the largest absolute effect in `rows`.
+    """
     largest = max((abs(row["effect"]) for row in rows), default=0.0) or 1.0
     chosen = [row for row in rows if row["sign"] == sign]
     return html.Ol(
@@ -134,14 +138,15 @@ def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Compone
 
 
 def choice(name: str, value: str) -> dict[str, str]:
-    """Id of a control that changes the parameter `name` of the address (`choose` in explorer.js); `value` is the
-    current value.
-    """
+    """Dash id of a control that sets the URL parameter `name`. `value` is the current value of the parameter."""
     return {"go": name, "now": value}
 
 
 def select(name: str, options: Sequence[str] | Mapping[str, str], value: str, label: str) -> Component:
-    """A labelled dropdown of values, or of values with display texts, that changes the address."""
+    """A labelled dropdown that sets the URL parameter `name`.
+
+    `options` are the values to choose from, or map each value to the text that is shown for it.
+    """
     texts = options if isinstance(options, Mapping) else {option: option for option in options}
     choices = [{"value": key, "label": text} for key, text in texts.items()]
     return html.Label(

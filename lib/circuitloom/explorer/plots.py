@@ -1,4 +1,4 @@
-"""Plotly figures of the pages, in the colours of all figures."""
+"""Draws the plots of the pages with plotly. The colours are those of the report."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -13,19 +13,19 @@ COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
 KIND_COLOURS = {"transcoder": BLUE, "sae": VERMILION}
 _TICKS = [digit * 10.0**power for power in range(-6, 10) for digit in (1, 2, 5)]
 LOGARITHMIC = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]}
-"""A logarithmic axis with ticks at 1, 2, 5, 10, ..."""
+"""Plotly settings of a logarithmic axis with ticks at 1, 2, 5, 10 and so on."""
 SYMBOLS = {"topk": "circle", "batchtopk": "square", "relu": "triangle-up", "jumprelu": "diamond"}
 
 
 def escape_markup(text: str) -> str:
-    """`text` with the characters escaped that plotly reads as markup."""
+    """Escapes the characters of `text` that plotly reads as markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def plot(
     traces: Sequence[dict[str, Any]], x: str, y: str, id: Any = None, height: int = 320, **layout: Any
 ) -> dcc.Graph:
-    """A plot with axis titles; `layout` overrides the defaults."""
+    """A plot of `traces`. `x` and `y` are the titles of the axes, and `layout` overrides default plotly settings."""
     axis = {
         "linecolor": "#888",
         "gridcolor": "#e6e6e6",
@@ -54,7 +54,7 @@ def plot(
 
 
 def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
-    """L0 against a measure of reconstruction; a click on a point opens the features of its run."""
+    """Plots a measure of reconstruction against L0. A click on a point opens the features of its run."""
     traces = []
     for (kind, act), group in groupby(rows, key=lambda row: (row["kind"], row["act"])):
         points = list(group)
@@ -87,7 +87,7 @@ def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
 
 
 def histogram(rows: Sequence[Row]) -> dcc.Graph:
-    """Histogram of a feature's nonzero activations."""
+    """Plots a histogram of the nonzero activations of a feature."""
     trace = {
         "type": "bar",
         "x": [(row["low"] + row["high"]) / 2 for row in rows],
@@ -100,7 +100,10 @@ def histogram(rows: Sequence[Row]) -> dcc.Graph:
 
 
 def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
-    """A column of `history` against training steps, one line per layer."""
+    """Plots a measure of training against training steps, with one line for each layer.
+
+    `measure` is a column of the table `history`.
+    """
     traces = []
     for layer, group in groupby(rows, key=lambda row: row["layer"]):
         points = list(group)
@@ -117,7 +120,7 @@ def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
 
 
 def densities(rows: Sequence[Row]) -> dcc.Graph:
-    """Histogram of feature densities, one line per layer; dead features are outside the axis."""
+    """Plots a histogram of feature densities, with one line for each layer. Dead features are not shown."""
     traces = []
     for layer, group in groupby(rows, key=lambda row: row["layer"]):
         bins = [row for row in group if row["low"] is not None and row["low"] > float("-inf")]
@@ -134,7 +137,10 @@ def densities(rows: Sequence[Row]) -> dcc.Graph:
 
 
 def effects(rows: Sequence[Row]) -> dcc.Graph:
-    """Predicted effects of edges against effects measured by ablation, frozen and free."""
+    """Plots the effects of edges that ablations measured against the effects that the graph predicts.
+
+    Each edge has two points: one measured with everything else frozen, and one with nothing frozen.
+    """
     traces = [
         {
             "type": "scattergl" if len(rows) > 2000 else "scatter",

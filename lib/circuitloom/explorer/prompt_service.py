@@ -1,4 +1,7 @@
-"""Prompts run in the explorer: active features, attribution graphs and feature edits, one background job at a time."""
+"""Runs prompts for the explorer, in background jobs that run one at a time.
+
+A job computes the active features of a prompt, an attribution graph, or the result of a feature edit.
+"""
 
 import threading
 import traceback
@@ -20,38 +23,41 @@ if TYPE_CHECKING:
     from ..attribution.tracer import Tracer
 
 MAX_FINISHED_JOBS = 16
-"""Older results are dropped."""
+"""Number of finished jobs whose results are kept. The oldest ones are dropped."""
 TOP_TOKENS = 10
-"""Number of most likely next tokens shown."""
+"""Number of the most likely next tokens that are shown."""
 Progress = Callable[[str], None]
-"""Receives a line about what a job is doing."""
+"""A job calls this function with a line of text about what it is doing."""
 
 
 @dataclass
 class BackgroundJob:
-    """A job, its progress and its result."""
+    """A job that runs in the background, with its progress and its result."""
 
     key: Hashable
     status: str = "waiting"
-    """What the job is doing."""
+    """A line about what the job is doing now."""
     done: bool = False
     result: Any = None
     error: str | None = None
-    """Error message, in one line."""
+    """One-line error message if the job failed."""
     finished: threading.Event = field(default_factory=threading.Event)
 
 
 class JobQueue:
-    """Runs one job at a time, in the order of the requests; a repeated request returns the same job."""
+    """Runs one job at a time, in the order in which they were requested. A repeated request returns the same job."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._jobs: OrderedDict[Hashable, BackgroundJob] = OrderedDict()
-        # hooks on the shared model allow one pass at a time
+        # all jobs set hooks on the same model, so only one of them may run at a time
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explorer")
 
     def start(self, key: Hashable, work: Callable[[Progress], Any], retry: bool = True) -> BackgroundJob:
-        """The existing job `key`, or a new one that runs `work`. With `retry`, a failed job is run again."""
+        """Returns the job `key`. If there is none, starts one that runs `work`.
+
+        If the job has failed and `retry` is true, it is started again.
+        """
         with self._lock:
             job = self._jobs.get(key)
             if job is None or (retry and job.error is not None):
@@ -70,7 +76,7 @@ class JobQueue:
         try:
             job.result = work(progress)
         except Exception as error:
-            # the page shows any error and the next job runs; unexpected ones also go to the terminal
+            # the page shows every error, and the next job still runs; unexpected errors are also printed
             if not isinstance(error, ValueError):
                 traceback.print_exception(error)
             job.error = first_line(error)
@@ -80,40 +86,40 @@ class JobQueue:
 
 @dataclass(frozen=True)
 class PromptFeatures:
-    """Active features of a prompt, and the model's predictions."""
+    """The active features of a prompt, and the model's predictions of the next tokens."""
 
     run: str
     tokens: list[str]
     active: list[Row]
-    """Active features, strongest first: layer, position, feature, activation."""
+    """Active features, strongest first. Each row has the keys layer, position, feature and activation."""
     next_tokens: list[list[tuple[str, float]]]
-    """The most likely next tokens at each position, with their probabilities."""
+    """For each position, the most likely next tokens with their probabilities."""
 
 
 @dataclass(frozen=True)
 class TracedPrompt:
-    """A prompt traced to a target."""
+    """The result of tracing a prompt to a target."""
 
     trace: Row
-    """Row of the table `trace`."""
+    """The trace as a row of the table `trace`."""
     circuit: CircuitRows
     paths: list[tuple[str, float]]
-    """Nodes of each path, and its contribution to the target, largest first."""
+    """(text that names the nodes, contribution to the target) of each path. The largest contribution comes first."""
 
 
 @dataclass(frozen=True)
 class EditedPrediction:
-    """Next-token probabilities at one position before and after a feature edit, with nothing frozen."""
+    """Next-token probabilities at one position, before and after a feature edit. Nothing else is frozen."""
 
     position: int
     rows: list[tuple[str, float, float]]
-    """Token, probability before, probability after; the most likely tokens of both."""
+    """(token, probability before, probability after) for each token that is among the most likely before or after."""
     kl: float
     """KL(before || after) in nats."""
 
 
 class PromptService:
-    """The model and transcoders of a study, opened when they are first needed."""
+    """Runs jobs on the language model and the transcoders of a study, which are opened when they are first needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -122,17 +128,20 @@ class PromptService:
         self._linearized: tuple[tuple[str | None, str], LinearizedModel] | None = None
 
     def features(self, prompt: str, run: str | None, retry: bool = True) -> BackgroundJob:
-        """A job whose result is a `PromptFeatures`."""
+        """Returns the job that finds the active features of a prompt. Its result is a `PromptFeatures`."""
         key = ("features", prompt, run)
         return self._jobs.start(key, lambda progress: self._features(prompt, run, progress), retry)
 
     def trace(self, prompt: str, run: str | None, target: str, retry: bool = True) -> BackgroundJob:
-        """A job whose result is a `TracedPrompt`."""
+        """Returns the job that traces a prompt to a target. Its result is a `TracedPrompt`."""
         key = ("trace", prompt, run, target)
         return self._jobs.start(key, lambda progress: self._trace(prompt, run, target, progress), retry)
 
     def edit(self, prompt: str, run: str | None, position: int, edit: dict[str, Any]) -> BackgroundJob:
-        """A job whose result is an `EditedPrediction`; `edit` has the keys of a `FeatureChange`."""
+        """Returns the job that runs a prompt with a feature edit. Its result is an `EditedPrediction`.
+
+        `edit` contains the fields of a `FeatureChange`.
+        """
         key = ("edit", prompt, run, position, repr(sorted(edit.items())))
         return self._jobs.start(key, lambda progress: self._edit(prompt, run, position, edit, progress))
 
@@ -223,7 +232,10 @@ class PromptService:
 def compare_predictions(
     position: int, before: "Tensor", after: "Tensor", strings: list[str]
 ) -> EditedPrediction:
-    """The most likely tokens of two next-token distributions, most likely first, and their KL divergence."""
+    """Compares two next-token distributions [vocabulary]. `strings` are the texts of all tokens.
+
+    Returns the most likely tokens of both, most likely first, and the KL divergence.
+    """
     n = min(TOP_TOKENS, len(before))
     tokens = {*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}
     rows = [(token_string(strings, token), float(before[token]), float(after[token])) for token in tokens]
@@ -232,12 +244,12 @@ def compare_predictions(
 
 
 def token_string(strings: list[str], token: int) -> str:
-    """A token as text; ids beyond the tokenizer's vocabulary as their number."""
+    """Returns the text of a token id. An id beyond the tokenizer's vocabulary is shown as # and its number."""
     return strings[token] if token < len(strings) else f"#{token}"
 
 
 def live_circuit(nodes: list[Row], edges: list[Row], tokens: list[str]) -> CircuitRows:
-    """Rows of the tables `node` and `edge` as the macros circuit_nodes and circuit_edges return them."""
+    """Converts rows of the tables `node` and `edge` to the rows that circuit_nodes and circuit_edges would return."""
     from ..attribution.trace_tables import node_name
 
     blank: Row = dict.fromkeys(

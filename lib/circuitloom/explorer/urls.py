@@ -1,4 +1,4 @@
-"""Addresses of views: path and query string determine everything that a view shows."""
+"""Writes and parses the URLs of views. Path and query string determine everything that a view shows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,23 +8,23 @@ Params = Mapping[str, str]
 
 
 def link(page: str, **params: Any) -> str:
-    """The address of a view; parameters that are None are dropped."""
+    """Returns the URL of a page with these parameters. Parameters that are None are left out."""
     present = {key: value for key, value in params.items() if value is not None}
     return f"/{page}" + (f"?{urlencode(present)}" if present else "")
 
 
 def feature_link(run: str, layer: int, feature: int) -> str:
-    """The address of one feature."""
+    """Returns the URL of a feature's page."""
     return link("feature", run=run, layer=layer, feature=feature)
 
 
 def parse(search: str | None) -> dict[str, str]:
-    """The parameters of a query string; of repeated names, the last."""
+    """Returns the parameters of a URL's query string. If a name occurs several times, its last value is used."""
     return dict(parse_qsl((search or "").removeprefix("?"), keep_blank_values=True))
 
 
 def integer(params: Params, name: str) -> int | None:
-    """An integer parameter; None if it is missing or empty. Raises ValueError for any other text."""
+    """Reads an integer parameter. Returns None if it is missing or empty. Raises ValueError if it is not an integer."""
     text = params.get(name)
     if text is None or text == "":
         return None
@@ -35,7 +35,10 @@ def integer(params: Params, name: str) -> int | None:
 
 
 def share(params: Params, name: str, default: float) -> float:
-    """A parameter between 0 and 1. Raises ValueError for any other text."""
+    """Reads a parameter that is a number from 0 to 1. Raises ValueError if it is anything else.
+
+    Returns `default` if the parameter is missing or empty.
+    """
     try:
         value = float(params.get(name) or default)
     except ValueError:

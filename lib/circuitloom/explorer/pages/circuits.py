@@ -1,4 +1,4 @@
-"""Circuits of the study's traces: graph, predicted and measured effects, paths, interventions."""
+"""The page Circuits. It shows the graph, effects, paths and interventions of a traced prompt of the study."""
 
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from ..urls import Params, link
 
 
 def circuits_page(client: CatalogClient, params: Params) -> Component:
-    """One circuit, chosen by `trace` in the address."""
+    """Makes the page. The URL parameter `trace` chooses the circuit."""
     traces = [row["trace"] for row in client.ask("traces").rows]
     if not traces:
         return panel(
@@ -61,7 +61,7 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
 
 
 def trace_circuit(client: CatalogClient, trace: str) -> CircuitRows:
-    """Graph of a trace in the catalogue, with the tokens that its features fire on."""
+    """Reads the graph of a trace from the catalogue, with the tokens on which its features fire most."""
     return _circuit(client, trace, client.edition)
 
 

@@ -1,4 +1,7 @@
-"""One feature: statistics, examples, logit effects, input tokens, concepts, connections, similar features."""
+"""The page of one feature.
+
+It shows statistics, examples, logit effects, input tokens, concepts, connections and similar features.
+"""
 
 from itertools import groupby
 from typing import Any
@@ -23,11 +26,11 @@ from ..components import (
 from ..urls import Params, feature_link, integer, link
 
 EXAMPLES = 10
-"""Number of largest activations shown before the rest is unfolded."""
+"""Number of largest activations that are shown at first. The others are folded."""
 
 
 def feature_page(client: CatalogClient, params: Params) -> Component:
-    """The page; callbacks add the slower parts, connections and similar features."""
+    """Makes the page without its slower parts. Callbacks add these: connections and similar features."""
     run = params.get("run")
     layer, number = integer(params, "layer"), integer(params, "feature")
     if run is None or layer is None or number is None:
@@ -59,7 +62,7 @@ def feature_page(client: CatalogClient, params: Params) -> Component:
 
 
 def register_feature(app: Dash, client: CatalogClient) -> None:
-    """Callbacks: the slower parts of the page."""
+    """Register the callbacks that add the slower parts of the page."""
 
     @app.callback(Output("feature-connections", "children"), Input("feature-names", "data"))
     def connections(names: dict[str, Any]) -> Component:

@@ -1,4 +1,7 @@
-"""The features of a run and layer: filters, sort order and search become SQL, which returns one page of rows."""
+"""The page Features. It lists the features of one run and layer in a grid.
+
+Each request of the grid becomes one SQL query, which filters, sorts and searches and returns the rows to show.
+"""
 
 import json
 from collections.abc import Mapping
@@ -26,11 +29,11 @@ COLUMNS = {
     "f1": "number",
     "match": "number",
 }
-"""Columns that can be filtered and sorted, with their types."""
+"""Maps each column that can be filtered and sorted to its type."""
 SEARCHES = {"fires on": "firing_on", "raises": "raising"}
-"""Kinds of search, with the named query of each."""
+"""Maps each kind of search to its named query."""
 ROWS = 50
-"""Rows per request of the grid."""
+"""Number of rows that the grid requests at a time."""
 _HEADS = {
     "feature": "feature",
     "fires_on": "fires on",
@@ -63,10 +66,11 @@ _TEXT_MATCHES = {
 
 
 def rows_sql(run: str, layer: int, search: str, by: str, request: Mapping[str, Any]) -> str:
-    """SQL of the rows that the grid requests; the column `n_matching` is the number of all matching rows.
+    """Returns the SQL query for the rows that the grid requests.
 
-    `request` holds the grid's filterModel, sortModel, startRow and endRow. Raises ValueError for an unknown column or
-    filter.
+    `request` contains the grid's filterModel, sortModel, startRow and endRow. `by` is a key of `SEARCHES`, and `search`
+    the text to search for. The column `n_matching` of the result is the number of all matching rows. Raises ValueError
+    if a column or filter is unknown.
     """
     names = {"run": run, "layer": layer, "pattern": search}
     tables = f"(\n{_indented(named_queries()['features'].filled(**names))}\n)"
@@ -86,7 +90,10 @@ def rows_sql(run: str, layer: int, search: str, by: str, request: Mapping[str, A
 
 
 def fetch_rows(client: CatalogClient, run: str, layer: int, sql: str) -> tuple[Answer, list[Row]]:
-    """The answer to a query of `rows_sql`, and its rows with the tokens that each feature fires on and raises."""
+    """Run a query of `rows_sql`. Returns its answer, and its rows with the columns `fires_on` and `raises` added.
+
+    These columns list the tokens on which each feature fires most and the tokens whose logits it raises most.
+    """
     answer = client.run(sql)
     places = [(layer, row["feature"]) for row in answer.rows]
     fires, raises = client.words(run, places), client.promoted(run, places)
@@ -138,7 +145,7 @@ def _indented(sql: str) -> str:
 
 
 def features_page(client: CatalogClient, params: Params) -> Component:
-    """The page; the grid requests its rows by a callback."""
+    """Makes the page with an empty grid. The grid requests its rows through a callback."""
     answer = client.ask("tabulated")
     if not answer.rows:
         return panel("Features", empty_note("No feature is tabulated; run `snakemake features`."))
@@ -189,7 +196,7 @@ def features_page(client: CatalogClient, params: Params) -> Component:
 
 
 def register_features(app: Dash, client: CatalogClient) -> None:
-    """Callbacks: the grid's rows, the address that holds its state, opening a feature."""
+    """Register the callbacks that send rows to the grid, keep its state in the URL, and open a feature."""
 
     @app.callback(
         Output("features-grid", "getRowsResponse"),
@@ -234,12 +241,15 @@ def register_features(app: Dash, client: CatalogClient) -> None:
 
 
 def _total(answer: Answer, request: dict[str, Any]) -> int:
-    """Number of all matching rows; a page after the last row has no row to read it from."""
+    """Returns the number of all matching rows.
+
+    The number is a column of the answer. If the answer has no rows, returns the number of the first requested row.
+    """
     return answer.first["n_matching"] if answer.rows else int(request.get("startRow") or 0)
 
 
 def _grid_state(params: Params) -> dict[str, Any]:
-    """filterModel and sortModel from the address. Raises ValueError if they cannot be parsed."""
+    """Reads the grid's filterModel and sortModel from the URL. Raises ValueError if they cannot be parsed."""
     try:
         filters, order = (json.loads(params.get(name) or "null") for name in ("filter", "sort"))
     except json.JSONDecodeError:

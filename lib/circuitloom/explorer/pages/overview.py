@@ -1,4 +1,4 @@
-"""Overview of the study: its contents, language model, circuits and claims."""
+"""The page Overview. It shows the contents of the study, its language model, circuits and claims."""
 
 from itertools import groupby
 
@@ -12,7 +12,7 @@ from ..urls import Params, link
 
 
 def overview_page(client: CatalogClient, _params: Params) -> Component:
-    """All parts that the study has."""
+    """Makes the page."""
     return html.Div([_contents(client), _model(client), _circuits(client), _claims(client)])
 
 

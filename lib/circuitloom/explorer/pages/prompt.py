@@ -1,4 +1,7 @@
-"""Run a prompt: the features active at each token, edits of features, and the attribution graph of a target."""
+"""The page Try, which runs a prompt.
+
+It shows the features that are active at each token, the results of feature edits, and a target's attribution graph.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,13 +21,13 @@ from ..urls import Params, feature_link
 KINDS = ("ablate", "scale", "clamp", "keep")
 """Kinds of feature edits."""
 TIMEOUT = 300
-"""Seconds after which waiting for a job fails."""
+"""Maximum time in seconds to wait for a job."""
 PATHS = 12
-"""Number of paths listed."""
+"""Maximum number of paths that are listed."""
 
 
 def prompt_page(client: CatalogClient, params: Params) -> Component:
-    """The form; a prompt in the address runs at once."""
+    """Makes the page with a form. If the URL contains a prompt, it is run at once."""
     runs = [row["run"] for row in client.ask("transcoders").rows]
     if not runs:
         return panel("Try a prompt", empty_note("There are no transcoders to trace through; train some."))
@@ -73,7 +76,7 @@ def _form(names: dict[str, str], runs: list[str]) -> Component:
 
 
 def features_view(found: PromptFeatures, params: Params) -> Component:
-    """The tokens, as buttons, and the controls of a feature edit."""
+    """Shows the tokens of the prompt as buttons, and the controls of a feature edit."""
     last = len(found.tokens) - 1
     try:
         at = min(max(int(params.get("at", last)), 0), last)
@@ -125,7 +128,7 @@ def _strength(params: Params) -> float:
 
 
 def token_view(client: CatalogClient, found: PromptFeatures, at: int) -> Component:
-    """The features active at position `at`, and the most likely next tokens."""
+    """Shows the features that are active at position `at`, and the most likely next tokens there."""
     own = [row for row in found.active if row["position"] == at]
     places = [(row["layer"], row["feature"]) for row in own]
     fires, raises = client.words(found.run, places), client.promoted(found.run, places)
@@ -172,7 +175,7 @@ def token_view(client: CatalogClient, found: PromptFeatures, at: int) -> Compone
 
 
 def edited_view(result: EditedPrediction) -> Component:
-    """Next-token probabilities before and after an edit."""
+    """Shows the next-token probabilities before and after a feature edit."""
     rows = [
         [
             format_token(token),
@@ -197,7 +200,7 @@ def _bars(before: float, after: float) -> Component:
 
 
 def traced_view(traced: TracedPrompt, names: dict[str, Any]) -> Component:
-    """The circuit of the target, its effects and paths."""
+    """Shows the circuit of the target, with its effects and paths."""
     trace = traced.trace
     source = {name: names[name] for name in ("prompt", "run", "target")}
     summary = (
@@ -229,7 +232,10 @@ def traced_view(traced: TracedPrompt, names: dict[str, Any]) -> Component:
 
 
 def traced_circuit(service: PromptService, source: dict[str, Any]) -> CircuitRows:
-    """The circuit of a prompt traced in this session. Raises ValueError if tracing failed or takes too long."""
+    """Returns the circuit of a prompt that is traced in this session, and waits for it if necessary.
+
+    Raises ValueError if tracing failed or takes too long.
+    """
     job = service.trace(source["prompt"], source["run"], source["target"], retry=False)
     job.finished.wait(TIMEOUT)
     if job.error or not job.done:
@@ -238,7 +244,7 @@ def traced_circuit(service: PromptService, source: dict[str, Any]) -> CircuitRow
 
 
 def register_prompt(app: Dash, client: CatalogClient, service: PromptService) -> None:
-    """Callbacks: jobs and their results."""
+    """Register all callbacks of the page. They start jobs and show the results."""
 
     @app.callback(
         Output("prompt-view", "children"),
@@ -273,7 +279,7 @@ def register_prompt(app: Dash, client: CatalogClient, service: PromptService) ->
 
 
 def _register_edits(app: Dash, client: CatalogClient, service: PromptService) -> None:
-    """Callbacks: the selected token, the features chosen in its grid, and the edit."""
+    """Register the callbacks that show the selected token, add the features chosen in its grid, and run the edit."""
 
     @app.callback(
         Output("prompt-token", "children"),
@@ -327,7 +333,7 @@ def _listed(features: str | None) -> list[str]:
 
 
 def _register_address(app: Dash) -> None:
-    """Callbacks: the address holds the prompt and the edit."""
+    """Register the callbacks that keep the prompt and the edit in the URL."""
     app.clientside_callback(
         ClientsideFunction("circuitloom", "submitPrompt"),
         Output("url", "href", allow_duplicate=True),
@@ -350,7 +356,7 @@ def _register_address(app: Dash) -> None:
 
 
 def _outcome(job: BackgroundJob, view: Callable[[Any], Component]) -> Component:
-    """The view of a job's result, or its error."""
+    """Shows the result of a job with `view`, or the error if the job failed or takes too long."""
     if job.error or not job.done:
         return html.P(job.error or "this takes too long; try again", className="error", role="alert")
     return view(job.result)

@@ -1,4 +1,7 @@
-"""SQL console: one SELECT at a time, in a sandbox that can neither write nor read other files."""
+"""The page SQL, which runs one SELECT at a time.
+
+It runs in a sandbox that can only read the catalogue. It cannot write files or read other files.
+"""
 
 import threading
 import time
@@ -20,14 +23,14 @@ from ..urls import Params
 
 MAX_ROWS = 5_000
 SECONDS = 60
-"""Time limit of a statement."""
+"""Time limit of a statement in seconds."""
 _EXACT = 2**53
-"""JavaScript numbers represent all integers up to this one."""
+"""JavaScript represents every integer up to this one exactly."""
 EXAMPLE = "SELECT run, layer, l0, ce_recovered_zero\nFROM metric\nORDER BY run, layer"
 
 
 def sql_page(client: CatalogClient, params: Params) -> Component:
-    """The console; a query in the address runs at once."""
+    """Makes the page. If the URL contains a query, it is run at once."""
     query = params.get("query")
     options = [{"label": question.description, "value": str(i)} for i, question in enumerate(questions())]
     editor = dcc.Textarea(
@@ -57,7 +60,7 @@ def sql_page(client: CatalogClient, params: Params) -> Component:
 
 
 def register_sql(app: Dash, client: CatalogClient) -> None:
-    """Callbacks: running a query, choosing an example question."""
+    """Register the callbacks that run a query and that fill in the SQL of a chosen question."""
 
     @app.callback(Output("sql-result", "children"), Input("sql-run", "n_clicks"), State("sql-text", "value"))
     def run(clicks: int, statement: str | None) -> Component | None:
@@ -79,7 +82,7 @@ def _result(client: CatalogClient, statement: str) -> Component:
     seconds = time.perf_counter() - started
     note = ", and more that are not shown" if more else ""
     summary = f"{format_value(len(rows))} rows in {1000 * seconds:.0f} ms{note}"
-    # fields are numbers: the grid reads dots in names as paths, and two columns may have the same name
+    # fields have numbers as names, because the grid reads a dot in a name as a path and two columns may have one name
     columns = [
         {"field": str(i), "headerName": name, "tooltipField": str(i), "flex": 1, "minWidth": 110,
          "valueFormatter": {"function": "digits(params.value)"}}
@@ -98,9 +101,9 @@ def _result(client: CatalogClient, statement: str) -> Component:
 
 
 def execute(client: CatalogClient, statement: str) -> tuple[list[str], list[list[Any]], bool]:
-    """Column names, at most `MAX_ROWS` rows, and whether there were more.
+    """Run a statement in the sandbox. Returns the column names, at most `MAX_ROWS` rows, and whether there are more.
 
-    Raises ValueError if the statement is not a read-only SELECT, fails, or takes too long.
+    Raises ValueError if the statement is not a read-only SELECT, if it fails, or if it takes too long.
     """
     with open_sandbox(client.folder) as connection:
         timed_out = threading.Event()
@@ -126,7 +129,10 @@ def execute(client: CatalogClient, statement: str) -> tuple[list[str], list[list
 
 
 def _grid_value(value: Any) -> str | int | float | None:
-    """A grid cell: numbers that JavaScript represents exactly stay numbers, for sorting; others become text."""
+    """Converts a value for a cell of the grid.
+
+    Numbers that JavaScript represents exactly stay numbers, so that the grid can sort them. Other values become text.
+    """
     exact = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _EXACT)
     return value if value is None or (exact and not isinstance(value, bool)) else cell(value)
 
