@@ -9,6 +9,6 @@ with job("activations", snakemake):
     job_folders = [Path(folder) for folder in snakemake.input]
     activations = Path(snakemake.output[0]).parents[1]
     join_shards(job_folders, activations)
-    # temporary outputs, about to be removed
+    # the folders of the jobs are temporary outputs, which Snakemake removes after this script
     for job_folder in job_folders:
         remove_record(activations.parent, job_folder)

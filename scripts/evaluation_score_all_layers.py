@@ -17,7 +17,7 @@ with job("evaluation", snakemake):
     baseline = read_baselines(source.baselines)["mlp_out", ALL_LAYERS]
     folders = iter(source.dictionaries)
     for run, metric in zip(params.runs, snakemake.output.metric, strict=True):
-        # one run at a time: the dictionaries of all runs may exceed the memory
+        # the dictionaries of all runs together may not fit into memory, so only one run is loaded at a time
         layers = {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
         scores = score_runs(model, {run: layers}, held_out, config.batch)
         write_table(METRIC, [metric_row(run, ALL_LAYERS, scores[run], baseline)], metric)

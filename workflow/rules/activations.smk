@@ -1,4 +1,4 @@
-"""Activation cache: one pass over the training tokens per site, all layers at once, in one job or several."""
+"""Caches activations. For each site, one pass over the training tokens caches all layers, in one or several jobs."""
 
 
 rule index_rows:

@@ -1,4 +1,4 @@
-"""Case studies: one rule per kind, one job per case study, which writes tables, pictures and result.md."""
+"""Case studies. Each kind has one rule. Each case study is one job, which writes tables, pictures and result.md."""
 
 
 rule study_feature:

@@ -1,9 +1,9 @@
-"""The catalogue: a DuckDB database with views and macros over all tables of the study."""
+"""Builds the catalogue, a DuckDB database with views and macros over all tables of the study."""
 
 
 rule build_catalog:
     input:
-        # views depend on which tables exist; with results in a bucket, a job sees only its inputs
+        # the views depend on which tables exist, and if the results are in a bucket, a job sees only its inputs
         TARGETS["dictionaries"],
         TARGETS["features"],
         TARGETS["circuits"],

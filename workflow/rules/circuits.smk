@@ -1,4 +1,4 @@
-"""Circuits: attribution graphs of prompts, analysis of the weights alone, and ablations for behaviours."""
+"""Circuits. Traces prompts to attribution graphs, analyses the weights alone, and ablates components of behaviours."""
 
 from circuitloom.core.layout import TRACE_TABLES, WEIGHTS_TABLES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# huggingface_hub reads this on import: offline unless the study uses the hub
+# huggingface_hub reads HF_HUB_OFFLINE when it is imported. It works offline unless the study uses the hub.
 STAGES = [config.get(stage) for stage in ("corpus", "language_model")]
 if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,31 +27,38 @@ except ValueError as error:
 LAYOUT = Layout.of(STUDY.name)
 MODEL_DTYPE = getattr(STUDY.language_model, "dtype", "float32")
 TARGETS = {}
-"""Stage to its results; each stage is a target rule of this name."""
-# read by circuitloom.core.script in each job; not a parameter of the rules, so that a change reruns nothing
+"""Maps each stage to its result files. Each stage is also a target rule with the stage's name."""
+# circuitloom.core.script reads this variable in each job. It is not a parameter of the rules, so that a change of it
+# does not rerun them.
 os.environ.update(CIRCUITLOOM_VERIFY_INPUTS=str(int(STUDY.resources.verify_inputs)))
 
 
 def section(stage, *keys):
-    """Config of one stage, or some of its keys, as plain values for `params`: a rule reruns when they change."""
+    """Returns the config of a stage as plain values for `params`. If `keys` are given, returns only these keys.
+
+    A rule reruns when its `params` change.
+    """
     values = getattr(STUDY, stage).model_dump(mode="json")
     return {key: values[key] for key in keys or values}
 
 
 def code(script):
-    """Hash of the library code that a script imports, for `params`: the rule reruns when it changes."""
+    """Returns the hash of the library code that a script imports. As part of `params`, it makes a rule rerun when the
+    code changes.
+    """
     return code_hash(Path(workflow.basedir).parent / "scripts" / f"{script}.py")
 
 
 def split_cores(jobs, least=1):
-    """Threads of one of `jobs` jobs that can run at the same time, at least `least`. With a GPU, jobs run one at a time.
+    """Returns a function for `threads` that divides the cores by `jobs`, the number of jobs that can run at one time.
 
-    On a cluster each job gets `resources.threads`: its node's number of cores is unknown.
+    Each job gets at least `least` threads. If the machine has a GPU, jobs run one at a time and get all cores. On a
+    cluster the number of cores of a node is unknown, so each job gets `resources.threads`.
     """
     concurrent = 1 if shutil.which("nvidia-smi") else max(1, jobs)
 
     def threads(wildcards):
-        # the executor is known only after the rules are read
+        # Snakemake knows its executor only after it has read the rules
         if workflow.remote_exec or workflow.non_local_exec:
             return max(least, STUDY.resources.threads)
         return max(least, workflow.cores // concurrent)
@@ -60,7 +67,7 @@ def split_cores(jobs, least=1):
 
 
 def needs(stage, gpu=False):
-    """Memory, time, GPU and partition of a stage's jobs, for `resources`; each retry doubles memory and time."""
+    """Returns memory, time, GPU and partition of a stage's jobs for `resources`. A retry doubles memory and time."""
     limits = STUDY.resources
     gpu = gpu and limits.gpu
     memory, runtime = getattr(limits.memory, stage), getattr(limits.runtime, stage)
@@ -68,7 +75,7 @@ def needs(stage, gpu=False):
         "mem_mb": lambda wildcards, attempt: memory * 2 ** (attempt - 1),
         "runtime": lambda wildcards, attempt: runtime * 2 ** (attempt - 1),
     }
-    # executors request every named resource, even at zero
+    # an executor requests every resource that is named here, even if its value is 0
     if gpu:
         resources["gpu"] = 1
     partition = gpu and limits.gpu_partition or limits.partition
@@ -78,7 +85,7 @@ def needs(stage, gpu=False):
 
 
 def lock_results():
-    """Lock results/STUDY for this run, so that a second run fails. The lock ends with the process, even if killed."""
+    """Lock results/STUDY for this run, so that a second run fails. The lock ends with this process, even if killed."""
     from filelock import FileLock, Timeout
 
     LAYOUT.root.mkdir(parents=True, exist_ok=True)
@@ -89,12 +96,15 @@ def lock_results():
         raise WorkflowError(
             f"circuitloom: another run is using {LAYOUT.root}; wait for it, or choose another study"
         )
-    # a reference that lives as long as this process
+    # the lock would be released if nothing referred to it
     globals()["RESULTS_LOCK"] = lock
 
 
 def recheck_missing_folders():
-    """Make the S3 plugin recheck folders that it found missing: it caches the answer, but a pod may create them."""
+    """Make the S3 plugin check again whether a missing folder exists.
+
+    The plugin remembers that a folder is missing, but a pod may create it later.
+    """
     plugin = sys.modules.get("snakemake_storage_plugin_s3")
     if plugin is None:
         return
@@ -108,7 +118,10 @@ def recheck_missing_folders():
 
 
 def corpus_tokenizer():
-    """The configured tokenizer, else the language model's. None: chronicle's own, for a model pretrained here."""
+    """Returns name and revision of the corpus's tokenizer: the configured one, or else that of the language model.
+
+    The name is None if the model is pretrained here with the tokenizer of the chronicle corpus.
+    """
     corpus, model = STUDY.corpus, STUDY.language_model
     name, revision = corpus.tokenizer, corpus.tokenizer_revision
     if name is None and model.source != "pretrain":
@@ -124,7 +137,7 @@ def corpus_tokenizer():
 
 
 def corpus_files():
-    """Files of text and tokenizer that exist. The library reports missing ones, with the remedy."""
+    """Returns the files of the text and the tokenizer that exist. The library reports missing files with a remedy."""
     corpus = STUDY.corpus
     files = [
         *getattr(corpus, "train", []),
@@ -141,66 +154,66 @@ def corpus_files():
 
 
 def model_files():
-    """Files of a model in a folder, so that a changed file reruns its installation."""
+    """Returns the files of a language model in a local folder. The model is installed again if one of them changes."""
     return sorted(
         map(str, matching(Path(STUDY.language_model.path), (*TEXT, *WEIGHTS, *PICKLED)))
     )
 
 
 def stored_sites(runs):
-    """Cached sites that the runs read. mlp_out is computed from mlp_in unless it is cached."""
+    """Returns the cached sites that the runs need. If mlp_out is not cached, it is computed from mlp_in."""
     needed = {site for run in runs for site in (run.site_in, run.site_out)}
     stored = set(STUDY.activations.sites)
     return sorted(site if site in stored else "mlp_in" for site in needed)
 
 
 def dictionary_folders(runs, layers):
-    """Dictionary folders of runs at layers; a layer may be a wildcard."""
+    """Returns the dictionary folders of all `runs` at all `layers`. A layer may be a wildcard."""
     return [LAYOUT.dictionary(run, layer) for run in runs for layer in layers]
 
 
 def evaluation_files(runs, table, layers):
-    """Files of one evaluation table, of runs at layers; a layer may be a wildcard."""
+    """Returns the files of one evaluation table for all `runs` at all `layers`. A layer may be a wildcard."""
     return [
         LAYOUT.run_evaluation(run, layer, table) for run in runs for layer in layers
     ]
 
 
 def together_runs(runs):
-    """Names of the runs that are also scored with the MLPs of all layers replaced at once."""
+    """Returns the names of the runs that are also scored with the MLPs of all layers replaced at once."""
     several = STUDY.evaluation.together and len(STUDY.layers) > 1
     return [run.name for run in runs if several and run.site_out == "mlp_out"]
 
 
 def feature_files(run, layer):
-    """Feature tables of one run and layer; both may be wildcards."""
+    """Returns the files of the feature tables of one run and layer. Both may be wildcards."""
     return [LAYOUT.feature_table(run, layer, table) for table in FEATURE_TABLES]
 
 
 def traced_run(trace):
-    """Run of transcoders that a prompt is traced through."""
+    """Returns the transcoder run through which a prompt is traced."""
     return STUDY.circuits.prompts[trace].run or STUDY.traced_run
 
 
 def behaviour_tables(runs):
-    """Tables of a behaviour; feature_effect needs a run on resid_mid."""
+    """Returns the names of a behaviour's tables. `feature_effect` is one of them only if a run writes to resid_mid."""
     resid_mid = any(STUDY.runs[run].site_out == "resid_mid" for run in runs)
     return [t for t in BEHAVIOUR_TABLES if resid_mid or t != "feature_effect"]
 
 
 def rule_part(name):
-    """A name with only the characters that a rule's name may have."""
+    """Replaces the characters of `name` that a rule's name must not contain."""
     return re.sub(r"\W", "_", name)
 
 
 def cases_of(kind):
-    """Wildcard constraint: the cases of one kind."""
+    """Returns a wildcard constraint that matches the names of the case studies of one kind."""
     names = [name for name, case in STUDY.cases.items() if case.kind == kind]
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def case_files(kind, case="{case}"):
-    """Name to file of each output of a case study of one kind."""
+    """Maps the name of each output of a case study of this kind to its file."""
     files = {table: f"{table}.parquet" for table in KINDS[kind].tables}
     files |= {figure: f"{figure}.png" for figure in KINDS[kind].figures}
     files["result"] = "result.md"
@@ -208,7 +221,7 @@ def case_files(kind, case="{case}"):
 
 
 def case_outputs(kind):
-    """Outputs of a case study's rule; pictures appear in Snakemake's report."""
+    """Returns the outputs of the rule for one kind of case study. Pictures appear in Snakemake's report."""
     files = case_files(kind)
     keys = {"caption": "../report/case.rst", "category": "Case studies"}
     pictures = {name: file for name, file in files.items() if file.suffix == ".png"}
@@ -219,12 +232,12 @@ def case_outputs(kind):
 
 
 def case_dictionaries(wildcards):
-    """Folders of the dictionaries that a case study reads."""
+    """Returns the folders of the dictionaries that a case study reads."""
     return dictionary_folders(STUDY.case_runs(wildcards.case), STUDY.layers)
 
 
 def case_matches(wildcards):
-    """Tables that match concepts with the features of a case study's runs, and with neurons."""
+    """Returns the tables that match concepts with the features of a case study's runs and with neurons."""
     runs = STUDY.case_runs(wildcards.case)
     sweeps = [
         sweep
@@ -235,7 +248,7 @@ def case_matches(wildcards):
 
 
 def case_params(kind):
-    """Parameters of a case study's rule."""
+    """Returns the parameters of the rule for one kind of case study."""
     return {
         "case": lambda wildcards: STUDY.cases[wildcards.case].model_dump(mode="json"),
         "runs": lambda wildcards: STUDY.case_runs(wildcards.case),
@@ -246,7 +259,7 @@ def case_params(kind):
 
 
 def case_targets():
-    """Files of all case studies."""
+    """Returns the output files of all case studies."""
     return [
         file
         for name, case in STUDY.cases.items()

@@ -1,6 +1,6 @@
-"""The corpus: tokenizer, packed training and held-out tokens, and tables of documents, tokens and concepts."""
+"""Builds the corpus: tokenizer, packed training and held-out tokens, and tables of documents, tokens and concepts."""
 
-# the seed only changes generated text
+# only generated text depends on the seed
 CORPUS_SEED = STUDY.seed if STUDY.corpus.source == "chronicle" else 0
 
 
@@ -21,7 +21,7 @@ rule build_corpus:
     resources:
         **needs("corpus"),
     params:
-        # the choice of concepts does not change the text
+        # the text does not depend on which concepts are chosen
         config={k: v for k, v in section("corpus").items() if k != "concepts"},
         seed=CORPUS_SEED,
         tokenizer=corpus_tokenizer(),

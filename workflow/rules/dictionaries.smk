@@ -1,4 +1,4 @@
-"""Dictionaries: one job per sweep and layer trains or imports all runs of the sweep."""
+"""Trains or imports dictionaries. There is one job for each sweep and layer, which handles all runs of the sweep."""
 
 for sweep, runs in STUDY.sweeps.items():
     folders = dictionary_folders([run.name for run in runs], ["{layer}"])

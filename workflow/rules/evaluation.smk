@@ -1,8 +1,8 @@
-"""Evaluation on held-out tokens: loss with dictionaries in place of MLPs, ablation baselines, concept scores."""
+"""Evaluates on held-out tokens: the loss when dictionaries replace MLPs, ablation baselines, and concept scores."""
 
 HELD_OUT = {"tokens": LAYOUT.tokens("validation"), "model": LAYOUT.model}
 
-# real text has no annotated concepts
+# only generated text has annotated concepts
 ANNOTATED = STUDY.corpus.source == "chronicle"
 CONCEPT_MATCHES = [LAYOUT.concept_matches(sweep) for sweep in STUDY.sweeps if ANNOTATED]
 CONCEPT_MATCHES += [LAYOUT.concept_matches(None)] if ANNOTATED else []

@@ -1,4 +1,4 @@
-"""Feature tables: every activation of every feature on the held-out tokens, one job per run and layer."""
+"""Writes feature tables with all activations on the held-out tokens. There is one job for each run and layer."""
 
 TABULATION = {
     "tokens": LAYOUT.tokens("validation"),

@@ -1,4 +1,4 @@
-"""The language model: pretrained here, or copied from a folder or the hub; and its loss on held-out tokens."""
+"""Pretrains the language model or copies it from a folder or the hub, and measures its loss on held-out tokens."""
 
 if STUDY.language_model.source == "pretrain":
 

@@ -1,4 +1,4 @@
-"""Estimated time, memory and disk of the study, printed before anything runs."""
+"""Estimates the time, memory and disk space that the study needs, and prints them before anything runs."""
 
 
 rule plan:

@@ -1,4 +1,4 @@
-"""The report: one HTML page from the catalogue, the config, the case studies and the times of the jobs."""
+"""Writes the report, one HTML page made from the catalogue, the config, the case studies and the times of the jobs."""
 
 CASE_RESULTS = [file for file in TARGETS["cases"] if file.name == "result.md"]
 CASE_PICTURES = [file for file in TARGETS["cases"] if file.suffix == ".png"]
@@ -6,7 +6,7 @@ CASE_PICTURES = [file for file in TARGETS["cases"] if file.suffix == ".png"]
 
 rule write_report:
     input:
-        # the views of the catalogue read these files
+        # the catalogue has no data of its own; its views read these files
         TARGETS["features"],
         TARGETS["circuits"],
         TARGETS["cases"],
