@@ -82,10 +82,10 @@ class FeatureComponents:
     ) -> Float[Tensor, "pass position d_out"]:
         """The site's value y with features ablated.
 
-        x is the MLP's input if the site is mlp_out; at other sites it is y.
-        `replacement` holds the values that ablated activations are set to: one row per position, or one row for all
-        positions. None sets them to zero. `where` marks the positions at which components may be ablated. Without
-        `keep_error`, the reconstruction replaces y at all of these. Only positions that change are encoded.
+        x is the MLP's input if the site is mlp_out; at other sites it is y. `replacement` holds the values that ablated
+        activations are set to: one row per position, or one row for all positions. None sets them to zero. `where`
+        marks the positions at which components may be ablated. Without `keep_error`, the reconstruction replaces y at
+        all of these. Only positions that change are encoded.
         """
         ablated, at = ablation
         changed = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)

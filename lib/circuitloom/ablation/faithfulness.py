@@ -38,7 +38,7 @@ class FaithfulnessCurve:
 
     @property
     def remaining(self) -> Float[Tensor, " size"]:
-        """The ratio of `faithfulness` with `removed` instead of `kept`. It is 1 if the metric does not need the top k."""
+        """The ratio of `faithfulness`, computed from `removed`. It is 1 if the metric does not need the top k."""
         return self._normalized(self.removed)
 
     def needed(self, share: float) -> int | None:
