@@ -1,4 +1,7 @@
-"""Capture a prompt's forward pass: with attention patterns and norm denominators frozen, it is linear between MLPs."""
+"""Capture a prompt's forward pass.
+
+If attention patterns and norm denominators are frozen to the captured ones, the model is linear between MLPs.
+"""
 
 from dataclasses import dataclass
 
@@ -18,24 +21,25 @@ from ..language_model.residual import (
 )
 
 SUM_TOLERANCE = 1e-3
-"""Largest allowed error of the residual stream against the sum of block outputs, relative to its norm."""
+"""Largest allowed distance between the final residual stream and the sum of block outputs, relative to its norm."""
 
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """A norm with its denominators frozen to those of one prompt: affine."""
+    """A norm whose denominators are frozen to those of one prompt. It is an affine function."""
 
     norm: Norm | None
-    """None for no norm (identity)."""
+    """None if the model has no norm here; the function is then the identity."""
     sigma: Float[Tensor, " position"]
-    """Denominator at each position, with epsilon."""
+    """Denominator of the norm at each position, epsilon included."""
 
     def vjp(
         self, v: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch d"]:
         """Vector-Jacobian product through the frozen norm: P(gain * v) / sigma at `position`.
 
-        If `position` is a slice, the first dimension of v runs over its positions.
+        P subtracts the mean in a LayerNorm and is the identity in an RMSNorm. If `position` is a slice, the first
+        dimension of v runs over its positions.
         """
         if self.norm is None:
             return v
@@ -48,7 +52,7 @@ class FrozenNorm:
 
     @property
     def bias(self) -> Float[Tensor, " d"] | float:
-        """Output of the norm for a zero input."""
+        """Output of the norm for an input of zero."""
         return 0.0 if self.norm is None else self.norm.bias
 
 
@@ -65,7 +69,7 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """Weights of everything between MLPs, the same for all prompts."""
+    """Weights of everything between the MLPs: attention, norms and unembedding. They are the same for all prompts."""
 
     blocks: list[BlockWeights]
     unembedding: Unembedding
@@ -90,17 +94,20 @@ class CapturedLayer:
     def heads_vjp(
         self, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch head d_head"]:
-        """Vector-Jacobian product from attention's output at `position` to each head's mixed values (z)."""
+        """Vector-Jacobian product from attention's output at `position` to the input of W_O, split into heads."""
         v = self.norm_attention_after.vjp(g, position)
         heads, size, _ = self.attention.W_O.shape
         return (v @ self.attention.W_O.flatten(0, 1).T).unflatten(-1, (heads, size))
 
     def attention_vjp(self, g: Float[Tensor, "position target d"]) -> Float[Tensor, "position target d"]:
-        """Vector-Jacobian product from attention's output to its input stream, both at the first len(g) positions."""
+        """Vector-Jacobian product from attention's output to the residual stream it reads.
+
+        Both are taken at the first len(g) positions.
+        """
         n = len(g)
         u = self.heads_vjp(g, slice(n))
         pattern = self.pattern[:, :n, :n]
-        # [head, source, target x d_head]: one matrix product per head
+        # the shape is [head, source, target x d_head], so that each head takes one matrix product
         mixed = pattern.transpose(1, 2) @ u.permute(2, 0, 1, 3).flatten(2)
         mixed = mixed.unflatten(2, (g.shape[1], -1)).permute(1, 2, 0, 3).flatten(2)
         return self.norm_attention.vjp(mixed @ self.attention.W_V.movedim(1, 2).flatten(0, 1), slice(n))
@@ -108,24 +115,27 @@ class CapturedLayer:
     def attention_vjp_at(
         self, g: Float[Tensor, "target d"], position: Int[Tensor, " target"], n: int
     ) -> Float[Tensor, "position target d"]:
-        """`attention_vjp` for vectors that each read at one position; returns the first n positions."""
+        """Like `attention_vjp`, but each vector reads attention's output at one position only.
+
+        Returns the gradient at the first n positions.
+        """
         u = self.heads_vjp(g, position)
         v = torch.einsum("nhe,hde->nhd", u, self.attention.W_V)
         pattern = self.pattern[:, position, :n].permute(1, 2, 0)
         return self.norm_attention.vjp((pattern @ v).transpose(0, 1), slice(n))
 
     def attention_jvp(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
-        """Jacobian-vector product from attention's input stream to its output."""
+        """Jacobian-vector product from the residual stream that attention reads to attention's output."""
         values = torch.einsum("...sd,hde->...hse", self.norm_attention.jvp(x), self.attention.W_V)
         mixed = self.pattern @ values
         return self.norm_attention_after.jvp(torch.einsum("...hte,hed->...td", mixed, self.attention.W_O))
 
     def head_values(self) -> Float[Tensor, "head position d_head"]:
-        """Value vectors of each head, without the biases of norm and values."""
+        """Value vectors of each head, without the contribution of the norm's bias and of the values' bias."""
         return torch.einsum("sd,hde->hse", self.norm_attention.jvp(self.resid_pre), self.attention.W_V)
 
     def attention_constant(self) -> Float[Tensor, "position d"]:
-        """Constant part of attention's output: biases of its norms, values and output projection."""
+        """Part of attention's output that comes from the biases of its norms, its values and its output projection."""
         attention = self.attention
         bias = self.norm_attention.bias + torch.zeros_like(self.resid_pre[0])
         value = torch.einsum("d,hde->he", bias, attention.W_V) + attention.b_V
@@ -140,15 +150,15 @@ class CapturedPass:
     token: Int[Tensor, " position"]
     embedding: Float[Tensor, "position d"]
     position_embedding: Float[Tensor, "position d"] | None
-    """Learned position embedding; None if the model adds none to the stream."""
+    """Learned position embedding; None if the model adds none to the residual stream."""
     layers: list[CapturedLayer]
     parallel: bool
-    """Attention and MLP of a block run in parallel: the MLP does not read its own block's attention."""
+    """Whether attention and MLP of a block run in parallel, so that the MLP does not read its own block's attention."""
     norm_final: FrozenNorm
     unembedding: Unembedding
     resid_final: Float[Tensor, "position d"]
     probabilities: Float[Tensor, "position vocabulary"]
-    """Next-token probabilities of the model itself, logit soft-capping included (`logits` omits it)."""
+    """Next-token probabilities of the model itself. They include soft-capping of logits, which `logits` leaves out."""
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -161,7 +171,7 @@ class CapturedPass:
 
 
 def read_weights(model: LanguageModel) -> ModelWeights:
-    """Read the model's weights between MLPs. Raises ValueError for an unsupported architecture."""
+    """Read the model's weights between MLPs. Raises ValueError if the architecture is not supported."""
     anatomy = model.anatomy
     unembedding = read_unembedding(model)
     like = unembedding.weight[0]
@@ -191,7 +201,7 @@ def capture_pass(
 ) -> CapturedPass:
     """Capture the forward pass of one prompt.
 
-    Raises ValueError if attention returns no patterns or the residual stream is not the sum of block outputs.
+    Raises ValueError if attention returns no patterns, or if the residual stream is not the sum of block outputs.
     """
     anatomy = model.anatomy
     observed = _Observed()
@@ -226,7 +236,7 @@ def capture_pass(
     resid_pre = layers[0].resid_pre
     result = CapturedPass(
         token=token,
-        # includes any scaling of the embedding (Gemma)
+        # this includes any scaling of the embedding (Gemma)
         embedding=resid_pre if positions is None else resid_pre - positions,
         position_embedding=positions,
         layers=layers,
@@ -241,7 +251,7 @@ def capture_pass(
 
 
 def _modules(model: LanguageModel) -> dict[tuple[str, int], nn.Module]:
-    """Modules to observe, by (name, layer); layer 0 for modules outside blocks."""
+    """Maps (name, layer) to the module to observe. The layer is 0 for modules outside blocks."""
     modules = {
         (name, layer): module
         for layer in range(model.layers)
@@ -271,7 +281,7 @@ def _block_module(model: LanguageModel, layer: int, name: str) -> nn.Module | No
 
 
 class _Observed:
-    """Inputs and outputs of modules in one pass of a single sequence, without the batch dimension."""
+    """Collects inputs and outputs of modules in a pass of one sequence, without the batch dimension."""
 
     def __init__(self) -> None:
         self.inputs: dict[tuple[str, int], Tensor] = {}
@@ -279,7 +289,7 @@ class _Observed:
         self.other_outputs: dict[tuple[str, int], tuple] = {}
 
     def keep(self, key: tuple[str, int], args: tuple, kwargs: dict, output) -> None:
-        """Callback of `observed_modules`."""
+        """Store the input and output of the module `key`; `observed_modules` calls it for each module."""
         x = args[0] if args else kwargs.get("hidden_states")
         first, rest = (output, ()) if isinstance(output, Tensor) else (output[0], output[1:])
         if x is not None:
@@ -297,7 +307,7 @@ def _pattern(observed: _Observed, layer: int, architecture: str) -> Float[Tensor
 
 
 def _check_sum(result: CapturedPass, observed: _Observed, architecture: str) -> None:
-    """Raise ValueError if blocks do not simply add to the residual stream (some architectures scale or gate)."""
+    """Raise ValueError if the residual stream is not the sum of block outputs, as in models that scale or gate them."""
     total = result.layers[0].resid_pre.clone()
     for layer in range(len(result.layers)):
         for part in ("attention", "mlp"):

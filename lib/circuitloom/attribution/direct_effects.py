@@ -1,12 +1,12 @@
 """Direct and total effects of sources on targets in the linearized model of one prompt (Ameisen et al. 2025).
 
-1. A target is a linear function of the residual stream before an MLP or the final norm: a feature's pre-activation
-   or a weighted sum of logits. Its gradient is pulled through the frozen norm (`make_targets`).
-2. The gradient is backpropagated to every earlier MLP output and to the embedding, through attention and skip
-   connections (`LinearizedModel.backpropagate`).
-3. At each site the effect of a source is its output vector times the gradient: features, errors, token embeddings,
-   position embeddings; biases give one constant (`SourceColumns`).
-4. Total effects repeat this with gradients that also flow through active features.
+1. A target is a feature's pre-activation or a weighted sum of logits. It is a linear function of the residual stream
+   before an MLP or before the final norm. `make_targets` pulls its gradient back through the frozen norm.
+2. `LinearizedModel.backpropagate` takes the gradient back to every earlier MLP output and to the embedding, through
+   attention and skip connections.
+3. Sources are features, errors, token embeddings and position embeddings. The effect of a source is the dot product of
+   its output vector and the gradient at that site. All biases together give one constant (see `SourceColumns`).
+4. `total_effects` does the same with gradients that also flow through active features.
 """
 
 from collections.abc import Iterator
@@ -19,33 +19,35 @@ from torch import Tensor
 from .linearized_model import LinearizedModel
 
 MAX_ELEMENTS = 2**25
-"""Largest number of elements of a gradient [position, target, d]: more targets are computed in chunks."""
+"""Largest number of elements of a gradient [position, target, d]. Targets are computed in chunks to keep within it."""
 MAX_TARGETS_ON_CPU = 128
-"""Largest chunk of targets on a CPU: larger ones exceed the cache, and all are padded to their last position."""
+"""Largest number of targets per chunk on a CPU.
+
+Larger chunks exceed the cache, and all targets of a chunk are padded to its last position."""
 
 
 @dataclass(frozen=True)
 class AttributionTargets:
-    """Scalars to attribute, each a linear function of the linearized model's residual stream at one position."""
+    """Scalars to attribute. Each is a linear function of the linearized model's residual stream at one position."""
 
     layer: int
-    """Targets read the stream before this layer's MLP; the number of layers means the end of the stream."""
+    """Targets read the residual stream before this layer's MLP, or its end if this is the number of layers."""
     position: Int[Tensor, " target"]
     vector: Float[Tensor, "target d"]
-    """Gradient with respect to the residual stream, before the norm."""
+    """Gradient of each target with respect to the residual stream, before the norm."""
     constant: Float[Tensor, " target"]
-    """Constant part: `bias` plus the contribution of the norm's bias."""
+    """Part of each target that does not depend on the stream: `bias` plus the contribution of the norm's bias."""
     normed_vector: Float[Tensor, "target d"]
-    """Gradient with respect to the norm's output: the same on every prompt."""
+    """Gradient of each target with respect to the norm's output. It is the same on every prompt."""
     bias: Float[Tensor, " target"]
-    """Bias of the target."""
+    """Bias of each target, such as the feature's encoder bias."""
 
     def __len__(self) -> int:
         """Number of targets."""
         return len(self.position)
 
     def chunks(self, elements: int) -> Iterator["AttributionTargets"]:
-        """Consecutive chunks of targets, of at most MAX_ELEMENTS elements at `elements` per target."""
+        """Yields consecutive chunks of at most MAX_ELEMENTS elements, where each target takes `elements` of them."""
         most = MAX_TARGETS_ON_CPU if self.vector.device.type == "cpu" else len(self)
         size = max(1, min(most, MAX_ELEMENTS // elements))
         for low in range(0, len(self), size):
@@ -59,8 +61,10 @@ class AttributionTargets:
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Columns of a row of effects: active features, errors (layer by layer, then position), token embeddings, position
-    embeddings, and one constant for all biases."""
+    """Layout of the columns of a row of effects.
+
+    The columns are: active features, errors (sorted by layer, then position), token embeddings, position embeddings,
+    and one constant for all biases."""
 
     active: int
     layers: int
@@ -68,22 +72,22 @@ class SourceColumns:
 
     @property
     def errors(self) -> slice:
-        """Error nodes, layer by layer."""
+        """Columns of the errors, sorted by layer, then position."""
         return slice(self.active, self.active + self.layers * self.positions)
 
     @property
     def embeddings(self) -> slice:
-        """Token embeddings, by position."""
+        """Columns of the token embeddings, in order of position."""
         return slice(self.errors.stop, self.errors.stop + self.positions)
 
     @property
     def position_embeddings(self) -> slice:
-        """Position embeddings, by position; effects are 0 if the model has none."""
+        """Columns of the position embeddings, in order of position. Effects are 0 if the model has none."""
         return slice(self.embeddings.stop, self.embeddings.stop + self.positions)
 
     @property
     def constant(self) -> int:
-        """Column of all biases."""
+        """Column of the constant, which holds the effect of all biases."""
         return self.position_embeddings.stop
 
     def __len__(self) -> int:
@@ -92,7 +96,7 @@ class SourceColumns:
 
 
 def source_columns(model: LinearizedModel) -> SourceColumns:
-    """Columns of the sources of a prompt."""
+    """Layout of the columns of the sources of a prompt."""
     return SourceColumns(len(model.features), model.layers, len(model.captured))
 
 
@@ -103,9 +107,10 @@ def make_targets(
     normed_vector: Float[Tensor, "target d"],
     bias: Float[Tensor, " target"],
 ) -> AttributionTargets:
-    """Targets normed_vector . norm(stream) + bias, with the norm before a layer's MLP or the final norm.
+    """Make the targets normed_vector . norm(stream) + bias.
 
-    Raises ValueError if a position lies outside the prompt.
+    The norm is the one before the MLP of `layer`, or the final norm if `layer` is the number of layers. Raises
+    ValueError if a position lies outside the prompt.
     """
     captured = model.captured
     if ((position < 0) | (position >= len(captured))).any():
@@ -120,7 +125,7 @@ def make_targets(
 
 
 def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> AttributionTargets:
-    """Pre-activations of active features of one layer as targets; `active` indexes `model.features`."""
+    """Make targets of the pre-activations of active features of one layer; `active` indexes `model.features`."""
     layers = model.features.layer[active].unique()
     assert len(layers) == 1, "all targets must lie in one layer"
     dictionary = model.dictionaries[int(layers)]
@@ -131,7 +136,7 @@ def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> A
 def logit_targets(
     model: LinearizedModel, position: Int[Tensor, " target"], weights: Float[Tensor, "target vocabulary"]
 ) -> AttributionTargets:
-    """Weighted sums of demeaned next-token logits as targets, one per position."""
+    """Make targets of weighted sums of next-token logits, minus the mean logit; target i is read at position[i]."""
     unembedding = model.captured.unembedding
     normed_vector = weights @ unembedding.weight
     return make_targets(model, model.layers, position, normed_vector, weights @ unembedding.bias)
@@ -141,10 +146,10 @@ def logit_targets(
 def direct_effects(
     model: LinearizedModel, targets: AttributionTargets, out: Float[Tensor, "target source"] | None = None
 ) -> Float[Tensor, "target source"]:
-    """Direct effect of each source on each target: the weights A[t, s] of an attribution graph's edges.
+    """Direct effect of each source on each target. These are the weights of an attribution graph's edges.
 
     Effects go through attention and skip connections but through no other feature. A row sums to the target's value.
-    Columns: `source_columns(model)`. Writes into `out` if given.
+    `source_columns(model)` describes the columns. The result is written into `out` if given.
     """
     if out is None:
         out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
@@ -157,10 +162,11 @@ def direct_effects(
 
 @torch.inference_mode()
 def total_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, "target source"]:
-    """Total effect of each source on each target: direct effects summed over all paths through active features.
+    """Total effect of each source on each target: the sum over all paths through active features.
 
-    Active features have slope 1. The columns that have no sources of their own (errors, embeddings, positions, the
-    constant) sum to the target's value. Columns: `source_columns(model)`.
+    The activation function has slope 1 at active features. Errors, embeddings, position embeddings and the constant
+    have no sources of their own; their effects sum to the target's value. `source_columns(model)` describes the
+    columns.
     """
     out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
     done = 0
@@ -176,7 +182,7 @@ def _write_effects(
     out: Float[Tensor, "target source"],
     features: bool = False,
 ) -> None:
-    """Write the targets' rows: direct effects or, with `features`, total effects."""
+    """Write the targets' rows into `out`: direct effects or, with `features`, total effects."""
     captured, columns = model.captured, source_columns(model)
     out[:, columns.constant] = _constant_effects(model, targets)
     for site, layer, g in model.backpropagate(targets.vector, targets.position, targets.layer, features):
@@ -200,7 +206,7 @@ def _write_effects(
 
 
 def _constant_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, " target"]:
-    """Direct effect of all biases on each target, the target's own bias included."""
+    """Direct effect of all biases on each target, including the target's own bias."""
     stream = model.constant_stream[targets.layer, targets.position]
     return targets.constant + (targets.vector * stream).sum(-1)
 

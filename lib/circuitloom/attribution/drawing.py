@@ -1,4 +1,7 @@
-"""Draw pruned attribution graphs: nodes by position and layer, edge widths by effect."""
+"""Draw pruned attribution graphs.
+
+Nodes are placed by position and layer; an edge is wider if its effect is larger.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +13,20 @@ from ..core.plotting import NEGATIVE, POSITIVE, escape_mathtext, styled
 from .trace_tables import Row, TraceRows
 
 NODE_WIDTH = 0.5
-"""Width of a node, in units of the width of a position without nodes."""
+"""Horizontal space of a node. A position is at least 1 wide."""
 MAX_EDGES = 150
-"""Largest number of edges drawn: those largest relative to their target's largest edge."""
+"""Largest number of edges drawn. Those are kept that are largest relative to their target's largest edge."""
 MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
 
 
 def place_nodes(
     nodes: Sequence[Mapping[str, Any]], layers: int
 ) -> tuple[dict[int, tuple[float, float]], dict[int, float]]:
-    """Coordinates (x, y) by node number, and the x of each position's center.
+    """Maps each node's number to its coordinates (x, y), and each position to the x of its center.
 
-    `nodes` are rows of `node` without constants and heads. x runs over positions, each as wide as its fullest layer. y
-    is 0 for embeddings, l + 1 for layer l (its error slightly above) and `layers` + 1 for roots.
+    `nodes` are rows of the table `node` without constants and heads. x runs over positions; each is as wide as its
+    fullest layer. y is 0 for embeddings, l + 1 for features of layer l, slightly more for the layer's error, and
+    `layers` + 1 for roots.
     """
     cells: dict[tuple[int, float], list[Mapping[str, Any]]] = {}
     for row in nodes:
@@ -43,19 +47,19 @@ def place_nodes(
     for (position, level), members in cells.items():
         for i, row in enumerate(members):
             offset = NODE_WIDTH * (i + 0.5 - len(members) / 2)
-            # alternate heights, so that the names of neighbours do not overlap
+            # heights alternate so that the names of neighbours do not overlap
             places[row["node"]] = (centers[position] + offset, level + 0.12 * (i % 2))
     return places, centers
 
 
 def draw_graph(rows: TraceRows, path: Path | str) -> None:
-    """Draw the pruned graph of a trace, without the constant node, to a file."""
+    """Draw the pruned graph of a trace without its constant node, and save it to `path`."""
     graph_figure([rows]).savefig(path, dpi=150)
 
 
 @styled
 def graph_figure(rows_of_traces: Sequence[TraceRows]) -> Figure:
-    """Figure of pruned graphs, one below the other, without constant nodes."""
+    """Figure of the pruned graphs of several traces, one below the other, without constant nodes."""
     nodes = [
         [row for row in rows.nodes() if row["in_graph"] and row["kind"] != "constant"]
         for rows in rows_of_traces

@@ -24,7 +24,7 @@ VIEWER_TYPES = {
     "logit": "logit",
     "target": "logit",
 }
-"""Node kind to the viewer's feature_type."""
+"""Maps a node's kind to the viewer's feature_type. Kinds that are not listed are left out."""
 VIEWER_DEFAULTS = {
     "token_prob": 0.0,
     "is_target_logit": False,
@@ -33,7 +33,7 @@ VIEWER_DEFAULTS = {
     "clerp": "",
     "activation": None,
 }
-"""Default fields of a node in the viewer's JSON."""
+"""Default values of a node's fields in the viewer's JSON."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,17 @@ class GraphText:
     tokens: Sequence[str]
     """Text of the token at each position."""
     root_nodes: Sequence[RootNode]
-    """Descriptions of the roots, in order."""
+    """Descriptions of the graph's roots, in the same order as there."""
 
 
 def to_networkx(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> networkx.DiGraph:
-    """The graph with plain attributes; edges lead from source to target, nodes are numbered as in `graph.node`.
+    """Convert the graph to networkx. Edges lead from source to target; nodes are numbered as in `graph.node`.
 
-    Node attributes: kind (feature, error, embedding, position, constant, logit or target), layer, feature, position
-    and token where they apply, activation or probability, value, influence and remainder. Edge attribute: effect.
-    Graph attributes: prompt and scores. Raises ValueError if `text` belongs to another prompt.
+    All nodes have the attributes kind, value, influence and remainder. The kind is feature, error, embedding, position,
+    constant, logit or target. Where they apply, nodes also have layer, feature, position, token, activation or
+    probability. Edges have the attribute effect. The graph has the attribute prompt and one for each score.
+
+    Raises ValueError if `text` belongs to another prompt.
     """
     result = networkx.DiGraph(prompt=text.prompt, **vars(graph.scores))
     columns = (graph.value.tolist(), graph.influence.tolist(), graph.remainder.tolist())
@@ -73,10 +75,12 @@ def viewer_json(
     scan: str,
     node_share: float = 0.8,
 ) -> dict[str, Any]:
-    """The graph in the JSON format of circuit-tracer 0.5: metadata, qParams, nodes, links.
+    """The graph in the JSON format of circuit-tracer 0.5, with the keys metadata, qParams, nodes and links.
 
-    `slug` names the graph, `scan` the transcoders. Position embeddings and constants, unknown to the viewer, are left
-    out. Error nodes are named LAYER_-1_POSITION: circuit-tracer's 0_LAYER_POSITION collides with features of layer 0.
+    `slug` names the graph and `scan` names the transcoders. `node_share` is the share of influence at which the viewer
+    prunes nodes. Position embeddings and constants are left out, since the viewer does not know them. Error nodes are
+    named LAYER_-1_POSITION, because circuit-tracer's name 0_LAYER_POSITION collides with features of layer 0.
+
     Raises ValueError if `text` belongs to another prompt.
     """
     first = len(graph.node) - len(text.root_nodes)
@@ -117,7 +121,10 @@ def write_graph(trace: Trace, name: str, tokens: Sequence[str], path: Path | str
 
 
 def write_viewer(content: dict[str, Any], folder: Path | str) -> Path:
-    """Add the output of `viewer_json` to a folder that circuit-tracer serves; returns the file, named by its slug."""
+    """Add the output of `viewer_json` to a folder that circuit-tracer serves, and to the folder's index.
+
+    Returns the written file, which is named after the graph's slug.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = content["metadata"]
@@ -134,7 +141,7 @@ def _edges(graph: AttributionGraph) -> list[tuple[int, int, float]]:
 
 
 def _nodes(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> list[dict[str, Any]]:
-    """Attributes of every node."""
+    """Attributes of each node, in the order of `graph.node`."""
     columns = source_columns(model)
     positions, features = columns.positions, model.features
     roots = int((graph.node >= len(columns)).sum())
@@ -173,7 +180,7 @@ def _nodes(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> 
 
 
 def _viewer_source(node: dict[str, Any], model: LinearizedModel) -> dict[str, Any]:
-    """The viewer's fields for a feature, error or embedding; node ids need only be unique."""
+    """The viewer's fields for a feature, error or embedding. Their node ids need only be unique."""
     position, layer = node["position"], node.get("layer")
     if node["kind"] == "embedding":
         token = int(model.captured.token[position])

@@ -2,13 +2,14 @@
 
 `trace_graph` works in four phases:
 
-1. Rows: direct effects of all sources on every root and active feature, last layer first, made in chunks and dropped
-   (`graph_rows`). The full adjacency matrix is never held.
-2. Influence: each row normalized to absolute shares; influence flows from roots to sources by back-substitution
-   (`influence`). Replacement and completeness scores follow (`scores`).
-3. Nodes: keep the most influential ones up to `node_share`; compute the edges among them (`_effects_among`).
-4. Edges: keep the most influential ones up to `edge_share`, then drop features and errors that are no longer
-   connected (`prune`).
+1. Rows: `graph_rows` computes the direct effects of all sources on each root and active feature, from the last layer
+   to the first. It works in chunks that are then dropped, so the full adjacency matrix is never in memory.
+2. Influence: `influence` normalizes the absolute values of each row to sum to 1. It then passes influence from roots to
+   sources by back-substitution. `scores` computes replacement and completeness scores from it.
+3. Nodes: the most influential nodes that together hold `node_share` of the influence are kept. `_effects_among`
+   computes the edges among them.
+4. Edges: `prune` keeps the most influential edges that together hold `edge_share`. It then drops features and errors
+   that are no longer connected.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,26 +23,29 @@ from .direct_effects import AttributionTargets, SourceColumns, direct_effects, f
 from .linearized_model import LinearizedModel
 
 Rows = Iterator[tuple[Int[Tensor, " target"], Float[Tensor, "target source"]]]
-"""Nodes and their rows of direct effects, from the last layer to the first."""
+"""Iterator over chunks of (nodes, their rows of direct effects), from the last layer to the first."""
 
 
 @dataclass(frozen=True)
 class Roots:
-    """Targets that a graph explains: logits, a logit difference or a feature."""
+    """Targets that a graph explains. These are logits, a logit difference or a feature."""
 
     targets: AttributionTargets
     weight: Float[Tensor, " root"]
-    """Weight of each root in influence: the probability for logits, else 1."""
+    """Weight of each root when influence is computed: the token's probability for `logits`, else 1."""
 
 
 @dataclass(frozen=True)
 class Influence:
-    """Influence of each node on the roots: w (N + N^2 + ...), with N the normalized absolute adjacency matrix."""
+    """Influence of each node on the roots: w (N + N^2 + ...).
+
+    N is the matrix of absolute edge weights, each row normalized to sum to 1. w holds the weights of the roots.
+    """
 
     node: Float[Tensor, " node"]
-    """Sources first, then roots. A root's own weight is not included."""
+    """Influence of each source, then of each root. A root's own weight is not included."""
     error_share: Float[Tensor, " node"]
-    """Share of error nodes among each node's sources."""
+    """Share of each node's absolute input that comes from error nodes."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +53,28 @@ class GraphScores:
     """Scores of a graph before pruning."""
 
     replacement: float
-    """Replacement score: influence of token embeddings over that of embeddings and errors."""
+    """Replacement score: influence of token embeddings divided by the influence of token embeddings and errors."""
     completeness: float
-    """Completeness score: share of non-error sources, averaged over nodes by influence."""
+    """Completeness score: share of a node's input that does not come from errors, averaged over nodes.
+
+    Nodes are weighted by their influence (for roots, plus their weight)."""
     completeness_strict: float
-    """Completeness score that counts error nodes themselves as unexplained."""
+    """Completeness score in which error nodes themselves count as unexplained, too."""
 
 
 def shares(
     effects: Float[Tensor, "target source"], counted: Bool[Tensor, " source"]
 ) -> Float[Tensor, "target source"]:
-    """Share of each source in each target: |effect|, normalized over counted sources. Rows sum to 1 (or 0)."""
+    """Share of each source in each target: |effect| divided by the sum of |effect| over counted sources.
+
+    Sources that are not counted have share 0. A row sums to 1, or to 0 if the target has no counted source.
+    """
     size = effects.abs() * counted
     return size / size.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
 
 
 def counted_sources(columns: SourceColumns) -> Bool[Tensor, " source"]:
-    """Sources that shares are normalized over: all but position embeddings and constants."""
+    """Mask of the sources that `shares` counts: all but position embeddings and the constant."""
     counted = torch.ones(len(columns), dtype=torch.bool)
     counted[columns.position_embeddings] = False
     counted[columns.constant] = False
@@ -78,10 +87,10 @@ def influence(
     counted: Bool[Tensor, " source"],
     errors: slice,
 ) -> Influence:
-    """Influence by back-substitution: a node's influence is complete before it passes to the node's sources.
+    """Compute influence by back-substitution. A node passes its influence on once the influence is complete.
 
-    `rows(reached)` yields targets from the last layer to the first. `reached` is the influence found so far plus the
-    weight; rows of nodes where it is 0 may be skipped.
+    `rows(reached)` yields targets from the last layer to the first. `reached` is the weight plus the influence found so
+    far. Where it is 0, a node's row may be left out.
     """
     total, error_share = weight.clone(), torch.zeros_like(weight)
     for nodes, effects in rows(total):
@@ -107,7 +116,7 @@ def scores(
 
 
 def threshold(values: Float[Tensor, " value"], share: float) -> float:
-    """Smallest of the largest values that together reach `share` of the sum."""
+    """The value such that all values at least as large together reach `share` of the sum."""
     ordered = values.sort(descending=True).values
     reached = ordered.cumsum(0) / ordered.sum()
     index = int(torch.searchsorted(reached, share))
@@ -115,7 +124,10 @@ def threshold(values: Float[Tensor, " value"], share: float) -> float:
 
 
 def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
-    """Share of the total influence held by each node and all nodes with more; the viewer prunes by it."""
+    """For each node, the share of the total influence that it holds together with all nodes of larger influence.
+
+    circuit-tracer's viewer prunes nodes by this share.
+    """
     ordered, order = influence.sort(descending=True)
     share = torch.empty_like(influence)
     share[order] = ordered.cumsum(0) / ordered.sum()
@@ -123,7 +135,10 @@ def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"
 
 
 def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, " node"]], Rows]:
-    """Rows of the full graph of a prompt, computed on demand and not kept."""
+    """Function that yields the rows of a prompt's full graph. They are computed on demand and not kept.
+
+    Its argument is `reached` of `influence`. Rows of features where it is 0 are left out.
+    """
     columns = source_columns(model)
     elements = max(model.captured.resid_final.numel(), len(columns))
 
@@ -144,9 +159,9 @@ def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, 
 
 
 def adjacency(model: LinearizedModel, roots: Roots) -> Float[Tensor, "target source"]:
-    """Full adjacency matrix: one row per active feature, then one per root.
+    """Full adjacency matrix, with one row per active feature, then one per root.
 
-    Memory grows with the square of the number of active features; `trace_graph` does not need it.
+    Its memory is proportional to the square of the number of active features. `trace_graph` does not need it.
     """
     columns = source_columns(model)
     effects = model.captured.resid_final.new_zeros(columns.active + len(roots.weight), len(columns))
@@ -163,35 +178,40 @@ class AttributionGraph:
     """Pruned attribution graph of a prompt."""
 
     node: Int[Tensor, " node"]
-    """Columns of `source_columns`, ascending; then, from `len(source_columns)` on, the roots."""
+    """Number of each node, ascending. Sources are numbered by their column in `source_columns(model)`.
+
+    Root i has the number len(source_columns(model)) + i."""
     influence: Float[Tensor, " node"]
-    """Influence in the full graph, before pruning."""
+    """Influence of each node in the full graph, before pruning."""
     cumulative: Float[Tensor, " node"]
-    """Share of the full graph's influence held by the node and all nodes with more."""
+    """Share of the full graph's influence that the node holds together with all nodes of larger influence."""
     value: Float[Tensor, " node"]
-    """Sum over all sources, pruned ones included: pre-activation of a feature or value of a root; 0 for other nodes."""
+    """Pre-activation of a feature or value of a root; 0 for other nodes.
+
+    It is the sum of the effects of all sources, pruned ones included."""
     size: Float[Tensor, " node"]
-    """Sum of the absolute effects of all sources: the scale for rounding errors."""
+    """Sum of the absolute effects of all sources. Rounding errors are measured relative to it."""
     source: Int[Tensor, " edge"]
-    """Index into `node`."""
+    """Source of each edge, as an index into `node`."""
     target: Int[Tensor, " edge"]
-    """Index into `node`."""
+    """Target of each edge, as an index into `node`."""
     effect: Float[Tensor, " edge"]
     remainder: Float[Tensor, " node"]
-    """Value minus the effects of kept edges."""
+    """Value of each node minus the sum of its kept incoming edges."""
     scores: GraphScores
-    """Scores of the full graph."""
+    """Scores of the full graph, before pruning."""
 
 
 @torch.inference_mode()
 def trace_graph(
     model: LinearizedModel, roots: Roots, node_share: float = 0.8, edge_share: float = 0.98
 ) -> AttributionGraph:
-    """Pruned attribution graph of a prompt.
+    """Build the pruned attribution graph of a prompt.
 
-    Keeps the nodes that hold `node_share` of the influence, then the edges that hold `edge_share` of the influence
-    among them. Embeddings and roots always stay. Position embeddings and constants have no influence; they stay, with
-    their edges to kept nodes. Memory grows with the square of the kept nodes, not of all nodes.
+    First, the most influential nodes that together hold `node_share` of the influence are kept. Then, among these, the
+    edges that hold `edge_share` of the influence are kept. Embeddings and roots always stay. Position embeddings and
+    the constant have no influence, but they stay, too, with their edges to kept nodes. Memory is proportional to the
+    square of the number of kept nodes, not of all nodes.
     """
     columns = source_columns(model)
     weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
@@ -227,7 +247,10 @@ def trace_graph(
 
 
 def counted_nodes(node: Int[Tensor, " node"], counted: Bool[Tensor, " source"]) -> Bool[Tensor, " node"]:
-    """`counted_sources` for the nodes of a graph; roots are never sources."""
+    """Mask of the graph's nodes that `shares` counts. Roots are not counted, since they are not sources.
+
+    `counted` is the mask over all sources, from `counted_sources`.
+    """
     result = torch.zeros_like(node, dtype=torch.bool)
     is_source = node < len(counted)
     result[is_source] = counted[node[is_source]]
@@ -243,11 +266,13 @@ def prune(
     always: Bool[Tensor, " node"],
     feature: Bool[Tensor, " node"],
 ) -> tuple[Bool[Tensor, " node"], Bool[Tensor, "node node"]]:
-    """Masks of the nodes and edges to keep; effects are [target, source], and sources have a lower `level`.
+    """Masks of the nodes and edges to keep.
 
-    An edge's score is its share of the target times the target's influence; the largest are kept until they hold
-    `edge_share` of the sum. Then features and errors without outgoing edges and features without incoming edges are
-    removed until nothing changes. Nodes in `always` stay.
+    `effects` is [target, source]. A source has a lower `level` than its target.
+
+    An edge's score is its share of the target times the target's influence. Edges with the largest scores are kept
+    until they hold `edge_share` of the sum. Then nodes without outgoing edges are removed, and so are features without
+    incoming edges, until nothing changes. Nodes in `always` need no outgoing edge.
     """
     share = shares(effects, counted)
     reached = weight.clone()
@@ -256,7 +281,7 @@ def prune(
         reached += reached[at] @ share[at]
     score = share * reached[:, None]
     keep = (score >= threshold(score.flatten(), edge_share)) & (score > 0)
-    # sources without shares stay as long as their target does
+    # edges from sources without shares stay as long as their target does
     keep |= (effects != 0) & ~counted
     node = torch.ones_like(always)
     while True:
@@ -271,7 +296,10 @@ def prune(
 def _effects_among(
     model: LinearizedModel, roots: Roots, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> tuple[Float[Tensor, "node node"], Float[Tensor, " node"], Float[Tensor, " node"]]:
-    """Effects among `node`, [target, source]; per node the sum over all sources of effects, and of their magnitudes."""
+    """Effects [target, source] among the nodes `node`, and two sums for each node.
+
+    The sums are those of the effects of all sources on the node, and of the absolute effects.
+    """
     effects = roots.weight.new_zeros(len(node), len(node))
     value, size = roots.weight.new_zeros(2, len(node))
     is_source = node < len(columns)
@@ -289,7 +317,10 @@ def _effects_among(
 def _level(
     model: LinearizedModel, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> Int[Tensor, " node"]:
-    """Topological level: layer + 1 for features, 0 for nodes without sources, layers + 1 for roots."""
+    """Topological level of each node.
+
+    It is layer + 1 for features, 0 for nodes without sources, and the number of layers + 1 for roots.
+    """
     level = torch.zeros_like(node)
     features = node < columns.active
     level[features] = model.features.layer[node[features]] + 1

@@ -1,5 +1,8 @@
-"""Local replacement model of one prompt (Ameisen et al. 2025): dictionaries replace MLPs, attention patterns and norm
-denominators are frozen, and error nodes hold what the dictionaries miss. It is linear between features."""
+"""Local replacement model of one prompt (Ameisen et al. 2025).
+
+Dictionaries replace MLPs, attention patterns and norm denominators are frozen, and error nodes hold what the
+dictionaries miss. The model is linear between features.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +34,7 @@ class ActiveFeatures:
         return len(self.layer)
 
     def find(self, layer: int, position: int, feature: int) -> int | None:
-        """Index of a feature among the active ones; None if it does not fire there."""
+        """Index of a feature among the active ones, or None if it does not fire at this position."""
         at = (self.layer == layer) & (self.position == position) & (self.feature == feature)
         index = at.nonzero()
         return int(index[0]) if len(index) else None
@@ -41,7 +44,7 @@ class SiteGradient(NamedTuple):
     """Gradients of targets with respect to one site of the linearized model."""
 
     site: str
-    """`mlp_out`: output of the MLP of `layer`, before any norm after it. `embedding`: input of the first block."""
+    """`mlp_out` is the output of the MLP of `layer`, before any norm after it. `embedding` is the input of block 0."""
     layer: int
     g: Float[Tensor, "position target d"]
 
@@ -49,8 +52,8 @@ class SiteGradient(NamedTuple):
 class LinearizedModel:
     """Linearized (local replacement) model of one prompt.
 
-    MLP output: y = W_dec^T z + b_dec (+ W_skip x) + error. Where dictionaries are not trained, the output is error
-    alone: in layers without a dictionary, at position 0 and at each BOS.
+    The output of an MLP is y = W_dec^T z + b_dec (+ W_skip x) + error. In layers without a dictionary, at position 0
+    and at each BOS, the whole output counts as error.
     """
 
     def __init__(
@@ -71,11 +74,13 @@ class LinearizedModel:
         self.errors: Float[Tensor, "layer position d"] = errors
         """MLP output minus reconstruction, before any norm after the MLP."""
         self.mlp_constant: Float[Tensor, "layer position d"] = constants
-        """Constant part of what each MLP adds to the residual stream: b_dec and W_skip applied to the norm's bias."""
+        """Constant part of what each MLP adds to the residual stream.
+
+        It is b_dec plus W_skip times the bias of the norm before the MLP, after any norm that follows the MLP."""
         self.attention_constant: Float[Tensor, "layer position d"] = torch.stack(
             [layer.attention_constant() for layer in captured.layers]
         )
-        # cell (layer, position) = layer * positions + position; features of a cell are contiguous
+        # each (layer, position) is numbered layer * positions + position; its features are contiguous
         cell = self.features.layer * len(captured) + self.features.position
         cells = torch.arange(len(captured.layers) * len(captured) + 1, device=cell.device)
         self._starts = torch.searchsorted(cell, cells).tolist()
@@ -87,16 +92,16 @@ class LinearizedModel:
         return len(self.captured.layers)
 
     def active_at(self, layer: int, position: int) -> slice:
-        """Slice of the active features at one layer and position."""
+        """Slice of `features` with those at one layer and position."""
         cell = layer * len(self.captured) + position
         return slice(self._starts[cell], self._starts[cell + 1])
 
     def active_in_layer(self, layer: int, positions: int) -> slice:
-        """Slice of the active features of one layer at the first `positions` positions (1 or more)."""
+        """Slice of `features` with those of one layer at the first `positions` positions (1 or more)."""
         return slice(self.active_at(layer, 0).start, self.active_at(layer, positions - 1).stop)
 
     def feature_outputs(self, layer: int, active: slice) -> Float[Tensor, "active d"]:
-        """Outputs of active features of one layer: activation times decoder row."""
+        """Output vectors of active features of one layer. Each is the activation times the decoder row."""
         feature = self.features.feature[active]
         return self.dictionaries[layer].W_dec[feature] * self.features.activation[active, None]
 
@@ -111,8 +116,8 @@ class LinearizedModel:
     ) -> Iterator[Float[Tensor, "*batch position d"]]:
         """Run the linearized model forward; yields the residual stream at each MLP's input, then at its end.
 
-        `start` is the input of the first block. `mlp_output(layer)` gives an MLP's output before any norm after it,
-        without biases and skip connection, which are added here.
+        `start` is the input of the first block. `mlp_output(layer)` returns an MLP's output before any norm after it.
+        It must not include biases and the skip connection, which are added here.
         """
         stream = start
         for number, layer in enumerate(self.captured.layers):
@@ -131,7 +136,7 @@ class LinearizedModel:
         yield stream
 
     def mlp_output(self, layer: int) -> Float[Tensor, "position d"]:
-        """MLP output of a layer as the sum of features and error, without biases and skip connection."""
+        """Sum of the features and the error of a layer. It is the MLP's output without biases and skip connection."""
         active = self.active_in_layer(layer, len(self.captured))
         output = self.errors[layer].clone()
         if active.stop > active.start:
@@ -139,7 +144,7 @@ class LinearizedModel:
         return output
 
     def head_values(self, layer: int) -> Float[Tensor, "head position d_head"]:
-        """Value vectors of a layer's heads without biases; computed once per layer."""
+        """Value vectors of a layer's heads, without biases. They are computed once per layer and then stored."""
         if layer not in self._head_values:
             self._head_values[layer] = self.captured.layers[layer].head_values()
         return self._head_values[layer]
@@ -147,7 +152,10 @@ class LinearizedModel:
     def skip_vjp(
         self, layer: int, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch d"] | float:
-        """Vector-Jacobian product from an MLP's output to its input stream through W_skip; 0.0 without one."""
+        """Vector-Jacobian product from an MLP's output through W_skip to the residual stream before the MLP's norm.
+
+        Returns 0.0 if the layer has no W_skip.
+        """
         dictionary = self.dictionaries.get(layer)
         if dictionary is None or dictionary.W_skip is None:
             return 0.0
@@ -158,7 +166,7 @@ class LinearizedModel:
     def features_vjp(
         self, layer: int, g: Float[Tensor, "position target d"]
     ) -> Float[Tensor, "position target d"] | float:
-        """Vector-Jacobian product from an MLP's output to its input stream through the active features.
+        """Vector-Jacobian product from an MLP's output through its active features to the stream before the MLP's norm.
 
         The activation function has slope 1 at active features. Returns 0.0 if no feature is active.
         """
@@ -180,9 +188,9 @@ class LinearizedModel:
     ) -> Iterator[SiteGradient]:
         """Backpropagate vectors that read the residual stream at `position` before the MLP of `layer`.
 
-        `layer` equal to the number of layers means the end of the stream. Yields the gradient with respect to each
-        earlier MLP's output, last layer first, then with respect to the embedding. Gradients flow through attention
-        and skip connections and, with `features`, through active features.
+        If `layer` is the number of layers, they read the end of the stream. Yields the gradient with respect to each
+        earlier MLP's output, from the last layer to the first, then the one with respect to the embedding. Gradients
+        flow through attention and skip connections and, with `features`, also through active features.
         """
         if not len(vector):
             return
@@ -244,7 +252,7 @@ def _check_dictionary(dictionary: Dictionary, layer: int, captured: CapturedPass
 def _decompose_mlps(
     captured: CapturedPass, dictionaries: Mapping[int, Dictionary], replaced: Bool[Tensor, " position"]
 ) -> tuple[ActiveFeatures, Float[Tensor, "layer position d"], Float[Tensor, "layer position d"]]:
-    """Active features, errors, and the constants that MLPs add to the residual stream."""
+    """Active features, error of each MLP, and constant part of what each MLP adds to the residual stream."""
     active, errors, constants = [], [], []
     for number, layer in enumerate(captured.layers):
         dictionary = dictionaries.get(number)

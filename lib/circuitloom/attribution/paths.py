@@ -1,12 +1,13 @@
-"""Greedy paths from a target back to its sources, and the graph they form (algorithms 1 and 2 of Dunefsky, Chlenski
-and Nanda 2024).
+"""Greedy paths from a target back to its sources, and the graph that they form.
 
-1. A reader is a vector that reads the residual stream at one position (`StreamReader`): a feature's encoder, a logit.
-2. Its direct sources are everything that wrote to the stream there (`direct_sources`). Unlike the edges of an
-   attribution graph, heads are sources of their own.
-3. `find_paths` extends each kept path by its largest sources and keeps the largest extensions, length by length.
-   A feature or head then becomes the reader of the next step; embeddings end a path.
-4. `paths_to_graph` merges paths into a graph: shared prefixes count once.
+These are algorithms 1 and 2 of Dunefsky, Chlenski and Nanda 2024.
+
+1. A `StreamReader` is a vector that reads the residual stream at one position, such as a feature's encoder or a logit.
+2. `direct_sources` lists everything that wrote to the stream there. Heads are sources of their own here, while in an
+   attribution graph the edges go through heads.
+3. `find_paths` extends each kept path by its largest sources and keeps the largest extensions. It repeats this for each
+   length. A feature or head at the end of a path becomes the next reader; an embedding ends the path.
+4. `paths_to_graph` merges paths into a graph. A prefix that several paths share counts once.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ KINDS = ("feature", "head", "embedding", "position")
 class StreamReader(NamedTuple):
     """Vector that reads the residual stream at one position.
 
-    `stage` is 2 l before block l, 2 l + 1 after the attention of block l, and twice the number of layers at the end.
+    `stage` says where it reads: 2 l means before block l, 2 l + 1 means after the attention of block l, and twice the
+    number of layers means the end of the stream.
     """
 
     vector: Float[Tensor, " d"]
@@ -40,20 +42,20 @@ class StreamReader(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceDecomposition:
-    """Direct sources of a reader. Its value is the sum of `value`, `error` and `constant`."""
+    """Direct sources of a reader. The sum of all of `value`, `error` and `constant` is the reader's value."""
 
     kind: Int[Tensor, " source"]
     layer: Int[Tensor, " source"]
-    """0 for embedding and position."""
+    """Layer of each source; 0 for embeddings and position embeddings."""
     index: Int[Tensor, " source"]
     """Feature or head index; 0 for other kinds."""
     position: Int[Tensor, " source"]
-    """Position of the source; for a head, the position it attends to."""
+    """Position of each source. For a head, it is the position that the head attends to."""
     value: Float[Tensor, " source"]
     active: Int[Tensor, " source"]
     """Index of a feature among the active ones; -1 for other kinds."""
     error: float
-    """Sum of the error nodes of all layers."""
+    """Sum of the effects of the error nodes of all layers."""
     constant: float
 
     def __len__(self) -> int:
@@ -62,14 +64,14 @@ class SourceDecomposition:
 
 
 def feature_reader(model: LinearizedModel, active: int, scale: float = 1.0) -> StreamReader:
-    """Pre-activation of an active feature, times `scale`, as a reader."""
+    """Reader whose value is the pre-activation of an active feature times `scale`."""
     return target_reader(
         model, feature_targets(model, torch.tensor([active], device=model.features.layer.device)), scale
     )
 
 
 def target_reader(model: LinearizedModel, target: AttributionTargets, scale: float = 1.0) -> StreamReader:
-    """A single target, times `scale`, as a reader."""
+    """Reader whose value is a single target times `scale`."""
     stage = 2 * target.layer + (target.layer < model.layers and not model.captured.parallel)
     constant = scale * float(target.constant[0])
     return StreamReader(scale * target.vector[0], int(target.position[0]), stage, constant)
@@ -78,7 +80,10 @@ def target_reader(model: LinearizedModel, target: AttributionTargets, scale: flo
 def head_reader(
     model: LinearizedModel, reader: StreamReader, layer: int, head: int, position: int
 ) -> StreamReader:
-    """Reader of what `reader` reads through a head from `position`; the head's biases are in `reader`'s constant."""
+    """Reader of the stream at `position` whose value is what `reader` reads through a head from there.
+
+    The head's biases are not included, since the constant of `reader`'s sources includes them.
+    """
     block = model.captured.layers[layer]
     g = _at_attention(model, reader, layer)
     u = block.heads_vjp(g, torch.tensor(reader.position, device=g.device))[head]
@@ -88,7 +93,10 @@ def head_reader(
 
 
 def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomposition:
-    """Direct sources of a reader: features, heads (per attended position), embeddings, errors and biases."""
+    """Direct sources of a reader: features, heads, embeddings, errors and biases.
+
+    A head is one source for each position that it attends to.
+    """
     parts: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]] = []
     error, constant = 0.0, reader.constant
     position = reader.position
@@ -137,7 +145,7 @@ def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomp
 
 
 def _at_attention(model: LinearizedModel, reader: StreamReader, layer: int) -> Float[Tensor, " d"]:
-    """Gradient of a reader with respect to a layer's attention output, through the skip connections after it."""
+    """Gradient of a reader with respect to a layer's attention output, including paths through W_skip of later MLPs."""
     g = reader.vector
     here = torch.tensor(reader.position, device=g.device)
     for later in range((reader.stage - 1) // 2, layer - 1, -1):
@@ -167,7 +175,7 @@ def _concatenate(parts: list, error: float, constant: float) -> SourceDecomposit
 
 @dataclass(frozen=True)
 class PathFilter:
-    """Constraint on one node of a path; None matches anything."""
+    """Constraint on one node of a path. A field that is None matches anything."""
 
     kind: int | None = None
     layer: int | None = None
@@ -176,7 +184,7 @@ class PathFilter:
     position: int | None = None
 
     def matches(self, nodes: "SourceDecomposition | Paths") -> Bool[Tensor, " node"]:
-        """Mask of the sources, or last nodes of paths, that match."""
+        """Mask of the sources that match, or of the paths whose last node matches."""
         matches = torch.ones_like(nodes.kind, dtype=torch.bool)
         for name, wanted in vars(self).items():
             if wanted is not None:
@@ -191,21 +199,21 @@ class PathSearch:
     length: int = 5
     """Largest number of edges of a path."""
     width: int = 10
-    """Beam width: sources that extend each path, and paths kept at each length."""
+    """Beam width: the number of sources that extend each path, and the number of paths kept at each length."""
     signed: bool = False
-    """Rank by signed instead of absolute contribution: inhibition is then ignored."""
+    """Rank by signed instead of absolute contribution. Negative contributions are then ignored."""
     capped: bool = False
-    """Cap each contribution at the smallest absolute contribution earlier on the path."""
+    """Cap each absolute contribution at the smallest absolute contribution earlier on the path."""
     prefix: Sequence[PathFilter] = ()
-    """Constraints on the first nodes after the root."""
+    """Constraints on the first nodes after the root, one for each node."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Kept paths of all lengths, as a tree: each is its parent path plus one node. Path 0 is the root alone."""
+    """Kept paths of all lengths as a tree. Each path is its parent path plus one node; path 0 is the root alone."""
 
     parent: Int[Tensor, " path"]
-    """The path without its last node; -1 for the root."""
+    """Index of the path without its last node; -1 for the root."""
     length: Int[Tensor, " path"]
     """Number of edges; 0 for the root."""
     kind: Int[Tensor, " path"]
@@ -217,9 +225,9 @@ class Paths:
     active: Int[Tensor, " path"]
     """Index of a feature among the active ones; -1 for other kinds."""
     contribution: Float[Tensor, " path"]
-    """Contribution to the root's value."""
+    """Contribution of the path to the root's value."""
     error: Float[Tensor, " path"]
-    """Contribution of the last node's error sources through this path; NaN if the path was not extended."""
+    """Contribution of the error sources of the last node through this path; NaN if the path was not extended."""
     constant: Float[Tensor, " path"]
     """Contribution of the last node's biases through this path; NaN if the path was not extended."""
 
@@ -237,7 +245,7 @@ class Paths:
 
 @torch.inference_mode()
 def find_paths(model: LinearizedModel, root: StreamReader, search: PathSearch) -> Paths:
-    """Paths with the largest contributions to the root, of all lengths up to `search.length`.
+    """Find the paths of up to `search.length` edges with the largest contributions to the root.
 
     At each length, every kept path is extended by its `search.width` largest sources, and the `search.width` largest
     extensions are kept. Embeddings and positions end a path; features and heads continue it.
@@ -276,7 +284,7 @@ def find_paths(model: LinearizedModel, root: StreamReader, search: PathSearch) -
 
 
 def _largest_sources(sources: SourceDecomposition, search: PathSearch, length: int) -> Int[Tensor, " source"]:
-    """Indices of the sources that extend a path to `length`."""
+    """Indices of the largest sources with which a path may be extended to `length` edges."""
     allowed = torch.ones_like(sources.kind, dtype=torch.bool)
     if length <= len(search.prefix):
         allowed = search.prefix[length - 1].matches(sources)
@@ -291,7 +299,7 @@ def _source_reader(
 ) -> StreamReader:
     """Reader of a source, scaled so that its value is the source's contribution to the root."""
     if int(sources.kind[i]) == HEAD:
-        # the ratio is below 1 if the contribution is capped
+        # the ratio is below 1 if the contribution was capped
         scaled = reader._replace(vector=reader.vector * (value / float(sources.value[i])))
         return head_reader(
             model, scaled, int(sources.layer[i]), int(sources.index[i]), int(sources.position[i])
@@ -304,7 +312,10 @@ def _source_reader(
 def select_paths(
     paths: Paths, infix: Sequence[PathFilter] = (), suffix: Sequence[PathFilter] = ()
 ) -> Int[Tensor, " path"]:
-    """Paths that contain consecutive nodes matching `infix` and whose last nodes match `suffix` (root excluded)."""
+    """Indices of the paths that contain consecutive nodes matching `infix` and end in nodes matching `suffix`.
+
+    The root does not count as a node of a path here.
+    """
     inside = [pattern.matches(paths) for pattern in infix]
     ending = [pattern.matches(paths) for pattern in suffix]
     chosen = []
@@ -321,28 +332,29 @@ def select_paths(
 
 @dataclass(frozen=True)
 class PathGraph:
-    """Graph of a set of paths: each node and edge appears once."""
+    """Graph of a set of paths, in which each node and each edge appears once."""
 
     kind: Int[Tensor, " node"]
     layer: Int[Tensor, " node"]
     index: Int[Tensor, " node"]
     position: Int[Tensor, " node"]
-    """-1 if summed over positions."""
+    """Position of each node; -1 if positions are merged."""
     value: Float[Tensor, " node"]
-    """Sum of the contributions to the root of all paths that end in the node: not a direct effect."""
+    """Sum of the contributions to the root of all paths that end in the node. This is not a direct effect."""
     source: Int[Tensor, " edge"]
     target: Int[Tensor, " edge"]
     effect: Float[Tensor, " edge"]
-    """Sum of the contributions of all paths that end in the edge."""
+    """Sum of the contributions to the root of all paths whose last edge is this one."""
     remainder: Float[Tensor, " node"]
-    """Value minus kept edges, errors and constants; 0 for a node that was not extended."""
+    """Value minus kept incoming edges, errors and constants; 0 for a node from which no path was extended."""
     extended: Bool[Tensor, " node"]
+    """Whether paths were extended from the node."""
 
 
 def paths_to_graph(
     paths: Paths, chosen: Int[Tensor, " path"] | None = None, sum_tokens: bool = False
 ) -> PathGraph:
-    """Graph of the chosen paths (all by default) and their prefixes; each prefix counts once.
+    """Graph of the chosen paths (all by default) and their prefixes. A prefix that paths share counts once.
 
     With `sum_tokens`, nodes that differ only in position are merged.
     """
@@ -357,7 +369,7 @@ def paths_to_graph(
     inner = [path for path in prefixes if paths.parent[path] >= 0]
     ends = [(index_of[int(paths.parent[path])], index_of[path]) for path in inner]
     target, source = torch.tensor(ends, dtype=torch.int64).view(-1, 2).T
-    # each pair as one number: unique(dim=0) rejects empty inputs
+    # each pair is encoded as one number, since unique(dim=0) rejects empty inputs
     pairs, edge = (node[target] * len(nodes) + node[source]).unique(return_inverse=True)
     edges = torch.stack([pairs // len(nodes), pairs % len(nodes)], 1)
     effect = contribution.new_zeros(len(edges)).index_add_(0, edge, paths.contribution[inner])

@@ -1,4 +1,4 @@
-"""Resolve a prompt's text to tokens and a target from the config to the roots of an attribution graph."""
+"""Convert a prompt's text to tokens, and a target of the config to the roots of an attribution graph."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,14 @@ class RootNode:
     """Description of one root of a graph."""
 
     kind: str
-    """feature, logit or difference."""
+    """`feature`, `logit` or `difference`."""
     name: str
-    """Token of a logit, `A - B` for a difference, LAYER/FEATURE for a feature."""
+    """The token for a logit, `A - B` for a difference of logits, or LAYER/FEATURE for a feature."""
     position: int
     weight: float
-    """Weight in influence: the probability of a logit, else 1."""
+    """Weight when influence is computed: the token's probability for a root of the target `logits`, else 1."""
     token_id: int | None = None
-    """Token of a logit (of a difference, the first)."""
+    """Token id of a logit or of the first token of a difference."""
     layer: int | None = None
     feature: int | None = None
 
@@ -36,13 +36,14 @@ class RootNode:
 def tokenize_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor, " position"]:
     """Token ids of a prompt, with a leading BOS if the tokenizer has one.
 
-    Raises ValueError if the prompt is empty, has a word unknown to the tokenizer, or exceeds `context` tokens.
+    Raises ValueError if the prompt is empty, has a word that the tokenizer does not know, has fewer than two tokens, or
+    has more than `context` tokens.
     """
     if not text.strip():
         raise ValueError("the prompt is empty; give it at least one word")
     try:
         (ids,) = tokenizer.encode([text])
-    # word-level tokenizers without an unknown token raise a bare Exception
+    # word-level tokenizers that have no unknown token raise a bare Exception
     except Exception as error:
         known = set(tokenizer.strings())
         unknown = [word for word in text.split() if word not in known]
@@ -59,7 +60,7 @@ def tokenize_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor
 
 
 def find_token(text: str, strings: list[str]) -> int:
-    """Id of a token given as text, with or without its leading space.
+    """Id of the token with this text. A leading space may be missing.
 
     Raises ValueError if the vocabulary has no such token.
     """
@@ -72,7 +73,10 @@ def find_token(text: str, strings: list[str]) -> int:
 
 
 def resolve_position(position: int, model: LinearizedModel) -> int:
-    """Non-negative position in the prompt; negative ones count from the end. Raises ValueError if it is outside."""
+    """Convert a position that may count from the end (if negative) to one from the start.
+
+    Raises ValueError if it is outside the prompt.
+    """
     length = len(model.captured)
     if not -length <= position < length:
         raise ValueError(
@@ -91,8 +95,9 @@ def find_roots(
 ) -> tuple[Roots, list[RootNode]]:
     """Roots of the graph for a target, and their descriptions.
 
-    The target `logits` resolves to the fewest next tokens that hold `probability`, at most `logits` of them. Raises
-    ValueError if a token, position, layer or feature does not exist or the feature is not active.
+    For the target `logits`, the roots are the most probable next tokens that together reach `probability`, but at most
+    `logits` of them. Raises ValueError if a token, position, layer or feature does not exist, or if the feature is not
+    active.
     """
     position = resolve_position(target.position, model)
     if target.kind in ("feature", "random"):
@@ -158,7 +163,10 @@ def _feature_root(
 
 
 def _find_active(model: LinearizedModel, target: Target, position: int) -> int:
-    """Index of the target feature among the active ones. Raises ValueError with alternatives if it is not active."""
+    """Index of the target feature among the active ones.
+
+    Raises ValueError if it is not active; the message lists alternatives.
+    """
     assert target.layer is not None and target.feature is not None
     name, features = f"feature {target.layer}/{target.feature}", model.features
     width = model.dictionaries[target.layer].width

@@ -1,4 +1,4 @@
-"""Print a traced prompt in the terminal: sources of the root, strongest paths as a tree, scores and checks."""
+"""Print a traced prompt in the terminal: a table of sources, the strongest paths as a tree, scores and checks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,16 @@ from .trace_tables import TraceRows
 from .tracer import Trace
 
 MAX_CHILDREN = 5
-"""Largest number of children shown per node."""
+"""Largest number of children of a node that are shown."""
 MAX_PATHS = 40
-"""Largest number of paths shown."""
+"""Largest number of paths that are shown."""
 
 FeatureLabels = Mapping[tuple[int, int], str]
-"""(layer, feature) to the feature's label."""
+"""Maps (layer, feature) to the feature's label."""
 
 
 def print_trace(trace: Trace, rows: TraceRows, labels: FeatureLabels, console: Console) -> None:
-    """Print a trace; `labels` may cover only some features."""
+    """Print a trace. Features without an entry in `labels` are shown without a label."""
     tokens = " ".join(f"{escape(token)}{_subscript(i)}" for i, token in enumerate(rows.tokens))
     console.print(f"[bold]{trace.run}[/bold], {len(trace.model.features)} active features", highlight=False)
     console.print(tokens, highlight=False)
@@ -41,7 +41,7 @@ def print_trace(trace: Trace, rows: TraceRows, labels: FeatureLabels, console: C
 
 
 def _source_table(trace: Trace) -> Table:
-    """Direct effects on the first root, summed by kind of source."""
+    """Table of the direct effects on the first root, summed over sources of the same kind."""
     model, columns = trace.model, source_columns(trace.model)
     row = direct_effects(model, trace.roots.targets[:1])[0].double()
     sums = {
@@ -64,7 +64,7 @@ def _source_table(trace: Trace) -> Table:
 
 
 def path_tree(trace: Trace, rows: TraceRows, labels: FeatureLabels) -> Tree:
-    """The strongest paths from the first root as a tree; sources are children of what they act on."""
+    """The strongest paths from the first root as a tree, in which a source is a child of the node it acts on."""
     paths = trace.paths
     order = paths.contribution[1:].abs().argsort(descending=True)[:MAX_PATHS] + 1
     shown = {prefix for path in order.tolist() for prefix in paths.prefixes(path)}
@@ -100,7 +100,7 @@ def _node_text(trace: Trace, rows: TraceRows, labels: FeatureLabels, paths: Path
 
 
 def _subscript(position: int) -> str:
-    """A position in subscript digits, to tell it from tokens."""
+    """A position in subscript digits, so that it differs from tokens."""
     return f"[dim]{str(position).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))}[/dim]"
 
 
@@ -124,7 +124,7 @@ def _summary(trace: Trace) -> list[str]:
 
 
 def path_features(paths: Paths) -> set[tuple[int, int]]:
-    """(layer, feature) of all features on the paths."""
+    """The pairs (layer, feature) of all features that are on the paths."""
     features = paths.kind == FEATURE
     pairs = torch.stack([paths.layer[features], paths.index[features]], 1)
     return {(int(layer), int(feature)) for layer, feature in pairs.unique(dim=0)}

@@ -15,9 +15,10 @@ def gradient_times_input(
     vector: Float[Tensor, "prompt d"],
     position: Int[Tensor, " prompt"],
 ) -> Float[Tensor, "prompt position"]:
-    """Gradient times input of each token embedding, for the scalar `vector` . activation at `site` and `position`.
+    """Gradient times input of each token embedding.
 
-    The gradient is that of the model itself, with nothing frozen or replaced, so any direction at any site works.
+    The gradient is that of the dot product of `vector` and the activation at `site` and `position`. It is the gradient
+    of the model itself, in which nothing is frozen or replaced. `vector` may be any direction at any site.
     """
     token, position = token.to(model.device), position.to(model.device)
     leaves: list[Tensor] = []
@@ -35,10 +36,13 @@ def gradient_times_input(
 def strongest_tokens(
     effects: Float[Tensor, "target position"], share: float
 ) -> Bool[Tensor, "target position"]:
-    """Mask of the fewest tokens per target whose absolute effects hold `share` of the sum; none if all are 0."""
+    """Mask of the fewest tokens of each target whose absolute effects together reach `share` of the sum.
+
+    It is all False for a target whose effects are all 0.
+    """
     size = effects.abs()
     ordered, order = size.sort(dim=1, descending=True, stable=True)
-    # a token is kept if the larger ones together hold less than the share
+    # a token is kept if all larger ones together do not reach the share
     before = ordered.cumsum(1) - ordered
     kept = (before < share * ordered.sum(1, keepdim=True)) & (ordered > 0)
     return torch.zeros_like(kept).scatter_(1, order, kept)

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 class TraceRows:
-    """Rows of a trace's tables. Nodes of the graph come first, then heads and sources that are only on paths."""
+    """Rows of a trace's tables. Nodes of the graph are numbered first, then nodes that are only on paths."""
 
     def __init__(self, trace: Trace, name: str, strings: list[str]) -> None:
         """`strings` are the vocabulary's tokens as text."""
@@ -24,7 +24,7 @@ class TraceRows:
         self.path_nodes = self._path_nodes(trace.paths)
 
     def tables(self) -> dict[str, tuple[Table, list[Row]]]:
-        """Tables and their rows, by table name."""
+        """Maps a table's name to the table and its rows."""
         return {
             table.name: (table, [{"trace": self.name, **row} for row in rows])
             for table, rows in (
@@ -37,11 +37,11 @@ class TraceRows:
         }
 
     def nodes(self) -> list[Row]:
-        """Rows of `node`, ordered by number."""
+        """Rows of the table `node`, sorted by node number."""
         return [{"node": i, **row} for i, row in enumerate([*self.graph_nodes, *self.path_nodes])]
 
     def edges(self) -> list[Row]:
-        """Rows of `edge`."""
+        """Rows of the table `edge`."""
         graph, checks = self.trace.graph, self.trace.checks
         row = {int(node): i for i, node in enumerate(checks.node)}
         frozen, free = checks.frozen.tolist(), checks.free.tolist()
@@ -58,7 +58,7 @@ class TraceRows:
         ]
 
     def paths(self) -> Iterator[Row]:
-        """Rows of `path`; path 0, the root alone, is left out."""
+        """Yields the rows of the table `path`. Path 0, which is the root alone, is left out."""
         paths = self.trace.paths
         for path in range(1, len(paths)):
             for step, prefix in enumerate(paths.prefixes(path)):
@@ -71,7 +71,7 @@ class TraceRows:
                 }
 
     def interventions(self) -> Iterator[Row]:
-        """Rows of `intervention`: ablations of single features of the graph, then edits of several features."""
+        """Yields the rows of the table `intervention`: ablations of single features, then edits of several features."""
         trace, columns = self.trace, self.columns
         graph, checks, model = trace.graph, trace.checks, trace.model
         roots = (graph.node >= len(columns)).nonzero()[:, 0].tolist()
@@ -152,7 +152,10 @@ class TraceRows:
         return common | given
 
     def _path_nodes(self, paths: Paths) -> list[Row]:
-        """Nodes that are only on paths, numbered after those of the graph; adds `on_paths` to all nodes."""
+        """Rows of nodes that are only on paths. They are numbered after the nodes of the graph.
+
+        Also adds the field `on_paths` to the rows of all nodes that are on paths.
+        """
         added: list[Row] = []
         for path in range(len(paths)):
             key = self._path_key(paths, path)
@@ -170,7 +173,7 @@ class TraceRows:
         return added
 
     def _key(self, row: Row) -> tuple:
-        """Identity of a node; a root differs from a source of the same kind."""
+        """Key that identifies a node. A root has another key than a source of the same kind."""
         if row.get("is_root"):
             return ("root", row["token"], row["layer"], row["feature"], row["position"])
         return tuple(row.get(name) for name in ("kind", "layer", "feature", "head", "position"))
@@ -191,7 +194,10 @@ class TraceRows:
 
 
 def source_row(trace: Trace, source: int) -> Row:
-    """Fields of a source given by its column in `source_columns`: kind, run, layer, feature, position, activation."""
+    """Fields of a source that is given by its column in `source_columns`.
+
+    The fields are kind, run, layer, feature, position and activation, where they apply.
+    """
     model = trace.model
     columns: SourceColumns = source_columns(model)
     length = len(model.captured)
@@ -216,7 +222,7 @@ def source_row(trace: Trace, source: int) -> Row:
 
 
 def node_name(row: Mapping[str, Any]) -> str:
-    """Short name of a row of the table `node`, the same as the catalogue's macro `node_label` gives."""
+    """Short name of a row of the table `node`. The catalogue's macro `node_label` returns the same name."""
     kind, token = row["kind"], row.get("token")
     at = f"'{token}'@{row.get('position')}"
     match kind:
@@ -233,9 +239,10 @@ def node_name(row: Mapping[str, Any]) -> str:
 
 
 def source_rows(sources: SourceDecomposition, tokens: Sequence[str]) -> list[dict[str, Any]]:
-    """Direct sources of a reader as rows, largest first: source (its name), kind, layer, number, position, value.
+    """Direct sources of a reader as rows, sorted by descending |value|.
 
-    The values sum to the reader's value. Fields that do not apply to a kind are None. `tokens` are the prompt's.
+    The fields are source (a name), kind, layer, number (of a feature or head), position and value. Fields that do not
+    apply to a kind are None. The values sum to the reader's value. `tokens` are the prompt's tokens as text.
     """
     rows: list[dict[str, Any]] = [
         {"kind": "error", "layer": None, "number": None, "position": None, "value": sources.error},

@@ -1,4 +1,7 @@
-"""Trace a prompt: attribution graph, greedy paths, and checks of both by ablation; open a tracer for a study."""
+"""Trace a prompt: compute its attribution graph and greedy paths, and check the graph by ablation.
+
+`open_tracer` makes a tracer from the results of a study.
+"""
 
 import json
 import time
@@ -29,32 +32,35 @@ from .paths import Paths, PathSearch, find_paths, target_reader
 from .targets import RootNode, find_roots, tokenize_prompt
 
 TOKENS_PER_LABEL = 3
-"""Number of tokens in a feature's label."""
+"""Largest number of tokens in a feature's label."""
 
 
 @dataclass(frozen=True)
 class Checks:
-    """Interventions measured to check the effects that attribution predicts.
+    """Measured interventions, which check the effects that attribution predicts.
 
-    `frozen`: attention patterns, norm denominators, errors and other features are held. `free`: nothing is held.
+    In frozen ones, attention patterns, norm denominators, errors and other features keep their values. In free ones,
+    nothing is frozen.
     """
 
     node: Int[Tensor, " ablated"]
-    """Indices into the graph's nodes: those ablated, one at a time."""
+    """Nodes that were ablated, each alone, as indices into the graph's nodes."""
     frozen: Float[Tensor, "ablated node"]
-    """Value of each node before minus after a frozen ablation; 0 for nodes that are not targets."""
+    """Value of each node before a frozen ablation minus its value after it; 0 for nodes that are not targets."""
     free: Float[Tensor, "ablated node"]
-    """Value of each node before minus after an ablation in the model itself."""
+    """Value of each node before an ablation in the model itself minus its value after it; 0 for nodes not targeted."""
     identity_error: float
-    """Largest error of the sum of a node's sources against its value in the model, over max(1, |value|)."""
+    """Largest difference between the sum of a node's sources and its value in the model, divided by max(1, |value|)."""
     frozen_error: float
-    """Largest difference between measured frozen effect and edge, over max(1, sum of the target's absolute sources)."""
+    """Largest difference between an edge and its measured frozen effect.
+
+    It is divided by max(1, the sum of the absolute effects of the target's sources)."""
     free_correlation: float | None
-    """Correlation of measured free effects with edges from features; None if undefined."""
+    """Correlation of edges from features with their measured free effects; None if undefined."""
     free_correlation_all: float | None
-    """Correlation of measured free effects with all measured edges; None if undefined."""
+    """Correlation of all edges from ablated nodes with their measured free effects; None if undefined."""
     edits: list[tuple[str, FeatureChange, EditOutcome]]
-    """Edits of several features at once: reason, edit, and outcome at the roots."""
+    """Edits of several features at once. Each entry holds the reason, the edit, and its outcome at the roots."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Trace:
     """Greedy paths from the first root."""
     checks: Checks
     seconds: float
-    """Time to trace the prompt, without the checks."""
+    """Time to trace the prompt in seconds, without the checks."""
 
 
 class Tracer:
@@ -91,14 +97,17 @@ class Tracer:
         dictionaries: Mapping[int, Dictionary],
         context: int,
     ) -> None:
-        """`context` is the longest prompt in tokens. Raises ValueError for an unsupported model architecture."""
+        """`context` is the largest number of tokens of a prompt.
+
+        Raises ValueError if the model's architecture is not supported.
+        """
         self.language_model, self.tokenizer = language_model, tokenizer
         self.run, self.dictionaries, self.context = run, dictionaries, context
         self.strings = tokenizer.strings()
         self.weights: ModelWeights = read_weights(language_model)
 
     def linearize(self, text: str) -> LinearizedModel:
-        """Linearized model of a prompt. Raises ValueError if the prompt cannot be tokenized or is too long."""
+        """Run a prompt and linearize the model on it. Raises ValueError if it cannot be tokenized or is too long."""
         token = tokenize_prompt(text, self.tokenizer, self.context)
         captured = capture_pass(self.language_model, self.weights, token)
         return LinearizedModel(captured, self.dictionaries, self.tokenizer.bos_id)
@@ -107,7 +116,7 @@ class Tracer:
     def trace(
         self, prompt: Prompt, config: Circuits, report: Callable[[str], object] = lambda _: None
     ) -> Trace:
-        """Trace one prompt: graph, paths and checks.
+        """Trace one prompt: compute its graph, its paths and the checks.
 
         `report` receives progress messages. Raises ValueError if the prompt's target does not exist.
         """
@@ -130,7 +139,7 @@ class Tracer:
     def _check(
         self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
     ) -> Checks:
-        """Ablate every node of the graph alone, then apply `edits`."""
+        """Ablate each source node of the graph alone, then apply `edits`."""
         columns = source_columns(model)
         targets, target_node = graph_targets(model, roots, graph)
         node = torch.nonzero(graph.node < columns.constant)[:, 0]
@@ -161,7 +170,7 @@ class Tracer:
     def _apply_edits(
         self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
     ) -> list[tuple[str, FeatureChange, EditOutcome]]:
-        """Outcomes of keeping only the graph's features, of ablating them, and of the config's `edits`."""
+        """Outcomes of three kinds of edits: keep only the graph's features, ablate them, or apply one of `edits`."""
         active = graph.node[graph.node < source_columns(model).active]
         names = [feature_name(model, int(i)) for i in active]
         reasons = [("the config's change", edit) for edit in edits]
@@ -182,7 +191,10 @@ class Tracer:
 def graph_targets(
     model: LinearizedModel, roots: Roots, graph: AttributionGraph
 ) -> tuple[list[AttributionTargets], Int[Tensor, " target"]]:
-    """Features (layer by layer) and roots of a graph as targets, and the index of each among the graph's nodes."""
+    """Targets for the features of a graph, one group per layer, and for its roots.
+
+    The second result is the index of each target among the graph's nodes.
+    """
     columns = source_columns(model)
     index = torch.nonzero(graph.node < columns.active)[:, 0]
     layer = model.features.layer[graph.node[index]]
@@ -193,7 +205,7 @@ def graph_targets(
 
 
 def feature_name(model: LinearizedModel, active: int) -> str:
-    """Name of an active feature: LAYER/FEATURE@POSITION."""
+    """Name of an active feature, in the form LAYER/FEATURE@POSITION."""
     features = model.features
     return f"{features.layer[active]}/{features.feature[active]}@{features.position[active]}"
 
@@ -205,10 +217,11 @@ def _correlation(predicted: Float[Tensor, " edge"], measured: Float[Tensor, " ed
 
 
 def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float32") -> Tracer:
-    """Tracer for the results of a study.
+    """Open a tracer for the results of a study.
 
-    `run` defaults to the run through which most of the study's prompts were traced, else to its first transcoders.
-    Raises ValueError if a part of the results is missing.
+    `run` defaults to the run through which most of the study's prompts were traced. If none was traced, it defaults to
+    the study's first run of transcoders. Raises ValueError if a part of the results is missing, or if `run` is not one
+    of the study's runs of transcoders.
 
     >>> tracer = open_tracer("results/quickstart", run="tc-topk16-1024")
     """
@@ -236,7 +249,7 @@ def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float3
 
 
 def transcoder_runs(folder: Path) -> list[str]:
-    """Trained runs of transcoders, in the order of the study's config if known."""
+    """Names of the study's trained runs of transcoders, in the order of its config if that is known."""
     found = []
     for config in sorted(Layout(folder).dictionaries.glob(f"*/layer*/{CONFIG}")):
         run = config.parts[-3]
@@ -248,14 +261,17 @@ def transcoder_runs(folder: Path) -> list[str]:
 
 
 def most_traced_run(folder: Path) -> str | None:
-    """The run through which most prompts of the study were traced; None without traced prompts."""
+    """Name of the run through which most prompts of the study were traced, or None if no prompt was traced."""
     tables = [read_table(file) for file in sorted(Layout(folder).circuits.glob("*/trace.parquet"))]
     runs = Counter(run for table in tables for run in table.column("run").to_pylist())
     return max(runs, key=lambda run: runs[run], default=None)
 
 
 def feature_labels(folder: Path, run: str, features: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    """Labels of features by (layer, feature): the tokens they fire on most. Features without examples are left out."""
+    """Maps (layer, feature) to a label that names the most frequent tokens of the feature's top examples.
+
+    Features without examples are left out.
+    """
     labels: dict[tuple[int, int], str] = {}
     by_layer: dict[int, list[int]] = {}
     for layer, feature in features:
