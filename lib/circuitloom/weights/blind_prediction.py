@@ -1,17 +1,18 @@
-"""Blind prediction: predict which tokens a feature fires on without looking at any text, then count on held-out text.
+"""Blind prediction: predict without any text which tokens a feature fires on, then test this on held-out text.
 
-Two protocols give each vocabulary token a score. Predicted tokens are those whose score is more than halfway from the
-mean score to the largest.
+Two protocols give each vocabulary token a score. The predicted tokens are those whose score is more than halfway from
+the mean score to the largest.
 
-- `restricted` uses weights only: the score is what the token's embedding adds to the pre-activation, directly and
+- `restricted` uses weights only. The score is what the token's embedding adds to the pre-activation, directly and
   through the layer-0 dictionary.
-- `plain` also uses means over contexts in which the feature fires, without their text: the mean gradient with respect
-  to the token embedding, given the attention patterns and norm denominators there, and the mean contribution of each
-  layer-0 feature. The score is the gradient times the token's embedding, plus a sum over layer-0 features: mean
-  contribution times the feature's activation on the token, relative to its maximum over the vocabulary.
+- `plain` also uses contexts in which the feature fires, but not their text. It takes two means over these contexts: the
+  gradient with respect to the token embedding, given the attention patterns and norm denominators there, and the
+  contribution of each layer-0 feature. The score is the mean gradient times the token's embedding, plus a sum over
+  layer-0 features. Each of these adds its mean contribution times its activation on the token, divided by its largest
+  activation on any token of the vocabulary.
 
 `restricted` predicts the token at which the feature fires, since weights do not tell where attention looks. `plain`
-predicts the previous token instead if that one contributes more.
+predicts the previous token instead if the previous token contributes more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,58 +38,58 @@ from ..language_model.model import LanguageModel
 from .deembedding import TokenEmbeddings, encoder_in_residual, require_transcoder
 
 PLACES = ("here", "previous")
-"""Place of the predicted token; the index is its distance to the position at which the feature fires."""
+"""Where the predicted token is. The index is how many tokens it precedes the position at which the feature fires."""
 
 
 @dataclass(frozen=True)
 class ActivePositions:
-    """Positions at which features of a layer fire, sorted by feature, then in text order."""
+    """Positions at which features of a layer fire, sorted by feature, then by their order in the text."""
 
     sequence: Int[Tensor, " entry"]
     position: Int[Tensor, " entry"]
     feature: Int[Tensor, " entry"]
 
     def for_features(self, features: Int[Tensor, " some"]) -> "ActivePositions":
-        """Entries of the given features."""
+        """The entries of the given features."""
         return self.select(torch.isin(self.feature, features))
 
     def select(self, which: Tensor) -> "ActivePositions":
-        """Entries at an index or mask."""
+        """The entries that an index or mask selects."""
         return ActivePositions(*(column[which] for column in vars(self).values()))
 
     def evenly_spaced(self, n: int) -> "ActivePositions":
-        """Up to `n` entries per feature, evenly spaced over the text."""
+        """Up to `n` entries of each feature, evenly spaced among its entries."""
         _, group, counts = torch.unique_consecutive(self.feature, return_inverse=True, return_counts=True)
         rank = torch.arange(len(group)) - (counts.cumsum(0) - counts)[group]
         count = counts[group]
-        # each feature's entries in n equal parts: the middle of the entry's part
+        # a feature's entries are divided into n equal parts; this is the middle of the entry's part
         middle = (2 * (rank * n // count) + 1) * count // (2 * n)
         return self.select((count <= n) | (rank == middle))
 
 
 @dataclass(frozen=True)
 class ContextMeans:
-    """Means over contexts in which features of a layer fire; places are those of `PLACES`."""
+    """Means over contexts in which features of a layer fire. The dimension `place` runs over `PLACES`."""
 
     vector: Float[Tensor, "feature place d"]
-    """Gradient with respect to the token embedding."""
+    """Mean gradient of the pre-activation with respect to the token embedding at the place."""
     contribution: Float[Tensor, "feature place layer0_feature"]
-    """Direct effect of each layer-0 feature."""
+    """Mean direct effect of each layer-0 feature at the place."""
     total: Float[Tensor, "feature place"]
-    """Sum of the direct effects of the token embedding and all layer-0 features."""
+    """Mean direct effect of the token embedding and all layer-0 features at the place together."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted tokens of some features."""
+    """Scores of all tokens for some features, and the predicted tokens."""
 
     score: Float[Tensor, "feature token"]
     place: Int[Tensor, " feature"]
-    """Index into `PLACES`."""
+    """Where the predicted tokens of each feature are, as an index into `PLACES`."""
 
     @property
     def token(self) -> Bool[Tensor, "feature token"]:
-        """Predicted tokens: those whose score is more than halfway from the mean to the largest."""
+        """Mask of the predicted tokens, whose score is more than halfway from the mean to the largest."""
         above = self.score - self.score.mean(1, keepdim=True)
         return above > above.amax(1, keepdim=True) / 2
 
@@ -96,7 +97,7 @@ class Prediction:
 def predict_restricted(
     weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"], tokens: TokenEmbeddings
 ) -> Prediction:
-    """Protocol `restricted`, for encoder rows of a layer."""
+    """Predict tokens by the protocol `restricted`. `rows` are encoder rows of a layer."""
     token_vectors = tokens.embedding
     if layer > 0 and tokens.layer0_output is not None:
         token_vectors = token_vectors + tokens.layer0_output
@@ -105,7 +106,7 @@ def predict_restricted(
 
 
 def predict_plain(means: ContextMeans, tokens: TokenEmbeddings) -> Prediction:
-    """Protocol `plain`."""
+    """Predict tokens by the protocol `plain`."""
     place = means.total.argmax(1)
     feature = torch.arange(len(place), device=place.device)
     score = means.vector[feature, place] @ tokens.embedding.T
@@ -121,10 +122,10 @@ def predict_plain(means: ContextMeans, tokens: TokenEmbeddings) -> Prediction:
 def compute_context_means(
     prompts: Iterable[tuple[int, LinearizedModel]], contexts: Mapping[int, ActivePositions]
 ) -> dict[int, ContextMeans]:
-    """Means over contexts, by layer; rows are the contexts' features in ascending order. Layers without contexts are
-    left out.
+    """Maps each layer to its means over contexts. Layers without contexts are left out.
 
-    `prompts` are (sequence number, linearized model) pairs, each sequence once.
+    The rows of the means are the features that occur in the layer's contexts, in ascending order. `prompts` yields
+    pairs (sequence number, linearized model), each sequence once.
     """
     sums: dict[int, _ContextSums] = {}
     for number, prompt in prompts:
@@ -143,7 +144,7 @@ def compute_context_means(
 
 
 class _ContextSums:
-    """Sums over contexts, for `ContextMeans`."""
+    """Running sums over contexts, from which `ContextMeans` are computed."""
 
     def __init__(self, feature: Int[Tensor, " entry"], prompt: LinearizedModel) -> None:
         like = prompt.captured.resid_final
@@ -168,7 +169,7 @@ class _ContextSums:
             done += len(chunk)
             for site, layer, g in prompt.backpropagate(chunk.vector, chunk.position, chunk.layer):
                 for place in range(len(PLACES)):
-                    # there is a previous position: features are not counted at position 0
+                    # a previous position exists, since features are not counted at position 0
                     at = chunk.position - place
                     g_at = g[at, torch.arange(len(at), device=at.device)]
                     if site == "embedding":
@@ -195,20 +196,23 @@ class _ContextSums:
 
 @dataclass(frozen=True)
 class BlindScore:
-    """Accuracy of the predictions for each feature; NaN for 0 / 0."""
+    """Accuracy of the predictions for each feature. A ratio of 0 / 0 gives NaN."""
 
     precision: Float[Tensor, " feature"]
     recall: Float[Tensor, " feature"]
     f1: Float[Tensor, " feature"]
     n_tokens: Int[Tensor, " feature"]
-    """Scored tokens on which the feature fires."""
+    """Number of scored tokens on which the feature fires."""
 
 
 @torch.inference_mode()
 def find_active_positions(
     model: LanguageModel, dictionaries: Mapping[int, Dictionary], held_out: HeldOut, batch: int
 ) -> dict[int, ActivePositions]:
-    """Positions at which the features of each layer fire, in one pass over `held_out`; `batch` is in sequences."""
+    """Maps each layer to the positions of `held_out` at which its features fire.
+
+    The text is read once, in batches of `batch` sequences.
+    """
     sites = [Site("mlp_in", layer) for layer in dictionaries]
     scored = held_out.scored.nonzero()
     active = {}
@@ -221,7 +225,7 @@ def find_active_positions(
 
 
 def choose_features(active: ActivePositions, n: int) -> Int[Tensor, " some"]:
-    """Up to `n` of the features that fire at all, evenly spaced by index."""
+    """Indices of up to `n` features, evenly spaced among the features that fire at all."""
     live = active.feature.unique()
     return live[torch.linspace(0, len(live) - 1, min(n, len(live))).round().long()]
 
@@ -229,7 +233,10 @@ def choose_features(active: ActivePositions, n: int) -> Int[Tensor, " some"]:
 def score_predictions(
     prediction: Prediction, features: Int[Tensor, " feature"], active: ActivePositions, held_out: HeldOut
 ) -> BlindScore:
-    """Precision, recall and F1 of predictions for `features` (ascending) on the scored tokens of `held_out`."""
+    """Precision, recall and F1 of the predictions on the scored tokens of `held_out`.
+
+    `features` must be ascending; row i of `prediction` belongs to features[i]. `active` holds where features fire.
+    """
     token = prediction.token.cpu()
     place = prediction.place.cpu()
     sequence, position = held_out.scored.nonzero().T
@@ -262,11 +269,12 @@ def write_blind_predictions(
     scored_tokens: int | None = 32768,
     batch: int = 32,
 ) -> None:
-    """Write table `blind` of each layer in `paths`: predictions for `features` live features, and their accuracy.
+    """Write the table `blind` of each layer in `paths`: predictions for up to `features` features, and their accuracy.
 
-    Features and up to `contexts` contexts of each come from the first `context_tokens` of `text`, at most half of it;
-    predictions are scored on the `scored_tokens` after those. `strings` are the vocabulary's tokens as text. Raises
-    ValueError if the text has only one sequence, the tokens are damaged, or a dictionary is not a transcoder.
+    Features are chosen on the first `context_tokens` tokens of `text`, but at most half of it. Up to `contexts`
+    contexts of each feature come from there, too. Predictions are scored on the `scored_tokens` tokens after those, or
+    on the whole rest if None. `strings` are the vocabulary's tokens as text. Raises ValueError if the text has only one
+    sequence, if its tokens are damaged, or if a dictionary is not a transcoder.
     """
     context_rows, scored_rows = _split(text, context_tokens, scored_tokens)
     transcoders = {layer: require_transcoder(dictionaries[layer], layer) for layer in paths}
@@ -281,7 +289,7 @@ def write_blind_predictions(
     active = find_active_positions(model, transcoders, held_out, batch)
     for layer, path in paths.items():
         table = []
-        # no means for a layer in which no feature fires
+        # a layer in which no feature fires has no means
         if layer in means:
             rows = transcoders[layer].W_enc[chosen[layer]]
             predictions = {
@@ -293,7 +301,7 @@ def write_blind_predictions(
 
 
 def _split(text: Tokens, context_tokens: int, scored_tokens: int | None) -> tuple[slice, slice]:
-    """Sequences for contexts, and sequences for scoring."""
+    """Slices of the sequences that give contexts and of those on which predictions are scored."""
     if len(text) < 2:
         raise ValueError(
             f"{text.path}: one sequence is not enough for both contexts and scoring; add held-out text"

@@ -1,5 +1,7 @@
-"""Connections (virtual weights) between features of different layers, directly or through one attention head, and their
-mean effects on held-out tokens."""
+"""Connections (virtual weights) between features of different layers, and their mean effects on held-out tokens.
+
+A connection is direct or goes through one attention head.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,34 +29,39 @@ from .deembedding import (
 )
 
 MAX_GATHERED = 2**17
-"""Largest number of elements of a [pair, position] chunk: six times faster if it stays in cache."""
+"""Largest number of elements of a chunk [pair, position]. A chunk that fits into the cache is six times faster."""
 MAX_ROWS = 2**20
-"""Largest number of rows that are written at once."""
+"""Largest number of table rows that are written at once."""
 ROW_GROUP = 2**16
 DIRECT = -1
-"""Head layer and head index of a direct connection."""
+"""Value of head layer and head index for a direct connection."""
 
 
 @dataclass(frozen=True)
 class Connections:
-    """Kept connections per feature of a layer: direct ones, then those through heads, each by descending |weight|."""
+    """Kept connections to each feature of a layer.
+
+    Direct connections come first, then those through heads. Both are sorted by descending |weight|."""
 
     source_layer: Int[Tensor, "feature kept"]
     source: Int[Tensor, "feature kept"]
-    """Index of the source feature."""
+    """Index of the source feature in its layer."""
     head_layer: Int[Tensor, "feature kept"]
     head: Int[Tensor, "feature kept"]
     weight: Float[Tensor, "feature kept"]
-    """W_dec[i] P(gain * W_enc[j]), or through a head W_dec[i] P(gain * W_V W_O P(gain * W_enc[j])); no denominators."""
+    """Virtual weight from source i to target j, without norm denominators.
+
+    It is W_dec[i] P(gain * W_enc[j]) if direct, and W_dec[i] P(gain * W_V W_O P(gain * W_enc[j])) through a head. P
+    subtracts the mean in a LayerNorm and is the identity in an RMSNorm."""
 
     def strongest(self, n: int) -> "Connections":
-        """The n connections of each feature with the largest |weight|, or all if fewer, by descending |weight|."""
+        """The n connections of each feature with the largest |weight| (all if fewer), sorted by descending |weight|."""
         best = self.weight.abs().topk(min(n, self.weight.shape[1]), dim=1).indices
         return Connections(*(column.gather(1, best) for column in vars(self).values()))
 
     @staticmethod
     def concatenate(parts: Iterable["Connections"], dim: int) -> "Connections":
-        """Concatenate connections of different features (dim 0) or more connections of the same features (dim 1)."""
+        """Concatenate along features (dim 0), or along the connections of the same features (dim 1)."""
         return Connections(
             *(torch.cat(columns, dim) for columns in zip(*(vars(p).values() for p in parts), strict=True))
         )
@@ -65,11 +72,11 @@ class MeanEffects:
     """Mean effects of a layer's connections on held-out tokens."""
 
     mean: Float[Tensor, "feature kept"]
-    """Mean over all tokens of what the source adds to the pre-activation."""
+    """Mean over all tokens of what each connection adds to the target's pre-activation."""
     when_active: Float[Tensor, "feature kept"]
-    """Mean over the tokens on which the target feature fires; NaN if it never does."""
+    """The same mean, taken only over tokens on which the target feature fires; NaN if it never fires."""
     n_active: Int[Tensor, " feature"]
-    """Number of these tokens."""
+    """Number of tokens on which each target feature fires."""
 
 
 @torch.inference_mode()
@@ -81,9 +88,10 @@ def find_connections(
     n: int = 10,
     heads: int = 1,
 ) -> Connections:
-    """The `n` strongest direct connections of each feature of `layer`, and the `n` strongest through heads.
+    """Find the `n` strongest direct connections to each feature of `layer`, and the `n` strongest through heads.
 
-    For each earlier layer only the `heads` heads with the largest sum of squared weights are considered. Raises
+    Sources are the features of all earlier layers. For each feature and source layer, only the `heads` heads with the
+    largest sum of squared weights are considered. Raises
     ValueError if a dictionary is not a transcoder.
     """
     like = weights.unembedding.norm.gain
@@ -140,10 +148,12 @@ def _strongest(
 def mean_effects(
     prompts: Iterable[LinearizedModel], connections: Mapping[int, Connections]
 ) -> dict[int, MeanEffects]:
-    """Mean effects of the connections of each layer, in one pass over prompts.
+    """Maps each layer to the mean effects of its connections. `prompts` is read once.
 
-    The effect of source i on a feature at position t is weight z_i(t) / sigma(t) directly, and through a head
-    sum_s weight z_i(s) A[t, s] / (sigma(s) sigma(t)). It is one term of an edge of the prompt's attribution graph.
+    The effect of source i on a feature at position t is weight z_i(t) / sigma(t) for a direct connection. Through a
+    head it is sum_s weight z_i(s) A[t, s] / (sigma(s) sigma(t)). Here z_i is the activation, sigma the denominators of
+    the norms on the way, and A the head's attention pattern. The effect is one term of an edge of the prompt's
+    attribution graph.
     """
     sums = {layer: _ConnectionSums(layer, kept) for layer, kept in connections.items()}
     n_tokens = 0
@@ -156,7 +166,7 @@ def mean_effects(
 
 
 class _SourceActivations:
-    """Activations of a prompt's active features, divided by the denominator of any norm after the MLP."""
+    """Activations of the features that fire on a prompt, divided by the denominator of any norm after the MLP."""
 
     def __init__(self, prompt: LinearizedModel) -> None:
         active = prompt.features
@@ -171,19 +181,19 @@ class _SourceActivations:
     def rows(
         self, layer: Int[Tensor, "feature kept"], feature: Int[Tensor, "feature kept"]
     ) -> Int[Tensor, "feature kept"]:
-        """Row of each feature in `value`; -1 if it does not fire on the prompt."""
+        """Row of `value` that belongs to each feature, or -1 if the feature does not fire on the prompt."""
         return self._row[layer * self.widest + feature]
 
 
 class _ConnectionSums:
-    """Sums over tokens of the effects of one layer's connections, without their weights."""
+    """Running sums over tokens of the effects of one layer's connections. The weights are multiplied in at the end."""
 
     def __init__(self, layer: int, connections: Connections) -> None:
         self.layer, self.connections = layer, connections
         self.all_tokens = connections.weight.new_zeros(connections.weight.shape, dtype=torch.float64)
         self.active_tokens = torch.zeros_like(self.all_tokens)
         self.n_active = torch.zeros(len(self.all_tokens), dtype=torch.int64, device=self.all_tokens.device)
-        # DIRECT, and the layers of the heads of all connections
+        # the layers of all heads in connections, with DIRECT among them if connections are direct
         self.head_layers = sorted(set(connections.head_layer.unique().tolist()))
 
     def means(self, n_tokens: int) -> MeanEffects:
@@ -202,7 +212,7 @@ class _ConnectionSums:
             block = None if head_layer == DIRECT else prompt.captured.layers[head_layer]
             scale = self._scale(prompt, block)
             self._add_all_tokens(prompt, block, scale, sources, live, row)
-            # per active feature and position: the live connections of the feature
+            # all live connections of the active feature, for each active feature and position
             entry, kept = live.index_select(0, feature).nonzero(as_tuple=True)
             pairs = feature.index_select(0, entry) * live.shape[1] + kept
             targets = position.index_select(0, entry)
@@ -221,7 +231,7 @@ class _ConnectionSums:
         pair: Int[Tensor, " pair"],
         position: Int[Tensor, " pair"],
     ) -> Float[Tensor, " pair"]:
-        """Effect of each pair's source at a target position, without the weight and the factor of `_scale`."""
+        """Effect of each pair's source at a target position, without the weight and without the factor of `_scale`."""
         if block is None:
             return sources.value[row, position]
         head = self.connections.head.flatten().index_select(0, pair)
@@ -230,7 +240,10 @@ class _ConnectionSums:
         return torch.linalg.vecdot(pattern, sources.value.index_select(0, row))
 
     def _scale(self, prompt: LinearizedModel, block: CapturedLayer | None) -> Float[Tensor, " position"]:
-        """1 / denominators of the norms at the target position: before its MLP and after the head's attention."""
+        """1 / the denominators of the norms that act at the target position.
+
+        They are the norm before the target's MLP and any norm after the head's attention.
+        """
         scale = 1 / prompt.captured.layers[self.layer].norm_mlp.sigma
         return scale if block is None else scale / block.norm_attention_after.sigma
 

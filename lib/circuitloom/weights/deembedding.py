@@ -1,8 +1,8 @@
-"""De-embedding (Dunefsky et al. 2024): effects of token embeddings on features, computed from weights only: directly,
-through the layer-0 dictionary, or through one attention head.
+"""De-embedding (Dunefsky et al. 2024): effects of token embeddings on features, computed from weights only.
 
-Effects include the norms' gains and centering but no denominators, which depend on the input. The one exception is the
-norm before the layer-0 dictionary, whose features must fire as they do on a real input.
+An effect is direct, through the layer-0 dictionary, or through one attention head. Effects include the norms' gains and
+centering. They leave out the norms' denominators, which depend on the input. The norm before the layer-0 dictionary is
+an exception: it is applied in full, so that features fire as they do on a real input.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,27 +24,29 @@ from ..language_model.model import LanguageModel
 from ..language_model.residual import Norm
 
 MAX_ELEMENTS = 2**25
-"""Largest number of elements of a chunk: [feature, token] effects or [token, feature] pre-activations."""
+"""Largest number of elements of a chunk of effects [feature, token] or of pre-activations [token, feature]."""
 ROW_GROUP = 2**14
 SCALE_TOKENS = 4
-"""Number of tokens used to measure the scale of the embedding."""
+"""Number of tokens on which the model's scaling of the embedding is measured."""
 TOLERANCE = 1e-2
-"""Largest allowed relative error of the stream's input against a multiple of the embedding matrix."""
+"""Largest allowed relative distance between the stream's input and a multiple of the embedding matrix."""
 
 
 @dataclass(frozen=True)
 class EmbeddingActivations:
-    """Layer-0 features that fire on each token's embedding alone, without attention or position; CSR by token."""
+    """Layer-0 features that fire on each token's embedding alone, without attention or position.
+
+    Entries are sorted by token, as in a sparse CSR matrix."""
 
     start: Int[Tensor, " token"]
-    """Index of each token's first entry."""
+    """Index of the first entry of each token."""
     feature: Int[Tensor, " entry"]
     value: Float[Tensor, " entry"]
     largest: Float[Tensor, " feature"]
     """Largest activation of each feature over the vocabulary; 0 if it fires on no token."""
 
     def weighted_sum(self, rows: Float[Tensor, "feature n"]) -> Float[Tensor, "token n"]:
-        """Sum over each token's layer-0 features of activation times row."""
+        """For each token, the sum over its layer-0 features of the activation times the feature's row."""
         return _weighted_sum(self.start, self.feature, self.value, rows)
 
 
@@ -53,21 +55,21 @@ class TokenEmbeddings:
     """What each vocabulary token adds to the residual stream by itself."""
 
     embedding: Float[Tensor, "token d"]
-    """Embedding as it enters the stream, scaling included."""
+    """Embedding of each token as it enters the residual stream, with any scaling by the model."""
     layer0_activations: EmbeddingActivations | None
     """None if the run has no dictionary at layer 0."""
     layer0_output: Float[Tensor, "token d"] | None
-    """Output of the layer-0 dictionary, without the denominator of a norm after the MLP; None without dictionary."""
+    """Output of the layer-0 dictionary, without the denominator of any norm after the MLP; None without dictionary."""
 
 
 @dataclass(frozen=True)
 class TopHeads:
-    """The strongest heads of each feature."""
+    """The heads with the strongest effects on each feature."""
 
     layer: Int[Tensor, "feature kept"]
     head: Int[Tensor, "feature kept"]
     vector: Float[Tensor, "feature kept d"]
-    """Encoder pulled back through the head to its input stream, for an attention weight of 1."""
+    """The feature's encoder, taken back through the head to the stream that it reads, with attention weight 1."""
 
 
 def norm_vjp(norm: Norm | None, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
@@ -83,19 +85,22 @@ def norm_jvp(norm: Norm | None, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "
 def encoder_in_residual(
     weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "feature d"]:
-    """Encoder rows of a layer as directions in the residual stream before the MLP's norm: P(gain * W_enc)."""
+    """Convert encoder rows of a layer to directions in the residual stream before the MLP's norm: P(gain * W_enc)."""
     norm = weights.blocks[layer].norm_mlp
     return norm_vjp(norm, rows.to(weights.unembedding.norm.gain))
 
 
 def head_layers(model: LanguageModel, source: int, target: int) -> range:
-    """Layers of the heads between the output of block `source` (-1: the embedding) and the MLP of block `target`."""
+    """Layers of the heads that can carry information from the output of block `source` to the MLP of block `target`.
+
+    A `source` of -1 means the embedding.
+    """
     return range(source + 1, target + (0 if model.anatomy.parallel else 1))
 
 
 @torch.inference_mode()
 def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor, "vocabulary d"]:
-    """Embedding of every token as it enters the residual stream, including the model's scaling (Gemma).
+    """Embedding of each token as it enters the residual stream, with any scaling by the model (as in Gemma).
 
     Raises ValueError if the stream's input is not a multiple of the embedding matrix.
     """
@@ -108,7 +113,7 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
     if expected.shape == entered.shape:
         scale = (entered * expected).sum() / expected.square().sum()
         if (entered - scale * expected).norm() <= TOLERANCE * entered.norm():
-            # the scale is measured in the model's dtype: treat rounding as 1
+            # the scale is measured in the model's dtype, so it is taken as 1 if it differs only by rounding
             return rows if abs(scale - 1) < 1e-5 else rows * scale
     raise ValueError(
         f"{model.anatomy.architecture}: the input of its residual stream is not a multiple of the embedding; "
@@ -120,7 +125,10 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
 def embed_vocabulary(
     model: LanguageModel, weights: ModelWeights, layer0: Dictionary | None, vocabulary: int
 ) -> TokenEmbeddings:
-    """What each of the first `vocabulary` tokens adds to the stream; `layer0` is the run's dictionary at layer 0."""
+    """What each of the first `vocabulary` tokens adds to the residual stream by itself.
+
+    `layer0` is the run's dictionary at layer 0, or None if it has none.
+    """
     # rows after `vocabulary` are padding
     embedding = embedding_rows(model, weights)[:vocabulary]
     if layer0 is None:
@@ -159,7 +167,7 @@ def _weighted_sum(
 
 
 def require_transcoder(dictionary: Dictionary, layer: int) -> Dictionary:
-    """Returns `dictionary`; raises ValueError if it is not a transcoder."""
+    """Return `dictionary` if it is a transcoder. Raises ValueError if it is not."""
     if not dictionary.is_transcoder:
         raise ValueError(
             f"layer {layer}: weight tables need transcoders; this dictionary maps {dictionary.site_in} to "
@@ -175,10 +183,10 @@ def strongest_heads(
     moments: Float[Tensor, "d d"],
     n: int,
 ) -> TopHeads:
-    """The `n` heads of `layers` through which sources affect each feature most.
+    """Find the `n` heads of `layers` through which sources affect each feature most.
 
-    `moments` is X^T X with X [source, d] the vectors that the sources write. A head's strength is the sum of its
-    squared effects over all sources.
+    `encoder` holds the features' directions in the residual stream. `moments` is X^T X, where each row of X is the
+    vector that one source writes. A head's strength is the sum over all sources of the squared effect through the head.
     """
     blocks = {layer: weights.blocks[layer] for layer in layers}
     head_vectors = {layer: _head_vectors(block, encoder) for layer, block in blocks.items()}
@@ -194,13 +202,16 @@ def strongest_heads(
 
 
 def head_vjp(block: BlockWeights, head: int, g: Float[Tensor, "feature d"]) -> Float[Tensor, "feature d"]:
-    """Vector-Jacobian product from attention's output to its input through one head, for attention weight 1."""
+    """Vector-Jacobian product from attention's output through one head to the residual stream that it reads.
+
+    The attention weight is 1.
+    """
     v = norm_vjp(block.norm_attention_after, g) @ block.attention.W_O[head].T.to(g)
     return norm_vjp(block.norm_attention, v @ block.attention.W_V[head].T.to(g))
 
 
 def _head_vectors(block: BlockWeights, g: Float[Tensor, "feature d"]) -> Float[Tensor, "head feature d_head"]:
-    """Vector-Jacobian product from attention's output to each head's mixed values."""
+    """Vector-Jacobian product from attention's output to the input of W_O, split into heads."""
     return norm_vjp(block.norm_attention_after, g) @ block.attention.W_O.movedim(1, 2).to(g)
 
 
@@ -224,11 +235,12 @@ def write_deembedding(
     n: int = 10,
     heads: int = 1,
 ) -> None:
-    """Write table `deembedding` of each layer in `paths`: the `n` tokens that raise and that lower each feature most.
+    """Write the table `deembedding` of each layer in `paths`.
 
-    Effects are direct, through the layer-0 dictionary (for later layers), and through the `heads` heads of each feature
-    whose effects vary most between tokens. `strings` are the vocabulary's tokens as text. Raises ValueError if a
-    dictionary is not a transcoder.
+    It lists the `n` tokens that raise each feature most and the `n` tokens that lower it most. This is done for direct
+    effects, for effects through the layer-0 dictionary (in later layers), and for effects through `heads` heads. For
+    each feature, these are the heads whose effects vary most between tokens. `strings` are the vocabulary's tokens as
+    text. Raises ValueError if a dictionary is not a transcoder.
     """
     mean = tokens.embedding.mean(0)
     moments = tokens.embedding.T @ tokens.embedding - len(tokens.embedding) * mean.outer(mean)
@@ -257,7 +269,9 @@ def write_deembedding(
 
 
 _Found = tuple[str | np.ndarray, Tensor, Tensor]
-"""The column `via`; token ids and effects [feature, sign, rank], positive effects first."""
+"""The value of the column `via`, token ids and effects.
+
+Ids and effects have the shape [feature, sign, rank], with positive effects first."""
 
 
 def _strongest(via: str | np.ndarray, effects: Float[Tensor, "feature token"], n: int) -> _Found:

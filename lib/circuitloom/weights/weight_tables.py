@@ -1,4 +1,4 @@
-"""Weight tables of a run of transcoders: de-embeddings, connections and blind predictions."""
+"""Write the weight tables of a run of transcoders: de-embeddings, connections and blind predictions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +24,10 @@ def write_weight_tables(
     config: WeightsConfig,
     folders: Mapping[int, Path],
 ) -> None:
-    """Write tables `deembedding`, `connection` and `blind` of each layer into its folder.
+    """Write the tables `deembedding`, `connection` and `blind` of each layer into the layer's folder.
 
-    `strings` are the vocabulary's tokens as text; `text` is held out. Raises ValueError if the model's architecture is
-    not supported or a dictionary is not a transcoder.
+    `strings` are the vocabulary's tokens as text. `text` is held-out text. Raises ValueError if the model's
+    architecture is not supported, or if a dictionary is not a transcoder.
     """
 
     def paths(table: str) -> dict[int, Path]:
