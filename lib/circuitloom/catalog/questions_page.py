@@ -49,7 +49,7 @@ def queries_page(studies: Mapping[Path, str]) -> str:
 def question_parameters(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
     """Chooses the parameters of a study's questions: two runs, a feature, a concept and a token.
 
-    `run` is a transcoder run if there is one. `other_run` is an SAE run, with the same k if possible. The feature is
+    `run` is a transcoder run if there is one. `other_run` is preferably an SAE run with the same k. The feature is
     the feature of `run` that matches the regular expression `pattern` best.
     """
 

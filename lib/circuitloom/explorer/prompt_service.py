@@ -109,7 +109,7 @@ class TracedPrompt:
 
 @dataclass(frozen=True)
 class EditedPrediction:
-    """Next-token probabilities at one position, before and after a feature edit. Nothing else is frozen."""
+    """Next-token probabilities at one position, before and after a feature edit. During the edit nothing is frozen."""
 
     position: int
     rows: list[tuple[str, float, float]]

@@ -36,7 +36,7 @@ FROM trace
 WHERE trace = $trace
 
 -- name: graph_nodes
--- Nodes of the pruned graph, most influential first. Each cumulative value is the share of all influence down to its row.
+-- Nodes of the pruned graph, most influential first, with the share of all influence down to each row.
 SELECT
     node, label, kind, is_root, run, layer, feature, position, token, activation, value, influence, cumulative,
     probability, remainder

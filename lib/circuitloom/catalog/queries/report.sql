@@ -303,7 +303,7 @@ WHERE behaviour = $behaviour
 ORDER BY ablation, ranking, basis, n_kept
 
 -- name: components
--- For each behaviour and basis, the five components whose ablation changes the behaviour most on average over prompts.
+-- The five components of each basis whose ablation, on average over prompts, changes a behaviour most.
 SELECT behaviour, basis, ablation, layer, component, avg(effect) AS effect, avg(kl) AS kl, count(*) AS n_prompts
 FROM causal
 WHERE effect IS NOT NULL AND position IS NULL

@@ -30,7 +30,7 @@ EXAMPLES = 10
 
 
 def feature_page(client: CatalogClient, params: Params) -> Component:
-    """Makes the page without its slower parts. Callbacks add these: connections and similar features."""
+    """Makes the page. Callbacks add its slower parts later, which are connections and similar features."""
     run = params.get("run")
     layer, number = integer(params, "layer"), integer(params, "feature")
     if run is None or layer is None or number is None:
