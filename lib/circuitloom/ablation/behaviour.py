@@ -46,7 +46,7 @@ class Budget:
 
     None ablates all active components. 0 ablates none; components are then ranked by attribution only."""
     each_position: bool = False
-    """Also ablate each component at each position separately."""
+    """Whether to ablate each component at each position separately, too."""
     per_octave: int = 2
     """Number of points of a faithfulness curve per doubling of the number of kept components."""
     per_source: int | None = 64

@@ -17,8 +17,9 @@ CHUNK_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class FeatureEffects:
-    """Effects of source features on target features. Pairs are sorted by source, then target; pairs without effect are
-    left out."""
+    """Effects of source features on target features.
+
+    Pairs are sorted by source, then target. Pairs without effect are left out."""
 
     source: Int[Tensor, " pair"]
     target: Int[Tensor, " pair"]
@@ -123,8 +124,8 @@ class _Layer:
     ) -> tuple[Int[Tensor, " pair"], Float[Tensor, "pair 3"]]:
         """Changes of target activations, one row per ablated token and pair of features.
 
-        A pair is numbered source * F + target, where F is the number of target features. The columns
-        are the drop, its magnitude, and 1 if it is not zero (else 0).
+        A pair is numbered source * F + target, where F is the number of target features. The columns are the drop, its
+        magnitude, and 1 if it is not zero (else 0).
         """
         width = self.target.width
         ablated = self.source.subtract_feature(stream[token], feature, value)

@@ -74,7 +74,8 @@ def logit_difference(token: int, against: int) -> Metric:
 def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
     """Metric that is the total probability of `tokens` minus the total probability of `against`.
 
-    The greater-than task of Hanna 2023 (arXiv 2305.00586) uses `probability(later, not_later)`.
+    In the greater-than task of Hanna 2023 (arXiv 2305.00586), `tokens` are the years later than the given one, and
+    `against` are the other years.
     """
     plus, minus = list(tokens), list(against)
 
