@@ -23,7 +23,7 @@ MAX_ELEMENTS = 2**25
 MAX_TARGETS_ON_CPU = 128
 """Largest number of targets per chunk on a CPU.
 
-Larger chunks exceed the cache, and all targets of a chunk are padded to its last position."""
+Larger chunks exceed the cache, and all targets of a chunk are padded to the largest position among them."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,10 @@ def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> A
 def logit_targets(
     model: LinearizedModel, position: Int[Tensor, " target"], weights: Float[Tensor, "target vocabulary"]
 ) -> AttributionTargets:
-    """Make targets of weighted sums of next-token logits, minus the mean logit; target i is read at position[i]."""
+    """Make targets of weighted sums of next-token logits, from which the mean over the vocabulary is subtracted.
+
+    Target i is read at position[i].
+    """
     unembedding = model.captured.unembedding
     normed_vector = weights @ unembedding.weight
     return make_targets(model, model.layers, position, normed_vector, weights @ unembedding.bias)

@@ -13,9 +13,9 @@ from ..core.plotting import NEGATIVE, POSITIVE, escape_mathtext, styled
 from .trace_tables import Row, TraceRows
 
 NODE_WIDTH = 0.5
-"""Horizontal space of a node. A position is at least 1 wide."""
+"""Width that a node takes on the x axis. A position is at least 1 wide."""
 MAX_EDGES = 150
-"""Largest number of edges drawn. Those are kept that are largest relative to their target's largest edge."""
+"""Largest number of edges drawn. Edges that are largest relative to their target's largest edge come first."""
 MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
 
 

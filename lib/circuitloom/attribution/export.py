@@ -44,7 +44,7 @@ class GraphText:
     tokens: Sequence[str]
     """Text of the token at each position."""
     root_nodes: Sequence[RootNode]
-    """Descriptions of the graph's roots, in the same order as there."""
+    """Descriptions of the graph's roots, in the order in which the graph numbers them."""
 
 
 def to_networkx(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> networkx.DiGraph:

@@ -116,7 +116,7 @@ def scores(
 
 
 def threshold(values: Float[Tensor, " value"], share: float) -> float:
-    """The value such that all values at least as large together reach `share` of the sum."""
+    """The largest value such that all values at or above it together hold at least `share` of the sum."""
     ordered = values.sort(descending=True).values
     reached = ordered.cumsum(0) / ordered.sum()
     index = int(torch.searchsorted(reached, share))
@@ -137,7 +137,8 @@ def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"
 def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, " node"]], Rows]:
     """Function that yields the rows of a prompt's full graph. They are computed on demand and not kept.
 
-    Its argument is `reached` of `influence`. Rows of features where it is 0 are left out.
+    The function's argument is the influence found so far, called `reached` in `influence`. Rows of features where it is
+    0 are left out.
     """
     columns = source_columns(model)
     elements = max(model.captured.resid_final.numel(), len(columns))
@@ -268,11 +269,10 @@ def prune(
 ) -> tuple[Bool[Tensor, " node"], Bool[Tensor, "node node"]]:
     """Masks of the nodes and edges to keep.
 
-    `effects` is [target, source]. A source has a lower `level` than its target.
-
-    An edge's score is its share of the target times the target's influence. Edges with the largest scores are kept
-    until they hold `edge_share` of the sum. Then nodes without outgoing edges are removed, and so are features without
-    incoming edges, until nothing changes. Nodes in `always` need no outgoing edge.
+    `effects` is [target, source]. A source has a lower `level` than its target. An edge's score is its share of the
+    target times the target's influence. Edges with the largest scores are kept until they hold `edge_share` of the sum.
+    Then nodes without outgoing edges are removed, and so are features without incoming edges, until nothing changes.
+    Nodes in `always` need no outgoing edge.
     """
     share = shares(effects, counted)
     reached = weight.clone()

@@ -92,12 +92,12 @@ class LinearizedModel:
         return len(self.captured.layers)
 
     def active_at(self, layer: int, position: int) -> slice:
-        """Slice of `features` with those at one layer and position."""
+        """Slice of `features` that holds the features of one layer at one position."""
         cell = layer * len(self.captured) + position
         return slice(self._starts[cell], self._starts[cell + 1])
 
     def active_in_layer(self, layer: int, positions: int) -> slice:
-        """Slice of `features` with those of one layer at the first `positions` positions (1 or more)."""
+        """Slice of `features` that holds those of one layer at the first `positions` positions (at least 1)."""
         return slice(self.active_at(layer, 0).start, self.active_at(layer, positions - 1).stop)
 
     def feature_outputs(self, layer: int, active: slice) -> Float[Tensor, "active d"]:

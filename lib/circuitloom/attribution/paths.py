@@ -42,7 +42,7 @@ class StreamReader(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceDecomposition:
-    """Direct sources of a reader. The sum of all of `value`, `error` and `constant` is the reader's value."""
+    """Direct sources of a reader. The reader's value is value.sum() + error + constant."""
 
     kind: Int[Tensor, " source"]
     layer: Int[Tensor, " source"]

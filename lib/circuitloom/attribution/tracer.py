@@ -48,7 +48,7 @@ class Checks:
     frozen: Float[Tensor, "ablated node"]
     """Value of each node before a frozen ablation minus its value after it; 0 for nodes that are not targets."""
     free: Float[Tensor, "ablated node"]
-    """Value of each node before an ablation in the model itself minus its value after it; 0 for nodes not targeted."""
+    """The same difference for an ablation in the model itself (free); 0 for nodes that are not targets."""
     identity_error: float
     """Largest difference between the sum of a node's sources and its value in the model, divided by max(1, |value|)."""
     frozen_error: float
@@ -72,7 +72,7 @@ class Trace:
     model: LinearizedModel
     roots: Roots
     root_nodes: list[RootNode]
-    """Descriptions of the roots, in the same order."""
+    """Descriptions of the roots, in the order of `roots`."""
     graph: AttributionGraph
     paths: Paths
     """Greedy paths from the first root."""
