@@ -76,7 +76,7 @@ class ContextMeans:
     contribution: Float[Tensor, "feature place layer0_feature"]
     """Mean direct effect of each layer-0 feature at the place."""
     total: Float[Tensor, "feature place"]
-    """Mean direct effect of the token embedding and all layer-0 features at the place together."""
+    """Mean of the summed direct effects of the token embedding and all layer-0 features at the place."""
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,7 @@ def find_connections(
     """Find the `n` strongest direct connections to each feature of `layer`, and the `n` strongest through heads.
 
     Sources are the features of all earlier layers. For each feature and source layer, only the `heads` heads with the
-    largest sum of squared weights are considered. Raises
-    ValueError if a dictionary is not a transcoder.
+    largest sum of squared weights are considered. Raises ValueError if a dictionary is not a transcoder.
     """
     like = weights.unembedding.norm.gain
     decoders = {

@@ -57,7 +57,7 @@ class TokenEmbeddings:
     embedding: Float[Tensor, "token d"]
     """Embedding of each token as it enters the residual stream, with any scaling by the model."""
     layer0_activations: EmbeddingActivations | None
-    """None if the run has no dictionary at layer 0."""
+    """Layer-0 features that each token fires; None if the run has no dictionary at layer 0."""
     layer0_output: Float[Tensor, "token d"] | None
     """Output of the layer-0 dictionary, without the denominator of any norm after the MLP; None without dictionary."""
 
