@@ -1,8 +1,9 @@
 """Number formats of stored activations, and a fast reader and writer of sharded Zarr arrays.
 
-Any Zarr library can read the arrays. The writer uses one of the layouts that Zarr's sharding codec allows: the chunks
-of a shard are uncompressed, in order and of one size, each followed by its CRC-32C. A chunk's offset is then known
-without the index. Compression (zstd, lowest level) saves only 8 % and takes ten times as long as writing."""
+Any Zarr library can read the arrays. The writer uses one of the layouts that Zarr's sharding codec allows. The
+chunks of a shard are uncompressed, in order and of equal size. Each chunk is followed by its CRC-32C. So the offset
+of a chunk is known without the index. Compression with zstd at its lowest level would save only 8 % and take ten
+times as long as writing."""
 
 import os
 from functools import cache
@@ -20,13 +21,13 @@ from zarr.codecs import Crc32cCodec
 NumberFormat = Literal["float16", "bfloat16", "int8"]
 
 LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "int8": 3.38e38}
-"""Largest magnitude that each format holds."""
+"""Largest magnitude that each format can store."""
 TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """Data type of each format in memory."""
 ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
-"""Data type of each format on disk; Zarr has no bfloat16, so its bits are stored as uint16."""
+"""Data type of each format on disk. Zarr has no bfloat16, so its bits are stored as uint16."""
 CHUNK_ROWS = 1024
-"""Rows per chunk, the smallest unit that is read; a training batch is a few chunks."""
+"""Number of rows per chunk. A chunk is the smallest unit that can be read. A training batch is a few chunks."""
 _CHECKSUM_BYTES = 4
 _NO_CHUNK = 2**64 - 1
 """Index entry of a missing chunk."""
@@ -39,27 +40,30 @@ class Packed(NamedTuple):
 
     values: Num[Tensor, "row d"]
     scales: Float[Tensor, " row"] | None
-    """Factor of each row (int8 only)."""
+    """Factor by which each row must be multiplied. None except for int8."""
 
 
 def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
-    """A copy of `x` rounded to `number_format`; int8 scales each row so that its largest magnitude becomes 127."""
+    """Returns a copy of `x` rounded to `number_format`.
+
+    For int8, each row is first scaled so that its largest magnitude becomes 127.
+    """
     if number_format != "int8":
         return Packed(x.to(TORCH_DTYPE[number_format], copy=True), None)
     largest = x.abs().amax(dim=1).float()
-    # an all-zero row divides by one
+    # a row of zeros is divided by one
     scales = torch.where(largest > 0, largest / 127, 1.0)
     return Packed((x / scales[:, None]).round().to(torch.int8), scales)
 
 
 def unpack(packed: Packed) -> Float[Tensor, "row d"]:
-    """The rows of `packed` in float32."""
+    """Returns the rows of `packed` in float32."""
     values = packed.values.float()
     return values if packed.scales is None else values.mul_(packed.scales[:, None])
 
 
 def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, shard_rows: int) -> zarr.Array:
-    """Open the array `name` of `group`, or create it."""
+    """Open the array `name` of `group`, or create it if it does not exist."""
     if (group / name / "zarr.json").is_file():
         return zarr.open_array(group / name, mode="r+")
     return zarr.create_array(
@@ -76,12 +80,12 @@ def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, sha
 
 
 def shard_file(array: zarr.Array, shard: int) -> Path:
-    """File of `shard`."""
+    """The file that stores `shard`."""
     return array_folder(array).joinpath("c", str(shard), *["0"] * (array.ndim - 1))
 
 
 def array_folder(array: zarr.Array) -> Path:
-    """Folder of `array`."""
+    """The folder that stores `array`."""
     return Path(str(array.store_path.store.root), array.path)  # type: ignore[attr-defined]
 
 
@@ -91,10 +95,13 @@ def _shard_rows(array: zarr.Array) -> int:
 
 
 def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row ..."]) -> None:
-    """Write `values` as `shard`; the caller calls fsync. Raises OSError, with the file name, if the disk is full."""
+    """Write `values` as `shard`. The caller must call fsync.
+
+    Raises OSError with the file name if the disk is full.
+    """
     file = shard_file(array, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # not overwritten in place: the file may have other hard links
+    # an existing file is replaced, not overwritten, because it may have other hard links
     file.unlink(missing_ok=True)
     rows = np.ascontiguousarray(values, array.dtype).reshape(len(values), -1)
     chunks = np.split(rows, range(CHUNK_ROWS, len(rows), CHUNK_ROWS))
@@ -114,7 +121,8 @@ def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row .
 def open_array(folder: Path, remedy: str) -> zarr.Array:
     """Open the array in `folder` for reading.
 
-    Raises ValueError, ending in `remedy`, if a shard is missing or the layout is not that of `write_shard`.
+    Raises ValueError if it is not an array, if a shard is missing, or if the layout is not that of `write_shard`.
+    The message ends in `remedy`.
     """
     try:
         array = zarr.open_array(folder, mode="r")
@@ -129,7 +137,7 @@ def open_array(folder: Path, remedy: str) -> zarr.Array:
 
 
 def _has_shard_layout(array: zarr.Array) -> bool:
-    """Whether `array` has the layout of `write_shard`, by its metadata."""
+    """Whether the metadata of `array` describe the layout that `write_shard` writes."""
     metadata: Any = array.metadata.to_dict()
     (codec,) = metadata["codecs"]
     if array.chunks != (CHUNK_ROWS, *array.shape[1:]) or codec["name"] != "sharding_indexed":
@@ -140,9 +148,10 @@ def _has_shard_layout(array: zarr.Array) -> bool:
 
 
 def read_rows(array: zarr.Array, start: int, stop: int, remedy: str) -> Shaped[np.ndarray, "row ..."]:
-    """Rows `start` to `stop` of `array`; reads complete chunks and verifies their checksums.
+    """Returns rows `start` to `stop` (exclusive) of `array`.
 
-    Raises ValueError, with the file and ending in `remedy`, if a shard is damaged.
+    Complete chunks are read and their checksums are verified. Raises ValueError if a shard is damaged. The message
+    names the file and ends in `remedy`.
     """
     rows = np.empty((stop - start, *array.shape[1:]), array.dtype)
     size = _shard_rows(array)
@@ -158,11 +167,14 @@ def read_rows(array: zarr.Array, start: int, stop: int, remedy: str) -> Shaped[n
 
 
 def _read(file: Path, rows: Shaped[np.ndarray, "row ..."], first: int, filled: int, shard_rows: int) -> None:
-    """Fill `rows` from row `first` of a shard of `filled` chunks; ValueError if it is damaged."""
+    """Fill `rows` with the rows of a shard, from its row `first` on. The shard has `filled` chunks.
+
+    Raises ValueError if the shard is damaged.
+    """
     row_bytes = rows[0].nbytes
     chunk_bytes = CHUNK_ROWS * row_bytes
     chunks = range(first // CHUNK_ROWS, -(-(first + len(rows)) // CHUNK_ROWS))
-    # complete chunks are read directly into `rows`; the first and last may need a buffer of their own
+    # complete chunks are read directly into `rows`; the first and the last chunk may need a separate buffer
     buffers, copies = [], []
     for chunk in chunks:
         low, high = chunk * CHUNK_ROWS - first, (chunk + 1) * CHUNK_ROWS - first
@@ -187,18 +199,18 @@ def _read(file: Path, rows: Shaped[np.ndarray, "row ..."], first: int, filled: i
 
 
 def _bytes(rows: Shaped[np.ndarray, "row ..."]) -> Shaped[np.ndarray, " byte"]:
-    """A view of `rows` as bytes."""
+    """Returns a view of `rows` as bytes."""
     return rows.reshape(-1).view(np.uint8)
 
 
 def _checksum(content: Shaped[np.ndarray, " byte"] | bytes) -> bytes:
-    """CRC-32C of `content`, little-endian."""
+    """Returns the CRC-32C of `content`, little-endian."""
     return google_crc32c.value(content).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 @cache
 def _index(filled: int, shard_rows: int, row_bytes: int) -> bytes:
-    """Index at the end of a shard: offset and size of each chunk, and a checksum of these."""
+    """Returns the index at the end of a shard: the offset and size of each chunk, then the checksum of the index."""
     size = CHUNK_ROWS * row_bytes + _CHECKSUM_BYTES
     index = np.full((shard_rows // CHUNK_ROWS, 2), _NO_CHUNK, "<u8")
     index[:filled, 0] = np.arange(filled) * size
@@ -207,13 +219,16 @@ def _index(filled: int, shard_rows: int, row_bytes: int) -> bytes:
 
 
 def _write_all(descriptor: int, content: memoryview) -> None:
-    # write may write less than it is given
+    # os.write may write fewer bytes than it is given
     while content:
         content = content[os.write(descriptor, content) :]
 
 
 def _read_all(descriptor: int, buffers: list[np.ndarray], offset: int) -> None:
-    """Fill `buffers` in order, from `offset` of the file on; ValueError if the file ends too early."""
+    """Fill `buffers` in order with the bytes of the file from `offset` on.
+
+    Raises ValueError if the file ends too early.
+    """
     for start in range(0, len(buffers), _MAX_BUFFERS):
         unfilled = [buffer.data for buffer in buffers[start : start + _MAX_BUFFERS]]
         while unfilled:
@@ -221,7 +236,7 @@ def _read_all(descriptor: int, buffers: list[np.ndarray], offset: int) -> None:
             if not read:
                 raise ValueError("it ends too early")
             offset += read
-            # preadv may read less than it is asked for
+            # os.preadv may read fewer bytes than it is asked for
             while unfilled and read >= len(unfilled[0]):
                 read -= len(unfilled.pop(0))
             if unfilled:

@@ -1,8 +1,8 @@
-"""Caches the activations of one site, all layers, in one pass of the training tokens through the model.
+"""Caches the activations of one site in all layers, in one pass of the training tokens through the model.
 
 `Recorder` runs the model and packs rows, `ShardBuffer` collects the rows of a shard, `CacheWriter` writes shards and
-resumes after a kill. `cache_site` does everything; with several jobs, each calls `cache_shards_of_job` and
-`shards.join_shards` combines their outputs."""
+resumes after a kill. `cache_site` does all of this in one job. With several jobs, each job calls
+`cache_shards_of_job`, and then `shards.join_shards` combines their outputs."""
 
 import math
 import shutil
@@ -43,27 +43,30 @@ from .shards import CacheDescription, finish_layers, sums_file, write_descriptio
 from .statistics import RowSums
 
 GPU_MEMORY_FRACTION = 0.4
-"""Maximum fraction of a GPU's free memory for two shard buffers."""
+"""Maximum fraction of a GPU's free memory that two shard buffers may use."""
 MAX_WRITER_THREADS = 8
-"""Maximum number of writing threads; on a CPU they take cores from the model."""
+"""Maximum number of threads that write shards. If the model runs on the CPU, they compete with it for cores."""
 
 Arrays = list[list[zarr.Array]]
-"""Arrays of each layer: values, and scales for int8."""
+"""The arrays of each layer: `values`, and for int8 also `scales`."""
 
 
 @dataclass
 class PackedBatch:
-    """Packed activations of one batch: on the model's device, in host memory, or being copied there."""
+    """Packed activations of one batch.
+
+    They are on the model's device, in host memory, or being copied to host memory.
+    """
 
     slot: Int[Tensor, " row"]
     layers: list[Packed] = field(default_factory=list)
     copied: torch.cuda.Event | None = None
-    """Recorded when the copy to host memory has completed; None if nothing is copied."""
+    """CUDA event that completes when the copy to host memory has completed. None if nothing is copied."""
 
 
 @dataclass
 class ShardBuffer:
-    """Buffer for the rows of one shard, all layers; reused from shard to shard."""
+    """Buffer for the rows of one shard in all layers. It is reused for later shards."""
 
     values: Num[Tensor, "layer row d"]
     scales: Float[Tensor, "layer row"] | None
@@ -72,12 +75,12 @@ class ShardBuffer:
     def empty(
         cls, layers: int, rows: int, d: int, number_format: NumberFormat, device: torch.device | str = "cpu"
     ) -> "ShardBuffer":
-        """An uninitialised buffer."""
+        """Returns an uninitialised buffer."""
         values = torch.empty(layers, rows, d, dtype=TORCH_DTYPE[number_format], device=device)
         return cls(values, torch.empty(layers, rows, device=device) if number_format == "int8" else None)
 
     def put(self, batch: PackedBatch) -> None:
-        """Copy the rows of a batch to their slots."""
+        """Copy the rows of a batch to their slots in the buffer."""
         if batch.copied is not None:
             batch.copied.synchronize()
         slot = batch.slot.to(self.values.device, non_blocking=True)
@@ -87,7 +90,7 @@ class ShardBuffer:
                 self.scales[layer].index_copy_(0, slot, scales)
 
     def layer(self, layer: int, rows: int) -> Packed:
-        """The first `rows` rows of a layer in host memory; waits for pending copies."""
+        """Returns the first `rows` rows of a layer in host memory. Waits for pending copies."""
         scales = None if self.scales is None else _fetch(self.scales[layer, :rows])
         return Packed(_fetch(self.values[layer, :rows]), scales)
 
@@ -101,24 +104,28 @@ class Recorder:
     layers: Sequence[int]
     number_format: NumberFormat
     to_host: bool = True
-    """Copy batches to host memory instead of leaving them on the model's device."""
+    """Whether batches are copied to host memory. Otherwise they stay on the model's device."""
 
     @property
     def captured_sites(self) -> list[Site]:
-        """The site of every layer; for mlp_in also mlp_out, whose moments are needed to compute it on reading."""
+        """The sites whose activations are captured: the site itself in every layer, and with mlp_in also mlp_out.
+
+        The moments of mlp_out are needed because a reader may compute mlp_out from the cached mlp_in.
+        """
         names = [self.site, "mlp_out"] if self.site == "mlp_in" else [self.site]
         return [Site(name, layer) for name in names for layer in self.layers]
 
     @cached_property
     def d(self) -> int:
-        """Width of the site; ValueError if the model has no such site."""
+        """Width of the site. Raises ValueError if the model has no such site."""
         first = Site(self.site, self.layers[0])
         return capture(self.model, torch.zeros(1, 1, dtype=torch.int64), [first])[first].shape[-1]
 
     def record(self, batches: Iterator[ShardBatch], sums: RowSums) -> Iterator[PackedBatch]:
-        """Yield the packed activations of each batch, and add all captured sites to `sums`.
+        """Yield the packed activations of each batch, and add the activations of all captured sites to `sums`.
 
-        A batch that is copied from a GPU is yielded after the next one is queued, so that copies and compute overlap.
+        A batch that is copied from a GPU is yielded after the next batch is queued, so that copying and computing
+        overlap.
         """
         previous: PackedBatch | None = None
         for batch in batches:
@@ -139,7 +146,7 @@ class Recorder:
         index = {site: i for i, site in enumerate(self.captured_sites)}
         layers: dict[int, Packed] = {}
 
-        # called as soon as a site is computed, while its values are in the CPU's cache
+        # the hook is called as soon as a site is computed, while its values are still in the CPU's cache
         def hook(site: Site, value: Tensor) -> None:
             x = torch.index_select(value.flatten(0, 1), 0, source)
             sums.add(index[site], x)
@@ -156,7 +163,10 @@ class Recorder:
 
 
 def _fetch(values: Tensor) -> Tensor:
-    """`values` in host memory; from a GPU, copied on a separate stream after all work queued so far."""
+    """Returns `values` in host memory.
+
+    Values on a GPU are copied on a separate stream, after all work that is already queued.
+    """
     if values.device.type == "cpu":
         return values
     queued, stream = torch.cuda.current_stream(values.device).record_event(), torch.cuda.Stream(values.device)
@@ -168,7 +178,7 @@ def _fetch(values: Tensor) -> Tensor:
 
 
 def _to_host(packed: Packed) -> Packed:
-    """`packed` in host memory; from a GPU, starts an asynchronous copy to pinned memory."""
+    """Returns `packed` in host memory. For values on a GPU, starts an asynchronous copy to pinned memory."""
 
     def copy(x: Tensor | None) -> Tensor | None:
         if x is None or x.device.type == "cpu":
@@ -183,12 +193,12 @@ def _to_host(packed: Packed) -> Packed:
 def cache_site(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, folder: Path, version: str = ""
 ) -> None:
-    """Cache the activations of the rows of `order` at `site`, for all layers of `config`.
+    """Cache the activations of `site` at the rows of `order`, for all layers that `config` lists.
 
-    Writes one Zarr group per layer under `folder`: `values`, and `scales` for int8; moments are attributes.
-    A killed call resumes after the last complete shard and writes the same bytes, unless the model, the order, the
-    config or `version` (of the code) have changed.
-    Raises ValueError if the model has no such site or layer, or an activation exceeds the number format.
+    Writes one Zarr group per layer under `folder`. A group contains the array `values`, for int8 also the array
+    `scales`, and the moments as attributes. A killed call resumes after the last complete shard and writes the same
+    bytes, unless the model, the order, the config or `version` (a hash of the code) has changed.
+    Raises ValueError if the model has no such site or layer, or if an activation exceeds the number format.
     """
     writer, digest = _writer(site, order, model, config, version)
     with partial_folder(folder / site, digest) as work:
@@ -205,9 +215,10 @@ def cache_shards_of_job(
     folder: Path,
     version: str = "",
 ) -> None:
-    """Cache the shards of job number `job` of `config.jobs` in `folder`, for `shards.join_shards`.
+    """Cache the shards of one job in `folder`, from which `shards.join_shards` can combine them.
 
-    Resumes and raises as `cache_site`. Some jobs have no shards if there are fewer shards than jobs.
+    Jobs are numbered from 0 to `config.jobs` - 1. If there are fewer shards than jobs, some jobs have no shards. A
+    killed call resumes as in `cache_site`, and the same errors are raised.
     """
     writer, digest = _writer(site, order, model, config, version)
     first, stop = (each * order.shards // config.jobs for each in (job, job + 1))
@@ -220,7 +231,7 @@ def cache_shards_of_job(
 def _writer(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, version: str
 ) -> tuple["CacheWriter", str]:
-    """The writer, and a fingerprint of all that its output depends on."""
+    """Returns the writer and a fingerprint of everything that its output depends on."""
     layers = list(range(model.layers)) if config.layers == "all" else sorted(set(config.layers))
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
@@ -236,7 +247,7 @@ def _writer(
 
 
 def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
-    """Whether two shard buffers fit on the model's GPU, where filling them is fastest."""
+    """Whether two shard buffers fit into the memory of the model's GPU. Filling them is fastest there."""
     device = recorder.model.device
     if device.type != "cuda":
         return False
@@ -247,24 +258,24 @@ def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class CacheWriter:
-    """Fills and writes shards; a shard is complete once its file of sums is written."""
+    """Fills and writes shards. A shard is complete when its file of sums is written."""
 
     order: RowOrder
     recorder: Recorder
     batch: int
-    """Sequences per forward pass."""
+    """Number of sequences per forward pass."""
     weights: str
     """Digest of the model's weights."""
 
     def write(self, work: Path, shards: range) -> None:
-        """Write the `shards` that are missing in `work`, then the description."""
+        """Write those of `shards` that are missing in `work`, and then the description."""
         work.mkdir(exist_ok=True)
-        # temporary metadata files that Zarr leaves after a kill
+        # if a run is killed, Zarr may leave temporary metadata files
         for temporary in work.rglob("zarr.*.partial"):
             temporary.unlink()
         arrays = self._arrays(work)
         missing = next((shard for shard in shards if not _is_complete(work, arrays, shard)), shards.stop)
-        # a kill while layers were moved may leave the sums of later shards, which are rewritten
+        # if a run was killed while it moved layers, sums of later shards may be left; these shards are rewritten
         for shard in range(missing, shards.stop):
             sums_file(work, shard).unlink(missing_ok=True)
         first, start, stop = (self._row(shard) for shard in (shards.start, missing, shards.stop))
@@ -280,13 +291,13 @@ class CacheWriter:
         write_description(work, description)
 
     def _row(self, shard: int) -> int:
-        """First row of a shard; the number of rows for the index after the last shard."""
+        """Returns the first row of a shard. For the index after the last shard, this is the number of rows."""
         return min(shard * self.order.shard_rows, self.order.rows)
 
     def _write_shards(
         self, work: Path, arrays: Arrays, shards: range, update: Callable[[float], object]
     ) -> None:
-        """Fill and write the shards; a shard is written while the next one is filled."""
+        """Fill and write the shards. Each shard is written while the next one is filled."""
         buffers = [self._buffer() for _ in range(min(2, len(shards)))]
         written: Future[None] | None = None
         threads = max(1, min(MAX_WRITER_THREADS, torch.get_num_threads() // 2))
@@ -335,7 +346,7 @@ class CacheWriter:
         sums: RowSums,
         writers: ThreadPoolExecutor,
     ) -> None:
-        """Write a shard of every layer, then its sums."""
+        """Write one shard of every layer, and then its sums."""
         start, stop = self.order.bounds(shard)
 
         def write_layer(i: int) -> None:
@@ -344,7 +355,7 @@ class CacheWriter:
                 write_shard(array, shard, _as_numpy(column))
 
         list(writers.map(write_layer, range(len(arrays))))
-        # after all writes: the disk is busy with the first files meanwhile
+        # fsync comes after all writes, so that the disk is already busy with the first files
         list(writers.map(lambda array: fsync(shard_file(array, shard)), chain.from_iterable(arrays)))
         content = {"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}
         write_atomically(sums_file(work, shard), save(content))
@@ -366,12 +377,15 @@ class CacheWriter:
 
 
 def _is_complete(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int) -> bool:
-    """Whether the shard has its sums and all files; a kill while layers were moved leaves the sums only."""
+    """Whether the sums and all files of the shard exist.
+
+    If a run was killed while it moved layers, only the sums may exist.
+    """
     return sums_file(work, shard).is_file() and all(
         shard_file(array, shard).is_file() for layer in arrays for array in layer
     )
 
 
 def _as_numpy(values: torch.Tensor) -> np.ndarray:
-    """`values` without a copy; bfloat16 as uint16."""
+    """Returns `values` as a numpy array, without a copy. bfloat16 becomes uint16."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()

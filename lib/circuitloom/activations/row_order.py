@@ -1,4 +1,5 @@
-"""The order of rows in cached activations, and `rows.zarr`, which stores the sequence and position of each row."""
+"""Defines the order of rows in cached activations, and writes `rows.zarr`, which stores the sequence and position of
+each row."""
 
 import hashlib
 import shutil
@@ -19,15 +20,15 @@ from ..corpus.tokens import Tokens, scored_positions
 from .arrays import create_array, shard_file, write_shard
 
 _READ_SEQUENCES = 8192
-"""Sequences read at a time."""
+"""Number of sequences read at a time."""
 
 
 class ShardBatch(NamedTuple):
-    """A batch of sequences, and the rows of one shard that its tokens fill."""
+    """A batch of sequences, and the rows of one shard that are filled from its tokens."""
 
     tokens: Int[Tensor, "sequence position"]
     sequences: Integer[np.ndarray, " sequence"]
-    """Number of each sequence in the split."""
+    """Index of each sequence in the split."""
     source: Int[Tensor, " row"]
     """Index of each row's token in the flattened batch [sequence * position]."""
     slot: Int[Tensor, " row"]
@@ -36,10 +37,11 @@ class ShardBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class RowOrder:
-    """The order of rows: sequences are permuted over the split, their scored tokens are concatenated and cut into
-    shards, and tokens are permuted within each shard.
+    """The order of rows in cached activations.
 
-    A pure function of tokens, seed and shard size: the same for every site, layer, number format and batch size.
+    The sequences of the split are permuted. Their scored tokens are concatenated and cut into shards. Then the
+    tokens are permuted within each shard. The order only depends on the tokens, the seed, the shard size and the
+    number of rows. It is the same for every site, layer, number format and batch size.
     """
 
     token: Integer[np.ndarray, "sequence position"]
@@ -48,11 +50,12 @@ class RowOrder:
     permutation: Integer[np.ndarray, " sequence"]
     """Sequences in permuted order."""
     first: Integer[np.ndarray, " boundary"]
-    """First row of each permuted sequence, before tokens are permuted; ends with the total."""
+    """First row of each permuted sequence, before tokens are permuted within shards. The last entry is the total
+    number of scored tokens."""
     rows: int
     """Number of rows."""
     shard_rows: int
-    """Rows per shard; the last may have fewer."""
+    """Rows per shard. The last shard may have fewer."""
     seed: int
 
     @property
@@ -62,18 +65,18 @@ class RowOrder:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the order: with the same digest, each row is from the same token."""
+        """Digest of the order. If two caches have the same digest, each row is from the same token in both."""
         digest = hashlib.blake2b(np.ascontiguousarray(self.token).view(np.uint8).data, digest_size=16)
         digest.update(repr((self.token.shape, self.bos_id, self.rows, self.shard_rows, self.seed)).encode())
         return digest.hexdigest()
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """First row of `shard`, and first row after it."""
+        """Returns the first row of `shard` and the first row after it."""
         start = shard * self.shard_rows
         return start, min(start + self.shard_rows, self.rows)
 
     def batches(self, shard: int, size: int) -> Iterator[ShardBatch]:
-        """Yield the sequences of `shard`, `size` at a time; a sequence may belong to two shards."""
+        """Yield the sequences of `shard`, `size` at a time. A sequence may belong to two shards."""
         start, stop = self.bounds(shard)
         slots = torch.from_numpy(np.random.default_rng((self.seed, shard + 1)).permutation(stop - start))
         begin = int(np.searchsorted(self.first, start, side="right")) - 1
@@ -89,7 +92,7 @@ class RowOrder:
 
 
 def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = None) -> RowOrder:
-    """Row order of the scored tokens of `tokens`, cut to at most `limit` rows.
+    """Returns the row order of the scored tokens of `tokens`, with at most `limit` rows.
 
     Raises ValueError if no token is scored.
     """
@@ -99,7 +102,7 @@ def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = No
         block = tokens.take(slice(start, start + _READ_SEQUENCES))
         token[start : start + _READ_SEQUENCES] = block.numpy()
         count[start : start + _READ_SEQUENCES] = scored_positions(block, tokens.bos_id).sum(1).numpy()
-    # seeds (seed, 1), (seed, 2), ... belong to the shards
+    # shards use the seeds (seed, 1), (seed, 2), ...
     permutation = np.random.default_rng((seed, 0)).permutation(len(tokens)).astype(np.int32)
     first = np.concatenate([[0], np.cumsum(count[permutation], dtype=np.int64)])
     rows = int(first[-1]) if limit is None else min(int(first[-1]), limit)
@@ -109,9 +112,9 @@ def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = No
 
 
 def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:
-    """Write each row's sequence in the split and position in it to the Zarr group `path`, atomically.
+    """Write the sequence and the position of each row to the Zarr group `path`. The write is atomic.
 
-    Works on `batch` sequences at a time.
+    `batch` sequences are processed at a time.
     """
     context = order.token.shape[1]
     dtypes = {"sequence": "int32", "position": "int16" if context <= 2**15 else "int32"}

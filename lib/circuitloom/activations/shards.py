@@ -1,4 +1,5 @@
-"""Turns the finished shards of a site, from one job or several, into Zarr groups with moments as attributes."""
+"""Combines the finished shards of a site, from one or several jobs, into Zarr groups that have the moments as
+attributes."""
 
 import json
 import os
@@ -20,7 +21,7 @@ _DESCRIPTION = "description.json"
 
 @dataclass(frozen=True)
 class CacheDescription:
-    """Source and layout of the shards in a folder; equal for all jobs of a site."""
+    """Source and layout of the shards in a folder. All jobs of a site have the same description."""
 
     site: str
     layers: list[int]
@@ -30,7 +31,7 @@ class CacheDescription:
     weights: str
     """Digest of the model's weights."""
     rows: int
-    """Rows of all shards of all jobs."""
+    """Number of rows in all shards of all jobs."""
     shard_rows: int
 
     @property
@@ -40,7 +41,7 @@ class CacheDescription:
 
 
 def sums_file(folder: Path, shard: int) -> Path:
-    """File of the sums over a shard's rows, written when the shard is complete."""
+    """The file with the sums over a shard's rows. It is written when the shard is complete."""
     return folder / f"shard{shard}.safetensors"
 
 
@@ -50,10 +51,10 @@ def write_description(folder: Path, description: CacheDescription) -> None:
 
 
 def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
-    """Join the shards of several jobs under `folder`, with the same bytes as `cache.cache_site` writes.
+    """Join the shards of several jobs under `folder`. The result has the same bytes as that of `cache.cache_site`.
 
-    Files are hard-linked, or copied if the file system has no links; the job folders are not changed.
-    Raises ValueError if a job's description differs from the first job's, or shards are missing.
+    Files are hard-linked, or copied if the file system has no hard links. The job folders are not changed.
+    Raises ValueError if a job's description differs from that of the first job, or if shards are missing.
     """
     descriptions = [_read_description(job) for job in job_folders]
     for job, each in zip(job_folders, descriptions, strict=True):
@@ -77,14 +78,14 @@ def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
 
 
 def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None:
-    """Write the attributes of each layer in `work` (description and moments), and move the layers to `folder`.
+    """Write the description and moments of each layer in `work` as attributes, and move the layers to `folder`.
 
     The moments are computed from the sums in `job_folders`.
     """
     description = _read_description(job_folders[0])
     job_of = _job_of_shard(job_folders, description)
     sums: RowSums | None = None
-    # in order of shards: floating-point sums depend on the order
+    # sums are added in the order of shards, because floating-point sums depend on the order
     for shard in range(description.shards):
         shard_sums = RowSums(**load_file(sums_file(job_of[shard], shard)))
         sums = shard_sums if sums is None else sums + shard_sums
@@ -116,7 +117,7 @@ def _read_description(job: Path) -> CacheDescription:
 
 
 def _job_of_shard(job_folders: Sequence[Path], description: CacheDescription) -> list[Path]:
-    """The job folder that holds each shard; ValueError if a shard is missing."""
+    """Returns the job folder that contains each shard. Raises ValueError if a shard is missing."""
     found = {file.name: job for job in job_folders for file in job.glob("shard*.safetensors")}
     jobs = [found.get(sums_file(Path(), shard).name) for shard in range(description.shards)]
     if None in jobs:
@@ -128,7 +129,7 @@ def _job_of_shard(job_folders: Sequence[Path], description: CacheDescription) ->
 
 
 def _link(job: Path, work: Path, file: Path) -> None:
-    """Make `file`, under `work`, a link to the same file of `job`, or a copy."""
+    """Link `file`, which is under `work`, to the same file of `job`. If that fails, copy it."""
     source = job / file.relative_to(work)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -136,6 +137,6 @@ def _link(job: Path, work: Path, file: Path) -> None:
     except FileNotFoundError:
         raise ValueError(f"{source}: missing; delete {job} and run again") from None
     except OSError:
-        # another file system, or one without hard links
+        # the job is on another file system, or the file system has no hard links
         shutil.copyfile(source, file)
         fsync(file)

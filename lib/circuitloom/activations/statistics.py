@@ -1,4 +1,4 @@
-"""Mean, scale and variance of activations, from running sums."""
+"""Computes the mean, scale and variance of activations from running sums."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,32 +10,32 @@ from torch import Tensor
 
 @dataclass
 class RowSums:
-    """Running sums over rows, in float64, for several arrays at once."""
+    """Running sums over the rows of several arrays, in float64."""
 
     total: Float[Tensor, "array d"]
     square: Float[Tensor, " array"]
-    """Sum of the squared norms of rows."""
+    """Sum of the squared norms of the rows."""
     largest: Float[Tensor, " array"]
-    """Largest magnitude; NaN if a value was NaN."""
+    """Largest magnitude of a value. NaN if any value was NaN."""
 
     @classmethod
     def zeros(cls, arrays: int, d: int, device: torch.device | str = "cpu") -> "RowSums":
-        """Sums over no rows."""
+        """Returns the sums over no rows, which are zero."""
         total = torch.zeros(arrays, d, dtype=torch.float64, device=device)
         return cls(total, torch.zeros_like(total[:, 0]), torch.zeros_like(total[:, 0]))
 
     def add(self, array: int, x: Float[Tensor, "row d"]) -> None:
-        """Add rows to one array's sums."""
+        """Add the rows `x` to the sums of one array."""
         if not len(x):
             return
-        # float32 is accurate enough within a batch, as torch sums pairwise; float64 is for the sum of batches
+        # float32 is accurate enough within a batch, because torch sums pairwise; batches are summed in float64
         self.total[array] += x.float().sum(0)
         self.square[array] += torch.linalg.vector_norm(x, dtype=torch.float32).double().square()
         low, high = torch.aminmax(x)
         self.largest[array] = torch.maximum(self.largest[array], torch.maximum(-low, high))
 
     def __add__(self, other: "RowSums") -> "RowSums":
-        """Sums over the rows of both operands."""
+        """Returns the sums over the rows of both operands."""
         largest = torch.maximum(self.largest, other.largest)
         return RowSums(self.total + other.total, self.square + other.square, largest)
 
@@ -45,21 +45,21 @@ class Moments(NamedTuple):
 
     mean: Float[Tensor, " d"]
     scale: float
-    """sqrt(E|x|² / d): x / scale has an expected squared norm of d."""
+    """sqrt(E|x|² / d). The expected squared norm of x / scale is d."""
     variance: float
     """E|x - mean|²."""
 
     def to_json(self) -> dict:
-        """Plain values, without rounding."""
+        """Returns the fields as plain Python values, without rounding."""
         return {"mean": self.mean.tolist(), "scale": self.scale, "variance": self.variance}
 
     @classmethod
     def from_json(cls, values: dict) -> "Moments":
-        """The inverse of `to_json`."""
+        """Returns the moments that `to_json` has turned into `values`."""
         return cls(torch.tensor(values["mean"]), values["scale"], values["variance"])
 
 
 def moments(sums: RowSums, array: int, rows: int) -> Moments:
-    """Moments of one array of `rows` rows."""
+    """Returns the moments of one array, from its sums over `rows` rows."""
     mean, square = sums.total[array] / rows, float(sums.square[array] / rows)
     return Moments(mean.float(), (square / len(mean)) ** 0.5, square - float(mean.square().sum()))

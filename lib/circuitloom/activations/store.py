@@ -1,4 +1,5 @@
-"""Reads cached activations: one site and layer lazily, or batches of several sites for training, with prefetching."""
+"""Reads cached activations: rows of one site and layer on demand, or prefetched batches of several sites for
+training."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,17 +21,17 @@ from .statistics import Moments
 T = TypeVar("T")
 
 PREFETCH = 3
-"""Number of batches that are prefetched."""
+"""Number of batches that are loaded in advance."""
 
 
 @dataclass(frozen=True)
 class CachedLayer:
-    """Cached activations of one site and layer: a Zarr group."""
+    """Cached activations of one site and layer, stored in a Zarr group."""
 
     folder: Path
     number_format: NumberFormat
     order: str
-    """Digest of the row order: with the same digest, each row is from the same token."""
+    """Digest of the row order. If two caches have the same digest, each row is from the same token in both."""
     weights: str
     """Digest of the language model's weights."""
     values: zarr.Array
@@ -38,7 +39,7 @@ class CachedLayer:
 
     @property
     def source(self) -> tuple[str, str]:
-        """Identifies the row order and the language model."""
+        """The digests of the row order and of the language model."""
         return self.order, self.weights
 
     @property
@@ -47,7 +48,7 @@ class CachedLayer:
         return self.values.shape[0]
 
     def read(self, start: int, rows: int, device: torch.device | str = "cpu") -> Float[Tensor, "row d"]:
-        """`rows` rows in float32 from row `start` on, wrapping around at the end."""
+        """Returns `rows` rows in float32, from row `start` on. After the last row, reading continues at row 0."""
         start %= self.rows
         ranges = []
         while rows:
@@ -65,20 +66,20 @@ class CachedLayer:
         scales = (
             None if self.scales is None else torch.from_numpy(read_rows(self.scales, start, stop, remedy))
         )
-        # moved to the device before unpacking: fewer bytes to copy
+        # rows are unpacked after the copy to the device, so that fewer bytes are copied
         return unpack(Packed(values.to(device), None if scales is None else scales.to(device)))
 
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Activations of one site and layer: cached, or computed on reading from the cached MLP input."""
+    """Activations of one site and layer. They are cached, or computed from the cached MLP input when they are read."""
 
     site: str
     layer: int
     moments: Moments
     stored: CachedLayer
     mlp: nn.Module | None
-    """Computes this site from the stored rows (mlp_out from mlp_in); None if the site itself is stored."""
+    """The MLP that computes this site from the stored rows (mlp_out from mlp_in). None if the site itself is stored."""
 
     @property
     def rows(self) -> int:
@@ -92,7 +93,7 @@ class ActivationStore:
 
     @property
     def mean(self) -> Float[Tensor, " d"]:
-        """Mean over rows, E x."""
+        """Mean of the rows, E x."""
         return self.moments.mean
 
     @property
@@ -108,13 +109,16 @@ class ActivationStore:
     def batches(
         self, size: int, steps: int | None = None, start_step: int = 0
     ) -> Iterator[Float[Tensor, "row d"]]:
-        """Batches of `size` rows in stored order; without `steps`, one epoch."""
+        """Yield `steps` batches of `size` rows in stored order. Without `steps`, the batches cover one epoch.
+
+        The first `start_step` batches are skipped.
+        """
         steps = -(-self.rows // size) if steps is None else steps
         for batch in read_sites({self.site: self}, size, steps, start_step):
             yield batch[self.site]
 
     def from_stored(self, stored: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """This site's rows, computed from the stored rows."""
+        """Returns this site's rows, computed from the stored rows."""
         if self.mlp is None:
             return stored
         weight = next(self.mlp.parameters())
@@ -124,17 +128,17 @@ class ActivationStore:
 def open_activations(
     folder: Path, site: str, layer: int, model: LanguageModel | None = None
 ) -> ActivationStore:
-    """Open the activations of `site` and `layer` in the stage's `folder`.
+    """Open the activations of `site` in `layer`, from the `folder` that the activations stage wrote.
 
-    If mlp_out is not cached, it is computed by `model`'s MLP from the cached mlp_in.
-    Raises ValueError if they are not cached, incomplete or need a `model`, or if mlp_out and mlp_in are cached under
-    different models or row orders.
+    If mlp_out is not cached, the MLP of `model` computes it from the cached mlp_in.
+    Raises ValueError if activations are missing or incomplete, or if a `model` is needed but not given. Also raises
+    ValueError if mlp_out and mlp_in were cached with different models or row orders.
     """
     own, mlp_in = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
     if own.is_dir() or site != "mlp_out":
         attributes, stored = _open(own, site, layer)
         if site == "mlp_out" and mlp_in.is_dir():
-            # mlp_out may be left over from a study that listed the site
+            # mlp_out may be left over from an earlier study whose config listed the site
             check_same_source([stored, _open(mlp_in, "mlp_in", layer)[1]])
         return ActivationStore(site, layer, Moments.from_json(attributes["moments"]), stored, None)
     attributes, stored = _open(mlp_in, "mlp_in", layer)
@@ -148,7 +152,7 @@ def open_activations(
 
 
 def check_same_source(stored: Sequence[CachedLayer]) -> None:
-    """Raise ValueError unless all caches share the row order and the language model."""
+    """Raise ValueError unless all caches have the same row order and the same language model."""
     if len({each.source for each in stored}) > 1:
         folders = ", ".join(str(each.folder) for each in stored)
         raise ValueError(
@@ -183,18 +187,18 @@ def read_sites(
     rows: slice | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[dict[str, Float[Tensor, "row d"]]]:
-    """Yield batches of every source, float32, on `device`, for steps `start_step` to `steps`.
+    """Yield one batch of every source (float32, on `device`) for each step from `start_step` to `steps` - 1.
 
-    Step i reads rows i * batch to (i + 1) * batch in stored order, wrapping around at the end, so every row is read
-    once per epoch. With `rows`, only those rows of each batch are read.
-    Rows that several sources need are read once. MLPs run in the prefetching thread.
-    Raises ValueError if the sources are from different models or row orders, or damaged.
+    Step i reads rows i * batch to (i + 1) * batch in stored order. After the last row, reading continues at row 0,
+    so every row is read once per epoch. With `rows`, only those rows of each batch are read. Rows that several
+    sources need are read only once. MLPs run in the prefetching thread.
+    Raises ValueError if the sources have different models or row orders, or if they are damaged.
     """
     stored = {source.stored.folder: source.stored for source in sources.values()}
     check_same_source(list(stored.values()))
     first, last, _ = (rows or slice(None)).indices(batch)
 
-    # no_grad, not inference_mode: autograd may save these tensors
+    # no_grad instead of inference_mode, because autograd may save these tensors
     @torch.no_grad()
     def load(step: int) -> dict[str, Tensor]:
         read = {
@@ -206,7 +210,7 @@ def read_sites(
 
 
 def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-    """Yield `load(step)` of each step in order, computed in a thread up to `PREFETCH` steps in advance."""
+    """Yield `load(step)` for each step, in order. A thread computes it up to `PREFETCH` steps in advance."""
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:
