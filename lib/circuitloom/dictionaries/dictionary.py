@@ -1,4 +1,4 @@
-"""A trained dictionary (SAE or transcoder): reads one site of the model and reconstructs the same or another one."""
+"""A trained dictionary (SAE or transcoder). It reads one site of the model and reconstructs this or another site."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -22,8 +22,9 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 class Dictionary:
     """z = act(W_enc x + b_enc), y_hat = W_dec^T z + b_dec (+ W_skip x), on raw activations x.
 
-    Feature i reads with row W_enc[i] and writes row W_dec[i]. Decoder rows have unit norm (zero for
-    features that never fired), so that z is in units of y and comparable across features.
+    Feature i reads with row W_enc[i] and writes row W_dec[i]. Training and import give every decoder row unit norm,
+    also for features that never fire, so that z is in units of y and comparable across features. Only a row of zeros
+    stays zero.
 
     >>> dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, act="topk", k=16, site_in="mlp_in", site_out="mlp_out")
     >>> y_hat = dictionary(x)
@@ -34,11 +35,11 @@ class Dictionary:
     W_dec: Float[Tensor, "feature d_out"]
     b_dec: Float[Tensor, " d_out"]
     act: str
-    """relu, topk, or threshold (batchtopk and jumprelu after training)."""
+    """relu, topk or threshold. Runs of batchtopk and jumprelu become threshold after training."""
     k: int | None = None
-    """Active features per token, for topk."""
+    """Largest number of active features per token. Set for topk only."""
     threshold: Float[Tensor, " feature"] | None = None
-    """z is 0 for pre-activations at or below the threshold."""
+    """z is 0 where the pre-activation is at or below the threshold. Set for act threshold only."""
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     site_in: str = "mlp_in"
     site_out: str = "mlp_out"
@@ -60,30 +61,33 @@ class Dictionary:
 
     @property
     def d_in(self) -> int:
-        """Dimensions of the site that is read."""
+        """Dimension of the site that is read."""
         return self.W_enc.shape[1]
 
     @property
     def d_out(self) -> int:
-        """Dimensions of the site that is reconstructed."""
+        """Dimension of the site that is reconstructed."""
         return self.W_dec.shape[1]
 
     @property
     def is_sae(self) -> bool:
-        """Whether it reads the site that it writes."""
+        """Whether the dictionary reads the same site that it reconstructs."""
         return self.site_in == self.site_out
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether it maps the MLP's input to the MLP's output."""
+        """Whether the dictionary maps the MLP's input to the MLP's output."""
         return (self.site_in, self.site_out) == ("mlp_in", "mlp_out")
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
-        """x of a transcoder, y of an SAE, in the dictionary's dtype: x is the MLP's input, y the value of site_out."""
+        """Returns what the encoder reads (x for a transcoder, y for an SAE), in the dictionary's dtype.
+
+        x is the MLP's input and y is the value of site_out.
+        """
         return (x if self.is_transcoder else y).to(self.W_enc.dtype)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
-        """Activations z of all features."""
+        """Returns the activations z of all features."""
         pre = x @ self.W_enc.T + self.b_enc
         if self.act == "topk":
             assert self.k is not None
@@ -96,7 +100,7 @@ class Dictionary:
     def encode_sparse(
         self, x: Float[Tensor, "token d_in"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-        """Token, feature and value of each non-zero activation, ordered by token."""
+        """Returns the token, the feature and the value of each non-zero activation. Entries are ordered by token."""
         pre = torch.addmm(self.b_enc, x, self.W_enc.T)
         if self.act == "topk":
             assert self.k is not None
@@ -109,7 +113,7 @@ class Dictionary:
     def decode(
         self, z: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
-        """Reconstruction y_hat from activations z; only the skip path reads x."""
+        """Returns the reconstruction y_hat for activations z. Only the skip connection reads x."""
         return self._add_bias(self.write(z), x)
 
     def decode_sparse(
@@ -119,7 +123,7 @@ class Dictionary:
         value: Float[Tensor, " entry"],
         x: Float[Tensor, "token d_in"],
     ) -> Float[Tensor, "token d_out"]:
-        """`decode` from the non-zero activations that `encode_sparse` returns."""
+        """Like `decode`, but takes only the non-zero activations, as `encode_sparse` returns them."""
         return self._add_bias(self.write_sparse(token, feature, value, len(x)), x)
 
     def _add_bias(self, written: Tensor, x: Tensor) -> Tensor:
@@ -127,7 +131,7 @@ class Dictionary:
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
 
     def write(self, z: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch d_out"]:
-        """What activations z add to y_hat: z @ W_dec, without bias and skip."""
+        """Returns z @ W_dec, which is y_hat without the bias and the skip connection."""
         return z @ self.W_dec
 
     def write_sparse(
@@ -137,11 +141,14 @@ class Dictionary:
         value: Float[Tensor, " entry"],
         n: int,
     ) -> Float[Tensor, "token d_out"]:
-        """`write` at each of n tokens from non-zero activations, ordered by token."""
+        """Like `write`, but takes only the non-zero activations, ordered by token.
+
+        Returns one row for each of `n` tokens.
+        """
         start = torch.searchsorted(token, torch.arange(n, device=token.device))
         return F.embedding_bag(feature, self.W_dec, start, mode="sum", per_sample_weights=value)
 
-    # three forms of the same edit; they round differently, so each caller keeps its own
+    # `edit`, `ablate` and `subtract_feature` can make the same edit but round differently, so each caller keeps its own
 
     def edit(
         self,
@@ -150,9 +157,10 @@ class Dictionary:
         edit: Callable[[Float[Tensor, "*batch feature"]], Float[Tensor, "*batch feature"]],
         keep_error: bool = True,
     ) -> Float[Tensor, "*batch d_out"]:
-        """y with activations z changed to edit(z): y + (edit(z) - z) W_dec, or without the error: decode(edit(z)).
+        """Returns y after the activations z are changed to edit(z).
 
-        x is the MLP's input, y the value of site_out.
+        With `keep_error` the result is y + (edit(z) - z) W_dec, which keeps the reconstruction error. Without it, the
+        result is decode(edit(z)). x is the MLP's input and y is the value of site_out.
         """
         read = self.encoder_input(x, y)
         z = self.encode(read)
@@ -165,7 +173,7 @@ class Dictionary:
         ablated: Callable[[Tensor, Tensor], Bool[Tensor, " entry"]],
         keep_error: bool = True,
     ) -> Float[Tensor, "token d_out"]:
-        """`edit` that sets z to zero where `ablated(token, feature)`; only active features are decoded."""
+        """Like `edit`, but sets z to zero where `ablated(token, feature)` is true. Only active features are decoded."""
         read = self.encoder_input(x, y)
         token, feature, value = self.encode_sparse(read)
         mask = ablated(token, feature)
@@ -179,22 +187,25 @@ class Dictionary:
         feature: int | Int[Tensor, "*batch"],
         value: Float[Tensor, "*batch"],
     ) -> Float[Tensor, "*batch d_out"]:
-        """y - value W_dec[feature]: ablates one feature, or one per token, given its activation `value`."""
+        """Returns y - value * W_dec[feature]. If `value` is the feature's activation, this ablates the feature.
+
+        `feature` is one feature for all tokens, or one per token.
+        """
         return y - (value[..., None] * self.W_dec[feature]).to(y.dtype)
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """Reconstruction y_hat of site_out."""
+        """Returns the reconstruction y_hat of site_out. x is the value of site_in."""
         return self.decode(self.encode(x), x)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Dictionary":
-        """The same dictionary on `device`, converted to `dtype` if given."""
+        """Returns the same dictionary on `device`, converted to `dtype` if one is given."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {name: value.to(device, dtype) for name, value in tensors.items()}
         return Dictionary(**{**vars(self), **moved})
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str, Any]) -> None:
-    """Write weights and config into `folder`; the run's `config` is stored under `run`."""
+    """Write the dictionary's weights and config into `folder`. The run's `config` is stored under the key `run`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = vars(dictionary)
@@ -207,15 +218,15 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, atomically."""
-    # through bytes, so that a full disk raises OSError
+    """Write tensors atomically as a safetensors file."""
+    # converted to bytes first, so that a full disk raises OSError
     write_atomically(file, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
 
 def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> Dictionary:
-    """The dictionary in `folder`.
+    """Load the dictionary in `folder`.
 
-    Raises ValueError, naming the folder, if it is missing, damaged or does not have exactly one output.
+    Raises ValueError, which names the folder, if the dictionary is missing, is damaged, or has not exactly one output.
 
     >>> dictionary = load_dictionary("results/quickstart/dictionaries/tc-topk16-1024/layer1")
     >>> z = dictionary.encode(x)

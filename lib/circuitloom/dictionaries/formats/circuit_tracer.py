@@ -1,4 +1,4 @@
-"""circuit-tracer's transcoder sets."""
+"""Export to circuit-tracer's format for transcoder sets."""
 
 import json
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ def export_circuit_tracer(
     input_hook: str = "mlp.hook_in",
     output_hook: str = "mlp.hook_out",
 ) -> None:
-    """Write the transcoders of all layers (by layer) as a transcoder set of circuit-tracer 0.5.
+    """Write the transcoders of all layers as a transcoder set of circuit-tracer 0.5.
 
-    `model_name` and the hooks are copied into config.yaml; the default hooks are the MLP's input and output. Raises
-    ValueError if circuit-tracer could not load the set correctly: topk, SAEs, missing layers, unequal widths, W_skip in
-    only some layers, or layers of another set in `folder`.
+    `dictionaries` maps each layer to its transcoder. `model_name` and the hooks are copied into config.yaml. The
+    default hooks are the input and output of the MLP. Raises ValueError if circuit-tracer could not load the set
+    correctly. This is so for topk, SAEs, missing layers, unequal widths, W_skip in only some layers, and if `folder`
+    contains layers of another set.
     """
     _check_set(dictionaries)
     folder = Path(folder)
@@ -40,7 +41,7 @@ def export_circuit_tracer(
         "feature_input_hook": input_hook,
         "feature_output_hook": output_hook,
     }
-    # a JSON string is a YAML string
+    # every JSON string is also a YAML string
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]
     write_atomically(folder / "config.yaml", "".join(lines).encode())
 

@@ -1,4 +1,4 @@
-"""SAELens' SAEs and transcoders."""
+"""Export to SAELens' format for SAEs and transcoders."""
 
 import json
 from pathlib import Path
@@ -12,16 +12,16 @@ HOOKS = {
     "resid_mid": "blocks.{layer}.hook_resid_mid",
     "resid_pre": "blocks.{layer}.hook_resid_pre",
 }
-"""TransformerLens names of sites."""
+"""TransformerLens' hook name of each site."""
 TRANSCODERS = {
     ("relu", False): "transcoder",
     ("relu", True): "skip_transcoder",
     ("threshold", False): "jumprelu_transcoder",
     ("threshold", True): "jumprelu_skip_transcoder",
 }
-"""SAELens architecture of a transcoder by (activation function, has W_skip)."""
+"""Maps (activation function, whether it has W_skip) to the name of SAELens' architecture for a transcoder."""
 SAES = {("relu", False): "standard", ("threshold", False): "jumprelu", ("topk", False): "topk"}
-"""SAELens architecture of an SAE by (activation function, has W_skip)."""
+"""Maps (activation function, whether it has W_skip) to the name of SAELens' architecture for an SAE."""
 
 
 def export_saelens(
@@ -33,9 +33,9 @@ def export_saelens(
 ) -> None:
     """Write one dictionary as an SAE or transcoder of SAELens 6.
 
-    Hook names default to TransformerLens names of the sites. Note that SAELens applies W_skip in `forward`, not in
-    `decode`. Raises ValueError if no SAELens architecture computes the same: topk transcoders, SAEs with W_skip,
-    thresholds below 0.
+    The default hook names are those of TransformerLens for the dictionary's sites. Note that SAELens applies W_skip in
+    `forward` but not in `decode`. Raises ValueError if no architecture of SAELens computes the same function. This is
+    so for topk transcoders, SAEs with W_skip, and thresholds below 0.
     """
     architecture = _architecture(dictionary)
     folder = Path(folder)
@@ -55,7 +55,7 @@ def export_saelens(
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        # without a version SAELens assumes a file from before 6 and drops the metadata
+        # without a version SAELens assumes a file older than version 6 and drops the metadata
         "metadata": {"model_name": model_name, **names, "sae_lens_version": "6.0.0"},
     }
     tensors = {"W_enc": dictionary.W_enc.T}

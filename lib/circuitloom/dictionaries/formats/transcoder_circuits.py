@@ -1,7 +1,7 @@
-"""Transcoders published by Dunefsky et al. 2024 (repository transcoder_circuits), converted to raw coordinates.
+"""Imports the transcoders of Dunefsky et al. 2024 (repository transcoder_circuits).
 
-Each file holds one layer, saved by torch: weights and usually a config object of a class of theirs. It is read without
-running code from it.
+They are converted to raw coordinates. Each published file holds one layer, saved by torch. It contains the weights and
+usually a config object of one of the authors' classes. The file is read without running code from it.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from ..training.paper_loss import transcoder_coordinates
 from ..training.parameters import Parameters, with_unit_rows
 
 CONFIG_CLASS = "LanguageModelSAERunnerConfig"
-"""Class name, in any module, of the config objects in published files."""
+"""Class name of the config objects in published files. The module of the class does not matter."""
 
 
 class _ConfigAttributes:
-    """Replaces the config's class when a file is read; holds the attributes."""
+    """Stands in for the class of the config object while a file is read, and holds the config's attributes."""
 
 
 def import_run(run: Run, layer: int, model: LanguageModel, output: Path) -> None:
-    """Write the published transcoder of `layer` into the folder `output`, like a trained run without history.
+    """Write the published transcoder of `layer` into the folder `output`, as for a trained run but without history.
 
     Raises ValueError as `import_transcoder` does.
     """
@@ -35,13 +35,17 @@ def import_run(run: Run, layer: int, model: LanguageModel, output: Path) -> None
 
 
 def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
-    """The published transcoder of `layer` on raw activations, with the file's feature indices.
+    """Returns the published transcoder of `layer`, converted to raw activations.
 
-    It was trained on outputs centred over d, as TransformerLens centres all writes to the residual stream. The removed
-    mean per token is w · neurons + mean(b_out), with w the mean of the output matrix over d. mean(b_out) is added to
-    b_dec. The first term is left out: a dictionary cannot express it, and every LayerNorm removes it.
+    Features keep their indices in the file.
 
-    Raises ValueError, naming the file, if it cannot be read or is not of this model, layer and width.
+    It was trained on outputs centred over d, because TransformerLens centres everything that is written to the residual
+    stream. For each token, the mean that centring removed is w · neurons + mean(b_out), where w is the mean of the
+    output matrix over d. mean(b_out) is added to b_dec. The first term is left out, because a dictionary cannot express
+    it and every LayerNorm removes it.
+
+    Raises ValueError, which names the file, if the file cannot be read or is not of this model, layer and width. Also
+    raises ValueError if the model has no LayerNorm before its MLP.
     """
     norm = model.norm(layer, model.anatomy.norm_mlp)
     if not isinstance(norm, nn.LayerNorm):
@@ -57,10 +61,12 @@ def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
 
 
 def read_transcoder(file: Path, layer: int, d: int, width: int) -> Parameters:
-    """The weights in `file`, in the authors' coordinates; `b_in` is their b_dec, `b_dec` their b_dec_out.
+    """Returns the weights in `file`, in the authors' coordinates.
 
-    Raises ValueError, naming the file, if it cannot be read safely, or is not a transcoder of `layer` with `d`
-    dimensions and `width` features.
+    `b_in` is their b_dec, and `b_dec` is their b_dec_out.
+
+    Raises ValueError, which names the file, if the file cannot be read safely, or is not a transcoder of `layer` with
+    `d` dimensions and `width` features.
     """
     content = _load(file)
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -81,7 +87,7 @@ def read_transcoder(file: Path, layer: int, d: int, width: int) -> Parameters:
 
 
 def _load(file: Path) -> Any:
-    """The content of a torch file: tensors, plain values and config objects, the latter as `_ConfigAttributes`."""
+    """Returns the content of a torch file: tensors, plain values, and config objects as `_ConfigAttributes`."""
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
     if not file.is_file():
@@ -101,7 +107,7 @@ def _load(file: Path) -> Any:
 
 
 def _check_config(file: Path, config: Any, layer: int) -> None:
-    """Raise ValueError if the file's config, if any, is not that of a transcoder of `layer`."""
+    """Raise ValueError if the file has a config that is not of a transcoder of `layer`."""
     if isinstance(config, _ConfigAttributes):
         config = vars(config)
     attributes = config if isinstance(config, Mapping) else {}

@@ -1,10 +1,12 @@
-"""topk on a GPU: selection of exactly k features per token, and sparse products by Triton kernels.
+"""Trains topk on a GPU: selects exactly k features per token, and computes sparse products with Triton kernels.
 
-Differences from the CPU (training/selection.py, sparse.py):
+This differs from the CPU code (training/selection.py and training/sparse.py) in three ways:
 
-- Large matrices are rounded to the run's precision, sums are float32: values and gradients have bfloat16's accuracy.
-- Of tied scores the lowest features are kept.
-- No size depends on the data: a step needs no GPU sync and can be captured as a CUDA graph.
+- Large matrices are rounded to the run's precision and sums are float32. With bfloat16, values and gradients have the
+  accuracy of bfloat16.
+- Among tied scores the lowest features are kept.
+- No tensor's size depends on the data. The CPU therefore never waits for the GPU in a step, and
+  the step can be captured as a CUDA graph.
 """
 
 import importlib.util
@@ -21,11 +23,11 @@ from ..training.selection import candidates_per_token, score_dtype
 from ..training.sparse import Entries, SelectedEntries
 
 MAX_K = 128
-"""The kernel compares all pairs of a token's candidates, about 2 k of them."""
+"""Largest k for which the kernels are used. They compare every pair of a token's candidates (about 2 k candidates)."""
 
 
 def uses_kernels(run: Run, x: Float[Tensor, "token d_in"]) -> bool:
-    """Whether this run trains on batch x with the kernels, not with CPU or dense products."""
+    """Whether this run trains on batch x with the kernels. If not, it uses the CPU code or dense products."""
     return (
         x.is_cuda and run.act == "topk" and run.k <= MAX_K and importlib.util.find_spec("triton") is not None
     )
@@ -33,21 +35,21 @@ def uses_kernels(run: Run, x: Float[Tensor, "token d_in"]) -> bool:
 
 @dataclass(frozen=True)
 class FixedKEntries(Entries):
-    """k entries per token. Triton is imported in the methods: it is missing on machines without a GPU."""
+    """Exactly k entries per token. Triton is imported in the methods, because machines without a GPU lack it."""
 
     feature: Int[Tensor, " entry"]
-    """int32; ordered by token, then by feature."""
+    """Feature of each entry, int32. Entries are ordered by token, then by feature."""
     k: int
     """Entries per token."""
     width: int
     """Number of features, F."""
     precision: torch.dtype
-    """Dtype of dense operands."""
+    """Dtype of the dense matrices in the products."""
     rounded: tuple[Tensor, Tensor] | None = None
-    """A matrix and its rounded copy, if already computed."""
+    """A matrix and its rounded copy, if the copy already exists."""
 
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """The matrix rounded to `precision`."""
+        """Returns the matrix rounded to `precision`."""
         if self.rounded is not None and self.rounded[0] is dense:
             return self.rounded[1]
         return dense.to(self.precision).contiguous()
@@ -55,7 +57,7 @@ class FixedKEntries(Entries):
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """left @ right.T at these entries only."""
+        """Returns left @ right.T at these entries only."""
         from .products import sample
 
         return sample(left, right, self._by_token(self.feature)).flatten()
@@ -63,7 +65,7 @@ class FixedKEntries(Entries):
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Z @ dense, where Z has `values` at these entries."""
+        """Returns Z @ dense, where Z has `values` at these entries."""
         from .products import times
 
         return times(self._by_token(values), self._by_token(self.feature), dense)
@@ -71,13 +73,13 @@ class FixedKEntries(Entries):
     def transposed_times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> Float[Tensor, "feature d"]:
-        """Z.T @ dense."""
+        """Returns Z.T @ dense, where Z has `values` at these entries."""
         return self.transposed_times_and_sums(values, dense)[0]
 
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Z.T @ dense and Z.T @ 1."""
+        """Returns Z.T @ dense and Z.T @ 1, which is the sum of each feature's values."""
         from .products import transposed_times
 
         return transposed_times(self._by_token(values), self._by_feature, dense)
@@ -94,9 +96,9 @@ class FixedKEntries(Entries):
 
 @torch.no_grad()
 def select_fixed_k(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> SelectedEntries:
-    """The k features per token of largest pre-activation times |W_dec[i]|.
+    """Select each token's k features with the largest pre-activation times |W_dec[i]|.
 
-    Candidates are found by scores in the run's precision; their exact scores and pre-activations use float32 sums.
+    Candidates are found by scores in the run's precision. The final choice and the pre-activations use float32 sums.
     """
     from .search import choose_top_k, find_candidates, prepare_weights
 

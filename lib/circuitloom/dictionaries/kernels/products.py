@@ -1,6 +1,6 @@
-"""Triton kernels for products with activations of k entries per token, with sums in float32.
+"""Triton kernels for products with an activation matrix Z that has k entries per token. Sums are float32.
 
-Deterministic: one program writes each output, in a fixed order, without atomic additions.
+Results are deterministic: one program writes each output, in a fixed order, without atomic additions.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,12 @@ from torch import Tensor
 from . import kernel
 
 SEGMENT = 128
-"""Most entries of a feature that one program sums; a feature active on all tokens would take it milliseconds."""
+"""Largest number of entries of a feature that one program sums.
+
+Without a limit, one program would need milliseconds for a feature that is active on all tokens.
+"""
 MAX_INT16_WIDTH = 2**15
-"""Most features that fit 16-bit keys, which are sorted twice as fast."""
+"""Largest number of features whose indices fit 16-bit keys. Such keys are sorted twice as fast."""
 
 
 @kernel
@@ -41,7 +44,7 @@ def _sample(left, right, feature, out, d, k, K_BLOCK: tl.constexpr, D_BLOCK: tl.
 def sample(
     left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"], features: Int[Tensor, "token k"]
 ) -> Float[Tensor, "token k"]:
-    """left @ right.T at the given features of each token."""
+    """Returns left @ right.T at the given features of each token."""
     (tokens, k), d = features.shape, left.shape[1]
     out = torch.empty(tokens, k, dtype=torch.float32, device=left.device)
     block = min(16, triton.next_power_of_2(k))
@@ -80,7 +83,7 @@ def _times(values, feature, dense, out, d, k, K_BLOCK: tl.constexpr, D_BLOCK: tl
 def times(
     values: Float[Tensor, "token k"], features: Int[Tensor, "token k"], dense: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "token d"]:
-    """Z @ dense, where Z has `values` at the given features of each token."""
+    """Returns Z @ dense, where Z has `values` at the given features of each token."""
     (tokens, k), d = features.shape, dense.shape[1]
     out = torch.empty(tokens, d, dtype=torch.float32, device=dense.device)
     block = min(1024, triton.next_power_of_2(d))
@@ -117,7 +120,7 @@ def _transposed_times(
     E_BLOCK: tl.constexpr,
     D_BLOCK: tl.constexpr,
 ):
-    # extra segments come first, so that no long feature is still running at the end
+    # extra segments come first, so that at the end no program still works on a long feature
     program = tl.program_id(0)
     is_extra = program < extras
     feature = tl.where(is_extra, tl.load(owner + program, mask=is_extra, other=0), program - extras).to(
@@ -173,20 +176,26 @@ def _add_extras(extra_first, owner, out, sums, width, d, E_BLOCK: tl.constexpr, 
 
 @dataclass(frozen=True)
 class EntriesByFeature:
-    """Entries sorted by feature, in segments of at most SEGMENT: one per feature, and extra ones for long features."""
+    """Entries sorted by feature and cut into segments of at most SEGMENT entries.
+
+    Each feature has one segment. A feature with more than SEGMENT entries also has extra segments.
+    """
 
     order: Int[Tensor, " entry"]
-    """int64; the entries, sorted by feature, then by token."""
+    """Indices of the entries, int64, sorted by feature, then by token."""
     first: Int[Tensor, " feature_plus_1"]
-    """int32; index of each feature's first entry."""
+    """Index of each feature's first entry in `order`, int32."""
     extra_first: Int[Tensor, " feature_plus_1"]
-    """int32; index of each feature's first extra segment among all extra segments."""
+    """Index of each feature's first extra segment among all extra segments, int32."""
     owner: Int[Tensor, " extra"]
-    """int32; feature of each extra segment, padded to the largest possible number with the number of features."""
+    """Feature of each extra segment, int32.
+
+    The length is the largest possible; unused places hold the number of features.
+    """
 
     @classmethod
     def sort(cls, feature: Int[Tensor, " entry"], width: int) -> "EntriesByFeature":
-        """Sort entries that are ordered by token, given the feature of each."""
+        """Sort entries by feature. `feature` holds the feature of each entry, and the entries are ordered by token."""
         key = feature.to(torch.int16) if width <= MAX_INT16_WIDTH else feature
         ordered, order = key.sort(stable=True)
         features = torch.arange(width, dtype=key.dtype, device=key.device)
@@ -202,9 +211,9 @@ class EntriesByFeature:
 def transposed_times(
     values: Float[Tensor, "token k"], entries: EntriesByFeature, dense: Float[Tensor, "token d"]
 ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-    """Z.T @ dense, and the sum of each feature's values."""
+    """Returns Z.T @ dense, and the sum of each feature's values."""
     k, d, width, extras = values.shape[1], dense.shape[1], len(entries.first) - 1, len(entries.owner)
-    # sums of extra segments follow those of the features
+    # the rows of extra segments follow the rows of the features
     out = dense.new_empty(width + extras, d, dtype=torch.float32)
     sums = values.new_empty(width + extras)
     block = min(256, triton.next_power_of_2(d))

@@ -1,8 +1,12 @@
-"""Triton kernels that choose the k features of largest score per token: rounded weights, candidates, exact choice.
+"""Triton kernels that choose the k features of largest score per token.
 
-Candidates are found without sorting. Each row of scores is folded into groups; at least `wanted` entries, and few more,
-reach the `wanted`-th largest group maximum. If they exceed the room (many ties, or the largest scores in few groups),
-a bitwise search of the row finds the threshold.
+`prepare_weights` rounds the weights. `find_candidates` finds somewhat more than k features by their rounded scores.
+`choose_top_k` chooses k of these by scores with float32 sums.
+
+Candidates are found without sorting. The columns of each row are folded into groups. The floor is the `wanted`-th
+largest of the group maxima, so at least `wanted` entries reach the floor, and usually few more. If more entries reach
+it than there is room for (many ties, or the largest scores in few groups), a bitwise search of the row finds the
+`wanted`-th largest score instead.
 """
 
 from typing import no_type_check
@@ -16,9 +20,9 @@ from torch import Tensor
 from . import kernel
 
 GROUPS = 1024
-"""Groups that a row is folded into, unless more candidates are wanted."""
+"""Number of groups that a row is folded into. It is larger if many candidates are wanted, smaller for short rows."""
 SMALLEST_NORM = tl.constexpr(1e-30)
-"""Lower bound of the divisor: with |W_dec[i]| = 0 the score is 0, and the pre-activation is set to 0."""
+"""Lower bound of the norm |W_dec[i]| as a divisor. For a norm of 0 the score is 0, so the pre-activation becomes 0."""
 
 
 @kernel
@@ -46,7 +50,10 @@ def _prepare_weights(
 def prepare_weights(
     W_enc: Float[Tensor, "feature d_in"], W_dec: Float[Tensor, "feature d_out"], dtype: torch.dtype
 ) -> tuple[Float[Tensor, " feature"], Float[Tensor, "feature d_in"], Float[Tensor, "feature d_out"]]:
-    """|W_dec[i]|, and in `dtype` W_enc[i] |W_dec[i]| and W_dec; reads each matrix once."""
+    """Returns the norms |W_dec[i]|, the rows W_enc[i] |W_dec[i]|, and W_dec.
+
+    The two returned matrices have dtype `dtype`. Each given matrix is read once.
+    """
     (width, d_in), d_out = W_enc.shape, W_dec.shape[1]
     norm, weight = W_enc.new_empty(width), torch.empty_like(W_enc, dtype=dtype)
     rounds = dtype != W_dec.dtype
@@ -61,7 +68,11 @@ def prepare_weights(
 @kernel
 @no_type_check
 def _keys(scores, place, width, BITS: tl.constexpr):
-    """Integers that sort like the scores; the smallest integer past the end of the row."""
+    """Returns integers that have the same order as the scores at `place`.
+
+    `scores` holds the bit patterns of bfloat16 or float32 scores. Places past the end of the row get the smallest
+    integer.
+    """
     bits = tl.load(scores + place, mask=place < width, other=-(1 << (BITS - 1))).to(tl.int32)
     key = bits ^ ((bits >> 31) & ((1 << (BITS - 1)) - 1))
     return tl.where(place < width, key, -(1 << (BITS - 1)))
@@ -70,7 +81,7 @@ def _keys(scores, place, width, BITS: tl.constexpr):
 @kernel
 @no_type_check
 def _kth_key(keys, wanted, BITS: tl.constexpr):
-    """The `wanted`-th largest of `keys`."""
+    """Returns the `wanted`-th largest of `keys`. Its bits are found one after another."""
     enough = tl.sum((keys >= 0).to(tl.int32)) >= wanted
     least = tl.where(enough, 0, -(1 << (BITS - 1)))
     for i in tl.static_range(BITS - 1):
@@ -83,7 +94,7 @@ def _kth_key(keys, wanted, BITS: tl.constexpr):
 @kernel
 @no_type_check
 def _count(scores, width, floor, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Number of keys of a row at or above `floor`."""
+    """Returns how many keys of a row are at or above `floor`."""
     count = tl.zeros([BLOCK], tl.int32)
     for start in range(0, width, BLOCK):
         keys = _keys(scores, start + tl.arange(0, BLOCK), width, BITS)
@@ -94,7 +105,7 @@ def _count(scores, width, floor, BITS: tl.constexpr, BLOCK: tl.constexpr):
 @kernel
 @no_type_check
 def _kth_key_of_row(scores, width, wanted, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """The `wanted`-th largest key of a row."""
+    """Returns the `wanted`-th largest key of a row. Its bits are found one after another."""
     enough = _count(scores, width, 0, BITS, BLOCK) >= wanted
     least = tl.where(enough, 0, -(1 << (BITS - 1)))
     for i in range(BITS - 1):
@@ -109,7 +120,10 @@ def _kth_key_of_row(scores, width, wanted, BITS: tl.constexpr, BLOCK: tl.constex
 def _append(
     scores, candidates, written, width, low, high, BITS: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr
 ):
-    """Append the columns whose keys are in [low, high] after the first `written`, up to ROOM; returns the number."""
+    """Append the columns whose keys are in [low, high] to `candidates`, which already holds `written` columns.
+
+    Columns beyond ROOM are counted but not stored. Returns `written` plus the number of columns found.
+    """
     for start in range(0, width, BLOCK):
         place = start + tl.arange(0, BLOCK)
         keys = _keys(scores, place, width, BITS)
@@ -133,7 +147,10 @@ def _expand_groups(
     FOLDS: tl.constexpr,
     ROOM: tl.constexpr,
 ):
-    """Replace the groups listed in `candidates` by their columns at or above `floor`; returns the number of columns."""
+    """Replace the groups listed in `candidates` by those of their columns whose keys are at or above `floor`.
+
+    Columns beyond ROOM are counted but not stored. Returns the number of columns found.
+    """
     slot = tl.arange(0, ROOM)
     group = tl.load(candidates + slot, mask=slot < groups, other=width)
     place = group[:, None] + BLOCK * tl.arange(0, FOLDS)[None, :]
@@ -187,9 +204,10 @@ def _find_candidates(
 def find_candidates(
     scores: Float[Tensor, "token feature"], wanted: int
 ) -> tuple[Int[Tensor, "token room"], Int[Tensor, " token"]]:
-    """Columns of at least the `wanted` largest scores of each row, unordered, and their number; ties are arbitrary.
+    """Returns the columns of at least the `wanted` largest scores of each row, and how many columns each row has.
 
-    `scores` are bfloat16 or float32, contiguous.
+    The columns are not ordered. Of scores that tie with the `wanted`-th largest, only some may be returned. `scores`
+    must be bfloat16 or float32, and contiguous.
     """
     tokens, width = scores.shape
     room = triton.next_power_of_2(max(8, wanted + wanted // 2))
@@ -247,7 +265,7 @@ def _choose_top_k(
         (score[None, :] == score[:, None]) & (place[None, :] < place[:, None])
     )
     kept = valid & (tl.sum((better & valid[None, :]).to(tl.int32), 1) < k)
-    # ordered by feature: sums over a token's entries must not depend on the order of the candidates
+    # ordered by feature, because sums over a token's entries must not depend on the order of the candidates
     target = tl.sum((kept[None, :] & (place[None, :] < place[:, None])).to(tl.int32), 1)
     kept &= target < k
     tl.store(feature + row * k + target, place, mask=kept)
@@ -264,9 +282,10 @@ def choose_top_k(
     counts: Int[Tensor, " token"],
     k: int,
 ) -> tuple[Int[Tensor, "token k"], Float[Tensor, "token k"]]:
-    """The k candidates per token of largest score `weight x + bias`, ascending, and their score / norm in float32.
+    """Choose each token's k candidates with the largest score `weight x + bias`, computed with float32 sums.
 
-    Of tied scores the lowest features are chosen, so that each token has exactly k.
+    Returns the chosen features in ascending order, and the score / norm of each in float32. Among tied scores the
+    lowest features are chosen, so that each token has exactly k.
     """
     tokens, room = candidates.shape
     d = x.shape[1]

@@ -1,7 +1,7 @@
-"""Collective operations of the processes that train one dictionary: sums over the global batch and over all features.
+"""Collective operations of the processes that train one dictionary, such as sums over the global batch.
 
-`Collectives` is the single-process case and returns everything unchanged. Under `DataParallel` each process has all
-features and a part of the batch; under `TensorParallel` it has the complete batch and a part of the features.
+`Collectives` is for a single process and returns everything unchanged. Under `DataParallel` each process has all
+features and a part of the batch. Under `TensorParallel` each process has the complete batch and a part of the features.
 """
 
 from typing import TypeVar
@@ -18,47 +18,56 @@ T = TypeVar("T")
 
 
 class Collectives:
-    """A single process. With several, all must call the same methods in the same order."""
+    """The operations for a single process. With several processes, all must call the same methods in the same order."""
 
     rank = 0
     world_size = 1
     is_tensor_parallel = False
-    """Each process holds different features."""
+    """Whether each process holds different features."""
 
     def batch_slice(self, batch: int) -> slice:
-        """Rows of a batch that this process reads."""
+        """Returns the rows of a batch that this process reads."""
         return slice(0, batch)
 
     def gather_batch(self, batch_by_site: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows that this process trains on, from those that each process has read."""
+        """Returns the rows that this process trains on, given the rows that it has read.
+
+        Under tensor parallelism it trains on the rows that all processes have read.
+        """
         return batch_by_site
 
     def feature_slice(self, width: int) -> slice:
-        """Features that this process holds."""
+        """Returns the slice of features that this process holds."""
         return slice(0, width)
 
     def global_tokens(self, local: int) -> int:
-        """Tokens of the global batch, given those of this process."""
+        """Returns the number of tokens in the global batch, given the number in this process."""
         return local
 
     def sum_feature_counts(self, local: int) -> int:
-        """Number of features in all processes, given the number in this one."""
+        """Returns the number of features over all processes, given the number in this process."""
         return local
 
     def sum_over_tokens(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """Sum over the global batch, given this process's partial sum; without gradient."""
+        """Returns the sum over the global batch, given this process's partial sum. The result has no gradient."""
         return partial
 
     def sum_over_features(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """Sum over all features, given this process's partial sum, which receives the gradient of the sum."""
+        """Returns the sum over all features, given this process's partial sum.
+
+        The gradient of the sum passes to each part.
+        """
         return partial
 
     def grad_on_first_rank(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """A replicated parameter; under tensor parallelism only rank 0 computes its gradient, to count it once."""
+        """Returns a parameter that all processes hold.
+
+        Under tensor parallelism only rank 0 computes its gradient, to count it once.
+        """
         return parameter
 
     def all_gather(self, values: Tensor) -> Tensor:
-        """[process, ...]: the values of all processes, which have equal shapes."""
+        """Returns the values of all processes, [process, ...]. The values must have equal shapes."""
         return values[None]
 
     def any(self, value: Tensor) -> bool:
@@ -66,13 +75,16 @@ class Collectives:
         return bool(self.all_gather(value.int()).any())
 
     def kth_largest_per_token(self, scores: Float[Tensor, "token some"], k: int) -> Float[Tensor, " token"]:
-        """The k-th largest score of each token over the features of all processes; -inf if there are fewer than k."""
+        """Returns the k-th largest score of each token over the features of all processes.
+
+        It is -inf if there are fewer than k.
+        """
         lacking = max(0, k - scores.shape[1])
         best = torch.nn.functional.pad(scores, (0, lacking), value=-torch.inf).topk(k, dim=1).values
         return self.all_gather(best).movedim(0, 1).flatten(1).topk(k, dim=1).values[:, -1]
 
     def replicated_parameters(self, p: Parameters) -> list[Tensor]:
-        """Parameters that every process holds."""
+        """Returns the parameters of which every process holds a copy."""
         return []
 
     def broadcast_parameters(self, p: Parameters) -> None:
@@ -86,14 +98,17 @@ class Collectives:
         return True
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value."""
+        """Returns rank 0's value."""
         return value
 
     def barrier(self) -> None:
         """Wait until all processes have reached this call."""
 
     def gather_features(self, local: Tensor) -> Tensor:
-        """[feature, ...] of all features, on the CPU, in rank 0; other ranks get their own back."""
+        """Returns the rows of all features, [feature, ...], on the CPU in rank 0.
+
+        Other ranks get back their own rows only.
+        """
         return local
 
 
@@ -101,7 +116,7 @@ SINGLE_PROCESS = Collectives()
 
 
 class _ProcessGroup(Collectives):
-    """Common part of both kinds of parallelism, over torch.distributed's default process group."""
+    """What both kinds of parallelism share. It uses torch.distributed's default process group."""
 
     def __init__(self) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -215,7 +230,7 @@ class TensorParallel(_ProcessGroup):
 
 
 class _SumOverFeatures(torch.autograd.Function):
-    """All-reduce. All processes compute the same loss from the sum, so each partial sum receives the sum's gradient."""
+    """Sum over all processes. They all compute the same loss from the sum, so each part receives the sum's gradient."""
 
     @staticmethod
     def forward(ctx, partial: Tensor) -> Tensor:

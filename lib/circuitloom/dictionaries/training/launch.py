@@ -1,4 +1,4 @@
-"""Trains a sweep in this process, or in several that are started as torchrun starts them.
+"""Trains a sweep in this process, or in several worker processes that are started as torchrun starts them.
 
 A worker process runs `python -m circuitloom.dictionaries.training.launch JOB.json`.
 """
@@ -25,7 +25,7 @@ from .sweep import train_sweep
 
 
 class TrainingJob(Section):
-    """A sweep at one layer: the arguments of `train_sweep`, serialisable for worker processes."""
+    """A sweep at one layer. It holds the arguments of `train_sweep` and can be serialised for worker processes."""
 
     runs: list[Run]
     layer: int
@@ -37,7 +37,7 @@ class TrainingJob(Section):
     outputs: list[Path]
     """Output folder of each run."""
     version: str = ""
-    """Anything else the result depends on."""
+    """Anything else that the result depends on, such as a hash of the code."""
     threads: int = 1
     """Threads per worker process."""
 
@@ -48,13 +48,14 @@ class TrainingJob(Section):
 
 
 WORKER = ["-m", "circuitloom.dictionaries.training.launch"]
-"""Arguments of Python in a worker process; the job's file follows."""
+"""Arguments of the Python command of a worker process. The path of the job's file follows them."""
 
 
 def run_job(job: TrainingJob, threads: int) -> None:
-    """Train the job's sweep in `job.processes` processes with `threads` threads in total.
+    """Train the job's sweep in `job.processes` processes, which have `threads` threads in total.
 
-    Raises what a process raised; ChildProcessError if one was killed, ValueError if there are too few GPUs.
+    Raises the error that a process raised, ChildProcessError if a process was killed, or ValueError if there are too
+    few GPUs.
     """
     if job.processes == 1:
         model = load_model(job.model, job.dtype)
@@ -77,7 +78,7 @@ def _start_workers(file: Path, processes: int, log: Path) -> None:
     # workers of one machine only need the loopback interface
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # read on import: failures are reported below, in one line
+    # torch reads this on import; failures are reported below, in one line
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -104,7 +105,10 @@ def _start_workers(file: Path, processes: int, log: Path) -> None:
 
 
 def _worker_error(failures: dict, processes: int) -> Exception:
-    """ChildProcessError if a process was killed, else the error that one raised, with its traceback as cause."""
+    """Returns a ChildProcessError if a process was killed. Otherwise returns the error that a process raised.
+
+    The traceback of that error is its cause.
+    """
     # the launcher itself ends the remaining processes with SIGTERM
     killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode != -15}
     if killed:
@@ -130,14 +134,20 @@ def _worker_error(failures: dict, processes: int) -> Exception:
 
 
 def _is_expected(kind: str) -> bool:
-    """Whether the error names a remedy; others may only report the lost connection to a process that failed."""
+    """Whether the error's message names a remedy.
+
+    Other errors may only report that the connection to a process was lost.
+    """
     found = getattr(builtins, kind, None)
     return isinstance(found, type) and issubclass(found, ValueError | ArithmeticError | OSError | MemoryError)
 
 
 @contextmanager
 def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
-    """The process group of torchrun's environment variables, and this process's device: its own GPU, else the CPU."""
+    """Open the process group that torchrun's environment variables describe.
+
+    Yields its collectives, and the device of this process: its own GPU, or the CPU if the machine has no GPU.
+    """
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if world_size != job.processes:
         raise ValueError(
@@ -155,14 +165,17 @@ def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End this process when its parent ends. Otherwise it outlives a killed parent and keeps its memory and locks."""
+    """End this process when its parent ends.
+
+    Otherwise this process would outlive a killed parent and keep its memory and locks.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
 def main() -> None:
-    """Train this worker's part of the job in the file that the command line names; report errors to torchrun."""
+    """Train this worker's part of the job, whose file the command line names. Errors are reported to torchrun."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -174,7 +187,7 @@ def main() -> None:
             train_sweep(job.runs, job.layer, job.activations, model, job.outputs, job.version, collectives)
     except Exception as error:
         get_error_handler().record_exception(error)
-        # at once: other processes may never send what this one waits for
+        # exit at once, because this process may wait for others that never answer
         os._exit(1)
 
 

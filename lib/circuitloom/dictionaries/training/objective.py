@@ -1,4 +1,7 @@
-"""The training objective: `compute_loss` is activation, reconstruction, sparsity penalty and AuxK, in this order."""
+"""The training objective.
+
+`compute_loss` computes activations, reconstruction loss, sparsity penalty and AuxK, in this order.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -14,34 +17,40 @@ from .selection import kth_largest, select, select_top_k, uses_bfloat16
 from .sparse import Decode, Encode, Entries
 
 TOPK_ACTS = ("topk", "batchtopk")
-"""Activation functions that keep the largest activations: they have AuxK instead of a sparsity penalty."""
+"""Activation functions that keep only the largest activations. Their loss has AuxK instead of a sparsity penalty."""
 EPSILON = 1e-12
-"""Lower bound of divisors, for outputs of zero and batches without error."""
+"""Lower bound of divisors, which can otherwise be 0 for outputs of zero and for batches without error."""
 TANH_SCALE = 4.0
-"""c of the penalty tanh(c z |W_dec|) (Anthropic, January 2025 update)."""
+"""The constant c of the penalty tanh(c z |W_dec[i]|) (Anthropic, January 2025 update)."""
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Terms of the loss on one batch, and statistics of its activations."""
+    """Terms of the loss on one batch, and statistics of the activations."""
 
     loss: Float[Tensor, ""]
-    """The sum of the three terms below; the only field with gradients."""
+    """Sum of `reconstruction`, `sparsity` and `auxiliary`. Only this field has gradients."""
     reconstruction: Float[Tensor, ""]
     sparsity: Float[Tensor, ""]
     auxiliary: Float[Tensor, ""]
     fvu: Float[Tensor, ""]
-    """Squared error per token over the stored variance of y."""
+    """Fraction of variance unexplained: mean squared error per token, divided by the stored variance V of y."""
     l0: Float[Tensor, ""]
-    """Active features per token."""
+    """Mean number of active features per token."""
     fired: Bool[Tensor, " feature"]
     """Whether each feature is active on any token."""
     min_active: Float[Tensor, ""]
-    """batchtopk: smallest positive z |W_dec| of the batch, infinite if nothing is active. Infinite for other acts."""
+    """For batchtopk the smallest positive z |W_dec[i]| of the batch. It is infinite if nothing is active.
+
+    For other activation functions it is always infinite.
+    """
 
     @torch.no_grad()
     def all_reduce(self, collectives: Collectives) -> "LossTerms":
-        """Terms of the global batch and all features, from each process's terms; `fired` of this process's features."""
+        """Returns the terms of the global batch and all features, computed from the terms of each process.
+
+        `fired` covers only this process's features.
+        """
         per_token = torch.stack([self.reconstruction, self.auxiliary, self.fvu])
         reconstruction, auxiliary, fvu = collectives.sum_over_tokens(per_token)
         per_token_and_feature = torch.stack([self.sparsity, self.l0])
@@ -69,15 +78,16 @@ def compute_loss(
     dense: bool = False,
     collectives: Collectives = SINGLE_PROCESS,
 ) -> LossTerms:
-    """Loss of a batch in normalised units; gradients summed over processes are those of the global batch.
+    """Compute the loss of a batch in normalised units.
 
-    `variance` is V = E|y - mean|^2 in the same units, `sparsity_weight` this step's λ, `dead` the indices of the dead
-    features. `dense` computes all features, as a reference.
+    Summed over processes, the gradients are those of the global batch. `variance` is V = E|y - mean|^2 in the same
+    units, `sparsity_weight` is this step's λ, and `dead` holds the indices of the dead features. If `dense` is true,
+    all features are computed; tests use this as a reference.
     """
     # activation
     z = None if dense else activate_sparse(p, run, x, collectives)
     if z is None:
-        # outside autocast, which would round it
+        # computed outside autocast, which would round the bias
         bias = p.encoder_bias
         with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bfloat16(run) and not dense):
             z = activate_dense(p, run, x, bias, collectives)
@@ -128,22 +138,23 @@ def compute_loss(
 
 @dataclass(frozen=True)
 class BatchActivations:
-    """Activations of a batch: all [token, feature], or those at the entries of a pattern."""
+    """Activations of a batch, either of all tokens and features or only at the entries of a sparsity pattern."""
 
     pre: Float[Tensor, "*entries"]
     """Pre-activations, [token, feature] or [entry]."""
     values: Float[Tensor, "*entries"]
     """Activations z, in the same shape."""
     pattern: Entries | None
+    """None if all tokens and features are included."""
 
     def per_feature(self, vector: Float[Tensor, " feature"]) -> Float[Tensor, "*entries"]:
-        """The element of `vector` for each entry's feature, in the shape of `values`."""
+        """Returns `vector` at the feature of each entry, in the shape of `values`."""
         if self.pattern is None:
             return vector.expand_as(self.values)
         return vector.index_select(0, self.pattern.feature)
 
     def decode(self, W_dec: Float[Tensor, "feature d_out"]) -> Float[Tensor, "token d_out"]:
-        """Z @ W_dec."""
+        """Returns Z @ W_dec."""
         if self.pattern is None:
             return self.values @ W_dec
         return Decode.apply(self.values, W_dec, self.pattern)  # type: ignore[return-value]
@@ -152,7 +163,7 @@ class BatchActivations:
         """Whether each feature is active on any token."""
         if self.pattern is None:
             return (self.values > 0).any(0)
-        # inactive entries go to an extra element: masking them out would force a GPU sync
+        # inactive entries mark an extra element, because masking them out would make the CPU wait for the GPU
         index = torch.where(self.values > 0, self.pattern.feature, width).long()
         fired = torch.zeros(width + 1, dtype=torch.bool, device=index.device)
         return fired.index_fill_(0, index, True)[:width]
@@ -161,7 +172,10 @@ class BatchActivations:
 def activate_sparse(
     p: Parameters, run: Run, x: Float[Tensor, "token d_in"], collectives: Collectives = SINGLE_PROCESS
 ) -> BatchActivations | None:
-    """Activations of the features that can be active; None if dense products are faster or the only ones."""
+    """Returns the activations of the features that can be active.
+
+    Returns None if the dense product should be used: on a CPU if it is faster, on a GPU if the run has no kernels.
+    """
     if fixed_k.uses_kernels(run, x):
         selected = fixed_k.select_fixed_k(p, run, x)
         if collectives.is_tensor_parallel:
@@ -185,7 +199,7 @@ def activate_dense(
     bias: Float[Tensor, " feature"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> BatchActivations:
-    """Activations of all features; `bias` is the encoder's."""
+    """Returns the activations of all features. `bias` is the encoder's bias."""
     pre = torch.nn.functional.linear(x, p.W_enc, bias).float()
     z = _activation(p, run, pre, None)
     if run.act in TOPK_ACTS:
@@ -212,9 +226,10 @@ def activate_top_k(
     features: Int[Tensor, " some"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> BatchActivations:
-    """Activations of the k most active of `features` (over all processes); column i belongs to features[i].
+    """Keep, for each token, only the k most active of `features` over all processes, and return their activations.
 
-    Features with a negative pre-activation get no gradient, as in Gao et al. 2024.
+    Column i of the result belongs to features[i]. Features with a negative pre-activation get no gradient, as in Gao et
+    al. 2024.
     """
     weight, bias = p.W_enc.index_select(0, features), p.encoder_bias.index_select(0, features)
     norm = p.decoder_norm.detach().index_select(0, features)
@@ -236,13 +251,13 @@ def activate_top_k(
 def _in_global_top_k(
     scores: Float[Tensor, " entry"], k: int, collectives: Collectives
 ) -> Bool[Tensor, " entry"]:
-    """Whether each entry (k per token in each process) is among its token's k largest in all processes."""
+    """Whether each entry is among its token's k largest in all processes. Each process has k entries per token."""
     by_token = scores.detach().view(-1, k)
     return (by_token >= collectives.kth_largest_per_token(by_token, k)[:, None]).flatten()
 
 
 def _activation(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -> Tensor:
-    """The elementwise part of the activation function: JumpReLU with a threshold, else ReLU."""
+    """Apply the elementwise part of the activation function: JumpReLU if there is a threshold, else ReLU."""
     if p.threshold is None:
         return pre.relu()
     threshold = (
@@ -252,7 +267,11 @@ def _activation(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -
 
 
 def _sparsity_penalty(p: Parameters, run: Run, z: BatchActivations, variance: float) -> Tensor:
-    """Penalty summed over tokens, before λ: L1 for relu, L0 or tanh for jumprelu, none for topk and batchtopk."""
+    """Returns the penalty summed over tokens, before it is multiplied by λ.
+
+    It is L1 for relu (weighted by |W_dec[i]| unless `loss: paper`), L0 or tanh for jumprelu, and 0 for topk and
+    batchtopk.
+    """
     if run.act in TOPK_ACTS:
         return torch.zeros((), device=z.values.device)
     if run.loss == "paper":
@@ -272,12 +291,12 @@ def _min_active(z: BatchActivations, norm: Tensor) -> Tensor:
 
 
 def rectangle(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Kernel that replaces the derivative of the step at the threshold (Rajamanoharan et al. 2024, equation 11)."""
+    """Rectangle kernel, which replaces the derivative of the step (Rajamanoharan et al. 2024, equation 11)."""
     return ((pre - threshold).abs() < bandwidth / 2).to(pre.dtype) / bandwidth
 
 
 class JumpReLU(torch.autograd.Function):
-    """pre where it exceeds the threshold, else 0; the threshold's gradient uses the rectangle kernel."""
+    """`pre` where it exceeds the threshold, else 0. The threshold's gradient uses the rectangle kernel."""
 
     @staticmethod
     def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: D102
@@ -293,7 +312,7 @@ class JumpReLU(torch.autograd.Function):
 
 
 class StepFunction(torch.autograd.Function):
-    """1 where pre exceeds the threshold, else 0; gradient for the threshold only, with the rectangle kernel."""
+    """1 where `pre` exceeds the threshold, else 0. Only the threshold gets a gradient, through the rectangle kernel."""
 
     @staticmethod
     def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: D102

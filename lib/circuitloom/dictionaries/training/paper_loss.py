@@ -1,7 +1,9 @@
-"""Coordinates of Dunefsky et al. 2024, for `loss: paper` (so that their λ transfer) and for their published files.
+"""Coordinates of Dunefsky et al. 2024.
 
-Their transcoders read the normalised x before the norm's gain and bias, minus a trained bias, and write the output
-centred over d. An SAE reads and writes its site unchanged. Saved dictionaries are converted to raw coordinates.
+Training with `loss: paper` uses them, so that the paper's values of λ can be used unchanged. The paper's published
+files also use them. The paper's transcoders read the normalised x before the norm's gain and bias, minus a trained
+bias. They write the output centred over d. The paper's SAEs read and write their site unchanged. Saved dictionaries are
+converted to raw coordinates.
 """
 
 import torch
@@ -15,10 +17,13 @@ from .parameters import Parameters, Scales
 
 
 class PaperCoordinates:
-    """Conversion of raw x, y to theirs, and of their parameters to a dictionary on raw x, y."""
+    """Converts raw x and y to the paper's coordinates, and the paper's parameters to a dictionary on raw x and y."""
 
     def __init__(self, norm: nn.Module | None, centred: bool) -> None:
-        """`norm` is the norm before the MLP; None and not `centred` for an SAE. Raises ValueError if a gain is 0."""
+        """`norm` is the norm before the MLP. For an SAE `norm` is None and `centred` is False.
+
+        Raises ValueError if a gain is 0.
+        """
         self.centred = centred
         gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         self.gain: Float[Tensor, ...] = torch.ones(1) if gain is None else gain.detach().float().cpu()
@@ -30,11 +35,11 @@ class PaperCoordinates:
             )
 
     def normalise_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """The normalised input before gain and bias."""
+        """Returns the normalised input before the norm's gain and bias. `x` is the input after them."""
         return (x - self.bias.to(x.device)) / self.gain.to(x.device)
 
     def centre_output(self, y: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
-        """The output, centred over d if `centred`."""
+        """Returns the output, centred over d if `self.centred`."""
         return y - y.mean(-1, keepdim=True) if self.centred else y
 
     def initial_parameters(
@@ -45,9 +50,10 @@ class PaperCoordinates:
         device: torch.device | str,
         features: slice = slice(None),
     ) -> Parameters:
-        """Initial weights for the features in the slice `features`.
+        """Returns the initial weights of the features in the slice `features`.
 
-        Kaiming-uniform, with decoder rows of unit norm and biases at the means of the data.
+        W_enc is Kaiming-uniform. Rows of W_dec are uniform, scaled to unit norm. b_in and b_dec are the means of input
+        and output. b_enc and W_skip are 0.
         """
         generator = torch.Generator().manual_seed(run.seed)
         d_in, d_out = len(x_mean), len(scales.y_mean)
@@ -59,7 +65,7 @@ class PaperCoordinates:
             W_enc=W_enc,
             b_enc=torch.zeros(len(W_enc)),
             W_dec=W_dec / torch.linalg.vector_norm(W_dec, dim=1, keepdim=True),
-            # a copy: the mean belongs to the stored moments
+            # copied, because the mean belongs to the stored moments
             b_dec=self.centre_output(scales.y_mean).clone(),
             W_skip=torch.zeros(d_out, d_in) if run.skip else None,
             b_in=self.normalise_input(x_mean),
@@ -67,7 +73,7 @@ class PaperCoordinates:
         for name, value in parameters.named():
             setattr(parameters, name, value.to(device).requires_grad_(True))
         if run.kind == "sae":
-            # their SAE subtracts its output bias from the input: one tensor
+            # the paper's SAE subtracts its output bias from the input, so both are one tensor
             parameters.b_in = parameters.b_dec
         return parameters
 
@@ -75,9 +81,10 @@ class PaperCoordinates:
     def to_dictionary(
         self, p: Parameters, run: Run, layer: int, y_mean: Float[Tensor, " d_out"]
     ) -> Dictionary:
-        """The dictionary on raw x, y: W' = W_enc / gain, b' = b_enc - W_enc b_in - W' bias.
+        """Returns the dictionary on raw x and y, with W' = W_enc / gain and b' = b_enc - W_enc b_in - W' bias.
 
-        The mean over d that centring removed is approximated by that of `y_mean` and added to b_dec.
+        Centring has removed each output's mean over d. This mean is approximated by that of `y_mean`, which is added to
+        b_dec.
         """
         gain, bias = self.gain.to(p.W_enc.device), self.bias.to(p.W_enc.device)
         W_enc = p.W_enc / gain
@@ -97,9 +104,9 @@ class PaperCoordinates:
 
 
 def transcoder_coordinates(model: LanguageModel, layer: int) -> PaperCoordinates:
-    """Coordinates of transcoders of `layer`.
+    """Returns the coordinates of transcoders of `layer`.
 
-    Raises ValueError if the model has no norm before its MLP, or the norm's gain is 0 in some dimension.
+    Raises ValueError if the model has no norm before its MLP, or if the norm's gain is 0 in some dimension.
     """
     if model.anatomy.norm_mlp is None:
         raise ValueError(
@@ -110,7 +117,7 @@ def transcoder_coordinates(model: LanguageModel, layer: int) -> PaperCoordinates
 
 @torch.no_grad()
 def remove_parallel_gradient(p: Parameters) -> None:
-    """Remove from W_dec's gradient the part parallel to each row, which changes only its norm."""
+    """Remove from the gradient of W_dec the part that is parallel to each row. It changes only the row's norm."""
     gradient = p.W_dec.grad
     assert gradient is not None
     gradient -= (gradient * p.W_dec).sum(1, keepdim=True) * p.W_dec

@@ -1,4 +1,7 @@
-"""Trainable weights in normalised units: initialisation, and conversion to a dictionary on raw activations."""
+"""Trainable weights in normalised units.
+
+This module initialises them and converts them to a dictionary on raw activations.
+"""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
@@ -11,33 +14,40 @@ from ...config.dictionaries import Run
 from ..dictionary import Dictionary
 
 INITIAL_DECODER_NORM = 0.1
-"""Initial norm of decoder rows; outputs have norm √d. Near zero, but with a direction."""
+"""Initial norm of decoder rows. It is small compared with the norm √d of outputs, but gives each row a direction."""
 PER_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
 """Parameters with one row or entry per feature."""
 
 
 @dataclass(frozen=True)
 class Scales:
-    """One scalar each for x and y: in training E|x|^2 = E|y|^2 = d, so that one learning rate works for all layers."""
+    """The scales of x and y, and the moments of y.
+
+    Training divides x and y by their scales. Then E|x|^2 = d_in and E|y|^2 = d_out, so that one learning rate works for
+    all layers. With `loss: paper` both scales are 1.
+    """
 
     x: float
     """sqrt(E|x|^2 / d_in)."""
     y: float
     """sqrt(E|y|^2 / d_out)."""
     variance: float
-    """V = E|y - mean|^2, of raw y."""
+    """V = E|y - mean|^2 of raw y."""
     y_mean: Float[Tensor, " d_out"]
     """Mean of raw y."""
 
     @property
     def normalised_variance(self) -> float:
-        """V in normalised units."""
+        """V = E|y - mean|^2 after y is divided by its scale."""
         return self.variance / self.y**2
 
 
 @dataclass
 class Parameters:
-    """Trainable weights, for x and y divided by their scales. Fields as in `Dictionary`."""
+    """Trainable weights, which apply to x and y divided by their scales.
+
+    Fields have the same meaning as in `Dictionary`.
+    """
 
     W_enc: Float[Tensor, "feature d_in"]
     b_enc: Float[Tensor, " feature"]
@@ -46,22 +56,25 @@ class Parameters:
     threshold: Float[Tensor, " feature"] | None = None
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     b_in: Float[Tensor, " d_in"] | None = None
-    """Subtracted from the input; only with `loss: paper`."""
+    """Vector that is subtracted from the input. Only `loss: paper` has it."""
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of each parameter that is not None."""
+        """Yields the name and the tensor of each parameter that is not None."""
         for field in fields(self):
             if (value := getattr(self, field.name)) is not None:
                 yield field.name, value
 
     def tensors(self, without: Collection[str] = ()) -> list[Tensor]:
-        """The parameters, each once: an SAE with `loss: paper` uses one tensor as b_dec and b_in."""
+        """Returns the parameters except those named in `without`, each tensor once.
+
+        An SAE with `loss: paper` uses one tensor as both b_dec and b_in.
+        """
         named = {id(value): value for name, value in self.named() if name not in without}
         return list(named.values())
 
     @property
     def encoder_bias(self) -> Float[Tensor, " feature"]:
-        """Bias added to W_enc x: b_enc - W_enc b_in."""
+        """The bias that is added to W_enc x. It is b_enc - W_enc b_in, or b_enc if there is no b_in."""
         return self.b_enc if self.b_in is None else self.b_enc - self.W_enc @ self.b_in
 
     @property
@@ -79,13 +92,14 @@ def initial_parameters(
     features: slice = slice(None),
     device: torch.device | None = None,
 ) -> Parameters:
-    """Initial weights for the features in the slice `features`, on `device`.
+    """Returns the initial weights of the features in the slice `features`, on `device`.
 
-    Each feature is initialised from one token of the raw sample (x, y): its encoder row is the unit direction of
-    x - mean, its decoder row that of y - mean. Pre-activations are 0 at the mean input; b_dec is the mean output. The
-    run's seed alone decides which token a feature gets.
+    Each feature is initialised from one token of the sample of raw activations (x, y). Its encoder row is the unit
+    vector along x - mean. Its decoder row has the direction of y - mean. Encoder biases make all pre-activations 0 at
+    the mean input. b_dec is the mean output. For a given sample and width, only the run's seed decides which token a
+    feature gets.
     """
-    # compared with random directions: lower FVU, a seventh of the dead features (docs/log.md)
+    # random directions gave a higher FVU and seven times as many dead features (docs/log.md)
     generator = torch.Generator().manual_seed(run.seed)
     tokens = torch.randperm(max(len(x), run.width), generator=generator)[: run.width][features] % len(x)
     x, y = (side[tokens.to(side.device)].to(device or side.device) for side in (x, y))
@@ -112,7 +126,10 @@ def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
 
 @torch.no_grad()
 def with_unit_rows(parameters: Parameters) -> Parameters:
-    """The same function with unit-norm decoder rows; activations are multiplied by the former norms."""
+    """Returns parameters of the same function, whose decoder rows have unit norm. Activations are scaled by former norms.
+
+    A decoder row of zeros stays zero.
+    """
     norm, threshold = parameters.decoder_norm, parameters.threshold
     return replace(
         parameters,
@@ -127,9 +144,10 @@ def with_unit_rows(parameters: Parameters) -> Parameters:
 def to_dictionary(
     parameters: Parameters, run: Run, layer: int, scales: Scales, batch_threshold: float = 0.0
 ) -> Dictionary:
-    """The dictionary on raw activations: scales folded into the weights, decoder rows of unit norm.
+    """Returns the dictionary on raw activations. Scales are folded into the weights, and decoder rows get unit norm.
 
-    `batch_threshold` is batchtopk's running threshold on z |W_dec|, in normalised units.
+    `batch_threshold` is batchtopk's running threshold on z |W_dec[i]|, in normalised units. Every `act` except relu and
+    topk becomes threshold.
     """
     unit = with_unit_rows(parameters)
     threshold = unit.threshold

@@ -1,8 +1,9 @@
-"""Which features of a batch can be active, on a CPU: the dense encoder product, and the search for its largest entries.
+"""Finds, on a CPU, which features of a batch can be active.
 
-Scores are computed and searched block by block, so that no complete [token, feature] matrix exists. Within a block the
-maxima of groups of features are compared first: the k-th largest group maximum is a lower bound on the k-th largest
-score, and only groups that reach it are searched.
+The dense encoder product gives the scores, which are then searched for the largest. Both happen block by block, so that
+the complete [token, feature] matrix never exists. Within a block, features are put into groups, and the maxima of the
+groups are compared first. The k-th largest group maximum is a lower bound of the k-th largest score. Only groups whose
+maximum reaches this bound are searched.
 """
 
 from collections.abc import Iterator
@@ -22,21 +23,24 @@ from .sparse import SelectedEntries, SparsityPattern
 DENSE_ABOVE = 1 / 12
 """Share of active entries above which dense products are faster than sparse ones."""
 BLOCK_ENTRIES = 2**22
-"""Scores in memory at once."""
+"""Largest number of scores in memory at once."""
 GROUP_SIZES = (16, 8, 4)
-"""Features per group: the largest of these that divides the width and leaves `MIN_GROUPS_PER_K` k groups."""
+"""Possible numbers of features per group.
+
+The first that divides the width and leaves at least k * `MIN_GROUPS_PER_K` groups is used.
+"""
 MIN_GROUPS_PER_K = 4
-"""Smallest number of groups, as a multiple of k."""
+"""Smallest allowed number of groups, divided by k."""
 
 
 @torch.no_grad()
 def select(
     p: Parameters, run: Run, x: Float[Tensor, "token d_in"], collectives: Collectives = SINGLE_PROCESS
 ) -> SelectedEntries | None:
-    """Entries that may be active; None if there are so many that dense products are faster.
+    """Returns the entries that may be active, or None if they are so many that dense products are faster.
 
-    topk and batchtopk: the entries of largest pre-activation times |W_dec[i]|, all of tied ones. relu: those above 0.
-    jumprelu: those above the threshold minus half the bandwidth.
+    topk and batchtopk select the entries with the largest pre-activation times |W_dec[i]|, including all tied ones.
+    relu selects the entries above 0. jumprelu selects those above the threshold minus half the bandwidth.
     """
     if run.act == "topk":
         return select_top_k(run, run.k, x, p.W_enc, p.encoder_bias, p.decoder_norm, collectives)
@@ -61,7 +65,10 @@ def select_top_k(
     norm: Float[Tensor, " feature"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> SelectedEntries:
-    """The k entries per token with the largest positive score (weight x + bias) * norm, and all tied ones."""
+    """Returns the k entries of each token with the largest positive score (weight x + bias) * norm.
+
+    All tied entries are returned too.
+    """
     scores, candidates = _BlockedScores(run, x, weight * norm[:, None], bias * norm), _Candidates()
     wanted = candidates_per_token(k, len(norm), scores.are_rounded)
     for first, block in scores.blocks():
@@ -79,7 +86,10 @@ def select_top_k(
 def _select_batch_top_k(
     run: Run, x: Tensor, weight: Tensor, bias: Tensor, norm: Tensor, collectives: Collectives
 ) -> SelectedEntries:
-    """The k * tokens entries of a batch with the largest positive score (weight x + bias) * norm, and all tied ones."""
+    """Returns the k * tokens entries of the batch with the largest positive score (weight x + bias) * norm.
+
+    All tied entries are returned too.
+    """
     scores = _BlockedScores(run, x, weight * norm[:, None], bias * norm)
     width = len(norm)
     per_token = min(width, 2 * run.k)
@@ -105,19 +115,25 @@ def _selected(
 
 
 def score_dtype(run: Run) -> torch.dtype:
-    """Dtype of the run's large products."""
+    """Returns the dtype of the run's large matrix products."""
     return torch.bfloat16 if uses_bfloat16(run) else torch.float32
 
 
 def uses_bfloat16(run: Run) -> bool:
-    """Whether the run's large products are in bfloat16; with `precision: auto`, if the hardware supports it."""
+    """Whether the run's large matrix products are in bfloat16.
+
+    `precision: auto` uses it if the hardware supports it.
+    """
     if run.precision == "auto":
         return fast_dtype() == torch.bfloat16
     return run.precision == "bfloat16"
 
 
 def candidates_per_token(k: int, width: int, rounded: bool) -> int:
-    """Number of largest scores to take so that they almost surely contain the k largest exact scores."""
+    """Returns how many of the largest scores to take, so that they almost surely contain the k largest exact scores.
+
+    `rounded` says whether the scores are bfloat16.
+    """
     # bfloat16 has a relative error of 0.4 %
     return min(width, k + max(4, k // 4)) if rounded else k
 
@@ -125,7 +141,10 @@ def candidates_per_token(k: int, width: int, rounded: bool) -> int:
 def kth_largest(
     values: Float[Tensor, " entry"], k: int, collectives: Collectives = SINGLE_PROCESS
 ) -> Float[Tensor, ""]:
-    """The k-th largest positive value of all processes; the smallest positive float32 if fewer than k are positive."""
+    """Returns the k-th largest positive value of all processes.
+
+    Returns the smallest positive normal float32 if at most k values are positive, so that all of them are kept.
+    """
     kth = _local_kth_largest(values, k)
     if collectives.world_size == 1:
         return kth
@@ -146,7 +165,10 @@ def _local_kth_largest(values: Float[Tensor, " entry"], k: int) -> Float[Tensor,
 
 @dataclass(frozen=True)
 class _BlockedScores:
-    """Scores weight x + bias of a batch in the run's precision, one block of tokens at a time."""
+    """The scores weight x + bias of a batch, in the run's precision.
+
+    They are computed for one block of tokens at a time.
+    """
 
     run: Run
     x: Float[Tensor, "token d_in"]
@@ -155,11 +177,11 @@ class _BlockedScores:
 
     @property
     def are_rounded(self) -> bool:
-        """Whether scores are in bfloat16; the final choice then uses exact scores."""
+        """Whether scores are in bfloat16. If so, the final choice uses exact scores."""
         return uses_bfloat16(self.run)
 
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "token feature"]]]:
-        """Flat index of each block's first entry, and the block, in a buffer that the next block overwrites."""
+        """Yields the flat index of each block's first entry, and the block. The next block overwrites this one."""
         dtype, width = score_dtype(self.run), len(self.bias)
         weight, bias = self.weight.to(dtype).T, self.bias.to(dtype)
         rows = min(len(self.x), max(1, BLOCK_ENTRIES // width))
@@ -169,7 +191,7 @@ class _BlockedScores:
             yield start * width, torch.addmm(bias, part, weight, out=buffer[: len(part)])
 
     def exact(self, candidates: "_Candidates") -> tuple[SparsityPattern, Float[Tensor, " entry"]]:
-        """The candidates as a pattern, and their float32 scores."""
+        """Returns the candidates as a pattern, and their float32 scores."""
         pattern = SparsityPattern.from_flat_indices(
             torch.cat(candidates.indices), len(self.x), len(self.bias)
         )
@@ -179,7 +201,10 @@ class _BlockedScores:
 
 
 class _Candidates:
-    """Entries found in all blocks: ascending indices into the flattened scores of the batch, and their scores."""
+    """Entries found in the blocks so far.
+
+    They are ascending indices into the flattened scores of the batch, and the scores at these indices.
+    """
 
     def __init__(self) -> None:
         self.indices: list[Int[Tensor, " entry"]] = []
@@ -199,9 +224,10 @@ class _Candidates:
 
 
 def top_k_per_row(scores: Float[Tensor, "token feature"], k: int) -> Int[Tensor, " entry"]:
-    """Ascending flat indices of the k largest positive scores of each row.
+    """Returns the flat indices, in ascending order, of the k largest positive scores of each row.
 
-    A row has fewer if fewer are positive. It may have more: all scores that reach a lower bound of the k-th largest.
+    A row has fewer indices if fewer scores are positive. It may have more, because all scores that reach a lower bound
+    of the k-th largest are returned.
     """
     keys = _keys(scores)
     tokens, width = keys.shape
@@ -219,9 +245,10 @@ def top_k_per_row(scores: Float[Tensor, "token feature"], k: int) -> Int[Tensor,
 def top_n_of_block(
     scores: Float[Tensor, "token feature"], n: int
 ) -> tuple[Int[Tensor, " entry"], Float[Tensor, ""]]:
-    """Ascending flat indices of at least the n largest positive scores of the block, and a bound.
+    """Returns a bound and the flat indices, in ascending order, of all scores of the block that reach this bound.
 
-    The bound is a score; the indices are exactly those of the scores that reach it.
+    The bound is a positive score. At least `n` scores reach it, unless fewer than `n` are positive. The indices come
+    first in the returned pair.
     """
     keys = _keys(scores)
     tokens, width = keys.shape
@@ -236,18 +263,22 @@ def top_n_of_block(
 def indices_above(
     scores: Float[Tensor, "token feature"], floor: float | Float[Tensor, " feature"]
 ) -> Int[Tensor, " entry"]:
-    """Ascending flat indices of the scores above `floor`."""
+    """Returns the flat indices, in ascending order, of the scores above `floor`."""
     return _flat_indices(scores > floor)
 
 
 def _group_size(width: int, k: int) -> int:
-    """Features per group; 1 if grouping does not pay."""
+    """Returns the number of features per group, or 1 if groups would not save time."""
     fitting = (size for size in GROUP_SIZES if width % size == 0 and width // size >= MIN_GROUPS_PER_K * k)
     return next(fitting, 1)
 
 
 def _keys(scores: Float[Tensor, "token feature"]) -> Shaped[Tensor, "token feature"]:
-    """Values to compare: positive bfloat16 sort like their int16 bit patterns; all others are negative or zero."""
+    """Returns values that can be compared instead of the scores.
+
+    For bfloat16 they are the int16 bit patterns: those of positive scores have the same order, all others are negative
+    or zero.
+    """
     return scores.view(torch.int16) if scores.dtype == torch.bfloat16 else scores
 
 
@@ -256,7 +287,7 @@ def _scores(keys: Shaped[Tensor, " some"], dtype: torch.dtype) -> Float[Tensor, 
 
 
 def _kth_keys(keys: Shaped[Tensor, "token feature"], k: int) -> Shaped[Tensor, " token"]:
-    """The k-th largest key of each row, at least the smallest positive key."""
+    """Returns the k-th largest key of each row, but at least the smallest positive key."""
     # numpy's vectorised partition is three to six times as fast as torch.topk and torch.kthvalue
     kth = np.partition(keys.numpy(), keys.shape[1] - k, axis=1)[:, keys.shape[1] - k]
     smallest = 1 if keys.dtype == torch.int16 else torch.finfo(keys.dtype).tiny
@@ -266,7 +297,10 @@ def _kth_keys(keys: Shaped[Tensor, "token feature"], k: int) -> Shaped[Tensor, "
 def _search_groups(
     keys: Shaped[Tensor, "token feature"], groups: Int[Tensor, " group"], group_size: int, floor: Tensor
 ) -> Int[Tensor, " entry"]:
-    """Ascending flat indices of the keys in `groups` that reach `floor` (one per group, or one for all)."""
+    """Returns the flat indices, in ascending order, of the keys in `groups` that reach `floor`.
+
+    `floor` has one value per group, or one for all groups.
+    """
     groups_per_row = keys.shape[1] // group_size
     # a group's features are groups_per_row apart, so that amax reads contiguous memory
     first = groups + groups // groups_per_row * (keys.shape[1] - groups_per_row)
@@ -281,7 +315,7 @@ def _flat_indices(mask: Shaped[Tensor, "token feature"]) -> Int[Tensor, " entry"
 
 
 def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> Float[Tensor, "token most"]:
-    """Values as one row per token, padded with -inf."""
+    """Returns the values as one row per token. Shorter rows are padded with -inf."""
     counts = pattern.row_start.diff()
     column = torch.arange(len(values)) - pattern.row_start[:-1].long().repeat_interleave(counts)
     rows = torch.full((pattern.tokens, int(counts.max())), -torch.inf)
@@ -290,7 +324,7 @@ def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> F
 
 
 def _in_top_k(pattern: SparsityPattern, values: Float[Tensor, " entry"], k: int) -> Bool[Tensor, " entry"]:
-    """Whether an entry is among the k largest of its token, ties included."""
+    """Whether each entry is among its token's k largest. All entries tied with the k-th are included."""
     longest = int(pattern.row_start.diff().max())
     if longest <= k:
         return torch.ones_like(values, dtype=torch.bool)

@@ -1,6 +1,7 @@
-"""Products with sparse activations Z and their gradients, which take k/F of the dense operations.
+"""Products with sparse activations Z, and their gradients. They take a fraction k/F of the dense operations.
 
-`SparsityPattern` uses PyTorch's CSR kernels on a CPU, `kernels.fixed_k.FixedKEntries` Triton kernels on a GPU.
+`SparsityPattern` uses the CSR kernels of PyTorch on a CPU. `kernels.fixed_k.FixedKEntries` uses Triton kernels on a
+GPU.
 """
 
 import warnings
@@ -19,40 +20,40 @@ torch.sparse.check_sparse_tensor_invariants.disable()
 
 
 class Entries(ABC):
-    """Positions of the possibly non-zero entries of an activation matrix Z [token, feature], and products with Z."""
+    """Positions of the entries of an activation matrix Z [token, feature] that may be non-zero, and products with Z."""
 
     width: int
     """Number of features, F."""
     feature: Int[Tensor, " entry"]
-    """int32; column of each entry. Entries are ordered by token, then by feature."""
+    """Column of each entry, int32. Entries are ordered by token, then by feature."""
 
     @abstractmethod
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """A dense matrix in the dtype that the products below read."""
+        """Returns the dense matrix in the dtype that the products below read."""
 
     @abstractmethod
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """left @ right.T at these entries only."""
+        """Returns left @ right.T at these entries only."""
 
     @abstractmethod
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Z @ dense, where Z has `values` at these entries."""
+        """Returns Z @ dense, where Z has `values` at these entries."""
 
     @abstractmethod
     def transposed_times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> Float[Tensor, "feature d"]:
-        """Z.T @ dense."""
+        """Returns Z.T @ dense, where Z has `values` at these entries."""
 
     @abstractmethod
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Z.T @ dense and Z.T @ 1."""
+        """Returns Z.T @ dense and Z.T @ 1, which is the sum of each feature's values."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ class SparsityPattern(Entries):
     """Entries in CSR layout, on a CPU."""
 
     row_start: Int[Tensor, " token_plus_1"]
-    """int32; token t has entries row_start[t] to row_start[t + 1]."""
+    """First entry of each token, int32. Token t has the entries from row_start[t] to row_start[t + 1] - 1."""
     feature: Int[Tensor, " entry"]
-    """int32; ascending within a token."""
+    """Column of each entry, int32, ascending within a token."""
     width: int
     """Number of features, F."""
 
     @classmethod
     def from_flat_indices(cls, indices: Int[Tensor, " entry"], tokens: int, width: int) -> "SparsityPattern":
-        """Entries at ascending indices into the flattened matrix."""
+        """Returns the entries at the given ascending indices into the flattened matrix."""
         counts = torch.bincount(indices // width, minlength=tokens)
         return cls(_row_starts(counts), (indices % width).to(torch.int32), width)
 
@@ -77,47 +78,47 @@ class SparsityPattern(Entries):
 
     @property
     def tokens(self) -> int:
-        """Number of rows."""
+        """Number of tokens, which are the rows of Z."""
         return len(self.row_start) - 1
 
     @cached_property
     def token(self) -> Int[Tensor, " entry"]:
-        """int64; row of each entry."""
+        """Row of each entry, int64."""
         return torch.repeat_interleave(torch.arange(self.tokens), self.row_start.diff().long())
 
     def keep(self, mask: Bool[Tensor, " entry"]) -> "SparsityPattern":
-        """The entries where `mask` is true."""
+        """Returns the entries where `mask` is true."""
         counts = torch.bincount(self.token[mask], minlength=self.tokens)
         return SparsityPattern(_row_starts(counts), self.feature[mask], self.width)
 
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """The matrix unchanged."""
+        """Returns the matrix unchanged."""
         return dense
 
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """left @ right.T at these entries only."""
+        """Returns left @ right.T at these entries only."""
         empty = torch.zeros(len(self), dtype=left.dtype)
         return torch.sparse.sampled_addmm(self._matrix(empty), left, right.T, beta=0.0).values()
 
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Z @ dense, where Z has `values` at these entries."""
+        """Returns Z @ dense, where Z has `values` at these entries."""
         return self._matrix(values) @ dense
 
     def transposed_times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> Float[Tensor, "feature d"]:
-        """Z.T @ dense."""
+        """Returns Z.T @ dense, where Z has `values` at these entries."""
         order, start, token = self._transposed
         return torch.sparse_csr_tensor(start, token, values[order], (self.width, self.tokens)) @ dense
 
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Z.T @ dense and Z.T @ 1."""
+        """Returns Z.T @ dense and Z.T @ 1, which is the sum of each feature's values."""
         sums = values.new_zeros(self.width).index_add_(0, self.feature, values)
         return self.transposed_times(values, dense), sums
 
@@ -126,8 +127,11 @@ class SparsityPattern(Entries):
 
     @cached_property
     def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Z.T in CSR layout: the entries' order by feature, each feature's first entry, each entry's token."""
-        # numpy radix-sorts 16-bit keys: ten times faster than torch's comparison sort
+        """Returns Z.T in CSR layout.
+
+        This is the order of the entries by feature, the first entry of each feature, and the token of each entry.
+        """
+        # numpy sorts 16-bit keys by radix sort, ten times as fast as torch's comparison sort
         key = self.feature.numpy()
         order = torch.from_numpy(
             np.argsort(key.astype(np.uint16) if self.width <= 2**16 else key, kind="stable")
@@ -142,22 +146,22 @@ def _row_starts(counts: Int[Tensor, " row"]) -> Int[Tensor, " row_plus_1"]:
 
 @dataclass(frozen=True)
 class SelectedEntries:
-    """Entries that may be active, with their pre-activations."""
+    """Entries that may be active, and their pre-activations."""
 
     pattern: Entries
     pre: Float[Tensor, " entry"]
     """Pre-activations W_enc x + b_enc, float32, without gradient."""
     x: Float[Tensor, "token d_in"]
-    """The input, in the dtype it was multiplied in."""
+    """The input, in the dtype in which the encoder product used it."""
 
 
 class Encode(torch.autograd.Function):
-    """Pre-activations of the selected entries; gradients for W_enc and the bias only, since x is data."""
+    """Pre-activations of the selected entries. Only W_enc and the bias get gradients, because x is data."""
 
     @staticmethod
     def forward(ctx, W_enc: Tensor, bias: Tensor, selected: SelectedEntries) -> Tensor:  # noqa: D102
         ctx.selected = selected
-        # a copy: an autograd function must not return its input
+        # copied, because an autograd function must not return its input
         return selected.pre.clone()
 
     @staticmethod
@@ -167,7 +171,7 @@ class Encode(torch.autograd.Function):
 
 
 class Decode(torch.autograd.Function):
-    """Z @ W_dec, where Z has activations z at the entries of `pattern`."""
+    """Returns Z @ W_dec, where Z has the activations z at the entries of `pattern`."""
 
     @staticmethod
     def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Entries) -> Tensor:  # noqa: D102

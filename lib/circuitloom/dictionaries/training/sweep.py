@@ -1,4 +1,7 @@
-"""Trains all runs of a sweep at one layer, on each batch that is read; resumes bit for bit after a kill."""
+"""Trains all runs of a sweep at one layer. Each batch is read once for all runs.
+
+A training that was killed resumes bit for bit.
+"""
 
 import io
 import time
@@ -34,19 +37,25 @@ HISTORY_EVERY = 10
 """Steps between history rows."""
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
-"""Least time between checkpoints; a checkpoint of a large dictionary has gigabytes."""
+"""Least number of seconds between checkpoints. A checkpoint of a large dictionary has gigabytes."""
 CHECKPOINT_SHARE = 1 / 20
-"""Largest share of the time spent on checkpoints; writing a very large one takes minutes."""
+"""Largest share of the time that is spent on checkpoints. Writing a very large one takes minutes."""
 MAX_PARALLEL_WEIGHTS = 2**22
-"""Most encoder and decoder weights of a run that is trained in parallel with others.
+"""Largest number of encoder and decoder weights with which a run is trained in parallel with others.
 
-Larger runs allocate more than glibc's per-thread arenas hold, and get fresh pages each time.
+Larger runs allocate more memory than glibc's per-thread arenas hold, and so get fresh pages each time.
 """
 SERIAL_SHARE = 0.5
-"""Share of a small run's step that does not scale with threads: d = 64, F = 2048 takes 0.75 of the time with two."""
+"""Share of the time of a small run's step that more threads do not shorten.
+
+With d = 64 and F = 2048, two threads take 0.75 of the time of one.
+"""
 
 ReadBatches = Callable[[int, int], Iterator[dict[str, Tensor]]]
-"""(first step, last step, exclusive) to raw activations [token, d] by site: batches, or this process's part of each."""
+"""Function of the first step and the step after the last, which yields the batch of each step.
+
+A batch holds raw activations [token, d] by site. With several processes it is this process's part of the batch.
+"""
 Step = Callable[[Trainer], LossTerms]
 MapTrainers = Callable[[Step, list[Trainer]], list[LossTerms]]
 
@@ -60,12 +69,13 @@ def train_sweep(
     version: str = "",
     collectives: Collectives = SINGLE_PROCESS,
 ) -> None:
-    """Train `runs` on `layer`; write the dictionary and history of each into its folder of `outputs`.
+    """Train `runs` on `layer`. The dictionary and the history of each run are written into its folder of `outputs`.
 
-    `version` is anything else the result depends on, such as a hash of the code: a checkpoint of another version is not
-    resumed. With several processes each calls this with its `collectives`, and rank 0 writes.
+    `version` stands for anything else that the result depends on, such as a hash of the code. A checkpoint of another
+    version is not resumed. With several processes, each process calls this with its own `collectives`, and rank 0
+    writes.
 
-    Raises ValueError if activations are missing or damaged, ArithmeticError if a run diverges.
+    Raises ValueError if activations are missing or damaged, and ArithmeticError if a run diverges.
     """
     sites = sorted({site for run in runs for site in (run.site_in, run.site_out)})
     stores = {site: open_activations(activations, site, layer, model) for site in sites}
@@ -87,7 +97,7 @@ def train_sweep(
     def read_batches(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
         return read_sites(stores, batch, stop, start, rows=part, device=model.device)
 
-    # named after the first run: no other sweep has a run of this name
+    # the folder is named after the first run, because no other sweep has a run of this name
     with _shared_partial_folder(outputs[0].parent / f".{outputs[0].name}", mark, collectives) as partial:
         history = train(trainers, read_batches, partial)
         for trainer, output in zip(trainers, outputs, strict=True):
@@ -104,7 +114,7 @@ def train_sweep(
 
 @dataclass
 class _SweepState:
-    """Steps taken, and each run's history rows by name."""
+    """The number of steps taken, and the history rows of each run under the run's name."""
 
     step: int = 0
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -118,12 +128,12 @@ def train(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     checkpoint_share: float = CHECKPOINT_SHARE,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train all runs to their last step; returns each run's rows of table HISTORY, by name.
+    """Train all runs to their last step. Returns the rows of table HISTORY of each run under the run's name.
 
-    Resumes from a checkpoint in the folder `partial`; the caller ensures that it belongs to this training. Checkpoints
-    are written at multiples of `checkpoint_every` steps, at least `checkpoint_seconds` apart, and take at most
-    `checkpoint_share` of the time. On a CPU small runs train in parallel, with a part of the threads each.
-    Raises ArithmeticError if a run diverges.
+    Training resumes from a checkpoint in the folder `partial`. The caller ensures that the checkpoint belongs to this
+    training. Checkpoints are written at multiples of `checkpoint_every` steps, at least `checkpoint_seconds` apart, and
+    take at most `checkpoint_share` of the time. On a CPU small runs train in parallel, and each gets a part of the
+    threads. Raises ArithmeticError if a run diverges.
     """
     collectives = trainers[0].collectives
     state = _resume(trainers, partial, collectives)
@@ -161,10 +171,10 @@ def train(
 
 @contextmanager
 def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
-    """A function that calls a step for each trainer, in parallel threads if that is faster, and returns the results.
+    """Yields a function that calls a step for each trainer and returns the results. It uses threads if that is faster.
 
-    Within the context torch uses one run's part of the threads. Bit-exact only for the same runs and the same number of
-    threads.
+    Within the context torch uses one run's part of the threads. Results are the same bit for bit only for the same runs
+    and the same number of threads.
     """
     threads = torch.get_num_threads()
     parallel = parallel_runs(len(trainers), threads) if all(map(_is_small, trainers)) else 1
@@ -174,7 +184,7 @@ def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
     share = threads // parallel
     torch.set_num_threads(share)
     try:
-        # torch's number of threads is set per thread
+        # each thread has its own setting of torch's number of threads
         with ThreadPoolExecutor(parallel, initializer=torch.set_num_threads, initargs=(share,)) as pool:
             yield lambda step, active: list(pool.map(step, active))
     finally:
@@ -182,7 +192,10 @@ def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
 
 
 def parallel_runs(runs: int, threads: int) -> int:
-    """Number of runs to train in parallel that minimises the time per step of all runs; the largest if tied."""
+    """Returns how many runs to train in parallel, so that a step of all runs takes the least time.
+
+    Of equally fast numbers it returns the largest.
+    """
 
     def relative_time(parallel: int) -> float:
         rounds, share = -(-runs // parallel), threads // parallel
@@ -204,7 +217,10 @@ def _is_small(trainer: Trainer) -> bool:
 def _save_checkpoint(
     trainers: list[Trainer], state: _SweepState, partial: Path, collectives: Collectives
 ) -> None:
-    """Write a checkpoint; under tensor parallelism one per rank, valid once rank 0 has written the last."""
+    """Write a checkpoint. Under tensor parallelism each rank writes one.
+
+    These are valid once rank 0, as the last, has written its own.
+    """
     for trainer in trainers:
         trainer.check()
     file = _checkpoint_file(partial, state.step, collectives)
@@ -223,12 +239,12 @@ def _write_checkpoint(trainers: list[Trainer], state: _SweepState, file: Path) -
     states = [trainer.state() for trainer in trainers]
     content = io.BytesIO()
     torch.save({"step": state.step, "history": state.history, "states": states}, content)
-    # through bytes, so that a full disk raises OSError
+    # converted to bytes first, so that a full disk raises OSError
     write_atomically(file, content.getbuffer())
 
 
 def _checkpoint_file(partial: Path, step: int, collectives: Collectives) -> Path:
-    """One file for all ranks; under tensor parallelism one per rank."""
+    """Returns the checkpoint's file. All ranks share one file. Under tensor parallelism each rank has its own."""
     separate = collectives.is_tensor_parallel and collectives.rank > 0
     return partial / (_rank_checkpoint(step, collectives.rank) if separate else CHECKPOINT)
 
@@ -255,7 +271,7 @@ def _read_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def _shared_partial_folder(output: Path, mark: str, collectives: Collectives) -> Iterator[Path]:
-    """The partial folder of all processes; rank 0 holds its lock."""
+    """Yields the partial folder, which all processes share. Rank 0 holds its lock."""
     if collectives.rank > 0:
         yield Path(collectives.broadcast(""))
         return
@@ -288,9 +304,11 @@ def _make_trainers(
 def _read_sample(
     stores: Mapping[str, ActivationStore], rows: int, batch: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """The first `rows` rows of each site, or all if there are fewer; row order is random over documents.
+    """Returns the first `rows` rows of each site, or all if there are fewer.
 
-    On the CPU: a GPU may lack the memory for one row per feature.
+    Stored rows are in random order over documents.
+
+    The sample is on the CPU, because a GPU may lack the memory for one row per feature.
     """
     rows = min(rows, *(store.rows for store in stores.values()))
     batches = read_sites(stores, batch, -(-rows // batch), device=device)

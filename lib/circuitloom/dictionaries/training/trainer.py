@@ -1,4 +1,7 @@
-"""The trainer of one dictionary: parameters, optimizer and the history of dead features; on a GPU, a captured step."""
+"""The trainer of one dictionary: its parameters, its optimizer and the history of dead features.
+
+On a GPU it replays the steps of topk as a CUDA graph.
+"""
 
 import dataclasses
 import time
@@ -19,15 +22,15 @@ from .paper_loss import PaperCoordinates, remove_parallel_gradient, restore_unit
 from .parameters import PER_FEATURE, Scales, initial_parameters, to_dictionary
 
 THRESHOLD_RATE = 0.01
-"""Rate of the moving average that becomes batchtopk's threshold."""
+"""Rate of the moving average of a batch's smallest kept activation, which becomes batchtopk's threshold."""
 DIVERGED_FVU = 1e3
-"""A batch with a larger fraction of variance unexplained has diverged."""
+"""Training has diverged if the fraction of variance unexplained (FVU) of a batch is larger than this."""
 WARM_UP = 3
-"""Steps before a CUDA graph is captured: they compile kernels and fill the allocator's pools."""
+"""Number of trial steps before a CUDA graph is captured. They compile kernels and fill the allocator's pools."""
 
 
 class Trainer:
-    """Trains one dictionary: `step` takes one batch; `state` and `restore` make training resumable bit for bit."""
+    """Trains one dictionary. `step` takes one batch. `state` and `restore` make training resumable bit for bit."""
 
     def __init__(
         self,
@@ -40,7 +43,10 @@ class Trainer:
         collectives: Collectives = SINGLE_PROCESS,
         device: torch.device | None = None,
     ) -> None:
-        """`sample` holds raw inputs and outputs that initialise the features; `device` defaults to the sample's."""
+        """`sample` holds raw inputs and outputs, from which features are initialised.
+
+        `device` defaults to the sample's.
+        """
         self.run, self.layer, self.paper, self.collectives = run, layer, paper, collectives
         features = collectives.feature_slice(run.width)
         self.steps = max(1, run.tokens // run.batch)
@@ -100,7 +106,7 @@ class Trainer:
         # Adam, unless the loss has diverged
         is_sane = (terms.fvu < DIVERGED_FVU) & terms.loss.isfinite()
         if x.is_cuda:
-            # fused Adam skips its update if found_inf is 1, as torch's gradient scaler uses it
+            # fused Adam skips its update if found_inf is 1; torch's gradient scaler relies on this too
             self.optimizer.found_inf = (~is_sane).float()  # type: ignore[attr-defined]
         read_is_sane = _async_bool(is_sane)
         if not x.is_cuda:
@@ -108,7 +114,7 @@ class Trainer:
         if self.paper is not None:
             remove_parallel_gradient(p)
         self.optimizer.step()
-        # only now, so that the GPU is not kept waiting
+        # checked only now, so that the GPU does not wait for the CPU
         if x.is_cuda:
             self._raise_if_diverged(read_is_sane(), terms, index)
         self._apply_constraints()
@@ -120,7 +126,10 @@ class Trainer:
         return terms
 
     def history_row(self, index: int, terms: LossTerms) -> dict[str, Any]:
-        """Row of table HISTORY after step `index`; its rate counts the steps since the last row."""
+        """Returns the row of table HISTORY after step `index`.
+
+        Its tokens per second are those of the steps since the last row.
+        """
         names = ("loss", "reconstruction", "sparsity", "auxiliary", "l0", "fvu")
         tokens_per_second = self._timed_steps * self.run.batch / self._seconds
         self._seconds, self._timed_steps = 0.0, 0
@@ -136,7 +145,7 @@ class Trainer:
 
     @property
     def dead_share(self) -> float:
-        """Share of features that have not fired for `dead_tokens` tokens."""
+        """Share of features that have not fired during the last `dead_tokens` tokens."""
         dead = int((self.tokens_since_fired >= self.run.dead_tokens).sum())
         return self.collectives.sum_feature_counts(dead) / self.run.width
 
@@ -155,7 +164,10 @@ class Trainer:
             )
 
     def dictionary(self) -> Dictionary:
-        """The dictionary on raw activations as trained so far; rank 0 has all features, other ranks their own."""
+        """Returns the dictionary on raw activations, as trained so far.
+
+        Under tensor parallelism it has all features in rank 0, and in other ranks only their own.
+        """
         p, run = self.parameters, self.run
         if self.paper is not None:
             dictionary = self.paper.to_dictionary(p, run, self.layer, self.scales.y_mean)
@@ -171,7 +183,7 @@ class Trainer:
         return dataclasses.replace(dictionary, **gathered)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Returns everything that the next step depends on."""
         return {
             "parameters": {name: value.detach() for name, value in self.parameters.named()},
             "optimizer": self.optimizer.state_dict(),
@@ -180,7 +192,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load a `state`."""
+        """Load what `state` has returned."""
         for name, value in self.parameters.named():
             value.data.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -188,22 +200,22 @@ class Trainer:
         self.threshold = state["threshold"]
 
     def _dead_features(self, index: int) -> Int[Tensor, " dead"]:
-        """Features for AuxK."""
+        """Returns the indices of the dead features, which AuxK trains. There are none if the run has no AuxK."""
         run = self.run
-        # skipped until a feature can be dead: it forces a GPU sync
+        # not computed until a feature can be dead, because it makes the CPU wait for the GPU
         if run.aux == 0 or run.act not in TOPK_ACTS or index * run.batch < run.dead_tokens:
             return torch.zeros(0, dtype=torch.int64, device=self.tokens_since_fired.device)
         return (self.tokens_since_fired >= run.dead_tokens).nonzero()[:, 0]
 
     def _apply_constraints(self) -> None:
-        """Unit decoder rows for `loss: paper`, non-negative thresholds for jumprelu."""
+        """Scale decoder rows to unit norm for `loss: paper`, and set negative thresholds of jumprelu to 0."""
         if self.paper is not None:
             restore_unit_norm(self.parameters)
         if self.parameters.threshold is not None:
             self.parameters.threshold.data.clamp_min_(0)
 
     def _update_statistics(self, terms: LossTerms, tokens: int) -> None:
-        """Count tokens since each feature fired; update batchtopk's threshold."""
+        """Update the number of tokens since each feature fired, and batchtopk's threshold."""
         self.tokens_since_fired += tokens
         self.tokens_since_fired[terms.fired] = 0
         if self.run.act == "batchtopk" and bool(terms.min_active.isfinite()):
@@ -219,7 +231,10 @@ class Trainer:
 
 
 def learning_rate(run: Run, index: int, steps: int) -> float:
-    """Adam's learning rate at step `index`: linear warm-up, constant, linear decay to zero over the last steps."""
+    """Returns Adam's learning rate at step `index`.
+
+    It rises linearly, stays constant, and then falls linearly to zero over the last steps.
+    """
     warmup, decay = run.warmup * steps, run.decay * steps
     rise = min(1.0, (index + 1) / warmup) if warmup > 1 else 1.0
     fall = min(1.0, (steps - index) / decay) if decay > 1 else 1.0
@@ -227,13 +242,16 @@ def learning_rate(run: Run, index: int, steps: int) -> float:
 
 
 def sparsity_weight(run: Run, index: int, steps: int) -> float:
-    """λ at step `index`: rises linearly over the first steps, then constant."""
+    """Returns λ at step `index`. It rises linearly over the first steps and is constant after that."""
     rise = run.sparsity_warmup * steps
     return run.sparsity * (min(1.0, (index + 1) / rise) if rise > 1 else 1.0)
 
 
 def _async_bool(value: Bool[Tensor, ""]) -> Callable[[], bool]:
-    """A function that returns `value`; on a GPU it waits for work queued before this call, not for later work."""
+    """Returns a function that returns `value`.
+
+    On a GPU that function waits only for the work that was queued before `_async_bool` was called, not for later work.
+    """
     if not value.is_cuda:
         return lambda: bool(value)
     copy = value.to("cpu", non_blocking=True)
@@ -248,9 +266,9 @@ def _async_bool(value: Bool[Tensor, ""]) -> Callable[[], bool]:
 
 
 class _CapturedStep:
-    """Loss and gradients of a step as one CUDA graph, for batches of one shape.
+    """Computes the loss and gradients of a step by replaying one CUDA graph, for batches of one shape.
 
-    Launching a step's hundreds of small kernels one by one takes the CPU longer than the GPU needs to run them.
+    Without it, the CPU needs longer to launch the hundreds of small kernels of a step than the GPU needs to run them.
     """
 
     def __init__(
@@ -260,7 +278,7 @@ class _CapturedStep:
         x: Float[Tensor, "token d_in"],
         y: Float[Tensor, "token d_out"],
     ) -> None:
-        """Captures `evaluate` and its backward pass; `evaluate` must not make the host wait for the GPU."""
+        """Capture `evaluate` and its backward pass. `evaluate` must not make the CPU wait for the GPU."""
         self.parameters, self.x, self.y = parameters, x.clone(), y.clone()
 
         def forward_backward() -> LossTerms:
@@ -277,7 +295,7 @@ class _CapturedStep:
                 forward_backward()
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread reads batches ahead
+        # thread_local, because another thread reads batches ahead
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.terms = forward_backward()
         self.gradients = [parameter.grad for parameter in parameters]
@@ -287,14 +305,17 @@ class _CapturedStep:
         return x.shape == self.x.shape and y.shape == self.y.shape
 
     def __call__(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> LossTerms:
-        """Loss terms of a batch; leaves gradients in the parameters. The next call overwrites `fired` and gradients."""
+        """Returns the loss terms of a batch, and leaves gradients in the parameters.
+
+        The next call overwrites `fired` and the gradients.
+        """
         self.x.copy_(x)
         self.y.copy_(y)
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
         values = {field.name: getattr(self.terms, field.name) for field in dataclasses.fields(LossTerms)}
-        # one copy of all scalars: each copy is a kernel launch
+        # all scalars are copied at once, because each copy is a kernel launch
         scalars = [name for name, value in values.items() if value.ndim == 0 and value.is_cuda]
         copies = torch.stack([values[name].detach().float() for name in scalars]).unbind()
         return LossTerms(**{**values, **dict(zip(scalars, copies, strict=True))})
