@@ -1,4 +1,4 @@
-"""Names of a model's modules, found through TransformerLens' architecture adapters."""
+"""Finds the names of a model's modules through TransformerLens' architecture adapters."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,45 +7,45 @@ from typing import Any
 
 ANATOMY_FILE = "anatomy.json"
 NATIVE = "TransformerLensNative"
-"""Architecture in the config.json of a model converted from TransformerLens' legacy format."""
+"""Architecture named in the config.json of a model that was converted from TransformerLens' legacy format."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Names of the modules of a causal language model, stored next to its weights in `anatomy.json`.
+    """Names of the modules of a causal language model. They are stored next to its weights in `anatomy.json`.
 
-    Finding them imports TransformerLens, which takes seconds; reading the file does not.
+    Finding the names imports TransformerLens, which takes seconds. Reading the file is fast.
     """
 
     architecture: str
-    """Class of the model, such as `LlamaForCausalLM`."""
+    """Name of the class of the model, such as `LlamaForCausalLM`."""
     layers: int
     heads: int
     """Attention heads per layer."""
     blocks: str
-    """Path of the list of blocks, such as `model.layers`."""
+    """Path of the list of blocks in the model, such as `model.layers`."""
     mlp: str
-    """Name of the MLP in a block: its input is TransformerLens' `mlp.hook_in`, its output `hook_mlp_out`."""
+    """Name of the MLP in a block. Its input is TransformerLens' `mlp.hook_in`, and its output is `hook_mlp_out`."""
     mlp_projection: str
-    """Name of W_out in the MLP: its input is the neurons' activations."""
+    """Name of W_out in the MLP. Its input is the activations of the neurons."""
     norm_mlp: str | None
-    """Name of the norm before the MLP; in sequential blocks its input is `resid_mid`."""
+    """Name of the norm before the MLP, or None. In blocks where the MLP follows attention its input is `resid_mid`."""
     parallel: bool
-    """Attention and MLP read the same residual stream (GPT-NeoX): there is no `resid_mid`."""
+    """Whether attention and MLP read the same residual stream (as in GPT-NeoX). If so, there is no `resid_mid`."""
     norm_mlp_after: str | None
-    """Name of the norm applied to the MLP's output (Gemma 2)."""
+    """Name of the norm that is applied to the MLP's output (Gemma 2), or None."""
     norm_attention: str | None
-    """Name of the norm before attention."""
+    """Name of the norm before attention, or None."""
     norm_attention_after: str | None
-    """Name of the norm applied to attention's output."""
+    """Name of the norm that is applied to attention's output, or None."""
     attention: str
-    """Name of the attention in a block."""
+    """Name of the attention module in a block."""
     attention_projection: str
-    """Name of W_O in the attention: its input is the heads' outputs, concatenated."""
+    """Name of W_O in the attention module. Its input is the concatenated outputs of the heads."""
     embedding: str
-    """Path of the embedding of tokens."""
+    """Path of the token embedding."""
     positions: str | None
-    """Path of the learned embedding of positions."""
+    """Path of the learned position embedding, or None."""
     norm_final: str
     """Path of the norm before the unembedding."""
     unembedding: str
@@ -53,9 +53,9 @@ class Anatomy:
 
 
 def find_anatomy(config) -> Anatomy:
-    """The anatomy of the model of a Hugging Face `config`.
+    """Returns the anatomy of the model that a Hugging Face `config` describes.
 
-    Raises ValueError if TransformerLens has no adapter for the architecture, or the model has no MLP.
+    Raises ValueError if TransformerLens has no adapter for the architecture, or if the model has no MLP.
     """
     import torch
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -72,7 +72,10 @@ def find_anatomy(config) -> Anatomy:
 
 
 def anatomy_of(bridge) -> Anatomy:
-    """The anatomy of the model of a TransformerBridgeConfig; ValueError if it has no MLP."""
+    """Returns the anatomy of the model that a TransformerBridgeConfig describes.
+
+    Raises ValueError if the model has no MLP.
+    """
     components = adapter_components(bridge)
     block = components["blocks"]
     parts = block.submodules
@@ -106,7 +109,10 @@ def anatomy_of(bridge) -> Anatomy:
 
 
 def adapter_components(bridge) -> dict[str, Any]:
-    """The adapter's component for each module, by TransformerLens' name; its `name` is the model's own."""
+    """Returns the adapter's components, keyed by TransformerLens' names of the modules.
+
+    A component's `name` is the name in the model itself.
+    """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 
     mapping = ArchitectureAdapterFactory.select_architecture_adapter(bridge).component_mapping
@@ -115,7 +121,7 @@ def adapter_components(bridge) -> dict[str, Any]:
 
 
 def is_native(folder: Path) -> bool:
-    """Whether `folder` holds a model converted from TransformerLens' legacy format."""
+    """Whether `folder` holds a model that was converted from TransformerLens' legacy format."""
     file = folder / "config.json"
     return file.is_file() and NATIVE in (json.loads(file.read_text()).get("architectures") or [])
 
@@ -126,7 +132,7 @@ def write_anatomy(anatomy: Anatomy, folder: Path) -> None:
 
 
 def read_anatomy(folder: Path) -> Anatomy:
-    """The anatomy in `folder`; ValueError if another version wrote it."""
+    """Returns the anatomy stored in `folder`. Raises ValueError if another version wrote it."""
     try:
         return Anatomy(**json.loads((folder / ANATOMY_FILE).read_text()))
     except TypeError as error:

@@ -1,4 +1,6 @@
-"""Forward hooks: capture and edit activations of a language model. No other file registers hooks.
+"""Captures and edits activations of a language model with forward hooks. No other file registers hooks.
+
+The example replaces the output of head 0 of layer 3 with its output on other tokens:
 
 donor = capture(model, other_tokens, [Site("heads", 3)])[Site("heads", 3)]
 
@@ -24,10 +26,18 @@ Key = TypeVar("Key", bound=Hashable)
 class Site(NamedTuple):
     """An activation of the model, [sequence, position, d].
 
-    Of a layer: `resid_pre` and `resid_mid` (residual stream before the block and before its MLP's norm), `attention_in`
-    and `mlp_in` (after the norm), `heads` (outputs of all heads, concatenated: input of W_O), `neurons` (input of
-    W_out) and `mlp_out` (before a norm that follows the MLP). Of the model: `embedding` (of tokens), `final_norm` (its
-    output) and `unembedding_in`.
+    Sites of a layer are:
+
+    - `resid_pre`: the residual stream before the block
+    - `attention_in`: the attention's input, after its norm
+    - `heads`: the concatenated outputs of all heads, which are the input of W_O
+    - `resid_mid`: the residual stream before the norm of the MLP
+    - `mlp_in`: the MLP's input, after its norm
+    - `neurons`: the activations of the neurons, which are the input of W_out
+    - `mlp_out`: the MLP's output, before any norm that follows
+
+    Sites of the model are `embedding` (the embedding of tokens), `final_norm` (the output of the final norm) and
+    `unembedding_in` (the input of the unembedding).
     """
 
     name: str
@@ -35,17 +45,19 @@ class Site(NamedTuple):
 
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""(x, y) -> new value of y, [sequence, position, d] each: y is the site's value and x the MLP's input at `mlp_out`,
-y itself at other sites."""
+"""Function (x, y) that returns the new value of y; all are [sequence, position, d]. y is the site's value.
+
+At `mlp_out` x is the MLP's input, at other sites x is y itself.
+"""
 
 OUTPUT_SITES = ("mlp_out", "embedding", "final_norm")
-"""Sites that are a module's output; each other site is a module's first input."""
+"""Sites whose value is the output of a module. The value of every other site is the first input of a module."""
 
 
 def capture(
     model: LanguageModel, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
 ) -> dict[Site, Float[Tensor, "sequence position d"]]:
-    """Activations at `sites`; the pass ends at the last of them, before later layers and the unembedding."""
+    """Returns the activations at `sites`. The forward pass ends at the last of them and skips what comes later."""
     captured: dict[Site, Tensor] = {}
     capture_each(model, tokens, sites, captured.__setitem__)
     return captured
@@ -57,7 +69,10 @@ def capture_each(
     sites: Sequence[Site],
     callback: Callable[[Site, Tensor], None],
 ) -> None:
-    """Call `callback(site, value)` as the pass reaches each site; it ends at the last. Nothing is kept."""
+    """Call `callback(site, value)` when the forward pass reaches each site. No value is kept.
+
+    The pass ends at the last of the sites.
+    """
     waiting = set(sites)
 
     def keep(site: Site, value: Tensor) -> None:
@@ -78,12 +93,12 @@ class _PassComplete(Exception):
 def observed(
     model: LanguageModel, sites: Sequence[Site], callback: Callable[[Site, Tensor], None]
 ) -> Iterator[None]:
-    """Within the context, each pass calls `callback(site, value)` at each of `sites`."""
+    """Within the context, each forward pass calls `callback(site, value)` at each of `sites`."""
 
     def register(site: Site):
         module = find_module(model, site)
 
-        # hooks return None: anything else would replace the value
+        # hooks return None, because anything else would replace the value
         def leave(_module, _args, output) -> None:
             callback(site, output)
 
@@ -102,9 +117,10 @@ def observed(
 
 @contextmanager
 def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """Within the context, the value at each site is replaced by what its edit returns; later modules read that.
+    """Within the context, the value at each site is replaced by what its edit returns, and later modules read that.
 
-    Later edits receive values that earlier edits have changed. Nested contexts on one site apply outermost first.
+    An edit later in the forward pass receives values that earlier edits have changed. If nested contexts edit the same
+    site, the edit of the outermost applies first.
     """
     with ExitStack() as stack:
         for site, edit in edits.items():
@@ -137,7 +153,7 @@ def _edit_input(model: LanguageModel, site: Site, edit: Edit):
 
     handles = [find_module(model, site).register_forward_pre_hook(enter, with_kwargs=True)]
     if site.name == "resid_mid":
-        # the stream also bypasses the MLP: its change is added to the block's output
+        # the stream also bypasses the MLP, so its change is added to the block's output
         handles.append(model.block(site.layer).register_forward_hook(leave))
     return handles
 
@@ -146,7 +162,10 @@ def _edit_input(model: LanguageModel, site: Site, edit: Edit):
 def observed_modules(
     modules: Mapping[Key, nn.Module], callback: Callable[[Key, tuple, dict[str, Any], Any], None]
 ) -> Iterator[None]:
-    """Like `observed`, for modules without a site: each call of one calls `callback(key, args, kwargs, output)`."""
+    """Like `observed`, but for modules that have no site.
+
+    Within the context, each call of one of the modules calls `callback(key, args, kwargs, output)`.
+    """
 
     def register(key: Key, module: nn.Module):
         def leave(_module, args, kwargs, output) -> None:
@@ -161,9 +180,9 @@ def observed_modules(
 
 
 def find_module(model: LanguageModel, site: Site) -> nn.Module:
-    """The module whose output (at `OUTPUT_SITES`) or first input (at other sites) is the site's value.
+    """Returns the module whose output (at `OUTPUT_SITES`) or first input (at other sites) is the site's value.
 
-    Raises ValueError for an unknown site, and for resid_mid where attention and MLP run in parallel.
+    Raises ValueError if the site is unknown, or if it is resid_mid and the model runs attention and MLP in parallel.
     """
     anatomy, layer = model.anatomy, site.layer
     if site.name == "resid_mid" and (anatomy.parallel or anatomy.norm_mlp is None):

@@ -1,4 +1,4 @@
-"""Install a pretrained model, from a folder or the Hugging Face hub, into the results."""
+"""Copies a pretrained model, from a folder or the Hugging Face hub, into the results."""
 
 import json
 import shutil
@@ -17,10 +17,10 @@ SOURCE = "source.json"
 
 
 def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, output: Path) -> None:
-    """Copy the model of `config` to `output`: config, weights, tokenizer, anatomy and source.
+    """Copy the model of `config` to `output`: its config, weights, tokenizer, anatomy and a record of its source.
 
-    Pickled weights are converted to safetensors. A model without tokenizer gets the corpus's `tokenizer`.
-    Raises ValueError if the model or its weights are missing or damaged.
+    Pickled weights are converted to safetensors. A model without a tokenizer gets the corpus's tokenizer from the
+    folder `tokenizer`. Raises ValueError if the model or its weights are missing or damaged.
     """
     folder, origin = _locate(config)
     if isinstance(config, sections.HubModel) and config.shape is not None:
@@ -29,7 +29,7 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
         new = partial / "model"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        # copies: a symbolic link breaks when a folder moves, a hard link lets later training change the installed model
+        # copies: moving a folder breaks a symbolic link, and training in the source would change a hard-linked file
         copy_files(folder, new, TEXT)
         name = origin.get("name") or folder.name
         if legacy.is_legacy(new):
@@ -38,7 +38,7 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
             copy_files(folder, new, WEIGHTS)
         else:
             load_model(folder, "float32", "cpu").module.save_pretrained(new)  # type: ignore[operator]
-        # the source folder's anatomy may be another version's
+        # another version may have written the source folder's anatomy
         (new / ANATOMY_FILE).unlink(missing_ok=True)
         try:
             write_anatomy(load_model(new, config.dtype, "cpu").anatomy, new)
@@ -54,7 +54,7 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
 
 
 def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dict[str, str]]:
-    """The model's folder, which has weights, and a record of its source."""
+    """Returns the model's folder, which is sure to have weights, and a record of the model's source."""
     if isinstance(config, sections.HubModel):
         folder = _download(config)
         key, remedy = "name", "set HF_HUB_OFFLINE=0 to download them"
@@ -76,7 +76,10 @@ def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dic
 
 
 def _download(config: sections.HubModel) -> Path:
-    """The repository's snapshot in the hub's cache; pickled weights only if there are no others."""
+    """Download the repository, and return its folder in the hub's cache.
+
+    Pickled weights are downloaded only if there are no others.
+    """
     import httpx2
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError

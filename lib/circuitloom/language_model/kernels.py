@@ -1,7 +1,8 @@
 """Attention and loss for pretraining small models on short sequences on a CPU.
 
-On two cores with bfloat16 (3 layers, d=128, vocabulary 1,504, 8,192 tokens per step) torch's fused attention takes 27 %
-of a step and the loss over all logits 19 %; with these functions a step is 2.3 times as fast (docs/log.md).
+Their effect was measured on two cores with bfloat16 (3 layers, d=128, vocabulary 1,504, 8,192 tokens per step). With
+torch's functions, fused attention takes 27 % of a step and the loss over all logits 19 %. With the functions of this
+module a step is 2.3 times as fast (docs/log.md).
 """
 
 from typing import Any
@@ -12,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 DENSE_ATTENTION = "circuitloom_dense"
-"""Name of `dense_attention` in transformers, after `register_attention`."""
+"""Name under which `register_attention` registers `dense_attention` with transformers."""
 ROWS = 1024
-"""Tokens per block of logits: few enough for the processor's cache."""
+"""Tokens per block of logits. Such a block fits the processor's cache."""
 
 
 def register_attention() -> None:
@@ -33,9 +34,10 @@ def dense_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[Float[Tensor, "sequence position head e"], None]:
-    """Causal attention that materializes the patterns, [sequence, head, position, position], in the dtype of `query`.
+    """Causal attention that computes the patterns, [sequence, head, position, position], in the dtype of `query`.
 
-    Has the signature of transformers' attention functions; without dropout and padding (`attention_mask` is None).
+    It has the signature of transformers' attention functions. Dropout and padding are not supported, so
+    `attention_mask` must be None.
     """
     sequences, heads, positions, _e = query.shape
     future = torch.full((positions, positions), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
@@ -46,9 +48,9 @@ def dense_attention(
 
 
 class _NextTokenLoss(torch.autograd.Function):
-    """Cross-entropy and its gradients in one loop over blocks of rows, so that no logits are kept.
+    """Cross-entropy and its gradients, computed in one loop over blocks of rows so that no logits are kept.
 
-    After the fused linear cross-entropy of Liger Kernel (Hsu 2024, arXiv 2410.10989).
+    It follows the fused linear cross-entropy of Liger Kernel (Hsu 2024, arXiv 2410.10989).
     """
 
     @staticmethod
@@ -80,6 +82,9 @@ def next_token_loss(
     target: Int[Tensor, " row"],
     dtype: torch.dtype = torch.bfloat16,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of logits `hidden` @ `unembedding`.T, nats; products in `dtype`, sums in float32."""
+    """Returns the mean cross-entropy, in nats, of the logits `hidden` @ `unembedding`.T.
+
+    Products are in `dtype`, and sums in float32.
+    """
     loss: Tensor = _NextTokenLoss.apply(hidden, unembedding, target, dtype)  # type: ignore[assignment]
     return loss

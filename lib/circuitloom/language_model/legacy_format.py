@@ -1,8 +1,8 @@
-"""Models in TransformerLens' legacy format: a config.json of its own keys and a pickled state dict.
+"""Converts models in TransformerLens' legacy format, which has its own config.json keys and a pickled state dict.
 
-NeelNanda's, ArthurConmy's and Baidicoot's repositories on the hub use it. TransformerLens converts the weights; its own
-loader takes neither a revision nor a folder, so files are found and read here. The converted folder has safetensors and
-a config.json that `load_native` reads.
+The repositories of NeelNanda, ArthurConmy and Baidicoot on the hub use this format. TransformerLens converts the
+weights. Its own loader accepts neither a revision nor a folder, so this module finds and reads the files. The converted
+folder has safetensors and a config.json that `load_native` reads.
 """
 
 import json
@@ -27,10 +27,10 @@ def is_legacy(folder: Path) -> bool:
 
 
 def convert(folder: Path, name: str, output: Path) -> None:
-    """Convert the legacy model in `folder` to `output`, for `load_native`.
+    """Convert the legacy model in `folder`. The result in `output` can be read with `load_native`.
 
-    If the config does not name the weights' layout, `_old` in the repository's `name` means the old one.
-    Raises ValueError if a file or key is missing, or TransformerLens has no native equivalent of the model.
+    The config may name the layout of the weights. If it does not, `_old` in the repository's `name` means the old
+    layout. Raises ValueError if a file or key is missing, or if TransformerLens has no native equivalent of the model.
     """
     from safetensors.torch import save_file
 
@@ -49,7 +49,7 @@ def convert(folder: Path, name: str, output: Path) -> None:
 
 
 def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) -> LanguageModel:
-    """The converted model in `folder`; ValueError if its weights are damaged or do not fit its config."""
+    """Load the converted model in `folder`. Raises ValueError if its weights are damaged or do not fit its config."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformer_lens.model_bridge.sources.native import NativeModel
@@ -66,7 +66,10 @@ def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) ->
 
 
 def _native_config(given: dict[str, Any]) -> dict[str, Any]:
-    """Config of a native model; KeyError or ValueError if the legacy config lacks a key or is not supported."""
+    """Returns the config of the native model.
+
+    Raises KeyError if the legacy config lacks a key, and ValueError if it is not supported.
+    """
     if given.get("shortformer_pos"):
         raise ValueError("it has shortformer positions, which TransformerLens' native models do not support")
     return {
@@ -95,7 +98,7 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
 
 
 def _native_weights(state: dict[str, Tensor], layout: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights by parameter name of a native model."""
+    """Returns the weights, keyed by the parameter names of a native model."""
     from transformer_lens.model_bridge.sources import tl_legacy
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
@@ -114,7 +117,7 @@ def _native_weights(state: dict[str, Tensor], layout: str, config: dict[str, Any
 
 
 def _native_name(key: str, components: Any) -> str:
-    """Native name of a bridge parameter: `blocks.0.mlp.in.weight` becomes `layers.0.mlp.fc_in.weight`."""
+    """Returns the native name of a bridge parameter: `blocks.0.mlp.in.weight` becomes `layers.0.mlp.fc_in.weight`."""
     names = []
     for part in key.split("."):
         component = components.get(part)

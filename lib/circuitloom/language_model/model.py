@@ -1,4 +1,7 @@
-"""A causal language model and its parts: blocks, MLPs, attention and norms. `hooks` captures and edits activations."""
+"""A causal language model and its parts: blocks, MLPs, attention and norms.
+
+Module `hooks` captures and edits its activations.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +17,17 @@ from .anatomy import ANATOMY_FILE, Anatomy, find_anatomy, is_native, read_anatom
 
 
 class LanguageModel:
-    """A Hugging Face model with fused attention and an `Anatomy` that names its modules.
+    """A Hugging Face model with fused attention, and an `Anatomy` that names the model's modules.
 
-    Not TransformerLens' bridge, which forces eager attention; activations are equal (tests/activations/test_sites.py).
+    TransformerLens' bridge is not used, because it forces eager attention. Activations are equal to the bridge's
+    (tests/activations/test_sites.py).
     """
 
     def __init__(self, module: nn.Module, anatomy: Anatomy) -> None:
         self.module = module.eval().requires_grad_(False)
         self.anatomy = anatomy
         self.device = next(module.parameters()).device
-        # no generation: keys and values are not cached
+        # the model never generates text, so keys and values need not be cached
         config: Any = getattr(module, "config", None)
         if hasattr(config, "use_cache"):
             config.use_cache = False
@@ -38,7 +42,7 @@ class LanguageModel:
         return self.module.get_submodule(f"{self.anatomy.blocks}.{layer}")
 
     def mlp(self, layer: int) -> nn.Module:
-        """MLP of `layer`: applied to mlp_in [..., d] it gives mlp_out [..., d]."""
+        """MLP of `layer`. Applied to mlp_in [..., d] it returns mlp_out [..., d]."""
         return self.block(layer).get_submodule(self.anatomy.mlp)
 
     def attention(self, layer: int) -> nn.Module:
@@ -46,13 +50,19 @@ class LanguageModel:
         return self.block(layer).get_submodule(self.anatomy.attention)
 
     def norm(self, layer: int, name: str | None) -> nn.Module | None:
-        """The norm of block `layer` that the anatomy calls `name`; None if there is none or it is an identity."""
+        """Returns the norm called `name` in block `layer`.
+
+        Returns None if `name` is None or the module is an identity.
+        """
         module = None if name is None else self.block(layer).get_submodule(name)
         return None if isinstance(module, nn.Identity) else module
 
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
-        """Within the context, attention modules return their patterns, which fused attention does not compute."""
+        """Within the context, attention modules also return their attention patterns.
+
+        Fused attention does not compute these.
+        """
         config: Any = getattr(self.module, "config", None)
         fused = getattr(config, "_attn_implementation", None)
         module: Any = self.module
@@ -68,7 +78,7 @@ class LanguageModel:
     def logits(
         self, tokens: Int[Tensor, "sequence position"]
     ) -> Float[Tensor, "sequence position vocabulary"]:
-        """Next-token logits."""
+        """Returns the next-token logits."""
         output = self.module(tokens.to(self.device))
         return output if isinstance(output, Tensor) else output.logits
 
@@ -76,7 +86,7 @@ class LanguageModel:
 def load_model(
     folder: Path | str, dtype: str = "float32", device: str | torch.device | None = None
 ) -> LanguageModel:
-    """The language model in `folder` (Hugging Face layout), by default on a GPU if available.
+    """Load the language model in `folder` (Hugging Face layout). The default device is a GPU if available.
 
     Raises ValueError if transformers cannot load a complete model from the folder.
 
@@ -95,7 +105,7 @@ def load_model(
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
-    """The model that transformers loads from `folder`; ValueError if weights are missing."""
+    """Returns the model that transformers loads from `folder`. Raises ValueError if weights are missing."""
     import pickle
 
     from safetensors import SafetensorError

@@ -1,4 +1,4 @@
-"""Files of a model's folder, and a digest of its weights."""
+"""Finds and copies the files of a model's folder, and computes a digest of weights."""
 
 import fnmatch
 import hashlib
@@ -8,33 +8,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # the Snakefile imports this module: torch would slow every start
+    # not imported at run time: the Snakefile imports this module, and torch would slow every start
     from torch import Tensor
 
 TEXT = ("*.json", "*.txt", "*.model", "*.jinja")
-"""Configs and tokenizers."""
+"""File name patterns of configs and tokenizers."""
 WEIGHTS = ("*.safetensors",)
 LEGACY = "*final.pth"
-"""Weights in TransformerLens' legacy format."""
+"""File name pattern of weights in TransformerLens' legacy format."""
 PICKLED = ("pytorch_model*.bin", LEGACY)
-"""Used if there is no safetensors file; always read with `weights_only=True`."""
+"""File name patterns of pickled weights.
+
+They are used only if there is no safetensors file, and are always read with `weights_only=True`.
+"""
 
 
 def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files directly in `folder` whose names match a pattern, sorted."""
+    """Returns the files directly in `folder` whose names match a pattern, sorted by path."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     return [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
 
 
 def copy_files(folder: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Copy the matching files of `folder` to `target`, without permissions: sources may be read-only."""
+    """Copy the matching files of `folder` to `target`. Permissions are not copied, because sources may be read-only."""
     target.mkdir(parents=True, exist_ok=True)
     for file in matching(folder, patterns):
         shutil.copyfile(file, target / file.name)
 
 
 def weights_digest(weights: "Mapping[str, Tensor]") -> str:
-    """A digest of names, dtypes, shapes and values of weights."""
+    """Returns a digest of the names, dtypes, shapes and values of weights."""
     import torch
 
     digest = hashlib.blake2b(digest_size=16)

@@ -1,4 +1,4 @@
-"""Pretraining: a GPT-2 model trained on the corpus with Muon and AdamW, saved as a Hugging Face folder."""
+"""Trains a GPT-2 model on the corpus with Muon and AdamW, and saves it as a Hugging Face folder."""
 
 import hashlib
 import io
@@ -37,21 +37,26 @@ from .anatomy import find_anatomy, write_anatomy
 from .model_files import TEXT, copy_files
 
 _BLOCK = 4096
-"""Sequences converted at a time: reading widens them to 64-bit integers."""
+"""Number of sequences that are converted at a time. While they are read, tokens are 64-bit integers."""
 CHECKPOINT = "checkpoint.pt"
 HISTORY_ROWS = 200
 """Maximum number of rows of the table `pretraining`."""
 _DENSE_CONTEXT = 512
-"""Maximum context for dense attention, which is faster while attention patterns fit the processor's caches."""
+"""Largest context for which dense attention is used.
+
+It is faster while attention patterns fit the processor's caches.
+"""
 
 
 class Batches:
-    """Batches by step: each epoch is a permutation of the sequences, a function of (seed, epoch).
+    """The batch of each step.
+
+    Each epoch is a permutation of the sequences, which depends only on the seed and the epoch.
 
     Every position has a target: the target of a sequence's last position is the first token of the next sequence. The
     split's last sequence is not used. Tokens are kept in memory in the dtype in which they are stored.
 
-    Raises ValueError for fewer than two sequences.
+    Raises ValueError if there are fewer than two sequences.
     """
 
     def __init__(self, tokens: Tokens, size: int, seed: int) -> None:
@@ -72,11 +77,11 @@ class Batches:
         )
 
     def digest(self) -> str:
-        """Digest of the tokens."""
+        """Returns a digest of the tokens."""
         return hashlib.blake2b(self._token.tobytes(), digest_size=16).hexdigest()
 
     def at(self, step: int) -> tuple[Int[Tensor, "sequence position"], Int[Tensor, "sequence position"]]:
-        """Tokens of `step` (from 0) and their targets, the next tokens."""
+        """Returns the tokens of `step` (from 0), and their targets, which are the next tokens."""
         places = np.arange(step * self.size, (step + 1) * self.size)
         rows = np.array(
             [self._order(epoch)[place] for epoch, place in zip(*divmod(places, self._count), strict=True)]
@@ -89,9 +94,10 @@ class Batches:
 
 
 def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
-    """Learning rate of `step` (from 0), as a fraction of the peak.
+    """Returns the learning rate of `step` (from 0), as a fraction of the peak.
 
-    Linear warmup over the first fraction `warmup` of the steps, linear decay to zero over the last fraction `decay`.
+    It rises linearly during the first fraction `warmup` of the steps, and falls linearly to zero during the last
+    fraction `decay`.
     """
     rise = (step + 1) / max(1.0, warmup * steps)
     fall = (steps - step) / max(1.0, decay * steps)
@@ -99,10 +105,10 @@ def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
 
 
 class MuonAdamW:
-    """Muon for the blocks' matrices, AdamW for the other parameters of a `GPT2LMHeadModel`, with one schedule.
+    """Muon for the matrices of the blocks and AdamW for the other parameters of a `GPT2LMHeadModel`, with one schedule.
 
-    Muon orthogonalises the query, key and value matrices separately and scales its learning rate by the shape
-    [out, in]; GPT-2 stores the three concatenated as [in, out].
+    Muon orthogonalises the query, key and value matrices separately, and scales its learning rate by the shape [out,
+    in]. GPT-2 stores these three matrices as one, [in, out], so Muon gets transposed views of the parts.
     """
 
     def __init__(self, model: nn.Module, config: Pretrain) -> None:
@@ -118,7 +124,7 @@ class MuonAdamW:
         self._peaks = {self._muon: config.learning_rate, self._adam: config.learning_rate_embedding}
 
     def step(self, share: float) -> None:
-        """One optimizer step at `share` of the peak learning rates; clears the gradients."""
+        """Take one optimizer step at the fraction `share` of the peak learning rates. Then clear the gradients."""
         for view, (parameter, columns) in zip(self._views, self._sources, strict=True):
             assert parameter.grad is not None
             view.grad = parameter.grad[:, columns].T
@@ -128,17 +134,20 @@ class MuonAdamW:
         self._model.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of both optimizers."""
+        """Returns the state of both optimizers."""
         return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state`."""
+        """Restore the state that `state_dict` has returned."""
         self._muon.load_state_dict(state["muon"])
         self._adam.load_state_dict(state["adam"])
 
 
 def _matrix_columns(name: str, parameter: Tensor) -> list[slice]:
-    """Columns of each matrix in an [in, out] parameter: three for the concatenated query, key and value."""
+    """Returns the columns of each matrix in an [in, out] parameter.
+
+    There are three matrices in the concatenated query, key and value, else one.
+    """
     count = 3 if name.endswith("c_attn.weight") else 1
     width = parameter.shape[1] // count
     return [slice(i * width, (i + 1) * width) for i in range(count)]
@@ -146,18 +155,18 @@ def _matrix_columns(name: str, parameter: Tensor) -> list[slice]:
 
 @dataclass
 class PretrainingState:
-    """Model, optimizer and history: the content of a checkpoint."""
+    """The model, its optimizer and the history of the training. This is the content of a checkpoint."""
 
     model: GPT2LMHeadModel
     optimizer: MuonAdamW
     losses: list[float] = field(default_factory=list)
-    """Cross-entropy of each step so far, nats per token."""
+    """Cross-entropy of each step so far, in nats per token."""
     seconds: list[float] = field(default_factory=list)
-    """Duration of each step so far."""
+    """Duration of each step so far, in seconds."""
 
     @property
     def step(self) -> int:
-        """Steps taken."""
+        """Number of steps taken."""
         return len(self.losses)
 
     def save(self, file: Path) -> None:
@@ -168,7 +177,7 @@ class PretrainingState:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
-        # through memory: torch.save does not report a full disk
+        # converted to bytes first, because torch.save does not report a full disk
         content = io.BytesIO()
         torch.save(state, content)
         write_atomically(file, content.getbuffer())
@@ -184,11 +193,11 @@ class PretrainingState:
 def pretrain(
     tokens: Tokens, tokenizer: Path, config: Pretrain, seed: int, output: Path, version: str = ""
 ) -> None:
-    """Train a model on `tokens`; save it with its tokenizer, its anatomy and the table `pretraining` in `output`.
+    """Train a model on `tokens`. Save it in `output` with its tokenizer, its anatomy and the table `pretraining`.
 
-    A killed training resumes from `output`.partial if config, tokens and `version` (of the code) are the same; on a CPU
-    with the same number of threads the weights are bit-identical.
-    Raises ValueError for too little text, and FloatingPointError if the loss diverges.
+    A killed training resumes from `output`.partial if the config, the tokens and `version` (of the code) are the same.
+    On a CPU with the same number of threads, the weights then are bit-identical to those of an uninterrupted training.
+    Raises ValueError if there is too little text, and FloatingPointError if the loss diverges.
     """
     batches = Batches(tokens, config.batch, seed)
     keys = config.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -213,8 +222,8 @@ def pretrain(
 
 
 def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
-    """The initialized model, on a GPU if available."""
-    # exact GELU: torch computes it five times as fast as the tanh approximation
+    """Returns the initialized model, on a GPU if one is available."""
+    # GELU is exact because torch computes it five times as fast as the tanh approximation
     shape = GPT2Config(
         vocab_size=tokens.vocabulary, n_positions=tokens.context, n_embd=config.d_model, n_layer=config.layers,
         n_head=config.heads, n_inner=config.d_mlp, activation_function="gelu", tie_word_embeddings=False,
@@ -233,9 +242,10 @@ def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
 
 
 def train(training: PretrainingState, batches: Batches, config: Pretrain, checkpoint: Path) -> None:
-    """Run the remaining steps, with a checkpoint every `checkpoint_every` steps and after the last.
+    """Run the remaining steps. Write a checkpoint every `checkpoint_every` steps and after the last step.
 
-    Raises FloatingPointError if the loss exceeds that of a uniform guess; the last checkpoint is kept.
+    Raises FloatingPointError if the loss exceeds that of a uniform guess by more than 2 nats. The last checkpoint is
+    kept.
     """
     step_tokens = batches.size * batches.context
     steps = math.ceil(config.tokens / step_tokens)
@@ -262,7 +272,7 @@ def train(training: PretrainingState, batches: Batches, config: Pretrain, checkp
 
 
 def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Mean loss of a batch; gradients are accumulated in the model."""
+    """Returns the mean loss of a batch, and accumulates its gradients in the model."""
     fast = fast_dtype()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=fast == torch.bfloat16):
         hidden = model.transformer(tokens.to(model.device), use_cache=False).last_hidden_state
@@ -273,7 +283,10 @@ def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor
 
 
 def history(training: PretrainingState, config: Pretrain, context: int) -> list[dict[str, Any]]:
-    """Rows of the table `pretraining`, each a mean over the same number of steps."""
+    """Returns the rows of the table `pretraining`.
+
+    Each row is a mean over the same number of steps, except the last.
+    """
     steps, rows = training.step, []
     size = math.ceil(steps / HISTORY_ROWS)
     for start in range(0, steps, size):
@@ -292,9 +305,10 @@ def history(training: PretrainingState, config: Pretrain, context: int) -> list[
 
 @styled
 def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
-    """Plot training loss by tokens, with lines for the held-out loss and the grammar's entropy if known.
+    """Plot the training loss against tokens. If known, the held-out loss and the grammar's entropy are drawn as lines.
 
-    `table` is `pretraining`; `figures` has the values of table `language_model`; `step_tokens` is tokens per step.
+    `table` is the table `pretraining`. `figures` has the values of table `language_model`. `step_tokens` is the number
+    of tokens per step.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,7 @@
-"""Quality of a language model: held-out cross-entropy, excess over the grammar's entropy, the greater-than metric."""
+"""Measures the quality of a language model.
+
+It is given by the held-out cross-entropy, its excess over the grammar's entropy, and the greater-than metric.
+"""
 
 import math
 from collections.abc import Sequence
@@ -25,30 +28,33 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Mean cross-entropy of next-token predictions, nats per token."""
+    """Mean cross-entropy of next-token predictions, in nats per token."""
 
     masked: float
-    """Of predictions from scored positions: all except position 0 and BOS."""
+    """Mean over predictions from scored positions, which are all except position 0 and BOS."""
     every: float
-    """Of all predictions."""
+    """Mean over all predictions."""
     n_tokens: int
     """Number of predictions in `every`."""
 
 
 @dataclass(frozen=True)
 class GrammarDistance:
-    """Cross-entropy of the model compared with the grammar that generated the documents, nats per predicted token."""
+    """Cross-entropy of the model and entropy of the grammar that generated the documents.
+
+    Both are in nats per predicted token.
+    """
 
     cross_entropy: float
     entropy: float
-    """Mean -log p under the grammar."""
+    """Mean of -log p per token, where p is the probability under the grammar."""
     standard_error: float
-    """Of the difference of the two, with independent documents."""
+    """Standard error of the difference of the two. Documents are taken as independent."""
     n_documents: int
 
     @property
     def percent(self) -> float:
-        """Excess of the cross-entropy over the entropy, in percent of the entropy."""
+        """How much the cross-entropy exceeds the entropy, in percent of the entropy."""
         return 100 * (self.cross_entropy / self.entropy - 1)
 
     @property
@@ -59,7 +65,7 @@ class GrammarDistance:
 
 @torch.no_grad()
 def cross_entropy(model: LanguageModel, tokens: Tokens) -> CrossEntropy:
-    """Cross-entropy on all packed held-out sequences."""
+    """Returns the cross-entropy of the model on all packed held-out sequences."""
     masked = every = 0.0
     n_masked = n_every = 0
     with progress("language_model: held-out text", len(tokens), "sequences") as bar:
@@ -77,9 +83,9 @@ def cross_entropy(model: LanguageModel, tokens: Tokens) -> CrossEntropy:
 def document_losses(
     model: LanguageModel, documents: Sequence[Int[np.ndarray, " _token"]]
 ) -> Float[np.ndarray, " document"]:
-    """Summed cross-entropy, in nats, of each document's tokens after its first (its BOS)."""
+    """Returns the summed cross-entropy, in nats, of each document's tokens after the first (its BOS)."""
     total = np.empty(len(documents))
-    # sorted by length, to compute little on padding
+    # sorted by length, so that batches need little padding
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     with progress("language_model: documents", len(documents), "documents") as bar:
         for start in range(0, len(order), _BATCH):
@@ -100,9 +106,9 @@ def grammar_distance(
     log_probability: Float[np.ndarray, " document"],
     bos_id: int,
 ) -> GrammarDistance:
-    """Model and grammar on complete documents, each between two BOS.
+    """Compare model and grammar on complete documents. Each document is put between two BOS.
 
-    `log_probability` is each document's log probability under the grammar including its end, nats.
+    `log_probability` is the log probability of each document and its end under the grammar, in nats.
     """
     complete = [np.concatenate([[bos_id], document, [bos_id]]) for document in documents]
     predicted = np.array([len(document) - 1 for document in complete], np.float64)
@@ -124,9 +130,10 @@ def greater_than(
     years: Int[Tensor, " prompt"],
     numbers: Int[Tensor, " number"],
 ) -> float:
-    """Mean over prompts of P(y > YY) - P(y <= YY) for the next two-digit number y (Hanna 2023, arXiv 2305.00586).
+    """Returns the mean over prompts of P(y > YY) - P(y <= YY), where y is the next two-digit number.
 
-    `years` has each prompt's YY, `numbers` the tokens of 00 to 99. Probabilities are not renormalized over numbers.
+    This is the metric of Hanna 2023 (arXiv 2305.00586). `years` has the YY of each prompt. `numbers` has the tokens of
+    the numbers 00 to 99. Probabilities are not renormalized over these numbers.
     """
     p = torch.cat([model.logits(batch)[:, -1].float().softmax(-1).cpu() for batch in prompts.split(_BATCH)])
     later = torch.arange(len(numbers)) > years[:, None]
@@ -136,7 +143,7 @@ def greater_than(
 def _losses(
     model: LanguageModel, tokens: Int[Tensor, "sequence position"]
 ) -> Float[Tensor, "sequence prediction"]:
-    # without the last token, which predicts nothing and may exceed the model's context
+    # the last token is left out: it predicts nothing and may exceed the model's context
     logits = model.logits(tokens[:, :-1]).float()
     return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none").cpu()
 
@@ -144,10 +151,10 @@ def _losses(
 def language_model_rows(
     model: LanguageModel, tokens: Tokens, documents: pa.Table, tokenizer: Tokenizer, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of table `language_model` on held-out `tokens`.
+    """Returns the rows of table `language_model`, measured on the held-out `tokens`.
 
-    `documents` are the rows of table `document` of the same split. If a grammar generated them, the model is
-    compared with it on those that fit the context, and greater-than is measured on prompts drawn with `seed`.
+    `documents` are the rows of table `document` of the same split. If a grammar generated them, model and grammar are
+    compared on the documents that fit the context, and greater-than is measured on prompts drawn with `seed`.
     """
     loss = cross_entropy(model, tokens)
     rows = [
@@ -185,14 +192,17 @@ def _row(figure: str, value: float, unit: str, meaning: str) -> dict[str, Any]:
 def _generated_documents(
     documents: pa.Table, tokenizer: Tokenizer, context: int
 ) -> tuple[list[Int[np.ndarray, " _token"]], Float[np.ndarray, " document"]]:
-    """Generated documents that fit the context after a BOS, tokenized, and their log probabilities."""
+    """Returns the generated documents that fit the context after a BOS, as tokens, and their log probabilities."""
     held_out = documents.filter(pc.field("log_probability").is_valid() & (pc.field("n_tokens") < context))
     log_p = held_out["log_probability"].to_numpy()
     return tokenizer.encode(held_out["text"].to_pylist()), log_p
 
 
 def _greater_than(model: LanguageModel, tokenizer: Tokenizer, bos_id: int, seed: int) -> float | None:
-    """The greater-than metric; None if the tokenizer splits two-digit numbers."""
+    """Returns the greater-than metric.
+
+    Returns None if a two-digit number is not a single token, or if prompts differ in length.
+    """
     numbers = tokenizer.encode([f"{year:02d}" for year in range(100)])
     questions = greater_than_prompts(seed)
     prompts = tokenizer.encode([question.prompt for question in questions])

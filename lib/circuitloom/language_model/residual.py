@@ -1,4 +1,8 @@
-"""Weights of norms, attention, unembedding and neurons, measured on unit inputs instead of read by parameter name."""
+"""Measures the weights of norms, attention, unembedding and neurons.
+
+They are computed from the outputs of modules for test inputs. They are not read by parameter name, because names differ
+between architectures.
+"""
 
 from dataclasses import dataclass
 
@@ -12,24 +16,24 @@ from .model import LanguageModel
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm or RMSNorm: gain * P x / sigma(x) + bias, where P subtracts the mean if `centred`."""
+    """A LayerNorm or RMSNorm: gain * P x / sigma(x) + bias. P subtracts the mean over d if `centred`, else P x = x."""
 
     gain: Float[Tensor, " d"]
     bias: Float[Tensor, " d"]
     centred: bool
 
     def vjp(self, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """Vector-Jacobian product through the norm without its denominator: P(gain * v)."""
+        """Returns the vector-Jacobian product of the norm without its denominator: P(gain * v)."""
         return self.project(v * self.gain)
 
     def project(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """P x: x minus its mean over d if the norm is centred, else x."""
+        """Returns P x: x minus its mean over d if the norm is centred, else x."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def denominator(
         self, x: Float[Tensor, "*batch d"], output: Float[Tensor, "*batch d"]
     ) -> Float[Tensor, "*batch"]:
-        """sigma(x), including epsilon, from the norm's `output` for x; 1 if P x = 0."""
+        """Returns sigma(x), which includes epsilon, computed from the norm's `output` for x. Returns 1 if P x = 0."""
         before, after = self.gain * self.project(x), output - self.bias
         size = before.square().sum(-1)
         return torch.where(size > 0, size / (before * after).sum(-1), 1.0)
@@ -37,9 +41,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class Attention:
-    """Value and output weights of a layer: head h adds A_h[t, s] (x_s W_V[h] + b_V[h]) W_O[h], x the attention's input.
+    """Value and output weights of a layer. Each head has its own.
 
-    With grouped-query attention each head has a copy of its group's values.
+    From position s to position t head h adds A_h[t, s] (x_s W_V[h] + b_V[h]) W_O[h], where x is the attention's input
+    and A_h is the pattern. With grouped-query attention, each head has a copy of the values of its group.
     """
 
     W_V: Float[Tensor, "head d d_head"]
@@ -50,26 +55,29 @@ class Attention:
 
 @dataclass(frozen=True)
 class Unembedding:
-    """Weights of the logits minus their mean over the vocabulary, which does not change probabilities."""
+    """Weights that give the logits minus their mean over the vocabulary. This mean does not change probabilities."""
 
     weight: Float[Tensor, "vocabulary d"]
-    """Applied to the final norm's output."""
+    """Multiplied with the output of the final norm."""
     bias: Float[Tensor, " vocabulary"]
     norm: Norm
     """The final norm."""
 
     @property
     def rows(self) -> Float[Tensor, "vocabulary d"]:
-        """Gradient of each logit with respect to the residual stream, without the norm's denominator: P(gain * W_U)."""
+        """Gradient of each logit with respect to the residual stream: P(gain * weight).
+
+        The norm's denominator is left out.
+        """
         return self.norm.vjp(self.weight)
 
 
 @torch.inference_mode()
 def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
-    """Gain and bias of a norm, measured on test inputs: architectures name and offset gains differently.
+    """Measure the gain and bias of a norm on test inputs, because architectures name and offset gains differently.
 
-    `like` is a vector of the norm's width, dtype and device. The result is float64 if `like` is, else float32.
-    Raises ValueError if the module is neither a LayerNorm nor an RMSNorm.
+    `like` is a vector with the norm's width, dtype and device. The result is float64 if `like` is, else float32. Raises
+    ValueError if the module is neither a LayerNorm nor an RMSNorm.
     """
     d = len(like)
     signs = torch.where(torch.rand(d, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
@@ -96,10 +104,10 @@ def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
 
 @torch.inference_mode()
 def read_attention(model: LanguageModel) -> list[Attention]:
-    """Value and output weights of every layer, measured on unit inputs, so that no parameter names are needed.
+    """Measure the value and output weights of every layer on unit inputs, so that no parameter names are needed.
 
-    In a sequence of one token, attention copies that token's values to the input of W_O, however the model stores
-    queries, keys and values. Raises ValueError if values are not an affine function of the attention's input.
+    In a sequence of one token, attention copies that token's values to the input of W_O. This is so however the model
+    stores queries, keys and values. Raises ValueError if values are not an affine function of the attention's input.
     """
     rows = _unit_inputs(model)
     sites = [Site("heads", layer) for layer in range(model.layers)]
@@ -109,7 +117,7 @@ def read_attention(model: LanguageModel) -> list[Attention]:
 
 
 def _unit_inputs(model: LanguageModel) -> Float[Tensor, "d_and_two d"]:
-    """All unit vectors, zero, and a vector to check linearity."""
+    """Returns all unit vectors, a zero vector, and a vector that tests linearity."""
     weight = model.module.get_submodule(model.anatomy.unembedding).weight
     assert isinstance(weight, Tensor)
     d = weight.shape[1]
@@ -140,7 +148,7 @@ def _attention(model: LanguageModel, layer: int, value: Float[Tensor, "d_and_two
 
 
 def read_unembedding(model: LanguageModel) -> Unembedding:
-    """The unembedding and the final norm; float64 if the model is, else float32."""
+    """Returns the unembedding and the final norm. They are float64 if the model is, else float32."""
     module = model.module.get_submodule(model.anatomy.unembedding)
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
@@ -153,7 +161,10 @@ def read_unembedding(model: LanguageModel) -> Unembedding:
 
 @torch.inference_mode()
 def _logit_scale(model: LanguageModel) -> float:
-    """Factor between the unembedding's output and the logits (Cohere); 1 if they are not proportional (softcaps)."""
+    """Returns the factor between the unembedding's output and the logits, which some models (Cohere) have.
+
+    Returns 1 if the two are not proportional, as in models with softcaps.
+    """
     outputs: dict[str, Tensor] = {}
 
     def keep(key: str, _args, _kwargs, output: Tensor) -> None:
@@ -169,19 +180,22 @@ def _logit_scale(model: LanguageModel) -> float:
 
 @torch.inference_mode()
 def neuron_output_weights(model: LanguageModel, layer: int) -> Float[Tensor, "neuron d"]:
-    """W_out of a layer's MLP, float32."""
+    """Returns W_out of a layer's MLP, in float32."""
     projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)
     return _weight_and_bias(projection, input_width(projection))[0].float()
 
 
 def input_width(projection: nn.Module) -> int:
-    """Input width of a Linear, which stores [out, in], or of GPT-2's Conv1D, which stores [in, out]."""
+    """Returns the input width of a Linear, which stores [out, in], or of a Conv1D of GPT-2, which stores [in, out]."""
     weight = next(projection.parameters())
     return weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]
 
 
 def _weight_and_bias(projection: nn.Module, n: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
-    """Weight, [in, out], and bias of a matrix with n inputs, from its outputs for unit inputs."""
+    """Returns the weight, [in, out], and the bias of a matrix with n inputs.
+
+    They are computed from outputs for unit inputs.
+    """
     weight = next(projection.parameters())
     identity = torch.eye(n, dtype=weight.dtype, device=weight.device)
     bias = projection(torch.zeros_like(identity[:1]))
