@@ -1,4 +1,4 @@
-"""What a study will cost, on this machine or on one that a config describes."""
+"""Estimates what a study will cost, on this machine or on a machine that a config describes."""
 
 from .costs import check_disk, plan
 from .machine import MachineRates, calibrate, described

@@ -1,4 +1,4 @@
-"""The cost of a study before anything runs: tokens, disk, memory, operations and hours of each stage."""
+"""Estimates the cost of a study before anything runs: tokens, disk, memory, operations and hours of each stage."""
 
 import math
 
@@ -24,36 +24,36 @@ SHARE_OF_PEAK = {
     "language_model": 0.38, "activations": 0.15, "dictionaries": 0.07, "evaluation": 0.08, "features": 0.2,
     "circuits": 0.05, "cases": 0.05,
 }  # fmt: skip
-"""Share of the measured matrix-product rate that each stage reaches on CPUs.
+"""Share of the measured rate of matrix products that each stage reaches on CPUs.
 
-Values lie between those of two machines; the one with half the rate reaches a share 1.2 to 2 times as large
-(docs/benchmarks/quickstart.md).
+The values lie between those of two machines. The machine with half the rate reaches a share that is 1.2 to 2 times as
+large (docs/benchmarks/quickstart.md).
 """
 PRODUCT_SHARE_OF_STEP = 0.93
-"""Share of the product rate that the products of a GPU training step reach (docs/benchmarks/training.md)."""
+"""Share of the product rate that the products in a GPU training step reach (docs/benchmarks/training.md)."""
 USABLE_GPU_MEMORY = 0.9
-"""Share of a GPU's memory that is available to arrays."""
+"""Share of a GPU's memory that arrays can use."""
 WRITE_RATE, READ_RATE = 2e9, 2.5e9
-"""Bytes per second of activations that one thread writes and reads (docs/benchmarks/caching.md)."""
+"""Bytes of activations that one thread writes or reads per second (docs/benchmarks/caching.md)."""
 CHECKPOINT_RATE = 1e9
-"""Bytes per second of a checkpoint that one process copies and writes: assumed."""
+"""Bytes of a checkpoint that one process copies and writes per second. This value is assumed, not measured."""
 ACTIVATIONS_PER_SECOND = 2_000_000
-"""Activations sorted and written by one job, per second."""
+"""Number of activations that one job sorts and writes per second."""
 JOB_SECONDS = 8.0
-"""Start of a job: Snakemake, imports, loading the model."""
+"""Seconds that a job needs to start: Snakemake, imports, and loading the model."""
 TOKENS_PER_SECOND = 300_000
-"""Tokens generated or tokenised, and packed, by one core, per second."""
+"""Number of tokens that one core generates or tokenises, and packs, per second."""
 
 
 def plan(study: Study, machine: MachineRates) -> list[Cost]:
-    """The cost of each stage, in order."""
+    """Returns the cost of each stage, in the order in which stages run."""
     if machine.gpus is None:
         return [_cost_without_gpu(work, machine) for work in works_of(study)]
     return [cost_on_gpus(work, machine, machine.gpus) for work in works_of(study)]
 
 
 def works_of(study: Study) -> list[Work]:
-    """The work of each stage, in order."""
+    """Returns the work of each stage, in the order in which stages run."""
     train, held_out = corpus_tokens(study)
     return [
         corpus(study, train + held_out),
@@ -68,7 +68,7 @@ def works_of(study: Study) -> list[Work]:
 
 
 def check_disk(costs: list[Cost], machine: MachineRates) -> None:
-    """Raise ValueError, with the remedy, if the disk cannot hold the outputs."""
+    """Raise ValueError if the disk cannot hold the outputs. The message names a remedy."""
     needed = sum(cost.disk for cost in costs)
     if needed > machine.free_bytes:
         largest = max(costs, key=lambda cost: cost.disk)
@@ -79,7 +79,7 @@ def check_disk(costs: list[Cost], machine: MachineRates) -> None:
 
 
 def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
-    """The cost on CPUs: parallel jobs share the cores, and their start-up times overlap."""
+    """Returns the cost on CPUs. Parallel jobs share the cores, but their start-up times overlap."""
     parallel = 1 if work.exclusive else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":
         seconds = work.tokens / TOKENS_PER_SECOND + work.download / machine.download
@@ -100,14 +100,14 @@ def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
 
 
 def cost_on_gpus(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
-    """The cost on a machine with GPUs."""
+    """Returns the cost on a machine with GPUs."""
     if work.gpu_load == GpuLoad():
         return _cost_on_one_core(work, machine, gpus)
     per_job = gpus_per_job(work, gpus)
     parallel = max(1, min(work.jobs, gpus.count // per_job))
     times = {**_job_times(work, machine, gpus, per_job, parallel), **_disk_times(work, machine)}
     rounds = math.ceil(work.jobs / parallel)
-    # a job's work and the disk transfers of all jobs overlap
+    # the work of a job and the disk transfers of all jobs happen at the same time
     seconds = max(times.values()) + work.starts / work.jobs * rounds * JOB_SECONDS
     seconds += rounds * work.sorted_activations / work.jobs / ACTIVATIONS_PER_SECOND
     seconds *= 1 + _checkpoint_overhead(work, machine, per_job, parallel)
@@ -131,7 +131,10 @@ def cost_on_gpus(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
 
 
 def gpus_per_job(work: Work, gpus: Gpus) -> int:
-    """Number of GPUs needed to hold a job in memory; more than there are if all do not suffice."""
+    """Returns the number of GPUs that a job needs to fit in memory.
+
+    The number is larger than the number of GPUs there are if all of them do not suffice.
+    """
     room = USABLE_GPU_MEMORY * gpus.memory - work.gpu_memory_replicated
     if room <= 0:
         return gpus.count + 1
@@ -160,7 +163,11 @@ def _cost_on_one_core(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
 def _job_times(
     work: Work, machine: MachineRates, gpus: Gpus, per_job: int, parallel: int
 ) -> dict[str, float]:
-    """Seconds of all rounds: of the GPUs, by their bottleneck, and of the threads that read and write meanwhile."""
+    """Returns the seconds that all rounds of jobs take, for each of the parts that work at the same time.
+
+    The GPUs are one part, named after what takes them longest. The other parts are the threads that write and the
+    threads that read activations.
+    """
     load, rounds = work.gpu_load, math.ceil(work.jobs / parallel)
     operations = load.bf16_flops / machine.operations_per_second + load.fp32_flops / gpus.float32
     parts = {
@@ -185,13 +192,16 @@ def _disk_times(work: Work, machine: MachineRates) -> dict[str, float]:
 
 
 def _checkpoint_overhead(work: Work, machine: MachineRates, per_job: int, parallel: int) -> float:
-    """Seconds of saving checkpoints per second of training."""
+    """Returns the seconds spent on checkpoints per second of training."""
     seconds = work.checkpoint / min(CHECKPOINT_RATE * per_job, machine.write / parallel)
     return min(CHECKPOINT_SHARE / (1 - CHECKPOINT_SHARE), seconds / CHECKPOINT_SECONDS)
 
 
 def _network(work: Work, gpus: Gpus, per_job: int) -> float:
-    """Bytes downloaded, exchanged between nodes and, with several nodes, read from and written to the disk."""
+    """Returns the bytes downloaded and exchanged between nodes.
+
+    If there are several nodes, bytes read from and written to the disk count too.
+    """
     transferred = work.download
     if gpus.nodes > 1:
         transferred += work.disk + work.read

@@ -1,4 +1,4 @@
-"""Rates of a machine: measured on this one, or taken from a config that describes another."""
+"""Rates of a machine. They are measured on this machine, or taken from a config that describes another one."""
 
 import math
 import shutil
@@ -10,12 +10,12 @@ from pathlib import Path
 from ..config.machine import Machine
 
 PRODUCT_SHARE, COPY_SHARE = 0.75, 0.88
-"""Shares of a data sheet's FLOP/s and bandwidth that products and copies reach.
+"""Share of the FLOP/s that products reach, and share of the bandwidth that copies reach, both relative to a data sheet.
 
-Measured: 0.743 to 0.801 and 0.90 on an H100, 0.755 and 0.87 on an H200 (docs/benchmarks/training.md).
+Measured shares are 0.743 to 0.801 and 0.90 on an H100, and 0.755 and 0.87 on an H200 (docs/benchmarks/training.md).
 """
 DOWNLOAD = 30e6
-"""Download rate of a measured machine, in bytes per second: assumed."""
+"""Download rate of a measured machine in bytes per second. This value is assumed, not measured."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class Gpus:
 
     nodes: int
     per_node: int
-    """GPUs per node."""
+    """Number of GPUs per node."""
     memory: float
     """Bytes of memory per GPU."""
     float32: float
-    """FLOP/s of a float32 product on one GPU."""
+    """FLOP/s of float32 matrix products on one GPU."""
     bandwidth: float
-    """Bytes per second of a copy on one GPU, reads plus writes."""
+    """Bytes per second that a copy on one GPU reads and writes, added up."""
     link: float = math.inf
-    """Bytes per second from one GPU to the others of its node."""
+    """Bytes per second that one GPU sends to the other GPUs of its node."""
     network: float = math.inf
-    """Bytes per second from a node to the others."""
+    """Bytes per second that a node sends to the other nodes."""
 
     @property
     def count(self) -> int:
-        """Number of GPUs of all nodes."""
+        """Number of GPUs on all nodes together."""
         return self.nodes * self.per_node
 
 
@@ -47,29 +47,32 @@ class MachineRates:
     """Rates that a machine reaches, and its memory and disk."""
 
     operations_per_second: float
-    """FLOP/s of a bfloat16 matrix product (float32 without hardware support) on all cores, or on one GPU."""
+    """FLOP/s of matrix products on all cores together, or on one GPU.
+
+    Products are in bfloat16, or in float32 if the hardware does not support bfloat16.
+    """
     free_bytes: float
-    """Free disk space, plus the space that the study's results already take."""
+    """Bytes of free disk space, plus the bytes that the study's results already take."""
     device: str
     jobs: int = 1
-    """Largest number of jobs in parallel on a machine without GPU."""
+    """Largest number of jobs that run in parallel on a machine without GPU."""
     gpus: Gpus | None = None
     cores: int = 1
     """CPU cores per node."""
     memory: float = math.inf
     """Bytes of memory per node."""
     write: float = math.inf
-    """Bytes per second written to the disk."""
+    """Bytes per second that can be written to the disk."""
     read: float = math.inf
-    """Bytes per second read from the disk."""
+    """Bytes per second that can be read from the disk."""
     download: float = DOWNLOAD
-    """Bytes per second downloaded."""
+    """Bytes per second that can be downloaded."""
     measured: bool = True
-    """False for a machine that a config describes."""
+    """Whether the rates were measured. False for a machine that a config describes."""
 
 
 def described(config: Machine) -> MachineRates:
-    """The rates of the machine in a config's section `machine`."""
+    """Returns the rates of the machine that section `machine` of a config describes."""
     gpus = Gpus(
         config.nodes,
         config.gpus,
@@ -94,7 +97,7 @@ def described(config: Machine) -> MachineRates:
 
 
 def calibrate(results: Path) -> MachineRates:
-    """Measure matrix products and copies on this machine, and the disk space available to the folder `results`."""
+    """Measure the rates of matrix products and copies on this machine, and the disk space for the folder `results`."""
     import torch
 
     from ..core.hardware import fast_dtype
@@ -110,7 +113,7 @@ def calibrate(results: Path) -> MachineRates:
     source = torch.ones(2**28, device="cuda")
     target = torch.empty_like(source)
     copy = _seconds(lambda: target.copy_(source))
-    # jobs share the first GPU, one after another
+    # jobs run one after another on the first GPU
     gpus = Gpus(
         1,
         1,
@@ -129,7 +132,7 @@ def _product_seconds(size: int, dtype, device: str) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Shortest of six timings of `work`."""
+    """Returns the shortest of six timings of `work`, in seconds."""
     import torch
 
     best = float("inf")

@@ -1,4 +1,4 @@
-"""A plan as text: a table of costs, then what does not fit or leaves GPUs idle."""
+"""Writes a plan as text: a table of costs, and then lines about what does not fit or leaves GPUs idle."""
 
 import math
 from collections.abc import Iterator
@@ -11,13 +11,16 @@ from .sizes import model_bytes
 from .work import Cost, Work
 
 FILES = 1_000_000
-"""A stage with more files is reported."""
+"""A stage is reported if it has more files than this."""
 IDLE_SECONDS = 3600
-"""A stage that leaves GPUs idle for longer is reported."""
+"""A stage is reported if it leaves GPUs idle for more seconds than this."""
 
 
 def limits(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
-    """What does not fit or leaves GPUs idle, by stage; empty for a machine without GPUs."""
+    """Yields a line about each thing that does not fit or leaves GPUs idle, in the order of stages.
+
+    Yields nothing for a machine without GPUs.
+    """
     gpus = machine.gpus
     if gpus is None:
         return
@@ -55,7 +58,7 @@ def _memory_limits(study: Study, work: Work, cost: Cost, machine: MachineRates, 
 
 
 def describe(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
-    """Lines of the table, then lines about what does not fit."""
+    """Yields the lines of the table of costs, and then lines about what does not fit or leaves GPUs idle."""
     chronicle = " (generated)" if isinstance(study.corpus, Chronicle) else ""
     yield f"study {study.name}: {len(study.layers)} layers, {len(study.runs)} runs{chronicle}"
     on_gpus = machine.gpus is not None

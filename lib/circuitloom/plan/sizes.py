@@ -1,4 +1,4 @@
-"""Sizes of corpora, models, activations and dictionaries, and the cost of a forward pass."""
+"""Estimates the sizes of corpora, models, activations and dictionaries, and the cost of a forward pass."""
 
 from pathlib import Path
 
@@ -7,22 +7,26 @@ from ..config.corpus import TextFiles
 from .work import GpuLoad
 
 CHRONICLE_WORDS = 1_500
-"""Vocabulary of the generated corpus."""
+"""Size of the vocabulary of the generated corpus."""
 BYTES_PER_TOKEN = 4.0
-"""Bytes of text per token if no tokenizer is available to measure it."""
+"""Bytes of text per token, if no tokenizer is available to measure this."""
 PROCESS_BYTES = 700e6
-"""Memory of a process that has imported torch and transformers."""
+"""Bytes of memory of a process that has imported torch and transformers."""
 USUAL_L0 = 64
-"""Assumed active features per token of runs without k."""
+"""Number of active features per token that is assumed for runs without k."""
 FORWARD_PASSES = 110
-"""Reads or writes of a [token, d] array per block of a forward pass on a GPU, outside its products.
+"""How often each block of a forward pass on a GPU reads or writes a [token, d] array, outside matrix products.
 
-Fitted to 1.08 million tokens per second of GPT-2 small's shape on an H100 (docs/benchmarks/caching.md).
+The number is fitted to a measured rate: 1.08 million tokens per second for a model of GPT-2 small's shape on an H100
+(docs/benchmarks/caching.md).
 """
 
 
 def corpus_tokens(study: Study) -> tuple[float, float]:
-    """Number of training and held-out tokens: as configured, or estimated from the sizes of text files."""
+    """Returns the numbers of training and held-out tokens.
+
+    They are configured, or estimated from the sizes of text files.
+    """
     corpus = study.corpus
     if not isinstance(corpus, TextFiles):
         return corpus.train_tokens, corpus.validation_tokens
@@ -38,7 +42,10 @@ def corpus_tokens(study: Study) -> tuple[float, float]:
 
 
 def _bytes_per_token(study: Study) -> float:
-    """Measured on the first text file, if the tokenizer is a local file; else `BYTES_PER_TOKEN`."""
+    """Returns the bytes of text per token, measured on the first text file if the tokenizer is a local file.
+
+    Otherwise returns `BYTES_PER_TOKEN`.
+    """
     assert isinstance(study.corpus, TextFiles)
     folder = study.corpus.tokenizer or getattr(study.language_model, "path", "")
     tokenizer, text = Path(folder) / "tokenizer.json", Path(study.corpus.train[0])
@@ -52,34 +59,34 @@ def _bytes_per_token(study: Study) -> float:
 
 
 def vocabulary(shape: ModelShape) -> int:
-    """Size of the vocabulary."""
+    """Returns the size of the vocabulary."""
     return shape.vocabulary or CHRONICLE_WORDS
 
 
 def mlp_weights(shape: ModelShape) -> float:
-    """Weights of the MLP of one block."""
+    """Returns the number of weights in the MLP of one block."""
     return (3 if shape.gated else 2) * shape.d_model * shape.d_mlp
 
 
 def model_parameters(shape: ModelShape) -> tuple[float, float]:
-    """Number of weights of all blocks, and of the embedding."""
+    """Returns the number of weights in all blocks together, and the number in the embedding."""
     shared = (shape.key_value_heads or shape.heads) / shape.heads
     attention = (2 + 2 * shared) * shape.d_model**2
     return shape.layers * (attention + mlp_weights(shape)), vocabulary(shape) * shape.d_model
 
 
 def number_bytes(study: Study) -> int:
-    """Bytes per number in the model's dtype."""
+    """Returns the bytes per number in the model's dtype."""
     return 4 if getattr(study.language_model, "dtype", "float32") == "float32" else 2
 
 
 def model_bytes(study: Study) -> float:
-    """Bytes of the model's weights in its dtype."""
+    """Returns the bytes that the model's weights take in its dtype."""
     return number_bytes(study) * sum(model_parameters(study.shape))
 
 
 def forward(study: Study, layers: float) -> float:
-    """Operations per token of a forward pass through `layers` layers, without unembedding."""
+    """Returns the operations per token of a forward pass through `layers` layers, without the unembedding."""
     shape = study.shape
     blocks, _ = model_parameters(shape)
     attention = 4 * study.corpus.context * shape.d_model
@@ -87,7 +94,10 @@ def forward(study: Study, layers: float) -> float:
 
 
 def forward_load(study: Study, layers: float, unembeddings: float = 0.0, size: int | None = None) -> GpuLoad:
-    """GPU load per token of `forward` plus `unembeddings` unembeddings, with `size` bytes per number."""
+    """Returns the GPU load per token of a forward pass through `layers` layers and of `unembeddings` unembeddings.
+
+    `size` is the number of bytes per number. The default is that of the model.
+    """
     shape, size = study.shape, size or number_bytes(study)
     operations = forward(study, layers) + 2 * unembeddings * vocabulary(shape) * shape.d_model
     moved = FORWARD_PASSES * size * shape.d_model * layers + 3 * size * unembeddings * vocabulary(shape)
@@ -99,28 +109,28 @@ def forward_load(study: Study, layers: float, unembeddings: float = 0.0, size: i
 
 
 def forward_bytes(study: Study, tokens: float) -> float:
-    """Bytes of GPU memory of the model and a forward pass of `tokens` tokens."""
+    """Returns the bytes of GPU memory that the model and a forward pass of `tokens` tokens take."""
     return model_bytes(study) + tokens * number_bytes(study) * (
         8 * study.shape.d_model + 3 * study.shape.d_mlp
     )
 
 
 def activation_bytes(study: Study) -> float:
-    """Bytes on disk per token, site and layer."""
+    """Returns the bytes on disk of the activations of one token at one site and layer."""
     d = study.shape.d_model
     return d * {"float16": 2, "bfloat16": 2, "int8": 1 + 4 / d}[study.activations.dtype]
 
 
 def weight_bytes(run: Run, d: int) -> float:
-    """Bytes of a dictionary's weights."""
+    """Returns the bytes of a dictionary's weights."""
     return 4 * (2 * run.width * d + 2 * run.width)
 
 
 def is_sparse(run: Run) -> bool:
-    """Whether k sets the number of active features per token."""
+    """Whether the run has a k, which sets the number of active features per token."""
     return run.act in ("topk", "batchtopk")
 
 
 def firing(run: Run) -> float:
-    """Active features per token."""
+    """Returns the number of active features per token."""
     return run.k if is_sparse(run) else USUAL_L0

@@ -1,4 +1,4 @@
-"""The work of each stage except training dictionaries (training.py)."""
+"""Estimates the work of every stage except the training of dictionaries, which is in training.py."""
 
 import math
 
@@ -22,24 +22,24 @@ from .sizes import (
 from .work import GpuLoad, Work
 
 FIRING_NEURONS = 0.4
-"""Share of the neurons that are positive per token."""
+"""Share of the neurons that are positive on a token."""
 ACTIVATION_BYTES, EXAMPLE_BYTES, FEATURE_BYTES = 9, 90, 300
-"""Bytes on disk in all tables per activation, example and feature (docs/benchmarks/queries.md)."""
+"""Bytes on disk, in all tables together, per activation, per example and per feature (docs/benchmarks/queries.md)."""
 TABULATING_BYTES = 600e6
-"""Memory of sorting and writing activations."""
+"""Bytes of memory for sorting and writing activations."""
 TRACING_BYTES = 400e6
-"""Memory of tracing: gradients of a chunk of targets, and their effects."""
+"""Bytes of memory for tracing: the gradients of a chunk of targets, and their effects."""
 CASE_TOKENS = 1_000_000
-"""Tokens of a case's prompts, counted once per forward pass with an ablation."""
+"""Number of tokens in a case's prompts. A prompt counts once for each forward pass with an ablation."""
 ENCODED_BYTES = 12
-"""Bytes moved per token and feature: a pre-activation is written, then read twice."""
+"""Bytes of GPU memory traffic per token and feature. Each pre-activation is written once and read twice."""
 
 
 def corpus(study: Study, tokens: float) -> Work:
-    """Text to tokens, in one job."""
+    """Work of turning text into tokens, in one job."""
     wide = vocabulary(study.shape) > 2**16
     text = tokens * BYTES_PER_TOKEN * 0.5
-    # token and document number; these and the text are stored twice until parts are merged
+    # a token and a document number each; these and the text are stored twice until parts are merged
     arrays = tokens * ((4 if wide else 2) + 4)
     disk = 2 * (arrays + text) + tokens
     fetched = text if isinstance(study.corpus, HubCorpus) else 0
@@ -56,12 +56,12 @@ def corpus(study: Study, tokens: float) -> Work:
 
 
 def language_model(study: Study) -> Work:
-    """Pretraining, or storing a downloaded model."""
+    """Work of pretraining a model, or of storing one that exists."""
     blocks, embedding = model_parameters(study.shape)
     size, model = 4 * (blocks + embedding), study.language_model
     if not isinstance(model, Pretrain):
         fetched = model_bytes(study) if isinstance(model, HubModel) else 0
-        # loaded once, to find its module names
+        # the model is loaded once, to find the names of its modules
         return Work(
             "language_model",
             tokens=0,
@@ -91,7 +91,10 @@ def language_model(study: Study) -> Work:
 
 
 def activations(study: Study, train_tokens: float) -> Work:
-    """All tokens through the model, all layers written; one or several jobs per site."""
+    """Work of running the model on all tokens and writing activations of all layers.
+
+    Each site has one or several jobs.
+    """
     config = study.activations
     rows = min(config.tokens or train_tokens, train_tokens)
     arrays, last = len(study.layers) * len(config.sites), max(study.layers) + 1
@@ -118,7 +121,10 @@ def activations(study: Study, train_tokens: float) -> Work:
 
 
 def evaluation(study: Study, held_out: float) -> Work:
-    """Forward passes on held-out tokens, with dictionaries replacing one MLP or all."""
+    """Work of forward passes on held-out tokens.
+
+    In these passes dictionaries replace the MLP of one layer or of all layers.
+    """
     shape, runs, layers = study.shape, list(study.runs.values()), len(study.layers)
     tokens = min(study.evaluation.tokens or held_out, held_out)
     _, embedding = model_parameters(shape)
@@ -151,7 +157,7 @@ def evaluation(study: Study, held_out: float) -> Work:
 
 
 def features(study: Study, held_out: float) -> Work:
-    """All activations of held-out tokens, in tables; one job per run and layer."""
+    """Work of writing all activations on held-out tokens into tables. There is one job per run and layer."""
     shape, config, layers = study.shape, study.features, len(study.layers)
     tokens = min(config.tokens or held_out, held_out)
     fires: list[float] = [firing(run) for run in study.runs.values()]
@@ -167,7 +173,7 @@ def features(study: Study, held_out: float) -> Work:
     disk = layers * (
         tokens * sum(fires) * ACTIVATION_BYTES + sum(widths) * FEATURE_BYTES + kept * EXAMPLE_BYTES
     )
-    # unsorted activations, of the jobs that run in parallel
+    # unsorted activations of the jobs that run at the same time
     disk += tokens * 2 * max(fires) * ACTIVATION_BYTES
     passes = sum((forward_load(study, layer + 1) for layer in study.layers), GpuLoad()) * len(fires)
     encoded = GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(widths) * layers)
@@ -194,14 +200,17 @@ def features(study: Study, held_out: float) -> Work:
 
 
 def circuits(study: Study) -> Work:
-    """Backpropagation of every active feature through the attention of all earlier layers, at each position."""
+    """Work of tracing features through attention.
+
+    From each position, every active feature is backpropagated through the attention of all earlier layers.
+    """
     shape, d = study.shape, study.shape.d_model
     operations = 0.0
     for prompt in study.circuits.prompts.values():
         run = study.runs[prompt.run or study.traced_run or ""]
         length = min(study.corpus.context, len(prompt.text.encode()) / BYTES_PER_TOKEN + 1)
         active = length * len(study.layers) * firing(run)
-        # two matrices per head, forward and back, and its pattern; through half of the layers on average
+        # two matrices per head, forward and back, and the head's pattern, through half of the layers on average
         operations += active * shape.layers / 2 * length * d * (8 * d + 4 * length)
         # effects between all pairs of features
         operations += active**2 * d
@@ -228,7 +237,10 @@ def circuits(study: Study) -> Work:
 
 
 def cases(study: Study, held_out: float) -> Work:
-    """Held-out tokens through the dictionaries of each case's runs, and prompts with ablated components."""
+    """Work of cases: running held-out tokens through the dictionaries of each case's runs.
+
+    Prompts are also run with ablated components.
+    """
     shape, layers = study.shape, len(study.layers)
     blocks, embedding = model_parameters(shape)
     tokens = min(study.evaluation.tokens or held_out, held_out)

@@ -1,10 +1,16 @@
-"""The work of training dictionaries: on a GPU, a step's products and the bytes that it moves.
+"""Estimates the work of training dictionaries. On a GPU this is a step's matrix products and the bytes that it moves.
 
-Factors are fitted to the parts of one measured step (docs/benchmarks/training.md): topk, d = 768, F = 24,576, k = 32,
-batch 8,192, 2.247 ms on an H100 (3.02 TB/s, 735 TFLOP/s measured). Candidate search: 0.216 ms. Choice, decoder and
-gradients gather 5.25 rows per entry: 0.632 ms, 1.1 times as fast as a copy. Adam, norms, rounded copies and writing the
-gradients: 0.522 ms. Sort: 0.039 ms. Other kernels over [token, d] and gaps between them: 0.433 ms. Dense steps (relu,
-jumprelu, batchtopk) are counted from the code, not measured.
+The factors are fitted to one measured step (docs/benchmarks/training.md): topk, d = 768, F = 24,576, k = 32, batch
+8,192. It took 2.247 ms on an H100 (3.02 TB/s and 735 TFLOP/s measured). The parts other than the encoder product are:
+
+- the search for candidates: 0.216 ms
+- the choice of entries, the decoder and the gradients: 0.632 ms. They gather 5.25 rows per entry, 1.1 times as fast
+  as a copy does.
+- Adam, norms, rounded copies and writing the gradients: 0.522 ms
+- the sort of entries by feature: 0.039 ms
+- other kernels on [token, d] arrays, and gaps between kernels: 0.433 ms
+
+The numbers for dense steps (relu, jumprelu and batchtopk) are counted from the code, not measured.
 """
 
 from ..activations.store import PREFETCH
@@ -21,23 +27,30 @@ from .sizes import (
 from .work import GpuLoad, Work
 
 SEARCH, GATHERED, ENTRY_BYTES, ROW_PASSES = 1.6, 5.25 / 1.1, 450, 52
-"""Fitted factors: passes over the scores, rows gathered per entry, bytes per entry, passes over [token, d]."""
+"""Fitted factors of a sparse step.
+
+They are the passes over the scores, the rows gathered per entry, the bytes per entry, and the passes over a [token, d]
+array.
+"""
 STEP_BYTES = 38
-"""Bytes moved per weight and step: Adam 28, norms and rounded copies 6, gradient 4."""
+"""Bytes moved per weight and step: 28 for Adam, 6 for norms and rounded copies, 4 for the gradient."""
 STATE_BYTES = 18
-"""Bytes of memory per weight: float32 weight, gradient and two moments, and a bfloat16 copy."""
+"""Bytes of memory per weight: the weight, its gradient and two moments in float32, and a copy of it in bfloat16."""
 DENSE_BYTES = 90
-"""Bytes moved per entry of the [token, feature] matrix in a dense step, forward and backward."""
+"""Bytes that a dense step moves per entry of the [token, feature] matrix, forward and backward together."""
 DENSE_MEMORY, SPARSE_MEMORY = 20, 2.1
-"""Bytes of memory per entry of that matrix, in dense steps and with kernels (bfloat16 scores only)."""
+"""Bytes of memory per entry of the [token, feature] matrix, in dense steps and in steps with kernels.
+
+With kernels only the bfloat16 scores are that large.
+"""
 IMPORT_COPIES = 3.2
-"""Copies of a dictionary's weights in memory during an import: measured at d = 768, F = 24,576."""
+"""Memory of an import, in copies of the dictionary's weights. It was measured at d = 768, F = 24,576."""
 PREFETCHED = PREFETCH + 1
-"""Batches of each site in memory before a step."""
+"""Number of batches of each site that are in memory before a step."""
 
 
 def dictionaries(study: Study) -> Work:
-    """Training of all runs; imported runs cost only their weights, on disk and, one at a time, in memory."""
+    """Work of training all runs. Imported runs only cost disk space and, one at a time, memory for their weights."""
     d, layers = study.shape.d_model, len(study.layers)
     runs = study.runs.values()
     trained = [run for run in runs if not run.imported]
@@ -63,7 +76,7 @@ def dictionaries(study: Study) -> Work:
         gpu_load=sum(loads, GpuLoad()) * layers,
         host_memory=PROCESS_BYTES,
         gpu_memory=max((_gpu_memory(sweep, d) for sweep in training), default=0),
-        # prefetched rows of two sites, about ten arrays of a step, and the MLP that computes mlp_out
+        # prefetched rows of two sites, about ten [token, d] arrays of a step, and the MLP that computes mlp_out
         gpu_memory_replicated=(2 * PREFETCHED + 10) * rows
         + number_bytes(study) * (mlp_weights(study.shape) + batch * study.shape.d_mlp),
         divisible_by=trained[0].width if trained else 0,
@@ -75,15 +88,18 @@ def dictionaries(study: Study) -> Work:
 
 
 def training_operations(run: Run, d: int) -> float:
-    """Operations per token: a dense encoder product and sparse products, or 12 d F if activations are dense."""
+    """Returns the operations per token.
+
+    For topk and batchtopk they are 2 d F (encoder product) + 10 d k (sparse products). For other runs they are 12 d F.
+    """
     return 2 * d * run.width + 10 * d * run.k if is_sparse(run) else 12 * d * run.width
 
 
 def step_load(run: Run, d: int) -> GpuLoad:
-    """One step of one run on a GPU."""
+    """Returns the GPU load of one step of one run."""
     tokens, scores = run.batch, run.batch * run.width
     update = GpuLoad(moved=STEP_BYTES * _weights(run, d), replicated=ROW_PASSES * 4 * tokens * d)
-    # tensor parallel: gather the input, gather each GPU's candidates, all-reduce the reconstructions
+    # with split features the GPUs gather the input and each GPU's candidates, and sum reconstructions
     shared = GpuLoad(exchanged=tokens * (10 * d + 10 * run.k))
     if has_kernels(run):
         entries = tokens * run.k
@@ -98,12 +114,15 @@ def step_load(run: Run, d: int) -> GpuLoad:
 
 
 def has_kernels(run: Run) -> bool:
-    """Whether its steps are sparse on a GPU."""
+    """Whether the run's steps on a GPU use the kernels for sparse products."""
     return run.act == "topk" and run.k <= MAX_K
 
 
 def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
-    """All steps of a sweep at one layer, and the MLP outputs, computed once for all its runs."""
+    """Returns the GPU load of all steps of a sweep at one layer, and of the MLP outputs that are computed for it.
+
+    MLP outputs are computed once for all runs.
+    """
     d, total = study.shape.d_model, GpuLoad()
     for run in sweep:
         total += step_load(run, d) * (run.tokens / run.batch)
@@ -120,7 +139,7 @@ def _sites(sweep: list[Run]) -> set[str]:
 
 
 def _read(study: Study, sweep: list[Run]) -> float:
-    """Bytes of activations read at one layer."""
+    """Returns the bytes of activations that a sweep reads at one layer."""
     stored = {site if site in study.activations.sites else "mlp_in" for site in _sites(sweep)}
     return max(run.tokens for run in sweep) * activation_bytes(study) * len(stored)
 
@@ -130,12 +149,12 @@ def _weights(run: Run, d: int) -> float:
 
 
 def _trained_bytes(run: Run, d: int) -> float:
-    """Bytes of weights, gradients, two moments and a batch of pre-activations."""
+    """Returns the bytes of weights, gradients and two moments, and of the pre-activations of a batch."""
     return 16 * _weights(run, d) + run.batch * run.width * (4 if is_sparse(run) else 16)
 
 
 def _gpu_memory(sweep: list[Run], d: int) -> float:
-    """GPU memory of a sweep: the weights of all runs, and the scores of one at a time."""
+    """Returns the bytes of GPU memory of a sweep: the weights of all runs, and the scores of one run at a time."""
     scores = max(
         run.batch * run.width * (SPARSE_MEMORY if has_kernels(run) else DENSE_MEMORY) for run in sweep
     )

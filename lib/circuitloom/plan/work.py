@@ -1,22 +1,22 @@
-"""The work of a stage on any machine, and what it costs on one."""
+"""The work of a stage, which does not depend on the machine, and what the stage costs on one machine."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class GpuLoad:
-    """Operations and memory traffic on GPUs."""
+    """Operations, memory traffic and communication on GPUs."""
 
     bf16_flops: float = 0.0
     """Floating-point operations of matrix products in bfloat16 or float16."""
     fp32_flops: float = 0.0
     """Floating-point operations of matrix products in float32."""
     moved: float = 0.0
-    """Bytes of GPU memory read and written outside those products."""
+    """Bytes of GPU memory that are read and written outside matrix products, by all GPUs of a job together."""
     replicated: float = 0.0
-    """Bytes read and written by each of the GPUs that share a job."""
+    """Bytes of GPU memory that each GPU of a job reads and writes, however many GPUs share the job."""
     exchanged: float = 0.0
-    """Bytes that each of the GPUs that share a job receives from the others."""
+    """Bytes that each GPU of a job receives from the other GPUs of the job."""
 
     def __add__(self, other: "GpuLoad") -> "GpuLoad":
         return GpuLoad(*(a + b for a, b in zip(self._parts, other._parts, strict=True)))
@@ -36,38 +36,38 @@ class Work:
     stage: str
     tokens: float
     disk: float
-    """Peak bytes of the outputs and temporary files."""
+    """Largest number of bytes that outputs and temporary files take on disk at one time."""
     memory: float
-    """Peak bytes of a job on a machine without GPU."""
+    """Largest number of bytes of memory that a job takes on a machine without GPU."""
     operations: float = 0.0
     """Floating-point operations."""
     jobs: int = 1
-    """Jobs that can run in parallel."""
+    """Number of jobs that can run in parallel."""
     starts: float = 1.0
-    """Number of jobs."""
+    """Number of jobs that have to be started."""
     exclusive: bool = False
-    """A job uses all cores."""
+    """Whether a job uses all cores, so that no other job runs beside it."""
     gpu_load: GpuLoad = GpuLoad()
     host_memory: float = 0.0
-    """Peak bytes of main memory of a job that uses a GPU."""
+    """Largest number of bytes of main memory that a job takes if it uses a GPU."""
     gpu_memory: float = 0.0
-    """Bytes of GPU memory of a job that can be split over several GPUs."""
+    """Bytes of GPU memory that a job takes and that can be split over its GPUs."""
     gpu_memory_replicated: float = 0.0
-    """Bytes of GPU memory that each GPU of a job needs."""
+    """Bytes of GPU memory that each GPU of a job takes, however many GPUs share the job."""
     divisible_by: int = 0
-    """The number of GPUs of a job must divide this number (of features); 0: any number."""
+    """A number (of features) that the number of GPUs of a job must divide. With 0 any number of GPUs is possible."""
     can_split: bool = False
-    """Whether the code can split a job over GPUs."""
+    """Whether the code can split a job over several GPUs."""
     read: float = 0.0
-    """Bytes of earlier stages' outputs that the jobs read."""
+    """Bytes that the jobs read from the outputs of earlier stages."""
     written: float = 0.0
     """Bytes of activations that the jobs write."""
     sorted_activations: float = 0.0
-    """Activations that the jobs sort and write to tables."""
+    """Number of activations that the jobs sort and write to tables."""
     checkpoint: float = 0.0
-    """Bytes of a job's checkpoint."""
+    """Bytes of the checkpoint of a job."""
     download: float = 0.0
-    """Bytes downloaded."""
+    """Bytes that are downloaded."""
     files: float = 0.0
     """Number of output files."""
 
@@ -79,20 +79,20 @@ class Cost:
     stage: str
     tokens: float
     disk: float
-    """Peak bytes of the outputs and temporary files."""
+    """Largest number of bytes that outputs and temporary files take on disk at one time."""
     memory: float
-    """Peak bytes of the jobs that run in parallel on one machine or node."""
+    """Largest number of bytes of memory that the jobs running in parallel take on one machine or node."""
     operations: float
     """Floating-point operations."""
     seconds: float
-    """Infinite if it does not fit."""
+    """Time of the stage in seconds. It is infinite if the stage does not fit on the machine."""
     network: float = 0.0
-    """Bytes downloaded, exchanged between nodes, and read from and written to a disk that nodes share."""
+    """Bytes that are downloaded, exchanged between nodes, or read from and written to a disk that nodes share."""
     gpu_memory: float = 0.0
-    """Peak bytes of GPU memory per GPU."""
+    """Largest number of bytes of GPU memory that a job takes on each of its GPUs."""
     gpus_per_job: int = 0
-    """GPUs that share a job; 0 if it uses none."""
+    """Number of GPUs that share a job. It is 0 if the stage uses no GPU."""
     busy_gpus: int = 0
-    """GPUs in use at a time."""
+    """Number of GPUs that are in use at the same time."""
     bottleneck: str = ""
-    """What takes longest of the operations and transfers that overlap."""
+    """Name of what takes longest among the operations and transfers that happen at the same time."""
