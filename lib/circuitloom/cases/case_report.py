@@ -1,4 +1,4 @@
-"""The report of a case study: result.md, its tables as Parquet and its pictures as PNG."""
+"""The report of a case study and its files: result.md, tables in Parquet format and pictures in PNG format."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class CaseReport:
     title: str
     question: str
     answer: Sequence[str]
-    """One or two sentences; the page adds which claims hold."""
+    """One or two sentences. The page adds a sentence about which claims hold."""
     claims: Sequence[Claim]
     tables: Mapping[str, Rows]
-    """Name of the table to its rows; without `claim`."""
+    """Maps the name of each table to its rows. The table `claim` is left out."""
     figures: Mapping[str, tuple[Figure, str]]
-    """Name to picture and caption."""
+    """Maps the name of each picture to the picture and its caption."""
     method: Sequence[str]
-    """Paragraphs: the prompts, how components were chosen, and details of the results."""
+    """Paragraphs about the prompts, the choice of components, and details of the results."""
 
 
 def write_report(report: CaseReport, folder: Path) -> None:
@@ -47,7 +47,7 @@ def write_report(report: CaseReport, folder: Path) -> None:
 
 
 def result_page(report: CaseReport) -> str:
-    """Markdown: question, answer, table of claims, pictures, method."""
+    """Returns the page in Markdown: question, answer, table of claims, pictures and method."""
     parts = [
         f"# {report.case}: {report.title}",
         report.question,
@@ -67,7 +67,7 @@ def outcome_rows(
     prompts: Iterable[tuple[int, str, str]],
     values: Iterable[float | None],
 ) -> list[dict[str, Any]]:
-    """Rows of `outcome`, one per prompt; each prompt is (number, text, half)."""
+    """Returns rows of the table `outcome`, one per prompt. Each of `prompts` is a tuple (number, text, half)."""
     return [
         {
             "case_study": case, "measure": measure, "condition": condition, "prompt": prompt, "text": text,
@@ -78,7 +78,8 @@ def outcome_rows(
 
 
 def source_rows(case: str, circuit: str, sources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `source`, ranked in the order given; columns that a source lacks are null."""
+    """Returns rows of the table `source`. The order of `sources` gives the ranks. Columns that a source lacks are
+    null."""
     names = {"case_study": case, "circuit": circuit}
     return [
         {**dict.fromkeys(SOURCE.columns), **names, "rank": rank, **source}
@@ -87,14 +88,14 @@ def source_rows(case: str, circuit: str, sources: Iterable[Mapping[str, Any]]) -
 
 
 def verdict(claims: Sequence[Claim]) -> str:
-    """One sentence: how many claims hold, and which fail."""
+    """Returns one sentence that says how many claims hold, and which ones fail."""
     failing = [claim.name.replace("_", " ") for claim in claims if not claim.holds]
     held = f"{len(claims) - len(failing)} of {len(claims)} claims hold"
     return f"{held}; these fail: {', '.join(failing)}." if failing else f"{held}."
 
 
 def number(value: float | None) -> str:
-    """Three decimals; integers without decimals; empty for None."""
+    """Returns a number as text with three decimals. Integers have no decimals, and None gives an empty text."""
     if value is None:
         return ""
     text = f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3f}"

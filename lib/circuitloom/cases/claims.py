@@ -1,4 +1,5 @@
-"""Claims: a measured value, its bootstrap interval, and whether the interval lies on the claimed side of a bound."""
+"""Claims. A claim has a measured value and its bootstrap interval, and holds if the interval is on one side of a
+bound."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,15 +9,15 @@ import numpy as np
 from jaxtyping import Float
 
 CHUNK = 2**22
-"""Maximum number of resampled values in memory."""
+"""Maximum number of resampled values that are in memory at once."""
 
 Statistic = Callable[[Float[np.ndarray, "sample row column"]], Float[np.ndarray, " sample"]]
-"""Maps each bootstrap sample of rows (prompts, documents) to one number; NaN where it is undefined."""
+"""Maps each bootstrap sample of rows to one number, or NaN where that is undefined. Rows are prompts or documents."""
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Percentile bootstrap over rows drawn with replacement (Efron 1979)."""
+    """Percentile bootstrap (Efron 1979). Rows are drawn with replacement."""
 
     resamples: int
     confidence: float
@@ -25,10 +26,11 @@ class Bootstrap:
     def interval(
         self, rows: Float[np.ndarray, "row column"], statistic: Statistic
     ) -> tuple[float | None, float | None, float | None]:
-        """`statistic` of the rows, and the lower and upper end of its interval.
+        """Returns the `statistic` of the rows, and the lower and upper end of its interval.
 
-        Samples on which the statistic is undefined are dropped. Returns (None, None, None) if it is undefined on the
-        rows themselves, and (value, None, None) for a single row or if it is undefined on most samples.
+        Samples on which the statistic is undefined are dropped. If it is undefined on the rows themselves, returns
+        (None, None, None). If there is only one row, or if it is undefined on most samples, returns (value, None,
+        None).
         """
         rows = np.asarray(rows, float)
         value = float(statistic(rows[None])[0]) if len(rows) else np.nan
@@ -51,7 +53,7 @@ class Bootstrap:
     def means(
         self, columns: Iterable[Sequence[float] | Float[np.ndarray, " row"]]
     ) -> Float[np.ndarray, "3 column"]:
-        """Mean of each column, and the lower and upper end of its interval; NaN where undefined."""
+        """Returns the mean of each column and the lower and upper end of its interval. Undefined values are NaN."""
         rows = [self.interval(np.asarray(column, float)[:, None], mean) for column in columns]
         return np.array(rows, float).reshape(-1, 3).T
 
@@ -64,14 +66,14 @@ class Claim:
     statement: str
     """What is measured, as a noun phrase, such as `F1 on unseen documents`."""
     value: float | None
-    """None if it is undefined: the claim then fails."""
+    """The measured value. It is None if it is undefined; the claim then fails."""
     low: float | None
     high: float | None
     bound: float
     n: int
     """Number of rows that were resampled."""
     of: str = "prompts"
-    """Unit of the rows."""
+    """What the rows are, such as `prompts`."""
     relation: Literal["above", "below"] = "above"
     published: float | None = None
 
@@ -83,7 +85,7 @@ class Claim:
         return self.low >= self.bound if self.relation == "above" else self.high <= self.bound
 
     def row(self, case: str) -> dict[str, Any]:
-        """Row of the table `claim`."""
+        """Returns the row of the table `claim`."""
         names = ("statement", "value", "low", "high", "relation", "bound", "holds", "n", "of", "published")
         return {"case_study": case, "claim": self.name, **{name: getattr(self, name) for name in names}}
 
@@ -99,7 +101,7 @@ def make_claim(
     relation: Literal["above", "below"] = "above",
     published: float | None = None,
 ) -> Claim:
-    """A claim about `statistic` (default: the mean) of `rows`; a sequence of numbers is one column."""
+    """Returns a claim about the `statistic` of `rows`, by default their mean. A sequence of numbers is one column."""
     table = np.asarray(rows, float)
     table = table[:, None] if table.ndim == 1 else table
     value, low, high = bootstrap.interval(table, mean if statistic is None else statistic)
@@ -107,47 +109,51 @@ def make_claim(
 
 
 def mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Mean of the first column."""
+    """Returns the mean of the first column."""
     return rows[:, :, 0].mean(1)
 
 
 def ratio(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Sum of the first column over the sum of the second; NaN where the second sum is not positive."""
+    """Returns the sum of the first column divided by that of the second. NaN where the second sum is not positive."""
     return fraction_of(rows[:, :, 0].sum(1), rows[:, :, 1].sum(1))
 
 
 def fraction_of(
     part: Float[np.ndarray, "sample ..."], total: Float[np.ndarray, "sample ..."]
 ) -> Float[np.ndarray, "sample ..."]:
-    """part / total; NaN where the total is not positive."""
+    """Returns part / total, or NaN where the total is not positive."""
     return np.where(total > 0, part / np.where(total > 0, total, 1), np.nan)
 
 
 def f1(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """F1 from columns (true positives, predicted positives, positives)."""
+    """Returns the F1. The columns are true positives, predicted positives and positives."""
     predicted, positives = rows[:, :, 1].sum(1), rows[:, :, 2].sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 2 * rows[:, :, 0].sum(1) / (predicted + positives)
 
 
 def least_mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Minimum over columns of the mean."""
+    """Returns the smallest of the means of the columns."""
     return rows.mean(1).min(-1)
 
 
 def lead(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Mean of the first column minus the largest mean of the others."""
+    """Returns the mean of the first column minus the largest mean of the other columns."""
     means = rows.mean(1)
     return means[:, 0] - means[:, 1:].max(-1)
 
 
 def leading_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """`lead` of all columns but the last, over the mean of the last; NaN if that is not positive."""
+    """Returns the lead of the first column, divided by the mean of the last column. NaN if that mean is not positive.
+
+    The lead is the mean of the first column minus the largest mean of the columns between the first and the last.
+    """
     return fraction_of(lead(rows[:, :, :-1]), rows[:, :, -1].mean(1))
 
 
 def mean_correlation(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Pearson correlation of each pair of columns, averaged; not finite where a column is constant."""
+    """Returns the Pearson correlation of columns 0 and 1, 2 and 3, ..., averaged. Not finite if a column is
+    constant."""
     x = rows - rows.mean(1, keepdims=True)
     product = (x[:, :, ::2] * x[:, :, 1::2]).sum(1)
     size = (x**2).sum(1)
@@ -156,6 +162,6 @@ def mean_correlation(rows: Float[np.ndarray, "sample row column"]) -> Float[np.n
 
 
 def mean_ranks(values: Sequence[float]) -> Float[np.ndarray, " value"]:
-    """Rank of each value, ascending from 0; equal values share their mean rank."""
+    """Returns the rank of each value, ascending from 0. Equal values get the mean of their ranks."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts + 1) / 2)[inverse]

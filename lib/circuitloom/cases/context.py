@@ -1,4 +1,4 @@
-"""Inputs of every case study: model, tokenizer, dictionaries, and prompts drawn from templates."""
+"""Inputs that every case study needs: model, tokenizer and dictionaries. Also draws prompts from templates."""
 
 import itertools
 import math
@@ -15,10 +15,11 @@ from ..dictionaries.dictionary import Dictionary, load_dictionary
 from ..language_model.model import LanguageModel, load_model
 
 FINDING, TESTING = "finding", "testing"
-"""Halves of the prompts: features and circuits are chosen on the finding half, claims are measured on the testing
+"""Halves of the prompts. Features and circuits are chosen on the finding half. Claims are measured on the testing
 half."""
 MAX_LISTED = 10_000
-"""Up to this number of combinations of words, all are listed and shuffled; more are drawn at random."""
+"""If there are at most this many combinations of words, all are listed and shuffled. Otherwise combinations are drawn
+at random."""
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,31 @@ class CaseContext:
     model: LanguageModel
     tokenizer: Tokenizer
     runs: Mapping[str, Mapping[int, Dictionary]]
-    """Run to layer to dictionary; the first run is that of the transcoders under study."""
+    """Maps each run and layer to a dictionary. The first run is that of the transcoders under study."""
     context_length: int
     """Maximum number of tokens of a prompt."""
 
     @property
     def run(self) -> str:
-        """Name of the transcoders under study."""
+        """Name of the run of the transcoders under study."""
         return next(iter(self.runs))
 
     @property
     def transcoders(self) -> Mapping[int, Dictionary]:
-        """The transcoders under study, by layer."""
+        """Maps each layer to its transcoder under study."""
         return self.runs[self.run]
 
     def tracer(self) -> Tracer:
-        """A tracer through these transcoders."""
+        """Returns a tracer through the transcoders under study."""
         return Tracer(self.model, self.tokenizer, self.run, self.transcoders, self.context_length)
 
 
 def open_context(
     model: str, tokenizer: str, folders: Iterable[str], runs: Sequence[str], context_length: int, dtype: str
 ) -> CaseContext:
-    """Load model, tokenizer and dictionaries; each of `folders` is a dictionary's, RUN/layerL.
+    """Load model, tokenizer and dictionaries. Each of `folders` is the folder RUN/layerL of one dictionary.
 
-    Raises ValueError, with the file's name, if one is missing or damaged.
+    Raises ValueError, with the name of the file, if a file is missing or damaged.
     """
     loaded = load_model(model, dtype)
     dictionaries: dict[str, dict[int, Dictionary]] = {run: {} for run in runs}
@@ -63,7 +64,7 @@ def open_context(
 
 
 def fill_templates(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[tuple[str, ...]]:
-    """Up to `count` distinct fillings of a group of templates; a filling uses the same words in all of them.
+    """Returns up to `count` distinct fillings of a group of templates. A filling uses the same words in all templates.
 
     The slot `NAME_2` never gets the same word as the slot `NAME`. If there are at most `count` fillings, returns all.
     """

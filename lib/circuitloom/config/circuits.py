@@ -174,8 +174,8 @@ class Behaviour(Section):
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
     """Texts, each with its metric."""
     runs: list[str] | None = None
-    """Runs whose features are ablated. Heads and neurons are always ablated. With null, it is the run of traced transcoders are
-    used."""
+    """Runs whose features are ablated. Heads and neurons are always ablated. With null, the run is that of the traced
+    transcoders."""
     ablations: Annotated[list[Literal["zero", "mean"]], Field(min_length=1)] = ["zero"]
     """Values to which ablated components are set: zero, or their mean over the prompts. Each listed value is
     measured."""

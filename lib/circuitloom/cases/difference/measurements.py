@@ -1,4 +1,4 @@
-"""Measurements of a logit difference: prompts, the search for a circuit on some of them, and its test on others."""
+"""Measurements of a logit difference: prompts, the search for a circuit on one half, and its test on the other half."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ...corpus.tokenizer import Tokenizer
 from ..context import FINDING, TESTING, fill_templates
 
 MIN_PRUNED = 0.02
-"""Pruning ends after the first round that removes at most this share of the circuit."""
+"""Pruning ends after the first round in which at most this share of the circuit is removed."""
 
 
 # Prompts
@@ -34,23 +34,23 @@ class DrawnPrompt:
     target: str
     """`logit TOKEN vs TOKEN`, filled with the same words."""
     half: str
-    """finding or testing."""
+    """Half of the prompt, `finding` or `testing`."""
 
 
 def draw_prompts(
     templates: Sequence[BehaviourPrompt], slots: Slots, count: int, seed: int
 ) -> list[DrawnPrompt]:
-    """About `count` prompts, the templates in turn, no text twice; the first half of each template is for finding.
+    """Returns about `count` prompts with different texts, which are drawn from the templates in turn.
 
-    Templates with the same slots get the same words in the same half. Raises ValueError if a template has too few
-    fillings for both halves.
+    The first half of each template's prompts is for finding, the other for testing. Templates with the same slots get
+    the same words in each half. Raises ValueError if a template has too few fillings for both halves.
     """
     per_template = -(-count // len(templates))
     filled: list[list[tuple[str, str]]] = []
     slot_sets = [set(slots_of(template.text) + slots_of(template.target)) for template in templates]
     for template, own in zip(templates, slot_sets, strict=True):
         texts: dict[str, str] = {}
-        # a slot of the target alone gives the same text with several targets: keep the first
+        # if a slot is only in the target, the same text has several targets: keep the first
         for text, target in fill_templates(
             (template.text, template.target), slots, 4 * per_template, seed + slot_sets.index(own)
         ):
@@ -71,7 +71,8 @@ def draw_prompts(
 def read_prompts(
     prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context_length: int
 ) -> list[PromptMetric]:
-    """Tokens and metric of each prompt. Raises ValueError if a text or token cannot be read."""
+    """Returns the tokens and the metric of each prompt. Raises ValueError if a text or the token of a target cannot be
+    read."""
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(prompt.text, tokenizer, context_length) for prompt in prompts]
     metrics = [parse_metric(prompt.target, strings) for prompt in prompts]
@@ -83,23 +84,26 @@ def read_prompts(
 
 @dataclass(frozen=True)
 class Ranking:
-    """Components in the order in which they are kept."""
+    """An order of the components. Those at the start are kept first."""
 
     name: str
     order: Components
     attribution: Float[Tensor, " component"]
-    """First-order effect, mean over the finding prompts."""
+    """First-order effect of ablating each component, averaged over the finding prompts."""
     curve: FaithfulnessCurve
     """Faithfulness on the finding prompts."""
 
 
 def choose_ranking(experiment: CircuitExperiment, prompts: Sequence[PromptMetric], share: float) -> Ranking:
-    """The ranking that needs fewer components to recover `share`: by magnitude of attribution, or by signed value."""
+    """Returns the ranking that needs fewer components to recover `share`.
+
+    The choice is between ranking by the magnitude of attributions and ranking by their signed values.
+    """
     score = mean_attribution(experiment.model, experiment.basis, prompts, experiment.values)
     rankings = []
     for name, signed in (("attribution", False), ("signed attribution", True)):
         order = rank(score, signed)
-        # a coarse grid of sizes: the search bisects between them
+        # a coarse grid of sizes is enough, because the search bisects between them
         curve = faithfulness_curve(
             experiment.model, experiment.basis, prompts, order, experiment.values, per_octave=1
         )
@@ -119,17 +123,23 @@ class CircuitSearch:
         """Mean metric of the untouched model."""
 
     def shares(self, sets: Sequence[Components]) -> Float[Tensor, " set"]:
-        """Share of the behaviour that each set of components recovers alone."""
+        """Returns the share of the behaviour that each set of components recovers alone."""
         return (self.experiment.alone(self.prompts, sets).mean(0) - self.none) / (self.untouched - self.none)
 
     def worth(self, circuit: Components, place: Int[Tensor, " place"]) -> Float[Tensor, " place"]:
-        """Share of the behaviour that the circuit alone loses without the component at each place."""
+        """Returns the share of the behaviour that the circuit alone loses without one component.
+
+        `place` has the indices in `circuit` of the components that are removed one at a time.
+        """
         return component_worth(self.experiment, self.prompts, circuit, place).mean(0) / (
             self.untouched - self.none
         )
 
     def find(self, ranking: Ranking, share: float) -> Components:
-        """The fewest top components that recover `share`, by bisection; empty if ablation does not lower the metric."""
+        """Returns the fewest top-ranked components that recover `share`, found by bisection.
+
+        The result is empty if they cannot recover it, or if ablating all components does not lower the metric.
+        """
         needed = ranking.curve.needed(share)
         if needed is None or self.untouched <= self.none:
             return ranking.order[:0]
@@ -141,10 +151,10 @@ class CircuitSearch:
         return ranking.order[:high]
 
     def prune(self, circuit: Components, share: float, least: float) -> Components:
-        """The circuit without components worth less than `least`, as long as it recovers `share`.
+        """Remove components worth less than `least` from the circuit, as long as the circuit recovers `share`.
 
-        Each round removes as many of the components with the least worth as possible, then measures the worth of the
-        lower half of the others again.
+        Each round removes as many components as possible, those with the least worth first. Then it measures again the
+        worth of those remaining components that are in the lower half by worth.
         """
         worth = self.worth(circuit, torch.arange(len(circuit)))
         while n_useless := int((worth < least).sum()):
@@ -189,32 +199,32 @@ class CircuitMetrics:
     """Metrics on the prompts of the testing half."""
 
     preferred: Float[Tensor, " drawn"]
-    """Of the untouched model, on the prompts of both halves."""
+    """Metric of the untouched model, on the prompts of both halves."""
     untouched: Float[Tensor, " prompt"]
     none: Float[Tensor, " prompt"]
-    """With all components ablated."""
+    """Metric with all components ablated."""
     alone: Float[Tensor, " prompt"]
-    """Of the circuit, all other components ablated."""
+    """Metric of the circuit alone: all other components are ablated."""
     without: Float[Tensor, " prompt"]
-    """Of the model without the circuit."""
+    """Metric of the model with the circuit ablated."""
     without_features: Float[Tensor, " prompt"]
-    """Of the model without the circuit's features, all heads intact."""
+    """Metric of the model with the circuit's features ablated and all heads intact."""
     transcoded: Float[Tensor, " prompt"]
-    """With every MLP that has a transcoder replaced by it, without error terms."""
+    """Metric with transcoders in place of all MLPs that have one, without the transcoders' errors."""
     worth: Float[Tensor, "prompt component"]
-    """What the circuit loses without each of its components."""
+    """How much the metric of the circuit falls without each of its components."""
     subset_circuit: Float[Tensor, "prompt subset"]
-    """Of the circuit without each random subset."""
+    """Metric of the circuit without each random subset."""
     subset_model: Float[Tensor, "prompt subset"]
-    """Of the model without each random subset."""
+    """Metric of the model without each random subset."""
     curve: FaithfulnessCurve
     neuron_curve: FaithfulnessCurve | None
-    """With neurons instead of features."""
+    """Faithfulness curve with neurons instead of features. None if neurons are not measured."""
 
 
 @dataclass(frozen=True)
 class BasisCurve:
-    """Faithfulness of the top components of a basis on the testing half."""
+    """Faithfulness curve of the components of a basis, measured on the testing half."""
 
     name: str
     basis: Basis

@@ -1,4 +1,4 @@
-"""Claims, text, tables and pictures of the case study of a logit difference."""
+"""The report of the case study of a logit difference: claims, text, tables and pictures."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ CONDITIONS = (
     "without its features",
     "without errors",
 )
-"""Values of `condition` in the table `outcome`."""
+"""Values of the column `condition` in the table `outcome`."""
 MAX_NAMED = 10
-"""Maximum number of components in the text."""
+"""Maximum number of components that the text names."""
 COMPONENTS_SHOWN = 25
 """Maximum number of components in the picture."""
 Row = dict[str, Any]
@@ -47,15 +47,16 @@ class DifferenceResults:
     drawn: Sequence[DrawnPrompt]
     circuit: FoundCircuit
     metric: Float[Tensor, "drawn condition"]
-    """One column per element of `CONDITIONS`."""
+    """Metric of each prompt under each condition, with one column per element of `CONDITIONS`."""
     metrics: CircuitMetrics
     curves: Sequence[BasisCurve]
-    """Features and heads first."""
+    """The first curve is that of features and heads. If neurons were measured, the second is that of neurons and
+    heads."""
     traces: Sequence[TraceRows]
 
 
 def make_report(results: DifferenceResults) -> CaseReport:
-    """The report of the case."""
+    """Returns the report of the case study."""
     case = results.case
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     claims = difference_claims(results.metrics, case, bootstrap)
@@ -107,7 +108,8 @@ def make_report(results: DifferenceResults) -> CaseReport:
 
 
 def difference_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> list[Claim]:
-    """Claims about the model, its circuit and, if compared with neurons, the number of components needed."""
+    """Returns claims about the model and its circuit. If neurons were measured, there is also a comparison with
+    them."""
     claims = [*_model_claims(metrics, case, bootstrap), *_circuit_claims(metrics, case, bootstrap)]
     if metrics.neuron_curve is None:
         return claims
@@ -173,25 +175,35 @@ def _fewer_claim(
 
 
 def recovered_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """(metric - none) / (untouched - none) from means of columns (metric, none, untouched)."""
+    """Returns (metric - none) / (untouched - none), where each term is the mean of a column.
+
+    The columns are metric, none and untouched.
+    """
     metric, none, untouched = rows[:, :, :3].mean(1).T
     return fraction_of(metric - none, untouched - none)
 
 
 def worth_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """loss / (untouched - none) from means of columns (loss, none, untouched)."""
+    """Returns loss / (untouched - none), where each term is the mean of a column.
+
+    The columns are loss, none and untouched.
+    """
     loss, none, untouched = rows[:, :, :3].mean(1).T
     return fraction_of(loss, untouched - none)
 
 
 def mean_gap(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Mean magnitude of the mean differences over (untouched - none); columns (none, untouched, differences ...)."""
+    """Returns the mean absolute value of the differences, divided by (untouched - none). Each term is the mean of a
+    column.
+
+    The columns are none, untouched, and one column per difference.
+    """
     means = rows.mean(1)
     return fraction_of(np.abs(means[:, 2:]).mean(1), means[:, 1] - means[:, 0])
 
 
 def positive_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Share of columns with a mean above 0; NaN without columns."""
+    """Returns the share of the columns whose mean is above 0. NaN if there are no columns."""
     if not rows.shape[2]:
         return np.full(len(rows), np.nan)
     return (rows.mean(1) > 0).mean(1)
@@ -200,9 +212,11 @@ def positive_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.nda
 def needed_ratio(
     n_first: Float[np.ndarray, " size"], n_second: Float[np.ndarray, " other"], wanted: float
 ) -> Statistic:
-    """Statistic: number of components needed for a share `wanted` in one basis over the number in another.
+    """Returns a statistic: the number of components needed for a share `wanted` in one basis, divided by that in
+    another.
 
-    Columns: untouched, the metric with each of `n_first` components alone, the metric with each of `n_second`.
+    The first column of the statistic's rows is the metric of the untouched model. Then there is one column per element
+    n of `n_first`, and one per element n of `n_second`: the metric with the top n components alone.
     """
 
     def statistic(rows: np.ndarray) -> np.ndarray:
@@ -220,7 +234,10 @@ def needed_ratio(
 def needed(
     n_kept: Float[np.ndarray, " size"], shares: Float[np.ndarray, "sample size"], wanted: float
 ) -> Float[np.ndarray, " sample"]:
-    """Number of components at which each curve first reaches `wanted`, interpolated linearly; NaN if it never does."""
+    """Returns the number of components at which each curve first reaches `wanted`. NaN if it never does.
+
+    The number is interpolated linearly between measured points.
+    """
     enough = shares >= wanted
     place = np.maximum(1, enough.argmax(1))
     sample = np.arange(len(shares))
@@ -232,7 +249,7 @@ def needed(
 
 
 def _rows(columns: Sequence[Tensor]) -> Float[np.ndarray, "row column"]:
-    """Columns side by side, as float64."""
+    """Returns the columns side by side, as float64."""
     return torch.stack([column.double() for column in columns], 1).numpy() if columns else np.empty((0, 0))
 
 
@@ -333,7 +350,7 @@ def _graph_overlap(results: DifferenceResults, circuit: set[tuple[int, int]]) ->
 
 
 def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row]:
-    """Rows of `component`: the components before pruning, in the order of the ranking."""
+    """Returns rows of the table `component`, one per component before pruning, in the order of the ranking."""
     circuit, metrics = results.circuit, results.metrics
     places = {component: i for i, component in enumerate(circuit.circuit.tolist())}
     part, inner = (column.tolist() for column in circuit.experiment.basis.locate(circuit.top))
@@ -390,14 +407,14 @@ def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
 def draw_curves(
     curves: Mapping[str, FaithfulnessCurve], circuit: tuple[int, float | None, float | None], wanted: float
 ) -> Figure:
-    """Share of the difference with the top k components alone, and without them, for each basis.
+    """Draw the share of the difference with the top k components alone, and without them, for each basis.
 
-    `circuit` is the pruned circuit: its size, its share alone, and the share without it.
+    `circuit` describes the pruned circuit: its size, the share with it alone, and the share without it.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for (name, curve), colour, style in zip(curves.items(), (BLUE, VERMILION), ("--", ":"), strict=False):
-        # a logarithmic axis has no 0
+        # leave out k = 0, which a logarithmic axis cannot show
         k = curve.n_kept.numpy()[1:]
         axes.plot(
             k, curve.faithfulness.numpy()[1:], color=colour, marker="o", markersize=3, label=f"{name}, alone"
@@ -422,7 +439,10 @@ def draw_curves(
 
 @styled
 def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss of the circuit without each of its components, largest first; `rows` are of `component`."""
+    """Draw what the circuit loses without each of its components, the largest loss first.
+
+    `rows` are rows of the table `component`.
+    """
     own = [row for row in rows if row["worth_low"] is not None]
     own = sorted(own, key=lambda row: -row["worth"])[:COMPONENTS_SHOWN]
     figure = Figure(figsize=(6.5, max(2.0, 0.24 * len(own) + 1)), layout="constrained")
@@ -448,5 +468,5 @@ def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def component_name(row: Mapping[str, Any]) -> str:
-    """LAYER.NUMBER of a head, LAYER/NUMBER of a feature."""
+    """Returns the name of a component: LAYER.NUMBER for a head, LAYER/NUMBER for a feature."""
     return f"{row['layer']}{'.' if row['kind'] == 'head' else '/'}{row['component']}"

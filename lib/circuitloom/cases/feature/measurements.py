@@ -1,4 +1,5 @@
-"""Measurements of a feature: where it fires, which tokens it reads, rules for where it fires, and tests of a rule."""
+"""Measurements of a feature: where it fires, which tokens it reads, rules that predict where it fires, and their
+tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,15 +23,16 @@ from ...weights.deembedding import TokenEmbeddings, embedding_rows
 from ..context import CaseContext
 
 MAX_DISTANCE = 24
-"""Number of last tokens whose effects are kept one by one; earlier tokens enter only the sum over all tokens."""
+"""The effects of this many last tokens are kept one by one. Effects of earlier tokens are only part of the sum over all
+tokens."""
 MIN_GAIN = 0.02
-"""F1 that a condition must add to a rule to be kept."""
+"""A condition is added to a rule only if it raises the rule's F1 by at least this."""
 MAX_NAMED = 6
-"""Maximum number of tokens that the words of a condition name."""
+"""Maximum number of tokens that are named when a condition is written in words."""
 EXCHANGES = 8
-"""Exchanged tokens per text and condition."""
+"""Number of exchanges of one token that are tested, per text and condition."""
 DirectSource = tuple[str, int | None, int | None, int]
-"""Kind, layer, number and relative position of what a feature reads in one step."""
+"""A source that a feature reads in one step: its kind, layer, number and position relative to the feature."""
 
 
 class TextPair(NamedTuple):
@@ -39,7 +41,7 @@ class TextPair(NamedTuple):
     text: str
     edited: str
     half: str
-    """finding or testing."""
+    """Half of the pair, `finding` or `testing`."""
 
 
 class ChosenFeature(NamedTuple):
@@ -49,11 +51,12 @@ class ChosenFeature(NamedTuple):
     feature: int
     threshold: float
     score: float
-    """F1 on the choosing documents, or share of texts minus share of edits above the threshold, finding half."""
+    """Score by which the feature was chosen. It is the F1 for a concept on the choosing documents, or on the finding
+    half the share of texts above the threshold minus the share of edits above it."""
 
     @property
     def name(self) -> str:
-        """LAYER/NUMBER."""
+        """Name of the feature, written LAYER/NUMBER."""
         return f"{self.layer}/{self.feature}"
 
 
@@ -63,7 +66,7 @@ class FeatureActivity:
 
     feature: ChosenFeature
     fires: Bool[Tensor, "sequence position"]
-    """On held-out text, above the threshold."""
+    """True at positions of the held-out text where the activation is above the threshold."""
     on: Float[Tensor, " pair"]
     """Activation at the last token of each text."""
     off: Float[Tensor, " pair"]
@@ -71,7 +74,7 @@ class FeatureActivity:
 
 
 def last_activations(prompt: LinearizedModel, layer: int) -> Float[Tensor, " feature"]:
-    """Activations of all features of a layer at the last token of a prompt."""
+    """Returns the activations of all features of a layer at the last token of a prompt."""
     z = prompt.captured.resid_final.new_zeros(prompt.dictionaries[layer].width)
     active = prompt.active_at(layer, len(prompt.captured) - 1)
     z[prompt.features.feature[active]] = prompt.features.activation[active]
@@ -83,14 +86,15 @@ def last_activations(prompt: LinearizedModel, layer: int) -> Float[Tensor, " fea
 
 @dataclass(frozen=True)
 class Condition:
-    """The token at an offset is one of a set of tokens."""
+    """A condition holds at a position if the token at an offset from the position is in a set of tokens."""
 
     offset: int
     """0 for the token itself, -1 for the token before."""
     tokens: Bool[Tensor, " vocabulary"]
 
     def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
-        """Positions at which it holds; never where the offset reaches before the sequence."""
+        """Returns a mask of the positions at which the condition holds. It does not hold where the offset leaves the
+        sequence."""
         met = torch.zeros_like(token, dtype=torch.bool)
         met[:, -self.offset :] = self.tokens[token][:, : token.shape[1] + self.offset]
         return met
@@ -98,12 +102,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rule:
-    """A conjunction of conditions."""
+    """A rule holds at a position if all its conditions hold there."""
 
     conditions: tuple[Condition, ...]
 
     def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
-        """Positions at which all conditions hold."""
+        """Returns a mask of the positions at which all conditions hold."""
         met = torch.ones_like(token, dtype=torch.bool)
         for condition in self.conditions:
             met &= condition.holds(token)
@@ -111,11 +115,11 @@ class Rule:
 
     @property
     def offsets(self) -> list[int]:
-        """Offsets of the conditions, descending: 0 first."""
+        """Offsets of the conditions in descending order, from 0 to negative ones."""
         return sorted((condition.offset for condition in self.conditions), reverse=True)
 
     def words(self, strings: Sequence[str], counts: Int[Tensor, " vocabulary"]) -> str:
-        """The rule in words; each condition names its most frequent tokens by `counts`."""
+        """Returns the rule in words. Each condition names those of its tokens that have the largest `counts`."""
         parts = []
         for condition in sorted(self.conditions, key=lambda each: -each.offset):
             ids = condition.tokens.nonzero()[:, 0]
@@ -140,10 +144,10 @@ def fit_rule(
     vocabulary: int,
     most: int = 3,
 ) -> Rule:
-    """The rule with up to `most` conditions that best predicts `fires` at the positions `where`.
+    """Returns a rule with up to `most` conditions that predicts `fires` well at the positions `where`.
 
-    Greedy: each step adds the condition (offset, tokens) with the largest F1 of the rule, then chooses the tokens of
-    every condition again.
+    The search is greedy. Each step adds the condition (an offset and tokens) that gives the rule the largest F1. Then
+    it chooses the tokens of every condition again, given the other conditions.
     """
     rule, best = Rule(()), 0.0
     total = int((fires & where).sum())
@@ -174,7 +178,11 @@ def _best_tokens(
     vocabulary: int,
     total: int,
 ) -> tuple[float, Condition]:
-    """The largest F1 and the tokens at `offset` that reach it, at the positions `met` by the other conditions."""
+    """Returns the largest F1 that a condition at `offset` can reach, and this condition.
+
+    `met` is a mask of the positions at which the other conditions hold. `total` is the number of positions where the
+    feature fires.
+    """
     reach = met.clone()
     reach[:, :-offset] = False
     seen = token[:, : token.shape[1] + offset][reach[:, -offset:]]
@@ -193,11 +201,12 @@ def _best_tokens(
 def blind_rule(
     prompts: Sequence[LinearizedModel], layer: int, feature: int, tokens: TokenEmbeddings, least_share: float
 ) -> Rule:
-    """A rule from weights and indices alone, without looking at text (the protocol `plain` of blind prediction).
+    """Returns a rule that is found without looking at text, by the protocol `plain` of blind prediction.
 
-    The contexts are the last tokens of `prompts`, on which the feature fires. Of each context it uses the contribution
-    of each layer-0 feature, by index, and the vectors with which the feature reads embeddings. The current and the
-    previous token each become a condition if they contribute at least `least_share` of the sum of both.
+    The contexts are the last tokens of `prompts`, where the feature must fire. From each context, the protocol uses the
+    contributions of layer-0 features, known only by their numbers, and the vectors with which the feature reads
+    embeddings. There can be a condition for the current token and one for the previous token. Each is made if the token
+    contributes at least `least_share` of the sum of both contributions.
     """
     last = torch.tensor([len(prompt.captured) - 1 for prompt in prompts])
     numbers = torch.arange(len(prompts))
@@ -211,7 +220,7 @@ def blind_rule(
 def _predicted_tokens(
     means: ContextMeans, place: int, tokens: TokenEmbeddings
 ) -> Bool[Tensor, " vocabulary"]:
-    """The tokens predicted `place` positions before the feature fires."""
+    """Returns a mask of the tokens that are predicted to stand `place` positions before the feature fires."""
     only_here = torch.zeros_like(means.total)
     only_here[:, place] = 1
     prediction = predict_plain(ContextMeans(means.vector, means.contribution, only_here), tokens)
@@ -224,7 +233,10 @@ def agreement(
     where: Bool[Tensor, "sequence position"],
     document: Int[Tensor, "sequence position"],
 ) -> Float[Tensor, "document 3"]:
-    """True positives, predicted positives and positives at the positions `where`, per document with such a position."""
+    """Returns the numbers of true positives, predicted positives and positives in each document.
+
+    Only positions in `where` count. Documents without such a position are left out.
+    """
     _, number = document[where].unique(return_inverse=True)
     predicted, actual = predicted[where], actual[where]
     n = int(number.max()) + 1 if len(number) else 0
@@ -240,27 +252,28 @@ class FeatureSources:
     """What a feature reads at the last token of some prompts."""
 
     direct: list[dict[DirectSource, float]]
-    """Per prompt: effect of each source that it reads in one step; errors and constants have relative position 0."""
+    """For each prompt, maps each source that the feature reads in one step to its effect. Errors and constants have
+    relative position 0."""
     by_token: Float[Tensor, "prompt offset"]
-    """Effect on the pre-activation of the token `offset` positions before the last, through all heads and features; 0
-    before the start of the prompt."""
+    """Effect on the pre-activation, through all heads and features, of the token that is `offset` positions before the
+    last. It is 0 where the prompt has no such token."""
     total: Float[Tensor, " prompt"]
-    """Sum of the magnitudes of the effects of all tokens, those beyond `MAX_DISTANCE` included."""
+    """Sum of the absolute effects of all tokens, including those that are more than `MAX_DISTANCE` positions away."""
     token_ids: list[list[int]]
-    """Tokens of each prompt, the last one first."""
+    """The last tokens of each prompt, in reverse order: the last token first."""
 
     @property
     def shares(self) -> Float[Tensor, " offset"]:
-        """Mean over prompts of the magnitude of each offset's effect as a share of `total`."""
+        """Share of each offset: the absolute effect of its token divided by `total`, averaged over prompts."""
         return (self.by_token.abs() / self.total[:, None].clamp(min=1e-9)).mean(0)
 
     def offsets(self, share: float) -> list[int]:
-        """Offsets (0 or negative) with at least `share` of the effect of all tokens."""
+        """Returns the offsets (0 or negative) whose share of the effect of all tokens is at least `share`."""
         return (-(self.shares >= share).nonzero()[:, 0]).tolist()
 
 
 def trace_sources(prompts: Sequence[LinearizedModel], feature: ChosenFeature) -> FeatureSources:
-    """What the feature reads at the last token of each prompt; it must fire on all of them."""
+    """Returns what the feature reads at the last token of each prompt. The feature must fire there on every prompt."""
     direct, by_token, totals, ids = [], [], [], []
     for prompt in prompts:
         last = len(prompt.captured) - 1
@@ -278,9 +291,11 @@ def trace_sources(prompts: Sequence[LinearizedModel], feature: ChosenFeature) ->
 
 
 def token_effects(prompt: LinearizedModel, active: int) -> Float[Tensor, " position"]:
-    """Effect of each token's embedding on an active feature's pre-activation, through all heads and features.
+    """Returns the effect of each token's embedding on the pre-activation of an active feature.
 
-    The remainder of the pre-activation comes from errors, positions and biases.
+    The effect is through all heads and features. `active` is the index of the feature in `prompt.features`.
+
+    The rest of the pre-activation comes from errors, position embeddings and biases.
     """
     target = feature_targets(prompt, torch.tensor([active], device=prompt.features.layer.device))
     return total_effects(prompt, target)[0, source_columns(prompt).embeddings]
@@ -309,13 +324,14 @@ class RuleTests:
     """Interventions on the texts of the testing half, one row per text."""
 
     exchanged: Float[Tensor, "text 2"]
-    """Number of exchanges of one of the rule's tokens that more than halve the activation, and number of exchanges;
-    both 0 if the feature does not fire."""
+    """An exchange replaces one of the rule's tokens. Column 0 is the number of exchanges that more than halve the
+    activation. Column 1 is the number of all exchanges. Both are 0 if the feature does not fire on the text."""
     rule_alone: Float[Tensor, " text"]
-    """Share of the activation that remains when every token outside the rule's offsets gets the mean embedding; NaN if
-    the feature does not fire or the rule's offsets cover all tokens."""
+    """Share of the activation that remains when every token outside the rule's offsets gets the mean embedding. It is
+    NaN if the feature does not fire on the text, or if the rule's offsets cover all its tokens."""
     effect: Float[Tensor, " text"] | None
-    """Decrease of the case's `effect` when the feature is ablated in the model, logits; None without `effect`."""
+    """How much the metric that the config names as `effect` falls when the feature is ablated in the model, in logits.
+    None if the config names none."""
 
 
 @torch.inference_mode()
@@ -327,7 +343,7 @@ def run_rule_tests(
     rule: Rule,
     prompts: Sequence[LinearizedModel],
 ) -> RuleTests:
-    """Test a rule on prompts at whose last token the feature should fire."""
+    """Test a rule on `prompts`, at whose last token the feature should fire."""
     generator = torch.Generator().manual_seed(case.seed)
     mean = embedding_rows(context.model, context.tracer().weights).mean(0)
     breaking = {c.offset: _breaking_tokens(rule, c, held_out) for c in rule.conditions}
@@ -345,7 +361,10 @@ def run_rule_tests(
 
 
 def _breaking_tokens(rule: Rule, condition: Condition, held_out: HeldOut) -> Int[Tensor, " token"]:
-    """Held-out tokens, one per occurrence, at positions where only this condition of the rule fails."""
+    """Returns tokens that break the condition: the held-out tokens at its offset, where only this condition fails.
+
+    A token is listed once per occurrence.
+    """
     others = Rule(tuple(c for c in rule.conditions if c is not condition))
     broken = others.holds(held_out.token) & ~condition.holds(held_out.token) & held_out.scored
     broken[:, : -condition.offset] = False
@@ -360,7 +379,10 @@ def _exchange(
     breaking: dict[int, Int[Tensor, " token"]],
     generator: torch.Generator,
 ) -> Float[Tensor, " 2"]:
-    """Number of exchanges that leave less than half of the activation, and number of exchanges."""
+    """Returns the number of exchanges that leave less than half of the activation, and the number of all exchanges.
+
+    `breaking` maps an offset to the tokens from which a random one replaces the prompt's token there.
+    """
     token = prompt.captured.token
     texts = [token]
     for offset, tokens in breaking.items():
@@ -382,7 +404,8 @@ def _rule_alone(
     rule: Rule,
     mean: Float[Tensor, " d"],
 ) -> float:
-    """Share of the activation that remains with the rule's tokens and BOS alone."""
+    """Returns the share of the activation that remains when all tokens but the rule's and BOS get the embedding
+    `mean`."""
     embedding = prompt.captured.embedding
     kept = {len(embedding) - 1 + offset for offset in rule.offsets}
     others = [position for position in range(1, len(embedding)) if position not in kept]
@@ -401,7 +424,7 @@ def _rule_alone(
 def _activations(
     context: CaseContext, token: Int[Tensor, "text position"], feature: ChosenFeature
 ) -> list[float]:
-    """The feature's activation at the last token of each text."""
+    """Returns the feature's activation at the last token of each text."""
     site = Site("mlp_in", feature.layer)
     x = capture(context.model, token, [site])[site][:, -1]
     dictionary = context.transcoders[feature.layer]
@@ -411,7 +434,7 @@ def _activations(
 def ablation_effect(
     context: CaseContext, prompt: LinearizedModel, feature: ChosenFeature, effect: str
 ) -> float:
-    """Decrease of a logit or logit difference at the last token when the feature is ablated in the model."""
+    """Returns how much a logit or logit difference at the last token falls when the feature is ablated in the model."""
     target = parse_target(effect)
     strings = context.tokenizer.strings()
     weights = prompt.captured.resid_final.new_zeros(1, prompt.captured.unembedding.weight.shape[0])

@@ -1,4 +1,4 @@
-"""Claims, text, tables and pictures of the case study of one feature."""
+"""The report of the case study of one feature: claims, text, tables and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,13 +49,14 @@ class FeatureResults:
     blind: Rule
     tests: RuleTests
     published: Mapping[str, float]
-    """Text to the measured activation at its last token, for texts with a published activation."""
+    """Maps each text with a published activation to the measured activation at its last token."""
     strings: list[str]
     """Text of each token of the vocabulary."""
 
 
 def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> CaseReport:
-    """The report. Claims about held-out text are measured on the scoring documents, on which nothing was chosen."""
+    """Returns the report. Claims about held-out text are measured on the scoring documents, on which nothing was
+    chosen."""
     case, name = results.case, results.activity.feature.name
     claims = [*feature_claims(results, held_out, concepts), *published_claims(results)]
     counts = torch.bincount(held_out.token.flatten(), minlength=len(results.strings))
@@ -92,7 +93,7 @@ def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) 
 
 
 def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> list[Claim]:
-    """Claims about the feature, its rules and the tests of the fitted rule."""
+    """Returns the claims about the feature, its rules and the tests of the fitted rule."""
     case, activity, tests = results.case, results.activity, results.tests
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     feature = f"feature {activity.feature.name}"
@@ -130,7 +131,8 @@ def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Tabl
 
 
 def published_claims(results: FeatureResults) -> list[Claim]:
-    """One claim per published activation: its relative error."""
+    """Returns one claim per published activation, about the relative difference between it and the measured
+    activation."""
     claims = []
     for i, (text, published) in enumerate(results.case.published.items(), 1):
         value = results.published[text]
@@ -148,7 +150,7 @@ def published_claims(results: FeatureResults) -> list[Claim]:
 
 
 def _annotated(concepts: pa.Table, concept: str, held_out: HeldOut) -> Bool[Tensor, "sequence position"]:
-    """Held-out tokens that have the concept."""
+    """Returns a mask of the held-out tokens that have the concept."""
     rows = concepts.filter((pc.field("concept") == concept) & (pc.field("sequence") < len(held_out)))
     annotated = torch.zeros_like(held_out.scored)
     sequence, position = (
@@ -195,7 +197,7 @@ def _method(results: FeatureResults, counts: Tensor) -> list[str]:
 
 
 def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
-    """Rows of `outcome`: activations on each text and its edit."""
+    """Returns rows of the table `outcome` with the activations on each text and on its edit."""
     on, off = results.activity.on.tolist(), results.activity.off.tolist()
     texts = [(i, pair.text, pair.half) for i, pair in enumerate(results.pairs)]
     edits = [(i, pair.edited, pair.half) for i, pair in enumerate(results.pairs)]
@@ -207,7 +209,7 @@ def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
 
 
 def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
-    """Rows of `outcome`: tests of the rule."""
+    """Returns rows of the table `outcome` with the tests of the rule."""
     tests = results.tests
     texts = [pair.text for pair in results.pairs if pair.half == TESTING]
     prompts = [(i, text, TESTING) for i, text in enumerate(texts)]
@@ -227,7 +229,11 @@ def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
 
 
 def _source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of `source`: circuit `tokens` has every offset, circuit `one step` the largest direct sources."""
+    """Returns rows of the table `source`, of two circuits.
+
+    The circuit `tokens` has all offsets. The circuit `one step` has the largest of the sources that are read in one
+    step.
+    """
     n = len(sources.direct)
     effects: dict[DirectSource, list[float]] = {}
     for step in sources.direct:
@@ -263,7 +269,7 @@ def _source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> 
 
 
 def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Sequence[str]) -> str | None:
-    """The token `distance` before the last, if it is the same on all prompts."""
+    """Returns the token `distance` positions before the last, or None if it is not the same on all prompts."""
     ids = {each[distance] for each in token_ids if len(each) > distance}
     return strings[ids.pop()] if len(ids) == 1 else None
 
@@ -273,7 +279,7 @@ def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Se
 
 @styled
 def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], threshold: float) -> Figure:
-    """Activation at the last token of each text and each edit, with the threshold."""
+    """Draw the activation at the last token of each text and each edit, with the threshold."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     spread = torch.linspace(-0.3, 0.3, len(on))
@@ -289,7 +295,7 @@ def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], th
 
 @styled
 def draw_sources(sources: FeatureSources) -> Figure:
-    """Shares of tokens by distance, and shares of direct sources."""
+    """Draw the share of each token by its distance from the last token, and the shares of direct sources."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     shares = sources.shares
@@ -313,7 +319,10 @@ def draw_sources(sources: FeatureSources) -> Figure:
 
 
 def direct_shares(sources: FeatureSources) -> list[tuple[str, float, float]]:
-    """Name, share and mean effect of each direct source, summed over positions; the largest share first."""
+    """Returns name, share and mean effect of each source that is read in one step, the largest share first.
+
+    Shares and effects are summed over positions.
+    """
     sums: dict[str, list[float]] = {}
     for step in sources.direct:
         own: dict[str, float] = {}

@@ -1,4 +1,5 @@
-"""Case study of one feature: choose it, trace it, describe it blind and by a fitted rule, and test the rule."""
+"""Case study of one feature. It chooses and traces the feature, describes it by a blind and a fitted rule, and tests
+them."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -33,9 +34,10 @@ from .measurements import (
 from .report import FeatureResults, make_report
 
 OVERSAMPLING = 20
-"""Pairs drawn per pair wanted, because some differ only in their edits."""
+"""Number of pairs that are drawn for each pair that is wanted. Pairs with the same text count once, so some are
+lost."""
 SILENT = "{} at the last token of any text of the finding half; change the case's texts"
-"""Error message."""
+"""Error message. The first words, such as "no feature fires", are filled in."""
 
 
 def study_feature(
@@ -46,9 +48,9 @@ def study_feature(
     case: FeatureCase,
     evaluation: Evaluation,
 ) -> CaseReport:
-    """Report of the case `name`; `concepts` is the table of that name for the held-out text.
+    """Returns the report of the case study `name`. `concepts` is the table `concept` of the held-out text.
 
-    Raises ValueError if a text cannot be read, nothing fires, or no held-out token has the concept.
+    Raises ValueError if a text cannot be tokenized, if no feature fires, or if no held-out token has the concept.
     """
     # 1. Draw texts and their edits, and linearize the model on each
     pairs = draw_pairs(case)
@@ -90,7 +92,7 @@ def study_feature(
 
 
 def draw_pairs(case: FeatureCase) -> list[TextPair]:
-    """Texts with one edit each, alternating between the finding and the testing half; no text twice.
+    """Returns texts with one edit each. They belong alternately to the finding and the testing half, and all differ.
 
     Raises ValueError if a half would be empty.
     """
@@ -115,9 +117,9 @@ def choose_feature(
     pairs: Sequence[TextPair],
     prompts: Sequence[tuple[LinearizedModel, LinearizedModel]],
 ) -> FeatureActivity:
-    """The feature of the case, named or chosen, and where it fires.
+    """Returns the feature that the config names, or else a chosen one, and where it fires.
 
-    Raises ValueError if the named feature does not exist or nothing fires on any text.
+    Raises ValueError if the named feature does not exist, or if no feature fires at the last token of any text.
     """
     sites = [Site("mlp_in", layer) for layer in context.transcoders]
     inputs = scored_activations(context.model, sites, held_out, evaluation.batch)
@@ -158,11 +160,11 @@ def choose_by_concept(
     held_out: HeldOut,
     config: Evaluation,
 ) -> ChosenFeature:
-    """The feature of any layer with the largest F1 for `concept` on the choosing documents.
+    """Returns the feature, of all layers, with the largest F1 for `concept` on the choosing documents.
 
-    By layer, `codes` are activations on the scored tokens of `held_out`, and `on` at the last tokens of the prompts.
-    Features that fire on no prompt are skipped. Raises ValueError if no held-out token has the concept, or nothing
-    fires on any prompt.
+    `codes` maps each layer to activations on the scored tokens of `held_out`. `on` maps each layer to activations at
+    the last tokens of the prompts. Features that fire on no prompt are skipped. Raises ValueError if no held-out token
+    has the concept, or if no feature fires on any prompt.
     """
     annotations = concept_annotations(concepts.filter(pc.field("concept") == concept), held_out)
     if not annotations.names or not int(annotations.positives(choosing=True)):
@@ -187,11 +189,12 @@ def choose_by_contrast(
     off: Mapping[int, Float[Tensor, "prompt feature"]],
     only: tuple[int, int] | None = None,
 ) -> ChosenFeature:
-    """The feature of any layer (or `only` this one) that best separates texts from edits, with its best threshold.
+    """Returns the feature, of all layers, that best separates texts from edits, with its best threshold.
 
-    `on` and `off` are activations at the last tokens of texts and edits, by layer. The score is the share of texts
-    above the threshold minus the share of edits; ties go to the larger difference of means. Raises ValueError if
-    nothing fires on any text.
+    If `only` is given, it is the feature (layer, number), and only its threshold is chosen. `on` and `off` map each
+    layer to the activations at the last tokens of texts and of edits. The score is the share of texts above the
+    threshold minus the share of edits above it. If scores are equal, the feature with the larger difference of means is
+    chosen. Raises ValueError if no feature fires on any text.
     """
     candidates = []
     for layer in on:
@@ -207,7 +210,10 @@ def choose_by_contrast(
 
 
 def _separate(on: Float[Tensor, " prompt"], off: Float[Tensor, " prompt"]) -> tuple[float, float, float]:
-    """Score, difference of means and threshold."""
+    """Returns the best score, the difference of means, and the threshold that gives this score.
+
+    The score is the share of `on` above the threshold minus the share of `off` above it.
+    """
     values = torch.cat([on, off]).unique()
     thresholds = torch.cat([values.new_zeros(1), (values[1:] + values[:-1]) / 2])
     score = (on[:, None] > thresholds).float().mean(0) - (off[:, None] > thresholds).float().mean(0)

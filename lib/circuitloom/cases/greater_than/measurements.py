@@ -1,4 +1,4 @@
-"""Prompts, metric and measurements of greater-than, in the order of the protocol; all results."""
+"""Prompts, metric, measurements and results of the case study of greater-than, in the order in which it uses them."""
 
 import random
 from collections import Counter, defaultdict
@@ -32,10 +32,10 @@ from ...weights.deembedding import embedding_rows, encoder_in_residual, head_lay
 from ..context import FINDING, TESTING, fill_templates
 
 MAX_FILLINGS = 1000
-"""Fillings of the template to draw from."""
+"""Maximum number of fillings of the template from which prompts are drawn."""
 UNTOUCHED = "untouched"
 ALL_REPLACED = "all MLPs replaced"
-"""Names of conditions."""
+"""Names of two conditions under which the metric is measured."""
 FEATURES, NEURONS = "features", "neurons"
 ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
 
@@ -45,53 +45,53 @@ ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
 
 @dataclass(frozen=True)
 class AnswerYears:
-    """The years that are single tokens; the metric is over these alone."""
+    """The years that are single tokens. The metric uses only the logits of these tokens."""
 
     token: Int[Tensor, " answer"]
     year: Int[Tensor, " answer"]
-    """Two digits, ascending."""
+    """Last two digits of each year, ascending."""
 
     def select(self, logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, "prompt answer"]:
-        """The logits of the answers."""
+        """Returns the logits of the answers."""
         return logits[:, self.token.to(logits.device)]
 
 
 @dataclass(frozen=True)
 class YearPrompts:
-    """Prompts of one length, each with a start year and a counterpart with another start year."""
+    """Prompts of one length. Each has a start year, and a counterpart that differs only in the start year."""
 
     text: list[str]
     token: Int[Tensor, "prompt position"]
     start: Int[Tensor, " prompt"]
-    """Two digits of the start year."""
+    """Last two digits of the start year."""
     other: Int[Tensor, "prompt position"]
     """Tokens of the counterparts."""
     other_start: Int[Tensor, " prompt"]
     scored: Bool[Tensor, " position"]
-    """Scored positions, on which transcoders replace MLPs: neither the first nor a BOS."""
+    """True at positions where transcoders replace MLPs: all except the first position and BOS."""
     place: int
     """Position of the start year."""
     half: list[str]
-    """finding or testing."""
+    """Half of each prompt, `finding` or `testing`."""
     dropped: int
-    """Number of prompts left out: of another length, or with a start year that is not one token or has no later
-    answer."""
+    """Number of prompts that were left out. They have another length, or their start year is not a single token, has no
+    later answer, or has no counterpart."""
 
     def __len__(self) -> int:
         """Number of prompts."""
         return len(self.text)
 
     def of(self, half: str) -> "YearPrompts":
-        """The prompts of one half."""
+        """Returns the prompts of one half."""
         return self[[i for i, each in enumerate(self.half) if each == half]]
 
     def spread(self, wanted: int) -> "YearPrompts":
-        """Up to `wanted` prompts, evenly spaced over the start years."""
+        """Returns up to `wanted` prompts, evenly spaced over the start years."""
         n = min(wanted, len(self))
         return self[[(2 * i + 1) * len(self) // (2 * n) for i in range(n)]]
 
     def __getitem__(self, chosen: list[int]) -> "YearPrompts":
-        """Some of the prompts, in the order given."""
+        """Returns the prompts with the given indices, in that order."""
         return replace(
             self,
             text=[self.text[i] for i in chosen],
@@ -104,7 +104,8 @@ class YearPrompts:
 
 
 def find_answers(answer: str, strings: list[str]) -> AnswerYears:
-    """The years 00 to 99 that are single tokens when written as `answer`; ValueError for fewer than two."""
+    """Returns the years 00 to 99 that are single tokens when written as `answer`. Raises ValueError for fewer than
+    two."""
     tokens = {}
     for year in range(100):
         try:
@@ -119,10 +120,10 @@ def find_answers(answer: str, strings: list[str]) -> AnswerYears:
 def make_prompts(
     case: GreaterThanCase, tokenizer: Tokenizer, context_length: int, answers: AnswerYears
 ) -> YearPrompts:
-    """The prompts of a case, in the order of start years.
+    """Returns the prompts of a case, in the order of their start years.
 
-    Only prompts of the most common length and position of the start year are kept. Raises ValueError if fewer than four
-    remain, or a prompt cannot be tokenized.
+    Only prompts with the most common combination of length and position of the start year are kept. Raises ValueError
+    if fewer than four remain, or if a prompt cannot be tokenized.
     """
     generator = random.Random(case.seed)
     years = list(range(case.first, case.last + 1))
@@ -142,7 +143,7 @@ def make_prompts(
                 written = text.replace(f"{{{YEAR}}}", f"{each:02d}")
                 return written, tokenize_prompt(written, tokenizer, context_length)
 
-            # no answer is later than the last year
+            # leave out the last year, because no answer is later
             if token_of_year.get(year, -1) in read(year)[1].tolist() and year < max(token_of_year):
                 rows += _pair(read, year, others, token_of_year, half)
     places = Counter((len(row.token), row.place) for row in rows)
@@ -184,7 +185,10 @@ def _pair(
     token_of_year: dict[int, int],
     half: str,
 ) -> list[_PromptRow]:
-    """The prompt of a year with a counterpart: the first of `others` that changes only the year's token. Or no row."""
+    """Returns one row: the prompt of `year` and its counterpart. Returns no row if there is no counterpart.
+
+    The counterpart has the first of the years `others` for which only the token of the year differs.
+    """
     text, token = read(year)
     for other_year in others:
         _, other = read(other_year)
@@ -202,13 +206,16 @@ def _pair(
 def greater_than(
     logits: Float[Tensor, "prompt answer"], year: Int[Tensor, " answer"], start: Int[Tensor, " prompt"]
 ) -> Float[Tensor, " prompt"]:
-    """Probability of years later than `start` minus that of the others; softmax over the answers alone."""
+    """Returns the metric: the probability of years later than `start` minus the probability of all other years.
+
+    The softmax is over the answers alone.
+    """
     later = year.to(start.device) > start[:, None]
     return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
 
 
 def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None) -> list[PromptMetric]:
-    """Each prompt with the metric as a function of all logits."""
+    """Returns each prompt with the metric as a function of the logits of the whole vocabulary."""
 
     def metric(start: int) -> Metric:
         def measure(logits: Float[Tensor, "pass vocabulary"]) -> Float[Tensor, " pass"]:
@@ -225,7 +232,7 @@ def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None)
 def edited_metric(
     model: LanguageModel, prompts: YearPrompts, answers: AnswerYears, edits: Mapping[Site, Edit]
 ) -> Float[Tensor, " prompt"]:
-    """The metric of each prompt, with `edits`."""
+    """Returns the metric of each prompt when `edits` are applied to the model."""
     with edited(model, edits):
         logits = last_logits(model, prompts.token)
     return greater_than(answers.select(logits).cpu(), answers.year, prompts.start)
@@ -238,7 +245,8 @@ def edited_metric(
 def mlp_effects(
     model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
 ) -> Float[Tensor, "layer prompt"]:
-    """Decrease of the metric when an MLP's output at the last position is set to its mean over the prompts."""
+    """Returns how much the metric falls when an MLP's output at the last position is set to its mean over the
+    prompts."""
     last = torch.zeros_like(prompts.scored)
     last[-1] = True
     sites = [Site("mlp_out", layer) for layer in range(model.layers)]
@@ -273,10 +281,10 @@ def measure_conditions(
     prompts: YearPrompts,
     answers: AnswerYears,
 ) -> dict[str, Float[Tensor, " prompt"]]:
-    """Condition to the metric of each prompt.
+    """Maps the name of each condition to the metric of each prompt.
 
-    Conditions: untouched; each MLP replaced by its transcoder, and all at once; each MLP set to zero, and to its mean
-    over prompts and positions.
+    In the conditions, the model is untouched, a transcoder replaces one MLP, transcoders replace all MLPs at once, or
+    the output of one MLP is set to zero or to its mean over prompts and positions.
     """
     metric = {UNTOUCHED: edited_metric(model, prompts, answers, {})}
     replacements = {
@@ -300,10 +308,10 @@ def measure_conditions(
 
 @dataclass(frozen=True)
 class LayerCurve:
-    """Faithfulness of the top features or neurons of a layer, ranked by variance over the prompts."""
+    """Faithfulness curve of the features or neurons of a layer. They are ranked by their variance over the prompts."""
 
     units: str
-    """features or neurons."""
+    """`features` or `neurons`."""
     basis: Basis
     ablation: AblationKind
     curve: FaithfulnessCurve
@@ -313,7 +321,8 @@ class LayerCurve:
 def variances(
     model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts
 ) -> dict[str, Float[Tensor, " component"]]:
-    """Variance over the prompts of each feature's and each neuron's activation at the last position."""
+    """Returns the variances of activations at the last position, over the prompts: of all features and of all
+    neurons."""
     sites = {FEATURES: Site("mlp_in", dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
     captured = capture(model, prompts.token, list(sites.values()))
     last = {site: value[:, -1] for site, value in captured.items()}
@@ -329,10 +338,10 @@ def layer_curves(
     finding: Sequence[PromptMetric],
     testing: Sequence[PromptMetric],
 ) -> list[LayerCurve]:
-    """Curves on `testing`; components with the largest variance are kept first.
+    """Returns the curves of features and of neurons, measured on `testing`, for each kind of ablation.
 
-    The others are set to zero, or to their mean over `finding`, at all scored positions. The transcoder replaces the
-    MLP without its error term.
+    Components with the largest `variance` are kept first. The others are set to zero, or to their mean over `finding`,
+    at all scored positions. For features, the transcoder without its error replaces the MLP.
     """
     layer = dictionary.layer
     bases = {
@@ -353,13 +362,14 @@ def layer_curves(
 
 
 def patch_start_year(model: LanguageModel, prompts: YearPrompts, answers: AnswerYears) -> HeadPatching:
-    """Patch each head's output at the last position from the prompt with the other start year.
+    """Set each head's output at the last position to its value on the counterpart, the prompt with another start year.
 
-    The effect is the decrease of (metric for the prompt's start year) - (metric for the other start year).
+    The effect is how much this difference falls: the metric for the prompt's start year minus the metric for the
+    counterpart's start year.
     """
 
     def contrast(logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, " prompt"]:
-        # its magnitude is twice the probability of the years between the two
+        # the magnitude of this difference is twice the probability of the years between the two start years
         chosen = answers.select(logits).cpu()
         own, other = (
             greater_than(chosen, answers.year, each) for each in (prompts.start, prompts.other_start)
@@ -370,7 +380,8 @@ def patch_start_year(model: LanguageModel, prompts: YearPrompts, answers: Answer
 
 
 def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> tuple[int, int] | None:
-    """Layer and number of the head with the largest effect among those before the MLP of `layer`; None without one."""
+    """Returns layer and number of the head before the MLP of `layer` with the largest effect. None if there is no
+    head."""
     before = head_layers(model, -1, layer)
     order = [i for i in patching.order().tolist() if int(patching.layer[i]) in before]
     return (int(patching.layer[order[0]]), int(patching.head[order[0]])) if order else None
@@ -381,20 +392,22 @@ def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> 
 
 @dataclass(frozen=True)
 class YearFeatures:
-    """Features of a layer, by start year."""
+    """What some features of a layer do for each start year."""
 
     year: Int[Tensor, " year"]
     """Start years, ascending."""
     feature: Int[Tensor, " feature"]
     activation: Float[Tensor, "feature year"]
-    """At the last position, mean over the year's prompts."""
+    """Activation at the last position, averaged over the prompts of each year."""
     attribution: Float[Tensor, "feature year"]
-    """Direct logit attribution of an activation of 1 to the year as the answer, minus the mean over the vocabulary,
-    without the final norm's denominator."""
+    """Direct logit attribution of an activation of 1 to the year as the answer. The mean over the vocabulary is
+    subtracted, and the denominator of the final norm is set to 1."""
     head: tuple[int, int] | None
-    """Layer and number of the head that the de-embedding score goes through."""
+    """Layer and number of the head through which the features read tokens in `score`. None if no head is before the
+    layer's MLP."""
     score: Float[Tensor, "feature year"] | None
-    """De-embedding score: how strongly the weights read the year; None if no head lies before the layer's MLP."""
+    """De-embedding score: how strongly the feature reads the token of the year through `head`, by the weights alone.
+    None if `head` is None."""
 
 
 def describe_years(
@@ -408,7 +421,7 @@ def describe_years(
     head: tuple[int, int] | None,
     connections: int,
 ) -> YearFeatures:
-    """Features of a layer by start year, with de-embedding scores through `head`."""
+    """Returns what the given features of a layer do for each start year. De-embedding scores are through `head`."""
     year, row = prompts.start.unique(return_inverse=True)
     z = last_feature_activations(model, transcoders[layer], prompts, feature).cpu()
     total = z.new_zeros(len(year), len(feature)).index_add_(0, row, z)
@@ -427,7 +440,7 @@ def describe_years(
 def last_feature_activations(
     model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts, feature: Int[Tensor, " feature"]
 ) -> Float[Tensor, "prompt feature"]:
-    """Activations at the last position."""
+    """Returns the activations of the given features at the last position."""
     site = Site("mlp_in", dictionary.layer)
     x = capture(model, prompts.token, [site])[site][:, -1]
     return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature]
@@ -442,9 +455,10 @@ def direct_year_effects(
     answers: AnswerYears,
     feature: Int[Tensor, " feature"],
 ) -> Float[Tensor, " prompt"]:
-    """Joint direct effect of features on the mean logit of later years minus that of the others.
+    """Returns the direct effect of all given features together on a difference of logits, for each prompt.
 
-    Without the final norm's denominator.
+    The difference is the mean logit of later years minus the mean logit of all other years. The denominator of the
+    final norm is set to 1.
     """
     z = last_feature_activations(model, dictionary, prompts, feature)
     effect = (z @ logit_attribution(weights, dictionary, feature, answers.token.to(feature.device))).cpu()
@@ -459,7 +473,7 @@ def logit_attribution(
     feature: Int[Tensor, " feature"],
     token: Int[Tensor, " year"],
 ) -> Float[Tensor, "feature year"]:
-    """Direct logit attribution of an activation of 1, without norm denominators."""
+    """Returns the direct logit attribution of an activation of 1 to each token. Denominators of norms are set to 1."""
     rows = weights.unembedding.rows[token]
     written = norm_jvp(weights.blocks[dictionary.layer].norm_mlp_after, dictionary.W_dec[feature].to(rows))
     return written @ rows.T
@@ -476,11 +490,13 @@ def deembedding_scores(
     token: Int[Tensor, " year"],
     connections: int,
 ) -> Float[Tensor, "feature year"]:
-    """How strongly each feature reads each token through a head, from the weights alone.
+    """Returns how strongly each feature reads each token through a head, computed from the weights alone.
 
-    If layer 0 has a transcoder and the head lies after it: sum of c_i times the de-embedding of feature i on the token,
-    over the `connections` largest connections c_i to features of layer 0. Otherwise what the head reads from the
-    token's embedding.
+    If layer 0 has a transcoder and the head comes after it, the score goes through the features of layer 0. It is the
+    sum of c_i d_i over the `connections` features i of layer 0 with the largest c_i. Here c_i is the weight with which
+    the feature reads feature i through the head, and d_i is what feature i reads from the token's embedding.
+
+    Otherwise the score is what the feature reads through the head from the token's embedding.
     """
     embedding = embedding_rows(model, weights)[token]
     reads = encoder_in_residual(weights, layer, transcoders[layer].W_enc[feature])
@@ -499,21 +515,21 @@ def deembedding_scores(
 
 @dataclass(frozen=True)
 class YearCircuit:
-    """Union over prompts of the greedy paths from the answer back to the tokens."""
+    """The circuit: all nodes on the greedy paths from the answer back to the tokens, of all prompts together."""
 
     contribution: dict[tuple[int, int, int, int], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    """Node (kind as in `attribution.paths`, layer, number, position) to the contribution to the target of the paths
-    that end in it, one value per prompt with such paths."""
+    """Maps each node to what the paths that end in it contribute to the target. There is one value per prompt with such
+    paths. A node is (kind, layer, number, position), with the kinds of `attribution.paths`."""
     n_prompts: int = 0
 
     def parts(self, kind: int) -> list[tuple[int, int]]:
-        """Layer and number of the circuit's features, or heads."""
+        """Returns layer and number of the circuit's nodes of one kind, such as its features or its heads."""
         return sorted({(layer, number) for own, layer, number, _ in self.contribution if own == kind})
 
     def components(self, basis: Basis) -> Bool[Tensor, " component"]:
-        """Mask of the components of `basis` (features and heads) that are in the circuit."""
+        """Returns a mask of the components of `basis` (features and heads) that is true for those in the circuit."""
         kept = torch.zeros(len(basis), dtype=torch.bool)
         kinds = {"feature": FEATURE, "head": HEAD}
         for part, columns in zip(basis.parts, basis.slices, strict=True):
@@ -523,7 +539,8 @@ class YearCircuit:
 
 
 def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> AttributionTargets:
-    """Mean logit of years later than `start` minus that of the others, at the last position."""
+    """Returns the target of attribution: at the last position, the mean logit of later years minus that of all
+    others."""
     unembedding = model.captured.unembedding.weight
     later = answers.year > start
     weights = unembedding.new_zeros(1, len(unembedding))
@@ -535,7 +552,7 @@ def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> At
 def find_circuit(
     tracer: Tracer, prompts: YearPrompts, answers: AnswerYears, search: PathSearch
 ) -> YearCircuit:
-    """Union of the greedy paths of all prompts."""
+    """Search greedy paths on each prompt and return all their nodes as one circuit."""
     circuit = YearCircuit(n_prompts=len(prompts))
     for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
         model = tracer.linearize(text)
@@ -550,24 +567,25 @@ def find_circuit(
 
 @dataclass(frozen=True)
 class InputContributions:
-    """Contributions to the target through all features and heads; they add up to it."""
+    """What each input contributes to the target through all features and heads. The contributions add up to the
+    target."""
 
     token: Float[Tensor, "prompt position"]
     error: Float[Tensor, "prompt layer position"]
     position: Float[Tensor, "prompt position"]
-    """0 where the model has no learned position embeddings."""
+    """Contributions of position embeddings. They are 0 if the model has no learned position embeddings."""
     constant: Float[Tensor, " prompt"]
-    """Of biases."""
+    """Contribution of all biases together."""
 
     @property
     def magnitude(self) -> Float[Tensor, " prompt"]:
-        """Sum of the magnitudes of all contributions."""
+        """Sum of the absolute values of all contributions."""
         parts = (self.token, self.error.flatten(1), self.position, self.constant[:, None])
         return torch.cat(parts, 1).abs().sum(1)
 
 
 def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYears) -> InputContributions:
-    """Contributions to `later_target` on each prompt."""
+    """Returns what each input contributes to `later_target`, for each prompt."""
     rows = []
     for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
         model = tracer.linearize(text)
@@ -584,19 +602,20 @@ def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYea
 
 @dataclass(frozen=True)
 class GreaterThanResults:
-    """All measurements of the case study, on the prompts of both halves unless a half is named."""
+    """All measurements of the case study. They are on the prompts of both halves unless a half is named."""
 
     run: str
     prompts: YearPrompts
     answers: AnswerYears
     conditions: Mapping[str, Float[Tensor, " prompt"]]
-    """Condition to the metric."""
+    """Maps the name of each condition to the metric of each prompt."""
     layer: int
     mlp_effect: Float[Tensor, "layer finding"]
     feature: int
     """Feature of `layer` that was subtracted."""
     variance: Float[Tensor, " feature"]
-    """Of the activation of each feature of `layer`, finding half."""
+    """Variance of the activation of each feature of `layer` at the last position, over the prompts of the finding
+    half."""
     curves: list[LayerCurve]
     """On the testing half."""
     finding_patching: HeadPatching
@@ -605,17 +624,17 @@ class GreaterThanResults:
     years: YearFeatures
     """On the testing half."""
     direct: Float[Tensor, " testing"]
-    """Direct effect of the features of `years` on the mean logit of later years minus that of the others."""
+    """Direct effect of the features of `years` on the mean logit of later years minus that of all other years."""
     circuit: YearCircuit
-    """Of prompts of the finding half."""
+    """Found on some prompts of the finding half."""
     basis: Basis
     """The features of all layers, without error terms, and the heads."""
     ablations: Mapping[AblationKind, CircuitAblations]
     """On the testing half."""
     contributions: InputContributions
-    """On traced prompts of the testing half."""
+    """On some prompts of the testing half."""
 
     @property
     def head(self) -> int:
-        """Row of `patching`: the head with the largest effect on the finding half."""
+        """Row of `patching` for the head with the largest effect on the finding half."""
         return int(self.finding_patching.order()[0])

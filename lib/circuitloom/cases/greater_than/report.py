@@ -1,4 +1,4 @@
-"""Claims, text, tables and pictures of the case study of greater-than."""
+"""The report of the case study of greater-than: claims, text, tables and pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -42,17 +42,17 @@ from .measurements import (
 )
 
 KINDS = {FEATURE: "feature", HEAD: "head", EMBEDDING: "token", POSITION: "position"}
-"""Kind of a node (`attribution.paths`) to the kind of a source."""
+"""Maps the kind of a node (`attribution.paths`) to the kind of a source in the table `source`."""
 ABLATION_VALUES: dict[AblationKind, str] = {"zero": "zero", "mean": "the mean"}
 METRIC_LABEL = "P(later years) - P(other years)"
 MakeClaim = Callable[..., Claim]
-"""`make_claim` with the bootstrap of the case."""
+"""`make_claim`, called with the bootstrap of the case study."""
 
 
 def make_report(
     name: str, results: GreaterThanResults, case: GreaterThanCase, strings: list[str]
 ) -> CaseReport:
-    """The report of the case; `strings` is the text of each token of the vocabulary."""
+    """Returns the report of the case study. `strings` has the text of each token of the vocabulary."""
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     return CaseReport(
         case=name,
@@ -96,17 +96,18 @@ def make_report(
 def greater_than_claims(
     results: GreaterThanResults, case: GreaterThanCase, bootstrap: Bootstrap
 ) -> list[Claim]:
-    """All claims: metric, few features, heads, features by year, circuit."""
+    """Returns all claims: about the metric, about few features, about heads, about features by year, and about the
+    circuit."""
     parts = (_metric_claims, _feature_claims, _head_claims, _year_claims, _circuit_claims)
     make = partial(make_claim, bootstrap=bootstrap)
     return [claim for part in parts for claim in part(results, case, make)]
 
 
 def _metric_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
-    """The model untouched, with MLPs replaced, with the layer's MLP ablated, without a feature."""
+    """Claims about the metric of the model: untouched, with MLPs replaced or ablated, and without a feature."""
     layer, known = results.layer, case.published
     testing = np.array([half == TESTING for half in results.prompts.half])
-    # a layer or feature that was chosen on the finding half is measured on the testing half alone
+    # if the layer or feature was chosen on the finding half, measure it only on the testing half
     layer_rows = slice(None) if case.layer is not None or case.feature is not None else testing
     feature_rows = slice(None) if case.feature is not None else testing
     metric = {name: values.numpy()[:, None] for name, values in results.conditions.items()}
@@ -135,7 +136,7 @@ def _metric_claims(results: GreaterThanResults, case: GreaterThanCase, claim: Ma
 
 
 def _feature_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
-    """Few features against the same number of neurons."""
+    """Claims that compare a few features with the same number of neurons."""
     for kind, value in ABLATION_VALUES.items():
         rows = feature_advantage(results.curves, kind, case.small)[:, None].numpy()
         statement = (
@@ -146,7 +147,7 @@ def _feature_claims(results: GreaterThanResults, case: GreaterThanCase, claim: M
 
 
 def _head_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
-    """The head that was chosen on the finding half."""
+    """Claims about the head that was chosen on the finding half."""
     patching, head = results.patching, results.head
     name = f"head {patching.layer[head]}.{patching.head[head]}"
     rows = torch.stack([patching.effect[head], patching.total], 1).numpy()
@@ -160,7 +161,7 @@ def _head_claims(results: GreaterThanResults, case: GreaterThanCase, claim: Make
 
 
 def _year_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
-    """The layer's features of the largest variance: what they promote, and what their weights read."""
+    """Claims about the layer's features with the largest variance: what they promote, and what their weights read."""
     years, n = results.years, len(results.years.feature)
     features = f"the {n} features of layer {results.layer} with the largest variance"
     statement = f"direct effect of {features} on the mean logit of later years minus that of the others"
@@ -171,7 +172,7 @@ def _year_claims(results: GreaterThanResults, case: GreaterThanCase, claim: Make
     yield claim("attribution_rises", statement, rows, 0.0, statistic=mean_correlation, of="years")
     if years.score is not None:
         pairs = zip(years.activation.numpy(), years.score.numpy(), strict=True)
-        # a feature that never fires on the prompts has no correlation
+        # the correlation of a feature that never fires on the prompts is undefined
         columns = [column for pair in pairs if pair[0].any() for column in pair]
         statement = f"correlation of de-embedding score and activation over start years, mean over {features}"
         if columns:
@@ -182,7 +183,7 @@ def _year_claims(results: GreaterThanResults, case: GreaterThanCase, claim: Make
 
 
 def _circuit_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
-    """The circuit alone, the model without its features, and the token that contributes most."""
+    """Claims about the circuit alone, the model without the circuit's features, and the token that contributes most."""
     for kind, value in ABLATION_VALUES.items():
         statement = f"share of the metric that the circuit recovers alone, all else set to {value}"
         metric = results.ablations[kind]
@@ -195,7 +196,7 @@ def _circuit_claims(results: GreaterThanResults, case: GreaterThanCase, claim: M
     rows = (metric.circuit - metric.random)[:, None].numpy()
     yield claim("circuit_not_drawn", statement, rows, 0.0)
     statement = "share of the metric that remains with the circuit's features set to the mean"
-    # over `all` and not `untouched`: transcoders replace MLPs in both, so errors do not count
+    # divide by `all` and not by `untouched`: transcoders replace MLPs in both terms, so their errors do not count
     rows = torch.stack([metric.without_features - metric.none, metric.all - metric.none], 1).numpy()
     yield claim("left_without", statement, rows, case.left, statistic=ratio, relation="below")
     token, place = results.contributions.token, results.prompts.place
@@ -210,7 +211,10 @@ def _circuit_claims(results: GreaterThanResults, case: GreaterThanCase, claim: M
 def feature_advantage(
     curves: Sequence[LayerCurve], ablation: AblationKind, small: int
 ) -> Float[Tensor, " prompt"]:
-    """Metric with k features alone minus metric with k neurons alone, mean over the measured k up to `small`."""
+    """Returns the metric with k features alone minus the metric with k neurons alone.
+
+    The difference is averaged over all measured k up to `small`.
+    """
     by_units = {each.units: each.curve for each in curves if each.ablation == ablation}
     features, neurons = by_units[FEATURES], by_units[NEURONS]
     both = [k for k in features.n_kept.tolist() if 1 <= k <= small and k in neurons.n_kept.tolist()]
@@ -329,7 +333,10 @@ def _outcome_rows(name: str, results: GreaterThanResults) -> Iterator[dict[str, 
 
 
 def _path_rows(name: str, results: GreaterThanResults, strings: list[str]) -> list[dict[str, Any]]:
-    """Rows of `source`, circuit `paths`: nodes of greedy paths; effects are means over the traced prompts."""
+    """Returns the rows of the table `source` for the circuit `paths`, one per node of the greedy paths.
+
+    Effects are means over the traced prompts.
+    """
     circuit, sources = results.circuit, []
     for (kind, layer, index, position), values in circuit.contribution.items():
         source = {"kind": KINDS[kind], "effect": sum(values) / circuit.n_prompts, "n_prompts": len(values)}
@@ -339,7 +346,10 @@ def _path_rows(name: str, results: GreaterThanResults, strings: list[str]) -> li
 
 
 def _contribution_rows(name: str, results: GreaterThanResults, strings: list[str]) -> list[dict[str, Any]]:
-    """Rows of `source`, circuit `leaves`: contributions of inputs; effects are means over the traced prompts."""
+    """Returns the rows of the table `source` for the circuit `leaves`, one per input of the model.
+
+    Effects are means over the traced prompts.
+    """
     inputs, sources = results.contributions, []
 
     def add(kind: str, values: Tensor, place: dict[str, Any], layer: int | None = None) -> None:
@@ -360,7 +370,10 @@ def _contribution_rows(name: str, results: GreaterThanResults, strings: list[str
 
 
 def _place(results: GreaterThanResults, position: int, strings: list[str]) -> dict[str, Any]:
-    """Columns of `source`: position relative to the last, and the token there if it is the same on all prompts."""
+    """Returns two columns of the table `source`: the position relative to the last, and the token at that position.
+
+    The token is None if it is not the same on all prompts.
+    """
     here = results.prompts.token[:, position]
     same = bool((here == here[0]).all()) and int(here[0]) < len(strings)
     return {
@@ -370,7 +383,8 @@ def _place(results: GreaterThanResults, position: int, strings: list[str]) -> di
 
 
 def _ranked(name: str, circuit: str, sources: list[dict[str, Any]], total: float) -> list[dict[str, Any]]:
-    """Rows of `source`, the largest effect first, with its share of `total`."""
+    """Returns rows of the table `source`, the largest effect first. The share is the effect's magnitude over
+    `total`."""
     sources = sorted(sources, key=lambda source: -abs(source["effect"]))
     shares = [abs(source["effect"]) / total if total else 0.0 for source in sources]
     shared = [source | {"share": share} for source, share in zip(sources, shares, strict=True)]
@@ -390,7 +404,7 @@ def _faithfulness_rows(name: str, results: GreaterThanResults) -> Iterator[dict[
     for kind, metric in results.ablations.items():
         size = torch.tensor([0, int(components.sum())])
         kept = torch.stack([metric.none, metric.circuit], 1)
-        # transcoders replace MLPs even if no component is ablated
+        # even if no component is ablated, transcoders replace the MLPs
         removed = torch.stack([metric.all, metric.without], 1)
         kl = torch.stack([metric.kl_none, metric.kl], 1)
         names = {"behaviour": name, "basis": results.basis.name, "ablation": kind, "ranking": "circuit"}
@@ -417,7 +431,8 @@ def _year_rows(name: str, results: GreaterThanResults) -> Iterator[dict[str, Any
 
 @styled
 def draw_metric(results: GreaterThanResults, bootstrap: Bootstrap, bound: float) -> Figure:
-    """Mean metric with each layer's MLP replaced or ablated, with intervals; `bound` is that of the claim."""
+    """Draw the mean metric, with intervals, when each layer's MLP is replaced or ablated. `bound` is that of the
+    claim."""
     layers = range(len(results.mlp_effect))
     styles = {
         "replaced by transcoder": (BLUE, replaced_name),
@@ -449,7 +464,7 @@ def draw_metric(results: GreaterThanResults, bootstrap: Bootstrap, bound: float)
 
 @styled
 def draw_layer_curves(results: GreaterThanResults, bootstrap: Bootstrap, small: int) -> Figure:
-    """Metric with k features, or k neurons, of the layer alone; one panel per ablation."""
+    """Draw the metric with only k features or k neurons of the layer. There is one panel per kind of ablation."""
     kinds = list(dict.fromkeys(each.ablation for each in results.curves))
     figure = Figure(figsize=(4.4 * len(kinds), 4.0), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
@@ -483,7 +498,7 @@ def _draw_curve(panel: Any, layer_curve: LayerCurve, bootstrap: Bootstrap) -> No
 
 @styled
 def draw_years(results: GreaterThanResults) -> Figure:
-    """Activation, de-embedding score and direct logit attribution of the layer's features by year."""
+    """Draw activation, de-embedding score and direct logit attribution of the layer's features over the start years."""
     years = results.years
     rows: list[tuple[str, str, str, Any]] = [
         ("activation", "start year", BLUE, years.activation),

@@ -1,4 +1,4 @@
-"""Case study of greater-than: which components make a model end a span of years after it starts?"""
+"""Case study of greater-than. Which components make a model predict an end year that is later than the start year?"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -39,16 +39,17 @@ STEPS = 7
 
 
 def study_greater_than(name: str, context: CaseContext, case: GreaterThanCase) -> CaseReport:
-    """Report of the case `name`.
+    """Returns the report of the case study `name`.
 
-    Raises ValueError if too few prompts have a start year of one token, or the named layer or feature does not exist.
+    Raises ValueError if too few prompts have a start year that is one token, or if the layer or feature that the config
+    names does not exist.
     """
     results = measure_greater_than(name, context, case)
     return make_report(name, results, case, context.tokenizer.strings())
 
 
 def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase) -> GreaterThanResults:
-    """All measurements of the case; raises as `study_greater_than`."""
+    """Returns all measurements of the case study. Raises ValueError in the same cases as `study_greater_than`."""
     model, transcoders, run = context.model, context.transcoders, context.run
     # 1. Prompts, in two halves
     answers = find_answers(case.answer, context.tokenizer.strings())
@@ -64,7 +65,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         dictionary = transcoders[layer]
         conditions = measure_conditions(model, transcoders, prompts, answers)
         bar.update(1)
-        # 3. The layer's features of the largest variance, and the metric without one of them
+        # 3. The layer's features with the largest variance, and the metric without one feature
         variance = variances(model, dictionary, finding)
         top = variance[FEATURES].topk(min(case.features, dictionary.width)).indices
         feature = int(top[0]) if case.feature is None else parse_feature(case.feature).feature
@@ -126,7 +127,10 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
 def _choose_layer(
     case: GreaterThanCase, context: CaseContext, mlp_effect: Float[Tensor, "layer prompt"]
 ) -> int:
-    """The layer named by the case or its feature; otherwise the layer with a transcoder and the largest effect."""
+    """Returns the layer that the config names, itself or by its feature.
+
+    If it names none, returns the layer whose MLP has the largest effect, of those with a transcoder.
+    """
     layers = sorted(context.transcoders)
     layer = case.layer if case.feature is None else parse_feature(case.feature).layer
     if layer is None:

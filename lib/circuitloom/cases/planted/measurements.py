@@ -1,4 +1,5 @@
-"""Measurements of planted concepts: the feature of each concept, and whether its source tokens are the cues."""
+"""Measurements of planted concepts: which feature each concept has, and whether its source tokens are the concept's
+cues."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,14 +29,14 @@ from ..context import CaseContext
 
 TRANSCODER, SAE = "transcoder", "sae"
 HALVES = ("choosing", "scoring")
-"""Halves of the held-out documents: features are chosen on the first, scored on the second."""
+"""Halves of the held-out documents. Features are chosen on the first and scored on the second."""
 GRADIENT_BATCH = 32
 """Prompts per backward pass."""
 MAX_FIRING = 8
-"""Thresholds that a feature exceeds on more than 8 times as many tokens as have the concept are skipped: F1 would be
-below 2 / (1 + 8)."""
+"""A threshold is skipped if the feature exceeds it on more than 8 times as many tokens as have the concept. Its F1
+would be below 2 / (1 + 8)."""
 MATCH_COLUMNS = ("layer", "feature", "threshold", "precision", "recall", "f1", "f1_choosing")
-"""Columns of `feature_concept` that describe a match."""
+"""Columns of the table `feature_concept` that describe how well a feature matches a concept."""
 Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
 """Maps indices of features to their activations on every scored token."""
 
@@ -46,9 +47,9 @@ Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
 def activations_by_layer(
     context: CaseContext, held_out: HeldOut, batch: int, neurons: bool
 ) -> Iterator[tuple[str, int, Columns]]:
-    """Run, layer and activations of each dictionary and, with `neurons`, of the model's neurons (run `NEURONS`).
+    """Yields run, layer and activations of each dictionary, and of the model's neurons (run `NEURONS`) if `neurons`.
 
-    Holds the activations of one layer at a time.
+    Memory holds the activations of one layer at a time.
     """
     layers = sorted({layer for dictionaries in context.runs.values() for layer in dictionaries})
     for layer in layers:
@@ -64,13 +65,13 @@ def activations_by_layer(
 
 
 def sparse_columns(code: SparseActivations, n_tokens: int) -> Columns:
-    """Columns of sparse activations."""
+    """Returns a function that maps indices of features to their columns of sparse activations."""
     order = code.feature.argsort(stable=True)
     token, value = code.token[order].long(), code.value[order].float()
     start = torch.searchsorted(code.feature[order], torch.arange(code.width + 1, dtype=code.feature.dtype))
 
     def columns(features: Sequence[int]) -> Float[Tensor, "token feature"]:
-        # transposed, so that a column is contiguous
+        # fill rows and transpose at the end, so that each column is contiguous in memory
         dense = torch.zeros(len(features), n_tokens)
         for row, feature in zip(dense, features, strict=True):
             own = slice(int(start[feature]), int(start[feature + 1]))
@@ -81,7 +82,7 @@ def sparse_columns(code: SparseActivations, n_tokens: int) -> Columns:
 
 
 def dense_columns(values: Float[Tensor, "token feature"]) -> Columns:
-    """Columns of dense values; negative values count as 0."""
+    """Returns a function that maps indices of features to their columns of dense values. Negative values become 0."""
     transposed = values.T.contiguous()
     return lambda features: transposed[list(features)].relu().T
 
@@ -102,16 +103,17 @@ class ConceptFeature:
     precision: float | None
     recall: float | None
     f1: float | None
-    """On the scoring half; None if it predicts nothing there, or no token has the concept."""
+    """Precision, recall and F1 are on the scoring half. Each is None where it is undefined."""
     f1_choosing: float
     f1_together: float
-    """F1 of a set of features of one layer, scoring half."""
+    """F1, on the scoring half, of a set of features of one layer that predict the concept together."""
     together_choosing: float
-    """F1 of that set, choosing half."""
+    """F1 of that set on the choosing half."""
     n_together: int
     together_layer: int
     fires: Mapping[str, Int[Tensor, "place 2"]]
-    """Half of the documents to (sequence, position) of tokens with the concept on which the feature fires."""
+    """Maps each half of the documents to (sequence, position) of tokens that have the concept and on which the feature
+    fires."""
 
 
 def find_features(
@@ -121,9 +123,10 @@ def find_features(
     annotations: ConceptAnnotations,
     case: PlantedCase,
 ) -> list[ConceptFeature]:
-    """The feature of each concept in each run that `activations` yields, sorted by run and concept.
+    """Returns the best feature of each concept in each run that `activations` yields, sorted by run and concept.
 
-    `matched` are rows of `feature_concept`: the features that match each concept best, per run and layer.
+    `matched` has rows of the table `feature_concept`: for each run and layer, the features that match each concept
+    best.
     """
     rows: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
     for row in matched.to_pylist():
@@ -148,7 +151,7 @@ def find_features(
 
 
 def _positives(annotations: ConceptAnnotations) -> dict[str, Bool[Tensor, " token"]]:
-    """Tokens that have each concept."""
+    """Maps each concept to a mask of the tokens that have it."""
     token = torch.repeat_interleave(torch.arange(len(annotations.choosing)), annotations.start.diff())
     positives = {}
     for number, name in enumerate(annotations.names):
@@ -160,7 +163,10 @@ def _positives(annotations: ConceptAnnotations) -> dict[str, Bool[Tensor, " toke
 def _first_places(
     right: Bool[Tensor, " token"], held_out: HeldOut, annotations: ConceptAnnotations, most: int
 ) -> dict[str, Int[Tensor, "place 2"]]:
-    """The first place in each document, for the first `most` documents of each half."""
+    """Maps each half to the first place in each of its first `most` documents where `right` is true.
+
+    A place is (sequence, position). Documents without such a place are skipped.
+    """
     where = held_out.scored.nonzero()
     document = held_out.document[held_out.scored]
     places = {}
@@ -174,14 +180,14 @@ def _first_places(
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features that predict a concept together: it is predicted if any of them exceeds its threshold."""
+    """Features that predict a concept together. The concept is predicted if any of them exceeds its threshold."""
 
     columns: tuple[int, ...]
-    """Columns of the candidates, in the order in which they were added."""
+    """Columns of the chosen features among the candidates, in the order in which they were added."""
     thresholds: tuple[float, ...]
     f1_choosing: float
     f1: float
-    """On the scoring half; NaN if no token there has the concept or is predicted to."""
+    """F1 on the scoring half. NaN if no token there has the concept and none is predicted to have it."""
 
 
 def grow_set(
@@ -190,10 +196,11 @@ def grow_set(
     choosing: Bool[Tensor, " token"],
     most: int,
 ) -> FeatureSet:
-    """Up to `most` features for a concept, added greedily, each with the threshold that gives the largest F1.
+    """Returns up to `most` features that predict a concept together.
 
-    Features and thresholds are chosen on the `choosing` tokens; growth ends when no feature raises the F1 there. Only
-    positive values predict.
+    Features are added greedily, each with the threshold that gives the largest F1 of the set. Features and thresholds
+    are chosen on the tokens in `choosing`. The set is complete when no feature raises the F1 there. Thresholds are not
+    negative.
     """
     chosen_from, truth = values[choosing], positive[choosing]
     total = int(truth.sum())
@@ -220,11 +227,14 @@ def grow_set(
 
 
 def _descending(column: Float[Tensor, " token"], positives: int) -> tuple[Tensor, Tensor]:
-    """The largest positive values of a feature and their tokens; one value more than tokens, for the last threshold."""
+    """Returns the largest positive values of a feature in descending order, and their tokens.
+
+    There is one more value than tokens. It is the lower neighbour of the last threshold.
+    """
     token = (column > 0).nonzero()[:, 0]
     value, place = column[token].sort(descending=True, stable=True)
     kept = MAX_FIRING * positives
-    # 0 after the last value: the threshold below which nothing fires
+    # 0 follows the last value: with it as the threshold, all positive values count
     value = torch.cat([value, value.new_zeros(1)])[: kept + 1]
     return value, token[place][:kept]
 
@@ -236,7 +246,7 @@ def _best_threshold(
     covered: Bool[Tensor, " token"],
     total: int,
 ) -> tuple[float, float]:
-    """Best F1 of predicting the covered tokens and those above a threshold, and that threshold."""
+    """Returns the best F1 of predicting the covered tokens and those above a threshold, and this threshold."""
     new = ~covered[token]
     hits = int((truth & covered).sum()) + (new & truth[token]).cumsum(0)
     predicted = int(covered.sum()) + new.cumsum(0)
@@ -247,7 +257,7 @@ def _best_threshold(
         return 0.0, 0.0
     place = int(f1.argmax())
     below = float(value[place + 1])
-    # the midpoint generalizes to other tokens; 0 where all positive values count
+    # use the midpoint, which generalizes to other tokens, but 0 if all positive values are above the threshold
     return float(f1[place]), (float(value[place]) + below) / 2 if below else 0.0
 
 
@@ -261,50 +271,52 @@ def _f1(predicted: Bool[Tensor, " token"], truth: Bool[Tensor, " token"]) -> flo
 
 @dataclass(frozen=True)
 class TokenContributions:
-    """Contribution of each token to a feature at one place."""
+    """What each token contributes to a feature at one place."""
 
     effect: Float[Tensor, " position"]
-    """0 for a BOS that is not a cue."""
+    """Contribution of the token at each position. It is 0 for a BOS that is not a cue."""
     position: int
-    """Where the feature fires."""
+    """Position where the feature fires."""
     cues: list[list[int]]
     """Positions of the words of each cue of the concept."""
     optional: list[int]
-    """Positions of words that count as neither right nor wrong."""
+    """Positions of optional words, which are neither right nor wrong as sources."""
 
 
 @dataclass(frozen=True)
 class SourceScore:
-    """Agreement of the source tokens of a feature with the cues of its concept, over some places where it fires."""
+    """How well the source tokens of a feature agree with the cues of its concept, over some places where it fires."""
 
     precision: float | None
-    """Share of the sources, without optional words, that are cues; None without such sources."""
+    """Share of the sources that are cues. Optional words do not count. None if there are no other sources."""
     strict: float | None
-    """Share of all sources that are cues."""
+    """Share of all sources, including optional words, that are cues."""
     recall: float
-    """Share of the cues with at least one word among the sources."""
+    """Share of the cues that have at least one word among the sources."""
     n: int
     """Number of places."""
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 if no source is a cue."""
+        """Harmonic mean of precision and recall. It is 0 if no source is a cue."""
         return harmonic_mean(self.precision, self.recall)
 
 
 Contributions = Mapping[tuple[int, str], list[TokenContributions]]
-"""(Index in the list of features, half of the documents) to the places where the feature fires."""
+"""Maps (index in the list of features, half of the documents) to the contributions at each place where the feature
+fires."""
 
 
 def harmonic_mean(precision: float | None, recall: float | None) -> float:
-    """2 p r / (p + r); 0 if either is None or both are 0."""
+    """Returns 2 p r / (p + r), where p is the precision and r the recall. 0 if either is None or both are 0."""
     if precision is None or recall is None or not precision + recall:
         return 0.0
     return 2 * precision * recall / (precision + recall)
 
 
 def mean_of(name: str, scores: Sequence[SourceScore]) -> float | None:
-    """Mean of one field over the scores in which it is not None; None if there are none."""
+    """Returns the mean of the field `name` over the scores in which it is not None. None if there are no such
+    scores."""
     values = [value for score in scores if (value := getattr(score, name)) is not None]
     return fmean(values) if values else None
 
@@ -312,7 +324,7 @@ def mean_of(name: str, scores: Sequence[SourceScore]) -> float | None:
 def trace_circuits(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
-    """Effects of tokens on transcoder features through their circuits, without error terms."""
+    """Returns the effects of tokens on transcoder features through their circuits, without the transcoders' errors."""
     cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
     weights = read_weights(context.model)
     wanted: dict[int, dict[tuple[str, int], list[tuple[int, str, int]]]] = defaultdict(
@@ -348,7 +360,8 @@ def trace_circuits(
 def trace_gradients(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
-    """Gradient times input of token embeddings in the model itself, for features of any kind."""
+    """Returns gradient times input of the token embeddings, for features of any kind. Nothing in the model is
+    replaced."""
     cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
     groups: dict[tuple[str, int], list[tuple[int, str, int, int]]] = defaultdict(list)
     for place in _places(features):
@@ -356,7 +369,7 @@ def trace_gradients(
     contributions = defaultdict(list)
     for (run, layer), places in groups.items():
         site, directions = _encoder(context, run, layer)
-        # batches of similar length
+        # sort, so that the prompts of a batch have similar lengths
         places.sort(key=lambda place: place[3])
         for start in range(0, len(places), GRADIENT_BATCH):
             part = places[start : start + GRADIENT_BATCH]
@@ -372,7 +385,10 @@ def trace_gradients(
 
 
 def score_sources(places: Sequence[TokenContributions], share: float) -> SourceScore | None:
-    """Score of the sources: the fewest tokens that hold `share` of all contributions. None without places."""
+    """Returns the score of the sources, which are the fewest tokens that hold `share` of all contributions.
+
+    Returns None if there are no places.
+    """
     hits = false = chosen = cues_hit = n_cues = 0
     for each in places:
         sources = set(strongest_tokens(each.effect[None], share)[0].nonzero()[:, 0].tolist())
@@ -389,7 +405,11 @@ def score_sources(places: Sequence[TokenContributions], share: float) -> SourceS
 
 
 def choose_share(contributions: Contributions, numbers: Sequence[int], shares: Sequence[float]) -> float:
-    """The share with the best sources of some features on the choosing half: F1 of mean precision and mean recall."""
+    """Returns the share for which the sources of some features are best on the choosing half.
+
+    `numbers` are indices of the features. The best share has the largest harmonic mean of mean precision and mean
+    recall.
+    """
 
     def quality(share: float) -> float:
         scores = [
@@ -403,7 +423,7 @@ def choose_share(contributions: Contributions, numbers: Sequence[int], shares: S
 
 
 def _places(features: Sequence[ConceptFeature]) -> list[tuple[int, str, int, int]]:
-    """(Index in `features`, half, sequence, position) of every place to trace."""
+    """Returns (index in `features`, half, sequence, position) for each place to trace."""
     return [
         (number, half, sequence, position)
         for number, each in enumerate(features)
@@ -413,7 +433,7 @@ def _places(features: Sequence[ConceptFeature]) -> list[tuple[int, str, int, int
 
 
 def _encoder(context: CaseContext, run: str, layer: int) -> tuple[Site, Float[Tensor, "feature d"]]:
-    """The site that features read, and their encoder rows."""
+    """Returns the site that the features of a run read at a layer, and their encoder rows."""
     if run == NEURONS:
         return Site("neurons", layer), torch.eye(len(neuron_output_weights(context.model, layer)))
     dictionary = context.runs[run][layer]
@@ -421,7 +441,10 @@ def _encoder(context: CaseContext, run: str, layer: int) -> tuple[Site, Float[Te
 
 
 class _CueTable:
-    """Cues of each concept by place, from the table `concept`, read on first use."""
+    """Maps a concept and a place (sequence, position) to the row of the table `concept` with its cues.
+
+    The rows of a concept are read when the concept is first used.
+    """
 
     def __init__(self, concepts: pa.Table, held_out: HeldOut, bos_id: int | None) -> None:
         self.token, self.bos_id = held_out.token, bos_id
@@ -438,7 +461,7 @@ class _CueTable:
         cues: list[list[int]] = row["cues"]
         is_cue = torch.zeros_like(effect, dtype=torch.bool)
         is_cue[[place for cue in cues for place in cue]] = True
-        # much attention goes to BOS whatever the text is (attention sink): BOS counts only as a cue
+        # BOS gets much attention for any text (attention sink), so it counts only if it is a cue
         sink = (self.token[sequence, : len(effect)] == self.bos_id) & ~is_cue
         return TokenContributions(effect.masked_fill(sink, 0.0), position, cues, row["optional"])
 
@@ -454,17 +477,18 @@ class ConceptOutcome:
     feature: ConceptFeature
     is_found: bool
     circuit: SourceScore | None
-    """Sources through circuits; None for kinds other than transcoders, and for concepts that were not found."""
+    """Score of the sources through circuits. None for kinds other than transcoders, and for concepts that were not
+    found."""
     gradient: SourceScore | None
-    """Sources by gradient; None for concepts that were not found."""
+    """Score of the sources by gradient. None for concepts that were not found."""
     shares: tuple[float | None, float | None]
-    """Share of all contributions that define the sources, through circuits and by gradient."""
+    """Shares of all contributions that the sources hold: for sources through circuits, and for sources by gradient."""
     contextual: bool
-    """At some place the cues are more than the word itself."""
+    """Whether at some place the cues are more than the word itself."""
 
     @property
     def source_score(self) -> SourceScore | None:
-        """Score by circuits for transcoders, by gradient for other kinds."""
+        """Score of the sources: through circuits for transcoders, by gradient for other kinds."""
         return self.circuit if self.kind == TRANSCODER else self.gradient
 
 
@@ -473,7 +497,7 @@ class PlantedResults:
     """Outcomes of all runs."""
 
     runs: dict[str, dict[str, ConceptOutcome]]
-    """By run, then concept."""
+    """Maps each run to its concepts, and each concept to its outcome."""
 
     @cached_property
     def concepts(self) -> list[str]:
@@ -481,7 +505,8 @@ class PlantedResults:
         return sorted({concept for outcomes in self.runs.values() for concept in outcomes})
 
     def best(self, kind: str, bound: float) -> str | None:
-        """The run of a kind that finds the most concepts on the choosing half; None without a run of that kind."""
+        """Returns the run of a kind that finds the most concepts on the choosing half. None if no run is of that
+        kind."""
 
         def quality(run: str) -> tuple[int, float]:
             f1 = [outcome.feature.f1_choosing for outcome in self.runs[run].values()]

@@ -1,4 +1,4 @@
-"""Claims, text, table and pictures of the benchmark of planted concepts."""
+"""The report of the benchmark of planted concepts: claims, text, table and pictures."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ MARKERS = ("o", "s", "^")
 
 
 def make_report(name: str, results: PlantedResults, case: PlantedCase) -> CaseReport:
-    """The report; without a run of transcoders it has no claims."""
+    """Returns the report. It has no claims if there is no run of transcoders."""
     best = results.best(TRANSCODER, case.found)
     shown = [run for kind in (TRANSCODER, SAE, NEURONS) if (run := results.best(kind, case.found))]
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
@@ -57,7 +57,8 @@ def make_report(name: str, results: PlantedResults, case: PlantedCase) -> CaseRe
 def planted_claims(
     results: PlantedResults, best: str, case: PlantedCase, bootstrap: Bootstrap
 ) -> Iterator[Claim]:
-    """Claims about the best transcoders, and comparisons with the best SAEs and the neurons."""
+    """Yields claims about the best transcoders, and claims that compare them with the best SAEs and with the
+    neurons."""
     kinds = {"saes": SAE, "neurons": NEURONS}
     others = {name: run for name, kind in kinds.items() if (run := results.best(kind, case.found))}
     claim = partial(make_claim, bootstrap=bootstrap, of="concepts")
@@ -216,7 +217,7 @@ def _rows(name: str, results: PlantedResults) -> Iterator[dict[str, Any]]:
 
 @styled
 def draw_concepts(results: PlantedResults, runs: Sequence[str], bound: float) -> Figure:
-    """F1 of each concept in some runs, sorted by F1 in the first of them."""
+    """Draw the F1 of each concept in some runs. Concepts are sorted by their F1 in the first run."""
 
     def f1(run: str, concept: str) -> float:
         return results.runs[run][concept].feature.f1 or 0.0
@@ -240,7 +241,7 @@ def draw_concepts(results: PlantedResults, runs: Sequence[str], bound: float) ->
 
 @styled
 def draw_sources(results: PlantedResults, bootstrap: Bootstrap) -> Figure:
-    """Mean precision and recall of the sources in each run, with intervals over concepts."""
+    """Draw the mean precision and recall of the sources in each run, with intervals over concepts."""
     rows = [
         (f"{run}, {method}", [score for o in outcomes.values() if (score := getattr(o, kind))])
         for run, outcomes in results.runs.items()

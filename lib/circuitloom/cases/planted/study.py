@@ -1,4 +1,5 @@
-"""Benchmark of planted concepts: does each have a feature, and does the feature come from the concept's cues?"""
+"""Benchmark of planted concepts. Does each concept have a feature, and does the feature come from the concept's
+cues?"""
 
 from collections.abc import Sequence
 
@@ -40,10 +41,10 @@ def study_planted(
     matched: pa.Table,
     case: PlantedCase,
 ) -> CaseReport:
-    """Report of the case `name`: `context.runs`, and neurons, against the planted concepts.
+    """Returns the report of the case study `name`, which compares runs, and neurons, with the planted concepts.
 
-    `concepts` is the table of that name; `matched` are rows of `feature_concept`, for dictionaries and neurons. Raises
-    ValueError if a run has no matches.
+    `concepts` is the table `concept`. `matched` has rows of the table `feature_concept`, for dictionaries and neurons.
+    Raises ValueError if no feature of a run was matched with a concept.
     """
     # 1. The feature of each concept in each run
     runs = [*context.runs, *[NEURONS] * case.neurons]
@@ -100,7 +101,7 @@ def _kind(context: CaseContext, run: str) -> str:
 def _score_features(
     contributions: Contributions, features: Sequence[ConceptFeature], case: PlantedCase
 ) -> dict[tuple[str, str], tuple[SourceScore | None, float]]:
-    """Run and concept to the score of its sources and the share of contributions that the run's sources hold."""
+    """Maps run and concept to the score of the sources and the share of contributions that the run's sources hold."""
     result = {}
     for run in {each.run for each in features}:
         numbers = [number for number, each in enumerate(features) if each.run == run]
