@@ -222,7 +222,7 @@ class TensorParallel(_ProcessGroup):
             return local
         parts = [local.cpu()]
         for other in range(1, self.world_size):
-            # one part at a time: the GPU may not hold all of them
+            # parts are received one at a time, because the GPU may not hold all of them
             part = torch.empty_like(local)
             dist.recv(part, other)
             parts.append(part.cpu())

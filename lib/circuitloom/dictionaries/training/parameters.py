@@ -126,9 +126,9 @@ def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
 
 @torch.no_grad()
 def with_unit_rows(parameters: Parameters) -> Parameters:
-    """Returns parameters of the same function, whose decoder rows have unit norm. Activations are scaled by former norms.
+    """Returns parameters of the same function, whose decoder rows have unit norm.
 
-    A decoder row of zeros stays zero.
+    Activations are multiplied by the former norms of the rows. A decoder row of zeros stays zero.
     """
     norm, threshold = parameters.decoder_norm, parameters.threshold
     return replace(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# torch warns once per process that its CSR layout is in beta; tests compare these products with dense ones
+# torch warns once per process that its CSR layout is in beta; tests check these products against dense ones
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 torch.sparse.check_sparse_tensor_invariants.disable()
 
