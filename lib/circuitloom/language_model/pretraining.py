@@ -223,7 +223,7 @@ def pretrain(
 
 def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
     """Returns the initialized model, on a GPU if one is available."""
-    # GELU is exact because torch computes it five times as fast as the tanh approximation
+    # exact GELU is used, because torch computes it five times as fast as the tanh approximation
     shape = GPT2Config(
         vocab_size=tokens.vocabulary, n_positions=tokens.context, n_embd=config.d_model, n_layer=config.layers,
         n_head=config.heads, n_inner=config.d_mlp, activation_function="gelu", tie_word_embeddings=False,

@@ -81,7 +81,7 @@ def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
     """
     d = len(like)
     signs = torch.where(torch.rand(d, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
-    # large, so that the epsilon of the denominator is negligible
+    # x is large, so that the epsilon of the denominator is negligible
     x = (1000 * signs).to(like.device, torch.float64)
 
     def norm(value: Tensor) -> Tensor:
