@@ -36,7 +36,7 @@ class Concept:
     find: FindWords
     lasting: bool = False
     """Whether the concept is a state that holds on all tokens of a word. Other concepts are annotated only on the
-    word's last token, because the word is not certain before it."""
+    word's last token, because only that token makes the word certain."""
     find_cues: FindCues = ITSELF
     words: frozenset[str] | None = None
     """The words of the concept's class. None if the position of a word decides."""

@@ -166,9 +166,9 @@ def _sentence(episode: Episode, word: AnnotatedWord) -> tuple[int, Template]:
 
 @cache
 def _is_certain(template: Template, offset: int, words: frozenset[str]) -> bool:
-    """Whether only `words` can stand at `offset`, whichever template the sentence has.
+    """Whether all templates that can begin like `template` allow only `words` at `offset`.
 
-    Only templates count whose words before `offset` may be equal to those of `template`.
+    Two templates can begin alike if the same words can stand at all positions before `offset`.
     """
     before = template.supports[:offset]
     return all(

@@ -181,7 +181,7 @@ class Template:
     text: str
     """The notation that it was parsed from."""
     words: tuple[str, ...]
-    """The fixed words. At slots, empty strings."""
+    """The fixed words, with an empty string at each slot."""
     slots: tuple[tuple[int, Slot], ...]
     """Each slot as (position, slot), in ascending order."""
     marks: tuple[tuple[int, str], ...]

@@ -3,9 +3,9 @@
 A template consists of words and slots, separated by spaces:
 
 - `<class>` draws a word of a class. `<class:tag>` also binds the word to a tag. `<class!tag>` draws a word other
-than the tag's word.
+  than the tag's word.
 - `<=tag>` repeats the tag's word. `<a|b:s>` repeats the word of tag a or tag b and binds it to tag s. `<a|b!s>`
-repeats the word of a or b that is not bound to s.
+  repeats the word of a or b that is not bound to s.
 - `<later=tag>` draws a later year of the same century.
 - `<new_first> <new_second>` introduce a rare name. `<known_first> <known_second>` repeat one.
 - `@mark` after a word or slot marks its position. Concepts find positions by their marks.
