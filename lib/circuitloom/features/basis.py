@@ -1,4 +1,4 @@
-"""Feature bases: the features of a dictionary, or the MLP neurons of a layer as features."""
+"""Feature bases. A basis is the features of a dictionary, or the MLP neurons of a layer used as features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ class FeatureBasis:
     run: str
     layer: int
     site: Site
-    """The site that the features read."""
+    """The site whose activations are encoded."""
     width: int
     """Number of features, F."""
     encode: Callable[[Float[Tensor, "token d_in"]], Entries]
-    """Computes the activations, all positive."""
+    """Computes the non-zero activations, which are all positive."""
     decoder: Float[Tensor, "feature d_out"]
     """Decoder row of each feature."""
     writes_residual: bool
-    """Whether the output is added to the residual stream, and so has a direct effect on the logits."""
+    """Whether the output is added to the residual stream, so that features have a direct effect on the logits."""
     encoder_norm: Float[Tensor, " feature"] | None
     bias: Float[Tensor, " feature"] | None
     digest: str
@@ -40,7 +40,7 @@ class FeatureBasis:
 
 
 def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBasis:
-    """The features of a trained dictionary."""
+    """Returns the features of a trained dictionary."""
     weights = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
     return FeatureBasis(
         run=run,
@@ -49,7 +49,7 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBas
         width=dictionary.width,
         encode=dictionary.encode_sparse,
         decoder=dictionary.W_dec,
-        # mlp_in is after the norm, not in the residual stream
+        # mlp_in is the output of the norm, which is not in the residual stream
         writes_residual=dictionary.site_out != "mlp_in",
         encoder_norm=torch.linalg.vector_norm(dictionary.W_enc, dim=1),
         bias=dictionary.b_enc,
@@ -58,10 +58,10 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBas
 
 
 def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -> FeatureBasis:
-    """The MLP's neurons as features: a neuron fires if its activation is positive.
+    """Returns the MLP's neurons as features. A neuron fires if its activation is positive.
 
-    With `kept`, only that many neurons per token are kept: those with the largest activation times norm of the output
-    row.
+    With `kept`, only `kept` neurons per token can fire. These have the largest products of activation and norm of
+    the neuron's output weights.
     """
     decoder = neuron_output_weights(model, layer)
     norm = torch.linalg.vector_norm(decoder, dim=1)

@@ -1,7 +1,8 @@
-"""Examples of each feature: the tokens with the largest activations and samples from bands of activation, with context.
+"""Chooses examples of each feature: tokens with the largest activations, and samples from bands of activation.
 
-Examples are chosen without sorting all activations by value: the histogram gives the lowest bin that can hold the k
-largest, and the samples of a band are evenly spaced over the text. `examples_html` shows examples in notebooks."""
+Examples are chosen without sorting all activations by value. The histogram gives the lowest bin that can contain one
+of the k largest activations. The samples of a band are evenly spaced over the text. Each example includes the tokens
+around it. `examples_html` shows examples in notebooks."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,18 +21,19 @@ from .statistics import bin_counts, bin_indices
 
 @dataclass(frozen=True)
 class Windows:
-    """Context tokens of examples."""
+    """Windows of context tokens around examples."""
 
     inside: Bool[np.ndarray, "example window"]
-    """Whether each position, from `before` before to `after` after, is in the same sequence and document."""
+    """Whether each position of the window is in the same sequence and document as the example. The window reaches
+    from `before` tokens before the example to `after` tokens after it."""
     token: Int[np.ndarray, " inside"]
     """Token ids inside the windows, concatenated."""
     start: Int[np.ndarray, " example"]
-    """Position, in its sequence, of the first token of each window."""
+    """Position of the first token of each window in its sequence."""
 
 
 def windows(tokens: Tokens, flat: Int[np.ndarray, " example"], before: int, after: int) -> Windows:
-    """Windows around positions of the flattened token array.
+    """Returns the windows around the positions `flat` of the flattened token array.
 
     Raises ValueError if the tokens are damaged.
     """
@@ -52,17 +54,17 @@ class Examples:
     """Chosen examples, ordered by feature, band and rank."""
 
     feature: Int[np.ndarray, " example"]
-    """Number of the feature, counted from the first of the range."""
+    """Index of the feature within the feature range."""
     band: Int[np.ndarray, " example"]
-    """0: the largest activations; 1, 2, ...: bands of equal width, ascending."""
+    """0 for the largest activations. 1, 2, ... for bands of equal width, in ascending order of activation."""
     token: Int[np.ndarray, " example"]
     """Position in the flattened token array."""
     value: Float32[np.ndarray, " example"]
     around: Float32[np.ndarray, "example window"]
-    """The feature's activations in the window."""
+    """The feature's activation at each position of the window."""
 
     def take(self, indices: np.ndarray) -> "Examples":
-        """The examples at `indices`."""
+        """Returns the examples at `indices`."""
         return Examples(*(column[indices] for column in vars(self).values()))
 
     @property
@@ -77,13 +79,13 @@ def choose_examples(
     histogram: Int[np.ndarray, "feature bin"],
     config: Features,
 ) -> tuple[Examples, Int[np.ndarray, "feature band"]]:
-    """The examples of a feature range, and the number of activations in each band."""
+    """Returns the examples of a feature range, and the number of activations in each band."""
     band_counts = (
         bin_counts(features.batches(), largest, config.bands)
         if config.bands
         else np.zeros((features.width, 0), np.int64)
     )
-    # the highest bin that, with the bins above it, has at least `examples` activations
+    # the highest bin that contains, together with the bins above it, at least `examples` activations
     enough = histogram[:, ::-1].cumsum(1) >= np.minimum(config.examples, features.n)[:, None]
     lowest_bin = histogram.shape[1] - 1 - enough.argmax(1)
     found: list[Examples] = []
@@ -105,9 +107,9 @@ def _sample(
     seen: Int[np.ndarray, " group"],
     wanted: int,
 ) -> Int[np.ndarray, " some"]:
-    """Indices of `wanted` evenly spaced entries of each feature and band, or of all if there are fewer.
+    """Returns the indices of `wanted` evenly spaced entries of each feature and band, or of all if there are fewer.
 
-    `seen` counts the entries of earlier batches and is updated.
+    `seen` contains the number of entries of each feature and band in earlier batches. It is updated in place.
     """
     group = activations.feature.astype(np.int64) * band_counts.shape[1] + band
     order = stable_order(group, band_counts.size)
@@ -120,7 +122,7 @@ def _sample(
 
 
 def _rank(group: Int[np.ndarray, " entry"]) -> Int[np.ndarray, " entry"]:
-    """Rank of each entry within its group; groups are contiguous."""
+    """Returns the rank of each entry within its group, from 0. The entries of a group must be contiguous."""
     first = np.flatnonzero(np.diff(group, prepend=-1))
     return np.arange(len(group)) - np.repeat(first, np.diff(np.append(first, len(group))))
 
@@ -133,7 +135,7 @@ def _examples(
 ) -> Examples:
     token, feature = activations.token[indices], activations.feature[indices]
     around = np.zeros((len(indices), config.before + 1 + config.after), np.float32)
-    # entries are sorted by token: those within n tokens are within n entries
+    # entries are sorted by token, so entries that are at most n tokens apart are also at most n entries apart
     for step in range(-config.before, config.after + 1):
         near = np.clip(indices + step, 0, len(activations.token) - 1)
         column = activations.token[near] - token + config.before
@@ -145,7 +147,7 @@ def _examples(
 
 
 def _ranked(found: list[Examples], largest: int) -> Examples:
-    """Order examples by feature, band, descending activation and token; keeps the first `largest` of each band 0."""
+    """Sort examples by feature, band, descending activation and token. Keep only the first `largest` of each band 0."""
     joined = Examples(
         *(
             np.concatenate([getattr(examples, name) for examples in found])
@@ -161,10 +163,10 @@ _LINE = "font-family: monospace; line-height: 1.7; text-align: left"
 
 
 def examples_html(examples: Iterable[Mapping[str, Any]], largest: float, spacing: str = "") -> str:
-    """HTML of rows of the table `example`, one per line: the activation, then the tokens of its window.
+    """Returns HTML with one line per row of the table `example`: the activation, then the tokens of the window.
 
-    Tokens are shaded by activation / `largest` and joined by `spacing`; the example's own token is underlined. All text
-    is escaped.
+    The shade of a token shows its activation divided by `largest`. Tokens are joined with `spacing`. The example's
+    own token is underlined. All text is escaped.
     """
     lines = [
         f"<div><code>{row['activation']:8.2f}</code>&ensp;{_window_html(row, largest, spacing)}</div>"

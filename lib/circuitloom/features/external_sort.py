@@ -1,9 +1,9 @@
-"""External sort of all activations of a basis from token order to feature order.
+"""Sorts all activations of a basis from token order to feature order, on disk (external sort).
 
-1. `write_blocks` runs the tokens through model and encoder, and writes blocks to disk: the activations of some
-   sequences, sorted by feature. A killed pass resumes after the last complete block.
-2. `feature_ranges` reads the blocks back, merged, some features at a time, so that memory depends neither on the number
-   of tokens nor on the number of activations."""
+1. `write_blocks` runs the tokens through the model and the encoder, and writes blocks to disk. A block contains the
+   activations of some sequences, sorted by feature. A killed pass resumes after the last complete block.
+2. `feature_ranges` reads the blocks back and merges them, for some features at a time. So the memory needed depends
+   neither on the number of tokens nor on the number of activations."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,23 +25,23 @@ from ..language_model.model import LanguageModel
 from .basis import FeatureBasis
 
 BLOCK_POSITIONS = 2**16
-"""Maximum number of positions per block: an offset in it fits 16 bits, which numpy sorts fastest."""
+"""Maximum number of positions per block. An offset in a block fits into 16 bits, which numpy sorts fastest."""
 ENCODE_BATCH = 4096
-"""Tokens encoded at once; bounds the memory of dense activations."""
+"""Number of tokens encoded at once. It limits the memory for dense activations."""
 MAX_ENTRIES = 2**22
 """Maximum number of activations in memory."""
 MAX_FEATURES = 2**12
-"""Maximum number of features per range; bounds the memory of their examples."""
+"""Maximum number of features per range. It limits the memory for their examples."""
 
 
 @dataclass(frozen=True)
 class SortedBlock:
-    """Activations at consecutive positions of the flattened token array, ordered by feature and then by position."""
+    """Activations at consecutive positions of the flattened token array, sorted by feature and then by position."""
 
     start: Int[np.ndarray, " feature_plus_1"]
-    """Entries of feature i are start[i] to start[i + 1]."""
+    """The entries of feature i are start[i] to start[i + 1] (exclusive)."""
     offset: Integer[np.ndarray, " entry"]
-    """Position in the block, from 0."""
+    """Position of each entry, counted from the start of the block."""
     value: Float32[np.ndarray, " entry"]
 
     def write(self, folder: Path) -> None:
@@ -57,7 +57,7 @@ class SortedBlock:
 
 
 def read_block(folder: Path) -> SortedBlock:
-    """The block in `folder`, with memory-mapped arrays."""
+    """Returns the block in `folder`. Its arrays are memory-mapped."""
     return SortedBlock(
         *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("start", "offset", "value"))
     )
@@ -69,20 +69,20 @@ def block_sequences(context: int) -> int:
 
 
 def block_slices(tokens: Tokens, wanted: int | None) -> list[slice]:
-    """The sequences of each block, for the first `wanted` tokens (None: all)."""
+    """Returns the sequences of each block. The blocks cover the first `wanted` tokens, or all tokens for None."""
     sequences, size = count_sequences(tokens, wanted), block_sequences(tokens.context)
     return [slice(start, min(start + size, sequences)) for start in range(0, sequences, size)]
 
 
 def block_folders(work: Path) -> list[Path]:
-    """Folders of the blocks in `work`, in text order."""
+    """Returns the folders of the blocks in `work`, in text order."""
     return sorted(folder for folder in work.glob("block*") if folder.suffix != ".new")
 
 
 def write_blocks(
     basis: FeatureBasis, model: LanguageModel, tokens: Tokens, config: Features, work: Path
 ) -> int:
-    """Write the blocks that are missing in `work`; returns the number of scored tokens of all blocks."""
+    """Write the blocks that are missing in `work`. Returns the number of scored tokens in all blocks."""
     scored = 0
     slices = block_slices(tokens, config.tokens)
     title = f"features: {basis.run} layer {basis.layer}"
@@ -99,7 +99,7 @@ def write_blocks(
 
 @torch.inference_mode()
 def encode_block(basis: FeatureBasis, model: LanguageModel, sequences: HeldOut, batch: int) -> SortedBlock:
-    """The activations of some sequences at scored positions."""
+    """Returns the activations of `sequences` at scored positions, as one block."""
     offsets, features, values = [], [], []
     first = 0
     for rows in sequences.to(model.device).batches(batch):
@@ -120,15 +120,15 @@ def sort_block(
     value: Float32[np.ndarray, " entry"],
     width: int,
 ) -> SortedBlock:
-    """Sort activations from position order into a block."""
+    """Sort activations, given in position order, by feature, and return them as a block."""
     order = stable_order(feature, width)
     start = np.concatenate([[0], np.bincount(feature, minlength=width).cumsum()])
     return SortedBlock(start, offset[order], value[order])
 
 
 def stable_order(keys: Integer[np.ndarray, " entry"], bound: int) -> Int[np.ndarray, " entry"]:
-    """Stable argsort of non-negative `keys` below `bound`."""
-    # numpy has a fast radix sort for 16 bits: sort by the lower half, then by the upper half
+    """Returns a stable argsort of `keys`, which must be non-negative and less than `bound`."""
+    # numpy has a fast radix sort for 16 bits, so keys are sorted by their lower half and then by their upper half
     order = keys.astype(np.uint16).argsort(kind="stable")
     if bound > 2**16:
         upper = (keys >> 16).astype(np.uint16)
@@ -142,10 +142,10 @@ def _unsigned(bound: int) -> type[np.unsignedinteger]:
 
 @dataclass(frozen=True)
 class SortedActivations:
-    """Activations of a feature range in the entire text or in consecutive blocks, ordered by feature, then by token."""
+    """Activations of a feature range, in the entire text or in consecutive blocks. Sorted by feature, then by token."""
 
     feature: Int[np.ndarray, " entry"]
-    """Number of the feature, counted from the first of the range."""
+    """Index of the feature within the feature range."""
     token: Int[np.ndarray, " entry"]
     """Position in the flattened token array."""
     value: Float32[np.ndarray, " entry"]
@@ -153,7 +153,7 @@ class SortedActivations:
     def reduce(
         self, values: Float[np.ndarray, " entry"], operation: np.ufunc, n_features: int
     ) -> Float[np.ndarray, " feature"]:
-        """Reduce `values` over the entries of each feature; 0 for features without entries."""
+        """Reduce `values` over the entries of each feature. Features without entries get 0."""
         reduced = np.zeros(n_features, values.dtype)
         if len(values):
             first = np.flatnonzero(np.diff(self.feature, prepend=-1))
@@ -163,7 +163,7 @@ class SortedActivations:
 
 @dataclass(frozen=True)
 class FeatureRange:
-    """Consecutive features, or a single feature with more than `MAX_ENTRIES` activations."""
+    """Consecutive features with at most `MAX_ENTRIES` activations, or a single feature with more."""
 
     low: int
     high: int
@@ -178,7 +178,10 @@ class FeatureRange:
         return self.high - self.low
 
     def batches(self) -> Iterator[SortedActivations]:
-        """All activations at once if they fit `MAX_ENTRIES`, else batches of consecutive blocks in text order."""
+        """Yield all activations at once if there are at most `MAX_ENTRIES`. Otherwise yield them in several batches.
+
+        Each batch then consists of consecutive blocks, in text order.
+        """
         if self.n.sum() <= MAX_ENTRIES:
             yield self._all
         else:
@@ -210,7 +213,11 @@ class FeatureRange:
 
 
 def feature_ranges(blocks: Sequence[Path], block_positions: int, width: int) -> Iterator[FeatureRange]:
-    """Split all features into ranges of at most `MAX_ENTRIES` activations and `MAX_FEATURES` features."""
+    """Yield ranges that together contain all features.
+
+    Each has at most `MAX_ENTRIES` activations and `MAX_FEATURES` features, or is a single feature with more
+    activations.
+    """
     n = np.zeros(width, np.int64)
     for folder in blocks:
         n += np.diff(read_block(folder).start)

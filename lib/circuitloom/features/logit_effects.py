@@ -1,4 +1,4 @@
-"""Direct logit attribution of features: writes the logit table."""
+"""Writes the table `logit`, which contains the direct effects of features on logits (direct logit attribution)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,15 +24,16 @@ ROW_GROUP = 2**14
 def write_logit_effects(
     basis: FeatureBasis, model: LanguageModel, strings: Sequence[str], wanted: int, path: Path
 ) -> None:
-    """Write the `wanted` tokens that each feature raises most and the `wanted` that it lowers most to `path`.
+    """Write, for each feature, the tokens whose logits it raises most and lowers most to `path`.
 
-    `strings` are the texts of tokens, by id. The table is empty if the basis does not write to the residual stream.
+    There are `wanted` tokens of each kind. `strings` contains the text of each token, indexed by id. The table is
+    empty if the basis does not write to the residual stream.
     """
     with table_writer(LOGIT, path) as writer:
         if not basis.writes_residual:
             return
         reads = read_unembedding(model).rows
-        # a padded vocabulary has rows that are no tokens
+        # if the vocabulary is padded, the last rows are not tokens
         reads = reads[: len(strings)]
         wanted = min(wanted, len(reads))
         size = max(1, MAX_EFFECTS // len(reads))

@@ -1,4 +1,4 @@
-"""Per-feature statistics and histograms of activations."""
+"""Computes statistics and histograms of the activations of each feature."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ class FeatureTotals:
     """Sums over the activations of each feature."""
 
     n: Int[np.ndarray, " feature"]
-    """Number of tokens on which it fires."""
+    """Number of tokens on which the feature fires."""
     total: Float64[np.ndarray, " feature"]
     square: Float64[np.ndarray, " feature"]
     largest: Float32[np.ndarray, " feature"]
-    """Largest activation; 0 if it never fires."""
+    """Largest activation. 0 if the feature never fires."""
 
     @property
     def mean(self) -> Float64[np.ndarray, " feature"]:
-        """Mean over the tokens on which it fires; NaN if it never fires."""
+        """Mean activation over the tokens on which the feature fires. NaN if it never fires."""
         return _ratio(self.total, self.n)
 
     @property
     def rms(self) -> Float64[np.ndarray, " feature"]:
-        """Root mean square over the tokens on which it fires; NaN if it never fires."""
+        """Root mean square activation over the tokens on which the feature fires. NaN if it never fires."""
         return np.sqrt(_ratio(self.square, self.n))
 
 
 def feature_totals(features: FeatureRange) -> FeatureTotals:
-    """Sums over the activations of a feature range."""
+    """Returns the sums over the activations of each feature in a range."""
     total, square = np.zeros(features.width), np.zeros(features.width)
     largest = np.zeros(features.width, np.float32)
     for batch in features.batches():
@@ -46,8 +46,11 @@ def feature_totals(features: FeatureRange) -> FeatureTotals:
 def bin_indices(
     activations: SortedActivations, largest: Float32[np.ndarray, " feature"], bins: int
 ) -> Int[np.ndarray, " entry"]:
-    """Bin of each entry, among `bins` bins of equal width between 0 and its feature's largest activation."""
-    # in float64, so that the largest activation gives exactly `bins`, and rounding at edges is the same on all machines
+    """Returns the bin of each entry, from 0 to `bins` - 1.
+
+    The bins of a feature have equal width and reach from 0 to its largest activation.
+    """
+    # float64 makes the largest activation give exactly `bins`, and rounding at edges equal on all machines
     position = activations.value.astype(np.float64) * bins
     position /= largest.astype(np.float64)[activations.feature]
     return np.minimum(position.astype(np.int64), bins - 1)
@@ -56,7 +59,10 @@ def bin_indices(
 def bin_counts(
     batches: Iterable[SortedActivations], largest: Float32[np.ndarray, " feature"], bins: int
 ) -> Int[np.ndarray, "feature bin"]:
-    """Histogram of each feature's activations, in `bins` bins of equal width between 0 and its largest."""
+    """Returns the number of activations of each feature in each bin.
+
+    The `bins` bins of a feature have equal width and reach from 0 to its largest activation.
+    """
     n_features = len(largest)
     count = np.zeros(n_features * bins, np.int64)
     for batch in batches:

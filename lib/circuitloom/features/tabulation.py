@@ -1,4 +1,5 @@
-"""Writes the feature tables of one run and layer: activations are sorted on disk, then read back feature by feature."""
+"""Writes the feature tables of one run and layer. Activations are sorted on disk and then read back feature by
+feature."""
 
 import shutil
 from collections.abc import Sequence
@@ -35,12 +36,12 @@ from .external_sort import (
 from .statistics import FeatureTotals, bin_counts, feature_totals
 
 ROW_GROUP = {"activation": 2**17, "code": 2**16, "example": 2**12, "feature": 2**15, "histogram": 2**16}
-"""Rows per row group: a query for one feature (in `code`: one token) reads one row group."""
+"""Rows per row group of each table. A query for one feature (in `code`, for one token) reads one row group."""
 COLUMN_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
     "activation": {"plain": ["activation"]},
     "code": {"plain": ["packed"], "uncompressed": ["packed"]},
 }
-"""Options of `table_writer`, by table."""
+"""Options of `table_writer` for each table."""
 
 
 def tabulate(
@@ -52,11 +53,11 @@ def tabulate(
     paths: dict[str, Path],
     version: str = "",
 ) -> None:
-    """Write the tables activation, code, example, feature and histogram of `basis` to `paths`, by table.
+    """Write the tables activation, code, example, feature and histogram of `basis`.
 
-    `strings` are the texts of tokens, by id. A killed call resumes after the last complete block of tokens and writes
-    the same tables, unless weights, tokens, config or `version` (of the code) have changed. Tables are written
-    atomically.
+    `paths` maps the name of each table to its file. `strings` contains the text of each token, indexed by id. A
+    killed call resumes after the last complete block of tokens and writes the same tables, unless the weights, the
+    tokens, the config or `version` (a hash of the code) has changed. Tables are written atomically.
     Raises ValueError if the tokens are damaged.
     """
     folder = paths["activation"].parent
@@ -81,7 +82,7 @@ def _digest(tokens: Tokens, wanted: int | None) -> str:
 
 @dataclass(frozen=True)
 class FeatureTables:
-    """Writes the tables from the sorted blocks in `work`."""
+    """Writes the feature tables from the sorted blocks in `work`."""
 
     basis: FeatureBasis
     tokens: Tokens
@@ -229,7 +230,7 @@ def _bands(
     totals: FeatureTotals,
     band_counts: Int[np.ndarray, "feature band"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower edge and upper edge of each example's band, and fraction of its feature's activations in the band."""
+    """Returns the lower and upper edge of each example's band, and the band's share of the feature's activations."""
     bands = max(1, band_counts.shape[1])
     largest, n = totals.largest[feature], totals.n[feature]
     top = band == 0
