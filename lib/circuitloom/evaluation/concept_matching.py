@@ -1,4 +1,4 @@
-"""Matches concepts with features: concept scores of dictionaries, neurons and residual directions."""
+"""Finds the features that best match each concept, among those of dictionaries, neurons and residual directions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,16 +24,16 @@ from .concepts import (
 from .held_out import HeldOut
 
 FEATURES_PER_CONCEPT = 10
-"""Number of best features in the table, per concept, run and layer."""
+"""Number of best features that the table lists per concept, run and layer."""
 ENCODE_BATCH = 4096
-"""Tokens encoded at once; bounds the memory of dense activations."""
+"""Number of tokens encoded at once. It limits the memory for dense activations."""
 
 
 @torch.inference_mode()
 def scored_activations(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float[Tensor, "token d"]]:
-    """Activations of `sites` at the scored positions, in text order, float32, on the CPU."""
+    """Returns the activations of `sites` at the scored positions, in text order, as float32 on the CPU."""
     values: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for part in held_out.to(model.device).batches(batch):
         for site, value in capture(model, part.token, sites).items():
@@ -48,7 +48,7 @@ def match_dictionaries(
     annotations: ConceptAnnotations,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """FEATURE_CONCEPT rows of each run (run -> layer -> dictionary)."""
+    """Yield FEATURE_CONCEPT rows of each run. `runs` contains the dictionary of each run and layer."""
     layers = sorted({layer for dictionaries in runs.values() for layer in dictionaries})
     with progress(f"concepts: {', '.join(runs)}", len(layers) * len(runs), "dictionaries") as bar:
         for layer in layers:
@@ -71,10 +71,10 @@ def match_bases(
     annotations: ConceptAnnotations,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """FEATURE_CONCEPT rows of neurons and residual directions.
+    """Yield FEATURE_CONCEPT rows of neurons and residual directions.
 
-    Thresholds of neurons are not negative. A residual direction is a coordinate of mlp_in or its negative; its
-    threshold may have any sign, as the mean of a coordinate is not zero.
+    Thresholds of neurons are at least 0. A residual direction is a coordinate of mlp_in or the negative of one. Its
+    threshold may have any sign, because the mean of a coordinate is not zero.
     """
     with progress("concepts: neurons and residual directions", len(layers), "layers") as bar:
         for layer in layers:
@@ -101,7 +101,7 @@ def _rows(
 
 @torch.inference_mode()
 def sparse_activations(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -> SparseActivations:
-    """Non-zero activations of a dictionary on `x`, with int32 indices, on the CPU."""
+    """Returns the non-zero activations of a dictionary on `x`, on the CPU. Indices are int32."""
     tokens, features, values = [], [], []
     for start in range(0, len(x), ENCODE_BATCH):
         token, feature, value = dictionary.encode_sparse(

@@ -1,11 +1,12 @@
 """Concept scores: how well a single feature with a threshold predicts that a token has a concept.
 
-The score is the F1 of [z > threshold]. Feature and threshold are chosen on one half of the documents (the choosing
-half) and scored on the other half.
+The score is the F1 of the prediction that a token has the concept if the feature's activation z exceeds the
+threshold. The feature and the threshold are chosen on one half of the documents (the choosing half) and scored on
+the other half (the scoring half).
 
 1. `concept_annotations` reads which concepts each token has.
-2. `_candidates`: the candidate thresholds of a feature are activations of geometrically spaced rank, which resolve rare
-   and frequent concepts equally well.
+2. `_candidates` chooses the candidate thresholds of each feature. These are activations at geometrically spaced
+   ranks, so that thresholds are equally fine for rare and frequent concepts.
 3. `_counts` counts, for all thresholds at once, the tokens above each threshold that have each concept.
 4. `best_features` picks the best features of each concept."""
 
@@ -30,23 +31,23 @@ class ConceptAnnotations:
     names: tuple[str, ...]
     """Concept names, by number."""
     start: Int[Tensor, " token_plus_1"]
-    """The concepts of token t are entries start[t] to start[t + 1]."""
+    """The concepts of token t are entries start[t] to start[t + 1] (exclusive)."""
     concept: Int[Tensor, " entry"]
-    """Concept number of each entry; the last entry of every token is len(names), "any token"."""
+    """Concept number of each entry. The last entry of every token is len(names), which stands for "any token"."""
     choosing: Bool[Tensor, " token"]
-    """Tokens of the choosing half; the others are the scoring half."""
+    """Whether each token is in the choosing half. The other tokens are in the scoring half."""
 
     def positives(self, choosing: bool) -> Int[Tensor, " concept"]:
-        """Number of tokens of one half that have each concept."""
+        """Returns the number of tokens that have each concept, in the choosing half or in the scoring half."""
         token = torch.repeat_interleave(torch.arange(len(self.choosing)), self.start.diff())
         mine = self.concept[self.choosing[token] == choosing]
         return torch.bincount(mine, minlength=len(self.names) + 1)[:-1]
 
 
 def concept_annotations(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotations:
-    """Annotations of the scored tokens of `held_out`, from a CONCEPT table; even documents are the choosing half.
+    """Returns the annotations of the scored tokens of `held_out`, from a CONCEPT table.
 
-    Splitting by document keeps the halves independent.
+    Documents with an even number are the choosing half. Splitting by document keeps the halves independent.
     """
     index = torch.full(held_out.token.shape, -1)
     index[held_out.scored] = torch.arange(held_out.n_tokens)
@@ -60,7 +61,7 @@ def concept_annotations(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotat
     all_tokens = torch.arange(held_out.n_tokens)
     token = torch.cat([token, all_tokens])
     concept = torch.cat([number, torch.full_like(all_tokens, len(names))])
-    # by token, then by concept, so that "any token" comes last
+    # sorted by token, then by concept, so that "any token" comes last
     order = (token * (len(names) + 1) + concept).argsort()
     start = torch.cat(
         [torch.zeros(1, dtype=torch.int64), torch.bincount(token, minlength=held_out.n_tokens).cumsum(0)]
@@ -84,19 +85,19 @@ class SparseActivations:
     """Number of features, F."""
 
     def features(self, low: int, high: int) -> "SparseActivations":
-        """Entries of features `low` to `high`, renumbered from 0."""
+        """Returns the entries of features `low` to `high` (exclusive), with features renumbered from 0."""
         mine = (self.feature >= low) & (self.feature < high)
         return SparseActivations(self.token[mine], self.feature[mine] - low, self.value[mine], high - low)
 
     def tokens(self, mask: Tensor) -> "SparseActivations":
-        """Entries of the tokens for which `mask` is true."""
+        """Returns the entries of the tokens for which `mask` is true."""
         entries = mask[self.token]
         return SparseActivations(self.token[entries], self.feature[entries], self.value[entries], self.width)
 
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """Scores of every feature and concept at the chosen threshold; NaN for 0 / 0."""
+    """Scores of every feature for every concept, at the chosen threshold. 0 / 0 gives NaN."""
 
     f1_choosing: Float[Tensor, "feature concept"]
     threshold: Float[Tensor, "feature concept"]
@@ -117,7 +118,8 @@ def score_features(
 ) -> ConceptScores:
     """Score every feature for every concept, with `thresholds` candidate thresholds per feature.
 
-    Thresholds are not negative, unless `signed`: then `activations` must hold a value for every token.
+    Thresholds are at least 0. With `signed` they may be negative, and `activations` must contain a value for every
+    token.
 
     >>> from circuitloom.evaluation.concepts import SparseActivations
     >>> activations = SparseActivations(*dictionary.encode_sparse(x), dictionary.width)
@@ -145,7 +147,10 @@ def score_columns(
     signed: bool = False,
     columns: int = 32,
 ) -> ConceptScores:
-    """`score_features` of dense values, `columns` at a time; non-positive values count as 0 unless `signed`."""
+    """Score each column of the dense `values` like a feature in `score_features`, `columns` columns at a time.
+
+    Unless `signed`, negative values count as 0.
+    """
     parts = (_to_sparse(values[:, low : low + columns], signed) for low in range(0, values.shape[1], columns))
     return ConceptScores.concatenate(
         [score_features(part, annotations, thresholds, signed) for part in parts]
@@ -171,14 +176,18 @@ def _score_range(
 
 
 def _keys(feature: Int[Tensor, "*entry"], value: Float[Tensor, "*entry"]) -> Int[Tensor, "*entry"]:
-    """Integers that sort by feature, then by value: the bits of a float, as an integer, keep its order."""
+    """Returns integers that sort by feature, then by value.
+
+    The bits of a non-negative float, read as an integer, sort like the float. For negative floats, all bits but the
+    sign are flipped.
+    """
     # + 0.0 turns -0.0 into 0.0
     bits = (value.float() + 0.0).contiguous().view(torch.int32).long()
     return feature.long() * 2**32 + torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _values(keys: Int[Tensor, "*entry"], feature: Int[Tensor, "*entry"]) -> Float[Tensor, "*entry"]:
-    """The values of `_keys`."""
+    """Returns the values that are encoded in `keys`, the inverse of `_keys`."""
     bits = keys - feature.long() * 2**32
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int32).view(torch.float32)
 
@@ -186,9 +195,11 @@ def _values(keys: Int[Tensor, "*entry"], feature: Int[Tensor, "*entry"]) -> Floa
 def _candidates(
     activations: SparseActivations, thresholds: int, signed: bool
 ) -> Float[Tensor, "feature threshold"]:
-    """Ascending thresholds of each feature, exceeded by n, ..., 1 of its n entries (geometrically spaced).
+    """Returns the candidate thresholds of each feature, in ascending order.
 
-    The lowest is 0, or with `signed` the smallest value. A feature without entries gets zeros.
+    The lowest threshold is 0, which all n entries of a feature exceed, or with `signed` the smallest value. The
+    highest threshold is exceeded by 1 entry. In between, the number of entries that exceed a threshold is
+    geometrically spaced. A feature without entries gets zeros.
     """
     # numpy's sort is vectorised, torch's is not
     keys = torch.from_numpy(np.sort(_keys(activations.feature, activations.value).numpy()))
@@ -196,7 +207,7 @@ def _candidates(
     exponent = torch.linspace(0, 1, thresholds, dtype=torch.float64)
     rank = n.clamp_min(1).double().pow(exponent).round().long()
     feature = torch.arange(activations.width)[:, None].expand_as(rank)
-    # the threshold of rank r is the (r + 1)-th largest entry, if there is one: the r largest exceed it
+    # the threshold of rank r is the (r + 1)-th largest entry, if it exists, so that the r largest entries exceed it
     index = n.cumsum(0) - 1 - (rank.minimum(n - 1))
     values = torch.zeros(rank.shape)
     exists = (n > 0).expand_as(rank) if signed else rank < n
@@ -209,17 +220,17 @@ def _counts(
     candidates: Float[Tensor, "feature threshold"],
     annotations: ConceptAnnotations,
 ) -> Int[Tensor, "feature threshold concept_plus_1"]:
-    """Number of tokens above each threshold that have each concept; the last concept is "any token"."""
+    """Returns the number of tokens above each threshold that have each concept. The last concept is "any token"."""
     n_features, n_thresholds = candidates.shape
     n_concepts = len(annotations.names) + 1
     rows = torch.arange(n_features)[:, None].expand_as(candidates)
     edges = _keys(rows, candidates).flatten()
-    # number of thresholds below each entry, over all features up to its own
+    # number of thresholds below each entry, including all thresholds of earlier features
     below = torch.searchsorted(edges, _keys(activations.feature, activations.value))
     above_any = below > activations.feature.long() * n_thresholds
     cell, token = below[above_any] - 1, activations.token[above_any].long()
     n_of_token = annotations.start.diff()[token]
-    # for each entry the indices start[token], start[token] + 1, ... of its token's concepts
+    # the indices start[token], start[token] + 1, ... of the concepts of each entry's token
     first = torch.repeat_interleave(
         annotations.start[token] - (n_of_token.cumsum(0) - n_of_token), n_of_token
     )
@@ -232,7 +243,7 @@ def _counts(
 def _ratios(
     counts: Int[Tensor, "feature threshold concept_plus_1"], positives: Int[Tensor, " concept"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Precision, recall and F1, each [feature, threshold, concept]; NaN for 0 / 0."""
+    """Returns precision, recall and F1, each with shape [feature, threshold, concept]. 0 / 0 gives NaN."""
     hits, fires = counts[..., :-1].float(), counts[..., -1:].float()
     return hits / fires, hits / positives, 2 * hits / (fires + positives)
 
@@ -240,14 +251,14 @@ def _ratios(
 def best_features(
     scores: ConceptScores, annotations: ConceptAnnotations, n_features: int, top: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """FEATURE_CONCEPT columns of the `top` features of each concept, by F1 on the choosing half.
+    """Yield FEATURE_CONCEPT columns of the `top` best features of each concept, ranked by F1 on the choosing half.
 
-    Rows of `scores` from `n_features` on are the features' negative directions.
+    If `scores` has more than `n_features` rows, the rows from `n_features` on are the features' negative directions.
     """
     positives = annotations.positives(choosing=False)
     for number, name in enumerate(annotations.names):
         f1 = scores.f1_choosing[:, number]
-        # stable: the order of topk is undefined for ties
+        # a stable argsort is used because the order of topk is undefined for ties
         order = f1.argsort(descending=True, stable=True)[:top]
         for rank, row in enumerate(order.tolist()):
             values = {field: float(column[row, number]) for field, column in vars(scores).items()}

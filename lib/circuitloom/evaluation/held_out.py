@@ -1,4 +1,4 @@
-"""Held-out sequences for evaluation, and which of their positions are scored."""
+"""Loads held-out sequences for evaluation and decides which of their positions are scored."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ class HeldOut:
 
     token: Int[Tensor, "sequence position"]
     document: Int[Tensor, "sequence position"]
-    """Number of each token's document."""
+    """Number of the document that each token belongs to."""
     scored: Bool[Tensor, "sequence position"]
-    """Positions whose activations and next-token predictions enter the metrics."""
+    """True at positions whose activations and next-token predictions are used in the metrics."""
     keeps_original: Bool[Tensor, "sequence position"]
-    """Positions at which activations are never replaced: those not scored, and every BOS."""
+    """True at positions whose activations are never replaced. These are all positions that are not scored, and every
+    BOS."""
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -33,17 +34,17 @@ class HeldOut:
         return int(self.scored.sum())
 
     def batches(self, size: int) -> Iterator["HeldOut"]:
-        """Consecutive batches of `size` sequences; the last may be smaller."""
+        """Yield consecutive batches of `size` sequences. The last batch may be smaller."""
         for start in range(0, len(self), size):
             yield HeldOut(*(value[start : start + size] for value in vars(self).values()))
 
     def to(self, device: torch.device | str) -> "HeldOut":
-        """The same sequences on `device`."""
+        """Returns the same sequences on `device`."""
         return HeldOut(*(value.to(device) for value in vars(self).values()))
 
 
 def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
-    """Load the sequences of the first `config.tokens` tokens, at least one sequence.
+    """Load the complete sequences in the first `config.tokens` tokens, but at least one sequence.
 
     Raises ValueError if the tokens are damaged.
 
@@ -55,15 +56,16 @@ def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
 
 
 def count_sequences(tokens: Tokens, wanted: int | None) -> int:
-    """Number of complete sequences in the first `wanted` tokens, at least one; all for None."""
+    """Returns the number of complete sequences in the first `wanted` tokens, but at least 1. None means all tokens."""
     return len(tokens) if wanted is None else min(len(tokens), max(1, wanted // tokens.context))
 
 
 def load_sequences(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:
     """Load the sequences `rows` of `tokens`.
 
-    Position 0 and BOS tokens are not scored. With mask `none` every position is scored, but a BOS still keeps its
-    original activation. Raises ValueError if the tokens are damaged.
+    With mask `bos`, position 0 and every BOS are not scored. With mask `none`, every position is scored, but a BOS
+    still keeps its original activation.
+    Raises ValueError if the tokens are damaged.
     """
     token = tokens.take(rows)
     scored = (

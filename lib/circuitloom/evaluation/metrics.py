@@ -1,6 +1,7 @@
 """Metrics of reconstruction, sparsity and next-token prediction.
 
-Each metric is a property of float64 sums over a batch of tokens. Sums of batches add up; the metric divides once."""
+Each metric is a property of float64 sums over tokens. The sums of several batches are added, and the metric divides
+only at the end."""
 
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -15,18 +16,19 @@ A = TypeVar("A", "ReconstructionSums", "PredictionSums", Tensor)
 K = TypeVar("K")
 
 CHUNK_ELEMENTS = 2**22
-"""Log-probabilities computed at once: fits the CPU's cache, and bounds the memory for large vocabularies."""
+"""Number of log-probabilities computed at once. They fit into the CPU's cache, and large vocabularies need no more
+memory."""
 
 HISTOGRAM_LOWEST, HISTOGRAM_WIDTH = -7.0, 0.25
-"""Lower edge of the first bin of log10 density, and bin width; the same for all dictionaries."""
+"""Lower edge of the first bin of log10 density, and bin width. They are the same for all dictionaries."""
 
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Sums over some tokens; the sum of two is the sums over both sets of tokens."""
+    """Sums over a set of tokens. Adding two objects gives the sums over both sets."""
 
     def __add__(self: S, other: S) -> S:
-        """Add field by field."""
+        """Add each field."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return type(self)(*(mine + yours for mine, yours in pairs))
 
@@ -53,34 +55,34 @@ class ReconstructionSums(MetricSums):
 
     @property
     def mse(self) -> float:
-        """Mean squared error, E|y - y_hat|^2, summed over dimensions; from 0."""
+        """Mean squared error, E|y - y_hat|^2, summed over dimensions. At least 0."""
         return float(self.error_squared) / self.n
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained, E|y - y_hat|^2 / E|y - E y|^2; from 0, predicting the mean gives 1."""
+        """Fraction of variance unexplained, E|y - y_hat|^2 / E|y - E y|^2. At least 0. Predicting the mean gives 1."""
         return float(self.error_squared / (self.y_squared - self.y.square().sum() / self.n))
 
     @property
     def cosine(self) -> float:
-        """Mean cosine similarity, E[y . y_hat / (|y| |y_hat|)]; from -1 to 1, zero vectors count as 0."""
+        """Mean cosine similarity, E[y . y_hat / (|y| |y_hat|)]. Between -1 and 1. Zero vectors count as 0."""
         return float(self.cosines) / self.n
 
     @property
     def norm_ratio(self) -> float:
-        """Mean norm ratio, E[|y_hat| / |y|]; from 0, less than 1 means shrinkage."""
+        """Mean norm ratio, E[|y_hat| / |y|]. At least 0. A value less than 1 means shrinkage."""
         return float(self.norm_ratios) / self.n
 
     @property
     def relative_bias(self) -> float:
-        """E|y_hat|^2 / E[y . y_hat]; 1 is unbiased, less than 1 means shrinkage (Rajamanoharan et al. 2024)."""
+        """E|y_hat|^2 / E[y . y_hat] (Rajamanoharan et al. 2024). 1 means unbiased, less than 1 means shrinkage."""
         return float(self.y_hat_squared / self.product)
 
 
 def reconstruction_sums(
     y: Float[Tensor, "token out"], y_hat: Float[Tensor, "token out"]
 ) -> ReconstructionSums:
-    """Sums over a batch of tokens; sums of several batches add up.
+    """Returns the sums over a batch of tokens. The sums of several batches can be added.
 
     >>> reconstruction_sums(y, dictionary(x)).fvu
     """
@@ -110,35 +112,39 @@ class FiringSums(MetricSums):
 
     @property
     def l0(self) -> float:
-        """L0: mean number of active features per token; from 0 to the number of features."""
+        """L0, the mean number of active features per token. Between 0 and the number of features."""
         return float(self.fires.sum()) / self.n
 
     @property
     def density(self) -> Float64[Tensor, " feature"]:
-        """Density of each feature: fraction of tokens on which it fires; from 0 to 1."""
+        """Density of each feature, the fraction of tokens on which it fires. Between 0 and 1."""
         return self.fires.double() / self.n
 
     @property
     def alive(self) -> float:
-        """Fraction of features that fire on any token; from 0 to 1."""
+        """Fraction of features that fire on at least one token. Between 0 and 1."""
         return self.fraction_denser_than(0.0)
 
     def fraction_denser_than(self, density: float) -> float:
-        """Fraction of features with a density above `density`; from 0 to 1."""
+        """Returns the fraction of features whose density is greater than `density`. Between 0 and 1."""
         return float((self.density > density).double().mean())
 
 
 def firing_sums(feature: Int[Tensor, " entry"], width: int, n_tokens: int) -> FiringSums:
-    """Counts over a batch of `n_tokens` tokens, from the feature number of each non-zero activation."""
+    """Returns the counts over a batch of `n_tokens` tokens.
+
+    `feature` contains the feature number of each non-zero activation.
+    """
     return FiringSums(n_tokens, torch.bincount(feature, minlength=width))
 
 
 def density_histogram(
     density: Float[Tensor, " feature"],
 ) -> list[tuple[float | None, float | None, int]]:
-    """(low, high, number of features) of each bin of log10 density.
+    """Returns (low, high, number of features) for each bin of log10 density.
 
-    The first bin has no edges and holds features that never fire. Densities below the lowest edge count in its bin.
+    The first bin has no edges (None) and contains the features that never fire. Densities below the lowest edge are
+    counted in the bin that starts there.
     """
     n_bins = round(-HISTOGRAM_LOWEST / HISTOGRAM_WIDTH)
     bins = (density[density > 0].log10() - HISTOGRAM_LOWEST) / HISTOGRAM_WIDTH
@@ -150,10 +156,10 @@ def density_histogram(
 
 @dataclass(frozen=True)
 class PredictionTargets:
-    """The scored next-token predictions."""
+    """The next-token predictions that are scored."""
 
     source: Int[Tensor, " prediction"]
-    """Index of the position that predicts, in the flattened batch [sequence * position]."""
+    """Index of the position that makes the prediction, in the flattened batch [sequence * position]."""
     token: Int[Tensor, " prediction"]
     """Id of the next token."""
 
@@ -161,7 +167,7 @@ class PredictionTargets:
 def prediction_targets(
     token: Int[Tensor, "sequence position"], scored: Bool[Tensor, "sequence position"]
 ) -> PredictionTargets:
-    """The predictions at every scored position that has a next token."""
+    """Returns the predictions at every scored position that has a next token."""
     sequence, position = scored[:, :-1].nonzero(as_tuple=True)
     return PredictionTargets(sequence * token.shape[1] + position, token[sequence, position + 1])
 
@@ -169,7 +175,7 @@ def prediction_targets(
 def log_probabilities(
     logits: Float[Tensor, "sequence position vocabulary"], targets: PredictionTargets
 ) -> Float[Tensor, "prediction vocabulary"]:
-    """Log-probabilities at the scored predictions, float32."""
+    """Returns the log-probabilities (float32) of all tokens at each scored prediction."""
     return logits.flatten(0, 1)[targets.source].float().log_softmax(-1)
 
 
@@ -186,12 +192,12 @@ class PredictionSums(MetricSums):
 
     @property
     def ce(self) -> float:
-        """Cross-entropy, E[-log p(next token)], in nats per prediction; from 0."""
+        """Cross-entropy, E[-log p(next token)], in nats per prediction. At least 0."""
         return float(self.nll) / self.n
 
     @property
     def kl(self) -> float:
-        """Mean KL(original || model), in nats per prediction; from 0."""
+        """Mean KL(original || model), in nats per prediction. At least 0."""
         return float(self.divergence) / self.n
 
 
@@ -200,7 +206,9 @@ def prediction_sums(
     targets: PredictionTargets,
     original: Float[Tensor, "prediction vocabulary"] | None = None,
 ) -> PredictionSums:
-    """Sums over a batch; `original` are the original model's log-probabilities (None: KL is 0).
+    """Returns the sums over a batch.
+
+    `original` contains the original model's log-probabilities. If it is None, the KL is 0.
 
     >>> from circuitloom.evaluation.metrics import prediction_targets
     >>> targets = prediction_targets(held_out.token, held_out.scored)
@@ -220,9 +228,10 @@ def prediction_sums(
 
 
 def ce_recovered(ce: float, ce_original: float, ce_ablated: float) -> float:
-    """CE recovered, (ce_ablated - ce) / (ce_ablated - ce_original); 1 as good as the original, 0 as the ablated model.
+    """Returns the CE recovered, (ce_ablated - ce) / (ce_ablated - ce_original).
 
-    NaN if the ablation has no effect.
+    1 means as good as the original model, and 0 means as bad as the ablated model. NaN if the ablation has no
+    effect.
     """
     increase = ce_ablated - ce_original
     return (ce_ablated - ce) / increase if increase else float("nan")

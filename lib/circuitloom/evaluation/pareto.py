@@ -1,4 +1,5 @@
-"""The Pareto plot of L0 against cross-entropy with the reconstruction in place, for transcoders and SAEs."""
+"""Draws the Pareto plot of transcoders and SAEs: L0 against the cross-entropy of the model with their
+reconstructions in place."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,8 @@ NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
 
 
 def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
-    """PARETO rows: every run that reconstructs mlp_out, ordered by layer, kind, activation function and L0."""
-    # skip transcoders are a separate series
+    """Returns PARETO rows of every run that reconstructs mlp_out, sorted by layer, kind, activation function and L0."""
+    # transcoders with a skip connection are a separate series
     skips = [bool(json.loads(config or "{}").get("skip")) for config in runs["config"].to_pylist()]
     acts = [f"{act}, skip" if skip else act for act, skip in zip(runs["act"].to_pylist(), skips, strict=True)]
     runs = runs.set_column(runs.column_names.index("act"), "act", pa.array(acts, pa.string()))
@@ -35,9 +36,10 @@ def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
 
 
 def draw_pareto(table: pa.Table, path: Path | str) -> None:
-    """Draw L0 against CE, one panel per layer, to the PNG file `path`; lower left is better.
+    """Draw L0 against CE, with one panel per layer, to the PNG file `path`.
 
-    After figure 3 of Dunefsky et al. 2024. Raises ValueError if `table` is empty.
+    Points further to the lower left are better. The plot follows figure 3 of Dunefsky et al. 2024.
+    Raises ValueError if `table` is empty.
     """
     if not len(table):
         raise ValueError(
@@ -48,10 +50,10 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
 
 @styled
 def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Plot PARETO rows, which must be ordered by layer, kind, activation function and L0."""
+    """Returns a plot of PARETO rows, which must be sorted by layer, kind, activation function and L0."""
     from matplotlib.figure import Figure
 
-    # ALL_LAYERS last
+    # the panel of ALL_LAYERS comes last
     layers = sorted({row["layer"] for row in rows}, key=lambda layer: (layer == ALL_LAYERS, layer))
     across = ceil(sqrt(len(layers)))
     down = ceil(len(layers) / across)
@@ -70,7 +72,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Draw the rows of one layer; returns legend label -> artist."""
+    """Draw the rows of one layer. Returns a dict from legend label to artist."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     drawn: dict[str, Any] = {}

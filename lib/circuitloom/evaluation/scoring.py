@@ -1,8 +1,8 @@
-"""Scores dictionaries on held-out tokens: the rows of the tables baseline, metric and density_histogram.
+"""Scores dictionaries on held-out tokens, for the tables `baseline`, `metric` and `density_histogram`.
 
-`replacing_activations` runs the language model with activations replaced by reconstructions or ablations (elsewhere
-called splicing). `baseline_rows` scores the original and the ablated model, `score_runs` the model with dictionaries
-in place."""
+`replacing_activations` replaces activations of the language model by reconstructions or by ablation (elsewhere
+called splicing). `baseline_rows` scores the original model and the ablated model. `score_runs` scores the model with
+dictionaries in place."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,18 +40,19 @@ from .metrics import (
 Replacement = Callable[
     [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]
 ]
-"""(x, y) -> replacement of y, at the scored tokens, in float32: y is the value of the site, x the MLP input at
-`mlp_out` and y itself at other sites."""
+"""Takes (x, y) at the scored tokens, in float32, and returns the replacement of y. y is the value of the site. At
+`mlp_out`, x is the input of the MLP. At other sites, x is y itself."""
 
 
 @contextmanager
 def replacing_activations(
     model: LanguageModel, replacements: Mapping[Site, Replacement], batch: HeldOut
 ) -> Iterator[None]:
-    """Context in which passes of `batch` through `model` have the value of each site replaced.
+    """In this context, `model` runs `batch` with the value of each site replaced.
 
-    Positions with `batch.keeps_original` are not replaced. With several layers, each replacement reads the inputs of
-    the model whose earlier layers are already replaced. `batch` must be on the model's device.
+    Positions where `batch.keeps_original` is true are not replaced. With several layers, each replacement reads
+    activations that include the effects of the replacements in earlier layers. `batch` must be on the model's
+    device.
     """
     with edited(model, {site: _at_scored(replacement, batch) for site, replacement in replacements.items()}):
         yield
@@ -67,12 +68,14 @@ def _at_scored(replacement: Replacement, batch: HeldOut) -> Callable[[Tensor, Te
 
 
 def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:
-    """The same value for every token: zero or mean ablation."""
+    """Returns a replacement by the same value at every token, for zero or mean ablation."""
     return lambda _x, y: value.to(y).expand_as(y)
 
 
 class DictionaryReplacement:
-    """Replaces y by a dictionary's reconstruction, and accumulates reconstruction and firing sums.
+    """Replaces y by a dictionary's reconstruction.
+
+    Accumulates the sums for the metrics of reconstruction and sparsity.
 
     Raises ValueError if the dictionary is neither an SAE nor an MLP transcoder.
     """
@@ -96,7 +99,7 @@ class DictionaryReplacement:
     def __call__(
         self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
     ) -> Float[Tensor, "token d_out"]:
-        """The reconstruction of y, from x (transcoder) or from y itself (SAE)."""
+        """Returns the reconstruction of y. A transcoder computes it from x, an SAE from y itself."""
         y_hat, firing = reconstruct(self.dictionary, self.dictionary.encoder_input(x, y))
         self.reconstruction += reconstruction_sums(y, y_hat)
         self.firing += firing
@@ -106,7 +109,7 @@ class DictionaryReplacement:
 def reconstruct(
     dictionary: Dictionary, x: Float[Tensor, "token d_in"]
 ) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
-    """Reconstruction of a batch and counts of active features; only active features are decoded."""
+    """Returns the reconstruction of a batch and the counts of active features. Only active features are decoded."""
     token, feature, value = dictionary.encode_sparse(x)
     y_hat = dictionary.decode_sparse(token, feature, value, x)
     return y_hat, firing_sums(feature, dictionary.width, len(x))
@@ -116,7 +119,7 @@ def reconstruct(
 def site_means(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float64[Tensor, " d"]]:
-    """Mean of each site over the scored positions, in the original model."""
+    """Returns the mean of each site over the scored positions, in the original model."""
     sums: dict[Site, Tensor] = {}
     title = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
     with progress(title, held_out.token.numel(), "tokens") as bar:
@@ -131,7 +134,10 @@ def site_means(
 def baseline_rows(
     model: LanguageModel, site: str, layers: Sequence[int], held_out: HeldOut, config: Evaluation
 ) -> list[dict[str, Any]]:
-    """BASELINE rows for `site` ablated in each layer, and for mlp_out in all layers at once."""
+    """Returns one BASELINE row for each layer, with `site` ablated in that layer.
+
+    If `config.together` is set, there is also a row for mlp_out ablated in all layers at once (layer -1).
+    """
     sites = [Site(site, layer) for layer in layers]
     ablated = {layer: [site_of_layer] for layer, site_of_layer in zip(layers, sites, strict=True)}
     if config.together and site == "mlp_out" and len(layers) > 1:
@@ -159,7 +165,10 @@ def _ablate(
     batch: int,
     title: str,
 ) -> dict[tuple[int, str] | None, PredictionSums]:
-    """Prediction sums of the model with each of `replacements`, by key, and of the original model, by None."""
+    """Returns the prediction sums of the model with each of `replacements`, under the same key.
+
+    The sums of the original model have the key None.
+    """
     sums: dict[tuple[int, str] | None, PredictionSums] = {}
     with progress(title, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
@@ -176,7 +185,11 @@ def _ablate(
 
 @dataclass(frozen=True)
 class RunScore:
-    """Sums of one run over the held-out tokens: for the dictionary of each layer, and for the model's predictions."""
+    """Sums of one run over the held-out tokens.
+
+    There are sums for the dictionary of each layer, and for the predictions of the model with all these dictionaries
+    in place.
+    """
 
     reconstruction: dict[int, ReconstructionSums]
     firing: dict[int, FiringSums]
@@ -187,9 +200,10 @@ class RunScore:
 def score_runs(
     model: LanguageModel, runs: Mapping[str, Mapping[int, Dictionary]], held_out: HeldOut, batch: int
 ) -> dict[str, RunScore]:
-    """Score each run (run -> layer -> dictionary) with all its dictionaries in place at once.
+    """Score each run with all its dictionaries in place at once.
 
-    For each batch of `batch` sequences, the original model runs once for all runs, and the edited model once per run.
+    `runs` contains the dictionary of each run and layer. For each batch of `batch` sequences, the original model
+    runs once in total, and the edited model runs once per run.
 
     >>> score = score_runs(model, {"mine": {1: dictionary}}, held_out, batch=32)["mine"]
     >>> score.prediction.ce, score.prediction.kl, score.reconstruction[1].fvu, score.firing[1].l0
@@ -219,10 +233,10 @@ def score_runs(
 
 
 def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """A METRIC row; `baseline` is the BASELINE row of the same site and layer.
+    """Returns a METRIC row. `baseline` is the BASELINE row of the same site and layer.
 
-    With all layers replaced (layer -1), metrics of reconstruction and sparsity are means over layers, each measured in
-    the model whose other layers are replaced too.
+    If all layers are replaced (layer -1), metrics of reconstruction and sparsity are means over layers. The metrics
+    of a layer are then measured in the model whose other layers are also replaced.
     """
     reconstruction, firing = score.reconstruction.values(), score.firing.values()
     names = ("fvu", "mse", "cosine", "norm_ratio", "relative_bias")
@@ -246,12 +260,12 @@ def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any
 
 
 def histogram_rows(run: str, layer: int, score: RunScore) -> Iterator[dict[str, Any]]:
-    """DENSITY_HISTOGRAM rows of one layer."""
+    """Yield the DENSITY_HISTOGRAM rows of one layer."""
     for number, (low, high, n_features) in enumerate(density_histogram(score.firing[layer].density)):
         yield {"run": run, "layer": layer, "bin": number, "low": low, "high": high, "n_features": n_features}
 
 
 def read_baselines(paths: Iterable[Path | str]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """Rows of BASELINE tables, by (site, layer); layer -1 is all layers."""
+    """Returns the rows of BASELINE tables under the key (site, layer). Layer -1 means all layers."""
     rows = (row for path in paths for row in read_table(path).to_pylist())
     return {(row["site"], row["layer"]): row for row in rows}

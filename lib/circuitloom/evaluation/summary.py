@@ -1,4 +1,4 @@
-"""The evaluation tables of a study, from those of its runs and layers."""
+"""Builds the evaluation tables of a study from the tables of its runs and layers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..core.tables import CONCEPT_SCORE, Table, read_table, write_table
 
 
 def concatenate_tables(table: Table, sources: Iterable[Path | str], path: Path | str) -> pa.Table:
-    """Write the rows of all `sources`, in order, to `path`, and return them."""
+    """Concatenate the rows of all `sources`, in order. The result is written to `path` and returned."""
     tables = [read_table(source).cast(table.schema) for source in sources]
     joined = pa.concat_tables([table.schema.empty_table(), *tables])
     write_table(table, joined, path)
@@ -21,7 +21,11 @@ def concatenate_tables(table: Table, sources: Iterable[Path | str], path: Path |
 
 
 def concept_scores(features: pa.Table) -> pa.Table:
-    """The concept_score table: the best feature of each concept per layer, then per run as layer -1."""
+    """Returns the table `concept_score`, built from FEATURE_CONCEPT rows.
+
+    It has one row for each run, layer and concept, with the best feature in that layer. After these, it has one row
+    for each run and concept, with the best feature over all layers and with layer -1.
+    """
     best = features.filter(pc.field("rank") == 0)
     best = best.append_column("found_layer", best["layer"]).select(CONCEPT_SCORE.schema.names)
     over_layers = pa.Table.from_pylist(_best_layers(best), schema=CONCEPT_SCORE.schema)
@@ -29,7 +33,10 @@ def concept_scores(features: pa.Table) -> pa.Table:
 
 
 def _best_layers(scores: pa.Table) -> list[dict[str, Any]]:
-    """For each run and concept, the row of the layer with the highest F1 on the choosing half, as layer -1."""
+    """Returns one row for each run and concept, with layer -1.
+
+    It is a copy of the row of the layer with the highest F1 on the choosing half.
+    """
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for row in scores.to_pylist():
         key = row["run"], row["concept"]
@@ -39,7 +46,7 @@ def _best_layers(scores: pa.Table) -> list[dict[str, Any]]:
 
 
 def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """RUN rows of dictionaries; training settings are null for imported ones."""
+    """Yield RUN rows of dictionaries. The training settings of imported dictionaries are null."""
     for run in runs:
         has_k = run.act in ("topk", "batchtopk")
         yield {
@@ -57,7 +64,7 @@ def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def basis_rows(d_model: int, d_mlp: int) -> list[dict[str, Any]]:
-    """RUN rows of MLP neurons and residual directions, which are compared with dictionaries."""
+    """Returns RUN rows of MLP neurons and residual directions, with which dictionaries are compared."""
     sizes = {NEURONS: ("neuron", "neurons", d_mlp), RESIDUAL: ("residual", "mlp_in", d_model)}
     return [
         {"run": name, "kind": kind, "site_in": site, "site_out": site, "width": width}
