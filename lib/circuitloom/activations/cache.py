@@ -215,7 +215,7 @@ def cache_shards_of_job(
     folder: Path,
     version: str = "",
 ) -> None:
-    """Cache the shards of one job in `folder`, from which `shards.join_shards` can combine them.
+    """Cache the shards of job number `job` in `folder`. `shards.join_shards` combines the folders of all jobs.
 
     Jobs are numbered from 0 to `config.jobs` - 1. If there are fewer shards than jobs, some jobs have no shards. A
     killed call resumes as in `cache_site`, and the same errors are raised.
