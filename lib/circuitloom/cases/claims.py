@@ -60,7 +60,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Claim:
-    """A value, its interval, and the side of a bound on which it is claimed to lie."""
+    """A claim that a value lies on one side of a bound, with the measured value and its bootstrap interval."""
 
     name: str
     statement: str

@@ -32,7 +32,7 @@ class DrawnPrompt:
 
     text: str
     target: str
-    """`logit TOKEN vs TOKEN`, filled with the same words."""
+    """Target `logit TOKEN vs TOKEN`, filled with the same words as the text."""
     half: str
     """Half of the prompt, `finding` or `testing`."""
 
@@ -91,7 +91,7 @@ class Ranking:
     attribution: Float[Tensor, " component"]
     """First-order effect of ablating each component, averaged over the finding prompts."""
     curve: FaithfulnessCurve
-    """Faithfulness on the finding prompts."""
+    """Faithfulness curve of this order on the finding prompts."""
 
 
 def choose_ranking(experiment: CircuitExperiment, prompts: Sequence[PromptMetric], share: float) -> Ranking:

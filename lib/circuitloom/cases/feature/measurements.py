@@ -62,7 +62,7 @@ class ChosenFeature(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureActivity:
-    """Where the chosen feature fires."""
+    """The chosen feature, and where it fires."""
 
     feature: ChosenFeature
     fires: Bool[Tensor, "sequence position"]
@@ -89,7 +89,7 @@ class Condition:
     """A condition holds at a position if the token at an offset from the position is in a set of tokens."""
 
     offset: int
-    """0 for the token itself, -1 for the token before."""
+    """Offset of the token from the position: 0 for the token at the position, -1 for the token before it."""
     tokens: Bool[Tensor, " vocabulary"]
 
     def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
@@ -321,7 +321,7 @@ def _direct(prompt: LinearizedModel, active: int, last: int) -> dict[DirectSourc
 
 @dataclass(frozen=True)
 class RuleTests:
-    """Interventions on the texts of the testing half, one row per text."""
+    """Results of interventions on the texts of the testing half, with one row per text."""
 
     exchanged: Float[Tensor, "text 2"]
     """An exchange replaces one of the rule's tokens. Column 0 is the number of exchanges that more than halve the

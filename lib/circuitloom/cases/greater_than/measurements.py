@@ -617,12 +617,12 @@ class GreaterThanResults:
     """Variance of the activation of each feature of `layer` at the last position, over the prompts of the finding
     half."""
     curves: list[LayerCurve]
-    """On the testing half."""
+    """Faithfulness curves, on the testing half."""
     finding_patching: HeadPatching
     patching: HeadPatching
-    """On the testing half."""
+    """Activation patching of heads on the testing half."""
     years: YearFeatures
-    """On the testing half."""
+    """The layer's features by start year, on the testing half."""
     direct: Float[Tensor, " testing"]
     """Direct effect of the features of `years` on the mean logit of later years minus that of all other years."""
     circuit: YearCircuit
@@ -630,7 +630,7 @@ class GreaterThanResults:
     basis: Basis
     """The features of all layers, without error terms, and the heads."""
     ablations: Mapping[AblationKind, CircuitAblations]
-    """On the testing half."""
+    """Metric of the circuit alone and of the model without it, on the testing half."""
     contributions: InputContributions
     """On some prompts of the testing half."""
 

@@ -31,7 +31,7 @@ TRANSCODER, SAE = "transcoder", "sae"
 HALVES = ("choosing", "scoring")
 """Halves of the held-out documents. Features are chosen on the first and scored on the second."""
 GRADIENT_BATCH = 32
-"""Prompts per backward pass."""
+"""Number of prompts per backward pass."""
 MAX_FIRING = 8
 """A threshold is skipped if the feature exceeds it on more than 8 times as many tokens as have the concept. Its F1
 would be below 2 / (1 + 8)."""
@@ -294,7 +294,7 @@ class SourceScore:
     recall: float
     """Share of the cues that have at least one word among the sources."""
     n: int
-    """Number of places."""
+    """Number of places over which the score is taken."""
 
     @property
     def f1(self) -> float:
@@ -494,7 +494,7 @@ class ConceptOutcome:
 
 @dataclass(frozen=True)
 class PlantedResults:
-    """Outcomes of all runs."""
+    """The outcome of each concept in each run."""
 
     runs: dict[str, dict[str, ConceptOutcome]]
     """Maps each run to its concepts, and each concept to its outcome."""

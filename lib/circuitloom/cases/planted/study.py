@@ -30,7 +30,7 @@ from .measurements import (
 from .report import make_report
 
 BATCH = 32
-"""Sequences per forward pass."""
+"""Number of sequences per forward pass."""
 
 
 def study_planted(
