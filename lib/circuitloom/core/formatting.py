@@ -40,7 +40,7 @@ def format_value(value: Any, digits: int = 4) -> str:
 
 
 def column_heading(column: str) -> str:
-    """Heading of a column."""
+    """Returns the heading of a table column."""
     return _HEADINGS.get(column, column.replace("_", " "))
 
 
