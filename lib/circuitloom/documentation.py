@@ -183,7 +183,7 @@ def _source(model: type[BaseModel]) -> str:
 
 
 def _section(title: str, model: type[BaseModel]) -> Iterator[str]:
-    yield f"\n## {title}\n\n{(model.__doc__ or '').strip()}\n"
+    yield f"\n## {title}\n\n{_one_line(model.__doc__ or '')}\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
         meaning = _one_line(field.description or "")
@@ -205,7 +205,9 @@ def _schema_type(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     if "anyOf" in schema:
-        return " | ".join(dict.fromkeys(_schema_type(each) for each in schema["anyOf"]))
+        kinds = dict.fromkeys(_schema_type(each) for each in schema["anyOf"])
+        # "text or list of text" is clear, "list of text or text" is not
+        return " | ".join(sorted(kinds, key=lambda kind: (kind == "null", kind.startswith("list of"))))
     if "oneOf" in schema:
         return "section"
     if schema.get("type") == "array":

@@ -79,7 +79,7 @@ def _check_feature(text: str) -> str:
 
 
 class FeatureChange(Section):
-    """An intervention on features during a forward pass of the prompt."""
+    """An intervention that changes the activations of features during a forward pass of the prompt."""
 
     kind: Literal["ablate", "scale", "clamp", "keep", "patch"]
     """What happens to the features' activations. `ablate`: they are set to 0. `scale`: they are multiplied by
@@ -88,7 +88,7 @@ class FeatureChange(Section):
     features: Annotated[list[Annotated[str, AfterValidator(_check_feature)]], Field(min_length=1)]
     """Features to change, each written `LAYER/NUMBER` (at all positions) or `LAYER/NUMBER@POSITION`."""
     strength: float | None = None
-    """For `scale`, the factor; for `clamp`, the activation. Other kinds do not take it."""
+    """The factor of `scale` or the activation of `clamp`. Other kinds do not take this key."""
     source: str | None = None
     """For `patch`, the prompt whose activations are used. It needs the same number of tokens as the prompt."""
 
@@ -172,7 +172,7 @@ class Behaviour(Section):
     depends on."""
 
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
-    """Texts, each with its metric."""
+    """Texts of the behaviour, each with its metric."""
     runs: list[str] | None = None
     """Runs whose features are ablated. Heads and neurons are always ablated. With null, the run is that of the traced
     transcoders."""

@@ -24,7 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Training(Section):
-    """How one dictionary is trained. Keys under `training` apply to all runs; a sweep's own keys override them."""
+    """How one dictionary is trained. Keys under `training` apply to all runs. A sweep's own keys override them."""
 
     width: PositiveInt
     """Number of features, F."""
@@ -33,8 +33,8 @@ class Training(Section):
     k: PositiveInt = 32
     """Number of active features per token. For batchtopk, it is the mean over the tokens of a batch."""
     sparsity: NonNegativeFloat = 1e-3
-    """Coefficient λ of the sparsity penalty, for relu and jumprelu. For relu the penalty is L1; for jumprelu it is
-    `penalty`."""
+    """Coefficient λ of the sparsity penalty. For relu the penalty is L1. For jumprelu the key `penalty` chooses it.
+    Other activation functions have no penalty."""
     penalty: Literal["l0", "tanh"] = "l0"
     """Which sparsity penalty is used for jumprelu."""
     bandwidth: PositiveFloat = 0.05
@@ -126,7 +126,7 @@ class Run(Training):
     """A run has one dictionary per layer. Its keys are the kind, the sites, and how the dictionaries are trained."""
 
     kind: Literal["transcoder", "sae"] = "transcoder"
-    """A transcoder maps the MLP's input to its output; an SAE maps a site to itself."""
+    """Kind of dictionary. A transcoder maps the MLP's input to its output. An SAE maps a site to itself."""
     name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$"), AfterValidator(_not_reserved)] = (
         ""
     )

@@ -27,5 +27,5 @@ class Features(Section):
     logits: PositiveInt = 10
     """Number of tokens to list per feature whose logits it raises most, and of tokens whose logits it lowers most."""
     neurons: NonNegativeInt | None = None
-    """Number of neurons per token in the tables, in which neurons count as features: those that write the vectors of
-    largest norm. With 0 there are none; with null, all active neurons."""
+    """Neurons also get feature tables. This number of neurons is recorded per token: those that write the vectors of
+    largest norm. With 0, no neurons are recorded. With null, all active neurons are."""

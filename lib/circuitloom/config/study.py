@@ -28,7 +28,7 @@ class Study(Section):
     """The config of one study."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Name of the folder under results/."""
+    """Name of the study and of its folder under results/."""
     seed: NonNegativeInt = 0
     """Seed of the generated corpus, the model's initial weights and the order of the activations."""
     corpus: Corpus
@@ -51,7 +51,7 @@ class Study(Section):
     """Case studies by name. Instead, it may be the path of a YAML file with case studies, or a list of paths. A later
     file overrides keys of the same case study in earlier files."""
     machine: Machine | None = None
-    """Machine that `snakemake plan` plans for. With null, it is this machine, which is measured."""
+    """Machine that `snakemake plan` plans for. With null, the machine that it runs on is measured and planned for."""
     resources: Resources = Resources()
     """What jobs request from a cluster (Slurm, Kubernetes). It changes results only by rounding."""
 

@@ -30,7 +30,7 @@ class Case(Section):
     resamples: PositiveInt = 2000
     """Number of bootstrap samples per interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Confidence level of the intervals."""
+    """Confidence level of the bootstrap intervals."""
 
     @property
     def runs_named(self) -> list[str]:

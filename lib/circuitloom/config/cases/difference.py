@@ -14,7 +14,7 @@ class DifferenceCase(Case):
     tables: ClassVar = ("claim", "outcome", "component", "faithfulness")
     figures: ClassVar = ("curve", "components", "graph")
     kind: Literal["difference"]
-    """The case study of a logit difference."""
+    """Selects the case study of a logit difference."""
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
     """Templates of texts, each with its target `logit TOKEN vs TOKEN`. In both, `{name}` is replaced by a word of
     `slots`."""

@@ -21,7 +21,7 @@ class FeatureCase(Case):
     tables: ClassVar = ("claim", "outcome", "source")
     figures: ClassVar = ("activations", "sources")
     kind: Literal["feature"]
-    """The case study of one feature."""
+    """Selects the case study of one feature."""
     concept: str | None = None
     """Concept of the corpus that the feature should predict. With null, the feature is chosen that best separates
     `texts` from `edited`."""
@@ -47,8 +47,8 @@ class FeatureCase(Case):
     least_share: Bound = 0.05
     """Minimum share of the effect of all tokens. An offset with a smaller share is not considered for the rule."""
     found: Bound = 0.8
-    """Bound of three claims. At least this are: the F1 for the concept, the share of pairs of text and edit that the
-    feature tells apart, and the share of token exchanges that more than halve its activation."""
+    """Three claims: the F1 for the concept is at least this, the feature tells apart at least this share of the pairs
+    of text and edit, and at least this share of token exchanges more than halves its activation."""
     described: Bound = 0.8
     """Claim: on held-out text, the F1 of the blind rule and of the fitted rule are at least this."""
     reproduced: Bound = 0.05

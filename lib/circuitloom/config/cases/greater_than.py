@@ -32,7 +32,7 @@ class GreaterThanCase(Case):
     tables: ClassVar = ("claim", "outcome", "source", "faithfulness", "year")
     figures: ClassVar = ("metric", "kept", "years")
     kind: Literal["greater_than"]
-    """The case study of greater-than."""
+    """Selects the case study of greater-than."""
     template: Annotated[str, Field(min_length=1)]
     """A text whose next token is the end year. `{year}` is replaced by the last two digits of the start year,
     `{century}` by a word of `centuries`, and any other `{name}` by a word of `slots`."""

@@ -14,7 +14,7 @@ class PlantedCase(Case):
     figures: ClassVar = ("concepts", "sources")
     generated: ClassVar = True
     kind: Literal["planted"]
-    """The benchmark of planted concepts."""
+    """Selects the benchmark of planted concepts."""
     runs: Annotated[list[str], Field(min_length=1)]
     """Other runs of transcoders and SAEs, which are compared with `run`."""
     neurons: bool = True
@@ -22,7 +22,7 @@ class PlantedCase(Case):
     found: Bound = 0.8
     """A concept counts as found if the F1 of its feature on held-out documents is at least this."""
     together: PositiveInt = 5
-    """Maximum number of features of one layer that predict a concept together."""
+    """Maximum number of features of a layer in a set that predicts a concept together."""
     occurrences: PositiveInt = 8
     """Maximum number of documents per half on which a feature's sources are traced."""
     shares: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [
