@@ -28,7 +28,7 @@ Every key of a study: type, default, meaning and unit. `circuitloom document` ge
 `lib/circuitloom/config`, and `schema.json`, with which editors complete and check keys.
 
 A study is one YAML file: `config/config.yaml` (quickstart) or a file under `config/studies/`. It is complete: no other
-study changes its defaults. `--config 'training={width: 64}'` changes single keys, also nested ones. A key that is
+study changes its defaults. `--config 'evaluation={tokens: 50_000}'` changes single keys, also nested ones. A key that is
 misspelt, has the wrong type or an impossible value stops the run with one line that names it. `${NAME}` in a path is an
 environment variable. Numbers may be written `1e-3` or `60_000_000`.
 """
