@@ -1,5 +1,5 @@
-"""Case studies. Each asks a question about a model and its dictionaries, and answers it by claims with bootstrap
-intervals.
+"""Case studies. Each asks a question about a model and its dictionaries, and answers this question by claims with
+bootstrap intervals.
 
 To add a kind of case study:
 

@@ -24,10 +24,10 @@ class CaseReport:
     title: str
     question: str
     answer: Sequence[str]
-    """One or two sentences. The page adds a sentence about which claims hold."""
+    """One or two sentences that answer the question. The page adds a sentence about which claims hold."""
     claims: Sequence[Claim]
     tables: Mapping[str, Rows]
-    """Maps the name of each table to its rows. The table `claim` is left out."""
+    """Maps the name of each table to the table's rows. The table `claim` is left out, because `claims` has its rows."""
     figures: Mapping[str, tuple[Figure, str]]
     """Maps the name of each picture to the picture and its caption."""
     method: Sequence[str]
@@ -95,7 +95,7 @@ def verdict(claims: Sequence[Claim]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Returns a number as text with three decimals. Integers have no decimals, and None gives an empty text."""
+    """Returns a number as text with three decimals. Integers get no decimals. None becomes an empty text."""
     if value is None:
         return ""
     text = f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3f}"

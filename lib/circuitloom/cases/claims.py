@@ -1,5 +1,5 @@
-"""Claims. A claim has a measured value and its bootstrap interval, and holds if the interval is on one side of a
-bound."""
+"""Claims. A claim has a measured value and the bootstrap interval of this value. The claim holds if the interval is on
+the claimed side of a bound."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ CHUNK = 2**22
 """Maximum number of resampled values that are in memory at once."""
 
 Statistic = Callable[[Float[np.ndarray, "sample row column"]], Float[np.ndarray, " sample"]]
-"""Maps each bootstrap sample of rows to one number, or NaN where that is undefined. Rows are prompts or documents."""
+"""Maps each bootstrap sample of rows to one number. The number is NaN if the statistic is undefined on the sample. Each
+row belongs to one prompt or document."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Bootstrap:
     def interval(
         self, rows: Float[np.ndarray, "row column"], statistic: Statistic
     ) -> tuple[float | None, float | None, float | None]:
-        """Returns the `statistic` of the rows, and the lower and upper end of its interval.
+        """Returns the value of `statistic` on `rows`, and the lower and the upper end of its bootstrap interval.
 
-        Samples on which the statistic is undefined are dropped. If it is undefined on the rows themselves, returns
-        (None, None, None). If there is only one row, or if it is undefined on most samples, returns (value, None,
+        Samples on which the statistic is undefined are dropped. If the statistic is undefined on `rows`, returns (None,
+        None, None). If there is only one row, or if the statistic is undefined on most samples, returns (value, None,
         None).
         """
         rows = np.asarray(rows, float)
@@ -53,7 +54,8 @@ class Bootstrap:
     def means(
         self, columns: Iterable[Sequence[float] | Float[np.ndarray, " row"]]
     ) -> Float[np.ndarray, "3 column"]:
-        """Returns the mean of each column and the lower and upper end of its interval. Undefined values are NaN."""
+        """Returns the mean of each column, and the lower and the upper end of the mean's interval. Undefined values are
+        NaN."""
         rows = [self.interval(np.asarray(column, float)[:, None], mean) for column in columns]
         return np.array(rows, float).reshape(-1, 3).T
 
@@ -66,7 +68,7 @@ class Claim:
     statement: str
     """What is measured, as a noun phrase, such as `F1 on unseen documents`."""
     value: float | None
-    """The measured value. It is None if it is undefined; the claim then fails."""
+    """The measured value, or None if the statistic is undefined. A claim without a value fails."""
     low: float | None
     high: float | None
     bound: float
@@ -79,7 +81,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the interval lies on the claimed side of the bound, the bound included."""
+        """Whether the whole interval lies on the claimed side of the bound. An interval may touch the bound."""
         if self.low is None or self.high is None:
             return False
         return self.low >= self.bound if self.relation == "above" else self.high <= self.bound
@@ -101,7 +103,10 @@ def make_claim(
     relation: Literal["above", "below"] = "above",
     published: float | None = None,
 ) -> Claim:
-    """Returns a claim about the `statistic` of `rows`, by default their mean. A sequence of numbers is one column."""
+    """Returns a claim about the value of `statistic` on `rows`. If `rows` is a sequence of numbers, it is one column.
+
+    The default statistic is the mean of the first column.
+    """
     table = np.asarray(rows, float)
     table = table[:, None] if table.ndim == 1 else table
     value, low, high = bootstrap.interval(table, mean if statistic is None else statistic)
@@ -114,7 +119,8 @@ def mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sa
 
 
 def ratio(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the sum of the first column divided by that of the second. NaN where the second sum is not positive."""
+    """Returns the sum of the first column divided by the sum of the second column, or NaN if the latter is not
+    positive."""
     return fraction_of(rows[:, :, 0].sum(1), rows[:, :, 1].sum(1))
 
 
@@ -126,7 +132,7 @@ def fraction_of(
 
 
 def f1(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the F1. The columns are true positives, predicted positives and positives."""
+    """Returns the F1. The columns are the numbers of true positives, of predicted positives and of positives."""
     predicted, positives = rows[:, :, 1].sum(1), rows[:, :, 2].sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 2 * rows[:, :, 0].sum(1) / (predicted + positives)
@@ -144,16 +150,19 @@ def lead(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sa
 
 
 def leading_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the lead of the first column, divided by the mean of the last column. NaN if that mean is not positive.
+    """Returns the lead of the first column, divided by the mean of the last column.
 
-    The lead is the mean of the first column minus the largest mean of the columns between the first and the last.
+    The lead is the mean of the first column minus the largest mean of the columns between the first and the last. The
+    result is NaN if the mean of the last column is not positive.
     """
     return fraction_of(lead(rows[:, :, :-1]), rows[:, :, -1].mean(1))
 
 
 def mean_correlation(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the Pearson correlation of columns 0 and 1, 2 and 3, ..., averaged. Not finite if a column is
-    constant."""
+    """Returns the mean of the Pearson correlations of columns 0 and 1, of columns 2 and 3, and so on.
+
+    The result is not finite if a column is constant.
+    """
     x = rows - rows.mean(1, keepdims=True)
     product = (x[:, :, ::2] * x[:, :, 1::2]).sum(1)
     size = (x**2).sum(1)

@@ -18,8 +18,8 @@ FINDING, TESTING = "finding", "testing"
 """Halves of the prompts. Features and circuits are chosen on the finding half. Claims are measured on the testing
 half."""
 MAX_LISTED = 10_000
-"""If there are at most this many combinations of words, all are listed and shuffled. Otherwise combinations are drawn
-at random."""
+"""If there are at most this many combinations of words, all combinations are listed and shuffled. Otherwise
+combinations are drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CaseContext:
     model: LanguageModel
     tokenizer: Tokenizer
     runs: Mapping[str, Mapping[int, Dictionary]]
-    """Maps each run and layer to a dictionary. The first run is that of the transcoders under study."""
+    """Maps each run to a mapping from layers to dictionaries. The first run has the transcoders under study."""
     context_length: int
     """Maximum number of tokens of a prompt."""
 
@@ -66,7 +66,8 @@ def open_context(
 def fill_templates(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[tuple[str, ...]]:
     """Returns up to `count` distinct fillings of a group of templates. A filling uses the same words in all templates.
 
-    The slot `NAME_2` never gets the same word as the slot `NAME`. If there are at most `count` fillings, returns all.
+    The slot `NAME_2` never gets the same word as the slot `NAME`. If there are at most `count` fillings, returns all
+    fillings.
     """
     names = [name for name in slots if any(name in slots_of(template) for template in templates)]
     choices = [slots[name] for name in names]

@@ -40,10 +40,11 @@ class DrawnPrompt:
 def draw_prompts(
     templates: Sequence[BehaviourPrompt], slots: Slots, count: int, seed: int
 ) -> list[DrawnPrompt]:
-    """Returns about `count` prompts with different texts, which are drawn from the templates in turn.
+    """Returns about `count` prompts with different texts. The prompts are drawn from the templates in turn.
 
-    The first half of each template's prompts is for finding, the other for testing. Templates with the same slots get
-    the same words in each half. Raises ValueError if a template has too few fillings for both halves.
+    Of each template's prompts, the first half belongs to the finding half and the rest to the testing half. Templates
+    with the same slots get the same words in each half. Raises ValueError if a template has too few fillings for both
+    halves.
     """
     per_template = -(-count // len(templates))
     filled: list[list[tuple[str, str]]] = []
@@ -71,8 +72,8 @@ def draw_prompts(
 def read_prompts(
     prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context_length: int
 ) -> list[PromptMetric]:
-    """Returns the tokens and the metric of each prompt. Raises ValueError if a text or the token of a target cannot be
-    read."""
+    """Returns the tokens and the metric of each prompt. Raises ValueError if a text cannot be tokenized or a target's
+    token is unknown."""
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(prompt.text, tokenizer, context_length) for prompt in prompts]
     metrics = [parse_metric(prompt.target, strings) for prompt in prompts]
@@ -84,7 +85,7 @@ def read_prompts(
 
 @dataclass(frozen=True)
 class Ranking:
-    """An order of the components. Those at the start are kept first."""
+    """An order of the components. Components at the start of `order` are kept first."""
 
     name: str
     order: Components
@@ -95,9 +96,9 @@ class Ranking:
 
 
 def choose_ranking(experiment: CircuitExperiment, prompts: Sequence[PromptMetric], share: float) -> Ranking:
-    """Returns the ranking that needs fewer components to recover `share`.
+    """Returns the better of two rankings: the ranking that needs fewer components to recover `share`.
 
-    The choice is between ranking by the magnitude of attributions and ranking by their signed values.
+    One ranking is by the magnitude of attributions, the other by signed attributions.
     """
     score = mean_attribution(experiment.model, experiment.basis, prompts, experiment.values)
     rankings = []
@@ -127,18 +128,19 @@ class CircuitSearch:
         return (self.experiment.alone(self.prompts, sets).mean(0) - self.none) / (self.untouched - self.none)
 
     def worth(self, circuit: Components, place: Int[Tensor, " place"]) -> Float[Tensor, " place"]:
-        """Returns the share of the behaviour that the circuit alone loses without one component.
+        """Returns the share of the behaviour that the circuit loses when one of its components is removed.
 
-        `place` has the indices in `circuit` of the components that are removed one at a time.
+        Components are removed one at a time. `place` has their indices in `circuit`.
         """
         return component_worth(self.experiment, self.prompts, circuit, place).mean(0) / (
             self.untouched - self.none
         )
 
     def find(self, ranking: Ranking, share: float) -> Components:
-        """Returns the fewest top-ranked components that recover `share`, found by bisection.
+        """Returns the fewest top-ranked components that recover `share` of the behaviour.
 
-        The result is empty if they cannot recover it, or if ablating all components does not lower the metric.
+        The search is by bisection. The result is empty if no number of components recovers this share, or if ablating
+        all components does not lower the metric.
         """
         needed = ranking.curve.needed(share)
         if needed is None or self.untouched <= self.none:
@@ -151,10 +153,10 @@ class CircuitSearch:
         return ranking.order[:high]
 
     def prune(self, circuit: Components, share: float, least: float) -> Components:
-        """Remove components worth less than `least` from the circuit, as long as the circuit recovers `share`.
+        """Returns the circuit without components that are worth less than `least`. It still recovers `share`.
 
-        Each round removes as many components as possible, those with the least worth first. Then it measures again the
-        worth of those remaining components that are in the lower half by worth.
+        Each round removes as many components as possible, starting with the component of least worth. Then the worth of
+        the lower half of the remaining components is measured again.
         """
         worth = self.worth(circuit, torch.arange(len(circuit)))
         while n_useless := int((worth < least).sum()):
@@ -196,7 +198,7 @@ class FoundCircuit:
 
 @dataclass(frozen=True)
 class CircuitMetrics:
-    """Metrics on the prompts of the testing half."""
+    """Metrics on the prompts of the testing half. Only `preferred` is on both halves."""
 
     preferred: Float[Tensor, " drawn"]
     """Metric of the untouched model, on the prompts of both halves."""
@@ -212,11 +214,11 @@ class CircuitMetrics:
     transcoded: Float[Tensor, " prompt"]
     """Metric with transcoders in place of all MLPs that have one, without the transcoders' errors."""
     worth: Float[Tensor, "prompt component"]
-    """How much the metric of the circuit falls without each of its components."""
+    """How much the metric of the circuit falls when each component is removed from the circuit."""
     subset_circuit: Float[Tensor, "prompt subset"]
-    """Metric of the circuit without each random subset."""
+    """Metric of the circuit without each random subset of its components."""
     subset_model: Float[Tensor, "prompt subset"]
-    """Metric of the model without each random subset."""
+    """Metric of the model without each random subset of the circuit's components."""
     curve: FaithfulnessCurve
     neuron_curve: FaithfulnessCurve | None
     """Faithfulness curve with neurons instead of features. None if neurons are not measured."""

@@ -1,4 +1,4 @@
-"""The report of the case study of a logit difference: claims, text, tables and pictures."""
+"""Makes the report of the case study of a logit difference: its claims, text, tables and pictures."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ class DifferenceResults:
     """Metric of each prompt under each condition, with one column per element of `CONDITIONS`."""
     metrics: CircuitMetrics
     curves: Sequence[BasisCurve]
-    """The first curve is that of features and heads. If neurons were measured, the second is that of neurons and
+    """The first curve is for features and heads. If neurons were measured, the second curve is for neurons and
     heads."""
     traces: Sequence[TraceRows]
 
@@ -108,8 +108,8 @@ def make_report(results: DifferenceResults) -> CaseReport:
 
 
 def difference_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> list[Claim]:
-    """Returns claims about the model and its circuit. If neurons were measured, there is also a comparison with
-    them."""
+    """Returns claims about the model and its circuit. If neurons were measured, the last claim compares features with
+    neurons."""
     claims = [*_model_claims(metrics, case, bootstrap), *_circuit_claims(metrics, case, bootstrap)]
     if metrics.neuron_curve is None:
         return claims
@@ -193,17 +193,17 @@ def worth_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarra
 
 
 def mean_gap(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the mean absolute value of the differences, divided by (untouched - none). Each term is the mean of a
-    column.
+    """Returns the mean magnitude of some differences, divided by (untouched - none).
 
-    The columns are none, untouched, and one column per difference.
+    The columns are none, untouched, and one column per difference. Each column is replaced by its mean before the
+    magnitudes are taken.
     """
     means = rows.mean(1)
     return fraction_of(np.abs(means[:, 2:]).mean(1), means[:, 1] - means[:, 0])
 
 
 def positive_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the share of the columns whose mean is above 0. NaN if there are no columns."""
+    """Returns the share of columns whose mean is above 0, or NaN if there are no columns."""
     if not rows.shape[2]:
         return np.full(len(rows), np.nan)
     return (rows.mean(1) > 0).mean(1)
@@ -212,11 +212,12 @@ def positive_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.nda
 def needed_ratio(
     n_first: Float[np.ndarray, " size"], n_second: Float[np.ndarray, " other"], wanted: float
 ) -> Statistic:
-    """Returns a statistic: the number of components needed for a share `wanted` in one basis, divided by that in
-    another.
+    """Returns a statistic that compares how many components two bases need to reach the share `wanted`.
 
-    The first column of the statistic's rows is the metric of the untouched model. Then there is one column per element
-    n of `n_first`, and one per element n of `n_second`: the metric with the top n components alone.
+    The statistic is the number that the first basis needs, divided by the number that the second basis needs. The first
+    column of its rows is the metric of the untouched model. The next columns are the metric with the top n components
+    of the first basis alone, for each n in `n_first`. The last columns are the same for the second basis and each n in
+    `n_second`.
     """
 
     def statistic(rows: np.ndarray) -> np.ndarray:
@@ -234,9 +235,9 @@ def needed_ratio(
 def needed(
     n_kept: Float[np.ndarray, " size"], shares: Float[np.ndarray, "sample size"], wanted: float
 ) -> Float[np.ndarray, " sample"]:
-    """Returns the number of components at which each curve first reaches `wanted`. NaN if it never does.
+    """Returns the number of components at which the curve of each sample first reaches the share `wanted`.
 
-    The number is interpolated linearly between measured points.
+    The number is interpolated linearly between measured points. It is NaN if the curve never reaches this share.
     """
     enough = shares >= wanted
     place = np.maximum(1, enough.argmax(1))
@@ -350,7 +351,8 @@ def _graph_overlap(results: DifferenceResults, circuit: set[tuple[int, int]]) ->
 
 
 def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row]:
-    """Returns rows of the table `component`, one per component before pruning, in the order of the ranking."""
+    """Returns rows of the table `component`. Each component of the circuit before pruning has one row. Rows are in the
+    order of the ranking."""
     circuit, metrics = results.circuit, results.metrics
     places = {component: i for i, component in enumerate(circuit.circuit.tolist())}
     part, inner = (column.tolist() for column in circuit.experiment.basis.locate(circuit.top))
@@ -407,9 +409,9 @@ def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
 def draw_curves(
     curves: Mapping[str, FaithfulnessCurve], circuit: tuple[int, float | None, float | None], wanted: float
 ) -> Figure:
-    """Draw the share of the difference with the top k components alone, and without them, for each basis.
+    """Draw two curves per basis: the share of the difference with the top k components alone, and without them.
 
-    `circuit` describes the pruned circuit: its size, the share with it alone, and the share without it.
+    `circuit` is (size of the pruned circuit, share with this circuit alone, share without this circuit).
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -439,7 +441,7 @@ def draw_curves(
 
 @styled
 def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw what the circuit loses without each of its components, the largest loss first.
+    """Draw what the circuit loses without each of its components. Larger losses come first.
 
     `rows` are rows of the table `component`.
     """

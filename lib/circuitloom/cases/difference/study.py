@@ -1,4 +1,4 @@
-"""Case study of a logit difference. It finds a circuit of features and heads, and tests the circuit on other
+"""Case study of a logit difference. The study finds a circuit of features and heads, and tests the circuit on other
 prompts."""
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ from .report import DifferenceResults, make_report
 
 
 def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> CaseReport:
-    """Returns the report of the case study `name`. Raises ValueError if a prompt or the token of a target cannot be
-    read."""
+    """Returns the report of the case study `name`. Raises ValueError if a prompt cannot be tokenized or a target's
+    token is unknown."""
     # 1. Draw prompts and split them into halves
     drawn = draw_prompts(case.prompts, case.slots, case.count, case.seed)
     prompts = read_prompts(drawn, context.tokenizer, context.context_length)
@@ -73,10 +73,11 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
 def find_circuit(
     experiment: CircuitExperiment, prompts: Sequence[PromptMetric], case: DifferenceCase
 ) -> FoundCircuit:
-    """Find the circuit on the finding half. It is empty if ablating all components does not lower the metric."""
+    """Find the circuit on the finding half. The circuit is empty if ablating all components does not lower the
+    metric."""
     ranking = choose_ranking(experiment, prompts, case.recovered)
     search = CircuitSearch(experiment, prompts)
-    # find more than `recovered` requires, so that pruning has something to remove
+    # find a larger circuit than `recovered` requires, so that pruning has something to remove
     top = search.find(ranking, (1 + case.recovered) / 2)
     circuit = search.prune(top, case.recovered, case.least)
     return FoundCircuit(experiment, ranking, top, circuit, float(search.shares([circuit])[0]))
@@ -100,8 +101,7 @@ def _curve(
 def measure_conditions(
     context: CaseContext, circuit: FoundCircuit, prompts: Sequence[PromptMetric]
 ) -> Float[Tensor, "drawn condition"]:
-    """Returns the metric of each prompt under each condition. The conditions are in the order of
-    `report.CONDITIONS`."""
+    """Returns the metric of each prompt under each condition. The columns are in the order of `report.CONDITIONS`."""
     nothing = circuit.circuit[:0]
     alone = circuit.experiment.alone(prompts, [nothing, circuit.circuit])
     without = circuit.experiment.without(prompts, [nothing, circuit.circuit, circuit.features])

@@ -1,5 +1,5 @@
-"""Measurements of a feature: where it fires, which tokens it reads, rules that predict where it fires, and their
-tests."""
+"""Measurements of a feature: where the feature fires, which tokens it reads, rules that predict where it fires, and
+tests of these rules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,20 +23,21 @@ from ...weights.deembedding import TokenEmbeddings, embedding_rows
 from ..context import CaseContext
 
 MAX_DISTANCE = 24
-"""The effects of this many last tokens are kept one by one. Effects of earlier tokens are only part of the sum over all
-tokens."""
+"""Number of last tokens whose effects are recorded one by one. The effects of earlier tokens are recorded only in the
+sum over all tokens."""
 MIN_GAIN = 0.02
 """A condition is added to a rule only if it raises the rule's F1 by at least this."""
 MAX_NAMED = 6
 """Maximum number of tokens that are named when a condition is written in words."""
 EXCHANGES = 8
-"""Number of exchanges of one token that are tested, per text and condition."""
+"""Number of random tokens that replace a token in turn, per text and condition."""
 DirectSource = tuple[str, int | None, int | None, int]
-"""A source that a feature reads in one step: its kind, layer, number and position relative to the feature."""
+"""A source that a feature reads in one step: (kind, layer, number, position relative to the feature)."""
 
 
 class TextPair(NamedTuple):
-    """A text at whose last token the feature should fire, and an edit at whose last token it should not."""
+    """A text at whose last token the feature should fire, and an edit at whose last token the feature should not
+    fire."""
 
     text: str
     edited: str
@@ -51,8 +52,9 @@ class ChosenFeature(NamedTuple):
     feature: int
     threshold: float
     score: float
-    """Score by which the feature was chosen. It is the F1 for a concept on the choosing documents, or on the finding
-    half the share of texts above the threshold minus the share of edits above it."""
+    """Score by which the feature was chosen. In a choice by concept, it is the F1 for the concept on the choosing
+    documents. In a choice by contrast, it is the share of texts above the threshold minus the share of edits above the
+    threshold, on the finding half."""
 
     @property
     def name(self) -> str:
@@ -86,15 +88,15 @@ def last_activations(prompt: LinearizedModel, layer: int) -> Float[Tensor, " fea
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition holds at a position if the token at an offset from the position is in a set of tokens."""
+    """A condition on one token. It holds at a position if the token at position + `offset` is one of `tokens`."""
 
     offset: int
     """Offset of the token from the position: 0 for the token at the position, -1 for the token before it."""
     tokens: Bool[Tensor, " vocabulary"]
 
     def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
-        """Returns a mask of the positions at which the condition holds. It does not hold where the offset leaves the
-        sequence."""
+        """Returns a mask of the positions at which the condition holds. The condition does not hold where position +
+        `offset` lies outside the sequence."""
         met = torch.zeros_like(token, dtype=torch.bool)
         met[:, -self.offset :] = self.tokens[token][:, : token.shape[1] + self.offset]
         return met
@@ -102,7 +104,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule holds at a position if all its conditions hold there."""
+    """A rule is a set of conditions. The rule holds at a position if all conditions hold at this position."""
 
     conditions: tuple[Condition, ...]
 
@@ -115,11 +117,12 @@ class Rule:
 
     @property
     def offsets(self) -> list[int]:
-        """Offsets of the conditions in descending order, from 0 to negative ones."""
+        """Offsets of the conditions, in descending order. They are 0 or negative."""
         return sorted((condition.offset for condition in self.conditions), reverse=True)
 
     def words(self, strings: Sequence[str], counts: Int[Tensor, " vocabulary"]) -> str:
-        """Returns the rule in words. Each condition names those of its tokens that have the largest `counts`."""
+        """Returns the rule in words. Of each condition, at most MAX_NAMED tokens are named: those with the largest
+        `counts`."""
         parts = []
         for condition in sorted(self.conditions, key=lambda each: -each.offset):
             ids = condition.tokens.nonzero()[:, 0]
@@ -144,10 +147,11 @@ def fit_rule(
     vocabulary: int,
     most: int = 3,
 ) -> Rule:
-    """Returns a rule with up to `most` conditions that predicts `fires` well at the positions `where`.
+    """Returns a rule that predicts well where the feature fires. The rule has at most `most` conditions.
 
-    The search is greedy. Each step adds the condition (an offset and tokens) that gives the rule the largest F1. Then
-    it chooses the tokens of every condition again, given the other conditions.
+    Only positions at which `where` is true count. The search is greedy. Each step adds the condition (an offset and
+    tokens) that gives the rule the largest F1. Then the tokens of each condition are chosen again, while the other
+    conditions stay as they are.
     """
     rule, best = Rule(()), 0.0
     total = int((fires & where).sum())
@@ -178,7 +182,7 @@ def _best_tokens(
     vocabulary: int,
     total: int,
 ) -> tuple[float, Condition]:
-    """Returns the largest F1 that a condition at `offset` can reach, and this condition.
+    """Returns the largest F1 that the rule can reach with a condition at `offset`, and the condition that reaches it.
 
     `met` is a mask of the positions at which the other conditions hold. `total` is the number of positions where the
     feature fires.
@@ -203,10 +207,12 @@ def blind_rule(
 ) -> Rule:
     """Returns a rule that is found without looking at text, by the protocol `plain` of blind prediction.
 
-    The contexts are the last tokens of `prompts`, where the feature must fire. From each context, the protocol uses the
-    contributions of layer-0 features, known only by their numbers, and the vectors with which the feature reads
-    embeddings. There can be a condition for the current token and one for the previous token. Each is made if the token
-    contributes at least `least_share` of the sum of both contributions.
+    The contexts are the last tokens of `prompts`. The feature must fire at each of these tokens. From each context, the
+    protocol uses the contributions of layer-0 features, which are known only by their numbers, and the vectors with
+    which the feature reads embeddings.
+
+    The rule has at most two conditions, for the current token and for the previous token. A condition is added if its
+    token contributes at least `least_share` of the sum of both tokens' contributions.
     """
     last = torch.tensor([len(prompt.captured) - 1 for prompt in prompts])
     numbers = torch.arange(len(prompts))
@@ -220,7 +226,8 @@ def blind_rule(
 def _predicted_tokens(
     means: ContextMeans, place: int, tokens: TokenEmbeddings
 ) -> Bool[Tensor, " vocabulary"]:
-    """Returns a mask of the tokens that are predicted to stand `place` positions before the feature fires."""
+    """Returns a mask of the tokens that are predicted to stand `place` positions before a position where the feature
+    fires."""
     only_here = torch.zeros_like(means.total)
     only_here[:, place] = 1
     prediction = predict_plain(ContextMeans(means.vector, means.contribution, only_here), tokens)
@@ -235,7 +242,7 @@ def agreement(
 ) -> Float[Tensor, "document 3"]:
     """Returns the numbers of true positives, predicted positives and positives in each document.
 
-    Only positions in `where` count. Documents without such a position are left out.
+    Only positions at which `where` is true count. Documents without such a position are left out.
     """
     _, number = document[where].unique(return_inverse=True)
     predicted, actual = predicted[where], actual[where]
@@ -252,28 +259,29 @@ class FeatureSources:
     """What a feature reads at the last token of some prompts."""
 
     direct: list[dict[DirectSource, float]]
-    """For each prompt, maps each source that the feature reads in one step to its effect. Errors and constants have
-    relative position 0."""
+    """One mapping per prompt, from each source that the feature reads in one step to the source's effect. Errors and
+    constants have relative position 0."""
     by_token: Float[Tensor, "prompt offset"]
-    """Effect on the pre-activation, through all heads and features, of the token that is `offset` positions before the
-    last. It is 0 where the prompt has no such token."""
+    """Effect of the token that is `offset` positions before the last token. It is the effect on the feature's
+    pre-activation through all heads and features. It is 0 if the prompt has no such token."""
     total: Float[Tensor, " prompt"]
-    """Sum of the absolute effects of all tokens, including those that are more than `MAX_DISTANCE` positions away."""
+    """Sum of the absolute effects of all tokens, including tokens before the last `MAX_DISTANCE` tokens."""
     token_ids: list[list[int]]
-    """The last tokens of each prompt, in reverse order: the last token first."""
+    """Ids of the last `MAX_DISTANCE` tokens of each prompt. The last token comes first."""
 
     @property
     def shares(self) -> Float[Tensor, " offset"]:
-        """Share of each offset: the absolute effect of its token divided by `total`, averaged over prompts."""
+        """Share of the token at each offset: its absolute effect divided by `total`, averaged over prompts."""
         return (self.by_token.abs() / self.total[:, None].clamp(min=1e-9)).mean(0)
 
     def offsets(self, share: float) -> list[int]:
-        """Returns the offsets (0 or negative) whose share of the effect of all tokens is at least `share`."""
+        """Returns the offsets (0 or negative) for which `shares` is at least `share`."""
         return (-(self.shares >= share).nonzero()[:, 0]).tolist()
 
 
 def trace_sources(prompts: Sequence[LinearizedModel], feature: ChosenFeature) -> FeatureSources:
-    """Returns what the feature reads at the last token of each prompt. The feature must fire there on every prompt."""
+    """Returns what the feature reads at the last token of each prompt. The feature must fire at the last token of every
+    prompt."""
     direct, by_token, totals, ids = [], [], [], []
     for prompt in prompts:
         last = len(prompt.captured) - 1
@@ -293,7 +301,7 @@ def trace_sources(prompts: Sequence[LinearizedModel], feature: ChosenFeature) ->
 def token_effects(prompt: LinearizedModel, active: int) -> Float[Tensor, " position"]:
     """Returns the effect of each token's embedding on the pre-activation of an active feature.
 
-    The effect is through all heads and features. `active` is the index of the feature in `prompt.features`.
+    The effect covers all paths through heads and features. `active` is the index of the feature in `prompt.features`.
 
     The rest of the pre-activation comes from errors, position embeddings and biases.
     """
@@ -325,13 +333,13 @@ class RuleTests:
 
     exchanged: Float[Tensor, "text 2"]
     """An exchange replaces one of the rule's tokens. Column 0 is the number of exchanges that more than halve the
-    activation. Column 1 is the number of all exchanges. Both are 0 if the feature does not fire on the text."""
+    activation. Column 1 is the number of all exchanges. Both numbers are 0 if the feature does not fire on the text."""
     rule_alone: Float[Tensor, " text"]
     """Share of the activation that remains when every token outside the rule's offsets gets the mean embedding. It is
-    NaN if the feature does not fire on the text, or if the rule's offsets cover all its tokens."""
+    NaN if the feature does not fire on the text, or if the rule's offsets cover all tokens of the text."""
     effect: Float[Tensor, " text"] | None
-    """How much the metric that the config names as `effect` falls when the feature is ablated in the model, in logits.
-    None if the config names none."""
+    """How much the metric of the config key `effect` falls when the feature is ablated in the model, in logits. None if
+    the key is null."""
 
 
 @torch.inference_mode()
@@ -343,7 +351,7 @@ def run_rule_tests(
     rule: Rule,
     prompts: Sequence[LinearizedModel],
 ) -> RuleTests:
-    """Test a rule on `prompts`, at whose last token the feature should fire."""
+    """Test a rule on `prompts`. The feature should fire at the last token of each prompt."""
     generator = torch.Generator().manual_seed(case.seed)
     mean = embedding_rows(context.model, context.tracer().weights).mean(0)
     breaking = {c.offset: _breaking_tokens(rule, c, held_out) for c in rule.conditions}
@@ -361,9 +369,10 @@ def run_rule_tests(
 
 
 def _breaking_tokens(rule: Rule, condition: Condition, held_out: HeldOut) -> Int[Tensor, " token"]:
-    """Returns tokens that break the condition: the held-out tokens at its offset, where only this condition fails.
+    """Returns tokens that break one condition of a rule.
 
-    A token is listed once per occurrence.
+    They stand in the held-out text, at the condition's offset from positions where this condition fails and all other
+    conditions hold. A token is listed once for each such position.
     """
     others = Rule(tuple(c for c in rule.conditions if c is not condition))
     broken = others.holds(held_out.token) & ~condition.holds(held_out.token) & held_out.scored
@@ -381,7 +390,8 @@ def _exchange(
 ) -> Float[Tensor, " 2"]:
     """Returns the number of exchanges that leave less than half of the activation, and the number of all exchanges.
 
-    `breaking` maps an offset to the tokens from which a random one replaces the prompt's token there.
+    `breaking` maps an offset to a list of tokens. In an exchange, a random token of this list replaces the prompt's
+    token at this offset. Both numbers are 0 if the feature does not fire on the prompt.
     """
     token = prompt.captured.token
     texts = [token]
@@ -404,8 +414,11 @@ def _rule_alone(
     rule: Rule,
     mean: Float[Tensor, " d"],
 ) -> float:
-    """Returns the share of the activation that remains when all tokens but the rule's and BOS get the embedding
-    `mean`."""
+    """Returns the share of the activation that remains with the rule's tokens alone.
+
+    The first token and the tokens at the rule's offsets keep their embeddings. All other tokens get the embedding
+    `mean`. Returns NaN if the feature does not fire on the prompt, or if there are no other tokens.
+    """
     embedding = prompt.captured.embedding
     kept = {len(embedding) - 1 + offset for offset in rule.offsets}
     others = [position for position in range(1, len(embedding)) if position not in kept]

@@ -1,4 +1,4 @@
-"""The report of the case study of one feature: claims, text, tables and pictures."""
+"""Makes the report of the case study of one feature: its claims, text, tables and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +55,11 @@ class FeatureResults:
 
 
 def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> CaseReport:
-    """Returns the report. Claims about held-out text are measured on the scoring documents, on which nothing was
-    chosen."""
+    """Returns the report of the case study.
+
+    Claims about held-out text are measured on the scoring documents. The feature and its rule were not chosen on these
+    documents.
+    """
     case, name = results.case, results.activity.feature.name
     claims = [*feature_claims(results, held_out, concepts), *published_claims(results)]
     counts = torch.bincount(held_out.token.flatten(), minlength=len(results.strings))
@@ -93,7 +96,7 @@ def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) 
 
 
 def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> list[Claim]:
-    """Returns the claims about the feature, its rules and the tests of the fitted rule."""
+    """Returns the claims about the feature, about its blind and its fitted rule, and about tests of the fitted rule."""
     case, activity, tests = results.case, results.activity, results.tests
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     feature = f"feature {activity.feature.name}"
@@ -131,8 +134,10 @@ def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Tabl
 
 
 def published_claims(results: FeatureResults) -> list[Claim]:
-    """Returns one claim per published activation, about the relative difference between it and the measured
-    activation."""
+    """Returns one claim for each published activation.
+
+    The claim is about the relative difference between the published and the measured activation.
+    """
     claims = []
     for i, (text, published) in enumerate(results.case.published.items(), 1):
         value = results.published[text]
@@ -197,7 +202,7 @@ def _method(results: FeatureResults, counts: Tensor) -> list[str]:
 
 
 def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
-    """Returns rows of the table `outcome` with the activations on each text and on its edit."""
+    """Returns rows of the table `outcome`. Each pair has one row for its text and one row for its edit."""
     on, off = results.activity.on.tolist(), results.activity.off.tolist()
     texts = [(i, pair.text, pair.half) for i, pair in enumerate(results.pairs)]
     edits = [(i, pair.edited, pair.half) for i, pair in enumerate(results.pairs)]
@@ -209,7 +214,7 @@ def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
 
 
 def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
-    """Returns rows of the table `outcome` with the tests of the rule."""
+    """Returns rows of the table `outcome` with the results of the tests of the rule."""
     tests = results.tests
     texts = [pair.text for pair in results.pairs if pair.half == TESTING]
     prompts = [(i, text, TESTING) for i, text in enumerate(texts)]
@@ -229,10 +234,11 @@ def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
 
 
 def _source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns rows of the table `source`, of two circuits.
+    """Returns rows of the table `source` for two circuits, `tokens` and `one step`.
 
-    The circuit `tokens` has all offsets. The circuit `one step` has the largest of the sources that are read in one
-    step.
+    `tokens` has one row per relative position that occurs in a prompt, with the effect of the token at this position.
+    `one step` has at most MAX_SOURCE_ROWS direct sources of the feature: those with the largest share of the absolute
+    effect.
     """
     n = len(sources.direct)
     effects: dict[DirectSource, list[float]] = {}
@@ -269,7 +275,8 @@ def _source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> 
 
 
 def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Sequence[str]) -> str | None:
-    """Returns the token `distance` positions before the last, or None if it is not the same on all prompts."""
+    """Returns the token that is `distance` positions before the last token. Returns None if prompts have different
+    tokens at this position."""
     ids = {each[distance] for each in token_ids if len(each) > distance}
     return strings[ids.pop()] if len(ids) == 1 else None
 
@@ -279,7 +286,7 @@ def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Se
 
 @styled
 def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], threshold: float) -> Figure:
-    """Draw the activation at the last token of each text and each edit, with the threshold."""
+    """Draw the activation at the last token of each text and each edit, and a line at the threshold."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     spread = torch.linspace(-0.3, 0.3, len(on))
@@ -295,7 +302,8 @@ def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], th
 
 @styled
 def draw_sources(sources: FeatureSources) -> Figure:
-    """Draw the share of each token by its distance from the last token, and the shares of direct sources."""
+    """Draw two panels: the share of each token by its distance from the last token, and the share of each direct
+    source."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     shares = sources.shares
@@ -319,9 +327,9 @@ def draw_sources(sources: FeatureSources) -> Figure:
 
 
 def direct_shares(sources: FeatureSources) -> list[tuple[str, float, float]]:
-    """Returns name, share and mean effect of each source that is read in one step, the largest share first.
+    """Returns (name, share, mean effect) of each direct source. Sources with a larger share come first.
 
-    Shares and effects are summed over positions.
+    The effects of one source at different positions are added up.
     """
     sums: dict[str, list[float]] = {}
     for step in sources.direct:

@@ -1,5 +1,5 @@
-"""Case study of one feature. It chooses and traces the feature, describes it by a blind and a fitted rule, and tests
-them."""
+"""Case study of one feature. The study chooses and traces the feature, describes the feature by a blind rule and a
+fitted rule, and tests these rules."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ from .measurements import (
 from .report import FeatureResults, make_report
 
 OVERSAMPLING = 20
-"""Number of pairs that are drawn for each pair that is wanted. Pairs with the same text count once, so some are
-lost."""
+"""Number of pairs that are drawn for each pair that is needed. More pairs are drawn than needed, because pairs with the
+same text count once."""
 SILENT = "{} at the last token of any text of the finding half; change the case's texts"
 """Error message. The first words, such as "no feature fires", are filled in."""
 
@@ -61,10 +61,10 @@ def study_feature(
     feature = activity.feature
     finding = [i for i, pair in enumerate(pairs) if pair.half == FINDING and activity.on[i] > 0]
     testing = [i for i, pair in enumerate(pairs) if pair.half == TESTING]
-    # 3. Trace what it reads on texts of the finding half
+    # 3. Trace what the feature reads on texts of the finding half
     traced = [prompts[i][0] for i in finding[: case.traced]]
     sources = trace_sources(traced, feature)
-    # 4. Describe it blind, then by a rule fitted on the choosing documents
+    # 4. Describe the feature by a blind rule, then by a rule fitted on the choosing documents
     vocabulary = len(tracer.strings)
     first = context.transcoders.get(0)
     tokens = embed_vocabulary(context.model, tracer.weights, first, vocabulary)
@@ -92,7 +92,7 @@ def study_feature(
 
 
 def draw_pairs(case: FeatureCase) -> list[TextPair]:
-    """Returns texts with one edit each. They belong alternately to the finding and the testing half, and all differ.
+    """Returns different texts, each with its edit. Texts belong alternately to the finding and the testing half.
 
     Raises ValueError if a half would be empty.
     """
@@ -117,9 +117,11 @@ def choose_feature(
     pairs: Sequence[TextPair],
     prompts: Sequence[tuple[LinearizedModel, LinearizedModel]],
 ) -> FeatureActivity:
-    """Returns the feature that the config names, or else a chosen one, and where it fires.
+    """Returns the feature of the case study, and where this feature fires.
 
-    Raises ValueError if the named feature does not exist, or if no feature fires at the last token of any text.
+    If the config names a feature, it is used. Otherwise, if the config names a concept, the feature is chosen by its F1
+    for the concept. Otherwise the feature is chosen that best separates texts from edits. Raises ValueError if the
+    named feature does not exist, or if no feature fires at the last token of any text.
     """
     sites = [Site("mlp_in", layer) for layer in context.transcoders]
     inputs = scored_activations(context.model, sites, held_out, evaluation.batch)
@@ -160,7 +162,7 @@ def choose_by_concept(
     held_out: HeldOut,
     config: Evaluation,
 ) -> ChosenFeature:
-    """Returns the feature, of all layers, with the largest F1 for `concept` on the choosing documents.
+    """Returns the feature with the largest F1 for `concept` on the choosing documents. All layers are searched.
 
     `codes` maps each layer to activations on the scored tokens of `held_out`. `on` maps each layer to activations at
     the last tokens of the prompts. Features that fire on no prompt are skipped. Raises ValueError if no held-out token
@@ -189,12 +191,12 @@ def choose_by_contrast(
     off: Mapping[int, Float[Tensor, "prompt feature"]],
     only: tuple[int, int] | None = None,
 ) -> ChosenFeature:
-    """Returns the feature, of all layers, that best separates texts from edits, with its best threshold.
+    """Returns the feature that best separates texts from edits, with its best threshold. All layers are searched.
 
-    If `only` is given, it is the feature (layer, number), and only its threshold is chosen. `on` and `off` map each
-    layer to the activations at the last tokens of texts and of edits. The score is the share of texts above the
-    threshold minus the share of edits above it. If scores are equal, the feature with the larger difference of means is
-    chosen. Raises ValueError if no feature fires on any text.
+    If a feature `only` (layer, number) is given, this feature is returned, and only its threshold is chosen. `on` and
+    `off` map each layer to the activations at the last tokens of texts and of edits. The score is the share of texts
+    above the threshold minus the share of edits above it. Of features with equal scores, the feature whose mean
+    activations on texts and on edits differ more is chosen. Raises ValueError if no feature fires on any text.
     """
     candidates = []
     for layer in on:
@@ -210,7 +212,7 @@ def choose_by_contrast(
 
 
 def _separate(on: Float[Tensor, " prompt"], off: Float[Tensor, " prompt"]) -> tuple[float, float, float]:
-    """Returns the best score, the difference of means, and the threshold that gives this score.
+    """Returns the largest score, the mean of `on` minus the mean of `off`, and the threshold with the largest score.
 
     The score is the share of `on` above the threshold minus the share of `off` above it.
     """

@@ -1,4 +1,5 @@
-"""Prompts, metric, measurements and results of the case study of greater-than, in the order in which it uses them."""
+"""Prompts, metric, measurements and results of the case study of greater-than, in the order in which the study uses
+them."""
 
 import random
 from collections import Counter, defaultdict
@@ -32,7 +33,7 @@ from ...weights.deembedding import embedding_rows, encoder_in_residual, head_lay
 from ..context import FINDING, TESTING, fill_templates
 
 MAX_FILLINGS = 1000
-"""Maximum number of fillings of the template from which prompts are drawn."""
+"""Maximum number of fillings of the template. Prompts are drawn from these fillings."""
 UNTOUCHED = "untouched"
 ALL_REPLACED = "all MLPs replaced"
 """Names of two conditions under which the metric is measured."""
@@ -52,13 +53,13 @@ class AnswerYears:
     """Last two digits of each year, ascending."""
 
     def select(self, logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, "prompt answer"]:
-        """Returns the logits of the answers."""
+        """Returns only the logits of the answer tokens."""
         return logits[:, self.token.to(logits.device)]
 
 
 @dataclass(frozen=True)
 class YearPrompts:
-    """Prompts of one length. Each has a start year, and a counterpart that differs only in the start year."""
+    """Prompts of one length. Each prompt has a start year, and a counterpart: the same text with another start year."""
 
     text: list[str]
     token: Int[Tensor, "prompt position"]
@@ -74,8 +75,8 @@ class YearPrompts:
     half: list[str]
     """Half of each prompt, `finding` or `testing`."""
     dropped: int
-    """Number of prompts that were left out. They have another length, or their start year is not a single token, has no
-    later answer, or has no counterpart."""
+    """Number of prompts that were left out. Such a prompt has another length or another position of the start year, or
+    its start year is not a single token, has no later answer, or has no counterpart."""
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -104,8 +105,8 @@ class YearPrompts:
 
 
 def find_answers(answer: str, strings: list[str]) -> AnswerYears:
-    """Returns the years 00 to 99 that are single tokens when written as `answer`. Raises ValueError for fewer than
-    two."""
+    """Returns the years from 00 to 99 that are single tokens when they are written as `answer`. Raises ValueError if
+    there are fewer than two such years."""
     tokens = {}
     for year in range(100):
         try:
@@ -122,8 +123,8 @@ def make_prompts(
 ) -> YearPrompts:
     """Returns the prompts of a case, in the order of their start years.
 
-    Only prompts with the most common combination of length and position of the start year are kept. Raises ValueError
-    if fewer than four remain, or if a prompt cannot be tokenized.
+    Only prompts with the most common combination of length and position of the start year are returned. Raises
+    ValueError if fewer than four prompts remain, or if a prompt cannot be tokenized.
     """
     generator = random.Random(case.seed)
     years = list(range(case.first, case.last + 1))
@@ -185,9 +186,9 @@ def _pair(
     token_of_year: dict[int, int],
     half: str,
 ) -> list[_PromptRow]:
-    """Returns one row: the prompt of `year` and its counterpart. Returns no row if there is no counterpart.
+    """Returns a list with one row: the prompt of `year` and its counterpart. Without a counterpart, the list is empty.
 
-    The counterpart has the first of the years `others` for which only the token of the year differs.
+    The counterpart has the first year of `others` with which the two prompts differ only in the token of the year.
     """
     text, token = read(year)
     for other_year in others:
@@ -208,14 +209,15 @@ def greater_than(
 ) -> Float[Tensor, " prompt"]:
     """Returns the metric: the probability of years later than `start` minus the probability of all other years.
 
-    The softmax is over the answers alone.
+    The probabilities are a softmax over the answer tokens alone.
     """
     later = year.to(start.device) > start[:, None]
     return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
 
 
 def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None) -> list[PromptMetric]:
-    """Returns each prompt with the metric as a function of the logits of the whole vocabulary."""
+    """Returns the tokens and the metric of each prompt. The metric is a function of the logits of the whole
+    vocabulary."""
 
     def metric(start: int) -> Metric:
         def measure(logits: Float[Tensor, "pass vocabulary"]) -> Float[Tensor, " pass"]:
@@ -245,8 +247,10 @@ def edited_metric(
 def mlp_effects(
     model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
 ) -> Float[Tensor, "layer prompt"]:
-    """Returns how much the metric falls when an MLP's output at the last position is set to its mean over the
-    prompts."""
+    """Returns how much the metric of each prompt falls when the MLP of each layer is ablated.
+
+    The MLP's output at the last position is set to its mean over the prompts.
+    """
     last = torch.zeros_like(prompts.scored)
     last[-1] = True
     sites = [Site("mlp_out", layer) for layer in range(model.layers)]
@@ -260,17 +264,17 @@ def mlp_effects(
 
 
 def replaced_name(layer: int) -> str:
-    """Name of the condition in which a transcoder replaces the MLP of a layer."""
+    """Returns the name of the condition in which a transcoder replaces the MLP of a layer."""
     return f"MLP {layer} replaced"
 
 
 def ablated_name(layer: int, kind: str) -> str:
-    """Name of the condition in which the MLP of a layer is ablated."""
+    """Returns the name of the condition in which the MLP of a layer is ablated."""
     return f"MLP {layer} {kind}-ablated"
 
 
 def without_feature_name(layer: int, feature: int) -> str:
-    """Name of the condition in which a feature is subtracted from the MLP's output."""
+    """Returns the name of the condition in which a feature is subtracted from the MLP's output."""
     return f"without feature {layer}/{feature}"
 
 
@@ -283,8 +287,8 @@ def measure_conditions(
 ) -> dict[str, Float[Tensor, " prompt"]]:
     """Maps the name of each condition to the metric of each prompt.
 
-    In the conditions, the model is untouched, a transcoder replaces one MLP, transcoders replace all MLPs at once, or
-    the output of one MLP is set to zero or to its mean over prompts and positions.
+    There are conditions for the untouched model, for each MLP replaced by its transcoder, for all MLPs replaced at
+    once, and for the output of each MLP set to zero or to its mean over prompts and positions.
     """
     metric = {UNTOUCHED: edited_metric(model, prompts, answers, {})}
     replacements = {
@@ -308,7 +312,10 @@ def measure_conditions(
 
 @dataclass(frozen=True)
 class LayerCurve:
-    """Faithfulness curve of the features or neurons of a layer. They are ranked by their variance over the prompts."""
+    """Faithfulness curve of the features or of the neurons of a layer.
+
+    Features or neurons are ranked by the variance of their activations over the prompts.
+    """
 
     units: str
     """`features` or `neurons`."""
@@ -321,8 +328,7 @@ class LayerCurve:
 def variances(
     model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts
 ) -> dict[str, Float[Tensor, " component"]]:
-    """Returns the variances of activations at the last position, over the prompts: of all features and of all
-    neurons."""
+    """Returns the variance over prompts of each feature's and of each neuron's activation at the last position."""
     sites = {FEATURES: Site("mlp_in", dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
     captured = capture(model, prompts.token, list(sites.values()))
     last = {site: value[:, -1] for site, value in captured.items()}
@@ -338,10 +344,11 @@ def layer_curves(
     finding: Sequence[PromptMetric],
     testing: Sequence[PromptMetric],
 ) -> list[LayerCurve]:
-    """Returns the curves of features and of neurons, measured on `testing`, for each kind of ablation.
+    """Returns one curve of features and one curve of neurons for each kind of ablation, measured on `testing`.
 
-    Components with the largest `variance` are kept first. The others are set to zero, or to their mean over `finding`,
-    at all scored positions. For features, the transcoder without its error replaces the MLP.
+    Components with the largest `variance` are kept first. All other components are set to zero, or to their mean over
+    `finding`, at all scored positions. In the curves of features, the transcoder replaces the MLP, and its error is
+    left out.
     """
     layer = dictionary.layer
     bases = {
@@ -362,10 +369,10 @@ def layer_curves(
 
 
 def patch_start_year(model: LanguageModel, prompts: YearPrompts, answers: AnswerYears) -> HeadPatching:
-    """Set each head's output at the last position to its value on the counterpart, the prompt with another start year.
+    """Set the output of each head at the last position to the head's output on the counterpart.
 
-    The effect is how much this difference falls: the metric for the prompt's start year minus the metric for the
-    counterpart's start year.
+    The same logits give two metrics: one for the prompt's start year and one for the counterpart's start year. The
+    effect of a head is how much the difference between the two metrics falls.
     """
 
     def contrast(logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, " prompt"]:
@@ -380,8 +387,10 @@ def patch_start_year(model: LanguageModel, prompts: YearPrompts, answers: Answer
 
 
 def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> tuple[int, int] | None:
-    """Returns layer and number of the head before the MLP of `layer` with the largest effect. None if there is no
-    head."""
+    """Returns (layer, number) of the head with the largest effect, or None if there is no head.
+
+    Only heads before the MLP of `layer` are considered.
+    """
     before = head_layers(model, -1, layer)
     order = [i for i in patching.order().tolist() if int(patching.layer[i]) in before]
     return (int(patching.layer[order[0]]), int(patching.head[order[0]])) if order else None
@@ -403,8 +412,8 @@ class YearFeatures:
     """Direct logit attribution of an activation of 1 to the year as the answer. The mean over the vocabulary is
     subtracted, and the denominator of the final norm is set to 1."""
     head: tuple[int, int] | None
-    """Layer and number of the head through which the features read tokens in `score`. None if no head is before the
-    layer's MLP."""
+    """Layer and number of the head through which `score` is computed. None if there is no head before the layer's
+    MLP."""
     score: Float[Tensor, "feature year"] | None
     """De-embedding score: how strongly the feature reads the token of the year through `head`, by the weights alone.
     None if `head` is None."""
@@ -421,7 +430,8 @@ def describe_years(
     head: tuple[int, int] | None,
     connections: int,
 ) -> YearFeatures:
-    """Returns what the given features of a layer do for each start year. De-embedding scores are through `head`."""
+    """Returns what the given features of a layer do for each start year. De-embedding scores are computed through
+    `head`."""
     year, row = prompts.start.unique(return_inverse=True)
     z = last_feature_activations(model, transcoders[layer], prompts, feature).cpu()
     total = z.new_zeros(len(year), len(feature)).index_add_(0, row, z)
@@ -440,7 +450,7 @@ def describe_years(
 def last_feature_activations(
     model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts, feature: Int[Tensor, " feature"]
 ) -> Float[Tensor, "prompt feature"]:
-    """Returns the activations of the given features at the last position."""
+    """Returns the activations of the given features at the last position of each prompt."""
     site = Site("mlp_in", dictionary.layer)
     x = capture(model, prompts.token, [site])[site][:, -1]
     return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature]
@@ -455,7 +465,7 @@ def direct_year_effects(
     answers: AnswerYears,
     feature: Int[Tensor, " feature"],
 ) -> Float[Tensor, " prompt"]:
-    """Returns the direct effect of all given features together on a difference of logits, for each prompt.
+    """Returns, for each prompt, the sum of the direct effects of the given features on a difference of logits.
 
     The difference is the mean logit of later years minus the mean logit of all other years. The denominator of the
     final norm is set to 1.
@@ -492,11 +502,12 @@ def deembedding_scores(
 ) -> Float[Tensor, "feature year"]:
     """Returns how strongly each feature reads each token through a head, computed from the weights alone.
 
-    If layer 0 has a transcoder and the head comes after it, the score goes through the features of layer 0. It is the
-    sum of c_i d_i over the `connections` features i of layer 0 with the largest c_i. Here c_i is the weight with which
-    the feature reads feature i through the head, and d_i is what feature i reads from the token's embedding.
+    If layer 0 has a transcoder and the head comes after this transcoder, the score is the sum of c_i d_i over features
+    i of layer 0. Here c_i is the weight with which the feature reads feature i through the head, and d_i is what
+    feature i reads from the token's embedding. Only the features i with the largest c_i enter the sum. Their number is
+    `connections`.
 
-    Otherwise the score is what the feature reads through the head from the token's embedding.
+    In all other cases, the score is what the feature reads from the token's embedding through the head.
     """
     embedding = embedding_rows(model, weights)[token]
     reads = encoder_in_residual(weights, layer, transcoders[layer].W_enc[feature])
@@ -515,21 +526,22 @@ def deembedding_scores(
 
 @dataclass(frozen=True)
 class YearCircuit:
-    """The circuit: all nodes on the greedy paths from the answer back to the tokens, of all prompts together."""
+    """The circuit. It has all nodes on the greedy paths of all traced prompts, from the answer back to the tokens."""
 
     contribution: dict[tuple[int, int, int, int], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    """Maps each node to what the paths that end in it contribute to the target. There is one value per prompt with such
-    paths. A node is (kind, layer, number, position), with the kinds of `attribution.paths`."""
+    """Maps each node to its contributions to the target, one for each prompt on whose paths the node lies. A
+    contribution is the sum over all paths that end in the node. A node is (kind, layer, number, position). The kind is
+    a number from `attribution.paths`."""
     n_prompts: int = 0
 
     def parts(self, kind: int) -> list[tuple[int, int]]:
-        """Returns layer and number of the circuit's nodes of one kind, such as its features or its heads."""
+        """Returns (layer, number) of each node of one kind in the circuit, such as each feature or each head."""
         return sorted({(layer, number) for own, layer, number, _ in self.contribution if own == kind})
 
     def components(self, basis: Basis) -> Bool[Tensor, " component"]:
-        """Returns a mask of the components of `basis` (features and heads) that is true for those in the circuit."""
+        """Returns a mask of the components of `basis`. It is true for features and heads that are in the circuit."""
         kept = torch.zeros(len(basis), dtype=torch.bool)
         kinds = {"feature": FEATURE, "head": HEAD}
         for part, columns in zip(basis.parts, basis.slices, strict=True):
@@ -539,8 +551,10 @@ class YearCircuit:
 
 
 def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> AttributionTargets:
-    """Returns the target of attribution: at the last position, the mean logit of later years minus that of all
-    others."""
+    """Returns the target of attribution at the last position.
+
+    The target is the mean logit of later years minus the mean logit of all other years.
+    """
     unembedding = model.captured.unembedding.weight
     later = answers.year > start
     weights = unembedding.new_zeros(1, len(unembedding))
@@ -567,8 +581,10 @@ def find_circuit(
 
 @dataclass(frozen=True)
 class InputContributions:
-    """What each input contributes to the target through all features and heads. The contributions add up to the
-    target."""
+    """What each input contributes to the target through all features and heads.
+
+    The sum of all contributions is the value of the target.
+    """
 
     token: Float[Tensor, "prompt position"]
     error: Float[Tensor, "prompt layer position"]
@@ -602,7 +618,10 @@ def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYea
 
 @dataclass(frozen=True)
 class GreaterThanResults:
-    """All measurements of the case study. They are on the prompts of both halves unless a half is named."""
+    """All measurements of the case study.
+
+    A measurement is on the prompts of both halves, unless its description names a half.
+    """
 
     run: str
     prompts: YearPrompts
@@ -612,7 +631,7 @@ class GreaterThanResults:
     layer: int
     mlp_effect: Float[Tensor, "layer finding"]
     feature: int
-    """Feature of `layer` that was subtracted."""
+    """Feature of `layer` that is subtracted from the MLP's output in one of the conditions."""
     variance: Float[Tensor, " feature"]
     """Variance of the activation of each feature of `layer` at the last position, over the prompts of the finding
     half."""
@@ -624,15 +643,17 @@ class GreaterThanResults:
     years: YearFeatures
     """The layer's features by start year, on the testing half."""
     direct: Float[Tensor, " testing"]
-    """Direct effect of the features of `years` on the mean logit of later years minus that of all other years."""
+    """Direct effect of the features of `years` on a difference of logits, on the testing half. The difference is the
+    mean logit of later years minus the mean logit of all other years."""
     circuit: YearCircuit
-    """Found on some prompts of the finding half."""
+    """The circuit that was found on some prompts of the finding half."""
     basis: Basis
-    """The features of all layers, without error terms, and the heads."""
+    """Components from which the circuit is chosen: the features of all layers and the heads. Transcoder errors are left
+    out."""
     ablations: Mapping[AblationKind, CircuitAblations]
-    """Metric of the circuit alone and of the model without it, on the testing half."""
+    """Metric of the circuit alone and of the model without the circuit, on the testing half."""
     contributions: InputContributions
-    """On some prompts of the testing half."""
+    """Contributions of the inputs on some prompts of the testing half."""
 
     @property
     def head(self) -> int:

@@ -87,7 +87,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         )
         direct = direct_year_effects(model, tracer.weights, dictionary, testing, answers, top)
         bar.update(1)
-        # 7. The circuit of greedy paths, and the metric with it alone and without it
+        # 7. The circuit of greedy paths, the metric of this circuit alone, and the metric of the model without it
         search = PathSearch(case.length, case.width)
         circuit = find_circuit(tracer, finding.spread(case.traced), answers, search)
         basis = feature_basis(run, transcoders, keep_error=False) + head_basis(model)
@@ -127,9 +127,10 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
 def _choose_layer(
     case: GreaterThanCase, context: CaseContext, mlp_effect: Float[Tensor, "layer prompt"]
 ) -> int:
-    """Returns the layer that the config names, itself or by its feature.
+    """Returns the layer of the feature that the config names, or else the layer that the config names.
 
-    If it names none, returns the layer whose MLP has the largest effect, of those with a transcoder.
+    If the config names neither, returns the layer whose MLP has the largest effect. Only layers with a transcoder are
+    considered.
     """
     layers = sorted(context.transcoders)
     layer = case.layer if case.feature is None else parse_feature(case.feature).layer

@@ -1,5 +1,5 @@
-"""Measurements of planted concepts: which feature each concept has, and whether its source tokens are the concept's
-cues."""
+"""Measurements of planted concepts: which feature each concept has, and whether the source tokens of this feature are
+the concept's cues."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,12 +29,12 @@ from ..context import CaseContext
 
 TRANSCODER, SAE = "transcoder", "sae"
 HALVES = ("choosing", "scoring")
-"""Halves of the held-out documents. Features are chosen on the first and scored on the second."""
+"""Halves of the held-out documents. Features are chosen on the first half and scored on the second half."""
 GRADIENT_BATCH = 32
 """Number of prompts per backward pass."""
 MAX_FIRING = 8
-"""A threshold is skipped if the feature exceeds it on more than 8 times as many tokens as have the concept. Its F1
-would be below 2 / (1 + 8)."""
+"""Maximum number of tokens above a threshold, divided by the number of tokens that have the concept. Lower thresholds
+are skipped, because their F1 would be below 2 / (1 + 8)."""
 MATCH_COLUMNS = ("layer", "feature", "threshold", "precision", "recall", "f1", "f1_choosing")
 """Columns of the table `feature_concept` that describe how well a feature matches a concept."""
 Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
@@ -47,7 +47,9 @@ Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
 def activations_by_layer(
     context: CaseContext, held_out: HeldOut, batch: int, neurons: bool
 ) -> Iterator[tuple[str, int, Columns]]:
-    """Yields run, layer and activations of each dictionary, and of the model's neurons (run `NEURONS`) if `neurons`.
+    """Yields (run, layer, activations) of each dictionary. If `neurons` is true, also yields the model's neurons.
+
+    The run of the neurons is called `NEURONS`.
 
     Memory holds the activations of one layer at a time.
     """
@@ -65,7 +67,7 @@ def activations_by_layer(
 
 
 def sparse_columns(code: SparseActivations, n_tokens: int) -> Columns:
-    """Returns a function that maps indices of features to their columns of sparse activations."""
+    """Returns a function that maps indices of features to dense columns of their activations. `code` is sparse."""
     order = code.feature.argsort(stable=True)
     token, value = code.token[order].long(), code.value[order].float()
     start = torch.searchsorted(code.feature[order], torch.arange(code.width + 1, dtype=code.feature.dtype))
@@ -82,7 +84,7 @@ def sparse_columns(code: SparseActivations, n_tokens: int) -> Columns:
 
 
 def dense_columns(values: Float[Tensor, "token feature"]) -> Columns:
-    """Returns a function that maps indices of features to their columns of dense values. Negative values become 0."""
+    """Returns a function that maps indices of features to their columns of `values`. Negative values become 0."""
     transposed = values.T.contiguous()
     return lambda features: transposed[list(features)].relu().T
 
@@ -99,21 +101,21 @@ class ConceptFeature:
     layer: int
     feature: int
     threshold: float
-    """Activation above which it predicts the concept."""
+    """Activation above which the feature predicts the concept."""
     precision: float | None
     recall: float | None
     f1: float | None
-    """Precision, recall and F1 are on the scoring half. Each is None where it is undefined."""
+    """Precision, recall and F1 are measured on the scoring half. An undefined value is None."""
     f1_choosing: float
     f1_together: float
     """F1, on the scoring half, of a set of features of one layer that predict the concept together."""
     together_choosing: float
-    """F1 of that set on the choosing half."""
+    """F1 of the same set on the choosing half."""
     n_together: int
     together_layer: int
     fires: Mapping[str, Int[Tensor, "place 2"]]
-    """Maps each half of the documents to (sequence, position) of tokens that have the concept and on which the feature
-    fires."""
+    """Maps each half of the documents to places (sequence, position). At each place, the token has the concept and the
+    feature fires."""
 
 
 def find_features(
@@ -123,10 +125,10 @@ def find_features(
     annotations: ConceptAnnotations,
     case: PlantedCase,
 ) -> list[ConceptFeature]:
-    """Returns the best feature of each concept in each run that `activations` yields, sorted by run and concept.
+    """Returns the best feature of each concept in each run, sorted by run and concept.
 
-    `matched` has rows of the table `feature_concept`: for each run and layer, the features that match each concept
-    best.
+    The runs are those that `activations` yields. `matched` has rows of the table `feature_concept`, which lists the
+    features of each run and layer that match each concept best.
     """
     rows: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
     for row in matched.to_pylist():
@@ -163,7 +165,7 @@ def _positives(annotations: ConceptAnnotations) -> dict[str, Bool[Tensor, " toke
 def _first_places(
     right: Bool[Tensor, " token"], held_out: HeldOut, annotations: ConceptAnnotations, most: int
 ) -> dict[str, Int[Tensor, "place 2"]]:
-    """Maps each half to the first place in each of its first `most` documents where `right` is true.
+    """Maps each half to places where `right` is true: the first place of each document, at most `most` places.
 
     A place is (sequence, position). Documents without such a place are skipped.
     """
@@ -180,14 +182,16 @@ def _first_places(
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features that predict a concept together. The concept is predicted if any of them exceeds its threshold."""
+    """Features that predict a concept together. The concept is predicted if any of the features exceeds its
+    threshold."""
 
     columns: tuple[int, ...]
-    """Columns of the chosen features among the candidates, in the order in which they were added."""
+    """Indices of the chosen features among the candidates, in the order in which the features were added."""
     thresholds: tuple[float, ...]
     f1_choosing: float
     f1: float
-    """F1 on the scoring half. NaN if no token there has the concept and none is predicted to have it."""
+    """F1 on the scoring half. It is NaN if no token of this half has the concept and no token is predicted to have the
+    concept."""
 
 
 def grow_set(
@@ -199,8 +203,8 @@ def grow_set(
     """Returns up to `most` features that predict a concept together.
 
     Features are added greedily, each with the threshold that gives the largest F1 of the set. Features and thresholds
-    are chosen on the tokens in `choosing`. The set is complete when no feature raises the F1 there. Thresholds are not
-    negative.
+    are chosen on the tokens in `choosing`. The set is complete when no further feature raises the F1 on these tokens.
+    Thresholds are not negative.
     """
     chosen_from, truth = values[choosing], positive[choosing]
     total = int(truth.sum())
@@ -229,12 +233,13 @@ def grow_set(
 def _descending(column: Float[Tensor, " token"], positives: int) -> tuple[Tensor, Tensor]:
     """Returns the largest positive values of a feature in descending order, and their tokens.
 
-    There is one more value than tokens. It is the lower neighbour of the last threshold.
+    The list of values is longer by one. Its last element is the next smaller value, or 0. Thresholds lie between two
+    neighbouring values.
     """
     token = (column > 0).nonzero()[:, 0]
     value, place = column[token].sort(descending=True, stable=True)
     kept = MAX_FIRING * positives
-    # 0 follows the last value: with it as the threshold, all positive values count
+    # append 0: above the threshold 0, all positive values count
     value = torch.cat([value, value.new_zeros(1)])[: kept + 1]
     return value, token[place][:kept]
 
@@ -246,7 +251,11 @@ def _best_threshold(
     covered: Bool[Tensor, " token"],
     total: int,
 ) -> tuple[float, float]:
-    """Returns the best F1 of predicting the covered tokens and those above a threshold, and this threshold."""
+    """Returns the largest F1 over all thresholds, and the threshold that gives this F1.
+
+    The predicted tokens are the covered tokens and the tokens whose value is above the threshold. `total` is the number
+    of tokens that have the concept.
+    """
     new = ~covered[token]
     hits = int((truth & covered).sum()) + (new & truth[token]).cumsum(0)
     predicted = int(covered.sum()) + new.cumsum(0)
@@ -285,12 +294,14 @@ class TokenContributions:
 
 @dataclass(frozen=True)
 class SourceScore:
-    """How well the source tokens of a feature agree with the cues of its concept, over some places where it fires."""
+    """How well the source tokens of a feature agree with the cues of its concept, over places where the feature
+    fires."""
 
     precision: float | None
-    """Share of the sources that are cues. Optional words do not count. None if there are no other sources."""
+    """Share of the sources that are words of cues. Sources that are optional words are left out. None if no sources
+    remain."""
     strict: float | None
-    """Share of all sources, including optional words, that are cues."""
+    """Share of all sources that are words of cues. Sources that are optional words are not left out."""
     recall: float
     """Share of the cues that have at least one word among the sources."""
     n: int
@@ -308,15 +319,15 @@ fires."""
 
 
 def harmonic_mean(precision: float | None, recall: float | None) -> float:
-    """Returns 2 p r / (p + r), where p is the precision and r the recall. 0 if either is None or both are 0."""
+    """Returns 2 p r / (p + r), where p is the precision and r the recall. Returns 0 if p or r is None or both are 0."""
     if precision is None or recall is None or not precision + recall:
         return 0.0
     return 2 * precision * recall / (precision + recall)
 
 
 def mean_of(name: str, scores: Sequence[SourceScore]) -> float | None:
-    """Returns the mean of the field `name` over the scores in which it is not None. None if there are no such
-    scores."""
+    """Returns the mean of the field `name` over all scores in which this field is not None. Returns None if there are
+    no such scores."""
     values = [value for score in scores if (value := getattr(score, name)) is not None]
     return fmean(values) if values else None
 
@@ -324,7 +335,10 @@ def mean_of(name: str, scores: Sequence[SourceScore]) -> float | None:
 def trace_circuits(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
-    """Returns the effects of tokens on transcoder features through their circuits, without the transcoders' errors."""
+    """Returns the total effect of each token's embedding on transcoder features.
+
+    The total is over all paths through the linearized model. Effects of error nodes are not included.
+    """
     cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
     weights = read_weights(context.model)
     wanted: dict[int, dict[tuple[str, int], list[tuple[int, str, int]]]] = defaultdict(
@@ -360,8 +374,10 @@ def trace_circuits(
 def trace_gradients(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
-    """Returns gradient times input of the token embeddings, for features of any kind. Nothing in the model is
-    replaced."""
+    """Returns gradient times input of each token's embedding, for features of any kind.
+
+    The gradient is that of the original model, in which no MLP is replaced.
+    """
     cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
     groups: dict[tuple[str, int], list[tuple[int, str, int, int]]] = defaultdict(list)
     for place in _places(features):
@@ -385,9 +401,10 @@ def trace_gradients(
 
 
 def score_sources(places: Sequence[TokenContributions], share: float) -> SourceScore | None:
-    """Returns the score of the sources, which are the fewest tokens that hold `share` of all contributions.
+    """Returns the score of the sources of a feature over `places`.
 
-    Returns None if there are no places.
+    The sources at a place are the fewest tokens that hold `share` of all contributions. Returns None if there are no
+    places.
     """
     hits = false = chosen = cues_hit = n_cues = 0
     for each in places:
@@ -405,10 +422,10 @@ def score_sources(places: Sequence[TokenContributions], share: float) -> SourceS
 
 
 def choose_share(contributions: Contributions, numbers: Sequence[int], shares: Sequence[float]) -> float:
-    """Returns the share for which the sources of some features are best on the choosing half.
+    """Returns the element of `shares` that gives some features the best sources on the choosing half.
 
-    `numbers` are indices of the features. The best share has the largest harmonic mean of mean precision and mean
-    recall.
+    `numbers` are indices of the features. The sources are best if the harmonic mean of mean precision and mean recall
+    is largest.
     """
 
     def quality(share: float) -> float:
@@ -423,7 +440,7 @@ def choose_share(contributions: Contributions, numbers: Sequence[int], shares: S
 
 
 def _places(features: Sequence[ConceptFeature]) -> list[tuple[int, str, int, int]]:
-    """Returns (index in `features`, half, sequence, position) for each place to trace."""
+    """Returns (index in `features`, half, sequence, position) for each place where a feature is traced."""
     return [
         (number, half, sequence, position)
         for number, each in enumerate(features)
@@ -433,7 +450,7 @@ def _places(features: Sequence[ConceptFeature]) -> list[tuple[int, str, int, int
 
 
 def _encoder(context: CaseContext, run: str, layer: int) -> tuple[Site, Float[Tensor, "feature d"]]:
-    """Returns the site that the features of a run read at a layer, and their encoder rows."""
+    """Returns the site that the features of a run read at a layer, and the encoder row of each feature."""
     if run == NEURONS:
         return Site("neurons", layer), torch.eye(len(neuron_output_weights(context.model, layer)))
     dictionary = context.runs[run][layer]
@@ -441,9 +458,9 @@ def _encoder(context: CaseContext, run: str, layer: int) -> tuple[Site, Float[Te
 
 
 class _CueTable:
-    """Maps a concept and a place (sequence, position) to the row of the table `concept` with its cues.
+    """Finds the cues of a concept at a place (sequence, position) in the table `concept`.
 
-    The rows of a concept are read when the concept is first used.
+    The rows of a concept are read from the table when the concept is first used.
     """
 
     def __init__(self, concepts: pa.Table, held_out: HeldOut, bos_id: int | None) -> None:
@@ -477,18 +494,19 @@ class ConceptOutcome:
     feature: ConceptFeature
     is_found: bool
     circuit: SourceScore | None
-    """Score of the sources through circuits. None for kinds other than transcoders, and for concepts that were not
-    found."""
+    """Score of the sources that are found through circuits. None for kinds other than transcoders, and for concepts
+    that were not found."""
     gradient: SourceScore | None
-    """Score of the sources by gradient. None for concepts that were not found."""
+    """Score of the sources that are found by gradient. None for concepts that were not found."""
     shares: tuple[float | None, float | None]
-    """Shares of all contributions that the sources hold: for sources through circuits, and for sources by gradient."""
+    """Share of all contributions that the sources hold. The first element is for sources found through circuits, the
+    second for sources found by gradient."""
     contextual: bool
-    """Whether at some place the cues are more than the word itself."""
+    """Whether, at some place, the cues are more than the token at which the feature fires."""
 
     @property
     def source_score(self) -> SourceScore | None:
-        """Score of the sources: through circuits for transcoders, by gradient for other kinds."""
+        """Score of the sources. They are found through circuits for transcoders, and by gradient for other kinds."""
         return self.circuit if self.kind == TRANSCODER else self.gradient
 
 
@@ -497,7 +515,7 @@ class PlantedResults:
     """The outcome of each concept in each run."""
 
     runs: dict[str, dict[str, ConceptOutcome]]
-    """Maps each run to its concepts, and each concept to its outcome."""
+    """Maps each run to a mapping from concepts to outcomes."""
 
     @cached_property
     def concepts(self) -> list[str]:
@@ -505,8 +523,8 @@ class PlantedResults:
         return sorted({concept for outcomes in self.runs.values() for concept in outcomes})
 
     def best(self, kind: str, bound: float) -> str | None:
-        """Returns the run of a kind that finds the most concepts on the choosing half. None if no run is of that
-        kind."""
+        """Returns the run of the given kind that finds the most concepts on the choosing half. Returns None if no run
+        is of this kind."""
 
         def quality(run: str) -> tuple[int, float]:
             f1 = [outcome.feature.f1_choosing for outcome in self.runs[run].values()]

@@ -1,4 +1,4 @@
-"""The report of the benchmark of planted concepts: claims, text, table and pictures."""
+"""Makes the report of the benchmark of planted concepts: its claims, text, table and pictures."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ MARKERS = ("o", "s", "^")
 
 
 def make_report(name: str, results: PlantedResults, case: PlantedCase) -> CaseReport:
-    """Returns the report. It has no claims if there is no run of transcoders."""
+    """Returns the report of the benchmark. The report has no claims if there is no run of transcoders."""
     best = results.best(TRANSCODER, case.found)
     shown = [run for kind in (TRANSCODER, SAE, NEURONS) if (run := results.best(kind, case.found))]
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)

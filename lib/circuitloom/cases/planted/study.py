@@ -1,5 +1,5 @@
-"""Benchmark of planted concepts. Does each concept have a feature, and does the feature come from the concept's
-cues?"""
+"""Benchmark of planted concepts. Does each concept have a feature, and are the source tokens of this feature the
+concept's cues?"""
 
 from collections.abc import Sequence
 
@@ -41,10 +41,10 @@ def study_planted(
     matched: pa.Table,
     case: PlantedCase,
 ) -> CaseReport:
-    """Returns the report of the case study `name`, which compares runs, and neurons, with the planted concepts.
+    """Returns the report of the case study `name`. It says how well features and neurons match planted concepts.
 
-    `concepts` is the table `concept`. `matched` has rows of the table `feature_concept`, for dictionaries and neurons.
-    Raises ValueError if no feature of a run was matched with a concept.
+    `concepts` is the table `concept`. `matched` has rows of the table `feature_concept` for features of dictionaries
+    and for neurons. Raises ValueError if `matched` has no row of a run.
     """
     # 1. The feature of each concept in each run
     runs = [*context.runs, *[NEURONS] * case.neurons]
@@ -57,7 +57,7 @@ def study_planted(
     annotations = concept_annotations(concepts, held_out)
     activations = activations_by_layer(context, held_out, BATCH, case.neurons)
     features = find_features(matched, activations, held_out, annotations, case)
-    # 2. Source tokens of the features of found concepts: through circuits, and by gradient
+    # 2. Source tokens of the features of found concepts, once through circuits and once by gradient
     found = [each for each in features if _is_found(each, case)]
     kinds = {run: _kind(context, run) for run in [*context.runs, NEURONS]}
     in_circuits = [each for each in found if kinds[each.run] == TRANSCODER]
@@ -101,7 +101,10 @@ def _kind(context: CaseContext, run: str) -> str:
 def _score_features(
     contributions: Contributions, features: Sequence[ConceptFeature], case: PlantedCase
 ) -> dict[tuple[str, str], tuple[SourceScore | None, float]]:
-    """Maps run and concept to the score of the sources and the share of contributions that the run's sources hold."""
+    """Returns the score of the sources of each run and concept, with the share that defines the sources.
+
+    Sources are the fewest tokens that hold this share of all contributions. One share is chosen for each run.
+    """
     result = {}
     for run in {each.run for each in features}:
         numbers = [number for number, each in enumerate(features) if each.run == run]
