@@ -92,7 +92,7 @@ YAML_NUMBER = r"^[-+]?[0-9_]+(\.[0-9_]*)?([eE][-+]?[0-9]+)?$"
 
 
 def config_page() -> str:
-    """Content of config/README.md."""
+    """Returns the content of config/README.md."""
     parts = [CONFIG_HEAD, *_section("Top level", Study)]
     for source in get_args(get_args(Corpus)[0]):
         parts += _section(f"corpus, source: {_source(source)}", source)
@@ -117,7 +117,7 @@ def config_page() -> str:
 
 
 def formats_page() -> str:
-    """Content of docs/formats.md."""
+    """Returns the content of docs/formats.md."""
     tables = (line for table in TABLES for line in _table(table))
     by_name = sorted(macros(), key=lambda macro: macro.name)
     parts = [FORMATS_HEAD, *tables, MACROS_HEAD, *(_macro(macro) for macro in by_name)]
@@ -125,7 +125,7 @@ def formats_page() -> str:
 
 
 def config_schema() -> str:
-    """Content of config/schema.json: the JSON schema of a study, for editors."""
+    """Returns the content of config/schema.json: the JSON schema of a study, for editors."""
     schema = Study.model_json_schema()
     sweep = {
         key: {
@@ -145,7 +145,7 @@ def config_schema() -> str:
 
 
 def _for_editors(schema: Any, keys_are_names: bool = False) -> Any:
-    """Returns the schema without titles and without defaults that are sections. Its numbers may also be text.
+    """Returns the schema for editors. Titles, and defaults that are sections, are removed. Numbers may also be text.
 
     `keys_are_names` means that the keys of `schema` are names that the schema defines, not words of JSON schema.
     """
@@ -222,7 +222,10 @@ def _schema_type(schema: dict[str, Any]) -> str:
 
 
 def _by_name(schema: dict[str, Any]) -> str:
-    """Returns what a mapping holds. A mapping with values of any type is a section that another class checks."""
+    """Returns a phrase for the values of a mapping, such as `numbers by name`.
+
+    A mapping with values of any type is called a section, because another class checks its keys.
+    """
     values = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
     if not isinstance(values, dict):
         return "section"

@@ -58,7 +58,7 @@ def test_a_prompt_runs_its_target_is_traced_and_its_features_are_edited(visit) -
         ({"prompt": PROMPT, "target": "feature 0/9999"}, "layer 0 has features 0 to 127"),
         ({"prompt": PROMPT, "features": "0/1, x"}, "is no feature; write LAYER/NUMBER"),
         ({"prompt": PROMPT, "features": "0/1@99"}, "position 99 is outside the prompt"),
-        ({"prompt": PROMPT, "run": "none"}, "none is no run of transcoders; choose from"),
+        ({"prompt": PROMPT, "run": "none"}, "there are no transcoders none; choose from"),
     ],
 )
 def test_an_invalid_prompt_or_edit_gives_one_line_with_a_remedy(visit, params, message) -> None:

@@ -110,7 +110,7 @@ INPUT_FAULTS: dict[str, tuple[Callable[[Project], str], str]] = {
     "a model without weights": (no_weights, r"(weights|safetensors)"),
     "damaged weights": (
         damaged_weights,
-        r"/model: not a model that .*; replace its files by complete ones",
+        r"/model: not a model that .*; replace its files with complete ones",
     ),
 }
 

@@ -21,7 +21,8 @@ from .queries import named_queries
 BATCH = 10_000
 """Number of rows that are read at a time."""
 _MESSAGE = 500
-"""Maximum length in characters of a DuckDB message. Longer ones are cut: they may list every overload of a function."""
+"""Maximum length in characters of a DuckDB message. Longer messages are cut, because they may list every overload of a
+function."""
 
 Row = dict[str, Any]
 
@@ -39,7 +40,7 @@ class Answer:
 
     @property
     def description(self) -> str:
-        """Says what the rows are. It is the comment in the first line of a named query."""
+        """The comment in the first line of a named query. It says what the rows are."""
         return self.sql.partition("\n")[0].removeprefix("-- ")
 
     @property
@@ -57,8 +58,8 @@ class Answer:
 class CatalogClient:
     """Runs queries on the catalogue of one study. It can be used from any thread.
 
-    It reopens the catalogue when the file is rebuilt. Raises ValueError, with the remedy, if `folder` has no readable
-    catalogue.
+    The client reopens the catalogue after the file is rebuilt. Raises ValueError, with the remedy, if `folder` has no
+    readable catalogue.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,9 +76,9 @@ class CatalogClient:
         return self.run(named_queries()[query].filled(**parameters), query)
 
     def run(self, sql: str, name: str = "") -> Answer:
-        """Run trusted SQL and return its answer. Raises ValueError if it fails.
+        """Run trusted SQL and return its answer. Raises ValueError if the query fails.
 
-        SQL from a user is not trusted. Run it with `sandbox.run_statement`.
+        SQL from a user is not trusted. Run such SQL with `sandbox.run_statement`.
         """
         with self._cursor() as cursor:
             try:
@@ -100,14 +101,14 @@ class CatalogClient:
         return self.run("SELECT spacing() AS spacing").first["spacing"]
 
     def words(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
-        """Maps each (layer, feature) to the tokens that it fires on most, at most three.
+        """Maps each (layer, feature) to at most three tokens: those on which the feature fires most.
 
         Features without examples are left out.
         """
         return self._tokens("words", run, features)
 
     def promoted(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
-        """Maps each (layer, feature) to the tokens whose logits it raises most, at most three."""
+        """Maps each (layer, feature) to at most three tokens: those whose logits the feature raises most."""
         return self._tokens("promoted", run, features)
 
     def _tokens(
@@ -171,8 +172,8 @@ def open_catalog(path: Path | str) -> DuckDBPyConnection:
 def find_catalog(path: Path | str) -> Path:
     """Returns the path of the catalogue file at `path`, which is a study's folder or the file itself.
 
-    Symbolic links in its folder are resolved, because DuckDB compares resolved paths. Raises ValueError if there is no
-    catalogue.
+    Symbolic links in the path of the file's folder are resolved, because DuckDB compares resolved paths. Raises
+    ValueError if there is no catalogue.
     """
     path = Path(path)
     file = Layout(path).catalog if path.is_dir() else path
@@ -207,6 +208,6 @@ def _unreadable(file: Path, error: duckdb.Error) -> ValueError:
 
 
 def one_line(error: Exception) -> str:
-    """Returns DuckDB's error message and hints as one line. Its excerpt of the SQL statement is left out."""
+    """Returns DuckDB's error message and hints as one line. The message's excerpt of the SQL statement is left out."""
     text = " ".join(re.split(r"\n+LINE \d+:", str(error))[0].split()) or type(error).__name__
     return text if len(text) <= _MESSAGE else text[: _MESSAGE - 1] + "…"

@@ -176,5 +176,5 @@ def _shorten(names: list[str], rows: list[list[str]], width: int) -> tuple[list[
 
 
 def _cut(cell: str, length: int) -> str:
-    """Cuts `cell` to `length` characters. The last one is then "…"."""
+    """Cuts `cell` to `length` characters. The last character of a cut cell is "…"."""
     return cell if len(cell) <= length else cell[: length - 1] + "…"

@@ -20,7 +20,7 @@ _SYNTAX = {
     *("ORDER_MODIFIER", "DISTINCT_MODIFIER", "LIMIT_MODIFIER", "LIMIT_PERCENT_MODIFIER"),
     *("ORDER_DEFAULT", "ASCENDING", "DESCENDING"),
 }
-"""Node types that the syntax tree of a query may contain because they only read. Expressions are not listed here."""
+"""Node types that the syntax tree of a query may contain. They only read. Expressions are not listed here."""
 _TABLE_FUNCTIONS = {
     *("range", "generate_series", "repeat", "unnest", "json_each", "json_tree"),
     *(
@@ -36,7 +36,7 @@ _TABLE_FUNCTIONS = {
 _HARMLESS = {"error", "gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"}
 """Allowed functions that DuckDB lists as having side effects. Most of them only return another value on each call."""
 _PLANNERS = {"json_serialize_plan"}
-"""Forbidden functions: they plan their argument as SQL, and for this DuckDB may open files that the SQL names."""
+"""Forbidden functions. They plan their argument as SQL. During planning, DuckDB may open files that this SQL names."""
 
 
 def open_sandbox(path: Path | str) -> DuckDBPyConnection:
@@ -44,9 +44,8 @@ def open_sandbox(path: Path | str) -> DuckDBPyConnection:
 
     The connection reads no file outside the catalogue's folder, writes no temporary files, and cannot be unlocked.
     DuckDB still lets COPY and EXPORT write into that folder, so run all statements with `run_statement`, which rejects
-    both. Use the connection from one thread only, and not through its `cursor()`, which finds neither the views nor
-    the data.
-    Raises ValueError if there is no catalogue or if it cannot be read.
+    COPY and EXPORT. Use the connection from one thread only. Do not use its `cursor()`, because a cursor finds neither
+    the views nor the data. Raises ValueError if there is no catalogue or if it cannot be read.
     """
     file = find_catalog(path)
     # connections of one process to the same file share one DuckDB instance and its settings; attaching the file to a
@@ -110,7 +109,7 @@ def _check_type(kind: duckdb.StatementType) -> None:
 
 
 def _check_reads_only(connection: DuckDBPyConnection, query: str) -> None:
-    """Raise ValueError if a SELECT might do more than read: only known kinds of syntax nodes are accepted.
+    """Raise ValueError if a SELECT might do more than read. Only known kinds of syntax nodes are accepted.
 
     The check is needed because a SELECT may contain COPY or INSERT in a WITH clause, or call functions that write
     files or run text as SQL.

@@ -1,5 +1,5 @@
-"""Output that survives a killed process. Files appear complete or not at all. Unfinished work resumes from
-X.partial."""
+"""Writes output so that a killed process does no harm. Files appear complete or not at all. Unfinished work resumes
+from the folder OUTPUT.partial."""
 
 import hashlib
 import json
@@ -13,8 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 FINGERPRINT_FILE = "fingerprint"
-"""Name of the file in a partial folder that holds the fingerprint of all values that the folder's contents depend
-on."""
+"""Name of a file in a partial folder. It holds the fingerprint of all values that the folder's contents depend on."""
 
 
 def fingerprint(**parts: Any) -> str:
@@ -26,7 +25,8 @@ def fingerprint(**parts: Any) -> str:
 def partial_folder(output: Path, digest: str) -> Iterator[Path]:
     """Context manager that locks and yields the folder `output`.partial.
 
-    Files of an earlier process are kept if their fingerprint is `digest`. Otherwise the folder is emptied first.
+    If the fingerprint in the folder equals `digest`, files of an earlier process stay in the folder. Otherwise the
+    folder is emptied.
 
     Raises ValueError if another process holds the lock.
     """
@@ -64,7 +64,7 @@ def write_atomically(file: Path, content: bytes | memoryview) -> None:
 def atomic_path(file: Path) -> Iterator[Path]:
     """Context manager that yields a temporary path to write to.
 
-    At the end, the written file replaces `file`. After an error, `file` is unchanged.
+    When the context ends, the written file replaces `file`. After an error, `file` is unchanged.
     """
     temporary = file.with_name(f"{file.name}.new")
     yield temporary

@@ -1,5 +1,5 @@
-"""Records of finished outputs. A record holds the size and checksum of every file; `verify` and later jobs compare
-them."""
+"""Records of finished outputs. A record holds the size and checksum of every file. `circuitloom verify` and later jobs
+compare files with their records."""
 
 import json
 import zlib
@@ -21,8 +21,8 @@ is empty.
 The CRC-32 is None for a chunk of a Zarr array. Chunks contain their own checksums, and reading all chunks can take
 hours."""
 Contents = Literal["all", "files", "none"]
-"""Which files' contents to read. `all`: of all files; `files`: of all files except chunks of Zarr arrays; `none`: of no
-file, so that only sizes are compared."""
+"""Which files are read in full. `all`: all files. `files`: all files except chunks of Zarr arrays. `none`: no file, so
+that only sizes are compared."""
 
 
 def write_record(folder: Path, output: Path) -> None:
@@ -47,7 +47,7 @@ def record_path(folder: Path, output: Path) -> Path:
 
 
 def read_record(record: Path) -> Files:
-    """Read a record. Raises ValueError if it is damaged."""
+    """Read a record. Raises ValueError if the record is damaged."""
     content = record.read_bytes()
     try:
         files = {name: (size, checksum) for name, (size, checksum) in json.loads(content)["files"].items()}
@@ -60,8 +60,8 @@ def read_record(record: Path) -> Files:
 
 
 def recorded_outputs(folder: Path) -> list[Path]:
-    """Returns the outputs of the study in `folder` that have a record, sorted by path. Raises ValueError without
-    any."""
+    """Returns the outputs of the study in `folder` that have a record, sorted by path. Raises ValueError if there is no
+    record."""
     records = folder / CHECKSUMS
     if not folder.is_dir():
         raise ValueError(f"{folder}: not there; run the workflow, or name another study")
@@ -75,7 +75,7 @@ def check_inputs(folder: Path, inputs: Iterable[Path], contents: bool = True) ->
     """Compare a job's inputs with their records. An input without a record is not checked.
 
     If `contents` is false, only sizes are compared. Chunks of Zarr arrays are verified later, when they are read.
-    Raises ValueError with the first damaged file and the remedy.
+    Raises ValueError at the first damaged file. The message names the file and the remedy.
     """
     for path in inputs:
         if path.is_relative_to(folder) and record_path(folder, path).is_file():
@@ -132,7 +132,7 @@ def _encode(files: Files) -> bytes:
 
 
 def _files(output: Path) -> dict[str, Path]:
-    """Maps the path within an output to each file. Hidden files belong to Snakemake and are left out."""
+    """Returns the files of an output by path within the output. Hidden files are left out: they belong to Snakemake."""
     if not output.is_dir():
         return {"": output}
     files = (file for file in sorted(output.rglob("*")) if file.is_file() and file.name[0] != ".")
@@ -145,7 +145,10 @@ def _is_chunk(file: Path) -> bool:
 
 
 def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
-    """Returns what is wrong with a file, or None if nothing is. If `checksum` is None, the contents are not read."""
+    """Returns a text about the fault of a file, or None if there is no fault.
+
+    If `checksum` is None, the contents are not read.
+    """
     if file is None:
         return "missing"
     try:
@@ -160,7 +163,10 @@ def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
 
 
 def _chunk_fault(file: Path) -> str | None:
-    """Returns what is wrong with a chunk or shard of a Zarr array, or None. Compares the chunk's own checksums."""
+    """Returns a text about the fault of a chunk or shard of a Zarr array, or None if there is no fault.
+
+    The checksums in the chunk itself are compared.
+    """
     import zarr
 
     folder = next(parent for parent in file.parents if (parent / "zarr.json").is_file())
@@ -175,7 +181,7 @@ def _chunk_fault(file: Path) -> str | None:
 
 
 def _checksum(file: Path) -> int:
-    """CRC-32 of a file's contents."""
+    """Returns the CRC-32 of a file's contents."""
     value = 0
     with file.open("rb") as stream:
         while piece := stream.read(_PIECE):

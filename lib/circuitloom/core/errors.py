@@ -17,7 +17,7 @@ def first_line(error: BaseException) -> str:
 def error_message(error: BaseException, log: str) -> str:
     """Returns an error's message in one line, with the remedy if one is known.
 
-    `log` is the path of the file that has the traceback. An unexpected error's message names it.
+    `log` is the path of the file that has the traceback. The message of an unexpected error names this file.
     """
     # libraries report a full disk or exhausted memory in many error classes, so the message is what identifies them
     text = " ".join(str(error).split()) or type(error).__name__

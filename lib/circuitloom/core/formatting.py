@@ -72,8 +72,8 @@ def escape_invisible(text: str) -> str:
 
 
 def format_token(token: str) -> str:
-    """Returns a token with visible symbols for control characters and for spaces at its ends. An empty token becomes
-    ∅."""
+    """Returns a token with visible symbols for control characters and for spaces at the token's ends. An empty token
+    becomes ∅."""
     if not token:
         return "∅"
     middle = token.strip(" ")

@@ -27,7 +27,8 @@ TABLE_FOLDERS = {
     "circuits/*": (*TRACE_TABLES, *BEHAVIOUR_TABLES),
     "cases/*": ("claim", "outcome", "source", "faithfulness", "year", "component", "planted"),
 }
-"""Maps a pattern of folders, relative to results/STUDY, to the tables that the catalogue reads in them."""
+"""Maps a pattern of folders, relative to results/STUDY, to the tables in these folders. The catalogue reads these
+tables."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Layout:
         return layer_group(self.activations / site, layer)
 
     def activation_part(self, site: str, part: int | str, parts: int) -> Path:
-        """Folder of the shards of a site that job number `part` of `parts` writes, if several jobs share the work."""
+        """If `parts` jobs cache one site together, job `part` (from 0) writes its shards into this folder."""
         return self.activations / "parts" / site / f"{part}of{parts}"
 
     @property
@@ -117,7 +118,8 @@ class Layout:
     def concept_matches(self, sweep: str | None) -> Path:
         """File of the table that matches features with concepts.
 
-        The features are those of the runs of `sweep`. If it is None, they are the neurons and the residual directions.
+        The features are those of the runs of `sweep`. If `sweep` is None, the features are neurons and residual
+        directions.
         """
         folder = self.evaluation / "basis" if sweep is None else self.evaluation / "concept" / sweep
         return folder / "feature_concept.parquet"
@@ -185,8 +187,8 @@ class Layout:
         return self.root / ".lock"
 
     def checksums(self, output: Path) -> Path:
-        """File with the checksums of `output`. Its path under checksums/ is the path of `output` in the study's
-        folder."""
+        """File with the checksums of `output`. The path of this file under checksums/ is the path of `output` in the
+        study's folder."""
         path = self.root / CHECKSUMS / output.relative_to(self.root)
         return path.with_name(f"{path.name}.json")
 

@@ -18,7 +18,7 @@ def code_hash(script: Path) -> str:
 
     Comments and docstrings do not change the hash.
 
-    Snakemake itself notices an edited script, but not an edited library module.
+    The text of `script` itself is not part of the hash, because Snakemake notices an edited script.
     """
     seen: dict[str, Path] = {}
     pending = list(_imports(script, script.stem))
@@ -49,9 +49,9 @@ def _file(module: str) -> Path | None:
 
 
 def _imports(file: Path, module: str) -> Iterator[str]:
-    """Yields the dotted names of the modules that `file` imports from this package, or imports names from.
+    """Yields the dotted names of the modules of this package that `file` imports.
 
-    For `from package import ...`, the package itself is included only if some imported name is not a module of it.
+    `from package import name` imports the module `package.name` if there is such a module, and `package` otherwise.
     """
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in _parse(file.read_text()).imports:

@@ -12,8 +12,8 @@ from .checksums import check_inputs, remove_record, write_record
 from .errors import error_message
 
 VERIFY_INPUTS = "CIRCUITLOOM_VERIFY_INPUTS"
-"""Environment variable that the workflow sets from the config key `resources.verify_inputs`. At 0, only sizes are
-compared."""
+"""Environment variable that the workflow sets from the config key `resources.verify_inputs`. If its value is 0, only
+the sizes of inputs are compared."""
 
 
 @runtime_checkable

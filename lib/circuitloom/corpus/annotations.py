@@ -1,5 +1,5 @@
-"""Annotates generated text with concepts. Concepts are found in the words of a document and mapped to the tokens of
-packed sequences."""
+"""Annotates generated text with concepts. First, the words of a document that have a concept are found. Then these
+words are mapped to tokens of packed sequences."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,9 +22,10 @@ from .tokens import open_tokens
 
 
 def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path, tokens: Path) -> pa.Table:
-    """Returns CONCEPT rows of the held-out split that `build_corpus` wrote. There are none for real text.
+    """Returns the CONCEPT rows of the validation split. For real text, the table has no rows.
 
-    Raises ValueError if a concept is unknown, or if the documents were generated from another seed or grammar.
+    `document` (a table), `tokenizer` (a folder) and `tokens` (an array) are outputs of `build_corpus`.
+    Raises ValueError if the name of a concept is unknown, or if the documents do not come from this seed and grammar.
     """
     if not isinstance(section, config.Chronicle):
         return CONCEPT.schema.empty_table()
@@ -47,10 +48,10 @@ def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episo
 def concept_table(
     episodes: Iterable[Episode], concepts: Sequence[Concept], packing: Packing, sequences: int
 ) -> pa.Table:
-    """Returns CONCEPT rows of `episodes`, sorted by the table's key.
+    """Returns the CONCEPT rows of `episodes`, sorted by the key of the table.
 
-    The episodes must be all documents of a split in order, packed into `sequences` sequences. An annotation is
-    dropped if its evidence begins in an earlier sequence than its token.
+    `episodes` must be all documents of a split, in order. `sequences` is the number of sequences of the split. An
+    annotation is dropped if the first token of the evidence and the annotated token are in different sequences.
     """
     found: list[list[_Annotation]] = [[] for _ in concepts]
     start = 0
@@ -66,7 +67,10 @@ def concept_table(
 
 
 def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]:
-    """Returns the index of the first and the last token of each word. The document's first token after the BOS is 0."""
+    """Returns, for each word, the index of the word's first token and the index of the word's last token.
+
+    Index 0 is the document's first token after the BOS.
+    """
     ends = np.cumsum([len(word) + 1 for word in episode.words]) - 1
     starts = ends - [len(word) for word in episode.words]
     offsets = packing.tokenizer.offsets(episode.text)
@@ -76,19 +80,24 @@ def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]
 
 
 class _Annotation(NamedTuple):
-    """An annotated token. Token numbers count from the start of the stream, which concatenates all documents."""
+    """An annotated token and its cues.
+
+    A token is given by its number, counted from the start of the stream. The stream is the concatenation of all
+    documents.
+    """
 
     token: int
     evidence_start: int
-    """First token of the evidence."""
+    """Number of the first token of the evidence."""
     cues: list[list[int]]
     optional: list[int]
 
 
 def _word_tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing) -> list[range]:
-    """Returns the token numbers of each word of a document whose first word begins at token `start`.
+    """Returns the numbers of the tokens of each word of a document.
 
-    The last entry (index -1) is the document's BOS.
+    `start` is the number of the first token of the first word. The last entry of the result (index -1) contains the
+    number of the document's BOS.
     """
     words = [range(start + first, start + last + 1) for first, last in spans.tolist()]
     return [*words, range(start - len(packing.prefix), start)]
@@ -97,9 +106,12 @@ def _word_tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing)
 def _token_annotations(
     word: AnnotatedWord, concept: Concept, episode: Episode, tokens: list[range]
 ) -> list[_Annotation]:
-    """Annotates all tokens of a word if the concept is lasting, and otherwise only the last token."""
+    """Returns the annotations of the tokens of a word.
+
+    If the concept is lasting, each token of the word is annotated. Otherwise only the last token is annotated.
+    """
     annotated = tokens[word.position] if concept.lasting else tokens[word.position][-1:]
-    # if the evidence includes the document's BOS, it counts from the first word: the sequence has a BOS of its own
+    # evidence that begins at the document's BOS counts from the first word, because each sequence has its own BOS
     evidence_start = tokens[max(word.evidence_start, 0)].start
     required, optional = concept.cues(episode, word)
     cues = [[token for each in cue for token in tokens[each]] for cue in required]
@@ -113,7 +125,7 @@ def _table(found: list[list[_Annotation]], names: list[str], packing: Packing, s
     for name, annotations in sorted(zip(names, found, strict=True)):
         for annotation in sorted(annotations):
             sequence, offset = divmod(annotation.token, stride)
-            # a document may continue in the next sequence, where its earlier tokens are not visible
+            # a document may continue in the next sequence, but the tokens of one sequence are not visible in the next
             if sequence != annotation.evidence_start // stride or sequence >= sequences:
                 continue
             first = sequence * stride - n_prefix
@@ -130,8 +142,8 @@ def _table(found: list[list[_Annotation]], names: list[str], packing: Packing, s
 
 
 def _positions(tokens: list[int], first: int, last: int) -> list[int]:
-    """Returns the positions of `tokens` in the sequence that begins at token `first`.
+    """Returns the positions of `tokens` in the sequence that has the token `first` at position 0.
 
-    Tokens before `first` or after `last` are left out.
+    Tokens before the token `first` and tokens after the token `last` are left out.
     """
     return [token - first for token in tokens if first <= token <= last]

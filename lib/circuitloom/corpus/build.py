@@ -1,4 +1,4 @@
-"""Builds a corpus from its config section: tokenizer, token arrays and tables."""
+"""Builds a corpus from its config section. A corpus consists of a tokenizer, token arrays and tables."""
 
 import shutil
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ from .tokenizer import Tokenizer, load_tokenizer, word_tokenizer
 from .tokens import SEQUENCES_PER_SHARD, write_tokens
 
 OUTPUTS = ("tokenizer", "train.zarr", "validation.zarr", "document.parquet", "token.parquet")
-"""Files and folders that `build_corpus` writes."""
+"""Names of the files and folders that `build_corpus` writes."""
 
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """Where the tokenizer comes from."""
+    """Describes which tokenizer to load."""
 
     name: str | None = None
-    """Folder, or name on the Hugging Face hub. None means chronicle's word tokenizer."""
+    """Folder of the tokenizer, or its name on the Hugging Face hub. None means chronicle's word tokenizer."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit of the tokenizer on the hub. None means the branch main."""
     model_vocabulary: int = 0
-    """Vocabulary size of the language model. 0 if the model will be created to fit the tokenizer."""
+    """Vocabulary size of the language model. 0 if the model is created later, with the tokenizer's vocabulary size."""
 
     def load(self) -> Tokenizer:
-        """Load the tokenizer. Raises ValueError if it does not exist."""
+        """Load the tokenizer. Raises ValueError if the tokenizer cannot be loaded."""
         return word_tokenizer(vocabulary()) if self.name is None else load_tokenizer(self.name, self.revision)
 
     def commit(self) -> str | None:
-        """Commit hash of a tokenizer that was loaded from the hub. None for other tokenizers."""
+        """Returns the commit hash of a tokenizer that was loaded from the hub. Returns None for other tokenizers."""
         from huggingface_hub import try_to_load_from_cache
 
         if self.name is None or Path(self.name).is_dir():
@@ -57,10 +57,11 @@ def build_corpus(
 ) -> None:
     """Write the files and folders in `OUTPUTS` into `folder`.
 
-    No text is in both splits. If the source has no validation split, a hash of each text decides its split. Training
-    documents that also occur in the validation split are dropped.
-    A killed build resumes from the folder `build.partial`, unless the source, the tokenizer, the config or `version`
-    (a hash of the code) has changed.
+    No text occurs in both splits. If the source has no validation split, a hash of its text decides which split a
+    document belongs to. If the text of a training document also occurs in the validation split, the training document
+    is dropped.
+    A killed build resumes from the folder `build.partial`. If the source, the tokenizer, the config or `version` (a
+    hash of the code) has changed, the build starts again instead.
     Raises ValueError if the source has no text, if the tokenizer does not load, or if the text does not fill one
     sequence.
     """
@@ -89,7 +90,7 @@ def build_corpus(
 
 
 def _pack(section: config.Corpus, source: Source, packing: Packing, partial: Path) -> dict[str, PackedBlocks]:
-    """Pack both splits. Blocks that already exist are kept."""
+    """Pack both splits into blocks, and return the blocks of each split. Blocks that already exist are kept."""
     validation, train = (PackedBlocks(partial / split, split) for split in (VALIDATION, TRAIN))
     _pack_split(validation, section.validation_tokens, source, packing, set())
     held_out = {text_hash(text) for text in validation.texts()}
@@ -104,9 +105,9 @@ def _pack_split(
     packing: Packing,
     excluded: set[int],
 ) -> None:
-    """Pack about `tokens` tokens of a split, or all of it for None.
+    """Pack about `tokens` tokens of a split, and append the packed sequences to `blocks`. None means all tokens.
 
-    Documents whose text hash is in `excluded` are left out.
+    A document is left out if the hash of its text is in `excluded`.
     """
     split, cursor = blocks.split, blocks.cursor
     limit = None if tokens is None else max(1, tokens // packing.context)
@@ -155,7 +156,7 @@ def _token_table(blocks: PackedBlocks, tokenizer: Tokenizer) -> pa.Table:
 
 
 def _finish(partial: Path, folder: Path) -> None:
-    """Move the outputs into `folder` and remove the partial folder."""
+    """Move the outputs of the build from `partial` to `folder`. Then remove `partial`."""
     for name in OUTPUTS:
         target = folder / name
         if target.is_dir():

@@ -1,5 +1,5 @@
-"""Concatenates documents and cuts them into sequences of equal length. Finished blocks are written to disk, so a
-killed run resumes after the last finished block."""
+"""Concatenates documents to a stream of tokens, and cuts the stream into sequences of equal length. Finished blocks of
+sequences are written to disk, so a killed run resumes after the last finished block."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -27,11 +27,11 @@ class Cursor:
     """Position in a split at which packing resumes."""
 
     stream_index: int = 0
-    """Index of the next document to pack in the source's stream."""
+    """Index, in the source's stream, of the next document to pack."""
     document: int = 0
-    """Number of that document within the split."""
+    """Number of the next document to pack, counted within the split."""
     offset: int = 0
-    """Number of its tokens that are already packed, including its BOS."""
+    """Number of tokens of the next document that are already packed. The document's BOS counts as a token."""
     sequences: int = 0
     """Number of sequences packed so far."""
 
@@ -43,14 +43,14 @@ class PackedDocument:
     document: int
     text: str
     n_tokens: int
-    """Number of tokens, without BOS and EOS."""
+    """Number of tokens of the document, without BOS and EOS."""
     log_probability: float | None
-    """Log probability under the grammar that generated it, in nats; None for real text."""
+    """Log probability that the grammar generates this document, in nats. None for real text."""
 
 
 @dataclass(frozen=True)
 class SequenceBlock:
-    """Some packed sequences and the cursor at which the next block begins."""
+    """Consecutive packed sequences, and the cursor at which the next block begins."""
 
     token: Integer[np.ndarray, "sequence position"]
     document: Integer[np.ndarray, "sequence position"]
@@ -61,38 +61,44 @@ class SequenceBlock:
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents are laid out in sequences."""
+    """Determines how documents are packed into sequences."""
 
     tokenizer: Tokenizer
     context: int
-    """Tokens per sequence."""
+    """Number of tokens per sequence."""
     model_vocabulary: int = 0
-    """Vocabulary size of the language model. 0 if the model will be created to fit the tokenizer."""
+    """Vocabulary size of the language model. 0 if the model is created later, with the tokenizer's vocabulary size."""
 
     @property
     def prefix(self) -> list[int]:
-        """Token ids before each document and each sequence. This is the BOS, or nothing if the tokenizer has none."""
+        """Token ids that are inserted before each document and at the start of each sequence.
+
+        The list contains the BOS. It is empty if the tokenizer has no BOS.
+        """
         return [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
 
     @property
     def suffix(self) -> list[int]:
-        """Token ids after each document. This is the EOS if the tokenizer has an EOS but no BOS, else nothing."""
+        """Token ids that are inserted after each document.
+
+        If the tokenizer has an EOS but no BOS, the list contains the EOS. Otherwise the list is empty.
+        """
         return [] if self.prefix or self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
 
     @property
     def stride(self) -> int:
-        """Number of tokens per sequence, not counting the BOS at its start."""
+        """Number of tokens per sequence. The BOS at the start of a sequence does not count."""
         return self.context - len(self.prefix)
 
     @property
     def dtype(self) -> type[np.unsignedinteger] | type[np.signedinteger]:
-        """Data type of stored token ids: uint16 if every id fits, else int32."""
+        """Data type of stored token ids. This is uint16 if every token id fits into uint16, and int32 otherwise."""
         return np.uint16 if self.tokenizer.vocabulary <= 2**16 else np.int32
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Consecutive tokens of one document. Its BOS and EOS count as its tokens."""
+    """Consecutive tokens of one document. The document's BOS and EOS count as tokens of the document."""
 
     source: Document
     document: int
@@ -109,10 +115,11 @@ def pack_documents(
     block: int,
     limit: int | None = None,
 ) -> Iterator[SequenceBlock]:
-    """Yield blocks of `block` sequences. `documents` must start at the cursor's document.
+    """Yield blocks of `block` sequences. The first of `documents` must be the document at `cursor`.
 
-    Packing stops after `limit` sequences, including those before the cursor, or when the documents end. The last
-    block may be shorter. Tokens that do not fill a sequence are dropped.
+    Packing stops when the documents end. It also stops when the split has `limit` sequences. The sequences before
+    the cursor count too. The last block may contain fewer sequences. If the last tokens do not fill a sequence, these
+    tokens are dropped.
     Raises ValueError if a token id is not in the model's vocabulary.
     """
     pending: list[_Span] = []
@@ -150,7 +157,7 @@ def _tokenize(batch: list[tuple[int, Document]], packing: Packing, cursor: Curso
 
 
 def _split(spans: list[_Span], tokens: int) -> tuple[list[_Span], list[_Span]]:
-    """Split `spans` after their first `tokens` tokens and return both parts."""
+    """Returns two lists of spans. The first list has the first `tokens` tokens of `spans`, the second list the rest."""
     ends = np.cumsum([len(span.tokens) for span in spans])
     last = int(np.searchsorted(ends, tokens))
     span = spans[last]
@@ -185,17 +192,17 @@ def _block(spans: list[_Span], packing: Packing, cursor: Cursor) -> SequenceBloc
 
 @dataclass(frozen=True)
 class PackedBlocks:
-    """The packed blocks of one split on disk. A block is complete when its cursor is written."""
+    """Files with the packed blocks of one split. A block is complete when the file with its cursor exists."""
 
     folder: Path
     split: str
 
     def __len__(self) -> int:
-        """Number of complete blocks."""
+        """Returns the number of complete blocks."""
         return len(list(self.folder.glob("*.json")))
 
     def append(self, block: SequenceBlock) -> None:
-        """Write `block` after the existing ones."""
+        """Write `block` as the next block after the existing blocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self):06d}"
         np.savez(self.folder / f"{name}.npz", token=block.token, document=block.document)
@@ -218,7 +225,7 @@ class PackedBlocks:
                 yield block["token"], block["document"]
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yield, for each block, the DOCUMENT rows of the documents that begin in it."""
+        """Yield one table per block. It has the DOCUMENT rows of the documents whose first token is in this block."""
         for number in range(len(self)):
             yield read_table(self.folder / f"{number:06d}.parquet")
 
@@ -229,7 +236,10 @@ class PackedBlocks:
 
 
 def write_documents(path: Path, splits: list[PackedBlocks]) -> None:
-    """Write the table DOCUMENT of all splits. It has one row group per block, because it may not fit into memory."""
+    """Write the table DOCUMENT with the documents of all `splits` to `path`.
+
+    The table may not fit into memory, so it is written block by block. Each block becomes one row group.
+    """
     # with page checksums pyarrow notices flipped bytes; DuckDB does not check them
     with pq.ParquetWriter(path, DOCUMENT.schema, compression="zstd", write_page_checksum=True) as writer:
         for blocks in splits:

@@ -1,4 +1,5 @@
-"""The three sources of text (chronicle, files, hub) behind one interface. All are read with `datasets`."""
+"""Yields documents from one of three sources: chronicle, text files, or a data set on the Hugging Face hub. The
+library `datasets` streams the documents of all three sources."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,13 @@ _FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parq
 
 
 class Document(NamedTuple):
-    """A document of a source."""
+    """One document of a source of text."""
 
     stream_index: int
-    """Index in the source's stream. Skipped documents count too."""
+    """Index of the document in the source's stream. Skipped documents have an index too."""
     text: str
     log_probability: float | None
-    """Log probability under the grammar, in nats; None for real text."""
+    """Log probability that the grammar generates this document, in nats. None for real text."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,21 @@ class Source:
     name: str
     """Name of the source in error messages."""
     identity: dict[str, Any]
-    """Values that identify the text together with the config: the seed, the hub's commit, or the size and
-    modification time of each file."""
+    """Values that, together with the config, identify the text. For chronicle, this is the seed. For a data set on
+    the hub, it is the commit. For files, it is the size and the modification time of each file."""
     stream: Callable[[str, int], "IterableDataset"]
-    """Takes (split, start) and returns the split's rows from row `start` on. Rows have a column `text`, and for
-    chronicle also `log_probability`."""
+    """Takes (split, start). Returns the rows of the split, beginning with row `start`. Each row has the column
+    `text`. Rows of chronicle also have the column `log_probability`."""
     held_out: float | None = None
-    """Fraction of documents that a hash of their text assigns to the validation split. None if the source has its
-    own validation split."""
+    """Fraction of the documents that belong to the validation split. A hash of its text decides which split a
+    document belongs to. None if the source has a separate validation split."""
     characters: dict[str, float] = field(default_factory=dict)
-    """Approximate number of characters of each split. Only known if the source is files."""
+    """Maps each split to its approximate number of characters. Empty if the source is not files."""
 
     def documents(self, split: str, start: int = 0) -> Iterator[Document]:
-        """Yield the documents of `split` that are not blank, from index `start` of the stream on.
+        """Yield the documents of `split`, beginning at index `start` of the stream. Blank documents are skipped.
 
-        Raises ValueError if the rows cannot be read.
+        Raises ValueError if the rows cannot be read, or if the column with the text does not exist.
         """
         stream_index = start
         for batch in self._batches(split, start):
@@ -71,16 +72,17 @@ class Source:
 
 
 def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
-    """Open the source of a config section. `datasets` writes its lock files to `scratch`.
+    """Open the source that a config section describes. The library `datasets` writes lock files to `scratch`.
 
-    Raises ValueError if a file, data set or column does not exist.
+    Raises ValueError if a file is missing, is empty or has an unknown format. Also raises ValueError if a data set
+    does not exist.
     """
     import datasets
     import datasets.config
 
-    # otherwise `datasets` writes its lock files to the user's cache
+    # without this setting, `datasets` writes lock files to the user's cache
     datasets.config.HF_DATASETS_CACHE = scratch
-    # otherwise `datasets` also logs the error that a damaged file raises
+    # without this setting, `datasets` also logs the error that a damaged file raises
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     match section:
         case config.Chronicle():
@@ -93,7 +95,7 @@ def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Turn the errors of `datasets` for a damaged file into a one-line ValueError."""
+    """In this context, an error that `datasets` raises for a damaged file becomes a ValueError with a short message."""
     from datasets.exceptions import DatasetsError
 
     try:
@@ -105,7 +107,7 @@ def _readable(where: str) -> Iterator[None]:
 
 
 def text_hash(text: str) -> int:
-    """64-bit hash of a text."""
+    """Returns a 64-bit hash of a text."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -151,10 +153,10 @@ def _files(section: config.TextFiles) -> Source:
 
 
 def _format(key: str, paths: Sequence[str]) -> str:
-    """Returns the format of the files, as `datasets` names it.
+    """Returns the name that `datasets` uses for the format of the files.
 
-    Raises ValueError if a file does not exist, is empty or has an unknown format, or if the files have several
-    formats.
+    Raises ValueError if a file does not exist, is empty or has an unknown format. Also raises ValueError if the files
+    have different formats.
     """
     for path in map(Path, paths):
         if not path.is_file():
@@ -172,7 +174,10 @@ def _format(key: str, paths: Sequence[str]) -> str:
 
 
 def _characters(path: str) -> int:
-    """Approximate number of characters of a file. This is its size in bytes, for Parquet before compression."""
+    """Returns the approximate number of characters of a file, which is the file's size in bytes.
+
+    For a Parquet file, this is the size before compression.
+    """
     import pyarrow.parquet as pq
 
     if Path(path).suffix != ".parquet":
@@ -212,12 +217,12 @@ def _hub(section: config.HubDataset) -> Source:
 
 
 def _file_states(paths: list[Path]) -> dict[str, Any]:
-    """Returns the size in bytes and the modification time in ns of each file, by path."""
+    """Returns a dict that maps the path of each file to the file's size in bytes and modification time in ns."""
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
 def _current_commit(dataset: str, revision: str) -> str | None:
-    """The current commit of `revision` of a data set on the hub."""
+    """Returns the commit that `revision` of a data set on the hub currently refers to."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -232,7 +237,10 @@ def _current_commit(dataset: str, revision: str) -> str | None:
 
 
 def _text_only(data: "IterableDataset", column: str, where: str) -> "IterableDataset":
-    """Keep only the column with the text and rename it to `text`. Raises ValueError if it does not exist."""
+    """Returns `data` with only the column `column`, which is renamed to `text`.
+
+    Raises ValueError if this column does not exist. `where` names the data in error messages.
+    """
     with _readable(where):
         columns = data.column_names or list(next(iter(data), {}))
     if not columns:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BOS = "<bos>"
-"""The token before each document of chronicle. Its id is 0."""
+"""Text of the BOS (beginning-of-sequence token), which comes before each document of chronicle. The BOS has id 0."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """Id of the BOS. None if there is no BOS; 0 is a valid id."""
+        """Id of the BOS, which may be 0. None if the tokenizer has no BOS."""
         return _id(self.hugging_face.bos_token_id)
 
     @property
     def eos_id(self) -> int | None:
-        """Id of the EOS. None if there is no EOS."""
+        """Id of the EOS (end-of-sequence token). None if the tokenizer has no EOS."""
         return _id(self.hugging_face.eos_token_id)
 
     @cached_property
@@ -42,7 +42,7 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that determines the token ids of a text."""
+        """Hash of the tokenization rules, the vocabulary, and the ids of BOS and EOS."""
         text = f"{self.hugging_face.backend_tokenizer.to_str()} {self.bos_id} {self.eos_id}"
         return sha256(text.encode()).hexdigest()
 
@@ -54,14 +54,15 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
-        """Returns the start and end (exclusive) of each token in `text`, in characters."""
+        """Returns the start and the end (exclusive) of each token, as character indices in `text`."""
         encoding = self.hugging_face.backend_tokenizer.encode(text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def strings(self) -> list[str]:
-        """Returns the text of each token as it appears inside a sentence, indexed by id.
+        """Returns a list with the text of each token, indexed by token id.
 
-        Unused ids give empty strings.
+        The text is that of the token inside a sentence, so it may begin with a space. For unused ids, the text is
+        empty.
         """
         backend = self.hugging_face.backend_tokenizer
         ids = self.hugging_face.get_vocab()
@@ -70,7 +71,8 @@ class Tokenizer:
             if backend.decoder is None:
                 strings[number] = token
             else:
-                # some decoders drop a space at the start of a text: decode the token twice and use the second copy
+                # some decoders drop a space at the start of a text, so the token is decoded once and as a pair, and
+                # the part that the pair adds is used
                 once, twice = (backend.decoder.decode([token] * n) for n in (1, 2))
                 strings[number] = twice[len(once) :] or token
         return strings
@@ -81,9 +83,10 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
-    """Load a tokenizer from a folder or the hub.
+    """Load a tokenizer from a folder or from the Hugging Face hub.
 
-    Raises ValueError if the tokenizer does not exist or has no fast implementation (`tokenizers`).
+    `name` is the path of the folder, or the name of the tokenizer on the hub. Raises ValueError if the tokenizer
+    cannot be loaded. Also raises ValueError if the library `tokenizers` does not implement this tokenizer.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -113,9 +116,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """Returns a tokenizer that splits text at spaces and knows `words` and a BOS.
+    """Returns a tokenizer that splits text at spaces. Its vocabulary consists of a BOS and `words`.
 
-    The BOS has id 0, and `words` have the ids from 1 on. Other words raise an error.
+    The BOS has id 0. The entries of `words` have the ids 1, 2, and so on. Encoding any other word raises an error.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordLevel

@@ -1,5 +1,5 @@
-"""Token arrays of a split, as sharded Zarr 3 arrays with checksums. The corpus stage writes them and later stages
-read them."""
+"""Writes and reads the tokens of a split as sharded Zarr 3 arrays with checksums. The corpus stage writes these
+arrays. Later stages read these arrays."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,15 +22,16 @@ SEQUENCES_PER_SHARD = 8192
 SEQUENCES_PER_CHUNK = 256
 
 SequenceArrays = tuple[Integer[np.ndarray, "sequence position"], Integer[np.ndarray, "sequence position"]]
-"""Token ids and document numbers, each [sequence, position]."""
+"""The token ids and the document numbers of some sequences. Each array has the shape [sequence, position]."""
 
 
 def write_tokens(
     path: Path, blocks: Iterable[SequenceArrays], sequences: int, attributes: dict[str, Any]
 ) -> None:
-    """Write the group `path` with arrays `token` and `document`, each [sequences, context].
+    """Write the Zarr group `path`, which contains the arrays `token` and `document`.
 
-    Each block except the last must consist of complete shards of `SEQUENCES_PER_SHARD` sequences.
+    Each array has the shape [`sequences`, tokens per sequence]. `blocks` yields consecutive parts of both arrays.
+    Each part except the last must consist of complete shards of `SEQUENCES_PER_SHARD` sequences.
     """
     group = zarr.create_group(path, overwrite=True, attributes=attributes)
     blocks = iter(blocks)
@@ -55,18 +56,19 @@ def _create(group: zarr.Group, name: str, shape: tuple[int, int], dtype: np.dtyp
         dtype=dtype,
         shards=(SEQUENCES_PER_SHARD, shape[1]),
         chunks=(SEQUENCES_PER_CHUNK, shape[1]),
-        # the checksum comes last, so it covers the compressed bytes; zstd's own checksum does not cover its header
+        # the checksum codec comes last, so that the checksum covers all compressed bytes, including the zstd header;
+        # zstd's own checksum does not cover this header
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         dimension_names=("sequence", "position"),
-        # otherwise Zarr does not write a shard of zeros, and the shard looks lost
+        # without this setting, Zarr does not write a shard that contains only zeros, and the shard looks lost
         config={"write_empty_chunks": True},
     )
 
 
 def check_shards(path: Path, array: zarr.Array) -> None:
-    """Raise ValueError if a shard of `array` in the group `path` is missing.
+    """Raise ValueError if a shard of `array` is missing. Zarr itself would read a missing shard as zeros.
 
-    Zarr would read a missing shard as zeros.
+    `path` is the folder of the Zarr group that contains `array`.
     """
     shards = array.shards
     assert shards is not None
@@ -82,45 +84,45 @@ def check_shards(path: Path, array: zarr.Array) -> None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token sequences of equal length, read lazily.
+    """Token sequences of equal length. A sequence is loaded from disk only when it is needed.
 
-    The stream is the concatenation of all documents. If there is a BOS, the stream has one before each document, and
-    each sequence is a further BOS and then `context` - 1 tokens of the stream. Otherwise each sequence is `context`
-    tokens of the stream.
+    All documents are concatenated to a stream, and the stream is cut into sequences. If the tokenizer has a BOS, the
+    stream contains a BOS before each document. Each sequence then consists of a further BOS and `context` - 1 tokens
+    of the stream. If the tokenizer has no BOS, each sequence consists of `context` tokens of the stream.
     """
 
     path: Path
     token: zarr.Array
     """Token ids, [sequence, position]."""
     document: zarr.Array
-    """Document number (within the split) of each token, [sequence, position]."""
+    """Number of the document that each token belongs to, [sequence, position]. Numbers count within the split."""
     bos_id: int | None
-    """Token id of the BOS. None if there is no BOS; 0 is a valid id."""
+    """Token id of the BOS, which may be 0. None if the tokenizer has no BOS."""
     vocabulary: int
     """Vocabulary size of the tokenizer."""
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Returns the number of sequences."""
         return self.token.shape[0]
 
     @property
     def context(self) -> int:
-        """Tokens per sequence."""
+        """Number of tokens per sequence."""
         return self.token.shape[1]
 
     def take(self, indices: slice | Int[np.ndarray, " sequence"]) -> Int[Tensor, "sequence position"]:
-        """Returns token ids (int64) of the sequences at `indices`, in that order.
+        """Returns the token ids (int64) of the sequences at `indices`, in the order of `indices`.
 
-        Raises ValueError if they are damaged.
+        Raises ValueError if the stored token ids are damaged.
         """
         return self._read(self.token, indices)
 
     def take_document(
         self, indices: slice | Int[np.ndarray, " sequence"]
     ) -> Int[Tensor, "sequence position"]:
-        """Returns document numbers (int64) of the sequences at `indices`, in that order.
+        """Returns the document numbers (int64) of the sequences at `indices`, in the order of `indices`.
 
-        Raises ValueError if they are damaged.
+        Raises ValueError if the stored document numbers are damaged.
         """
         return self._read(self.document, indices)
 
@@ -160,7 +162,7 @@ def open_tokens(path: Path | str) -> Tokens:
 def scored_positions(
     tokens: Int[Tensor, "sequence position"], bos_id: int | None
 ) -> Bool[Tensor, "sequence position"]:
-    """Whether each position is scored. All positions are scored, except position 0 and every BOS."""
+    """Returns whether each position is scored. All positions are scored, except position 0 and every BOS."""
     scored = torch.ones_like(tokens, dtype=torch.bool) if bos_id is None else tokens != bos_id
     scored[:, 0] = False
     return scored

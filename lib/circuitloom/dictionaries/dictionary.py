@@ -1,4 +1,7 @@
-"""A trained dictionary (SAE or transcoder). It reads one site of the model and reconstructs this or another site."""
+"""A trained dictionary (SAE or transcoder).
+
+A dictionary reads one site of the model and reconstructs the same or another site.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,11 +23,11 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class Dictionary:
-    """z = act(W_enc x + b_enc), y_hat = W_dec^T z + b_dec (+ W_skip x), on raw activations x.
+    """A dictionary on raw activations x: z = act(W_enc x + b_enc), y_hat = W_dec^T z + b_dec (+ W_skip x).
 
-    Feature i reads with row W_enc[i] and writes row W_dec[i]. Training and import give every decoder row unit norm,
-    also for features that never fire, so that z is in units of y and comparable across features. Only a row of zeros
-    stays zero.
+    Feature i reads x with row W_enc[i], and adds z_i times row W_dec[i] to y_hat. Training and import give every
+    decoder row unit norm, also the rows of features that never fire. So z is in units of y, and activations of
+    different features can be compared. Only a row of zeros stays zero.
 
     >>> dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, act="topk", k=16, site_in="mlp_in", site_out="mlp_out")
     >>> y_hat = dictionary(x)
@@ -61,12 +64,12 @@ class Dictionary:
 
     @property
     def d_in(self) -> int:
-        """Dimension of the site that is read."""
+        """Dimension of the site that the dictionary reads."""
         return self.W_enc.shape[1]
 
     @property
     def d_out(self) -> int:
-        """Dimension of the site that is reconstructed."""
+        """Dimension of the site that the dictionary reconstructs."""
         return self.W_dec.shape[1]
 
     @property
@@ -80,7 +83,7 @@ class Dictionary:
         return (self.site_in, self.site_out) == ("mlp_in", "mlp_out")
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
-        """Returns what the encoder reads (x for a transcoder, y for an SAE), in the dictionary's dtype.
+        """Returns the encoder's input in the dictionary's dtype. This is x for a transcoder and y for an SAE.
 
         x is the MLP's input and y is the value of site_out.
         """
@@ -113,7 +116,7 @@ class Dictionary:
     def decode(
         self, z: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
-        """Returns the reconstruction y_hat for activations z. Only the skip connection reads x."""
+        """Returns the reconstruction y_hat for activations z. Only the skip connection uses x."""
         return self._add_bias(self.write(z), x)
 
     def decode_sparse(
@@ -123,7 +126,10 @@ class Dictionary:
         value: Float[Tensor, " entry"],
         x: Float[Tensor, "token d_in"],
     ) -> Float[Tensor, "token d_out"]:
-        """Like `decode`, but takes only the non-zero activations, as `encode_sparse` returns them."""
+        """Returns y_hat like `decode`, but from the non-zero activations alone.
+
+        `token`, `feature` and `value` are the results of `encode_sparse`.
+        """
         return self._add_bias(self.write_sparse(token, feature, value, len(x)), x)
 
     def _add_bias(self, written: Tensor, x: Tensor) -> Tensor:
@@ -141,9 +147,9 @@ class Dictionary:
         value: Float[Tensor, " entry"],
         n: int,
     ) -> Float[Tensor, "token d_out"]:
-        """Like `write`, but takes only the non-zero activations, ordered by token.
+        """Returns z @ W_dec like `write`, but from the non-zero activations alone, which are ordered by token.
 
-        Returns one row for each of `n` tokens.
+        The result has one row for each of `n` tokens.
         """
         start = torch.searchsorted(token, torch.arange(n, device=token.device))
         return F.embedding_bag(feature, self.W_dec, start, mode="sum", per_sample_weights=value)
@@ -159,8 +165,8 @@ class Dictionary:
     ) -> Float[Tensor, "*batch d_out"]:
         """Returns y after the activations z are changed to edit(z).
 
-        With `keep_error` the result is y + (edit(z) - z) W_dec, which keeps the reconstruction error. Without it, the
-        result is decode(edit(z)). x is the MLP's input and y is the value of site_out.
+        With `keep_error` the result is y + (edit(z) - z) W_dec, which keeps the reconstruction error. Without
+        `keep_error` the result is decode(edit(z)). x is the MLP's input and y is the value of site_out.
         """
         read = self.encoder_input(x, y)
         z = self.encode(read)
@@ -173,7 +179,10 @@ class Dictionary:
         ablated: Callable[[Tensor, Tensor], Bool[Tensor, " entry"]],
         keep_error: bool = True,
     ) -> Float[Tensor, "token d_out"]:
-        """Like `edit`, but sets z to zero where `ablated(token, feature)` is true. Only active features are decoded."""
+        """Returns y after z is set to zero where `ablated(token, feature)` is true.
+
+        `x`, `y` and `keep_error` have the same meaning as in `edit`. Only active features are decoded.
+        """
         read = self.encoder_input(x, y)
         token, feature, value = self.encode_sparse(read)
         mask = ablated(token, feature)
@@ -187,9 +196,9 @@ class Dictionary:
         feature: int | Int[Tensor, "*batch"],
         value: Float[Tensor, "*batch"],
     ) -> Float[Tensor, "*batch d_out"]:
-        """Returns y - value * W_dec[feature]. If `value` is the feature's activation, this ablates the feature.
+        """Returns y - value * W_dec[feature]. This ablates the feature if `value` is the feature's activation.
 
-        `feature` is one feature for all tokens, or one per token.
+        `feature` is one feature for all tokens, or one feature per token.
         """
         return y - (value[..., None] * self.W_dec[feature]).to(y.dtype)
 
@@ -205,7 +214,10 @@ class Dictionary:
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str, Any]) -> None:
-    """Write the dictionary's weights and config into `folder`. The run's `config` is stored under the key `run`."""
+    """Write the dictionary's weights and config into `folder`.
+
+    `config` is the config of the run. It is stored in the dictionary's config under the key `run`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = vars(dictionary)
@@ -226,7 +238,8 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> Dictionary:
     """Load the dictionary in `folder`.
 
-    Raises ValueError, which names the folder, if the dictionary is missing, is damaged, or has not exactly one output.
+    Raises ValueError if the dictionary is missing or damaged, or does not have exactly one output. The message names
+    the folder.
 
     >>> dictionary = load_dictionary("results/quickstart/dictionaries/tc-topk16-1024/layer1")
     >>> z = dictionary.encode(x)

@@ -41,8 +41,8 @@ PAGES: Mapping[str, tuple[str, Page]] = {
 """Maps each URL path to the title of its page and to the function that makes the page."""
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost", "[::1]")
-"""Accepted Host headers. A request with another one may come from a foreign website whose name resolves to this machine
-(DNS rebinding).
+"""Accepted Host headers. A request with another Host header may come from a foreign website whose name resolves to this
+machine (DNS rebinding).
 """
 POLICY = (
     "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "

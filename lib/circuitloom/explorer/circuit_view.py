@@ -44,7 +44,7 @@ class CircuitRows:
 FindCircuit = Callable[[dict[str, Any]], CircuitRows]
 """Finds the circuit for the data of the store `circuit-source`.
 
-They name a trace in the catalogue or a prompt that is traced in this session.
+The data name a trace in the catalogue or a prompt that is traced in this session.
 """
 
 
@@ -68,9 +68,9 @@ def write_groups(groups: Groups) -> str:
 def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, list[int]]:
     """Returns `groups` after the marked nodes are added to the group `name`. The group may be new.
 
-    Marked supernodes have negative numbers. Their members are added too, and their own groups are removed. If `name`
-    is empty, the group is called "group 1", "group 2" and so on. The characters `:`, `;` and `,` are removed from the
-    name because the URL uses them as separators.
+    Marked supernodes have negative numbers. The members of a marked supernode are added to the group `name`, and the
+    supernode's own group is removed. If `name` is empty, the new group is called "group 1", "group 2" and so on. The
+    characters `:`, `;` and `,` are removed from the name because the URL uses them as separators.
     """
     names = list(groups)
     merged = [names[-1 - number] for number in marked if number < 0]
@@ -84,7 +84,8 @@ def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, lis
 
 
 def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -> Component:
-    """The graph of a circuit with its controls. `source` is what `FindCircuit` needs to find the circuit again."""
+    """Returns the graph of a circuit with its controls. `source` has the data from which `FindCircuit` finds the
+    circuit."""
     shown_share, groups = share(params, "share", 0.6), params.get("groups", "")
     parsed = parse_groups(groups)
     options = _options(circuit, parsed)
@@ -226,7 +227,8 @@ def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
 
 
 def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Component:
-    """A panel about one node. It shows the node's values, its strongest edges and, if it is a feature, examples."""
+    """Returns a panel about one node. The panel shows the node's values and its strongest edges. If the node is a
+    feature, the panel also shows examples."""
     row = circuit.node(node)
     facts = [
         (name, format_value(row[column]))
@@ -253,7 +255,7 @@ def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Compon
 
 
 def supernode_panel(circuit: CircuitRows, groups: Groups, number: int) -> Component:
-    """A panel about one supernode, with its members and its strongest edges."""
+    """Returns a panel about one supernode, with its members and its strongest edges."""
     nodes, edges = group_nodes(circuit.nodes, circuit.edges, groups)
     names = list(groups)
     if not -len(names) <= number < 0:
@@ -290,7 +292,8 @@ def _feature_summary(client: CatalogClient, row: Row) -> list[Any]:
 
 
 def effects_table(edges: Sequence[Row], n: int = 12) -> Component:
-    """A table of the first `n` edges whose source was ablated, with their predicted and measured effects."""
+    """Returns a table of the first `n` edges whose source was ablated, with the edges' predicted and measured
+    effects."""
     rows = [
         [edge["source"], edge["target"], *(signed(edge[effect]) for effect in EFFECTS)]
         for edge in edges

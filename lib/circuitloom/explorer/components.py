@@ -22,7 +22,7 @@ def aria(**names: str) -> dict[str, Any]:
 
 
 def sql_button(answer: Answer, text: str = "SQL") -> Component:
-    """A button that shows the SQL of an answer, with a link that opens it in the SQL console."""
+    """Returns a button that shows the SQL of an answer, with a link that opens this SQL in the SQL console."""
     return html.Details(
         [
             html.Summary(text, title="the query of this view"),
@@ -34,18 +34,19 @@ def sql_button(answer: Answer, text: str = "SQL") -> Component:
 
 
 def panel(title: str, *content: Content, answer: Answer | None = None, **attributes: Any) -> Component:
-    """A section with a heading. If `answer` is given, the heading also has a button that shows its SQL."""
+    """Returns a section with a heading. If `answer` is given, the heading also has a button that shows the answer's
+    SQL."""
     head = [html.H2(escape_invisible(title)), *([sql_button(answer)] if answer else [])]
     return html.Section([html.Div(head, className="head"), *content], **attributes)
 
 
 def empty_note(text: str) -> Component:
-    """A note that says why a view is empty."""
+    """Returns a note that says why a view is empty."""
     return html.P(text, className="empty")
 
 
 def signed(value: float | None) -> Component:
-    """A number with its sign. The sign also determines its colour."""
+    """Returns a number with its sign. The sign also determines the colour of the text."""
     direction = "" if not value else "raises" if value > 0 else "lowers"
     return html.Span(format_signed(value, 3), className=direction)
 
@@ -56,7 +57,7 @@ def feature_name(layer: int, feature: int) -> str:
 
 
 def to_feature(run: str, layer: int, feature: int) -> Component:
-    """A link to a feature's page."""
+    """Returns a link to a feature's page."""
     return dcc.Link(feature_name(layer, feature), href=feature_link(run, layer, feature))
 
 
@@ -66,7 +67,7 @@ def table(
     text_columns: Sequence[int] = (),
     caption: str | None = None,
 ) -> Component:
-    """A table. The columns whose indices are in `text_columns` contain text, all others contain numbers."""
+    """Returns a table. Columns with an index in `text_columns` contain text. All other columns contain numbers."""
     kinds = ["" if i in text_columns else "number" for i in range(len(head))]
     body = [
         html.Tr([html.Td(_cell(cell), className=kind) for cell, kind in zip(row, kinds, strict=True)])
@@ -89,7 +90,7 @@ def _cell(content: Content) -> Content:
 
 
 def shaded(row: Row, largest: float, spacing: str) -> Component:
-    """The tokens of an example as text, with `spacing` between them.
+    """Returns the tokens of an example as text, with `spacing` between two tokens.
 
     Each token is shaded by its activation divided by `largest`. The token to which the example belongs is underlined.
     """
@@ -111,9 +112,9 @@ def shaded(row: Row, largest: float, spacing: str) -> Component:
 
 
 def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Component:
-    """A list of the tokens whose effect has the given sign.
+    """Returns a list of the tokens whose effect has the given sign.
 
-    Each token has a bar. Its length is the effect divided by the largest absolute effect in `rows`.
+    Each token has a bar. The length of the bar is the effect divided by the largest absolute effect in `rows`.
     """
     largest = max((abs(row["effect"]) for row in rows), default=0.0) or 1.0
     chosen = [row for row in rows if row["sign"] == sign]
@@ -138,12 +139,13 @@ def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Compone
 
 
 def choice(name: str, value: str) -> dict[str, str]:
-    """Dash id of a control that sets the URL parameter `name`. `value` is the current value of the parameter."""
+    """Returns the Dash id of a control that sets the URL parameter `name`. `value` is the current value of the
+    parameter."""
     return {"go": name, "now": value}
 
 
 def select(name: str, options: Sequence[str] | Mapping[str, str], value: str, label: str) -> Component:
-    """A labelled dropdown that sets the URL parameter `name`.
+    """Returns a labelled dropdown that sets the URL parameter `name`.
 
     `options` are the values to choose from, or map each value to the text that is shown for it.
     """

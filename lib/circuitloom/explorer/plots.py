@@ -25,7 +25,8 @@ def escape_markup(text: str) -> str:
 def plot(
     traces: Sequence[dict[str, Any]], x: str, y: str, id: Any = None, height: int = 320, **layout: Any
 ) -> dcc.Graph:
-    """A plot of `traces`. `x` and `y` are the titles of the axes, and `layout` overrides default plotly settings."""
+    """Returns a plot of `traces`. `x` and `y` are the titles of the axes, and `layout` overrides default plotly
+    settings."""
     axis = {
         "linecolor": "#888",
         "gridcolor": "#e6e6e6",

@@ -54,9 +54,9 @@ class JobQueue:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explorer")
 
     def start(self, key: Hashable, work: Callable[[Progress], Any], retry: bool = True) -> BackgroundJob:
-        """Returns the job `key`. If there is none, starts one that runs `work`.
+        """Returns the job with the key `key`. If there is no such job, starts a job that runs `work`.
 
-        If the job has failed and `retry` is true, it is started again.
+        If the job has failed and `retry` is true, the job is started again.
         """
         with self._lock:
             job = self._jobs.get(key)
@@ -104,7 +104,8 @@ class TracedPrompt:
     """The trace as a row of the table `trace`."""
     circuit: CircuitRows
     paths: list[tuple[str, float]]
-    """(text that names the nodes, contribution to the target) of each path. The largest contribution comes first."""
+    """One tuple per path: (text that names the nodes, contribution to the target). The largest contribution comes
+    first."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,14 @@ class EditedPrediction:
 
     position: int
     rows: list[tuple[str, float, float]]
-    """(token, probability before, probability after) for each token that is among the most likely before or after."""
+    """One tuple per token: (token, probability before the edit, probability after the edit). The tokens are those that
+    are among the most likely before or after the edit."""
     kl: float
     """KL(before || after) in nats."""
 
 
 class PromptService:
-    """Runs jobs on the language model and the transcoders of a study, which are opened when they are first needed."""
+    """Runs jobs on the language model and the transcoders of a study. Both are loaded when a job first needs them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -234,7 +236,7 @@ def compare_predictions(
 ) -> EditedPrediction:
     """Compares two next-token distributions [vocabulary]. `strings` are the texts of all tokens.
 
-    Returns the most likely tokens of both, most likely first, and the KL divergence.
+    Returns the most likely tokens of both distributions, and the KL divergence. More likely tokens come first.
     """
     n = min(TOP_TOKENS, len(before))
     tokens = {*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}

@@ -24,7 +24,8 @@ def parse(search: str | None) -> dict[str, str]:
 
 
 def integer(params: Params, name: str) -> int | None:
-    """Reads an integer parameter. Returns None if it is missing or empty. Raises ValueError if it is not an integer."""
+    """Reads an integer parameter. Returns None if the parameter is missing or empty. Raises ValueError if the text is
+    not an integer."""
     text = params.get(name)
     if text is None or text == "":
         return None

@@ -12,9 +12,10 @@ NATIVE = "TransformerLensNative"
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Names of the modules of a causal language model. They are stored next to its weights in `anatomy.json`.
+    """Names of the modules of a causal language model.
 
-    Finding the names imports TransformerLens, which takes seconds. Reading the file is fast.
+    The names are stored next to the model's weights in `anatomy.json`. Finding the names imports TransformerLens, which
+    takes seconds. Reading the file is fast.
     """
 
     architecture: str
@@ -25,13 +26,16 @@ class Anatomy:
     blocks: str
     """Path of the list of blocks in the model, such as `model.layers`."""
     mlp: str
-    """Name of the MLP in a block. Its input is TransformerLens' `mlp.hook_in`, and its output is `hook_mlp_out`."""
+    """Name of the MLP in a block.
+
+    The MLP's input is TransformerLens' `mlp.hook_in`. The MLP's output is TransformerLens' `hook_mlp_out`.
+    """
     mlp_projection: str
-    """Name of W_out in the MLP. Its input is the activations of the neurons."""
+    """Name of W_out in the MLP. The input of W_out is the activations of the neurons."""
     norm_mlp: str | None
-    """Name of the norm before the MLP, or None. In blocks where the MLP follows attention its input is `resid_mid`."""
+    """Name of the norm before the MLP, or None. If the MLP follows attention, the input of this norm is `resid_mid`."""
     parallel: bool
-    """Whether attention and MLP read the same residual stream (as in GPT-NeoX). If so, there is no `resid_mid`."""
+    """Whether attention and MLP read the same residual stream, as in GPT-NeoX. Such a model has no `resid_mid`."""
     norm_mlp_after: str | None
     """Name of the norm that is applied to the MLP's output (Gemma 2), or None."""
     norm_attention: str | None
@@ -41,7 +45,7 @@ class Anatomy:
     attention: str
     """Name of the attention module in a block."""
     attention_projection: str
-    """Name of W_O in the attention module. Its input is the concatenated outputs of the heads."""
+    """Name of W_O in the attention module. The input of W_O is the concatenated outputs of the heads."""
     embedding: str
     """Path of the token embedding."""
     positions: str | None
@@ -109,9 +113,9 @@ def anatomy_of(bridge) -> Anatomy:
 
 
 def adapter_components(bridge) -> dict[str, Any]:
-    """Returns the adapter's components, keyed by TransformerLens' names of the modules.
+    """Returns the components of TransformerLens' adapter. The keys are TransformerLens' names of the modules.
 
-    A component's `name` is the name in the model itself.
+    The attribute `name` of a component is the name of the module in the model itself.
     """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 
@@ -132,7 +136,10 @@ def write_anatomy(anatomy: Anatomy, folder: Path) -> None:
 
 
 def read_anatomy(folder: Path) -> Anatomy:
-    """Returns the anatomy stored in `folder`. Raises ValueError if another version wrote it."""
+    """Returns the anatomy stored in `folder`.
+
+    Raises ValueError if another version of this package wrote the file.
+    """
     try:
         return Anatomy(**json.loads((folder / ANATOMY_FILE).read_text()))
     except TypeError as error:

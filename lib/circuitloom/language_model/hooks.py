@@ -1,6 +1,6 @@
 """Captures and edits activations of a language model with forward hooks. No other file registers hooks.
 
-The example replaces the output of head 0 of layer 3 with its output on other tokens:
+The example replaces the output of head 0 of layer 3 with the output of the same head on other tokens:
 
 donor = capture(model, other_tokens, [Site("heads", 3)])[Site("heads", 3)]
 
@@ -45,9 +45,9 @@ class Site(NamedTuple):
 
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""Function (x, y) that returns the new value of y; all are [sequence, position, d]. y is the site's value.
+"""Type of a function (x, y) that returns the new value of a site. y is the site's value.
 
-At `mlp_out` x is the MLP's input, at other sites x is y itself.
+At `mlp_out`, x is the MLP's input. At other sites, x is y itself. All values are [sequence, position, d].
 """
 
 OUTPUT_SITES = ("mlp_out", "embedding", "final_norm")
@@ -57,7 +57,10 @@ OUTPUT_SITES = ("mlp_out", "embedding", "final_norm")
 def capture(
     model: LanguageModel, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
 ) -> dict[Site, Float[Tensor, "sequence position d"]]:
-    """Returns the activations at `sites`. The forward pass ends at the last of them and skips what comes later."""
+    """Returns the activations at `sites`.
+
+    The forward pass ends when all of the sites are reached, and skips later modules.
+    """
     captured: dict[Site, Tensor] = {}
     capture_each(model, tokens, sites, captured.__setitem__)
     return captured
@@ -69,9 +72,9 @@ def capture_each(
     sites: Sequence[Site],
     callback: Callable[[Site, Tensor], None],
 ) -> None:
-    """Call `callback(site, value)` when the forward pass reaches each site. No value is kept.
+    """Call `callback(site, value)` when the forward pass reaches each site.
 
-    The pass ends at the last of the sites.
+    This function keeps no value. The forward pass ends when all of the sites are reached.
     """
     waiting = set(sites)
 
@@ -117,10 +120,10 @@ def observed(
 
 @contextmanager
 def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """Within the context, the value at each site is replaced by what its edit returns, and later modules read that.
+    """Within the context, replace the value at each site by the result of the site's edit.
 
-    An edit later in the forward pass receives values that earlier edits have changed. If nested contexts edit the same
-    site, the edit of the outermost applies first.
+    Later modules read the new value. An edit at a later site receives a value that may depend on earlier edits. If
+    nested contexts edit the same site, the edit of the outermost context is applied first.
     """
     with ExitStack() as stack:
         for site, edit in edits.items():
@@ -153,7 +156,7 @@ def _edit_input(model: LanguageModel, site: Site, edit: Edit):
 
     handles = [find_module(model, site).register_forward_pre_hook(enter, with_kwargs=True)]
     if site.name == "resid_mid":
-        # the stream also bypasses the MLP, so its change is added to the block's output
+        # the stream also bypasses the MLP, so the change of the stream is added to the block's output
         handles.append(model.block(site.layer).register_forward_hook(leave))
     return handles
 
@@ -180,9 +183,11 @@ def observed_modules(
 
 
 def find_module(model: LanguageModel, site: Site) -> nn.Module:
-    """Returns the module whose output (at `OUTPUT_SITES`) or first input (at other sites) is the site's value.
+    """Returns the module whose output or first input is the site's value.
 
-    Raises ValueError if the site is unknown, or if it is resid_mid and the model runs attention and MLP in parallel.
+    At `OUTPUT_SITES` the value is the output, and at other sites the first input. Raises ValueError if the site is
+    unknown. Also raises ValueError for resid_mid if the model runs attention and MLP in parallel, or has no norm before
+    the MLP.
     """
     anatomy, layer = model.anatomy, site.layer
     if site.name == "resid_mid" and (anatomy.parallel or anatomy.norm_mlp is None):

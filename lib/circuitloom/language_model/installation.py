@@ -17,10 +17,11 @@ SOURCE = "source.json"
 
 
 def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, output: Path) -> None:
-    """Copy the model of `config` to `output`: its config, weights, tokenizer, anatomy and a record of its source.
+    """Copy the model that `config` names to `output`.
 
-    Pickled weights are converted to safetensors. A model without a tokenizer gets the corpus's tokenizer from the
-    folder `tokenizer`. Raises ValueError if the model or its weights are missing or damaged.
+    The copy has the config, the weights, the tokenizer, the anatomy and a record of the source. Pickled weights are
+    converted to safetensors. A model without a tokenizer gets the corpus's tokenizer from the folder `tokenizer`.
+    Raises ValueError if the model or its weights are missing or damaged.
     """
     folder, origin = _locate(config)
     if isinstance(config, sections.HubModel) and config.shape is not None:
@@ -54,7 +55,10 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
 
 
 def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dict[str, str]]:
-    """Returns the model's folder, which is sure to have weights, and a record of the model's source."""
+    """Returns the model's folder and a record of the model's source.
+
+    Raises ValueError if the folder has no config or no weights.
+    """
     if isinstance(config, sections.HubModel):
         folder = _download(config)
         key, remedy = "name", "set HF_HUB_OFFLINE=0 to download them"
@@ -76,9 +80,9 @@ def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dic
 
 
 def _download(config: sections.HubModel) -> Path:
-    """Download the repository, and return its folder in the hub's cache.
+    """Download the model's repository. Returns the repository's folder in the hub's cache.
 
-    Pickled weights are downloaded only if there are no others.
+    Pickled weights are downloaded only if the repository has no other weights.
     """
     import httpx2
     from huggingface_hub import snapshot_download

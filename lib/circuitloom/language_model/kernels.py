@@ -1,6 +1,6 @@
-"""Attention and loss for pretraining small models on short sequences on a CPU.
+"""Computes attention and the loss for pretraining small models on short sequences on a CPU.
 
-Their effect was measured on two cores with bfloat16 (3 layers, d=128, vocabulary 1,504, 8,192 tokens per step). With
+The speed was measured on two cores with bfloat16 (3 layers, d=128, vocabulary 1,504, 8,192 tokens per step). With
 torch's functions, fused attention takes 27 % of a step and the loss over all logits 19 %. With the functions of this
 module a step is 2.3 times as fast (docs/log.md).
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 DENSE_ATTENTION = "circuitloom_dense"
 """Name under which `register_attention` registers `dense_attention` with transformers."""
 ROWS = 1024
-"""Tokens per block of logits. Such a block fits the processor's cache."""
+"""Number of tokens per block of logits. A block of this size fits the processor's cache."""
 
 
 def register_attention() -> None:
@@ -34,10 +34,11 @@ def dense_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[Float[Tensor, "sequence position head e"], None]:
-    """Causal attention that computes the patterns, [sequence, head, position, position], in the dtype of `query`.
+    """Returns the output of causal attention.
 
-    It has the signature of transformers' attention functions. Dropout and padding are not supported, so
-    `attention_mask` must be None.
+    The patterns, [sequence, head, position, position], are computed in the dtype of `query`. The function has the
+    signature of transformers' attention functions. Dropout and padding are not supported, so `attention_mask` must be
+    None.
     """
     sequences, heads, positions, _e = query.shape
     future = torch.full((positions, positions), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
@@ -48,9 +49,10 @@ def dense_attention(
 
 
 class _NextTokenLoss(torch.autograd.Function):
-    """Cross-entropy and its gradients, computed in one loop over blocks of rows so that no logits are kept.
+    """Computes the cross-entropy and its gradients.
 
-    It follows the fused linear cross-entropy of Liger Kernel (Hsu 2024, arXiv 2410.10989).
+    One loop over blocks of rows computes loss and gradients together, so that no logits are kept. The method is the
+    fused linear cross-entropy of Liger Kernel (Hsu 2024, arXiv 2410.10989).
     """
 
     @staticmethod
@@ -84,7 +86,7 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Returns the mean cross-entropy, in nats, of the logits `hidden` @ `unembedding`.T.
 
-    Products are in `dtype`, and sums in float32.
+    Matrix products are in `dtype`. The log-softmax and the sum of the loss are in float32.
     """
     loss: Tensor = _NextTokenLoss.apply(hidden, unembedding, target, dtype)  # type: ignore[assignment]
     return loss

@@ -1,8 +1,8 @@
 """Converts models in TransformerLens' legacy format, which has its own config.json keys and a pickled state dict.
 
 The repositories of NeelNanda, ArthurConmy and Baidicoot on the hub use this format. TransformerLens converts the
-weights. Its own loader accepts neither a revision nor a folder, so this module finds and reads the files. The converted
-folder has safetensors and a config.json that `load_native` reads.
+weights. TransformerLens' own loader accepts neither a revision nor a folder, so this module finds and reads the files.
+The converted folder has a safetensors file and a config.json. `load_native` reads this folder.
 """
 
 import json
@@ -27,10 +27,11 @@ def is_legacy(folder: Path) -> bool:
 
 
 def convert(folder: Path, name: str, output: Path) -> None:
-    """Convert the legacy model in `folder`. The result in `output` can be read with `load_native`.
+    """Convert the legacy model in `folder`. Write a model to `output` that `load_native` can read.
 
-    The config may name the layout of the weights. If it does not, `_old` in the repository's `name` means the old
-    layout. Raises ValueError if a file or key is missing, or if TransformerLens has no native equivalent of the model.
+    `name` is the name of the repository. If the config does not name the layout of the weights, `_old` in `name` means
+    the old layout. Raises ValueError if a file or key is missing, or if TransformerLens has no native equivalent of the
+    model.
     """
     from safetensors.torch import save_file
 
@@ -49,7 +50,10 @@ def convert(folder: Path, name: str, output: Path) -> None:
 
 
 def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) -> LanguageModel:
-    """Load the converted model in `folder`. Raises ValueError if its weights are damaged or do not fit its config."""
+    """Load the converted model in `folder`.
+
+    Raises ValueError if the weights are damaged or do not fit the config.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformer_lens.model_bridge.sources.native import NativeModel
@@ -66,9 +70,9 @@ def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) ->
 
 
 def _native_config(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config of the native model.
+    """Returns the config of the native model. `given` is the legacy config.
 
-    Raises KeyError if the legacy config lacks a key, and ValueError if it is not supported.
+    Raises KeyError if the legacy config lacks a key, and ValueError if native models do not support the legacy config.
     """
     if given.get("shortformer_pos"):
         raise ValueError("it has shortformer positions, which TransformerLens' native models do not support")
@@ -117,7 +121,10 @@ def _native_weights(state: dict[str, Tensor], layout: str, config: dict[str, Any
 
 
 def _native_name(key: str, components: Any) -> str:
-    """Returns the native name of a bridge parameter: `blocks.0.mlp.in.weight` becomes `layers.0.mlp.fc_in.weight`."""
+    """Returns the native name of the bridge parameter `key`.
+
+    For example, `blocks.0.mlp.in.weight` becomes `layers.0.mlp.fc_in.weight`.
+    """
     names = []
     for part in key.split("."):
         component = components.get(part)

@@ -1,6 +1,6 @@
 """A causal language model and its parts: blocks, MLPs, attention and norms.
 
-Module `hooks` captures and edits its activations.
+Module `hooks` captures and edits the model's activations.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from .anatomy import ANATOMY_FILE, Anatomy, find_anatomy, is_native, read_anatom
 class LanguageModel:
     """A Hugging Face model with fused attention, and an `Anatomy` that names the model's modules.
 
-    TransformerLens' bridge is not used, because it forces eager attention. Activations are equal to the bridge's
-    (tests/activations/test_sites.py).
+    TransformerLens' bridge is not used, because the bridge forces eager attention. Activations are equal to those of
+    the bridge (tests/activations/test_sites.py).
     """
 
     def __init__(self, module: nn.Module, anatomy: Anatomy) -> None:
@@ -38,21 +38,21 @@ class LanguageModel:
         return self.anatomy.layers
 
     def block(self, layer: int) -> nn.Module:
-        """Block `layer`."""
+        """Returns the block of `layer`."""
         return self.module.get_submodule(f"{self.anatomy.blocks}.{layer}")
 
     def mlp(self, layer: int) -> nn.Module:
-        """MLP of `layer`. Applied to mlp_in [..., d] it returns mlp_out [..., d]."""
+        """Returns the MLP of `layer`. This module maps mlp_in, [..., d], to mlp_out, [..., d]."""
         return self.block(layer).get_submodule(self.anatomy.mlp)
 
     def attention(self, layer: int) -> nn.Module:
-        """Attention of `layer`."""
+        """Returns the attention module of `layer`."""
         return self.block(layer).get_submodule(self.anatomy.attention)
 
     def norm(self, layer: int, name: str | None) -> nn.Module | None:
         """Returns the norm called `name` in block `layer`.
 
-        Returns None if `name` is None or the module is an identity.
+        Returns None if `name` is None, or if the module of this name is an identity.
         """
         module = None if name is None else self.block(layer).get_submodule(name)
         return None if isinstance(module, nn.Identity) else module
@@ -61,7 +61,7 @@ class LanguageModel:
     def eager_attention(self) -> Iterator[None]:
         """Within the context, attention modules also return their attention patterns.
 
-        Fused attention does not compute these.
+        Outside the context attention is fused, and fused attention does not compute the patterns.
         """
         config: Any = getattr(self.module, "config", None)
         fused = getattr(config, "_attn_implementation", None)
@@ -86,7 +86,7 @@ class LanguageModel:
 def load_model(
     folder: Path | str, dtype: str = "float32", device: str | torch.device | None = None
 ) -> LanguageModel:
-    """Load the language model in `folder` (Hugging Face layout). The default device is a GPU if available.
+    """Load the language model in `folder` (Hugging Face layout). The default device is a GPU if there is one.
 
     Raises ValueError if transformers cannot load a complete model from the folder.
 

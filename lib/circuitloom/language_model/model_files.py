@@ -19,7 +19,7 @@ LEGACY = "*final.pth"
 PICKLED = ("pytorch_model*.bin", LEGACY)
 """File name patterns of pickled weights.
 
-They are used only if there is no safetensors file, and are always read with `weights_only=True`.
+Pickled files are used only if there is no safetensors file. They are always read with `weights_only=True`.
 """
 
 
@@ -30,14 +30,17 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def copy_files(folder: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Copy the matching files of `folder` to `target`. Permissions are not copied, because sources may be read-only."""
+    """Copy the files directly in `folder` whose names match a pattern to `target`.
+
+    Permissions are not copied, because sources may be read-only.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for file in matching(folder, patterns):
         shutil.copyfile(file, target / file.name)
 
 
 def weights_digest(weights: "Mapping[str, Tensor]") -> str:
-    """Returns a digest of the names, dtypes, shapes and values of weights."""
+    """Returns a digest of the names, dtypes, shapes and values of `weights`."""
     import torch
 
     digest = hashlib.blake2b(digest_size=16)

@@ -37,24 +37,26 @@ from .anatomy import find_anatomy, write_anatomy
 from .model_files import TEXT, copy_files
 
 _BLOCK = 4096
-"""Number of sequences that are converted at a time. While they are read, tokens are 64-bit integers."""
+"""Number of sequences that are read at a time. Tokens are 64-bit integers until they are converted."""
 CHECKPOINT = "checkpoint.pt"
 HISTORY_ROWS = 200
 """Maximum number of rows of the table `pretraining`."""
 _DENSE_CONTEXT = 512
 """Largest context for which dense attention is used.
 
-It is faster while attention patterns fit the processor's caches.
+Dense attention is faster only while attention patterns fit the processor's caches.
 """
 
 
 class Batches:
-    """The batch of each step.
+    """Holds the training tokens and returns the batch of each step.
 
-    Each epoch is a permutation of the sequences, which depends only on the seed and the epoch.
+    Each epoch uses every sequence once, except the split's last sequence. The order depends only on the seed and the
+    epoch.
 
-    Every position has a target: the target of a sequence's last position is the first token of the next sequence. The
-    split's last sequence is not used. Tokens are kept in memory in the dtype in which they are stored.
+    Every position has a target. The target of a sequence's last position is the first token of the next sequence (after
+    BOS, if sequences start with BOS). The split's last sequence is used only for such a target. Tokens are kept in memory
+    in the dtype in which the files store them.
 
     Raises ValueError if there are fewer than two sequences.
     """
@@ -81,7 +83,7 @@ class Batches:
         return hashlib.blake2b(self._token.tobytes(), digest_size=16).hexdigest()
 
     def at(self, step: int) -> tuple[Int[Tensor, "sequence position"], Int[Tensor, "sequence position"]]:
-        """Returns the tokens of `step` (from 0), and their targets, which are the next tokens."""
+        """Returns the tokens of `step` (from 0), and the target of each token. The target is the next token."""
         places = np.arange(step * self.size, (step + 1) * self.size)
         rows = np.array(
             [self._order(epoch)[place] for epoch, place in zip(*divmod(places, self._count), strict=True)]
@@ -96,8 +98,8 @@ class Batches:
 def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
     """Returns the learning rate of `step` (from 0), as a fraction of the peak.
 
-    It rises linearly during the first fraction `warmup` of the steps, and falls linearly to zero during the last
-    fraction `decay`.
+    The rate rises linearly during the first fraction `warmup` of the steps. The rate falls linearly during the last
+    fraction `decay` of the steps. At the last step it is 1 / (`decay` * `steps`), not zero.
     """
     rise = (step + 1) / max(1.0, warmup * steps)
     fall = (steps - step) / max(1.0, decay * steps)
@@ -105,10 +107,11 @@ def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
 
 
 class MuonAdamW:
-    """Muon for the matrices of the blocks and AdamW for the other parameters of a `GPT2LMHeadModel`, with one schedule.
+    """Updates a `GPT2LMHeadModel`: Muon updates the matrices of the blocks, AdamW the other parameters.
 
-    Muon orthogonalises the query, key and value matrices separately, and scales its learning rate by the shape [out,
-    in]. GPT-2 stores these three matrices as one, [in, out], so Muon gets transposed views of the parts.
+    Both optimizers follow one schedule. Muon orthogonalises the query, key and value matrices separately. Muon also
+    scales its learning rate by the shape [out, in] of a matrix. GPT-2 stores query, key and value in one parameter,
+    [in, out], so Muon gets transposed views of the three parts.
     """
 
     def __init__(self, model: nn.Module, config: Pretrain) -> None:
@@ -124,7 +127,10 @@ class MuonAdamW:
         self._peaks = {self._muon: config.learning_rate, self._adam: config.learning_rate_embedding}
 
     def step(self, share: float) -> None:
-        """Take one optimizer step at the fraction `share` of the peak learning rates. Then clear the gradients."""
+        """Take one step of both optimizers, and then clear the gradients.
+
+        The learning rate of each optimizer is `share` times the optimizer's peak.
+        """
         for view, (parameter, columns) in zip(self._views, self._sources, strict=True):
             assert parameter.grad is not None
             view.grad = parameter.grad[:, columns].T
@@ -146,7 +152,7 @@ class MuonAdamW:
 def _matrix_columns(name: str, parameter: Tensor) -> list[slice]:
     """Returns the columns of each matrix in an [in, out] parameter.
 
-    There are three matrices in the concatenated query, key and value, else one.
+    The parameter with query, key and value holds three matrices. Every other parameter is one matrix.
     """
     count = 3 if name.endswith("c_attn.weight") else 1
     width = parameter.shape[1] // count
@@ -155,7 +161,7 @@ def _matrix_columns(name: str, parameter: Tensor) -> list[slice]:
 
 @dataclass
 class PretrainingState:
-    """The model, its optimizer and the history of the training. This is the content of a checkpoint."""
+    """The model, its optimizer and the history of the training. A checkpoint stores all of them."""
 
     model: GPT2LMHeadModel
     optimizer: MuonAdamW
@@ -170,7 +176,7 @@ class PretrainingState:
         return len(self.losses)
 
     def save(self, file: Path) -> None:
-        """Write a checkpoint atomically."""
+        """Write this state atomically to the checkpoint `file`."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -183,7 +189,7 @@ class PretrainingState:
         write_atomically(file, content.getbuffer())
 
     def resume(self, file: Path) -> None:
-        """Restore a checkpoint."""
+        """Restore this state from the checkpoint `file`."""
         state = torch.load(file, map_location=self.model.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -193,11 +199,12 @@ class PretrainingState:
 def pretrain(
     tokens: Tokens, tokenizer: Path, config: Pretrain, seed: int, output: Path, version: str = ""
 ) -> None:
-    """Train a model on `tokens`. Save it in `output` with its tokenizer, its anatomy and the table `pretraining`.
+    """Train a model on `tokens`, and save the model in `output`.
 
-    A killed training resumes from `output`.partial if the config, the tokens and `version` (of the code) are the same.
-    On a CPU with the same number of threads, the weights then are bit-identical to those of an uninterrupted training.
-    Raises ValueError if there is too little text, and FloatingPointError if the loss diverges.
+    The folder `output` also gets the tokenizer, the anatomy and the table `pretraining`. A killed training resumes from
+    `output`.partial if the config, the seed, the tokens and `version` (of the code) are the same. On a CPU with the
+    same number of threads, the weights are then bit-identical to those of an uninterrupted training. Raises ValueError
+    if there is too little text, and FloatingPointError if the loss diverges.
     """
     batches = Batches(tokens, config.batch, seed)
     keys = config.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -244,8 +251,8 @@ def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
 def train(training: PretrainingState, batches: Batches, config: Pretrain, checkpoint: Path) -> None:
     """Run the remaining steps. Write a checkpoint every `checkpoint_every` steps and after the last step.
 
-    Raises FloatingPointError if the loss exceeds that of a uniform guess by more than 2 nats. The last checkpoint is
-    kept.
+    Raises FloatingPointError if the loss is more than 2 nats above the loss of a uniform guess. The last checkpoint is
+    kept in this case.
     """
     step_tokens = batches.size * batches.context
     steps = math.ceil(config.tokens / step_tokens)
@@ -272,7 +279,7 @@ def train(training: PretrainingState, batches: Batches, config: Pretrain, checkp
 
 
 def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean loss of a batch, and accumulates its gradients in the model."""
+    """Returns the mean loss of a batch, and accumulates the gradients of this loss in the model."""
     fast = fast_dtype()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=fast == torch.bfloat16):
         hidden = model.transformer(tokens.to(model.device), use_cache=False).last_hidden_state
@@ -285,7 +292,7 @@ def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor
 def history(training: PretrainingState, config: Pretrain, context: int) -> list[dict[str, Any]]:
     """Returns the rows of the table `pretraining`.
 
-    Each row is a mean over the same number of steps, except the last.
+    Each row covers the same number of steps. The last row may cover fewer steps.
     """
     steps, rows = training.step, []
     size = math.ceil(steps / HISTORY_ROWS)
@@ -305,10 +312,11 @@ def history(training: PretrainingState, config: Pretrain, context: int) -> list[
 
 @styled
 def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
-    """Plot the training loss against tokens. If known, the held-out loss and the grammar's entropy are drawn as lines.
+    """Plot the training loss against the number of training tokens.
 
-    `table` is the table `pretraining`. `figures` has the values of table `language_model`. `step_tokens` is the number
-    of tokens per step.
+    If `figures` has the held-out loss and the grammar's entropy, each of them is drawn as a horizontal line. `table` is
+    the table `pretraining`. `figures` has the values of table `language_model`. `step_tokens` is the number of tokens
+    per step.
     """
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
 """Measures the quality of a language model.
 
-It is given by the held-out cross-entropy, its excess over the grammar's entropy, and the greater-than metric.
+The measures are the held-out cross-entropy, its excess over the entropy of the grammar, and the greater-than metric.
 """
 
 import math
@@ -31,7 +31,7 @@ class CrossEntropy:
     """Mean cross-entropy of next-token predictions, in nats per token."""
 
     masked: float
-    """Mean over predictions from scored positions, which are all except position 0 and BOS."""
+    """Mean over predictions from scored positions. All positions are scored, except position 0 and positions of BOS."""
     every: float
     """Mean over all predictions."""
     n_tokens: int
@@ -42,14 +42,14 @@ class CrossEntropy:
 class GrammarDistance:
     """Cross-entropy of the model and entropy of the grammar that generated the documents.
 
-    Both are in nats per predicted token.
+    Cross-entropy and entropy are in nats per predicted token.
     """
 
     cross_entropy: float
     entropy: float
     """Mean of -log p per token, where p is the probability under the grammar."""
     standard_error: float
-    """Standard error of the difference of the two. Documents are taken as independent."""
+    """Standard error of `cross_entropy` - `entropy`. Documents are taken as independent."""
     n_documents: int
 
     @property
@@ -83,7 +83,10 @@ def cross_entropy(model: LanguageModel, tokens: Tokens) -> CrossEntropy:
 def document_losses(
     model: LanguageModel, documents: Sequence[Int[np.ndarray, " _token"]]
 ) -> Float[np.ndarray, " document"]:
-    """Returns the summed cross-entropy, in nats, of each document's tokens after the first (its BOS)."""
+    """Returns the cross-entropy of each document in nats, summed over the document's tokens.
+
+    The first token (BOS) is not predicted, so it is left out of the sum.
+    """
     total = np.empty(len(documents))
     # sorted by length, so that batches need little padding
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
@@ -106,9 +109,9 @@ def grammar_distance(
     log_probability: Float[np.ndarray, " document"],
     bos_id: int,
 ) -> GrammarDistance:
-    """Compare model and grammar on complete documents. Each document is put between two BOS.
+    """Compare the model with the grammar on complete documents. Each document is put between two BOS.
 
-    `log_probability` is the log probability of each document and its end under the grammar, in nats.
+    `log_probability` holds, in nats, the log probability under the grammar that each document is generated and ends.
     """
     complete = [np.concatenate([[bos_id], document, [bos_id]]) for document in documents]
     predicted = np.array([len(document) - 1 for document in complete], np.float64)
@@ -132,8 +135,8 @@ def greater_than(
 ) -> float:
     """Returns the mean over prompts of P(y > YY) - P(y <= YY), where y is the next two-digit number.
 
-    This is the metric of Hanna 2023 (arXiv 2305.00586). `years` has the YY of each prompt. `numbers` has the tokens of
-    the numbers 00 to 99. Probabilities are not renormalized over these numbers.
+    This is the metric of Hanna 2023 (arXiv 2305.00586). `years` holds the YY of each prompt. `numbers` holds the tokens
+    of the numbers 00 to 99. The probabilities of these numbers are not renormalized to sum to 1.
     """
     p = torch.cat([model.logits(batch)[:, -1].float().softmax(-1).cpu() for batch in prompts.split(_BATCH)])
     later = torch.arange(len(numbers)) > years[:, None]
@@ -153,8 +156,9 @@ def language_model_rows(
 ) -> list[dict[str, Any]]:
     """Returns the rows of table `language_model`, measured on the held-out `tokens`.
 
-    `documents` are the rows of table `document` of the same split. If a grammar generated them, model and grammar are
-    compared on the documents that fit the context, and greater-than is measured on prompts drawn with `seed`.
+    `documents` are the rows of table `document` of the same split. If a grammar generated the documents, the model is
+    compared with the grammar on those documents that fit the context. Greater-than is then measured on prompts that are
+    drawn with `seed`.
     """
     loss = cross_entropy(model, tokens)
     rows = [
@@ -192,7 +196,7 @@ def _row(figure: str, value: float, unit: str, meaning: str) -> dict[str, Any]:
 def _generated_documents(
     documents: pa.Table, tokenizer: Tokenizer, context: int
 ) -> tuple[list[Int[np.ndarray, " _token"]], Float[np.ndarray, " document"]]:
-    """Returns the generated documents that fit the context after a BOS, as tokens, and their log probabilities."""
+    """Returns the tokens and the log probability of each generated document that fits the context after a BOS."""
     held_out = documents.filter(pc.field("log_probability").is_valid() & (pc.field("n_tokens") < context))
     log_p = held_out["log_probability"].to_numpy()
     return tokenizer.encode(held_out["text"].to_pylist()), log_p

@@ -24,25 +24,25 @@ SHARE_OF_PEAK = {
     "language_model": 0.38, "activations": 0.15, "dictionaries": 0.07, "evaluation": 0.08, "features": 0.2,
     "circuits": 0.05, "cases": 0.05,
 }  # fmt: skip
-"""Share of the measured rate of matrix products that each stage reaches on CPUs.
+"""For each stage, the share of the measured rate of matrix products that the stage reaches on CPUs.
 
-The values lie between those of two machines. The machine with half the rate reaches a share that is 1.2 to 2 times as
-large (docs/benchmarks/quickstart.md).
+Two machines were measured. Each value lies between the shares of these machines. The machine with half the rate of
+matrix products reaches shares that are 1.2 to 2 times as large (docs/benchmarks/quickstart.md).
 """
 PRODUCT_SHARE_OF_STEP = 0.93
-"""Share of the product rate that the products in a GPU training step reach (docs/benchmarks/training.md)."""
+"""Share of the measured product rate that the products in a GPU training step reach (docs/benchmarks/training.md)."""
 USABLE_GPU_MEMORY = 0.9
 """Share of a GPU's memory that arrays can use."""
 WRITE_RATE, READ_RATE = 2e9, 2.5e9
 """Bytes of activations that one thread writes or reads per second (docs/benchmarks/caching.md)."""
 CHECKPOINT_RATE = 1e9
-"""Bytes of a checkpoint that one process copies and writes per second. This value is assumed, not measured."""
+"""Bytes of a checkpoint that one process copies and writes per second. This rate is assumed, not measured."""
 ACTIVATIONS_PER_SECOND = 2_000_000
 """Number of activations that one job sorts and writes per second."""
 JOB_SECONDS = 8.0
-"""Seconds that a job needs to start: Snakemake, imports, and loading the model."""
+"""Seconds that a job needs to start. In this time Snakemake starts, and the job imports modules and loads the model."""
 TOKENS_PER_SECOND = 300_000
-"""Number of tokens that one core generates or tokenises, and packs, per second."""
+"""Number of tokens per second that one core generates (or tokenises) and packs."""
 
 
 def plan(study: Study, machine: MachineRates) -> list[Cost]:
@@ -68,7 +68,7 @@ def works_of(study: Study) -> list[Work]:
 
 
 def check_disk(costs: list[Cost], machine: MachineRates) -> None:
-    """Raise ValueError if the disk cannot hold the outputs. The message names a remedy."""
+    """Raise ValueError if the disk cannot hold the outputs of all stages. The message names a remedy."""
     needed = sum(cost.disk for cost in costs)
     if needed > machine.free_bytes:
         largest = max(costs, key=lambda cost: cost.disk)
@@ -79,7 +79,7 @@ def check_disk(costs: list[Cost], machine: MachineRates) -> None:
 
 
 def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
-    """Returns the cost on CPUs. Parallel jobs share the cores, but their start-up times overlap."""
+    """Returns the cost of a stage on CPUs. Parallel jobs share the cores, but they start at the same time."""
     parallel = 1 if work.exclusive else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":
         seconds = work.tokens / TOKENS_PER_SECOND + work.download / machine.download
@@ -100,7 +100,7 @@ def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
 
 
 def cost_on_gpus(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
-    """Returns the cost on a machine with GPUs."""
+    """Returns the cost of a stage on a machine with GPUs."""
     if work.gpu_load == GpuLoad():
         return _cost_on_one_core(work, machine, gpus)
     per_job = gpus_per_job(work, gpus)
@@ -133,7 +133,8 @@ def cost_on_gpus(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
 def gpus_per_job(work: Work, gpus: Gpus) -> int:
     """Returns the number of GPUs that a job needs to fit in memory.
 
-    The number is larger than the number of GPUs there are if all of them do not suffice.
+    It is the least such number that divides `work.divisible_by` (if this is not 0). If it exceeds `gpus.count`, the job
+    does not fit.
     """
     room = USABLE_GPU_MEMORY * gpus.memory - work.gpu_memory_replicated
     if room <= 0:
@@ -163,10 +164,10 @@ def _cost_on_one_core(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
 def _job_times(
     work: Work, machine: MachineRates, gpus: Gpus, per_job: int, parallel: int
 ) -> dict[str, float]:
-    """Returns the seconds that all rounds of jobs take, for each of the parts that work at the same time.
+    """Returns the seconds that all rounds of jobs take, for each part of the machine.
 
-    The GPUs are one part, named after what takes them longest. The other parts are the threads that write and the
-    threads that read activations.
+    The parts work at the same time. The GPUs are one part. The name of this part is what takes the GPUs longest. The
+    other parts are the threads that write activations and the threads that read activations.
     """
     load, rounds = work.gpu_load, math.ceil(work.jobs / parallel)
     operations = load.bf16_flops / machine.operations_per_second + load.fp32_flops / gpus.float32
@@ -198,9 +199,9 @@ def _checkpoint_overhead(work: Work, machine: MachineRates, per_job: int, parall
 
 
 def _network(work: Work, gpus: Gpus, per_job: int) -> float:
-    """Returns the bytes downloaded and exchanged between nodes.
+    """Returns the bytes that are downloaded and the bytes that nodes exchange, added up.
 
-    If there are several nodes, bytes read from and written to the disk count too.
+    If there are several nodes, bytes read from the disk and bytes written to the disk count too.
     """
     transferred = work.download
     if gpus.nodes > 1:

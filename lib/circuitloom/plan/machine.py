@@ -10,12 +10,13 @@ from pathlib import Path
 from ..config.machine import Machine
 
 PRODUCT_SHARE, COPY_SHARE = 0.75, 0.88
-"""Share of the FLOP/s that products reach, and share of the bandwidth that copies reach, both relative to a data sheet.
+"""Shares of a data sheet's numbers that a machine reaches.
 
-Measured shares are 0.743 to 0.801 and 0.90 on an H100, and 0.755 and 0.87 on an H200 (docs/benchmarks/training.md).
+Matrix products reach the first share of the FLOP/s. Copies reach the second share of the bandwidth. Measured shares are
+0.743 to 0.801 and 0.90 on an H100, and 0.755 and 0.87 on an H200 (docs/benchmarks/training.md).
 """
 DOWNLOAD = 30e6
-"""Download rate of a measured machine in bytes per second. This value is assumed, not measured."""
+"""Download rate of a measured machine in bytes per second. This rate is assumed, not measured."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Gpus:
     float32: float
     """FLOP/s of float32 matrix products on one GPU."""
     bandwidth: float
-    """Bytes per second that a copy on one GPU reads and writes, added up."""
+    """Bytes per second that a copy on one GPU moves. Bytes read and bytes written both count."""
     link: float = math.inf
     """Bytes per second that one GPU sends to the other GPUs of its node."""
     network: float = math.inf
@@ -97,7 +98,10 @@ def described(config: Machine) -> MachineRates:
 
 
 def calibrate(results: Path) -> MachineRates:
-    """Measure the rates of matrix products and copies on this machine, and the disk space for the folder `results`."""
+    """Measure the rate of matrix products on this machine, and the disk space for the folder `results`.
+
+    On a GPU, the rates of float32 products and of copies are measured too.
+    """
     import torch
 
     from ..core.hardware import fast_dtype

@@ -1,4 +1,4 @@
-"""Writes a plan as text: a table of costs, and then lines about what does not fit or leaves GPUs idle."""
+"""Writes a plan as text: a table of costs, and then lines about exceeded limits and idle GPUs."""
 
 import math
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from .sizes import model_bytes
 from .work import Cost, Work
 
 FILES = 1_000_000
-"""A stage is reported if it has more files than this."""
+"""A stage is reported if it writes more files than this."""
 IDLE_SECONDS = 3600
-"""A stage is reported if it leaves GPUs idle for more seconds than this."""
+"""A stage that leaves GPUs idle is reported if the stage takes more seconds than this."""
 
 
 def limits(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
-    """Yields a line about each thing that does not fit or leaves GPUs idle, in the order of stages.
+    """Yields a line about each limit that a stage exceeds, and about each stage that leaves GPUs idle.
 
-    Yields nothing for a machine without GPUs.
+    The lines are in the order of stages. Yields nothing for a machine without GPUs.
     """
     gpus = machine.gpus
     if gpus is None:
@@ -58,7 +58,7 @@ def _memory_limits(study: Study, work: Work, cost: Cost, machine: MachineRates, 
 
 
 def describe(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
-    """Yields the lines of the table of costs, and then lines about what does not fit or leaves GPUs idle."""
+    """Yields the lines of the table of costs, and then the lines of `limits`."""
     chronicle = " (generated)" if isinstance(study.corpus, Chronicle) else ""
     yield f"study {study.name}: {len(study.layers)} layers, {len(study.runs)} runs{chronicle}"
     on_gpus = machine.gpus is not None

@@ -9,7 +9,7 @@ from .work import GpuLoad
 CHRONICLE_WORDS = 1_500
 """Size of the vocabulary of the generated corpus."""
 BYTES_PER_TOKEN = 4.0
-"""Bytes of text per token, if no tokenizer is available to measure this."""
+"""Bytes of text per token. This value is used if it cannot be measured with a tokenizer."""
 PROCESS_BYTES = 700e6
 """Bytes of memory of a process that has imported torch and transformers."""
 USUAL_L0 = 64
@@ -23,9 +23,9 @@ The number is fitted to a measured rate: 1.08 million tokens per second for a mo
 
 
 def corpus_tokens(study: Study) -> tuple[float, float]:
-    """Returns the numbers of training and held-out tokens.
+    """Returns the number of training tokens and the number of held-out tokens.
 
-    They are configured, or estimated from the sizes of text files.
+    The numbers are configured, or estimated from the sizes of text files.
     """
     corpus = study.corpus
     if not isinstance(corpus, TextFiles):
@@ -42,9 +42,10 @@ def corpus_tokens(study: Study) -> tuple[float, float]:
 
 
 def _bytes_per_token(study: Study) -> float:
-    """Returns the bytes of text per token, measured on the first text file if the tokenizer is a local file.
+    """Returns the bytes of text per token.
 
-    Otherwise returns `BYTES_PER_TOKEN`.
+    If the tokenizer is a local file, the number is measured on the first text file. Otherwise returns
+    `BYTES_PER_TOKEN`.
     """
     assert isinstance(study.corpus, TextFiles)
     folder = study.corpus.tokenizer or getattr(study.language_model, "path", "")
@@ -69,7 +70,7 @@ def mlp_weights(shape: ModelShape) -> float:
 
 
 def model_parameters(shape: ModelShape) -> tuple[float, float]:
-    """Returns the number of weights in all blocks together, and the number in the embedding."""
+    """Returns the number of weights in all blocks together, and the number of weights in the embedding."""
     shared = (shape.key_value_heads or shape.heads) / shape.heads
     attention = (2 + 2 * shared) * shape.d_model**2
     return shape.layers * (attention + mlp_weights(shape)), vocabulary(shape) * shape.d_model
@@ -96,7 +97,7 @@ def forward(study: Study, layers: float) -> float:
 def forward_load(study: Study, layers: float, unembeddings: float = 0.0, size: int | None = None) -> GpuLoad:
     """Returns the GPU load per token of a forward pass through `layers` layers and of `unembeddings` unembeddings.
 
-    `size` is the number of bytes per number. The default is that of the model.
+    `size` is the number of bytes per number. The default is the size of a number in the model's dtype.
     """
     shape, size = study.shape, size or number_bytes(study)
     operations = forward(study, layers) + 2 * unembeddings * vocabulary(shape) * shape.d_model

@@ -28,7 +28,7 @@ ACTIVATION_BYTES, EXAMPLE_BYTES, FEATURE_BYTES = 9, 90, 300
 TABULATING_BYTES = 600e6
 """Bytes of memory for sorting and writing activations."""
 TRACING_BYTES = 400e6
-"""Bytes of memory for tracing: the gradients of a chunk of targets, and their effects."""
+"""Bytes of memory for tracing. They hold the gradients of a chunk of targets, and effects."""
 CASE_TOKENS = 1_000_000
 """Number of tokens in a case's prompts. A prompt counts once for each forward pass with an ablation."""
 ENCODED_BYTES = 12
@@ -36,10 +36,10 @@ ENCODED_BYTES = 12
 
 
 def corpus(study: Study, tokens: float) -> Work:
-    """Work of turning text into tokens, in one job."""
+    """Returns the work of turning text into tokens. The stage has one job."""
     wide = vocabulary(study.shape) > 2**16
     text = tokens * BYTES_PER_TOKEN * 0.5
-    # a token and a document number each; these and the text are stored twice until parts are merged
+    # each token has a token number and a document number; numbers and text are stored twice until parts are merged
     arrays = tokens * ((4 if wide else 2) + 4)
     disk = 2 * (arrays + text) + tokens
     fetched = text if isinstance(study.corpus, HubCorpus) else 0
@@ -56,7 +56,7 @@ def corpus(study: Study, tokens: float) -> Work:
 
 
 def language_model(study: Study) -> Work:
-    """Work of pretraining a model, or of storing one that exists."""
+    """Returns the work of pretraining a model, or of storing an existing model."""
     blocks, embedding = model_parameters(study.shape)
     size, model = 4 * (blocks + embedding), study.language_model
     if not isinstance(model, Pretrain):
@@ -91,7 +91,7 @@ def language_model(study: Study) -> Work:
 
 
 def activations(study: Study, train_tokens: float) -> Work:
-    """Work of running the model on all tokens and writing activations of all layers.
+    """Returns the work of running the model on all tokens and writing activations of all layers.
 
     Each site has one or several jobs.
     """
@@ -121,9 +121,9 @@ def activations(study: Study, train_tokens: float) -> Work:
 
 
 def evaluation(study: Study, held_out: float) -> Work:
-    """Work of forward passes on held-out tokens.
+    """Returns the work of forward passes on held-out tokens.
 
-    In these passes dictionaries replace the MLP of one layer or of all layers.
+    In these passes, dictionaries replace the MLP of one layer or the MLPs of all layers.
     """
     shape, runs, layers = study.shape, list(study.runs.values()), len(study.layers)
     tokens = min(study.evaluation.tokens or held_out, held_out)
@@ -157,7 +157,10 @@ def evaluation(study: Study, held_out: float) -> Work:
 
 
 def features(study: Study, held_out: float) -> Work:
-    """Work of writing all activations on held-out tokens into tables. There is one job per run and layer."""
+    """Returns the work of writing all activations on held-out tokens into tables.
+
+    There is one job per run and layer.
+    """
     shape, config, layers = study.shape, study.features, len(study.layers)
     tokens = min(config.tokens or held_out, held_out)
     fires: list[float] = [firing(run) for run in study.runs.values()]
@@ -200,7 +203,7 @@ def features(study: Study, held_out: float) -> Work:
 
 
 def circuits(study: Study) -> Work:
-    """Work of tracing features through attention.
+    """Returns the work of tracing features through attention.
 
     From each position, every active feature is backpropagated through the attention of all earlier layers.
     """
@@ -237,9 +240,10 @@ def circuits(study: Study) -> Work:
 
 
 def cases(study: Study, held_out: float) -> Work:
-    """Work of cases: running held-out tokens through the dictionaries of each case's runs.
+    """Returns the work of the cases.
 
-    Prompts are also run with ablated components.
+    For each case, held-out tokens are run through the dictionaries of the case's runs. Prompts are also run with
+    ablated components.
     """
     shape, layers = study.shape, len(study.layers)
     blocks, embedding = model_parameters(shape)

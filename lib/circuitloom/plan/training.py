@@ -1,7 +1,8 @@
-"""Estimates the work of training dictionaries. On a GPU this is a step's matrix products and the bytes that it moves.
+"""Estimates the work of training dictionaries. On a GPU this is matrix products and moved bytes.
 
 The factors are fitted to one measured step (docs/benchmarks/training.md): topk, d = 768, F = 24,576, k = 32, batch
-8,192. It took 2.247 ms on an H100 (3.02 TB/s and 735 TFLOP/s measured). The parts other than the encoder product are:
+8,192. This step took 2.247 ms on an H100 (3.02 TB/s and 735 TFLOP/s measured). The parts other than the encoder
+product are:
 
 - the search for candidates: 0.216 ms
 - the choice of entries, the decoder and the gradients: 0.632 ms. They gather 5.25 rows per entry, 1.1 times as fast
@@ -29,28 +30,32 @@ from .work import GpuLoad, Work
 SEARCH, GATHERED, ENTRY_BYTES, ROW_PASSES = 1.6, 5.25 / 1.1, 450, 52
 """Fitted factors of a sparse step.
 
-They are the passes over the scores, the rows gathered per entry, the bytes per entry, and the passes over a [token, d]
-array.
+In this order, they are the passes over the scores, the rows gathered per entry, the bytes moved per entry, and the
+passes over a [token, d] array.
 """
 STEP_BYTES = 38
 """Bytes moved per weight and step: 28 for Adam, 6 for norms and rounded copies, 4 for the gradient."""
 STATE_BYTES = 18
-"""Bytes of memory per weight: the weight, its gradient and two moments in float32, and a copy of it in bfloat16."""
+"""Bytes of memory per weight: weight, gradient and two moments in float32, and a bfloat16 copy of the weight."""
 DENSE_BYTES = 90
 """Bytes that a dense step moves per entry of the [token, feature] matrix, forward and backward together."""
 DENSE_MEMORY, SPARSE_MEMORY = 20, 2.1
-"""Bytes of memory per entry of the [token, feature] matrix, in dense steps and in steps with kernels.
+"""Bytes of memory per entry of the [token, feature] matrix.
 
-With kernels only the bfloat16 scores are that large.
+The first number is for dense steps, the second for steps with kernels. With kernels only the bfloat16 scores have the
+size of this matrix.
 """
 IMPORT_COPIES = 3.2
-"""Memory of an import, in copies of the dictionary's weights. It was measured at d = 768, F = 24,576."""
+"""Memory that an import takes, as a multiple of the dictionary's weights. Measured at d = 768, F = 24,576."""
 PREFETCHED = PREFETCH + 1
 """Number of batches of each site that are in memory before a step."""
 
 
 def dictionaries(study: Study) -> Work:
-    """Work of training all runs. Imported runs only cost disk space and, one at a time, memory for their weights."""
+    """Returns the work of training all runs.
+
+    An imported run only takes disk space, and memory for its weights. Runs are imported one at a time.
+    """
     d, layers = study.shape.d_model, len(study.layers)
     runs = study.runs.values()
     trained = [run for run in runs if not run.imported]
@@ -88,9 +93,10 @@ def dictionaries(study: Study) -> Work:
 
 
 def training_operations(run: Run, d: int) -> float:
-    """Returns the operations per token.
+    """Returns the operations per token of training a run.
 
-    For topk and batchtopk they are 2 d F (encoder product) + 10 d k (sparse products). For other runs they are 12 d F.
+    For topk and batchtopk, the number is 2 d F (encoder product) + 10 d k (sparse products). For other runs, the number
+    is 12 d F.
     """
     return 2 * d * run.width + 10 * d * run.k if is_sparse(run) else 12 * d * run.width
 
@@ -119,9 +125,10 @@ def has_kernels(run: Run) -> bool:
 
 
 def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
-    """Returns the GPU load of all steps of a sweep at one layer, and of the MLP outputs that are computed for it.
+    """Returns the GPU load of a sweep at one layer.
 
-    MLP outputs are computed once for all runs.
+    This is the load of all steps of all runs, plus the load of computing MLP outputs that are not stored. MLP outputs
+    are computed once for all runs.
     """
     d, total = study.shape.d_model, GpuLoad()
     for run in sweep:
@@ -149,7 +156,7 @@ def _weights(run: Run, d: int) -> float:
 
 
 def _trained_bytes(run: Run, d: int) -> float:
-    """Returns the bytes of weights, gradients and two moments, and of the pre-activations of a batch."""
+    """Returns the bytes of a run's weights, gradients and two moments, and of the pre-activations of one batch."""
     return 16 * _weights(run, d) + run.batch * run.width * (4 if is_sparse(run) else 16)
 
 

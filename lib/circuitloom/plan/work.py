@@ -1,4 +1,4 @@
-"""The work of a stage, which does not depend on the machine, and what the stage costs on one machine."""
+"""`Work` is the work of a stage, whatever the machine. `Cost` is what the stage costs on one machine."""
 
 from dataclasses import dataclass
 
@@ -51,11 +51,11 @@ class Work:
     host_memory: float = 0.0
     """Largest number of bytes of main memory that a job takes if it uses a GPU."""
     gpu_memory: float = 0.0
-    """Bytes of GPU memory that a job takes and that can be split over its GPUs."""
+    """Bytes of GPU memory that a job takes. They can be split over the GPUs of the job."""
     gpu_memory_replicated: float = 0.0
     """Bytes of GPU memory that each GPU of a job takes, however many GPUs share the job."""
     divisible_by: int = 0
-    """A number (of features) that the number of GPUs of a job must divide. With 0 any number of GPUs is possible."""
+    """The number of GPUs of a job must divide this number (of features). If it is 0, any number of GPUs is possible."""
     can_split: bool = False
     """Whether the code can split a job over several GPUs."""
     read: float = 0.0
@@ -87,7 +87,10 @@ class Cost:
     seconds: float
     """Time of the stage in seconds. It is infinite if the stage does not fit on the machine."""
     network: float = 0.0
-    """Bytes that are downloaded, exchanged between nodes, or read from and written to a disk that nodes share."""
+    """Bytes that are downloaded or exchanged between nodes.
+
+    Bytes that are read from or written to a disk that nodes share are included.
+    """
     gpu_memory: float = 0.0
     """Largest number of bytes of GPU memory that a job takes on each of its GPUs."""
     gpus_per_job: int = 0
@@ -95,4 +98,4 @@ class Cost:
     busy_gpus: int = 0
     """Number of GPUs that are in use at the same time."""
     bottleneck: str = ""
-    """Name of what takes longest among the operations and transfers that happen at the same time."""
+    """Name of the longest of the operations and transfers that happen at the same time."""

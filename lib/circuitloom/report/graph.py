@@ -97,10 +97,10 @@ class GraphLayout:
 def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> tuple[list[Row], list[Row]]:
     """Returns the nodes and edges of the graph in which each group is replaced by one supernode.
 
-    A supernode takes the place of its most influential member. Its influence is the sum of its members' influences. The
-    effect of an edge from or to a supernode is the sum of the effects from or to its members. Edges between members of
-    one supernode are dropped. The supernode of group i, counted from 0, has the number -1 - i. A node that is in two
-    groups belongs to the later one.
+    A supernode takes the place of its most influential member. The influence of a supernode is the sum of its members'
+    influences. The effect of an edge from or to a supernode is the sum of the effects from or to its members. Edges
+    between members of one supernode are dropped. The supernode of group i, counted from 0, has the number -1 - i. A
+    node that is in two groups belongs to the later one.
     """
     supernode = {member: -1 - i for i, members in enumerate(groups.values()) for member in members}
     kept = [row for row in nodes if row["node"] not in supernode]
@@ -183,8 +183,8 @@ def _shortened(text: str) -> str:
 def graph_markup(graph: GraphLayout, name: str, share: float = 1.0) -> Markup:
     """Writes `graph` as an HTML figure. All text in it is escaped.
 
-    Screen readers call the figure "attribution graph of NAME". The figure first shows only the most influential nodes,
-    up to the share `share` of all influence. Its slider changes this share.
+    Screen readers call the figure "attribution graph of NAME". At first, the figure shows only the most influential
+    nodes, which together have the share `share` of all influence. A slider in the figure changes this share.
     """
     macros: Any = environment().get_template("graph.html").module
     return macros.draw(graph, name, graph.n_hidden, share)
@@ -229,7 +229,7 @@ def _description(row: Row) -> str:
 def _edges(
     edges: Sequence[Row], where: Mapping[int, tuple[float, float]], limit: int
 ) -> tuple[list[PlacedEdge], int]:
-    """Returns the `limit` strongest edges, weakest first, and the number of edges that are left out.
+    """Returns the `limit` strongest edges in ascending order of strength, and the number of all other edges.
 
     Edges from or to a node that has no place in `where` are ignored.
     """

@@ -35,7 +35,7 @@ class Line:
     colour: str
     style: str
     marker: str
-    """Matplotlib marker. It is empty while the line styles suffice to tell the runs of a series apart."""
+    """Matplotlib marker. It is empty if the line styles suffice to tell the runs of a series apart."""
     series: str
     """Name of the run's kind of dictionary, used in axis labels. Runs of one kind have the same colour."""
 
@@ -194,7 +194,8 @@ def _draw_cells(axes: Any, rows: Sequence[Row], concepts: Sequence[str], runs: S
 def draw_effects(rows: Sequence[Row]) -> Figure:
     """Plots the measured effect of each edge against the effect that the graph predicts.
 
-    In the left panel everything else was frozen during the measurement, in the right panel nothing was.
+    The left panel shows measurements with everything else in the model frozen. The right panel shows measurements with
+    nothing frozen.
     """
     figure = Figure(figsize=(6.4, 3.1), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -262,7 +263,7 @@ def _line_style(line: Line) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, panels: Iterable[Any]) -> None:
-    """Adds one legend for all panels above them."""
+    """Adds one legend for all panels. The legend is above the panels."""
     found: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -33,7 +33,7 @@ class RuleTime:
     longest: float
     """Run time in seconds of the longest job."""
     memory: float
-    """Peak resident memory, in megabytes, of the job that used most."""
+    """Peak resident memory, in megabytes, of the job that used the most memory."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def machine() -> list[tuple[str, str]]:
 def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) -> list[FileHash]:
     """Hashes the weights of the language model, the token arrays, and the weights of each dictionary.
 
-    The arguments are the folders that contain them. Raises ValueError if weights are missing.
+    The arguments are the folders that contain these files. Raises ValueError if weights are missing.
     """
     weights = sorted(model.glob("*.safetensors"))
     if not weights:
@@ -107,7 +107,8 @@ def times(folder: Path, excluded_rule: str) -> list[RuleTime]:
 def _rule(stem: str) -> str:
     """Returns the name of the rule that wrote a benchmark file.
 
-    `stem` is the file's name without suffix. It is the rule's name, and may end with a layer, run, trace or case study.
+    `stem` is the file's name without suffix. It is the rule's name, sometimes followed by the name of a layer, run,
+    trace or case study.
     """
     stem = re.sub(r"_layer-?\d+$", "", stem)
     start = r"(tabulate_features|trace_prompt|study_(?:feature|greater_than|difference|planted))_.+"

@@ -91,7 +91,7 @@ class Sections:
 
 @dataclass(frozen=True)
 class AnswerLog:
-    """Runs named queries and keeps all answers, because the report contains the rows and the SQL of each one."""
+    """Runs named queries and keeps all answers, because the report contains the rows and the SQL of each answer."""
 
     client: CatalogClient
     answers: list[Answer] = field(default_factory=list)
@@ -99,7 +99,7 @@ class AnswerLog:
     def ask(self, query: str, key: str = "", /, **parameters: Any) -> Answer:
         """Run a named query, keep its answer and return it.
 
-        If the report runs one query several times, `key` makes the answer's name unique. It is the name of a trace,
+        If the report runs one query several times, `key` makes the answer's name unique. `key` is the name of a trace,
         case study or behaviour.
         """
         answer = self.client.ask(query, **parameters)
@@ -113,8 +113,8 @@ class AnswerLog:
 def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
     """Run all queries of the report and draw all its plots.
 
-    `step_tokens` is the number of tokens in one optimizer step of pretraining. It is 0 if the language model is not
-    pretrained. Raises ValueError if the catalogue cannot be read.
+    `step_tokens` is the number of tokens in one optimizer step of pretraining. This number is 0 if the study does not
+    pretrain a model. Raises ValueError if the catalogue cannot be read.
     """
     runs = catalogue.ask("runs")
     lines = lines_of(runs.rows)

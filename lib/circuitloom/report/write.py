@@ -49,7 +49,7 @@ class ReportInputs:
     benchmarks: Path
     """Folder of Snakemake's benchmark files."""
     rule: str
-    """Name of the rule that writes the report. It is left out of the list of times because it is still running."""
+    """Name of the rule that writes the report. The list of times leaves this rule out, because it is still running."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[Case
 
 
 def step_tokens(config: Mapping[str, Any]) -> int:
-    """Returns the number of tokens in one optimizer step of pretraining. It is 0 if no model is pretrained."""
+    """Returns the number of tokens in one optimizer step of pretraining. The number is 0 if no model is pretrained."""
     model = config["language_model"]
     return model["batch"] * config["corpus"]["context"] if model["source"] == "pretrain" else 0
 

@@ -110,7 +110,7 @@ def fill_in(sql: str, parameters: Mapping[str, Any]) -> str:
 
 
 def quoted(value: Any) -> str:
-    """Writes `value` as an SQL literal. It is a text, a number, or a list of these."""
+    """Writes `value` as an SQL literal. `value` is a text, a number, or a list of texts and numbers."""
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     if isinstance(value, list | tuple):

@@ -16,13 +16,13 @@ from ..errors import first_line
 
 @dataclass(frozen=True)
 class Table:
-    """Schema of a table. The table's Parquet files have its name."""
+    """Schema of a table. Each Parquet file of the table is called `name`.parquet."""
 
     name: str
     meaning: str
     key: tuple[str, ...]
     columns: dict[str, tuple[pa.DataType, str]]
-    """Maps each column to its type and its meaning, one line with the unit."""
+    """Maps each column to (type, meaning). The meaning is one line and includes the unit."""
 
     @property
     def schema(self) -> pa.Schema:

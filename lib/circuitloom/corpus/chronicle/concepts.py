@@ -1,5 +1,5 @@
-"""The concepts of chronicle. Each concept finds the words that have it, and the cues of these words. Whether a word
-has a concept depends only on the word itself and the words before it."""
+"""Defines the concepts of chronicle. A concept finds the words that have this concept, and the cues of these words.
+Whether a word has a concept depends only on this word and on the words before this word."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,19 +35,22 @@ class Concept:
     """Describes which words have the concept. docs/chronicle.md uses the same text."""
     find: FindWords
     lasting: bool = False
-    """Whether the concept is a state that holds on all tokens of a word. Other concepts are annotated only on the
-    word's last token, because only that token makes the word certain."""
+    """Whether the concept is a state. A state is annotated on all tokens of a word. Other concepts are annotated only
+    on the last token of a word, because the word is not certain before its last token."""
     find_cues: FindCues = ITSELF
     words: frozenset[str] | None = None
-    """The words of the concept's class. None if the position of a word decides."""
+    """The words of the concept's class. None if the position of a word decides whether the word has the concept."""
 
     def cues(self, episode: Episode, word: AnnotatedWord) -> Cues:
-        """Returns the cues from which this concept of `word` can be recognised."""
+        """Returns the cues from which one can recognise that `word` has this concept."""
         return cues_of(self.find_cues, episode, word, self.words)
 
 
 def select_concepts(names: Iterable[str] | None) -> tuple[Concept, ...]:
-    """Returns the concepts with the given names, or all concepts for None. Raises ValueError if a name is unknown."""
+    """Returns the concepts with the given names. None means all concepts.
+
+    Raises ValueError if a name is unknown.
+    """
     if names is None:
         return CONCEPTS
     known = {concept.name: concept for concept in CONCEPTS}
@@ -58,7 +61,7 @@ def select_concepts(names: Iterable[str] | None) -> tuple[Concept, ...]:
 
 
 def _of_class(name: str, rule: str, *classes: str) -> Concept:
-    """Returns a concept of all words in the given classes, at any position."""
+    """Returns a concept that all words of the given classes have, at any position."""
     return _of_words(name, rule, frozenset(word for key in classes for word in CLASSES[key]))
 
 
@@ -77,10 +80,10 @@ def _marked(
     back: int | None = None,
     years: range | None = None,
 ) -> Concept:
-    """Returns a concept of the positions that a template marks with `mark`.
+    """Returns a concept that a word has if its template marks the position of the word with `mark`.
 
-    The evidence starts `back` words before the position, or by default just before the sentence. If `years` is
-    given, only positions with one of these years have the concept.
+    The evidence starts `back` words before the marked word. If `back` is None, the evidence starts with the last word
+    before the sentence. If `years` is given, a marked word has the concept only if the word is one of these years.
     """
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
@@ -94,7 +97,7 @@ def _marked(
 
 
 def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
-    """Returns a concept of the words between two signs. The signs themselves do not have it."""
+    """Returns a concept that the words between two signs have. The signs do not have the concept."""
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
         opened = None
@@ -126,9 +129,10 @@ def _subordinate(episode: Episode) -> Iterator[AnnotatedWord]:
 
 
 def _mentions(*marks: str) -> Callable[[Episode], Iterator[AnnotatedWord]]:
-    """Finds the positions that templates mark with one of `marks`.
+    """Returns a function that finds words of rare names. Templates mark the positions of these words with `marks`.
 
-    The evidence starts at the previous mention of the rare name, or at the BOS if there is none.
+    The evidence starts at the previous mention of the same rare name. If there is no previous mention, the evidence
+    starts at the BOS.
     """
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
@@ -190,8 +194,9 @@ _NAMED = {
 }
 
 _START, _START_YEAR = at_offsets((-3, -4), (-1, 0)), at_offsets((-4, -5), (0,))
-"""Cues of the two halves of the year that a span begins in. The first cue is `from` or the word before it. The
-second cue is the number itself. For the century, the word before it (`year`) is an alternative."""
+"""Find the cues of the two halves of the year that a span begins in. The first cue contains `from` and the word before
+`from`. The second cue contains the annotated number. For the first half of the year, the second cue also contains the
+word `year` before the number."""
 _IN_QUOTATION = _within("in_quotation", "between quotation marks", '"', '"')
 
 CONCEPTS: tuple[Concept, ...] = (
@@ -222,7 +227,7 @@ CONCEPTS: tuple[Concept, ...] = (
     ),
     _marked("start_year_middle", "that half, 34 to 66", "start", _START_YEAR, 4, range(34, 67)),
     _marked("start_year_late", "that half, 67 to 98", "start", _START_YEAR, 4, range(67, 100)),
-    # the first cue is `to`, a half of the first year, or `from`
+    # the first cue contains `to`, both halves of the start year, and `from`
     _marked(
         "end_year_due",
         "the century after `to the year`: a year after the start is due",
@@ -237,7 +242,7 @@ CONCEPTS: tuple[Concept, ...] = (
         at_offsets((-4, -5, -6, -9), (-1, 0)),
         4,
     ),
-    # the first cue is `in` or the verb before it
+    # the first cue contains `in` and the verb before `in`
     _marked(
         "single_year",
         "second half of a year outside spans",
@@ -255,7 +260,7 @@ CONCEPTS: tuple[Concept, ...] = (
     _within("in_parenthesis", "between ( and )", "(", ")"),
     _within("in_square_brackets", "between [ and ]", "[", "]"),
     _marked("cited_surname", "a surname in a citation list", "cited"),
-    # the surname alone determines what follows; without the surname, both the comma and a number are needed
+    # reading the surname is enough; a circuit that does not read the surname must read the comma and a number
     _marked(
         "cited_century",
         "first half of a year in a citation list",
@@ -308,9 +313,9 @@ CONCEPTS: tuple[Concept, ...] = (
         at_offsets((-2,), (-1, 0)),
         back=2,
     ),
-    # instead of the earlier mention, the comma or `and` after the clause that names both is enough
+    # the second cue also contains the word before the giver, which is the comma or `and` after the first clause
     _marked("giver", "the name, repeated, of the one who gives", "giver", named_earlier(-1)),
-    # the first cue is the gift or the verb
+    # the first cue contains the gift and the verb
     _marked(
         "recipient_due",
         "`to` before the name of the one who receives",

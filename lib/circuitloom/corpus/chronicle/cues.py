@@ -1,8 +1,9 @@
-"""Cues are the words from which a concept can be recognised. A correct circuit must read them.
+"""Finds the cues of an annotation. Cues are words from which a concept can be recognised.
 
-A cue is a set of alternative words, of which one is enough. For example, the opening parenthesis shows that a word
-is in parentheses. An earlier word that only occurs in parentheses shows it too. An annotation may have several cues.
-It is determined if one word of each cue is read.
+A cue is a set of alternative words. Reading one of these words is enough. For example, the opening parenthesis shows
+that a word is in parentheses. An earlier word that only occurs in parentheses shows the same, so this word belongs to
+the same cue. An annotation may have several cues. Whoever reads one word of each cue can determine the annotation. A
+correct circuit must do so.
 """
 
 from bisect import bisect
@@ -23,17 +24,20 @@ class AnnotatedWord(NamedTuple):
     position: int
     """Position of the word in its document, from 0."""
     evidence_start: int
-    """First position of the evidence, the span of words that decides the annotation. The evidence ends with this
-    word. May be `BOS`."""
+    """Position of the first word of the evidence, or `BOS`. The evidence is a span of words that decides the
+    annotation. The last word of the evidence is the annotated word."""
 
 
 class Cues(NamedTuple):
-    """Cues of an annotation. Words are given by their positions in the document, in ascending order."""
+    """Cues and optional words of an annotation.
+
+    A word is given by its position in the document. Positions are in ascending order.
+    """
 
     required: tuple[tuple[int, ...], ...]
-    """The cues. A circuit must read at least one word of each."""
+    """The cues. A circuit must read at least one word of each cue."""
     optional: tuple[int, ...]
-    """Words that are in no cue but may be read, because the cues determine them."""
+    """Words that are in no cue. A circuit may read these words, because they follow from the cues."""
 
 
 FindWords = Callable[[Episode], Iterable[AnnotatedWord]]
@@ -45,11 +49,11 @@ FindCues = Callable[[Episode, AnnotatedWord], Iterable[Iterable[int]]]
 def cues_of(
     find: FindCues, episode: Episode, word: AnnotatedWord, words: frozenset[str] | None = None
 ) -> Cues:
-    """Returns the cues of an annotation, with its optional words.
+    """Returns the cues and the optional words of the annotation of `word`. `find` finds the cues.
 
-    The optional words are the other words of the evidence, back to the last word of the previous sentence. If the
-    concept is a class of `words` and only such a word can follow the earlier words of the sentence, these earlier
-    words are optional too.
+    The optional words are the words of the evidence that are in no cue. Words before the last word of the previous
+    sentence are never optional. If the concept is a class of words, `words` contains this class. Then the earlier
+    words of the sentence may determine that a word of the class must follow. If they do, they are optional too.
     """
     required = tuple(tuple(sorted({p for p in cue if p >= BOS})) for cue in find(episode, word))
     start, template = _sentence(episode, word)
@@ -59,18 +63,23 @@ def cues_of(
 
 
 def at_offsets(*cues: tuple[int, ...]) -> FindCues:
-    """Cues at fixed offsets from the word. Offset 0 is the word itself, and -1 is the word before it."""
+    """Returns a function that finds cues at fixed offsets from the annotated word.
+
+    Each tuple of offsets gives one cue. Offset 0 is the annotated word, and offset -1 is the word before the
+    annotated word.
+    """
     return lambda _episode, word: [[word.position + offset for offset in cue] for cue in cues]
 
 
 ITSELF = at_offsets((0,))
-"""The only cue is the word itself."""
+"""Finds one cue, which contains only the annotated word."""
 
 
 def since_opening(find: FindWords, *others: tuple[int, ...]) -> FindCues:
-    """The first cue is the opening sign, or a later word that `find` annotates wherever it occurs.
+    """Returns a function for concepts whose evidence starts with an opening sign. It finds one or more cues.
 
-    Each tuple of offsets in `others` adds one cue.
+    The first cue contains the opening sign. It also contains each later word of the evidence that `find` annotates
+    wherever this word occurs. Each tuple of offsets in `others` adds one cue.
     """
     rest = at_offsets(*others)
 
@@ -86,9 +95,9 @@ def since_opening(find: FindWords, *others: tuple[int, ...]) -> FindCues:
 
 
 def sentence_start(find: FindWords) -> FindCues:
-    """The only cue is the last word of the previous sentence.
+    """Returns a function that finds one cue, which contains the last word of the previous sentence.
 
-    The word itself is an alternative if it only occurs at the start of sentences.
+    If the annotated word only occurs at the start of sentences, the cue also contains the annotated word.
     """
     return lambda episode, word: [
         [word.evidence_start, *[word.position] * (episode.words[word.position] in _always_annotated(find))]
@@ -96,16 +105,20 @@ def sentence_start(find: FindWords) -> FindCues:
 
 
 def in_citation_list(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """One cue is the sign itself. The other cue is any word between the opening parenthesis and the sign."""
+    """Finds two cues. The first cue contains the annotated sign.
+
+    The second cue contains all words between the opening parenthesis and the annotated sign.
+    """
     opening = max(i for i in range(word.position) if episode.words[i] == "(")
     return [[word.position], range(opening + 1, word.position)]
 
 
 def opening_quote(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """One cue is the quotation mark itself. The other cue is the word that introduces the quotation.
+    """Finds two cues. The first cue contains the quotation mark. The second cue introduces the quotation.
 
-    At the start of a sentence, this is the end of the previous sentence. Elsewhere it is the verb of speech before
-    the mark, or the colon after the verb.
+    If the mark starts a sentence, the second cue contains the last word of the previous sentence. Otherwise the
+    second cue contains the verb of speech before the mark. If there is a colon after this verb, the second cue also
+    contains the colon.
     """
     start, _ = _sentence(episode, word)
     before = word.position - 1
@@ -115,24 +128,28 @@ def opening_quote(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[in
 
 
 def catching_fire(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """One cue is the word itself. The other cue is the thing that catches fire.
+    """Finds two cues. The first cue contains the annotated word. The second cue contains the thing that catches fire.
 
-    If the thing is `fair of Rome`, each of these three words is enough.
+    If the thing has three words, such as `fair of Rome`, the second cue contains all three words.
     """
     length = 3 if episode.words[word.position - 2] == "of" else 1
     return [[word.position], range(word.position - length, word.position)]
 
 
 def subject(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """One cue is the subject, which is the second word of the sentence. The other cue is the word itself."""
+    """Finds two cues. The first cue contains the subject, which is the second word of the sentence.
+
+    The second cue contains the annotated word.
+    """
     start, _ = _sentence(episode, word)
     return [[start + 1], [word.position]]
 
 
 def named_earlier(*offsets: int) -> FindCues:
-    """One cue is the word itself.
+    """Returns a function that finds two cues. The first cue contains the annotated word, which is a name.
 
-    The other cue is its earlier mention in the sentence, or a word at one of `offsets`.
+    The second cue contains the earlier mentions of this name in the sentence, and the words at `offsets`. Offsets
+    count from the annotated word.
     """
 
     def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
@@ -145,9 +162,10 @@ def named_earlier(*offsets: int) -> FindCues:
 
 
 def rare_name_earlier(first: int, *offsets: int) -> FindCues:
-    """One cue is a word at one of `offsets`. The other cue is any word of an earlier mention of the rare name.
+    """Returns a function that finds two cues. The first cue contains the words at `offsets`.
 
-    The rare name starts at offset `first` from the word.
+    The second cue contains both words of each earlier mention of the rare name. The rare name starts at the offset
+    `first`. Offsets count from the annotated word.
     """
 
     def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
@@ -159,16 +177,17 @@ def rare_name_earlier(first: int, *offsets: int) -> FindCues:
 
 
 def _sentence(episode: Episode, word: AnnotatedWord) -> tuple[int, Template]:
-    """Returns the start position and the template of the sentence that contains the word."""
+    """Returns the position of the first word, and the template, of the sentence that contains `word`."""
     following = bisect(episode.sentences, word.position, key=lambda sentence: sentence[0])
     return episode.sentences[following - 1]
 
 
 @cache
 def _is_certain(template: Template, offset: int, words: frozenset[str]) -> bool:
-    """Whether all templates that can begin like `template` allow only `words` at `offset`.
+    """Whether the words before `offset` show that one of `words` must stand at `offset`.
 
-    Two templates can begin alike if the same words can stand at all positions before `offset`.
+    All templates that can begin like `template` are checked. Two templates can begin alike if, at each position
+    before `offset`, at least one word is possible in both templates.
     """
     before = template.supports[:offset]
     return all(
@@ -180,7 +199,7 @@ def _is_certain(template: Template, offset: int, words: frozenset[str]) -> bool:
 
 @cache
 def _always_annotated(find: FindWords) -> frozenset[str]:
-    """The words that `find` annotates wherever they occur in a template."""
+    """Returns each word that `find` annotates wherever this word occurs in a template."""
     annotated: set[str] = set()
     others: set[str] = set()
     for template in templates():

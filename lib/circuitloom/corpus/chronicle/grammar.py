@@ -1,5 +1,5 @@
-"""Generates the documents of chronicle with their exact probabilities, and greater-than prompts in chronicle's
-words. A document is a pure function of (seed, split, index)."""
+"""Generates the documents of chronicle, and computes the exact probability of each document. A document depends only
+on (seed, split, index). Also generates greater-than prompts from the words of chronicle."""
 
 import random
 from bisect import bisect
@@ -15,30 +15,30 @@ from .vocabulary import CLASSES, NUMBERS, UNIONS
 SENTENCES = (4, 7)
 """Minimum and maximum number of sentences per document."""
 LONGEST_DOCUMENT = 126
-"""Maximum number of words per document. Together with its own BOS and the BOS of the next document, a document fits
-into a context of 128 tokens."""
+"""Maximum number of words per document. A context of 128 tokens has room for the BOS of a document, all words of the
+document, and the BOS of the next document."""
 LONGEST_SENTENCE = max(len(template.words) for template in templates())
 """Number of words of the longest template."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A document."""
+    """A document of chronicle."""
 
     words: tuple[str, ...]
     log_probability: float
     """Log probability that the grammar generates exactly these words, in nats."""
     sentences: tuple[tuple[int, Template], ...]
-    """The position of the first word and the template of each sentence."""
+    """Each sentence as (position of its first word, its template)."""
 
     @property
     def text(self) -> str:
-        """The words, separated by spaces."""
+        """The words of the document, separated by spaces."""
         return " ".join(self.words)
 
 
 def write_episode(seed: int, split: str, index: int) -> Episode:
-    """Generate document `index` of `split` from its own random stream."""
+    """Generate document number `index` of `split`. Each document has its own stream of random numbers."""
     uniform = random.Random(f"{seed}/{split}/{index}").random
     distributions = template_distributions()
     state, words, sentences, log_p = DocumentState(), [], [], 0.0
@@ -55,16 +55,16 @@ def write_episode(seed: int, split: str, index: int) -> Episode:
 
 
 def episodes(seed: int, split: str, start: int = 0) -> Iterator[Episode]:
-    """Yield the documents of `split` from index `start` on, without end."""
+    """Yield the documents of `split`, beginning with document number `start`. The iterator never ends."""
     for index in count(start):
         yield write_episode(seed, split, index)
 
 
 def end_probability(sentences: int, words: int) -> float:
-    """Probability that a document ends after this number of sentences and words.
+    """Returns the probability that a document ends when it has `sentences` sentences and `words` words.
 
-    The number of sentences is uniform from the minimum to the maximum of `SENTENCES`. A document ends earlier if the
-    longest sentence would no longer fit.
+    All numbers of sentences from the minimum to the maximum in `SENTENCES` are equally likely. A document ends
+    earlier if the longest sentence would make it longer than `LONGEST_DOCUMENT`.
     """
     fewest, most = SENTENCES
     if sentences < fewest:
@@ -75,7 +75,7 @@ def end_probability(sentences: int, words: int) -> float:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that can occur, in a fixed order with numbers first."""
+    """Returns every word that can occur in a document. The order is fixed, and the numbers come first."""
     fixed = (word for template in templates() for word in template.words if word)
     return tuple(dict.fromkeys([*NUMBERS, *fixed, *(word for words in CLASSES.values() for word in words)]))
 
@@ -86,7 +86,10 @@ def _choose(distribution: TemplateDistribution, quantile: float) -> tuple[Templa
 
 
 def _fill(template: Template, uniform: Uniform, state: DocumentState, words: list[str]) -> float:
-    """Append the words of a sentence to `words`. Returns their log probability given the template, in nats."""
+    """Append the words of a sentence to `words`.
+
+    Returns the log probability of the appended words, given the template, in nats.
+    """
     state.bound.clear()
     start = len(words)
     words += template.words
@@ -98,18 +101,22 @@ def _fill(template: Template, uniform: Uniform, state: DocumentState, words: lis
 
 
 class GreaterThan(NamedTuple):
-    """A prompt: the start of a sentence with a year span, cut before the last two digits of the end year."""
+    """A greater-than prompt. A sentence names a start year and an end year, and the prompt is the start of it.
+
+    The prompt ends before the last two digits of the end year.
+    """
 
     prompt: str
-    """`the NOUN lasted from the year CC YY to the year CC`, without BOS."""
+    """Text of the form `the NOUN lasted from the year CC YY to the year CC`, without BOS."""
     start: int
-    """YY, the last two digits of the start year. Every later year of the century is equally likely to follow."""
+    """The number YY, the last two digits of the start year. In chronicle, all numbers greater than YY are equally
+    likely as the next word."""
 
 
 def greater_than_prompts(seed: int, century: str = "17") -> list[GreaterThan]:
-    """Returns one prompt per start year of the grammar (02 to 98), each with a random noun.
+    """Returns one prompt for each possible start year (02 to 98) of the century. Each prompt has a random noun.
 
-    The template is that of Hanna et al. 2023, but each year has two tokens.
+    The prompts follow the template of Hanna et al. 2023. In contrast to that template, each year has two tokens.
     """
     nouns = random.Random(f"{seed}/greater_than")
     return [

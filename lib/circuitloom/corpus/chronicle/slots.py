@@ -1,5 +1,5 @@
-"""A slot chooses the word at one position of a template and returns its log probability. Templates are parsed from
-the notation that `templates.py` describes."""
+"""Defines slots and templates. A slot chooses the word at one position of a template, and returns the log probability
+of this word. Templates are parsed from the notation that `templates.py` describes."""
 
 import re
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from .templates import BEHAVIOURS
 from .vocabulary import CLASSES, NUMBERS, UNIONS
 
 Uniform = Callable[[], float]
-"""Source of numbers uniform on [0, 1)."""
+"""Returns a random number. The numbers are uniformly distributed on [0, 1)."""
 
 Choice = tuple[str, float]
 """A word and its log probability, in nats."""
@@ -21,32 +21,33 @@ Choice = tuple[str, float]
 
 @dataclass
 class DocumentState:
-    """The part of a document's history on which its later words depend."""
+    """Information about the earlier words of a document. Later words depend on this information."""
 
     bound: dict[str, str] = field(default_factory=dict)
     """Maps each tag to the word that is bound to it in the current sentence."""
     names: list[tuple[str, str]] = field(default_factory=list)
-    """Rare names introduced so far, each as (first word, second word)."""
+    """Rare names that the document has introduced so far, each as (first word, second word)."""
 
 
 class Slot(ABC):
-    """A position of a template that chooses its word."""
+    """Chooses the word at one position of a template."""
 
     support: frozenset[str]
-    """All possible words."""
+    """All words that this slot can choose."""
 
     @abstractmethod
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, given `state`, and return it with its log probability.
+        """Choose a word, and return the word and its log probability.
 
-        Different choices give different words.
+        The choice may depend on `state`, and may change `state`. Different choices give different words.
         """
 
 
 class Draw(Slot):
-    """Draws a word uniformly from `words`, and binds it to the tag `bind`.
+    """Draws one of `words`. All words are equally likely.
 
-    If `unlike` is given, the word bound to that tag is not drawn.
+    If the tag `bind` is given, the drawn word is bound to this tag. If the tag `unlike` is given, the word that is
+    bound to the tag `unlike` is not drawn.
     """
 
     def __init__(self, words: tuple[str, ...], bind: str | None = None, unlike: str | None = None) -> None:
@@ -56,7 +57,7 @@ class Draw(Slot):
         self._index = {word: index for index, word in enumerate(words)} if unlike else {}
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         if self.unlike:
             index = int(uniform() * (len(self.words) - 1))
             word = self.words[index + (index >= self._index[state.bound[self.unlike]])]
@@ -74,37 +75,43 @@ class Copy(Slot):
         self.source, self.support = source, support
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         return state.bound[self.source], 0.0
 
 
 class Either(Slot):
-    """Repeats the word of one of two tags, each with probability 1/2. The word is also bound to `bind`."""
+    """Repeats the word of one of the two tags in `pair`. Each tag has probability 1/2.
+
+    The repeated word is also bound to the tag `bind`.
+    """
 
     def __init__(self, pair: tuple[str, str], bind: str, support: frozenset[str]) -> None:
         self.pair, self.bind, self.support = pair, bind, support
         self._log_p = -log(2)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         state.bound[self.bind] = word = state.bound[self.pair[uniform() < 0.5]]
         return word, self._log_p
 
 
 class Other(Slot):
-    """Repeats the word of the one of two tags that an `Either` did not choose."""
+    """An `Either` repeats the word of one of two tags. This slot repeats the word of the other tag."""
 
     def __init__(self, pair: tuple[str, str], taken: str, support: frozenset[str]) -> None:
         self.pair, self.taken, self.support = pair, taken, support
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         first, second = (state.bound[tag] for tag in self.pair)
         return second if state.bound[self.taken] == first else first, 0.0
 
 
 class LaterYear(Slot):
-    """Draws a later year than the one bound to a tag, uniformly from the remaining years of the same century."""
+    """Draws a year that is later than the year bound to the tag `start`.
+
+    All later years of the same century are equally likely.
+    """
 
     def __init__(self, start: str, numbers: tuple[str, ...]) -> None:
         self.start, self.numbers = start, numbers
@@ -112,21 +119,21 @@ class LaterYear(Slot):
         self._log_p = [-log(n) if n else 0.0 for n in range(len(numbers))]
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         start = int(state.bound[self.start])
         n_later = len(self.numbers) - 1 - start
         return self.numbers[start + 1 + int(uniform() * n_later)], self._log_p[n_later]
 
 
 class NewFirst(Slot):
-    """Draws the first word of a rare name that is new in the document."""
+    """Draws the first word of a new rare name. The first words of the document's earlier rare names are not drawn."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         seen = {first for first, _ in state.names}
         unseen = [word for word in self.words if word not in seen] if seen else self.words
         word = unseen[int(uniform() * len(unseen))]
@@ -135,7 +142,7 @@ class NewFirst(Slot):
 
 
 class NewSecond(Slot):
-    """Draws the second word of the rare name that a `NewFirst` began."""
+    """Draws the second word of a new rare name. A `NewFirst` has drawn the first word of this name."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
@@ -143,33 +150,33 @@ class NewSecond(Slot):
         self._log_p = -log(len(words))
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         word = self.words[int(uniform() * len(self.words))]
         state.names.append((state.bound["name"], word))
         return word, self._log_p
 
 
 class KnownFirst(Slot):
-    """Repeats the first word of a rare name, drawn uniformly from those introduced so far."""
+    """Repeats the first word of an earlier rare name. All earlier rare names of the document are equally likely."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         word = state.names[int(uniform() * len(state.names))][0]
         state.bound["name"] = word
         return word, -log(len(state.names))
 
 
 class KnownSecond(Slot):
-    """Repeats the second word of the rare name that a `KnownFirst` began."""
+    """Repeats the second word of an earlier rare name. A `KnownFirst` has repeated the first word of this name."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose the word and return it with its log probability."""
+        """Choose a word, and return the word and its log probability."""
         return dict(state.names)[state.bound["name"]], 0.0
 
 
@@ -179,9 +186,9 @@ class Template:
 
     behaviour: str
     text: str
-    """The notation that it was parsed from."""
+    """The template in the notation of `templates.py`."""
     words: tuple[str, ...]
-    """The fixed words, with an empty string at each slot."""
+    """The word at each position. At the position of a slot, this is an empty string."""
     slots: tuple[tuple[int, Slot], ...]
     """Each slot as (position, slot), in ascending order."""
     marks: tuple[tuple[int, str], ...]
@@ -189,25 +196,28 @@ class Template:
 
     @cached_property
     def supports(self) -> list[frozenset[str]]:
-        """The possible words at each position."""
+        """The set of possible words at each position."""
         slots = dict(self.slots)
         return [slots[i].support if i in slots else frozenset([word]) for i, word in enumerate(self.words)]
 
 
 @dataclass(frozen=True)
 class TemplateDistribution:
-    """The distribution of a sentence's template, in a document with a given number of rare names so far."""
+    """Distribution from which the template of the next sentence is drawn.
+
+    There is one distribution for each number of rare names that the document has so far.
+    """
 
     templates: tuple[Template, ...]
     cumulative: tuple[float, ...]
-    """Cumulative probabilities of the templates. The last is 1."""
+    """Cumulative probabilities of the templates. The last probability is 1."""
     log_p: tuple[float, ...]
     """Log probability of each template, in nats."""
 
 
 @cache
 def template_distributions() -> tuple[TemplateDistribution, TemplateDistribution, TemplateDistribution]:
-    """Returns the distributions for documents that have zero, one and two rare names so far."""
+    """Returns three distributions. They are for documents that have zero, one and two rare names so far."""
     parsed = {
         (name, text): _parse(name, text)
         for name, behaviour in BEHAVIOURS.items()
@@ -234,7 +244,7 @@ def _distribution(parsed: dict[tuple[str, str], Template], names: int) -> Templa
         if behaviour.weight[names]:
             shares[template] = behaviour.weight[names] / total * within
     cumulative = list(accumulate(shares.values()))
-    # rounding can make the sum less than 1, and a random number above it would find no template
+    # rounding can make the last sum less than 1, and then a random number above this sum would find no template
     cumulative[-1] = 1.0
     return TemplateDistribution(
         tuple(shares), tuple(cumulative), tuple(log(share) for share in shares.values())
@@ -264,9 +274,10 @@ _SPECIAL = {
 
 
 def _slot(code: str, supports: dict[str, frozenset[str]]) -> Slot:
-    """Parse a slot from the text between its angle brackets.
+    """Returns the slot that `code` describes. `code` is the text between the angle brackets.
 
-    If a `Draw` binds its word to a tag, `supports[tag]` is set to the words that it can draw.
+    `supports` maps tags to sets of possible words. If the slot is a `Draw` that binds its word to a tag, this tag is
+    added to `supports`.
     """
     if code in _SPECIAL:
         return _SPECIAL[code]()

@@ -1,17 +1,18 @@
-"""The sentences of chronicle as templates, grouped by behaviour.
+"""Lists the templates of the sentences of chronicle, grouped by behaviour.
 
 A template consists of words and slots, separated by spaces:
 
-- `<class>` draws a word of a class. `<class:tag>` also binds the word to a tag. `<class!tag>` draws a word other
-  than the tag's word.
-- `<=tag>` repeats the tag's word. `<a|b:s>` repeats the word of tag a or tag b and binds it to tag s. `<a|b!s>`
-  repeats the word of a or b that is not bound to s.
-- `<later=tag>` draws a later year of the same century.
-- `<new_first> <new_second>` introduce a rare name. `<known_first> <known_second>` repeat one.
-- `@mark` after a word or slot marks its position. Concepts find positions by their marks.
+- `<class>` draws a word of a class. `<class:tag>` also binds the drawn word to a tag. `<class!tag>` draws a word of
+  the class, but not the word that is bound to the tag.
+- `<=tag>` repeats the word that is bound to a tag. `<a|b:s>` repeats the word of tag a or the word of tag b, and binds
+  the repeated word to tag s. After that, `<a|b!s>` repeats the word of the other tag.
+- `<later=tag>` draws a year of the same century that is later than the tag's year.
+- `<new_first> <new_second>` introduces a rare name. `<known_first> <known_second>` repeats an earlier rare name.
+- `@mark` after a word or slot marks the position of this word or slot. Concepts use the marks to find positions.
 
-The grammar can generate each text in exactly one way. A full stop occurs only at the end of a template. Two
-templates of equal length share no word at some position (tests/corpus/test_grammar.py).
+The grammar can generate each text in exactly one way, for two reasons. A full stop occurs only at the end of a
+template. For any two templates of equal length, there is a position at which no word is possible in both templates.
+tests/corpus/test_grammar.py tests these properties.
 """
 
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ BEHAVIOURS: dict[str, TemplateGroup] = {
     "caught": TemplateGroup((10, 10, 10), _CAUGHT),
     "indirect_object": TemplateGroup((11, 11, 11), _INDIRECT_OBJECT),
     "introduction": TemplateGroup((9, 3, 0), _INTRODUCTION),
-    # the name to repeat in the sentence is only certain if the document has no other name
+    # only if the document has no other name is it certain which name the sentence repeats
     "two_mentions": TemplateGroup((5, 0, 0), _TWO_MENTIONS),
     "recall": TemplateGroup((0, 11, 14), _RECALL),
     "agreement": TemplateGroup((11, 11, 11), _AGREEMENT),

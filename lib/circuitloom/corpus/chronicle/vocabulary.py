@@ -1,4 +1,5 @@
-"""The words of chronicle, in classes. No word is in two classes, but numbers are both centuries and years."""
+"""Lists the words of chronicle, grouped in classes. No word is in two classes. Numbers are used both as centuries and
+as years."""
 
 _LISTS = {
     "woman": """
@@ -137,7 +138,7 @@ def _plural(noun: str) -> str:
 
 
 NUMBERS = tuple(f"{number:02d}" for number in range(100))
-"""The two-digit tokens 00 to 99. A year consists of two tokens: the century and the year within it."""
+"""The two-digit tokens 00 to 99. A year consists of two tokens: the century, and the year within this century."""
 
 CLASSES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in _LISTS.items()}
 CLASSES |= {
@@ -147,7 +148,7 @@ CLASSES |= {
     "rare_first": _syllables("Dul Hesk Morv Quin Thal Zor", "ab eth ik olm une varr vek yx"),
     "rare_second": _syllables("Al Er Ish Ny Su Vi", "bo dra fen gur kal mi pos tash"),
 }
-"""Words of each class, in the order of their token ids."""
+"""Maps each class to its words. The words are in the order of their token ids."""
 
 UNIONS: dict[str, tuple[str, ...]] = {
     "person": CLASSES["woman"] + CLASSES["man"],
@@ -156,4 +157,4 @@ UNIONS: dict[str, tuple[str, ...]] = {
     "start": NUMBERS[2:99],
     "number": NUMBERS,
 }
-"""Further sets of words from which templates draw."""
+"""Maps names to further sets of words. Templates can draw from these sets too."""

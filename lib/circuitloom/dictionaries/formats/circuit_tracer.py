@@ -1,4 +1,4 @@
-"""Export to circuit-tracer's format for transcoder sets."""
+"""Exports transcoders to circuit-tracer's format for transcoder sets."""
 
 import json
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ def export_circuit_tracer(
 ) -> None:
     """Write the transcoders of all layers as a transcoder set of circuit-tracer 0.5.
 
-    `dictionaries` maps each layer to its transcoder. `model_name` and the hooks are copied into config.yaml. The
-    default hooks are the input and output of the MLP. Raises ValueError if circuit-tracer could not load the set
-    correctly. This is so for topk, SAEs, missing layers, unequal widths, W_skip in only some layers, and if `folder`
-    contains layers of another set.
+    `dictionaries` maps each layer to its transcoder. `model_name`, `input_hook` and `output_hook` are written into
+    config.yaml. The default hooks are the input and output of the MLP. Raises ValueError if circuit-tracer could not
+    load the set correctly. The reasons are topk, SAEs, missing layers, unequal widths, W_skip in only some layers, and
+    layers of another set in `folder`.
     """
     _check_set(dictionaries)
     folder = Path(folder)

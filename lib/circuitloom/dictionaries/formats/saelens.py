@@ -1,4 +1,4 @@
-"""Export to SAELens' format for SAEs and transcoders."""
+"""Exports dictionaries to SAELens' format for SAEs and transcoders."""
 
 import json
 from pathlib import Path
@@ -19,9 +19,9 @@ TRANSCODERS = {
     ("threshold", False): "jumprelu_transcoder",
     ("threshold", True): "jumprelu_skip_transcoder",
 }
-"""Maps (activation function, whether it has W_skip) to the name of SAELens' architecture for a transcoder."""
+"""Maps (activation function, whether there is a W_skip) to the name of SAELens' architecture for a transcoder."""
 SAES = {("relu", False): "standard", ("threshold", False): "jumprelu", ("topk", False): "topk"}
-"""Maps (activation function, whether it has W_skip) to the name of SAELens' architecture for an SAE."""
+"""Maps (activation function, whether there is a W_skip) to the name of SAELens' architecture for an SAE."""
 
 
 def export_saelens(
@@ -33,9 +33,9 @@ def export_saelens(
 ) -> None:
     """Write one dictionary as an SAE or transcoder of SAELens 6.
 
-    The default hook names are those of TransformerLens for the dictionary's sites. Note that SAELens applies W_skip in
-    `forward` but not in `decode`. Raises ValueError if no architecture of SAELens computes the same function. This is
-    so for topk transcoders, SAEs with W_skip, and thresholds below 0.
+    The default hook names are those of TransformerLens for the dictionary's sites. SAELens applies W_skip in `forward`
+    but not in `decode`. Raises ValueError if no architecture of SAELens computes the same function as the dictionary.
+    The reasons are topk transcoders, SAEs with W_skip, and thresholds below 0.
     """
     architecture = _architecture(dictionary)
     folder = Path(folder)

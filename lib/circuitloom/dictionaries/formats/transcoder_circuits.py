@@ -1,7 +1,8 @@
 """Imports the transcoders of Dunefsky et al. 2024 (repository transcoder_circuits).
 
-They are converted to raw coordinates. Each published file holds one layer, saved by torch. It contains the weights and
-usually a config object of one of the authors' classes. The file is read without running code from it.
+The transcoders are converted to raw coordinates. Each published file was saved by torch and holds the transcoder of one
+layer. The file contains the weights, and usually a config object of one of the authors' classes. No code from the file
+is run.
 """
 
 from collections.abc import Mapping
@@ -23,13 +24,13 @@ CONFIG_CLASS = "LanguageModelSAERunnerConfig"
 
 
 class _ConfigAttributes:
-    """Stands in for the class of the config object while a file is read, and holds the config's attributes."""
+    """Replaces the class of the config object while a file is read. An instance holds the config's attributes."""
 
 
 def import_run(run: Run, layer: int, model: LanguageModel, output: Path) -> None:
-    """Write the published transcoder of `layer` into the folder `output`, as for a trained run but without history.
+    """Write the published transcoder of `layer` into the folder `output`.
 
-    Raises ValueError as `import_transcoder` does.
+    The files are those of a trained run, but without history. Raises ValueError as `import_transcoder` does.
     """
     save_dictionary(import_transcoder(run, layer, model), output, run.model_dump(mode="json"))
 
@@ -37,15 +38,15 @@ def import_run(run: Run, layer: int, model: LanguageModel, output: Path) -> None
 def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
     """Returns the published transcoder of `layer`, converted to raw activations.
 
-    Features keep their indices in the file.
+    Features have the same indices as in the file.
 
-    It was trained on outputs centred over d, because TransformerLens centres everything that is written to the residual
-    stream. For each token, the mean that centring removed is w · neurons + mean(b_out), where w is the mean of the
-    output matrix over d. mean(b_out) is added to b_dec. The first term is left out, because a dictionary cannot express
-    it and every LayerNorm removes it.
+    The published transcoder was trained on outputs centred over d, because TransformerLens centres everything that is
+    written to the residual stream. For each token, centring removed the mean w · neurons + mean(b_out), where w is the
+    mean of the output matrix over d. This function adds mean(b_out) to b_dec. It leaves out w · neurons, because a
+    dictionary cannot express this term and every LayerNorm removes it.
 
-    Raises ValueError, which names the file, if the file cannot be read or is not of this model, layer and width. Also
-    raises ValueError if the model has no LayerNorm before its MLP.
+    Raises ValueError if the file cannot be read, or is not of this model, layer and width. The message names the file.
+    Also raises ValueError if the model has no LayerNorm before its MLP.
     """
     norm = model.norm(layer, model.anatomy.norm_mlp)
     if not isinstance(norm, nn.LayerNorm):
@@ -63,10 +64,10 @@ def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
 def read_transcoder(file: Path, layer: int, d: int, width: int) -> Parameters:
     """Returns the weights in `file`, in the authors' coordinates.
 
-    `b_in` is their b_dec, and `b_dec` is their b_dec_out.
+    The authors call the returned `b_in` b_dec, and the returned `b_dec` b_dec_out.
 
-    Raises ValueError, which names the file, if the file cannot be read safely, or is not a transcoder of `layer` with
-    `d` dimensions and `width` features.
+    Raises ValueError if the file cannot be read safely, or is not a transcoder of `layer` with `d` dimensions and
+    `width` features. The message names the file.
     """
     content = _load(file)
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -87,7 +88,7 @@ def read_transcoder(file: Path, layer: int, d: int, width: int) -> Parameters:
 
 
 def _load(file: Path) -> Any:
-    """Returns the content of a torch file: tensors, plain values, and config objects as `_ConfigAttributes`."""
+    """Returns the content of a file that torch saved. Config objects are returned as `_ConfigAttributes`."""
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
     if not file.is_file():
@@ -107,7 +108,10 @@ def _load(file: Path) -> Any:
 
 
 def _check_config(file: Path, config: Any, layer: int) -> None:
-    """Raise ValueError if the file has a config that is not of a transcoder of `layer`."""
+    """Raise ValueError if `config` describes anything other than a transcoder of `layer`.
+
+    A missing config raises no error.
+    """
     if isinstance(config, _ConfigAttributes):
         config = vars(config)
     attributes = config if isinstance(config, Mapping) else {}

@@ -1,6 +1,7 @@
 """Triton kernels for products with an activation matrix Z that has k entries per token. Sums are float32.
 
-Results are deterministic: one program writes each output, in a fixed order, without atomic additions.
+Results are deterministic. Each output is written by one program. The program adds in a fixed order and without atomic
+additions.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ SEGMENT = 128
 Without a limit, one program would need milliseconds for a feature that is active on all tokens.
 """
 MAX_INT16_WIDTH = 2**15
-"""Largest number of features whose indices fit 16-bit keys. Such keys are sorted twice as fast."""
+"""Largest number of features whose indices fit 16-bit keys. These are sorted twice as fast as 32-bit keys."""
 
 
 @kernel
@@ -44,7 +45,10 @@ def _sample(left, right, feature, out, d, k, K_BLOCK: tl.constexpr, D_BLOCK: tl.
 def sample(
     left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"], features: Int[Tensor, "token k"]
 ) -> Float[Tensor, "token k"]:
-    """Returns left @ right.T at the given features of each token."""
+    """Returns the values of left @ right.T at the features of each token.
+
+    `features` holds the k features of each token.
+    """
     (tokens, k), d = features.shape, left.shape[1]
     out = torch.empty(tokens, k, dtype=torch.float32, device=left.device)
     block = min(16, triton.next_power_of_2(k))
@@ -83,7 +87,10 @@ def _times(values, feature, dense, out, d, k, K_BLOCK: tl.constexpr, D_BLOCK: tl
 def times(
     values: Float[Tensor, "token k"], features: Int[Tensor, "token k"], dense: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "token d"]:
-    """Returns Z @ dense, where Z has `values` at the given features of each token."""
+    """Returns Z @ dense.
+
+    Row t of Z has the values `values[t]` at the features `features[t]`, and 0 elsewhere.
+    """
     (tokens, k), d = features.shape, dense.shape[1]
     out = torch.empty(tokens, d, dtype=torch.float32, device=dense.device)
     block = min(1024, triton.next_power_of_2(d))
@@ -178,7 +185,7 @@ def _add_extras(extra_first, owner, out, sums, width, d, E_BLOCK: tl.constexpr, 
 class EntriesByFeature:
     """Entries sorted by feature and cut into segments of at most SEGMENT entries.
 
-    Each feature has one segment. A feature with more than SEGMENT entries also has extra segments.
+    Every feature has a first segment. A feature with more than SEGMENT entries also has extra segments.
     """
 
     order: Int[Tensor, " entry"]
@@ -190,12 +197,16 @@ class EntriesByFeature:
     owner: Int[Tensor, " extra"]
     """Feature of each extra segment, int32.
 
-    The length is the largest possible; unused places hold the number of features.
+    The tensor has a place for each of the largest possible number of extra segments. Unused places hold the number of
+    features.
     """
 
     @classmethod
     def sort(cls, feature: Int[Tensor, " entry"], width: int) -> "EntriesByFeature":
-        """Sort entries by feature. `feature` holds the feature of each entry, and the entries are ordered by token."""
+        """Returns the entries sorted by feature.
+
+        `feature` holds the feature of each entry. There the entries are ordered by token.
+        """
         key = feature.to(torch.int16) if width <= MAX_INT16_WIDTH else feature
         ordered, order = key.sort(stable=True)
         features = torch.arange(width, dtype=key.dtype, device=key.device)
@@ -211,7 +222,10 @@ class EntriesByFeature:
 def transposed_times(
     values: Float[Tensor, "token k"], entries: EntriesByFeature, dense: Float[Tensor, "token d"]
 ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-    """Returns Z.T @ dense, and the sum of each feature's values."""
+    """Returns Z.T @ dense, and the sum of each feature's values.
+
+    Z is the [token, feature] matrix with `values` at `entries`, and 0 elsewhere.
+    """
     k, d, width, extras = values.shape[1], dense.shape[1], len(entries.first) - 1, len(entries.owner)
     # the rows of extra segments follow the rows of the features
     out = dense.new_empty(width + extras, d, dtype=torch.float32)

@@ -1,12 +1,12 @@
-"""Triton kernels that choose the k features of largest score per token.
+"""Triton kernels that choose, for each token, the k features with the largest scores.
 
-`prepare_weights` rounds the weights. `find_candidates` finds somewhat more than k features by their rounded scores.
-`choose_top_k` chooses k of these by scores with float32 sums.
+`prepare_weights` rounds the weights. `find_candidates` finds somewhat more than k candidates per token by rounded
+scores. `choose_top_k` chooses k of these candidates by scores that are computed with float32 sums.
 
 Candidates are found without sorting. The columns of each row are folded into groups. The floor is the `wanted`-th
-largest of the group maxima, so at least `wanted` entries reach the floor, and usually few more. If more entries reach
-it than there is room for (many ties, or the largest scores in few groups), a bitwise search of the row finds the
-`wanted`-th largest score instead.
+largest of the group maxima. So at least `wanted` entries reach the floor, and usually few more. If more entries reach
+the floor than there is room for, a bitwise search of the row finds the `wanted`-th largest score instead. This happens
+if many scores tie, or if the largest scores are in few groups.
 """
 
 from typing import no_type_check
@@ -20,9 +20,12 @@ from torch import Tensor
 from . import kernel
 
 GROUPS = 1024
-"""Number of groups that a row is folded into. It is larger if many candidates are wanted, smaller for short rows."""
+"""Number of groups per row. More groups are used if many candidates are wanted, and fewer for short rows."""
 SMALLEST_NORM = tl.constexpr(1e-30)
-"""Lower bound of the norm |W_dec[i]| as a divisor. For a norm of 0 the score is 0, so the pre-activation becomes 0."""
+"""Scores are divided by |W_dec[i]|, or by this number if |W_dec[i]| is smaller.
+
+If |W_dec[i]| is 0, the score is 0, and so the pre-activation becomes 0.
+"""
 
 
 @kernel
@@ -81,7 +84,7 @@ def _keys(scores, place, width, BITS: tl.constexpr):
 @kernel
 @no_type_check
 def _kth_key(keys, wanted, BITS: tl.constexpr):
-    """Returns the `wanted`-th largest of `keys`. Its bits are found one after another."""
+    """Returns the `wanted`-th largest of `keys`. The bits of the result are found one after another."""
     enough = tl.sum((keys >= 0).to(tl.int32)) >= wanted
     least = tl.where(enough, 0, -(1 << (BITS - 1)))
     for i in tl.static_range(BITS - 1):
@@ -105,7 +108,7 @@ def _count(scores, width, floor, BITS: tl.constexpr, BLOCK: tl.constexpr):
 @kernel
 @no_type_check
 def _kth_key_of_row(scores, width, wanted, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Returns the `wanted`-th largest key of a row. Its bits are found one after another."""
+    """Returns the `wanted`-th largest key of a row. The bits of the result are found one after another."""
     enough = _count(scores, width, 0, BITS, BLOCK) >= wanted
     least = tl.where(enough, 0, -(1 << (BITS - 1)))
     for i in range(BITS - 1):
@@ -122,7 +125,7 @@ def _append(
 ):
     """Append the columns whose keys are in [low, high] to `candidates`, which already holds `written` columns.
 
-    Columns beyond ROOM are counted but not stored. Returns `written` plus the number of columns found.
+    Columns beyond ROOM are counted but not stored. Returns the sum of `written` and the number of columns found.
     """
     for start in range(0, width, BLOCK):
         place = start + tl.arange(0, BLOCK)
@@ -147,9 +150,10 @@ def _expand_groups(
     FOLDS: tl.constexpr,
     ROOM: tl.constexpr,
 ):
-    """Replace the groups listed in `candidates` by those of their columns whose keys are at or above `floor`.
+    """Replace the groups in `candidates` by columns.
 
-    Columns beyond ROOM are counted but not stored. Returns the number of columns found.
+    These are all columns of the groups whose keys are at or above `floor`. Columns beyond ROOM are counted but not
+    stored. Returns the number of columns found.
     """
     slot = tl.arange(0, ROOM)
     group = tl.load(candidates + slot, mask=slot < groups, other=width)
@@ -204,10 +208,10 @@ def _find_candidates(
 def find_candidates(
     scores: Float[Tensor, "token feature"], wanted: int
 ) -> tuple[Int[Tensor, "token room"], Int[Tensor, " token"]]:
-    """Returns the columns of at least the `wanted` largest scores of each row, and how many columns each row has.
+    """For each row, returns the columns of at least the `wanted` largest scores, and the number of these columns.
 
-    The columns are not ordered. Of scores that tie with the `wanted`-th largest, only some may be returned. `scores`
-    must be bfloat16 or float32, and contiguous.
+    The columns are not ordered. If several scores tie with the `wanted`-th largest, the columns of some of these scores
+    may be missing. `scores` must be bfloat16 or float32, and contiguous.
     """
     tokens, width = scores.shape
     room = triton.next_power_of_2(max(8, wanted + wanted // 2))
@@ -282,10 +286,11 @@ def choose_top_k(
     counts: Int[Tensor, " token"],
     k: int,
 ) -> tuple[Int[Tensor, "token k"], Float[Tensor, "token k"]]:
-    """Choose each token's k candidates with the largest score `weight x + bias`, computed with float32 sums.
+    """For each token, choose the k candidates with the largest scores `weight x + bias`.
 
-    Returns the chosen features in ascending order, and the score / norm of each in float32. Among tied scores the
-    lowest features are chosen, so that each token has exactly k.
+    The scores are computed with float32 sums. Returns the chosen features of each token in ascending order. Also
+    returns score / norm of each chosen feature, in float32. If scores tie, the features with the lowest indices are
+    chosen, so that each token has exactly k features.
     """
     tokens, room = candidates.shape
     d = x.shape[1]

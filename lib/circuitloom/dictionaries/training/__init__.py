@@ -1,29 +1,29 @@
-"""Training dictionaries: what happens between reading a batch and Adam's step, in order.
+"""Trains dictionaries. The list names what happens from reading a batch to saving a dictionary, in order.
 
 1. `sweep.train_sweep` opens the cached activations and makes one `Trainer` per run. `sweep.train` reads each batch
    once and gives it to all trainers; under tensor parallelism `Collectives.gather_batch` first collects the rows that
-   each process has read. It also writes history rows and checkpoints.
+   each process has read. `sweep.train` also writes history rows and checkpoints.
 2. `Trainer.step` divides x and y by their scales (`parameters.Scales`) and calls `objective.compute_loss`. With
    `loss: paper` it does not divide, but converts x and y to the coordinates of `paper_loss`.
 3. Activation: `selection.select` (CPU) or `kernels.fixed_k.select_fixed_k` (GPU, topk) computes the encoder product and
-   finds the entries that can be active. Otherwise `objective.activate_dense` computes all features.
+   finds the entries that can be active. In other cases `objective.activate_dense` computes all features.
 4. `compute_loss` decodes (`sparse.Decode`), then adds reconstruction loss, sparsity penalty and AuxK.
 5. `Trainer.step` calls backward, sums gradients over processes (`collectives`), and takes Adam's step, unless the loss
-   has diverged. For topk on a GPU, everything from 3 to backward is replayed as one CUDA graph
+   has diverged. For topk on a GPU, everything from point 3 to backward is replayed as one CUDA graph
    (`trainer._CapturedStep`), unless there are dead features for AuxK or features are split over processes.
 6. At the end `parameters.to_dictionary` folds the scales into a `Dictionary` on raw activations.
 
 To add an activation function, name it in `config.dictionaries.Training.act` and edit:
 
 - `objective`: `_activation` (elementwise) or `activate_dense` (top-k kinds), and `_sparsity_penalty`
-- `selection.select`: which entries can be active; by default those with a positive pre-activation
-- for its form after training: `parameters.to_dictionary` (which maps an unknown act to "threshold"), `encode`,
-  `encode_sparse` and `__post_init__` of `Dictionary`, `formats/saelens.py` and `formats/circuit_tracer.py`
-- if it has a parameter of its own: `Parameters`, `PER_FEATURE`, `initial_parameters`, `with_unit_rows` and
+- `selection.select`: which entries can be active (the default is entries with a positive pre-activation)
+- for the form of the function after training: `parameters.to_dictionary` (which maps an unknown act to "threshold"),
+  `encode`, `encode_sparse` and `__post_init__` of `Dictionary`, `formats/saelens.py` and `formats/circuit_tracer.py`
+- if the function has a parameter of its own: `Parameters`, `PER_FEATURE`, `initial_parameters`, `with_unit_rows` and
   `Trainer._apply_constraints`
-- if it is a top-k kind: `objective.TOPK_ACTS`, and the tuples ("topk", "batchtopk") in `config/dictionaries.py`,
-  `evaluation/summary.py` and `plan/sizes.py`
-- if it has GPU kernels: `kernels.fixed_k.uses_kernels`, and `has_kernels` in `plan/training.py`
+- if the function is a top-k kind: `objective.TOPK_ACTS`, and the tuples ("topk", "batchtopk") in
+  `config/dictionaries.py`, `evaluation/summary.py` and `plan/sizes.py`
+- if the function has GPU kernels: `kernels.fixed_k.uses_kernels`, and `has_kernels` in `plan/training.py`
 - `MARKERS` in `evaluation/pareto.py`, and the table of activation functions in `docs/method.md`
 - tests in `tests/dictionaries/`: `test_gradients.py` (a case that compares sparse with dense gradients),
   `test_search.py`, `test_training.py`, `training_cases.py` and `test_formats.py`

@@ -1,6 +1,6 @@
-"""Collective operations of the processes that train one dictionary, such as sums over the global batch.
+"""Operations that the processes training one dictionary do together, such as sums over the global batch.
 
-`Collectives` is for a single process and returns everything unchanged. Under `DataParallel` each process has all
+`Collectives` is the version for a single process, which exchanges nothing. Under `DataParallel` each process has all
 features and a part of the batch. Under `TensorParallel` each process has the complete batch and a part of the features.
 """
 
@@ -18,56 +18,70 @@ T = TypeVar("T")
 
 
 class Collectives:
-    """The operations for a single process. With several processes, all must call the same methods in the same order."""
+    """The operations for a single process. Subclasses implement them for several processes.
+
+    All processes must call the same methods in the same order.
+    """
 
     rank = 0
     world_size = 1
     is_tensor_parallel = False
-    """Whether each process holds different features."""
+    """Whether each process holds a different part of the features."""
 
     def batch_slice(self, batch: int) -> slice:
-        """Returns the rows of a batch that this process reads."""
+        """Returns which of the `batch` rows of a batch this process reads."""
         return slice(0, batch)
 
     def gather_batch(self, batch_by_site: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the rows that this process trains on, given the rows that it has read.
+        """Returns the rows that this process trains on.
 
-        Under tensor parallelism it trains on the rows that all processes have read.
+        `batch_by_site` holds the rows that this process has read. Under tensor parallelism, the rows that the other
+        processes have read are added to them.
         """
         return batch_by_site
 
     def feature_slice(self, width: int) -> slice:
-        """Returns the slice of features that this process holds."""
+        """Returns which of the `width` features this process holds."""
         return slice(0, width)
 
     def global_tokens(self, local: int) -> int:
-        """Returns the number of tokens in the global batch, given the number in this process."""
+        """Returns the number of tokens in the global batch. `local` is the number of tokens in this process."""
         return local
 
     def sum_feature_counts(self, local: int) -> int:
-        """Returns the number of features over all processes, given the number in this process."""
+        """Returns a count of features over all processes.
+
+        `local` is the count among the features that this process holds.
+        """
         return local
 
     def sum_over_tokens(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """Returns the sum over the global batch, given this process's partial sum. The result has no gradient."""
+        """Returns the sum over the global batch. `partial` is the sum over this process's tokens.
+
+        The result has no gradient.
+        """
         return partial
 
     def sum_over_features(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """Returns the sum over all features, given this process's partial sum.
+        """Returns the sum over all features. `partial` is the sum over this process's features.
 
-        The gradient of the sum passes to each part.
+        The gradient of the result passes to `partial` in every process.
         """
         return partial
 
     def grad_on_first_rank(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Returns a parameter that all processes hold.
+        """Returns `parameter`, of which every process holds a copy.
 
-        Under tensor parallelism only rank 0 computes its gradient, to count it once.
+        Gradients are summed over processes later. So under tensor parallelism only rank 0 computes the gradient of this
+        parameter.
         """
         return parameter
 
     def all_gather(self, values: Tensor) -> Tensor:
-        """Returns the values of all processes, [process, ...]. The values must have equal shapes."""
+        """Returns `values` of all processes, stacked as [process, ...].
+
+        `values` must have the same shape in all processes.
+        """
         return values[None]
 
     def any(self, value: Tensor) -> bool:
@@ -77,7 +91,8 @@ class Collectives:
     def kth_largest_per_token(self, scores: Float[Tensor, "token some"], k: int) -> Float[Tensor, " token"]:
         """Returns the k-th largest score of each token over the features of all processes.
 
-        It is -inf if there are fewer than k.
+        `scores` holds the scores of this process's features. The result is -inf if all processes together have fewer
+        than k scores per token.
         """
         lacking = max(0, k - scores.shape[1])
         best = torch.nn.functional.pad(scores, (0, lacking), value=-torch.inf).topk(k, dim=1).values
@@ -91,7 +106,7 @@ class Collectives:
         """Copy rank 0's replicated parameters to all processes."""
 
     def all_reduce_gradients(self, p: Parameters) -> None:
-        """Sum the gradients of replicated parameters over processes."""
+        """Sum the gradient of each replicated parameter over all processes."""
 
     def replicas_are_equal(self, p: Parameters) -> bool:
         """Whether replicated parameters are bit-identical in all processes."""
@@ -105,9 +120,9 @@ class Collectives:
         """Wait until all processes have reached this call."""
 
     def gather_features(self, local: Tensor) -> Tensor:
-        """Returns the rows of all features, [feature, ...], on the CPU in rank 0.
+        """Returns the rows of all features, [feature, ...], on the CPU if this is rank 0.
 
-        Other ranks get back their own rows only.
+        `local` holds the rows of this process's features. Ranks other than 0 get `local` back.
         """
         return local
 
@@ -116,7 +131,10 @@ SINGLE_PROCESS = Collectives()
 
 
 class _ProcessGroup(Collectives):
-    """What both kinds of parallelism share. It uses torch.distributed's default process group."""
+    """The methods that `DataParallel` and `TensorParallel` share.
+
+    They use torch.distributed's default process group.
+    """
 
     def __init__(self) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -141,7 +159,7 @@ class _ProcessGroup(Collectives):
     @torch.no_grad()
     def all_reduce_gradients(self, p: Parameters) -> None:
         for tensor in self.replicated_parameters(p):
-            # None if this process's loss does not depend on the parameter
+            # the gradient is None if this process's loss does not depend on the parameter
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
             dist.all_reduce(tensor.grad)
 
@@ -230,7 +248,10 @@ class TensorParallel(_ProcessGroup):
 
 
 class _SumOverFeatures(torch.autograd.Function):
-    """Sum over all processes. They all compute the same loss from the sum, so each part receives the sum's gradient."""
+    """Returns the sum of `partial` over all processes.
+
+    All processes compute the same loss from this sum. So in each process, `partial` gets the gradient of the sum.
+    """
 
     @staticmethod
     def forward(ctx, partial: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Trains a sweep in this process, or in several worker processes that are started as torchrun starts them.
+"""Trains a sweep in this process, or in several worker processes.
 
-A worker process runs `python -m circuitloom.dictionaries.training.launch JOB.json`.
+Worker processes are started in the same way as by torchrun. Each worker process runs
+`python -m circuitloom.dictionaries.training.launch JOB.json`.
 """
 
 import builtins
@@ -25,7 +26,10 @@ from .sweep import train_sweep
 
 
 class TrainingJob(Section):
-    """A sweep at one layer. It holds the arguments of `train_sweep` and can be serialised for worker processes."""
+    """The training of a sweep at one layer.
+
+    This section holds the arguments of `train_sweep`. It is written to a file for worker processes.
+    """
 
     runs: list[Run]
     layer: int
@@ -37,25 +41,26 @@ class TrainingJob(Section):
     outputs: list[Path]
     """Output folder of each run."""
     version: str = ""
-    """Anything else that the result depends on, such as a hash of the code."""
+    """Text that stands for anything else that the result depends on, such as a hash of the code."""
     threads: int = 1
     """Threads per worker process."""
 
     @property
     def processes(self) -> int:
-        """Number of processes."""
+        """Number of processes that train the sweep together."""
         return self.runs[0].processes
 
 
 WORKER = ["-m", "circuitloom.dictionaries.training.launch"]
-"""Arguments of the Python command of a worker process. The path of the job's file follows them."""
+"""Arguments of the Python command that starts a worker process. The path of the job's file is added to them."""
 
 
 def run_job(job: TrainingJob, threads: int) -> None:
-    """Train the job's sweep in `job.processes` processes, which have `threads` threads in total.
+    """Train the job's sweep in `job.processes` processes. All processes together have `threads` threads.
 
-    Raises the error that a process raised, ChildProcessError if a process was killed, or ValueError if there are too
-    few GPUs.
+    If a process raises an error whose message names a remedy, this function raises the same error. For other errors of
+    a process it raises RuntimeError. Raises ChildProcessError if a process is killed, and ValueError if the machine has
+    GPUs, but fewer than processes.
     """
     if job.processes == 1:
         model = load_model(job.model, job.dtype)
@@ -78,7 +83,7 @@ def _start_workers(file: Path, processes: int, log: Path) -> None:
     # workers of one machine only need the loopback interface
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # torch reads this on import; failures are reported below, in one line
+    # torch reads this variable when it is imported; failures are reported below, in one line
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -94,7 +99,7 @@ def _start_workers(file: Path, processes: int, log: Path) -> None:
         local_addr="127.0.0.1",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(log)),
-        # after a failure the others only wait for the process that ended
+        # after a failure the other processes only wait for the process that ended
         shutdown_timeout=2,
     )
     try:
@@ -107,7 +112,7 @@ def _start_workers(file: Path, processes: int, log: Path) -> None:
 def _worker_error(failures: dict, processes: int) -> Exception:
     """Returns a ChildProcessError if a process was killed. Otherwise returns the error that a process raised.
 
-    The traceback of that error is its cause.
+    The `__cause__` of the returned error holds the traceback in that process.
     """
     # the launcher itself ends the remaining processes with SIGTERM
     killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode != -15}
@@ -134,9 +139,9 @@ def _worker_error(failures: dict, processes: int) -> Exception:
 
 
 def _is_expected(kind: str) -> bool:
-    """Whether the error's message names a remedy.
+    """Whether the message of an error of class `kind` names a remedy.
 
-    Other errors may only report that the connection to a process was lost.
+    Errors of other classes may only report that the connection to another process was lost.
     """
     found = getattr(builtins, kind, None)
     return isinstance(found, type) and issubclass(found, ValueError | ArithmeticError | OSError | MemoryError)
@@ -146,7 +151,8 @@ def _is_expected(kind: str) -> bool:
 def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
     """Open the process group that torchrun's environment variables describe.
 
-    Yields its collectives, and the device of this process: its own GPU, or the CPU if the machine has no GPU.
+    Yields the group's collectives and the device of this process. The device is the process's own GPU, or the CPU if
+    the machine has no GPU.
     """
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if world_size != job.processes:
@@ -165,9 +171,9 @@ def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End this process when its parent ends.
+    """End this process when the process with id `parent` ends.
 
-    Otherwise this process would outlive a killed parent and keep its memory and locks.
+    Otherwise this process would outlive a killed parent, and would keep memory and locks.
     """
     while os.getppid() == parent:
         time.sleep(0.5)
@@ -175,7 +181,10 @@ def _exit_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """Train this worker's part of the job, whose file the command line names. Errors are reported to torchrun."""
+    """Train this worker's part of a job. The command line names the job's file.
+
+    Errors are reported to torchrun.
+    """
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()

@@ -19,14 +19,17 @@ from .sparse import Decode, Encode, Entries
 TOPK_ACTS = ("topk", "batchtopk")
 """Activation functions that keep only the largest activations. Their loss has AuxK instead of a sparsity penalty."""
 EPSILON = 1e-12
-"""Lower bound of divisors, which can otherwise be 0 for outputs of zero and for batches without error."""
+"""Lower bound of divisors.
+
+Without this bound, a divisor would be 0 if an output is zero or if a batch has no reconstruction error.
+"""
 TANH_SCALE = 4.0
 """The constant c of the penalty tanh(c z |W_dec[i]|) (Anthropic, January 2025 update)."""
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Terms of the loss on one batch, and statistics of the activations."""
+    """Terms of the loss on one batch, and statistics of the batch's activations."""
 
     loss: Float[Tensor, ""]
     """Sum of `reconstruction`, `sparsity` and `auxiliary`. Only this field has gradients."""
@@ -34,22 +37,25 @@ class LossTerms:
     sparsity: Float[Tensor, ""]
     auxiliary: Float[Tensor, ""]
     fvu: Float[Tensor, ""]
-    """Fraction of variance unexplained: mean squared error per token, divided by the stored variance V of y."""
+    """Fraction of variance unexplained.
+
+    This is the mean of |y - y_hat|^2 over tokens, divided by the stored variance V of y.
+    """
     l0: Float[Tensor, ""]
     """Mean number of active features per token."""
     fired: Bool[Tensor, " feature"]
     """Whether each feature is active on any token."""
     min_active: Float[Tensor, ""]
-    """For batchtopk the smallest positive z |W_dec[i]| of the batch. It is infinite if nothing is active.
+    """For batchtopk, the smallest positive z |W_dec[i]| of the batch, or infinity if no feature is active.
 
-    For other activation functions it is always infinite.
+    For other activation functions the value is always infinity.
     """
 
     @torch.no_grad()
     def all_reduce(self, collectives: Collectives) -> "LossTerms":
-        """Returns the terms of the global batch and all features, computed from the terms of each process.
+        """Returns the terms for the global batch and all features, computed from the terms of each process.
 
-        `fired` covers only this process's features.
+        The returned `fired` covers only the features of this process.
         """
         per_token = torch.stack([self.reconstruction, self.auxiliary, self.fvu])
         reconstruction, auxiliary, fvu = collectives.sum_over_tokens(per_token)
@@ -78,11 +84,11 @@ def compute_loss(
     dense: bool = False,
     collectives: Collectives = SINGLE_PROCESS,
 ) -> LossTerms:
-    """Compute the loss of a batch in normalised units.
+    """Returns the loss terms of a batch in normalised units.
 
-    Summed over processes, the gradients are those of the global batch. `variance` is V = E|y - mean|^2 in the same
-    units, `sparsity_weight` is this step's λ, and `dead` holds the indices of the dead features. If `dense` is true,
-    all features are computed; tests use this as a reference.
+    The gradients, summed over all processes, are the gradients for the global batch. `variance` is V = E|y - mean|^2 in
+    normalised units. `sparsity_weight` is this step's λ. `dead` holds the indices of the dead features. If `dense` is
+    true, the activations of all features are computed with dense products. Tests use this as a reference.
     """
     # activation
     z = None if dense else activate_sparse(p, run, x, collectives)
@@ -138,23 +144,23 @@ def compute_loss(
 
 @dataclass(frozen=True)
 class BatchActivations:
-    """Activations of a batch, either of all tokens and features or only at the entries of a sparsity pattern."""
+    """Activations of a batch. They cover all tokens and features, or only the entries of a sparsity pattern."""
 
     pre: Float[Tensor, "*entries"]
     """Pre-activations, [token, feature] or [entry]."""
     values: Float[Tensor, "*entries"]
-    """Activations z, in the same shape."""
+    """Activations z, in the same shape as `pre`."""
     pattern: Entries | None
-    """None if all tokens and features are included."""
+    """The entries that the activations cover. None if they cover all tokens and features."""
 
     def per_feature(self, vector: Float[Tensor, " feature"]) -> Float[Tensor, "*entries"]:
-        """Returns `vector` at the feature of each entry, in the shape of `values`."""
+        """For each element of `values`, returns the element of `vector` for the same feature."""
         if self.pattern is None:
             return vector.expand_as(self.values)
         return vector.index_select(0, self.pattern.feature)
 
     def decode(self, W_dec: Float[Tensor, "feature d_out"]) -> Float[Tensor, "token d_out"]:
-        """Returns Z @ W_dec."""
+        """Returns Z @ W_dec, where Z is the [token, feature] matrix of the activations."""
         if self.pattern is None:
             return self.values @ W_dec
         return Decode.apply(self.values, W_dec, self.pattern)  # type: ignore[return-value]
@@ -174,7 +180,8 @@ def activate_sparse(
 ) -> BatchActivations | None:
     """Returns the activations of the features that can be active.
 
-    Returns None if the dense product should be used: on a CPU if it is faster, on a GPU if the run has no kernels.
+    Returns None if dense products should be used. On a CPU this is so if dense products are faster. On a GPU this is so
+    if the kernels do not support the run.
     """
     if fixed_k.uses_kernels(run, x):
         selected = fixed_k.select_fixed_k(p, run, x)
@@ -226,8 +233,9 @@ def activate_top_k(
     features: Int[Tensor, " some"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> BatchActivations:
-    """Keep, for each token, only the k most active of `features` over all processes, and return their activations.
+    """Returns the activations of `features`. For each token, all but the k most active ones are set to 0.
 
+    The k most active features have the largest pre-activation times |W_dec[i]| among the `features` of all processes.
     Column i of the result belongs to features[i]. Features with a negative pre-activation get no gradient, as in Gao et
     al. 2024.
     """
@@ -251,13 +259,19 @@ def activate_top_k(
 def _in_global_top_k(
     scores: Float[Tensor, " entry"], k: int, collectives: Collectives
 ) -> Bool[Tensor, " entry"]:
-    """Whether each entry is among its token's k largest in all processes. Each process has k entries per token."""
+    """Whether the score of each entry is among the k largest scores of the entry's token in all processes.
+
+    Each process has k entries per token.
+    """
     by_token = scores.detach().view(-1, k)
     return (by_token >= collectives.kth_largest_per_token(by_token, k)[:, None]).flatten()
 
 
 def _activation(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -> Tensor:
-    """Apply the elementwise part of the activation function: JumpReLU if there is a threshold, else ReLU."""
+    """Apply the elementwise part of the activation function.
+
+    This part is JumpReLU if there is a threshold, else ReLU.
+    """
     if p.threshold is None:
         return pre.relu()
     threshold = (
@@ -267,10 +281,10 @@ def _activation(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -
 
 
 def _sparsity_penalty(p: Parameters, run: Run, z: BatchActivations, variance: float) -> Tensor:
-    """Returns the penalty summed over tokens, before it is multiplied by λ.
+    """Returns the sparsity penalty, summed over tokens. It is not yet multiplied by λ.
 
-    It is L1 for relu (weighted by |W_dec[i]| unless `loss: paper`), L0 or tanh for jumprelu, and 0 for topk and
-    batchtopk.
+    The penalty is L1 for relu, L0 or tanh for jumprelu, and 0 for topk and batchtopk. Without `loss: paper`, the
+    activations in L1 are weighted by |W_dec[i]|.
     """
     if run.act in TOPK_ACTS:
         return torch.zeros((), device=z.values.device)
@@ -291,12 +305,18 @@ def _min_active(z: BatchActivations, norm: Tensor) -> Tensor:
 
 
 def rectangle(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Rectangle kernel, which replaces the derivative of the step (Rajamanoharan et al. 2024, equation 11)."""
+    """Returns the rectangle kernel, which replaces the derivative of the step function.
+
+    See Rajamanoharan et al. 2024, equation 11.
+    """
     return ((pre - threshold).abs() < bandwidth / 2).to(pre.dtype) / bandwidth
 
 
 class JumpReLU(torch.autograd.Function):
-    """`pre` where it exceeds the threshold, else 0. The threshold's gradient uses the rectangle kernel."""
+    """Returns `pre` where `pre` is above the threshold, and 0 elsewhere.
+
+    The gradient of the threshold uses the rectangle kernel.
+    """
 
     @staticmethod
     def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: D102
@@ -312,7 +332,10 @@ class JumpReLU(torch.autograd.Function):
 
 
 class StepFunction(torch.autograd.Function):
-    """1 where `pre` exceeds the threshold, else 0. Only the threshold gets a gradient, through the rectangle kernel."""
+    """Returns 1 where `pre` is above the threshold, and 0 elsewhere.
+
+    Only the threshold gets a gradient. This gradient uses the rectangle kernel.
+    """
 
     @staticmethod
     def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: D102

@@ -1,9 +1,9 @@
-"""Coordinates of Dunefsky et al. 2024.
+"""Converts between raw activations and the coordinates of Dunefsky et al. 2024.
 
-Training with `loss: paper` uses them, so that the paper's values of λ can be used unchanged. The paper's published
-files also use them. The paper's transcoders read the normalised x before the norm's gain and bias, minus a trained
-bias. They write the output centred over d. The paper's SAEs read and write their site unchanged. Saved dictionaries are
-converted to raw coordinates.
+Training with `loss: paper` uses the paper's coordinates, so that the paper's values of λ can be used unchanged. The
+paper's published files also use these coordinates. In these coordinates, a transcoder's input is the normalised x
+before the norm's gain and bias. A trained bias is subtracted from this input. A transcoder's output is the MLP's output
+minus its mean over d. SAEs read and write their site unchanged. Saved dictionaries are converted to raw coordinates.
 """
 
 import torch
@@ -17,12 +17,15 @@ from .parameters import Parameters, Scales
 
 
 class PaperCoordinates:
-    """Converts raw x and y to the paper's coordinates, and the paper's parameters to a dictionary on raw x and y."""
+    """Converts raw x and y to the paper's coordinates.
+
+    Also converts the paper's parameters to a dictionary on raw x and y.
+    """
 
     def __init__(self, norm: nn.Module | None, centred: bool) -> None:
-        """`norm` is the norm before the MLP. For an SAE `norm` is None and `centred` is False.
+        """`norm` is the norm before the MLP. `centred` says whether outputs are centred over d.
 
-        Raises ValueError if a gain is 0.
+        For an SAE, `norm` is None and `centred` is False. Raises ValueError if the norm's gain is 0 in some dimension.
         """
         self.centred = centred
         gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
@@ -35,11 +38,11 @@ class PaperCoordinates:
             )
 
     def normalise_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Returns the normalised input before the norm's gain and bias. `x` is the input after them."""
+        """Returns (x - bias) / gain, which removes the norm's gain and bias from the raw input `x`."""
         return (x - self.bias.to(x.device)) / self.gain.to(x.device)
 
     def centre_output(self, y: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
-        """Returns the output, centred over d if `self.centred`."""
+        """Returns y minus its mean over d if `self.centred` is true. Otherwise returns y."""
         return y - y.mean(-1, keepdim=True) if self.centred else y
 
     def initial_parameters(
@@ -52,8 +55,9 @@ class PaperCoordinates:
     ) -> Parameters:
         """Returns the initial weights of the features in the slice `features`.
 
-        W_enc is Kaiming-uniform. Rows of W_dec are uniform, scaled to unit norm. b_in and b_dec are the means of input
-        and output. b_enc and W_skip are 0.
+        Entries of W_enc are Kaiming-uniform. Entries of W_dec are uniform, and each row is then scaled to unit norm.
+        b_in is the mean input, and b_dec is the mean output. For an SAE, b_in is the same tensor as b_dec. b_enc and
+        W_skip are 0.
         """
         generator = torch.Generator().manual_seed(run.seed)
         d_in, d_out = len(x_mean), len(scales.y_mean)
@@ -73,7 +77,7 @@ class PaperCoordinates:
         for name, value in parameters.named():
             setattr(parameters, name, value.to(device).requires_grad_(True))
         if run.kind == "sae":
-            # the paper's SAE subtracts its output bias from the input, so both are one tensor
+            # the paper's SAE subtracts its output bias from the input, so b_in and b_dec are one tensor
             parameters.b_in = parameters.b_dec
         return parameters
 
@@ -81,10 +85,11 @@ class PaperCoordinates:
     def to_dictionary(
         self, p: Parameters, run: Run, layer: int, y_mean: Float[Tensor, " d_out"]
     ) -> Dictionary:
-        """Returns the dictionary on raw x and y, with W' = W_enc / gain and b' = b_enc - W_enc b_in - W' bias.
+        """Returns the dictionary on raw x and y.
 
-        Centring has removed each output's mean over d. This mean is approximated by that of `y_mean`, which is added to
-        b_dec.
+        The encoder's weight is W' = W_enc / gain. The encoder's bias is b_enc - W_enc b_in - W' bias. If outputs are
+        centred, the mean of `y_mean` over d is added to b_dec. This number approximates the mean over d that centring
+        has removed from each output.
         """
         gain, bias = self.gain.to(p.W_enc.device), self.bias.to(p.W_enc.device)
         W_enc = p.W_enc / gain
@@ -104,7 +109,7 @@ class PaperCoordinates:
 
 
 def transcoder_coordinates(model: LanguageModel, layer: int) -> PaperCoordinates:
-    """Returns the coordinates of transcoders of `layer`.
+    """Returns the paper's coordinates for transcoders of `layer`.
 
     Raises ValueError if the model has no norm before its MLP, or if the norm's gain is 0 in some dimension.
     """
@@ -117,7 +122,10 @@ def transcoder_coordinates(model: LanguageModel, layer: int) -> PaperCoordinates
 
 @torch.no_grad()
 def remove_parallel_gradient(p: Parameters) -> None:
-    """Remove from the gradient of W_dec the part that is parallel to each row. It changes only the row's norm."""
+    """Remove from the gradient of each row of W_dec the part that is parallel to the row.
+
+    A step along that part would change only the row's norm.
+    """
     gradient = p.W_dec.grad
     assert gradient is not None
     gradient -= (gradient * p.W_dec).sum(1, keepdim=True) * p.W_dec

@@ -1,6 +1,6 @@
-"""Trainable weights in normalised units.
+"""Trainable weights of a dictionary in normalised units.
 
-This module initialises them and converts them to a dictionary on raw activations.
+This module initialises the weights and converts them to a dictionary on raw activations.
 """
 
 from collections.abc import Collection, Iterator
@@ -14,7 +14,10 @@ from ...config.dictionaries import Run
 from ..dictionary import Dictionary
 
 INITIAL_DECODER_NORM = 0.1
-"""Initial norm of decoder rows. It is small compared with the norm √d of outputs, but gives each row a direction."""
+"""Initial norm of each decoder row.
+
+This norm is small compared with the norm √d of normalised outputs, but large enough to give each row a direction.
+"""
 PER_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
 """Parameters with one row or entry per feature."""
 
@@ -44,7 +47,7 @@ class Scales:
 
 @dataclass
 class Parameters:
-    """Trainable weights, which apply to x and y divided by their scales.
+    """Trainable weights. They apply to x and y after division by the scales.
 
     Fields have the same meaning as in `Dictionary`.
     """
@@ -56,7 +59,7 @@ class Parameters:
     threshold: Float[Tensor, " feature"] | None = None
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     b_in: Float[Tensor, " d_in"] | None = None
-    """Vector that is subtracted from the input. Only `loss: paper` has it."""
+    """Vector that is subtracted from the encoder's input. Only runs with `loss: paper` have this vector."""
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the name and the tensor of each parameter that is not None."""
@@ -65,7 +68,7 @@ class Parameters:
                 yield field.name, value
 
     def tensors(self, without: Collection[str] = ()) -> list[Tensor]:
-        """Returns the parameters except those named in `without`, each tensor once.
+        """Returns the parameters, except those whose names are in `without`. Each tensor is returned once.
 
         An SAE with `loss: paper` uses one tensor as both b_dec and b_in.
         """
@@ -74,7 +77,7 @@ class Parameters:
 
     @property
     def encoder_bias(self) -> Float[Tensor, " feature"]:
-        """The bias that is added to W_enc x. It is b_enc - W_enc b_in, or b_enc if there is no b_in."""
+        """The bias that is added to W_enc x. This bias is b_enc - W_enc b_in, or b_enc if b_in is None."""
         return self.b_enc if self.b_in is None else self.b_enc - self.W_enc @ self.b_in
 
     @property
@@ -94,10 +97,10 @@ def initial_parameters(
 ) -> Parameters:
     """Returns the initial weights of the features in the slice `features`, on `device`.
 
-    Each feature is initialised from one token of the sample of raw activations (x, y). Its encoder row is the unit
-    vector along x - mean. Its decoder row has the direction of y - mean. Encoder biases make all pre-activations 0 at
-    the mean input. b_dec is the mean output. For a given sample and width, only the run's seed decides which token a
-    feature gets.
+    `x` and `y` hold a sample of raw activations. Each feature is initialised from one token of this sample. The encoder
+    row of the feature is the unit vector along x - mean. The decoder row has the direction of y - mean. The encoder
+    biases are chosen so that all pre-activations are 0 if the input is the mean of x. b_dec is the mean of y, divided
+    by the scale of y. For a given sample and width, only the run's seed decides which token a feature gets.
     """
     # random directions gave a higher FVU and seven times as many dead features (docs/log.md)
     generator = torch.Generator().manual_seed(run.seed)
@@ -126,9 +129,10 @@ def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
 
 @torch.no_grad()
 def with_unit_rows(parameters: Parameters) -> Parameters:
-    """Returns parameters of the same function, whose decoder rows have unit norm.
+    """Returns rescaled parameters that compute the same function. Their decoder rows have unit norm.
 
-    Activations are multiplied by the former norms of the rows. A decoder row of zeros stays zero.
+    The activations of each feature are multiplied by the previous norm of the feature's decoder row. A decoder row of
+    zeros stays zero.
     """
     norm, threshold = parameters.decoder_norm, parameters.threshold
     return replace(
@@ -144,10 +148,11 @@ def with_unit_rows(parameters: Parameters) -> Parameters:
 def to_dictionary(
     parameters: Parameters, run: Run, layer: int, scales: Scales, batch_threshold: float = 0.0
 ) -> Dictionary:
-    """Returns the dictionary on raw activations. Scales are folded into the weights, and decoder rows get unit norm.
+    """Returns the trained dictionary, converted to raw activations.
 
-    `batch_threshold` is batchtopk's running threshold on z |W_dec[i]|, in normalised units. Every `act` except relu and
-    topk becomes threshold.
+    The scales are folded into the weights, and decoder rows get unit norm. `batch_threshold` is the running threshold
+    of a batchtopk run. This threshold applies to z |W_dec[i]| in normalised units. The dictionary's `act` is relu or
+    topk if the run's `act` is, and threshold otherwise.
     """
     unit = with_unit_rows(parameters)
     threshold = unit.threshold

@@ -1,9 +1,9 @@
 """Finds, on a CPU, which features of a batch can be active.
 
-The dense encoder product gives the scores, which are then searched for the largest. Both happen block by block, so that
-the complete [token, feature] matrix never exists. Within a block, features are put into groups, and the maxima of the
-groups are compared first. The k-th largest group maximum is a lower bound of the k-th largest score. Only groups whose
-maximum reaches this bound are searched.
+The dense encoder product gives the scores. A search then finds the largest scores. The product and the search run on
+one block of tokens at a time, so that the complete [token, feature] matrix never exists. Within a block, features are
+put into groups, and the largest score of each group is found first. The k-th largest of these group maxima is a lower
+bound of the k-th largest score. Only groups whose maximum reaches this bound are searched.
 """
 
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ from .parameters import Parameters
 from .sparse import SelectedEntries, SparsityPattern
 
 DENSE_ABOVE = 1 / 12
-"""Share of active entries above which dense products are faster than sparse ones."""
+"""If a larger share of the entries is active, dense products are faster than sparse products."""
 BLOCK_ENTRIES = 2**22
-"""Largest number of scores in memory at once."""
+"""Largest number of scores that are in memory at the same time."""
 GROUP_SIZES = (16, 8, 4)
 """Possible numbers of features per group.
 
-The first that divides the width and leaves at least k * `MIN_GROUPS_PER_K` groups is used.
+The first number is used that divides the width and leaves at least k * `MIN_GROUPS_PER_K` groups.
 """
 MIN_GROUPS_PER_K = 4
 """Smallest allowed number of groups, divided by k."""
@@ -37,10 +37,11 @@ MIN_GROUPS_PER_K = 4
 def select(
     p: Parameters, run: Run, x: Float[Tensor, "token d_in"], collectives: Collectives = SINGLE_PROCESS
 ) -> SelectedEntries | None:
-    """Returns the entries that may be active, or None if they are so many that dense products are faster.
+    """Returns the entries that may be active. Returns None if there are so many that dense products are faster.
 
-    topk and batchtopk select the entries with the largest pre-activation times |W_dec[i]|, including all tied ones.
-    relu selects the entries above 0. jumprelu selects those above the threshold minus half the bandwidth.
+    For topk and batchtopk these are the entries with the largest pre-activation times |W_dec[i]|. If entries tie for
+    the last place, all of them are returned. For relu these are the entries with a pre-activation above 0. For jumprelu
+    these are the entries with a pre-activation above the threshold minus half the bandwidth.
     """
     if run.act == "topk":
         return select_top_k(run, run.k, x, p.W_enc, p.encoder_bias, p.decoder_norm, collectives)
@@ -65,9 +66,9 @@ def select_top_k(
     norm: Float[Tensor, " feature"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> SelectedEntries:
-    """Returns the k entries of each token with the largest positive score (weight x + bias) * norm.
+    """For each token, returns the k entries with the largest positive scores (weight x + bias) * norm.
 
-    All tied entries are returned too.
+    Entries that tie with the k-th entry are returned too.
     """
     scores, candidates = _BlockedScores(run, x, weight * norm[:, None], bias * norm), _Candidates()
     wanted = candidates_per_token(k, len(norm), scores.are_rounded)
@@ -76,7 +77,7 @@ def select_top_k(
     pattern, exact = scores.exact(candidates)
     kept = _in_top_k(pattern, exact, k)
     if collectives.is_tensor_parallel:
-        # keep those of this process's k largest that are among the k largest of all processes
+        # of this process's k largest entries, keep those that are among the k largest of all processes
         pattern, exact = pattern.keep(kept), exact[kept]
         kth = collectives.kth_largest_per_token(_padded_rows(pattern, exact), k)
         kept = exact >= kth[pattern.token]
@@ -86,9 +87,9 @@ def select_top_k(
 def _select_batch_top_k(
     run: Run, x: Tensor, weight: Tensor, bias: Tensor, norm: Tensor, collectives: Collectives
 ) -> SelectedEntries:
-    """Returns the k * tokens entries of the batch with the largest positive score (weight x + bias) * norm.
+    """Returns the entries of the batch with the largest positive scores (weight x + bias) * norm.
 
-    All tied entries are returned too.
+    The number of entries is k times the number of tokens. Entries that tie with the last of these are returned too.
     """
     scores = _BlockedScores(run, x, weight * norm[:, None], bias * norm)
     width = len(norm)
@@ -101,7 +102,7 @@ def _select_batch_top_k(
             bound = torch.maximum(bound, block_bound)
         pattern, exact = scores.exact(candidates)
         floor = kth_largest(exact, run.k * collectives.global_tokens(len(x)), collectives)
-        # if the floor is below a block's bound, the block may have entries above the floor that it did not return
+        # if the floor is below a block's bound, the block may have entries above the floor that were not found
         if per_token == width or not collectives.any(floor < bound):
             return _selected(pattern, exact, exact >= floor, norm, x)
         per_token = min(width, 2 * per_token)
@@ -122,7 +123,7 @@ def score_dtype(run: Run) -> torch.dtype:
 def uses_bfloat16(run: Run) -> bool:
     """Whether the run's large matrix products are in bfloat16.
 
-    `precision: auto` uses it if the hardware supports it.
+    With `precision: auto` they are in bfloat16 if the hardware supports bfloat16.
     """
     if run.precision == "auto":
         return fast_dtype() == torch.bfloat16
@@ -130,9 +131,9 @@ def uses_bfloat16(run: Run) -> bool:
 
 
 def candidates_per_token(k: int, width: int, rounded: bool) -> int:
-    """Returns how many of the largest scores to take, so that they almost surely contain the k largest exact scores.
+    """Returns how many of a token's largest scores to take as candidates.
 
-    `rounded` says whether the scores are bfloat16.
+    The candidates almost surely contain the k largest exact scores. `rounded` says whether the scores are bfloat16.
     """
     # bfloat16 has a relative error of 0.4 %
     return min(width, k + max(4, k // 4)) if rounded else k
@@ -143,12 +144,13 @@ def kth_largest(
 ) -> Float[Tensor, ""]:
     """Returns the k-th largest positive value of all processes.
 
-    Returns the smallest positive normal float32 if at most k values are positive, so that all of them are kept.
+    If at most k values are positive, returns the smallest positive normal float32. All positive values then reach the
+    result.
     """
     kth = _local_kth_largest(values, k)
     if collectives.world_size == 1:
         return kth
-    # the union of each process's k largest contains the k largest of all
+    # the k largest values of each process, taken together, contain the k largest values of all processes
     largest = kth.repeat(k)
     above = values[values > kth]
     largest[: len(above)] = above
@@ -167,7 +169,7 @@ def _local_kth_largest(values: Float[Tensor, " entry"], k: int) -> Float[Tensor,
 class _BlockedScores:
     """The scores weight x + bias of a batch, in the run's precision.
 
-    They are computed for one block of tokens at a time.
+    The scores are computed for one block of tokens at a time.
     """
 
     run: Run
@@ -177,11 +179,14 @@ class _BlockedScores:
 
     @property
     def are_rounded(self) -> bool:
-        """Whether scores are in bfloat16. If so, the final choice uses exact scores."""
+        """Whether scores are in bfloat16. If they are, the final choice of entries uses exact scores."""
         return uses_bfloat16(self.run)
 
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "token feature"]]]:
-        """Yields the flat index of each block's first entry, and the block. The next block overwrites this one."""
+        """Yields, for each block, the flat index of the block's first entry, and the block's scores.
+
+        The next block overwrites these scores.
+        """
         dtype, width = score_dtype(self.run), len(self.bias)
         weight, bias = self.weight.to(dtype).T, self.bias.to(dtype)
         rows = min(len(self.x), max(1, BLOCK_ENTRIES // width))
@@ -191,7 +196,7 @@ class _BlockedScores:
             yield start * width, torch.addmm(bias, part, weight, out=buffer[: len(part)])
 
     def exact(self, candidates: "_Candidates") -> tuple[SparsityPattern, Float[Tensor, " entry"]]:
-        """Returns the candidates as a pattern, and their float32 scores."""
+        """Returns the candidates as a pattern, and the candidates' float32 scores."""
         pattern = SparsityPattern.from_flat_indices(
             torch.cat(candidates.indices), len(self.x), len(self.bias)
         )
@@ -201,9 +206,10 @@ class _BlockedScores:
 
 
 class _Candidates:
-    """Entries found in the blocks so far.
+    """The entries found so far.
 
-    They are ascending indices into the flattened scores of the batch, and the scores at these indices.
+    `indices` holds ascending indices into the flattened scores of the batch. `scores` holds the scores at these
+    indices. `searched` is the number of scores that were searched.
     """
 
     def __init__(self) -> None:
@@ -212,7 +218,10 @@ class _Candidates:
         self.searched = 0
 
     def add(self, first: int, block: Float[Tensor, "token feature"], indices: Int[Tensor, " entry"]) -> None:
-        """Add the entries at `indices` of a block; `first` is the flat index of the block's first entry."""
+        """Add the entries at `indices` of the flattened `block`.
+
+        `first` is the flat index of the block's first entry.
+        """
         self.scores.append(block.view(-1).index_select(0, indices))
         self.indices.append(indices + first)
         self.searched += block.numel()
@@ -226,8 +235,9 @@ class _Candidates:
 def top_k_per_row(scores: Float[Tensor, "token feature"], k: int) -> Int[Tensor, " entry"]:
     """Returns the flat indices, in ascending order, of the k largest positive scores of each row.
 
-    A row has fewer indices if fewer scores are positive. It may have more, because all scores that reach a lower bound
-    of the k-th largest are returned.
+    If fewer than k scores of a row are positive, the row has fewer indices. A row may also have more than k indices,
+    because the search uses a lower bound of the row's k-th largest score. All scores that reach this bound are
+    returned.
     """
     keys = _keys(scores)
     tokens, width = keys.shape
@@ -245,10 +255,10 @@ def top_k_per_row(scores: Float[Tensor, "token feature"], k: int) -> Int[Tensor,
 def top_n_of_block(
     scores: Float[Tensor, "token feature"], n: int
 ) -> tuple[Int[Tensor, " entry"], Float[Tensor, ""]]:
-    """Returns a bound and the flat indices, in ascending order, of all scores of the block that reach this bound.
+    """Returns the flat indices, in ascending order, of the block's largest scores, and a bound.
 
-    The bound is a positive score. At least `n` scores reach it, unless fewer than `n` are positive. The indices come
-    first in the returned pair.
+    The indices are those of all scores that reach the bound. The bound is positive. At least `n` scores reach the
+    bound, unless fewer than `n` scores are positive.
     """
     keys = _keys(scores)
     tokens, width = keys.shape
@@ -268,7 +278,7 @@ def indices_above(
 
 
 def _group_size(width: int, k: int) -> int:
-    """Returns the number of features per group, or 1 if groups would not save time."""
+    """Returns the number of features per group, or 1 if no number in `GROUP_SIZES` fits."""
     fitting = (size for size in GROUP_SIZES if width % size == 0 and width // size >= MIN_GROUPS_PER_K * k)
     return next(fitting, 1)
 
@@ -276,8 +286,8 @@ def _group_size(width: int, k: int) -> int:
 def _keys(scores: Float[Tensor, "token feature"]) -> Shaped[Tensor, "token feature"]:
     """Returns values that can be compared instead of the scores.
 
-    For bfloat16 they are the int16 bit patterns: those of positive scores have the same order, all others are negative
-    or zero.
+    For bfloat16 scores these are the int16 bit patterns. The patterns of positive scores have the same order as the
+    scores. The patterns of all other scores are negative or zero. Scores of another dtype are returned unchanged.
     """
     return scores.view(torch.int16) if scores.dtype == torch.bfloat16 else scores
 
@@ -287,7 +297,7 @@ def _scores(keys: Shaped[Tensor, " some"], dtype: torch.dtype) -> Float[Tensor, 
 
 
 def _kth_keys(keys: Shaped[Tensor, "token feature"], k: int) -> Shaped[Tensor, " token"]:
-    """Returns the k-th largest key of each row, but at least the smallest positive key."""
+    """Returns the k-th largest key of each row, or the smallest positive key if the k-th largest is not positive."""
     # numpy's vectorised partition is three to six times as fast as torch.topk and torch.kthvalue
     kth = np.partition(keys.numpy(), keys.shape[1] - k, axis=1)[:, keys.shape[1] - k]
     smallest = 1 if keys.dtype == torch.int16 else torch.finfo(keys.dtype).tiny
@@ -299,7 +309,7 @@ def _search_groups(
 ) -> Int[Tensor, " entry"]:
     """Returns the flat indices, in ascending order, of the keys in `groups` that reach `floor`.
 
-    `floor` has one value per group, or one for all groups.
+    `floor` has one value per group, or a single value for all groups.
     """
     groups_per_row = keys.shape[1] // group_size
     # a group's features are groups_per_row apart, so that amax reads contiguous memory
@@ -315,7 +325,7 @@ def _flat_indices(mask: Shaped[Tensor, "token feature"]) -> Int[Tensor, " entry"
 
 
 def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> Float[Tensor, "token most"]:
-    """Returns the values as one row per token. Shorter rows are padded with -inf."""
+    """Returns the values as a matrix with one row per token. Shorter rows are padded with -inf."""
     counts = pattern.row_start.diff()
     column = torch.arange(len(values)) - pattern.row_start[:-1].long().repeat_interleave(counts)
     rows = torch.full((pattern.tokens, int(counts.max())), -torch.inf)
@@ -324,7 +334,10 @@ def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> F
 
 
 def _in_top_k(pattern: SparsityPattern, values: Float[Tensor, " entry"], k: int) -> Bool[Tensor, " entry"]:
-    """Whether each entry is among its token's k largest. All entries tied with the k-th are included."""
+    """Whether the value of each entry is among the k largest values of the entry's token.
+
+    All entries that tie with the k-th largest are included.
+    """
     longest = int(pattern.row_start.diff().max())
     if longest <= k:
         return torch.ones_like(values, dtype=torch.bool)

@@ -1,4 +1,6 @@
-"""Products with sparse activations Z, and their gradients. They take a fraction k/F of the dense operations.
+"""Products with sparse activations Z, and the gradients of these products.
+
+If k of F features are active per token, a sparse product takes a fraction k/F of the operations of a dense product.
 
 `SparsityPattern` uses the CSR kernels of PyTorch on a CPU. `kernels.fixed_k.FixedKEntries` uses Triton kernels on a
 GPU.
@@ -14,62 +16,77 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# torch warns once per process that its CSR layout is in beta; tests check these products against dense ones
+# torch warns once per process that the CSR layout is in beta; tests compare these products with dense products
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 torch.sparse.check_sparse_tensor_invariants.disable()
 
 
 class Entries(ABC):
-    """Positions of the entries of an activation matrix Z [token, feature] that may be non-zero, and products with Z."""
+    """Holds positions of an activation matrix Z, [token, feature], and computes products with Z.
+
+    These positions are called entries. Z may be non-zero only at the entries.
+    """
 
     width: int
     """Number of features, F."""
     feature: Int[Tensor, " entry"]
-    """Column of each entry, int32. Entries are ordered by token, then by feature."""
+    """Feature of each entry (column of Z), int32. Entries are ordered by token, and within a token by feature."""
 
     @abstractmethod
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """Returns the dense matrix in the dtype that the products below read."""
+        """Returns `dense` in the dtype that the other methods need for dense matrices."""
 
     @abstractmethod
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """Returns left @ right.T at these entries only."""
+        """Returns the values of left @ right.T at the (token, feature) entries of `self`."""
 
     @abstractmethod
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Returns Z @ dense, where Z has `values` at these entries."""
+        """Returns Z @ dense.
+
+        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
+        """
 
     @abstractmethod
     def transposed_times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> Float[Tensor, "feature d"]:
-        """Returns Z.T @ dense, where Z has `values` at these entries."""
+        """Returns Z.T @ dense.
+
+        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
+        """
 
     @abstractmethod
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Returns Z.T @ dense and Z.T @ 1, which is the sum of each feature's values."""
+        """Returns Z.T @ dense, and the sum of each feature's values (Z.T @ 1).
+
+        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
+        """
 
 
 @dataclass(frozen=True)
 class SparsityPattern(Entries):
-    """Entries in CSR layout, on a CPU."""
+    """Holds the entries in CSR layout on a CPU."""
 
     row_start: Int[Tensor, " token_plus_1"]
-    """First entry of each token, int32. Token t has the entries from row_start[t] to row_start[t + 1] - 1."""
+    """Index of each token's first entry, int32. Token t has the entries from row_start[t] to row_start[t + 1] - 1."""
     feature: Int[Tensor, " entry"]
-    """Column of each entry, int32, ascending within a token."""
+    """Feature of each entry (column of Z), int32. Features are in ascending order within a token."""
     width: int
     """Number of features, F."""
 
     @classmethod
     def from_flat_indices(cls, indices: Int[Tensor, " entry"], tokens: int, width: int) -> "SparsityPattern":
-        """Returns the entries at the given ascending indices into the flattened matrix."""
+        """Returns the pattern with entries at `indices`.
+
+        `indices` are ascending indices into the flattened [token, feature] matrix.
+        """
         counts = torch.bincount(indices // width, minlength=tokens)
         return cls(_row_starts(counts), (indices % width).to(torch.int32), width)
 
@@ -78,47 +95,56 @@ class SparsityPattern(Entries):
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, which are the rows of Z."""
+        """Number of tokens, which is the number of rows of Z."""
         return len(self.row_start) - 1
 
     @cached_property
     def token(self) -> Int[Tensor, " entry"]:
-        """Row of each entry, int64."""
+        """Token of each entry (row of Z), int64."""
         return torch.repeat_interleave(torch.arange(self.tokens), self.row_start.diff().long())
 
     def keep(self, mask: Bool[Tensor, " entry"]) -> "SparsityPattern":
-        """Returns the entries where `mask` is true."""
+        """Returns the pattern of those entries for which `mask` is true."""
         counts = torch.bincount(self.token[mask], minlength=self.tokens)
         return SparsityPattern(_row_starts(counts), self.feature[mask], self.width)
 
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """Returns the matrix unchanged."""
+        """Returns `dense` unchanged."""
         return dense
 
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """Returns left @ right.T at these entries only."""
+        """Returns the values of left @ right.T at the (token, feature) entries of `self`."""
         empty = torch.zeros(len(self), dtype=left.dtype)
         return torch.sparse.sampled_addmm(self._matrix(empty), left, right.T, beta=0.0).values()
 
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Returns Z @ dense, where Z has `values` at these entries."""
+        """Returns Z @ dense.
+
+        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
+        """
         return self._matrix(values) @ dense
 
     def transposed_times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> Float[Tensor, "feature d"]:
-        """Returns Z.T @ dense, where Z has `values` at these entries."""
+        """Returns Z.T @ dense.
+
+        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
+        """
         order, start, token = self._transposed
         return torch.sparse_csr_tensor(start, token, values[order], (self.width, self.tokens)) @ dense
 
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Returns Z.T @ dense and Z.T @ 1, which is the sum of each feature's values."""
+        """Returns Z.T @ dense, and the sum of each feature's values (Z.T @ 1).
+
+        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
+        """
         sums = values.new_zeros(self.width).index_add_(0, self.feature, values)
         return self.transposed_times(values, dense), sums
 
@@ -127,9 +153,10 @@ class SparsityPattern(Entries):
 
     @cached_property
     def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns Z.T in CSR layout.
+        """Returns three tensors that describe Z.T in CSR layout.
 
-        This is the order of the entries by feature, the first entry of each feature, and the token of each entry.
+        The first tensor holds the indices of the entries, sorted by feature. The second tensor holds the place of each
+        feature's first entry in this order. The third tensor holds the tokens of the sorted entries.
         """
         # numpy sorts 16-bit keys by radix sort, ten times as fast as torch's comparison sort
         key = self.feature.numpy()
@@ -152,11 +179,14 @@ class SelectedEntries:
     pre: Float[Tensor, " entry"]
     """Pre-activations W_enc x + b_enc, float32, without gradient."""
     x: Float[Tensor, "token d_in"]
-    """The input, in the dtype in which the encoder product used it."""
+    """The encoder's input x, in the dtype from which `pre` was computed."""
 
 
 class Encode(torch.autograd.Function):
-    """Pre-activations of the selected entries. Only W_enc and the bias get gradients, because x is data."""
+    """Returns the pre-activations of the selected entries.
+
+    W_enc and `bias` get gradients. The input x gets none, because x is data.
+    """
 
     @staticmethod
     def forward(ctx, W_enc: Tensor, bias: Tensor, selected: SelectedEntries) -> Tensor:  # noqa: D102
@@ -171,7 +201,10 @@ class Encode(torch.autograd.Function):
 
 
 class Decode(torch.autograd.Function):
-    """Returns Z @ W_dec, where Z has the activations z at the entries of `pattern`."""
+    """Returns Z @ W_dec.
+
+    Z is the sparse [token, feature] matrix with the activations `z` at the entries of `pattern`, and 0 elsewhere.
+    """
 
     @staticmethod
     def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Entries) -> Tensor:  # noqa: D102

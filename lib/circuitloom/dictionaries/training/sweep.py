@@ -39,22 +39,26 @@ CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
 """Least number of seconds between checkpoints. A checkpoint of a large dictionary has gigabytes."""
 CHECKPOINT_SHARE = 1 / 20
-"""Largest share of the time that is spent on checkpoints. Writing a very large one takes minutes."""
-MAX_PARALLEL_WEIGHTS = 2**22
-"""Largest number of encoder and decoder weights with which a run is trained in parallel with others.
+"""Largest share of the training time that is spent on checkpoints.
 
-Larger runs allocate more memory than glibc's per-thread arenas hold, and so get fresh pages each time.
+Writing a very large checkpoint takes minutes.
+"""
+MAX_PARALLEL_WEIGHTS = 2**22
+"""Runs are trained in parallel only if each has at most this number of encoder and decoder weights.
+
+Larger runs allocate more memory than glibc's per-thread arenas hold, and so get fresh memory pages for each allocation.
 """
 SERIAL_SHARE = 0.5
-"""Share of the time of a small run's step that more threads do not shorten.
+"""Share of the time of a small run's step that does not become shorter with more threads.
 
-With d = 64 and F = 2048, two threads take 0.75 of the time of one.
+With d = 64 and F = 2048, a step with two threads takes 0.75 of the time of a step with one thread.
 """
 
 ReadBatches = Callable[[int, int], Iterator[dict[str, Tensor]]]
-"""Function of the first step and the step after the last, which yields the batch of each step.
+"""Type of a function (start, stop) that yields the batches of the steps from `start` to `stop` - 1.
 
-A batch holds raw activations [token, d] by site. With several processes it is this process's part of the batch.
+A batch maps each site to raw activations, [token, d]. With several processes, the function yields only this process's
+part of each batch.
 """
 Step = Callable[[Trainer], LossTerms]
 MapTrainers = Callable[[Step, list[Trainer]], list[LossTerms]]
@@ -69,11 +73,11 @@ def train_sweep(
     version: str = "",
     collectives: Collectives = SINGLE_PROCESS,
 ) -> None:
-    """Train `runs` on `layer`. The dictionary and the history of each run are written into its folder of `outputs`.
+    """Train `runs` on `layer`. Write each run's dictionary and history into the run's folder in `outputs`.
 
     `version` stands for anything else that the result depends on, such as a hash of the code. A checkpoint of another
-    version is not resumed. With several processes, each process calls this with its own `collectives`, and rank 0
-    writes.
+    version is not resumed. With several processes, each process calls this function with its own `collectives`. Only
+    rank 0 writes into `outputs`.
 
     Raises ValueError if activations are missing or damaged, and ArithmeticError if a run diverges.
     """
@@ -114,7 +118,7 @@ def train_sweep(
 
 @dataclass
 class _SweepState:
-    """The number of steps taken, and the history rows of each run under the run's name."""
+    """`step` is the number of steps taken. `history` maps the name of each run to the run's history rows."""
 
     step: int = 0
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -128,12 +132,13 @@ def train(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     checkpoint_share: float = CHECKPOINT_SHARE,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train all runs to their last step. Returns the rows of table HISTORY of each run under the run's name.
+    """Train all runs to their last step. Returns the rows of table HISTORY, keyed by the name of the run.
 
     Training resumes from a checkpoint in the folder `partial`. The caller ensures that the checkpoint belongs to this
-    training. Checkpoints are written at multiples of `checkpoint_every` steps, at least `checkpoint_seconds` apart, and
-    take at most `checkpoint_share` of the time. On a CPU small runs train in parallel, and each gets a part of the
-    threads. Raises ArithmeticError if a run diverges.
+    training. Checkpoints are written at multiples of `checkpoint_every` steps. They are at least `checkpoint_seconds`
+    apart, and take at most `checkpoint_share` of the time. A last checkpoint is always written after the last step. On
+    a CPU, small runs train in parallel, and each run gets a part of the threads. Raises ArithmeticError if a run
+    diverges.
     """
     collectives = trainers[0].collectives
     state = _resume(trainers, partial, collectives)
@@ -171,10 +176,11 @@ def train(
 
 @contextmanager
 def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
-    """Yields a function that calls a step for each trainer and returns the results. It uses threads if that is faster.
+    """Yields a function that calls a step for each trainer and returns the results.
 
-    Within the context torch uses one run's part of the threads. Results are the same bit for bit only for the same runs
-    and the same number of threads.
+    The function runs trainers in parallel threads if this is faster. If trainers run in parallel, torch's number of
+    threads inside the context is the number per parallel trainer. Results are the same bit for bit only for the same
+    runs and the same number of threads.
     """
     threads = torch.get_num_threads()
     parallel = parallel_runs(len(trainers), threads) if all(map(_is_small, trainers)) else 1
@@ -194,7 +200,7 @@ def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
 def parallel_runs(runs: int, threads: int) -> int:
     """Returns how many runs to train in parallel, so that a step of all runs takes the least time.
 
-    Of equally fast numbers it returns the largest.
+    If several numbers are equally fast, returns the largest of these numbers.
     """
 
     def relative_time(parallel: int) -> float:
@@ -217,9 +223,9 @@ def _is_small(trainer: Trainer) -> bool:
 def _save_checkpoint(
     trainers: list[Trainer], state: _SweepState, partial: Path, collectives: Collectives
 ) -> None:
-    """Write a checkpoint. Under tensor parallelism each rank writes one.
+    """Write a checkpoint. Under tensor parallelism each rank writes a file of its own.
 
-    These are valid once rank 0, as the last, has written its own.
+    Rank 0 writes last. The files of the other ranks are valid only after rank 0 has written its file.
     """
     for trainer in trainers:
         trainer.check()
@@ -244,7 +250,10 @@ def _write_checkpoint(trainers: list[Trainer], state: _SweepState, file: Path) -
 
 
 def _checkpoint_file(partial: Path, step: int, collectives: Collectives) -> Path:
-    """Returns the checkpoint's file. All ranks share one file. Under tensor parallelism each rank has its own."""
+    """Returns the file of this rank's checkpoint after `step` steps.
+
+    Under tensor parallelism each rank has its own file. Otherwise all ranks share one file.
+    """
     separate = collectives.is_tensor_parallel and collectives.rank > 0
     return partial / (_rank_checkpoint(step, collectives.rank) if separate else CHECKPOINT)
 
@@ -271,7 +280,7 @@ def _read_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def _shared_partial_folder(output: Path, mark: str, collectives: Collectives) -> Iterator[Path]:
-    """Yields the partial folder, which all processes share. Rank 0 holds its lock."""
+    """Yields the partial folder, which all processes share. Rank 0 holds the lock of this folder."""
     if collectives.rank > 0:
         yield Path(collectives.broadcast(""))
         return
@@ -304,11 +313,11 @@ def _make_trainers(
 def _read_sample(
     stores: Mapping[str, ActivationStore], rows: int, batch: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Returns the first `rows` rows of each site, or all if there are fewer.
+    """Returns the first `rows` rows of each site, or as many rows as every site has.
 
     Stored rows are in random order over documents.
 
-    The sample is on the CPU, because a GPU may lack the memory for one row per feature.
+    The returned tensors are on the CPU, because a GPU may lack the memory for one row per feature.
     """
     rows = min(rows, *(store.rows for store in stores.values()))
     batches = read_sites(stores, batch, -(-rows // batch), device=device)

@@ -1,6 +1,6 @@
-"""The trainer of one dictionary: its parameters, its optimizer and the history of dead features.
+"""Trains one dictionary. A trainer holds the parameters, the optimizer and the history of dead features.
 
-On a GPU it replays the steps of topk as a CUDA graph.
+On a GPU, a topk run computes the loss and gradients of most steps by replaying a CUDA graph.
 """
 
 import dataclasses
@@ -22,15 +22,21 @@ from .paper_loss import PaperCoordinates, remove_parallel_gradient, restore_unit
 from .parameters import PER_FEATURE, Scales, initial_parameters, to_dictionary
 
 THRESHOLD_RATE = 0.01
-"""Rate of the moving average of a batch's smallest kept activation, which becomes batchtopk's threshold."""
+"""Rate of the moving average that becomes batchtopk's threshold.
+
+The average is over batches, of the smallest positive z |W_dec[i]| of each batch.
+"""
 DIVERGED_FVU = 1e3
 """Training has diverged if the fraction of variance unexplained (FVU) of a batch is larger than this."""
 WARM_UP = 3
-"""Number of trial steps before a CUDA graph is captured. They compile kernels and fill the allocator's pools."""
+"""Number of trial steps before a CUDA graph is captured. These steps compile kernels and fill the allocator's pools."""
 
 
 class Trainer:
-    """Trains one dictionary. `step` takes one batch. `state` and `restore` make training resumable bit for bit."""
+    """Trains one dictionary. `step` trains on one batch.
+
+    With `state` and `restore`, training can be resumed bit for bit.
+    """
 
     def __init__(
         self,
@@ -43,9 +49,9 @@ class Trainer:
         collectives: Collectives = SINGLE_PROCESS,
         device: torch.device | None = None,
     ) -> None:
-        """`sample` holds raw inputs and outputs, from which features are initialised.
+        """Initialise the parameters. Features are initialised from `sample`, which holds raw inputs and outputs.
 
-        `device` defaults to the sample's.
+        The default `device` is that of the sample.
         """
         self.run, self.layer, self.paper, self.collectives = run, layer, paper, collectives
         features = collectives.feature_slice(run.width)
@@ -66,10 +72,10 @@ class Trainer:
         self._seconds, self._timed_steps = 0.0, 0
 
     def step(self, index: int, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> LossTerms:
-        """Take optimizer step `index` (from 0) on a raw batch, or on this process's part of it.
+        """Take optimizer step `index` (from 0). x and y are a raw batch, or this process's part of the batch.
 
-        Returns the loss terms of the global batch. Raises ArithmeticError, without changing the parameters, if the loss
-        is not finite or has diverged.
+        Returns the loss terms of the global batch. Raises ArithmeticError if the loss is not finite or has diverged. In
+        this case the parameters are not changed.
         """
         began = time.perf_counter()
         p, run, collectives = self.parameters, self.run, self.collectives
@@ -128,7 +134,7 @@ class Trainer:
     def history_row(self, index: int, terms: LossTerms) -> dict[str, Any]:
         """Returns the row of table HISTORY after step `index`.
 
-        Its tokens per second are those of the steps since the last row.
+        The column `tokens_per_second` is measured over the steps since the previous row.
         """
         names = ("loss", "reconstruction", "sparsity", "auxiliary", "l0", "fvu")
         tokens_per_second = self._timed_steps * self.run.batch / self._seconds
@@ -150,7 +156,7 @@ class Trainer:
         return self.collectives.sum_feature_counts(dead) / self.run.width
 
     def check(self) -> None:
-        """Raise ArithmeticError if a parameter is not finite, or differs between processes that should share it."""
+        """Raise ArithmeticError if a parameter is not finite, or if its copies differ between processes."""
         if not self.collectives.replicas_are_equal(self.parameters):
             raise ArithmeticError(
                 f"run {self.run.name}, layer {self.layer}: replicated weights differ between processes; run again on "
@@ -164,9 +170,10 @@ class Trainer:
             )
 
     def dictionary(self) -> Dictionary:
-        """Returns the dictionary on raw activations, as trained so far.
+        """Returns the dictionary trained so far, converted to raw activations.
 
-        Under tensor parallelism it has all features in rank 0, and in other ranks only their own.
+        Under tensor parallelism, rank 0 gets a dictionary with all features. Every other rank gets a dictionary with
+        only the features of that rank.
         """
         p, run = self.parameters, self.run
         if self.paper is not None:
@@ -183,7 +190,7 @@ class Trainer:
         return dataclasses.replace(dictionary, **gathered)
 
     def state(self) -> dict[str, Any]:
-        """Returns everything that the next step depends on."""
+        """Returns everything that the next step depends on, except the batch."""
         return {
             "parameters": {name: value.detach() for name, value in self.parameters.named()},
             "optimizer": self.optimizer.state_dict(),
@@ -192,7 +199,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what `state` has returned."""
+        """Load a `state` that the method `state` has returned."""
         for name, value in self.parameters.named():
             value.data.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -200,9 +207,9 @@ class Trainer:
         self.threshold = state["threshold"]
 
     def _dead_features(self, index: int) -> Int[Tensor, " dead"]:
-        """Returns the indices of the dead features, which AuxK trains. There are none if the run has no AuxK."""
+        """Returns the indices of the dead features that AuxK trains. Returns no indices if the run has no AuxK."""
         run = self.run
-        # not computed until a feature can be dead, because it makes the CPU wait for the GPU
+        # no search before a feature can be dead, because the search makes the CPU wait for the GPU
         if run.aux == 0 or run.act not in TOPK_ACTS or index * run.batch < run.dead_tokens:
             return torch.zeros(0, dtype=torch.int64, device=self.tokens_since_fired.device)
         return (self.tokens_since_fired >= run.dead_tokens).nonzero()[:, 0]
@@ -231,9 +238,11 @@ class Trainer:
 
 
 def learning_rate(run: Run, index: int, steps: int) -> float:
-    """Returns Adam's learning rate at step `index`.
+    """Returns Adam's learning rate at step `index` (from 0).
 
-    It rises linearly, stays constant, and then falls linearly to zero over the last steps.
+    The rate rises linearly over the first `run.warmup` * `steps` steps. The rate falls linearly over the last
+    `run.decay` * `steps` steps. At the last step it is `run.learning_rate` divided by the number of these last steps,
+    not zero.
     """
     warmup, decay = run.warmup * steps, run.decay * steps
     rise = min(1.0, (index + 1) / warmup) if warmup > 1 else 1.0
@@ -242,7 +251,10 @@ def learning_rate(run: Run, index: int, steps: int) -> float:
 
 
 def sparsity_weight(run: Run, index: int, steps: int) -> float:
-    """Returns λ at step `index`. It rises linearly over the first steps and is constant after that."""
+    """Returns the sparsity weight λ at step `index` (from 0).
+
+    λ rises linearly over the first `run.sparsity_warmup` * `steps` steps and is constant after these steps.
+    """
     rise = run.sparsity_warmup * steps
     return run.sparsity * (min(1.0, (index + 1) / rise) if rise > 1 else 1.0)
 
@@ -250,7 +262,7 @@ def sparsity_weight(run: Run, index: int, steps: int) -> float:
 def _async_bool(value: Bool[Tensor, ""]) -> Callable[[], bool]:
     """Returns a function that returns `value`.
 
-    On a GPU that function waits only for the work that was queued before `_async_bool` was called, not for later work.
+    On a GPU, the returned function waits only for work that was queued before `_async_bool` was called.
     """
     if not value.is_cuda:
         return lambda: bool(value)
@@ -268,7 +280,8 @@ def _async_bool(value: Bool[Tensor, ""]) -> Callable[[], bool]:
 class _CapturedStep:
     """Computes the loss and gradients of a step by replaying one CUDA graph, for batches of one shape.
 
-    Without it, the CPU needs longer to launch the hundreds of small kernels of a step than the GPU needs to run them.
+    Without the graph, the CPU needs longer to launch the hundreds of small kernels of a step than the GPU needs to run
+    them.
     """
 
     def __init__(
@@ -301,13 +314,13 @@ class _CapturedStep:
         self.gradients = [parameter.grad for parameter in parameters]
 
     def fits(self, x: Tensor, y: Tensor) -> bool:
-        """Whether a batch has the captured shape."""
+        """Whether the batch x, y has the shape for which the graph was captured."""
         return x.shape == self.x.shape and y.shape == self.y.shape
 
     def __call__(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> LossTerms:
-        """Returns the loss terms of a batch, and leaves gradients in the parameters.
+        """Returns the loss terms of a batch. Stores the gradients in the parameters.
 
-        The next call overwrites `fired` and the gradients.
+        The next call overwrites these gradients and the field `fired` of the returned terms.
         """
         self.x.copy_(x)
         self.y.copy_(y)

@@ -1,6 +1,6 @@
 """The page of one feature.
 
-It shows statistics, examples, logit effects, input tokens, concepts, connections and similar features.
+The page shows statistics, examples, logit effects, input tokens, concepts, connections and similar features.
 """
 
 from itertools import groupby
@@ -30,7 +30,7 @@ EXAMPLES = 10
 
 
 def feature_page(client: CatalogClient, params: Params) -> Component:
-    """Makes the page. Callbacks add its slower parts later, which are connections and similar features."""
+    """Makes the page. Callbacks later add the slower parts of the page: connections and similar features."""
     run = params.get("run")
     layer, number = integer(params, "layer"), integer(params, "feature")
     if run is None or layer is None or number is None:

@@ -1,4 +1,4 @@
-"""The page Features. It lists the features of one run and layer in a grid.
+"""The page Features. The page lists the features of one run and layer in a grid.
 
 Each request of the grid becomes one SQL query, which filters, sorts and searches and returns the rows to show.
 """

@@ -12,7 +12,7 @@ from ..urls import Params, link
 
 
 def overview_page(client: CatalogClient, _params: Params) -> Component:
-    """Makes the page."""
+    """Makes the page Overview."""
     return html.Div([_contents(client), _model(client), _circuits(client), _claims(client)])
 
 

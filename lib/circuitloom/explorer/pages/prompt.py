@@ -1,6 +1,7 @@
 """The page Try, which runs a prompt.
 
-It shows the features that are active at each token, the results of feature edits, and a target's attribution graph.
+The page shows the features that are active at each token, the results of feature edits, and a target's attribution
+graph.
 """
 
 from collections.abc import Callable
@@ -128,7 +129,7 @@ def _strength(params: Params) -> float:
 
 
 def token_view(client: CatalogClient, found: PromptFeatures, at: int) -> Component:
-    """Shows the features that are active at position `at`, and the most likely next tokens there."""
+    """Shows the features that are active at position `at`, and the most likely next tokens at this position."""
     own = [row for row in found.active if row["position"] == at]
     places = [(row["layer"], row["feature"]) for row in own]
     fires, raises = client.words(found.run, places), client.promoted(found.run, places)

@@ -1,6 +1,6 @@
 """The page SQL, which runs one SELECT at a time.
 
-It runs in a sandbox that can only read the catalogue. It cannot write files or read other files.
+The SELECT runs in a sandbox that can only read the catalogue. The sandbox cannot write files or read other files.
 """
 
 import threading
