@@ -55,8 +55,8 @@ class Batches:
     epoch.
 
     Every position has a target. The target of a sequence's last position is the first token of the next sequence (after
-    BOS, if sequences start with BOS). The split's last sequence is used only for such a target. Tokens are kept in memory
-    in the dtype in which the files store them.
+    BOS, if sequences start with BOS). The split's last sequence is used only for such a target. Tokens are kept in
+    memory in the dtype in which the files store them.
 
     Raises ValueError if there are fewer than two sequences.
     """
