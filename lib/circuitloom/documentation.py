@@ -28,9 +28,9 @@ Every key of a study: type, default, meaning and unit. `circuitloom document` ge
 `lib/circuitloom/config`, and `schema.json`, with which editors complete and check keys.
 
 A study is one YAML file: `config/config.yaml` (quickstart) or a file under `config/studies/`. It is complete: no other
-study changes its defaults. `--config 'evaluation={tokens: 50_000}'` changes single keys, also nested ones. A key that is
-misspelt, has the wrong type or an impossible value stops the run with one line that names it. `${NAME}` in a path is an
-environment variable. Numbers may be written `1e-3` or `60_000_000`.
+study changes its defaults. `--config 'evaluation={tokens: 50_000}'` changes single keys, also nested ones. A key that
+is misspelt, has the wrong type or an impossible value stops the run with one line that names it. `${NAME}` in a path is
+an environment variable. Numbers may be written `1e-3` or `60_000_000`.
 """
 SWEEPS = """
 A sweep has a name and any of these keys; keys under `training` apply to all sweeps that do not set them. Lists expand:

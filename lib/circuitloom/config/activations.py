@@ -13,7 +13,7 @@ class Activations(Section):
     """The activation cache. One pass over the training tokens stores the activations at the chosen sites and layers."""
 
     sites: Annotated[list[SiteName], Field(min_length=1)] = ["mlp_in"]
-    """Sites to cache. `mlp_out` is recomputed from `mlp_in` when it is read, unless it is listed here."""
+    """Sites to cache. If `mlp_out` is not listed, training recomputes it from `mlp_in`."""
     layers: Literal["all"] | Annotated[list[NonNegativeInt], Field(min_length=1)] = "all"
     """Layers to cache and to train dictionaries on."""
     tokens: PositiveInt | None = None
@@ -25,5 +25,5 @@ class Activations(Section):
     batch: PositiveInt = 64
     """Number of sequences per forward pass."""
     jobs: PositiveInt = 1
-    """Number of jobs that share the work for a site, so that several GPUs or nodes can be used. It does not change the
-    results."""
+    """Number of jobs that share the work for a site, so that several GPUs or nodes can be used. The number of jobs does
+    not change the results."""

@@ -31,8 +31,8 @@ class Section(BaseModel):
 
     @classmethod
     def _read_exponent(cls, key: Any, value: Any) -> Any:
-        """Returns `value`, as a number if it is text such as 1e6 and `key` takes whole numbers. YAML reads 1e6 as
-        text."""
+        """Returns `value`. If `key` takes whole numbers and `value` is text such as 1e6, returns the text's number.
+        YAML parsers return 1e6 as text."""
         has_exponent = isinstance(value, str) and re.fullmatch(
             r"-?[0-9_]+(\.[0-9]*)?[eE]\+?[0-9]{1,2}", value
         )

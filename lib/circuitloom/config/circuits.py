@@ -90,7 +90,8 @@ class FeatureChange(Section):
     strength: float | None = None
     """The factor of `scale` or the activation of `clamp`. Other kinds do not take this key."""
     source: str | None = None
-    """For `patch`, the prompt whose activations are used. It needs the same number of tokens as the prompt."""
+    """For `patch`: the text of another prompt, whose activations are used. It must have as many tokens as the prompt
+    that is changed."""
 
     @model_validator(mode="after")
     def _complete(self) -> "FeatureChange":
@@ -117,33 +118,35 @@ class Prompt(Section):
     LAYER/NUMBER`, or `random [LAYER]` (a random active feature). Append `@POSITION` for a position other than the
     last."""
     run: str | None = None
-    """Run of transcoders to trace through. With null, it is `circuits.run`."""
+    """Run of transcoders to trace through. With null, `circuits.run` is used."""
     changes: list[FeatureChange] = []
-    """Interventions on features. Each is measured twice: with the rest of the model frozen, and with nothing frozen."""
+    """Interventions on features. Each intervention is measured twice: with the rest of the model frozen, and with
+    nothing frozen."""
 
 
 class WeightsConfig(Section):
     """Analysis of the weights of the traced transcoders: de-embeddings of features, connections between features, and
-    how well both predict where a feature fires."""
+    how well the two predict where a feature fires."""
 
     tokens: PositiveInt = 10
-    """Number of tokens that raise a feature most, and of tokens that lower it most, to list for each path through the
-    weights."""
+    """Number of tokens to list for each path through the weights: this number of tokens that raise a feature most, and
+    the same number of tokens that lower it most."""
     connections: PositiveInt = 10
     """Number of upstream features to list per feature, once for direct connections and once for connections through
     heads."""
     heads: NonNegativeInt = 1
     """Number of attention heads per feature through which de-embeddings and connections are computed."""
     blind_features: NonNegativeInt = 50
-    """Number of features per layer for which the tokens they fire on are predicted without looking at text."""
+    """Number of features per layer for blind prediction. It predicts the tokens on which a feature fires, without
+    looking at text."""
     contexts: PositiveInt = 8
-    """Number of positions where a feature fires that the protocol `plain` uses for its prediction. It uses
-    contributions at these positions, not their text."""
+    """Number of contexts per feature for the protocol `plain` of blind prediction. A context is a position where the
+    feature fires. The protocol uses contributions at this position, but not the text."""
     context_tokens: PositiveInt = 8192
     """Number of held-out tokens from which contexts and the mean effects of connections come. At most half of all
     held-out tokens are used."""
     scored_tokens: PositiveInt = 32_768
-    """Number of held-out tokens on which predictions are scored. They come after the `context_tokens`."""
+    """Number of held-out tokens on which predictions are scored. These tokens come after the first `context_tokens`."""
     batch: PositiveInt = 32
     """Number of sequences per forward pass."""
 
@@ -168,8 +171,8 @@ class BehaviourPrompt(Section):
 
 
 class Behaviour(Section):
-    """A behaviour is a set of prompts with a metric each. Features, heads and neurons are ablated to find what it
-    depends on."""
+    """A behaviour is a set of prompts with a metric each. Features, heads and neurons are ablated to find out what the
+    behaviour depends on."""
 
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
     """Texts of the behaviour, each with its metric."""
@@ -184,7 +187,7 @@ class Behaviour(Section):
     null, all active components are ablated."""
     per_source: PositiveInt | None = 64
     """Number of tokens on which each feature of resid_mid is ablated to measure how MLP features change. With null, all
-    tokens on which it fires are used."""
+    tokens on which the feature fires are used."""
     targets: PositiveInt | None = 32
     """Number of changed MLP features to list per ablated feature. With null, all are listed."""
 
@@ -207,7 +210,7 @@ class Circuits(Section):
     run: str | None = None
     """Run of transcoders to trace through. With null, it is the first run of transcoders."""
     prompts: Annotated[dict[str, Prompt], AfterValidator(_check_names)] = {}
-    """Prompts by name. Each one is traced."""
+    """Prompts by name. Each prompt is traced."""
     behaviours: Annotated[dict[str, Behaviour], AfterValidator(_check_names)] = {}
     """Behaviours by name."""
     weights: WeightsConfig = WeightsConfig()
@@ -215,9 +218,9 @@ class Circuits(Section):
     dtype: Literal["float32", "float64"] = "float32"
     """Number format of the model and of all sums."""
     node_share: Fraction = 0.8
-    """Fraction of the total influence that the nodes kept by pruning must have."""
+    """Fraction of the total influence that the kept nodes must have together after pruning."""
     edge_share: Fraction = 0.98
-    """Fraction of the influence between kept nodes that the edges kept by pruning must have."""
+    """Fraction of the influence between kept nodes that the kept edges must have together after pruning."""
     logits: PositiveInt = 10
     """For the target `logits`: maximum number of next tokens to explain, the likeliest first."""
     probability: Fraction = 0.95
@@ -226,7 +229,7 @@ class Circuits(Section):
     length: PositiveInt = 5
     """Number of steps of the longest path."""
     width: PositiveInt = 20
-    """Beam width. Each path is extended by this number of sources, and this number of paths is kept at each length."""
+    """Beam width. Each path is extended by this number of sources. At each length, this number of paths is kept."""
     seed: NonNegativeInt = 0
     """For the target `random`: seed that chooses the feature."""
 

@@ -15,15 +15,16 @@ class _Corpus(Section):
     context: Annotated[int, Field(ge=2)] = 128
     """Number of tokens per sequence, including the BOS."""
     tokenizer: ExpandedPath | None = None
-    """Folder or hub name of the tokenizer. With null, it is the tokenizer of the language model. A model with `source:
-    pretrain` has no tokenizer: with null, the corpus chronicle then uses its own tokenizer, and for real text this key
-    is required."""
+    """Folder or hub name of the tokenizer. With null, it is the tokenizer of the language model. A language model with
+    `source: pretrain` has no tokenizer. In this case, the corpus chronicle uses its own tokenizer by default, and real
+    text requires this key."""
     tokenizer_revision: str | None = None
     """Branch, tag or commit of the tokenizer, if it comes from the hub."""
 
 
 class Chronicle(_Corpus):
-    """The generated corpus: short histories from a grammar with a seed. Their concepts and their entropy are known."""
+    """The generated corpus: short histories from a grammar with a seed. The concepts and the entropy of the histories
+    are known."""
 
     source: Literal["chronicle"]
     """Kind of source. It determines the other keys."""
@@ -41,7 +42,7 @@ class _Text(_Corpus):
     text: str = "text"
     """Column or JSON key that holds the text of a document."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Fraction of the training documents that is held out. It applies only if no held-out text is named."""
+    """Fraction of the training documents that is held out. This key applies only if no held-out text is named."""
 
 
 class TextFiles(_Text):
@@ -76,7 +77,7 @@ class HubDataset(_Text):
     validation_split: str | None = None
     """Name of the split with the held-out text. With null, `validation_share` of the training documents is held out."""
     revision: str = "main"
-    """Branch, tag or commit of the data set. The commit that it refers to is recorded in the results."""
+    """Branch, tag or commit of the data set. The results record the commit."""
     train_tokens: PositiveInt = 60_000_000
     """Approximate number of training tokens. Sequences are complete."""
     validation_tokens: PositiveInt = 1_000_000

@@ -66,11 +66,11 @@ class Training(Section):
     """Seed of the initial weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of large matrix products. The weights themselves are float32. `auto` means bfloat16 on hardware
-    that is faster with it, and float32 elsewhere. On a CPU, the format only affects which features are selected; their
-    values and gradients are computed in float32."""
+    that is faster with it, and float32 elsewhere. On a CPU, the format only affects which features are selected. The
+    values and gradients of the selected features are computed in float32."""
     processes: PositiveInt = 1
-    """Number of processes that train a dictionary together. Each has its own GPU, or a share of the threads. The number
-    changes results only by rounding."""
+    """Number of processes that train a dictionary together. Each process has its own GPU, or a share of the threads.
+    The number of processes changes results only by rounding."""
     split: Literal["batch", "features"] = "batch"
     """What the processes divide among them. `batch`: the tokens of a batch (data parallel). `features`: the features
     (tensor parallel), for dictionaries that do not fit on one GPU."""
@@ -156,7 +156,7 @@ class Run(Training):
         return self.files is not None
 
     def file(self, layer: int) -> str:
-        """Path of the file of one layer. The run must be imported."""
+        """Returns the path of the file of one layer. The run must be imported."""
         assert self.files is not None
         return self.files.replace("{layer}", str(layer))
 
@@ -174,7 +174,7 @@ class Run(Training):
 def run_name(run: Run, shared: dict[str, Any]) -> str:
     """Returns the name of a run: kind, act with its parameter, width, and each key that differs from its usual value.
 
-    The usual value is that in `shared`, or the default if `shared` does not have the key.
+    The usual value of a key is its value in `shared`, or its default if `shared` does not have the key.
     """
     parameter = "k" if run.act in ("topk", "batchtopk") else "sparsity"
     value = str(run.k) if parameter == "k" else _scientific(run.sparsity)

@@ -15,7 +15,8 @@ class Features(Section):
     examples: PositiveInt = 20
     """Number of maximally activating examples per feature."""
     bands: NonNegativeInt = 5
-    """Number of activation bands that also get examples. They have equal width and range from 0 to the maximum."""
+    """Number of activation bands that also get examples. The bands have equal width and range from 0 to the maximum
+    activation."""
     band_examples: PositiveInt = 5
     """Number of examples per band. They are evenly spaced over the text."""
     before: NonNegativeInt = 16
@@ -25,7 +26,8 @@ class Features(Section):
     bins: PositiveInt = 20
     """Number of bins of each feature's activation histogram."""
     logits: PositiveInt = 10
-    """Number of tokens to list per feature whose logits it raises most, and of tokens whose logits it lowers most."""
+    """Number of tokens to list per feature: this number of tokens whose logits the feature raises most, and the same
+    number of tokens whose logits the feature lowers most."""
     neurons: NonNegativeInt | None = None
     """Neurons also get feature tables. This number of neurons is recorded per token: those that write the vectors of
-    largest norm. With 0, no neurons are recorded. With null, all active neurons are."""
+    largest norm. With 0, no neurons are recorded. With null, all active neurons are recorded."""

@@ -1,4 +1,4 @@
-"""Config of the language model. It is pretrained here, or comes from a folder or the hub."""
+"""Config of the language model. The model is pretrained by the study, or comes from a folder or the hub."""
 
 from typing import Annotated, Literal
 
@@ -59,8 +59,8 @@ class ModelFolder(Section):
 
 
 class ModelSizes(Section):
-    """Sizes of a model, with the values of its config.json. If they are given, `snakemake plan` does not need the
-    hub."""
+    """Sizes of a model, with the values of its config.json. If these sizes are given, `snakemake plan` does not need
+    the hub."""
 
     layers: PositiveInt
     """Number of blocks."""
@@ -77,9 +77,10 @@ class ModelSizes(Section):
     vocabulary: PositiveInt
     """Number of tokens in the vocabulary."""
     gated: bool = False
-    """Whether the MLP is gated, as in SwiGLU. It then has three matrices instead of two."""
+    """Whether the MLP is gated, as in SwiGLU. A gated MLP has three matrices instead of two."""
     parallel: bool = False
-    """Whether attention and MLP run in parallel: both then read the residual stream at the start of the block."""
+    """Whether attention and MLP run in parallel. If so, attention and MLP both read the residual stream at the start of
+    the block."""
 
 
 class HubModel(Section):
@@ -90,12 +91,12 @@ class HubModel(Section):
     name: str
     """Name on the hub, such as `gpt2` or `NeelNanda/GELU_1L512W_C4_Code`."""
     revision: str = "main"
-    """Branch, tag or commit of the model. The commit that it refers to is recorded in the results."""
+    """Branch, tag or commit of the model. The results record the commit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the model's weights and activations."""
     shape: ModelSizes | None = None
-    """Sizes of the model. With null, they are read from the hub. Otherwise they are compared with the model's
-    config.json when the model is copied into the results."""
+    """Sizes of the model. With null, the sizes are read from the hub. Otherwise, the sizes are compared with the
+    model's config.json when the model is copied into the results."""
 
 
 LanguageModel = Annotated[Pretrain | ModelFolder | HubModel, Field(discriminator="source")]

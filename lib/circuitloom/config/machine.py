@@ -7,7 +7,7 @@ from .base import Section
 
 class Machine(Section):
     """Nodes with GPUs, described by the numbers of their data sheets. `snakemake plan` uses these numbers instead of
-    measuring the machine that it runs on. Nothing else reads them."""
+    measuring the machine that it runs on. No other command uses these numbers."""
 
     name: str
     """Short description of the machine."""

@@ -55,7 +55,8 @@ def unknown_key(model: type[Section], key: str) -> str:
 
 
 def _nearest(errors: list[Any]) -> Any:
-    """Returns the first error. If it is about a union, returns the error of the member that fits the value best."""
+    """Returns the first error. If this error is about a union, returns the error of the union's member that fits the
+    value best."""
     *path, member = errors[0]["loc"] or [""]
     if "[" not in str(member):
         return errors[0]

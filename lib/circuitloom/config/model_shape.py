@@ -23,10 +23,10 @@ class ModelShape:
     vocabulary: int
     """Number of tokens in the vocabulary. 0 means the vocabulary size of the corpus' tokenizer."""
     gated: bool = False
-    """Whether the MLP is gated, as in SwiGLU. It then has three matrices instead of two."""
+    """Whether the MLP is gated, as in SwiGLU. A gated MLP has three matrices instead of two."""
     parallel: bool = False
-    """Whether attention and MLP run in parallel: both then read the residual stream at the start of the block, and
-    there is no `resid_mid`."""
+    """Whether attention and MLP run in parallel. If so, attention and MLP both read the residual stream at the start of
+    the block, and there is no `resid_mid`."""
     key_value_heads: int = 0
     """Number of key-value heads, for grouped-query attention. 0 means the same number as `heads`."""
     tokenizer: str | None = None
@@ -44,8 +44,8 @@ _NAMES = {
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
-    """Returns the sizes in a model's config.json, under any of their usual names. Raises ValueError if one is
-    missing."""
+    """Returns the sizes in a model's config.json. A size may have any of its usual names. Raises ValueError if a size
+    is missing."""
     sizes = {}
     for field, names in _NAMES.items():
         value = next((config[name] for name in names if config.get(name)), None)
@@ -101,9 +101,9 @@ def check_shape(configured: language_model.ModelSizes, config: dict[str, Any]) -
 
 
 def hub_file(name: str, file: str, revision: str) -> Path:
-    """Returns the path of a file of a hub repository, which is downloaded if the cache does not have it.
+    """Returns the path of a file of a hub repository. If the file is not in the cache, it is downloaded.
 
-    Raises ValueError, with the remedy, if neither the cache nor the hub has it.
+    Raises ValueError, with the remedy, if neither the cache nor the hub has the file.
     """
     import httpx2
     from huggingface_hub import hf_hub_download

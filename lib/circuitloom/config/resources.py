@@ -6,16 +6,16 @@ from .base import Section
 
 
 class JobMemory(Section):
-    """Memory that a job of each stage requests, in megabytes. Each retry of a job doubles it."""
+    """Memory that a job of each stage requests, in megabytes. Each retry of a job doubles the memory."""
 
     corpus: PositiveInt = 8_000
-    """For the text while it is tokenized and packed, and the concept table."""
+    """For the text during tokenizing and packing, and for the concept table."""
     language_model: PositiveInt = 16_000
     """For the model, its gradients and its optimizer."""
     activations: PositiveInt = 32_000
     """For the model, and two shards per layer. A smaller `activations.shard_rows` needs less."""
     dictionaries: PositiveInt = 32_000
-    """For all runs of a sweep, with gradients and optimizer. They need 16 bytes per weight."""
+    """For all runs of a sweep, with gradients and optimizer. Each weight needs 16 bytes."""
     evaluation: PositiveInt = 16_000
     """For the model, and the dictionaries of one layer."""
     features: PositiveInt = 32_000
@@ -31,7 +31,7 @@ class JobMemory(Section):
 
 
 class JobRuntime(Section):
-    """Time that a job of each stage requests, in minutes. Each retry of a job doubles it."""
+    """Time that a job of each stage requests, in minutes. Each retry of a job doubles the time."""
 
     corpus: PositiveInt = 240
     """For tokenizing, and the concept table."""
@@ -60,8 +60,8 @@ class Resources(Section):
     option `--cores` have an effect."""
 
     threads: PositiveInt = 8
-    """Number of CPU cores for each job that can use several. It changes the order in which floats are summed, and so
-    the last bits of results."""
+    """Number of CPU cores for each job that can use several. The number of cores changes the order in which floats are
+    summed, and thus the last bits of results."""
     gpu: bool = False
     """Whether to request one GPU for each job that can use one."""
     partition: str | None = None

@@ -1,4 +1,4 @@
-"""The config of a study. It holds the sections and checks that they agree."""
+"""The config of a study. The study has sections, and checks that they agree with each other."""
 
 import re
 from functools import cached_property
@@ -48,12 +48,13 @@ class Study(Section):
     circuits: Circuits = Circuits()
     """Traced prompts, behaviours and analysis of weights."""
     cases: Cases = {}
-    """Case studies by name. Instead, it may be the path of a YAML file with case studies, or a list of paths. A later
-    file overrides keys of the same case study in earlier files."""
+    """Case studies by name. The value may also be the path of a YAML file with case studies, or a list of paths. A
+    later file overrides keys of the same case study in earlier files."""
     machine: Machine | None = None
-    """Machine that `snakemake plan` plans for. With null, the machine that it runs on is measured and planned for."""
+    """Machine that `snakemake plan` plans for. With null, the command plans for the machine on which it runs, and
+    measures that machine."""
     resources: Resources = Resources()
-    """What jobs request from a cluster (Slurm, Kubernetes). It changes results only by rounding."""
+    """What jobs request from a cluster (Slurm, Kubernetes). These keys change results only by rounding."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Study":
@@ -128,7 +129,7 @@ class Study(Section):
             )
 
     def _check_case(self, name: str) -> None:
-        """Check that the runs named in a case study exist, and that the first of them is of transcoders."""
+        """Check that the runs named in a case study exist, and that the first run is a run of transcoders."""
         if self.cases[name].generated and self.corpus.source != "chronicle":
             raise ValueError(
                 f"cases.{name}: only the generated corpus has planted concepts; set corpus.source to chronicle, or "
@@ -144,8 +145,8 @@ class Study(Section):
                 raise ValueError(f"cases.{name}: there is no run {other}; choose from {', '.join(self.runs)}")
 
     def case_runs(self, name: str) -> list[str]:
-        """Returns the names of the runs that a case study reads. The first is its run of transcoders, or "" without
-        one."""
+        """Returns the names of the runs that a case study reads. The first name is that of its run of transcoders. This
+        name is empty if there is no such run."""
         case = self.cases[name]
         return list(dict.fromkeys([case.run or self.traced_run or "", *case.runs_named]))
 
@@ -218,7 +219,7 @@ class Study(Section):
 
     @property
     def traced_run(self) -> str | None:
-        """The run of transcoders through which prompts are traced that name no run. None if the study has no
+        """Name of the run of transcoders that traces prompts without a key `run`. None if the study has no
         transcoders."""
         return self.circuits.run or next(iter(self.transcoders), None)
 
@@ -229,7 +230,8 @@ class Study(Section):
 
 
 def load_study(config: dict[str, Any]) -> Study:
-    """Validate a config. If it is invalid, raises ValueError with one line that names the key and the remedy."""
+    """Validate a config and return the study. Raises ValueError, with one line that names the key and the remedy, if
+    the config is invalid."""
     if "profile" in config and "name" not in config:
         raise ValueError("profile: this key is now called name; rename it")
     return _validate(Study, config, "")

@@ -1,4 +1,5 @@
-"""Config of the case studies of a study. They are written in the study, or in files that several studies share."""
+"""Config of the case studies of a study. Case studies are written in the study, or in files that several studies
+share."""
 
 import re
 from pathlib import Path
@@ -41,9 +42,9 @@ PROJECT = Path(__file__).parents[4]
 
 
 def _read(cases: Any) -> Any:
-    """Returns case studies by name. If `cases` is a path or a list of paths, they are read from these files.
+    """Returns case studies by name. If `cases` is a path or a list of paths, reads these files.
 
-    If several files have a case study of the same name, a later file overrides single keys of it.
+    If several files have a case study of the same name, a later file overrides single keys of this case study.
     """
     if isinstance(cases, dict):
         return cases

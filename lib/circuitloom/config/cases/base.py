@@ -14,7 +14,7 @@ Bound = Annotated[float, Field(ge=0, le=1)]
 
 
 class Case(Section):
-    """A case study. It asks a question about the model and its transcoders. Its keys include the bounds of the
+    """A case study. It asks a question about the model and its transcoders, and its keys include the bounds of its
     claims."""
 
     tables: ClassVar[tuple[str, ...]]

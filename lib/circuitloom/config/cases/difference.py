@@ -16,8 +16,8 @@ class DifferenceCase(Case):
     kind: Literal["difference"]
     """Selects the case study of a logit difference."""
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
-    """Templates of texts, each with its target `logit TOKEN vs TOKEN`. In both, `{name}` is replaced by a word of
-    `slots`."""
+    """Templates of texts, each with its target `logit TOKEN vs TOKEN`. In texts and targets, `{name}` is replaced by a
+    word of `slots`."""
     slots: Slots = {}
     """Maps the name of each slot to the words that can fill it."""
     count: Annotated[int, Field(ge=4)] = 80
@@ -33,10 +33,10 @@ class DifferenceCase(Case):
     """Pruning removes components whose removal costs the circuit less than this share of the difference, on the finding
     half."""
     subsets: PositiveInt = 20
-    """Number of random subsets of the circuit on which completeness is measured. The smallest has one component, the
-    largest half of all."""
+    """Number of random subsets of the circuit on which completeness is measured. The smallest subset has one component.
+    The largest subset has half of the circuit's components."""
     compare: bool = True
-    """Whether to measure neurons and heads too, to compare them with transcoder features and heads."""
+    """Whether neurons and heads are measured too, for a comparison with transcoder features and heads."""
     traced: PositiveInt = 2
     """Number of prompts of the finding half whose attribution graphs are drawn."""
     positive: Bound = 0.9
@@ -51,16 +51,16 @@ class DifferenceCase(Case):
     """Claim: without the circuit's features, but with all heads intact, at most this share of the difference
     remains."""
     gap: Bound = 0.2
-    """Claim: if the same random subset is removed from circuit and model, their metrics differ by at most this share of
-    the difference, on average."""
+    """Claim: if the same random subset is removed from the circuit and from the model, the metrics of the two differ by
+    at most this share of the difference, on average."""
     minimal: Bound = 0.8
     """Claim: for at least this share of the circuit's components, removing the component lowers the circuit's
     metric."""
     fewer: PositiveFloat = 1.0
-    """Claim: the number of components needed for `share` with features, divided by the number with neurons, is at most
-    this."""
+    """Claim: the number of features and heads that recover `share`, divided by the number of neurons and heads that
+    recover `share`, is at most this."""
     explained: Bound = 0.5
-    """Claim: with transcoders in place of MLPs and without their errors, at least this share of the difference
+    """Claim: if transcoders replace the MLPs and transcoder errors are left out, at least this share of the difference
     remains."""
 
     @model_validator(mode="after")

@@ -23,10 +23,10 @@ class FeatureCase(Case):
     kind: Literal["feature"]
     """Selects the case study of one feature."""
     concept: str | None = None
-    """Concept of the corpus that the feature should predict. With null, the feature is chosen that best separates
-    `texts` from `edited`."""
+    """Concept of the corpus that the feature should predict. With null, the feature that best separates `texts` from
+    `edited` is chosen."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """The feature, written LAYER/NUMBER. With null, it is chosen."""
+    """The feature, written LAYER/NUMBER. With null, the study chooses a feature."""
     texts: Texts
     """Templates of texts at whose last token the feature should fire. `{name}` is replaced by a word of `slots`."""
     edited: Texts
@@ -35,8 +35,8 @@ class FeatureCase(Case):
     slots: Slots = {}
     """Maps the name of each slot to the words that can fill it."""
     effect: str | None = None
-    """Metric of the next token after `texts` that ablating the feature should lower: `logit TOKEN` or `logit TOKEN vs
-    TOKEN`."""
+    """Metric of the token after each text: `logit TOKEN` or `logit TOKEN vs TOKEN`. Ablating the feature should lower
+    this metric. With null, no such metric is measured."""
     published: dict[str, PositiveFloat] = {}
     """Maps texts to the published activation of the feature at their last token."""
     prompts: PositiveInt = 40
@@ -45,12 +45,13 @@ class FeatureCase(Case):
     traced: PositiveInt = 8
     """Number of texts of the finding half on which the feature is traced."""
     least_share: Bound = 0.05
-    """Minimum share of the effect of all tokens. An offset with a smaller share is not considered for the rule."""
+    """Minimum share that the tokens at an offset have in the effect of all tokens. Offsets with a smaller share are not
+    considered for the rule."""
     found: Bound = 0.8
     """Three claims: the F1 for the concept is at least this, the feature tells apart at least this share of the pairs
-    of text and edit, and at least this share of token exchanges more than halves its activation."""
+    of text and edit, and at least this share of token exchanges more than halves the feature's activation."""
     described: Bound = 0.8
-    """Claim: on held-out text, the F1 of the blind rule and of the fitted rule are at least this."""
+    """Two claims: on held-out text, the F1 of the blind rule is at least this, and so is the F1 of the fitted rule."""
     reproduced: Bound = 0.05
     """Claim: the relative difference between measured and published activation is at most this."""
     sufficient: Bound = 0.5

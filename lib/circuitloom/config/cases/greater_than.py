@@ -26,8 +26,8 @@ class Published(Section):
 
 
 class GreaterThanCase(Case):
-    """After a start year and the century of the end year, does the model prefer later years, and how? (Hanna et al.
-    2023)"""
+    """A text names a start year and the century of an end year. Does the model predict a later year than the start
+    year, and which components make it do so? (Hanna et al. 2023)"""
 
     tables: ClassVar = ("claim", "outcome", "source", "faithfulness", "year")
     figures: ClassVar = ("metric", "kept", "years")
@@ -61,7 +61,7 @@ class GreaterThanCase(Case):
     small: PositiveInt = 24
     """Largest number of features that is compared with the same number of neurons."""
     connections: PositiveInt = 10
-    """Number of layer-0 features that enter a de-embedding score: those with the largest connections."""
+    """Number of layer-0 features that enter a de-embedding score: those with the largest connection weights."""
     traced: PositiveInt = 12
     """Number of prompts per half to trace."""
     length: PositiveInt = 6

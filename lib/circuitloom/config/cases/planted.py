@@ -8,7 +8,7 @@ from .base import Bound, Case
 
 
 class PlantedCase(Case):
-    """Does each planted concept have a feature, and does the feature come from the cues of the concept?"""
+    """Does each planted concept have a feature, and are the source tokens of this feature the cues of the concept?"""
 
     tables: ClassVar = ("claim", "planted")
     figures: ClassVar = ("concepts", "sources")
@@ -37,8 +37,8 @@ class PlantedCase(Case):
     discovered: Bound = 0.9
     """Claim: the best run of transcoders finds at least this share of the concepts."""
     told: Bound = 0.8
-    """Claim: the precision and the recall of the sources, found through the transcoders' circuits, are at least
-    this."""
+    """Two claims: the precision of the sources that are found through the transcoders' circuits is at least this, and
+    so is the recall."""
 
     @property
     def runs_named(self) -> list[str]:
