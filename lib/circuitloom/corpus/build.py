@@ -57,9 +57,9 @@ def build_corpus(
 ) -> None:
     """Write the files and folders in `OUTPUTS` into `folder`.
 
-    No text occurs in both splits. If the source has no validation split, a hash of its text decides which split a
-    document belongs to. If the text of a training document also occurs in the validation split, the training document
-    is dropped.
+    No text occurs in both splits. If the source has no validation split, the hash of a document's text decides which
+    split the document belongs to. If the text of a training document also occurs in the validation split, the
+    training document is dropped.
     A killed build resumes from the folder `build.partial`. If the source, the tokenizer, the config or `version` (a
     hash of the code) has changed, the build starts again instead.
     Raises ValueError if the source has no text, if the tokenizer does not load, or if the text does not fill one

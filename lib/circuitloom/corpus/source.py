@@ -42,8 +42,8 @@ class Source:
     """Takes (split, start). Returns the rows of the split, beginning with row `start`. Each row has the column
     `text`. Rows of chronicle also have the column `log_probability`."""
     held_out: float | None = None
-    """Fraction of the documents that belong to the validation split. A hash of its text decides which split a
-    document belongs to. None if the source has a separate validation split."""
+    """Fraction of the documents that belong to the validation split. The hash of a document's text decides which
+    split the document belongs to. None if the source has a separate validation split."""
     characters: dict[str, float] = field(default_factory=dict)
     """Maps each split to its approximate number of characters. Empty if the source is not files."""
 

@@ -2,8 +2,8 @@
 
 A cue is a set of alternative words. Reading one of these words is enough. For example, the opening parenthesis shows
 that a word is in parentheses. An earlier word that only occurs in parentheses shows the same, so this word belongs to
-the same cue. An annotation may have several cues. Whoever reads one word of each cue can determine the annotation. A
-correct circuit must do so.
+the same cue. An annotation may have several cues. One word of each cue is enough to determine the annotation. A correct
+circuit must read at least one word of each cue.
 """
 
 from bisect import bisect

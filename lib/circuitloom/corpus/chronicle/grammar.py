@@ -101,7 +101,7 @@ def _fill(template: Template, uniform: Uniform, state: DocumentState, words: lis
 
 
 class GreaterThan(NamedTuple):
-    """A greater-than prompt. A sentence names a start year and an end year, and the prompt is the start of it.
+    """A greater-than prompt. It is the beginning of a sentence about an event with a start year and an end year.
 
     The prompt ends before the last two digits of the end year.
     """
