@@ -1,9 +1,9 @@
-"""Number formats of stored activations, and a fast reader and writer of sharded Zarr arrays.
+"""Converts activations to number formats for storage. Also reads and writes sharded Zarr arrays fast.
 
-Any Zarr library can read the arrays. The writer uses one of the layouts that Zarr's sharding codec allows. The
-chunks of a shard are uncompressed, in order and of equal size. Each chunk is followed by its CRC-32C. So the offset
-of a chunk is known without the index. Compression with zstd at its lowest level would save only 8 % and take ten
-times as long as writing."""
+Any Zarr library can read these arrays. The layout is one that Zarr's sharding codec allows. In this layout, the chunks
+of a shard are uncompressed and have equal size. The chunks are stored in order, and each chunk is followed by its
+checksum (CRC-32C). So the offset of a chunk is known without the shard's index. Chunks are not compressed, because
+zstd at its lowest level would save only 8 % of the bytes, and would take ten times as long as writing the bytes."""
 
 import os
 from functools import cache
@@ -27,20 +27,21 @@ TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": tor
 ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
 """Data type of each format on disk. Zarr has no bfloat16, so its bits are stored as uint16."""
 CHUNK_ROWS = 1024
-"""Number of rows per chunk. A chunk is the smallest unit that can be read. A training batch is a few chunks."""
+"""Number of rows per chunk. A chunk is the smallest unit that can be read. A training batch consists of a few
+chunks."""
 _CHECKSUM_BYTES = 4
 _NO_CHUNK = 2**64 - 1
-"""Index entry of a missing chunk."""
+"""Value in a shard's index that means that a chunk is missing."""
 _MAX_BUFFERS = 1024
 """Maximum number of buffers per preadv call (Linux)."""
 
 
 class Packed(NamedTuple):
-    """Rows in a number format."""
+    """Rows of activations in a number format."""
 
     values: Num[Tensor, "row d"]
     scales: Float[Tensor, " row"] | None
-    """Factor by which each row must be multiplied. None except for int8."""
+    """Factor by which the stored values of each row must be multiplied. None if the format is not int8."""
 
 
 def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
@@ -63,7 +64,7 @@ def unpack(packed: Packed) -> Float[Tensor, "row d"]:
 
 
 def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, shard_rows: int) -> zarr.Array:
-    """Open the array `name` of `group`, or create it if it does not exist."""
+    """Open the array `name` in the folder `group`. If the array does not exist, it is created first."""
     if (group / name / "zarr.json").is_file():
         return zarr.open_array(group / name, mode="r+")
     return zarr.create_array(
@@ -80,12 +81,12 @@ def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, sha
 
 
 def shard_file(array: zarr.Array, shard: int) -> Path:
-    """The file that stores `shard`."""
+    """Returns the path of the file that stores `shard`."""
     return array_folder(array).joinpath("c", str(shard), *["0"] * (array.ndim - 1))
 
 
 def array_folder(array: zarr.Array) -> Path:
-    """The folder that stores `array`."""
+    """Returns the path of the folder that stores `array`."""
     return Path(str(array.store_path.store.root), array.path)  # type: ignore[attr-defined]
 
 
@@ -95,13 +96,13 @@ def _shard_rows(array: zarr.Array) -> int:
 
 
 def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row ..."]) -> None:
-    """Write `values` as `shard`. The caller must call fsync.
+    """Write `values` as shard number `shard` of `array`. After that, the caller must call fsync on the file.
 
-    Raises OSError with the file name if the disk is full.
+    If the disk is full, raises an OSError that contains the name of the file.
     """
     file = shard_file(array, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # an existing file is replaced, not overwritten, because it may have other hard links
+    # an existing file is deleted first, because overwriting it would also change the other hard links to this file
     file.unlink(missing_ok=True)
     rows = np.ascontiguousarray(values, array.dtype).reshape(len(values), -1)
     chunks = np.split(rows, range(CHUNK_ROWS, len(rows), CHUNK_ROWS))
@@ -121,8 +122,8 @@ def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row .
 def open_array(folder: Path, remedy: str) -> zarr.Array:
     """Open the array in `folder` for reading.
 
-    Raises ValueError if it is not an array, if a shard is missing, or if the layout is not that of `write_shard`.
-    The message ends in `remedy`.
+    Raises ValueError if `folder` contains no array, if a shard is missing, or if `write_shard` would write another
+    layout. The error message ends with `remedy`.
     """
     try:
         array = zarr.open_array(folder, mode="r")
@@ -150,8 +151,8 @@ def _has_shard_layout(array: zarr.Array) -> bool:
 def read_rows(array: zarr.Array, start: int, stop: int, remedy: str) -> Shaped[np.ndarray, "row ..."]:
     """Returns rows `start` to `stop` (exclusive) of `array`.
 
-    Complete chunks are read and their checksums are verified. Raises ValueError if a shard is damaged. The message
-    names the file and ends in `remedy`.
+    Only complete chunks are read from disk, and the checksum of each of these chunks is verified. Raises ValueError if
+    a shard is damaged. The error message contains the name of the file, and ends with `remedy`.
     """
     rows = np.empty((stop - start, *array.shape[1:]), array.dtype)
     size = _shard_rows(array)
@@ -167,9 +168,9 @@ def read_rows(array: zarr.Array, start: int, stop: int, remedy: str) -> Shaped[n
 
 
 def _read(file: Path, rows: Shaped[np.ndarray, "row ..."], first: int, filled: int, shard_rows: int) -> None:
-    """Fill `rows` with the rows of a shard, from its row `first` on. The shard has `filled` chunks.
+    """Fill `rows` with consecutive rows of the shard in `file`. The first of these is row `first` of the shard.
 
-    Raises ValueError if the shard is damaged.
+    `filled` is the number of chunks in the shard. Raises ValueError if the shard is damaged.
     """
     row_bytes = rows[0].nbytes
     chunk_bytes = CHUNK_ROWS * row_bytes
@@ -210,7 +211,10 @@ def _checksum(content: Shaped[np.ndarray, " byte"] | bytes) -> bytes:
 
 @cache
 def _index(filled: int, shard_rows: int, row_bytes: int) -> bytes:
-    """Returns the index at the end of a shard: the offset and size of each chunk, then the checksum of the index."""
+    """Returns the index, which is stored at the end of a shard.
+
+    The index contains the offset and the size of each chunk. After that, it contains its own checksum.
+    """
     size = CHUNK_ROWS * row_bytes + _CHECKSUM_BYTES
     index = np.full((shard_rows // CHUNK_ROWS, 2), _NO_CHUNK, "<u8")
     index[:filled, 0] = np.arange(filled) * size
@@ -225,9 +229,9 @@ def _write_all(descriptor: int, content: memoryview) -> None:
 
 
 def _read_all(descriptor: int, buffers: list[np.ndarray], offset: int) -> None:
-    """Fill `buffers` in order with the bytes of the file from `offset` on.
+    """Fill `buffers`, in order, with the bytes of a file. The first byte is at `offset` in the file.
 
-    Raises ValueError if the file ends too early.
+    Raises ValueError if the file ends before all buffers are full.
     """
     for start in range(0, len(buffers), _MAX_BUFFERS):
         unfilled = [buffer.data for buffer in buffers[start : start + _MAX_BUFFERS]]

@@ -1,8 +1,8 @@
-"""Caches the activations of one site in all layers, in one pass of the training tokens through the model.
+"""Caches the activations of one site in all layers. The training tokens pass through the model only once.
 
-`Recorder` runs the model and packs rows, `ShardBuffer` collects the rows of a shard, `CacheWriter` writes shards and
-resumes after a kill. `cache_site` does all of this in one job. With several jobs, each job calls
-`cache_shards_of_job`, and then `shards.join_shards` combines their outputs."""
+`Recorder` runs the model and packs the activations. `ShardBuffer` collects the rows of a shard. `CacheWriter` writes
+the shards, and resumes after a killed run. `cache_site` writes all shards in one job. If several jobs share the work,
+each job calls `cache_shards_of_job`. Then `shards.join_shards` combines the shards of all jobs."""
 
 import math
 import shutil
@@ -45,28 +45,29 @@ from .statistics import RowSums
 GPU_MEMORY_FRACTION = 0.4
 """Maximum fraction of a GPU's free memory that two shard buffers may use."""
 MAX_WRITER_THREADS = 8
-"""Maximum number of threads that write shards. If the model runs on the CPU, they compete with it for cores."""
+"""Maximum number of threads that write shards. If the model runs on the CPU, these threads take cores from the
+model."""
 
 Arrays = list[list[zarr.Array]]
-"""The arrays of each layer: `values`, and for int8 also `scales`."""
+"""The Zarr arrays of each layer. These are the array `values` and, for int8, also the array `scales`."""
 
 
 @dataclass
 class PackedBatch:
     """Packed activations of one batch.
 
-    They are on the model's device, in host memory, or being copied to host memory.
+    The activations are on the model's device or in host memory. The copy to host memory may not be complete yet.
     """
 
     slot: Int[Tensor, " row"]
     layers: list[Packed] = field(default_factory=list)
     copied: torch.cuda.Event | None = None
-    """CUDA event that completes when the copy to host memory has completed. None if nothing is copied."""
+    """CUDA event that completes when the copy to host memory is complete. None if nothing is copied."""
 
 
 @dataclass
 class ShardBuffer:
-    """Buffer for the rows of one shard in all layers. It is reused for later shards."""
+    """Buffer for the rows of one shard in all layers. The same buffer is used again for later shards."""
 
     values: Num[Tensor, "layer row d"]
     scales: Float[Tensor, "layer row"] | None
@@ -80,7 +81,7 @@ class ShardBuffer:
         return cls(values, torch.empty(layers, rows, device=device) if number_format == "int8" else None)
 
     def put(self, batch: PackedBatch) -> None:
-        """Copy the rows of a batch to their slots in the buffer."""
+        """Copy each row of a batch to the row's slot in the buffer."""
         if batch.copied is not None:
             batch.copied.synchronize()
         slot = batch.slot.to(self.values.device, non_blocking=True)
@@ -90,7 +91,7 @@ class ShardBuffer:
                 self.scales[layer].index_copy_(0, slot, scales)
 
     def layer(self, layer: int, rows: int) -> Packed:
-        """Returns the first `rows` rows of a layer in host memory. Waits for pending copies."""
+        """Returns the first `rows` rows of a layer in host memory. Waits until pending copies are complete."""
         scales = None if self.scales is None else _fetch(self.scales[layer, :rows])
         return Packed(_fetch(self.values[layer, :rows]), scales)
 
@@ -104,13 +105,14 @@ class Recorder:
     layers: Sequence[int]
     number_format: NumberFormat
     to_host: bool = True
-    """Whether batches are copied to host memory. Otherwise they stay on the model's device."""
+    """Whether batches are copied to host memory. If false, batches stay on the model's device."""
 
     @property
     def captured_sites(self) -> list[Site]:
-        """The sites whose activations are captured: the site itself in every layer, and with mlp_in also mlp_out.
+        """The sites whose activations are captured. These include `site` in every layer.
 
-        The moments of mlp_out are needed because a reader may compute mlp_out from the cached mlp_in.
+        If `site` is mlp_in, mlp_out is also captured in every layer. A reader may compute mlp_out from the cached
+        mlp_in, and then the reader needs the moments of mlp_out.
         """
         names = [self.site, "mlp_out"] if self.site == "mlp_in" else [self.site]
         return [Site(name, layer) for name in names for layer in self.layers]
@@ -124,8 +126,8 @@ class Recorder:
     def record(self, batches: Iterator[ShardBatch], sums: RowSums) -> Iterator[PackedBatch]:
         """Yield the packed activations of each batch, and add the activations of all captured sites to `sums`.
 
-        A batch that is copied from a GPU is yielded after the next batch is queued, so that copying and computing
-        overlap.
+        If batches are copied from a GPU, a batch is yielded only after the next batch is queued. So the copy of a
+        batch overlaps with the computation of the next batch.
         """
         previous: PackedBatch | None = None
         for batch in batches:
@@ -146,7 +148,7 @@ class Recorder:
         index = {site: i for i, site in enumerate(self.captured_sites)}
         layers: dict[int, Packed] = {}
 
-        # the hook is called as soon as a site is computed, while its values are still in the CPU's cache
+        # the hook is called as soon as a site is computed, while the site's values are still in the CPU's cache
         def hook(site: Site, value: Tensor) -> None:
             x = torch.index_select(value.flatten(0, 1), 0, source)
             sums.add(index[site], x)
@@ -165,7 +167,7 @@ class Recorder:
 def _fetch(values: Tensor) -> Tensor:
     """Returns `values` in host memory.
 
-    Values on a GPU are copied on a separate stream, after all work that is already queued.
+    Values on a GPU are copied on a separate CUDA stream. The copy starts after all work that is already queued.
     """
     if values.device.type == "cpu":
         return values
@@ -178,7 +180,10 @@ def _fetch(values: Tensor) -> Tensor:
 
 
 def _to_host(packed: Packed) -> Packed:
-    """Returns `packed` in host memory. For values on a GPU, starts an asynchronous copy to pinned memory."""
+    """Returns `packed` in host memory.
+
+    Values on a GPU are copied to pinned memory. This copy is asynchronous, so it may not be complete yet.
+    """
 
     def copy(x: Tensor | None) -> Tensor | None:
         if x is None or x.device.type == "cpu":
@@ -193,12 +198,14 @@ def _to_host(packed: Packed) -> Packed:
 def cache_site(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, folder: Path, version: str = ""
 ) -> None:
-    """Cache the activations of `site` at the rows of `order`, for all layers that `config` lists.
+    """Cache the activations of `site` in all layers that `config` lists. `order` defines the rows.
 
-    Writes one Zarr group per layer under `folder`. A group contains the array `values`, for int8 also the array
-    `scales`, and the moments as attributes. A killed call resumes after the last complete shard and writes the same
-    bytes, unless the model, the order, the config or `version` (a hash of the code) has changed.
-    Raises ValueError if the model has no such site or layer, or if an activation exceeds the number format.
+    Writes one Zarr group per layer under `folder`. A group contains the array `values` and, for int8, also the array
+    `scales`. The attributes of a group contain the moments. A killed call resumes after the last complete shard, and
+    then writes the same bytes. If the model, the order, the config or `version` (a hash of the code) has changed, the
+    call starts again instead.
+    Raises ValueError if the model has no such site or layer. Also raises ValueError if an activation is not finite,
+    or is too large for the number format.
     """
     writer, digest = _writer(site, order, model, config, version)
     with partial_folder(folder / site, digest) as work:
@@ -215,10 +222,11 @@ def cache_shards_of_job(
     folder: Path,
     version: str = "",
 ) -> None:
-    """Cache the shards of job number `job` in `folder`. `shards.join_shards` combines the folders of all jobs.
+    """Write the shards of job number `job` to `folder`. Several jobs share the shards of `site`.
 
-    Jobs are numbered from 0 to `config.jobs` - 1. If there are fewer shards than jobs, some jobs have no shards. A
-    killed call resumes as in `cache_site`, and the same errors are raised.
+    Jobs are numbered from 0 to `config.jobs` - 1. If there are fewer shards than jobs, some jobs write no shards.
+    After all jobs, `shards.join_shards` combines their folders. A killed call resumes in the same way as
+    `cache_site`, and raises the same errors.
     """
     writer, digest = _writer(site, order, model, config, version)
     first, stop = (each * order.shards // config.jobs for each in (job, job + 1))
@@ -231,7 +239,7 @@ def cache_shards_of_job(
 def _writer(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, version: str
 ) -> tuple["CacheWriter", str]:
-    """Returns the writer and a fingerprint of everything that its output depends on."""
+    """Returns the writer, and a fingerprint of everything that determines the bytes that the writer writes."""
     layers = list(range(model.layers)) if config.layers == "all" else sorted(set(config.layers))
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
@@ -247,7 +255,10 @@ def _writer(
 
 
 def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
-    """Whether two shard buffers fit into the memory of the model's GPU. Filling them is fastest there."""
+    """Whether the model is on a GPU, and two shard buffers fit into the free memory of this GPU.
+
+    Buffers on the GPU are filled fastest.
+    """
     device = recorder.model.device
     if device.type != "cuda":
         return False
@@ -258,24 +269,25 @@ def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class CacheWriter:
-    """Fills and writes shards. A shard is complete when its file of sums is written."""
+    """Fills shards with activations and writes the shards. A shard is complete when the file with its sums exists."""
 
     order: RowOrder
     recorder: Recorder
     batch: int
     """Number of sequences per forward pass."""
     weights: str
-    """Digest of the model's weights."""
+    """Digest of the language model's weights."""
 
     def write(self, work: Path, shards: range) -> None:
-        """Write those of `shards` that are missing in `work`, and then the description."""
+        """Write `shards` to `work`, beginning with the first shard that is not complete. Then write the description."""
         work.mkdir(exist_ok=True)
         # if a run is killed, Zarr may leave temporary metadata files
         for temporary in work.rglob("zarr.*.partial"):
             temporary.unlink()
         arrays = self._arrays(work)
         missing = next((shard for shard in shards if not _is_complete(work, arrays, shard)), shards.stop)
-        # if a run was killed while it moved layers, sums of later shards may be left; these shards are rewritten
+        # if a run was killed while it moved layers, the sums of later shards may still exist without the other files
+        # of these shards; these shards are written again
         for shard in range(missing, shards.stop):
             sums_file(work, shard).unlink(missing_ok=True)
         first, start, stop = (self._row(shard) for shard in (shards.start, missing, shards.stop))
@@ -291,13 +303,16 @@ class CacheWriter:
         write_description(work, description)
 
     def _row(self, shard: int) -> int:
-        """Returns the first row of a shard. For the index after the last shard, this is the number of rows."""
+        """Returns the number of the first row of a shard.
+
+        If `shard` is the index after the last shard, returns the total number of rows.
+        """
         return min(shard * self.order.shard_rows, self.order.rows)
 
     def _write_shards(
         self, work: Path, arrays: Arrays, shards: range, update: Callable[[float], object]
     ) -> None:
-        """Fill and write the shards. Each shard is written while the next one is filled."""
+        """Fill and write the shards. Each shard is written while the next shard is filled."""
         buffers = [self._buffer() for _ in range(min(2, len(shards)))]
         written: Future[None] | None = None
         threads = max(1, min(MAX_WRITER_THREADS, torch.get_num_threads() // 2))
@@ -324,7 +339,7 @@ class CacheWriter:
         return RowSums.zeros(len(self.recorder.captured_sites), self.recorder.d, self.recorder.model.device)
 
     def _check(self, sums: RowSums) -> None:
-        """Raise ValueError if an activation does not fit the number format."""
+        """Raise ValueError if an activation is not finite, or is too large for the number format."""
         number_format = self.recorder.number_format
         for site, largest in zip(self.recorder.captured_sites, sums.largest.tolist(), strict=True):
             if not math.isfinite(largest):
@@ -346,7 +361,7 @@ class CacheWriter:
         sums: RowSums,
         writers: ThreadPoolExecutor,
     ) -> None:
-        """Write one shard of every layer, and then its sums."""
+        """Write one shard of every layer. Then write the file with the sums of this shard."""
         start, stop = self.order.bounds(shard)
 
         def write_layer(i: int) -> None:
@@ -355,13 +370,13 @@ class CacheWriter:
                 write_shard(array, shard, _as_numpy(column))
 
         list(writers.map(write_layer, range(len(arrays))))
-        # fsync comes after all writes, so that the disk is already busy with the first files
+        # fsync is called after all writes, because by then the disk has already stored some of the files
         list(writers.map(lambda array: fsync(shard_file(array, shard)), chain.from_iterable(arrays)))
         content = {"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}
         write_atomically(sums_file(work, shard), save(content))
 
     def _arrays(self, work: Path) -> Arrays:
-        """Open or create the arrays of each layer."""
+        """Open the arrays of each layer. Arrays that do not exist are created."""
         rows, d, number_format = self.order.rows, self.recorder.d, self.recorder.number_format
         arrays: dict[str, tuple[tuple[int, ...], str]] = {"values": ((rows, d), ZARR_DTYPE[number_format])}
         if number_format == "int8":
@@ -377,9 +392,9 @@ class CacheWriter:
 
 
 def _is_complete(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int) -> bool:
-    """Whether the sums and all files of the shard exist.
+    """Whether the file with the shard's sums exists, and also the files with the shard's rows in all arrays.
 
-    If a run was killed while it moved layers, only the sums may exist.
+    If a run was killed while it moved layers, only the file with the sums may exist.
     """
     return sums_file(work, shard).is_file() and all(
         shard_file(array, shard).is_file() for layer in arrays for array in layer
@@ -387,5 +402,5 @@ def _is_complete(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int)
 
 
 def _as_numpy(values: torch.Tensor) -> np.ndarray:
-    """Returns `values` as a numpy array, without a copy. bfloat16 becomes uint16."""
+    """Returns `values` as a numpy array, without a copy. The bits of bfloat16 values are returned as uint16."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()

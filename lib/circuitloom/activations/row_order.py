@@ -1,5 +1,5 @@
-"""Defines the order of rows in cached activations, and writes `rows.zarr`, which stores the sequence and position of
-each row."""
+"""Defines the order of rows in cached activations. Also writes the Zarr group `rows.zarr`, which stores the sequence
+and the position that each row comes from."""
 
 import hashlib
 import shutil
@@ -24,13 +24,13 @@ _READ_SEQUENCES = 8192
 
 
 class ShardBatch(NamedTuple):
-    """A batch of sequences, and the rows of one shard that are filled from its tokens."""
+    """A batch of sequences, and the rows of one shard that tokens of these sequences fill."""
 
     tokens: Int[Tensor, "sequence position"]
     sequences: Integer[np.ndarray, " sequence"]
     """Index of each sequence in the split."""
     source: Int[Tensor, " row"]
-    """Index of each row's token in the flattened batch [sequence * position]."""
+    """Index of the token that fills each row. The index counts in the flattened batch [sequence * position]."""
     slot: Int[Tensor, " row"]
     """Index of each row in the shard."""
 
@@ -39,9 +39,10 @@ class ShardBatch(NamedTuple):
 class RowOrder:
     """The order of rows in cached activations.
 
-    The sequences of the split are permuted. Their scored tokens are concatenated and cut into shards. Then the
-    tokens are permuted within each shard. The order only depends on the tokens, the seed, the shard size and the
-    number of rows. It is the same for every site, layer, number format and batch size.
+    The sequences of the split are permuted. The scored tokens of the permuted sequences are concatenated and cut into
+    shards. Then the tokens are permuted within each shard. The order of rows depends only on the tokens, the seed,
+    the shard size and the number of rows. So the order is the same for every site, layer, number format and batch
+    size.
     """
 
     token: Integer[np.ndarray, "sequence position"]
@@ -50,12 +51,12 @@ class RowOrder:
     permutation: Integer[np.ndarray, " sequence"]
     """Sequences in permuted order."""
     first: Integer[np.ndarray, " boundary"]
-    """First row of each permuted sequence, before tokens are permuted within shards. The last entry is the total
-    number of scored tokens."""
+    """Number of the first row of each permuted sequence, before tokens are permuted within shards. The last entry is
+    the total number of scored tokens."""
     rows: int
     """Number of rows."""
     shard_rows: int
-    """Rows per shard. The last shard may have fewer."""
+    """Number of rows per shard. The last shard may have fewer rows."""
     seed: int
 
     @property
@@ -65,18 +66,21 @@ class RowOrder:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the order. If two caches have the same digest, each row is from the same token in both."""
+        """Digest of the order. If two caches have the same digest, row i comes from the same token in both caches."""
         digest = hashlib.blake2b(np.ascontiguousarray(self.token).view(np.uint8).data, digest_size=16)
         digest.update(repr((self.token.shape, self.bos_id, self.rows, self.shard_rows, self.seed)).encode())
         return digest.hexdigest()
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """Returns the first row of `shard` and the first row after it."""
+        """Returns the number of the first row of `shard`, and the number of the first row after `shard`."""
         start = shard * self.shard_rows
         return start, min(start + self.shard_rows, self.rows)
 
     def batches(self, shard: int, size: int) -> Iterator[ShardBatch]:
-        """Yield the sequences of `shard`, `size` at a time. A sequence may belong to two shards."""
+        """Yield the sequences whose tokens fill `shard`, in batches of `size` sequences.
+
+        The tokens of one sequence may be in two shards.
+        """
         start, stop = self.bounds(shard)
         slots = torch.from_numpy(np.random.default_rng((self.seed, shard + 1)).permutation(stop - start))
         begin = int(np.searchsorted(self.first, start, side="right")) - 1
@@ -92,7 +96,7 @@ class RowOrder:
 
 
 def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = None) -> RowOrder:
-    """Returns the row order of the scored tokens of `tokens`, with at most `limit` rows.
+    """Returns the order of rows for the scored tokens of `tokens`. There are at most `limit` rows.
 
     Raises ValueError if no token is scored.
     """
@@ -102,7 +106,7 @@ def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = No
         block = tokens.take(slice(start, start + _READ_SEQUENCES))
         token[start : start + _READ_SEQUENCES] = block.numpy()
         count[start : start + _READ_SEQUENCES] = scored_positions(block, tokens.bos_id).sum(1).numpy()
-    # shards use the seeds (seed, 1), (seed, 2), ...
+    # the permutations within shards use the seeds (seed, 1), (seed, 2), ...
     permutation = np.random.default_rng((seed, 0)).permutation(len(tokens)).astype(np.int32)
     first = np.concatenate([[0], np.cumsum(count[permutation], dtype=np.int64)])
     rows = int(first[-1]) if limit is None else min(int(first[-1]), limit)
@@ -112,7 +116,7 @@ def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = No
 
 
 def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:
-    """Write the sequence and the position of each row to the Zarr group `path`. The write is atomic.
+    """Write the sequence and the position that each row comes from. The Zarr group `path` is written atomically.
 
     `batch` sequences are processed at a time.
     """

@@ -1,5 +1,5 @@
-"""Combines the finished shards of a site, from one or several jobs, into Zarr groups that have the moments as
-attributes."""
+"""Combines the finished shards of a site into one Zarr group per layer. One or several jobs have written the shards.
+The attributes of a group contain the moments of its activations."""
 
 import json
 import os
@@ -21,27 +21,33 @@ _DESCRIPTION = "description.json"
 
 @dataclass(frozen=True)
 class CacheDescription:
-    """Source and layout of the shards in a folder. All jobs of a site have the same description."""
+    """Describes the source and the layout of the shards in a folder.
+
+    All jobs that cache the same site have the same description.
+    """
 
     site: str
     layers: list[int]
     number_format: str
     order: str
-    """Digest of the row order."""
+    """Digest of the order of rows."""
     weights: str
-    """Digest of the model's weights."""
+    """Digest of the language model's weights."""
     rows: int
-    """Number of rows in all shards of all jobs."""
+    """Total number of rows in the shards of all jobs."""
     shard_rows: int
 
     @property
     def shards(self) -> int:
-        """Number of shards of all jobs."""
+        """Total number of shards of all jobs."""
         return -(-self.rows // self.shard_rows)
 
 
 def sums_file(folder: Path, shard: int) -> Path:
-    """The file with the sums over a shard's rows. It is written when the shard is complete."""
+    """Returns the path of the file with the sums over a shard's rows.
+
+    The file with the sums is written last, so a shard that has this file is complete.
+    """
     return folder / f"shard{shard}.safetensors"
 
 
@@ -51,9 +57,10 @@ def write_description(folder: Path, description: CacheDescription) -> None:
 
 
 def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
-    """Join the shards of several jobs under `folder`. The result has the same bytes as that of `cache.cache_site`.
+    """Join the shards of several jobs to Zarr groups under `folder`.
 
-    Files are hard-linked, or copied if the file system has no hard links. The job folders are not changed.
+    The groups have the same bytes as the groups that `cache.cache_site` writes. Files are hard-linked. If a file
+    cannot be hard-linked, it is copied. The job folders are not changed.
     Raises ValueError if a job's description differs from that of the first job, or if shards are missing.
     """
     descriptions = [_read_description(job) for job in job_folders]
@@ -78,9 +85,10 @@ def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
 
 
 def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None:
-    """Write the description and moments of each layer in `work` as attributes, and move the layers to `folder`.
+    """Write the attributes of each layer's Zarr group in `work`. Then move the groups to `folder` and remove `work`.
 
-    The moments are computed from the sums in `job_folders`.
+    The attributes contain the description of the shards and the moments of the layer. The moments are computed from
+    the sums in `job_folders`.
     """
     description = _read_description(job_folders[0])
     job_of = _job_of_shard(job_folders, description)
@@ -117,7 +125,7 @@ def _read_description(job: Path) -> CacheDescription:
 
 
 def _job_of_shard(job_folders: Sequence[Path], description: CacheDescription) -> list[Path]:
-    """Returns the job folder that contains each shard. Raises ValueError if a shard is missing."""
+    """Returns, for each shard, the job folder that contains this shard. Raises ValueError if a shard is missing."""
     found = {file.name: job for job in job_folders for file in job.glob("shard*.safetensors")}
     jobs = [found.get(sums_file(Path(), shard).name) for shard in range(description.shards)]
     if None in jobs:
@@ -129,7 +137,10 @@ def _job_of_shard(job_folders: Sequence[Path], description: CacheDescription) ->
 
 
 def _link(job: Path, work: Path, file: Path) -> None:
-    """Link `file`, which is under `work`, to the same file of `job`. If that fails, copy it."""
+    """Create `file` as a hard link. If this fails, create `file` as a copy.
+
+    `file` is under `work`. The file with the same relative path under `job` is linked or copied.
+    """
     source = job / file.relative_to(work)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -137,6 +148,6 @@ def _link(job: Path, work: Path, file: Path) -> None:
     except FileNotFoundError:
         raise ValueError(f"{source}: missing; delete {job} and run again") from None
     except OSError:
-        # the job is on another file system, or the file system has no hard links
+        # the job folder is on another file system, or the file system has no hard links
         shutil.copyfile(source, file)
         fsync(file)

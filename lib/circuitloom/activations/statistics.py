@@ -14,18 +14,18 @@ class RowSums:
 
     total: Float[Tensor, "array d"]
     square: Float[Tensor, " array"]
-    """Sum of the squared norms of the rows."""
+    """Sum of the squared norms of the rows of each array."""
     largest: Float[Tensor, " array"]
-    """Largest magnitude of a value. NaN if any value was NaN."""
+    """Largest magnitude of a value in each array. NaN if a value of the array was NaN."""
 
     @classmethod
     def zeros(cls, arrays: int, d: int, device: torch.device | str = "cpu") -> "RowSums":
-        """Returns the sums over no rows, which are zero."""
+        """Returns sums that are zero. Rows can then be added to these sums."""
         total = torch.zeros(arrays, d, dtype=torch.float64, device=device)
         return cls(total, torch.zeros_like(total[:, 0]), torch.zeros_like(total[:, 0]))
 
     def add(self, array: int, x: Float[Tensor, "row d"]) -> None:
-        """Add the rows `x` to the sums of one array."""
+        """Add the rows `x` to the sums of array number `array`."""
         if not len(x):
             return
         # float32 is accurate enough within a batch, because torch sums pairwise; batches are summed in float64
@@ -35,7 +35,7 @@ class RowSums:
         self.largest[array] = torch.maximum(self.largest[array], torch.maximum(-low, high))
 
     def __add__(self, other: "RowSums") -> "RowSums":
-        """Returns the sums over the rows of both operands."""
+        """Returns the sums over the rows of `self` and the rows of `other`."""
         largest = torch.maximum(self.largest, other.largest)
         return RowSums(self.total + other.total, self.square + other.square, largest)
 
@@ -45,9 +45,9 @@ class Moments(NamedTuple):
 
     mean: Float[Tensor, " d"]
     scale: float
-    """sqrt(E|x|² / d). The expected squared norm of x / scale is d."""
+    """sqrt(E|x|² / d), where x is a row of width d. The rows x / scale have the mean squared norm d."""
     variance: float
-    """E|x - mean|²."""
+    """E|x - mean|², where x is a row."""
 
     def to_json(self) -> dict:
         """Returns the fields as plain Python values, without rounding."""
@@ -55,11 +55,11 @@ class Moments(NamedTuple):
 
     @classmethod
     def from_json(cls, values: dict) -> "Moments":
-        """Returns the moments that `to_json` has turned into `values`."""
+        """Returns the moments from `values`, the plain Python values that `to_json` returned."""
         return cls(torch.tensor(values["mean"]), values["scale"], values["variance"])
 
 
 def moments(sums: RowSums, array: int, rows: int) -> Moments:
-    """Returns the moments of one array, from its sums over `rows` rows."""
+    """Returns the moments of array number `array`. `sums` contains the sums over `rows` rows."""
     mean, square = sums.total[array] / rows, float(sums.square[array] / rows)
     return Moments(mean.float(), (square / len(mean)) ** 0.5, square - float(mean.square().sum()))

@@ -1,5 +1,5 @@
-"""Reads cached activations: rows of one site and layer on demand, or prefetched batches of several sites for
-training."""
+"""Reads cached activations. `CachedLayer` reads rows of one site and layer on demand. For training, `read_sites`
+prefetches batches of several sites."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,8 @@ class CachedLayer:
     folder: Path
     number_format: NumberFormat
     order: str
-    """Digest of the row order. If two caches have the same digest, each row is from the same token in both."""
+    """Digest of the order of rows. If two caches have the same digest, row i comes from the same token in both
+    caches."""
     weights: str
     """Digest of the language model's weights."""
     values: zarr.Array
@@ -39,7 +40,7 @@ class CachedLayer:
 
     @property
     def source(self) -> tuple[str, str]:
-        """The digests of the row order and of the language model."""
+        """The digest of the order of rows, and the digest of the language model's weights."""
         return self.order, self.weights
 
     @property
@@ -48,7 +49,7 @@ class CachedLayer:
         return self.values.shape[0]
 
     def read(self, start: int, rows: int, device: torch.device | str = "cpu") -> Float[Tensor, "row d"]:
-        """Returns `rows` rows in float32, from row `start` on. After the last row, reading continues at row 0."""
+        """Returns `rows` rows in float32, beginning with row `start`. After the last cached row, row 0 follows."""
         start %= self.rows
         ranges = []
         while rows:
@@ -72,14 +73,18 @@ class CachedLayer:
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Activations of one site and layer. They are cached, or computed from the cached MLP input when they are read."""
+    """Activations of one site and layer.
+
+    Either these activations are cached, or they are computed from the cached MLP input whenever rows are read.
+    """
 
     site: str
     layer: int
     moments: Moments
     stored: CachedLayer
     mlp: nn.Module | None
-    """The MLP that computes this site from the stored rows (mlp_out from mlp_in). None if the site itself is stored."""
+    """None if the rows of this site are stored. If only rows of mlp_in are stored, this MLP computes the rows of this
+    site (mlp_out) from the stored rows."""
 
     @property
     def rows(self) -> int:
@@ -93,32 +98,32 @@ class ActivationStore:
 
     @property
     def mean(self) -> Float[Tensor, " d"]:
-        """Mean of the rows, E x."""
+        """Mean of the rows."""
         return self.moments.mean
 
     @property
     def scale(self) -> float:
-        """sqrt(E|x|² / d)."""
+        """sqrt(E|x|² / d), where x is a row of width d."""
         return self.moments.scale
 
     @property
     def variance(self) -> float:
-        """E|x - mean|²."""
+        """E|x - mean|², where x is a row."""
         return self.moments.variance
 
     def batches(
         self, size: int, steps: int | None = None, start_step: int = 0
     ) -> Iterator[Float[Tensor, "row d"]]:
-        """Yield `steps` batches of `size` rows in stored order. Without `steps`, the batches cover one epoch.
+        """Yield batches of `size` rows in stored order, one for each step from `start_step` to `steps` - 1.
 
-        The first `start_step` batches are skipped.
+        If `steps` is None, the steps cover one epoch.
         """
         steps = -(-self.rows // size) if steps is None else steps
         for batch in read_sites({self.site: self}, size, steps, start_step):
             yield batch[self.site]
 
     def from_stored(self, stored: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """Returns this site's rows, computed from the stored rows."""
+        """Returns the rows of this site, computed from the stored rows."""
         if self.mlp is None:
             return stored
         weight = next(self.mlp.parameters())
@@ -130,9 +135,9 @@ def open_activations(
 ) -> ActivationStore:
     """Open the activations of `site` in `layer`, from the `folder` that the activations stage wrote.
 
-    If mlp_out is not cached, the MLP of `model` computes it from the cached mlp_in.
-    Raises ValueError if activations are missing or incomplete, or if a `model` is needed but not given. Also raises
-    ValueError if mlp_out and mlp_in were cached with different models or row orders.
+    If mlp_out is not cached, the MLP of `model` computes mlp_out from the cached mlp_in.
+    Raises ValueError if activations are missing or incomplete, or if `model` is needed but is None. Also raises
+    ValueError if mlp_out and mlp_in were cached with different models or different orders of rows.
     """
     own, mlp_in = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
     if own.is_dir() or site != "mlp_out":
@@ -152,7 +157,7 @@ def open_activations(
 
 
 def check_same_source(stored: Sequence[CachedLayer]) -> None:
-    """Raise ValueError unless all caches have the same row order and the same language model."""
+    """Raise ValueError unless all caches have the same order of rows and the same language model."""
     if len({each.source for each in stored}) > 1:
         folders = ", ".join(str(each.folder) for each in stored)
         raise ValueError(
@@ -187,12 +192,14 @@ def read_sites(
     rows: slice | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[dict[str, Float[Tensor, "row d"]]]:
-    """Yield one batch of every source (float32, on `device`) for each step from `start_step` to `steps` - 1.
+    """Yield, for each step from `start_step` to `steps` - 1, a dict that maps each source to a batch of its rows.
 
-    Step i reads rows i * batch to (i + 1) * batch in stored order. After the last row, reading continues at row 0,
-    so every row is read once per epoch. With `rows`, only those rows of each batch are read. Rows that several
-    sources need are read only once. MLPs run in the prefetching thread.
-    Raises ValueError if the sources have different models or row orders, or if they are damaged.
+    Batches are float32 and on `device`. Step i reads the rows i * `batch` to (i + 1) * `batch` (exclusive) in stored
+    order. After the last cached row, row 0 follows, so every row is read once per epoch. If the slice `rows` is given,
+    only this part of each batch is read. Rows that several sources need are read only once. The thread that
+    prefetches batches also runs the MLPs.
+    Raises ValueError if the sources were cached with different models or different orders of rows. Also raises
+    ValueError if a file of a source is damaged.
     """
     stored = {source.stored.folder: source.stored for source in sources.values()}
     check_same_source(list(stored.values()))
@@ -210,7 +217,7 @@ def read_sites(
 
 
 def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-    """Yield `load(step)` for each step, in order. A thread computes it up to `PREFETCH` steps in advance."""
+    """Yield `load(step)` for each step, in order. A thread calls `load` up to `PREFETCH` steps in advance."""
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:
