@@ -1,4 +1,5 @@
-"""Feature bases. A basis is the features of a dictionary, or the MLP neurons of a layer used as features."""
+"""Defines feature bases. A basis is a set of features. The features are those of a dictionary, or the MLP neurons of a
+layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ..language_model.model_files import weights_digest
 from ..language_model.residual import neuron_output_weights
 
 Entries = tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]
-"""Token, feature and value of each non-zero activation, ordered by token."""
+"""Token, feature and value of each non-zero activation. The activations are ordered by token."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,20 @@ class FeatureBasis:
     width: int
     """Number of features, F."""
     encode: Callable[[Float[Tensor, "token d_in"]], Entries]
-    """Computes the non-zero activations, which are all positive."""
+    """Computes the non-zero activations from the activations of `site`. All non-zero activations are positive."""
     decoder: Float[Tensor, "feature d_out"]
     """Decoder row of each feature."""
     writes_residual: bool
-    """Whether the output is added to the residual stream, so that features have a direct effect on the logits."""
+    """Whether the output of the features is added to the residual stream. Only such features have a direct effect on
+    the logits."""
     encoder_norm: Float[Tensor, " feature"] | None
     bias: Float[Tensor, " feature"] | None
     digest: str
-    """Digest of the weights."""
+    """Digest of the weights and settings that determine the activations of the features."""
 
 
 def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBasis:
-    """Returns the features of a trained dictionary."""
+    """Returns a basis with the features of a trained dictionary."""
     weights = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
     return FeatureBasis(
         run=run,
@@ -58,10 +60,10 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBas
 
 
 def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -> FeatureBasis:
-    """Returns the MLP's neurons as features. A neuron fires if its activation is positive.
+    """Returns a basis with the MLP neurons of a layer as features. A neuron fires if its activation is positive.
 
-    With `kept`, only `kept` neurons per token can fire. These have the largest products of activation and norm of
-    the neuron's output weights.
+    If `kept` is given, only `kept` neurons can fire on a token. A neuron's activation is multiplied by the norm of
+    the neuron's output weights, and the neurons with the largest products are chosen.
     """
     decoder = neuron_output_weights(model, layer)
     norm = torch.linalg.vector_norm(decoder, dim=1)

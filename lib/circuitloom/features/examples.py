@@ -1,8 +1,9 @@
-"""Chooses examples of each feature: tokens with the largest activations, and samples from bands of activation.
+"""Chooses examples of each feature. Some examples are the tokens with the largest activations. Other examples are
+samples from bands of activation.
 
-Examples are chosen without sorting all activations by value. The histogram gives the lowest bin that can contain one
-of the k largest activations. The samples of a band are evenly spaced over the text. Each example includes the tokens
-around it. `examples_html` shows examples in notebooks."""
+Examples are chosen without sorting all activations by value. The histogram of a feature shows which bin is the lowest
+that can contain one of the k largest activations. The samples of a band are evenly spaced over the text. Each example
+is stored with the tokens before and after the example. `examples_html` shows examples in notebooks."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,17 +25,18 @@ class Windows:
     """Windows of context tokens around examples."""
 
     inside: Bool[np.ndarray, "example window"]
-    """Whether each position of the window is in the same sequence and document as the example. The window reaches
-    from `before` tokens before the example to `after` tokens after it."""
+    """Whether each position of the window is in the same sequence and document as the example. A window consists of
+    `before` positions before the example, the position of the example, and `after` positions after the example."""
     token: Int[np.ndarray, " inside"]
     """Token ids inside the windows, concatenated."""
     start: Int[np.ndarray, " example"]
-    """Position of the first token of each window in its sequence."""
+    """Position of the first token of each window, counted in the sequence."""
 
 
 def windows(tokens: Tokens, flat: Int[np.ndarray, " example"], before: int, after: int) -> Windows:
-    """Returns the windows around the positions `flat` of the flattened token array.
+    """Returns the windows around examples. `flat` contains the examples' positions in the flattened token array.
 
+    A window has `before` positions before the example and `after` positions after the example.
     Raises ValueError if the tokens are damaged.
     """
     context = tokens.context
@@ -56,9 +58,10 @@ class Examples:
     feature: Int[np.ndarray, " example"]
     """Index of the feature within the feature range."""
     band: Int[np.ndarray, " example"]
-    """0 for the largest activations. 1, 2, ... for bands of equal width, in ascending order of activation."""
+    """Band of each example. Band 0 contains the largest activations. Bands 1, 2, ... have equal width and are in
+    ascending order of activation."""
     token: Int[np.ndarray, " example"]
-    """Position in the flattened token array."""
+    """Position of each example in the flattened token array."""
     value: Float32[np.ndarray, " example"]
     around: Float32[np.ndarray, "example window"]
     """The feature's activation at each position of the window."""
@@ -69,7 +72,7 @@ class Examples:
 
     @property
     def rank(self) -> Int[np.ndarray, " example"]:
-        """Rank of each example in its band, from 0."""
+        """Rank of each example among the examples of the same feature and band. The first rank is 0."""
         return _rank(self.feature * (self.band.max(initial=0) + 1) + self.band)
 
 
@@ -79,13 +82,16 @@ def choose_examples(
     histogram: Int[np.ndarray, "feature bin"],
     config: Features,
 ) -> tuple[Examples, Int[np.ndarray, "feature band"]]:
-    """Returns the examples of a feature range, and the number of activations in each band."""
+    """Returns the examples of a feature range, and the number of activations of each feature in each band.
+
+    `largest` contains the largest activation of each feature.
+    """
     band_counts = (
         bin_counts(features.batches(), largest, config.bands)
         if config.bands
         else np.zeros((features.width, 0), np.int64)
     )
-    # the highest bin that contains, together with the bins above it, at least `examples` activations
+    # find the highest bin for which this bin and all higher bins together contain at least `examples` activations
     enough = histogram[:, ::-1].cumsum(1) >= np.minimum(config.examples, features.n)[:, None]
     lowest_bin = histogram.shape[1] - 1 - enough.argmax(1)
     found: list[Examples] = []
@@ -107,9 +113,10 @@ def _sample(
     seen: Int[np.ndarray, " group"],
     wanted: int,
 ) -> Int[np.ndarray, " some"]:
-    """Returns the indices of `wanted` evenly spaced entries of each feature and band, or of all if there are fewer.
+    """Returns the indices of `wanted` evenly spaced entries of each feature and band.
 
-    `seen` contains the number of entries of each feature and band in earlier batches. It is updated in place.
+    If a feature has fewer entries in a band, the indices of all these entries are returned. `seen` contains the
+    number of entries of each feature and band in earlier batches. This function adds the new entries to `seen`.
     """
     group = activations.feature.astype(np.int64) * band_counts.shape[1] + band
     order = stable_order(group, band_counts.size)
@@ -122,7 +129,7 @@ def _sample(
 
 
 def _rank(group: Int[np.ndarray, " entry"]) -> Int[np.ndarray, " entry"]:
-    """Returns the rank of each entry within its group, from 0. The entries of a group must be contiguous."""
+    """Returns the rank of each entry within its group. The first rank is 0. Entries of a group must be contiguous."""
     first = np.flatnonzero(np.diff(group, prepend=-1))
     return np.arange(len(group)) - np.repeat(first, np.diff(np.append(first, len(group))))
 
@@ -135,7 +142,7 @@ def _examples(
 ) -> Examples:
     token, feature = activations.token[indices], activations.feature[indices]
     around = np.zeros((len(indices), config.before + 1 + config.after), np.float32)
-    # entries are sorted by token, so entries that are at most n tokens apart are also at most n entries apart
+    # a feature's entries are sorted by token, so two entries at most n tokens apart are at most n entries apart
     for step in range(-config.before, config.after + 1):
         near = np.clip(indices + step, 0, len(activations.token) - 1)
         column = activations.token[near] - token + config.before
@@ -147,7 +154,10 @@ def _examples(
 
 
 def _ranked(found: list[Examples], largest: int) -> Examples:
-    """Sort examples by feature, band, descending activation and token. Keep only the first `largest` of each band 0."""
+    """Returns the examples, sorted by feature, band, descending activation and token.
+
+    In band 0, only the first `largest` examples of each feature are returned.
+    """
     joined = Examples(
         *(
             np.concatenate([getattr(examples, name) for examples in found])
@@ -163,10 +173,11 @@ _LINE = "font-family: monospace; line-height: 1.7; text-align: left"
 
 
 def examples_html(examples: Iterable[Mapping[str, Any]], largest: float, spacing: str = "") -> str:
-    """Returns HTML with one line per row of the table `example`: the activation, then the tokens of the window.
+    """Returns HTML with one line per row of the table `example`. A line has the activation and the window's tokens.
 
-    The shade of a token shows its activation divided by `largest`. Tokens are joined with `spacing`. The example's
-    own token is underlined. All text is escaped.
+    The larger the activation on a token, the darker the background of this token. Activations of at least `largest`
+    get the darkest background. `spacing` is the text between tokens. The example's own token is underlined. All text
+    is escaped.
     """
     lines = [
         f"<div><code>{row['activation']:8.2f}</code>&ensp;{_window_html(row, largest, spacing)}</div>"

@@ -1,9 +1,10 @@
 """Sorts all activations of a basis from token order to feature order, on disk (external sort).
 
 1. `write_blocks` runs the tokens through the model and the encoder, and writes blocks to disk. A block contains the
-   activations of some sequences, sorted by feature. A killed pass resumes after the last complete block.
-2. `feature_ranges` reads the blocks back and merges them, for some features at a time. So the memory needed depends
-   neither on the number of tokens nor on the number of activations."""
+   activations of some sequences, sorted by feature. If `write_blocks` is killed, it resumes after the last complete
+   block.
+2. `feature_ranges` divides the features into ranges. For one range at a time, the activations are read from all blocks
+   and merged. So the required memory depends neither on the number of tokens nor on the number of activations."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,13 +26,14 @@ from ..language_model.model import LanguageModel
 from .basis import FeatureBasis
 
 BLOCK_POSITIONS = 2**16
-"""Maximum number of positions per block. An offset in a block fits into 16 bits, which numpy sorts fastest."""
+"""Maximum number of positions per block. An offset in a block fits into 16 bits. numpy sorts 16-bit integers
+fastest."""
 ENCODE_BATCH = 4096
-"""Number of tokens encoded at once. It limits the memory for dense activations."""
+"""Number of tokens encoded at once. This number limits the memory for dense activations."""
 MAX_ENTRIES = 2**22
 """Maximum number of activations in memory."""
 MAX_FEATURES = 2**12
-"""Maximum number of features per range. It limits the memory for their examples."""
+"""Maximum number of features per range. This number limits the memory for examples."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,12 @@ def read_block(folder: Path) -> SortedBlock:
 
 
 def block_sequences(context: int) -> int:
-    """Number of sequences per block."""
+    """Returns the number of sequences per block."""
     return max(1, BLOCK_POSITIONS // context)
 
 
 def block_slices(tokens: Tokens, wanted: int | None) -> list[slice]:
-    """Returns the sequences of each block. The blocks cover the first `wanted` tokens, or all tokens for None."""
+    """Returns one slice of sequences per block. The blocks cover the first `wanted` tokens. None means all tokens."""
     sequences, size = count_sequences(tokens, wanted), block_sequences(tokens.context)
     return [slice(start, min(start + size, sequences)) for start in range(0, sequences, size)]
 
@@ -99,7 +101,7 @@ def write_blocks(
 
 @torch.inference_mode()
 def encode_block(basis: FeatureBasis, model: LanguageModel, sequences: HeldOut, batch: int) -> SortedBlock:
-    """Returns the activations of `sequences` at scored positions, as one block."""
+    """Returns a block with the activations at the scored positions of `sequences`."""
     offsets, features, values = [], [], []
     first = 0
     for rows in sequences.to(model.device).batches(batch):
@@ -120,14 +122,14 @@ def sort_block(
     value: Float32[np.ndarray, " entry"],
     width: int,
 ) -> SortedBlock:
-    """Sort activations, given in position order, by feature, and return them as a block."""
+    """Returns a block of activations, sorted by feature. The given activations must be in order of position."""
     order = stable_order(feature, width)
     start = np.concatenate([[0], np.bincount(feature, minlength=width).cumsum()])
     return SortedBlock(start, offset[order], value[order])
 
 
 def stable_order(keys: Integer[np.ndarray, " entry"], bound: int) -> Int[np.ndarray, " entry"]:
-    """Returns a stable argsort of `keys`, which must be non-negative and less than `bound`."""
+    """Returns a stable argsort of `keys`. All keys must be at least 0 and less than `bound`."""
     # numpy has a fast radix sort for 16 bits, so keys are sorted by their lower half and then by their upper half
     order = keys.astype(np.uint16).argsort(kind="stable")
     if bound > 2**16:
@@ -142,18 +144,24 @@ def _unsigned(bound: int) -> type[np.unsignedinteger]:
 
 @dataclass(frozen=True)
 class SortedActivations:
-    """Activations of a feature range, in the entire text or in consecutive blocks. Sorted by feature, then by token."""
+    """Activations of a feature range, either in the entire text or in some consecutive blocks.
+
+    The activations are sorted by feature and then by token.
+    """
 
     feature: Int[np.ndarray, " entry"]
     """Index of the feature within the feature range."""
     token: Int[np.ndarray, " entry"]
-    """Position in the flattened token array."""
+    """Position of each entry in the flattened token array."""
     value: Float32[np.ndarray, " entry"]
 
     def reduce(
         self, values: Float[np.ndarray, " entry"], operation: np.ufunc, n_features: int
     ) -> Float[np.ndarray, " feature"]:
-        """Reduce `values` over the entries of each feature. Features without entries get 0."""
+        """Returns `values`, reduced with `operation` over the entries of each feature.
+
+        For features without entries, the result is 0.
+        """
         reduced = np.zeros(n_features, values.dtype)
         if len(values):
             first = np.flatnonzero(np.diff(self.feature, prepend=-1))
@@ -163,7 +171,10 @@ class SortedActivations:
 
 @dataclass(frozen=True)
 class FeatureRange:
-    """Consecutive features with at most `MAX_ENTRIES` activations, or a single feature with more."""
+    """Consecutive features that together have at most `MAX_ENTRIES` activations.
+
+    A range that consists of a single feature may have more activations.
+    """
 
     low: int
     high: int
@@ -178,9 +189,10 @@ class FeatureRange:
         return self.high - self.low
 
     def batches(self) -> Iterator[SortedActivations]:
-        """Yield all activations at once if there are at most `MAX_ENTRIES`. Otherwise yield them in several batches.
+        """Yield the activations of the range in batches.
 
-        Each batch then consists of consecutive blocks, in text order.
+        There is a single batch if the range has at most `MAX_ENTRIES` activations. Otherwise each batch contains the
+        activations in some consecutive blocks, and the batches are in text order.
         """
         if self.n.sum() <= MAX_ENTRIES:
             yield self._all
@@ -215,8 +227,8 @@ class FeatureRange:
 def feature_ranges(blocks: Sequence[Path], block_positions: int, width: int) -> Iterator[FeatureRange]:
     """Yield ranges that together contain all features.
 
-    Each has at most `MAX_ENTRIES` activations and `MAX_FEATURES` features, or is a single feature with more
-    activations.
+    Each range has at most `MAX_ENTRIES` activations and at most `MAX_FEATURES` features. A range that consists of a
+    single feature may have more activations.
     """
     n = np.zeros(width, np.int64)
     for folder in blocks:

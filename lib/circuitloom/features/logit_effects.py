@@ -24,9 +24,10 @@ ROW_GROUP = 2**14
 def write_logit_effects(
     basis: FeatureBasis, model: LanguageModel, strings: Sequence[str], wanted: int, path: Path
 ) -> None:
-    """Write, for each feature, the tokens whose logits it raises most and lowers most to `path`.
+    """Write the table `logit` to `path`. The table lists the tokens on whose logits a feature has the largest effects.
 
-    There are `wanted` tokens of each kind. `strings` contains the text of each token, indexed by id. The table is
+    For each feature, there are the `wanted` tokens whose logits the feature raises most, and the `wanted` tokens
+    whose logits the feature lowers most. `strings` contains the text of each token, indexed by token id. The table is
     empty if the basis does not write to the residual stream.
     """
     with table_writer(LOGIT, path) as writer:

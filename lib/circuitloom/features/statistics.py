@@ -22,12 +22,12 @@ class FeatureTotals:
 
     @property
     def mean(self) -> Float64[np.ndarray, " feature"]:
-        """Mean activation over the tokens on which the feature fires. NaN if it never fires."""
+        """Mean activation over the tokens on which the feature fires. NaN if the feature never fires."""
         return _ratio(self.total, self.n)
 
     @property
     def rms(self) -> Float64[np.ndarray, " feature"]:
-        """Root mean square activation over the tokens on which the feature fires. NaN if it never fires."""
+        """Root mean square activation over the tokens on which the feature fires. NaN if the feature never fires."""
         return np.sqrt(_ratio(self.square, self.n))
 
 
@@ -46,11 +46,13 @@ def feature_totals(features: FeatureRange) -> FeatureTotals:
 def bin_indices(
     activations: SortedActivations, largest: Float32[np.ndarray, " feature"], bins: int
 ) -> Int[np.ndarray, " entry"]:
-    """Returns the bin of each entry, from 0 to `bins` - 1.
+    """Returns the number of the bin that contains each entry. Bins are numbered from 0 to `bins` - 1.
 
-    The bins of a feature have equal width and reach from 0 to its largest activation.
+    The bins of a feature have equal width. Together, these bins reach from 0 to the feature's largest activation.
+    `largest` contains the largest activation of each feature.
     """
-    # float64 makes the largest activation give exactly `bins`, and rounding at edges equal on all machines
+    # with float64, the largest activation gives exactly `bins`, and values at the edges of bins are rounded in the
+    # same way on all machines
     position = activations.value.astype(np.float64) * bins
     position /= largest.astype(np.float64)[activations.feature]
     return np.minimum(position.astype(np.int64), bins - 1)
@@ -61,7 +63,8 @@ def bin_counts(
 ) -> Int[np.ndarray, "feature bin"]:
     """Returns the number of activations of each feature in each bin.
 
-    The `bins` bins of a feature have equal width and reach from 0 to its largest activation.
+    The `bins` bins of a feature have equal width. Together, these bins reach from 0 to the feature's largest
+    activation. `largest` contains the largest activation of each feature.
     """
     n_features = len(largest)
     count = np.zeros(n_features * bins, np.int64)

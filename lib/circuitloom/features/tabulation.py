@@ -1,5 +1,5 @@
-"""Writes the feature tables of one run and layer. Activations are sorted on disk and then read back feature by
-feature."""
+"""Writes the feature tables of one run and layer. Activations are sorted by feature on disk, and are then read back
+feature by feature."""
 
 import shutil
 from collections.abc import Sequence
@@ -36,7 +36,8 @@ from .external_sort import (
 from .statistics import FeatureTotals, bin_counts, feature_totals
 
 ROW_GROUP = {"activation": 2**17, "code": 2**16, "example": 2**12, "feature": 2**15, "histogram": 2**16}
-"""Rows per row group of each table. A query for one feature (in `code`, for one token) reads one row group."""
+"""Number of rows per row group of each table. A query for one feature reads one row group. In the table `code`, a query
+for one token reads one row group."""
 COLUMN_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
     "activation": {"plain": ["activation"]},
     "code": {"plain": ["packed"], "uncompressed": ["packed"]},
@@ -55,9 +56,10 @@ def tabulate(
 ) -> None:
     """Write the tables activation, code, example, feature and histogram of `basis`.
 
-    `paths` maps the name of each table to its file. `strings` contains the text of each token, indexed by id. A
-    killed call resumes after the last complete block of tokens and writes the same tables, unless the weights, the
-    tokens, the config or `version` (a hash of the code) has changed. Tables are written atomically.
+    `paths` maps the name of each table to its file. `strings` contains the text of each token, indexed by token id. A
+    killed call resumes after the last complete block of tokens, and then writes the same tables. If the weights, the
+    tokens, the config or `version` (a hash of the code) has changed, the call starts again instead. Tables are
+    written atomically.
     Raises ValueError if the tokens are damaged.
     """
     folder = paths["activation"].parent
@@ -230,7 +232,10 @@ def _bands(
     totals: FeatureTotals,
     band_counts: Int[np.ndarray, "feature band"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the lower and upper edge of each example's band, and the band's share of the feature's activations."""
+    """Returns three values for each example: the lower edge, the upper edge and the share of the example's band.
+
+    The share of a band is the fraction of the feature's activations that are in this band.
+    """
     bands = max(1, band_counts.shape[1])
     largest, n = totals.largest[feature], totals.n[feature]
     top = band == 0
