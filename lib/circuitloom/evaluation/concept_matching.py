@@ -1,4 +1,5 @@
-"""Finds the features that best match each concept, among those of dictionaries, neurons and residual directions."""
+"""Finds the features that match each concept best. These features come from dictionaries, from MLP neurons, or from
+residual directions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,9 +25,9 @@ from .concepts import (
 from .held_out import HeldOut
 
 FEATURES_PER_CONCEPT = 10
-"""Number of best features that the table lists per concept, run and layer."""
+"""Number of features that the table lists for each concept, run and layer. These are the best features."""
 ENCODE_BATCH = 4096
-"""Number of tokens encoded at once. It limits the memory for dense activations."""
+"""Number of tokens encoded at once. This number limits the memory for dense activations."""
 
 
 @torch.inference_mode()
@@ -48,7 +49,7 @@ def match_dictionaries(
     annotations: ConceptAnnotations,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """Yield FEATURE_CONCEPT rows of each run. `runs` contains the dictionary of each run and layer."""
+    """Yield FEATURE_CONCEPT rows of each run. `runs` maps each run and layer to a dictionary."""
     layers = sorted({layer for dictionaries in runs.values() for layer in dictionaries})
     with progress(f"concepts: {', '.join(runs)}", len(layers) * len(runs), "dictionaries") as bar:
         for layer in layers:
@@ -71,10 +72,10 @@ def match_bases(
     annotations: ConceptAnnotations,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """Yield FEATURE_CONCEPT rows of neurons and residual directions.
+    """Yield FEATURE_CONCEPT rows of MLP neurons and residual directions.
 
-    Thresholds of neurons are at least 0. A residual direction is a coordinate of mlp_in or the negative of one. Its
-    threshold may have any sign, because the mean of a coordinate is not zero.
+    Thresholds of neurons are at least 0. A residual direction is a coordinate of mlp_in, or the negative of a
+    coordinate. The threshold of a residual direction may be negative, because the mean of a coordinate is not zero.
     """
     with progress("concepts: neurons and residual directions", len(layers), "layers") as bar:
         for layer in layers:
@@ -101,7 +102,7 @@ def _rows(
 
 @torch.inference_mode()
 def sparse_activations(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -> SparseActivations:
-    """Returns the non-zero activations of a dictionary on `x`, on the CPU. Indices are int32."""
+    """Returns the non-zero activations of a dictionary that encodes `x`. They are on the CPU. Indices are int32."""
     tokens, features, values = [], [], []
     for start in range(0, len(x), ENCODE_BATCH):
         token, feature, value = dictionary.encode_sparse(

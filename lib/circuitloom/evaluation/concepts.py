@@ -1,13 +1,14 @@
-"""Concept scores: how well a single feature with a threshold predicts that a token has a concept.
+"""Measures how well a single feature predicts that a token has a concept.
 
-The score is the F1 of the prediction that a token has the concept if the feature's activation z exceeds the
-threshold. The feature and the threshold are chosen on one half of the documents (the choosing half) and scored on
-the other half (the scoring half).
+A feature predicts that a token has the concept if the feature's activation exceeds a threshold. The score is the F1 of
+this prediction. The feature and the threshold are chosen on one half of the documents (the choosing half). The score
+is computed on the other half (the scoring half).
 
-1. `concept_annotations` reads which concepts each token has.
-2. `_candidates` chooses the candidate thresholds of each feature. These are activations at geometrically spaced
-   ranks, so that thresholds are equally fine for rare and frequent concepts.
-3. `_counts` counts, for all thresholds at once, the tokens above each threshold that have each concept.
+1. `concept_annotations` finds the concepts of each token.
+2. `_candidates` chooses the candidate thresholds of each feature. The thresholds are activations at geometrically
+   spaced ranks. So the thresholds are equally fine for rare and for frequent concepts.
+3. `_counts` counts tokens for all thresholds and concepts at once. A token is counted for a threshold and a concept if
+   the activation on the token exceeds the threshold and the token has the concept.
 4. `best_features` picks the best features of each concept."""
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ class ConceptAnnotations:
     """Concepts of the scored tokens, in CSR layout."""
 
     names: tuple[str, ...]
-    """Concept names, by number."""
+    """Name of each concept. The number of a concept is its index in this tuple."""
     start: Int[Tensor, " token_plus_1"]
     """The concepts of token t are entries start[t] to start[t + 1] (exclusive)."""
     concept: Int[Tensor, " entry"]
@@ -38,16 +39,20 @@ class ConceptAnnotations:
     """Whether each token is in the choosing half. The other tokens are in the scoring half."""
 
     def positives(self, choosing: bool) -> Int[Tensor, " concept"]:
-        """Returns the number of tokens that have each concept, in the choosing half or in the scoring half."""
+        """Returns the number of tokens that have each concept.
+
+        If `choosing` is true, only the choosing half is counted. Otherwise only the scoring half is counted.
+        """
         token = torch.repeat_interleave(torch.arange(len(self.choosing)), self.start.diff())
         mine = self.concept[self.choosing[token] == choosing]
         return torch.bincount(mine, minlength=len(self.names) + 1)[:-1]
 
 
 def concept_annotations(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotations:
-    """Returns the annotations of the scored tokens of `held_out`, from a CONCEPT table.
+    """Returns the annotations of the scored tokens of `held_out`. They are taken from the CONCEPT table `concepts`.
 
-    Documents with an even number are the choosing half. Splitting by document keeps the halves independent.
+    Documents with an even number are the choosing half. The two halves are independent, because no document is in
+    both halves.
     """
     index = torch.full(held_out.token.shape, -1)
     index[held_out.scored] = torch.arange(held_out.n_tokens)
@@ -97,7 +102,7 @@ class SparseActivations:
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """Scores of every feature for every concept, at the chosen threshold. 0 / 0 gives NaN."""
+    """Scores of every feature for every concept, at the chosen threshold. A score of 0 / 0 is NaN."""
 
     f1_choosing: Float[Tensor, "feature concept"]
     threshold: Float[Tensor, "feature concept"]
@@ -107,7 +112,7 @@ class ConceptScores:
 
     @staticmethod
     def concatenate(scores: Sequence["ConceptScores"]) -> "ConceptScores":
-        """Concatenate along features."""
+        """Returns one object with the scores of all features in `scores`, in order."""
         return ConceptScores(
             *(torch.cat(columns) for columns in zip(*(vars(s).values() for s in scores), strict=True))
         )
@@ -118,8 +123,8 @@ def score_features(
 ) -> ConceptScores:
     """Score every feature for every concept, with `thresholds` candidate thresholds per feature.
 
-    Thresholds are at least 0. With `signed` they may be negative, and `activations` must contain a value for every
-    token.
+    Thresholds are at least 0. If `signed` is true, thresholds may be negative. Then `activations` must contain a value
+    for every token and feature.
 
     >>> from circuitloom.evaluation.concepts import SparseActivations
     >>> activations = SparseActivations(*dictionary.encode_sparse(x), dictionary.width)
@@ -147,9 +152,9 @@ def score_columns(
     signed: bool = False,
     columns: int = 32,
 ) -> ConceptScores:
-    """Score each column of the dense `values` like a feature in `score_features`, `columns` columns at a time.
+    """Score each column of the dense array `values` as a feature. `score_features` describes the scores.
 
-    Unless `signed`, negative values count as 0.
+    `columns` columns are scored at a time. If `signed` is false, negative values count as 0.
     """
     parts = (_to_sparse(values[:, low : low + columns], signed) for low in range(0, values.shape[1], columns))
     return ConceptScores.concatenate(
@@ -176,10 +181,10 @@ def _score_range(
 
 
 def _keys(feature: Int[Tensor, "*entry"], value: Float[Tensor, "*entry"]) -> Int[Tensor, "*entry"]:
-    """Returns integers that sort by feature, then by value.
+    """Returns an integer key for each entry. Entries sorted by key are sorted by feature and then by value.
 
-    The bits of a non-negative float, read as an integer, sort like the float. For negative floats, all bits but the
-    sign are flipped.
+    The bits of non-negative floats, interpreted as integers, have the same order as the floats. For negative floats,
+    all bits except the sign bit must be flipped to get this order.
     """
     # + 0.0 turns -0.0 into 0.0
     bits = (value.float() + 0.0).contiguous().view(torch.int32).long()
@@ -187,7 +192,7 @@ def _keys(feature: Int[Tensor, "*entry"], value: Float[Tensor, "*entry"]) -> Int
 
 
 def _values(keys: Int[Tensor, "*entry"], feature: Int[Tensor, "*entry"]) -> Float[Tensor, "*entry"]:
-    """Returns the values that are encoded in `keys`, the inverse of `_keys`."""
+    """Returns the values from which `_keys` has computed `keys`."""
     bits = keys - feature.long() * 2**32
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int32).view(torch.float32)
 
@@ -197,9 +202,10 @@ def _candidates(
 ) -> Float[Tensor, "feature threshold"]:
     """Returns the candidate thresholds of each feature, in ascending order.
 
-    The lowest threshold is 0, which all n entries of a feature exceed, or with `signed` the smallest value. The
-    highest threshold is exceeded by 1 entry. In between, the number of entries that exceed a threshold is
-    geometrically spaced. A feature without entries gets zeros.
+    If `signed` is false, the lowest threshold is 0, and all entries of the feature exceed 0. If `signed` is true, the
+    lowest threshold is the smallest value of the feature. One entry exceeds the highest threshold. From the lowest to
+    the highest threshold, the numbers of entries that exceed each threshold are geometrically spaced. If a feature has
+    no entries, all its thresholds are 0.
     """
     # numpy's sort is vectorised, torch's is not
     keys = torch.from_numpy(np.sort(_keys(activations.feature, activations.value).numpy()))
@@ -207,7 +213,7 @@ def _candidates(
     exponent = torch.linspace(0, 1, thresholds, dtype=torch.float64)
     rank = n.clamp_min(1).double().pow(exponent).round().long()
     feature = torch.arange(activations.width)[:, None].expand_as(rank)
-    # the threshold of rank r is the (r + 1)-th largest entry, if it exists, so that the r largest entries exceed it
+    # the threshold of rank r is the (r + 1)-th largest entry, so that the r largest entries exceed the threshold
     index = n.cumsum(0) - 1 - (rank.minimum(n - 1))
     values = torch.zeros(rank.shape)
     exists = (n > 0).expand_as(rank) if signed else rank < n
@@ -220,7 +226,11 @@ def _counts(
     candidates: Float[Tensor, "feature threshold"],
     annotations: ConceptAnnotations,
 ) -> Int[Tensor, "feature threshold concept_plus_1"]:
-    """Returns the number of tokens above each threshold that have each concept. The last concept is "any token"."""
+    """Returns the number of tokens for each feature, threshold and concept.
+
+    A token is counted if the token has the concept, and the feature's activation on the token exceeds the threshold.
+    The last concept is "any token", which every token has.
+    """
     n_features, n_thresholds = candidates.shape
     n_concepts = len(annotations.names) + 1
     rows = torch.arange(n_features)[:, None].expand_as(candidates)
@@ -243,7 +253,7 @@ def _counts(
 def _ratios(
     counts: Int[Tensor, "feature threshold concept_plus_1"], positives: Int[Tensor, " concept"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns precision, recall and F1, each with shape [feature, threshold, concept]. 0 / 0 gives NaN."""
+    """Returns precision, recall and F1. Each has the shape [feature, threshold, concept]. 0 / 0 gives NaN."""
     hits, fires = counts[..., :-1].float(), counts[..., -1:].float()
     return hits / fires, hits / positives, 2 * hits / (fires + positives)
 
@@ -251,9 +261,10 @@ def _ratios(
 def best_features(
     scores: ConceptScores, annotations: ConceptAnnotations, n_features: int, top: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Yield FEATURE_CONCEPT columns of the `top` best features of each concept, ranked by F1 on the choosing half.
+    """Yield the best features of each concept as FEATURE_CONCEPT rows without the columns `run` and `layer`.
 
-    If `scores` has more than `n_features` rows, the rows from `n_features` on are the features' negative directions.
+    Features are ranked by their F1 on the choosing half, and the first `top` features are yielded. If `scores` has
+    more than `n_features` rows, row `n_features` + i contains the scores of the negative direction of feature i.
     """
     positives = annotations.positives(choosing=False)
     for number, name in enumerate(annotations.names):

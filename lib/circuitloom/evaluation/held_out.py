@@ -13,7 +13,7 @@ from ..corpus.tokens import Tokens, scored_positions
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out sequences."""
+    """Held-out sequences, and which of their positions are scored."""
 
     token: Int[Tensor, "sequence position"]
     document: Int[Tensor, "sequence position"]
@@ -25,7 +25,7 @@ class HeldOut:
     BOS."""
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Returns the number of sequences."""
         return len(self.token)
 
     @property
@@ -44,8 +44,9 @@ class HeldOut:
 
 
 def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
-    """Load the complete sequences in the first `config.tokens` tokens, but at least one sequence.
+    """Load the complete sequences in the first `config.tokens` tokens. At least one sequence is loaded.
 
+    If `config.tokens` is None, all sequences are loaded.
     Raises ValueError if the tokens are damaged.
 
     >>> from circuitloom.config import Evaluation
@@ -56,15 +57,18 @@ def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
 
 
 def count_sequences(tokens: Tokens, wanted: int | None) -> int:
-    """Returns the number of complete sequences in the first `wanted` tokens, but at least 1. None means all tokens."""
+    """Returns the number of complete sequences in the first `wanted` tokens, or 1 if this number is 0.
+
+    None means all tokens.
+    """
     return len(tokens) if wanted is None else min(len(tokens), max(1, wanted // tokens.context))
 
 
 def load_sequences(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:
     """Load the sequences `rows` of `tokens`.
 
-    With mask `bos`, position 0 and every BOS are not scored. With mask `none`, every position is scored, but a BOS
-    still keeps its original activation.
+    If `mask` is `bos`, position 0 and every BOS are not scored. If `mask` is `none`, every position is scored, but
+    the original activation of a BOS is still never replaced.
     Raises ValueError if the tokens are damaged.
     """
     token = tokens.take(rows)

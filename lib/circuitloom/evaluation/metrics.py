@@ -1,7 +1,7 @@
-"""Metrics of reconstruction, sparsity and next-token prediction.
+"""Computes metrics of reconstruction, sparsity and next-token prediction.
 
-Each metric is a property of float64 sums over tokens. The sums of several batches are added, and the metric divides
-only at the end."""
+Each metric is a property of an object that holds float64 sums over tokens. The sums of several batches are added
+first. The metric is computed from the total sums."""
 
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -16,11 +16,11 @@ A = TypeVar("A", "ReconstructionSums", "PredictionSums", Tensor)
 K = TypeVar("K")
 
 CHUNK_ELEMENTS = 2**22
-"""Number of log-probabilities computed at once. They fit into the CPU's cache, and large vocabularies need no more
-memory."""
+"""Number of log-probabilities computed at once. This many log-probabilities fit into the CPU's cache. With a large
+vocabulary, fewer predictions are computed at once."""
 
 HISTOGRAM_LOWEST, HISTOGRAM_WIDTH = -7.0, 0.25
-"""Lower edge of the first bin of log10 density, and bin width. They are the same for all dictionaries."""
+"""Lower edge of the first bin of log10 density, and width of each bin. The bins are the same for all dictionaries."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class MetricSums:
     """Sums over a set of tokens. Adding two objects gives the sums over both sets."""
 
     def __add__(self: S, other: S) -> S:
-        """Add each field."""
+        """Returns the sum of both objects, field by field."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return type(self)(*(mine + yours for mine, yours in pairs))
 
 
 def accumulate(totals: dict[K, A], key: K, part: A) -> None:
-    """Add `part` to `totals[key]`."""
+    """Add `part` to `totals[key]`. If the key does not exist, set `totals[key]` to `part`."""
     totals[key] = totals[key] + part if key in totals else part
 
 
 @dataclass(frozen=True)
 class ReconstructionSums(MetricSums):
-    """Sums for the metrics of a reconstruction y_hat of y."""
+    """Sums for the metrics of reconstruction. y is an activation, and y_hat is the reconstruction of y."""
 
     n: int
     """Number of tokens."""
@@ -49,13 +49,13 @@ class ReconstructionSums(MetricSums):
     y_hat_squared: Float64[Tensor, ""]
     error_squared: Float64[Tensor, ""]
     product: Float64[Tensor, ""]
-    """Sum of y . y_hat."""
+    """Sum of the dot products y . y_hat."""
     cosines: Float64[Tensor, ""]
     norm_ratios: Float64[Tensor, ""]
 
     @property
     def mse(self) -> float:
-        """Mean squared error, E|y - y_hat|^2, summed over dimensions. At least 0."""
+        """Mean squared error, E|y - y_hat|^2. The squares are summed over dimensions. At least 0."""
         return float(self.error_squared) / self.n
 
     @property
@@ -65,7 +65,10 @@ class ReconstructionSums(MetricSums):
 
     @property
     def cosine(self) -> float:
-        """Mean cosine similarity, E[y . y_hat / (|y| |y_hat|)]. Between -1 and 1. Zero vectors count as 0."""
+        """Mean cosine similarity, E[y . y_hat / (|y| |y_hat|)]. Between -1 and 1.
+
+        If y or y_hat is a zero vector, the similarity counts as 0.
+        """
         return float(self.cosines) / self.n
 
     @property
@@ -75,7 +78,10 @@ class ReconstructionSums(MetricSums):
 
     @property
     def relative_bias(self) -> float:
-        """E|y_hat|^2 / E[y . y_hat] (Rajamanoharan et al. 2024). 1 means unbiased, less than 1 means shrinkage."""
+        """Relative bias, E|y_hat|^2 / E[y . y_hat] (Rajamanoharan et al. 2024).
+
+        1 means that there is no bias. A value less than 1 means shrinkage.
+        """
         return float(self.y_hat_squared / self.product)
 
 
@@ -117,7 +123,7 @@ class FiringSums(MetricSums):
 
     @property
     def density(self) -> Float64[Tensor, " feature"]:
-        """Density of each feature, the fraction of tokens on which it fires. Between 0 and 1."""
+        """Density of each feature, the fraction of tokens on which the feature fires. Between 0 and 1."""
         return self.fires.double() / self.n
 
     @property
@@ -143,8 +149,8 @@ def density_histogram(
 ) -> list[tuple[float | None, float | None, int]]:
     """Returns (low, high, number of features) for each bin of log10 density.
 
-    The first bin has no edges (None) and contains the features that never fire. Densities below the lowest edge are
-    counted in the bin that starts there.
+    The first bin has no edges (None) and contains the features that never fire. The second bin starts at the lowest
+    edge. It also contains the features with densities below the lowest edge.
     """
     n_bins = round(-HISTOGRAM_LOWEST / HISTOGRAM_WIDTH)
     bins = (density[density > 0].log10() - HISTOGRAM_LOWEST) / HISTOGRAM_WIDTH
@@ -156,7 +162,7 @@ def density_histogram(
 
 @dataclass(frozen=True)
 class PredictionTargets:
-    """The next-token predictions that are scored."""
+    """Next-token predictions that are scored."""
 
     source: Int[Tensor, " prediction"]
     """Index of the position that makes the prediction, in the flattened batch [sequence * position]."""
@@ -167,7 +173,7 @@ class PredictionTargets:
 def prediction_targets(
     token: Int[Tensor, "sequence position"], scored: Bool[Tensor, "sequence position"]
 ) -> PredictionTargets:
-    """Returns the predictions at every scored position that has a next token."""
+    """Returns one prediction for each scored position that has a next token."""
     sequence, position = scored[:, :-1].nonzero(as_tuple=True)
     return PredictionTargets(sequence * token.shape[1] + position, token[sequence, position + 1])
 
@@ -175,7 +181,7 @@ def prediction_targets(
 def log_probabilities(
     logits: Float[Tensor, "sequence position vocabulary"], targets: PredictionTargets
 ) -> Float[Tensor, "prediction vocabulary"]:
-    """Returns the log-probabilities (float32) of all tokens at each scored prediction."""
+    """Returns the log-probabilities (float32) of all tokens of the vocabulary, for each prediction in `targets`."""
     return logits.flatten(0, 1)[targets.source].float().log_softmax(-1)
 
 
@@ -206,9 +212,9 @@ def prediction_sums(
     targets: PredictionTargets,
     original: Float[Tensor, "prediction vocabulary"] | None = None,
 ) -> PredictionSums:
-    """Returns the sums over a batch.
+    """Returns the sums over the predictions `targets` of a batch.
 
-    `original` contains the original model's log-probabilities. If it is None, the KL is 0.
+    `original` contains the log-probabilities of the original model. If `original` is None, the KL is 0.
 
     >>> from circuitloom.evaluation.metrics import prediction_targets
     >>> targets = prediction_targets(held_out.token, held_out.scored)
@@ -230,8 +236,8 @@ def prediction_sums(
 def ce_recovered(ce: float, ce_original: float, ce_ablated: float) -> float:
     """Returns the CE recovered, (ce_ablated - ce) / (ce_ablated - ce_original).
 
-    1 means as good as the original model, and 0 means as bad as the ablated model. NaN if the ablation has no
-    effect.
+    1 means as good as the original model, and 0 means as bad as the ablated model. NaN if the ablation does not
+    change the cross-entropy.
     """
     increase = ce_ablated - ce_original
     return (ce_ablated - ce) / increase if increase else float("nan")

@@ -1,5 +1,5 @@
-"""Draws the Pareto plot of transcoders and SAEs: L0 against the cross-entropy of the model with their
-reconstructions in place."""
+"""Draws the Pareto plot of transcoders and SAEs. One axis is L0. The other axis is the cross-entropy of the model in
+which reconstructions replace the MLP output."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,10 @@ NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
 
 
 def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
-    """Returns PARETO rows of every run that reconstructs mlp_out, sorted by layer, kind, activation function and L0."""
+    """Returns the PARETO rows of all runs that reconstruct mlp_out.
+
+    The rows are sorted by layer, kind, activation function and L0.
+    """
     # transcoders with a skip connection are a separate series
     skips = [bool(json.loads(config or "{}").get("skip")) for config in runs["config"].to_pylist()]
     acts = [f"{act}, skip" if skip else act for act, skip in zip(runs["act"].to_pylist(), skips, strict=True)]
@@ -36,9 +39,10 @@ def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
 
 
 def draw_pareto(table: pa.Table, path: Path | str) -> None:
-    """Draw L0 against CE, with one panel per layer, to the PNG file `path`.
+    """Draw the Pareto plot of `table` and write it to the PNG file `path`. The plot has one panel per layer.
 
-    Points further to the lower left are better. The plot follows figure 3 of Dunefsky et al. 2024.
+    The horizontal axis is L0, and the vertical axis is the cross-entropy. Points further to the lower left are
+    better. The plot follows figure 3 of Dunefsky et al. 2024.
     Raises ValueError if `table` is empty.
     """
     if not len(table):
@@ -50,7 +54,7 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
 
 @styled
 def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Returns a plot of PARETO rows, which must be sorted by layer, kind, activation function and L0."""
+    """Returns a plot of PARETO rows. The rows must be sorted by layer, kind, activation function and L0."""
     from matplotlib.figure import Figure
 
     # the panel of ALL_LAYERS comes last
@@ -72,7 +76,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Draw the rows of one layer. Returns a dict from legend label to artist."""
+    """Draw the rows of one layer into `panel`. Returns a dict that maps each legend label to its line."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     drawn: dict[str, Any] = {}

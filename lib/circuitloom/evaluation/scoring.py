@@ -1,8 +1,8 @@
 """Scores dictionaries on held-out tokens, for the tables `baseline`, `metric` and `density_histogram`.
 
-`replacing_activations` replaces activations of the language model by reconstructions or by ablation (elsewhere
-called splicing). `baseline_rows` scores the original model and the ablated model. `score_runs` scores the model with
-dictionaries in place."""
+`replacing_activations` replaces activations of the language model by reconstructions or by constants. Elsewhere, this
+is called splicing. `baseline_rows` scores the original model and the ablated model. `score_runs` scores the model in
+which reconstructions replace activations."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,19 +40,20 @@ from .metrics import (
 Replacement = Callable[
     [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]
 ]
-"""Takes (x, y) at the scored tokens, in float32, and returns the replacement of y. y is the value of the site. At
-`mlp_out`, x is the input of the MLP. At other sites, x is y itself."""
+"""Takes (x, y), activations at the scored tokens in float32. Returns the activations that replace y. y is the
+activation of the site that is replaced. If this site is mlp_out, x is the input of the MLP. At other sites, x equals
+y."""
 
 
 @contextmanager
 def replacing_activations(
     model: LanguageModel, replacements: Mapping[Site, Replacement], batch: HeldOut
 ) -> Iterator[None]:
-    """In this context, `model` runs `batch` with the value of each site replaced.
+    """In this context, `model` replaces the activations of each site in `replacements` when `model` runs `batch`.
 
-    Positions where `batch.keeps_original` is true are not replaced. With several layers, each replacement reads
-    activations that include the effects of the replacements in earlier layers. `batch` must be on the model's
-    device.
+    Activations at positions where `batch.keeps_original` is true are not replaced. If several layers are replaced,
+    the replacements in earlier layers change the activations that a replacement in a later layer takes. `batch` must
+    be on the model's device.
     """
     with edited(model, {site: _at_scored(replacement, batch) for site, replacement in replacements.items()}):
         yield
@@ -68,15 +69,14 @@ def _at_scored(replacement: Replacement, batch: HeldOut) -> Callable[[Tensor, Te
 
 
 def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:
-    """Returns a replacement by the same value at every token, for zero or mean ablation."""
+    """Returns a replacement that gives `value` at every token. Zero ablation and mean ablation use this function."""
     return lambda _x, y: value.to(y).expand_as(y)
 
 
 class DictionaryReplacement:
-    """Replaces y by a dictionary's reconstruction.
+    """Replaces y by a dictionary's reconstruction of y.
 
-    Accumulates the sums for the metrics of reconstruction and sparsity.
-
+    Each call also adds its tokens to the sums for the metrics of reconstruction and sparsity.
     Raises ValueError if the dictionary is neither an SAE nor an MLP transcoder.
     """
 
@@ -99,7 +99,7 @@ class DictionaryReplacement:
     def __call__(
         self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
     ) -> Float[Tensor, "token d_out"]:
-        """Returns the reconstruction of y. A transcoder computes it from x, an SAE from y itself."""
+        """Returns the reconstruction of y. A transcoder reconstructs y from x, and an SAE reconstructs y from y."""
         y_hat, firing = reconstruct(self.dictionary, self.dictionary.encoder_input(x, y))
         self.reconstruction += reconstruction_sums(y, y_hat)
         self.firing += firing
@@ -109,7 +109,10 @@ class DictionaryReplacement:
 def reconstruct(
     dictionary: Dictionary, x: Float[Tensor, "token d_in"]
 ) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
-    """Returns the reconstruction of a batch and the counts of active features. Only active features are decoded."""
+    """Returns the reconstruction that a dictionary computes from `x`, and the counts of active features.
+
+    Only active features are decoded.
+    """
     token, feature, value = dictionary.encode_sparse(x)
     y_hat = dictionary.decode_sparse(token, feature, value, x)
     return y_hat, firing_sums(feature, dictionary.width, len(x))
@@ -119,7 +122,7 @@ def reconstruct(
 def site_means(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float64[Tensor, " d"]]:
-    """Returns the mean of each site over the scored positions, in the original model."""
+    """Returns the mean activation of each site in the original model. The mean is taken over the scored positions."""
     sums: dict[Site, Tensor] = {}
     title = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
     with progress(title, held_out.token.numel(), "tokens") as bar:
@@ -134,9 +137,10 @@ def site_means(
 def baseline_rows(
     model: LanguageModel, site: str, layers: Sequence[int], held_out: HeldOut, config: Evaluation
 ) -> list[dict[str, Any]]:
-    """Returns one BASELINE row for each layer, with `site` ablated in that layer.
+    """Returns one BASELINE row for each layer. The row scores the model in which `site` of this layer is ablated.
 
-    If `config.together` is set, there is also a row for mlp_out ablated in all layers at once (layer -1).
+    If `config.together` is set and `site` is mlp_out, there is also a row with layer -1. This row scores the model in
+    which mlp_out is ablated in all layers at once.
     """
     sites = [Site(site, layer) for layer in layers]
     ablated = {layer: [site_of_layer] for layer, site_of_layer in zip(layers, sites, strict=True)}
@@ -165,9 +169,10 @@ def _ablate(
     batch: int,
     title: str,
 ) -> dict[tuple[int, str] | None, PredictionSums]:
-    """Returns the prediction sums of the model with each of `replacements`, under the same key.
+    """Returns a dict with the prediction sums of the edited models and of the original model.
 
-    The sums of the original model have the key None.
+    The sums of the model that is edited with `replacements[key]` are stored under `key`. The sums of the original
+    model are stored under None.
     """
     sums: dict[tuple[int, str] | None, PredictionSums] = {}
     with progress(title, held_out.token.numel(), "tokens") as bar:
@@ -187,8 +192,8 @@ def _ablate(
 class RunScore:
     """Sums of one run over the held-out tokens.
 
-    There are sums for the dictionary of each layer, and for the predictions of the model with all these dictionaries
-    in place.
+    `reconstruction` and `firing` contain the sums for the dictionary of each layer. `prediction` contains the sums
+    for the predictions of the model in which the reconstructions of all layers are in place.
     """
 
     reconstruction: dict[int, ReconstructionSums]
@@ -200,10 +205,10 @@ class RunScore:
 def score_runs(
     model: LanguageModel, runs: Mapping[str, Mapping[int, Dictionary]], held_out: HeldOut, batch: int
 ) -> dict[str, RunScore]:
-    """Score each run with all its dictionaries in place at once.
+    """Score each run. The reconstructions of all dictionaries of a run are in place at the same time.
 
-    `runs` contains the dictionary of each run and layer. For each batch of `batch` sequences, the original model
-    runs once in total, and the edited model runs once per run.
+    `runs` maps each run and layer to a dictionary. For each batch of `batch` sequences, the original model runs once.
+    In addition, the edited model runs once per run.
 
     >>> score = score_runs(model, {"mine": {1: dictionary}}, held_out, batch=32)["mine"]
     >>> score.prediction.ce, score.prediction.kl, score.reconstruction[1].fvu, score.firing[1].l0
@@ -235,8 +240,8 @@ def score_runs(
 def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a METRIC row. `baseline` is the BASELINE row of the same site and layer.
 
-    If all layers are replaced (layer -1), metrics of reconstruction and sparsity are means over layers. The metrics
-    of a layer are then measured in the model whose other layers are also replaced.
+    Layer -1 means that all layers are replaced at once. In this row, metrics of reconstruction and sparsity are means
+    over layers. The metrics of each layer are measured in the model in which the other layers are also replaced.
     """
     reconstruction, firing = score.reconstruction.values(), score.firing.values()
     names = ("fvu", "mse", "cosine", "norm_ratio", "relative_bias")
@@ -266,6 +271,6 @@ def histogram_rows(run: str, layer: int, score: RunScore) -> Iterator[dict[str, 
 
 
 def read_baselines(paths: Iterable[Path | str]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """Returns the rows of BASELINE tables under the key (site, layer). Layer -1 means all layers."""
+    """Returns a dict that maps (site, layer) to the row of a BASELINE table. Layer -1 means all layers."""
     rows = (row for path in paths for row in read_table(path).to_pylist())
     return {(row["site"], row["layer"]): row for row in rows}

@@ -1,4 +1,4 @@
-"""Builds the evaluation tables of a study from the tables of its runs and layers."""
+"""Builds the evaluation tables of a study from the tables of single runs and layers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,10 @@ from ..core.tables import CONCEPT_SCORE, Table, read_table, write_table
 
 
 def concatenate_tables(table: Table, sources: Iterable[Path | str], path: Path | str) -> pa.Table:
-    """Concatenate the rows of all `sources`, in order. The result is written to `path` and returned."""
+    """Concatenate the rows of the tables in all files `sources`, in order.
+
+    The concatenated table is written to `path` and returned.
+    """
     tables = [read_table(source).cast(table.schema) for source in sources]
     joined = pa.concat_tables([table.schema.empty_table(), *tables])
     write_table(table, joined, path)
@@ -23,8 +26,9 @@ def concatenate_tables(table: Table, sources: Iterable[Path | str], path: Path |
 def concept_scores(features: pa.Table) -> pa.Table:
     """Returns the table `concept_score`, built from FEATURE_CONCEPT rows.
 
-    It has one row for each run, layer and concept, with the best feature in that layer. After these, it has one row
-    for each run and concept, with the best feature over all layers and with layer -1.
+    First, the table has one row for each run, layer and concept. Such a row contains the best feature of this layer.
+    After that, the table has one row for each run and concept, with layer -1. Such a row contains the best feature of
+    all layers.
     """
     best = features.filter(pc.field("rank") == 0)
     best = best.append_column("found_layer", best["layer"]).select(CONCEPT_SCORE.schema.names)
@@ -35,7 +39,7 @@ def concept_scores(features: pa.Table) -> pa.Table:
 def _best_layers(scores: pa.Table) -> list[dict[str, Any]]:
     """Returns one row for each run and concept, with layer -1.
 
-    It is a copy of the row of the layer with the highest F1 on the choosing half.
+    The row is copied from the layer whose row has the highest F1 on the choosing half.
     """
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for row in scores.to_pylist():
@@ -46,7 +50,7 @@ def _best_layers(scores: pa.Table) -> list[dict[str, Any]]:
 
 
 def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Yield RUN rows of dictionaries. The training settings of imported dictionaries are null."""
+    """Yield one RUN row for each run. For imported dictionaries, the columns `sparsity` and `seed` are null."""
     for run in runs:
         has_k = run.act in ("topk", "batchtopk")
         yield {
@@ -64,7 +68,10 @@ def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def basis_rows(d_model: int, d_mlp: int) -> list[dict[str, Any]]:
-    """Returns RUN rows of MLP neurons and residual directions, with which dictionaries are compared."""
+    """Returns two RUN rows, one for the MLP neurons and one for the residual directions.
+
+    Dictionaries are compared with MLP neurons and residual directions.
+    """
     sizes = {NEURONS: ("neuron", "neurons", d_mlp), RESIDUAL: ("residual", "mlp_in", d_model)}
     return [
         {"run": name, "kind": kind, "site_in": site, "site_out": site, "width": width}
