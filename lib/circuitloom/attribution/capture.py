@@ -1,6 +1,6 @@
 """Capture a prompt's forward pass.
 
-If attention patterns and norm denominators are frozen to the captured ones, the model is linear between MLPs.
+If attention patterns and norm denominators are frozen to the captured values, the model is linear between MLPs.
 """
 
 from dataclasses import dataclass
@@ -21,25 +21,29 @@ from ..language_model.residual import (
 )
 
 SUM_TOLERANCE = 1e-3
-"""Largest allowed distance between the final residual stream and the sum of block outputs, relative to its norm."""
+"""Largest allowed distance between the final residual stream and the sum of block outputs.
+
+The distance is divided by the norm of the final residual stream."""
 
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """A norm whose denominators are frozen to those of one prompt. It is an affine function."""
+    """A norm whose denominators keep their values from one prompt. Such a norm is an affine function of its input."""
 
     norm: Norm | None
-    """None if the model has no norm here; the function is then the identity."""
+    """The norm, or None if the model has no norm here.
+
+    Without a norm, `vjp` and `jvp` return their argument unchanged."""
     sigma: Float[Tensor, " position"]
-    """Denominator of the norm at each position, epsilon included."""
+    """Denominator of the norm at each position. The epsilon of the norm is included."""
 
     def vjp(
         self, v: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch d"]:
-        """Vector-Jacobian product through the frozen norm: P(gain * v) / sigma at `position`.
+        """Returns the vector-Jacobian product through the frozen norm: P(gain * v) / sigma[position].
 
         P subtracts the mean in a LayerNorm and is the identity in an RMSNorm. If `position` is a slice, the first
-        dimension of v runs over its positions.
+        dimension of v runs over the positions of the slice.
         """
         if self.norm is None:
             return v
@@ -47,7 +51,7 @@ class FrozenNorm:
         return self.norm.vjp(v) / sigma.view(sigma.shape + (1,) * (v.dim() - sigma.dim()))
 
     def jvp(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
-        """Jacobian-vector product through the frozen norm: gain * P x / sigma."""
+        """Returns the Jacobian-vector product through the frozen norm: gain * P x / sigma."""
         return x if self.norm is None else self.norm.gain * self.norm.project(x) / self.sigma[:, None]
 
     @property
@@ -69,7 +73,10 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """Weights of everything between the MLPs: attention, norms and unembedding. They are the same for all prompts."""
+    """Weights of attention, norms and unembedding: everything between the MLPs.
+
+    These weights do not depend on the prompt.
+    """
 
     blocks: list[BlockWeights]
     unembedding: Unembedding
@@ -77,7 +84,7 @@ class ModelWeights:
 
 @dataclass(frozen=True)
 class CapturedLayer:
-    """Activations of one block on one prompt."""
+    """Activations of one block on one prompt, and the weights of the block's attention."""
 
     attention: Attention
     pattern: Float[Tensor, "head target source"]
@@ -87,22 +94,25 @@ class CapturedLayer:
     norm_mlp_after: FrozenNorm
     resid_pre: Float[Tensor, "position d"]
     mlp_in: Float[Tensor, "position d"]
-    """Input of the MLP, after its norm."""
+    """Input of the MLP, after any norm that precedes the MLP."""
     mlp_out: Float[Tensor, "position d"]
-    """Output of the MLP, before any norm after it."""
+    """Output of the MLP itself. A norm that follows the MLP is not applied."""
 
     def heads_vjp(
         self, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch head d_head"]:
-        """Vector-Jacobian product from attention's output at `position` to the input of W_O, split into heads."""
+        """Returns the vector-Jacobian product from attention's output at `position` to the input of W_O.
+
+        Attention's output is taken after any norm that follows attention. The result is split into heads.
+        """
         v = self.norm_attention_after.vjp(g, position)
         heads, size, _ = self.attention.W_O.shape
         return (v @ self.attention.W_O.flatten(0, 1).T).unflatten(-1, (heads, size))
 
     def attention_vjp(self, g: Float[Tensor, "position target d"]) -> Float[Tensor, "position target d"]:
-        """Vector-Jacobian product from attention's output to the residual stream it reads.
+        """Returns the vector-Jacobian product from attention's output to the residual stream that attention reads.
 
-        Both are taken at the first len(g) positions.
+        `g` and the result cover positions 0 to len(g) - 1.
         """
         n = len(g)
         u = self.heads_vjp(g, slice(n))
@@ -115,9 +125,10 @@ class CapturedLayer:
     def attention_vjp_at(
         self, g: Float[Tensor, "target d"], position: Int[Tensor, " target"], n: int
     ) -> Float[Tensor, "position target d"]:
-        """Like `attention_vjp`, but each vector reads attention's output at one position only.
+        """Returns the vector-Jacobian product of `attention_vjp` for gradients at a single position each.
 
-        Returns the gradient at the first n positions.
+        Row i of `g` is the gradient of target i with respect to attention's output at position[i]. The result covers
+        positions 0 to n - 1.
         """
         u = self.heads_vjp(g, position)
         v = torch.einsum("nhe,hde->nhd", u, self.attention.W_V)
@@ -125,17 +136,23 @@ class CapturedLayer:
         return self.norm_attention.vjp((pattern @ v).transpose(0, 1), slice(n))
 
     def attention_jvp(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
-        """Jacobian-vector product from the residual stream that attention reads to attention's output."""
+        """Returns the Jacobian-vector product from the residual stream that attention reads to attention's output."""
         values = torch.einsum("...sd,hde->...hse", self.norm_attention.jvp(x), self.attention.W_V)
         mixed = self.pattern @ values
         return self.norm_attention_after.jvp(torch.einsum("...hte,hed->...td", mixed, self.attention.W_O))
 
     def head_values(self) -> Float[Tensor, "head position d_head"]:
-        """Value vectors of each head, without the contribution of the norm's bias and of the values' bias."""
+        """Returns the value vectors of each head.
+
+        The contributions of the norm's bias and of the bias of the values are left out.
+        """
         return torch.einsum("sd,hde->hse", self.norm_attention.jvp(self.resid_pre), self.attention.W_V)
 
     def attention_constant(self) -> Float[Tensor, "position d"]:
-        """Part of attention's output that comes from the biases of its norms, its values and its output projection."""
+        """Returns the part of attention's output that comes from biases.
+
+        These are the biases of the norms before and after attention, of the values and of the output projection.
+        """
         attention = self.attention
         bias = self.norm_attention.bias + torch.zeros_like(self.resid_pre[0])
         value = torch.einsum("d,hde->he", bias, attention.W_V) + attention.b_V
@@ -150,28 +167,32 @@ class CapturedPass:
     token: Int[Tensor, " position"]
     embedding: Float[Tensor, "position d"]
     position_embedding: Float[Tensor, "position d"] | None
-    """Learned position embedding; None if the model adds none to the residual stream."""
+    """Learned position embedding, or None if the model adds no position embedding to the residual stream."""
     layers: list[CapturedLayer]
     parallel: bool
-    """Whether attention and MLP of a block run in parallel, so that the MLP does not read its own block's attention."""
+    """Whether attention and MLP of a block run in parallel.
+
+    If so, the MLP does not read the output of the attention in the same block."""
     norm_final: FrozenNorm
     unembedding: Unembedding
     resid_final: Float[Tensor, "position d"]
     probabilities: Float[Tensor, "position vocabulary"]
-    """Next-token probabilities of the model itself. They include soft-capping of logits, which `logits` leaves out."""
+    """Next-token probabilities of the model itself.
+
+    They include any soft-capping of the logits. The method `logits` leaves soft-capping out."""
 
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.token)
 
     def logits(self) -> Float[Tensor, "position vocabulary"]:
-        """Next-token logits minus their mean over the vocabulary."""
+        """Returns the next-token logits, minus the mean of all logits at the same position."""
         x = self.norm_final.jvp(self.resid_final) + self.norm_final.bias
         return x @ self.unembedding.weight.T + self.unembedding.bias
 
 
 def read_weights(model: LanguageModel) -> ModelWeights:
-    """Read the model's weights between MLPs. Raises ValueError if the architecture is not supported."""
+    """Read the weights of attention, norms and unembedding. Raises ValueError if the architecture is not supported."""
     anatomy = model.anatomy
     unembedding = read_unembedding(model)
     like = unembedding.weight[0]
@@ -236,7 +257,7 @@ def capture_pass(
     resid_pre = layers[0].resid_pre
     result = CapturedPass(
         token=token,
-        # this includes any scaling of the embedding (Gemma)
+        # this includes any scaling of the embedding, as in Gemma
         embedding=resid_pre if positions is None else resid_pre - positions,
         position_embedding=positions,
         layers=layers,
@@ -281,7 +302,7 @@ def _block_module(model: LanguageModel, layer: int, name: str) -> nn.Module | No
 
 
 class _Observed:
-    """Collects inputs and outputs of modules in a pass of one sequence, without the batch dimension."""
+    """Collects inputs and outputs of modules in a forward pass of one sequence. The batch dimension is removed."""
 
     def __init__(self) -> None:
         self.inputs: dict[tuple[str, int], Tensor] = {}
@@ -289,7 +310,7 @@ class _Observed:
         self.other_outputs: dict[tuple[str, int], tuple] = {}
 
     def keep(self, key: tuple[str, int], args: tuple, kwargs: dict, output) -> None:
-        """Store the input and output of the module `key`; `observed_modules` calls it for each module."""
+        """Store the input and output of the module `key`. `observed_modules` calls this method for each module."""
         x = args[0] if args else kwargs.get("hidden_states")
         first, rest = (output, ()) if isinstance(output, Tensor) else (output[0], output[1:])
         if x is not None:
@@ -307,7 +328,10 @@ def _pattern(observed: _Observed, layer: int, architecture: str) -> Float[Tensor
 
 
 def _check_sum(result: CapturedPass, observed: _Observed, architecture: str) -> None:
-    """Raise ValueError if the residual stream is not the sum of block outputs, as in models that scale or gate them."""
+    """Raise ValueError if the residual stream is not the sum of block outputs.
+
+    This happens in models that scale or gate block outputs.
+    """
     total = result.layers[0].resid_pre.clone()
     for layer in range(len(result.layers)):
         for part in ("attention", "mlp"):

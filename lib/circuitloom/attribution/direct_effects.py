@@ -1,12 +1,14 @@
 """Direct and total effects of sources on targets in the linearized model of one prompt (Ameisen et al. 2025).
 
-1. A target is a feature's pre-activation or a weighted sum of logits. It is a linear function of the residual stream
-   before an MLP or before the final norm. `make_targets` pulls its gradient back through the frozen norm.
-2. `LinearizedModel.backpropagate` takes the gradient back to every earlier MLP output and to the embedding, through
-   attention and skip connections.
+1. A target is a feature's pre-activation or a weighted sum of logits. Each target is a linear function of the residual
+   stream before an MLP or before the final norm. `make_targets` takes the gradient of the target back through the
+   frozen norm.
+2. `LinearizedModel.backpropagate` takes this gradient back to the output of every earlier MLP and to the embedding. On
+   the way, the gradient flows through attention and skip connections.
 3. Sources are features, errors, token embeddings and position embeddings. The effect of a source is the dot product of
-   its output vector and the gradient at that site. All biases together give one constant (see `SourceColumns`).
-4. `total_effects` does the same with gradients that also flow through active features.
+   two vectors: the output of the source, and the gradient at the site to which the source writes. All biases together
+   give one constant (see `SourceColumns`).
+4. `direct_effects` performs these steps. In `total_effects`, gradients also flow through active features.
 """
 
 from collections.abc import Iterator
@@ -19,52 +21,66 @@ from torch import Tensor
 from .linearized_model import LinearizedModel
 
 MAX_ELEMENTS = 2**25
-"""Largest number of elements of a gradient [position, target, d]. Targets are computed in chunks to keep within it."""
+"""Largest number of elements of a gradient [position, target, d].
+
+Targets are split into chunks that respect this limit."""
 MAX_TARGETS_ON_CPU = 128
 """Largest number of targets per chunk on a CPU.
 
-Larger chunks exceed the cache, and all targets of a chunk are padded to the largest position among them."""
+Larger chunks would exceed the cache. Besides, all targets of a chunk are padded to the largest position in the
+chunk."""
 
 
 @dataclass(frozen=True)
 class AttributionTargets:
-    """Scalars to attribute. Each is a linear function of the linearized model's residual stream at one position."""
+    """Scalars to attribute.
+
+    Each scalar is a linear function of the linearized model's residual stream at one position.
+    """
 
     layer: int
-    """Targets read the residual stream before this layer's MLP, or its end if this is the number of layers."""
+    """All targets read the residual stream before the MLP of this layer.
+
+    If `layer` equals the number of layers, all targets read the end of the residual stream."""
     position: Int[Tensor, " target"]
     vector: Float[Tensor, "target d"]
-    """Gradient of each target with respect to the residual stream, before the norm."""
+    """Gradient of each target with respect to the residual stream before the norm."""
     constant: Float[Tensor, " target"]
-    """Part of each target that does not depend on the stream: `bias` plus the contribution of the norm's bias."""
+    """Part of each target that does not depend on the residual stream.
+
+    It is `bias` plus the contribution of the norm's bias."""
     normed_vector: Float[Tensor, "target d"]
-    """Gradient of each target with respect to the norm's output. It is the same on every prompt."""
+    """Gradient of each target with respect to the norm's output. This gradient is the same on every prompt."""
     bias: Float[Tensor, " target"]
-    """Bias of each target, such as the feature's encoder bias."""
+    """Bias of each target. For a feature, this is the encoder bias."""
 
     def __len__(self) -> int:
         """Number of targets."""
         return len(self.position)
 
     def chunks(self, elements: int) -> Iterator["AttributionTargets"]:
-        """Yields consecutive chunks of at most MAX_ELEMENTS elements, where each target takes `elements` of them."""
+        """Yields the targets in consecutive chunks.
+
+        `elements` is the number of gradient elements of one target. A chunk has at most MAX_ELEMENTS gradient elements,
+        but at least one target. On a CPU, a chunk has at most MAX_TARGETS_ON_CPU targets.
+        """
         most = MAX_TARGETS_ON_CPU if self.vector.device.type == "cpu" else len(self)
         size = max(1, min(most, MAX_ELEMENTS // elements))
         for low in range(0, len(self), size):
             yield self[low : low + size]
 
     def __getitem__(self, part: slice | Tensor) -> "AttributionTargets":
-        """The targets at these indices."""
+        """Returns the targets that the slice or index tensor `part` selects."""
         columns = {name: value[part] for name, value in vars(self).items() if name != "layer"}
         return AttributionTargets(self.layer, **columns)
 
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Layout of the columns of a row of effects.
+    """Order of the columns in a matrix of effects [target, source].
 
-    The columns are: active features, errors (sorted by layer, then position), token embeddings, position embeddings,
-    and one constant for all biases."""
+    The columns are, in this order: active features, errors (sorted by layer, then position), token embeddings, position
+    embeddings, and one constant for all biases."""
 
     active: int
     layers: int
@@ -82,7 +98,10 @@ class SourceColumns:
 
     @property
     def position_embeddings(self) -> slice:
-        """Columns of the position embeddings, in order of position. Effects are 0 if the model has none."""
+        """Columns of the position embeddings, in order of position.
+
+        If the model has no position embeddings, the effects in these columns are 0.
+        """
         return slice(self.embeddings.stop, self.embeddings.stop + self.positions)
 
     @property
@@ -96,7 +115,7 @@ class SourceColumns:
 
 
 def source_columns(model: LinearizedModel) -> SourceColumns:
-    """Layout of the columns of the sources of a prompt."""
+    """Returns the order of the columns in matrices of effects on this prompt."""
     return SourceColumns(len(model.features), model.layers, len(model.captured))
 
 
@@ -107,10 +126,11 @@ def make_targets(
     normed_vector: Float[Tensor, "target d"],
     bias: Float[Tensor, " target"],
 ) -> AttributionTargets:
-    """Make the targets normed_vector . norm(stream) + bias.
+    """Make targets whose values are normed_vector . norm(stream) + bias.
 
-    The norm is the one before the MLP of `layer`, or the final norm if `layer` is the number of layers. Raises
-    ValueError if a position lies outside the prompt.
+    Here, stream is the residual stream at the position of the target, and norm is the norm before the MLP of `layer`.
+    If `layer` equals the number of layers, norm is the final norm. Raises ValueError if a position lies outside the
+    prompt.
     """
     captured = model.captured
     if ((position < 0) | (position >= len(captured))).any():
@@ -125,7 +145,10 @@ def make_targets(
 
 
 def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> AttributionTargets:
-    """Make targets of the pre-activations of active features of one layer; `active` indexes `model.features`."""
+    """Make targets whose values are the pre-activations of active features.
+
+    `active` holds indices into `model.features`. All these features must lie in the same layer.
+    """
     layers = model.features.layer[active].unique()
     assert len(layers) == 1, "all targets must lie in one layer"
     dictionary = model.dictionaries[int(layers)]
@@ -136,9 +159,10 @@ def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> A
 def logit_targets(
     model: LinearizedModel, position: Int[Tensor, " target"], weights: Float[Tensor, "target vocabulary"]
 ) -> AttributionTargets:
-    """Make targets of weighted sums of next-token logits, from which the mean over the vocabulary is subtracted.
+    """Make targets whose values are weighted sums of next-token logits.
 
-    Target i is read at position[i].
+    The mean over the vocabulary is first subtracted from each logit. Target i then sums the logits at position[i] with
+    the weights in row i of `weights`.
     """
     unembedding = model.captured.unembedding
     normed_vector = weights @ unembedding.weight
@@ -149,10 +173,11 @@ def logit_targets(
 def direct_effects(
     model: LinearizedModel, targets: AttributionTargets, out: Float[Tensor, "target source"] | None = None
 ) -> Float[Tensor, "target source"]:
-    """Direct effect of each source on each target. These are the weights of an attribution graph's edges.
+    """Returns the direct effect of each source on each target. The edges of an attribution graph are direct effects.
 
-    Effects go through attention and skip connections but through no other feature. A row sums to the target's value.
-    `source_columns(model)` describes the columns. The result is written into `out` if given.
+    Direct effects go through attention and skip connections, but not through other features. Each row sums to the value
+    of its target. `source_columns(model)` gives the order of the columns. If `out` is given, the result is written into
+    `out`.
     """
     if out is None:
         out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
@@ -165,11 +190,11 @@ def direct_effects(
 
 @torch.inference_mode()
 def total_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, "target source"]:
-    """Total effect of each source on each target: the sum over all paths through active features.
+    """Returns the total effect of each source on each target: the sum over all paths through active features.
 
-    The activation function has slope 1 at active features. Errors, embeddings, position embeddings and the constant
-    have no sources of their own; their effects sum to the target's value. `source_columns(model)` describes the
-    columns.
+    The activation function has slope 1 at active features. No source acts on errors, embeddings, position embeddings or
+    the constant. The effects of these four kinds of sources alone sum to the value of the target.
+    `source_columns(model)` gives the order of the columns.
     """
     out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
     done = 0
@@ -185,7 +210,10 @@ def _write_effects(
     out: Float[Tensor, "target source"],
     features: bool = False,
 ) -> None:
-    """Write the targets' rows into `out`: direct effects or, with `features`, total effects."""
+    """Write one row of effects per target into `out`.
+
+    If `features` is True, these are total effects. Otherwise, these are direct effects.
+    """
     captured, columns = model.captured, source_columns(model)
     out[:, columns.constant] = _constant_effects(model, targets)
     for site, layer, g in model.backpropagate(targets.vector, targets.position, targets.layer, features):
@@ -209,7 +237,7 @@ def _write_effects(
 
 
 def _constant_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, " target"]:
-    """Direct effect of all biases on each target, including the target's own bias."""
+    """Returns the direct effect of all biases on each target. The bias of the target itself is included."""
     stream = model.constant_stream[targets.layer, targets.position]
     return targets.constant + (targets.vector * stream).sum(-1)
 

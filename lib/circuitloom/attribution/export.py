@@ -1,4 +1,4 @@
-"""Export pruned graphs to networkx and to the JSON of circuit-tracer's and Neuronpedia's viewer."""
+"""Export pruned graphs to networkx, and to the JSON format of the viewer of circuit-tracer and Neuronpedia."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .targets import RootNode
 from .tracer import Trace
 
 VIEWER_INDEX = "graph-metadata.json"
-"""Index file in which circuit-tracer's viewer finds the graphs of a folder."""
+"""Name of the index file of a folder. The viewer of circuit-tracer finds the folder's graphs in this file."""
 VIEWER_TYPES = {
     "feature": "cross layer transcoder",
     "error": "mlp reconstruction error",
@@ -24,7 +24,7 @@ VIEWER_TYPES = {
     "logit": "logit",
     "target": "logit",
 }
-"""Maps a node's kind to the viewer's feature_type. Kinds that are not listed are left out."""
+"""Maps a node's kind to the viewer's feature_type. Nodes of other kinds are left out of the JSON."""
 VIEWER_DEFAULTS = {
     "token_prob": 0.0,
     "is_target_logit": False,
@@ -44,17 +44,18 @@ class GraphText:
     tokens: Sequence[str]
     """Text of the token at each position."""
     root_nodes: Sequence[RootNode]
-    """Descriptions of the graph's roots, in the order in which the graph numbers them."""
+    """Descriptions of the roots, in the order of the roots in the graph."""
 
 
 def to_networkx(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> networkx.DiGraph:
-    """Convert the graph to networkx. Edges lead from source to target; nodes are numbered as in `graph.node`.
+    """Convert the graph to networkx. Node i is graph.node[i], and edges lead from source to target.
 
     All nodes have the attributes kind, value, influence and remainder. The kind is feature, error, embedding, position,
-    constant, logit or target. Where they apply, nodes also have layer, feature, position, token, activation or
-    probability. Edges have the attribute effect. The graph has the attribute prompt and one for each score.
+    constant, logit or target. Nodes also have those of the attributes layer, feature, position, token, activation and
+    probability that apply to their kind. Edges have the attribute effect. The graph has the attribute prompt, and one
+    attribute for each score in `graph.scores`.
 
-    Raises ValueError if `text` belongs to another prompt.
+    Raises ValueError if `text` does not have as many tokens and roots as the graph.
     """
     result = networkx.DiGraph(prompt=text.prompt, **vars(graph.scores))
     columns = (graph.value.tolist(), graph.influence.tolist(), graph.remainder.tolist())
@@ -75,13 +76,14 @@ def viewer_json(
     scan: str,
     node_share: float = 0.8,
 ) -> dict[str, Any]:
-    """The graph in the JSON format of circuit-tracer 0.5, with the keys metadata, qParams, nodes and links.
+    """Returns the graph in the JSON format of circuit-tracer 0.5. The keys are metadata, qParams, nodes and links.
 
-    `slug` names the graph and `scan` names the transcoders. `node_share` is the share of influence at which the viewer
-    prunes nodes. Position embeddings and constants are left out, since the viewer does not know them. Error nodes are
-    named LAYER_-1_POSITION, because circuit-tracer's name 0_LAYER_POSITION collides with features of layer 0.
+    `slug` is the name of the graph, and `scan` is the name of the transcoders. `node_share` is the viewer's pruning
+    threshold: the shown nodes together hold this share of the influence. Position embeddings and constants are left
+    out, since the viewer has no such nodes. The id of an error node is LAYER_-1_POSITION. The id that circuit-tracer
+    itself gives to errors, 0_LAYER_POSITION, can equal the id of a feature of layer 0.
 
-    Raises ValueError if `text` belongs to another prompt.
+    Raises ValueError if `text` does not have as many tokens and roots as the graph.
     """
     first = len(graph.node) - len(text.root_nodes)
     written = {}
@@ -114,16 +116,20 @@ def viewer_json(
 
 
 def write_graph(trace: Trace, name: str, tokens: Sequence[str], path: Path | str) -> None:
-    """Write a traced prompt's graph to a JSON file for the viewer; `tokens` are the prompt's tokens as text."""
+    """Write the graph of a traced prompt to a JSON file for the viewer.
+
+    `name` is the name of the graph. `tokens` are the prompt's tokens as text.
+    """
     text = GraphText(trace.prompt.text, tokens, trace.root_nodes)
     content = viewer_json(trace.graph, trace.model, text, name, trace.run)
     write_atomically(Path(path), json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def write_viewer(content: dict[str, Any], folder: Path | str) -> Path:
-    """Add the output of `viewer_json` to a folder that circuit-tracer serves, and to the folder's index.
+    """Write the output of `viewer_json` to a folder that circuit-tracer serves.
 
-    Returns the written file, which is named after the graph's slug.
+    The graph is also added to the folder's index. Returns the path of the written file. The file is named SLUG.json
+    after the slug of the graph.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +147,7 @@ def _edges(graph: AttributionGraph) -> list[tuple[int, int, float]]:
 
 
 def _nodes(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> list[dict[str, Any]]:
-    """Attributes of each node, in the order of `graph.node`."""
+    """Returns the attributes of each node, in the order of `graph.node`."""
     columns = source_columns(model)
     positions, features = columns.positions, model.features
     roots = int((graph.node >= len(columns)).sum())
@@ -180,7 +186,7 @@ def _nodes(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> 
 
 
 def _viewer_source(node: dict[str, Any], model: LinearizedModel) -> dict[str, Any]:
-    """The viewer's fields for a feature, error or embedding. Their node ids need only be unique."""
+    """Returns the viewer's fields for a feature, error or embedding. The viewer only needs node ids to be unique."""
     position, layer = node["position"], node.get("layer")
     if node["kind"] == "embedding":
         token = int(model.captured.token[position])
@@ -190,13 +196,13 @@ def _viewer_source(node: dict[str, Any], model: LinearizedModel) -> dict[str, An
     names = {"node_id": f"{layer}_{feature}_{position}", "jsNodeId": f"{layer}_{feature}-0"}
     if feature < 0:
         return {**names, "feature": -1, "layer": str(layer)}
-    # Cantor pairing of layer and feature, as circuit-tracer numbers features
+    # circuit-tracer numbers features by the Cantor pairing of layer and feature
     number = (layer + feature) * (layer + feature + 1) // 2 + feature
     return {**names, "feature": number, "layer": str(layer), "activation": node["activation"]}
 
 
 def _viewer_root(root: RootNode, rank: int, model: LinearizedModel) -> dict[str, Any]:
-    """The viewer's fields for a root."""
+    """Returns the viewer's fields for a root. `rank` is the index of the root among the roots of the graph."""
     # roots that are not tokens are numbered after the vocabulary
     number = root.token_id if root.kind == "logit" else len(model.captured.unembedding.weight) + rank
     layer = model.layers + 1

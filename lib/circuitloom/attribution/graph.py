@@ -2,14 +2,14 @@
 
 `trace_graph` works in four phases:
 
-1. Rows: `graph_rows` computes the direct effects of all sources on each root and active feature, from the last layer
-   to the first. It works in chunks that are then dropped, so the full adjacency matrix is never in memory.
-2. Influence: `influence` normalizes the absolute values of each row to sum to 1. It then passes influence from roots to
-   sources by back-substitution. `scores` computes replacement and completeness scores from it.
-3. Nodes: the most influential nodes that together hold `node_share` of the influence are kept. `_effects_among`
-   computes the edges among them.
-4. Edges: `prune` keeps the most influential edges that together hold `edge_share`. It then drops features and errors
-   that are no longer connected.
+1. Rows: `graph_rows` computes the direct effects of all sources on each root and active feature, from the last layer to
+   the first. It yields these rows in chunks and keeps no chunk. The full adjacency matrix is thus never in memory.
+2. Influence: `influence` divides the absolute values of each row by their sum. It then passes influence from roots to
+   sources by back-substitution. `scores` computes the replacement and completeness scores from the influence.
+3. Nodes: `trace_graph` keeps the most influential nodes that together hold `node_share` of the influence.
+   `_effects_among` computes the edges among the kept nodes.
+4. Edges: `prune` keeps the edges with the largest scores that together hold `edge_share` of all scores. It then drops
+   features and errors that are no longer connected.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,29 +23,35 @@ from .direct_effects import AttributionTargets, SourceColumns, direct_effects, f
 from .linearized_model import LinearizedModel
 
 Rows = Iterator[tuple[Int[Tensor, " target"], Float[Tensor, "target source"]]]
-"""Iterator over chunks of (nodes, their rows of direct effects), from the last layer to the first."""
+"""Iterator over pairs: node numbers, and the rows of direct effects on these nodes.
+
+The pairs come in order from the last layer to the first."""
 
 
 @dataclass(frozen=True)
 class Roots:
-    """Targets that a graph explains. These are logits, a logit difference or a feature."""
+    """Targets that a graph explains: logits, a logit difference or a feature."""
 
     targets: AttributionTargets
     weight: Float[Tensor, " root"]
-    """Weight of each root when influence is computed: the token's probability for `logits`, else 1."""
+    """Weight of each root in the computation of influence.
+
+    The weight is the token's probability for the target `logits`, and 1 for other targets."""
 
 
 @dataclass(frozen=True)
 class Influence:
     """Influence of each node on the roots: w (N + N^2 + ...).
 
-    N is the matrix of absolute edge weights, each row normalized to sum to 1. w holds the weights of the roots.
+    N is the matrix of absolute edge weights, in which each row is divided by its sum. w holds the weights of the roots.
     """
 
     node: Float[Tensor, " node"]
-    """Influence of each source, then of each root. A root's own weight is not included."""
+    """Influence of all sources, followed by the influence of all roots.
+
+    The influence of a root does not include its weight."""
     error_share: Float[Tensor, " node"]
-    """Share of each node's absolute input that comes from error nodes."""
+    """Sum of the shares that all errors have in each node. Shares are computed by `shares`."""
 
 
 @dataclass(frozen=True)
@@ -53,28 +59,32 @@ class GraphScores:
     """Scores of a graph before pruning."""
 
     replacement: float
-    """Replacement score: influence of token embeddings divided by the influence of token embeddings and errors."""
-    completeness: float
-    """Completeness score: share of a node's input that does not come from errors, averaged over nodes.
+    """Replacement score: T / (T + E).
 
-    Nodes are weighted by their influence (for roots, plus their weight)."""
+    T is the influence of all token embeddings, and E is the influence of all errors."""
+    completeness: float
+    """Completeness score: mean over nodes of the share of the node's input that does not come from errors.
+
+    The mean is weighted. Each node counts by its influence. A root counts by its influence plus its weight in
+    `Roots`."""
     completeness_strict: float
-    """Completeness score in which error nodes themselves count as unexplained, too."""
+    """Completeness score in which an error node counts as a node whose whole input comes from errors."""
 
 
 def shares(
     effects: Float[Tensor, "target source"], counted: Bool[Tensor, " source"]
 ) -> Float[Tensor, "target source"]:
-    """Share of each source in each target: |effect| divided by the sum of |effect| over counted sources.
+    """Returns the share of each source in each target: |effect| divided by the sum of |effect| over counted sources.
 
-    Sources that are not counted have share 0. A row sums to 1, or to 0 if the target has no counted source.
+    `counted` marks the counted sources. Other sources have share 0. The shares in a row sum to 1, or to 0 if all
+    counted sources have effect 0.
     """
     size = effects.abs() * counted
     return size / size.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
 
 
 def counted_sources(columns: SourceColumns) -> Bool[Tensor, " source"]:
-    """Mask of the sources that `shares` counts: all but position embeddings and the constant."""
+    """Returns a mask of the sources that count in `shares`: all sources except position embeddings and the constant."""
     counted = torch.ones(len(columns), dtype=torch.bool)
     counted[columns.position_embeddings] = False
     counted[columns.constant] = False
@@ -87,10 +97,11 @@ def influence(
     counted: Bool[Tensor, " source"],
     errors: slice,
 ) -> Influence:
-    """Compute influence by back-substitution. A node passes its influence on once the influence is complete.
+    """Compute influence by back-substitution.
 
-    `rows(reached)` yields targets from the last layer to the first. `reached` is the weight plus the influence found so
-    far. Where it is 0, a node's row may be left out.
+    Each node passes influence on to its sources once its own influence is complete. `rows(reached)` yields nodes and
+    their rows of direct effects, from the last layer to the first. `reached` holds the weight of each node plus the
+    influence of the node found so far. The rows of nodes for which `reached` is 0 may be left out.
     """
     total, error_share = weight.clone(), torch.zeros_like(weight)
     for nodes, effects in rows(total):
@@ -103,7 +114,7 @@ def influence(
 def scores(
     result: Influence, weight: Float[Tensor, " node"], errors: slice, embeddings: slice
 ) -> GraphScores:
-    """Replacement and completeness scores from the influence of all nodes."""
+    """Compute the replacement and completeness scores from the influence of all nodes."""
     reached = result.node + weight
     explained = (1 - result.error_share) * reached
     token, error = float(result.node[embeddings].sum()), float(result.node[errors].sum())
@@ -116,7 +127,11 @@ def scores(
 
 
 def threshold(values: Float[Tensor, " value"], share: float) -> float:
-    """The largest value such that all values at or above it together hold at least `share` of the sum."""
+    """Returns the threshold at which the largest values reach a given share of the sum.
+
+    The threshold is one of the values. The values at or above the threshold sum to at least `share` times the sum of
+    all values. No larger value has this property.
+    """
     ordered = values.sort(descending=True).values
     reached = ordered.cumsum(0) / ordered.sum()
     index = int(torch.searchsorted(reached, share))
@@ -124,9 +139,9 @@ def threshold(values: Float[Tensor, " value"], share: float) -> float:
 
 
 def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
-    """For each node, the share of the total influence that it holds together with all nodes of larger influence.
+    """Returns the influence of each node plus that of all nodes with larger influence, as a share of the total.
 
-    circuit-tracer's viewer prunes nodes by this share.
+    The viewer of circuit-tracer prunes nodes by this share.
     """
     ordered, order = influence.sort(descending=True)
     share = torch.empty_like(influence)
@@ -135,10 +150,10 @@ def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"
 
 
 def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, " node"]], Rows]:
-    """Function that yields the rows of a prompt's full graph. They are computed on demand and not kept.
+    """Returns a function that yields the rows of a prompt's full graph.
 
-    The function's argument is the influence found so far, called `reached` in `influence`. Rows of features where it is
-    0 are left out.
+    Rows are computed on demand and not kept. The returned function takes the argument `reached`, as described in
+    `influence`. Rows of features for which `reached` is 0 are left out.
     """
     columns = source_columns(model)
     elements = max(model.captured.resid_final.numel(), len(columns))
@@ -160,9 +175,10 @@ def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, 
 
 
 def adjacency(model: LinearizedModel, roots: Roots) -> Float[Tensor, "target source"]:
-    """Full adjacency matrix, with one row per active feature, then one per root.
+    """Returns the full adjacency matrix. It has one row per active feature, followed by one row per root.
 
-    Its memory is proportional to the square of the number of active features. `trace_graph` does not need it.
+    The matrix takes memory proportional to the square of the number of active features. `trace_graph` does not need
+    this matrix.
     """
     columns = source_columns(model)
     effects = model.captured.resid_final.new_zeros(columns.active + len(roots.weight), len(columns))
@@ -179,26 +195,26 @@ class AttributionGraph:
     """Pruned attribution graph of a prompt."""
 
     node: Int[Tensor, " node"]
-    """Number of each node, ascending. Sources are numbered by their column in `source_columns(model)`.
+    """Number of each node, in ascending order. The number of a source is its column in `source_columns(model)`.
 
     Root i has the number len(source_columns(model)) + i."""
     influence: Float[Tensor, " node"]
     """Influence of each node in the full graph, before pruning."""
     cumulative: Float[Tensor, " node"]
-    """Share of the full graph's influence that the node holds together with all nodes of larger influence."""
+    """Influence of the node plus that of all nodes with larger influence, as a share of the total in the full graph."""
     value: Float[Tensor, " node"]
     """Pre-activation of a feature or value of a root; 0 for other nodes.
 
-    It is the sum of the effects of all sources, pruned ones included."""
+    The value of a feature or root is the sum of the effects of all its sources. Pruned sources are included."""
     size: Float[Tensor, " node"]
-    """Sum of the absolute effects of all sources. Rounding errors are measured relative to it."""
+    """Sum of the absolute effects of all sources on each node. Rounding errors are measured relative to this sum."""
     source: Int[Tensor, " edge"]
     """Source of each edge, as an index into `node`."""
     target: Int[Tensor, " edge"]
     """Target of each edge, as an index into `node`."""
     effect: Float[Tensor, " edge"]
     remainder: Float[Tensor, " node"]
-    """Value of each node minus the sum of its kept incoming edges."""
+    """Value of each node minus the sum of the effects of its kept incoming edges."""
     scores: GraphScores
     """Scores of the full graph, before pruning."""
 
@@ -209,10 +225,10 @@ def trace_graph(
 ) -> AttributionGraph:
     """Build the pruned attribution graph of a prompt.
 
-    First, the most influential nodes that together hold `node_share` of the influence are kept. Then, among these, the
-    edges that hold `edge_share` of the influence are kept. Embeddings and roots always stay. Position embeddings and
-    the constant have no influence, but they stay, too, with their edges to kept nodes. Memory is proportional to the
-    square of the number of kept nodes, not of all nodes.
+    First, the most influential nodes that together hold `node_share` of the influence are kept. Then `prune` keeps the
+    edges with the largest scores among these nodes, and removes nodes that are no longer connected. Token embeddings
+    and roots are always kept. Position embeddings and the constant have no influence, but they are also kept, with
+    their edges to kept nodes. The memory needed is proportional to the square of the number of kept nodes.
     """
     columns = source_columns(model)
     weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
@@ -248,9 +264,9 @@ def trace_graph(
 
 
 def counted_nodes(node: Int[Tensor, " node"], counted: Bool[Tensor, " source"]) -> Bool[Tensor, " node"]:
-    """Mask of the graph's nodes that `shares` counts. Roots are not counted, since they are not sources.
+    """Returns a mask of the graph's nodes that count in `shares`. Roots do not count, since roots are not sources.
 
-    `counted` is the mask over all sources, from `counted_sources`.
+    `node` holds the numbers of the graph's nodes. `counted` is the result of `counted_sources`.
     """
     result = torch.zeros_like(node, dtype=torch.bool)
     is_source = node < len(counted)
@@ -267,12 +283,15 @@ def prune(
     always: Bool[Tensor, " node"],
     feature: Bool[Tensor, " node"],
 ) -> tuple[Bool[Tensor, " node"], Bool[Tensor, "node node"]]:
-    """Masks of the nodes and edges to keep.
+    """Returns two masks: the nodes to keep, and the edges [target, source] to keep.
 
-    `effects` is [target, source]. A source has a lower `level` than its target. An edge's score is its share of the
-    target times the target's influence. Edges with the largest scores are kept until they hold `edge_share` of the sum.
-    Then nodes without outgoing edges are removed, and so are features without incoming edges, until nothing changes.
-    Nodes in `always` need no outgoing edge.
+    In `effects`, rows are targets and columns are sources. The `level` of a source is lower than the level of its
+    targets. The score of an edge is its share in the target (see `shares`), times the sum of the target's influence and
+    weight. The edges with the largest scores are kept until the kept edges hold `edge_share` of the sum of all scores.
+    Edges from sources that are not `counted` are kept, too.
+
+    Then nodes without outgoing edges and features without incoming edges are removed, until nothing changes. Only edges
+    from `counted` sources prevent a removal. Nodes in `always` need no outgoing edge.
     """
     share = shares(effects, counted)
     reached = weight.clone()
@@ -281,7 +300,7 @@ def prune(
         reached += reached[at] @ share[at]
     score = share * reached[:, None]
     keep = (score >= threshold(score.flatten(), edge_share)) & (score > 0)
-    # edges from sources without shares stay as long as their target does
+    # edges from sources that are not counted stay as long as their target stays
     keep |= (effects != 0) & ~counted
     node = torch.ones_like(always)
     while True:
@@ -296,9 +315,10 @@ def prune(
 def _effects_among(
     model: LinearizedModel, roots: Roots, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> tuple[Float[Tensor, "node node"], Float[Tensor, " node"], Float[Tensor, " node"]]:
-    """Effects [target, source] among the nodes `node`, and two sums for each node.
+    """Returns the effects [target, source] among the nodes `node`, and two sums for each of these nodes.
 
-    The sums are those of the effects of all sources on the node, and of the absolute effects.
+    The first sum adds up the effects of all sources on the node, including sources outside `node`. The second sum adds
+    up the absolute values of these effects.
     """
     effects = roots.weight.new_zeros(len(node), len(node))
     value, size = roots.weight.new_zeros(2, len(node))
@@ -317,9 +337,9 @@ def _effects_among(
 def _level(
     model: LinearizedModel, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> Int[Tensor, " node"]:
-    """Topological level of each node.
+    """Returns the topological level of each node.
 
-    It is layer + 1 for features, 0 for nodes without sources, and the number of layers + 1 for roots.
+    The level is layer + 1 for features, 0 for nodes without sources, and the number of layers + 1 for roots.
     """
     level = torch.zeros_like(node)
     features = node < columns.active

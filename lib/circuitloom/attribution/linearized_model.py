@@ -1,7 +1,7 @@
 """Local replacement model of one prompt (Ameisen et al. 2025).
 
-Dictionaries replace MLPs, attention patterns and norm denominators are frozen, and error nodes hold what the
-dictionaries miss. The model is linear between features.
+Dictionaries replace MLPs. Error nodes hold the difference between the output of an MLP and the output of its
+dictionary. Attention patterns and norm denominators are frozen, so the model is linear between features.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,10 @@ from .capture import CapturedLayer, CapturedPass, ModelWeights, capture_pass
 
 @dataclass(frozen=True)
 class ActiveFeatures:
-    """Features that fire on a prompt, ordered by layer, position and feature index."""
+    """Features that fire on a prompt, sorted by layer, then by position, then by feature index.
+
+    A feature has one entry for each position at which it fires.
+    """
 
     layer: Int[Tensor, " active"]
     position: Int[Tensor, " active"]
@@ -34,7 +37,10 @@ class ActiveFeatures:
         return len(self.layer)
 
     def find(self, layer: int, position: int, feature: int) -> int | None:
-        """Index of a feature among the active ones, or None if it does not fire at this position."""
+        """Returns the index of a feature among the active features.
+
+        Returns None if the feature does not fire at `position`.
+        """
         at = (self.layer == layer) & (self.position == position) & (self.feature == feature)
         index = at.nonzero()
         return int(index[0]) if len(index) else None
@@ -44,7 +50,10 @@ class SiteGradient(NamedTuple):
     """Gradients of targets with respect to one site of the linearized model."""
 
     site: str
-    """`mlp_out` is the output of the MLP of `layer`, before any norm after it. `embedding` is the input of block 0."""
+    """`mlp_out` or `embedding`.
+
+    `mlp_out` is the output of the MLP of `layer`. A norm that follows the MLP is not applied. `embedding` is the input
+    of block 0."""
     layer: int
     g: Float[Tensor, "position target d"]
 
@@ -52,14 +61,14 @@ class SiteGradient(NamedTuple):
 class LinearizedModel:
     """Linearized (local replacement) model of one prompt.
 
-    The output of an MLP is y = W_dec^T z + b_dec (+ W_skip x) + error. In layers without a dictionary, at position 0
-    and at each BOS, the whole output counts as error.
+    The output of an MLP is y = W_dec^T z + b_dec (+ W_skip x) + error. At position 0, at each BOS, and in layers
+    without a dictionary, the error is the whole output y.
     """
 
     def __init__(
         self, captured: CapturedPass, dictionaries: Mapping[int, Dictionary], bos_id: int | None
     ) -> None:
-        """Raises ValueError if a dictionary is not a transcoder or does not fit the model's width."""
+        """Raises ValueError if a dictionary is not a transcoder, or if its dimensions or layer do not fit the model."""
         self.captured = captured
         like = captured.resid_final
         self.dictionaries = {
@@ -72,15 +81,16 @@ class LinearizedModel:
         """Positions at which dictionaries replace MLPs."""
         self.features, errors, constants = _decompose_mlps(captured, self.dictionaries, self.replaced)
         self.errors: Float[Tensor, "layer position d"] = errors
-        """MLP output minus reconstruction, before any norm after the MLP."""
+        """Output of each MLP minus the dictionary's reconstruction. Norms that follow the MLP are not applied."""
         self.mlp_constant: Float[Tensor, "layer position d"] = constants
         """Constant part of what each MLP adds to the residual stream.
 
-        It is b_dec plus W_skip times the bias of the norm before the MLP, after any norm that follows the MLP."""
+        It is b_dec + W_skip b, where b is the bias of the norm before the MLP. At positions that no dictionary
+        replaces, the sum is 0. If a norm follows the MLP, the norm is applied to the sum."""
         self.attention_constant: Float[Tensor, "layer position d"] = torch.stack(
             [layer.attention_constant() for layer in captured.layers]
         )
-        # each (layer, position) is numbered layer * positions + position; its features are contiguous
+        # the cell (layer, position) has number layer * positions + position; the features of a cell are contiguous
         cell = self.features.layer * len(captured) + self.features.position
         cells = torch.arange(len(captured.layers) * len(captured) + 1, device=cell.device)
         self._starts = torch.searchsorted(cell, cells).tolist()
@@ -92,32 +102,44 @@ class LinearizedModel:
         return len(self.captured.layers)
 
     def active_at(self, layer: int, position: int) -> slice:
-        """Slice of `features` that holds the features of one layer at one position."""
+        """Returns the slice of `features` that holds the features of one layer at one position."""
         cell = layer * len(self.captured) + position
         return slice(self._starts[cell], self._starts[cell + 1])
 
     def active_in_layer(self, layer: int, positions: int) -> slice:
-        """Slice of `features` that holds those of one layer at the first `positions` positions (at least 1)."""
+        """Returns the slice of `features` that holds the features of one layer at positions 0 to `positions` - 1.
+
+        `positions` must be at least 1.
+        """
         return slice(self.active_at(layer, 0).start, self.active_at(layer, positions - 1).stop)
 
     def feature_outputs(self, layer: int, active: slice) -> Float[Tensor, "active d"]:
-        """Output vectors of active features of one layer. Each is the activation times the decoder row."""
+        """Returns the output vectors of active features of one layer: activation times decoder row.
+
+        `active` is a slice of `features`.
+        """
         feature = self.features.feature[active]
         return self.dictionaries[layer].W_dec[feature] * self.features.activation[active, None]
 
     @cached_property
     def constant_stream(self) -> Float[Tensor, "layer_and_end position d"]:
-        """Part of the residual stream that comes from biases, at each MLP's input and at the end of the stream."""
+        """Part of the residual stream that comes from biases.
+
+        Entry l is taken before the MLP of layer l and before the norm of this MLP. The last entry is taken at the end
+        of the residual stream.
+        """
         zeros = torch.zeros_like(self.captured.resid_final)
         return torch.stack(list(self.residual_streams(zeros, lambda _layer: zeros)))
 
     def residual_streams(
         self, start: Float[Tensor, "*batch position d"], mlp_output: Callable[[int], Tensor]
     ) -> Iterator[Float[Tensor, "*batch position d"]]:
-        """Run the linearized model forward; yields the residual stream at each MLP's input, then at its end.
+        """Run the linearized model forward.
 
-        `start` is the input of the first block. `mlp_output(layer)` returns an MLP's output before any norm after it.
-        It must not include biases and the skip connection, which are added here.
+        Yields the residual stream before each MLP, then the end of the residual stream. The residual stream before an
+        MLP is taken before the norm of this MLP. `start` is the input of the first block. `mlp_output(layer)` returns
+        the output of an MLP, without any norm that follows the MLP. This output must not include biases or the output
+        of the skip connection, which `residual_streams` itself adds.
         """
         stream = start
         for number, layer in enumerate(self.captured.layers):
@@ -136,7 +158,11 @@ class LinearizedModel:
         yield stream
 
     def mlp_output(self, layer: int) -> Float[Tensor, "position d"]:
-        """Sum of the features and the error of a layer. It is the MLP's output without biases and skip connection."""
+        """Returns the sum of the feature outputs and the error of a layer.
+
+        This sum is the output of the layer's MLP without b_dec and without the output of the skip connection. A norm
+        that follows the MLP is not applied.
+        """
         active = self.active_in_layer(layer, len(self.captured))
         output = self.errors[layer].clone()
         if active.stop > active.start:
@@ -144,7 +170,10 @@ class LinearizedModel:
         return output
 
     def head_values(self, layer: int) -> Float[Tensor, "head position d_head"]:
-        """Value vectors of a layer's heads, without biases. They are computed once per layer and then stored."""
+        """Returns the value vectors of a layer's heads, without biases.
+
+        The vectors are computed once per layer and then stored.
+        """
         if layer not in self._head_values:
             self._head_values[layer] = self.captured.layers[layer].head_values()
         return self._head_values[layer]
@@ -152,9 +181,9 @@ class LinearizedModel:
     def skip_vjp(
         self, layer: int, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch d"] | float:
-        """Vector-Jacobian product from an MLP's output through W_skip to the residual stream before the MLP's norm.
+        """Returns the vector-Jacobian product from an MLP's output through W_skip to the input of the MLP's norm.
 
-        Returns 0.0 if the layer has no W_skip.
+        The result is 0.0 if the layer has no W_skip.
         """
         dictionary = self.dictionaries.get(layer)
         if dictionary is None or dictionary.W_skip is None:
@@ -166,9 +195,11 @@ class LinearizedModel:
     def features_vjp(
         self, layer: int, g: Float[Tensor, "position target d"]
     ) -> Float[Tensor, "position target d"] | float:
-        """Vector-Jacobian product from an MLP's output through its active features to the stream before the MLP's norm.
+        """Returns the vector-Jacobian product from an MLP's output through active features to the MLP's norm.
 
-        The activation function has slope 1 at active features. Returns 0.0 if no feature is active.
+        The result is the gradient with respect to the input of this norm. `g` and the result cover positions 0 to
+        len(g) - 1. The activation function has slope 1 at active features. The result is 0.0 if no feature of the layer
+        is active.
         """
         dictionary, active = self.dictionaries.get(layer), self.active_in_layer(layer, len(g))
         if dictionary is None or active.stop == active.start:
@@ -186,11 +217,12 @@ class LinearizedModel:
         layer: int,
         features: bool = False,
     ) -> Iterator[SiteGradient]:
-        """Backpropagate vectors that read the residual stream at `position` before the MLP of `layer`.
+        """Backpropagate vectors that read the residual stream before the MLP of `layer`.
 
-        If `layer` is the number of layers, they read the end of the stream. Yields the gradient with respect to each
-        earlier MLP's output, from the last layer to the first, then the one with respect to the embedding. Gradients
-        flow through attention and skip connections and, with `features`, also through active features.
+        Row i of `vector` reads the residual stream at position[i]. If `layer` equals the number of layers, all rows
+        read the end of the residual stream. Yields the gradient with respect to the output of each earlier MLP, from
+        the last of these MLPs to the first. Then yields the gradient with respect to the embedding. Gradients flow
+        through attention and skip connections. If `features` is True, gradients also flow through active features.
         """
         if not len(vector):
             return
@@ -222,9 +254,9 @@ def linearize_sequences(
     sequences: Sequence[int],
     task: str,
 ) -> Iterator[LinearizedModel]:
-    """Yield linearized models of sequences of `text`, with a progress bar named `task`.
+    """Yields the linearized model of each sequence of `text` that `sequences` lists. Shows a progress bar named `task`.
 
-    Raises ValueError if the tokens are damaged or a dictionary does not fit the model.
+    Raises ValueError if the tokens are damaged, or if a dictionary does not fit the model.
     """
     with progress(task, len(sequences), "sequences") as bar:
         for sequence in sequences:
@@ -252,7 +284,7 @@ def _check_dictionary(dictionary: Dictionary, layer: int, captured: CapturedPass
 def _decompose_mlps(
     captured: CapturedPass, dictionaries: Mapping[int, Dictionary], replaced: Bool[Tensor, " position"]
 ) -> tuple[ActiveFeatures, Float[Tensor, "layer position d"], Float[Tensor, "layer position d"]]:
-    """Active features, error of each MLP, and constant part of what each MLP adds to the residual stream."""
+    """Returns the active features, the error of each MLP, and the constant that each MLP adds to the stream."""
     active, errors, constants = [], [], []
     for number, layer in enumerate(captured.layers):
         dictionary = dictionaries.get(number)

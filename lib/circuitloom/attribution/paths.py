@@ -1,13 +1,15 @@
-"""Greedy paths from a target back to its sources, and the graph that they form.
+"""Greedy paths from a target back to its sources, and the graph that these paths form.
 
-These are algorithms 1 and 2 of Dunefsky, Chlenski and Nanda 2024.
+The search and the graph follow algorithms 1 and 2 of Dunefsky, Chlenski and Nanda 2024.
 
-1. A `StreamReader` is a vector that reads the residual stream at one position, such as a feature's encoder or a logit.
-2. `direct_sources` lists everything that wrote to the stream there. Heads are sources of their own here, while in an
-   attribution graph the edges go through heads.
-3. `find_paths` extends each kept path by its largest sources and keeps the largest extensions. It repeats this for each
-   length. A feature or head at the end of a path becomes the next reader; an embedding ends the path.
-4. `paths_to_graph` merges paths into a graph. A prefix that several paths share counts once.
+1. A `StreamReader` is a linear function of the residual stream at one position, such as a feature's pre-activation or a
+   logit.
+2. `direct_sources` lists everything that wrote to the residual stream that a reader reads. Heads are sources here. In
+   an attribution graph, heads are not sources, and edges go through heads.
+3. `find_paths` extends each kept path by the largest sources of the path's last node. It then keeps the largest of the
+   extended paths. It repeats this for each path length. Paths that end in a feature or head are extended further. Paths
+   that end in an embedding are not.
+4. `paths_to_graph` merges paths into a graph. A prefix that several paths share is counted once.
 """
 
 from collections.abc import Sequence
@@ -23,26 +25,26 @@ from .linearized_model import LinearizedModel
 
 FEATURE, HEAD, EMBEDDING, POSITION = range(4)
 KINDS = ("feature", "head", "embedding", "position")
-"""Names of the source kinds, by number."""
+"""Names of the kinds of sources. The number of a kind is its index in this tuple."""
 
 
 class StreamReader(NamedTuple):
-    """Vector that reads the residual stream at one position.
+    """Linear function of the residual stream at one position: vector . stream + constant.
 
-    `stage` says where it reads: 2 l means before block l, 2 l + 1 means after the attention of block l, and twice the
-    number of layers means the end of the stream.
+    `stage` says which residual stream is read. 2 l is the stream before block l, 2 l + 1 is the stream after the
+    attention of block l, and twice the number of layers is the end of the stream.
     """
 
     vector: Float[Tensor, " d"]
     position: int
     stage: int
     constant: float
-    """Bias added to what the vector reads."""
+    """Bias that is added to the dot product of `vector` and the residual stream."""
 
 
 @dataclass(frozen=True)
 class SourceDecomposition:
-    """Direct sources of a reader. The reader's value is value.sum() + error + constant."""
+    """Direct sources of a reader. The value of the reader is value.sum() + error + constant."""
 
     kind: Int[Tensor, " source"]
     layer: Int[Tensor, " source"]
@@ -53,7 +55,7 @@ class SourceDecomposition:
     """Position of each source. For a head, it is the position that the head attends to."""
     value: Float[Tensor, " source"]
     active: Int[Tensor, " source"]
-    """Index of a feature among the active ones; -1 for other kinds."""
+    """Index of a feature among the active features; -1 for other kinds."""
     error: float
     """Sum of the effects of the error nodes of all layers."""
     constant: float
@@ -64,14 +66,14 @@ class SourceDecomposition:
 
 
 def feature_reader(model: LinearizedModel, active: int, scale: float = 1.0) -> StreamReader:
-    """Reader whose value is the pre-activation of an active feature times `scale`."""
+    """Returns a reader whose value is `scale` times the pre-activation of an active feature."""
     return target_reader(
         model, feature_targets(model, torch.tensor([active], device=model.features.layer.device)), scale
     )
 
 
 def target_reader(model: LinearizedModel, target: AttributionTargets, scale: float = 1.0) -> StreamReader:
-    """Reader whose value is a single target times `scale`."""
+    """Returns a reader whose value is `scale` times the value of the only target in `target`."""
     stage = 2 * target.layer + (target.layer < model.layers and not model.captured.parallel)
     constant = scale * float(target.constant[0])
     return StreamReader(scale * target.vector[0], int(target.position[0]), stage, constant)
@@ -80,9 +82,11 @@ def target_reader(model: LinearizedModel, target: AttributionTargets, scale: flo
 def head_reader(
     model: LinearizedModel, reader: StreamReader, layer: int, head: int, position: int
 ) -> StreamReader:
-    """Reader of the stream at `position` whose value is what `reader` reads through a head from there.
+    """Returns a reader that continues `reader` through one head, to one position that the head attends to.
 
-    The head's biases are not included, since the constant of `reader`'s sources includes them.
+    The returned reader reads the residual stream at `position` before block `layer`. Its value is what this stream adds
+    to the value of `reader` through the head. The biases of the head are left out, since `direct_sources` adds these
+    biases to the constant of `reader`.
     """
     block = model.captured.layers[layer]
     g = _at_attention(model, reader, layer)
@@ -93,9 +97,9 @@ def head_reader(
 
 
 def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomposition:
-    """Direct sources of a reader: features, heads, embeddings, errors and biases.
+    """Returns the direct sources of a reader: features, heads, embeddings, errors and biases.
 
-    A head is one source for each position that it attends to.
+    A head counts as one source for each position that it attends to.
     """
     parts: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]] = []
     error, constant = 0.0, reader.constant
@@ -145,7 +149,10 @@ def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomp
 
 
 def _at_attention(model: LinearizedModel, reader: StreamReader, layer: int) -> Float[Tensor, " d"]:
-    """Gradient of a reader with respect to a layer's attention output, including paths through W_skip of later MLPs."""
+    """Returns the gradient of a reader with respect to a layer's attention output.
+
+    The gradient includes paths through W_skip of the MLPs that lie between the attention and the reader.
+    """
     g = reader.vector
     here = torch.tensor(reader.position, device=g.device)
     for later in range((reader.stage - 1) // 2, layer - 1, -1):
@@ -175,7 +182,7 @@ def _concatenate(parts: list, error: float, constant: float) -> SourceDecomposit
 
 @dataclass(frozen=True)
 class PathFilter:
-    """Constraint on one node of a path. A field that is None matches anything."""
+    """Constraint on one node of a path. A field that is None allows any value."""
 
     kind: int | None = None
     layer: int | None = None
@@ -184,7 +191,7 @@ class PathFilter:
     position: int | None = None
 
     def matches(self, nodes: "SourceDecomposition | Paths") -> Bool[Tensor, " node"]:
-        """Mask of the sources that match, or of the paths whose last node matches."""
+        """Returns a mask of the sources that match. For `Paths`, the mask marks the paths whose last node matches."""
         matches = torch.ones_like(nodes.kind, dtype=torch.bool)
         for name, wanted in vars(self).items():
             if wanted is not None:
@@ -199,44 +206,54 @@ class PathSearch:
     length: int = 5
     """Largest number of edges of a path."""
     width: int = 10
-    """Beam width: the number of sources that extend each path, and the number of paths kept at each length."""
+    """Beam width.
+
+    It is the largest number of sources that extend a path, and the largest number of paths kept at each length."""
     signed: bool = False
-    """Rank by signed instead of absolute contribution. Negative contributions are then ignored."""
+    """If True, paths are ranked by contribution, and sources with negative contributions are ignored.
+
+    If False, paths are ranked by |contribution|."""
     capped: bool = False
-    """Cap each absolute contribution at the smallest absolute contribution earlier on the path."""
+    """If True, the |contribution| of a path is capped at the smallest |contribution| of its prefixes.
+
+    The root alone is not among these prefixes."""
     prefix: Sequence[PathFilter] = ()
-    """Constraints on the first nodes after the root, one for each node."""
+    """Constraints on the first nodes of each path. The first constraint applies to the node after the root."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Kept paths of all lengths as a tree. Each path is its parent path plus one node; path 0 is the root alone."""
+    """Kept paths of all lengths. Each path is its parent path plus one node. Path 0 is the root alone."""
 
     parent: Int[Tensor, " path"]
-    """Index of the path without its last node; -1 for the root."""
+    """Index of the parent path, which is this path without its last node; -1 for the root."""
     length: Int[Tensor, " path"]
     """Number of edges; 0 for the root."""
     kind: Int[Tensor, " path"]
-    """Kind of the last node, an index into KINDS; -1 for the root."""
+    """Kind of the last node, as an index into KINDS; -1 for the root."""
     layer: Int[Tensor, " path"]
     index: Int[Tensor, " path"]
     """Feature or head index; 0 for other kinds."""
     position: Int[Tensor, " path"]
     active: Int[Tensor, " path"]
-    """Index of a feature among the active ones; -1 for other kinds."""
+    """Index of a feature among the active features; -1 for other kinds."""
     contribution: Float[Tensor, " path"]
     """Contribution of the path to the root's value."""
     error: Float[Tensor, " path"]
-    """Contribution of the error sources of the last node through this path; NaN if the path was not extended."""
+    """Effect of all errors on the last node, carried through this path to the root.
+
+    NaN if the path was not extended."""
     constant: Float[Tensor, " path"]
-    """Contribution of the last node's biases through this path; NaN if the path was not extended."""
+    """Effect of all biases on the last node, carried through this path to the root.
+
+    NaN if the path was not extended."""
 
     def __len__(self) -> int:
         """Number of paths, the root included."""
         return len(self.parent)
 
     def prefixes(self, path: int) -> list[int]:
-        """Indices of the path's prefixes, from the root to the path itself."""
+        """Returns the indices of the path's prefixes, from the root to the path itself."""
         prefixes = [path]
         while self.parent[prefixes[-1]] >= 0:
             prefixes.append(int(self.parent[prefixes[-1]]))
@@ -245,10 +262,11 @@ class Paths:
 
 @torch.inference_mode()
 def find_paths(model: LinearizedModel, root: StreamReader, search: PathSearch) -> Paths:
-    """Find the paths of up to `search.length` edges with the largest contributions to the root.
+    """Search greedily for the paths of up to `search.length` edges with the largest contributions to the root.
 
-    At each length, every kept path is extended by its `search.width` largest sources, and the `search.width` largest
-    extensions are kept. Embeddings and positions end a path; features and heads continue it.
+    At each length, every kept path is extended by the `search.width` largest sources of its last node. Of all extended
+    paths, the `search.width` largest are kept. Paths that end in a feature or head are extended further. Paths that end
+    in an embedding or position embedding are not.
     """
     first = direct_sources(model, root)
     total = float(first.value.sum()) + first.error + first.constant
@@ -284,7 +302,7 @@ def find_paths(model: LinearizedModel, root: StreamReader, search: PathSearch) -
 
 
 def _largest_sources(sources: SourceDecomposition, search: PathSearch, length: int) -> Int[Tensor, " source"]:
-    """Indices of the largest sources with which a path may be extended to `length` edges."""
+    """Returns the indices of the largest sources that may extend a path to `length` edges."""
     allowed = torch.ones_like(sources.kind, dtype=torch.bool)
     if length <= len(search.prefix):
         allowed = search.prefix[length - 1].matches(sources)
@@ -297,7 +315,10 @@ def _largest_sources(sources: SourceDecomposition, search: PathSearch, length: i
 def _source_reader(
     model: LinearizedModel, reader: StreamReader, value: float, sources: SourceDecomposition, i: int
 ) -> StreamReader:
-    """Reader of a source, scaled so that its value is the source's contribution to the root."""
+    """Returns the `StreamReader` that continues a path from source i.
+
+    The returned reader is scaled so that it reads `value`, the contribution of source i to the root.
+    """
     if int(sources.kind[i]) == HEAD:
         # the ratio is below 1 if the contribution was capped
         scaled = reader._replace(vector=reader.vector * (value / float(sources.value[i])))
@@ -312,9 +333,10 @@ def _source_reader(
 def select_paths(
     paths: Paths, infix: Sequence[PathFilter] = (), suffix: Sequence[PathFilter] = ()
 ) -> Int[Tensor, " path"]:
-    """Indices of the paths that contain consecutive nodes matching `infix` and end in nodes matching `suffix`.
+    """Returns the indices of the paths that contain the nodes of `infix` and end in the nodes of `suffix`.
 
-    The root does not count as a node of a path here.
+    A path is selected if some of its consecutive nodes match the filters in `infix`, and if its last nodes match the
+    filters in `suffix`. The root does not count as a node of a path here.
     """
     inside = [pattern.matches(paths) for pattern in infix]
     ending = [pattern.matches(paths) for pattern in suffix]
@@ -340,23 +362,27 @@ class PathGraph:
     position: Int[Tensor, " node"]
     """Position of each node; -1 if positions are merged."""
     value: Float[Tensor, " node"]
-    """Sum of the contributions to the root of all paths that end in the node. This is not a direct effect."""
+    """Sum of the contributions to the root, over all paths that end in the node. This is not a direct effect."""
     source: Int[Tensor, " edge"]
     target: Int[Tensor, " edge"]
     effect: Float[Tensor, " edge"]
-    """Sum of the contributions to the root of all paths whose last edge is this one."""
+    """Sum of the contributions to the root, over all paths whose last edge is this edge."""
     remainder: Float[Tensor, " node"]
-    """Value minus kept incoming edges, errors and constants; 0 for a node from which no path was extended."""
+    """Part of each node's value that its edges, errors and biases do not explain.
+
+    It is computed from the paths that end in the node and were extended: the sum of contribution - error - constant
+    over these paths, minus the effects of the node's incoming edges. It is 0 if no path was extended from the node."""
     extended: Bool[Tensor, " node"]
-    """Whether paths were extended from the node."""
+    """Whether any path that ends in the node was extended."""
 
 
 def paths_to_graph(
     paths: Paths, chosen: Int[Tensor, " path"] | None = None, sum_tokens: bool = False
 ) -> PathGraph:
-    """Graph of the chosen paths (all by default) and their prefixes. A prefix that paths share counts once.
+    """Merge paths and their prefixes into a graph. A prefix that several paths share is counted once.
 
-    With `sum_tokens`, nodes that differ only in position are merged.
+    `chosen` holds the indices of the paths to merge. By default, all paths are merged. If `sum_tokens` is True, nodes
+    that differ only in position become one node.
     """
     wanted = range(len(paths)) if chosen is None else chosen.tolist()
     prefixes = sorted({prefix for path in wanted for prefix in paths.prefixes(path)} | {0})

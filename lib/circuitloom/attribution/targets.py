@@ -1,4 +1,4 @@
-"""Convert a prompt's text to tokens, and a target of the config to the roots of an attribution graph."""
+"""Convert the text of a prompt to tokens, and a target of the config to the roots of an attribution graph."""
 
 from dataclasses import dataclass
 
@@ -21,23 +21,25 @@ class RootNode:
     """Description of one root of a graph."""
 
     kind: str
-    """`feature`, `logit` or `difference`."""
+    """Kind of the root: `feature`, `logit` or `difference`."""
     name: str
     """The token for a logit, `A - B` for a difference of logits, or LAYER/FEATURE for a feature."""
     position: int
     weight: float
-    """Weight when influence is computed: the token's probability for a root of the target `logits`, else 1."""
+    """Weight of the root in the computation of influence.
+
+    The weight is the token's probability for the target `logits`, and 1 for other targets."""
     token_id: int | None = None
-    """Token id of a logit or of the first token of a difference."""
+    """Id of the token of a logit, or of the first token of a difference; None for a feature."""
     layer: int | None = None
     feature: int | None = None
 
 
 def tokenize_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor, " position"]:
-    """Token ids of a prompt, with a leading BOS if the tokenizer has one.
+    """Returns the token ids of a prompt. If the tokenizer has a BOS token, the first id is BOS.
 
-    Raises ValueError if the prompt is empty, has a word that the tokenizer does not know, has fewer than two tokens, or
-    has more than `context` tokens.
+    Raises ValueError if the prompt is empty, if the tokenizer does not know one of the prompt's words, or if the prompt
+    has fewer than two tokens or more than `context` tokens.
     """
     if not text.strip():
         raise ValueError("the prompt is empty; give it at least one word")
@@ -60,9 +62,10 @@ def tokenize_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor
 
 
 def find_token(text: str, strings: list[str]) -> int:
-    """Id of the token with this text. A leading space may be missing.
+    """Returns the id of the token with this text.
 
-    Raises ValueError if the vocabulary has no such token.
+    If the vocabulary has no such token, the id of the token with a space before this text is returned. Raises
+    ValueError if the vocabulary has neither token.
     """
     for wanted in (text, f" {text}"):
         if wanted in strings:
@@ -73,9 +76,9 @@ def find_token(text: str, strings: list[str]) -> int:
 
 
 def resolve_position(position: int, model: LinearizedModel) -> int:
-    """Convert a position that may count from the end (if negative) to one from the start.
+    """Convert a position to a position that counts from the start of the prompt. Negative positions count from the end.
 
-    Raises ValueError if it is outside the prompt.
+    Raises ValueError if the position is outside the prompt.
     """
     length = len(model.captured)
     if not -length <= position < length:
@@ -93,11 +96,12 @@ def find_roots(
     probability: float = 0.95,
     seed: int = 0,
 ) -> tuple[Roots, list[RootNode]]:
-    """Roots of the graph for a target, and their descriptions.
+    """Returns the roots of the graph for a target, and a description of each root.
 
-    For the target `logits`, the roots are the most probable next tokens that together reach `probability`, but at most
-    `logits` of them. Raises ValueError if a token, position, layer or feature does not exist, or if the feature is not
-    active.
+    For the target `logits`, the roots are the most probable next tokens. They are the fewest tokens whose probabilities
+    sum to at least `probability`, but at most `logits` tokens. If the target is a random feature, `seed` determines
+    which feature is chosen. Raises ValueError if a token, position, layer or feature does not exist, or if the feature
+    does not fire at the position.
     """
     position = resolve_position(target.position, model)
     if target.kind in ("feature", "random"):
@@ -163,9 +167,9 @@ def _feature_root(
 
 
 def _find_active(model: LinearizedModel, target: Target, position: int) -> int:
-    """Index of the target feature among the active ones.
+    """Returns the index of the target feature among the active features.
 
-    Raises ValueError if it is not active; the message lists alternatives.
+    Raises ValueError if the feature does not exist or does not fire at the position. The message lists alternatives.
     """
     assert target.layer is not None and target.feature is not None
     name, features = f"feature {target.layer}/{target.feature}", model.features

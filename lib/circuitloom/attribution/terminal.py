@@ -15,9 +15,9 @@ from .trace_tables import TraceRows
 from .tracer import Trace
 
 MAX_CHILDREN = 5
-"""Largest number of children of a node that are shown."""
+"""Largest number of children that are shown below a node."""
 MAX_PATHS = 40
-"""Largest number of paths that are shown."""
+"""Largest number of paths that are shown. The prefixes of these paths are shown, too."""
 
 FeatureLabels = Mapping[tuple[int, int], str]
 """Maps (layer, feature) to the feature's label."""
@@ -41,7 +41,10 @@ def print_trace(trace: Trace, rows: TraceRows, labels: FeatureLabels, console: C
 
 
 def _source_table(trace: Trace) -> Table:
-    """Table of the direct effects on the first root, summed over sources of the same kind."""
+    """Returns a table of the direct effects on the first root.
+
+    Effects are summed over the features of each layer, and over all sources of each other kind.
+    """
     model, columns = trace.model, source_columns(trace.model)
     row = direct_effects(model, trace.roots.targets[:1])[0].double()
     sums = {
@@ -64,7 +67,10 @@ def _source_table(trace: Trace) -> Table:
 
 
 def path_tree(trace: Trace, rows: TraceRows, labels: FeatureLabels) -> Tree:
-    """The strongest paths from the first root as a tree, in which a source is a child of the node it acts on."""
+    """Returns the strongest paths from the first root as a tree.
+
+    Each source is a child of the node on which it acts.
+    """
     paths = trace.paths
     order = paths.contribution[1:].abs().argsort(descending=True)[:MAX_PATHS] + 1
     shown = {prefix for path in order.tolist() for prefix in paths.prefixes(path)}
@@ -100,7 +106,7 @@ def _node_text(trace: Trace, rows: TraceRows, labels: FeatureLabels, paths: Path
 
 
 def _subscript(position: int) -> str:
-    """A position in subscript digits, so that it differs from tokens."""
+    """Returns the position in subscript digits, so that positions look different from tokens."""
     return f"[dim]{str(position).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))}[/dim]"
 
 
@@ -124,7 +130,7 @@ def _summary(trace: Trace) -> list[str]:
 
 
 def path_features(paths: Paths) -> set[tuple[int, int]]:
-    """The pairs (layer, feature) of all features that are on the paths."""
+    """Returns the pair (layer, feature) of each feature that is on a path."""
     features = paths.kind == FEATURE
     pairs = torch.stack([paths.layer[features], paths.index[features]], 1)
     return {(int(layer), int(feature)) for layer, feature in pairs.unique(dim=0)}

@@ -15,10 +15,11 @@ def gradient_times_input(
     vector: Float[Tensor, "prompt d"],
     position: Int[Tensor, " prompt"],
 ) -> Float[Tensor, "prompt position"]:
-    """Gradient times input of each token embedding.
+    """Returns the gradient times input of each token embedding.
 
-    The gradient is that of the dot product of `vector` and the activation at `site` and `position`. It is the gradient
-    of the model itself, in which nothing is frozen or replaced. `vector` may be any direction at any site.
+    For each prompt, the gradient is taken of the dot product of two vectors: a row of `vector`, and the activation at
+    `site` and `position`. The gradient is taken in the model itself, where nothing is frozen or replaced. `vector` may
+    hold any direction, and `site` may be any site.
     """
     token, position = token.to(model.device), position.to(model.device)
     leaves: list[Tensor] = []
@@ -36,13 +37,14 @@ def gradient_times_input(
 def strongest_tokens(
     effects: Float[Tensor, "target position"], share: float
 ) -> Bool[Tensor, "target position"]:
-    """Mask of the fewest tokens of each target whose absolute effects together reach `share` of the sum.
+    """Returns a mask of the strongest tokens of each target.
 
-    It is all False for a target whose effects are all 0.
+    The mask marks the fewest tokens whose absolute effects sum to at least `share` times the sum over all tokens. If
+    all effects of a target are 0, no token of this target is marked.
     """
     size = effects.abs()
     ordered, order = size.sort(dim=1, descending=True, stable=True)
-    # a token is kept if all larger ones together do not reach the share
+    # a token is kept if the tokens with larger effects do not reach the share by themselves
     before = ordered.cumsum(1) - ordered
     kept = (before < share * ordered.sum(1, keepdim=True)) & (ordered > 0)
     return torch.zeros_like(kept).scatter_(1, order, kept)

@@ -1,4 +1,4 @@
-"""Rows of the tables `trace`, `node`, `edge`, `path` and `intervention` from a traced prompt."""
+"""Convert a traced prompt to rows of the tables `trace`, `node`, `edge`, `path` and `intervention`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,10 +12,14 @@ Row = dict[str, Any]
 
 
 class TraceRows:
-    """Rows of a trace's tables. Nodes of the graph are numbered first, then nodes that are only on paths."""
+    """Rows of the tables of one trace.
+
+    The nodes of the graph are numbered first. The nodes that are only on paths are numbered after the nodes of the
+    graph.
+    """
 
     def __init__(self, trace: Trace, name: str, strings: list[str]) -> None:
-        """`strings` are the vocabulary's tokens as text."""
+        """`name` is the name of the trace. `strings` are the vocabulary's tokens as text."""
         self.trace, self.name, self.strings = trace, name, strings
         self.tokens = [strings[i] for i in trace.model.captured.token.tolist()]
         self.columns = source_columns(trace.model)
@@ -24,7 +28,7 @@ class TraceRows:
         self.path_nodes = self._path_nodes(trace.paths)
 
     def tables(self) -> dict[str, tuple[Table, list[Row]]]:
-        """Maps a table's name to the table and its rows."""
+        """Maps the name of each table to the table and its rows."""
         return {
             table.name: (table, [{"trace": self.name, **row} for row in rows])
             for table, rows in (
@@ -37,11 +41,11 @@ class TraceRows:
         }
 
     def nodes(self) -> list[Row]:
-        """Rows of the table `node`, sorted by node number."""
+        """Returns the rows of the table `node`, sorted by node number."""
         return [{"node": i, **row} for i, row in enumerate([*self.graph_nodes, *self.path_nodes])]
 
     def edges(self) -> list[Row]:
-        """Rows of the table `edge`."""
+        """Returns the rows of the table `edge`."""
         graph, checks = self.trace.graph, self.trace.checks
         row = {int(node): i for i, node in enumerate(checks.node)}
         frozen, free = checks.frozen.tolist(), checks.free.tolist()
@@ -152,9 +156,9 @@ class TraceRows:
         return common | given
 
     def _path_nodes(self, paths: Paths) -> list[Row]:
-        """Rows of nodes that are only on paths. They are numbered after the nodes of the graph.
+        """Returns the rows of the nodes that are only on paths. Their numbers follow the numbers of the graph's nodes.
 
-        Also adds the field `on_paths` to the rows of all nodes that are on paths.
+        Also adds the field `on_paths` to the row of each node that is on a path.
         """
         added: list[Row] = []
         for path in range(len(paths)):
@@ -173,7 +177,10 @@ class TraceRows:
         return added
 
     def _key(self, row: Row) -> tuple:
-        """Key that identifies a node. A root has another key than a source of the same kind."""
+        """Returns a key that identifies a node.
+
+        The key of a root differs from the key of a source of the same kind.
+        """
         if row.get("is_root"):
             return ("root", row["token"], row["layer"], row["feature"], row["position"])
         return tuple(row.get(name) for name in ("kind", "layer", "feature", "head", "position"))
@@ -194,9 +201,10 @@ class TraceRows:
 
 
 def source_row(trace: Trace, source: int) -> Row:
-    """Fields of a source that is given by its column in `source_columns`.
+    """Returns the fields of a source. `source` is the column of the source in `source_columns(model)`.
 
-    The fields are kind, run, layer, feature, position and activation, where they apply.
+    The fields are kind, run, layer, feature, position and activation. Fields that do not apply to the kind are left
+    out.
     """
     model = trace.model
     columns: SourceColumns = source_columns(model)
@@ -222,7 +230,7 @@ def source_row(trace: Trace, source: int) -> Row:
 
 
 def node_name(row: Mapping[str, Any]) -> str:
-    """Short name of a row of the table `node`. The catalogue's macro `node_label` returns the same name."""
+    """Returns a short name for a row of the table `node`. The catalogue's macro `node_label` returns the same name."""
     kind, token = row["kind"], row.get("token")
     at = f"'{token}'@{row.get('position')}"
     match kind:
@@ -239,10 +247,11 @@ def node_name(row: Mapping[str, Any]) -> str:
 
 
 def source_rows(sources: SourceDecomposition, tokens: Sequence[str]) -> list[dict[str, Any]]:
-    """Direct sources of a reader as rows, sorted by descending |value|.
+    """Returns the direct sources of a reader as rows, sorted by descending |value|.
 
     The fields are source (a name), kind, layer, number (of a feature or head), position and value. Fields that do not
-    apply to a kind are None. The values sum to the reader's value. `tokens` are the prompt's tokens as text.
+    apply to a kind are None. The values of all rows sum to the value of the reader. `tokens` are the prompt's tokens as
+    text.
     """
     rows: list[dict[str, Any]] = [
         {"kind": "error", "layer": None, "number": None, "position": None, "value": sources.error},

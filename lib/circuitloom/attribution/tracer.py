@@ -1,4 +1,4 @@
-"""Trace a prompt: compute its attribution graph and greedy paths, and check the graph by ablation.
+"""Trace prompts: compute attribution graphs and greedy paths, and check the graphs by ablation.
 
 `open_tracer` makes a tracer from the results of a study.
 """
@@ -39,33 +39,47 @@ TOKENS_PER_LABEL = 3
 class Checks:
     """Measured interventions, which check the effects that attribution predicts.
 
-    In frozen ones, attention patterns, norm denominators, errors and other features keep their values. In free ones,
-    nothing is frozen.
+    In a frozen intervention, these keep their values: attention patterns, norm denominators, and all errors and
+    features that the intervention does not itself change. In a free intervention, nothing is frozen.
     """
 
     node: Int[Tensor, " ablated"]
-    """Nodes that were ablated, each alone, as indices into the graph's nodes."""
+    """Indices of the ablated nodes among the nodes of the graph. Each of these nodes was ablated alone."""
     frozen: Float[Tensor, "ablated node"]
-    """Value of each node before a frozen ablation minus its value after it; 0 for nodes that are not targets."""
-    free: Float[Tensor, "ablated node"]
-    """The same difference for an ablation in the model itself (free); 0 for nodes that are not targets."""
-    identity_error: float
-    """Largest difference between the sum of a node's sources and its value in the model, divided by max(1, |value|)."""
-    frozen_error: float
-    """Largest difference between an edge and its measured frozen effect.
+    """Value of each node before a frozen ablation minus its value after the ablation.
 
-    It is divided by max(1, the sum of the absolute effects of the target's sources)."""
+    It is 0 for nodes that are not targets."""
+    free: Float[Tensor, "ablated node"]
+    """Value of each node before a free ablation minus its value after the ablation.
+
+    It is 0 for nodes that are not targets."""
+    identity_error: float
+    """Largest difference between a node's value in the graph and its value in the model.
+
+    The value in the graph is the sum of the effects of all sources. Each difference is divided by max(1, |value in the
+    model|)."""
+    frozen_error: float
+    """Largest difference between the effect of an edge and the same effect measured by a frozen ablation.
+
+    Each difference is divided by max(1, s), where s is the sum of the absolute effects of all sources on the edge's
+    target."""
     free_correlation: float | None
-    """Correlation of edges from features with their measured free effects; None if undefined."""
+    """Correlation between the effects of edges and the same effects measured by free ablations; None if undefined.
+
+    It is computed over the edges from features."""
     free_correlation_all: float | None
-    """Correlation of all edges from ablated nodes with their measured free effects; None if undefined."""
+    """Correlation between the effects of edges and the same effects measured by free ablations; None if undefined.
+
+    It is computed over the edges from all ablated nodes."""
     edits: list[tuple[str, FeatureChange, EditOutcome]]
-    """Edits of several features at once. Each entry holds the reason, the edit, and its outcome at the roots."""
+    """Edits of several features at once.
+
+    Each entry holds the reason for an edit, the edit, and the values of the roots before and after the edit."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything found for one prompt and target."""
+    """All results for one prompt and target."""
 
     prompt: Prompt
     run: str
@@ -78,11 +92,13 @@ class Trace:
     """Greedy paths from the first root."""
     checks: Checks
     seconds: float
-    """Time to trace the prompt in seconds, without the checks."""
+    """Time in seconds that the tracing took, without the checks."""
 
 
 class Tracer:
     """Traces prompts through one model and the transcoders of one run.
+
+    In the example, `tracer` is the result of `open_tracer`.
 
     >>> from circuitloom.config.circuits import Circuits, Prompt
     >>> trace = tracer.trace(Prompt(text="he was caught by the", target="logits"), Circuits())
@@ -97,7 +113,7 @@ class Tracer:
         dictionaries: Mapping[int, Dictionary],
         context: int,
     ) -> None:
-        """`context` is the largest number of tokens of a prompt.
+        """`context` is the largest allowed number of tokens in a prompt.
 
         Raises ValueError if the model's architecture is not supported.
         """
@@ -107,7 +123,10 @@ class Tracer:
         self.weights: ModelWeights = read_weights(language_model)
 
     def linearize(self, text: str) -> LinearizedModel:
-        """Run a prompt and linearize the model on it. Raises ValueError if it cannot be tokenized or is too long."""
+        """Run the model on a prompt, and linearize the model on this prompt.
+
+        Raises ValueError if the prompt cannot be tokenized, is too short or is too long.
+        """
         token = tokenize_prompt(text, self.tokenizer, self.context)
         captured = capture_pass(self.language_model, self.weights, token)
         return LinearizedModel(captured, self.dictionaries, self.tokenizer.bos_id)
@@ -116,9 +135,10 @@ class Tracer:
     def trace(
         self, prompt: Prompt, config: Circuits, report: Callable[[str], object] = lambda _: None
     ) -> Trace:
-        """Trace one prompt: compute its graph, its paths and the checks.
+        """Trace one prompt: compute the attribution graph, the paths and the checks.
 
-        `report` receives progress messages. Raises ValueError if the prompt's target does not exist.
+        `report` is called with progress messages. Raises ValueError if the prompt cannot be tokenized, is too short or
+        is too long, or if the prompt's target does not exist.
         """
         report("running the prompt")
         started = time.perf_counter()
@@ -139,7 +159,7 @@ class Tracer:
     def _check(
         self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
     ) -> Checks:
-        """Ablate each source node of the graph alone, then apply `edits`."""
+        """Ablate each source in the graph alone, except the constant. Then apply `edits`."""
         columns = source_columns(model)
         targets, target_node = graph_targets(model, roots, graph)
         node = torch.nonzero(graph.node < columns.constant)[:, 0]
@@ -170,7 +190,11 @@ class Tracer:
     def _apply_edits(
         self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
     ) -> list[tuple[str, FeatureChange, EditOutcome]]:
-        """Outcomes of three kinds of edits: keep only the graph's features, ablate them, or apply one of `edits`."""
+        """Apply several edits, and return the reason, the edit and the outcome of each.
+
+        The first edit keeps only the features of the graph. The second edit ablates the features of the graph. These
+        two edits are skipped if the graph has no features. The edits in `edits` follow.
+        """
         active = graph.node[graph.node < source_columns(model).active]
         names = [feature_name(model, int(i)) for i in active]
         reasons = [("the config's change", edit) for edit in edits]
@@ -191,9 +215,10 @@ class Tracer:
 def graph_targets(
     model: LinearizedModel, roots: Roots, graph: AttributionGraph
 ) -> tuple[list[AttributionTargets], Int[Tensor, " target"]]:
-    """Targets for the features of a graph, one group per layer, and for its roots.
+    """Returns targets for the features and roots of a graph, and the index of each target among the graph's nodes.
 
-    The second result is the index of each target among the graph's nodes.
+    Targets come in groups: one group for the features of each layer, then one group for the roots. The indices run over
+    the targets of all groups, group after group.
     """
     columns = source_columns(model)
     index = torch.nonzero(graph.node < columns.active)[:, 0]
@@ -205,7 +230,10 @@ def graph_targets(
 
 
 def feature_name(model: LinearizedModel, active: int) -> str:
-    """Name of an active feature, in the form LAYER/FEATURE@POSITION."""
+    """Returns the name of an active feature in the form LAYER/FEATURE@POSITION.
+
+    `active` is an index into `model.features`.
+    """
     features = model.features
     return f"{features.layer[active]}/{features.feature[active]}@{features.position[active]}"
 
@@ -219,9 +247,9 @@ def _correlation(predicted: Float[Tensor, " edge"], measured: Float[Tensor, " ed
 def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float32") -> Tracer:
     """Open a tracer for the results of a study.
 
-    `run` defaults to the run through which most of the study's prompts were traced. If none was traced, it defaults to
-    the study's first run of transcoders. Raises ValueError if a part of the results is missing, or if `run` is not one
-    of the study's runs of transcoders.
+    If `run` is None, the run through which most prompts of the study were traced is used. If no prompt was traced, the
+    study's first run of transcoders is used. Raises ValueError if a part of the results is missing, or if `run` is not
+    a run of transcoders of the study.
 
     >>> tracer = open_tracer("results/quickstart", run="tc-topk16-1024")
     """
@@ -249,7 +277,11 @@ def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float3
 
 
 def transcoder_runs(folder: Path) -> list[str]:
-    """Names of the study's trained runs of transcoders, in the order of its config if that is known."""
+    """Returns the names of the study's trained runs of transcoders.
+
+    Names in the evaluation table `run` come first, in the order of this table. Other names follow in alphabetical
+    order.
+    """
     found = []
     for config in sorted(Layout(folder).dictionaries.glob(f"*/layer*/{CONFIG}")):
         run = config.parts[-3]
@@ -261,16 +293,19 @@ def transcoder_runs(folder: Path) -> list[str]:
 
 
 def most_traced_run(folder: Path) -> str | None:
-    """Name of the run through which most prompts of the study were traced, or None if no prompt was traced."""
+    """Returns the name of the run through which most prompts of the study were traced.
+
+    Returns None if no prompt was traced.
+    """
     tables = [read_table(file) for file in sorted(Layout(folder).circuits.glob("*/trace.parquet"))]
     runs = Counter(run for table in tables for run in table.column("run").to_pylist())
     return max(runs, key=lambda run: runs[run], default=None)
 
 
 def feature_labels(folder: Path, run: str, features: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    """Maps (layer, feature) to a label that names the most frequent tokens of the feature's top examples.
+    """Maps (layer, feature) to a label that lists tokens on which the feature fires.
 
-    Features without examples are left out.
+    These are the most frequent tokens in the feature's top examples. Features without examples are left out.
     """
     labels: dict[tuple[int, int], str] = {}
     by_layer: dict[int, list[int]] = {}
