@@ -1,4 +1,4 @@
-"""A behaviour's tables: causal effects of components, faithfulness curves, and effects of features on features."""
+"""Compute the tables of a behaviour: causal effects of components, faithfulness curves, and effects of features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,38 +30,42 @@ from .feature_effects import FeatureEffects, capture_resid_mid, feature_effects
 from .metrics import Metric, PromptMetric, logit, logit_difference, make_prompt_metrics
 
 Runs = Mapping[str, Mapping[int, Dictionary]]
-"""Maps each run to its dictionaries by layer."""
+"""Maps the name of a run to a mapping from layers to dictionaries."""
 Batches = Sequence[tuple[Tensor, Tensor]]
-"""Pairs of token ids and a mask of the positions to measure, both [sequence, position].
+"""Pairs of token ids and a mask of the positions to measure. Both have the shape [sequence, position].
 
-Batches may differ in length."""
+Different batches may have different shapes."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on what is measured of a behaviour."""
+    """Limits on how much is measured for a behaviour."""
 
     measured: int | None = None
-    """Number of components per prompt and basis that are ablated one by one: those of largest |attribution|.
+    """Number of components per prompt and basis that are ablated one by one.
 
-    None ablates all active components. 0 ablates none; components are then ranked by attribution only."""
+    The components with the largest |attribution| are ablated. None means that all active components are ablated. If the
+    number is 0, no component is ablated, and components are ranked by attribution only."""
     each_position: bool = False
-    """Whether to ablate each component at each position separately, too."""
+    """Whether components are also ablated at each position separately."""
     per_octave: int = 2
     """Number of points of a faithfulness curve per doubling of the number of kept components."""
     per_source: int | None = 64
-    """Largest number of tokens on which each feature of resid_mid is ablated; None for all on which it fires."""
+    """Largest number of tokens on which each feature of resid_mid is ablated.
+
+    None means all tokens on which the feature fires."""
     targets: int | None = 32
-    """Largest number of changed MLP features that are listed per ablated feature; None for all."""
+    """Largest number of changed MLP features that are listed per ablated feature; None lists all."""
 
 
 def behaviour_tables(
     name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
 ) -> dict[str, pa.Table]:
-    """Maps the table names `causal`, `faithfulness` and `feature_effect` to the tables of a behaviour of the config.
+    """Returns the tables `causal`, `faithfulness` and `feature_effect` of a behaviour of the config, keyed by name.
 
-    Components are taken from `default_bases`. `context` is the largest prompt length in tokens. Raises ValueError if a
-    prompt is too long or a target is not a single token.
+    Components are taken from `default_bases`. `context` is the largest allowed number of tokens in a prompt. Raises
+    ValueError if a prompt cannot be tokenized, is too short or too long, or if the tokenizer lacks a token that a
+    target names.
     """
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
@@ -72,9 +76,9 @@ def behaviour_tables(
 
 
 def parse_metric(target: str, strings: list[str]) -> Metric:
-    """Metric that the text `logit TOKEN` or `logit TOKEN vs TOKEN` names.
+    """Returns the metric that `target` names, in the form `logit TOKEN` or `logit TOKEN vs TOKEN`.
 
-    Raises ValueError if the tokenizer has no such token.
+    Raises ValueError if the tokenizer lacks a token that `target` names.
     """
     parsed = parse_target(target)
     token = find_token(parsed.token, strings)
@@ -84,7 +88,7 @@ def parse_metric(target: str, strings: list[str]) -> Metric:
 
 
 def default_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
-    """One basis for the features of each run, one for all attention heads and one for all MLP neurons."""
+    """Returns one basis for the features of each run, one for all attention heads and one for all MLP neurons."""
     return [
         *(feature_basis(run, dictionaries) for run, dictionaries in runs.items()),
         head_basis(model),
@@ -101,12 +105,12 @@ def component_tables(
     ablations: Sequence[AblationKind] = ("zero", "mean"),
     bases: Sequence[Basis] | None = None,
 ) -> dict[str, pa.Table]:
-    """Maps the names `causal`, `faithfulness` and `feature_effect` to their tables.
+    """Returns the tables `causal`, `faithfulness` and `feature_effect` of a behaviour, keyed by name.
 
-    `bases` defaults to `default_bases`. Effects of features on features are measured on the prompts' tokens, in each
-    layer that has both an SAE on resid_mid and a dictionary that writes mlp_out. Raises ValueError if a run's features
-    cannot be ablated in the model. Also raises it if the ablation `position_mean` is asked for and prompts differ in
-    length or in BOS positions.
+    If `bases` is None, `default_bases` is used. Effects of features on features are measured on the tokens of the
+    prompts. They are measured in each layer that has both an SAE on resid_mid and a dictionary that writes mlp_out.
+    Raises ValueError if the features of a run cannot be ablated in the model. Also raises ValueError if `ablations`
+    contains `position_mean`, and prompts differ in length or in the positions where components are ablated.
     """
     causal, faithfulness = [], []
     bases = default_bases(model, runs) if bases is None else bases
@@ -151,9 +155,10 @@ def feature_effect_table(
     batches: Batches,
     budget: Budget,
 ) -> pa.Table:
-    """The table `feature_effect`. It covers each layer that has both an SAE on resid_mid and a dictionary for mlp_out.
+    """Returns the table `feature_effect`.
 
-    Features are ablated at the masked positions of `batches`, which hold held-out sequences or prompts.
+    The table covers each layer that has both an SAE on resid_mid and a dictionary that writes mlp_out. Features are
+    ablated at the positions that the masks in `batches` mark. The batches hold held-out sequences or prompts.
     """
     tables = []
     for source_run, sources in runs.items():
@@ -177,7 +182,7 @@ def feature_effect_table(
 
 
 def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEffects]) -> list[pa.Table]:
-    """One table per prompt, with the prompt's rows of `causal`."""
+    """Returns one table per prompt. The table holds the rows of `causal` for this prompt."""
     tables = []
     for prompt, each in enumerate(effects):
         part, number = (column.cpu().numpy() for column in basis.locate(each.component))
@@ -202,9 +207,9 @@ def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEf
 def faithfulness_rows(
     names: dict[str, Any], n_components: int, curve: FaithfulnessCurve
 ) -> list[dict[str, Any]]:
-    """Rows of the table `faithfulness`, one per number of kept components.
+    """Returns the rows of the table `faithfulness`, one row per number of kept components.
 
-    `names` gives the columns that all rows share: behaviour, basis, ablation and ranking.
+    `names` holds the columns that have the same value in all rows: behaviour, basis, ablation and ranking.
     """
     columns = {
         "n_kept": curve.n_kept,
@@ -229,7 +234,7 @@ def _defined(value: float) -> float | None:
 
 
 def _effect_rows(names: dict[str, Any], effects: FeatureEffects) -> pa.Table:
-    """Rows of the table `feature_effect`."""
+    """Returns rows of the table `feature_effect`."""
     columns = {
         name: getattr(effects, field).cpu().numpy()
         for name, field in (
@@ -245,7 +250,7 @@ def _effect_rows(names: dict[str, Any], effects: FeatureEffects) -> pa.Table:
 
 
 def _table(table: Table, columns: Mapping[str, Any], n: int) -> pa.Table:
-    """A table of n rows. Columns given as one scalar are repeated in all rows."""
+    """Returns a table of n rows. A column that is given as a single value has this value in all rows."""
     arrays = {}
     for name, (kind, _) in table.columns.items():
         value = columns[name]

@@ -15,15 +15,19 @@ from .components import Ablation, Basis, Part, ReplacementValues
 from .metrics import PromptMetric, kl_divergence, last_logits
 
 CHUNK_ELEMENTS = 2**24
-"""Largest number of elements of a tensor [pass, position, value]. It sets how many passes run at once."""
+"""Largest number of elements of a tensor [pass, position, value].
+
+This limit determines how many passes run at once."""
 
 AblationKind = Literal["zero", "mean", "position_mean"]
-"""What ablated components are set to: zero, their mean over prompts and positions, or their mean at each position
-over prompts."""
+"""What ablated components are set to.
+
+`zero` sets a component to zero. `mean` sets a component to its mean over prompts and positions. `position_mean` sets a
+component to its mean over prompts at the same position."""
 
 
 class AblatedMetrics(NamedTuple):
-    """Metric and KL divergence of each pass with ablations."""
+    """Metric and KL divergence of each forward pass with ablations."""
 
     metric: Float[Tensor, " pass"]
     kl: Float[Tensor, " pass"]
@@ -39,9 +43,10 @@ def ablated_metrics(
     replacement: ReplacementValues,
     reference: Float[Tensor, " vocabulary"],
 ) -> AblatedMetrics:
-    """Metric of each pass, and its KL divergence from `reference`.
+    """Returns the metric of each forward pass, and the KL divergence between `reference` and the pass.
 
-    `ablations` yields chunks of passes. `reference` holds the logits that passes are compared with.
+    Each item of `ablations` describes one chunk of passes. `reference` holds the logits with which each pass is
+    compared.
     """
     metric, kl = [reference.new_zeros(0)], [reference.new_zeros(0)]
     for logits in ablated_logits(model, basis, prompt, ablations, replacement):
@@ -57,7 +62,7 @@ def ablated_logits(
     ablations: Iterable[Ablation],
     replacement: ReplacementValues,
 ) -> Iterator[Float[Tensor, "pass vocabulary"]]:
-    """Yields the logits at the last position with components ablated, one tensor per chunk of passes."""
+    """Yields one tensor per chunk of passes: the logits at the last position with components ablated."""
     where = prompt.where.to(model.device)
     for ablated, at in ablations:
         ablation = Ablation(ablated.to(model.device), at.to(model.device))
@@ -68,7 +73,7 @@ def ablated_logits(
 
 @torch.inference_mode()
 def original_logits(model: LanguageModel, prompt: PromptMetric) -> Float[Tensor, " vocabulary"]:
-    """Logits at the last position in the unmodified model."""
+    """Returns the logits at the last position in the unmodified model."""
     return last_logits(model, prompt.token[None])[0]
 
 
@@ -76,9 +81,9 @@ def original_logits(model: LanguageModel, prompt: PromptMetric) -> Float[Tensor,
 def unablated_logits(
     model: LanguageModel, basis: Basis, prompt: PromptMetric
 ) -> Float[Tensor, " vocabulary"]:
-    """Logits at the last position with no component ablated.
+    """Returns the logits at the last position with no component ablated.
 
-    They differ from `original_logits` only if the basis leaves out dictionary errors.
+    These logits differ from the logits of `original_logits` only if the basis leaves out dictionary errors.
     """
     where = prompt.where.to(model.device)
     none = torch.zeros(1, len(basis), dtype=torch.bool, device=model.device)
@@ -87,7 +92,7 @@ def unablated_logits(
 
 
 def passes_per_chunk(basis: Basis, prompt: PromptMetric, vocabulary: int) -> int:
-    """Number of passes that can run at once within `CHUNK_ELEMENTS`, at least 1."""
+    """Returns the number of passes that can run at once within `CHUNK_ELEMENTS`. The number is at least 1."""
     widest = max(part.width * part.size for part in basis.parts)
     return max(1, CHUNK_ELEMENTS // max(len(prompt) * widest, vocabulary, len(basis)))
 
@@ -101,10 +106,12 @@ def chunks(total: int, size: int) -> Iterator[Int[Tensor, " pass"]]:
 def replacement_values(
     model: LanguageModel, basis: Basis, prompts: Sequence[PromptMetric], kind: AblationKind
 ) -> ReplacementValues:
-    """Values that ablated components are set to, per part of the basis: None for zero, else means over `prompts`.
+    """Returns the values that ablated components are set to, one entry per part of the basis.
 
-    Means are taken only over each prompt's positions `where`. Raises ValueError if `kind` is `position_mean` and
-    prompts differ in length or in `where`.
+    An entry is None if `kind` is `zero`. Otherwise, the entry holds the mean values of the part's components over
+    `prompts`. Only positions marked in `prompt.where` count. `mean` averages over all these positions of all prompts.
+    `position_mean` averages over the prompts at each position. Raises ValueError if `kind` is `position_mean` and the
+    prompts differ in length or in `prompt.where`.
     """
     if kind == "zero":
         return [None] * len(basis.parts)
@@ -118,7 +125,7 @@ def replacement_values(
     n = 0
     for prompt in prompts:
         values = component_values(model, basis, prompt)
-        # components are ablated at these positions only
+        # components are ablated only at the positions in `where`
         values = [value * prompt.where[:, None].to(value.device) for value in values]
         if kind == "mean":
             values = [value.sum(0, keepdim=True) for value in values]
@@ -130,7 +137,7 @@ def replacement_values(
 def component_values(
     model: LanguageModel, basis: Basis, prompt: PromptMetric
 ) -> list[Float[Tensor, "position _"]]:
-    """Values of the components on the prompt with nothing ablated, one tensor per part of the basis."""
+    """Returns the values of all components on the prompt with nothing ablated, one tensor per part of the basis."""
     values: dict[int, Tensor] = {}
 
     def record(number: int, part: Part) -> Edit:
@@ -149,36 +156,40 @@ def component_values(
 
 @dataclass(frozen=True)
 class ComponentAttribution:
-    """First-order effect of ablating each component at each position (attribution patching)."""
+    """First-order estimates of the effect of ablating each component at each position (attribution patching)."""
 
     effect: Float[Tensor, "position component"]
-    """Estimated drop of the metric: (value - replacement value) times the metric's gradient with respect to the value.
+    """Estimated drop of the metric when the component is ablated.
 
-    A head has several values; their products are summed."""
+    It is (value - replacement value) times the gradient of the metric with respect to the value. For a head, which has
+    several values, the products of all values are summed."""
     active: Bool[Tensor, "position component"]
-    """Whether ablation changes the component here: its value differs from the replacement value."""
+    """Whether ablation changes the component at the position.
+
+    This is so if components are ablated at this position and the value differs from the replacement value."""
     activation: Float[Tensor, "position component"]
-    """Activation of a feature or neuron; for a head, the L2 norm of its values (the input of W_O)."""
+    """Activation of a feature or neuron. For a head, the L2 norm of its values, which are part of the input of W_O."""
 
 
 @dataclass(frozen=True)
 class CausalEffects:
-    """Effects of components on the metric when each is ablated alone."""
+    """Effects of components on the metric when each component is ablated alone."""
 
     component: Int[Tensor, " effect"]
     """Number of the ablated component within the basis."""
     position: Int[Tensor, " effect"]
-    """Position at which the component is ablated; -1 if it is ablated at all positions at once."""
+    """Position at which the component is ablated; -1 if the component is ablated at all positions at once."""
     activation: Float[Tensor, " effect"]
-    """Activation as in `ComponentAttribution`.
+    """Activation of the component, as defined in `ComponentAttribution`.
 
-    If all positions are ablated at once, it is the activation of largest magnitude among them."""
+    If the component is ablated at all positions at once, this is the activation of largest magnitude over these
+    positions."""
     attribution: Float[Tensor, " effect"]
     """First-order estimate of the effect."""
     effect: Float[Tensor, " effect"]
-    """Metric without the ablation minus metric with it."""
+    """Metric without the ablation minus metric with the ablation."""
     kl: Float[Tensor, " effect"]
-    """KL(before the ablation || after it) of the next-token distributions, in nats."""
+    """KL(without the ablation || with the ablation) of the next-token distributions, in nats."""
 
     def __len__(self) -> int:
         """Number of ablations."""
@@ -198,7 +209,7 @@ def attribute_components(
             stack.enter_context(edited(model, {part.site: leaf}))
         metric = prompt.metric(last_logits(model, prompt.token[None])).sum()
         leaves = [seen[number][1] for number in range(len(basis.parts))]
-        # where a transcoder replaces an MLP, nothing reads its neurons
+        # where a transcoder replaces an MLP, nothing reads the neurons of this MLP
         gradients = torch.autograd.grad(metric, leaves, allow_unused=True, materialize_grads=True)
     parts = zip(basis.parts, range(len(basis.parts)), gradients, replacement, strict=True)
     columns = [
@@ -210,7 +221,10 @@ def attribute_components(
 def _add_leaf(
     number: int, part: Part, none: Ablation, where: Tensor, seen: dict[int, tuple[Tensor, Tensor]]
 ) -> Edit:
-    """Edit that adds a tensor of zeros to the site's value, so that the gradient can be taken with respect to it."""
+    """Returns an edit that adds a tensor of zeros to the site's value. Gradients are taken with respect to this tensor.
+
+    The edit stores the values of the components and the tensor of zeros in seen[number].
+    """
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         leaf = torch.zeros_like(y, requires_grad=True)
@@ -223,7 +237,7 @@ def _add_leaf(
 def _columns(
     part: Part, value: Tensor, gradient: Tensor, where: Tensor, replacement: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Effect, active and activation of one part's components, as in `ComponentAttribution`."""
+    """Returns the fields effect, active and activation of `ComponentAttribution` for the components of one part."""
     change = (value if replacement is None else value - replacement) * where[:, None]
     effect = change * part.pull_gradient(gradient[0])
     shape = (part.width, part.size)
@@ -242,8 +256,9 @@ def causal_effects(
 ) -> CausalEffects:
     """Ablate each active component alone and measure the metric.
 
-    A component is ablated at all positions `where` at once or, with `each_position`, at each position separately. At
-    most `most` ablations are made: those of largest |attribution|. Results are ordered by component, then position.
+    A component is ablated at all positions in `prompt.where` at once. If `each_position` is True, a component is
+    instead ablated at each of these positions separately. If `most` is given, only the `most` ablations with the
+    largest |attribution| are made. Results are sorted by component, then by position.
     """
     first_order = attribute_components(model, basis, prompt, replacement)
     position, component = _candidates(first_order, each_position, most)
@@ -277,7 +292,10 @@ def causal_effects(
 def _candidates(
     first_order: ComponentAttribution, each_position: bool, most: int | None
 ) -> tuple[Int[Tensor, " effect"], Int[Tensor, " effect"]]:
-    """Position (-1 for all at once) and component number of each ablation to make."""
+    """Returns the position and the component number of each ablation to make.
+
+    Position -1 means all positions at once.
+    """
     active = first_order.active if each_position else first_order.active.any(0, keepdim=True)
     size = (first_order.effect if each_position else first_order.effect.sum(0, keepdim=True)).abs()
     position, component = active.nonzero(as_tuple=True)
@@ -292,7 +310,7 @@ def _candidates(
 def mean_attribution(
     model: LanguageModel, basis: Basis, prompts: Sequence[PromptMetric], replacement: ReplacementValues
 ) -> Float[Tensor, " component"]:
-    """First-order effect of ablating each component at all positions at once, averaged over prompts."""
+    """Returns the first-order effect of ablating each component at all positions at once, averaged over prompts."""
     total = torch.zeros(len(basis), dtype=torch.float64)
     for prompt in prompts:
         total += attribute_components(model, basis, prompt, replacement).effect.sum(0).double().cpu()
@@ -302,10 +320,11 @@ def mean_attribution(
 def mean_effect(
     attribution: Float[Tensor, " component"], measured: Sequence[CausalEffects]
 ) -> Float[Tensor, " component"]:
-    """Effect of each component, averaged over prompts. Where it was not measured, the first-order estimate is used.
+    """Returns the effect of each component, averaged over prompts.
 
-    `attribution` is the result of `mean_attribution`. `measured` holds the effects on each prompt, with components
-    ablated at all positions at once.
+    For prompts on which the effect was not measured, the first-order estimate is used. `attribution` is the result of
+    `mean_attribution`. `measured` holds the result of `causal_effects` for each prompt, with components ablated at all
+    positions at once.
     """
     total = attribution.clone()
     for effects in measured:

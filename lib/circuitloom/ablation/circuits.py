@@ -1,6 +1,6 @@
-"""Tests of a circuit: measure the metric with only some components kept, or with them ablated.
+"""Test a circuit: measure the metric when only the circuit is kept, and when the circuit is ablated.
 
-Includes tests of completeness and comparisons with random circuits.
+Further functions test whether a circuit is complete, and compare a circuit with a random one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from .components import Ablation, Basis, ReplacementValues
 from .metrics import PromptMetric
 
 Components = Int[Tensor, " _"]
-"""Distinct component numbers within a basis."""
+"""Numbers of components within a basis. No number occurs twice."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class CircuitExperiment:
     def alone(
         self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
     ) -> Float[Tensor, "prompt set"]:
-        """Metric when one set of components is kept and all others are ablated; float64."""
+        """Returns the metric when the components of one set are kept and all others are ablated, as float64."""
         return self._measure(prompts, sets, alone=True)
 
     def without(
         self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
     ) -> Float[Tensor, "prompt set"]:
-        """Metric when one set of components is ablated; float64."""
+        """Returns the metric when the components of one set are ablated, as float64."""
         return self._measure(prompts, sets, alone=False)
 
     def _measure(self, prompts: Sequence[PromptMetric], sets: Sequence[Components], alone: bool) -> Tensor:
@@ -66,16 +66,20 @@ def component_worth(
     circuit: Components,
     place: Int[Tensor, " place"],
 ) -> Float[Tensor, "prompt place"]:
-    """Drop of the metric when one component of the circuit is ablated too.
+    """Returns how much the metric drops when one component of the circuit is ablated.
 
-    All components outside the circuit are ablated already. Each value of `place` is an index into `circuit`.
+    All components outside the circuit are ablated before and after. Each value of `place` is the index in `circuit` of
+    the component to ablate.
     """
     metric = experiment.alone(prompts, [circuit, *(without_places(circuit, each) for each in place[:, None])])
     return metric[:, :1] - metric[:, 1:]
 
 
 def draw_subsets(circuit: Components, subsets: int, seed: int) -> list[Components]:
-    """Draw `subsets` random subsets of a circuit. Their sizes grow geometrically from 1 to half the circuit's size."""
+    """Draw `subsets` random subsets of a circuit.
+
+    The sizes of the subsets grow geometrically from 1 to half the size of the circuit.
+    """
     generator = torch.Generator().manual_seed(seed)
     largest = max(1.0, len(circuit) / 2)
     sizes = [round(largest ** (i / max(1, subsets - 1))) for i in range(subsets)]
@@ -88,16 +92,16 @@ def measure_completeness(
     circuit: Components,
     subsets: Sequence[Components],
 ) -> tuple[Float[Tensor, "prompt subset"], Float[Tensor, "prompt subset"]]:
-    """Metric of the circuit without each subset, and metric of the full model without each subset.
+    """Returns the metric of the circuit without each subset, and the metric of the full model without each subset.
 
-    The two are equal if the circuit is complete. Source: Wang et al. 2022 (arXiv 2211.00593).
+    If the circuit is complete, the two metrics are equal. Source: Wang et al. 2022 (arXiv 2211.00593).
     """
     alone = experiment.alone(prompts, [circuit[~torch.isin(circuit, each)] for each in subsets])
     return alone, experiment.without(prompts, subsets)
 
 
 def without_places(circuit: Components, places: Int[Tensor, " place"]) -> Components:
-    """The circuit without the components at `places`, which are indices into `circuit`."""
+    """Returns the circuit without the components at `places`. These are indices into `circuit`."""
     kept = torch.ones(len(circuit), dtype=torch.bool)
     kept[places] = False
     return circuit[kept]
@@ -118,7 +122,9 @@ class CircuitAblations:
     none: Float[Tensor, " prompt"]
     """Metric with all components ablated."""
     all: Float[Tensor, " prompt"]
-    """Metric with no component ablated, but without dictionary errors if the basis leaves them out."""
+    """Metric with no component ablated.
+
+    If the basis leaves out dictionary errors, the errors are missing here, too."""
     untouched: Float[Tensor, " prompt"]
     """Metric in the unmodified model."""
     kl: Float[Tensor, " prompt"]
@@ -137,7 +143,8 @@ def ablate_circuit(
 ) -> CircuitAblations:
     """Measure the metric and KL of each prompt with several sets of components ablated.
 
-    Ablated components are set to `values`. `random` is a circuit to compare with, as from `draw_random_features`.
+    Ablated components are set to `values`. `circuit` and `random` are masks of two circuits: the circuit to measure,
+    and a random circuit such as `draw_random_features` returns.
     """
     feature = torch.zeros_like(circuit)
     for part, own in zip(basis.parts, basis.slices, strict=True):
@@ -157,9 +164,10 @@ def ablate_circuit(
 def draw_random_features(
     basis: Basis, circuit: Bool[Tensor, " component"], mean: ReplacementValues, seed: int
 ) -> Bool[Tensor, " component"]:
-    """A random circuit to compare with `circuit`. It has the same heads and as many features in each layer.
+    """Draw a random circuit for comparison with `circuit`.
 
-    Features are drawn from those of the layer whose value in `mean` is not 0.
+    The random circuit has the same heads as `circuit`, and the same number of features in each layer. A feature can be
+    drawn if its value in `mean` is not 0.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = circuit.clone()

@@ -1,6 +1,7 @@
-"""Components of a model (dictionary features, attention heads, MLP neurons), and forward passes that ablate some.
+"""Components of a model (dictionary features, attention heads, MLP neurons), and forward passes with ablations.
 
-Only the ablated components change. A dictionary's error is kept unless `keep_error` is False.
+An ablation sets only the chosen components to other values. The errors of dictionaries are kept unless `keep_error` is
+False.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from ..language_model.residual import input_width
 
 
 class Ablation(NamedTuple):
-    """Masks of the components that each forward pass ablates, and of the positions where it ablates them."""
+    """Two masks for each forward pass: the components to ablate, and the positions at which they are ablated."""
 
     ablated: Bool[Tensor, "pass component"]
     at: Bool[Tensor, "pass position"]
@@ -30,13 +31,14 @@ class Ablation(NamedTuple):
 class FeatureComponents:
     """Features of one dictionary. SAE features are ablated at the SAE's site, transcoder features at the MLP's output.
 
-    Ablating feature i turns the site's value y into y - z_i W_dec[i]. z_i is the feature's activation in that pass.
+    Ablating feature i turns the site's value y into y - z_i W_dec[i]. Here z_i is the activation of feature i in the
+    pass in which feature i is ablated.
     """
 
     run: str
     dictionary: Dictionary
     keep_error: bool = True
-    """If False, the dictionary's reconstruction replaces the site's value on every pass, even with nothing ablated."""
+    """If False, the dictionary's reconstruction replaces the site's value in every pass, even if nothing is ablated."""
     kind: str = "feature"
     size: int = 1
     """Number of values per component."""
@@ -51,7 +53,7 @@ class FeatureComponents:
 
     @property
     def site(self) -> Site:
-        """Site that the dictionary writes."""
+        """Site to which the dictionary writes."""
         return Site(self.dictionary.site_out, self.dictionary.layer)
 
     @property
@@ -62,9 +64,9 @@ class FeatureComponents:
     def values(
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch value"]:
-        """Activations of all features.
+        """Returns the activations of all features.
 
-        y is the site's value. x is the MLP's input if the site is mlp_out; at other sites it is y.
+        y is the value at the site. If the site is mlp_out, x is the input of the MLP. At other sites, x equals y.
         """
         return self.dictionary.encode(self.dictionary.encoder_input(x, y))
 
@@ -80,12 +82,13 @@ class FeatureComponents:
         where: Bool[Tensor, " position"],
         replacement: Float[Tensor, "row value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """The site's value y with features ablated.
+        """Returns y, the value at the site, with features ablated.
 
-        x is the MLP's input if the site is mlp_out; at other sites it is y. `replacement` holds the values that ablated
-        activations are set to: one row per position, or one row for all positions. None sets them to zero. `where`
-        marks the positions at which components may be ablated. Without `keep_error`, the reconstruction replaces y at
-        all of these. Only positions that change are encoded.
+        If the site is mlp_out, x is the input of the MLP. At other sites, x equals y. `replacement` holds the values
+        that ablated activations are set to: one row per position, or a single row for all positions. If `replacement`
+        is None, ablated activations are set to zero. `where` marks the positions at which components may be ablated. If
+        `keep_error` is False, the reconstruction replaces y at all positions that `where` marks. The dictionary encodes
+        only positions at which y changes.
         """
         ablated, at = ablation
         changed = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)
@@ -110,7 +113,10 @@ class FeatureComponents:
 
 @dataclass(frozen=True)
 class UnitComponents:
-    """Attention heads or MLP neurons of a layer. Each is a slice of the input of W_O or W_out."""
+    """Attention heads or MLP neurons of a layer.
+
+    A head is a slice of the input of W_O. A neuron is one element of the input of W_out.
+    """
 
     kind: str
     """`head` or `neuron`."""
@@ -139,9 +145,9 @@ class UnitComponents:
         where: Bool[Tensor, " position"],
         replacement: Float[Tensor, "row value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """The site's value y with components ablated; x and `where` are ignored.
+        """Returns y, the value at the site, with components ablated. The arguments x and `where` are not used.
 
-        `replacement` is as in `FeatureComponents.ablate`.
+        `replacement` has the same meaning as in `FeatureComponents.ablate`.
         """
         ablated = ablation.ablated.repeat_interleave(self.size, 1)[:, None] & ablation.at[..., None]
         return torch.where(ablated, y.new_zeros(()) if replacement is None else replacement.to(y.dtype), y)
@@ -153,7 +159,10 @@ Part = FeatureComponents | UnitComponents
 
 @dataclass(frozen=True)
 class Basis:
-    """Components that a model is decomposed into. They are numbered consecutively through all parts."""
+    """Components into which a model is decomposed.
+
+    Component numbers run through all parts, one part after the other.
+    """
 
     name: str
     parts: tuple[Part, ...]
@@ -171,13 +180,13 @@ class Basis:
     def locate(
         self, component: Int[Tensor, " component"]
     ) -> tuple[Int[Tensor, " component"], Int[Tensor, " component"]]:
-        """Index of each component's part, and the component's number within that part."""
+        """Returns the index of each component's part, and the component's number within this part."""
         starts = torch.tensor([own.start for own in self.slices], device=component.device)
         part = torch.searchsorted(starts, component, right=True) - 1
         return part, component - starts[part]
 
     def __add__(self, other: "Basis") -> "Basis":
-        """A basis with the components of both, those of `self` first."""
+        """Returns a basis with the components of `self`, followed by the components of `other`."""
         return Basis(f"{self.name} + {other.name}", self.parts + other.parts)
 
     @contextmanager
@@ -188,10 +197,10 @@ class Basis:
         where: Bool[Tensor, " position"],
         replacement: "ReplacementValues",
     ) -> Iterator[None]:
-        """Context manager in which pass n of the model runs with the components in row n of `ablation` ablated.
+        """Context manager that ablates components in the model's forward passes.
 
-        Later components respond to an ablation. If a later feature is ablated too, the activation that it has in that
-        same pass is removed.
+        Pass n ablates the components in row n of `ablation`. Components in later layers respond to these ablations. If
+        a feature in a later layer is ablated, too, the activation of this feature in pass n is removed.
         """
         with ExitStack() as stack:
             for part, own, values in zip(self.parts, self.slices, replacement, strict=True):
@@ -205,7 +214,7 @@ class Basis:
 ReplacementValues = Sequence[Tensor | None]
 """One entry per part of a basis: the values that ablated components are set to, or None for zero.
 
-Shapes are those of `replacement` in `FeatureComponents.ablate`."""
+The values have the shape of `replacement` in `FeatureComponents.ablate`."""
 
 
 def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None) -> Edit:
@@ -213,7 +222,7 @@ def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: T
 
 
 def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: bool = True) -> Basis:
-    """Basis of the features of a run. `dictionaries` maps layers to dictionaries.
+    """Returns a basis of the features of a run. `dictionaries` maps layers to dictionaries.
 
     Raises ValueError if a dictionary is neither an SAE nor a transcoder.
     """
@@ -225,7 +234,7 @@ def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: 
 
 
 def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:
-    """Basis of the attention heads of `layers`, or of all layers if None."""
+    """Returns a basis of the attention heads of `layers`, or of all layers if `layers` is None."""
     heads = model.anatomy.heads
     parts = []
     for layer in range(model.layers) if layers is None else layers:
@@ -235,7 +244,7 @@ def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Bas
 
 
 def neuron_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:
-    """Basis of the MLP neurons of `layers`, or of all layers if None."""
+    """Returns a basis of the MLP neurons of `layers`, or of all layers if `layers` is None."""
     parts = []
     for layer in range(model.layers) if layers is None else layers:
         projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)

@@ -1,4 +1,7 @@
-"""Faithfulness curves: the metric for several k when only the top k components are kept, or only they are ablated."""
+"""Faithfulness curves: the metric as a function of k.
+
+The metric is measured when only the top k components are kept, and when only the top k components are ablated.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +18,17 @@ from .metrics import PromptMetric
 
 @dataclass(frozen=True)
 class FaithfulnessCurve:
-    """Metric of each prompt for several k, with only the top k components kept and with only the top k ablated."""
+    """Metric of each prompt for several k.
+
+    It is measured when only the top k components are kept, and when only the top k components are ablated.
+    """
 
     n_kept: Int[Tensor, " size"]
     """Values of k, ascending from 0 to the number of components."""
     kept: Float[Tensor, "prompt size"]
-    """Metric when the top k are kept and all other components ablated."""
+    """Metric when the top k components are kept and all other components are ablated."""
     removed: Float[Tensor, "prompt size"]
-    """Metric when the top k are ablated."""
+    """Metric when only the top k components are ablated."""
     kl: Float[Tensor, "prompt size"]
     """KL(unmodified model || only the top k kept), in nats."""
     untouched: Float[Tensor, " prompt"]
@@ -30,19 +36,26 @@ class FaithfulnessCurve:
 
     @property
     def faithfulness(self) -> Float[Tensor, " size"]:
-        """(kept - all ablated) / (untouched - all ablated), where each term is a mean over prompts.
+        """(kept - all ablated) / (untouched - all ablated), where each term is a mean metric over prompts.
 
-        It is 1 if the top k recover the untouched metric, and not finite if ablating all components does not change it.
+        The ratio is 1 if the top k components recover the metric of the unmodified model. The ratio is not finite if
+        the unmodified model has the same metric as the model with all components ablated.
         """
         return self._normalized(self.kept)
 
     @property
     def remaining(self) -> Float[Tensor, " size"]:
-        """The ratio of `faithfulness`, computed from `removed`. It is 1 if the metric does not need the top k."""
+        """(removed - all ablated) / (untouched - all ablated), where each term is a mean metric over prompts.
+
+        The ratio is 1 if the metric stays the same when the top k components are ablated.
+        """
         return self._normalized(self.removed)
 
     def needed(self, share: float) -> int | None:
-        """Smallest measured k whose faithfulness is at least `share`, or None if no k reaches it."""
+        """Returns the smallest measured k whose faithfulness is at least `share`.
+
+        Returns None if no k reaches this faithfulness.
+        """
         enough = (self.faithfulness >= share).nonzero()
         return int(self.n_kept[enough[0, 0]]) if len(enough) else None
 
@@ -52,12 +65,15 @@ class FaithfulnessCurve:
 
 
 def rank(scores: Float[Tensor, " component"], signed: bool = False) -> Int[Tensor, " component"]:
-    """Component numbers sorted by descending |score| or, if `signed`, by descending score."""
+    """Returns the component numbers, sorted by descending |score|. If `signed` is True, sorts by descending score."""
     return torch.argsort(scores if signed else scores.abs(), descending=True, stable=True)
 
 
 def size_grid(n: int, per_octave: int = 2) -> list[int]:
-    """Values of k from 0 to n, both included. Between them, `per_octave` values are added per doubling of k."""
+    """Returns the values of k at which a curve is measured.
+
+    0 and n are included. From 1 to n, there are `per_octave` values per doubling of k.
+    """
     grid = {0, n}
     step = 0
     while (k := round(2 ** (step / per_octave))) < n:
@@ -74,10 +90,11 @@ def faithfulness_curve(
     replacement: ReplacementValues,
     per_octave: int = 2,
 ) -> FaithfulnessCurve:
-    """Measure the curve whose top k components are the first k of `order`.
+    """Measure the faithfulness curve of a ranking of components.
 
-    Components are ablated at each prompt's positions `where`. If the basis leaves out dictionary errors, they are
-    missing from every pass, even when all components are kept.
+    The top k components are the first k in `order`. Components are ablated only at the positions marked in
+    `prompt.where`. If the basis leaves out dictionary errors, the errors are missing at these positions in every pass,
+    even when all components are kept. Only the pass for `untouched` has all errors.
     """
     n_kept = torch.tensor(size_grid(len(basis), per_octave))
     rank_of = torch.empty(len(basis), dtype=torch.int64)
@@ -98,7 +115,11 @@ def faithfulness_curve(
 def _curve_ablations(
     basis: Basis, prompt: PromptMetric, rank_of: Tensor, n_kept: Tensor, vocabulary: int
 ) -> Iterator[Ablation]:
-    """Yields ablations: first one pass per k that keeps only the top k, then one pass per k that ablates the top k."""
+    """Yields chunks of ablations.
+
+    The first passes keep only the top k components, one pass per k. The following passes ablate only the top k
+    components, again one pass per k.
+    """
     k = n_kept.repeat(2)
     keep_top = torch.arange(len(k)) < len(n_kept)
     for part in chunks(len(k), passes_per_chunk(basis, prompt, vocabulary)):

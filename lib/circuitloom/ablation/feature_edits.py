@@ -1,4 +1,4 @@
-"""Feature edits: ablate features, scale or clamp them, keep only them, or patch them from another prompt."""
+"""Feature edits: ablate, scale or clamp features, keep only some features, or patch features from another prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ..language_model.model import LanguageModel
 from .interventions import run_free, run_frozen
 
 FeatureEdit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
-"""Function from a layer's activations to the edited activations."""
+"""Function that takes the activations of a layer and returns the edited activations."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EditOutcome:
     frozen: Float[Tensor, " target"]
     """Values after the edit in the linearized model.
 
-    Attention patterns, norm denominators, errors and all other features keep their values."""
+    These keep their values: attention patterns, norm denominators, and all errors and features that are not edited."""
     free: Float[Tensor, " target"]
     """Values after the edit in the model itself, where nothing is frozen."""
 
@@ -35,10 +35,11 @@ class EditOutcome:
 def make_edits(
     model: LinearizedModel, change: FeatureChange, other: LinearizedModel | None = None
 ) -> dict[int, FeatureEdit]:
-    """Maps each layer that `change` names to the edit of its activations.
+    """Maps each layer that `change` names to the edit of the layer's activations.
 
-    `other` is the prompt whose activations a patch copies. Raises ValueError if a layer has no dictionary, if a feature
-    or position does not exist, or if a patch has no other prompt of the same length.
+    `other` is the linearized model of the prompt from which a patch copies activations. Raises ValueError if a layer
+    has no dictionary, or if a feature or position does not exist. Also raises ValueError if `change` is a patch and
+    `other` is missing or has another number of tokens.
     """
     places = [parse_feature(text) for text in change.features]
     for place in places:
@@ -74,7 +75,7 @@ def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureE
 
 
 def dense_activations(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
-    """Activations of all features of a layer on the prompt, zeros included."""
+    """Returns the activations of all features of a layer on the prompt, including activations of 0."""
     z = model.captured.resid_final.new_zeros(len(model.captured), model.dictionaries[layer].width)
     own = model.features.layer == layer
     z[model.features.position[own], model.features.feature[own]] = model.features.activation[own]
@@ -88,9 +89,10 @@ def apply_edits(
     edits: dict[int, FeatureEdit],
     targets: Sequence[AttributionTargets],
 ) -> EditOutcome:
-    """Values of targets before and after edits, in the linearized model (frozen) and in the model itself (free).
+    """Apply edits in the linearized model (frozen) and in the model itself (free), and measure the targets.
 
-    In the free pass, an edit changes the activations of that same pass. The dictionary errors of that pass are kept.
+    In the free pass, the edits change the activations that the features have in this pass. The dictionary errors of
+    this pass are kept.
     """
     changes = {}
     for layer, edit in edits.items():
@@ -108,13 +110,16 @@ def apply_edits(
 def edited_probabilities(
     language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit]
 ) -> Float[Tensor, "position vocabulary"]:
-    """Next-token probabilities of the model itself with features edited and nothing frozen."""
+    """Returns the next-token probabilities of the model itself with features edited and nothing frozen."""
     with edited(language_model, _mlp_edits(model, edits)):
         return language_model.logits(model.captured.token[None])[0].float().softmax(-1)
 
 
 def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:
-    """Maps each layer's site mlp_out to a hook that applies the layer's edit to the activations of the running pass."""
+    """Maps the site mlp_out of each edited layer to a hook.
+
+    The hook applies the layer's edit to the activations of the running pass.
+    """
 
     def mlp_edit(layer: int, edit: FeatureEdit) -> Edit:
         def at_replaced(z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Effects of ablating SAE features at resid_mid on the features of the same layer's MLP output."""
+"""Measure how ablating SAE features at resid_mid changes the features of the MLP output in the same layer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ CHUNK_ELEMENTS = 2**24
 class FeatureEffects:
     """Effects of source features on target features.
 
-    Pairs are sorted by source, then target. Pairs without effect are left out."""
+    Pairs are sorted by source, then by target. Pairs in which the target never changes are left out."""
 
     source: Int[Tensor, " pair"]
     target: Int[Tensor, " pair"]
     n_tokens: Int[Tensor, " pair"]
     """Number of tokens on which the source is ablated. Means are taken over these tokens."""
     n_changed: Int[Tensor, " pair"]
-    """Number of these tokens on which the target's activation changes."""
+    """Number of tokens on which the target's activation changes when the source is ablated."""
     effect: Float[Tensor, " pair"]
     """Mean drop of the target's activation when the source is ablated."""
     absolute: Float[Tensor, " pair"]
-    """Mean magnitude of the change of the target's activation."""
+    """Mean absolute change of the target's activation when the source is ablated."""
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -45,9 +45,10 @@ def capture_resid_mid(
     layer: int,
     batch: int = 32,
 ) -> Float[Tensor, "token d"]:
-    """Residual stream between attention and MLP (resid_mid) of `layer` at the positions `where`, as float32.
+    """Returns the residual stream between attention and MLP of `layer` (resid_mid), as float32.
 
-    The model runs on `batch` sequences at a time. Raises ValueError if the model has no resid_mid.
+    `where` marks the positions to return. The model runs on `batch` sequences at a time. Raises ValueError if the model
+    has no resid_mid.
     """
     site = Site("resid_mid", layer)
     parts = [
@@ -66,16 +67,17 @@ def feature_effects(
     per_source: int | None = None,
     most: int | None = None,
 ) -> Iterator[FeatureEffects]:
-    """Effects of the features of `source` on the features of `target`, which lies in the same layer.
+    """Measure the effects of the features of `source` on the features of `target`.
 
-    `source` is an SAE on resid_mid; `target` is a transcoder or an SAE on mlp_out. Each source feature is ablated from
-    `stream`, which holds resid_mid of each token. Then the layer's norm, its MLP and the target's features are
-    recomputed for the same token. A source is ablated on at most `per_source` tokens, evenly spaced over those on which
-    it fires. At most `most` targets are kept per source: those whose change has the largest mean magnitude.
+    `source` is an SAE on resid_mid. `target` is a transcoder or an SAE on mlp_out of the same layer. `stream` holds
+    resid_mid of each token. Each source feature is ablated from `stream`. Then the layer's norm, the layer's MLP and
+    the target features are recomputed for the same token. `per_source` limits the number of tokens on which a source
+    feature is ablated. These tokens are evenly spaced over the tokens on which the source feature fires. `most` limits
+    the number of targets that are kept per source feature. The targets with the largest mean absolute change are kept.
 
-    Each yielded item covers some consecutive sources. Memory is thus proportional to the number of tokens and the size
-    of a chunk, not to the square of the width. Raises ValueError if a dictionary is at another site, if the two are in
-    different layers, or if the model has no resid_mid.
+    Each yielded item covers some consecutive source features. The memory needed therefore grows with the number of
+    tokens and the size of a chunk, but not with the number of pairs of features. Raises ValueError if a dictionary is
+    at another site, if the two dictionaries are in different layers, or if the model has no resid_mid.
     """
     _check(source, target)
     layer = _Layer(model, source, target)
@@ -97,7 +99,7 @@ def feature_effects(
 
 
 class _Layer:
-    """The norm and MLP between resid_mid and the target dictionary."""
+    """Norm and MLP of a layer. They lie between resid_mid and the target dictionary."""
 
     def __init__(self, model: LanguageModel, source: Dictionary, target: Dictionary) -> None:
         self.source, self.target = source, target
@@ -111,7 +113,7 @@ class _Layer:
     def encode(
         self, stream: Float[Tensor, "token d"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-        """Token, feature and value of each non-zero activation of the target dictionary, sorted by token."""
+        """Returns token, feature and value of each non-zero activation of the target dictionary, sorted by token."""
         return _encode_sparse(self.target, stream, self._target_input)
 
     def changes(
@@ -122,10 +124,11 @@ class _Layer:
         value: Tensor,
         before: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Int[Tensor, " pair"], Float[Tensor, "pair 3"]]:
-        """Changes of target activations, one row per ablated token and pair of features.
+        """Returns the changes of target activations, one row per ablated token and pair of features.
 
-        A pair is numbered source * F + target, where F is the number of target features. The columns are the drop, its
-        magnitude, and 1 if it is not zero (else 0).
+        The first result holds the number of the pair: source * F + target, where F is the number of target features.
+        The second result has three columns: the drop of the target's activation, the absolute value of this drop, and 1
+        if the drop is not zero (0 otherwise).
         """
         width = self.target.width
         ablated = self.source.subtract_feature(stream[token], feature, value)
@@ -171,7 +174,7 @@ def _check(source: Dictionary, target: Dictionary) -> None:
 
 
 def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Token, feature and activation of each ablation to make, sorted by feature."""
+    """Returns the token, feature and activation of each ablation to make, sorted by feature."""
     token, feature, value = _encode_sparse(source, stream, lambda x: x.to(source.W_enc.dtype))
     order = torch.argsort(feature, stable=True)
     if per_source is not None:
@@ -180,7 +183,7 @@ def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tu
         own = feature[order]
         place = torch.arange(len(order), device=order.device) - start[own]
         n, m = total[own], torch.clamp(total[own], max=per_source)
-        # keep the places floor((2j + 1) n / 2m) for j < m: there the number of kept places rises
+        # keep the places floor((2j + 1) n / 2m) for j < m; the number of kept places rises at exactly these places
         upto, before = (-((n - 2 * m * (place + i)) // (2 * n)) for i in (1, 0))
         kept = upto > before
         order = order[kept]
@@ -190,9 +193,9 @@ def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tu
 def _rows_of(
     entries: tuple[Tensor, Tensor, Tensor], token: Int[Tensor, " row"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, feature and value of all entries of each row's token.
+    """Returns the row, feature and value of all entries that belong to the token of a row.
 
-    `entries` holds token, feature and value, sorted by token.
+    Row i has token[i]. `entries` holds the token, feature and value of each entry, sorted by token.
     """
     owner, feature, value = entries
     start, stop = torch.searchsorted(owner, token), torch.searchsorted(owner, token, right=True)
@@ -203,7 +206,7 @@ def _rows_of(
 
 
 def _sum_by_key(key: Int[Tensor, " entry"], value: Float[Tensor, "entry column"]) -> tuple[Tensor, Tensor]:
-    """Distinct keys in ascending order, and for each the sum of its values in float64."""
+    """Returns the distinct keys in ascending order, and the sum of the values of each key as float64."""
     distinct, place = key.unique(return_inverse=True)
     total = torch.zeros(len(distinct), value.shape[1], dtype=torch.float64, device=value.device)
     return distinct, total.index_add_(0, place, value.double())

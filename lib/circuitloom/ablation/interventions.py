@@ -1,4 +1,4 @@
-"""Interventions on the linearized model (frozen) and on the model itself (free), and their effects on targets."""
+"""Measure how targets respond to interventions on the linearized model (frozen) and on the model itself (free)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ CHUNK_ELEMENTS = 2**24
 """Largest number of elements of the residual streams [layer, intervention, position, d] that are held at once."""
 
 Changes = Mapping[int, Float[Tensor, "intervention position d"]]
-"""Maps a layer to the change of its MLP's output, before any norm after the MLP."""
+"""Maps a layer to the change of the MLP's output. A norm that follows the MLP is not applied to the change."""
 
 
 def run_frozen(
@@ -24,10 +24,11 @@ def run_frozen(
     start: Float[Tensor, "intervention position d"],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """Values of `targets` in the linearized model. It is run forward from `start`, the input of the first block.
+    """Run the linearized model forward. Returns the values of `targets`, one tensor per group of targets.
 
-    Attention patterns, norm denominators, errors and features keep their values, apart from `changes`. The skip
-    connections W_skip respond to changes.
+    `start` is the input of the first block. `changes` are added to the outputs of MLPs. In this frozen intervention,
+    these keep their values: attention patterns, norm denominators, and all errors and features that `changes` does not
+    itself change. The skip connections W_skip respond to changes.
     """
     values: dict[int, Tensor] = {}
     passes = model.residual_streams(start, lambda layer: model.mlp_output(layer) + changes.get(layer, 0.0))
@@ -42,10 +43,10 @@ def run_frozen(
 def ablate_frozen(
     model: LinearizedModel, node: Int[Tensor, " node"], targets: Sequence[AttributionTargets]
 ) -> Float[Tensor, "node target"]:
-    """Drop of each target's value when one source is removed from the linearized model.
+    """Returns the drop of each target's value when one source is removed from the linearized model.
 
-    `node` lists the sources as columns of `source_columns(model)`; the constant is not allowed. The result's second
-    dimension runs over the targets of all groups, one group after the other.
+    `node` holds the column of each source in `source_columns(model)`. The constant is not allowed. The second dimension
+    of the result runs over the targets of all groups, one group after the other.
     """
     start = _start(model)
     before = torch.cat(run_frozen(model, {}, start[None], targets), 1)
@@ -71,10 +72,11 @@ def ablate_free(
     node: Int[Tensor, " node"],
     targets: Sequence[AttributionTargets],
 ) -> Float[Tensor, "node target"]:
-    """Drop of each target's value when one source is removed from the model itself, with nothing frozen.
+    """Returns the drop of each target's value when one source is removed from the model itself.
 
-    A feature's contribution in the running pass is subtracted. For an error, embedding or position embedding, the value
-    on the unmodified prompt is subtracted. Arguments and result are as in `ablate_frozen`.
+    Nothing is frozen. A feature is removed by subtracting what the feature writes in the running pass. An error,
+    embedding or position embedding is removed by subtracting its value on the unmodified prompt. `node`, `targets` and
+    the result have the same meaning as in `ablate_frozen`.
     """
     before = torch.cat(run_free(language_model, model, 1, {}, targets), 1)
     effects = []
@@ -93,7 +95,10 @@ def run_free(
     edits: Mapping[Site, Edit],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """Values of `targets` on n passes of the model itself with `edits` applied, one tensor per group of targets."""
+    """Run n passes of the model itself with `edits`.
+
+    Returns the values of `targets`, one tensor per group of targets.
+    """
     final = Site("final_norm")
     sites = [Site("mlp_in", target.layer) if target.layer < model.layers else final for target in targets]
     values: dict[Site, Tensor] = {}
@@ -106,11 +111,12 @@ def run_free(
 
 
 def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
-    """Layer, position and output vector of a source given by its column in `source_columns`.
+    """Returns the layer, position and output vector of a source.
 
-    Features and errors write to the output of their layer's MLP. The layer is None for embeddings, which write to the
-    start of the residual stream. Raises ValueError if the source is the constant or a position embedding that the model
-    does not have.
+    `source` is the column of the source in `source_columns(model)`. Features and errors write to the output of the MLP
+    in their layer. Embeddings write to the start of the residual stream, and their layer is None. Raises ValueError if
+    the source is the constant. Also raises ValueError if the source is a position embedding and the model has no
+    position embeddings.
     """
     columns = source_columns(model)
     length = len(model.captured)
@@ -137,12 +143,12 @@ def _start(model: LinearizedModel) -> Float[Tensor, "position d"]:
 
 
 def _chunk(model: LinearizedModel) -> int:
-    """Number of interventions that run at once, at least 1."""
+    """Returns the number of interventions that run at once. The number is at least 1."""
     return max(1, CHUNK_ELEMENTS // (model.captured.resid_final.numel() * (model.layers + 1)))
 
 
 def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[Site, Edit]:
-    """Hooks that remove source number i of `part` from forward pass i."""
+    """Returns hooks that remove source number i of `part` in forward pass i."""
     active = source_columns(model).active
     embeddings: list[tuple[int, int, Tensor]] = []
     features: dict[int, list[tuple[int, int, int]]] = {}
@@ -174,7 +180,10 @@ def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[
 def _mlp_ablation(
     model: LinearizedModel, layer: int, features: list[tuple[int, int, int]], errors: list[tuple[int, int]]
 ) -> Edit:
-    """Hook at mlp_out that subtracts features (pass, position, feature index) and errors (pass, position)."""
+    """Returns a hook at mlp_out that subtracts features and errors from the MLP's output.
+
+    Each entry of `features` is (pass, position, feature index). Each entry of `errors` is (pass, position).
+    """
 
     def ablate(x: Tensor, y: Tensor) -> Tensor:
         y = y.clone()

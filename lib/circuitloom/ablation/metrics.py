@@ -1,4 +1,4 @@
-"""Prompts with a metric: a number computed from the logits at the last position."""
+"""Prompts and their metrics. A metric is a number computed from the logits at the last position."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from ..language_model.hooks import Site, edited
 from ..language_model.model import LanguageModel
 
 Metric = Callable[[Float[Tensor, "pass vocabulary"]], Float[Tensor, " pass"]]
-"""Differentiable function from the logits at the last position of each pass to one number per pass."""
+"""Differentiable function that takes the logits at the last position and returns one number per pass."""
 
 
 @dataclass(frozen=True)
 class PromptMetric:
-    """A prompt, a metric of the logits at its last position, and the positions where components are ablated."""
+    """A prompt, a metric of the logits at the last position, and the positions where components are ablated."""
 
     token: Int[Tensor, " position"]
     metric: Metric
@@ -35,11 +35,11 @@ def make_prompt_metrics(
     bos_id: int | None,
     position: int | None = None,
 ) -> list[PromptMetric]:
-    """Pair each prompt with its metric and choose the positions where components are ablated.
+    """Pair each prompt with its metric, and choose the positions where components are ablated.
 
-    By default these are all positions that dictionaries are trained on: all but position 0 and BOS. If `position` is
-    given, only that one of them is kept; negative positions count from the end. Raises ValueError if no position is
-    left in a prompt, or if the numbers of prompts and metrics differ.
+    Components are ablated at all positions on which dictionaries are trained: all positions except position 0 and BOS.
+    If `position` is given, components are ablated only at this position. Negative positions count from the end. Raises
+    ValueError if a prompt has no position to ablate, or if the numbers of prompts and metrics differ.
     """
     if len(tokens) != len(metrics):
         raise ValueError(f"{len(tokens)} prompts and {len(metrics)} metrics; give one for each prompt")
@@ -62,20 +62,23 @@ def make_prompt_metrics(
 
 
 def logit(token: int) -> Metric:
-    """Metric that is the logit of a token."""
+    """Returns a metric: the logit of `token`."""
     return lambda logits: logits[:, token]
 
 
 def logit_difference(token: int, against: int) -> Metric:
-    """Metric that is the logit of `token` minus the logit of `against`: the log of the ratio of their probabilities."""
+    """Returns a metric: the logit of `token` minus the logit of `against`.
+
+    This is the log of the ratio of the two tokens' probabilities.
+    """
     return lambda logits: logits[:, token] - logits[:, against]
 
 
 def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
-    """Metric that is the total probability of `tokens` minus the total probability of `against`.
+    """Returns a metric: the total probability of `tokens` minus the total probability of `against`.
 
-    In the greater-than task of Hanna 2023 (arXiv 2305.00586), `tokens` are the years later than the given one, and
-    `against` are the other years.
+    In the greater-than task of Hanna 2023 (arXiv 2305.00586), `tokens` are the years later than the year in the prompt,
+    and `against` are the other years.
     """
     plus, minus = list(tokens), list(against)
 
@@ -89,9 +92,9 @@ def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
 def last_logits(
     model: LanguageModel, token: Int[Tensor, "pass position"]
 ) -> Float[Tensor, "pass vocabulary"]:
-    """Logits at the last position, in float32 (float64 for a float64 model).
+    """Returns the logits at the last position, as float32 (float64 for a float64 model).
 
-    The unembedding is applied only at that position.
+    The unembedding is applied only at the last position.
     """
     with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
         output = model.module(token.to(model.device))
@@ -102,7 +105,7 @@ def last_logits(
 def kl_divergence(
     reference: Float[Tensor, " vocabulary"], logits: Float[Tensor, "pass vocabulary"]
 ) -> Float[Tensor, " pass"]:
-    """KL(reference || pass) of the next-token distributions, one value per pass, in nats."""
+    """Returns KL(reference || pass) of the next-token distributions in nats, one value per pass."""
     before, after = reference.log_softmax(-1), logits.log_softmax(-1)
     # rounding can make a KL of 0 negative
     return (before.exp() * (before - after)).sum(-1).clamp(min=0)

@@ -14,17 +14,19 @@ from .metrics import Metric, last_logits
 
 @dataclass(frozen=True)
 class HeadPatching:
-    """Results of `patch_heads`: how much the metric drops when each head's output is patched."""
+    """Results of `patch_heads`: how much the metric drops when the output of one head is patched."""
 
     layer: Int[Tensor, " head"]
     head: Int[Tensor, " head"]
     effect: Float[Tensor, "head prompt"]
-    """Drop of the metric on each prompt when the head's output is patched."""
+    """Drop of the metric on each prompt when the output of the head is patched."""
     total: Float[Tensor, " prompt"]
-    """Metric on the prompt minus metric on the other prompt. This is the drop if the whole prompt is patched."""
+    """Metric on each prompt minus metric on the other prompt of the pair.
+
+    This is the drop of the metric if the whole prompt is patched."""
 
     def order(self) -> Int[Tensor, " head"]:
-        """Indices of the heads, sorted by descending mean effect over prompts."""
+        """Returns the indices of the heads, sorted by descending mean effect over prompts."""
         return self.effect.mean(1).argsort(descending=True, stable=True)
 
 
@@ -37,8 +39,9 @@ def patch_heads(
 ) -> HeadPatching:
     """Patch each head alone and measure how the metric changes (activation patching).
 
-    A head's output at the last position of prompt i of `token` is replaced by its output at the last position of prompt
-    i of `other`. `metric` receives the last logits of all prompts at once.
+    Row i of `token` and row i of `other` form a pair of prompts. On the prompt in `token`, the head's output at the
+    last position is replaced by the head's output at the last position of the prompt in `other`. `metric` receives the
+    logits at the last position of all prompts at once.
 
     Source: Vig et al. 2020 (arXiv 2004.12265), Wang et al. 2022 (arXiv 2211.00593).
     """
@@ -78,7 +81,10 @@ def _patch_head(output: Float[Tensor, "prompt value"], head: int, heads: int) ->
 
 
 def replace_mlp(dictionary: Dictionary, where: Bool[Tensor, " position"]) -> Edit:
-    """Replace the MLP's output by the transcoder's, without error term, at the positions in `where`."""
+    """Returns an edit that replaces the MLP's output by the transcoder's output at the positions in `where`.
+
+    The error of the transcoder is not added.
+    """
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         replaced = dictionary(x.to(dictionary.W_enc.dtype)).to(y.dtype)
@@ -88,7 +94,7 @@ def replace_mlp(dictionary: Dictionary, where: Bool[Tensor, " position"]) -> Edi
 
 
 def set_mlp(value: Float[Tensor, "*position d"] | float, where: Bool[Tensor, " position"]) -> Edit:
-    """Set the MLP's output to `value` at the positions in `where`."""
+    """Returns an edit that sets the MLP's output to `value` at the positions in `where`."""
 
     def edit(_x: Tensor, y: Tensor) -> Tensor:
         constant = torch.as_tensor(value, dtype=y.dtype, device=y.device)
@@ -98,7 +104,10 @@ def set_mlp(value: Float[Tensor, "*position d"] | float, where: Bool[Tensor, " p
 
 
 def subtract_feature(dictionary: Dictionary, feature: int, where: Bool[Tensor, " position"]) -> Edit:
-    """Subtract what a transcoder's feature writes from the MLP's output at the positions in `where`."""
+    """Returns an edit that subtracts what a transcoder's feature writes from the MLP's output.
+
+    The MLP's output changes only at the positions in `where`.
+    """
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * where.to(y.device)
