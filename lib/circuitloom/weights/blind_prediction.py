@@ -1,18 +1,18 @@
 """Blind prediction: predict without any text which tokens a feature fires on, then test this on held-out text.
 
-Two protocols give each vocabulary token a score. The predicted tokens are those whose score is more than halfway from
-the mean score to the largest.
+Two protocols give each vocabulary token a score. The predicted tokens are those whose score is above the midpoint
+between the mean score and the largest score.
 
 - `restricted` uses weights only. The score is what the token's embedding adds to the pre-activation, directly and
   through the layer-0 dictionary.
-- `plain` also uses contexts in which the feature fires, but not their text. It takes two means over these contexts: the
-  gradient with respect to the token embedding, given the attention patterns and norm denominators there, and the
-  contribution of each layer-0 feature. The score is the mean gradient times the token's embedding, plus a sum over
-  layer-0 features. Each of these adds its mean contribution times its activation on the token, divided by its largest
-  activation on any token of the vocabulary.
+- `plain` also uses contexts in which the feature fires, but not the text of these contexts. Two quantities are averaged
+  over the contexts. The first is the gradient of the pre-activation with respect to the token embedding, with attention
+  patterns and norm denominators frozen. The second is the contribution of each layer-0 feature. The score is the mean
+  gradient times the token's embedding, plus a sum over layer-0 features. Each layer-0 feature adds its mean
+  contribution, times its activation on the token, divided by its largest activation on any token of the vocabulary.
 
-`restricted` predicts the token at which the feature fires, since weights do not tell where attention looks. `plain`
-predicts the previous token instead if the previous token contributes more.
+`restricted` predicts the token at the position where the feature fires, since weights do not tell where attention
+looks. `plain` predicts the previous token instead if the previous token contributes more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,27 +38,27 @@ from ..language_model.model import LanguageModel
 from .deembedding import TokenEmbeddings, encoder_in_residual, require_transcoder
 
 PLACES = ("here", "previous")
-"""Where the predicted token is. The index is how many tokens it precedes the position at which the feature fires."""
+"""Places of the predicted token. Place i is i positions before the position at which the feature fires."""
 
 
 @dataclass(frozen=True)
 class ActivePositions:
-    """Positions at which features of a layer fire, sorted by feature, then by their order in the text."""
+    """Positions at which features of a layer fire, sorted by feature, then by order in the text."""
 
     sequence: Int[Tensor, " entry"]
     position: Int[Tensor, " entry"]
     feature: Int[Tensor, " entry"]
 
     def for_features(self, features: Int[Tensor, " some"]) -> "ActivePositions":
-        """The entries of the given features."""
+        """Returns the entries of the given features."""
         return self.select(torch.isin(self.feature, features))
 
     def select(self, which: Tensor) -> "ActivePositions":
-        """The entries that an index or mask selects."""
+        """Returns the entries that an index tensor or a mask selects."""
         return ActivePositions(*(column[which] for column in vars(self).values()))
 
     def evenly_spaced(self, n: int) -> "ActivePositions":
-        """Up to `n` entries of each feature, evenly spaced among its entries."""
+        """Returns up to `n` entries of each feature. They are evenly spaced among all entries of the feature."""
         _, group, counts = torch.unique_consecutive(self.feature, return_inverse=True, return_counts=True)
         rank = torch.arange(len(group)) - (counts.cumsum(0) - counts)[group]
         count = counts[group]
@@ -74,9 +74,9 @@ class ContextMeans:
     vector: Float[Tensor, "feature place d"]
     """Mean gradient of the pre-activation with respect to the token embedding at the place."""
     contribution: Float[Tensor, "feature place layer0_feature"]
-    """Mean direct effect of each layer-0 feature at the place."""
+    """Mean direct effect of each layer-0 feature at the place on the pre-activation."""
     total: Float[Tensor, "feature place"]
-    """Mean of the summed direct effects of the token embedding and all layer-0 features at the place."""
+    """Mean of a sum of direct effects at the place. The sum runs over the token embedding and all layer-0 features."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ class Prediction:
 
     @property
     def token(self) -> Bool[Tensor, "feature token"]:
-        """Mask of the predicted tokens, whose score is more than halfway from the mean to the largest."""
+        """Mask of the predicted tokens.
+
+        Their score is above the midpoint between the mean score and the largest score.
+        """
         above = self.score - self.score.mean(1, keepdim=True)
         return above > above.amax(1, keepdim=True) / 2
 
@@ -97,7 +100,7 @@ class Prediction:
 def predict_restricted(
     weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"], tokens: TokenEmbeddings
 ) -> Prediction:
-    """Predict tokens by the protocol `restricted`. `rows` are encoder rows of a layer."""
+    """Predict tokens by the protocol `restricted`. `rows` holds encoder rows of `layer`, one row per feature."""
     token_vectors = tokens.embedding
     if layer > 0 and tokens.layer0_output is not None:
         token_vectors = token_vectors + tokens.layer0_output
@@ -111,7 +114,7 @@ def predict_plain(means: ContextMeans, tokens: TokenEmbeddings) -> Prediction:
     feature = torch.arange(len(place), device=place.device)
     score = means.vector[feature, place] @ tokens.embedding.T
     if tokens.layer0_activations is not None:
-        # a layer-0 feature that fires on no single token predicts none
+        # a layer-0 feature that fires on no token of the vocabulary adds nothing to the scores
         largest = tokens.layer0_activations.largest
         share = torch.where(largest > 0, means.contribution[feature, place] / largest, 0.0)
         score = score + tokens.layer0_activations.weighted_sum(share.T.contiguous()).T
@@ -122,10 +125,10 @@ def predict_plain(means: ContextMeans, tokens: TokenEmbeddings) -> Prediction:
 def compute_context_means(
     prompts: Iterable[tuple[int, LinearizedModel]], contexts: Mapping[int, ActivePositions]
 ) -> dict[int, ContextMeans]:
-    """Maps each layer to its means over contexts. Layers without contexts are left out.
+    """Maps each layer to the means over the contexts of the layer. Layers without contexts are left out.
 
-    The rows of the means are the features that occur in the layer's contexts, in ascending order. `prompts` yields
-    pairs (sequence number, linearized model), each sequence once.
+    Each row of the means belongs to one feature that occurs in the contexts. Rows are sorted by feature index.
+    `prompts` yields one pair (sequence number, linearized model) for each sequence.
     """
     sums: dict[int, _ContextSums] = {}
     for number, prompt in prompts:
@@ -196,7 +199,7 @@ class _ContextSums:
 
 @dataclass(frozen=True)
 class BlindScore:
-    """Accuracy of the predictions for each feature. A ratio of 0 / 0 gives NaN."""
+    """Accuracy of the predictions for each feature. Ratios of 0 / 0 are NaN."""
 
     precision: Float[Tensor, " feature"]
     recall: Float[Tensor, " feature"]
@@ -209,9 +212,9 @@ class BlindScore:
 def find_active_positions(
     model: LanguageModel, dictionaries: Mapping[int, Dictionary], held_out: HeldOut, batch: int
 ) -> dict[int, ActivePositions]:
-    """Maps each layer to the positions of `held_out` at which its features fire.
+    """Maps each layer to the positions of `held_out` at which features of the layer fire.
 
-    The text is read once, in batches of `batch` sequences.
+    The model runs once on the text, in batches of `batch` sequences.
     """
     sites = [Site("mlp_in", layer) for layer in dictionaries]
     scored = held_out.scored.nonzero()
@@ -225,7 +228,7 @@ def find_active_positions(
 
 
 def choose_features(active: ActivePositions, n: int) -> Int[Tensor, " some"]:
-    """Indices of up to `n` features, evenly spaced among the features that fire at all."""
+    """Returns the indices of up to `n` features. They are evenly spaced among the features that fire at least once."""
     live = active.feature.unique()
     return live[torch.linspace(0, len(live) - 1, min(n, len(live))).round().long()]
 
@@ -233,9 +236,10 @@ def choose_features(active: ActivePositions, n: int) -> Int[Tensor, " some"]:
 def score_predictions(
     prediction: Prediction, features: Int[Tensor, " feature"], active: ActivePositions, held_out: HeldOut
 ) -> BlindScore:
-    """Precision, recall and F1 of the predictions on the scored tokens of `held_out`.
+    """Compute precision, recall and F1 of the predictions on the scored tokens of `held_out`.
 
-    `features` must be ascending; row i of `prediction` belongs to features[i]. `active` holds where features fire.
+    `features` must be in ascending order. Row i of `prediction` belongs to features[i]. `active` holds the positions at
+    which features fire.
     """
     token = prediction.token.cpu()
     place = prediction.place.cpu()
@@ -269,12 +273,14 @@ def write_blind_predictions(
     scored_tokens: int | None = 32768,
     batch: int = 32,
 ) -> None:
-    """Write the table `blind` of each layer in `paths`: predictions for up to `features` features, and their accuracy.
+    """Write the table `blind` of each layer in `paths`.
 
-    Features are chosen on the first `context_tokens` tokens of `text`, but at most half of it. Up to `contexts`
-    contexts of each feature come from there, too. Predictions are scored on the `scored_tokens` tokens after those, or
-    on the whole rest if None. `strings` are the vocabulary's tokens as text. Raises ValueError if the text has only one
-    sequence, if its tokens are damaged, or if a dictionary is not a transcoder.
+    The table holds predictions for up to `features` features, and the accuracy of these predictions. The first
+    `context_tokens` tokens of `text`, but at most half of `text`, are used to choose features. Up to `contexts`
+    contexts of each feature come from the same tokens. Predictions are scored on the `scored_tokens` tokens that
+    follow. If `scored_tokens` is None, predictions are scored on the whole rest of `text`. `strings` are the
+    vocabulary's tokens as text. Raises ValueError if the text has only one sequence, if its tokens are damaged, or if a
+    dictionary is not a transcoder.
     """
     context_rows, scored_rows = _split(text, context_tokens, scored_tokens)
     transcoders = {layer: require_transcoder(dictionaries[layer], layer) for layer in paths}
@@ -301,7 +307,7 @@ def write_blind_predictions(
 
 
 def _split(text: Tokens, context_tokens: int, scored_tokens: int | None) -> tuple[slice, slice]:
-    """Slices of the sequences that give contexts and of those on which predictions are scored."""
+    """Returns two slices of sequences: those that give contexts, and those on which predictions are scored."""
     if len(text) < 2:
         raise ValueError(
             f"{text.path}: one sequence is not enough for both contexts and scoring; add held-out text"

@@ -1,6 +1,6 @@
-"""Connections (virtual weights) between features of different layers, and their mean effects on held-out tokens.
+"""Find connections (virtual weights) between features of different layers, and measure their mean effects.
 
-A connection is direct or goes through one attention head.
+A connection is direct or goes through one attention head. Mean effects are measured on held-out tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,14 +34,15 @@ MAX_ROWS = 2**20
 """Largest number of table rows that are written at once."""
 ROW_GROUP = 2**16
 DIRECT = -1
-"""Value of head layer and head index for a direct connection."""
+"""Value of `head_layer` and `head` for a direct connection."""
 
 
 @dataclass(frozen=True)
 class Connections:
-    """Kept connections to each feature of a layer.
+    """Strongest connections to each feature of a layer.
 
-    Direct connections come first, then those through heads. Both are sorted by descending |weight|."""
+    The direct connections of a feature come first. The connections through heads follow. Within each of these two
+    groups, connections are sorted by descending |weight|."""
 
     source_layer: Int[Tensor, "feature kept"]
     source: Int[Tensor, "feature kept"]
@@ -51,11 +52,15 @@ class Connections:
     weight: Float[Tensor, "feature kept"]
     """Virtual weight from source i to target j, without norm denominators.
 
-    It is W_dec[i] P(gain * W_enc[j]) if direct, and W_dec[i] P(gain * W_V W_O P(gain * W_enc[j])) through a head. P
-    subtracts the mean in a LayerNorm and is the identity in an RMSNorm."""
+    The weight of a direct connection is W_dec[i] P(gain * W_enc[j]). The weight of a connection through a head is
+    W_dec[i] P(gain * W_V W_O P(gain * W_enc[j])). P subtracts the mean in a LayerNorm and is the identity in an
+    RMSNorm."""
 
     def strongest(self, n: int) -> "Connections":
-        """The n connections of each feature with the largest |weight| (all if fewer), sorted by descending |weight|."""
+        """Returns the n connections of each feature with the largest |weight|, sorted by descending |weight|.
+
+        If there are fewer than n connections, all are returned.
+        """
         best = self.weight.abs().topk(min(n, self.weight.shape[1]), dim=1).indices
         return Connections(*(column.gather(1, best) for column in vars(self).values()))
 
@@ -72,9 +77,11 @@ class MeanEffects:
     """Mean effects of a layer's connections on held-out tokens."""
 
     mean: Float[Tensor, "feature kept"]
-    """Mean over all tokens of what each connection adds to the target's pre-activation."""
+    """What each connection adds to the target's pre-activation, averaged over all tokens."""
     when_active: Float[Tensor, "feature kept"]
-    """The same mean, taken only over tokens on which the target feature fires; NaN if it never fires."""
+    """What each connection adds, averaged over the tokens on which the target feature fires.
+
+    NaN if the target feature never fires."""
     n_active: Int[Tensor, " feature"]
     """Number of tokens on which each target feature fires."""
 
@@ -88,10 +95,11 @@ def find_connections(
     n: int = 10,
     heads: int = 1,
 ) -> Connections:
-    """Find the `n` strongest direct connections to each feature of `layer`, and the `n` strongest through heads.
+    """Find the strongest connections to each feature of `layer`.
 
-    Sources are the features of all earlier layers. For each feature and source layer, only the `heads` heads with the
-    largest sum of squared weights are considered. Raises ValueError if a dictionary is not a transcoder.
+    For each feature, these are `n` direct connections and `n` connections through heads. Sources are the features of
+    all earlier layers. For each feature and source layer, only connections through `heads` heads are considered. These
+    are the heads with the largest sum of squared weights. Raises ValueError if a dictionary is not a transcoder.
     """
     like = weights.unembedding.norm.gain
     decoders = {
@@ -147,12 +155,13 @@ def _strongest(
 def mean_effects(
     prompts: Iterable[LinearizedModel], connections: Mapping[int, Connections]
 ) -> dict[int, MeanEffects]:
-    """Maps each layer to the mean effects of its connections. `prompts` is read once.
+    """Maps each layer to the mean effects of its connections. The iterable `prompts` is consumed once.
 
-    The effect of source i on a feature at position t is weight z_i(t) / sigma(t) for a direct connection. Through a
-    head it is sum_s weight z_i(s) A[t, s] / (sigma(s) sigma(t)). Here z_i is the activation, sigma the denominators of
-    the norms on the way, and A the head's attention pattern. The effect is one term of an edge of the prompt's
-    attribution graph.
+    A connection has one effect for each position t of the target feature. The effect of a direct connection from source
+    i is weight z_i(t) / sigma(t). The effect of a connection through a head is sum_s weight z_i(s) A[t, s] / (sigma(s)
+    sigma(t)). Here z_i is the activation of source i, and A is the head's attention pattern. sigma is the product of
+    the denominators of all norms on the way that act at the given position. Each effect is one term of an edge of the
+    prompt's attribution graph.
     """
     sums = {layer: _ConnectionSums(layer, kept) for layer, kept in connections.items()}
     n_tokens = 0
@@ -180,19 +189,22 @@ class _SourceActivations:
     def rows(
         self, layer: Int[Tensor, "feature kept"], feature: Int[Tensor, "feature kept"]
     ) -> Int[Tensor, "feature kept"]:
-        """Row of `value` that belongs to each feature, or -1 if the feature does not fire on the prompt."""
+        """Returns the row of `value` that belongs to each feature, or -1 if the feature does not fire on the prompt."""
         return self._row[layer * self.widest + feature]
 
 
 class _ConnectionSums:
-    """Running sums over tokens of the effects of one layer's connections. The weights are multiplied in at the end."""
+    """Running sums over tokens of the effects of one layer's connections.
+
+    The sums leave out the weights of the connections. `means` multiplies the sums by the weights.
+    """
 
     def __init__(self, layer: int, connections: Connections) -> None:
         self.layer, self.connections = layer, connections
         self.all_tokens = connections.weight.new_zeros(connections.weight.shape, dtype=torch.float64)
         self.active_tokens = torch.zeros_like(self.all_tokens)
         self.n_active = torch.zeros(len(self.all_tokens), dtype=torch.int64, device=self.all_tokens.device)
-        # the layers of all heads in connections, with DIRECT among them if connections are direct
+        # all values of head_layer; DIRECT is one of them if there are direct connections
         self.head_layers = sorted(set(connections.head_layer.unique().tolist()))
 
     def means(self, n_tokens: int) -> MeanEffects:
@@ -211,7 +223,7 @@ class _ConnectionSums:
             block = None if head_layer == DIRECT else prompt.captured.layers[head_layer]
             scale = self._scale(prompt, block)
             self._add_all_tokens(prompt, block, scale, sources, live, row)
-            # all live connections of the active feature, for each active feature and position
+            # for each active feature and position, all live connections of this feature
             entry, kept = live.index_select(0, feature).nonzero(as_tuple=True)
             pairs = feature.index_select(0, entry) * live.shape[1] + kept
             targets = position.index_select(0, entry)
@@ -230,7 +242,11 @@ class _ConnectionSums:
         pair: Int[Tensor, " pair"],
         position: Int[Tensor, " pair"],
     ) -> Float[Tensor, " pair"]:
-        """Effect of each pair's source at a target position, without the weight and without the factor of `_scale`."""
+        """Returns the effect of each connection in `pair` at a target position.
+
+        The effect is returned without the weight of the connection and without the factor of `_scale`. `pair` holds
+        indices into the flattened connections [feature, kept].
+        """
         if block is None:
             return sources.value[row, position]
         head = self.connections.head.flatten().index_select(0, pair)
@@ -239,9 +255,10 @@ class _ConnectionSums:
         return torch.linalg.vecdot(pattern, sources.value.index_select(0, row))
 
     def _scale(self, prompt: LinearizedModel, block: CapturedLayer | None) -> Float[Tensor, " position"]:
-        """1 / the denominators of the norms that act at the target position.
+        """Returns 1 / the product of the denominators of the norms that act at the target position.
 
-        They are the norm before the target's MLP and any norm after the head's attention.
+        These are the norm before the target's MLP and, for a connection through a head, any norm after the head's
+        attention.
         """
         scale = 1 / prompt.captured.layers[self.layer].norm_mlp.sigma
         return scale if block is None else scale / block.norm_attention_after.sigma

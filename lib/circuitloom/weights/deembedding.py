@@ -1,8 +1,9 @@
 """De-embedding (Dunefsky et al. 2024): effects of token embeddings on features, computed from weights only.
 
-An effect is direct, through the layer-0 dictionary, or through one attention head. Effects include the norms' gains and
-centering. They leave out the norms' denominators, which depend on the input. The norm before the layer-0 dictionary is
-an exception: it is applied in full, so that features fire as they do on a real input.
+An effect is direct, or it goes through the layer-0 dictionary or through one attention head. Effects include the gains
+and the centering of norms. Effects leave out the denominators of norms, since denominators depend on the input. Only
+the norm before the layer-0 dictionary is applied with its denominator, so that layer-0 features fire as on a real
+input.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +30,12 @@ ROW_GROUP = 2**14
 SCALE_TOKENS = 4
 """Number of tokens on which the model's scaling of the embedding is measured."""
 TOLERANCE = 1e-2
-"""Largest allowed relative distance between the stream's input and a multiple of the embedding matrix."""
+"""Largest allowed relative distance between the input of the residual stream and a multiple of the embedding."""
 
 
 @dataclass(frozen=True)
 class EmbeddingActivations:
-    """Layer-0 features that fire on each token's embedding alone, without attention or position.
+    """Layer-0 features that fire on each token's embedding alone. Attention and position embeddings are left out.
 
     Entries are sorted by token, as in a sparse CSR matrix."""
 
@@ -43,10 +44,14 @@ class EmbeddingActivations:
     feature: Int[Tensor, " entry"]
     value: Float[Tensor, " entry"]
     largest: Float[Tensor, " feature"]
-    """Largest activation of each feature over the vocabulary; 0 if it fires on no token."""
+    """Largest activation of each feature over the vocabulary; 0 if the feature fires on no token."""
 
     def weighted_sum(self, rows: Float[Tensor, "feature n"]) -> Float[Tensor, "token n"]:
-        """For each token, the sum over its layer-0 features of the activation times the feature's row."""
+        """Returns the weighted sum of `rows` for each token.
+
+        The sum runs over the layer-0 features that fire on the token. Each feature adds its activation times its row in
+        `rows`.
+        """
         return _weighted_sum(self.start, self.feature, self.value, rows)
 
 
@@ -55,11 +60,13 @@ class TokenEmbeddings:
     """What each vocabulary token adds to the residual stream by itself."""
 
     embedding: Float[Tensor, "token d"]
-    """Embedding of each token as it enters the residual stream, with any scaling by the model."""
+    """Embedding of each token as it enters the residual stream, including any scaling by the model."""
     layer0_activations: EmbeddingActivations | None
-    """Layer-0 features that each token fires; None if the run has no dictionary at layer 0."""
+    """Layer-0 features that fire on each token; None if the run has no dictionary at layer 0."""
     layer0_output: Float[Tensor, "token d"] | None
-    """Output of the layer-0 dictionary, without the denominator of any norm after the MLP; None without dictionary."""
+    """Output of the layer-0 dictionary for each token; None if the run has no dictionary at layer 0.
+
+    If a norm follows the MLP, the norm is applied without its denominator."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,18 @@ class TopHeads:
     layer: Int[Tensor, "feature kept"]
     head: Int[Tensor, "feature kept"]
     vector: Float[Tensor, "feature kept d"]
-    """The feature's encoder, taken back through the head to the stream that it reads, with attention weight 1."""
+    """Encoder of the feature, taken back through the head to the residual stream that the head reads.
+
+    The attention weight is set to 1."""
 
 
 def norm_vjp(norm: Norm | None, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Vector-Jacobian product through `norm` without its denominator: P(gain * v)."""
+    """Returns the vector-Jacobian product through `norm` without the denominator of the norm: P(gain * v)."""
     return v if norm is None else norm.vjp(v)
 
 
 def norm_jvp(norm: Norm | None, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Jacobian-vector product through `norm` without its denominator: gain * P x."""
+    """Returns the Jacobian-vector product through `norm` without the denominator of the norm: gain * P x."""
     return x if norm is None else norm.gain * norm.project(x)
 
 
@@ -91,18 +100,19 @@ def encoder_in_residual(
 
 
 def head_layers(model: LanguageModel, source: int, target: int) -> range:
-    """Layers of the heads that can carry information from the output of block `source` to the MLP of block `target`.
+    """Returns the layers of the heads that can move information from block `source` to the MLP of block `target`.
 
-    A `source` of -1 means the embedding.
+    If `source` is -1, the information comes from the embedding.
     """
     return range(source + 1, target + (0 if model.anatomy.parallel else 1))
 
 
 @torch.inference_mode()
 def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor, "vocabulary d"]:
-    """Embedding of each token as it enters the residual stream, with any scaling by the model (as in Gemma).
+    """Returns the embedding of each token as it enters the residual stream.
 
-    Raises ValueError if the stream's input is not a multiple of the embedding matrix.
+    Any scaling by the model, as in Gemma, is included. Raises ValueError if the input of the residual stream is not a
+    multiple of the embedding matrix.
     """
     rows = model.module.get_submodule(model.anatomy.embedding).weight
     assert isinstance(rows, Tensor)
@@ -113,7 +123,7 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
     if expected.shape == entered.shape:
         scale = (entered * expected).sum() / expected.square().sum()
         if (entered - scale * expected).norm() <= TOLERANCE * entered.norm():
-            # the scale is measured in the model's dtype, so it is taken as 1 if it differs only by rounding
+            # the scale is measured in the model's dtype; a scale that differs from 1 only by rounding is taken as 1
             return rows if abs(scale - 1) < 1e-5 else rows * scale
     raise ValueError(
         f"{model.anatomy.architecture}: the input of its residual stream is not a multiple of the embedding; "
@@ -125,9 +135,9 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
 def embed_vocabulary(
     model: LanguageModel, weights: ModelWeights, layer0: Dictionary | None, vocabulary: int
 ) -> TokenEmbeddings:
-    """What each of the first `vocabulary` tokens adds to the residual stream by itself.
+    """Compute what each of the first `vocabulary` tokens adds to the residual stream by itself.
 
-    `layer0` is the run's dictionary at layer 0, or None if it has none.
+    `layer0` is the run's dictionary at layer 0, or None if the run has no such dictionary.
     """
     # rows after `vocabulary` are padding
     embedding = embedding_rows(model, weights)[:vocabulary]
@@ -167,7 +177,7 @@ def _weighted_sum(
 
 
 def require_transcoder(dictionary: Dictionary, layer: int) -> Dictionary:
-    """Return `dictionary` if it is a transcoder. Raises ValueError if it is not."""
+    """Returns `dictionary` if it is a transcoder. Raises ValueError if `dictionary` is not a transcoder."""
     if not dictionary.is_transcoder:
         raise ValueError(
             f"layer {layer}: weight tables need transcoders; this dictionary maps {dictionary.site_in} to "
@@ -186,7 +196,8 @@ def strongest_heads(
     """Find the `n` heads of `layers` through which sources affect each feature most.
 
     `encoder` holds the features' directions in the residual stream. `moments` is X^T X, where each row of X is the
-    vector that one source writes. A head's strength is the sum over all sources of the squared effect through the head.
+    vector that one source writes. The strength of a head is the sum of the squared effects of all sources through the
+    head.
     """
     blocks = {layer: weights.blocks[layer] for layer in layers}
     head_vectors = {layer: _head_vectors(block, encoder) for layer, block in blocks.items()}
@@ -202,16 +213,19 @@ def strongest_heads(
 
 
 def head_vjp(block: BlockWeights, head: int, g: Float[Tensor, "feature d"]) -> Float[Tensor, "feature d"]:
-    """Vector-Jacobian product from attention's output through one head to the residual stream that it reads.
+    """Returns the vector-Jacobian product through one head, from attention's output to the stream that the head reads.
 
-    The attention weight is 1.
+    The attention weight is set to 1, and the denominators of norms are left out.
     """
     v = norm_vjp(block.norm_attention_after, g) @ block.attention.W_O[head].T.to(g)
     return norm_vjp(block.norm_attention, v @ block.attention.W_V[head].T.to(g))
 
 
 def _head_vectors(block: BlockWeights, g: Float[Tensor, "feature d"]) -> Float[Tensor, "head feature d_head"]:
-    """Vector-Jacobian product from attention's output to the input of W_O, split into heads."""
+    """Returns the vector-Jacobian product from attention's output to the input of W_O, split into heads.
+
+    The denominator of any norm after attention is left out.
+    """
     return norm_vjp(block.norm_attention_after, g) @ block.attention.W_O.movedim(1, 2).to(g)
 
 
@@ -237,10 +251,11 @@ def write_deembedding(
 ) -> None:
     """Write the table `deembedding` of each layer in `paths`.
 
-    It lists the `n` tokens that raise each feature most and the `n` tokens that lower it most. This is done for direct
-    effects, for effects through the layer-0 dictionary (in later layers), and for effects through `heads` heads. For
-    each feature, these are the heads whose effects vary most between tokens. `strings` are the vocabulary's tokens as
-    text. Raises ValueError if a dictionary is not a transcoder.
+    For each feature, the table lists the `n` tokens that raise the feature most and the `n` tokens that lower the
+    feature most. These tokens are listed for direct effects, for effects through the layer-0 dictionary (in later
+    layers), and for effects through each of `heads` heads. The heads are those whose effects on the feature vary most
+    between tokens. `strings` are the vocabulary's tokens as text. Raises ValueError if a dictionary is not a
+    transcoder.
     """
     mean = tokens.embedding.mean(0)
     moments = tokens.embedding.T @ tokens.embedding - len(tokens.embedding) * mean.outer(mean)
@@ -269,9 +284,10 @@ def write_deembedding(
 
 
 _Found = tuple[str | np.ndarray, Tensor, Tensor]
-"""The value of the column `via`, token ids and effects.
+"""Three items: the value of the column `via`, token ids and effects.
 
-Ids and effects have the shape [feature, sign, rank], with positive effects first."""
+Token ids and effects have the shape [feature, sign, rank]. Index 0 of the dimension sign holds the largest effects, and
+index 1 holds the smallest."""
 
 
 def _strongest(via: str | np.ndarray, effects: Float[Tensor, "feature token"], n: int) -> _Found:

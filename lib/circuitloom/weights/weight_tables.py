@@ -26,8 +26,9 @@ def write_weight_tables(
 ) -> None:
     """Write the tables `deembedding`, `connection` and `blind` of each layer into the layer's folder.
 
-    `strings` are the vocabulary's tokens as text. `text` is held-out text. Raises ValueError if the model's
-    architecture is not supported, or if a dictionary is not a transcoder.
+    `folders` maps each layer to the folder of this layer. `strings` are the vocabulary's tokens as text. `text` is
+    held-out text. Raises ValueError if the model's architecture is not supported, or if a dictionary is not a
+    transcoder.
     """
 
     def paths(table: str) -> dict[int, Path]:
