@@ -119,8 +119,8 @@ def _worker_error(failures: dict, processes: int) -> Exception:
     if killed:
         rank, failure = next(iter(killed.items()))
         return ChildProcessError(
-            f"process {rank} of {processes} was killed ({failure.signal_name()}; SIGKILL often means out of "
-            "memory); run again: it resumes from the last checkpoint"
+            f"process {rank} of {processes} was killed ({failure.signal_name()}; the system sends SIGKILL if "
+            "memory is short); run again: it resumes from the last checkpoint"
         )
     raised = [
         each.error_file_data["message"] for each in failures.values() if "message" in each.error_file_data
