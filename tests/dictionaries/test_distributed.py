@@ -11,6 +11,7 @@ from tests.dictionaries.training_cases import CASES, SPLITS, STEPS, WEAK, train_
 from tests.models import tiny_model
 
 from circuitloom.config import Run, load_study
+from circuitloom.core.errors import error_message
 from circuitloom.dictionaries.dictionary import load_dictionary
 from circuitloom.dictionaries.training import launch
 from circuitloom.dictionaries.training.collectives import SINGLE_PROCESS
@@ -161,8 +162,12 @@ def test_a_killed_process_is_reported_in_one_line(monkeypatch, tmp_path) -> None
         "import os, time\nif os.environ['RANK'] == '1':\n    os.kill(os.getpid(), 9)\ntime.sleep(60)\n"
     )
     monkeypatch.setattr(launch, "WORKER", [str(script)])
-    with pytest.raises(ChildProcessError, match=r"process 1 of 2 was killed \(SIGKILL.*last checkpoint"):
+    with pytest.raises(
+        ChildProcessError, match=r"process 1 of 2 was killed \(SIGKILL.*last checkpoint"
+    ) as raised:
         launch._start_workers(tmp_path / "job.json", 2, tmp_path / "log")
+    # the job must not take it for exhausted memory, whose remedy is another
+    assert error_message(raised.value, "log") == str(raised.value)
 
 
 def test_more_processes_than_gpus_are_refused(job: TrainingJob, monkeypatch) -> None:
