@@ -317,7 +317,8 @@ def _source_reader(
 ) -> StreamReader:
     """Returns the `StreamReader` that continues a path from source i.
 
-    The returned reader is scaled so that it reads `value`, the contribution of source i to the root.
+    The returned reader is scaled so that its result on the prompt is `value`, the contribution of source i to the root
+    along this path.
     """
     if int(sources.kind[i]) == HEAD:
         # the ratio is below 1 if the contribution was capped

@@ -95,7 +95,7 @@ def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """In this context, an error that `datasets` raises for a damaged file becomes a ValueError with a short message."""
+    """Context manager: an error that `datasets` raises for a damaged file becomes a ValueError with a short message."""
     from datasets.exceptions import DatasetsError
 
     try:

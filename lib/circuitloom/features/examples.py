@@ -113,7 +113,9 @@ def _sample(
     seen: Int[np.ndarray, " group"],
     wanted: int,
 ) -> Int[np.ndarray, " some"]:
-    """Returns the indices of `wanted` evenly spaced entries of each feature and band.
+    """For each pair of feature and band, chooses `wanted` evenly spaced entries among the entries of all batches.
+
+    Returns the indices of the chosen entries that lie in this batch.
 
     If a feature has fewer entries in a band, the indices of all these entries are returned. `seen` contains the
     number of entries of each feature and band in earlier batches. This function adds the new entries to `seen`.

@@ -196,7 +196,10 @@ def _row(figure: str, value: float, unit: str, meaning: str) -> dict[str, Any]:
 def _generated_documents(
     documents: pa.Table, tokenizer: Tokenizer, context: int
 ) -> tuple[list[Int[np.ndarray, " _token"]], Float[np.ndarray, " document"]]:
-    """Returns the tokens and the log probability of each generated document that fits the context after a BOS."""
+    """Returns the tokens (without BOS) and the log probability of each generated document of a suitable length.
+
+    With a BOS, such a document has at most `context` tokens.
+    """
     held_out = documents.filter(pc.field("log_probability").is_valid() & (pc.field("n_tokens") < context))
     log_p = held_out["log_probability"].to_numpy()
     return tokenizer.encode(held_out["text"].to_pylist()), log_p

@@ -155,8 +155,8 @@ class CircuitSearch:
     def prune(self, circuit: Components, share: float, least: float) -> Components:
         """Returns the circuit without components that are worth less than `least`. It still recovers `share`.
 
-        Each round removes as many components as possible, starting with the component of least worth. Then the worth of
-        the lower half of the remaining components is measured again.
+        Each round removes as many components as possible, starting with the component of least worth. Then the worth is
+        measured again for the half of the remaining components that had the least worth.
         """
         worth = self.worth(circuit, torch.arange(len(circuit)))
         while n_useless := int((worth < least).sum()):

@@ -371,8 +371,8 @@ def run_rule_tests(
 def _breaking_tokens(rule: Rule, condition: Condition, held_out: HeldOut) -> Int[Tensor, " token"]:
     """Returns tokens that break one condition of a rule.
 
-    They stand in the held-out text, at the condition's offset from positions where this condition fails and all other
-    conditions hold. A token is listed once for each such position.
+    The function finds all scored positions of the held-out text where this condition fails and all other conditions
+    hold. It returns, for each of these positions, the token at the condition's offset from the position.
     """
     others = Rule(tuple(c for c in rule.conditions if c is not condition))
     broken = others.holds(held_out.token) & ~condition.holds(held_out.token) & held_out.scored

@@ -78,8 +78,8 @@ ITSELF = at_offsets((0,))
 def since_opening(find: FindWords, *others: tuple[int, ...]) -> FindCues:
     """Returns a function for concepts whose evidence starts with an opening sign. It finds one or more cues.
 
-    The first cue contains the opening sign. It also contains each later word of the evidence that `find` annotates
-    wherever this word occurs. Each tuple of offsets in `others` adds one cue.
+    The first cue contains the opening sign. It also contains each later word of the evidence, if `find` annotates this
+    word at all its occurrences in the templates. Each tuple of offsets in `others` adds one cue.
     """
     rest = at_offsets(*others)
 

@@ -58,9 +58,9 @@ WORKER = ["-m", "circuitloom.dictionaries.training.launch"]
 def run_job(job: TrainingJob, threads: int) -> None:
     """Train the job's sweep in `job.processes` processes. All processes together have `threads` threads.
 
-    If a process raises an error whose message names a remedy, this function raises the same error. For other errors of
-    a process it raises RuntimeError. Raises ChildProcessError if a process is killed, and ValueError if the machine has
-    GPUs, but fewer than processes.
+    If a process raises a ValueError, ArithmeticError, OSError or MemoryError, this function raises an error of the same
+    class with the same message. For other errors of a process it raises RuntimeError. Raises ChildProcessError if a
+    process is killed. Raises ValueError if the machine has at least one GPU, but fewer GPUs than `job.processes`.
     """
     if job.processes == 1:
         model = load_model(job.model, job.dtype)
