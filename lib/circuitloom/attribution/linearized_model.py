@@ -195,7 +195,7 @@ class LinearizedModel:
     def features_vjp(
         self, layer: int, g: Float[Tensor, "position target d"]
     ) -> Float[Tensor, "position target d"] | float:
-        """Backpropagates `g`, the gradient with respect to the output of the MLP of `layer`, through the active features.
+        """Backpropagates `g`, the gradient with respect to the output of the MLP of `layer`, through active features.
 
         The result is the gradient with respect to the input of this norm. `g` and the result cover positions 0 to
         len(g) - 1. The activation function has slope 1 at active features. The result is 0.0 if no feature of the layer

@@ -233,8 +233,8 @@ def grow_set(
 def _descending(column: Float[Tensor, " token"], positives: int) -> tuple[Tensor, Tensor]:
     """Returns the largest positive values of a feature in descending order, and their tokens.
 
-    At most `MAX_FIRING * positives` tokens are returned. The values have one more element at the end: the positive value
-    that follows in the order, or 0 if there is none. Thresholds lie between two neighbouring values.
+    At most `MAX_FIRING * positives` tokens are returned. The values have one more element at the end: the positive
+    value that follows in the order, or 0 if there is none. Thresholds lie between two neighbouring values.
     """
     token = (column > 0).nonzero()[:, 0]
     value, place = column[token].sort(descending=True, stable=True)
