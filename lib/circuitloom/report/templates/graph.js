@@ -40,7 +40,9 @@
       // the target is at the right end of most graphs
       const canvas = figure.querySelector(".canvas");
       const root = figure.querySelector(".root");
-      if (root) canvas.scrollLeft = Number(root.dataset.x) - canvas.clientWidth * 0.7;
+      // a root in view needs no scrolling, which would hide the names of the layers
+      const x = root ? Number(root.dataset.x) : 0;
+      if (x > canvas.clientWidth * 0.9) canvas.scrollLeft = x - canvas.clientWidth * 0.7;
       this.prune();
     }
 
