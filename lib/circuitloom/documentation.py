@@ -213,7 +213,7 @@ def _schema_type(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {_schema_type(schema['items'])}"
     return {
-        "integer": "whole number",
+        "integer": "integer",
         "number": "number",
         "string": "text",
         "boolean": "true | false",
