@@ -21,8 +21,9 @@ from circuitloom.core.checksums import check_inputs, read_record, record_path
 
 def jobs(config: list[str]) -> list[tuple[str, list[Path], str]]:
     """Rule, inputs and log of every job of the study, from a dry run."""
+    snakemake = str(Path(sys.executable).with_name("snakemake"))
     run = subprocess.run(
-        [str(Path(sys.executable).with_name("snakemake")), "--dry-run", "--forceall", "--quiet", "host", "--cores", "2", *config],
+        [snakemake, "--dry-run", "--forceall", "--quiet", "host", "--cores", "2", *config],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = []
