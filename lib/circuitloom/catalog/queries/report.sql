@@ -181,7 +181,7 @@ GROUP BY run
 ORDER BY mean_f1 DESC, run
 
 -- name: graph_edges
--- The $edges strongest edges of the pruned graph. Strength is the effect divided by the target's largest effect.
+-- Strongest edges of the pruned graph, at most $edges. Strength is the effect divided by the largest effect on the target.
 WITH compared AS (
     SELECT *, abs(effect) / nullif(max(abs(effect)) OVER (PARTITION BY target_node), 0) AS strength
     FROM circuit_edges($trace)
