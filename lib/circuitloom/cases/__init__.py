@@ -1,10 +1,9 @@
-"""Case studies. Each asks a question about a model and its dictionaries, and answers this question by claims with
-bootstrap intervals.
+"""Case studies. A case study asks one question about a model. Claims with bootstrap intervals answer the question.
 
 To add a kind of case study:
 
-1. config/cases/KIND.py: a subclass of `Case` with its keys and the names of its tables and figures; add it to `KINDS`.
+1. config/cases/KIND.py: a subclass of `Case` with config keys and names of tables and figures. Add it to `KINDS`.
 2. core/tables/cases.py: schemas of tables that no other kind writes.
 3. cases/KIND/study.py: draw prompts, measure (measurements.py), return a `CaseReport` (report.py).
-4. workflow/rules/cases.smk and scripts/cases_KIND.py: one rule and the script that it runs.
-5. tests/cases/test_KIND.py: the study of a model whose answer is known."""
+4. workflow/rules/cases.smk: one rule. scripts/cases_KIND.py: the script of this rule.
+5. tests/cases/test_KIND.py: a test on a model whose answer is known."""

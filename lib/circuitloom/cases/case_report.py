@@ -1,4 +1,4 @@
-"""The report of a case study and its files: result.md, tables in Parquet format and pictures in PNG format."""
+"""Report of a case study, written as result.md, Parquet tables and PNG pictures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ class CaseReport:
     title: str
     question: str
     answer: Sequence[str]
-    """One or two sentences that answer the question. The page adds a sentence about which claims hold."""
+    """One or two sentences that answer the question. `result_page` appends the sentence of `verdict`."""
     claims: Sequence[Claim]
     tables: Mapping[str, Rows]
-    """Maps the name of each table to the table's rows. The table `claim` is left out, because `claims` has its rows."""
+    """Rows of each table, by table name. The rows of the table `claim` are in `claims`."""
     figures: Mapping[str, tuple[Figure, str]]
-    """Maps the name of each picture to the picture and its caption."""
+    """Maps the name of each picture to (picture, caption)."""
     method: Sequence[str]
-    """Paragraphs about the prompts, the choice of components, and details of the results."""
+    """Paragraphs about prompts, choice of components and further results."""
 
 
 def write_report(report: CaseReport, folder: Path) -> None:
-    """Write tables, pictures and result.md into `folder`, each file atomically."""
+    """Write tables, pictures and result.md into `folder`. Each file is written atomically."""
     by_name = {table.name: table for table in TABLES}
     for name, rows in report.tables.items():
         write_table(by_name[name], rows, folder / f"{name}.parquet")
@@ -47,7 +47,7 @@ def write_report(report: CaseReport, folder: Path) -> None:
 
 
 def result_page(report: CaseReport) -> str:
-    """Returns the page in Markdown: question, answer, table of claims, pictures and method."""
+    """Returns the Markdown text of result.md: question, answer, table of claims, pictures and method."""
     parts = [
         f"# {report.case}: {report.title}",
         report.question,
@@ -67,7 +67,7 @@ def outcome_rows(
     prompts: Iterable[tuple[int, str, str]],
     values: Iterable[float | None],
 ) -> list[dict[str, Any]]:
-    """Returns rows of the table `outcome`, one per prompt. Each of `prompts` is a tuple (number, text, half)."""
+    """Returns one row of the table `outcome` per prompt. `prompts` lists tuples (number, text, half)."""
     return [
         {
             "case_study": case, "measure": measure, "condition": condition, "prompt": prompt, "text": text,
@@ -78,8 +78,7 @@ def outcome_rows(
 
 
 def source_rows(case: str, circuit: str, sources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns rows of the table `source`. The order of `sources` gives the ranks. Columns that a source lacks are
-    null."""
+    """Returns rows of the table `source`, ranked by their order in `sources`. Missing columns become null."""
     names = {"case_study": case, "circuit": circuit}
     return [
         {**dict.fromkeys(SOURCE.columns), **names, "rank": rank, **source}
@@ -88,14 +87,14 @@ def source_rows(case: str, circuit: str, sources: Iterable[Mapping[str, Any]]) -
 
 
 def verdict(claims: Sequence[Claim]) -> str:
-    """Returns one sentence that says how many claims hold, and which ones fail."""
+    """Returns one sentence: the number of claims that hold, and the names of the failing claims."""
     failing = [claim.name.replace("_", " ") for claim in claims if not claim.holds]
     held = f"{len(claims) - len(failing)} of {len(claims)} claims hold"
     return f"{held}; these fail: {', '.join(failing)}." if failing else f"{held}."
 
 
 def number(value: float | None) -> str:
-    """Returns a number as text with three decimals. Integers get no decimals. None becomes an empty text."""
+    """Returns a number as text with three decimals. Integers get no decimals. None becomes an empty string."""
     if value is None:
         return ""
     text = f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3f}"

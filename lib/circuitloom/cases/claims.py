@@ -1,5 +1,4 @@
-"""Claims. A claim has a measured value and the bootstrap interval of this value. The claim holds if the interval is on
-the claimed side of a bound."""
+"""Claims about measured values. A claim holds if its bootstrap interval lies on the claimed side of a bound."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,16 +8,15 @@ import numpy as np
 from jaxtyping import Float
 
 CHUNK = 2**22
-"""Maximum number of resampled values that are in memory at once."""
+"""Maximum number of resampled values in memory."""
 
 Statistic = Callable[[Float[np.ndarray, "sample row column"]], Float[np.ndarray, " sample"]]
-"""Maps each bootstrap sample of rows to one number. The number is NaN if the statistic is undefined on the sample. Each
-row belongs to one prompt or document."""
+"""Maps each bootstrap sample to one number, or to NaN if undefined. A row is one unit, such as a prompt."""
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Percentile bootstrap (Efron 1979). Rows are drawn with replacement."""
+    """Percentile bootstrap over rows (Efron 1979)."""
 
     resamples: int
     confidence: float
@@ -27,11 +25,11 @@ class Bootstrap:
     def interval(
         self, rows: Float[np.ndarray, "row column"], statistic: Statistic
     ) -> tuple[float | None, float | None, float | None]:
-        """Returns the value of `statistic` on `rows`, and the lower and the upper end of its bootstrap interval.
+        """Returns (value, low, high). `value` is the statistic on `rows`. `low` and `high` are the ends of its
+        interval.
 
-        Samples on which the statistic is undefined are dropped. If the statistic is undefined on `rows`, returns (None,
-        None, None). If there is only one row, or if the statistic is undefined on most samples, returns (value, None,
-        None).
+        Returns (None, None, None) if the statistic is undefined on `rows`. Returns (value, None, None) if there is only
+        one row, or if the statistic is undefined on most samples.
         """
         rows = np.asarray(rows, float)
         value = float(statistic(rows[None])[0]) if len(rows) else np.nan
@@ -54,40 +52,39 @@ class Bootstrap:
     def means(
         self, columns: Iterable[Sequence[float] | Float[np.ndarray, " row"]]
     ) -> Float[np.ndarray, "3 column"]:
-        """Returns the mean of each column, and the lower and the upper end of the mean's interval. Undefined values are
-        NaN."""
+        """Returns, for each column, the mean and the two ends of the mean's interval. Undefined values are NaN."""
         rows = [self.interval(np.asarray(column, float)[:, None], mean) for column in columns]
         return np.array(rows, float).reshape(-1, 3).T
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that a value lies on one side of a bound, with the measured value and its bootstrap interval."""
+    """A claim that a measured value lies above or below a bound."""
 
     name: str
     statement: str
-    """What is measured, as a noun phrase, such as `F1 on unseen documents`."""
+    """Noun phrase that says what is measured, such as `F1 on unseen documents`."""
     value: float | None
-    """The measured value, or None if the statistic is undefined. A claim without a value fails."""
+    """None if the statistic is undefined. In this case the claim fails."""
     low: float | None
     high: float | None
     bound: float
     n: int
-    """Number of rows that were resampled."""
+    """Number of resampled rows."""
     of: str = "prompts"
-    """What the rows are, such as `prompts`."""
+    """Plural name of the rows, such as `documents`."""
     relation: Literal["above", "below"] = "above"
     published: float | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether the whole interval lies on the claimed side of the bound. An interval may touch the bound."""
+        """Whether the whole interval lies on the claimed side of the bound. The interval may touch the bound."""
         if self.low is None or self.high is None:
             return False
         return self.low >= self.bound if self.relation == "above" else self.high <= self.bound
 
     def row(self, case: str) -> dict[str, Any]:
-        """Returns the row of the table `claim`."""
+        """Returns the claim as a row of the table `claim`."""
         names = ("statement", "value", "low", "high", "relation", "bound", "holds", "n", "of", "published")
         return {"case_study": case, "claim": self.name, **{name: getattr(self, name) for name in names}}
 
@@ -103,10 +100,7 @@ def make_claim(
     relation: Literal["above", "below"] = "above",
     published: float | None = None,
 ) -> Claim:
-    """Returns a claim about the value of `statistic` on `rows`. If `rows` is a sequence of numbers, it is one column.
-
-    The default statistic is the mean of the first column.
-    """
+    """Returns a claim about `statistic` on `rows`. The default statistic is the mean of the first column."""
     table = np.asarray(rows, float)
     table = table[:, None] if table.ndim == 1 else table
     value, low, high = bootstrap.interval(table, mean if statistic is None else statistic)
@@ -119,8 +113,7 @@ def mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sa
 
 
 def ratio(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the sum of the first column divided by the sum of the second column, or NaN if the latter is not
-    positive."""
+    """Returns sum(first column) / sum(second column), or NaN if the second sum is not positive."""
     return fraction_of(rows[:, :, 0].sum(1), rows[:, :, 1].sum(1))
 
 
@@ -132,14 +125,14 @@ def fraction_of(
 
 
 def f1(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the F1. The columns are the numbers of true positives, of predicted positives and of positives."""
+    """Returns the F1. The columns are counts of true positives, predicted positives and positives."""
     predicted, positives = rows[:, :, 1].sum(1), rows[:, :, 2].sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 2 * rows[:, :, 0].sum(1) / (predicted + positives)
 
 
 def least_mean(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the smallest of the means of the columns."""
+    """Returns the smallest column mean."""
     return rows.mean(1).min(-1)
 
 
@@ -150,19 +143,14 @@ def lead(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sa
 
 
 def leading_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the lead of the first column, divided by the mean of the last column.
-
-    The lead is the mean of the first column minus the largest mean of the columns between the first and the last. The
-    result is NaN if the mean of the last column is not positive.
-    """
+    """Returns `lead` of all columns but the last, divided by the mean of the last column. Returns NaN if this mean is
+    not positive."""
     return fraction_of(lead(rows[:, :, :-1]), rows[:, :, -1].mean(1))
 
 
 def mean_correlation(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the mean of the Pearson correlations of columns 0 and 1, of columns 2 and 3, and so on.
-
-    The result is not finite if a column is constant.
-    """
+    """Returns the mean of the Pearson correlations of columns 0 and 1, of columns 2 and 3, and so on. The result is not
+    finite if a column is constant."""
     x = rows - rows.mean(1, keepdims=True)
     product = (x[:, :, ::2] * x[:, :, 1::2]).sum(1)
     size = (x**2).sum(1)

@@ -1,4 +1,4 @@
-"""Inputs that every case study needs: model, tokenizer and dictionaries. Also draws prompts from templates."""
+"""Inputs of every case study: model, tokenizer, dictionaries, and prompts filled from templates."""
 
 import itertools
 import math
@@ -15,46 +15,42 @@ from ..dictionaries.dictionary import Dictionary, load_dictionary
 from ..language_model.model import LanguageModel, load_model
 
 FINDING, TESTING = "finding", "testing"
-"""Halves of the prompts. Features and circuits are chosen on the finding half. Claims are measured on the testing
-half."""
+"""Halves of the prompts. Circuits are chosen on the finding half. Claims are measured on the testing half."""
 MAX_LISTED = 10_000
-"""If there are at most this many combinations of words, all combinations are listed and shuffled. Otherwise
-combinations are drawn at random."""
+"""Maximum number of word combinations to list and shuffle. If there are more, combinations are drawn at random."""
 
 
 @dataclass(frozen=True)
 class CaseContext:
-    """A model, its tokenizer, and the dictionaries of the runs that a case study names."""
+    """Model, tokenizer and dictionaries of a case study."""
 
     model: LanguageModel
     tokenizer: Tokenizer
     runs: Mapping[str, Mapping[int, Dictionary]]
-    """Maps each run to a mapping from layers to dictionaries. The first run has the transcoders under study."""
+    """Dictionaries by run and layer. The first run has the transcoders under study."""
     context_length: int
-    """Maximum number of tokens of a prompt."""
+    """Maximum number of tokens per prompt."""
 
     @property
     def run(self) -> str:
-        """Name of the run of the transcoders under study."""
+        """Run of the transcoders under study."""
         return next(iter(self.runs))
 
     @property
     def transcoders(self) -> Mapping[int, Dictionary]:
-        """Maps each layer to its transcoder under study."""
+        """Transcoders under study, by layer."""
         return self.runs[self.run]
 
     def tracer(self) -> Tracer:
-        """Returns a tracer through the transcoders under study."""
+        """Returns a tracer with the transcoders under study."""
         return Tracer(self.model, self.tokenizer, self.run, self.transcoders, self.context_length)
 
 
 def open_context(
     model: str, tokenizer: str, folders: Iterable[str], runs: Sequence[str], context_length: int, dtype: str
 ) -> CaseContext:
-    """Load model, tokenizer and dictionaries. Each of `folders` is the folder RUN/layerL of one dictionary.
-
-    Raises ValueError, with the name of the file, if a file is missing or damaged.
-    """
+    """Load model, tokenizer and dictionaries. `folders` has one folder RUN/layerL per dictionary. Raises ValueError if
+    a file is missing or damaged."""
     loaded = load_model(model, dtype)
     dictionaries: dict[str, dict[int, Dictionary]] = {run: {} for run in runs}
     for folder in map(Path, folders):
@@ -65,10 +61,7 @@ def open_context(
 
 def fill_templates(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[tuple[str, ...]]:
     """Returns up to `count` distinct fillings of a group of templates. A filling uses the same words in all templates.
-
-    The slot `NAME_2` never gets the same word as the slot `NAME`. If there are at most `count` fillings, returns all
-    fillings.
-    """
+    The slots `NAME` and `NAME_2` get different words."""
     names = [name for name in slots if any(name in slots_of(template) for template in templates)]
     choices = [slots[name] for name in names]
     if math.prod(map(len, choices)) <= MAX_LISTED:

@@ -1,18 +1,17 @@
-"""Blind prediction: predict without any text which tokens a feature fires on, then test this on held-out text.
+"""Blind prediction: predict which tokens a feature fires on without any text, then test the prediction on text.
 
-Two protocols give each vocabulary token a score. The predicted tokens are those whose score is above the midpoint
-between the mean score and the largest score.
+Two protocols give each vocabulary token a score. A token is predicted if its score is above the midpoint between the
+mean score and the largest score.
 
-- `restricted` uses weights only. The score is what the token's embedding adds to the pre-activation, directly and
+- `restricted` uses weights only. The score is the effect of the token's embedding on the pre-activation, directly and
   through the layer-0 dictionary.
-- `plain` also uses contexts in which the feature fires, but not the text of these contexts. Two quantities are averaged
-  over the contexts. The first is the gradient of the pre-activation with respect to the token embedding, with attention
-  patterns and norm denominators frozen. The second is the contribution of each layer-0 feature. The score is the mean
-  gradient times the token's embedding, plus a sum over layer-0 features. Each layer-0 feature adds its mean
-  contribution, times its activation on the token, divided by its largest activation on any token of the vocabulary.
+- `plain` also uses contexts in which the feature fires, but not the text of these contexts. Attention patterns and norm
+  denominators are frozen. The score is g @ embedding + sum_i c_i z_i / max(z_i). g is the mean gradient of the
+  pre-activation with respect to the token embedding. c_i is the mean contribution of layer-0 feature i. z_i is the
+  activation of feature i on the token, and the maximum is over the vocabulary.
 
-`restricted` predicts the token at the position where the feature fires, since weights do not tell where attention
-looks. `plain` predicts the previous token instead if the previous token contributes more.
+`restricted` predicts the token at the position where the feature fires. `plain` predicts the previous token instead if
+the previous token contributes more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,12 +37,12 @@ from ..language_model.model import LanguageModel
 from .deembedding import TokenEmbeddings, encoder_in_residual, require_transcoder
 
 PLACES = ("here", "previous")
-"""Places of the predicted token. Place i is i positions before the position at which the feature fires."""
+"""Places of the predicted token. Place i is i positions before the position where the feature fires."""
 
 
 @dataclass(frozen=True)
 class ActivePositions:
-    """Positions at which features of a layer fire, sorted by feature, then by order in the text."""
+    """Positions at which features of a layer fire, sorted by feature and then by order in the text."""
 
     sequence: Int[Tensor, " entry"]
     position: Int[Tensor, " entry"]
@@ -58,7 +57,7 @@ class ActivePositions:
         return ActivePositions(*(column[which] for column in vars(self).values()))
 
     def evenly_spaced(self, n: int) -> "ActivePositions":
-        """Returns up to `n` entries of each feature. They are evenly spaced among all entries of the feature."""
+        """Returns up to `n` entries of each feature, evenly spaced among the feature's entries."""
         _, group, counts = torch.unique_consecutive(self.feature, return_inverse=True, return_counts=True)
         rank = torch.arange(len(group)) - (counts.cumsum(0) - counts)[group]
         count = counts[group]
@@ -74,9 +73,9 @@ class ContextMeans:
     vector: Float[Tensor, "feature place d"]
     """Mean gradient of the pre-activation with respect to the token embedding at the place."""
     contribution: Float[Tensor, "feature place layer0_feature"]
-    """Mean direct effect of each layer-0 feature at the place on the pre-activation."""
+    """Mean direct effect on the pre-activation of each layer-0 feature at the place."""
     total: Float[Tensor, "feature place"]
-    """Mean of a sum of direct effects at the place. The sum runs over the token embedding and all layer-0 features."""
+    """Mean of the summed direct effects of the token embedding and all layer-0 features at the place."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,11 @@ class Prediction:
 
     score: Float[Tensor, "feature token"]
     place: Int[Tensor, " feature"]
-    """Where the predicted tokens of each feature are, as an index into `PLACES`."""
+    """Place of each feature's predicted tokens, as an index into `PLACES`."""
 
     @property
     def token(self) -> Bool[Tensor, "feature token"]:
-        """Mask of the predicted tokens.
-
-        Their score is above the midpoint between the mean score and the largest score.
-        """
+        """Mask of tokens with a score above the midpoint between the mean score and the largest score."""
         above = self.score - self.score.mean(1, keepdim=True)
         return above > above.amax(1, keepdim=True) / 2
 
@@ -100,7 +96,7 @@ class Prediction:
 def predict_restricted(
     weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"], tokens: TokenEmbeddings
 ) -> Prediction:
-    """Predict tokens by the protocol `restricted`. `rows` holds encoder rows of `layer`, one row per feature."""
+    """Predict tokens by the protocol `restricted`. `rows` has one encoder row of `layer` per feature."""
     token_vectors = tokens.embedding
     if layer > 0 and tokens.layer0_output is not None:
         token_vectors = token_vectors + tokens.layer0_output
@@ -125,11 +121,8 @@ def predict_plain(means: ContextMeans, tokens: TokenEmbeddings) -> Prediction:
 def compute_context_means(
     prompts: Iterable[tuple[int, LinearizedModel]], contexts: Mapping[int, ActivePositions]
 ) -> dict[int, ContextMeans]:
-    """Maps each layer to the means over the contexts of the layer. Layers without contexts are left out.
-
-    Each row of the means belongs to one feature that occurs in the contexts. Rows are sorted by feature index.
-    `prompts` yields one pair (sequence number, linearized model) for each sequence.
-    """
+    """Returns the means over the contexts of each layer. Layers without contexts are left out. The means have one row
+    per feature, sorted by feature index. `prompts` yields pairs (sequence number, linearized model)."""
     sums: dict[int, _ContextSums] = {}
     for number, prompt in prompts:
         for layer, entries in contexts.items():
@@ -147,7 +140,7 @@ def compute_context_means(
 
 
 class _ContextSums:
-    """Running sums over contexts, from which `ContextMeans` are computed."""
+    """Running sums for `ContextMeans`."""
 
     def __init__(self, feature: Int[Tensor, " entry"], prompt: LinearizedModel) -> None:
         like = prompt.captured.resid_final
@@ -212,10 +205,8 @@ class BlindScore:
 def find_active_positions(
     model: LanguageModel, dictionaries: Mapping[int, Dictionary], held_out: HeldOut, batch: int
 ) -> dict[int, ActivePositions]:
-    """Maps each layer to the positions of `held_out` at which features of the layer fire.
-
-    The model runs once on the text, in batches of `batch` sequences.
-    """
+    """Returns, for each layer, the positions of `held_out` where features fire. The model runs on `batch` sequences at
+    a time."""
     sites = [Site("mlp_in", layer) for layer in dictionaries]
     scored = held_out.scored.nonzero()
     active = {}
@@ -228,7 +219,7 @@ def find_active_positions(
 
 
 def choose_features(active: ActivePositions, n: int) -> Int[Tensor, " some"]:
-    """Returns the indices of up to `n` features. They are evenly spaced among the features that fire at least once."""
+    """Returns up to `n` feature indices, evenly spaced among the features that fire at least once."""
     live = active.feature.unique()
     return live[torch.linspace(0, len(live) - 1, min(n, len(live))).round().long()]
 
@@ -238,8 +229,8 @@ def score_predictions(
 ) -> BlindScore:
     """Compute precision, recall and F1 of the predictions on the scored tokens of `held_out`.
 
-    `features` must be in ascending order. Row i of `prediction` belongs to features[i]. `active` holds the positions at
-    which features fire.
+    Row i of `prediction` belongs to features[i]. `features` must be in ascending order. `active` has the positions
+    where features fire.
     """
     token = prediction.token.cpu()
     place = prediction.place.cpu()
@@ -273,14 +264,13 @@ def write_blind_predictions(
     scored_tokens: int | None = 32768,
     batch: int = 32,
 ) -> None:
-    """Write the table `blind` of each layer in `paths`.
+    """Write the table `blind` of each layer in `paths`: predictions and their accuracy.
 
-    The table holds predictions for up to `features` features, and the accuracy of these predictions. The first
-    `context_tokens` tokens of `text`, but at most half of `text`, are used to choose features. Up to `contexts`
-    contexts of each feature come from the same tokens. Predictions are scored on the `scored_tokens` tokens that
-    follow. If `scored_tokens` is None, predictions are scored on the whole rest of `text`. `strings` are the
-    vocabulary's tokens as text. Raises ValueError if the text has only one sequence, if its tokens are damaged, or if a
-    dictionary is not a transcoder.
+    The first `context_tokens` tokens of `text` give up to `features` features and up to `contexts` contexts per
+    feature. If `text` is short, features and contexts come from its first half. Predictions are scored on the next
+    `scored_tokens` tokens, or on all remaining tokens if `scored_tokens` is None. `strings` are the vocabulary's tokens
+    as text. Raises ValueError if the text has only one sequence or damaged tokens, or if a dictionary is not a
+    transcoder.
     """
     context_rows, scored_rows = _split(text, context_tokens, scored_tokens)
     transcoders = {layer: require_transcoder(dictionaries[layer], layer) for layer in paths}
@@ -307,7 +297,7 @@ def write_blind_predictions(
 
 
 def _split(text: Tokens, context_tokens: int, scored_tokens: int | None) -> tuple[slice, slice]:
-    """Returns two slices of sequences: those that give contexts, and those on which predictions are scored."""
+    """Returns two slices of sequences: one for contexts and one for scoring."""
     if len(text) < 2:
         raise ValueError(
             f"{text.path}: one sequence is not enough for both contexts and scoring; add held-out text"

@@ -1,7 +1,5 @@
-"""Find connections (virtual weights) between features of different layers, and measure their mean effects.
-
-A connection is direct or goes through one attention head. Mean effects are measured on held-out tokens.
-"""
+"""Connections (virtual weights) between features of different layers, and mean effects on held-out tokens. A connection
+is direct or goes through one attention head."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,9 +27,9 @@ from .deembedding import (
 )
 
 MAX_GATHERED = 2**17
-"""Largest number of elements of a chunk [pair, position]. A chunk that fits into the cache is six times faster."""
+"""Maximum number of elements of a chunk [pair, position]. Chunks that fit into the cache are six times faster."""
 MAX_ROWS = 2**20
-"""Largest number of table rows that are written at once."""
+"""Maximum number of table rows per write."""
 ROW_GROUP = 2**16
 DIRECT = -1
 """Value of `head_layer` and `head` for a direct connection."""
@@ -39,10 +37,8 @@ DIRECT = -1
 
 @dataclass(frozen=True)
 class Connections:
-    """Strongest connections to each feature of a layer.
-
-    The direct connections of a feature come first. The connections through heads follow. Within each of these two
-    groups, connections are sorted by descending |weight|."""
+    """Strongest connections to each feature of a layer. Direct connections come first, then connections through heads.
+    Each group is sorted by descending |weight|."""
 
     source_layer: Int[Tensor, "feature kept"]
     source: Int[Tensor, "feature kept"]
@@ -52,21 +48,17 @@ class Connections:
     weight: Float[Tensor, "feature kept"]
     """Virtual weight from source i to target j, without norm denominators.
 
-    The weight of a direct connection is W_dec[i] P(gain * W_enc[j]). The weight of a connection through a head is
-    W_dec[i] P(gain * W_V W_O P(gain * W_enc[j])). P subtracts the mean in a LayerNorm and is the identity in an
-    RMSNorm."""
+    Direct: W_dec[i] P(gain * W_enc[j]). Through a head: W_dec[i] P(gain * W_V W_O P(gain * W_enc[j])). P subtracts the
+    mean in a LayerNorm and is the identity in an RMSNorm."""
 
     def strongest(self, n: int) -> "Connections":
-        """Returns the n connections of each feature with the largest |weight|, sorted by descending |weight|.
-
-        If there are fewer than n connections, all are returned.
-        """
+        """Returns up to `n` connections of each feature, by descending |weight|."""
         best = self.weight.abs().topk(min(n, self.weight.shape[1]), dim=1).indices
         return Connections(*(column.gather(1, best) for column in vars(self).values()))
 
     @staticmethod
     def concatenate(parts: Iterable["Connections"], dim: int) -> "Connections":
-        """Concatenate along features (dim 0), or along the connections of the same features (dim 1)."""
+        """Concatenate along features (dim 0) or along the connections of each feature (dim 1)."""
         return Connections(
             *(torch.cat(columns, dim) for columns in zip(*(vars(p).values() for p in parts), strict=True))
         )
@@ -77,13 +69,11 @@ class MeanEffects:
     """Mean effects of a layer's connections on held-out tokens."""
 
     mean: Float[Tensor, "feature kept"]
-    """What each connection adds to the target's pre-activation, averaged over all tokens."""
+    """Mean contribution of each connection to the target's pre-activation, over all tokens."""
     when_active: Float[Tensor, "feature kept"]
-    """What each connection adds, averaged over the tokens on which the target feature fires.
-
-    NaN if the target feature never fires."""
+    """Mean contribution over the tokens on which the target fires. NaN if the target never fires."""
     n_active: Int[Tensor, " feature"]
-    """Number of tokens on which each target feature fires."""
+    """Number of tokens on which each target fires."""
 
 
 @torch.inference_mode()
@@ -95,11 +85,11 @@ def find_connections(
     n: int = 10,
     heads: int = 1,
 ) -> Connections:
-    """Find the strongest connections to each feature of `layer`.
+    """Find the strongest connections from features of earlier layers to each feature of `layer`.
 
-    For each feature, these are `n` direct connections and `n` connections through heads. Sources are the features of
-    all earlier layers. For each feature and source layer, only connections through `heads` heads are considered. These
-    are the heads with the largest sum of squared weights. Raises ValueError if a dictionary is not a transcoder.
+    Each feature gets `n` direct connections and `n` connections through heads. For each feature and source layer, only
+    `heads` heads are considered: the heads with the largest sum of squared weights. Raises ValueError if a dictionary
+    is not a transcoder.
     """
     like = weights.unembedding.norm.gain
     decoders = {
@@ -155,13 +145,12 @@ def _strongest(
 def mean_effects(
     prompts: Iterable[LinearizedModel], connections: Mapping[int, Connections]
 ) -> dict[int, MeanEffects]:
-    """Maps each layer to the mean effects of its connections. The iterable `prompts` is consumed once.
+    """Returns the mean effects of the connections of each layer. The iterable `prompts` is consumed once.
 
-    A connection has one effect for each position t of the target feature. The effect of a direct connection from source
-    i is weight z_i(t) / sigma(t). The effect of a connection through a head is sum_s weight z_i(s) A[t, s] / (sigma(s)
-    sigma(t)). Here z_i is the activation of source i, and A is the head's attention pattern. sigma is the product of
-    the denominators of all norms on the way that act at the given position. Each effect is one term of an edge of the
-    prompt's attribution graph.
+    Let t be a position of the target feature, and z_i the activation of source i. The effect of a direct connection is
+    weight z_i(t) / sigma(t). The effect of a connection through a head is sum_s weight z_i(s) A[t, s] / (sigma(s)
+    sigma(t)). A is the head's attention pattern. sigma(p) is the product of the denominators of all norms on the path
+    that act at position p.
     """
     sums = {layer: _ConnectionSums(layer, kept) for layer, kept in connections.items()}
     n_tokens = 0
@@ -174,7 +163,7 @@ def mean_effects(
 
 
 class _SourceActivations:
-    """Activations of the features that fire on a prompt, divided by the denominator of any norm after the MLP."""
+    """Activations of the features of a prompt, divided by the denominator of any norm after the MLP."""
 
     def __init__(self, prompt: LinearizedModel) -> None:
         active = prompt.features
@@ -189,15 +178,13 @@ class _SourceActivations:
     def rows(
         self, layer: Int[Tensor, "feature kept"], feature: Int[Tensor, "feature kept"]
     ) -> Int[Tensor, "feature kept"]:
-        """Returns the row of `value` that belongs to each feature, or -1 if the feature does not fire on the prompt."""
+        """Returns the row of `value` for each feature, or -1 if the feature does not fire on the prompt."""
         return self._row[layer * self.widest + feature]
 
 
 class _ConnectionSums:
-    """Running sums over tokens of the effects of one layer's connections.
-
-    The sums leave out the weights of the connections. `means` multiplies the sums by the weights.
-    """
+    """Sums of the effects of one layer's connections over tokens. The sums leave out the weights of the connections.
+    `means` multiplies the sums by the weights."""
 
     def __init__(self, layer: int, connections: Connections) -> None:
         self.layer, self.connections = layer, connections
@@ -242,11 +229,8 @@ class _ConnectionSums:
         pair: Int[Tensor, " pair"],
         position: Int[Tensor, " pair"],
     ) -> Float[Tensor, " pair"]:
-        """Returns the effect of each connection in `pair` at a target position.
-
-        The effect is returned without the weight of the connection and without the factor of `_scale`. `pair` holds
-        indices into the flattened connections [feature, kept].
-        """
+        """Returns the effect of each connection in `pair` at `position`, without the weight and the factor of `_scale`.
+        `pair` has indices into the flattened connections [feature, kept]."""
         if block is None:
             return sources.value[row, position]
         head = self.connections.head.flatten().index_select(0, pair)
@@ -255,11 +239,7 @@ class _ConnectionSums:
         return torch.linalg.vecdot(pattern, sources.value.index_select(0, row))
 
     def _scale(self, prompt: LinearizedModel, block: CapturedLayer | None) -> Float[Tensor, " position"]:
-        """Returns 1 / the product of the denominators of the norms that act at the target position.
-
-        These are the norm before the target's MLP and, for a connection through a head, any norm after the head's
-        attention.
-        """
+        """Returns 1 / the product of the denominators of the norms that act at the target position."""
         scale = 1 / prompt.captured.layers[self.layer].norm_mlp.sigma
         return scale if block is None else scale / block.norm_attention_after.sigma
 

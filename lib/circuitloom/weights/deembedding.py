@@ -1,9 +1,8 @@
 """De-embedding (Dunefsky et al. 2024): effects of token embeddings on features, computed from weights only.
 
-An effect is direct, or it goes through the layer-0 dictionary or through one attention head. Effects include the gains
-and the centering of norms. Effects leave out the denominators of norms, since denominators depend on the input. Only
-the norm before the layer-0 dictionary is applied with its denominator, so that layer-0 features fire as on a real
-input.
+An effect is direct, through the layer-0 dictionary, or through one attention head. Effects include the gains and the
+centering of norms. Effects leave out norm denominators, because denominators depend on the input. Only the norm before
+the layer-0 dictionary keeps its denominator.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,19 +24,18 @@ from ..language_model.model import LanguageModel
 from ..language_model.residual import Norm
 
 MAX_ELEMENTS = 2**25
-"""Largest number of elements of a chunk of effects [feature, token] or of pre-activations [token, feature]."""
+"""Maximum number of elements of a chunk [feature, token] or [token, feature]."""
 ROW_GROUP = 2**14
 SCALE_TOKENS = 4
-"""Number of tokens on which the model's scaling of the embedding is measured."""
+"""Number of tokens that are used to measure the model's scaling of the embedding."""
 TOLERANCE = 1e-2
-"""Largest allowed relative distance between the input of the residual stream and a multiple of the embedding."""
+"""Maximum relative distance between the residual stream's input and a multiple of the embedding."""
 
 
 @dataclass(frozen=True)
 class EmbeddingActivations:
-    """Layer-0 features that fire on each token's embedding alone. Attention and position embeddings are left out.
-
-    Entries are sorted by token, as in a sparse CSR matrix."""
+    """Activations of layer-0 features on each token's embedding, without attention and position embeddings. Sparse CSR
+    format: entries are sorted by token."""
 
     start: Int[Tensor, " token"]
     """Index of the first entry of each token."""
@@ -47,11 +45,7 @@ class EmbeddingActivations:
     """Largest activation of each feature over the vocabulary; 0 if the feature fires on no token."""
 
     def weighted_sum(self, rows: Float[Tensor, "feature n"]) -> Float[Tensor, "token n"]:
-        """Returns the weighted sum of `rows` for each token.
-
-        The sum runs over the layer-0 features that fire on the token. Each feature adds its activation times its row in
-        `rows`.
-        """
+        """Returns the matrix product of the activations [token, feature] and `rows`."""
         return _weighted_sum(self.start, self.feature, self.value, rows)
 
 
@@ -60,13 +54,12 @@ class TokenEmbeddings:
     """What each vocabulary token adds to the residual stream by itself."""
 
     embedding: Float[Tensor, "token d"]
-    """Embedding of each token as it enters the residual stream, including any scaling by the model."""
+    """Embedding of each token, including any scaling by the model."""
     layer0_activations: EmbeddingActivations | None
-    """Layer-0 features that fire on each token; None if the run has no dictionary at layer 0."""
+    """None if the run has no dictionary at layer 0."""
     layer0_output: Float[Tensor, "token d"] | None
-    """Output of the layer-0 dictionary for each token; None if the run has no dictionary at layer 0.
-
-    If a norm follows the MLP, the norm is applied without its denominator."""
+    """Output of the layer-0 dictionary for each token. Any norm after the MLP is applied without its denominator. None
+    if the run has no dictionary at layer 0."""
 
 
 @dataclass(frozen=True)
@@ -76,44 +69,37 @@ class TopHeads:
     layer: Int[Tensor, "feature kept"]
     head: Int[Tensor, "feature kept"]
     vector: Float[Tensor, "feature kept d"]
-    """Encoder of the feature, taken back through the head to the residual stream that the head reads.
-
-    The attention weight is set to 1."""
+    """Result of `head_vjp` for the feature's direction in the residual stream."""
 
 
 def norm_vjp(norm: Norm | None, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Returns the vector-Jacobian product through `norm` without the denominator of the norm: P(gain * v)."""
+    """Returns P(gain * v), the vector-Jacobian product through `norm` without the denominator."""
     return v if norm is None else norm.vjp(v)
 
 
 def norm_jvp(norm: Norm | None, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Returns the Jacobian-vector product through `norm` without the denominator of the norm: gain * P x."""
+    """Returns gain * P x, the Jacobian-vector product through `norm` without the denominator."""
     return x if norm is None else norm.gain * norm.project(x)
 
 
 def encoder_in_residual(
     weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "feature d"]:
-    """Convert encoder rows of a layer to directions in the residual stream before the MLP's norm: P(gain * W_enc)."""
+    """Returns P(gain * W_enc): encoder rows as directions in the residual stream before the MLP's norm."""
     norm = weights.blocks[layer].norm_mlp
     return norm_vjp(norm, rows.to(weights.unembedding.norm.gain))
 
 
 def head_layers(model: LanguageModel, source: int, target: int) -> range:
-    """Returns the layers of the heads that can move information from block `source` to the MLP of block `target`.
-
-    If `source` is -1, the information comes from the embedding.
-    """
+    """Returns the layers of the heads between block `source` and the MLP of block `target`. `source` is -1 for the
+    embedding."""
     return range(source + 1, target + (0 if model.anatomy.parallel else 1))
 
 
 @torch.inference_mode()
 def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor, "vocabulary d"]:
-    """Returns the embedding of each token as it enters the residual stream.
-
-    Any scaling by the model, as in Gemma, is included. Raises ValueError if the input of the residual stream is not a
-    multiple of the embedding matrix.
-    """
+    """Returns the embedding of each token, including any scaling by the model. Raises ValueError if the input of the
+    residual stream is not a multiple of the embedding matrix."""
     rows = model.module.get_submodule(model.anatomy.embedding).weight
     assert isinstance(rows, Tensor)
     token = torch.linspace(0, len(rows) - 1, SCALE_TOKENS, device=rows.device).round().long()
@@ -135,10 +121,7 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
 def embed_vocabulary(
     model: LanguageModel, weights: ModelWeights, layer0: Dictionary | None, vocabulary: int
 ) -> TokenEmbeddings:
-    """Compute what each of the first `vocabulary` tokens adds to the residual stream by itself.
-
-    `layer0` is the run's dictionary at layer 0, or None if the run has no such dictionary.
-    """
+    """Compute `TokenEmbeddings` of the first `vocabulary` tokens. `layer0` is the run's dictionary at layer 0."""
     # rows after `vocabulary` are padding
     embedding = embedding_rows(model, weights)[:vocabulary]
     if layer0 is None:
@@ -177,7 +160,7 @@ def _weighted_sum(
 
 
 def require_transcoder(dictionary: Dictionary, layer: int) -> Dictionary:
-    """Returns `dictionary` if it is a transcoder. Raises ValueError if `dictionary` is not a transcoder."""
+    """Returns `dictionary`. Raises ValueError if `dictionary` is not a transcoder."""
     if not dictionary.is_transcoder:
         raise ValueError(
             f"layer {layer}: weight tables need transcoders; this dictionary maps {dictionary.site_in} to "
@@ -193,11 +176,10 @@ def strongest_heads(
     moments: Float[Tensor, "d d"],
     n: int,
 ) -> TopHeads:
-    """Find the `n` heads of `layers` through which sources affect each feature most.
+    """Find the `n` heads of `layers` with the strongest effects on each feature.
 
-    `encoder` holds the features' directions in the residual stream. `moments` is X^T X, where each row of X is the
-    vector that one source writes. The strength of a head is the sum of the squared effects of all sources through the
-    head.
+    The strength of a head is the sum of the squared effects of all sources through the head. `encoder` has the
+    features' directions in the residual stream. `moments` is X^T X. Each row of X is the vector that one source writes.
     """
     blocks = {layer: weights.blocks[layer] for layer in layers}
     head_vectors = {layer: _head_vectors(block, encoder) for layer, block in blocks.items()}
@@ -213,19 +195,14 @@ def strongest_heads(
 
 
 def head_vjp(block: BlockWeights, head: int, g: Float[Tensor, "feature d"]) -> Float[Tensor, "feature d"]:
-    """Returns the vector-Jacobian product through one head, from attention's output to the stream that the head reads.
-
-    The attention weight is set to 1, and the denominators of norms are left out.
-    """
+    """Returns the vector-Jacobian product from the attention output through one head to the head's residual stream
+    input. The attention weight is 1. Norm denominators are left out."""
     v = norm_vjp(block.norm_attention_after, g) @ block.attention.W_O[head].T.to(g)
     return norm_vjp(block.norm_attention, v @ block.attention.W_V[head].T.to(g))
 
 
 def _head_vectors(block: BlockWeights, g: Float[Tensor, "feature d"]) -> Float[Tensor, "head feature d_head"]:
-    """Returns the vector-Jacobian product from attention's output to the input of W_O, split into heads.
-
-    The denominator of any norm after attention is left out.
-    """
+    """Returns the vector-Jacobian product from the attention output to the input of W_O, per head."""
     return norm_vjp(block.norm_attention_after, g) @ block.attention.W_O.movedim(1, 2).to(g)
 
 
@@ -251,11 +228,10 @@ def write_deembedding(
 ) -> None:
     """Write the table `deembedding` of each layer in `paths`.
 
-    For each feature, the table lists the `n` tokens that raise the feature most and the `n` tokens that lower the
-    feature most. These tokens are listed for direct effects, for effects through the layer-0 dictionary (in later
-    layers), and for effects through each of `heads` heads. The heads are those whose effects on the feature vary most
-    between tokens. `strings` are the vocabulary's tokens as text. Raises ValueError if a dictionary is not a
-    transcoder.
+    For each feature, the table lists the `n` tokens with the largest effects and the `n` tokens with the smallest
+    effects. Direct effects, effects through the layer-0 dictionary, and effects through each of `heads` heads have
+    separate lists. The heads are those whose effects vary most between tokens. `strings` are the vocabulary's tokens as
+    text. Raises ValueError if a dictionary is not a transcoder.
     """
     mean = tokens.embedding.mean(0)
     moments = tokens.embedding.T @ tokens.embedding - len(tokens.embedding) * mean.outer(mean)
@@ -284,10 +260,8 @@ def write_deembedding(
 
 
 _Found = tuple[str | np.ndarray, Tensor, Tensor]
-"""Three items: the value of the column `via`, token ids and effects.
-
-Token ids and effects have the shape [feature, sign, rank]. Index 0 of the dimension sign holds the largest effects, and
-index 1 holds the smallest."""
+"""(Value of the column `via`, token ids, effects). Token ids and effects have the shape [feature, sign, rank]. Sign 0
+has the largest effects, and sign 1 has the smallest."""
 
 
 def _strongest(via: str | np.ndarray, effects: Float[Tensor, "feature token"], n: int) -> _Found:

@@ -24,11 +24,10 @@ def write_weight_tables(
     config: WeightsConfig,
     folders: Mapping[int, Path],
 ) -> None:
-    """Write the tables `deembedding`, `connection` and `blind` of each layer into the layer's folder.
+    """Write the tables `deembedding`, `connection` and `blind` of each layer into folders[layer].
 
-    `folders` maps each layer to the folder of this layer. `strings` are the vocabulary's tokens as text. `text` is
-    held-out text. Raises ValueError if the model's architecture is not supported, or if a dictionary is not a
-    transcoder.
+    `strings` are the vocabulary's tokens as text. `text` is held-out text. Raises ValueError if the model's
+    architecture is not supported, or if a dictionary is not a transcoder.
     """
 
     def paths(table: str) -> dict[int, Path]:

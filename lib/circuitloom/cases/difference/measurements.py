@@ -1,4 +1,4 @@
-"""Measurements of a logit difference: prompts, the search for a circuit on one half, and its test on the other half."""
+"""Measurements of a logit difference: prompts, the search for a circuit, and tests of the circuit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ...corpus.tokenizer import Tokenizer
 from ..context import FINDING, TESTING, fill_templates
 
 MIN_PRUNED = 0.02
-"""Pruning ends after the first round in which at most this share of the circuit is removed."""
+"""Pruning stops after a round that removes at most this share of the circuit."""
 
 
 # Prompts
@@ -28,23 +28,22 @@ MIN_PRUNED = 0.02
 
 @dataclass(frozen=True)
 class DrawnPrompt:
-    """A filled template, with its target."""
+    """A filled template and its target."""
 
     text: str
     target: str
     """Target `logit TOKEN vs TOKEN`, filled with the same words as the text."""
     half: str
-    """Half of the prompt, `finding` or `testing`."""
+    """`finding` or `testing`."""
 
 
 def draw_prompts(
     templates: Sequence[BehaviourPrompt], slots: Slots, count: int, seed: int
 ) -> list[DrawnPrompt]:
-    """Returns about `count` prompts with different texts. The prompts are drawn from the templates in turn.
+    """Returns about `count` prompts with distinct texts, drawn from the templates in turn.
 
-    Of each template's prompts, the first half belongs to the finding half and the rest to the testing half. Templates
-    with the same slots get the same words in each half. Raises ValueError if a template has too few fillings for both
-    halves.
+    Each template gives half of its prompts to the finding half and the rest to the testing half. Templates with the
+    same slots get the same words in each half. Raises ValueError if a template gives only one text.
     """
     per_template = -(-count // len(templates))
     filled: list[list[tuple[str, str]]] = []
@@ -72,7 +71,7 @@ def draw_prompts(
 def read_prompts(
     prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context_length: int
 ) -> list[PromptMetric]:
-    """Returns the tokens and the metric of each prompt. Raises ValueError if a text cannot be tokenized or a target's
+    """Returns the tokens and the metric of each prompt. Raises ValueError if a text cannot be tokenized, or if a target
     token is unknown."""
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(prompt.text, tokenizer, context_length) for prompt in prompts]
@@ -85,21 +84,19 @@ def read_prompts(
 
 @dataclass(frozen=True)
 class Ranking:
-    """An order of the components. Components at the start of `order` are kept first."""
+    """Order of the components, most important first."""
 
     name: str
     order: Components
     attribution: Float[Tensor, " component"]
-    """First-order effect of ablating each component, averaged over the finding prompts."""
+    """Attribution of each component, averaged over the finding prompts."""
     curve: FaithfulnessCurve
-    """Faithfulness curve of this order on the finding prompts."""
+    """Faithfulness curve of `order` on the finding prompts."""
 
 
 def choose_ranking(experiment: CircuitExperiment, prompts: Sequence[PromptMetric], share: float) -> Ranking:
-    """Returns the better of two rankings: the ranking that needs fewer components to recover `share`.
-
-    One ranking is by the magnitude of attributions, the other by signed attributions.
-    """
+    """Rank components by |attribution| and by signed attribution. Returns the ranking that needs fewer components to
+    recover `share`."""
     score = mean_attribution(experiment.model, experiment.basis, prompts, experiment.values)
     rankings = []
     for name, signed in (("attribution", False), ("signed attribution", True)):
@@ -128,19 +125,16 @@ class CircuitSearch:
         return (self.experiment.alone(self.prompts, sets).mean(0) - self.none) / (self.untouched - self.none)
 
     def worth(self, circuit: Components, place: Int[Tensor, " place"]) -> Float[Tensor, " place"]:
-        """Returns the share of the behaviour that the circuit loses when one of its components is removed.
-
-        Components are removed one at a time. `place` has their indices in `circuit`.
-        """
+        """Returns the share of the behaviour that the circuit loses without the component circuit[place]."""
         return component_worth(self.experiment, self.prompts, circuit, place).mean(0) / (
             self.untouched - self.none
         )
 
     def find(self, ranking: Ranking, share: float) -> Components:
-        """Returns the fewest top-ranked components that recover `share` of the behaviour.
+        """Bisect for the fewest top-ranked components that recover `share` of the behaviour.
 
-        The search is by bisection. The result is empty if no number of components recovers this share, or if ablating
-        all components does not lower the metric.
+        The result is empty if no number of components recovers this share. The result is also empty if ablating all
+        components does not lower the metric.
         """
         needed = ranking.curve.needed(share)
         if needed is None or self.untouched <= self.none:
@@ -153,10 +147,10 @@ class CircuitSearch:
         return ranking.order[:high]
 
     def prune(self, circuit: Components, share: float, least: float) -> Components:
-        """Returns the circuit without components that are worth less than `least`. It still recovers `share`.
+        """Remove components with a worth below `least` while the circuit still recovers `share`.
 
-        Each round removes as many components as possible, starting with the component of least worth. Then the worth is
-        measured again for the half of the remaining components that had the least worth.
+        Each round removes as many components as possible, in ascending order of worth. Then the round measures the
+        worth of some remaining components again: the half with the lowest worth.
         """
         worth = self.worth(circuit, torch.arange(len(circuit)))
         while n_useless := int((worth < least).sum()):
@@ -174,12 +168,12 @@ class CircuitSearch:
 
 @dataclass(frozen=True)
 class FoundCircuit:
-    """The circuit found on the finding half."""
+    """Circuit found on the finding half."""
 
     experiment: CircuitExperiment
     ranking: Ranking
     top: Components
-    """The fewest top-ranked components that recover the share required before pruning."""
+    """Circuit before pruning: the fewest top-ranked components that recover (1 + `case.recovered`) / 2."""
     circuit: Components
     """The components of `top` that pruning keeps."""
     recovered: float
@@ -187,7 +181,7 @@ class FoundCircuit:
 
     @property
     def features(self) -> Components:
-        """The circuit's features, without its heads."""
+        """Features of the circuit."""
         kinds = [part.kind for part in self.experiment.basis.parts]
         part, _ = self.experiment.basis.locate(self.circuit)
         return self.circuit[torch.tensor([kinds[i] == "feature" for i in part], dtype=torch.bool)]
@@ -198,27 +192,27 @@ class FoundCircuit:
 
 @dataclass(frozen=True)
 class CircuitMetrics:
-    """Metrics on the prompts of the testing half. Only `preferred` is on both halves."""
+    """Metrics on the testing half. Only `preferred` covers both halves."""
 
     preferred: Float[Tensor, " drawn"]
-    """Metric of the untouched model, on the prompts of both halves."""
+    """Metric of the untouched model on both halves."""
     untouched: Float[Tensor, " prompt"]
     none: Float[Tensor, " prompt"]
     """Metric with all components ablated."""
     alone: Float[Tensor, " prompt"]
-    """Metric of the circuit alone: all other components are ablated."""
+    """Metric with all components outside the circuit ablated."""
     without: Float[Tensor, " prompt"]
-    """Metric of the model with the circuit ablated."""
+    """Metric with the circuit ablated."""
     without_features: Float[Tensor, " prompt"]
-    """Metric of the model with the circuit's features ablated and all heads intact."""
+    """Metric with the circuit's features ablated and all heads intact."""
     transcoded: Float[Tensor, " prompt"]
-    """Metric with transcoders in place of all MLPs that have one, without the transcoders' errors."""
+    """Metric with MLPs replaced by transcoders, without error terms."""
     worth: Float[Tensor, "prompt component"]
-    """How much the metric of the circuit falls when each component is removed from the circuit."""
+    """Decrease of the circuit's metric when one component is removed from the circuit."""
     subset_circuit: Float[Tensor, "prompt subset"]
-    """Metric of the circuit without each random subset of its components."""
+    """Metric of the circuit without a random subset of its components."""
     subset_model: Float[Tensor, "prompt subset"]
-    """Metric of the model without each random subset of the circuit's components."""
+    """Metric of the model without a random subset of the circuit's components."""
     curve: FaithfulnessCurve
     neuron_curve: FaithfulnessCurve | None
     """Faithfulness curve with neurons instead of features. None if neurons are not measured."""
@@ -226,7 +220,7 @@ class CircuitMetrics:
 
 @dataclass(frozen=True)
 class BasisCurve:
-    """Faithfulness curve of the components of a basis, measured on the testing half."""
+    """Faithfulness curve of a basis on the testing half."""
 
     name: str
     basis: Basis

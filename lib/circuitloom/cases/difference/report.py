@@ -1,4 +1,4 @@
-"""Makes the report of the case study of a logit difference: its claims, text, tables and pictures."""
+"""Report of the case study of a logit difference: claims, text, tables and pictures."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,11 +47,10 @@ class DifferenceResults:
     drawn: Sequence[DrawnPrompt]
     circuit: FoundCircuit
     metric: Float[Tensor, "drawn condition"]
-    """Metric of each prompt under each condition, with one column per element of `CONDITIONS`."""
+    """Metric of each prompt under each condition of `CONDITIONS`."""
     metrics: CircuitMetrics
     curves: Sequence[BasisCurve]
-    """The first curve is for features and heads. If neurons were measured, the second curve is for neurons and
-    heads."""
+    """Curve of features and heads. If neurons were measured, a curve of neurons and heads follows."""
     traces: Sequence[TraceRows]
 
 
@@ -108,8 +107,7 @@ def make_report(results: DifferenceResults) -> CaseReport:
 
 
 def difference_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> list[Claim]:
-    """Returns claims about the model and its circuit. If neurons were measured, the last claim compares features with
-    neurons."""
+    """Returns all claims. If neurons were measured, the last claim compares features with neurons."""
     claims = [*_model_claims(metrics, case, bootstrap), *_circuit_claims(metrics, case, bootstrap)]
     if metrics.neuron_curve is None:
         return claims
@@ -175,29 +173,20 @@ def _fewer_claim(
 
 
 def recovered_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns (metric - none) / (untouched - none), where each term is the mean of a column.
-
-    The columns are metric, none and untouched.
-    """
+    """Returns (metric - none) / (untouched - none) of column means. The columns are metric, none, untouched."""
     metric, none, untouched = rows[:, :, :3].mean(1).T
     return fraction_of(metric - none, untouched - none)
 
 
 def worth_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns loss / (untouched - none), where each term is the mean of a column.
-
-    The columns are loss, none and untouched.
-    """
+    """Returns loss / (untouched - none) of column means. The columns are loss, none, untouched."""
     loss, none, untouched = rows[:, :, :3].mean(1).T
     return fraction_of(loss, untouched - none)
 
 
 def mean_gap(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns the mean magnitude of some differences, divided by (untouched - none).
-
-    The columns are none, untouched, and one column per difference. Each column is replaced by its mean before the
-    magnitudes are taken.
-    """
+    """Returns the mean over k of |gap_k|, divided by (untouched - none). Every term is a column mean. The columns are
+    none, untouched, gap_0, gap_1, and so on."""
     means = rows.mean(1)
     return fraction_of(np.abs(means[:, 2:]).mean(1), means[:, 1] - means[:, 0])
 
@@ -212,12 +201,12 @@ def positive_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.nda
 def needed_ratio(
     n_first: Float[np.ndarray, " size"], n_second: Float[np.ndarray, " other"], wanted: float
 ) -> Statistic:
-    """Returns a statistic that compares how many components two bases need to reach the share `wanted`.
+    """Returns a statistic: the number of components that the first basis needs, divided by the number that the second
+    basis needs.
 
-    The statistic is the number that the first basis needs, divided by the number that the second basis needs. The first
-    column of its rows is the metric of the untouched model. The next columns are the metric with the top n components
-    of the first basis alone, for each n in `n_first`. The last columns are the same for the second basis and each n in
-    `n_second`.
+    A basis needs n components if its top n components alone reach the share `wanted`. The first column of the rows is
+    the metric of the untouched model. Next come metrics with the top n components of the first basis alone, with one
+    column per n in `n_first`. The columns of the second basis follow, with one column per n in `n_second`.
     """
 
     def statistic(rows: np.ndarray) -> np.ndarray:
@@ -235,10 +224,8 @@ def needed_ratio(
 def needed(
     n_kept: Float[np.ndarray, " size"], shares: Float[np.ndarray, "sample size"], wanted: float
 ) -> Float[np.ndarray, " sample"]:
-    """Returns the number of components at which the curve of each sample first reaches the share `wanted`.
-
-    The number is interpolated linearly between measured points. It is NaN if the curve never reaches this share.
-    """
+    """Returns the number of components with which each curve first reaches `wanted`, or NaN if a curve stays below
+    `wanted`. The number is interpolated linearly between measured points."""
     enough = shares >= wanted
     place = np.maximum(1, enough.argmax(1))
     sample = np.arange(len(shares))
@@ -351,8 +338,8 @@ def _graph_overlap(results: DifferenceResults, circuit: set[tuple[int, int]]) ->
 
 
 def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row]:
-    """Returns rows of the table `component`. Each component of the circuit before pruning has one row. Rows are in the
-    order of the ranking."""
+    """Returns rows of the table `component`, in the order of the ranking. Each component of the circuit before pruning
+    has one row."""
     circuit, metrics = results.circuit, results.metrics
     places = {component: i for i, component in enumerate(circuit.circuit.tolist())}
     part, inner = (column.tolist() for column in circuit.experiment.basis.locate(circuit.top))
@@ -409,9 +396,9 @@ def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
 def draw_curves(
     curves: Mapping[str, FaithfulnessCurve], circuit: tuple[int, float | None, float | None], wanted: float
 ) -> Figure:
-    """Draw two curves per basis: the share of the difference with the top k components alone, and without them.
+    """Draw the share of the difference with the top k components alone, and with these components ablated.
 
-    `circuit` is (size of the pruned circuit, share with this circuit alone, share without this circuit).
+    Each basis has two curves. `circuit` is (size, share alone, share without) of the pruned circuit.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -441,10 +428,8 @@ def draw_curves(
 
 @styled
 def draw_components(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw what the circuit loses without each of its components. Larger losses come first.
-
-    `rows` are rows of the table `component`.
-    """
+    """Draw the share of the difference that the circuit loses without each component, by descending share. `rows` are
+    rows of the table `component`."""
     own = [row for row in rows if row["worth_low"] is not None]
     own = sorted(own, key=lambda row: -row["worth"])[:COMPONENTS_SHOWN]
     figure = Figure(figsize=(6.5, max(2.0, 0.24 * len(own) + 1)), layout="constrained")

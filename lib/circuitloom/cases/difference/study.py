@@ -1,5 +1,4 @@
-"""Case study of a logit difference. The study finds a circuit of features and heads, and tests the circuit on other
-prompts."""
+"""Case study of a logit difference: find a circuit of features and heads, and test the circuit on other prompts."""
 
 from collections.abc import Sequence
 
@@ -38,7 +37,7 @@ from .report import DifferenceResults, make_report
 
 
 def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> CaseReport:
-    """Returns the report of the case study `name`. Raises ValueError if a prompt cannot be tokenized or a target's
+    """Returns the report of the case study `name`. Raises ValueError if a prompt cannot be tokenized, or if a target
     token is unknown."""
     # 1. Draw prompts and split them into halves
     drawn = draw_prompts(case.prompts, case.slots, case.count, case.seed)
@@ -73,8 +72,7 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
 def find_circuit(
     experiment: CircuitExperiment, prompts: Sequence[PromptMetric], case: DifferenceCase
 ) -> FoundCircuit:
-    """Find the circuit on the finding half. The circuit is empty if ablating all components does not lower the
-    metric."""
+    """Find the circuit on `prompts`. The circuit is empty if ablating all components does not lower the metric."""
     ranking = choose_ranking(experiment, prompts, case.recovered)
     search = CircuitSearch(experiment, prompts)
     # find a larger circuit than `recovered` requires, so that pruning has something to remove

@@ -1,5 +1,4 @@
-"""Measurements of a feature: where the feature fires, which tokens it reads, rules that predict where it fires, and
-tests of these rules."""
+"""Measurements of a feature: where it fires, what it reads, rules for where it fires, and tests of the rules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,38 +22,35 @@ from ...weights.deembedding import TokenEmbeddings, embedding_rows
 from ..context import CaseContext
 
 MAX_DISTANCE = 24
-"""Number of last tokens whose effects are recorded one by one. The effects of earlier tokens are recorded only in the
-sum over all tokens."""
+"""Number of last tokens with recorded effects. The effects of earlier tokens count only in `FeatureSources.total`."""
 MIN_GAIN = 0.02
-"""A condition is added to a rule only if it raises the rule's F1 by at least this."""
+"""Minimum increase of a rule's F1 for adding a condition."""
 MAX_NAMED = 6
-"""Maximum number of tokens that are named when a condition is written in words."""
+"""Maximum number of tokens that a condition names in words."""
 EXCHANGES = 8
-"""Number of random tokens that replace a token in turn, per text and condition."""
+"""Number of random replacement tokens per text and condition."""
 DirectSource = tuple[str, int | None, int | None, int]
 """A source that a feature reads in one step: (kind, layer, number, position relative to the feature)."""
 
 
 class TextPair(NamedTuple):
-    """A text at whose last token the feature should fire, and an edit at whose last token the feature should not
-    fire."""
+    """A text that should make the feature fire at the last token, and an edit that should not."""
 
     text: str
     edited: str
     half: str
-    """Half of the pair, `finding` or `testing`."""
+    """`finding` or `testing`."""
 
 
 class ChosenFeature(NamedTuple):
-    """A feature and the activation above which it counts as firing."""
+    """A feature and its threshold. The feature counts as firing above the threshold."""
 
     layer: int
     feature: int
     threshold: float
     score: float
-    """Score by which the feature was chosen. In a choice by concept, it is the F1 for the concept on the choosing
-    documents. In a choice by contrast, it is the share of texts above the threshold minus the share of edits above the
-    threshold, on the finding half."""
+    """`choose_by_concept` returns the F1 on the choosing documents. `choose_by_contrast` returns the share of texts
+    above the threshold minus the share of edits above the threshold, on the finding half."""
 
     @property
     def name(self) -> str:
@@ -68,7 +64,7 @@ class FeatureActivity:
 
     feature: ChosenFeature
     fires: Bool[Tensor, "sequence position"]
-    """True at positions of the held-out text where the activation is above the threshold."""
+    """True at scored held-out positions with an activation above the threshold."""
     on: Float[Tensor, " pair"]
     """Activation at the last token of each text."""
     off: Float[Tensor, " pair"]
@@ -88,15 +84,14 @@ def last_activations(prompt: LinearizedModel, layer: int) -> Float[Tensor, " fea
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on one token. It holds at a position if the token at position + `offset` is one of `tokens`."""
+    """A condition holds at a position if the token at position + `offset` is one of `tokens`."""
 
     offset: int
-    """Offset of the token from the position: 0 for the token at the position, -1 for the token before it."""
+    """0 for the token at the position, -1 for the previous token, and so on."""
     tokens: Bool[Tensor, " vocabulary"]
 
     def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
-        """Returns a mask of the positions at which the condition holds. The condition does not hold where position +
-        `offset` lies outside the sequence."""
+        """Returns whether the condition holds at each position. A missing token fails the condition."""
         met = torch.zeros_like(token, dtype=torch.bool)
         met[:, -self.offset :] = self.tokens[token][:, : token.shape[1] + self.offset]
         return met
@@ -104,12 +99,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule is a set of conditions. The rule holds at a position if all conditions hold at this position."""
+    """A rule holds at a position if all its conditions hold at this position."""
 
     conditions: tuple[Condition, ...]
 
     def holds(self, token: Int[Tensor, "sequence position"]) -> Bool[Tensor, "sequence position"]:
-        """Returns a mask of the positions at which all conditions hold."""
+        """Returns whether the rule holds at each position."""
         met = torch.ones_like(token, dtype=torch.bool)
         for condition in self.conditions:
             met &= condition.holds(token)
@@ -117,12 +112,11 @@ class Rule:
 
     @property
     def offsets(self) -> list[int]:
-        """Offsets of the conditions, in descending order. They are 0 or negative."""
+        """Offsets of the conditions (0 or negative), in descending order."""
         return sorted((condition.offset for condition in self.conditions), reverse=True)
 
     def words(self, strings: Sequence[str], counts: Int[Tensor, " vocabulary"]) -> str:
-        """Returns the rule in words. Of each condition, at most MAX_NAMED tokens are named: those with the largest
-        `counts`."""
+        """Returns the rule in words. Each condition names up to MAX_NAMED tokens with the largest `counts`."""
         parts = []
         for condition in sorted(self.conditions, key=lambda each: -each.offset):
             ids = condition.tokens.nonzero()[:, 0]
@@ -147,11 +141,10 @@ def fit_rule(
     vocabulary: int,
     most: int = 3,
 ) -> Rule:
-    """Returns a rule that predicts well where the feature fires. The rule has at most `most` conditions.
+    """Returns a rule with at most `most` conditions that predicts where the feature fires.
 
-    Only positions at which `where` is true count. The search is greedy. Each step adds the condition (an offset and
-    tokens) that gives the rule the largest F1. Then the tokens of each condition are chosen again, while the other
-    conditions stay as they are.
+    Only positions with `where` true count. Each greedy step adds the condition that gives the largest F1. Then the step
+    fits the tokens of each condition again, with all other conditions fixed.
     """
     rule, best = Rule(()), 0.0
     total = int((fires & where).sum())
@@ -182,11 +175,8 @@ def _best_tokens(
     vocabulary: int,
     total: int,
 ) -> tuple[float, Condition]:
-    """Returns the largest F1 that the rule can reach with a condition at `offset`, and the condition that reaches it.
-
-    `met` is a mask of the positions at which the other conditions hold. `total` is the number of positions where the
-    feature fires.
-    """
+    """Returns the largest F1 over all conditions at `offset`, and the condition with this F1. `met` is true where all
+    other conditions hold. `total` is the number of positions where the feature fires."""
     reach = met.clone()
     reach[:, :-offset] = False
     seen = token[:, : token.shape[1] + offset][reach[:, -offset:]]
@@ -205,14 +195,11 @@ def _best_tokens(
 def blind_rule(
     prompts: Sequence[LinearizedModel], layer: int, feature: int, tokens: TokenEmbeddings, least_share: float
 ) -> Rule:
-    """Returns a rule that is found without looking at text, by the protocol `plain` of blind prediction.
+    """Returns a rule by the protocol `plain` of `weights.blind_prediction`.
 
-    The contexts are the last tokens of `prompts`. The feature must fire at each of these tokens. From each context, the
-    protocol uses the contributions of layer-0 features, which are known only by their numbers, and the vectors with
-    which the feature reads embeddings.
-
-    The rule has at most two conditions, for the current token and for the previous token. A condition is added if its
-    token contributes at least `least_share` of the sum of both tokens' contributions.
+    The contexts are the last tokens of `prompts`. The feature must fire at each last token. The rule has up to two
+    conditions: one on the current token and one on the previous token. A token gets a condition if its contribution is
+    at least `least_share` of the sum of both contributions.
     """
     last = torch.tensor([len(prompt.captured) - 1 for prompt in prompts])
     numbers = torch.arange(len(prompts))
@@ -226,8 +213,7 @@ def blind_rule(
 def _predicted_tokens(
     means: ContextMeans, place: int, tokens: TokenEmbeddings
 ) -> Bool[Tensor, " vocabulary"]:
-    """Returns a mask of the tokens that are predicted to stand `place` positions before a position where the feature
-    fires."""
+    """Returns a mask of the tokens predicted `place` positions before the feature fires."""
     only_here = torch.zeros_like(means.total)
     only_here[:, place] = 1
     prediction = predict_plain(ContextMeans(means.vector, means.contribution, only_here), tokens)
@@ -240,10 +226,8 @@ def agreement(
     where: Bool[Tensor, "sequence position"],
     document: Int[Tensor, "sequence position"],
 ) -> Float[Tensor, "document 3"]:
-    """Returns the numbers of true positives, predicted positives and positives in each document.
-
-    Only positions at which `where` is true count. Documents without such a position are left out.
-    """
+    """Returns the numbers of true positives, predicted positives and positives of each document. Only positions with
+    `where` true count. Documents without such positions are left out."""
     _, number = document[where].unique(return_inverse=True)
     predicted, actual = predicted[where], actual[where]
     n = int(number.max()) + 1 if len(number) else 0
@@ -256,32 +240,30 @@ def agreement(
 
 @dataclass(frozen=True)
 class FeatureSources:
-    """What a feature reads at the last token of some prompts."""
+    """Effects on a feature at the last token of some prompts."""
 
     direct: list[dict[DirectSource, float]]
-    """One mapping per prompt, from each source that the feature reads in one step to the source's effect. Errors and
-    constants have relative position 0."""
+    """Effect of each source read in one step, per prompt. Errors and constants have relative position 0."""
     by_token: Float[Tensor, "prompt offset"]
-    """Effect of the token that is `offset` positions before the last token. It is the effect on the feature's
-    pre-activation through all heads and features. It is 0 if the prompt has no such token."""
+    """Element [prompt, i] is the effect of the token i positions before the last token, over all paths. Missing tokens
+    have effect 0."""
     total: Float[Tensor, " prompt"]
-    """Sum of the absolute effects of all tokens, including tokens before the last `MAX_DISTANCE` tokens."""
+    """Sum of the absolute effects of all tokens of the prompt."""
     token_ids: list[list[int]]
     """Ids of the last `MAX_DISTANCE` tokens of each prompt. The last token comes first."""
 
     @property
     def shares(self) -> Float[Tensor, " offset"]:
-        """Share of the token at each offset: its absolute effect divided by `total`, averaged over prompts."""
+        """Mean over prompts of |by_token| / total."""
         return (self.by_token.abs() / self.total[:, None].clamp(min=1e-9)).mean(0)
 
     def offsets(self, share: float) -> list[int]:
-        """Returns the offsets (0 or negative) for which `shares` is at least `share`."""
+        """Returns the offsets (0 or negative) of tokens with at least `share` of the total effect."""
         return (-(self.shares >= share).nonzero()[:, 0]).tolist()
 
 
 def trace_sources(prompts: Sequence[LinearizedModel], feature: ChosenFeature) -> FeatureSources:
-    """Returns what the feature reads at the last token of each prompt. The feature must fire at the last token of every
-    prompt."""
+    """Returns the sources of the feature at the last token of each prompt. The feature must fire at each last token."""
     direct, by_token, totals, ids = [], [], [], []
     for prompt in prompts:
         last = len(prompt.captured) - 1
@@ -299,12 +281,8 @@ def trace_sources(prompts: Sequence[LinearizedModel], feature: ChosenFeature) ->
 
 
 def token_effects(prompt: LinearizedModel, active: int) -> Float[Tensor, " position"]:
-    """Returns the effect of each token's embedding on the pre-activation of an active feature.
-
-    The effect covers all paths through heads and features. `active` is the index of the feature in `prompt.features`.
-
-    The rest of the pre-activation comes from errors, position embeddings and biases.
-    """
+    """Returns the effect of each token's embedding on the pre-activation of an active feature, over all paths. `active`
+    is the index of the feature in `prompt.features`."""
     target = feature_targets(prompt, torch.tensor([active], device=prompt.features.layer.device))
     return total_effects(prompt, target)[0, source_columns(prompt).embeddings]
 
@@ -332,14 +310,13 @@ class RuleTests:
     """Results of interventions on the texts of the testing half, with one row per text."""
 
     exchanged: Float[Tensor, "text 2"]
-    """An exchange replaces one of the rule's tokens. Column 0 is the number of exchanges that more than halve the
-    activation. Column 1 is the number of all exchanges. Both numbers are 0 if the feature does not fire on the text."""
+    """An exchange replaces one of the rule's tokens. Column 0 counts exchanges that more than halve the activation.
+    Column 1 counts all exchanges. Both columns are 0 if the feature does not fire on the text."""
     rule_alone: Float[Tensor, " text"]
-    """Share of the activation that remains when every token outside the rule's offsets gets the mean embedding. It is
-    NaN if the feature does not fire on the text, or if the rule's offsets cover all tokens of the text."""
+    """Share of the activation that remains when all tokens outside the rule get the mean embedding. NaN if the feature
+    does not fire, or if the rule covers all tokens."""
     effect: Float[Tensor, " text"] | None
-    """How much the metric of the config key `effect` falls when the feature is ablated in the model, in logits. None if
-    the key is null."""
+    """Decrease of the metric `case.effect` when the feature is ablated, in logits. None if `case.effect` is None."""
 
 
 @torch.inference_mode()
@@ -369,11 +346,7 @@ def run_rule_tests(
 
 
 def _breaking_tokens(rule: Rule, condition: Condition, held_out: HeldOut) -> Int[Tensor, " token"]:
-    """Returns tokens that break one condition of a rule.
-
-    The function finds all scored positions of the held-out text where this condition fails and all other conditions
-    hold. It returns, for each of these positions, the token at the condition's offset from the position.
-    """
+    """Returns tokens that break one condition, from held-out positions where all other conditions hold."""
     others = Rule(tuple(c for c in rule.conditions if c is not condition))
     broken = others.holds(held_out.token) & ~condition.holds(held_out.token) & held_out.scored
     broken[:, : -condition.offset] = False
@@ -388,11 +361,7 @@ def _exchange(
     breaking: dict[int, Int[Tensor, " token"]],
     generator: torch.Generator,
 ) -> Float[Tensor, " 2"]:
-    """Returns the number of exchanges that leave less than half of the activation, and the number of all exchanges.
-
-    `breaking` maps an offset to a list of tokens. In an exchange, a random token of this list replaces the prompt's
-    token at this offset. Both numbers are 0 if the feature does not fire on the prompt.
-    """
+    """Returns the row of `RuleTests.exchanged` for one prompt. breaking[offset] has the replacement tokens."""
     token = prompt.captured.token
     texts = [token]
     for offset, tokens in breaking.items():
@@ -414,11 +383,7 @@ def _rule_alone(
     rule: Rule,
     mean: Float[Tensor, " d"],
 ) -> float:
-    """Returns the share of the activation that remains with the rule's tokens alone.
-
-    The first token and the tokens at the rule's offsets keep their embeddings. All other tokens get the embedding
-    `mean`. Returns NaN if the feature does not fire on the prompt, or if there are no other tokens.
-    """
+    """Returns `RuleTests.rule_alone` for one prompt. The first token also keeps its embedding."""
     embedding = prompt.captured.embedding
     kept = {len(embedding) - 1 + offset for offset in rule.offsets}
     others = [position for position in range(1, len(embedding)) if position not in kept]
@@ -447,7 +412,7 @@ def _activations(
 def ablation_effect(
     context: CaseContext, prompt: LinearizedModel, feature: ChosenFeature, effect: str
 ) -> float:
-    """Returns how much a logit or logit difference at the last token falls when the feature is ablated in the model."""
+    """Returns the decrease of the target `effect` at the last token under free ablation of the feature."""
     target = parse_target(effect)
     strings = context.tokenizer.strings()
     weights = prompt.captured.resid_final.new_zeros(1, prompt.captured.unembedding.weight.shape[0])

@@ -1,4 +1,4 @@
-"""Makes the report of the case study of one feature: its claims, text, tables and pictures."""
+"""Report of the case study of one feature: claims, text, tables and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,17 +49,13 @@ class FeatureResults:
     blind: Rule
     tests: RuleTests
     published: Mapping[str, float]
-    """Maps each text with a published activation to the measured activation at its last token."""
+    """Measured activation at the last token of each text that has a published activation."""
     strings: list[str]
-    """Text of each token of the vocabulary."""
+    """Text of each vocabulary token."""
 
 
 def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> CaseReport:
-    """Returns the report of the case study.
-
-    Claims about held-out text are measured on the scoring documents. The feature and its rule were not chosen on these
-    documents.
-    """
+    """Returns the report. Claims about held-out text use documents on which neither feature nor rule was chosen."""
     case, name = results.case, results.activity.feature.name
     claims = [*feature_claims(results, held_out, concepts), *published_claims(results)]
     counts = torch.bincount(held_out.token.flatten(), minlength=len(results.strings))
@@ -96,7 +92,7 @@ def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) 
 
 
 def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> list[Claim]:
-    """Returns the claims about the feature, about its blind and its fitted rule, and about tests of the fitted rule."""
+    """Returns the claims about the feature, its two rules, and the tests of the fitted rule."""
     case, activity, tests = results.case, results.activity, results.tests
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     feature = f"feature {activity.feature.name}"
@@ -134,10 +130,7 @@ def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Tabl
 
 
 def published_claims(results: FeatureResults) -> list[Claim]:
-    """Returns one claim for each published activation.
-
-    The claim is about the relative difference between the published and the measured activation.
-    """
+    """Returns one claim per published activation, about the relative error of the measured activation."""
     claims = []
     for i, (text, published) in enumerate(results.case.published.items(), 1):
         value = results.published[text]
@@ -202,7 +195,7 @@ def _method(results: FeatureResults, counts: Tensor) -> list[str]:
 
 
 def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
-    """Returns rows of the table `outcome`. Each pair has one row for its text and one row for its edit."""
+    """Returns two rows of the table `outcome` per pair: one for the text and one for the edit."""
     on, off = results.activity.on.tolist(), results.activity.off.tolist()
     texts = [(i, pair.text, pair.half) for i, pair in enumerate(results.pairs)]
     edits = [(i, pair.edited, pair.half) for i, pair in enumerate(results.pairs)]
@@ -214,7 +207,7 @@ def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
 
 
 def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
-    """Returns rows of the table `outcome` with the results of the tests of the rule."""
+    """Returns rows of the table `outcome` with the results of `RuleTests`."""
     tests = results.tests
     texts = [pair.text for pair in results.pairs if pair.half == TESTING]
     prompts = [(i, text, TESTING) for i, text in enumerate(texts)]
@@ -234,12 +227,8 @@ def _test_rows(results: FeatureResults) -> list[dict[str, Any]]:
 
 
 def _source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns rows of the table `source` for two circuits, `tokens` and `one step`.
-
-    `tokens` has one row per relative position that occurs in a prompt, with the effect of the token at this position.
-    `one step` has at most MAX_SOURCE_ROWS direct sources of the feature: those with the largest share of the absolute
-    effect.
-    """
+    """Returns rows of the table `source`. The circuit `tokens` has one row per relative position. The circuit `one
+    step` has the MAX_SOURCE_ROWS direct sources with the largest share."""
     n = len(sources.direct)
     effects: dict[DirectSource, list[float]] = {}
     for step in sources.direct:
@@ -275,8 +264,8 @@ def _source_rows(case: str, sources: FeatureSources, strings: Sequence[str]) -> 
 
 
 def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Sequence[str]) -> str | None:
-    """Returns the token that is `distance` positions before the last token. Returns None if prompts have different
-    tokens at this position."""
+    """Returns the token `distance` positions before the last token, or None if prompts have different tokens at this
+    position."""
     ids = {each[distance] for each in token_ids if len(each) > distance}
     return strings[ids.pop()] if len(ids) == 1 else None
 
@@ -286,7 +275,7 @@ def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Se
 
 @styled
 def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], threshold: float) -> Figure:
-    """Draw the activation at the last token of each text and each edit, and a line at the threshold."""
+    """Draw the activation at the last token of each text and each edit. A line marks the threshold."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     spread = torch.linspace(-0.3, 0.3, len(on))
@@ -302,8 +291,8 @@ def draw_activations(on: Float[Tensor, " pair"], off: Float[Tensor, " pair"], th
 
 @styled
 def draw_sources(sources: FeatureSources) -> Figure:
-    """Draw two panels: the share of each token by its distance from the last token, and the share of each direct
-    source."""
+    """Draw two panels. The left panel has the share of each token, by distance from the last token. The right panel has
+    the share of each direct source."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     shares = sources.shares
@@ -327,10 +316,8 @@ def draw_sources(sources: FeatureSources) -> Figure:
 
 
 def direct_shares(sources: FeatureSources) -> list[tuple[str, float, float]]:
-    """Returns (name, share, mean effect) of each direct source. Sources with a larger share come first.
-
-    The effects of one source at different positions are added up.
-    """
+    """Returns (name, share, mean effect) of each direct source, by descending share. Effects of a source at different
+    positions are added."""
     sums: dict[str, list[float]] = {}
     for step in sources.direct:
         own: dict[str, float] = {}

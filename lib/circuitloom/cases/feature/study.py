@@ -1,5 +1,4 @@
-"""Case study of one feature. The study chooses and traces the feature, describes the feature by a blind rule and a
-fitted rule, and tests these rules."""
+"""Case study of one feature: what it reads, which rules predict where it fires, and what its ablation does."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -34,10 +33,9 @@ from .measurements import (
 from .report import FeatureResults, make_report
 
 OVERSAMPLING = 20
-"""Number of pairs that are drawn for each pair that is needed. More pairs are drawn than needed, because pairs with the
-same text count once."""
+"""Number of drawn pairs per needed pair. Drawn pairs with equal texts count once."""
 SILENT = "{} at the last token of any text of the finding half; change the case's texts"
-"""Error message. The first words, such as "no feature fires", are filled in."""
+"""Error message. The placeholder gets words such as "no feature fires"."""
 
 
 def study_feature(
@@ -48,10 +46,8 @@ def study_feature(
     case: FeatureCase,
     evaluation: Evaluation,
 ) -> CaseReport:
-    """Returns the report of the case study `name`. `concepts` is the table `concept` of the held-out text.
-
-    Raises ValueError if a text cannot be tokenized, if no feature fires, or if no held-out token has the concept.
-    """
+    """Returns the report of the case study `name`. `concepts` is the table `concept` of the held-out text. Raises
+    ValueError if a text cannot be tokenized, if no feature fires, or if no held-out token has the concept."""
     # 1. Draw texts and their edits, and linearize the model on each
     pairs = draw_pairs(case)
     tracer = context.tracer()
@@ -92,10 +88,8 @@ def study_feature(
 
 
 def draw_pairs(case: FeatureCase) -> list[TextPair]:
-    """Returns different texts, each with its edit. Texts belong alternately to the finding and the testing half.
-
-    Raises ValueError if a half would be empty.
-    """
+    """Returns pairs with distinct texts. Pairs belong alternately to the finding and the testing half. Raises
+    ValueError if a half is empty."""
     pairs = []
     for text, edited in zip(case.texts, case.edited, strict=True):
         distinct: dict[str, str] = {}
@@ -119,9 +113,9 @@ def choose_feature(
 ) -> FeatureActivity:
     """Returns the feature of the case study, and where this feature fires.
 
-    If the config names a feature, it is used. Otherwise, if the config names a concept, the feature is chosen by its F1
-    for the concept. Otherwise the feature is chosen that best separates texts from edits. Raises ValueError if the
-    named feature does not exist, or if no feature fires at the last token of any text.
+    A feature that the config names is used. Otherwise, if the config names a concept, `choose_by_concept` is called.
+    Otherwise `choose_by_contrast` is called. Raises ValueError if the named feature does not exist, or if no feature
+    fires at the last token of any text.
     """
     sites = [Site("mlp_in", layer) for layer in context.transcoders]
     inputs = scored_activations(context.model, sites, held_out, evaluation.batch)
@@ -162,10 +156,10 @@ def choose_by_concept(
     held_out: HeldOut,
     config: Evaluation,
 ) -> ChosenFeature:
-    """Returns the feature with the largest F1 for `concept` on the choosing documents. All layers are searched.
+    """Returns the feature of any layer with the largest F1 for `concept` on the choosing documents.
 
-    `codes` maps each layer to activations on the scored tokens of `held_out`. `on` maps each layer to activations at
-    the last tokens of the prompts. Features that fire on no prompt are skipped. Raises ValueError if no held-out token
+    Features that fire on no prompt are skipped. codes[layer] has activations on the scored tokens of `held_out`.
+    on[layer] has activations at the last token of each prompt. Raises ValueError if no token of the choosing documents
     has the concept, or if no feature fires on any prompt.
     """
     annotations = concept_annotations(concepts.filter(pc.field("concept") == concept), held_out)
@@ -191,12 +185,12 @@ def choose_by_contrast(
     off: Mapping[int, Float[Tensor, "prompt feature"]],
     only: tuple[int, int] | None = None,
 ) -> ChosenFeature:
-    """Returns the feature that best separates texts from edits, with its best threshold. All layers are searched.
+    """Returns the feature of any layer that best separates texts from edits, with its best threshold.
 
-    If a feature `only` (layer, number) is given, this feature is returned, and only its threshold is chosen. `on` and
-    `off` map each layer to the activations at the last tokens of texts and of edits. The score is the share of texts
-    above the threshold minus the share of edits above it. Of features with equal scores, the feature whose mean
-    activations on texts and on edits differ more is chosen. Raises ValueError if no feature fires on any text.
+    on[layer] has activations at the last token of each text. off[layer] has activations at the last token of each edit.
+    The score is the share of texts above the threshold minus the share of edits above the threshold. Features with
+    equal scores are ranked by mean(on) - mean(off). If `only` (layer, number) is given, only the threshold of this
+    feature is chosen. Raises ValueError if no feature fires on any text.
     """
     candidates = []
     for layer in on:
@@ -212,10 +206,7 @@ def choose_by_contrast(
 
 
 def _separate(on: Float[Tensor, " prompt"], off: Float[Tensor, " prompt"]) -> tuple[float, float, float]:
-    """Returns the largest score, the mean of `on` minus the mean of `off`, and the threshold with the largest score.
-
-    The score is the share of `on` above the threshold minus the share of `off` above it.
-    """
+    """Returns the best score over thresholds, mean(on) - mean(off), and the threshold with the best score."""
     values = torch.cat([on, off]).unique()
     thresholds = torch.cat([values.new_zeros(1), (values[1:] + values[:-1]) / 2])
     score = (on[:, None] > thresholds).float().mean(0) - (off[:, None] > thresholds).float().mean(0)

@@ -1,5 +1,4 @@
-"""Prompts, metric, measurements and results of the case study of greater-than, in the order in which the study uses
-them."""
+"""Prompts, metric, measurements and results of the case study of greater-than, in the order of use."""
 
 import random
 from collections import Counter, defaultdict
@@ -33,10 +32,10 @@ from ...weights.deembedding import embedding_rows, encoder_in_residual, head_lay
 from ..context import FINDING, TESTING, fill_templates
 
 MAX_FILLINGS = 1000
-"""Maximum number of fillings of the template. Prompts are drawn from these fillings."""
+"""Maximum number of template fillings from which prompts are drawn."""
 UNTOUCHED = "untouched"
 ALL_REPLACED = "all MLPs replaced"
-"""Names of two conditions under which the metric is measured."""
+"""Names of two conditions: the untouched model, and all MLPs replaced by transcoders."""
 FEATURES, NEURONS = "features", "neurons"
 ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
 
@@ -46,20 +45,20 @@ ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
 
 @dataclass(frozen=True)
 class AnswerYears:
-    """The years that are single tokens. The metric uses only the logits of these tokens."""
+    """Two-digit years that are single tokens. The metric uses only the logits of these tokens."""
 
     token: Int[Tensor, " answer"]
     year: Int[Tensor, " answer"]
     """Last two digits of each year, ascending."""
 
     def select(self, logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, "prompt answer"]:
-        """Returns only the logits of the answer tokens."""
+        """Returns the logits of the answer tokens."""
         return logits[:, self.token.to(logits.device)]
 
 
 @dataclass(frozen=True)
 class YearPrompts:
-    """Prompts of one length. Each prompt has a start year, and a counterpart: the same text with another start year."""
+    """Prompts of equal length. Each prompt has a counterpart: the same text with another start year."""
 
     text: list[str]
     token: Int[Tensor, "prompt position"]
@@ -73,10 +72,9 @@ class YearPrompts:
     place: int
     """Position of the start year."""
     half: list[str]
-    """Half of each prompt, `finding` or `testing`."""
+    """`finding` or `testing`, for each prompt."""
     dropped: int
-    """Number of prompts that were left out. Such a prompt has another length or another position of the start year, or
-    its start year is not a single token, has no later answer, or has no counterpart."""
+    """Number of drawn prompts that `make_prompts` leaves out."""
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -87,12 +85,12 @@ class YearPrompts:
         return self[[i for i, each in enumerate(self.half) if each == half]]
 
     def spread(self, wanted: int) -> "YearPrompts":
-        """Returns up to `wanted` prompts, evenly spaced over the start years."""
+        """Returns up to `wanted` prompts at evenly spaced indices."""
         n = min(wanted, len(self))
         return self[[(2 * i + 1) * len(self) // (2 * n) for i in range(n)]]
 
     def __getitem__(self, chosen: list[int]) -> "YearPrompts":
-        """Returns the prompts with the given indices, in that order."""
+        """Returns the prompts at the given indices."""
         return replace(
             self,
             text=[self.text[i] for i in chosen],
@@ -105,8 +103,8 @@ class YearPrompts:
 
 
 def find_answers(answer: str, strings: list[str]) -> AnswerYears:
-    """Returns the years from 00 to 99 that are single tokens when they are written as `answer`. Raises ValueError if
-    there are fewer than two such years."""
+    """Returns the years from 00 to 99 that give a single token when filled into the template `answer`. Raises
+    ValueError if fewer than two years give a single token."""
     tokens = {}
     for year in range(100):
         try:
@@ -121,10 +119,10 @@ def find_answers(answer: str, strings: list[str]) -> AnswerYears:
 def make_prompts(
     case: GreaterThanCase, tokenizer: Tokenizer, context_length: int, answers: AnswerYears
 ) -> YearPrompts:
-    """Returns the prompts of a case, in the order of their start years.
+    """Returns the prompts of a case, sorted by start year. All prompts have a counterpart.
 
-    Only prompts with the most common combination of length and position of the start year are returned. Raises
-    ValueError if fewer than four prompts remain, or if a prompt cannot be tokenized.
+    Every start year is a single token and has a later answer. All prompts have the same length and the same position of
+    the start year. Raises ValueError if fewer than four prompts remain, or if a prompt cannot be tokenized.
     """
     generator = random.Random(case.seed)
     years = list(range(case.first, case.last + 1))
@@ -186,10 +184,8 @@ def _pair(
     token_of_year: dict[int, int],
     half: str,
 ) -> list[_PromptRow]:
-    """Returns a list with one row: the prompt of `year` and its counterpart. Without a counterpart, the list is empty.
-
-    The counterpart has the first year of `others` with which the two prompts differ only in the token of the year.
-    """
+    """Returns one row: the prompt of `year` with its counterpart. Returns no row if there is no counterpart. The
+    counterpart has the first year in `others` that changes only the token of the year."""
     text, token = read(year)
     for other_year in others:
         _, other = read(other_year)
@@ -207,17 +203,13 @@ def _pair(
 def greater_than(
     logits: Float[Tensor, "prompt answer"], year: Int[Tensor, " answer"], start: Int[Tensor, " prompt"]
 ) -> Float[Tensor, " prompt"]:
-    """Returns the metric: the probability of years later than `start` minus the probability of all other years.
-
-    The probabilities are a softmax over the answer tokens alone.
-    """
+    """Returns P(years later than `start`) - P(all other years). The softmax is over the answer tokens alone."""
     later = year.to(start.device) > start[:, None]
     return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
 
 
 def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None) -> list[PromptMetric]:
-    """Returns the tokens and the metric of each prompt. The metric is a function of the logits of the whole
-    vocabulary."""
+    """Returns the tokens and the metric of each prompt. The metric takes logits over the whole vocabulary."""
 
     def metric(start: int) -> Metric:
         def measure(logits: Float[Tensor, "pass vocabulary"]) -> Float[Tensor, " pass"]:
@@ -247,10 +239,7 @@ def edited_metric(
 def mlp_effects(
     model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
 ) -> Float[Tensor, "layer prompt"]:
-    """Returns how much the metric of each prompt falls when the MLP of each layer is ablated.
-
-    The MLP's output at the last position is set to its mean over the prompts.
-    """
+    """Returns the decrease of the metric when the MLP of one layer is mean-ablated at the last position."""
     last = torch.zeros_like(prompts.scored)
     last[-1] = True
     sites = [Site("mlp_out", layer) for layer in range(model.layers)]
@@ -264,17 +253,17 @@ def mlp_effects(
 
 
 def replaced_name(layer: int) -> str:
-    """Returns the name of the condition in which a transcoder replaces the MLP of a layer."""
+    """Returns the name of a condition: a transcoder replaces the MLP of `layer`."""
     return f"MLP {layer} replaced"
 
 
 def ablated_name(layer: int, kind: str) -> str:
-    """Returns the name of the condition in which the MLP of a layer is ablated."""
+    """Returns the name of a condition: the MLP of `layer` is ablated."""
     return f"MLP {layer} {kind}-ablated"
 
 
 def without_feature_name(layer: int, feature: int) -> str:
-    """Returns the name of the condition in which a feature is subtracted from the MLP's output."""
+    """Returns the name of a condition: one feature is subtracted from the MLP's output."""
     return f"without feature {layer}/{feature}"
 
 
@@ -285,10 +274,10 @@ def measure_conditions(
     prompts: YearPrompts,
     answers: AnswerYears,
 ) -> dict[str, Float[Tensor, " prompt"]]:
-    """Maps the name of each condition to the metric of each prompt.
+    """Returns the metric of each prompt under each condition, by the name of the condition.
 
-    There are conditions for the untouched model, for each MLP replaced by its transcoder, for all MLPs replaced at
-    once, and for the output of each MLP set to zero or to its mean over prompts and positions.
+    The first condition is the untouched model. Transcoders replace each MLP alone, and all MLPs at once. Ablations set
+    the output of each MLP to zero, and to its mean over prompts and positions.
     """
     metric = {UNTOUCHED: edited_metric(model, prompts, answers, {})}
     replacements = {
@@ -312,10 +301,7 @@ def measure_conditions(
 
 @dataclass(frozen=True)
 class LayerCurve:
-    """Faithfulness curve of the features or of the neurons of a layer.
-
-    Features or neurons are ranked by the variance of their activations over the prompts.
-    """
+    """Faithfulness curve of the features or neurons of one layer, ranked by the variance of their activations."""
 
     units: str
     """`features` or `neurons`."""
@@ -328,7 +314,7 @@ class LayerCurve:
 def variances(
     model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts
 ) -> dict[str, Float[Tensor, " component"]]:
-    """Returns the variance over prompts of each feature's and of each neuron's activation at the last position."""
+    """Returns the variance of each activation at the last position over prompts, for features and for neurons."""
     sites = {FEATURES: Site("mlp_in", dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
     captured = capture(model, prompts.token, list(sites.values()))
     last = {site: value[:, -1] for site, value in captured.items()}
@@ -344,11 +330,10 @@ def layer_curves(
     finding: Sequence[PromptMetric],
     testing: Sequence[PromptMetric],
 ) -> list[LayerCurve]:
-    """Returns one curve of features and one curve of neurons for each kind of ablation, measured on `testing`.
+    """Returns faithfulness curves on `testing`: for each kind of ablation, one of features and one of neurons.
 
-    Components with the largest `variance` are kept first. All other components are set to zero, or to their mean over
-    `finding`, at all scored positions. In the curves of features, the transcoder replaces the MLP, and its error is
-    left out.
+    Components with the largest `variance` are kept first. Ablated components are set to zero, or to their mean over
+    `finding`. For features, the transcoder replaces the MLP without an error term.
     """
     layer = dictionary.layer
     bases = {
@@ -369,10 +354,10 @@ def layer_curves(
 
 
 def patch_start_year(model: LanguageModel, prompts: YearPrompts, answers: AnswerYears) -> HeadPatching:
-    """Set the output of each head at the last position to the head's output on the counterpart.
+    """Replace each head's output at the last position by the head's output on the counterpart.
 
-    The same logits give two metrics: one for the prompt's start year and one for the counterpart's start year. The
-    effect of a head is how much the difference between the two metrics falls.
+    The effect of a head is the decrease of a contrast. The contrast is the metric for the prompt's start year minus the
+    metric for the counterpart's start year. Both metrics use the same logits.
     """
 
     def contrast(logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, " prompt"]:
@@ -387,10 +372,8 @@ def patch_start_year(model: LanguageModel, prompts: YearPrompts, answers: Answer
 
 
 def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> tuple[int, int] | None:
-    """Returns (layer, number) of the head with the largest effect, or None if there is no head.
-
-    Only heads before the MLP of `layer` are considered.
-    """
+    """Returns (layer, number) of the head with the largest effect. Only heads before the MLP of `layer` count. Returns
+    None if there is no such head."""
     before = head_layers(model, -1, layer)
     order = [i for i in patching.order().tolist() if int(patching.layer[i]) in before]
     return (int(patching.layer[order[0]]), int(patching.head[order[0]])) if order else None
@@ -401,22 +384,19 @@ def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> 
 
 @dataclass(frozen=True)
 class YearFeatures:
-    """What some features of a layer do for each start year."""
+    """Activations, logit attributions and de-embedding scores of some features, by start year."""
 
     year: Int[Tensor, " year"]
     """Start years, ascending."""
     feature: Int[Tensor, " feature"]
     activation: Float[Tensor, "feature year"]
-    """Activation at the last position, averaged over the prompts of each year."""
+    """Mean activation at the last position over the prompts with each start year."""
     attribution: Float[Tensor, "feature year"]
-    """Direct logit attribution of an activation of 1 to the year as the answer. The mean over the vocabulary is
-    subtracted, and the denominator of the final norm is set to 1."""
+    """Result of `logit_attribution` for each year as the answer."""
     head: tuple[int, int] | None
-    """Layer and number of the head through which `score` is computed. None if there is no head before the layer's
-    MLP."""
+    """(layer, number) of the head of `score`. None if no head comes before the layer's MLP."""
     score: Float[Tensor, "feature year"] | None
-    """De-embedding score: how strongly the feature reads the token of the year through `head`, by the weights alone.
-    None if `head` is None."""
+    """Result of `deembedding_scores` for the token of each year. None if `head` is None."""
 
 
 def describe_years(
@@ -430,8 +410,7 @@ def describe_years(
     head: tuple[int, int] | None,
     connections: int,
 ) -> YearFeatures:
-    """Returns what the given features of a layer do for each start year. De-embedding scores are computed through
-    `head`."""
+    """Describes the given features of `layer` by start year. De-embedding scores are computed through `head`."""
     year, row = prompts.start.unique(return_inverse=True)
     z = last_feature_activations(model, transcoders[layer], prompts, feature).cpu()
     total = z.new_zeros(len(year), len(feature)).index_add_(0, row, z)
@@ -465,10 +444,10 @@ def direct_year_effects(
     answers: AnswerYears,
     feature: Int[Tensor, " feature"],
 ) -> Float[Tensor, " prompt"]:
-    """Returns, for each prompt, the sum of the direct effects of the given features on a difference of logits.
+    """Returns, for each prompt, the summed direct effect of the given features on a logit difference.
 
-    The difference is the mean logit of later years minus the mean logit of all other years. The denominator of the
-    final norm is set to 1.
+    The difference is the mean logit of later years minus the mean logit of all other years. Norm denominators are set
+    to 1.
     """
     z = last_feature_activations(model, dictionary, prompts, feature)
     effect = (z @ logit_attribution(weights, dictionary, feature, answers.token.to(feature.device))).cpu()
@@ -483,7 +462,7 @@ def logit_attribution(
     feature: Int[Tensor, " feature"],
     token: Int[Tensor, " year"],
 ) -> Float[Tensor, "feature year"]:
-    """Returns the direct logit attribution of an activation of 1 to each token. Denominators of norms are set to 1."""
+    """Returns the direct logit attribution of an activation of 1 to each token. Norm denominators are set to 1."""
     rows = weights.unembedding.rows[token]
     written = norm_jvp(weights.blocks[dictionary.layer].norm_mlp_after, dictionary.W_dec[feature].to(rows))
     return written @ rows.T
@@ -500,14 +479,14 @@ def deembedding_scores(
     token: Int[Tensor, " year"],
     connections: int,
 ) -> Float[Tensor, "feature year"]:
-    """Returns how strongly each feature reads each token through a head, computed from the weights alone.
+    """Returns the effect of each token's embedding on each feature through a head, from weights alone.
 
-    If layer 0 has a transcoder and the head comes after this transcoder, the score is the sum of c_i d_i over features
-    i of layer 0. Here c_i is the weight with which the feature reads feature i through the head, and d_i is what
-    feature i reads from the token's embedding. Only the features i with the largest c_i enter the sum. Their number is
-    `connections`.
+    If layer 0 has a transcoder and the head comes after this transcoder, the score is the sum of c_i d_i. The sum runs
+    over the layer-0 features i with the largest c_i. Their number is `connections`. c_i is the virtual weight from
+    feature i through the head to the scored feature. d_i is the product of feature i's encoder row and the token's
+    embedding.
 
-    In all other cases, the score is what the feature reads from the token's embedding through the head.
+    In all other cases, the score is the effect of the token's embedding through the head.
     """
     embedding = embedding_rows(model, weights)[token]
     reads = encoder_in_residual(weights, layer, transcoders[layer].W_enc[feature])
@@ -526,22 +505,22 @@ def deembedding_scores(
 
 @dataclass(frozen=True)
 class YearCircuit:
-    """The circuit. It has all nodes on the greedy paths of all traced prompts, from the answer back to the tokens."""
+    """Circuit: all nodes on the greedy paths of the traced prompts."""
 
     contribution: dict[tuple[int, int, int, int], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    """Maps each node to its contributions to the target, one for each prompt on whose paths the node lies. A
-    contribution is the sum over all paths that end in the node. A node is (kind, layer, number, position). The kind is
-    a number from `attribution.paths`."""
+    """Contributions of each node to the target. Each prompt that has the node on a path adds one value: the sum over
+    all paths that end in the node. A node is (kind, layer, number, position). The kind is a number from
+    `attribution.paths`."""
     n_prompts: int = 0
 
     def parts(self, kind: int) -> list[tuple[int, int]]:
-        """Returns (layer, number) of each node of one kind in the circuit, such as each feature or each head."""
+        """Returns (layer, number) of each node of one kind, such as each head."""
         return sorted({(layer, number) for own, layer, number, _ in self.contribution if own == kind})
 
     def components(self, basis: Basis) -> Bool[Tensor, " component"]:
-        """Returns a mask of the components of `basis`. It is true for features and heads that are in the circuit."""
+        """Returns a mask of `basis` that is true for the circuit's features and heads."""
         kept = torch.zeros(len(basis), dtype=torch.bool)
         kinds = {"feature": FEATURE, "head": HEAD}
         for part, columns in zip(basis.parts, basis.slices, strict=True):
@@ -551,10 +530,7 @@ class YearCircuit:
 
 
 def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> AttributionTargets:
-    """Returns the target of attribution at the last position.
-
-    The target is the mean logit of later years minus the mean logit of all other years.
-    """
+    """Returns a target at the last position: the mean logit of later years minus the mean logit of all other years."""
     unembedding = model.captured.unembedding.weight
     later = answers.year > start
     weights = unembedding.new_zeros(1, len(unembedding))
@@ -566,7 +542,7 @@ def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> At
 def find_circuit(
     tracer: Tracer, prompts: YearPrompts, answers: AnswerYears, search: PathSearch
 ) -> YearCircuit:
-    """Search greedy paths on each prompt and return all their nodes as one circuit."""
+    """Returns all nodes on the greedy paths of all prompts as one circuit."""
     circuit = YearCircuit(n_prompts=len(prompts))
     for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
         model = tracer.linearize(text)
@@ -581,10 +557,7 @@ def find_circuit(
 
 @dataclass(frozen=True)
 class InputContributions:
-    """What each input contributes to the target through all features and heads.
-
-    The sum of all contributions is the value of the target.
-    """
+    """Contributions of each input to the target, over all paths. All contributions sum to the target."""
 
     token: Float[Tensor, "prompt position"]
     error: Float[Tensor, "prompt layer position"]
@@ -601,7 +574,7 @@ class InputContributions:
 
 
 def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYears) -> InputContributions:
-    """Returns what each input contributes to `later_target`, for each prompt."""
+    """Returns the contribution of each input to `later_target` on each prompt."""
     rows = []
     for text, start in zip(prompts.text, prompts.start.tolist(), strict=True):
         model = tracer.linearize(text)
@@ -618,44 +591,38 @@ def input_contributions(tracer: Tracer, prompts: YearPrompts, answers: AnswerYea
 
 @dataclass(frozen=True)
 class GreaterThanResults:
-    """All measurements of the case study.
-
-    A measurement is on the prompts of both halves, unless its description names a half.
-    """
+    """All measurements of the case study. A field covers both halves of the prompts unless it names one half."""
 
     run: str
     prompts: YearPrompts
     answers: AnswerYears
     conditions: Mapping[str, Float[Tensor, " prompt"]]
-    """Maps the name of each condition to the metric of each prompt."""
+    """Metric of each prompt, by condition."""
     layer: int
     mlp_effect: Float[Tensor, "layer finding"]
     feature: int
-    """Feature of `layer` that is subtracted from the MLP's output in one of the conditions."""
+    """Feature of `layer` that one condition subtracts from the MLP's output."""
     variance: Float[Tensor, " feature"]
-    """Variance of the activation of each feature of `layer` at the last position, over the prompts of the finding
-    half."""
+    """Variance of each activation at the last position, over prompts of the finding half."""
     curves: list[LayerCurve]
-    """Faithfulness curves, on the testing half."""
+    """Faithfulness curves on the testing half."""
     finding_patching: HeadPatching
     patching: HeadPatching
     """Activation patching of heads on the testing half."""
     years: YearFeatures
-    """The layer's features by start year, on the testing half."""
+    """Features of `layer` by start year, on the testing half."""
     direct: Float[Tensor, " testing"]
-    """Direct effect of the features of `years` on a difference of logits, on the testing half. The difference is the
-    mean logit of later years minus the mean logit of all other years."""
+    """Result of `direct_year_effects` for the features of `years`, on the testing half."""
     circuit: YearCircuit
-    """The circuit that was found on some prompts of the finding half."""
+    """Circuit found on some prompts of the finding half."""
     basis: Basis
-    """Components from which the circuit is chosen: the features of all layers and the heads. Transcoder errors are left
-    out."""
+    """Candidate components of the circuit: all features and all heads, without transcoder errors."""
     ablations: Mapping[AblationKind, CircuitAblations]
-    """Metric of the circuit alone and of the model without the circuit, on the testing half."""
+    """Metrics of the circuit alone and of the model without the circuit, on the testing half."""
     contributions: InputContributions
     """Contributions of the inputs on some prompts of the testing half."""
 
     @property
     def head(self) -> int:
-        """Row of `patching` for the head with the largest effect on the finding half."""
+        """Index in `patching` of the head with the largest effect on the finding half."""
         return int(self.finding_patching.order()[0])

@@ -1,4 +1,4 @@
-"""Makes the report of the case study of greater-than: its claims, text, tables and pictures."""
+"""Report of the case study of greater-than: claims, text, tables and pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -42,17 +42,17 @@ from .measurements import (
 )
 
 KINDS = {FEATURE: "feature", HEAD: "head", EMBEDDING: "token", POSITION: "position"}
-"""Maps the kind of a node, a number from `attribution.paths`, to the name of this kind in the table `source`."""
+"""Names of node kinds in the table `source`. The keys are numbers from `attribution.paths`."""
 ABLATION_VALUES: dict[AblationKind, str] = {"zero": "zero", "mean": "the mean"}
 METRIC_LABEL = "P(later years) - P(other years)"
 MakeClaim = Callable[..., Claim]
-"""The function `make_claim` with its argument `bootstrap` already given."""
+"""Type of `make_claim` after `functools.partial` binds `bootstrap`."""
 
 
 def make_report(
     name: str, results: GreaterThanResults, case: GreaterThanCase, strings: list[str]
 ) -> CaseReport:
-    """Returns the report of the case study. `strings` lists the text of each token of the vocabulary."""
+    """Returns the report of the case study. `strings` has the text of each vocabulary token."""
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     return CaseReport(
         case=name,
@@ -96,15 +96,14 @@ def make_report(
 def greater_than_claims(
     results: GreaterThanResults, case: GreaterThanCase, bootstrap: Bootstrap
 ) -> list[Claim]:
-    """Returns all claims: about the metric, about features compared with neurons, about heads, about features by start
-    year, and about the circuit."""
+    """Returns the claims about the metric, features, heads, start years and the circuit."""
     parts = (_metric_claims, _feature_claims, _head_claims, _year_claims, _circuit_claims)
     make = partial(make_claim, bootstrap=bootstrap)
     return [claim for part in parts for claim in part(results, case, make)]
 
 
 def _metric_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
-    """Yields claims about the metric of the untouched model, with MLPs replaced or ablated, and without one feature."""
+    """Yields claims about the metric under different conditions."""
     layer, known = results.layer, case.published
     testing = np.array([half == TESTING for half in results.prompts.half])
     # if the layer or the feature was chosen on the finding half, use only the testing half for its claims
@@ -161,8 +160,7 @@ def _head_claims(results: GreaterThanResults, case: GreaterThanCase, claim: Make
 
 
 def _year_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
-    """Yields claims about the layer's features with the largest variance. The claims say which years these features
-    promote, and which years the features' weights read."""
+    """Yields claims about the features in `results.years`."""
     years, n = results.years, len(results.years.feature)
     features = f"the {n} features of layer {results.layer} with the largest variance"
     statement = f"direct effect of {features} on the mean logit of later years minus that of the others"
@@ -184,8 +182,7 @@ def _year_claims(results: GreaterThanResults, case: GreaterThanCase, claim: Make
 
 
 def _circuit_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
-    """Yields claims about the circuit alone, about the model without the circuit's features, and about the token that
-    contributes most."""
+    """Yields claims about the circuit and about the contribution of the start year's token."""
     for kind, value in ABLATION_VALUES.items():
         statement = f"share of the metric that the circuit recovers alone, all else set to {value}"
         metric = results.ablations[kind]
@@ -198,7 +195,7 @@ def _circuit_claims(results: GreaterThanResults, case: GreaterThanCase, claim: M
     rows = (metric.circuit - metric.random)[:, None].numpy()
     yield claim("circuit_not_drawn", statement, rows, 0.0)
     statement = "share of the metric that remains with the circuit's features set to the mean"
-    # divide by `all`, not by `untouched`: both then have transcoders instead of MLPs, so transcoder errors do not count
+    # divide by `all`, not by `untouched`: `all` also has transcoders instead of MLPs, so their errors do not count
     rows = torch.stack([metric.without_features - metric.none, metric.all - metric.none], 1).numpy()
     yield claim("left_without", statement, rows, case.left, statistic=ratio, relation="below")
     token, place = results.contributions.token, results.prompts.place
@@ -213,9 +210,9 @@ def _circuit_claims(results: GreaterThanResults, case: GreaterThanCase, claim: M
 def feature_advantage(
     curves: Sequence[LayerCurve], ablation: AblationKind, small: int
 ) -> Float[Tensor, " prompt"]:
-    """Returns the metric with only k features minus the metric with only k neurons, for each prompt.
+    """Returns the metric with k features alone minus the metric with k neurons alone, per prompt.
 
-    The difference is averaged over all k from 1 to `small` that were measured for features and for neurons.
+    The result is the mean over all k from 1 to `small` that occur in both curves.
     """
     by_units = {each.units: each.curve for each in curves if each.ablation == ablation}
     features, neurons = by_units[FEATURES], by_units[NEURONS]
@@ -335,10 +332,7 @@ def _outcome_rows(name: str, results: GreaterThanResults) -> Iterator[dict[str, 
 
 
 def _path_rows(name: str, results: GreaterThanResults, strings: list[str]) -> list[dict[str, Any]]:
-    """Returns rows of the table `source` for the circuit named `paths`. Each node of the greedy paths has one row.
-
-    Effects are means over the traced prompts.
-    """
+    """Returns rows of the table `source`, one per node of the circuit. Effects are means over traced prompts."""
     circuit, sources = results.circuit, []
     for (kind, layer, index, position), values in circuit.contribution.items():
         source = {"kind": KINDS[kind], "effect": sum(values) / circuit.n_prompts, "n_prompts": len(values)}
@@ -348,10 +342,7 @@ def _path_rows(name: str, results: GreaterThanResults, strings: list[str]) -> li
 
 
 def _contribution_rows(name: str, results: GreaterThanResults, strings: list[str]) -> list[dict[str, Any]]:
-    """Returns rows of the table `source` for the circuit named `leaves`. Each input that contributes has one row.
-
-    Effects are means over the traced prompts.
-    """
+    """Returns rows of the table `source`, one per input. Effects are means over traced prompts."""
     inputs, sources = results.contributions, []
 
     def add(kind: str, values: Tensor, place: dict[str, Any], layer: int | None = None) -> None:
@@ -372,10 +363,8 @@ def _contribution_rows(name: str, results: GreaterThanResults, strings: list[str
 
 
 def _place(results: GreaterThanResults, position: int, strings: list[str]) -> dict[str, Any]:
-    """Returns the columns `relative_position` and `token` of the table `source`.
-
-    The relative position is 0 at the last token of a prompt. The token is None if prompts differ at this position.
-    """
+    """Returns the columns `relative_position` and `token` of the table `source`. `token` is None if prompts have
+    different tokens at this position."""
     here = results.prompts.token[:, position]
     same = bool((here == here[0]).all()) and int(here[0]) < len(strings)
     return {
@@ -385,10 +374,7 @@ def _place(results: GreaterThanResults, position: int, strings: list[str]) -> di
 
 
 def _ranked(name: str, circuit: str, sources: list[dict[str, Any]], total: float) -> list[dict[str, Any]]:
-    """Returns rows of the table `source`. Sources with a larger absolute effect come first.
-
-    The share of a source is its absolute effect divided by `total`.
-    """
+    """Returns rows of the table `source`, by descending |effect|. The share of a source is |effect| / `total`."""
     sources = sorted(sources, key=lambda source: -abs(source["effect"]))
     shares = [abs(source["effect"]) / total if total else 0.0 for source in sources]
     shared = [source | {"share": share} for source, share in zip(sources, shares, strict=True)]
@@ -435,10 +421,8 @@ def _year_rows(name: str, results: GreaterThanResults) -> Iterator[dict[str, Any
 
 @styled
 def draw_metric(results: GreaterThanResults, bootstrap: Bootstrap, bound: float) -> Figure:
-    """Draw the mean metric when the MLP of each layer is replaced or ablated, with bootstrap intervals.
-
-    `bound` is the claimed lower bound of the metric with MLPs replaced.
-    """
+    """Draw the mean metric, with intervals, when one MLP is replaced or ablated. A line marks `bound`, the claimed
+    minimum of the metric with MLPs replaced."""
     layers = range(len(results.mlp_effect))
     styles = {
         "replaced by transcoder": (BLUE, replaced_name),
@@ -470,7 +454,7 @@ def draw_metric(results: GreaterThanResults, bootstrap: Bootstrap, bound: float)
 
 @styled
 def draw_layer_curves(results: GreaterThanResults, bootstrap: Bootstrap, small: int) -> Figure:
-    """Draw the metric with only k features, or only k neurons, against k. There is one panel per kind of ablation."""
+    """Draw the metric against k, for k features alone and k neurons alone. Each kind of ablation has one panel."""
     kinds = list(dict.fromkeys(each.ablation for each in results.curves))
     figure = Figure(figsize=(4.4 * len(kinds), 4.0), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
@@ -504,7 +488,7 @@ def _draw_curve(panel: Any, layer_curve: LayerCurve, bootstrap: Bootstrap) -> No
 
 @styled
 def draw_years(results: GreaterThanResults) -> Figure:
-    """For each feature, draw activation, de-embedding score and direct logit attribution against the year."""
+    """Draw activation, de-embedding score and direct logit attribution of each feature against the year."""
     years = results.years
     rows: list[tuple[str, str, str, Any]] = [
         ("activation", "start year", BLUE, years.activation),

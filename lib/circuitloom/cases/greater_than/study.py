@@ -1,4 +1,4 @@
-"""Case study of greater-than. Which components make a model predict an end year that is later than the start year?"""
+"""Case study of greater-than: which components make a model predict an end year later than the start year?"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -39,17 +39,14 @@ STEPS = 7
 
 
 def study_greater_than(name: str, context: CaseContext, case: GreaterThanCase) -> CaseReport:
-    """Returns the report of the case study `name`.
-
-    Raises ValueError if too few prompts have a start year that is one token, or if the layer or feature that the config
-    names does not exist.
-    """
+    """Returns the report of the case study `name`. Raises ValueError if fewer than four prompts are usable, or if the
+    config names a layer or feature that does not exist."""
     results = measure_greater_than(name, context, case)
     return make_report(name, results, case, context.tokenizer.strings())
 
 
 def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase) -> GreaterThanResults:
-    """Returns all measurements of the case study. Raises ValueError in the same cases as `study_greater_than`."""
+    """Returns all measurements of the case study. Raises the errors of `study_greater_than`."""
     model, transcoders, run = context.model, context.transcoders, context.run
     # 1. Prompts, in two halves
     answers = find_answers(case.answer, context.tokenizer.strings())
@@ -127,11 +124,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
 def _choose_layer(
     case: GreaterThanCase, context: CaseContext, mlp_effect: Float[Tensor, "layer prompt"]
 ) -> int:
-    """Returns the layer of the feature that the config names, or else the layer that the config names.
-
-    If the config names neither, returns the layer whose MLP has the largest effect. Only layers with a transcoder are
-    considered.
-    """
+    """Returns the layer that the config names. The default is the layer whose MLP has the largest mean effect."""
     layers = sorted(context.transcoders)
     layer = case.layer if case.feature is None else parse_feature(case.feature).layer
     if layer is None:

@@ -1,5 +1,4 @@
-"""Measurements of planted concepts: which feature each concept has, and whether the source tokens of this feature are
-the concept's cues."""
+"""Measurements of planted concepts: the best feature of each concept, and whether its sources are the cues."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,12 +32,12 @@ HALVES = ("choosing", "scoring")
 GRADIENT_BATCH = 32
 """Number of prompts per backward pass."""
 MAX_FIRING = 8
-"""Maximum number of tokens above a threshold, divided by the number of tokens that have the concept. Lower thresholds
-are skipped, because their F1 would be below 2 / (1 + 8)."""
+"""Maximum of (number of tokens above a threshold) / (number of tokens with the concept). Lower thresholds are skipped:
+their F1 is below 2 / (1 + 8)."""
 MATCH_COLUMNS = ("layer", "feature", "threshold", "precision", "recall", "f1", "f1_choosing")
-"""Columns of the table `feature_concept` that describe how well a feature matches a concept."""
+"""Columns of the table `feature_concept` that `ConceptFeature` copies."""
 Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
-"""Maps indices of features to their activations on every scored token."""
+"""Maps feature indices to activations on every scored token."""
 
 
 # Activations of some features at a time
@@ -47,12 +46,8 @@ Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
 def activations_by_layer(
     context: CaseContext, held_out: HeldOut, batch: int, neurons: bool
 ) -> Iterator[tuple[str, int, Columns]]:
-    """Yields (run, layer, activations) of each dictionary. If `neurons` is true, also yields the model's neurons.
-
-    The run of the neurons is called `NEURONS`.
-
-    Memory holds the activations of one layer at a time.
-    """
+    """Yields (run, layer, activations) of each dictionary. If `neurons` is true, also yields the neurons as the run
+    `NEURONS`. Memory holds the activations of one layer at a time."""
     layers = sorted({layer for dictionaries in context.runs.values() for layer in dictionaries})
     for layer in layers:
         in_layer = {run: by_run[layer] for run, by_run in context.runs.items() if layer in by_run}
@@ -67,7 +62,7 @@ def activations_by_layer(
 
 
 def sparse_columns(code: SparseActivations, n_tokens: int) -> Columns:
-    """Returns a function that maps indices of features to dense columns of their activations. `code` is sparse."""
+    """Returns a function from feature indices to dense columns of activations."""
     order = code.feature.argsort(stable=True)
     token, value = code.token[order].long(), code.value[order].float()
     start = torch.searchsorted(code.feature[order], torch.arange(code.width + 1, dtype=code.feature.dtype))
@@ -84,7 +79,7 @@ def sparse_columns(code: SparseActivations, n_tokens: int) -> Columns:
 
 
 def dense_columns(values: Float[Tensor, "token feature"]) -> Columns:
-    """Returns a function that maps indices of features to their columns of `values`. Negative values become 0."""
+    """Returns a function from feature indices to columns of `values`. Negative values become 0."""
     transposed = values.T.contiguous()
     return lambda features: transposed[list(features)].relu().T
 
@@ -94,7 +89,7 @@ def dense_columns(values: Float[Tensor, "token feature"]) -> Columns:
 
 @dataclass(frozen=True)
 class ConceptFeature:
-    """The feature of a run with the largest F1 for a concept on the choosing half of the documents."""
+    """Feature of a run with the largest F1 for a concept on the choosing half."""
 
     run: str
     concept: str
@@ -108,14 +103,13 @@ class ConceptFeature:
     """Precision, recall and F1 are measured on the scoring half. An undefined value is None."""
     f1_choosing: float
     f1_together: float
-    """F1, on the scoring half, of a set of features of one layer that predict the concept together."""
+    """F1 of the best `FeatureSet` on the scoring half."""
     together_choosing: float
-    """F1 of the same set on the choosing half."""
+    """F1 of the best `FeatureSet` on the choosing half."""
     n_together: int
     together_layer: int
     fires: Mapping[str, Int[Tensor, "place 2"]]
-    """Maps each half of the documents to places (sequence, position). At each place, the token has the concept and the
-    feature fires."""
+    """Maps each half to places (sequence, position) where the token has the concept and the feature fires."""
 
 
 def find_features(
@@ -125,11 +119,8 @@ def find_features(
     annotations: ConceptAnnotations,
     case: PlantedCase,
 ) -> list[ConceptFeature]:
-    """Returns the best feature of each concept in each run, sorted by run and concept.
-
-    The runs are those that `activations` yields. `matched` has rows of the table `feature_concept`, which lists the
-    features of each run and layer that match each concept best.
-    """
+    """Returns the best feature of each concept in each run, sorted by run and concept. `matched` has rows of the table
+    `feature_concept`: the candidates of each concept."""
     rows: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
     for row in matched.to_pylist():
         rows.setdefault((row["run"], row["layer"]), {}).setdefault(row["concept"], []).append(row)
@@ -153,7 +144,7 @@ def find_features(
 
 
 def _positives(annotations: ConceptAnnotations) -> dict[str, Bool[Tensor, " token"]]:
-    """Maps each concept to a mask of the tokens that have it."""
+    """Maps each concept to a mask of the tokens with this concept."""
     token = torch.repeat_interleave(torch.arange(len(annotations.choosing)), annotations.start.diff())
     positives = {}
     for number, name in enumerate(annotations.names):
@@ -165,10 +156,8 @@ def _positives(annotations: ConceptAnnotations) -> dict[str, Bool[Tensor, " toke
 def _first_places(
     right: Bool[Tensor, " token"], held_out: HeldOut, annotations: ConceptAnnotations, most: int
 ) -> dict[str, Int[Tensor, "place 2"]]:
-    """Maps each half to places where `right` is true: the first place of each document, at most `most` places.
-
-    A place is (sequence, position). Documents without such a place are skipped.
-    """
+    """Maps each half to places (sequence, position): the first place in each document where `right` is true. A half has
+    at most `most` places."""
     where = held_out.scored.nonzero()
     document = held_out.document[held_out.scored]
     places = {}
@@ -182,16 +171,14 @@ def _first_places(
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features that predict a concept together. The concept is predicted if any of the features exceeds its
-    threshold."""
+    """Features that predict a concept together. A token is predicted if any feature exceeds its threshold."""
 
     columns: tuple[int, ...]
-    """Indices of the chosen features among the candidates, in the order in which the features were added."""
+    """Indices of the features among the candidates, in the order of addition."""
     thresholds: tuple[float, ...]
     f1_choosing: float
     f1: float
-    """F1 on the scoring half. It is NaN if no token of this half has the concept and no token is predicted to have the
-    concept."""
+    """F1 on the scoring half. NaN if this half has neither positives nor predicted positives."""
 
 
 def grow_set(
@@ -202,9 +189,8 @@ def grow_set(
 ) -> FeatureSet:
     """Returns up to `most` features that predict a concept together.
 
-    Features are added greedily, each with the threshold that gives the largest F1 of the set. Features and thresholds
-    are chosen on the tokens in `choosing`. The set is complete when no further feature raises the F1 on these tokens.
-    Thresholds are not negative.
+    Each greedy step adds the feature and the threshold that give the set the largest F1 on the tokens in `choosing`.
+    The search ends when no feature raises this F1. Thresholds are not negative.
     """
     chosen_from, truth = values[choosing], positive[choosing]
     total = int(truth.sum())
@@ -231,11 +217,8 @@ def grow_set(
 
 
 def _descending(column: Float[Tensor, " token"], positives: int) -> tuple[Tensor, Tensor]:
-    """Returns the largest positive values of a feature in descending order, and their tokens.
-
-    At most `MAX_FIRING * positives` tokens are returned. The values have one more element at the end: the positive
-    value that follows in the order, or 0 if there is none. Thresholds lie between two neighbouring values.
-    """
+    """Returns the largest positive values in descending order, and their tokens. The number of tokens is at most
+    `MAX_FIRING * positives`. The values have one more element at the end: the next smaller value, or 0."""
     token = (column > 0).nonzero()[:, 0]
     value, place = column[token].sort(descending=True, stable=True)
     kept = MAX_FIRING * positives
@@ -251,11 +234,8 @@ def _best_threshold(
     covered: Bool[Tensor, " token"],
     total: int,
 ) -> tuple[float, float]:
-    """Returns the largest F1 over all thresholds, and the threshold that gives this F1.
-
-    The predicted tokens are the covered tokens and the tokens whose value is above the threshold. `total` is the number
-    of tokens that have the concept.
-    """
+    """Returns the largest F1 over all thresholds, and the threshold with this F1. Covered tokens and tokens above the
+    threshold are predicted. `total` is the number of tokens with the concept."""
     new = ~covered[token]
     hits = int((truth & covered).sum()) + (new & truth[token]).cumsum(0)
     predicted = int(covered.sum()) + new.cumsum(0)
@@ -280,54 +260,51 @@ def _f1(predicted: Bool[Tensor, " token"], truth: Bool[Tensor, " token"]) -> flo
 
 @dataclass(frozen=True)
 class TokenContributions:
-    """What each token contributes to a feature at one place."""
+    """Contribution of each token to a feature at one place."""
 
     effect: Float[Tensor, " position"]
-    """Contribution of the token at each position. It is 0 for a BOS that is not a cue."""
+    """Contribution of each token. The contribution of BOS is 0 unless BOS is a cue."""
     position: int
     """Position where the feature fires."""
     cues: list[list[int]]
-    """Positions of the words of each cue of the concept."""
+    """Token positions of each cue of the concept."""
     optional: list[int]
-    """Positions of optional words, which are neither right nor wrong as sources."""
+    """Positions of optional words. An optional word is neither right nor wrong as a source."""
 
 
 @dataclass(frozen=True)
 class SourceScore:
-    """How well the source tokens of a feature agree with the cues of its concept, over places where the feature
-    fires."""
+    """Agreement of a feature's sources with the cues of its concept, over places where the feature fires."""
 
     precision: float | None
-    """Share of the sources that are words of cues. Sources that are optional words are left out. None if no sources
-    remain."""
+    """Share of the sources that belong to a cue. Optional words do not count. None if no sources remain."""
     strict: float | None
-    """Share of all sources that are words of cues. Sources that are optional words are not left out."""
+    """Share of the sources that belong to a cue. Optional words count as wrong."""
     recall: float
-    """Share of the cues that have at least one word among the sources."""
+    """Share of the cues with at least one word among the sources."""
     n: int
-    """Number of places over which the score is taken."""
+    """Number of places."""
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall. It is 0 if no source is a cue."""
+        """Harmonic mean of precision and recall, or 0 if no source belongs to a cue."""
         return harmonic_mean(self.precision, self.recall)
 
 
 Contributions = Mapping[tuple[int, str], list[TokenContributions]]
-"""Maps (index in the list of features, half of the documents) to the contributions at each place where the feature
-fires."""
+"""Maps (index of a feature, half) to the contributions at each place where the feature fires."""
 
 
 def harmonic_mean(precision: float | None, recall: float | None) -> float:
-    """Returns 2 p r / (p + r), where p is the precision and r the recall. Returns 0 if p or r is None or both are 0."""
+    """Returns 2 p r / (p + r) of precision p and recall r, or 0 if the ratio is undefined."""
     if precision is None or recall is None or not precision + recall:
         return 0.0
     return 2 * precision * recall / (precision + recall)
 
 
 def mean_of(name: str, scores: Sequence[SourceScore]) -> float | None:
-    """Returns the mean of the field `name` over all scores in which this field is not None. Returns None if there are
-    no such scores."""
+    """Returns the mean of the field `name` over all scores in which the field is not None. Returns None if no such
+    scores exist."""
     values = [value for score in scores if (value := getattr(score, name)) is not None]
     return fmean(values) if values else None
 
@@ -335,10 +312,7 @@ def mean_of(name: str, scores: Sequence[SourceScore]) -> float | None:
 def trace_circuits(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
-    """Returns the total effect of each token's embedding on transcoder features.
-
-    The total is over all paths through the linearized model. Effects of error nodes are not included.
-    """
+    """Returns the effect of each token's embedding on transcoder features, over all paths."""
     cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
     weights = read_weights(context.model)
     wanted: dict[int, dict[tuple[str, int], list[tuple[int, str, int]]]] = defaultdict(
@@ -374,10 +348,7 @@ def trace_circuits(
 def trace_gradients(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
-    """Returns gradient times input of each token's embedding, for features of any kind.
-
-    The gradient is that of the original model, in which no MLP is replaced.
-    """
+    """Returns gradient times input of each token's embedding in the original model, for features of any kind."""
     cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
     groups: dict[tuple[str, int], list[tuple[int, str, int, int]]] = defaultdict(list)
     for place in _places(features):
@@ -401,11 +372,8 @@ def trace_gradients(
 
 
 def score_sources(places: Sequence[TokenContributions], share: float) -> SourceScore | None:
-    """Returns the score of the sources of a feature over `places`.
-
-    The sources at a place are the fewest tokens that hold `share` of all contributions. Returns None if there are no
-    places.
-    """
+    """Returns the score of a feature's sources over `places`, or None if there are no places. Sources are the fewest
+    tokens that hold `share` of all contributions."""
     hits = false = chosen = cues_hit = n_cues = 0
     for each in places:
         sources = set(strongest_tokens(each.effect[None], share)[0].nonzero()[:, 0].tolist())
@@ -422,11 +390,8 @@ def score_sources(places: Sequence[TokenContributions], share: float) -> SourceS
 
 
 def choose_share(contributions: Contributions, numbers: Sequence[int], shares: Sequence[float]) -> float:
-    """Returns the element of `shares` that gives some features the best sources on the choosing half.
-
-    `numbers` are indices of the features. The sources are best if the harmonic mean of mean precision and mean recall
-    is largest.
-    """
+    """Returns the element of `shares` with the best sources on the choosing half. The best sources have the largest
+    harmonic mean of mean precision and mean recall. `numbers` are the indices of the features."""
 
     def quality(share: float) -> float:
         scores = [
@@ -440,7 +405,7 @@ def choose_share(contributions: Contributions, numbers: Sequence[int], shares: S
 
 
 def _places(features: Sequence[ConceptFeature]) -> list[tuple[int, str, int, int]]:
-    """Returns (index in `features`, half, sequence, position) for each place where a feature is traced."""
+    """Returns (index in `features`, half, sequence, position) of each traced place."""
     return [
         (number, half, sequence, position)
         for number, each in enumerate(features)
@@ -450,7 +415,7 @@ def _places(features: Sequence[ConceptFeature]) -> list[tuple[int, str, int, int
 
 
 def _encoder(context: CaseContext, run: str, layer: int) -> tuple[Site, Float[Tensor, "feature d"]]:
-    """Returns the site that the features of a run read at a layer, and the encoder row of each feature."""
+    """Returns the input site of a run's features at a layer, and the encoder row of each feature."""
     if run == NEURONS:
         return Site("neurons", layer), torch.eye(len(neuron_output_weights(context.model, layer)))
     dictionary = context.runs[run][layer]
@@ -458,10 +423,7 @@ def _encoder(context: CaseContext, run: str, layer: int) -> tuple[Site, Float[Te
 
 
 class _CueTable:
-    """Finds the cues of a concept at a place (sequence, position) in the table `concept`.
-
-    The rows of a concept are read from the table when the concept is first used.
-    """
+    """Looks up the cues of a concept at a place (sequence, position) in the table `concept`."""
 
     def __init__(self, concepts: pa.Table, held_out: HeldOut, bos_id: int | None) -> None:
         self.token, self.bos_id = held_out.token, bos_id
@@ -494,28 +456,27 @@ class ConceptOutcome:
     feature: ConceptFeature
     is_found: bool
     circuit: SourceScore | None
-    """Score of the sources that are found through circuits. None for kinds other than transcoders, and for concepts
-    that were not found."""
+    """Score of the sources found through circuits. None if the run has no transcoders, or if the concept was not
+    found."""
     gradient: SourceScore | None
-    """Score of the sources that are found by gradient. None for concepts that were not found."""
+    """Score of the sources found by gradient. None if the concept was not found."""
     shares: tuple[float | None, float | None]
-    """Share of all contributions that the sources hold. The first element is for sources found through circuits, the
-    second for sources found by gradient."""
+    """Share of all contributions that the sources hold: (through circuits, by gradient)."""
     contextual: bool
-    """Whether, at some place, the cues are more than the token at which the feature fires."""
+    """Whether, at some place, the cues are not only the token where the feature fires."""
 
     @property
     def source_score(self) -> SourceScore | None:
-        """Score of the sources. They are found through circuits for transcoders, and by gradient for other kinds."""
+        """`circuit` for transcoders, `gradient` for other kinds."""
         return self.circuit if self.kind == TRANSCODER else self.gradient
 
 
 @dataclass(frozen=True)
 class PlantedResults:
-    """The outcome of each concept in each run."""
+    """Outcomes of all concepts in all runs."""
 
     runs: dict[str, dict[str, ConceptOutcome]]
-    """Maps each run to a mapping from concepts to outcomes."""
+    """Outcomes by run, then by concept."""
 
     @cached_property
     def concepts(self) -> list[str]:
@@ -523,8 +484,8 @@ class PlantedResults:
         return sorted({concept for outcomes in self.runs.values() for concept in outcomes})
 
     def best(self, kind: str, bound: float) -> str | None:
-        """Returns the run of the given kind that finds the most concepts on the choosing half. Returns None if no run
-        is of this kind."""
+        """Returns the run of the given kind that finds the most concepts on the choosing half, or None if no run has
+        this kind."""
 
         def quality(run: str) -> tuple[int, float]:
             f1 = [outcome.feature.f1_choosing for outcome in self.runs[run].values()]

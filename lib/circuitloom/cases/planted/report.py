@@ -1,4 +1,4 @@
-"""Makes the report of the benchmark of planted concepts: its claims, text, table and pictures."""
+"""Report of the benchmark of planted concepts: claims, text, table and pictures."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ MARKERS = ("o", "s", "^")
 
 
 def make_report(name: str, results: PlantedResults, case: PlantedCase) -> CaseReport:
-    """Returns the report of the benchmark. The report has no claims if there is no run of transcoders."""
+    """Returns the report of the benchmark. Without a run of transcoders, the report has no claims."""
     best = results.best(TRANSCODER, case.found)
     shown = [run for kind in (TRANSCODER, SAE, NEURONS) if (run := results.best(kind, case.found))]
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
@@ -57,8 +57,8 @@ def make_report(name: str, results: PlantedResults, case: PlantedCase) -> CaseRe
 def planted_claims(
     results: PlantedResults, best: str, case: PlantedCase, bootstrap: Bootstrap
 ) -> Iterator[Claim]:
-    """Yields claims about the best transcoders, and claims that compare them with the best SAEs and with the
-    neurons."""
+    """Yields claims about the best run of transcoders. Further claims compare this run with the best run of SAEs and
+    with the neurons."""
     kinds = {"saes": SAE, "neurons": NEURONS}
     others = {name: run for name, kind in kinds.items() if (run := results.best(kind, case.found))}
     claim = partial(make_claim, bootstrap=bootstrap, of="concepts")

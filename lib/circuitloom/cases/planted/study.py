@@ -1,5 +1,4 @@
-"""Benchmark of planted concepts. Does each concept have a feature, and are the source tokens of this feature the
-concept's cues?"""
+"""Benchmark of planted concepts: does each concept have a feature, and does the feature read the concept's cues?"""
 
 from collections.abc import Sequence
 
@@ -41,10 +40,10 @@ def study_planted(
     matched: pa.Table,
     case: PlantedCase,
 ) -> CaseReport:
-    """Returns the report of the case study `name`. It says how well features and neurons match planted concepts.
+    """Returns the report of the case study `name`.
 
-    `concepts` is the table `concept`. `matched` has rows of the table `feature_concept` for features of dictionaries
-    and for neurons. Raises ValueError if `matched` has no row of a run.
+    `concepts` is the table `concept`. `matched` is the table `feature_concept` of all dictionaries and of the neurons.
+    Raises ValueError if `matched` has no row of a run.
     """
     # 1. The feature of each concept in each run
     runs = [*context.runs, *[NEURONS] * case.neurons]
@@ -101,10 +100,8 @@ def _kind(context: CaseContext, run: str) -> str:
 def _score_features(
     contributions: Contributions, features: Sequence[ConceptFeature], case: PlantedCase
 ) -> dict[tuple[str, str], tuple[SourceScore | None, float]]:
-    """Returns the score of the sources of each run and concept, with the share that defines the sources.
-
-    Sources are the fewest tokens that hold this share of all contributions. One share is chosen for each run.
-    """
+    """Maps (run, concept) to (score of the sources, share of all contributions). `choose_share` chooses one share per
+    run."""
     result = {}
     for run in {each.run for each in features}:
         numbers = [number for number, each in enumerate(features) if each.run == run]
