@@ -1,5 +1,4 @@
-"""Annotates generated text with concepts. First, the words of a document that have a concept are found. Then these
-words are mapped to tokens of packed sequences."""
+"""Annotates generated text: finds the words of each concept, and then the tokens of these words."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,10 +21,10 @@ from .tokens import open_tokens
 
 
 def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path, tokens: Path) -> pa.Table:
-    """Returns the CONCEPT rows of the validation split. For real text, the table has no rows.
+    """Returns the table CONCEPT of the validation split. The table is empty for real text.
 
-    `document` (a table), `tokenizer` (a folder) and `tokens` (an array) are outputs of `build_corpus`.
-    Raises ValueError if the name of a concept is unknown, or if the documents do not come from this seed and grammar.
+    `document`, `tokenizer` and `tokens` are paths of outputs of `build_corpus`. Raises ValueError if a concept is
+    unknown. Also raises ValueError if `document` was built with another seed or grammar.
     """
     if not isinstance(section, config.Chronicle):
         return CONCEPT.schema.empty_table()
@@ -48,10 +47,10 @@ def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episo
 def concept_table(
     episodes: Iterable[Episode], concepts: Sequence[Concept], packing: Packing, sequences: int
 ) -> pa.Table:
-    """Returns the CONCEPT rows of `episodes`, sorted by the key of the table.
+    """Returns the table CONCEPT for `episodes`, sorted by concept, sequence and position.
 
-    `episodes` must be all documents of a split, in order. `sequences` is the number of sequences of the split. An
-    annotation is dropped if the first token of the evidence and the annotated token are in different sequences.
+    `episodes` must be all documents of a split, in order. `sequences` is the number of packed sequences of the split.
+    An annotation is dropped if its evidence begins in an earlier sequence.
     """
     found: list[list[_Annotation]] = [[] for _ in concepts]
     start = 0
@@ -67,7 +66,7 @@ def concept_table(
 
 
 def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]:
-    """Returns, for each word, the index of the word's first token and the index of the word's last token.
+    """Returns spans[word] = (index of the word's first token, index of its last token).
 
     Index 0 is the document's first token after the BOS.
     """
@@ -80,11 +79,7 @@ def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]
 
 
 class _Annotation(NamedTuple):
-    """An annotated token and its cues.
-
-    A token is given by its number, counted from the start of the stream. The stream is the concatenation of all
-    documents.
-    """
+    """An annotated token and its cues. Tokens are numbered from the start of the stream of all documents."""
 
     token: int
     evidence_start: int
@@ -94,10 +89,9 @@ class _Annotation(NamedTuple):
 
 
 def _word_tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing) -> list[range]:
-    """Returns the numbers of the tokens of each word of a document.
+    """Returns the token numbers of each word of a document. Index -1 of the result is the BOS.
 
-    `start` is the number of the first token of the first word. The last entry of the result (index -1) contains the
-    number of the document's BOS.
+    `start` is the number of the document's first token after the BOS.
     """
     words = [range(start + first, start + last + 1) for first, last in spans.tolist()]
     return [*words, range(start - len(packing.prefix), start)]
@@ -106,10 +100,7 @@ def _word_tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing)
 def _token_annotations(
     word: AnnotatedWord, concept: Concept, episode: Episode, tokens: list[range]
 ) -> list[_Annotation]:
-    """Returns the annotations of the tokens of a word.
-
-    If the concept is lasting, each token of the word is annotated. Otherwise only the last token is annotated.
-    """
+    """Returns the annotations of `word`: on all tokens if the concept is lasting, otherwise on the last token."""
     annotated = tokens[word.position] if concept.lasting else tokens[word.position][-1:]
     # evidence that begins at the document's BOS counts from the first word, because each sequence has its own BOS
     evidence_start = tokens[max(word.evidence_start, 0)].start
@@ -142,8 +133,8 @@ def _table(found: list[list[_Annotation]], names: list[str], packing: Packing, s
 
 
 def _positions(tokens: list[int], first: int, last: int) -> list[int]:
-    """Returns the positions of `tokens` in the sequence that has the token `first` at position 0.
+    """Returns the positions of `tokens` in the sequence that begins with the token `first`.
 
-    Tokens before the token `first` and tokens after the token `last` are left out.
+    Only tokens from `first` to `last` are included.
     """
     return [token - first for token in tokens if first <= token <= last]

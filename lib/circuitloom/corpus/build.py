@@ -1,4 +1,4 @@
-"""Builds a corpus from its config section. A corpus consists of a tokenizer, token arrays and tables."""
+"""Builds a corpus from a config section. A corpus consists of a tokenizer, token arrays and tables."""
 
 import shutil
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class TokenizerSource:
     revision: str | None = None
     """Branch, tag or commit of the tokenizer on the hub. None means the branch main."""
     model_vocabulary: int = 0
-    """Vocabulary size of the language model. 0 if the model is created later, with the tokenizer's vocabulary size."""
+    """Vocabulary size of the language model. 0 if the model will get the tokenizer's vocabulary size."""
 
     def load(self) -> Tokenizer:
         """Load the tokenizer. Raises ValueError if the tokenizer cannot be loaded."""
@@ -55,15 +55,11 @@ def build_corpus(
     tokenizer: TokenizerSource | None = None,
     version: str = "",
 ) -> None:
-    """Write the files and folders in `OUTPUTS` into `folder`.
+    """Write the corpus into `folder`. `OUTPUTS` lists the files.
 
-    No text occurs in both splits. If the source has no validation split, the hash of a document's text decides which
-    split the document belongs to. If the text of a training document also occurs in the validation split, the
-    training document is dropped.
-    A killed build resumes from the folder `build.partial`. If the source, the tokenizer, the config or `version` (a
-    hash of the code) has changed, the build starts again instead.
-    Raises ValueError if the source has no text, if the tokenizer does not load, or if the text does not fill one
-    sequence.
+    A training document is dropped if a validation document has the same text. A killed build resumes from the folder
+    `build.partial`. A change of source, tokenizer, config or `version` (a hash of the code) restarts the build. Raises
+    ValueError if the source has no text, if the tokenizer does not load, or if the text does not fill one sequence.
     """
     tokenizer = tokenizer or TokenizerSource()
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +86,7 @@ def build_corpus(
 
 
 def _pack(section: config.Corpus, source: Source, packing: Packing, partial: Path) -> dict[str, PackedBlocks]:
-    """Pack both splits into blocks, and return the blocks of each split. Blocks that already exist are kept."""
+    """Returns the packed blocks of each split. Existing blocks are reused."""
     validation, train = (PackedBlocks(partial / split, split) for split in (VALIDATION, TRAIN))
     _pack_split(validation, section.validation_tokens, source, packing, set())
     held_out = {text_hash(text) for text in validation.texts()}
@@ -105,9 +101,9 @@ def _pack_split(
     packing: Packing,
     excluded: set[int],
 ) -> None:
-    """Pack about `tokens` tokens of a split, and append the packed sequences to `blocks`. None means all tokens.
+    """Append about `tokens` tokens of a split to `blocks`. If `tokens` is None, append all tokens.
 
-    A document is left out if the hash of its text is in `excluded`.
+    A document is left out if `excluded` contains the hash of its text.
     """
     split, cursor = blocks.split, blocks.cursor
     limit = None if tokens is None else max(1, tokens // packing.context)
@@ -156,7 +152,7 @@ def _token_table(blocks: PackedBlocks, tokenizer: Tokenizer) -> pa.Table:
 
 
 def _finish(partial: Path, folder: Path) -> None:
-    """Move the outputs of the build from `partial` to `folder`. Then remove `partial`."""
+    """Move the outputs from `partial` to `folder`. Then remove `partial`."""
     for name in OUTPUTS:
         target = folder / name
         if target.is_dir():

@@ -1,5 +1,5 @@
-"""Concatenates documents to a stream of tokens, and cuts the stream into sequences of equal length. Finished blocks of
-sequences are written to disk, so a killed run resumes after the last finished block."""
+"""Concatenates documents to a stream of tokens, and cuts the stream into sequences of equal length. Each finished block
+of sequences is written to disk. A killed run resumes after the last finished block."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -24,21 +24,21 @@ _TOKENIZER_BATCH = 1000
 
 @dataclass(frozen=True)
 class Cursor:
-    """Position in a split at which packing resumes."""
+    """Position in a split where packing resumes."""
 
     stream_index: int = 0
-    """Index, in the source's stream, of the next document to pack."""
+    """Index of the next document in the source's stream."""
     document: int = 0
-    """Number of the next document to pack, counted within the split."""
+    """Number of the next document within the split. Skipped documents do not count."""
     offset: int = 0
-    """Number of tokens of the next document that are already packed. The document's BOS counts as a token."""
+    """Number of the next document's tokens that are already packed. The BOS counts as a token."""
     sequences: int = 0
     """Number of sequences packed so far."""
 
 
 @dataclass(frozen=True)
 class PackedDocument:
-    """A document whose first token is in a block."""
+    """A packed document, as a row of table DOCUMENT."""
 
     document: int
     text: str
@@ -50,55 +50,50 @@ class PackedDocument:
 
 @dataclass(frozen=True)
 class SequenceBlock:
-    """Consecutive packed sequences, and the cursor at which the next block begins."""
+    """Consecutive packed sequences."""
 
     token: Integer[np.ndarray, "sequence position"]
     document: Integer[np.ndarray, "sequence position"]
     documents: list[PackedDocument]
-    """Documents whose first token is in the block, in order."""
+    """Documents that begin in the block, in order."""
     cursor: Cursor
+    """Position where the next block begins."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Determines how documents are packed into sequences."""
+    """Settings for packing documents into sequences."""
 
     tokenizer: Tokenizer
     context: int
     """Number of tokens per sequence."""
     model_vocabulary: int = 0
-    """Vocabulary size of the language model. 0 if the model is created later, with the tokenizer's vocabulary size."""
+    """Vocabulary size of the language model. 0 if the model will get the tokenizer's vocabulary size."""
 
     @property
     def prefix(self) -> list[int]:
-        """Token ids that are inserted before each document and at the start of each sequence.
-
-        The list contains the BOS. It is empty if the tokenizer has no BOS.
-        """
+        """Token ids before each document and each sequence: [BOS], or [] if the tokenizer has no BOS."""
         return [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
 
     @property
     def suffix(self) -> list[int]:
-        """Token ids that are inserted after each document.
-
-        If the tokenizer has an EOS but no BOS, the list contains the EOS. Otherwise the list is empty.
-        """
+        """Token ids after each document: [EOS] if the tokenizer has an EOS but no BOS, and otherwise []."""
         return [] if self.prefix or self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
 
     @property
     def stride(self) -> int:
-        """Number of tokens per sequence. The BOS at the start of a sequence does not count."""
+        """Number of tokens per sequence, without the BOS at the start."""
         return self.context - len(self.prefix)
 
     @property
     def dtype(self) -> type[np.unsignedinteger] | type[np.signedinteger]:
-        """Data type of stored token ids. This is uint16 if every token id fits into uint16, and int32 otherwise."""
+        """Data type of stored token ids: uint16 if every id fits, and otherwise int32."""
         return np.uint16 if self.tokenizer.vocabulary <= 2**16 else np.int32
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Consecutive tokens of one document. The document's BOS and EOS count as tokens of the document."""
+    """Consecutive tokens of one document. A BOS or EOS counts as a token of the document."""
 
     source: Document
     document: int
@@ -115,12 +110,11 @@ def pack_documents(
     block: int,
     limit: int | None = None,
 ) -> Iterator[SequenceBlock]:
-    """Yield blocks of `block` sequences. The first of `documents` must be the document at `cursor`.
+    """Yield blocks of `block` sequences. The last block may be smaller.
 
-    Packing stops when the documents end. It also stops when the split has `limit` sequences. The sequences before
-    the cursor count too. The last block may contain fewer sequences. If the last tokens do not fill a sequence, these
-    tokens are dropped.
-    Raises ValueError if a token id is not in the model's vocabulary.
+    `documents` must begin with the document at `cursor`. `limit` is the maximum number of sequences of the split,
+    including the sequences before `cursor`. Tokens after the last complete sequence are dropped. Raises ValueError if a
+    token id is not in the model's vocabulary.
     """
     pending: list[_Span] = []
     n_pending = 0
@@ -157,7 +151,7 @@ def _tokenize(batch: list[tuple[int, Document]], packing: Packing, cursor: Curso
 
 
 def _split(spans: list[_Span], tokens: int) -> tuple[list[_Span], list[_Span]]:
-    """Returns two lists of spans. The first list has the first `tokens` tokens of `spans`, the second list the rest."""
+    """Returns the spans of the first `tokens` tokens, and the spans of all later tokens."""
     ends = np.cumsum([len(span.tokens) for span in spans])
     last = int(np.searchsorted(ends, tokens))
     span = spans[last]
@@ -192,7 +186,7 @@ def _block(spans: list[_Span], packing: Packing, cursor: Cursor) -> SequenceBloc
 
 @dataclass(frozen=True)
 class PackedBlocks:
-    """Files with the packed blocks of one split. A block is complete when the file with its cursor exists."""
+    """The packed blocks of one split on disk. A block is complete when its cursor file exists."""
 
     folder: Path
     split: str
@@ -202,7 +196,7 @@ class PackedBlocks:
         return len(list(self.folder.glob("*.json")))
 
     def append(self, block: SequenceBlock) -> None:
-        """Write `block` as the next block after the existing blocks."""
+        """Write `block` after the existing blocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self):06d}"
         np.savez(self.folder / f"{name}.npz", token=block.token, document=block.document)
@@ -213,7 +207,7 @@ class PackedBlocks:
 
     @property
     def cursor(self) -> Cursor:
-        """Cursor at which the next block begins."""
+        """Position where the next block begins."""
         if not len(self):
             return Cursor()
         return Cursor(**json.loads((self.folder / f"{len(self) - 1:06d}.json").read_text()))
@@ -225,7 +219,7 @@ class PackedBlocks:
                 yield block["token"], block["document"]
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yield one table per block. It has the DOCUMENT rows of the documents whose first token is in this block."""
+        """Yield the DOCUMENT rows of each block."""
         for number in range(len(self)):
             yield read_table(self.folder / f"{number:06d}.parquet")
 
@@ -236,10 +230,8 @@ class PackedBlocks:
 
 
 def write_documents(path: Path, splits: list[PackedBlocks]) -> None:
-    """Write the table DOCUMENT with the documents of all `splits` to `path`.
-
-    The table may not fit into memory, so it is written block by block. Each block becomes one row group.
-    """
+    """Write the documents of all `splits` to `path` as table DOCUMENT. Each block becomes one row group."""
+    # the complete table may not fit into memory
     # with page checksums pyarrow notices flipped bytes; DuckDB does not check them
     with pq.ParquetWriter(path, DOCUMENT.schema, compression="zstd", write_page_checksum=True) as writer:
         for blocks in splits:

@@ -1,5 +1,4 @@
-"""Yields documents from one of three sources: chronicle, text files, or a data set on the Hugging Face hub. The
-library `datasets` streams the documents of all three sources."""
+"""Streams documents from chronicle, text files, or a data set on the Hugging Face hub, with the library `datasets`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ _FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parq
 
 
 class Document(NamedTuple):
-    """One document of a source of text."""
+    """A document of a source."""
 
     stream_index: int
-    """Index of the document in the source's stream. Skipped documents have an index too."""
+    """Index of the document in the source's stream. Skipped documents also count."""
     text: str
     log_probability: float | None
     """Log probability that the grammar generates this document, in nats. None for real text."""
@@ -36,21 +35,21 @@ class Source:
     name: str
     """Name of the source in error messages."""
     identity: dict[str, Any]
-    """Values that, together with the config, identify the text. For chronicle, this is the seed. For a data set on
-    the hub, it is the commit. For files, it is the size and the modification time of each file."""
+    """Values that identify the text, together with the config: the seed (chronicle), the commit (hub), or the size and
+    modification time of each file."""
     stream: Callable[[str, int], "IterableDataset"]
-    """Takes (split, start). Returns the rows of the split, beginning with row `start`. Each row has the column
-    `text`. Rows of chronicle also have the column `log_probability`."""
+    """`stream(split, start)` returns the rows of `split` from index `start`. The columns are `text` and, for chronicle,
+    `log_probability`."""
     held_out: float | None = None
-    """Fraction of the documents that belong to the validation split. The hash of a document's text decides which
-    split the document belongs to. None if the source has a separate validation split."""
+    """Fraction of the documents that form the validation split. The hash of a document's text decides the split. None
+    if the source has a separate validation split."""
     characters: dict[str, float] = field(default_factory=dict)
-    """Maps each split to its approximate number of characters. Empty if the source is not files."""
+    """Approximate number of characters of each split. Empty for chronicle and hub data sets."""
 
     def documents(self, split: str, start: int = 0) -> Iterator[Document]:
-        """Yield the documents of `split`, beginning at index `start` of the stream. Blank documents are skipped.
+        """Yield the documents of `split` from index `start` of the stream. Blank documents are skipped.
 
-        Raises ValueError if the rows cannot be read, or if the column with the text does not exist.
+        Raises ValueError if the rows cannot be read, or if the text column does not exist.
         """
         stream_index = start
         for batch in self._batches(split, start):
@@ -74,8 +73,7 @@ class Source:
 def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
     """Open the source that a config section describes. The library `datasets` writes lock files to `scratch`.
 
-    Raises ValueError if a file is missing, is empty or has an unknown format. Also raises ValueError if a data set
-    does not exist.
+    Raises ValueError if a data set does not exist, or if a file is missing, empty or of unknown format.
     """
     import datasets
     import datasets.config
@@ -95,7 +93,7 @@ def open_source(section: config.Corpus, seed: int, scratch: Path) -> Source:
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Context manager: an error that `datasets` raises for a damaged file becomes a ValueError with a short message."""
+    """Within the context, errors of `datasets` become ValueErrors with a short message."""
     from datasets.exceptions import DatasetsError
 
     try:
@@ -153,10 +151,9 @@ def _files(section: config.TextFiles) -> Source:
 
 
 def _format(key: str, paths: Sequence[str]) -> str:
-    """Returns the name that `datasets` uses for the format of the files.
+    """Returns the format of the files: text, json or parquet.
 
-    Raises ValueError if a file does not exist, is empty or has an unknown format. Also raises ValueError if the files
-    have different formats.
+    Raises ValueError if a file is missing, empty or of unknown format, or if the formats differ.
     """
     for path in map(Path, paths):
         if not path.is_file():
@@ -174,10 +171,7 @@ def _format(key: str, paths: Sequence[str]) -> str:
 
 
 def _characters(path: str) -> int:
-    """Returns the approximate number of characters of a file, which is the file's size in bytes.
-
-    For a Parquet file, this is the size before compression.
-    """
+    """Estimates the number of characters of a file by its uncompressed size in bytes."""
     import pyarrow.parquet as pq
 
     if Path(path).suffix != ".parquet":
@@ -217,12 +211,12 @@ def _hub(section: config.HubDataset) -> Source:
 
 
 def _file_states(paths: list[Path]) -> dict[str, Any]:
-    """Returns a dict that maps the path of each file to the file's size in bytes and modification time in ns."""
+    """Returns {path: [size in bytes, modification time in ns]}."""
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
 def _current_commit(dataset: str, revision: str) -> str | None:
-    """Returns the commit that `revision` of a data set on the hub currently refers to."""
+    """Returns the commit hash of `revision` of a hub data set."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -237,9 +231,9 @@ def _current_commit(dataset: str, revision: str) -> str | None:
 
 
 def _text_only(data: "IterableDataset", column: str, where: str) -> "IterableDataset":
-    """Returns `data` with only the column `column`, which is renamed to `text`.
+    """Returns `data` with only the column `column`, renamed to `text`.
 
-    Raises ValueError if this column does not exist. `where` names the data in error messages.
+    Raises ValueError if `column` does not exist. `where` is the name of the data in error messages.
     """
     with _readable(where):
         columns = data.column_names or list(next(iter(data), {}))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BOS = "<bos>"
-"""Text of the BOS (beginning-of-sequence token), which comes before each document of chronicle. The BOS has id 0."""
+"""Text of chronicle's BOS (beginning-of-sequence token). The BOS has id 0."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,12 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
-        """Returns the start and the end (exclusive) of each token, as character indices in `text`."""
+        """Returns offsets[token] = (start, end), as character indices in `text`. The end is exclusive."""
         encoding = self.hugging_face.backend_tokenizer.encode(text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def strings(self) -> list[str]:
-        """Returns a list with the text of each token, indexed by token id.
-
-        The text is that of the token inside a sentence, so it may begin with a space. For unused ids, the text is
-        empty.
-        """
+        """Returns strings[token id]. A string may begin with a space. Strings of unused ids are empty."""
         backend = self.hugging_face.backend_tokenizer
         ids = self.hugging_face.get_vocab()
         strings = [""] * self.vocabulary
@@ -83,10 +79,9 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
-    """Load a tokenizer from a folder or from the Hugging Face hub.
+    """Load a tokenizer from the folder `name`, or from the hub repository `name`.
 
-    `name` is the path of the folder, or the name of the tokenizer on the hub. Raises ValueError if the tokenizer
-    cannot be loaded. Also raises ValueError if the library `tokenizers` does not implement this tokenizer.
+    Raises ValueError if the tokenizer cannot be loaded, or if it has no tokenizer.json.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -116,10 +111,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """Returns a tokenizer that splits text at spaces. Its vocabulary consists of a BOS and `words`.
-
-    The BOS has id 0. The entries of `words` have the ids 1, 2, and so on. Encoding any other word raises an error.
-    """
+    """Returns a tokenizer that splits text at spaces. The BOS has id 0, and `words` have the ids from 1. Encoding an
+    unknown word raises an error."""
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit

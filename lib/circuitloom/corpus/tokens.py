@@ -1,5 +1,4 @@
-"""Writes and reads the tokens of a split as sharded Zarr 3 arrays with checksums. The corpus stage writes these
-arrays. Later stages read these arrays."""
+"""Writes and reads the tokens of a split as sharded Zarr 3 arrays with checksums."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,16 +21,16 @@ SEQUENCES_PER_SHARD = 8192
 SEQUENCES_PER_CHUNK = 256
 
 SequenceArrays = tuple[Integer[np.ndarray, "sequence position"], Integer[np.ndarray, "sequence position"]]
-"""The token ids and the document numbers of some sequences. Each array has the shape [sequence, position]."""
+"""Token ids and document numbers of some sequences."""
 
 
 def write_tokens(
     path: Path, blocks: Iterable[SequenceArrays], sequences: int, attributes: dict[str, Any]
 ) -> None:
-    """Write the Zarr group `path`, which contains the arrays `token` and `document`.
+    """Write the arrays `token` and `document`, [sequence, position], to the Zarr group `path`.
 
-    Each array has the shape [`sequences`, tokens per sequence]. `blocks` yields consecutive parts of both arrays.
-    Each part except the last must consist of complete shards of `SEQUENCES_PER_SHARD` sequences.
+    `blocks` yields consecutive parts of both arrays. Each part except the last must fill complete shards. `sequences`
+    is the total number of sequences.
     """
     group = zarr.create_group(path, overwrite=True, attributes=attributes)
     blocks = iter(blocks)
@@ -66,9 +65,9 @@ def _create(group: zarr.Group, name: str, shape: tuple[int, int], dtype: np.dtyp
 
 
 def check_shards(path: Path, array: zarr.Array) -> None:
-    """Raise ValueError if a shard of `array` is missing. Zarr itself would read a missing shard as zeros.
+    """Raise ValueError if a shard of `array` is missing, because Zarr reads a missing shard as zeros.
 
-    `path` is the folder of the Zarr group that contains `array`.
+    `path` is the folder of the array's Zarr group.
     """
     shards = array.shards
     assert shards is not None
@@ -84,18 +83,17 @@ def check_shards(path: Path, array: zarr.Array) -> None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token sequences of equal length. A sequence is loaded from disk only when it is needed.
+    """Token sequences of equal length. Sequences are loaded from disk on demand.
 
-    All documents are concatenated to a stream, and the stream is cut into sequences. If the tokenizer has a BOS, the
-    stream contains a BOS before each document. Each sequence then consists of a further BOS and `context` - 1 tokens
-    of the stream. If the tokenizer has no BOS, each sequence consists of `context` tokens of the stream.
+    Documents are concatenated to a stream, and the stream is cut into sequences. If the tokenizer has a BOS, each
+    document and each sequence begins with a BOS.
     """
 
     path: Path
     token: zarr.Array
     """Token ids, [sequence, position]."""
     document: zarr.Array
-    """Number of the document that each token belongs to, [sequence, position]. Numbers count within the split."""
+    """Number of each token's document within the split, [sequence, position]."""
     bos_id: int | None
     """Token id of the BOS, which may be 0. None if the tokenizer has no BOS."""
     vocabulary: int
@@ -107,11 +105,11 @@ class Tokens:
 
     @property
     def context(self) -> int:
-        """Number of tokens per sequence."""
+        """Number of tokens per sequence, including the BOS."""
         return self.token.shape[1]
 
     def take(self, indices: slice | Int[np.ndarray, " sequence"]) -> Int[Tensor, "sequence position"]:
-        """Returns the token ids (int64) of the sequences at `indices`, in the order of `indices`.
+        """Returns the token ids (int64) of the sequences at `indices`, in this order.
 
         Raises ValueError if the stored token ids are damaged.
         """
@@ -120,7 +118,7 @@ class Tokens:
     def take_document(
         self, indices: slice | Int[np.ndarray, " sequence"]
     ) -> Int[Tensor, "sequence position"]:
-        """Returns the document numbers (int64) of the sequences at `indices`, in the order of `indices`.
+        """Returns the document numbers (int64) of the sequences at `indices`, in this order.
 
         Raises ValueError if the stored document numbers are damaged.
         """

@@ -1,4 +1,4 @@
-"""The explorer: a Dash app with one page for each URL path, and a server that answers only requests of this machine."""
+"""The explorer: a Dash app with one page per URL path. The server only accepts requests from this machine."""
 
 import socket
 import time
@@ -38,24 +38,22 @@ PAGES: Mapping[str, tuple[str, Page]] = {
     "try": ("Try", prompt_page),
     "sql": ("SQL", sql_page),
 }
-"""Maps each URL path to the title of its page and to the function that makes the page."""
+"""Maps each URL path to (title of the page, function that returns the page)."""
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost", "[::1]")
-"""Accepted Host headers. A request with another Host header may come from a foreign website whose name resolves to this
-machine (DNS rebinding).
-"""
+"""Accepted Host headers. Another Host header may come from a DNS rebinding attack."""
 POLICY = (
     "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
     "form-action 'self'"
 )
-"""Content-Security-Policy of all pages. `scripts` stands for the hashes of Dash's own inline scripts."""
+"""Content-Security-Policy of all pages. `{scripts}` becomes the hashes of Dash's inline scripts."""
 
 
 def start(folder: Path, port: int) -> BaseWSGIServer:
-    """Make a server for the study in `folder`. Run it with its method `serve_forever`.
+    """Returns a server for the study in `folder`. Call `serve_forever` to run the server.
 
-    Port 0 means any free port. Raises ValueError if there is no catalogue or if the port is taken.
+    Port 0 means any free port. Raises ValueError if the study has no catalogue, or if the port is taken.
     """
     app = make_app(folder)
     with socket.socket() as free:
@@ -78,7 +76,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def make_app(folder: Path) -> Dash:
-    """Make the app that explores the study in `folder`. Raises ValueError if there is no catalogue."""
+    """Returns the app for the study in `folder`. Raises ValueError if the study has no catalogue."""
     client, service = CatalogClient(folder), PromptService(folder)
     app = Dash(
         __name__,
@@ -158,14 +156,14 @@ def _layout(study: str) -> Component:
 
 
 def _show_error(error: Exception) -> None:
-    """Show the error of a callback at the foot of the page. If it is not a ValueError, also print its traceback."""
+    """Show the error of a callback at the foot of the page. Print a traceback unless the error is a ValueError."""
     if not isinstance(error, ValueError):
         traceback.print_exception(error)
     set_props("callback-error", {"children": html.P(first_line(error), className="error", role="alert")})
 
 
 def _guard(app: Dash) -> None:
-    """Make the server refuse foreign Host headers. Add security headers and the response time to each response."""
+    """Reject Host headers that are not in `HOSTS`. Add security headers and the response time to each response."""
     server = app.server
     policy = POLICY.format(scripts=" ".join(app.csp_hashes()))
 

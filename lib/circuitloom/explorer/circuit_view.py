@@ -1,7 +1,6 @@
 """The view of one circuit: its attribution graph, its supernodes, and a panel about the selected node.
 
-In the browser, graph.js draws and prunes the graph. explorer.js passes the events of graph.js on to the Dash components
-of this module.
+In the browser, graph.js draws and prunes the graph. explorer.js connects graph.js to the components of this module.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from .components import aria, empty_note, shaded, signed, table, to_feature
 from .urls import Params, share
 
 STRONGEST = 8
-"""Maximum number of incoming edges, and of outgoing edges, that are listed for a node."""
+"""Maximum number of edges listed per node and direction."""
 EFFECTS = ("effect", "effect_frozen", "effect_free")
 
 
@@ -34,7 +33,7 @@ class CircuitRows:
     """Maps (layer, feature) to the tokens on which the feature fires most."""
 
     def node(self, number: int) -> Row:
-        """Returns the row of the node `number`. Raises ValueError if the graph has no such node."""
+        """Returns the row of node `number`. Raises ValueError if the graph has no such node."""
         for row in self.nodes:
             if row["node"] == number:
                 return row
@@ -42,14 +41,11 @@ class CircuitRows:
 
 
 FindCircuit = Callable[[dict[str, Any]], CircuitRows]
-"""Finds the circuit for the data of the store `circuit-source`.
-
-The data name a trace in the catalogue or a prompt that is traced in this session.
-"""
+"""Returns the circuit named in the Dash store `circuit-source`: a trace of the study, or a prompt of this session."""
 
 
 def parse_groups(text: str) -> dict[str, list[int]]:
-    """Parses the groups in a URL, such as `name:1,2;other:3,4`. Raises ValueError if the format is different."""
+    """Parses groups of the form `name:1,2;other:3,4`. Raises ValueError if the form is different."""
     groups: dict[str, list[int]] = {}
     for part in filter(None, text.split(";")):
         name, _, members = part.rpartition(":")
@@ -61,16 +57,16 @@ def parse_groups(text: str) -> dict[str, list[int]]:
 
 
 def write_groups(groups: Groups) -> str:
-    """Writes groups in the format that `parse_groups` reads."""
+    """Returns groups as text, in the form that `parse_groups` parses."""
     return ";".join(f"{name}:{','.join(map(str, members))}" for name, members in groups.items())
 
 
 def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, list[int]]:
-    """Returns `groups` after the marked nodes are added to the group `name`. The group may be new.
+    """Returns `groups` with the `marked` nodes added to the group `name`, which may be new.
 
-    Marked supernodes have negative numbers. The members of a marked supernode are added to the group `name`, and the
-    supernode's own group is removed. If `name` is empty, the new group is called "group 1", "group 2" and so on. The
-    characters `:`, `;` and `,` are removed from the name because the URL uses them as separators.
+    A negative number marks a supernode. The supernode's members join the group `name`, and the supernode is removed. An
+    empty `name` becomes "group 1", "group 2" and so on. The characters `:`, `;` and `,` are removed from `name`,
+    because they are separators in the URL.
     """
     names = list(groups)
     merged = [names[-1 - number] for number in marked if number < 0]
@@ -84,8 +80,7 @@ def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, lis
 
 
 def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -> Component:
-    """Returns the graph of a circuit with its controls. `source` has the data from which `FindCircuit` finds the
-    circuit."""
+    """Returns the graph of a circuit with its controls. `source` is the argument of `FindCircuit`."""
     shown_share, groups = share(params, "share", 0.6), params.get("groups", "")
     parsed = parse_groups(groups)
     options = _options(circuit, parsed)
@@ -227,8 +222,7 @@ def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
 
 
 def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Component:
-    """Returns a panel about one node. The panel shows the node's values and its strongest edges. If the node is a
-    feature, the panel also shows examples."""
+    """Returns a panel with a node's values and strongest edges. For a feature, the panel also shows examples."""
     row = circuit.node(node)
     facts = [
         (name, format_value(row[column]))
@@ -255,7 +249,7 @@ def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Compon
 
 
 def supernode_panel(circuit: CircuitRows, groups: Groups, number: int) -> Component:
-    """Returns a panel about one supernode, with its members and its strongest edges."""
+    """Returns a panel with the members and the strongest edges of a supernode."""
     nodes, edges = group_nodes(circuit.nodes, circuit.edges, groups)
     names = list(groups)
     if not -len(names) <= number < 0:
@@ -292,8 +286,7 @@ def _feature_summary(client: CatalogClient, row: Row) -> list[Any]:
 
 
 def effects_table(edges: Sequence[Row], n: int = 12) -> Component:
-    """Returns a table of the first `n` edges whose source was ablated, with the edges' predicted and measured
-    effects."""
+    """Returns a table of predicted and measured effects of the first `n` edges with an ablated source."""
     rows = [
         [edge["source"], edge["target"], *(signed(edge[effect]) for effect in EFFECTS)]
         for edge in edges

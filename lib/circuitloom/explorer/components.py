@@ -22,7 +22,7 @@ def aria(**names: str) -> dict[str, Any]:
 
 
 def sql_button(answer: Answer, text: str = "SQL") -> Component:
-    """Returns a button that shows the SQL of an answer, with a link that opens this SQL in the SQL console."""
+    """Returns a button that shows the SQL of an answer, with a link to the SQL console."""
     return html.Details(
         [
             html.Summary(text, title="the query of this view"),
@@ -34,8 +34,7 @@ def sql_button(answer: Answer, text: str = "SQL") -> Component:
 
 
 def panel(title: str, *content: Content, answer: Answer | None = None, **attributes: Any) -> Component:
-    """Returns a section with a heading. If `answer` is given, the heading also has a button that shows the answer's
-    SQL."""
+    """Returns a section with a heading. If `answer` is given, the heading has an SQL button."""
     head = [html.H2(escape_invisible(title)), *([sql_button(answer)] if answer else [])]
     return html.Section([html.Div(head, className="head"), *content], **attributes)
 
@@ -46,13 +45,13 @@ def empty_note(text: str) -> Component:
 
 
 def signed(value: float | None) -> Component:
-    """Returns a number with its sign. The sign also determines the colour of the text."""
+    """Returns a number with its sign. The colour shows the sign too."""
     direction = "" if not value else "raises" if value > 0 else "lowers"
     return html.Span(format_signed(value, 3), className=direction)
 
 
 def feature_name(layer: int, feature: int) -> str:
-    """Writes a feature as LAYER/NUMBER, as in the config."""
+    """Returns the name of a feature in configs: LAYER/NUMBER."""
     return f"{layer}/{feature}"
 
 
@@ -67,7 +66,7 @@ def table(
     text_columns: Sequence[int] = (),
     caption: str | None = None,
 ) -> Component:
-    """Returns a table. Columns with an index in `text_columns` contain text. All other columns contain numbers."""
+    """Returns a table. `text_columns` are the indices of columns with text. Other columns contain numbers."""
     kinds = ["" if i in text_columns else "number" for i in range(len(head))]
     body = [
         html.Tr([html.Td(_cell(cell), className=kind) for cell, kind in zip(row, kinds, strict=True)])
@@ -90,9 +89,9 @@ def _cell(content: Content) -> Content:
 
 
 def shaded(row: Row, largest: float, spacing: str) -> Component:
-    """Returns the tokens of an example as text, with `spacing` between two tokens.
+    """Returns the tokens of an example as text, separated by `spacing`.
 
-    Each token is shaded by its activation divided by `largest`. The token to which the example belongs is underlined.
+    The shade of a token is its activation divided by `largest`. The token at index `place` is underlined.
     """
     # neighbouring tokens without shade become one text, because a browser needs seconds for thousands of components
     pieces: list[Any] = [""]
@@ -112,10 +111,7 @@ def shaded(row: Row, largest: float, spacing: str) -> Component:
 
 
 def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Component:
-    """Returns a list of the tokens whose effect has the given sign.
-
-    Each token has a bar. The length of the bar is the effect divided by the largest absolute effect in `rows`.
-    """
+    """Returns a list of the tokens with effects of the given sign. Bars show the sizes of the effects."""
     largest = max((abs(row["effect"]) for row in rows), default=0.0) or 1.0
     chosen = [row for row in rows if row["sign"] == sign]
     return html.Ol(
@@ -139,15 +135,14 @@ def tokens_with_effects(rows: Sequence[Mapping[str, Any]], sign: int) -> Compone
 
 
 def choice(name: str, value: str) -> dict[str, str]:
-    """Returns the Dash id of a control that sets the URL parameter `name`. `value` is the current value of the
-    parameter."""
+    """Returns the Dash id of a control for the URL parameter `name`. `value` is the current value."""
     return {"go": name, "now": value}
 
 
 def select(name: str, options: Sequence[str] | Mapping[str, str], value: str, label: str) -> Component:
-    """Returns a labelled dropdown that sets the URL parameter `name`.
+    """Returns a labelled dropdown for the URL parameter `name`.
 
-    `options` are the values to choose from, or map each value to the text that is shown for it.
+    `options` are the possible values. If `options` is a mapping, it maps each value to the displayed text.
     """
     texts = options if isinstance(options, Mapping) else {option: option for option in options}
     choices = [{"value": key, "label": text} for key, text in texts.items()]

@@ -1,4 +1,4 @@
-"""Draws the plots of the pages with plotly. The colours are those of the report."""
+"""Draws the plots of the explorer with plotly, in the colours of the report."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -25,8 +25,7 @@ def escape_markup(text: str) -> str:
 def plot(
     traces: Sequence[dict[str, Any]], x: str, y: str, id: Any = None, height: int = 320, **layout: Any
 ) -> dcc.Graph:
-    """Returns a plot of `traces`. `x` and `y` are the titles of the axes, and `layout` overrides default plotly
-    settings."""
+    """Returns a plot of plotly `traces`. `x` and `y` are axis titles. `layout` overrides default settings."""
     axis = {
         "linecolor": "#888",
         "gridcolor": "#e6e6e6",
@@ -55,7 +54,7 @@ def plot(
 
 
 def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
-    """Plots a measure of reconstruction against L0. A click on a point opens the features of its run."""
+    """Plots the column `measure` of `rows` against L0, with one line per kind and activation function."""
     traces = []
     for (kind, act), group in groupby(rows, key=lambda row: (row["kind"], row["act"])):
         points = list(group)
@@ -101,10 +100,7 @@ def histogram(rows: Sequence[Row]) -> dcc.Graph:
 
 
 def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
-    """Plots a measure of training against training steps, with one line for each layer.
-
-    `measure` is a column of the table `history`.
-    """
+    """Plots the column `measure` of table `history` against training steps, with one line per layer."""
     traces = []
     for layer, group in groupby(rows, key=lambda row: row["layer"]):
         points = list(group)
@@ -121,7 +117,7 @@ def curves(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
 
 
 def densities(rows: Sequence[Row]) -> dcc.Graph:
-    """Plots a histogram of feature densities, with one line for each layer. Dead features are not shown."""
+    """Plots a histogram of feature densities, with one line per layer. Dead features are not shown."""
     traces = []
     for layer, group in groupby(rows, key=lambda row: row["layer"]):
         bins = [row for row in group if row["low"] is not None and row["low"] > float("-inf")]
@@ -138,9 +134,9 @@ def densities(rows: Sequence[Row]) -> dcc.Graph:
 
 
 def effects(rows: Sequence[Row]) -> dcc.Graph:
-    """Plots the effects of edges that ablations measured against the effects that the graph predicts.
+    """Plots the measured effect of each edge against the predicted effect.
 
-    Each edge has two points: one measured with everything else frozen, and one with nothing frozen.
+    Each edge has two points: its frozen effect and its free effect.
     """
     traces = [
         {

@@ -1,4 +1,4 @@
-"""Runs prompts for the explorer, in background jobs that run one at a time.
+"""Runs prompts for the explorer in background jobs, one at a time.
 
 A job computes the active features of a prompt, an attribution graph, or the result of a feature edit.
 """
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from ..attribution.tracer import Tracer
 
 MAX_FINISHED_JOBS = 16
-"""Number of finished jobs whose results are kept. The oldest ones are dropped."""
+"""Maximum number of finished jobs in memory. The least recently requested jobs are dropped first."""
 TOP_TOKENS = 10
-"""Number of the most likely next tokens that are shown."""
+"""Number of next tokens shown per position, most likely first."""
 Progress = Callable[[str], None]
-"""A job calls this function with a line of text about what it is doing."""
+"""Function that a job calls with a one-line status text."""
 
 
 @dataclass
 class BackgroundJob:
-    """A job that runs in the background, with its progress and its result."""
+    """A background job with its progress and its result."""
 
     key: Hashable
     status: str = "waiting"
-    """A line about what the job is doing now."""
+    """One-line status text."""
     done: bool = False
     result: Any = None
     error: str | None = None
@@ -45,7 +45,7 @@ class BackgroundJob:
 
 
 class JobQueue:
-    """Runs one job at a time, in the order in which they were requested. A repeated request returns the same job."""
+    """Runs one job at a time, in the order of requests. A repeated request returns the existing job."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,10 +54,7 @@ class JobQueue:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explorer")
 
     def start(self, key: Hashable, work: Callable[[Progress], Any], retry: bool = True) -> BackgroundJob:
-        """Returns the job with the key `key`. If there is no such job, starts a job that runs `work`.
-
-        If the job has failed and `retry` is true, the job is started again.
-        """
+        """Returns the job with the key `key`. A new job runs `work`. If `retry` is true, a failed job runs again."""
         with self._lock:
             job = self._jobs.get(key)
             if job is None or (retry and job.error is not None):
@@ -86,14 +83,14 @@ class JobQueue:
 
 @dataclass(frozen=True)
 class PromptFeatures:
-    """The active features of a prompt, and the model's predictions of the next tokens."""
+    """The active features of a prompt, and the most likely next tokens."""
 
     run: str
     tokens: list[str]
     active: list[Row]
     """Active features, strongest first. Each row has the keys layer, position, feature and activation."""
     next_tokens: list[list[tuple[str, float]]]
-    """For each position, the most likely next tokens with their probabilities."""
+    """(token, probability) of the most likely next tokens, per position."""
 
 
 @dataclass(frozen=True)
@@ -104,24 +101,22 @@ class TracedPrompt:
     """The trace as a row of the table `trace`."""
     circuit: CircuitRows
     paths: list[tuple[str, float]]
-    """One tuple per path: (text that names the nodes, contribution to the target). The largest contribution comes
-    first."""
+    """(names of the nodes, contribution to the target) of each path. The largest absolute contribution comes first."""
 
 
 @dataclass(frozen=True)
 class EditedPrediction:
-    """Next-token probabilities at one position, before and after a feature edit. During the edit nothing is frozen."""
+    """Next-token probabilities at one position, before and after a feature edit. Nothing is frozen."""
 
     position: int
     rows: list[tuple[str, float, float]]
-    """One tuple per token: (token, probability before the edit, probability after the edit). The tokens are those that
-    are among the most likely before or after the edit."""
+    """(token, probability before, probability after) of the tokens that are most likely before or after the edit."""
     kl: float
     """KL(before || after) in nats."""
 
 
 class PromptService:
-    """Runs jobs on the language model and the transcoders of a study. Both are loaded when a job first needs them."""
+    """Runs jobs on a study's language model and transcoders. Jobs load both at first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -130,17 +125,17 @@ class PromptService:
         self._linearized: tuple[tuple[str | None, str], LinearizedModel] | None = None
 
     def features(self, prompt: str, run: str | None, retry: bool = True) -> BackgroundJob:
-        """Returns the job that finds the active features of a prompt. Its result is a `PromptFeatures`."""
+        """Returns the job that finds the active features of a prompt. The job's result is a `PromptFeatures`."""
         key = ("features", prompt, run)
         return self._jobs.start(key, lambda progress: self._features(prompt, run, progress), retry)
 
     def trace(self, prompt: str, run: str | None, target: str, retry: bool = True) -> BackgroundJob:
-        """Returns the job that traces a prompt to a target. Its result is a `TracedPrompt`."""
+        """Returns the job that traces a prompt to a target. The job's result is a `TracedPrompt`."""
         key = ("trace", prompt, run, target)
         return self._jobs.start(key, lambda progress: self._trace(prompt, run, target, progress), retry)
 
     def edit(self, prompt: str, run: str | None, position: int, edit: dict[str, Any]) -> BackgroundJob:
-        """Returns the job that runs a prompt with a feature edit. Its result is an `EditedPrediction`.
+        """Returns the job that runs a prompt with a feature edit. The job's result is an `EditedPrediction`.
 
         `edit` contains the fields of a `FeatureChange`.
         """
@@ -234,10 +229,7 @@ class PromptService:
 def compare_predictions(
     position: int, before: "Tensor", after: "Tensor", strings: list[str]
 ) -> EditedPrediction:
-    """Compares two next-token distributions [vocabulary]. `strings` are the texts of all tokens.
-
-    Returns the most likely tokens of both distributions, and the KL divergence. More likely tokens come first.
-    """
+    """Compares two next-token distributions, [vocabulary]. `strings` maps each token id to its text."""
     n = min(TOP_TOKENS, len(before))
     tokens = {*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}
     rows = [(token_string(strings, token), float(before[token]), float(after[token])) for token in tokens]
@@ -246,12 +238,12 @@ def compare_predictions(
 
 
 def token_string(strings: list[str], token: int) -> str:
-    """Returns the text of a token id. An id beyond the tokenizer's vocabulary is shown as # and its number."""
+    """Returns the text of a token id, or # and the id if the tokenizer has no such token."""
     return strings[token] if token < len(strings) else f"#{token}"
 
 
 def live_circuit(nodes: list[Row], edges: list[Row], tokens: list[str]) -> CircuitRows:
-    """Converts rows of the tables `node` and `edge` to the rows that circuit_nodes and circuit_edges would return."""
+    """Converts rows of tables `node` and `edge` to rows of the macros `circuit_nodes` and `circuit_edges`."""
     from ..attribution.trace_tables import node_name
 
     blank: Row = dict.fromkeys(

@@ -8,7 +8,7 @@ Params = Mapping[str, str]
 
 
 def link(page: str, **params: Any) -> str:
-    """Returns the URL of a page with these parameters. Parameters that are None are left out."""
+    """Returns the URL of a page. Parameters that are None are left out."""
     present = {key: value for key, value in params.items() if value is not None}
     return f"/{page}" + (f"?{urlencode(present)}" if present else "")
 
@@ -24,8 +24,7 @@ def parse(search: str | None) -> dict[str, str]:
 
 
 def integer(params: Params, name: str) -> int | None:
-    """Reads an integer parameter. Returns None if the parameter is missing or empty. Raises ValueError if the text is
-    not an integer."""
+    """Returns an integer parameter, or None if it is missing or empty. Raises ValueError for other texts."""
     text = params.get(name)
     if text is None or text == "":
         return None
@@ -36,10 +35,7 @@ def integer(params: Params, name: str) -> int | None:
 
 
 def share(params: Params, name: str, default: float) -> float:
-    """Reads a parameter that is a number from 0 to 1. Raises ValueError if it is anything else.
-
-    Returns `default` if the parameter is missing or empty.
-    """
+    """Returns a parameter from 0 to 1, or `default` if it is missing or empty. Raises ValueError for other texts."""
     try:
         value = float(params.get(name) or default)
     except ValueError:

@@ -7,15 +7,15 @@ from typing import Any
 
 ANATOMY_FILE = "anatomy.json"
 NATIVE = "TransformerLensNative"
-"""Architecture named in the config.json of a model that was converted from TransformerLens' legacy format."""
+"""Value of `architectures` in the config.json of a model converted from TransformerLens' legacy format."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """Names of the modules of a causal language model.
 
-    The names are stored next to the model's weights in `anatomy.json`. Finding the names imports TransformerLens, which
-    takes seconds. Reading the file is fast.
+    `anatomy.json` in the model's folder stores the names. Finding the names again would import TransformerLens, which
+    takes seconds.
     """
 
     architecture: str
@@ -26,10 +26,7 @@ class Anatomy:
     blocks: str
     """Path of the list of blocks in the model, such as `model.layers`."""
     mlp: str
-    """Name of the MLP in a block.
-
-    The MLP's input is TransformerLens' `mlp.hook_in`. The MLP's output is TransformerLens' `hook_mlp_out`.
-    """
+    """Name of the MLP in a block. TransformerLens calls the MLP's input `mlp.hook_in` and its output `hook_mlp_out`."""
     mlp_projection: str
     """Name of W_out in the MLP. The input of W_out is the activations of the neurons."""
     norm_mlp: str | None
@@ -113,9 +110,9 @@ def anatomy_of(bridge) -> Anatomy:
 
 
 def adapter_components(bridge) -> dict[str, Any]:
-    """Returns the components of TransformerLens' adapter. The keys are TransformerLens' names of the modules.
+    """Returns the components of TransformerLens' adapter. Keys are TransformerLens' names of the modules.
 
-    The attribute `name` of a component is the name of the module in the model itself.
+    A component's attribute `name` is the name of the module in the model.
     """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 
@@ -125,7 +122,7 @@ def adapter_components(bridge) -> dict[str, Any]:
 
 
 def is_native(folder: Path) -> bool:
-    """Whether `folder` holds a model that was converted from TransformerLens' legacy format."""
+    """Whether the model in `folder` was converted from TransformerLens' legacy format."""
     file = folder / "config.json"
     return file.is_file() and NATIVE in (json.loads(file.read_text()).get("architectures") or [])
 

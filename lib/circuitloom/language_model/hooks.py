@@ -34,9 +34,9 @@ class Site(NamedTuple):
     - `resid_mid`: the residual stream before the norm of the MLP
     - `mlp_in`: the MLP's input, after its norm
     - `neurons`: the activations of the neurons, which are the input of W_out
-    - `mlp_out`: the MLP's output, before any norm that follows
+    - `mlp_out`: the MLP's output, before the output norm that some models have
 
-    Sites of the model are `embedding` (the embedding of tokens), `final_norm` (the output of the final norm) and
+    Sites of the model are `embedding` (the token embedding), `final_norm` (the output of the final norm) and
     `unembedding_in` (the input of the unembedding).
     """
 
@@ -45,9 +45,9 @@ class Site(NamedTuple):
 
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""Type of a function (x, y) that returns the new value of a site. y is the site's value.
+"""Function (x, y) that returns the new value of a site. y is the current value.
 
-At `mlp_out`, x is the MLP's input. At other sites, x is y itself. All values are [sequence, position, d].
+At `mlp_out`, x is the MLP's input. At other sites, x is equal to y. All values are [sequence, position, d].
 """
 
 OUTPUT_SITES = ("mlp_out", "embedding", "final_norm")
@@ -57,10 +57,7 @@ OUTPUT_SITES = ("mlp_out", "embedding", "final_norm")
 def capture(
     model: LanguageModel, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
 ) -> dict[Site, Float[Tensor, "sequence position d"]]:
-    """Returns the activations at `sites`.
-
-    The forward pass ends when all of the sites are reached, and skips later modules.
-    """
+    """Returns the activations at `sites`. The forward pass ends at the last of these sites."""
     captured: dict[Site, Tensor] = {}
     capture_each(model, tokens, sites, captured.__setitem__)
     return captured
@@ -72,10 +69,7 @@ def capture_each(
     sites: Sequence[Site],
     callback: Callable[[Site, Tensor], None],
 ) -> None:
-    """Call `callback(site, value)` when the forward pass reaches each site.
-
-    This function keeps no value. The forward pass ends when all of the sites are reached.
-    """
+    """Call `callback(site, value)` at each of `sites`. The forward pass ends at the last of these sites."""
     waiting = set(sites)
 
     def keep(site: Site, value: Tensor) -> None:
@@ -122,8 +116,8 @@ def observed(
 def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
     """Within the context, replace the value at each site by the result of the site's edit.
 
-    Later modules read the new value. An edit at a later site receives a value that may depend on earlier edits. If
-    nested contexts edit the same site, the edit of the outermost context is applied first.
+    Later modules and later edits see the effect of earlier edits. If nested contexts edit the same site, the outermost
+    edit runs first.
     """
     with ExitStack() as stack:
         for site, edit in edits.items():
@@ -165,10 +159,7 @@ def _edit_input(model: LanguageModel, site: Site, edit: Edit):
 def observed_modules(
     modules: Mapping[Key, nn.Module], callback: Callable[[Key, tuple, dict[str, Any], Any], None]
 ) -> Iterator[None]:
-    """Like `observed`, but for modules that have no site.
-
-    Within the context, each call of one of the modules calls `callback(key, args, kwargs, output)`.
-    """
+    """Within the context, each call of one of the modules calls `callback(key, args, kwargs, output)`."""
 
     def register(key: Key, module: nn.Module):
         def leave(_module, args, kwargs, output) -> None:
@@ -183,11 +174,10 @@ def observed_modules(
 
 
 def find_module(model: LanguageModel, site: Site) -> nn.Module:
-    """Returns the module whose output or first input is the site's value.
+    """Returns the module of a site. The site's value is the module's output at `OUTPUT_SITES`, and otherwise the
+    module's first input.
 
-    At `OUTPUT_SITES` the value is the output, and at other sites the first input. Raises ValueError if the site is
-    unknown. Also raises ValueError for resid_mid if the model runs attention and MLP in parallel, or has no norm before
-    the MLP.
+    Raises ValueError if the site is unknown, or if the model has no `resid_mid`.
     """
     anatomy, layer = model.anatomy, site.layer
     if site.name == "resid_mid" and (anatomy.parallel or anatomy.norm_mlp is None):

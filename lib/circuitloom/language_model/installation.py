@@ -1,4 +1,4 @@
-"""Copies a pretrained model, from a folder or the Hugging Face hub, into the results."""
+"""Copies a pretrained model from a folder or from the Hugging Face hub into the results."""
 
 import json
 import shutil
@@ -17,11 +17,11 @@ SOURCE = "source.json"
 
 
 def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, output: Path) -> None:
-    """Copy the model that `config` names to `output`.
+    """Copy the model of the section `config` to the folder `output`.
 
     The copy has the config, the weights, the tokenizer, the anatomy and a record of the source. Pickled weights are
-    converted to safetensors. A model without a tokenizer gets the corpus's tokenizer from the folder `tokenizer`.
-    Raises ValueError if the model or its weights are missing or damaged.
+    converted to safetensors. If the model has no tokenizer, the corpus' tokenizer from the folder `tokenizer` is
+    copied. Raises ValueError if the model or its weights are missing or damaged.
     """
     folder, origin = _locate(config)
     if isinstance(config, sections.HubModel) and config.shape is not None:
@@ -80,7 +80,7 @@ def _locate(config: sections.ModelFolder | sections.HubModel) -> tuple[Path, dic
 
 
 def _download(config: sections.HubModel) -> Path:
-    """Download the model's repository. Returns the repository's folder in the hub's cache.
+    """Download the model. Returns the model's folder in the hub's cache.
 
     Pickled weights are downloaded only if the repository has no other weights.
     """

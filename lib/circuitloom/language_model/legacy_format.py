@@ -1,8 +1,7 @@
 """Converts models in TransformerLens' legacy format, which has its own config.json keys and a pickled state dict.
 
-The repositories of NeelNanda, ArthurConmy and Baidicoot on the hub use this format. TransformerLens converts the
-weights. TransformerLens' own loader accepts neither a revision nor a folder, so this module finds and reads the files.
-The converted folder has a safetensors file and a config.json. `load_native` reads this folder.
+Hub repositories of NeelNanda, ArthurConmy and Baidicoot use this format. This module reads the files, because
+TransformerLens' loader accepts neither a revision nor a folder. TransformerLens' functions convert the weights.
 """
 
 import json
@@ -27,11 +26,10 @@ def is_legacy(folder: Path) -> bool:
 
 
 def convert(folder: Path, name: str, output: Path) -> None:
-    """Convert the legacy model in `folder`. Write a model to `output` that `load_native` can read.
+    """Convert the legacy model in `folder` to a model in `output` that `load_native` can load.
 
-    `name` is the name of the repository. If the config does not name the layout of the weights, `_old` in `name` means
-    the old layout. Raises ValueError if a file or key is missing, or if TransformerLens has no native equivalent of the
-    model.
+    `name` is the name of the model. If the config has no key `architecture`, `_old` in `name` means the old weight
+    layout. Raises ValueError if a file or key is missing, or if TransformerLens cannot represent the model.
     """
     from safetensors.torch import save_file
 
@@ -70,9 +68,9 @@ def load_native(folder: Path, dtype: torch.dtype, device: str | torch.device) ->
 
 
 def _native_config(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config of the native model. `given` is the legacy config.
+    """Returns the native model's config. `given` is the legacy config.
 
-    Raises KeyError if the legacy config lacks a key, and ValueError if native models do not support the legacy config.
+    Raises KeyError if a key is missing. Raises ValueError if native models do not support the legacy config.
     """
     if given.get("shortformer_pos"):
         raise ValueError("it has shortformer positions, which TransformerLens' native models do not support")
@@ -102,7 +100,7 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
 
 
 def _native_weights(state: dict[str, Tensor], layout: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns the weights, keyed by the parameter names of a native model."""
+    """Returns {parameter name in the native model: weight}."""
     from transformer_lens.model_bridge.sources import tl_legacy
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 

@@ -17,10 +17,9 @@ from .anatomy import ANATOMY_FILE, Anatomy, find_anatomy, is_native, read_anatom
 
 
 class LanguageModel:
-    """A Hugging Face model with fused attention, and an `Anatomy` that names the model's modules.
+    """A Hugging Face model with fused attention, and the names of its modules.
 
-    TransformerLens' bridge is not used, because the bridge forces eager attention. Activations are equal to those of
-    the bridge (tests/activations/test_sites.py).
+    TransformerLens' bridge gives the same activations (tests/activations/test_sites.py), but forces eager attention.
     """
 
     def __init__(self, module: nn.Module, anatomy: Anatomy) -> None:
@@ -42,7 +41,7 @@ class LanguageModel:
         return self.module.get_submodule(f"{self.anatomy.blocks}.{layer}")
 
     def mlp(self, layer: int) -> nn.Module:
-        """Returns the MLP of `layer`. This module maps mlp_in, [..., d], to mlp_out, [..., d]."""
+        """Returns the MLP of `layer`, a map from mlp_in to mlp_out."""
         return self.block(layer).get_submodule(self.anatomy.mlp)
 
     def attention(self, layer: int) -> nn.Module:
@@ -50,19 +49,13 @@ class LanguageModel:
         return self.block(layer).get_submodule(self.anatomy.attention)
 
     def norm(self, layer: int, name: str | None) -> nn.Module | None:
-        """Returns the norm called `name` in block `layer`.
-
-        Returns None if `name` is None, or if the module of this name is an identity.
-        """
+        """Returns the norm `name` of block `layer`. Returns None if `name` is None or if the norm is an identity."""
         module = None if name is None else self.block(layer).get_submodule(name)
         return None if isinstance(module, nn.Identity) else module
 
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
-        """Within the context, attention modules also return their attention patterns.
-
-        Outside the context attention is fused, and fused attention does not compute the patterns.
-        """
+        """Within the context, attention modules also return attention patterns, without fused attention."""
         config: Any = getattr(self.module, "config", None)
         fused = getattr(config, "_attn_implementation", None)
         module: Any = self.module

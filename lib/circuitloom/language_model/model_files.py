@@ -17,25 +17,20 @@ WEIGHTS = ("*.safetensors",)
 LEGACY = "*final.pth"
 """File name pattern of weights in TransformerLens' legacy format."""
 PICKLED = ("pytorch_model*.bin", LEGACY)
-"""File name patterns of pickled weights.
-
-Pickled files are used only if there is no safetensors file. They are always read with `weights_only=True`.
-"""
+"""File name patterns of pickled weights, which are used only if there is no safetensors file."""
 
 
 def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """Returns the files directly in `folder` whose names match a pattern, sorted by path."""
+    """Returns the files in `folder` that match a pattern, sorted by path. Subfolders are not searched."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     return [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
 
 
 def copy_files(folder: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Copy the files directly in `folder` whose names match a pattern to `target`.
-
-    Permissions are not copied, because sources may be read-only.
-    """
+    """Copy each file in `folder` that matches a pattern to `target`. Subfolders and permissions are not copied."""
     target.mkdir(parents=True, exist_ok=True)
     for file in matching(folder, patterns):
+        # permissions are not copied, because sources may be read-only
         shutil.copyfile(file, target / file.name)
 
 

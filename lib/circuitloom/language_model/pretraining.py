@@ -37,26 +37,20 @@ from .anatomy import find_anatomy, write_anatomy
 from .model_files import TEXT, copy_files
 
 _BLOCK = 4096
-"""Number of sequences that are read at a time. Tokens are 64-bit integers until they are converted."""
+"""Number of sequences read at a time."""
 CHECKPOINT = "checkpoint.pt"
 HISTORY_ROWS = 200
 """Maximum number of rows of the table `pretraining`."""
 _DENSE_CONTEXT = 512
-"""Largest context for which dense attention is used.
-
-Dense attention is faster only while attention patterns fit the processor's caches.
-"""
+"""Largest context with dense attention. For longer contexts, patterns do not fit the processor's caches."""
 
 
 class Batches:
-    """Holds the training tokens and returns the batch of each step.
+    """Training tokens in memory, divided into one batch per step.
 
-    Each epoch uses every sequence once, except the split's last sequence. The order depends only on the seed and the
-    epoch.
-
-    Every position has a target. The target of a sequence's last position is the first token of the next sequence (after
-    BOS, if sequences start with BOS). The split's last sequence is used only for such a target. Tokens are kept in
-    memory in the dtype in which the files store them.
+    Each epoch uses every sequence once, in an order that depends only on the seed and the epoch. The target of a
+    sequence's last position is the next sequence's first token (after the BOS). The last sequence of the split only
+    provides this target.
 
     Raises ValueError if there are fewer than two sequences.
     """
@@ -83,7 +77,7 @@ class Batches:
         return hashlib.blake2b(self._token.tobytes(), digest_size=16).hexdigest()
 
     def at(self, step: int) -> tuple[Int[Tensor, "sequence position"], Int[Tensor, "sequence position"]]:
-        """Returns the tokens of `step` (from 0), and the target of each token. The target is the next token."""
+        """Returns (tokens, next token of each token) for `step`, counted from 0."""
         places = np.arange(step * self.size, (step + 1) * self.size)
         rows = np.array(
             [self._order(epoch)[place] for epoch, place in zip(*divmod(places, self._count), strict=True)]
@@ -98,8 +92,8 @@ class Batches:
 def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
     """Returns the learning rate of `step` (from 0), as a fraction of the peak.
 
-    The rate rises linearly during the first fraction `warmup` of the steps. The rate falls linearly during the last
-    fraction `decay` of the steps. At the last step it is 1 / (`decay` * `steps`), not zero.
+    The rate rises linearly in the first `warmup` * `steps` steps. The rate falls linearly in the last `decay` * `steps`
+    steps. The last value is 1 / (`decay` * `steps`), not zero.
     """
     rise = (step + 1) / max(1.0, warmup * steps)
     fall = (steps - step) / max(1.0, decay * steps)
@@ -107,11 +101,10 @@ def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
 
 
 class MuonAdamW:
-    """Updates a `GPT2LMHeadModel`: Muon updates the matrices of the blocks, AdamW the other parameters.
+    """Optimizer of a `GPT2LMHeadModel`: Muon for the matrices of the blocks, AdamW for all other parameters.
 
-    Both optimizers follow one schedule. Muon orthogonalises the query, key and value matrices separately. Muon also
-    scales its learning rate by the shape [out, in] of a matrix. GPT-2 stores query, key and value in one parameter,
-    [in, out], so Muon gets transposed views of the three parts.
+    Muon expects one [out, in] matrix per parameter. GPT-2 stores [in, out], with query, key and value in one parameter.
+    Muon therefore gets transposed views of the separate matrices.
     """
 
     def __init__(self, model: nn.Module, config: Pretrain) -> None:
@@ -127,10 +120,7 @@ class MuonAdamW:
         self._peaks = {self._muon: config.learning_rate, self._adam: config.learning_rate_embedding}
 
     def step(self, share: float) -> None:
-        """Take one step of both optimizers, and then clear the gradients.
-
-        The learning rate of each optimizer is `share` times the optimizer's peak.
-        """
+        """Take one step with `share` times the peak learning rates. Then clear the gradients."""
         for view, (parameter, columns) in zip(self._views, self._sources, strict=True):
             assert parameter.grad is not None
             view.grad = parameter.grad[:, columns].T
@@ -144,16 +134,13 @@ class MuonAdamW:
         return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` has returned."""
+        """Restore a state from `state_dict`."""
         self._muon.load_state_dict(state["muon"])
         self._adam.load_state_dict(state["adam"])
 
 
 def _matrix_columns(name: str, parameter: Tensor) -> list[slice]:
-    """Returns the columns of each matrix in an [in, out] parameter.
-
-    The parameter with query, key and value holds three matrices. Every other parameter is one matrix.
-    """
+    """Returns the columns of each matrix in an [in, out] parameter. `c_attn` contains query, key and value."""
     count = 3 if name.endswith("c_attn.weight") else 1
     width = parameter.shape[1] // count
     return [slice(i * width, (i + 1) * width) for i in range(count)]
@@ -161,7 +148,7 @@ def _matrix_columns(name: str, parameter: Tensor) -> list[slice]:
 
 @dataclass
 class PretrainingState:
-    """The model, its optimizer and the history of the training. A checkpoint stores all of them."""
+    """Model, optimizer and training history, as stored in a checkpoint."""
 
     model: GPT2LMHeadModel
     optimizer: MuonAdamW
@@ -199,12 +186,11 @@ class PretrainingState:
 def pretrain(
     tokens: Tokens, tokenizer: Path, config: Pretrain, seed: int, output: Path, version: str = ""
 ) -> None:
-    """Train a model on `tokens`, and save the model in `output`.
+    """Train a model on `tokens`. Write the model, the tokenizer, the anatomy and the table `pretraining` to `output`.
 
-    The folder `output` also gets the tokenizer, the anatomy and the table `pretraining`. A killed training resumes from
-    `output`.partial if the config, the seed, the tokens and `version` (of the code) are the same. On a CPU with the
-    same number of threads, the weights are then bit-identical to those of an uninterrupted training. Raises ValueError
-    if there is too little text, and FloatingPointError if the loss diverges.
+    A killed run resumes from `output`.partial if config, seed, tokens and `version` (a hash of the code) are the same.
+    Resuming is bit-exact on a CPU with the same number of threads. Raises ValueError if there is too little text, and
+    FloatingPointError if the loss diverges.
     """
     batches = Batches(tokens, config.batch, seed)
     keys = config.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -251,8 +237,7 @@ def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
 def train(training: PretrainingState, batches: Batches, config: Pretrain, checkpoint: Path) -> None:
     """Run the remaining steps. Write a checkpoint every `checkpoint_every` steps and after the last step.
 
-    Raises FloatingPointError if the loss is more than 2 nats above the loss of a uniform guess. The last checkpoint is
-    kept in this case.
+    Raises FloatingPointError if the loss is more than 2 nats above the loss of a uniform guess.
     """
     step_tokens = batches.size * batches.context
     steps = math.ceil(config.tokens / step_tokens)
@@ -279,7 +264,7 @@ def train(training: PretrainingState, batches: Batches, config: Pretrain, checkp
 
 
 def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean loss of a batch, and accumulates the gradients of this loss in the model."""
+    """Accumulates the gradients of a batch in the model. Returns the mean loss."""
     fast = fast_dtype()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=fast == torch.bfloat16):
         hidden = model.transformer(tokens.to(model.device), use_cache=False).last_hidden_state
@@ -290,10 +275,7 @@ def _backward(model: GPT2LMHeadModel, tokens: Tensor, targets: Tensor) -> Tensor
 
 
 def history(training: PretrainingState, config: Pretrain, context: int) -> list[dict[str, Any]]:
-    """Returns the rows of the table `pretraining`.
-
-    Each row covers the same number of steps. The last row may cover fewer steps.
-    """
+    """Returns at most `HISTORY_ROWS` rows for table `pretraining`. Each row covers one or more steps."""
     steps, rows = training.step, []
     size = math.ceil(steps / HISTORY_ROWS)
     for start in range(0, steps, size):
@@ -314,9 +296,8 @@ def history(training: PretrainingState, config: Pretrain, context: int) -> list[
 def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
     """Plot the training loss against the number of training tokens.
 
-    If `figures` has the held-out loss and the grammar's entropy, each of them is drawn as a horizontal line. `table` is
-    the table `pretraining`. `figures` has the values of table `language_model`. `step_tokens` is the number of tokens
-    per step.
+    `table` is table `pretraining`. `figures` contains values of table `language_model`. Held-out loss and grammar
+    entropy become horizontal lines. `step_tokens` is the number of tokens per step.
     """
     from matplotlib.figure import Figure
 

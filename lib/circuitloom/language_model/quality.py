@@ -1,7 +1,4 @@
-"""Measures the quality of a language model.
-
-The measures are the held-out cross-entropy, its excess over the entropy of the grammar, and the greater-than metric.
-"""
+"""Measures held-out cross-entropy, its excess over the entropy of the grammar, and the greater-than metric."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +28,7 @@ class CrossEntropy:
     """Mean cross-entropy of next-token predictions, in nats per token."""
 
     masked: float
-    """Mean over predictions from scored positions. All positions are scored, except position 0 and positions of BOS."""
+    """Mean over predictions from scored positions, which exclude position 0 and every BOS."""
     every: float
     """Mean over all predictions."""
     n_tokens: int
@@ -40,21 +37,18 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class GrammarDistance:
-    """Cross-entropy of the model and entropy of the grammar that generated the documents.
-
-    Cross-entropy and entropy are in nats per predicted token.
-    """
+    """Cross-entropy of the model and entropy of the grammar, in nats per predicted token."""
 
     cross_entropy: float
     entropy: float
-    """Mean of -log p per token, where p is the probability under the grammar."""
+    """-log p of the documents under the grammar, per predicted token."""
     standard_error: float
-    """Standard error of `cross_entropy` - `entropy`. Documents are taken as independent."""
+    """Standard error of `cross_entropy` - `entropy`. Documents are assumed to be independent."""
     n_documents: int
 
     @property
     def percent(self) -> float:
-        """How much the cross-entropy exceeds the entropy, in percent of the entropy."""
+        """Excess of the cross-entropy over the entropy, in percent of the entropy."""
         return 100 * (self.cross_entropy / self.entropy - 1)
 
     @property
@@ -83,10 +77,7 @@ def cross_entropy(model: LanguageModel, tokens: Tokens) -> CrossEntropy:
 def document_losses(
     model: LanguageModel, documents: Sequence[Int[np.ndarray, " _token"]]
 ) -> Float[np.ndarray, " document"]:
-    """Returns the cross-entropy of each document in nats, summed over the document's tokens.
-
-    The first token (BOS) is not predicted, so it is left out of the sum.
-    """
+    """Returns the cross-entropy of each document in nats, summed over all tokens after the first."""
     total = np.empty(len(documents))
     # sorted by length, so that batches need little padding
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
@@ -111,7 +102,7 @@ def grammar_distance(
 ) -> GrammarDistance:
     """Compare the model with the grammar on complete documents. Each document is put between two BOS.
 
-    `log_probability` holds, in nats, the log probability under the grammar that each document is generated and ends.
+    `log_probability` is the log probability of each document and its end under the grammar, in nats.
     """
     complete = [np.concatenate([[bos_id], document, [bos_id]]) for document in documents]
     predicted = np.array([len(document) - 1 for document in complete], np.float64)
@@ -133,10 +124,10 @@ def greater_than(
     years: Int[Tensor, " prompt"],
     numbers: Int[Tensor, " number"],
 ) -> float:
-    """Returns the mean over prompts of P(y > YY) - P(y <= YY), where y is the next two-digit number.
+    """Returns P(y > YY) - P(y <= YY) for the next two-digit number y, averaged over prompts (Hanna et al. 2023).
 
-    This is the metric of Hanna 2023 (arXiv 2305.00586). `years` holds the YY of each prompt. `numbers` holds the tokens
-    of the numbers 00 to 99. The probabilities of these numbers are not renormalized to sum to 1.
+    `years` contains the YY of each prompt. `numbers` contains the token ids of 00 to 99. The probabilities of these
+    numbers are not renormalized to sum to 1.
     """
     p = torch.cat([model.logits(batch)[:, -1].float().softmax(-1).cpu() for batch in prompts.split(_BATCH)])
     later = torch.arange(len(numbers)) > years[:, None]
@@ -156,9 +147,8 @@ def language_model_rows(
 ) -> list[dict[str, Any]]:
     """Returns the rows of table `language_model`, measured on the held-out `tokens`.
 
-    `documents` are the rows of table `document` of the same split. If a grammar generated the documents, the model is
-    compared with the grammar on those documents that fit the context. Greater-than is then measured on prompts that are
-    drawn with `seed`.
+    `documents` is table `document` of the same split. If a grammar generated the documents, the rows include the
+    grammar distance and the greater-than metric. `seed` determines the greater-than prompts.
     """
     loss = cross_entropy(model, tokens)
     rows = [
@@ -196,20 +186,14 @@ def _row(figure: str, value: float, unit: str, meaning: str) -> dict[str, Any]:
 def _generated_documents(
     documents: pa.Table, tokenizer: Tokenizer, context: int
 ) -> tuple[list[Int[np.ndarray, " _token"]], Float[np.ndarray, " document"]]:
-    """Returns the tokens (without BOS) and the log probability of each generated document of a suitable length.
-
-    With a BOS, such a document has at most `context` tokens.
-    """
+    """Returns tokens (without BOS) and log probabilities of the generated documents that fit the context with a BOS."""
     held_out = documents.filter(pc.field("log_probability").is_valid() & (pc.field("n_tokens") < context))
     log_p = held_out["log_probability"].to_numpy()
     return tokenizer.encode(held_out["text"].to_pylist()), log_p
 
 
 def _greater_than(model: LanguageModel, tokenizer: Tokenizer, bos_id: int, seed: int) -> float | None:
-    """Returns the greater-than metric.
-
-    Returns None if a two-digit number is not a single token, or if prompts differ in length.
-    """
+    """Returns the greater-than metric. Returns None if a number is several tokens, or if prompt lengths differ."""
     numbers = tokenizer.encode([f"{year:02d}" for year in range(100)])
     questions = greater_than_prompts(seed)
     prompts = tokenizer.encode([question.prompt for question in questions])

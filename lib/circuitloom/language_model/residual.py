@@ -1,7 +1,6 @@
-"""Measures the weights of norms, attention, unembedding and neurons.
+"""Measures the weights of norms, attention and neurons from module outputs for test inputs. Also reads the unembedding.
 
-The weights are computed from the outputs of modules for test inputs. They are not read from parameters by name, because
-the names differ between architectures.
+Parameter names are not used, because they differ between architectures.
 """
 
 from dataclasses import dataclass
@@ -26,23 +25,17 @@ class Norm:
     centred: bool
 
     def vjp(self, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """Returns P(gain * v).
-
-        This is the vector-Jacobian product of the norm if the denominator sigma(x) is left out.
-        """
+        """Returns P(gain * v), the vector-Jacobian product of the norm without its denominator sigma(x)."""
         return self.project(v * self.gain)
 
     def project(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """Returns P x. This is x minus its mean over d if the norm is centred, else x."""
+        """Returns P x."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def denominator(
         self, x: Float[Tensor, "*batch d"], output: Float[Tensor, "*batch d"]
     ) -> Float[Tensor, "*batch"]:
-        """Returns sigma(x), computed from the norm's `output` for x. Returns 1 if P x = 0.
-
-        sigma(x) includes the norm's epsilon.
-        """
+        """Returns sigma(x), including the norm's epsilon. `output` is the norm's output for x. Returns 1 if P x = 0."""
         before, after = self.gain * self.project(x), output - self.bias
         size = before.square().sum(-1)
         return torch.where(size > 0, size / (before * after).sum(-1), 1.0)
@@ -52,9 +45,8 @@ class Norm:
 class Attention:
     """Value and output weights of the heads of one layer.
 
-    At position t, head h adds A_h[t, s] (x_s W_V[h] + b_V[h]) W_O[h] for each position s. Here x is the attention's
-    input, and A_h is the attention pattern of the head. With grouped-query attention, each head has a copy of the value
-    weights of its group.
+    At position t, head h adds sum_s A_h[t, s] (x_s W_V[h] + b_V[h]) W_O[h], where x is the attention's input and A_h
+    the pattern. With grouped-query attention, all heads of a group have equal value weights.
     """
 
     W_V: Float[Tensor, "head d d_head"]
@@ -65,32 +57,27 @@ class Attention:
 
 @dataclass(frozen=True)
 class Unembedding:
-    """Weights that give the logits minus the mean of the logits over the vocabulary.
-
-    Subtracting this mean does not change probabilities.
-    """
+    """Weights of centred logits: logits minus their mean over the vocabulary. Centring does not change
+    probabilities."""
 
     weight: Float[Tensor, "vocabulary d"]
-    """Matrix that is multiplied with the output of the final norm."""
+    """Matrix that multiplies the output of the final norm."""
     bias: Float[Tensor, " vocabulary"]
     norm: Norm
     """The final norm."""
 
     @property
     def rows(self) -> Float[Tensor, "vocabulary d"]:
-        """Gradient of each logit with respect to the residual stream: P(gain * weight).
-
-        The norm's denominator is left out.
-        """
+        """Gradient of each logit with respect to the residual stream, without the norm's denominator."""
         return self.norm.vjp(self.weight)
 
 
 @torch.inference_mode()
 def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
-    """Measure the gain and bias of a norm on test inputs, because architectures name and offset gains differently.
+    """Measure the gain and bias of a norm, because architectures name and offset gains differently.
 
-    `like` is a vector with the norm's width, dtype and device. The result is float64 if `like` is float64, else
-    float32. Raises ValueError if the module is neither a LayerNorm nor an RMSNorm.
+    `like` is a vector with the norm's width, dtype and device. The result is float64 if `like` is float64, and
+    otherwise float32. Raises ValueError if the module is neither a LayerNorm nor an RMSNorm.
     """
     d = len(like)
     signs = torch.where(torch.rand(d, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
@@ -117,11 +104,10 @@ def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
 
 @torch.inference_mode()
 def read_attention(model: LanguageModel) -> list[Attention]:
-    """Measure the value and output weights of every layer on unit inputs, so that no parameter names are needed.
+    """Measure the value and output weights of every layer on unit inputs.
 
-    In a sequence of one token, attention copies the values of this token to the input of W_O. This is true however the
-    model stores queries, keys and values. Raises ValueError if values are not an affine function of the attention's
-    input.
+    In a sequence of one token, the input of W_O is the value vectors of this token. Raises ValueError if values are not
+    an affine function of the attention's input.
     """
     rows = _unit_inputs(model)
     sites = [Site("heads", layer) for layer in range(model.layers)]
@@ -162,10 +148,7 @@ def _attention(model: LanguageModel, layer: int, value: Float[Tensor, "d_and_two
 
 
 def read_unembedding(model: LanguageModel) -> Unembedding:
-    """Returns the unembedding with the final norm.
-
-    The weights are float64 if the model is float64, else float32.
-    """
+    """Returns the unembedding and the final norm, in float32 (float64 if the model is float64)."""
     module = model.module.get_submodule(model.anatomy.unembedding)
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
@@ -178,10 +161,9 @@ def read_unembedding(model: LanguageModel) -> Unembedding:
 
 @torch.inference_mode()
 def _logit_scale(model: LanguageModel) -> float:
-    """Returns the factor between the unembedding's output and the logits.
+    """Returns the ratio of the logits to the unembedding's output, which is not 1 in some models (Cohere).
 
-    Some models (Cohere) have such a factor. Returns 1 if logits and output are not proportional, as in models with
-    softcaps.
+    Returns 1 if the ratio is not constant, as with softcaps.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -204,19 +186,13 @@ def neuron_output_weights(model: LanguageModel, layer: int) -> Float[Tensor, "ne
 
 
 def input_width(projection: nn.Module) -> int:
-    """Returns the input width of a Linear or of a Conv1D of GPT-2.
-
-    A Linear stores its weight as [out, in], and a Conv1D as [in, out].
-    """
+    """Returns the input width of a Linear, weight [out, in], or of GPT-2's Conv1D, weight [in, out]."""
     weight = next(projection.parameters())
     return weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]
 
 
 def _weight_and_bias(projection: nn.Module, n: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
-    """Returns the weight, [in, out], and the bias of `projection`, which has n inputs.
-
-    They are computed from the outputs for unit inputs and for a zero input.
-    """
+    """Returns the weight, [in, out], and the bias of `projection`, measured on n unit inputs and a zero input."""
     weight = next(projection.parameters())
     identity = torch.eye(n, dtype=weight.dtype, device=weight.device)
     bias = projection(torch.zeros_like(identity[:1]))

@@ -1,7 +1,7 @@
 """Draws an attribution graph as an interactive SVG, for the report and the explorer.
 
-`group_nodes` replaces groups of nodes by supernodes. `lay_out` places nodes and edges in pixels. `graph_markup` writes
-them as HTML with templates/graph.html. The page also needs templates/graph.js and graph.css.
+`group_nodes` replaces groups of nodes by supernodes. `lay_out` places nodes and edges in pixels. `graph_markup` returns
+the graph as HTML. The page also needs templates/graph.js and templates/graph.css.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ TOKEN_WIDTH = 76
 TOKEN_LETTERS = 14
 """Maximum length in characters of a token below the graph. Longer tokens are cut."""
 LEFT_MARGIN = 84
-"""Space in pixels left of the first token. It holds the names of the layers."""
+"""Space in pixels for the names of the layers, left of the first token."""
 TOP_MARGIN = 44
 _SHAPES = {
     "feature": "circle",
@@ -52,9 +52,9 @@ class PlacedNode:
     """Text that screen readers speak."""
     is_root: bool
     always_shown: bool
-    """True if the pruning slider never hides the node."""
+    """Whether the pruning slider never hides the node."""
     cumulative: float
-    """Share, from 0 to 1, of all influence that this node and all more influential nodes have together."""
+    """Influence of this node and of all more influential nodes, as a fraction of all influence."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,19 @@ class GraphLayout:
     height: float
     nodes: tuple[PlacedNode, ...]
     edges: tuple[PlacedEdge, ...]
-    """Edges, weakest first. SVG draws later elements on top, so strong edges cover weak ones."""
+    """Edges, weakest first, because SVG draws later elements on top."""
     tokens: tuple[AxisLabel, ...]
     layers: tuple[AxisLabel, ...]
     n_hidden: int
-    """Number of edges that are not drawn because the graph has more than the limit."""
+    """Number of edges that are not drawn because of the edge limit."""
 
 
 def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> tuple[list[Row], list[Row]]:
-    """Returns the nodes and edges of the graph in which each group is replaced by one supernode.
+    """Returns the nodes and edges of the graph, with each group replaced by one supernode.
 
-    A supernode takes the place of its most influential member. The influence of a supernode is the sum of its members'
-    influences. The effect of an edge from or to a supernode is the sum of the effects from or to its members. Edges
-    between members of one supernode are dropped. The supernode of group i, counted from 0, has the number -1 - i. A
-    node that is in two groups belongs to the later one.
+    Group i, counted from 0, becomes supernode number -1 - i. A supernode has the position of its most influential
+    member. The influence of a supernode is the sum over its members. Parallel edges are joined, and their effects are
+    summed. Edges inside a supernode are dropped. A node in two groups belongs to the later group.
     """
     supernode = {member: -1 - i for i, members in enumerate(groups.values()) for member in members}
     kept = [row for row in nodes if row["node"] not in supernode]
@@ -140,11 +139,10 @@ def _supernode(number: int, name: str, members: Sequence[Row]) -> Row:
 def lay_out(
     nodes: Sequence[Row], edges: Sequence[Row], tokens: Sequence[str], max_edges: int = EDGES
 ) -> GraphLayout:
-    """Places the nodes and edges of a graph above the `tokens` of its prompt. The constant node is left out.
+    """Returns the layout of a graph above the `tokens` of its prompt. The constant node is left out.
 
-    `nodes` and `edges` are rows of the catalogue's circuit_nodes and circuit_edges. Only the `max_edges` strongest
-    edges are kept. The strength of an edge is its absolute effect divided by the largest absolute effect on the same
-    target.
+    `nodes` and `edges` are rows of the macros `circuit_nodes` and `circuit_edges`. Only the `max_edges` strongest edges
+    are drawn. Strength is |effect| divided by the largest |effect| on the same target.
     """
     drawn = [row for row in nodes if row["kind"] != "constant"]
     layers = 1 + max((row["layer"] for row in drawn if row["layer"] is not None), default=-1)
@@ -181,10 +179,10 @@ def _shortened(text: str) -> str:
 
 
 def graph_markup(graph: GraphLayout, name: str, share: float = 1.0) -> Markup:
-    """Writes `graph` as an HTML figure. All text in it is escaped.
+    """Returns `graph` as an HTML figure with escaped text. Screen readers call it "attribution graph of NAME".
 
-    Screen readers call the figure "attribution graph of NAME". At first, the figure shows only the most influential
-    nodes, which together have the share `share` of all influence. A slider in the figure changes this share.
+    `share` is the initial value of the pruning slider. The figure shows the most influential nodes that together have
+    this fraction of all influence.
     """
     macros: Any = environment().get_template("graph.html").module
     return macros.draw(graph, name, graph.n_hidden, share)
@@ -229,9 +227,9 @@ def _description(row: Row) -> str:
 def _edges(
     edges: Sequence[Row], where: Mapping[int, tuple[float, float]], limit: int
 ) -> tuple[list[PlacedEdge], int]:
-    """Returns the `limit` strongest edges in ascending order of strength, and the number of all other edges.
+    """Returns the `limit` strongest edges, weakest first, and the number of edges left out.
 
-    Edges from or to a node that has no place in `where` are ignored.
+    `where` maps each drawn node to its position. Edges of other nodes are ignored.
     """
     largest: dict[int, float] = {}
     for row in edges:

@@ -15,7 +15,7 @@ from ..core.plotting import BLUE, SERIES, VERMILION, escape_mathtext, styled
 FAITHFULNESS_LIMITS = (-0.5, 1.5)
 """Limits of the y axis of the faithfulness plot."""
 MAX_CONCEPTS = 40
-"""Maximum number of concepts in one column of panels."""
+"""Maximum number of concepts per panel."""
 PANEL = 2.5
 """Width of a small panel in inches."""
 _LINES = ("-", "--", ":", "-.")
@@ -35,13 +35,13 @@ class Line:
     colour: str
     style: str
     marker: str
-    """Matplotlib marker. It is empty if the line styles suffice to tell the runs of a series apart."""
+    """Matplotlib marker, or an empty string for no marker."""
     series: str
-    """Name of the run's kind of dictionary, used in axis labels. Runs of one kind have the same colour."""
+    """Kind of dictionary, for axis labels. Runs of one series have the same colour."""
 
 
 def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
-    """Maps the name of each run to its line style. `runs` are the rows of the query `runs`."""
+    """Returns the line style of each run. `runs` are the rows of the query `runs`."""
     members: dict[str, list[str]] = {}
     for row in runs:
         reads = "" if row["site_in"] in ("mlp_in", "mlp_out") else f" on {row['site_in']}"
@@ -68,7 +68,7 @@ def spread_evenly(layers: Sequence[int], n: int) -> list[int]:
 def draw_pretraining(rows: Sequence[Row], figures: Mapping[str, float]) -> Figure:
     """Plots the loss of the language model against the number of training tokens.
 
-    `figures` maps the names of the model's scores to their values. Two of them are drawn as horizontal lines.
+    `figures` contains values of table `language_model`. Held-out loss and grammar entropy become horizontal lines.
     """
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -112,10 +112,7 @@ def draw_training(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
 
 @styled
 def draw_densities(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
-    """Plots the number of features against their density.
-
-    There is one row of panels for each kind of dictionary, and one column for each layer.
-    """
+    """Plots the number of features against density, in panels by kind of dictionary (row) and layer (column)."""
     layers = sorted({row["layer"] for row in rows})
     kinds = list(
         dict.fromkeys(line.series for run, line in lines.items() if any(r["run"] == run for r in rows))
@@ -146,7 +143,7 @@ def draw_densities(rows: Sequence[Row], lines: Mapping[str, Line]) -> Figure:
 
 @styled
 def draw_concepts(rows: Sequence[Row]) -> Figure:
-    """Draws a heatmap of F1 values. Each row is a concept, each column a run, and each cell the run's best feature."""
+    """Draws a heatmap of the best F1 of each concept (row) and run (column)."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     best: dict[str, float] = {}
     for row in rows:
@@ -192,11 +189,7 @@ def _draw_cells(axes: Any, rows: Sequence[Row], concepts: Sequence[str], runs: S
 
 @styled
 def draw_effects(rows: Sequence[Row]) -> Figure:
-    """Plots the measured effect of each edge against the effect that the graph predicts.
-
-    The left panel shows measurements with everything else in the model frozen. The right panel shows measurements with
-    nothing frozen.
-    """
+    """Plots measured against predicted effects of edges: frozen ablations (left) and free ablations (right)."""
     figure = Figure(figsize=(6.4, 3.1), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, column, name, colour, marker in (
@@ -216,9 +209,9 @@ def draw_effects(rows: Sequence[Row]) -> Figure:
 
 @styled
 def draw_faithfulness(rows: Sequence[Row]) -> Figure:
-    """Plots the share of a behaviour that the top k components recover against k.
+    """Plots the faithfulness of the top k components against k.
 
-    There is one panel for each pair of ablation and ranking, and one line for each basis.
+    There is one panel per pair of ablation and ranking, and one line per basis.
     """
     panels_of = list(dict.fromkeys((row["ablation"], row["ranking"]) for row in rows))
     bases = list(dict.fromkeys(row["basis"] for row in rows))
@@ -249,12 +242,12 @@ def draw_faithfulness(rows: Sequence[Row]) -> Figure:
 
 
 def _size(columns: int, rows: int, lines: int) -> tuple[float, float]:
-    """Returns width and height in inches of a figure with this many panels and a legend of `lines` entries."""
+    """Returns (width, height) in inches. `columns` and `rows` count panels, and `lines` counts legend entries."""
     return max(5.0, PANEL * columns + 0.6), 1.75 * rows + 0.6 + 0.18 * ceil(lines / 3)
 
 
 def _by_run(rows: Iterable[Row]) -> Iterable[tuple[str, list[Row]]]:
-    """Groups rows by run. The rows of one run must follow each other."""
+    """Groups rows by run. Rows of one run must be consecutive."""
     return ((run, list(own)) for run, own in groupby(rows, key=lambda row: row["run"]))
 
 
@@ -263,7 +256,7 @@ def _line_style(line: Line) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, panels: Iterable[Any]) -> None:
-    """Adds one legend for all panels. The legend is above the panels."""
+    """Adds one legend above all panels."""
     found: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""Collects what the report shows but the catalogue does not contain: versions, machine, hashes and job times."""
+"""Collects versions, machine, file hashes and job times for the report."""
 
 import csv
 import hashlib
@@ -19,7 +19,7 @@ PACKAGES = (
 """Libraries whose version may affect the results."""
 ROOT = Path(__file__).parents[1]
 _PIECE = 1 << 22
-"""Number of bytes that are read from a file at a time."""
+"""Number of bytes read at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RuleTime:
     longest: float
     """Run time in seconds of the longest job."""
     memory: float
-    """Peak resident memory, in megabytes, of the job that used the most memory."""
+    """Largest peak resident memory of a job, in megabytes."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ class FileHash:
 
 
 def versions() -> list[tuple[str, str]]:
-    """Returns (name, version) of circuitloom, Python and each installed library.
-
-    The list also contains the hash of circuitloom's code and the git commit.
-    """
+    """Returns (name, version) of circuitloom, its code, its commit, Python, and installed libraries in `PACKAGES`."""
     found = [("circuitloom", _version("circuitloom")), ("code of circuitloom, sha256", _code_hash())]
     found += [("git commit", _commit()), ("python", platform.python_version())]
     found += [(package, _version(package)) for package in PACKAGES]
@@ -57,7 +54,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def machine() -> list[tuple[str, str]]:
-    """Returns (name, value) of the system, processor, number of cores, memory and GPU of this machine."""
+    """Returns (name, value) of this machine's system, processor, cores, memory and GPU."""
     facts = [("system", f"{platform.system()} {platform.release()}"), ("processor", _processor())]
     facts.append(("cores", str(os.cpu_count())))
     if hasattr(os, "sysconf"):
@@ -67,9 +64,9 @@ def machine() -> list[tuple[str, str]]:
 
 
 def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) -> list[FileHash]:
-    """Hashes the weights of the language model, the token arrays, and the weights of each dictionary.
+    """Returns the hashes of the model's weights, the token arrays and the dictionaries' weights.
 
-    The arguments are the folders that contain these files. Raises ValueError if weights are missing.
+    The arguments are folders. Raises ValueError if weights are missing.
     """
     weights = sorted(model.glob("*.safetensors"))
     if not weights:
@@ -86,10 +83,7 @@ def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) ->
 
 
 def times(folder: Path, excluded_rule: str) -> list[RuleTime]:
-    """Reads the times of each rule from the benchmark files in `folder`. `excluded_rule` is left out.
-
-    A rule may have several jobs, for example one for each layer, run or case study. Their times are added up.
-    """
+    """Returns the times of each rule except `excluded_rule`, from the benchmark files in `folder`."""
     rules: dict[str, list[tuple[float, float]]] = {}
     for file in sorted(folder.glob("*.tsv")):
         rule = _rule(file.stem)
@@ -105,10 +99,9 @@ def times(folder: Path, excluded_rule: str) -> list[RuleTime]:
 
 
 def _rule(stem: str) -> str:
-    """Returns the name of the rule that wrote a benchmark file.
+    """Returns the rule name in `stem`, a benchmark file's name without suffix.
 
-    `stem` is the file's name without suffix. It is the rule's name, sometimes followed by the name of a layer, run,
-    trace or case study.
+    The name of a layer, run, trace or case study may follow the rule name.
     """
     stem = re.sub(r"_layer-?\d+$", "", stem)
     start = r"(tabulate_features|trace_prompt|study_(?:feature|greater_than|difference|planted))_.+"
@@ -116,7 +109,7 @@ def _rule(stem: str) -> str:
 
 
 def _number(text: str | None) -> float:
-    """Reads a number of a benchmark file. For very short jobs Snakemake writes NA or -, which are read as 0."""
+    """Converts a benchmark value to a number. For very short jobs, Snakemake writes NA or -. Both become 0."""
     try:
         return float(text or "")
     except ValueError:
@@ -128,10 +121,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _digest(files: Iterator[Path] | Sequence[Path], folder: Path) -> str:
-    """Returns the SHA-256 of the contents of the files.
-
-    If there are several files, their sizes and their names relative to `folder` are hashed as well.
-    """
+    """Returns the SHA-256 of the files' contents. For several files, it includes sizes and names relative to
+    `folder`."""
     digest = hashlib.sha256()
     files = list(files)
     for file in files:
@@ -157,7 +148,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """Returns the git commit that is checked out. ", with changes" is added if tracked files differ from it."""
+    """Returns the current git commit, and ", with changes" if tracked files are modified."""
     commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     changed = commit and _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     return f"{commit}, with changes" if changed else commit

@@ -1,4 +1,4 @@
-"""Collects the contents of the report: the answers to its queries, and the plots that are drawn from them."""
+"""Collects the contents of the report: answers to named queries, and plots of these answers."""
 
 import io
 import re
@@ -36,7 +36,7 @@ _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot as SVG, and the answer whose rows it shows."""
+    """A plot as SVG, and the answer that the plot shows."""
 
     svg: str
     answer: Answer
@@ -47,13 +47,13 @@ class TraceSection:
     """The part of the report about one traced prompt."""
 
     trace: Row
-    """The row of the trace in the answer to the query `traces`."""
+    """Row of the query `traces`."""
     prompt: Answer
     graph: GraphLayout
     nodes: Answer
     edges: Answer
     features: tuple[Answer, Answer]
-    """Two answers about the features of the graph: the tokens whose logits they raise or lower, and their examples."""
+    """Answers about the features of the graph: logit effects, and examples."""
     effects: Picture | None
     paths: Answer
     interventions: Answer
@@ -61,7 +61,7 @@ class TraceSection:
 
 @dataclass(frozen=True)
 class Sections:
-    """Everything that the report shows from the catalogue."""
+    """Contents of the report that come from the catalogue."""
 
     glance: Answer
     cases: Answer
@@ -72,7 +72,7 @@ class Sections:
     layers: tuple[int, ...]
     """All layers whose dictionaries are evaluated."""
     shown: tuple[int, ...]
-    """Layers that the plots of training and densities show."""
+    """Layers in the plots of training and densities."""
     pareto: Picture | None
     metric_mean: Answer
     metrics: Answer
@@ -85,22 +85,21 @@ class Sections:
     behaviours: Mapping[str, Picture]
     components: Answer
     claims: Mapping[str, Answer]
-    """Maps the name of each case study to its claims."""
+    """Claims of each case study, by name."""
     blind: Answer
 
 
 @dataclass(frozen=True)
 class AnswerLog:
-    """Runs named queries and keeps all answers, because the report contains the rows and the SQL of each answer."""
+    """Runs named queries and stores all answers. The report shows the rows and the SQL of each answer."""
 
     client: CatalogClient
     answers: list[Answer] = field(default_factory=list)
 
     def ask(self, query: str, key: str = "", /, **parameters: Any) -> Answer:
-        """Run a named query, keep its answer and return it.
+        """Run a named query. Store and return the answer.
 
-        If the report runs one query several times, `key` makes the answer's name unique. `key` is the name of a trace,
-        case study or behaviour.
+        If the report runs a query several times, `key` (a trace, case study or behaviour) distinguishes the answers.
         """
         answer = self.client.ask(query, **parameters)
         if key:
@@ -111,10 +110,10 @@ class AnswerLog:
 
 
 def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
-    """Run all queries of the report and draw all its plots.
+    """Run all queries and draw all plots of the report.
 
-    `step_tokens` is the number of tokens in one optimizer step of pretraining. This number is 0 if the study does not
-    pretrain a model. Raises ValueError if the catalogue cannot be read.
+    `step_tokens` is the number of tokens per pretraining step, or 0 without pretraining. Raises ValueError if the
+    catalogue cannot be read.
     """
     runs = catalogue.ask("runs")
     lines = lines_of(runs.rows)
@@ -159,7 +158,7 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
 
 
 def _picture(answer: Answer, draw: Callable[..., Figure], *arguments: Any) -> Picture | None:
-    """Draws the rows of an answer. Returns None if there are no rows."""
+    """Returns a plot of an answer, or None if the answer has no rows."""
     if not answer.rows:
         return None
     return Picture(inline_svg(draw(answer.rows, *arguments), answer.name, answer.description), answer)
@@ -187,7 +186,7 @@ def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
 
 
 def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
-    """Returns a plot for each behaviour, and the components that each behaviour depends on most."""
+    """Returns one faithfulness plot per behaviour, and the answer to the query `components`."""
     pictures = {}
     for row in catalogue.ask("behaviours").rows:
         answer = catalogue.ask("faithfulness", row["behaviour"], behaviour=row["behaviour"])
@@ -198,9 +197,9 @@ def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """Returns `figure` as an SVG element whose text is not converted to outlines.
+    """Returns `figure` as an SVG element with selectable text.
 
-    All ids get the prefix `name`, so that they are unique in the page. `label` is the text for screen readers.
+    Ids get the prefix `name` to be unique in the page. `label` is the text for screen readers.
     """
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
@@ -216,7 +215,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def _prefix_ids(svg: str, name: str) -> str:
-    """Returns the <svg> element of `svg`. Ids that are referred to get the prefix `name`, all others are removed."""
+    """Returns the <svg> element of `svg`. Referenced ids get the prefix `name`. Other ids are removed."""
     svg = svg[svg.index("<svg") :]
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)

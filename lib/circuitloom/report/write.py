@@ -32,24 +32,24 @@ from .templates import read as read_template
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The files and the config from which a report is written."""
+    """Inputs of a report."""
 
     folder: Path
-    """Folder of the study's results. It contains the catalogue."""
+    """Folder of the study's results, including the catalogue."""
     config: Mapping[str, Any]
-    """The study's config, with all default values filled in."""
+    """The study's config, including default values."""
     model: Path
     tokens: Sequence[Path]
     """Folders of the token arrays."""
     dictionaries: Sequence[Path]
     results: Sequence[Path]
-    """The file result.md of each case study. Its folder has the name of the case study."""
+    """The file result.md of each case study. The file's folder has the name of the case study."""
     pictures: Sequence[Path]
-    """PNG files of the case studies. They lie next to result.md."""
+    """PNG files next to the files result.md."""
     benchmarks: Path
     """Folder of Snakemake's benchmark files."""
     rule: str
-    """Name of the rule that writes the report. The list of times leaves this rule out, because it is still running."""
+    """Name of the rule that writes the report. The job times exclude this rule, because it is still running."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,18 @@ class CaseResult:
     title: str
     text: Markup
     other_pictures: tuple[tuple[str, str], ...]
-    """Name and data URI of each picture that the text does not contain."""
+    """(name, data URI) of each picture that the text does not contain."""
 
 
 def write_report(inputs: ReportInputs, path: Path) -> None:
-    """Write the report to `path` atomically. Raises ValueError, with the remedy, if an input is missing."""
+    """Write the report to `path`. Raises ValueError if an input is missing."""
     catalogue = AnswerLog(CatalogClient(inputs.folder))
     sections = collect(catalogue, step_tokens(inputs.config))
     write_atomically(path, render(inputs, sections, catalogue).encode())
 
 
 def render(inputs: ReportInputs, sections: Sections, catalogue: AnswerLog) -> str:
-    """Returns the report as the text of an HTML page."""
+    """Returns the report as an HTML page."""
     filters = {
         "shown": format_value, "number": format_number, "signed": format_signed, "visible": escape_invisible,
         "token": format_token, "heading": column_heading, "duration": format_duration,
@@ -101,10 +101,7 @@ def render(inputs: ReportInputs, sections: Sections, catalogue: AnswerLog) -> st
 
 
 def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[CaseResult]:
-    """Reads the results of the case studies. Pictures become data URIs. Raises ValueError if a file is missing.
-
-    `results` are the files result.md, and `pictures` the PNG files in the same folders.
-    """
+    """Returns the results of the case studies, with pictures as data URIs. Raises ValueError if a file is missing."""
     found = []
     for file in results:
         own = {each.name: _data_uri(each) for each in pictures if each.parent == file.parent}
@@ -119,7 +116,7 @@ def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[Case
 
 
 def step_tokens(config: Mapping[str, Any]) -> int:
-    """Returns the number of tokens in one optimizer step of pretraining. The number is 0 if no model is pretrained."""
+    """Returns the number of tokens per pretraining step, or 0 if no model is pretrained."""
     model = config["language_model"]
     return model["batch"] * config["corpus"]["context"] if model["source"] == "pretrain" else 0
 
@@ -135,10 +132,10 @@ def _read(file: Path) -> bytes:
 
 
 def render_result(text: str, pictures: Mapping[str, str]) -> tuple[str, str, set[str]]:
-    """Convert the Markdown of a case study. Returns its title, the rest as HTML, and the names of its pictures.
+    """Convert the Markdown of a case study. Returns (title, HTML of the rest, names of the pictures).
 
-    `pictures` maps file names to data URIs. Pictures that it does not contain are replaced by their description. HTML
-    and links in `text` stay plain text. Tables are dropped because the report shows the claims from the catalogue.
+    `pictures` maps file names to data URIs. Other pictures are replaced by their alt text. HTML and links in `text`
+    become plain text. Tables are dropped, because the report shows the claims from the catalogue.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink"])
     tokens = parser.parse(text)

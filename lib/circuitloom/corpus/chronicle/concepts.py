@@ -1,5 +1,7 @@
-"""Defines the concepts of chronicle. A concept finds the words that have this concept, and the cues of these words.
-Whether a word has a concept depends only on this word and on the words before this word."""
+"""Defines the concepts of chronicle. A concept finds its words in a document, and the cues of these words.
+
+Whether a word has a concept depends only on this word and on earlier words.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,17 +34,17 @@ class Concept:
 
     name: str
     rule: str
-    """Describes which words have the concept. docs/chronicle.md uses the same text."""
+    """Says which words have the concept. docs/chronicle.md shows this text."""
     find: FindWords
     lasting: bool = False
-    """Whether the concept is a state. A state is annotated on all tokens of a word. Other concepts are annotated only
-    on the last token of a word, because the word is not certain before its last token."""
+    """Whether the concept annotates all tokens of a word. Other concepts annotate only the last token, because earlier
+    tokens do not determine the word."""
     find_cues: FindCues = ITSELF
     words: frozenset[str] | None = None
-    """The words of the concept's class. None if the position of a word decides whether the word has the concept."""
+    """The words that have the concept at any position. None if the concept depends on the position."""
 
     def cues(self, episode: Episode, word: AnnotatedWord) -> Cues:
-        """Returns the cues from which one can recognise that `word` has this concept."""
+        """Returns the cues that show that `word` has this concept."""
         return cues_of(self.find_cues, episode, word, self.words)
 
 
@@ -61,7 +63,7 @@ def select_concepts(names: Iterable[str] | None) -> tuple[Concept, ...]:
 
 
 def _of_class(name: str, rule: str, *classes: str) -> Concept:
-    """Returns a concept that all words of the given classes have, at any position."""
+    """Returns a concept. All words of the given classes have this concept."""
     return _of_words(name, rule, frozenset(word for key in classes for word in CLASSES[key]))
 
 
@@ -80,10 +82,10 @@ def _marked(
     back: int | None = None,
     years: range | None = None,
 ) -> Concept:
-    """Returns a concept that a word has if its template marks the position of the word with `mark`.
+    """Returns a concept. A word has the concept if the template marks its position with `mark`.
 
-    The evidence starts `back` words before the marked word. If `back` is None, the evidence starts with the last word
-    before the sentence. If `years` is given, a marked word has the concept only if the word is one of these years.
+    The evidence starts `back` words before this word. If `back` is None, the evidence starts with the last word of the
+    previous sentence. If `years` is given, only these years have the concept.
     """
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
@@ -97,7 +99,7 @@ def _marked(
 
 
 def _within(name: str, rule: str, opening: str, closing: str) -> Concept:
-    """Returns a concept that the words between two signs have. The signs do not have the concept."""
+    """Returns a concept. All words between the signs `opening` and `closing` have this concept."""
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
         opened = None
@@ -129,10 +131,9 @@ def _subordinate(episode: Episode) -> Iterator[AnnotatedWord]:
 
 
 def _mentions(*marks: str) -> Callable[[Episode], Iterator[AnnotatedWord]]:
-    """Returns a function that finds words of rare names. Templates mark the positions of these words with `marks`.
+    """Returns a function that finds words of rare names. Templates mark these words with `marks`.
 
-    The evidence starts at the previous mention of the same rare name. If there is no previous mention, the evidence
-    starts at the BOS.
+    The evidence starts at the previous mention of the rare name. At the first mention, the evidence starts at the BOS.
     """
 
     def find(episode: Episode) -> Iterator[AnnotatedWord]:
@@ -194,9 +195,8 @@ _NAMED = {
 }
 
 _START, _START_YEAR = at_offsets((-3, -4), (-1, 0)), at_offsets((-4, -5), (0,))
-"""Find the cues of the two halves of the year that a span begins in. The first cue contains `from` and the word before
-`from`. The second cue contains the annotated number. For the first half of the year, the second cue also contains the
-word `year` before the number."""
+"""Functions that find the cues of a span's start century and start year. The first cue is `from` and the word before
+`from`. The second cue is the annotated number. For the century, the word `year` also belongs to the second cue."""
 _IN_QUOTATION = _within("in_quotation", "between quotation marks", '"', '"')
 
 CONCEPTS: tuple[Concept, ...] = (

@@ -1,9 +1,8 @@
-"""Finds the cues of an annotation. Cues are words from which a concept can be recognised.
+"""Finds the cues of an annotation. A cue is a set of words that all give the same information.
 
-A cue is a set of alternative words. Reading one of these words is enough. For example, the opening parenthesis shows
-that a word is in parentheses. An earlier word that only occurs in parentheses shows the same, so this word belongs to
-the same cue. An annotation may have several cues. One word of each cue is enough to determine the annotation. A correct
-circuit must read at least one word of each cue.
+For example, an opening parenthesis shows that later words are in parentheses. A word that occurs only in parentheses
+shows the same, so this word belongs to the same cue. An annotation may have several cues. A correct circuit must read
+at least one word of each cue.
 """
 
 from bisect import bisect
@@ -24,20 +23,17 @@ class AnnotatedWord(NamedTuple):
     position: int
     """Position of the word in its document, from 0."""
     evidence_start: int
-    """Position of the first word of the evidence, or `BOS`. The evidence is a span of words that decides the
-    annotation. The last word of the evidence is the annotated word."""
+    """Position of the first word of the evidence, or `BOS`. The evidence is the span of words that determines the
+    annotation. The annotated word is the last word of the evidence."""
 
 
 class Cues(NamedTuple):
-    """Cues and optional words of an annotation.
-
-    A word is given by its position in the document. Positions are in ascending order.
-    """
+    """Cues and optional words of an annotation, as ascending positions in the document."""
 
     required: tuple[tuple[int, ...], ...]
     """The cues. A circuit must read at least one word of each cue."""
     optional: tuple[int, ...]
-    """Words that are in no cue. A circuit may read these words, because they follow from the cues."""
+    """Words that are in no cue. A circuit may read these words, but need not."""
 
 
 FindWords = Callable[[Episode], Iterable[AnnotatedWord]]
@@ -51,9 +47,9 @@ def cues_of(
 ) -> Cues:
     """Returns the cues and the optional words of the annotation of `word`. `find` finds the cues.
 
-    The optional words are the words of the evidence that are in no cue. Words before the last word of the previous
-    sentence are never optional. If the concept is a class of words, `words` contains this class. Then the earlier
-    words of the sentence may determine that a word of the class must follow. If they do, they are optional too.
+    Optional words are the words of the evidence that are in no cue. Words before the last word of the previous sentence
+    are never optional. `words` is the concept's class of words, or None. Earlier words of the sentence are also
+    optional if they imply a word of this class.
     """
     required = tuple(tuple(sorted({p for p in cue if p >= BOS})) for cue in find(episode, word))
     start, template = _sentence(episode, word)
@@ -63,23 +59,22 @@ def cues_of(
 
 
 def at_offsets(*cues: tuple[int, ...]) -> FindCues:
-    """Returns a function that finds cues at fixed offsets from the annotated word.
+    """Returns a function that finds one cue for each tuple of offsets.
 
-    Each tuple of offsets gives one cue. Offset 0 is the annotated word, and offset -1 is the word before the
-    annotated word.
+    Offset 0 is the annotated word. Offset -1 is the previous word.
     """
     return lambda _episode, word: [[word.position + offset for offset in cue] for cue in cues]
 
 
 ITSELF = at_offsets((0,))
-"""Finds one cue, which contains only the annotated word."""
+"""Finds one cue: the annotated word."""
 
 
 def since_opening(find: FindWords, *others: tuple[int, ...]) -> FindCues:
-    """Returns a function for concepts whose evidence starts with an opening sign. It finds one or more cues.
+    """Returns a function that finds cues of a word after an opening sign.
 
-    The first cue contains the opening sign. It also contains each later word of the evidence, if `find` annotates this
-    word at all its occurrences in the templates. Each tuple of offsets in `others` adds one cue.
+    The first cue contains the opening sign, and each later word of the evidence that `find` always annotates. Each
+    tuple of offsets in `others` adds one cue.
     """
     rest = at_offsets(*others)
 
@@ -95,9 +90,9 @@ def since_opening(find: FindWords, *others: tuple[int, ...]) -> FindCues:
 
 
 def sentence_start(find: FindWords) -> FindCues:
-    """Returns a function that finds one cue, which contains the last word of the previous sentence.
+    """Returns a function that finds one cue: the last word of the previous sentence.
 
-    If the annotated word only occurs at the start of sentences, the cue also contains the annotated word.
+    If the annotated word occurs only at sentence starts, the annotated word also belongs to the cue.
     """
     return lambda episode, word: [
         [word.evidence_start, *[word.position] * (episode.words[word.position] in _always_annotated(find))]
@@ -105,20 +100,16 @@ def sentence_start(find: FindWords) -> FindCues:
 
 
 def in_citation_list(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """Finds two cues. The first cue contains the annotated sign.
-
-    The second cue contains all words between the opening parenthesis and the annotated sign.
-    """
+    """Finds two cues: the annotated sign, and all words between the opening parenthesis and this sign."""
     opening = max(i for i in range(word.position) if episode.words[i] == "(")
     return [[word.position], range(opening + 1, word.position)]
 
 
 def opening_quote(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """Finds two cues. The first cue contains the quotation mark. The second cue introduces the quotation.
+    """Finds two cues. The first cue is the quotation mark.
 
-    If the mark starts a sentence, the second cue contains the last word of the previous sentence. Otherwise the
-    second cue contains the verb of speech before the mark. If there is a colon after this verb, the second cue also
-    contains the colon.
+    The second cue is the verb of speech before the mark, and the colon if there is one. If the mark starts a sentence,
+    the second cue is the last word of the previous sentence.
     """
     start, _ = _sentence(episode, word)
     before = word.position - 1
@@ -128,28 +119,25 @@ def opening_quote(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[in
 
 
 def catching_fire(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """Finds two cues. The first cue contains the annotated word. The second cue contains the thing that catches fire.
+    """Finds two cues: the annotated word, and the thing that catches fire.
 
-    If the thing has three words, such as `fair of Rome`, the second cue contains all three words.
+    The thing may have three words, such as `fair of Rome`.
     """
     length = 3 if episode.words[word.position - 2] == "of" else 1
     return [[word.position], range(word.position - length, word.position)]
 
 
 def subject(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
-    """Finds two cues. The first cue contains the subject, which is the second word of the sentence.
-
-    The second cue contains the annotated word.
-    """
+    """Finds two cues: the subject, which is the second word of the sentence, and the annotated word."""
     start, _ = _sentence(episode, word)
     return [[start + 1], [word.position]]
 
 
 def named_earlier(*offsets: int) -> FindCues:
-    """Returns a function that finds two cues. The first cue contains the annotated word, which is a name.
+    """Returns a function that finds two cues. The first cue is the annotated word, a name.
 
-    The second cue contains the earlier mentions of this name in the sentence, and the words at `offsets`. Offsets
-    count from the annotated word.
+    The second cue contains earlier mentions of this name in the sentence, and the words at `offsets` from the annotated
+    word.
     """
 
     def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
@@ -165,7 +153,7 @@ def rare_name_earlier(first: int, *offsets: int) -> FindCues:
     """Returns a function that finds two cues. The first cue contains the words at `offsets`.
 
     The second cue contains both words of each earlier mention of the rare name. The rare name starts at the offset
-    `first`. Offsets count from the annotated word.
+    `first`. Offset 0 is the annotated word.
     """
 
     def find_cues(episode: Episode, word: AnnotatedWord) -> Iterable[Iterable[int]]:
@@ -177,17 +165,16 @@ def rare_name_earlier(first: int, *offsets: int) -> FindCues:
 
 
 def _sentence(episode: Episode, word: AnnotatedWord) -> tuple[int, Template]:
-    """Returns the position of the first word, and the template, of the sentence that contains `word`."""
+    """Returns (position of the first word, template) of the sentence that contains `word`."""
     following = bisect(episode.sentences, word.position, key=lambda sentence: sentence[0])
     return episode.sentences[following - 1]
 
 
 @cache
 def _is_certain(template: Template, offset: int, words: frozenset[str]) -> bool:
-    """Whether the words before `offset` show that one of `words` must stand at `offset`.
+    """Whether the words before `offset` imply that one of `words` stands at `offset`.
 
-    All templates that can begin like `template` are checked. Two templates can begin alike if, at each position
-    before `offset`, at least one word is possible in both templates.
+    Checks all templates that can begin with the same words as `template`.
     """
     before = template.supports[:offset]
     return all(
@@ -199,7 +186,7 @@ def _is_certain(template: Template, offset: int, words: frozenset[str]) -> bool:
 
 @cache
 def _always_annotated(find: FindWords) -> frozenset[str]:
-    """Returns each word that `find` annotates wherever this word occurs in a template."""
+    """Returns each word that `find` annotates at all positions where templates allow this word."""
     annotated: set[str] = set()
     others: set[str] = set()
     for template in templates():

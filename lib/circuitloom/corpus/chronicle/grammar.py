@@ -1,5 +1,7 @@
-"""Generates the documents of chronicle, and computes the exact probability of each document. A document depends only
-on (seed, split, index). Also generates greater-than prompts from the words of chronicle."""
+"""Generates the documents of chronicle with their exact probabilities. Also generates greater-than prompts.
+
+A document depends only on (seed, split, index).
+"""
 
 import random
 from bisect import bisect
@@ -15,8 +17,7 @@ from .vocabulary import CLASSES, NUMBERS, UNIONS
 SENTENCES = (4, 7)
 """Minimum and maximum number of sentences per document."""
 LONGEST_DOCUMENT = 126
-"""Maximum number of words per document. A context of 128 tokens has room for the BOS of a document, all words of the
-document, and the BOS of the next document."""
+"""Maximum number of words per document: a context of 128 tokens, minus the BOS before and after the document."""
 LONGEST_SENTENCE = max(len(template.words) for template in templates())
 """Number of words of the longest template."""
 
@@ -29,7 +30,7 @@ class Episode:
     log_probability: float
     """Log probability that the grammar generates exactly these words, in nats."""
     sentences: tuple[tuple[int, Template], ...]
-    """Each sentence as (position of its first word, its template)."""
+    """(position of the first word, template) of each sentence."""
 
     @property
     def text(self) -> str:
@@ -38,7 +39,7 @@ class Episode:
 
 
 def write_episode(seed: int, split: str, index: int) -> Episode:
-    """Generate document number `index` of `split`. Each document has its own stream of random numbers."""
+    """Returns document number `index` of `split`."""
     uniform = random.Random(f"{seed}/{split}/{index}").random
     distributions = template_distributions()
     state, words, sentences, log_p = DocumentState(), [], [], 0.0
@@ -55,16 +56,16 @@ def write_episode(seed: int, split: str, index: int) -> Episode:
 
 
 def episodes(seed: int, split: str, start: int = 0) -> Iterator[Episode]:
-    """Yield the documents of `split`, beginning with document number `start`. The iterator never ends."""
+    """Yield documents of `split` without end, from document number `start`."""
     for index in count(start):
         yield write_episode(seed, split, index)
 
 
 def end_probability(sentences: int, words: int) -> float:
-    """Returns the probability that a document ends when it has `sentences` sentences and `words` words.
+    """Returns the probability that a document ends after `sentences` sentences and `words` words.
 
-    All numbers of sentences from the minimum to the maximum in `SENTENCES` are equally likely. A document ends
-    earlier if the longest sentence would make it longer than `LONGEST_DOCUMENT`.
+    All numbers of sentences in the range `SENTENCES` are equally likely. A document ends early if the longest sentence
+    does not fit into `LONGEST_DOCUMENT` words.
     """
     fewest, most = SENTENCES
     if sentences < fewest:
@@ -75,7 +76,7 @@ def end_probability(sentences: int, words: int) -> float:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Returns every word that can occur in a document. The order is fixed, and the numbers come first."""
+    """Returns all words of chronicle in a fixed order. Numbers come first."""
     fixed = (word for template in templates() for word in template.words if word)
     return tuple(dict.fromkeys([*NUMBERS, *fixed, *(word for words in CLASSES.values() for word in words)]))
 
@@ -86,10 +87,7 @@ def _choose(distribution: TemplateDistribution, quantile: float) -> tuple[Templa
 
 
 def _fill(template: Template, uniform: Uniform, state: DocumentState, words: list[str]) -> float:
-    """Append the words of a sentence to `words`.
-
-    Returns the log probability of the appended words, given the template, in nats.
-    """
+    """Append a sentence to `words`. Returns the log probability of the sentence, given its template, in nats."""
     state.bound.clear()
     start = len(words)
     words += template.words
@@ -101,22 +99,18 @@ def _fill(template: Template, uniform: Uniform, state: DocumentState, words: lis
 
 
 class GreaterThan(NamedTuple):
-    """A greater-than prompt. It is the beginning of a sentence about an event with a start year and an end year.
-
-    The prompt ends before the last two digits of the end year.
-    """
+    """A greater-than prompt. The prompt ends before the last two digits of the end year."""
 
     prompt: str
     """Text of the form `the NOUN lasted from the year CC YY to the year CC`, without BOS."""
     start: int
-    """The number YY, the last two digits of the start year. In chronicle, all numbers greater than YY are equally
-    likely as the next word."""
+    """The number YY. In chronicle, all numbers greater than YY are equally likely next words."""
 
 
 def greater_than_prompts(seed: int, century: str = "17") -> list[GreaterThan]:
-    """Returns one prompt for each possible start year (02 to 98) of the century. Each prompt has a random noun.
+    """Returns one prompt, with a random noun, for each start year from 02 to 98.
 
-    The prompts follow the template of Hanna et al. 2023. In contrast to that template, each year has two tokens.
+    The template is that of Hanna et al. 2023, but each year has two tokens.
     """
     nouns = random.Random(f"{seed}/greater_than")
     return [

@@ -1,5 +1,4 @@
-"""Defines slots and templates. A slot chooses the word at one position of a template, and returns the log probability
-of this word. Templates are parsed from the notation that `templates.py` describes."""
+"""Defines slots and templates. A slot chooses one word of a template. `templates.py` describes the notation."""
 
 import re
 from abc import ABC, abstractmethod
@@ -13,7 +12,7 @@ from .templates import BEHAVIOURS
 from .vocabulary import CLASSES, NUMBERS, UNIONS
 
 Uniform = Callable[[], float]
-"""Returns a random number. The numbers are uniformly distributed on [0, 1)."""
+"""Returns a random number from the uniform distribution on [0, 1)."""
 
 Choice = tuple[str, float]
 """A word and its log probability, in nats."""
@@ -21,10 +20,10 @@ Choice = tuple[str, float]
 
 @dataclass
 class DocumentState:
-    """Information about the earlier words of a document. Later words depend on this information."""
+    """Earlier words of a document that slots refer to."""
 
     bound: dict[str, str] = field(default_factory=dict)
-    """Maps each tag to the word that is bound to it in the current sentence."""
+    """Maps each tag to its word in the current sentence."""
     names: list[tuple[str, str]] = field(default_factory=list)
     """Rare names that the document has introduced so far, each as (first word, second word)."""
 
@@ -37,17 +36,16 @@ class Slot(ABC):
 
     @abstractmethod
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability.
+        """Returns a word and its log probability. May use and change `state`.
 
-        The choice may depend on `state`, and may change `state`. Different choices give different words.
+        Different choices must give different words. Otherwise the log probability is wrong.
         """
 
 
 class Draw(Slot):
-    """Draws one of `words`. All words are equally likely.
+    """Draws one of `words` uniformly.
 
-    If the tag `bind` is given, the drawn word is bound to this tag. If the tag `unlike` is given, the word that is
-    bound to the tag `unlike` is not drawn.
+    The drawn word is bound to the tag `bind`. The word of the tag `unlike` is never drawn. Each tag may be None.
     """
 
     def __init__(self, words: tuple[str, ...], bind: str | None = None, unlike: str | None = None) -> None:
@@ -57,7 +55,7 @@ class Draw(Slot):
         self._index = {word: index for index, word in enumerate(words)} if unlike else {}
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         if self.unlike:
             index = int(uniform() * (len(self.words) - 1))
             word = self.words[index + (index >= self._index[state.bound[self.unlike]])]
@@ -75,43 +73,37 @@ class Copy(Slot):
         self.source, self.support = source, support
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         return state.bound[self.source], 0.0
 
 
 class Either(Slot):
-    """Repeats the word of one of the two tags in `pair`. Each tag has probability 1/2.
-
-    The repeated word is also bound to the tag `bind`.
-    """
+    """Repeats the word of one tag in `pair`, chosen with probability 1/2. Binds this word to the tag `bind`."""
 
     def __init__(self, pair: tuple[str, str], bind: str, support: frozenset[str]) -> None:
         self.pair, self.bind, self.support = pair, bind, support
         self._log_p = -log(2)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         state.bound[self.bind] = word = state.bound[self.pair[uniform() < 0.5]]
         return word, self._log_p
 
 
 class Other(Slot):
-    """An `Either` repeats the word of one of two tags. This slot repeats the word of the other tag."""
+    """Repeats the word of the tag in `pair` that an earlier `Either` did not choose."""
 
     def __init__(self, pair: tuple[str, str], taken: str, support: frozenset[str]) -> None:
         self.pair, self.taken, self.support = pair, taken, support
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         first, second = (state.bound[tag] for tag in self.pair)
         return second if state.bound[self.taken] == first else first, 0.0
 
 
 class LaterYear(Slot):
-    """Draws a year that is later than the year bound to the tag `start`.
-
-    All later years of the same century are equally likely.
-    """
+    """Draws a later year of the same century uniformly. The start year is the word of the tag `start`."""
 
     def __init__(self, start: str, numbers: tuple[str, ...]) -> None:
         self.start, self.numbers = start, numbers
@@ -119,21 +111,21 @@ class LaterYear(Slot):
         self._log_p = [-log(n) if n else 0.0 for n in range(len(numbers))]
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         start = int(state.bound[self.start])
         n_later = len(self.numbers) - 1 - start
         return self.numbers[start + 1 + int(uniform() * n_later)], self._log_p[n_later]
 
 
 class NewFirst(Slot):
-    """Draws the first word of a new rare name. The first words of the document's earlier rare names are not drawn."""
+    """Draws the first word of a new rare name, without first words that the document already has."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         seen = {first for first, _ in state.names}
         unseen = [word for word in self.words if word not in seen] if seen else self.words
         word = unseen[int(uniform() * len(unseen))]
@@ -142,7 +134,7 @@ class NewFirst(Slot):
 
 
 class NewSecond(Slot):
-    """Draws the second word of a new rare name. A `NewFirst` has drawn the first word of this name."""
+    """Draws the second word of the rare name that a `NewFirst` has begun."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
@@ -150,33 +142,33 @@ class NewSecond(Slot):
         self._log_p = -log(len(words))
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         word = self.words[int(uniform() * len(self.words))]
         state.names.append((state.bound["name"], word))
         return word, self._log_p
 
 
 class KnownFirst(Slot):
-    """Repeats the first word of an earlier rare name. All earlier rare names of the document are equally likely."""
+    """Repeats the first word of one of the document's rare names, drawn uniformly."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         word = state.names[int(uniform() * len(state.names))][0]
         state.bound["name"] = word
         return word, -log(len(state.names))
 
 
 class KnownSecond(Slot):
-    """Repeats the second word of an earlier rare name. A `KnownFirst` has repeated the first word of this name."""
+    """Repeats the second word of the rare name that a `KnownFirst` has begun."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.support = frozenset(words)
 
     def fill(self, uniform: Uniform, state: DocumentState) -> Choice:
-        """Choose a word, and return the word and its log probability."""
+        """Returns a word and its log probability."""
         return dict(state.names)[state.bound["name"]], 0.0
 
 
@@ -188,11 +180,11 @@ class Template:
     text: str
     """The template in the notation of `templates.py`."""
     words: tuple[str, ...]
-    """The word at each position. At the position of a slot, this is an empty string."""
+    """The word at each position, or an empty string for a slot."""
     slots: tuple[tuple[int, Slot], ...]
-    """Each slot as (position, slot), in ascending order."""
+    """(position, slot) of each slot, in ascending order."""
     marks: tuple[tuple[int, str], ...]
-    """Each mark as (position, mark), in ascending order."""
+    """(position, mark) of each mark, in ascending order."""
 
     @cached_property
     def supports(self) -> list[frozenset[str]]:
@@ -203,21 +195,18 @@ class Template:
 
 @dataclass(frozen=True)
 class TemplateDistribution:
-    """Distribution from which the template of the next sentence is drawn.
-
-    There is one distribution for each number of rare names that the document has so far.
-    """
+    """Probability distribution of the next sentence's template."""
 
     templates: tuple[Template, ...]
     cumulative: tuple[float, ...]
-    """Cumulative probabilities of the templates. The last probability is 1."""
+    """Cumulative probabilities of the templates. The last entry is 1."""
     log_p: tuple[float, ...]
     """Log probability of each template, in nats."""
 
 
 @cache
 def template_distributions() -> tuple[TemplateDistribution, TemplateDistribution, TemplateDistribution]:
-    """Returns three distributions. They are for documents that have zero, one and two rare names so far."""
+    """Returns the distributions for documents with zero, one and two rare names so far."""
     parsed = {
         (name, text): _parse(name, text)
         for name, behaviour in BEHAVIOURS.items()
@@ -274,10 +263,9 @@ _SPECIAL = {
 
 
 def _slot(code: str, supports: dict[str, frozenset[str]]) -> Slot:
-    """Returns the slot that `code` describes. `code` is the text between the angle brackets.
+    """Returns the slot with the notation `code`, which is the text between angle brackets.
 
-    `supports` maps tags to sets of possible words. If the slot is a `Draw` that binds its word to a tag, this tag is
-    added to `supports`.
+    `supports` maps each tag to its possible words. A `Draw` with a tag adds this tag.
     """
     if code in _SPECIAL:
         return _SPECIAL[code]()

@@ -4,15 +4,14 @@ A template consists of words and slots, separated by spaces:
 
 - `<class>` draws a word of a class. `<class:tag>` also binds the drawn word to a tag. `<class!tag>` draws a word of
   the class, but not the word that is bound to the tag.
-- `<=tag>` repeats the word that is bound to a tag. `<a|b:s>` repeats the word of tag a or the word of tag b, and binds
-  the repeated word to tag s. After that, `<a|b!s>` repeats the word of the other tag.
-- `<later=tag>` draws a year of the same century that is later than the tag's year.
+- `<=tag>` repeats the word that is bound to a tag. `<a|b:s>` repeats the word of tag a or b, and binds this word to
+  tag s. A later `<a|b!s>` repeats the word of the other tag.
+- `<later=tag>` draws a later year of the same century. The start year is the word of the tag.
 - `<new_first> <new_second>` introduces a rare name. `<known_first> <known_second>` repeats an earlier rare name.
-- `@mark` after a word or slot marks the position of this word or slot. Concepts use the marks to find positions.
+- `@mark` after a word or slot marks this position. Concepts find positions by their marks.
 
-The grammar can generate each text in exactly one way, for two reasons. A full stop occurs only at the end of a
-template. For any two templates of equal length, there is a position at which no word is possible in both templates.
-tests/corpus/test_grammar.py tests these properties.
+The grammar generates each text in exactly one way, for two reasons. A full stop occurs only at the end of a template.
+Two templates of equal length never generate the same sentence. tests/corpus/test_grammar.py tests both properties.
 """
 
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ class TemplateGroup:
     """The templates of one behaviour and their frequencies."""
 
     weight: tuple[int, int, int]
-    """Relative frequency of the behaviour in documents that have zero, one and two rare names so far."""
+    """Relative frequencies of the behaviour in documents with zero, one and two rare names so far."""
     templates: dict[str, int]
     """Maps each template to its relative frequency within the behaviour."""
 

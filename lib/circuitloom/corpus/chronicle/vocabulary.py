@@ -1,5 +1,5 @@
-"""Lists the words of chronicle, grouped in classes. No word is in two classes. Numbers are used both as centuries and
-as years."""
+"""Lists the words of chronicle, grouped in classes. No word is in two classes. Numbers serve as centuries and as
+years."""
 
 _LISTS = {
     "woman": """
@@ -138,7 +138,7 @@ def _plural(noun: str) -> str:
 
 
 NUMBERS = tuple(f"{number:02d}" for number in range(100))
-"""The two-digit tokens 00 to 99. A year consists of two tokens: the century, and the year within this century."""
+"""The two-digit tokens 00 to 99. A year consists of two such tokens, such as 17 and 89."""
 
 CLASSES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in _LISTS.items()}
 CLASSES |= {
@@ -148,7 +148,7 @@ CLASSES |= {
     "rare_first": _syllables("Dul Hesk Morv Quin Thal Zor", "ab eth ik olm une varr vek yx"),
     "rare_second": _syllables("Al Er Ish Ny Su Vi", "bo dra fen gur kal mi pos tash"),
 }
-"""Maps each class to its words. The words are in the order of their token ids."""
+"""Maps each class to its words, in the order of token ids."""
 
 UNIONS: dict[str, tuple[str, ...]] = {
     "person": CLASSES["woman"] + CLASSES["man"],
@@ -157,4 +157,4 @@ UNIONS: dict[str, tuple[str, ...]] = {
     "start": NUMBERS[2:99],
     "number": NUMBERS,
 }
-"""Maps names to further sets of words. Templates can draw from these sets too."""
+"""Further sets of words from which templates can draw."""

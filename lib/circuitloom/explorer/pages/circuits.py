@@ -1,4 +1,4 @@
-"""The page Circuits. It shows the graph, effects, paths and interventions of a traced prompt of the study."""
+"""The page Circuits: graph, effects, paths and interventions of one trace."""
 
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from ..urls import Params, link
 
 
 def circuits_page(client: CatalogClient, params: Params) -> Component:
-    """Makes the page. The URL parameter `trace` chooses the circuit."""
+    """Returns the page. The URL parameter `trace` chooses the trace."""
     traces = [row["trace"] for row in client.ask("traces").rows]
     if not traces:
         return panel(
@@ -61,7 +61,7 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
 
 
 def trace_circuit(client: CatalogClient, trace: str) -> CircuitRows:
-    """Reads the graph of a trace from the catalogue, with the tokens on which its features fire most."""
+    """Returns the graph of a trace, with the tokens on which each feature fires most."""
     return _circuit(client, trace, client.edition)
 
 

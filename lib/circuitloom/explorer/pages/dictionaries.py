@@ -1,4 +1,4 @@
-"""The page Dictionaries. It compares runs by a Pareto plot and their metrics, and shows the training of one run."""
+"""The page Dictionaries: a Pareto plot, the metrics of all runs, and the training of one run."""
 
 from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
@@ -10,7 +10,7 @@ from ..components import empty_note, panel, select, table
 from ..urls import Params, integer, link, parse
 
 ALL_LAYERS = -1
-"""Value of the column `layer` in rows that were measured with all layers replaced at once."""
+"""Value of the column `layer` for metrics measured with all layers replaced at once."""
 MEASURES = {
     "ce": "cross-entropy (nats per token)",
     "ce_recovered_zero": "fraction of cross-entropy recovered",
@@ -19,7 +19,7 @@ MEASURES = {
 
 
 def dictionaries_page(client: CatalogClient, params: Params) -> Component:
-    """Makes the page for one layer. If the URL has the parameter `run`, the page also shows that run's training."""
+    """Returns the page for one layer. If the URL has the parameter `run`, the page shows the training of this run."""
     metrics = client.ask("metrics")
     if not metrics.rows:
         return panel("Dictionaries", empty_note("No dictionary was scored; run `snakemake evaluation`."))
@@ -53,7 +53,7 @@ def _layer_text(layer: int) -> str:
 
 
 def register_dictionaries(app: Dash) -> None:
-    """Register the callback for the Pareto plot. A click on a point opens the features of its run and layer."""
+    """Register the callback for clicks in the Pareto plot. A click opens the features of the clicked run."""
 
     @app.callback(
         Output("url", "href", allow_duplicate=True),

@@ -1,7 +1,4 @@
-"""The page of one feature.
-
-The page shows statistics, examples, logit effects, input tokens, concepts, connections and similar features.
-"""
+"""The page of one feature: statistics, examples, effects, concepts, connections and similar features."""
 
 from itertools import groupby
 from typing import Any
@@ -26,11 +23,11 @@ from ..components import (
 from ..urls import Params, feature_link, integer, link
 
 EXAMPLES = 10
-"""Number of largest activations that are shown at first. The others are folded."""
+"""Number of top examples shown at first. Further top examples are folded."""
 
 
 def feature_page(client: CatalogClient, params: Params) -> Component:
-    """Makes the page. Callbacks later add the slower parts of the page: connections and similar features."""
+    """Returns the page. Callbacks add the slower parts: connections and similar features."""
     run = params.get("run")
     layer, number = integer(params, "layer"), integer(params, "feature")
     if run is None or layer is None or number is None:

@@ -1,6 +1,6 @@
-"""The page Features. The page lists the features of one run and layer in a grid.
+"""The page Features: a grid of the features of one run and layer.
 
-Each request of the grid becomes one SQL query, which filters, sorts and searches and returns the rows to show.
+Each request of the grid becomes one SQL query, which filters, sorts and searches the features.
 """
 
 import json
@@ -29,7 +29,7 @@ COLUMNS = {
     "f1": "number",
     "match": "number",
 }
-"""Maps each column that can be filtered and sorted to its type."""
+"""Type of each column that can be filtered and sorted."""
 SEARCHES = {"fires on": "firing_on", "raises": "raising"}
 """Maps each kind of search to its named query."""
 ROWS = 50
@@ -68,9 +68,9 @@ _TEXT_MATCHES = {
 def rows_sql(run: str, layer: int, search: str, by: str, request: Mapping[str, Any]) -> str:
     """Returns the SQL query for the rows that the grid requests.
 
-    `request` contains the grid's filterModel, sortModel, startRow and endRow. `by` is a key of `SEARCHES`, and `search`
-    the text to search for. The column `n_matching` of the result is the number of all matching rows. Raises ValueError
-    if a column or filter is unknown.
+    `request` contains the grid's filterModel, sortModel, startRow and endRow. `search` is the text to search for. `by`
+    is a key of `SEARCHES`. The query's column `n_matching` is the number of all matching rows. Raises ValueError if a
+    column or filter is unknown.
     """
     names = {"run": run, "layer": layer, "pattern": search}
     tables = f"(\n{_indented(named_queries()['features'].filled(**names))}\n)"
@@ -90,9 +90,10 @@ def rows_sql(run: str, layer: int, search: str, by: str, request: Mapping[str, A
 
 
 def fetch_rows(client: CatalogClient, run: str, layer: int, sql: str) -> tuple[Answer, list[Row]]:
-    """Run a query of `rows_sql`. Returns its answer, and its rows with the columns `fires_on` and `raises` added.
+    """Run a query of `rows_sql`. Returns the answer, and the rows with two more columns.
 
-    These columns list the tokens on which each feature fires most and the tokens whose logits it raises most.
+    `fires_on` lists the tokens on which a feature fires most. `raises` lists the tokens whose logits a feature raises
+    most.
     """
     answer = client.run(sql)
     places = [(layer, row["feature"]) for row in answer.rows]
@@ -145,7 +146,7 @@ def _indented(sql: str) -> str:
 
 
 def features_page(client: CatalogClient, params: Params) -> Component:
-    """Makes the page with an empty grid. The grid requests its rows through a callback."""
+    """Returns the page with an empty grid. The grid requests its rows through a callback."""
     answer = client.ask("tabulated")
     if not answer.rows:
         return panel("Features", empty_note("No feature is tabulated; run `snakemake features`."))
@@ -196,7 +197,7 @@ def features_page(client: CatalogClient, params: Params) -> Component:
 
 
 def register_features(app: Dash, client: CatalogClient) -> None:
-    """Register the callbacks that send rows to the grid, keep its state in the URL, and open a feature."""
+    """Register the callbacks that send rows to the grid, keep the grid's state in the URL, and open a feature."""
 
     @app.callback(
         Output("features-grid", "getRowsResponse"),
@@ -241,15 +242,12 @@ def register_features(app: Dash, client: CatalogClient) -> None:
 
 
 def _total(answer: Answer, request: dict[str, Any]) -> int:
-    """Returns the number of all matching rows.
-
-    The number is a column of the answer. If the answer has no rows, returns the number of the first requested row.
-    """
+    """Returns the number of all matching rows. If the answer is empty, returns `startRow` of the request."""
     return answer.first["n_matching"] if answer.rows else int(request.get("startRow") or 0)
 
 
 def _grid_state(params: Params) -> dict[str, Any]:
-    """Reads the grid's filterModel and sortModel from the URL. Raises ValueError if they cannot be parsed."""
+    """Returns the grid's filterModel and sortModel from the URL. Raises ValueError if parsing fails."""
     try:
         filters, order = (json.loads(params.get(name) or "null") for name in ("filter", "sort"))
     except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""The page Overview. It shows the contents of the study, its language model, circuits and claims."""
+"""The page Overview: contents, language model, circuits and claims of the study."""
 
 from itertools import groupby
 
@@ -12,7 +12,7 @@ from ..urls import Params, link
 
 
 def overview_page(client: CatalogClient, _params: Params) -> Component:
-    """Makes the page Overview."""
+    """Returns the page."""
     return html.Div([_contents(client), _model(client), _circuits(client), _claims(client)])
 
 

@@ -1,8 +1,4 @@
-"""The page Try, which runs a prompt.
-
-The page shows the features that are active at each token, the results of feature edits, and a target's attribution
-graph.
-"""
+"""The page Try: runs a prompt, and shows active features, feature edits and an attribution graph."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +24,7 @@ PATHS = 12
 
 
 def prompt_page(client: CatalogClient, params: Params) -> Component:
-    """Makes the page with a form. If the URL contains a prompt, it is run at once."""
+    """Returns the page with a form. A prompt in the URL runs at once."""
     runs = [row["run"] for row in client.ask("transcoders").rows]
     if not runs:
         return panel("Try a prompt", empty_note("There are no transcoders to trace through; train some."))
@@ -77,7 +73,7 @@ def _form(names: dict[str, str], runs: list[str]) -> Component:
 
 
 def features_view(found: PromptFeatures, params: Params) -> Component:
-    """Shows the tokens of the prompt as buttons, and the controls of a feature edit."""
+    """Returns the tokens of the prompt as buttons, and the controls of a feature edit."""
     last = len(found.tokens) - 1
     try:
         at = min(max(int(params.get("at", last)), 0), last)
@@ -129,7 +125,7 @@ def _strength(params: Params) -> float:
 
 
 def token_view(client: CatalogClient, found: PromptFeatures, at: int) -> Component:
-    """Shows the features that are active at position `at`, and the most likely next tokens at this position."""
+    """Returns the active features and the most likely next tokens at position `at`."""
     own = [row for row in found.active if row["position"] == at]
     places = [(row["layer"], row["feature"]) for row in own]
     fires, raises = client.words(found.run, places), client.promoted(found.run, places)
@@ -176,7 +172,7 @@ def token_view(client: CatalogClient, found: PromptFeatures, at: int) -> Compone
 
 
 def edited_view(result: EditedPrediction) -> Component:
-    """Shows the next-token probabilities before and after a feature edit."""
+    """Returns a table of the next-token probabilities before and after a feature edit."""
     rows = [
         [
             format_token(token),
@@ -201,7 +197,7 @@ def _bars(before: float, after: float) -> Component:
 
 
 def traced_view(traced: TracedPrompt, names: dict[str, Any]) -> Component:
-    """Shows the circuit of the target, with its effects and paths."""
+    """Returns the circuit, the effects and the paths of a traced prompt."""
     trace = traced.trace
     source = {name: names[name] for name in ("prompt", "run", "target")}
     summary = (
@@ -233,7 +229,7 @@ def traced_view(traced: TracedPrompt, names: dict[str, Any]) -> Component:
 
 
 def traced_circuit(service: PromptService, source: dict[str, Any]) -> CircuitRows:
-    """Returns the circuit of a prompt that is traced in this session, and waits for it if necessary.
+    """Returns the circuit of a prompt of this session. Waits until tracing is done.
 
     Raises ValueError if tracing failed or takes too long.
     """
@@ -245,7 +241,7 @@ def traced_circuit(service: PromptService, source: dict[str, Any]) -> CircuitRow
 
 
 def register_prompt(app: Dash, client: CatalogClient, service: PromptService) -> None:
-    """Register all callbacks of the page. They start jobs and show the results."""
+    """Register the callbacks that start jobs and show results."""
 
     @app.callback(
         Output("prompt-view", "children"),
@@ -280,7 +276,7 @@ def register_prompt(app: Dash, client: CatalogClient, service: PromptService) ->
 
 
 def _register_edits(app: Dash, client: CatalogClient, service: PromptService) -> None:
-    """Register the callbacks that show the selected token, add the features chosen in its grid, and run the edit."""
+    """Register the callbacks that show the selected token, choose features in the grid, and run the edit."""
 
     @app.callback(
         Output("prompt-token", "children"),
@@ -357,7 +353,7 @@ def _register_address(app: Dash) -> None:
 
 
 def _outcome(job: BackgroundJob, view: Callable[[Any], Component]) -> Component:
-    """Shows the result of a job with `view`, or the error if the job failed or takes too long."""
+    """Returns `view(result)`, or an error message if the job failed or takes too long."""
     if job.error or not job.done:
         return html.P(job.error or "this takes too long; try again", className="error", role="alert")
     return view(job.result)

@@ -1,7 +1,4 @@
-"""The page SQL, which runs one SELECT at a time.
-
-The SELECT runs in a sandbox that can only read the catalogue. The sandbox cannot write files or read other files.
-"""
+"""The page SQL, which runs one SELECT at a time in a sandbox. The sandbox can only read the catalogue."""
 
 import threading
 import time
@@ -30,7 +27,7 @@ EXAMPLE = "SELECT run, layer, l0, ce_recovered_zero\nFROM metric\nORDER BY run, 
 
 
 def sql_page(client: CatalogClient, params: Params) -> Component:
-    """Makes the page. If the URL contains a query, it is run at once."""
+    """Returns the page. A query in the URL runs at once."""
     query = params.get("query")
     options = [{"label": question.description, "value": str(i)} for i, question in enumerate(questions())]
     editor = dcc.Textarea(
@@ -60,7 +57,7 @@ def sql_page(client: CatalogClient, params: Params) -> Component:
 
 
 def register_sql(app: Dash, client: CatalogClient) -> None:
-    """Register the callbacks that run a query and that fill in the SQL of a chosen question."""
+    """Register the callbacks that run a query and that insert the SQL of an example question."""
 
     @app.callback(Output("sql-result", "children"), Input("sql-run", "n_clicks"), State("sql-text", "value"))
     def run(clicks: int, statement: str | None) -> Component | None:
@@ -101,7 +98,7 @@ def _result(client: CatalogClient, statement: str) -> Component:
 
 
 def execute(client: CatalogClient, statement: str) -> tuple[list[str], list[list[Any]], bool]:
-    """Run a statement in the sandbox. Returns the column names, at most `MAX_ROWS` rows, and whether there are more.
+    """Run a statement in the sandbox. Returns (column names, at most `MAX_ROWS` rows, whether more rows exist).
 
     Raises ValueError if the statement is not a read-only SELECT, if it fails, or if it takes too long.
     """
@@ -129,10 +126,7 @@ def execute(client: CatalogClient, statement: str) -> tuple[list[str], list[list
 
 
 def _grid_value(value: Any) -> str | int | float | None:
-    """Converts a value for a cell of the grid.
-
-    Numbers that JavaScript represents exactly stay numbers, so that the grid can sort them. Other values become text.
-    """
+    """Returns `value` as text, unless it is None or a number that JavaScript represents exactly."""
     exact = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _EXACT)
     return value if value is None or (exact and not isinstance(value, bool)) else cell(value)
 

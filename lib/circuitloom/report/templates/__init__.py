@@ -16,7 +16,8 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 
 def environment(**filters: Any) -> Environment:
-    """Returns a Jinja environment with `filters` and `script_json`. It escapes every value that is not Markup."""
+    """Returns a Jinja environment with `filters` and the filter `script_json`. Values that are not Markup are
+    escaped."""
     templates = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -26,21 +27,18 @@ def environment(**filters: Any) -> Environment:
 
 
 def read(name: str) -> str:
-    """Reads a file of this folder that the page includes unchanged."""
+    """Returns the text of a file in this folder."""
     return (FOLDER / name).read_text()
 
 
 def script_json(value: Any) -> Markup:
-    """Writes `value` as JSON that is safe in a script element: no text in it can end the element or begin a comment.
-
-    NaN and infinity become null.
-    """
+    """Returns `value` as JSON that is safe inside a script element. NaN and infinity become null."""
     text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup("".join(_UNSAFE.get(c, c) for c in text))
 
 
 def policy(script: str) -> str:
-    """Returns a Content-Security-Policy that lets the page run only `script` and load nothing from other places."""
+    """Returns a Content-Security-Policy. The page may run only `script`, and may load no external files."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
