@@ -1,4 +1,4 @@
-"""Compute the tables of a behaviour: causal effects of components, faithfulness curves, and effects of features."""
+"""Compute the tables of a behaviour: `causal`, `faithfulness` and `feature_effect`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,42 +30,38 @@ from .feature_effects import FeatureEffects, capture_resid_mid, feature_effects
 from .metrics import Metric, PromptMetric, logit, logit_difference, make_prompt_metrics
 
 Runs = Mapping[str, Mapping[int, Dictionary]]
-"""Maps the name of a run to a mapping from layers to dictionaries."""
+"""Dictionaries by run and layer: runs[run][layer]."""
 Batches = Sequence[tuple[Tensor, Tensor]]
-"""Pairs of token ids and a mask of the positions to measure. Both have the shape [sequence, position].
-
-Different batches may have different shapes."""
+"""Each batch is a pair of arrays [sequence, position]: token ids, and a mask of the positions to measure."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on how much is measured for a behaviour."""
+    """Limits on the measurements of a behaviour."""
 
     measured: int | None = None
-    """Number of components per prompt and basis that are ablated one by one.
+    """Largest number of components that are ablated one by one, per prompt and basis. None means no limit.
 
-    The components with the largest |attribution| are ablated. None means that all active components are ablated. If the
-    number is 0, no component is ablated, and components are ranked by attribution only."""
+    Components with the largest |attribution| are ablated. If the limit is 0, components are ranked by attribution
+    only."""
     each_position: bool = False
-    """Whether components are also ablated at each position separately."""
+    """Whether each component is also ablated at one position at a time."""
     per_octave: int = 2
     """Number of points of a faithfulness curve per doubling of the number of kept components."""
     per_source: int | None = 64
-    """Largest number of tokens on which each feature of resid_mid is ablated.
-
-    None means all tokens on which the feature fires."""
+    """Largest number of tokens on which a feature of resid_mid is ablated. None means no limit."""
     targets: int | None = 32
-    """Largest number of changed MLP features that are listed per ablated feature; None lists all."""
+    """Largest number of changed MLP features that are listed per ablated feature. None means no limit."""
 
 
 def behaviour_tables(
     name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
 ) -> dict[str, pa.Table]:
-    """Returns the tables `causal`, `faithfulness` and `feature_effect` of a behaviour of the config, keyed by name.
+    """Returns the tables `causal`, `faithfulness` and `feature_effect` of a behaviour, keyed by table name.
 
-    Components are taken from `default_bases`. `context` is the largest allowed number of tokens in a prompt. Raises
-    ValueError if a prompt cannot be tokenized, is too short or too long, or if the tokenizer lacks a token that a
-    target names.
+    Components are taken from `default_bases`. A prompt may have up to `context` tokens. Raises ValueError if a prompt
+    cannot be tokenized, is too short or is too long. Also raises ValueError if a target's token is not in the
+    vocabulary.
     """
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
@@ -76,9 +72,9 @@ def behaviour_tables(
 
 
 def parse_metric(target: str, strings: list[str]) -> Metric:
-    """Returns the metric that `target` names, in the form `logit TOKEN` or `logit TOKEN vs TOKEN`.
+    """Returns the metric for a target `logit TOKEN` or `logit TOKEN vs TOKEN`.
 
-    Raises ValueError if the tokenizer lacks a token that `target` names.
+    Raises ValueError if a token is not in the vocabulary.
     """
     parsed = parse_target(target)
     token = find_token(parsed.token, strings)
@@ -88,7 +84,7 @@ def parse_metric(target: str, strings: list[str]) -> Metric:
 
 
 def default_bases(model: LanguageModel, runs: Runs) -> list[Basis]:
-    """Returns one basis for the features of each run, one for all attention heads and one for all MLP neurons."""
+    """Returns one basis per run of dictionaries, a basis of all attention heads, and a basis of all MLP neurons."""
     return [
         *(feature_basis(run, dictionaries) for run, dictionaries in runs.items()),
         head_basis(model),
@@ -105,12 +101,11 @@ def component_tables(
     ablations: Sequence[AblationKind] = ("zero", "mean"),
     bases: Sequence[Basis] | None = None,
 ) -> dict[str, pa.Table]:
-    """Returns the tables `causal`, `faithfulness` and `feature_effect` of a behaviour, keyed by name.
+    """Returns the tables `causal`, `faithfulness` and `feature_effect` of a behaviour, keyed by table name.
 
-    If `bases` is None, `default_bases` is used. Effects of features on features are measured on the tokens of the
-    prompts. They are measured in each layer that has both an SAE on resid_mid and a dictionary that writes mlp_out.
-    Raises ValueError if the features of a run cannot be ablated in the model. Also raises ValueError if `ablations`
-    contains `position_mean`, and prompts differ in length or in the positions where components are ablated.
+    If `bases` is None, `default_bases` is used. `feature_effect` is measured on the tokens of the prompts. Raises
+    ValueError if the features of a run cannot be ablated in the model. For `position_mean`, also raises ValueError if
+    prompts differ in length or in the positions to ablate.
     """
     causal, faithfulness = [], []
     bases = default_bases(model, runs) if bases is None else bases
@@ -157,8 +152,8 @@ def feature_effect_table(
 ) -> pa.Table:
     """Returns the table `feature_effect`.
 
-    The table covers each layer that has both an SAE on resid_mid and a dictionary that writes mlp_out. Features are
-    ablated at the positions that the masks in `batches` mark. The batches hold held-out sequences or prompts.
+    A layer is included if it has an SAE on resid_mid and a dictionary that writes mlp_out. Features are ablated at the
+    positions that the masks in `batches` mark.
     """
     tables = []
     for source_run, sources in runs.items():
@@ -182,7 +177,7 @@ def feature_effect_table(
 
 
 def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEffects]) -> list[pa.Table]:
-    """Returns one table per prompt. The table holds the rows of `causal` for this prompt."""
+    """Returns the rows of `causal`, one table per prompt."""
     tables = []
     for prompt, each in enumerate(effects):
         part, number = (column.cpu().numpy() for column in basis.locate(each.component))
@@ -209,7 +204,7 @@ def faithfulness_rows(
 ) -> list[dict[str, Any]]:
     """Returns the rows of the table `faithfulness`, one row per number of kept components.
 
-    `names` holds the columns that have the same value in all rows: behaviour, basis, ablation and ranking.
+    `names` holds the columns with the same value in all rows: behaviour, basis, ablation and ranking.
     """
     columns = {
         "n_kept": curve.n_kept,
@@ -250,7 +245,7 @@ def _effect_rows(names: dict[str, Any], effects: FeatureEffects) -> pa.Table:
 
 
 def _table(table: Table, columns: Mapping[str, Any], n: int) -> pa.Table:
-    """Returns a table of n rows. A column that is given as a single value has this value in all rows."""
+    """Returns a table of n rows. A single value is repeated in all rows."""
     arrays = {}
     for name, (kind, _) in table.columns.items():
         value = columns[name]

@@ -1,4 +1,4 @@
-"""Causal effects of components on a metric, estimated to first order from gradients and measured by ablation."""
+"""Effects of components on a metric: first-order estimates from gradients, and measurements by ablation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,15 +15,13 @@ from .components import Ablation, Basis, Part, ReplacementValues
 from .metrics import PromptMetric, kl_divergence, last_logits
 
 CHUNK_ELEMENTS = 2**24
-"""Largest number of elements of a tensor [pass, position, value].
-
-This limit determines how many passes run at once."""
+"""Largest number of elements of a tensor [pass, position, value]. It limits the number of parallel passes."""
 
 AblationKind = Literal["zero", "mean", "position_mean"]
-"""What ablated components are set to.
+"""Value of an ablated component.
 
-`zero` sets a component to zero. `mean` sets a component to its mean over prompts and positions. `position_mean` sets a
-component to its mean over prompts at the same position."""
+`zero` is 0. `mean` is the component's mean over prompts and positions. `position_mean` is the component's mean over
+prompts at each position."""
 
 
 class AblatedMetrics(NamedTuple):
@@ -43,10 +41,9 @@ def ablated_metrics(
     replacement: ReplacementValues,
     reference: Float[Tensor, " vocabulary"],
 ) -> AblatedMetrics:
-    """Returns the metric of each forward pass, and the KL divergence between `reference` and the pass.
+    """Returns the metric and the KL divergence of each forward pass.
 
-    Each item of `ablations` describes one chunk of passes. `reference` holds the logits with which each pass is
-    compared.
+    Each item of `ablations` is a chunk of passes that run at once. `reference` holds the logits of the reference pass.
     """
     metric, kl = [reference.new_zeros(0)], [reference.new_zeros(0)]
     for logits in ablated_logits(model, basis, prompt, ablations, replacement):
@@ -62,7 +59,7 @@ def ablated_logits(
     ablations: Iterable[Ablation],
     replacement: ReplacementValues,
 ) -> Iterator[Float[Tensor, "pass vocabulary"]]:
-    """Yields one tensor per chunk of passes: the logits at the last position with components ablated."""
+    """Yields the logits at the last position under ablation, one tensor per item of `ablations`."""
     where = prompt.where.to(model.device)
     for ablated, at in ablations:
         ablation = Ablation(ablated.to(model.device), at.to(model.device))
@@ -83,7 +80,7 @@ def unablated_logits(
 ) -> Float[Tensor, " vocabulary"]:
     """Returns the logits at the last position with no component ablated.
 
-    These logits differ from the logits of `original_logits` only if the basis leaves out dictionary errors.
+    The result equals `original_logits`, unless the basis leaves out dictionary errors.
     """
     where = prompt.where.to(model.device)
     none = torch.zeros(1, len(basis), dtype=torch.bool, device=model.device)
@@ -92,7 +89,7 @@ def unablated_logits(
 
 
 def passes_per_chunk(basis: Basis, prompt: PromptMetric, vocabulary: int) -> int:
-    """Returns the number of passes that can run at once within `CHUNK_ELEMENTS`. The number is at least 1."""
+    """Returns the number of passes that run at once within `CHUNK_ELEMENTS`, at least 1."""
     widest = max(part.width * part.size for part in basis.parts)
     return max(1, CHUNK_ELEMENTS // max(len(prompt) * widest, vocabulary, len(basis)))
 
@@ -108,10 +105,9 @@ def replacement_values(
 ) -> ReplacementValues:
     """Returns the values that ablated components are set to, one entry per part of the basis.
 
-    An entry is None if `kind` is `zero`. Otherwise, the entry holds the mean values of the part's components over
-    `prompts`. Only positions marked in `prompt.where` count. `mean` averages over all these positions of all prompts.
-    `position_mean` averages over the prompts at each position. Raises ValueError if `kind` is `position_mean` and the
-    prompts differ in length or in `prompt.where`.
+    For `zero`, each entry is None. For `mean`, an entry has one row: the mean over all prompts and positions. For
+    `position_mean`, an entry has one row per position: the mean over prompts. Only positions in `prompt.where` count.
+    Raises ValueError if `position_mean` is used and prompts differ in length or in `prompt.where`.
     """
     if kind == "zero":
         return [None] * len(basis.parts)
@@ -137,7 +133,7 @@ def replacement_values(
 def component_values(
     model: LanguageModel, basis: Basis, prompt: PromptMetric
 ) -> list[Float[Tensor, "position _"]]:
-    """Returns the values of all components on the prompt with nothing ablated, one tensor per part of the basis."""
+    """Returns the values of all components without ablation, one tensor per part of the basis."""
     values: dict[int, Tensor] = {}
 
     def record(number: int, part: Part) -> Edit:
@@ -156,36 +152,32 @@ def component_values(
 
 @dataclass(frozen=True)
 class ComponentAttribution:
-    """First-order estimates of the effect of ablating each component at each position (attribution patching)."""
+    """Attribution patching: first-order estimate of the ablation effect of each component at each position."""
 
     effect: Float[Tensor, "position component"]
-    """Estimated drop of the metric when the component is ablated.
+    """Estimated drop of the metric: (value - replacement value) times the gradient of the metric.
 
-    It is (value - replacement value) times the gradient of the metric with respect to the value. For a head, which has
-    several values, the products of all values are summed."""
+    For a head, the products of all d_head values are summed."""
     active: Bool[Tensor, "position component"]
-    """Whether ablation changes the component at the position.
-
-    This is so if components are ablated at this position and the value differs from the replacement value."""
+    """Whether the position may be ablated and the component's value differs from the replacement value."""
     activation: Float[Tensor, "position component"]
-    """Activation of a feature or neuron. For a head, the L2 norm of its values, which are part of the input of W_O."""
+    """Activation of a feature or neuron. For a head, the L2 norm of the head's slice of the input of W_O."""
 
 
 @dataclass(frozen=True)
 class CausalEffects:
-    """Effects of components on the metric when each component is ablated alone."""
+    """Measured effects on the metric. Each component is ablated alone."""
 
     component: Int[Tensor, " effect"]
     """Number of the ablated component within the basis."""
     position: Int[Tensor, " effect"]
-    """Position at which the component is ablated; -1 if the component is ablated at all positions at once."""
+    """Position of the ablation; -1 if all positions are ablated at once."""
     activation: Float[Tensor, " effect"]
-    """Activation of the component, as defined in `ComponentAttribution`.
+    """Activation as in `ComponentAttribution`.
 
-    If the component is ablated at all positions at once, this is the activation of largest magnitude over these
-    positions."""
+    If all positions are ablated at once, this is the activation with the largest magnitude."""
     attribution: Float[Tensor, " effect"]
-    """First-order estimate of the effect."""
+    """First-order estimate of `effect`."""
     effect: Float[Tensor, " effect"]
     """Metric without the ablation minus metric with the ablation."""
     kl: Float[Tensor, " effect"]
@@ -221,10 +213,7 @@ def attribute_components(
 def _add_leaf(
     number: int, part: Part, none: Ablation, where: Tensor, seen: dict[int, tuple[Tensor, Tensor]]
 ) -> Edit:
-    """Returns an edit that adds a tensor of zeros to the site's value. Gradients are taken with respect to this tensor.
-
-    The edit stores the values of the components and the tensor of zeros in seen[number].
-    """
+    """Returns an edit that adds a leaf tensor of zeros. The edit stores (component values, leaf) in seen[number]."""
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         leaf = torch.zeros_like(y, requires_grad=True)
@@ -237,7 +226,7 @@ def _add_leaf(
 def _columns(
     part: Part, value: Tensor, gradient: Tensor, where: Tensor, replacement: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the fields effect, active and activation of `ComponentAttribution` for the components of one part."""
+    """Returns (effect, active, activation) of `ComponentAttribution` for one part."""
     change = (value if replacement is None else value - replacement) * where[:, None]
     effect = change * part.pull_gradient(gradient[0])
     shape = (part.width, part.size)
@@ -256,9 +245,9 @@ def causal_effects(
 ) -> CausalEffects:
     """Ablate each active component alone and measure the metric.
 
-    A component is ablated at all positions in `prompt.where` at once. If `each_position` is True, a component is
-    instead ablated at each of these positions separately. If `most` is given, only the `most` ablations with the
-    largest |attribution| are made. Results are sorted by component, then by position.
+    By default, a component is ablated at all positions in `prompt.where` at once. With `each_position`, each ablation
+    covers one position. `most` limits the number of ablations. The ablations with the largest |attribution| are made.
+    Results are sorted by component, then by position.
     """
     first_order = attribute_components(model, basis, prompt, replacement)
     position, component = _candidates(first_order, each_position, most)
@@ -292,10 +281,7 @@ def causal_effects(
 def _candidates(
     first_order: ComponentAttribution, each_position: bool, most: int | None
 ) -> tuple[Int[Tensor, " effect"], Int[Tensor, " effect"]]:
-    """Returns the position and the component number of each ablation to make.
-
-    Position -1 means all positions at once.
-    """
+    """Returns the position and the component number of each ablation. Position -1 means all positions."""
     active = first_order.active if each_position else first_order.active.any(0, keepdim=True)
     size = (first_order.effect if each_position else first_order.effect.sum(0, keepdim=True)).abs()
     position, component = active.nonzero(as_tuple=True)
@@ -310,7 +296,7 @@ def _candidates(
 def mean_attribution(
     model: LanguageModel, basis: Basis, prompts: Sequence[PromptMetric], replacement: ReplacementValues
 ) -> Float[Tensor, " component"]:
-    """Returns the first-order effect of ablating each component at all positions at once, averaged over prompts."""
+    """Returns the first-order effect of each component, summed over positions and averaged over prompts."""
     total = torch.zeros(len(basis), dtype=torch.float64)
     for prompt in prompts:
         total += attribute_components(model, basis, prompt, replacement).effect.sum(0).double().cpu()
@@ -320,11 +306,10 @@ def mean_attribution(
 def mean_effect(
     attribution: Float[Tensor, " component"], measured: Sequence[CausalEffects]
 ) -> Float[Tensor, " component"]:
-    """Returns the effect of each component, averaged over prompts.
+    """Returns the mean effect of each component over prompts.
 
-    For prompts on which the effect was not measured, the first-order estimate is used. `attribution` is the result of
-    `mean_attribution`. `measured` holds the result of `causal_effects` for each prompt, with components ablated at all
-    positions at once.
+    If the effect was not measured on a prompt, the first-order estimate is used. `attribution` is the result of
+    `mean_attribution`. `measured` holds the result of `causal_effects` for each prompt, with `each_position` = False.
     """
     total = attribution.clone()
     for effects in measured:

@@ -1,7 +1,4 @@
-"""Test a circuit: measure the metric when only the circuit is kept, and when the circuit is ablated.
-
-Further functions test whether a circuit is complete, and compare a circuit with a random one.
-"""
+"""Test circuits by ablation: circuit alone, model without the circuit, completeness, and random circuits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from .components import Ablation, Basis, ReplacementValues
 from .metrics import PromptMetric
 
 Components = Int[Tensor, " _"]
-"""Numbers of components within a basis. No number occurs twice."""
+"""Distinct component numbers within a basis."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +28,13 @@ class CircuitExperiment:
     def alone(
         self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
     ) -> Float[Tensor, "prompt set"]:
-        """Returns the metric when the components of one set are kept and all others are ablated, as float64."""
+        """Returns the metric when only the components of a set are kept, as float64."""
         return self._measure(prompts, sets, alone=True)
 
     def without(
         self, prompts: Sequence[PromptMetric], sets: Sequence[Components]
     ) -> Float[Tensor, "prompt set"]:
-        """Returns the metric when the components of one set are ablated, as float64."""
+        """Returns the metric when only the components of a set are ablated, as float64."""
         return self._measure(prompts, sets, alone=False)
 
     def _measure(self, prompts: Sequence[PromptMetric], sets: Sequence[Components], alone: bool) -> Tensor:
@@ -66,20 +63,16 @@ def component_worth(
     circuit: Components,
     place: Int[Tensor, " place"],
 ) -> Float[Tensor, "prompt place"]:
-    """Returns how much the metric drops when one component of the circuit is ablated.
+    """Returns the drop of the metric when one component of the circuit is ablated.
 
-    All components outside the circuit are ablated before and after. Each value of `place` is the index in `circuit` of
-    the component to ablate.
+    Components outside the circuit are always ablated. `place` holds the index of each ablated component in `circuit`.
     """
     metric = experiment.alone(prompts, [circuit, *(without_places(circuit, each) for each in place[:, None])])
     return metric[:, :1] - metric[:, 1:]
 
 
 def draw_subsets(circuit: Components, subsets: int, seed: int) -> list[Components]:
-    """Draw `subsets` random subsets of a circuit.
-
-    The sizes of the subsets grow geometrically from 1 to half the size of the circuit.
-    """
+    """Draw random subsets of a circuit. Sizes grow geometrically from 1 to half the size of the circuit."""
     generator = torch.Generator().manual_seed(seed)
     largest = max(1.0, len(circuit) / 2)
     sizes = [round(largest ** (i / max(1, subsets - 1))) for i in range(subsets)]
@@ -92,7 +85,7 @@ def measure_completeness(
     circuit: Components,
     subsets: Sequence[Components],
 ) -> tuple[Float[Tensor, "prompt subset"], Float[Tensor, "prompt subset"]]:
-    """Returns the metric of the circuit without each subset, and the metric of the full model without each subset.
+    """Ablate each subset of a circuit. Returns the metric of the circuit alone, and the metric of the full model.
 
     If the circuit is complete, the two metrics are equal. Source: Wang et al. 2022 (arXiv 2211.00593).
     """
@@ -101,7 +94,7 @@ def measure_completeness(
 
 
 def without_places(circuit: Components, places: Int[Tensor, " place"]) -> Components:
-    """Returns the circuit without the components at `places`. These are indices into `circuit`."""
+    """Returns the circuit without the components circuit[places]."""
     kept = torch.ones(len(circuit), dtype=torch.bool)
     kept[places] = False
     return circuit[kept]
@@ -109,7 +102,7 @@ def without_places(circuit: Components, places: Int[Tensor, " place"]) -> Compon
 
 @dataclass(frozen=True)
 class CircuitAblations:
-    """Metric of each prompt with several sets of components ablated."""
+    """Metric and KL of each prompt under several ablations."""
 
     circuit: Float[Tensor, " prompt"]
     """Metric with only the circuit kept."""
@@ -122,9 +115,7 @@ class CircuitAblations:
     none: Float[Tensor, " prompt"]
     """Metric with all components ablated."""
     all: Float[Tensor, " prompt"]
-    """Metric with no component ablated.
-
-    If the basis leaves out dictionary errors, the errors are missing here, too."""
+    """Metric with no component ablated. Dictionary errors are missing if the basis leaves them out."""
     untouched: Float[Tensor, " prompt"]
     """Metric in the unmodified model."""
     kl: Float[Tensor, " prompt"]
@@ -141,10 +132,10 @@ def ablate_circuit(
     values: ReplacementValues,
     prompts: Sequence[PromptMetric],
 ) -> CircuitAblations:
-    """Measure the metric and KL of each prompt with several sets of components ablated.
+    """Measure the ablations in `CircuitAblations`.
 
-    Ablated components are set to `values`. `circuit` and `random` are masks of two circuits: the circuit to measure,
-    and a random circuit such as `draw_random_features` returns.
+    `circuit` and `random` are masks of the circuit and of a random circuit (see `draw_random_features`). Ablated
+    components are set to `values`.
     """
     feature = torch.zeros_like(circuit)
     for part, own in zip(basis.parts, basis.slices, strict=True):
@@ -164,10 +155,10 @@ def ablate_circuit(
 def draw_random_features(
     basis: Basis, circuit: Bool[Tensor, " component"], mean: ReplacementValues, seed: int
 ) -> Bool[Tensor, " component"]:
-    """Draw a random circuit for comparison with `circuit`.
+    """Returns a mask of a random circuit.
 
-    The random circuit has the same heads as `circuit`, and the same number of features in each layer. A feature can be
-    drawn if its value in `mean` is not 0.
+    The random circuit has the same heads and the same number of features per layer as `circuit`. A feature can be drawn
+    if its value in `mean` is not 0.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = circuit.clone()

@@ -1,8 +1,4 @@
-"""Components of a model (dictionary features, attention heads, MLP neurons), and forward passes with ablations.
-
-An ablation sets only the chosen components to other values. The errors of dictionaries are kept unless `keep_error` is
-False.
-"""
+"""Components of a model (dictionary features, attention heads, MLP neurons), and their ablation."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +17,7 @@ from ..language_model.residual import input_width
 
 
 class Ablation(NamedTuple):
-    """Two masks for each forward pass: the components to ablate, and the positions at which they are ablated."""
+    """Masks of the components and positions to ablate in each forward pass."""
 
     ablated: Bool[Tensor, "pass component"]
     at: Bool[Tensor, "pass position"]
@@ -29,16 +25,15 @@ class Ablation(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureComponents:
-    """Features of one dictionary. SAE features are ablated at the SAE's site, transcoder features at the MLP's output.
+    """Features of one dictionary: SAE features at the SAE's site, transcoder features at the MLP's output.
 
-    Ablating feature i turns the site's value y into y - z_i W_dec[i]. Here z_i is the activation of feature i in the
-    pass in which feature i is ablated.
+    Ablating feature i changes the site's value y to y - z_i W_dec[i]. z_i is the activation in the ablated pass.
     """
 
     run: str
     dictionary: Dictionary
     keep_error: bool = True
-    """If False, the dictionary's reconstruction replaces the site's value in every pass, even if nothing is ablated."""
+    """If False, the reconstruction replaces the site's value, even without ablation."""
     kind: str = "feature"
     size: int = 1
     """Number of values per component."""
@@ -66,12 +61,12 @@ class FeatureComponents:
     ) -> Float[Tensor, "*batch value"]:
         """Returns the activations of all features.
 
-        y is the value at the site. If the site is mlp_out, x is the input of the MLP. At other sites, x equals y.
+        y is the site's value. x is the MLP's input if the site is mlp_out, and equals y at other sites.
         """
         return self.dictionary.encode(self.dictionary.encoder_input(x, y))
 
     def pull_gradient(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
-        """Turn the gradient with respect to the site's value into the gradient with respect to the activations."""
+        """Convert a gradient with respect to the site's value to a gradient with respect to the activations."""
         return gradient.to(self.dictionary.W_dec.dtype) @ self.dictionary.W_dec.T
 
     def ablate(
@@ -82,13 +77,12 @@ class FeatureComponents:
         where: Bool[Tensor, " position"],
         replacement: Float[Tensor, "row value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """Returns y, the value at the site, with features ablated.
+        """Returns the site's value y with features ablated.
 
-        If the site is mlp_out, x is the input of the MLP. At other sites, x equals y. `replacement` holds the values
-        that ablated activations are set to: one row per position, or a single row for all positions. If `replacement`
-        is None, ablated activations are set to zero. `where` marks the positions at which components may be ablated. If
-        `keep_error` is False, the reconstruction replaces y at all positions that `where` marks. The dictionary encodes
-        only positions at which y changes.
+        x and y are defined as in `values`. `replacement` holds the values of ablated features: one row per position, or
+        one row for all positions. If `replacement` is None, ablated features are set to zero. `where` marks the
+        positions that may be ablated. If `keep_error` is False, the reconstruction replaces y at the positions in
+        `where`.
         """
         ablated, at = ablation
         changed = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)
@@ -113,10 +107,7 @@ class FeatureComponents:
 
 @dataclass(frozen=True)
 class UnitComponents:
-    """Attention heads or MLP neurons of a layer.
-
-    A head is a slice of the input of W_O. A neuron is one element of the input of W_out.
-    """
+    """Attention heads (slices of the input of W_O) or MLP neurons (elements of the input of W_out) of a layer."""
 
     kind: str
     """`head` or `neuron`."""
@@ -130,11 +121,11 @@ class UnitComponents:
     def values(
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch value"]:
-        """Returns the site's value y, which is the input of W_O or W_out."""
+        """Returns y, the input of W_O or W_out."""
         return y
 
     def pull_gradient(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
-        """Returns the gradient unchanged, since the site's value consists of the components' values."""
+        """Returns the gradient unchanged, because the site holds the components' values."""
         return gradient
 
     def ablate(
@@ -145,10 +136,7 @@ class UnitComponents:
         where: Bool[Tensor, " position"],
         replacement: Float[Tensor, "row value"] | None,
     ) -> Float[Tensor, "pass position d_out"]:
-        """Returns y, the value at the site, with components ablated. The arguments x and `where` are not used.
-
-        `replacement` has the same meaning as in `FeatureComponents.ablate`.
-        """
+        """Returns y with components ablated (see `FeatureComponents.ablate`). x and `where` are not used."""
         ablated = ablation.ablated.repeat_interleave(self.size, 1)[:, None] & ablation.at[..., None]
         return torch.where(ablated, y.new_zeros(()) if replacement is None else replacement.to(y.dtype), y)
 
@@ -159,10 +147,7 @@ Part = FeatureComponents | UnitComponents
 
 @dataclass(frozen=True)
 class Basis:
-    """Components into which a model is decomposed.
-
-    Component numbers run through all parts, one part after the other.
-    """
+    """Components into which a model is decomposed. Component numbers run through all parts in order."""
 
     name: str
     parts: tuple[Part, ...]
@@ -173,7 +158,7 @@ class Basis:
 
     @property
     def slices(self) -> list[slice]:
-        """The range of component numbers of each part."""
+        """Range of component numbers of each part."""
         stops = torch.tensor([0, *(part.width for part in self.parts)]).cumsum(0).tolist()
         return [slice(start, stop) for start, stop in itertools.pairwise(stops)]
 
@@ -197,10 +182,9 @@ class Basis:
         where: Bool[Tensor, " position"],
         replacement: "ReplacementValues",
     ) -> Iterator[None]:
-        """Context manager that ablates components in the model's forward passes.
+        """Context manager: pass n of a batch ablates the components in row n of `ablation`.
 
-        Pass n ablates the components in row n of `ablation`. Components in later layers respond to these ablations. If
-        a feature in a later layer is ablated, too, the activation of this feature in pass n is removed.
+        Ablating a feature removes its activation in pass n. This activation responds to ablations in earlier layers.
         """
         with ExitStack() as stack:
             for part, own, values in zip(self.parts, self.slices, replacement, strict=True):
@@ -212,9 +196,7 @@ class Basis:
 
 
 ReplacementValues = Sequence[Tensor | None]
-"""One entry per part of a basis: the values that ablated components are set to, or None for zero.
-
-The values have the shape of `replacement` in `FeatureComponents.ablate`."""
+"""The argument `replacement` of `FeatureComponents.ablate` for each part of a basis."""
 
 
 def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None) -> Edit:
@@ -222,7 +204,7 @@ def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: T
 
 
 def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: bool = True) -> Basis:
-    """Returns a basis of the features of a run. `dictionaries` maps layers to dictionaries.
+    """Returns a basis of the features of a run.
 
     Raises ValueError if a dictionary is neither an SAE nor a transcoder.
     """
@@ -234,7 +216,7 @@ def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: 
 
 
 def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:
-    """Returns a basis of the attention heads of `layers`, or of all layers if `layers` is None."""
+    """Returns a basis of the attention heads of `layers`. None means all layers."""
     heads = model.anatomy.heads
     parts = []
     for layer in range(model.layers) if layers is None else layers:
@@ -244,7 +226,7 @@ def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Bas
 
 
 def neuron_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:
-    """Returns a basis of the MLP neurons of `layers`, or of all layers if `layers` is None."""
+    """Returns a basis of the MLP neurons of `layers`. None means all layers."""
     parts = []
     for layer in range(model.layers) if layers is None else layers:
         projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)

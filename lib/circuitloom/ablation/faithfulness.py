@@ -1,7 +1,4 @@
-"""Faithfulness curves: the metric as a function of k.
-
-The metric is measured when only the top k components are kept, and when only the top k components are ablated.
-"""
+"""Faithfulness curves: the metric when only the top k components are kept, or only the top k are ablated."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,44 +15,37 @@ from .metrics import PromptMetric
 
 @dataclass(frozen=True)
 class FaithfulnessCurve:
-    """Metric of each prompt for several k.
-
-    It is measured when only the top k components are kept, and when only the top k components are ablated.
-    """
+    """Metric of each prompt when only the top k components are kept or ablated, for several k."""
 
     n_kept: Int[Tensor, " size"]
     """Values of k, ascending from 0 to the number of components."""
     kept: Float[Tensor, "prompt size"]
-    """Metric when the top k components are kept and all other components are ablated."""
+    """Metric when only the top k components are kept."""
     removed: Float[Tensor, "prompt size"]
     """Metric when only the top k components are ablated."""
     kl: Float[Tensor, "prompt size"]
-    """KL(unmodified model || only the top k kept), in nats."""
+    """KL(unmodified model || only the top k components kept), in nats."""
     untouched: Float[Tensor, " prompt"]
     """Metric of the unmodified model."""
 
     @property
     def faithfulness(self) -> Float[Tensor, " size"]:
-        """(kept - all ablated) / (untouched - all ablated), where each term is a mean metric over prompts.
+        """(kept - all ablated) / (untouched - all ablated). Each term is the metric's mean over prompts.
 
-        The ratio is 1 if the top k components recover the metric of the unmodified model. The ratio is not finite if
-        the unmodified model has the same metric as the model with all components ablated.
+        The ratio is 1 if the top k components recover the metric. The ratio is not finite if the denominator is 0.
         """
         return self._normalized(self.kept)
 
     @property
     def remaining(self) -> Float[Tensor, " size"]:
-        """(removed - all ablated) / (untouched - all ablated), where each term is a mean metric over prompts.
+        """(removed - all ablated) / (untouched - all ablated). Each term is the metric's mean over prompts.
 
-        The ratio is 1 if the metric stays the same when the top k components are ablated.
+        The ratio is 1 if ablating the top k components does not change the metric.
         """
         return self._normalized(self.removed)
 
     def needed(self, share: float) -> int | None:
-        """Returns the smallest measured k whose faithfulness is at least `share`.
-
-        Returns None if no k reaches this faithfulness.
-        """
+        """Returns the smallest measured k with faithfulness >= `share`. Returns None if no k reaches `share`."""
         enough = (self.faithfulness >= share).nonzero()
         return int(self.n_kept[enough[0, 0]]) if len(enough) else None
 
@@ -65,15 +55,12 @@ class FaithfulnessCurve:
 
 
 def rank(scores: Float[Tensor, " component"], signed: bool = False) -> Int[Tensor, " component"]:
-    """Returns the component numbers, sorted by descending |score|. If `signed` is True, sorts by descending score."""
+    """Returns component numbers sorted by descending |score|, or by descending score if `signed` is True."""
     return torch.argsort(scores if signed else scores.abs(), descending=True, stable=True)
 
 
 def size_grid(n: int, per_octave: int = 2) -> list[int]:
-    """Returns the values of k at which a curve is measured.
-
-    0 and n are included. From 1 to n, there are `per_octave` values per doubling of k.
-    """
+    """Returns the values of k of a curve: 0, n, and `per_octave` values per doubling from 1 to n."""
     grid = {0, n}
     step = 0
     while (k := round(2 ** (step / per_octave))) < n:
@@ -90,11 +77,11 @@ def faithfulness_curve(
     replacement: ReplacementValues,
     per_octave: int = 2,
 ) -> FaithfulnessCurve:
-    """Measure the faithfulness curve of a ranking of components.
+    """Measure the faithfulness curve of the ranking `order`.
 
-    The top k components are the first k in `order`. Components are ablated only at the positions marked in
-    `prompt.where`. If the basis leaves out dictionary errors, the errors are missing at these positions in every pass,
-    even when all components are kept. Only the pass for `untouched` has all errors.
+    The top k components are order[:k]. Components are ablated at the positions in `prompt.where`. If the basis leaves
+    out dictionary errors, the errors are missing even when all components are kept. Only `untouched` includes the
+    errors.
     """
     n_kept = torch.tensor(size_grid(len(basis), per_octave))
     rank_of = torch.empty(len(basis), dtype=torch.int64)
@@ -115,11 +102,7 @@ def faithfulness_curve(
 def _curve_ablations(
     basis: Basis, prompt: PromptMetric, rank_of: Tensor, n_kept: Tensor, vocabulary: int
 ) -> Iterator[Ablation]:
-    """Yields chunks of ablations.
-
-    The first passes keep only the top k components, one pass per k. The following passes ablate only the top k
-    components, again one pass per k.
-    """
+    """Yields chunks of passes. The first half keeps only the top k components. The second half ablates the top k."""
     k = n_kept.repeat(2)
     keep_top = torch.arange(len(k)) < len(n_kept)
     for part in chunks(len(k), passes_per_chunk(basis, prompt, vocabulary)):

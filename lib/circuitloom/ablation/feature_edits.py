@@ -16,7 +16,7 @@ from ..language_model.model import LanguageModel
 from .interventions import run_free, run_frozen
 
 FeatureEdit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
-"""Function that takes the activations of a layer and returns the edited activations."""
+"""Maps the activations of a layer to edited activations."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,18 @@ class EditOutcome:
     frozen: Float[Tensor, " target"]
     """Values after the edit in the linearized model.
 
-    These keep their values: attention patterns, norm denominators, and all errors and features that are not edited."""
+    Attention patterns, norm denominators, errors and unedited features keep their values."""
     free: Float[Tensor, " target"]
-    """Values after the edit in the model itself, where nothing is frozen."""
+    """Values after the edit in the original model, where nothing is frozen."""
 
 
 def make_edits(
     model: LinearizedModel, change: FeatureChange, other: LinearizedModel | None = None
 ) -> dict[int, FeatureEdit]:
-    """Maps each layer that `change` names to the edit of the layer's activations.
+    """Returns the edit of each layer that `change` names.
 
-    `other` is the linearized model of the prompt from which a patch copies activations. Raises ValueError if a layer
-    has no dictionary, or if a feature or position does not exist. Also raises ValueError if `change` is a patch and
-    `other` is missing or has another number of tokens.
+    A patch copies activations from the prompt of `other`. Raises ValueError if a feature, position or dictionary does
+    not exist. Also raises ValueError if a patch has no `other`, or if the two prompts differ in length.
     """
     places = [parse_feature(text) for text in change.features]
     for place in places:
@@ -75,7 +74,7 @@ def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureE
 
 
 def dense_activations(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
-    """Returns the activations of all features of a layer on the prompt, including activations of 0."""
+    """Returns the activations of all features of a layer on the prompt."""
     z = model.captured.resid_final.new_zeros(len(model.captured), model.dictionaries[layer].width)
     own = model.features.layer == layer
     z[model.features.position[own], model.features.feature[own]] = model.features.activation[own]
@@ -89,10 +88,9 @@ def apply_edits(
     edits: dict[int, FeatureEdit],
     targets: Sequence[AttributionTargets],
 ) -> EditOutcome:
-    """Apply edits in the linearized model (frozen) and in the model itself (free), and measure the targets.
+    """Apply edits in the linearized model (frozen) and in the original model (free), and measure the targets.
 
-    In the free pass, the edits change the activations that the features have in this pass. The dictionary errors of
-    this pass are kept.
+    In the free pass, edits apply to the activations of this pass. The dictionary errors of this pass are kept.
     """
     changes = {}
     for layer, edit in edits.items():
@@ -110,16 +108,13 @@ def apply_edits(
 def edited_probabilities(
     language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit]
 ) -> Float[Tensor, "position vocabulary"]:
-    """Returns the next-token probabilities of the model itself with features edited and nothing frozen."""
+    """Returns the next-token probabilities of the original model under the edits. Nothing is frozen."""
     with edited(language_model, _mlp_edits(model, edits)):
         return language_model.logits(model.captured.token[None])[0].float().softmax(-1)
 
 
 def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:
-    """Maps the site mlp_out of each edited layer to a hook.
-
-    The hook applies the layer's edit to the activations of the running pass.
-    """
+    """Returns one hook per edited layer. The hook edits the activations of the running pass."""
 
     def mlp_edit(layer: int, edit: FeatureEdit) -> Edit:
         def at_replaced(z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measure how ablating SAE features at resid_mid changes the features of the MLP output in the same layer."""
+"""Measure how ablating an SAE feature at resid_mid changes the MLP features in the same layer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ CHUNK_ELEMENTS = 2**24
 class FeatureEffects:
     """Effects of source features on target features.
 
-    Pairs are sorted by source, then by target. Pairs in which the target never changes are left out."""
+    Pairs are sorted by source, then by target. A pair is left out if the target never changes.
+    """
 
     source: Int[Tensor, " pair"]
     target: Int[Tensor, " pair"]
@@ -45,10 +46,9 @@ def capture_resid_mid(
     layer: int,
     batch: int = 32,
 ) -> Float[Tensor, "token d"]:
-    """Returns the residual stream between attention and MLP of `layer` (resid_mid), as float32.
+    """Returns resid_mid of `layer` at the positions in `where`, as float32.
 
-    `where` marks the positions to return. The model runs on `batch` sequences at a time. Raises ValueError if the model
-    has no resid_mid.
+    The model runs on `batch` sequences at a time. Raises ValueError if the model has no resid_mid.
     """
     site = Site("resid_mid", layer)
     parts = [
@@ -70,14 +70,15 @@ def feature_effects(
     """Measure the effects of the features of `source` on the features of `target`.
 
     `source` is an SAE on resid_mid. `target` is a transcoder or an SAE on mlp_out of the same layer. `stream` holds
-    resid_mid of each token. Each source feature is ablated from `stream`. Then the layer's norm, the layer's MLP and
-    the target features are recomputed for the same token. `per_source` limits the number of tokens on which a source
-    feature is ablated. These tokens are evenly spaced over the tokens on which the source feature fires. `most` limits
-    the number of targets that are kept per source feature. The targets with the largest mean absolute change are kept.
+    resid_mid of each token. Each source feature is ablated from `stream`. Then the layer's norm, MLP and target
+    features are recomputed for the same token.
 
-    Each yielded item covers some consecutive source features. The memory needed therefore grows with the number of
-    tokens and the size of a chunk, but not with the number of pairs of features. Raises ValueError if a dictionary is
-    at another site, if the two dictionaries are in different layers, or if the model has no resid_mid.
+    `per_source` limits the number of tokens on which a source feature is ablated. These tokens are evenly spaced over
+    the tokens on which the feature fires. `most` limits the number of targets per source feature. The targets with the
+    largest mean absolute change are kept.
+
+    Each yielded item covers consecutive source features. Raises ValueError if a dictionary is at another site, if the
+    dictionaries are in different layers, or if the model has no resid_mid.
     """
     _check(source, target)
     layer = _Layer(model, source, target)
@@ -99,7 +100,7 @@ def feature_effects(
 
 
 class _Layer:
-    """Norm and MLP of a layer. They lie between resid_mid and the target dictionary."""
+    """Norm and MLP between resid_mid and the target dictionary."""
 
     def __init__(self, model: LanguageModel, source: Dictionary, target: Dictionary) -> None:
         self.source, self.target = source, target
@@ -113,7 +114,7 @@ class _Layer:
     def encode(
         self, stream: Float[Tensor, "token d"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-        """Returns token, feature and value of each non-zero activation of the target dictionary, sorted by token."""
+        """Returns (token, feature, activation) of each active target feature, sorted by token."""
         return _encode_sparse(self.target, stream, self._target_input)
 
     def changes(
@@ -124,11 +125,10 @@ class _Layer:
         value: Tensor,
         before: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Int[Tensor, " pair"], Float[Tensor, "pair 3"]]:
-        """Returns the changes of target activations, one row per ablated token and pair of features.
+        """Returns the changes of target activations, one row per ablation and target feature.
 
-        The first result holds the number of the pair: source * F + target, where F is the number of target features.
-        The second result has three columns: the drop of the target's activation, the absolute value of this drop, and 1
-        if the drop is not zero (0 otherwise).
+        The first array holds source * F + target, where F is the number of target features. The second array has three
+        columns: drop, |drop|, and 1 if the drop is not 0.
         """
         width = self.target.width
         ablated = self.source.subtract_feature(stream[token], feature, value)
@@ -174,7 +174,7 @@ def _check(source: Dictionary, target: Dictionary) -> None:
 
 
 def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the token, feature and activation of each ablation to make, sorted by feature."""
+    """Returns (token, feature, activation) of each ablation, sorted by feature."""
     token, feature, value = _encode_sparse(source, stream, lambda x: x.to(source.W_enc.dtype))
     order = torch.argsort(feature, stable=True)
     if per_source is not None:
@@ -193,9 +193,9 @@ def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tu
 def _rows_of(
     entries: tuple[Tensor, Tensor, Tensor], token: Int[Tensor, " row"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the row, feature and value of all entries that belong to the token of a row.
+    """Returns (row, feature, value) of each entry whose token is token[row].
 
-    Row i has token[i]. `entries` holds the token, feature and value of each entry, sorted by token.
+    `entries` holds (token, feature, value), sorted by token.
     """
     owner, feature, value = entries
     start, stop = torch.searchsorted(owner, token), torch.searchsorted(owner, token, right=True)
@@ -206,7 +206,7 @@ def _rows_of(
 
 
 def _sum_by_key(key: Int[Tensor, " entry"], value: Float[Tensor, "entry column"]) -> tuple[Tensor, Tensor]:
-    """Returns the distinct keys in ascending order, and the sum of the values of each key as float64."""
+    """Returns the distinct keys in ascending order, and the sum of values per key as float64."""
     distinct, place = key.unique(return_inverse=True)
     total = torch.zeros(len(distinct), value.shape[1], dtype=torch.float64, device=value.device)
     return distinct, total.index_add_(0, place, value.double())

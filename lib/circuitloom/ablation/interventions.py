@@ -1,4 +1,4 @@
-"""Measure how targets respond to interventions on the linearized model (frozen) and on the model itself (free)."""
+"""Measure how targets respond to interventions on the linearized model (frozen) and the original model (free)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +12,10 @@ from ..language_model.hooks import Edit, Site, edited, observed
 from ..language_model.model import LanguageModel
 
 CHUNK_ELEMENTS = 2**24
-"""Largest number of elements of the residual streams [layer, intervention, position, d] that are held at once."""
+"""Largest number of elements of an array [layer, intervention, position, d] of residual streams."""
 
 Changes = Mapping[int, Float[Tensor, "intervention position d"]]
-"""Maps a layer to the change of the MLP's output. A norm that follows the MLP is not applied to the change."""
+"""Maps a layer to the change of the MLP's output, before any norm that follows the MLP."""
 
 
 def run_frozen(
@@ -24,11 +24,10 @@ def run_frozen(
     start: Float[Tensor, "intervention position d"],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """Run the linearized model forward. Returns the values of `targets`, one tensor per group of targets.
+    """Run the linearized model. Returns one tensor of values per item of `targets`.
 
-    `start` is the input of the first block. `changes` are added to the outputs of MLPs. In this frozen intervention,
-    these keep their values: attention patterns, norm denominators, and all errors and features that `changes` does not
-    itself change. The skip connections W_skip respond to changes.
+    `start` is the input of the first block. `changes` are added to MLP outputs. Attention patterns, norm denominators,
+    errors and unchanged features keep their values. Skip connections W_skip respond to `changes`.
     """
     values: dict[int, Tensor] = {}
     passes = model.residual_streams(start, lambda layer: model.mlp_output(layer) + changes.get(layer, 0.0))
@@ -43,10 +42,10 @@ def run_frozen(
 def ablate_frozen(
     model: LinearizedModel, node: Int[Tensor, " node"], targets: Sequence[AttributionTargets]
 ) -> Float[Tensor, "node target"]:
-    """Returns the drop of each target's value when one source is removed from the linearized model.
+    """Returns the drop of each target when one source is removed from the linearized model.
 
-    `node` holds the column of each source in `source_columns(model)`. The constant is not allowed. The second dimension
-    of the result runs over the targets of all groups, one group after the other.
+    `node` holds columns of `source_columns(model)`, except the constant. In the result, the targets of all items of
+    `targets` are concatenated.
     """
     start = _start(model)
     before = torch.cat(run_frozen(model, {}, start[None], targets), 1)
@@ -72,11 +71,10 @@ def ablate_free(
     node: Int[Tensor, " node"],
     targets: Sequence[AttributionTargets],
 ) -> Float[Tensor, "node target"]:
-    """Returns the drop of each target's value when one source is removed from the model itself.
+    """Returns the drop of each target when one source is removed from the original model.
 
-    Nothing is frozen. A feature is removed by subtracting what the feature writes in the running pass. An error,
-    embedding or position embedding is removed by subtracting its value on the unmodified prompt. `node`, `targets` and
-    the result have the same meaning as in `ablate_frozen`.
+    A feature is removed by subtracting its contribution in the running pass. Other sources are removed by subtracting
+    their values on the unmodified prompt. `node`, `targets` and the result are defined as in `ablate_frozen`.
     """
     before = torch.cat(run_free(language_model, model, 1, {}, targets), 1)
     effects = []
@@ -95,10 +93,7 @@ def run_free(
     edits: Mapping[Site, Edit],
     targets: Sequence[AttributionTargets],
 ) -> list[Float[Tensor, "intervention _"]]:
-    """Run n passes of the model itself with `edits`.
-
-    Returns the values of `targets`, one tensor per group of targets.
-    """
+    """Run the original model n times with `edits`. Returns one tensor of values per item of `targets`."""
     final = Site("final_norm")
     sites = [Site("mlp_in", target.layer) if target.layer < model.layers else final for target in targets]
     values: dict[Site, Tensor] = {}
@@ -111,12 +106,11 @@ def run_free(
 
 
 def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
-    """Returns the layer, position and output vector of a source.
+    """Returns (layer, position, output vector) of a source.
 
-    `source` is the column of the source in `source_columns(model)`. Features and errors write to the output of the MLP
-    in their layer. Embeddings write to the start of the residual stream, and their layer is None. Raises ValueError if
-    the source is the constant. Also raises ValueError if the source is a position embedding and the model has no
-    position embeddings.
+    `source` is a column of `source_columns(model)`. Features and errors write to mlp_out of the layer. Embeddings write
+    to the start of the residual stream, and their layer is None. Raises ValueError for the constant, and for position
+    embeddings that the model does not have.
     """
     columns = source_columns(model)
     length = len(model.captured)
@@ -143,12 +137,12 @@ def _start(model: LinearizedModel) -> Float[Tensor, "position d"]:
 
 
 def _chunk(model: LinearizedModel) -> int:
-    """Returns the number of interventions that run at once. The number is at least 1."""
+    """Returns the number of interventions that run at once, at least 1."""
     return max(1, CHUNK_ELEMENTS // (model.captured.resid_final.numel() * (model.layers + 1)))
 
 
 def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[Site, Edit]:
-    """Returns hooks that remove source number i of `part` in forward pass i."""
+    """Returns hooks that remove source part[i] in forward pass i."""
     active = source_columns(model).active
     embeddings: list[tuple[int, int, Tensor]] = []
     features: dict[int, list[tuple[int, int, int]]] = {}
@@ -180,9 +174,9 @@ def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[
 def _mlp_ablation(
     model: LinearizedModel, layer: int, features: list[tuple[int, int, int]], errors: list[tuple[int, int]]
 ) -> Edit:
-    """Returns a hook at mlp_out that subtracts features and errors from the MLP's output.
+    """Returns a hook that subtracts features and errors from the MLP's output.
 
-    Each entry of `features` is (pass, position, feature index). Each entry of `errors` is (pass, position).
+    `features` holds (pass, position, feature). `errors` holds (pass, position).
     """
 
     def ablate(x: Tensor, y: Tensor) -> Tensor:

@@ -12,17 +12,17 @@ from ..language_model.hooks import Site, edited
 from ..language_model.model import LanguageModel
 
 Metric = Callable[[Float[Tensor, "pass vocabulary"]], Float[Tensor, " pass"]]
-"""Differentiable function that takes the logits at the last position and returns one number per pass."""
+"""Differentiable function of the logits at the last position. Returns one number per pass."""
 
 
 @dataclass(frozen=True)
 class PromptMetric:
-    """A prompt, a metric of the logits at the last position, and the positions where components are ablated."""
+    """A prompt, a metric, and a mask of the positions to ablate."""
 
     token: Int[Tensor, " position"]
     metric: Metric
     where: Bool[Tensor, " position"]
-    """Positions at which components are ablated."""
+    """Mask of the positions at which components are ablated."""
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -35,11 +35,11 @@ def make_prompt_metrics(
     bos_id: int | None,
     position: int | None = None,
 ) -> list[PromptMetric]:
-    """Pair each prompt with its metric, and choose the positions where components are ablated.
+    """Pair each prompt with its metric, and choose the positions to ablate.
 
-    Components are ablated at all positions on which dictionaries are trained: all positions except position 0 and BOS.
-    If `position` is given, components are ablated only at this position. Negative positions count from the end. Raises
-    ValueError if a prompt has no position to ablate, or if the numbers of prompts and metrics differ.
+    By default, all positions except position 0 and BOS are ablated. If `position` is given, only this position is
+    ablated. A negative `position` counts from the end. Raises ValueError if a prompt has no position to ablate, or if
+    the numbers of prompts and metrics differ.
     """
     if len(tokens) != len(metrics):
         raise ValueError(f"{len(tokens)} prompts and {len(metrics)} metrics; give one for each prompt")
@@ -67,18 +67,15 @@ def logit(token: int) -> Metric:
 
 
 def logit_difference(token: int, against: int) -> Metric:
-    """Returns a metric: the logit of `token` minus the logit of `against`.
-
-    This is the log of the ratio of the two tokens' probabilities.
-    """
+    """Returns a metric: logit(token) - logit(against), which equals log p(token) - log p(against)."""
     return lambda logits: logits[:, token] - logits[:, against]
 
 
 def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
     """Returns a metric: the total probability of `tokens` minus the total probability of `against`.
 
-    In the greater-than task of Hanna 2023 (arXiv 2305.00586), `tokens` are the years later than the year in the prompt,
-    and `against` are the other years.
+    In the greater-than task of Hanna et al. 2023 (arXiv 2305.00586), `tokens` are the years after the prompt's year.
+    `against` are the other years.
     """
     plus, minus = list(tokens), list(against)
 
@@ -92,10 +89,7 @@ def probability(tokens: Sequence[int], against: Sequence[int] = ()) -> Metric:
 def last_logits(
     model: LanguageModel, token: Int[Tensor, "pass position"]
 ) -> Float[Tensor, "pass vocabulary"]:
-    """Returns the logits at the last position, as float32 (float64 for a float64 model).
-
-    The unembedding is applied only at the last position.
-    """
+    """Returns the logits at the last position, as float32 (float64 for a float64 model)."""
     with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
         output = model.module(token.to(model.device))
     logits = (output if isinstance(output, Tensor) else output.logits)[:, -1]

@@ -14,19 +14,17 @@ from .metrics import Metric, last_logits
 
 @dataclass(frozen=True)
 class HeadPatching:
-    """Results of `patch_heads`: how much the metric drops when the output of one head is patched."""
+    """Results of `patch_heads`. Each head is patched alone."""
 
     layer: Int[Tensor, " head"]
     head: Int[Tensor, " head"]
     effect: Float[Tensor, "head prompt"]
     """Drop of the metric on each prompt when the output of the head is patched."""
     total: Float[Tensor, " prompt"]
-    """Metric on each prompt minus metric on the other prompt of the pair.
-
-    This is the drop of the metric if the whole prompt is patched."""
+    """Metric on each prompt minus metric on the other prompt of the pair."""
 
     def order(self) -> Int[Tensor, " head"]:
-        """Returns the indices of the heads, sorted by descending mean effect over prompts."""
+        """Returns the row indices of `effect`, sorted by descending mean over prompts."""
         return self.effect.mean(1).argsort(descending=True, stable=True)
 
 
@@ -39,9 +37,8 @@ def patch_heads(
 ) -> HeadPatching:
     """Patch each head alone and measure how the metric changes (activation patching).
 
-    Row i of `token` and row i of `other` form a pair of prompts. On the prompt in `token`, the head's output at the
-    last position is replaced by the head's output at the last position of the prompt in `other`. `metric` receives the
-    logits at the last position of all prompts at once.
+    Prompt pair i consists of token[i] and other[i]. At the last position of token[i], the head's output is set to the
+    head's output at the last position of other[i]. `metric` receives the logits at the last position of all prompts.
 
     Source: Vig et al. 2020 (arXiv 2004.12265), Wang et al. 2022 (arXiv 2211.00593).
     """
@@ -81,7 +78,7 @@ def _patch_head(output: Float[Tensor, "prompt value"], head: int, heads: int) ->
 
 
 def replace_mlp(dictionary: Dictionary, where: Bool[Tensor, " position"]) -> Edit:
-    """Returns an edit that replaces the MLP's output by the transcoder's output at the positions in `where`.
+    """Returns an edit that sets the MLP's output to the transcoder's output at the positions in `where`.
 
     The error of the transcoder is not added.
     """
@@ -104,10 +101,7 @@ def set_mlp(value: Float[Tensor, "*position d"] | float, where: Bool[Tensor, " p
 
 
 def subtract_feature(dictionary: Dictionary, feature: int, where: Bool[Tensor, " position"]) -> Edit:
-    """Returns an edit that subtracts what a transcoder's feature writes from the MLP's output.
-
-    The MLP's output changes only at the positions in `where`.
-    """
+    """Returns an edit that subtracts a transcoder feature from the MLP's output at the positions in `where`."""
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * where.to(y.device)

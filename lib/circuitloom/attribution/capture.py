@@ -1,6 +1,6 @@
-"""Capture a prompt's forward pass.
+"""Capture a forward pass: activations, attention patterns and norm denominators.
 
-If attention patterns and norm denominators are frozen to the captured values, the model is linear between MLPs.
+With frozen attention patterns and norm denominators, the model is linear between MLPs.
 """
 
 from dataclasses import dataclass
@@ -21,21 +21,17 @@ from ..language_model.residual import (
 )
 
 SUM_TOLERANCE = 1e-3
-"""Largest allowed distance between the final residual stream and the sum of block outputs.
-
-The distance is divided by the norm of the final residual stream."""
+"""Largest relative difference between the final residual stream and the sum of block outputs."""
 
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """A norm whose denominators keep their values from one prompt. Such a norm is an affine function of its input."""
+    """A norm with denominators frozen at their values on one prompt. Its output is affine in its input."""
 
     norm: Norm | None
-    """The norm, or None if the model has no norm here.
-
-    Without a norm, `vjp` and `jvp` return their argument unchanged."""
+    """None if the model has no norm here. Then `vjp` and `jvp` return their argument unchanged."""
     sigma: Float[Tensor, " position"]
-    """Denominator of the norm at each position. The epsilon of the norm is included."""
+    """Denominator of the norm at each position, including epsilon."""
 
     def vjp(
         self, v: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
@@ -43,7 +39,7 @@ class FrozenNorm:
         """Returns the vector-Jacobian product through the frozen norm: P(gain * v) / sigma[position].
 
         P subtracts the mean in a LayerNorm and is the identity in an RMSNorm. If `position` is a slice, the first
-        dimension of v runs over the positions of the slice.
+        dimension of v is the position.
         """
         if self.norm is None:
             return v
@@ -56,7 +52,7 @@ class FrozenNorm:
 
     @property
     def bias(self) -> Float[Tensor, " d"] | float:
-        """Output of the norm for an input of zero."""
+        """Bias of the norm; 0 if the model has no norm here."""
         return 0.0 if self.norm is None else self.norm.bias
 
 
@@ -73,10 +69,7 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """Weights of attention, norms and unembedding: everything between the MLPs.
-
-    These weights do not depend on the prompt.
-    """
+    """Weights of everything between the MLPs: attention, norms and unembedding."""
 
     blocks: list[BlockWeights]
     unembedding: Unembedding
@@ -94,23 +87,23 @@ class CapturedLayer:
     norm_mlp_after: FrozenNorm
     resid_pre: Float[Tensor, "position d"]
     mlp_in: Float[Tensor, "position d"]
-    """Input of the MLP, after any norm that precedes the MLP."""
+    """Input of the MLP, after the norm."""
     mlp_out: Float[Tensor, "position d"]
-    """Output of the MLP itself. A norm that follows the MLP is not applied."""
+    """Output of the MLP, before any norm that follows the MLP."""
 
     def heads_vjp(
         self, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch head d_head"]:
-        """Returns the vector-Jacobian product from attention's output at `position` to the input of W_O.
+        """Backpropagate `g` from attention's output at `position` to the input of W_O, split into heads.
 
-        Attention's output is taken after any norm that follows attention. The result is split into heads.
+        If a norm follows attention, `g` is the gradient with respect to the output of this norm.
         """
         v = self.norm_attention_after.vjp(g, position)
         heads, size, _ = self.attention.W_O.shape
         return (v @ self.attention.W_O.flatten(0, 1).T).unflatten(-1, (heads, size))
 
     def attention_vjp(self, g: Float[Tensor, "position target d"]) -> Float[Tensor, "position target d"]:
-        """Returns the vector-Jacobian product from attention's output to the residual stream that attention reads.
+        """Backpropagate `g` from attention's output to the residual stream before attention.
 
         `g` and the result cover positions 0 to len(g) - 1.
         """
@@ -125,10 +118,9 @@ class CapturedLayer:
     def attention_vjp_at(
         self, g: Float[Tensor, "target d"], position: Int[Tensor, " target"], n: int
     ) -> Float[Tensor, "position target d"]:
-        """Returns the vector-Jacobian product of `attention_vjp` for gradients at a single position each.
+        """Same as `attention_vjp`, but the gradient of target i is g[i] at position[i] and 0 at other positions.
 
-        Row i of `g` is the gradient of target i with respect to attention's output at position[i]. The result covers
-        positions 0 to n - 1.
+        The result covers positions 0 to n - 1.
         """
         u = self.heads_vjp(g, position)
         v = torch.einsum("nhe,hde->nhd", u, self.attention.W_V)
@@ -136,23 +128,17 @@ class CapturedLayer:
         return self.norm_attention.vjp((pattern @ v).transpose(0, 1), slice(n))
 
     def attention_jvp(self, x: Float[Tensor, "*batch position d"]) -> Float[Tensor, "*batch position d"]:
-        """Returns the Jacobian-vector product from the residual stream that attention reads to attention's output."""
+        """Returns the Jacobian-vector product from the residual stream before attention to attention's output."""
         values = torch.einsum("...sd,hde->...hse", self.norm_attention.jvp(x), self.attention.W_V)
         mixed = self.pattern @ values
         return self.norm_attention_after.jvp(torch.einsum("...hte,hed->...td", mixed, self.attention.W_O))
 
     def head_values(self) -> Float[Tensor, "head position d_head"]:
-        """Returns the value vectors of each head.
-
-        The contributions of the norm's bias and of the bias of the values are left out.
-        """
+        """Returns the value vectors of each head, without the biases of the norm and of the values."""
         return torch.einsum("sd,hde->hse", self.norm_attention.jvp(self.resid_pre), self.attention.W_V)
 
     def attention_constant(self) -> Float[Tensor, "position d"]:
-        """Returns the part of attention's output that comes from biases.
-
-        These are the biases of the norms before and after attention, of the values and of the output projection.
-        """
+        """Returns the part of attention's output that comes from biases of norms, values and output projection."""
         attention = self.attention
         bias = self.norm_attention.bias + torch.zeros_like(self.resid_pre[0])
         value = torch.einsum("d,hde->he", bias, attention.W_V) + attention.b_V
@@ -167,32 +153,28 @@ class CapturedPass:
     token: Int[Tensor, " position"]
     embedding: Float[Tensor, "position d"]
     position_embedding: Float[Tensor, "position d"] | None
-    """Learned position embedding, or None if the model adds no position embedding to the residual stream."""
+    """Learned position embedding; None if the model has no position embedding in the residual stream."""
     layers: list[CapturedLayer]
     parallel: bool
-    """Whether attention and MLP of a block run in parallel.
-
-    If so, the MLP does not read the output of the attention in the same block."""
+    """Whether attention and MLP of a block run in parallel."""
     norm_final: FrozenNorm
     unembedding: Unembedding
     resid_final: Float[Tensor, "position d"]
     probabilities: Float[Tensor, "position vocabulary"]
-    """Next-token probabilities of the model itself.
-
-    They include any soft-capping of the logits. The method `logits` leaves soft-capping out."""
+    """Next-token probabilities of the original model, with any soft-capping of the logits."""
 
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.token)
 
     def logits(self) -> Float[Tensor, "position vocabulary"]:
-        """Returns the next-token logits, minus the mean of all logits at the same position."""
+        """Returns the next-token logits minus their mean over the vocabulary, without soft-capping."""
         x = self.norm_final.jvp(self.resid_final) + self.norm_final.bias
         return x @ self.unembedding.weight.T + self.unembedding.bias
 
 
 def read_weights(model: LanguageModel) -> ModelWeights:
-    """Read the weights of attention, norms and unembedding. Raises ValueError if the architecture is not supported."""
+    """Returns the weights of attention, norms and unembedding. Raises ValueError for unsupported architectures."""
     anatomy = model.anatomy
     unembedding = read_unembedding(model)
     like = unembedding.weight[0]
@@ -272,7 +254,7 @@ def capture_pass(
 
 
 def _modules(model: LanguageModel) -> dict[tuple[str, int], nn.Module]:
-    """Maps (name, layer) to the module to observe. The layer is 0 for modules outside blocks."""
+    """Returns the modules to observe, keyed by (name, layer). Outside blocks, the layer is 0."""
     modules = {
         (name, layer): module
         for layer in range(model.layers)
@@ -302,7 +284,7 @@ def _block_module(model: LanguageModel, layer: int, name: str) -> nn.Module | No
 
 
 class _Observed:
-    """Collects inputs and outputs of modules in a forward pass of one sequence. The batch dimension is removed."""
+    """Inputs and outputs of modules in a forward pass of one sequence, without the batch dimension."""
 
     def __init__(self) -> None:
         self.inputs: dict[tuple[str, int], Tensor] = {}
@@ -310,7 +292,7 @@ class _Observed:
         self.other_outputs: dict[tuple[str, int], tuple] = {}
 
     def keep(self, key: tuple[str, int], args: tuple, kwargs: dict, output) -> None:
-        """Store the input and output of the module `key`. `observed_modules` calls this method for each module."""
+        """Store the input and output of the module `key`."""
         x = args[0] if args else kwargs.get("hidden_states")
         first, rest = (output, ()) if isinstance(output, Tensor) else (output[0], output[1:])
         if x is not None:
@@ -328,10 +310,7 @@ def _pattern(observed: _Observed, layer: int, architecture: str) -> Float[Tensor
 
 
 def _check_sum(result: CapturedPass, observed: _Observed, architecture: str) -> None:
-    """Raise ValueError if the residual stream is not the sum of block outputs.
-
-    This happens in models that scale or gate block outputs.
-    """
+    """Raise ValueError if the residual stream is not the sum of block outputs."""
     total = result.layers[0].resid_pre.clone()
     for layer in range(len(result.layers)):
         for part in ("attention", "mlp"):

@@ -1,14 +1,12 @@
 """Direct and total effects of sources on targets in the linearized model of one prompt (Ameisen et al. 2025).
 
-1. A target is a feature's pre-activation or a weighted sum of logits. Each target is a linear function of the residual
-   stream before an MLP or before the final norm. `make_targets` takes the gradient of the target back through the
-   frozen norm.
-2. `LinearizedModel.backpropagate` takes this gradient back to the output of every earlier MLP and to the embedding. On
-   the way, the gradient flows through attention and skip connections.
+1. A target is a feature's pre-activation or a weighted sum of logits. `make_targets` computes the gradient of each
+   target with respect to the residual stream before the frozen norm.
+2. `LinearizedModel.backpropagate` takes this gradient to every earlier MLP output and to the embedding. The gradient
+   flows through attention and skip connections.
 3. Sources are features, errors, token embeddings and position embeddings. The effect of a source is the dot product of
-   two vectors: the output of the source, and the gradient at the site to which the source writes. All biases together
-   give one constant (see `SourceColumns`).
-4. `direct_effects` performs these steps. In `total_effects`, gradients also flow through active features.
+   the source's output vector and the gradient. All biases together are one further source, the constant.
+4. `direct_effects` returns these effects. In `total_effects`, gradients also flow through active features.
 """
 
 from collections.abc import Iterator
@@ -21,48 +19,40 @@ from torch import Tensor
 from .linearized_model import LinearizedModel
 
 MAX_ELEMENTS = 2**25
-"""Largest number of elements of a gradient [position, target, d].
-
-Targets are split into chunks that respect this limit."""
+"""Largest number of elements of a gradient [position, target, d]. Limits the number of targets per chunk."""
 MAX_TARGETS_ON_CPU = 128
-"""Largest number of targets per chunk on a CPU.
-
-Larger chunks would exceed the cache. Besides, all targets of a chunk are padded to the largest position in the
-chunk."""
+"""Largest number of targets per chunk on a CPU. Larger chunks exceed the cache and need more padding."""
 
 
 @dataclass(frozen=True)
 class AttributionTargets:
-    """Scalars to attribute.
+    """Scalars to attribute. The value of target i is vector[i] . stream[position[i]] + constant[i].
 
-    Each scalar is a linear function of the linearized model's residual stream at one position.
+    The stream is the residual stream that `layer` specifies.
     """
 
     layer: int
     """All targets read the residual stream before the MLP of this layer.
 
-    If `layer` equals the number of layers, all targets read the end of the residual stream."""
+    If `layer` is the number of layers, all targets read the final residual stream."""
     position: Int[Tensor, " target"]
     vector: Float[Tensor, "target d"]
     """Gradient of each target with respect to the residual stream before the norm."""
     constant: Float[Tensor, " target"]
-    """Part of each target that does not depend on the residual stream.
-
-    It is `bias` plus the contribution of the norm's bias."""
+    """`bias` plus the contribution of the norm's bias."""
     normed_vector: Float[Tensor, "target d"]
-    """Gradient of each target with respect to the norm's output. This gradient is the same on every prompt."""
+    """Gradient of each target with respect to the norm's output. It does not depend on the prompt."""
     bias: Float[Tensor, " target"]
-    """Bias of each target. For a feature, this is the encoder bias."""
+    """Bias of each target. For a feature, the encoder bias."""
 
     def __len__(self) -> int:
         """Number of targets."""
         return len(self.position)
 
     def chunks(self, elements: int) -> Iterator["AttributionTargets"]:
-        """Yields the targets in consecutive chunks.
+        """Yields consecutive chunks of targets within MAX_ELEMENTS and, on a CPU, MAX_TARGETS_ON_CPU.
 
-        `elements` is the number of gradient elements of one target. A chunk has at most MAX_ELEMENTS gradient elements,
-        but at least one target. On a CPU, a chunk has at most MAX_TARGETS_ON_CPU targets.
+        `elements` is the number of gradient elements per target. A chunk has at least one target.
         """
         most = MAX_TARGETS_ON_CPU if self.vector.device.type == "cpu" else len(self)
         size = max(1, min(most, MAX_ELEMENTS // elements))
@@ -77,10 +67,10 @@ class AttributionTargets:
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Order of the columns in a matrix of effects [target, source].
+    """Columns of a matrix of effects [target, source].
 
-    The columns are, in this order: active features, errors (sorted by layer, then position), token embeddings, position
-    embeddings, and one constant for all biases."""
+    The order is: active features, errors, token embeddings, position embeddings, and one constant for all biases.
+    """
 
     active: int
     layers: int
@@ -88,25 +78,22 @@ class SourceColumns:
 
     @property
     def errors(self) -> slice:
-        """Columns of the errors, sorted by layer, then position."""
+        """Columns of the errors, sorted by layer, then by position."""
         return slice(self.active, self.active + self.layers * self.positions)
 
     @property
     def embeddings(self) -> slice:
-        """Columns of the token embeddings, in order of position."""
+        """Columns of the token embeddings, sorted by position."""
         return slice(self.errors.stop, self.errors.stop + self.positions)
 
     @property
     def position_embeddings(self) -> slice:
-        """Columns of the position embeddings, in order of position.
-
-        If the model has no position embeddings, the effects in these columns are 0.
-        """
+        """Columns of the position embeddings, sorted by position. Effects are 0 without position embeddings."""
         return slice(self.embeddings.stop, self.embeddings.stop + self.positions)
 
     @property
     def constant(self) -> int:
-        """Column of the constant, which holds the effect of all biases."""
+        """Column of the constant, the effect of all biases."""
         return self.position_embeddings.stop
 
     def __len__(self) -> int:
@@ -115,7 +102,7 @@ class SourceColumns:
 
 
 def source_columns(model: LinearizedModel) -> SourceColumns:
-    """Returns the order of the columns in matrices of effects on this prompt."""
+    """Returns the columns of a matrix of effects on this prompt."""
     return SourceColumns(len(model.features), model.layers, len(model.captured))
 
 
@@ -126,11 +113,10 @@ def make_targets(
     normed_vector: Float[Tensor, "target d"],
     bias: Float[Tensor, " target"],
 ) -> AttributionTargets:
-    """Make targets whose values are normed_vector . norm(stream) + bias.
+    """Returns targets with the values normed_vector . norm(stream[position]) + bias.
 
-    Here, stream is the residual stream at the position of the target, and norm is the norm before the MLP of `layer`.
-    If `layer` equals the number of layers, norm is the final norm. Raises ValueError if a position lies outside the
-    prompt.
+    The norm precedes the MLP of `layer`. If `layer` is the number of layers, the norm is the final norm. Raises
+    ValueError if a position lies outside the prompt.
     """
     captured = model.captured
     if ((position < 0) | (position >= len(captured))).any():
@@ -145,9 +131,9 @@ def make_targets(
 
 
 def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> AttributionTargets:
-    """Make targets whose values are the pre-activations of active features.
+    """Returns the pre-activations of active features as targets.
 
-    `active` holds indices into `model.features`. All these features must lie in the same layer.
+    `active` holds indices into `model.features`, all in the same layer.
     """
     layers = model.features.layer[active].unique()
     assert len(layers) == 1, "all targets must lie in one layer"
@@ -159,10 +145,9 @@ def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> A
 def logit_targets(
     model: LinearizedModel, position: Int[Tensor, " target"], weights: Float[Tensor, "target vocabulary"]
 ) -> AttributionTargets:
-    """Make targets whose values are weighted sums of next-token logits.
+    """Returns weighted sums of next-token logits as targets: weights[i] . logits[position[i]].
 
-    The mean over the vocabulary is first subtracted from each logit. Target i then sums the logits at position[i] with
-    the weights in row i of `weights`.
+    The mean over the vocabulary is subtracted from the logits.
     """
     unembedding = model.captured.unembedding
     normed_vector = weights @ unembedding.weight
@@ -173,11 +158,10 @@ def logit_targets(
 def direct_effects(
     model: LinearizedModel, targets: AttributionTargets, out: Float[Tensor, "target source"] | None = None
 ) -> Float[Tensor, "target source"]:
-    """Returns the direct effect of each source on each target. The edges of an attribution graph are direct effects.
+    """Returns the direct effect of each source on each target. Direct effects are the edges of an attribution graph.
 
-    Direct effects go through attention and skip connections, but not through other features. Each row sums to the value
-    of its target. `source_columns(model)` gives the order of the columns. If `out` is given, the result is written into
-    `out`.
+    Direct effects go through attention and skip connections, but not through other features. Each row sums to the
+    target's value. `source_columns(model)` describes the columns. If `out` is given, the result is written into `out`.
     """
     if out is None:
         out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
@@ -192,9 +176,8 @@ def direct_effects(
 def total_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, "target source"]:
     """Returns the total effect of each source on each target: the sum over all paths through active features.
 
-    The activation function has slope 1 at active features. No source acts on errors, embeddings, position embeddings or
-    the constant. The effects of these four kinds of sources alone sum to the value of the target.
-    `source_columns(model)` gives the order of the columns.
+    Active features have slope 1. In each row, the effects of errors, embeddings, position embeddings and the constant
+    sum to the target's value. `source_columns(model)` describes the columns.
     """
     out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
     done = 0
@@ -210,10 +193,7 @@ def _write_effects(
     out: Float[Tensor, "target source"],
     features: bool = False,
 ) -> None:
-    """Write one row of effects per target into `out`.
-
-    If `features` is True, these are total effects. Otherwise, these are direct effects.
-    """
+    """Write one row of effects per target into `out`: total effects if `features` is True, else direct effects."""
     captured, columns = model.captured, source_columns(model)
     out[:, columns.constant] = _constant_effects(model, targets)
     for site, layer, g in model.backpropagate(targets.vector, targets.position, targets.layer, features):
@@ -237,7 +217,7 @@ def _write_effects(
 
 
 def _constant_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[Tensor, " target"]:
-    """Returns the direct effect of all biases on each target. The bias of the target itself is included."""
+    """Returns the direct effect of all biases on each target, including the target's own bias."""
     stream = model.constant_stream[targets.layer, targets.position]
     return targets.constant + (targets.vector * stream).sum(-1)
 

@@ -1,6 +1,6 @@
 """Draw pruned attribution graphs.
 
-Nodes are placed by position and layer. The width of an edge grows with its |effect| divided by the largest |effect| on
+Nodes are placed by position and layer. The width of an edge grows with |effect|, relative to the largest |effect| on
 the same target.
 """
 
@@ -14,23 +14,20 @@ from ..core.plotting import NEGATIVE, POSITIVE, escape_mathtext, styled
 from .trace_tables import Row, TraceRows
 
 NODE_WIDTH = 0.5
-"""Width that a node takes on the x axis. A position is at least 1 wide."""
+"""Width of a node on the x axis. A position is at least 1 wide."""
 MAX_EDGES = 150
-"""Largest number of edges in a drawing.
-
-Edges are ranked by |effect| divided by the largest |effect| on the same target. The edges of highest rank are drawn."""
+"""Largest number of edges in a drawing. Edges with the largest relative |effect| are drawn."""
 MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
 
 
 def place_nodes(
     nodes: Sequence[Mapping[str, Any]], layers: int
 ) -> tuple[dict[int, tuple[float, float]], dict[int, float]]:
-    """Returns the coordinates of all nodes, and the center of each position on the x axis.
+    """Returns the coordinates (x, y) of each node, and the center x of each position.
 
-    The first dict maps the number of a node to (x, y). The second dict maps a position to x. `nodes` are rows of the
-    table `node` without constants and heads. Positions follow each other along x. Each position is as wide as its
-    fullest layer. y is 0 for token embeddings, slightly less for position embeddings, l + 1 for features of layer l,
-    slightly more for errors of layer l, and `layers` + 1 for roots that are not features.
+    `nodes` are rows of the table `node`, without constants and heads. x grows with position. y is 0 for token
+    embeddings, l + 1 for features of layer l, and `layers` + 1 for logits. Position embeddings lie slightly below token
+    embeddings. Errors lie slightly above features.
     """
     cells: dict[tuple[int, float], list[Mapping[str, Any]]] = {}
     for row in nodes:
@@ -57,13 +54,13 @@ def place_nodes(
 
 
 def draw_graph(rows: TraceRows, path: Path | str) -> None:
-    """Draw the pruned graph of a trace and save the figure to `path`. The constant node is left out."""
+    """Draw the pruned graph of a trace and save the figure. The constant node is left out."""
     graph_figure([rows]).savefig(path, dpi=150)
 
 
 @styled
 def graph_figure(rows_of_traces: Sequence[TraceRows]) -> Figure:
-    """Returns a figure of the pruned graphs of several traces, one below the other. Constant nodes are left out."""
+    """Returns a figure of several pruned graphs, one below the other. Constant nodes are left out."""
     nodes = [
         [row for row in rows.nodes() if row["in_graph"] and row["kind"] != "constant"]
         for rows in rows_of_traces

@@ -1,4 +1,4 @@
-"""Export pruned graphs to networkx, and to the JSON format of the viewer of circuit-tracer and Neuronpedia."""
+"""Export pruned graphs to networkx and to the JSON format of circuit-tracer and Neuronpedia."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .targets import RootNode
 from .tracer import Trace
 
 VIEWER_INDEX = "graph-metadata.json"
-"""Name of the index file of a folder. The viewer of circuit-tracer finds the folder's graphs in this file."""
+"""Name of the file that lists the graphs of a folder for circuit-tracer's viewer."""
 VIEWER_TYPES = {
     "feature": "cross layer transcoder",
     "error": "mlp reconstruction error",
@@ -44,18 +44,17 @@ class GraphText:
     tokens: Sequence[str]
     """Text of the token at each position."""
     root_nodes: Sequence[RootNode]
-    """Descriptions of the roots, in the order of the roots in the graph."""
+    """Descriptions of the roots, in the order of the graph's roots."""
 
 
 def to_networkx(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> networkx.DiGraph:
-    """Convert the graph to networkx. Node i is graph.node[i], and edges lead from source to target.
+    """Convert the graph to networkx. Node i is graph.node[i]. Edges lead from source to target.
 
     All nodes have the attributes kind, value, influence and remainder. The kind is feature, error, embedding, position,
-    constant, logit or target. Nodes also have those of the attributes layer, feature, position, token, activation and
-    probability that apply to their kind. Edges have the attribute effect. The graph has the attribute prompt, and one
-    attribute for each score in `graph.scores`.
+    constant, logit or target. Depending on the kind, nodes also have layer, feature, position, token, activation or
+    probability. Edges have the attribute effect. Graph attributes are prompt and the scores in `graph.scores`.
 
-    Raises ValueError if `text` does not have as many tokens and roots as the graph.
+    Raises ValueError if `text` and `graph` differ in the number of tokens or roots.
     """
     result = networkx.DiGraph(prompt=text.prompt, **vars(graph.scores))
     columns = (graph.value.tolist(), graph.influence.tolist(), graph.remainder.tolist())
@@ -78,12 +77,12 @@ def viewer_json(
 ) -> dict[str, Any]:
     """Returns the graph in the JSON format of circuit-tracer 0.5. The keys are metadata, qParams, nodes and links.
 
-    `slug` is the name of the graph, and `scan` is the name of the transcoders. `node_share` is the viewer's pruning
-    threshold: the shown nodes together hold this share of the influence. Position embeddings and constants are left
-    out, since the viewer has no such nodes. The id of an error node is LAYER_-1_POSITION. The id that circuit-tracer
-    itself gives to errors, 0_LAYER_POSITION, can equal the id of a feature of layer 0.
+    `slug` is the name of the graph, and `scan` is the name of the transcoders. The viewer shows the nodes that together
+    hold `node_share` of the influence. Position embeddings and constants are left out, since the viewer has no such
+    nodes. Error nodes have the id LAYER_-1_POSITION. circuit-tracer's own id, 0_LAYER_POSITION, can equal the id of a
+    feature of layer 0.
 
-    Raises ValueError if `text` does not have as many tokens and roots as the graph.
+    Raises ValueError if `text` and `graph` differ in the number of tokens or roots.
     """
     first = len(graph.node) - len(text.root_nodes)
     written = {}
@@ -116,20 +115,16 @@ def viewer_json(
 
 
 def write_graph(trace: Trace, name: str, tokens: Sequence[str], path: Path | str) -> None:
-    """Write the graph of a traced prompt to a JSON file for the viewer.
-
-    `name` is the name of the graph. `tokens` are the prompt's tokens as text.
-    """
+    """Write the graph of a trace to a JSON file for the viewer. `tokens` are the prompt's tokens as text."""
     text = GraphText(trace.prompt.text, tokens, trace.root_nodes)
     content = viewer_json(trace.graph, trace.model, text, name, trace.run)
     write_atomically(Path(path), json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def write_viewer(content: dict[str, Any], folder: Path | str) -> Path:
-    """Write the output of `viewer_json` to a folder that circuit-tracer serves.
+    """Write the output of `viewer_json` to SLUG.json in a folder that circuit-tracer serves.
 
-    The graph is also added to the folder's index. Returns the path of the written file. The file is named SLUG.json
-    after the slug of the graph.
+    Also adds the graph to the folder's index. Returns the path of SLUG.json.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +181,7 @@ def _nodes(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> 
 
 
 def _viewer_source(node: dict[str, Any], model: LinearizedModel) -> dict[str, Any]:
-    """Returns the viewer's fields for a feature, error or embedding. The viewer only needs node ids to be unique."""
+    """Returns the viewer's fields for a feature, error or embedding."""
     position, layer = node["position"], node.get("layer")
     if node["kind"] == "embedding":
         token = int(model.captured.token[position])
@@ -202,7 +197,7 @@ def _viewer_source(node: dict[str, Any], model: LinearizedModel) -> dict[str, An
 
 
 def _viewer_root(root: RootNode, rank: int, model: LinearizedModel) -> dict[str, Any]:
-    """Returns the viewer's fields for a root. `rank` is the index of the root among the roots of the graph."""
+    """Returns the viewer's fields for a root. `rank` is the root's index among the roots."""
     # roots that are not tokens are numbered after the vocabulary
     number = root.token_id if root.kind == "logit" else len(model.captured.unembedding.weight) + rank
     layer = model.layers + 1

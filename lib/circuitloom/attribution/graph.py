@@ -2,14 +2,14 @@
 
 `trace_graph` works in four phases:
 
-1. Rows: `graph_rows` computes the direct effects of all sources on each root and active feature, from the last layer to
-   the first. It yields these rows in chunks and keeps no chunk. The full adjacency matrix is thus never in memory.
-2. Influence: `influence` divides the absolute values of each row by their sum. It then passes influence from roots to
-   sources by back-substitution. `scores` computes the replacement and completeness scores from the influence.
-3. Nodes: `trace_graph` keeps the most influential nodes that together hold `node_share` of the influence.
+1. Rows: `graph_rows` yields the direct effects on each root and active feature, from the last layer to the first. Rows
+   are computed in chunks. The full adjacency matrix is never in memory.
+2. Influence: `influence` divides each row of |effect| by the row's sum. Then it passes influence from roots to sources
+   by back-substitution. `scores` computes the replacement and completeness scores.
+3. Nodes: `trace_graph` keeps the most influential nodes, which together hold `node_share` of the influence.
    `_effects_among` computes the edges among the kept nodes.
-4. Edges: `prune` keeps the edges with the largest scores that together hold `edge_share` of all scores. It then drops
-   features and errors that are no longer connected.
+4. Edges: `prune` keeps the edges with the largest scores, which together hold `edge_share` of all scores. Then it
+   removes unconnected features and errors.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +23,7 @@ from .direct_effects import AttributionTargets, SourceColumns, direct_effects, f
 from .linearized_model import LinearizedModel
 
 Rows = Iterator[tuple[Int[Tensor, " target"], Float[Tensor, "target source"]]]
-"""Iterator over pairs: node numbers, and the rows of direct effects on these nodes.
-
-The pairs come in order from the last layer to the first."""
+"""Yields (node numbers, direct effects on these nodes), from the last layer to the first."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +32,20 @@ class Roots:
 
     targets: AttributionTargets
     weight: Float[Tensor, " root"]
-    """Weight of each root in the computation of influence.
-
-    The weight is the token's probability for the target `logits`, and 1 for other targets."""
+    """Weight of each root in the influence. For the target `logits`, the token's probability; otherwise 1."""
 
 
 @dataclass(frozen=True)
 class Influence:
     """Influence of each node on the roots: w (N + N^2 + ...).
 
-    N is the matrix of absolute edge weights, in which each row is divided by its sum. w holds the weights of the roots.
+    w holds the weights of the roots. N holds |effect|, with each row divided by the row's sum.
     """
 
     node: Float[Tensor, " node"]
-    """Influence of all sources, followed by the influence of all roots.
-
-    The influence of a root does not include its weight."""
+    """Influence of all sources, followed by the influence of all roots. Root weights are not included."""
     error_share: Float[Tensor, " node"]
-    """Sum of the shares that all errors have in each node. Shares are computed by `shares`."""
+    """Share of each node's input that comes from errors (see `shares`)."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +53,22 @@ class GraphScores:
     """Scores of a graph before pruning."""
 
     replacement: float
-    """Replacement score: T / (T + E).
-
-    T is the influence of all token embeddings, and E is the influence of all errors."""
+    """Replacement score: T / (T + E), with influence T of token embeddings and influence E of errors."""
     completeness: float
-    """Completeness score: mean over nodes of the share of the node's input that does not come from errors.
+    """Completeness score: share of each node's input that does not come from errors, averaged over nodes.
 
-    The mean is weighted. Each node counts by its influence. A root counts by its influence plus its weight in
-    `Roots`."""
+    Nodes are weighted by influence. Roots are weighted by influence plus `Roots.weight`."""
     completeness_strict: float
-    """Completeness score in which an error node counts as a node whose whole input comes from errors."""
+    """Completeness score in which error nodes have share 0 instead of 1."""
 
 
 def shares(
     effects: Float[Tensor, "target source"], counted: Bool[Tensor, " source"]
 ) -> Float[Tensor, "target source"]:
-    """Returns the share of each source in each target: |effect| divided by the sum of |effect| over counted sources.
+    """Returns |effect| divided by the sum of |effect| over the row's counted sources.
 
-    `counted` marks the counted sources. Other sources have share 0. The shares in a row sum to 1, or to 0 if all
-    counted sources have effect 0.
+    `counted` marks the counted sources. Other sources have share 0. Each row sums to 1, or to 0 if all counted effects
+    are 0.
     """
     size = effects.abs() * counted
     return size / size.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
@@ -97,11 +88,10 @@ def influence(
     counted: Bool[Tensor, " source"],
     errors: slice,
 ) -> Influence:
-    """Compute influence by back-substitution.
+    """Compute influence by back-substitution, from the last layer to the first.
 
-    Each node passes influence on to its sources once its own influence is complete. `rows(reached)` yields nodes and
-    their rows of direct effects, from the last layer to the first. `reached` holds the weight of each node plus the
-    influence of the node found so far. The rows of nodes for which `reached` is 0 may be left out.
+    `rows(reached)` yields the rows of direct effects. reached[node] is the node's weight plus the node's influence so
+    far. Rows of nodes with reached[node] = 0 may be left out.
     """
     total, error_share = weight.clone(), torch.zeros_like(weight)
     for nodes, effects in rows(total):
@@ -127,11 +117,7 @@ def scores(
 
 
 def threshold(values: Float[Tensor, " value"], share: float) -> float:
-    """Returns the threshold at which the largest values reach a given share of the sum.
-
-    The threshold is one of the values. The values at or above the threshold sum to at least `share` times the sum of
-    all values. No larger value has this property.
-    """
+    """Returns the largest element t of `values` such that the elements >= t sum to at least `share` of the total."""
     ordered = values.sort(descending=True).values
     reached = ordered.cumsum(0) / ordered.sum()
     index = int(torch.searchsorted(reached, share))
@@ -139,7 +125,7 @@ def threshold(values: Float[Tensor, " value"], share: float) -> float:
 
 
 def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
-    """Returns the influence of each node plus that of all nodes with larger influence, as a share of the total.
+    """Returns each node's influence plus all larger influences, divided by the total influence.
 
     The viewer of circuit-tracer prunes nodes by this share.
     """
@@ -150,10 +136,9 @@ def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"
 
 
 def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, " node"]], Rows]:
-    """Returns a function that yields the rows of a prompt's full graph.
+    """Returns the function `rows(reached)` that `influence` needs, for a prompt's full graph.
 
-    Rows are computed on demand and not kept. The returned function takes the argument `reached`, as described in
-    `influence`. Rows of features for which `reached` is 0 are left out.
+    Rows are computed on demand. Rows of features with reached[node] = 0 are left out.
     """
     columns = source_columns(model)
     elements = max(model.captured.resid_final.numel(), len(columns))
@@ -175,10 +160,9 @@ def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, 
 
 
 def adjacency(model: LinearizedModel, roots: Roots) -> Float[Tensor, "target source"]:
-    """Returns the full adjacency matrix. It has one row per active feature, followed by one row per root.
+    """Returns the full adjacency matrix: one row per active feature, followed by one row per root.
 
-    The matrix takes memory proportional to the square of the number of active features. `trace_graph` does not need
-    this matrix.
+    Memory grows with the square of the number of active features. `trace_graph` does not need this matrix.
     """
     columns = source_columns(model)
     effects = model.captured.resid_final.new_zeros(columns.active + len(roots.weight), len(columns))
@@ -195,26 +179,25 @@ class AttributionGraph:
     """Pruned attribution graph of a prompt."""
 
     node: Int[Tensor, " node"]
-    """Number of each node, in ascending order. The number of a source is its column in `source_columns(model)`.
+    """Node numbers in ascending order.
 
-    Root i has the number len(source_columns(model)) + i."""
+    The number of a source is its column in `source_columns(model)`. Root i follows with len(source_columns(model)) +
+    i."""
     influence: Float[Tensor, " node"]
     """Influence of each node in the full graph, before pruning."""
     cumulative: Float[Tensor, " node"]
-    """Influence of the node plus that of all nodes with larger influence, as a share of the total in the full graph."""
+    """`cumulative_share` of each node in the full graph."""
     value: Float[Tensor, " node"]
-    """Pre-activation of a feature or value of a root; 0 for other nodes.
-
-    The value of a feature or root is the sum of the effects of all its sources. Pruned sources are included."""
+    """Pre-activation of a feature, or value of a root; 0 for other nodes. Includes effects of pruned sources."""
     size: Float[Tensor, " node"]
-    """Sum of the absolute effects of all sources on each node. Rounding errors are measured relative to this sum."""
+    """Sum of |effect| over all sources of each node, including pruned sources."""
     source: Int[Tensor, " edge"]
     """Source of each edge, as an index into `node`."""
     target: Int[Tensor, " edge"]
     """Target of each edge, as an index into `node`."""
     effect: Float[Tensor, " edge"]
     remainder: Float[Tensor, " node"]
-    """Value of each node minus the sum of the effects of its kept incoming edges."""
+    """`value` of each node minus the sum of the effects of the node's kept incoming edges."""
     scores: GraphScores
     """Scores of the full graph, before pruning."""
 
@@ -223,12 +206,10 @@ class AttributionGraph:
 def trace_graph(
     model: LinearizedModel, roots: Roots, node_share: float = 0.8, edge_share: float = 0.98
 ) -> AttributionGraph:
-    """Build the pruned attribution graph of a prompt.
+    """Build the pruned attribution graph of a prompt. The module docstring describes the four phases.
 
-    First, the most influential nodes that together hold `node_share` of the influence are kept. Then `prune` keeps the
-    edges with the largest scores among these nodes, and removes nodes that are no longer connected. Token embeddings
-    and roots are always kept. Position embeddings and the constant have no influence, but they are also kept, with
-    their edges to kept nodes. The memory needed is proportional to the square of the number of kept nodes.
+    Embeddings, position embeddings, the constant and roots are always kept. Memory grows with the square of the number
+    of kept nodes.
     """
     columns = source_columns(model)
     weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
@@ -264,9 +245,9 @@ def trace_graph(
 
 
 def counted_nodes(node: Int[Tensor, " node"], counted: Bool[Tensor, " source"]) -> Bool[Tensor, " node"]:
-    """Returns a mask of the graph's nodes that count in `shares`. Roots do not count, since roots are not sources.
+    """Returns a mask of the nodes that count as sources in `shares`. Roots do not count.
 
-    `node` holds the numbers of the graph's nodes. `counted` is the result of `counted_sources`.
+    `node` holds node numbers. `counted` is the result of `counted_sources`.
     """
     result = torch.zeros_like(node, dtype=torch.bool)
     is_source = node < len(counted)
@@ -283,12 +264,12 @@ def prune(
     always: Bool[Tensor, " node"],
     feature: Bool[Tensor, " node"],
 ) -> tuple[Bool[Tensor, " node"], Bool[Tensor, "node node"]]:
-    """Returns two masks: the nodes to keep, and the edges [target, source] to keep.
+    """Returns masks of the nodes and of the edges [target, source] to keep.
 
-    In `effects`, rows are targets and columns are sources. The `level` of a source is lower than the level of its
-    targets. The score of an edge is its share in the target (see `shares`), times the sum of the target's influence and
-    weight. The edges with the largest scores are kept until the kept edges hold `edge_share` of the sum of all scores.
-    Edges from sources that are not `counted` are kept, too.
+    Rows of `effects` are targets, and columns are sources. A source has a lower `level` than its targets. The score of
+    an edge is the share of its source (see `shares`) times (influence + weight) of its target. The edges with the
+    largest scores are kept. Together, the kept edges hold `edge_share` of all scores. Edges from sources that are not
+    `counted` are kept, too.
 
     Then nodes without outgoing edges and features without incoming edges are removed, until nothing changes. Only edges
     from `counted` sources prevent a removal. Nodes in `always` need no outgoing edge.
@@ -315,10 +296,9 @@ def prune(
 def _effects_among(
     model: LinearizedModel, roots: Roots, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> tuple[Float[Tensor, "node node"], Float[Tensor, " node"], Float[Tensor, " node"]]:
-    """Returns the effects [target, source] among the nodes `node`, and two sums for each of these nodes.
+    """Returns effects[target, source] among `node`, the sum of effects per node, and the sum of |effect| per node.
 
-    The first sum adds up the effects of all sources on the node, including sources outside `node`. The second sum adds
-    up the absolute values of these effects.
+    The sums run over all sources, including sources outside `node`.
     """
     effects = roots.weight.new_zeros(len(node), len(node))
     value, size = roots.weight.new_zeros(2, len(node))
@@ -337,10 +317,7 @@ def _effects_among(
 def _level(
     model: LinearizedModel, node: Int[Tensor, " node"], columns: SourceColumns
 ) -> Int[Tensor, " node"]:
-    """Returns the topological level of each node.
-
-    The level is layer + 1 for features, 0 for nodes without sources, and the number of layers + 1 for roots.
-    """
+    """Returns the level of each node: 0 without sources, layer + 1 for features, number of layers + 1 for roots."""
     level = torch.zeros_like(node)
     features = node < columns.active
     level[features] = model.features.layer[node[features]] + 1

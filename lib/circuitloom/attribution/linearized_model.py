@@ -1,7 +1,7 @@
 """Local replacement model of one prompt (Ameisen et al. 2025).
 
-Dictionaries replace MLPs. Error nodes hold the difference between the output of an MLP and the output of its
-dictionary. Attention patterns and norm denominators are frozen, so the model is linear between features.
+Dictionaries replace MLPs, and errors y - y_hat are added. Attention patterns and norm denominators are frozen. The
+model is then linear between features.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +22,7 @@ from .capture import CapturedLayer, CapturedPass, ModelWeights, capture_pass
 
 @dataclass(frozen=True)
 class ActiveFeatures:
-    """Features that fire on a prompt, sorted by layer, then by position, then by feature index.
-
-    A feature has one entry for each position at which it fires.
-    """
+    """Features that fire on a prompt: one entry per layer, position and feature, sorted in this order."""
 
     layer: Int[Tensor, " active"]
     position: Int[Tensor, " active"]
@@ -33,14 +30,11 @@ class ActiveFeatures:
     activation: Float[Tensor, " active"]
 
     def __len__(self) -> int:
-        """Number of (layer, position, feature) triples that fire."""
+        """Number of entries."""
         return len(self.layer)
 
     def find(self, layer: int, position: int, feature: int) -> int | None:
-        """Returns the index of a feature among the active features.
-
-        Returns None if the feature does not fire at `position`.
-        """
+        """Returns the index of the entry (layer, position, feature). Returns None if the feature does not fire."""
         at = (self.layer == layer) & (self.position == position) & (self.feature == feature)
         index = at.nonzero()
         return int(index[0]) if len(index) else None
@@ -50,10 +44,7 @@ class SiteGradient(NamedTuple):
     """Gradients of targets with respect to one site of the linearized model."""
 
     site: str
-    """`mlp_out` or `embedding`.
-
-    `mlp_out` is the output of the MLP of `layer`. A norm that follows the MLP is not applied. `embedding` is the input
-    of block 0."""
+    """`mlp_out` is the MLP's output before any norm that follows the MLP. `embedding` is the input of block 0."""
     layer: int
     g: Float[Tensor, "position target d"]
 
@@ -68,7 +59,7 @@ class LinearizedModel:
     def __init__(
         self, captured: CapturedPass, dictionaries: Mapping[int, Dictionary], bos_id: int | None
     ) -> None:
-        """Raises ValueError if a dictionary is not a transcoder, or if its dimensions or layer do not fit the model."""
+        """Raises ValueError if a dictionary is not a transcoder or does not fit the model."""
         self.captured = captured
         like = captured.resid_final
         self.dictionaries = {
@@ -81,12 +72,12 @@ class LinearizedModel:
         """Positions at which dictionaries replace MLPs."""
         self.features, errors, constants = _decompose_mlps(captured, self.dictionaries, self.replaced)
         self.errors: Float[Tensor, "layer position d"] = errors
-        """Output of each MLP minus the dictionary's reconstruction. Norms that follow the MLP are not applied."""
+        """Output of each MLP minus the dictionary's reconstruction, before any norm that follows the MLP."""
         self.mlp_constant: Float[Tensor, "layer position d"] = constants
-        """Constant part of what each MLP adds to the residual stream.
+        """Constant that each MLP adds to the residual stream, after any norm that follows the MLP.
 
-        It is b_dec + W_skip b, where b is the bias of the norm before the MLP. At positions that no dictionary
-        replaces, the sum is 0. If a norm follows the MLP, the norm is applied to the sum."""
+        Before that norm, the constant is b_dec + W_skip b at replaced positions and 0 at other positions. b is the bias
+        of the norm before the MLP."""
         self.attention_constant: Float[Tensor, "layer position d"] = torch.stack(
             [layer.attention_constant() for layer in captured.layers]
         )
@@ -102,44 +93,32 @@ class LinearizedModel:
         return len(self.captured.layers)
 
     def active_at(self, layer: int, position: int) -> slice:
-        """Returns the slice of `features` that holds the features of one layer at one position."""
+        """Returns the slice of `features` of one layer and position."""
         cell = layer * len(self.captured) + position
         return slice(self._starts[cell], self._starts[cell + 1])
 
     def active_in_layer(self, layer: int, positions: int) -> slice:
-        """Returns the slice of `features` that holds the features of one layer at positions 0 to `positions` - 1.
-
-        `positions` must be at least 1.
-        """
+        """Returns the slice of `features` of one layer at positions 0 to `positions` - 1, with `positions` >= 1."""
         return slice(self.active_at(layer, 0).start, self.active_at(layer, positions - 1).stop)
 
     def feature_outputs(self, layer: int, active: slice) -> Float[Tensor, "active d"]:
-        """Returns the output vectors of active features of one layer: activation times decoder row.
-
-        `active` is a slice of `features`.
-        """
+        """Returns activation times decoder row for each feature in the slice `active` of `features`."""
         feature = self.features.feature[active]
         return self.dictionaries[layer].W_dec[feature] * self.features.activation[active, None]
 
     @cached_property
     def constant_stream(self) -> Float[Tensor, "layer_and_end position d"]:
-        """Part of the residual stream that comes from biases.
-
-        Entry l is taken before the MLP of layer l and before the norm of this MLP. The last entry is taken at the end
-        of the residual stream.
-        """
+        """Part of the residual stream that comes from biases, at the points that `residual_streams` yields."""
         zeros = torch.zeros_like(self.captured.resid_final)
         return torch.stack(list(self.residual_streams(zeros, lambda _layer: zeros)))
 
     def residual_streams(
         self, start: Float[Tensor, "*batch position d"], mlp_output: Callable[[int], Tensor]
     ) -> Iterator[Float[Tensor, "*batch position d"]]:
-        """Run the linearized model forward.
+        """Yields the residual stream before the norm of each MLP, then the final residual stream.
 
-        Yields the residual stream before each MLP, then the end of the residual stream. The residual stream before an
-        MLP is taken before the norm of this MLP. `start` is the input of the first block. `mlp_output(layer)` returns
-        the output of an MLP, without any norm that follows the MLP. This output must not include biases or the output
-        of the skip connection, which `residual_streams` itself adds.
+        `start` is the input of the first block. `mlp_output(layer)` returns an MLP's output before any norm that
+        follows the MLP. `residual_streams` adds biases and skip connections, so `mlp_output` must not include them.
         """
         stream = start
         for number, layer in enumerate(self.captured.layers):
@@ -158,11 +137,7 @@ class LinearizedModel:
         yield stream
 
     def mlp_output(self, layer: int) -> Float[Tensor, "position d"]:
-        """Returns the sum of the feature outputs and the error of a layer.
-
-        This sum is the output of the layer's MLP without b_dec and without the output of the skip connection. A norm
-        that follows the MLP is not applied.
-        """
+        """Returns the sum of a layer's feature outputs and error: the MLP's output without b_dec and W_skip x."""
         active = self.active_in_layer(layer, len(self.captured))
         output = self.errors[layer].clone()
         if active.stop > active.start:
@@ -170,10 +145,7 @@ class LinearizedModel:
         return output
 
     def head_values(self, layer: int) -> Float[Tensor, "head position d_head"]:
-        """Returns the value vectors of a layer's heads, without biases.
-
-        The vectors are computed once per layer and then stored.
-        """
+        """Returns the value vectors of a layer's heads, without biases. The result is cached."""
         if layer not in self._head_values:
             self._head_values[layer] = self.captured.layers[layer].head_values()
         return self._head_values[layer]
@@ -181,10 +153,7 @@ class LinearizedModel:
     def skip_vjp(
         self, layer: int, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch d"] | float:
-        """Returns the vector-Jacobian product from an MLP's output through W_skip to the input of the MLP's norm.
-
-        The result is 0.0 if the layer has no W_skip.
-        """
+        """Backpropagate `g` from an MLP's output through W_skip and the norm. Returns 0.0 without W_skip."""
         dictionary = self.dictionaries.get(layer)
         if dictionary is None or dictionary.W_skip is None:
             return 0.0
@@ -195,11 +164,10 @@ class LinearizedModel:
     def features_vjp(
         self, layer: int, g: Float[Tensor, "position target d"]
     ) -> Float[Tensor, "position target d"] | float:
-        """Backpropagates `g`, the gradient with respect to the output of the MLP of `layer`, through active features.
+        """Backpropagate `g` from an MLP's output through active features and the norm before the MLP.
 
-        The result is the gradient with respect to the input of this norm. `g` and the result cover positions 0 to
-        len(g) - 1. The activation function has slope 1 at active features. The result is 0.0 if no feature of the layer
-        is active.
+        Active features have slope 1. `g` and the result cover positions 0 to len(g) - 1. Returns 0.0 if no feature is
+        active.
         """
         dictionary, active = self.dictionaries.get(layer), self.active_in_layer(layer, len(g))
         if dictionary is None or active.stop == active.start:
@@ -217,12 +185,11 @@ class LinearizedModel:
         layer: int,
         features: bool = False,
     ) -> Iterator[SiteGradient]:
-        """Backpropagate vectors that read the residual stream before the MLP of `layer`.
+        """Yields the gradients of targets with respect to each earlier mlp_out, last layer first, then the embedding.
 
-        Row i of `vector` reads the residual stream at position[i]. If `layer` equals the number of layers, all rows
-        read the end of the residual stream. Yields the gradient with respect to the output of each earlier MLP, from
-        the last of these MLPs to the first. Then yields the gradient with respect to the embedding. Gradients flow
-        through attention and skip connections. If `features` is True, gradients also flow through active features.
+        The value of target i is vector[i] . stream[position[i]]. The stream is the residual stream before the MLP of
+        `layer`. If `layer` is the number of layers, the stream is the final residual stream. Gradients flow through
+        attention and skip connections. If `features` is True, gradients also flow through active features.
         """
         if not len(vector):
             return
@@ -254,9 +221,10 @@ def linearize_sequences(
     sequences: Sequence[int],
     task: str,
 ) -> Iterator[LinearizedModel]:
-    """Yields the linearized model of each sequence of `text` that `sequences` lists. Shows a progress bar named `task`.
+    """Yields the linearized model of each sequence that `sequences` lists. `sequences` holds indices into `text`.
 
-    Raises ValueError if the tokens are damaged, or if a dictionary does not fit the model.
+    `task` is the title of the progress bar. Raises ValueError if the tokens are damaged, or if a dictionary does not
+    fit the model.
     """
     with progress(task, len(sequences), "sequences") as bar:
         for sequence in sequences:

@@ -2,14 +2,12 @@
 
 The search and the graph follow algorithms 1 and 2 of Dunefsky, Chlenski and Nanda 2024.
 
-1. A `StreamReader` is a linear function of the residual stream at one position, such as a feature's pre-activation or a
-   logit.
-2. `direct_sources` lists everything that wrote to the residual stream that a reader reads. Heads are sources here. In
-   an attribution graph, heads are not sources, and edges go through heads.
-3. `find_paths` extends each kept path by the largest sources of the path's last node. It then keeps the largest of the
-   extended paths. It repeats this for each path length. Paths that end in a feature or head are extended further. Paths
-   that end in an embedding are not.
-4. `paths_to_graph` merges paths into a graph. A prefix that several paths share is counted once.
+1. A `StreamReader` is a linear function of the residual stream at one position: a feature's pre-activation or a logit.
+2. `direct_sources` lists the sources of a reader: features, heads, embeddings, errors and biases. In attribution
+   graphs, heads are not sources.
+3. `find_paths` is a beam search. It extends each path by the largest sources of the path's last node. Then it keeps the
+   paths with the largest contributions. Only paths that end in a feature or head are extended.
+4. `paths_to_graph` merges paths into a graph. A shared prefix is counted once.
 """
 
 from collections.abc import Sequence
@@ -25,21 +23,20 @@ from .linearized_model import LinearizedModel
 
 FEATURE, HEAD, EMBEDDING, POSITION = range(4)
 KINDS = ("feature", "head", "embedding", "position")
-"""Names of the kinds of sources. The number of a kind is its index in this tuple."""
+"""Names of the kinds of sources. FEATURE, HEAD, EMBEDDING and POSITION are indices into this tuple."""
 
 
 class StreamReader(NamedTuple):
     """Linear function of the residual stream at one position: vector . stream + constant.
 
-    `stage` says which residual stream is read. 2 l is the stream before block l, 2 l + 1 is the stream after the
-    attention of block l, and twice the number of layers is the end of the stream.
+    Stage 2 l is the stream before block l. Stage 2 l + 1 is the stream after the attention of block l. If l is the
+    number of layers, stage 2 l is the final stream.
     """
 
     vector: Float[Tensor, " d"]
     position: int
     stage: int
     constant: float
-    """Bias that is added to the dot product of `vector` and the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,12 @@ class SourceDecomposition:
     index: Int[Tensor, " source"]
     """Feature or head index; 0 for other kinds."""
     position: Int[Tensor, " source"]
-    """Position of each source. For a head, it is the position that the head attends to."""
+    """Position of each source. For a head, the position that the head attends to."""
     value: Float[Tensor, " source"]
     active: Int[Tensor, " source"]
-    """Index of a feature among the active features; -1 for other kinds."""
+    """Index of a feature in `LinearizedModel.features`; -1 for other kinds."""
     error: float
-    """Sum of the effects of the error nodes of all layers."""
+    """Sum of the effects of all errors."""
     constant: float
 
     def __len__(self) -> int:
@@ -73,7 +70,7 @@ def feature_reader(model: LinearizedModel, active: int, scale: float = 1.0) -> S
 
 
 def target_reader(model: LinearizedModel, target: AttributionTargets, scale: float = 1.0) -> StreamReader:
-    """Returns a reader whose value is `scale` times the value of the only target in `target`."""
+    """Returns a reader whose value is `scale` times the value of `target`, which holds one target."""
     stage = 2 * target.layer + (target.layer < model.layers and not model.captured.parallel)
     constant = scale * float(target.constant[0])
     return StreamReader(scale * target.vector[0], int(target.position[0]), stage, constant)
@@ -82,11 +79,10 @@ def target_reader(model: LinearizedModel, target: AttributionTargets, scale: flo
 def head_reader(
     model: LinearizedModel, reader: StreamReader, layer: int, head: int, position: int
 ) -> StreamReader:
-    """Returns a reader that continues `reader` through one head, to one position that the head attends to.
+    """Returns a reader of the residual stream at `position` before block `layer`.
 
-    The returned reader reads the residual stream at `position` before block `layer`. Its value is what this stream adds
-    to the value of `reader` through the head. The biases of the head are left out, since `direct_sources` adds these
-    biases to the constant of `reader`.
+    The value is the contribution of `position` to `reader` through one head. Biases of the head are left out, since
+    `direct_sources` adds these biases to the constant of `reader`.
     """
     block = model.captured.layers[layer]
     g = _at_attention(model, reader, layer)
@@ -99,7 +95,7 @@ def head_reader(
 def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomposition:
     """Returns the direct sources of a reader: features, heads, embeddings, errors and biases.
 
-    A head counts as one source for each position that it attends to.
+    A head is one source per position that the head attends to.
     """
     parts: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]] = []
     error, constant = 0.0, reader.constant
@@ -149,10 +145,7 @@ def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomp
 
 
 def _at_attention(model: LinearizedModel, reader: StreamReader, layer: int) -> Float[Tensor, " d"]:
-    """Returns the gradient of a reader with respect to a layer's attention output.
-
-    The gradient includes paths through W_skip of the MLPs that lie between the attention and the reader.
-    """
+    """Returns the gradient of a reader with respect to a layer's attention output, including paths through W_skip."""
     g = reader.vector
     here = torch.tensor(reader.position, device=g.device)
     for later in range((reader.stage - 1) // 2, layer - 1, -1):
@@ -191,7 +184,7 @@ class PathFilter:
     position: int | None = None
 
     def matches(self, nodes: "SourceDecomposition | Paths") -> Bool[Tensor, " node"]:
-        """Returns a mask of the sources that match. For `Paths`, the mask marks the paths whose last node matches."""
+        """Returns a mask of the sources that match, or of the paths whose last node matches."""
         matches = torch.ones_like(nodes.kind, dtype=torch.bool)
         for name, wanted in vars(self).items():
             if wanted is not None:
@@ -206,17 +199,15 @@ class PathSearch:
     length: int = 5
     """Largest number of edges of a path."""
     width: int = 10
-    """Beam width.
-
-    It is the largest number of sources that extend a path, and the largest number of paths kept at each length."""
+    """Beam width: largest number of extensions per path, and largest number of kept paths per length."""
     signed: bool = False
-    """If True, paths are ranked by contribution, and sources with negative contributions are ignored.
+    """If True, paths are ranked by contribution, and negative contributions are ignored.
 
     If False, paths are ranked by |contribution|."""
     capped: bool = False
     """If True, the |contribution| of a path is capped at the smallest |contribution| of its prefixes.
 
-    The root alone is not among these prefixes."""
+    The root alone does not count as a prefix."""
     prefix: Sequence[PathFilter] = ()
     """Constraints on the first nodes of each path. The first constraint applies to the node after the root."""
 
@@ -226,7 +217,7 @@ class Paths:
     """Kept paths of all lengths. Each path is its parent path plus one node. Path 0 is the root alone."""
 
     parent: Int[Tensor, " path"]
-    """Index of the parent path, which is this path without its last node; -1 for the root."""
+    """Index of the parent path (this path without its last node); -1 for the root."""
     length: Int[Tensor, " path"]
     """Number of edges; 0 for the root."""
     kind: Int[Tensor, " path"]
@@ -236,17 +227,13 @@ class Paths:
     """Feature or head index; 0 for other kinds."""
     position: Int[Tensor, " path"]
     active: Int[Tensor, " path"]
-    """Index of a feature among the active features; -1 for other kinds."""
+    """Index of a feature in `LinearizedModel.features`; -1 for other kinds."""
     contribution: Float[Tensor, " path"]
     """Contribution of the path to the root's value."""
     error: Float[Tensor, " path"]
-    """Effect of all errors on the last node, carried through this path to the root.
-
-    NaN if the path was not extended."""
+    """Contribution of all errors through this path to the root; NaN if the path was not extended."""
     constant: Float[Tensor, " path"]
-    """Effect of all biases on the last node, carried through this path to the root.
-
-    NaN if the path was not extended."""
+    """Contribution of all biases through this path to the root; NaN if the path was not extended."""
 
     def __len__(self) -> int:
         """Number of paths, the root included."""
@@ -262,11 +249,11 @@ class Paths:
 
 @torch.inference_mode()
 def find_paths(model: LinearizedModel, root: StreamReader, search: PathSearch) -> Paths:
-    """Search greedily for the paths of up to `search.length` edges with the largest contributions to the root.
+    """Beam search for the paths with the largest contributions to the root.
 
-    At each length, every kept path is extended by the `search.width` largest sources of its last node. Of all extended
-    paths, the `search.width` largest are kept. Paths that end in a feature or head are extended further. Paths that end
-    in an embedding or position embedding are not.
+    At each length, every kept path is extended by the `search.width` largest sources of its last node. Then the
+    `search.width` largest extended paths are kept. Paths that end in an embedding or position embedding are not
+    extended.
     """
     first = direct_sources(model, root)
     total = float(first.value.sum()) + first.error + first.constant
@@ -302,7 +289,7 @@ def find_paths(model: LinearizedModel, root: StreamReader, search: PathSearch) -
 
 
 def _largest_sources(sources: SourceDecomposition, search: PathSearch, length: int) -> Int[Tensor, " source"]:
-    """Returns the indices of the largest sources that may extend a path to `length` edges."""
+    """Returns the indices of the largest sources that `search` allows as node number `length` of a path."""
     allowed = torch.ones_like(sources.kind, dtype=torch.bool)
     if length <= len(search.prefix):
         allowed = search.prefix[length - 1].matches(sources)
@@ -315,11 +302,7 @@ def _largest_sources(sources: SourceDecomposition, search: PathSearch, length: i
 def _source_reader(
     model: LinearizedModel, reader: StreamReader, value: float, sources: SourceDecomposition, i: int
 ) -> StreamReader:
-    """Returns the `StreamReader` that continues a path from source i.
-
-    The returned reader is scaled so that its result on the prompt is `value`, the contribution of source i to the root
-    along this path.
-    """
+    """Returns a reader of source i. The reader's value on the prompt is `value`, the contribution of the path."""
     if int(sources.kind[i]) == HEAD:
         # the ratio is below 1 if the contribution was capped
         scaled = reader._replace(vector=reader.vector * (value / float(sources.value[i])))
@@ -334,10 +317,9 @@ def _source_reader(
 def select_paths(
     paths: Paths, infix: Sequence[PathFilter] = (), suffix: Sequence[PathFilter] = ()
 ) -> Int[Tensor, " path"]:
-    """Returns the indices of the paths that contain the nodes of `infix` and end in the nodes of `suffix`.
+    """Returns the indices of the paths that contain nodes matching `infix` and end in nodes matching `suffix`.
 
-    A path is selected if some of its consecutive nodes match the filters in `infix`, and if its last nodes match the
-    filters in `suffix`. The root does not count as a node of a path here.
+    Matching nodes must be consecutive. The root is never matched.
     """
     inside = [pattern.matches(paths) for pattern in infix]
     ending = [pattern.matches(paths) for pattern in suffix]
@@ -355,7 +337,7 @@ def select_paths(
 
 @dataclass(frozen=True)
 class PathGraph:
-    """Graph of a set of paths, in which each node and each edge appears once."""
+    """Graph of a set of paths. Each node and each edge appears once."""
 
     kind: Int[Tensor, " node"]
     layer: Int[Tensor, " node"]
@@ -363,16 +345,16 @@ class PathGraph:
     position: Int[Tensor, " node"]
     """Position of each node; -1 if positions are merged."""
     value: Float[Tensor, " node"]
-    """Sum of the contributions to the root, over all paths that end in the node. This is not a direct effect."""
+    """Sum of the contributions of all paths that end in the node. This sum is not a direct effect."""
     source: Int[Tensor, " edge"]
     target: Int[Tensor, " edge"]
     effect: Float[Tensor, " edge"]
-    """Sum of the contributions to the root, over all paths whose last edge is this edge."""
+    """Sum of the contributions of all paths whose last edge is this edge."""
     remainder: Float[Tensor, " node"]
-    """Part of each node's value that its edges, errors and biases do not explain.
+    """Part of each node's value that incoming edges, errors and biases do not explain.
 
-    It is computed from the paths that end in the node and were extended: the sum of contribution - error - constant
-    over these paths, minus the effects of the node's incoming edges. It is 0 if no path was extended from the node."""
+    s is the sum of contribution - error - constant over the extended paths that end in the node. The remainder is s
+    minus the effects of the node's incoming edges."""
     extended: Bool[Tensor, " node"]
     """Whether any path that ends in the node was extended."""
 
@@ -380,10 +362,10 @@ class PathGraph:
 def paths_to_graph(
     paths: Paths, chosen: Int[Tensor, " path"] | None = None, sum_tokens: bool = False
 ) -> PathGraph:
-    """Merge paths and their prefixes into a graph. A prefix that several paths share is counted once.
+    """Merge paths and their prefixes into a graph. A shared prefix is counted once.
 
-    `chosen` holds the indices of the paths to merge. By default, all paths are merged. If `sum_tokens` is True, nodes
-    that differ only in position become one node.
+    `chosen` holds the indices of the paths to merge. None means all paths. If `sum_tokens` is True, nodes that differ
+    only in position are merged.
     """
     wanted = range(len(paths)) if chosen is None else chosen.tolist()
     prefixes = sorted({prefix for path in wanted for prefix in paths.prefixes(path)} | {0})

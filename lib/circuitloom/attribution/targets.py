@@ -1,4 +1,4 @@
-"""Convert the text of a prompt to tokens, and a target of the config to the roots of an attribution graph."""
+"""Tokenize prompts, and convert targets of the config to roots of attribution graphs."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,12 @@ class RootNode:
     """Description of one root of a graph."""
 
     kind: str
-    """Kind of the root: `feature`, `logit` or `difference`."""
+    """`feature`, `logit` or `difference`."""
     name: str
     """The token for a logit, `A - B` for a difference of logits, or LAYER/FEATURE for a feature."""
     position: int
     weight: float
-    """Weight of the root in the computation of influence.
-
-    The weight is the token's probability for the target `logits`, and 1 for other targets."""
+    """Weight of the root in the influence, as in `Roots.weight`."""
     token_id: int | None = None
     """Id of the token of a logit, or of the first token of a difference; None for a feature."""
     layer: int | None = None
@@ -38,8 +36,8 @@ class RootNode:
 def tokenize_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor, " position"]:
     """Returns the token ids of a prompt. If the tokenizer has a BOS token, the first id is BOS.
 
-    Raises ValueError if the prompt is empty, if the tokenizer does not know one of the prompt's words, or if the prompt
-    has fewer than two tokens or more than `context` tokens.
+    Raises ValueError if the prompt is empty or contains an unknown word. Also raises ValueError if the prompt has only
+    one token, or more than `context` tokens.
     """
     if not text.strip():
         raise ValueError("the prompt is empty; give it at least one word")
@@ -62,10 +60,9 @@ def tokenize_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor
 
 
 def find_token(text: str, strings: list[str]) -> int:
-    """Returns the id of the token with this text.
+    """Returns the id of the token `text`, or of the token with a space before `text` if only this token exists.
 
-    If the vocabulary has no such token, the id of the token with a space before this text is returned. Raises
-    ValueError if the vocabulary has neither token.
+    Raises ValueError if neither token exists.
     """
     for wanted in (text, f" {text}"):
         if wanted in strings:
@@ -76,7 +73,7 @@ def find_token(text: str, strings: list[str]) -> int:
 
 
 def resolve_position(position: int, model: LinearizedModel) -> int:
-    """Convert a position to a position that counts from the start of the prompt. Negative positions count from the end.
+    """Convert a negative position, which counts from the end of the prompt, to a position from the start.
 
     Raises ValueError if the position is outside the prompt.
     """
@@ -98,10 +95,10 @@ def find_roots(
 ) -> tuple[Roots, list[RootNode]]:
     """Returns the roots of the graph for a target, and a description of each root.
 
-    For the target `logits`, the roots are the most probable next tokens. They are the fewest tokens whose probabilities
-    sum to at least `probability`, but at most `logits` tokens. If the target is a random feature, `seed` determines
-    which feature is chosen. Raises ValueError if a token, position, layer or feature does not exist, or if the feature
-    does not fire at the position.
+    For the target `logits`, the roots are the most probable next tokens. Tokens are added until the sum of
+    probabilities reaches `probability`. At most `logits` tokens are added. `seed` determines the feature of a random
+    target. Raises ValueError if a token, position, layer or feature does not exist, or if the feature does not fire at
+    the position.
     """
     position = resolve_position(target.position, model)
     if target.kind in ("feature", "random"):
@@ -167,10 +164,7 @@ def _feature_root(
 
 
 def _find_active(model: LinearizedModel, target: Target, position: int) -> int:
-    """Returns the index of the target feature among the active features.
-
-    Raises ValueError if the feature does not exist or does not fire at the position. The message lists alternatives.
-    """
+    """Returns the index of the target feature in `model.features`. Raises ValueError if the feature does not fire."""
     assert target.layer is not None and target.feature is not None
     name, features = f"feature {target.layer}/{target.feature}", model.features
     width = model.dictionaries[target.layer].width

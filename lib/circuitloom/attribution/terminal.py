@@ -15,9 +15,9 @@ from .trace_tables import TraceRows
 from .tracer import Trace
 
 MAX_CHILDREN = 5
-"""Largest number of children that are shown below a node."""
+"""Largest number of children shown per node."""
 MAX_PATHS = 40
-"""Largest number of paths that are shown. The prefixes of these paths are shown, too."""
+"""Largest number of paths shown. Prefixes of these paths are shown, too."""
 
 FeatureLabels = Mapping[tuple[int, int], str]
 """Maps (layer, feature) to the feature's label."""
@@ -41,10 +41,7 @@ def print_trace(trace: Trace, rows: TraceRows, labels: FeatureLabels, console: C
 
 
 def _source_table(trace: Trace) -> Table:
-    """Returns a table of the direct effects on the first root.
-
-    Effects are summed over the features of each layer, and over all sources of each other kind.
-    """
+    """Returns the direct effects on the first root: one sum per layer of features, one sum per other kind of source."""
     model, columns = trace.model, source_columns(trace.model)
     row = direct_effects(model, trace.roots.targets[:1])[0].double()
     sums = {
@@ -67,10 +64,7 @@ def _source_table(trace: Trace) -> Table:
 
 
 def path_tree(trace: Trace, rows: TraceRows, labels: FeatureLabels) -> Tree:
-    """Returns the strongest paths from the first root as a tree.
-
-    Each source is a child of the node on which it acts.
-    """
+    """Returns the strongest paths from the first root as a tree. The children of a node are its sources."""
     paths = trace.paths
     order = paths.contribution[1:].abs().argsort(descending=True)[:MAX_PATHS] + 1
     shown = {prefix for path in order.tolist() for prefix in paths.prefixes(path)}
@@ -106,7 +100,7 @@ def _node_text(trace: Trace, rows: TraceRows, labels: FeatureLabels, paths: Path
 
 
 def _subscript(position: int) -> str:
-    """Returns the position in subscript digits, so that positions look different from tokens."""
+    """Returns the position in subscript digits."""
     return f"[dim]{str(position).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))}[/dim]"
 
 
@@ -130,7 +124,7 @@ def _summary(trace: Trace) -> list[str]:
 
 
 def path_features(paths: Paths) -> set[tuple[int, int]]:
-    """Returns the pair (layer, feature) of each feature that is on a path."""
+    """Returns (layer, feature) of each feature on a path."""
     features = paths.kind == FEATURE
     pairs = torch.stack([paths.layer[features], paths.index[features]], 1)
     return {(int(layer), int(feature)) for layer, feature in pairs.unique(dim=0)}

@@ -1,4 +1,4 @@
-"""Gradient-times-input attribution of a feature to the tokens of its context."""
+"""Gradient-times-input attribution of a feature to the tokens of a prompt."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,11 +15,10 @@ def gradient_times_input(
     vector: Float[Tensor, "prompt d"],
     position: Int[Tensor, " prompt"],
 ) -> Float[Tensor, "prompt position"]:
-    """Returns the gradient times input of each token embedding.
+    """Returns gradient times input for each token embedding.
 
-    For each prompt, the gradient is taken of the dot product of two vectors: a row of `vector`, and the activation at
-    `site` and `position`. The gradient is taken in the model itself, where nothing is frozen or replaced. `vector` may
-    hold any direction, and `site` may be any site.
+    For prompt i, vector[i] . x[position[i]] is differentiated. x is the value at `site` in the original model. Nothing
+    is frozen.
     """
     token, position = token.to(model.device), position.to(model.device)
     leaves: list[Tensor] = []
@@ -37,10 +36,9 @@ def gradient_times_input(
 def strongest_tokens(
     effects: Float[Tensor, "target position"], share: float
 ) -> Bool[Tensor, "target position"]:
-    """Returns a mask of the strongest tokens of each target.
+    """Returns a mask of the fewest tokens whose |effect| sums to at least `share` of the total, for each target.
 
-    The mask marks the fewest tokens whose absolute effects sum to at least `share` times the sum over all tokens. If
-    all effects of a target are 0, no token of this target is marked.
+    If all effects of a target are 0, no token is marked.
     """
     size = effects.abs()
     ordered, order = size.sort(dim=1, descending=True, stable=True)

@@ -12,11 +12,7 @@ Row = dict[str, Any]
 
 
 class TraceRows:
-    """Rows of the tables of one trace.
-
-    The nodes of the graph are numbered first. The nodes that are only on paths are numbered after the nodes of the
-    graph.
-    """
+    """Rows of the tables of one trace. Nodes of the graph are numbered first, then nodes that are only on paths."""
 
     def __init__(self, trace: Trace, name: str, strings: list[str]) -> None:
         """`name` is the name of the trace. `strings` are the vocabulary's tokens as text."""
@@ -28,7 +24,7 @@ class TraceRows:
         self.path_nodes = self._path_nodes(trace.paths)
 
     def tables(self) -> dict[str, tuple[Table, list[Row]]]:
-        """Maps the name of each table to the table and its rows."""
+        """Returns (table, rows) of each table, keyed by name."""
         return {
             table.name: (table, [{"trace": self.name, **row} for row in rows])
             for table, rows in (
@@ -62,7 +58,7 @@ class TraceRows:
         ]
 
     def paths(self) -> Iterator[Row]:
-        """Yields the rows of the table `path`. Path 0, which is the root alone, is left out."""
+        """Yields the rows of the table `path`. The path that consists of the root alone is left out."""
         paths = self.trace.paths
         for path in range(1, len(paths)):
             for step, prefix in enumerate(paths.prefixes(path)):
@@ -156,10 +152,7 @@ class TraceRows:
         return common | given
 
     def _path_nodes(self, paths: Paths) -> list[Row]:
-        """Returns the rows of the nodes that are only on paths. Their numbers follow the numbers of the graph's nodes.
-
-        Also adds the field `on_paths` to the row of each node that is on a path.
-        """
+        """Returns the rows of nodes that are only on paths. Also adds `on_paths` to the rows of all nodes on paths."""
         added: list[Row] = []
         for path in range(len(paths)):
             key = self._path_key(paths, path)
@@ -177,10 +170,7 @@ class TraceRows:
         return added
 
     def _key(self, row: Row) -> tuple:
-        """Returns a key that identifies a node.
-
-        The key of a root differs from the key of a source of the same kind.
-        """
+        """Returns a key that identifies a node. A root and a source never have the same key."""
         if row.get("is_root"):
             return ("root", row["token"], row["layer"], row["feature"], row["position"])
         return tuple(row.get(name) for name in ("kind", "layer", "feature", "head", "position"))
@@ -201,10 +191,9 @@ class TraceRows:
 
 
 def source_row(trace: Trace, source: int) -> Row:
-    """Returns the fields of a source. `source` is the column of the source in `source_columns(model)`.
+    """Returns the fields of a source: kind, run, layer, feature, position and activation.
 
-    The fields are kind, run, layer, feature, position and activation. Fields that do not apply to the kind are left
-    out.
+    Fields that do not apply to the kind are left out. `source` is a column of `source_columns(model)`.
     """
     model = trace.model
     columns: SourceColumns = source_columns(model)
@@ -230,7 +219,7 @@ def source_row(trace: Trace, source: int) -> Row:
 
 
 def node_name(row: Mapping[str, Any]) -> str:
-    """Returns a short name for a row of the table `node`. The catalogue's macro `node_label` returns the same name."""
+    """Returns the name of a row of the table `node`. The catalogue's macro `node_label` returns the same name."""
     kind, token = row["kind"], row.get("token")
     at = f"'{token}'@{row.get('position')}"
     match kind:
@@ -249,9 +238,8 @@ def node_name(row: Mapping[str, Any]) -> str:
 def source_rows(sources: SourceDecomposition, tokens: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the direct sources of a reader as rows, sorted by descending |value|.
 
-    The fields are source (a name), kind, layer, number (of a feature or head), position and value. Fields that do not
-    apply to a kind are None. The values of all rows sum to the value of the reader. `tokens` are the prompt's tokens as
-    text.
+    The fields are source (a name), kind, layer, number (of a feature or head), position and value. A field that does
+    not apply to a kind is None. The values sum to the value of the reader. `tokens` are the prompt's tokens as text.
     """
     rows: list[dict[str, Any]] = [
         {"kind": "error", "layer": None, "number": None, "position": None, "value": sources.error},

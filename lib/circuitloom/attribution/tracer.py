@@ -37,44 +37,34 @@ TOKENS_PER_LABEL = 3
 
 @dataclass(frozen=True)
 class Checks:
-    """Measured interventions, which check the effects that attribution predicts.
+    """Measured interventions that check the effects of a graph's edges.
 
-    In a frozen intervention, these keep their values: attention patterns, norm denominators, and all errors and
-    features that the intervention does not itself change. In a free intervention, nothing is frozen.
+    In a frozen intervention, attention patterns, norm denominators, other errors and other features keep their values.
+    In a free intervention, nothing is frozen.
     """
 
     node: Int[Tensor, " ablated"]
-    """Indices of the ablated nodes among the nodes of the graph. Each of these nodes was ablated alone."""
+    """Index of each ablated node in the graph. Each node is ablated alone."""
     frozen: Float[Tensor, "ablated node"]
-    """Value of each node before a frozen ablation minus its value after the ablation.
-
-    It is 0 for nodes that are not targets."""
+    """Drop of each node's value under a frozen ablation; 0 for nodes that are not targets."""
     free: Float[Tensor, "ablated node"]
-    """Value of each node before a free ablation minus its value after the ablation.
-
-    It is 0 for nodes that are not targets."""
+    """Drop of each node's value under a free ablation; 0 for nodes that are not targets."""
     identity_error: float
-    """Largest difference between a node's value in the graph and its value in the model.
+    """Largest difference between a node's sum of effects and the node's value in the original model.
 
-    The value in the graph is the sum of the effects of all sources. Each difference is divided by max(1, |value in the
-    model|)."""
+    Each difference is divided by max(1, |value in the original model|)."""
     frozen_error: float
-    """Largest difference between the effect of an edge and the same effect measured by a frozen ablation.
+    """Largest difference between an edge's effect and the effect measured by a frozen ablation.
 
-    Each difference is divided by max(1, s), where s is the sum of the absolute effects of all sources on the edge's
-    target."""
+    Each difference is divided by max(1, `AttributionGraph.size` of the edge's target)."""
     free_correlation: float | None
-    """Correlation between the effects of edges and the same effects measured by free ablations; None if undefined.
+    """Correlation between edge effects and drops in free ablations; None if undefined.
 
-    It is computed over the edges from features."""
+    Only edges from features count."""
     free_correlation_all: float | None
-    """Correlation between the effects of edges and the same effects measured by free ablations; None if undefined.
-
-    It is computed over the edges from all ablated nodes."""
+    """Same as `free_correlation`, but over the edges from all ablated nodes."""
     edits: list[tuple[str, FeatureChange, EditOutcome]]
-    """Edits of several features at once.
-
-    Each entry holds the reason for an edit, the edit, and the values of the roots before and after the edit."""
+    """Each entry holds (reason, edit, values of the roots before and after the edit)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ class Trace:
     """Greedy paths from the first root."""
     checks: Checks
     seconds: float
-    """Time in seconds that the tracing took, without the checks."""
+    """Duration of the tracing in seconds, without the checks."""
 
 
 class Tracer:
@@ -113,17 +103,14 @@ class Tracer:
         dictionaries: Mapping[int, Dictionary],
         context: int,
     ) -> None:
-        """`context` is the largest allowed number of tokens in a prompt.
-
-        Raises ValueError if the model's architecture is not supported.
-        """
+        """`context` is the largest number of tokens in a prompt. Raises ValueError for unsupported architectures."""
         self.language_model, self.tokenizer = language_model, tokenizer
         self.run, self.dictionaries, self.context = run, dictionaries, context
         self.strings = tokenizer.strings()
         self.weights: ModelWeights = read_weights(language_model)
 
     def linearize(self, text: str) -> LinearizedModel:
-        """Run the model on a prompt, and linearize the model on this prompt.
+        """Returns the linearized model of a prompt.
 
         Raises ValueError if the prompt cannot be tokenized, is too short or is too long.
         """
@@ -138,7 +125,7 @@ class Tracer:
         """Trace one prompt: compute the attribution graph, the paths and the checks.
 
         `report` is called with progress messages. Raises ValueError if the prompt cannot be tokenized, is too short or
-        is too long, or if the prompt's target does not exist.
+        is too long. Also raises ValueError if the target does not exist.
         """
         report("running the prompt")
         started = time.perf_counter()
@@ -159,7 +146,7 @@ class Tracer:
     def _check(
         self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
     ) -> Checks:
-        """Ablate each source in the graph alone, except the constant. Then apply `edits`."""
+        """Ablate each source in the graph alone. The constant is not ablated. Then apply `edits`."""
         columns = source_columns(model)
         targets, target_node = graph_targets(model, roots, graph)
         node = torch.nonzero(graph.node < columns.constant)[:, 0]
@@ -190,10 +177,10 @@ class Tracer:
     def _apply_edits(
         self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
     ) -> list[tuple[str, FeatureChange, EditOutcome]]:
-        """Apply several edits, and return the reason, the edit and the outcome of each.
+        """Returns (reason, edit, outcome) of each edit.
 
-        The first edit keeps only the features of the graph. The second edit ablates the features of the graph. These
-        two edits are skipped if the graph has no features. The edits in `edits` follow.
+        The first edit keeps only the graph's features. The second edit ablates the graph's features. If the graph has
+        no features, these two edits are skipped. The edits in `edits` follow.
         """
         active = graph.node[graph.node < source_columns(model).active]
         names = [feature_name(model, int(i)) for i in active]
@@ -215,10 +202,10 @@ class Tracer:
 def graph_targets(
     model: LinearizedModel, roots: Roots, graph: AttributionGraph
 ) -> tuple[list[AttributionTargets], Int[Tensor, " target"]]:
-    """Returns targets for the features and roots of a graph, and the index of each target among the graph's nodes.
+    """Returns targets for the features and roots of a graph, and the node index of each target.
 
-    Targets come in groups: one group for the features of each layer, then one group for the roots. The indices run over
-    the targets of all groups, group after group.
+    The list has one item per layer of features, followed by one item for the roots. The node indices of all items are
+    concatenated.
     """
     columns = source_columns(model)
     index = torch.nonzero(graph.node < columns.active)[:, 0]
@@ -230,10 +217,7 @@ def graph_targets(
 
 
 def feature_name(model: LinearizedModel, active: int) -> str:
-    """Returns the name of an active feature in the form LAYER/FEATURE@POSITION.
-
-    `active` is an index into `model.features`.
-    """
+    """Returns the name LAYER/FEATURE@POSITION of the feature with index `active` in `model.features`."""
     features = model.features
     return f"{features.layer[active]}/{features.feature[active]}@{features.position[active]}"
 
@@ -247,9 +231,8 @@ def _correlation(predicted: Float[Tensor, " edge"], measured: Float[Tensor, " ed
 def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float32") -> Tracer:
     """Open a tracer for the results of a study.
 
-    If `run` is None, the run through which most prompts of the study were traced is used. If no prompt was traced, the
-    study's first run of transcoders is used. Raises ValueError if a part of the results is missing, or if `run` is not
-    a run of transcoders of the study.
+    By default, the run is `most_traced_run`. If no prompt was traced, the run is the first of `transcoder_runs`.
+    Raises ValueError if a part of the results is missing, or if `run` is not one of `transcoder_runs`.
 
     >>> tracer = open_tracer("results/quickstart", run="tc-topk16-1024")
     """
@@ -279,8 +262,7 @@ def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float3
 def transcoder_runs(folder: Path) -> list[str]:
     """Returns the names of the study's trained runs of transcoders.
 
-    Names in the evaluation table `run` come first, in the order of this table. Other names follow in alphabetical
-    order.
+    Names in the evaluation table `run` come first, in the order of the table. Other names follow in alphabetical order.
     """
     found = []
     for config in sorted(Layout(folder).dictionaries.glob(f"*/layer*/{CONFIG}")):
@@ -293,19 +275,16 @@ def transcoder_runs(folder: Path) -> list[str]:
 
 
 def most_traced_run(folder: Path) -> str | None:
-    """Returns the name of the run through which most prompts of the study were traced.
-
-    Returns None if no prompt was traced.
-    """
+    """Returns the run with which most prompts of the study were traced. Returns None if no prompt was traced."""
     tables = [read_table(file) for file in sorted(Layout(folder).circuits.glob("*/trace.parquet"))]
     runs = Counter(run for table in tables for run in table.column("run").to_pylist())
     return max(runs, key=lambda run: runs[run], default=None)
 
 
 def feature_labels(folder: Path, run: str, features: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    """Maps (layer, feature) to a label that lists tokens on which the feature fires.
+    """Returns a label for each (layer, feature): the most frequent tokens in the feature's top examples.
 
-    These are the most frequent tokens in the feature's top examples. Features without examples are left out.
+    Features without examples are left out.
     """
     labels: dict[tuple[int, int], str] = {}
     by_layer: dict[int, list[int]] = {}
