@@ -12,8 +12,8 @@ with job("activations", snakemake):
     params = snakemake.params
     outputs = [Path(output) for output in snakemake.output]
     part = snakemake.wildcards.get("part")
-    # A single job reads the layers from its output files. As a parameter they would make Snakemake cache all layers
-    # again when one is dropped from the config.
+    # A single job takes the layers from the names of its output files. If the layers were a parameter, Snakemake would
+    # cache all layers again after a layer is removed from the config.
     layers = params.layers if part else [int(output.stem.removeprefix("layer")) for output in outputs]
     config = Activations.model_validate({**params.config, "layers": layers})
     order = row_order(open_tokens(snakemake.input.train), params.seed, config.shard_rows, config.tokens)

@@ -9,6 +9,6 @@ with job("activations", snakemake):
     job_folders = [Path(folder) for folder in snakemake.input]
     activations = Path(snakemake.output[0]).parents[1]
     join_shards(job_folders, activations)
-    # the folders of the jobs are temporary outputs, which Snakemake removes after this script
+    # Snakemake removes the job folders after this script, because they are temporary outputs
     for job_folder in job_folders:
         remove_record(activations.parent, job_folder)

@@ -17,7 +17,7 @@ with job("evaluation", snakemake):
     baseline = read_baselines(source.baselines)["mlp_out", ALL_LAYERS]
     folders = iter(source.dictionaries)
     for run, metric in zip(params.runs, snakemake.output.metric, strict=True):
-        # the dictionaries of all runs together may not fit into memory, so only one run is loaded at a time
+        # one run is loaded at a time, because the dictionaries of all runs may not fit into memory
         layers = {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
         scores = score_runs(model, {run: layers}, held_out, config.batch)
         write_table(METRIC, [metric_row(run, ALL_LAYERS, scores[run], baseline)], metric)

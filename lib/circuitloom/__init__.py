@@ -1,6 +1,7 @@
 """Transcoders, SAEs and attribution graphs: from text to verified circuits through the MLPs of a language model.
 
-The names below are the public API. They are imported on first use, and the docstring of each has an example."""
+The names below are the public API. The docstring of each name has an example.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,8 @@ _MODULES = {
     "score_features": "evaluation.concepts",
     "score_runs": "evaluation.scoring",
 }
-"""Maps each public name to the module that defines it. Names are imported on first use, because every job imports this
-package and few jobs need torch or DuckDB."""
+"""Maps each public name to its module. Names are imported on first use: every job imports this package, but few jobs
+need torch or DuckDB."""
 __all__ = [
     "Dictionary",
     "Tracer",

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sql(arguments: argparse.Namespace) -> None:
-    """Print the result of a statement. If the output is a terminal, tables are cut to its width."""
+    """Print the result of a statement. On a terminal, tables are cut to the terminal's width."""
     from .catalog.output import write_result
     from .catalog.sandbox import open_sandbox, run_statement
 
@@ -125,7 +125,7 @@ def _trace(arguments: argparse.Namespace) -> None:
 
 
 def _explore(arguments: argparse.Namespace) -> None:
-    """Serve the explorer until it is interrupted."""
+    """Serve the explorer until the user interrupts the process."""
     from .explorer.app import HOST, start
 
     server = start(Layout.of(arguments.study).root, arguments.port)
@@ -143,7 +143,7 @@ def _explore(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    """Print a line for each damaged file and exit with 1, or print a summary."""
+    """Print one line per damaged file and exit with 1. Without damage, print a summary."""
     from .core.checksums import find_damage, summary
 
     folder = Layout.of(arguments.study).root

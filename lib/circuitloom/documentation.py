@@ -1,4 +1,4 @@
-"""Files generated from the code: config/README.md, config/schema.json and docs/formats.md."""
+"""Generates files from the code: config/README.md, config/schema.json and docs/formats.md."""
 
 import json
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ EXAMPLES = {
 
 
 YAML_NUMBER = r"^[-+]?[0-9_]+(\.[0-9_]*)?([eE][-+]?[0-9]+)?$"
-"""Pattern of numbers that YAML parsers may read as text, such as 1e-3 and 60_000_000."""
+"""Pattern of numbers that YAML parsers may return as text, such as 1e-3 and 60_000_000."""
 
 
 def config_page() -> str:
@@ -145,9 +145,9 @@ def config_schema() -> str:
 
 
 def _for_editors(schema: Any, keys_are_names: bool = False) -> Any:
-    """Returns the schema for editors. Titles, and defaults that are sections, are removed. Numbers may also be text.
+    """Returns the schema for editors, without titles and without defaults that are sections. Numbers may also be text.
 
-    `keys_are_names` means that the keys of `schema` are names that the schema defines, not words of JSON schema.
+    If `keys_are_names`, the keys of `schema` are names that the schema defines, not words of JSON schema.
     """
     if isinstance(schema, list):
         return [_for_editors(each) for each in schema]
@@ -192,7 +192,7 @@ def _section(title: str, model: type[BaseModel]) -> Iterator[str]:
 
 def _type(field: FieldInfo) -> str:
     class Holder(BaseModel):
-        # the field's metadata has the types that it accepts besides its own
+        # the field's metadata has the other types that the field accepts
         value: Annotated[field.annotation, field]  # type: ignore[valid-type]
 
     schema = Holder.model_json_schema()["properties"]["value"]
@@ -222,10 +222,8 @@ def _schema_type(schema: dict[str, Any]) -> str:
 
 
 def _by_name(schema: dict[str, Any]) -> str:
-    """Returns a phrase for the values of a mapping, such as `numbers by name`.
-
-    A mapping with values of any type is called a section, because another class checks its keys.
-    """
+    """Returns a phrase for the values of a mapping, such as `numbers by name`. Values of any type give "section",
+    because another class checks the keys."""
     values = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
     if not isinstance(values, dict):
         return "section"

@@ -1,9 +1,10 @@
-"""Converts activations to number formats for storage. Also reads and writes sharded Zarr arrays fast.
+"""Converts activations to number formats for storage. Reads and writes sharded Zarr arrays fast.
 
-Any Zarr library can read these arrays. The layout is one that Zarr's sharding codec allows. In this layout, the chunks
-of a shard are uncompressed and have equal size. The chunks are stored in order, and each chunk is followed by its
-checksum (CRC-32C). So the offset of a chunk is known without the shard's index. Chunks are not compressed, because
-zstd at its lowest level would save only 8 % of the bytes, and would take ten times as long as writing the bytes."""
+Any Zarr library can read the arrays, because the layout follows Zarr's sharding codec. The chunks of a shard have equal
+size and are stored in order. A checksum (CRC-32C) follows each chunk. So the offset of a chunk is known without the
+shard's index. Chunks are not compressed. zstd at its lowest level would save only 8 % of the bytes, and would take ten
+times as long as writing.
+"""
 
 import os
 from functools import cache
@@ -25,13 +26,12 @@ LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "int8": 3.38e38}
 TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """Data type of each format in memory."""
 ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
-"""Data type of each format on disk. Zarr has no bfloat16, so its bits are stored as uint16."""
+"""Data type of each format on disk. Zarr has no bfloat16, so bfloat16 bits are stored as uint16."""
 CHUNK_ROWS = 1024
-"""Number of rows per chunk. A chunk is the smallest unit that can be read. A training batch consists of a few
-chunks."""
+"""Number of rows per chunk, the smallest unit that can be read. A training batch has a few chunks."""
 _CHECKSUM_BYTES = 4
 _NO_CHUNK = 2**64 - 1
-"""Value in a shard's index that means that a chunk is missing."""
+"""Value that marks a missing chunk in a shard's index."""
 _MAX_BUFFERS = 1024
 """Maximum number of buffers per preadv call (Linux)."""
 
@@ -41,14 +41,11 @@ class Packed(NamedTuple):
 
     values: Num[Tensor, "row d"]
     scales: Float[Tensor, " row"] | None
-    """Factor by which the stored values of each row must be multiplied. None if the format is not int8."""
+    """For int8, the factor by which the stored values of each row are multiplied. None for other formats."""
 
 
 def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
-    """Returns a copy of `x` rounded to `number_format`.
-
-    For int8, each row is first scaled so that its largest magnitude becomes 127.
-    """
+    """Returns a copy of `x` in `number_format`. For int8, each row is scaled to the maximum magnitude 127."""
     if number_format != "int8":
         return Packed(x.to(TORCH_DTYPE[number_format], copy=True), None)
     largest = x.abs().amax(dim=1).float()
@@ -64,7 +61,7 @@ def unpack(packed: Packed) -> Float[Tensor, "row d"]:
 
 
 def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, shard_rows: int) -> zarr.Array:
-    """Open the array `name` in the folder `group`. If the array does not exist, it is created first."""
+    """Open the array `name` in the folder `group`, or create the array if it does not exist."""
     if (group / name / "zarr.json").is_file():
         return zarr.open_array(group / name, mode="r+")
     return zarr.create_array(
@@ -96,9 +93,9 @@ def _shard_rows(array: zarr.Array) -> int:
 
 
 def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row ..."]) -> None:
-    """Write `values` as shard number `shard` of `array`. After that, the caller must call fsync on the file.
+    """Write `values` as shard number `shard` of `array`. The caller must then call fsync on the shard's file.
 
-    If the disk is full, raises an OSError that contains the name of the file.
+    Raises OSError, with the name of the file, if the disk is full.
     """
     file = shard_file(array, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +117,8 @@ def write_shard(array: zarr.Array, shard: int, values: Shaped[np.ndarray, "row .
 
 
 def open_array(folder: Path, remedy: str) -> zarr.Array:
-    """Open the array in `folder` for reading.
-
-    Raises ValueError if `folder` contains no array, if a shard is missing, or if `write_shard` would write another
-    layout. The error message ends with `remedy`.
-    """
+    """Open the array in `folder` for reading. Raises ValueError, with `remedy`, if there is no array, if a shard is
+    missing, or if the layout is not that of `write_shard`."""
     try:
         array = zarr.open_array(folder, mode="r")
     except (OSError, ValueError, KeyError) as error:
@@ -138,7 +132,7 @@ def open_array(folder: Path, remedy: str) -> zarr.Array:
 
 
 def _has_shard_layout(array: zarr.Array) -> bool:
-    """Whether the metadata of `array` describe the layout that `write_shard` writes."""
+    """Whether `array` has the layout that `write_shard` writes."""
     metadata: Any = array.metadata.to_dict()
     (codec,) = metadata["codecs"]
     if array.chunks != (CHUNK_ROWS, *array.shape[1:]) or codec["name"] != "sharding_indexed":
@@ -149,10 +143,9 @@ def _has_shard_layout(array: zarr.Array) -> bool:
 
 
 def read_rows(array: zarr.Array, start: int, stop: int, remedy: str) -> Shaped[np.ndarray, "row ..."]:
-    """Returns rows `start` to `stop` (exclusive) of `array`.
+    """Returns rows `start` to `stop` (exclusive) of `array`. Verifies the checksums of the chunks.
 
-    Only complete chunks are read from disk, and the checksum of each of these chunks is verified. Raises ValueError if
-    a shard is damaged. The error message contains the name of the file, and ends with `remedy`.
+    Raises ValueError, with the name of the file and `remedy`, if a shard is damaged.
     """
     rows = np.empty((stop - start, *array.shape[1:]), array.dtype)
     size = _shard_rows(array)
@@ -168,7 +161,7 @@ def read_rows(array: zarr.Array, start: int, stop: int, remedy: str) -> Shaped[n
 
 
 def _read(file: Path, rows: Shaped[np.ndarray, "row ..."], first: int, filled: int, shard_rows: int) -> None:
-    """Fill `rows` with consecutive rows of the shard in `file`. The first of these is row `first` of the shard.
+    """Fill `rows` from the shard in `file`, beginning with row `first` of the shard.
 
     `filled` is the number of chunks in the shard. Raises ValueError if the shard is damaged.
     """
@@ -211,10 +204,8 @@ def _checksum(content: Shaped[np.ndarray, " byte"] | bytes) -> bytes:
 
 @cache
 def _index(filled: int, shard_rows: int, row_bytes: int) -> bytes:
-    """Returns the index, which is stored at the end of a shard.
-
-    The index contains the offset and the size of each chunk. After that, it contains its own checksum.
-    """
+    """Returns the index at the end of a shard: the offset and size of each chunk, then a checksum of the index
+    itself."""
     size = CHUNK_ROWS * row_bytes + _CHECKSUM_BYTES
     index = np.full((shard_rows // CHUNK_ROWS, 2), _NO_CHUNK, "<u8")
     index[:filled, 0] = np.arange(filled) * size
@@ -229,10 +220,8 @@ def _write_all(descriptor: int, content: memoryview) -> None:
 
 
 def _read_all(descriptor: int, buffers: list[np.ndarray], offset: int) -> None:
-    """Fill `buffers`, in order, with the bytes of a file. The first byte is at `offset` in the file.
-
-    Raises ValueError if the file ends before all buffers are full.
-    """
+    """Fill `buffers` in order with the bytes of a file from `offset` on. Raises ValueError if the file ends too
+    early."""
     for start in range(0, len(buffers), _MAX_BUFFERS):
         unfilled = [buffer.data for buffer in buffers[start : start + _MAX_BUFFERS]]
         while unfilled:

@@ -1,8 +1,9 @@
-"""Caches the activations of one site in all layers. The training tokens pass through the model only once.
+"""Caches the activations of one site in all layers, with one pass over the training tokens.
 
 `Recorder` runs the model and packs the activations. `ShardBuffer` collects the rows of a shard. `CacheWriter` writes
 the shards, and resumes after a killed run. `cache_site` writes all shards in one job. If several jobs share the work,
-each job calls `cache_shards_of_job`. Then `shards.join_shards` combines the shards of all jobs."""
+each job calls `cache_shards_of_job`. Then `shards.join_shards` combines the shards of all jobs.
+"""
 
 import math
 import shutil
@@ -45,29 +46,25 @@ from .statistics import RowSums
 GPU_MEMORY_FRACTION = 0.4
 """Maximum fraction of a GPU's free memory that two shard buffers may use."""
 MAX_WRITER_THREADS = 8
-"""Maximum number of threads that write shards. If the model runs on the CPU, these threads take cores from the
-model."""
+"""Maximum number of threads that write shards. A model on the CPU shares the cores with these threads."""
 
 Arrays = list[list[zarr.Array]]
-"""The Zarr arrays of each layer. These are the array `values` and, for int8, also the array `scales`."""
+"""Zarr arrays of each layer: `values` and, for int8, `scales`."""
 
 
 @dataclass
 class PackedBatch:
-    """Packed activations of one batch.
-
-    The activations are on the model's device or in host memory. The copy to host memory may not be complete yet.
-    """
+    """Packed activations of one batch, on the model's device or in host memory."""
 
     slot: Int[Tensor, " row"]
     layers: list[Packed] = field(default_factory=list)
     copied: torch.cuda.Event | None = None
-    """CUDA event that completes when the copy to host memory is complete. None if nothing is copied."""
+    """CUDA event at the end of the copy to host memory. None if nothing is copied."""
 
 
 @dataclass
 class ShardBuffer:
-    """Buffer for the rows of one shard in all layers. The same buffer is used again for later shards."""
+    """Buffer for the rows of one shard in all layers. Later shards reuse the buffer."""
 
     values: Num[Tensor, "layer row d"]
     scales: Float[Tensor, "layer row"] | None
@@ -81,7 +78,7 @@ class ShardBuffer:
         return cls(values, torch.empty(layers, rows, device=device) if number_format == "int8" else None)
 
     def put(self, batch: PackedBatch) -> None:
-        """Copy each row of a batch to the row's slot in the buffer."""
+        """Copy each row of `batch` to its slot in the buffer."""
         if batch.copied is not None:
             batch.copied.synchronize()
         slot = batch.slot.to(self.values.device, non_blocking=True)
@@ -109,10 +106,9 @@ class Recorder:
 
     @property
     def captured_sites(self) -> list[Site]:
-        """The sites whose activations are captured. These include `site` in every layer.
+        """Sites to capture: `site` in every layer. If `site` is mlp_in, mlp_out is captured in every layer too.
 
-        If `site` is mlp_in, mlp_out is also captured in every layer. A reader may compute mlp_out from the cached
-        mlp_in, and then the reader needs the moments of mlp_out.
+        `ActivationStore` needs the moments of mlp_out when it computes mlp_out from the cached mlp_in.
         """
         names = [self.site, "mlp_out"] if self.site == "mlp_in" else [self.site]
         return [Site(name, layer) for name in names for layer in self.layers]
@@ -124,10 +120,9 @@ class Recorder:
         return capture(self.model, torch.zeros(1, 1, dtype=torch.int64), [first])[first].shape[-1]
 
     def record(self, batches: Iterator[ShardBatch], sums: RowSums) -> Iterator[PackedBatch]:
-        """Yield the packed activations of each batch, and add the activations of all captured sites to `sums`.
+        """Yields the packed activations of each batch. Adds the activations of all captured sites to `sums`.
 
-        If batches are copied from a GPU, a batch is yielded only after the next batch is queued. So the copy of a
-        batch overlaps with the computation of the next batch.
+        The copy of a batch from a GPU overlaps with the computation of the next batch.
         """
         previous: PackedBatch | None = None
         for batch in batches:
@@ -165,10 +160,7 @@ class Recorder:
 
 
 def _fetch(values: Tensor) -> Tensor:
-    """Returns `values` in host memory.
-
-    Values on a GPU are copied on a separate CUDA stream. The copy starts after all work that is already queued.
-    """
+    """Returns `values` in host memory. Values on a GPU are copied on a separate CUDA stream, after all queued work."""
     if values.device.type == "cpu":
         return values
     queued, stream = torch.cuda.current_stream(values.device).record_event(), torch.cuda.Stream(values.device)
@@ -180,10 +172,7 @@ def _fetch(values: Tensor) -> Tensor:
 
 
 def _to_host(packed: Packed) -> Packed:
-    """Returns `packed` in host memory.
-
-    Values on a GPU are copied to pinned memory. This copy is asynchronous, so it may not be complete yet.
-    """
+    """Returns `packed` in host memory. Values on a GPU are copied to pinned memory asynchronously."""
 
     def copy(x: Tensor | None) -> Tensor | None:
         if x is None or x.device.type == "cpu":
@@ -198,14 +187,14 @@ def _to_host(packed: Packed) -> Packed:
 def cache_site(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, folder: Path, version: str = ""
 ) -> None:
-    """Cache the activations of `site` in all layers that `config` lists. `order` defines the rows.
+    """Cache the activations of `site` in the layers of `config`, with rows in the given order.
 
-    Writes one Zarr group per layer under `folder`. A group contains the array `values` and, for int8, also the array
-    `scales`. The attributes of a group contain the moments. A killed call resumes after the last complete shard, and
-    then writes the same bytes. If the model, the order, the config or `version` (a hash of the code) has changed, the
-    call starts again instead.
-    Raises ValueError if the model has no such site or layer. Also raises ValueError if an activation is not finite,
-    or is too large for the number format.
+    Writes one Zarr group per layer under `folder`: the array `values`, the array `scales` for int8, and the moments as
+    attributes. After a kill, the next call resumes after the last complete shard, and gives the same bytes. The next
+    call starts again if the model, the order, the config or `version` (a hash of the code) has changed.
+
+    Raises ValueError if the model has no such site or layer. Also raises ValueError if an activation is not finite, or
+    is too large for the number format.
     """
     writer, digest = _writer(site, order, model, config, version)
     with partial_folder(folder / site, digest) as work:
@@ -222,11 +211,10 @@ def cache_shards_of_job(
     folder: Path,
     version: str = "",
 ) -> None:
-    """Write the shards of job number `job` to `folder`. Several jobs share the shards of `site`.
+    """Write the shards of job number `job`, from 0 to `config.jobs` - 1, to `folder`.
 
-    Jobs are numbered from 0 to `config.jobs` - 1. If there are fewer shards than jobs, some jobs write no shards.
-    After all jobs, `shards.join_shards` combines their folders. A killed call resumes in the same way as
-    `cache_site`, and raises the same errors.
+    If there are fewer shards than jobs, some jobs write no shards. `shards.join_shards` combines the folders of all
+    jobs. Resumes and raises errors as `cache_site` does.
     """
     writer, digest = _writer(site, order, model, config, version)
     first, stop = (each * order.shards // config.jobs for each in (job, job + 1))
@@ -239,7 +227,7 @@ def cache_shards_of_job(
 def _writer(
     site: str, order: RowOrder, model: LanguageModel, config: Activations, version: str
 ) -> tuple["CacheWriter", str]:
-    """Returns the writer, and a fingerprint of everything that determines the bytes that the writer writes."""
+    """Returns the writer, and a fingerprint of everything that determines the cached bytes."""
     layers = list(range(model.layers)) if config.layers == "all" else sorted(set(config.layers))
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
@@ -255,10 +243,7 @@ def _writer(
 
 
 def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
-    """Whether the model is on a GPU, and two shard buffers fit into the free memory of this GPU.
-
-    Buffers on the GPU are filled fastest.
-    """
+    """Whether two shard buffers fit into the free memory of the model's GPU. Buffers on the GPU are filled fastest."""
     device = recorder.model.device
     if device.type != "cuda":
         return False
@@ -269,7 +254,7 @@ def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class CacheWriter:
-    """Fills shards with activations and writes the shards. A shard is complete when the file with its sums exists."""
+    """Fills and writes shards. A shard is complete when the file with its sums exists."""
 
     order: RowOrder
     recorder: Recorder
@@ -279,15 +264,15 @@ class CacheWriter:
     """Digest of the language model's weights."""
 
     def write(self, work: Path, shards: range) -> None:
-        """Write `shards` to `work`, beginning with the first shard that is not complete. Then write the description."""
+        """Write `shards` to `work`, from the first incomplete shard on. Then write the description."""
         work.mkdir(exist_ok=True)
         # if a run is killed, Zarr may leave temporary metadata files
         for temporary in work.rglob("zarr.*.partial"):
             temporary.unlink()
         arrays = self._arrays(work)
         missing = next((shard for shard in shards if not _is_complete(work, arrays, shard)), shards.stop)
-        # if a run was killed while it moved layers, the sums of later shards may still exist without the other files
-        # of these shards; these shards are written again
+        # a run that was killed while it moved layers may leave the sums of later shards without their other files;
+        # these shards are written again
         for shard in range(missing, shards.stop):
             sums_file(work, shard).unlink(missing_ok=True)
         first, start, stop = (self._row(shard) for shard in (shards.start, missing, shards.stop))
@@ -303,10 +288,7 @@ class CacheWriter:
         write_description(work, description)
 
     def _row(self, shard: int) -> int:
-        """Returns the number of the first row of a shard.
-
-        If `shard` is the index after the last shard, returns the total number of rows.
-        """
+        """Returns the index of a shard's first row. The index after the last shard gives the total number of rows."""
         return min(shard * self.order.shard_rows, self.order.rows)
 
     def _write_shards(
@@ -361,7 +343,7 @@ class CacheWriter:
         sums: RowSums,
         writers: ThreadPoolExecutor,
     ) -> None:
-        """Write one shard of every layer. Then write the file with the sums of this shard."""
+        """Write one shard of every layer. Then write the file with the shard's sums."""
         start, stop = self.order.bounds(shard)
 
         def write_layer(i: int) -> None:
@@ -392,9 +374,9 @@ class CacheWriter:
 
 
 def _is_complete(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int) -> bool:
-    """Whether the file with the shard's sums exists, and also the files with the shard's rows in all arrays.
+    """Whether the files with a shard's sums and with its rows in all arrays exist.
 
-    If a run was killed while it moved layers, only the file with the sums may exist.
+    A run that was killed while it moved layers may leave only the sums.
     """
     return sums_file(work, shard).is_file() and all(
         shard_file(array, shard).is_file() for layer in arrays for array in layer
@@ -402,5 +384,5 @@ def _is_complete(work: Path, arrays: Iterable[Iterable[zarr.Array]], shard: int)
 
 
 def _as_numpy(values: torch.Tensor) -> np.ndarray:
-    """Returns `values` as a numpy array, without a copy. The bits of bfloat16 values are returned as uint16."""
+    """Returns a numpy view of `values`. bfloat16 becomes uint16 with the same bits."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()

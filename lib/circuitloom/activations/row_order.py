@@ -1,5 +1,4 @@
-"""Defines the order of rows in cached activations. Also writes the Zarr group `rows.zarr`, which stores the sequence
-and the position that each row comes from."""
+"""Defines the order of rows in cached activations. Writes the sequence and the position of each row to `rows.zarr`."""
 
 import hashlib
 import shutil
@@ -20,19 +19,19 @@ from ..corpus.tokens import Tokens, scored_positions
 from .arrays import create_array, shard_file, write_shard
 
 _READ_SEQUENCES = 8192
-"""Number of sequences read at a time."""
+"""Number of sequences per read."""
 
 
 class ShardBatch(NamedTuple):
-    """A batch of sequences, and the rows of one shard that tokens of these sequences fill."""
+    """A batch of sequences. Its tokens fill some rows of one shard."""
 
     tokens: Int[Tensor, "sequence position"]
     sequences: Integer[np.ndarray, " sequence"]
     """Index of each sequence in the split."""
     source: Int[Tensor, " row"]
-    """Index of the token that fills each row. The index counts in the flattened batch [sequence * position]."""
+    """Index, in the flattened `tokens`, of the token that fills each row."""
     slot: Int[Tensor, " row"]
-    """Index of each row in the shard."""
+    """Index of each row within the shard."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,18 @@ class RowOrder:
     """The order of rows in cached activations.
 
     The sequences of the split are permuted. The scored tokens of the permuted sequences are concatenated and cut into
-    shards. Then the tokens are permuted within each shard. The order of rows depends only on the tokens, the seed,
-    the shard size and the number of rows. So the order is the same for every site, layer, number format and batch
-    size.
+    shards. Then the tokens are permuted within each shard. The order depends only on the tokens, the seed, the shard
+    size and the number of rows. It is the same for every site, layer, number format and batch size.
     """
 
     token: Integer[np.ndarray, "sequence position"]
     """Token ids of the split."""
     bos_id: int | None
     permutation: Integer[np.ndarray, " sequence"]
-    """Sequences in permuted order."""
+    """Indices of the sequences in permuted order."""
     first: Integer[np.ndarray, " boundary"]
-    """Number of the first row of each permuted sequence, before tokens are permuted within shards. The last entry is
-    the total number of scored tokens."""
+    """Index of the first row of each permuted sequence, before the permutation within shards. The last entry is the
+    total number of scored tokens."""
     rows: int
     """Number of rows."""
     shard_rows: int
@@ -72,15 +70,13 @@ class RowOrder:
         return digest.hexdigest()
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """Returns the number of the first row of `shard`, and the number of the first row after `shard`."""
+        """Returns (start, stop). The rows of `shard` are `start` to `stop` (exclusive)."""
         start = shard * self.shard_rows
         return start, min(start + self.shard_rows, self.rows)
 
     def batches(self, shard: int, size: int) -> Iterator[ShardBatch]:
-        """Yield the sequences whose tokens fill `shard`, in batches of `size` sequences.
-
-        The tokens of one sequence may be in two shards.
-        """
+        """Yields the sequences that fill `shard`, `size` sequences per batch. A sequence may have tokens in two
+        shards."""
         start, stop = self.bounds(shard)
         slots = torch.from_numpy(np.random.default_rng((self.seed, shard + 1)).permutation(stop - start))
         begin = int(np.searchsorted(self.first, start, side="right")) - 1
@@ -96,10 +92,7 @@ class RowOrder:
 
 
 def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = None) -> RowOrder:
-    """Returns the order of rows for the scored tokens of `tokens`. There are at most `limit` rows.
-
-    Raises ValueError if no token is scored.
-    """
+    """Returns the order of at most `limit` rows from the scored tokens. Raises ValueError if no token is scored."""
     token = np.empty((len(tokens), tokens.context), tokens.token.dtype)
     count = np.empty(len(tokens), np.int32)
     for start in range(0, len(tokens), _READ_SEQUENCES):
@@ -116,10 +109,8 @@ def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = No
 
 
 def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:
-    """Write the sequence and the position that each row comes from. The Zarr group `path` is written atomically.
-
-    `batch` sequences are processed at a time.
-    """
+    """Write the sequence and the position of each row to the Zarr group `path`, atomically. `batch` is the number of
+    sequences that are processed at a time."""
     context = order.token.shape[1]
     dtypes = {"sequence": "int32", "position": "int16" if context <= 2**15 else "int32"}
     with partial_folder(path, fingerprint(order=order.digest)) as work:

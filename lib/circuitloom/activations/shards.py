@@ -1,5 +1,4 @@
-"""Combines the finished shards of a site into one Zarr group per layer. One or several jobs have written the shards.
-The attributes of a group contain the moments of its activations."""
+"""Combines the shards of a site into one Zarr group per layer. One or several jobs have written the shards."""
 
 import json
 import os
@@ -21,10 +20,7 @@ _DESCRIPTION = "description.json"
 
 @dataclass(frozen=True)
 class CacheDescription:
-    """Describes the source and the layout of the shards in a folder.
-
-    All jobs that cache the same site have the same description.
-    """
+    """Source and layout of the shards in a folder. All jobs that cache the same site have the same description."""
 
     site: str
     layers: list[int]
@@ -44,10 +40,8 @@ class CacheDescription:
 
 
 def sums_file(folder: Path, shard: int) -> Path:
-    """Returns the path of the file with the sums over a shard's rows.
-
-    The file with the sums is written last, so a shard that has this file is complete.
-    """
+    """Returns the path of the file with the sums over a shard's rows. This file is the last that is written for a
+    shard."""
     return folder / f"shard{shard}.safetensors"
 
 
@@ -57,11 +51,10 @@ def write_description(folder: Path, description: CacheDescription) -> None:
 
 
 def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
-    """Join the shards of several jobs to Zarr groups under `folder`.
+    """Combine the shards of several jobs into Zarr groups under `folder`. `cache.cache_site` writes the same bytes.
 
-    The groups have the same bytes as the groups that `cache.cache_site` writes. Files are hard-linked. If a file
-    cannot be hard-linked, it is copied. The job folders are not changed.
-    Raises ValueError if a job's description differs from that of the first job, or if shards are missing.
+    Files are hard-linked, or copied if hard links are impossible. The job folders are not changed. Raises ValueError if
+    the jobs have different descriptions, or if shards are missing.
     """
     descriptions = [_read_description(job) for job in job_folders]
     for job, each in zip(job_folders, descriptions, strict=True):
@@ -87,8 +80,7 @@ def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
 def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None:
     """Write the attributes of each layer's Zarr group in `work`. Then move the groups to `folder` and remove `work`.
 
-    The attributes contain the description of the shards and the moments of the layer. The moments are computed from
-    the sums in `job_folders`.
+    The attributes are the description of the shards, and the moments from the sums in `job_folders`.
     """
     description = _read_description(job_folders[0])
     job_of = _job_of_shard(job_folders, description)
@@ -125,7 +117,7 @@ def _read_description(job: Path) -> CacheDescription:
 
 
 def _job_of_shard(job_folders: Sequence[Path], description: CacheDescription) -> list[Path]:
-    """Returns, for each shard, the job folder that contains this shard. Raises ValueError if a shard is missing."""
+    """Returns the job folder of each shard. Raises ValueError if a shard is missing."""
     found = {file.name: job for job in job_folders for file in job.glob("shard*.safetensors")}
     jobs = [found.get(sums_file(Path(), shard).name) for shard in range(description.shards)]
     if None in jobs:
@@ -137,10 +129,8 @@ def _job_of_shard(job_folders: Sequence[Path], description: CacheDescription) ->
 
 
 def _link(job: Path, work: Path, file: Path) -> None:
-    """Create `file` as a hard link. If this fails, create `file` as a copy.
-
-    `file` is under `work`. The file with the same relative path under `job` is linked or copied.
-    """
+    """Create `file` as a hard link, or as a copy. The path of the source under `job` is the path of `file` under
+    `work`."""
     source = job / file.relative_to(work)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:

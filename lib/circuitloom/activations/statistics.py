@@ -14,13 +14,13 @@ class RowSums:
 
     total: Float[Tensor, "array d"]
     square: Float[Tensor, " array"]
-    """Sum of the squared norms of the rows of each array."""
+    """Sum of squared row norms, per array."""
     largest: Float[Tensor, " array"]
-    """Largest magnitude of a value in each array. NaN if a value of the array was NaN."""
+    """Largest absolute value, per array. NaN if a value is NaN."""
 
     @classmethod
     def zeros(cls, arrays: int, d: int, device: torch.device | str = "cpu") -> "RowSums":
-        """Returns sums that are zero. Rows can then be added to these sums."""
+        """Returns the sums over zero rows."""
         total = torch.zeros(arrays, d, dtype=torch.float64, device=device)
         return cls(total, torch.zeros_like(total[:, 0]), torch.zeros_like(total[:, 0]))
 
@@ -35,7 +35,7 @@ class RowSums:
         self.largest[array] = torch.maximum(self.largest[array], torch.maximum(-low, high))
 
     def __add__(self, other: "RowSums") -> "RowSums":
-        """Returns the sums over the rows of `self` and the rows of `other`."""
+        """Returns the sums over the rows of `self` and `other` together."""
         largest = torch.maximum(self.largest, other.largest)
         return RowSums(self.total + other.total, self.square + other.square, largest)
 
@@ -45,21 +45,21 @@ class Moments(NamedTuple):
 
     mean: Float[Tensor, " d"]
     scale: float
-    """sqrt(E|x|² / d), where x is a row of width d. The rows x / scale have the mean squared norm d."""
+    """sqrt(E|x|² / d) for rows x of width d. Rows divided by the scale have the mean squared norm d."""
     variance: float
-    """E|x - mean|², where x is a row."""
+    """E|x - mean|² for rows x."""
 
     def to_json(self) -> dict:
-        """Returns the fields as plain Python values, without rounding."""
+        """Returns the fields as plain Python values."""
         return {"mean": self.mean.tolist(), "scale": self.scale, "variance": self.variance}
 
     @classmethod
     def from_json(cls, values: dict) -> "Moments":
-        """Returns the moments from `values`, the plain Python values that `to_json` returned."""
+        """Returns the moments that `to_json` converted to `values`."""
         return cls(torch.tensor(values["mean"]), values["scale"], values["variance"])
 
 
 def moments(sums: RowSums, array: int, rows: int) -> Moments:
-    """Returns the moments of array number `array`. `sums` contains the sums over `rows` rows."""
+    """Returns the moments of array number `array` from the sums over `rows` rows."""
     mean, square = sums.total[array] / rows, float(sums.square[array] / rows)
     return Moments(mean.float(), (square / len(mean)) ** 0.5, square - float(mean.square().sum()))

@@ -31,8 +31,7 @@ class CachedLayer:
     folder: Path
     number_format: NumberFormat
     order: str
-    """Digest of the order of rows. If two caches have the same digest, row i comes from the same token in both
-    caches."""
+    """Digest of the order of rows (`RowOrder.digest`)."""
     weights: str
     """Digest of the language model's weights."""
     values: zarr.Array
@@ -40,7 +39,7 @@ class CachedLayer:
 
     @property
     def source(self) -> tuple[str, str]:
-        """The digest of the order of rows, and the digest of the language model's weights."""
+        """Digests of the order of rows and of the language model's weights."""
         return self.order, self.weights
 
     @property
@@ -49,7 +48,7 @@ class CachedLayer:
         return self.values.shape[0]
 
     def read(self, start: int, rows: int, device: torch.device | str = "cpu") -> Float[Tensor, "row d"]:
-        """Returns `rows` rows in float32, beginning with row `start`. After the last cached row, row 0 follows."""
+        """Returns `rows` rows in float32, from row `start` on. Row 0 follows the last cached row."""
         start %= self.rows
         ranges = []
         while rows:
@@ -73,18 +72,14 @@ class CachedLayer:
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Activations of one site and layer.
-
-    Either these activations are cached, or they are computed from the cached MLP input whenever rows are read.
-    """
+    """Activations of one site and layer. They are cached, or computed from the cached MLP input when rows are read."""
 
     site: str
     layer: int
     moments: Moments
     stored: CachedLayer
     mlp: nn.Module | None
-    """None if the rows of this site are stored. If only rows of mlp_in are stored, this MLP computes the rows of this
-    site (mlp_out) from the stored rows."""
+    """MLP that computes mlp_out from the stored rows of mlp_in. None if the rows of this site are stored."""
 
     @property
     def rows(self) -> int:
@@ -103,27 +98,27 @@ class ActivationStore:
 
     @property
     def scale(self) -> float:
-        """sqrt(E|x|² / d), where x is a row of width d."""
+        """sqrt(E|x|² / d) for rows x of width d."""
         return self.moments.scale
 
     @property
     def variance(self) -> float:
-        """E|x - mean|², where x is a row."""
+        """E|x - mean|² for rows x."""
         return self.moments.variance
 
     def batches(
         self, size: int, steps: int | None = None, start_step: int = 0
     ) -> Iterator[Float[Tensor, "row d"]]:
-        """Yield batches of `size` rows in stored order, one for each step from `start_step` to `steps` - 1.
+        """Yields a batch of `size` rows for each step from `start_step` to `steps` - 1, in stored order.
 
-        If `steps` is None, the steps cover one epoch.
+        By default, the steps cover one epoch.
         """
         steps = -(-self.rows // size) if steps is None else steps
         for batch in read_sites({self.site: self}, size, steps, start_step):
             yield batch[self.site]
 
     def from_stored(self, stored: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """Returns the rows of this site, computed from the stored rows."""
+        """Returns the rows of this site for the given stored rows."""
         if self.mlp is None:
             return stored
         weight = next(self.mlp.parameters())
@@ -133,11 +128,11 @@ class ActivationStore:
 def open_activations(
     folder: Path, site: str, layer: int, model: LanguageModel | None = None
 ) -> ActivationStore:
-    """Open the activations of `site` in `layer`, from the `folder` that the activations stage wrote.
+    """Open the activations of `site` in `layer` under `folder`, which the activations stage writes.
 
-    If mlp_out is not cached, the MLP of `model` computes mlp_out from the cached mlp_in.
-    Raises ValueError if activations are missing or incomplete, or if `model` is needed but is None. Also raises
-    ValueError if mlp_out and mlp_in were cached with different models or different orders of rows.
+    If mlp_out is not cached, the MLP of `model` computes mlp_out from the cached mlp_in. Raises ValueError if
+    activations are missing or incomplete, or if `model` is needed but is None. Also raises ValueError if mlp_out and
+    mlp_in were cached with different models or orders of rows.
     """
     own, mlp_in = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
     if own.is_dir() or site != "mlp_out":
@@ -192,14 +187,13 @@ def read_sites(
     rows: slice | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[dict[str, Float[Tensor, "row d"]]]:
-    """Yield, for each step from `start_step` to `steps` - 1, a dict that maps each source to a batch of its rows.
+    """For each step from `start_step` to `steps` - 1, yields a dict with one batch of rows per source.
 
-    Batches are float32 and on `device`. Step i reads the rows i * `batch` to (i + 1) * `batch` (exclusive) in stored
-    order. After the last cached row, row 0 follows, so every row is read once per epoch. If the slice `rows` is given,
-    only this part of each batch is read. Rows that several sources need are read only once. The thread that
-    prefetches batches also runs the MLPs.
-    Raises ValueError if the sources were cached with different models or different orders of rows. Also raises
-    ValueError if a file of a source is damaged.
+    Batches are float32 and on `device`. Step i reads rows i * `batch` to (i + 1) * `batch` (exclusive) in stored order.
+    Row 0 follows the last cached row. If the slice `rows` is given, only this part of each batch is read. Rows that
+    several sources need are read once. MLPs run in the thread that prefetches batches.
+
+    Raises ValueError if a file is damaged, or if the sources were cached with different models or orders of rows.
     """
     stored = {source.stored.folder: source.stored for source in sources.values()}
     check_same_source(list(stored.values()))
@@ -217,7 +211,7 @@ def read_sites(
 
 
 def prefetch(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-    """Yield `load(step)` for each step, in order. A thread calls `load` up to `PREFETCH` steps in advance."""
+    """Yields `load(step)` for each step, in order. A thread calls `load` up to `PREFETCH` steps in advance."""
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:

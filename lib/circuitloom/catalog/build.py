@@ -1,4 +1,4 @@
-"""Builds the catalogue of a study. It is a DuckDB file with macros and with views over Parquet files, but no data."""
+"""Builds the catalogue of a study: a DuckDB file with macros, and with views over Parquet files, but without data."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,23 +22,21 @@ CREATE MACRO root() AS regexp_replace(
 )
 """
 PER_LAYER = "features/*/*"
-"""Glob pattern of the folders that each hold the feature tables of one run and one layer.
-
-A query for one run and layer opens only the files in that folder.
-"""
+"""Glob pattern of the folders with feature tables, one per run and layer. A query for one run and layer opens one
+folder."""
 
 
 def build_catalog(folder: Path) -> Path:
     """Write the catalogue of the study in `folder` atomically and return its path.
 
-    If a table has no files, its view has no rows. Raises duckdb.Error if the disk is full.
+    The view of a table without files has no rows. Raises duckdb.Error if the disk is full.
     """
     path = Layout(folder).catalog
     with atomic_path(path) as new:
         for leftover in (new, new.with_name(f"{new.name}.wal")):
             leftover.unlink(missing_ok=True)
         with duckdb.connect(str(new)) as connection:
-            # root() derives the folder from the name of the catalogue file, but the temporary file has another name
+            # root() cannot derive the folder from the name of the temporary catalogue file
             connection.execute("SET VARIABLE circuitloom_root = ?", [f"{folder.resolve()}/"])
             for statement in statements(folder):
                 connection.execute(statement)
@@ -63,7 +61,7 @@ def statements(folder: Path) -> Iterator[str]:
 def _view(table: Table, folders: Sequence[str], folder: Path) -> str:
     """Returns the CREATE VIEW statement of `table`.
 
-    `folders` are glob patterns, relative to the study's `folder`, of the folders that may hold the table's files.
+    `folders` are glob patterns, relative to the study's `folder`, of folders that may have files of the table.
     """
     extra = ", unpacked(packed, n_features) AS features" if table.name == "code" else ""
     # DuckDB rejects a glob pattern without matches
@@ -90,7 +88,7 @@ def _view(table: Table, folders: Sequence[str], folder: Path) -> str:
 
 
 def _spacing(folder: Path) -> str:
-    """Returns the text between two tokens. It is empty if tokens contain their own blanks, and one blank otherwise."""
+    """Returns the text between two tokens: empty if tokens contain their own spaces, otherwise one space."""
     file = Layout(folder).corpus_table("token")
     if not file.is_file():
         return ""

@@ -1,7 +1,4 @@
-"""Reads a study's catalogue.
-
-`open_catalog` is for notebooks. `CatalogClient` is for the report, the explorer and scripts.
-"""
+"""Reads a study's catalogue. Notebooks use `open_catalog`. The report, the explorer and scripts use `CatalogClient`."""
 
 import re
 import threading
@@ -19,10 +16,9 @@ from .output import rows_of
 from .queries import named_queries
 
 BATCH = 10_000
-"""Number of rows that are read at a time."""
+"""Number of rows per read."""
 _MESSAGE = 500
-"""Maximum length in characters of a DuckDB message. Longer messages are cut, because they may list every overload of a
-function."""
+"""Maximum number of characters of a DuckDB message. Longer messages, such as a list of overloads, are cut."""
 
 Row = dict[str, Any]
 
@@ -34,13 +30,13 @@ class Answer:
     name: str
     """Name of the named query. Empty for any other SQL."""
     sql: str
-    """The statement that was run. `circuitloom sql` can run it again."""
+    """The statement. `circuitloom sql` can run it again."""
     columns: tuple[str, ...]
     rows: list[Row]
 
     @property
     def description(self) -> str:
-        """The comment in the first line of a named query. It says what the rows are."""
+        """What the rows are: the comment in the first line of a named query."""
         return self.sql.partition("\n")[0].removeprefix("-- ")
 
     @property
@@ -50,16 +46,16 @@ class Answer:
 
     @property
     def data(self) -> dict[str, Any]:
-        """The answer for JSON: `columns` is a list of names, and `rows` a list with one list of values per row."""
+        """The answer as JSON values: `columns` is a list of names, and `rows` is a list with one list of values per
+        row."""
         rows = [[row[column] for column in self.columns] for row in self.rows]
         return {"columns": self.columns, "rows": rows}
 
 
 class CatalogClient:
-    """Runs queries on the catalogue of one study. It can be used from any thread.
+    """Runs queries on the catalogue of one study, from any thread. Reopens the catalogue after a rebuild.
 
-    The client reopens the catalogue after the file is rebuilt. Raises ValueError, with the remedy, if `folder` has no
-    readable catalogue.
+    Raises ValueError, with the remedy, if `folder` has no readable catalogue.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,10 +72,8 @@ class CatalogClient:
         return self.run(named_queries()[query].filled(**parameters), query)
 
     def run(self, sql: str, name: str = "") -> Answer:
-        """Run trusted SQL and return its answer. Raises ValueError if the query fails.
-
-        SQL from a user is not trusted. Run such SQL with `sandbox.run_statement`.
-        """
+        """Run trusted SQL and return its answer. Raises ValueError if the query fails. Run SQL from users with
+        `sandbox.run_statement`."""
         with self._cursor() as cursor:
             try:
                 result = cursor.sql(sql).to_arrow_reader(BATCH)
@@ -97,18 +91,16 @@ class CatalogClient:
 
     @property
     def spacing(self) -> str:
-        """Text between two tokens. It is empty if tokens contain their own blanks, and one blank otherwise."""
+        """Text between two tokens: empty if tokens contain their own spaces, otherwise one space."""
         return self.run("SELECT spacing() AS spacing").first["spacing"]
 
     def words(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
-        """Maps each (layer, feature) to at most three tokens: those on which the feature fires most.
-
-        Features without examples are left out.
-        """
+        """Maps each (layer, feature) to at most three tokens on which the feature fires most. Omits features without
+        examples."""
         return self._tokens("words", run, features)
 
     def promoted(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
-        """Maps each (layer, feature) to at most three tokens: those whose logits the feature raises most."""
+        """Maps each (layer, feature) to at most three tokens whose logits the feature raises most."""
         return self._tokens("promoted", run, features)
 
     def _tokens(
@@ -122,7 +114,7 @@ class CatalogClient:
 
     @contextmanager
     def _cursor(self) -> Iterator[DuckDBPyConnection]:
-        """Yields a new cursor for one query, because threads must not share a cursor."""
+        """Yields a new cursor for one query. Threads must not share cursors."""
         with self._changed:
             self._reopen_if_rebuilt()
             assert self._connection is not None
@@ -170,10 +162,10 @@ def open_catalog(path: Path | str) -> DuckDBPyConnection:
 
 
 def find_catalog(path: Path | str) -> Path:
-    """Returns the path of the catalogue file at `path`, which is a study's folder or the file itself.
+    """Returns the path of the catalogue at `path`, which is a study's folder or the catalogue file.
 
-    Symbolic links in the path of the file's folder are resolved, because DuckDB compares resolved paths. Raises
-    ValueError if there is no catalogue.
+    Symbolic links in the folder's path are resolved, because DuckDB compares resolved paths. Raises ValueError if there
+    is no catalogue.
     """
     path = Path(path)
     file = Layout(path).catalog if path.is_dir() else path
@@ -183,10 +175,10 @@ def find_catalog(path: Path | str) -> Path:
 
 
 def prepare(connection: DuckDBPyConnection, file: Path, statements: Sequence[str]) -> DuckDBPyConnection:
-    """Run `statements` on `connection` and return it.
+    """Run `statements` on `connection` and return `connection`.
 
-    Also reads the definitions of all views, which detects a damaged file. If a statement fails, closes the connection
-    and raises ValueError.
+    Also reads the definitions of all views, to detect a damaged file. If a statement fails, closes the connection and
+    raises ValueError.
     """
     try:
         for statement in [*statements, "SELECT count(sql) FROM duckdb_views()"]:
@@ -198,7 +190,7 @@ def prepare(connection: DuckDBPyConnection, file: Path, statements: Sequence[str
 
 
 def _unreadable(file: Path, error: duckdb.Error) -> ValueError:
-    """Returns the ValueError to raise if DuckDB cannot open the catalogue. Its message names the remedy."""
+    """Returns a ValueError about a catalogue that DuckDB cannot open, with the remedy."""
     text = one_line(error)
     if isinstance(error, duckdb.ConnectionException):
         return ValueError(f"{file} is open in this process with other settings; close that connection first")
@@ -208,6 +200,6 @@ def _unreadable(file: Path, error: duckdb.Error) -> ValueError:
 
 
 def one_line(error: Exception) -> str:
-    """Returns DuckDB's error message and hints as one line. The message's excerpt of the SQL statement is left out."""
+    """Returns DuckDB's error message as one line, without the excerpt of the SQL statement."""
     text = " ".join(re.split(r"\n+LINE \d+:", str(error))[0].split()) or type(error).__name__
     return text if len(text) <= _MESSAGE else text[: _MESSAGE - 1] + "…"

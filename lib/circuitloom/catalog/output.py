@@ -23,21 +23,22 @@ class TextStream(Protocol):
 
 
 _NARROWEST = 8
-"""Columns are not cut below this width in characters, even if the terminal is too narrow."""
+"""Minimum width of a cut column, in characters."""
 _GAP = 2
-"""Number of spaces between columns. tabulate also makes each column at least this much wider than its heading."""
+"""Number of spaces between columns. tabulate makes a column wider than its heading by at least this number."""
 _SHORT_FLOATS = (pa.float16(), pa.float32())
 
 
 def write_result(
     result: pa.RecordBatchReader, style: Format, stream: TextStream, width: int | None = None
 ) -> None:
-    """Write `result` to `stream`. CSV and JSON are written row by row, a table all at once.
+    """Write `result` to `stream`. CSV and JSON are written row by row.
 
     CSV and JSON contain complete values. Nested values are written as JSON, bytes in hexadecimal, and intervals as
-    text. NaN and infinity become null in JSON. A table shows floats with six digits and escapes line breaks. It cuts
-    long cells so that a line fits into `width` characters.
-    Raises ValueError if the format is JSON and two columns have the same name, or if reading the result fails.
+    text. NaN and infinity become null in JSON. A table shows floats with six digits and escapes line breaks. Long cells
+    are cut to fit a line into `width` characters.
+
+    Raises ValueError if reading `result` fails. For JSON, also raises ValueError if two columns have the same name.
     """
     if style == "csv":
         _write_csv(result, stream)
@@ -92,16 +93,14 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def rows_of(result: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
-    """Yields each row as a tuple of JSON values, except that floats may be NaN or infinite."""
+    """Yields each row as a tuple of JSON values. Floats may be NaN or infinite."""
     for batch in result:
         yield from zip(*(_values(column) for column in batch.columns), strict=True)
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Returns the values of a column as JSON values.
-
-    A float32 becomes the shortest decimal number that rounds to it, such as 0.1 instead of 0.10000000149.
-    """
+    """Returns the JSON values of a column. A float32 becomes its shortest decimal number: 0.1 instead of
+    0.10000000149."""
     if column.type in _SHORT_FLOATS:
         return column.cast(pa.string()).cast(pa.float64()).to_pylist()
     return [_plain(value) for value in column.to_pylist(maps_as_pydicts="lossy")]
@@ -132,7 +131,7 @@ def _text(value: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Returns a copy of a JSON value in which NaN and infinity are replaced by None."""
+    """Returns a JSON value with None in place of NaN and infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -148,22 +147,19 @@ def _field(value: Any) -> Any:
 
 
 def cell(value: Any) -> str:
-    """Returns the text of a table cell, in one line. None is shown as NULL, and a float with six digits."""
+    """Returns the text of a table cell in one line. None becomes NULL. A float has six digits."""
     if value is None:
         return "NULL"
     return f"{value:.6g}" if isinstance(value, float) else printable(str(_field(value)))
 
 
 def printable(text: str) -> str:
-    """Escapes line breaks and control characters in `text`. Tokens may contain them."""
+    """Escapes line breaks and control characters in `text`."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _shorten(names: list[str], rows: list[list[str]], width: int) -> tuple[list[str], list[list[str]]]:
-    """Cuts the longest names and cells so that a line of the table fits into `width` characters.
-
-    Columns stay at least `_NARROWEST` characters wide, even if the table then does not fit.
-    """
+    """Cuts the longest names and cells to fit a line into `width` characters. No column is cut below `_NARROWEST`."""
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     longest = [
         max([len(name) + _GAP, *map(len, column)]) for name, column in zip(names, columns, strict=True)

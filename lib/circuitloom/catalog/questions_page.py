@@ -1,4 +1,4 @@
-"""Generates docs/queries.md, which shows each question with its SQL and with its results in some studies."""
+"""Generates docs/queries.md: each question with its SQL, and with its results in some studies."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -20,14 +20,14 @@ Questions about features as SQL over the catalogue of a study, with results. Gen
 `circuitloom.open_catalog("results/NAME").sql("SELECT ...").df()`. [formats.md](formats.md) lists tables and macros.
 """
 ANNOTATED = "concept"
-"""If the SQL of a question contains this word and the corpus has no annotated concepts, the result has no rows."""
+"""Word in the SQL of every question that needs annotated concepts."""
 
 
 def queries_page(studies: Mapping[Path, str]) -> str:
-    """Returns the page as Markdown.
+    """Returns the page as Markdown. `studies` maps each study's folder to the value of `$pattern`, a regular
+    expression.
 
-    `studies` maps the results folder of each study to the regular expression that its questions search for. Raises
-    ValueError if a folder has no catalogue.
+    Raises ValueError if a folder has no catalogue.
     """
     arguments = " ".join(f"{folder}={pattern}" for folder, pattern in studies.items())
     parts = [HEAD.format(arguments=arguments)]
@@ -47,10 +47,10 @@ def queries_page(studies: Mapping[Path, str]) -> str:
 
 
 def question_parameters(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
-    """Chooses the parameters of a study's questions: two runs, a feature, a concept and a token.
+    """Returns the parameters of a study's questions: two runs, a feature, a concept and a token.
 
-    `run` is a transcoder run if there is one. `other_run` is preferably an SAE run with the same k. The feature is
-    the feature of `run` that matches the regular expression `pattern` best.
+    `run` is a transcoder run if there is one. `other_run` is preferably an SAE run with the same k. The feature is the
+    best match for the regular expression `pattern` in `run`.
     """
 
     def first(sql: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _SYNTAX = {
     *("ORDER_MODIFIER", "DISTINCT_MODIFIER", "LIMIT_MODIFIER", "LIMIT_PERCENT_MODIFIER"),
     *("ORDER_DEFAULT", "ASCENDING", "DESCENDING"),
 }
-"""Node types that the syntax tree of a query may contain. They only read. Expressions are not listed here."""
+"""Allowed node types in the syntax tree of a query. Nodes of these types only read. Expressions are not listed."""
 _TABLE_FUNCTIONS = {
     *("range", "generate_series", "repeat", "unnest", "json_each", "json_tree"),
     *(
@@ -32,24 +32,24 @@ _TABLE_FUNCTIONS = {
         "duckdb_views",
     ),
 }
-"""Allowed table functions. They read no files and do not run text as SQL."""
+"""Allowed table functions. These functions read no files and do not run text as SQL."""
 _HARMLESS = {"error", "gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"}
-"""Allowed functions that DuckDB lists as having side effects. Most of them only return another value on each call."""
+"""Functions that are allowed although DuckDB lists side effects. Most return another value on each call."""
 _PLANNERS = {"json_serialize_plan"}
-"""Forbidden functions. They plan their argument as SQL. During planning, DuckDB may open files that this SQL names."""
+"""Forbidden functions, which plan their argument as SQL. DuckDB may open files during planning."""
 
 
 def open_sandbox(path: Path | str) -> DuckDBPyConnection:
     """Open a locked connection to the catalogue at `path`, which is a study's folder or the catalogue file.
 
-    The connection reads no file outside the catalogue's folder, writes no temporary files, and cannot be unlocked.
-    DuckDB still lets COPY and EXPORT write into that folder, so run all statements with `run_statement`, which rejects
-    COPY and EXPORT. Use the connection from one thread only. Do not use its `cursor()`, because a cursor finds neither
-    the views nor the data. Raises ValueError if there is no catalogue or if it cannot be read.
+    The connection reads no file outside the catalogue's folder, writes no temporary files, and cannot be unlocked. Run
+    all statements with `run_statement`, because DuckDB still lets COPY and EXPORT write into that folder. Use the
+    connection from one thread only, and not its `cursor()`: a cursor finds no views. Raises ValueError if there is no
+    readable catalogue.
     """
     file = find_catalog(path)
-    # connections of one process to the same file share one DuckDB instance and its settings; attaching the file to a
-    # new instance keeps this lock away from them
+    # connections of one process to the same file share one DuckDB instance and its settings; a new instance, to which
+    # the file is attached, does not lock these connections
     connection = duckdb.connect(
         config={
             "autoload_known_extensions": "false",
@@ -78,11 +78,10 @@ def open_sandbox(path: Path | str) -> DuckDBPyConnection:
 
 
 def run_statement(connection: DuckDBPyConnection, statement: str) -> pa.RecordBatchReader:
-    """Run one SELECT over the catalogue's views and macros, and return a reader of its rows.
+    """Run one SELECT over the catalogue's views and macros, and return a reader of the rows.
 
-    Read all rows before you run the next statement on the same connection. Raises ValueError if `statement` is not
-    exactly one SELECT, if it does more than read the catalogue, or if it fails in DuckDB. Reading the rows may also
-    raise ValueError.
+    Read all rows before you run the next statement on `connection`. Raises ValueError if `statement` fails, is not
+    exactly one SELECT, or does more than read the catalogue. Reading the rows may also raise ValueError.
     """
     statement.encode()  # raises ValueError if it is not valid Unicode
     try:
@@ -109,10 +108,10 @@ def _check_type(kind: duckdb.StatementType) -> None:
 
 
 def _check_reads_only(connection: DuckDBPyConnection, query: str) -> None:
-    """Raise ValueError if a SELECT might do more than read. Only known kinds of syntax nodes are accepted.
+    """Raise ValueError unless all syntax nodes and functions in a SELECT only read.
 
-    The check is needed because a SELECT may contain COPY or INSERT in a WITH clause, or call functions that write
-    files or run text as SQL.
+    A SELECT may contain COPY or INSERT in a WITH clause. It may also call functions that write files or run text as
+    SQL.
     """
     ((text,),) = connection.execute("SELECT json_serialize_sql($query)", {"query": query}).fetchall()
     try:
@@ -124,7 +123,7 @@ def _check_reads_only(connection: DuckDBPyConnection, query: str) -> None:
     assert len(tree["statements"]) == 1
     for node in _nodes(tree):
         kind = node.get("type")
-        # nodes with a class are expressions; they need no check of their own, only the functions and queries in them
+        # nodes with a class are expressions; only the functions and queries within expressions are checked
         if isinstance(kind, str) and "class" not in node and kind not in _SYNTAX:
             name = kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " ")
             raise ValueError(f"only a SELECT that only reads is run here; this one contains {name}")
@@ -155,15 +154,15 @@ def _nodes(tree: object) -> Iterator[dict[str, Any]]:
 
 
 def _check_table(node: dict[str, Any]) -> None:
-    """Raise ValueError if a name in FROM contains a character that only file names contain."""
+    """Raise ValueError if a name in FROM looks like a file name."""
     for part in node["qualified_name"]["path"]:
-        # if a pattern matches files behind a symbolic link, DuckDB's error names them although it does not read them
+        # for a pattern with matches behind a symbolic link, DuckDB's error names these files, but does not read them
         if re.search(r"[./*?\[\\:]", part):
             raise ValueError(f"{part!r} in FROM names a file; the catalogue has views instead: SHOW TABLES")
 
 
 def _own_macros(connection: DuckDBPyConnection) -> set[str]:
-    """Names of the table macros in the catalogue, in lower case."""
+    """Returns the names of the catalogue's table macros, in lower case."""
     rows = connection.execute(
         "SELECT function_name FROM duckdb_functions() WHERE function_type = 'table_macro' AND NOT internal"
     )
@@ -172,7 +171,7 @@ def _own_macros(connection: DuckDBPyConnection) -> set[str]:
 
 @cache
 def _functions_with_side_effects() -> frozenset[str]:
-    """Names of the forbidden DuckDB functions: they write logs, advance sequences, sleep or plan queries."""
+    """Returns the names of forbidden DuckDB functions, which write logs, advance sequences, sleep or plan queries."""
     with duckdb.connect() as connection:
         rows = connection.execute(
             "SELECT function_name FROM duckdb_functions() WHERE has_side_effects"
@@ -181,7 +180,7 @@ def _functions_with_side_effects() -> frozenset[str]:
 
 
 def _reader(relation: DuckDBPyRelation) -> pa.RecordBatchReader:
-    """Returns a reader of the relation's rows. It raises ValueError for every error of DuckDB or Arrow."""
+    """Returns a reader of the relation's rows. The reader raises ValueError for every error of DuckDB or Arrow."""
     source = relation.to_arrow_reader(BATCH)
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""The config of a study. Each section has a module; `study` has the class that holds all sections and checks them."""
+"""The config of a study. Each section has a module. The class `study.Study` contains and checks all sections."""
 
 from .activations import Activations
 from .dictionaries import Run, Training

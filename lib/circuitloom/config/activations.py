@@ -10,7 +10,7 @@ SiteName = Literal["mlp_in", "mlp_out", "resid_mid", "resid_pre"]
 
 
 class Activations(Section):
-    """The activation cache. One pass over the training tokens stores the activations at the chosen sites and layers."""
+    """The cache of activations on the training tokens, at the chosen sites and layers."""
 
     sites: Annotated[list[SiteName], Field(min_length=1)] = ["mlp_in"]
     """Sites to cache. If `mlp_out` is not listed, training recomputes it from `mlp_in`."""
@@ -25,5 +25,5 @@ class Activations(Section):
     batch: PositiveInt = 64
     """Number of sequences per forward pass."""
     jobs: PositiveInt = 1
-    """Number of jobs that share the work for a site, so that several GPUs or nodes can be used. The number of jobs does
-    not change the results."""
+    """Number of jobs that cache a site together, for several GPUs or nodes. The number of jobs does not change the
+    results."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, model_v
 
 
 class Section(BaseModel):
-    """A config section. It cannot be changed after it is read, and an unknown key is an error."""
+    """A config section. Sections are immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
@@ -17,7 +17,7 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, key: str, value: Any) -> Any:
-        """Returns `value`, validated as the value of `key`. Raises ValidationError if it is not valid."""
+        """Returns `value`, validated as the value of `key`. Raises ValidationError if `value` is not valid."""
         field = cls.model_fields[key]
         kind: Any = Annotated[field.annotation, field]
         return TypeAdapter(kind).validate_python(cls._read_exponent(key, value))
@@ -31,8 +31,8 @@ class Section(BaseModel):
 
     @classmethod
     def _read_exponent(cls, key: Any, value: Any) -> Any:
-        """Returns `value`. If `key` takes whole numbers and `value` is text such as 1e6, returns the text's number.
-        YAML parsers return 1e6 as text."""
+        """Returns text such as 1e6 as a number if `key` is an integer, because YAML parsers return 1e6 as text. Returns
+        other values unchanged."""
         has_exponent = isinstance(value, str) and re.fullmatch(
             r"-?[0-9_]+(\.[0-9]*)?[eE]\+?[0-9]{1,2}", value
         )
@@ -60,5 +60,5 @@ ExpandedPath = Annotated[str, AfterValidator(expand_path)]
 
 
 def as_list(value: Any) -> list[Any]:
-    """Returns a list or tuple as a list. Any other value becomes a list with one element."""
+    """Returns a list or tuple as a list, and any other value as a list with one element."""
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from .base import Section
 
 RESERVED = ("weights",)
-"""Names that prompts and behaviours cannot have, because the stage has folders of these names."""
+"""Names that prompts and behaviours cannot have, because other folders of the stage have these names."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -37,8 +37,8 @@ class FeatureReference(NamedTuple):
 def parse_target(text: str) -> Target:
     """Parse a target: `logits`, `logit cat`, `logit cat vs dog`, `feature 3/235`, `random` or `random 3`.
 
-    A suffix such as `@5` or `@-2` gives the position. Without it, the position is the last. Raises ValueError for any
-    other text.
+    A suffix such as `@5` or `@-2` gives the position. The default is the last position. Raises ValueError for any other
+    text.
     """
     match = re.fullmatch(r"(?s)(.*?)(?: *@ *(-?\d+))?", text.strip())
     assert match is not None
@@ -82,16 +82,15 @@ class FeatureChange(Section):
     """An intervention that changes the activations of features during a forward pass of the prompt."""
 
     kind: Literal["ablate", "scale", "clamp", "keep", "patch"]
-    """What happens to the features' activations. `ablate`: they are set to 0. `scale`: they are multiplied by
-    `strength`. `clamp`: they are set to `strength`. `keep`: all other features of the same layers are set to 0.
-    `patch`: they are set to their activations on the prompt `source`."""
+    """Change of the activations of `features`. `ablate`: they become 0. `scale`: they are multiplied by `strength`.
+    `clamp`: they become `strength`. `keep`: all other features of the same layers become 0. `patch`: they become the
+    activations on the prompt `source`."""
     features: Annotated[list[Annotated[str, AfterValidator(_check_feature)]], Field(min_length=1)]
     """Features to change, each written `LAYER/NUMBER` (at all positions) or `LAYER/NUMBER@POSITION`."""
     strength: float | None = None
-    """The factor of `scale` or the activation of `clamp`. Other kinds do not take this key."""
+    """The factor of `scale`, or the activation of `clamp`. Other kinds do not have this key."""
     source: str | None = None
-    """For `patch`: the text of another prompt, whose activations are used. It must have as many tokens as the prompt
-    that is changed."""
+    """For `patch`: the prompt whose activations are used. The two prompts must have the same number of tokens."""
 
     @model_validator(mode="after")
     def _complete(self) -> "FeatureChange":
@@ -109,7 +108,7 @@ class FeatureChange(Section):
 
 
 class Prompt(Section):
-    """A text, and the part of the model's output to explain."""
+    """A text, and the target to explain."""
 
     text: Annotated[str, Field(min_length=1)]
     """The text. A BOS is prepended if the tokenizer has one."""
@@ -118,33 +117,33 @@ class Prompt(Section):
     LAYER/NUMBER`, or `random [LAYER]` (a random active feature). Append `@POSITION` for a position other than the
     last."""
     run: str | None = None
-    """Run of transcoders to trace through. With null, `circuits.run` is used."""
+    """Run of transcoders to trace through. With null, it is `circuits.run`."""
     changes: list[FeatureChange] = []
     """Interventions on features. Each intervention is measured twice: with the rest of the model frozen, and with
     nothing frozen."""
 
 
 class WeightsConfig(Section):
-    """Analysis of the weights of the traced transcoders: de-embeddings of features, connections between features, and
-    how well the two predict where a feature fires."""
+    """Analysis of the weights of the traced transcoders: de-embeddings, connections between features, and blind
+    predictions."""
 
     tokens: PositiveInt = 10
-    """Number of tokens to list for each path through the weights: this number of tokens that raise a feature most, and
-    the same number of tokens that lower it most."""
+    """Number of tokens to list per path through the weights: the tokens that raise a feature most. The same number of
+    tokens that lower the feature most is listed too."""
     connections: PositiveInt = 10
     """Number of upstream features to list per feature, once for direct connections and once for connections through
     heads."""
     heads: NonNegativeInt = 1
-    """Number of attention heads per feature through which de-embeddings and connections are computed."""
+    """Number of attention heads per feature in de-embeddings and connections."""
     blind_features: NonNegativeInt = 50
-    """Number of features per layer for blind prediction. It predicts the tokens on which a feature fires, without
-    looking at text."""
+    """Number of features per layer for blind prediction. Blind prediction predicts the tokens on which a feature fires,
+    without looking at text."""
     contexts: PositiveInt = 8
     """Number of contexts per feature for the protocol `plain` of blind prediction. A context is a position where the
-    feature fires. The protocol uses contributions at this position, but not the text."""
+    feature fires. `plain` uses the contributions at this position, but not the text."""
     context_tokens: PositiveInt = 8192
-    """Number of held-out tokens from which contexts and the mean effects of connections come. At most half of all
-    held-out tokens are used."""
+    """Number of held-out tokens for contexts and for the mean effects of connections. At most half of all held-out
+    tokens are used."""
     scored_tokens: PositiveInt = 32_768
     """Number of held-out tokens on which predictions are scored. These tokens come after the first `context_tokens`."""
     batch: PositiveInt = 32
@@ -152,7 +151,7 @@ class WeightsConfig(Section):
 
 
 class BehaviourPrompt(Section):
-    """A text, and a metric of the logits at its last position."""
+    """A text, and a metric of the logits at the last position."""
 
     text: Annotated[str, Field(min_length=1)]
     """The text. A BOS is prepended if the tokenizer has one."""
@@ -171,25 +170,24 @@ class BehaviourPrompt(Section):
 
 
 class Behaviour(Section):
-    """A behaviour is a set of prompts with a metric each. Features, heads and neurons are ablated to find out what the
+    """A behaviour is a set of prompts, each with a metric. Features, heads and neurons are ablated to find out what the
     behaviour depends on."""
 
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
     """Texts of the behaviour, each with its metric."""
     runs: list[str] | None = None
-    """Runs whose features are ablated. Heads and neurons are always ablated. With null, the run is that of the traced
-    transcoders."""
+    """Runs whose features are ablated. With null, it is the run of traced transcoders. Heads and neurons are always
+    ablated."""
     ablations: Annotated[list[Literal["zero", "mean"]], Field(min_length=1)] = ["zero"]
-    """Values to which ablated components are set: zero, or their mean over the prompts. Each listed value is
-    measured."""
+    """Values of ablated components: zero, or their mean over the prompts. Each listed value is measured."""
     measured: NonNegativeInt | None = 100
-    """Number of components that are ablated one by one, per prompt and basis: those with the largest attributions. With
-    null, all active components are ablated."""
+    """Number of components to ablate one by one, per prompt and basis. The components with the largest attributions are
+    chosen. With null, all active components are ablated."""
     per_source: PositiveInt | None = 64
-    """Number of tokens on which each feature of resid_mid is ablated to measure how MLP features change. With null, all
+    """Number of tokens on which to ablate each feature of resid_mid, to measure how MLP features change. With null, all
     tokens on which the feature fires are used."""
     targets: PositiveInt | None = 32
-    """Number of changed MLP features to list per ablated feature. With null, all are listed."""
+    """Number of changed MLP features to list per ablated feature. With null, all changed features are listed."""
 
 
 T = TypeVar("T", Prompt, Behaviour)
@@ -218,20 +216,20 @@ class Circuits(Section):
     dtype: Literal["float32", "float64"] = "float32"
     """Number format of the model and of all sums."""
     node_share: Fraction = 0.8
-    """Fraction of the total influence that the kept nodes must have together after pruning."""
+    """Fraction of the total influence that pruning keeps in nodes."""
     edge_share: Fraction = 0.98
-    """Fraction of the influence between kept nodes that the kept edges must have together after pruning."""
+    """Fraction of the influence between kept nodes that pruning keeps in edges."""
     logits: PositiveInt = 10
     """For the target `logits`: maximum number of next tokens to explain, the likeliest first."""
     probability: Fraction = 0.95
-    """For the target `logits`: the next tokens to explain are the likeliest ones that together reach this
-    probability."""
+    """For the target `logits`: the likeliest next tokens are explained, until their total probability reaches this
+    value."""
     length: PositiveInt = 5
-    """Number of steps of the longest path."""
+    """Maximum number of steps of a path."""
     width: PositiveInt = 20
     """Beam width. Each path is extended by this number of sources. At each length, this number of paths is kept."""
     seed: NonNegativeInt = 0
-    """For the target `random`: seed that chooses the feature."""
+    """For the target `random`: seed of the choice of the feature."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Circuits":

@@ -16,22 +16,20 @@ class _Corpus(Section):
     """Number of tokens per sequence, including the BOS."""
     tokenizer: ExpandedPath | None = None
     """Folder or hub name of the tokenizer. With null, it is the tokenizer of the language model. A language model with
-    `source: pretrain` has no tokenizer. In this case, the corpus chronicle uses its own tokenizer by default, and real
-    text requires this key."""
+    `source: pretrain` has no tokenizer: chronicle then uses its own tokenizer, and real text requires this key."""
     tokenizer_revision: str | None = None
     """Branch, tag or commit of the tokenizer, if it comes from the hub."""
 
 
 class Chronicle(_Corpus):
-    """The generated corpus: short histories from a grammar with a seed. The concepts and the entropy of the histories
-    are known."""
+    """The generated corpus: short histories from a grammar with a seed. Their concepts and their entropy are known."""
 
     source: Literal["chronicle"]
-    """Kind of source. It determines the other keys."""
+    """Kind of source, which determines the other keys."""
     train_tokens: PositiveInt = 8_000_000
-    """Approximate number of training tokens. Sequences are complete."""
+    """Approximate number of training tokens, in complete sequences."""
     validation_tokens: PositiveInt = 200_000
-    """Approximate number of held-out tokens. Sequences are complete."""
+    """Approximate number of held-out tokens, in complete sequences."""
     concepts: list[str] | None = None
     """Names of the concepts to annotate. With null, all concepts are annotated."""
 
@@ -40,34 +38,34 @@ class _Text(_Corpus):
     """Keys that both sources of real text share."""
 
     text: str = "text"
-    """Column or JSON key that holds the text of a document."""
+    """Column or JSON key with the text of a document."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Fraction of the training documents that is held out. This key applies only if no held-out text is named."""
+    """Fraction of the training documents to hold out if no held-out text is named."""
 
 
 class TextFiles(_Text):
     """Local files with the suffix .txt, .jsonl, .json or .parquet."""
 
     source: Literal["files"]
-    """Kind of source. It determines the other keys."""
+    """Kind of source, which determines the other keys."""
     train: Paths
     """Path of a file with training text, or a list of paths."""
     validation: Paths | None = None
     """Path of a file with held-out text, or a list of paths. With null, `validation_share` of the training documents is
     held out."""
     train_tokens: PositiveInt | None = None
-    """Approximate number of training tokens. Sequences are complete. With null, all tokens are used."""
+    """Approximate number of training tokens, in complete sequences. With null, all tokens are used."""
     validation_tokens: PositiveInt | None = None
-    """Approximate number of held-out tokens. Sequences are complete. With null, all tokens are used."""
+    """Approximate number of held-out tokens, in complete sequences. With null, all tokens are used."""
     document: Literal["line", "file"] = "line"
-    """What is one document in a .txt file: each line, or the whole file."""
+    """Documents of a .txt file: each line is a document, or the whole file is one document."""
 
 
 class HubDataset(_Text):
-    """A data set of the Hugging Face hub in Parquet format. It is streamed."""
+    """A data set of the Hugging Face hub in Parquet format. The data set is streamed."""
 
     source: Literal["hub"]
-    """Kind of source. It determines the other keys."""
+    """Kind of source, which determines the other keys."""
     dataset: ExpandedPath
     """Name on the hub, or a local folder in the hub's layout."""
     subset: str | None = None
@@ -79,9 +77,9 @@ class HubDataset(_Text):
     revision: str = "main"
     """Branch, tag or commit of the data set. The results record the commit."""
     train_tokens: PositiveInt = 60_000_000
-    """Approximate number of training tokens. Sequences are complete."""
+    """Approximate number of training tokens, in complete sequences."""
     validation_tokens: PositiveInt = 1_000_000
-    """Approximate number of held-out tokens. Sequences are complete."""
+    """Approximate number of held-out tokens, in complete sequences."""
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "HubDataset":

@@ -19,24 +19,24 @@ from .activations import SiteName
 from .base import ExpandedPath, Section, as_list
 
 RESERVED = (NEURONS, RESIDUAL)
-"""Names that runs cannot have, because tables use them for the model's neurons and residual directions."""
+"""Names that runs cannot have. Tables use these names for the model's neurons and residual directions."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Training(Section):
-    """How one dictionary is trained. Keys under `training` apply to all runs. A sweep's own keys override them."""
+    """How one dictionary is trained. Keys under `training` apply to all runs. A sweep can override these keys."""
 
     width: PositiveInt
     """Number of features, F."""
     act: Literal["relu", "topk", "batchtopk", "jumprelu"] = "topk"
     """Activation function."""
     k: PositiveInt = 32
-    """Number of active features per token. For batchtopk, it is the mean over the tokens of a batch."""
+    """Number of active features per token. For batchtopk, this number is the mean over a batch."""
     sparsity: NonNegativeFloat = 1e-3
-    """Coefficient λ of the sparsity penalty. For relu the penalty is L1. For jumprelu the key `penalty` chooses it.
-    Other activation functions have no penalty."""
+    """Coefficient λ of the sparsity penalty. For relu, the penalty is L1. For jumprelu, the key `penalty` selects the
+    penalty. Other activation functions have no penalty."""
     penalty: Literal["l0", "tanh"] = "l0"
-    """Which sparsity penalty is used for jumprelu."""
+    """Sparsity penalty of jumprelu."""
     bandwidth: PositiveFloat = 0.05
     """Width of the rectangle kernel of jumprelu, in units of the normalized pre-activation."""
     initial_threshold: NonNegativeFloat = 0.05
@@ -44,18 +44,18 @@ class Training(Section):
     skip: bool = False
     """Whether to add a linear path from input to output (skip transcoder)."""
     loss: Literal["standard", "paper"] = "standard"
-    """Training objective. `paper` is that of Dunefsky et al. (2024), so that their values of λ can be used. It requires
-    relu."""
+    """Training objective. `paper` is the objective of Dunefsky et al. (2024), for use with the λ values of that paper.
+    `paper` requires relu."""
     aux: NonNegativeFloat = 1 / 32
-    """Coefficient of the auxiliary loss AuxK, which revives dead features. It applies to topk and batchtopk."""
+    """Coefficient of the auxiliary loss AuxK, which revives dead features. Only topk and batchtopk use AuxK."""
     dead_tokens: PositiveInt = 250_000
     """A feature that has not fired for this number of tokens is dead."""
     tokens: PositiveInt = 4_000_000
-    """Number of training tokens. If the cache has fewer, training takes several epochs."""
+    """Number of training tokens. If the cache has fewer tokens, training takes several epochs."""
     batch: PositiveInt = 4096
     """Number of tokens per training step."""
     learning_rate: PositiveFloat = 3e-3
-    """Peak learning rate of Adam. It is reached at the end of warmup."""
+    """Peak learning rate of Adam."""
     warmup: Fraction = 0.02
     """Fraction of the steps, at the start, during which the learning rate rises linearly."""
     decay: Fraction = 0.2
@@ -65,15 +65,15 @@ class Training(Section):
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of large matrix products. The weights themselves are float32. `auto` means bfloat16 on hardware
-    that is faster with it, and float32 elsewhere. On a CPU, the format only affects which features are selected. The
-    values and gradients of the selected features are computed in float32."""
+    """Number format of large matrix products. Weights are float32. `auto`: bfloat16 on hardware that is fast at
+    bfloat16, and float32 elsewhere. On a CPU, the format affects only the selection of features. Values and gradients
+    of selected features are computed in float32."""
     processes: PositiveInt = 1
     """Number of processes that train a dictionary together. Each process has its own GPU, or a share of the threads.
     The number of processes changes results only by rounding."""
     split: Literal["batch", "features"] = "batch"
-    """What the processes divide among them. `batch`: the tokens of a batch (data parallel). `features`: the features
-    (tensor parallel), for dictionaries that do not fit on one GPU."""
+    """What the processes divide among themselves. `batch`: the tokens of a batch (data parallel). `features`: the
+    features (tensor parallel), for dictionaries that do not fit on one GPU."""
 
     @model_validator(mode="after")
     def _possible_k(self) -> "Training":
@@ -123,22 +123,22 @@ def _has_layer(files: str) -> str:
 
 
 class Run(Training):
-    """A run has one dictionary per layer. Its keys are the kind, the sites, and how the dictionaries are trained."""
+    """A run has one dictionary per layer. All dictionaries of a run have the same settings."""
 
     kind: Literal["transcoder", "sae"] = "transcoder"
-    """Kind of dictionary. A transcoder maps the MLP's input to its output. An SAE maps a site to itself."""
+    """Kind of dictionary. A transcoder reconstructs an MLP's output from the MLP's input. An SAE reconstructs a site
+    from itself."""
     name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$"), AfterValidator(_not_reserved)] = (
         ""
     )
-    """Name of the run and its folder. It may have letters, digits, `_`, `.` and `-`. If it is empty, it is made from
-    the other keys."""
+    """Name of the run and of its folder: letters, digits, `_`, `.` and `-`. An empty name is replaced by a name made
+    from other keys."""
     site: SiteName = "mlp_out"
-    """Site that an SAE reads and reconstructs. It does not apply to a transcoder, which reads mlp_in and reconstructs
-    mlp_out."""
+    """Site that an SAE reads and reconstructs. A transcoder always reads mlp_in and reconstructs mlp_out."""
     files: Annotated[ExpandedPath, AfterValidator(_has_layer)] | None = None
-    """Path of published transcoders (Dunefsky et al. 2024) that are imported instead of trained, with `{layer}` in
-    place of the layer's index. Such a run needs `name`, `act: relu`, and the `width` that the files have. Keys about
-    training do not apply."""
+    """Path of published transcoders (Dunefsky et al. 2024) to import instead of training. `{layer}` is replaced by the
+    layer's index. An imported run needs `name`, `act: relu`, and the `width` of the files. Keys about training do not
+    apply."""
 
     @model_validator(mode="after")
     def _as_published(self) -> "Run":
@@ -156,7 +156,7 @@ class Run(Training):
         return self.files is not None
 
     def file(self, layer: int) -> str:
-        """Returns the path of the file of one layer. The run must be imported."""
+        """Returns the path of the file of one layer of an imported run."""
         assert self.files is not None
         return self.files.replace("{layer}", str(layer))
 
@@ -172,7 +172,7 @@ class Run(Training):
 
 
 def run_name(run: Run, shared: dict[str, Any]) -> str:
-    """Returns the name of a run: kind, act with its parameter, width, and each key that differs from its usual value.
+    """Returns the name of a run: kind, act with its parameter, width, and each key with an unusual value.
 
     The usual value of a key is its value in `shared`, or its default if `shared` does not have the key.
     """
@@ -198,10 +198,8 @@ def _scientific(value: float) -> str:
 
 
 def expand_sweep(training: dict[str, Any], sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the keys of each run of a sweep.
-
-    The keys of `sweep` override those of `training`. There is one run for each combination of the elements of lists.
-    """
+    """Returns the keys of each run of a sweep: one run per combination of list elements. `sweep` overrides
+    `training`."""
     merged = {**training, **sweep}
     combinations = itertools.product(*(as_list(value) for value in merged.values()))
     return [dict(zip(merged, values, strict=True)) for values in combinations]

@@ -6,19 +6,19 @@ from .base import Section
 
 
 class Features(Section):
-    """Feature tables. They hold all activations on the held-out tokens, and examples, statistics and logit effects."""
+    """Feature tables: all activations on the held-out tokens, examples, statistics and logit effects."""
 
     tokens: PositiveInt | None = None
-    """Number of held-out tokens, in complete sequences. With null, all tokens are used."""
+    """Number of held-out tokens to use, in complete sequences. With null, all tokens are used."""
     batch: PositiveInt = 32
     """Number of sequences per forward pass."""
     examples: PositiveInt = 20
     """Number of maximally activating examples per feature."""
     bands: NonNegativeInt = 5
-    """Number of activation bands that also get examples. The bands have equal width and range from 0 to the maximum
+    """Number of activation bands with further examples. The bands have equal width, from 0 to the maximum
     activation."""
     band_examples: PositiveInt = 5
-    """Number of examples per band. They are evenly spaced over the text."""
+    """Number of examples per band, evenly spaced over the text."""
     before: NonNegativeInt = 16
     """Number of context tokens before an example's token."""
     after: NonNegativeInt = 8
@@ -26,8 +26,8 @@ class Features(Section):
     bins: PositiveInt = 20
     """Number of bins of each feature's activation histogram."""
     logits: PositiveInt = 10
-    """Number of tokens to list per feature: this number of tokens whose logits the feature raises most, and the same
-    number of tokens whose logits the feature lowers most."""
+    """Number of tokens to list per feature: the tokens whose logits the feature raises most. The same number of tokens
+    whose logits the feature lowers most is listed too."""
     neurons: NonNegativeInt | None = None
-    """Neurons also get feature tables. This number of neurons is recorded per token: those that write the vectors of
-    largest norm. With 0, no neurons are recorded. With null, all active neurons are recorded."""
+    """Number of neurons to record per token, for the feature tables of neurons. The neurons that write the vectors of
+    largest norm are chosen. With 0, no neurons are recorded. With null, all active neurons are recorded."""

@@ -8,27 +8,27 @@ from .base import ExpandedPath, Section
 
 
 class Pretrain(Section):
-    """Pretrain a model of GPT-2's architecture on the corpus. Muon trains the matrices of the blocks, AdamW all other
-    parameters."""
+    """Pretraining of a model with GPT-2's architecture on the corpus. Muon trains the matrices of the blocks. AdamW
+    trains all other parameters."""
 
     source: Literal["pretrain"]
-    """Kind of source. It determines the other keys."""
+    """Kind of source, which determines the other keys."""
     layers: PositiveInt = 3
     """Number of blocks."""
     d_model: PositiveInt = 128
     """Width of the residual stream."""
     heads: PositiveInt = 4
-    """Number of attention heads per block. It must divide d_model."""
+    """Number of attention heads per block. This number must divide d_model."""
     d_mlp: PositiveInt | None = None
     """Number of MLP neurons per block. With null, it is 4 times d_model."""
     tokens: PositiveInt = 20_000_000
-    """Number of training tokens. If the corpus has fewer, training takes several epochs."""
+    """Number of training tokens. If the corpus has fewer tokens, training takes several epochs."""
     batch: PositiveInt = 64
     """Number of sequences per training step."""
     learning_rate: PositiveFloat = 0.02
-    """Peak learning rate of Muon, which trains the matrices of the blocks."""
+    """Peak learning rate of Muon, for the matrices of the blocks."""
     learning_rate_embedding: PositiveFloat = 0.003
-    """Peak learning rate of AdamW, which trains embeddings, norms and biases."""
+    """Peak learning rate of AdamW, for embeddings, norms and biases."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay of the blocks' matrices."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
@@ -36,7 +36,7 @@ class Pretrain(Section):
     decay: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Fraction of the steps, at the end, during which the learning rate falls linearly to zero."""
     checkpoint_every: PositiveInt = 500
-    """Number of steps between checkpoints. Pretraining that was killed resumes from the last checkpoint."""
+    """Number of steps between checkpoints. Killed pretraining resumes from the last checkpoint."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "Pretrain":
@@ -51,7 +51,7 @@ class ModelFolder(Section):
     """A model in a folder in the Hugging Face layout."""
 
     source: Literal["path"]
-    """Kind of source. It determines the other keys."""
+    """Kind of source, which determines the other keys."""
     path: ExpandedPath
     """Folder with config.json and weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -59,8 +59,7 @@ class ModelFolder(Section):
 
 
 class ModelSizes(Section):
-    """Sizes of a model, with the values of its config.json. If these sizes are given, `snakemake plan` does not need
-    the hub."""
+    """Sizes of a model, as in its config.json. With these sizes, `snakemake plan` does not need the hub."""
 
     layers: PositiveInt
     """Number of blocks."""
@@ -79,15 +78,14 @@ class ModelSizes(Section):
     gated: bool = False
     """Whether the MLP is gated, as in SwiGLU. A gated MLP has three matrices instead of two."""
     parallel: bool = False
-    """Whether attention and MLP run in parallel. If so, attention and MLP both read the residual stream at the start of
-    the block."""
+    """Whether attention and MLP both read the residual stream at the start of the block."""
 
 
 class HubModel(Section):
     """A model of the Hugging Face hub. TransformerLens' legacy format is also supported."""
 
     source: Literal["hub"]
-    """Kind of source. It determines the other keys."""
+    """Kind of source, which determines the other keys."""
     name: str
     """Name on the hub, such as `gpt2` or `NeelNanda/GELU_1L512W_C4_Code`."""
     revision: str = "main"

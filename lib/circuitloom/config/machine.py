@@ -6,8 +6,8 @@ from .base import Section
 
 
 class Machine(Section):
-    """Nodes with GPUs, described by the numbers of their data sheets. `snakemake plan` uses these numbers instead of
-    measuring the machine that it runs on. No other command uses these numbers."""
+    """Nodes with GPUs, as their data sheets describe them. Only `snakemake plan` uses these numbers, instead of
+    measurements."""
 
     name: str
     """Short description of the machine."""
@@ -24,7 +24,7 @@ class Machine(Section):
     gpu_bandwidth: PositiveFloat
     """Memory bandwidth of one GPU, in bytes per second."""
     gpu_link: PositiveFloat
-    """Bandwidth from one GPU to the others of its node, in one direction, in bytes per second."""
+    """Bandwidth from one GPU to the other GPUs of its node, in one direction, in bytes per second."""
     cores: PositiveInt
     """Number of CPU cores per node."""
     memory: PositiveFloat
@@ -36,6 +36,6 @@ class Machine(Section):
     disk_read: PositiveFloat
     """Read bandwidth of the disk for all nodes together, in bytes per second."""
     network: PositiveFloat
-    """Bandwidth from one node to the others, in one direction, in bytes per second."""
+    """Bandwidth from one node to the other nodes, in one direction, in bytes per second."""
     download: PositiveFloat = 125e6
     """Download bandwidth, in bytes per second."""

@@ -16,11 +16,11 @@ _TAGS = {"chronicle", "files", "hub", "pretrain", "path", *KINDS}
 def one_line(model: type[Section], error: ValidationError, where: str) -> str:
     """Returns one line about the first of pydantic's errors: the key, the error and the remedy.
 
-    The key is written with all sections around it, and is prefixed by `where`, the place of `model` in the study.
+    The key includes the names of its sections. `where` is the key of `model` in the study.
     """
     first = _nearest(error.errors(include_url=False))
     context = first.get("ctx", {})
-    # index of the tag in the location: it follows the section's name, or the name of a case study
+    # index of the tag in the location; the tag follows the name of the section or of the case study
     tag = 2 if first["loc"][:1] == ("cases",) else 1
     location = [str(part) for i, part in enumerate(first["loc"]) if not (i == tag and part in _TAGS)]
     key = ".".join(([where] if where else []) + [part for part in location if "[" not in part])
@@ -47,7 +47,7 @@ def _discriminator(context: dict[str, Any]) -> str:
 
 
 def unknown_key(model: type[Section], key: str) -> str:
-    """Returns the message for an unknown key. It suggests the most similar key of `model` and its sections."""
+    """Returns the message for an unknown key, with the most similar key of `model` and of its sections."""
     near = difflib.get_close_matches(key.rpartition(".")[2], _known_keys(model), n=1, cutoff=0.5)
     return f"{key}: unknown key; " + (
         f"did you mean {near[0]}?" if near else "config/README.md lists the keys"
@@ -55,8 +55,7 @@ def unknown_key(model: type[Section], key: str) -> str:
 
 
 def _nearest(errors: list[Any]) -> Any:
-    """Returns the first error. If this error is about a union, returns the error of the union's member that fits the
-    value best."""
+    """Returns the first error. For a union, returns the error of the member that fits the value best."""
     *path, member = errors[0]["loc"] or [""]
     if "[" not in str(member):
         return errors[0]
@@ -68,6 +67,6 @@ def _nearest(errors: list[Any]) -> Any:
 
 
 def _known_keys(model: type[Section]) -> list[str]:
-    """Returns the names of all keys of a config section and of the sections within it."""
+    """Returns the names of all keys of a config section and of its subsections."""
     keys = set(re.findall(r'"(\w+)": \{', str(TypeAdapter(model).json_schema()).replace("'", '"')))
     return sorted(keys | set(model.model_fields))

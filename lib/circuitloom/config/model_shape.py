@@ -1,4 +1,4 @@
-"""Sizes of a language model, which are read from its config without loading its weights."""
+"""Reads the sizes of a language model from its config, without its weights."""
 
 import json
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class ModelShape:
     gated: bool = False
     """Whether the MLP is gated, as in SwiGLU. A gated MLP has three matrices instead of two."""
     parallel: bool = False
-    """Whether attention and MLP run in parallel. If so, attention and MLP both read the residual stream at the start of
-    the block, and there is no `resid_mid`."""
+    """Whether attention and MLP both read the residual stream at the start of the block. If so, there is no
+    `resid_mid`."""
     key_value_heads: int = 0
     """Number of key-value heads, for grouped-query attention. 0 means the same number as `heads`."""
     tokenizer: str | None = None
-    """Hub name of the tokenizer, if the model's config names one, as in TransformerLens' legacy format."""
+    """Hub name of the tokenizer, if the model's config names it (TransformerLens' legacy format)."""
 
 
 _NAMES = {
@@ -44,8 +44,8 @@ _NAMES = {
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
-    """Returns the sizes in a model's config.json. A size may have any of its usual names. Raises ValueError if a size
-    is missing."""
+    """Returns the sizes in a model's config.json, under any of their usual names. Raises ValueError if a size is
+    missing."""
     sizes = {}
     for field, names in _NAMES.items():
         value = next((config[name] for name in names if config.get(name)), None)
@@ -101,7 +101,7 @@ def check_shape(configured: language_model.ModelSizes, config: dict[str, Any]) -
 
 
 def hub_file(name: str, file: str, revision: str) -> Path:
-    """Returns the path of a file of a hub repository. If the file is not in the cache, it is downloaded.
+    """Returns the path of a file of a hub repository. Downloads the file if it is not in the cache.
 
     Raises ValueError, with the remedy, if neither the cache nor the hub has the file.
     """

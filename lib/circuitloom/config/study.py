@@ -1,4 +1,4 @@
-"""The config of a study. The study has sections, and checks that they agree with each other."""
+"""The config of a study: its sections, and checks across sections."""
 
 import re
 from functools import cached_property
@@ -38,7 +38,7 @@ class Study(Section):
     activations: Activations = Activations()
     """The activation cache."""
     training: dict[str, Any] = {}
-    """Keys that apply to all runs. A sweep's own keys override them."""
+    """Keys that apply to all runs. A sweep can override these keys."""
     dictionaries: dict[str, dict[str, Any]] = {}
     """Sweeps by name. If the value of a key is a list, there is one run per element."""
     evaluation: Evaluation = Evaluation()
@@ -48,13 +48,13 @@ class Study(Section):
     circuits: Circuits = Circuits()
     """Traced prompts, behaviours and analysis of weights."""
     cases: Cases = {}
-    """Case studies by name. The value may also be the path of a YAML file with case studies, or a list of paths. A
-    later file overrides keys of the same case study in earlier files."""
+    """Case studies by name, or the path of a YAML file with case studies, or a list of paths. A later file overrides
+    keys of the same case study in earlier files."""
     machine: Machine | None = None
-    """Machine that `snakemake plan` plans for. With null, the command plans for the machine on which it runs, and
-    measures that machine."""
+    """Machine for which `snakemake plan` estimates costs. With null, the command measures the machine on which it
+    runs."""
     resources: Resources = Resources()
-    """What jobs request from a cluster (Slurm, Kubernetes). These keys change results only by rounding."""
+    """Resources that jobs request from a cluster (Slurm, Kubernetes). These keys change results only by rounding."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Study":
@@ -89,7 +89,7 @@ class Study(Section):
         return self
 
     def _check_sweep(self, sweep: str) -> None:
-        """Check that the files of imported runs exist, and that trained runs read cached sites with the same batch
+        """Check that imported files exist, that trained runs read cached sites, and that all runs have the same batch
         size."""
         key, runs = f"dictionaries.{sweep}", self.sweeps[sweep]
         for run in runs:
@@ -145,8 +145,8 @@ class Study(Section):
                 raise ValueError(f"cases.{name}: there is no run {other}; choose from {', '.join(self.runs)}")
 
     def case_runs(self, name: str) -> list[str]:
-        """Returns the names of the runs that a case study reads. The first name is that of its run of transcoders. This
-        name is empty if there is no such run."""
+        """Returns the names of the runs that a case study reads. The first name is a run of transcoders, or empty if
+        there are no transcoders."""
         case = self.cases[name]
         return list(dict.fromkeys([case.run or self.traced_run or "", *case.runs_named]))
 
@@ -163,13 +163,13 @@ class Study(Section):
 
     @property
     def sites(self) -> set[str]:
-        """Sites that are cached, and sites that training reads."""
+        """Sites that are cached, and sites that training needs."""
         trained = [run for run in self.runs.values() if not run.imported]
         return set(self.activations.sites) | {s for run in trained for s in (run.site_in, run.site_out)}
 
     @cached_property
     def sweeps(self) -> dict[str, list[Run]]:
-        """Maps the name of each sweep to its runs. Lists are expanded, and each run has its name."""
+        """Maps the name of each sweep to its named runs."""
         shared = self._shared_keys()
         names: dict[str, str] = {}
         sweeps: dict[str, list[Run]] = {}
@@ -219,8 +219,7 @@ class Study(Section):
 
     @property
     def traced_run(self) -> str | None:
-        """Name of the run of transcoders that traces prompts without a key `run`. None if the study has no
-        transcoders."""
+        """Default run of transcoders for prompts and case studies. None if the study has no transcoders."""
         return self.circuits.run or next(iter(self.transcoders), None)
 
     @property
@@ -230,8 +229,8 @@ class Study(Section):
 
 
 def load_study(config: dict[str, Any]) -> Study:
-    """Validate a config and return the study. Raises ValueError, with one line that names the key and the remedy, if
-    the config is invalid."""
+    """Returns the study of a config. If the config is invalid, raises ValueError with one line: the key and the
+    remedy."""
     if "profile" in config and "name" not in config:
         raise ValueError("profile: this key is now called name; rename it")
     return _validate(Study, config, "")

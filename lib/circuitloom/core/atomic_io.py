@@ -1,5 +1,5 @@
-"""Writes output so that a killed process does no harm. Files appear complete or not at all. Unfinished work resumes
-from the folder OUTPUT.partial."""
+"""Writes files completely or not at all, even if the process is killed. Unfinished work resumes from the folder
+OUTPUT.partial."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 FINGERPRINT_FILE = "fingerprint"
-"""Name of a file in a partial folder. It holds the fingerprint of all values that the folder's contents depend on."""
+"""Name of the file with a partial folder's fingerprint."""
 
 
 def fingerprint(**parts: Any) -> str:
-    """Returns a hash of `parts`, the values that some work depends on. The values must be convertible to JSON."""
+    """Returns a hash of `parts`, whose values must be convertible to JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -26,9 +26,7 @@ def partial_folder(output: Path, digest: str) -> Iterator[Path]:
     """Context manager that locks and yields the folder `output`.partial.
 
     If the fingerprint in the folder equals `digest`, files of an earlier process stay in the folder. Otherwise the
-    folder is emptied.
-
-    Raises ValueError if another process holds the lock.
+    folder is emptied. Raises ValueError if another process has the lock.
     """
     folder = output.with_name(f"{output.name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +47,7 @@ def partial_folder(output: Path, digest: str) -> Iterator[Path]:
 
 
 def remove_partial_folder(folder: Path) -> None:
-    """Remove a partial folder. Its fingerprint is removed first, so that no job resumes from a half-removed folder."""
+    """Remove a partial folder, beginning with the fingerprint. So no job resumes from a half-removed folder."""
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
@@ -62,10 +60,8 @@ def write_atomically(file: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def atomic_path(file: Path) -> Iterator[Path]:
-    """Context manager that yields a temporary path to write to.
-
-    When the context ends, the written file replaces `file`. After an error, `file` is unchanged.
-    """
+    """Context manager that yields a temporary path. The file at this path replaces `file` when the context ends without
+    an error."""
     temporary = file.with_name(f"{file.name}.new")
     yield temporary
     fsync(temporary)
@@ -74,7 +70,7 @@ def atomic_path(file: Path) -> Iterator[Path]:
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Move `folder` to `target`. A folder that is already at `target` is deleted."""
+    """Move `folder` to `target`. An existing `target` is deleted."""
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(target)

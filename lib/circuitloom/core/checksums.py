@@ -1,5 +1,5 @@
-"""Records of finished outputs. A record holds the size and checksum of every file. `circuitloom verify` and later jobs
-compare files with their records."""
+"""Records of finished outputs: the size and checksum of every file. `circuitloom verify` and later jobs compare files
+with these records."""
 
 import json
 import zlib
@@ -11,22 +11,21 @@ from .atomic_io import write_atomically
 from .layout import CHECKSUMS, Layout
 
 _PIECE = 2**22
-"""Number of bytes that are read at once."""
+"""Number of bytes per read."""
 _NOT_WRITTEN = "not what was written (its checksum differs)"
 
 Files = dict[str, tuple[int, int | None]]
-"""Maps each file's path within an output to its size in bytes and its CRC-32. If the output is a single file, the path
-is empty.
+"""Maps the path of each file within an output to (size in bytes, CRC-32). The path is empty if the output is one file.
 
-The CRC-32 is None for a chunk of a Zarr array. Chunks contain their own checksums, and reading all chunks can take
-hours."""
+The CRC-32 of a Zarr chunk is None. Chunks contain their own checksums, and reading all chunks can take hours.
+"""
 Contents = Literal["all", "files", "none"]
-"""Which files are read in full. `all`: all files. `files`: all files except chunks of Zarr arrays. `none`: no file, so
-that only sizes are compared."""
+"""Which files are read in full. `all`: all files. `files`: all files except chunks of Zarr arrays. `none`: no files,
+only sizes are compared."""
 
 
 def write_record(folder: Path, output: Path) -> None:
-    """Write the record of `output`, a file or folder of the study in `folder`. An earlier record is replaced."""
+    """Write the record of `output`, a file or folder of the study in `folder`. Replaces an earlier record."""
     files: Files = {
         name: (file.stat().st_size, None if _is_chunk(output / name) else _checksum(file))
         for name, file in _files(output).items()
@@ -37,17 +36,17 @@ def write_record(folder: Path, output: Path) -> None:
 
 
 def remove_record(folder: Path, output: Path) -> None:
-    """Remove the record of `output` if there is one. Jobs do this before they write `output` again."""
+    """Remove the record of `output` if there is one. A job does this before it writes `output` again."""
     record_path(folder, output).unlink(missing_ok=True)
 
 
 def record_path(folder: Path, output: Path) -> Path:
-    """Returns the path of the file with the record of `output`."""
+    """Returns the path of the record of `output`."""
     return Layout(folder).checksums(output)
 
 
 def read_record(record: Path) -> Files:
-    """Read a record. Raises ValueError if the record is damaged."""
+    """Returns the content of a record. Raises ValueError if the record is damaged."""
     content = record.read_bytes()
     try:
         files = {name: (size, checksum) for name, (size, checksum) in json.loads(content)["files"].items()}
@@ -72,10 +71,10 @@ def recorded_outputs(folder: Path) -> list[Path]:
 
 
 def check_inputs(folder: Path, inputs: Iterable[Path], contents: bool = True) -> None:
-    """Compare a job's inputs with their records. An input without a record is not checked.
+    """Compare a job's inputs with their records. Inputs without a record are not checked.
 
-    If `contents` is false, only sizes are compared. Chunks of Zarr arrays are verified later, when they are read.
-    Raises ValueError at the first damaged file. The message names the file and the remedy.
+    If `contents` is false, only sizes are compared. Zarr chunks are verified later, when the job reads the array.
+    Raises ValueError, with the file and the remedy, at the first damaged file.
     """
     for path in inputs:
         if path.is_relative_to(folder) and record_path(folder, path).is_file():
@@ -84,13 +83,13 @@ def check_inputs(folder: Path, inputs: Iterable[Path], contents: bool = True) ->
 
 
 def find_damage(folder: Path) -> Iterator[str]:
-    """Read all recorded files of a study. For each damaged file, yield one line with the fault and the remedy."""
+    """Yields one line, with the fault and the remedy, for each damaged file of a study. Reads all recorded files."""
     for output in recorded_outputs(folder):
         yield from output_damage(folder, output)
 
 
 def output_damage(folder: Path, output: Path, contents: Contents = "all") -> Iterator[str]:
-    """Compare an output with its record. For each file that differs, yield one line with the fault and the remedy."""
+    """Yields one line, with the fault and the remedy, for each file that differs from the record of `output`."""
     record = record_path(folder, output)
     try:
         expected = read_record(record)
@@ -102,7 +101,7 @@ def output_damage(folder: Path, output: Path, contents: Contents = "all") -> Ite
         return
     remedy = "delete it" if set(expected) == {""} else f"delete {output}"
     found, unreadable = _files(output), set()
-    # check the metadata of arrays first, because chunks cannot be read without it
+    # check the metadata of arrays first, because chunks cannot be read without metadata
     for name, (size, checksum) in sorted(expected.items(), key=lambda item: _is_chunk(output / item[0])):
         file = found.get(name)
         fault = _fault(file, size, None if contents == "none" else checksum)
@@ -126,13 +125,13 @@ def summary(folder: Path) -> str:
 
 
 def _encode(files: Files) -> bytes:
-    """Returns a record as JSON text, which includes a checksum of the record itself."""
+    """Returns a record as JSON text, including a checksum of the record itself."""
     text = json.dumps(files)
     return f'{{"crc32": {zlib.crc32(text.encode())}, "files": {text}}}\n'.encode()
 
 
 def _files(output: Path) -> dict[str, Path]:
-    """Returns the files of an output by path within the output. Hidden files are left out: they belong to Snakemake."""
+    """Maps paths within an output to files. Hidden files are omitted, because they belong to Snakemake."""
     if not output.is_dir():
         return {"": output}
     files = (file for file in sorted(output.rglob("*")) if file.is_file() and file.name[0] != ".")
@@ -145,10 +144,7 @@ def _is_chunk(file: Path) -> bool:
 
 
 def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
-    """Returns a text about the fault of a file, or None if there is no fault.
-
-    If `checksum` is None, the contents are not read.
-    """
+    """Returns the fault of a file in words, or None. If `checksum` is None, only the size is compared."""
     if file is None:
         return "missing"
     try:
@@ -163,10 +159,7 @@ def _fault(file: Path | None, size: int, checksum: int | None) -> str | None:
 
 
 def _chunk_fault(file: Path) -> str | None:
-    """Returns a text about the fault of a chunk or shard of a Zarr array, or None if there is no fault.
-
-    The checksums in the chunk itself are compared.
-    """
+    """Returns the fault of a Zarr chunk or shard in words, or None. Verifies the checksums within the file."""
     import zarr
 
     folder = next(parent for parent in file.parents if (parent / "zarr.json").is_file())

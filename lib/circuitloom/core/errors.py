@@ -15,11 +15,9 @@ def first_line(error: BaseException) -> str:
 
 
 def error_message(error: BaseException, log: str) -> str:
-    """Returns an error's message in one line, with the remedy if one is known.
-
-    `log` is the path of the file that has the traceback. The message of an unexpected error names this file.
-    """
-    # libraries report a full disk or exhausted memory in many error classes, so the message is what identifies them
+    """Returns an error's message in one line, with the remedy if one is known. The message of an unexpected error names
+    `log`, the file with the traceback."""
+    # libraries report a full disk or exhausted memory in many error classes, so the message is searched
     text = " ".join(str(error).split()) or type(error).__name__
     if _DISK_FULL.search(text):
         place = error.filename if isinstance(error, OSError) else text

@@ -5,7 +5,7 @@ from typing import Any
 
 _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
 _MAX_DIGITS = 6
-"""Whole numbers with at most this many digits are written in full."""
+"""Numbers with more than twice this number of digits are in scientific notation."""
 _HEADINGS = {
     "l0": "L0 (features per token)", "fvu": "FVU", "ce": "CE (nats per token)", "delta_ce": "ΔCE (nats per token)",
     "kl": "KL (nats per token)", "delta_ce_together": "ΔCE, all layers (nats per token)",
@@ -17,14 +17,12 @@ _HEADINGS = {
     "replacement_score": "replacement score", "seconds": "time (s)", "act": "activation function",
     "width": "width, F", "seed": "seed", "n_steps": "steps",
 }  # fmt: skip
-"""Maps columns whose names are not clear by themselves to headings with units."""
+"""Maps columns with unclear names to headings with units."""
 
 
 def format_value(value: Any, digits: int = 4) -> str:
-    """Returns the text of a table cell.
-
-    Floats get `digits` significant digits, and integers are written in full. None gives an empty text.
-    """
+    """Returns the text of a table cell. A float has `digits` significant digits, an integer has all digits, and None is
+    empty."""
     match value:
         case None:
             return ""
@@ -61,7 +59,7 @@ def format_number(value: float | None, digits: int = 4) -> str:
 
 
 def format_signed(value: float | None, digits: int = 4) -> str:
-    """Returns the number as `format_number` writes it, with a + before positive numbers."""
+    """Returns the text of `format_number`, with a + before positive numbers."""
     text = format_number(value, digits)
     return f"+{text}" if value is not None and value > 0 and text else text
 
@@ -72,7 +70,7 @@ def escape_invisible(text: str) -> str:
 
 
 def format_token(token: str) -> str:
-    """Returns a token with visible symbols for control characters and for spaces at the token's ends. An empty token
+    """Returns a token with visible symbols for control characters, and for leading and trailing spaces. An empty token
     becomes ∅."""
     if not token:
         return "∅"
@@ -85,7 +83,7 @@ def format_token(token: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration, given in seconds, as text in seconds, minutes or hours."""
+    """Returns `seconds` as text in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

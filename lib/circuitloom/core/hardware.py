@@ -8,11 +8,11 @@ import torch
 
 @cache
 def fast_dtype() -> torch.dtype:
-    """Returns the number format of large matrix products: bfloat16 if the hardware is fast at it, else float32.
+    """Returns the number format of large matrix products: bfloat16 on hardware that is fast at bfloat16, else float32.
 
-    bfloat16 is about twice as fast as float32 on GPUs, on CPUs with AMX and on AMD CPUs with AVX-512 BF16. It is half
-    as fast on CPUs that emulate it, and on Intel CPUs that have AVX-512 BF16 but no AMX (docs/log.md). The results
-    depend on the format. So the choice depends on the kind of hardware and not on a measurement, which could vary.
+    bfloat16 is about twice as fast as float32 on GPUs, on CPUs with AMX and on AMD CPUs with AVX-512 BF16. On other
+    CPUs, it is half as fast (docs/log.md). The kind of hardware determines the format, because measurements vary and
+    results depend on the format.
     """
     if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16

@@ -1,4 +1,4 @@
-"""Paths of the files of a study under results/STUDY. The workflow's rules and the library take every path from here."""
+"""Paths of a study's files under results/STUDY, for the workflow's rules and the library."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,20 +27,20 @@ TABLE_FOLDERS = {
     "circuits/*": (*TRACE_TABLES, *BEHAVIOUR_TABLES),
     "cases/*": ("claim", "outcome", "source", "faithfulness", "year", "component", "planted"),
 }
-"""Maps a pattern of folders, relative to results/STUDY, to the tables in these folders. The catalogue reads these
-tables."""
+"""Maps a glob pattern of folders, relative to results/STUDY, to the tables that the catalogue reads from these
+folders."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of one study's results. The name of a run, layer, trace or case may be a wildcard, such as "{run}"."""
+    """Paths of one study's results. Arguments such as `run` and `layer` may be wildcards, such as "{run}"."""
 
     root: Path
     """The study's folder, results/STUDY."""
 
     @classmethod
     def of(cls, study: str) -> "Layout":
-        """Returns the layout of the study named `study`. Its paths are relative to the project's folder."""
+        """Returns the layout of a study, with paths relative to the project's folder."""
         return cls(Path("results", study))
 
     @property
@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def row_order(self) -> Path:
-        """Zarr group with the sequence and the position that each cached row comes from."""
+        """Zarr group with the sequence and the position of each cached row."""
         return self.activations / "rows.zarr"
 
     def activation_layer(self, site: str, layer: int | str) -> Path:
@@ -86,7 +86,7 @@ class Layout:
         return layer_group(self.activations / site, layer)
 
     def activation_part(self, site: str, part: int | str, parts: int) -> Path:
-        """If `parts` jobs cache one site together, job `part` (from 0) writes its shards into this folder."""
+        """Folder with the shards of job `part` (from 0), if `parts` jobs cache one site together."""
         return self.activations / "parts" / site / f"{part}of{parts}"
 
     @property
@@ -116,11 +116,8 @@ class Layout:
         return self.evaluation / "baseline" / site / "baseline.parquet"
 
     def concept_matches(self, sweep: str | None) -> Path:
-        """File of the table that matches features with concepts.
-
-        The features are those of the runs of `sweep`. If `sweep` is None, the features are neurons and residual
-        directions.
-        """
+        """File of the table that matches features of the runs of `sweep` with concepts. If `sweep` is None, the
+        features are neurons and residual directions."""
         folder = self.evaluation / "basis" if sweep is None else self.evaluation / "concept" / sweep
         return folder / "feature_concept.parquet"
 
@@ -143,19 +140,19 @@ class Layout:
         return self.root / "circuits"
 
     def trace(self, trace: str) -> Path:
-        """Folder of a traced prompt. It holds TRACE_TABLES, graph.json and graph.png."""
+        """Folder of a traced prompt, with TRACE_TABLES, graph.json and graph.png."""
         return self.circuits / trace
 
     def behaviour(self, behaviour: str) -> Path:
-        """Folder of a behaviour. It holds BEHAVIOUR_TABLES."""
+        """Folder of a behaviour, with BEHAVIOUR_TABLES."""
         return self.circuits / behaviour
 
     def weights(self, run: str, layer: int | str) -> Path:
-        """Folder of the analysis of one run's weights at one layer. It holds WEIGHTS_TABLES."""
+        """Folder of the analysis of one run's weights at one layer, with WEIGHTS_TABLES."""
         return self.circuits / "weights" / run / f"layer{layer}"
 
     def case(self, case: str) -> Path:
-        """Folder of a case study. It holds its tables, its pictures and result.md."""
+        """Folder of a case study, with its tables, its pictures and result.md."""
         return self.root / "cases" / case
 
     @property
@@ -173,12 +170,12 @@ class Layout:
         return self.root / LOGS / f"{job}.log"
 
     def benchmark(self, job: str) -> Path:
-        """File with the run time and memory of a job, which Snakemake measures."""
+        """File with the run time and memory of a job, written by Snakemake."""
         return self.root / BENCHMARKS / f"{job}.tsv"
 
     @property
     def benchmarks(self) -> Path:
-        """Folder of the files with all jobs' run times and memory."""
+        """Folder with the run times and memory of all jobs."""
         return self.root / BENCHMARKS
 
     @property
@@ -187,8 +184,8 @@ class Layout:
         return self.root / ".lock"
 
     def checksums(self, output: Path) -> Path:
-        """File with the checksums of `output`. The path of this file under checksums/ is the path of `output` in the
-        study's folder."""
+        """File with the record of `output`. Its path under checksums/ is the path of `output` under the study's
+        folder."""
         path = self.root / CHECKSUMS / output.relative_to(self.root)
         return path.with_name(f"{path.name}.json")
 

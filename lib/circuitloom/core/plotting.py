@@ -1,5 +1,4 @@
-"""Colours and style of all figures. The colours are those of Okabe and Ito (2008), which colour-blind readers can tell
-apart."""
+"""Colours and style of all figures. Colour-blind readers can tell the colours apart (Okabe and Ito 2008)."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -38,7 +37,7 @@ R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Decorator that sets the style while `draw` runs, because matplotlib reads the style when an artist is created."""
+    """Decorator that applies STYLE while `draw` runs. matplotlib reads the style when it creates an artist."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -51,5 +50,5 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def escape_mathtext(text: str) -> str:
-    """Returns `text` escaped for matplotlib, where $ starts a formula and control characters break lines."""
+    """Returns `text` with $ and control characters escaped, as matplotlib requires."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace("$", r"\$")

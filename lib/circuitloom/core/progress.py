@@ -11,8 +11,8 @@ def progress(
 ) -> "tqdm[Any]":
     """Returns a tqdm bar that prints complete lines, for logs and for jobs that share a terminal.
 
-    `total` and `done` are counts of `unit`. A line is printed about every `every` seconds, or never if `silent`. Use
-    the bar as a context manager and call `update(n)`.
+    `total` and `done` are counts of `unit`. A line is printed every `every` seconds, or never if `silent`. Use the bar
+    as a context manager and call `update(n)`.
     """
     line = "{desc}: {percentage:3.0f} % of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}\n"
     return tqdm(

@@ -10,15 +10,14 @@ from typing import NamedTuple
 PACKAGE = "circuitloom"
 ROOT = Path(__file__).parents[1]
 RESOURCE_SUFFIXES = {".sql", ".html", ".css", ".js"}
-"""Suffixes of files that packages read from their own folders. These files count as code."""
+"""Suffixes of non-Python files that count as code of a package."""
 
 
 def code_hash(script: Path) -> str:
     """Returns a hash of the library modules that `script` imports directly or indirectly.
 
-    Comments and docstrings do not change the hash.
-
-    The text of `script` itself is not part of the hash, because Snakemake notices an edited script.
+    Comments and docstrings do not change the hash. The text of `script` is not hashed: Snakemake notices edited
+    scripts.
     """
     seen: dict[str, Path] = {}
     pending = list(_imports(script, script.stem))
@@ -71,16 +70,16 @@ def _imports(file: Path, module: str) -> Iterator[str]:
 
 
 class _Source(NamedTuple):
-    """What `code_hash` needs from the source of a module."""
+    """Imports and syntax tree of a module."""
 
     imports: list[ast.Import | ast.ImportFrom]
     canonical: bytes
-    """Text of the syntax tree without docstrings, so that a new wording of a docstring reruns nothing."""
+    """Text of the syntax tree without docstrings. Editing a docstring reruns nothing."""
 
 
 @cache
 def _parse(source: str) -> _Source:
-    """Parse a module. Results are cached, because Snakemake parses all modules at each start and scripts share them."""
+    """Parse a module. Results are cached, because Snakemake parses the modules of all scripts at each start."""
     tree = ast.parse(source)
     imports = []
     for node in ast.walk(tree):

@@ -12,28 +12,28 @@ from .checksums import check_inputs, remove_record, write_record
 from .errors import error_message
 
 VERIFY_INPUTS = "CIRCUITLOOM_VERIFY_INPUTS"
-"""Environment variable that the workflow sets from the config key `resources.verify_inputs`. If its value is 0, only
-the sizes of inputs are compared."""
+"""Environment variable for the config key `resources.verify_inputs`. If its value is 0, only the sizes of inputs are
+compared."""
 
 
 @runtime_checkable
 class SnakemakeScript(Protocol):
-    """The attributes of Snakemake's `snakemake` object that `job` uses. Paths are relative to the project's folder."""
+    """Attributes of Snakemake's `snakemake` object that `job` uses. Paths are relative to the project's folder."""
 
     threads: int
     log: Sequence[str]
-    """Has one element, results/STUDY/logs/JOB.log."""
+    """One path: results/STUDY/logs/JOB.log."""
     input: Iterable[str]
     output: Iterable[str]
 
 
 @contextmanager
 def job(name: str, script: SnakemakeScript) -> Iterator[None]:
-    """Run the body as a job. After an error, print one line, write the traceback to the job's log and exit with 1.
+    """Context manager that runs its body as a job.
 
-    Before the body runs, the inputs are compared with their records (`core.checksums`), and the records of the outputs
-    are removed. After the body, new records of the outputs are written. If the environment variable
-    CIRCUITLOOM_VERIFY_INPUTS is 0 (config key `resources.verify_inputs`), only the sizes of the inputs are compared.
+    Before the body, inputs are compared with their records (`core.checksums`), and the records of outputs are removed.
+    After the body, new records of outputs are written. After an error, one line is printed, the traceback is written to
+    the job's log, and the process exits with 1.
     """
     set_threads(script.threads)
     log = Path(script.log[0])

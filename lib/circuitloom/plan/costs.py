@@ -24,15 +24,16 @@ SHARE_OF_PEAK = {
     "language_model": 0.38, "activations": 0.15, "dictionaries": 0.07, "evaluation": 0.08, "features": 0.2,
     "circuits": 0.05, "cases": 0.05,
 }  # fmt: skip
-"""For each stage, the share of the measured rate of matrix products that the stage reaches on CPUs.
+"""Fraction of the measured rate of matrix products that each stage reaches on CPUs.
 
-Two machines were measured. Each value lies between the shares of these machines. The machine with half the rate of
-matrix products reaches shares that are 1.2 to 2 times as large (docs/benchmarks/quickstart.md).
+Each value lies between the fractions of two machines. The fractions are 1.2 to 2 times as large on the machine with
+half the rate of matrix products (docs/benchmarks/quickstart.md).
 """
 PRODUCT_SHARE_OF_STEP = 0.93
-"""Share of the measured product rate that the products in a GPU training step reach (docs/benchmarks/training.md)."""
+"""Fraction of the measured rate of matrix products that the products of a GPU training step reach
+(docs/benchmarks/training.md)."""
 USABLE_GPU_MEMORY = 0.9
-"""Share of a GPU's memory that arrays can use."""
+"""Fraction of a GPU's memory that arrays can use."""
 WRITE_RATE, READ_RATE = 2e9, 2.5e9
 """Bytes of activations that one thread writes or reads per second (docs/benchmarks/caching.md)."""
 CHECKPOINT_RATE = 1e9
@@ -40,9 +41,9 @@ CHECKPOINT_RATE = 1e9
 ACTIVATIONS_PER_SECOND = 2_000_000
 """Number of activations that one job sorts and writes per second."""
 JOB_SECONDS = 8.0
-"""Seconds that a job needs to start. In this time Snakemake starts, and the job imports modules and loads the model."""
+"""Seconds until a job starts its work: Snakemake starts, modules are imported, and the model is loaded."""
 TOKENS_PER_SECOND = 300_000
-"""Number of tokens per second that one core generates (or tokenises) and packs."""
+"""Number of tokens per second that one core generates (or tokenizes) and packs."""
 
 
 def plan(study: Study, machine: MachineRates) -> list[Cost]:
@@ -131,10 +132,10 @@ def cost_on_gpus(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
 
 
 def gpus_per_job(work: Work, gpus: Gpus) -> int:
-    """Returns the number of GPUs that a job needs to fit in memory.
+    """Returns the minimum number of GPUs with enough memory for a job. More than `gpus.count` means that the job does
+    not fit.
 
-    It is the least such number that divides `work.divisible_by` (if this is not 0). If it exceeds `gpus.count`, the job
-    does not fit.
+    The number divides `work.divisible_by`, unless `work.divisible_by` is 0.
     """
     room = USABLE_GPU_MEMORY * gpus.memory - work.gpu_memory_replicated
     if room <= 0:
@@ -164,10 +165,10 @@ def _cost_on_one_core(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
 def _job_times(
     work: Work, machine: MachineRates, gpus: Gpus, per_job: int, parallel: int
 ) -> dict[str, float]:
-    """Returns the seconds that all rounds of jobs take, for each part of the machine.
+    """Returns the seconds of all rounds of jobs, for each part of the machine. The parts work at the same time.
 
-    The parts work at the same time. The GPUs are one part. The name of this part is what takes the GPUs longest. The
-    other parts are the threads that write activations and the threads that read activations.
+    The parts are the GPUs, the threads that write activations, and the threads that read activations. The GPUs' part is
+    named after the slowest kind of GPU work.
     """
     load, rounds = work.gpu_load, math.ceil(work.jobs / parallel)
     operations = load.bf16_flops / machine.operations_per_second + load.fp32_flops / gpus.float32
@@ -199,10 +200,8 @@ def _checkpoint_overhead(work: Work, machine: MachineRates, per_job: int, parall
 
 
 def _network(work: Work, gpus: Gpus, per_job: int) -> float:
-    """Returns the bytes that are downloaded and the bytes that nodes exchange, added up.
-
-    If there are several nodes, bytes read from the disk and bytes written to the disk count too.
-    """
+    """Returns the number of bytes that are downloaded or exchanged between nodes. With several nodes, disk traffic
+    counts too."""
     transferred = work.download
     if gpus.nodes > 1:
         transferred += work.disk + work.read

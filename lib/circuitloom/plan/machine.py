@@ -1,4 +1,4 @@
-"""Rates of a machine. They are measured on this machine, or taken from a config that describes another one."""
+"""Rates of a machine: measured on this machine, or taken from a config that describes another machine."""
 
 import math
 import shutil
@@ -10,10 +10,10 @@ from pathlib import Path
 from ..config.machine import Machine
 
 PRODUCT_SHARE, COPY_SHARE = 0.75, 0.88
-"""Shares of a data sheet's numbers that a machine reaches.
+"""Fractions of a data sheet's numbers: FLOP/s that matrix products reach, and bandwidth that copies reach.
 
-Matrix products reach the first share of the FLOP/s. Copies reach the second share of the bandwidth. Measured shares are
-0.743 to 0.801 and 0.90 on an H100, and 0.755 and 0.87 on an H200 (docs/benchmarks/training.md).
+Measured: products 0.743 to 0.801 and copies 0.90 on an H100, products 0.755 and copies 0.87 on an H200
+(docs/benchmarks/training.md).
 """
 DOWNLOAD = 30e6
 """Download rate of a measured machine in bytes per second. This rate is assumed, not measured."""
@@ -48,15 +48,12 @@ class MachineRates:
     """Rates that a machine reaches, and its memory and disk."""
 
     operations_per_second: float
-    """FLOP/s of matrix products on all cores together, or on one GPU.
-
-    Products are in bfloat16, or in float32 if the hardware does not support bfloat16.
-    """
+    """FLOP/s of matrix products in `fast_dtype()`, on all cores together or on one GPU."""
     free_bytes: float
     """Bytes of free disk space, plus the bytes that the study's results already take."""
     device: str
     jobs: int = 1
-    """Largest number of jobs that run in parallel on a machine without GPU."""
+    """Maximum number of parallel jobs on a machine without GPU."""
     gpus: Gpus | None = None
     cores: int = 1
     """CPU cores per node."""

@@ -11,16 +11,14 @@ from .sizes import model_bytes
 from .work import Cost, Work
 
 FILES = 1_000_000
-"""A stage is reported if it writes more files than this."""
+"""Number of files above which a stage is reported."""
 IDLE_SECONDS = 3600
-"""A stage that leaves GPUs idle is reported if the stage takes more seconds than this."""
+"""Number of seconds above which a stage with idle GPUs is reported."""
 
 
 def limits(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
-    """Yields a line about each limit that a stage exceeds, and about each stage that leaves GPUs idle.
-
-    The lines are in the order of stages. Yields nothing for a machine without GPUs.
-    """
+    """Yields a line per limit that a stage exceeds, and per stage that leaves GPUs idle. Without GPUs, yields
+    nothing."""
     gpus = machine.gpus
     if gpus is None:
         return

@@ -9,13 +9,13 @@ from .work import GpuLoad
 CHRONICLE_WORDS = 1_500
 """Size of the vocabulary of the generated corpus."""
 BYTES_PER_TOKEN = 4.0
-"""Bytes of text per token. This value is used if it cannot be measured with a tokenizer."""
+"""Assumed bytes of text per token, without a local tokenizer."""
 PROCESS_BYTES = 700e6
 """Bytes of memory of a process that has imported torch and transformers."""
 USUAL_L0 = 64
-"""Number of active features per token that is assumed for runs without k."""
+"""Assumed number of active features per token for runs without k."""
 FORWARD_PASSES = 110
-"""How often each block of a forward pass on a GPU reads or writes a [token, d] array, outside matrix products.
+"""Number of [token, d] arrays that each block of a forward pass moves on a GPU, outside matrix products.
 
 The number is fitted to a measured rate: 1.08 million tokens per second for a model of GPT-2 small's shape on an H100
 (docs/benchmarks/caching.md).
@@ -23,10 +23,8 @@ The number is fitted to a measured rate: 1.08 million tokens per second for a mo
 
 
 def corpus_tokens(study: Study) -> tuple[float, float]:
-    """Returns the number of training tokens and the number of held-out tokens.
-
-    The numbers are configured, or estimated from the sizes of text files.
-    """
+    """Returns the numbers of training tokens and held-out tokens, as configured or estimated from the sizes of text
+    files."""
     corpus = study.corpus
     if not isinstance(corpus, TextFiles):
         return corpus.train_tokens, corpus.validation_tokens
@@ -42,11 +40,8 @@ def corpus_tokens(study: Study) -> tuple[float, float]:
 
 
 def _bytes_per_token(study: Study) -> float:
-    """Returns the bytes of text per token.
-
-    If the tokenizer is a local file, the number is measured on the first text file. Otherwise returns
-    `BYTES_PER_TOKEN`.
-    """
+    """Returns the bytes of text per token, measured on the first text file. Without a local tokenizer, returns
+    `BYTES_PER_TOKEN`."""
     assert isinstance(study.corpus, TextFiles)
     folder = study.corpus.tokenizer or getattr(study.language_model, "path", "")
     tokenizer, text = Path(folder) / "tokenizer.json", Path(study.corpus.train[0])
@@ -97,7 +92,7 @@ def forward(study: Study, layers: float) -> float:
 def forward_load(study: Study, layers: float, unembeddings: float = 0.0, size: int | None = None) -> GpuLoad:
     """Returns the GPU load per token of a forward pass through `layers` layers and of `unembeddings` unembeddings.
 
-    `size` is the number of bytes per number. The default is the size of a number in the model's dtype.
+    `size` is the number of bytes per number, by default in the model's dtype.
     """
     shape, size = study.shape, size or number_bytes(study)
     operations = forward(study, layers) + 2 * unembeddings * vocabulary(shape) * shape.d_model
@@ -128,7 +123,7 @@ def weight_bytes(run: Run, d: int) -> float:
 
 
 def is_sparse(run: Run) -> bool:
-    """Whether the run has a k, which sets the number of active features per token."""
+    """Whether `k` sets the number of active features per token."""
     return run.act in ("topk", "batchtopk")
 
 

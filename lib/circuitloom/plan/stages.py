@@ -22,15 +22,15 @@ from .sizes import (
 from .work import GpuLoad, Work
 
 FIRING_NEURONS = 0.4
-"""Share of the neurons that are positive on a token."""
+"""Fraction of the neurons that are positive on a token."""
 ACTIVATION_BYTES, EXAMPLE_BYTES, FEATURE_BYTES = 9, 90, 300
-"""Bytes on disk, in all tables together, per activation, per example and per feature (docs/benchmarks/queries.md)."""
+"""Bytes on disk in all tables, per activation, per example and per feature (docs/benchmarks/queries.md)."""
 TABULATING_BYTES = 600e6
 """Bytes of memory for sorting and writing activations."""
 TRACING_BYTES = 400e6
-"""Bytes of memory for tracing. They hold the gradients of a chunk of targets, and effects."""
+"""Bytes of memory for tracing: the gradients of a chunk of targets, and effects."""
 CASE_TOKENS = 1_000_000
-"""Number of tokens in a case's prompts. A prompt counts once for each forward pass with an ablation."""
+"""Number of tokens in a case study's prompts, counted once per forward pass with an ablation."""
 ENCODED_BYTES = 12
 """Bytes of GPU memory traffic per token and feature. Each pre-activation is written once and read twice."""
 
@@ -91,10 +91,7 @@ def language_model(study: Study) -> Work:
 
 
 def activations(study: Study, train_tokens: float) -> Work:
-    """Returns the work of running the model on all tokens and writing activations of all layers.
-
-    Each site has one or several jobs.
-    """
+    """Returns the work of running the model on all tokens and writing activations of all layers."""
     config = study.activations
     rows = min(config.tokens or train_tokens, train_tokens)
     arrays, last = len(study.layers) * len(config.sites), max(study.layers) + 1
@@ -121,10 +118,8 @@ def activations(study: Study, train_tokens: float) -> Work:
 
 
 def evaluation(study: Study, held_out: float) -> Work:
-    """Returns the work of forward passes on held-out tokens.
-
-    In these passes, dictionaries replace the MLP of one layer or the MLPs of all layers.
-    """
+    """Returns the work of forward passes on held-out tokens, with dictionaries in place of one layer's MLP or of all
+    MLPs."""
     shape, runs, layers = study.shape, list(study.runs.values()), len(study.layers)
     tokens = min(study.evaluation.tokens or held_out, held_out)
     _, embedding = model_parameters(shape)
@@ -157,10 +152,8 @@ def evaluation(study: Study, held_out: float) -> Work:
 
 
 def features(study: Study, held_out: float) -> Work:
-    """Returns the work of writing all activations on held-out tokens into tables.
-
-    There is one job per run and layer.
-    """
+    """Returns the work of writing all activations on held-out tokens into tables. There is one job per run and
+    layer."""
     shape, config, layers = study.shape, study.features, len(study.layers)
     tokens = min(config.tokens or held_out, held_out)
     fires: list[float] = [firing(run) for run in study.runs.values()]
@@ -203,10 +196,8 @@ def features(study: Study, held_out: float) -> Work:
 
 
 def circuits(study: Study) -> Work:
-    """Returns the work of tracing features through attention.
-
-    From each position, every active feature is backpropagated through the attention of all earlier layers.
-    """
+    """Returns the work of tracing. Each active feature is backpropagated through the attention of all earlier
+    layers."""
     shape, d = study.shape, study.shape.d_model
     operations = 0.0
     for prompt in study.circuits.prompts.values():
@@ -240,11 +231,7 @@ def circuits(study: Study) -> Work:
 
 
 def cases(study: Study, held_out: float) -> Work:
-    """Returns the work of the cases.
-
-    For each case, held-out tokens are run through the dictionaries of the case's runs. Prompts are also run with
-    ablated components.
-    """
+    """Returns the work of the case studies: held-out tokens with dictionaries, and prompts with ablated components."""
     shape, layers = study.shape, len(study.layers)
     blocks, embedding = model_parameters(shape)
     tokens = min(study.evaluation.tokens or held_out, held_out)

@@ -1,12 +1,12 @@
-"""Estimates the work of training dictionaries. On a GPU this is matrix products and moved bytes.
+"""Estimates the work of training dictionaries. On a GPU, the work is matrix products and moved bytes.
 
 The factors are fitted to one measured step (docs/benchmarks/training.md): topk, d = 768, F = 24,576, k = 32, batch
 8,192. This step took 2.247 ms on an H100 (3.02 TB/s and 735 TFLOP/s measured). The parts other than the encoder
 product are:
 
 - the search for candidates: 0.216 ms
-- the choice of entries, the decoder and the gradients: 0.632 ms. They gather 5.25 rows per entry, 1.1 times as fast
-  as a copy does.
+- the choice of entries, the decoder and the gradients: 0.632 ms. These steps gather 5.25 rows per entry, 1.1
+  times as fast as a copy does.
 - Adam, norms, rounded copies and writing the gradients: 0.522 ms
 - the sort of entries by feature: 0.039 ms
 - other kernels on [token, d] arrays, and gaps between kernels: 0.433 ms
@@ -28,11 +28,8 @@ from .sizes import (
 from .work import GpuLoad, Work
 
 SEARCH, GATHERED, ENTRY_BYTES, ROW_PASSES = 1.6, 5.25 / 1.1, 450, 52
-"""Fitted factors of a sparse step.
-
-In this order, they are the passes over the scores, the rows gathered per entry, the bytes moved per entry, and the
-passes over a [token, d] array.
-"""
+"""Fitted factors of a sparse step: passes over the scores, rows gathered per entry, bytes moved per entry, and passes
+over a [token, d] array."""
 STEP_BYTES = 38
 """Bytes moved per weight and step: 28 for Adam, 6 for norms and rounded copies, 4 for the gradient."""
 STATE_BYTES = 18
@@ -40,22 +37,16 @@ STATE_BYTES = 18
 DENSE_BYTES = 90
 """Bytes that a dense step moves per entry of the [token, feature] matrix, forward and backward together."""
 DENSE_MEMORY, SPARSE_MEMORY = 20, 2.1
-"""Bytes of memory per entry of the [token, feature] matrix.
-
-The first number is for dense steps, the second for steps with kernels. With kernels only the bfloat16 scores have the
-size of this matrix.
-"""
+"""Bytes of memory per entry of the [token, feature] matrix, in dense steps and in steps with kernels. With kernels,
+only the bfloat16 scores have the size of this matrix."""
 IMPORT_COPIES = 3.2
-"""Memory that an import takes, as a multiple of the dictionary's weights. Measured at d = 768, F = 24,576."""
+"""Memory of an import, as a multiple of the dictionary's weights. Measured at d = 768, F = 24,576."""
 PREFETCHED = PREFETCH + 1
-"""Number of batches of each site that are in memory before a step."""
+"""Number of batches per site that are in memory before a step."""
 
 
 def dictionaries(study: Study) -> Work:
-    """Returns the work of training all runs.
-
-    An imported run only takes disk space, and memory for its weights. Runs are imported one at a time.
-    """
+    """Returns the work of training all runs. An imported run takes only disk space, and memory for its weights."""
     d, layers = study.shape.d_model, len(study.layers)
     runs = study.runs.values()
     trained = [run for run in runs if not run.imported]
@@ -93,11 +84,8 @@ def dictionaries(study: Study) -> Work:
 
 
 def training_operations(run: Run, d: int) -> float:
-    """Returns the operations per token of training a run.
-
-    For topk and batchtopk, the number is 2 d F (encoder product) + 10 d k (sparse products). For other runs, the number
-    is 12 d F.
-    """
+    """Returns the operations per token of training a run: 2 d F (encoder product) + 10 d k (sparse products) for topk
+    and batchtopk, 12 d F for other runs."""
     return 2 * d * run.width + 10 * d * run.k if is_sparse(run) else 12 * d * run.width
 
 
@@ -125,11 +113,8 @@ def has_kernels(run: Run) -> bool:
 
 
 def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
-    """Returns the GPU load of a sweep at one layer.
-
-    This is the load of all steps of all runs, plus the load of computing MLP outputs that are not stored. MLP outputs
-    are computed once for all runs.
-    """
+    """Returns the GPU load of a sweep at one layer: all steps of all runs, and MLP outputs that are not stored. MLP
+    outputs are computed once for all runs."""
     d, total = study.shape.d_model, GpuLoad()
     for run in sweep:
         total += step_load(run, d) * (run.tokens / run.batch)

@@ -1,4 +1,4 @@
-"""`Work` is the work of a stage, whatever the machine. `Cost` is what the stage costs on one machine."""
+"""`Work` is the work of a stage, independent of the machine. `Cost` is what the stage costs on one machine."""
 
 from dataclasses import dataclass
 
@@ -44,22 +44,22 @@ class Work:
     jobs: int = 1
     """Number of jobs that can run in parallel."""
     starts: float = 1.0
-    """Number of jobs that have to be started."""
+    """Number of jobs to start."""
     exclusive: bool = False
-    """Whether a job uses all cores, so that no other job runs beside it."""
+    """Whether a job uses all cores and runs alone."""
     gpu_load: GpuLoad = GpuLoad()
     host_memory: float = 0.0
     """Largest number of bytes of main memory that a job takes if it uses a GPU."""
     gpu_memory: float = 0.0
-    """Bytes of GPU memory that a job takes. They can be split over the GPUs of the job."""
+    """Bytes of GPU memory that a job takes in total. These bytes can be split over the GPUs of the job."""
     gpu_memory_replicated: float = 0.0
     """Bytes of GPU memory that each GPU of a job takes, however many GPUs share the job."""
     divisible_by: int = 0
-    """The number of GPUs of a job must divide this number (of features). If it is 0, any number of GPUs is possible."""
+    """Number of features, which must divide evenly among the GPUs of a job. With 0, any number of GPUs is possible."""
     can_split: bool = False
     """Whether the code can split a job over several GPUs."""
     read: float = 0.0
-    """Bytes that the jobs read from the outputs of earlier stages."""
+    """Bytes of earlier stages' outputs that the jobs read."""
     written: float = 0.0
     """Bytes of activations that the jobs write."""
     sorted_activations: float = 0.0
@@ -85,17 +85,14 @@ class Cost:
     operations: float
     """Floating-point operations."""
     seconds: float
-    """Time of the stage in seconds. It is infinite if the stage does not fit on the machine."""
+    """Time of the stage in seconds. Infinite if the stage does not fit on the machine."""
     network: float = 0.0
-    """Bytes that are downloaded or exchanged between nodes.
-
-    Bytes that are read from or written to a disk that nodes share are included.
-    """
+    """Bytes that are downloaded, exchanged between nodes, or transferred to and from a disk that nodes share."""
     gpu_memory: float = 0.0
     """Largest number of bytes of GPU memory that a job takes on each of its GPUs."""
     gpus_per_job: int = 0
-    """Number of GPUs that share a job. It is 0 if the stage uses no GPU."""
+    """Number of GPUs that share a job. 0 if the stage uses no GPU."""
     busy_gpus: int = 0
     """Number of GPUs that are in use at the same time."""
     bottleneck: str = ""
-    """Name of the longest of the operations and transfers that happen at the same time."""
+    """Name of the slowest of the operations and transfers that happen at the same time."""

@@ -1,6 +1,6 @@
-"""Reads the SQL files of the catalogue: its macros, and the named queries of the report, explorer and docs/queries.md.
+"""Reads the catalogue's SQL files: the macros, and the named queries of the report, the explorer and docs/queries.md.
 
-Each file holds statements of the form below, where `$run` is a parameter. Macros also have a line with an example.
+Each file is a list of statements like the one below. `$kind` is a parameter. A macro also has a line with an example.
 
     -- name: runs_of_kind
     -- Runs of one kind, by name.
@@ -16,7 +16,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 QUERY_FILES = ("common", "report", "explorer")
-"""Names, without .sql, of the files that `named_queries` reads. No two queries in them have the same name."""
+"""Names of the files that `named_queries` reads, without .sql. No two queries in all files have the same name."""
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _PARAMETER = re.compile(r"\$([A-Za-z_]\w*)")
 
@@ -29,13 +29,10 @@ class NamedQuery:
     description: str
     """One line that says what the rows are."""
     sql: str
-    """The statement, without the lines of its name and description."""
+    """The statement, without the lines of name and description."""
 
     def filled(self, **parameters: Any) -> str:
-        """Returns the statement with the values of its parameters filled in, so that DuckDB can run it.
-
-        The first line is the description, as a comment.
-        """
+        """Returns the statement with values in place of parameters. The first line is the description, as a comment."""
         return fill_in(f"-- {self.description}\n{self.sql}", parameters)
 
 
@@ -48,22 +45,20 @@ class Macro:
     """Names of the parameters, separated by commas."""
     description: str
     example: str
-    """A SELECT that uses the macro.
-
-    It may contain the parameters $run, $other_run, $layer, $feature, $concept, $pattern and $trace.
-    """
+    """A SELECT that uses the macro. Possible parameters: $run, $other_run, $layer, $feature, $concept, $pattern,
+    $trace."""
     sql: str
     """The CREATE MACRO statement."""
 
     @property
     def is_table(self) -> bool:
-        """True if the macro returns a table, False if it returns a single value."""
+        """Whether the macro returns a table instead of a single value."""
         return " AS TABLE\n" in self.sql
 
 
 @cache
 def named_queries() -> Mapping[str, NamedQuery]:
-    """Maps the name of each query of the report and the explorer to the query."""
+    """Returns the queries of the report and the explorer, by name."""
     found = [query for name in QUERY_FILES for query in read_queries(name)]
     queries = {query.name: query for query in found}
     assert len(queries) == len(found), "two queries have one name"
@@ -72,13 +67,13 @@ def named_queries() -> Mapping[str, NamedQuery]:
 
 @cache
 def questions() -> tuple[NamedQuery, ...]:
-    """Questions that researchers ask, in the order of docs/queries.md. The description of a query is its question."""
+    """Returns the queries of docs/queries.md, in order. The description of a query is its question."""
     return tuple(read_queries("questions"))
 
 
 @cache
 def macros() -> tuple[Macro, ...]:
-    """All macros. Each one comes after the macros that it uses."""
+    """Returns all macros. Each macro comes after the macros that it uses."""
     found = []
     for name, text in _statements("macros"):
         description, example, sql = text.split("\n", 2)
@@ -89,7 +84,7 @@ def macros() -> tuple[Macro, ...]:
 
 
 def read_queries(file: str) -> list[NamedQuery]:
-    """Reads the queries of one file. `file` is its name without .sql."""
+    """Returns the queries in `file`.sql."""
     found = []
     for name, text in _statements(file):
         description, sql = text.split("\n", 1)
@@ -98,19 +93,20 @@ def read_queries(file: str) -> list[NamedQuery]:
 
 
 def _statements(file: str) -> list[tuple[str, str]]:
-    """Returns the name and the text of each statement in a file. `file` is its name without .sql."""
+    """Returns the name and the text of each statement in `file`.sql."""
     parts = _NAME.split((FOLDER / f"{file}.sql").read_text())
     assert not parts[0].strip(), f"{file}.sql does not begin with a name"
     return list(zip(parts[1::2], (text.strip() for text in parts[2::2]), strict=True))
 
 
 def fill_in(sql: str, parameters: Mapping[str, Any]) -> str:
-    """Replaces each $parameter in `sql` by its value as an SQL literal. Raises KeyError if a value is missing."""
+    """Returns `sql` with each $parameter replaced by its value as an SQL literal. Raises KeyError if a value is
+    missing."""
     return _PARAMETER.sub(lambda match: quoted(parameters[match[1]]), sql)
 
 
 def quoted(value: Any) -> str:
-    """Writes `value` as an SQL literal. `value` is a text, a number, or a list of texts and numbers."""
+    """Returns `value` as an SQL literal. `value` is a text, a number, or a list of texts and numbers."""
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     if isinstance(value, list | tuple):

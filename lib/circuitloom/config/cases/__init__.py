@@ -1,5 +1,4 @@
-"""Config of the case studies of a study. Case studies are written in the study, or in files that several studies
-share."""
+"""Config of a study's case studies, which are written in the study or in files that several studies share."""
 
 import re
 from pathlib import Path
@@ -38,13 +37,13 @@ KINDS: dict[str, type[Case]] = {
 }
 """Maps the name of each kind of case study to the class with its keys."""
 PROJECT = Path(__file__).parents[4]
-"""The project's folder. Files of case studies that are not under the working directory are looked for here."""
+"""The project's folder. Paths that do not exist in the working directory are relative to this folder."""
 
 
 def _read(cases: Any) -> Any:
-    """Returns case studies by name. If `cases` is a path or a list of paths, reads these files.
+    """Returns case studies by name. `cases` may be the path of a file with case studies, or a list of paths.
 
-    If several files have a case study of the same name, a later file overrides single keys of this case study.
+    If several files have the same case study, a later file overrides single keys.
     """
     if isinstance(cases, dict):
         return cases

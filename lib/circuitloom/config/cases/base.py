@@ -14,15 +14,14 @@ Bound = Annotated[float, Field(ge=0, le=1)]
 
 
 class Case(Section):
-    """A case study. It asks a question about the model and its transcoders, and its keys include the bounds of its
-    claims."""
+    """A case study: a question about the model and its transcoders. Some keys are bounds of its claims."""
 
     tables: ClassVar[tuple[str, ...]]
     """Names of the tables that the case study writes."""
     figures: ClassVar[tuple[str, ...]]
     """Names of the pictures that the case study draws, without the suffix .png."""
     generated: ClassVar[bool] = False
-    """Whether the case study needs the concepts of every token, which are known only for the generated corpus."""
+    """Whether the case study needs the concepts of every token. Only the generated corpus has these concepts."""
     run: str | None = None
     """Run of transcoders to study. With null, it is `circuits.run`."""
     seed: NonNegativeInt = 0
@@ -34,7 +33,7 @@ class Case(Section):
 
     @property
     def runs_named(self) -> list[str]:
-        """Names of further runs that the case study reads, besides `run`."""
+        """Names of the runs that the case study reads in addition to `run`."""
         return []
 
 

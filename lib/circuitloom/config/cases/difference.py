@@ -9,7 +9,7 @@ from .base import Bound, Case, Slots, check_slots
 
 
 class DifferenceCase(Case):
-    """Which transcoder features and attention heads make a logit difference?"""
+    """Which transcoder features and attention heads produce a logit difference?"""
 
     tables: ClassVar = ("claim", "outcome", "component", "faithfulness")
     figures: ClassVar = ("curve", "components", "graph")
@@ -21,28 +21,27 @@ class DifferenceCase(Case):
     slots: Slots = {}
     """Maps the name of each slot to the words that can fill it."""
     count: Annotated[int, Field(ge=4)] = 80
-    """Number of prompts, which are drawn from the templates in turn. The circuit is found on one half (finding) and
-    tested on the other (testing)."""
+    """Number of prompts, drawn from the templates in turn. The circuit is found on the finding half of the prompts, and
+    tested on the testing half."""
     ablation: Literal["mean", "zero"] = "mean"
-    """Value to which ablated components are set: their mean over the prompts and positions of the finding half, or
-    zero."""
+    """Value of ablated components: zero, or their mean over the prompts and positions of the finding half."""
     recovered: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Share of the logit difference that the circuit must recover alone on the finding half. Before pruning, the
-    circuit must recover the mean of this share and 1."""
+    """Share of the logit difference that the circuit alone must recover on the finding half. Before pruning, the
+    circuit must recover (1 + `recovered`) / 2."""
     least: Bound = 0.002
-    """Pruning removes components whose removal costs the circuit less than this share of the difference, on the finding
+    """Pruning removes a component if the circuit then loses less than this share of the difference, on the finding
     half."""
     subsets: PositiveInt = 20
-    """Number of random subsets of the circuit on which completeness is measured. The smallest subset has one component.
-    The largest subset has half of the circuit's components."""
+    """Number of random subsets of the circuit for the test of completeness. The subsets have between one component and
+    half of the circuit's components."""
     compare: bool = True
-    """Whether neurons and heads are measured too, for a comparison with transcoder features and heads."""
+    """Whether to measure neurons and heads too, for a comparison with transcoder features and heads."""
     traced: PositiveInt = 2
     """Number of prompts of the finding half whose attribution graphs are drawn."""
     positive: Bound = 0.9
-    """Claim: the share of the prompts on which the model prefers the right token is at least this."""
+    """Claim: the model prefers the right token on at least this share of the prompts."""
     difference: PositiveFloat = 1.0
-    """Claim: the mean logit difference of the model is at least this, in nats."""
+    """Claim: the mean logit difference of the model is at least this number of nats."""
     share: Bound = 0.8
     """Claim: on the testing half, the circuit alone recovers at least this share of the difference."""
     remaining: Bound = 0.2
@@ -51,16 +50,15 @@ class DifferenceCase(Case):
     """Claim: without the circuit's features, but with all heads intact, at most this share of the difference
     remains."""
     gap: Bound = 0.2
-    """Claim: if the same random subset is removed from the circuit and from the model, the metrics of the two differ by
-    at most this share of the difference, on average."""
+    """Claim: a random subset is removed from the circuit, and from the model. The metrics of circuit and model then
+    differ on average by at most this share of the difference."""
     minimal: Bound = 0.8
-    """Claim: for at least this share of the circuit's components, removing the component lowers the circuit's
-    metric."""
+    """Claim: removing a component lowers the circuit's metric, for at least this share of the components."""
     fewer: PositiveFloat = 1.0
-    """Claim: the number of features and heads that recover `share`, divided by the number of neurons and heads that
-    recover `share`, is at most this."""
+    """Claim: (number of features and heads that recover `share`) / (number of neurons and heads that recover `share`)
+    is at most this value."""
     explained: Bound = 0.5
-    """Claim: if transcoders replace the MLPs and transcoder errors are left out, at least this share of the difference
+    """Claim: with transcoders in place of MLPs, and without transcoder errors, at least this share of the difference
     remains."""
 
     @model_validator(mode="after")

@@ -26,34 +26,33 @@ class FeatureCase(Case):
     """Concept of the corpus that the feature should predict. With null, the feature that best separates `texts` from
     `edited` is chosen."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """The feature, written LAYER/NUMBER. With null, the study chooses a feature."""
+    """The feature, written LAYER/NUMBER. With null, the case study chooses the feature."""
     texts: Texts
-    """Templates of texts at whose last token the feature should fire. `{name}` is replaced by a word of `slots`."""
+    """Templates of texts. The feature should fire on the last token. `{name}` is replaced by a word of `slots`."""
     edited: Texts
-    """Edited templates, one for each template of `texts` in the same order. At their last token the feature should not
-    fire."""
+    """Edited templates, one per template of `texts`, in the same order. The feature should not fire on the last
+    token."""
     slots: Slots = {}
     """Maps the name of each slot to the words that can fill it."""
     effect: str | None = None
-    """Metric of the token after each text: `logit TOKEN` or `logit TOKEN vs TOKEN`. Ablating the feature should lower
-    this metric. With null, no such metric is measured."""
+    """Metric of the logits after each text: `logit TOKEN` or `logit TOKEN vs TOKEN`. Ablating the feature should lower
+    the metric. With null, no metric is measured."""
     published: dict[str, PositiveFloat] = {}
-    """Maps texts to the published activation of the feature at their last token."""
+    """Maps texts to the published activation of the feature at the text's last token."""
     prompts: PositiveInt = 40
-    """Number of texts per template. The feature and its rule are found on one half (finding) and tested on the other
-    (testing)."""
+    """Number of texts per template. The feature and its rule are found on the finding half of the texts, and tested on
+    the testing half."""
     traced: PositiveInt = 8
-    """Number of texts of the finding half on which the feature is traced."""
+    """Number of texts of the finding half to trace."""
     least_share: Bound = 0.05
-    """Minimum share that the tokens at an offset have in the effect of all tokens. Offsets with a smaller share are not
-    considered for the rule."""
+    """An offset is a candidate for the rule if its tokens have at least this share of the effect of all tokens."""
     found: Bound = 0.8
-    """Three claims: the F1 for the concept is at least this, the feature tells apart at least this share of the pairs
-    of text and edit, and at least this share of token exchanges more than halves the feature's activation."""
+    """Three claims. The F1 for the concept is at least this value. The feature separates at least this share of the
+    pairs of a text and its edited text. At least this share of token exchanges more than halves the activation."""
     described: Bound = 0.8
-    """Two claims: on held-out text, the F1 of the blind rule is at least this, and so is the F1 of the fitted rule."""
+    """Two claims: on held-out text, the blind rule and the fitted rule each have at least this F1."""
     reproduced: Bound = 0.05
-    """Claim: the relative difference between measured and published activation is at most this."""
+    """Claim: the relative difference between measured and published activation is at most this value."""
     sufficient: Bound = 0.5
     """Claim: with the rule's tokens alone, at least this share of the activation remains."""
 

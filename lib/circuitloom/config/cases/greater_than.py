@@ -26,8 +26,8 @@ class Published(Section):
 
 
 class GreaterThanCase(Case):
-    """A text names a start year and the century of an end year. Does the model predict a later year than the start
-    year, and which components make it do so? (Hanna et al. 2023)"""
+    """A text names a start year and the century of an end year. Does the model predict an end year after the start
+    year? Which components make it do so? (Hanna et al. 2023)"""
 
     tables: ClassVar = ("claim", "outcome", "source", "faithfulness", "year")
     figures: ClassVar = ("metric", "kept", "years")
@@ -37,53 +37,54 @@ class GreaterThanCase(Case):
     """A text whose next token is the end year. `{year}` is replaced by the last two digits of the start year,
     `{century}` by a word of `centuries`, and any other `{name}` by a word of `slots`."""
     centuries: Texts = ["17"]
-    """Words for `{century}`."""
+    """Words that replace `{century}`."""
     slots: Slots = {}
     """Maps the name of each slot to the words that can fill it."""
     first: TwoDigits = 2
-    """First start year, two digits. It is at most 98, because only one year is later than 98."""
+    """First start year, as two digits. At most 98, because a later year must exist."""
     last: TwoDigits = 98
-    """Last start year, two digits."""
+    """Last start year, as two digits."""
     answer: Annotated[str, Field(pattern=r"\{year\}")] = "{year}"
-    """How an answer is written as a token, with `{year}` in place of its two digits. A leading space is optional."""
+    """Template of the answer token. `{year}` is replaced by two digits. A leading space is optional."""
     fillings: PositiveInt = 2
-    """Number of prompts per start year. They belong alternately to the finding and the testing half. With one prompt
-    per year, the years alternate between the halves."""
+    """Number of prompts per start year. The prompts of a year alternate between the finding half and the testing half.
+    With one prompt per year, the years alternate."""
     layer: NonNegativeInt | None = None
-    """Layer whose MLP is studied. With null, it is the layer for which mean ablation of the MLP at the last position
-    lowers the metric most."""
+    """Layer whose MLP is studied. With null, each MLP is mean-ablated at the last position, and the layer with the
+    largest drop of the metric is chosen."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
-    """Feature to subtract from the MLP's output, written LAYER/NUMBER. With null, it is the layer's feature with the
-    largest variance over the prompts."""
+    """Feature to subtract from the MLP's output, written LAYER/NUMBER. With null, it is the feature of the layer with
+    the largest variance over the prompts."""
     features: PositiveInt = 3
-    """Number of features of the layer that are described by start year: those with the largest variance over the
-    prompts."""
+    """Number of features of the layer to describe by start year. The features with the largest variance over the
+    prompts are chosen."""
     small: PositiveInt = 24
-    """Largest number of features that is compared with the same number of neurons."""
+    """Maximum number of features to compare with the same number of neurons."""
     connections: PositiveInt = 10
-    """Number of layer-0 features that enter a de-embedding score: those with the largest connection weights."""
+    """Number of layer-0 features in a de-embedding score. The features with the largest connection weights are
+    chosen."""
     traced: PositiveInt = 12
     """Number of prompts per half to trace."""
     length: PositiveInt = 6
-    """Maximum number of steps of a path of the circuit."""
+    """Maximum number of steps of a path in the circuit."""
     width: PositiveInt = 20
-    """Beam width: number of paths that are kept at each length."""
+    """Beam width: number of paths to keep at each length."""
     untouched: Metric = 0.8
-    """Claim: the metric of the untouched model is at least this."""
+    """Claim: the metric of the untouched model is at least this value."""
     replaced: Metric = 0.75
-    """Claim: with transcoders in place of MLPs, the metric is at least this."""
+    """Claim: with transcoders in place of MLPs, the metric is at least this value."""
     destroyed: Metric = 0.75
-    """Claim: with the layer's MLP ablated, the metric is at most this."""
+    """Claim: with the layer's MLP ablated, the metric is at most this value."""
     carried: Bound = 0.5
     """Claim: the strongest head carries at least this share of the effect of the start year."""
     deembedded: Bound = 0.5
-    """Claim: over start years, the correlation of de-embedding scores with activations is at least this."""
+    """Claim: de-embedding scores and activations have at least this correlation over start years."""
     circuit: Bound = 0.75
     """Claim: the circuit alone recovers at least this share of the metric."""
     left: Bound = 0.5
     """Claim: without the circuit's features, at most this share of the metric remains."""
     published: Published = Published()
-    """Published values with which the measured values are compared."""
+    """Published values to compare with the measured values."""
 
     @model_validator(mode="after")
     def _complete(self) -> "GreaterThanCase":

@@ -8,7 +8,7 @@ from .base import Bound, Case
 
 
 class PlantedCase(Case):
-    """Does each planted concept have a feature, and are the source tokens of this feature the cues of the concept?"""
+    """Does each planted concept have a feature? Are the source tokens of this feature the cues of the concept?"""
 
     tables: ClassVar = ("claim", "planted")
     figures: ClassVar = ("concepts", "sources")
@@ -16,15 +16,15 @@ class PlantedCase(Case):
     kind: Literal["planted"]
     """Selects the benchmark of planted concepts."""
     runs: Annotated[list[str], Field(min_length=1)]
-    """Other runs of transcoders and SAEs, which are compared with `run`."""
+    """Runs of transcoders and SAEs to compare with `run`."""
     neurons: bool = True
-    """Whether to compare with the model's neurons too."""
+    """Whether to compare `run` with the model's neurons too."""
     found: Bound = 0.8
-    """A concept counts as found if the F1 of its feature on held-out documents is at least this."""
+    """A concept is found if its feature has at least this F1 on held-out documents."""
     together: PositiveInt = 5
-    """Maximum number of features of a layer in a set that predicts a concept together."""
+    """Maximum number of features in a set that predicts a concept. All features of a set are in one layer."""
     occurrences: PositiveInt = 8
-    """Maximum number of documents per half on which a feature's sources are traced."""
+    """Maximum number of documents per half on which the sources of each feature are traced."""
     shares: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [
         0.5,
         0.6,
@@ -32,13 +32,14 @@ class PlantedCase(Case):
         0.8,
         0.9,
     ]
-    """Candidate shares. The sources of a feature are the fewest tokens that hold a given share of all tokens'
-    contributions. For each run, the best candidate is chosen on one half of the documents."""
+    """Candidate shares. A feature's sources are the fewest tokens that together have this share of all contributions.
+    For each run, the best candidate is chosen on one half of the documents."""
     discovered: Bound = 0.9
-    """Claim: the best run of transcoders finds at least this share of the concepts."""
+    """Two claims: the best run of transcoders finds at least this share of the concepts, with single features and with
+    sets."""
     told: Bound = 0.8
-    """Two claims: the precision of the sources that are found through the transcoders' circuits is at least this, and
-    so is the recall."""
+    """Two claims: the precision and the recall of the sources that the best transcoders' circuits give are at least
+    this value."""
 
     @property
     def runs_named(self) -> list[str]:

@@ -69,10 +69,9 @@ def table_writer(
 ) -> Iterator[pq.ParquetWriter]:
     """Context manager that yields a writer of a table in several parts.
 
-    The file `path` appears when the context ends. After an error, an earlier file at `path` is unchanged.
-
-    Columns in `plain` are not dictionary-encoded, because few of their values repeat. Columns in `uncompressed` are not
-    compressed, because they are read often.
+    The file `path` appears when the context ends. After an error, an earlier file at `path` is unchanged. Columns in
+    `plain` are not dictionary-encoded, because few values repeat. Columns in `uncompressed` are not compressed, because
+    they are read often.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,7 @@ def table_writer(
 
 
 def read_table(path: Path | str, rows: pc.Expression | None = None) -> pa.Table:
-    """Read a table and verify its page checksums. If the filter `rows` is given, only rows that match it are returned.
+    """Returns the rows of a table that match the filter `rows` (default: all rows). Verifies page checksums.
 
     Raises ValueError, with the name of the file, if the file is damaged.
     """
