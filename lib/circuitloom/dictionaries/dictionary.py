@@ -1,7 +1,4 @@
-"""A trained dictionary (SAE or transcoder).
-
-A dictionary reads one site of the model and reconstructs the same or another site.
-"""
+"""Trained dictionaries (SAEs and transcoders) and their files."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -25,9 +22,8 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 class Dictionary:
     """A dictionary on raw activations x: z = act(W_enc x + b_enc), y_hat = W_dec^T z + b_dec (+ W_skip x).
 
-    Feature i reads x with row W_enc[i], and adds z_i times row W_dec[i] to y_hat. Training and import give every
-    decoder row unit norm, also the rows of features that never fire. So z is in units of y, and activations of
-    different features can be compared. Only a row of zeros stays zero.
+    In trained and imported dictionaries, every decoder row has unit norm, except rows of zeros. Therefore z is in units
+    of y, and activations of different features are comparable.
 
     >>> dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, act="topk", k=16, site_in="mlp_in", site_out="mlp_out")
     >>> y_hat = dictionary(x)
@@ -38,11 +34,11 @@ class Dictionary:
     W_dec: Float[Tensor, "feature d_out"]
     b_dec: Float[Tensor, " d_out"]
     act: str
-    """relu, topk or threshold. Runs of batchtopk and jumprelu become threshold after training."""
+    """relu, topk or threshold. Training with batchtopk or jumprelu gives a dictionary with act threshold."""
     k: int | None = None
-    """Largest number of active features per token. Set for topk only."""
+    """Maximum number of active features per token. None unless `act` is topk."""
     threshold: Float[Tensor, " feature"] | None = None
-    """z is 0 where the pre-activation is at or below the threshold. Set for act threshold only."""
+    """z is 0 unless the pre-activation exceeds this threshold. None unless `act` is threshold."""
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     site_in: str = "mlp_in"
     site_out: str = "mlp_out"
@@ -64,17 +60,17 @@ class Dictionary:
 
     @property
     def d_in(self) -> int:
-        """Dimension of the site that the dictionary reads."""
+        """Dimension of `site_in`."""
         return self.W_enc.shape[1]
 
     @property
     def d_out(self) -> int:
-        """Dimension of the site that the dictionary reconstructs."""
+        """Dimension of `site_out`."""
         return self.W_dec.shape[1]
 
     @property
     def is_sae(self) -> bool:
-        """Whether the dictionary reads the same site that it reconstructs."""
+        """Whether `site_in` equals `site_out`."""
         return self.site_in == self.site_out
 
     @property
@@ -83,9 +79,9 @@ class Dictionary:
         return (self.site_in, self.site_out) == ("mlp_in", "mlp_out")
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
-        """Returns the encoder's input in the dictionary's dtype. This is x for a transcoder and y for an SAE.
+        """Returns x for a transcoder and y for an SAE, in the dictionary's dtype.
 
-        x is the MLP's input and y is the value of site_out.
+        x is the MLP's input. y is the value of `site_out`.
         """
         return (x if self.is_transcoder else y).to(self.W_enc.dtype)
 
@@ -103,7 +99,7 @@ class Dictionary:
     def encode_sparse(
         self, x: Float[Tensor, "token d_in"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-        """Returns the token, the feature and the value of each non-zero activation. Entries are ordered by token."""
+        """Returns (token, feature, value) of the non-zero activations, ordered by token."""
         pre = torch.addmm(self.b_enc, x, self.W_enc.T)
         if self.act == "topk":
             assert self.k is not None
@@ -126,10 +122,7 @@ class Dictionary:
         value: Float[Tensor, " entry"],
         x: Float[Tensor, "token d_in"],
     ) -> Float[Tensor, "token d_out"]:
-        """Returns y_hat like `decode`, but from the non-zero activations alone.
-
-        `token`, `feature` and `value` are the results of `encode_sparse`.
-        """
+        """Returns the reconstruction y_hat. `token`, `feature` and `value` are the results of `encode_sparse`."""
         return self._add_bias(self.write_sparse(token, feature, value, len(x)), x)
 
     def _add_bias(self, written: Tensor, x: Tensor) -> Tensor:
@@ -137,7 +130,7 @@ class Dictionary:
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
 
     def write(self, z: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch d_out"]:
-        """Returns z @ W_dec, which is y_hat without the bias and the skip connection."""
+        """Returns z @ W_dec. This is y_hat without bias and skip connection."""
         return z @ self.W_dec
 
     def write_sparse(
@@ -147,14 +140,11 @@ class Dictionary:
         value: Float[Tensor, " entry"],
         n: int,
     ) -> Float[Tensor, "token d_out"]:
-        """Returns z @ W_dec like `write`, but from the non-zero activations alone, which are ordered by token.
-
-        The result has one row for each of `n` tokens.
-        """
+        """Returns z @ W_dec for `n` tokens, given the non-zero entries of z. The entries must be ordered by token."""
         start = torch.searchsorted(token, torch.arange(n, device=token.device))
         return F.embedding_bag(feature, self.W_dec, start, mode="sum", per_sample_weights=value)
 
-    # `edit`, `ablate` and `subtract_feature` can make the same edit but round differently, so each caller keeps its own
+    # `edit`, `ablate` and `subtract_feature` can compute the same y but round differently: callers must not swap them
 
     def edit(
         self,
@@ -163,10 +153,9 @@ class Dictionary:
         edit: Callable[[Float[Tensor, "*batch feature"]], Float[Tensor, "*batch feature"]],
         keep_error: bool = True,
     ) -> Float[Tensor, "*batch d_out"]:
-        """Returns y after the activations z are changed to edit(z).
+        """Returns y after z is replaced by edit(z). x is the MLP's input. y is the value of `site_out`.
 
-        With `keep_error` the result is y + (edit(z) - z) W_dec, which keeps the reconstruction error. Without
-        `keep_error` the result is decode(edit(z)). x is the MLP's input and y is the value of site_out.
+        If `keep_error` is true, the result is y + (edit(z) - z) @ W_dec. Otherwise the result is decode(edit(z)).
         """
         read = self.encoder_input(x, y)
         z = self.encode(read)
@@ -179,9 +168,9 @@ class Dictionary:
         ablated: Callable[[Tensor, Tensor], Bool[Tensor, " entry"]],
         keep_error: bool = True,
     ) -> Float[Tensor, "token d_out"]:
-        """Returns y after z is set to zero where `ablated(token, feature)` is true.
+        """Returns y after z is set to 0 where `ablated(token, feature)` is true.
 
-        `x`, `y` and `keep_error` have the same meaning as in `edit`. Only active features are decoded.
+        The arguments `x`, `y` and `keep_error` are those of `edit`.
         """
         read = self.encoder_input(x, y)
         token, feature, value = self.encode_sparse(read)
@@ -196,9 +185,9 @@ class Dictionary:
         feature: int | Int[Tensor, "*batch"],
         value: Float[Tensor, "*batch"],
     ) -> Float[Tensor, "*batch d_out"]:
-        """Returns y - value * W_dec[feature]. This ablates the feature if `value` is the feature's activation.
+        """Returns y - value * W_dec[feature]. `feature` is one feature for all tokens, or one feature per token.
 
-        `feature` is one feature for all tokens, or one feature per token.
+        If `value` is the feature's activation, the feature is ablated.
         """
         return y - (value[..., None] * self.W_dec[feature]).to(y.dtype)
 
@@ -207,17 +196,14 @@ class Dictionary:
         return self.decode(self.encode(x), x)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Dictionary":
-        """Returns the same dictionary on `device`, converted to `dtype` if one is given."""
+        """Returns the dictionary on `device`. If `dtype` is not None, the tensors are converted to `dtype`."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {name: value.to(device, dtype) for name, value in tensors.items()}
         return Dictionary(**{**vars(self), **moved})
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str, Any]) -> None:
-    """Write the dictionary's weights and config into `folder`.
-
-    `config` is the config of the run. It is stored in the dictionary's config under the key `run`.
-    """
+    """Write the weights and config.json into `folder`. config.json contains the run's `config` under the key `run`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = vars(dictionary)
@@ -238,8 +224,7 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> Dictionary:
     """Load the dictionary in `folder`.
 
-    Raises ValueError if the dictionary is missing or damaged, or does not have exactly one output. The message names
-    the folder.
+    Raises ValueError if the dictionary is missing or damaged, or does not have exactly one output.
 
     >>> dictionary = load_dictionary("results/quickstart/dictionaries/tc-topk16-1024/layer1")
     >>> z = dictionary.encode(x)

@@ -1,5 +1,4 @@
-"""Finds the features that match each concept best. These features come from dictionaries, from MLP neurons, or from
-residual directions."""
+"""Finds the dictionary features, MLP neurons and residual directions that match each concept best."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,16 +24,16 @@ from .concepts import (
 from .held_out import HeldOut
 
 FEATURES_PER_CONCEPT = 10
-"""Number of features that the table lists for each concept, run and layer. These are the best features."""
+"""Number of best features that the table lists per concept, run and layer."""
 ENCODE_BATCH = 4096
-"""Number of tokens encoded at once. This number limits the memory for dense activations."""
+"""Maximum number of tokens per encoder call. A smaller number needs less memory for dense activations."""
 
 
 @torch.inference_mode()
 def scored_activations(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float[Tensor, "token d"]]:
-    """Returns the activations of `sites` at the scored positions, in text order, as float32 on the CPU."""
+    """Returns the activations of `sites` at the scored positions, in text order. They are float32 on the CPU."""
     values: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for part in held_out.to(model.device).batches(batch):
         for site, value in capture(model, part.token, sites).items():
@@ -49,7 +48,7 @@ def match_dictionaries(
     annotations: ConceptAnnotations,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """Yield FEATURE_CONCEPT rows of each run. `runs` maps each run and layer to a dictionary."""
+    """Yield FEATURE_CONCEPT rows of each run. `runs[name][layer]` is the dictionary of a run at a layer."""
     layers = sorted({layer for dictionaries in runs.values() for layer in dictionaries})
     with progress(f"concepts: {', '.join(runs)}", len(layers) * len(runs), "dictionaries") as bar:
         for layer in layers:
@@ -74,8 +73,8 @@ def match_bases(
 ) -> Iterator[dict[str, Any]]:
     """Yield FEATURE_CONCEPT rows of MLP neurons and residual directions.
 
-    Thresholds of neurons are at least 0. A residual direction is a coordinate of mlp_in, or the negative of a
-    coordinate. The threshold of a residual direction may be negative, because the mean of a coordinate is not zero.
+    A residual direction is a coordinate of mlp_in, or the negative of a coordinate. Thresholds of neurons are at least
+    0. Thresholds of residual directions may be negative.
     """
     with progress("concepts: neurons and residual directions", len(layers), "layers") as bar:
         for layer in layers:
@@ -102,7 +101,7 @@ def _rows(
 
 @torch.inference_mode()
 def sparse_activations(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -> SparseActivations:
-    """Returns the non-zero activations of a dictionary that encodes `x`. They are on the CPU. Indices are int32."""
+    """Returns the dictionary's non-zero activations for the input `x`, on the CPU. Indices are int32."""
     tokens, features, values = [], [], []
     for start in range(0, len(x), ENCODE_BATCH):
         token, feature, value = dictionary.encode_sparse(

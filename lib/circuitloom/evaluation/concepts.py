@@ -1,15 +1,16 @@
 """Measures how well a single feature predicts that a token has a concept.
 
-A feature predicts that a token has the concept if the feature's activation exceeds a threshold. The score is the F1 of
-this prediction. The feature and the threshold are chosen on one half of the documents (the choosing half). The score
-is computed on the other half (the scoring half).
+The prediction for a token is positive if the feature's activation exceeds a threshold. The score is the F1 of this
+prediction. The feature and the threshold are chosen on one half of the documents (the choosing half). The score is
+computed on the other half (the scoring half).
 
 1. `concept_annotations` finds the concepts of each token.
-2. `_candidates` chooses the candidate thresholds of each feature. The thresholds are activations at geometrically
-   spaced ranks. So the thresholds are equally fine for rare and for frequent concepts.
-3. `_counts` counts tokens for all thresholds and concepts at once. A token is counted for a threshold and a concept if
-   the activation on the token exceeds the threshold and the token has the concept.
-4. `best_features` picks the best features of each concept."""
+2. `_candidates` chooses the candidate thresholds of each feature. Candidates are activations at geometrically spaced
+   ranks. Rare and frequent concepts therefore have equally fine thresholds.
+3. `_counts` counts tokens for all thresholds and concepts. A token is counted if it has the concept and the activation
+   exceeds the threshold.
+4. `best_features` picks the best features of each concept.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,29 +31,25 @@ class ConceptAnnotations:
     """Concepts of the scored tokens, in CSR layout."""
 
     names: tuple[str, ...]
-    """Name of each concept. The number of a concept is its index in this tuple."""
+    """Name of each concept, indexed by concept number."""
     start: Int[Tensor, " token_plus_1"]
-    """The concepts of token t are entries start[t] to start[t + 1] (exclusive)."""
+    """Token t has the entries start[t]:start[t + 1]."""
     concept: Int[Tensor, " entry"]
-    """Concept number of each entry. The last entry of every token is len(names), which stands for "any token"."""
+    """Concept number of each entry. The last entry of each token is len(names), which means "any token"."""
     choosing: Bool[Tensor, " token"]
-    """Whether each token is in the choosing half. The other tokens are in the scoring half."""
+    """True for tokens in the choosing half, false for tokens in the scoring half."""
 
     def positives(self, choosing: bool) -> Int[Tensor, " concept"]:
-        """Returns the number of tokens that have each concept.
-
-        If `choosing` is true, only the choosing half is counted. Otherwise only the scoring half is counted.
-        """
+        """Returns the number of tokens with each concept, in the choosing half or in the scoring half."""
         token = torch.repeat_interleave(torch.arange(len(self.choosing)), self.start.diff())
         mine = self.concept[self.choosing[token] == choosing]
         return torch.bincount(mine, minlength=len(self.names) + 1)[:-1]
 
 
 def concept_annotations(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotations:
-    """Returns the annotations of the scored tokens of `held_out`. They are taken from the CONCEPT table `concepts`.
+    """Returns the annotations of the scored tokens in `held_out`. `concepts` is a CONCEPT table.
 
-    Documents with an even number are the choosing half. The two halves are independent, because no document is in
-    both halves.
+    The choosing half consists of the documents with even document numbers.
     """
     index = torch.full(held_out.token.shape, -1)
     index[held_out.scored] = torch.arange(held_out.n_tokens)
@@ -90,19 +87,22 @@ class SparseActivations:
     """Number of features, F."""
 
     def features(self, low: int, high: int) -> "SparseActivations":
-        """Returns the entries of features `low` to `high` (exclusive), with features renumbered from 0."""
+        """Returns the entries of features low:high. These features are renumbered from 0."""
         mine = (self.feature >= low) & (self.feature < high)
         return SparseActivations(self.token[mine], self.feature[mine] - low, self.value[mine], high - low)
 
     def tokens(self, mask: Tensor) -> "SparseActivations":
-        """Returns the entries of the tokens for which `mask` is true."""
+        """Returns the entries of the tokens where mask[token] is true."""
         entries = mask[self.token]
         return SparseActivations(self.token[entries], self.feature[entries], self.value[entries], self.width)
 
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """Scores of every feature for every concept, at the chosen threshold. A score of 0 / 0 is NaN."""
+    """Scores of each feature for each concept at the chosen threshold.
+
+    Precision, recall and F1 on the scoring half are NaN if they are 0 / 0.
+    """
 
     f1_choosing: Float[Tensor, "feature concept"]
     threshold: Float[Tensor, "feature concept"]
@@ -112,7 +112,7 @@ class ConceptScores:
 
     @staticmethod
     def concatenate(scores: Sequence["ConceptScores"]) -> "ConceptScores":
-        """Returns one object with the scores of all features in `scores`, in order."""
+        """Returns `scores`, concatenated along the feature dimension."""
         return ConceptScores(
             *(torch.cat(columns) for columns in zip(*(vars(s).values() for s in scores), strict=True))
         )
@@ -121,10 +121,10 @@ class ConceptScores:
 def score_features(
     activations: SparseActivations, annotations: ConceptAnnotations, thresholds: int, signed: bool = False
 ) -> ConceptScores:
-    """Score every feature for every concept, with `thresholds` candidate thresholds per feature.
+    """Returns the scores of every feature for every concept. Each feature has `thresholds` candidate thresholds.
 
-    Thresholds are at least 0. If `signed` is true, thresholds may be negative. Then `activations` must contain a value
-    for every token and feature.
+    If `signed` is false, thresholds are at least 0. If `signed` is true, thresholds may be negative. Then `activations`
+    must contain a value for every token and feature.
 
     >>> from circuitloom.evaluation.concepts import SparseActivations
     >>> activations = SparseActivations(*dictionary.encode_sparse(x), dictionary.width)
@@ -152,9 +152,9 @@ def score_columns(
     signed: bool = False,
     columns: int = 32,
 ) -> ConceptScores:
-    """Score each column of the dense array `values` as a feature. `score_features` describes the scores.
+    """Returns the scores of dense activations, [token, feature]. `score_features` describes the scores.
 
-    `columns` columns are scored at a time. If `signed` is false, negative values count as 0.
+    If `signed` is false, negative values count as 0. `columns` features are scored at a time.
     """
     parts = (_to_sparse(values[:, low : low + columns], signed) for low in range(0, values.shape[1], columns))
     return ConceptScores.concatenate(
@@ -181,18 +181,15 @@ def _score_range(
 
 
 def _keys(feature: Int[Tensor, "*entry"], value: Float[Tensor, "*entry"]) -> Int[Tensor, "*entry"]:
-    """Returns an integer key for each entry. Entries sorted by key are sorted by feature and then by value.
-
-    The bits of non-negative floats, interpreted as integers, have the same order as the floats. For negative floats,
-    all bits except the sign bit must be flipped to get this order.
-    """
-    # + 0.0 turns -0.0 into 0.0
+    """Returns one integer key per entry. Keys are ordered by feature, then by value."""
+    # + 0.0 turns -0.0 into 0.0. Non-negative floats have the same order as their bits, read as integers. For negative
+    # floats, all bits except the sign bit are flipped.
     bits = (value.float() + 0.0).contiguous().view(torch.int32).long()
     return feature.long() * 2**32 + torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _values(keys: Int[Tensor, "*entry"], feature: Int[Tensor, "*entry"]) -> Float[Tensor, "*entry"]:
-    """Returns the values from which `_keys` has computed `keys`."""
+    """Returns the value of each key. This function is the inverse of `_keys`."""
     bits = keys - feature.long() * 2**32
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int32).view(torch.float32)
 
@@ -202,10 +199,9 @@ def _candidates(
 ) -> Float[Tensor, "feature threshold"]:
     """Returns the candidate thresholds of each feature, in ascending order.
 
-    If `signed` is false, the lowest threshold is 0, and all entries of the feature exceed 0. If `signed` is true, the
-    lowest threshold is the smallest value of the feature. One entry exceeds the highest threshold. From the lowest to
-    the highest threshold, the numbers of entries that exceed each threshold are geometrically spaced. If a feature has
-    no entries, all its thresholds are 0.
+    The numbers of entries above the thresholds are geometrically spaced. One entry exceeds the highest threshold. The
+    lowest threshold is 0, or the feature's smallest value if `signed` is true. A feature without entries has only
+    thresholds of 0.
     """
     # numpy's sort is vectorised, torch's is not
     keys = torch.from_numpy(np.sort(_keys(activations.feature, activations.value).numpy()))
@@ -226,10 +222,10 @@ def _counts(
     candidates: Float[Tensor, "feature threshold"],
     annotations: ConceptAnnotations,
 ) -> Int[Tensor, "feature threshold concept_plus_1"]:
-    """Returns the number of tokens for each feature, threshold and concept.
+    """Returns numbers of tokens as counts[feature, threshold, concept].
 
-    A token is counted if the token has the concept, and the feature's activation on the token exceeds the threshold.
-    The last concept is "any token", which every token has.
+    A token is counted if it has the concept and the feature's activation exceeds the threshold. The last concept is
+    "any token".
     """
     n_features, n_thresholds = candidates.shape
     n_concepts = len(annotations.names) + 1
@@ -253,7 +249,7 @@ def _counts(
 def _ratios(
     counts: Int[Tensor, "feature threshold concept_plus_1"], positives: Int[Tensor, " concept"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns precision, recall and F1. Each has the shape [feature, threshold, concept]. 0 / 0 gives NaN."""
+    """Returns precision, recall and F1, which have the shape [feature, threshold, concept]. 0 / 0 gives NaN."""
     hits, fires = counts[..., :-1].float(), counts[..., -1:].float()
     return hits / fires, hits / positives, 2 * hits / (fires + positives)
 
@@ -261,10 +257,10 @@ def _ratios(
 def best_features(
     scores: ConceptScores, annotations: ConceptAnnotations, n_features: int, top: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Yield the best features of each concept as FEATURE_CONCEPT rows without the columns `run` and `layer`.
+    """Yield FEATURE_CONCEPT rows of the `top` best features of each concept, without the columns `run` and `layer`.
 
-    Features are ranked by their F1 on the choosing half, and the first `top` features are yielded. If `scores` has
-    more than `n_features` rows, row `n_features` + i contains the scores of the negative direction of feature i.
+    Features are ranked by F1 on the choosing half. `scores` has one row per feature. Optionally, `n_features` more rows
+    contain the scores of the negative of each feature.
     """
     positives = annotations.positives(choosing=False)
     for number, name in enumerate(annotations.names):

@@ -1,4 +1,4 @@
-"""Loads held-out sequences for evaluation and decides which of their positions are scored."""
+"""Loads held-out sequences for evaluation, and determines the scored positions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,16 +13,15 @@ from ..corpus.tokens import Tokens, scored_positions
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out sequences, and which of their positions are scored."""
+    """Held-out sequences and their scored positions."""
 
     token: Int[Tensor, "sequence position"]
     document: Int[Tensor, "sequence position"]
-    """Number of the document that each token belongs to."""
+    """Document number of each token."""
     scored: Bool[Tensor, "sequence position"]
-    """True at positions whose activations and next-token predictions are used in the metrics."""
+    """Whether metrics use the activation and the next-token prediction at each position."""
     keeps_original: Bool[Tensor, "sequence position"]
-    """True at positions whose activations are never replaced. These are all positions that are not scored, and every
-    BOS."""
+    """True at positions that are never replaced. These positions are the unscored positions and every BOS."""
 
     def __len__(self) -> int:
         """Returns the number of sequences."""
@@ -46,8 +45,7 @@ class HeldOut:
 def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
     """Load the complete sequences in the first `config.tokens` tokens. At least one sequence is loaded.
 
-    If `config.tokens` is None, all sequences are loaded.
-    Raises ValueError if the tokens are damaged.
+    If `config.tokens` is None, all sequences are loaded. Raises ValueError if the stored tokens are damaged.
 
     >>> from circuitloom.config import Evaluation
     >>> from circuitloom.corpus.tokens import open_tokens
@@ -57,9 +55,9 @@ def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
 
 
 def count_sequences(tokens: Tokens, wanted: int | None) -> int:
-    """Returns the number of complete sequences in the first `wanted` tokens, or 1 if this number is 0.
+    """Returns the number of complete sequences in the first `wanted` tokens, but at least 1.
 
-    None means all tokens.
+    If `wanted` is None, all sequences are counted.
     """
     return len(tokens) if wanted is None else min(len(tokens), max(1, wanted // tokens.context))
 
@@ -67,9 +65,8 @@ def count_sequences(tokens: Tokens, wanted: int | None) -> int:
 def load_sequences(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:
     """Load the sequences `rows` of `tokens`.
 
-    If `mask` is `bos`, position 0 and every BOS are not scored. If `mask` is `none`, every position is scored, but
-    the original activation of a BOS is still never replaced.
-    Raises ValueError if the tokens are damaged.
+    If `mask` is `bos`, position 0 and every BOS are not scored. If `mask` is `none`, every position is scored. Raises
+    ValueError if the stored tokens are damaged.
     """
     token = tokens.take(rows)
     scored = (

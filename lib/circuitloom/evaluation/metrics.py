@@ -1,7 +1,8 @@
 """Computes metrics of reconstruction, sparsity and next-token prediction.
 
-Each metric is a property of an object that holds float64 sums over tokens. The sums of several batches are added
-first. The metric is computed from the total sums."""
+Each metric is a property of an object with float64 sums over tokens. Sums of several batches are added before a metric
+is computed.
+"""
 
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -16,16 +17,15 @@ A = TypeVar("A", "ReconstructionSums", "PredictionSums", Tensor)
 K = TypeVar("K")
 
 CHUNK_ELEMENTS = 2**22
-"""Number of log-probabilities computed at once. This many log-probabilities fit into the CPU's cache. With a large
-vocabulary, fewer predictions are computed at once."""
+"""Maximum number of log-probabilities computed at once. This number of values fits into the CPU's cache."""
 
 HISTOGRAM_LOWEST, HISTOGRAM_WIDTH = -7.0, 0.25
-"""Lower edge of the first bin of log10 density, and width of each bin. The bins are the same for all dictionaries."""
+"""Lowest edge and bin width of histograms of log10 density. All dictionaries have the same bins."""
 
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Sums over a set of tokens. Adding two objects gives the sums over both sets."""
+    """Sums over tokens. Adding two objects gives the sums over the tokens of both objects."""
 
     def __add__(self: S, other: S) -> S:
         """Returns the sum of both objects, field by field."""
@@ -40,7 +40,7 @@ def accumulate(totals: dict[K, A], key: K, part: A) -> None:
 
 @dataclass(frozen=True)
 class ReconstructionSums(MetricSums):
-    """Sums for the metrics of reconstruction. y is an activation, and y_hat is the reconstruction of y."""
+    """Sums for the metrics of reconstruction. y is an activation, and y_hat is its reconstruction."""
 
     n: int
     """Number of tokens."""
@@ -55,7 +55,7 @@ class ReconstructionSums(MetricSums):
 
     @property
     def mse(self) -> float:
-        """Mean squared error, E|y - y_hat|^2. The squares are summed over dimensions. At least 0."""
+        """Mean squared error, E|y - y_hat|^2, summed over dimensions. At least 0."""
         return float(self.error_squared) / self.n
 
     @property
@@ -137,10 +137,7 @@ class FiringSums(MetricSums):
 
 
 def firing_sums(feature: Int[Tensor, " entry"], width: int, n_tokens: int) -> FiringSums:
-    """Returns the counts over a batch of `n_tokens` tokens.
-
-    `feature` contains the feature number of each non-zero activation.
-    """
+    """Returns the counts over a batch. `feature` contains the feature index of each non-zero activation."""
     return FiringSums(n_tokens, torch.bincount(feature, minlength=width))
 
 
@@ -149,8 +146,8 @@ def density_histogram(
 ) -> list[tuple[float | None, float | None, int]]:
     """Returns (low, high, number of features) for each bin of log10 density.
 
-    The first bin has no edges (None) and contains the features that never fire. The second bin starts at the lowest
-    edge. It also contains the features with densities below the lowest edge.
+    The first bin has the edges None and counts the features that never fire. The second bin starts at
+    `HISTOGRAM_LOWEST`, but also counts lower non-zero densities.
     """
     n_bins = round(-HISTOGRAM_LOWEST / HISTOGRAM_WIDTH)
     bins = (density[density > 0].log10() - HISTOGRAM_LOWEST) / HISTOGRAM_WIDTH
@@ -165,7 +162,7 @@ class PredictionTargets:
     """Next-token predictions that are scored."""
 
     source: Int[Tensor, " prediction"]
-    """Index of the position that makes the prediction, in the flattened batch [sequence * position]."""
+    """Index of each predicting position in the flattened batch, [sequence * position]."""
     token: Int[Tensor, " prediction"]
     """Id of the next token."""
 
@@ -181,7 +178,7 @@ def prediction_targets(
 def log_probabilities(
     logits: Float[Tensor, "sequence position vocabulary"], targets: PredictionTargets
 ) -> Float[Tensor, "prediction vocabulary"]:
-    """Returns the log-probabilities (float32) of all tokens of the vocabulary, for each prediction in `targets`."""
+    """Returns the float32 log-probabilities of the complete vocabulary for each prediction in `targets`."""
     return logits.flatten(0, 1)[targets.source].float().log_softmax(-1)
 
 
@@ -236,8 +233,7 @@ def prediction_sums(
 def ce_recovered(ce: float, ce_original: float, ce_ablated: float) -> float:
     """Returns the CE recovered, (ce_ablated - ce) / (ce_ablated - ce_original).
 
-    1 means as good as the original model, and 0 means as bad as the ablated model. NaN if the ablation does not
-    change the cross-entropy.
+    1 means as good as the original model. 0 means as bad as the ablated model. NaN if ce_ablated equals ce_original.
     """
     increase = ce_ablated - ce_original
     return (ce_ablated - ce) / increase if increase else float("nan")

@@ -1,5 +1,8 @@
-"""Draws the Pareto plot of transcoders and SAEs. One axis is L0. The other axis is the cross-entropy of the model in
-which reconstructions replace the MLP output."""
+"""Draws Pareto plots of transcoders and SAEs.
+
+A plot shows L0 and the cross-entropy of the spliced model. In the spliced model, reconstructions replace the MLP
+output.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -41,9 +44,8 @@ def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
 def draw_pareto(table: pa.Table, path: Path | str) -> None:
     """Draw the Pareto plot of `table` and write it to the PNG file `path`. The plot has one panel per layer.
 
-    The horizontal axis is L0, and the vertical axis is the cross-entropy. Points further to the lower left are
-    better. The plot follows figure 3 of Dunefsky et al. 2024.
-    Raises ValueError if `table` is empty.
+    The horizontal axis is L0. The vertical axis is cross-entropy. Lower left is better. The plot follows figure 3 of
+    Dunefsky et al. 2024. Raises ValueError if `table` is empty.
     """
     if not len(table):
         raise ValueError(
@@ -54,7 +56,7 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
 
 @styled
 def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Returns a plot of PARETO rows. The rows must be sorted by layer, kind, activation function and L0."""
+    """Returns a plot of PARETO rows. `rows` must be sorted by layer, kind, activation function and L0."""
     from matplotlib.figure import Figure
 
     # the panel of ALL_LAYERS comes last
@@ -76,7 +78,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Draw the rows of one layer into `panel`. Returns a dict that maps each legend label to its line."""
+    """Draw the rows of one layer into `panel`. Returns a dict from legend label to line."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     drawn: dict[str, Any] = {}

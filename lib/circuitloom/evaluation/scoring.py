@@ -1,8 +1,8 @@
 """Scores dictionaries on held-out tokens, for the tables `baseline`, `metric` and `density_histogram`.
 
-`replacing_activations` replaces activations of the language model by reconstructions or by constants. Elsewhere, this
-is called splicing. `baseline_rows` scores the original model and the ablated model. `score_runs` scores the model in
-which reconstructions replace activations."""
+`replacing_activations` replaces activations by reconstructions (splicing) or by constants (ablation). `baseline_rows`
+scores the original model and the ablated model. `score_runs` scores the spliced model.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,20 +40,20 @@ from .metrics import (
 Replacement = Callable[
     [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]
 ]
-"""Takes (x, y), activations at the scored tokens in float32. Returns the activations that replace y. y is the
-activation of the site that is replaced. If this site is mlp_out, x is the input of the MLP. At other sites, x equals
-y."""
+"""Function (x, y) that returns a replacement of y. x and y are float32 activations at the scored tokens.
+
+y is the activation at the replaced site. For mlp_out, x is the MLP's input. For other sites, x equals y.
+"""
 
 
 @contextmanager
 def replacing_activations(
     model: LanguageModel, replacements: Mapping[Site, Replacement], batch: HeldOut
 ) -> Iterator[None]:
-    """In this context, `model` replaces the activations of each site in `replacements` when `model` runs `batch`.
+    """Replaces the activations of each site while `model` runs `batch` inside this context.
 
-    Activations at positions where `batch.keeps_original` is true are not replaced. If several layers are replaced,
-    the replacements in earlier layers change the activations that a replacement in a later layer takes. `batch` must
-    be on the model's device.
+    Activations at positions where `batch.keeps_original` is true are not replaced. `batch` must be on the model's
+    device.
     """
     with edited(model, {site: _at_scored(replacement, batch) for site, replacement in replacements.items()}):
         yield
@@ -69,14 +69,13 @@ def _at_scored(replacement: Replacement, batch: HeldOut) -> Callable[[Tensor, Te
 
 
 def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:
-    """Returns a replacement that gives `value` at every token. Zero ablation and mean ablation use this function."""
+    """Returns a replacement with `value` at every token. Zero and mean ablation use this function."""
     return lambda _x, y: value.to(y).expand_as(y)
 
 
 class DictionaryReplacement:
-    """Replaces y by a dictionary's reconstruction of y.
+    """Replaces y by a dictionary's reconstruction of y. Each call also updates `reconstruction` and `firing`.
 
-    Each call also adds its tokens to the sums for the metrics of reconstruction and sparsity.
     Raises ValueError if the dictionary is neither an SAE nor an MLP transcoder.
     """
 
@@ -99,7 +98,7 @@ class DictionaryReplacement:
     def __call__(
         self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
     ) -> Float[Tensor, "token d_out"]:
-        """Returns the reconstruction of y. A transcoder reconstructs y from x, and an SAE reconstructs y from y."""
+        """Returns the reconstruction of y. A transcoder encodes x. An SAE encodes y."""
         y_hat, firing = reconstruct(self.dictionary, self.dictionary.encoder_input(x, y))
         self.reconstruction += reconstruction_sums(y, y_hat)
         self.firing += firing
@@ -109,10 +108,7 @@ class DictionaryReplacement:
 def reconstruct(
     dictionary: Dictionary, x: Float[Tensor, "token d_in"]
 ) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
-    """Returns the reconstruction that a dictionary computes from `x`, and the counts of active features.
-
-    Only active features are decoded.
-    """
+    """Returns the reconstruction for the input `x`, and the firing counts. Only active features are decoded."""
     token, feature, value = dictionary.encode_sparse(x)
     y_hat = dictionary.decode_sparse(token, feature, value, x)
     return y_hat, firing_sums(feature, dictionary.width, len(x))
@@ -122,7 +118,7 @@ def reconstruct(
 def site_means(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float64[Tensor, " d"]]:
-    """Returns the mean activation of each site in the original model. The mean is taken over the scored positions."""
+    """Returns the original model's mean activation at each site. Only scored positions are averaged."""
     sums: dict[Site, Tensor] = {}
     title = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
     with progress(title, held_out.token.numel(), "tokens") as bar:
@@ -137,10 +133,10 @@ def site_means(
 def baseline_rows(
     model: LanguageModel, site: str, layers: Sequence[int], held_out: HeldOut, config: Evaluation
 ) -> list[dict[str, Any]]:
-    """Returns one BASELINE row for each layer. The row scores the model in which `site` of this layer is ablated.
+    """Returns one BASELINE row per layer. A row scores the model with `site` ablated in that layer.
 
-    If `config.together` is set and `site` is mlp_out, there is also a row with layer -1. This row scores the model in
-    which mlp_out is ablated in all layers at once.
+    For mlp_out in several layers, `config.together` adds a row with layer -1. This row scores the model with mlp_out
+    ablated in all layers.
     """
     sites = [Site(site, layer) for layer in layers]
     ablated = {layer: [site_of_layer] for layer, site_of_layer in zip(layers, sites, strict=True)}
@@ -169,11 +165,7 @@ def _ablate(
     batch: int,
     title: str,
 ) -> dict[tuple[int, str] | None, PredictionSums]:
-    """Returns a dict with the prediction sums of the edited models and of the original model.
-
-    The sums of the model that is edited with `replacements[key]` are stored under `key`. The sums of the original
-    model are stored under None.
-    """
+    """Returns sums[key] of the model edited with replacements[key]. sums[None] belongs to the original model."""
     sums: dict[tuple[int, str] | None, PredictionSums] = {}
     with progress(title, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
@@ -192,8 +184,7 @@ def _ablate(
 class RunScore:
     """Sums of one run over the held-out tokens.
 
-    `reconstruction` and `firing` contain the sums for the dictionary of each layer. `prediction` contains the sums
-    for the predictions of the model in which the reconstructions of all layers are in place.
+    `reconstruction` and `firing` map layers to sums. `prediction` scores the model with all layers spliced at once.
     """
 
     reconstruction: dict[int, ReconstructionSums]
@@ -205,10 +196,9 @@ class RunScore:
 def score_runs(
     model: LanguageModel, runs: Mapping[str, Mapping[int, Dictionary]], held_out: HeldOut, batch: int
 ) -> dict[str, RunScore]:
-    """Score each run. The reconstructions of all dictionaries of a run are in place at the same time.
+    """Returns the scores of each run. All dictionaries of a run are spliced into the model at once.
 
-    `runs` maps each run and layer to a dictionary. For each batch of `batch` sequences, the original model runs once.
-    In addition, the edited model runs once per run.
+    `runs[name][layer]` is a dictionary. `batch` is the number of sequences per forward pass.
 
     >>> score = score_runs(model, {"mine": {1: dictionary}}, held_out, batch=32)["mine"]
     >>> score.prediction.ce, score.prediction.kl, score.reconstruction[1].fvu, score.firing[1].l0
@@ -240,8 +230,8 @@ def score_runs(
 def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a METRIC row. `baseline` is the BASELINE row of the same site and layer.
 
-    Layer -1 means that all layers are replaced at once. In this row, metrics of reconstruction and sparsity are means
-    over layers. The metrics of each layer are measured in the model in which the other layers are also replaced.
+    Layer -1 means that all layers are spliced at once. The metrics of reconstruction and sparsity are then means over
+    layers.
     """
     reconstruction, firing = score.reconstruction.values(), score.firing.values()
     names = ("fvu", "mse", "cosine", "norm_ratio", "relative_bias")
@@ -271,6 +261,6 @@ def histogram_rows(run: str, layer: int, score: RunScore) -> Iterator[dict[str, 
 
 
 def read_baselines(paths: Iterable[Path | str]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """Returns a dict that maps (site, layer) to the row of a BASELINE table. Layer -1 means all layers."""
+    """Returns rows[site, layer] of the BASELINE tables in `paths`. Layer -1 means all layers."""
     rows = (row for path in paths for row in read_table(path).to_pylist())
     return {(row["site"], row["layer"]): row for row in rows}

@@ -1,4 +1,4 @@
-"""Builds the evaluation tables of a study from the tables of single runs and layers."""
+"""Combines evaluation tables of single runs and layers into the tables of a study."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +13,7 @@ from ..core.tables import CONCEPT_SCORE, Table, read_table, write_table
 
 
 def concatenate_tables(table: Table, sources: Iterable[Path | str], path: Path | str) -> pa.Table:
-    """Concatenate the rows of the tables in all files `sources`, in order.
-
-    The concatenated table is written to `path` and returned.
-    """
+    """Returns the concatenation of the tables in the files `sources`. Also writes the concatenation to `path`."""
     tables = [read_table(source).cast(table.schema) for source in sources]
     joined = pa.concat_tables([table.schema.empty_table(), *tables])
     write_table(table, joined, path)
@@ -26,9 +23,8 @@ def concatenate_tables(table: Table, sources: Iterable[Path | str], path: Path |
 def concept_scores(features: pa.Table) -> pa.Table:
     """Returns the table `concept_score`, built from FEATURE_CONCEPT rows.
 
-    First, the table has one row for each run, layer and concept. Such a row contains the best feature of this layer.
-    After that, the table has one row for each run and concept, with layer -1. Such a row contains the best feature of
-    all layers.
+    The first rows contain the best feature of each run, layer and concept. The last rows have layer -1 and contain the
+    best feature of each run and concept.
     """
     best = features.filter(pc.field("rank") == 0)
     best = best.append_column("found_layer", best["layer"]).select(CONCEPT_SCORE.schema.names)
@@ -37,10 +33,7 @@ def concept_scores(features: pa.Table) -> pa.Table:
 
 
 def _best_layers(scores: pa.Table) -> list[dict[str, Any]]:
-    """Returns one row for each run and concept, with layer -1.
-
-    The row is copied from the layer whose row has the highest F1 on the choosing half.
-    """
+    """Returns the row with the highest `f1_choosing` for each run and concept. The layer of these rows is set to -1."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for row in scores.to_pylist():
         key = row["run"], row["concept"]
@@ -68,10 +61,7 @@ def run_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def basis_rows(d_model: int, d_mlp: int) -> list[dict[str, Any]]:
-    """Returns two RUN rows, one for the MLP neurons and one for the residual directions.
-
-    Dictionaries are compared with MLP neurons and residual directions.
-    """
+    """Returns the RUN rows of the MLP neurons and the residual directions."""
     sizes = {NEURONS: ("neuron", "neurons", d_mlp), RESIDUAL: ("residual", "mlp_in", d_model)}
     return [
         {"run": name, "kind": kind, "site_in": site, "site_out": site, "width": width}

@@ -1,5 +1,4 @@
-"""Defines feature bases. A basis is a set of features. The features are those of a dictionary, or the MLP neurons of a
-layer."""
+"""Feature bases. A basis has the features of one dictionary, or the MLP neurons of one layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,20 +24,21 @@ class FeatureBasis:
     run: str
     layer: int
     site: Site
-    """The site whose activations are encoded."""
+    """Site that provides the input of `encode`."""
     width: int
     """Number of features, F."""
     encode: Callable[[Float[Tensor, "token d_in"]], Entries]
-    """Computes the non-zero activations from the activations of `site`. All non-zero activations are positive."""
+    """Returns the non-zero feature activations, given the values at `site`. No feature activation is negative."""
     decoder: Float[Tensor, "feature d_out"]
     """Decoder row of each feature."""
     writes_residual: bool
-    """Whether the output of the features is added to the residual stream. Only such features have a direct effect on
-    the logits."""
+    """Whether the model adds the features' output to the residual stream. If not, the features have no direct effect on
+    logits.
+    """
     encoder_norm: Float[Tensor, " feature"] | None
     bias: Float[Tensor, " feature"] | None
     digest: str
-    """Digest of the weights and settings that determine the activations of the features."""
+    """Digest of the weights and settings that determine the feature activations."""
 
 
 def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBasis:
@@ -60,10 +60,10 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBas
 
 
 def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -> FeatureBasis:
-    """Returns a basis with the MLP neurons of a layer as features. A neuron fires if its activation is positive.
+    """Returns a basis with the MLP neurons of `layer` as features. A neuron fires if its activation is positive.
 
-    If `kept` is given, only `kept` neurons can fire on a token. A neuron's activation is multiplied by the norm of
-    the neuron's output weights, and the neurons with the largest products are chosen.
+    If `kept` is not None, at most `kept` neurons fire per token. The neurons with the largest activation times norm of
+    the output weights are chosen.
     """
     decoder = neuron_output_weights(model, layer)
     norm = torch.linalg.vector_norm(decoder, dim=1)

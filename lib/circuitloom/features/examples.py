@@ -1,9 +1,10 @@
-"""Chooses examples of each feature. Some examples are the tokens with the largest activations. Other examples are
-samples from bands of activation.
+"""Chooses example tokens of each feature.
 
-Examples are chosen without sorting all activations by value. The histogram of a feature shows which bin is the lowest
-that can contain one of the k largest activations. The samples of a band are evenly spaced over the text. Each example
-is stored with the tokens before and after the example. `examples_html` shows examples in notebooks."""
+Some examples are the tokens with the largest activations. Other examples are sampled from bands. A band is an interval
+of activation values. Activations are not sorted by value. Instead, a histogram gives the lowest bin that can contain
+one of the k largest activations. The samples of a band are evenly spaced over the text. `examples_html` shows examples
+in notebooks.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,19 +26,18 @@ class Windows:
     """Windows of context tokens around examples."""
 
     inside: Bool[np.ndarray, "example window"]
-    """Whether each position of the window is in the same sequence and document as the example. A window consists of
-    `before` positions before the example, the position of the example, and `after` positions after the example."""
+    """True where a window position is in the same sequence and document as the example."""
     token: Int[np.ndarray, " inside"]
-    """Token ids inside the windows, concatenated."""
+    """Token ids at the positions where `inside` is true, window by window."""
     start: Int[np.ndarray, " example"]
-    """Position of the first token of each window, counted in the sequence."""
+    """Position of the first token inside each window, counted from the start of the sequence."""
 
 
 def windows(tokens: Tokens, flat: Int[np.ndarray, " example"], before: int, after: int) -> Windows:
-    """Returns the windows around examples. `flat` contains the examples' positions in the flattened token array.
+    """Returns the windows around examples.
 
-    A window has `before` positions before the example and `after` positions after the example.
-    Raises ValueError if the tokens are damaged.
+    A window has `before` positions before the example and `after` positions after the example. `flat` contains the
+    index of each example in the flattened token array. Raises ValueError if the stored tokens are damaged.
     """
     context = tokens.context
     sequence, position = np.divmod(flat, context)
@@ -58,13 +58,12 @@ class Examples:
     feature: Int[np.ndarray, " example"]
     """Index of the feature within the feature range."""
     band: Int[np.ndarray, " example"]
-    """Band of each example. Band 0 contains the largest activations. Bands 1, 2, ... have equal width and are in
-    ascending order of activation."""
+    """Band 0 contains the largest activations. Bands 1, 2, ... are equal intervals from 0 to the largest activation."""
     token: Int[np.ndarray, " example"]
-    """Position of each example in the flattened token array."""
+    """Index of each example in the flattened token array."""
     value: Float32[np.ndarray, " example"]
     around: Float32[np.ndarray, "example window"]
-    """The feature's activation at each position of the window."""
+    """Activation of the example's feature at each window position."""
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Returns the examples at `indices`."""
@@ -72,7 +71,7 @@ class Examples:
 
     @property
     def rank(self) -> Int[np.ndarray, " example"]:
-        """Rank of each example among the examples of the same feature and band. The first rank is 0."""
+        """Rank of each example within its feature and band, counted from 0."""
         return _rank(self.feature * (self.band.max(initial=0) + 1) + self.band)
 
 
@@ -82,9 +81,10 @@ def choose_examples(
     histogram: Int[np.ndarray, "feature bin"],
     config: Features,
 ) -> tuple[Examples, Int[np.ndarray, "feature band"]]:
-    """Returns the examples of a feature range, and the number of activations of each feature in each band.
+    """Returns the examples of a feature range, and counts[feature, band].
 
-    `largest` contains the largest activation of each feature.
+    counts[feature, band] is the number of activations in the band. `largest` contains each feature's largest
+    activation.
     """
     band_counts = (
         bin_counts(features.batches(), largest, config.bands)
@@ -113,12 +113,11 @@ def _sample(
     seen: Int[np.ndarray, " group"],
     wanted: int,
 ) -> Int[np.ndarray, " some"]:
-    """For each pair of feature and band, chooses `wanted` evenly spaced entries among the entries of all batches.
+    """Returns the indices of the sampled entries of this batch.
 
-    Returns the indices of the chosen entries that lie in this batch.
-
-    If a feature has fewer entries in a band, the indices of all these entries are returned. `seen` contains the
-    number of entries of each feature and band in earlier batches. This function adds the new entries to `seen`.
+    In the complete text, `wanted` evenly spaced entries are sampled per feature and band. If a feature has fewer
+    entries in a band, all entries are sampled. `seen` counts the entries of earlier batches per feature and band. This
+    function adds the entries of this batch to `seen`.
     """
     group = activations.feature.astype(np.int64) * band_counts.shape[1] + band
     order = stable_order(group, band_counts.size)
@@ -131,7 +130,7 @@ def _sample(
 
 
 def _rank(group: Int[np.ndarray, " entry"]) -> Int[np.ndarray, " entry"]:
-    """Returns the rank of each entry within its group. The first rank is 0. Entries of a group must be contiguous."""
+    """Returns the rank of each entry within its group, counted from 0. The entries of a group must be contiguous."""
     first = np.flatnonzero(np.diff(group, prepend=-1))
     return np.arange(len(group)) - np.repeat(first, np.diff(np.append(first, len(group))))
 
@@ -156,9 +155,9 @@ def _examples(
 
 
 def _ranked(found: list[Examples], largest: int) -> Examples:
-    """Returns the examples, sorted by feature, band, descending activation and token.
+    """Returns the examples, sorted by feature, band, activation (descending) and token.
 
-    In band 0, only the first `largest` examples of each feature are returned.
+    In band 0, only the first `largest` examples per feature are returned.
     """
     joined = Examples(
         *(
@@ -175,11 +174,10 @@ _LINE = "font-family: monospace; line-height: 1.7; text-align: left"
 
 
 def examples_html(examples: Iterable[Mapping[str, Any]], largest: float, spacing: str = "") -> str:
-    """Returns HTML with one line per row of the table `example`. A line has the activation and the window's tokens.
+    """Returns HTML with one line per row of the table `example`. A line shows the activation and the window's tokens.
 
-    The larger the activation on a token, the darker the background of this token. Activations of at least `largest`
-    get the darkest background. `spacing` is the text between tokens. The example's own token is underlined. All text
-    is escaped.
+    A larger activation gives its token a darker background. Activations of at least `largest` get the darkest
+    background. `spacing` is inserted between tokens. The token of the example is underlined. All text is escaped.
     """
     lines = [
         f"<div><code>{row['activation']:8.2f}</code>&ensp;{_window_html(row, largest, spacing)}</div>"

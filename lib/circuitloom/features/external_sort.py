@@ -1,10 +1,11 @@
 """Sorts all activations of a basis from token order to feature order, on disk (external sort).
 
 1. `write_blocks` runs the tokens through the model and the encoder, and writes blocks to disk. A block contains the
-   activations of some sequences, sorted by feature. If `write_blocks` is killed, it resumes after the last complete
-   block.
-2. `feature_ranges` divides the features into ranges. For one range at a time, the activations are read from all blocks
-   and merged. So the required memory depends neither on the number of tokens nor on the number of activations."""
+   activations of consecutive sequences, sorted by feature. After an interruption, `write_blocks` writes only missing
+   blocks.
+2. `feature_ranges` divides the features into ranges. The activations of one range at a time are read from all blocks
+   and merged. The required memory does not depend on the number of tokens or activations.
+"""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,14 +27,13 @@ from ..language_model.model import LanguageModel
 from .basis import FeatureBasis
 
 BLOCK_POSITIONS = 2**16
-"""Maximum number of positions per block. An offset in a block fits into 16 bits. numpy sorts 16-bit integers
-fastest."""
+"""Maximum number of positions per block. Offsets then fit into 16-bit integers, which numpy sorts fastest."""
 ENCODE_BATCH = 4096
-"""Number of tokens encoded at once. This number limits the memory for dense activations."""
+"""Maximum number of tokens per encoder call. A smaller number needs less memory for dense activations."""
 MAX_ENTRIES = 2**22
 """Maximum number of activations in memory."""
 MAX_FEATURES = 2**12
-"""Maximum number of features per range. This number limits the memory for examples."""
+"""Maximum number of features per range. A larger range needs more memory for examples."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class SortedBlock:
     """Activations at consecutive positions of the flattened token array, sorted by feature and then by position."""
 
     start: Int[np.ndarray, " feature_plus_1"]
-    """The entries of feature i are start[i] to start[i + 1] (exclusive)."""
+    """Feature i has the entries start[i]:start[i + 1]."""
     offset: Integer[np.ndarray, " entry"]
     """Position of each entry, counted from the start of the block."""
     value: Float32[np.ndarray, " entry"]
 
     def write(self, folder: Path) -> None:
-        """Write the block to `folder`, atomically."""
+        """Write the block to `folder` atomically."""
         new = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -59,7 +59,7 @@ class SortedBlock:
 
 
 def read_block(folder: Path) -> SortedBlock:
-    """Returns the block in `folder`. Its arrays are memory-mapped."""
+    """Returns the block in `folder` with memory-mapped arrays."""
     return SortedBlock(
         *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("start", "offset", "value"))
     )
@@ -71,7 +71,10 @@ def block_sequences(context: int) -> int:
 
 
 def block_slices(tokens: Tokens, wanted: int | None) -> list[slice]:
-    """Returns one slice of sequences per block. The blocks cover the first `wanted` tokens. None means all tokens."""
+    """Returns one slice of sequences per block.
+
+    The blocks cover the first `wanted` tokens. If `wanted` is None, the blocks cover all tokens.
+    """
     sequences, size = count_sequences(tokens, wanted), block_sequences(tokens.context)
     return [slice(start, min(start + size, sequences)) for start in range(0, sequences, size)]
 
@@ -84,7 +87,7 @@ def block_folders(work: Path) -> list[Path]:
 def write_blocks(
     basis: FeatureBasis, model: LanguageModel, tokens: Tokens, config: Features, work: Path
 ) -> int:
-    """Write the blocks that are missing in `work`. Returns the number of scored tokens in all blocks."""
+    """Write the missing blocks to `work`. Returns the number of scored tokens in all blocks."""
     scored = 0
     slices = block_slices(tokens, config.tokens)
     title = f"features: {basis.run} layer {basis.layer}"
@@ -122,14 +125,14 @@ def sort_block(
     value: Float32[np.ndarray, " entry"],
     width: int,
 ) -> SortedBlock:
-    """Returns a block of activations, sorted by feature. The given activations must be in order of position."""
+    """Returns a block with the activations sorted by feature. The arguments must be sorted by position."""
     order = stable_order(feature, width)
     start = np.concatenate([[0], np.bincount(feature, minlength=width).cumsum()])
     return SortedBlock(start, offset[order], value[order])
 
 
 def stable_order(keys: Integer[np.ndarray, " entry"], bound: int) -> Int[np.ndarray, " entry"]:
-    """Returns a stable argsort of `keys`. All keys must be at least 0 and less than `bound`."""
+    """Returns a stable argsort of `keys`. All keys must be in [0, bound)."""
     # numpy has a fast radix sort for 16 bits, so keys are sorted by their lower half and then by their upper half
     order = keys.astype(np.uint16).argsort(kind="stable")
     if bound > 2**16:
@@ -144,24 +147,18 @@ def _unsigned(bound: int) -> type[np.unsignedinteger]:
 
 @dataclass(frozen=True)
 class SortedActivations:
-    """Activations of a feature range, either in the entire text or in some consecutive blocks.
-
-    The activations are sorted by feature and then by token.
-    """
+    """Activations of a feature range in consecutive blocks, sorted by feature and then by token."""
 
     feature: Int[np.ndarray, " entry"]
     """Index of the feature within the feature range."""
     token: Int[np.ndarray, " entry"]
-    """Position of each entry in the flattened token array."""
+    """Index of each entry's token in the flattened token array."""
     value: Float32[np.ndarray, " entry"]
 
     def reduce(
         self, values: Float[np.ndarray, " entry"], operation: np.ufunc, n_features: int
     ) -> Float[np.ndarray, " feature"]:
-        """Returns `values`, reduced with `operation` over the entries of each feature.
-
-        For features without entries, the result is 0.
-        """
+        """Returns operation.reduce(values) over the entries of each feature. A feature without entries gets 0."""
         reduced = np.zeros(n_features, values.dtype)
         if len(values):
             first = np.flatnonzero(np.diff(self.feature, prepend=-1))
@@ -171,10 +168,7 @@ class SortedActivations:
 
 @dataclass(frozen=True)
 class FeatureRange:
-    """Consecutive features that together have at most `MAX_ENTRIES` activations.
-
-    A range that consists of a single feature may have more activations.
-    """
+    """Consecutive features with at most `MAX_ENTRIES` activations in total. A range of one feature may have more."""
 
     low: int
     high: int
@@ -189,10 +183,9 @@ class FeatureRange:
         return self.high - self.low
 
     def batches(self) -> Iterator[SortedActivations]:
-        """Yield the activations of the range in batches.
+        """Yield batches of the range's activations, in text order.
 
-        There is a single batch if the range has at most `MAX_ENTRIES` activations. Otherwise each batch contains the
-        activations in some consecutive blocks, and the batches are in text order.
+        A range with at most `MAX_ENTRIES` activations has one batch. Otherwise each batch covers consecutive blocks.
         """
         if self.n.sum() <= MAX_ENTRIES:
             yield self._all
@@ -225,11 +218,7 @@ class FeatureRange:
 
 
 def feature_ranges(blocks: Sequence[Path], block_positions: int, width: int) -> Iterator[FeatureRange]:
-    """Yield ranges that together contain all features.
-
-    Each range has at most `MAX_ENTRIES` activations and at most `MAX_FEATURES` features. A range that consists of a
-    single feature may have more activations.
-    """
+    """Yield ranges that cover all features in ascending order. A range has at most `MAX_FEATURES` features."""
     n = np.zeros(width, np.int64)
     for folder in blocks:
         n += np.diff(read_block(folder).start)

@@ -1,4 +1,4 @@
-"""Writes the table `logit`, which contains the direct effects of features on logits (direct logit attribution)."""
+"""Computes the direct effects of features on logits (direct logit attribution), for the table `logit`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +24,10 @@ ROW_GROUP = 2**14
 def write_logit_effects(
     basis: FeatureBasis, model: LanguageModel, strings: Sequence[str], wanted: int, path: Path
 ) -> None:
-    """Write the table `logit` to `path`. The table lists the tokens on whose logits a feature has the largest effects.
+    """Write the table `logit` to `path`.
 
-    For each feature, there are the `wanted` tokens whose logits the feature raises most, and the `wanted` tokens
-    whose logits the feature lowers most. `strings` contains the text of each token, indexed by token id. The table is
-    empty if the basis does not write to the residual stream.
+    For each feature, the table has the `wanted` largest and the `wanted` smallest direct effects on logits.
+    `strings[i]` is the text of token id i. The table is empty if the basis does not write to the residual stream.
     """
     with table_writer(LOGIT, path) as writer:
         if not basis.writes_residual:

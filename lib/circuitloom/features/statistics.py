@@ -46,10 +46,9 @@ def feature_totals(features: FeatureRange) -> FeatureTotals:
 def bin_indices(
     activations: SortedActivations, largest: Float32[np.ndarray, " feature"], bins: int
 ) -> Int[np.ndarray, " entry"]:
-    """Returns the number of the bin that contains each entry. Bins are numbered from 0 to `bins` - 1.
+    """Returns the bin index of each entry.
 
-    The bins of a feature have equal width. Together, these bins reach from 0 to the feature's largest activation.
-    `largest` contains the largest activation of each feature.
+    `bins` bins of equal width divide the interval from 0 to `largest[feature]`, the feature's largest activation.
     """
     # with float64, the largest activation gives exactly `bins`, and values at the edges of bins are rounded in the
     # same way on all machines
@@ -61,11 +60,7 @@ def bin_indices(
 def bin_counts(
     batches: Iterable[SortedActivations], largest: Float32[np.ndarray, " feature"], bins: int
 ) -> Int[np.ndarray, "feature bin"]:
-    """Returns the number of activations of each feature in each bin.
-
-    The `bins` bins of a feature have equal width. Together, these bins reach from 0 to the feature's largest
-    activation. `largest` contains the largest activation of each feature.
-    """
+    """Returns counts[feature, bin], the number of activations in each bin. `bin_indices` defines the bins."""
     n_features = len(largest)
     count = np.zeros(n_features * bins, np.int64)
     for batch in batches:

@@ -1,5 +1,4 @@
-"""Writes the feature tables of one run and layer. Activations are sorted by feature on disk, and are then read back
-feature by feature."""
+"""Writes the feature tables of one run and layer. `external_sort` first sorts the activations by feature."""
 
 import shutil
 from collections.abc import Sequence
@@ -36,13 +35,12 @@ from .external_sort import (
 from .statistics import FeatureTotals, bin_counts, feature_totals
 
 ROW_GROUP = {"activation": 2**17, "code": 2**16, "example": 2**12, "feature": 2**15, "histogram": 2**16}
-"""Number of rows per row group of each table. A query for one feature reads one row group. In the table `code`, a query
-for one token reads one row group."""
+"""Number of rows per row group of each table. Queries read whole row groups."""
 COLUMN_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
     "activation": {"plain": ["activation"]},
     "code": {"plain": ["packed"], "uncompressed": ["packed"]},
 }
-"""Options of `table_writer` for each table."""
+"""Keyword arguments of `table_writer` for each table."""
 
 
 def tabulate(
@@ -56,11 +54,10 @@ def tabulate(
 ) -> None:
     """Write the tables activation, code, example, feature and histogram of `basis`.
 
-    `paths` maps the name of each table to its file. `strings` contains the text of each token, indexed by token id. A
-    killed call resumes after the last complete block of tokens, and then writes the same tables. If the weights, the
-    tokens, the config or `version` (a hash of the code) has changed, the call starts again instead. Tables are
-    written atomically.
-    Raises ValueError if the tokens are damaged.
+    `paths` maps each table name to a file. `strings[i]` is the text of token id i. Tables are written atomically. After
+    an interruption, the next call continues with the first missing block. The call starts again if the weights, the
+    tokens, the config or `version` changed. `version` is a hash of the code. Raises ValueError if the stored tokens are
+    damaged.
     """
     folder = paths["activation"].parent
     digest = fingerprint(
@@ -232,9 +229,9 @@ def _bands(
     totals: FeatureTotals,
     band_counts: Int[np.ndarray, "feature band"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns three values for each example: the lower edge, the upper edge and the share of the example's band.
+    """Returns the arrays low, high and share of each example's band.
 
-    The share of a band is the fraction of the feature's activations that are in this band.
+    `low` and `high` are the band's edges. `share` is the fraction of the feature's activations that are in the band.
     """
     bands = max(1, band_counts.shape[1])
     largest, n = totals.largest[feature], totals.n[feature]

@@ -17,10 +17,9 @@ def export_circuit_tracer(
 ) -> None:
     """Write the transcoders of all layers as a transcoder set of circuit-tracer 0.5.
 
-    `dictionaries` maps each layer to its transcoder. `model_name`, `input_hook` and `output_hook` are written into
-    config.yaml. The default hooks are the input and output of the MLP. Raises ValueError if circuit-tracer could not
-    load the set correctly. The reasons are topk, SAEs, missing layers, unequal widths, W_skip in only some layers, and
-    layers of another set in `folder`.
+    `dictionaries` maps each layer to a transcoder. config.yaml contains `model_name` and the two hook names. Raises
+    ValueError if circuit-tracer cannot load the set. Possible reasons are topk, SAEs, missing layers, unequal widths,
+    W_skip in only some layers, and layers of another set in `folder`.
     """
     _check_set(dictionaries)
     folder = Path(folder)

@@ -12,16 +12,16 @@ HOOKS = {
     "resid_mid": "blocks.{layer}.hook_resid_mid",
     "resid_pre": "blocks.{layer}.hook_resid_pre",
 }
-"""TransformerLens' hook name of each site."""
+"""TransformerLens hook name of each site."""
 TRANSCODERS = {
     ("relu", False): "transcoder",
     ("relu", True): "skip_transcoder",
     ("threshold", False): "jumprelu_transcoder",
     ("threshold", True): "jumprelu_skip_transcoder",
 }
-"""Maps (activation function, whether there is a W_skip) to the name of SAELens' architecture for a transcoder."""
+"""Maps (activation function, has W_skip) to the SAELens architecture of a transcoder."""
 SAES = {("relu", False): "standard", ("threshold", False): "jumprelu", ("topk", False): "topk"}
-"""Maps (activation function, whether there is a W_skip) to the name of SAELens' architecture for an SAE."""
+"""Maps (activation function, has W_skip) to the SAELens architecture of an SAE."""
 
 
 def export_saelens(
@@ -31,11 +31,10 @@ def export_saelens(
     hook_name: str | None = None,
     hook_name_out: str | None = None,
 ) -> None:
-    """Write one dictionary as an SAE or transcoder of SAELens 6.
+    """Write one dictionary as an SAE or transcoder of SAELens 6. Default hook names are those of TransformerLens.
 
-    The default hook names are those of TransformerLens for the dictionary's sites. SAELens applies W_skip in `forward`
-    but not in `decode`. Raises ValueError if no architecture of SAELens computes the same function as the dictionary.
-    The reasons are topk transcoders, SAEs with W_skip, and thresholds below 0.
+    In SAELens, `forward` applies W_skip but `decode` does not. Raises ValueError if no SAELens architecture computes
+    the same function. Possible reasons are topk transcoders, SAEs with W_skip, and thresholds below 0.
     """
     architecture = _architecture(dictionary)
     folder = Path(folder)

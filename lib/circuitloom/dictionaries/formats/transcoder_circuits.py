@@ -1,8 +1,8 @@
 """Imports the transcoders of Dunefsky et al. 2024 (repository transcoder_circuits).
 
-The transcoders are converted to raw coordinates. Each published file was saved by torch and holds the transcoder of one
-layer. The file contains the weights, and usually a config object of one of the authors' classes. No code from the file
-is run.
+A published file was saved by torch and contains the transcoder of one layer. The file has weights, and usually a config
+object. The authors defined the class of this object. No code from the file is run. Weights are converted to raw
+activations.
 """
 
 from collections.abc import Mapping
@@ -20,33 +20,28 @@ from ..training.paper_loss import transcoder_coordinates
 from ..training.parameters import Parameters, with_unit_rows
 
 CONFIG_CLASS = "LanguageModelSAERunnerConfig"
-"""Class name of the config objects in published files. The module of the class does not matter."""
+"""Class name of config objects in published files. The class may be in any module."""
 
 
 class _ConfigAttributes:
-    """Replaces the class of the config object while a file is read. An instance holds the config's attributes."""
+    """Replaces the authors' config class when a file is loaded. Instances have the config's attributes."""
 
 
 def import_run(run: Run, layer: int, model: LanguageModel, output: Path) -> None:
-    """Write the published transcoder of `layer` into the folder `output`.
-
-    The files are those of a trained run, but without history. Raises ValueError as `import_transcoder` does.
-    """
+    """Write the published transcoder of `layer` into the folder `output`. Raises the errors of `import_transcoder`."""
     save_dictionary(import_transcoder(run, layer, model), output, run.model_dump(mode="json"))
 
 
 def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
-    """Returns the published transcoder of `layer`, converted to raw activations.
+    """Returns the published transcoder of `layer`, converted to raw activations. Feature indices do not change.
 
-    Features have the same indices as in the file.
+    The published transcoder reconstructs centred outputs, because TransformerLens centres MLP outputs over d. Centring
+    subtracts mean(b_out) + w · neurons from each output. Here w is the mean of the output matrix over d. This function
+    adds mean(b_out) to b_dec. A dictionary cannot express w · neurons. This term is omitted, because every LayerNorm
+    removes it.
 
-    The published transcoder was trained on outputs centred over d, because TransformerLens centres everything that is
-    written to the residual stream. For each token, centring removed the mean w · neurons + mean(b_out), where w is the
-    mean of the output matrix over d. This function adds mean(b_out) to b_dec. It leaves out w · neurons, because a
-    dictionary cannot express this term and every LayerNorm removes it.
-
-    Raises ValueError if the file cannot be read, or is not of this model, layer and width. The message names the file.
-    Also raises ValueError if the model has no LayerNorm before its MLP.
+    Raises ValueError if the file cannot be read, or does not match the model, the layer and the width. Also raises
+    ValueError if the model has no LayerNorm before its MLP.
     """
     norm = model.norm(layer, model.anatomy.norm_mlp)
     if not isinstance(norm, nn.LayerNorm):
@@ -64,10 +59,8 @@ def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
 def read_transcoder(file: Path, layer: int, d: int, width: int) -> Parameters:
     """Returns the weights in `file`, in the authors' coordinates.
 
-    The authors call the returned `b_in` b_dec, and the returned `b_dec` b_dec_out.
-
-    Raises ValueError if the file cannot be read safely, or is not a transcoder of `layer` with `d` dimensions and
-    `width` features. The message names the file.
+    The returned `b_in` is the file's b_dec. The returned `b_dec` is the file's b_dec_out. Raises ValueError if the file
+    cannot be read safely. Also raises ValueError if the file is not a transcoder of `layer` with shape (`d`, `width`).
     """
     content = _load(file)
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -88,7 +81,7 @@ def read_transcoder(file: Path, layer: int, d: int, width: int) -> Parameters:
 
 
 def _load(file: Path) -> Any:
-    """Returns the content of a file that torch saved. Config objects are returned as `_ConfigAttributes`."""
+    """Returns the content of a torch file. Config objects are loaded as `_ConfigAttributes`."""
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
     if not file.is_file():
@@ -108,10 +101,7 @@ def _load(file: Path) -> Any:
 
 
 def _check_config(file: Path, config: Any, layer: int) -> None:
-    """Raise ValueError if `config` describes anything other than a transcoder of `layer`.
-
-    A missing config raises no error.
-    """
+    """Raise ValueError if `config` does not describe a transcoder of `layer`. A missing config is accepted."""
     if isinstance(config, _ConfigAttributes):
         config = vars(config)
     attributes = config if isinstance(config, Mapping) else {}

@@ -1,7 +1,4 @@
-"""Triton kernels for sparse training on a GPU.
-
-Of the modules in this package, only `fixed_k` can be imported without Triton.
-"""
+"""Triton kernels for sparse training on a GPU. Without Triton, only the module `fixed_k` can be imported."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +7,7 @@ from typing import Any
 def kernel(function: Callable) -> Any:
     """Returns `triton.jit(function)`, typed so that pyright accepts `function[grid](...)`.
 
-    Use this decorator above `@no_type_check`.
+    Write this decorator above `@no_type_check`.
     """
     import triton  # pyright: ignore[reportMissingImports]
 

@@ -1,12 +1,11 @@
-"""Trains topk on a GPU: selects exactly k features per token, and computes sparse products with Triton kernels.
+"""Sparse topk training on a GPU with Triton kernels.
 
-This module differs from the CPU code (training/selection.py and training/sparse.py) in three ways:
+The CPU code in training/selection.py and training/sparse.py differs from this module in three ways:
 
-- Large matrices are rounded to the run's precision and sums are float32. With bfloat16, values and gradients have the
+- Here, large matrices are in the run's precision, and sums are float32. With bfloat16, values and gradients have the
   accuracy of bfloat16.
-- If scores tie, the features with the lowest indices are kept.
-- No tensor's size depends on the data. The CPU therefore never waits for the GPU in a step, and
-  the step can be captured as a CUDA graph.
+- Here, each token has exactly k entries. If scores tie, the features with the lowest indices are kept.
+- Here, no tensor shape depends on the data. A step can therefore be captured as a CUDA graph.
 """
 
 import importlib.util
@@ -23,14 +22,11 @@ from ..training.selection import candidates_per_token, score_dtype
 from ..training.sparse import Entries, SelectedEntries
 
 MAX_K = 128
-"""Largest k for which the kernels are used.
-
-The kernels compare every pair of a token's candidates. There are about 2 k candidates.
-"""
+"""Maximum k for which the kernels are used. The number of comparisons per token grows with k squared."""
 
 
 def uses_kernels(run: Run, x: Float[Tensor, "token d_in"]) -> bool:
-    """Whether this run trains on batch x with the kernels. If not, the run uses the CPU code or dense products."""
+    """Whether training uses the kernels for `run` and the batch `x`."""
     return (
         x.is_cuda and run.act == "topk" and run.k <= MAX_K and importlib.util.find_spec("triton") is not None
     )
@@ -38,10 +34,7 @@ def uses_kernels(run: Run, x: Float[Tensor, "token d_in"]) -> bool:
 
 @dataclass(frozen=True)
 class FixedKEntries(Entries):
-    """Holds exactly k entries per token.
-
-    The methods import Triton, because machines without a GPU lack Triton.
-    """
+    """Exactly k entries per token. The methods import Triton, because machines without a GPU lack Triton."""
 
     feature: Int[Tensor, " entry"]
     """Feature of each entry, int32. Entries are ordered by token, then by feature."""
@@ -52,10 +45,10 @@ class FixedKEntries(Entries):
     precision: torch.dtype
     """Dtype of the dense matrices in the products."""
     rounded: tuple[Tensor, Tensor] | None = None
-    """A matrix and the rounded copy of this matrix. None if there is no such copy."""
+    """A pair: a matrix, and a copy of the matrix in `precision`. `operand` reuses the copy."""
 
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """Returns `dense` rounded to `precision`."""
+        """Returns `dense` in the dtype `precision`."""
         if self.rounded is not None and self.rounded[0] is dense:
             return self.rounded[1]
         return dense.to(self.precision).contiguous()
@@ -63,7 +56,7 @@ class FixedKEntries(Entries):
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """Returns the values of left @ right.T at the (token, feature) entries of `self`."""
+        """Returns (left @ right.T)[token, feature] for each entry."""
         from .products import sample
 
         return sample(left, right, self._by_token(self.feature)).flatten()
@@ -71,10 +64,7 @@ class FixedKEntries(Entries):
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Returns Z @ dense.
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z @ dense. Z is the sparse [token, feature] matrix with `values` at the entries."""
         from .products import times
 
         return times(self._by_token(values), self._by_token(self.feature), dense)
@@ -82,19 +72,13 @@ class FixedKEntries(Entries):
     def transposed_times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> Float[Tensor, "feature d"]:
-        """Returns Z.T @ dense.
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z.T @ dense. Z is the sparse [token, feature] matrix with `values` at the entries."""
         return self.transposed_times_and_sums(values, dense)[0]
 
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Returns Z.T @ dense, and the sum of each feature's values (Z.T @ 1).
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z.T @ dense and Z.T @ 1. Z is the sparse [token, feature] matrix with `values` at the entries."""
         from .products import transposed_times
 
         return transposed_times(self._by_token(values), self._by_feature, dense)
@@ -111,9 +95,9 @@ class FixedKEntries(Entries):
 
 @torch.no_grad()
 def select_fixed_k(p: Parameters, run: Run, x: Float[Tensor, "token d_in"]) -> SelectedEntries:
-    """For each token, returns the k entries with the largest pre-activation times |W_dec[i]|.
+    """Returns the k entries of each token with the largest pre-activation times |W_dec[i]|.
 
-    Candidates are found by scores in the run's precision. The final choice and the pre-activations use float32 sums.
+    Scores in the run's precision determine the candidates. Scores with float32 sums determine the k entries.
     """
     from .search import choose_top_k, find_candidates, prepare_weights
 

@@ -1,7 +1,6 @@
-"""Triton kernels for products with an activation matrix Z that has k entries per token. Sums are float32.
+"""Triton kernels for products with a sparse [token, feature] matrix Z. Z has k entries per token. Sums are float32.
 
-Results are deterministic. Each output is written by one program. The program adds in a fixed order and without atomic
-additions.
+Results are deterministic. Every sum has a fixed order, and no kernel uses atomic additions.
 """
 
 from dataclasses import dataclass
@@ -16,12 +15,9 @@ from torch import Tensor
 from . import kernel
 
 SEGMENT = 128
-"""Largest number of entries of a feature that one program sums.
-
-Without a limit, one program would need milliseconds for a feature that is active on all tokens.
-"""
+"""Maximum number of entries that one program sums. A feature with more entries is split over several programs."""
 MAX_INT16_WIDTH = 2**15
-"""Largest number of features whose indices fit 16-bit keys. These are sorted twice as fast as 32-bit keys."""
+"""Maximum number of features for 16-bit sort keys. Sorting 32-bit keys takes twice as long."""
 
 
 @kernel
@@ -45,10 +41,7 @@ def _sample(left, right, feature, out, d, k, K_BLOCK: tl.constexpr, D_BLOCK: tl.
 def sample(
     left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"], features: Int[Tensor, "token k"]
 ) -> Float[Tensor, "token k"]:
-    """Returns the values of left @ right.T at the features of each token.
-
-    `features` holds the k features of each token.
-    """
+    """Returns out[t, j] = (left @ right.T)[t, features[t, j]]."""
     (tokens, k), d = features.shape, left.shape[1]
     out = torch.empty(tokens, k, dtype=torch.float32, device=left.device)
     block = min(16, triton.next_power_of_2(k))
@@ -87,10 +80,7 @@ def _times(values, feature, dense, out, d, k, K_BLOCK: tl.constexpr, D_BLOCK: tl
 def times(
     values: Float[Tensor, "token k"], features: Int[Tensor, "token k"], dense: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "token d"]:
-    """Returns Z @ dense.
-
-    Row t of Z has the values `values[t]` at the features `features[t]`, and 0 elsewhere.
-    """
+    """Returns Z @ dense. Z is the sparse matrix with Z[t, features[t, j]] = values[t, j]."""
     (tokens, k), d = features.shape, dense.shape[1]
     out = torch.empty(tokens, d, dtype=torch.float32, device=dense.device)
     block = min(1024, triton.next_power_of_2(d))
@@ -183,30 +173,26 @@ def _add_extras(extra_first, owner, out, sums, width, d, E_BLOCK: tl.constexpr, 
 
 @dataclass(frozen=True)
 class EntriesByFeature:
-    """Entries sorted by feature and cut into segments of at most SEGMENT entries.
+    """Entries sorted by feature. Each feature's entries are divided into segments of at most `SEGMENT` entries.
 
-    Every feature has a first segment. A feature with more than SEGMENT entries also has extra segments.
+    Every feature has a first segment. A feature with more than `SEGMENT` entries also has extra segments.
     """
 
     order: Int[Tensor, " entry"]
     """Indices of the entries, int64, sorted by feature, then by token."""
     first: Int[Tensor, " feature_plus_1"]
-    """Index of each feature's first entry in `order`, int32."""
+    """int32. Feature i has the sorted entries first[i]:first[i + 1]."""
     extra_first: Int[Tensor, " feature_plus_1"]
-    """Index of each feature's first extra segment among all extra segments, int32."""
+    """int32. Feature i has the extra segments extra_first[i]:extra_first[i + 1]."""
     owner: Int[Tensor, " extra"]
     """Feature of each extra segment, int32.
 
-    The tensor has a place for each of the largest possible number of extra segments. Unused places hold the number of
-    features.
+    The length is the largest possible number of extra segments. Unused elements equal the number of features.
     """
 
     @classmethod
     def sort(cls, feature: Int[Tensor, " entry"], width: int) -> "EntriesByFeature":
-        """Returns the entries sorted by feature.
-
-        `feature` holds the feature of each entry. There the entries are ordered by token.
-        """
+        """Returns the entries sorted by feature. `feature` is the feature of each entry, in token order."""
         key = feature.to(torch.int16) if width <= MAX_INT16_WIDTH else feature
         ordered, order = key.sort(stable=True)
         features = torch.arange(width, dtype=key.dtype, device=key.device)
@@ -222,10 +208,7 @@ class EntriesByFeature:
 def transposed_times(
     values: Float[Tensor, "token k"], entries: EntriesByFeature, dense: Float[Tensor, "token d"]
 ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-    """Returns Z.T @ dense, and the sum of each feature's values.
-
-    Z is the [token, feature] matrix with `values` at `entries`, and 0 elsewhere.
-    """
+    """Returns Z.T @ dense and Z.T @ 1. Z is the sparse [token, feature] matrix with `values` at `entries`."""
     k, d, width, extras = values.shape[1], dense.shape[1], len(entries.first) - 1, len(entries.owner)
     # the rows of extra segments follow the rows of the features
     out = dense.new_empty(width + extras, d, dtype=torch.float32)

@@ -1,12 +1,12 @@
-"""Triton kernels that choose, for each token, the k features with the largest scores.
+"""Triton kernels that select the k features with the largest scores for each token.
 
-`prepare_weights` rounds the weights. `find_candidates` finds somewhat more than k candidates per token by rounded
-scores. `choose_top_k` chooses k of these candidates by scores that are computed with float32 sums.
+`prepare_weights` rounds the weights. `find_candidates` finds slightly more than k candidates per token from rounded
+scores. `choose_top_k` selects k of the candidates by scores with float32 sums.
 
-Candidates are found without sorting. The columns of each row are folded into groups. The floor is the `wanted`-th
-largest of the group maxima. So at least `wanted` entries reach the floor, and usually few more. If more entries reach
-the floor than there is room for, a bitwise search of the row finds the `wanted`-th largest score instead. This happens
-if many scores tie, or if the largest scores are in few groups.
+`find_candidates` does not sort. The columns of each row are divided into groups. The floor is the `wanted`-th largest
+group maximum. All entries that reach the floor are candidates. There are at least `wanted` candidates, and usually few
+more. If there are too many candidates, a bitwise search of the row finds the `wanted`-th largest score instead. This
+happens if many scores tie, or if the largest scores are in few groups.
 """
 
 from typing import no_type_check
@@ -20,12 +20,9 @@ from torch import Tensor
 from . import kernel
 
 GROUPS = 1024
-"""Number of groups per row. More groups are used if many candidates are wanted, and fewer for short rows."""
+"""Default number of groups per row. Short rows have fewer groups. Rows with many candidates have more groups."""
 SMALLEST_NORM = tl.constexpr(1e-30)
-"""Scores are divided by |W_dec[i]|, or by this number if |W_dec[i]| is smaller.
-
-If |W_dec[i]| is 0, the score is 0, and so the pre-activation becomes 0.
-"""
+"""Lower bound of the divisor |W_dec[i]|. If |W_dec[i]| is 0, the score and the pre-activation are 0."""
 
 
 @kernel
@@ -53,10 +50,7 @@ def _prepare_weights(
 def prepare_weights(
     W_enc: Float[Tensor, "feature d_in"], W_dec: Float[Tensor, "feature d_out"], dtype: torch.dtype
 ) -> tuple[Float[Tensor, " feature"], Float[Tensor, "feature d_in"], Float[Tensor, "feature d_out"]]:
-    """Returns the norms |W_dec[i]|, the rows W_enc[i] |W_dec[i]|, and W_dec.
-
-    The two returned matrices have dtype `dtype`. Each given matrix is read once.
-    """
+    """Returns |W_dec[i]|, W_enc[i] * |W_dec[i]|, and W_dec. The two matrices have dtype `dtype`."""
     (width, d_in), d_out = W_enc.shape, W_dec.shape[1]
     norm, weight = W_enc.new_empty(width), torch.empty_like(W_enc, dtype=dtype)
     rounds = dtype != W_dec.dtype
@@ -71,10 +65,9 @@ def prepare_weights(
 @kernel
 @no_type_check
 def _keys(scores, place, width, BITS: tl.constexpr):
-    """Returns integers that have the same order as the scores at `place`.
+    """Returns integers that have the same order as scores[place]. A place >= `width` gives the smallest integer.
 
-    `scores` holds the bit patterns of bfloat16 or float32 scores. Places past the end of the row get the smallest
-    integer.
+    `scores` contains bfloat16 or float32 scores, viewed as integers.
     """
     bits = tl.load(scores + place, mask=place < width, other=-(1 << (BITS - 1))).to(tl.int32)
     key = bits ^ ((bits >> 31) & ((1 << (BITS - 1)) - 1))
@@ -84,7 +77,7 @@ def _keys(scores, place, width, BITS: tl.constexpr):
 @kernel
 @no_type_check
 def _kth_key(keys, wanted, BITS: tl.constexpr):
-    """Returns the `wanted`-th largest of `keys`. The bits of the result are found one after another."""
+    """Returns the `wanted`-th largest of `keys`. The result is computed bit by bit."""
     enough = tl.sum((keys >= 0).to(tl.int32)) >= wanted
     least = tl.where(enough, 0, -(1 << (BITS - 1)))
     for i in tl.static_range(BITS - 1):
@@ -97,7 +90,7 @@ def _kth_key(keys, wanted, BITS: tl.constexpr):
 @kernel
 @no_type_check
 def _count(scores, width, floor, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Returns how many keys of a row are at or above `floor`."""
+    """Returns the number of keys >= `floor` in a row."""
     count = tl.zeros([BLOCK], tl.int32)
     for start in range(0, width, BLOCK):
         keys = _keys(scores, start + tl.arange(0, BLOCK), width, BITS)
@@ -108,7 +101,7 @@ def _count(scores, width, floor, BITS: tl.constexpr, BLOCK: tl.constexpr):
 @kernel
 @no_type_check
 def _kth_key_of_row(scores, width, wanted, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Returns the `wanted`-th largest key of a row. The bits of the result are found one after another."""
+    """Returns the `wanted`-th largest key of a row. The result is computed bit by bit."""
     enough = _count(scores, width, 0, BITS, BLOCK) >= wanted
     least = tl.where(enough, 0, -(1 << (BITS - 1)))
     for i in range(BITS - 1):
@@ -123,9 +116,9 @@ def _kth_key_of_row(scores, width, wanted, BITS: tl.constexpr, BLOCK: tl.constex
 def _append(
     scores, candidates, written, width, low, high, BITS: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr
 ):
-    """Append the columns whose keys are in [low, high] to `candidates`, which already holds `written` columns.
+    """Append the columns with keys in [low, high] to `candidates`. Returns the new number of candidates.
 
-    Columns beyond ROOM are counted but not stored. Returns the sum of `written` and the number of columns found.
+    `written` is the previous number of candidates. Columns beyond ROOM are counted but not stored.
     """
     for start in range(0, width, BLOCK):
         place = start + tl.arange(0, BLOCK)
@@ -150,10 +143,9 @@ def _expand_groups(
     FOLDS: tl.constexpr,
     ROOM: tl.constexpr,
 ):
-    """Replace the groups in `candidates` by columns.
+    """Replace each group in `candidates` by its columns with keys >= `floor`. Returns the number of these columns.
 
-    These are all columns of the groups whose keys are at or above `floor`. Columns beyond ROOM are counted but not
-    stored. Returns the number of columns found.
+    Columns beyond ROOM are counted but not stored.
     """
     slot = tl.arange(0, ROOM)
     group = tl.load(candidates + slot, mask=slot < groups, other=width)
@@ -208,10 +200,10 @@ def _find_candidates(
 def find_candidates(
     scores: Float[Tensor, "token feature"], wanted: int
 ) -> tuple[Int[Tensor, "token room"], Int[Tensor, " token"]]:
-    """For each row, returns the columns of at least the `wanted` largest scores, and the number of these columns.
+    """Returns candidates[token] and counts[token]. The first counts[token] candidates of a token are valid.
 
-    The columns are not ordered. If several scores tie with the `wanted`-th largest, the columns of some of these scores
-    may be missing. `scores` must be bfloat16 or float32, and contiguous.
+    The candidates are the columns of at least the `wanted` largest scores, in any order. Of the columns that tie with
+    the `wanted`-th largest score, some may be missing. `scores` must be contiguous, and bfloat16 or float32.
     """
     tokens, width = scores.shape
     room = triton.next_power_of_2(max(8, wanted + wanted // 2))
@@ -286,11 +278,10 @@ def choose_top_k(
     counts: Int[Tensor, " token"],
     k: int,
 ) -> tuple[Int[Tensor, "token k"], Float[Tensor, "token k"]]:
-    """For each token, choose the k candidates with the largest scores `weight x + bias`.
+    """Returns the k candidates of each token with the largest scores weight x + bias, in ascending order of feature.
 
-    The scores are computed with float32 sums. Returns the chosen features of each token in ascending order. Also
-    returns score / norm of each chosen feature, in float32. If scores tie, the features with the lowest indices are
-    chosen, so that each token has exactly k features.
+    Also returns score / norm of these candidates, in float32. Scores have float32 sums. If scores tie, the lowest
+    feature indices are chosen.
     """
     tokens, room = candidates.shape
     d = x.shape[1]

@@ -1,22 +1,22 @@
-"""Trains dictionaries. The list names what happens from reading a batch to saving a dictionary, in order.
+"""Trains dictionaries. The steps from a batch to a saved dictionary are:
 
-1. `sweep.train_sweep` opens the cached activations and makes one `Trainer` per run. `sweep.train` reads each batch
-   once and gives it to all trainers; under tensor parallelism `Collectives.gather_batch` first collects the rows that
-   each process has read. `sweep.train` also writes history rows and checkpoints.
-2. `Trainer.step` divides x and y by their scales (`parameters.Scales`) and calls `objective.compute_loss`. With
-   `loss: paper` it does not divide, but converts x and y to the coordinates of `paper_loss`.
-3. Activation: `selection.select` (CPU) or `kernels.fixed_k.select_fixed_k` (GPU, topk) computes the encoder product and
-   finds the entries that can be active. In other cases `objective.activate_dense` computes all features.
+1. `sweep.train_sweep` opens the cached activations and creates one `Trainer` per run. `sweep.train` reads each batch
+   once for all trainers. It also writes history rows and checkpoints. With tensor parallelism,
+   `Collectives.gather_batch` first collects the rows of all processes.
+2. `Trainer.step` divides x and y by their scales (`parameters.Scales`) and calls `objective.compute_loss`. With `loss:
+   paper`, x and y are converted to the coordinates of `paper_loss` instead.
+3. `selection.select` (CPU) or `kernels.fixed_k.select_fixed_k` (GPU, topk) computes the encoder product and finds the
+   entries that can be active. In other cases, `objective.activate_dense` computes all features.
 4. `compute_loss` decodes (`sparse.Decode`), then adds reconstruction loss, sparsity penalty and AuxK.
-5. `Trainer.step` calls backward, sums gradients over processes (`collectives`), and takes Adam's step, unless the loss
-   has diverged. For topk on a GPU, everything from point 3 to backward is replayed as one CUDA graph
-   (`trainer._CapturedStep`), unless there are dead features for AuxK or features are split over processes.
-6. At the end `parameters.to_dictionary` folds the scales into a `Dictionary` on raw activations.
+5. `Trainer.step` calls backward and sums gradients over processes (`collectives`). Adam takes a step unless the loss
+   has diverged. For topk on a GPU, one CUDA graph (`trainer._CapturedStep`) replays point 3 to backward. The graph is
+   not used with tensor parallelism, or if there are dead features for AuxK.
+6. At the end, `parameters.to_dictionary` folds the scales into a `Dictionary` on raw activations.
 
-To add an activation function, name it in `config.dictionaries.Training.act` and edit:
+To add an activation function, add its name to `config.dictionaries.Training.act` and edit:
 
 - `objective`: `_activation` (elementwise) or `activate_dense` (top-k kinds), and `_sparsity_penalty`
-- `selection.select`: which entries can be active (the default is entries with a positive pre-activation)
+- `selection.select`: the entries that can be active (by default, entries with a positive pre-activation)
 - for the form of the function after training: `parameters.to_dictionary` (which maps an unknown act to "threshold"),
   `encode`, `encode_sparse` and `__post_init__` of `Dictionary`, `formats/saelens.py` and `formats/circuit_tracer.py`
 - if the function has a parameter of its own: `Parameters`, `PER_FEATURE`, `initial_parameters`, `with_unit_rows` and
@@ -28,5 +28,5 @@ To add an activation function, name it in `config.dictionaries.Training.act` and
 - tests in `tests/dictionaries/`: `test_gradients.py` (a case that compares sparse with dense gradients),
   `test_search.py`, `test_training.py`, `training_cases.py` and `test_formats.py`
 
-`launch` starts several processes for one sweep. `paper_loss` holds the coordinates of `loss: paper`.
+`launch` starts several processes for one sweep. `paper_loss` defines the coordinates of `loss: paper`.
 """

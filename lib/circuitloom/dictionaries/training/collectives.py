@@ -1,7 +1,7 @@
-"""Operations that the processes training one dictionary do together, such as sums over the global batch.
+"""Collective operations of the processes that train one dictionary together.
 
-`Collectives` is the version for a single process, which exchanges nothing. Under `DataParallel` each process has all
-features and a part of the batch. Under `TensorParallel` each process has the complete batch and a part of the features.
+`Collectives` is for a single process. With `DataParallel`, each process has all features and a part of the batch. With
+`TensorParallel`, each process has the complete batch and a part of the features.
 """
 
 from typing import TypeVar
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Collectives:
-    """The operations for a single process. Subclasses implement them for several processes.
+    """The operations for a single process. Subclasses are for several processes.
 
     All processes must call the same methods in the same order.
     """
@@ -29,19 +29,18 @@ class Collectives:
     """Whether each process holds a different part of the features."""
 
     def batch_slice(self, batch: int) -> slice:
-        """Returns which of the `batch` rows of a batch this process reads."""
+        """Returns the slice of a batch's `batch` rows that this process reads."""
         return slice(0, batch)
 
     def gather_batch(self, batch_by_site: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the rows that this process trains on.
+        """Returns the rows on which this process trains. With tensor parallelism, these are the rows of all processes.
 
-        `batch_by_site` holds the rows that this process has read. Under tensor parallelism, the rows that the other
-        processes have read are added to them.
+        `batch_by_site` contains the rows that this process has read.
         """
         return batch_by_site
 
     def feature_slice(self, width: int) -> slice:
-        """Returns which of the `width` features this process holds."""
+        """Returns the slice of the `width` features that this process has."""
         return slice(0, width)
 
     def global_tokens(self, local: int) -> int:
@@ -49,39 +48,29 @@ class Collectives:
         return local
 
     def sum_feature_counts(self, local: int) -> int:
-        """Returns a count of features over all processes.
-
-        `local` is the count among the features that this process holds.
-        """
+        """Returns a number of features, summed over all processes. `local` is the number in this process."""
         return local
 
     def sum_over_tokens(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """Returns the sum over the global batch. `partial` is the sum over this process's tokens.
-
-        The result has no gradient.
-        """
+        """Returns the sum over the global batch, without gradient. `partial` is the sum over this process's tokens."""
         return partial
 
     def sum_over_features(self, partial: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Returns the sum over all features. `partial` is the sum over this process's features.
 
-        The gradient of the result passes to `partial` in every process.
+        In every process, `partial` gets the gradient of the result.
         """
         return partial
 
     def grad_on_first_rank(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Returns `parameter`, of which every process holds a copy.
+        """Returns `parameter`. With tensor parallelism, ranks other than 0 get a detached `parameter`.
 
-        Gradients are summed over processes later. So under tensor parallelism only rank 0 computes the gradient of this
-        parameter.
+        Gradients are summed over ranks later. The gradient of `parameter` must be counted only once.
         """
         return parameter
 
     def all_gather(self, values: Tensor) -> Tensor:
-        """Returns `values` of all processes, stacked as [process, ...].
-
-        `values` must have the same shape in all processes.
-        """
+        """Returns `values` of all processes, stacked as [process, ...]. The shape must be equal in all processes."""
         return values[None]
 
     def any(self, value: Tensor) -> bool:
@@ -91,15 +80,14 @@ class Collectives:
     def kth_largest_per_token(self, scores: Float[Tensor, "token some"], k: int) -> Float[Tensor, " token"]:
         """Returns the k-th largest score of each token over the features of all processes.
 
-        `scores` holds the scores of this process's features. The result is -inf if all processes together have fewer
-        than k scores per token.
+        `scores` contains only this process's features. The result is -inf if a token has fewer than k scores in total.
         """
         lacking = max(0, k - scores.shape[1])
         best = torch.nn.functional.pad(scores, (0, lacking), value=-torch.inf).topk(k, dim=1).values
         return self.all_gather(best).movedim(0, 1).flatten(1).topk(k, dim=1).values[:, -1]
 
     def replicated_parameters(self, p: Parameters) -> list[Tensor]:
-        """Returns the parameters of which every process holds a copy."""
+        """Returns the parameters that every process has a copy of."""
         return []
 
     def broadcast_parameters(self, p: Parameters) -> None:
@@ -113,16 +101,16 @@ class Collectives:
         return True
 
     def broadcast(self, value: T) -> T:
-        """Returns rank 0's value."""
+        """Returns the `value` of rank 0."""
         return value
 
     def barrier(self) -> None:
         """Wait until all processes have reached this call."""
 
     def gather_features(self, local: Tensor) -> Tensor:
-        """Returns the rows of all features, [feature, ...], on the CPU if this is rank 0.
+        """On rank 0, returns the rows of all features on the CPU. Other ranks get `local` back.
 
-        `local` holds the rows of this process's features. Ranks other than 0 get `local` back.
+        `local` contains the rows of this process's features.
         """
         return local
 
@@ -131,10 +119,7 @@ SINGLE_PROCESS = Collectives()
 
 
 class _ProcessGroup(Collectives):
-    """The methods that `DataParallel` and `TensorParallel` share.
-
-    They use torch.distributed's default process group.
-    """
+    """Common methods of `DataParallel` and `TensorParallel`. They use torch.distributed's default process group."""
 
     def __init__(self) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -248,9 +233,9 @@ class TensorParallel(_ProcessGroup):
 
 
 class _SumOverFeatures(torch.autograd.Function):
-    """Returns the sum of `partial` over all processes.
+    """Returns the sum of `partial` over all processes. In each process, `partial` gets the gradient of the sum.
 
-    All processes compute the same loss from this sum. So in each process, `partial` gets the gradient of the sum.
+    No gradients are summed, because all processes compute the same loss from the sum.
     """
 
     @staticmethod

@@ -1,7 +1,6 @@
 """Trains a sweep in this process, or in several worker processes.
 
-Worker processes are started in the same way as by torchrun. Each worker process runs
-`python -m circuitloom.dictionaries.training.launch JOB.json`.
+torch's elastic launcher starts each worker process with `python -m circuitloom.dictionaries.training.launch JOB.json`.
 """
 
 import builtins
@@ -26,10 +25,7 @@ from .sweep import train_sweep
 
 
 class TrainingJob(Section):
-    """The training of a sweep at one layer.
-
-    This section holds the arguments of `train_sweep`. It is written to a file for worker processes.
-    """
+    """Arguments of `train_sweep`. Worker processes read a `TrainingJob` from a file."""
 
     runs: list[Run]
     layer: int
@@ -41,9 +37,9 @@ class TrainingJob(Section):
     outputs: list[Path]
     """Output folder of each run."""
     version: str = ""
-    """Text that stands for anything else that the result depends on, such as a hash of the code."""
+    """Version of the code, such as a hash. Checkpoints of another version are not resumed."""
     threads: int = 1
-    """Threads per worker process."""
+    """Number of threads per worker process."""
 
     @property
     def processes(self) -> int:
@@ -52,15 +48,15 @@ class TrainingJob(Section):
 
 
 WORKER = ["-m", "circuitloom.dictionaries.training.launch"]
-"""Arguments of the Python command that starts a worker process. The path of the job's file is added to them."""
+"""Python arguments that start a worker process. The path of the job's file follows these arguments."""
 
 
 def run_job(job: TrainingJob, threads: int) -> None:
-    """Train the job's sweep in `job.processes` processes. All processes together have `threads` threads.
+    """Train the job's sweep in `job.processes` processes. `threads` is the total number of threads.
 
-    If a process raises a ValueError, ArithmeticError, OSError or MemoryError, this function raises an error of the same
-    class with the same message. For other errors of a process it raises RuntimeError. Raises ChildProcessError if a
-    process is killed. Raises ValueError if the machine has at least one GPU, but fewer GPUs than `job.processes`.
+    ValueError, ArithmeticError, OSError and MemoryError of a process are raised again here. Other errors of a process
+    are raised as RuntimeError. Raises ChildProcessError if a process is killed. Raises ValueError if the machine has
+    GPUs, but fewer than `job.processes`.
     """
     if job.processes == 1:
         model = load_model(job.model, job.dtype)
@@ -112,7 +108,7 @@ def _start_workers(file: Path, processes: int, log: Path) -> None:
 def _worker_error(failures: dict, processes: int) -> Exception:
     """Returns a ChildProcessError if a process was killed. Otherwise returns the error that a process raised.
 
-    The `__cause__` of the returned error holds the traceback in that process.
+    `__cause__` of the returned error contains the traceback of the process.
     """
     # the launcher itself ends the remaining processes with SIGTERM
     killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode != -15}
@@ -139,9 +135,8 @@ def _worker_error(failures: dict, processes: int) -> Exception:
 
 
 def _is_expected(kind: str) -> bool:
-    """Whether the message of an error of class `kind` names a remedy.
-
-    Errors of other classes may only report that the connection to another process was lost.
+    """Whether an error of class `kind` has a message that names a remedy. Other errors may only report a lost
+    connection.
     """
     found = getattr(builtins, kind, None)
     return isinstance(found, type) and issubclass(found, ValueError | ArithmeticError | OSError | MemoryError)
@@ -149,10 +144,9 @@ def _is_expected(kind: str) -> bool:
 
 @contextmanager
 def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
-    """Open the process group that torchrun's environment variables describe.
+    """Initialises torch.distributed from torchrun's environment variables. Yields (collectives, device).
 
-    Yields the group's collectives and the device of this process. The device is the process's own GPU, or the CPU if
-    the machine has no GPU.
+    The device is `cuda:LOCAL_RANK`, or `cpu` if the machine has no GPU.
     """
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if world_size != job.processes:
@@ -171,20 +165,14 @@ def _process_group(job: TrainingJob) -> Iterator[tuple[Collectives, str]]:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End this process when the process with id `parent` ends.
-
-    Otherwise this process would outlive a killed parent, and would keep memory and locks.
-    """
+    """End this process when process `parent` ends. Otherwise this process would keep memory and locks."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
 def main() -> None:
-    """Train this worker's part of a job. The command line names the job's file.
-
-    Errors are reported to torchrun.
-    """
+    """Run a worker process. The command-line argument is the job's file. Errors are reported to torch's launcher."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()

@@ -1,7 +1,4 @@
-"""The training objective.
-
-`compute_loss` computes activations, reconstruction loss, sparsity penalty and AuxK, in this order.
-"""
+"""The training objective: activations, reconstruction loss, sparsity penalty and AuxK."""
 
 from dataclasses import dataclass, replace
 
@@ -19,10 +16,7 @@ from .sparse import Decode, Encode, Entries
 TOPK_ACTS = ("topk", "batchtopk")
 """Activation functions that keep only the largest activations. Their loss has AuxK instead of a sparsity penalty."""
 EPSILON = 1e-12
-"""Lower bound of divisors.
-
-Without this bound, a divisor would be 0 if an output is zero or if a batch has no reconstruction error.
-"""
+"""Lower bound of divisors. The divisors are norms of outputs, and the variance of the residual error."""
 TANH_SCALE = 4.0
 """The constant c of the penalty tanh(c z |W_dec[i]|) (Anthropic, January 2025 update)."""
 
@@ -37,26 +31,17 @@ class LossTerms:
     sparsity: Float[Tensor, ""]
     auxiliary: Float[Tensor, ""]
     fvu: Float[Tensor, ""]
-    """Fraction of variance unexplained.
-
-    This is the mean of |y - y_hat|^2 over tokens, divided by the stored variance V of y.
-    """
+    """Fraction of variance unexplained: mean of |y - y_hat|^2 over tokens, divided by the stored variance V of y."""
     l0: Float[Tensor, ""]
     """Mean number of active features per token."""
     fired: Bool[Tensor, " feature"]
     """Whether each feature is active on any token."""
     min_active: Float[Tensor, ""]
-    """For batchtopk, the smallest positive z |W_dec[i]| of the batch, or infinity if no feature is active.
-
-    For other activation functions the value is always infinity.
-    """
+    """Smallest positive z |W_dec[i]| of the batch. Infinity without active features, or if `act` is not batchtopk."""
 
     @torch.no_grad()
     def all_reduce(self, collectives: Collectives) -> "LossTerms":
-        """Returns the terms for the global batch and all features, computed from the terms of each process.
-
-        The returned `fired` covers only the features of this process.
-        """
+        """Returns the terms for the global batch and all features. `fired` covers only this process's features."""
         per_token = torch.stack([self.reconstruction, self.auxiliary, self.fvu])
         reconstruction, auxiliary, fvu = collectives.sum_over_tokens(per_token)
         per_token_and_feature = torch.stack([self.sparsity, self.l0])
@@ -84,11 +69,11 @@ def compute_loss(
     dense: bool = False,
     collectives: Collectives = SINGLE_PROCESS,
 ) -> LossTerms:
-    """Returns the loss terms of a batch in normalised units.
+    """Returns this process's loss terms in normalised units. The caller sums terms and gradients over processes.
 
-    The gradients, summed over all processes, are the gradients for the global batch. `variance` is V = E|y - mean|^2 in
-    normalised units. `sparsity_weight` is this step's λ. `dead` holds the indices of the dead features. If `dense` is
-    true, the activations of all features are computed with dense products. Tests use this as a reference.
+    `variance` is V = E|y - mean|^2. `sparsity_weight` is λ at this step. `dead` contains the indices of the dead
+    features. If `dense` is true, all features are computed with dense products. Tests use dense products as a
+    reference.
     """
     # activation
     z = None if dense else activate_sparse(p, run, x, collectives)
@@ -144,23 +129,23 @@ def compute_loss(
 
 @dataclass(frozen=True)
 class BatchActivations:
-    """Activations of a batch. They cover all tokens and features, or only the entries of a sparsity pattern."""
+    """Activations of a batch. They are dense, or cover only the entries of a sparsity pattern."""
 
     pre: Float[Tensor, "*entries"]
     """Pre-activations, [token, feature] or [entry]."""
     values: Float[Tensor, "*entries"]
     """Activations z, in the same shape as `pre`."""
     pattern: Entries | None
-    """The entries that the activations cover. None if they cover all tokens and features."""
+    """The entries that the activations cover. None if the activations are dense."""
 
     def per_feature(self, vector: Float[Tensor, " feature"]) -> Float[Tensor, "*entries"]:
-        """For each element of `values`, returns the element of `vector` for the same feature."""
+        """Returns vector[feature] for each element of `values`."""
         if self.pattern is None:
             return vector.expand_as(self.values)
         return vector.index_select(0, self.pattern.feature)
 
     def decode(self, W_dec: Float[Tensor, "feature d_out"]) -> Float[Tensor, "token d_out"]:
-        """Returns Z @ W_dec, where Z is the [token, feature] matrix of the activations."""
+        """Returns Z @ W_dec. Z is the [token, feature] matrix of the activations."""
         if self.pattern is None:
             return self.values @ W_dec
         return Decode.apply(self.values, W_dec, self.pattern)  # type: ignore[return-value]
@@ -178,10 +163,9 @@ class BatchActivations:
 def activate_sparse(
     p: Parameters, run: Run, x: Float[Tensor, "token d_in"], collectives: Collectives = SINGLE_PROCESS
 ) -> BatchActivations | None:
-    """Returns the activations of the features that can be active.
+    """Returns the activations of the entries that can be active. Returns None if dense products should be used.
 
-    Returns None if dense products should be used. On a CPU this is so if dense products are faster. On a GPU this is so
-    if the kernels do not support the run.
+    On a CPU, None means that dense products are faster. On a GPU, None means that the kernels do not support the run.
     """
     if fixed_k.uses_kernels(run, x):
         selected = fixed_k.select_fixed_k(p, run, x)
@@ -206,7 +190,7 @@ def activate_dense(
     bias: Float[Tensor, " feature"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> BatchActivations:
-    """Returns the activations of all features. `bias` is the encoder's bias."""
+    """Returns the activations of all features. `bias` is `p.encoder_bias`."""
     pre = torch.nn.functional.linear(x, p.W_enc, bias).float()
     z = _activation(p, run, pre, None)
     if run.act in TOPK_ACTS:
@@ -233,11 +217,10 @@ def activate_top_k(
     features: Int[Tensor, " some"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> BatchActivations:
-    """Returns the activations of `features`. For each token, all but the k most active ones are set to 0.
+    """Returns the activations of `features`. Column i of the result belongs to features[i].
 
-    The k most active features have the largest pre-activation times |W_dec[i]| among the `features` of all processes.
-    Column i of the result belongs to features[i]. Features with a negative pre-activation get no gradient, as in Gao et
-    al. 2024.
+    For each token, only k features are active. These features have the largest pre-activation times |W_dec[i]| among
+    the `features` of all processes. Features with a negative pre-activation get no gradient, as in Gao et al. 2024.
     """
     weight, bias = p.W_enc.index_select(0, features), p.encoder_bias.index_select(0, features)
     norm = p.decoder_norm.detach().index_select(0, features)
@@ -259,19 +242,13 @@ def activate_top_k(
 def _in_global_top_k(
     scores: Float[Tensor, " entry"], k: int, collectives: Collectives
 ) -> Bool[Tensor, " entry"]:
-    """Whether the score of each entry is among the k largest scores of the entry's token in all processes.
-
-    Each process has k entries per token.
-    """
+    """Whether each score is among its token's k largest scores over all processes. `scores` has k entries per token."""
     by_token = scores.detach().view(-1, k)
     return (by_token >= collectives.kth_largest_per_token(by_token, k)[:, None]).flatten()
 
 
 def _activation(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -> Tensor:
-    """Apply the elementwise part of the activation function.
-
-    This part is JumpReLU if there is a threshold, else ReLU.
-    """
+    """Returns JumpReLU of `pre` if the parameters have a threshold. Otherwise returns ReLU of `pre`."""
     if p.threshold is None:
         return pre.relu()
     threshold = (
@@ -281,10 +258,10 @@ def _activation(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -
 
 
 def _sparsity_penalty(p: Parameters, run: Run, z: BatchActivations, variance: float) -> Tensor:
-    """Returns the sparsity penalty, summed over tokens. It is not yet multiplied by λ.
+    """Returns the sparsity penalty without the factor λ, summed over tokens.
 
-    The penalty is L1 for relu, L0 or tanh for jumprelu, and 0 for topk and batchtopk. Without `loss: paper`, the
-    activations in L1 are weighted by |W_dec[i]|.
+    The penalty is L1 for relu, L0 or tanh for jumprelu, and 0 for topk and batchtopk. In L1, activations are multiplied
+    by |W_dec[i]|, except with `loss: paper`.
     """
     if run.act in TOPK_ACTS:
         return torch.zeros((), device=z.values.device)
@@ -305,18 +282,12 @@ def _min_active(z: BatchActivations, norm: Tensor) -> Tensor:
 
 
 def rectangle(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Returns the rectangle kernel, which replaces the derivative of the step function.
-
-    See Rajamanoharan et al. 2024, equation 11.
-    """
+    """Returns the rectangle kernel, a pseudo-derivative of the step function (Rajamanoharan et al. 2024, eq. 11)."""
     return ((pre - threshold).abs() < bandwidth / 2).to(pre.dtype) / bandwidth
 
 
 class JumpReLU(torch.autograd.Function):
-    """Returns `pre` where `pre` is above the threshold, and 0 elsewhere.
-
-    The gradient of the threshold uses the rectangle kernel.
-    """
+    """Returns pre * (pre > threshold). The gradient of the threshold uses `rectangle`."""
 
     @staticmethod
     def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: D102
@@ -332,10 +303,7 @@ class JumpReLU(torch.autograd.Function):
 
 
 class StepFunction(torch.autograd.Function):
-    """Returns 1 where `pre` is above the threshold, and 0 elsewhere.
-
-    Only the threshold gets a gradient. This gradient uses the rectangle kernel.
-    """
+    """Returns 1 where pre > threshold, and 0 elsewhere. Only the threshold gets a gradient (`rectangle`)."""
 
     @staticmethod
     def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # noqa: D102

@@ -1,9 +1,9 @@
 """Converts between raw activations and the coordinates of Dunefsky et al. 2024.
 
-Training with `loss: paper` uses the paper's coordinates, so that the paper's values of λ can be used unchanged. The
-paper's published files also use these coordinates. In these coordinates, a transcoder's input is the normalised x
-before the norm's gain and bias. A trained bias is subtracted from this input. A transcoder's output is the MLP's output
-minus its mean over d. SAEs read and write their site unchanged. Saved dictionaries are converted to raw coordinates.
+Training with `loss: paper` uses these coordinates, so that the paper's values of λ apply. The published transcoders
+also use these coordinates. A transcoder's input is the norm's output without gain and bias. A trained bias is
+subtracted from this input. A transcoder's output is the MLP's output minus its mean over d. SAEs use raw activations.
+Saved dictionaries always use raw activations.
 """
 
 import torch
@@ -17,15 +17,12 @@ from .parameters import Parameters, Scales
 
 
 class PaperCoordinates:
-    """Converts raw x and y to the paper's coordinates.
-
-    Also converts the paper's parameters to a dictionary on raw x and y.
-    """
+    """Converts raw x and y to the paper's coordinates. Also converts trained parameters to a raw dictionary."""
 
     def __init__(self, norm: nn.Module | None, centred: bool) -> None:
-        """`norm` is the norm before the MLP. `centred` says whether outputs are centred over d.
+        """`norm` is the norm before the MLP, or None for an SAE. If `centred` is true, outputs are centred over d.
 
-        For an SAE, `norm` is None and `centred` is False. Raises ValueError if the norm's gain is 0 in some dimension.
+        Raises ValueError if the norm's gain is 0 in some dimension.
         """
         self.centred = centred
         gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
@@ -38,7 +35,7 @@ class PaperCoordinates:
             )
 
     def normalise_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Returns (x - bias) / gain, which removes the norm's gain and bias from the raw input `x`."""
+        """Returns (x - bias) / gain. `x` is the norm's output, with the norm's gain and bias."""
         return (x - self.bias.to(x.device)) / self.gain.to(x.device)
 
     def centre_output(self, y: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
@@ -53,11 +50,10 @@ class PaperCoordinates:
         device: torch.device | str,
         features: slice = slice(None),
     ) -> Parameters:
-        """Returns the initial weights of the features in the slice `features`.
+        """Returns the initial parameters of the run's features in the slice `features`.
 
-        Entries of W_enc are Kaiming-uniform. Entries of W_dec are uniform, and each row is then scaled to unit norm.
-        b_in is the mean input, and b_dec is the mean output. For an SAE, b_in is the same tensor as b_dec. b_enc and
-        W_skip are 0.
+        W_enc is Kaiming-uniform. W_dec is uniform, with rows scaled to unit norm. b_in is the mean input, and b_dec is
+        the mean output. For an SAE, b_in is the same tensor as b_dec. b_enc and W_skip are 0.
         """
         generator = torch.Generator().manual_seed(run.seed)
         d_in, d_out = len(x_mean), len(scales.y_mean)
@@ -88,8 +84,8 @@ class PaperCoordinates:
         """Returns the dictionary on raw x and y.
 
         The encoder's weight is W' = W_enc / gain. The encoder's bias is b_enc - W_enc b_in - W' bias. If outputs are
-        centred, the mean of `y_mean` over d is added to b_dec. This number approximates the mean over d that centring
-        has removed from each output.
+        centred, the mean of `y_mean` over d is added to b_dec. This number approximates the mean that centring
+        subtracts from each output.
         """
         gain, bias = self.gain.to(p.W_enc.device), self.bias.to(p.W_enc.device)
         W_enc = p.W_enc / gain
@@ -122,10 +118,7 @@ def transcoder_coordinates(model: LanguageModel, layer: int) -> PaperCoordinates
 
 @torch.no_grad()
 def remove_parallel_gradient(p: Parameters) -> None:
-    """Remove from the gradient of each row of W_dec the part that is parallel to the row.
-
-    A step along that part would change only the row's norm.
-    """
+    """Make the gradient of each row of W_dec orthogonal to the row."""
     gradient = p.W_dec.grad
     assert gradient is not None
     gradient -= (gradient * p.W_dec).sum(1, keepdim=True) * p.W_dec

@@ -1,7 +1,4 @@
-"""Trainable weights of a dictionary in normalised units.
-
-This module initialises the weights and converts them to a dictionary on raw activations.
-"""
+"""Trainable weights of a dictionary: initialisation, and conversion to a dictionary on raw activations."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
@@ -14,10 +11,7 @@ from ...config.dictionaries import Run
 from ..dictionary import Dictionary
 
 INITIAL_DECODER_NORM = 0.1
-"""Initial norm of each decoder row.
-
-This norm is small compared with the norm √d of normalised outputs, but large enough to give each row a direction.
-"""
+"""Initial norm of each decoder row. This norm is small compared with the norm √d of normalised outputs."""
 PER_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
 """Parameters with one row or entry per feature."""
 
@@ -26,8 +20,8 @@ PER_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
 class Scales:
     """The scales of x and y, and the moments of y.
 
-    Training divides x and y by their scales. Then E|x|^2 = d_in and E|y|^2 = d_out, so that one learning rate works for
-    all layers. With `loss: paper` both scales are 1.
+    Training divides x and y by their scales. Then E|x|^2 = d_in and E|y|^2 = d_out. With `loss: paper`, the scales are
+    1.
     """
 
     x: float
@@ -47,10 +41,7 @@ class Scales:
 
 @dataclass
 class Parameters:
-    """Trainable weights. They apply to x and y after division by the scales.
-
-    Fields have the same meaning as in `Dictionary`.
-    """
+    """Trainable weights for normalised x and y. `Dictionary` describes the fields."""
 
     W_enc: Float[Tensor, "feature d_in"]
     b_enc: Float[Tensor, " feature"]
@@ -59,7 +50,8 @@ class Parameters:
     threshold: Float[Tensor, " feature"] | None = None
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     b_in: Float[Tensor, " d_in"] | None = None
-    """Vector that is subtracted from the encoder's input. Only runs with `loss: paper` have this vector."""
+    """Vector that is subtracted from the encoder's input. Only `loss: paper` and published transcoders use this vector.
+    """
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the name and the tensor of each parameter that is not None."""
@@ -68,16 +60,16 @@ class Parameters:
                 yield field.name, value
 
     def tensors(self, without: Collection[str] = ()) -> list[Tensor]:
-        """Returns the parameters, except those whose names are in `without`. Each tensor is returned once.
+        """Returns each tensor once, except the parameters named in `without`.
 
-        An SAE with `loss: paper` uses one tensor as both b_dec and b_in.
+        In an SAE with `loss: paper`, b_dec and b_in are the same tensor.
         """
         named = {id(value): value for name, value in self.named() if name not in without}
         return list(named.values())
 
     @property
     def encoder_bias(self) -> Float[Tensor, " feature"]:
-        """The bias that is added to W_enc x. This bias is b_enc - W_enc b_in, or b_enc if b_in is None."""
+        """The encoder's total bias: b_enc - W_enc b_in, or b_enc if b_in is None."""
         return self.b_enc if self.b_in is None else self.b_enc - self.W_enc @ self.b_in
 
     @property
@@ -95,12 +87,11 @@ def initial_parameters(
     features: slice = slice(None),
     device: torch.device | None = None,
 ) -> Parameters:
-    """Returns the initial weights of the features in the slice `features`, on `device`.
+    """Returns the initial parameters of the run's features in the slice `features`, on `device`.
 
-    `x` and `y` hold a sample of raw activations. Each feature is initialised from one token of this sample. The encoder
-    row of the feature is the unit vector along x - mean. The decoder row has the direction of y - mean. The encoder
-    biases are chosen so that all pre-activations are 0 if the input is the mean of x. b_dec is the mean of y, divided
-    by the scale of y. For a given sample and width, only the run's seed decides which token a feature gets.
+    `x` and `y` are a sample of raw activations. Each feature is initialised from one token, which is drawn with the
+    run's seed. The encoder row is the unit vector along x - mean. The decoder row has the direction of y - mean. b_enc
+    makes all pre-activations 0 at the mean of x. b_dec is the normalised mean of y.
     """
     # random directions gave a higher FVU and seven times as many dead features (docs/log.md)
     generator = torch.Generator().manual_seed(run.seed)
@@ -129,10 +120,9 @@ def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
 
 @torch.no_grad()
 def with_unit_rows(parameters: Parameters) -> Parameters:
-    """Returns rescaled parameters that compute the same function. Their decoder rows have unit norm.
+    """Returns parameters with decoder rows of unit norm that compute the same function.
 
-    The activations of each feature are multiplied by the previous norm of the feature's decoder row. A decoder row of
-    zeros stays zero.
+    A feature's activation is multiplied by the previous norm of the decoder row. Decoder rows of zeros stay zero.
     """
     norm, threshold = parameters.decoder_norm, parameters.threshold
     return replace(
@@ -148,11 +138,10 @@ def with_unit_rows(parameters: Parameters) -> Parameters:
 def to_dictionary(
     parameters: Parameters, run: Run, layer: int, scales: Scales, batch_threshold: float = 0.0
 ) -> Dictionary:
-    """Returns the trained dictionary, converted to raw activations.
+    """Returns the trained dictionary, converted to raw activations. Decoder rows have unit norm.
 
-    The scales are folded into the weights, and decoder rows get unit norm. `batch_threshold` is the running threshold
-    of a batchtopk run. This threshold applies to z |W_dec[i]| in normalised units. The dictionary's `act` is relu or
-    topk if the run's `act` is, and threshold otherwise.
+    `batch_threshold` is a batchtopk run's threshold on z |W_dec[i]|, in normalised units. The act of the dictionary is
+    relu, topk or threshold.
     """
     unit = with_unit_rows(parameters)
     threshold = unit.threshold

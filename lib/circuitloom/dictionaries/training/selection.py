@@ -1,9 +1,8 @@
-"""Finds, on a CPU, which features of a batch can be active.
+"""Finds, on a CPU, the features of a batch that can be active.
 
-The dense encoder product gives the scores. A search then finds the largest scores. The product and the search run on
-one block of tokens at a time, so that the complete [token, feature] matrix never exists. Within a block, features are
-put into groups, and the largest score of each group is found first. The k-th largest of these group maxima is a lower
-bound of the k-th largest score. Only groups whose maximum reaches this bound are searched.
+The encoder product gives the scores of one block of tokens at a time. The complete [token, feature] matrix never
+exists. Features are divided into groups. The k-th largest group maximum is a lower bound of the k-th largest score.
+Only groups whose maximum reaches this bound are searched.
 """
 
 from collections.abc import Iterator
@@ -21,27 +20,27 @@ from .parameters import Parameters
 from .sparse import SelectedEntries, SparsityPattern
 
 DENSE_ABOVE = 1 / 12
-"""If a larger share of the entries is active, dense products are faster than sparse products."""
+"""If a larger fraction of the entries is active, dense products are faster than sparse products."""
 BLOCK_ENTRIES = 2**22
-"""Largest number of scores that are in memory at the same time."""
+"""Maximum number of scores in memory."""
 GROUP_SIZES = (16, 8, 4)
-"""Possible numbers of features per group.
+"""Possible numbers of features per group, in order of preference.
 
-The first number is used that divides the width and leaves at least k * `MIN_GROUPS_PER_K` groups.
+The chosen number must divide the width, and must give at least k * `MIN_GROUPS_PER_K` groups.
 """
 MIN_GROUPS_PER_K = 4
-"""Smallest allowed number of groups, divided by k."""
+"""Minimum ratio of the number of groups to k."""
 
 
 @torch.no_grad()
 def select(
     p: Parameters, run: Run, x: Float[Tensor, "token d_in"], collectives: Collectives = SINGLE_PROCESS
 ) -> SelectedEntries | None:
-    """Returns the entries that may be active. Returns None if there are so many that dense products are faster.
+    """Returns the entries that can be active. Returns None if dense products are faster.
 
-    For topk and batchtopk these are the entries with the largest pre-activation times |W_dec[i]|. If entries tie for
-    the last place, all of them are returned. For relu these are the entries with a pre-activation above 0. For jumprelu
-    these are the entries with a pre-activation above the threshold minus half the bandwidth.
+    - topk and batchtopk: entries with the largest pre-activation times |W_dec[i]|, including ties
+    - relu: entries with a pre-activation above 0
+    - jumprelu: entries with a pre-activation above threshold - bandwidth / 2
     """
     if run.act == "topk":
         return select_top_k(run, run.k, x, p.W_enc, p.encoder_bias, p.decoder_norm, collectives)
@@ -66,9 +65,9 @@ def select_top_k(
     norm: Float[Tensor, " feature"],
     collectives: Collectives = SINGLE_PROCESS,
 ) -> SelectedEntries:
-    """For each token, returns the k entries with the largest positive scores (weight x + bias) * norm.
+    """Returns the k entries of each token with the largest positive scores (weight x + bias) * norm.
 
-    Entries that tie with the k-th entry are returned too.
+    Ties with the k-th entry are included.
     """
     scores, candidates = _BlockedScores(run, x, weight * norm[:, None], bias * norm), _Candidates()
     wanted = candidates_per_token(k, len(norm), scores.are_rounded)
@@ -87,9 +86,9 @@ def select_top_k(
 def _select_batch_top_k(
     run: Run, x: Tensor, weight: Tensor, bias: Tensor, norm: Tensor, collectives: Collectives
 ) -> SelectedEntries:
-    """Returns the entries of the batch with the largest positive scores (weight x + bias) * norm.
+    """Returns this process's entries among the k n largest positive scores (weight x + bias) * norm.
 
-    The number of entries is k times the number of tokens. Entries that tie with the last of these are returned too.
+    n is the number of tokens in the global batch. Ties with the last entry are included.
     """
     scores = _BlockedScores(run, x, weight * norm[:, None], bias * norm)
     width = len(norm)
@@ -121,19 +120,16 @@ def score_dtype(run: Run) -> torch.dtype:
 
 
 def uses_bfloat16(run: Run) -> bool:
-    """Whether the run's large matrix products are in bfloat16.
-
-    With `precision: auto` they are in bfloat16 if the hardware supports bfloat16.
-    """
+    """Whether the run's large matrix products are in bfloat16. With `precision: auto`, the hardware decides."""
     if run.precision == "auto":
         return fast_dtype() == torch.bfloat16
     return run.precision == "bfloat16"
 
 
 def candidates_per_token(k: int, width: int, rounded: bool) -> int:
-    """Returns how many of a token's largest scores to take as candidates.
+    """Returns the number of candidates that almost surely include a token's k largest exact scores.
 
-    The candidates almost surely contain the k largest exact scores. `rounded` says whether the scores are bfloat16.
+    `rounded` says whether the scores are bfloat16.
     """
     # bfloat16 has a relative error of 0.4 %
     return min(width, k + max(4, k // 4)) if rounded else k
@@ -142,10 +138,9 @@ def candidates_per_token(k: int, width: int, rounded: bool) -> int:
 def kth_largest(
     values: Float[Tensor, " entry"], k: int, collectives: Collectives = SINGLE_PROCESS
 ) -> Float[Tensor, ""]:
-    """Returns the k-th largest positive value of all processes.
+    """Returns the k-th largest positive value over all processes.
 
-    If at most k values are positive, returns the smallest positive normal float32. All positive values then reach the
-    result.
+    If at most k values are positive, returns the smallest positive normal float32.
     """
     kth = _local_kth_largest(values, k)
     if collectives.world_size == 1:
@@ -167,10 +162,7 @@ def _local_kth_largest(values: Float[Tensor, " entry"], k: int) -> Float[Tensor,
 
 @dataclass(frozen=True)
 class _BlockedScores:
-    """The scores weight x + bias of a batch, in the run's precision.
-
-    The scores are computed for one block of tokens at a time.
-    """
+    """Computes the scores weight x + bias in the run's precision, one block of tokens at a time."""
 
     run: Run
     x: Float[Tensor, "token d_in"]
@@ -179,14 +171,11 @@ class _BlockedScores:
 
     @property
     def are_rounded(self) -> bool:
-        """Whether scores are in bfloat16. If they are, the final choice of entries uses exact scores."""
+        """Whether the scores are bfloat16."""
         return uses_bfloat16(self.run)
 
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "token feature"]]]:
-        """Yields, for each block, the flat index of the block's first entry, and the block's scores.
-
-        The next block overwrites these scores.
-        """
+        """Yields (flat index of the first entry, scores) for each block. The next block overwrites the scores."""
         dtype, width = score_dtype(self.run), len(self.bias)
         weight, bias = self.weight.to(dtype).T, self.bias.to(dtype)
         rows = min(len(self.x), max(1, BLOCK_ENTRIES // width))
@@ -196,7 +185,7 @@ class _BlockedScores:
             yield start * width, torch.addmm(bias, part, weight, out=buffer[: len(part)])
 
     def exact(self, candidates: "_Candidates") -> tuple[SparsityPattern, Float[Tensor, " entry"]]:
-        """Returns the candidates as a pattern, and the candidates' float32 scores."""
+        """Returns the sparsity pattern and the float32 scores of the candidates."""
         pattern = SparsityPattern.from_flat_indices(
             torch.cat(candidates.indices), len(self.x), len(self.bias)
         )
@@ -206,10 +195,9 @@ class _BlockedScores:
 
 
 class _Candidates:
-    """The entries found so far.
+    """The candidate entries found so far. `searched` is the number of searched scores.
 
-    `indices` holds ascending indices into the flattened scores of the batch. `scores` holds the scores at these
-    indices. `searched` is the number of scores that were searched.
+    `indices` contains ascending indices into the flattened [token, feature] scores.
     """
 
     def __init__(self) -> None:
@@ -218,26 +206,22 @@ class _Candidates:
         self.searched = 0
 
     def add(self, first: int, block: Float[Tensor, "token feature"], indices: Int[Tensor, " entry"]) -> None:
-        """Add the entries at `indices` of the flattened `block`.
-
-        `first` is the flat index of the block's first entry.
-        """
+        """Add the entries at `indices` of the flattened `block`. `first` is the batch's flat index of block[0, 0]."""
         self.scores.append(block.view(-1).index_select(0, indices))
         self.indices.append(indices + first)
         self.searched += block.numel()
 
     @property
     def share(self) -> float:
-        """Share of the searched entries that are candidates."""
+        """Number of candidates divided by the number of searched scores."""
         return sum(map(len, self.indices)) / self.searched
 
 
 def top_k_per_row(scores: Float[Tensor, "token feature"], k: int) -> Int[Tensor, " entry"]:
-    """Returns the flat indices, in ascending order, of the k largest positive scores of each row.
+    """Returns flat indices, in ascending order, that include the k largest positive scores of each row.
 
-    If fewer than k scores of a row are positive, the row has fewer indices. A row may also have more than k indices,
-    because the search uses a lower bound of the row's k-th largest score. All scores that reach this bound are
-    returned.
+    A row with fewer than k positive scores has fewer than k indices. Other rows may have more than k indices, because
+    the search keeps all scores that reach a lower bound of the k-th largest score.
     """
     keys = _keys(scores)
     tokens, width = keys.shape
@@ -255,10 +239,9 @@ def top_k_per_row(scores: Float[Tensor, "token feature"], k: int) -> Int[Tensor,
 def top_n_of_block(
     scores: Float[Tensor, "token feature"], n: int
 ) -> tuple[Int[Tensor, " entry"], Float[Tensor, ""]]:
-    """Returns the flat indices, in ascending order, of the block's largest scores, and a bound.
+    """Returns (indices, bound). `indices` are the flat indices of all scores >= bound, in ascending order.
 
-    The indices are those of all scores that reach the bound. The bound is positive. At least `n` scores reach the
-    bound, unless fewer than `n` scores are positive.
+    The bound is positive. If at least `n` scores are positive, at least `n` scores reach the bound.
     """
     keys = _keys(scores)
     tokens, width = keys.shape
@@ -273,21 +256,20 @@ def top_n_of_block(
 def indices_above(
     scores: Float[Tensor, "token feature"], floor: float | Float[Tensor, " feature"]
 ) -> Int[Tensor, " entry"]:
-    """Returns the flat indices, in ascending order, of the scores above `floor`."""
+    """Returns the flat indices of scores > floor, in ascending order."""
     return _flat_indices(scores > floor)
 
 
 def _group_size(width: int, k: int) -> int:
-    """Returns the number of features per group, or 1 if no number in `GROUP_SIZES` fits."""
+    """Returns the number of features per group, or 1 if no number in `GROUP_SIZES` is possible."""
     fitting = (size for size in GROUP_SIZES if width % size == 0 and width // size >= MIN_GROUPS_PER_K * k)
     return next(fitting, 1)
 
 
 def _keys(scores: Float[Tensor, "token feature"]) -> Shaped[Tensor, "token feature"]:
-    """Returns values that can be compared instead of the scores.
+    """Returns the int16 bit patterns of bfloat16 scores. Returns float32 scores unchanged.
 
-    For bfloat16 scores these are the int16 bit patterns. The patterns of positive scores have the same order as the
-    scores. The patterns of all other scores are negative or zero. Scores of another dtype are returned unchanged.
+    Bit patterns of positive scores have the same order as the scores. All other bit patterns are at most 0.
     """
     return scores.view(torch.int16) if scores.dtype == torch.bfloat16 else scores
 
@@ -297,7 +279,7 @@ def _scores(keys: Shaped[Tensor, " some"], dtype: torch.dtype) -> Float[Tensor, 
 
 
 def _kth_keys(keys: Shaped[Tensor, "token feature"], k: int) -> Shaped[Tensor, " token"]:
-    """Returns the k-th largest key of each row, or the smallest positive key if the k-th largest is not positive."""
+    """Returns the k-th largest key of each row, but at least the smallest positive key."""
     # numpy's vectorised partition is three to six times as fast as torch.topk and torch.kthvalue
     kth = np.partition(keys.numpy(), keys.shape[1] - k, axis=1)[:, keys.shape[1] - k]
     smallest = 1 if keys.dtype == torch.int16 else torch.finfo(keys.dtype).tiny
@@ -307,7 +289,7 @@ def _kth_keys(keys: Shaped[Tensor, "token feature"], k: int) -> Shaped[Tensor, "
 def _search_groups(
     keys: Shaped[Tensor, "token feature"], groups: Int[Tensor, " group"], group_size: int, floor: Tensor
 ) -> Int[Tensor, " entry"]:
-    """Returns the flat indices, in ascending order, of the keys in `groups` that reach `floor`.
+    """Returns the flat indices of the keys >= floor in `groups`, in ascending order.
 
     `floor` has one value per group, or a single value for all groups.
     """
@@ -325,7 +307,7 @@ def _flat_indices(mask: Shaped[Tensor, "token feature"]) -> Int[Tensor, " entry"
 
 
 def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> Float[Tensor, "token most"]:
-    """Returns the values as a matrix with one row per token. Shorter rows are padded with -inf."""
+    """Returns `values` as a matrix with one row per token. Short rows are padded with -inf."""
     counts = pattern.row_start.diff()
     column = torch.arange(len(values)) - pattern.row_start[:-1].long().repeat_interleave(counts)
     rows = torch.full((pattern.tokens, int(counts.max())), -torch.inf)
@@ -334,10 +316,7 @@ def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> F
 
 
 def _in_top_k(pattern: SparsityPattern, values: Float[Tensor, " entry"], k: int) -> Bool[Tensor, " entry"]:
-    """Whether the value of each entry is among the k largest values of the entry's token.
-
-    All entries that tie with the k-th largest are included.
-    """
+    """Whether each entry is among the k largest of its token. Ties with the k-th largest are included."""
     longest = int(pattern.row_start.diff().max())
     if longest <= k:
         return torch.ones_like(values, dtype=torch.bool)

@@ -1,9 +1,7 @@
-"""Products with sparse activations Z, and the gradients of these products.
+"""Products with a sparse activation matrix Z, and the gradients of these products.
 
-If k of F features are active per token, a sparse product takes a fraction k/F of the operations of a dense product.
-
-`SparsityPattern` uses the CSR kernels of PyTorch on a CPU. `kernels.fixed_k.FixedKEntries` uses Triton kernels on a
-GPU.
+If k of F features are active per token, a sparse product needs k/F of the operations of a dense product.
+`SparsityPattern` uses PyTorch's CSR kernels on a CPU. `kernels.fixed_k.FixedKEntries` uses Triton kernels on a GPU.
 """
 
 import warnings
@@ -22,9 +20,9 @@ torch.sparse.check_sparse_tensor_invariants.disable()
 
 
 class Entries(ABC):
-    """Holds positions of an activation matrix Z, [token, feature], and computes products with Z.
+    """Entries of a sparse [token, feature] matrix Z, and products with Z.
 
-    These positions are called entries. Z may be non-zero only at the entries.
+    Entries are the positions where Z may be non-zero.
     """
 
     width: int
@@ -34,48 +32,39 @@ class Entries(ABC):
 
     @abstractmethod
     def operand(self, dense: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        """Returns `dense` in the dtype that the other methods need for dense matrices."""
+        """Returns `dense` in the dtype that the product methods need."""
 
     @abstractmethod
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """Returns the values of left @ right.T at the (token, feature) entries of `self`."""
+        """Returns (left @ right.T)[token, feature] for each entry."""
 
     @abstractmethod
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Returns Z @ dense.
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z @ dense. Z is the sparse [token, feature] matrix with `values` at the entries."""
 
     @abstractmethod
     def transposed_times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> Float[Tensor, "feature d"]:
-        """Returns Z.T @ dense.
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z.T @ dense. Z is the sparse [token, feature] matrix with `values` at the entries."""
 
     @abstractmethod
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Returns Z.T @ dense, and the sum of each feature's values (Z.T @ 1).
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z.T @ dense and Z.T @ 1. Z is the sparse [token, feature] matrix with `values` at the entries."""
 
 
 @dataclass(frozen=True)
 class SparsityPattern(Entries):
-    """Holds the entries in CSR layout on a CPU."""
+    """Entries in CSR layout on a CPU."""
 
     row_start: Int[Tensor, " token_plus_1"]
-    """Index of each token's first entry, int32. Token t has the entries from row_start[t] to row_start[t + 1] - 1."""
+    """int32. Token t has the entries row_start[t]:row_start[t + 1]."""
     feature: Int[Tensor, " entry"]
     """Feature of each entry (column of Z), int32. Features are in ascending order within a token."""
     width: int
@@ -83,10 +72,7 @@ class SparsityPattern(Entries):
 
     @classmethod
     def from_flat_indices(cls, indices: Int[Tensor, " entry"], tokens: int, width: int) -> "SparsityPattern":
-        """Returns the pattern with entries at `indices`.
-
-        `indices` are ascending indices into the flattened [token, feature] matrix.
-        """
+        """Returns the pattern with entries at the ascending `indices` of the flattened [token, feature] matrix."""
         counts = torch.bincount(indices // width, minlength=tokens)
         return cls(_row_starts(counts), (indices % width).to(torch.int32), width)
 
@@ -95,7 +81,7 @@ class SparsityPattern(Entries):
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, which is the number of rows of Z."""
+        """Number of tokens (rows of Z)."""
         return len(self.row_start) - 1
 
     @cached_property
@@ -104,7 +90,7 @@ class SparsityPattern(Entries):
         return torch.repeat_interleave(torch.arange(self.tokens), self.row_start.diff().long())
 
     def keep(self, mask: Bool[Tensor, " entry"]) -> "SparsityPattern":
-        """Returns the pattern of those entries for which `mask` is true."""
+        """Returns the pattern of the entries where `mask` is true."""
         counts = torch.bincount(self.token[mask], minlength=self.tokens)
         return SparsityPattern(_row_starts(counts), self.feature[mask], self.width)
 
@@ -115,36 +101,27 @@ class SparsityPattern(Entries):
     def sample(
         self, left: Float[Tensor, "token d"], right: Float[Tensor, "feature d"]
     ) -> Float[Tensor, " entry"]:
-        """Returns the values of left @ right.T at the (token, feature) entries of `self`."""
+        """Returns (left @ right.T)[token, feature] for each entry."""
         empty = torch.zeros(len(self), dtype=left.dtype)
         return torch.sparse.sampled_addmm(self._matrix(empty), left, right.T, beta=0.0).values()
 
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Returns Z @ dense.
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z @ dense. Z is the sparse [token, feature] matrix with `values` at the entries."""
         return self._matrix(values) @ dense
 
     def transposed_times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> Float[Tensor, "feature d"]:
-        """Returns Z.T @ dense.
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z.T @ dense. Z is the sparse [token, feature] matrix with `values` at the entries."""
         order, start, token = self._transposed
         return torch.sparse_csr_tensor(start, token, values[order], (self.width, self.tokens)) @ dense
 
     def transposed_times_and_sums(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"]
     ) -> tuple[Float[Tensor, "feature d"], Float[Tensor, " feature"]]:
-        """Returns Z.T @ dense, and the sum of each feature's values (Z.T @ 1).
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z.T @ dense and Z.T @ 1. Z is the sparse [token, feature] matrix with `values` at the entries."""
         sums = values.new_zeros(self.width).index_add_(0, self.feature, values)
         return self.transposed_times(values, dense), sums
 
@@ -153,10 +130,10 @@ class SparsityPattern(Entries):
 
     @cached_property
     def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns three tensors that describe Z.T in CSR layout.
+        """Returns (order, start, token), the CSR layout of Z.T.
 
-        The first tensor holds the indices of the entries, sorted by feature. The second tensor holds the place of each
-        feature's first entry in this order. The third tensor holds the tokens of the sorted entries.
+        `order` sorts the entries by feature. Feature i has the sorted entries start[i]:start[i + 1]. `token` contains
+        the token of each sorted entry.
         """
         # numpy sorts 16-bit keys by radix sort, ten times as fast as torch's comparison sort
         key = self.feature.numpy()
@@ -179,14 +156,11 @@ class SelectedEntries:
     pre: Float[Tensor, " entry"]
     """Pre-activations W_enc x + b_enc, float32, without gradient."""
     x: Float[Tensor, "token d_in"]
-    """The encoder's input x, in the dtype from which `pre` was computed."""
+    """The encoder's input, in the dtype that was used to compute `pre`."""
 
 
 class Encode(torch.autograd.Function):
-    """Returns the pre-activations of the selected entries.
-
-    W_enc and `bias` get gradients. The input x gets none, because x is data.
-    """
+    """Returns the pre-activations of the selected entries. Only `W_enc` and `bias` get gradients."""
 
     @staticmethod
     def forward(ctx, W_enc: Tensor, bias: Tensor, selected: SelectedEntries) -> Tensor:  # noqa: D102
@@ -201,10 +175,7 @@ class Encode(torch.autograd.Function):
 
 
 class Decode(torch.autograd.Function):
-    """Returns Z @ W_dec.
-
-    Z is the sparse [token, feature] matrix with the activations `z` at the entries of `pattern`, and 0 elsewhere.
-    """
+    """Returns Z @ W_dec. Z is the sparse [token, feature] matrix with the activations `z` at the entries."""
 
     @staticmethod
     def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Entries) -> Tensor:  # noqa: D102

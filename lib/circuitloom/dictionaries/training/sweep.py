@@ -1,6 +1,6 @@
 """Trains all runs of a sweep at one layer. Each batch is read once for all runs.
 
-A training that was killed resumes bit for bit.
+Interrupted training resumes bit-exactly.
 """
 
 import io
@@ -34,31 +34,27 @@ from .paper_loss import PaperCoordinates, transcoder_coordinates
 from .trainer import Trainer
 
 HISTORY_EVERY = 10
-"""Steps between history rows."""
+"""Number of steps between history rows."""
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
-"""Least number of seconds between checkpoints. A checkpoint of a large dictionary has gigabytes."""
+"""Minimum number of seconds between checkpoints."""
 CHECKPOINT_SHARE = 1 / 20
-"""Largest share of the training time that is spent on checkpoints.
-
-Writing a very large checkpoint takes minutes.
-"""
+"""Maximum fraction of the training time that is spent on writing checkpoints."""
 MAX_PARALLEL_WEIGHTS = 2**22
-"""Runs are trained in parallel only if each has at most this number of encoder and decoder weights.
+"""Maximum number of encoder and decoder weights of a run that is trained in parallel with other runs.
 
-Larger runs allocate more memory than glibc's per-thread arenas hold, and so get fresh memory pages for each allocation.
+Larger runs exceed glibc's per-thread arenas. Each allocation then needs new memory pages.
 """
 SERIAL_SHARE = 0.5
-"""Share of the time of a small run's step that does not become shorter with more threads.
+"""Fraction of a small run's step time that does not decrease with more threads.
 
-With d = 64 and F = 2048, a step with two threads takes 0.75 of the time of a step with one thread.
+With d = 64 and F = 2048, two threads need 0.75 of the time of one thread.
 """
 
 ReadBatches = Callable[[int, int], Iterator[dict[str, Tensor]]]
-"""Type of a function (start, stop) that yields the batches of the steps from `start` to `stop` - 1.
+"""Function (start, stop) that yields the batches of the steps start:stop.
 
-A batch maps each site to raw activations, [token, d]. With several processes, the function yields only this process's
-part of each batch.
+A batch maps each site to raw activations, [token, d]. Each process gets its own part of a batch.
 """
 Step = Callable[[Trainer], LossTerms]
 MapTrainers = Callable[[Step, list[Trainer]], list[LossTerms]]
@@ -73,13 +69,11 @@ def train_sweep(
     version: str = "",
     collectives: Collectives = SINGLE_PROCESS,
 ) -> None:
-    """Train `runs` on `layer`. Write each run's dictionary and history into the run's folder in `outputs`.
+    """Train `runs` at `layer`. Write the dictionary and history of runs[i] into the folder outputs[i].
 
-    `version` stands for anything else that the result depends on, such as a hash of the code. A checkpoint of another
-    version is not resumed. With several processes, each process calls this function with its own `collectives`. Only
-    rank 0 writes into `outputs`.
-
-    Raises ValueError if activations are missing or damaged, and ArithmeticError if a run diverges.
+    `version` is a version of the code, such as a hash. A checkpoint of another version is not resumed. Every process
+    calls this function with its own `collectives`, but only rank 0 writes into `outputs`. Raises ValueError if
+    activations are missing or damaged. Raises ArithmeticError if a run diverges.
     """
     sites = sorted({site for run in runs for site in (run.site_in, run.site_out)})
     stores = {site: open_activations(activations, site, layer, model) for site in sites}
@@ -118,7 +112,7 @@ def train_sweep(
 
 @dataclass
 class _SweepState:
-    """`step` is the number of steps taken. `history` maps the name of each run to the run's history rows."""
+    """`step` is the number of steps taken. `history` maps run names to history rows."""
 
     step: int = 0
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -132,13 +126,12 @@ def train(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     checkpoint_share: float = CHECKPOINT_SHARE,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train all runs to their last step. Returns the rows of table HISTORY, keyed by the name of the run.
+    """Train all runs to their last step. Returns a dict from run name to HISTORY rows.
 
     Training resumes from a checkpoint in the folder `partial`. The caller ensures that the checkpoint belongs to this
-    training. Checkpoints are written at multiples of `checkpoint_every` steps. They are at least `checkpoint_seconds`
-    apart, and take at most `checkpoint_share` of the time. A last checkpoint is always written after the last step. On
-    a CPU, small runs train in parallel, and each run gets a part of the threads. Raises ArithmeticError if a run
-    diverges.
+    training. Checkpoints are written at multiples of `checkpoint_every` steps and after the last step. The minimum time
+    between checkpoints is `checkpoint_seconds`. Writing checkpoints takes at most the fraction `checkpoint_share` of
+    the time. Raises ArithmeticError if a run diverges.
     """
     collectives = trainers[0].collectives
     state = _resume(trainers, partial, collectives)
@@ -176,11 +169,10 @@ def train(
 
 @contextmanager
 def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
-    """Yields a function that calls a step for each trainer and returns the results.
+    """Yields a function (step, trainers) that returns [step(trainer) for trainer in trainers].
 
-    The function runs trainers in parallel threads if this is faster. If trainers run in parallel, torch's number of
-    threads inside the context is the number per parallel trainer. Results are the same bit for bit only for the same
-    runs and the same number of threads.
+    On a CPU, small runs are trained in parallel threads if this is faster. Each parallel run gets an equal part of
+    torch's threads. Results are bit-exact only for the same runs and the same number of threads.
     """
     threads = torch.get_num_threads()
     parallel = parallel_runs(len(trainers), threads) if all(map(_is_small, trainers)) else 1
@@ -198,9 +190,9 @@ def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
 
 
 def parallel_runs(runs: int, threads: int) -> int:
-    """Returns how many runs to train in parallel, so that a step of all runs takes the least time.
+    """Returns the number of parallel runs that minimises the time for a step of all runs.
 
-    If several numbers are equally fast, returns the largest of these numbers.
+    If several numbers are equally fast, returns the largest number.
     """
 
     def relative_time(parallel: int) -> float:
@@ -223,9 +215,9 @@ def _is_small(trainer: Trainer) -> bool:
 def _save_checkpoint(
     trainers: list[Trainer], state: _SweepState, partial: Path, collectives: Collectives
 ) -> None:
-    """Write a checkpoint. Under tensor parallelism each rank writes a file of its own.
+    """Write a checkpoint. With tensor parallelism, each rank writes its own file.
 
-    Rank 0 writes last. The files of the other ranks are valid only after rank 0 has written its file.
+    Rank 0 writes last. Without rank 0's file, the files of the other ranks are not valid.
     """
     for trainer in trainers:
         trainer.check()
@@ -250,9 +242,9 @@ def _write_checkpoint(trainers: list[Trainer], state: _SweepState, file: Path) -
 
 
 def _checkpoint_file(partial: Path, step: int, collectives: Collectives) -> Path:
-    """Returns the file of this rank's checkpoint after `step` steps.
+    """Returns this rank's checkpoint file after `step` steps.
 
-    Under tensor parallelism each rank has its own file. Otherwise all ranks share one file.
+    With tensor parallelism, each rank has its own file. Otherwise all ranks share one file.
     """
     separate = collectives.is_tensor_parallel and collectives.rank > 0
     return partial / (_rank_checkpoint(step, collectives.rank) if separate else CHECKPOINT)
@@ -280,7 +272,7 @@ def _read_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def _shared_partial_folder(output: Path, mark: str, collectives: Collectives) -> Iterator[Path]:
-    """Yields the partial folder, which all processes share. Rank 0 holds the lock of this folder."""
+    """Yields the partial folder, which all processes share. Rank 0 holds the folder's lock."""
     if collectives.rank > 0:
         yield Path(collectives.broadcast(""))
         return
@@ -313,11 +305,9 @@ def _make_trainers(
 def _read_sample(
     stores: Mapping[str, ActivationStore], rows: int, batch: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Returns the first `rows` rows of each site, or as many rows as every site has.
+    """Returns the first `rows` rows of each site, on the CPU. Stored rows are in random order.
 
-    Stored rows are in random order over documents.
-
-    The returned tensors are on the CPU, because a GPU may lack the memory for one row per feature.
+    If a site has fewer rows, fewer rows are returned for all sites. A GPU may lack the memory for one row per feature.
     """
     rows = min(rows, *(store.rows for store in stores.values()))
     batches = read_sites(stores, batch, -(-rows // batch), device=device)

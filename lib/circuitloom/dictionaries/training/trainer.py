@@ -1,7 +1,4 @@
-"""Trains one dictionary. A trainer holds the parameters, the optimizer and the history of dead features.
-
-On a GPU, a topk run computes the loss and gradients of most steps by replaying a CUDA graph.
-"""
+"""Trains one dictionary. For topk on a GPU, most steps replay a CUDA graph of the forward and backward pass."""
 
 import dataclasses
 import time
@@ -22,21 +19,15 @@ from .paper_loss import PaperCoordinates, remove_parallel_gradient, restore_unit
 from .parameters import PER_FEATURE, Scales, initial_parameters, to_dictionary
 
 THRESHOLD_RATE = 0.01
-"""Rate of the moving average that becomes batchtopk's threshold.
-
-The average is over batches, of the smallest positive z |W_dec[i]| of each batch.
-"""
+"""Rate of the moving average that becomes batchtopk's threshold. The average is over `LossTerms.min_active`."""
 DIVERGED_FVU = 1e3
-"""Training has diverged if the fraction of variance unexplained (FVU) of a batch is larger than this."""
+"""Training has diverged if the fraction of variance unexplained (FVU) of a batch exceeds this number."""
 WARM_UP = 3
 """Number of trial steps before a CUDA graph is captured. These steps compile kernels and fill the allocator's pools."""
 
 
 class Trainer:
-    """Trains one dictionary. `step` trains on one batch.
-
-    With `state` and `restore`, training can be resumed bit for bit.
-    """
+    """Trains one dictionary, one batch per `step`. `state` and `restore` allow bit-exact resumption."""
 
     def __init__(
         self,
@@ -49,10 +40,7 @@ class Trainer:
         collectives: Collectives = SINGLE_PROCESS,
         device: torch.device | None = None,
     ) -> None:
-        """Initialise the parameters. Features are initialised from `sample`, which holds raw inputs and outputs.
-
-        The default `device` is that of the sample.
-        """
+        """Initialise the parameters. `sample` is a pair (x, y) of raw activations. The default device is that of x."""
         self.run, self.layer, self.paper, self.collectives = run, layer, paper, collectives
         features = collectives.feature_slice(run.width)
         self.steps = max(1, run.tokens // run.batch)
@@ -72,10 +60,10 @@ class Trainer:
         self._seconds, self._timed_steps = 0.0, 0
 
     def step(self, index: int, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> LossTerms:
-        """Take optimizer step `index` (from 0). x and y are a raw batch, or this process's part of the batch.
+        """Take optimizer step `index` (from 0). x and y are this process's part of a raw batch.
 
         Returns the loss terms of the global batch. Raises ArithmeticError if the loss is not finite or has diverged. In
-        this case the parameters are not changed.
+        this case, the parameters do not change.
         """
         began = time.perf_counter()
         p, run, collectives = self.parameters, self.run, self.collectives
@@ -132,10 +120,7 @@ class Trainer:
         return terms
 
     def history_row(self, index: int, terms: LossTerms) -> dict[str, Any]:
-        """Returns the row of table HISTORY after step `index`.
-
-        The column `tokens_per_second` is measured over the steps since the previous row.
-        """
+        """Returns the HISTORY row after step `index`. `tokens_per_second` covers the steps since the previous row."""
         names = ("loss", "reconstruction", "sparsity", "auxiliary", "l0", "fvu")
         tokens_per_second = self._timed_steps * self.run.batch / self._seconds
         self._seconds, self._timed_steps = 0.0, 0
@@ -151,12 +136,12 @@ class Trainer:
 
     @property
     def dead_share(self) -> float:
-        """Share of features that have not fired during the last `dead_tokens` tokens."""
+        """Fraction of features that have not fired during the last `dead_tokens` tokens."""
         dead = int((self.tokens_since_fired >= self.run.dead_tokens).sum())
         return self.collectives.sum_feature_counts(dead) / self.run.width
 
     def check(self) -> None:
-        """Raise ArithmeticError if a parameter is not finite, or if its copies differ between processes."""
+        """Raise ArithmeticError if a parameter is not finite, or if copies of a parameter differ between processes."""
         if not self.collectives.replicas_are_equal(self.parameters):
             raise ArithmeticError(
                 f"run {self.run.name}, layer {self.layer}: replicated weights differ between processes; run again on "
@@ -172,8 +157,7 @@ class Trainer:
     def dictionary(self) -> Dictionary:
         """Returns the dictionary trained so far, converted to raw activations.
 
-        Under tensor parallelism, rank 0 gets a dictionary with all features. Every other rank gets a dictionary with
-        only the features of that rank.
+        With tensor parallelism, rank 0 gets all features. Other ranks get only their own features.
         """
         p, run = self.parameters, self.run
         if self.paper is not None:
@@ -199,7 +183,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load a `state` that the method `state` has returned."""
+        """Load a result of the method `state`."""
         for name, value in self.parameters.named():
             value.data.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -207,7 +191,7 @@ class Trainer:
         self.threshold = state["threshold"]
 
     def _dead_features(self, index: int) -> Int[Tensor, " dead"]:
-        """Returns the indices of the dead features that AuxK trains. Returns no indices if the run has no AuxK."""
+        """Returns the indices of the dead features for AuxK. The result is empty if the run has no AuxK."""
         run = self.run
         # no search before a feature can be dead, because the search makes the CPU wait for the GPU
         if run.aux == 0 or run.act not in TOPK_ACTS or index * run.batch < run.dead_tokens:
@@ -215,14 +199,14 @@ class Trainer:
         return (self.tokens_since_fired >= run.dead_tokens).nonzero()[:, 0]
 
     def _apply_constraints(self) -> None:
-        """Scale decoder rows to unit norm for `loss: paper`, and set negative thresholds of jumprelu to 0."""
+        """Scale decoder rows to unit norm (`loss: paper`). Set negative thresholds to 0 (jumprelu)."""
         if self.paper is not None:
             restore_unit_norm(self.parameters)
         if self.parameters.threshold is not None:
             self.parameters.threshold.data.clamp_min_(0)
 
     def _update_statistics(self, terms: LossTerms, tokens: int) -> None:
-        """Update the number of tokens since each feature fired, and batchtopk's threshold."""
+        """Update `tokens_since_fired` and batchtopk's threshold."""
         self.tokens_since_fired += tokens
         self.tokens_since_fired[terms.fired] = 0
         if self.run.act == "batchtopk" and bool(terms.min_active.isfinite()):
@@ -241,8 +225,7 @@ def learning_rate(run: Run, index: int, steps: int) -> float:
     """Returns Adam's learning rate at step `index` (from 0).
 
     The rate rises linearly over the first `run.warmup` * `steps` steps. The rate falls linearly over the last
-    `run.decay` * `steps` steps. At the last step it is `run.learning_rate` divided by the number of these last steps,
-    not zero.
+    `run.decay` * `steps` steps. The rate at the last step is positive.
     """
     warmup, decay = run.warmup * steps, run.decay * steps
     rise = min(1.0, (index + 1) / warmup) if warmup > 1 else 1.0
@@ -253,17 +236,14 @@ def learning_rate(run: Run, index: int, steps: int) -> float:
 def sparsity_weight(run: Run, index: int, steps: int) -> float:
     """Returns the sparsity weight λ at step `index` (from 0).
 
-    λ rises linearly over the first `run.sparsity_warmup` * `steps` steps and is constant after these steps.
+    λ rises linearly over the first `run.sparsity_warmup` * `steps` steps and is then constant.
     """
     rise = run.sparsity_warmup * steps
     return run.sparsity * (min(1.0, (index + 1) / rise) if rise > 1 else 1.0)
 
 
 def _async_bool(value: Bool[Tensor, ""]) -> Callable[[], bool]:
-    """Returns a function that returns `value`.
-
-    On a GPU, the returned function waits only for work that was queued before `_async_bool` was called.
-    """
+    """Start copying `value` to the CPU. Returns a function that waits for the copy and returns `value`."""
     if not value.is_cuda:
         return lambda: bool(value)
     copy = value.to("cpu", non_blocking=True)
@@ -278,10 +258,9 @@ def _async_bool(value: Bool[Tensor, ""]) -> Callable[[], bool]:
 
 
 class _CapturedStep:
-    """Computes the loss and gradients of a step by replaying one CUDA graph, for batches of one shape.
+    """CUDA graph that computes the loss and gradients of a step, for batches of one shape.
 
-    Without the graph, the CPU needs longer to launch the hundreds of small kernels of a step than the GPU needs to run
-    them.
+    Without a graph, launching hundreds of small kernels takes longer than running the kernels.
     """
 
     def __init__(
@@ -314,13 +293,13 @@ class _CapturedStep:
         self.gradients = [parameter.grad for parameter in parameters]
 
     def fits(self, x: Tensor, y: Tensor) -> bool:
-        """Whether the batch x, y has the shape for which the graph was captured."""
+        """Whether x and y have the shapes of the captured batch."""
         return x.shape == self.x.shape and y.shape == self.y.shape
 
     def __call__(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> LossTerms:
-        """Returns the loss terms of a batch. Stores the gradients in the parameters.
+        """Set the gradients of the parameters. Returns the loss terms of the batch.
 
-        The next call overwrites these gradients and the field `fired` of the returned terms.
+        The next call overwrites the gradients and the returned `fired`.
         """
         self.x.copy_(x)
         self.y.copy_(y)
