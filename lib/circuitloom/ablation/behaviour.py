@@ -177,7 +177,7 @@ def feature_effect_table(
 
 
 def _causal_rows(names: dict[str, Any], basis: Basis, effects: Sequence[CausalEffects]) -> list[pa.Table]:
-    """Returns the rows of `causal`, one table per prompt."""
+    """Returns one table per prompt, with the prompt's rows of the table `causal`."""
     tables = []
     for prompt, each in enumerate(effects):
         part, number = (column.cpu().numpy() for column in basis.locate(each.component))

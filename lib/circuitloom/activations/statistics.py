@@ -20,7 +20,7 @@ class RowSums:
 
     @classmethod
     def zeros(cls, arrays: int, d: int, device: torch.device | str = "cpu") -> "RowSums":
-        """Returns the sums over zero rows."""
+        """Returns empty sums, before any row is added."""
         total = torch.zeros(arrays, d, dtype=torch.float64, device=device)
         return cls(total, torch.zeros_like(total[:, 0]), torch.zeros_like(total[:, 0]))
 

@@ -49,8 +49,8 @@ def queries_page(studies: Mapping[Path, str]) -> str:
 def question_parameters(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:
     """Returns the parameters of a study's questions: two runs, a feature, a concept and a token.
 
-    `run` is a transcoder run if there is one. `other_run` is preferably an SAE run with the same k. The feature is the
-    best match for the regular expression `pattern` in `run`.
+    `run` is a transcoder run if there is one. `other_run` is preferably an SAE run with the same k. `feature` is
+    the feature of `run` that fires most selectively on tokens that match the regular expression `pattern`.
     """
 
     def first(sql: str) -> dict[str, Any]:

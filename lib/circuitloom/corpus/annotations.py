@@ -133,8 +133,8 @@ def _table(found: list[list[_Annotation]], names: list[str], packing: Packing, s
 
 
 def _positions(tokens: list[int], first: int, last: int) -> list[int]:
-    """Returns the positions of `tokens` in the sequence that begins with the token `first`.
+    """Returns the positions of `tokens` in one sequence. Tokens outside the sequence are left out.
 
-    Only tokens from `first` to `last` are included.
+    All arguments are indices of tokens in the split. `first` and `last` are the sequence's first and last token.
     """
     return [token - first for token in tokens if first <= token <= last]

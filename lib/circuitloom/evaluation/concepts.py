@@ -259,8 +259,8 @@ def best_features(
 ) -> Iterator[dict[str, Any]]:
     """Yield FEATURE_CONCEPT rows of the `top` best features of each concept, without the columns `run` and `layer`.
 
-    Features are ranked by F1 on the choosing half. `scores` has one row per feature. Optionally, `n_features` more rows
-    contain the scores of the negative of each feature.
+    Features are ranked by their F1 on the choosing half of the documents. Row i of `scores` belongs to feature i. Row
+    `n_features` + i, if present, belongs to the negative direction of feature i.
     """
     positives = annotations.positives(choosing=False)
     for number, name in enumerate(annotations.names):

@@ -68,14 +68,14 @@ class ActivePositions:
 
 @dataclass(frozen=True)
 class ContextMeans:
-    """Means over contexts in which features of a layer fire. The dimension `place` runs over `PLACES`."""
+    """Means over contexts in which features of a layer fire. Place i is i positions before the feature fires."""
 
     vector: Float[Tensor, "feature place d"]
-    """Mean gradient of the pre-activation with respect to the token embedding at the place."""
+    """Mean gradient of the feature's pre-activation with respect to the token embedding `place` positions earlier."""
     contribution: Float[Tensor, "feature place layer0_feature"]
-    """Mean direct effect on the pre-activation of each layer-0 feature at the place."""
+    """Mean direct effect of each layer-0 feature, `place` positions earlier, on the feature's pre-activation."""
     total: Float[Tensor, "feature place"]
-    """Mean of the summed direct effects of the token embedding and all layer-0 features at the place."""
+    """Mean sum of the direct effects of the token embedding and all layer-0 features `place` positions earlier."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Collectives:
     """Whether each process holds a different part of the features."""
 
     def batch_slice(self, batch: int) -> slice:
-        """Returns the slice of a batch's `batch` rows that this process reads."""
+        """Returns the rows that this process reads of a batch of `batch` rows."""
         return slice(0, batch)
 
     def gather_batch(self, batch_by_site: dict[str, Tensor]) -> dict[str, Tensor]:
