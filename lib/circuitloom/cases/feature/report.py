@@ -55,7 +55,10 @@ class FeatureResults:
 
 
 def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> CaseReport:
-    """Returns the report. Claims about held-out text use only documents that were not used to choose the feature and the rule."""
+    """Returns the report.
+
+    Claims about held-out text use only documents that were not used to choose the feature and the rule.
+    """
     case, name = results.case, results.activity.feature.name
     claims = [*feature_claims(results, held_out, concepts), *published_claims(results)]
     counts = torch.bincount(held_out.token.flatten(), minlength=len(results.strings))

@@ -390,8 +390,11 @@ def score_sources(places: Sequence[TokenContributions], share: float) -> SourceS
 
 
 def choose_share(contributions: Contributions, numbers: Sequence[int], shares: Sequence[float]) -> float:
-    """Returns the element of `shares` with the best sources on the choosing half of the documents. The best sources have the largest
-    harmonic mean of mean precision and mean recall. `numbers` are the indices of the features."""
+    """Returns the element of `shares` with the best sources on the choosing half of the documents.
+
+    The best sources have the largest harmonic mean of mean precision and mean recall. `numbers` are the indices of the
+    features.
+    """
 
     def quality(share: float) -> float:
         scores = [
