@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from circuitloom.evaluation import metrics
 from circuitloom.evaluation.metrics import (
-    CHUNK_ELEMENTS,
     ce_recovered,
     density_histogram,
     firing_sums,
@@ -111,8 +111,9 @@ def test_predictions_in_chunks_equal_the_formula_in_numpy(monkeypatch):
     logits, original = torch.randn(2, 3, 11, 5, generator=generator) * 4
     token = torch.randint(0, 5, (3, 11), generator=generator)
     scored = torch.rand(3, 11, generator=generator) < 0.6
-    monkeypatch.setattr("circuitloom.evaluation.metrics.CHUNK_ELEMENTS", 20)
-    assert CHUNK_ELEMENTS > 20
+    for name in ("CHUNK_ELEMENTS", "CHUNK_ROWS"):
+        assert getattr(metrics, name) > 4
+        monkeypatch.setattr(metrics, name, 4)
     targets = prediction_targets(token, scored)
     sums = prediction_sums(logits, targets, log_probabilities(original, targets))
 

@@ -38,5 +38,5 @@ def test_the_effect_of_ablating_one_mlp_equals_the_models_notes(model, stories):
     token = torch.cat([story[:, :128] for story in stories if story.shape[1] >= 128])
     scored = token != token[0, 0]
     held_out = HeldOut(token, torch.zeros_like(token), scored, ~scored)
-    for row in baseline_rows(model, "mlp_out", [0, 2, 4], held_out, Evaluation(together=False)):
+    for row in baseline_rows(model, ["mlp_out"], [0, 2, 4], held_out, Evaluation(together=False)):
         assert 0.5 < row["ce_zero"] - row["ce_original"] < 1.0

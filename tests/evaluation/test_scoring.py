@@ -8,8 +8,11 @@ from tests.evaluation.inputs import make_dictionary, make_held_out
 from circuitloom.config import Evaluation
 from circuitloom.core.layout import ALL_LAYERS
 from circuitloom.core.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_table
+from circuitloom.evaluation import scoring
 from circuitloom.evaluation.scoring import (
+    Shortcuts,
     baseline_rows,
+    find_shortcuts,
     histogram_rows,
     metric_row,
     read_baselines,
@@ -26,7 +29,7 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def baselines(model, held_out):
-    rows = baseline_rows(model, "mlp_out", [0, 1, 2], held_out, Evaluation(batch=3))
+    rows = baseline_rows(model, ["mlp_out"], [0, 1, 2], held_out, Evaluation(batch=3))
     return {row["layer"]: row for row in rows}
 
 
@@ -128,10 +131,10 @@ def test_means_are_over_scored_positions_in_the_original_model(model, held_out):
 
 def test_only_mlp_out_of_several_layers_has_a_baseline_of_all_layers(model, held_out):
     config = Evaluation(batch=4)
-    assert [row["layer"] for row in baseline_rows(model, "mlp_out", [1], held_out, config)] == [1]
-    assert [row["layer"] for row in baseline_rows(model, "resid_mid", [0, 1], held_out, config)] == [0, 1]
+    assert [row["layer"] for row in baseline_rows(model, ["mlp_out"], [1], held_out, config)] == [1]
+    assert [row["layer"] for row in baseline_rows(model, ["resid_mid"], [0, 1], held_out, config)] == [0, 1]
     apart = Evaluation(batch=4, together=False)
-    assert [row["layer"] for row in baseline_rows(model, "mlp_out", [0, 1], held_out, apart)] == [0, 1]
+    assert [row["layer"] for row in baseline_rows(model, ["mlp_out"], [0, 1], held_out, apart)] == [0, 1]
 
 
 def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
@@ -142,3 +145,53 @@ def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
     assert sum(row["n_features"] for row in rows) == 40
     write_table(BASELINE, list(baselines.values()), tmp_path / "baseline.parquet")
     assert read_baselines([tmp_path / "baseline.parquet"])["mlp_out", 1] == baselines[1]
+
+
+def test_shortcuts_change_no_score(any_model, held_out, monkeypatch):
+    assert find_shortcuts(any_model, held_out.token[:1]) == Shortcuts(resume=True, unembed=True)
+    runs = {layer: {layer: make_dictionary(any_model, layer, layer)} for layer in range(3)}
+    runs["all"] = {layer: make_dictionary(any_model, layer, layer) for layer in range(3)}
+    quick = score_runs(any_model, runs, held_out, 3)
+    monkeypatch.setattr(scoring, "find_shortcuts", lambda *_: Shortcuts(resume=False, unembed=False))
+    for run, score in score_runs(any_model, runs, held_out, 3).items():
+        assert quick[run].prediction.n == score.prediction.n
+        assert quick[run].prediction.ce == pytest.approx(score.prediction.ce, rel=1e-6)
+        assert quick[run].prediction.kl == pytest.approx(score.prediction.kl, rel=1e-4)
+        assert quick[run].reconstruction.keys() == score.reconstruction.keys()
+        for layer, sums in score.reconstruction.items():
+            assert quick[run].reconstruction[layer].fvu == pytest.approx(sums.fvu, rel=1e-5)
+
+
+def test_a_model_whose_shortcuts_change_logits_takes_none(model, held_out):
+    token, first, last = held_out.token[:1], model.mlp(0), model.block(2)
+    seen = {}
+    # as in models whose later layers reuse keys and values of earlier ones
+    hooks = [
+        first.register_forward_pre_hook(lambda _m, args: seen.update(x=args[0])),
+        last.register_forward_hook(lambda _m, _args, y: y + seen.pop("x", 0)),
+        model.module.register_forward_hook(lambda _m, _args, y: setattr(y, "logits", y.logits.tanh())),
+    ]
+    try:
+        assert find_shortcuts(model, token) == Shortcuts(resume=False, unembed=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_earlier_blocks_do_not_run_again(model, held_out, monkeypatch):
+    runs = {layer: {layer: make_dictionary(model, layer)} for layer in range(3)}
+    calls = [0, 0, 0]
+
+    def count(layer):
+        calls[layer] += 1
+
+    hooks = [
+        model.mlp(layer).register_forward_pre_hook(lambda *_, layer=layer: count(layer)) for layer in range(3)
+    ]
+    monkeypatch.setattr(scoring, "find_shortcuts", lambda *_: Shortcuts(resume=True, unembed=True))
+    score_runs(model, runs, held_out, 100)
+    for hook in hooks:
+        hook.remove()
+    # the original pass, and one pass from each layer on
+    assert calls == [2, 3, 4]
+    assert "forward" not in vars(model.block(0))

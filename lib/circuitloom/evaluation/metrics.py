@@ -4,20 +4,22 @@ Each metric is a property of an object with float64 sums over tokens. Sums of se
 is computed.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 S = TypeVar("S", bound="MetricSums")
 A = TypeVar("A", "ReconstructionSums", "PredictionSums", Tensor)
 K = TypeVar("K")
 
-CHUNK_ELEMENTS = 2**22
-"""Maximum number of log-probabilities computed at once. This number of values fits into the CPU's cache."""
+CHUNK_ELEMENTS = 2**20
+"""Number of log-probabilities computed at once on a CPU. This number of values fits into the cache."""
+CHUNK_ROWS = 128
+"""Least number of predictions per chunk. With fewer, reading the unembedding takes longer than multiplying by it."""
 
 HISTOGRAM_LOWEST, HISTOGRAM_WIDTH = -7.0, 0.25
 """Lowest edge and bin width of histograms of log10 density. All dictionaries have the same bins."""
@@ -217,17 +219,63 @@ def prediction_sums(
     >>> targets = prediction_targets(held_out.token, held_out.scored)
     >>> prediction_sums(model.logits(held_out.token), targets).ce
     """
-    nll = torch.zeros((), dtype=torch.float64, device=logits.device)
-    divergence = torch.zeros_like(nll)
-    rows = max(1, CHUNK_ELEMENTS // logits.shape[-1])
-    for start in range(0, len(targets.source), rows):
-        chunk = PredictionTargets(targets.source[start : start + rows], targets.token[start : start + rows])
-        log_p = log_probabilities(logits, chunk)
-        nll -= log_p.gather(1, chunk.token[:, None]).sum(dtype=torch.float64)
-        if original is not None:
-            terms = F.kl_div(log_p, original[start : start + rows], log_target=True, reduction="none")
-            divergence += terms.sum(-1).sum(dtype=torch.float64)
-    return PredictionSums(len(targets.source), nll, divergence)
+    sums = _no_predictions(logits.device)
+    for chunk in _chunks(len(targets.source), logits.shape[-1], logits.device):
+        part = PredictionTargets(targets.source[chunk], targets.token[chunk])
+        reference = None if original is None else (original[chunk], original[chunk].exp())
+        sums += _chunk_sums(log_probabilities(logits, part), part.token, reference)
+    return sums
+
+
+def compare_predictions(
+    hidden: Mapping[K, Float[Tensor, "prediction d"]],
+    unembed: Callable[[Float[Tensor, "row d"]], Float[Tensor, "row vocabulary"]],
+    token: Int[Tensor, " prediction"],
+    original: K,
+) -> dict[K, PredictionSums]:
+    """Returns the sums of several models over the same predictions. The KL is that from `hidden[original]`.
+
+    `hidden` maps each model to the unembedding's input at each prediction, and `token` has the id of each next token.
+    Logits are computed for a few predictions at a time, so that no array [prediction, vocabulary] exists.
+    """
+    device = token.device
+    sums = dict.fromkeys(hidden, _no_predictions(device))
+    vocabulary = unembed(hidden[original][:1]).shape[-1]
+    for chunk in _chunks(len(token), vocabulary, device):
+        log_p = unembed(hidden[original][chunk]).float().log_softmax(-1)
+        reference = log_p, log_p.exp()
+        for key, rows in hidden.items():
+            if key == original:
+                sums[key] += _chunk_sums(log_p, token[chunk], None)
+            else:
+                sums[key] += _chunk_sums(
+                    unembed(rows[chunk]).float().log_softmax(-1), token[chunk], reference
+                )
+    return sums
+
+
+def _no_predictions(device: torch.device) -> PredictionSums:
+    return PredictionSums(0, *torch.zeros(2, dtype=torch.float64, device=device))
+
+
+def _chunks(n: int, vocabulary: int, device: torch.device) -> list[slice]:
+    # a GPU needs larger chunks to be busy
+    elements = CHUNK_ELEMENTS if device.type == "cpu" else 64 * CHUNK_ELEMENTS
+    rows = max(CHUNK_ROWS, elements // vocabulary)
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+def _chunk_sums(
+    log_p: Float[Tensor, "prediction vocabulary"],
+    token: Int[Tensor, " prediction"],
+    original: tuple[Float[Tensor, "prediction vocabulary"], Float[Tensor, "prediction vocabulary"]] | None,
+) -> PredictionSums:
+    """Returns the sums of some predictions. `original` is (log p, p) of the original model."""
+    nll = -log_p.gather(1, token[:, None]).sum(dtype=torch.float64)
+    if original is None:
+        return PredictionSums(len(token), nll, torch.zeros_like(nll))
+    terms = (original[0] - log_p).mul_(original[1])
+    return PredictionSums(len(token), nll, terms.sum(-1).sum(dtype=torch.float64))
 
 
 def ce_recovered(ce: float, ce_original: float, ce_ablated: float) -> float:

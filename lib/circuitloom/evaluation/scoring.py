@@ -4,38 +4,41 @@
 scores the original model and the ablated model. `score_runs` scores the spliced model.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
+from jaxtyping import Float, Float64, Int
+from torch import Tensor, nn
 
 from ..config.evaluation import Evaluation
 from ..core.layout import ALL_LAYERS
 from ..core.progress import progress
 from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.hooks import Site, capture, edited
+from ..language_model.hooks import Site, capture, edited, recorded_outputs, resumed
 from ..language_model.model import LanguageModel
 from .held_out import HeldOut
 from .metrics import (
     FiringSums,
     PredictionSums,
+    PredictionTargets,
     ReconstructionSums,
     accumulate,
     ce_recovered,
+    compare_predictions,
     density_histogram,
     firing_sums,
-    log_probabilities,
-    prediction_sums,
     prediction_targets,
     reconstruction_sums,
 )
+
+K = TypeVar("K", bound=Hashable)
 
 Replacement = Callable[
     [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]
@@ -131,53 +134,109 @@ def site_means(
 
 @torch.inference_mode()
 def baseline_rows(
-    model: LanguageModel, site: str, layers: Sequence[int], held_out: HeldOut, config: Evaluation
+    model: LanguageModel, sites: Sequence[str], layers: Sequence[int], held_out: HeldOut, config: Evaluation
 ) -> list[dict[str, Any]]:
-    """Returns one BASELINE row per layer. A row scores the model with `site` ablated in that layer.
+    """Returns one BASELINE row per site and layer. The row scores the model in which this site is ablated.
 
-    For mlp_out in several layers, `config.together` adds a row with layer -1. This row scores the model with mlp_out
-    ablated in all layers.
+    If `config.together` is set, mlp_out also has a row with layer -1. This row scores the model in which mlp_out is
+    ablated in all layers at once.
     """
-    sites = [Site(site, layer) for layer in layers]
-    ablated = {layer: [site_of_layer] for layer, site_of_layer in zip(layers, sites, strict=True)}
-    if config.together and site == "mlp_out" and len(layers) > 1:
-        ablated[ALL_LAYERS] = sites
-    means = site_means(model, sites, held_out, config.batch)
+    ablated = {(site, layer): [Site(site, layer)] for site in sites for layer in layers}
+    if config.together and "mlp_out" in sites and len(layers) > 1:
+        ablated["mlp_out", ALL_LAYERS] = [Site("mlp_out", layer) for layer in layers]
+    means = site_means(
+        model, [Site(*key) for key in itertools.product(sites, layers)], held_out, config.batch
+    )
     values = {"zero": {each: torch.zeros_like(mean) for each, mean in means.items()}, "mean": means}
     replacements = {
-        (layer, kind): {each: constant_replacement(value[each]) for each in sites}
-        for layer, sites in ablated.items()
+        (*key, kind): {each: constant_replacement(value[each]) for each in members}
+        for key, members in ablated.items()
         for kind, value in values.items()
     }
-    sums = _ablate(model, replacements, held_out, config.batch, f"evaluation: {site} ablated")
+    title = f"evaluation: {', '.join(sites)} ablated"
+    original, sums = _score(model, replacements, held_out, config.batch, title)
     return [
-        {"site": site, "layer": layer, "ce_original": sums[None].ce, "n_tokens": held_out.n_tokens}
-        | {f"ce_{kind}": sums[layer, kind].ce for kind in values}
-        | {f"kl_{kind}": sums[layer, kind].kl for kind in values}
-        for layer in ablated
+        {"site": site, "layer": layer, "ce_original": original.ce, "n_tokens": held_out.n_tokens}
+        | {f"ce_{kind}": sums[site, layer, kind].ce for kind in values}
+        | {f"kl_{kind}": sums[site, layer, kind].kl for kind in values}
+        for site, layer in ablated
     ]
 
 
-def _ablate(
+class Shortcuts(NamedTuple):
+    """Which shortcuts give a model's own logits. `find_shortcuts` tries them on a sequence."""
+
+    resume: bool
+    """Whether a pass may skip blocks (`hooks.resumed`). Not so if later blocks also read inside earlier ones."""
+    unembed: bool
+    """Whether `LanguageModel.unembed` computes the logits from the unembedding's input."""
+
+
+def find_shortcuts(model: LanguageModel, token: Int[Tensor, "sequence position"]) -> Shortcuts:
+    """Returns the shortcuts that change none of the logits of `token`."""
+    outputs: dict[int, Any] = {}
+    last = model.layers - 1
+    with recorded_outputs(model, [last - 1] if last else [], outputs):
+        logits = model.logits(token)
+    [hidden] = capture(model, token, [Site("unembedding_in")]).values()
+    unembed = torch.allclose(model.unembed(hidden), logits, rtol=1e-4, atol=1e-4)
+    if not last:
+        return Shortcuts(False, unembed)
+    with resumed(model, last, outputs[last - 1]):
+        return Shortcuts(torch.allclose(model.logits(token), logits, rtol=1e-4, atol=1e-4), unembed)
+
+
+def _score(
     model: LanguageModel,
-    replacements: Mapping[tuple[int, str], Mapping[Site, Replacement]],
+    replacements: Mapping[K, Mapping[Site, Replacement]],
     held_out: HeldOut,
     batch: int,
     title: str,
-) -> dict[tuple[int, str] | None, PredictionSums]:
-    """Returns sums[key] of the model edited with replacements[key]. sums[None] belongs to the original model."""
-    sums: dict[tuple[int, str] | None, PredictionSums] = {}
-    with progress(title, held_out.token.numel(), "tokens") as bar:
-        for part in held_out.to(model.device).batches(batch):
+) -> tuple[PredictionSums, dict[K, PredictionSums]]:
+    """Returns the prediction sums of the original model, and of the model with each of `replacements` in place.
+
+    For each batch of `batch` sequences, the original model runs once. A model with replacements starts at the first
+    replaced layer. Only predictions that are scored are unembedded.
+    """
+    held_out = held_out.to(model.device)
+    shortcuts = find_shortcuts(model, held_out.token[:1])
+    starts = {
+        key: min(site.layer for site in by_site) if shortcuts.resume else 0
+        for key, by_site in replacements.items()
+    }
+    unembed = model.unembed if shortcuts.unembed else nn.Identity()
+    # hidden states of all models fit into memory, their logits may not
+    groups = [list(replacements)] if shortcuts.unembed else [[key] for key in replacements]
+    sums: dict[K | None, PredictionSums] = {}
+    with progress(title, held_out.token.numel() * (len(replacements) + 1), "tokens") as bar:
+        for part in held_out.batches(batch):
             targets = prediction_targets(part.token, part.scored)
-            logits = model.logits(part.token)
-            original = log_probabilities(logits, targets)
-            accumulate(sums, None, prediction_sums(logits, targets))
-            for key, by_site in replacements.items():
-                with replacing_activations(model, by_site, part):
-                    accumulate(sums, key, prediction_sums(model.logits(part.token), targets, original))
-            bar.update(part.token.numel())
-    return sums
+
+            def run(targets: PredictionTargets = targets, part: HeldOut = part) -> Tensor:
+                """Returns the unembedding's input at the scored predictions, or their logits without a shortcut."""
+                if shortcuts.unembed:
+                    [values] = capture(model, part.token, [Site("unembedding_in")]).values()
+                else:
+                    values = model.logits(part.token)
+                bar.update(part.token.numel())
+                return values.flatten(0, 1)[targets.source]
+
+            outputs: dict[int, Any] = {}
+            with recorded_outputs(model, {start - 1 for start in starts.values() if start}, outputs):
+                original = run()
+            for group in groups:
+                rows: dict[K | None, Tensor] = {None: original}
+                for key in group:
+                    start = starts[key]
+                    with (
+                        resumed(model, start, outputs.get(start - 1)),
+                        replacing_activations(model, replacements[key], part),
+                    ):
+                        rows[key] = run()
+                for key, scored in compare_predictions(rows, unembed, targets.token, None).items():
+                    if key is not None or group is groups[0]:
+                        accumulate(sums, key, scored)
+    return sums.pop(None), sums  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -194,36 +253,31 @@ class RunScore:
 
 @torch.inference_mode()
 def score_runs(
-    model: LanguageModel, runs: Mapping[str, Mapping[int, Dictionary]], held_out: HeldOut, batch: int
-) -> dict[str, RunScore]:
-    """Returns the scores of each run. All dictionaries of a run are spliced into the model at once.
+    model: LanguageModel, runs: Mapping[K, Mapping[int, Dictionary]], held_out: HeldOut, batch: int
+) -> dict[K, RunScore]:
+    """Score each run. The reconstructions of all dictionaries of a run are in place at the same time.
 
-    `runs[name][layer]` is a dictionary. `batch` is the number of sequences per forward pass.
+    `runs` maps each run to its dictionaries, keyed by layer. Any key may stand for a run. For each batch of `batch`
+    sequences, the original model runs once, and the edited model once per run.
 
     >>> score = score_runs(model, {"mine": {1: dictionary}}, held_out, batch=32)["mine"]
     >>> score.prediction.ce, score.prediction.kl, score.reconstruction[1].fvu, score.firing[1].l0
     """
     replacements = {
-        run: {layer: DictionaryReplacement(dictionary) for layer, dictionary in layers.items()}
+        run: {
+            Site(dictionary.site_out, layer): DictionaryReplacement(dictionary)
+            for layer, dictionary in layers.items()
+        }
         for run, layers in runs.items()
     }
-    predictions: dict[str, PredictionSums] = {}
-    with progress(f"evaluation: {', '.join(runs)}", held_out.token.numel() * len(runs), "tokens") as bar:
-        for part in held_out.to(model.device).batches(batch):
-            targets = prediction_targets(part.token, part.scored)
-            original = log_probabilities(model.logits(part.token), targets)
-            for run, layers in replacements.items():
-                by_site = {Site(each.dictionary.site_out, layer): each for layer, each in layers.items()}
-                with replacing_activations(model, by_site, part):
-                    accumulate(predictions, run, prediction_sums(model.logits(part.token), targets, original))
-                bar.update(part.token.numel())
+    _, predictions = _score(model, replacements, held_out, batch, f"evaluation: {len(runs)} runs")
     return {
         run: RunScore(
-            {layer: each.reconstruction for layer, each in layers.items()},
-            {layer: each.firing for layer, each in layers.items()},
+            {site.layer: each.reconstruction for site, each in by_site.items()},
+            {site.layer: each.firing for site, each in by_site.items()},
             predictions[run],
         )
-        for run, layers in replacements.items()
+        for run, by_site in replacements.items()
     }
 
 

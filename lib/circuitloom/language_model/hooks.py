@@ -11,7 +11,7 @@ with edited(model, {Site("heads", 3): patch_head_0}):
     logits = model.logits(tokens)
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -171,6 +171,36 @@ def observed_modules(
         for key, module in modules.items():
             stack.callback(register(key, module).remove)
         yield
+
+
+@contextmanager
+def recorded_outputs(model: LanguageModel, layers: Iterable[int], outputs: dict[int, Any]) -> Iterator[None]:
+    """Within the context, each forward pass stores what the blocks of `layers` return in `outputs`."""
+    blocks = {layer: model.block(layer) for layer in layers}
+    with observed_modules(blocks, lambda layer, _args, _kwargs, output: outputs.update({layer: output})):
+        yield
+
+
+@contextmanager
+def resumed(model: LanguageModel, layer: int, output: Any) -> Iterator[None]:
+    """Within the context, forward passes skip the blocks before `layer`.
+
+    `output` is what block `layer` - 1 returned in an earlier pass over the same tokens, from `recorded_outputs`. Block
+    `layer` receives it. Edits of blocks before `layer` have no effect.
+    """
+
+    def skip(*_args: Any, **_kwargs: Any) -> Any:
+        return output
+
+    # hooks cannot keep a module from running, so the forward method of the instance is shadowed
+    blocks = [model.block(skipped) for skipped in range(layer)]
+    for block in blocks:
+        block.forward = skip
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def find_module(model: LanguageModel, site: Site) -> nn.Module:

@@ -68,6 +68,22 @@ class LanguageModel:
         finally:
             module.set_attn_implementation(fused)
 
+    def unembed(self, hidden: Float[Tensor, "*row d"]) -> Float[Tensor, "*row vocabulary"]:
+        """Returns the logits of `hidden`, the unembedding's input.
+
+        Includes the scale and the soft cap of the logits that some configs name.
+        """
+        logits = self.module.get_submodule(self.anatomy.unembedding)(hidden)
+        config: Any = getattr(self.module, "config", None)
+        # Cohere multiplies its logits, Granite divides them, Gemma 2 bounds them
+        if scale := getattr(config, "logit_scale", None):
+            logits = logits * scale
+        if scaling := getattr(config, "logits_scaling", None):
+            logits = logits / scaling
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
     def logits(
         self, tokens: Int[Tensor, "sequence position"]
     ) -> Float[Tensor, "sequence position vocabulary"]:
