@@ -84,7 +84,7 @@ def tables(basis, model, tokens, folder: Path) -> None:
 
     names = ("activation", "code", "example", "feature", "histogram")
     strings = [f" {number}" for number in range(tokens.vocabulary)]
-    tabulate(basis, model, tokens, strings, Features(), {n: folder / "t" / f"{n}.parquet" for n in names})
+    tabulate([basis], model, tokens, strings, Features(), [{n: folder / "t" / f"{n}.parquet" for n in names}])
 
 
 def rate(args: argparse.Namespace) -> None:
@@ -116,7 +116,9 @@ def rate(args: argparse.Namespace) -> None:
             tokens = repeat_tokens(args.source, args.tokens[0], folder)
             (folder / "work").mkdir()
             a = wall_seconds(lambda tokens=tokens: alone(tokens))
-            b = wall_seconds(lambda t=tokens, f=folder: write_blocks(basis, model, t, Features(), f / "work"))
+            b = wall_seconds(
+                lambda t=tokens, f=folder: write_blocks([basis], model, t, Features(), [f / "work"])
+            )
             c = wall_seconds(lambda t=tokens, f=folder: tables(basis, model, t, f))
         pass_shares.append(a / b)
         total_shares.append(a / c)

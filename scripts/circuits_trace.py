@@ -17,9 +17,10 @@ with job("circuits", snakemake):
     dictionaries = [load_dictionary(folder, model.device) for folder in source.dictionaries]
     by_layer = {dictionary.layer: dictionary for dictionary in dictionaries}
     tracer = Tracer(model, load_tokenizer(source.tokenizer), params.run, by_layer, params.context)
-    trace = tracer.trace(Prompt.model_validate(params.prompt), config)
-    rows = TraceRows(trace, snakemake.wildcards.trace, tracer.strings)
-    for name, (table, contents) in rows.tables().items():
-        write_table(table, contents, output[name])
-    draw_graph(rows, output.figure)
-    write_graph(trace, rows.name, rows.tokens, output.graph)
+    for number, (name, prompt) in enumerate(params.prompts.items()):
+        trace = tracer.trace(Prompt.model_validate(prompt), config)
+        rows = TraceRows(trace, name, tracer.strings)
+        for table, (schema, contents) in rows.tables().items():
+            write_table(schema, contents, output[table][number])
+        draw_graph(rows, output.figure[number])
+        write_graph(trace, rows.name, rows.tokens, output.graph[number])

@@ -12,5 +12,6 @@ with job("evaluation", snakemake):
     config = Evaluation.model_validate(params.config)
     held_out = load_held_out(open_tokens(snakemake.input.tokens), config)
     model = load_model(snakemake.input.model, params.dtype)
-    rows = baseline_rows(model, snakemake.wildcards.site, params.layers, held_out, config)
-    write_table(BASELINE, rows, snakemake.output[0])
+    rows = baseline_rows(model, params.sites, params.layers, held_out, config)
+    for site, output in zip(params.sites, snakemake.output, strict=True):
+        write_table(BASELINE, [row for row in rows if row["site"] == site], output)

@@ -1,24 +1,29 @@
 from circuitloom.core.script import job
 
 with job("evaluation", snakemake):
+    from itertools import product
+
     from circuitloom.config.evaluation import Evaluation
+    from circuitloom.core.layout import NEURONS, RESIDUAL
     from circuitloom.core.tables import FEATURE_CONCEPT, read_table, write_table
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
-    from circuitloom.evaluation.concept_matching import match_dictionaries
+    from circuitloom.evaluation.concept_matching import match_concepts
     from circuitloom.evaluation.concepts import concept_annotations
     from circuitloom.evaluation.held_out import load_held_out
     from circuitloom.language_model.model import load_model
 
-    source, params = snakemake.input, snakemake.params
+    source, output, params = snakemake.input, snakemake.output, snakemake.params
     config = Evaluation.model_validate(params.config)
     held_out = load_held_out(open_tokens(source.tokens), config)
     annotations = concept_annotations(read_table(source.concepts), held_out)
     model = load_model(source.model, params.dtype)
-    folders = iter(source.dictionaries)
-    runs = {
-        run: {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
-        for run in params.runs
-    }
-    rows = match_dictionaries(model, runs, held_out, annotations, config)
-    write_table(FEATURE_CONCEPT, list(rows), snakemake.output[0])
+    names = [run for runs in params.sweeps.values() for run in runs]
+    dictionaries = {layer: {} for layer in params.layers}
+    for (run, layer), folder in zip(product(names, params.layers), source.dictionaries, strict=True):
+        dictionaries[layer][run] = load_dictionary(folder, model.device)
+    rows = list(match_concepts(model, dictionaries, held_out, annotations, config))
+    files = {file: set(runs) for runs, file in zip(params.sweeps.values(), output.dictionaries, strict=True)}
+    files[output.bases] = {NEURONS, RESIDUAL}
+    for file, runs in files.items():
+        write_table(FEATURE_CONCEPT, [row for row in rows if row["run"] in runs], file)

@@ -1,9 +1,11 @@
 from circuitloom.core.script import job
 
 with job("features", snakemake):
+    from itertools import product
     from pathlib import Path
 
     from circuitloom.config.features import Features
+    from circuitloom.core.layout import FEATURE_TABLES
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
@@ -12,15 +14,20 @@ with job("features", snakemake):
     from circuitloom.features.tabulation import tabulate
     from circuitloom.language_model.model import load_model
 
-    source, params, layer = snakemake.input, snakemake.params, int(snakemake.wildcards.layer)
+    source, params = snakemake.input, snakemake.params
     config = Features.model_validate(params.config)
     model = load_model(source.model, params.dtype)
-    if dictionary := source.get("dictionary"):
-        run = snakemake.wildcards.run
-        basis = dictionary_basis(run, layer, load_dictionary(dictionary, model.device))
+    tables = list(product(params.runs, params.layers))
+    if folders := source.get("dictionaries"):
+        bases = [
+            dictionary_basis(run, layer, load_dictionary(folder, model.device))
+            for (run, layer), folder in zip(tables, folders, strict=True)
+        ]
     else:
-        basis = neuron_basis(params.run, layer, model, config.neurons)
+        bases = [neuron_basis(run, layer, model, config.neurons) for run, layer in tables]
     strings = load_tokenizer(source.tokenizer).strings()
-    paths = {Path(path).stem: Path(path) for path in snakemake.output}
-    tabulate(basis, model, open_tokens(source.tokens), strings, config, paths, params.code)
-    write_logit_effects(basis, model, strings, config.logits, paths["logit"])
+    outputs, n = list(map(Path, snakemake.output)), len(FEATURE_TABLES)
+    paths = [{path.stem: path for path in outputs[i : i + n]} for i in range(0, len(outputs), n)]
+    tabulate(bases, model, open_tokens(source.tokens), strings, config, paths, params.code)
+    for basis, files in zip(bases, paths, strict=True):
+        write_logit_effects(basis, model, strings, config.logits, files["logit"])

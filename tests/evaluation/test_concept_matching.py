@@ -6,8 +6,7 @@ from tests.evaluation.inputs import make_dictionary, make_held_out
 from circuitloom.config import Evaluation
 from circuitloom.core.tables import FEATURE_CONCEPT, write_table
 from circuitloom.evaluation.concept_matching import (
-    match_bases,
-    match_dictionaries,
+    match_concepts,
     scored_activations,
     sparse_activations,
 )
@@ -48,11 +47,8 @@ def test_sparse_activations_are_the_non_zero_dense_activations(model, monkeypatc
 
 def test_every_basis_and_run_has_a_row_per_layer_and_concept(model, held_out, annotations, tmp_path):
     config = Evaluation(batch=16, thresholds=16)
-    runs = {"tc": {layer: make_dictionary(model, layer) for layer in range(2)}}
-    rows = [
-        *match_dictionaries(model, runs, held_out, annotations, config),
-        *match_bases(model, [0, 1], held_out, annotations, config),
-    ]
+    dictionaries = {layer: {"tc": make_dictionary(model, layer)} for layer in range(2)}
+    rows = list(match_concepts(model, dictionaries, held_out, annotations, config))
     keys = {(row["run"], row["layer"], row["concept"]) for row in rows}
     assert len({(*(row[key] for key in FEATURE_CONCEPT.key),) for row in rows}) == len(rows) == 10 * len(keys)
     assert keys == {(run, layer, "rare") for run in ("tc", "neurons", "residual") for layer in (0, 1)}
@@ -62,7 +58,8 @@ def test_every_basis_and_run_has_a_row_per_layer_and_concept(model, held_out, an
 
 
 def test_scores_of_a_neuron_are_those_of_its_activations_in_the_model(model, held_out, annotations):
-    row = next(iter(match_bases(model, [1], held_out, annotations, Evaluation(thresholds=64))))
+    rows = match_concepts(model, {1: {}}, held_out, annotations, Evaluation(thresholds=64))
+    row = next(row for row in rows if row["run"] == "neurons")
     site = Site("neurons", 1)
     z = scored_activations(model, [site], held_out, 50)[site][:, row["feature"]]
     fires = (z > row["threshold"])[~annotations.choosing]
@@ -70,3 +67,21 @@ def test_scores_of_a_neuron_are_those_of_its_activations_in_the_model(model, hel
     assert row["threshold"] >= 0
     assert row["precision"] == pytest.approx(float((fires & has).sum() / fires.sum()))
     assert row["recall"] == pytest.approx(float((fires & has).sum() / has.sum()))
+
+
+def test_a_layer_has_one_pass_for_all_runs(model, held_out, annotations):
+    dictionaries = {1: {f"seed{seed}": make_dictionary(model, 1, seed) for seed in range(3)}}
+    calls = []
+    hook = model.block(0).register_forward_hook(lambda *_: calls.append(1))
+    alone = [
+        row
+        for run, each in dictionaries[1].items()
+        for row in match_concepts(model, {1: {run: each}}, held_out, annotations, Evaluation(batch=40))
+    ]
+    assert len(calls) == 3
+    together = list(match_concepts(model, dictionaries, held_out, annotations, Evaluation(batch=40)))
+    hook.remove()
+    assert len(calls) == 4
+    assert [row for row in together if row["run"] in dictionaries[1]] == [
+        row for row in alone if row["run"] in dictionaries[1]
+    ]

@@ -70,5 +70,5 @@ def write(
     """The tables of `basis` in `folder`, read back."""
     basis, tokens = basis or make_basis(model), make_tokens(40)
     paths = {name: folder / "layer1" / f"{name}.parquet" for name in NAMES}
-    tabulate(basis, model, tokens, STRINGS, config, paths)
+    tabulate([basis], model, tokens, STRINGS, config, [paths])
     return Case(tokens, dense(basis, model, tokens), {name: read_table(path) for name, path in paths.items()})

@@ -14,42 +14,80 @@ TRACE_FILES = {table: f"{table}.parquet" for table in TRACE_TABLES}
 TRACE_FILES |= {"graph": "graph.json", "figure": "graph.png"}
 
 
-rule trace_prompt:
-    input:
-        model=LAYOUT.model,
-        tokenizer=LAYOUT.tokenizer,
-        dictionaries=lambda wildcards: dictionary_folders(
-            [traced_run(wildcards.trace)], STUDY.layers
-        ),
-    output:
-        **{
-            name: LAYOUT.trace("{trace}") / file
-            for name, file in TRACE_FILES.items()
-            if name != "figure"
-        },
-        figure=report(
-            LAYOUT.trace("{trace}") / TRACE_FILES["figure"],
-            caption="../report/circuit.rst",
-            category="Circuits",
-            subcategory="{trace}",
-        ),
-    log:
-        LAYOUT.log("trace_prompt_{trace}"),
-    benchmark:
-        LAYOUT.benchmark("trace_prompt_{trace}")
-    wildcard_constraints:
-        trace="|".join(map(re.escape, STUDY.circuits.prompts)) or "none",
-    threads: split_cores(len(STUDY.circuits.prompts))
-    resources:
-        **needs("circuits", gpu=True),
-    params:
-        config=section("circuits", *TRACING_KEYS),
-        prompt=lambda wildcards: section("circuits")["prompts"][wildcards.trace],
-        run=lambda wildcards: traced_run(wildcards.trace),
-        context=STUDY.corpus.context,
-        code=code("circuits_trace"),
-    script:
-        "../../scripts/circuits_trace.py"
+def trace_outputs(traces):
+    """Returns the outputs of a job that traces prompts. The name of a trace may be a wildcard."""
+    files = {
+        name: [LAYOUT.trace(trace) / file for trace in traces]
+        for name, file in TRACE_FILES.items()
+    }
+    keys = {"caption": "../report/circuit.rst", "category": "Circuits"}
+    for number, (trace, file) in enumerate(zip(traces, files["figure"])):
+        files["figure"][number] = report(file, subcategory=trace, **keys)
+    return files
+
+
+TRACING = {
+    "config": section("circuits", *TRACING_KEYS),
+    "context": STUDY.corpus.context,
+    "code": code("circuits_trace"),
+}
+
+if STUDY.grouped:
+
+    for run in sorted(set(map(traced_run, STUDY.circuits.prompts))):
+        traces = [t for t in STUDY.circuits.prompts if traced_run(t) == run]
+
+        rule:
+            name:
+                f"trace_{rule_part(run)}"
+            input:
+                model=LAYOUT.model,
+                tokenizer=LAYOUT.tokenizer,
+                dictionaries=dictionary_folders([run], STUDY.layers),
+            output:
+                **trace_outputs(traces),
+            log:
+                LAYOUT.log(f"trace_{run}"),
+            benchmark:
+                LAYOUT.benchmark(f"trace_{run}")
+            threads: split_cores(2)
+            resources:
+                **needs("circuits", gpu=True),
+            params:
+                **TRACING,
+                prompts={t: section("circuits")["prompts"][t] for t in traces},
+                run=run,
+            script:
+                "../../scripts/circuits_trace.py"
+
+else:
+
+    rule trace_prompt:
+        input:
+            model=LAYOUT.model,
+            tokenizer=LAYOUT.tokenizer,
+            dictionaries=lambda wildcards: dictionary_folders(
+                [traced_run(wildcards.trace)], STUDY.layers
+            ),
+        output:
+            **trace_outputs(["{trace}"]),
+        log:
+            LAYOUT.log("trace_prompt_{trace}"),
+        benchmark:
+            LAYOUT.benchmark("trace_prompt_{trace}")
+        wildcard_constraints:
+            trace="|".join(map(re.escape, STUDY.circuits.prompts)) or "none",
+        threads: split_cores(len(STUDY.circuits.prompts))
+        resources:
+            **needs("circuits", gpu=True),
+        params:
+            **TRACING,
+            prompts=lambda wildcards: {
+                wildcards.trace: section("circuits")["prompts"][wildcards.trace]
+            },
+            run=lambda wildcards: traced_run(wildcards.trace),
+        script:
+            "../../scripts/circuits_trace.py"
 
 
 if STUDY.traced_run:

@@ -26,6 +26,10 @@ except ValueError as error:
 
 LAYOUT = Layout.of(STUDY.name)
 MODEL_DTYPE = getattr(STUDY.language_model, "dtype", "float32")
+JOB_LAYERS = STUDY.layers if STUDY.grouped else ["{layer}"]
+"""Layers whose files a job writes. If jobs are not grouped, the wildcard `layer` is the only one."""
+OF_LAYER = "" if STUDY.grouped else "_layer{layer}"
+"""Suffix of the names of logs and benchmarks."""
 TARGETS = {}
 """Maps each stage to its result files. Each stage is also a target rule with the stage's name."""
 # circuitloom.core.script reads this variable in each job. It is not a parameter of the rules, so that a change of it
@@ -158,6 +162,11 @@ def model_files():
     return sorted(
         map(str, matching(Path(STUDY.language_model.path), (*TEXT, *WEIGHTS, *PICKLED)))
     )
+
+
+def job_layers(wildcards):
+    """Returns the numbers of the layers whose files a job writes."""
+    return STUDY.layers if STUDY.grouped else [int(wildcards.layer)]
 
 
 def stored_sites(runs):

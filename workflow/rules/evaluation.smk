@@ -4,24 +4,29 @@ HELD_OUT = {"tokens": LAYOUT.tokens("validation"), "model": LAYOUT.model}
 
 # only generated text has annotated concepts
 ANNOTATED = STUDY.corpus.source == "chronicle"
-CONCEPT_MATCHES = [LAYOUT.concept_matches(sweep) for sweep in STUDY.sweeps if ANNOTATED]
-CONCEPT_MATCHES += [LAYOUT.concept_matches(None)] if ANNOTATED else []
+CONCEPT_MATCHES = [
+    LAYOUT.concept_matches(sweep) for sweep in (*STUDY.sweeps, None) if ANNOTATED
+]
 
 
-rule ablate_site:
+ABLATED = sorted({run.site_out for run in STUDY.runs.values()})
+
+
+rule ablate_sites:
     input:
         **HELD_OUT,
     output:
-        LAYOUT.baseline("{site}"),
+        [LAYOUT.baseline(site) for site in ABLATED],
     log:
-        LAYOUT.log("ablate_{site}"),
+        LAYOUT.log("ablate_sites"),
     benchmark:
-        LAYOUT.benchmark("ablate_{site}")
-    threads: split_cores(len(STUDY.layers))
+        LAYOUT.benchmark("ablate_sites")
+    threads: split_cores(len(STUDY.sweeps) + 1)
     resources:
         **needs("evaluation", gpu=True),
     params:
         config=section("evaluation", "tokens", "batch", "mask", "together"),
+        sites=ABLATED,
         layers=STUDY.layers,
         dtype=MODEL_DTYPE,
         code=code("evaluation_ablate"),
@@ -31,112 +36,102 @@ rule ablate_site:
 
 for sweep, runs in STUDY.sweeps.items():
     names = [run.name for run in runs]
+    together = together_runs(runs) if STUDY.grouped else []
 
     rule:
         name:
             f"evaluate_{sweep}"
         input:
             **HELD_OUT,
-            dictionaries=dictionary_folders(names, ["{layer}"]),
+            dictionaries=dictionary_folders(names, JOB_LAYERS),
             baselines=[
                 LAYOUT.baseline(site)
                 for site in sorted({run.site_out for run in runs})
             ],
         output:
-            metric=evaluation_files(names, "metric", ["{layer}"]),
-            histogram=evaluation_files(names, "density_histogram", ["{layer}"]),
+            metric=evaluation_files(names, "metric", JOB_LAYERS),
+            histogram=evaluation_files(names, "density_histogram", JOB_LAYERS),
+            together=evaluation_files(together, "metric", [-1]),
         log:
-            LAYOUT.log(f"evaluate_{sweep}_layer{{layer}}"),
+            LAYOUT.log(f"evaluate_{sweep}{OF_LAYER}"),
         benchmark:
-            LAYOUT.benchmark(f"evaluate_{sweep}_layer{{layer}}")
+            LAYOUT.benchmark(f"evaluate_{sweep}{OF_LAYER}")
         wildcard_constraints:
             layer=r"\d+",
-        threads: split_cores(len(STUDY.layers))
+        threads: split_cores(len(STUDY.sweeps if STUDY.grouped else STUDY.layers))
         resources:
             **needs("evaluation", gpu=True),
         params:
             config=section("evaluation", "tokens", "batch", "mask"),
             runs=names,
+            layers=job_layers,
+            together=together,
             dtype=MODEL_DTYPE,
             code=code("evaluation_score"),
         script:
             "../../scripts/evaluation_score.py"
 
-    if together_runs(runs):
 
-        rule:
-            name:
-                f"evaluate_{sweep}_together"
-            input:
-                **HELD_OUT,
-                dictionaries=dictionary_folders(together_runs(runs), STUDY.layers),
-                baselines=[LAYOUT.baseline("mlp_out")],
-            output:
-                metric=evaluation_files(together_runs(runs), "metric", [-1]),
-            log:
-                LAYOUT.log(f"evaluate_{sweep}_together"),
-            benchmark:
-                LAYOUT.benchmark(f"evaluate_{sweep}_together")
-            threads: split_cores(len(STUDY.sweeps))
-            resources:
-                **needs("evaluation", gpu=True),
-            params:
-                config=section("evaluation", "tokens", "batch", "mask"),
-                runs=together_runs(runs),
-                layers=STUDY.layers,
-                dtype=MODEL_DTYPE,
-                code=code("evaluation_score_all_layers"),
-            script:
-                "../../scripts/evaluation_score_all_layers.py"
+if not STUDY.grouped:
 
-    if ANNOTATED:
-
-        rule:
-            name:
-                f"match_{sweep}"
-            input:
-                **HELD_OUT,
-                concepts=LAYOUT.corpus_table("concept"),
-                dictionaries=dictionary_folders(names, STUDY.layers),
-            output:
-                LAYOUT.concept_matches(sweep),
-            log:
-                LAYOUT.log(f"match_{sweep}"),
-            benchmark:
-                LAYOUT.benchmark(f"match_{sweep}")
-            threads: split_cores(len(STUDY.sweeps) + 1)
-            resources:
-                **needs("evaluation", gpu=True),
-            params:
-                config=section("evaluation", "tokens", "batch", "mask", "thresholds"),
-                runs=names,
-                layers=STUDY.layers,
-                dtype=MODEL_DTYPE,
-                code=code("evaluation_match"),
-            script:
-                "../../scripts/evaluation_match.py"
+    rule evaluate_together:
+        input:
+            **HELD_OUT,
+            # the dictionaries of all layers of several runs may not fit into memory
+            dictionaries=dictionary_folders(["{run}"], STUDY.layers),
+            baselines=[LAYOUT.baseline("mlp_out")],
+        output:
+            together=[LAYOUT.run_evaluation("{run}", -1, "metric")],
+        log:
+            LAYOUT.log("evaluate_together_{run}"),
+        benchmark:
+            LAYOUT.benchmark("evaluate_together_{run}")
+        wildcard_constraints:
+            run="|".join(map(re.escape, STUDY.runs)),
+        threads: split_cores(len(STUDY.layers))
+        resources:
+            **needs("evaluation", gpu=True),
+        params:
+            config=section("evaluation", "tokens", "batch", "mask"),
+            runs=lambda wildcards: [wildcards.run],
+            layers=STUDY.layers,
+            together=lambda wildcards: [wildcards.run],
+            dtype=MODEL_DTYPE,
+            code=code("evaluation_score"),
+        script:
+            "../../scripts/evaluation_score.py"
 
 
-rule compare_bases:
-    input:
-        **HELD_OUT,
-        concepts=LAYOUT.corpus_table("concept"),
-    output:
-        LAYOUT.concept_matches(None),
-    log:
-        LAYOUT.log("compare_bases"),
-    benchmark:
-        LAYOUT.benchmark("compare_bases")
-    threads: split_cores(len(STUDY.sweeps) + 1)
-    resources:
-        **needs("evaluation", gpu=True),
-    params:
-        config=section("evaluation", "tokens", "batch", "mask", "thresholds"),
-        layers=STUDY.layers,
-        dtype=MODEL_DTYPE,
-        code=code("evaluation_match_bases"),
-    script:
-        "../../scripts/evaluation_match_bases.py"
+if ANNOTATED:
+
+    rule match_concepts:
+        input:
+            **HELD_OUT,
+            concepts=LAYOUT.corpus_table("concept"),
+            dictionaries=dictionary_folders(STUDY.runs, STUDY.layers),
+        output:
+            dictionaries=[LAYOUT.concept_matches(sweep) for sweep in STUDY.sweeps],
+            bases=LAYOUT.concept_matches(None),
+        log:
+            LAYOUT.log("match_concepts"),
+        benchmark:
+            LAYOUT.benchmark("match_concepts")
+        # a case study waits for it
+        priority: 1
+        threads: split_cores(len(STUDY.sweeps) + 1)
+        resources:
+            **needs("evaluation", gpu=True),
+        params:
+            config=section("evaluation", "tokens", "batch", "mask", "thresholds"),
+            sweeps={
+                sweep: [run.name for run in runs]
+                for sweep, runs in STUDY.sweeps.items()
+            },
+            layers=STUDY.layers,
+            dtype=MODEL_DTYPE,
+            code=code("evaluation_match"),
+        script:
+            "../../scripts/evaluation_match.py"
 
 
 rule gather_evaluation:
@@ -200,10 +195,7 @@ TARGETS["evaluation"] = [
         "run",
     )
 ]
-TARGETS["evaluation"] += [
-    LAYOUT.baseline(site)
-    for site in sorted({run.site_out for run in STUDY.runs.values()})
-]
+TARGETS["evaluation"] += [LAYOUT.baseline(site) for site in ABLATED]
 if any(run.site_out == "mlp_out" for run in STUDY.runs.values()):
     TARGETS["evaluation"] += [
         LAYOUT.pareto_figure,

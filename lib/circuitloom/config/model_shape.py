@@ -32,6 +32,14 @@ class ModelShape:
     tokenizer: str | None = None
     """Hub name of the tokenizer, if the model's config names it (TransformerLens' legacy format)."""
 
+    @property
+    def parameters(self) -> int:
+        """Approximate number of parameters: the matrices of attention and MLPs, and two embeddings."""
+        shared = (self.key_value_heads or self.heads) / self.heads
+        attention = 2 * (1 + shared) * self.d_model**2
+        mlp = (3 if self.gated else 2) * self.d_model * self.d_mlp
+        return round(self.layers * (attention + mlp)) + 2 * self.vocabulary * self.d_model
+
 
 _NAMES = {
     "layers": ("n_layer", "num_hidden_layers", "n_layers", "num_layers"),

@@ -71,6 +71,10 @@ class Resources(Section):
     """Megabytes per job, by stage."""
     runtime: JobRuntime = JobRuntime()
     """Minutes per job, by stage."""
+    group_jobs: bool | None = None
+    """Whether one job scores and tabulates all layers of a sweep, and one job traces all prompts of a run. Otherwise,
+    each layer and prompt is a job of its own. With null, jobs are grouped for models of at most 100 million parameters,
+    because starting a job takes seconds."""
     verify_inputs: bool = True
     """Whether each job first compares its inputs with their recorded checksums. With false, the job compares only file
     sizes."""

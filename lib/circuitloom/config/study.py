@@ -23,6 +23,10 @@ from .resources import Resources
 
 M = TypeVar("M", bound=Section)
 
+SMALL_MODEL = 100_000_000
+"""Largest number of parameters of a model whose jobs are grouped by default. Its jobs take about as long as their
+imports."""
+
 
 class Study(Section):
     """The config of one study."""
@@ -160,6 +164,12 @@ class Study(Section):
         """Layers that are cached and have dictionaries, in order."""
         layers = self.activations.layers
         return list(range(self.shape.layers)) if layers == "all" else sorted(set(layers))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether one job scores and tabulates all layers of a sweep, and one job traces all prompts of a run."""
+        wanted = self.resources.group_jobs
+        return self.shape.parameters <= SMALL_MODEL if wanted is None else wanted
 
     @property
     def sites(self) -> set[str]:

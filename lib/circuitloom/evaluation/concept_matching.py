@@ -41,52 +41,37 @@ def scored_activations(
     return {site: torch.cat(batches) for site, batches in values.items()}
 
 
-def match_dictionaries(
+def match_concepts(
     model: LanguageModel,
-    runs: Mapping[str, Mapping[int, Dictionary]],
+    dictionaries: Mapping[int, Mapping[str, Dictionary]],
     held_out: HeldOut,
     annotations: ConceptAnnotations,
     config: Evaluation,
 ) -> Iterator[dict[str, Any]]:
-    """Yield FEATURE_CONCEPT rows of each run. `runs[name][layer]` is the dictionary of a run at a layer."""
-    layers = sorted({layer for dictionaries in runs.values() for layer in dictionaries})
-    with progress(f"concepts: {', '.join(runs)}", len(layers) * len(runs), "dictionaries") as bar:
-        for layer in layers:
-            layer_runs = {
-                run: dictionaries[layer] for run, dictionaries in runs.items() if layer in dictionaries
-            }
-            sites = sorted({Site(dictionary.site_in, layer) for dictionary in layer_runs.values()})
-            activations = scored_activations(model, sites, held_out, config.batch)
-            for run, dictionary in layer_runs.items():
-                z = sparse_activations(dictionary, activations[Site(dictionary.site_in, layer)])
+    """Yield FEATURE_CONCEPT rows of all dictionaries, and of the MLP neurons and residual directions of their layers.
+
+    `dictionaries[layer][run]` is the dictionary of a run at a layer. There is one forward pass per layer. A residual
+    direction is a coordinate of mlp_in, or the negative of a coordinate. Thresholds of features and neurons are at
+    least 0. Thresholds of residual directions may be negative.
+    """
+    total = sum(map(len, dictionaries.values())) + 2 * len(dictionaries)
+    with progress("concepts", total, "bases") as bar:
+        for layer, runs in sorted(dictionaries.items()):
+            own = [Site("neurons", layer), Site("mlp_in", layer)]
+            read = [Site(dictionary.site_in, layer) for dictionary in runs.values()]
+            # one layer at a time, because the activations of all layers may not fit into memory
+            activations = scored_activations(
+                model, list(dict.fromkeys([*own, *read])), held_out, config.batch
+            )
+            for (run, dictionary), site in zip(runs.items(), read, strict=True):
+                z = sparse_activations(dictionary, activations[site])
                 scores = score_features(z, annotations, config.thresholds)
                 yield from _rows(run, layer, scores, annotations, dictionary.width)
                 bar.update(1)
-
-
-def match_bases(
-    model: LanguageModel,
-    layers: Sequence[int],
-    held_out: HeldOut,
-    annotations: ConceptAnnotations,
-    config: Evaluation,
-) -> Iterator[dict[str, Any]]:
-    """Yield FEATURE_CONCEPT rows of MLP neurons and residual directions.
-
-    A residual direction is a coordinate of mlp_in, or the negative of a coordinate. Thresholds of neurons are at least
-    0. Thresholds of residual directions may be negative.
-    """
-    with progress("concepts: neurons and residual directions", len(layers), "layers") as bar:
-        for layer in layers:
-            sites = [Site("neurons", layer), Site("mlp_in", layer)]
-            neurons, x = scored_activations(model, sites, held_out, config.batch).values()
-            yield from _rows(
-                NEURONS,
-                layer,
-                score_columns(neurons, annotations, config.thresholds),
-                annotations,
-                neurons.shape[1],
-            )
+            neurons, x = (activations[site] for site in own)
+            scores = score_columns(neurons, annotations, config.thresholds)
+            yield from _rows(NEURONS, layer, scores, annotations, neurons.shape[1])
+            bar.update(1)
             signs = [score_columns(sign * x, annotations, config.thresholds, signed=True) for sign in (1, -1)]
             yield from _rows(RESIDUAL, layer, ConceptScores.concatenate(signs), annotations, x.shape[1])
             bar.update(1)

@@ -85,38 +85,55 @@ def block_folders(work: Path) -> list[Path]:
 
 
 def write_blocks(
-    basis: FeatureBasis, model: LanguageModel, tokens: Tokens, config: Features, work: Path
+    bases: Sequence[FeatureBasis],
+    model: LanguageModel,
+    tokens: Tokens,
+    config: Features,
+    works: Sequence[Path],
 ) -> int:
-    """Write the missing blocks to `work`. Returns the number of scored tokens in all blocks."""
+    """Write the missing blocks of `bases[i]` to `works[i]`. Returns the number of scored tokens in all blocks."""
     scored = 0
     slices = block_slices(tokens, config.tokens)
-    title = f"features: {basis.run} layer {basis.layer}"
+    title = f"features: {', '.join(dict.fromkeys(basis.run for basis in bases))}"
     with progress(title, slices[-1].stop * tokens.context, "tokens") as bar:
         for number, rows in enumerate(slices):
             block = load_sequences(tokens, rows)
             scored += block.n_tokens
-            folder = work / f"block{number:06d}"
-            if not folder.is_dir():
-                encode_block(basis, model, block, config.batch).write(folder)
+            folders = [work / f"block{number:06d}" for work in works]
+            missing = [i for i, folder in enumerate(folders) if not folder.is_dir()]
+            encoded = encode_block([bases[i] for i in missing], model, block, config.batch)
+            for i, sorted_block in zip(missing, encoded, strict=True):
+                sorted_block.write(folders[i])
             bar.update(block.token.numel())
     return scored
 
 
 @torch.inference_mode()
-def encode_block(basis: FeatureBasis, model: LanguageModel, sequences: HeldOut, batch: int) -> SortedBlock:
-    """Returns a block with the activations at the scored positions of `sequences`."""
-    offsets, features, values = [], [], []
+def encode_block(
+    bases: Sequence[FeatureBasis], model: LanguageModel, sequences: HeldOut, batch: int
+) -> list[SortedBlock]:
+    """Returns one block per basis with the activations at the scored positions of `sequences`."""
+    if not bases:
+        return []
+    entries: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in bases]
+    sites = list(dict.fromkeys(basis.site for basis in bases))
     first = 0
     for rows in sequences.to(model.device).batches(batch):
         scored = rows.scored.flatten().nonzero()[:, 0] + first
         first += rows.token.numel()
-        x = capture(model, rows.token, [basis.site])[basis.site][rows.scored].float()
-        for begin in range(0, len(x), ENCODE_BATCH):
-            token, feature, value = basis.encode(x[begin : begin + ENCODE_BATCH])
-            offsets.append(scored[token + begin].cpu().numpy().astype(_unsigned(sequences.token.numel())))
-            features.append(feature.cpu().numpy().astype(_unsigned(basis.width)))
-            values.append(value.cpu().numpy())
-    return sort_block(np.concatenate(offsets), np.concatenate(features), np.concatenate(values), basis.width)
+        captured = capture(model, rows.token, sites)
+        inputs = {site: value[rows.scored].float() for site, value in captured.items()}
+        for basis, found in zip(bases, entries, strict=True):
+            for begin in range(0, len(scored), ENCODE_BATCH):
+                token, feature, value = basis.encode(inputs[basis.site][begin : begin + ENCODE_BATCH])
+                offset = scored[token + begin].cpu().numpy().astype(_unsigned(sequences.token.numel()))
+                number = feature.cpu().numpy().astype(_unsigned(basis.width))
+                found.append((offset, number, value.cpu().numpy()))
+    blocks = []
+    for basis, found in zip(bases, entries, strict=True):
+        offset, number, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        blocks.append(sort_block(offset, number, value, basis.width))
+    return blocks
 
 
 def sort_block(

@@ -1,4 +1,4 @@
-"""Writes the feature tables of one run and layer. `external_sort` first sorts the activations by feature."""
+"""Writes the feature tables of runs and layers. `external_sort` first sorts the activations by feature."""
 
 import shutil
 from collections.abc import Sequence
@@ -44,31 +44,34 @@ COLUMN_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
 
 
 def tabulate(
-    basis: FeatureBasis,
+    bases: Sequence[FeatureBasis],
     model: LanguageModel,
     tokens: Tokens,
     strings: Sequence[str],
     config: Features,
-    paths: dict[str, Path],
+    paths: Sequence[dict[str, Path]],
     version: str = "",
 ) -> None:
-    """Write the tables activation, code, example, feature and histogram of `basis`.
+    """Write the tables activation, code, example, feature and histogram of each basis. All bases share one pass.
 
-    `paths` maps each table name to a file. `strings[i]` is the text of token id i. Tables are written atomically. After
-    an interruption, the next call continues with the first missing block. The call starts again if the weights, the
-    tokens, the config or `version` changed. `version` is a hash of the code. Raises ValueError if the stored tokens are
-    damaged.
+    `paths[i]` maps each table name to a file of `bases[i]`. `strings[i]` is the text of token id i. Tables are written
+    atomically. After an interruption, the next call continues with the first missing block. The call starts again if
+    the weights, the tokens, the config or `version` changed. `version` is a hash of the code. Raises ValueError if the
+    stored tokens are damaged.
     """
-    folder = paths["activation"].parent
-    digest = fingerprint(
-        model=weights_digest(model.module.state_dict()), basis=basis.digest, tokens=_digest(tokens, config.tokens),
-        batch=config.batch, version=version,
-    )  # fmt: skip
-    with partial_folder(folder, digest) as work:
-        scored = write_blocks(basis, model, tokens, config, work)
-        tables = FeatureTables(basis, tokens, pa.array(strings), config, work, scored)
-        tables.write(paths)
-        shutil.rmtree(work)
+    shared = {"model": weights_digest(model.module.state_dict()), "tokens": _digest(tokens, config.tokens)}
+    with ExitStack() as stack:
+        works = []
+        for basis, files in zip(bases, paths, strict=True):
+            digest = fingerprint(**shared, basis=basis.digest, batch=config.batch, version=version)
+            works.append(stack.enter_context(partial_folder(files["activation"].parent, digest)))
+        scored = write_blocks(bases, model, tokens, config, works)
+        texts = pa.array(strings)
+        for basis, files, work in zip(bases, paths, works, strict=True):
+            FeatureTables(basis, tokens, texts, config, work, scored).write(files)
+        # the blocks of every basis are kept until the tables of the last one are written
+        for work in works:
+            shutil.rmtree(work)
 
 
 def _digest(tokens: Tokens, wanted: int | None) -> str:
