@@ -16,14 +16,14 @@ def write_benchmark(folder: Path, name: str, *rows: str) -> None:
 def test_jobs_of_one_rule_are_added_up(tmp_path) -> None:
     write_benchmark(tmp_path, "train_topk_layer0", "10\t0:00:10\t200")
     write_benchmark(tmp_path, "train_topk_layer11", "30\t0:00:30\t100")
-    write_benchmark(tmp_path, "tabulate_features_tc-topk8-128_layer0", "5\t0:00:05\t50")
-    write_benchmark(tmp_path, "tabulate_features_sae-topk8_layer1", "6\t0:00:06\t60")
+    write_benchmark(tmp_path, "trace_prompt_war", "5\t0:00:05\t50")
+    write_benchmark(tmp_path, "trace_prompt_caught", "6\t0:00:06\t60")
     write_benchmark(tmp_path, "study_greater_than_year_span", "7\t0:00:07\t70")
     write_benchmark(tmp_path, "write_report", "9\t0:00:09\t90")
     found = {time.rule: time for time in provenance.times(tmp_path, "write_report")}
-    assert set(found) == {"train_topk", "tabulate_features", "study_greater_than"}
+    assert set(found) == {"train_topk", "trace_prompt", "study_greater_than"}
     assert found["train_topk"] == provenance.RuleTime("train_topk", 2, 40.0, 30.0, 200.0)
-    assert found["tabulate_features"].seconds == 11
+    assert found["trace_prompt"].seconds == 11
 
 
 @pytest.mark.parametrize("missing", ["NA", "-", ""])

@@ -5,7 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,8 +87,8 @@ class StudyRun:
 
 
 @contextmanager
-def run_study(project: Project, study: str) -> Iterator[StudyRun]:
-    """Run all jobs of a study in `project`; the process that forks them ends with the context."""
+def run_study(project: Project, study: str, stages: Container[str] = STAGES) -> Iterator[StudyRun]:
+    """Run the jobs of `stages` of a study in `project`; the process that forks them ends with the context."""
     file = project.folder / "jobs.pickle"
     options: dict[str, Any] = {
         "cwd": project.folder,
@@ -106,7 +106,7 @@ def run_study(project: Project, study: str) -> Iterator[StudyRun]:
         assert forks.stdout is not None and forks.stdin is not None
         assert json.loads(forks.stdout.readline()) == {"ready": len(jobs)}
         run = StudyRun(project, jobs, forks)
-        for job in jobs:
+        for job in (job for job in jobs if job.stage in stages):
             job.prepare(project.folder)
             result = run.run(job, project.folder)
             assert result.code == 0, f"{job.rule}: {result.output[-3000:]}"

@@ -170,9 +170,9 @@ def test_every_job_names_a_damaged_input_and_writes_nothing(study: StudyRun, tmp
     ("array", "rule"),
     [
         ("corpus/train.zarr/token", "cache_mlp_in"),
-        ("corpus/validation.zarr/document", "tabulate_features"),
+        ("corpus/validation.zarr/document", "tabulate_topk"),
         ("activations/mlp_in/layer1.zarr/values", "train_topk"),
-        ("corpus/validation.zarr/token", "ablate_site"),
+        ("corpus/validation.zarr/token", "ablate_sites"),
     ],
 )
 def test_a_damaged_chunk_is_found_by_the_job_that_reads_it(

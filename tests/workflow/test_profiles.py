@@ -50,7 +50,7 @@ def test_gpus_and_partitions_come_from_the_config(fresh: Project) -> None:
     assert rules["build_catalog"] == {"mem_mb": "4000", "runtime": "30", "slurm_partition": "cpus"}
     without = {name for name, keys in rules.items() if "gpu" not in keys}
     assert {"build_corpus", "annotate_concepts", "index_rows", "draw_pareto", "write_report"} <= without
-    assert not {"pretrain_model", "cache_mlp_in", "trace_prompt", "study_planted"} & without
+    assert not {"pretrain_model", "cache_mlp_in", "trace_tc_topk8_128", "study_planted"} & without
 
 
 def test_jobs_run_in_parallel_on_one_machine_whatever_they_request(fresh: Project) -> None:

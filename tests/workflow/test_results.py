@@ -109,7 +109,7 @@ def test_the_report_shows_every_run_prompt_and_case_study(finished) -> None:
     assert runs == {"tc-topk8-128", "sae-topk8-128"}
     # the pictures of all case studies, and the times of all rules
     assert page.pictures == len(list(finished.results.glob("cases/*/*.png")))
-    for rule in ("train_topk", "trace_prompt", "study_planted", "build_catalog"):
+    for rule in ("train_topk", "trace_tc_topk8_128", "study_planted", "build_catalog"):
         assert rule in page.text
 
 

@@ -6,15 +6,13 @@ from contextlib import contextmanager
 import pytest
 from tests.workflow.project import Project
 
-EVALUATION = {
-    "ablate_site", "evaluate_topk", "evaluate_topk_together", "gather_evaluation", "draw_pareto",
-}  # fmt: skip
+EVALUATION = {"ablate_sites", "evaluate_topk", "gather_evaluation", "draw_pareto"}
 REPORT = {"build_catalog", "write_report"}
 """Rules that rerun after a change of any table."""
-CONCEPTS = {"compare_bases", "match_topk"} | REPORT
-FEATURES = {"tabulate_features", "tabulate_neurons"} | REPORT
+CONCEPTS = {"match_concepts"} | REPORT
+FEATURES = {"tabulate_topk", "tabulate_neurons"} | REPORT
 TRAINING = {"train_topk"}
-CIRCUITS = {"trace_prompt", "view_weights", "ablate_components_plural"}
+CIRCUITS = {"trace_tc_topk8_128", "view_weights", "ablate_components_plural"}
 CASES = {"study_feature", "study_greater_than", "study_difference", "study_planted"}
 STAGES = (
     "corpus",
@@ -44,7 +42,7 @@ def test_a_stage_is_a_target(finished, stage: str) -> None:
 def test_a_training_key_reruns_training_and_what_depends_on_it(finished) -> None:
     stale = finished.stale("--config", "training={learning_rate: 5e-3}")
     assert stale >= CIRCUITS | CASES
-    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS | CIRCUITS | CASES | {"tabulate_features"}
+    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS | CIRCUITS | CASES | {"tabulate_topk"}
 
 
 def test_an_evaluation_key_does_not_rerun_training(finished) -> None:
@@ -74,7 +72,7 @@ def test_a_removed_layer_caches_and_trains_nothing(finished) -> None:
 def test_an_added_sweep_trains_only_itself(finished) -> None:
     stale = finished.stale("--config", "dictionaries={wider: {width: 256}}")
     assert {"train_wider", "evaluate_wider", "gather_evaluation"} <= stale
-    assert not stale & {"train_topk", "evaluate_topk", "match_topk", "cache_mlp_in", "compare_bases"}
+    assert not stale & {"train_topk", "evaluate_topk", "tabulate_topk", "cache_mlp_in"}
 
 
 def test_an_added_run_makes_only_its_own_feature_tables(finished) -> None:
@@ -92,7 +90,7 @@ def test_a_features_key_reruns_only_the_feature_tables(finished) -> None:
 
 
 def test_a_tracing_key_reruns_only_the_traces(finished) -> None:
-    assert finished.stale("--config", "circuits={width: 5}") == {"trace_prompt"} | REPORT
+    assert finished.stale("--config", "circuits={width: 5}") == {"trace_tc_topk8_128"} | REPORT
 
 
 def test_a_key_of_a_case_reruns_only_this_case(finished) -> None:
@@ -146,7 +144,7 @@ def test_an_edited_part_of_the_report_reruns_only_the_report(finished, file: str
         (
             "evaluation/pareto.py",
             {"draw_pareto"},
-            {"evaluate_topk", "train_topk", "match_topk", "cache_mlp_in"},
+            {"evaluate_topk", "train_topk", "match_concepts", "cache_mlp_in"},
         ),
         ("activations/cache.py", {"cache_mlp_in"}, {"build_corpus", "pretrain_model"}),
         ("language_model/pretraining.py", {"pretrain_model"}, {"build_corpus"}),

@@ -23,6 +23,8 @@ from .resources import Resources
 
 M = TypeVar("M", bound=Section)
 
+RESERVED_SWEEPS = ("neurons", "together")
+"""Names that sweeps cannot have, because the rules tabulate_neurons and evaluate_together exist."""
 SMALL_MODEL = 100_000_000
 """Largest number of parameters of a model whose jobs are grouped by default. Its jobs take about as long as their
 imports."""
@@ -188,6 +190,8 @@ class Study(Section):
                 raise ValueError(
                     f"dictionaries.{sweep}: a sweep's name has letters, digits and _ only; rename it"
                 )
+            if sweep in RESERVED_SWEEPS:
+                raise ValueError(f"dictionaries.{sweep}: a rule has this name; rename the sweep")
             _refuse_empty_lists(f"dictionaries.{sweep}", keys)
             sweeps[sweep] = []
             for each in expand_sweep(self.training, keys):

@@ -104,7 +104,7 @@ def _rule(stem: str) -> str:
     The name of a layer, run, trace or case study may follow the rule name.
     """
     stem = re.sub(r"_layer-?\d+$", "", stem)
-    start = r"(tabulate_features|trace_prompt|study_(?:feature|greater_than|difference|planted))_.+"
+    start = r"(evaluate_together|trace_prompt|study_(?:feature|greater_than|difference|planted))_.+"
     return re.sub(start, r"\1", stem)
 
 
