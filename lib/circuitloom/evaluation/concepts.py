@@ -72,7 +72,7 @@ def concept_annotations(concepts: pa.Table, held_out: HeldOut) -> ConceptAnnotat
     return ConceptAnnotations(tuple(names.tolist()), start, concept[order], choosing)
 
 
-MAX_COUNTS = 2**24
+MAX_COUNTS = 2**22
 """Maximum number of (feature, threshold, concept) counts in memory."""
 
 
@@ -85,16 +85,6 @@ class SparseActivations:
     value: Float[Tensor, " entry"]
     width: int
     """Number of features, F."""
-
-    def features(self, low: int, high: int) -> "SparseActivations":
-        """Returns the entries of features low:high. These features are renumbered from 0."""
-        mine = (self.feature >= low) & (self.feature < high)
-        return SparseActivations(self.token[mine], self.feature[mine] - low, self.value[mine], high - low)
-
-    def tokens(self, mask: Tensor) -> "SparseActivations":
-        """Returns the entries of the tokens where mask[token] is true."""
-        entries = mask[self.token]
-        return SparseActivations(self.token[entries], self.feature[entries], self.value[entries], self.width)
 
 
 @dataclass(frozen=True)
@@ -131,16 +121,14 @@ def score_features(
     >>> scores = score_features(activations, annotations, thresholds=256)
     >>> scores.f1.nan_to_num().max(dim=0)
     """
-    width = max(1, MAX_COUNTS // (thresholds * (len(annotations.names) + 1)))
+    chosen = annotations.choosing[activations.token.long()]
+    halves = [_sort_entries(activations, mask) for mask in (chosen, ~chosen)]
+    size = max(1, MAX_COUNTS // (thresholds * (len(annotations.names) + 1)))
+    ranges = [(low, min(low + size, activations.width)) for low in range(0, activations.width, size)]
     return ConceptScores.concatenate(
         [
-            _score_range(
-                activations.features(low, min(low + width, activations.width)),
-                annotations,
-                thresholds,
-                signed,
-            )
-            for low in range(0, activations.width, width)
+            _score_range(*(half.features(low, high) for half in halves), annotations, thresholds, signed)
+            for low, high in ranges
         ]
     )
 
@@ -168,10 +156,43 @@ def _to_sparse(values: Float[Tensor, "token feature"], signed: bool) -> SparseAc
     return SparseActivations(token, feature, values[token, feature], values.shape[1])
 
 
+@dataclass(frozen=True)
+class _SortedEntries:
+    """Non-zero activations, sorted by feature and then by value."""
+
+    key: Int[Tensor, " entry"]
+    """Feature and value of each entry, from `_keys`."""
+    token: Int[Tensor, " entry"]
+    width: int
+    """Number of features."""
+
+    @property
+    def feature(self) -> Int[Tensor, " entry"]:
+        """Feature of each entry."""
+        return (self.key + 2**31) >> 32
+
+    def features(self, low: int, high: int) -> "_SortedEntries":
+        """Returns the entries of features low:high. These features are renumbered from 0."""
+        edges = torch.tensor([low, high]) * 2**32 - 2**31
+        mine = slice(*torch.searchsorted(self.key, edges).tolist())
+        return _SortedEntries(self.key[mine] - low * 2**32, self.token[mine], high - low)
+
+
+def _sort_entries(activations: SparseActivations, mask: Bool[Tensor, " entry"]) -> _SortedEntries:
+    """Returns the entries where `mask` is true."""
+    key = _keys(activations.feature[mask], activations.value[mask])
+    # numpy's sort is vectorised, torch's is not
+    order = torch.from_numpy(np.argsort(key.numpy()))
+    return _SortedEntries(key[order], activations.token[mask][order].long(), activations.width)
+
+
 def _score_range(
-    activations: SparseActivations, annotations: ConceptAnnotations, thresholds: int, signed: bool
+    choosing: _SortedEntries,
+    scoring: _SortedEntries,
+    annotations: ConceptAnnotations,
+    thresholds: int,
+    signed: bool,
 ) -> ConceptScores:
-    choosing, scoring = activations.tokens(annotations.choosing), activations.tokens(~annotations.choosing)
     candidates = _candidates(choosing, thresholds, signed)
     chosen = _ratios(_counts(choosing, candidates, annotations), annotations.positives(choosing=True))
     f1_choosing, best = chosen[2].nan_to_num(0.0).max(1)
@@ -194,31 +215,27 @@ def _values(keys: Int[Tensor, "*entry"], feature: Int[Tensor, "*entry"]) -> Floa
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int32).view(torch.float32)
 
 
-def _candidates(
-    activations: SparseActivations, thresholds: int, signed: bool
-) -> Float[Tensor, "feature threshold"]:
+def _candidates(entries: _SortedEntries, thresholds: int, signed: bool) -> Float[Tensor, "feature threshold"]:
     """Returns the candidate thresholds of each feature, in ascending order.
 
     The numbers of entries above the thresholds are geometrically spaced. One entry exceeds the highest threshold. The
     lowest threshold is 0, or the feature's smallest value if `signed` is true. A feature without entries has only
     thresholds of 0.
     """
-    # numpy's sort is vectorised, torch's is not
-    keys = torch.from_numpy(np.sort(_keys(activations.feature, activations.value).numpy()))
-    n = torch.bincount(activations.feature, minlength=activations.width)[:, None]
+    n = torch.bincount(entries.feature, minlength=entries.width)[:, None]
     exponent = torch.linspace(0, 1, thresholds, dtype=torch.float64)
     rank = n.clamp_min(1).double().pow(exponent).round().long()
-    feature = torch.arange(activations.width)[:, None].expand_as(rank)
+    feature = torch.arange(entries.width)[:, None].expand_as(rank)
     # the threshold of rank r is the (r + 1)-th largest entry, so that the r largest entries exceed the threshold
     index = n.cumsum(0) - 1 - (rank.minimum(n - 1))
     values = torch.zeros(rank.shape)
     exists = (n > 0).expand_as(rank) if signed else rank < n
-    values[exists] = _values(keys[index[exists]], feature[exists])
+    values[exists] = _values(entries.key[index[exists]], feature[exists])
     return values.sort(1).values
 
 
 def _counts(
-    activations: SparseActivations,
+    entries: _SortedEntries,
     candidates: Float[Tensor, "feature threshold"],
     annotations: ConceptAnnotations,
 ) -> Int[Tensor, "feature threshold concept_plus_1"]:
@@ -231,10 +248,12 @@ def _counts(
     n_concepts = len(annotations.names) + 1
     rows = torch.arange(n_features)[:, None].expand_as(candidates)
     edges = _keys(rows, candidates).flatten()
-    # number of thresholds below each entry, including all thresholds of earlier features
-    below = torch.searchsorted(edges, _keys(activations.feature, activations.value))
-    above_any = below > activations.feature.long() * n_thresholds
-    cell, token = below[above_any] - 1, activations.token[above_any].long()
+    # below[i] is the number of thresholds below entry i, including all thresholds of earlier features
+    first_above = torch.searchsorted(entries.key, edges, right=True)
+    bounds = torch.cat([first_above.new_zeros(1), first_above, first_above.new_tensor([len(entries.key)])])
+    below = torch.repeat_interleave(torch.arange(len(edges) + 1), bounds.diff())
+    above_any = below > entries.feature * n_thresholds
+    cell, token = below[above_any] - 1, entries.token[above_any]
     n_of_token = annotations.start.diff()[token]
     # the indices start[token], start[token] + 1, ... of the concepts of each entry's token
     first = torch.repeat_interleave(
