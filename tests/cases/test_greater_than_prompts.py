@@ -27,7 +27,6 @@ def test_prompts_of_another_length_or_without_a_year_of_one_token_are_dropped_an
 def pairs_of_digits(without: set[str]):
     """A tokenizer that splits `c20c` into c, 20 and c, without single tokens for the strings in `without`."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     from circuitloom.corpus.tokenizer import Tokenizer as Wrapped
 
@@ -35,7 +34,7 @@ def pairs_of_digits(without: set[str]):
     pattern = r"c23|2(?=2)|\d\d|c|\d"
     backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="2"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")  # type: ignore[assignment]
-    return Wrapped(PreTrainedTokenizerFast(tokenizer_object=backend))
+    return Wrapped(backend, bos_id=None, eos_id=None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from circuitloom.core.tables import read_table
 from circuitloom.corpus.build import OUTPUTS, TokenizerSource, build_corpus
 from circuitloom.corpus.chronicle.grammar import write_episode
 from circuitloom.corpus.source import open_source
-from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
 
@@ -207,12 +206,14 @@ def test_nothing_but_the_outputs_is_written(tmp_path, tokenizer):
 
 
 def test_stories260k_s_tokenizer_and_text_give_its_own_bos_and_ids(tmp_path, real_input):
+    from transformers import AutoTokenizer
+
     data = real_input / "data" / "tinystories"
     keys = {"source": "files", "train": str(data / "validation.jsonl"), "context": 128}
     folder = built(tmp_path, real_input / "models" / "stories260K", vocabulary=512, **keys)
     tokens = open_tokens(folder / "train.zarr")
     row = read_table(folder / "document.parquet").to_pylist()[0]
-    ids = load_tokenizer(str(folder / "tokenizer")).hugging_face(row["text"])["input_ids"]
+    ids = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)(row["text"])["input_ids"]
     assert tokens.bos_id == 1 == ids[0]
     assert tokens.take(slice(0, 1))[0, :128].tolist() == [1, *ids[:127]]
 

@@ -15,7 +15,7 @@ from ..core.tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
 from .packing import PackedBlocks, Packing, pack_documents, write_documents
 from .source import TRAIN, VALIDATION, Source, open_source, text_hash
-from .tokenizer import Tokenizer, load_tokenizer, word_tokenizer
+from .tokenizer import Tokenizer, load_hugging_face_tokenizer, word_tokenizer
 from .tokens import SEQUENCES_PER_SHARD, write_tokens
 
 OUTPUTS = ("tokenizer", "train.zarr", "validation.zarr", "document.parquet", "token.parquet")
@@ -35,7 +35,10 @@ class TokenizerSource:
 
     def load(self) -> Tokenizer:
         """Load the tokenizer. Raises ValueError if the tokenizer cannot be loaded."""
-        return word_tokenizer(vocabulary()) if self.name is None else load_tokenizer(self.name, self.revision)
+        if self.name is None:
+            return word_tokenizer(vocabulary())
+        # through transformers, so that the corpus's copy has all files that transformers knows
+        return load_hugging_face_tokenizer(self.name, self.revision)
 
     def commit(self) -> str | None:
         """Returns the commit hash of a tokenizer that was loaded from the hub. Returns None for other tokenizers."""

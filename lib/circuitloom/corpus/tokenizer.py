@@ -1,14 +1,16 @@
 """Tokenizers: chronicle's word tokenizer, or the tokenizer of a language model."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
+from tokenizers import Tokenizer as Backend
 
 from ..core.errors import first_line
 
@@ -16,72 +18,128 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BOS = "<bos>"
-"""Text of chronicle's BOS (beginning-of-sequence token). The BOS has id 0."""
+"""Text of the BOS (beginning-of-sequence token), which comes before each document of chronicle. The BOS has id 0."""
+IDS_FILE = "tokenizer_ids.json"
+"""File with the ids of BOS and EOS, which `Tokenizer.save` writes next to the tokenizer's other files."""
+_BACKEND_FILE, _CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A Hugging Face tokenizer that adds no special tokens."""
+    """A tokenizer that adds no special tokens."""
 
-    hugging_face: "PreTrainedTokenizerFast"
-
-    @property
-    def bos_id(self) -> int | None:
-        """Id of the BOS, which may be 0. None if the tokenizer has no BOS."""
-        return _id(self.hugging_face.bos_token_id)
-
-    @property
-    def eos_id(self) -> int | None:
-        """Id of the EOS (end-of-sequence token). None if the tokenizer has no EOS."""
-        return _id(self.hugging_face.eos_token_id)
+    backend: Backend
+    bos_id: int | None
+    """Id of the BOS, which may be 0. None if the tokenizer has no BOS."""
+    eos_id: int | None
+    """Id of the EOS (end-of-sequence token). None if the tokenizer has no EOS."""
+    hugging_face: "PreTrainedTokenizerFast | None" = None
+    """The tokenizer as transformers has loaded it. None if it was loaded or made without transformers."""
 
     @cached_property
     def vocabulary(self) -> int:
         """Vocabulary size: the largest token id plus 1."""
-        return max(self.hugging_face.get_vocab().values()) + 1
+        return max(self.backend.get_vocab().values()) + 1
 
     @property
     def fingerprint(self) -> str:
         """Hash of the tokenization rules, the vocabulary, and the ids of BOS and EOS."""
-        text = f"{self.hugging_face.backend_tokenizer.to_str()} {self.bos_id} {self.eos_id}"
+        text = f"{self.backend.to_str()} {self.bos_id} {self.eos_id}"
         return sha256(text.encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " token"]]:
         """Returns the token ids (int32) of each text, without BOS or EOS."""
-        encodings = self.hugging_face.backend_tokenizer.encode_batch_fast(
-            list(texts), add_special_tokens=False
-        )
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
-        """Returns offsets[token] = (start, end), as character indices in `text`. The end is exclusive."""
-        encoding = self.hugging_face.backend_tokenizer.encode(text, add_special_tokens=False)
+        """Returns the start and the end (exclusive) of each token, as character indices in `text`."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def strings(self) -> list[str]:
-        """Returns strings[token id]. A string may begin with a space. Strings of unused ids are empty."""
-        backend = self.hugging_face.backend_tokenizer
-        ids = self.hugging_face.get_vocab()
+        """Returns a list with the text of each token, indexed by token id.
+
+        The text is that of the token inside a sentence, so it may begin with a space. For unused ids, the text is
+        empty.
+        """
+        decoder = self.backend.decoder
         strings = [""] * self.vocabulary
-        for token, number in ids.items():
-            if backend.decoder is None:
+        for token, number in self.backend.get_vocab().items():
+            if decoder is None:
                 strings[number] = token
             else:
                 # some decoders drop a space at the start of a text, so the token is decoded once and as a pair, and
                 # the part that the pair adds is used
-                once, twice = (backend.decoder.decode([token] * n) for n in (1, 2))
+                once, twice = (decoder.decode([token] * n) for n in (1, 2))
                 strings[number] = twice[len(once) :] or token
         return strings
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into `folder`."""
-        self.hugging_face.save_pretrained(folder)
+        """Write the tokenizer's files into `folder`, for transformers and for `load_tokenizer`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.hugging_face is None:
+            self.backend.save(str(folder / _BACKEND_FILE))
+            (folder / _CONFIG_FILE).write_text(json.dumps(self._config(), indent=2) + "\n")
+        else:
+            self.hugging_face.save_pretrained(folder)
+        ids = {"bos_id": self.bos_id, "eos_id": self.eos_id, "files": _files_digest(folder)}
+        (folder / IDS_FILE).write_text(json.dumps(ids, indent=2) + "\n")
+
+    def _config(self) -> dict[str, str | int]:
+        """Returns the content of tokenizer_config.json, as transformers writes it."""
+        special = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        tokens = {
+            name: str(self.backend.id_to_token(number))
+            for name, number in special.items()
+            if number is not None
+        }
+        # transformers writes this length for a tokenizer without a limit
+        limit = {"model_max_length": int(1e30)}
+        return {"backend": "tokenizers", **tokens, **limit, "tokenizer_class": "TokenizersBackend"}
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     """Load a tokenizer from the folder `name`, or from the hub repository `name`.
 
-    Raises ValueError if the tokenizer cannot be loaded, or if it has no tokenizer.json.
+    `name` is the path of the folder, or the name of the tokenizer on the hub. A folder that `Tokenizer.save` wrote is
+    read without transformers, whose import takes seconds. Raises ValueError if the tokenizer cannot be loaded. Also
+    raises ValueError if the library `tokenizers` does not implement this tokenizer.
+    """
+    return _load_saved(Path(name)) or load_hugging_face_tokenizer(name, revision)
+
+
+def _load_saved(folder: Path) -> Tokenizer | None:
+    """Returns the tokenizer in `folder`. Returns None if `Tokenizer.save` did not write the files in `folder`."""
+    try:
+        ids = json.loads((folder / IDS_FILE).read_text())
+        # other tools may have saved another tokenizer into the folder since
+        if ids["files"] != _files_digest(folder):
+            return None
+        backend = Backend.from_file(str(folder / _BACKEND_FILE))
+        return Tokenizer(_without_limits(backend), ids["bos_id"], ids["eos_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _files_digest(folder: Path) -> str:
+    """Returns a digest of the files that determine the tokenizer in `folder` and its special tokens."""
+    return sha256(
+        b"".join((folder / name).read_bytes() for name in (_BACKEND_FILE, _CONFIG_FILE))
+    ).hexdigest()
+
+
+def _without_limits(backend: Backend) -> Backend:
+    """Switches off truncation and padding, which a tokenizer.json may switch on. Returns `backend`."""
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def load_hugging_face_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
+    """Load a tokenizer through transformers, with everything that transformers saves, such as a chat template.
+
+    `name` and the errors are those of `load_tokenizer`.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -104,25 +162,27 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
         raise ValueError(
             f"corpus.tokenizer: {name} has no tokenizer.json; convert it with transformers first"
         )
-    # a tokenizer.json may switch on truncation and padding
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return Tokenizer(tokenizer)
+    ids = _id(tokenizer.bos_token_id), _id(tokenizer.eos_token_id)
+    return Tokenizer(_without_limits(tokenizer.backend_tokenizer), *ids, tokenizer)
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """Returns a tokenizer that splits text at spaces. The BOS has id 0, and `words` have the ids from 1. Encoding an
-    unknown word raises an error."""
-    from tokenizers import Tokenizer as Backend
+    """Returns a tokenizer that splits text at spaces. Its vocabulary consists of a BOS and `words`.
+
+    The BOS has id 0. The entries of `words` have the ids 1, 2, and so on. Encoding any other word raises an error.
+    """
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers.processors import TemplateProcessing
 
     backend = Backend(WordLevel({word: number for number, word in enumerate([BOS, *words])}))
     backend.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS))
+    backend.add_special_tokens([BOS])
+    # transformers sets this processor, which adds nothing, when it loads a tokenizer that has none
+    backend.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])  # pyright: ignore[reportAttributeAccessIssue]
+    return Tokenizer(backend, bos_id=0, eos_id=None)
 
 
-def _id(value: Any) -> int | None:
+def _id(value: object) -> int | None:
     assert value is None or isinstance(value, int)
     return value
