@@ -4,7 +4,7 @@ with job("language_model", snakemake):
     from pathlib import Path
 
     from circuitloom.core.tables import read_table
-    from circuitloom.language_model.pretraining import plot_pretraining
+    from circuitloom.language_model.pretraining_plot import plot_pretraining
 
     figures = read_table(snakemake.input.figures).to_pylist()
     plot_pretraining(

@@ -17,7 +17,7 @@ from circuitloom.corpus.chronicle.grammar import vocabulary, write_episode
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
 from circuitloom.language_model.anatomy import Anatomy
 from circuitloom.language_model.model import LanguageModel, load_model
-from circuitloom.language_model.pretraining import plot_pretraining
+from circuitloom.language_model.pretraining_plot import plot_pretraining
 from circuitloom.language_model.quality import (
     cross_entropy,
     document_losses,

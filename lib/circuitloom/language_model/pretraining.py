@@ -4,14 +4,12 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -28,7 +26,6 @@ from ..core.atomic_io import (
     write_atomically,
 )
 from ..core.hardware import fast_dtype
-from ..core.plotting import BLUE, VERMILION, styled
 from ..core.progress import progress
 from ..core.tables import PRETRAINING, write_table
 from ..corpus.tokens import Tokens
@@ -290,38 +287,3 @@ def history(training: PretrainingState, config: Pretrain, context: int) -> list[
             }
         )
     return rows
-
-
-@styled
-def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
-    """Plot the training loss against the number of training tokens.
-
-    `table` is table `pretraining`. `figures` contains values of table `language_model`. Held-out loss and grammar
-    entropy become horizontal lines. `step_tokens` is the number of tokens per step.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(
-        table["step"].to_numpy() * (step_tokens / 1e6),
-        table["loss"].to_numpy(),
-        color=BLUE,
-        label="training batches",
-    )
-    lines = {
-        "cross_entropy_every": ("held-out text, packed", VERMILION, ":"),
-        "grammar_entropy": ("entropy of the grammar", "black", "--"),
-    }
-    for name, (label, colour, style) in lines.items():
-        if name in figures:
-            axes.axhline(figures[name], color=colour, linestyle=style, label=f"{label}: {figures[name]:.3f}")
-    axes.set(xlabel="training tokens (millions)", ylabel="cross-entropy (nats per token)")
-    axes.set_title("Pretraining of the language model")
-    axes.set_xlim(left=0)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:.2g}")
-    axes.yaxis.set_minor_formatter("{x:.2g}")
-    axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
