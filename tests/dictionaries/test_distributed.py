@@ -16,6 +16,7 @@ from circuitloom.dictionaries.dictionary import load_dictionary
 from circuitloom.dictionaries.training import launch
 from circuitloom.dictionaries.training.collectives import SINGLE_PROCESS
 from circuitloom.dictionaries.training.launch import TrainingJob, run_job
+from circuitloom.dictionaries.training.sweep import needs_model, train_sweep
 from circuitloom.language_model.model import load_model
 
 ROUNDED = {"dense-bfloat16": 30}
@@ -127,15 +128,18 @@ def test_the_name_of_a_run_does_not_depend_on_the_number_of_processes() -> None:
         study(processes=[1, 2])
 
 
+KEYS = {"name": "r", "width": 32, "k": 4, "batch": 256, "tokens": 256 * 20}
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> TrainingJob:
     """A short training of a tiny model's transcoder by two processes."""
     folder = tmp_path_factory.mktemp("job")
     model = tiny_model("gpt2", folder / "model")
     activations = make_cache(folder / "activations", load_model(model, device="cpu"), make_order())
-    keys = {"width": 32, "k": 4, "batch": 256, "tokens": 256 * 20, "processes": 2, "split": "features"}
+    keys = {**KEYS, "processes": 2, "split": "features"}
     return TrainingJob(
-        runs=[Run(name="r", **keys)], layer=1, activations=activations, model=model, dtype="float32",
+        runs=[Run(**keys)], layer=1, activations=activations, model=model, dtype="float32",
         outputs=[folder / "out"],
     )  # fmt: skip
 
@@ -176,3 +180,31 @@ def test_more_processes_than_gpus_are_refused(job: TrainingJob, monkeypatch) -> 
         ValueError, match=r"processes is 2 and this machine has 1 GPU, .*set it to 1 or fewer"
     ):
         run_job(job, 2)
+
+
+def test_a_model_is_loaded_only_if_it_is_needed_and_changes_no_weight(job, tmp_path, monkeypatch) -> None:
+    def refuse(*_):
+        raise AssertionError("the model was loaded")
+
+    run = Run(**KEYS, kind="sae", site="mlp_in")
+    model = load_model(job.model, device="cpu")
+    train_sweep([run], job.layer, job.activations, model, [tmp_path / "with"])
+    monkeypatch.setattr(launch, "load_model", refuse)
+    run_job(job.model_copy(update={"runs": [run], "outputs": [tmp_path / "without"]}), 1)
+    one, two = (load_dictionary(tmp_path / name) for name in ("with", "without"))
+    assert torch.equal(one.W_enc, two.W_enc) and torch.equal(one.b_dec, two.b_dec)
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        run_job(job.model_copy(update={"runs": [Run(**KEYS)], "outputs": [tmp_path / "transcoder"]}), 1)
+
+
+def test_a_training_needs_the_model_for_mlp_out_and_for_the_norm_of_the_paper_s_coordinates(tmp_path) -> None:
+    paper = {"act": "relu", "loss": "paper"}
+
+    def needed(**keys) -> bool:
+        return needs_model([Run(**{**KEYS, **keys})], 0, tmp_path)
+
+    assert needed() and needed(kind="sae", site="mlp_out")
+    assert not needed(kind="sae", site="mlp_in") and not needed(kind="sae", site="mlp_in", **paper)
+    (tmp_path / "mlp_out" / "layer0.zarr").mkdir(parents=True)
+    assert not needed() and not needed(kind="sae", site="mlp_out")
+    assert needed(**paper)

@@ -125,6 +125,11 @@ class ActivationStore:
         return self.mlp(stored.to(weight.device, weight.dtype)[None])[0].to(stored.device, torch.float32)
 
 
+def must_compute(folder: Path, site: str, layer: int) -> bool:
+    """Whether the activations of `site` must be computed: those of mlp_out are computed if they are not cached."""
+    return site == "mlp_out" and not layer_group(folder / site, layer).is_dir()
+
+
 def open_activations(
     folder: Path, site: str, layer: int, model: LanguageModel | None = None
 ) -> ActivationStore:
@@ -135,7 +140,7 @@ def open_activations(
     mlp_in were cached with different models or orders of rows.
     """
     own, mlp_in = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
-    if own.is_dir() or site != "mlp_out":
+    if not must_compute(folder, site, layer):
         attributes, stored = _open(own, site, layer)
         if site == "mlp_out" and mlp_in.is_dir():
             # mlp_out may be left over from an earlier study whose config listed the site

@@ -20,8 +20,8 @@ from ...config.base import Section
 from ...config.dictionaries import Run
 from ...core.script import set_threads
 from ...language_model.model import load_model
-from .collectives import Collectives, DataParallel, TensorParallel
-from .sweep import train_sweep
+from .collectives import SINGLE_PROCESS, Collectives, DataParallel, TensorParallel
+from .sweep import needs_model, train_sweep
 
 
 class TrainingJob(Section):
@@ -59,8 +59,7 @@ def run_job(job: TrainingJob, threads: int) -> None:
     GPUs, but fewer than `job.processes`.
     """
     if job.processes == 1:
-        model = load_model(job.model, job.dtype)
-        train_sweep(job.runs, job.layer, job.activations, model, job.outputs, job.version)
+        _train(job, "cuda:0" if torch.cuda.is_available() else "cpu", SINGLE_PROCESS)
         return
     gpus = torch.cuda.device_count()
     if 0 < gpus < job.processes:
@@ -73,6 +72,22 @@ def run_job(job: TrainingJob, threads: int) -> None:
         worker_job = job.model_copy(update={"threads": max(1, threads // job.processes)})
         file.write_text(worker_job.model_dump_json())
         _start_workers(file, job.processes, Path(folder) / "log")
+
+
+def _train(job: TrainingJob, device: str, collectives: Collectives) -> None:
+    # a model is loaded only if it is needed, because this imports transformers, which takes seconds
+    needed = needs_model(job.runs, job.layer, job.activations)
+    model = load_model(job.model, job.dtype, device) if needed else None
+    train_sweep(
+        job.runs,
+        job.layer,
+        job.activations,
+        model,
+        job.outputs,
+        job.version,
+        collectives,
+        torch.device(device),
+    )
 
 
 def _start_workers(file: Path, processes: int, log: Path) -> None:
@@ -180,8 +195,7 @@ def main() -> None:
         job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_text())
         set_threads(job.threads)
         with _process_group(job) as (collectives, device):
-            model = load_model(job.model, job.dtype, device)
-            train_sweep(job.runs, job.layer, job.activations, model, job.outputs, job.version, collectives)
+            _train(job, device, collectives)
     except Exception as error:
         get_error_handler().record_exception(error)
         # exit at once, because this process may wait for others that never answer

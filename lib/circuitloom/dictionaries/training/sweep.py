@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...activations.store import ActivationStore, open_activations, read_sites
+from ...activations.store import ActivationStore, must_compute, open_activations, read_sites
 from ...config.dictionaries import Run
 from ...core.atomic_io import (
     fingerprint,
@@ -60,24 +60,40 @@ Step = Callable[[Trainer], LossTerms]
 MapTrainers = Callable[[Step, list[Trainer]], list[LossTerms]]
 
 
+def needs_model(runs: list[Run], layer: int, activations: Path) -> bool:
+    """Whether the training of `runs` needs the language model.
+
+    The model computes the MLP's output if only the MLP's input is cached. Its norm defines the paper's coordinates of
+    transcoders.
+    """
+    sites = {site for run in runs for site in (run.site_in, run.site_out)}
+    uses_norm = any(run.loss == "paper" and run.kind == "transcoder" for run in runs)
+    return uses_norm or any(must_compute(activations, site, layer) for site in sites)
+
+
 def train_sweep(
     runs: list[Run],
     layer: int,
     activations: Path,
-    model: LanguageModel,
+    model: LanguageModel | None,
     outputs: list[Path],
     version: str = "",
     collectives: Collectives = SINGLE_PROCESS,
+    device: torch.device | None = None,
 ) -> None:
     """Train `runs` at `layer`. Write the dictionary and history of runs[i] into the folder outputs[i].
 
-    `version` is a version of the code, such as a hash. A checkpoint of another version is not resumed. Every process
-    calls this function with its own `collectives`, but only rank 0 writes into `outputs`. Raises ValueError if
-    activations are missing or damaged. Raises ArithmeticError if a run diverges.
+    `model` may be None unless `needs_model`. The default `device` is that of `model`, or else the CPU.
+    `version` stands for anything else that the result depends on, such as a hash of the code. A checkpoint of another
+    version is not resumed. With several processes, each process calls this function with its own `collectives`. Only
+    rank 0 writes into `outputs`.
+
+    Raises ValueError if activations are missing or damaged, and ArithmeticError if a run diverges.
     """
     sites = sorted({site for run in runs for site in (run.site_in, run.site_out)})
     stores = {site: open_activations(activations, site, layer, model) for site in sites}
-    trainers = _make_trainers(runs, layer, stores, model, collectives)
+    device = device or (torch.device("cpu") if model is None else model.device)
+    trainers = _make_trainers(runs, layer, stores, model, collectives, device)
     mark = fingerprint(
         runs=[run.model_dump(mode="json") for run in runs],
         activations={
@@ -87,13 +103,13 @@ def train_sweep(
             }
             for site, store in stores.items()
         },
-        device=model.device.type,
+        device=device.type,
         version=version,
     )
     batch, part = runs[0].batch, collectives.batch_slice(runs[0].batch)
 
     def read_batches(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        return read_sites(stores, batch, stop, start, rows=part, device=model.device)
+        return read_sites(stores, batch, stop, start, rows=part, device=device)
 
     # the folder is named after the first run, because no other sweep has a run of this name
     with _shared_partial_folder(outputs[0].parent / f".{outputs[0].name}", mark, collectives) as partial:
@@ -284,10 +300,11 @@ def _make_trainers(
     runs: list[Run],
     layer: int,
     stores: Mapping[str, ActivationStore],
-    model: LanguageModel,
+    model: LanguageModel | None,
     collectives: Collectives,
+    device: torch.device,
 ) -> list[Trainer]:
-    sample = _read_sample(stores, max(run.width for run in runs), runs[0].batch, model.device)
+    sample = _read_sample(stores, max(run.width for run in runs), runs[0].batch, device)
     trainers = []
     for run in runs:
         moments = stores[run.site_in].moments, stores[run.site_out].moments
@@ -297,8 +314,9 @@ def _make_trainers(
         elif run.kind == "sae":
             paper = PaperCoordinates(None, centred=False)
         else:
+            assert model is not None
             paper = transcoder_coordinates(model, layer)
-        trainers.append(Trainer(run, layer, *moments, pair, paper, collectives, model.device))
+        trainers.append(Trainer(run, layer, *moments, pair, paper, collectives, device))
     return trainers
 
 
