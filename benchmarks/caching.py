@@ -65,7 +65,7 @@ def main() -> None:
     def bare() -> None:
         for shard in range(order.shards):
             for batch in order.batches(shard, args.batch):
-                base(batch.tokens.to(model.device), use_cache=False)
+                base(torch.from_numpy(batch.tokens).to(model.device), use_cache=False)
         if model.device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from circuitloom.activations.arrays import pack, unpack
+from circuitloom.activations.number_format import pack, unpack
 from circuitloom.activations.statistics import RowSums, moments
 from circuitloom.config import Run
-from circuitloom.corpus.tokens import Tokens, open_tokens, scored_positions
+from circuitloom.corpus.token_arrays import scored_positions
+from circuitloom.corpus.tokens import Tokens, open_tokens
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.dictionaries.training.trainer import Trainer
 from circuitloom.language_model.hooks import Site, capture, edited

@@ -17,7 +17,8 @@ import torch
 
 from circuitloom.config.features import Features
 from circuitloom.core.tables import TOKEN, table_writer
-from circuitloom.corpus.tokens import SEQUENCES_PER_SHARD, Tokens, open_tokens, write_tokens
+from circuitloom.corpus.token_arrays import SEQUENCES_PER_SHARD, write_tokens
+from circuitloom.corpus.tokens import Tokens, open_tokens
 from circuitloom.features.basis import FeatureBasis
 from circuitloom.features.external_sort import BLOCK_POSITIONS, sort_block
 from circuitloom.features.tabulation import FeatureTables

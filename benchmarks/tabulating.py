@@ -42,7 +42,8 @@ def repeat_tokens(source: Path, wanted: int, folder: Path):
     """Write a token array of `wanted` tokens that repeats those of `source`."""
     import numpy as np
 
-    from circuitloom.corpus.tokens import SEQUENCES_PER_SHARD, open_tokens, write_tokens
+    from circuitloom.corpus.token_arrays import SEQUENCES_PER_SHARD, write_tokens
+    from circuitloom.corpus.tokens import open_tokens
 
     tokens = open_tokens(source)
     sequences = wanted // tokens.context

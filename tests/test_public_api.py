@@ -14,7 +14,7 @@ from tests.models import CONTEXT, D_MODEL, VOCABULARY, tiny_gpt2
 import circuitloom
 from circuitloom.catalog.build import build_catalog
 from circuitloom.core.layout import Layout
-from circuitloom.corpus.tokens import write_tokens
+from circuitloom.corpus.token_arrays import write_tokens
 from circuitloom.dictionaries.dictionary import Dictionary, save_dictionary
 from circuitloom.evaluation.concepts import concept_annotations
 from circuitloom.evaluation.held_out import HeldOut

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from circuitloom.activations.arrays import pack, unpack
+from circuitloom.activations.number_format import pack, unpack
 
 X = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 500)[:, None]
 

@@ -12,8 +12,8 @@ def origins(order, size=7):
         start, _ = order.bounds(shard)
         for batch in order.batches(shard, size):
             context = batch.tokens.shape[1]
-            rows[start + batch.slot.numpy(), 0] = batch.sequences[batch.source.numpy() // context]
-            rows[start + batch.slot.numpy(), 1] = batch.source.numpy() % context
+            rows[start + batch.slot, 0] = batch.sequences[batch.source // context]
+            rows[start + batch.slot, 1] = batch.source % context
     return rows
 
 

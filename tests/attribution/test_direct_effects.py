@@ -31,7 +31,7 @@ from circuitloom.attribution.direct_effects import (
 from circuitloom.attribution.graph import Roots, adjacency
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.attribution.paths import direct_sources, feature_reader, target_reader
-from circuitloom.corpus.tokens import scored_positions
+from circuitloom.corpus.token_arrays import scored_positions
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.model import LanguageModel, load_model
 

@@ -9,8 +9,9 @@ from tests.corpus.inputs import TEXTS, bpe, built, jsonl
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.packing import Cursor, Packing, pack_documents
 from circuitloom.corpus.source import Document
+from circuitloom.corpus.token_arrays import scored_positions
 from circuitloom.corpus.tokenizer import load_tokenizer
-from circuitloom.corpus.tokens import open_tokens, scored_positions
+from circuitloom.corpus.tokens import open_tokens
 
 DOCUMENTS = [Document(index, text, None) for index, text in enumerate(TEXTS)]
 

@@ -9,8 +9,9 @@ import torch
 from tests.models import VOCABULARY
 
 from circuitloom.config.language_model import Pretrain
+from circuitloom.corpus.token_arrays import write_tokens
 from circuitloom.corpus.tokenizer import Tokenizer, word_tokenizer
-from circuitloom.corpus.tokens import Tokens, open_tokens, write_tokens
+from circuitloom.corpus.tokens import Tokens, open_tokens
 
 CONTEXT = 16
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..corpus.tokens import scored_positions
+from ..corpus.token_arrays import scored_positions
 from ..language_model.hooks import Site, edited
 from ..language_model.model import LanguageModel
 

@@ -1,4 +1,4 @@
-"""Converts activations to number formats for storage. Reads and writes sharded Zarr arrays fast.
+"""Reads and writes sharded Zarr arrays fast.
 
 Any Zarr library can read the arrays, because the layout follows Zarr's sharding codec. The chunks of a shard have equal
 size and are stored in order. A checksum (CRC-32C) follows each chunk. So the offset of a chunk is known without the
@@ -9,24 +9,14 @@ times as long as writing.
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import google_crc32c
 import numpy as np
-import torch
 import zarr
-from jaxtyping import Float, Num, Shaped
-from torch import Tensor
+from jaxtyping import Shaped
 from zarr.codecs import Crc32cCodec
 
-NumberFormat = Literal["float16", "bfloat16", "int8"]
-
-LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "int8": 3.38e38}
-"""Largest magnitude that each format can store."""
-TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
-"""Data type of each format in memory."""
-ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
-"""Data type of each format on disk. Zarr has no bfloat16, so bfloat16 bits are stored as uint16."""
 CHUNK_ROWS = 1024
 """Number of rows per chunk, the smallest unit that can be read. A training batch has a few chunks."""
 _CHECKSUM_BYTES = 4
@@ -34,30 +24,6 @@ _NO_CHUNK = 2**64 - 1
 """Value that marks a missing chunk in a shard's index."""
 _MAX_BUFFERS = 1024
 """Maximum number of buffers per preadv call (Linux)."""
-
-
-class Packed(NamedTuple):
-    """Rows of activations in a number format."""
-
-    values: Num[Tensor, "row d"]
-    scales: Float[Tensor, " row"] | None
-    """For int8, the factor by which the stored values of each row are multiplied. None for other formats."""
-
-
-def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
-    """Returns a copy of `x` in `number_format`. For int8, each row is scaled to the maximum magnitude 127."""
-    if number_format != "int8":
-        return Packed(x.to(TORCH_DTYPE[number_format], copy=True), None)
-    largest = x.abs().amax(dim=1).float()
-    # a row of zeros is divided by one
-    scales = torch.where(largest > 0, largest / 127, 1.0)
-    return Packed((x / scales[:, None]).round().to(torch.int8), scales)
-
-
-def unpack(packed: Packed) -> Float[Tensor, "row d"]:
-    """Returns the rows of `packed` in float32."""
-    values = packed.values.float()
-    return values if packed.scales is None else values.mul_(packed.scales[:, None])
 
 
 def create_array(group: Path, name: str, shape: tuple[int, ...], dtype: str, shard_rows: int) -> zarr.Array:

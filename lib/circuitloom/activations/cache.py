@@ -28,17 +28,8 @@ from ..core.progress import progress
 from ..language_model.hooks import Site, capture, capture_each
 from ..language_model.model import LanguageModel
 from ..language_model.model_files import weights_digest
-from .arrays import (
-    LARGEST,
-    TORCH_DTYPE,
-    ZARR_DTYPE,
-    NumberFormat,
-    Packed,
-    create_array,
-    pack,
-    shard_file,
-    write_shard,
-)
+from .arrays import create_array, shard_file, write_shard
+from .number_format import LARGEST, TORCH_DTYPE, ZARR_DTYPE, NumberFormat, Packed, pack
 from .row_order import RowOrder, ShardBatch
 from .shards import CacheDescription, finish_layers, sums_file, write_description
 from .statistics import RowSums
@@ -138,8 +129,8 @@ class Recorder:
 
     @torch.inference_mode()
     def _batch(self, batch: ShardBatch, sums: RowSums) -> PackedBatch:
-        source = batch.source.to(self.model.device)
-        packed = PackedBatch(batch.slot)
+        tokens, source = torch.from_numpy(batch.tokens), torch.from_numpy(batch.source).to(self.model.device)
+        packed = PackedBatch(torch.from_numpy(batch.slot))
         index = {site: i for i, site in enumerate(self.captured_sites)}
         layers: dict[int, Packed] = {}
 
@@ -151,7 +142,7 @@ class Recorder:
                 packed_site = pack(x, self.number_format)
                 layers[site.layer] = _to_host(packed_site) if self.to_host else packed_site
 
-        capture_each(self.model, batch.tokens, self.captured_sites, hook)
+        capture_each(self.model, tokens, self.captured_sites, hook)
         packed.layers += [layers[layer] for layer in self.layers]
         if self.to_host and self.model.device.type == "cuda":
             packed.copied = torch.cuda.Event()

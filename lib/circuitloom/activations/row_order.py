@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import zarr
 from jaxtyping import Int, Integer
-from torch import Tensor
 
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder
-from ..corpus.tokens import Tokens, scored_positions
+from ..corpus.token_arrays import TokenArrays, scored_positions
 from .arrays import create_array, shard_file, write_shard
 
 _READ_SEQUENCES = 8192
@@ -25,13 +23,13 @@ _READ_SEQUENCES = 8192
 class ShardBatch(NamedTuple):
     """A batch of sequences. Its tokens fill some rows of one shard."""
 
-    tokens: Int[Tensor, "sequence position"]
+    tokens: Int[np.ndarray, "sequence position"]
     sequences: Integer[np.ndarray, " sequence"]
     """Index of each sequence in the split."""
-    source: Int[Tensor, " row"]
-    """Index, in the flattened `tokens`, of the token that fills each row."""
-    slot: Int[Tensor, " row"]
-    """Index of each row within the shard."""
+    source: Int[np.ndarray, " row"]
+    """Index of the token that fills each row. The index counts in the flattened batch [sequence * position]."""
+    slot: Int[np.ndarray, " row"]
+    """Index of each row in the shard."""
 
 
 @dataclass(frozen=True)
@@ -78,27 +76,30 @@ class RowOrder:
         """Yields the sequences that fill `shard`, `size` sequences per batch. A sequence may have tokens in two
         shards."""
         start, stop = self.bounds(shard)
-        slots = torch.from_numpy(np.random.default_rng((self.seed, shard + 1)).permutation(stop - start))
+        slots = np.random.default_rng((self.seed, shard + 1)).permutation(stop - start)
         begin = int(np.searchsorted(self.first, start, side="right")) - 1
         end = int(np.searchsorted(self.first, stop, side="left"))
         for low in range(begin, end, size):
             high = min(low + size, end)
             sequences = self.permutation[low:high]
-            tokens = torch.from_numpy(self.token[sequences].astype(np.int64))
-            source = scored_positions(tokens, self.bos_id).flatten().nonzero().squeeze(1)
-            row = torch.arange(int(self.first[low]), int(self.first[high])) - start
+            tokens = self.token[sequences].astype(np.int64)
+            source = np.flatnonzero(scored_positions(tokens, self.bos_id))
+            row = np.arange(self.first[low], self.first[high]) - start
             inside = (row >= 0) & (row < stop - start)
             yield ShardBatch(tokens, sequences, source[inside], slots[row[inside]])
 
 
-def row_order(tokens: Tokens, seed: int, shard_rows: int, limit: int | None = None) -> RowOrder:
-    """Returns the order of at most `limit` rows from the scored tokens. Raises ValueError if no token is scored."""
+def row_order(tokens: TokenArrays, seed: int, shard_rows: int, limit: int | None = None) -> RowOrder:
+    """Returns the order of rows for the scored tokens of `tokens`. There are at most `limit` rows.
+
+    Raises ValueError if no token is scored.
+    """
     token = np.empty((len(tokens), tokens.context), tokens.token.dtype)
     count = np.empty(len(tokens), np.int32)
     for start in range(0, len(tokens), _READ_SEQUENCES):
-        block = tokens.take(slice(start, start + _READ_SEQUENCES))
-        token[start : start + _READ_SEQUENCES] = block.numpy()
-        count[start : start + _READ_SEQUENCES] = scored_positions(block, tokens.bos_id).sum(1).numpy()
+        block = tokens.read(tokens.token, slice(start, start + _READ_SEQUENCES))
+        token[start : start + _READ_SEQUENCES] = block
+        count[start : start + _READ_SEQUENCES] = scored_positions(block, tokens.bos_id).sum(1)
     # the permutations within shards use the seeds (seed, 1), (seed, 2), ...
     permutation = np.random.default_rng((seed, 0)).permutation(len(tokens)).astype(np.int32)
     first = np.concatenate([[0], np.cumsum(count[permutation], dtype=np.int64)])
@@ -123,9 +124,8 @@ def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:
             start, stop = order.bounds(shard)
             columns = {name: np.empty(stop - start, dtype) for name, dtype in dtypes.items()}
             for part in order.batches(shard, batch):
-                slot, source = part.slot.numpy(), part.source.numpy()
-                columns["sequence"][slot] = part.sequences[source // context]
-                columns["position"][slot] = source % context
+                columns["sequence"][part.slot] = part.sequences[part.source // context]
+                columns["position"][part.slot] = part.source % context
             for name, column in columns.items():
                 write_shard(arrays[name], shard, column)
                 fsync(shard_file(arrays[name], shard))

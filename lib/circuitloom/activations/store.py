@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..core.layout import layer_group
 from ..language_model.model import LanguageModel
-from .arrays import NumberFormat, Packed, open_array, read_rows, unpack
+from .arrays import open_array, read_rows
+from .number_format import NumberFormat, Packed, unpack
 from .statistics import Moments
 
 T = TypeVar("T")

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.progress import progress
-from ..corpus.tokens import Tokens, scored_positions
+from ..corpus.token_arrays import scored_positions
+from ..corpus.tokens import Tokens
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
 from .capture import CapturedLayer, CapturedPass, ModelWeights, capture_pass

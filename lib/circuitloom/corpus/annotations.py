@@ -16,8 +16,8 @@ from .chronicle.cues import AnnotatedWord
 from .chronicle.grammar import Episode, write_episode
 from .packing import Packing
 from .source import VALIDATION
+from .token_arrays import open_token_arrays
 from .tokenizer import load_tokenizer
-from .tokens import open_tokens
 
 
 def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path, tokens: Path) -> pa.Table:
@@ -31,7 +31,7 @@ def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path,
     concepts = select_concepts(section.concepts)
     texts = read_table(document, pc.field("split") == VALIDATION)["text"].to_pylist()
     packing = Packing(load_tokenizer(str(tokenizer)), section.context)
-    return concept_table(_episodes(seed, texts, document), concepts, packing, len(open_tokens(tokens)))
+    return concept_table(_episodes(seed, texts, document), concepts, packing, len(open_token_arrays(tokens)))
 
 
 def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episode]:

@@ -15,8 +15,8 @@ from ..core.tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
 from .packing import PackedBlocks, Packing, pack_documents, write_documents
 from .source import TRAIN, VALIDATION, Source, open_source, text_hash
+from .token_arrays import SEQUENCES_PER_SHARD, write_tokens
 from .tokenizer import Tokenizer, load_hugging_face_tokenizer, word_tokenizer
-from .tokens import SEQUENCES_PER_SHARD, write_tokens
 
 OUTPUTS = ("tokenizer", "train.zarr", "validation.zarr", "document.parquet", "token.parquet")
 """Names of the files and folders that `build_corpus` writes."""

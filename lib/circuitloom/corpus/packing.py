@@ -15,8 +15,8 @@ from jaxtyping import Integer
 from ..core.atomic_io import fsync, write_atomically
 from ..core.tables import DOCUMENT, read_table, write_table
 from .source import Document
+from .token_arrays import SequenceArrays
 from .tokenizer import Tokenizer
-from .tokens import SequenceArrays
 
 _TOKENIZER_BATCH = 1000
 """Number of documents tokenized per call."""

@@ -1,119 +1,26 @@
-"""Writes and reads the tokens of a split as sharded Zarr 3 arrays with checksums."""
+"""Reads the tokens of a split as tensors. `token_arrays` writes the files."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
-from math import ceil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import zarr
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Int
 from torch import Tensor
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from ..core.errors import first_line
-
-ARRAYS = ("token", "document")
-SEQUENCES_PER_SHARD = 8192
-SEQUENCES_PER_CHUNK = 256
-
-SequenceArrays = tuple[Integer[np.ndarray, "sequence position"], Integer[np.ndarray, "sequence position"]]
-"""Token ids and document numbers of some sequences."""
-
-
-def write_tokens(
-    path: Path, blocks: Iterable[SequenceArrays], sequences: int, attributes: dict[str, Any]
-) -> None:
-    """Write the arrays `token` and `document`, [sequence, position], to the Zarr group `path`.
-
-    `blocks` yields consecutive parts of both arrays. Each part except the last must fill complete shards. `sequences`
-    is the total number of sequences.
-    """
-    group = zarr.create_group(path, overwrite=True, attributes=attributes)
-    blocks = iter(blocks)
-    first = next(blocks)
-    context = first[0].shape[1]
-    token, document = (
-        _create(group, name, (sequences, context), values.dtype)
-        for name, values in zip(ARRAYS, first, strict=True)
-    )
-    start = 0
-    for tokens, documents in chain([first], blocks):
-        stop = start + len(tokens)
-        token[start:stop], document[start:stop] = tokens, documents
-        start = stop
-    assert start == sequences
-
-
-def _create(group: zarr.Group, name: str, shape: tuple[int, int], dtype: np.dtype) -> zarr.Array:
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        shards=(SEQUENCES_PER_SHARD, shape[1]),
-        chunks=(SEQUENCES_PER_CHUNK, shape[1]),
-        # the checksum codec comes last, so that the checksum covers all compressed bytes, including the zstd header;
-        # zstd's own checksum does not cover this header
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        dimension_names=("sequence", "position"),
-        # without this setting, Zarr does not write a shard that contains only zeros, and the shard looks lost
-        config={"write_empty_chunks": True},
-    )
-
-
-def check_shards(path: Path, array: zarr.Array) -> None:
-    """Raise ValueError if a shard of `array` is missing, because Zarr reads a missing shard as zeros.
-
-    `path` is the folder of the array's Zarr group.
-    """
-    shards = array.shards
-    assert shards is not None
-    expected = ceil(array.shape[0] / shards[0])
-    folder = path / array.basename / "c"
-    missing = [i for i in range(expected) if not (folder / str(i) / "0").is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder / str(missing[0]) / '0'}: {len(missing)} of {expected} shards are missing; "
-            f"delete {path} and run again"
-        )
+from .token_arrays import TokenArrays, open_token_arrays
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Token sequences of equal length. Sequences are loaded from disk on demand.
-
-    Documents are concatenated to a stream, and the stream is cut into sequences. If the tokenizer has a BOS, each
-    document and each sequence begins with a BOS.
-    """
-
-    path: Path
-    token: zarr.Array
-    """Token ids, [sequence, position]."""
-    document: zarr.Array
-    """Number of each token's document within the split, [sequence, position]."""
-    bos_id: int | None
-    """Token id of the BOS, which may be 0. None if the tokenizer has no BOS."""
-    vocabulary: int
-    """Vocabulary size of the tokenizer."""
-
-    def __len__(self) -> int:
-        """Returns the number of sequences."""
-        return self.token.shape[0]
-
-    @property
-    def context(self) -> int:
-        """Number of tokens per sequence, including the BOS."""
-        return self.token.shape[1]
+class Tokens(TokenArrays):
+    """Token sequences of equal length, read as tensors."""
 
     def take(self, indices: slice | Int[np.ndarray, " sequence"]) -> Int[Tensor, "sequence position"]:
         """Returns the token ids (int64) of the sequences at `indices`, in this order.
 
         Raises ValueError if the stored token ids are damaged.
         """
-        return self._read(self.token, indices)
+        return torch.from_numpy(self.read(self.token, indices))
 
     def take_document(
         self, indices: slice | Int[np.ndarray, " sequence"]
@@ -122,45 +29,9 @@ class Tokens:
 
         Raises ValueError if the stored document numbers are damaged.
         """
-        return self._read(self.document, indices)
-
-    def _read(self, array: zarr.Array, indices: slice | np.ndarray) -> Tensor:
-        try:
-            rows = array[indices] if isinstance(indices, slice) else array.oindex[indices]
-        # codec pipelines raise different errors for a damaged chunk
-        except (ValueError, RuntimeError, OSError) as error:
-            folder = self.path / array.basename
-            raise ValueError(
-                f"{folder}: damaged ({first_line(error)}); delete {self.path} and run again"
-            ) from error
-        return torch.from_numpy(np.asarray(rows).astype(np.int64))
+        return torch.from_numpy(self.read(self.document, indices))
 
 
 def open_tokens(path: Path | str) -> Tokens:
-    """Open the token arrays in `path`.
-
-    Raises ValueError if `path` is not a group of token arrays, or if a shard is missing.
-    """
-    path = Path(path)
-    try:
-        group = zarr.open_group(path, mode="r")
-        token, document = (group[name] for name in ARRAYS)
-        bos_id, vocabulary = group.attrs["bos_id"], group.attrs["vocabulary"]
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a token array ({first_line(error)}); run the corpus stage again"
-        ) from error
-    assert isinstance(token, zarr.Array) and isinstance(document, zarr.Array)
-    assert isinstance(vocabulary, int) and (bos_id is None or isinstance(bos_id, int))
-    for array in (token, document):
-        check_shards(path, array)
-    return Tokens(path, token, document, bos_id, vocabulary)
-
-
-def scored_positions(
-    tokens: Int[Tensor, "sequence position"], bos_id: int | None
-) -> Bool[Tensor, "sequence position"]:
-    """Returns whether each position is scored. All positions are scored, except position 0 and every BOS."""
-    scored = torch.ones_like(tokens, dtype=torch.bool) if bos_id is None else tokens != bos_id
-    scored[:, 0] = False
-    return scored
+    """Open the token arrays in `path`, to be read as tensors. The errors are those of `open_token_arrays`."""
+    return Tokens(**vars(open_token_arrays(path)))

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..config.evaluation import Evaluation
-from ..corpus.tokens import Tokens, scored_positions
+from ..corpus.token_arrays import scored_positions
+from ..corpus.tokens import Tokens
 
 
 @dataclass(frozen=True)

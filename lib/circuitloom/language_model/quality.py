@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..core.progress import progress
 from ..corpus.chronicle.grammar import greater_than_prompts
+from ..corpus.token_arrays import scored_positions
 from ..corpus.tokenizer import Tokenizer
-from ..corpus.tokens import Tokens, scored_positions
+from ..corpus.tokens import Tokens
 from .model import LanguageModel
 
 _BATCH = 32

@@ -23,8 +23,8 @@ from ...attribution.paths import FEATURE, HEAD, PathSearch, find_paths, paths_to
 from ...attribution.targets import find_token, tokenize_prompt
 from ...attribution.tracer import Tracer
 from ...config.cases.greater_than import CENTURY, YEAR, GreaterThanCase
+from ...corpus.token_arrays import scored_positions
 from ...corpus.tokenizer import Tokenizer
-from ...corpus.tokens import scored_positions
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.hooks import Edit, Site, capture, edited
 from ...language_model.model import LanguageModel
