@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..attribution.drawing import place_nodes
+from ..attribution.placement import place_nodes
 from ..core.formatting import escape_invisible, format_number, format_token, format_value
 from .templates import environment
 

@@ -1,0 +1,41 @@
+"""Places the nodes of an attribution graph. The report imports this module too, so it does not import torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NODE_WIDTH = 0.5
+"""Width that a node takes on the x axis. A position is at least 1 wide."""
+
+
+def place_nodes(
+    nodes: Sequence[Mapping[str, Any]], layers: int
+) -> tuple[dict[int, tuple[float, float]], dict[int, float]]:
+    """Returns the coordinates of all nodes, and the center of each position on the x axis.
+
+    The first dict maps the number of a node to (x, y). The second dict maps a position to x. `nodes` are rows of the
+    table `node` without constants and heads. Positions follow each other along x. Each position is as wide as its
+    fullest layer. y is 0 for token embeddings, slightly less for position embeddings, l + 1 for features of layer l,
+    slightly more for errors of layer l, and `layers` + 1 for roots that are not features.
+    """
+    cells: dict[tuple[int, float], list[Mapping[str, Any]]] = {}
+    for row in nodes:
+        if row["is_root"] and row["kind"] != "feature":
+            level = layers + 1.0
+        elif row["kind"] in ("embedding", "position"):
+            level = 0.0 if row["kind"] == "embedding" else -0.4
+        else:
+            level = row["layer"] + 1.0 + (0.45 if row["kind"] == "error" else 0.0)
+        cells.setdefault((row["position"], level), []).append(row)
+    centers: dict[int, float] = {}
+    edge = 0.0
+    for position in sorted({position for position, _ in cells}):
+        width = max(1.0, *(NODE_WIDTH * len(cells[key]) for key in cells if key[0] == position))
+        centers[position] = edge + width / 2
+        edge += width
+    places = {}
+    for (position, level), members in cells.items():
+        for i, row in enumerate(members):
+            offset = NODE_WIDTH * (i + 0.5 - len(members) / 2)
+            # heights alternate so that the names of neighbours do not overlap
+            places[row["node"]] = (centers[position] + offset, level + 0.12 * (i % 2))
+    return places, centers
