@@ -1,12 +1,18 @@
 """Each stage imports only earlier stages, and no class name is used twice."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+from tests.models import tiny_model
+from transformers import AutoConfig
+
 import circuitloom
+from circuitloom.corpus.tokenizer import word_tokenizer
+from circuitloom.language_model.anatomy import find_anatomy, write_anatomy
 
 ROOT = Path(circuitloom.__file__).parent
 STAGES = (
@@ -72,6 +78,99 @@ def test_the_snakefile_imports_neither_torch_nor_duckdb_nor_pyarrow() -> None:
     code = f"{imports}\nimport sys\nprint([name for name in ('torch', 'duckdb', 'pyarrow') if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+HEAVY = ("torch", "transformers", "transformer_lens", "datasets", "duckdb", "matplotlib", "scipy", "pandas")
+"""Libraries whose import takes tenths of a second, or seconds."""
+MODEL = {"torch"}
+"""For jobs that run a model or compute with tensors. `load_model` imports transformers when it is called."""
+MAY_IMPORT = {
+    "activations_cache": MODEL,
+    "activations_index": set(),
+    "activations_join": MODEL,
+    "cases_difference": MODEL | {"matplotlib"},
+    "cases_feature": MODEL | {"matplotlib"},
+    "cases_greater_than": MODEL | {"matplotlib"},
+    "cases_planted": MODEL | {"matplotlib"},
+    "catalog_build": {"duckdb"},
+    "circuits_ablate": MODEL,
+    "circuits_trace": MODEL | {"matplotlib"},
+    "circuits_weights": MODEL,
+    "corpus_annotate": set(),
+    "corpus_build": set(),
+    "dictionaries_import": MODEL,
+    "dictionaries_train": MODEL,
+    "evaluation_ablate": MODEL,
+    "evaluation_draw": set(),
+    "evaluation_gather": set(),
+    "evaluation_match": MODEL,
+    "evaluation_match_bases": MODEL,
+    "evaluation_score": MODEL,
+    "evaluation_score_all_layers": MODEL,
+    "features_tabulate": MODEL,
+    "language_model_install": MODEL,
+    "language_model_measure": MODEL,
+    "language_model_plot": {"matplotlib"},
+    "language_model_pretrain": MODEL | {"transformers"},
+    "plan_print": MODEL,
+    "report_write": {"duckdb", "matplotlib"},
+}
+"""The heavy libraries that each script may import."""
+IMPORT_EACH = """
+import json, os, sys
+import numpy, pyarrow, zarr
+
+light, tensors, heavy = json.loads(sys.argv[1])
+for scripts in (light, tensors):
+    if scripts is tensors:
+        import torch  # once, because it takes seconds
+    for name, imports in scripts.items():
+        # a fork for each script, because a module stays imported
+        if os.fork() == 0:
+            exec(imports)
+            print(json.dumps([name, [module for module in heavy if module in sys.modules]]), flush=True)
+            os._exit(0)
+        assert os.wait()[1] == 0, name
+"""
+"""Imports what each script imports. Prints the heavy libraries that are then loaded."""
+
+
+def test_each_script_imports_only_the_heavy_libraries_that_it_uses() -> None:
+    scripts = {}
+    for file in (ROOT.parents[1] / "scripts").glob("*.py"):
+        nodes = ast.walk(ast.parse(file.read_text()))
+        scripts[file.stem] = "\n".join(
+            ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)
+        )
+    assert set(scripts) == set(MAY_IMPORT)
+    light, tensors = (
+        {n: s for n, s in scripts.items() if ("torch" in MAY_IMPORT[n]) == may} for may in (0, 1)
+    )
+    lines = output_of(IMPORT_EACH, json.dumps([light, tensors, HEAVY]))
+    found = {name: set(modules) for name, modules in map(json.loads, lines)}
+    assert found == {name: found[name] & MAY_IMPORT[name] for name in scripts}
+
+
+def test_a_job_that_reads_a_saved_model_and_tokenizer_loads_no_transformer_lens(tmp_path) -> None:
+    folder = tiny_model("gpt2", tmp_path / "model")
+    write_anatomy(find_anatomy(AutoConfig.from_pretrained(folder)), folder)
+    word_tokenizer(["a", "b"]).save(tmp_path / "tokenizer")
+    code = """
+import sys
+from circuitloom.corpus.tokenizer import load_tokenizer
+load_tokenizer(sys.argv[1] + "/tokenizer").strings()
+print("transformers" in sys.modules or "torch" in sys.modules)
+from circuitloom.language_model.model import load_model
+load_model(sys.argv[1] + "/model", device="cpu")
+print("transformers" in sys.modules, "transformer_lens" in sys.modules)
+"""
+    assert output_of(code, str(tmp_path)) == ["False", "True False"]
+
+
+def output_of(code: str, argument: str) -> list[str]:
+    """Lines that `code` prints in another process."""
+    command = [sys.executable, "-c", code, argument]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
 
 
 def test_no_class_name_is_used_twice() -> None:
