@@ -18,13 +18,10 @@ with job("features", snakemake):
     config = Features.model_validate(params.config)
     model = load_model(source.model, params.dtype)
     tables = list(product(params.runs, params.layers))
-    if folders := source.get("dictionaries"):
-        bases = [
-            dictionary_basis(run, layer, load_dictionary(folder, model.device))
-            for (run, layer), folder in zip(tables, folders, strict=True)
-        ]
-    else:
-        bases = [neuron_basis(run, layer, model, config.neurons) for run, layer in tables]
+    # without dictionaries, the features are neurons
+    loaded = [load_dictionary(folder, model.device) for folder in source.get("dictionaries", [])]
+    bases = [dictionary_basis(*table, each) for table, each in zip(tables, loaded, strict=False)]
+    bases = bases or [neuron_basis(*table, model, config.neurons) for table in tables]
     strings = load_tokenizer(source.tokenizer).strings()
     outputs, n = list(map(Path, snakemake.output)), len(FEATURE_TABLES)
     paths = [{path.stem: path for path in outputs[i : i + n]} for i in range(0, len(outputs), n)]
