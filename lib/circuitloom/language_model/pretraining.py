@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
@@ -32,6 +32,7 @@ from ..corpus.tokens import Tokens
 from . import kernels
 from .anatomy import find_anatomy, write_anatomy
 from .model_files import TEXT, copy_files
+from .muon import Muon
 
 _BLOCK = 4096
 """Number of sequences read at a time."""
@@ -109,21 +110,25 @@ class MuonAdamW:
         rest = [p for name, p in model.named_parameters() if name not in blocks]
         self._model = model
         self._sources = [(p, columns) for name, p in blocks.items() for columns in _matrix_columns(name, p)]
-        self._views = [nn.Parameter(p.data[:, columns].T) for p, columns in self._sources]
-        self._muon = Muon(self._views, lr=config.learning_rate, weight_decay=config.weight_decay)
+        views = [p.data[:, columns].T for p, columns in self._sources]
+        self._muon = Muon(views, config.weight_decay, fast_dtype())
         self._adam = AdamW(
             rest, lr=config.learning_rate_embedding, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
-        self._peaks = {self._muon: config.learning_rate, self._adam: config.learning_rate_embedding}
+        self._config = config
 
     def step(self, share: float) -> None:
-        """Take one step with `share` times the peak learning rates. Then clear the gradients."""
-        for view, (parameter, columns) in zip(self._views, self._sources, strict=True):
+        """Take one step of both optimizers, and then clear the gradients.
+
+        The learning rate of each optimizer is `share` times the optimizer's peak.
+        """
+        gradients = []
+        for parameter, columns in self._sources:
             assert parameter.grad is not None
-            view.grad = parameter.grad[:, columns].T
-        for optimizer, peak in self._peaks.items():
-            optimizer.param_groups[0]["lr"] = peak * share
-            optimizer.step()
+            gradients.append(parameter.grad[:, columns].T)
+        self._muon.step(gradients, self._config.learning_rate * share)
+        self._adam.param_groups[0]["lr"] = self._config.learning_rate_embedding * share
+        self._adam.step()
         self._model.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
