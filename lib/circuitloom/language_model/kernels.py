@@ -1,7 +1,8 @@
 """Computes attention and loss for pretraining small models on short sequences on a CPU.
 
-A training step is 2.3 times as fast as with torch's functions. Measured on two cores with bfloat16: 3 layers, d=128,
-vocabulary 1,504, 8,192 tokens per step (docs/log.md).
+The speed was measured on two cores with bfloat16 (3 layers, d=128, vocabulary 1,504, 8,192 tokens per step). With
+torch's functions, fused attention takes 27 % of a step and the loss over all logits 19 %. With the functions of this
+module a step is 2.3 times as fast (docs/log.md). In float32 torch's attention is the faster one.
 """
 
 from typing import Any

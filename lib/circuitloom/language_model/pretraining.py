@@ -40,7 +40,11 @@ CHECKPOINT = "checkpoint.pt"
 HISTORY_ROWS = 200
 """Maximum number of rows of the table `pretraining`."""
 _DENSE_CONTEXT = 512
-"""Largest context with dense attention. For longer contexts, patterns do not fit the processor's caches."""
+"""Largest context for which dense attention is used.
+
+On CPUs, dense attention is faster than torch's only in bfloat16, and while attention patterns fit the processor's
+caches.
+"""
 
 
 class Batches:
@@ -227,7 +231,7 @@ def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
     )  # fmt: skip
     kernels.register_attention()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dense = device == "cpu" and tokens.context <= _DENSE_CONTEXT
+    dense = device == "cpu" and fast_dtype() == torch.bfloat16 and tokens.context <= _DENSE_CONTEXT
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = GPT2LMHeadModel._from_config(
