@@ -8,7 +8,6 @@ module a step is 2.3 times as fast (docs/log.md). In float32 torch's attention i
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -59,9 +58,13 @@ class _NextTokenLoss(torch.autograd.Function):
         total = hidden.new_zeros(())
         for start in range(0, len(x), ROWS):
             rows = slice(start, start + ROWS)
-            log_p = F.log_softmax(x[rows] @ weight.T, -1, dtype=torch.float32)
-            total -= log_p.gather(1, target[rows, None]).sum()
-            error = log_p.exp_().scatter_add_(1, target[rows, None], -torch.ones_like(log_p[:, :1])).to(dtype)
+            # in place, so that a block stays in the cache
+            logits = (x[rows] @ weight.T).float()
+            logits -= logits.amax(-1, keepdim=True)
+            total -= logits.gather(1, target[rows, None]).sum()
+            scale = logits.exp_().sum(-1, keepdim=True)
+            total += scale.log().sum()
+            error = logits.div_(scale).scatter_add_(1, target[rows, None], -torch.ones_like(scale)).to(dtype)
             torch.mm(error, weight, out=x_gradient[rows])
             weight_gradient += error.T @ x[rows]
         ctx.save_for_backward(x_gradient, weight_gradient)
@@ -83,7 +86,7 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Returns the mean cross-entropy, in nats, of the logits `hidden` @ `unembedding`.T.
 
-    Matrix products are in `dtype`. The log-softmax and the sum of the loss are in float32.
+    Matrix products are in `dtype`. The softmax and the sum of the loss are in float32.
     """
     loss: Tensor = _NextTokenLoss.apply(hidden, unembedding, target, dtype)  # type: ignore[assignment]
     return loss
