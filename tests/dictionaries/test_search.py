@@ -8,6 +8,7 @@ from circuitloom.config import Run
 from circuitloom.dictionaries.training import selection
 from circuitloom.dictionaries.training.parameters import Parameters
 from circuitloom.dictionaries.training.selection import indices_above, select, top_k_per_row, top_n_of_block
+from circuitloom.dictionaries.training.sparse import SparsityPattern
 
 SHAPES = {
     "groups of 16": (13, 2048, 8),
@@ -107,3 +108,18 @@ def test_too_many_active_entries_are_computed_by_dense_products(monkeypatch: pyt
     monkeypatch.setattr(selection, "indices_above", lambda *args: calls.append(1) or indices_above(*args))
     assert select(p, Run(width=64, act="relu", precision="float32"), x) is None
     assert len(calls) == 1, "one block is enough to decide"
+
+
+def test_a_pattern_holds_the_given_entries_even_if_tokens_have_none() -> None:
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool)
+    pattern = SparsityPattern.from_flat_indices(mask.flatten().nonzero()[:, 0], 4, 4)
+    assert pattern.token.tolist() == [0, 0, 2, 2]
+    assert pattern.feature.tolist() == [1, 2, 0, 3]
+    kept = pattern.keep(torch.tensor([1, 3]))
+    assert kept.row_start.tolist() == [0, 1, 1, 2, 2]
+    assert (kept.token.tolist(), kept.feature.tolist()) == ([0, 2], [2, 3])
+    dense = torch.arange(8.0).view(4, 2)
+    values = torch.tensor([2.0, 10.0])
+    assert kept.times(values, dense).tolist() == [[8, 10], [0, 0], [60, 70], [0, 0]]
+    assert kept.transposed_times(values, dense).tolist() == [[0, 0], [0, 0], [0, 2], [40, 50]]
+    assert kept.sample(dense, dense).tolist() == [5.0, 4 * 6 + 5 * 7]

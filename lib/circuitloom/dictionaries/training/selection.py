@@ -1,8 +1,9 @@
 """Finds, on a CPU, the features of a batch that can be active.
 
-The encoder product gives the scores of one block of tokens at a time. The complete [token, feature] matrix never
-exists. Features are divided into groups. The k-th largest group maximum is a lower bound of the k-th largest score.
-Only groups whose maximum reaches this bound are searched.
+The dense encoder product gives the scores. A search then finds the largest scores. The product and the search run on
+one block of tokens at a time, so that the complete [token, feature] matrix never exists. Within a block, features are
+put into groups, and the largest score of each group is found first. The k-th largest of these group maxima is a lower
+bound of the k-th largest score. All scores that reach this bound are candidates.
 """
 
 from collections.abc import Iterator
@@ -77,7 +78,8 @@ def select_top_k(
     kept = _in_top_k(pattern, exact, k)
     if collectives.is_tensor_parallel:
         # of this process's k largest entries, keep those that are among the k largest of all processes
-        pattern, exact = pattern.keep(kept), exact[kept]
+        indices = _flat_indices(kept)
+        pattern, exact = pattern.keep(indices), exact[indices]
         kth = collectives.kth_largest_per_token(_padded_rows(pattern, exact), k)
         kept = exact >= kth[pattern.token]
     return _selected(pattern, exact, kept, norm, x)
@@ -110,8 +112,11 @@ def _select_batch_top_k(
 def _selected(
     pattern: SparsityPattern, scores: Tensor, kept: Bool[Tensor, " entry"], norm: Tensor, x: Tensor
 ) -> SelectedEntries:
-    pattern = pattern.keep(kept)
-    return SelectedEntries(pattern, scores[kept] / norm.index_select(0, pattern.feature), x)
+    indices = _flat_indices(kept)
+    pattern = pattern.keep(indices)
+    return SelectedEntries(
+        pattern, scores.index_select(0, indices) / norm.index_select(0, pattern.feature), x
+    )
 
 
 def score_dtype(run: Run) -> torch.dtype:
@@ -224,16 +229,9 @@ def top_k_per_row(scores: Float[Tensor, "token feature"], k: int) -> Int[Tensor,
     the search keeps all scores that reach a lower bound of the k-th largest score.
     """
     keys = _keys(scores)
-    tokens, width = keys.shape
-    if k >= width:
+    if k >= keys.shape[1]:
         return _flat_indices(keys > 0)
-    group_size = _group_size(width, k)
-    if group_size == 1:
-        return _flat_indices(keys >= _kth_keys(keys, k)[:, None])
-    maxima = keys.view(tokens, group_size, -1).amax(1)
-    floors = _kth_keys(maxima, k)
-    groups = _flat_indices(maxima >= floors[:, None])
-    return _search_groups(keys, groups, group_size, floors.index_select(0, groups // maxima.shape[1]))
+    return _indices_reaching(keys, _kth_keys(_group_maxima(keys, k), k)[:, None])
 
 
 def top_n_of_block(
@@ -244,13 +242,9 @@ def top_n_of_block(
     The bound is positive. If at least `n` scores are positive, at least `n` scores reach the bound.
     """
     keys = _keys(scores)
-    tokens, width = keys.shape
-    per_token = -(-n // tokens)
-    group_size = _group_size(width, per_token)
-    maxima = keys.view(tokens, group_size, -1).amax(1)
+    maxima = _group_maxima(keys, -(-n // len(keys)))
     floor = _kth_keys(maxima.view(1, -1), min(n, maxima.numel()))
-    groups = _flat_indices(maxima >= floor)
-    return _search_groups(keys, groups, group_size, floor), _scores(floor, scores.dtype)[0].float()
+    return _indices_reaching(keys, floor), _scores(floor, scores.dtype)[0].float()
 
 
 def indices_above(
@@ -260,10 +254,14 @@ def indices_above(
     return _flat_indices(scores > floor)
 
 
-def _group_size(width: int, k: int) -> int:
-    """Returns the number of features per group, or 1 if no number in `GROUP_SIZES` is possible."""
+def _group_maxima(keys: Shaped[Tensor, "token feature"], k: int) -> Shaped[Tensor, "token group"]:
+    """Returns the largest key of each group of features, or all keys if no number in `GROUP_SIZES` fits."""
+    width = keys.shape[1]
     fitting = (size for size in GROUP_SIZES if width % size == 0 and width // size >= MIN_GROUPS_PER_K * k)
-    return next(fitting, 1)
+    if (size := next(fitting, 1)) == 1:
+        return keys
+    # a group's features are width / size apart, so that amax reads contiguous memory
+    return keys.view(len(keys), size, -1).amax(1)
 
 
 def _keys(scores: Float[Tensor, "token feature"]) -> Shaped[Tensor, "token feature"]:
@@ -286,22 +284,15 @@ def _kth_keys(keys: Shaped[Tensor, "token feature"], k: int) -> Shaped[Tensor, "
     return torch.from_numpy(kth).clamp_min(smallest)
 
 
-def _search_groups(
-    keys: Shaped[Tensor, "token feature"], groups: Int[Tensor, " group"], group_size: int, floor: Tensor
+def _indices_reaching(
+    keys: Shaped[Tensor, "token feature"], floor: Shaped[Tensor, "..."]
 ) -> Int[Tensor, " entry"]:
-    """Returns the flat indices of the keys >= floor in `groups`, in ascending order.
-
-    `floor` has one value per group, or a single value for all groups.
-    """
-    groups_per_row = keys.shape[1] // group_size
-    # a group's features are groups_per_row apart, so that amax reads contiguous memory
-    first = groups + groups // groups_per_row * (keys.shape[1] - groups_per_row)
-    indices = (torch.arange(0, keys.shape[1], groups_per_row)[:, None] + first).view(-1)
-    reached = keys.view(-1).index_select(0, indices).view(group_size, -1) >= floor
-    return torch.from_numpy(np.sort(indices.index_select(0, _flat_indices(reached)).numpy()))
+    """Returns the flat indices, in ascending order, of the keys that reach `floor`."""
+    # comparing all keys takes less time than gathering the keys of those groups that reach the floor
+    return torch.from_numpy(np.flatnonzero(keys.numpy() >= floor.numpy()))
 
 
-def _flat_indices(mask: Shaped[Tensor, "token feature"]) -> Int[Tensor, " entry"]:
+def _flat_indices(mask: Bool[Tensor, "*shape"]) -> Int[Tensor, " entry"]:
     # numpy takes half the time of torch.nonzero
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
@@ -309,17 +300,21 @@ def _flat_indices(mask: Shaped[Tensor, "token feature"]) -> Int[Tensor, " entry"
 def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> Float[Tensor, "token most"]:
     """Returns `values` as a matrix with one row per token. Short rows are padded with -inf."""
     counts = pattern.row_start.diff()
-    column = torch.arange(len(values)) - pattern.row_start[:-1].long().repeat_interleave(counts)
-    rows = torch.full((pattern.tokens, int(counts.max())), -torch.inf)
-    rows[pattern.token, column] = values
+    longest = int(counts.max())
+    rows = torch.full((pattern.tokens, longest), -torch.inf)
+    # a mask, because assigning by a pair of indices per value takes several times as long
+    rows.numpy()[(torch.arange(longest) < counts[:, None]).numpy()] = values.numpy()
     return rows
 
 
 def _in_top_k(pattern: SparsityPattern, values: Float[Tensor, " entry"], k: int) -> Bool[Tensor, " entry"]:
-    """Whether each entry is among the k largest of its token. Ties with the k-th largest are included."""
-    longest = int(pattern.row_start.diff().max())
-    if longest <= k:
-        return torch.ones_like(values, dtype=torch.bool)
+    """Whether the value of each entry is among the k largest values of the entry's token.
+
+    All entries that tie with the k-th largest are included.
+    """
     rows = _padded_rows(pattern, values)
-    kth = np.partition(rows.numpy(), longest - k, axis=1)[:, longest - k]
-    return values >= torch.from_numpy(kth)[pattern.token]
+    beyond = rows.shape[1] - k
+    if beyond <= 0:
+        return torch.ones_like(values, dtype=torch.bool)
+    kth = np.partition(rows.numpy(), beyond, axis=1)[:, beyond]
+    return values >= torch.from_numpy(pattern.per_entry(kth))
