@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...config.dictionaries import Run
 from ...core.hardware import fast_dtype
@@ -182,12 +183,15 @@ class _BlockedScores:
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "token feature"]]]:
         """Yields (flat index of the first entry, scores) for each block. The next block overwrites the scores."""
         dtype, width = score_dtype(self.run), len(self.bias)
-        weight, bias = self.weight.to(dtype).T, self.bias.to(dtype)
-        rows = min(len(self.x), max(1, BLOCK_ENTRIES // width))
+        # The bias is a column of the weight, because adding it takes two more passes over a block. Columns of zeros
+        # follow, because MKL is slower if the number of columns is odd.
+        weight = pad(torch.cat([self.weight, self.bias[:, None]], dim=1), (0, 3)).to(dtype).T
+        x = pad(pad(self.x, (0, 1), value=1.0), (0, 3)).to(dtype)
+        rows = min(len(x), max(1, BLOCK_ENTRIES // width))
         buffer = torch.empty(rows, width, dtype=dtype)
-        for start in range(0, len(self.x), rows):
-            part = self.x[start : start + rows].to(dtype)
-            yield start * width, torch.addmm(bias, part, weight, out=buffer[: len(part)])
+        for start in range(0, len(x), rows):
+            part = x[start : start + rows]
+            yield start * width, torch.mm(part, weight, out=buffer[: len(part)])
 
     def exact(self, candidates: "_Candidates") -> tuple[SparsityPattern, Float[Tensor, " entry"]]:
         """Returns the sparsity pattern and the float32 scores of the candidates."""
