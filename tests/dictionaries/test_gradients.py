@@ -67,25 +67,40 @@ def test_sparse_gradients_equal_the_dense_formula(name: str) -> None:
         assert error < 1e-5, key
 
 
-def test_auxk_is_the_error_of_dead_features_reconstructing_the_residual() -> None:
+@pytest.mark.parametrize("dead", [DEAD, DEAD[: D_IN // 2], DEAD[:1]], ids=["some chosen", "all fit", "one"])
+def test_auxk_is_the_error_of_dead_features_reconstructing_the_residual(dead: torch.Tensor) -> None:
     run = Run(width=WIDTH, act="topk", k=7, precision="float32")
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn(TOKENS, d, generator=generator) for d in (D_IN, D_OUT))
     p = parameters(run)
-    terms = compute_loss(p, run, x, y, 11.0, 0.0, DEAD)
+    terms = compute_loss(p, run, x, y, 11.0, 0.0, dead)
     with torch.no_grad():
         pre = x @ p.W_enc.T + p.b_enc
         scores = pre * p.W_dec.norm(dim=1)
         z = torch.zeros_like(pre).scatter(1, scores.topk(7, dim=1).indices, 1.0) * pre.relu()
         error = y - z @ p.W_dec - p.b_dec
-        k_aux = D_IN // 2
-        best = scores[:, DEAD].topk(k_aux, dim=1).indices
-        z_dead = torch.zeros(TOKENS, len(DEAD)).scatter(1, best, 1.0) * pre[:, DEAD].relu()
-        residual_hat = z_dead @ p.W_dec[DEAD]
+        k_aux = min(D_IN // 2, len(dead))
+        best = scores[:, dead].topk(k_aux, dim=1).indices
+        z_dead = torch.zeros(TOKENS, len(dead)).scatter(1, best, 1.0) * pre[:, dead].relu()
+        residual_hat = z_dead @ p.W_dec[dead]
         expected = (error - residual_hat).pow(2).sum() / (error - error.mean(0)).pow(2).sum() / 32
     assert float(terms.auxiliary) == pytest.approx(float(expected), rel=1e-5)
     none = compute_loss(p, run, x, y, 11.0, 0.0, DEAD[:0])
     assert float(none.auxiliary) == 0
+
+
+def test_the_squared_error_and_its_gradient_equal_those_of_the_formula() -> None:
+    from circuitloom.dictionaries.training.objective import SquaredError
+
+    generator = torch.Generator().manual_seed(4)
+    y, weight = torch.randn(TOKENS, D_OUT, generator=generator), torch.rand(TOKENS, generator=generator)
+    y_hat = torch.randn(TOKENS, D_OUT, generator=generator).requires_grad_(True)
+    expected = (y - y_hat).square().sum(1)
+    gradient = torch.autograd.grad((weight * expected).sum(), y_hat)[0]
+    squared, residual = SquaredError.apply(y, y_hat)
+    assert torch.equal(squared, expected)
+    assert torch.equal(residual, y - y_hat)
+    assert torch.equal(torch.autograd.grad((weight * squared).sum(), y_hat)[0], gradient)
 
 
 def test_jumprelu_has_the_gradients_of_the_rectangle_kernel() -> None:
