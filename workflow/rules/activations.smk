@@ -47,6 +47,8 @@ for site in STUDY.activations.sites:
                 LAYOUT.log(f"cache_{site}"),
             benchmark:
                 LAYOUT.benchmark(f"cache_{site}")
+            # all dictionaries wait for it
+            priority: 2
             threads: split_cores(1)
             resources:
                 **needs("activations", gpu=True),
@@ -72,6 +74,7 @@ for site in STUDY.activations.sites:
                 LAYOUT.benchmark(f"cache_{site}_{{part}}of{CACHE_JOBS}")
             wildcard_constraints:
                 part=r"\d+",
+            priority: 2
             threads: split_cores(CACHE_JOBS)
             resources:
                 **needs("activations", gpu=True),

@@ -54,6 +54,8 @@ for sweep, runs in STUDY.sweeps.items():
                 LAYOUT.benchmark(f"train_{sweep}_layer{{layer}}")
             wildcard_constraints:
                 layer=r"\d+",
+            # later stages wait for it
+            priority: 1
             threads: split_cores(len(STUDY.layers) * len(STUDY.sweeps), runs[0].processes)
             resources:
                 **needs("dictionaries", gpu=True),
