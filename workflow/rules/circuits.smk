@@ -1,6 +1,6 @@
 """Circuits. Traces prompts to attribution graphs, analyses the weights alone, and ablates components of behaviours."""
 
-from circuitloom.core.layout import TRACE_TABLES, WEIGHTS_TABLES
+from circuitloom.core.layout import WEIGHTS_TABLES
 
 OTHER_KEYS = ("run", "prompts", "behaviours", "weights")
 TRACING_KEYS = [key for key in section("circuits") if key not in OTHER_KEYS]
@@ -10,20 +10,6 @@ WEIGHTS_FILES = [
     for table in WEIGHTS_TABLES
     if STUDY.traced_run
 ]
-TRACE_FILES = {table: f"{table}.parquet" for table in TRACE_TABLES}
-TRACE_FILES |= {"graph": "graph.json", "figure": "graph.png"}
-
-
-def trace_outputs(traces):
-    """Returns the outputs of a job that traces prompts. The name of a trace may be a wildcard."""
-    files = {
-        name: [LAYOUT.trace(trace) / file for trace in traces]
-        for name, file in TRACE_FILES.items()
-    }
-    keys = {"caption": "../report/circuit.rst", "category": "Circuits"}
-    for number, (trace, file) in enumerate(zip(traces, files["figure"])):
-        files["figure"][number] = report(file, subcategory=trace, **keys)
-    return files
 
 
 TRACING = {

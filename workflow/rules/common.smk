@@ -15,7 +15,13 @@ if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)
 
 from circuitloom.config import load_study
 from circuitloom.config.cases import KINDS
-from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, NEURONS, Layout
+from circuitloom.core.layout import (
+    BEHAVIOUR_TABLES,
+    FEATURE_TABLES,
+    NEURONS,
+    TRACE_TABLES,
+    Layout,
+)
 from circuitloom.core.provenance import code_hash
 from circuitloom.language_model.model_files import PICKLED, TEXT, WEIGHTS, matching
 
@@ -30,6 +36,9 @@ JOB_LAYERS = STUDY.layers if STUDY.grouped else ["{layer}"]
 """Layers whose files a job writes. If jobs are not grouped, the wildcard `layer` is the only one."""
 OF_LAYER = "" if STUDY.grouped else "_layer{layer}"
 """Suffix of the names of logs and benchmarks."""
+TRACE_FILES = {table: f"{table}.parquet" for table in TRACE_TABLES}
+TRACE_FILES |= {"graph": "graph.json", "figure": "graph.png"}
+"""Maps the name of each output of a traced prompt to its file."""
 TARGETS = {}
 """Maps each stage to its result files. Each stage is also a target rule with the stage's name."""
 # circuitloom.core.script reads this variable in each job. It is not a parameter of the rules, so that a change of it
@@ -208,6 +217,18 @@ def behaviour_tables(runs):
     """Returns the names of a behaviour's tables. `feature_effect` is one of them only if a run writes to resid_mid."""
     resid_mid = any(STUDY.runs[run].site_out == "resid_mid" for run in runs)
     return [t for t in BEHAVIOUR_TABLES if resid_mid or t != "feature_effect"]
+
+
+def trace_outputs(traces):
+    """Returns the outputs of a job that traces prompts. The name of a trace may be a wildcard."""
+    files = {
+        name: [LAYOUT.trace(trace) / file for trace in traces]
+        for name, file in TRACE_FILES.items()
+    }
+    keys = {"caption": "../report/circuit.rst", "category": "Circuits"}
+    for number, (trace, file) in enumerate(zip(traces, files["figure"])):
+        files["figure"][number] = report(file, subcategory=trace, **keys)
+    return files
 
 
 def rule_part(name):
