@@ -115,9 +115,9 @@ def test_a_stage_takes_the_memory_of_all_parallel_jobs() -> None:
     study = load_study({**STUDY, "activations": {"layers": [0, 1]}})
     one_job, four_jobs = (plan(study, replace(MACHINE, jobs=jobs)) for jobs in (1, 4))
     ratios = {one.stage: many.memory / one.memory for one, many in zip(one_job, four_jobs, strict=True)}
-    # features: two runs and the neurons on two layers; dictionaries: one sweep on two layers
+    # dictionaries: one sweep on two layers; evaluation: a sweep, ablations and concepts; features: a sweep and neurons
     assert ratios == {
-        "corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 2, "features": 4,
+        "corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 3, "features": 2,
         "circuits": 1, "cases": 1,
     }  # fmt: skip
 

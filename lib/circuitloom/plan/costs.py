@@ -40,6 +40,8 @@ CHECKPOINT_RATE = 1e9
 """Bytes of a checkpoint that one process copies and writes per second. This rate is assumed, not measured."""
 ACTIVATIONS_PER_SECOND = 2_000_000
 """Number of activations that one job sorts and writes per second."""
+MATCHES_PER_SECOND = 1_500_000
+"""Number of activations that one core matches with concepts per second."""
 JOB_SECONDS = 8.0
 """Seconds until a job starts its work: Snakemake starts, modules are imported, and the model is loaded."""
 TOKENS_PER_SECOND = 300_000
@@ -88,7 +90,8 @@ def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
         seconds = work.operations / (SHARE_OF_PEAK[work.stage] * machine.operations_per_second)
     if work.stage == "features":
         seconds += work.disk / ACTIVATION_BYTES / ACTIVATIONS_PER_SECOND
-    seconds += work.starts / (1 if work.exclusive else machine.jobs) * JOB_SECONDS
+    cores = 1 if work.exclusive else machine.jobs
+    seconds += work.matched_activations / MATCHES_PER_SECOND / cores + work.starts / cores * JOB_SECONDS
     return Cost(
         work.stage,
         work.tokens,
@@ -111,6 +114,7 @@ def cost_on_gpus(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
     # the work of a job and the disk transfers of all jobs happen at the same time
     seconds = max(times.values()) + work.starts / work.jobs * rounds * JOB_SECONDS
     seconds += rounds * work.sorted_activations / work.jobs / ACTIVATIONS_PER_SECOND
+    seconds += work.matched_activations / MATCHES_PER_SECOND
     seconds *= 1 + _checkpoint_overhead(work, machine, per_job, parallel)
     fits = per_job <= gpus.count
     processes = min(gpus.per_node, parallel * per_job) / (

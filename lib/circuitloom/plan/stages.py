@@ -119,26 +119,35 @@ def activations(study: Study, train_tokens: float) -> Work:
 
 def evaluation(study: Study, held_out: float) -> Work:
     """Returns the work of forward passes on held-out tokens, with dictionaries in place of one layer's MLP or of all
-    MLPs."""
+    MLPs, and of matching features with concepts."""
     shape, runs, layers = study.shape, list(study.runs.values()), len(study.layers)
     tokens = min(study.evaluation.tokens or held_out, held_out)
     _, embedding = model_parameters(shape)
     full_pass = forward(study, shape.layers) + 2 * embedding
     encode = sum(2 * shape.d_model * run.width for run in runs)
-    passes = len(runs) * (layers + 1) + 2 * (layers + 1)
+    # a pass starts at the first replaced layer
+    starts = [*study.layers] + [min(study.layers)] * (study.evaluation.together and layers > 1)
+    passes = sum(forward(study, shape.layers - layer) + 2 * embedding for layer in starts)
+    sites, sweeps = len({run.site_out for run in runs}), max(1, len(study.sweeps))
+    matched = study.corpus.source == "chronicle"
+    jobs = (sweeps if study.grouped else sweeps * layers + len(runs) * (layers > 1)) + 1 + matched
+    # every job runs the original model too; ablations also need the means
+    operations = (len(runs) + 2 * sites) * passes + (jobs + 1) * full_pass + 2 * layers * encode
+    entries = layers * (sum(map(firing, runs)) + FIRING_NEURONS * shape.d_mlp + 2 * shape.d_model)
     batch = study.evaluation.batch * study.corpus.context
     logits = batch * vocabulary(shape) * 12
     widest = max((run.width for run in runs), default=0)
     weights = max((weight_bytes(run, shape.d_model) for run in runs), default=0)
+    n_passes = (len(runs) + 2 * sites) * len(starts) + jobs + 1
     return Work(
         "evaluation",
-        tokens=tokens * passes,
+        tokens=tokens * n_passes,
         disk=1e6 * len(runs) * layers,
         memory=PROCESS_BYTES + logits,
-        operations=tokens * (passes * full_pass + 2 * layers * encode),
-        jobs=max(1, len(study.sweeps)) * layers,
-        starts=len(study.sweeps) * (layers + 1) + 4,
-        gpu_load=forward_load(study, shape.layers, 1) * (tokens * passes)
+        operations=tokens * operations,
+        jobs=jobs,
+        starts=jobs + 2,
+        gpu_load=forward_load(study, shape.layers, 1) * (tokens * n_passes)
         + GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(run.width for run in runs))
         * (2 * layers * tokens),
         host_memory=PROCESS_BYTES,
@@ -147,13 +156,16 @@ def evaluation(study: Study, held_out: float) -> Work:
         + weights * (layers if study.evaluation.together else 1)
         + 8 * batch * widest,
         read=weights * layers * len(runs),
+        matched_activations=tokens * entries * matched,
         files=6 * len(runs) * layers,
     )
 
 
 def features(study: Study, held_out: float) -> Work:
-    """Returns the work of writing all activations on held-out tokens into tables. There is one job per run and
-    layer."""
+    """Returns the work of writing all activations on held-out tokens into tables.
+
+    A job tabulates all runs of a sweep, at one layer or at all layers. The neurons have jobs of their own.
+    """
     shape, config, layers = study.shape, study.features, len(study.layers)
     tokens = min(config.tokens or held_out, held_out)
     fires: list[float] = [firing(run) for run in study.runs.values()]
@@ -171,19 +183,23 @@ def features(study: Study, held_out: float) -> Work:
     )
     # unsorted activations of the jobs that run at the same time
     disk += tokens * 2 * max(fires) * ACTIVATION_BYTES
-    passes = sum((forward_load(study, layer + 1) for layer in study.layers), GpuLoad()) * len(fires)
     encoded = GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(widths) * layers)
     blocks, embedding = model_parameters(shape)
-    weights = 4 * 2 * max(widths) * shape.d_model
+    groups = 1 if study.grouped else layers
+    tabulated = len(study.sweeps) + (config.neurons != 0)
+    widest = max([sum(run.width for run in sweep) for sweep in study.sweeps.values()], default=0)
+    weights = 4 * 2 * widest * shape.d_model * layers / groups
+    # a job runs the model once, up to its last layer
+    last = [max(study.layers)] if study.grouped else study.layers
+    passes = sum((forward_load(study, layer + 1) for layer in last), GpuLoad()) * tabulated
     return Work(
         "features",
-        tokens=tokens * len(fires) * layers,
+        tokens=tokens * tabulated * groups,
         disk=disk,
         memory=PROCESS_BYTES + 4 * (blocks + embedding) + weights + TABULATING_BYTES,
-        operations=tokens * (len(fires) * sum(forward(study, layer + 1) for layer in study.layers) + encode)
-        + logits,
-        jobs=len(fires) * layers,
-        starts=len(fires) * layers,
+        operations=tokens * (tabulated * sum(forward(study, layer + 1) for layer in last) + encode) + logits,
+        jobs=tabulated * groups,
+        starts=tabulated * groups,
         gpu_load=(passes + encoded) * tokens + GpuLoad(fp32_flops=logits),
         host_memory=PROCESS_BYTES + TABULATING_BYTES,
         gpu_memory=forward_bytes(study, config.batch * study.corpus.context)
@@ -209,6 +225,8 @@ def circuits(study: Study) -> Work:
         # effects between all pairs of features
         operations += active**2 * d
     prompts, behaviours = len(study.circuits.prompts), len(study.circuits.behaviours)
+    traced = {prompt.run or study.traced_run for prompt in study.circuits.prompts.values()}
+    jobs = len(traced) if study.grouped else prompts
     tokens = sum(len(prompt.text.encode()) / BYTES_PER_TOKEN for prompt in study.circuits.prompts.values())
     blocks, embedding = model_parameters(shape)
     width = max((study.runs[name].width for name in study.transcoders), default=0)
@@ -220,8 +238,8 @@ def circuits(study: Study) -> Work:
         disk=1e6 * prompts,
         memory=PROCESS_BYTES + weights + TRACING_BYTES,
         operations=operations,
-        jobs=prompts + behaviours + bool(study.traced_run),
-        starts=prompts + 2 * behaviours + 2,
+        jobs=jobs + behaviours + bool(study.traced_run),
+        starts=jobs + behaviours + bool(study.traced_run),
         gpu_load=GpuLoad(fp32_flops=operations),
         host_memory=PROCESS_BYTES,
         gpu_memory=model_bytes(study) + 4 * blocks + dictionary + TRACING_BYTES,

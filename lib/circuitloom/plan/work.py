@@ -64,6 +64,8 @@ class Work:
     """Bytes of activations that the jobs write."""
     sorted_activations: float = 0.0
     """Number of activations that the jobs sort and write to tables."""
+    matched_activations: float = 0.0
+    """Number of activations that a job matches with concepts."""
     checkpoint: float = 0.0
     """Bytes of the checkpoint of a job."""
     download: float = 0.0
