@@ -22,7 +22,7 @@ from circuitloom.core.layout import (
     TRACE_TABLES,
     Layout,
 )
-from circuitloom.core.provenance import code_hash
+from circuitloom.core.provenance import CodeHasher
 from circuitloom.language_model.model_files import PICKLED, TEXT, WEIGHTS, matching
 
 try:
@@ -31,6 +31,7 @@ except ValueError as error:
     raise WorkflowError(f"circuitloom: config: {error}") from None
 
 LAYOUT = Layout.of(STUDY.name)
+CODE = CodeHasher(LAYOUT.root.parent / ".code.json")
 MODEL_DTYPE = getattr(STUDY.language_model, "dtype", "float32")
 JOB_LAYERS = STUDY.layers if STUDY.grouped else ["{layer}"]
 """Layers whose files a job writes. If jobs are not grouped, the wildcard `layer` is the only one."""
@@ -59,7 +60,7 @@ def code(script):
     """Returns the hash of the library code that a script imports. As part of `params`, it makes a rule rerun when the
     code changes.
     """
-    return code_hash(Path(workflow.basedir).parent / "scripts" / f"{script}.py")
+    return CODE.code_hash(Path(workflow.basedir).parent / "scripts" / f"{script}.py")
 
 
 def split_cores(jobs, least=1):

@@ -2,10 +2,13 @@
 
 import ast
 import hashlib
-from collections.abc import Iterator
+import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+from .atomic_io import write_atomically
 
 PACKAGE = "circuitloom"
 ROOT = Path(__file__).parents[1]
@@ -13,32 +16,103 @@ RESOURCE_SUFFIXES = {".sql", ".html", ".css", ".js"}
 """Suffixes of non-Python files that count as code of a package."""
 
 
-def code_hash(script: Path) -> str:
-    """Returns a hash of the library modules that `script` imports directly or indirectly.
+class Import(NamedTuple):
+    """An import statement: `import module`, or `from ..module import names` with two dots as level 2."""
 
-    Comments and docstrings do not change the hash. The text of `script` is not hashed: Snakemake notices edited
-    scripts.
-    """
-    seen: dict[str, Path] = {}
-    pending = list(_imports(script, script.stem))
-    while pending:
-        module = pending.pop()
-        file = _file(module)
-        if module in seen or file is None:
-            continue
-        seen[module] = file
-        pending.extend(_imports(file, module))
-    digest = hashlib.sha256()
-    for module, file in sorted(seen.items()):
-        digest.update(module.encode() + b"\0" + _parse(file.read_text()).canonical + b"\0")
-        # a package's SQL and templates are code too
-        resources = sorted(file.parent.iterdir()) if file.name == "__init__.py" else []
-        for resource in (each for each in resources if each.suffix in RESOURCE_SUFFIXES):
-            digest.update(resource.name.encode() + b"\0" + resource.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    level: int
+    module: str
+    names: list[str]
+    """Imported names. Empty for `import module`."""
 
 
-def _file(module: str) -> Path | None:
+class Source(NamedTuple):
+    """What the code hash needs to know about a file."""
+
+    imports: list[Import]
+    digest: str
+    """Hash of the syntax tree without docstrings. Editing a docstring or comment reruns nothing."""
+
+
+class CodeHasher:
+    """Hashes the code of scripts. Parsed files are remembered, because Snakemake hashes all scripts at each start."""
+
+    def __init__(self, file: Path) -> None:
+        """`file` stores what earlier processes have parsed. A missing or damaged file costs a second."""
+        self._file = file
+        self._sources: dict[str, Source] = {}
+        self._known = 0
+        with suppress(OSError, ValueError, TypeError, AttributeError):
+            stored = json.loads(file.read_text())
+            self._sources = {
+                key: Source([Import(*each) for each in imports], digest)
+                for key, (imports, digest) in stored.items()
+            }
+            self._known = len(self._sources)
+        self._used: set[str] = set()
+        self._imports = cache(self._find_imports)
+        self._module_file = cache(_module_file)
+
+    def code_hash(self, script: Path) -> str:
+        """Returns a hash of the library modules that `script` imports directly or indirectly.
+
+        Comments and docstrings do not change the hash. The text of `script` is not hashed: Snakemake notices edited
+        scripts.
+        """
+        seen: dict[str, Path] = {}
+        pending = list(self._imports(script, script.stem))
+        while pending:
+            module = pending.pop()
+            file = self._module_file(module)
+            if module in seen or file is None:
+                continue
+            seen[module] = file
+            pending.extend(self._imports(file, module))
+        digest = hashlib.sha256()
+        for module, file in sorted(seen.items()):
+            digest.update(f"{module}\0{self._source(file).digest}\0".encode())
+            # a package's SQL and templates are code too
+            resources = sorted(file.parent.iterdir()) if file.name == "__init__.py" else []
+            for resource in (each for each in resources if each.suffix in RESOURCE_SUFFIXES):
+                digest.update(resource.name.encode() + b"\0" + resource.read_bytes() + b"\0")
+        return digest.hexdigest()[:16]
+
+    def save(self) -> None:
+        """Write what was parsed, unless the file has it already. Files that no script imports now are forgotten."""
+        if len(self._sources) > self._known:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            kept = {key: source for key, source in self._sources.items() if key in self._used}
+            write_atomically(self._file, json.dumps(kept).encode())
+
+    def _source(self, file: Path) -> Source:
+        content = file.read_bytes()
+        key = hashlib.sha256(content).hexdigest()
+        self._used.add(key)
+        if key not in self._sources:
+            self._sources[key] = _parse(content)
+        return self._sources[key]
+
+    def _find_imports(self, file: Path, module: str) -> list[str]:
+        """Returns the dotted names of the modules of this package that `file` imports.
+
+        `from package import name` imports the module `package.name` if there is such a module, and `package` otherwise.
+        """
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        found = []
+        for level, name, names in self._source(file).imports:
+            base = name
+            if level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - level + 1], *([name] if name else [])])
+            if base.split(".")[0] != PACKAGE:
+                continue
+            submodules = [f"{base}.{each}" for each in names if self._module_file(f"{base}.{each}")]
+            found += submodules
+            if len(submodules) < len(names) or not names:
+                found.append(base)
+        return found
+
+
+def _module_file(module: str) -> Path | None:
     """Returns the file of a module of this package, or None if there is no such module."""
     parts = module.split(".")[1:]
     for file in (ROOT.joinpath(*parts).with_suffix(".py"), ROOT.joinpath(*parts, "__init__.py")):
@@ -47,40 +121,8 @@ def _file(module: str) -> Path | None:
     return None
 
 
-def _imports(file: Path, module: str) -> Iterator[str]:
-    """Yields the dotted names of the modules of this package that `file` imports.
-
-    `from package import name` imports the module `package.name` if there is such a module, and `package` otherwise.
-    """
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in _parse(file.read_text()).imports:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE)
-            continue
-        base = node.module or ""
-        if node.level:
-            parents = package.split(".")
-            base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
-        if base.split(".")[0] != PACKAGE:
-            continue
-        submodules = [f"{base}.{alias.name}" for alias in node.names if _file(f"{base}.{alias.name}")]
-        yield from submodules
-        if len(submodules) < len(node.names):
-            yield base
-
-
-class _Source(NamedTuple):
-    """Imports and syntax tree of a module."""
-
-    imports: list[ast.Import | ast.ImportFrom]
-    canonical: bytes
-    """Text of the syntax tree without docstrings. Editing a docstring reruns nothing."""
-
-
-@cache
-def _parse(source: str) -> _Source:
-    """Parse a module. Results are cached, because Snakemake parses the modules of all scripts at each start."""
-    tree = ast.parse(source)
+def _parse(content: bytes) -> Source:
+    tree = ast.parse(content)
     imports = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -88,6 +130,8 @@ def _parse(source: str) -> _Source:
             node.body = [
                 s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
             ]
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            imports.append(node)
-    return _Source(imports, ast.dump(tree).encode())
+        elif isinstance(node, ast.Import):
+            imports += [Import(0, alias.name, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports.append(Import(node.level, node.module or "", [alias.name for alias in node.names]))
+    return Source(imports, hashlib.sha256(ast.dump(tree).encode()).hexdigest())
