@@ -13,6 +13,7 @@ import zarr
 from jaxtyping import Int, Integer
 
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder
+from ..core.zarr_groups import consolidate
 from ..corpus.token_arrays import TokenArrays, scored_positions
 from .arrays import create_array, shard_file, write_shard
 
@@ -130,5 +131,6 @@ def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:
                 write_shard(arrays[name], shard, column)
                 fsync(shard_file(arrays[name], shard))
         group.attrs.put({"order": order.digest})
+        consolidate(work / path.name)
         replace_folder(work / path.name, path)
         shutil.rmtree(work)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder, write_atomically
 from ..core.layout import layer_group
+from ..core.zarr_groups import consolidate
 from .arrays import shard_file
 from .statistics import RowSums, moments
 
@@ -104,6 +105,7 @@ def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None
                 sums, len(description.layers) + i, description.rows
             ).to_json()
         zarr.open_group(layer_group(work, layer), mode="r+").attrs.put(attributes)
+        consolidate(layer_group(work, layer))
     for layer in description.layers:
         replace_folder(layer_group(work, layer), layer_group(folder / description.site, layer))
     shutil.rmtree(work)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int, Integer
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ..core.errors import first_line
+from ..core.zarr_groups import consolidate
 
 ARRAYS = ("token", "document")
 SEQUENCES_PER_SHARD = 8192
@@ -45,6 +46,7 @@ def write_tokens(
         token[start:stop], document[start:stop] = tokens, documents
         start = stop
     assert start == sequences
+    consolidate(path)
 
 
 def _create(group: zarr.Group, name: str, shape: tuple[int, int], dtype: np.dtype) -> zarr.Array:
@@ -133,7 +135,7 @@ def open_token_arrays(path: Path | str) -> TokenArrays:
     """
     path = Path(path)
     try:
-        group = zarr.open_group(path, mode="r")
+        group = zarr.open_group(path, mode="r", use_consolidated=False)
         token, document = (group[name] for name in ARRAYS)
         bos_id, vocabulary = group.attrs["bos_id"], group.attrs["vocabulary"]
     except (OSError, KeyError, ValueError) as error:
