@@ -8,7 +8,7 @@ from tests.activations.inputs import make_cache, make_order
 
 from circuitloom.activations.row_order import write_row_origins
 from circuitloom.core.layout import layer_group
-from circuitloom.corpus.tokens import write_tokens
+from circuitloom.corpus.token_arrays import write_tokens
 
 
 def listed(group: Path) -> set[str]:

@@ -122,13 +122,15 @@ def score_features(
     >>> scores.f1.nan_to_num().max(dim=0)
     """
     chosen = annotations.choosing[activations.token.long()]
-    halves = [_sort_entries(activations, mask) for mask in (chosen, ~chosen)]
+    choosing, scoring = (_sort_entries(activations, mask) for mask in (chosen, ~chosen))
     size = max(1, MAX_COUNTS // (thresholds * (len(annotations.names) + 1)))
     ranges = [(low, min(low + size, activations.width)) for low in range(0, activations.width, size)]
     return ConceptScores.concatenate(
         [
-            _score_range(*(half.features(low, high) for half in halves), annotations, thresholds, signed)
-            for low, high in ranges
+            _score_range(
+                choosing.features(*limits), scoring.features(*limits), annotations, thresholds, signed
+            )
+            for limits in ranges
         ]
     )
 
