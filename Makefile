@@ -6,13 +6,24 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: environment reproduce test test-slurm test-storage cloud benchmark lint walkthrough screenshots clean
 environment: .venv/.installed
 
+# Of the lines that pip writes: a count for every 20 packages, and large downloads. Ends with an error if pip failed.
+define PIP_PROGRESS
+/^(Collecting|Processing) / && ++n % 20 == 0 { print "  " n " packages found" }
+/^  Downloading .*[0-9][0-9](\.[0-9]+)? MB/ { print "  " $$1, $$2, $$3, $$4 }
+/^Installing collected/ { print "  copying the packages into .venv" }
+/^failed$$/ { exit 1 }
+{ fflush() }
+endef
+export PIP_PROGRESS
+
+# pip does not compile the packages: most are never imported, and Python compiles a module when it is first imported.
 # The stamp is written last, so that an interrupted installation is repeated.
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("circuitloom needs Python 3.11 or later; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@echo "installing about $$(wc -l < requirements.lock) packages in .venv, a few minutes"
+	@{ $(BIN)/pip install --no-compile --disable-pip-version-check --progress-bar off -r requirements.lock -e . \
+		|| echo failed; } | awk "$$PIP_PROGRESS"
 	touch $@
 
 reproduce: environment
