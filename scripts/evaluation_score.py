@@ -9,7 +9,7 @@ with job("evaluation", snakemake):
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.evaluation.held_out import load_held_out
-    from circuitloom.evaluation.scoring import histogram_rows, metric_row, read_baselines, score_runs
+    from circuitloom.evaluation.scoring import read_baselines, score_rows
     from circuitloom.language_model.model import load_model
 
     source, output, params = snakemake.input, snakemake.output, snakemake.params
@@ -18,18 +18,10 @@ with job("evaluation", snakemake):
     model = load_model(source.model, params.dtype)
     folders = zip(product(params.runs, params.layers), source.dictionaries, strict=True)
     dictionaries = {key: load_dictionary(folder, model.device) for key, folder in folders}
-    baselines = read_baselines(source.baselines)
-
-    metrics = dict(zip(dictionaries, output.get("metric", []), strict=False))
-    histograms = dict(zip(dictionaries, output.get("histogram", []), strict=False))
-    metrics |= {(run, ALL_LAYERS): file for run, file in zip(params.together, output.together, strict=True)}
-    replaced = {
-        (run, layer): {each: dictionaries[run, each] for each in params.layers if layer in (each, ALL_LAYERS)}
-        for run, layer in metrics
-    }
-    scores = score_runs(model, replaced, held_out, config.batch)
-    for (run, layer), file in metrics.items():
-        score, site = scores[run, layer], next(iter(replaced[run, layer].values())).site_out
-        write_table(METRIC, [metric_row(run, layer, score, baselines[site, layer])], file)
-        if (run, layer) in histograms:
-            write_table(DENSITY_HISTOGRAM, list(histogram_rows(run, layer, score)), histograms[run, layer])
+    keys = [*dictionaries] if output.get("metric") else []
+    keys += [(run, ALL_LAYERS) for run in params.together]
+    rows = score_rows(model, dictionaries, keys, read_baselines(source.baselines), held_out, config.batch)
+    for key, file in zip(keys, [*output.get("metric", []), *output.together], strict=True):
+        write_table(METRIC, [rows[key].metric], file)
+    for key, file in zip(keys, output.get("histogram", []), strict=False):
+        write_table(DENSITY_HISTOGRAM, rows[key].histogram, file)

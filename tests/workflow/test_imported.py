@@ -29,7 +29,12 @@ def published(project: Project) -> str:
         "act": "relu",
         "width": WIDTH,
     }
-    return project.config("published", replace=("dictionaries",), dictionaries={"theirs": files})
+    return project.config(
+        "published",
+        replace=("dictionaries",),
+        dictionaries={"theirs": files},
+        resources={"group_jobs": False},
+    )
 
 
 def imports(project: Project, *arguments: str, study: str) -> int:

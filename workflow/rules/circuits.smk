@@ -35,7 +35,7 @@ if STUDY.grouped:
             log:
                 LAYOUT.log(f"trace_{run}"),
             benchmark:
-                LAYOUT.benchmark(f"trace_{run}")
+                LAYOUT.benchmark(f"trace_{rule_part(run)}")
             threads: split_cores(2)
             resources:
                 **needs("circuits", gpu=True),

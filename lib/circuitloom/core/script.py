@@ -48,6 +48,10 @@ def job(name: str, script: SnakemakeScript) -> Iterator[None]:
         for output in outputs:
             write_record(folder, output)
     except Exception as error:
+        # Snakemake deletes the outputs of a failed job, some of which may have a record by now
+        for output in outputs:
+            with suppress(OSError):
+                remove_record(folder, output)
         print(f"circuitloom: {name}: {error_message(error, str(log))}", file=sys.stderr, flush=True)
         # a full disk may have no space for the log either
         with suppress(OSError):

@@ -281,6 +281,43 @@ def score_runs(
     }
 
 
+class ScoreRows(NamedTuple):
+    """Rows of one run at one layer, or at all layers together."""
+
+    metric: dict[str, Any]
+    """METRIC row."""
+    histogram: list[dict[str, Any]]
+    """DENSITY_HISTOGRAM rows. Empty for layer -1."""
+
+
+def score_rows(
+    model: LanguageModel,
+    dictionaries: Mapping[tuple[str, int], Dictionary],
+    keys: Sequence[tuple[str, int]],
+    baselines: Mapping[tuple[str, int], Mapping[str, Any]],
+    held_out: HeldOut,
+    batch: int,
+) -> dict[tuple[str, int], ScoreRows]:
+    """Returns the rows of each (run, layer) in `keys`. Layer -1 means that all layers are replaced at once.
+
+    `dictionaries` has the dictionaries of these runs. `baselines` is from `read_baselines`.
+    """
+    replaced = {
+        (run, layer): {
+            each: dictionary
+            for (owner, each), dictionary in dictionaries.items()
+            if owner == run and layer in (each, ALL_LAYERS)
+        }
+        for run, layer in keys
+    }
+    rows = {}
+    for (run, layer), score in score_runs(model, replaced, held_out, batch).items():
+        site = next(iter(replaced[run, layer].values())).site_out
+        histogram = [] if layer == ALL_LAYERS else list(histogram_rows(run, layer, score))
+        rows[run, layer] = ScoreRows(metric_row(run, layer, score, baselines[site, layer]), histogram)
+    return rows
+
+
 def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a METRIC row. `baseline` is the BASELINE row of the same site and layer.
 
