@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 # with this variable, which some containers set, each job would compile what it imports
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: environment reproduce test test-slurm test-storage cloud benchmark lint walkthrough screenshots clean
+.PHONY: environment reproduce test test-fast test-slow test-slurm test-storage cloud benchmark lint walkthrough screenshots clean
 environment: .venv/.installed
 
 # Of the lines that pip writes: a count for every 20 packages, and large downloads. Ends with an error if pip failed.
@@ -35,6 +35,14 @@ reproduce: environment
 
 test: environment lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The inner loop: tests of the library alone.
+test-fast: environment
+	$(BIN)/python -m pytest -n 2 -m fast
+
+# Tests that kill processes at random moments or fill disks, about 8 minutes.
+test-slow: environment
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 # Snakemake's plugins for Slurm, Kubernetes and S3, in a folder of their own that PYTHONPATH=.cloud adds: they do not
 # change the versions in the environment.

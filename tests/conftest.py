@@ -1,5 +1,6 @@
 """Check shapes and types in all tests; find real inputs, or skip the tests that need them."""
 
+import atexit
 import os
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ if not Path("/dev/nvidiactl").exists():
 # a process in the background ignores interrupts, and so would the servers that tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # accept an int for a float, as PEP 484 does
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker ends without tearing down Python: DuckDB would print the types that beartype's caches hold, after the
+    # summary. Callbacks run in reverse order, so this one runs last.
+    atexit.register(os._exit, 0)
 install_import_hook("circuitloom", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
@@ -39,9 +44,19 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
+FAST = {"ablation", "attribution", "config", "core", "corpus", "evaluation", "features", "plan", "weights"}
+"""Folders whose tests need no workflow and no browser."""
+OUTSIDE = {"browser", "real_input"}
+"""Fixtures of tests that are not fast."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Repeat failed tests once if they use a browser or start and kill processes: a busy machine can delay these."""
+    """Mark fast tests. Repeat failed tests once if they use a browser or start and kill processes: a busy machine can
+    delay these."""
     workflow = Path(__file__).parent / "workflow"
     for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.path.parent.name in FAST and not OUTSIDE & fixtures and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.fast)
         if "browser" in getattr(item, "fixturenames", ()) or item.path.parent == workflow:
             item.add_marker(pytest.mark.flaky(reruns=1))

@@ -142,6 +142,7 @@ def begin(folder: Path, keys: dict) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_moment_resumes_and_gives_the_same_files(tmp_path):
     keys = {"source": "chronicle", "train_tokens": 400_000, "validation_tokens": 40_000}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

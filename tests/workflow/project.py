@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.workflow.snakemake_forks import run_snakemake
 
 ROOT = Path(__file__).parents[2]
 STUDY = "config/studies/tiny.yaml"
@@ -36,8 +37,11 @@ class Project:
     def snakemake(
         self, *arguments: str, study: str = STUDY, timeout: int = 900
     ) -> subprocess.CompletedProcess[str]:
+        command = self.command(*arguments, study=study)
+        if {"--dry-run", "--summary"} & set(arguments):
+            return run_snakemake(command[1:], self.folder, self.environment)
         return subprocess.run(
-            self.command(*arguments, study=study), cwd=self.folder, env=self.environment, timeout=timeout,
+            command, cwd=self.folder, env=self.environment, timeout=timeout,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
 

@@ -45,6 +45,7 @@ def test_two_processes_train_the_same_dictionary_as_one(run: str, trained) -> No
     assert not list(folder.glob("*/.layer*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "job"])
 def test_a_killed_process_ends_all_processes_and_a_rerun_gives_the_same_bits(victim: str, trained) -> None:
     project, study = trained

@@ -190,6 +190,7 @@ def test_diverging_training_names_the_run_and_the_remedy(finished: Project, tmp_
     assert_refused(project, message, "dictionaries", "--config", "training={learning_rate: 1e5, warmup: 0}")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_stops_and_resumes_once_there_is_room(finished: Project, tmp_path: Path) -> None:
     project = copy_finished(finished, tmp_path)
     activations = project.results / "activations"

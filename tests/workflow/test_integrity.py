@@ -77,6 +77,7 @@ def kill(study: StudyRun, job: Job, folder: Path, chance: random.Random) -> None
     raise AssertionError(f"{job.rule}: finished before every kill")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_killed_at_20_random_moments_gives_the_same_files(
     stage: str, study: StudyRun, tmp_path: Path
@@ -225,6 +226,7 @@ class Disk:
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_stops_on_a_full_disk_and_resumes_when_there_is_room(
     stage: str, study: StudyRun, disk: Disk, tmp_path: Path

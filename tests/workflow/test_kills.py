@@ -46,6 +46,7 @@ def kill_jobs(process: subprocess.Popen[str]) -> None:
     process.communicate(timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_stage_gives_the_same_files(stage: str, finished: Project, tmp_path: Path) -> None:
     project = Project(tmp_path / "project")

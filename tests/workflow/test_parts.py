@@ -53,6 +53,7 @@ def test_parts_are_deleted_and_nothing_is_stale(cached) -> None:
     assert "Nothing to be done" in again.stdout
 
 
+@pytest.mark.slow
 def test_finished_parts_are_kept_after_a_kill(cached) -> None:
     project, study = cached
     activations = project.results / "activations"
