@@ -77,7 +77,8 @@ rule measure_model:
         LAYOUT.log("measure_model"),
     benchmark:
         LAYOUT.benchmark("measure_model")
-    threads: split_cores(1)
+    # a job that wanted all cores would wait for the last of the others
+    threads: split_cores(2)
     resources:
         **needs("language_model", gpu=True),
     params:

@@ -34,11 +34,15 @@ def scored_activations(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float[Tensor, "token d"]]:
     """Returns the activations of `sites` at the scored positions, in text order. They are float32 on the CPU."""
-    values: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    values: dict[Site, Tensor] = {}
+    start = 0
     for part in held_out.to(model.device).batches(batch):
         for site, value in capture(model, part.token, sites).items():
-            values[site].append(value[part.scored].float().cpu())
-    return {site: torch.cat(batches) for site, batches in values.items()}
+            if site not in values:
+                values[site] = torch.empty(held_out.n_tokens, value.shape[-1])
+            values[site][start : start + part.n_tokens] = value[part.scored]
+        start += part.n_tokens
+    return values
 
 
 def match_concepts(
