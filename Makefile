@@ -1,4 +1,4 @@
-# `make reproduce` runs the complete quickstart study; `make test` runs lint and all tests.
+# `make reproduce` runs the complete quickstart study; `make test` runs the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
@@ -33,14 +33,14 @@ export PIP_PROGRESS
 reproduce: environment
 	$(BIN)/snakemake --cores all
 
-test: environment lint
+test: environment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The inner loop: tests of the library alone.
 test-fast: environment
 	$(BIN)/python -m pytest -n 2 -m fast
 
-# Tests that kill processes at random moments or fill disks, about 8 minutes.
+# Tests that kill processes at random moments, fill disks or train in several processes.
 test-slow: environment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 

@@ -66,6 +66,7 @@ def test_two_undisturbed_runs_are_equal(context, undisturbed, model_folder, tmp_
     assert content(tmp_path) == undisturbed[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_killed_anywhere_and_resumed_gives_the_same_bytes(part, context, undisturbed, model_folder, tmp_path):
     expected, events = undisturbed

@@ -41,6 +41,7 @@ def one_process(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_have_the_loss_curve_of_one(name: str, split: str, two_processes, one_process) -> None:
@@ -57,6 +58,7 @@ def test_two_processes_have_the_loss_curve_of_one(name: str, split: str, two_pro
         assert one[-1]["auxiliary"] > 1e-3, "no feature was dead"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", sorted(CASES.keys() - ROUNDED))
 def test_gradients_are_those_of_one_process(name: str, split: str, two_processes, one_process) -> None:
@@ -70,6 +72,7 @@ def test_gradients_are_those_of_one_process(name: str, split: str, two_processes
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", sorted(CASES.keys() - ROUNDED))
 def test_two_processes_end_in_the_dictionary_of_one(
@@ -86,6 +89,7 @@ def test_two_processes_end_in_the_dictionary_of_one(
         assert (a - b).abs().max() < 1e-3 * a.abs().max(), tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", ["batchtopk", "dead"])
 def test_an_interrupted_training_ends_in_the_same_bits(name: str, split: str, two_processes) -> None:
@@ -96,6 +100,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(name: str, split: str, tw
         assert (a is None and b is None) or torch.equal(a, b), tensor
 
 
+@pytest.mark.slow
 def test_under_tensor_parallelism_each_rank_keeps_its_own_checkpoint(two_processes) -> None:
     shards = sorted(file.name for file in (two_processes / "features" / "topk").glob("checkpoint*"))
     assert shards == [f"checkpoint-rank1-step{STEPS}.pt", "checkpoint.pt"]
@@ -144,6 +149,7 @@ def job(tmp_path_factory) -> TrainingJob:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_job_starts_its_processes_and_ends_in_the_dictionary_of_one(job: TrainingJob, tmp_path) -> None:
     run_job(job, 2)
     single = job.runs[0].model_copy(update={"processes": 1, "split": "batch"})
@@ -154,6 +160,7 @@ def test_a_job_starts_its_processes_and_ends_in_the_dictionary_of_one(job: Train
     assert not list(job.outputs[0].parent.glob(".out.partial"))
 
 
+@pytest.mark.slow
 def test_the_job_raises_what_a_process_raised(job: TrainingJob, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"not cached; add mlp_in to activations\.sites") as raised:
         run_job(job.model_copy(update={"activations": tmp_path}), 2)

@@ -48,6 +48,7 @@ def content(folder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (folder / "layer1").glob("*.parquet")}
 
 
+@pytest.mark.slow
 def test_a_stopped_pass_resumes_and_gives_the_same_tables(model, tmp_path, blocks_of_four, stop_at):
     expected = write(model, tmp_path / "undisturbed").tables
     undisturbed = content(tmp_path / "undisturbed")

@@ -28,7 +28,10 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"PYTHONPATH": str(self.folder / "lib"), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {"PYTHONPATH": str(self.folder / "lib"), "HF_HUB_OFFLINE": "1"}
+        # with this variable, which some containers set, each job would compile the library
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        return environment
 
     def command(self, *arguments: str, study: str = STUDY) -> list[str]:
         # --configfile comes last: it takes all following words

@@ -12,6 +12,8 @@ from tests.workflow.project import Project
 
 from circuitloom.dictionaries.dictionary import load_dictionary
 
+# every fact of the library is tested in tests/dictionaries; here the workflow starts the processes
+pytestmark = pytest.mark.slow
 WORKER = "circuitloom.dictionaries.training.launch"
 # not topk: one selection that rounding changes would make two trainings diverge
 RELU = {"act": "relu", "sparsity": 0.01, "precision": "float32"}
@@ -45,7 +47,6 @@ def test_two_processes_train_the_same_dictionary_as_one(run: str, trained) -> No
     assert not list(folder.glob("*/.layer*.partial"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "job"])
 def test_a_killed_process_ends_all_processes_and_a_rerun_gives_the_same_bits(victim: str, trained) -> None:
     project, study = trained

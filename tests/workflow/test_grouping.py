@@ -8,6 +8,7 @@ from tests.comparing import differences
 from tests.workflow.jobs import StudyRun, run_study
 from tests.workflow.project import Project
 
+pytestmark = pytest.mark.slow
 STAGES = ("evaluation", "features", "circuits")
 """Stages whose jobs can be grouped."""
 

@@ -15,13 +15,8 @@ if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)
 
 from circuitloom.config import load_study
 from circuitloom.config.cases import KINDS
-from circuitloom.core.layout import (
-    BEHAVIOUR_TABLES,
-    FEATURE_TABLES,
-    NEURONS,
-    TRACE_TABLES,
-    Layout,
-)
+from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, TRACE_TABLES
+from circuitloom.core.layout import NEURONS, Layout
 from circuitloom.core.provenance import CodeHasher
 from circuitloom.language_model.model_files import PICKLED, TEXT, WEIGHTS, matching
 

@@ -25,7 +25,7 @@ class Import(NamedTuple):
     """Imported names. Empty for `import module`."""
 
 
-class Source(NamedTuple):
+class ParsedFile(NamedTuple):
     """What the code hash needs to know about a file."""
 
     imports: list[Import]
@@ -39,12 +39,12 @@ class CodeHasher:
     def __init__(self, file: Path) -> None:
         """`file` stores what earlier processes have parsed. A missing or damaged file costs a second."""
         self._file = file
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, ParsedFile] = {}
         self._known = 0
         with suppress(OSError, ValueError, TypeError, AttributeError):
             stored = json.loads(file.read_text())
             self._sources = {
-                key: Source([Import(*each) for each in imports], digest)
+                key: ParsedFile([Import(*each) for each in imports], digest)
                 for key, (imports, digest) in stored.items()
             }
             self._known = len(self._sources)
@@ -83,7 +83,7 @@ class CodeHasher:
             kept = {key: source for key, source in self._sources.items() if key in self._used}
             write_atomically(self._file, json.dumps(kept).encode())
 
-    def _source(self, file: Path) -> Source:
+    def _source(self, file: Path) -> ParsedFile:
         content = file.read_bytes()
         key = hashlib.sha256(content).hexdigest()
         self._used.add(key)
@@ -121,7 +121,7 @@ def _module_file(module: str) -> Path | None:
     return None
 
 
-def _parse(content: bytes) -> Source:
+def _parse(content: bytes) -> ParsedFile:
     tree = ast.parse(content)
     imports = []
     for node in ast.walk(tree):
@@ -134,4 +134,4 @@ def _parse(content: bytes) -> Source:
             imports += [Import(0, alias.name, []) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             imports.append(Import(node.level, node.module or "", [alias.name for alias in node.names]))
-    return Source(imports, hashlib.sha256(ast.dump(tree).encode()).hexdigest())
+    return ParsedFile(imports, hashlib.sha256(ast.dump(tree).encode()).hexdigest())

@@ -40,8 +40,10 @@ def job(name: str, script: SnakemakeScript) -> Iterator[None]:
     folder = log.parents[1]
     # remove duplicates, because two names of Snakemake may refer to the same file
     inputs, outputs = (dict.fromkeys(map(Path, paths)) for paths in (script.input, script.output))
+    started = False
     try:
         check_inputs(folder, inputs, contents=os.environ.get(VERIFY_INPUTS) != "0")
+        started = True
         for output in outputs:
             remove_record(folder, output)
         yield
@@ -49,7 +51,7 @@ def job(name: str, script: SnakemakeScript) -> Iterator[None]:
             write_record(folder, output)
     except Exception as error:
         # Snakemake deletes the outputs of a failed job, some of which may have a record by now
-        for output in outputs:
+        for output in outputs if started else []:
             with suppress(OSError):
                 remove_record(folder, output)
         print(f"circuitloom: {name}: {error_message(error, str(log))}", file=sys.stderr, flush=True)
