@@ -8,7 +8,6 @@ from ..dictionaries.training.sweep import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
 from .machine import Gpus, MachineRates
 from .sizes import corpus_tokens
 from .stages import (
-    ACTIVATION_BYTES,
     activations,
     cases,
     circuits,
@@ -21,13 +20,14 @@ from .training import dictionaries
 from .work import Cost, GpuLoad, Work
 
 SHARE_OF_PEAK = {
-    "language_model": 0.38, "activations": 0.15, "dictionaries": 0.07, "evaluation": 0.08, "features": 0.2,
-    "circuits": 0.05, "cases": 0.05,
+    "language_model": 0.48, "activations": 0.6, "dictionaries": 0.19, "evaluation": 0.7, "features": 0.5,
+    "circuits": 0.05, "cases": 0.15,
 }  # fmt: skip
-"""Fraction of the measured rate of matrix products that each stage reaches on CPUs.
+"""Fraction of the measured rate of matrix products that each stage reaches on CPUs. Pretraining and training use the
+fast number format, all other stages float32.
 
-Each value lies between the fractions of two machines. The fractions are 1.2 to 2 times as large on the machine with
-half the rate of matrix products (docs/benchmarks/quickstart.md).
+Fitted to quickstart on a processor without bfloat16 (docs/benchmarks/quickstart.md). The values of pretraining and
+training lie between two processors, whose values differ by factors of 1.4 and 1.9.
 """
 PRODUCT_SHARE_OF_STEP = 0.93
 """Fraction of the measured rate of matrix products that the products of a GPU training step reach
@@ -42,10 +42,8 @@ ACTIVATIONS_PER_SECOND = 2_000_000
 """Number of activations that one job sorts and writes per second."""
 MATCHES_PER_SECOND = 1_500_000
 """Number of activations that one core matches with concepts per second."""
-JOB_SECONDS = 8.0
+JOB_SECONDS = 6.0
 """Seconds until a job starts its work: Snakemake starts, modules are imported, and the model is loaded."""
-TOKENS_PER_SECOND = 300_000
-"""Number of tokens per second that one core generates (or tokenizes) and packs."""
 
 
 def plan(study: Study, machine: MachineRates) -> list[Cost]:
@@ -85,13 +83,15 @@ def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
     """Returns the cost of a stage on CPUs. Parallel jobs share the cores, but they start at the same time."""
     parallel = 1 if work.exclusive else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":
-        seconds = work.tokens / TOKENS_PER_SECOND + work.download / machine.download
+        seconds = work.download / machine.download
     else:
-        seconds = work.operations / (SHARE_OF_PEAK[work.stage] * machine.operations_per_second)
-    if work.stage == "features":
-        seconds += work.disk / ACTIVATION_BYTES / ACTIVATIONS_PER_SECOND
+        training = work.stage in ("language_model", "dictionaries")
+        rate = machine.operations_per_second if training else machine.float32_per_second
+        seconds = work.operations / (SHARE_OF_PEAK[work.stage] * (rate or machine.operations_per_second))
     cores = 1 if work.exclusive else machine.jobs
-    seconds += work.matched_activations / MATCHES_PER_SECOND / cores + work.starts / cores * JOB_SECONDS
+    seconds += work.sorted_activations / ACTIVATIONS_PER_SECOND / cores
+    seconds += work.matched_activations / MATCHES_PER_SECOND / cores
+    seconds += (work.fixed_seconds + work.starts * JOB_SECONDS) / cores
     return Cost(
         work.stage,
         work.tokens,
@@ -152,12 +152,10 @@ def gpus_per_job(work: Work, gpus: Gpus) -> int:
 
 def _cost_on_one_core(work: Work, machine: MachineRates, gpus: Gpus) -> Cost:
     times = {
-        "one core": 0.0,
+        "one core": work.fixed_seconds,
         "download": work.download / machine.download,
         "writing": work.disk / machine.write,
     }
-    if work.stage == "corpus":
-        times["one core"] = work.tokens / TOKENS_PER_SECOND
     seconds = max(times.values()) + work.starts * JOB_SECONDS
     bottleneck = max(times, key=lambda name: times[name])
     return Cost(

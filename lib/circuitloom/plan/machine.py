@@ -52,6 +52,8 @@ class MachineRates:
     free_bytes: float
     """Bytes of free disk space, plus the bytes that the study's results already take."""
     device: str
+    float32_per_second: float = 0.0
+    """FLOP/s of float32 matrix products on all cores together. 0 means the same as `operations_per_second`."""
     jobs: int = 1
     """Maximum number of parallel jobs on a machine without GPU."""
     gpus: Gpus | None = None
@@ -108,8 +110,10 @@ def calibrate(results: Path) -> MachineRates:
     space = shutil.disk_usage(existing).free + used
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():
-        rate = 2 * 1024**3 / _product_seconds(1024, fast_dtype(), "cpu")
-        return MachineRates(rate, space, f"{threads} processor threads", threads)
+        rate, float32 = (
+            2 * 1024**3 / _product_seconds(1024, dtype, "cpu") for dtype in (fast_dtype(), torch.float32)
+        )
+        return MachineRates(rate, space, f"{threads} processor threads", float32, threads)
     low, full = (_product_seconds(8192, dtype, "cuda") for dtype in (fast_dtype(), torch.float32))
     source = torch.ones(2**28, device="cuda")
     target = torch.empty_like(source)

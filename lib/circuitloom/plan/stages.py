@@ -29,8 +29,12 @@ TABULATING_BYTES = 600e6
 """Bytes of memory for sorting and writing activations."""
 TRACING_BYTES = 400e6
 """Bytes of memory for tracing: the gradients of a chunk of targets, and effects."""
-CASE_TOKENS = 1_000_000
+CASE_TOKENS = 20_000
 """Number of tokens in a case study's prompts, counted once per forward pass with an ablation."""
+GENERATED, TOKENIZED = 650_000, 300_000
+"""Number of tokens per second that one core generates, or tokenizes, and packs."""
+PROMPT_SECONDS, WEIGHTS_SECONDS = 1.0, 5.0
+"""Seconds of a traced prompt or behaviour, and of the analysis of weights, on a small model."""
 ENCODED_BYTES = 12
 """Bytes of GPU memory traffic per token and feature. Each pre-activation is written once and read twice."""
 
@@ -51,6 +55,7 @@ def corpus(study: Study, tokens: float) -> Work:
         exclusive=True,
         host_memory=PROCESS_BYTES,
         download=fetched,
+        fixed_seconds=tokens / (GENERATED if study.corpus.source == "chronicle" else TOKENIZED),
         files=6,
     )
 
@@ -133,6 +138,7 @@ def evaluation(study: Study, held_out: float) -> Work:
     jobs = (sweeps if study.grouped else sweeps * layers + len(runs) * (layers > 1)) + 1 + matched
     # every job runs the original model too; ablations also need the means
     operations = (len(runs) + 2 * sites) * passes + (jobs + 1) * full_pass + 2 * layers * encode
+    replaced = sum((forward_load(study, shape.layers - layer, 1) for layer in starts), GpuLoad())
     entries = layers * (sum(map(firing, runs)) + FIRING_NEURONS * shape.d_mlp + 2 * shape.d_model)
     batch = study.evaluation.batch * study.corpus.context
     logits = batch * vocabulary(shape) * 12
@@ -147,7 +153,8 @@ def evaluation(study: Study, held_out: float) -> Work:
         operations=tokens * operations,
         jobs=jobs,
         starts=jobs + 2,
-        gpu_load=forward_load(study, shape.layers, 1) * (tokens * n_passes)
+        gpu_load=replaced * (tokens * (len(runs) + 2 * sites))
+        + forward_load(study, shape.layers, 1) * (tokens * (jobs + 1))
         + GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(run.width for run in runs))
         * (2 * layers * tokens),
         host_memory=PROCESS_BYTES,
@@ -240,6 +247,7 @@ def circuits(study: Study) -> Work:
         operations=operations,
         jobs=jobs + behaviours + bool(study.traced_run),
         starts=jobs + behaviours + bool(study.traced_run),
+        fixed_seconds=PROMPT_SECONDS * (prompts + behaviours) + WEIGHTS_SECONDS * bool(study.traced_run),
         gpu_load=GpuLoad(fp32_flops=operations),
         host_memory=PROCESS_BYTES,
         gpu_memory=model_bytes(study) + 4 * blocks + dictionary + TRACING_BYTES,

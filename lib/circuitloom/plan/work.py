@@ -64,6 +64,8 @@ class Work:
     """Bytes of activations that the jobs write."""
     sorted_activations: float = 0.0
     """Number of activations that the jobs sort and write to tables."""
+    fixed_seconds: float = 0.0
+    """Seconds of all jobs together that do not depend on the size of the model."""
     matched_activations: float = 0.0
     """Number of activations that a job matches with concepts."""
     checkpoint: float = 0.0
