@@ -44,7 +44,7 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
-FAST = {"ablation", "attribution", "config", "core", "corpus", "evaluation", "features", "plan", "weights"}
+FAST = {"ablation", "attribution", "catalog", "config", "core", "evaluation", "plan", "weights"}
 """Folders whose tests need no workflow and no browser."""
 OUTSIDE = {"browser", "real_input"}
 """Fixtures of tests that are not fast."""
