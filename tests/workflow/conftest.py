@@ -21,6 +21,8 @@ def fresh(tmp_path) -> Project:
     return copy_project(tmp_path / "project")
 
 
+# before xdist reads the groups, also if this file is loaded first because its folder is named on the command line
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run all tests of the finished study in one process, so that it runs once, and each other file in one process."""
     for item in items:
