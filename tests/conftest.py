@@ -45,7 +45,7 @@ def browser() -> Iterator[Any]:
 
 
 FAST = {"ablation", "attribution", "catalog", "config", "core", "evaluation", "plan", "weights"}
-"""Folders whose tests need no workflow and no browser."""
+"""Folders of fast tests. They need no workflow and no browser, and take a minute and a half together."""
 OUTSIDE = {"browser", "real_input"}
 """Fixtures of tests that are not fast."""
 

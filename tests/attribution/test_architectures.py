@@ -18,6 +18,7 @@ from circuitloom.attribution.paths import direct_sources, feature_reader
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model import legacy_format as legacy
 from circuitloom.language_model.anatomy import find_anatomy
+from circuitloom.language_model.hooks import Site, capture
 from circuitloom.language_model.model import LanguageModel, load_model
 
 SMALL = {
@@ -174,6 +175,28 @@ def test_probabilities_include_logit_softcapping(tmp_path):
     expected = model.logits(PROMPT[None])[0].softmax(-1)
     torch.testing.assert_close(captured.probabilities, expected)
     assert (captured.logits().softmax(-1) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("Cohere", "logit_scale", 0.3),
+        ("Granite", "logits_scaling", 3.0),
+        ("Gemma2", "final_logit_softcapping", 0.05),
+        ("Phi", None, None),
+    ],
+)
+def test_unembed_gives_the_model_s_logits(name, key, value, tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS, name, {**CONFIGS[name], **({key: value} if key else {})})
+    model = load_model(save_tiny(name, tmp_path), device="cpu")
+    site = Site("unembedding_in")
+    hidden = capture(model, PROMPT[None], [site])[site]
+    logits = model.logits(PROMPT[None])
+    torch.testing.assert_close(model.unembed(hidden), logits)
+    if key:
+        # the key matters
+        unscaled = model.module.get_submodule(model.anatomy.unembedding)(hidden)
+        assert (unscaled - logits).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["gelu", "solu_ln"])

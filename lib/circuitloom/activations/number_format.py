@@ -13,7 +13,7 @@ LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "int8": 3.38e38}
 TORCH_DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """Data type of each format in memory."""
 ZARR_DTYPE = {"float16": "float16", "bfloat16": "uint16", "int8": "int8"}
-"""Data type of each format on disk. Zarr has no bfloat16, so its bits are stored as uint16."""
+"""Data type of each format on disk. Zarr has no bfloat16, so bfloat16 bits are stored as uint16."""
 
 
 class Packed(NamedTuple):
@@ -21,14 +21,11 @@ class Packed(NamedTuple):
 
     values: Num[Tensor, "row d"]
     scales: Float[Tensor, " row"] | None
-    """Factor by which the stored values of each row must be multiplied. None if the format is not int8."""
+    """For int8, the factor by which the stored values of each row are multiplied. None for other formats."""
 
 
 def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:
-    """Returns a copy of `x` rounded to `number_format`.
-
-    For int8, each row is first scaled so that its largest magnitude becomes 127.
-    """
+    """Returns a copy of `x` in `number_format`. For int8, each row is scaled to the maximum magnitude 127."""
     if number_format != "int8":
         return Packed(x.to(TORCH_DTYPE[number_format], copy=True), None)
     largest = x.abs().amax(dim=1).float()

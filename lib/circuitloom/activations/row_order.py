@@ -28,9 +28,9 @@ class ShardBatch(NamedTuple):
     sequences: Integer[np.ndarray, " sequence"]
     """Index of each sequence in the split."""
     source: Int[np.ndarray, " row"]
-    """Index of the token that fills each row. The index counts in the flattened batch [sequence * position]."""
+    """Index, in the flattened `tokens`, of the token that fills each row."""
     slot: Int[np.ndarray, " row"]
-    """Index of each row in the shard."""
+    """Index of each row within the shard."""
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NODE_WIDTH = 0.5
-"""Width that a node takes on the x axis. A position is at least 1 wide."""
+"""Width of a node on the x axis. A position is at least 1 wide."""
 
 
 def place_nodes(
     nodes: Sequence[Mapping[str, Any]], layers: int
 ) -> tuple[dict[int, tuple[float, float]], dict[int, float]]:
-    """Returns the coordinates of all nodes, and the center of each position on the x axis.
+    """Returns the coordinates (x, y) of each node, and the center x of each position.
 
-    The first dict maps the number of a node to (x, y). The second dict maps a position to x. `nodes` are rows of the
-    table `node` without constants and heads. Positions follow each other along x. Each position is as wide as its
-    fullest layer. y is 0 for token embeddings, slightly less for position embeddings, l + 1 for features of layer l,
-    slightly more for errors of layer l, and `layers` + 1 for roots that are not features.
+    `nodes` are rows of the table `node`, without constants and heads. x grows with position. y is 0 for token
+    embeddings, l + 1 for features of layer l, and `layers` + 1 for roots that are not features. Position
+    embeddings lie slightly below token embeddings. Errors lie slightly above features.
     """
     cells: dict[tuple[int, float], list[Mapping[str, Any]]] = {}
     for row in nodes:

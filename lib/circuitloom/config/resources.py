@@ -17,9 +17,9 @@ class JobMemory(Section):
     dictionaries: PositiveInt = 32_000
     """Memory for all runs of a sweep, with gradients and optimizer. Each weight needs 16 bytes."""
     evaluation: PositiveInt = 16_000
-    """Memory for the model, and for the dictionaries of one layer."""
+    """Memory for the model, and for the dictionaries of a sweep at one layer or at all layers."""
     features: PositiveInt = 32_000
-    """Memory for the model, for one dictionary, and for the activations of a group of features."""
+    """Memory for the model, for the dictionaries of a sweep, and for the activations of a group of features."""
     circuits: PositiveInt = 32_000
     """Memory for the model, for the dictionaries of all layers, and for the graph before pruning."""
     cases: PositiveInt = 32_000
@@ -42,11 +42,11 @@ class JobRuntime(Section):
     dictionaries: PositiveInt = 1440
     """Time for all runs of a sweep at one layer."""
     evaluation: PositiveInt = 240
-    """Time for one pass over the held-out tokens per dictionary, and for concept scores."""
+    """Time for one pass over the held-out tokens per dictionary of a job, or for all concept scores."""
     features: PositiveInt = 240
     """Time for two passes over the held-out tokens."""
     circuits: PositiveInt = 240
-    """Time for one prompt, for one behaviour, or for the weights of all layers."""
+    """Time for one prompt or all prompts of a run, for one behaviour, or for the weights of all layers."""
     cases: PositiveInt = 480
     """Time for one case study."""
     catalog: PositiveInt = 30

@@ -21,16 +21,16 @@ SEQUENCES_PER_SHARD = 8192
 SEQUENCES_PER_CHUNK = 256
 
 SequenceArrays = tuple[Integer[np.ndarray, "sequence position"], Integer[np.ndarray, "sequence position"]]
-"""The token ids and the document numbers of some sequences. Each array has the shape [sequence, position]."""
+"""Token ids and document numbers of some sequences."""
 
 
 def write_tokens(
     path: Path, blocks: Iterable[SequenceArrays], sequences: int, attributes: dict[str, Any]
 ) -> None:
-    """Write the Zarr group `path`, which contains the arrays `token` and `document`.
+    """Write the arrays `token` and `document`, [sequence, position], to the Zarr group `path`.
 
-    Each array has the shape [`sequences`, tokens per sequence]. `blocks` yields consecutive parts of both arrays.
-    Each part except the last must consist of complete shards of `SEQUENCES_PER_SHARD` sequences.
+    `blocks` yields consecutive parts of both arrays. Each part except the last must fill complete shards. `sequences`
+    is the total number of sequences.
     """
     group = zarr.create_group(path, overwrite=True, attributes=attributes)
     blocks = iter(blocks)
@@ -66,9 +66,9 @@ def _create(group: zarr.Group, name: str, shape: tuple[int, int], dtype: np.dtyp
 
 
 def check_shards(path: Path, array: zarr.Array) -> None:
-    """Raise ValueError if a shard of `array` is missing. Zarr itself would read a missing shard as zeros.
+    """Raise ValueError if a shard of `array` is missing, because Zarr reads a missing shard as zeros.
 
-    `path` is the folder of the Zarr group that contains `array`.
+    `path` is the folder of the array's Zarr group.
     """
     shards = array.shards
     assert shards is not None

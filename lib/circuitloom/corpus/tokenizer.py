@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BOS = "<bos>"
-"""Text of the BOS (beginning-of-sequence token), which comes before each document of chronicle. The BOS has id 0."""
+"""Text of chronicle's BOS (beginning-of-sequence token). The BOS has id 0."""
 IDS_FILE = "tokenizer_ids.json"
 """File with the ids of BOS and EOS, which `Tokenizer.save` writes next to the tokenizer's other files."""
 _BACKEND_FILE, _CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
@@ -53,16 +53,12 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
-        """Returns the start and the end (exclusive) of each token, as character indices in `text`."""
+        """Returns offsets[token] = (start, end), as character indices in `text`. The end is exclusive."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def strings(self) -> list[str]:
-        """Returns a list with the text of each token, indexed by token id.
-
-        The text is that of the token inside a sentence, so it may begin with a space. For unused ids, the text is
-        empty.
-        """
+        """Returns strings[token id]. A string may begin with a space. Strings of unused ids are empty."""
         decoder = self.backend.decoder
         strings = [""] * self.vocabulary
         for token, number in self.backend.get_vocab().items():
@@ -167,10 +163,8 @@ def load_hugging_face_tokenizer(name: str, revision: str | None = None) -> Token
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """Returns a tokenizer that splits text at spaces. Its vocabulary consists of a BOS and `words`.
-
-    The BOS has id 0. The entries of `words` have the ids 1, 2, and so on. Encoding any other word raises an error.
-    """
+    """Returns a tokenizer that splits text at spaces. The BOS has id 0, and `words` have the ids from 1. Encoding an
+    unknown word raises an error."""
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from tokenizers.processors import TemplateProcessing

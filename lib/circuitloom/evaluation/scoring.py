@@ -167,7 +167,7 @@ class Shortcuts(NamedTuple):
     """Which shortcuts give a model's own logits. `find_shortcuts` tries them on a sequence."""
 
     resume: bool
-    """Whether a pass may skip blocks (`hooks.resumed`). Not so if later blocks also read inside earlier ones."""
+    """Whether a pass may skip blocks (`hooks.resumed`). False if later blocks use values from inside earlier blocks."""
     unembed: bool
     """Whether `LanguageModel.unembed` computes the logits from the unembedding's input."""
 

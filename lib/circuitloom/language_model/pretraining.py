@@ -122,10 +122,7 @@ class MuonAdamW:
         self._config = config
 
     def step(self, share: float) -> None:
-        """Take one step of both optimizers, and then clear the gradients.
-
-        The learning rate of each optimizer is `share` times the optimizer's peak.
-        """
+        """Take one step with `share` times the peak learning rates. Then clear the gradients."""
         gradients = []
         for parameter, columns in self._sources:
             assert parameter.grad is not None

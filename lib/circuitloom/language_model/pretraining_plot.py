@@ -13,9 +13,8 @@ from ..core.plotting import BLUE, VERMILION, styled
 def plot_pretraining(table: pa.Table, figures: Mapping[str, float], step_tokens: int, file: Path) -> None:
     """Plot the training loss against the number of training tokens.
 
-    If `figures` has the held-out loss and the grammar's entropy, each of them is drawn as a horizontal line. `table` is
-    the table `pretraining`. `figures` has the values of table `language_model`. `step_tokens` is the number of tokens
-    per step.
+    `table` is table `pretraining`. `figures` contains values of table `language_model`. Held-out loss and grammar
+    entropy become horizontal lines. `step_tokens` is the number of tokens per step.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()

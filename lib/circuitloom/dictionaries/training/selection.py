@@ -312,10 +312,7 @@ def _padded_rows(pattern: SparsityPattern, values: Float[Tensor, " entry"]) -> F
 
 
 def _in_top_k(pattern: SparsityPattern, values: Float[Tensor, " entry"], k: int) -> Bool[Tensor, " entry"]:
-    """Whether the value of each entry is among the k largest values of the entry's token.
-
-    All entries that tie with the k-th largest are included.
-    """
+    """Whether each entry is among the k largest of its token. Ties with the k-th largest are included."""
     rows = _padded_rows(pattern, values)
     beyond = rows.shape[1] - k
     if beyond <= 0:

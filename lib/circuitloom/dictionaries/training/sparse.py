@@ -73,10 +73,7 @@ class SparsityPattern(Entries):
 
     @classmethod
     def from_flat_indices(cls, indices: Int[Tensor, " entry"], tokens: int, width: int) -> "SparsityPattern":
-        """Returns the pattern with entries at `indices`.
-
-        `indices` are ascending indices into the flattened [token, feature] matrix.
-        """
+        """Returns the pattern with entries at the ascending `indices` of the flattened [token, feature] matrix."""
         first = np.arange(tokens + 1) * width
         row_start = np.searchsorted(indices.numpy(), first)
         # subtracted, because a division per index takes longer
@@ -122,10 +119,7 @@ class SparsityPattern(Entries):
     def times(
         self, values: Float[Tensor, " entry"], dense: Float[Tensor, "feature d"]
     ) -> Float[Tensor, "token d"]:
-        """Returns Z @ dense.
-
-        Z is the sparse [token, feature] matrix with `values` at the entries of `self`, and 0 elsewhere.
-        """
+        """Returns Z @ dense. Z is the sparse [token, feature] matrix with `values` at the entries."""
         return _weighted_sums(dense, self.feature, self.row_start, values)
 
     def transposed_times(
