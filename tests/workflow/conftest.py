@@ -3,15 +3,25 @@
 from pathlib import Path
 
 import pytest
-from tests.workflow.project import Project, copy_project
+from tests.workflow.forks import OUTPUT
+from tests.workflow.jobs import JOBS, run_study
+from tests.workflow.project import STUDY, Project, copy_project
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """A project in which the complete tiny study has run."""
+    """A project in which the complete tiny study has run, for Snakemake too.
+
+    Jobs run in forks, which saves their imports. `test_snakemake_runs` compares the files with those of a run by
+    Snakemake alone.
+    """
     project = copy_project(tmp_path_factory.mktemp("finished"))
-    run = project.snakemake()
-    assert run.returncode == 0, run.stdout[-4000:]
+    with run_study(project, STUDY):
+        pass
+    for name in (JOBS, OUTPUT):
+        (project.folder / name).unlink()
+    touched = project.snakemake("--touch", "--forceall")
+    assert touched.returncode == 0, touched.stdout[-4000:]
     return project
 
 

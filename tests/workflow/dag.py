@@ -35,6 +35,7 @@ def _fields(job) -> dict:
         "input": [str(path) for path in job.input],
         "output": [str(path) for path in job.output],
         "log": str(job.log[0]),
+        "benchmark": str(job.benchmark),
         "snakemake": pickle.dumps(snakemake),
     }
 

@@ -20,6 +20,10 @@ STAGES = (
 )  # fmt: skip
 
 
+JOBS = "jobs.pickle"
+"""File with the jobs of a study."""
+
+
 @dataclass
 class Job:
     """One job of a study."""
@@ -30,6 +34,7 @@ class Job:
     input: list[str]
     output: list[str]
     log: str
+    benchmark: str
     snakemake: bytes = field(repr=False)
 
     @property
@@ -89,7 +94,7 @@ class StudyRun:
 @contextmanager
 def run_study(project: Project, study: str, stages: Container[str] = STAGES) -> Iterator[StudyRun]:
     """Run the jobs of `stages` of a study in `project`; the process that forks them ends with the context."""
-    file = project.folder / "jobs.pickle"
+    file = project.folder / JOBS
     options: dict[str, Any] = {
         "cwd": project.folder,
         "env": project.environment
@@ -111,8 +116,18 @@ def run_study(project: Project, study: str, stages: Container[str] = STAGES) -> 
             result = run.run(job, project.folder)
             assert result.code == 0, f"{job.rule}: {result.output[-3000:]}"
             run.seconds[job.number] = result.seconds
+            _write_benchmark(project.folder / job.benchmark, result.seconds)
         yield run
         forks.stdin.close()
+
+
+def _write_benchmark(file: Path, seconds: float) -> None:
+    """Write the run time of a job, as Snakemake does after a job that is too short for other measurements."""
+    from snakemake.benchmark import BenchmarkRecord
+
+    row = {name: "NA" for name in BenchmarkRecord.get_header()} | {"s": f"{seconds:.4f}"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
 
 
 def _request(forks: "subprocess.Popen[str]", **request: Any) -> dict[str, Any]:

@@ -33,14 +33,14 @@ class Project:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         return environment
 
-    def command(self, *arguments: str, study: str = STUDY) -> list[str]:
+    def command(self, *arguments: str, study: str = STUDY, cores: int = 2) -> list[str]:
         # --configfile comes last: it takes all following words
-        return [str(SNAKEMAKE), *arguments, "--cores", "2", "--configfile", study]
+        return [str(SNAKEMAKE), *arguments, "--cores", str(cores), "--configfile", study]
 
     def snakemake(
-        self, *arguments: str, study: str = STUDY, timeout: int = 900
+        self, *arguments: str, study: str = STUDY, cores: int = 2, timeout: int = 900
     ) -> subprocess.CompletedProcess[str]:
-        command = self.command(*arguments, study=study)
+        command = self.command(*arguments, study=study, cores=cores)
         if {"--dry-run", "--summary"} & set(arguments):
             return run_snakemake(command[1:], self.folder, self.environment)
         return subprocess.run(
