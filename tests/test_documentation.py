@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from circuitloom.documentation import config_page, config_schema, formats_page
+from circuitloom.documentation import config_page, config_schema, formats_page, models_page
 
 ROOT = Path(__file__).parents[1]
 REMEDY = "run `circuitloom document`"
@@ -25,6 +25,10 @@ def test_the_config_schema_is_up_to_date() -> None:
 
 def test_the_formats_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "formats.md").read_text() == formats_page(), REMEDY
+
+
+def test_the_page_of_models_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "models.md").read_text() == models_page(), REMEDY
 
 
 def test_every_key_and_column_has_a_meaning() -> None:

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     queries.set_defaults(run_command=_queries)
 
     document = commands.add_parser(
-        "document", help="write config/README.md, config/schema.json and docs/formats.md from the code"
+        "document", help="write config/README.md, config/schema.json and docs/*.md from the code"
     )
     document.add_argument("root", type=Path, nargs="?", default=Path(), help="the project's folder")
     document.set_defaults(run_command=_document)

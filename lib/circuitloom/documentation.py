@@ -1,4 +1,4 @@
-"""Generates files from the code: config/README.md, config/schema.json and docs/formats.md."""
+"""Generates files from the code: config/README.md, config/schema.json, docs/formats.md and docs/models.md."""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from .catalog.queries import Macro, fill_in, macros
 from .config import Study, dictionaries
 from .config.activations import Activations
+from .config.architectures import models_table
 from .config.cases import KINDS
 from .config.cases.greater_than import Published
 from .config.circuits import Behaviour, BehaviourPrompt, Circuits, FeatureChange, Prompt, WeightsConfig
@@ -75,6 +76,38 @@ value, `SELECT name(...)`. Generated from `lib/circuitloom/catalog/queries/macro
 as in `circuitloom sql "FROM coactivation(...)"`. If the catalogue is attached to another database, its views need
 `SET VARIABLE circuitloom_root = 'results/quickstart/'`, and its macros need `USE`.
 """
+MODELS_HEAD = """# Models
+
+Which language models run, which are refused, and how a model is read. The tables are generated from
+`lib/circuitloom/config/architectures.py` by `circuitloom document`.
+
+A model is refused when the config is read, from its config.json alone, before anything is made. Tests run a tiny random
+model of each architecture below: the cached sites are the model's own, direct effects add up to the pre-activations of
+a random transcoder, and blocks, sizes and number of parameters are as the table says. `make test-models` runs the whole
+workflow on each, from config to report.
+
+## Where a model comes from
+
+- **A folder** in the Hugging Face layout: `source: path`. Of the weights, `model.safetensors` or the files that
+  `model.safetensors.index.json` names are copied. Other copies, such as `consolidated.safetensors`, are not. Pickled
+  weights (`pytorch_model*.bin`) are converted.
+- **A GGUF file**: `source: path` and a `path` that ends in `.gguf`. Weights are dequantized, and the tokenizer is the
+  file's. This needs `pip install gguf==0.19.0`. Transformers determines which GGUF architectures are read.
+- **The hub**: `source: hub`. Only files that are needed are downloaded. A folder of the model's name in the working
+  directory is not taken.
+- **TransformerLens' legacy format** (`NeelNanda/GELU_1L512W_C4_Code` and others), from a folder or the hub.
+- **Trained here**: `source: pretrain`, with GPT-2's architecture.
+
+Downloaded code is never run (`trust_remote_code=False`). Quantized checkpoints other than GGUF are refused: name the
+model with its original weights. Sizes that config.json does not state are those of transformers' config class.
+
+`corpus.tokenizer` is a folder, a GGUF file or a hub name. If there is a folder of this name, it is taken, unless
+`corpus.tokenizer_revision` is set. The jobs print which model and which tokenizer were taken; the report shows both.
+
+## Models that run
+
+"Parallel" blocks have no `resid_mid`: attention and MLP read the same residual stream.
+"""
 EXAMPLES = {
     "run": "tc-topk16-1024",
     "other_run": "sae-topk16-1024",
@@ -122,6 +155,11 @@ def formats_page() -> str:
     by_name = sorted(macros(), key=lambda macro: macro.name)
     parts = [FORMATS_HEAD, *tables, MACROS_HEAD, *(_macro(macro) for macro in by_name)]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def models_page() -> str:
+    """Returns the content of docs/models.md."""
+    return "\n".join([MODELS_HEAD, *models_table()]) + "\n"
 
 
 def config_schema() -> str:
@@ -176,6 +214,7 @@ def write_pages(root: Path) -> None:
     (root / "config" / "README.md").write_text(config_page())
     (root / "config" / "schema.json").write_text(config_schema())
     (root / "docs" / "formats.md").write_text(formats_page())
+    (root / "docs" / "models.md").write_text(models_page())
 
 
 def _source(model: type[BaseModel]) -> str:

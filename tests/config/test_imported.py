@@ -66,7 +66,14 @@ def test_imported_runs_have_one_file_per_layer_and_read_no_cached_site(tmp_path)
 
 def test_the_study_of_published_transcoders_imports_one_per_layer(tmp_path, monkeypatch) -> None:
     config = yaml.safe_load((ROOT / "config" / "studies" / "gpt2-published.yaml").read_text())
-    shape = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50}
+    shape = {
+        "model_type": "gpt2",
+        "n_layer": 12,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_positions": 1024,
+        "vocab_size": 50,
+    }
     (tmp_path / "config.json").write_text(json.dumps(shape))
     config["language_model"] = {"source": "path", "path": str(tmp_path)}
     monkeypatch.setenv("PUBLISHED", str(tmp_path))

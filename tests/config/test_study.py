@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from circuitloom.config import load_study
+from circuitloom.config import Study, load_study
 from circuitloom.config.corpus import HubDataset
 from circuitloom.config.model_shape import shape_of
 
@@ -119,15 +119,23 @@ BROKEN = {
         {"language_model": "LONG"},
         r"corpus\.context: 128 exceeds the model's 64",
     ),
-    "parallel blocks have no resid_mid": (
-        {"language_model": "PARALLEL", "activations": {"sites": ["mlp_in", "resid_mid"]}},
-        r"resid_mid; use resid_pre",
+    **{
+        f"the parallel blocks of {kind} have no resid_mid": (
+            {"language_model": kind, "activations": {"sites": ["mlp_in", "resid_mid"]}},
+            r"activations\.sites: this model runs attention and MLP in parallel .* resid_mid; use resid_pre",
+        )
+        for kind in ("gpt_neox", "phi", "gptj", "codegen", "falcon", "cohere", "cohere2")
+    },
+    "an architecture that does not run": (
+        {"language_model": "bloom"},
+        r"language_model: .*config\.json: bloom models do not run: its MLP adds .*; choose another \(docs/models\.md\)",
     ),
 }
 
 
 def model_folder(folder: Path, **keys: Any) -> dict[str, Any]:
-    config = {"n_layer": 3, "n_embd": 8, "n_head": 2, "n_positions": 1024, "vocab_size": 50, **keys}
+    sizes = {"n_layer": 3, "n_embd": 8, "n_head": 2, "n_positions": 1024, "vocab_size": 50}
+    config = {"model_type": "gpt2", **sizes, **keys}
     (folder / "config.json").write_text(json.dumps(config))
     return {"source": "path", "path": str(folder)}
 
@@ -138,8 +146,8 @@ def test_a_broken_config_is_refused_in_one_line(fault: str, tmp_path) -> None:
     config = {**copy.deepcopy(GOOD), **change}
     if config["language_model"] == "LONG":
         config["language_model"] = model_folder(tmp_path, n_positions=64)
-    if config["language_model"] == "PARALLEL":
-        config["language_model"] = model_folder(tmp_path, model_type="gpt_neox")
+    elif isinstance(config["language_model"], str):
+        config["language_model"] = model_folder(tmp_path, model_type=config["language_model"])
     config = {key: value for key, value in config.items() if value is not None}
     with pytest.raises(ValueError, match=message) as error:
         load_study(config)
@@ -229,13 +237,13 @@ def test_the_default_study_is_quickstart_and_needs_no_network() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50},
-        {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 16,
-         "vocab_size": 50, "intermediate_size": 32},
+        {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50},
+        {"model_type": "gpt_neox", "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2,
+         "max_position_embeddings": 16, "vocab_size": 50, "intermediate_size": 32},
         {"n_layers": 2, "d_model": 8, "n_heads": 2, "n_ctx": 16, "d_vocab": 50, "d_mlp": 32},
     ],
 )  # fmt: skip
-def test_model_sizes_are_read_under_all_usual_names(config: dict[str, int]) -> None:
+def test_model_sizes_are_read_under_all_usual_names(config: dict[str, Any]) -> None:
     shape = shape_of(config)
     assert (shape.layers, shape.d_model, shape.d_mlp, shape.heads, shape.context, shape.vocabulary) == (
         2,
@@ -245,3 +253,57 @@ def test_model_sizes_are_read_under_all_usual_names(config: dict[str, int]) -> N
         16,
         50,
     )
+
+
+def test_blocks_one_after_the_other_have_resid_mid(tmp_path) -> None:
+    for kind, keys in {"olmo2": {}, "llama": {}, "gpt_neox": {"use_parallel_residual": False}}.items():
+        model = model_folder(tmp_path, model_type=kind, **keys)
+        study = load_study(
+            {**GOOD, "language_model": model, "activations": {"sites": ["mlp_in", "resid_mid"]}}
+        )
+        assert "resid_mid" in study.sites and not study.shape.parallel
+
+
+def text_study(tmp_path: Path, tokenizer: str | None, model: dict[str, Any] | None = None) -> Study:
+    """A study that reads text from a local file."""
+    corpus = {"source": "files", "train": "a.txt", "tokenizer": tokenizer}
+    return load_study({**GOOD, "corpus": corpus, "language_model": model or model_folder(tmp_path)})
+
+
+def test_the_tokenizer_is_the_configured_one_or_that_of_the_model(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = model_folder(tmp_path)
+    shape = {"layers": 3, "d_model": 8, "d_mlp": 32, "heads": 2, "context": 128, "vocabulary": 50}
+    hub = {"source": "hub", "name": "gpt2", "revision": "v1", "shape": shape}
+    assert text_study(tmp_path, None).tokenizer == (folder["path"], None)
+    assert text_study(tmp_path, "gpt2").tokenizer == ("gpt2", None)
+    assert text_study(tmp_path, None, hub).tokenizer == ("gpt2", "v1")
+    # the model's folder names its tokenizer
+    (tmp_path / "legacy").mkdir()
+    legacy = {
+        "n_layers": 3,
+        "d_model": 8,
+        "n_heads": 2,
+        "n_ctx": 128,
+        "d_vocab": 50,
+        "tokenizer_name": "org/t",
+    }
+    (tmp_path / "legacy" / "config.json").write_text(json.dumps(legacy))
+    model = {"source": "path", "path": str(tmp_path / "legacy")}
+    assert text_study(tmp_path, None, model).tokenizer == ("org/t", "main")
+    assert text_study(tmp_path, None, model).uses_hub
+
+
+def test_a_study_uses_the_hub_if_any_of_its_names_is_one_of_the_hub(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not load_study(GOOD).uses_hub
+    assert not text_study(tmp_path, None).uses_hub
+    assert text_study(tmp_path, "gpt2").uses_hub
+    # a folder of this name goes first
+    (tmp_path / "gpt2").mkdir()
+    assert not text_study(tmp_path, "gpt2").uses_hub
+    corpus = {"source": "files", "train": "a.txt", "tokenizer": "gpt2", "tokenizer_revision": "main"}
+    assert load_study({**GOOD, "corpus": corpus, "language_model": model_folder(tmp_path)}).uses_hub
+    assert load_study(
+        {**GOOD, "corpus": {"source": "hub", "dataset": "org/text", "tokenizer": "gpt2"}}
+    ).uses_hub

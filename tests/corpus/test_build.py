@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from tests.corpus import kill
-from tests.corpus.inputs import TEXTS, built, jsonl, section, write_parquet
+from tests.corpus.inputs import TEXTS, bpe, built, jsonl, section, write_parquet
 from tests.language_model.inputs import make_hub_repository
 
 from circuitloom.core.tables import read_table
@@ -241,3 +242,51 @@ def test_the_arrays_record_their_tokenizer(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     commit = make_hub_repository(tmp_path / "cache", "org/tokenizer", tokenizer, revision="v1")
     assert TokenizerSource("org/tokenizer", "v1").commit() == commit
+
+
+def test_a_folder_goes_before_the_hub_unless_a_revision_is_set_and_which_is_printed(
+    tmp_path, tokenizer, monkeypatch, capsys
+):
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit = make_hub_repository(tmp_path / "cache", "words", bpe(tmp_path / "hub", "<s>", "</s>"))
+    source = {"source": "files", "train": str(jsonl(tmp_path / "a.jsonl", TEXTS))}
+    assert TokenizerSource("words").load().eos_id == 1
+    shutil.copytree(tokenizer, tmp_path / "words")
+    assert TokenizerSource("words").load().eos_id is None
+    assert TokenizerSource("words", "main").load().eos_id == 1
+    for revision, said in {
+        None: f"tokenizer: {tmp_path / 'words'}; for words from the hub set corpus.tokenizer_revision",
+        "main": f"tokenizer: words from the hub, commit {commit}",
+    }.items():
+        build_corpus(
+            section(**source), tmp_path / f"corpus {revision}", 0, TokenizerSource("words", revision)
+        )
+        assert f"circuitloom: corpus: {said}\n" in capsys.readouterr().err
+
+
+def test_a_tokenizer_with_its_own_code_is_refused_and_the_terminal_is_not_asked(
+    tmp_path, tokenizer, monkeypatch
+):
+    monkeypatch.setattr("builtins.input", lambda _prompt: pytest.fail("asked on the terminal"))
+    folder = Path(shutil.copytree(tokenizer, tmp_path / "own"))
+    (folder / "tokenizer.json").unlink()
+    config = {"auto_map": {"AutoTokenizer": ["code.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit")
+    with pytest.raises(ValueError, match=r"corpus.tokenizer: .*own has no tokenizer that loads") as error:
+        TokenizerSource(str(folder)).load()
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_neither_cache_nor_hub_has_is_refused(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    message = (
+        r"corpus.tokenizer: org/none \(revision main\) is not in the hub's cache .* set HF_HUB_OFFLINE=0"
+    )
+    with pytest.raises(ValueError, match=message):
+        TokenizerSource("org/none").load()

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.architectures import tiny_config
 from tests.language_model.inputs import make_hub_repository, make_legacy, make_tokenizer
-from tests.models import CONTEXT, VOCABULARY, tiny_gpt2, tiny_llama
+from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save, tiny_gpt2, tiny_llama
 
 from circuitloom.config import language_model as sections
+from circuitloom.config.architectures import MULTIMODAL
+from circuitloom.config.model_shape import read_shape
 from circuitloom.language_model.installation import install
 from circuitloom.language_model.model import load_model
+from circuitloom.language_model.model_files import source_files
 
 TOKENS = torch.arange(4, 4 + CONTEXT)[None]
 
@@ -50,6 +54,172 @@ def test_a_folder_is_copied_and_stays_valid_without_the_original(tokenizer, tmp_
     assert json.loads((output / "anatomy.json").read_text())["architecture"] == "LlamaForCausalLM"
     assert json.loads((output / "source.json").read_text())["path"] == str(folder.resolve())
     (output / "config.json").write_text("ours to write to")
+
+
+def shard(folder: Path) -> list[str]:
+    """Split the weights of a model into two shards with an index; returns their names."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    names = {name: files[i % 2] for i, name in enumerate(weights)}
+    for file in files:
+        own = {name: weights[name] for name in weights if names[name] == file}
+        save_file(own, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return files
+
+
+def test_of_the_weights_only_those_that_the_index_names_are_copied(tokenizer, tmp_path):
+    folder = tiny_llama(tmp_path / "given")
+    logits = load_model(folder, device="cpu").logits(TOKENS)
+    files = shard(folder)
+    (folder / "consolidated.safetensors").write_bytes(b"the same weights under other names")
+    (folder / "model.fp16-00001-of-00001.safetensors").write_bytes(b"a variant")
+    assert {file.name for file in source_files(folder) if file.suffix == ".safetensors"} == set(files)
+    install(from_path(folder), tokenizer, tmp_path / "model")
+    assert sorted(file.name for file in (tmp_path / "model").glob("*.safetensors")) == files
+    assert torch.equal(load_model(tmp_path / "model", device="cpu").logits(TOKENS), logits)
+
+
+def test_of_a_hub_repository_only_the_weights_that_the_index_names_are_downloaded(
+    tokenizer, cache, tmp_path, monkeypatch
+):
+    import huggingface_hub
+
+    folder = tiny_llama(tmp_path / "given")
+    files = shard(folder)
+    make_hub_repository(cache, "org/tiny", folder)
+    asked = []
+    download = huggingface_hub.snapshot_download
+
+    def record(*arguments, allow_patterns, **keys):
+        asked.append(allow_patterns)
+        return download(*arguments, allow_patterns=allow_patterns, **keys)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", record)
+    install(from_hub("org/tiny"), tokenizer, tmp_path / "model")
+    assert {name for patterns in asked for name in patterns if "safetensors" in name} == set(files)
+
+
+def test_one_file_of_weights_goes_before_an_index_as_in_transformers(tokenizer, tmp_path):
+    folder = tiny_llama(tmp_path / "given")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    install(from_path(folder), tokenizer, tmp_path / "model")
+    assert [file.name for file in (tmp_path / "model").glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"a": "model-1.safetensors"}}, "model-1.safetensors does not exist, but .* names it"),
+        (
+            {"weight_map": {"a": "../model-1.safetensors"}},
+            "is not an index of weights in its folder; put them there",
+        ),
+        ({"weight_map": []}, "is not an index of weights; put them there"),
+        ([], "is not an index of weights; put them there"),
+    ],
+)
+def test_a_broken_index_of_weights_is_refused(index, message, tokenizer, tmp_path):
+    folder = tiny_llama(tmp_path / "given")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message) as error:
+        install(from_path(folder), tokenizer, tmp_path / "model")
+    assert "\n" not in str(error.value)
+
+
+def test_a_refused_model_is_refused_before_anything_is_copied(tokenizer, tmp_path):
+    from tests.attribution.test_architectures import save_tiny
+
+    folder = save_tiny("Bloom", tmp_path)
+    with pytest.raises(ValueError, match="bloom models do not run: its MLP adds the residual stream"):
+        install(from_path(folder), tokenizer, tmp_path / "model")
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_code_in_a_repository_is_not_run_and_the_terminal_is_not_asked(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _prompt: pytest.fail("asked on the terminal"))
+    folder = tiny_llama(tmp_path / "given")
+    (folder / "code.py").write_text("raise SystemExit")
+    code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": code}))
+    # transformers has own code for this model
+    install(from_path(folder), tokenizer, tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": code, "model_type": "mine"}))
+    with pytest.raises(ValueError, match=r"mine models do not run: .* downloaded code is never run") as error:
+        install(from_path(folder), tokenizer, tmp_path / "again")
+    assert "\n" not in str(error.value)
+
+
+def test_which_model_is_taken_is_printed_and_recorded(tokenizer, cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commit = make_hub_repository(cache, "gpt2", tiny_gpt2(tmp_path / "hub", seed=1))
+    # a folder of the hub's name is not taken
+    tiny_gpt2(tmp_path / "gpt2", seed=2)
+    install(from_hub("gpt2"), tokenizer, tmp_path / "model")
+    line = f"circuitloom: language_model: gpt2 from the hub, revision main, commit {commit}\n"
+    assert line in capsys.readouterr().err
+    assert torch.equal(
+        load_model(tmp_path / "model", device="cpu").logits(TOKENS),
+        load_model(tmp_path / "hub", device="cpu").logits(TOKENS),
+    )
+    install(from_path(Path("gpt2")), tokenizer, tmp_path / "other")
+    assert f"circuitloom: language_model: {tmp_path / 'gpt2'}\n" in capsys.readouterr().err
+
+
+VISION = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
+    "patch_size": 4,
+}  # fmt: skip
+TEXT_MODELS = {
+    "gemma3": "gemma3_text", "idefics3": "llama", "llava": "llama", "llava_next": "mistral", "llava_onevision": "qwen2",
+    "mistral3": "mistral",
+}  # fmt: skip
+"""Multimodal architectures, and the text model that each is tested with."""
+
+
+def tiny_multimodal(kind: str, folder: Path) -> Path:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    vision = dict(VISION)
+    known = AutoConfig.for_model(kind)
+    if known.vision_config.model_type == "pixtral":
+        vision["head_dim"] = 8
+    if known.vision_config.model_type == "clip_vision_model":
+        vision["projection_dim"] = 16
+    text = tiny_config(TEXT_MODELS[kind])
+    config = AutoConfig.for_model(
+        kind, text_config=text.to_dict() | {"model_type": text.model_type},
+        vision_config={**vision, "model_type": known.vision_config.model_type},
+        tie_word_embeddings=text.tie_word_embeddings,
+    )  # fmt: skip
+    return _save(AutoModelForImageTextToText.from_config, config, folder, 0)
+
+
+def test_every_multimodal_architecture_is_tested():
+    assert set(TEXT_MODELS) == set(MULTIMODAL)
+
+
+@pytest.mark.parametrize("kind", TEXT_MODELS)
+def test_of_a_multimodal_model_the_text_model_is_copied(kind, tokenizer, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    folder = tiny_multimodal(kind, tmp_path / "given")
+    full = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    config = from_path(folder)
+    install(config, tokenizer, tmp_path / "model")
+    model = load_model(tmp_path / "model", device="cpu")
+    torch.testing.assert_close(model.logits(TOKENS), full(TOKENS).logits)
+    assert not any("vision" in name for name, _ in model.module.named_parameters())
+    source = json.loads((tmp_path / "model" / "source.json").read_text())
+    assert source["part"] == f"the text model of a {kind} model"
+    shape = read_shape(config, 8)
+    assert shape == read_shape(from_path(tmp_path / "model"), 8)
+    assert (shape.layers, shape.d_model, shape.vocabulary) == (LAYERS, D_MODEL, VOCABULARY)
 
 
 def test_pickled_weights_become_safetensors(tokenizer, tmp_path):

@@ -105,7 +105,14 @@ def test_a_stated_shape_is_checked_against_the_model() -> None:
     from circuitloom.config.model_shape import check_shape
 
     sizes = ModelSizes(layers=2, d_model=8, d_mlp=32, heads=2, context=16, vocabulary=50)
-    config = {"n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50}
+    config = {
+        "model_type": "gpt2",
+        "n_layer": 2,
+        "n_embd": 8,
+        "n_head": 2,
+        "n_positions": 16,
+        "vocab_size": 50,
+    }
     check_shape(sizes, config)
     with pytest.raises(
         ValueError, match=r"language_model\.shape\.layers: 2, but the model has 3; correct it"

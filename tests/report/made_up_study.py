@@ -1,6 +1,7 @@
 """A small synthetic study with any strings as tokens, and the inputs of its report."""
 
 import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def report_inputs(folder: Path, layers: Sequence[int] = (0, 1)) -> ReportInputs:
     for place in dictionaries:
         (place / "weights.safetensors").write_bytes(str(place).encode())
     (folder / "model" / "model.safetensors").write_bytes(b"weights")
-    (folder / "corpus" / "train.zarr" / "zarr.json").write_text("{}")
+    tokenizer = {"name": "org/words", "revision": None, "commit": "c0ffee"}
+    attributes = json.dumps({"attributes": {"tokenizer": tokenizer}})
+    (folder / "corpus" / "train.zarr" / "zarr.json").write_text(attributes)
     head = "s\th:m:s\tmax_rss\n"
     for name, seconds in (("train_a_layer0", "1.5"), ("train_a_layer1", "2.5"), ("write_report", "9")):
         (folder / "benchmarks" / f"{name}.tsv").write_text(f"{head}{seconds}\t0:00:01\t100.5\n")

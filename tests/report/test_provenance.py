@@ -1,6 +1,7 @@
 """Versions, hashes, machine and job times."""
 
 import hashlib
+import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -67,3 +68,33 @@ def test_the_machine_is_described() -> None:
     assert int(found["cores"]) > 0
     assert found["processor"]
     assert found["memory"].endswith(" GiB")
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [
+        (None, "trained by this study"),
+        ({"source": "path", "path": "/models/a"}, "/models/a"),
+        (
+            {"source": "path", "path": "/models/a.gguf", "weights": "dequantized from Q4_K, F32"},
+            "/models/a.gguf, dequantized from Q4_K, F32",
+        ),
+        (
+            {"source": "hub", "name": "gpt2", "revision": "main", "commit": "abc"},
+            "gpt2 from the hub, revision main, commit abc",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("tokenizer", "named"),
+    [
+        ({"name": None, "revision": None, "commit": None}, "the words of chronicle"),
+        ({"name": "/models/a", "revision": None, "commit": None}, "/models/a"),
+        ({"name": "gpt2", "revision": None, "commit": "abc"}, "gpt2 from the hub, commit abc"),
+    ],
+)
+def test_the_sources_of_model_and_tokenizer_are_named(origin, words, tokenizer, named, tmp_path) -> None:
+    if origin:
+        (tmp_path / "source.json").write_text(json.dumps(origin))
+    (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"tokenizer": tokenizer}}))
+    assert provenance.sources(tmp_path, tmp_path) == [("language model", words), ("tokenizer", named)]

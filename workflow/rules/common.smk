@@ -8,23 +8,22 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# huggingface_hub reads HF_HUB_OFFLINE when it is imported. It works offline unless the study uses the hub.
-STAGES = [config.get(stage) for stage in ("corpus", "language_model")]
-if "hub" not in [keys.get("source") for keys in STAGES if isinstance(keys, dict)]:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 from circuitloom.config import load_study
 from circuitloom.config.cases import KINDS
 from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, TRACE_TABLES
 from circuitloom.core.layout import NEURONS, Layout
 from circuitloom.core.provenance import CodeHasher
-from circuitloom.language_model.model_files import PICKLED, TEXT, WEIGHTS, matching
+from circuitloom.core.hub import is_hub_name
+from circuitloom.language_model.model_files import source_files, text_files
 
 try:
     STUDY = load_study(config)
 except ValueError as error:
     raise WorkflowError(f"circuitloom: config: {error}") from None
 
+# huggingface_hub reads HF_HUB_OFFLINE when a job imports it
+if not STUDY.uses_hub:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LAYOUT = Layout.of(STUDY.name)
 CODE = CodeHasher(LAYOUT.root.parent / ".code.json")
 MODEL_DTYPE = getattr(STUDY.language_model, "dtype", "float32")
@@ -127,17 +126,8 @@ def recheck_missing_folders():
 
 
 def corpus_tokenizer():
-    """Returns name and revision of the corpus's tokenizer: the configured one, or else that of the language model.
-
-    The name is None if the model is pretrained here with the tokenizer of the chronicle corpus.
-    """
-    corpus, model = STUDY.corpus, STUDY.language_model
-    name, revision = corpus.tokenizer, corpus.tokenizer_revision
-    if name is None and model.source != "pretrain":
-        name = model.path if model.source == "path" else model.name
-        revision = None if model.source == "path" else model.revision
-        if STUDY.shape.tokenizer:
-            name, revision = STUDY.shape.tokenizer, None
+    """Returns name and revision of the corpus' tokenizer, and the vocabulary size of the language model."""
+    name, revision = STUDY.tokenizer
     return {
         "name": name,
         "revision": revision,
@@ -153,9 +143,9 @@ def corpus_files():
         *(getattr(corpus, "validation", None) or []),
     ]
     files = [file for file in files if Path(file).is_file()]
-    tokenizer = Path(corpus_tokenizer()["name"] or "")
-    if tokenizer.name and tokenizer.is_dir():
-        files += matching(tokenizer, TEXT)
+    name, revision = STUDY.tokenizer
+    if name is not None and not is_hub_name(name, revision):
+        files += text_files(Path(name))
     dataset = Path(getattr(corpus, "dataset", ""))
     if dataset.name and dataset.is_dir():
         files += [file for file in dataset.rglob("*") if file.is_file()]
@@ -164,9 +154,7 @@ def corpus_files():
 
 def model_files():
     """Returns the files of a language model in a local folder. The model is installed again if one of them changes."""
-    return sorted(
-        map(str, matching(Path(STUDY.language_model.path), (*TEXT, *WEIGHTS, *PICKLED)))
-    )
+    return sorted(map(str, source_files(Path(STUDY.language_model.path))))
 
 
 def job_layers(wildcards):

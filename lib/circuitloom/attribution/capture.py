@@ -183,14 +183,17 @@ def read_weights(model: LanguageModel) -> ModelWeights:
         module = model.norm(layer, name)
         return None if module is None else read_norm(module, like)
 
+    factor = model.residual_multiplier
+    # a norm with a constant denominator, see `capture_pass`
+    scaled = None if factor == 1 else Norm(torch.full_like(like, factor), torch.zeros_like(like), False)
     return ModelWeights(
         [
             BlockWeights(
                 attention,
                 norm(layer, anatomy.norm_attention),
-                norm(layer, anatomy.norm_attention_after),
+                norm(layer, anatomy.norm_attention_after) or scaled,
                 norm(layer, anatomy.norm_mlp or anatomy.norm_attention),
-                norm(layer, anatomy.norm_mlp_after),
+                norm(layer, anatomy.norm_mlp_after) or scaled,
             )
             for layer, attention in enumerate(read_attention(model))
         ],
@@ -215,8 +218,8 @@ def capture_pass(
         probabilities = model.logits(token[None])[0].softmax(-1)
 
     def frozen(name: str, layer: int, norm: Norm | None) -> FrozenNorm:
-        if norm is None:
-            return FrozenNorm(None, weights.unembedding.weight.new_ones(len(token)))
+        if norm is None or (name, layer) not in observed.inputs:
+            return FrozenNorm(norm, weights.unembedding.weight.new_ones(len(token)))
         return FrozenNorm(norm, norm.denominator(observed.inputs[name, layer], observed.outputs[name, layer]))
 
     layers = []
@@ -249,7 +252,7 @@ def capture_pass(
         resid_final=observed.inputs["norm_final", 0],
         probabilities=probabilities,
     )
-    _check_sum(result, observed, anatomy.architecture)
+    _check_sum(result, observed, model)
     return result
 
 
@@ -298,7 +301,9 @@ class _Observed:
         if x is not None:
             self.inputs[key] = x[0]
         # position embeddings may have no batch dimension
-        self.outputs[key] = first[0] if first.dim() == 3 else first
+        first = first[0] if first.dim() == 3 else first
+        # Falcon adds attention's output to the MLP's output in place
+        self.outputs[key] = first.clone() if key[0] == "mlp" else first
         self.other_outputs[key] = tuple(rest)
 
 
@@ -309,15 +314,16 @@ def _pattern(observed: _Observed, layer: int, architecture: str) -> Float[Tensor
     raise ValueError(f"{architecture}: its attention returns no pattern; choose another model")
 
 
-def _check_sum(result: CapturedPass, observed: _Observed, architecture: str) -> None:
+def _check_sum(result: CapturedPass, observed: _Observed, model: LanguageModel) -> None:
     """Raise ValueError if the residual stream is not the sum of block outputs."""
     total = result.layers[0].resid_pre.clone()
     for layer in range(len(result.layers)):
         for part in ("attention", "mlp"):
-            after = (f"norm_{part}_after", layer)
-            total += observed.outputs.get(after, observed.outputs[part, layer])
+            after = observed.outputs.get((f"norm_{part}_after", layer))
+            total += model.residual_multiplier * observed.outputs[part, layer] if after is None else after
     difference = (total - result.resid_final).norm() / result.resid_final.norm()
     if not difference < SUM_TOLERANCE:
         raise ValueError(
-            f"{architecture}: its residual stream is not the sum of its blocks' outputs; choose another model"
+            f"{model.anatomy.architecture}: its residual stream is not the sum of its blocks' outputs; choose another "
+            "model"
         )

@@ -15,10 +15,12 @@ class _Corpus(Section):
     context: Annotated[int, Field(ge=2)] = 128
     """Number of tokens per sequence, including the BOS."""
     tokenizer: ExpandedPath | None = None
-    """Folder or hub name of the tokenizer. With null, it is the tokenizer of the language model. A language model with
-    `source: pretrain` has no tokenizer: chronicle then uses its own tokenizer, and real text requires this key."""
+    """Folder, GGUF file or hub name of the tokenizer. A folder of this name goes before the hub. With null, it is the
+    tokenizer of the language model. A language model with `source: pretrain` has no tokenizer: chronicle then uses its
+    own tokenizer, and real text requires this key."""
     tokenizer_revision: str | None = None
-    """Branch, tag or commit of the tokenizer, if it comes from the hub."""
+    """Branch, tag or commit of the tokenizer, if it comes from the hub. With a revision, `tokenizer` is a hub name even
+    if there is a folder of this name."""
 
 
 class Chronicle(_Corpus):

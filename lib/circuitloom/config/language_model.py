@@ -48,12 +48,13 @@ class Pretrain(Section):
 
 
 class ModelFolder(Section):
-    """A model in a folder in the Hugging Face layout."""
+    """A model in a folder in the Hugging Face layout, or in a GGUF file (llama.cpp's format). Reading a GGUF file needs
+    the package `gguf`, and dequantizes the weights. docs/models.md lists the architectures that run."""
 
     source: Literal["path"]
     """Kind of source, which determines the other keys."""
     path: ExpandedPath
-    """Folder with config.json and weights."""
+    """Folder with config.json and weights, or a GGUF file, whose name ends in `.gguf`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the model's weights and activations."""
 
@@ -71,6 +72,8 @@ class ModelSizes(Section):
     """Number of attention heads per block."""
     key_value_heads: NonNegativeInt = 0
     """Number of key-value heads, for grouped-query attention. 0 means the same number as `heads`."""
+    head_dim: NonNegativeInt = 0
+    """Width of a head. 0 means d_model / heads."""
     context: PositiveInt
     """Maximum length of a sequence, in tokens."""
     vocabulary: PositiveInt
@@ -82,7 +85,8 @@ class ModelSizes(Section):
 
 
 class HubModel(Section):
-    """A model of the Hugging Face hub. TransformerLens' legacy format is also supported."""
+    """A model of the Hugging Face hub. TransformerLens' legacy format is also supported. docs/models.md lists the
+    architectures that run."""
 
     source: Literal["hub"]
     """Kind of source, which determines the other keys."""

@@ -1,11 +1,17 @@
 """Reads the sizes of a language model from its config, without its weights."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.hub import hub_file
 from . import language_model
+from .architectures import MULTIMODAL, find_architecture
+
+GGUF = ".gguf"
+"""Suffix of a file in llama.cpp's format, which holds config, weights and tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -29,75 +35,200 @@ class ModelShape:
     `resid_mid`."""
     key_value_heads: int = 0
     """Number of key-value heads, for grouped-query attention. 0 means the same number as `heads`."""
+    head_dim: int = 0
+    """Width of a head. 0 means d_model / heads."""
+    tied: bool = False
+    """Whether embedding and unembedding are one matrix."""
     tokenizer: str | None = None
     """Hub name of the tokenizer, if the model's config names it (TransformerLens' legacy format)."""
 
     @property
-    def parameters(self) -> int:
-        """Approximate number of parameters: the matrices of attention and MLPs, and two embeddings."""
+    def attention_width(self) -> int:
+        """Width of the outputs of all heads together, which is the width of W_O's input."""
+        return self.heads * self.head_dim or self.d_model
+
+    @property
+    def attention_weights(self) -> int:
+        """Number of weights in the four matrices of a block's attention."""
         shared = (self.key_value_heads or self.heads) / self.heads
-        attention = 2 * (1 + shared) * self.d_model**2
-        mlp = (3 if self.gated else 2) * self.d_model * self.d_mlp
-        return round(self.layers * (attention + mlp)) + 2 * self.vocabulary * self.d_model
+        return round(2 * (1 + shared) * self.attention_width * self.d_model)
+
+    @property
+    def mlp_weights(self) -> int:
+        """Number of weights in the matrices of a block's MLP."""
+        return (3 if self.gated else 2) * self.d_model * self.d_mlp
+
+    @property
+    def parameters(self) -> int:
+        """Approximate number of parameters: the matrices of attention and MLPs, embedding and unembedding."""
+        embeddings = (1 if self.tied else 2) * self.vocabulary * self.d_model
+        return self.layers * (self.attention_weights + self.mlp_weights) + embeddings
 
 
 _NAMES = {
     "layers": ("n_layer", "num_hidden_layers", "n_layers", "num_layers"),
     "d_model": ("n_embd", "hidden_size", "d_model"),
-    "d_mlp": ("n_inner", "intermediate_size", "d_mlp", "ffn_dim"),
-    "heads": ("n_head", "num_attention_heads", "n_heads"),
-    "context": ("n_positions", "max_position_embeddings", "n_ctx"),
+    "d_mlp": ("n_inner", "intermediate_size", "d_mlp", "ffn_dim", "ffn_hidden_size"),
+    "heads": ("n_head", "num_attention_heads", "n_heads", "num_heads"),
+    "context": ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"),
     "vocabulary": ("vocab_size", "d_vocab"),
 }
+_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
+_HEAD_DIM = ("head_dim", "d_head")
 
 
-def shape_of(config: dict[str, Any]) -> ModelShape:
-    """Returns the sizes in a model's config.json, under any of their usual names. Raises ValueError if a size is
-    missing."""
-    sizes = {}
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
+    """Returns the sizes in a model's config.json, under any of their usual names.
+
+    A size that is missing is the default of transformers' config class. Raises ValueError if the model does not run, or
+    if a size is missing there too.
+    """
+    config = text_config(config)
+    architecture = find_architecture(config)
+    sizes = _sizes(config)
+    if len(sizes) < len(_NAMES) and architecture is not None:
+        config = _with_defaults(config)
+        sizes = _sizes(config)
     for field, names in _NAMES.items():
-        value = next((config[name] for name in names if config.get(name)), None)
-        if value is None and field == "d_mlp":
-            value = 4 * sizes["d_model"]
-        if value is None:
+        if field not in sizes:
             raise ValueError(
                 f"config.json has no {field} (looked for {', '.join(names)}); is it a language model's?"
             )
-        sizes[field] = int(value)
-    gated = config.get("hidden_act") in ("silu", "swish") or bool(config.get("gated_mlp"))
-    parallel = bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
-    shared = int(config.get("num_key_value_heads") or 0)
+    heads, shared = sizes["heads"], int(_first(config, _KEY_VALUE_HEADS) or 0)
+    if architecture is not None and architecture.multi_query and not config.get("new_decoder_architecture"):
+        shared = 1 if config.get("multi_query", True) else 0
+    head_dim = int(_first(config, _HEAD_DIM) or 0)
     return ModelShape(
-        **sizes, gated=gated, parallel=parallel, key_value_heads=shared % sizes["heads"],
+        **sizes,
+        gated=bool(config.get("gated_mlp")) if architecture is None else architecture.gated,
+        parallel=architecture is not None and architecture.is_parallel(config),
+        key_value_heads=shared % heads,
+        head_dim=0 if head_dim * heads == sizes["d_model"] else head_dim,
+        # config.json states it if it is not the default of the config class
+        tied=architecture is not None and bool(config.get("tie_word_embeddings", True)),
         tokenizer=config.get("tokenizer_name"),
-    )  # fmt: skip
+    )
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the config of the text model of a multimodal config.json, with the defaults of transformers' config
+    class. Returns other configs unchanged."""
+    return _with_defaults(config) if config.get("model_type") in MULTIMODAL else config
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the sizes that a config states."""
+    found = {field: _first(config, names) for field, names in _NAMES.items()}
+    if not found["d_mlp"] and found["d_model"]:
+        found["d_mlp"] = 4 * found["d_model"]
+    for field, value in found.items():
+        if value and not isinstance(value, int | float):
+            raise ValueError(f"config.json states {value!r} for {field}; a number is needed")
+    return {field: int(value) for field, value in found.items() if value}
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Returns the first value that is neither missing nor zero, or None."""
+    return next((config[name] for name in names if config.get(name)), None)
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of a model, or of its text model, with the defaults of transformers' config class.
+
+    Raises ValueError if the class does not accept the config.
+    """
+    # takes a second or more, because it imports torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        # lists and dictionaries are copied, because config classes change them
+        found = AutoConfig.for_model(**json.loads(json.dumps(dict(config)))).get_text_config(decoder=True)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"transformers does not accept this config.json ({reason})") from error
+    return {**found.to_dict(), "model_type": found.model_type}
 
 
 def read_shape(config: language_model.LanguageModel, context: int) -> ModelShape:
     """Returns the sizes of the configured model.
 
-    Raises ValueError, with the key and the remedy, if the folder or the hub does not have the model.
+    Raises ValueError, with the key and the remedy, if the folder or the hub does not have the model, or if the model
+    does not run.
     """
     if isinstance(config, language_model.HubModel) and config.shape is not None:
         return ModelShape(**config.shape.model_dump())
     if isinstance(config, language_model.Pretrain):
         d_mlp = config.d_mlp or 4 * config.d_model
         return ModelShape(config.layers, config.d_model, d_mlp, config.heads, context, 0)
-    if isinstance(config, language_model.ModelFolder):
-        file = Path(config.path) / "config.json"
-        if not file.is_file():
-            raise ValueError(
-                f"language_model.path: {file} does not exist; name a folder in the Hugging Face layout"
-            )
-    else:
-        file = hub_file(config.name, "config.json", config.revision)
+    file, settings = read_model_config(config)
     try:
-        return shape_of(json.loads(file.read_text()))
+        return shape_of(settings)
     except ValueError as error:
         raise ValueError(f"language_model: {file}: {error}") from error
 
 
-def check_shape(configured: language_model.ModelSizes, config: dict[str, Any]) -> None:
+def read_model_config(
+    config: language_model.ModelFolder | language_model.HubModel,
+) -> tuple[Path, dict[str, Any]]:
+    """Returns a model's config.json, or GGUF file, and the settings in it.
+
+    Raises ValueError, with the key and the remedy, if the file does not exist or is damaged.
+    """
+    if isinstance(config, language_model.HubModel):
+        file = hub_file(config.name, "config.json", config.revision, "language_model.name")
+    else:
+        path = Path(config.path)
+        if path.suffix == GGUF:
+            return path, read_gguf_config(path)
+        file = path / "config.json"
+        if not file.is_file():
+            raise ValueError(f"language_model.path: {_missing_config(path, file)}")
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"language_model: {file}: not a JSON file ({error}); replace it") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"language_model: {file}: not a model's config; replace it")
+    return file, settings
+
+
+def _missing_config(path: Path, file: Path) -> str:
+    """Returns the message that a folder has no config.json, with a remedy."""
+    quantized = sorted(path.glob(f"*{GGUF}")) if path.is_dir() else []
+    if quantized:
+        return f"{file} does not exist; name the GGUF file itself, such as {quantized[0]}"
+    return f"{file} does not exist; name a folder in the Hugging Face layout, or a GGUF file"
+
+
+def read_gguf_config(file: Path) -> dict[str, Any]:
+    """Returns the settings of the model in a GGUF file, as in a config.json.
+
+    Raises ValueError if the file does not exist, if the package `gguf` is missing, or if transformers cannot read it.
+    """
+    if not file.is_file():
+        raise ValueError(f"language_model.path: {file} does not exist; correct the path")
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"language_model.path: reading {file.name} needs a package; run `pip install gguf==0.19.0`"
+        ) from error
+    from transformers import PreTrainedConfig
+
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(file.parent, gguf_file=file.name)
+    # gguf and numpy raise errors of many classes for a damaged file
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"language_model.path: transformers cannot read {file} ({reason}); use another file, or the model's "
+            "folder in the Hugging Face layout"
+        ) from error
+    return settings
+
+
+def check_shape(configured: language_model.ModelSizes, config: Mapping[str, Any]) -> None:
     """Raise ValueError if the sizes in a model's config.json differ from those in the study's config."""
     found = shape_of(config)
     for name, size in configured.model_dump().items():
@@ -106,26 +237,3 @@ def check_shape(configured: language_model.ModelSizes, config: dict[str, Any]) -
                 f"language_model.shape.{name}: {size}, but the model has {getattr(found, name)}; correct it, or remove "
                 "the shape"
             )
-
-
-def hub_file(name: str, file: str, revision: str) -> Path:
-    """Returns the path of a file of a hub repository. Downloads the file if it is not in the cache.
-
-    Raises ValueError, with the remedy, if neither the cache nor the hub has the file.
-    """
-    import httpx2
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(name, file, revision=revision))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"language_model.name: {name} (revision {revision}) is not in the hub's cache and the hub is out of reach; "
-            "set HF_HUB_OFFLINE=0 to download it, or set HF_HOME to the folder of the cache"
-        ) from error
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        raise ValueError(
-            f"language_model.name: no {file} in {name} at revision {revision}; "
-            "check the name, and HF_TOKEN if it is private"
-        ) from error

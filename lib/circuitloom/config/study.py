@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
+from ..core.hub import is_hub_name
 from .activations import Activations
 from .base import Section, as_list
 from .cases import Cases
@@ -15,7 +16,7 @@ from .corpus import Corpus
 from .dictionaries import Run, expand_sweep, run_name
 from .evaluation import Evaluation
 from .features import Features
-from .language_model import LanguageModel, Pretrain
+from .language_model import HubModel, LanguageModel, Pretrain
 from .machine import Machine
 from .messages import one_line, unknown_key
 from .model_shape import ModelShape, read_shape
@@ -160,6 +161,27 @@ class Study(Section):
     def shape(self) -> ModelShape:
         """Sizes of the language model."""
         return read_shape(self.language_model, self.corpus.context)
+
+    @property
+    def tokenizer(self) -> tuple[str | None, str | None]:
+        """Name and revision of the corpus' tokenizer: the configured one, or else that of the language model.
+
+        A name with a revision is a hub name. The name is None if the model is pretrained here with the tokenizer of the
+        chronicle corpus.
+        """
+        corpus, model = self.corpus, self.language_model
+        if corpus.tokenizer is not None or isinstance(model, Pretrain):
+            return corpus.tokenizer, corpus.tokenizer_revision
+        if self.shape.tokenizer:
+            return self.shape.tokenizer, "main"
+        return (model.name, model.revision) if isinstance(model, HubModel) else (model.path, None)
+
+    @property
+    def uses_hub(self) -> bool:
+        """Whether text, model or tokenizer come from the Hugging Face hub."""
+        name, revision = self.tokenizer
+        hub = "hub" in (self.corpus.source, self.language_model.source)
+        return hub or (name is not None and is_hub_name(name, revision))
 
     @cached_property
     def layers(self) -> list[int]:

@@ -6,6 +6,11 @@ from typing import Any
 from tqdm import tqdm
 
 
+def announce(stage: str, fact: str) -> None:
+    """Print a line about what a job does on the terminal."""
+    print(f"circuitloom: {stage}: {fact}", file=sys.stderr, flush=True)
+
+
 def progress(
     description: str, total: float, unit: str, done: float = 0, every: float = 5, silent: bool = False
 ) -> "tqdm[Any]":

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from ..config import corpus as config
 from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder
-from ..core.progress import progress
+from ..core.hub import TEXT_FILES, hub_folder, is_hub_name
+from ..core.progress import announce, progress
 from ..core.tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
 from .packing import PackedBlocks, Packing, pack_documents, write_documents
@@ -41,14 +42,22 @@ class TokenizerSource:
         return load_hugging_face_tokenizer(self.name, self.revision)
 
     def commit(self) -> str | None:
-        """Returns the commit hash of a tokenizer that was loaded from the hub. Returns None for other tokenizers."""
-        from huggingface_hub import try_to_load_from_cache
-
-        if self.name is None or Path(self.name).is_dir():
+        """Returns the commit hash of a tokenizer of the hub. Returns None for other tokenizers."""
+        if self.name is None or not is_hub_name(self.name, self.revision):
             return None
         # the hub's cache names each snapshot folder after its commit
-        file = try_to_load_from_cache(self.name, "tokenizer.json", revision=self.revision)
-        return Path(file).parent.name if isinstance(file, str) else None
+        return hub_folder(self.name, self.revision or "main", TEXT_FILES, "corpus.tokenizer").name
+
+    def describe(self) -> str:
+        """Returns which tokenizer is taken, in words. A folder is distinguished from a hub repository of its name."""
+        if self.name is None:
+            return "tokenizer: the words of chronicle"
+        if commit := self.commit():
+            return f"tokenizer: {self.name} from the hub, commit {commit}"
+        also = ""
+        if is_hub_name(self.name, "main"):
+            also = f"; for {self.name} from the hub set corpus.tokenizer_revision"
+        return f"tokenizer: {Path(self.name).expanduser().resolve()}{also}"
 
 
 def build_corpus(
@@ -68,6 +77,7 @@ def build_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source(section, seed, folder / "build.partial" / "datasets")
     packing = Packing(tokenizer.load(), section.context, tokenizer.model_vocabulary)
+    announce("corpus", tokenizer.describe())
     # the choice of concepts does not change the text
     keys = section.model_dump(mode="json", exclude={"concepts"})
     digest = fingerprint(

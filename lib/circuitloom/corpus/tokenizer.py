@@ -13,6 +13,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer as Backend
 
 from ..core.errors import first_line
+from ..core.hub import TEXT_FILES, hub_folder, is_hub_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -135,31 +136,63 @@ def _without_limits(backend: Backend) -> Backend:
 def load_hugging_face_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     """Load a tokenizer through transformers, with everything that transformers saves, such as a chat template.
 
-    `name` and the errors are those of `load_tokenizer`.
+    `name` and the errors are those of `load_tokenizer`; `name` may also be a GGUF file. With a `revision`, `name` is a
+    hub name even if there is a folder of this name.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    is_path = name.startswith(("/", ".", "~")) or Path(name).exists()
-    if is_path and not Path(name).is_dir():
+    folder, file = Path(name).expanduser(), {}
+    if is_hub_name(name, revision):
+        folder = hub_folder(name, revision or "main", TEXT_FILES, "corpus.tokenizer")
+    elif folder.suffix == ".gguf" and folder.is_file():
+        folder, file = folder.parent, {"gguf_file": folder.name}
+    elif not folder.is_dir():
         raise ValueError(
             f"corpus.tokenizer: {name} is not a folder; name one with a tokenizer, or leave it out"
         )
     logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", local_files_only=is_path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = first_line(error)
-        remedy = "" if is_path else "; if the hub is not reachable, name a local folder"
+        # downloaded code is never run, and the terminal is not asked whether it should be
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **file
+        )
+    # ImportError: a package is missing, such as gguf
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
-            f"corpus.tokenizer: {name} has no tokenizer that loads ({reason}){remedy}"
+            f"corpus.tokenizer: {name} has no tokenizer that loads ({first_line(error)}); name another"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(
             f"corpus.tokenizer: {name} has no tokenizer.json; convert it with transformers first"
         )
+    if file:
+        tokenizer = _without_added_tokens(tokenizer)
     ids = _id(tokenizer.bos_token_id), _id(tokenizer.eos_token_id)
     return Tokenizer(_without_limits(tokenizer.backend_tokenizer), *ids, tokenizer)
+
+
+def _without_added_tokens(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
+    """Returns the tokenizer of a GGUF file without tokens that the file does not have.
+
+    transformers adds <|endoftext|> to some (Llama 3), with an id that the model does not know.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tokenizer.backend_tokenizer
+    size = len(backend.get_vocab(with_added_tokens=False))
+    if max(backend.get_vocab().values()) < size:
+        return tokenizer
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < size]
+    special = {
+        name: token
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str) and (backend.token_to_id(token) or 0) < size
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Backend.from_str(json.dumps(state)), chat_template=tokenizer.chat_template, **special
+    )
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:

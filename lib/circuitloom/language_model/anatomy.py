@@ -65,11 +65,13 @@ def find_anatomy(config) -> Anatomy:
     try:
         architecture = determine_architecture_from_hf_config(config)
         bridge = build_bridge_config_from_hf(config, architecture, architecture, torch.float32)
-        return anatomy_of(bridge)
-    except KeyError as error:
+    # TransformerLens' message lists all architectures
+    except (KeyError, ValueError) as error:
         raise ValueError(
-            f"language_model: TransformerLens has no adapter for {config.architectures}: {error}"
+            f"language_model: TransformerLens does not name the modules of {config.model_type} models; choose another "
+            "(docs/models.md)"
         ) from error
+    return anatomy_of(bridge)
 
 
 def anatomy_of(bridge) -> Anatomy:

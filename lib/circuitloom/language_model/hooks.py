@@ -31,7 +31,7 @@ class Site(NamedTuple):
     - `resid_pre`: the residual stream before the block
     - `attention_in`: the attention's input, after its norm
     - `heads`: the concatenated outputs of all heads, which are the input of W_O
-    - `resid_mid`: the residual stream before the norm of the MLP
+    - `resid_mid`: the residual stream before the norm of the MLP, or before the MLP if it has no such norm (OLMo 2)
     - `mlp_in`: the MLP's input, after its norm
     - `neurons`: the activations of the neurons, which are the input of W_out
     - `mlp_out`: the MLP's output, before the output norm that some models have
@@ -97,7 +97,7 @@ def observed(
 
         # hooks return None, because anything else would replace the value
         def leave(_module, _args, output) -> None:
-            callback(site, output)
+            callback(site, _own(model, site, output))
 
         def enter(_module, args, kwargs) -> None:
             callback(site, _first_input(args, kwargs))
@@ -129,7 +129,8 @@ def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
 
 def _edit_output(model: LanguageModel, site: Site, edit: Edit):
     def leave(_module, args, kwargs, output):
-        return edit(_first_input(args, kwargs) if site.name == "mlp_out" else output, output)
+        value = _own(model, site, output)
+        return _own(model, site, edit(_first_input(args, kwargs) if site.name == "mlp_out" else value, value))
 
     return [find_module(model, site).register_forward_hook(leave, with_kwargs=True)]
 
@@ -153,6 +154,12 @@ def _edit_input(model: LanguageModel, site: Site, edit: Edit):
         # the stream also bypasses the MLP, so the change of the stream is added to the block's output
         handles.append(model.block(site.layer).register_forward_hook(leave))
     return handles
+
+
+def _own(model: LanguageModel, site: Site, value: Tensor) -> Tensor:
+    """Returns a value that the model does not change later."""
+    # Falcon adds attention's output to the MLP's output in place
+    return value.clone() if site.name == "mlp_out" and model.anatomy.parallel else value
 
 
 @contextmanager
@@ -210,7 +217,7 @@ def find_module(model: LanguageModel, site: Site) -> nn.Module:
     Raises ValueError if the site is unknown, or if the model has no `resid_mid`.
     """
     anatomy, layer = model.anatomy, site.layer
-    if site.name == "resid_mid" and (anatomy.parallel or anatomy.norm_mlp is None):
+    if site.name == "resid_mid" and anatomy.parallel:
         raise ValueError(
             f"{anatomy.architecture} runs attention and MLP in parallel: no resid_mid; use resid_pre"
         )
@@ -218,7 +225,7 @@ def find_module(model: LanguageModel, site: Site) -> nn.Module:
         "resid_pre": "",
         "attention_in": anatomy.attention,
         "heads": f"{anatomy.attention}.{anatomy.attention_projection}",
-        "resid_mid": anatomy.norm_mlp,
+        "resid_mid": anatomy.norm_mlp or anatomy.mlp,
         "mlp_in": anatomy.mlp,
         "neurons": f"{anatomy.mlp}.{anatomy.mlp_projection}",
         "mlp_out": anatomy.mlp,

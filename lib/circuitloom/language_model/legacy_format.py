@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.architectures import has_legacy_keys
 from ..core.errors import first_line
 from .anatomy import NATIVE, adapter_components, anatomy_of, is_native
 from .model import LanguageModel
@@ -22,7 +23,7 @@ _KEPT_KEYS = ("d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_ctx", "d_v
 def is_legacy(folder: Path) -> bool:
     """Whether the config.json in `folder` has the legacy format's keys."""
     config = json.loads((folder / "config.json").read_text())
-    return {"d_model", "n_ctx"} <= set(config) and "model_type" not in config and not is_native(folder)
+    return has_legacy_keys(config) and not is_native(folder)
 
 
 def convert(folder: Path, name: str, output: Path) -> None:

@@ -58,31 +58,48 @@ class LanguageModel:
         """Within the context, attention modules also return attention patterns, without fused attention."""
         config: Any = getattr(self.module, "config", None)
         fused = getattr(config, "_attn_implementation", None)
-        module: Any = self.module
         if fused is None:
             yield
             return
-        module.set_attn_implementation("eager")
+        self._set_attention("eager")
         try:
             yield
         finally:
-            module.set_attn_implementation(fused)
+            self._set_attention(fused)
+
+    def _set_attention(self, implementation: str) -> None:
+        """Set the implementation of attention, such as `eager`."""
+        module: Any = self.module
+        module.set_attn_implementation(implementation)
+        # Falcon refuses, although its attention reads the config in each pass
+        if module.config._attn_implementation != implementation:
+            module.config._attn_implementation = implementation
 
     def unembed(self, hidden: Float[Tensor, "*row d"]) -> Float[Tensor, "*row vocabulary"]:
         """Returns the logits of `hidden`, the unembedding's input.
 
         Includes the scale and the soft cap of the logits that some configs name.
         """
-        logits = self.module.get_submodule(self.anatomy.unembedding)(hidden)
-        config: Any = getattr(self.module, "config", None)
-        # Cohere multiplies its logits, Granite divides them, Gemma 2 bounds them
-        if scale := getattr(config, "logit_scale", None):
-            logits = logits * scale
-        if scaling := getattr(config, "logits_scaling", None):
-            logits = logits / scaling
-        if cap := getattr(config, "final_logit_softcapping", None):
+        logits = self.scale_logits(self.module.get_submodule(self.anatomy.unembedding)(hidden))
+        # Gemma 2 bounds its logits
+        if cap := getattr(getattr(self.module, "config", None), "final_logit_softcapping", None):
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    def scale_logits(self, output: Float[Tensor, "*row vocabulary"]) -> Float[Tensor, "*row vocabulary"]:
+        """Returns the logits of the unembedding's `output`, before any soft cap."""
+        config: Any = getattr(self.module, "config", None)
+        # Cohere multiplies its logits, Granite divides them
+        if scale := getattr(config, "logit_scale", None):
+            output = output * scale
+        if scaling := getattr(config, "logits_scaling", None):
+            output = output / scaling
+        return output
+
+    @property
+    def residual_multiplier(self) -> float:
+        """Factor of what attention and MLP add to the residual stream, which is not 1 in Granite."""
+        return float(getattr(getattr(self.module, "config", None), "residual_multiplier", None) or 1.0)
 
     def logits(
         self, tokens: Int[Tensor, "sequence position"]
@@ -108,13 +125,21 @@ def load_model(
         from .legacy_format import load_native
 
         return load_native(folder, getattr(torch, dtype), device)
-    module = _from_pretrained(folder, getattr(torch, dtype))
-    anatomy = read_anatomy(folder) if (folder / ANATOMY_FILE).is_file() else find_anatomy(module.config)
+    module = load_causal_lm(folder, getattr(torch, dtype))
+    if (folder / ANATOMY_FILE).is_file():
+        anatomy = read_anatomy(folder)
+    else:
+        # config.json may name a class that transformers does not know
+        module.config.architectures = [type(module).__name__]
+        anatomy = find_anatomy(module.config)
     return LanguageModel(module.to(device), anatomy)
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
-    """Returns the model that transformers loads from `folder`. Raises ValueError if weights are missing."""
+def load_causal_lm(folder: Path, dtype: torch.dtype, loader: Any = None, gguf_file: str | None = None) -> Any:
+    """Returns the model that transformers loads from `folder`, or from a GGUF file in it.
+
+    `loader` is a class of transformers, by default AutoModelForCausalLM. Raises ValueError if weights are missing.
+    """
     import pickle
 
     from safetensors import SafetensorError
@@ -124,10 +149,15 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        # downloaded code is never run, and the terminal is not asked whether it should be
+        loaded: Any = (loader or AutoModelForCausalLM).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, trust_remote_code=False,
+            **({"gguf_file": gguf_file} if gguf_file else {}),
+        )  # fmt: skip
+    # ImportError: a package is missing, such as that of a quantization
+    except (
+        OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{folder}: not a model that transformers loads ({first_line(error)})") from error
     # transformers fills missing weights with random values
     module, report = loaded

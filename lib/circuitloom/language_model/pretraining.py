@@ -31,7 +31,7 @@ from ..core.tables import PRETRAINING, write_table
 from ..corpus.tokens import Tokens
 from . import kernels
 from .anatomy import find_anatomy, write_anatomy
-from .model_files import TEXT, copy_files
+from .model_files import copy_files, text_files
 from .muon import Muon
 
 _BLOCK = 4096
@@ -208,7 +208,7 @@ def pretrain(
             training.resume(partial / CHECKPOINT)
         train(training, batches, config, partial / CHECKPOINT)
         folder = partial / "model"
-        copy_files(tokenizer, folder, TEXT)
+        copy_files(text_files(tokenizer), folder)
         logging.disable_progress_bar()
         model.save_pretrained(folder)
         write_anatomy(find_anatomy(model.config), folder)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .hooks import Site, capture, edited, observed_modules
+from .hooks import Site, capture, edited
 from .model import LanguageModel
 
 
@@ -153,29 +153,10 @@ def read_unembedding(model: LanguageModel) -> Unembedding:
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     norm = read_norm(model.module.get_submodule(model.anatomy.norm_final), weight[0])
-    scale = _logit_scale(model)
-    weight = scale * weight.detach().to(norm.gain.dtype)
-    bias = weight.new_zeros(len(weight)) if bias is None else scale * bias.detach().to(weight.dtype)
+    weight = model.scale_logits(weight.detach().to(norm.gain.dtype).T).T
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight.dtype)
+    bias = model.scale_logits(bias)
     return Unembedding(weight - weight.mean(0), bias - bias.mean(), norm)
-
-
-@torch.inference_mode()
-def _logit_scale(model: LanguageModel) -> float:
-    """Returns the ratio of the logits to the unembedding's output, which is not 1 in some models (Cohere).
-
-    Returns 1 if the ratio is not constant, as with softcaps.
-    """
-    outputs: dict[str, Tensor] = {}
-
-    def keep(key: str, _args, _kwargs, output: Tensor) -> None:
-        outputs[key] = output
-
-    with observed_modules({"unembedding": model.module.get_submodule(model.anatomy.unembedding)}, keep):
-        logits = model.logits(torch.zeros(1, 1, dtype=torch.int64)).double()
-    output = outputs["unembedding"].double()
-    scale = float((logits * output).sum() / output.square().sum())
-    proportional = torch.allclose(scale * output, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
-    return scale if proportional else 1.0
 
 
 @torch.inference_mode()

@@ -59,16 +59,9 @@ def vocabulary(shape: ModelShape) -> int:
     return shape.vocabulary or CHRONICLE_WORDS
 
 
-def mlp_weights(shape: ModelShape) -> float:
-    """Returns the number of weights in the MLP of one block."""
-    return (3 if shape.gated else 2) * shape.d_model * shape.d_mlp
-
-
 def model_parameters(shape: ModelShape) -> tuple[float, float]:
     """Returns the number of weights in all blocks together, and the number of weights in the embedding."""
-    shared = (shape.key_value_heads or shape.heads) / shape.heads
-    attention = (2 + 2 * shared) * shape.d_model**2
-    return shape.layers * (attention + mlp_weights(shape)), vocabulary(shape) * shape.d_model
+    return shape.layers * (shape.attention_weights + shape.mlp_weights), vocabulary(shape) * shape.d_model
 
 
 def number_bytes(study: Study) -> int:
@@ -78,14 +71,15 @@ def number_bytes(study: Study) -> int:
 
 def model_bytes(study: Study) -> float:
     """Returns the bytes that the model's weights take in its dtype."""
-    return number_bytes(study) * sum(model_parameters(study.shape))
+    blocks, embedding = model_parameters(study.shape)
+    return number_bytes(study) * (blocks + (1 if study.shape.tied else 2) * embedding)
 
 
 def forward(study: Study, layers: float) -> float:
     """Returns the operations per token of a forward pass through `layers` layers, without the unembedding."""
     shape = study.shape
     blocks, _ = model_parameters(shape)
-    attention = 4 * study.corpus.context * shape.d_model
+    attention = 4 * study.corpus.context * shape.attention_width
     return layers * (2 * blocks / shape.layers + attention)
 
 

@@ -21,7 +21,6 @@ from .sizes import (
     PROCESS_BYTES,
     activation_bytes,
     is_sparse,
-    mlp_weights,
     number_bytes,
     weight_bytes,
 )
@@ -74,7 +73,7 @@ def dictionaries(study: Study) -> Work:
         gpu_memory=max((_gpu_memory(sweep, d) for sweep in training), default=0),
         # prefetched rows of two sites, about ten [token, d] arrays of a step, and the MLP that computes mlp_out
         gpu_memory_replicated=(2 * PREFETCHED + 10) * rows
-        + number_bytes(study) * (mlp_weights(study.shape) + batch * study.shape.d_mlp),
+        + number_bytes(study) * (study.shape.mlp_weights + batch * study.shape.d_mlp),
         divisible_by=trained[0].width if trained else 0,
         can_split=True,
         read=sum(_read(study, sweep) for sweep in training) * layers,
@@ -119,7 +118,7 @@ def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
     for run in sweep:
         total += step_load(run, d) * (run.tokens / run.batch)
     if "mlp_out" in _sites(sweep) - set(study.activations.sites):
-        operations = 2 * mlp_weights(study.shape) * max(run.tokens for run in sweep)
+        operations = 2 * study.shape.mlp_weights * max(run.tokens for run in sweep)
         total += (
             GpuLoad(fp32_flops=operations) if number_bytes(study) == 4 else GpuLoad(bf16_flops=operations)
         )

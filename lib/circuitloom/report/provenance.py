@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import platform
 import re
@@ -11,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from ..language_model.model_files import SOURCE, describe_source
 
 PACKAGES = (
     "torch", "transformers", "transformer_lens", "tokenizers", "datasets", "zarr", "safetensors", "numpy", "pyarrow",
@@ -61,6 +64,21 @@ def machine() -> list[tuple[str, str]]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         facts.append(("memory", f"{memory / 2**30:.1f} GiB"))
     return [*facts, ("GPU", _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "none")]
+
+
+def sources(model: Path, tokens: Path) -> list[tuple[str, str]]:
+    """Returns (name, source) of the language model in the folder `model` and of the tokenizer of a token array."""
+    record = model / SOURCE
+    origin = json.loads(record.read_text()) if record.is_file() else None
+    attributes = json.loads((tokens / "zarr.json").read_text())["attributes"]
+    tokenizer = attributes["tokenizer"]
+    words = tokenizer["name"] or "the words of chronicle"
+    if tokenizer["commit"]:
+        words += f" from the hub, commit {tokenizer['commit']}"
+    return [
+        ("language model", describe_source(origin) if origin else "trained by this study"),
+        ("tokenizer", words),
+    ]
 
 
 def hashes(model: Path, tokens: Sequence[Path], dictionaries: Sequence[Path]) -> list[FileHash]:

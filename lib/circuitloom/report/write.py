@@ -92,6 +92,7 @@ def render(inputs: ReportInputs, sections: Sections, catalogue: AnswerLog) -> st
             answers=catalogue.answers,
             results={result.case: result for result in read_results(inputs.results, inputs.pictures)},
             config=yaml.safe_dump(dict(inputs.config), sort_keys=False, allow_unicode=True, width=100),
+            sources=provenance.sources(inputs.model, inputs.tokens[0]),
             versions=provenance.versions(),
             machine=provenance.machine(),
             hashes=provenance.hashes(inputs.model, inputs.tokens, inputs.dictionaries),
