@@ -7,6 +7,7 @@ with job("circuits", snakemake):
     from circuitloom.attribution.tracer import Tracer
     from circuitloom.config.circuits import Circuits, Prompt
     from circuitloom.core.tables import write_table
+    from circuitloom.corpus.prompt_text import print_notes
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.dictionaries.dictionary import load_dictionary
     from circuitloom.language_model.model import load_model
@@ -19,6 +20,7 @@ with job("circuits", snakemake):
     tracer = Tracer(model, load_tokenizer(source.tokenizer), params.run, by_layer, params.context)
     for number, (name, prompt) in enumerate(params.prompts.items()):
         trace = tracer.trace(Prompt.model_validate(prompt), config)
+        print_notes(name, trace.notes)
         rows = TraceRows(trace, name, tracer.strings)
         for table, (schema, contents) in rows.tables().items():
             write_table(schema, contents, output[table][number])

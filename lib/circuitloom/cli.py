@@ -46,10 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     trace.add_argument("prompt", help="the text")
     trace.add_argument(
+        "--special-tokens", action="store_true", help="special tokens that the text spells out are not text"
+    )
+    trace.add_argument(
         "--target",
         default="logits",
         help="logits, logit TOKEN, logit TOKEN vs TOKEN, feature LAYER/NUMBER or random; append @POSITION for another "
-        "position than the last (logits)",
+        'position than the last (logits); TOKEN is a word that follows the prompt, or in quotes exactly a token: "\\n"',
     )
     trace.add_argument("--study", default="quickstart", metavar="NAME", help="use results/NAME (quickstart)")
     trace.add_argument("--run", metavar="NAME", help="run of transcoders (that of the study's own prompts)")
@@ -112,7 +115,9 @@ def _trace(arguments: argparse.Namespace) -> None:
 
     section: type[Prompt] | type[Circuits] = Prompt
     try:
-        prompt = Prompt(text=arguments.prompt, target=arguments.target)
+        prompt = Prompt(
+            text=arguments.prompt, special_tokens=arguments.special_tokens, target=arguments.target
+        )
         section = Circuits
         config = Circuits(width=arguments.width, length=arguments.length)
     except ValidationError as error:

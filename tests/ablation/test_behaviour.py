@@ -7,6 +7,7 @@ import torch
 from tests.ablation.component_inputs import INSIDE, make_prompt, make_saes
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import CONTEXT
+from tokenizers import normalizers
 
 from circuitloom.ablation.behaviour import Budget, behaviour_tables, component_tables
 from circuitloom.ablation.causal_effects import causal_effects, replacement_values
@@ -132,3 +133,23 @@ def test_a_prompt_and_a_behaviour_cannot_share_a_name():
     example = {"text": "w9", "target": "logit w9"}
     with pytest.raises(ValueError, match="a prompt and a behaviour have this name"):
         Circuits(prompts={"war": {"text": "w9"}}, behaviours={"war": {"prompts": [example]}})
+
+
+def test_an_answer_of_a_behaviour_is_read_after_its_prompt_and_said(tmp_path, capsys):
+    model = load_tiny("gpt2", tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path / "gpt2"))
+    tokenizer.backend.normalizer = normalizers.Lowercase()
+    prompts = [
+        BehaviourPrompt(text=f"<bos> {TEXTS[0]}", target="logit W17"),
+        BehaviourPrompt(text=TEXTS[0], target="logit w17"),
+    ]
+    for prompt in prompts:
+        behaviour = Behaviour(prompts=[prompt], measured=0, ablations=["zero"])
+        rows = behaviour_tables("b", model, tokenizer, {}, behaviour, CONTEXT)["faithfulness"].to_pylist()
+        logits = model.logits(torch.tensor([[1, 9, 20, 31, 9]]))[0, -1]
+        assert rows[0]["metric_untouched"] == pytest.approx(float(logits[17]), abs=1e-5)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("circuitloom: b: ")] == [
+        "circuitloom: b: the BOS <bos> at the start of the prompt counts once",
+        "circuitloom: b: the answer 'W17' is the token 'w17' (id 17), with which the text goes on",
+    ]

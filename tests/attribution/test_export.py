@@ -1,6 +1,7 @@
 """Exported graphs hold every node and edge once, with unique names."""
 
 import json
+from dataclasses import replace
 
 import networkx
 import pytest
@@ -22,6 +23,7 @@ from circuitloom.attribution.graph import (
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.attribution.targets import find_roots
 from circuitloom.config.circuits import parse_target
+from circuitloom.corpus.prompt_text import AnswerToken
 
 LAST = len(PROMPT) - 1
 
@@ -31,7 +33,11 @@ def make_graph(
 ) -> tuple[AttributionGraph, LinearizedModel, GraphText, Roots]:
     model = make_linearized(load_tiny(architecture, folder))
     strings = [f"w{i}" for i in range(VOCABULARY)]
-    roots, named = find_roots(model, parse_target(target), strings, logits=3, probability=1.0)
+    parsed = parse_target(target)
+    answers = [
+        AnswerToken(strings.index(word), word, None) for word in (parsed.token, parsed.against) if word
+    ]
+    roots, named = find_roots(model, parsed, strings, answers, logits=3, probability=1.0)
     text = GraphText("the prompt", [strings[i] for i in PROMPT.tolist()], named)
     return trace_graph(model, roots, node_share, 0.98), model, text, roots
 
@@ -57,6 +63,16 @@ def test_networkx_holds_every_node_and_edge(architecture: str, tmp_path) -> None
         )
     assert made.graph["replacement"] == graph.scores.replacement
     networkx.write_graphml(made, tmp_path / "graph.graphml")
+
+
+def test_tokens_with_control_characters_can_be_written_as_graphml(tmp_path) -> None:
+    graph, model, text, _ = make_graph("gpt2", tmp_path)
+    tokens = ["\x00", "\n", "\ufffe", *text.tokens[3:]]
+    made = to_networkx(graph, model, replace(text, prompt="a\x00", tokens=tokens))
+    networkx.write_graphml(made, tmp_path / "graph.graphml")
+    assert {made.nodes[node]["token"] for node in made if made.nodes[node]["kind"] == "embedding"} >= {
+        "\\u0000", "↵", "\\ufffe",
+    }  # fmt: skip
 
 
 def test_networkx_nodes_have_attributes_of_their_kind(tmp_path) -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from rich.console import Console
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import ARCHITECTURES, CONTEXT
+from tokenizers import normalizers
 
 from circuitloom.attribution.drawing import draw_graph
 from circuitloom.attribution.export import write_graph
+from circuitloom.attribution.terminal import print_trace
 from circuitloom.attribution.trace_tables import TraceRows
 from circuitloom.attribution.tracer import Trace, Tracer, most_traced_run
 from circuitloom.config.circuits import Circuits, FeatureChange, Prompt, parse_feature, parse_target
@@ -141,6 +144,40 @@ def test_a_graph_of_a_feature_holds_nothing_after_it(tmp_path):
     for node in rows.nodes():
         if node["kind"] in ("feature", "error") and not node["is_root"]:
             assert node["layer"] < 2 and node["position"] <= 6
+
+
+def test_a_bos_in_the_prompt_counts_once_and_is_said(tmp_path):
+    tracer = make_tracer(tmp_path)
+    plain, written = (
+        tracer.trace(Prompt(text=text, target="logit w17"), Circuits()) for text in (TEXT, f"<bos> {TEXT}")
+    )
+    assert torch.equal(plain.model.captured.token, written.model.captured.token)
+    assert torch.equal(plain.graph.effect, written.graph.effect)
+    assert plain.notes == ()
+    assert written.notes == ("the BOS <bos> at the start of the prompt counts once",)
+    ((row,), _) = (TraceRows(written, "x", tracer.strings).tables()[name][1] for name in ("trace", "node"))
+    assert row["notes"] == list(written.notes)
+
+
+def test_the_token_of_an_answer_is_said_where_its_name_is_another(tmp_path):
+    tracer = make_tracer(tmp_path)
+    tracer.tokenizer.backend.normalizer = normalizers.Lowercase()
+    result = tracer.trace(Prompt(text=TEXT, target="logit W17 vs w12"), Circuits())
+    assert (result.root_nodes[0].name, result.root_nodes[0].token_id) == ("w17 - w12", 17)
+    (note,) = result.notes
+    assert note.startswith("the answer 'W17' is the token 'w17' (id 17)")
+    console = Console(record=True, width=200)
+    print_trace(result, TraceRows(result, "x", tracer.strings), {}, console)
+    assert note in console.export_text()
+
+
+def test_roots_of_the_same_name_stay_apart(tmp_path):
+    tracer = make_tracer(tmp_path)
+    result = tracer.trace(Prompt(text=TEXT), Circuits(logits=3, probability=1.0))
+    rows = TraceRows(result, "x", ["same"] * len(tracer.strings))
+    first, *others = [row for row in rows.nodes() if row["is_root"]]
+    assert {path["node"] for path in rows.paths() if path["step"] == 0} == {first["node"]}
+    assert len(others) == 2
 
 
 BAD = {

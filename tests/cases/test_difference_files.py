@@ -38,14 +38,15 @@ def test_the_vocabulary_of_chronicle_has_the_words_of_its_cases():
     tokenizer = word_tokenizer(vocabulary())
     assert set(cases("chronicle")) == {"indirect_object", "induction", "agreement"}
     for case in cases("chronicle").values():
-        assert len(read_prompts(draw(case), tokenizer, 128)) >= case.count
+        assert len(read_prompts(draw(case), tokenizer, 128)[0]) >= case.count
 
 
 def test_the_model_of_stories_prefers_the_right_tokens(real_input):
     folder = str(real_input / "models" / "stories260K")
     model, tokenizer = load_model(folder, "float32"), load_tokenizer(folder)
     for case in cases("stories").values():
-        prompts = read_prompts(draw(case), tokenizer, 128)
+        prompts, notes = read_prompts(draw(case), tokenizer, 128)
+        assert notes == []
         preferred = torch.cat([prompt.metric(original_logits(model, prompt)[None]) for prompt in prompts])
         assert (preferred > 0).float().mean() >= case.positive
         assert preferred.mean() >= case.difference

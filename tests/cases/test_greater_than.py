@@ -85,7 +85,7 @@ def test_both_halves_have_every_start_year_and_each_prompt_its_counterpart(
 
 
 def test_one_filling_per_year_is_halved_by_years(context: CaseContext):
-    answers = find_answers("{year}", context.tokenizer.strings())
+    answers = find_answers(make_case(), context.tokenizer)
     prompts = make_prompts(make_case(fillings=1), context.tokenizer, 16, answers)
     assert prompts.of(FINDING).start.tolist() == list(STARTS[::2])
     assert prompts.of(TESTING).start.tolist() == list(STARTS[1::2])

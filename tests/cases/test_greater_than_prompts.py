@@ -13,9 +13,9 @@ from circuitloom.corpus.tokenizer import word_tokenizer
 def test_prompts_of_another_length_or_without_a_year_of_one_token_are_dropped_and_counted():
     # 22 is two tokens wherever it is written, 23 is one only as an answer
     tokenizer = pairs_of_digits({"22", "c23"})
-    answers = find_answers("{year}", tokenizer.strings())
-    assert answers.year.tolist() == [20, 21, 23, 24, 25, 26]
     case = make_case(template="c{year}c", slots={}, fillings=1)
+    answers = find_answers(case, tokenizer)
+    assert answers.year.tolist() == [20, 21, 23, 24, 25, 26]
     prompts = make_prompts(case, tokenizer, 16, answers)
     assert prompts.start.tolist() == [20, 21, 24, 25] and prompts.dropped == 2
     assert set(prompts.other_start.tolist()) <= {20, 21, 24, 25}
@@ -64,13 +64,44 @@ def test_the_projects_own_cases_are_accepted_and_published_values_added():
     chronicle = TypeAdapter(Cases).validate_python("config/cases/chronicle.yaml")["greater_than"]
     words = {*CLASSES["event"], *NUMBERS, "the", "lasted", "from", "year", "to"}
     tokenizer = word_tokenizer(sorted(words))
-    prompts = make_prompts(chronicle, tokenizer, 16, find_answers("{year}", tokenizer.strings()))
+    prompts = make_prompts(chronicle, tokenizer, 16, find_answers(chronicle, tokenizer))
     assert prompts.start.unique().tolist() == list(range(2, 99)) and prompts.dropped == 0
 
 
 def test_years_that_the_vocabulary_lacks_are_no_answers():
     tokenizer = word_tokenizer(["c", "07", " 31", "100", "7"])
-    answers = find_answers("{year}", tokenizer.strings())
+    answers = find_answers(make_case(), tokenizer)
     assert answers.year.tolist() == [7, 31] and answers.token.tolist() == [2, 3]
     with pytest.raises(ValueError, match=r"no tokens for years written 'y\{year\}'; change `answer`"):
-        find_answers("y{year}", tokenizer.strings())
+        find_answers(make_case(answer="y{year}"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "token"),
+    [
+        ("from 17{year} to 17", "{year}", "43"),
+        ("from the year {year} to the year", "{year}", " 43"),
+        ("from 17{year} to 17", " {year}", " 43"),
+        ("from 16{year} to 16", "{year}", "44"),
+        ("from the year {year} to the year", "{year}", " 45"),
+    ],
+)
+def test_an_answer_follows_the_century_as_the_start_year_does(template: str, answer: str, token: str):
+    # 44 exists only without a blank, 45 only with one
+    tokenizer = years_with_and_without_blank("43", " 43", "44", " 45")
+    answers = find_answers(make_case(template=template, slots={}, answer=answer), tokenizer)
+    chosen = dict(zip(answers.year.tolist(), answers.token.tolist(), strict=True))
+    assert tokenizer.strings()[chosen[int(token)]] == token
+
+
+def years_with_and_without_blank(*tokens: str):
+    """A byte-level tokenizer of digits, a blank and the given tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from circuitloom.corpus.tokenizer import Tokenizer as Wrapped
+
+    pieces = [*"0123456789", "Ġ", *(token.replace(" ", "Ġ") for token in tokens)]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    return Wrapped(backend, bos_id=None, eos_id=None)

@@ -124,8 +124,8 @@ def make_features(random: np.random.Generator) -> dict[str, Rows]:
     """Examples on tokens of a small vocabulary, and logit effects; runs and layers have the same feature numbers."""
     tables: dict[str, Rows] = {
         "corpus/token": [
-            {"sequence": i, "position": j, "document": i, "token_id": 0, "token": f"t{random.integers(6)}"}
-            for i in range(8) for j in range(16)
+            {"sequence": i, "position": j, "document": i, "token_id": number, "token": f"t{number}"}
+            for (i, j), number in np.ndenumerate(random.integers(6, size=(8, 16)))
         ]
     }  # fmt: skip
     for run in ("tc-a", "tc-b"):

@@ -1,7 +1,11 @@
 """All figures share one style."""
 
 import ast
+import io
+import warnings
 from pathlib import Path
+
+import pytest
 
 import circuitloom
 from circuitloom.core.plotting import STYLE, escape_mathtext, styled
@@ -46,6 +50,28 @@ def test_the_style_is_restored_after_drawing() -> None:
     before = rcParams["axes.grid"]
     assert styled(lambda: rcParams["axes.grid"])() is True
     assert rcParams["axes.grid"] == before
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("中 by", "⟨U+4E2D⟩ by"),
+        ("\U0001f9ff_x_", "⟨U+1F9FF⟩_x_"),
+        ("⟨E4⟩", "⟨E4⟩"),
+        ("\u200b", r"\u200b"),
+        ("\u0301", "◌\u0301"),
+        ("é$Σ", r"é\$Σ"),
+    ],
+)
+def test_letters_that_the_font_lacks_are_named_and_drawn_without_a_warning(text: str, drawn: str) -> None:
+    from matplotlib.figure import Figure
+
+    assert escape_mathtext(text) == drawn
+    figure = Figure(figsize=(2, 1))
+    figure.text(0.1, 0.5, escape_mathtext(text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO())
 
 
 def test_text_in_figures_starts_no_formula_and_breaks_no_line() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.attribution.test_tracer import TEXT, make_tracer
 
-from circuitloom.explorer.prompt_service import PromptService, compare_predictions, live_circuit, token_string
+from circuitloom.corpus.token_names import token_name
+from circuitloom.explorer.prompt_service import PromptService, compare_predictions, live_circuit
 
 STRINGS = ["a", "b", "c"]
 
@@ -30,15 +31,11 @@ def test_predictions_are_compared_on_the_most_likely_tokens_of_both() -> None:
     result = compare_predictions(3, before, after, [f"t{i}" for i in range(35)])
     assert result.position == 3
     names = [token for token, _, _ in result.rows]
-    assert {"t10", "t30", "t34", "#35", "#39"} <= set(names)
+    assert {"t10", "t30", "t34", "⟨#35⟩", "⟨#39⟩"} <= set(names)
     assert len(names) == 20
     most_likely = [max(p, q) for _, p, q in result.rows]
     assert most_likely == sorted(most_likely, reverse=True)
     assert {token: (p, q) for token, p, q in result.rows}["t10"] == pytest.approx((0.1, 0.0))
-
-
-def test_tokens_beyond_the_tokenizers_vocabulary_are_numbered() -> None:
-    assert [token_string(STRINGS, token) for token in (2, 3)] == ["c", "#3"]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +70,7 @@ def test_active_features_and_next_tokens_are_those_of_the_model(service, tracer)
         expected = tracer.language_model.logits(model.captured.token[None])[0].float().softmax(-1)
     for position, most_likely in enumerate(found.next_tokens):
         p, tokens = expected[position].topk(10)
-        assert [token for token, _ in most_likely] == [
-            token_string(tracer.strings, i) for i in tokens.tolist()
-        ]
+        assert [token for token, _ in most_likely] == [token_name(tracer.strings, i) for i in tokens.tolist()]
         assert [each for _, each in most_likely] == pytest.approx(p.tolist(), rel=1e-4)
 
 

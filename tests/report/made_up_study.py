@@ -108,6 +108,7 @@ def _circuit(name: str, token: str, layers: Sequence[int]) -> dict[str, list[dic
                 "prompt": f"a {token} b",
                 "tokens": ["<bos>", token, "b"],
                 "target": token,
+                "notes": [f"the answer is {token}"],
                 "n_edges": 7,
                 "n_nodes": 7,
                 "replacement_score": 0.5,

@@ -20,6 +20,10 @@ TOKENS = {
     "blanks": "  x ",
     "a template": "{{ 7 * 7 }}{% raw %}{0}$x$",
     "other letters": "日本 é 🜁",
+    "parts of a character": "⟨B8⟩⟨AD⟩x ⟨E4⟩",
+    "bytes of a character": " ⟨E4⟩⟨B8⟩⟨AD⟩⟨41⟩",
+    "a combining mark": " \u0301x",
+    "right to left": " שלום 3",
 }
 
 

@@ -35,6 +35,11 @@ def test_claims_state_whether_they_hold(written) -> None:
     assert "1 of 3 claims hold." in written.page.text
 
 
+def test_notes_say_how_a_prompt_was_read(written) -> None:
+    (note,) = written.page.rows["trace:war"][0]["notes"]
+    assert f"{note}." in written.page.text
+
+
 def test_the_result_of_a_case_study_is_shown_with_all_its_pictures(written) -> None:
     assert "caught: a case about the" in written.page.text
     assert "Caption: the" in written.page.text

@@ -12,6 +12,7 @@ rule build_catalog:
         TARGETS["language_model"],
         rules.build_corpus.output.document,
         rules.build_corpus.output.token,
+        rules.build_corpus.output.tokenizer,
         rules.annotate_concepts.output.concept,
     output:
         LAYOUT.catalog,

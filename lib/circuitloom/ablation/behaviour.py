@@ -9,10 +9,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..attribution.targets import find_token, tokenize_prompt
 from ..config.circuits import Behaviour, parse_target
 from ..core.progress import progress
 from ..core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, Table
+from ..corpus.prompt_text import PromptText, print_notes, read_prompt
 from ..corpus.tokenizer import Tokenizer
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
@@ -60,27 +60,33 @@ def behaviour_tables(
     """Returns the tables `causal`, `faithfulness` and `feature_effect` of a behaviour, keyed by table name.
 
     Components are taken from `default_bases`. A prompt may have up to `context` tokens. Raises ValueError if a prompt
-    cannot be tokenized, is too short or is too long. Also raises ValueError if a target's token is not in the
-    vocabulary.
+    cannot be tokenized, is too short or is too long. Also raises ValueError if an answer of a target is not one token.
+    What is read in another way than one may think is printed.
     """
-    strings = tokenizer.strings()
-    tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
-    metrics = [parse_metric(example.target, strings) for example in behaviour.prompts]
-    prompts = make_prompt_metrics(tokens, metrics, tokenizer.bos_id)
+    read = [
+        read_prompt(example.text, tokenizer, context, example.special_tokens) for example in behaviour.prompts
+    ]
+    parsed = [
+        parse_metric(example.target, text) for example, text in zip(behaviour.prompts, read, strict=True)
+    ]
+    notes = [note for text, (_, own) in zip(read, parsed, strict=True) for note in (*text.notes, *own)]
+    print_notes(name, notes)
+    tokens = [torch.from_numpy(text.token) for text in read]
+    prompts = make_prompt_metrics(tokens, [metric for metric, _ in parsed], tokenizer.bos_id)
     budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
     return component_tables(name, model, prompts, runs, budget, behaviour.ablations)
 
 
-def parse_metric(target: str, strings: list[str]) -> Metric:
-    """Returns the metric for a target `logit TOKEN` or `logit TOKEN vs TOKEN`.
+def parse_metric(target: str, prompt: PromptText) -> tuple[Metric, list[str]]:
+    """Returns the metric for a target `logit TOKEN` or `logit TOKEN vs TOKEN`, and notes on the tokens that were taken.
 
-    Raises ValueError if a token is not in the vocabulary.
+    Raises ValueError if an answer is not one token.
     """
     parsed = parse_target(target)
-    token = find_token(parsed.token, strings)
-    if not parsed.against:
-        return logit(token)
-    return logit_difference(token, find_token(parsed.against, strings))
+    answers = [prompt.answer(written) for written in (parsed.token, parsed.against) if written]
+    numbers = [answer.token_id for answer in answers]
+    metric = logit_difference(*numbers) if parsed.against else logit(*numbers)
+    return metric, [answer.note for answer in answers if answer.note]
 
 
 def default_bases(model: LanguageModel, runs: Runs) -> list[Basis]:

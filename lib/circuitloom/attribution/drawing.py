@@ -83,7 +83,8 @@ def _frame(axes: Any, rows: TraceRows, centers: dict[int, float]) -> None:
         range(layers + 2), ["embedding", *(f"layer {layer}" for layer in range(layers)), "logits"]
     )
     axes.set_xlabel("token and its position")
-    axes.set_title(f"{rows.name}: {rows.trace.prompt.target}, {rows.trace.run}", fontsize=9)
+    title = escape_mathtext(f"{rows.name}: {rows.trace.prompt.target}, {rows.trace.run}")
+    axes.set_title(title, fontsize=9)
     handles = [
         axes.plot([], [], color=color, label=label)[0]
         for color, label in ((POSITIVE, "raises"), (NEGATIVE, "lowers"))

@@ -9,6 +9,7 @@ from typing import Any
 import networkx
 
 from ..core.atomic_io import write_atomically
+from ..core.formatting import escape_invisible
 from .direct_effects import source_columns
 from .graph import AttributionGraph
 from .linearized_model import LinearizedModel
@@ -50,18 +51,20 @@ class GraphText:
 def to_networkx(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> networkx.DiGraph:
     """Convert the graph to networkx. Node i is graph.node[i]. Edges lead from source to target.
 
+    Control characters of tokens and of the prompt are escaped, because GraphML cannot hold them.
     All nodes have the attributes kind, value, influence and remainder. The kind is feature, error, embedding, position,
     constant, logit or target. Depending on the kind, nodes also have layer, feature, position, token, activation or
     probability. Edges have the attribute effect. Graph attributes are prompt and the scores in `graph.scores`.
 
     Raises ValueError if `text` and `graph` differ in the number of tokens or roots.
     """
-    result = networkx.DiGraph(prompt=text.prompt, **vars(graph.scores))
+    result = networkx.DiGraph(prompt=escape_invisible(text.prompt), **vars(graph.scores))
     columns = (graph.value.tolist(), graph.influence.tolist(), graph.remainder.tolist())
     for number, (node, value, influence, remainder) in enumerate(
         zip(_nodes(graph, model, text), *columns, strict=True)
     ):
-        result.add_node(number, **node, value=value, influence=influence, remainder=remainder)
+        own = node if "token" not in node else {**node, "token": escape_invisible(node["token"])}
+        result.add_node(number, **own, value=value, influence=influence, remainder=remainder)
     for source, target, effect in _edges(graph):
         result.add_edge(source, target, effect=effect)
     return result

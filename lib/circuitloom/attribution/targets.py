@@ -1,5 +1,6 @@
-"""Tokenize prompts, and convert targets of the config to roots of attribution graphs."""
+"""Convert targets of the config to roots of attribution graphs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..config.circuits import Target
+from ..corpus.prompt_text import AnswerToken, PromptText, read_prompt
+from ..corpus.token_names import token_name
 from ..corpus.tokenizer import Tokenizer
 from .direct_effects import feature_targets, logit_targets
 from .graph import Roots
@@ -33,43 +36,11 @@ class RootNode:
     feature: int | None = None
 
 
-def tokenize_prompt(text: str, tokenizer: Tokenizer, context: int) -> Int[Tensor, " position"]:
-    """Returns the token ids of a prompt. If the tokenizer has a BOS token, the first id is BOS.
-
-    Raises ValueError if the prompt is empty or contains an unknown word. Also raises ValueError if the prompt has only
-    one token, or more than `context` tokens.
-    """
-    if not text.strip():
-        raise ValueError("the prompt is empty; give it at least one word")
-    try:
-        (ids,) = tokenizer.encode([text])
-    # word-level tokenizers that have no unknown token raise a bare Exception
-    except Exception as error:
-        known = set(tokenizer.strings())
-        unknown = [word for word in text.split() if word not in known]
-        named = f" {unknown[0]!r}" if unknown else ""
-        raise ValueError(
-            f"the tokenizer does not know the word{named} of the prompt; use words of the corpus ({error})"
-        ) from error
-    token = [*([] if tokenizer.bos_id is None else [tokenizer.bos_id]), *ids.tolist()]
-    if len(token) > context:
-        raise ValueError(f"the prompt has {len(token)} tokens, the model's context is {context}; shorten it")
-    if len(token) < 2:
-        raise ValueError("the prompt has only its first token, which dictionaries skip; add a word")
-    return torch.tensor(token)
-
-
-def find_token(text: str, strings: list[str]) -> int:
-    """Returns the id of the token `text`, or of the token with a space before `text` if only this token exists.
-
-    Raises ValueError if neither token exists.
-    """
-    for wanted in (text, f" {text}"):
-        if wanted in strings:
-            return strings.index(wanted)
-    near = [token for token in strings if token.strip() and text.startswith(token.strip())]
-    hint = f"; it begins with the token {max(near, key=len)!r}" if near else ""
-    raise ValueError(f"{text!r} is not a single token of the vocabulary{hint}; name another")
+def tokenize_prompt(
+    text: str, tokenizer: Tokenizer, context: int, special: bool = False
+) -> Int[Tensor, " position"]:
+    """Returns the token ids of a prompt, as `read_prompt` reads it, whose errors it raises."""
+    return torch.from_numpy(read_prompt(text, tokenizer, context, special).token)
 
 
 def resolve_position(position: int, model: LinearizedModel) -> int:
@@ -85,20 +56,27 @@ def resolve_position(position: int, model: LinearizedModel) -> int:
     return position % length
 
 
+def read_answers(target: Target, prompt: PromptText) -> list[AnswerToken]:
+    """Returns the tokens of the target kinds `logit` and `difference`. Raises ValueError if an answer is not one
+    token."""
+    return [prompt.answer(each, target.position) for each in (target.token, target.against) if each]
+
+
 def find_roots(
     model: LinearizedModel,
     target: Target,
     strings: list[str],
+    answers: Sequence[AnswerToken] = (),
     logits: int = 10,
     probability: float = 0.95,
     seed: int = 0,
 ) -> tuple[Roots, list[RootNode]]:
     """Returns the roots of the graph for a target, and a description of each root.
 
-    For the target `logits`, the roots are the most probable next tokens. Tokens are added until the sum of
-    probabilities reaches `probability`. At most `logits` tokens are added. `seed` determines the feature of a random
-    target. Raises ValueError if a token, position, layer or feature does not exist, or if the feature does not fire at
-    the position.
+    `answers` are the tokens of the target, from `read_answers`. For the target `logits`, the roots are the most
+    probable next tokens. Tokens are added until the sum of probabilities reaches `probability`. At most `logits` tokens
+    are added. `seed` determines the feature of a random target. Raises ValueError if a position, layer or feature does
+    not exist, or if the feature does not fire at the position.
     """
     position = resolve_position(target.position, model)
     if target.kind in ("feature", "random"):
@@ -113,24 +91,15 @@ def find_roots(
         weights = zeros(len(chosen), vocabulary)
         weights[torch.arange(len(chosen)), chosen] = 1
         roots = [
-            RootNode(
-                "logit",
-                strings[i] if i < len(strings) else f"#{i}",
-                position,
-                float(probabilities[i]),
-                token_id=i,
-            )
+            RootNode("logit", token_name(strings, i), position, float(probabilities[i]), token_id=i)
             for i in chosen.tolist()
         ]
     else:
-        token = find_token(target.token, strings)
         weights = zeros(1, vocabulary)
-        weights[0, token] = 1
-        name = strings[token]
-        if target.kind == "difference":
-            against = find_token(target.against, strings)
-            weights[0, against] -= 1
-            name = f"{name} - {strings[against]}"
+        for answer, sign in zip(answers, (1, -1), strict=False):
+            weights[0, answer.token_id] += sign
+        name = " - ".join(answer.name for answer in answers)
+        token = answers[0].token_id
         roots = [RootNode(target.kind, name, position, 1.0, token_id=token)]
     positions = torch.full((len(roots),), position, device=weights.device)
     weight = weights.new_tensor([root.weight for root in roots])

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from ..core.formatting import format_token
 from .direct_effects import direct_effects, source_columns
 from .paths import EMBEDDING, FEATURE, HEAD, Paths
 from .trace_tables import TraceRows
@@ -25,9 +26,11 @@ FeatureLabels = Mapping[tuple[int, int], str]
 
 def print_trace(trace: Trace, rows: TraceRows, labels: FeatureLabels, console: Console) -> None:
     """Print a trace. Features without an entry in `labels` are shown without a label."""
-    tokens = " ".join(f"{escape(token)}{_subscript(i)}" for i, token in enumerate(rows.tokens))
+    tokens = " ".join(f"{escape(format_token(token))}{_subscript(i)}" for i, token in enumerate(rows.tokens))
     console.print(f"[bold]{trace.run}[/bold], {len(trace.model.features)} active features", highlight=False)
     console.print(tokens, highlight=False)
+    for note in trace.notes:
+        console.print(escape(note), highlight=False)
     if len(trace.root_nodes) > 1:
         shown = ", ".join(f"{escape(repr(root.name))} {root.weight:.2f}" for root in trace.root_nodes)
         console.print(f"next token: {shown}", highlight=False)

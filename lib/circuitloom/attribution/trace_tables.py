@@ -20,7 +20,9 @@ class TraceRows:
         self.tokens = [strings[i] for i in trace.model.captured.token.tolist()]
         self.columns = source_columns(trace.model)
         self.graph_nodes = [self._graph_node(index) for index in range(len(trace.graph.node))]
-        self.numbers = {self._key(row): i for i, row in enumerate(self.graph_nodes)}
+        self.first_root = len(self.graph_nodes) - len(trace.root_nodes)
+        # roots differ from each other in their number alone: two tokens can have the same name
+        self.numbers = {self._key(row): i for i, row in enumerate(self.graph_nodes[: self.first_root])}
         self.path_nodes = self._path_nodes(trace.paths)
 
     def tables(self) -> dict[str, tuple[Table, list[Row]]]:
@@ -65,7 +67,7 @@ class TraceRows:
                 yield {
                     "path": path - 1,
                     "step": step,
-                    "node": self.numbers[self._path_key(paths, prefix)],
+                    "node": self._path_node(paths, prefix),
                     "effect": float(paths.contribution[prefix]),
                     "n_steps": int(paths.length[path]),
                 }
@@ -108,6 +110,7 @@ class TraceRows:
             "prompt": trace.prompt.text,
             "tokens": self.tokens,
             "target": trace.prompt.target,
+            "notes": list(trace.notes),
             "dtype": str(trace.graph.effect.dtype).removeprefix("torch."),
             "n_active": len(trace.model.features),
             "n_nodes": len(trace.graph.node),
@@ -155,6 +158,8 @@ class TraceRows:
         """Returns the rows of nodes that are only on paths. Also adds `on_paths` to the rows of all nodes on paths."""
         added: list[Row] = []
         for path in range(len(paths)):
+            if int(paths.kind[path]) < 0:
+                continue
             key = self._path_key(paths, path)
             if key not in self.numbers:
                 self.numbers[key] = len(self.graph_nodes) + len(added)
@@ -163,22 +168,21 @@ class TraceRows:
                 if active >= 0:
                     row |= source_row(self.trace, active)
                 added.append({"in_graph": False, "is_root": False, "token": self.tokens[key[-1]], **row})
-            if path:
-                number = self.numbers[key] - len(self.graph_nodes)
-                row = added[number] if number >= 0 else self.graph_nodes[number]
-                row["on_paths"] = row.get("on_paths", 0.0) + float(paths.contribution[path])
+            number = self.numbers[key] - len(self.graph_nodes)
+            row = added[number] if number >= 0 else self.graph_nodes[number]
+            row["on_paths"] = row.get("on_paths", 0.0) + float(paths.contribution[path])
         return added
 
     def _key(self, row: Row) -> tuple:
-        """Returns a key that identifies a node. A root and a source never have the same key."""
-        if row.get("is_root"):
-            return ("root", row["token"], row["layer"], row["feature"], row["position"])
+        """Returns a key that identifies a source."""
         return tuple(row.get(name) for name in ("kind", "layer", "feature", "head", "position"))
+
+    def _path_node(self, paths: Paths, path: int) -> int:
+        """Returns the number of the last node of a path. All paths begin at the first root."""
+        return self.first_root if int(paths.kind[path]) < 0 else self.numbers[self._path_key(paths, path)]
 
     def _path_key(self, paths: Paths, path: int) -> tuple:
         kind = int(paths.kind[path])
-        if kind < 0:
-            return self._key(self.graph_nodes[len(self.graph_nodes) - len(self.trace.root_nodes)])
         layer, index, position = (int(getattr(paths, name)[path]) for name in ("layer", "index", "position"))
         name = KINDS[kind]
         return (

@@ -6,7 +6,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from torch import Tensor
 from ..ablation.feature_edits import EditOutcome, apply_edits, make_edits
 from ..ablation.interventions import ablate_free, ablate_frozen, run_free
 from ..config.circuits import Circuits, FeatureChange, Prompt, parse_target
+from ..core.formatting import escape_invisible, format_token
 from ..core.layout import Layout
 from ..core.tables import read_table
+from ..corpus.prompt_text import PromptText, read_prompt
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
 from ..corpus.tokens import open_tokens
 from ..dictionaries.dictionary import CONFIG, Dictionary, load_dictionary
@@ -29,7 +31,7 @@ from .direct_effects import AttributionTargets, feature_targets, source_columns
 from .graph import AttributionGraph, Roots, trace_graph
 from .linearized_model import LinearizedModel
 from .paths import Paths, PathSearch, find_paths, target_reader
-from .targets import RootNode, find_roots, tokenize_prompt
+from .targets import RootNode, find_roots, read_answers, resolve_position
 
 TOKENS_PER_LABEL = 3
 """Largest number of tokens in a feature's label."""
@@ -83,6 +85,8 @@ class Trace:
     checks: Checks
     seconds: float
     """Duration of the tracing in seconds, without the checks."""
+    notes: tuple[str, ...] = ()
+    """Lines that say how the prompt and the target were read, where a reader of their text may think otherwise."""
 
 
 class Tracer:
@@ -109,13 +113,17 @@ class Tracer:
         self.strings = tokenizer.strings()
         self.weights: ModelWeights = read_weights(language_model)
 
-    def linearize(self, text: str) -> LinearizedModel:
+    def read(self, text: str, special: bool = False) -> PromptText:
+        """Returns a prompt as token ids. `special` and the errors are those of `read_prompt`."""
+        return read_prompt(text, self.tokenizer, self.context, special)
+
+    def linearize(self, prompt: str | PromptText) -> LinearizedModel:
         """Returns the linearized model of a prompt.
 
         Raises ValueError if the prompt cannot be tokenized, is too short or is too long.
         """
-        token = tokenize_prompt(text, self.tokenizer, self.context)
-        captured = capture_pass(self.language_model, self.weights, token)
+        read = self.read(prompt) if isinstance(prompt, str) else prompt
+        captured = capture_pass(self.language_model, self.weights, torch.from_numpy(read.token))
         return LinearizedModel(captured, self.dictionaries, self.tokenizer.bos_id)
 
     @torch.inference_mode()
@@ -129,9 +137,12 @@ class Tracer:
         """
         report("running the prompt")
         started = time.perf_counter()
-        model = self.linearize(prompt.text)
+        read, target = self.read(prompt.text, prompt.special_tokens), parse_target(prompt.target)
+        model = self.linearize(read)
+        resolve_position(target.position, model)
+        answers = read_answers(target, read)
         roots, root_nodes = find_roots(
-            model, parse_target(prompt.target), self.strings, config.logits, config.probability, config.seed
+            model, target, self.strings, answers, config.logits, config.probability, config.seed
         )
         report(f"tracing {len(model.features)} active features")
         graph = trace_graph(model, roots, config.node_share, config.edge_share)
@@ -140,13 +151,12 @@ class Tracer:
         paths = find_paths(model, first_root, PathSearch(config.length, config.width))
         seconds = time.perf_counter() - started
         report(f"checking {len(graph.node)} nodes by ablation")
-        checks = self._check(model, roots, graph, prompt.changes)
-        return Trace(prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds)
+        checks = self._check(model, roots, graph, prompt)
+        notes = (*read.notes, *(answer.note for answer in answers if answer.note))
+        return Trace(prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds, notes)
 
-    def _check(
-        self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
-    ) -> Checks:
-        """Ablate each source in the graph alone. The constant is not ablated. Then apply `edits`."""
+    def _check(self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, prompt: Prompt) -> Checks:
+        """Ablate each source in the graph alone. The constant is not ablated. Then apply the prompt's changes."""
         columns = source_columns(model)
         targets, target_node = graph_targets(model, roots, graph)
         node = torch.nonzero(graph.node < columns.constant)[:, 0]
@@ -171,20 +181,20 @@ class Tracer:
             frozen_error=float(error.max()) if len(error) else 0.0,
             free_correlation=_correlation(effect[from_feature], free[source, target][from_feature]),
             free_correlation_all=_correlation(effect, free[source, target]),
-            edits=self._apply_edits(model, roots, graph, edits),
+            edits=self._apply_edits(model, roots, graph, prompt),
         )
 
     def _apply_edits(
-        self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, edits: Sequence[FeatureChange]
+        self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, prompt: Prompt
     ) -> list[tuple[str, FeatureChange, EditOutcome]]:
         """Returns (reason, edit, outcome) of each edit.
 
         The first edit keeps only the graph's features. The second edit ablates the graph's features. If the graph has
-        no features, these two edits are skipped. The edits in `edits` follow.
+        no features, these two edits are skipped. The prompt's changes follow.
         """
         active = graph.node[graph.node < source_columns(model).active]
         names = [feature_name(model, int(i)) for i in active]
-        reasons = [("the config's change", edit) for edit in edits]
+        reasons = [("the config's change", edit) for edit in prompt.changes]
         if names:
             reasons = [
                 ("the circuit's features alone", FeatureChange(kind="keep", features=names)),
@@ -193,7 +203,8 @@ class Tracer:
             ]
         outcomes = []
         for reason, edit in reasons:
-            other = None if edit.source is None else self.linearize(edit.source)
+            source = None if edit.source is None else self.read(edit.source, prompt.special_tokens)
+            other = None if source is None else self.linearize(source)
             made = make_edits(model, edit, other)
             outcomes.append((reason, edit, apply_edits(self.language_model, model, made, [roots.targets])))
         return outcomes
@@ -298,7 +309,8 @@ def feature_labels(folder: Path, run: str, features: Iterable[tuple[int, int]]) 
         tokens: dict[int, Counter[str]] = {}
         for row in rows.select(["feature", "tokens", "position", "window_start"]).to_pylist():
             token = row["tokens"][row["position"] - row["window_start"]]
-            tokens.setdefault(row["feature"], Counter())[token.strip()] += 1
+            name = escape_invisible(token.strip(" ")) or format_token(token)
+            tokens.setdefault(row["feature"], Counter())[name] += 1
         for feature, counts in tokens.items():
             labels[layer, feature] = "fires on " + ", ".join(
                 token for token, _ in counts.most_common(TOKENS_PER_LABEL)

@@ -1,5 +1,6 @@
 """Report of a case study, written as result.md, Parquet tables and PNG pictures."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ def result_page(report: CaseReport) -> str:
         *report.method,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def code_span(text: str) -> str:
+    """Returns `text` as a code span of Markdown, also if it contains backquotes."""
+    if "`" not in text:
+        return f"`{text}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", text))))
+    return f"{fence} {text} {fence}"
 
 
 def outcome_rows(

@@ -1,5 +1,6 @@
 """Builds the catalogue of a study: a DuckDB file with macros, and with views over Parquet files, but without data."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -88,11 +89,19 @@ def _view(table: Table, folders: Sequence[str], folder: Path) -> str:
 
 
 def _spacing(folder: Path) -> str:
-    """Returns the text between two tokens: empty if tokens contain their own spaces, otherwise one space."""
+    """Returns the text between two tokens: one space if tokens are separate words, which have no decoder. Otherwise it
+    is empty, because tokens contain their own spaces.
+
+    Without a tokenizer, tokens are taken for words if none of them contains a space or a byte.
+    """
+    tokenizer = Layout(folder).tokenizer / "tokenizer.json"
+    if tokenizer.is_file():
+        return " " if json.loads(tokenizer.read_text()).get("decoder") is None else ""
     file = Layout(folder).corpus_table("token")
     if not file.is_file():
         return ""
-    query = "SELECT bool_or(contains(token, ' ')) FROM (SELECT token FROM read_parquet(?) LIMIT 100_000)"
+    tokens = "SELECT token FROM read_parquet(?) LIMIT 100_000"
+    query = f"SELECT bool_or(regexp_matches(token, '[ ⟨]')) FROM ({tokens})"
     # a notebook may use DuckDB's default connection, so this query opens its own
     with duckdb.connect() as connection:
         ((found,),) = connection.execute(query, [str(file)]).fetchall()

@@ -1,5 +1,6 @@
 """Config of the circuits: traced prompts and their targets, interventions, behaviours, and the analysis of weights."""
 
+import json
 import re
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
@@ -10,6 +11,15 @@ from .base import Section
 RESERVED = ("weights",)
 """Names that prompts and behaviours cannot have, because other folders of the stage have these names."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+
+
+class AnswerText(NamedTuple):
+    """What a target asks for: a token, as text."""
+
+    text: str
+    exact: bool
+    """True if the token is exactly `text`. False if the token is the one with which `text` follows a prompt."""
 
 
 class Target(NamedTuple):
@@ -19,8 +29,9 @@ class Target(NamedTuple):
     position: int
     """Position in the prompt. A negative position counts from the end."""
     token: str = ""
+    """The answer as written. `parse_answer` reads it."""
     against: str = ""
-    """For the kind `difference`: the token whose logit is subtracted."""
+    """For the kind `difference`: the answer whose logit is subtracted, as written."""
     layer: int | None = None
     feature: int | None = None
 
@@ -34,21 +45,43 @@ class FeatureReference(NamedTuple):
     """Position in the prompt, or None for all positions. A negative position counts from the end."""
 
 
+def parse_answer(written: str) -> AnswerText:
+    """Parse an answer: a word such as `by`, or a token exactly, in quotes as in JSON: `"by"`, `" by"` or `"\\n"`.
+
+    Raises ValueError if the text in quotes is empty or has an unknown escape.
+    """
+    if not re.fullmatch(_QUOTED, written, re.DOTALL):
+        return AnswerText(written, False)
+    try:
+        text = json.loads(written, strict=False)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{written} cannot be read ({error.msg}); write quotes, backslashes and line breaks as in JSON: "
+            r"\", \\, \n"
+        ) from None
+    if not text:
+        raise ValueError('"" is no token; put its text between the quotes')
+    return AnswerText(text, True)
+
+
 def parse_target(text: str) -> Target:
     """Parse a target: `logits`, `logit cat`, `logit cat vs dog`, `feature 3/235`, `random` or `random 3`.
 
-    A suffix such as `@5` or `@-2` gives the position. The default is the last position. Raises ValueError for any other
-    text.
+    The tokens of `logit` are read by `parse_answer`. A suffix such as `@5` or `@-2` gives the position. The default is
+    the last position. Raises ValueError for any other text.
     """
     match = re.fullmatch(r"(?s)(.*?)(?: *@ *(-?\d+))?", text.strip())
     assert match is not None
     words, position = match.group(1), int(match.group(2) or -1)
     if words == "logits":
         return Target("logits", position)
-    if found := re.fullmatch(r"(?s)logit (.+?) vs (.+)", words):
-        return Target("difference", position, found.group(1), found.group(2))
-    if found := re.fullmatch(r"(?s)logit (.+)", words):
-        return Target("logit", position, found.group(1))
+    # a quoted answer is tried first, because ` vs ` inside quotes separates nothing
+    for pattern in (rf"({_QUOTED})()", rf"({_QUOTED}|.+?) vs (.+)", r"(.+)()"):
+        if found := re.fullmatch(f"(?s)logit {pattern}", words):
+            token, against = found.groups()
+            for answer in filter(None, (token, against)):
+                parse_answer(answer)
+            return Target("difference" if against else "logit", position, token, against)
     if found := re.fullmatch(r"feature (\d+)/(\d+)", words):
         return Target("feature", position, layer=int(found.group(1)), feature=int(found.group(2)))
     if found := re.fullmatch(r"random(?: (\d+))?", words):
@@ -111,11 +144,15 @@ class Prompt(Section):
     """A text, and the target to explain."""
 
     text: Annotated[str, Field(min_length=1)]
-    """The text. A BOS is prepended if the tokenizer has one."""
+    """The text. A BOS is prepended if the tokenizer has one. A BOS at the start of the text counts once."""
+    special_tokens: bool = False
+    """Whether special tokens that the text spells out, such as `</s>`, are special tokens. If false, they are
+    text."""
     target: Annotated[str, AfterValidator(_check_target)] = "logits"
     """What to explain: `logits` (the likeliest next tokens), `logit TOKEN`, `logit TOKEN vs TOKEN`, `feature
     LAYER/NUMBER`, or `random [LAYER]` (a random active feature). Append `@POSITION` for a position other than the
-    last."""
+    last. TOKEN is a word as it follows the prompt in written text: `by` after `he was caught` is the token ` by`. In
+    quotes it is exactly the token, with the escapes of JSON: `"by"`, `" by"`, `"\\n"`."""
     run: str | None = None
     """Run of transcoders to trace through. With null, it is `circuits.run`."""
     changes: list[FeatureChange] = []
@@ -154,9 +191,12 @@ class BehaviourPrompt(Section):
     """A text, and a metric of the logits at the last position."""
 
     text: Annotated[str, Field(min_length=1)]
-    """The text. A BOS is prepended if the tokenizer has one."""
+    """The text. A BOS is prepended if the tokenizer has one. A BOS at the start of the text counts once."""
+    special_tokens: bool = False
+    """Whether special tokens that the text spells out are special tokens. If false, they are text."""
     target: str
-    """The metric of the next token's logits: `logit TOKEN` or `logit TOKEN vs TOKEN`."""
+    """The metric of the next token's logits: `logit TOKEN` or `logit TOKEN vs TOKEN`. TOKEN is read as in
+    `prompts`."""
 
     @model_validator(mode="after")
     def _target_is_a_logit(self) -> "BehaviourPrompt":

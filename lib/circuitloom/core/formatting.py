@@ -1,7 +1,10 @@
 """Formats numbers, tokens and column names as text for the report and the explorer."""
 
 import math
+import unicodedata
 from typing import Any
+
+from .token_text import whole_text
 
 _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
 _MAX_DIGITS = 6
@@ -71,14 +74,17 @@ def escape_invisible(text: str) -> str:
 
 def format_token(token: str) -> str:
     """Returns a token with visible symbols for control characters, and for leading and trailing spaces. An empty token
-    becomes ∅."""
+    becomes ∅. A combining mark at its start stands on ◌."""
     if not token:
         return "∅"
-    middle = token.strip(" ")
+    text = whole_text(token)
+    middle = text.strip(" ")
     if not middle:
-        return _SIGNS[" "] * len(token)
-    before = len(token) - len(token.lstrip(" "))
-    after = len(token) - len(token.rstrip(" "))
+        return _SIGNS[" "] * len(text)
+    before = len(text) - len(text.lstrip(" "))
+    after = len(text) - len(text.rstrip(" "))
+    if unicodedata.category(middle[0]).startswith("M"):
+        middle = "◌" + middle
     return _SIGNS[" "] * before + escape_invisible(middle) + _SIGNS[" "] * after
 
 

@@ -1,7 +1,8 @@
 """Colours and style of all figures. Colour-blind readers can tell the colours apart (Okabe and Ito 2008)."""
 
-from collections.abc import Callable
-from functools import wraps
+import unicodedata
+from collections.abc import Callable, Mapping
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
@@ -50,5 +51,25 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def escape_mathtext(text: str) -> str:
-    """Returns `text` with $ and control characters escaped, as matplotlib requires."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace("$", r"\$")
+    """Returns `text` as matplotlib can draw it: with $ and control characters escaped, ⟨U+4E2D⟩ for letters that the
+    font lacks, and ◌ below a combining mark at the start."""
+    from matplotlib.font_manager import FontProperties, findfont
+
+    known = _letters(findfont(FontProperties()))
+    if text and unicodedata.category(text[0]).startswith("M"):
+        text = "◌" + text
+
+    def drawable(letter: str) -> str:
+        if not letter.isprintable():
+            return repr(letter)[1:-1]
+        return letter if ord(letter) in known else f"⟨U+{ord(letter):04X}⟩"
+
+    return "".join(map(drawable, text)).replace("$", r"\$")
+
+
+@lru_cache
+def _letters(font: str) -> Mapping[int, int]:
+    """Returns the letters that a font file can draw, as code points."""
+    from matplotlib.font_manager import get_font
+
+    return get_font(font).get_charmap()

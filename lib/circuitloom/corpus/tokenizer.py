@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 
 from ..core.errors import first_line
 from ..core.hub import TEXT_FILES, hub_folder, is_hub_name
+from .token_names import token_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -48,29 +49,45 @@ class Tokenizer:
         text = f"{self.backend.to_str()} {self.bos_id} {self.eos_id}"
         return sha256(text.encode()).hexdigest()
 
-    def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " token"]]:
-        """Returns the token ids (int32) of each text, without BOS or EOS."""
+    def encode(self, texts: Sequence[str], special: bool = False) -> list[Int[np.ndarray, " token"]]:
+        """Returns the token ids (int32) of each text, without BOS or EOS.
+
+        Special tokens that a text spells out, such as `</s>`, stay text. With `special`, they become special tokens.
+        """
+        self.backend.encode_special_tokens = not special
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
-        """Returns offsets[token] = (start, end), as character indices in `text`. The end is exclusive."""
+    def offsets(self, text: str, special: bool = False) -> Int[np.ndarray, "token 2"]:
+        """Returns offsets[token] = (start, end), as character indices in `text`. The end is exclusive. `special` is
+        that of `encode`."""
+        self.backend.encode_special_tokens = not special
         encoding = self.backend.encode(text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def strings(self) -> list[str]:
-        """Returns strings[token id]. A string may begin with a space. Strings of unused ids are empty."""
-        decoder = self.backend.decoder
-        strings = [""] * self.vocabulary
-        for token, number in self.backend.get_vocab().items():
-            if decoder is None:
-                strings[number] = token
-            else:
-                # some decoders drop a space at the start of a text, so the token is decoded once and as a pair, and
-                # the part that the pair adds is used
-                once, twice = (decoder.decode([token] * n) for n in (1, 2))
-                strings[number] = twice[len(once) :] or token
-        return strings
+        """Returns strings[token id], all different: the text of each token, as `token_names` writes it."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return token_names(self.backend)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Maps each of `strings()` to its token id."""
+        return {name: number for number, name in enumerate(self._names)}
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Maps the text of each special token to its id."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special and token.content}
+
+    @property
+    def separate_words(self) -> bool:
+        """True if tokens are words without blanks, which text joins with blanks, as in chronicle's tokenizer."""
+        return self.backend.decoder is None
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into `folder`, for transformers and for `load_tokenizer`."""

@@ -9,6 +9,7 @@ from dash.development.base_component import Component
 from ..catalog.client import Answer, Row
 from ..core.formatting import escape_invisible, format_signed, format_token
 from ..core.plotting import BLUE
+from ..core.token_text import whole_tokens
 from .urls import feature_link, link
 
 Content = Any
@@ -42,6 +43,11 @@ def panel(title: str, *content: Content, answer: Answer | None = None, **attribu
 def empty_note(text: str) -> Component:
     """Returns a note that says why a view is empty."""
     return html.P(text, className="empty")
+
+
+def notes_of(notes: Sequence[str] | None) -> list[Component]:
+    """Returns the notes on how a prompt and its target were read, one paragraph each."""
+    return [html.P(escape_invisible(note), className="count") for note in notes or ()]
 
 
 def signed(value: float | None) -> Component:
@@ -91,20 +97,23 @@ def _cell(content: Content) -> Content:
 def shaded(row: Row, largest: float, spacing: str) -> Component:
     """Returns the tokens of an example as text, separated by `spacing`.
 
-    The shade of a token is its activation divided by `largest`. The token at index `place` is underlined.
+    The shade of a token is its activation divided by `largest`. The token at index `place` is underlined. Tokens that
+    are parts of one character are shown together, with the largest of their activations as shade.
     """
     # neighbouring tokens without shade become one text, because a browser needs seconds for thousands of components
     pieces: list[Any] = [""]
-    for place, (token, activation) in enumerate(zip(row["tokens"], row["activations"], strict=True)):
-        strength = max(0.0, min(1.0, activation / largest)) if largest else 0.0
-        if not strength and place != row["place"]:
-            pieces[-1] += escape_invisible(token) + spacing
+    for places, text in whole_tokens(row["tokens"]):
+        activations = [row["activations"][place] for place in places]
+        strength = max(0.0, min(1.0, max(activations) / largest)) if largest else 0.0
+        here = row["place"] in places
+        if not strength and not here:
+            pieces[-1] += escape_invisible(text) + spacing
             continue
         shade = html.Span(
-            escape_invisible(token),
+            escape_invisible(text),
             style={"backgroundColor": f"rgba({_BLUE}, {0.65 * strength:.3f})"},
-            title=f"{activation:.4g}",
-            className="here" if place == row["place"] else None,
+            title=", ".join(f"{activation:.4g}" for activation in activations),
+            className="here" if here else None,
         )
         pieces += [shade, spacing]
     return html.Span(pieces, className="text")

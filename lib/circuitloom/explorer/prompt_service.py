@@ -91,6 +91,8 @@ class PromptFeatures:
     """Active features, strongest first. Each row has the keys layer, position, feature and activation."""
     next_tokens: list[list[tuple[str, float]]]
     """(token, probability) of the most likely next tokens, per position."""
+    notes: tuple[str, ...] = ()
+    """Lines that say how the prompt was read, where a reader of its text may think otherwise."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class PromptService:
         return tracer, self._linearized[1]
 
     def _features(self, prompt: str, run: str | None, progress: Progress) -> PromptFeatures:
+        from ..corpus.token_names import token_name
+
         tracer, model = self._linearize(prompt, run, progress)
         features = model.features
         columns = (features.layer, features.position, features.feature, features.activation)
@@ -172,12 +176,16 @@ class PromptService:
         ]
         top = model.captured.probabilities.topk(min(TOP_TOKENS, model.captured.probabilities.shape[1]))
         next_tokens = [
-            [(token_string(tracer.strings, token), p) for token, p in zip(tokens, probabilities, strict=True)]
+            [(token_name(tracer.strings, token), p) for token, p in zip(tokens, probabilities, strict=True)]
             for tokens, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
         tokens = [tracer.strings[i] for i in model.captured.token.tolist()]
         return PromptFeatures(
-            tracer.run, tokens, sorted(rows, key=lambda row: -row["activation"]), next_tokens
+            tracer.run,
+            tokens,
+            sorted(rows, key=lambda row: -row["activation"]),
+            next_tokens,
+            tracer.read(prompt).notes,
         )
 
     def _trace(self, prompt: str, run: str | None, target: str, progress: Progress) -> TracedPrompt:
@@ -230,16 +238,13 @@ def compare_predictions(
     position: int, before: "Tensor", after: "Tensor", strings: list[str]
 ) -> EditedPrediction:
     """Compares two next-token distributions, [vocabulary]. `strings` maps each token id to its text."""
+    from ..corpus.token_names import token_name
+
     n = min(TOP_TOKENS, len(before))
     tokens = {*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}
-    rows = [(token_string(strings, token), float(before[token]), float(after[token])) for token in tokens]
+    rows = [(token_name(strings, token), float(before[token]), float(after[token])) for token in tokens]
     kl = float((before * (before.clamp_min(1e-30) / after.clamp_min(1e-30)).log()).sum())
     return EditedPrediction(position, sorted(rows, key=lambda row: -max(row[1:])), kl)
-
-
-def token_string(strings: list[str], token: int) -> str:
-    """Returns the text of a token id, or # and the id if the tokenizer has no such token."""
-    return strings[token] if token < len(strings) else f"#{token}"
 
 
 def live_circuit(nodes: list[Row], edges: list[Row], tokens: list[str]) -> CircuitRows:

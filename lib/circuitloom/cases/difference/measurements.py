@@ -13,9 +13,9 @@ from ...ablation.circuits import CircuitExperiment, Components, component_worth,
 from ...ablation.components import Basis
 from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank, size_grid
 from ...ablation.metrics import PromptMetric, make_prompt_metrics
-from ...attribution.targets import tokenize_prompt
 from ...config.cases.base import Slots, slots_of
 from ...config.circuits import BehaviourPrompt
+from ...corpus.prompt_text import read_prompt
 from ...corpus.tokenizer import Tokenizer
 from ..context import FINDING, TESTING, fill_templates
 
@@ -35,6 +35,8 @@ class DrawnPrompt:
     """Target `logit TOKEN vs TOKEN`, filled with the same words as the text."""
     half: str
     """`finding` or `testing`."""
+    special_tokens: bool = False
+    """That of the template."""
 
 
 def draw_prompts(
@@ -60,23 +62,27 @@ def draw_prompts(
         filled.append(list(texts.items())[:per_template])
     prompts: dict[str, DrawnPrompt] = {}
     for turn in range(per_template):
-        for own_texts in filled:
+        for template, own_texts in zip(templates, filled, strict=True):
             if turn < len(own_texts):
                 text, target = own_texts[turn]
                 half = FINDING if turn < len(own_texts) // 2 else TESTING
-                prompts.setdefault(text, DrawnPrompt(text, target, half))
+                prompts.setdefault(text, DrawnPrompt(text, target, half, template.special_tokens))
     return list(prompts.values())
 
 
 def read_prompts(
     prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context_length: int
-) -> list[PromptMetric]:
-    """Returns the tokens and the metric of each prompt. Raises ValueError if a text cannot be tokenized, or if a target
-    token is unknown."""
-    strings = tokenizer.strings()
-    tokens = [tokenize_prompt(prompt.text, tokenizer, context_length) for prompt in prompts]
-    metrics = [parse_metric(prompt.target, strings) for prompt in prompts]
-    return make_prompt_metrics(tokens, metrics, tokenizer.bos_id)
+) -> tuple[list[PromptMetric], list[str]]:
+    """Returns the tokens and the metric of each prompt, and distinct notes on how texts and answers were read. Raises
+    ValueError if a text cannot be tokenized, or if an answer is not one token."""
+    tokens, metrics, notes = [], [], []
+    for prompt in prompts:
+        read = read_prompt(prompt.text, tokenizer, context_length, prompt.special_tokens)
+        metric, own = parse_metric(prompt.target, read)
+        tokens.append(torch.from_numpy(read.token))
+        metrics.append(metric)
+        notes += [*read.notes, *own]
+    return make_prompt_metrics(tokens, metrics, tokenizer.bos_id), list(dict.fromkeys(notes))
 
 
 # Search, on the finding half

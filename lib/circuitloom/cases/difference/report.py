@@ -45,6 +45,8 @@ class DifferenceResults:
     name: str
     case: DifferenceCase
     drawn: Sequence[DrawnPrompt]
+    notes: Sequence[str]
+    """Lines that say how texts and answers were read, where a reader may think otherwise."""
     circuit: FoundCircuit
     metric: Float[Tensor, "drawn condition"]
     """Metric of each prompt under each condition of `CONDITIONS`."""
@@ -275,8 +277,9 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
         f"on the {halves[TESTING]} of the testing half. Ablated components are set to "
         f"{'zero' if results.case.ablation == 'zero' else 'their mean over the finding half'}."
     )
+    read = [f"How prompts and answers were read: {_listed(results.notes)}."] if results.notes else []
     if not len(circuit.top):
-        return [prompts]
+        return [prompts, *read]
     own = [row for row in components if row["in_circuit"]]
     features = Counter(row["layer"] for row in own if row["kind"] == "feature")
     layers = ", ".join(f"{n} of layer {layer}" for layer, n in sorted(features.items()))
@@ -299,8 +302,14 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
         _graph_overlap(
             results, {(row["layer"], row["component"]) for row in own if row["kind"] == "feature"}
         ),
+        *read,
     ]
     return [sentence for sentence in sentences if sentence]
+
+
+def _listed(notes: Sequence[str]) -> str:
+    more = f"; and {len(notes) - MAX_NAMED} more" if len(notes) > MAX_NAMED else ""
+    return "; ".join(notes[:MAX_NAMED]) + more
 
 
 def _needed(results: DifferenceResults) -> str:

@@ -20,6 +20,7 @@ from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
 from ...config.circuits import Circuits, Prompt
 from ...core.progress import progress
+from ...corpus.prompt_text import print_notes
 from ..case_report import CaseReport
 from ..context import FINDING, TESTING, CaseContext
 from .measurements import (
@@ -41,7 +42,8 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
     token is unknown."""
     # 1. Draw prompts and split them into halves
     drawn = draw_prompts(case.prompts, case.slots, case.count, case.seed)
-    prompts = read_prompts(drawn, context.tokenizer, context.context_length)
+    prompts, notes = read_prompts(drawn, context.tokenizer, context.context_length)
+    print_notes(name, notes)
     testing_rows = [i for i, prompt in enumerate(drawn) if prompt.half == TESTING]
     testing = [prompts[i] for i in testing_rows]
     finding = [prompt for prompt, own in zip(prompts, drawn, strict=True) if own.half == FINDING]
@@ -66,7 +68,7 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
         # 5. Trace attribution graphs of some finding prompts
         traces = _trace(context, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
         bar.update()
-    return make_report(DifferenceResults(name, case, drawn, circuit, metric, metrics, curves, traces))
+    return make_report(DifferenceResults(name, case, drawn, notes, circuit, metric, metrics, curves, traces))
 
 
 def find_circuit(
@@ -141,5 +143,10 @@ def _test_circuit(
 
 def _trace(context: CaseContext, prompts: Sequence[DrawnPrompt]) -> list[TraceRows]:
     tracer = context.tracer()
-    traces = [tracer.trace(Prompt(text=each.text, target=each.target), Circuits()) for each in prompts]
+    traces = [
+        tracer.trace(
+            Prompt(text=each.text, special_tokens=each.special_tokens, target=each.target), Circuits()
+        )
+        for each in prompts
+    ]
     return [TraceRows(trace, f"prompt {i}", tracer.strings) for i, trace in enumerate(traces)]

@@ -12,13 +12,16 @@ from ...ablation.feature_edits import apply_edits, make_edits
 from ...attribution.direct_effects import feature_targets, logit_targets, source_columns, total_effects
 from ...attribution.linearized_model import LinearizedModel
 from ...attribution.paths import HEAD, KINDS, direct_sources, feature_reader
-from ...attribution.targets import find_token
+from ...attribution.targets import read_answers
 from ...config.cases import FeatureCase
 from ...config.circuits import FeatureChange, parse_target
+from ...core.formatting import format_token
+from ...corpus.prompt_text import AnswerToken, read_prompt
 from ...evaluation.held_out import HeldOut
 from ...language_model.hooks import Site, capture, edited
 from ...weights.blind_prediction import ActivePositions, ContextMeans, compute_context_means, predict_plain
 from ...weights.deembedding import TokenEmbeddings, embedding_rows
+from ..case_report import code_span
 from ..context import CaseContext
 
 MAX_DISTANCE = 24
@@ -121,7 +124,7 @@ class Rule:
         for condition in sorted(self.conditions, key=lambda each: -each.offset):
             ids = condition.tokens.nonzero()[:, 0]
             ids = ids[counts[ids].argsort(descending=True, stable=True)]
-            named = " ".join(f"`{strings[int(i)].strip() or strings[int(i)]}`" for i in ids[:MAX_NAMED])
+            named = " ".join(code_span(format_token(strings[int(i)])) for i in ids[:MAX_NAMED])
             more = f" and {len(ids) - MAX_NAMED} more tokens" if len(ids) > MAX_NAMED else ""
             parts.append(f"{_place_name(condition.offset)} is one of {named}{more}")
         return ", and ".join(parts) if parts else "any token stands there"
@@ -326,18 +329,19 @@ def run_rule_tests(
     case: FeatureCase,
     feature: ChosenFeature,
     rule: Rule,
-    prompts: Sequence[LinearizedModel],
+    prompts: Sequence[tuple[LinearizedModel, Sequence[AnswerToken]]],
 ) -> RuleTests:
-    """Test a rule on `prompts`. The feature should fire at the last token of each prompt."""
+    """Test a rule on `prompts`, each with its answers from `effect_answers`. The feature should fire at the last token
+    of each prompt."""
     generator = torch.Generator().manual_seed(case.seed)
     mean = embedding_rows(context.model, context.tracer().weights).mean(0)
     breaking = {c.offset: _breaking_tokens(rule, c, held_out) for c in rule.conditions}
     exchanged, alone, effect = [], [], []
-    for prompt in prompts:
+    for prompt, answers in prompts:
         exchanged.append(_exchange(context, prompt, feature, breaking, generator))
         alone.append(_rule_alone(context, prompt, feature, rule, mean))
-        if case.effect is not None:
-            effect.append(ablation_effect(context, prompt, feature, case.effect))
+        if answers:
+            effect.append(ablation_effect(context, prompt, feature, answers))
     return RuleTests(
         torch.stack(exchanged),
         torch.tensor(alone),
@@ -409,16 +413,28 @@ def _activations(
     return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature.feature].tolist()
 
 
+def effect_answers(
+    context: CaseContext, case: FeatureCase, texts: Sequence[str]
+) -> tuple[list[list[AnswerToken]], list[str]]:
+    """Returns the tokens of the metric `case.effect` after each text, and distinct notes on which tokens were taken.
+    Without a metric, the tokens are empty lists. Raises ValueError if an answer is not one token."""
+    if case.effect is None:
+        return [[] for _ in texts], []
+    target = parse_target(case.effect)
+    answers = [
+        read_answers(target, read_prompt(text, context.tokenizer, context.context_length)) for text in texts
+    ]
+    return answers, list(dict.fromkeys(each.note for own in answers for each in own if each.note))
+
+
 def ablation_effect(
-    context: CaseContext, prompt: LinearizedModel, feature: ChosenFeature, effect: str
+    context: CaseContext, prompt: LinearizedModel, feature: ChosenFeature, answers: Sequence[AnswerToken]
 ) -> float:
-    """Returns the decrease of the target `effect` at the last token under free ablation of the feature."""
-    target = parse_target(effect)
-    strings = context.tokenizer.strings()
+    """Returns the decrease of the metric at the last token under free ablation of the feature. The metric is the logit
+    of the first answer, minus that of the second if there is one."""
     weights = prompt.captured.resid_final.new_zeros(1, prompt.captured.unembedding.weight.shape[0])
-    weights[0, find_token(target.token, strings)] += 1
-    if target.against:
-        weights[0, find_token(target.against, strings)] -= 1
+    for answer, sign in zip(answers, (1, -1), strict=False):
+        weights[0, answer.token_id] += sign
     last = torch.tensor([len(prompt.captured) - 1], device=weights.device)
     change = FeatureChange(kind="ablate", features=[feature.name])
     outcome = apply_edits(

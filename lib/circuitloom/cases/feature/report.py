@@ -52,6 +52,8 @@ class FeatureResults:
     """Measured activation at the last token of each text that has a published activation."""
     strings: list[str]
     """Text of each vocabulary token."""
+    notes: Sequence[str]
+    """Lines that say which tokens the answers of `effect` are, where a reader may think otherwise."""
 
 
 def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> CaseReport:
@@ -191,6 +193,7 @@ def _method(results: FeatureResults, counts: Tensor) -> list[str]:
         f"Blind rule, from weights and indices alone: it fires where {results.blind.words(results.strings, counts)}.",
         "The fitted rule has its offsets from the traced texts and its tokens from the choosing documents. Claims are "
         "measured on the other documents and on the testing half of the texts.",
+        *([f"How answers were read: {'; '.join(results.notes)}."] if results.notes else []),
     ]
 
 

@@ -13,6 +13,7 @@ from ...attribution.linearized_model import LinearizedModel
 from ...config.cases import FeatureCase
 from ...config.circuits import parse_feature
 from ...config.evaluation import Evaluation
+from ...corpus.prompt_text import print_notes
 from ...evaluation.concept_matching import scored_activations, sparse_activations
 from ...evaluation.concepts import SparseActivations, concept_annotations, score_features
 from ...evaluation.held_out import HeldOut
@@ -25,6 +26,7 @@ from .measurements import (
     FeatureActivity,
     TextPair,
     blind_rule,
+    effect_answers,
     fit_rule,
     last_activations,
     run_rule_tests,
@@ -50,6 +52,8 @@ def study_feature(
     ValueError if a text cannot be tokenized, if no feature fires, or if no held-out token has the concept."""
     # 1. Draw texts and their edits, and linearize the model on each
     pairs = draw_pairs(case)
+    answers, notes = effect_answers(context, case, [pair.text for pair in pairs])
+    print_notes(name, notes)
     tracer = context.tracer()
     prompts = [(tracer.linearize(pair.text), tracer.linearize(pair.edited)) for pair in pairs]
     # 2. Choose the feature on the finding half and the choosing documents
@@ -73,18 +77,19 @@ def study_feature(
         vocabulary,
     )
     # 5. Test the rule on the testing half, and compare with published activations
-    tests = run_rule_tests(context, held_out, case, feature, rule, [prompts[i][0] for i in testing])
+    tested = [(prompts[i][0], answers[i]) for i in testing]
+    tests = run_rule_tests(context, held_out, case, feature, rule, tested)
     published = {
         text: float(last_activations(tracer.linearize(text), feature.layer)[feature.feature])
         for text in case.published
     }
     return make_report(
         FeatureResults(
-            name, case, context.run, pairs, activity, sources, rule, blind, tests, published, tracer.strings
+            name, case, context.run, pairs, activity, sources, rule, blind, tests, published, tracer.strings, notes
         ),
         held_out,
         concepts,
-    )
+    )  # fmt: skip
 
 
 def draw_pairs(case: FeatureCase) -> list[TextPair]:

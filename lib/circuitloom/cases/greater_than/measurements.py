@@ -20,9 +20,10 @@ from ...attribution.capture import ModelWeights
 from ...attribution.direct_effects import AttributionTargets, logit_targets, source_columns, total_effects
 from ...attribution.linearized_model import LinearizedModel
 from ...attribution.paths import FEATURE, HEAD, PathSearch, find_paths, paths_to_graph, target_reader
-from ...attribution.targets import find_token, tokenize_prompt
+from ...attribution.targets import tokenize_prompt
 from ...attribution.tracer import Tracer
 from ...config.cases.greater_than import CENTURY, YEAR, GreaterThanCase
+from ...corpus.prompt_text import find_token
 from ...corpus.token_arrays import scored_positions
 from ...corpus.tokenizer import Tokenizer
 from ...dictionaries.dictionary import Dictionary
@@ -102,17 +103,24 @@ class YearPrompts:
         )
 
 
-def find_answers(answer: str, strings: list[str]) -> AnswerYears:
-    """Returns the years from 00 to 99 that give a single token when filled into the template `answer`. Raises
-    ValueError if fewer than two years give a single token."""
+def find_answers(case: GreaterThanCase, tokenizer: Tokenizer) -> AnswerYears:
+    """Returns the years from 00 to 99 that give a single token when filled into the template `case.answer`.
+
+    A year follows the century as the start year does in `case.template`: with or without a blank. If only the other
+    form is a token, this form is used. Raises ValueError if fewer than two years give a single token.
+    """
+    slot = f"{{{YEAR}}}"
+    blank = " " if case.template.partition(slot)[0][-1:].isspace() else ""
+    other = "" if blank else " "
+    forms = [case.answer] if case.answer[0].isspace() else [blank + case.answer, other + case.answer]
     tokens = {}
     for year in range(100):
-        try:
-            tokens[year] = find_token(answer.replace(f"{{{YEAR}}}", f"{year:02d}"), strings)
-        except ValueError:
-            continue
+        found = [find_token(form.replace(slot, f"{year:02d}"), tokenizer) for form in forms]
+        token = next((each for each in found if each is not None), None)
+        if token is not None:
+            tokens[year] = token
     if len(tokens) < 2:
-        raise ValueError(f"the vocabulary has no tokens for years written {answer!r}; change `answer`")
+        raise ValueError(f"the vocabulary has no tokens for years written {case.answer!r}; change `answer`")
     return AnswerYears(torch.tensor(list(tokens.values())), torch.tensor(list(tokens)))
 
 

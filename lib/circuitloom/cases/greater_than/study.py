@@ -49,7 +49,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
     """Returns all measurements of the case study. Raises the errors of `study_greater_than`."""
     model, transcoders, run = context.model, context.transcoders, context.run
     # 1. Prompts, in two halves
-    answers = find_answers(case.answer, context.tokenizer.strings())
+    answers = find_answers(case, context.tokenizer)
     prompts = make_prompts(case, context.tokenizer, context.context_length, answers)
     finding, testing = prompts.of(FINDING), prompts.of(TESTING)
     finding_metrics, testing_metrics = (

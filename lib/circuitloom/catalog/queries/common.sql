@@ -30,7 +30,7 @@ ORDER BY trace
 -- name: trace
 -- One traced prompt: its tokens, its target and the scores of its graph.
 SELECT
-    trace, run, prompt, tokens, target, replacement_score, completeness_score, identity_error, frozen_error,
+    trace, run, prompt, tokens, target, notes, replacement_score, completeness_score, identity_error, frozen_error,
     free_correlation
 FROM trace
 WHERE trace = $trace

@@ -66,7 +66,7 @@ WHERE run = $run AND layer = $layer
 -- Features of one layer for which a token is among the tokens whose logits they raise most.
 SELECT feature, max(effect) AS match
 FROM logit
-WHERE run = $run AND layer = $layer AND sign = 1 AND trim(token) = trim($pattern)
+WHERE run = $run AND layer = $layer AND sign = 1 AND (token = $pattern OR trim(whole_text(token)) = trim($pattern))
 GROUP BY feature
 
 -- name: of_concept
@@ -156,11 +156,11 @@ LIMIT 10
 SELECT layer, feature, list(token ORDER BY n DESC, first) AS tokens
 FROM (
     -- the windows of the examples also contain the tokens, but reading the windows is ten times slower than this join
-    SELECT example.layer, example.feature, token.token, min(example.rank) AS first, count(*) AS n
+    SELECT example.layer, example.feature, any_value(token.token) AS token, min(example.rank) AS first, count(*) AS n
     FROM example
     JOIN token USING (sequence, position)
     WHERE run = $run AND layer IN $layers AND feature IN $features AND band = 0
-    GROUP BY ALL
+    GROUP BY example.layer, example.feature, token.token_id
 )
 GROUP BY layer, feature
 

@@ -1,3 +1,42 @@
+-- name: characters
+-- Splits joined tokens: each character that is written as bytes, such as ⟨E4⟩⟨B8⟩⟨AD⟩, and matches of `others` between.
+-- example: SELECT characters('the ⟨E4⟩⟨B8⟩⟨AD⟩', '(?s:.)') AS parts
+CREATE OR REPLACE MACRO characters(joined, others) AS
+regexp_extract_all(
+    joined,
+    -- characters of one to four bytes, as in core/token_text.py; U+FDD0 and U+FDD1 are marks of marked_text
+    concat(
+        '⟨[0-7][0-9A-F]⟩|⟨(C[2-9A-F]|D[0-9A-F])⟩[\x{FDD0}\x{FDD1}]*⟨[89AB][0-9A-F]⟩|',
+        '(⟨E0⟩[\x{FDD0}\x{FDD1}]*⟨[AB][0-9A-F]⟩|⟨ED⟩[\x{FDD0}\x{FDD1}]*⟨[89][0-9A-F]⟩',
+        '|⟨E[1-9A-CEF]⟩[\x{FDD0}\x{FDD1}]*⟨[89AB][0-9A-F]⟩)[\x{FDD0}\x{FDD1}]*⟨[89AB][0-9A-F]⟩|',
+        '(⟨F0⟩[\x{FDD0}\x{FDD1}]*⟨[9AB][0-9A-F]⟩|⟨F4⟩[\x{FDD0}\x{FDD1}]*⟨8[0-9A-F]⟩',
+        '|⟨F[1-3]⟩[\x{FDD0}\x{FDD1}]*⟨[89AB][0-9A-F]⟩)[\x{FDD0}\x{FDD1}]*⟨[89AB][0-9A-F]⟩[\x{FDD0}\x{FDD1}]*⟨[89AB][0-9A-F]⟩|',
+        others
+    )
+);
+
+-- name: whole_text
+-- Joined tokens as text: bytes such as ⟨E4⟩⟨B8⟩⟨AD⟩ that are a whole character become this character.
+-- example: SELECT whole_text('the ⟨E4⟩⟨B8⟩⟨AD⟩') AS text
+CREATE OR REPLACE MACRO whole_text(joined) AS
+CASE
+    WHEN contains(joined, '⟨') THEN array_to_string(
+        list_transform(
+            characters(joined, '[^⟨]+|⟨'),
+            lambda part: CASE
+                WHEN length(part) > 1 AND starts_with(part, '⟨') THEN concat(
+                    if(contains(part, chr(64976)), chr(64976), ''),
+                    decode(unhex(regexp_replace(part, '[^0-9A-F]', '', 'g'))),
+                    if(contains(part, chr(64977)), chr(64977), '')
+                )
+                ELSE part
+            END
+        ),
+        ''
+    )
+    ELSE joined
+END;
+
 -- name: tokens_matching
 -- Tokens at which a match of a regular expression ends. A match lies in one sequence and has at most 100 characters.
 -- example: SELECT sequence, position, token FROM tokens_matching($pattern) LIMIT 3
@@ -18,18 +57,107 @@ ending AS (
     FROM token
     JOIN sequence_text USING (sequence)
     -- a sequence without a match has none up to any token either, except for patterns that test for the text's end
-    WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(sequence_text.text, pattern)
+    WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(whole_text(sequence_text.text), pattern)
+),
+
+seen AS (
+    SELECT
+        * EXCLUDE (text, stop),
+        -- the last 100 characters up to the token, and one more before them for ^ and \b
+        CASE
+            -- a character has at most four bytes of four letters each
+            WHEN contains(text, '⟨') THEN whole_text(substring(text, greatest(stop - 1999, 1), least(stop, 2000)))
+            ELSE substring(text, greatest(stop - 100, 1), least(stop, 101))
+        END AS text
+    FROM ending
+),
+
+counted AS (
+    -- bytes at the end belong to a character that later tokens complete
+    SELECT *, CASE WHEN contains(text, '⟨') THEN length(regexp_extract(text, '(⟨[0-9A-F]{2}⟩)*$')) ELSE 0 END AS n_open
+    FROM seen
+),
+
+whole AS (
+    SELECT * REPLACE (right(left(text, length(text) - n_open), 101) AS text)
+    FROM counted
+    -- a token of such bytes alone adds no character
+    WHERE n_open = 0 OR n_open < length(token)
 )
 
 SELECT sequence, position, document, token_id, token
-FROM ending
+FROM whole
 WHERE
     CASE
-        WHEN stop <= 100 THEN regexp_matches(substring(text, 1, stop), '(' || pattern || ')$')
-        -- one more character before the match, for ^ and \b
-        ELSE regexp_matches(substring(text, stop - 100, 101), '(?s:.)(' || pattern || ')$')
+        WHEN length(text) <= 100 THEN regexp_matches(text, '(' || pattern || ')$')
+        ELSE regexp_matches(text, '(?s:.)(' || pattern || ')$')
     END
 ORDER BY sequence, position;
+
+-- name: search
+-- Tokens in which the text `wanted` ends, character for character, with the text around; the token is in [[ ]].
+-- example: SELECT sequence, position, text FROM search($pattern) LIMIT 3
+CREATE OR REPLACE MACRO search(wanted) AS TABLE
+WITH
+sequence_text AS (
+    SELECT sequence, string_agg(token, spacing() ORDER BY position) AS joined
+    FROM token
+    GROUP BY sequence
+),
+
+matching AS (
+    SELECT
+        sequence,
+        string_split(whole_text(joined), wanted) AS pieces,
+        -- characters of the text as the tokens write them
+        CASE WHEN contains(joined, '⟨') THEN characters(joined, '(?s:.)') END AS letters
+    FROM sequence_text
+    WHERE wanted <> '' AND contains(whole_text(joined), wanted)
+),
+
+ending AS (
+    SELECT
+        sequence,
+        letters,
+        unnest(
+            list_transform(
+                range(1, len(pieces)),
+                lambda n: length(array_to_string(pieces[1:n], '')) + n * length(wanted)
+            )
+        ) AS characters
+    FROM matching
+),
+
+stops AS (
+    SELECT
+        sequence,
+        position,
+        document,
+        sum(length(token) + length(spacing())) OVER (PARTITION BY sequence ORDER BY position)
+        - length(spacing()) AS stop
+    FROM token
+    SEMI JOIN matching USING (sequence)
+),
+
+hits AS (
+    SELECT DISTINCT sequence, min(stops.position) AS position, arg_min(document, stops.position) AS document
+    FROM ending
+    JOIN stops USING (sequence)
+    WHERE stops.stop >= coalesce(length(array_to_string(letters[1:characters], '')), characters)
+    GROUP BY sequence, characters
+)
+
+SELECT
+    hits.sequence,
+    hits.position,
+    hits.document,
+    marked_text(list(around.token ORDER BY around.position), hits.position - min(around.position)) AS text
+FROM hits
+JOIN token AS around
+    ON around.sequence = hits.sequence
+    AND around.position BETWEEN hits.position - 24 AND hits.position + 8
+GROUP BY hits.sequence, hits.position, hits.document
+ORDER BY hits.sequence, hits.position;
 
 -- name: circuit_edges
 -- Edges of a trace's pruned graph, largest effect first. They include the effects that were measured by ablation.
@@ -249,13 +377,22 @@ WHERE scored.concept = of_concept
 ORDER BY scored.f1 DESC NULLS LAST, scored.run, scored.layer, scored.feature;
 
 -- name: features_on
--- Features of all runs and layers that fire on tokens that match a regular expression, highest F1 first.
+-- Features that fire on tokens at which a match of a regular expression ends, highest F1 first. Without such tokens, the pattern is searched as text.
 -- example: SELECT run, layer, feature, f1 FROM features_on($pattern) LIMIT 5
 CREATE OR REPLACE MACRO features_on(pattern) AS TABLE
 WITH
-wanted AS (
+ending AS (
     SELECT sequence, position
     FROM tokens_matching(pattern)
+),
+
+wanted AS (
+    SELECT sequence, position
+    FROM (
+        FROM ending
+        UNION ALL
+        SELECT sequence, position FROM search(pattern) WHERE NOT EXISTS (FROM ending)
+    )
     -- `features.tokens` may leave the last sequences out
     WHERE sequence <= (SELECT max(sequence) FROM code)
 ),
@@ -285,12 +422,26 @@ JOIN feature ON feature.run = hits.run AND feature.layer = hits.layer AND featur
 ORDER BY f1 DESC, hits.run, hits.layer, hits.feature;
 
 -- name: marked_text
--- Joins tokens into one text and puts the token at `place`, counted from 0, in [[ ]].
+-- Joins tokens into one text and puts the token at `place`, counted from 0, in [[ ]]. Bytes become characters.
 -- example: SELECT marked_text(['the', 'war', 'lasted'], 1) AS text
 CREATE OR REPLACE MACRO marked_text(tokens, place) AS
-array_to_string(
-    list_transform(tokens, lambda t, i: CASE WHEN i = place + 1 THEN '[[' || t || ']]' ELSE t END),
-    spacing()
+-- whole_text moves the marks out of a character that several tokens make up
+replace(
+    replace(
+        whole_text(
+            array_to_string(
+                list_transform(
+                    tokens,
+                    lambda t, i: CASE WHEN i = place + 1 THEN concat(chr(64976), t, chr(64977)) ELSE t END
+                ),
+                spacing()
+            )
+        ),
+        chr(64976),
+        '[['
+    ),
+    chr(64977),
+    ']]'
 );
 
 -- name: node_label

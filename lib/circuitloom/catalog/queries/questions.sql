@@ -140,11 +140,11 @@ LIMIT 6
 
 -- name: crowded
 -- On which tokens do most features fire?
-SELECT token, count(*) AS times, round(avg(n_features), 1) AS features
+SELECT any_value(token) AS token, count(*) AS times, round(avg(n_features), 1) AS features
 FROM code
 JOIN token USING (sequence, position)
 WHERE run = 'neurons' AND layer = $layer
-GROUP BY token
+GROUP BY token_id
 HAVING count(*) >= 20
 ORDER BY features DESC, token
 LIMIT 6

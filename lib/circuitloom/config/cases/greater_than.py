@@ -45,7 +45,8 @@ class GreaterThanCase(Case):
     last: TwoDigits = 98
     """Last start year, as two digits."""
     answer: Annotated[str, Field(pattern=r"\{year\}")] = "{year}"
-    """Template of the answer token. `{year}` is replaced by two digits. A leading space is optional."""
+    """Template of the answer token. `{year}` is replaced by two digits. The answer follows the century as `{year}` does
+    in `template`: with or without a space. A leading space in `answer` overrides this."""
     fillings: PositiveInt = 2
     """Number of prompts per start year. The prompts of a year alternate between the finding half and the testing half.
     With one prompt per year, the years alternate."""

@@ -18,6 +18,11 @@ TRACE = Table(
         "prompt": (STRING, "text of the prompt"),
         "tokens": (pa.list_(STRING), "tokens of the prompt, leading BOS included"),
         "target": (STRING, "what the graph explains, as written in the config"),
+        "notes": (
+            pa.list_(STRING),
+            "how prompt and target were read, where a reader may think otherwise: the token of an answer, a BOS that "
+            "counts once",
+        ),
         "dtype": (STRING, "dtype of the model and of all sums"),
         "n_active": (INT, "active (layer, position, feature) triples"),
         "n_nodes": (INT, "nodes of the pruned graph"),

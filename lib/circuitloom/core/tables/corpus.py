@@ -28,7 +28,7 @@ TOKEN = Table(
         "position": POSITION,
         "document": (pa.int32(), "number of the token's document"),
         "token_id": (pa.int32(), "token id"),
-        "token": (STRING, "text of the token"),
+        "token": (STRING, "text of the token; a byte that is part of a character is written ⟨E4⟩"),
     },
 )
 CONCEPT = Table(

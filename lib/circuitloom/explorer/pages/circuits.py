@@ -10,7 +10,7 @@ from ...catalog.client import CatalogClient, Row
 from ...core.formatting import format_token, format_value
 from .. import plots
 from ..circuit_view import CircuitRows, circuit_view, effects_table
-from ..components import empty_note, panel, select, signed, sql_button, table
+from ..components import empty_note, notes_of, panel, select, signed, sql_button, table
 from ..urls import Params, link
 
 
@@ -38,6 +38,7 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
                 f"Circuit {name}",
                 html.Div(select("trace", traces, name, "circuit"), className="controls"),
                 html.P(tokens, className="prompt"),
+                *notes_of(trace["notes"]),
                 html.P(
                     [
                         "target ", html.Strong(trace["target"]), f", traced through {trace['run']}: ",

@@ -11,7 +11,7 @@ from ...catalog.client import CatalogClient
 from ...core.formatting import format_token, format_value
 from .. import plots
 from ..circuit_view import CircuitRows, circuit_view, effects_table
-from ..components import aria, empty_note, panel, signed, table
+from ..components import aria, empty_note, notes_of, panel, signed, table
 from ..prompt_service import BackgroundJob, EditedPrediction, PromptFeatures, PromptService, TracedPrompt
 from ..urls import Params, feature_link
 
@@ -106,7 +106,11 @@ def features_view(found: PromptFeatures, params: Params) -> Component:
     return html.Div(
         [
             dcc.Store("prompt-position", data=at),
-            panel("Tokens, with the number of active features", html.Div(tokens, className="buttons")),
+            panel(
+                "Tokens, with the number of active features",
+                html.Div(tokens, className="buttons"),
+                *notes_of(found.notes),
+            ),
             html.Div(id="prompt-token", className="soon"),
             panel(
                 "Edit features, with nothing frozen",
@@ -211,6 +215,7 @@ def traced_view(traced: TracedPrompt, names: dict[str, Any]) -> Component:
             panel(
                 f"Circuit of {trace['target']}",
                 html.P(summary, className="count"),
+                *notes_of(trace["notes"]),
                 circuit_view(traced.circuit, source, names["params"]),
             ),
             html.Div(

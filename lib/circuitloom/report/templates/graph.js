@@ -159,10 +159,40 @@
 
   // like escape_invisible, format_token and format_number of core/formatting.py
   const SIGNS = { "\n": "↵", "\t": "⇥", "\r": "␍" };
+  // like whole_text and whole_tokens of core/token_text.py
+  const NEXT = "⟨[89AB][0-9A-F]⟩";
+  const CHARACTER = new RegExp([
+    "⟨[0-7][0-9A-F]⟩", `⟨(?:C[2-9A-F]|D[0-9A-F])⟩${NEXT}`,
+    `(?:⟨E0⟩⟨[AB][0-9A-F]⟩|⟨ED⟩⟨[89][0-9A-F]⟩|⟨E[1-9A-CEF]⟩${NEXT})${NEXT}`,
+    `(?:⟨F0⟩⟨[9AB][0-9A-F]⟩|⟨F4⟩⟨8[0-9A-F]⟩|⟨F[1-3]⟩${NEXT})${NEXT}${NEXT}`,
+  ].join("|"), "g");
+  const wholeText = (text) => text.replace(CHARACTER, (bytes) =>
+    new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes.match(/[0-9A-F]{2}/g), (byte) => parseInt(byte, 16))));
+
+  /** Groups of tokens that split no character: the first index, the index after the last, and the text. */
+  function wholeTokens(tokens) {
+    const joined = tokens.join("");
+    const inside = new Set();
+    for (const match of joined.matchAll(CHARACTER)) {
+      for (let place = 1; place < match[0].length; place++) inside.add(match.index + place);
+    }
+    const groups = [];
+    let begin = 0;
+    let first = 0;
+    let stop = 0;
+    tokens.forEach((token, i) => {
+      stop += token.length;
+      if (i + 1 < tokens.length && inside.has(stop)) return;
+      groups.push({ first, after: i + 1, text: wholeText(joined.slice(begin, stop)) });
+      [first, begin] = [i + 1, stop];
+    });
+    return groups;
+  }
+
   const escapeInvisible = (text) => Array.from(text, (c) =>
     SIGNS[c] || (/[\p{C}\u2028\u2029]/u.test(c) ? "\\u" + c.codePointAt(0).toString(16).padStart(4, "0") : c)).join("");
-  const formatToken = (text) => text === "" ? "∅"
-    : escapeInvisible(text).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
+  const formatToken = (token) => token === "" ? "∅"
+    : escapeInvisible(wholeText(token).replace(/^( *)(?=\p{M})/u, "$1◌")).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
   const formatNumber = (value) => value === null || value === undefined ? "–"
     : Number(Number(value).toPrecision(4)).toString();
 
@@ -265,13 +295,14 @@
       for (const example of found) {
         const line = element("p", undefined, "tokens");
         line.append(element("span", formatNumber(example.activation), "value"));
-        example.tokens.forEach((text, i) => {
-          const made = element(i + 1 === example.here ? "b" : "span", formatToken(text));
-          const share = Math.max(0, example.activations[i] || 0) / example.activation;
+        for (const { first, after, text } of wholeTokens(example.tokens)) {
+          const activations = example.activations.slice(first, after);
+          const made = element(first < example.here && example.here <= after ? "b" : "span", formatToken(text));
+          const share = Math.max(0, ...activations) / example.activation;
           made.style.backgroundColor = `rgba(230, 159, 0, ${(0.75 * Math.min(1, share)).toFixed(2)})`;
-          made.title = formatNumber(example.activations[i]);
+          made.title = activations.map(formatNumber).join(", ");
           line.append(made, " ");
-        });
+        }
         part.append(line);
       }
       return part;

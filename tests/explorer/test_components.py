@@ -1,0 +1,31 @@
+"""Components that show tokens."""
+
+from circuitloom.explorer.components import notes_of, shaded
+
+
+def text_of(component) -> str:
+    children = component.children if isinstance(component.children, list) else [component.children]
+    return "".join(each if isinstance(each, str) else text_of(each) for each in children)
+
+
+def test_parts_of_a_character_are_shaded_together() -> None:
+    row = {
+        "tokens": ["he ", "⟨E4⟩", "⟨B8⟩⟨AD⟩", "文", "⟨E4⟩"],
+        "activations": [0.0, 1.0, 2.0, 0.0, 0.0],
+        "place": 1,
+    }
+    shown = shaded(row, 4.0, "")
+    assert text_of(shown) == "he 中文⟨E4⟩"
+    (span,) = (each for each in shown.children if not isinstance(each, str))
+    assert (span.children, span.title, span.className) == ("中", "1, 2", "here")
+    assert span.style["backgroundColor"].endswith("0.325)")
+
+
+def test_words_are_separated() -> None:
+    row = {"tokens": ["he", "was", ""], "activations": [0.0, 1.0, 0.0], "place": 1}
+    assert text_of(shaded(row, 1.0, " ")) == "he was  "
+
+
+def test_notes_are_paragraphs_with_their_invisible_characters() -> None:
+    assert [each.children for each in notes_of(("a\n",))] == ["a↵"]
+    assert notes_of(None) == []
