@@ -20,5 +20,7 @@ def test_notices_are_stored_by_subject_and_kind(tmp_path) -> None:
     assert [row["subject"] for row in rows] == ["tokenizer", "train"]
     assert rows[1] == {"subject": "train", "kind": "blank", "count": 2, "message": BLANK.message}
     assert rows[0]["count"] is None and rows[0]["message"] == BOS.message
+    write_notices([Notice("train", "glob", 1, "a\udcff.txt")], tmp_path / "notice.parquet")
+    assert read_table(tmp_path / "notice.parquet")["message"].to_pylist() == ["a\\udcff.txt"]
     write_notices([], tmp_path / "notice.parquet")
     assert read_table(tmp_path / "notice.parquet").schema == NOTICE.schema

@@ -8,6 +8,7 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -376,6 +377,24 @@ def test_row_groups_before_the_start_are_not_read(tmp_path: Path) -> None:
     assert rows(file, 10) == texts[10:]
     with pytest.raises(ValueError, match=r"a.parquet: cannot be read \(.*\); repair or replace it"):
         rows(file, 9)
+
+
+def test_files_of_other_file_systems_are_read_by_their_url(tmp_path: Path) -> None:
+    # as files of the hub are, by hf:// URLs
+    files = {
+        "a.jsonl": jsonl(tmp_path / "a.jsonl", TEXTS),
+        "a.jsonl.gz": write(tmp_path / "a.jsonl.gz", gzip.compress((tmp_path / "a.jsonl").read_bytes())),
+        "a[1].parquet": parquet(tmp_path / "a.parquet", {"text": TEXTS}),
+    }
+    memory = fsspec.filesystem("memory")
+    for name, file in files.items():
+        memory.pipe_file(f"/{tmp_path.name}/{name}", file.read_bytes())
+        found = DataFile(f"memory://{tmp_path.name}/{name}", str(file_format(name)))
+        assert list(found.rows()) == TEXTS and list(found.rows(4)) == TEXTS[4:]
+    with pytest.raises(
+        ValueError, match=r"memory://none.jsonl: cannot be read \(.*\); check the network, and run again"
+    ):
+        list(DataFile("memory://none.jsonl", "jsonl").rows())
 
 
 def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class _Text(_Corpus):
 
     text: str = "text"
     """Column or JSON key with the text of a document. Dots lead into nested columns and objects: `data.text`. No other
-    column is read. Text must be strings, or bytes in UTF-8."""
+    column is read. Text must be strings, or bytes in UTF-8. A JSON row that is a string instead of an object is itself
+    the text."""
     messages: str | None = None
     """Column or JSON key with chat messages, lists of {role, content}, instead of `text`. The tokenizer's chat template
     turns them into text. Messages that contain a special token are not text."""

@@ -27,6 +27,9 @@ class Notice:
 def write_notices(notices: Sequence[Notice], path: Path) -> None:
     """Write table NOTICE, sorted by subject and kind, to `path`."""
     rows = sorted((asdict(notice) for notice in notices), key=lambda row: (row["subject"], row["kind"]))
+    for row in rows:
+        # names of files may have bytes that are not UTF-8
+        row["message"] = row["message"].encode(errors="backslashreplace").decode()
     write_table(NOTICE, rows, path)
 
 

@@ -1,7 +1,8 @@
 """Reads the rows of one column of a Parquet file. Row groups before the start are not read."""
 
 from collections.abc import Iterator
-from typing import IO, Any
+from io import BufferedReader
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ _BATCH = 1000
 
 
 def parquet_rows(
-    path: str, file: IO[bytes], column: str, start: int, render: Render | None = None
+    path: str, file: BufferedReader, column: str, start: int, render: Render | None = None
 ) -> Iterator[str | Row]:
     """Yield the rows of a Parquet file from index `start`.
 
@@ -42,7 +43,7 @@ def parquet_rows(
         skipped = max(0, skipped - len(batch))
 
 
-def parquet_bytes(file: IO[bytes]) -> int:
+def parquet_bytes(file: BufferedReader) -> int:
     """Returns the size in bytes of the uncompressed contents of a Parquet file."""
     metadata = pq.read_metadata(file)
     return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
