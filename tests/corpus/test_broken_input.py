@@ -33,14 +33,18 @@ def test_a_missing_shard_is_detected_on_opening(chronicle, tmp_path):
 BROKEN = {
     "a missing file": ({"train": "{folder}/none.jsonl"}, r"corpus.train: .*none.jsonl does not exist"),
     "an empty file": ({"train": "{folder}/empty.jsonl"}, r"empty.jsonl is empty; give a file with text"),
-    "blank text": ({"train": "{folder}/blank.txt"}, r"do not fill one sequence of 16 tokens; give more text"),
+    "blank text": ({"train": "{folder}/blank.txt"}, r"not fill one sequence of 16 tokens; .* \(blank .*: 3\)"),
     "too little text": ({"train": "{folder}/short.jsonl"}, r"do not fill one sequence of 16 tokens"),
+    "a folder": ({"train": "{folder}/nothing"}, r"nothing is a folder; name its files, or set corpus.glob"),
+    "a pattern without files": (
+        {"train": "{folder}/x*.jsonl", "glob": True}, r"corpus.train: no file matches .*x\*.jsonl; correct the pattern",
+    ),
     "an unknown format": ({"train": "{folder}/text.doc"}, r"text.doc has an unknown format; convert it to one of .txt"),
     "a missing column": (
         {"train": "{folder}/text.jsonl", "text": "body"}, r"corpus.text: .* has no column body; set it to one of text",
     ),
-    "not JSON": ({"train": "{folder}/broken.jsonl"}, r"broken.jsonl: cannot be read as text"),
-    "not Parquet": ({"train": "{folder}/broken.parquet"}, r"broken.parquet: damaged, or not a Parquet file"),
+    "not JSON": ({"train": "{folder}/broken.jsonl"}, r"broken.jsonl, line 2: not JSON \(.*\); repair or replace it"),
+    "not Parquet": ({"train": "{folder}/broken.parquet"}, r"broken.parquet: cannot be read \(.*\); repair or replace"),
     "a missing tokenizer": ({"tokenizer": "/none/such"}, r"corpus.tokenizer: /none/such is not a folder"),
     "a folder without tokenizer": ({"tokenizer": "{folder}/nothing"}, r"corpus.tokenizer: .* no tokenizer that loads"),
     "another model's tokenizer": ({"vocabulary": 90}, r"the model knows 90 tokens; use the tokenizer"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def texts(folder: Path, split: str) -> list[str]:
     rows = read_table(folder / "document.parquet").to_pylist()
     return [row["text"] for row in rows if row["split"] == split]
+
+
+def notices(folder: Path) -> list[dict]:
+    return read_table(folder / "notice.parquet").to_pylist()
 
 
 def formats(folder: Path) -> dict[str, dict]:
@@ -127,10 +132,9 @@ def test_the_entropy_of_the_grammar_is_about_1_53_nats_per_token(chronicle):
 def test_a_source_can_be_read_from_any_index(tmp_path):
     for keys in [*formats(tmp_path).values(), {"source": "chronicle"}]:
         source = open_source(section(**keys), 0, tmp_path / "scratch")
-        everything = [document for document, _ in zip(source.documents("train"), range(60), strict=False)]
-        index = everything[30].stream_index
-        rest = [document for document, _ in zip(source.documents("train", index), range(30), strict=False)]
-        assert rest == everything[30:60]
+        everything = list(islice(source.read("train"), 60))
+        middle = everything[30]
+        assert list(islice(source.read("train", middle.place, middle.before), 30)) == everything[30:60]
 
 
 def begin(folder: Path, keys: dict) -> subprocess.Popen:
@@ -228,6 +232,15 @@ def test_a_corpus_is_built_from_a_hub_data_set(tmp_path, tokenizer):
         split: len(open_tokens(tmp_path / "corpus" / f"{split}.zarr")) for split in ("train", "validation")
     }
     assert sizes == {"train": 10, "validation": 4}
+
+
+def test_a_text_shorter_than_asked_for_is_a_notice(tmp_path, tokenizer, capsys):
+    keys = {"source": "files", "train": str(jsonl(tmp_path / "a.jsonl", TEXTS)), "train_tokens": 10**6}
+    folder = built(tmp_path / "corpus", tokenizer, **keys)
+    (row,) = [row for row in notices(folder) if row["kind"] == "short"]
+    packed = len(open_tokens(folder / "train.zarr")) * 16
+    assert (row["subject"], row["count"]) == ("train", 10**6 - packed)
+    assert f"circuitloom: corpus: train: {row['message']}" in capsys.readouterr().err.splitlines()
 
 
 def test_the_arrays_record_their_tokenizer(tmp_path, tokenizer, monkeypatch):

@@ -8,12 +8,12 @@ from tests.corpus.inputs import TEXTS, bpe, built, jsonl
 
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.packing import Cursor, Packing, pack_documents
-from circuitloom.corpus.source import Document
+from circuitloom.corpus.source import Document, Place
 from circuitloom.corpus.token_arrays import scored_positions
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
-DOCUMENTS = [Document(index, text, None) for index, text in enumerate(TEXTS)]
+DOCUMENTS = [Document(Place(0, index), text) for index, text in enumerate(TEXTS)]
 
 
 def stream(tokens):
@@ -24,7 +24,7 @@ def stream(tokens):
 
 
 def packed(packing, block, cursor=Cursor(), limit=None):  # noqa: B008
-    return list(pack_documents(DOCUMENTS[cursor.stream_index :], packing, cursor, block, limit))
+    return list(pack_documents(DOCUMENTS[cursor.place.row :], packing, cursor, block, limit))
 
 
 @pytest.mark.parametrize(("bos", "eos"), [("<s>", None), ("<s>", "</s>"), (None, "</s>"), (None, None)])
@@ -67,6 +67,25 @@ def test_packing_resumes_from_any_block_with_the_same_result(tokenizer, block):
 def test_packing_stops_at_the_limit(tokenizer):
     packing = Packing(load_tokenizer(str(tokenizer)), 16)
     assert [len(block.token) for block in packed(packing, 7, limit=17)] == [7, 7, 3]
+
+
+def test_what_does_not_fill_a_last_sequence_is_counted(tokenizer):
+    packing = Packing(load_tokenizer(str(tokenizer)), 16)
+    lengths = [1 + len(ids) for ids in packing.tokenizer.encode(TEXTS)]
+    for documents in range(1, 8):
+        packed = pack_documents(DOCUMENTS[:documents], packing, Cursor(), 7)
+        sequences = 0
+        while True:
+            try:
+                sequences += len(next(packed).token)
+            except StopIteration as end:
+                rest = end.value
+                break
+        assert rest.tokens == sum(lengths[:documents]) - 15 * sequences < 15
+        starts = np.cumsum([0, *lengths[: documents - 1]])
+        assert rest.documents == sum(starts >= 15 * sequences)
+    assert len(packed_all := list(pack_documents(DOCUMENTS, packing, Cursor(), 7, limit=3))) == 1
+    assert len(packed_all[0].token) == 3
 
 
 def test_a_token_outside_the_models_vocabulary_is_refused(tokenizer):

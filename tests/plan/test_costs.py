@@ -82,6 +82,10 @@ def test_the_tokens_of_files_are_estimated_from_their_size(tmp_path) -> None:
         "validation_share": 0.25,
     }
     assert corpus_tokens(load_study({**STUDY, "corpus": corpus})) == (7_500, 2_500)
+    # compressed text is taken to be three times as large
+    file.rename(tmp_path / "text.txt.gz")
+    corpus |= {"train": str(tmp_path / "text*"), "glob": True}
+    assert corpus_tokens(load_study({**STUDY, "corpus": corpus})) == (22_500, 7_500)
 
 
 def test_a_disk_too_small_is_refused_naming_the_largest_stage() -> None:

@@ -1,6 +1,7 @@
 """Files outside the results are inputs of the rules that read them, so that a new version causes a rerun."""
 
 import re
+from pathlib import Path
 
 from tests.models import tiny_gpt2
 from tests.workflow.project import Project
@@ -26,3 +27,36 @@ def test_files_of_text_tokenizer_and_model_are_inputs(fresh: Project) -> None:
     texts = {str(model / name) for name in ("tokenizer.json", "template.jinja")}
     assert {str(dataset / "train-0.parquet"), *texts} <= set(build[1].split(", "))
     assert {str(model / "model.safetensors"), *texts} <= set(install[1].split(", "))
+
+
+def test_names_of_text_files_are_literal_or_patterns(fresh: Project) -> None:
+    names = ["part[12].jsonl", "s*.jsonl", "a b.jsonl", "s1.jsonl", "part1.jsonl"]
+    for name in names:
+        (fresh.folder / name).write_text('{"text": "a"}\n')
+    text = {"source": "files", "tokenizer": str(tiny_gpt2(fresh.folder / "model")), "context": 32}
+
+    def inputs(name: str, **keys: object) -> list[str]:
+        study = fresh.config(name, replace=("corpus",), corpus=text | keys)
+        run = fresh.snakemake("--dry-run", "corpus", "--quiet", "host", study=study)
+        assert run.returncode == 0, run.stdout
+        found = re.search(r"rule build_corpus:\n +input: (.*)", run.stdout)
+        assert found
+        return [Path(file).name for file in found[1].split(", ") if file.endswith(".jsonl")]
+
+    assert inputs("literal", train=[str(fresh.folder / name) for name in names[:3]]) == sorted(names[:3])
+    assert inputs("pattern", train=str(fresh.folder / "s*.jsonl"), glob=True) == ["s*.jsonl", "s1.jsonl"]
+
+
+def test_a_file_whose_name_has_braces_is_no_wildcard(fresh: Project) -> None:
+    file = fresh.folder / "part{1}.jsonl"
+    file.write_text('{"text": "a"}\n')
+    model = tiny_gpt2(fresh.folder / "model {x}")
+    study = fresh.config(
+        "braces",
+        replace=("corpus", "language_model"),
+        corpus={"source": "files", "train": str(file), "context": 32},
+        language_model={"source": "path", "path": str(model)},
+    )
+    run = fresh.snakemake("--dry-run", "language_model", "--quiet", "host", study=study)
+    assert run.returncode == 0, run.stdout
+    assert "rule build_corpus" in run.stdout and "rule install_model" in run.stdout

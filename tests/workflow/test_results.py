@@ -40,7 +40,8 @@ def test_every_table_has_its_schema_and_rows(finished) -> None:
         assert table.schema.equals(TABLE_OF[file.stem].schema), file
         # features of layer 0 have no earlier features to be connected with
         first_layer = file.parts[-2:] == ("layer0", "connection.parquet")
-        assert table.num_rows > 0 or first_layer, file
+        # generated text has nothing to leave out
+        assert table.num_rows > 0 or first_layer or file.stem == "notice", file
 
 
 def test_every_run_is_scored_at_each_layer_and_at_all_layers_at_once(finished) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import contains_wildcard
 
 from circuitloom.config import load_study
 from circuitloom.config.cases import KINDS
@@ -135,13 +136,24 @@ def corpus_tokenizer():
     }
 
 
+def split_wildcards(files):
+    """Returns the files that can be inputs of a rule, and the state of the others.
+
+    Snakemake takes {word} in a path for a wildcard, and has no way to quote it. The states, {path: [size in bytes,
+    modification time in ns]}, are parameters: the rule reruns when such a file changes.
+    """
+    inputs = [file for file in files if not contains_wildcard(file)]
+    others = [Path(file) for file in files if contains_wildcard(file)]
+    return inputs, {
+        str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in others
+    }
+
+
 def corpus_files():
     """Returns the files of the text and the tokenizer that exist. The library reports missing files with a remedy."""
     corpus = STUDY.corpus
-    files = [
-        *getattr(corpus, "train", []),
-        *(getattr(corpus, "validation", None) or []),
-    ]
+    splits = ["train", "validation"] if corpus.source == "files" else []
+    files = {file for split in splits for file in corpus.files(split)}
     files = [file for file in files if Path(file).is_file()]
     name, revision = STUDY.tokenizer
     if name is not None and not is_hub_name(name, revision):

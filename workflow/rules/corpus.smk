@@ -2,17 +2,19 @@
 
 # only generated text depends on the seed
 CORPUS_SEED = STUDY.seed if STUDY.corpus.source == "chronicle" else 0
+CORPUS_FILES, CORPUS_FILE_STATES = split_wildcards(corpus_files())
 
 
 rule build_corpus:
     input:
-        corpus_files(),
+        CORPUS_FILES,
     output:
         tokenizer=directory(LAYOUT.tokenizer),
         train=directory(LAYOUT.tokens("train")),
         validation=directory(LAYOUT.tokens("validation")),
         document=LAYOUT.corpus_table("document"),
         token=LAYOUT.corpus_table("token"),
+        notice=LAYOUT.corpus_table("notice"),
     log:
         LAYOUT.log("build_corpus"),
     benchmark:
@@ -26,6 +28,7 @@ rule build_corpus:
         seed=CORPUS_SEED,
         tokenizer=corpus_tokenizer(),
         code=code("corpus_build"),
+        files=CORPUS_FILE_STATES,
     script:
         "../../scripts/corpus_build.py"
 

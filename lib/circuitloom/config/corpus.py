@@ -1,5 +1,7 @@
 """Config of the corpus: the source of the text, and the length of its sequences."""
 
+from glob import iglob
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
@@ -40,18 +42,39 @@ class _Text(_Corpus):
     """Keys that both sources of real text share."""
 
     text: str = "text"
-    """Column or JSON key with the text of a document."""
+    """Column or JSON key with the text of a document. Dots lead into nested columns and objects: `data.text`. No other
+    column is read. Text must be strings, or bytes in UTF-8. A JSON row that is a string instead of an object is itself
+    the text."""
+    messages: str | None = None
+    """Column or JSON key with chat messages, lists of {role, content}, instead of `text`. The tokenizer's chat template
+    turns them into text. Messages that contain a special token are not text."""
+    not_text: Literal["error", "skip"] = "error"
+    """What happens to a row that is not text, such as a number or a list: `error` stops with its file, row and type;
+    `skip` leaves it out and counts it. Rows without text (null, blank, or without the key) are always left out and
+    counted. A file that is not UTF-8 or not JSON always stops the run."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Fraction of the training documents to hold out if no held-out text is named."""
 
+    @property
+    def column(self) -> str:
+        """Name of the column that is read."""
+        return self.messages or self.text
+
+    @model_validator(mode="after")
+    def _one_column(self) -> "_Text":
+        if self.messages is not None and self.text != "text":
+            raise ValueError("text and messages are both set; leave one of them out")
+        return self
+
 
 class TextFiles(_Text):
-    """Local files with the suffix .txt, .jsonl, .json or .parquet."""
+    """Local files: .txt, .jsonl, .ndjson, .json (JSON Lines, an array, or objects) and .parquet. All but .parquet may
+    be compressed: .gz, .bz2, .xz, .lzma, .zst, .lz4, or .zip with one file."""
 
     source: Literal["files"]
     """Kind of source, which determines the other keys."""
     train: Paths
-    """Path of a file with training text, or a list of paths."""
+    """Path of a file with training text, or a list of paths. Paths are taken literally, unless `glob` is true."""
     validation: Paths | None = None
     """Path of a file with held-out text, or a list of paths. With null, `validation_share` of the training documents is
     held out."""
@@ -59,12 +82,25 @@ class TextFiles(_Text):
     """Approximate number of training tokens, in complete sequences. With null, all tokens are used."""
     validation_tokens: PositiveInt | None = None
     """Approximate number of held-out tokens, in complete sequences. With null, all tokens are used."""
+    glob: bool = False
+    """Whether `train` and `validation` are patterns: `*`, `?`, `[abc]`, and `**` for any folders. Matching files are
+    read in the order of their sorted paths."""
     document: Literal["line", "file"] = "line"
     """Documents of a .txt file: each line is a document, or the whole file is one document."""
 
+    def files(self, split: str) -> list[str]:
+        """Returns the paths of the files of `train` or `validation`. Without `validation`, they are the same."""
+        paths = self.validation or self.train if split == "validation" else self.train
+        if not self.glob:
+            return paths
+        # Path.glob neither takes absolute patterns nor follows links to folders
+        found = {path for pattern in paths for path in iglob(pattern, recursive=True)}  # noqa: PTH207
+        return sorted(path for path in found if Path(path).is_file())
+
 
 class HubDataset(_Text):
-    """A data set of the Hugging Face hub in Parquet format. The data set is streamed."""
+    """A data set of the Hugging Face hub, of the same formats as files, or of any other that the library `datasets`
+    streams. The data set is not downloaded as a whole."""
 
     source: Literal["hub"]
     """Kind of source, which determines the other keys."""

@@ -2,10 +2,11 @@
 of sequences is written to disk. A killed run resumes after the last finished block."""
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from jaxtyping import Integer
 
 from ..core.atomic_io import fsync, write_atomically
 from ..core.tables import DOCUMENT, read_table, write_table
-from .source import Document
+from .source import START, Counts, Document, Place
 from .token_arrays import SequenceArrays
 from .tokenizer import Tokenizer
 
@@ -26,14 +27,23 @@ _TOKENIZER_BATCH = 1000
 class Cursor:
     """Position in a split where packing resumes."""
 
-    stream_index: int = 0
-    """Index of the next document in the source's stream."""
+    place: Place = START
+    """Position of the next document in the source."""
     document: int = 0
     """Number of the next document within the split. Skipped documents do not count."""
     offset: int = 0
     """Number of the next document's tokens that are already packed. The BOS counts as a token."""
     sequences: int = 0
     """Number of sequences packed so far."""
+    counts: Counts = field(default_factory=dict)
+    """What reading has counted before `place`."""
+
+    @classmethod
+    def read(cls, file: Path) -> "Cursor":
+        """Read a cursor from the JSON file of a block."""
+        keys = json.loads(file.read_text())
+        counts = {kind: (number, first) for kind, (number, first) in keys.pop("counts").items()}
+        return cls(Place(*keys.pop("place")), counts=counts, **keys)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,14 @@ class SequenceBlock:
     """Documents that begin in the block, in order."""
     cursor: Cursor
     """Position where the next block begins."""
+
+
+class Rest(NamedTuple):
+    """What does not fill a last sequence."""
+
+    tokens: int
+    documents: int
+    """Number of documents that are completely dropped."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +127,12 @@ def pack_documents(
     cursor: Cursor,
     block: int,
     limit: int | None = None,
-) -> Iterator[SequenceBlock]:
+) -> Generator[SequenceBlock, None, Rest | None]:
     """Yield blocks of `block` sequences. The last block may be smaller.
 
     `documents` must begin with the document at `cursor`. `limit` is the maximum number of sequences of the split,
-    including the sequences before `cursor`. Tokens after the last complete sequence are dropped. Raises ValueError if a
-    token id is not in the model's vocabulary.
+    including the sequences before `cursor`. Tokens after the last complete sequence are dropped: the generator returns
+    their number, or None if it stops at the limit. Raises ValueError if a token id is not in the model's vocabulary.
     """
     pending: list[_Span] = []
     n_pending = 0
@@ -127,11 +145,12 @@ def pack_documents(
             pending += spans
         sequences = min(wanted, n_pending // packing.stride)
         if not sequences:
-            return
+            return Rest(n_pending, sum(span.offset == 0 for span in pending))
         taken, pending = _split(pending, sequences * packing.stride)
         n_pending -= sequences * packing.stride
         cursor = _advance(cursor, sequences, taken, pending)
         yield _block(taken, packing, cursor)
+    return None
 
 
 def _tokenize(batch: list[tuple[int, Document]], packing: Packing, cursor: Cursor) -> list[_Span]:
@@ -165,8 +184,10 @@ def _advance(cursor: Cursor, sequences: int, taken: list[_Span], pending: list[_
     total = cursor.sequences + sequences
     if pending:
         first = pending[0]
-        return Cursor(first.source.stream_index, first.document, first.offset, total)
-    return Cursor(taken[-1].source.stream_index + 1, taken[-1].document + 1, 0, total)
+        return Cursor(first.source.place, first.document, first.offset, total, first.source.before)
+    last = taken[-1]
+    file, row = last.source.place
+    return Cursor(Place(file, row + 1), last.document + 1, 0, total, last.source.after)
 
 
 def _block(spans: list[_Span], packing: Packing, cursor: Cursor) -> SequenceBlock:
@@ -210,7 +231,7 @@ class PackedBlocks:
         """Position where the next block begins."""
         if not len(self):
             return Cursor()
-        return Cursor(**json.loads((self.folder / f"{len(self) - 1:06d}.json").read_text()))
+        return Cursor.read(self.folder / f"{len(self) - 1:06d}.json")
 
     def arrays(self) -> Iterator[SequenceArrays]:
         """Yield the token ids and document numbers of each block."""

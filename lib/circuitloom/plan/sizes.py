@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..config import ModelShape, Run, Study
 from ..config.corpus import TextFiles
+from ..corpus.files import DataFile, file_format, open_content
 from .work import GpuLoad
 
 CHRONICLE_WORDS = 1_500
@@ -29,14 +30,19 @@ def corpus_tokens(study: Study) -> tuple[float, float]:
     if not isinstance(corpus, TextFiles):
         return corpus.train_tokens, corpus.validation_tokens
     per_token = _bytes_per_token(study)
-    train = sum(Path(file).stat().st_size for file in corpus.train if Path(file).exists()) / per_token
+    train, held_out = (
+        sum(file.characters() for file in _text_files(corpus, split)) / per_token
+        for split in ("train", "validation")
+    )
     if corpus.validation is None:
         held_out, train = train * corpus.validation_share, train * (1 - corpus.validation_share)
-    else:
-        held_out = (
-            sum(Path(file).stat().st_size for file in corpus.validation if Path(file).exists()) / per_token
-        )
     return min(train, corpus.train_tokens or train), min(held_out, corpus.validation_tokens or held_out)
+
+
+def _text_files(corpus: TextFiles, split: str) -> list[DataFile]:
+    """Returns the files of a split that exist. The corpus stage reports the others."""
+    formats = {path: file_format(path) for path in corpus.files(split) if Path(path).is_file()}
+    return [DataFile(path, known) for path, known in formats.items() if known]
 
 
 def _bytes_per_token(study: Study) -> float:
@@ -44,13 +50,13 @@ def _bytes_per_token(study: Study) -> float:
     `BYTES_PER_TOKEN`."""
     assert isinstance(study.corpus, TextFiles)
     folder = study.corpus.tokenizer or getattr(study.language_model, "path", "")
-    tokenizer, text = Path(folder) / "tokenizer.json", Path(study.corpus.train[0])
-    if not tokenizer.is_file() or not text.is_file() or text.suffix == ".parquet":
+    tokenizer, files = Path(folder) / "tokenizer.json", _text_files(study.corpus, "train")
+    if not tokenizer.is_file() or not files or files[0].format == "parquet":
         return BYTES_PER_TOKEN
     from tokenizers import Tokenizer
 
-    with text.open(encoding="utf-8", errors="replace") as file:
-        sample = file.read(100_000)
+    with open_content(files[0].path) as content:
+        sample = content.read(100_000).decode(errors="replace")
     return len(sample.encode()) / max(1, len(Tokenizer.from_file(str(tokenizer)).encode(sample)))
 
 

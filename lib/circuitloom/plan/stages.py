@@ -56,7 +56,7 @@ def corpus(study: Study, tokens: float) -> Work:
         host_memory=PROCESS_BYTES,
         download=fetched,
         fixed_seconds=tokens / (GENERATED if study.corpus.source == "chronicle" else TOKENIZED),
-        files=6,
+        files=7,
     )
 
 

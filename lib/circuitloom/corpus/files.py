@@ -1,0 +1,189 @@
+"""Opens files of text: plain text, JSON or Parquet, compressed or not, local or on the hub."""
+
+import io
+import lzma
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..core.errors import first_line
+from .json_rows import json_rows
+from .rows import LINE_ENDS, Lines, Render, Row, no_column
+
+FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+"""Maps the suffix of a file to its format. A .json file may be JSON Lines, an array of objects, or objects."""
+COMPRESSIONS = {
+    ".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".lzma": "lzma", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4",
+    ".zip": "zip",
+}  # fmt: skip
+"""Maps the suffix of a compressed file to its compression."""
+_FIRST_BYTES = {
+    "gzip": re.compile(rb"\x1f\x8b\x08"),
+    "bz2": re.compile(rb"BZh[1-9](1AY&|\x17rE8)"),
+    "xz": re.compile(rb"\xfd7zXZ\0"),
+    # a file may begin with a frame without content, as those of pzstd do
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "lz4": re.compile(rb"\x04\x22\x4d\x18|[\x50-\x5f]\x2a\x4d\x18"),
+    "zip": re.compile(rb"PK\x03\x04"),
+}
+_EXPANSION = 3
+"""Assumed ratio of the size of text to its compressed size."""
+_LINE_END = re.compile(r"\r\n?|\n")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of text."""
+
+    path: str
+    """Local path, which is taken literally, or URL of a file on the hub."""
+    format: str
+    """A value of `FORMATS`."""
+    column: str = "text"
+    """Column or JSON key of the text. Dots lead into nested columns and objects."""
+    whole: bool = False
+    """Whether a file of plain text is one document. Otherwise, each of its lines is one."""
+    render: Render | None = None
+    """Turns the values of the column into text. None if they are text."""
+
+    @property
+    def unit(self) -> str:
+        """What messages call a row."""
+        return "line" if self.format in ("text", "jsonl") else "row"
+
+    def rows(self, start: int = 0) -> Iterator[str | Row]:
+        """Yield the rows from index `start`, each as its text or as a `Row`.
+
+        Raises ValueError if the file is damaged, is not UTF-8, or has no such column of text.
+        """
+        with _readable(self.path):
+            if self.format == "parquet":
+                # pyarrow takes a while to import
+                from .parquet_rows import parquet_rows
+
+                with _open(self.path) as file:
+                    yield from parquet_rows(self.path, file, self.column, start, self.render)
+                return
+            with open_content(self.path) as content:
+                lines = Lines(self.path, content)
+                if self.format == "text":
+                    yield from _text_rows(lines, self, start)
+                else:
+                    yield from json_rows(lines, self.column, self.format == "jsonl", start, self.render)
+
+    def characters(self) -> int:
+        """Estimates the number of characters of a local file by the number of bytes."""
+        if self.format == "parquet":
+            from .parquet_rows import parquet_bytes
+
+            with _readable(self.path), _open(self.path) as file:
+                return parquet_bytes(file)
+        return Path(self.path).stat().st_size * (_EXPANSION if _suffixes(self.path)[1] else 1)
+
+
+def file_format(path: str) -> str | None:
+    """Returns the format of a file by its suffixes. Returns None if such files are not read."""
+    suffix, compression = _suffixes(path)
+    # Parquet files are compressed inside
+    return None if compression and suffix == ".parquet" else FORMATS.get(suffix)
+
+
+def _suffixes(path: str) -> tuple[str, str]:
+    """Returns the suffix of a file's format, and the suffix of its compression or ''. Both are in lower case."""
+    name = PurePosixPath(path)
+    last = name.suffix.lower()
+    return (PurePosixPath(name.stem).suffix.lower(), last) if last in COMPRESSIONS else (last, "")
+
+
+@contextmanager
+def open_content(path: str) -> Iterator[io.BufferedReader]:
+    """Opens a file, and decompresses it while it is read. Files without a compression's suffix are recognized by their
+    first bytes.
+
+    Raises ValueError if the first bytes contradict the suffix.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(_open(path))
+        head = file.read(8)
+        file.seek(0)
+        compression = COMPRESSIONS.get(_suffixes(path)[1])
+        if compression in _FIRST_BYTES and not _FIRST_BYTES[compression].match(head):
+            raise ValueError(f"{path}: not compressed by {compression}; replace it, or correct its suffix")
+        if compression is None:
+            compression = next((name for name, start in _FIRST_BYTES.items() if start.match(head)), None)
+        yield stack.enter_context(_decompressed(path, file, compression)) if compression else file
+
+
+def _decompressed(path: str, file: io.BufferedReader, compression: str) -> io.BufferedReader:
+    if compression in ("xz", "lzma"):
+        return io.BufferedReader(lzma.LZMAFile(file))  # pyright: ignore[reportArgumentType]
+    if compression == "zip":
+        archive = zipfile.ZipFile(file)
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1 or members[0].flag_bits & 1:
+            raise ValueError(
+                f"{path}: encrypted, or not an archive of one file; unpack it and name the files"
+            )
+        return io.BufferedReader(archive.open(members[0]))  # pyright: ignore[reportArgumentType]
+    import pyarrow as pa
+
+    # Arrow reads all frames of a file; other readers of zstd stop after the first frame without an error
+    stream: Any = pa.CompressedInputStream(file, compression)
+    return io.BufferedReader(stream, 1 << 18)
+
+
+def _open(path: str) -> io.BufferedReader:
+    if "://" not in path:
+        return Path(path).open("rb")
+    from fsspec.core import url_to_fs
+
+    files, name = url_to_fs(path)
+    # fsspec finds line ends in Python, which is slow
+    return io.BufferedReader(files.open(name, "rb"), 1 << 20)
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Within the context, errors of reading become ValueErrors with a short message."""
+    import pyarrow as pa
+
+    errors = (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, pa.ArrowException)
+    remedy = "repair or replace it"
+    if "://" in path:
+        import httpx2
+
+        errors, remedy = (*errors, httpx2.HTTPError), "check the network, and run again to continue"
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"{path}: cannot be read ({first_line(error)}); {remedy}") from error
+
+
+def _text_rows(lines: Lines, file: DataFile, start: int) -> Iterator[str | Row]:
+    if file.column != "text" or file.render is not None:
+        raise no_column(file.path, file.column, ["text"], file.render)
+    rows = _whole(lines) if file.whole else _split(lines)
+    for index, row in enumerate(lines.marked(rows)):
+        if index >= start:
+            yield row
+
+
+def _whole(lines: Iterable[str]) -> Iterator[str | Row]:
+    """Yield all lines as one row, with LF as line end."""
+    text = "".join(lines)
+    yield Row(_LINE_END.sub("\n", text), remarks=(LINE_ENDS,)) if "\r" in text else text
+
+
+def _split(lines: Iterable[str]) -> Iterator[str | Row]:
+    """Yield each line without its end, which is LF, CRLF or CR."""
+    for line in lines:
+        if "\r" not in line:
+            yield line.removesuffix("\n")
+            continue
+        pieces = _LINE_END.split(line)
+        for piece in pieces if pieces[-1] else pieces[:-1]:
+            yield Row(piece, remarks=(LINE_ENDS,))
