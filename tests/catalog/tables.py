@@ -37,7 +37,8 @@ CONFIG = Features(examples=9, bands=3, band_examples=2, before=5, after=3, bins=
 SPLIT = ("activation", "code", "example", "feature", "histogram", "logit")
 """Tables with one file per run and layer."""
 ELSEWHERE = {
-    **{"document": "corpus", "concept": "corpus", "pretraining": "model", "language_model": "language_model"},
+    **{"document": "corpus", "concept": "corpus", "notice": "corpus"},
+    **{"pretraining": "model", "language_model": "language_model"},
     **{"run": "evaluation", "density_histogram": "evaluation", "concept_score": "evaluation"},
     **{"pareto": "evaluation", "baseline": "evaluation/baseline/mlp_out", "history": "dictionaries/tc-wide/layer1"},
     **dict.fromkeys(("trace", "node", "edge", "path", "intervention"), "circuits/war"),

@@ -32,6 +32,10 @@ def texts(folder: Path, split: str) -> list[str]:
     return [row["text"] for row in rows if row["split"] == split]
 
 
+def notices(folder: Path) -> list[dict]:
+    return read_table(folder / "notice.parquet").to_pylist()
+
+
 def formats(folder: Path) -> dict[str, dict]:
     """Config keys of the same documents in every format."""
     (folder / "text").mkdir()
@@ -227,6 +231,15 @@ def test_a_corpus_is_built_from_a_hub_data_set(tmp_path, tokenizer):
         split: len(open_tokens(tmp_path / "corpus" / f"{split}.zarr")) for split in ("train", "validation")
     }
     assert sizes == {"train": 10, "validation": 4}
+
+
+def test_a_text_shorter_than_asked_for_is_a_notice(tmp_path, tokenizer, capsys):
+    keys = {"source": "files", "train": str(jsonl(tmp_path / "a.jsonl", TEXTS)), "train_tokens": 10**6}
+    folder = built(tmp_path / "corpus", tokenizer, **keys)
+    (row,) = [row for row in notices(folder) if row["kind"] == "short"]
+    packed = len(open_tokens(folder / "train.zarr")) * 16
+    assert (row["subject"], row["count"]) == ("train", 10**6 - packed)
+    assert f"circuitloom: corpus: train: {row['message']}" in capsys.readouterr().err.splitlines()
 
 
 def test_the_arrays_record_their_tokenizer(tmp_path, tokenizer, monkeypatch):

@@ -35,6 +35,8 @@ def make_study(
     tables = evaluation(layers) | _features(tokens[0], layers) | _behaviour()
     for number, token in enumerate(tokens):
         tables |= _circuit(f"{TRACE}{number or ''}", token, layers) | _claims(f"{CASE}{number or ''}", token)
+    message = f"2 documents of {tokens[0]} are blank"
+    tables["corpus/notice"] = [{"subject": "train", "kind": "blank", "count": 2, "message": message}]
     for where, rows in tables.items():
         place, _, name = where.rpartition("/")
         write_table(TABLE_OF[name], rows, folder / place / f"{name}.parquet")

@@ -64,6 +64,11 @@ def test_versions_machine_hashes_and_config_are_listed(written) -> None:
         assert name.replace("made/", "corpus/") in written.page.text, name
 
 
+def test_what_the_corpus_left_out_is_listed(written) -> None:
+    assert written.page.cells["notices"] == [["train", "blank", "2", "2 documents of the are blank"]]
+    assert "The corpus left nothing out" not in written.page.text
+
+
 def empty_study(folder: Path) -> ReportInputs:
     inputs = report_inputs(folder, layers=())
     build_catalog(folder)
@@ -84,6 +89,7 @@ def test_missing_parts_are_stated(tmp_path) -> None:
         "The study has no case studies",
         "No feature was predicted",
         "The language model was not pretrained",
+        "The corpus left nothing out",
     ):
         assert line in text
 

@@ -13,6 +13,7 @@ rule build_corpus:
         validation=directory(LAYOUT.tokens("validation")),
         document=LAYOUT.corpus_table("document"),
         token=LAYOUT.corpus_table("token"),
+        notice=LAYOUT.corpus_table("notice"),
     log:
         LAYOUT.log("build_corpus"),
     benchmark:

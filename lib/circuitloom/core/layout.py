@@ -16,7 +16,7 @@ BEHAVIOUR_TABLES = ("causal", "faithfulness", "feature_effect")
 WEIGHTS_TABLES = ("deembedding", "connection", "blind")
 
 TABLE_FOLDERS = {
-    "corpus": ("document", "token", "concept"),
+    "corpus": ("document", "token", "concept", "notice"),
     "model": ("pretraining",),
     "language_model": ("language_model",),
     "dictionaries/*/*": ("history",),
@@ -53,7 +53,7 @@ class Layout:
         return self.root / "corpus" / f"{split}.zarr"
 
     def corpus_table(self, table: str) -> Path:
-        """File of a table of the corpus. `table` is document, token or concept."""
+        """File of a table of the corpus. `table` is document, token, concept or notice."""
         return self.root / "corpus" / f"{table}.parquet"
 
     @property

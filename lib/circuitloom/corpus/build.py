@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ..config import corpus as config
 from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder
+from ..core.notices import Notice, print_notices, write_notices
 from ..core.progress import progress
 from ..core.tables import TOKEN, write_table
 from .chronicle.grammar import vocabulary
@@ -18,7 +19,14 @@ from .source import TRAIN, VALIDATION, Source, open_source, text_hash
 from .token_arrays import SEQUENCES_PER_SHARD, write_tokens
 from .tokenizer import Tokenizer, load_hugging_face_tokenizer, word_tokenizer
 
-OUTPUTS = ("tokenizer", "train.zarr", "validation.zarr", "document.parquet", "token.parquet")
+OUTPUTS = (
+    "tokenizer",
+    "train.zarr",
+    "validation.zarr",
+    "document.parquet",
+    "token.parquet",
+    "notice.parquet",
+)
 """Names of the files and folders that `build_corpus` writes."""
 
 
@@ -84,8 +92,10 @@ def build_corpus(
     }
     with partial_folder(folder / "build", digest) as partial:
         splits = _pack(section, source, packing, partial)
-        _write(partial, splits, packing, attributes)
+        notices = _notices(section, splits, packing)
+        _write(partial, splits, packing, attributes, notices)
         _finish(partial, folder)
+    print_notices("corpus", notices)
 
 
 def _pack(section: config.Corpus, source: Source, packing: Packing, partial: Path) -> dict[str, PackedBlocks]:
@@ -109,7 +119,7 @@ def _pack_split(
     A document is left out if `excluded` contains the hash of its text.
     """
     split, cursor = blocks.split, blocks.cursor
-    limit = None if tokens is None else max(1, tokens // packing.context)
+    limit = None if tokens is None else _sequences(tokens, packing)
     documents = (d for d in source.documents(split, cursor.stream_index) if text_hash(d.text) not in excluded)
     if limit is None:
         total, unit, done = source.characters[split], "characters", sum(map(len, blocks.texts()))
@@ -126,17 +136,36 @@ def _pack_split(
         )
 
 
+def _notices(section: config.Corpus, splits: dict[str, PackedBlocks], packing: Packing) -> list[Notice]:
+    """Returns what the report must say about the text of each split."""
+    notices = []
+    for split, limit in ((TRAIN, section.train_tokens), (VALIDATION, section.validation_tokens)):
+        packed = splits[split].cursor.sequences
+        if limit is not None and packed < _sequences(limit, packing):
+            missing = (_sequences(limit, packing) - packed) * packing.context
+            message = f"the text ends {missing:,} tokens before the {limit:,} of corpus.{split}_tokens"
+            notices.append(Notice(split, "short", missing, message))
+    return notices
+
+
+def _sequences(tokens: int, packing: Packing) -> int:
+    """Returns the number of sequences of about `tokens` tokens."""
+    return max(1, tokens // packing.context)
+
+
 def _write(
     partial: Path,
     splits: dict[str, PackedBlocks],
     packing: Packing,
     attributes: dict[str, Any],
+    notices: list[Notice],
 ) -> None:
     packing.tokenizer.save(partial / "tokenizer")
     for split, blocks in splits.items():
         write_tokens(partial / f"{split}.zarr", blocks.arrays(), blocks.cursor.sequences, attributes)
     write_documents(partial / "document.parquet", [splits[TRAIN], splits[VALIDATION]])
     write_table(TOKEN, _token_table(splits[VALIDATION], packing.tokenizer), partial / "token.parquet")
+    write_notices(notices, partial / "notice.parquet")
 
 
 def _token_table(blocks: PackedBlocks, tokenizer: Tokenizer) -> pa.Table:

@@ -66,6 +66,7 @@ class Sections:
     glance: Answer
     cases: Answer
     corpus: Answer
+    notices: Answer
     runs: Answer
     language_model: Answer
     pretraining: Picture | None
@@ -127,6 +128,7 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
         glance=catalogue.ask("glance"),
         cases=cases,
         corpus=catalogue.ask("corpus"),
+        notices=catalogue.ask("notices"),
         runs=runs,
         language_model=figures,
         pretraining=_picture(

@@ -83,6 +83,12 @@ FROM document
 GROUP BY split
 ORDER BY split
 
+-- name: notices
+-- What the corpus left out, changed or assumed.
+SELECT subject, kind, count, message
+FROM notice
+ORDER BY subject, kind
+
 -- name: pretraining
 -- Loss of the language model during pretraining, with at most 300 points.
 WITH numbered AS (

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from .table import FLOAT, POSITION, SEQUENCE, STRING, Table
+from .table import FLOAT, INT, POSITION, SEQUENCE, STRING, Table
 
 DOCUMENT = Table(
     "document",
@@ -47,5 +47,16 @@ CONCEPT = Table(
             pa.list_(pa.int16()),
             "positions of tokens that carry no further information but may be read",
         ),
+    },
+)
+NOTICE = Table(
+    "notice",
+    "What the corpus left out, changed or assumed. The table is empty if all text is used as it is.",
+    ("subject", "kind"),
+    {
+        "subject": (STRING, "train, validation, text (both splits), or tokenizer"),
+        "kind": (STRING, "what happened, such as blank or held_out"),
+        "count": (INT, "number of items concerned; null if there is nothing to count"),
+        "message": (STRING, "the notice as a sentence, with its unit and the first example"),
     },
 )
