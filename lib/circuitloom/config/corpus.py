@@ -39,6 +39,9 @@ class _Text(_Corpus):
 
     text: str = "text"
     """Column or JSON key with the text of a document."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """Text that separates documents within a row, or within a .txt file, which is then read as a whole. It belongs to
+    no document. Example: `"\\n<|endoftext|>\\n"`. Strings of special tokens are ordinary text elsewhere."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Fraction of the training documents to hold out if no held-out text is named."""
 
@@ -58,7 +61,8 @@ class TextFiles(_Text):
     validation_tokens: PositiveInt | None = None
     """Approximate number of held-out tokens, in complete sequences. With null, all tokens are used."""
     document: Literal["line", "file"] = "line"
-    """Documents of a .txt file: each line is a document, or the whole file is one document."""
+    """Documents of a .txt file: each line is a document, or the whole file is one document. Without effect if
+    `separator` is set."""
 
 
 class HubDataset(_Text):

@@ -18,6 +18,7 @@ from .packing import PackedBlocks, Packing, pack_documents, write_documents
 from .source import TRAIN, VALIDATION, Source, open_source, text_hash
 from .token_arrays import SEQUENCES_PER_SHARD, write_tokens
 from .tokenizer import Tokenizer, load_hugging_face_tokenizer, word_tokenizer
+from .tokenizer_notices import text_notices, tokenizer_notices
 
 OUTPUTS = (
     "tokenizer",
@@ -83,6 +84,7 @@ def build_corpus(
     )
     attributes = {
         "bos_id": packing.tokenizer.bos_id,
+        "separator_id": packing.tokenizer.separator_id,
         "context": packing.context,
         "vocabulary": packing.tokenizer.vocabulary,
         "tokenizer": {"name": tokenizer.name, "revision": tokenizer.revision, "commit": tokenizer.commit()},
@@ -138,13 +140,19 @@ def _pack_split(
 
 def _notices(section: config.Corpus, splits: dict[str, PackedBlocks], packing: Packing) -> list[Notice]:
     """Returns what the report must say about the text of each split."""
-    notices = []
+    notices = tokenizer_notices(packing.tokenizer)
     for split, limit in ((TRAIN, section.train_tokens), (VALIDATION, section.validation_tokens)):
         packed = splits[split].cursor.sequences
         if limit is not None and packed < _sequences(limit, packing):
             missing = (_sequences(limit, packing) - packed) * packing.context
             message = f"the text ends {missing:,} tokens before the {limit:,} of corpus.{split}_tokens"
             notices.append(Notice(split, "short", missing, message))
+        notices += text_notices(packing.tokenizer, splits[split])
+        if getattr(section, "separator", None) and splits[split].cursor.document <= 1:
+            message = (
+                "all tokens are of one document; does corpus.separator occur in the text as it is written?"
+            )
+            notices.append(Notice(split, "one_document", 1, message))
     return notices
 
 

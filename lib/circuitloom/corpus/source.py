@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import corpus as config
 from ..core.errors import first_line
+from .separator import separated_documents
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -133,6 +134,9 @@ def _files(section: config.TextFiles) -> Source:
     formats = {split: _format(f"corpus.{split}", files) for split, files in paths.items()}
 
     def stream(split: str, start: int) -> "IterableDataset":
+        if formats[split] == "text" and section.separator:
+            separated = _separated_files(paths[split], section.separator)
+            return _text_only(separated, section.text, paths[split][0]).skip(start)
         text_options: dict[str, Any] = {"sample_by": "document" if section.document == "file" else "line"}
         data = load_dataset(
             formats[split],
@@ -141,13 +145,35 @@ def _files(section: config.TextFiles) -> Source:
             streaming=True,
             **(text_options if formats[split] == "text" else {}),
         )
-        return _text_only(data, section.text, paths[split][0]).skip(start)
+        return _separated(_text_only(data, section.text, paths[split][0]), section.separator).skip(start)
 
     identity = _file_states([Path(path) for path in dict.fromkeys(paths[TRAIN] + paths[VALIDATION])])
     held_out = None if section.validation else section.validation_share
     fraction = {TRAIN: 1 - (held_out or 0), VALIDATION: held_out or 1}
     characters = {split: fraction[split] * sum(map(_characters, files)) for split, files in paths.items()}
     return Source(", ".join(identity), identity, stream, held_out, characters)
+
+
+def _separated_files(paths: Sequence[str], separator: str) -> "IterableDataset":
+    """Returns the documents of text files that `separator` splits, as rows."""
+    from datasets import IterableDataset
+
+    def rows() -> Iterator[dict[str, str]]:
+        for text in separated_documents(paths, separator):
+            yield {"text": text}
+
+    return IterableDataset.from_generator(rows)
+
+
+def _separated(data: "IterableDataset", separator: str | None) -> "IterableDataset":
+    """Returns `data` with a row for each document, if `separator` splits rows into documents."""
+    if separator is None:
+        return data
+
+    def split(batch: dict[str, list[str | None]]) -> dict[str, list[str]]:
+        return {"text": [piece for text in batch["text"] if text for piece in text.split(separator)]}
+
+    return data.map(split, batched=True)
 
 
 def _format(key: str, paths: Sequence[str]) -> str:
@@ -203,7 +229,8 @@ def _hub(section: config.HubDataset) -> Source:
             raise ValueError(
                 f"corpus.dataset: {section.dataset} does not load ({first_line(error)}){remedy}"
             ) from error
-        return _text_only(data, section.text, f"{section.dataset} ({splits[split]})").skip(start)
+        texts = _text_only(data, section.text, f"{section.dataset} ({splits[split]})")
+        return _separated(texts, section.separator).skip(start)
 
     held_out = None if section.validation_split else section.validation_share
     files = sorted(path for path in Path(section.dataset).rglob("*") if path.is_file())
