@@ -171,7 +171,7 @@ def _write(
     packing.tokenizer.save(partial / "tokenizer")
     for split, blocks in splits.items():
         write_tokens(partial / f"{split}.zarr", blocks.arrays(), blocks.cursor.sequences, attributes)
-    write_documents(partial / "document.parquet", [splits[TRAIN], splits[VALIDATION]])
+    write_documents(partial / "document.parquet", [splits[TRAIN], splits[VALIDATION]], packing)
     write_table(TOKEN, _token_table(splits[VALIDATION], packing.tokenizer), partial / "token.parquet")
     write_notices(notices, partial / "notice.parquet")
 
