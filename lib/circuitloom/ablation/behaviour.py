@@ -66,7 +66,7 @@ def behaviour_tables(
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(example.text, tokenizer, context) for example in behaviour.prompts]
     metrics = [parse_metric(example.target, strings) for example in behaviour.prompts]
-    prompts = make_prompt_metrics(tokens, metrics, tokenizer.bos_id)
+    prompts = make_prompt_metrics(tokens, metrics, tokenizer.separator_id)
     budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
     return component_tables(name, model, prompts, runs, budget, behaviour.ablations)
 

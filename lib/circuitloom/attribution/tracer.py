@@ -116,7 +116,7 @@ class Tracer:
         """
         token = tokenize_prompt(text, self.tokenizer, self.context)
         captured = capture_pass(self.language_model, self.weights, token)
-        return LinearizedModel(captured, self.dictionaries, self.tokenizer.bos_id)
+        return LinearizedModel(captured, self.dictionaries, self.tokenizer.separator_id)
 
     @torch.inference_mode()
     def trace(

@@ -76,7 +76,7 @@ def read_prompts(
     strings = tokenizer.strings()
     tokens = [tokenize_prompt(prompt.text, tokenizer, context_length) for prompt in prompts]
     metrics = [parse_metric(prompt.target, strings) for prompt in prompts]
-    return make_prompt_metrics(tokens, metrics, tokenizer.bos_id)
+    return make_prompt_metrics(tokens, metrics, tokenizer.separator_id)
 
 
 # Search, on the finding half
