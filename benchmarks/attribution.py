@@ -163,7 +163,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
         # free the last graph before the next one
         result = model_of_prompt = None
         started, started_cpu = time.perf_counter(), time.process_time()
-        model_of_prompt = LinearizedModel(capture_pass(model, weights, token), loaded, tokenizer.bos_id)
+        model_of_prompt = LinearizedModel(capture_pass(model, weights, token), loaded, tokenizer.separator_id)
         roots, root_nodes = find_roots(model_of_prompt, parse_target("logits"), strings)
         result = (
             adjacency(model_of_prompt, roots)

@@ -32,7 +32,7 @@ def inputs(model: LanguageModel, tokens: Tokens, layer: int, sequences: int) -> 
     site, rows = Site("mlp_in", layer), []
     for start in range(0, min(sequences, len(tokens)), BATCH):
         batch = tokens.take(slice(start, start + BATCH))
-        rows.append(capture(model, batch, [site])[site][scored_positions(batch, tokens.bos_id)])
+        rows.append(capture(model, batch, [site])[site][scored_positions(batch, tokens.separator_id)])
     x = torch.cat(rows)
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
 
@@ -56,7 +56,7 @@ def cross_entropy(model: LanguageModel, tokens: Tokens, layer: int, output) -> f
     total, count = 0.0, 0
     for start in range(0, len(tokens), BATCH):
         batch = tokens.take(slice(start, start + BATCH))
-        scored = scored_positions(batch, tokens.bos_id)
+        scored = scored_positions(batch, tokens.separator_id)
 
         def splice(x: Tensor, y: Tensor, scored: Tensor = scored) -> Tensor:
             return torch.where(scored[..., None], output(x, y), y)

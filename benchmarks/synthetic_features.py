@@ -56,7 +56,12 @@ def make_tokens(folder: Path, sequences: int) -> Tokens:
             arrays = [pa.array(c) for c in columns] + [strings.take(pa.array(token.ravel()))]
             writer.write_table(pa.Table.from_arrays(arrays, TOKEN.schema.names).cast(TOKEN.schema))
             done += len(token)
-    write_tokens(folder / "validation.zarr", blocks(), sequences, {"bos_id": 0, "vocabulary": VOCABULARY})
+    write_tokens(
+        folder / "validation.zarr",
+        blocks(),
+        sequences,
+        {"bos_id": 0, "separator_id": 0, "vocabulary": VOCABULARY},
+    )
     return open_tokens(folder / "validation.zarr")
 
 

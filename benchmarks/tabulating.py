@@ -42,7 +42,7 @@ def repeat_tokens(source: Path, wanted: int, folder: Path):
     """Write a token array of `wanted` tokens that repeats those of `source`."""
     import numpy as np
 
-    from circuitloom.corpus.token_arrays import SEQUENCES_PER_SHARD, write_tokens
+    from circuitloom.corpus.token_arrays import ATTRIBUTES, SEQUENCES_PER_SHARD, write_tokens
     from circuitloom.corpus.tokens import open_tokens
 
     tokens = open_tokens(source)
@@ -54,7 +54,7 @@ def repeat_tokens(source: Path, wanted: int, folder: Path):
             token = tokens.take(rows).numpy().astype(tokens.token.dtype)
             yield token, tokens.take_document(rows).numpy().astype(np.int32)
 
-    attributes = {"bos_id": tokens.bos_id, "vocabulary": tokens.vocabulary}
+    attributes = {name: getattr(tokens, name) for name in ATTRIBUTES}
     write_tokens(folder / "tokens.zarr", blocks(), sequences, attributes)
     return open_tokens(folder / "tokens.zarr")
 

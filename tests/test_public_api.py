@@ -35,7 +35,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     token = torch.randint(4, VOCABULARY, (4, CONTEXT), generator=generator)
     token[:, 0] = BOS
     blocks = [(token.numpy().astype("uint16"), torch.zeros_like(token).numpy().astype("int32"))]
-    write_tokens(layout.tokens("validation"), blocks, len(token), {"bos_id": BOS, "vocabulary": VOCABULARY})
+    attributes = {"bos_id": BOS, "separator_id": BOS, "vocabulary": VOCABULARY}
+    write_tokens(layout.tokens("validation"), blocks, len(token), attributes)
     arrays = {
         "W_enc": torch.randn(WIDTH, D_MODEL, generator=generator),
         "b_enc": torch.zeros(WIDTH),

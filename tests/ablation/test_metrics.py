@@ -42,9 +42,9 @@ def test_components_are_ablated_where_dictionaries_are_trained_or_at_one_positio
     (prompt,) = make_prompt_metrics([INSIDE], [logit(5)], BOS, -2)
     assert prompt.where.nonzero()[:, 0].tolist() == [9]
     for position in (0, 4, 11, -12):
-        with pytest.raises(ValueError, match="neither first nor BOS; choose another"):
+        with pytest.raises(ValueError, match="neither first nor a separator; choose another"):
             make_prompt_metrics([INSIDE], [logit(5)], BOS, position)
-    with pytest.raises(ValueError, match="neither first nor BOS"):
+    with pytest.raises(ValueError, match="neither first nor a separator"):
         make_prompt_metrics([INSIDE[:0]], [logit(5)], BOS)
     with pytest.raises(ValueError, match="give one for each prompt"):
         make_prompt_metrics([INSIDE], [], BOS)

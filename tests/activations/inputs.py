@@ -34,6 +34,7 @@ def make_tokens(sequences: int, bos_id: int | None = 1, seed: int = 0) -> Tokens
         zarr.array(token.astype(np.uint16)),
         zarr.array(owner.astype(np.int32)),
         bos_id,
+        bos_id,
         VOCABULARY,
     )
 

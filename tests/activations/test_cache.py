@@ -24,7 +24,7 @@ def direct(model, order, site, layer, folder):
     """Each row's activation, from a forward pass of its sequence alone."""
     write_row_origins(order, folder / "rows.zarr")
     origin = zarr.open_group(folder / "rows.zarr", mode="r")
-    tokens = make_tokens(len(order.token), order.bos_id).take(slice(None))
+    tokens = make_tokens(len(order.token), order.separator_id).take(slice(None))
     x = torch.cat([capture(model, s[None], [Site(site, layer)])[Site(site, layer)] for s in tokens])
     return x[tuple(torch.from_numpy(origin[name][:]).long() for name in ("sequence", "position"))]
 

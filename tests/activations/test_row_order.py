@@ -59,6 +59,8 @@ def test_a_limit_does_not_change_the_first_shards():
 
 def test_text_without_a_scored_token_is_refused():
     tokens = make_tokens(2)
-    tokens.token[:] = tokens.bos_id
-    with pytest.raises(ValueError, match="no token other than the BOS; give the corpus more text"):
+    tokens.token[:] = tokens.separator_id
+    with pytest.raises(
+        ValueError, match="no token other than separators of documents; give the corpus more text"
+    ):
         row_order(tokens, 0, SHARD_ROWS)

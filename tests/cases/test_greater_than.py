@@ -61,7 +61,7 @@ def test_the_metric_is_later_minus_other_years_among_the_answers():
 def test_the_metric_of_all_logits_equals_the_metric_of_the_answers(
     context: CaseContext, found: GreaterThanResults
 ):
-    metrics = year_metrics(found.prompts, found.answers, context.tokenizer.bos_id)
+    metrics = year_metrics(found.prompts, found.answers, context.tokenizer.separator_id)
     values = [float(prompt.metric(original_logits(context.model, prompt)[None])) for prompt in metrics]
     assert values == pytest.approx(found.conditions[UNTOUCHED].tolist(), abs=1e-5)
     assert not torch.equal(*(p.metric(torch.randn(2, len(context.tokenizer.strings()))) for p in metrics[:2]))
@@ -161,7 +161,7 @@ def test_the_circuit_is_what_was_built_and_recovers_the_metric_alone(found: Grea
 def test_random_features_match_the_circuit_per_layer_and_fire_on_the_prompts(
     context: CaseContext, found: GreaterThanResults
 ):
-    metrics = year_metrics(found.prompts, found.answers, context.tokenizer.bos_id)
+    metrics = year_metrics(found.prompts, found.answers, context.tokenizer.separator_id)
     kept = found.circuit.components(found.basis)
     fill = replacement_values(context.model, found.basis, metrics, "mean")
     drawn = [draw_random_features(found.basis, kept, fill, seed) for seed in range(8)]

@@ -1,12 +1,15 @@
-"""Small corpora for the tests of this stage."""
+"""Small corpora and tokenizers for the tests of this stage."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter
+from tokenizers import Regex
 
 from circuitloom.config.corpus import Corpus
 from circuitloom.corpus.build import TokenizerSource, build_corpus
+from circuitloom.corpus.tokenizer import Tokenizer
 
 TEXTS = [f"Story {n} is about the number {n}, and it says so {n} times over." for n in range(120)]
 
@@ -56,3 +59,62 @@ def bpe(folder: Path, bos: str | None = "<s>", eos: str | None = None) -> Path:
     backend.train_from_iterator([*TEXTS, *(write_episode(8, "train", n).text for n in range(50))], trainer)
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos).save_pretrained(folder)
     return folder
+
+
+SPECIAL = ["<unk>", "<s>", "</s>"]
+"""Special tokens of `trained`, with ids 0 to 2."""
+BYTE_LEVEL, LLAMA, UNIGRAM, CHARACTERS, WORD_PIECE, WORDS = KINDS = (
+    "byte-level BPE", "BPE with a blank in front", "Unigram", "Unigram without words", "WordPiece", "words",
+)  # fmt: skip
+"""Kinds of tokenizers."""
+
+
+@cache
+def trained(kind: str) -> Tokenizer:
+    """A tokenizer of one of `KINDS` whose BOS is `<s>` and whose EOS is `</s>`."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    options = {"special_tokens": SPECIAL, "show_progress": False}
+    if kind == BYTE_LEVEL:
+        backend = Backend(models.BPE())
+        # a text's blanks and digits as in GPT-4's and Llama 3's tokenizers
+        digits = pre_tokenizers.Split(Regex(r"\p{N}{1,3}|\s+(?!\S)| ?[^\s\p{N}]+|\s+"), "isolated")
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, **options)
+    elif kind == LLAMA:
+        backend = Backend(models.BPE())
+        # the whole text is one word, as in Llama's and Gemma's tokenizers
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+        trainer = trainers.BpeTrainer(vocab_size=400, max_token_length=8, **options)
+    elif kind == UNIGRAM:
+        backend = Backend(models.Unigram())
+        backend.normalizer = normalizers.NFKC()
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=400, unk_token="<unk>", **options)
+    elif kind == CHARACTERS:
+        backend = Backend(models.Unigram())
+        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        trainer = trainers.UnigramTrainer(vocab_size=400, unk_token="<unk>", **options)
+    elif kind == WORD_PIECE:
+        backend = Backend(models.WordPiece(unk_token="<unk>"))
+        backend.normalizer = normalizers.BertNormalizer()
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=400, **options)
+    else:
+        backend = Backend(models.WordLevel(unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.WordLevelTrainer(vocab_size=400, **options)
+    backend.train_from_iterator(TEXTS + ["Ein Maß für Größe: naïve œuvre, 中文 的 文本 2024."] * 3, trainer)
+    if kind == LLAMA:
+        state = json.loads(backend.to_str())
+        size = len(state["model"]["vocab"])
+        state["model"]["vocab"] |= {f"<0x{byte:02X}>": size + byte for byte in range(256)}
+        state["model"].update(byte_fallback=True, unk_token="<unk>")
+        backend = Backend.from_str(json.dumps(state))
+    return Tokenizer(backend, bos_id=1, eos_id=2)

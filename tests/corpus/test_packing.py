@@ -117,18 +117,28 @@ def test_positions_of_a_bos_of_id_0_are_not_scored(tmp_path, tokenizer):
     )
     assert tokens.bos_id == 0
     taken = tokens.take(slice(0, len(tokens)))
-    scored = scored_positions(taken, tokens.bos_id)
+    scored = scored_positions(taken, tokens.separator_id)
     assert torch.equal(~scored, (taken == 0) | (torch.arange(16) == 0))
     documents = int(stream(tokens)[1].max()) + 1
     assert int((~scored).sum()) == len(tokens) + documents
 
 
-def test_without_a_bos_only_position_0_is_not_scored(tmp_path):
+def test_an_eos_between_documents_is_not_scored(tmp_path):
+    source = jsonl(tmp_path / "train.jsonl", TEXTS)
+    folder = bpe(tmp_path / "tokenizer", None, "</s>")
+    tokens = open_tokens(built(tmp_path / "corpus", folder, source="files", train=str(source)) / "train.zarr")
+    assert tokens.bos_id is None and tokens.separator_id == 0
+    taken = tokens.take(slice(0, len(tokens)))
+    scored = scored_positions(taken, tokens.separator_id)
+    assert (taken == 0).any() and torch.equal(~scored, (taken == 0) | (torch.arange(16) == 0))
+
+
+def test_without_bos_and_eos_only_position_0_is_not_scored(tmp_path):
     source = jsonl(tmp_path / "train.jsonl", TEXTS)
     folder = bpe(tmp_path / "tokenizer", None, None)
     tokens = open_tokens(built(tmp_path / "corpus", folder, source="files", train=str(source)) / "train.zarr")
-    assert tokens.bos_id is None
-    scored = scored_positions(tokens.take(slice(0, 5)), tokens.bos_id)
+    assert tokens.bos_id is tokens.separator_id is None
+    scored = scored_positions(tokens.take(slice(0, 5)), tokens.separator_id)
     assert not scored[:, 0].any() and scored[:, 1:].all()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.corpus.inputs import TEXTS, bpe
+from tests.corpus.inputs import BYTE_LEVEL, KINDS, TEXTS, bpe, trained
+from tokenizers import Tokenizer as Backend
 
 from circuitloom.corpus.build import TokenizerSource
 from circuitloom.corpus.chronicle.grammar import vocabulary, write_episode
@@ -42,7 +43,6 @@ def test_a_saved_tokenizer_is_read_without_transformers_and_stays_the_same(tmp_p
 
 
 def test_chronicle_s_tokenizer_is_what_transformers_makes_and_writes(tmp_path) -> None:
-    from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
@@ -85,3 +85,43 @@ def test_damaged_ids_are_not_used(tmp_path: Path, text: str) -> None:
     word_tokenizer(["a"]).save(tmp_path)
     (tmp_path / IDS_FILE).write_text(text)
     assert load_tokenizer(str(tmp_path)).bos_id == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strings_of_special_tokens_are_ordinary_text(kind) -> None:
+    tokenizer = trained(kind)
+    text = "Price <s>30 euro</s> <s> <unk> over. </s>"
+    (ids,) = tokenizer.encode([text])
+    assert not {1, 2} & set(ids.tolist())
+    ((again, _),) = tokenizer.encode_with_offsets([text])
+    assert np.array_equal(ids, again)
+    (parsed,) = tokenizer.encode([text], special=True)
+    assert parsed.tolist().count(1) == parsed.tolist().count(2) == 2
+    # the order of calls does not matter
+    assert np.array_equal(tokenizer.encode([text])[0], ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_without_special_tokens_has_the_tokens_of_the_tokenizer_itself(kind) -> None:
+    texts = [*TEXTS, "Maß für Größe 中文"]
+    tokenizer = trained(kind)
+    own = Backend.from_str(tokenizer.backend.to_str()).encode_batch(texts, add_special_tokens=False)
+    assert [ids.tolist() for ids in tokenizer.encode(texts)] == [encoding.ids for encoding in own]
+
+
+def test_a_bos_that_tokenizer_json_does_not_mark_as_special_is_ordinary_text_too(tmp_path) -> None:
+    state = json.loads(trained(BYTE_LEVEL).backend.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = False
+    tokenizer = Tokenizer(Backend.from_str(json.dumps(state)), bos_id=1, eos_id=2)
+    (ids,) = tokenizer.encode(["<s> is a tag"])
+    assert ids.tolist() == trained(BYTE_LEVEL).encode(["<s> is a tag"])[0].tolist()
+
+
+def test_dropout_of_a_tokenizer_is_switched_off(tmp_path) -> None:
+    folder = bpe(tmp_path / "given")
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["model"]["dropout"] = 0.9
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    plain, dropping = load_tokenizer(str(bpe(tmp_path / "plain"))), load_tokenizer(str(folder))
+    assert all(map(np.array_equal, plain.encode(TEXTS), dropping.encode(TEXTS)))

@@ -29,7 +29,7 @@ def make_tokens(
     token = stream.astype(np.uint16).reshape(sequences, inside)
     if bos_id is not None:
         token = np.concatenate([np.full((sequences, 1), bos_id, np.uint16), token], axis=1)
-    attributes = {"bos_id": bos_id, "vocabulary": largest + 1}
+    attributes = {"bos_id": bos_id, "separator_id": bos_id, "vocabulary": largest + 1}
     write_tokens(folder, [(token, np.zeros_like(token, np.int32))], sequences, attributes)
     return open_tokens(folder)
 

@@ -72,7 +72,7 @@ def behaviour_tables(
     notes = [note for text, (_, own) in zip(read, parsed, strict=True) for note in (*text.notes, *own)]
     print_notes(name, notes)
     tokens = [torch.from_numpy(text.token) for text in read]
-    prompts = make_prompt_metrics(tokens, [metric for metric, _ in parsed], tokenizer.bos_id)
+    prompts = make_prompt_metrics(tokens, [metric for metric, _ in parsed], tokenizer.separator_id)
     budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
     return component_tables(name, model, prompts, runs, budget, behaviour.ablations)
 

@@ -115,7 +115,7 @@ def replacement_values(
     aligned = all(torch.equal(prompt.where, first.where) for prompt in prompts)
     if kind == "position_mean" and not aligned:
         raise ValueError(
-            "prompts differ in length or in BOS positions, so position_mean is not defined; use mean"
+            "prompts differ in length or in positions of separators, so position_mean is not defined; use mean"
         )
     total: list[Tensor] = []
     n = 0

@@ -32,20 +32,20 @@ class PromptMetric:
 def make_prompt_metrics(
     tokens: Sequence[Int[Tensor, " _"]],
     metrics: Sequence[Metric],
-    bos_id: int | None,
+    separator_id: int | None,
     position: int | None = None,
 ) -> list[PromptMetric]:
     """Pair each prompt with its metric, and choose the positions to ablate.
 
-    By default, all positions except position 0 and BOS are ablated. If `position` is given, only this position is
-    ablated. A negative `position` counts from the end. Raises ValueError if a prompt has no position to ablate, or if
-    the numbers of prompts and metrics differ.
+    By default, all positions except position 0 and separators of documents are ablated. If `position` is given, only
+    this position is ablated. A negative `position` counts from the end. Raises ValueError if a prompt has no position
+    to ablate, or if the numbers of prompts and metrics differ.
     """
     if len(tokens) != len(metrics):
         raise ValueError(f"{len(tokens)} prompts and {len(metrics)} metrics; give one for each prompt")
     prompts = []
     for number, (token, metric) in enumerate(zip(tokens, metrics, strict=True)):
-        where = scored_positions(token[None], bos_id)[0] if len(token) else token.bool()
+        where = scored_positions(token[None], separator_id)[0] if len(token) else token.bool()
         if position is not None:
             chosen = torch.zeros_like(where)
             if -len(token) <= position < len(token):
@@ -54,7 +54,7 @@ def make_prompt_metrics(
         if not where.any():
             place = "" if position is None else f" {position}"
             raise ValueError(
-                f"prompt {number} of {len(token)} tokens has no position{place} that is neither first nor BOS; "
+                f"prompt {number} of {len(token)} tokens has no position{place} that is neither first nor a separator; "
                 "choose another"
             )
         prompts.append(PromptMetric(token, metric, where))

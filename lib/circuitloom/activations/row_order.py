@@ -44,7 +44,8 @@ class RowOrder:
 
     token: Integer[np.ndarray, "sequence position"]
     """Token ids of the split."""
-    bos_id: int | None
+    separator_id: int | None
+    """Token id of the BOS, or of the EOS if the tokenizer has no BOS. Its positions have no rows."""
     permutation: Integer[np.ndarray, " sequence"]
     """Indices of the sequences in permuted order."""
     first: Integer[np.ndarray, " boundary"]
@@ -65,7 +66,9 @@ class RowOrder:
     def digest(self) -> str:
         """Digest of the order. If two caches have the same digest, row i comes from the same token in both caches."""
         digest = hashlib.blake2b(np.ascontiguousarray(self.token).view(np.uint8).data, digest_size=16)
-        digest.update(repr((self.token.shape, self.bos_id, self.rows, self.shard_rows, self.seed)).encode())
+        digest.update(
+            repr((self.token.shape, self.separator_id, self.rows, self.shard_rows, self.seed)).encode()
+        )
         return digest.hexdigest()
 
     def bounds(self, shard: int) -> tuple[int, int]:
@@ -84,7 +87,7 @@ class RowOrder:
             high = min(low + size, end)
             sequences = self.permutation[low:high]
             tokens = self.token[sequences].astype(np.int64)
-            source = np.flatnonzero(scored_positions(tokens, self.bos_id))
+            source = np.flatnonzero(scored_positions(tokens, self.separator_id))
             row = np.arange(self.first[low], self.first[high]) - start
             inside = (row >= 0) & (row < stop - start)
             yield ShardBatch(tokens, sequences, source[inside], slots[row[inside]])
@@ -100,14 +103,16 @@ def row_order(tokens: TokenArrays, seed: int, shard_rows: int, limit: int | None
     for start in range(0, len(tokens), _READ_SEQUENCES):
         block = tokens.read(tokens.token, slice(start, start + _READ_SEQUENCES))
         token[start : start + _READ_SEQUENCES] = block
-        count[start : start + _READ_SEQUENCES] = scored_positions(block, tokens.bos_id).sum(1)
+        count[start : start + _READ_SEQUENCES] = scored_positions(block, tokens.separator_id).sum(1)
     # the permutations within shards use the seeds (seed, 1), (seed, 2), ...
     permutation = np.random.default_rng((seed, 0)).permutation(len(tokens)).astype(np.int32)
     first = np.concatenate([[0], np.cumsum(count[permutation], dtype=np.int64)])
     rows = int(first[-1]) if limit is None else min(int(first[-1]), limit)
     if not rows:
-        raise ValueError(f"{tokens.path}: no token other than the BOS; give the corpus more text")
-    return RowOrder(token, tokens.bos_id, permutation, first, rows, shard_rows, seed)
+        raise ValueError(
+            f"{tokens.path}: no token other than separators of documents; give the corpus more text"
+        )
+    return RowOrder(token, tokens.separator_id, permutation, first, rows, shard_rows, seed)
 
 
 def write_row_origins(order: RowOrder, path: Path, batch: int = 1024) -> None:

@@ -53,23 +53,24 @@ class SiteGradient(NamedTuple):
 class LinearizedModel:
     """Linearized (local replacement) model of one prompt.
 
-    The output of an MLP is y = W_dec^T z + b_dec (+ W_skip x) + error. At position 0, at each BOS, and in layers
-    without a dictionary, the error is the whole output y.
+    The output of an MLP is y = W_dec^T z + b_dec (+ W_skip x) + error. At position 0, at each separator of documents,
+    and in layers without a dictionary, the error is the whole output y.
     """
 
     def __init__(
-        self, captured: CapturedPass, dictionaries: Mapping[int, Dictionary], bos_id: int | None
+        self, captured: CapturedPass, dictionaries: Mapping[int, Dictionary], separator_id: int | None
     ) -> None:
-        """Raises ValueError if a dictionary is not a transcoder or does not fit the model."""
+        """`separator_id` is the tokenizer's. Raises ValueError if a dictionary is not a transcoder or does not fit the
+        model."""
         self.captured = captured
         like = captured.resid_final
         self.dictionaries = {
             layer: _check_dictionary(dictionary, layer, captured).to(like.device, like.dtype)
             for layer, dictionary in sorted(dictionaries.items())
         }
-        self.replaced: Bool[Tensor, " position"] = scored_positions(captured.token[None].cpu(), bos_id)[0].to(
-            like.device
-        )
+        self.replaced: Bool[Tensor, " position"] = scored_positions(captured.token[None].cpu(), separator_id)[
+            0
+        ].to(like.device)
         """Positions at which dictionaries replace MLPs."""
         self.features, errors, constants = _decompose_mlps(captured, self.dictionaries, self.replaced)
         self.errors: Float[Tensor, "layer position d"] = errors
@@ -231,7 +232,7 @@ def linearize_sequences(
         for sequence in sequences:
             token = text.take(slice(sequence, sequence + 1))[0]
             captured = capture_pass(language_model, weights, token)
-            yield LinearizedModel(captured, dictionaries, text.bos_id)
+            yield LinearizedModel(captured, dictionaries, text.separator_id)
             bar.update(1)
 
 

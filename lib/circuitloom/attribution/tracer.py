@@ -124,7 +124,7 @@ class Tracer:
         """
         read = self.read(prompt) if isinstance(prompt, str) else prompt
         captured = capture_pass(self.language_model, self.weights, torch.from_numpy(read.token))
-        return LinearizedModel(captured, self.dictionaries, self.tokenizer.bos_id)
+        return LinearizedModel(captured, self.dictionaries, self.tokenizer.separator_id)
 
     @torch.inference_mode()
     def trace(

@@ -17,7 +17,8 @@ class Activations(Section):
     layers: Literal["all"] | Annotated[list[NonNegativeInt], Field(min_length=1)] = "all"
     """Layers to cache and to train dictionaries on."""
     tokens: PositiveInt | None = None
-    """Maximum number of tokens to cache. With null, every training token that is not a BOS is cached."""
+    """Maximum number of tokens to cache. With null, every training token is cached, except separators of documents and
+    the first token of each sequence."""
     dtype: Literal["float16", "bfloat16", "int8"] = "float16"
     """Number format on disk. For int8, one scale per token is also stored."""
     shard_rows: Annotated[int, Field(ge=4096, multiple_of=4096)] = 262_144

@@ -52,6 +52,9 @@ class _Text(_Corpus):
     """What happens to a row that is not text, such as a number or a list: `error` stops with its file, row and type;
     `skip` leaves it out and counts it. Rows without text (null, blank, or without the key) are always left out and
     counted. A file that is not UTF-8 or not JSON always stops the run."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """Text that separates documents within a row, or within a .txt file, which is then read as a whole. It belongs to
+    no document. Example: `"\\n<|endoftext|>\\n"`. Strings of special tokens are ordinary text elsewhere."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Fraction of the training documents to hold out if no held-out text is named."""
 
@@ -86,7 +89,8 @@ class TextFiles(_Text):
     """Whether `train` and `validation` are patterns: `*`, `?`, `[abc]`, and `**` for any folders. Matching files are
     read in the order of their sorted paths."""
     document: Literal["line", "file"] = "line"
-    """Documents of a .txt file: each line is a document, or the whole file is one document."""
+    """Documents of a .txt file: each line is a document, or the whole file is one document. Without effect if
+    `separator` is set."""
 
     def files(self, split: str) -> list[str]:
         """Returns the paths of the files of `train` or `validation`. Without `validation`, they are the same."""

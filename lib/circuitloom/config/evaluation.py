@@ -16,8 +16,8 @@ class Evaluation(Section):
     batch: PositiveInt = 32
     """Number of sequences per forward pass."""
     mask: Literal["bos", "none"] = "bos"
-    """Positions that are not scored. `bos`: BOS tokens and position 0. `none`: every position is scored, as in Dunefsky
-    et al. (2024)."""
+    """Positions that are not scored. `bos`: separators of documents (BOS, or EOS if the tokenizer has no BOS) and
+    position 0. `none`: every position is scored, as in Dunefsky et al. (2024)."""
     together: bool = True
     """Whether to score each run also with the MLPs of all layers replaced at once."""
     thresholds: Annotated[int, Field(ge=2)] = 256

@@ -21,6 +21,7 @@ from .packing import PackedBlocks, Packing, pack_documents, write_documents
 from .source import MEANINGS, TRAIN, VALIDATION, Counts, Source, open_source, text_hash
 from .token_arrays import SEQUENCES_PER_SHARD, write_tokens
 from .tokenizer import Tokenizer, load_hugging_face_tokenizer, word_tokenizer
+from .tokenizer_notices import text_notices, tokenizer_notices
 
 OUTPUTS = (
     "tokenizer",
@@ -88,9 +89,11 @@ def build_corpus(
     """
     tokenizer = tokenizer or TokenizerSource()
     folder.mkdir(parents=True, exist_ok=True)
-    packing = Packing(tokenizer.load(), section.context, tokenizer.model_vocabulary)
-    announce("corpus", tokenizer.describe())
     messages = getattr(section, "messages", None)
+    packing = Packing(
+        tokenizer.load(), section.context, tokenizer.model_vocabulary, special=messages is not None
+    )
+    announce("corpus", tokenizer.describe())
     chat = None if messages is None else ChatTemplate(packing.tokenizer, messages)
     source = open_source(section, seed, folder / "build.partial" / "datasets", chat)
     # the choice of concepts does not change the text
@@ -104,6 +107,7 @@ def build_corpus(
     )
     attributes = {
         "bos_id": packing.tokenizer.bos_id,
+        "separator_id": packing.tokenizer.separator_id,
         "context": packing.context,
         "vocabulary": packing.tokenizer.vocabulary,
         "tokenizer": {"name": tokenizer.name, "revision": tokenizer.revision, "commit": tokenizer.commit()},
@@ -172,18 +176,6 @@ def _pack_split(
     return {**reading.counts, REST: (rest.tokens, whole)} if rest.tokens else reading.counts
 
 
-def _notices(section: config.Corpus, splits: dict[str, PackedBlocks], packing: Packing) -> list[Notice]:
-    """Returns what the report must say about the text of each split."""
-    notices = []
-    for split, limit in ((TRAIN, section.train_tokens), (VALIDATION, section.validation_tokens)):
-        packed = splits[split].cursor.sequences
-        if limit is not None and packed < _sequences(limit, packing):
-            missing = (_sequences(limit, packing) - packed) * packing.context
-            message = f"the text ends {missing:,} tokens before the {limit:,} of corpus.{split}_tokens"
-            notices.append(Notice(split, "short", missing, message))
-    return notices
-
-
 def _reading_notices(source: Source, counts: Mapping[str, Counts]) -> list[Notice]:
     """Returns what was left out of the text, by kind. `counts` are those of each split."""
     found = {(split, kind): value for split, kinds in counts.items() for kind, value in kinds.items()}
@@ -198,6 +190,24 @@ def _reading_notices(source: Source, counts: Mapping[str, Counts]) -> list[Notic
         detail = first if kind == REST else f"the first: {first}"
         message = f"{meanings[kind]}: {count:,}" + (f" ({detail})" if detail else "")
         notices.append(Notice(subject, kind, count, message))
+    return notices
+
+
+def _notices(section: config.Corpus, splits: dict[str, PackedBlocks], packing: Packing) -> list[Notice]:
+    """Returns what the report must say about the text of each split."""
+    notices = tokenizer_notices(packing.tokenizer)
+    for split, limit in ((TRAIN, section.train_tokens), (VALIDATION, section.validation_tokens)):
+        packed = splits[split].cursor.sequences
+        if limit is not None and packed < _sequences(limit, packing):
+            missing = (_sequences(limit, packing) - packed) * packing.context
+            message = f"the text ends {missing:,} tokens before the {limit:,} of corpus.{split}_tokens"
+            notices.append(Notice(split, "short", missing, message))
+        notices += text_notices(packing, splits[split])
+        if getattr(section, "separator", None) and splits[split].cursor.document <= 1:
+            message = (
+                "all tokens are of one document; does corpus.separator occur in the text as it is written?"
+            )
+            notices.append(Notice(split, "one_document", 1, message))
     return notices
 
 
@@ -216,7 +226,7 @@ def _write(
     packing.tokenizer.save(partial / "tokenizer")
     for split, blocks in splits.items():
         write_tokens(partial / f"{split}.zarr", blocks.arrays(), blocks.cursor.sequences, attributes)
-    write_documents(partial / "document.parquet", [splits[TRAIN], splits[VALIDATION]])
+    write_documents(partial / "document.parquet", [splits[TRAIN], splits[VALIDATION]], packing)
     write_table(TOKEN, _token_table(splits[VALIDATION], packing.tokenizer), partial / "token.parquet")
     write_notices(notices, partial / "notice.parquet")
 

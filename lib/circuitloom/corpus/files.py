@@ -7,12 +7,14 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import first_line
 from .json_rows import json_rows
 from .rows import LINE_ENDS, Lines, Render, Row, no_column
+from .separator import separated_rows, split_at
 
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 """Maps the suffix of a file to its format. A .json file may be JSON Lines, an array of objects, or objects."""
@@ -49,10 +51,16 @@ class DataFile:
     """Whether a file of plain text is one document. Otherwise, each of its lines is one."""
     render: Render | None = None
     """Turns the values of the column into text. None if they are text."""
+    separator: str | None = None
+    """Text at which a row, or a file of plain text, is split into documents, each of which is a row."""
 
     @property
     def unit(self) -> str:
         """What messages call a row."""
+        return self._own_unit if self.separator is None else "document"
+
+    @property
+    def _own_unit(self) -> str:
         return "line" if self.format in ("text", "jsonl") else "row"
 
     def rows(self, start: int = 0) -> Iterator[str | Row]:
@@ -60,6 +68,16 @@ class DataFile:
 
         Raises ValueError if the file is damaged, is not UTF-8, or has no such column of text.
         """
+        if self.separator is None:
+            yield from self._rows(start)
+        elif self.format == "text":
+            yield from islice(self._rows(0), start, None)
+        else:
+            # documents are counted within the file, so all rows are read
+            yield from islice(separated_rows(self._rows(0), self.separator, self._own_unit), start, None)
+
+    def _rows(self, start: int) -> Iterator[str | Row]:
+        """Yield the rows from index `start`, as they are in the file."""
         with _readable(self.path):
             if self.format == "parquet":
                 # pyarrow takes a while to import
@@ -166,10 +184,36 @@ def _readable(path: str) -> Iterator[None]:
 def _text_rows(lines: Lines, file: DataFile, start: int) -> Iterator[str | Row]:
     if file.column != "text" or file.render is not None:
         raise no_column(file.path, file.column, ["text"], file.render)
-    rows = _whole(lines) if file.whole else _split(lines)
+    rows = (
+        _separated(lines, file.separator)
+        if file.separator
+        else _whole(lines)
+        if file.whole
+        else _split(lines)
+    )
     for index, row in enumerate(lines.marked(rows)):
         if index >= start:
             yield row
+
+
+def _separated(lines: Iterable[str], separator: str) -> Iterator[str | Row]:
+    """Yield the documents between separators, with LF as line end. Nothing follows a separator at the end."""
+    changed = False
+
+    def parts() -> Iterator[str]:
+        nonlocal changed
+        for line in lines:
+            changed = changed or "\r" in line
+            yield _LINE_END.sub("\n", line) if "\r" in line else line
+
+    # one document later, so that the last is known
+    previous: str | Row | None = None
+    for text in split_at(parts(), separator):
+        if previous is not None:
+            yield previous
+        previous, changed = Row(text, remarks=(LINE_ENDS,)) if changed else text, False
+    if previous is not None and (previous.text if isinstance(previous, Row) else previous):
+        yield previous
 
 
 def _whole(lines: Iterable[str]) -> Iterator[str | Row]:

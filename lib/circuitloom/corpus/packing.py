@@ -2,25 +2,27 @@
 of sequences is written to disk. A killed run resumes after the last finished block."""
 
 import json
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Integer
+from jaxtyping import Int, Integer
 
 from ..core.atomic_io import fsync, write_atomically
 from ..core.tables import DOCUMENT, read_table, write_table
+from .pieces import LONG, encode_pieces
 from .source import START, Counts, Document, Place
 from .token_arrays import SequenceArrays
 from .tokenizer import Tokenizer
 
-_TOKENIZER_BATCH = 1000
-"""Number of documents tokenized per call."""
+_BATCH_DOCUMENTS = 1000
+"""Maximum number of documents tokenized per call."""
+_BATCH_CHARACTERS = 2_000_000
+"""Number of characters after which a batch of documents is complete. Bounds the memory that a batch takes."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class Cursor:
     """Position of the next document in the source."""
     document: int = 0
     """Number of the next document within the split. Skipped documents do not count."""
-    offset: int = 0
-    """Number of the next document's tokens that are already packed. The BOS counts as a token."""
+    character: int = 0
+    """Character of the next document from which it is tokenized. Only long documents have a place other than 0."""
+    skip: int = 0
+    """Number of tokens from `character` on that are already packed. The BOS or EOS counts as a token."""
     sequences: int = 0
     """Number of sequences packed so far."""
     counts: Counts = field(default_factory=dict)
@@ -52,8 +56,8 @@ class PackedDocument:
 
     document: int
     text: str
-    n_tokens: int
-    """Number of tokens of the document, without BOS and EOS."""
+    n_tokens: int | None
+    """Number of tokens of the document, without BOS and EOS. None for a long document: `write_documents` counts it."""
     log_probability: float | None
     """Log probability that the grammar generates this document, in nats. None for real text."""
 
@@ -87,6 +91,8 @@ class Packing:
     """Number of tokens per sequence."""
     model_vocabulary: int = 0
     """Vocabulary size of the language model. 0 if the model will get the tokenizer's vocabulary size."""
+    special: bool = False
+    """Whether strings of special tokens give special tokens, as in chats that a template has written."""
 
     @property
     def prefix(self) -> list[int]:
@@ -115,10 +121,20 @@ class _Span:
 
     source: Document
     document: int
-    offset: int
-    """Number of the document's tokens before this span."""
-    n_tokens: int
     tokens: Integer[np.ndarray, " token"]
+    character: int = 0
+    """Character of the document from which its tokens are counted in `skip`."""
+    skip: int = 0
+    """Number of tokens between `character` and this span."""
+    is_last: bool = True
+    """Whether the document has no tokens after this span."""
+    n_tokens: int | None = None
+    """Number of tokens of the document, without BOS and EOS. None if the document is tokenized in pieces."""
+
+    @property
+    def begins_document(self) -> bool:
+        """Whether the span contains the first token of the document."""
+        return self.character == self.skip == 0
 
 
 def pack_documents(
@@ -132,20 +148,20 @@ def pack_documents(
 
     `documents` must begin with the document at `cursor`. `limit` is the maximum number of sequences of the split,
     including the sequences before `cursor`. Tokens after the last complete sequence are dropped: the generator returns
-    their number, or None if it stops at the limit. Raises ValueError if a token id is not in the model's vocabulary.
+    their number, or None if it stops at the limit. Documents are tokenized only as far as their tokens are needed.
+    Raises ValueError if a token id is not in the model's vocabulary.
     """
     pending: list[_Span] = []
     n_pending = 0
-    numbered = enumerate(documents, cursor.document)
+    spans = _tokenize(documents, packing, cursor)
     while limit is None or cursor.sequences < limit:
         wanted = block if limit is None else min(block, limit - cursor.sequences)
-        while n_pending < wanted * packing.stride and (batch := list(islice(numbered, _TOKENIZER_BATCH))):
-            spans = _tokenize(batch, packing, cursor)
-            n_pending += sum(len(span.tokens) for span in spans)
-            pending += spans
+        while n_pending < wanted * packing.stride and (span := next(spans, None)):
+            n_pending += len(span.tokens)
+            pending.append(span)
         sequences = min(wanted, n_pending // packing.stride)
         if not sequences:
-            return Rest(n_pending, sum(span.offset == 0 for span in pending))
+            return Rest(n_pending, sum(span.begins_document for span in pending))
         taken, pending = _split(pending, sequences * packing.stride)
         n_pending -= sequences * packing.stride
         cursor = _advance(cursor, sequences, taken, pending)
@@ -153,20 +169,74 @@ def pack_documents(
     return None
 
 
-def _tokenize(batch: list[tuple[int, Document]], packing: Packing, cursor: Cursor) -> list[_Span]:
-    tokenizer = packing.tokenizer
-    spans = []
-    for (number, source), ids in zip(batch, tokenizer.encode([d.text for _, d in batch]), strict=True):
-        tokens = np.concatenate([packing.prefix, ids, packing.suffix]).astype(np.int32)
-        largest = int(tokens.max(initial=0))
-        if packing.model_vocabulary and largest >= packing.model_vocabulary:
-            raise ValueError(
-                f"corpus.tokenizer: gives token {largest}, but the model knows {packing.model_vocabulary} tokens; "
-                "use the tokenizer that the model was trained with"
+def _tokenize(documents: Iterable[Document], packing: Packing, cursor: Cursor) -> Iterator[_Span]:
+    """Yields the tokens of all documents from `cursor` on. A long document gives several spans."""
+    # the windows of long documents read special tokens as text
+    longest = None if packing.special else LONG
+    for batch in _batches(documents, cursor.document, longest):
+        number, source = batch[0]
+        resumed = number == cursor.document
+        if longest is not None and len(source.text) > longest:
+            yield from _tokenize_long(
+                source, number, packing, cursor.character * resumed, cursor.skip * resumed
             )
-        offset = cursor.offset if number == cursor.document else 0
-        spans.append(_Span(source, number, offset, len(ids), tokens[offset:]))
-    return spans
+            continue
+        before, after = (np.array(ids, np.int32) for ids in (packing.prefix, packing.suffix))
+        encoded = packing.tokenizer.encode([document.text for _, document in batch], packing.special)
+        _check_vocabulary(encoded, packing)
+        for (number, source), ids in zip(batch, encoded, strict=True):
+            skip = cursor.skip if number == cursor.document else 0
+            tokens = np.concatenate([before, ids, after])[skip:]
+            yield _Span(source, number, tokens, skip=skip, n_tokens=len(ids))
+
+
+def _batches(
+    documents: Iterable[Document], first: int, longest: int | None
+) -> Iterator[list[tuple[int, Document]]]:
+    """Yields batches of numbered documents. The first number is `first`. A document of more than `longest` characters
+    is a batch of its own."""
+    batch: list[tuple[int, Document]] = []
+    characters = 0
+    for number, document in enumerate(documents, first):
+        is_long = longest is not None and len(document.text) > longest
+        if is_long and batch:
+            yield batch
+            batch, characters = [], 0
+        batch.append((number, document))
+        characters += len(document.text)
+        if is_long or len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _tokenize_long(
+    source: Document, number: int, packing: Packing, character: int, skip: int
+) -> Iterator[_Span]:
+    """Yields the tokens of a long document in spans, from (`character`, `skip`) on, as in `Cursor`."""
+    before, after = (np.array(ids, np.int32) for ids in (packing.prefix, packing.suffix))
+    # only the tokens from character 0 on begin with the BOS
+    n_before = 0 if character else len(before)
+    if skip < n_before:
+        yield _Span(source, number, before, is_last=False)
+    for piece in encode_pieces(packing.tokenizer, source.text, character, max(0, skip - n_before)):
+        _check_vocabulary([piece.tokens], packing)
+        tokens = np.concatenate([piece.tokens, after]) if piece.is_last else piece.tokens
+        place = piece.skip + (0 if piece.character else len(before))
+        yield _Span(source, number, tokens, piece.character, place, piece.is_last)
+
+
+def _check_vocabulary(encoded: Sequence[Integer[np.ndarray, " _token"]], packing: Packing) -> None:
+    """Raises ValueError if a token id is not in the model's vocabulary."""
+    if not packing.model_vocabulary:
+        return
+    largest = max(int(ids.max(initial=0)) for ids in encoded)
+    if largest >= packing.model_vocabulary:
+        raise ValueError(
+            f"corpus.tokenizer: gives token {largest}, but the model knows {packing.model_vocabulary} tokens; "
+            "use the tokenizer that the model was trained with"
+        )
 
 
 def _split(spans: list[_Span], tokens: int) -> tuple[list[_Span], list[_Span]]:
@@ -175,19 +245,20 @@ def _split(spans: list[_Span], tokens: int) -> tuple[list[_Span], list[_Span]]:
     last = int(np.searchsorted(ends, tokens))
     span = spans[last]
     kept = len(span.tokens) - int(ends[last] - tokens)
-    head = _Span(span.source, span.document, span.offset, span.n_tokens, span.tokens[:kept])
-    tail = _Span(span.source, span.document, span.offset + kept, span.n_tokens, span.tokens[kept:])
+    head = replace(span, tokens=span.tokens[:kept])
+    tail = replace(span, tokens=span.tokens[kept:], skip=span.skip + kept)
     return [*spans[:last], head], [tail] * bool(len(tail.tokens)) + spans[last + 1 :]
 
 
 def _advance(cursor: Cursor, sequences: int, taken: list[_Span], pending: list[_Span]) -> Cursor:
     total = cursor.sequences + sequences
-    if pending:
-        first = pending[0]
-        return Cursor(first.source.place, first.document, first.offset, total, first.source.before)
     last = taken[-1]
-    file, row = last.source.place
-    return Cursor(Place(file, row + 1), last.document + 1, 0, total, last.source.after)
+    if not pending and last.is_last:
+        file, row = last.source.place
+        place = Place(file, row + 1)
+        return Cursor(place, last.document + 1, sequences=total, counts=last.source.after)
+    first = pending[0] if pending else replace(last, skip=last.skip + len(last.tokens))
+    return Cursor(first.source.place, first.document, first.character, first.skip, total, first.source.before)
 
 
 def _block(spans: list[_Span], packing: Packing, cursor: Cursor) -> SequenceBlock:
@@ -200,7 +271,7 @@ def _block(spans: list[_Span], packing: Packing, cursor: Cursor) -> SequenceBloc
     documents = [
         PackedDocument(span.document, span.source.text, span.n_tokens, span.source.log_probability)
         for span in spans
-        if span.offset == 0
+        if span.begins_document
     ]
     return SequenceBlock(token, document, documents, cursor)
 
@@ -249,12 +320,39 @@ class PackedBlocks:
         for table in self.tables():
             yield from table["text"].to_pylist()
 
+    def token_counts(self, packing: Packing) -> Int[np.ndarray, " document"]:
+        """Returns the number of packed tokens of each document, without BOS and EOS."""
+        prefix = len(packing.prefix)
+        counts = np.zeros(0, np.int64)
+        for _, document in self.arrays():
+            found = np.bincount(document[:, prefix:].ravel(), minlength=len(counts))
+            found[: len(counts)] += counts
+            counts = found
+        counts -= prefix
+        counts[: self.cursor.document] -= len(packing.suffix)
+        return counts
 
-def write_documents(path: Path, splits: list[PackedBlocks]) -> None:
+
+def write_documents(path: Path, splits: list[PackedBlocks], packing: Packing) -> None:
     """Write the documents of all `splits` to `path` as table DOCUMENT. Each block becomes one row group."""
     # the complete table may not fit into memory
     # with page checksums pyarrow notices flipped bytes; DuckDB does not check them
     with pq.ParquetWriter(path, DOCUMENT.schema, compression="zstd", write_page_checksum=True) as writer:
         for blocks in splits:
-            for table in blocks.tables():
+            for table in _counted(blocks, packing):
                 writer.write_table(table)
+
+
+def _counted(blocks: PackedBlocks, packing: Packing) -> Iterator[pa.Table]:
+    """Yields the DOCUMENT rows of each block, with the number of tokens of long documents."""
+    counts: Int[np.ndarray, " document"] | None = None
+    column = DOCUMENT.schema.get_field_index("n_tokens")
+    for table in blocks.tables():
+        if not table["n_tokens"].null_count:
+            yield table
+            continue
+        counts = blocks.token_counts(packing) if counts is None else counts
+        packed = counts[table["document"].to_numpy()]
+        known = table["n_tokens"].to_pylist()
+        filled = [int(n) if given is None else given for n, given in zip(packed, known, strict=True)]
+        yield table.set_column(column, table.schema.field(column), pa.array(filled, pa.int32()))

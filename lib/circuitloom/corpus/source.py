@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ from ..core.notices import Notice
 from .files import COMPRESSIONS, FORMATS, DataFile, file_format
 from .json_rows import text_of
 from .rows import BLANK, BYTE_ORDER_MARK, LINE_ENDS, NOT_TEXT, NULL, Render, Row, no_column
+from .separator import separated_rows
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -249,7 +251,7 @@ def _data_file(key: str, path: str, section: config.TextFiles, render: Render | 
             f"{key}: {path} has an unknown format; convert it to one of {', '.join(FORMATS)}, which may be "
             f"compressed ({', '.join(COMPRESSIONS)}) except for .parquet"
         )
-    return DataFile(path, kind, section.column, section.document == "file", render)
+    return DataFile(path, kind, section.column, section.document == "file", render, section.separator)
 
 
 def _hub(section: config.HubDataset, scratch: Path, render: Render | None) -> Source:
@@ -311,7 +313,9 @@ def _split_files(
     if not paths or None in formats.values() or not _is_plain(builder):
         return [_Streamed(builder, split, section, render)]
     whole = getattr(builder.config, "sample_by", "line") == "document"
-    return [DataFile(path, str(formats[path]), section.column, whole, render) for path in paths]
+    return [
+        DataFile(path, str(formats[path]), section.column, whole, render, section.separator) for path in paths
+    ]
 
 
 def _is_plain(builder: "DatasetBuilder") -> bool:
@@ -336,7 +340,10 @@ class _Streamed:
     split: str
     section: config.HubDataset
     render: Render | None
-    unit: str = "row"
+
+    @property
+    def unit(self) -> str:
+        return "row" if self.section.separator is None else "document"
 
     @property
     def path(self) -> str:
@@ -350,8 +357,13 @@ class _Streamed:
         name = column if column in columns else column.split(".")[0]
         if name not in columns:
             raise no_column(self.path, column, columns, self.render)
+        data, separator = data.select_columns([name]), self.section.separator
         with _streamable(self.path):
-            yield from text_of(column, data.select_columns([name]).skip(start), self.render)
+            if separator is None:
+                yield from text_of(column, data.skip(start), self.render)
+            else:
+                rows = text_of(column, data, self.render)
+                yield from islice(separated_rows(rows, separator, "row"), start, None)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from ..core.errors import first_line
 from ..core.zarr_groups import consolidate
 
 ARRAYS = ("token", "document")
+ATTRIBUTES = ("bos_id", "separator_id", "vocabulary")
+"""Attributes that every group of token arrays has."""
 SEQUENCES_PER_SHARD = 8192
 SEQUENCES_PER_CHUNK = 256
 
@@ -88,7 +90,8 @@ class TokenArrays:
 
     All documents are concatenated to a stream, and the stream is cut into sequences. If the tokenizer has a BOS, the
     stream contains a BOS before each document. Each sequence then consists of a further BOS and `context` - 1 tokens
-    of the stream. If the tokenizer has no BOS, each sequence consists of `context` tokens of the stream.
+    of the stream. If the tokenizer has no BOS, each sequence consists of `context` tokens of the stream, which contains
+    an EOS after each document if the tokenizer has one.
     """
 
     path: Path
@@ -98,6 +101,8 @@ class TokenArrays:
     """Number of the document that each token belongs to, [sequence, position]. Numbers count within the split."""
     bos_id: int | None
     """Token id of the BOS, which may be 0. None if the tokenizer has no BOS."""
+    separator_id: int | None
+    """Token id of the BOS, or of the EOS if the tokenizer has no BOS. None if it has neither."""
     vocabulary: int
     """Vocabulary size of the tokenizer."""
 
@@ -137,26 +142,29 @@ def open_token_arrays(path: Path | str) -> TokenArrays:
     try:
         group = zarr.open_group(path, mode="r", use_consolidated=False)
         token, document = (group[name] for name in ARRAYS)
-        bos_id, vocabulary = group.attrs["bos_id"], group.attrs["vocabulary"]
+        bos_id, separator_id, vocabulary = (group.attrs[name] for name in ATTRIBUTES)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path}: not a token array ({first_line(error)}); run the corpus stage again"
         ) from error
     assert isinstance(token, zarr.Array) and isinstance(document, zarr.Array)
-    assert isinstance(vocabulary, int) and (bos_id is None or isinstance(bos_id, int))
+    assert isinstance(vocabulary, int)
+    assert bos_id is None or isinstance(bos_id, int)
+    assert separator_id is None or isinstance(separator_id, int)
     for array in (token, document):
         check_shards(path, array)
-    return TokenArrays(path, token, document, bos_id, vocabulary)
+    return TokenArrays(path, token, document, bos_id, separator_id, vocabulary)
 
 
 def scored_positions(
-    tokens: Int[Any, "sequence position"], bos_id: int | None
+    tokens: Int[Any, "sequence position"], separator_id: int | None
 ) -> Bool[Any, "sequence position"]:
-    """Returns whether each position is scored. All positions are scored, except position 0 and every BOS.
+    """Returns whether each position is scored. All positions are scored, except position 0 and every separator.
 
-    `tokens` is an array or a tensor, and so is the result.
+    The separator is the BOS, or the EOS if the tokenizer has no BOS. `tokens` is an array or a tensor, and so is the
+    result.
     """
     # no token id is negative
-    scored = tokens >= 0 if bos_id is None else tokens != bos_id
+    scored = tokens >= 0 if separator_id is None else tokens != separator_id
     scored[:, 0] = False
     return scored

@@ -22,7 +22,7 @@ class HeldOut:
     scored: Bool[Tensor, "sequence position"]
     """Whether metrics use the activation and the next-token prediction at each position."""
     keeps_original: Bool[Tensor, "sequence position"]
-    """True at positions that are never replaced. These positions are the unscored positions and every BOS."""
+    """True at positions that are never replaced. These positions are the unscored positions and every separator."""
 
     def __len__(self) -> int:
         """Returns the number of sequences."""
@@ -66,12 +66,11 @@ def count_sequences(tokens: Tokens, wanted: int | None) -> int:
 def load_sequences(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:
     """Load the sequences `rows` of `tokens`.
 
-    If `mask` is `bos`, position 0 and every BOS are not scored. If `mask` is `none`, every position is scored. Raises
-    ValueError if the stored tokens are damaged.
+    If `mask` is `bos`, position 0 and every separator (BOS, or EOS if the tokenizer has no BOS) are not scored. If
+    `mask` is `none`, every position is scored. Raises ValueError if the stored tokens are damaged.
     """
     token = tokens.take(rows)
-    scored = (
-        scored_positions(token, tokens.bos_id) if mask == "bos" else torch.ones_like(token, dtype=torch.bool)
-    )
-    keeps_original = ~scored if tokens.bos_id is None else ~scored | (token == tokens.bos_id)
+    inside = scored_positions(token, tokens.separator_id)
+    scored = inside if mask == "bos" else torch.ones_like(inside)
+    keeps_original = ~scored if tokens.separator_id is None else ~scored | (token == tokens.separator_id)
     return HeldOut(token, tokens.take_document(rows), scored, keeps_original)

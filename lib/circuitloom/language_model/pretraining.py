@@ -223,7 +223,7 @@ def build(config: Pretrain, tokens: Tokens, seed: int) -> GPT2LMHeadModel:
     shape = GPT2Config(
         vocab_size=tokens.vocabulary, n_positions=tokens.context, n_embd=config.d_model, n_layer=config.layers,
         n_head=config.heads, n_inner=config.d_mlp, activation_function="gelu", tie_word_embeddings=False,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=tokens.bos_id, eos_token_id=tokens.bos_id,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=tokens.bos_id, eos_token_id=tokens.separator_id,
         architectures=["GPT2LMHeadModel"],
     )  # fmt: skip
     kernels.register_attention()

@@ -29,7 +29,7 @@ class CrossEntropy:
     """Mean cross-entropy of next-token predictions, in nats per token."""
 
     masked: float
-    """Mean over predictions from scored positions, which exclude position 0 and every BOS."""
+    """Mean over predictions from scored positions, which exclude position 0 and every separator."""
     every: float
     """Mean over all predictions."""
     n_tokens: int
@@ -67,7 +67,7 @@ def cross_entropy(model: LanguageModel, tokens: Tokens) -> CrossEntropy:
         for start in range(0, len(tokens), _BATCH):
             batch = tokens.take(slice(start, start + _BATCH))
             loss = _losses(model, batch)
-            scored = scored_positions(batch, tokens.bos_id)[:, :-1]
+            scored = scored_positions(batch, tokens.separator_id)[:, :-1]
             masked, n_masked = masked + float(loss[scored].sum()), n_masked + int(scored.sum())
             every, n_every = every + float(loss.sum()), n_every + loss.numel()
             bar.update(len(batch))

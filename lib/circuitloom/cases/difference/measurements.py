@@ -82,7 +82,7 @@ def read_prompts(
         tokens.append(torch.from_numpy(read.token))
         metrics.append(metric)
         notes += [*read.notes, *own]
-    return make_prompt_metrics(tokens, metrics, tokenizer.bos_id), list(dict.fromkeys(notes))
+    return make_prompt_metrics(tokens, metrics, tokenizer.separator_id), list(dict.fromkeys(notes))
 
 
 # Search, on the finding half

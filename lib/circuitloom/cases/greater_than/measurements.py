@@ -69,7 +69,7 @@ class YearPrompts:
     """Tokens of the counterparts."""
     other_start: Int[Tensor, " prompt"]
     scored: Bool[Tensor, " position"]
-    """True at positions where transcoders replace MLPs: all except the first position and BOS."""
+    """True at positions where transcoders replace MLPs: all except the first position and separators."""
     place: int
     """Position of the start year."""
     half: list[str]
@@ -166,7 +166,7 @@ def make_prompts(
         start=torch.tensor([row.year for row in kept]),
         other=torch.stack([row.other for row in kept]),
         other_start=torch.tensor([row.other_year for row in kept]),
-        scored=scored_positions(kept[0].token[None], tokenizer.bos_id)[0],
+        scored=scored_positions(kept[0].token[None], tokenizer.separator_id)[0],
         place=kept[0].place,
         half=[row.half for row in kept],
         dropped=wanted - len(kept),
@@ -216,7 +216,7 @@ def greater_than(
     return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
 
 
-def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None) -> list[PromptMetric]:
+def year_metrics(prompts: YearPrompts, answers: AnswerYears, separator_id: int | None) -> list[PromptMetric]:
     """Returns the tokens and the metric of each prompt. The metric takes logits over the whole vocabulary."""
 
     def metric(start: int) -> Metric:
@@ -227,7 +227,7 @@ def year_metrics(prompts: YearPrompts, answers: AnswerYears, bos_id: int | None)
         return measure
 
     metrics = [metric(start) for start in prompts.start.tolist()]
-    return make_prompt_metrics(list(prompts.token), metrics, bos_id)
+    return make_prompt_metrics(list(prompts.token), metrics, separator_id)
 
 
 @torch.inference_mode()

@@ -249,7 +249,7 @@ def _method(results: GreaterThanResults, case: GreaterThanCase, strings: list[st
         f"The softmax is over the {len(answers.year)} two-digit years that are single tokens. {len(prompts)} prompts "
         f"with start years from {int(prompts.start.min()):02d} to {int(prompts.start.max()):02d}: {halves[0]} to "
         f"choose on, {halves[1]} to test on; {prompts.dropped} were left out, because of their length or because the "
-        "start year is not one token. Transcoders replace MLPs without error terms, except at BOS."
+        "start year is not one token. Transcoders replace MLPs without error terms, except at separators of documents."
     )
     order = results.mlp_effect.mean(1).argsort(descending=True).tolist()
     listed = ", ".join(f"layer {i} {_mean(results.mlp_effect[i])}" for i in order[:3])

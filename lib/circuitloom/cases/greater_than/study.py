@@ -53,7 +53,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
     prompts = make_prompts(case, context.tokenizer, context.context_length, answers)
     finding, testing = prompts.of(FINDING), prompts.of(TESTING)
     finding_metrics, testing_metrics = (
-        year_metrics(half, answers, context.tokenizer.bos_id) for half in (finding, testing)
+        year_metrics(half, answers, context.tokenizer.separator_id) for half in (finding, testing)
     )
     with progress(f"case study {name}", STEPS, "steps") as bar:
         # 2. The layer whose MLP matters most, and the metric with MLPs replaced or ablated

@@ -263,7 +263,7 @@ class TokenContributions:
     """Contribution of each token to a feature at one place."""
 
     effect: Float[Tensor, " position"]
-    """Contribution of each token. The contribution of BOS is 0 unless BOS is a cue."""
+    """Contribution of each token. The contribution of a separator of documents is 0 unless it is a cue."""
     position: int
     """Position where the feature fires."""
     cues: list[list[int]]
@@ -313,7 +313,7 @@ def trace_circuits(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
     """Returns the effect of each token's embedding on transcoder features, over all paths."""
-    cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
+    cues = _CueTable(concepts, held_out, context.tokenizer.separator_id)
     weights = read_weights(context.model)
     wanted: dict[int, dict[tuple[str, int], list[tuple[int, str, int]]]] = defaultdict(
         lambda: defaultdict(list)
@@ -327,7 +327,7 @@ def trace_circuits(
         token = held_out.token[sequence, : last + 1].to(context.model.device)
         captured = capture_pass(context.model, weights, token)
         linearized = {
-            run: LinearizedModel(captured, context.runs[run], context.tokenizer.bos_id)
+            run: LinearizedModel(captured, context.runs[run], context.tokenizer.separator_id)
             for run in {r for r, _ in groups}
         }
         for (run, layer), group in groups.items():
@@ -349,7 +349,7 @@ def trace_gradients(
     context: CaseContext, held_out: HeldOut, concepts: pa.Table, features: Sequence[ConceptFeature]
 ) -> Contributions:
     """Returns gradient times input of each token's embedding in the original model, for features of any kind."""
-    cues = _CueTable(concepts, held_out, context.tokenizer.bos_id)
+    cues = _CueTable(concepts, held_out, context.tokenizer.separator_id)
     groups: dict[tuple[str, int], list[tuple[int, str, int, int]]] = defaultdict(list)
     for place in _places(features):
         groups[features[place[0]].run, features[place[0]].layer].append(place)
@@ -428,8 +428,8 @@ def _encoder(context: CaseContext, run: str, layer: int) -> tuple[Site, Float[Te
 class _CueTable:
     """Looks up the cues of a concept at a place (sequence, position) in the table `concept`."""
 
-    def __init__(self, concepts: pa.Table, held_out: HeldOut, bos_id: int | None) -> None:
-        self.token, self.bos_id = held_out.token, bos_id
+    def __init__(self, concepts: pa.Table, held_out: HeldOut, separator_id: int | None) -> None:
+        self.token, self.separator_id = held_out.token, separator_id
         self.concepts = concepts
         self.by_concept: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
 
@@ -443,8 +443,8 @@ class _CueTable:
         cues: list[list[int]] = row["cues"]
         is_cue = torch.zeros_like(effect, dtype=torch.bool)
         is_cue[[place for cue in cues for place in cue]] = True
-        # BOS gets much attention for any text (attention sink), so it counts only if it is a cue
-        sink = (self.token[sequence, : len(effect)] == self.bos_id) & ~is_cue
+        # the separator gets much attention for any text (attention sink), so it counts only if it is a cue
+        sink = (self.token[sequence, : len(effect)] == self.separator_id) & ~is_cue
         return TokenContributions(effect.masked_fill(sink, 0.0), position, cues, row["optional"])
 
 

@@ -26,7 +26,10 @@ CAUSAL = Table(
         "run": (STRING, "run of the dictionary; null for heads and neurons"),
         "layer": LAYER,
         "component": (pa.int32(), "number of the feature, head or neuron within its layer, from 0"),
-        "position": (pa.int16(), "position of the ablation; null for all positions except the first and BOS"),
+        "position": (
+            pa.int16(),
+            "position of the ablation; null for all positions except the first and separators of documents",
+        ),
         "activation": (
             FLOAT,
             "value of the feature or neuron, or norm of the head's output; of largest magnitude if position is null",

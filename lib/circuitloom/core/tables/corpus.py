@@ -11,7 +11,11 @@ DOCUMENT = Table(
     {
         "split": (STRING, "train or validation"),
         "document": (pa.int32(), "number of the document within its split, from 0"),
-        "n_tokens": (pa.int32(), "number of tokens, without BOS and EOS"),
+        "n_tokens": (
+            pa.int32(),
+            "number of tokens, without BOS and EOS; of a document of more than 100,000 characters in which the split "
+            "ends: the tokens before the end",
+        ),
         "log_probability": (
             FLOAT,
             "log probability under the grammar that generated it, in nats; null for real text",

@@ -34,7 +34,7 @@ class Table:
 STRING, FLOAT, INT = pa.string(), pa.float64(), pa.int64()
 """Arrow types of most columns."""
 SEQUENCE = (pa.int32(), "row of the split's token array")
-POSITION = (pa.int16(), "position in the sequence, from 0 (the BOS)")
+POSITION = (pa.int16(), "position in the sequence, from 0 (the BOS, if the tokenizer has one)")
 RUN_NAME = (STRING, "name of the dictionary's run")
 LAYER = (pa.int16(), "block of the model, from 0")
 FEATURE_INDEX = (pa.int32(), "index of the feature, from 0")
