@@ -57,9 +57,14 @@ class Tokenizer:
         return self.eos_id if self.bos_id is None else self.bos_id
 
     @cached_property
+    def _ids(self) -> dict[str, int]:
+        """Ids of all tokens. Kept, because reading 262,144 of them takes half a second."""
+        return self.backend.get_vocab()
+
+    @cached_property
     def vocabulary(self) -> int:
         """Vocabulary size: the largest token id plus 1."""
-        return max(self.backend.get_vocab().values()) + 1
+        return max(self._ids.values()) + 1
 
     @property
     def fingerprint(self) -> str:
@@ -86,15 +91,14 @@ class Tokenizer:
         return all(self.backend.token_to_id(token) is not None for token in tokens)
 
     @cached_property
-    def special_tokens(self) -> dict[int, str]:
-        """Strings of the special tokens, BOS and EOS among them, by id."""
-        added = {
-            number: token.content
-            for number, token in self.backend.get_added_tokens_decoder().items()
-            if token.special
+    def special_tokens(self) -> dict[str, int]:
+        """Maps the text of each special token, BOS and EOS among them, to its id."""
+        added = self.backend.get_added_tokens_decoder()
+        special = {
+            token.content: number for number, token in added.items() if token.special and token.content
         }
-        named = {n: str(self.backend.id_to_token(n)) for n in (self.bos_id, self.eos_id) if n is not None}
-        return {**added, **named}
+        named = {str(self.backend.id_to_token(n)): n for n in (self.bos_id, self.eos_id) if n is not None}
+        return special | named
 
     def encode(self, texts: Sequence[str], special: bool = False) -> list[Int[np.ndarray, " token"]]:
         """Returns the token ids (int32) of each text, without BOS or EOS.
@@ -107,19 +111,20 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_offsets(
-        self, texts: Sequence[str]
+        self, texts: Sequence[str], special: bool = False
     ) -> list[tuple[Int[np.ndarray, " token"], Int[np.ndarray, "token 2"]]]:
         """Returns the token ids of each text, as `encode` does, and their offsets.
 
         offsets[token] = (start, end), as character indices in the text. The end is exclusive. Tokens that are parts of
         one character have the same offsets.
         """
-        encodings = self._text_backend.encode_batch(list(texts), add_special_tokens=False)
+        backend = self._special_backend if special else self._text_backend
+        encodings = backend.encode_batch(list(texts), add_special_tokens=False)
         return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int64).reshape(-1, 2)) for e in encodings]
 
-    def offsets(self, text: str) -> Int[np.ndarray, "token 2"]:
+    def offsets(self, text: str, special: bool = False) -> Int[np.ndarray, "token 2"]:
         """Returns the offsets of the tokens of `text`, as `encode_with_offsets` does."""
-        ((_, offsets),) = self.encode_with_offsets([text])
+        ((_, offsets),) = self.encode_with_offsets([text], special)
         return offsets
 
     @cached_property
@@ -133,13 +138,15 @@ class Tokenizer:
         """Returns the special tokens that the backend still gives for their own strings."""
         special = self.special_tokens
         added = self.backend.get_added_tokens_decoder()
-        unmarked = {token for n, token in special.items() if n in added and not added[n].special}
+        unmarked = {token for token, n in special.items() if n in added and not added[n].special}
         if isinstance(self.backend.model, BPE):
-            encodings = self.backend.encode_batch(list(special.values()), add_special_tokens=False)
-            return unmarked | {special[n] for n, e in zip(special, encodings, strict=True) if n in e.ids}
+            encodings = self.backend.encode_batch(list(special), add_special_tokens=False)
+            return unmarked | {
+                token for token, e in zip(special, encodings, strict=True) if special[token] in e.ids
+            }
         # the other models use each piece of their vocabulary, special or not
         pieces = self.backend.get_vocab(with_added_tokens=False)
-        return unmarked | {token for token in special.values() if token in pieces}
+        return unmarked | {token for token in special if token in pieces}
 
     @cached_property
     def _special_backend(self) -> Backend:
@@ -152,7 +159,7 @@ class Tokenizer:
         """Returns strings[token id]. A string may begin with a space. Strings of unused ids are empty."""
         decoder = self.backend.decoder
         strings = [""] * self.vocabulary
-        for token, number in self.backend.get_vocab().items():
+        for token, number in self._ids.items():
             if decoder is None:
                 strings[number] = token
             else:
