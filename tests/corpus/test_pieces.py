@@ -99,9 +99,9 @@ class Counting(Tokenizer):
 
     encoded: list[int] = field(default_factory=list)
 
-    def encode_with_offsets(self, texts):
+    def encode_with_offsets(self, texts, special=False):
         self.encoded.extend(map(len, texts))
-        return super().encode_with_offsets(texts)
+        return super().encode_with_offsets(texts, special)
 
 
 def counting(kind: str = BYTE_LEVEL) -> Counting:

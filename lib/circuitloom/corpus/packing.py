@@ -21,8 +21,9 @@ from .tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 1000
 """Maximum number of documents tokenized per call."""
-_BATCH_CHARACTERS = 2_000_000
-"""Number of characters after which a batch of documents is complete. Bounds the memory that a batch takes."""
+_BATCH_CHARACTERS = 1_000_000
+"""Number of characters after which a batch of documents is complete. Bounds the memory that a batch takes, and the text
+that is tokenized in vain at the end of a split."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,8 @@ class PackedBlocks:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self):06d}"
         np.savez(self.folder / f"{name}.npz", token=block.token, document=block.document)
-        rows = [{"split": self.split, **asdict(row)} for row in block.documents]
+        # asdict copies deeply, which takes longer than writing the rows
+        rows = [{"split": self.split, **vars(row)} for row in block.documents]
         write_table(DOCUMENT, rows, self.folder / f"{name}.parquet")
         fsync(self.folder / f"{name}.npz")
         write_atomically(self.folder / f"{name}.json", json.dumps(asdict(block.cursor)).encode())

@@ -95,8 +95,8 @@ def _lost_characters(tokenizer: Tokenizer, blocks: PackedBlocks) -> Iterator[Not
 
 def _special_strings(tokenizer: Tokenizer, blocks: PackedBlocks) -> Iterator[Notice]:
     """Yields a notice about each of BOS and EOS whose string occurs in the text."""
-    named = dict.fromkeys(number for number in (tokenizer.bos_id, tokenizer.eos_id) if number is not None)
-    found = dict.fromkeys((tokenizer.special_tokens[number] for number in named), 0)
+    named = (tokenizer.bos_id, tokenizer.eos_id)
+    found = {token: 0 for token, number in tokenizer.special_tokens.items() if number in named}
     for text in blocks.texts() if found else ():
         for token in found:
             found[token] += text.count(token)
