@@ -157,7 +157,6 @@ class Tokenizer:
         copy.encode_special_tokens = False
         return copy
 
-
     def strings(self) -> list[str]:
         """Returns strings[token id], all different: the text of each token, as `token_names` writes it."""
         return self._names
