@@ -71,6 +71,14 @@ def test_a_rule_names_its_most_frequent_tokens() -> None:
     counts = torch.arange(VOCABULARY)
     rule = Rule((Condition(-1, named(2, 9)), Condition(0, named(*range(5, 13)))))
     assert rule.words(strings, counts) == (
-        "the token itself is one of `w12` `w11` `w10` `w9` `w8` `w7` and 2 more tokens, and "
-        "the token before is one of `w9` `w2`"
+        "the token itself is one of `␣w12` `␣w11` `␣w10` `␣w9` `␣w8` `␣w7` and 2 more tokens, and "
+        "the token before is one of `␣w9` `␣w2`"
+    )
+
+
+def test_tokens_that_differ_in_blanks_or_hold_quotes_are_told_apart() -> None:
+    strings = [" he", "he", "\n", "`", "``a", "⟨E4⟩"]
+    rule = Rule((Condition(0, torch.ones(6, dtype=torch.bool)),))
+    assert rule.words(strings, torch.arange(6).flip(0)) == (
+        "the token itself is one of `␣he` `he` `↵` `` ` `` ``` ``a ``` `⟨E4⟩`"
     )

@@ -159,7 +159,8 @@ def _features(token: str, layers: Sequence[int]) -> dict[str, list[dict]]:
         "band": 0,
         "rank": 0,
         "activation": 2.0,
-        "tokens": [token, "b", token],
+        # the last byte of a character whose first bytes may be at the token's end
+        "tokens": [token, "⟨AD⟩" if token.endswith("⟩") else "b", token],
         "activations": [0.5, 0.0, 2.0],
         "position": 2,
         "window_start": 0,

@@ -20,7 +20,7 @@ TOKENS = {
     "blanks": "  x ",
     "a template": "{{ 7 * 7 }}{% raw %}{0}$x$",
     "other letters": "日本 é 🜁",
-    "parts of a character": "⟨B8⟩⟨AD⟩x ⟨E4⟩",
+    "parts of a character": "x⟨E4⟩⟨B8⟩",
     "bytes of a character": " ⟨E4⟩⟨B8⟩⟨AD⟩⟨41⟩",
     "a combining mark": " \u0301x",
     "right to left": " שלום 3",
@@ -59,6 +59,14 @@ def test_a_hostile_token_is_shown_as_text(place: int, shown, hostile) -> None:
     assert case.locator("img").count() == 2
     stored = hostile.page.rows[f"graph_nodes:war{number}"][0]["token"]
     assert stored == token
+
+
+def test_examples_show_the_characters_that_tokens_make_up(browser, tmp_path) -> None:
+    with open_report(browser, write(tmp_path, tokens=["x⟨E4⟩⟨B8⟩"]).file) as (page, _):
+        page.locator(".node[data-n='1']").first.dispatch_event("click")
+        tokens = page.locator(".examples .tokens").first
+        assert tokens.locator("span:not(.value), b").all_text_contents() == ["x中", "x⟨E4⟩⟨B8⟩"]
+        assert tokens.locator("b").all_text_contents() == ["x⟨E4⟩⟨B8⟩"]
 
 
 def test_hostile_tokens_have_no_effect(shown, hostile) -> None:

@@ -416,15 +416,16 @@ def _activations(
 def effect_answers(
     context: CaseContext, case: FeatureCase, texts: Sequence[str]
 ) -> tuple[list[list[AnswerToken]], list[str]]:
-    """Returns the tokens of the metric `case.effect` after each text, and distinct notes on which tokens were taken.
+    """Returns the tokens of the metric `case.effect` after each text, and notes on how texts and answers were read.
     Without a metric, the tokens are empty lists. Raises ValueError if an answer is not one token."""
-    if case.effect is None:
-        return [[] for _ in texts], []
-    target = parse_target(case.effect)
-    answers = [
-        read_answers(target, read_prompt(text, context.tokenizer, context.context_length)) for text in texts
-    ]
-    return answers, list(dict.fromkeys(each.note for own in answers for each in own if each.note))
+    read = [read_prompt(text, context.tokenizer, context.context_length) for text in texts]
+    answers: list[list[AnswerToken]] = [[] for _ in texts]
+    if case.effect is not None:
+        target = parse_target(case.effect)
+        answers = [read_answers(target, prompt) for prompt in read]
+    notes = [note for prompt in read for note in prompt.notes]
+    notes += [each.note for own in answers for each in own if each.note]
+    return answers, list(dict.fromkeys(notes))
 
 
 def ablation_effect(

@@ -53,7 +53,7 @@ class FeatureResults:
     strings: list[str]
     """Text of each vocabulary token."""
     notes: Sequence[str]
-    """Lines that say which tokens the answers of `effect` are, where a reader may think otherwise."""
+    """Lines that say how texts and the answers of `effect` were read, where a reader may think otherwise."""
 
 
 def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> CaseReport:
@@ -193,7 +193,7 @@ def _method(results: FeatureResults, counts: Tensor) -> list[str]:
         f"Blind rule, from weights and indices alone: it fires where {results.blind.words(results.strings, counts)}.",
         "The fitted rule has its offsets from the traced texts and its tokens from the choosing documents. Claims are "
         "measured on the other documents and on the testing half of the texts.",
-        *([f"How answers were read: {'; '.join(results.notes)}."] if results.notes else []),
+        *([f"How texts and answers were read: {'; '.join(results.notes)}."] if results.notes else []),
     ]
 
 

@@ -11,6 +11,7 @@ from ...attribution.paths import PathSearch
 from ...config.cases.greater_than import GreaterThanCase
 from ...config.circuits import parse_feature
 from ...core.progress import progress
+from ...corpus.prompt_text import print_notes, read_prompt
 from ...language_model.hooks import Site
 from ..case_report import CaseReport
 from ..context import FINDING, TESTING, CaseContext
@@ -51,6 +52,8 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
     # 1. Prompts, in two halves
     answers = find_answers(case, context.tokenizer)
     prompts = make_prompts(case, context.tokenizer, context.context_length, answers)
+    read = (read_prompt(text, context.tokenizer, context.context_length) for text in prompts.text)
+    print_notes(name, (note for prompt in read for note in prompt.notes))
     finding, testing = prompts.of(FINDING), prompts.of(TESTING)
     finding_metrics, testing_metrics = (
         year_metrics(half, answers, context.tokenizer.separator_id) for half in (finding, testing)

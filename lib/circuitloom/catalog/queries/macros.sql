@@ -37,60 +37,84 @@ CASE
     ELSE joined
 END;
 
--- name: tokens_matching
--- Tokens at which a match of a regular expression ends. A match lies in one sequence and has at most 100 characters.
--- example: SELECT sequence, position, token FROM tokens_matching($pattern) LIMIT 3
-CREATE OR REPLACE MACRO tokens_matching(pattern) AS TABLE
+-- name: tokens_in_text
+-- Tokens of all sequences that match a regular expression, with the sequence's text and the place where a token ends in it.
+-- example: SELECT sequence, position, token, stop FROM tokens_in_text($pattern) LIMIT 3
+CREATE OR REPLACE MACRO tokens_in_text(pattern) AS TABLE
 WITH
-sequence_text AS (
-    SELECT sequence, string_agg(token, spacing() ORDER BY position) AS text
+joined_tokens AS (
+    SELECT sequence, string_agg(token, spacing() ORDER BY position) AS joined
     FROM token
     GROUP BY sequence
+),
+
+matching AS (
+    SELECT sequence, joined, whole_text(joined) AS text
+    FROM joined_tokens
+    -- a sequence without a match has none up to any token either, except for patterns that test for the text's end
+    WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(whole_text(joined), pattern)
+),
+
+parts AS (
+    SELECT sequence, unnest(found) AS part, generate_subscripts(found, 1) AS number
+    FROM (
+        SELECT sequence, characters(joined, '[^⟨]+|⟨') AS found
+        FROM matching
+        WHERE contains(joined, '⟨')
+    )
+),
+
+spans AS (
+    SELECT
+        sequence,
+        starts_with(part, '⟨') AND length(part) > 1 AS is_character,
+        length(part) AS n_letters,
+        -- letters of the joined tokens, and characters of the text, before the part
+        (sum(n_letters) OVER before_part)::BIGINT - n_letters AS start,
+        (sum(if(is_character, 1, n_letters)) OVER before_part)::BIGINT - if(is_character, 1, n_letters) AS start_in_text
+    FROM parts
+    WINDOW before_part AS (PARTITION BY sequence ORDER BY number)
 ),
 
 ending AS (
     SELECT
         token.*,
-        sequence_text.text,
+        matching.text,
         (sum(length(token) + length(spacing())) OVER (PARTITION BY sequence ORDER BY position))::BIGINT
-        - length(spacing()) AS stop
+        - length(spacing()) AS letters
     FROM token
-    JOIN sequence_text USING (sequence)
-    -- a sequence without a match has none up to any token either, except for patterns that test for the text's end
-    WHERE regexp_matches(pattern, '[$]|\\[bBz]') OR regexp_matches(whole_text(sequence_text.text), pattern)
-),
+    JOIN matching USING (sequence)
+)
 
-seen AS (
-    SELECT
-        * EXCLUDE (text, stop),
-        -- the last 100 characters up to the token, and one more before them for ^ and \b
-        CASE
-            -- a character has at most four bytes of four letters each
-            WHEN contains(text, '⟨') THEN whole_text(substring(text, greatest(stop - 1999, 1), least(stop, 2000)))
-            ELSE substring(text, greatest(stop - 100, 1), least(stop, 101))
-        END AS text
-    FROM ending
-),
+SELECT
+    ending.* EXCLUDE (letters),
+    CASE
+        WHEN spans.start IS NULL THEN letters
+        -- a character counts from the token that completes it
+        WHEN is_character THEN start_in_text + (letters >= start + n_letters)::BIGINT
+        ELSE start_in_text + letters - start
+    END AS stop
+FROM ending
+ASOF LEFT JOIN spans ON ending.sequence = spans.sequence AND ending.letters >= spans.start;
 
-counted AS (
-    -- bytes at the end belong to a character that later tokens complete
-    SELECT *, CASE WHEN contains(text, '⟨') THEN length(regexp_extract(text, '(⟨[0-9A-F]{2}⟩)*$')) ELSE 0 END AS n_open
-    FROM seen
-),
-
-whole AS (
-    SELECT * REPLACE (right(left(text, length(text) - n_open), 101) AS text)
-    FROM counted
-    -- a token of such bytes alone adds no character
-    WHERE n_open = 0 OR n_open < length(token)
+-- name: tokens_matching
+-- Tokens at which a match of a regular expression ends. A match lies in one sequence and has at most 100 characters.
+-- example: SELECT sequence, position, token FROM tokens_matching($pattern) LIMIT 3
+CREATE OR REPLACE MACRO tokens_matching(pattern) AS TABLE
+WITH ending AS (
+    SELECT *, lag(stop, 1, 0) OVER (PARTITION BY sequence ORDER BY position) AS previous
+    FROM tokens_in_text(pattern)
 )
 
 SELECT sequence, position, document, token_id, token
-FROM whole
+FROM ending
 WHERE
-    CASE
-        WHEN length(text) <= 100 THEN regexp_matches(text, '(' || pattern || ')$')
-        ELSE regexp_matches(text, '(?s:.)(' || pattern || ')$')
+    -- bytes that complete no character add nothing to the text
+    NOT (stop = previous AND contains(token, '⟨'))
+    AND CASE
+        WHEN stop <= 100 THEN regexp_matches(substring(text, 1, stop), '(' || pattern || ')$')
+        -- one more character before the match, for ^ and \b
+        ELSE regexp_matches(substring(text, stop - 100, 101), '(?s:.)(' || pattern || ')$')
     END
 ORDER BY sequence, position;
 
@@ -99,52 +123,38 @@ ORDER BY sequence, position;
 -- example: SELECT sequence, position, text FROM search($pattern) LIMIT 3
 CREATE OR REPLACE MACRO search(wanted) AS TABLE
 WITH
-sequence_text AS (
-    SELECT sequence, string_agg(token, spacing() ORDER BY position) AS joined
-    FROM token
+found AS (
+    SELECT sequence, position, document, text, stop
+    FROM tokens_in_text(regexp_escape(wanted))
+    WHERE wanted <> ''
+),
+
+texts AS (
+    SELECT sequence, any_value(text) AS text
+    FROM found
     GROUP BY sequence
 ),
 
-matching AS (
+places AS (
     SELECT
         sequence,
-        string_split(whole_text(joined), wanted) AS pieces,
-        -- characters of the text as the tokens write them
-        CASE WHEN contains(joined, '⟨') THEN characters(joined, '(?s:.)') END AS letters
-    FROM sequence_text
-    WHERE wanted <> '' AND contains(whole_text(joined), wanted)
-),
-
-ending AS (
-    SELECT
-        sequence,
-        letters,
         unnest(
             list_transform(
                 range(1, len(pieces)),
                 lambda n: length(array_to_string(pieces[1:n], '')) + n * length(wanted)
             )
-        ) AS characters
-    FROM matching
-),
-
-stops AS (
-    SELECT
-        sequence,
-        position,
-        document,
-        sum(length(token) + length(spacing())) OVER (PARTITION BY sequence ORDER BY position)
-        - length(spacing()) AS stop
-    FROM token
-    SEMI JOIN matching USING (sequence)
+        ) AS place
+    FROM (
+        SELECT sequence, string_split(text, wanted) AS pieces
+        FROM texts
+    )
 ),
 
 hits AS (
-    SELECT DISTINCT sequence, min(stops.position) AS position, arg_min(document, stops.position) AS document
-    FROM ending
-    JOIN stops USING (sequence)
-    WHERE stops.stop >= coalesce(length(array_to_string(letters[1:characters], '')), characters)
-    GROUP BY sequence, characters
+    SELECT DISTINCT places.sequence, min(position) AS position, arg_min(document, position) AS document
+    FROM places
+    JOIN found ON found.sequence = places.sequence AND found.stop >= places.place
+    GROUP BY places.sequence, places.place
 )
 
 SELECT

@@ -157,8 +157,6 @@
     return made;
   };
 
-  // like escape_invisible, format_token and format_number of core/formatting.py
-  const SIGNS = { "\n": "↵", "\t": "⇥", "\r": "␍" };
   // like whole_text and whole_tokens of core/token_text.py
   const NEXT = "⟨[89AB][0-9A-F]⟩";
   const CHARACTER = new RegExp([
@@ -189,6 +187,8 @@
     return groups;
   }
 
+  // like escape_invisible, format_token and format_number of core/formatting.py
+  const SIGNS = { "\n": "↵", "\t": "⇥", "\r": "␍" };
   const escapeInvisible = (text) => Array.from(text, (c) =>
     SIGNS[c] || (/[\p{C}\u2028\u2029]/u.test(c) ? "\\u" + c.codePointAt(0).toString(16).padStart(4, "0") : c)).join("");
   const formatToken = (token) => token === "" ? "∅"
