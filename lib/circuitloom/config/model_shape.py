@@ -234,10 +234,12 @@ _GGUF_KINDS = {
 
 def _gguf_settings(file: Path) -> dict[str, Any]:
     from transformers import PreTrainedConfig
-    from transformers.integrations import GGUF_CONFIG_MAPPING
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     metadata, tensors = read_gguf_metadata(str(file))
+    if (parts := metadata.get("split.count", 1)) > 1:
+        raise ValueError(f"one of {parts} parts; join them with llama.cpp's `llama-gguf-split --merge`")
     kind = metadata["general.architecture"]
     if kind not in _GGUF_KINDS:
         return PreTrainedConfig.get_config_dict(file.parent, gguf_file=file.name)[0]
