@@ -152,10 +152,11 @@ def test_every_architecture_that_transformer_lens_names_is_in_the_table() -> Non
         kind
         for mapping in mappings
         for kind, names in mapping.items()
-        # gpt-sw3 is another name of gpt2
-        if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind].model_type == kind
         for each in ([names] if isinstance(names, str) else names)
+        # gpt-sw3 is another name of gpt2
         if each in SUPPORTED_ARCHITECTURES
+        and kind in CONFIG_MAPPING
+        and CONFIG_MAPPING[kind].model_type == kind
     }
     refused = [kind for kinds in REFUSED.values() for kind in kinds]
     table = [*ARCHITECTURES, *MULTIMODAL, *refused]

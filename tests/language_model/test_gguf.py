@@ -57,11 +57,14 @@ def reordered(name: str, weight: np.ndarray, halves: tuple[int, int]) -> np.ndar
     return weight.reshape(heads, *halves, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(file: Path, model, tokenizer: Path, quantization: str) -> dict[str, torch.Tensor]:
+def write_gguf(
+    file: Path, model, tokenizer: Path, quantization: str, parts: int = 1
+) -> dict[str, torch.Tensor]:
     """Write a model to a GGUF file; returns its weights with the file's precision."""
     writer = gguf.GGUFWriter(file, "llama")
     config = model.config
     writer.add_name("tiny")
+    writer.add_uint16("split.count", parts)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -154,6 +157,12 @@ def test_a_file_that_does_not_exist_or_is_damaged_is_refused(tmp_path):
         ) as error:
             read_shape(section(tmp_path / "broken.gguf"), 8)
         assert "\n" not in str(error.value)
+
+
+def test_one_part_of_a_split_file_is_refused(tokenizer, tmp_path):
+    write_gguf(tmp_path / "tiny-1-of-3.gguf", llama(), tokenizer, "F16", parts=3)
+    with pytest.raises(ValueError, match=r"tiny-1-of-3.gguf \(one of 3 parts; join them with llama.cpp's"):
+        read_shape(section(tmp_path / "tiny-1-of-3.gguf"), 8)
 
 
 def test_a_folder_with_a_gguf_file_alone_names_the_file(tmp_path):

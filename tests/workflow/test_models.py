@@ -18,7 +18,7 @@ def study(project: Project, keys: dict) -> str:
     sections = {
         "corpus": {"source": "files", "train": "text.jsonl", "context": 16, "validation_share": 0.2},
         "language_model": {"source": "path", "path": "model"},
-        "activations": {"sites": ["mlp_in"], "shard_rows": 4096},
+        "activations": {"sites": ["mlp_in"], "layers": [1], "shard_rows": 4096},
         "training": {"width": 48, "k": 4, "batch": 512, "tokens": 20_000, "learning_rate": 1e-2},
         "dictionaries": {"topk": {}},
         "circuits": {"prompts": {"words": {"text": "w9 w20 w31 w9 w44", "target": "logits"}}},
