@@ -78,10 +78,10 @@ def test_other_special_tokens_are_text_unless_asked_for(byte_level: Tokenizer) -
     assert read_prompt(text, byte_level, CONTEXT, special=True).notes == ()
 
 
-def test_a_special_token_that_is_a_word_of_the_vocabulary_is_said(words: Tokenizer) -> None:
-    read = read_prompt("he <bos> was", words, CONTEXT)
-    assert read.token.tolist() == [0, 1, 0, 2]
-    assert read.notes == ("<bos> in the prompt is a special token, because the vocabulary has it as a word",)
+def test_a_special_token_is_no_word_of_a_prompt_unless_asked_for(words: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="does not know the word '<bos>' of the prompt"):
+        read_prompt("he <bos> was", words, CONTEXT)
+    assert read_prompt("he <bos> was", words, CONTEXT, special=True).token.tolist() == [0, 1, 0, 2]
 
 
 def test_unknown_words_are_counted() -> None:

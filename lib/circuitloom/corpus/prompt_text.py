@@ -138,7 +138,7 @@ def read_prompt(text: str, tokenizer: Tokenizer, context: int, special: bool = F
         (ids,) = tokenizer.encode([own], special)
     # word-level tokenizers that have no unknown token raise a bare Exception
     except Exception as error:
-        known = tokenizer.ids
+        known = tokenizer.ids.keys() - (() if special else tokenizer.special_tokens)
         unknown = [word for word in own.split() if word not in known]
         named = f" {unknown[0]!r}" if unknown else ""
         raise ValueError(
@@ -201,10 +201,8 @@ def _same(name: str, wanted: str) -> bool:
 
 def _notes(text: str, tokenizer: Tokenizer, ids: Sequence[int], special: bool) -> Iterator[str]:
     """Yields a line per special token that the text spells out, and a line about unknown tokens."""
-    for token, number in () if special else tokenizer.special_tokens.items():
-        if token in text and number in ids:
-            yield f"{token} in the prompt is a special token, because the vocabulary has it as a word"
-        elif token in text:
+    for token in () if special else tokenizer.special_tokens:
+        if token in text:
             yield f"{token} in the prompt is text; special_tokens: true makes it a special token"
     unknown = getattr(tokenizer.backend.model, "unk_token", None)
     if unknown and unknown not in text:
