@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.workflow.project import Project, copy_project
+from tests.workflow.project import Project
 
 
 def copy_results(finished: Project, folder: Path, metadata: bool) -> Project:
     """Copy the results into a new project, with new times in alphabetical order, as `cp -r` may set them."""
-    project = copy_project(folder)
+    project = Project(folder)
+    for name in ("lib", "workflow", "scripts", "config"):
+        shutil.copytree(finished.folder / name, folder / name)
     shutil.copytree(finished.results, project.results, copy_function=shutil.copy)
     if metadata:
         shutil.copytree(finished.folder / ".snakemake" / "metadata", folder / ".snakemake" / "metadata")
