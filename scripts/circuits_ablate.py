@@ -12,7 +12,7 @@ with job("circuits", snakemake):
     model = load_model(source.model, params.dtype)
     folders = iter(source.dictionaries)
     runs = {
-        run: {layer: load_dictionary(next(folders), model.device) for layer in params.layers}
+        run: {layer: load_dictionary(next(folders), model.device, params.dtype) for layer in params.layers}
         for run in params.runs
     }
     behaviour = Behaviour.model_validate(params.behaviour)

@@ -12,7 +12,7 @@ with job("circuits", snakemake):
 
     source, params = snakemake.input, snakemake.params
     model = load_model(source.model, params.dtype)
-    loaded = [load_dictionary(folder, model.device) for folder in source.dictionaries]
+    loaded = [load_dictionary(folder, model.device, params.dtype) for folder in source.dictionaries]
     dictionaries = {dictionary.layer: dictionary for dictionary in loaded}
     folders = {
         int(path.parent.name.removeprefix("layer")): path.parent for path in map(Path, snakemake.output)

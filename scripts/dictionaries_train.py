@@ -14,5 +14,6 @@ with job("dictionaries", snakemake):
         dtype=params.dtype,
         outputs=list(snakemake.output),
         version=params.code,
+        outliers=params.outliers,
     )
     run_job(training, snakemake.threads)

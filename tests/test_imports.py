@@ -88,6 +88,7 @@ MODEL = {"torch"}
 MAY_IMPORT = {
     "activations_cache": MODEL,
     "activations_index": set(),
+    "activations_measure": MODEL,
     "activations_join": MODEL,
     "cases_difference": MODEL | {"matplotlib"},
     "cases_feature": MODEL | {"matplotlib"},

@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("study", nargs="?", default="quickstart", help="results/STUDY (quickstart)")
     verify.set_defaults(run_command=_verify)
 
+    adopt = commands.add_parser(
+        "adopt", help="verify results that were copied here, so that Snakemake makes none of them again"
+    )
+    adopt.add_argument("study", nargs="?", default="quickstart", help="results/STUDY (quickstart)")
+    adopt.set_defaults(run_command=_adopt)
+
     queries = commands.add_parser(
         "queries", help="print docs/queries.md: example questions, their SQL and results"
     )
@@ -149,16 +155,39 @@ def _explore(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     """Print one line per damaged file and exit with 1. Without damage, print a summary."""
-    from .core.checksums import find_damage, summary
+    from .core.checksums import summary
 
     folder = Layout.of(arguments.study).root
+    if damaged := _print_damage(folder):
+        sys.exit(f"circuitloom: verify: {folder}: {damaged} damaged")
+    print(f"{folder}: {summary(folder)}: no damage")
+
+
+def _print_damage(folder: Path) -> int:
+    """Print one line per damaged file. Returns the number of damaged files."""
+    from .core.checksums import find_damage
+
     damaged = 0
     for line in find_damage(folder):
         print(line, flush=True)
         damaged += 1
-    if damaged:
-        sys.exit(f"circuitloom: verify: {folder}: {damaged} damaged")
-    print(f"{folder}: {summary(folder)}: no damage")
+    return damaged
+
+
+def _adopt(arguments: argparse.Namespace) -> None:
+    """Verify a copied study and give its files one time. If a file is damaged, print its line and exit with 1."""
+    from .core.checksums import adopt, summary
+
+    folder = Layout.of(arguments.study).root
+    if damaged := _print_damage(folder):
+        sys.exit(f"circuitloom: adopt: {folder}: {damaged} damaged; nothing was adopted")
+    adopt(folder)
+    print(f"{folder}: {summary(folder)}: adopted; no job has to run again for them")
+    if not any(Path(".snakemake", "metadata").glob("*")):
+        print(
+            "Snakemake's records (.snakemake/metadata) were not copied, so a changed config key reruns nothing; run "
+            "`snakemake --touch --forceall --cores 1` once, with the config that made these results, to record it"
+        )
 
 
 def _queries(arguments: argparse.Namespace) -> None:

@@ -98,8 +98,19 @@ def test_a_value_beyond_float16_is_refused(model_folder, tmp_path):
 def test_activations_that_are_not_finite_are_refused(model_folder, tmp_path):
     model = load_model(model_folder, device="cpu")
     model.block(2).ln_2.bias.data[0] = float("nan")
-    with pytest.raises(ValueError, match="layer 2: mlp_in is not finite"):
+    with pytest.raises(
+        ValueError, match=r"layer 2: mlp_in is not finite in float32; check the model's weights"
+    ):
         make_cache(tmp_path, model, make_order(40), dtype="int8")
+
+
+@pytest.mark.parametrize("site", ["mlp_in", "mlp_out", "resid_pre"])
+def test_activations_that_overflow_float16_are_refused_with_the_remedy(site, model_folder, tmp_path):
+    model = load_model(model_folder, "float16", device="cpu")
+    model.block(1).mlp.c_fc.bias.data[:] = 5
+    model.block(1).mlp.c_proj.weight.data[:] = 6e4
+    with pytest.raises(ValueError, match=r"is not finite in float16; set language_model\.dtype to bfloat16"):
+        make_cache(tmp_path, model, make_order(40), site, dtype="bfloat16")
 
 
 def test_a_layer_that_the_model_lacks_is_refused(model, tmp_path):

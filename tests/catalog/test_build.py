@@ -26,7 +26,7 @@ from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.client import open_catalog
 from circuitloom.catalog.queries import fill_in, macros
 from circuitloom.catalog.sandbox import open_sandbox, run_statement
-from circuitloom.core.layout import TABLE_FOLDERS
+from circuitloom.core.layout import TABLE_FOLDERS, Layout
 from circuitloom.core.tables import FAITHFULNESS, TABLES, read_table, write_table
 
 ADDED = {"code": ["features"]}
@@ -73,6 +73,14 @@ def test_every_table_is_a_view_with_its_columns(study: Study) -> None:
             assert list(columns(connection, table.name)) == [*table.columns, *ADDED.get(table.name, [])]
         views = connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     assert {name for (name,) in views} == {table.name for table in TABLES}
+
+
+def test_duckdb_1_2_reads_the_storage_format(study: Study) -> None:
+    with Layout(study.folder).catalog.open("rb") as file:
+        header = file.read(20)
+    # a checksum, the letters DUCK, the number of the storage format: 65 is DuckDB 1.2's
+    assert header[8:12] == b"DUCK"
+    assert int.from_bytes(header[12:20], "little") <= 65
 
 
 def test_every_view_has_the_rows_of_its_files(study: Study) -> None:

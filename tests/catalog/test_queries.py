@@ -47,7 +47,8 @@ def make_tables() -> dict[str, Rows]:
     ]
     columns = ("l0", "fvu", "delta_ce", "ce_recovered_zero", "kl", "alive", "density_over_10_percent")
     metrics = [
-        {"run": run, "layer": layer, **{column: number() for column in columns}}
+        {"run": run, "layer": layer, **{column: number() for column in columns}, "fvu_median": (layer + 2) / 8,
+         "n_left_out": (layer + 1) * (run == "tc-a")}
         for run in ("tc-a", "tc-b", "sae") for layer in (*LAYERS, -1)
     ]  # fmt: skip
     metrics[0]["fvu"] = metrics[3]["kl"] = None
@@ -90,7 +91,7 @@ def make_history(random: np.random.Generator) -> dict[str, Rows]:
     return {
         f"dictionaries/{run}/layer{layer}/history": [
             {"run": run, "layer": layer, "step": 10 * i,
-             **{name: float(random.normal()) for name in ("loss", "fvu", "l0", "dead")}}
+             **{name: float(random.normal()) for name in ("loss", "fvu", "l0", "dead")}, "outliers": i * (run == "sae")}
             for i in range(n)
         ]
         for (run, layer), n in {
@@ -215,7 +216,16 @@ def label(node: dict[str, Any]) -> str:
 
 def test_mean_scores_are_over_layers_and_exclude_all_layers_at_once(client, tables) -> None:
     metrics = tables["evaluation/metric"]
-    columns = ("l0", "fvu", "delta_ce", "ce_recovered_zero", "kl", "alive", "density_over_10_percent")
+    columns = (
+        "l0",
+        "fvu",
+        "fvu_median",
+        "delta_ce",
+        "ce_recovered_zero",
+        "kl",
+        "alive",
+        "density_over_10_percent",
+    )
     expected = []
     for run in ("tc-a", "tc-b", "sae"):
         own = [row for row in metrics if row["run"] == run]
@@ -386,6 +396,12 @@ def test_history_thins_each_curve_to_about_60_points_including_the_last(client, 
                 {name: row[name] for name in ("run", "layer", "step", "loss", "fvu", "dead")} for row in kept
             ]
     assert_rows(client.ask("history", layers=layers).rows, expected)
+
+
+def test_outliers_are_those_of_the_last_training_step_and_of_the_scores(client) -> None:
+    counted = [("sae", 0, 120, 0), *(("tc-a", layer, 0, layer + 1) for layer in LAYERS)]
+    names = ("run", "layer", "outliers_in_training", "outliers_in_scores")
+    assert_rows(client.ask("outliers").rows, [dict(zip(names, row, strict=True)) for row in counted])
 
 
 def test_run_history_has_every_step_of_every_layer_of_one_run(client, tables) -> None:

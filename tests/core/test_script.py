@@ -17,6 +17,15 @@ FAULTS: dict[str, tuple[Exception, str]] = {
         "the disk is full (",
     ),
     "a full disk under numpy": (OSError("15384 requested and 10176 written"), "the disk is full ("),
+    "a disk quota": (OSError(122, "Disk quota exceeded", "a.zarr"), "the disk quota is used up (a.zarr); make room"),
+    "a disk quota under safetensors": (
+        RuntimeError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"),
+        "the disk quota is used up (",
+    ),
+    "a disk quota under DuckDB": (
+        RuntimeError('IO Error: Could not write file "a.duckdb": Disk quota exceeded'), "the disk quota is used up (",
+    ),
+    "another error number": (OSError("connection failed (os error 280)"), "connection failed (os error 280)"),
     "torch out of memory": (
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), "out of memory;",
     ),

@@ -1,5 +1,6 @@
-"""`circuitloom verify` names every damaged file and exits with 1 if there is one."""
+"""`circuitloom verify` names every damaged file and exits with 1 if there is one; `circuitloom adopt` adopts none."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,8 +26,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def verify(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
-    """Run the command; returns None for exit code 0, else the message."""
-    monkeypatch.setattr(sys, "argv", ["circuitloom", "verify", *arguments])
+    """Run `circuitloom verify`; returns None for exit code 0, else the message."""
+    return run(monkeypatch, "verify", *arguments)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["circuitloom", *arguments])
     try:
         main()
     except SystemExit as stop:
@@ -70,3 +75,59 @@ def test_a_missing_output_and_a_damaged_record_are_named(folder, monkeypatch, ca
 def test_without_results_or_records_the_error_names_the_remedy(folder, monkeypatch, study, message) -> None:
     Path("results", "old").mkdir()
     assert message in str(verify(monkeypatch, study))
+
+
+def set_times(folder: Path) -> dict[Path, int]:
+    """Give each file and folder a time of its own, as copying does; returns the times."""
+    files = sorted([folder, *folder.rglob("*")])
+    for number, file in enumerate(files):
+        os.utime(file, (number, number))
+    return times(folder)
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in sorted([folder, *folder.rglob("*")])}
+
+
+def test_adopted_outputs_and_benchmarks_have_one_time(folder, monkeypatch, capsys) -> None:
+    (folder / "model.v1" / ".snakemake_timestamp").touch()
+    (folder / "benchmarks").mkdir()
+    (folder / "benchmarks" / "build.tsv").touch()
+    before = set_times(folder)
+    assert run(monkeypatch, "adopt", "some") is None
+    after = times(folder)
+    adopted = {file.relative_to(folder).as_posix() for file in after if after[file] != before[file]}
+    # catalog.duckdb has no record: a killed job may have left it
+    assert adopted == {
+        "corpus/token.parquet", "model.v1", "model.v1/weights", "model.v1/.snakemake_timestamp", "benchmarks/build.tsv",
+    }  # fmt: skip
+    assert len({after[folder / file] for file in adopted}) == 1
+    adopted_line, hint = capsys.readouterr().out.splitlines()
+    assert adopted_line.startswith("results/some: 2 files, 0.0 MB, of 2 outputs: adopted")
+    assert "`snakemake --touch --forceall --cores 1`" in hint
+    Path(".snakemake", "metadata").mkdir(parents=True)
+    Path(".snakemake", "metadata", "record").touch()
+    assert run(monkeypatch, "adopt", "some") is None
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", [b"Tokens", b"cut", None])
+def test_a_damaged_study_is_not_adopted(folder, monkeypatch, capsys, damage: bytes | None) -> None:
+    file = folder / "corpus" / "token.parquet"
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    before = set_times(folder)
+    assert (
+        run(monkeypatch, "adopt", "some")
+        == "circuitloom: adopt: results/some: 1 damaged; nothing was adopted"
+    )
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("results/some/corpus/token.parquet: ")
+    assert times(folder) == before
+
+
+def test_a_study_without_records_is_not_adopted(folder, monkeypatch) -> None:
+    Path("results", "old").mkdir()
+    assert "no checksums;" in str(run(monkeypatch, "adopt", "old"))

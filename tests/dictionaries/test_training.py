@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.dictionaries.training_cases import moments
 
+from circuitloom.activations.outliers import OutlierLimits
 from circuitloom.config import Run
 from circuitloom.dictionaries.dictionary import load_dictionary, save_dictionary
 from circuitloom.dictionaries.training import sweep
@@ -243,10 +244,10 @@ def test_checkpoints_take_at_most_a_twentieth_of_the_time(saving: int, data, tmp
 def test_a_diverging_run_stops_in_one_line_and_keeps_its_checkpoint(data, tmp_path) -> None:
     def poisoned(start: int, stop: int):
         for i, batch in enumerate(reader(data)(start, stop), start):
-            yield {site: x * (torch.nan if i == 20 else 1) for site, x in batch.items()}
+            yield {site: x * (1e5 if i == 20 else 1) for site, x in batch.items()}
 
     with pytest.raises(
-        ArithmeticError, match=r"run r, layer 0: the loss is nan at step 20; lower its learning_rate"
+        ArithmeticError, match=r"run r, layer 0: the loss is .* at step 20; lower its learning_rate"
     ):
         train(
             [make_trainer(data)],
@@ -259,6 +260,63 @@ def test_a_diverging_run_stops_in_one_line_and_keeps_its_checkpoint(data, tmp_pa
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == 20
     assert all(bool(v.isfinite().all()) for v in checkpoint["states"][0]["parameters"].values())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("site", ["mlp_in", "mlp_out"])
+def test_activations_that_are_not_finite_are_named_as_the_cause(site: str, value: float, data) -> None:
+    x, y = ({**data, site: data[site].clone()}[each] for each in ("mlp_in", "mlp_out"))
+    (x if site == "mlp_in" else y)[3, 0] = value
+    trainer = make_trainer(data)
+    with pytest.raises(ArithmeticError, match=rf"run r, layer 0: {site} is not finite at step 0; set "):
+        trainer.step(0, x[:BATCH], y[:BATCH])
+
+
+def with_massive_row(data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`data` with one row of 300 times the norm, which every epoch of 20 batches contains."""
+    return {site: torch.cat([x[:70], 300 * x[70:71], x[71:]]) for site, x in data.items()}
+
+
+@pytest.mark.parametrize("action", ["drop", "cap"])
+def test_outliers_are_counted_and_do_not_change_the_training(action: str, data, tmp_path, capsys) -> None:
+    massive, bounds = with_massive_row(data), {}
+    for site, x in data.items():
+        bounds[site] = 2 * float(x.norm(dim=1).max())
+    limits = OutlierLimits(bounds, action)
+    usual, limited = (make_trainer(data, name=name) for name in ("usual", "limited"))
+    expected = (
+        {site: limits.apply({site: x})[site] for site, x in massive.items()}
+        if action == "cap"
+        else {site: torch.cat([x[:70], x[69:70], x[71:]]) for site, x in data.items()}
+    )
+    histories = []
+    for trainer, rows, limit in ((usual, expected, None), (limited, massive, limits)):
+        folder = tmp_path / trainer.run.name
+        folder.mkdir()
+        histories.append(train([trainer], reader(rows), folder, limits=limit)[trainer.run.name])
+    for (name, a), (_, b) in zip(usual.parameters.named(), limited.parameters.named(), strict=True):
+        assert torch.equal(a, b), name
+    done = {"drop": "left out", "cap": "capped"}[action]
+    line = f"circuitloom: dictionaries: layer 0: 3 of {60 * BATCH} tokens were {done} (activations.outliers)"
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    # 60 steps are three epochs
+    assert [row["outliers"] for row in histories[1]] == [1, 1, 2, 2, 3, 3]
+    assert [row["outliers"] for row in histories[0]] == [0] * 6
+
+
+def test_an_interrupted_training_counts_outliers_once(data, tmp_path) -> None:
+    massive = with_massive_row(data)
+    limits = OutlierLimits({site: 2 * float(x.norm(dim=1).max()) for site, x in data.items()}, "drop")
+
+    def until_25(start: int, stop: int):
+        yield from reader(massive)(start, min(stop, 25))
+        raise KeyboardInterrupt
+
+    always: dict = {"checkpoint_every": 7, "checkpoint_seconds": 0, "checkpoint_share": 1, "limits": limits}
+    with pytest.raises(KeyboardInterrupt):
+        train([make_trainer(data)], until_25, tmp_path, **always)
+    history = train([make_trainer(data)], reader(massive), tmp_path, **always)["r"]
+    assert [row["outliers"] for row in history] == [1, 1, 2, 2, 3, 3]
 
 
 def test_auxk_lowers_the_number_of_dead_features(data, tmp_path) -> None:

@@ -9,6 +9,7 @@ from circuitloom.evaluation.metrics import (
     ce_recovered,
     density_histogram,
     firing_sums,
+    fractions_unexplained,
     log_probabilities,
     prediction_sums,
     prediction_targets,
@@ -39,6 +40,29 @@ def test_reconstruction_metrics_of_two_tokens_equal_those_computed_by_hand():
 def test_predicting_the_mean_gives_an_fvu_of_one(pairs):
     y = pairs[0].double()
     assert reconstruction_sums(y, y.mean(0).expand_as(y)).fvu == pytest.approx(1, abs=1e-12)
+
+
+def test_fractions_unexplained_equal_those_computed_by_hand():
+    y = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 1.0]])
+    y_hat = torch.tensor([[3.0, 0.0], [1.0, 2.0], [1.0, 1.0]])
+    # squared errors 16, 1 and 0; squared distances from the mean (1, 1) 13, 2 and 0
+    fractions = fractions_unexplained(y, y_hat, torch.ones(2, dtype=torch.float64))
+    assert fractions.tolist() == pytest.approx([16 / 13, 1 / 2, 0])
+    assert fractions_unexplained(y, torch.ones(3, 2), torch.ones(2))[:2].tolist() == [1, 1]
+
+
+def test_one_massive_token_is_all_of_the_fvu_but_not_of_the_median(pairs):
+    # the massive token also moves the mean, by its norm over the number of tokens
+    y, y_hat = (value.repeat(40, 1) for value in pairs)
+    massive, massive_hat = y.clone(), y_hat.clone()
+    massive[250] *= 281
+    massive_hat[250] = 0
+    assert reconstruction_sums(y, y_hat).fvu < 0.15
+    assert reconstruction_sums(massive, massive_hat).fvu > 0.95
+    usual, changed = (
+        np.median(fractions_unexplained(a, b, a.mean(0))) for a, b in ((y, y_hat), (massive, massive_hat))
+    )
+    assert changed == pytest.approx(usual, rel=0.05)
 
 
 def test_sums_over_uneven_batches_equal_numpy_on_the_entire_set(pairs):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
 
-from circuitloom.evaluation.scoring import (
+from circuitloom.evaluation.replacement import (
     DictionaryReplacement,
     constant_replacement,
     reconstruct,

@@ -73,6 +73,28 @@ def test_the_loss_of_a_document_does_not_depend_on_its_batch(tmp_path):
         assert loss == pytest.approx(-float(log_p.gather(1, tokens[1:, None]).sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [
+        (torch.float16, "set language_model.dtype to bfloat16 or float32"),
+        (torch.bfloat16, "set language_model.dtype to float32, or check the model's weights"),
+        (torch.float32, "check the model's weights"),
+    ],
+)
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_loss_that_is_not_finite_stops_the_measurement_and_names_the_dtype(dtype, remedy, value, tmp_path):
+    tokens = make_tokens(tmp_path / "validation.zarr", sequences=4)
+    logits = random_logits(VOCABULARY).to(dtype)
+    seen = tokens.take(slice(0, 1))[0, 3]
+    logits[seen, 0] = value
+    name, places = str(dtype).removeprefix("torch."), 4 * (CONTEXT - 1)
+    message = rf"loss on held-out text is not finite in {name} at \d+ of {places} places; {remedy}"
+    with pytest.raises(ValueError, match=message):
+        cross_entropy(bigram(logits), tokens)
+    with pytest.raises(ValueError, match="is not finite"):
+        document_losses(bigram(logits), [np.array([1, int(seen), 2])])
+
+
 def test_the_grammar_has_distance_zero_from_itself():
     logits, random = random_logits(10), np.random.default_rng(0)
     documents = [random.integers(1, 10, length) for length in (3, 7, 9)]

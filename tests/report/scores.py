@@ -17,6 +17,7 @@ def evaluation(layers: Sequence[int]) -> dict[str, list[dict]]:
         "ce_mean": 3.5,
         "delta_ce": 0.25,
         "fvu": 0.125,
+        "fvu_median": 0.0625,
         "kl": 0.1,
     }
     runs = [
@@ -45,7 +46,15 @@ def evaluation(layers: Sequence[int]) -> dict[str, list[dict]]:
         }
     )
     metric = [
-        {"run": run, "layer": layer, "l0": 2.0 + i, "alive": 0.75, "n_tokens": 100, **scores}
+        {
+            "run": run,
+            "layer": layer,
+            "l0": 2.0 + i,
+            "alive": 0.75,
+            "n_tokens": 100,
+            "n_left_out": 2 + layer,
+            **scores,
+        }
         for i, run in enumerate(RUNS)
         for layer in (*layers, -1)
     ]
@@ -65,7 +74,15 @@ def evaluation(layers: Sequence[int]) -> dict[str, list[dict]]:
     ]
     history = {
         f"dictionaries/{run}/layer{layer}/history": [
-            {"run": run, "layer": layer, "step": 10 * i, "loss": 1 / i, "fvu": 0.5 / i, "dead": 0.0}
+            {
+                "run": run,
+                "layer": layer,
+                "step": 10 * i,
+                "loss": 1 / i,
+                "fvu": 0.5 / i,
+                "dead": 0.0,
+                "outliers": 3 * i,
+            }
             for i in range(1, 8)
         ]
         for run, layer in keys
@@ -85,6 +102,21 @@ def evaluation(layers: Sequence[int]) -> dict[str, list[dict]]:
                 "unit": "nats per token",
                 "meaning": "of the grammar",
             },
+        ],
+        "activations/activation_norm": [
+            {
+                "site": "mlp_in",
+                "layer": layer,
+                "n_tokens": 1000,
+                "median_norm": 2.0,
+                "largest_norm": 562.0,
+                "largest_over_median": 281.0,
+                "top_share": 0.96,
+                "n_over_10": 1,
+                "n_over_100": 1,
+                "token": "war",
+            }
+            for layer in layers
         ],
         "model/pretraining": [{"step": i, "loss": 5.0 / i} for i in range(1, 700)],
         "evaluation/run": runs,

@@ -48,6 +48,21 @@ def test_the_result_of_a_case_study_is_shown_with_all_its_pictures(written) -> N
     assert "<td>first</td>" not in written.html
 
 
+def test_massive_activations_and_median_fvu_are_shown(written) -> None:
+    shares = [(row["largest_over_median"], row["top_share"]) for row in written.page.rows["activation_norm"]]
+    assert shares == [(281.0, 0.96)] * 2
+    assert {row["fvu_median"] for row in written.page.rows["metric_mean"]} == {0.0625}
+
+
+def test_the_numbers_of_outliers_left_out_are_shown(written) -> None:
+    found = {(row["run"], row["layer"]): row for row in written.page.rows["outliers"]}
+    assert len(found) == 3 * 3
+    # all layers together have no training of their own
+    numbers = [(row["outliers_in_training"], row["outliers_in_scores"]) for row in found.values()]
+    assert sorted(set(numbers)) == [(0, 1), (21, 2), (21, 3)]
+    assert "Tokens that activations.outliers left out" in written.page.text
+
+
 def test_times_are_added_up_per_rule_without_the_reports_own(written) -> None:
     text = written.page.text
     assert "4.0 s in total" in text
@@ -87,6 +102,8 @@ def test_missing_parts_are_stated(tmp_path) -> None:
     for line in (
         "No dictionary was evaluated.",
         "No dictionary was trained in this study.",
+        "No activations were cached for training.",
+        "Training and scores left no token out.",
         "No density was measured.",
         "This text has no annotated concepts.",
         "No prompt was traced",

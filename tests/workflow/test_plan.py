@@ -29,7 +29,7 @@ FOLDERS = {
 JOBS = {
     "corpus": ("build_corpus", "annotate_concepts"),
     "language_model": ("pretrain_model", "plot_pretraining", "measure_model"),
-    "activations": ("index_rows", "cache_"),
+    "activations": ("index_rows", "cache_", "measure_norms"),
     "dictionaries": ("train_",),
     "evaluation": ("ablate_sites", "evaluate_", "match_concepts", "gather_evaluation", "draw_pareto"),
     "features": ("tabulate_",),

@@ -51,6 +51,17 @@ def test_an_evaluation_key_does_not_rerun_training(finished) -> None:
     assert stale <= EVALUATION | CONCEPTS | {"study_feature", "study_planted"}
 
 
+def test_the_dtype_of_circuits_reruns_circuits_and_cases_alone(finished) -> None:
+    stale = finished.stale("--config", "circuits={dtype: float64}")
+    assert CIRCUITS | CASES <= stale <= CIRCUITS | CASES | REPORT
+
+
+def test_outliers_train_and_score_again_but_cache_nothing(finished) -> None:
+    stale = finished.stale("--config", "activations={outliers: {action: drop}}")
+    assert {"train_topk", "ablate_sites", "evaluate_topk"} <= stale
+    assert not stale & {"cache_mlp_in", "index_rows", "measure_norms"}
+
+
 def test_an_activations_key_does_not_rerun_corpus_and_model(finished) -> None:
     stale = finished.stale("--config", "activations={dtype: int8}")
     assert {"cache_mlp_in", "train_topk"} <= stale
@@ -60,7 +71,7 @@ def test_an_activations_key_does_not_rerun_corpus_and_model(finished) -> None:
 def test_an_added_site_does_not_cache_the_others_again(finished) -> None:
     stale = finished.stale("--config", "activations={sites: [mlp_in, resid_mid]}")
     # the report shows the config
-    assert stale == {"cache_resid_mid", "write_report"}
+    assert stale == {"cache_resid_mid", "measure_norms"} | REPORT
 
 
 def test_a_removed_layer_caches_and_trains_nothing(finished) -> None:

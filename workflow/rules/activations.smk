@@ -111,8 +111,41 @@ for site in STUDY.activations.sites:
                 "../../scripts/activations_join.py"
 
 
-TARGETS["activations"] = [LAYOUT.row_order] + [
+CACHED = [
     LAYOUT.activation_layer(site, layer)
     for site in STUDY.activations.sites
     for layer in STUDY.layers
 ]
+
+
+rule measure_norms:
+    input:
+        CACHED,
+        rows=LAYOUT.row_order,
+        train=LAYOUT.tokens("train"),
+        tokenizer=LAYOUT.tokenizer,
+    output:
+        LAYOUT.activation_norms,
+    log:
+        LAYOUT.log("measure_norms"),
+    benchmark:
+        LAYOUT.benchmark("measure_norms")
+    threads: 1
+    resources:
+        **needs("activations"),
+    params:
+        sites=STUDY.activations.sites,
+        layers=STUDY.layers,
+        above=STUDY.activations.outliers.above,
+        code=code("activations_measure"),
+    script:
+        "../../scripts/activations_measure.py"
+
+
+# without it, the catalogue of imported dictionaries needs no cached activations
+NORMS = (
+    [LAYOUT.activation_norms]
+    if any(not run.imported for run in STUDY.runs.values())
+    else []
+)
+TARGETS["activations"] = [LAYOUT.row_order, *CACHED, *NORMS]

@@ -10,6 +10,7 @@ rule build_catalog:
         TARGETS["cases"],
         TARGETS["evaluation"],
         TARGETS["language_model"],
+        NORMS,
         rules.build_corpus.output.document,
         rules.build_corpus.output.token,
         rules.build_corpus.output.tokenizer,

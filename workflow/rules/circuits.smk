@@ -96,7 +96,7 @@ if STUDY.traced_run:
         params:
             config=section("circuits")["weights"],
             run=STUDY.traced_run,
-            dtype=MODEL_DTYPE,
+            dtype=STUDY.circuits.dtype,
             code=code("circuits_weights"),
         script:
             "../../scripts/circuits_weights.py"
@@ -131,7 +131,7 @@ for behaviour, keys in STUDY.circuits.behaviours.items():
             runs=runs,
             layers=STUDY.layers,
             context=STUDY.corpus.context,
-            dtype=MODEL_DTYPE,
+            dtype=STUDY.circuits.dtype,
             code=code("circuits_ablate"),
         script:
             "../../scripts/circuits_ablate.py"

@@ -279,7 +279,7 @@ def case_params(kind):
         "case": lambda wildcards: STUDY.cases[wildcards.case].model_dump(mode="json"),
         "runs": lambda wildcards: STUDY.case_runs(wildcards.case),
         "context": STUDY.corpus.context,
-        "dtype": MODEL_DTYPE,
+        "dtype": STUDY.circuits.dtype,
         "code": code(f"cases_{kind}"),
     }
 

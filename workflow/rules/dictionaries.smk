@@ -61,6 +61,7 @@ for sweep, runs in STUDY.sweeps.items():
                 **needs("dictionaries", gpu=True),
             params:
                 runs=[run.model_dump(mode="json") for run in runs],
+                outliers=section("activations")["outliers"],
                 dtype=MODEL_DTYPE,
                 code=code("dictionaries_train"),
             script:

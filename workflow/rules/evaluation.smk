@@ -28,6 +28,7 @@ rule ablate_sites:
         config=section("evaluation", "tokens", "batch", "mask", "together"),
         sites=ABLATED,
         layers=STUDY.layers,
+        outliers=section("activations")["outliers"],
         dtype=MODEL_DTYPE,
         code=code("evaluation_ablate"),
     script:

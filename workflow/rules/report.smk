@@ -12,6 +12,7 @@ rule write_report:
         TARGETS["cases"],
         TARGETS["evaluation"],
         TARGETS["language_model"],
+        NORMS,
         catalog=TARGETS["catalog"][0],
         model=LAYOUT.model,
         tokens=[LAYOUT.tokens(split) for split in ("train", "validation")],

@@ -5,7 +5,6 @@ the shards, and resumes after a killed run. `cache_site` writes all shards in on
 each job calls `cache_shards_of_job`. Then `shards.join_shards` combines the shards of all jobs.
 """
 
-import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,6 +47,8 @@ class PackedBatch:
     """Packed activations of one batch, on the model's device or in host memory."""
 
     slot: Int[Tensor, " row"]
+    norms: Float[Tensor, "array row"]
+    """Norm of each row at each captured site."""
     layers: list[Packed] = field(default_factory=list)
     copied: torch.cuda.Event | None = None
     """CUDA event at the end of the copy to host memory. None if nothing is copied."""
@@ -59,14 +60,23 @@ class ShardBuffer:
 
     values: Num[Tensor, "layer row d"]
     scales: Float[Tensor, "layer row"] | None
+    norms: Float[Tensor, "array row"]
+    """Norms at all captured sites."""
 
     @classmethod
     def empty(
-        cls, layers: int, rows: int, d: int, number_format: NumberFormat, device: torch.device | str = "cpu"
+        cls,
+        layers: int,
+        captured: int,
+        rows: int,
+        d: int,
+        number_format: NumberFormat,
+        device: torch.device | str = "cpu",
     ) -> "ShardBuffer":
-        """Returns an uninitialised buffer."""
+        """Returns an uninitialised buffer. `captured` is the number of captured sites."""
         values = torch.empty(layers, rows, d, dtype=TORCH_DTYPE[number_format], device=device)
-        return cls(values, torch.empty(layers, rows, device=device) if number_format == "int8" else None)
+        scales = torch.empty(layers, rows, device=device) if number_format == "int8" else None
+        return cls(values, scales, torch.empty(captured, rows, device=device))
 
     def put(self, batch: PackedBatch) -> None:
         """Copy each row of `batch` to its slot in the buffer."""
@@ -77,6 +87,7 @@ class ShardBuffer:
             self.values[layer].index_copy_(0, slot, values)
             if self.scales is not None and scales is not None:
                 self.scales[layer].index_copy_(0, slot, scales)
+        self.norms.index_copy_(1, slot, batch.norms)
 
     def layer(self, layer: int, rows: int) -> Packed:
         """Returns the first `rows` rows of a layer in host memory. Waits until pending copies are complete."""
@@ -130,19 +141,21 @@ class Recorder:
     @torch.inference_mode()
     def _batch(self, batch: ShardBatch, sums: RowSums) -> PackedBatch:
         tokens, source = torch.from_numpy(batch.tokens), torch.from_numpy(batch.source).to(self.model.device)
-        packed = PackedBatch(torch.from_numpy(batch.slot))
         index = {site: i for i, site in enumerate(self.captured_sites)}
+        norms = torch.empty(len(index), len(source), device=source.device)
         layers: dict[int, Packed] = {}
 
         # the hook is called as soon as a site is computed, while the site's values are still in the CPU's cache
         def hook(site: Site, value: Tensor) -> None:
             x = torch.index_select(value.flatten(0, 1), 0, source)
             sums.add(index[site], x)
+            norms[index[site]] = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
             if site.name == self.site:
                 packed_site = pack(x, self.number_format)
-                layers[site.layer] = _to_host(packed_site) if self.to_host else packed_site
+                layers[site.layer] = packed_site.map(_to_host) if self.to_host else packed_site
 
         capture_each(self.model, tokens, self.captured_sites, hook)
+        packed = PackedBatch(torch.from_numpy(batch.slot), _to_host(norms) if self.to_host else norms)
         packed.layers += [layers[layer] for layer in self.layers]
         if self.to_host and self.model.device.type == "cuda":
             packed.copied = torch.cuda.Event()
@@ -162,17 +175,11 @@ def _fetch(values: Tensor) -> Tensor:
     return host
 
 
-def _to_host(packed: Packed) -> Packed:
-    """Returns `packed` in host memory. Values on a GPU are copied to pinned memory asynchronously."""
-
-    def copy(x: Tensor | None) -> Tensor | None:
-        if x is None or x.device.type == "cpu":
-            return x
-        return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
-
-    values = copy(packed.values)
-    assert values is not None
-    return Packed(values, copy(packed.scales))
+def _to_host(x: Tensor) -> Tensor:
+    """Returns `x` in host memory. Values on a GPU are copied to pinned memory asynchronously."""
+    if x.device.type == "cpu":
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
 def cache_site(
@@ -306,7 +313,10 @@ class CacheWriter:
         recorder = self.recorder
         rows = min(self.order.shard_rows, self.order.rows)
         device = "cpu" if recorder.to_host else recorder.model.device
-        return ShardBuffer.empty(len(recorder.layers), rows, recorder.d, recorder.number_format, device)
+        captured = len(recorder.captured_sites)
+        return ShardBuffer.empty(
+            len(recorder.layers), captured, rows, recorder.d, recorder.number_format, device
+        )
 
     def _zero_sums(self) -> RowSums:
         return RowSums.zeros(len(self.recorder.captured_sites), self.recorder.d, self.recorder.model.device)
@@ -314,11 +324,9 @@ class CacheWriter:
     def _check(self, sums: RowSums) -> None:
         """Raise ValueError if an activation is not finite, or is too large for the number format."""
         number_format = self.recorder.number_format
+        model = self.recorder.model
         for site, largest in zip(self.recorder.captured_sites, sums.largest.tolist(), strict=True):
-            if not math.isfinite(largest):
-                raise ValueError(
-                    f"layer {site.layer}: {site.name} is not finite; check the weights, or load in float32"
-                )
+            model.check_finite(torch.tensor(largest), f"layer {site.layer}: {site.name}")
             if site.name == self.recorder.site and largest > LARGEST[number_format]:
                 raise ValueError(
                     f"layer {site.layer}: {site.name} reaches {largest:.3g}, beyond {number_format}; "
@@ -346,6 +354,7 @@ class CacheWriter:
         # fsync is called after all writes, because by then the disk has already stored some of the files
         list(writers.map(lambda array: fsync(shard_file(array, shard)), chain.from_iterable(arrays)))
         content = {"total": sums.total.cpu(), "square": sums.square.cpu(), "largest": sums.largest.cpu()}
+        content["norms"] = _fetch(buffer.norms[:, : stop - start]).contiguous()
         write_atomically(sums_file(work, shard), save(content))
 
     def _arrays(self, work: Path) -> Arrays:

@@ -1,5 +1,6 @@
 """Converts activations to number formats for storage."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +23,10 @@ class Packed(NamedTuple):
     values: Num[Tensor, "row d"]
     scales: Float[Tensor, " row"] | None
     """For int8, the factor by which the stored values of each row are multiplied. None for other formats."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Packed":
+        """Returns the result of `function` on each tensor."""
+        return Packed(function(self.values), None if self.scales is None else function(self.scales))
 
 
 def pack(x: Float[Tensor, "row d"], number_format: NumberFormat) -> Packed:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import zarr
-from safetensors.torch import load_file
+from jaxtyping import Float
+from safetensors import safe_open
 
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder, write_atomically
 from ..core.layout import layer_group
 from ..core.zarr_groups import consolidate
 from .arrays import shard_file
-from .statistics import RowSums, moments
+from .statistics import RowSums, moments, norm_statistics
 
 _DESCRIPTION = "description.json"
 
@@ -81,14 +83,16 @@ def join_shards(job_folders: Sequence[Path], folder: Path) -> None:
 def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None:
     """Write the attributes of each layer's Zarr group in `work`. Then move the groups to `folder` and remove `work`.
 
-    The attributes are the description of the shards, and the moments from the sums in `job_folders`.
+    The attributes are the description of the shards, and the moments and norms from the sums in `job_folders`.
     """
     description = _read_description(job_folders[0])
     job_of = _job_of_shard(job_folders, description)
+    files = [sums_file(job_of[shard], shard) for shard in range(description.shards)]
     sums: RowSums | None = None
     # sums are added in the order of shards, because floating-point sums depend on the order
-    for shard in range(description.shards):
-        shard_sums = RowSums(**load_file(sums_file(job_of[shard], shard)))
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            shard_sums = RowSums(*map(tensors.get_tensor, ("total", "square", "largest")))
         sums = shard_sums if sums is None else sums + shard_sums
     assert sums is not None
     for i, layer in enumerate(description.layers):
@@ -99,16 +103,27 @@ def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None
             "order": description.order,
             "weights": description.weights,
             "moments": moments(sums, i, description.rows).to_json(),
+            "norms": norm_statistics(_read_norms(files, i)).to_json(),
         }
         if description.site == "mlp_in":
-            attributes["moments_mlp_out"] = moments(
-                sums, len(description.layers) + i, description.rows
-            ).to_json()
+            mlp_out = len(description.layers) + i
+            attributes["moments_mlp_out"] = moments(sums, mlp_out, description.rows).to_json()
+            attributes["norms_mlp_out"] = norm_statistics(_read_norms(files, mlp_out)).to_json()
         zarr.open_group(layer_group(work, layer), mode="r+").attrs.put(attributes)
         consolidate(layer_group(work, layer))
     for layer in description.layers:
         replace_folder(layer_group(work, layer), layer_group(folder / description.site, layer))
     shutil.rmtree(work)
+
+
+def _read_norms(files: Sequence[Path], array: int) -> Float[np.ndarray, " row"]:
+    """Returns the norms of all rows of array number `array`. `files` are the files with the sums of all shards."""
+    parts = []
+    for file in files:
+        with safe_open(file, "np") as tensors:
+            # the norms of all arrays together may not fit into memory
+            parts.append(tensors.get_slice("norms")[array : array + 1][0])
+    return np.concatenate(parts)
 
 
 def _read_description(job: Path) -> CacheDescription:

@@ -1,11 +1,17 @@
-"""Computes the mean, scale and variance of activations from running sums."""
+"""Computes the mean, scale and variance of activations from running sums, and the distribution of their norms."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+TOP_FRACTION = 1000
+"""One row in this number is among the rows of largest norm, whose share of the squared norm is reported."""
+MULTIPLES = (10, 100)
+"""Rows are counted whose norm exceeds these multiples of the median norm."""
 
 
 @dataclass
@@ -63,3 +69,49 @@ def moments(sums: RowSums, array: int, rows: int) -> Moments:
     """Returns the moments of array number `array` from the sums over `rows` rows."""
     mean, square = sums.total[array] / rows, float(sums.square[array] / rows)
     return Moments(mean.float(), (square / len(mean)) ** 0.5, square - float(mean.square().sum()))
+
+
+class NormStatistics(NamedTuple):
+    """Distribution of the norms of an array's rows.
+
+    In many models a few tokens have norms hundreds of times the others' (massive activations, Sun et al. 2024). Scale,
+    loss and FVU are then those of these tokens.
+    """
+
+    median: float
+    largest: float
+    largest_row: int
+    """Index of the row with the largest norm."""
+    top_share: float
+    """Share of the sum of squared norms held by the 0.1 % of the rows (at least one) with the largest norms."""
+    n_over: dict[int, int]
+    """Maps each of `MULTIPLES` to the number of rows whose norm exceeds this multiple of the median."""
+
+    @property
+    def largest_over_median(self) -> float:
+        """Largest norm divided by the median norm. Infinite if the median is 0."""
+        return self.largest / self.median if self.median else float("inf")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as plain Python values."""
+        return self._asdict() | {"n_over": {str(multiple): n for multiple, n in self.n_over.items()}}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "NormStatistics":
+        """Returns the statistics that `to_json` converted to `values`."""
+        n_over = {int(multiple): n for multiple, n in values["n_over"].items()}
+        return cls(values["median"], values["largest"], values["largest_row"], values["top_share"], n_over)
+
+
+def norm_statistics(norms: Float[np.ndarray, " row"]) -> NormStatistics:
+    """Returns the distribution of the norms of all rows, in the order of rows."""
+    median, largest, count = float(np.median(norms)), int(norms.argmax()), max(1, len(norms) // TOP_FRACTION)
+    top = np.partition(norms, -count)[-count:]
+    total, held = (float(np.square(each, dtype=np.float64).sum()) for each in (norms, top))
+    return NormStatistics(
+        median,
+        float(norms[largest]),
+        largest,
+        held / total if total else 0.0,
+        {multiple: int((norms > multiple * median).sum()) for multiple in MULTIPLES},
+    )

@@ -17,7 +17,7 @@ from ..core.layout import layer_group
 from ..language_model.model import LanguageModel
 from .arrays import open_array, read_rows
 from .number_format import NumberFormat, Packed, unpack
-from .statistics import Moments
+from .statistics import Moments, NormStatistics
 
 T = TypeVar("T")
 
@@ -78,6 +78,7 @@ class ActivationStore:
     site: str
     layer: int
     moments: Moments
+    norms: NormStatistics
     stored: CachedLayer
     mlp: nn.Module | None
     """MLP that computes mlp_out from the stored rows of mlp_in. None if the rows of this site are stored."""
@@ -142,19 +143,30 @@ def open_activations(
     """
     own, mlp_in = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
     if not must_compute(folder, site, layer):
-        attributes, stored = _open(own, site, layer)
+        attributes, stored = open_layer(own, site, layer)
         if site == "mlp_out" and mlp_in.is_dir():
             # mlp_out may be left over from an earlier study whose config listed the site
-            check_same_source([stored, _open(mlp_in, "mlp_in", layer)[1]])
-        return ActivationStore(site, layer, Moments.from_json(attributes["moments"]), stored, None)
-    attributes, stored = _open(mlp_in, "mlp_in", layer)
+            check_same_source([stored, open_layer(mlp_in, "mlp_in", layer)[1]])
+        return ActivationStore(site, layer, *cached_statistics(attributes, stored), stored, None)
+    attributes, stored = open_layer(mlp_in, "mlp_in", layer)
     if model is None:
         raise ValueError(
             f"{own}: not cached; add mlp_out to activations.sites, or give the model that computes it"
         )
     return ActivationStore(
-        site, layer, Moments.from_json(attributes["moments_mlp_out"]), stored, model.mlp(layer)
+        site, layer, *cached_statistics(attributes, stored, "_mlp_out"), stored, model.mlp(layer)
     )
+
+
+def cached_statistics(
+    attributes: dict, stored: CachedLayer, suffix: str = ""
+) -> tuple[Moments, NormStatistics]:
+    """Returns the moments and the norms in the attributes of a cache. A cache of mlp_in also has those of mlp_out, with
+    the suffix `_mlp_out`."""
+    if f"norms{suffix}" not in attributes:
+        raise ValueError(f"{stored.folder}: cached by an older version; delete it and run again")
+    moments, norms = (attributes[f"{key}{suffix}"] for key in ("moments", "norms"))
+    return Moments.from_json(moments), NormStatistics.from_json(norms)
 
 
 def check_same_source(stored: Sequence[CachedLayer]) -> None:
@@ -167,7 +179,11 @@ def check_same_source(stored: Sequence[CachedLayer]) -> None:
         )
 
 
-def _open(folder: Path, site: str, layer: int) -> tuple[dict, CachedLayer]:
+def open_layer(folder: Path, site: str, layer: int) -> tuple[dict, CachedLayer]:
+    """Open the Zarr group `folder` with the activations of `site` in `layer`. Returns its attributes, and its arrays.
+
+    Raises ValueError if the group is missing or damaged.
+    """
     remedy = f"delete {folder} and run again"
     if not folder.is_dir():
         raise ValueError(

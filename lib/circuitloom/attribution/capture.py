@@ -207,7 +207,8 @@ def capture_pass(
 ) -> CapturedPass:
     """Capture the forward pass of one prompt.
 
-    Raises ValueError if attention returns no patterns, or if the residual stream is not the sum of block outputs.
+    Raises ValueError if attention returns no patterns, if the residual stream is not the sum of block outputs, or if a
+    probability is not finite.
     """
     anatomy = model.anatomy
     observed = _Observed()
@@ -216,6 +217,7 @@ def capture_pass(
     block_modules = {("block", layer): model.block(layer) for layer in blocks}
     with model.eager_attention(), observed_modules(modules | block_modules, observed.keep):
         probabilities = model.logits(token[None])[0].softmax(-1)
+    model.check_finite(probabilities, "the next-token probability")
 
     def frozen(name: str, layer: int, norm: Norm | None) -> FrozenNorm:
         if norm is None or (name, layer) not in observed.inputs:

@@ -49,12 +49,12 @@ class CaseContext:
 def open_context(
     model: str, tokenizer: str, folders: Iterable[str], runs: Sequence[str], context_length: int, dtype: str
 ) -> CaseContext:
-    """Load model, tokenizer and dictionaries. `folders` has one folder RUN/layerL per dictionary. Raises ValueError if
-    a file is missing or damaged."""
+    """Load model, tokenizer and dictionaries in `dtype`. `folders` has one folder RUN/layerL per dictionary. Raises
+    ValueError if a file is missing or damaged."""
     loaded = load_model(model, dtype)
     dictionaries: dict[str, dict[int, Dictionary]] = {run: {} for run in runs}
     for folder in map(Path, folders):
-        dictionary = load_dictionary(folder, loaded.device)
+        dictionary = load_dictionary(folder, loaded.device, dtype)
         dictionaries[folder.parent.name][dictionary.layer] = dictionary
     return CaseContext(loaded, load_tokenizer(tokenizer), dictionaries, context_length)
 

@@ -11,6 +11,8 @@ from ..core.layout import TABLE_FOLDERS, Layout
 from ..core.tables import TABLES, Table
 from .queries import macros
 
+STORAGE_VERSION = "v1.2.0"
+"""Storage format of the catalogue. Every DuckDB from this version on opens the catalogue."""
 ROOT = """
 CREATE MACRO root() AS regexp_replace(
     coalesce(
@@ -36,7 +38,9 @@ def build_catalog(folder: Path) -> Path:
     with atomic_path(path) as new:
         for leftover in (new, new.with_name(f"{new.name}.wal")):
             leftover.unlink(missing_ok=True)
-        with duckdb.connect(str(new)) as connection:
+        with duckdb.connect(
+            str(new), config={"storage_compatibility_version": STORAGE_VERSION}
+        ) as connection:
             # root() cannot derive the folder from the name of the temporary catalogue file
             connection.execute("SET VARIABLE circuitloom_root = ?", [f"{folder.resolve()}/"])
             for statement in statements(folder):

@@ -9,6 +9,17 @@ from .base import Section
 SiteName = Literal["mlp_in", "mlp_out", "resid_mid", "resid_pre"]
 
 
+class Outliers(Section):
+    """Tokens whose activations have a norm far above the others' (massive activations). Scale, loss and FVU of a
+    dictionary can be those of a few such tokens."""
+
+    action: Literal["keep", "drop", "cap"] = "keep"
+    """`keep`: they are treated as other tokens. `drop`: they are left out of training and of all scores, and keep their
+    activation where activations are replaced. `cap`: in training, their activations are scaled down to the bound."""
+    above: Annotated[float, Field(gt=1)] = 20
+    """Bound of the norm, as a multiple of the median norm at the same site and layer. Tokens above it are outliers."""
+
+
 class Activations(Section):
     """The cache of activations on the training tokens, at the chosen sites and layers."""
 
@@ -28,3 +39,5 @@ class Activations(Section):
     jobs: PositiveInt = 1
     """Number of jobs that cache a site together, for several GPUs or nodes. The number of jobs does not change the
     results."""
+    outliers: Outliers = Outliers()
+    """Tokens of very large norm. The table `activation_norm` says whether there are any."""

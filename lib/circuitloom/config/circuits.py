@@ -254,7 +254,8 @@ class Circuits(Section):
     weights: WeightsConfig = WeightsConfig()
     """Analysis of the weights alone."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Number format of the model and of all sums."""
+    """Number format of the model, dictionaries and all sums in circuits and case studies. It does not depend on
+    language_model.dtype, because sums of contributions need the precision."""
     node_share: Fraction = 0.8
     """Fraction of the total influence that pruning keeps in nodes."""
     edge_share: Fraction = 0.98

@@ -2,8 +2,11 @@
 
 import re
 
-_DISK_FULL = re.compile(r"no space left|os error 28|\d+ requested and \d+ written", re.IGNORECASE)
-"""Matches messages about a full disk. The last alternative is numpy's message."""
+_DISK_FULL = re.compile(
+    r"no space left|os error 28\b|quota exceeded|os error 122\b|\d+ requested and \d+ written", re.IGNORECASE
+)
+"""Matches messages about a full disk or a used-up disk quota. The last alternative is numpy's message."""
+_QUOTA = re.compile(r"quota exceeded|os error 122\b", re.IGNORECASE)
 _NO_MEMORY = ("out of memory", "can't allocate memory")
 _EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError)
 """Errors that the library raises, or passes on, for invalid input."""
@@ -21,9 +24,8 @@ def error_message(error: BaseException, log: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if _DISK_FULL.search(text):
         place = error.filename if isinstance(error, OSError) else text
-        return (
-            f"the disk is full ({place or 'while writing'}); make room and run again: finished work is kept"
-        )
+        cause = "the disk quota is used up" if _QUOTA.search(text) else "the disk is full"
+        return f"{cause} ({place or 'while writing'}); make room and run again: finished work is kept"
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
         return "out of memory; lower the batch or the shard_rows of the stage"
     if isinstance(error, _EXPECTED):

@@ -10,7 +10,8 @@ _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
 _MAX_DIGITS = 6
 """Numbers with more than twice this number of digits are in scientific notation."""
 _HEADINGS = {
-    "l0": "L0 (features per token)", "fvu": "FVU", "ce": "CE (nats per token)", "delta_ce": "ΔCE (nats per token)",
+    "l0": "L0 (features per token)", "fvu": "FVU", "fvu_median": "median FVU of a token",
+    "ce": "CE (nats per token)", "delta_ce": "ΔCE (nats per token)",
     "kl": "KL (nats per token)", "delta_ce_together": "ΔCE, all layers (nats per token)",
     "kl_together": "KL, all layers (nats per token)", "ce_recovered_zero": "CE recovered (relative to zero ablation)",
     "ce_recovered_mean": "CE recovered (relative to mean ablation)", "alive": "alive (fraction)",

@@ -19,6 +19,7 @@ TABLE_FOLDERS = {
     "corpus": ("document", "token", "concept", "notice"),
     "model": ("pretraining",),
     "language_model": ("language_model",),
+    "activations": ("activation_norm",),
     "dictionaries/*/*": ("history",),
     "evaluation": ("run", "metric", "density_histogram", "feature_concept", "concept_score", "pareto"),
     "evaluation/baseline/*": ("baseline",),
@@ -80,6 +81,11 @@ class Layout:
     def row_order(self) -> Path:
         """Zarr group with the sequence and the position of each cached row."""
         return self.activations / "rows.zarr"
+
+    @property
+    def activation_norms(self) -> Path:
+        """File of the table with the norms of the cached activations."""
+        return self.activations / "activation_norm.parquet"
 
     def activation_layer(self, site: str, layer: int | str) -> Path:
         """Zarr group of one site's activations at one layer."""

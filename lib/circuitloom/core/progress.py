@@ -1,4 +1,4 @@
-"""Reports the progress of long work in one line every few seconds, with rate and remaining time."""
+"""Reports the progress of long work in one line every few seconds, with rate and remaining time; prints notices."""
 
 import sys
 from typing import Any
@@ -24,3 +24,8 @@ def progress(
         desc=description, total=total, initial=done, unit=unit, unit_scale=True, bar_format=line,
         mininterval=every, maxinterval=every * 2, file=sys.stderr, leave=True, disable=silent,
     )  # fmt: skip
+
+
+def notice(stage: str, text: str) -> None:
+    """Print one line on the terminal, such as what a job has left out."""
+    print(f"circuitloom: {stage}: {text}", file=sys.stderr, flush=True)

@@ -221,7 +221,9 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     write_atomically(file, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
 
-def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> Dictionary:
+def load_dictionary(
+    folder: Path | str, device: str | torch.device = "cpu", dtype: str = "float32"
+) -> Dictionary:
     """Load the dictionary in `folder`.
 
     Raises ValueError if the dictionary is missing or damaged, or does not have exactly one output.
@@ -241,4 +243,6 @@ def load_dictionary(folder: Path | str, device: str | torch.device = "cpu") -> D
             f"{folder}: has {len(config['outputs'])} outputs, and only one is supported; name another dictionary"
         )
     plain = {name: config[name] for name in ("act", "k", "layer", "site_in")}
-    return Dictionary(**tensors, **plain, site_out=config["outputs"][0]["site"])
+    return Dictionary(**tensors, **plain, site_out=config["outputs"][0]["site"]).to(
+        device, getattr(torch, dtype)
+    )

@@ -33,7 +33,10 @@ ENCODE_BATCH = 4096
 def scored_activations(
     model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
 ) -> dict[Site, Float[Tensor, "token d"]]:
-    """Returns the activations of `sites` at the scored positions, in text order. They are float32 on the CPU."""
+    """Returns the activations of `sites` at the scored positions, in text order. They are float32 on the CPU.
+
+    Raises ValueError if an activation is not finite.
+    """
     values: dict[Site, Tensor] = {}
     start = 0
     for part in held_out.to(model.device).batches(batch):
@@ -42,6 +45,8 @@ def scored_activations(
                 values[site] = torch.empty(held_out.n_tokens, value.shape[-1])
             values[site][start : start + part.n_tokens] = value[part.scored]
         start += part.n_tokens
+    for site, value in values.items():
+        model.check_finite(value, f"layer {site.layer}: {site.name} on held-out text")
     return values
 
 
@@ -93,9 +98,7 @@ def sparse_activations(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -
     """Returns the dictionary's non-zero activations for the input `x`, on the CPU. Indices are int32."""
     tokens, features, values = [], [], []
     for start in range(0, len(x), ENCODE_BATCH):
-        token, feature, value = dictionary.encode_sparse(
-            x[start : start + ENCODE_BATCH].to(dictionary.W_enc.device)
-        )
+        token, feature, value = dictionary.encode_sparse(x[start : start + ENCODE_BATCH].to(dictionary.W_enc))
         tokens.append((token + start).to(torch.int32).cpu())
         features.append(feature.to(torch.int32).cpu())
         values.append(value.cpu())

@@ -109,6 +109,19 @@ def reconstruction_sums(
     )
 
 
+def fractions_unexplained(
+    y: Float[Tensor, "token out"], y_hat: Float[Tensor, "token out"], mean: Float[Tensor, " out"]
+) -> Float[Tensor, " token"]:
+    """Returns |y - y_hat|^2 / |y - mean|^2 of each token. Predicting the mean gives 1 on every token.
+
+    FVU is the mean of these fractions with the weights |y - mean|^2, so a token of very large norm can be all of it.
+    Their median weights all tokens equally.
+    """
+    deviation = (y - mean.to(y)).square().sum(1)
+    # a token that equals the mean is explained if the reconstruction equals it too
+    return (y - y_hat).square().sum(1) / deviation.clamp_min(torch.finfo(y.dtype).tiny)
+
+
 @dataclass(frozen=True)
 class FiringSums(MetricSums):
     """Counts for the metrics of sparsity."""

@@ -1,27 +1,28 @@
 """Scores dictionaries on held-out tokens, for the tables `baseline`, `metric` and `density_histogram`.
 
-`replacing_activations` replaces activations by reconstructions (splicing) or by constants (ablation). `baseline_rows`
-scores the original model and the ablated model. `score_runs` scores the spliced model.
+`baseline_rows` scores the original model and the ablated model. `score_runs` scores the spliced model.
 """
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
+from ..config.activations import Outliers
 from ..config.evaluation import Evaluation
 from ..core.layout import ALL_LAYERS
-from ..core.progress import progress
+from ..core.progress import notice, progress
 from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.hooks import Site, capture, edited, recorded_outputs, resumed
+from ..language_model.hooks import Site, capture, recorded_outputs, resumed
 from ..language_model.model import LanguageModel
 from .held_out import HeldOut
 from .metrics import (
@@ -33,120 +34,91 @@ from .metrics import (
     ce_recovered,
     compare_predictions,
     density_histogram,
-    firing_sums,
     prediction_targets,
-    reconstruction_sums,
+)
+from .replacement import (
+    Bounds,
+    DictionaryReplacement,
+    NormBounds,
+    Replacement,
+    constant_replacement,
+    replacing_activations,
 )
 
 K = TypeVar("K", bound=Hashable)
 
-Replacement = Callable[
-    [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]
-]
-"""Function (x, y) that returns a replacement of y. x and y are float32 activations at the scored tokens.
-
-y is the activation at the replaced site. For mlp_out, x is the MLP's input. For other sites, x equals y.
-"""
-
-
-@contextmanager
-def replacing_activations(
-    model: LanguageModel, replacements: Mapping[Site, Replacement], batch: HeldOut
-) -> Iterator[None]:
-    """Replaces the activations of each site while `model` runs `batch` inside this context.
-
-    Activations at positions where `batch.keeps_original` is true are not replaced. `batch` must be on the model's
-    device.
-    """
-    with edited(model, {site: _at_scored(replacement, batch) for site, replacement in replacements.items()}):
-        yield
-
-
-def _at_scored(replacement: Replacement, batch: HeldOut) -> Callable[[Tensor, Tensor], Tensor]:
-    def edit(x: Tensor, y: Tensor) -> Tensor:
-        replaced = y.clone()
-        replaced[batch.scored] = replacement(x[batch.scored].float(), y[batch.scored].float()).to(y.dtype)
-        return torch.where(batch.keeps_original[..., None], y, replaced)
-
-    return edit
-
-
-def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:
-    """Returns a replacement with `value` at every token. Zero and mean ablation use this function."""
-    return lambda _x, y: value.to(y).expand_as(y)
-
-
-class DictionaryReplacement:
-    """Replaces y by a dictionary's reconstruction of y. Each call also updates `reconstruction` and `firing`.
-
-    Raises ValueError if the dictionary is neither an SAE nor an MLP transcoder.
-    """
-
-    reconstruction: ReconstructionSums
-    """Sums over all tokens so far."""
-    firing: FiringSums
-    """Counts over all tokens so far."""
-
-    def __init__(self, dictionary: Dictionary) -> None:
-        if not (dictionary.is_sae or dictionary.is_transcoder):
-            raise ValueError(
-                f"a dictionary from {dictionary.site_in} to {dictionary.site_out} replaces no site; "
-                "train an SAE or a transcoder"
-            )
-        self.dictionary = dictionary
-        empty = dictionary.b_dec.new_zeros(0, dictionary.d_out)
-        self.reconstruction = reconstruction_sums(empty, empty)
-        self.firing = firing_sums(empty.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
-
-    def __call__(
-        self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
-    ) -> Float[Tensor, "token d_out"]:
-        """Returns the reconstruction of y. A transcoder encodes x. An SAE encodes y."""
-        y_hat, firing = reconstruct(self.dictionary, self.dictionary.encoder_input(x, y))
-        self.reconstruction += reconstruction_sums(y, y_hat)
-        self.firing += firing
-        return y_hat
-
-
-def reconstruct(
-    dictionary: Dictionary, x: Float[Tensor, "token d_in"]
-) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
-    """Returns the reconstruction for the input `x`, and the firing counts. Only active features are decoded."""
-    token, feature, value = dictionary.encode_sparse(x)
-    y_hat = dictionary.decode_sparse(token, feature, value, x)
-    return y_hat, firing_sums(feature, dictionary.width, len(x))
-
 
 @torch.inference_mode()
 def site_means(
-    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
+    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int, bounds: Bounds | None = None
 ) -> dict[Site, Float64[Tensor, " d"]]:
-    """Returns the original model's mean activation at each site. Only scored positions are averaged."""
+    """Returns the original model's mean activation at each site. Only scored positions within `bounds` are averaged.
+
+    Raises ValueError if an activation is not finite.
+    """
+    bounds = bounds or {}
     sums: dict[Site, Tensor] = {}
+    counts: dict[Site, Tensor] = {}
     title = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
+    inputs = [Site("mlp_in", site.layer) for site in bounds if site.name == "mlp_out"]
     with progress(title, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
-            for site, value in capture(model, part.token, sites).items():
-                accumulate(sums, site, value[part.scored].sum(0, dtype=torch.float64))
+            captured = capture(model, part.token, [*inputs, *sites])
+            for site in sites:
+                scored, y = part.scored, captured[site]
+                if site in bounds:
+                    x = captured[Site("mlp_in", site.layer)] if site.name == "mlp_out" else y
+                    scored = scored & bounds[site].within(x, y)
+                accumulate(sums, site, y[scored].sum(0, dtype=torch.float64))
+                accumulate(counts, site, scored.sum())
             bar.update(part.token.numel())
-    return {site: total / held_out.n_tokens for site, total in sums.items()}
+    for site, total in sums.items():
+        model.check_finite(total, f"layer {site.layer}: {site.name} on held-out text")
+    return {site: total / counts[site] for site, total in sums.items()}
+
+
+@torch.inference_mode()
+def norm_bounds(
+    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int, outliers: Outliers
+) -> dict[Site, NormBounds]:
+    """Returns the bounds of each site, from the median norms on held-out text. Empty unless outliers are dropped."""
+    if outliers.action != "drop":
+        return {}
+    inputs = {site: Site("mlp_in", site.layer) for site in sites if site.name == "mlp_out"}
+    norms: dict[Site, list[Tensor]] = {site: [] for site in (*inputs.values(), *sites)}
+    with progress("evaluation: norms", held_out.token.numel(), "tokens") as bar:
+        for part in held_out.to(model.device).batches(batch):
+            for site, value in capture(model, part.token, list(norms)).items():
+                norm = torch.linalg.vector_norm(value[part.scored], dim=1, dtype=torch.float32)
+                norms[site].append(norm.cpu())
+            bar.update(part.token.numel())
+    bound = {site: outliers.above * _median(each) for site, each in norms.items()}
+    return {
+        site: NormBounds(bound[inputs[site]] if site in inputs else math.inf, bound[site]) for site in sites
+    }
 
 
 @torch.inference_mode()
 def baseline_rows(
-    model: LanguageModel, sites: Sequence[str], layers: Sequence[int], held_out: HeldOut, config: Evaluation
+    model: LanguageModel,
+    sites: Sequence[str],
+    layers: Sequence[int],
+    held_out: HeldOut,
+    config: Evaluation,
+    outliers: Outliers | None = None,
 ) -> list[dict[str, Any]]:
     """Returns one BASELINE row per site and layer. The row scores the model in which this site is ablated.
 
     If `config.together` is set, mlp_out also has a row with layer -1. This row scores the model in which mlp_out is
-    ablated in all layers at once.
+    ablated in all layers at once. If `outliers` drops tokens, these are not ablated. Raises ValueError if an activation
+    or a loss is not finite.
     """
     ablated = {(site, layer): [Site(site, layer)] for site in sites for layer in layers}
     if config.together and "mlp_out" in sites and len(layers) > 1:
         ablated["mlp_out", ALL_LAYERS] = [Site("mlp_out", layer) for layer in layers]
-    means = site_means(
-        model, [Site(*key) for key in itertools.product(sites, layers)], held_out, config.batch
-    )
+    measured = [Site(*key) for key in itertools.product(sites, layers)]
+    bounds = norm_bounds(model, measured, held_out, config.batch, outliers or Outliers())
+    means = site_means(model, measured, held_out, config.batch, bounds)
     values = {"zero": {each: torch.zeros_like(mean) for each, mean in means.items()}, "mean": means}
     replacements = {
         (*key, kind): {each: constant_replacement(value[each]) for each in members}
@@ -154,13 +126,18 @@ def baseline_rows(
         for kind, value in values.items()
     }
     title = f"evaluation: {', '.join(sites)} ablated"
-    original, sums = _score(model, replacements, held_out, config.batch, title)
-    return [
-        {"site": site, "layer": layer, "ce_original": original.ce, "n_tokens": held_out.n_tokens}
-        | {f"ce_{kind}": sums[site, layer, kind].ce for kind in values}
-        | {f"kl_{kind}": sums[site, layer, kind].kl for kind in values}
-        for site, layer in ablated
-    ]
+    original, sums = _score(model, replacements, held_out, config.batch, title, bounds)
+    rows = []
+    for site, layer in ablated:
+        mean, bound = means.get(Site(site, layer)), bounds.get(Site(site, layer))
+        row = {"site": site, "layer": layer, "ce_original": original.ce, "n_tokens": held_out.n_tokens}
+        row |= {f"ce_{kind}": sums[site, layer, kind].ce for kind in values}
+        row |= {f"kl_{kind}": sums[site, layer, kind].kl for kind in values}
+        row |= {"mean": None if mean is None else mean.tolist()}
+        row |= {"norm_bound_x": bound.x if bound and math.isfinite(bound.x) else None}
+        row |= {"norm_bound_y": bound.y if bound else None}
+        rows.append(row)
+    return rows
 
 
 class Shortcuts(NamedTuple):
@@ -192,11 +169,13 @@ def _score(
     held_out: HeldOut,
     batch: int,
     title: str,
+    bounds: Bounds | None = None,
 ) -> tuple[PredictionSums, dict[K, PredictionSums]]:
     """Returns the prediction sums of the original model, and of the model with each of `replacements` in place.
 
     For each batch of `batch` sequences, the original model runs once. A model with replacements starts at the first
-    replaced layer. Only predictions that are scored are unembedded.
+    replaced layer. Only predictions that are scored are unembedded. Tokens beyond `bounds` keep their activations.
+    Raises ValueError if a loss is not finite.
     """
     held_out = held_out.to(model.device)
     shortcuts = find_shortcuts(model, held_out.token[:1])
@@ -230,12 +209,16 @@ def _score(
                     start = starts[key]
                     with (
                         resumed(model, start, outputs.get(start - 1)),
-                        replacing_activations(model, replacements[key], part),
+                        replacing_activations(model, replacements[key], part, bounds),
                     ):
                         rows[key] = run()
                 for key, scored in compare_predictions(rows, unembed, targets.token, None).items():
                     if key is not None or group is groups[0]:
                         accumulate(sums, key, scored)
+    for key, scored in sums.items():
+        parts = key if isinstance(key, tuple) else [key]
+        what = "" if key is None else f" with {', '.join(map(str, parts))} replaced"
+        model.check_finite(scored.nll + scored.divergence, f"the loss on held-out text{what}")
     return sums.pop(None), sums  # type: ignore[return-value]
 
 
@@ -243,42 +226,62 @@ def _score(
 class RunScore:
     """Sums of one run over the held-out tokens.
 
-    `reconstruction` and `firing` map layers to sums. `prediction` scores the model with all layers spliced at once.
+    `reconstruction` and `firing` map layers to sums, and `fvu_median` maps layers to the median over tokens of the
+    fraction unexplained (`fractions_unexplained`). `prediction` scores the model with all layers spliced at once.
     """
 
     reconstruction: dict[int, ReconstructionSums]
     firing: dict[int, FiringSums]
+    fvu_median: dict[int, float]
     prediction: PredictionSums
 
 
 @torch.inference_mode()
 def score_runs(
-    model: LanguageModel, runs: Mapping[K, Mapping[int, Dictionary]], held_out: HeldOut, batch: int
+    model: LanguageModel,
+    runs: Mapping[K, Mapping[int, Dictionary]],
+    held_out: HeldOut,
+    batch: int,
+    means: Mapping[Site, Float64[Tensor, " d"]] | None = None,
+    bounds: Bounds | None = None,
 ) -> dict[K, RunScore]:
     """Score each run. The reconstructions of all dictionaries of a run are in place at the same time.
 
     `runs` maps each run to its dictionaries, keyed by layer. Any key may stand for a run. For each batch of `batch`
-    sequences, the original model runs once, and the edited model once per run.
+    sequences, the original model runs once, and the edited model once per run. `means` are the original model's mean
+    activations; without them, they are measured (`site_means`) in another pass. Tokens beyond `bounds` are left out.
+    Raises ValueError if an activation or a loss is not finite.
 
     >>> score = score_runs(model, {"mine": {1: dictionary}}, held_out, batch=32)["mine"]
     >>> score.prediction.ce, score.prediction.kl, score.reconstruction[1].fvu, score.firing[1].l0
     """
+    sites = {Site(each.site_out, layer) for layers in runs.values() for layer, each in layers.items()}
+    if means is None:
+        means = site_means(model, sorted(sites), held_out, batch, bounds)
+    means = {site: mean.to(model.device) for site, mean in means.items() if site in sites}
     replacements = {
         run: {
-            Site(dictionary.site_out, layer): DictionaryReplacement(dictionary)
+            (site := Site(dictionary.site_out, layer)): DictionaryReplacement(dictionary, means[site])
             for layer, dictionary in layers.items()
         }
         for run, layers in runs.items()
     }
-    _, predictions = _score(model, replacements, held_out, batch, f"evaluation: {len(runs)} runs")
+    _, predictions = _score(model, replacements, held_out, batch, f"evaluation: {len(runs)} runs", bounds)
     return {
         run: RunScore(
             {site.layer: each.reconstruction for site, each in by_site.items()},
             {site.layer: each.firing for site, each in by_site.items()},
+            {site.layer: _median(each.unexplained) for site, each in by_site.items()},
             predictions[run],
         )
         for run, by_site in replacements.items()
     }
+
+
+def _median(parts: Sequence[Tensor]) -> float:
+    """Returns the median of all values of `parts`, which are vectors."""
+    # torch.median returns the lower of the two middle values
+    return float(np.median(torch.cat(list(parts)).cpu().numpy()))
 
 
 class ScoreRows(NamedTuple):
@@ -310,11 +313,22 @@ def score_rows(
         }
         for run, layer in keys
     }
+    sites = {Site(site, layer): row for (site, layer), row in baselines.items() if layer != ALL_LAYERS}
+    means = {site: torch.tensor(row["mean"], dtype=torch.float64) for site, row in sites.items()}
+    bounds = {
+        site: NormBounds(row["norm_bound_x"] or math.inf, row["norm_bound_y"])
+        for site, row in sites.items()
+        if row["norm_bound_y"] is not None
+    }
     rows = {}
-    for (run, layer), score in score_runs(model, replaced, held_out, batch).items():
+    for (run, layer), score in score_runs(model, replaced, held_out, batch, means, bounds).items():
         site = next(iter(replaced[run, layer].values())).site_out
         histogram = [] if layer == ALL_LAYERS else list(histogram_rows(run, layer, score))
         rows[run, layer] = ScoreRows(metric_row(run, layer, score, baselines[site, layer]), histogram)
+    if bounds:
+        most = max(row.metric["n_left_out"] for row in rows.values())
+        text = f"at most {most} of {held_out.n_tokens} tokens of a layer were left out (activations.outliers)"
+        notice("evaluation", text)
     return rows
 
 
@@ -332,6 +346,7 @@ def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any
         "layer": layer,
         "l0": fmean(sums.l0 for sums in firing),
         **{name: fmean(getattr(sums, name) for sums in reconstruction) for name in names},
+        "fvu_median": fmean(score.fvu_median.values()),
         "ce": ce,
         **{name: baseline[name] for name in ("ce_original", "ce_zero", "ce_mean", "kl_zero", "kl_mean")},
         "ce_recovered_zero": ce_recovered(ce, baseline["ce_original"], baseline["ce_zero"]),
@@ -342,6 +357,7 @@ def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any
         "density_over_1_percent": fmean(sums.fraction_denser_than(0.01) for sums in firing),
         "density_over_10_percent": fmean(sums.fraction_denser_than(0.1) for sums in firing),
         "n_tokens": next(iter(reconstruction)).n,
+        "n_left_out": baseline["n_tokens"] - next(iter(reconstruction)).n,
     }
 
 

@@ -112,7 +112,10 @@ def write_blocks(
 def encode_block(
     bases: Sequence[FeatureBasis], model: LanguageModel, sequences: HeldOut, batch: int
 ) -> list[SortedBlock]:
-    """Returns one block per basis with the activations at the scored positions of `sequences`."""
+    """Returns one block per basis with the activations at the scored positions of `sequences`.
+
+    Raises ValueError if an activation of the model is not finite.
+    """
     if not bases:
         return []
     entries: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in bases]
@@ -123,6 +126,8 @@ def encode_block(
         first += rows.token.numel()
         captured = capture(model, rows.token, sites)
         inputs = {site: value[rows.scored].float() for site, value in captured.items()}
+        for site, value in inputs.items():
+            model.check_finite(value, f"layer {site.layer}: {site.name} on held-out text")
         for basis, found in zip(bases, entries, strict=True):
             for begin in range(0, len(scored), ENCODE_BATCH):
                 token, feature, value = basis.encode(inputs[basis.site][begin : begin + ENCODE_BATCH])

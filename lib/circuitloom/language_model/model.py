@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from ..core.errors import first_line
 from .anatomy import ANATOMY_FILE, Anatomy, find_anatomy, is_native, read_anatomy
 
+_REMEDIES = {
+    "float16": "set language_model.dtype to bfloat16 or float32",
+    "bfloat16": "set language_model.dtype to float32, or check the model's weights",
+}
+"""What to do if a value is not finite, by the model's number format. float16 overflows beyond 65,504."""
+
 
 class LanguageModel:
     """A Hugging Face model with fused attention, and the names of its modules.
@@ -30,6 +36,19 @@ class LanguageModel:
         config: Any = getattr(module, "config", None)
         if hasattr(config, "use_cache"):
             config.use_cache = False
+
+    @property
+    def dtype(self) -> str:
+        """Name of the number format of the weights, such as `float32`."""
+        return str(next(self.module.parameters()).dtype).removeprefix("torch.")
+
+    def check_finite(self, values: Float[Tensor, "..."], what: str) -> None:
+        """Raise ValueError if a value is not finite, with the number format and the remedy. `what` names the values."""
+        finite = values.isfinite()
+        if not finite.all():
+            count = f" at {int((~finite).sum())} of {finite.numel()} places" if finite.numel() > 1 else ""
+            remedy = _REMEDIES.get(self.dtype, "check the model's weights")
+            raise ValueError(f"{what} is not finite in {self.dtype}{count}; {remedy}")
 
     @property
     def layers(self) -> int:

@@ -140,13 +140,17 @@ def _losses(
 ) -> Float[Tensor, "sequence prediction"]:
     # the last token is left out: it predicts nothing and may exceed the model's context
     logits = model.logits(tokens[:, :-1]).float()
-    return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none").cpu()
+    loss = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none").cpu()
+    model.check_finite(loss, "the model's loss on held-out text")
+    return loss
 
 
 def language_model_rows(
     model: LanguageModel, tokens: Tokens, documents: pa.Table, tokenizer: Tokenizer, seed: int
 ) -> list[dict[str, Any]]:
     """Returns the rows of table `language_model`, measured on the held-out `tokens`.
+
+    Raises ValueError if the loss is not finite, as where logits overflow float16.
 
     `documents` is table `document` of the same split. If a grammar generated the documents, the rows include the
     grammar distance and the greater-than metric. `seed` determines the greater-than prompts.

@@ -75,10 +75,15 @@ def number_bytes(study: Study) -> int:
     return 4 if getattr(study.language_model, "dtype", "float32") == "float32" else 2
 
 
-def model_bytes(study: Study) -> float:
-    """Returns the bytes that the model's weights take in its dtype."""
+def circuit_number_bytes(study: Study) -> int:
+    """Returns the bytes per number in circuits and case studies, which load the model in a dtype of their own."""
+    return 8 if study.circuits.dtype == "float64" else 4
+
+
+def model_bytes(study: Study, size: int | None = None) -> float:
+    """Returns the bytes of the model's weights. `size` is the number of bytes per number, by default in its dtype."""
     blocks, embedding = model_parameters(study.shape)
-    return number_bytes(study) * (blocks + (1 if study.shape.tied else 2) * embedding)
+    return (size or number_bytes(study)) * (blocks + (1 if study.shape.tied else 2) * embedding)
 
 
 def forward(study: Study, layers: float) -> float:

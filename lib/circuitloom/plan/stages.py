@@ -10,6 +10,7 @@ from .sizes import (
     BYTES_PER_TOKEN,
     PROCESS_BYTES,
     activation_bytes,
+    circuit_number_bytes,
     firing,
     forward,
     forward_bytes,
@@ -112,7 +113,7 @@ def activations(study: Study, train_tokens: float) -> Work:
         memory=PROCESS_BYTES + 4 * (blocks + embedding) + 2 * shard,
         operations=rows * len(config.sites) * forward(study, last),
         jobs=jobs,
-        starts=jobs + 1,
+        starts=jobs + 2,
         exclusive=config.jobs == 1,
         gpu_load=forward_load(study, last) * (rows * len(config.sites)),
         host_memory=PROCESS_BYTES + 2 * shard,
@@ -250,7 +251,7 @@ def circuits(study: Study) -> Work:
         fixed_seconds=PROMPT_SECONDS * (prompts + behaviours) + WEIGHTS_SECONDS * bool(study.traced_run),
         gpu_load=GpuLoad(fp32_flops=operations),
         host_memory=PROCESS_BYTES,
-        gpu_memory=model_bytes(study) + 4 * blocks + dictionary + TRACING_BYTES,
+        gpu_memory=model_bytes(study, circuit_number_bytes(study)) + 4 * blocks + dictionary + TRACING_BYTES,
         read=dictionary * prompts,
         files=7 * prompts,
     )
@@ -265,7 +266,9 @@ def cases(study: Study, held_out: float) -> Work:
     encoders = [2 * shape.d_model * width * layers for width in widths]
     passes = len(widths) * (forward(study, shape.layers) + 2 * embedding) + sum(encoders)
     weights = 4 * max(encoders, default=0)
-    load = forward_load(study, shape.layers, 1) * len(widths) + GpuLoad(
+    size = circuit_number_bytes(study)
+    # float64 is counted as float32
+    load = forward_load(study, shape.layers, 1, 4) * len(widths) + GpuLoad(
         fp32_flops=sum(encoders), moved=ENCODED_BYTES * sum(widths) * layers
     )
     return Work(
@@ -278,7 +281,9 @@ def cases(study: Study, held_out: float) -> Work:
         starts=len(study.cases),
         gpu_load=load * (tokens + CASE_TOKENS),
         host_memory=PROCESS_BYTES,
-        gpu_memory=model_bytes(study) + 4 * (blocks + embedding) + weights + TRACING_BYTES if widths else 0,
+        gpu_memory=model_bytes(study, size) + 4 * (blocks + embedding) + weights + TRACING_BYTES
+        if widths
+        else 0,
         read=weights * len(widths),
         files=10 * len(widths),
     )

@@ -79,6 +79,8 @@ class Sections:
     metrics: Answer
     training: Picture | None
     densities: Picture | None
+    activation_norm: Answer
+    outliers: Answer
     concepts: Picture | None
     concept_mean: Answer
     traces: Answer
@@ -145,6 +147,8 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
         metrics=catalogue.ask("metrics"),
         training=_picture(catalogue.ask("history", layers=shown), draw_training, lines),
         densities=_picture(catalogue.ask("density", layers=shown), draw_densities, lines),
+        activation_norm=catalogue.ask("activation_norm"),
+        outliers=catalogue.ask("outliers"),
         concepts=_picture(catalogue.ask("concept"), draw_concepts),
         concept_mean=catalogue.ask("concept_mean"),
         traces=traces,

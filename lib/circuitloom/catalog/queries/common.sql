@@ -6,8 +6,8 @@ FROM language_model
 -- name: metrics
 -- Scores of each run and layer. Layer -1 means that all layers were replaced at once.
 SELECT
-    run, kind, act, width, layer, l0, fvu, cosine, ce, delta_ce, ce_recovered_zero, ce_recovered_mean, kl, alive,
-    density_over_1_percent, density_over_10_percent
+    run, kind, act, width, layer, l0, fvu, fvu_median, cosine, ce, delta_ce, ce_recovered_zero, ce_recovered_mean, kl,
+    alive, density_over_1_percent, density_over_10_percent
 FROM metric
 JOIN run USING (run)
 ORDER BY kind DESC, site_in, act, width, k, run, layer = -1, layer

@@ -126,6 +126,7 @@ SELECT
     run,
     avg(l0) FILTER (layer >= 0) AS l0,
     avg(fvu) FILTER (layer >= 0) AS fvu,
+    avg(fvu_median) FILTER (layer >= 0) AS fvu_median,
     avg(delta_ce) FILTER (layer >= 0) AS delta_ce,
     avg(ce_recovered_zero) FILTER (layer >= 0) AS ce_recovered_zero,
     avg(kl) FILTER (layer >= 0) AS kl,
@@ -137,6 +138,25 @@ FROM metric
 JOIN run USING (run)
 GROUP BY run, kind, site_in, act, width, k
 ORDER BY kind DESC, site_in, act, width, k, run
+
+-- name: activation_norm
+-- Norms of the training activations, and the share of the squared norm that 0.1 % of the tokens hold.
+SELECT
+    site, layer, n_tokens, median_norm, largest_norm, largest_over_median, top_share, n_over_10, n_over_100, token
+FROM activation_norm
+ORDER BY site, layer
+
+-- name: outliers
+-- Tokens of very large norm that training left out or capped, and tokens that the scores leave out.
+SELECT run, layer, coalesce(trained.outliers, 0) AS outliers_in_training, n_left_out AS outliers_in_scores
+FROM metric
+LEFT JOIN (
+    SELECT run, layer, max(outliers) AS outliers
+    FROM history
+    GROUP BY run, layer
+) AS trained USING (run, layer)
+WHERE trained.outliers > 0 OR n_left_out > 0
+ORDER BY run, layer
 
 -- name: density
 -- Number of features in each density bin, for some layers. Bin 0 counts dead features.

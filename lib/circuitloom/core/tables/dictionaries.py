@@ -38,6 +38,7 @@ HISTORY = Table(
         "fvu": (FLOAT, "fraction of variance unexplained on this step's batch"),
         "dead": (FLOAT, "share of features that have not fired for `dead_tokens` tokens"),
         "learning_rate": (FLOAT, "learning rate of Adam"),
+        "outliers": (INT, "number of tokens so far that `activations.outliers` left out or capped"),
         "tokens_per_second": (FLOAT, "tokens per second of this run's steps"),
     },
 )

@@ -18,7 +18,19 @@ BASELINE = Table(
         "ce_mean": (FLOAT, f"cross-entropy with the site mean-ablated, {NATS}"),
         "kl_zero": (FLOAT, f"KL(original || zero-ablated), {NATS}"),
         "kl_mean": (FLOAT, f"KL(original || mean-ablated), {NATS}"),
-        "n_tokens": (INT, "number of scored tokens"),
+        "n_tokens": (INT, "number of scored tokens, including outliers"),
+        "mean": (
+            pa.list_(FLOAT),
+            "mean of the site over scored tokens, to which fvu_median refers; null for -1",
+        ),
+        "norm_bound_x": (
+            FLOAT,
+            "norm of the MLP's input above which `activations.outliers` leaves tokens out, else null",
+        ),
+        "norm_bound_y": (
+            FLOAT,
+            "norm at the site above which `activations.outliers` leaves tokens out, else null",
+        ),
     },
 )
 METRIC = Table(
@@ -34,6 +46,10 @@ METRIC = Table(
             "and KL are means over layers, each layer reading the output of the replaced layers before it",
         ),
         "fvu": (FLOAT, "fraction of variance unexplained; predicting the mean gives 1"),
+        "fvu_median": (
+            FLOAT,
+            "median over tokens of |y - y_hat|^2 / |y - E y|^2, which weights all tokens equally, whatever their norm",
+        ),
         "mse": (FLOAT, "mean over tokens of |y - y_hat|^2"),
         "cosine": (FLOAT, "mean cosine similarity of y and y_hat"),
         "norm_ratio": (FLOAT, "mean of |y_hat| / |y|"),
@@ -52,6 +68,7 @@ METRIC = Table(
         "density_over_1_percent": (FLOAT, "fraction of features that fire on more than 1 % of tokens"),
         "density_over_10_percent": (FLOAT, "fraction of features that fire on more than 10 % of tokens"),
         "n_tokens": (INT, "number of scored tokens"),
+        "n_left_out": (INT, "number of tokens that `activations.outliers` left out of the scores"),
     },
 )
 SCORED = {

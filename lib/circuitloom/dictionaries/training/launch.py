@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ...config.activations import Outliers
 from ...config.base import Section
 from ...config.dictionaries import Run
 from ...core.script import set_threads
@@ -38,6 +39,7 @@ class TrainingJob(Section):
     """Output folder of each run."""
     version: str = ""
     """Version of the code, such as a hash. Checkpoints of another version are not resumed."""
+    outliers: Outliers = Outliers()
     threads: int = 1
     """Number of threads per worker process."""
 
@@ -87,6 +89,7 @@ def _train(job: TrainingJob, device: str, collectives: Collectives) -> None:
         job.version,
         collectives,
         torch.device(device),
+        job.outliers,
     )
 
 

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...activations.outliers import OutlierLimits, outlier_limits, with_limited_moments
 from ...activations.store import ActivationStore, must_compute, open_activations, read_sites
+from ...config.activations import Outliers
 from ...config.dictionaries import Run
 from ...core.atomic_io import (
     fingerprint,
@@ -24,7 +26,7 @@ from ...core.atomic_io import (
     replace_folder,
     write_atomically,
 )
-from ...core.progress import progress
+from ...core.progress import notice, progress
 from ...core.tables import HISTORY, write_table
 from ...language_model.model import LanguageModel
 from ..dictionary import save_dictionary
@@ -80,20 +82,26 @@ def train_sweep(
     version: str = "",
     collectives: Collectives = SINGLE_PROCESS,
     device: torch.device | None = None,
+    outliers: Outliers | None = None,
 ) -> None:
     """Train `runs` at `layer`. Write the dictionary and history of runs[i] into the folder outputs[i].
 
     `model` may be None unless `needs_model`. The default `device` is that of `model`, or else the CPU.
     `version` stands for anything else that the result depends on, such as a hash of the code. A checkpoint of another
     version is not resumed. With several processes, each process calls this function with its own `collectives`. Only
-    rank 0 writes into `outputs`.
+    rank 0 writes into `outputs`. Rows that `outliers` leaves out or caps count as such in the moments too. By default
+    all rows are kept as they are.
 
     Raises ValueError if activations are missing or damaged, and ArithmeticError if a run diverges.
     """
     sites = sorted({site for run in runs for site in (run.site_in, run.site_out)})
     stores = {site: open_activations(activations, site, layer, model) for site in sites}
     device = device or (torch.device("cpu") if model is None else model.device)
-    trainers = _make_trainers(runs, layer, stores, model, collectives, device)
+    outliers = outliers or Outliers()
+    limits = outlier_limits(stores, outliers)
+    if limits is not None:
+        stores = with_limited_moments(stores, limits, runs[0].batch, device)
+    trainers = _make_trainers(runs, layer, stores, model, collectives, device, limits)
     mark = fingerprint(
         runs=[run.model_dump(mode="json") for run in runs],
         activations={
@@ -104,6 +112,7 @@ def train_sweep(
             for site, store in stores.items()
         },
         device=device.type,
+        outliers=outliers.model_dump(mode="json"),
         version=version,
     )
     batch, part = runs[0].batch, collectives.batch_slice(runs[0].batch)
@@ -113,7 +122,7 @@ def train_sweep(
 
     # the folder is named after the first run, because no other sweep has a run of this name
     with _shared_partial_folder(outputs[0].parent / f".{outputs[0].name}", mark, collectives) as partial:
-        history = train(trainers, read_batches, partial)
+        history = train(trainers, read_batches, partial, limits=limits)
         for trainer, output in zip(trainers, outputs, strict=True):
             dictionary = trainer.dictionary()
             if collectives.rank > 0:
@@ -128,9 +137,11 @@ def train_sweep(
 
 @dataclass
 class _SweepState:
-    """`step` is the number of steps taken. `history` maps run names to history rows."""
+    """`step` is the number of steps taken. `outliers` is the number of rows so far that were left out or capped.
+    `history` maps run names to history rows."""
 
     step: int = 0
+    outliers: int = 0
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
@@ -141,13 +152,14 @@ def train(
     checkpoint_every: int = 50,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     checkpoint_share: float = CHECKPOINT_SHARE,
+    limits: OutlierLimits | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all runs to their last step. Returns a dict from run name to HISTORY rows.
 
     Training resumes from a checkpoint in the folder `partial`. The caller ensures that the checkpoint belongs to this
     training. Checkpoints are written at multiples of `checkpoint_every` steps and after the last step. The minimum time
     between checkpoints is `checkpoint_seconds`. Writing checkpoints takes at most the fraction `checkpoint_share` of
-    the time. Raises ArithmeticError if a run diverges.
+    the time. Batches pass through `limits`. Raises ArithmeticError if a run diverges.
     """
     collectives = trainers[0].collectives
     state = _resume(trainers, partial, collectives)
@@ -161,6 +173,9 @@ def train(
     ):
         for local_batch in read_batches(state.step, steps):
             x = collectives.gather_batch(local_batch)
+            if limits is not None:
+                state.outliers += int(collectives.sum_over_tokens(limits.outliers(x).sum()))
+                x = limits.apply(x)
             active = [trainer for trainer in trainers if state.step < trainer.steps]
             all_terms = map_active(
                 lambda trainer, i=state.step, x=x: trainer.step(
@@ -171,7 +186,7 @@ def train(
             for trainer, terms in zip(active, all_terms, strict=True):
                 if (state.step + 1) % HISTORY_EVERY == 0 or state.step + 1 == trainer.steps:
                     row = trainer.history_row(state.step, terms)
-                    state.history.setdefault(trainer.run.name, []).append(row)
+                    state.history.setdefault(trainer.run.name, []).append(row | {"outliers": state.outliers})
             state.step += 1
             bar.update(batch)
             began = time.monotonic()
@@ -180,6 +195,10 @@ def train(
                 _save_checkpoint(trainers, state, partial, collectives)
                 saved = time.monotonic()
                 pause = max(checkpoint_seconds, (1 / checkpoint_share - 1) * (saved - began))
+    if limits is not None and not silent:
+        what = "left out" if limits.action == "drop" else "capped"
+        text = f"layer {layer}: {state.outliers} of {steps * batch} tokens were {what} (activations.outliers)"
+        notice("dictionaries", text)
     return state.history
 
 
@@ -252,7 +271,7 @@ def _save_checkpoint(
 def _write_checkpoint(trainers: list[Trainer], state: _SweepState, file: Path) -> None:
     states = [trainer.state() for trainer in trainers]
     content = io.BytesIO()
-    torch.save({"step": state.step, "history": state.history, "states": states}, content)
+    torch.save({**vars(state), "states": states}, content)
     # converted to bytes first, so that a full disk raises OSError
     write_atomically(file, content.getbuffer())
 
@@ -279,7 +298,7 @@ def _resume(trainers: list[Trainer], partial: Path, collectives: Collectives) ->
     content = content or _read_checkpoint(_checkpoint_file(partial, step, collectives), device)
     for trainer, state in zip(trainers, content["states"], strict=True):
         trainer.restore(state)
-    return _SweepState(content["step"], content["history"])
+    return _SweepState(content["step"], content["outliers"], content["history"])
 
 
 def _read_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
@@ -303,8 +322,11 @@ def _make_trainers(
     model: LanguageModel | None,
     collectives: Collectives,
     device: torch.device,
+    limits: OutlierLimits | None,
 ) -> list[Trainer]:
     sample = _read_sample(stores, max(run.width for run in runs), runs[0].batch, device)
+    if limits is not None:
+        sample = limits.apply(sample)
     trainers = []
     for run in runs:
         moments = stores[run.site_in].moments, stores[run.site_out].moments

@@ -98,19 +98,20 @@ class Trainer:
             terms = terms.all_reduce(collectives)
 
         # Adam, unless the loss has diverged
-        is_sane = (terms.fvu < DIVERGED_FVU) & terms.loss.isfinite()
+        # NaN in x may activate no feature, which leaves the loss finite
+        is_sane = (terms.fvu < DIVERGED_FVU) & terms.loss.isfinite() & x.sum().isfinite()
         if x.is_cuda:
             # fused Adam skips its update if found_inf is 1; torch's gradient scaler relies on this too
             self.optimizer.found_inf = (~is_sane).float()  # type: ignore[attr-defined]
         read_is_sane = _async_bool(is_sane)
         if not x.is_cuda:
-            self._raise_if_diverged(read_is_sane(), terms, index)
+            self._raise_if_diverged(read_is_sane(), terms, index, x, y)
         if self.paper is not None:
             remove_parallel_gradient(p)
         self.optimizer.step()
         # checked only now, so that the GPU does not wait for the CPU
         if x.is_cuda:
-            self._raise_if_diverged(read_is_sane(), terms, index)
+            self._raise_if_diverged(read_is_sane(), terms, index, x, y)
         self._apply_constraints()
 
         # dead features, batchtopk's threshold
@@ -213,12 +214,19 @@ class Trainer:
             new, old = float(terms.min_active), self.threshold
             self.threshold = new if old == 0.0 else (1 - THRESHOLD_RATE) * old + THRESHOLD_RATE * new
 
-    def _raise_if_diverged(self, is_sane: bool, terms: LossTerms, index: int) -> None:
-        if not is_sane:
-            raise ArithmeticError(
-                f"run {self.run.name}, layer {self.layer}: the loss is {terms.loss.item():.3g} at step {index}; lower "
-                f"its learning_rate ({self.run.learning_rate:g}); the last good checkpoint is kept"
-            )
+    def _raise_if_diverged(self, is_sane: bool, terms: LossTerms, index: int, x: Tensor, y: Tensor) -> None:
+        if is_sane:
+            return
+        for site, values in ((self.run.site_in, x), (self.run.site_out, y)):
+            if not values.isfinite().all():
+                raise ArithmeticError(
+                    f"run {self.run.name}, layer {self.layer}: {site} is not finite at step {index}; set "
+                    "language_model.dtype to float32, or add the site to activations.sites, which checks it"
+                )
+        raise ArithmeticError(
+            f"run {self.run.name}, layer {self.layer}: the loss is {terms.loss.item():.3g} at step {index}; lower "
+            f"its learning_rate ({self.run.learning_rate:g}); the last good checkpoint is kept"
+        )
 
 
 def learning_rate(run: Run, index: int, steps: int) -> float:

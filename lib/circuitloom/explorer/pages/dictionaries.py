@@ -70,12 +70,25 @@ def register_dictionaries(app: Dash) -> None:
 
 
 def _metrics(rows: list[Row], layer: int) -> Component:
-    head = ["run", "kind", "act", "F", "L0", "FVU", "CE recovered", "delta CE", "KL", "alive", "over 1 %"]
+    head = [
+        "run",
+        "kind",
+        "act",
+        "F",
+        "L0",
+        "FVU",
+        "median FVU",
+        "CE recovered",
+        "delta CE",
+        "KL",
+        "alive",
+        "over 1 %",
+    ]
     cells = []
     for row in rows:
         if row["layer"] != layer:
             continue
-        values = (row[n] for n in ("l0", "fvu", "ce_recovered_zero", "delta_ce", "kl", "alive"))
+        values = (row[n] for n in ("l0", "fvu", "fvu_median", "ce_recovered_zero", "delta_ce", "kl", "alive"))
         cells.append(
             [
                 dcc.Link(row["run"], href=link("dictionaries", run=row["run"], layer=layer)),

@@ -1,0 +1,131 @@
+"""Replaces activations of the model while it runs: by reconstructions (splicing) or by constants (ablation)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..dictionaries.dictionary import Dictionary
+from ..language_model.hooks import Site, edited
+from ..language_model.model import LanguageModel
+from .held_out import HeldOut
+from .metrics import (
+    FiringSums,
+    ReconstructionSums,
+    firing_sums,
+    fractions_unexplained,
+    reconstruction_sums,
+)
+
+Replacement = Callable[
+    [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]
+]
+"""Function (x, y) that returns a replacement of y. x and y are float32 activations at the scored tokens.
+
+y is the activation at the replaced site. For mlp_out, x is the MLP's input. For other sites, x equals y.
+"""
+
+
+class NormBounds(NamedTuple):
+    """Largest norms of the tokens that are scored at a site. Tokens beyond a bound are outliers."""
+
+    x: float
+    """Bound at the MLP's input. Infinite for sites other than mlp_out."""
+    y: float
+
+    def within(
+        self, x: Float[Tensor, "*token d_in"], y: Float[Tensor, "*token d_out"]
+    ) -> Bool[Tensor, "*token"]:
+        """Returns whether each token is within both bounds."""
+        norm_x, norm_y = (torch.linalg.vector_norm(each, dim=-1, dtype=torch.float32) for each in (x, y))
+        return (norm_x <= self.x) & (norm_y <= self.y)
+
+
+Bounds = Mapping[Site, NormBounds]
+"""Bounds of the sites from which outliers are left out. All tokens of other sites are scored."""
+
+
+@contextmanager
+def replacing_activations(
+    model: LanguageModel,
+    replacements: Mapping[Site, Replacement],
+    batch: HeldOut,
+    bounds: Bounds | None = None,
+) -> Iterator[None]:
+    """Replaces the activations of each site while `model` runs `batch` inside this context.
+
+    Activations at positions where `batch.keeps_original` is true are not replaced, nor are those beyond `bounds`.
+    `batch` must be on the model's device.
+    """
+    bounds = bounds or {}
+    edits = {site: _at_scored(each, batch, bounds.get(site)) for site, each in replacements.items()}
+    with edited(model, edits):
+        yield
+
+
+def _at_scored(
+    replacement: Replacement, batch: HeldOut, bounds: NormBounds | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    def edit(x: Tensor, y: Tensor) -> Tensor:
+        scored = batch.scored if bounds is None else batch.scored & bounds.within(x, y)
+        replaced = y.clone()
+        replaced[scored] = replacement(x[scored].float(), y[scored].float()).to(y.dtype)
+        return torch.where(batch.keeps_original[..., None], y, replaced)
+
+    return edit
+
+
+def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:
+    """Returns a replacement with `value` at every token. Zero and mean ablation use this function."""
+    return lambda _x, y: value.to(y).expand_as(y)
+
+
+class DictionaryReplacement:
+    """Replaces y by a dictionary's reconstruction of y. Each call also updates `reconstruction`, `firing` and
+    `unexplained`.
+
+    Raises ValueError if the dictionary is neither an SAE nor an MLP transcoder.
+    """
+
+    reconstruction: ReconstructionSums
+    """Sums over all tokens so far."""
+    firing: FiringSums
+    """Counts over all tokens so far."""
+
+    unexplained: list[Float[Tensor, " token"]]
+    """Fraction unexplained of each token, by call. Empty without a mean."""
+
+    def __init__(self, dictionary: Dictionary, mean: Float[Tensor, " d_out"] | None = None) -> None:
+        """`mean` is the mean of y, to which fractions unexplained refer."""
+        if not (dictionary.is_sae or dictionary.is_transcoder):
+            raise ValueError(
+                f"a dictionary from {dictionary.site_in} to {dictionary.site_out} replaces no site; "
+                "train an SAE or a transcoder"
+            )
+        self.dictionary, self.mean, self.unexplained = dictionary, mean, []
+        empty = dictionary.b_dec.new_zeros(0, dictionary.d_out)
+        self.reconstruction = reconstruction_sums(empty, empty)
+        self.firing = firing_sums(empty.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
+
+    def __call__(
+        self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
+    ) -> Float[Tensor, "token d_out"]:
+        """Returns the reconstruction of y. A transcoder encodes x. An SAE encodes y."""
+        y_hat, firing = reconstruct(self.dictionary, self.dictionary.encoder_input(x, y))
+        self.reconstruction += reconstruction_sums(y, y_hat)
+        self.firing += firing
+        if self.mean is not None:
+            self.unexplained.append(fractions_unexplained(y, y_hat, self.mean))
+        return y_hat
+
+
+def reconstruct(
+    dictionary: Dictionary, x: Float[Tensor, "token d_in"]
+) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
+    """Returns the reconstruction for the input `x`, and the firing counts. Only active features are decoded."""
+    token, feature, value = dictionary.encode_sparse(x)
+    y_hat = dictionary.decode_sparse(token, feature, value, x)
+    return y_hat, firing_sums(feature, dictionary.width, len(x))
