@@ -87,7 +87,7 @@ ARCHITECTURES = {
 
 MULTIMODAL = {
     "gemma3": "Gemma 3 4B to 27B, MedGemma",
-    "idefics3": "Idefics3, SmolVLM",
+    "idefics3": "Idefics3, first SmolVLM",
     "llava": "LLaVA 1.5",
     "llava_next": "LLaVA 1.6",
     "llava_onevision": "LLaVA-OneVision",
