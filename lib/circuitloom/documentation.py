@@ -92,7 +92,7 @@ workflow on each, from config to report.
   `model.safetensors.index.json` names are copied. Other copies, such as `consolidated.safetensors`, are not. Pickled
   weights (`pytorch_model*.bin`) are converted.
 - **A GGUF file**: `source: path` and a `path` that ends in `.gguf`. Weights are dequantized, and the tokenizer is the
-  file's. This needs `pip install gguf==0.19.0`. Transformers determines which GGUF architectures are read.
+  file's. Transformers determines which GGUF architectures are read.
 - **The hub**: `source: hub`. Only files that are needed are downloaded. A folder of the model's name in the working
   directory is not taken.
 - **TransformerLens' legacy format** (`NeelNanda/GELU_1L512W_C4_Code` and others), from a folder or the hub.
