@@ -12,22 +12,20 @@ environment: .venv/.installed
 define PIP_PROGRESS
 /^(Collecting|Processing) / && ++n % 20 == 0 { print "  " n " packages found" }
 /^  Downloading .*[0-9][0-9](\.[0-9]+)? MB/ { print "  " $$1, $$2, $$3, $$4 }
-/^Installing collected/ && !copied++ { print "  copying the packages into .venv" }
+/^Installing collected/ { print "  copying the packages into .venv" }
 /^failed$$/ { exit 1 }
 { fflush() }
 endef
 export PIP_PROGRESS
-PIP := $(BIN)/pip install --no-deps --no-compile --disable-pip-version-check --progress-bar off
 
 # pip would compile all packages, which takes half of the time. Importing those that jobs import compiles what is needed.
-# The lock names every package, so two pips can install them without resolving dependencies.
 # The stamp is written last, so that an interrupted installation is repeated.
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("circuitloom needs Python 3.11 or later; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	@echo "installing about $$(wc -l < requirements.lock) packages in .venv, a few minutes"
-	@{ grep -v '^\#' requirements.lock | xargs -P 2 -n 46 $(PIP) && $(PIP) --no-build-isolation -e . || echo failed; } | awk "$$PIP_PROGRESS"
-	@$(BIN)/pip check
+	@{ $(BIN)/pip install --no-compile --disable-pip-version-check --progress-bar off -r requirements.lock -e . \
+		|| echo failed; } | awk "$$PIP_PROGRESS"
 	@echo "  compiling what jobs import"
 	@$(BIN)/python -c 'import datasets, duckdb, matplotlib.pyplot, pyarrow, snakemake.cli, torch, transformer_lens, zarr'
 	touch $@
