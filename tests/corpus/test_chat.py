@@ -13,7 +13,8 @@ from tests.corpus.inputs import bpe, built, section
 
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.chat import ChatTemplate
-from circuitloom.corpus.rows import Row
+from circuitloom.corpus.json_rows import text_of
+from circuitloom.corpus.rows import CHAT_CONTENT, CHAT_KEYS, Row
 from circuitloom.corpus.tokenizer import load_hugging_face_tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
@@ -111,7 +112,91 @@ def test_a_template_with_the_date_of_today_is_refused_unless_the_date_can_be_set
     with pytest.raises(ValueError, match=r"corpus.messages: the chat template writes the date of today"):
         ChatTemplate(load_hugging_face_tokenizer(str(copy)), "chat")
     with_template(copy, "{% if date_string is defined %}{{ date_string }}{% else %}" + today + "{% endif %}")
-    assert ChatTemplate(load_hugging_face_tokenizer(str(copy)), "chat")(CHATS[0]) == "26 Jul 2024"
+    row = ChatTemplate(load_hugging_face_tokenizer(str(copy)), "chat")(CHATS[0])
+    assert row == Row("26 Jul 2024", remarks=(CHAT_CONTENT,) * 2)
+
+
+def rendered(folder: Path, target: Path, template: str, messages: list) -> str | Row:
+    copy = with_template(Path(shutil.copytree(folder, target)), template)
+    return ChatTemplate(load_hugging_face_tokenizer(str(copy)), "chat")(messages)
+
+
+USER_ONLY = (
+    "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content | trim }}\n{% endif %}{% endfor %}"
+)
+THOUGHTS = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+LOST = {
+    "roles that the template does not know": (
+        USER_ONLY,
+        [("system", "S"), ("user", " a \n"), ("User", "b")],
+        2,
+    ),
+    "the same content twice": (USER_ONLY, [("user", "yes"), ("tool", "yes")], 1),
+    "a content that is part of another": (USER_ONLY, [("user", "yes, sir"), ("tool", "yes")], 1),
+    "thoughts": (THOUGHTS, [("user", "a"), ("model", "<think>b</think>c")], 1),
+    "nothing": (USER_ONLY, [("user", "a"), ("user", "a"), ("model", " ")], 0),
+}
+
+
+@pytest.mark.parametrize(("template", "messages", "lost"), LOST.values(), ids=LOST.keys())
+def test_messages_that_the_template_leaves_out_are_counted(
+    folder: Path, tmp_path: Path, template: str, messages: list, lost: int
+) -> None:
+    row = rendered(folder, tmp_path / "a", template, [{"role": r, "content": c} for r, c in messages])
+    assert (row.remarks if isinstance(row, Row) else ()) == (CHAT_CONTENT,) * lost
+
+
+def test_keys_that_the_template_does_not_read_are_counted(folder: Path, tmp_path: Path) -> None:
+    calls = {"tool_calls": [{"name": "f"}], "name": None}
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "", **calls}]
+    assert rendered(folder, tmp_path / "a", USER_ONLY, messages) == Row("Q: a\nQ: \n", remarks=(CHAT_KEYS,))
+    assert rendered(folder, tmp_path / "b", USER_ONLY + "{{ messages[1].tool_calls[0].name }}", messages) == (
+        "Q: a\nQ: \nf"
+    )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_lost_messages_are_a_notice_with_the_first_row(folder: Path, tmp_path: Path, kind: str) -> None:
+    copy = with_template(Path(shutil.copytree(folder, tmp_path / "users")), USER_ONLY)
+    chats = write(tmp_path, kind, CHATS)
+    keys = {"source": "files", "train": str(chats), "messages": "data.chat", "validation_share": 0.3}
+    rows = read_table(built(tmp_path / "corpus", copy, **keys) / "notice.parquet").to_pylist()
+    (found,) = [row for row in rows if row["kind"] == CHAT_CONTENT]
+    unit = "line" if kind == "jsonl" else "row"
+    assert found["count"] == 40 and found["message"] == (
+        "chat messages whose content the chat template leaves out or changes: 40 "
+        f"(the first: {chats}, {unit} 1)"
+    )
+
+
+STARTS = {
+    "a line break before BOS": (
+        "\n{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}",
+        "\nab",
+    ),
+    "words before BOS": ("Word{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}", "Wordab"),
+    "BOS of each message": ("{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}", "a<s>b"),
+    "BOS of later messages": (
+        "{% for m in messages %}{% if not loop.first %}{{ bos_token }}{% endif %}{{ m.content }}{% endfor %}",
+        "a<s>b",
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "want"), STARTS.values(), ids=STARTS.keys())
+def test_the_bos_of_the_template_is_the_bos_of_the_document(
+    folder: Path, tmp_path: Path, template: str, want: str
+) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    assert rendered(folder, tmp_path / "a", template, messages) == want
+
+
+def test_half_of_a_surrogate_pair_in_a_lost_message_is_no_text(folder: Path, tmp_path: Path) -> None:
+    copy = with_template(Path(shutil.copytree(folder, tmp_path / "a")), USER_ONLY)
+    chat = ChatTemplate(load_hugging_face_tokenizer(str(copy)), "chat")
+    messages = [{"role": "user", "content": "\ud800"}, {"role": "tool", "content": "b"}]
+    (row,) = text_of("chat", [{"chat": messages}], chat)
+    assert isinstance(row, Row) and row.text is None and "half of a surrogate pair" in row.problem
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer: Path, tmp_path: Path) -> None:

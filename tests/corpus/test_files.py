@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import tarfile
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from tests.corpus.inputs import jsonl
 
 from circuitloom.corpus.files import DataFile, file_format
-from circuitloom.corpus.rows import BLANK_ROW, BYTE_ORDER_MARK, LINE_ENDS, NULL_ROW, Row
+from circuitloom.corpus.rows import BLANK_ROW, BYTE_ORDER_MARK, DOCUMENT_LINE_ENDS, LINE_ENDS, NULL_ROW, Row
 
 TEXTS = ['a "b"', "é 日本 🜁", "two\nlines", " x ", "null", "7", "{}", "\u2028", "\x00"]
 
@@ -215,7 +216,7 @@ COMPRESS = {
     ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
     ".zstd": lambda content: pa.compress(content, "zstd", asbytes=True),
     ".lz4": lambda content: pa.compress(content, "lz4", asbytes=True),
-    ".zip": lambda content: zipped(content, "a.jsonl"),
+    ".zip": lambda content: zipped(content, "a"),
 }
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
 """A frame without content, as pzstd writes them."""
@@ -256,6 +257,39 @@ def test_a_truncated_compressed_file_is_refused(tmp_path: Path, suffix: str) -> 
             rows(write(tmp_path / f"a.txt{suffix}", content[:length]))
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_zeros_between_and_after_the_parts_of_a_compressed_file_are_padding(
+    tmp_path: Path, suffix: str
+) -> None:
+    first, second = (COMPRESS[suffix](text) for text in (b"a\n", b"b\n"))
+    for padding in (4, 8, 4096, 300_000):
+        file = write(tmp_path / f"a.txt{suffix}", first + bytes(padding) + second + bytes(padding))
+        assert rows(file) == ["a", "b"]
+
+
+def damaged(compressed: bytes) -> bytes:
+    return bytes([compressed[0] ^ 1]) + compressed[1:]
+
+
+@pytest.mark.parametrize("junk", [b"j", b"junk", b"junk" * 1000, b"\n", None])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".lzma", ".zst", ".lz4"])
+def test_what_follows_the_last_part_of_a_compressed_file_is_never_ignored(
+    tmp_path: Path, suffix: str, junk: bytes | None
+) -> None:
+    compressed = COMPRESS[suffix](b"a line\n" * 1000)
+    file = write(tmp_path / f"a.txt{suffix}", compressed + (damaged(compressed) if junk is None else junk))
+    with pytest.raises(ValueError, match=r"a.txt\S*: cannot be read \(.*\); repair or replace it"):
+        rows(file)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "padding"), [(".xz", 3), (".bz2", 4), (".zst", 4), (".lz4", 4), (".zst", 1)]
+)
+def test_zeros_that_are_no_padding_are_refused(tmp_path: Path, suffix: str, padding: int) -> None:
+    with pytest.raises(ValueError, match=r"a.txt\S*: cannot be read \(.*\); repair or replace it"):
+        rows(write(tmp_path / f"a.txt{suffix}", COMPRESS[suffix](b"a\n") + bytes(padding)))
+
+
 @pytest.mark.parametrize("suffix", [each for each in COMPRESS if each != ".lzma"])
 def test_a_suffix_that_contradicts_the_content_is_refused(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(
@@ -267,6 +301,22 @@ def test_a_suffix_that_contradicts_the_content_is_refused(tmp_path: Path, suffix
 def test_an_archive_of_several_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not an archive of one file; unpack it and name the files"):
         rows(write(tmp_path / "a.txt.zip", zipped(b"a", "a.txt", "b.txt")))
+
+
+@pytest.mark.parametrize(("name", "member"), [
+    ("a.txt.zip", "c.csv"), ("a.txt.zip", "c.jsonl"), ("a.jsonl.zip", "c.txt"), ("a.json.zip", "c.parquet"),
+    ("a.txt.zip", "c.txt.gz"), ("a.txt", "c.csv"),
+])  # fmt: skip
+def test_an_archive_with_a_file_of_another_format_is_refused(tmp_path: Path, name: str, member: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: contains folder/{member}, of another format; unpack it"):
+        rows(write(tmp_path / name, zipped(b'{"text": "a"}', member)))
+
+
+@pytest.mark.parametrize(("name", "member"), [
+    ("a.txt.zip", "C.TXT"), ("a.txt.zip", "part.2024"), ("a.json.zip", "c.jsonl"), ("a.jsonl.zip", "c.ndjson"),
+])  # fmt: skip
+def test_an_archive_with_a_file_of_its_format_is_read(tmp_path: Path, name: str, member: str) -> None:
+    assert rows(write(tmp_path / name, zipped(b'"a"', member))) == ['"a"' if ".txt" in name else "a"]
 
 
 @pytest.mark.parametrize("name", ["a.parquet.gz", "a.tar.gz", "a.csv", "a", "a.gz"])
@@ -290,6 +340,30 @@ WHOLE = {
 def test_json_may_be_lines_or_arrays_or_objects_over_lines(tmp_path: Path, content: str) -> None:
     file = write(tmp_path / "a.json", content)
     assert [rows(file, start) for start in range(3)] == [["a", "b"], ["b"], []]
+
+
+LISTS = ('["The", "cat"]\n["A", "dog"]\n', '\n["The", "cat"]\n\n["A"]\n', "[]\n[1]", '[["a"]]\n["b"]')
+
+
+@pytest.mark.parametrize("content", LISTS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_line_that_is_a_list_is_no_text(tmp_path: Path, name: str, content: str) -> None:
+    found = rows(write(tmp_path / name, content))
+    assert text(found) == ""
+    assert {row.problem for row in found if isinstance(row, Row)} - {""} <= {
+        "the row is a list, not an object",
+        "the row is an integer, not an object",
+    }
+    assert [rows(tmp_path / name, start) for start in range(3)] == [found[start:] for start in range(3)]
+
+
+def test_words_are_no_documents_in_one_line_of_json_lines_or_in_a_second_array(tmp_path: Path) -> None:
+    (row,) = rows(write(tmp_path / "a.jsonl", '["The", "cat"]\n'))
+    assert isinstance(row, Row) and row.problem == "the row is a list, not an object"
+    first, row = rows(write(tmp_path / "a.json", '["a"] ["The"]'))
+    assert first == "a" and isinstance(row, Row) and row.problem == "the row is a list, not an object"
+    # an array of objects cannot be words
+    assert rows(write(tmp_path / "b.jsonl", '[{"text": "a"}, {"text": "b"}]\n')) == ["a", "b"]
 
 
 def test_one_object_over_lines_is_one_row(tmp_path: Path) -> None:
@@ -319,8 +393,12 @@ def test_lines_of_text_end_in_lf_crlf_or_cr(tmp_path: Path) -> None:
 def test_a_whole_file_is_one_document_with_lf_as_line_end(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "a.txt", "a\n\nb\n"), whole=True) == ["a\n\nb\n"]
     assert rows(write(tmp_path / "b.txt", "a\r\nb\rc\n"), whole=True) == [
-        Row("a\nb\nc\n", remarks=(LINE_ENDS,))
+        Row("a\nb\nc\n", remarks=(DOCUMENT_LINE_ENDS,))
     ]
+    parts = rows(write(tmp_path / "c.txt", "a\r\n|b\n|c"), separator="|")
+    assert parts == [Row("a\n", remarks=(DOCUMENT_LINE_ENDS,)), "b\n", "c"]
+    assert [DataFile("a.txt", "text", whole=whole).unit for whole in (True, False)] == ["document", "line"]
+    assert DataFile("a.jsonl", "jsonl", whole=True).unit == "line"
 
 
 MARK = b"\xef\xbb\xbf"
@@ -358,6 +436,44 @@ def test_utf_16_and_utf_32_are_refused(tmp_path: Path, encoding: str) -> None:
     for name, content in (("a.txt", "some text"), ("a.jsonl", '{"text": "a"}')):
         with pytest.raises(ValueError, match=r"not UTF-8, but UTF-16, UTF-32 or binary; convert it to UTF-8"):
             rows(write(tmp_path / name, content.encode(encoding)))
+
+
+def archive(content: bytes) -> bytes:
+    target = BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        entry = tarfile.TarInfo("story.txt")
+        entry.size = len(content)
+        tar.addfile(entry, BytesIO(content))
+    return target.getvalue()
+
+
+NUL = {
+    "UTF-16 without ASCII at the start": ("Она любила".encode("utf-16-le"), 1, 7),
+    "a tar archive": (archive(b"a\n"), 1, 9),
+    "a later line": (b"a\nb\nc\0", 3, 5),
+}
+
+
+@pytest.mark.parametrize(("content", "line", "position"), NUL.values(), ids=NUL.keys())
+def test_text_with_a_nul_byte_is_refused_with_its_position(
+    tmp_path: Path, content: bytes, line: int, position: int
+) -> None:
+    message = (
+        rf"line {line}: not text in UTF-8, .* \(NUL at position {position} of the file\); convert it to UTF-8"
+    )
+    for file in (write(tmp_path / "a.txt", content), write(tmp_path / "a.txt.gz", gzip.compress(content))):
+        for keys in ({}, {"whole": True}, {"separator": "|"}):
+            with pytest.raises(ValueError, match=message):
+                rows(file, **keys)
+
+
+def test_bytes_of_fixed_size_that_are_filled_up_are_no_text(tmp_path: Path) -> None:
+    values = pa.array([b"abc", b"a\0\0", None], pa.binary(3))
+    first, row, last = rows(parquet(tmp_path / "a.parquet", {"text": values}))
+    assert (first, last) == ("abc", NULL_ROW)
+    assert (
+        isinstance(row, Row) and row.problem == "text is filled up with NUL to a fixed size (from position 1)"
+    )
 
 
 def test_plain_text_has_only_the_column_text(tmp_path: Path) -> None:

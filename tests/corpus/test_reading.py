@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from tests.corpus.inputs import TEXTS, built, jsonl, section, write_parquet
 
 from circuitloom.core.tables import read_table
@@ -199,6 +200,34 @@ def test_a_path_is_taken_literally(tmp_path: Path, name: str) -> None:
     assert texts(tmp_path, source="files", train=str(inside), validation_share=1e-9) == [name]
 
 
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    one, two = jsonl(tmp_path / "one.jsonl", ["a"]), jsonl(tmp_path / "two.jsonl", ["b"])
+    (tmp_path / "link.jsonl").symlink_to(one)
+    (tmp_path / "hard.jsonl").hardlink_to(one)
+    (tmp_path / "folder").mkdir()
+    for other in (
+        one,
+        tmp_path / "folder" / ".." / "one.jsonl",
+        tmp_path / "link.jsonl",
+        tmp_path / "hard.jsonl",
+    ):
+        message = rf"{other} is the same file as {one} of corpus.train; name it once"
+        with pytest.raises(ValueError, match=f"corpus.train: {message}"):
+            documents(tmp_path, source="files", train=[str(one), str(two), str(other)])
+        with pytest.raises(ValueError, match=f"corpus.validation: {message}"):
+            documents(tmp_path, source="files", train=[str(two), str(one)], validation=str(other))
+    with pytest.raises(ValueError, match=r"corpus.train: .*link.jsonl is the same file as .*hard.jsonl of"):
+        documents(tmp_path, source="files", train=str(tmp_path / "*.jsonl"), glob=True)
+
+
+def test_a_split_that_is_named_twice_is_refused() -> None:
+    for keys in ({"train_split": "a+a"}, {"train_split": "a+b", "validation_split": "c + a"}):
+        with pytest.raises(
+            ValidationError, match="train_split and validation_split name a twice; name it once"
+        ):
+            section(source="hub", dataset="x", **keys)
+
+
 def test_a_pattern_needs_a_key_that_says_so_and_its_files_are_listed(tmp_path: Path, tokenizer) -> None:
     for number in (2, 10, 1):
         jsonl(tmp_path / f"part{number}.jsonl", TEXTS[number * 10 :][:10])
@@ -275,6 +304,21 @@ def test_the_files_of_a_hub_data_set_are_read_in_every_form(tmp_path: Path, suff
     ]
     both = {**keys, "train_split": "train+test", "validation_split": None, "validation_share": 1e-9}
     assert texts(tmp_path, **both) == ["é train", "é test"]
+
+
+def test_files_of_a_hub_folder_that_no_split_uses_are_counted(tmp_path: Path) -> None:
+    folder = hub(tmp_path)
+    (folder / ".cache").mkdir()
+    for name in ("data/train-9.txt", "more.csv", "README.md", "dataset_infos.json", ".cache/a.json"):
+        (folder / name).write_text("{}")
+    source = open_source(section(source="hub", dataset=str(folder)), 0, tmp_path / "scratch")
+    message = f"files of {folder} that belong to no split, not read: 2 (the first: {folder}/data/train-9.txt)"
+    assert [notice.message for notice in source.notices] == [message]
+    # a split that the config does not name is no surprise
+    for name in ("data/train-9.txt", "more.csv"):
+        (folder / name).unlink()
+    (folder / "data" / "test-0.jsonl").write_text('{"text": "a"}')
+    assert open_source(section(source="hub", dataset=str(folder)), 0, tmp_path / "scratch").notices == ()
 
 
 def test_rows_that_the_library_datasets_streams_are_checked_too(tmp_path: Path) -> None:

@@ -42,16 +42,19 @@ class _Text(_Corpus):
     """Keys that both sources of real text share."""
 
     text: str = "text"
-    """Column or JSON key with the text of a document. Dots lead into nested columns and objects: `data.text`. No other
-    column is read. Text must be strings, or bytes in UTF-8. A JSON row that is a string instead of an object is itself
-    the text."""
+    """Column or JSON key with the text of a document. Dots lead into nested columns and objects: `data.text`. A column
+    that is itself named `data.text` goes first. No other column is read. Text must be strings, or bytes in UTF-8. A
+    JSON row that is a string instead of an object is itself the text. A line of JSON Lines that is a list is no
+    text."""
     messages: str | None = None
     """Column or JSON key with chat messages, lists of {role, content}, instead of `text`. The tokenizer's chat template
-    turns them into text. Messages that contain a special token are not text."""
+    turns them into text. Messages that contain a special token are not text. A template may leave out messages or parts
+    of them, such as those of a role that it does not know, earlier thoughts, or tool calls: they are counted. Its BOS
+    becomes the BOS of the document."""
     not_text: Literal["error", "skip"] = "error"
     """What happens to a row that is not text, such as a number or a list: `error` stops with its file, row and type;
     `skip` leaves it out and counts it. Rows without text (null, blank, or without the key) are always left out and
-    counted. A file that is not UTF-8 or not JSON always stops the run."""
+    counted. A file that is not UTF-8 or not JSON, or a .txt file with NUL bytes, always stops the run."""
     separator: Annotated[str, Field(min_length=1)] | None = None
     """Text that separates documents within a row, or within a .txt file, which is then read as a whole. It belongs to
     no document. Example: `"\\n<|endoftext|>\\n"`. Strings of special tokens are ordinary text elsewhere."""
@@ -72,12 +75,13 @@ class _Text(_Corpus):
 
 class TextFiles(_Text):
     """Local files: .txt, .jsonl, .ndjson, .json (JSON Lines, an array, or objects) and .parquet. All but .parquet may
-    be compressed: .gz, .bz2, .xz, .lzma, .zst, .lz4, or .zip with one file."""
+    be compressed: .gz, .bz2, .xz, .lzma, .zst, .lz4, or .zip with one file, whose own name must not say otherwise."""
 
     source: Literal["files"]
     """Kind of source, which determines the other keys."""
     train: Paths
-    """Path of a file with training text, or a list of paths. Paths are taken literally, unless `glob` is true."""
+    """Path of a file with training text, or a list of paths. Paths are taken literally, unless `glob` is true. No file
+    may be named twice, here or in `validation`."""
     validation: Paths | None = None
     """Path of a file with held-out text, or a list of paths. With null, `validation_share` of the training documents is
     held out."""
@@ -104,7 +108,8 @@ class TextFiles(_Text):
 
 class HubDataset(_Text):
     """A data set of the Hugging Face hub, of the same formats as files, or of any other that the library `datasets`
-    streams. The data set is not downloaded as a whole."""
+    streams. The data set is not downloaded as a whole. Of a folder with files of several formats, `datasets` takes one
+    format; the other files are counted."""
 
     source: Literal["hub"]
     """Kind of source, which determines the other keys."""
@@ -129,6 +134,14 @@ class HubDataset(_Text):
             raise ValueError(
                 "validation_split is the training split; name another, or leave it out to hold out a share"
             )
+        names = [
+            name.strip()
+            for split in (self.train_split, self.validation_split)
+            if split
+            for name in split.split("+")
+        ]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"train_split and validation_split name {min(twice)} twice; name it once")
         return self
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..core.errors import first_line
-from .rows import Row, not_text
+from .rows import CHAT_CONTENT, CHAT_KEYS, Row, not_text
 from .tokenizer import Tokenizer
 
 _DATE = "26 Jul 2024"
@@ -14,7 +14,10 @@ _DATE = "26 Jul 2024"
 
 
 class ChatTemplate:
-    """Writes messages as text. BOS and EOS are left out where packing adds them."""
+    """Writes messages as text. BOS and EOS are left out where packing adds them.
+
+    A template may leave out messages, such as those of a role that it does not know. They are counted by remarks.
+    """
 
     def __init__(self, tokenizer: Tokenizer, column: str) -> None:
         """Raises ValueError if the tokenizer has no chat template, or one that writes the date of today.
@@ -56,7 +59,26 @@ class ChatTemplate:
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             return not_text(f"{self._column} does not fit the chat template ({first_line(error)})")
         assert isinstance(text, str)
-        return text.removeprefix(self._start).removesuffix(self._end)
+        remarks = (CHAT_CONTENT,) * _lost(messages, text)
+        remarks += (CHAT_KEYS,) * sum(map(self._has_other_keys, messages))
+        text = self._without_start(text, messages).removesuffix(self._end)
+        return Row(text, remarks=remarks) if remarks else text
+
+    def _without_start(self, text: str, messages: list[dict[str, Any]]) -> str:
+        """Returns `text` without the BOS before the first message. The template may write something before it."""
+        if not self._start or self._start not in text:
+            return text
+        before, _, after = text.partition(self._start)
+        contents = (message["content"].strip() for message in messages)
+        return text if any(content and content in before for content in contents) else before + after
+
+    def _has_other_keys(self, message: dict[str, Any]) -> bool:
+        """Whether a message has values, such as tool calls, of keys that do not occur in the template."""
+        return any(
+            value and key not in self.source
+            for key, value in message.items()
+            if key not in ("role", "content")
+        )
 
     def _problem(self, messages: Any) -> str:
         """Says what is wrong with messages. Returns '' if nothing is."""
@@ -70,3 +92,15 @@ class ChatTemplate:
             if found := self._special.search("\n".join(map(str, texts))):
                 return f"has the special token {found[0]} in message {number}"
         return ""
+
+
+def _lost(messages: list[dict[str, Any]], text: str) -> int:
+    """Returns the number of messages whose content is not in `text`."""
+    lost = 0
+    # the longest first, because a short content may be part of a longer one
+    for content in sorted((message["content"].strip() for message in messages), key=len, reverse=True):
+        if content:
+            before, found, after = text.partition(content)
+            text = f"{before}\0{after}" if found else text
+            lost += not found
+    return lost

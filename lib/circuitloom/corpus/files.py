@@ -1,10 +1,12 @@
 """Opens files of text: plain text, JSON or Parquet, compressed or not, local or on the hub."""
 
+import gzip
 import io
 import lzma
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -13,8 +15,9 @@ from typing import Any
 
 from ..core.errors import first_line
 from .json_rows import json_rows
-from .rows import LINE_ENDS, Lines, Render, Row, no_column
+from .rows import DOCUMENT_LINE_ENDS, LINE_ENDS, Lines, Render, Row, no_column
 from .separator import separated_rows, split_at
+from .xz import XzFile
 
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 """Maps the suffix of a file to its format. A .json file may be JSON Lines, an array of objects, or objects."""
@@ -46,7 +49,7 @@ class DataFile:
     format: str
     """A value of `FORMATS`."""
     column: str = "text"
-    """Column or JSON key of the text. Dots lead into nested columns and objects."""
+    """Column or JSON key of the text. Dots lead into nested columns and objects, unless a name has dots."""
     whole: bool = False
     """Whether a file of plain text is one document. Otherwise, each of its lines is one."""
     render: Render | None = None
@@ -57,7 +60,8 @@ class DataFile:
     @property
     def unit(self) -> str:
         """What messages call a row."""
-        return self._own_unit if self.separator is None else "document"
+        is_whole = self.whole and self.format == "text"
+        return "document" if is_whole or self.separator is not None else self._own_unit
 
     @property
     def _own_unit(self) -> str:
@@ -110,6 +114,18 @@ def file_format(path: str) -> str | None:
     return None if compression and suffix == ".parquet" else FORMATS.get(suffix)
 
 
+def check_distinct(paths: Mapping[str, Iterable[str]]) -> None:
+    """Raise ValueError if two paths are the same file. `paths` are the paths of each split."""
+    found: dict[tuple[int, int], str] = {}
+    for split, path in ((split, path) for split, each in paths.items() for path in each):
+        # links to a file have its inode
+        state = Path(path).stat()
+        inode = (state.st_dev, state.st_ino)
+        if inode in found:
+            raise ValueError(f"corpus.{split}: {path} is the same file as {found[inode]}; name it once")
+        found[inode] = f"{path} of corpus.{split}"
+
+
 def _suffixes(path: str) -> tuple[str, str]:
     """Returns the suffix of a file's format, and the suffix of its compression or ''. Both are in lower case."""
     name = PurePosixPath(path)
@@ -138,7 +154,10 @@ def open_content(path: str) -> Iterator[io.BufferedReader]:
 
 def _decompressed(path: str, file: io.BufferedReader, compression: str) -> io.BufferedReader:
     if compression in ("xz", "lzma"):
-        return io.BufferedReader(lzma.LZMAFile(file))  # pyright: ignore[reportArgumentType]
+        return io.BufferedReader(XzFile(file, compression), 1 << 18)
+    if compression == "gzip":
+        # unlike Arrow, it passes over zeros after the end, with which tools fill blocks
+        return io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb"), 1 << 18)  # pyright: ignore[reportArgumentType]
     if compression == "zip":
         archive = zipfile.ZipFile(file)
         members = [member for member in archive.infolist() if not member.is_dir()]
@@ -146,12 +165,23 @@ def _decompressed(path: str, file: io.BufferedReader, compression: str) -> io.Bu
             raise ValueError(
                 f"{path}: encrypted, or not an archive of one file; unpack it and name the files"
             )
+        if not _is_of_format(members[0].filename, _suffixes(path)[0]):
+            raise ValueError(
+                f"{path}: contains {members[0].filename}, of another format; unpack it and name the file"
+            )
         return io.BufferedReader(archive.open(members[0]))  # pyright: ignore[reportArgumentType]
     import pyarrow as pa
 
     # Arrow reads all frames of a file; other readers of zstd stop after the first frame without an error
     stream: Any = pa.CompressedInputStream(file, compression)
     return io.BufferedReader(stream, 1 << 18)
+
+
+def _is_of_format(name: str, suffix: str) -> bool:
+    """Whether the file `name` of an archive may have the format of `suffix`. A suffix without letters says nothing."""
+    own = PurePosixPath(name).suffix.lower()
+    formats = {FORMATS.get(own, own), FORMATS.get(suffix)}
+    return not re.search("[a-z]", own) or len(formats) == 1 or formats == {"json", "jsonl"}
 
 
 def _open(path: str) -> io.BufferedReader:
@@ -169,7 +199,9 @@ def _readable(path: str) -> Iterator[None]:
     """Within the context, errors of reading become ValueErrors with a short message."""
     import pyarrow as pa
 
-    errors = (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, pa.ArrowException)
+    errors = (
+        OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError, pa.ArrowException,
+    )  # fmt: skip
     remedy = "repair or replace it"
     if "://" in path:
         import httpx2
@@ -211,7 +243,7 @@ def _separated(lines: Iterable[str], separator: str) -> Iterator[str | Row]:
     for text in split_at(parts(), separator):
         if previous is not None:
             yield previous
-        previous, changed = Row(text, remarks=(LINE_ENDS,)) if changed else text, False
+        previous, changed = Row(text, remarks=(DOCUMENT_LINE_ENDS,)) if changed else text, False
     if previous is not None and (previous.text if isinstance(previous, Row) else previous):
         yield previous
 
@@ -219,7 +251,7 @@ def _separated(lines: Iterable[str], separator: str) -> Iterator[str | Row]:
 def _whole(lines: Iterable[str]) -> Iterator[str | Row]:
     """Yield all lines as one row, with LF as line end."""
     text = "".join(lines)
-    yield Row(_LINE_END.sub("\n", text), remarks=(LINE_ENDS,)) if "\r" in text else text
+    yield Row(_LINE_END.sub("\n", text), remarks=(DOCUMENT_LINE_ENDS,)) if "\r" in text else text
 
 
 def _split(lines: Iterable[str]) -> Iterator[str | Row]:

@@ -16,6 +16,8 @@ _ABSENT = NULL_ROW._replace()
 _TWICE = object()
 """Value of a key that occurs twice in an object."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_OBJECTS = re.compile(r"\s*\[\s*([{\]]|$)")
+"""Matches the first line of an array of objects, or of an array that begins on a later line."""
 
 
 def json_rows(
@@ -24,10 +26,10 @@ def json_rows(
     """Yield the rows of a JSON file from index `start`.
 
     `column` is the key of the text. Dots lead into nested objects, unless an object has a key with dots. A string
-    instead of an object is itself the text. `render` turns other values into text. Blank lines of JSON Lines are rows,
-    so that row numbers are line numbers. If `lines_only`, each line must be a complete value, or the file one array. A
-    file that is not JSON Lines is held in memory. Raises ValueError if the file is not JSON, or if its first thousand
-    objects do not have the key.
+    instead of an object is itself the text, unless it is in one of several arrays, which may be rows of words. `render`
+    turns other values into text. Blank lines of JSON Lines are rows, so that row numbers are line numbers. If
+    `lines_only`, each line must be a complete value, or the file one array. A file that is not JSON Lines is held in
+    memory. Raises ValueError if the file is not JSON, or if its first thousand objects do not have the key.
     """
     key = _Key(column, render)
     found, absent = start > 0, 0
@@ -60,15 +62,15 @@ def dotted_names(row: Mapping[str, Any]) -> list[str]:
 
 def _values(lines: Lines, key: "_Key", lines_only: bool, start: int) -> Iterator[Any]:
     """Yield the values of a JSON file from index `start`, and BLANK_ROW for each blank line of JSON Lines."""
-    source, head = iter(lines), []
-    for line in source:
-        head.append(line)
-        if not _is_blank(line):
-            break
-    else:
+    source = iter(lines)
+    head = _up_to_text(source)
+    if not head or _is_blank(head[-1]):
         yield from [BLANK_ROW] * (len(head) - start)
         return
-    if not _is_one_line(head[-1], lines_only):
+    first = head[-1]
+    more = _up_to_text(source) if first.lstrip().startswith("[") else []
+    head += more
+    if not _is_one_line(first, bool(more) and not _is_blank(more[-1]), lines_only):
         for index, value in enumerate(_whole_values(lines.path, "".join([*head, *source]), key.decoder)):
             if index >= start:
                 yield value
@@ -85,20 +87,32 @@ def _values(lines: Lines, key: "_Key", lines_only: bool, start: int) -> Iterator
             raise _not_json(lines.path, index + 1, error) from error
 
 
+def _up_to_text(source: Iterator[str]) -> list[str]:
+    """Returns the lines up to and including the next line that is not blank."""
+    lines = []
+    for line in source:
+        lines.append(line)
+        if not _is_blank(line):
+            break
+    return lines
+
+
 def _is_blank(line: str) -> bool:
     return not line or line.isspace()
 
 
-def _is_one_line(line: str, lines_only: bool) -> bool:
-    """Whether the first value of a file takes one line, as in JSON Lines. `line` is the first line that is not
-    blank."""
-    if line.lstrip().startswith("["):
-        return False
+def _is_one_line(line: str, has_more: bool, lines_only: bool) -> bool:
+    """Whether each line of a file is a value, as in JSON Lines. `line` is the first line that is not blank, `has_more`
+    whether another such line follows."""
+    is_array = line.lstrip().startswith("[")
+    if is_array and not has_more:
+        return lines_only and not _OBJECTS.match(line)
     try:
         json.loads(line)
     except (ValueError, RecursionError):
-        return lines_only
-    return True
+        return lines_only and not is_array
+    # arrays of objects may follow each other
+    return not is_array or lines_only or not _OBJECTS.match(line)
 
 
 def _not_json(path: str, line: int, error: Exception) -> ValueError:
@@ -107,11 +121,14 @@ def _not_json(path: str, line: int, error: Exception) -> ValueError:
 
 
 def _whole_values(path: str, text: str, decoder: json.JSONDecoder) -> Iterator[Any]:
-    """Yield the elements of each array in `text`, and all other values in `text`. Values may span lines."""
-    position = _skip_space(text, 0)
+    """Yield the elements of each array in `text`, and all other values in `text`. Values may span lines.
+
+    A string in an array after other values is yielded in a list, which is not text.
+    """
+    start = position = _skip_space(text, 0)
     try:
         while position < len(text):
-            is_array = text[position] == "["
+            is_array, is_first = text[position] == "[", position == start
             if not is_array:
                 value, position = decoder.raw_decode(text, position)
                 yield value
@@ -120,7 +137,7 @@ def _whole_values(path: str, text: str, decoder: json.JSONDecoder) -> Iterator[A
             more = is_array and text[position : position + 1] != "]"
             while more:
                 value, position = decoder.raw_decode(text, position)
-                yield value
+                yield value if is_first or not isinstance(value, str) else [value]
                 position = _skip_space(text, position)
                 if text[position : position + 1] not in (",", "]"):
                     raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
@@ -183,10 +200,13 @@ class _Key:
     def _checked(self, value: Any) -> str | Row:
         if value is None:
             return NULL_ROW
+        remarks: tuple[str, ...] = ()
         if self.render is not None:
             value = self.render(value)
             if isinstance(value, Row):
-                return value
+                if value.text is None:
+                    return value
+                value, remarks = value.text, value.remarks
         if not isinstance(value, str):
             return not_text(f"{self.name} is {_kind(value)}")
         if not value.isascii():
@@ -195,7 +215,7 @@ class _Key:
             except UnicodeEncodeError as error:
                 character = f"\\u{ord(value[error.start]):04x} at character {error.start}"
                 return not_text(f"{self.name} has half of a surrogate pair ({character})")
-        return value
+        return Row(value, remarks=remarks) if remarks else value
 
 
 def _kind(value: Any) -> str:

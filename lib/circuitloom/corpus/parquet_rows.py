@@ -34,12 +34,13 @@ def parquet_rows(
         raise ValueError(
             f"corpus.messages: {path}: column {column} is {kind}, not a list of role and content"
         )
+    padded = _is_fixed_size(kind)
     groups, skipped = _groups_from(parquet.metadata, start)
     for batch in parquet.iter_batches(_BATCH, row_groups=groups, columns=[column]) if groups else ():
         values = _values(batch, names)
         values = values if render else _as_bytes(values)
         for value in values[skipped:].to_pylist():
-            yield NULL_ROW if value is None else render(value) if render else _decode(value, column)
+            yield NULL_ROW if value is None else render(value) if render else _decode(value, column, padded)
         skipped = max(0, skipped - len(batch))
 
 
@@ -116,6 +117,11 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
+def _is_fixed_size(kind: pa.DataType) -> bool:
+    """Whether values are bytes of one length."""
+    return pa.types.is_fixed_size_binary(kind.value_type if isinstance(kind, pa.DictionaryType) else kind)
+
+
 def _values(batch: pa.RecordBatch, names: list[str]) -> pa.Array:
     """Returns the values of a column. `names` lead to it."""
     column: Any = batch.column(names[0])
@@ -132,7 +138,9 @@ def _as_bytes(column: pa.Array) -> pa.Array:
     return column.cast(pa.large_binary())
 
 
-def _decode(value: bytes, column: str) -> str | Row:
+def _decode(value: bytes, column: str, padded: bool) -> str | Row:
+    if padded and b"\0" in value:
+        return not_text(f"{column} is filled up with NUL to a fixed size (from position {value.index(0)})")
     try:
         return value.decode()
     except UnicodeDecodeError as error:

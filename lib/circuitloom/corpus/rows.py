@@ -6,8 +6,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-BLANK, NULL, NOT_TEXT, BYTE_ORDER_MARK, LINE_ENDS = "blank", "null", "not_text", "bom", "line_ends"
+BLANK, NULL, NOT_TEXT, BYTE_ORDER_MARK = "blank", "null", "not_text", "bom"
+LINE_ENDS, DOCUMENT_LINE_ENDS = "line_ends", "document_line_ends"
+CHAT_CONTENT, CHAT_KEYS = "chat_content", "chat_keys"
 """Kinds of remarks on rows."""
+ROW_MEANINGS = {
+    BLANK: "blank lines and documents, left out",
+    NULL: "rows without text (null, or without the key), left out",
+    NOT_TEXT: "rows that are not text, left out as corpus.not_text says",
+    BYTE_ORDER_MARK: "files that begin with a byte order mark, which is left out",
+    LINE_ENDS: "lines with line ends CRLF or CR, read as LF",
+    DOCUMENT_LINE_ENDS: "documents of several lines with line ends CRLF or CR, read as LF",
+    CHAT_CONTENT: "chat messages whose content the chat template leaves out or changes",
+    CHAT_KEYS: "chat messages with keys besides role and content that the chat template leaves out",
+}
+"""Maps each kind of remark on rows to its meaning."""
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 """First bytes of files in UTF-16 and UTF-32."""
 
@@ -55,11 +68,17 @@ class Lines:
     """Whether the file begins with a byte order mark, which is left out. Known after the first line."""
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the lines. Raises ValueError, with the position, if a line is not UTF-8."""
+        """Yield the lines. Raises ValueError, with the position, if a line is not UTF-8 or has a NUL."""
         position = 0
         for number, line in enumerate(self.content, 1):
             if number == 1 and (line.startswith(_OTHER_UNICODE) or b"\0" in line[:4]):
                 raise ValueError(f"{self.path}: not UTF-8, but UTF-16, UTF-32 or binary; convert it to UTF-8")
+            if b"\0" in line:
+                # UTF-16 and archives may be valid UTF-8
+                raise ValueError(
+                    f"{self.path}, line {number}: not text in UTF-8, but UTF-16, an archive or binary (NUL at position "
+                    f"{position + line.index(0)} of the file); convert it to UTF-8, or unpack it"
+                )
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 """Streams documents from chronicle, from text files, or from a data set on the Hugging Face hub.
 
-Nothing is left out silently: documents carry the counts of what was left out before them."""
+Rows that are left out or changed are counted: documents carry the counts before them. Other columns than that of the
+text are not read, and what follows the last token that the config asks for is not counted."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from ..config import corpus as config
 from ..core.errors import first_line
 from ..core.notices import Notice
-from .files import COMPRESSIONS, FORMATS, DataFile, file_format
+from .files import COMPRESSIONS, FORMATS, DataFile, check_distinct, file_format
+from .hub_files import unused_files
 from .json_rows import text_of
-from .rows import BLANK, BYTE_ORDER_MARK, LINE_ENDS, NOT_TEXT, NULL, Render, Row, no_column
+from .rows import BLANK, ROW_MEANINGS, Render, Row, no_column
 from .separator import separated_rows
 
 if TYPE_CHECKING:
@@ -25,14 +27,7 @@ if TYPE_CHECKING:
 VALIDATION, TRAIN = "validation", "train"
 HELD_OUT = "held_out"
 """Kind of remark on a document that equals a held-out document."""
-MEANINGS = {
-    BLANK: "blank lines and documents, left out",
-    NULL: "rows without text (null, or without the key), left out",
-    NOT_TEXT: "rows that are not text, left out as corpus.not_text says",
-    HELD_OUT: "documents that equal a held-out document, left out",
-    BYTE_ORDER_MARK: "files that begin with a byte order mark, which is left out",
-    LINE_ENDS: "lines, or files as a whole, with line ends CRLF or CR, read as LF",
-}
+MEANINGS = {**ROW_MEANINGS, HELD_OUT: "documents that equal a held-out document, left out"}
 """Maps each kind of remark to its meaning."""
 _LISTED = 20
 """Maximum number of files that a notice lists."""
@@ -221,6 +216,7 @@ def _files(section: config.TextFiles, render: Render | None) -> Source:
         split: [_data_file(f"corpus.{split}", path, section, render) for path in paths[split]]
         for split in paths
     }
+    check_distinct({split: paths[split] for split in (TRAIN, VALIDATION)[: 1 + bool(section.validation)]})
     identity = _file_states([Path(path) for path in dict.fromkeys(paths[TRAIN] + paths[VALIDATION])])
     held_out = None if section.validation else section.validation_share
     fraction = {TRAIN: 1 - (held_out or 0), VALIDATION: held_out or 1}
@@ -279,6 +275,7 @@ def _hub(section: config.HubDataset, scratch: Path, render: Render | None) -> So
         lambda split: _split_files(builder(), splits[split], section, render),
         held_out,
         skips_other=section.not_text == "skip",
+        notices=unused_files(section.dataset, files, builder().config.data_files or {}) if is_folder else (),
     )
 
 
