@@ -176,17 +176,19 @@ def _print_damage(folder: Path) -> int:
 
 def _adopt(arguments: argparse.Namespace) -> None:
     """Verify a copied study and give its files one time. If a file is damaged, print its line and exit with 1."""
-    from .core.checksums import adopt, summary
+    from .core.checksums import adopt, recorded_outputs, summary
+    from .core.snakemake_records import has_records
 
     folder = Layout.of(arguments.study).root
     if damaged := _print_damage(folder):
         sys.exit(f"circuitloom: adopt: {folder}: {damaged} damaged; nothing was adopted")
     adopt(folder)
     print(f"{folder}: {summary(folder)}: adopted; no job has to run again for them")
-    if not any(Path(".snakemake", "metadata").glob("*")):
+    if not has_records(recorded_outputs(folder)):
         print(
-            "Snakemake's records (.snakemake/metadata) were not copied, so a changed config key reruns nothing; run "
-            "`snakemake --touch --forceall --cores 1` once, with the config that made these results, to record it"
+            "Snakemake's records of these results (.snakemake/metadata) were not copied, so a changed config key "
+            "reruns nothing; run `snakemake --touch --forceall --cores 1` once, with the config that made these "
+            "results, to record it"
         )
 
 

@@ -101,6 +101,10 @@ workflow on each, from config to report.
 Downloaded code is never run (`trust_remote_code=False`). Quantized checkpoints other than GGUF are refused: name the
 model with its original weights. Sizes that config.json does not state are those of transformers' config class.
 
+Weights must be those of the config: missing weights, weights that the config does not use, other shapes and integers
+without a quantization are refused, and so is a folder with an adapter (LoRA): merge it first. If the model has a
+tokenizer of its own and the corpus was made with another, the terminal and the report say so.
+
 `corpus.tokenizer` is a folder, a GGUF file or a hub name. If there is a folder of this name, it is taken, unless
 `corpus.tokenizer_revision` is set. The jobs print which model and which tokenizer were taken; the report shows both.
 

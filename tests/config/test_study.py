@@ -11,6 +11,7 @@ import yaml
 from circuitloom.config import Study, load_study
 from circuitloom.config.corpus import HubDataset
 from circuitloom.config.model_shape import shape_of
+from circuitloom.config.yaml_files import refuse_repeated_keys
 
 ROOT = Path(__file__).parents[2]
 GOOD: dict[str, Any] = {
@@ -152,6 +153,38 @@ def test_a_broken_config_is_refused_in_one_line(fault: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=message) as error:
         load_study(config)
     assert "\n" not in str(error.value)
+
+
+REPEATED = {
+    "circuits:\n  prompts:\n    p: {text: a}\n    p: {text: b}\n": "circuits.prompts.p: .* in lines 3 and 4; remove",
+    "training: {k: 8}\nseed: 1\ntraining: {k: 4}\n": "^training: .* in lines 1 and 3; remove",
+    "list: [{a: 1, b: 2, a: 3}]": "list.a: ",
+    '{"seed": 1, "seed": 2}': "^seed: ",
+}
+
+
+@pytest.mark.parametrize("text", REPEATED)
+def test_a_key_that_occurs_twice_is_refused_in_one_line(text: str, tmp_path) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ValueError, match=REPEATED[text]) as error:
+        refuse_repeated_keys(tmp_path / "study.yaml")
+    assert "\n" not in str(error.value) and "study.yaml has this key twice" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &a {k: 1}\nb: {<<: *a, k: 2}\nc: {k: *a}\n", "a: &a [*a]", "", "a: b: c", "1: a\n'1': b\n"],
+)
+def test_other_files_are_left_to_their_reader(text: str, tmp_path) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    refuse_repeated_keys(tmp_path / "study.yaml")
+
+
+def test_a_case_that_occurs_twice_in_a_file_is_refused(tmp_path) -> None:
+    file = tmp_path / "cases.yaml"
+    file.write_text("mine: {kind: planted}\nmine: {kind: planted}\n")
+    with pytest.raises(ValueError, match=r"mine: .*cases\.yaml has this key twice, in lines 1 and 2"):
+        load_study({**copy.deepcopy(GOOD), "cases": str(file)})
 
 
 def test_a_valid_config_gives_its_runs_and_layers() -> None:

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 import pytest
 
 from circuitloom.cli import main
 from circuitloom.core.checksums import record_path, write_record
+from circuitloom.core.snakemake_records import has_records
 
 
 @pytest.fixture
@@ -105,8 +107,13 @@ def test_adopted_outputs_and_benchmarks_have_one_time(folder, monkeypatch, capsy
     adopted_line, hint = capsys.readouterr().out.splitlines()
     assert adopted_line.startswith("results/some: 2 files, 0.0 MB, of 2 outputs: adopted")
     assert "`snakemake --touch --forceall --cores 1`" in hint
-    Path(".snakemake", "metadata").mkdir(parents=True)
-    Path(".snakemake", "metadata", "record").touch()
+    # as Snakemake names its records
+    metadata = Path(".snakemake", "metadata")
+    metadata.mkdir(parents=True)
+    (metadata / urlsafe_b64encode(b"results/other/corpus/token.parquet").decode()).touch()
+    assert run(monkeypatch, "adopt", "some") is None
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    (metadata / urlsafe_b64encode(b"results/some/corpus/token.parquet").decode()).touch()
     assert run(monkeypatch, "adopt", "some") is None
     assert len(capsys.readouterr().out.splitlines()) == 1
 
@@ -131,3 +138,14 @@ def test_a_damaged_study_is_not_adopted(folder, monkeypatch, capsys, damage: byt
 def test_a_study_without_records_is_not_adopted(folder, monkeypatch) -> None:
     Path("results", "old").mkdir()
     assert "no checksums;" in str(run(monkeypatch, "adopt", "old"))
+
+
+def test_a_record_of_a_long_path_lies_in_folders(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = Path("results", "n" * 200, "corpus", "token.parquet")
+    name = urlsafe_b64encode(str(output).encode()).decode()
+    assert not has_records([output])
+    folder = Path(".snakemake", "metadata", f"@{name[:254]}")
+    folder.mkdir(parents=True)
+    (folder / name[254:]).touch()
+    assert has_records([output])

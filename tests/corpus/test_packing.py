@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,16 @@ def test_a_token_outside_the_models_vocabulary_is_refused(tokenizer):
     assert packed(Packing(known, 16, model_vocabulary=largest + 1), 7)
     with pytest.raises(ValueError, match=f"the model knows {largest} tokens; use the tokenizer"):
         packed(Packing(known, 16, model_vocabulary=largest), 7)
+
+
+@pytest.mark.parametrize(("bos_id", "eos_id"), [(512, None), (None, 512)])
+def test_a_separator_outside_the_models_vocabulary_is_refused_before_any_text_is_read(
+    tokenizer, bos_id, eos_id
+):
+    known = replace(load_tokenizer(str(tokenizer)), bos_id=bos_id, eos_id=eos_id)
+    assert Packing(known, 16, model_vocabulary=513)
+    with pytest.raises(ValueError, match=r"corpus.tokenizer: gives token 512, .* knows 512 tokens; use the"):
+        Packing(known, 16, model_vocabulary=512)
 
 
 def test_truncation_and_padding_of_a_tokenizer_are_switched_off(tokenizer, tmp_path):

@@ -127,6 +127,17 @@ def test_a_saved_dictionary_is_the_same_when_loaded(data, tmp_path) -> None:
         load_dictionary(tmp_path / "d")
 
 
+def test_a_dictionary_in_the_folder_of_another_layer_is_refused(data, tmp_path) -> None:
+    dictionary = make_trainer(data, act="relu").dictionary()
+    save_dictionary(dictionary, tmp_path / f"layer{dictionary.layer}", {})
+    assert load_dictionary(tmp_path / f"layer{dictionary.layer}").layer == dictionary.layer
+    swapped = (tmp_path / f"layer{dictionary.layer}").rename(tmp_path / "layer7")
+    message = rf"layer7: holds the dictionary of layer {dictionary.layer}; move it back"
+    with pytest.raises(ValueError, match=message) as error:
+        load_dictionary(swapped)
+    assert "\n" not in str(error.value)
+
+
 def test_an_interrupted_training_ends_in_the_same_bits(data, tmp_path) -> None:
     def make_sweep() -> list[Trainer]:
         return [make_trainer(data, name=name, seed=3, **keys) for name, keys in ACTS.items()]

@@ -12,7 +12,7 @@ from tests.attribution.inputs import PROMPT
 from tests.attribution.test_architectures import largest_errors, linearize
 
 from circuitloom.attribution.capture import capture_pass, read_weights
-from circuitloom.config.architectures import ARCHITECTURES, MULTIMODAL, REFUSED, find_architecture
+from circuitloom.config.architectures import ARCHITECTURES, FOUR_TIMES, MULTIMODAL, REFUSED, find_architecture
 from circuitloom.config.language_model import ModelFolder
 from circuitloom.config.model_shape import ModelShape, read_shape, shape_of
 from circuitloom.language_model.hooks import Site, capture, edited
@@ -197,7 +197,21 @@ def test_what_does_not_run_is_refused_from_the_config_alone(reason: str, kind: s
         ({"model_type": "falcon", "alibi": True}, "falcon models with alibi do not run; choose another"),
         ({"model_type": "olmo", "clip_qkv": 8.0}, "olmo models with clip_qkv do not run; choose another"),
         ({"d_model": 8, "n_ctx": 8, "attn_only": True}, "it has attention only and no MLP"),
-        ({"model_type": "llama", "num_attention_heads": "many"}, "'many' for heads; a number is needed"),
+        (
+            {"model_type": "llama", "num_attention_heads": "many"},
+            "'many' for num_attention_heads; a whole number",
+        ),
+        (
+            {"model_type": "llama", "num_hidden_layers": "5"},
+            "states '5' for num_hidden_layers; a whole number above",
+        ),
+        (
+            {"model_type": "llama", "num_hidden_layers": -1},
+            "states -1 for num_hidden_layers; a whole number above 0",
+        ),
+        ({"model_type": "llama", "hidden_size": 64.5}, "states 64.5 for hidden_size; a whole number above 0"),
+        ({"model_type": "llama", "num_key_value_heads": "x"}, "num_key_value_heads.* 'x'"),
+        ({"model_type": "llama", "head_dim": -4}, "states -4 for head_dim; a whole number above 0"),
         ({"model_type": "falcon", "hidden_size": 64, "bias": [3]}, "does not accept this config.json"),
     ],
 )
@@ -219,6 +233,18 @@ def test_a_size_that_the_config_does_not_state_is_the_default_of_the_config_clas
     )  # fmt: skip
     assert shape_of(config) == expected
     assert expected.parameters == pytest.approx(6.92e9, rel=0.01)
+
+
+def test_the_width_of_the_mlp_is_that_of_the_config_class_or_four_times_d_model() -> None:
+    from transformers import AutoConfig
+
+    for kind in ARCHITECTURES:
+        own = AutoConfig.for_model(kind).get_text_config(decoder=True)
+        stated = [getattr(own, name, None) for name in ("n_inner", "intermediate_size", "ffn_hidden_size")]
+        # the class of Falcon computes its default
+        assert (not any(stated) or kind == "falcon") == (kind in FOUR_TIMES), kind
+    sizes = {"vocab_size": 50, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+    assert shape_of({"model_type": "llama", "max_position_embeddings": 16, **sizes}).d_mlp == 11_008
 
 
 def test_published_sizes_give_the_published_numbers_of_parameters() -> None:

@@ -12,9 +12,10 @@ from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save, tiny_gpt2,
 from circuitloom.config import language_model as sections
 from circuitloom.config.architectures import MULTIMODAL
 from circuitloom.config.model_shape import read_shape
+from circuitloom.corpus.tokenizer import load_hugging_face_tokenizer
 from circuitloom.language_model.installation import install
 from circuitloom.language_model.model import load_model
-from circuitloom.language_model.model_files import source_files
+from circuitloom.language_model.model_files import describe_source, source_files
 
 TOKENS = torch.arange(4, 4 + CONTEXT)[None]
 
@@ -234,13 +235,13 @@ def test_pickled_weights_become_safetensors(tokenizer, tmp_path):
     assert sorted(f.suffix for f in (tmp_path / "model").iterdir() if f.suffix != ".json") == [".safetensors"]
 
 
-def test_the_requested_revision_and_its_commit_come_from_the_hub_cache(tokenizer, cache, tmp_path):
+def test_the_requested_revision_and_its_commit_come_from_the_hub_cache(cache, tmp_path):
     make_hub_repository(cache, "org/tiny", tiny_gpt2(tmp_path / "new", seed=1))
     old = tiny_gpt2(tmp_path / "old", seed=2)
     (old / "onnx").mkdir()
     (old / "onnx" / "model.json").write_text("{}")
     commit = make_hub_repository(cache, "org/tiny", old, revision="v1")
-    install(from_hub("org/tiny", "v1"), tokenizer, tmp_path / "model")
+    install(from_hub("org/tiny", "v1"), old, tmp_path / "model")
     assert torch.equal(
         load_model(tmp_path / "model", device="cpu").logits(TOKENS),
         load_model(old, device="cpu").logits(TOKENS),
@@ -287,3 +288,52 @@ def test_a_folder_without_config_or_weights_is_refused(missing, message, tokeniz
     with pytest.raises(ValueError, match=rf"language_model.path: .*{message}"):
         install(from_path(folder), tokenizer, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_another_tokenizer_than_the_model_s_own_is_named_on_the_terminal_and_in_the_report(
+    tokenizer, tmp_path, capsys
+):
+    folder = tiny_llama(tmp_path / "given")
+    install(from_path(folder), tokenizer, tmp_path / "model")
+    fact = "the corpus' tokenizer is not the model's own: 64 of its 64 tokens have another id there, or none"
+    assert f"circuitloom: language_model: {fact}\n" in capsys.readouterr().err
+    origin = json.loads((tmp_path / "model" / "source.json").read_text())
+    assert describe_source(origin) == f"{folder}; {fact}"
+
+
+def test_a_tokenizer_of_the_same_words_that_splits_differently_is_named(tmp_path):
+    from tokenizers.pre_tokenizers import Whitespace
+
+    folder = tiny_llama(tmp_path / "given")
+    own = load_hugging_face_tokenizer(str(folder))
+    own.save(tmp_path / "same")
+    own.backend.pre_tokenizer = Whitespace()
+    own.save(tmp_path / "other")
+    for name in ("same", "other"):
+        install(from_path(folder), tmp_path / name, tmp_path / "results" / name)
+    origins = [json.loads((tmp_path / "results" / n / "source.json").read_text()) for n in ("same", "other")]
+    assert "tokenizer" not in origins[0]
+    assert origins[1]["tokenizer"].endswith("own: it splits text into other tokens")
+
+
+def test_an_adapter_is_refused_with_a_remedy(tokenizer, cache, tmp_path):
+    folder = tiny_llama(tmp_path / "given")
+    (folder / "adapter_config.json").write_text("{}")
+    make_hub_repository(cache, "org/adapted", folder)
+    for config, key in ((from_path(folder), "path"), (from_hub("org/adapted"), "name")):
+        with pytest.raises(ValueError, match=rf"^language_model.{key}: .* has an adapter .*merge it"):
+            install(config, tokenizer, tmp_path / "model")
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="has an adapter"):
+        read_shape(from_path(folder), 8)
+
+
+def test_the_message_on_unused_weights_names_the_user_s_folder(tokenizer, tmp_path):
+    folder = tiny_llama(tmp_path / "given")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    with pytest.raises(
+        ValueError, match=r"given: its config does not use the weight model.layers.2."
+    ) as error:
+        install(from_path(folder), tokenizer, tmp_path / "model")
+    assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.language_model.inputs import CONTEXT, make_tokens
+from tests.language_model.inputs import CONTEXT, make_tokenizer, make_tokens
 from tests.models import VOCABULARY, tiny_gpt2
 from torch import Tensor, nn
 
@@ -60,6 +60,18 @@ def test_predictions_from_a_bos_are_masked_and_others_are_not(tmp_path):
     assert result.n_tokens == len(pairs) == 40 * (CONTEXT - 1)
     assert result.every == pytest.approx(-np.mean([float(log_p[a, b]) for _, a, b in pairs]))
     assert result.masked == pytest.approx(-np.mean([float(log_p[a, b]) for i, a, b in pairs if i > 0]))
+
+
+def test_a_loss_worse_than_guessing_is_named(tmp_path, capsys):
+    tokens, nothing = make_tokens(tmp_path / "validation.zarr", sequences=2), document_table([None], [2])
+    tokenizer = load_tokenizer(str(make_tokenizer(tmp_path / "tokenizer")))
+    language_model_rows(bigram(torch.zeros(VOCABULARY, VOCABULARY)), tokens, nothing, tokenizer, 0)
+    assert "guessing" not in capsys.readouterr().err
+    # each token is sure to be followed by itself, and never is
+    language_model_rows(bigram(9.0 * torch.eye(VOCABULARY)), tokens, nothing, tokenizer, 0)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "guessing" in line]
+    assert line.startswith("circuitloom: language_model: a cross-entropy of 9.0")
+    assert "is worse than guessing (4.16); is the tokenizer the model's own" in line
 
 
 def test_the_loss_of_a_document_does_not_depend_on_its_batch(tmp_path):

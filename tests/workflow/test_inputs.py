@@ -1,10 +1,12 @@
 """Files outside the results are inputs of the rules that read them, so that a new version causes a rerun."""
 
+import os
 import re
 from pathlib import Path
 
 from tests.models import tiny_gpt2
 from tests.workflow.project import Project
+from tests.workflow.snakemake_forks import run_snakemake
 
 
 def test_files_of_text_tokenizer_and_model_are_inputs(fresh: Project) -> None:
@@ -60,3 +62,53 @@ def test_a_file_whose_name_has_braces_is_no_wildcard(fresh: Project) -> None:
     run = fresh.snakemake("--dry-run", "language_model", "--quiet", "host", study=study)
     assert run.returncode == 0, run.stdout
     assert "rule build_corpus" in run.stdout and "rule install_model" in run.stdout
+
+
+def test_an_older_file_over_an_input_is_a_change(fresh: Project) -> None:
+    model, text = tiny_gpt2(fresh.folder / "model"), fresh.folder / "train.jsonl"
+    text.write_text('{"text": "a"}\n')
+    study = fresh.config(
+        "older",
+        replace=("corpus", "language_model"),
+        corpus={"source": "files", "train": str(text), "context": 32},
+        language_model={"source": "path", "path": str(model)},
+    )
+    corpus = fresh.results / "corpus"
+    for folder in ("tokenizer", "train.zarr", "validation.zarr", "../model"):
+        (corpus / folder).mkdir(parents=True)
+    for table in ("document", "token", "notice"):
+        (corpus / f"{table}.parquet").touch()
+
+    def record() -> None:
+        # as after a run
+        command = fresh.command("--touch", "--forceall", "results/tiny/model", study=study)[1:]
+        run = run_snakemake(command, fresh.folder, fresh.environment)
+        assert run.returncode == 0, run.stdout
+
+    def stale() -> list[str]:
+        run = fresh.snakemake("--dry-run", "results/tiny/model", "--quiet", "host", study=study)
+        assert run.returncode == 0, run.stdout
+        return [rule for rule in ("build_corpus", "install_model") if f"rule {rule}:" in run.stdout]
+
+    record()
+    assert stale() == []
+    for file, rules in {
+        text: ["build_corpus", "install_model"],
+        model / "model.safetensors": ["install_model"],
+    }.items():
+        older = fresh.folder / "older"
+        older.write_bytes(b"another one")
+        os.utime(older, (1e9, 1e9))
+        older.replace(file)
+        assert stale() == rules
+        record()
+        assert stale() == []
+
+
+def test_a_key_that_occurs_twice_in_a_study_is_refused_in_one_line(fresh: Project) -> None:
+    study = fresh.config("twice")
+    with (fresh.folder / study).open("a") as file:
+        file.write("training: {width: 32}\n")
+    run = fresh.snakemake("--dry-run", study=study)
+    assert run.returncode != 0
+    assert re.search(r"circuitloom: config: training: .*twice.yaml has this key twice, in lines", run.stdout)

@@ -11,6 +11,7 @@ from snakemake.io import contains_wildcard
 
 from circuitloom.config import load_study
 from circuitloom.config.cases import KINDS
+from circuitloom.config.yaml_files import refuse_repeated_keys
 from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, TRACE_TABLES
 from circuitloom.core.layout import NEURONS, Layout
 from circuitloom.core.provenance import CodeHasher
@@ -18,6 +19,9 @@ from circuitloom.core.hub import is_hub_name
 from circuitloom.language_model.model_files import source_files, text_files
 
 try:
+    # when Snakemake reads a file, a later key replaces an earlier one of the same name
+    for file in filter(os.path.isfile, workflow.configfiles):
+        refuse_repeated_keys(Path(file))
     STUDY = load_study(config)
 except ValueError as error:
     raise WorkflowError(f"circuitloom: config: {error}") from None
@@ -136,17 +140,20 @@ def corpus_tokenizer():
     }
 
 
-def split_wildcards(files):
-    """Returns the files that can be inputs of a rule, and the state of the others.
-
-    Snakemake takes {word} in a path for a wildcard, and has no way to quote it. The states, {path: [size in bytes,
-    modification time in ns]}, are parameters: the rule reruns when such a file changes.
+def possible_inputs(files):
+    """Returns the files that can be inputs of a rule. Snakemake takes {word} in a path for a wildcard, and has no way
+    to quote it. The other files are parameters only (`file_states`).
     """
-    inputs = [file for file in files if not contains_wildcard(file)]
-    others = [Path(file) for file in files if contains_wildcard(file)]
-    return inputs, {
-        str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in others
-    }
+    return [file for file in files if not contains_wildcard(file)]
+
+
+def file_states(files):
+    """Returns the states of files as a parameter, {path: [size in bytes, modification time in ns]}.
+
+    Snakemake compares times and would not notice that an older file has replaced an input (`mv`, `cp -p`).
+    """
+    states = {str(file): Path(file).stat() for file in files}
+    return {file: [state.st_size, state.st_mtime_ns] for file, state in states.items()}
 
 
 def corpus_files():

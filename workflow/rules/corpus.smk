@@ -2,12 +2,12 @@
 
 # only generated text depends on the seed
 CORPUS_SEED = STUDY.seed if STUDY.corpus.source == "chronicle" else 0
-CORPUS_FILES, CORPUS_FILE_STATES = split_wildcards(corpus_files())
+CORPUS_FILES = corpus_files()
 
 
 rule build_corpus:
     input:
-        CORPUS_FILES,
+        possible_inputs(CORPUS_FILES),
     output:
         tokenizer=directory(LAYOUT.tokenizer),
         train=directory(LAYOUT.tokens("train")),
@@ -28,7 +28,7 @@ rule build_corpus:
         seed=CORPUS_SEED,
         tokenizer=corpus_tokenizer(),
         code=code("corpus_build"),
-        files=CORPUS_FILE_STATES,
+        files=file_states(CORPUS_FILES),
     script:
         "../../scripts/corpus_build.py"
 

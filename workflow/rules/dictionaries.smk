@@ -31,6 +31,9 @@ for sweep, runs in STUDY.sweeps.items():
                     for run in runs
                 ],
                 dtype=MODEL_DTYPE,
+                files=lambda wildcards, runs=runs: file_states(
+                    run.file(int(wildcards.layer)) for run in runs
+                ),
                 code=code("dictionaries_import"),
             script:
                 "../../scripts/dictionaries_import.py"

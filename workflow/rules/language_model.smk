@@ -45,13 +45,11 @@ if STUDY.language_model.source == "pretrain":
             "../../scripts/language_model_plot.py"
 
 else:
-    MODEL_FILES, MODEL_FILE_STATES = split_wildcards(
-        model_files() if STUDY.language_model.source == "path" else []
-    )
+    MODEL_FILES = model_files() if STUDY.language_model.source == "path" else []
 
     rule install_model:
         input:
-            MODEL_FILES,
+            possible_inputs(MODEL_FILES),
             tokenizer=LAYOUT.tokenizer,
         output:
             model=directory(LAYOUT.model),
@@ -64,7 +62,7 @@ else:
         params:
             config=section("language_model"),
             code=code("language_model_install"),
-            files=MODEL_FILE_STATES,
+            files=file_states(MODEL_FILES),
         script:
             "../../scripts/language_model_install.py"
 

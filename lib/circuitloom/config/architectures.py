@@ -85,6 +85,9 @@ ARCHITECTURES = {
 }  # fmt: skip
 """Architectures that run from config to report."""
 
+FOUR_TIMES = ("codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gptj")
+"""Architectures whose MLP is 4 times as wide as the residual stream if config.json states no width."""
+
 MULTIMODAL = {
     "gemma3": "Gemma 3 4B to 27B, MedGemma",
     "idefics3": "Idefics3, first SmolVLM",
@@ -113,6 +116,14 @@ LAYER_INPUTS = (
 SHARED_NORM = "its final norm also normalizes the embedding, so the site final_norm has two values"
 NONLINEAR_HEAD = "it has a nonlinear layer between its last block and the unembedding"
 OWN_TEXT_MODEL = "it is multimodal, and its text model is no language model of its own in transformers"
+
+ADAPTER = "adapter_config.json"
+"""Name of the config of an adapter (LoRA), which changes the weights of another model."""
+IS_ADAPTER = (
+    f"has an adapter ({ADAPTER}), which would be left out; merge it into its model with peft's `merge_and_unload` "
+    "and save that, or remove the adapter's files"
+)
+"""Why a folder with an adapter is refused, with the remedy."""
 
 REFUSED = {
     reason: kinds.split()

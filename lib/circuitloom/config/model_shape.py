@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from ..core.hub import hub_file
 from . import language_model
-from .architectures import MULTIMODAL, find_architecture
+from .architectures import ADAPTER, FOUR_TIMES, IS_ADAPTER, MULTIMODAL, find_architecture
 
 GGUF = ".gguf"
 """Suffix of a file in llama.cpp's format, which holds config, weights and tokenizer."""
@@ -85,19 +86,20 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """
     config = text_config(config)
     architecture = find_architecture(config)
-    sizes = _sizes(config)
+    four_times = architecture is None or config["model_type"] in FOUR_TIMES
+    sizes = _sizes(config, four_times)
     if len(sizes) < len(_NAMES) and architecture is not None:
         config = _with_defaults(config)
-        sizes = _sizes(config)
+        sizes = _sizes(config, four_times)
     for field, names in _NAMES.items():
         if field not in sizes:
             raise ValueError(
                 f"config.json has no {field} (looked for {', '.join(names)}); is it a language model's?"
             )
-    heads, shared = sizes["heads"], int(_first(config, _KEY_VALUE_HEADS) or 0)
+    heads, shared = sizes["heads"], _size(config, _KEY_VALUE_HEADS) or 0
     if architecture is not None and architecture.multi_query and not config.get("new_decoder_architecture"):
         shared = 1 if config.get("multi_query", True) else 0
-    head_dim = int(_first(config, _HEAD_DIM) or 0)
+    head_dim = _size(config, _HEAD_DIM) or 0
     return ModelShape(
         **sizes,
         gated=bool(config.get("gated_mlp")) if architecture is None else architecture.gated,
@@ -116,20 +118,23 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _with_defaults(config) if config.get("model_type") in MULTIMODAL else config
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the sizes that a config states."""
-    found = {field: _first(config, names) for field, names in _NAMES.items()}
-    if not found["d_mlp"] and found["d_model"]:
+def _sizes(config: Mapping[str, Any], four_times: bool) -> dict[str, int]:
+    """Returns the sizes that a config states. With `four_times`, a missing width of the MLP is 4 times d_model."""
+    found = {field: _size(config, names) for field, names in _NAMES.items()}
+    if four_times and not found["d_mlp"] and found["d_model"]:
         found["d_mlp"] = 4 * found["d_model"]
-    for field, value in found.items():
-        if value and not isinstance(value, int | float):
-            raise ValueError(f"config.json states {value!r} for {field}; a number is needed")
-    return {field: int(value) for field, value in found.items() if value}
+    return {field: size for field, size in found.items() if size}
 
 
-def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """Returns the first value that is neither missing nor zero, or None."""
-    return next((config[name] for name in names if config.get(name)), None)
+def _size(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """Returns the first size that is neither missing nor zero, or None. Raises ValueError if it is no size."""
+    name = next((name for name in names if config.get(name)), None)
+    if name is None:
+        return None
+    value = config[name]
+    if not isinstance(value, Real) or isinstance(value, bool) or value < 0 or value % 1:
+        raise ValueError(f"config.json states {value!r} for {name}; a whole number above 0 is needed")
+    return int(value)
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +187,8 @@ def read_model_config(
         if path.suffix == GGUF:
             return path, read_gguf_config(path)
         file = path / "config.json"
+        if (path / ADAPTER).is_file():
+            raise ValueError(f"language_model.path: {path} {IS_ADAPTER}")
         if not file.is_file():
             raise ValueError(f"language_model.path: {_missing_config(path, file)}")
     try:

@@ -95,6 +95,9 @@ class Packing:
     special: bool = False
     """Whether strings of special tokens give special tokens, as in chats that a template has written."""
 
+    def __post_init__(self) -> None:
+        _check_vocabulary([np.array([*self.prefix, *self.suffix], np.int32)], self)
+
     @property
     def prefix(self) -> list[int]:
         """Token ids before each document and each sequence: [BOS], or [] if the tokenizer has no BOS."""

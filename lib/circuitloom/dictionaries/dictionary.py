@@ -1,6 +1,7 @@
 """Trained dictionaries (SAEs and transcoders) and their files."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +227,8 @@ def load_dictionary(
 ) -> Dictionary:
     """Load the dictionary in `folder`.
 
-    Raises ValueError if the dictionary is missing or damaged, or does not have exactly one output.
+    Raises ValueError if the dictionary is missing or damaged, does not have exactly one output, or is that of another
+    layer than the folder's name says.
 
     >>> dictionary = load_dictionary("results/quickstart/dictionaries/tc-topk16-1024/layer1")
     >>> z = dictionary.encode(x)
@@ -241,6 +243,11 @@ def load_dictionary(
     if len(config["outputs"]) != 1:
         raise ValueError(
             f"{folder}: has {len(config['outputs'])} outputs, and only one is supported; name another dictionary"
+        )
+    named = re.fullmatch(r"layer(\d+)", folder.name)
+    if named and int(named[1]) != config["layer"]:
+        raise ValueError(
+            f"{folder}: holds the dictionary of layer {config['layer']}; move it back, or delete it and run again"
         )
     plain = {name: config[name] for name in ("act", "k", "layer", "site_in")}
     return Dictionary(**tensors, **plain, site_out=config["outputs"][0]["site"]).to(

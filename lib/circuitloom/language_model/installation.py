@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import language_model as sections
-from ..config.architectures import MULTIMODAL, find_architecture
-from ..config.model_shape import GGUF, check_shape, read_model_config, text_config
+from ..config.architectures import ADAPTER, IS_ADAPTER, MULTIMODAL
+from ..config.model_shape import GGUF, check_shape, read_model_config, shape_of
 from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder, replace_folder
 from ..core.hub import TEXT_FILES, hub_folder
 from ..core.progress import announce
-from ..corpus.tokenizer import load_hugging_face_tokenizer
+from ..corpus.tokenizer import Tokenizer, load_hugging_face_tokenizer, load_tokenizer
 from . import legacy_format as legacy
 from .anatomy import ANATOMY_FILE, write_anatomy
 from .model import load_causal_lm, load_model
@@ -29,6 +29,10 @@ from .model_files import (
 
 UNQUANTIZED = {"F32", "F16", "BF16"}
 """Number formats of tensors in a GGUF file that are not quantized."""
+_PROBE = " Hello World,  it's 2,024!\n\tÜber café ﬁ — 日本 🙂\r\n"
+"""Text that tokenizers with one vocabulary but other rules split differently."""
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Names of files with a vocabulary. Without one, transformers makes an empty tokenizer."""
 
 
 def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, output: Path) -> None:
@@ -40,7 +44,7 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
     run, or if the model or its weights are missing or damaged.
     """
     file, settings = read_model_config(config)
-    find_architecture(text_config(settings))
+    shape_of(settings)
     if isinstance(config, sections.HubModel) and config.shape is not None:
         check_shape(config.shape, settings)
     source, origin = _locate(config, file, settings)
@@ -58,11 +62,41 @@ def install(config: sections.ModelFolder | sections.HubModel, tokenizer: Path, o
             # name the folder that the user knows, not the copy
             message = str(error).replace(str(new), str(source))
             raise ValueError(f"language_model: {message}; replace its files with complete ones") from error
+        if difference := _tokenizer_difference(new, tokenizer):
+            origin["tokenizer"] = f"the corpus' tokenizer is not the model's own: {difference}"
+            announce("language_model", origin["tokenizer"])
         if not (new / "tokenizer_config.json").is_file():
             copy_files(text_files(tokenizer), new)
         (new / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
         replace_folder(new, output)
         remove_partial_folder(partial)
+
+
+def _tokenizer_difference(model: Path, corpus: Path) -> str:
+    """Returns how the tokenizer in the folder of a model differs from that of the corpus, in words.
+
+    Returns an empty text if they agree, or if the model has no tokenizer that loads.
+    """
+    if not any((model / name).is_file() for name in _VOCABULARIES):
+        return ""
+    try:
+        own = load_hugging_face_tokenizer(str(model))
+    except ValueError:
+        return ""
+    used = load_tokenizer(str(corpus))
+    ids, own_ids = used.backend.get_vocab(), own.backend.get_vocab()
+    if different := sum(own_ids.get(token) != number for token, number in ids.items()):
+        return f"{different:,} of its {len(ids):,} tokens have another id there, or none"
+    return "" if _probe(own) == _probe(used) else "it splits text into other tokens"
+
+
+def _probe(tokenizer: Tokenizer) -> list[int] | None:
+    """Returns the tokens of a text, or None if the tokenizer refuses its words."""
+    try:
+        return tokenizer.encode([_PROBE])[0].tolist()
+    # the library `tokenizers` raises no other class
+    except Exception:
+        return None
 
 
 def _copy(source: Path, origin: dict[str, str], settings: dict[str, Any], dtype: str, new: Path) -> None:
@@ -123,6 +157,8 @@ def _locate(
     if isinstance(config, sections.HubModel):
         key, remedy = "name", "set HF_HUB_OFFLINE=0 to download them"
         source = _download(config)
+        if (source / ADAPTER).is_file():
+            raise ValueError(f"language_model.name: {config.name} {IS_ADAPTER}")
         # the hub's cache names a snapshot's folder after its commit
         origin = {"source": "hub", "name": config.name, "revision": config.revision, "commit": source.name}
     else:

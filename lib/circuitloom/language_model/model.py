@@ -3,7 +3,8 @@
 Module `hooks` captures and edits the model's activations.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..config.architectures import ADAPTER, IS_ADAPTER
 from ..core.errors import first_line
 from .anatomy import ANATOMY_FILE, Anatomy, find_anatomy, is_native, read_anatomy
+from .model_files import weight_files
 
 _REMEDIES = {
     "float16": "set language_model.dtype to bfloat16 or float32",
     "bfloat16": "set language_model.dtype to float32, or check the model's weights",
 }
 """What to do if a value is not finite, by the model's number format. float16 overflows beyond 65,504."""
+_CONSTANT = re.compile(
+    r"(^|\.)((attn|attention|self_attn|self_attention)\.(bias|masked_bias|causal_mask)|rotary(_emb)?\.inv_freq|"
+    r"embed_positions|rope_freqs\.weight|rope_factors_(long|short)\.weight)$"
+)
+"""Matches names of masks and position constants, which are no weights and which old checkpoints store."""
 
 
 class LanguageModel:
@@ -157,7 +165,8 @@ def load_model(
 def load_causal_lm(folder: Path, dtype: torch.dtype, loader: Any = None, gguf_file: str | None = None) -> Any:
     """Returns the model that transformers loads from `folder`, or from a GGUF file in it.
 
-    `loader` is a class of transformers, by default AutoModelForCausalLM. Raises ValueError if weights are missing.
+    `loader` is a class of transformers, by default AutoModelForCausalLM. Raises ValueError if weights are missing or
+    left over, if they have other shapes than the config says, or if they are integers.
     """
     import pickle
 
@@ -165,12 +174,16 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, loader: Any = None, gguf_fi
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    if gguf_file is None and (folder / ADAPTER).is_file():
+        raise ValueError(f"{folder} {IS_ADAPTER}")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         # downloaded code is never run, and the terminal is not asked whether it should be
         loaded: Any = (loader or AutoModelForCausalLM).from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, trust_remote_code=False,
+            # the error for other sizes names none of them
+            ignore_mismatched_sizes=True,
             **({"gguf_file": gguf_file} if gguf_file else {}),
         )  # fmt: skip
     # ImportError: a package is missing, such as that of a quantization
@@ -178,11 +191,46 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, loader: Any = None, gguf_fi
         OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError,
     ) as error:  # fmt: skip
         raise ValueError(f"{folder}: not a model that transformers loads ({first_line(error)})") from error
-    # transformers fills missing weights with random values
     module, report = loaded
+    _check_loaded(folder, report)
+    if gguf_file is None:
+        _check_number_formats(folder)
+    return module
+
+
+def _check_loaded(folder: Path, report: Mapping[str, Any]) -> None:
+    """Raise ValueError if the weights in `folder` are not those of its config. `report` is transformers' report.
+
+    transformers fills missing weights, and those of another shape, with random values, and drops the others.
+    """
+    remedy = "use the weights of its config"
     missing = sorted(report["missing_keys"])
     if missing:
+        raise ValueError(f"{folder}: its weights lack {missing[0]} ({len(missing)} missing in all); {remedy}")
+    other = sorted((name, tuple(found), tuple(stated)) for name, found, stated in report["mismatched_keys"])
+    if other:
+        name, found, stated = other[0]
         raise ValueError(
-            f"{folder}: its weights lack {missing[0]} ({len(missing)} missing in all); use the weights of its config"
+            f"{folder}: its weight {name} has the shape {found}, but its config says {stated} ({len(other)} differ in "
+            f"all); {remedy}"
         )
-    return module
+    unused = sorted(name for name in report["unexpected_keys"] if not _CONSTANT.search(name))
+    if unused:
+        raise ValueError(
+            f"{folder}: its config does not use the weight {unused[0]} ({len(unused)} unused in all); {remedy}"
+        )
+
+
+def _check_number_formats(folder: Path) -> None:
+    """Raise ValueError if matrices in `folder` are integers: quantized, but without the scales to undo it."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                number_format = tensors.get_slice(name).get_dtype()
+                if name.endswith("weight") and number_format[0] in "IU":
+                    raise ValueError(
+                        f"{folder}: its weight {name} has integers ({number_format}), but its config names no "
+                        "quantization; use the model's original weights"
+                    )

@@ -94,7 +94,8 @@ def describe_source(origin: Mapping[str, str]) -> str:
         words = f"{origin['name']} from the hub, revision {origin['revision']}, commit {origin['commit']}"
     else:
         words = origin["path"]
-    return "".join([words, *(f", {origin[key]}" for key in ("weights", "part") if key in origin)])
+    words = "".join([words, *(f", {origin[key]}" for key in ("weights", "part") if key in origin)])
+    return f"{words}; {origin['tokenizer']}" if "tokenizer" in origin else words
 
 
 def weights_digest(weights: "Mapping[str, Tensor]") -> str:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.progress import progress
+from ..core.progress import announce, progress
 from ..corpus.chronicle.grammar import greater_than_prompts
 from ..corpus.token_arrays import scored_positions
 from ..corpus.tokenizer import Tokenizer
@@ -156,6 +156,13 @@ def language_model_rows(
     grammar distance and the greater-than metric. `seed` determines the greater-than prompts.
     """
     loss = cross_entropy(model, tokens)
+    guess = math.log(model.logits(tokens.take(slice(0, 1))[:, :1]).shape[-1])
+    if loss.masked > guess + 0.01:
+        announce(
+            "language_model",
+            f"a cross-entropy of {loss.masked:.2f} nats per token on held-out text is worse than guessing "
+            f"({guess:.2f}); is the tokenizer the model's own, and are the weights complete?",
+        )
     rows = [
         _row("cross_entropy", loss.masked, "nats per token", "on packed held-out text, from scored positions"),
         _row("cross_entropy_every", loss.every, "nats per token", "on packed held-out text, all predictions"),

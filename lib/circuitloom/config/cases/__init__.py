@@ -8,6 +8,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..base import as_list, expand_path
+from ..yaml_files import refuse_repeated_keys
 from .base import Case
 from .difference import DifferenceCase
 from .feature import FeatureCase
@@ -59,6 +60,7 @@ def _read_file(path: str) -> dict[str, Any]:
     file = next((each for each in (Path(path), PROJECT / path) if each.is_file()), None)
     if file is None:
         raise ValueError(f"there is no file {path}; config/cases has those of the project")
+    refuse_repeated_keys(file)
     try:
         content = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
