@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 from tests.corpus.inputs import TEXTS, built, jsonl, write_parquet
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 
 from circuitloom.corpus.tokens import open_tokens
 
@@ -79,4 +81,31 @@ def test_broken_input_gives_a_message_of_one_line(tmp_path, tokenizer, keys, mes
         keys = {"source": "files", "train": str(tmp_path / "text.jsonl"), **keys}
     with pytest.raises(ValueError, match=message) as error:
         built(tmp_path / "corpus", folder, **keys)
+    assert len(str(error.value).splitlines()) == 1
+
+
+KNOWN = {"the": 0, "war": 1, ".": 2}
+UNKNOWING = {
+    "words": (models.WordLevel(KNOWN), pre_tokenizers.WhitespaceSplit(), "zebra."),
+    "words and punctuation": (models.WordLevel(KNOWN), pre_tokenizers.Whitespace(), "zebra"),
+    "WordPiece": (models.WordPiece(KNOWN), pre_tokenizers.WhitespaceSplit(), "zebra."),
+    "Unigram": (models.Unigram([(piece, -1.0) for piece in " thewar."]), None, "zebra."),
+}
+
+
+@pytest.mark.parametrize("length", [1, 14_000], ids=["short", "long"])
+@pytest.mark.parametrize("kind", UNKNOWING)
+def test_a_word_without_a_token_is_named_with_its_place(tmp_path, kind, length):
+    model, before, word = UNKNOWING[kind]
+    backend = Backend(model)
+    backend.pre_tokenizer = before
+    (tmp_path / "tokenizer").mkdir()
+    backend.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    known = jsonl(tmp_path / "known.jsonl", ["the war the war"] * 9)
+    train = jsonl(tmp_path / "train.jsonl", ["the war"] * 20 + ["the war " * length + "the zebra. war gnu"])
+    keys = {"source": "files", "train": str(train), "validation": str(known)}
+    with pytest.raises(
+        ValueError, match=rf"train.jsonl, line 21: .* not know '{word}' .* unk_token"
+    ) as error:
+        built(tmp_path / "corpus", tmp_path / "tokenizer", **keys)
     assert len(str(error.value).splitlines()) == 1

@@ -4,6 +4,7 @@ import pytest
 from tests.corpus.inputs import bpe
 from tests.corpus.test_token_names import with_byte_fallback
 
+from circuitloom.ablation.behaviour import parse_metric
 from circuitloom.config.circuits import parse_answer, parse_target
 from circuitloom.corpus.prompt_text import blank_between, find_token, read_prompt
 from circuitloom.corpus.tokenizer import Tokenizer, load_tokenizer, word_tokenizer
@@ -108,6 +109,18 @@ def test_unknown_words_are_counted() -> None:
 def test_a_prompt_that_cannot_be_read_is_refused(words: Tokenizer, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_prompt(text, words, CONTEXT)
+
+
+@pytest.mark.parametrize("end", [" ", "\n", " \t", "\u00a0"])
+def test_a_blank_at_the_end_of_a_prompt_is_said(byte_level: Tokenizer, end: str) -> None:
+    (note,) = read_prompt(f"the 3{end}", byte_level, CONTEXT).notes
+    assert note.startswith(f"the prompt ends in {end!r}, behind which the target then follows")
+    assert read_prompt(f" the{end}3", byte_level, CONTEXT).notes == ()
+
+
+def test_a_blank_at_the_end_that_gives_no_token_does_not_matter(words: Tokenizer) -> None:
+    read = read_prompt("he was ", words, CONTEXT)
+    assert (read.token.tolist(), read.notes) == ([0, 1, 2], ())
 
 
 # Answers
@@ -219,6 +232,27 @@ def test_tokens_are_found_by_text_and_by_name(words: Tokenizer) -> None:
     assert [find_token(text, words) for text in ("by", " by", "xx", "<bos>")] == [4, 4, None, 0]
     brackets = word_tokenizer(["⟨", "⟨E4⟩"])
     assert [find_token(text, brackets) for text in ("⟨", "⟨E4⟩")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "target", ["logit the vs the", 'logit the vs " the"', "logit , vs ,", "logit the vs the @1"]
+)
+def test_two_answers_that_are_the_same_token_are_refused(byte_level: Tokenizer, target: str) -> None:
+    read = read_prompt("Story 3", byte_level, CONTEXT)
+    with pytest.raises(
+        ValueError, match=r"vs .*: both are the token '.*' \(id \d+\), so .* name two tokens$"
+    ):
+        read.answers(parse_target(target))
+    with pytest.raises(ValueError, match="both are the token"):
+        parse_metric(target.removesuffix(" @1"), read)
+
+
+def test_answers_of_a_target_are_its_tokens(byte_level: Tokenizer) -> None:
+    read = read_prompt("Story 3", byte_level, CONTEXT)
+    names = [[each.name for each in read.answers(parse_target(target))] for target in (
+        "logits", "logit the", 'logit the vs "the"', "feature 0/1",
+    )]  # fmt: skip
+    assert names == [[], [" the"], [" the", "the"], []]
 
 
 # Targets

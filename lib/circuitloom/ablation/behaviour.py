@@ -80,10 +80,10 @@ def behaviour_tables(
 def parse_metric(target: str, prompt: PromptText) -> tuple[Metric, list[str]]:
     """Returns the metric for a target `logit TOKEN` or `logit TOKEN vs TOKEN`, and notes on the tokens that were taken.
 
-    Raises ValueError if an answer is not one token.
+    Raises ValueError if an answer is not one token, or if both are the same.
     """
     parsed = parse_target(target)
-    answers = [prompt.answer(written) for written in (parsed.token, parsed.against) if written]
+    answers = prompt.answers(parsed)
     numbers = [answer.token_id for answer in answers]
     metric = logit_difference(*numbers) if parsed.against else logit(*numbers)
     return metric, [answer.note for answer in answers if answer.note]

@@ -58,8 +58,8 @@ def resolve_position(position: int, model: LinearizedModel) -> int:
 
 def read_answers(target: Target, prompt: PromptText) -> list[AnswerToken]:
     """Returns the tokens of the target kinds `logit` and `difference`. Raises ValueError if an answer is not one
-    token."""
-    return [prompt.answer(each, target.position) for each in (target.token, target.against) if each]
+    token, or if both are the same."""
+    return prompt.answers(target)
 
 
 def find_roots(

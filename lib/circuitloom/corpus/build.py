@@ -22,6 +22,7 @@ from .source import MEANINGS, TRAIN, VALIDATION, Counts, Source, open_source, te
 from .token_arrays import SEQUENCES_PER_SHARD, write_tokens
 from .tokenizer import Tokenizer, load_hugging_face_tokenizer, word_tokenizer
 from .tokenizer_notices import text_notices, tokenizer_notices
+from .unknown_words import UnknownWordError
 
 OUTPUTS = (
     "tokenizer",
@@ -161,6 +162,10 @@ def _pack_split(
             except StopIteration as end:
                 rest = end.value
                 break
+            except UnknownWordError as error:
+                file = source.files(split)[error.place.file]
+                where = f"{file.path}, {file.unit} {error.place.row + 1}"
+                raise ValueError(f"{where}: {error}") from error
             blocks.append(block)
             bar.update(sum(len(d.text) for d in block.documents) if limit is None else block.token.size)
     if not len(blocks):

@@ -18,6 +18,7 @@ from .pieces import LONG, encode_pieces
 from .source import START, Counts, Document, Place
 from .token_arrays import SequenceArrays
 from .tokenizer import Tokenizer
+from .unknown_words import named_unknown_words
 
 _BATCH_DOCUMENTS = 1000
 """Maximum number of documents tokenized per call."""
@@ -153,7 +154,7 @@ def pack_documents(
     `documents` must begin with the document at `cursor`. `limit` is the maximum number of sequences of the split,
     including the sequences before `cursor`. Tokens after the last complete sequence are dropped: the generator returns
     their number, or None if it stops at the limit. Documents are tokenized only as far as their tokens are needed.
-    Raises ValueError if a token id is not in the model's vocabulary.
+    Raises ValueError if a token id is not in the model's vocabulary, and UnknownWordError if a word has no token.
     """
     pending: list[_Span] = []
     n_pending = 0
@@ -181,12 +182,15 @@ def _tokenize(documents: Iterable[Document], packing: Packing, cursor: Cursor) -
         number, source = batch[0]
         resumed = number == cursor.document
         if longest is not None and len(source.text) > longest:
-            yield from _tokenize_long(
-                source, number, packing, cursor.character * resumed, cursor.skip * resumed
-            )
+            with named_unknown_words([source], packing.tokenizer):
+                yield from _tokenize_long(
+                    source, number, packing, cursor.character * resumed, cursor.skip * resumed
+                )
             continue
         before, after = (np.array(ids, np.int32) for ids in (packing.prefix, packing.suffix))
-        encoded = packing.tokenizer.encode([document.text for _, document in batch], packing.special)
+        given = [document for _, document in batch]
+        with named_unknown_words(given, packing.tokenizer, packing.special):
+            encoded = packing.tokenizer.encode([document.text for document in given], packing.special)
         _check_vocabulary(encoded, packing)
         for (number, source), ids in zip(batch, encoded, strict=True):
             skip = cursor.skip if number == cursor.document else 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from ..config.circuits import parse_answer
+from ..config.circuits import Target, parse_answer
 from ..core.token_text import OPEN, escape_name, whole_text
 from .tokenizer import Tokenizer
 
@@ -77,6 +77,20 @@ class PromptText:
             ids = self._encode(wanted) if following is None else following
             raise ValueError(self._refusal(text, wanted, ids))
         return AnswerToken(number, names[number], self._note(text, number))
+
+    def answers(self, target: Target) -> list[AnswerToken]:
+        """Returns the token of a target `logit`, or both tokens of a `difference`.
+
+        Raises ValueError if an answer is not one token, or if both are the same token.
+        """
+        written = [each for each in (target.token, target.against) if each]
+        answers = [self.answer(each, target.position) for each in written]
+        if len({answer.token_id for answer in answers}) < len(answers):
+            raise ValueError(
+                f"{' vs '.join(written)}: both are the token {answers[0].name!r} (id {answers[0].token_id}), so the "
+                "difference is always 0; name two tokens"
+            )
+        return answers
 
     def _text_up_to(self, position: int) -> str:
         place = position % len(self.token)
@@ -200,7 +214,8 @@ def _same(name: str, wanted: str) -> bool:
 
 
 def _notes(text: str, tokenizer: Tokenizer, ids: Sequence[int], special: bool) -> Iterator[str]:
-    """Yields a line per special token that the text spells out, and a line about unknown tokens."""
+    """Yields a line per special token that the text spells out, a line about unknown tokens, and a line about a blank
+    at the end."""
     for token in () if special else tokenizer.special_tokens:
         if token in text:
             yield f"{token} in the prompt is text; special_tokens: true makes it a special token"
@@ -209,3 +224,10 @@ def _notes(text: str, tokenizer: Tokenizer, ids: Sequence[int], special: bool) -
         count = sum(number == tokenizer.backend.token_to_id(unknown) for number in ids)
         if count:
             yield f"{count} of the {len(ids)} tokens of the prompt are unknown to the tokenizer ({unknown})"
+    words = text.rstrip()
+    # tokenizers that split at blanks leave the last one out
+    if words != text and not np.array_equal(tokenizer.encode([words], special)[0], ids):
+        yield (
+            f"the prompt ends in {text[len(words) :]!r}, behind which the target then follows; leave it out if "
+            "the target is to follow the last word"
+        )

@@ -39,7 +39,7 @@ END;
 
 -- name: tokens_in_text
 -- Tokens of all sequences that match a regular expression, with the sequence's text and the place where a token ends in it.
--- example: SELECT sequence, position, token, stop FROM tokens_in_text($pattern) LIMIT 3
+-- example: SELECT sequence, position, token, stop FROM tokens_in_text($pattern) ORDER BY sequence, position LIMIT 3
 CREATE OR REPLACE MACRO tokens_in_text(pattern) AS TABLE
 WITH
 joined_tokens AS (
