@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def _size(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     if name is None:
         return None
     value = config[name]
-    if not isinstance(value, Real) or isinstance(value, bool) or value < 0 or value % 1:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or value % 1:
         raise ValueError(f"config.json states {value!r} for {name}; a whole number above 0 is needed")
     return int(value)
 
