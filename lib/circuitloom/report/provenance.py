@@ -135,7 +135,8 @@ def _number(text: str | None) -> float:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.rglob("*")) if file.is_file())
+    # Snakemake puts a hidden file into the folders that it has made
+    return (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
 
 
 def _digest(files: Iterator[Path] | Sequence[Path], folder: Path) -> str:
