@@ -242,7 +242,8 @@ def test_a_stage_stops_on_a_full_disk_and_resumes_when_there_is_room(
         while remaining and (result := study.run(remaining[0], folder)).code == 0:
             remaining.pop(0)
         assert remaining, "the disk is not full"
-        (line,) = (line for line in result.output.splitlines() if line.startswith("circuitloom: "))
+        # notices about the text have the same prefix and stand before it
+        *_, line = (line for line in result.output.splitlines() if line.startswith("circuitloom: "))
         assert line.startswith(f"circuitloom: {stage}: the disk is full (")
         assert line.endswith("make room and run again: finished work is kept")
         remaining[0].prepare(folder)
