@@ -15,5 +15,6 @@ with job("language_model", snakemake):
         read_table(snakemake.input.document, pc.field("split") == "validation"),
         load_tokenizer(snakemake.input.tokenizer),
         snakemake.params.seed,
+        snakemake.params.loss_tokens,
     )
     write_table(LANGUAGE_MODEL, rows, snakemake.output.table)

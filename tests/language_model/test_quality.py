@@ -62,6 +62,13 @@ def test_predictions_from_a_bos_are_masked_and_others_are_not(tmp_path):
     assert result.masked == pytest.approx(-np.mean([float(log_p[a, b]) for i, a, b in pairs if i > 0]))
 
 
+def test_the_first_sequences_are_measured_if_the_number_of_tokens_is_given(tmp_path):
+    tokens, model = make_tokens(tmp_path / "validation.zarr", sequences=40), bigram(random_logits(VOCABULARY))
+    first = make_tokens(tmp_path / "first.zarr", sequences=3)
+    assert first.take(slice(0, 3)).equal(tokens.take(slice(0, 3)))
+    assert cross_entropy(model, tokens, 4 * CONTEXT - 1) == cross_entropy(model, first)
+
+
 def test_a_loss_worse_than_guessing_is_named(tmp_path, capsys):
     tokens, nothing = make_tokens(tmp_path / "validation.zarr", sequences=2), document_table([None], [2])
     tokenizer = load_tokenizer(str(make_tokenizer(tmp_path / "tokenizer")))

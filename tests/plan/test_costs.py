@@ -65,10 +65,17 @@ def test_imported_runs_cost_their_weights_and_no_training(tmp_path) -> None:
 
 
 def test_more_work_takes_longer() -> None:
-    short = costs()["language_model"]
-    long = costs(language_model={**STUDY["language_model"], "tokens": 5_000_000})["language_model"]
-    assert long.operations == pytest.approx(10 * short.operations)
+    model = {**STUDY["language_model"], "loss_tokens": 1}
+    short = costs(language_model=model)["language_model"]
+    long = costs(language_model={**model, "tokens": 5_000_000})["language_model"]
+    assert long.operations == pytest.approx(10 * short.operations, rel=1e-5)
     assert long.seconds > short.seconds
+
+
+def test_fewer_tokens_of_the_loss_take_less_time() -> None:
+    every = costs()["language_model"]
+    few = costs(language_model={**STUDY["language_model"], "loss_tokens": 100})["language_model"]
+    assert few.operations < every.operations
 
 
 def test_the_tokens_of_files_are_estimated_from_their_size(tmp_path) -> None:

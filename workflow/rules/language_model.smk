@@ -86,6 +86,7 @@ rule measure_model:
     params:
         dtype=MODEL_DTYPE,
         seed=STUDY.seed,
+        loss_tokens=STUDY.language_model.loss_tokens,
         code=code("language_model_measure"),
     script:
         "../../scripts/language_model_measure.py"

@@ -7,7 +7,15 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from .base import ExpandedPath, Section
 
 
-class Pretrain(Section):
+class _Measured(Section):
+    """Keys that all sources share."""
+
+    loss_tokens: PositiveInt | None = None
+    """Number of held-out tokens on which the model's loss is measured, in complete sequences. With null, all held-out
+    tokens are used."""
+
+
+class Pretrain(_Measured):
     """Pretraining of a model with GPT-2's architecture on the corpus. Muon trains the matrices of the blocks. AdamW
     trains all other parameters."""
 
@@ -47,7 +55,7 @@ class Pretrain(Section):
         return self
 
 
-class ModelFolder(Section):
+class ModelFolder(_Measured):
     """A model in a folder in the Hugging Face layout, or in a GGUF file (llama.cpp's format). Reading a GGUF file needs
     the package `gguf`, and dequantizes the weights. docs/models.md lists the architectures that run."""
 
@@ -84,7 +92,7 @@ class ModelSizes(Section):
     """Whether attention and MLP both read the residual stream at the start of the block."""
 
 
-class HubModel(Section):
+class HubModel(_Measured):
     """A model of the Hugging Face hub. TransformerLens' legacy format is also supported. docs/models.md lists the
     architectures that run."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config.evaluation import Evaluation
 from ..corpus.token_arrays import scored_positions
-from ..corpus.tokens import Tokens
+from ..corpus.tokens import Tokens, count_sequences
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,6 @@ def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
     >>> held_out = load_held_out(open_tokens("results/quickstart/corpus/validation.zarr"), Evaluation(tokens=10_000))
     """
     return load_sequences(tokens, slice(count_sequences(tokens, config.tokens)), config.mask)
-
-
-def count_sequences(tokens: Tokens, wanted: int | None) -> int:
-    """Returns the number of complete sequences in the first `wanted` tokens, but at least 1.
-
-    If `wanted` is None, all sequences are counted.
-    """
-    return len(tokens) if wanted is None else min(len(tokens), max(1, wanted // tokens.context))
 
 
 def load_sequences(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:

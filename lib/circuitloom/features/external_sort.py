@@ -20,8 +20,8 @@ from jaxtyping import Float, Float32, Int, Integer
 from ..config.features import Features
 from ..core.atomic_io import fsync
 from ..core.progress import progress
-from ..corpus.tokens import Tokens
-from ..evaluation.held_out import HeldOut, count_sequences, load_sequences
+from ..corpus.tokens import Tokens, count_sequences
+from ..evaluation.held_out import HeldOut, load_sequences
 from ..language_model.hooks import capture
 from ..language_model.model import LanguageModel
 from .basis import FeatureBasis

@@ -17,7 +17,7 @@ from ..core.progress import announce, progress
 from ..corpus.chronicle.grammar import greater_than_prompts
 from ..corpus.token_arrays import scored_positions
 from ..corpus.tokenizer import Tokenizer
-from ..corpus.tokens import Tokens
+from ..corpus.tokens import Tokens, count_sequences
 from .model import LanguageModel
 
 _BATCH = 32
@@ -59,13 +59,17 @@ class GrammarDistance:
 
 
 @torch.no_grad()
-def cross_entropy(model: LanguageModel, tokens: Tokens) -> CrossEntropy:
-    """Returns the cross-entropy of the model on all packed held-out sequences."""
+def cross_entropy(model: LanguageModel, tokens: Tokens, n_tokens: int | None = None) -> CrossEntropy:
+    """Returns the cross-entropy of the model on packed held-out sequences.
+
+    With `n_tokens`, only the complete sequences in the first `n_tokens` tokens are used.
+    """
     masked = every = 0.0
     n_masked = n_every = 0
-    with progress("language_model: held-out text", len(tokens), "sequences") as bar:
-        for start in range(0, len(tokens), _BATCH):
-            batch = tokens.take(slice(start, start + _BATCH))
+    sequences = count_sequences(tokens, n_tokens)
+    with progress("language_model: held-out text", sequences, "sequences") as bar:
+        for start in range(0, sequences, _BATCH):
+            batch = tokens.take(slice(start, min(start + _BATCH, sequences)))
             loss = _losses(model, batch)
             scored = scored_positions(batch, tokens.separator_id)[:, :-1]
             masked, n_masked = masked + float(loss[scored].sum()), n_masked + int(scored.sum())
@@ -146,16 +150,22 @@ def _losses(
 
 
 def language_model_rows(
-    model: LanguageModel, tokens: Tokens, documents: pa.Table, tokenizer: Tokenizer, seed: int
+    model: LanguageModel,
+    tokens: Tokens,
+    documents: pa.Table,
+    tokenizer: Tokenizer,
+    seed: int,
+    n_tokens: int | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the rows of table `language_model`, measured on the held-out `tokens`.
 
     Raises ValueError if the loss is not finite, as where logits overflow float16.
 
     `documents` is table `document` of the same split. If a grammar generated the documents, the rows include the
-    grammar distance and the greater-than metric. `seed` determines the greater-than prompts.
+    grammar distance and the greater-than metric. `seed` determines the greater-than prompts. With `n_tokens`, the
+    cross-entropy is that of the first sequences with this number of tokens.
     """
-    loss = cross_entropy(model, tokens)
+    loss = cross_entropy(model, tokens, n_tokens)
     guess = math.log(model.logits(tokens.take(slice(0, 1))[:, :1]).shape[-1])
     if loss.masked > guess + 0.01:
         announce(

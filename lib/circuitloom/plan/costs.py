@@ -58,7 +58,7 @@ def works_of(study: Study) -> list[Work]:
     train, held_out = corpus_tokens(study)
     return [
         corpus(study, train + held_out),
-        language_model(study),
+        language_model(study, held_out),
         activations(study, train),
         dictionaries(study),
         evaluation(study, held_out),

@@ -61,10 +61,11 @@ def corpus(study: Study, tokens: float) -> Work:
     )
 
 
-def language_model(study: Study) -> Work:
-    """Returns the work of pretraining a model, or of storing an existing model."""
+def language_model(study: Study, held_out: float) -> Work:
+    """Returns the work of pretraining a model, or of storing an existing model, and of its loss on held-out tokens."""
     blocks, embedding = model_parameters(study.shape)
     size, model = 4 * (blocks + embedding), study.language_model
+    measured = min(model.loss_tokens or held_out, held_out)
     if not isinstance(model, Pretrain):
         fetched = model_bytes(study) if isinstance(model, HubModel) else 0
         # the model is loaded once, to find the names of its modules
@@ -73,13 +74,16 @@ def language_model(study: Study) -> Work:
             tokens=0,
             disk=model_bytes(study),
             memory=PROCESS_BYTES + model_bytes(study),
+            operations=measured * (forward(study, study.shape.layers) + 2 * embedding),
             starts=2,
             exclusive=True,
             host_memory=PROCESS_BYTES + model_bytes(study),
             download=fetched,
             files=10,
         )
-    operations = 3 * model.tokens * (forward(study, study.shape.layers) + 2 * embedding)
+    # a training step takes about three forward passes
+    passes = 3 * model.tokens + measured
+    operations = passes * (forward(study, study.shape.layers) + 2 * embedding)
     batch = model.batch * study.corpus.context * vocabulary(study.shape) * 6
     return Work(
         "language_model",
@@ -89,7 +93,7 @@ def language_model(study: Study) -> Work:
         operations=operations,
         starts=2,
         exclusive=True,
-        gpu_load=forward_load(study, study.shape.layers, 1, 2) * (3 * model.tokens),
+        gpu_load=forward_load(study, study.shape.layers, 1, 2) * passes,
         host_memory=PROCESS_BYTES + size,
         gpu_memory=4 * size + batch,
         files=10,

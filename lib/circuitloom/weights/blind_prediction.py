@@ -28,10 +28,10 @@ from ..attribution.capture import ModelWeights
 from ..attribution.direct_effects import AttributionTargets, make_targets
 from ..attribution.linearized_model import LinearizedModel, linearize_sequences
 from ..core.tables import BLIND, write_table
-from ..corpus.tokens import Tokens
+from ..corpus.tokens import Tokens, count_sequences
 from ..dictionaries.dictionary import Dictionary
 from ..evaluation.concept_matching import scored_activations, sparse_activations
-from ..evaluation.held_out import HeldOut, count_sequences, load_sequences
+from ..evaluation.held_out import HeldOut, load_sequences
 from ..language_model.hooks import Site
 from ..language_model.model import LanguageModel
 from .deembedding import TokenEmbeddings, encoder_in_residual, require_transcoder

@@ -6,9 +6,8 @@ from pathlib import Path
 from ..attribution.capture import read_weights
 from ..attribution.linearized_model import linearize_sequences
 from ..config.circuits import WeightsConfig
-from ..corpus.tokens import Tokens
+from ..corpus.tokens import Tokens, count_sequences
 from ..dictionaries.dictionary import Dictionary
-from ..evaluation.held_out import count_sequences
 from ..language_model.model import LanguageModel
 from .blind_prediction import write_blind_predictions
 from .connections import find_connections, mean_effects, write_connections
