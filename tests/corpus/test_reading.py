@@ -15,7 +15,7 @@ from tests.corpus.inputs import TEXTS, built, jsonl, section, write_parquet
 from circuitloom.core.tables import read_table
 from circuitloom.corpus import build
 from circuitloom.corpus.packing import PackedBlocks
-from circuitloom.corpus.source import Document, Place, open_source
+from circuitloom.corpus.source import Document, Place, open_source, text_hash
 
 
 def documents(folder: Path, split: str = "train", **keys) -> list[Document]:
@@ -55,7 +55,7 @@ def test_everything_that_is_left_out_is_counted_with_its_first_row(tmp_path: Pat
     assert all(0 < count < 16 for count, _ in rest)
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     null = "rows without text (null, or without the key), left out"
-    equal = "documents that equal a held-out document, left out"
+    equal = "documents that equal a held-out document but for white space, left out"
     skipped = "rows that are not text, left out as corpus.not_text says"
     assert found == {
         # the last held-out document may begin after the last sequence, and is then not held out
@@ -364,3 +364,14 @@ def test_a_parquet_column_of_a_hub_data_set_may_change_its_type(tmp_path: Path) 
         pq.write_table(pa.table(columns), tmp_path / "hub" / f"train-{number}.parquet")
     keys = {"source": "hub", "dataset": str(tmp_path / "hub"), "validation_share": 1e-9}
     assert texts(tmp_path, **keys) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("copy", [" a  b c", "a b c\n", "a\tb\r\nc", "a\u00a0b c"])
+def test_a_document_that_equals_a_held_out_one_but_for_white_space_is_left_out(
+    tmp_path: Path, copy: str
+) -> None:
+    train = lines(tmp_path / "train.jsonl", [{"text": copy}, {"text": "ab c"}])
+    held_out = lines(tmp_path / "held_out.jsonl", [{"text": "a b c"}])
+    source = open_source(section(source="files", train=[str(train)], validation=str(held_out)), 0, tmp_path)
+    excluded = {text_hash(document.text) for document in source.read("validation")}
+    assert [document.text for document in source.read("train", excluded=excluded)] == ["ab c"]

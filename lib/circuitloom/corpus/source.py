@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 VALIDATION, TRAIN = "validation", "train"
 HELD_OUT = "held_out"
-"""Kind of remark on a document that equals a held-out document."""
-MEANINGS = {**ROW_MEANINGS, HELD_OUT: "documents that equal a held-out document, left out"}
+"""Kind of remark on a document that equals a held-out document but for white space."""
+MEANINGS = {
+    **ROW_MEANINGS,
+    HELD_OUT: "documents that equal a held-out document but for white space, left out",
+}
 """Maps each kind of remark to its meaning."""
 _LISTED = 20
 """Maximum number of files that a notice lists."""
@@ -171,8 +174,8 @@ def _where(file: Rows, place: Place) -> str:
 
 
 def text_hash(text: str) -> int:
-    """Returns a 64-bit hash of a text."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    """Returns a 64-bit hash of the words of a text. Copies of a text often differ in white space only."""
+    return int.from_bytes(blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "little")
 
 
 def open_source(section: config.Corpus, seed: int, scratch: Path, render: Render | None = None) -> Source:
