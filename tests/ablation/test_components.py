@@ -30,8 +30,8 @@ def edited_logits(model, edits, token=INSIDE):
         return last_logits(model, token[None])
 
 
-@pytest.mark.parametrize("site", ["mlp_out", "resid_pre", "resid_mid", "mlp_in"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("site", ["mlp_out", "mlp_added", "resid_pre", "resid_mid", "mlp_in"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gemma3_text", "granite"])
 def test_ablating_all_features_of_an_exact_basis_zeroes_the_site(architecture, site, tmp_path):
     model = load_tiny(architecture, tmp_path)
     prompt, basis = make_prompt(), feature_basis("exact", {1: exact_saes(site)[1]})
@@ -50,11 +50,16 @@ def test_ablating_all_features_of_an_exact_basis_zeroes_the_site(architecture, s
 
 
 @pytest.mark.parametrize("kind", ["sae", "transcoder", "skip transcoder"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_pass_ablates_its_own_features_and_keeps_the_error(architecture, kind, tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "site"),
+    [*((name, "mlp_out") for name in ARCHITECTURES), ("gemma3_text", "mlp_added"), ("granite", "mlp_added")],
+)
+def test_each_pass_ablates_its_own_features_and_keeps_the_error(architecture, site, kind, tmp_path):
     """Downstream features are ablated from their activations in the same pass."""
     model = load_tiny(architecture, tmp_path)
-    dictionaries = make_saes(model) if kind == "sae" else make_dictionaries(model, kind)
+    dictionaries = make_dictionaries(model, kind, site_out=site)
+    if kind == "sae":
+        dictionaries = make_saes(model, site)
     prompt, basis = make_prompt(), feature_basis("run", dictionaries)
     ablated = random_ablated(4, len(basis))
     ablated[2], ablated[3, :] = False, False
@@ -71,7 +76,7 @@ def test_each_pass_ablates_its_own_features_and_keeps_the_error(architecture, ki
 
             return edit
 
-        expected = edited_logits(model, {Site("mlp_out", layer): without(layer) for layer in range(LAYERS)})
+        expected = edited_logits(model, {Site(site, layer): without(layer) for layer in range(LAYERS)})
         torch.testing.assert_close(measured[n], expected[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(measured[2], last_logits(model, INSIDE[None])[0])
 

@@ -71,9 +71,18 @@ def test_a_feature_without_position_is_edited_at_all_positions(tmp_path):
     assert torch.equal(ablated[:, :feature], z[:, :feature])
 
 
-def test_a_free_edit_adds_the_scaled_decoder_row(tmp_path):
-    model = load_tiny("llama", tmp_path)
-    local = make_linearized(model)
+@pytest.mark.parametrize(
+    ("architecture", "site"),
+    [
+        ("llama", "mlp_out"),
+        ("gemma3_text", "mlp_out"),
+        ("gemma3_text", "mlp_added"),
+        ("granite", "mlp_added"),
+    ],
+)
+def test_a_free_edit_adds_the_scaled_decoder_row(architecture, site, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    local = make_linearized(model, site_out=site)
     targets = last_logits(local)
     (name,) = some_features(local, 1, 1)
     outcome = apply_edits(
@@ -89,7 +98,7 @@ def test_a_free_edit_adds_the_scaled_decoder_row(tmp_path):
         y[0, position] += row
         return y
 
-    with edited(model, {Site("mlp_out", 1): add}):
+    with edited(model, {Site(site, 1): add}):
         logits = model.logits(local.captured.token[None])[0, -1]
     torch.testing.assert_close(outcome.free, (logits - logits.mean())[20:24], atol=1e-4, rtol=1e-4)
 

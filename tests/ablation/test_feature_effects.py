@@ -38,10 +38,11 @@ def inputs(request, tmp_path):
     return model, source, make_saes(model, act="relu", k=None)[LAYER], stream
 
 
-@pytest.mark.parametrize("site", ["mlp_out", "mlp_in"])
-@pytest.mark.parametrize("inputs", ["gpt2", "llama"], indirect=True)
+@pytest.mark.parametrize("site", ["mlp_out", "mlp_added", "mlp_in"])
+@pytest.mark.parametrize("inputs", ["gpt2", "llama", "gemma3_text", "granite"], indirect=True)
 def test_effects_equal_a_double_loop(inputs, site, monkeypatch):
     model, source, target, stream = inputs
+    target = make_saes(model, site, act="relu", k=None)[LAYER]
     if site == "mlp_in":
         target = make_dictionaries(model)[LAYER]
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 40 * 13)
@@ -50,7 +51,12 @@ def test_effects_equal_a_double_loop(inputs, site, monkeypatch):
 
     def encode(r):
         x = norm(r[None, None])
-        return target.encode((x if site == "mlp_in" else model.mlp(LAYER)(x))[0, 0])
+        y = x if site == "mlp_in" else model.mlp(LAYER)(x)
+        if site == "mlp_added" and model.anatomy.norm_mlp_after:
+            y = model.block(LAYER).get_submodule(model.anatomy.norm_mlp_after)(y)
+        elif site == "mlp_added":
+            y = y * model.residual_multiplier
+        return target.encode(y[0, 0])
 
     z, changes = source.encode(stream), {}
     for t in range(len(stream)):
@@ -135,7 +141,7 @@ def test_dictionaries_of_other_sites_or_layers_are_refused(inputs):
     model, source, target, stream = inputs
     with pytest.raises(ValueError, match="name a run of SAEs on resid_mid"):
         list(feature_effects(model, target, target, stream))
-    with pytest.raises(ValueError, match="name SAEs on mlp_out or transcoders"):
+    with pytest.raises(ValueError, match="name transcoders, or SAEs on mlp_out or mlp_added"):
         list(feature_effects(model, source, source, stream))
     with pytest.raises(ValueError, match="give dictionaries of one"):
         list(feature_effects(model, source, make_saes(model)[2], stream))

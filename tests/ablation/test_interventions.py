@@ -13,6 +13,7 @@ from circuitloom.attribution.direct_effects import (
     source_columns,
 )
 from circuitloom.attribution.linearized_model import LinearizedModel
+from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.language_model.hooks import Site, edited
 
 
@@ -36,10 +37,15 @@ def test_the_linearized_model_run_forward_equals_the_model(architecture, kind, t
     torch.testing.assert_close(held, free, atol=1e-6, rtol=0)
 
 
+CHANGED = [(name, site) for name in ("gemma3_text", "olmo2", "granite") for site in MLP_OUTPUTS]
+"""Models whose MLPs add something else than they return, with the site that transcoders reconstruct."""
+CASES = [*((name, "mlp_out") for name in ARCHITECTURES), *CHANGED]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_frozen_ablations_change_targets_by_the_direct_effects(architecture, kind, tmp_path):
-    local = make_linearized(load_tiny(architecture, tmp_path), kind)
+@pytest.mark.parametrize(("architecture", "site"), CASES)
+def test_frozen_ablations_change_targets_by_the_direct_effects(architecture, site, kind, tmp_path):
+    local = make_linearized(load_tiny(architecture, tmp_path), kind, site_out=site)
     columns = source_columns(local)
     nodes = torch.arange(len(columns) - 1)
     if local.captured.position_embedding is None:
@@ -51,11 +57,11 @@ def test_frozen_ablations_change_targets_by_the_direct_effects(architecture, kin
     assert ((measured - predicted[:, nodes]).abs() / size).max() < 1e-4
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_free_ablations_equal_hand_written_hooks(architecture, tmp_path):
-    """By hand: the feature's decoder row is subtracted from mlp_out in a separate pass."""
+@pytest.mark.parametrize(("architecture", "site"), CASES)
+def test_free_ablations_equal_hand_written_hooks(architecture, site, tmp_path):
+    """By hand: the feature's decoder row is subtracted from the site in a separate pass."""
     model = load_tiny(architecture, tmp_path)
-    local = make_linearized(model)
+    local = make_linearized(model, site_out=site)
     targets = all_targets(local)
     places = torch.arange(0, len(local.features), 5)
     measured = ablate_free(model, local, places, targets)
@@ -69,16 +75,17 @@ def test_free_ablations_equal_hand_written_hooks(architecture, tmp_path):
             y[0, position] -= z * row
             return y
 
-        with edited(model, {Site("mlp_out", layer): ablate}):
+        with edited(model, {Site(site, layer): ablate}):
             after = model.logits(PROMPT[None])[0, -1].log_softmax(0)
         change = (before - after)[10:15]
         # logits are demeaned: their differences are those of log-probabilities
         torch.testing.assert_close(measured[i, -5:].diff(), change.diff(), atol=1e-5, rtol=0)
 
 
-def test_ablating_an_error_leaves_the_reconstruction(tmp_path):
-    model = load_tiny("gpt2", tmp_path)
-    local = make_linearized(model)
+@pytest.mark.parametrize(("architecture", "site"), [("gpt2", "mlp_out"), *CHANGED])
+def test_ablating_an_error_leaves_the_reconstruction(architecture, site, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    local = make_linearized(model, site_out=site)
     targets = all_targets(local)
     position = 6
     node = torch.tensor([source_columns(local).errors.start + 1 * len(local.captured) + position])
@@ -90,7 +97,7 @@ def test_ablating_an_error_leaves_the_reconstruction(tmp_path):
         return y
 
     before = model.logits(PROMPT[None])[0, -1]
-    with edited(model, {Site("mlp_out", 1): replace}):
+    with edited(model, {Site(site, 1): replace}):
         after = model.logits(PROMPT[None])[0, -1]
     torch.testing.assert_close(measured.diff(), (before - after)[10:15].diff(), atol=1e-5, rtol=0)
 

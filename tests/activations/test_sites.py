@@ -1,7 +1,10 @@
 """Captured sites equal the hooks of TransformerLens' bridge."""
 
+from functools import partial
+
 import pytest
 import torch
+from tests.architectures import tiny_architecture
 from tests.models import CONTEXT, LAYERS, VOCABULARY, tiny_gpt2, tiny_llama, tiny_neox
 
 from circuitloom.language_model.hooks import Site, capture
@@ -13,10 +16,15 @@ MODELS = {
     "llama": tiny_llama,
     "neox-parallel": tiny_neox,
     "neox-sequential": lambda folder: tiny_neox(folder, parallel=False),
+    **{
+        name: partial(tiny_architecture, name)
+        for name in ("gemma2", "gemma3_text", "olmo2", "granite", "cohere")
+    },
 }
 HOOKS = {
     "mlp_in": "mlp.hook_in",
-    "mlp_out": "hook_mlp_out",
+    "mlp_out": "mlp.hook_out",
+    "mlp_added": "hook_mlp_out",
     "resid_mid": "hook_resid_mid",
     "resid_pre": "hook_resid_pre",
 }
@@ -28,7 +36,8 @@ def test_sites_equal_the_hooks_of_transformer_lens(name, tmp_path):
 
     folder = MODELS[name](tmp_path / name)
     tokens = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
-    sites = [site for site in HOOKS if (name, site) != ("neox-parallel", "resid_mid")]
+    parallel = name in ("neox-parallel", "cohere")
+    sites = [site for site in HOOKS if not (parallel and site == "resid_mid")]
     _, expected = TransformerBridge.boot_transformers(str(folder), device="cpu").run_with_cache(tokens)
     captured = capture(
         load_model(folder, device="cpu"), tokens, [Site(s, i) for s in sites for i in range(LAYERS)]

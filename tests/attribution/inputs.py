@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
+from tests.architectures import tiny_architecture
 from tests.evaluation.inputs import BOS
-from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save, tiny_model
+from tests.models import ARCHITECTURES, CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save, tiny_model
 
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import logit_targets
@@ -32,10 +33,12 @@ Key = tuple[int, int, int, int]
 
 
 def load_tiny(architecture: str, folder: Path, dtype: str = "float32") -> LanguageModel:
-    """A tiny random model; in float64, its RMSNorms compute in float64 too."""
+    """A tiny random model, one of `ARCHITECTURES` or by model_type. In float64, RMSNorms of `ARCHITECTURES` compute in
+    float64 too."""
     path = folder / architecture
     if not path.is_dir():
-        tiny_model(architecture, path)
+        make = tiny_model if architecture in ARCHITECTURES else tiny_architecture
+        make(architecture, path)
     model = load_model(path, dtype, device="cpu")
     if dtype == "float64":
         exact_norms(model)

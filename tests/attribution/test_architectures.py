@@ -12,7 +12,13 @@ from tests.language_model.inputs import make_legacy
 from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save
 
 from circuitloom.attribution.capture import capture_pass, read_weights
-from circuitloom.attribution.direct_effects import direct_effects, feature_targets, logit_targets
+from circuitloom.attribution.direct_effects import (
+    direct_effects,
+    feature_targets,
+    logit_targets,
+    source_columns,
+    total_effects,
+)
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.attribution.paths import direct_sources, feature_reader
 from circuitloom.dictionaries.dictionary import Dictionary
@@ -103,8 +109,8 @@ def exact_norms(model: LanguageModel) -> None:
             module.forward = types.MethodType(forward, module)
 
 
-def linearize(model: LanguageModel, kind: str = "skip transcoder") -> LinearizedModel:
-    made = make_dictionaries(model, kind).items()
+def linearize(model: LanguageModel, kind: str = "skip transcoder", **changes) -> LinearizedModel:
+    made = make_dictionaries(model, kind, **changes).items()
     dictionaries = {layer: dictionary for layer, dictionary in made if layer < model.layers}
     return LinearizedModel(capture_pass(model, read_weights(model), PROMPT), dictionaries, BOS)
 
@@ -145,11 +151,21 @@ TRACED = (
 )
 
 
-@pytest.mark.parametrize("name", TRACED)
-def test_sums_add_up_on_many_architectures(name, tmp_path):
+CHANGED = ("Gemma2", "Gemma3Text", "Olmo2", "Granite")
+"""Models in which what the MLP adds differs from what it returns."""
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        *((name, "mlp_out") for name in TRACED),
+        *((name, "mlp_added") for name in (*CHANGED, "Qwen2", "Cohere")),
+    ],
+)
+def test_sums_add_up_on_many_architectures(name, site, tmp_path):
     model = load_any(name, tmp_path)
     exact_norms(model)
-    linearized = linearize(model)
+    linearized = linearize(model, site_out=site)
     full, one = largest_errors(linearized)
     assert full < 1e-9 and one < 1e-9
     logits = linearized.captured.logits()[[10, 4]]
@@ -218,6 +234,44 @@ def test_sums_add_up_on_models_in_transformer_lens_format(name, tmp_path):
     logits = model.logits(PROMPT[None])[0]
     torch.testing.assert_close(
         linearized.captured.logits(), logits - logits.mean(1, keepdim=True), atol=1e-9, rtol=0
+    )
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "one layer without"])
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_transcoder_of_mlp_added_writes_to_the_stream_without_a_norm(name, kind, tmp_path):
+    model = load_model(save_tiny(name, tmp_path), device="cpu")
+    linearized = linearize(model, kind, site_out="mlp_added")
+    added = capture(model, PROMPT[None], [Site("mlp_added", layer) for layer in range(model.layers)])
+    replaced = PROMPT != BOS
+    for layer, dictionary in linearized.dictionaries.items():
+        y = added[Site("mlp_added", layer)][0]
+        y_hat = dictionary(linearized.captured.layers[layer].mlp_in)
+        torch.testing.assert_close(linearized.errors[layer][replaced], (y - y_hat)[replaced])
+        torch.testing.assert_close(linearized.errors[layer][~replaced], y[~replaced])
+        torch.testing.assert_close(
+            linearized.mlp_constant[layer], dictionary.b_dec * replaced[:, None], atol=0, rtol=0
+        )
+        # the direct effect on a logit is that of the decoder row in the final stream
+        weights = torch.eye(VOCABULARY)[[30]]
+        target = logit_targets(linearized, torch.tensor([10]), weights)
+        effects = direct_effects(linearized, target)[0]
+        if layer == model.layers - 1:
+            active = linearized.active_at(layer, 10)
+            written = linearized.feature_outputs(layer, active)
+            torch.testing.assert_close(effects[active], written @ target.vector[0])
+    full, one = largest_errors(linearized)
+    assert full < 1e-4 and one < 1e-4
+
+
+@pytest.mark.parametrize("name", ["Gemma3Text", "Olmo2"])
+def test_total_effects_add_up_with_transcoders_of_mlp_added(name, tmp_path):
+    model = load_model(save_tiny(name, tmp_path), device="cpu")
+    linearized = linearize(model, site_out="mlp_added")
+    target = logit_targets(linearized, torch.tensor([10, 4]), torch.eye(VOCABULARY)[[30, 9]])
+    effects = total_effects(linearized, target)[:, source_columns(linearized).errors.start :]
+    torch.testing.assert_close(
+        effects.sum(1), linearized.captured.logits()[[10, 4], [30, 9]], atol=1e-4, rtol=1e-4
     )
 
 

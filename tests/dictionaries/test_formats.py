@@ -7,10 +7,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.architectures import tiny_architecture
 
+from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.dictionaries.formats.circuit_tracer import export_circuit_tracer
 from circuitloom.dictionaries.formats.saelens import export_saelens
+from circuitloom.language_model.hooks import Site, capture
+from circuitloom.language_model.model import load_model
 
 D, WIDTH = 8, 20
 SAE = {"site_in": "mlp_out", "site_out": "mlp_out"}
@@ -61,6 +65,14 @@ def test_an_exported_set_computes_the_same_in_circuit_tracer(act: str, skip: boo
         assert tensors.keys() == {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"W_skip"} if skip else set())
 
 
+def test_a_set_that_writes_to_the_stream_names_the_hook_behind_the_norm(tmp_path) -> None:
+    export_circuit_tracer({0: make(site_out="mlp_added")}, tmp_path / "default", "model")
+    export_circuit_tracer({0: make(site_out="mlp_added")}, tmp_path / "named", "model", output_hook="mine")
+    for name, hook in (("default", "hook_mlp_out"), ("named", "mine")):
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        assert config["feature_output_hook"] == hook
+
+
 def test_a_second_export_replaces_the_first(tmp_path) -> None:
     for act in ("relu", "threshold"):
         export_circuit_tracer({0: make(act=act)}, tmp_path, "model")
@@ -76,6 +88,7 @@ def test_a_second_export_replaces_the_first(tmp_path) -> None:
         ({0: make(0), 1: make(1, "topk")}, "relu and thresholds, not topk"),
         ({0: make(0, **SAE)}, "name a run of transcoders"),
         ({0: make(0), 1: make(1, skip=True)}, "only one of layers 1 and 0 has W_skip"),
+        ({0: make(0), 1: make(1, site_out="mlp_added")}, "layer 1 writes mlp_added, layer 0 mlp_out"),
     ],
 )
 def test_sets_that_circuit_tracer_cannot_load_are_refused(made, words: str, tmp_path) -> None:
@@ -112,8 +125,8 @@ def test_an_exported_dictionary_computes_the_same_in_saelens(architecture: str, 
         "architecture": architecture, "d_in": D, "d_sae": WIDTH, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
     } | ({} if sae else {"d_out": D}) | ({"k": 3} if architecture == "topk" else {})  # fmt: skip
-    names = {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}
-    expected = {"hook_name": "blocks.3.hook_mlp_out"} if sae else names
+    names = {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.mlp.hook_out"}
+    expected = {"hook_name": "blocks.3.mlp.hook_out"} if sae else names
     assert metadata == {"model_name": "model", **expected, "sae_lens_version": "6.0.0"}
     tensors = load_file(tmp_path / "sae_weights.safetensors")
     x = torch.randn(30, D)
@@ -124,6 +137,31 @@ def test_an_exported_dictionary_computes_the_same_in_saelens(architecture: str, 
         z = activate(pre, tensors.get("threshold"))
     y_hat = z @ tensors["W_dec"] + tensors["b_dec"] + (x @ tensors["W_skip"].T if "W_skip" in tensors else 0)
     torch.testing.assert_close(y_hat, dictionary(x))
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gemma3_text", "granite"])
+@pytest.mark.parametrize("site", MLP_OUTPUTS)
+@pytest.mark.parametrize("kind", ["sae", "transcoder"])
+def test_the_hook_that_is_named_has_the_site_s_values(kind: str, site: str, name: str, tmp_path) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    folder = tiny_architecture(name, tmp_path / name)
+    model, tokens = load_model(folder, device="cpu"), torch.tensor([[1, 9, 20, 31]])
+    dictionary = make(1, site_in=site if kind == "sae" else "mlp_in", site_out=site)
+    export_saelens(dictionary, tmp_path / "own", "model", model=model)
+    export_saelens(dictionary, tmp_path / "any", "model")
+    key = "hook_name" if kind == "sae" else "hook_name_out"
+    hooks = {
+        each: json.loads((tmp_path / each / "cfg.json").read_text())["metadata"][key]
+        for each in ("own", "any")
+    }
+    assert hooks["any"] == {"mlp_out": "blocks.1.mlp.hook_out", "mlp_added": "blocks.1.hook_mlp_out"}[site]
+    # the name that HookedTransformer has too
+    assert hooks["own"] == ("blocks.1.hook_mlp_out" if name == "gpt_neox" else hooks["any"])
+    expected = capture(model, tokens, [Site(site, 1)])[Site(site, 1)]
+    _, cache = TransformerBridge.boot_transformers(str(folder), device="cpu").run_with_cache(tokens)
+    for hook in hooks.values():
+        torch.testing.assert_close(cache[hook], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_hooks_can_be_named(tmp_path) -> None:

@@ -11,7 +11,7 @@ from circuitloom.core.tables import (
     read_table,
     write_table,
 )
-from circuitloom.evaluation.pareto import draw_pareto, pareto_table
+from circuitloom.evaluation.pareto import draw_pareto, pareto_figure, pareto_table
 from circuitloom.evaluation.summary import basis_rows, concatenate_tables, concept_scores, run_rows
 
 RUNS = [
@@ -87,10 +87,37 @@ def test_a_run_has_k_or_sparsity_depending_on_its_activation_function(runs):
     assert Run.model_validate_json(by_name["tc"]["config"]) == RUNS[0]
 
 
-def test_the_pareto_table_only_has_dictionaries_that_reconstruct_mlp_out(metrics, runs, tmp_path):
+def test_the_pareto_table_only_has_dictionaries_that_reconstruct_an_mlps_output(metrics, runs, tmp_path):
     table = pareto_table(metrics, runs)
     assert {row["run"] for row in table.to_pylist()} == {"tc", "tc-wide", "sae"}
     write_table(PARETO, table, tmp_path / "pareto.parquet")
+
+
+def test_runs_of_mlp_added_are_series_with_baselines_of_their_own():
+    made = [*RUNS, Run(name="added", site="mlp_added", width=64, k=8), Run(name="added-skip", site="mlp_added",
+            width=64, k=8, skip=True), Run(name="sae-added", kind="sae", site="mlp_added", width=64)]  # fmt: skip
+    runs = pa.Table.from_pylist([*run_rows(made)], schema=RUN.schema)
+    rows = [
+        {"run": run.name, "layer": 0, "l0": 9.0, "ce": 2 + place / 10, "ce_original": 1.9, "ce_zero": 4.0,
+         "ce_mean": 2.5 if run.site == "mlp_added" else 3.0}
+        for place, run in enumerate(made)
+    ]  # fmt: skip
+    table = pareto_table(pa.Table.from_pylist(rows, schema=METRIC.schema), runs).to_pylist()
+    assert [(row["run"], row["site_out"]) for row in table] == [
+        ("tc", "mlp_out"), ("tc-wide", "mlp_out"), ("added", "mlp_added"), ("added-skip", "mlp_added"),
+        ("sae", "mlp_out"), ("sae-added", "mlp_added"),
+    ]  # fmt: skip
+    figure = pareto_figure(table)
+    [panel] = figure.axes
+    assert panel.get_title("right") == (
+        "zero-ablated 4.000, mean-ablated 3.000\nzero-ablated 4.000, mean-ablated 2.500, mlp_added"
+    )
+    styles = {line.get_linestyle() for line in panel.lines[:-1]}
+    assert styles == {"-", "--", "-."}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "transcoder, topk", "transcoder, topk, mlp_added", "transcoder, topk, skip, mlp_added",
+        "SAE on MLP output, relu", "SAE on MLP output, topk, mlp_added", "original model",
+    ]  # fmt: skip
 
 
 def test_the_pareto_plot_has_a_panel_per_layer_with_the_original_model(metrics, runs, tmp_path, monkeypatch):
@@ -110,5 +137,5 @@ def test_the_pareto_plot_has_a_panel_per_layer_with_the_original_model(metrics, 
 
 
 def test_a_study_without_dictionaries_of_mlp_out_has_no_pareto_plot(metrics, runs, tmp_path):
-    with pytest.raises(ValueError, match="no run reconstructs mlp_out; add"):
+    with pytest.raises(ValueError, match="no run reconstructs mlp_out or mlp_added; add"):
         draw_pareto(pareto_table(metrics, runs).slice(0, 0), tmp_path / "pareto.png")

@@ -85,7 +85,7 @@ def _evaluation() -> dict[str, Rows]:
               "ce_recovered_zero": 0.93}  # fmt: skip
     metric = [{"run": run["run"], "layer": layer, **scores} for run in runs for layer in (*LAYERS, -1)]
     pareto = [
-        {name: run[name] for name in ("run", "kind", "act", "width", "k")} | {"layer": layer, **scores}
+        {name: run[name] for name in ("run", "kind", "site_out", "act", "width", "k")} | {"layer": layer, **scores}
         for run in runs for layer in (*LAYERS, -1)
     ]  # fmt: skip
     density = [

@@ -15,7 +15,7 @@ from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.config.architectures import ARCHITECTURES, FOUR_TIMES, MULTIMODAL, REFUSED, find_architecture
 from circuitloom.config.language_model import ModelFolder
 from circuitloom.config.model_shape import ModelShape, read_shape, shape_of
-from circuitloom.language_model.hooks import Site, capture, edited
+from circuitloom.language_model.hooks import Site, capture, edited, observed_modules
 from circuitloom.language_model.model import LanguageModel, load_model
 
 TOKENS = PROMPT[None]
@@ -36,31 +36,39 @@ def sites(model: LanguageModel, name: str) -> list[Site]:
     return [Site(name, layer) for layer in range(model.layers)]
 
 
-def written(model: LanguageModel, layer: int, output: torch.Tensor, norm: str | None) -> torch.Tensor:
-    """What a block adds to the stream for this output of attention or MLP."""
-    module = model.norm(layer, norm)
-    return model.residual_multiplier * output if module is None else module(output)
+CHANGED = {"exaone4", "gemma2", "gemma3_text", "glm4", "granite", "olmo2", "olmo3"}
+"""Architectures that change the MLP's output before they add it: by a norm, or by a residual multiplier."""
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_captured_sites_are_the_model_s_own(name: str, tiny) -> None:
     model = tiny(name)
     streams = model.module(TOKENS, output_hidden_states=True).hidden_states
-    pre, read, neurons, out = (
-        capture(model, TOKENS, sites(model, site)) for site in ("resid_pre", "mlp_in", "neurons", "mlp_out")
+    pre, read, neurons, out, added = (
+        capture(model, TOKENS, sites(model, site))
+        for site in ("resid_pre", "mlp_in", "neurons", "mlp_out", "mlp_added")
     )
+    attended = {}
+    with observed_modules(
+        {layer: model.attention(layer) for layer in range(model.layers)},
+        lambda layer, _args, _kwargs, output: attended.update({layer: output[0].clone()}),
+    ):
+        model.logits(TOKENS)
+    assert model.changes_mlp_out == (name in CHANGED)
     for layer in range(model.layers):
         torch.testing.assert_close(pre[Site("resid_pre", layer)], streams[layer])
         x, y = read[Site("mlp_in", layer)], out[Site("mlp_out", layer)]
         torch.testing.assert_close(model.mlp(layer)(x), y, atol=1e-5, rtol=1e-5)
+        to_stream = added[Site("mlp_added", layer)]
+        torch.testing.assert_close(model.map_to("mlp_added", layer)(x), to_stream, atol=1e-5, rtol=1e-5)
+        assert torch.equal(to_stream, y) == (name not in CHANGED)
         projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)
         torch.testing.assert_close(projection(neurons[Site("neurons", layer)]), y, atol=1e-5, rtol=1e-5)
-    if not model.anatomy.parallel:
-        mid = capture(model, TOKENS, sites(model, "resid_mid"))
-        for layer in range(model.layers - 1):
-            added = written(model, layer, out[Site("mlp_out", layer)], model.anatomy.norm_mlp_after)
-            expected = mid[Site("resid_mid", layer)] + added
-            torch.testing.assert_close(pre[Site("resid_pre", layer + 1)], expected, atol=1e-4, rtol=1e-4)
+    mid = {} if model.anatomy.parallel else capture(model, TOKENS, sites(model, "resid_mid"))
+    for layer in range(model.layers - 1):
+        before = pre[Site("resid_pre", layer)] + attended[layer] if not mid else mid[Site("resid_mid", layer)]
+        expected = before + added[Site("mlp_added", layer)]
+        torch.testing.assert_close(pre[Site("resid_pre", layer + 1)], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,9 +19,23 @@ WIDTH = 40
 EVERY = {"n": 10_000, "heads": 99}
 
 
-@pytest.fixture(params=(*ARCHITECTURES, "gemma"))
-def model(request, tmp_path):
-    return load_gemma(tmp_path) if request.param == "gemma" else load_tiny(request.param, tmp_path)
+CASES = [*((name, "mlp_out") for name in (*ARCHITECTURES, "gemma", "granite")), ("gemma", "mlp_added")]
+
+
+@pytest.fixture(params=CASES, ids=" ".join)
+def case(request):
+    """Architecture, and the site that the dictionaries reconstruct."""
+    return request.param
+
+
+@pytest.fixture
+def model(case, tmp_path):
+    return load_gemma(tmp_path) if case[0] == "gemma" else load_tiny(case[0], tmp_path)
+
+
+@pytest.fixture
+def dictionaries(case, model):
+    return make_dictionaries(model, site_out=case[1])
 
 
 def make_prompts(model, dictionaries):
@@ -42,7 +56,10 @@ def edges(prompt, layer, feature, source_layer, source, head_layer, head):
     """Effect of one feature on another through a connection at each position, computed forwards through the blocks."""
     z = activations(prompt, source_layer, source)
     blocks = prompt.captured.layers
-    x = blocks[source_layer].norm_mlp_after.jvp(z[:, None] * prompt.dictionaries[source_layer].W_dec[source])
+    dictionary = prompt.dictionaries[source_layer]
+    x = z[:, None] * dictionary.W_dec[source]
+    if dictionary.site_out == "mlp_out":
+        x = blocks[source_layer].norm_mlp_after.jvp(x)
     if head_layer != DIRECT:
         block = blocks[head_layer]
         mixed = block.pattern[head] @ (block.norm_attention.jvp(x) @ block.attention.W_V[head])
@@ -57,8 +74,7 @@ def kept(connections):
             yield feature, place, *numbers
 
 
-def test_means_are_those_of_edges_on_prompts(model):
-    dictionaries = make_dictionaries(model)
+def test_means_are_those_of_edges_on_prompts(model, dictionaries):
     prompts = make_prompts(model, dictionaries)
     connections = {
         layer: find_connections(model, read_weights(model), dictionaries, layer, 12, 2) for layer in (1, 2)
@@ -84,10 +100,9 @@ def test_means_are_those_of_edges_on_prompts(model):
     assert (2, 0, False) in checked and (2, 1, True) in checked and (1, 0, True) in checked
 
 
-def test_all_connections_between_neighbouring_layers_add_up_to_direct_effects(model):
+def test_all_connections_between_neighbouring_layers_add_up_to_direct_effects(model, dictionaries):
     """No path to `layer` goes through two heads. Parallel blocks: layer 1's MLP does not read its own block's heads."""
     layer = 2 if model.anatomy.parallel else 1
-    dictionaries = make_dictionaries(model)
     prompts = make_prompts(model, dictionaries)
     found = find_connections(model, read_weights(model), dictionaries, layer, **EVERY)
     means = mean_effects(prompts, {layer: found})[layer]
@@ -108,8 +123,8 @@ def test_all_connections_between_neighbouring_layers_add_up_to_direct_effects(mo
     torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_the_largest_weights_and_the_strongest_head_are_kept(model):
-    dictionaries, weights = make_dictionaries(model), read_weights(model)
+def test_the_largest_weights_and_the_strongest_head_are_kept(model, dictionaries):
+    weights = read_weights(model)
     every = find_connections(model, weights, dictionaries, 2, **EVERY)
     some = find_connections(model, weights, dictionaries, 2, n=6, heads=1)
     direct = every.head_layer == DIRECT
@@ -135,8 +150,8 @@ def test_the_largest_weights_and_the_strongest_head_are_kept(model):
         assert some.weight[feature, 6:].abs().tolist() == pytest.approx(expected, rel=1e-3)
 
 
-def test_chunks_of_features_change_nothing(model, monkeypatch):
-    dictionaries, weights = make_dictionaries(model), read_weights(model)
+def test_chunks_of_features_change_nothing(model, dictionaries, monkeypatch):
+    weights = read_weights(model)
     prompts = make_prompts(model, dictionaries)
     full = find_connections(model, weights, dictionaries, 2)
     means = mean_effects(prompts, {2: full})[2]

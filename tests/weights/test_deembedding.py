@@ -28,9 +28,9 @@ def model(architecture, tmp_path):
     return load_gemma(tmp_path) if architecture == "gemma" else load_tiny(architecture, tmp_path)
 
 
-def deembed(model, tmp_path, n=VOCABULARY, heads=99, kind="transcoder"):
+def deembed(model, tmp_path, n=VOCABULARY, heads=99, kind="transcoder", **changes):
     """Rows by layer, feature and via: token ids and effects of both signs, in their order."""
-    dictionaries, weights = make_dictionaries(model, kind), read_weights(model)
+    dictionaries, weights = make_dictionaries(model, kind, **changes), read_weights(model)
     paths = {layer: tmp_path / f"{layer}.parquet" for layer in range(LAYERS)}
     tokens = embed_vocabulary(model, weights, dictionaries[0], VOCABULARY)
     write_deembedding("tc", dictionaries, model, weights, tokens, STRINGS, paths, n, heads)
@@ -96,15 +96,19 @@ def test_effects_times_attention_over_denominators_equal_direct_effects(model, a
     }
 
 
-@pytest.mark.parametrize("kind", ["transcoder", "skip transcoder"])
-def test_layer0_effects_equal_the_dictionary_applied_to_the_embedding(model, tmp_path, kind):
-    found = deembed(model, tmp_path, kind=kind)
+@pytest.mark.parametrize(
+    ("architecture", "kind", "site"),
+    [*((name, kind, "mlp_out") for name in ALL for kind in ("transcoder", "skip transcoder")),
+     ("gemma", "skip transcoder", "mlp_added")],
+)  # fmt: skip
+def test_layer0_effects_equal_the_dictionary_applied_to_the_embedding(model, tmp_path, kind, site):
+    found = deembed(model, tmp_path, kind=kind, site_out=site)
     dictionaries, weights = make_dictionaries(model, kind), read_weights(model)
     norm = model.norm(0, model.anatomy.norm_mlp)
     with torch.inference_mode():
         y = dictionaries[0](norm(embedding_rows(model, weights)))
     after = weights.blocks[0].norm_mlp_after
-    if after is not None:
+    if after is not None and site == "mlp_out":
         y = after.gain * y
     gain = weights.blocks[2].norm_mlp
     expected = y @ gain.project(gain.gain * dictionaries[2].W_enc).T

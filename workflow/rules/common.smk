@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import contains_wildcard
 
 from circuitloom.config import load_study
+from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.config.cases import KINDS
 from circuitloom.config.yaml_files import refuse_repeated_keys
 from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, TRACE_TABLES
@@ -182,7 +183,7 @@ def job_layers(wildcards):
 
 
 def stored_sites(runs):
-    """Returns the cached sites that the runs need. If mlp_out is not cached, it is computed from mlp_in."""
+    """Returns the cached sites that the runs need. mlp_out and mlp_added are computed from mlp_in if not cached."""
     needed = {site for run in runs for site in (run.site_in, run.site_out)}
     stored = set(STUDY.activations.sites)
     return sorted(site if site in stored else "mlp_in" for site in needed)
@@ -203,7 +204,7 @@ def evaluation_files(runs, table, layers):
 def together_runs(runs):
     """Returns the names of the runs that are also scored with the MLPs of all layers replaced at once."""
     several = STUDY.evaluation.together and len(STUDY.layers) > 1
-    return [run.name for run in runs if several and run.site_out == "mlp_out"]
+    return [run.name for run in runs if several and run.site_out in MLP_OUTPUTS]
 
 
 def feature_files(run, layer):

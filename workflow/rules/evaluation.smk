@@ -80,7 +80,9 @@ if not STUDY.grouped:
             **HELD_OUT,
             # the dictionaries of all layers of several runs may not fit into memory
             dictionaries=dictionary_folders(["{run}"], STUDY.layers),
-            baselines=[LAYOUT.baseline("mlp_out")],
+            baselines=lambda wildcards: [
+                LAYOUT.baseline(STUDY.runs[wildcards.run].site_out)
+            ],
         output:
             together=[LAYOUT.run_evaluation("{run}", -1, "metric")],
         log:
@@ -197,7 +199,7 @@ TARGETS["evaluation"] = [
     )
 ]
 TARGETS["evaluation"] += [LAYOUT.baseline(site) for site in ABLATED]
-if any(run.site_out == "mlp_out" for run in STUDY.runs.values()):
+if any(run.site_out in MLP_OUTPUTS for run in STUDY.runs.values()):
     TARGETS["evaluation"] += [
         LAYOUT.pareto_figure,
         LAYOUT.evaluation_table("pareto"),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ..config.activations import MLP_OUTPUTS
 from ..config.circuits import Behaviour, parse_target
 from ..core.progress import progress
 from ..core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, Table
@@ -158,8 +159,8 @@ def feature_effect_table(
 ) -> pa.Table:
     """Returns the table `feature_effect`.
 
-    A layer is included if it has an SAE on resid_mid and a dictionary that writes mlp_out. Features are ablated at the
-    positions that the masks in `batches` mark.
+    A layer is included if it has an SAE on resid_mid and a dictionary that writes mlp_out or mlp_added. Features are
+    ablated at the positions that the masks in `batches` mark.
     """
     tables = []
     for source_run, sources in runs.items():
@@ -169,7 +170,7 @@ def feature_effect_table(
             stream = torch.cat([capture_resid_mid(model, token, where, layer) for token, where in batches])
             for target_run, targets in runs.items():
                 target = targets.get(layer)
-                if target is None or target.site_out != "mlp_out":
+                if target is None or target.site_out not in MLP_OUTPUTS:
                     continue
                 names = {
                     "behaviour": behaviour,

@@ -61,7 +61,7 @@ class FeatureComponents:
     ) -> Float[Tensor, "*batch value"]:
         """Returns the activations of all features.
 
-        y is the site's value. x is the MLP's input if the site is mlp_out, and equals y at other sites.
+        y is the site's value. x is the MLP's input if the site is mlp_out or mlp_added, and equals y at other sites.
         """
         return self.dictionary.encode(self.dictionary.encoder_input(x, y))
 

@@ -122,7 +122,7 @@ def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Si
 
         return lambda x, y: model.dictionaries[layer].edit(x[0], y[0], at_replaced)[None]
 
-    return {Site("mlp_out", layer): mlp_edit(layer, edit) for layer, edit in edits.items()}
+    return {Site(model.site_out(layer), layer): mlp_edit(layer, edit) for layer, edit in edits.items()}
 
 
 def _check(model: LinearizedModel, layer: int, feature: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..config.activations import MLP_OUTPUTS
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Site, capture, find_module
 from ..language_model.model import LanguageModel
@@ -69,9 +70,9 @@ def feature_effects(
 ) -> Iterator[FeatureEffects]:
     """Measure the effects of the features of `source` on the features of `target`.
 
-    `source` is an SAE on resid_mid. `target` is a transcoder or an SAE on mlp_out of the same layer. `stream` holds
-    resid_mid of each token. Each source feature is ablated from `stream`. Then the layer's norm, MLP and target
-    features are recomputed for the same token.
+    `source` is an SAE on resid_mid. `target` is a transcoder, or an SAE on mlp_out or mlp_added, of the same layer.
+    `stream` holds resid_mid of each token. Each source feature is ablated from `stream`. Then the layer's norm, MLP and
+    target features are recomputed for the same token.
 
     `per_source` limits the number of tokens on which a source feature is ablated. These tokens are evenly spaced over
     the tokens on which the feature fires. `most` limits the number of targets per source feature. The targets with the
@@ -108,7 +109,7 @@ class _Layer:
         find_module(model, Site("resid_mid", source.layer))
         norm = model.norm(source.layer, model.anatomy.norm_mlp)
         self.norm = torch.nn.Identity() if norm is None else norm
-        self.mlp = model.mlp(source.layer)
+        self.mlp = model.map_to(target.site_out, source.layer)
         self.dtype = next(self.mlp.parameters()).dtype
 
     def encode(
@@ -142,7 +143,7 @@ class _Layer:
 
     def _target_input(self, stream: Float[Tensor, "token d"]) -> Float[Tensor, "token d_in"]:
         x = self.norm(stream.to(self.dtype)[None])
-        return (x if self.target.site_in == "mlp_in" else self.mlp(x))[0].to(self.target.W_enc.dtype)
+        return (x if self.target.is_transcoder else self.mlp(x))[0].to(self.target.W_enc.dtype)
 
 
 def _encode_sparse(
@@ -163,9 +164,10 @@ def _check(source: Dictionary, target: Dictionary) -> None:
         raise ValueError(
             f"the sources are features from {source.site_in} to {source.site_out}; name a run of SAEs on resid_mid"
         )
-    if target.site_out != "mlp_out" or target.site_in not in ("mlp_in", "mlp_out"):
+    if not (target.is_transcoder or (target.is_sae and target.site_out in MLP_OUTPUTS)):
         raise ValueError(
-            f"the targets are features from {target.site_in} to {target.site_out}; name SAEs on mlp_out or transcoders"
+            f"the targets are features from {target.site_in} to {target.site_out}; name transcoders, or SAEs on "
+            "mlp_out or mlp_added"
         )
     if source.layer != target.layer:
         raise ValueError(

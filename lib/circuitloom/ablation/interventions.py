@@ -15,7 +15,7 @@ CHUNK_ELEMENTS = 2**24
 """Largest number of elements of an array [layer, intervention, position, d] of residual streams."""
 
 Changes = Mapping[int, Float[Tensor, "intervention position d"]]
-"""Maps a layer to the change of the MLP's output, before any norm that follows the MLP."""
+"""Maps a layer to the change of the MLP's output at `LinearizedModel.site_out`."""
 
 
 def run_frozen(
@@ -108,9 +108,9 @@ def run_free(
 def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
     """Returns (layer, position, output vector) of a source.
 
-    `source` is a column of `source_columns(model)`. Features and errors write to mlp_out of the layer. Embeddings write
-    to the start of the residual stream, and their layer is None. Raises ValueError for the constant, and for position
-    embeddings that the model does not have.
+    `source` is a column of `source_columns(model)`. Features and errors write to `model.site_out(layer)`. Embeddings
+    write to the start of the residual stream, and their layer is None. Raises ValueError for the constant, and for
+    position embeddings that the model does not have.
     """
     columns = source_columns(model)
     length = len(model.captured)
@@ -163,7 +163,9 @@ def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[
         return stream
 
     edits: dict[Site, Edit] = {
-        Site("mlp_out", layer): _mlp_ablation(model, layer, features.get(layer, []), errors.get(layer, []))
+        Site(model.site_out(layer), layer): _mlp_ablation(
+            model, layer, features.get(layer, []), errors.get(layer, [])
+        )
         for layer in features.keys() | errors.keys()
     }
     if embeddings:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Num
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config.activations import Activations
+from ..config.activations import MLP_OUTPUTS, Activations
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder, write_atomically
 from ..core.layout import layer_group
 from ..core.progress import progress
@@ -108,12 +108,18 @@ class Recorder:
 
     @property
     def captured_sites(self) -> list[Site]:
-        """Sites to capture: `site` in every layer. If `site` is mlp_in, mlp_out is captured in every layer too.
+        """Sites to capture: `site` and the sites in `computed`, in every layer."""
+        return [Site(name, layer) for name in (self.site, *self.computed) for layer in self.layers]
 
-        `ActivationStore` needs the moments of mlp_out when it computes mlp_out from the cached mlp_in.
+    @cached_property
+    def computed(self) -> tuple[str, ...]:
+        """Sites that `ActivationStore` computes from the cached site, for which it needs their moments.
+
+        mlp_added is one of them only if it differs from mlp_out.
         """
-        names = [self.site, "mlp_out"] if self.site == "mlp_in" else [self.site]
-        return [Site(name, layer) for name in names for layer in self.layers]
+        if self.site != "mlp_in":
+            return ()
+        return MLP_OUTPUTS if self.model.changes_mlp_out else ("mlp_out",)
 
     @cached_property
     def d(self) -> int:
@@ -280,8 +286,8 @@ class CacheWriter:
             self._write_shards(work, arrays, range(missing, shards.stop), bar.update)
         recorder, order = self.recorder, self.order
         description = CacheDescription(
-            recorder.site, list(recorder.layers), recorder.number_format, order.digest, self.weights, order.rows,
-            order.shard_rows,
+            recorder.site, list(recorder.layers), list(recorder.computed), recorder.number_format, order.digest,
+            self.weights, order.rows, order.shard_rows,
         )  # fmt: skip
         write_description(work, description)
 

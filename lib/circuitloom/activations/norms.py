@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config.activations import MLP_OUTPUTS
 from ..core.layout import layer_group
 from ..corpus.token_arrays import TokenArrays
 from .arrays import open_array, read_rows
@@ -29,7 +30,7 @@ def norm_rows(
     """Returns the rows of the table `activation_norm` for the activations in `folder`.
 
     `tokens` is the training split, and `strings` has the text of each token id. If mlp_in is cached, mlp_out has rows
-    too. Raises ValueError if activations are missing or damaged.
+    too, and so has mlp_added where it differs from mlp_out. Raises ValueError if activations are missing or damaged.
     """
     rows = []
     for site, layer, n, moments, norms in _cached_statistics(folder, sites, layers):
@@ -61,9 +62,10 @@ def _cached_statistics(
         for layer in layers:
             attributes, stored = open_layer(layer_group(folder / site, layer), site, layer)
             yield CachedStatistics(site, layer, stored.rows, *cached_statistics(attributes, stored))
-            if site == "mlp_in" and "mlp_out" not in sites:
-                statistics = cached_statistics(attributes, stored, "_mlp_out")
-                yield CachedStatistics("mlp_out", layer, stored.rows, *statistics)
+            for computed in MLP_OUTPUTS:
+                if site == "mlp_in" and computed not in sites and f"moments_{computed}" in attributes:
+                    statistics = cached_statistics(attributes, stored, f"_{computed}")
+                    yield CachedStatistics(computed, layer, stored.rows, *statistics)
 
 
 def _origin(folder: Path, name: str, row: int) -> int:

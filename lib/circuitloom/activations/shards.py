@@ -27,6 +27,9 @@ class CacheDescription:
 
     site: str
     layers: list[int]
+    computed: list[str]
+    """Sites that are computed from `site` when they are read. The sums and norms of these sites follow those of `site`,
+    one site after the other."""
     number_format: str
     order: str
     """Digest of the order of rows."""
@@ -105,10 +108,10 @@ def finish_layers(work: Path, job_folders: Sequence[Path], folder: Path) -> None
             "moments": moments(sums, i, description.rows).to_json(),
             "norms": norm_statistics(_read_norms(files, i)).to_json(),
         }
-        if description.site == "mlp_in":
-            mlp_out = len(description.layers) + i
-            attributes["moments_mlp_out"] = moments(sums, mlp_out, description.rows).to_json()
-            attributes["norms_mlp_out"] = norm_statistics(_read_norms(files, mlp_out)).to_json()
+        for number, site in enumerate(description.computed, 1):
+            array = number * len(description.layers) + i
+            attributes[f"moments_{site}"] = moments(sums, array, description.rows).to_json()
+            attributes[f"norms_{site}"] = norm_statistics(_read_norms(files, array)).to_json()
         zarr.open_group(layer_group(work, layer), mode="r+").attrs.put(attributes)
         consolidate(layer_group(work, layer))
     for layer in description.layers:

@@ -13,6 +13,7 @@ import zarr
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..config.activations import MLP_OUTPUTS
 from ..core.layout import layer_group
 from ..language_model.model import LanguageModel
 from .arrays import open_array, read_rows
@@ -81,7 +82,8 @@ class ActivationStore:
     norms: NormStatistics
     stored: CachedLayer
     mlp: nn.Module | None
-    """MLP that computes mlp_out from the stored rows of mlp_in. None if the rows of this site are stored."""
+    """Module that computes mlp_out or mlp_added from the stored rows of mlp_in. None if the rows of this site are
+    stored."""
 
     @property
     def rows(self) -> int:
@@ -128,8 +130,9 @@ class ActivationStore:
 
 
 def must_compute(folder: Path, site: str, layer: int) -> bool:
-    """Whether the activations of `site` must be computed: those of mlp_out are computed if they are not cached."""
-    return site == "mlp_out" and not layer_group(folder / site, layer).is_dir()
+    """Whether the activations of `site` must be computed from mlp_in: those of mlp_out and mlp_added are computed if
+    they are not cached."""
+    return site in MLP_OUTPUTS and not layer_group(folder / site, layer).is_dir()
 
 
 def open_activations(
@@ -137,32 +140,33 @@ def open_activations(
 ) -> ActivationStore:
     """Open the activations of `site` in `layer` under `folder`, which the activations stage writes.
 
-    If mlp_out is not cached, the MLP of `model` computes mlp_out from the cached mlp_in. Raises ValueError if
-    activations are missing or incomplete, or if `model` is needed but is None. Also raises ValueError if mlp_out and
-    mlp_in were cached with different models or orders of rows.
+    If mlp_out or mlp_added is not cached, `model` computes it from the cached mlp_in. Raises ValueError if activations
+    are missing or incomplete, or if `model` is needed but is None. Also raises ValueError if one of these two sites was
+    cached with another model or order of rows than mlp_in.
     """
     own, mlp_in = layer_group(folder / site, layer), layer_group(folder / "mlp_in", layer)
     if not must_compute(folder, site, layer):
         attributes, stored = open_layer(own, site, layer)
-        if site == "mlp_out" and mlp_in.is_dir():
-            # mlp_out may be left over from an earlier study whose config listed the site
+        if site in MLP_OUTPUTS and mlp_in.is_dir():
+            # the site may be left over from an earlier study whose config listed it
             check_same_source([stored, open_layer(mlp_in, "mlp_in", layer)[1]])
         return ActivationStore(site, layer, *cached_statistics(attributes, stored), stored, None)
     attributes, stored = open_layer(mlp_in, "mlp_in", layer)
     if model is None:
         raise ValueError(
-            f"{own}: not cached; add mlp_out to activations.sites, or give the model that computes it"
+            f"{own}: not cached; add {site} to activations.sites, or give the model that computes it"
         )
-    return ActivationStore(
-        site, layer, *cached_statistics(attributes, stored, "_mlp_out"), stored, model.mlp(layer)
-    )
+    # the cache holds the statistics of mlp_added only if it differs from mlp_out
+    measured = site if model.changes_mlp_out else "mlp_out"
+    statistics = cached_statistics(attributes, stored, f"_{measured}")
+    return ActivationStore(site, layer, *statistics, stored, model.map_to(site, layer))
 
 
 def cached_statistics(
     attributes: dict, stored: CachedLayer, suffix: str = ""
 ) -> tuple[Moments, NormStatistics]:
     """Returns the moments and the norms in the attributes of a cache. A cache of mlp_in also has those of mlp_out, with
-    the suffix `_mlp_out`."""
+    the suffix `_mlp_out`, and those of mlp_added where it differs from mlp_out."""
     if f"norms{suffix}" not in attributes:
         raise ValueError(f"{stored.folder}: cached by an older version; delete it and run again")
     moments, norms = (attributes[f"{key}{suffix}"] for key in ("moments", "norms"))

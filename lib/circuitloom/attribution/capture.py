@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import observed_modules
 from ..language_model.model import LanguageModel
 from ..language_model.residual import (
@@ -17,7 +18,9 @@ from ..language_model.residual import (
     Unembedding,
     read_attention,
     read_norm,
+    read_norm_after_mlp,
     read_unembedding,
+    scaling,
 )
 
 SUM_TOLERANCE = 1e-3
@@ -66,6 +69,10 @@ class BlockWeights:
     norm_mlp: Norm | None
     norm_mlp_after: Norm | None
 
+    def norm_after(self, dictionary: Dictionary) -> Norm | None:
+        """Returns the norm between the output of this block's dictionary and the residual stream, or None."""
+        return self.norm_mlp_after if dictionary.is_before_norm else None
+
 
 @dataclass(frozen=True)
 class ModelWeights:
@@ -90,6 +97,19 @@ class CapturedLayer:
     """Input of the MLP, after the norm."""
     mlp_out: Float[Tensor, "position d"]
     """Output of the MLP, before any norm that follows the MLP."""
+    mlp_added: Float[Tensor, "position d"]
+    """What the MLP adds to the residual stream, after any norm that follows the MLP."""
+
+    def norm_after(self, dictionary: Dictionary | None) -> FrozenNorm:
+        """Returns the norm between the output of this layer's dictionary and the residual stream. Without a dictionary,
+        returns the norm after mlp_out."""
+        if dictionary is None or dictionary.is_before_norm:
+            return self.norm_mlp_after
+        return FrozenNorm(None, torch.ones_like(self.norm_mlp_after.sigma))
+
+    def output(self, dictionary: Dictionary | None) -> Float[Tensor, "position d"]:
+        """Returns the value that this layer's dictionary reconstructs. Without a dictionary, returns mlp_out."""
+        return self.mlp_out if dictionary is None or dictionary.is_before_norm else self.mlp_added
 
     def heads_vjp(
         self, g: Float[Tensor, "*batch d"], position: slice | Int[Tensor, "*batch"]
@@ -183,17 +203,14 @@ def read_weights(model: LanguageModel) -> ModelWeights:
         module = model.norm(layer, name)
         return None if module is None else read_norm(module, like)
 
-    factor = model.residual_multiplier
-    # a norm with a constant denominator, see `capture_pass`
-    scaled = None if factor == 1 else Norm(torch.full_like(like, factor), torch.zeros_like(like), False)
     return ModelWeights(
         [
             BlockWeights(
                 attention,
                 norm(layer, anatomy.norm_attention),
-                norm(layer, anatomy.norm_attention_after) or scaled,
+                norm(layer, anatomy.norm_attention_after) or scaling(model, like),
                 norm(layer, anatomy.norm_mlp or anatomy.norm_attention),
-                norm(layer, anatomy.norm_mlp_after) or scaled,
+                read_norm_after_mlp(model, layer),
             )
             for layer, attention in enumerate(read_attention(model))
         ],
@@ -238,6 +255,7 @@ def capture_pass(
                 resid_pre=observed.inputs["block", layer],
                 mlp_in=observed.inputs["mlp", layer],
                 mlp_out=observed.outputs["mlp", layer],
+                mlp_added=observed.added("mlp", layer, model),
             )
         )
     positions = observed.outputs.get(("positions", 0))
@@ -308,6 +326,13 @@ class _Observed:
         self.outputs[key] = first.clone() if key[0] == "mlp" else first
         self.other_outputs[key] = tuple(rest)
 
+    def added(self, part: str, layer: int, model: LanguageModel) -> Tensor:
+        """Returns what attention or the MLP of a layer adds to the residual stream."""
+        after, factor = self.outputs.get((f"norm_{part}_after", layer)), model.residual_multiplier
+        if after is not None:
+            return after
+        return self.outputs[part, layer] if factor == 1 else factor * self.outputs[part, layer]
+
 
 def _pattern(observed: _Observed, layer: int, architecture: str) -> Float[Tensor, "head target source"]:
     for value in observed.other_outputs["attention", layer]:
@@ -321,8 +346,7 @@ def _check_sum(result: CapturedPass, observed: _Observed, model: LanguageModel) 
     total = result.layers[0].resid_pre.clone()
     for layer in range(len(result.layers)):
         for part in ("attention", "mlp"):
-            after = observed.outputs.get((f"norm_{part}_after", layer))
-            total += model.residual_multiplier * observed.outputs[part, layer] if after is None else after
+            total += observed.added(part, layer, model)
     difference = (total - result.resid_final).norm() / result.resid_final.norm()
     if not difference < SUM_TOLERANCE:
         raise ValueError(

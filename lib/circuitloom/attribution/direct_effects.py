@@ -198,7 +198,7 @@ def _write_effects(
     out[:, columns.constant] = _constant_effects(model, targets)
     for site, layer, g in model.backpropagate(targets.vector, targets.position, targets.layer, features):
         n = len(g)
-        if site == "mlp_out":
+        if site != "embedding":
             errors = columns.errors.start + layer * len(captured)
             out[:, errors : errors + n] = _dot(g, model.errors[layer, :n]).T
             if layer in model.dictionaries:
@@ -210,7 +210,7 @@ def _write_effects(
                     out[:, columns.constant] += slope @ _constant_effects(
                         model, feature_targets(model, index)
                     )
-        elif site == "embedding":
+        else:
             out[:, columns.embeddings][:, :n] = _dot(g, captured.embedding[:n]).T
             if captured.position_embedding is not None:
                 out[:, columns.position_embeddings][:, :n] = _dot(g, captured.position_embedding[:n]).T

@@ -18,7 +18,7 @@ from ..corpus.token_arrays import scored_positions
 from ..corpus.tokens import Tokens
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
-from .capture import CapturedLayer, CapturedPass, ModelWeights, capture_pass
+from .capture import CapturedPass, FrozenNorm, ModelWeights, capture_pass
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SiteGradient(NamedTuple):
     """Gradients of targets with respect to one site of the linearized model."""
 
     site: str
-    """`mlp_out` is the MLP's output before any norm that follows the MLP. `embedding` is the input of block 0."""
+    """`LinearizedModel.site_out` of the layer, or `embedding` for the input of block 0."""
     layer: int
     g: Float[Tensor, "position target d"]
 
@@ -53,8 +53,9 @@ class SiteGradient(NamedTuple):
 class LinearizedModel:
     """Linearized (local replacement) model of one prompt.
 
-    The output of an MLP is y = W_dec^T z + b_dec (+ W_skip x) + error. At position 0, at each separator of documents,
-    and in layers without a dictionary, the error is the whole output y.
+    The output of an MLP is y = W_dec^T z + b_dec (+ W_skip x) + error, at the site that the layer's dictionary
+    reconstructs (`site_out`). At position 0, at each separator of documents, and in layers without a dictionary, the
+    error is the whole output y.
     """
 
     def __init__(
@@ -74,12 +75,12 @@ class LinearizedModel:
         """Positions at which dictionaries replace MLPs."""
         self.features, errors, constants = _decompose_mlps(captured, self.dictionaries, self.replaced)
         self.errors: Float[Tensor, "layer position d"] = errors
-        """Output of each MLP minus the dictionary's reconstruction, before any norm that follows the MLP."""
+        """Output of each MLP minus the dictionary's reconstruction, at `site_out` of the layer."""
         self.mlp_constant: Float[Tensor, "layer position d"] = constants
         """Constant that each MLP adds to the residual stream, after any norm that follows the MLP.
 
-        Before that norm, the constant is b_dec + W_skip b at replaced positions and 0 at other positions. b is the bias
-        of the norm before the MLP."""
+        At `site_out`, the constant is b_dec + W_skip b at replaced positions and 0 at other positions. b is the bias of
+        the norm before the MLP."""
         self.attention_constant: Float[Tensor, "layer position d"] = torch.stack(
             [layer.attention_constant() for layer in captured.layers]
         )
@@ -93,6 +94,16 @@ class LinearizedModel:
     def layers(self) -> int:
         """Number of blocks."""
         return len(self.captured.layers)
+
+    def site_out(self, layer: int) -> str:
+        """Returns the site to which features and errors of a layer write: mlp_out, or mlp_added if the layer's
+        dictionary reconstructs that."""
+        dictionary = self.dictionaries.get(layer)
+        return "mlp_out" if dictionary is None else dictionary.site_out
+
+    def norm_after(self, layer: int) -> FrozenNorm:
+        """Returns the frozen norm between `site_out` of a layer and the residual stream."""
+        return self.captured.layers[layer].norm_after(self.dictionaries.get(layer))
 
     def active_at(self, layer: int, position: int) -> slice:
         """Returns the slice of `features` of one layer and position."""
@@ -119,8 +130,8 @@ class LinearizedModel:
     ) -> Iterator[Float[Tensor, "*batch position d"]]:
         """Yields the residual stream before the norm of each MLP, then the final residual stream.
 
-        `start` is the input of the first block. `mlp_output(layer)` returns an MLP's output before any norm that
-        follows the MLP. `residual_streams` adds biases and skip connections, so `mlp_output` must not include them.
+        `start` is the input of the first block. `mlp_output(layer)` returns an MLP's output at `site_out` of the layer.
+        `residual_streams` adds biases and skip connections, so `mlp_output` must not include them.
         """
         stream = start
         for number, layer in enumerate(self.captured.layers):
@@ -133,7 +144,7 @@ class LinearizedModel:
             if dictionary is not None and dictionary.W_skip is not None:
                 x = layer.norm_mlp.jvp(stream) * self.replaced[:, None]
                 output = output + x @ dictionary.W_skip.T
-            stream = stream + layer.norm_mlp_after.jvp(output) + self.mlp_constant[number]
+            stream = stream + self.norm_after(number).jvp(output) + self.mlp_constant[number]
             if self.captured.parallel:
                 stream = stream + attended
         yield stream
@@ -187,11 +198,12 @@ class LinearizedModel:
         layer: int,
         features: bool = False,
     ) -> Iterator[SiteGradient]:
-        """Yields the gradients of targets with respect to each earlier mlp_out, last layer first, then the embedding.
+        """Yields the gradients of targets with respect to each earlier MLP's output, then to the embedding.
 
-        The value of target i is vector[i] . stream[position[i]]. The stream is the residual stream before the MLP of
-        `layer`. If `layer` is the number of layers, the stream is the final residual stream. Gradients flow through
-        attention and skip connections. If `features` is True, gradients also flow through active features.
+        The last layer comes first. The value of target i is vector[i] . stream[position[i]]. The stream is the residual
+        stream before the MLP of `layer`. If `layer` is the number of layers, the stream is the final residual stream.
+        Gradients flow through attention and skip connections. If `features` is True, gradients also flow through active
+        features.
         """
         if not len(vector):
             return
@@ -203,8 +215,8 @@ class LinearizedModel:
             g += self.captured.layers[layer].attention_vjp_at(vector, position, n)
         for earlier in range(layer - 1, -1, -1):
             block = self.captured.layers[earlier]
-            g_mlp = block.norm_mlp_after.vjp(g, slice(n))
-            yield SiteGradient("mlp_out", earlier, g_mlp)
+            g_mlp = self.norm_after(earlier).vjp(g, slice(n))
+            yield SiteGradient(self.site_out(earlier), earlier, g_mlp)
             g_in = self.skip_vjp(earlier, g_mlp, slice(n))
             if features:
                 g_in = g_in + self.features_vjp(earlier, g_mlp)
@@ -258,7 +270,7 @@ def _decompose_mlps(
     active, errors, constants = [], [], []
     for number, layer in enumerate(captured.layers):
         dictionary = dictionaries.get(number)
-        error, constant = layer.mlp_out.clone(), torch.zeros_like(layer.mlp_out)
+        error, constant = layer.output(dictionary).clone(), torch.zeros_like(layer.mlp_out)
         if dictionary is not None:
             x = layer.mlp_in[replaced]
             token, feature, value = dictionary.encode_sparse(x)
@@ -273,13 +285,10 @@ def _decompose_mlps(
                 bias = torch.zeros_like(x[0]) + layer.norm_mlp.bias
                 constant[replaced] += dictionary.W_skip @ bias
         errors.append(error)
-        constants.append(_after_norm(layer, constant))
+        norm = layer.norm_after(dictionary)
+        constants.append(norm.jvp(constant) + norm.bias)
     empty = captured.resid_final.new_empty(0, dtype=torch.int64)
     columns = zip(*active, strict=True) if active else (
         [empty], [empty], [empty], [captured.resid_final.new_empty(0)],
     )  # fmt: skip
     return ActiveFeatures(*map(torch.cat, columns)), torch.stack(errors), torch.stack(constants)
-
-
-def _after_norm(layer: CapturedLayer, constant: Float[Tensor, "position d"]) -> Float[Tensor, "position d"]:
-    return layer.norm_mlp_after.jvp(constant) + layer.norm_mlp_after.bias

@@ -103,11 +103,10 @@ def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomp
     g = reader.vector
     here = torch.tensor(position, device=g.device)
     for layer in range((reader.stage - 1) // 2, -1, -1):
-        block = model.captured.layers[layer]
         g_skip: Tensor | float = 0.0
         if reader.stage >= 2 * layer + 2:
             constant += float(g @ model.mlp_constant[layer, position])
-            g_mlp = block.norm_mlp_after.vjp(g, here)
+            g_mlp = model.norm_after(layer).vjp(g, here)
             error += float(g_mlp @ model.errors[layer, position])
             active = model.active_at(layer, position)
             if active.stop > active.start:
@@ -151,7 +150,7 @@ def _at_attention(model: LinearizedModel, reader: StreamReader, layer: int) -> F
     for later in range((reader.stage - 1) // 2, layer - 1, -1):
         if reader.stage < 2 * later + 2 or (model.captured.parallel and later == layer):
             continue
-        g = g + model.skip_vjp(later, model.captured.layers[later].norm_mlp_after.vjp(g, here), here)
+        g = g + model.skip_vjp(later, model.norm_after(later).vjp(g, here), here)
     return g
 
 

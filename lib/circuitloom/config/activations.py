@@ -6,7 +6,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from .base import Section
 
-SiteName = Literal["mlp_in", "mlp_out", "resid_mid", "resid_pre"]
+SiteName = Literal["mlp_in", "mlp_out", "mlp_added", "resid_mid", "resid_pre"]
+MLP_OUTPUTS: tuple[SiteName, ...] = ("mlp_out", "mlp_added")
+"""Sites that are functions of mlp_in: what the MLP returns, and what it adds to the residual stream."""
 
 
 class Outliers(Section):
@@ -24,7 +26,7 @@ class Activations(Section):
     """The cache of activations on the training tokens, at the chosen sites and layers."""
 
     sites: Annotated[list[SiteName], Field(min_length=1)] = ["mlp_in"]
-    """Sites to cache. If `mlp_out` is not listed, training recomputes it from `mlp_in`."""
+    """Sites to cache. If `mlp_out` or `mlp_added` is not listed, training recomputes it from `mlp_in`."""
     layers: Literal["all"] | Annotated[list[NonNegativeInt], Field(min_length=1)] = "all"
     """Layers to cache and to train dictionaries on."""
     tokens: PositiveInt | None = None

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from ..core.layout import NEURONS, RESIDUAL
-from .activations import SiteName
+from .activations import MLP_OUTPUTS, SiteName
 from .base import ExpandedPath, Section, as_list
 
 RESERVED = (NEURONS, RESIDUAL)
@@ -134,7 +134,9 @@ class Run(Training):
     """Name of the run and of its folder: letters, digits, `_`, `.` and `-`. An empty name is replaced by a name made
     from other keys."""
     site: SiteName = "mlp_out"
-    """Site that an SAE reads and reconstructs. A transcoder always reads mlp_in and reconstructs mlp_out."""
+    """Site that the dictionary reconstructs. An SAE also reads it. A transcoder reads mlp_in and reconstructs `mlp_out`
+    (what the MLP returns) or `mlp_added` (what is added to the residual stream, after a norm that follows the MLP, as
+    in Gemma 2 and 3). In models without such a norm, the two are the same."""
     files: Annotated[ExpandedPath, AfterValidator(_has_layer)] | None = None
     """Path of published transcoders (Dunefsky et al. 2024) to import instead of training. `{layer}` is replaced by the
     layer's index. An imported run needs `name`, `act: relu`, and the `width` of the files. Keys about training do not
@@ -147,6 +149,14 @@ class Run(Training):
         if self.imported and (self.kind, self.act, self.skip) != ("transcoder", "relu", False):
             raise ValueError(
                 "`files` hold transcoders of act relu without skip; set kind: transcoder, act: relu, skip: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _possible_site(self) -> "Run":
+        if self.kind == "transcoder" and self.site not in MLP_OUTPUTS:
+            raise ValueError(
+                f"a transcoder reconstructs {' or '.join(MLP_OUTPUTS)}, not {self.site}; change site, or set kind: sae"
             )
         return self
 
@@ -168,7 +178,7 @@ class Run(Training):
     @property
     def site_out(self) -> SiteName:
         """Site that the dictionary reconstructs."""
-        return "mlp_out" if self.kind == "transcoder" else self.site
+        return self.site
 
 
 def run_name(run: Run, shared: dict[str, Any]) -> str:
@@ -179,7 +189,7 @@ def run_name(run: Run, shared: dict[str, Any]) -> str:
     parameter = "k" if run.act in ("topk", "batchtopk") else "sparsity"
     value = str(run.k) if parameter == "k" else _scientific(run.sparsity)
     parts = ["tc" if run.kind == "transcoder" else "sae", f"{run.act}{value}", str(run.width)]
-    if run.kind == "sae" and run.site != "mlp_out":
+    if run.site != "mlp_out":
         parts.append(run.site)
     for key, field in type(run).model_fields.items():
         setting = getattr(run, key)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from ..core.hub import is_hub_name
-from .activations import Activations
+from .activations import MLP_OUTPUTS, Activations
 from .base import Section, as_list
 from .cases import Cases
 from .circuits import Circuits
@@ -86,9 +86,11 @@ class Study(Section):
             )
         for sweep in self.sweeps:
             self._check_sweep(sweep)
-        if "mlp_in" not in self.activations.sites and "mlp_out" in self.sites - set(self.activations.sites):
+        computed = self.sites.intersection(MLP_OUTPUTS) - set(self.activations.sites)
+        if computed and "mlp_in" not in self.activations.sites:
+            site = min(computed)
             raise ValueError(
-                "activations.sites: mlp_out is recomputed from mlp_in; add mlp_in, or mlp_out itself"
+                f"activations.sites: {site} is recomputed from mlp_in; add mlp_in, or {site} itself"
             )
         self._check_circuits()
         for name in self.cases:
@@ -107,7 +109,7 @@ class Study(Section):
                     f"{key}.files: {missing[0]} does not exist ({len(missing)} of {len(files)} layers); download the "
                     "files with `hf download REPOSITORY --local-dir FOLDER`, or name the folder they are in"
                 )
-            if not run.imported and run.site_in != "mlp_out" and run.site_in not in self.activations.sites:
+            if not run.imported and run.site_in not in {*MLP_OUTPUTS, *self.activations.sites}:
                 raise ValueError(
                     f"{key}: reads {run.site_in}, which is not cached; add it to activations.sites"
                 )

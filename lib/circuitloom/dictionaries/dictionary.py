@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..config.activations import MLP_OUTPUTS
 from ..core.atomic_io import write_atomically
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -76,8 +77,14 @@ class Dictionary:
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether the dictionary maps the MLP's input to the MLP's output."""
-        return (self.site_in, self.site_out) == ("mlp_in", "mlp_out")
+        """Whether the dictionary maps the MLP's input to mlp_out or mlp_added, the MLP's output before or after a norm
+        that follows the MLP."""
+        return self.site_in == "mlp_in" and self.site_out in MLP_OUTPUTS
+
+    @property
+    def is_before_norm(self) -> bool:
+        """Whether the norm or factor that some models apply to the MLP's output comes after `site_out`."""
+        return self.site_out == "mlp_out"
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
         """Returns x for a transcoder and y for an SAE, in the dictionary's dtype.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..config.activations import MLP_OUTPUTS
 from ..core.layout import ALL_LAYERS
 from ..core.plotting import BLUE, VERMILION, styled
 from ..core.tables import PARETO
@@ -25,20 +26,33 @@ if TYPE_CHECKING:
 COLOURS = {"transcoder": BLUE, "sae": VERMILION}
 MARKERS = {"topk": "o", "batchtopk": "s", "relu": "^", "jumprelu": "D"}
 NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
+LINES: dict[tuple[str, bool], Any] = {
+    ("mlp_out", False): "-", ("mlp_out", True): ":", ("mlp_added", False): (0, (5, 1)), ("mlp_added", True): "-.",
+}  # fmt: skip
+"""Line style by (reconstructed site, whether the run has a skip connection)."""
 
 
 def pareto_table(metrics: pa.Table, runs: pa.Table) -> pa.Table:
-    """Returns the PARETO rows of all runs that reconstruct mlp_out.
+    """Returns the PARETO rows of all runs that reconstruct mlp_out or mlp_added.
 
-    The rows are sorted by layer, kind, activation function and L0.
+    The rows are sorted by layer, kind, site, activation function and L0.
     """
     # transcoders with a skip connection are a separate series
     skips = [bool(json.loads(config or "{}").get("skip")) for config in runs["config"].to_pylist()]
     acts = [f"{act}, skip" if skip else act for act, skip in zip(runs["act"].to_pylist(), skips, strict=True)]
     runs = runs.set_column(runs.column_names.index("act"), "act", pa.array(acts, pa.string()))
     joined = metrics.join(runs, keys="run", join_type="inner")
-    order = [("layer", "ascending"), ("kind", "descending"), ("act", "ascending"), ("l0", "ascending")]
-    return joined.filter(pc.field("site_out") == "mlp_out").sort_by(order).select(list(PARETO.columns))
+    order = [
+        ("layer", "ascending"), ("kind", "descending"), ("site_out", "descending"), ("act", "ascending"),
+        ("l0", "ascending"),
+    ]  # fmt: skip
+    of_mlp = pc.field("site_out").isin(list(MLP_OUTPUTS))
+    return joined.filter(of_mlp).sort_by(order).select(list(PARETO.columns))
+
+
+def series_suffix(site: str) -> str:
+    """Returns the end of a series' name: it names the reconstructed site, unless that is mlp_out."""
+    return "" if site == "mlp_out" else f", {site}"
 
 
 def draw_pareto(table: pa.Table, path: Path | str) -> None:
@@ -49,14 +63,15 @@ def draw_pareto(table: pa.Table, path: Path | str) -> None:
     """
     if not len(table):
         raise ValueError(
-            "pareto: no run reconstructs mlp_out; add a transcoder, or an SAE on mlp_out, to dictionaries"
+            "pareto: no run reconstructs mlp_out or mlp_added; add a transcoder, or an SAE on one of them, to "
+            "dictionaries"
         )
     pareto_figure(table.to_pylist()).savefig(path, dpi=150)
 
 
 @styled
 def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Returns a plot of PARETO rows. `rows` must be sorted by layer, kind, activation function and L0."""
+    """Returns a plot of PARETO rows. `rows` must be sorted by layer, kind, site, activation function and L0."""
     from matplotlib.figure import Figure
 
     # the panel of ALL_LAYERS comes last
@@ -82,22 +97,27 @@ def _draw_layer(panel: "Axes", rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     drawn: dict[str, Any] = {}
-    for (kind, act), group in groupby(rows, key=lambda row: (row["kind"], row["act"])):
+    for (kind, site, act), group in groupby(rows, key=lambda row: (row["kind"], row["site_out"], row["act"])):
         points = list(group)
         x, y = [row["l0"] for row in points], [row["ce"] for row in points]
         base, _, skip = act.partition(", ")
         style: dict[str, Any] = {
-            "linestyle": ":" if skip else "-",
+            "linestyle": LINES[site, bool(skip)],
             "markerfacecolor": "white" if skip else COLOURS[kind],
         }
         (line,) = panel.plot(
             x, y, color=COLOURS[kind], marker=MARKERS[base], markersize=5, linewidth=1, **style
         )
-        drawn[f"{NAMES[kind]}, {act}"] = line
-    first = rows[0]
-    drawn["original model"] = panel.axhline(first["ce_original"], color="black", linestyle="--", linewidth=1)
-    ablated = f"zero-ablated {first['ce_zero']:.3f}, mean-ablated {first['ce_mean']:.3f}"
-    panel.set_title(ablated, loc="right", fontsize="small")
+        drawn[f"{NAMES[kind]}, {act}{series_suffix(site)}"] = line
+    first = {row["site_out"]: row for row in reversed(rows)}
+    drawn["original model"] = panel.axhline(
+        rows[0]["ce_original"], color="black", linestyle="--", linewidth=1
+    )
+    ablated = [
+        f"zero-ablated {row['ce_zero']:.3f}, mean-ablated {row['ce_mean']:.3f}{series_suffix(site)}"
+        for site, row in sorted(first.items(), reverse=True)
+    ]
+    panel.set_title("\n".join(ablated), loc="right", fontsize="small")
     panel.ticklabel_format(axis="y", useOffset=False)
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -25,7 +25,7 @@ Replacement = Callable[
 ]
 """Function (x, y) that returns a replacement of y. x and y are float32 activations at the scored tokens.
 
-y is the activation at the replaced site. For mlp_out, x is the MLP's input. For other sites, x equals y.
+y is the activation at the replaced site. For mlp_out and mlp_added, x is the MLP's input. For other sites, x equals y.
 """
 
 
@@ -33,7 +33,7 @@ class NormBounds(NamedTuple):
     """Largest norms of the tokens that are scored at a site. Tokens beyond a bound are outliers."""
 
     x: float
-    """Bound at the MLP's input. Infinite for sites other than mlp_out."""
+    """Bound at the MLP's input. Infinite for sites other than mlp_out and mlp_added."""
     y: float
 
     def within(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from ..config.activations import Outliers
+from ..config.activations import MLP_OUTPUTS, Outliers
 from ..config.evaluation import Evaluation
 from ..core.layout import ALL_LAYERS
 from ..core.progress import notice, progress
@@ -60,14 +60,14 @@ def site_means(
     sums: dict[Site, Tensor] = {}
     counts: dict[Site, Tensor] = {}
     title = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
-    inputs = [Site("mlp_in", site.layer) for site in bounds if site.name == "mlp_out"]
+    inputs = [Site("mlp_in", site.layer) for site in bounds if site.name in MLP_OUTPUTS]
     with progress(title, held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
             captured = capture(model, part.token, [*inputs, *sites])
             for site in sites:
                 scored, y = part.scored, captured[site]
                 if site in bounds:
-                    x = captured[Site("mlp_in", site.layer)] if site.name == "mlp_out" else y
+                    x = captured[Site("mlp_in", site.layer)] if site.name in MLP_OUTPUTS else y
                     scored = scored & bounds[site].within(x, y)
                 accumulate(sums, site, y[scored].sum(0, dtype=torch.float64))
                 accumulate(counts, site, scored.sum())
@@ -84,7 +84,7 @@ def norm_bounds(
     """Returns the bounds of each site, from the median norms on held-out text. Empty unless outliers are dropped."""
     if outliers.action != "drop":
         return {}
-    inputs = {site: Site("mlp_in", site.layer) for site in sites if site.name == "mlp_out"}
+    inputs = {site: Site("mlp_in", site.layer) for site in sites if site.name in MLP_OUTPUTS}
     norms: dict[Site, list[Tensor]] = {site: [] for site in (*inputs.values(), *sites)}
     with progress("evaluation: norms", held_out.token.numel(), "tokens") as bar:
         for part in held_out.to(model.device).batches(batch):
@@ -109,13 +109,14 @@ def baseline_rows(
 ) -> list[dict[str, Any]]:
     """Returns one BASELINE row per site and layer. The row scores the model in which this site is ablated.
 
-    If `config.together` is set, mlp_out also has a row with layer -1. This row scores the model in which mlp_out is
-    ablated in all layers at once. If `outliers` drops tokens, these are not ablated. Raises ValueError if an activation
-    or a loss is not finite.
+    If `config.together` is set, mlp_out and mlp_added also have a row with layer -1. This row scores the model in which
+    the site is ablated in all layers at once. If `outliers` drops tokens, these are not ablated. Raises ValueError if
+    an activation or a loss is not finite.
     """
     ablated = {(site, layer): [Site(site, layer)] for site in sites for layer in layers}
-    if config.together and "mlp_out" in sites and len(layers) > 1:
-        ablated["mlp_out", ALL_LAYERS] = [Site("mlp_out", layer) for layer in layers]
+    for site in MLP_OUTPUTS:
+        if config.together and site in sites and len(layers) > 1:
+            ablated[site, ALL_LAYERS] = [Site(site, layer) for layer in layers]
     measured = [Site(*key) for key in itertools.product(sites, layers)]
     bounds = norm_bounds(model, measured, held_out, config.batch, outliers or Outliers())
     means = site_means(model, measured, held_out, config.batch, bounds)

@@ -8,6 +8,7 @@ from dash import dcc
 
 from ..catalog.client import Row
 from ..core.plotting import BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from ..evaluation.pareto import series_suffix
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
 KIND_COLOURS = {"transcoder": BLUE, "sae": VERMILION}
@@ -15,6 +16,10 @@ _TICKS = [digit * 10.0**power for power in range(-6, 10) for digit in (1, 2, 5)]
 LOGARITHMIC = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]}
 """Plotly settings of a logarithmic axis with ticks at 1, 2, 5, 10 and so on."""
 SYMBOLS = {"topk": "circle", "batchtopk": "square", "relu": "triangle-up", "jumprelu": "diamond"}
+DASHES = {
+    ("mlp_out", False): "solid", ("mlp_out", True): "dot", ("mlp_added", False): "dash", ("mlp_added", True): "dashdot",
+}  # fmt: skip
+"""Line style by (reconstructed site, whether the run has a skip connection)."""
 
 
 def escape_markup(text: str) -> str:
@@ -54,9 +59,9 @@ def plot(
 
 
 def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
-    """Plots the column `measure` of `rows` against L0, with one line per kind and activation function."""
+    """Plots the column `measure` of `rows` against L0, with one line per kind, site and activation function."""
     traces = []
-    for (kind, act), group in groupby(rows, key=lambda row: (row["kind"], row["act"])):
+    for (kind, site, act), group in groupby(rows, key=lambda row: (row["kind"], row["site_out"], row["act"])):
         points = list(group)
         base, _, skip = act.partition(", ")
         colour = KIND_COLOURS.get(kind, GREEN)
@@ -68,8 +73,8 @@ def pareto(rows: Sequence[Row], measure: str, label: str) -> dcc.Graph:
                 "text": [escape_markup(row["run"]) for row in points],
                 "hovertemplate": "%{text}<br>L0 %{x:.3g}, %{y:.4g}<extra></extra>",
                 "mode": "lines+markers",
-                "name": f"{kind}, {act}",
-                "line": {"color": colour, "width": 1.5, "dash": "dot" if skip else "solid"},
+                "name": f"{kind}, {act}{series_suffix(site)}",
+                "line": {"color": colour, "width": 1.5, "dash": DASHES[site, bool(skip)]},
                 "marker": {
                     "symbol": SYMBOLS.get(base, "circle"), "size": 10, "line": {"color": colour, "width": 2},
                     "color": "white" if skip else colour,

@@ -31,10 +31,8 @@ class FeatureBasis:
     """Returns the non-zero feature activations, given the values at `site`. No feature activation is negative."""
     decoder: Float[Tensor, "feature d_out"]
     """Decoder row of each feature."""
-    writes_residual: bool
-    """Whether the model adds the features' output to the residual stream. If not, the features have no direct effect on
-    logits.
-    """
+    site_out: str
+    """Name of the site that the features write."""
     encoder_norm: Float[Tensor, " feature"] | None
     bias: Float[Tensor, " feature"] | None
     digest: str
@@ -51,8 +49,7 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBas
         width=dictionary.width,
         encode=dictionary.encode_sparse,
         decoder=dictionary.W_dec,
-        # mlp_in is the output of the norm, which is not in the residual stream
-        writes_residual=dictionary.site_out != "mlp_in",
+        site_out=dictionary.site_out,
         encoder_norm=torch.linalg.vector_norm(dictionary.W_enc, dim=1),
         bias=dictionary.b_enc,
         digest=f"{weights_digest(weights)} {dictionary.act} {dictionary.k} {dictionary.site_in}",
@@ -79,5 +76,5 @@ def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -
 
     digest = f"{weights_digest(model.mlp(layer).state_dict())} {kept}"
     return FeatureBasis(
-        run, layer, Site("neurons", layer), len(decoder), encode, decoder, True, None, None, digest
+        run, layer, Site("neurons", layer), len(decoder), encode, decoder, "mlp_out", None, None, digest
     )

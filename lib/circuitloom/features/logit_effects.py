@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.progress import progress
 from ..core.tables import LOGIT, table_writer
 from ..language_model.model import LanguageModel
-from ..language_model.residual import read_unembedding
+from ..language_model.residual import norm_vjp, read_norm_after_mlp, read_unembedding
 from .basis import FeatureBasis
 
 MAX_EFFECTS = 2**25
@@ -27,14 +27,19 @@ def write_logit_effects(
     """Write the table `logit` to `path`.
 
     For each feature, the table has the `wanted` largest and the `wanted` smallest direct effects on logits.
-    `strings[i]` is the text of token id i. The table is empty if the basis does not write to the residual stream.
+    `strings[i]` is the text of token id i. The gain of a norm that follows the MLP is included for features that write
+    mlp_out, but not the norm's denominator, which depends on the token. The table is empty if the basis does not write
+    to the residual stream.
     """
     with table_writer(LOGIT, path) as writer:
-        if not basis.writes_residual:
+        # mlp_in is the output of the norm, which is not in the residual stream
+        if basis.site_out == "mlp_in":
             return
         reads = read_unembedding(model).rows
         # if the vocabulary is padded, the last rows are not tokens
         reads = reads[: len(strings)]
+        if basis.site_out == "mlp_out":
+            reads = norm_vjp(read_norm_after_mlp(model, basis.layer), reads)
         wanted = min(wanted, len(reads))
         size = max(1, MAX_EFFECTS // len(reads))
         with progress(f"logits: {basis.run} layer {basis.layer}", basis.width, "features") as bar:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..config.activations import MLP_OUTPUTS
 from .model import LanguageModel
 
 Key = TypeVar("Key", bound=Hashable)
@@ -35,6 +37,8 @@ class Site(NamedTuple):
     - `mlp_in`: the MLP's input, after its norm
     - `neurons`: the activations of the neurons, which are the input of W_out
     - `mlp_out`: the MLP's output, before the output norm that some models have
+    - `mlp_added`: what the MLP adds to the residual stream, after that norm or the residual multiplier (Granite). In
+      other models, it is equal to `mlp_out`
 
     Sites of the model are `embedding` (the token embedding), `final_norm` (the output of the final norm) and
     `unembedding_in` (the input of the unembedding).
@@ -47,10 +51,11 @@ class Site(NamedTuple):
 Edit = Callable[[Tensor, Tensor], Tensor]
 """Function (x, y) that returns the new value of a site. y is the current value.
 
-At `mlp_out`, x is the MLP's input. At other sites, x is equal to y. All values are [sequence, position, d].
+At `mlp_out` and `mlp_added`, x is the MLP's input. At other sites, x is equal to y. All values are [sequence, position,
+d].
 """
 
-OUTPUT_SITES = ("mlp_out", "embedding", "final_norm")
+OUTPUT_SITES = (*MLP_OUTPUTS, "embedding", "final_norm")
 """Sites whose value is the output of a module. The value of every other site is the first input of a module."""
 
 
@@ -97,7 +102,7 @@ def observed(
 
         # hooks return None, because anything else would replace the value
         def leave(_module, _args, output) -> None:
-            callback(site, _own(model, site, output))
+            callback(site, _value(model, site, output))
 
         def enter(_module, args, kwargs) -> None:
             callback(site, _first_input(args, kwargs))
@@ -128,11 +133,25 @@ def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
 
 
 def _edit_output(model: LanguageModel, site: Site, edit: Edit):
-    def leave(_module, args, kwargs, output):
-        value = _own(model, site, output)
-        return _own(model, site, edit(_first_input(args, kwargs) if site.name == "mlp_out" else value, value))
+    factor = _factor(model, site)
+    read: dict[str, Tensor] = {}
 
-    return [find_module(model, site).register_forward_hook(leave, with_kwargs=True)]
+    def keep_input(_module, args, kwargs, _output) -> None:
+        read["x"] = _first_input(args, kwargs)
+
+    def leave(_module, _args, output):
+        value = _value(model, site, output)
+        new = edit(read.pop("x", value), value)
+        if factor == 1:
+            return _own(model, site, new)
+        # the model multiplies by the factor again; unchanged values keep their bits, although the division rounds
+        return torch.where(new == value, output + (new - value) / factor, new / factor)
+
+    handles = []
+    if site.name in MLP_OUTPUTS:
+        # hooks of one module run in the order of their registration
+        handles.append(model.mlp(site.layer).register_forward_hook(keep_input, with_kwargs=True))
+    return [*handles, find_module(model, site).register_forward_hook(leave)]
 
 
 def _edit_input(model: LanguageModel, site: Site, edit: Edit):
@@ -156,10 +175,22 @@ def _edit_input(model: LanguageModel, site: Site, edit: Edit):
     return handles
 
 
+def _value(model: LanguageModel, site: Site, output: Tensor) -> Tensor:
+    """Returns the value of a site, given the output of the site's module."""
+    factor = _factor(model, site)
+    return _own(model, site, output) if factor == 1 else factor * output
+
+
+def _factor(model: LanguageModel, site: Site) -> float:
+    """Returns the factor between the output of the site's module and the site's value."""
+    added = site.name == "mlp_added" and model.norm_after_mlp(site.layer) is None
+    return model.residual_multiplier if added else 1.0
+
+
 def _own(model: LanguageModel, site: Site, value: Tensor) -> Tensor:
     """Returns a value that the model does not change later."""
     # Falcon adds attention's output to the MLP's output in place
-    return value.clone() if site.name == "mlp_out" and model.anatomy.parallel else value
+    return value.clone() if site.name in MLP_OUTPUTS and model.anatomy.parallel else value
 
 
 @contextmanager
@@ -212,7 +243,7 @@ def resumed(model: LanguageModel, layer: int, output: Any) -> Iterator[None]:
 
 def find_module(model: LanguageModel, site: Site) -> nn.Module:
     """Returns the module of a site. The site's value is the module's output at `OUTPUT_SITES`, and otherwise the
-    module's first input.
+    module's first input. At mlp_added, the output may still have to be multiplied by the residual multiplier.
 
     Raises ValueError if the site is unknown, or if the model has no `resid_mid`.
     """
@@ -229,6 +260,7 @@ def find_module(model: LanguageModel, site: Site) -> nn.Module:
         "mlp_in": anatomy.mlp,
         "neurons": f"{anatomy.mlp}.{anatomy.mlp_projection}",
         "mlp_out": anatomy.mlp,
+        "mlp_added": anatomy.mlp if model.norm_after_mlp(layer) is None else anatomy.norm_mlp_after,
     }
     outside = {
         "embedding": anatomy.embedding,

@@ -30,6 +30,17 @@ _CONSTANT = re.compile(
 """Matches names of masks and position constants, which are no weights and which old checkpoints store."""
 
 
+class _Multiply(nn.Module):
+    """Multiplies by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
 class LanguageModel:
     """A Hugging Face model with fused attention, and the names of its modules.
 
@@ -70,6 +81,23 @@ class LanguageModel:
     def mlp(self, layer: int) -> nn.Module:
         """Returns the MLP of `layer`, a map from mlp_in to mlp_out."""
         return self.block(layer).get_submodule(self.anatomy.mlp)
+
+    def norm_after_mlp(self, layer: int) -> nn.Module | None:
+        """Returns the norm that is applied to the MLP's output before it is added to the residual stream, or None."""
+        return self.norm(layer, self.anatomy.norm_mlp_after)
+
+    def map_to(self, site: str, layer: int) -> nn.Module:
+        """Returns a module that maps mlp_in to `site` of `layer`, which is mlp_out or mlp_added."""
+        norm, factor = self.norm_after_mlp(layer), self.residual_multiplier
+        if site == "mlp_out" or (norm is None and factor == 1):
+            return self.mlp(layer)
+        return nn.Sequential(self.mlp(layer), _Multiply(factor) if norm is None else norm)
+
+    @property
+    def changes_mlp_out(self) -> bool:
+        """Whether mlp_added differs from mlp_out: a norm or a factor is applied to the MLP's output."""
+        norms = (self.norm_after_mlp(layer) for layer in range(self.layers))
+        return self.residual_multiplier != 1 or any(norm is not None for norm in norms)
 
     def attention(self, layer: int) -> nn.Module:
         """Returns the attention module of `layer`."""

@@ -102,6 +102,34 @@ def read_norm(module: nn.Module, like: Float[Tensor, " d"]) -> Norm:
     return Norm(gain.to(dtype), bias.to(dtype), centred)
 
 
+def read_norm_after_mlp(model: LanguageModel, layer: int) -> Norm | None:
+    """Returns the norm between mlp_out and mlp_added of a layer. Returns None if the two are equal.
+
+    A residual multiplier is returned as a norm whose denominator is 1.
+    """
+    weight, module = model.module.get_submodule(model.anatomy.unembedding).weight, model.norm_after_mlp(layer)
+    assert isinstance(weight, Tensor)
+    return scaling(model, weight[0]) if module is None else read_norm(module, weight[0])
+
+
+def scaling(model: LanguageModel, like: Float[Tensor, " d"]) -> Norm | None:
+    """Returns the residual multiplier as a norm whose denominator is 1. Returns None if the multiplier is 1. `like` is
+    defined as in `read_norm`."""
+    factor = model.residual_multiplier
+    like = like.to(torch.promote_types(like.dtype, torch.float32))
+    return None if factor == 1 else Norm(torch.full_like(like, factor), torch.zeros_like(like), False)
+
+
+def norm_vjp(norm: Norm | None, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """Returns P(gain * v), the vector-Jacobian product through `norm` without the denominator."""
+    return v if norm is None else norm.vjp(v)
+
+
+def norm_jvp(norm: Norm | None, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """Returns gain * P x, the Jacobian-vector product through `norm` without the denominator."""
+    return x if norm is None else norm.gain * norm.project(x)
+
+
 @torch.inference_mode()
 def read_attention(model: LanguageModel) -> list[Attention]:
     """Measure the value and output weights of every layer on unit inputs.

@@ -16,6 +16,7 @@ The numbers for dense steps (relu, jumprelu and batchtopk) are counted from the 
 
 from ..activations.store import PREFETCH
 from ..config import Run, Study
+from ..config.activations import MLP_OUTPUTS
 from ..dictionaries.kernels.fixed_k import MAX_K
 from .sizes import (
     PROCESS_BYTES,
@@ -71,7 +72,7 @@ def dictionaries(study: Study) -> Work:
         gpu_load=sum(loads, GpuLoad()) * layers,
         host_memory=PROCESS_BYTES,
         gpu_memory=max((_gpu_memory(sweep, d) for sweep in training), default=0),
-        # prefetched rows of two sites, about ten [token, d] arrays of a step, and the MLP that computes mlp_out
+        # prefetched rows of two sites, about ten [token, d] arrays of a step, and the MLP that computes its outputs
         gpu_memory_replicated=(2 * PREFETCHED + 10) * rows
         + number_bytes(study) * (study.shape.mlp_weights + batch * study.shape.d_mlp),
         divisible_by=trained[0].width if trained else 0,
@@ -112,13 +113,13 @@ def has_kernels(run: Run) -> bool:
 
 
 def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
-    """Returns the GPU load of a sweep at one layer: all steps of all runs, and MLP outputs that are not stored. MLP
-    outputs are computed once for all runs."""
+    """Returns the GPU load of a sweep at one layer: all steps of all runs, and MLP outputs that are not stored. Each of
+    mlp_out and mlp_added is computed once for all runs."""
     d, total = study.shape.d_model, GpuLoad()
     for run in sweep:
         total += step_load(run, d) * (run.tokens / run.batch)
-    if "mlp_out" in _sites(sweep) - set(study.activations.sites):
-        operations = 2 * study.shape.mlp_weights * max(run.tokens for run in sweep)
+    if computed := _sites(sweep).intersection(MLP_OUTPUTS) - set(study.activations.sites):
+        operations = len(computed) * 2 * study.shape.mlp_weights * max(run.tokens for run in sweep)
         total += (
             GpuLoad(fp32_flops=operations) if number_bytes(study) == 4 else GpuLoad(bf16_flops=operations)
         )

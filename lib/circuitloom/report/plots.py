@@ -44,7 +44,8 @@ def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
     """Returns the line style of each run. `runs` are the rows of the query `runs`."""
     members: dict[str, list[str]] = {}
     for row in runs:
-        reads = "" if row["site_in"] in ("mlp_in", "mlp_out") else f" on {row['site_in']}"
+        site = row["site_out"]
+        reads = "" if site == "mlp_out" else f" {'on' if row['site_in'] == site else 'to'} {site}"
         skip = ", skip" if row["skip"] else ""
         members.setdefault(f"{row['kind']}, {row['act']}{skip}{reads}", []).append(row["run"])
     return {

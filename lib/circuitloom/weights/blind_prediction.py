@@ -172,7 +172,7 @@ class _ContextSums:
                         self.vector[:, place].index_add_(0, rows, g_at)
                         effect = (g_at * prompt.captured.embedding[at]).sum(-1)
                         self.total[:, place].index_add_(0, rows, effect)
-                    elif site == "mlp_out" and layer == 0 and self.contribution.shape[2]:
+                    elif layer == 0 and self.contribution.shape[2]:
                         self._add_features(prompt, rows, place, at, g_at)
 
     def _add_features(

@@ -17,11 +17,11 @@ from ..core.progress import progress
 from ..core.tables import CONNECTION, table_writer
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
+from ..language_model.residual import norm_jvp
 from .deembedding import (
     MAX_ELEMENTS,
     encoder_in_residual,
     head_layers,
-    norm_jvp,
     require_transcoder,
     strongest_heads,
 )
@@ -94,7 +94,8 @@ def find_connections(
     like = weights.unembedding.norm.gain
     decoders = {
         source: norm_jvp(
-            weights.blocks[source].norm_mlp_after, require_transcoder(dictionary, source).W_dec.to(like)
+            weights.blocks[source].norm_after(dictionary),
+            require_transcoder(dictionary, source).W_dec.to(like),
         )
         for source, dictionary in dictionaries.items()
         if source < layer
@@ -163,7 +164,8 @@ def mean_effects(
 
 
 class _SourceActivations:
-    """Activations of the features of a prompt, divided by the denominator of any norm after the MLP."""
+    """Activations of the features of a prompt, divided by the denominator of any norm between their output and the
+    residual stream."""
 
     def __init__(self, prompt: LinearizedModel) -> None:
         active = prompt.features
@@ -171,7 +173,7 @@ class _SourceActivations:
         number, row = torch.unique(active.layer * self.widest + active.feature, return_inverse=True)
         self._row = torch.full((prompt.layers * self.widest,), -1, device=row.device)
         self._row[number] = torch.arange(len(number), device=row.device)
-        sigma = torch.stack([layer.norm_mlp_after.sigma for layer in prompt.captured.layers])
+        sigma = torch.stack([prompt.norm_after(layer).sigma for layer in range(prompt.layers)])
         self.value: Float[Tensor, "source position"] = sigma.new_zeros(len(number), len(prompt.captured))
         self.value[row, active.position] = active.activation / sigma[active.layer, active.position]
 

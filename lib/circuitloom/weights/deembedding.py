@@ -21,7 +21,7 @@ from ..core.progress import progress
 from ..core.tables import DEEMBEDDING, table_writer
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
-from ..language_model.residual import Norm
+from ..language_model.residual import norm_jvp, norm_vjp
 
 MAX_ELEMENTS = 2**25
 """Maximum number of elements of a chunk [feature, token] or [token, feature]."""
@@ -58,8 +58,8 @@ class TokenEmbeddings:
     layer0_activations: EmbeddingActivations | None
     """None if the run has no dictionary at layer 0."""
     layer0_output: Float[Tensor, "token d"] | None
-    """Output of the layer-0 dictionary for each token. Any norm after the MLP is applied without its denominator. None
-    if the run has no dictionary at layer 0."""
+    """What the output of the layer-0 dictionary adds for each token. Any norm between the two is applied without its
+    denominator. None if the run has no dictionary at layer 0."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,6 @@ class TopHeads:
     head: Int[Tensor, "feature kept"]
     vector: Float[Tensor, "feature kept d"]
     """Result of `head_vjp` for the feature's direction in the residual stream."""
-
-
-def norm_vjp(norm: Norm | None, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Returns P(gain * v), the vector-Jacobian product through `norm` without the denominator."""
-    return v if norm is None else norm.vjp(v)
-
-
-def norm_jvp(norm: Norm | None, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Returns gain * P x, the Jacobian-vector product through `norm` without the denominator."""
-    return x if norm is None else norm.gain * norm.project(x)
 
 
 def encoder_in_residual(
@@ -145,7 +135,7 @@ def embed_vocabulary(
         entries += len(feature)
     feature, value = torch.cat(features), torch.cat(values)
     largest = value.new_zeros(layer0.width).scatter_reduce_(0, feature, value, "amax")
-    output = norm_jvp(weights.blocks[0].norm_mlp_after, torch.cat(outputs))
+    output = norm_jvp(weights.blocks[0].norm_after(layer0), torch.cat(outputs))
     activations = EmbeddingActivations(torch.cat(starts), feature, value, largest)
     return TokenEmbeddings(embedding, activations, output)
 

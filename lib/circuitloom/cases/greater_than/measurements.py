@@ -29,7 +29,8 @@ from ...corpus.tokenizer import Tokenizer
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.hooks import Edit, Site, capture, edited
 from ...language_model.model import LanguageModel
-from ...weights.deembedding import embedding_rows, encoder_in_residual, head_layers, head_vjp, norm_jvp
+from ...language_model.residual import norm_jvp
+from ...weights.deembedding import embedding_rows, encoder_in_residual, head_layers, head_vjp
 from ..context import FINDING, TESTING, fill_templates
 
 MAX_FILLINGS = 1000
@@ -289,13 +290,15 @@ def measure_conditions(
     """
     metric = {UNTOUCHED: edited_metric(model, prompts, answers, {})}
     replacements = {
-        Site("mlp_out", layer): replace_mlp(each, prompts.scored) for layer, each in transcoders.items()
+        Site(each.site_out, layer): replace_mlp(each, prompts.scored) for layer, each in transcoders.items()
     }
     for site, edit in replacements.items():
         metric[replaced_name(site.layer)] = edited_metric(model, prompts, answers, {site: edit})
     if len(replacements) > 1:
         metric[ALL_REPLACED] = edited_metric(model, prompts, answers, replacements)
-    outputs = capture(model, prompts.token, [Site("mlp_out", layer) for layer in range(model.layers)])
+    written = {site.layer: site for site in replacements}
+    sites = [written.get(layer, Site("mlp_out", layer)) for layer in range(model.layers)]
+    outputs = capture(model, prompts.token, sites)
     for site, output in sorted(outputs.items(), key=lambda each: each[0].layer):
         mean = output[:, prompts.scored.to(output.device)].mean((0, 1))
         for kind, value in {"zero": 0.0, "mean": mean}.items():
@@ -472,7 +475,8 @@ def logit_attribution(
 ) -> Float[Tensor, "feature year"]:
     """Returns the direct logit attribution of an activation of 1 to each token. Norm denominators are set to 1."""
     rows = weights.unembedding.rows[token]
-    written = norm_jvp(weights.blocks[dictionary.layer].norm_mlp_after, dictionary.W_dec[feature].to(rows))
+    norm = weights.blocks[dictionary.layer].norm_after(dictionary)
+    written = norm_jvp(norm, dictionary.W_dec[feature].to(rows))
     return written @ rows.T
 
 
@@ -502,7 +506,7 @@ def deembedding_scores(
     first = transcoders.get(0)
     if first is None or head[0] not in head_layers(model, 0, layer):
         return read @ embedding.T
-    written = norm_jvp(weights.blocks[0].norm_mlp_after, first.W_dec.to(read))
+    written = norm_jvp(weights.blocks[0].norm_after(first), first.W_dec.to(read))
     best = (read @ written.T).topk(min(connections, first.width), dim=1)
     tokens = encoder_in_residual(weights, 0, first.W_enc) @ embedding.T
     return torch.einsum("fc,fcy->fy", best.values, tokens[best.indices])

@@ -71,7 +71,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         feature = int(top[0]) if case.feature is None else parse_feature(case.feature).feature
         if feature >= dictionary.width:
             raise ValueError(f"layer {layer} has features 0 to {dictionary.width - 1}, not {feature}")
-        edits = {Site("mlp_out", layer): subtract_feature(dictionary, feature, prompts.scored)}
+        edits = {Site(dictionary.site_out, layer): subtract_feature(dictionary, feature, prompts.scored)}
         conditions[without_feature_name(layer, feature)] = edited_metric(model, prompts, answers, edits)
         # 4. Few features against few neurons of the layer
         curves = layer_curves(model, run, dictionary, variance, finding_metrics, testing_metrics)

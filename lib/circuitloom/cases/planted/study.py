@@ -93,8 +93,7 @@ def _is_found(feature: ConceptFeature, case: PlantedCase) -> bool:
 def _kind(context: CaseContext, run: str) -> str:
     if run == NEURONS:
         return NEURONS
-    first = next(iter(context.runs[run].values()))
-    return TRANSCODER if (first.site_in, first.site_out) == ("mlp_in", "mlp_out") else SAE
+    return TRANSCODER if next(iter(context.runs[run].values())).is_transcoder else SAE
 
 
 def _score_features(

@@ -14,10 +14,10 @@ ORDER BY kind DESC, site_in, act, width, k, run, layer = -1, layer
 
 -- name: pareto
 -- L0 and cross-entropy of each run when it replaces the MLP. Layer -1 means that all layers were replaced at once.
-SELECT layer, kind, act, run, l0, fvu, ce, ce_original, ce_zero, ce_mean, ce_recovered_zero
+SELECT layer, kind, site_out, act, run, l0, fvu, ce, ce_original, ce_zero, ce_mean, ce_recovered_zero
 FROM pareto
 WHERE list_contains($layers, layer)
-ORDER BY layer, kind DESC, act, l0, run
+ORDER BY layer, kind DESC, site_out DESC, act, l0, run
 
 -- name: traces
 -- All traced prompts, with scores of how much of the target each graph explains.

@@ -50,7 +50,7 @@ FEATURE_EFFECT = Table(
     {
         "behaviour": (STRING, "behaviour on whose tokens it was measured, or held_out"),
         "source_run": (STRING, "run of SAEs on resid_mid"),
-        "target_run": (STRING, "run of SAEs on mlp_out, or of transcoders"),
+        "target_run": (STRING, "run of SAEs on mlp_out or mlp_added, or of transcoders"),
         "layer": LAYER,
         "source": (FEATURE_INDEX[0], "number of the feature that is ablated"),
         "target": (FEATURE_INDEX[0], "number of the feature that changes"),

@@ -129,7 +129,7 @@ PARETO = Table(
     {
         "run": RUN_NAME,
         "layer": (pa.int16(), "layer, from 0; -1: all layers replaced at once"),
-        **{name: RUN.columns[name] for name in ("kind", "act", "width", "k", "sparsity")},
+        **{name: RUN.columns[name] for name in ("kind", "site_out", "act", "width", "k", "sparsity")},
         **{
             name: METRIC.columns[name]
             for name in ("l0", "ce", "ce_original", "ce_zero", "ce_mean", "ce_recovered_zero", "fvu", "alive")

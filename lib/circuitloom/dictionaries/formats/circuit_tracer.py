@@ -7,19 +7,23 @@ from pathlib import Path
 from ...core.atomic_io import write_atomically
 from ..dictionary import Dictionary, save_tensors
 
+OUTPUT_HOOKS = {"mlp_out": "mlp.hook_out", "mlp_added": "hook_mlp_out"}
+"""Hook of each site that a transcoder can write. Both circuit-tracer and TransformerLens call it so."""
+
 
 def export_circuit_tracer(
     dictionaries: Mapping[int, Dictionary],
     folder: Path | str,
     model_name: str,
     input_hook: str = "mlp.hook_in",
-    output_hook: str = "mlp.hook_out",
+    output_hook: str | None = None,
 ) -> None:
     """Write the transcoders of all layers as a transcoder set of circuit-tracer 0.5.
 
-    `dictionaries` maps each layer to a transcoder. config.yaml contains `model_name` and the two hook names. Raises
+    `dictionaries` maps each layer to a transcoder. config.yaml contains `model_name` and the two hook names. The output
+    hook is by default `mlp.hook_out` for transcoders that write mlp_out, and `hook_mlp_out` for mlp_added. Raises
     ValueError if circuit-tracer cannot load the set. Possible reasons are topk, SAEs, missing layers, unequal widths,
-    W_skip in only some layers, and layers of another set in `folder`.
+    different sites, W_skip in only some layers, and layers of another set in `folder`.
     """
     _check_set(dictionaries)
     folder = Path(folder)
@@ -38,7 +42,7 @@ def export_circuit_tracer(
         "model_name": model_name,
         "model_kind": "transcoder_set",
         "feature_input_hook": input_hook,
-        "feature_output_hook": output_hook,
+        "feature_output_hook": output_hook or OUTPUT_HOOKS[dictionaries[0].site_out],
     }
     # every JSON string is also a YAML string
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]
@@ -62,6 +66,11 @@ def _check_set(dictionaries: Mapping[int, Dictionary]) -> None:
             raise ValueError(
                 f"layer {layer}: circuit-tracer loads relu and thresholds, not topk; export a run of act batchtopk, "
                 "jumprelu or relu"
+            )
+        if dictionary.site_out != first.site_out:
+            raise ValueError(
+                f"layer {layer} writes {dictionary.site_out}, layer 0 {first.site_out}; circuit-tracer has one output "
+                "hook for all layers: train all layers on one site"
             )
         if dictionary.width != first.width:
             raise ValueError(

@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 
 from ...core.atomic_io import write_atomically
+from ...language_model.model import LanguageModel
 from ..dictionary import Dictionary, save_tensors
 
 HOOKS = {
     "mlp_in": "blocks.{layer}.mlp.hook_in",
-    "mlp_out": "blocks.{layer}.hook_mlp_out",
+    "mlp_out": "blocks.{layer}.mlp.hook_out",
+    "mlp_added": "blocks.{layer}.hook_mlp_out",
     "resid_mid": "blocks.{layer}.hook_resid_mid",
     "resid_pre": "blocks.{layer}.hook_resid_pre",
 }
-"""TransformerLens hook name of each site."""
+"""Name of the hook of each site in TransformerLens' bridge. hook_mlp_out is what the MLP adds to the residual stream:
+after a norm that follows the MLP (Gemma 2), and with a residual multiplier (Granite)."""
 TRANSCODERS = {
     ("relu", False): "transcoder",
     ("relu", True): "skip_transcoder",
@@ -30,8 +33,12 @@ def export_saelens(
     model_name: str,
     hook_name: str | None = None,
     hook_name_out: str | None = None,
+    model: LanguageModel | None = None,
 ) -> None:
     """Write one dictionary as an SAE or transcoder of SAELens 6. Default hook names are those of TransformerLens.
+
+    For mlp_out, the default is `mlp.hook_out`, which only TransformerLens' bridge has. If `model` is given and adds
+    mlp_out to the residual stream as it is, the default is `hook_mlp_out`, which HookedTransformer also has.
 
     In SAELens, `forward` applies W_skip but `decode` does not. Raises ValueError if no SAELens architecture computes
     the same function. Possible reasons are topk transcoders, SAEs with W_skip, and thresholds below 0.
@@ -39,10 +46,10 @@ def export_saelens(
     architecture = _architecture(dictionary)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"hook_name": hook_name or HOOKS[dictionary.site_in].format(layer=dictionary.layer)}
+    names = {"hook_name": hook_name or _hook(dictionary.site_in, dictionary.layer, model)}
     sizes = {"d_in": dictionary.d_in, "d_sae": dictionary.width}
     if not dictionary.is_sae:
-        names["hook_name_out"] = hook_name_out or HOOKS[dictionary.site_out].format(layer=dictionary.layer)
+        names["hook_name_out"] = hook_name_out or _hook(dictionary.site_out, dictionary.layer, model)
         sizes["d_out"] = dictionary.d_out
     if dictionary.k is not None:
         sizes["k"] = dictionary.k
@@ -63,6 +70,11 @@ def export_saelens(
             tensors[key] = getattr(dictionary, key)
     save_tensors(folder / "sae_weights.safetensors", tensors)
     write_atomically(folder / "cfg.json", f"{json.dumps(config, indent=2)}\n".encode())
+
+
+def _hook(site: str, layer: int, model: LanguageModel | None) -> str:
+    same = model is not None and not model.changes_mlp_out
+    return HOOKS["mlp_added" if site == "mlp_out" and same else site].format(layer=layer)
 
 
 def _architecture(dictionary: Dictionary) -> str:

@@ -41,7 +41,7 @@ def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
     removes it.
 
     Raises ValueError if the file cannot be read, or does not match the model, the layer and the width. Also raises
-    ValueError if the model has no LayerNorm before its MLP.
+    ValueError if the model has no LayerNorm before its MLP, or applies a norm or a factor to its output.
     """
     norm = model.norm(layer, model.anatomy.norm_mlp)
     if not isinstance(norm, nn.LayerNorm):
@@ -50,6 +50,11 @@ def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
             "train transcoders instead"
         )
     (d,) = norm.normalized_shape
+    if model.changes_mlp_out:
+        raise ValueError(
+            f"published transcoders add their output to the residual stream; {model.anatomy.architecture} changes its "
+            "MLPs' output first: train transcoders instead"
+        )
     weights = read_transcoder(Path(run.file(layer)), layer, d, run.width)
     bias = getattr(model.mlp(layer).get_submodule(model.anatomy.mlp_projection), "bias", None)
     b_out = torch.zeros(d) if bias is None else bias.detach().float()
