@@ -99,6 +99,14 @@ BROKEN = {
         {"dictionaries": {"a": {"kind": "sae", "site": "resid_mid"}}},
         r"^dictionaries\.a: reads resid_mid, which is not cached; add it to activations\.sites",
     ),
+    "a transcoder of the residual stream": (
+        {"dictionaries": {"a": {"site": "resid_pre"}}},
+        r"^dictionaries\.a: a transcoder reconstructs mlp_out or mlp_added, not resid_pre; change site",
+    ),
+    "an output of MLPs without their cached inputs": (
+        {"activations": {"sites": ["mlp_out"]}, "dictionaries": {"a": {"kind": "sae", "site": "mlp_added"}}},
+        r"^activations\.sites: mlp_added is recomputed from mlp_in; add mlp_in, or mlp_added itself",
+    ),
     "real text without a tokenizer": (
         {"corpus": {"source": "files", "train": "a.txt"}},
         r"^corpus\.tokenizer: .*name one",
@@ -192,6 +200,24 @@ def test_a_valid_config_gives_its_runs_and_layers() -> None:
     assert list(study.runs) == ["tc-topk8-2048", "tc-topk16-2048", "sae-relu1e-3-2048-seed1"]
     assert study.layers == [0, 1, 2]
     assert study.runs["sae-relu1e-3-2048-seed1"].site_in == "mlp_out"
+
+
+def test_a_run_of_mlp_added_is_named_after_it_and_needs_only_mlp_in() -> None:
+    keys = {"site": ["mlp_out", "mlp_added"], "kind": ["transcoder", "sae"]}
+    study = load_study({**GOOD, "dictionaries": {"a": keys}})
+    assert {name: (run.site_in, run.site_out) for name, run in study.runs.items()} == {
+        "tc-topk16-2048": ("mlp_in", "mlp_out"),
+        "sae-topk16-2048": ("mlp_out", "mlp_out"),
+        "tc-topk16-2048-mlp_added": ("mlp_in", "mlp_added"),
+        "sae-topk16-2048-mlp_added": ("mlp_added", "mlp_added"),
+    }
+    assert study.sites == {"mlp_in", "mlp_out", "mlp_added"}
+    # a cached site needs no other
+    only = {
+        "activations": {"sites": ["mlp_added"]},
+        "dictionaries": {"a": {"kind": "sae", "site": "mlp_added"}},
+    }
+    assert load_study({**GOOD, **only}).sites == {"mlp_added"}
 
 
 def test_numeric_strings_are_numbers() -> None:

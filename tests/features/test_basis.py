@@ -4,13 +4,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tests.architectures import tiny_architecture
 from tests.evaluation.inputs import make_dictionary
 from tests.models import VOCABULARY
 
+from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.features.basis import dictionary_basis, neuron_basis
 from circuitloom.features.external_sort import stable_order
 from circuitloom.features.logit_effects import write_logit_effects
 from circuitloom.language_model.hooks import Site, capture
+from circuitloom.language_model.model import load_model
 from circuitloom.language_model.residual import neuron_output_weights, read_norm, read_unembedding
 
 STRINGS = [f" w{number}" for number in range(VOCABULARY)]
@@ -80,6 +83,27 @@ def test_the_strongest_effects_are_tabulated_both_ways(any_model, tmp_path):
         assert row["effect"] == pytest.approx(float(ordered.values[row["rank"]]), abs=1e-6)
         assert row["token"] == STRINGS[row["token_id"]]
         assert float(effects[row["feature"], row["token_id"]]) == pytest.approx(row["effect"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "olmo2", "granite"])
+def test_only_what_is_written_before_a_norm_goes_through_its_gain(name, tmp_path):
+    """Also the residual multiplier of Granite, and neurons."""
+    model = load_model(tiny_architecture(name, tmp_path / name), device="cpu")
+    norm = model.norm_after_mlp(1)
+    gain = torch.tensor(model.residual_multiplier) if norm is None else norm.weight + name.startswith("gemma")
+    rows = read_unembedding(model).rows
+    dictionaries = {site: make_dictionary(model, layer=1, site_out=site) for site in MLP_OUTPUTS}
+    bases = {site: dictionary_basis("tc", 1, each) for site, each in dictionaries.items()}
+    bases["sae"] = dictionary_basis("sae", 1, make_dictionary(model, layer=1, site_in="mlp_out"))
+    bases["resid_mid"] = dictionary_basis("sae", 1, make_dictionary(model, layer=1, site_out="resid_mid"))
+    bases["neurons"] = neuron_basis("neurons", 1, model, None)
+    for place, basis in bases.items():
+        write_logit_effects(basis, model, STRINGS, 64, tmp_path / "logit.parquet")
+        written = basis.decoder if place in ("mlp_added", "resid_mid") else gain * basis.decoder
+        expected = written @ rows.T
+        table = pq.read_table(tmp_path / "logit.parquet").to_pydict()
+        found = torch.tensor(table["effect"])
+        torch.testing.assert_close(found, expected[table["feature"], table["token_id"]], atol=1e-4, rtol=1e-3)
 
 
 def test_a_dictionary_of_mlp_in_has_no_direct_effect(model, tmp_path):

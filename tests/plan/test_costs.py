@@ -51,6 +51,19 @@ def test_a_sparse_step_costs_one_dense_product_and_a_penalised_one_six() -> None
     assert cost.operations == 200_000 * (2 * 16 * 32 + 10 * 16 * 4) + 200_000 * 12 * 16 * 32
 
 
+def test_each_output_of_the_mlp_that_is_not_stored_is_computed_once_per_token() -> None:
+    def products(stored: list[str]) -> float:
+        sweep = {"a": {"site": ["mlp_out", "mlp_added"]}}
+        study = load_study({**STUDY, "activations": {"sites": stored}, "dictionaries": sweep})
+        (work,) = (work for work in works_of(study) if work.stage == "dictionaries")
+        return work.gpu_load.fp32_flops
+
+    computed = 2 * 200_000 * 2 * load_study(STUDY).shape.mlp_weights
+    none = products(["mlp_in", "mlp_out", "mlp_added"])
+    assert products(["mlp_in", "mlp_out"]) - none == pytest.approx(computed)
+    assert products(["mlp_in"]) - none == pytest.approx(2 * computed)
+
+
 def test_imported_runs_cost_their_weights_and_no_training(tmp_path) -> None:
     (tmp_path / "1.pt").touch()
     files = {"files": f"{tmp_path}/{{layer}}.pt", "name": "theirs", "act": "relu"}
