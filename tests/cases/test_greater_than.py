@@ -1,5 +1,6 @@
 """The case study of greater-than finds the components of a model that was built by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from tests.cases.year_model import CARRIER, LENGTH, PLACE, TEMPLATE, YEARS, N, m
 
 from circuitloom.ablation.causal_effects import original_logits, replacement_values
 from circuitloom.ablation.circuits import draw_random_features
+from circuitloom.attribution.capture import read_weights
 from circuitloom.attribution.paths import EMBEDDING, FEATURE, HEAD
 from circuitloom.cases.case_report import CaseReport, write_report
 from circuitloom.cases.claims import lead, leading_share, least_mean, mean_correlation, mean_ranks
@@ -20,6 +22,7 @@ from circuitloom.cases.greater_than.measurements import (
     ablated_name,
     find_answers,
     greater_than,
+    logit_attribution,
     make_prompts,
     replaced_name,
     year_metrics,
@@ -27,6 +30,7 @@ from circuitloom.cases.greater_than.measurements import (
 from circuitloom.cases.greater_than.study import measure_greater_than, study_greater_than
 from circuitloom.config.cases import GreaterThanCase
 from circuitloom.core.tables import read_table
+from circuitloom.language_model.residual import Norm
 
 STARTS = YEARS[:-1]
 
@@ -100,6 +104,26 @@ def test_exact_transcoders_change_nothing_and_an_ablated_mlp_leaves_chance(found
     chance = torch.tensor([(N - 1 - i - (i + 1)) / N for i in range(N - 1)]).repeat_interleave(2)
     for layer in (0, 1):
         torch.testing.assert_close(found.conditions[ablated_name(layer, "zero")], chance, atol=1e-4, rtol=0)
+
+
+def test_transcoders_of_what_the_mlp_adds_are_used_at_that_site(
+    context: CaseContext, found: GreaterThanResults
+):
+    """In GPT-2 the two sites have the same values; a norm behind the MLP is passed only by what is written before."""
+    added = {layer: replace(each, site_out="mlp_added") for layer, each in context.transcoders.items()}
+    again = measure_greater_than("years", replace(context, runs={"exact": added}), make_case())
+    assert again.conditions.keys() == found.conditions.keys()
+    for name, values in again.conditions.items():
+        torch.testing.assert_close(values, found.conditions[name])
+    gain = torch.linspace(0.5, 2, 48)
+    weights = read_weights(context.model)
+    block = replace(weights.blocks[1], norm_mlp_after=Norm(gain, torch.zeros(48), False))
+    weights = replace(weights, blocks=[weights.blocks[0], block])
+    feature, token = torch.arange(3), torch.tensor([7, 8])
+    rows = weights.unembedding.rows[token]
+    for transcoder, factor in ((context.transcoders[1], gain), (added[1], 1.0)):
+        expected = (factor * transcoder.W_dec[feature]) @ rows.T
+        torch.testing.assert_close(logit_attribution(weights, transcoder, feature, token), expected)
 
 
 def test_the_layer_and_the_head_are_found(found: GreaterThanResults):

@@ -150,7 +150,7 @@ def write_features(folder: Path, tokens: Tokens, run: str, layer: int, z: dict[i
     sort_block(place.astype(np.uint16), number, values[place, column], width).write(work / "block000000")
     norm = None if run == OTHER_RUN else torch.arange(width) / 7
     basis = FeatureBasis(
-        run, layer, Site("mlp_in", layer), width, _not_called, torch.ones(width, 2), True, norm, norm, ""
+        run, layer, Site("mlp_in", layer), width, _not_called, torch.ones(width, 2), "mlp_out", norm, norm, ""
     )
     scored = load_sequences(tokens, slice(TABULATED)).n_tokens
     target = folder / "features" / run / f"layer{layer}"

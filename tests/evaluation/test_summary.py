@@ -136,6 +136,17 @@ def test_the_pareto_plot_has_a_panel_per_layer_with_the_original_model(metrics, 
         assert panel.get_xscale() == "log"
 
 
+def test_the_explorer_s_plot_has_the_same_series():
+    from circuitloom.explorer import plots
+
+    row = {"kind": "transcoder", "act": "topk", "run": "r", "l0": 8.0, "ce": 2.0, "ce_original": 1.9}
+    rows = [row | {"site_out": site} for site in ("mlp_out", "mlp_added")]
+    traces = plots.pareto(rows, "ce", "CE").figure["data"]
+    assert [(trace["name"], trace["line"]["dash"]) for trace in traces] == [
+        ("transcoder, topk", "solid"), ("transcoder, topk, mlp_added", "dash"), ("original model", "dash"),
+    ]  # fmt: skip
+
+
 def test_a_study_without_dictionaries_of_mlp_out_has_no_pareto_plot(metrics, runs, tmp_path):
     with pytest.raises(ValueError, match="no run reconstructs mlp_out or mlp_added; add"):
         draw_pareto(pareto_table(metrics, runs).slice(0, 0), tmp_path / "pareto.png")

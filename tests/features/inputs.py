@@ -39,7 +39,9 @@ def make_basis(model: LanguageModel, digest: str = "tied") -> FeatureBasis:
         return token, feature, z[token, feature]
 
     decoder = torch.randn(WIDTH, d, generator=generator)
-    return FeatureBasis("tied", LAYER, site, WIDTH, encode, decoder, True, weight.norm(dim=1), bias, digest)
+    return FeatureBasis(
+        "tied", LAYER, site, WIDTH, encode, decoder, "mlp_out", weight.norm(dim=1), bias, digest
+    )
 
 
 def dense(basis: FeatureBasis, model: LanguageModel, tokens: Tokens) -> np.ndarray:

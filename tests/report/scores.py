@@ -58,7 +58,9 @@ def evaluation(layers: Sequence[int]) -> dict[str, list[dict]]:
         for i, run in enumerate(RUNS)
         for layer in (*layers, -1)
     ]
-    kinds = {run: {"kind": kind, "act": "topk", "width": 8} for run, kind in RUNS.items()}
+    kinds = {
+        run: {"kind": kind, "site_out": "mlp_out", "act": "topk", "width": 8} for run, kind in RUNS.items()
+    }
     concepts = [
         {
             "run": run,

@@ -14,8 +14,12 @@ from circuitloom.report.plots import (
 )
 
 RUNS = [
-    {"run": run, "kind": kind, "act": "topk", "site_in": "mlp_in", "skip": False}
-    for run, kind in (("tc-a", "transcoder"), ("tc-b", "transcoder"), ("sae", "sae"))
+    {"run": run, "kind": kind, "act": "topk", "site_in": site, "site_out": "mlp_out", "skip": False}
+    for run, kind, site in (
+        ("tc-a", "transcoder", "mlp_in"),
+        ("tc-b", "transcoder", "mlp_in"),
+        ("sae", "sae", "mlp_out"),
+    )
 ]
 
 
@@ -28,6 +32,19 @@ def test_runs_of_one_kind_share_a_colour_but_not_a_line_style() -> None:
     lines = lines_of(RUNS)
     assert lines["tc-a"].colour == lines["tc-b"].colour != lines["sae"].colour
     assert lines["tc-a"].style != lines["tc-b"].style
+
+
+def test_a_series_names_the_site_unless_it_is_mlp_out() -> None:
+    runs = [
+        {"run": f"{site_in} {site_out}", "kind": "sae" if site_in == site_out else "transcoder", "act": "topk",
+         "site_in": site_in, "site_out": site_out, "skip": False}
+        for site_in, site_out in (("mlp_in", "mlp_out"), ("mlp_in", "mlp_added"), ("mlp_out", "mlp_out"),
+                                  ("mlp_added", "mlp_added"), ("resid_mid", "resid_mid"))
+    ]  # fmt: skip
+    assert [line.series for line in lines_of(runs).values()] == [
+        "transcoder, topk", "transcoder, topk to mlp_added", "sae, topk", "sae, topk on mlp_added",
+        "sae, topk on resid_mid",
+    ]  # fmt: skip
 
 
 def test_pretraining_shows_the_loss_over_millions_of_tokens_and_the_entropy() -> None:

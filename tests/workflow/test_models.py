@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from tests.architectures import NAMES, tiny_architecture
@@ -47,6 +48,56 @@ def test_a_model_that_does_not_run_is_refused_by_a_dry_run(fault: str, fresh: Pr
     assert run.returncode != 0
     assert re.search(rf"circuitloom: config: .*{message}", run.stdout), run.stdout
     assert not (fresh.folder / "results").exists()
+
+
+BOTH = {
+    "activations": {"sites": ["mlp_in"], "shard_rows": 4096},
+    "dictionaries": {
+        "topk": {"site": ["mlp_out", "mlp_added"]},
+        "saes": {"kind": "sae", "site": "mlp_added"},
+    },
+    "circuits": {
+        "prompts": {
+            site: {"text": "w9 w20 w31 w9 w44", "target": "logits", "run": run}
+            for site, run in (("mlp_out", "tc-topk4-48"), ("mlp_added", "tc-topk4-48-mlp_added"))
+        }
+    },
+}
+"""Keys of a study with dictionaries of what the MLP returns and of what it adds."""
+
+
+def test_runs_at_all_layers_are_compared_with_ablations_of_their_own_site(fresh: Project) -> None:
+    tiny_architecture("gemma3_text", fresh.folder / "model")
+    config = study(fresh, BOTH | {"resources": {"group_jobs": False}})
+    run = fresh.snakemake("--dry-run", "evaluation", "--quiet", "progress", study=config)
+    assert run.returncode == 0, run.stdout[-4000:]
+    baselines = {}
+    for job in re.split(r"\n(?=rule )", run.stdout):
+        if job.startswith("rule evaluate_together"):
+            (inputs, output) = (re.search(rf"    {key}: (.*)", job)[1] for key in ("input", "output"))
+            baselines[Path(output).parts[-3]] = set(re.findall(r"baseline/(\w+)", inputs))
+    assert baselines == {
+        "tc-topk4-48": {"mlp_out"}, "tc-topk4-48-mlp_added": {"mlp_added"}, "sae-topk4-48-mlp_added": {"mlp_added"},
+    }  # fmt: skip
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("name", ["gemma3_text", "granite"])
+def test_the_whole_workflow_runs_on_what_an_mlp_adds(name: str, grouped: bool, fresh: Project) -> None:
+    tiny_architecture(name, fresh.folder / "model")
+    run = fresh.snakemake(study=study(fresh, BOTH | {"resources": {"group_jobs": grouped}}))
+    assert run.returncode == 0, run.stdout[-4000:]
+    for trace in BOTH["circuits"]["prompts"]:
+        (row,) = read_table(fresh.results / "circuits" / trace / "trace.parquet").to_pylist()
+        assert row["identity_error"] <= 1e-4 and row["frozen_error"] <= 1e-4
+    norms = read_table(fresh.results / "activations" / "activation_norm.parquet").to_pylist()
+    assert {row["site"] for row in norms} == {"mlp_in", "mlp_out", "mlp_added"}
+    rows = {
+        row["run"]: row for row in read_table(fresh.results / "evaluation" / "pareto.parquet").to_pylist()
+    }
+    assert {row["site_out"] for row in rows.values()} == {"mlp_out", "mlp_added"}
+    assert len(rows) == 3
 
 
 @pytest.mark.models
