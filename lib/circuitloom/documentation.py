@@ -67,6 +67,20 @@ FORMATS_HEAD = """# Tables
 
 Parquet files, each named after its table, with a checksum per page. Generated from `lib/circuitloom/core/tables` by
 `circuitloom document`. [design.md](design.md) lists their folders.
+
+The columns `site`, `site_in` and `site_out` name a site of a layer. Exported dictionaries name it by its hook in
+TransformerLens:
+
+| site | meaning | hook in `blocks.LAYER` |
+|---|---|---|
+| `mlp_in` | the MLP's input, after its norm | `mlp.hook_in` |
+| `mlp_out` | what the MLP returns | `mlp.hook_out`; also `hook_mlp_out` in models that add it as it is |
+| `mlp_added` | what is added to the residual stream, after a norm or factor that follows the MLP | `hook_mlp_out` |
+| `resid_mid` | the residual stream before the MLP | `hook_resid_mid` |
+| `resid_pre` | the residual stream before the block | `hook_resid_pre` |
+
+SAELens' format names both hooks of a transcoder. In circuit-tracer's, `feature_output_hook` is `mlp.hook_out` or
+`hook_mlp_out`.
 """
 
 MACROS_HEAD = """# Macros
