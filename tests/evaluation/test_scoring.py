@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
-from tests.models import tiny_model
+from tests.models import VOCABULARY, tiny_model
 
 from circuitloom.config import Evaluation
 from circuitloom.config.activations import Outliers
@@ -13,9 +13,8 @@ from circuitloom.core.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_t
 from circuitloom.evaluation import scoring
 from circuitloom.evaluation.replacement import NormBounds
 from circuitloom.evaluation.scoring import (
-    Shortcuts,
     baseline_rows,
-    find_shortcuts,
+    can_resume,
     histogram_rows,
     metric_row,
     norm_bounds,
@@ -24,6 +23,7 @@ from circuitloom.evaluation.scoring import (
     score_runs,
     site_means,
 )
+from circuitloom.language_model.head import Head, find_head, own_logits
 from circuitloom.language_model.hooks import Site, capture, edited
 from circuitloom.language_model.model import load_model
 
@@ -260,11 +260,15 @@ def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
 
 
 def test_shortcuts_change_no_score(any_model, held_out, monkeypatch):
-    assert find_shortcuts(any_model, held_out.token[:1]) == Shortcuts(resume=True, unembed=True)
+    assert can_resume(any_model, held_out.token[:1]) and find_head(any_model, held_out.token[:1]).divisible
     runs = {layer: {layer: make_dictionary(any_model, layer, layer)} for layer in range(3)}
     runs["all"] = {layer: make_dictionary(any_model, layer, layer) for layer in range(3)}
     quick = score_runs(any_model, runs, held_out, 3)
-    monkeypatch.setattr(scoring, "find_shortcuts", lambda *_: Shortcuts(resume=False, unembed=False))
+    own = Head(lambda hidden, tokens: own_logits(any_model, hidden)[:, tokens], VOCABULARY, divisible=False)
+    monkeypatch.setattr(scoring, "can_resume", lambda *_: False)
+    monkeypatch.setattr(scoring, "find_head", lambda *_: own)
+    # a group per run
+    monkeypatch.setattr(scoring, "HIDDEN_BYTES", 1)
     for run, score in score_runs(any_model, runs, held_out, 3).items():
         assert quick[run].prediction.n == score.prediction.n
         assert quick[run].prediction.ce == pytest.approx(score.prediction.ce, rel=1e-6)
@@ -274,17 +278,22 @@ def test_shortcuts_change_no_score(any_model, held_out, monkeypatch):
             assert quick[run].reconstruction[layer].fvu == pytest.approx(sums.fvu, rel=1e-5)
 
 
-def test_a_model_whose_shortcuts_change_logits_takes_none(model, held_out):
+def test_the_original_model_is_scored_once_in_any_number_of_groups(model, held_out, monkeypatch):
+    rows = baseline_rows(model, ["mlp_out"], [0, 1, 2], held_out, Evaluation(batch=3))
+    monkeypatch.setattr(scoring, "HIDDEN_BYTES", 1)
+    assert baseline_rows(model, ["mlp_out"], [0, 1, 2], held_out, Evaluation(batch=3)) == rows
+
+
+def test_a_model_whose_later_blocks_read_earlier_ones_is_not_resumed(model, held_out):
     token, first, last = held_out.token[:1], model.mlp(0), model.block(2)
     seen = {}
     # as in models whose later layers reuse keys and values of earlier ones
     hooks = [
         first.register_forward_pre_hook(lambda _m, args: seen.update(x=args[0])),
         last.register_forward_hook(lambda _m, _args, y: y + seen.pop("x", 0)),
-        model.module.register_forward_hook(lambda _m, _args, y: setattr(y, "logits", y.logits.tanh())),
     ]
     try:
-        assert find_shortcuts(model, token) == Shortcuts(resume=False, unembed=False)
+        assert not can_resume(model, token)
     finally:
         for hook in hooks:
             hook.remove()
@@ -301,7 +310,8 @@ def test_earlier_blocks_do_not_run_again(model, held_out, monkeypatch):
     hooks = [
         model.mlp(layer).register_forward_pre_hook(lambda *_, layer=layer: count(layer)) for layer in range(3)
     ]
-    monkeypatch.setattr(scoring, "find_shortcuts", lambda *_: Shortcuts(resume=True, unembed=True))
+    monkeypatch.setattr(scoring, "can_resume", lambda *_: True)
+    monkeypatch.setattr(scoring, "find_head", lambda *_: Head(model.unembed, VOCABULARY))
     score_runs(model, runs, held_out, 100, means)
     for hook in hooks:
         hook.remove()

@@ -91,8 +91,7 @@ def last_logits(
 ) -> Float[Tensor, "pass vocabulary"]:
     """Returns the logits at the last position, as float32 (float64 for a float64 model)."""
     with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
-        output = model.module(token.to(model.device))
-    logits = (output if isinstance(output, Tensor) else output.logits)[:, -1]
+        logits = model.logits(token)[:, -1]
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -4,13 +4,15 @@ Each metric is a property of an object with float64 sums over tokens. Sums of se
 is computed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
+
+from ..language_model.head import Head, NextTokenScores
 
 S = TypeVar("S", bound="MetricSums")
 A = TypeVar("A", "ReconstructionSums", "PredictionSums", Tensor)
@@ -242,28 +244,34 @@ def prediction_sums(
 
 def compare_predictions(
     hidden: Mapping[K, Float[Tensor, "prediction d"]],
-    unembed: Callable[[Float[Tensor, "row d"]], Float[Tensor, "row vocabulary"]],
+    head: Head,
     token: Int[Tensor, " prediction"],
     original: K,
 ) -> dict[K, PredictionSums]:
     """Returns the sums of several models over the same predictions. The KL is that from `hidden[original]`.
 
     `hidden` maps each model to the unembedding's input at each prediction, and `token` has the id of each next token.
-    Logits are computed for a few predictions at a time, so that no array [prediction, vocabulary] exists.
+    Logits are computed in blocks (`Head`), so that no array [prediction, vocabulary] exists.
     """
-    device = token.device
-    sums = dict.fromkeys(hidden, _no_predictions(device))
-    vocabulary = unembed(hidden[original][:1]).shape[-1]
-    for chunk in _chunks(len(token), vocabulary, device):
-        log_p = unembed(hidden[original][chunk]).float().log_softmax(-1)
-        reference = log_p, log_p.exp()
-        for key, rows in hidden.items():
-            if key == original:
-                sums[key] += _chunk_sums(log_p, token[chunk], None)
-            else:
-                sums[key] += _chunk_sums(
-                    unembed(rows[chunk]).float().log_softmax(-1), token[chunk], reference
-                )
+    sums = dict.fromkeys(hidden, _no_predictions(token.device))
+    others = [key for key in hidden if key != original]
+    for rows in head.row_blocks(len(token), token.device):
+        scores = {key: NextTokenScores(token[rows]) for key in hidden}
+        # sums of p (log p - log q), without the normalizations of p and q
+        products = {key: torch.zeros_like(scores[key].total) for key in others}
+        for tokens in head.token_blocks(len(token[rows]), token.device):
+            reference = head.logits(hidden[original][rows], tokens).float()
+            p, factor = scores[original].add(reference.clone() if others else reference, tokens)
+            for key in others:
+                logits = head.logits(hidden[key][rows], tokens).float()
+                products[key] = products[key] * factor + (reference - logits).mul_(p).sum(1)
+                scores[key].add(logits, tokens)
+        before = scores[original]
+        for key in hidden:
+            divergence = torch.zeros_like(before.total)
+            if key != original:
+                divergence = products[key] / before.total - before.log_sum + scores[key].log_sum
+            sums[key] += PredictionSums(len(token[rows]), scores[key].loss.sum(), divergence.sum())
     return sums
 
 

@@ -5,7 +5,7 @@
 
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
 
 from ..config.activations import MLP_OUTPUTS, Outliers
 from ..config.evaluation import Evaluation
@@ -22,13 +22,13 @@ from ..core.layout import ALL_LAYERS
 from ..core.progress import notice, progress
 from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.hooks import Site, capture, recorded_outputs, resumed
+from ..language_model.head import CHECKED, Head, find_head
+from ..language_model.hooks import Site, capture, edited, recorded_outputs, resumed
 from ..language_model.model import LanguageModel
 from .held_out import HeldOut
 from .metrics import (
     FiringSums,
     PredictionSums,
-    PredictionTargets,
     ReconstructionSums,
     accumulate,
     ce_recovered,
@@ -46,6 +46,9 @@ from .replacement import (
 )
 
 K = TypeVar("K", bound=Hashable)
+
+HIDDEN_BYTES = 2**30
+"""Largest number of bytes of the hidden states whose logits are compared at once."""
 
 
 @torch.inference_mode()
@@ -141,27 +144,21 @@ def baseline_rows(
     return rows
 
 
-class Shortcuts(NamedTuple):
-    """Which shortcuts give a model's own logits. `find_shortcuts` tries them on a sequence."""
+def can_resume(model: LanguageModel, token: Int[Tensor, "sequence position"]) -> bool:
+    """Returns whether a pass over `token` may skip blocks (`hooks.resumed`) without a change of the logits.
 
-    resume: bool
-    """Whether a pass may skip blocks (`hooks.resumed`). False if later blocks use values from inside earlier blocks."""
-    unembed: bool
-    """Whether `LanguageModel.unembed` computes the logits from the unembedding's input."""
-
-
-def find_shortcuts(model: LanguageModel, token: Int[Tensor, "sequence position"]) -> Shortcuts:
-    """Returns the shortcuts that change none of the logits of `token`."""
+    False if later blocks use values from inside earlier blocks.
+    """
     outputs: dict[int, Any] = {}
-    last = model.layers - 1
-    with recorded_outputs(model, [last - 1] if last else [], outputs):
-        logits = model.logits(token)
-    [hidden] = capture(model, token, [Site("unembedding_in")]).values()
-    unembed = torch.allclose(model.unembed(hidden), logits, rtol=1e-4, atol=1e-4)
+    last, final = model.layers - 1, Site("unembedding_in")
     if not last:
-        return Shortcuts(False, unembed)
-    with resumed(model, last, outputs[last - 1]):
-        return Shortcuts(torch.allclose(model.logits(token), logits, rtol=1e-4, atol=1e-4), unembed)
+        return False
+    # logits of a few positions, because those of all positions may not fit into memory
+    with edited(model, {final: lambda _x, y: y[:, -CHECKED:]}):
+        with recorded_outputs(model, [last - 1], outputs):
+            logits = model.logits(token)
+        with resumed(model, last, outputs[last - 1]):
+            return torch.allclose(model.logits(token), logits, rtol=1e-4, atol=1e-4)
 
 
 def _score(
@@ -179,48 +176,60 @@ def _score(
     Raises ValueError if a loss is not finite.
     """
     held_out = held_out.to(model.device)
-    shortcuts = find_shortcuts(model, held_out.token[:1])
+    head = find_head(model, held_out.token[:1])
+    resume = can_resume(model, held_out.token[:1])
     starts = {
-        key: min(site.layer for site in by_site) if shortcuts.resume else 0
-        for key, by_site in replacements.items()
+        key: min(site.layer for site in by_site) if resume else 0 for key, by_site in replacements.items()
     }
-    unembed = model.unembed if shortcuts.unembed else nn.Identity()
-    # hidden states of all models fit into memory, their logits may not
-    groups = [list(replacements)] if shortcuts.unembed else [[key] for key in replacements]
     sums: dict[K | None, PredictionSums] = {}
     with progress(title, held_out.token.numel() * (len(replacements) + 1), "tokens") as bar:
         for part in held_out.batches(batch):
-            targets = prediction_targets(part.token, part.scored)
-
-            def run(targets: PredictionTargets = targets, part: HeldOut = part) -> Tensor:
-                """Returns the unembedding's input at the scored predictions, or their logits without a shortcut."""
-                if shortcuts.unembed:
-                    [values] = capture(model, part.token, [Site("unembedding_in")]).values()
-                else:
-                    values = model.logits(part.token)
-                bar.update(part.token.numel())
-                return values.flatten(0, 1)[targets.source]
-
-            outputs: dict[int, Any] = {}
-            with recorded_outputs(model, {start - 1 for start in starts.values() if start}, outputs):
-                original = run()
-            for group in groups:
-                rows: dict[K | None, Tensor] = {None: original}
-                for key in group:
-                    start = starts[key]
-                    with (
-                        resumed(model, start, outputs.get(start - 1)),
-                        replacing_activations(model, replacements[key], part, bounds),
-                    ):
-                        rows[key] = run()
-                for key, scored in compare_predictions(rows, unembed, targets.token, None).items():
-                    if key is not None or group is groups[0]:
-                        accumulate(sums, key, scored)
+            scored = _score_batch(model, head, replacements, starts, part, bounds, bar.update)
+            for key, each in scored.items():
+                accumulate(sums, key, each)
     for key, scored in sums.items():
         parts = key if isinstance(key, tuple) else [key]
         what = "" if key is None else f" with {', '.join(map(str, parts))} replaced"
         model.check_finite(scored.nll + scored.divergence, f"the loss on held-out text{what}")
     return sums.pop(None), sums  # type: ignore[return-value]
+
+
+def _score_batch(
+    model: LanguageModel,
+    head: Head,
+    replacements: Mapping[K, Mapping[Site, Replacement]],
+    starts: Mapping[K, int],
+    batch: HeldOut,
+    bounds: Bounds | None,
+    update: Callable[[int], object],
+) -> dict[K | None, PredictionSums]:
+    """Returns the prediction sums of a batch, with each of `replacements` in place, and of the original model (None).
+
+    A pass with replacements starts at the block `starts`. After each pass, `update` is called with its tokens.
+    """
+    targets = prediction_targets(batch.token, batch.scored)
+
+    def run() -> Float[Tensor, "prediction d"]:
+        [values] = capture(model, batch.token, [Site("unembedding_in")]).values()
+        update(batch.token.numel())
+        return values.flatten(0, 1)[targets.source]
+
+    outputs: dict[int, Any] = {}
+    with recorded_outputs(model, {start - 1 for start in starts.values() if start}, outputs):
+        original = run()
+    # the original model's logits are computed again for each group, and its sums are the same
+    size = max(1, HIDDEN_BYTES // max(1, original.nbytes))
+    keys, sums = list(replacements), {}
+    for first in range(0, max(1, len(keys)), size):
+        hidden: dict[K | None, Tensor] = {None: original}
+        for key in keys[first : first + size]:
+            with (
+                resumed(model, starts[key], outputs.get(starts[key] - 1)),
+                replacing_activations(model, replacements[key], batch, bounds),
+            ):
+                hidden[key] = run()
+        sums |= compare_predictions(hidden, head, targets.token, None)
+    return sums
 
 
 @dataclass(frozen=True)

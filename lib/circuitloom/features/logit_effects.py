@@ -6,18 +6,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ..core.progress import progress
 from ..core.tables import LOGIT, table_writer
 from ..language_model.model import LanguageModel
-from ..language_model.residual import norm_vjp, read_norm_after_mlp, read_unembedding
+from ..language_model.residual import norm_jvp, read_norm_after_mlp, read_unembedding
+from ..language_model.strongest_tokens import StrongestTokens, strongest_tokens
 from .basis import FeatureBasis
 
-MAX_EFFECTS = 2**25
-"""Maximum number of (feature, token) effects in memory."""
 ROW_GROUP = 2**14
+FEATURES = 4096
+"""Number of features whose rows are written at once."""
 
 
 @torch.inference_mode()
@@ -26,10 +25,10 @@ def write_logit_effects(
 ) -> None:
     """Write the table `logit` to `path`.
 
-    For each feature, the table has the `wanted` largest and the `wanted` smallest direct effects on logits.
-    `strings[i]` is the text of token id i. The gain of a norm that follows the MLP is included for features that write
-    mlp_out, but not the norm's denominator, which depends on the token. The table is empty if the basis does not write
-    to the residual stream.
+    For each feature, the table has the `wanted` largest and the `wanted` smallest direct effects on logits. Of equal
+    effects, those on lower token ids come first. `strings[i]` is the text of token id i. The gain of a norm that
+    follows the MLP is included for features that write mlp_out, but not the norm's denominator, which depends on the
+    token. The table is empty if the basis does not write to the residual stream.
     """
     with table_writer(LOGIT, path) as writer:
         # mlp_in is the output of the norm, which is not in the residual stream
@@ -37,37 +36,25 @@ def write_logit_effects(
             return
         reads = read_unembedding(model).rows
         # if the vocabulary is padded, the last rows are not tokens
-        reads = reads[: len(strings)]
-        if basis.site_out == "mlp_out":
-            reads = norm_vjp(read_norm_after_mlp(model, basis.layer), reads)
-        wanted = min(wanted, len(reads))
-        size = max(1, MAX_EFFECTS // len(reads))
+        reads, texts = reads[: len(strings)], pa.array(strings)
+        norm = read_norm_after_mlp(model, basis.layer) if basis.site_out == "mlp_out" else None
         with progress(f"logits: {basis.run} layer {basis.layer}", basis.width, "features") as bar:
-            for low in range(0, basis.width, size):
-                effects = basis.decoder[low : low + size].to(reads.device) @ reads.T
-                writer.write_table(_rows(basis, low, effects, strings, wanted), row_group_size=ROW_GROUP)
-                bar.update(len(effects))
+            for low in range(0, basis.width, FEATURES):
+                vectors = norm_jvp(norm, basis.decoder[low : low + FEATURES].to(reads.device))
+                found = strongest_tokens(vectors, reads, wanted, bar.update)
+                writer.write_table(_rows(basis, low, found, texts), row_group_size=ROW_GROUP)
 
 
-def _rows(
-    basis: FeatureBasis,
-    low: int,
-    effects: Float[Tensor, "feature token"],
-    strings: Sequence[str],
-    wanted: int,
-) -> pa.Table:
-    found = [effects.topk(wanted, dim=1, largest=largest) for largest in (True, False)]
-    effect = torch.stack([each.values for each in found], 1).cpu().numpy()
-    token = torch.stack([each.indices for each in found], 1).cpu().numpy()
-    feature, side, rank = np.indices(token.shape)
+def _rows(basis: FeatureBasis, low: int, found: StrongestTokens, texts: pa.StringArray) -> pa.Table:
+    feature, side, rank = np.indices(found.token.shape)
     columns = {
-        "run": pa.repeat(basis.run, token.size),
-        "layer": np.full(token.size, basis.layer),
+        "run": pa.repeat(basis.run, feature.size),
+        "layer": np.full(feature.size, basis.layer),
         "feature": feature.ravel() + low,
         "sign": 1 - 2 * side.ravel(),
         "rank": rank.ravel(),
-        "token_id": token.ravel(),
-        "token": pa.array(strings).take(pa.array(token.ravel())),
-        "effect": effect.ravel(),
+        "token_id": found.token.ravel(),
+        "token": texts.take(pa.array(found.token.ravel())),
+        "effect": found.product.ravel(),
     }
     return pa.table(columns).cast(LOGIT.schema)

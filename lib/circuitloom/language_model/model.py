@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -130,12 +131,31 @@ class LanguageModel:
         if module.config._attn_implementation != implementation:
             module.config._attn_implementation = implementation
 
-    def unembed(self, hidden: Float[Tensor, "*row d"]) -> Float[Tensor, "*row vocabulary"]:
-        """Returns the logits of `hidden`, the unembedding's input.
+    @property
+    def unembedding(self) -> nn.Module:
+        """The module that maps hidden states to logits, a `Linear` in all architectures that run."""
+        return self.module.get_submodule(self.anatomy.unembedding)
 
-        Includes the scale and the soft cap of the logits that some configs name.
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits per position. At least the number of tokens, because some models pad their vocabulary."""
+        return len(next(self.unembedding.parameters()))
+
+    def unembed(
+        self, hidden: Float[Tensor, "*row d"], tokens: slice | Int[Tensor, " token"] = slice(None)
+    ) -> Float[Tensor, "*row token"]:
+        """Returns the logits of `hidden`, the unembedding's input, for some `tokens` (by default for all).
+
+        Includes the scale and the soft cap of the logits that some configs name. If the unembedding is a `Linear`, only
+        the logits of `tokens` are computed.
         """
-        logits = self.scale_logits(self.module.get_submodule(self.anatomy.unembedding)(hidden))
+        module = self.unembedding
+        if type(module) is nn.Linear:
+            bias = None if module.bias is None else module.bias[tokens]
+            logits = F.linear(hidden, module.weight[tokens], bias)
+        else:
+            logits = module(hidden)[..., tokens]
+        logits = self.scale_logits(logits)
         # Gemma 2 bounds its logits
         if cap := getattr(getattr(self.module, "config", None), "final_logit_softcapping", None):
             logits = torch.tanh(logits / cap) * cap
@@ -156,10 +176,8 @@ class LanguageModel:
         """Factor of what attention and MLP add to the residual stream, which is not 1 in Granite."""
         return float(getattr(getattr(self.module, "config", None), "residual_multiplier", None) or 1.0)
 
-    def logits(
-        self, tokens: Int[Tensor, "sequence position"]
-    ) -> Float[Tensor, "sequence position vocabulary"]:
-        """Returns the next-token logits."""
+    def logits(self, tokens: Int[Tensor, "sequence position"]) -> Float[Tensor, "sequence _ vocabulary"]:
+        """Returns the next-token logits of all positions, or of those that an edit of `unembedding_in` leaves."""
         output = self.module(tokens.to(self.device))
         return output if isinstance(output, Tensor) else output.logits
 
