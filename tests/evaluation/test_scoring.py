@@ -260,7 +260,7 @@ def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
 
 
 def test_shortcuts_change_no_score(any_model, held_out, monkeypatch):
-    assert can_resume(any_model, held_out.token[:1]) and find_head(any_model, held_out.token[:1]).divisible
+    assert can_resume(any_model, held_out.token[:1]) and find_head(any_model).divisible
     runs = {layer: {layer: make_dictionary(any_model, layer, layer)} for layer in range(3)}
     runs["all"] = {layer: make_dictionary(any_model, layer, layer) for layer in range(3)}
     quick = score_runs(any_model, runs, held_out, 3)

@@ -83,10 +83,9 @@ def test_an_edit_shows_the_models_own_probabilities_before_and_the_edited_ones_a
     edit = result(service.edit(TEXT, None, -1, change))
     model = tracer.linearize(TEXT)
     last = len(model.captured.token) - 1
-    before = model.captured.probabilities[last]
-    after = edited_probabilities(tracer.language_model, model, make_edits(model, FeatureChange(**change)))[
-        last
-    ]
+    before = model.captured.probabilities(last)
+    edits = make_edits(model, FeatureChange(**change))
+    after = edited_probabilities(tracer.language_model, model, edits, last)
     assert edit == compare_predictions(last, before, after, tracer.strings)
     assert edit.kl > 0
     same = {"kind": "scale", "strength": 1.0, "features": change["features"]}

@@ -15,6 +15,7 @@ from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.config.architectures import ARCHITECTURES, FOUR_TIMES, MULTIMODAL, REFUSED, find_architecture
 from circuitloom.config.language_model import ModelFolder
 from circuitloom.config.model_shape import ModelShape, read_shape, shape_of
+from circuitloom.language_model.head import find_head
 from circuitloom.language_model.hooks import Site, capture, edited, observed_modules
 from circuitloom.language_model.model import LanguageModel, load_model
 
@@ -90,6 +91,10 @@ def test_the_unembedding_gives_the_model_s_logits(name: str, tiny) -> None:
         torch.testing.assert_close(captured, expected, atol=1e-4, rtol=1e-4)
     hidden = capture(model, TOKENS, [Site("unembedding_in")])[Site("unembedding_in")]
     torch.testing.assert_close(model.unembed(hidden), logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.unembed(hidden, slice(7, 40)), logits[..., 7:40], atol=1e-5, rtol=1e-5)
+    chosen = torch.tensor([40, 2])
+    torch.testing.assert_close(model.unembed(hidden, chosen), logits[..., chosen], atol=1e-5, rtol=1e-5)
+    assert find_head(model).divisible
 
 
 def is_gated(model: LanguageModel) -> bool:

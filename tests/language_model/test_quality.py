@@ -32,19 +32,23 @@ class Bigram(nn.Module):
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.logits = nn.Parameter(logits)
+        self.embedding = nn.Embedding.from_pretrained(logits)
+        self.unembedding = nn.Linear(*logits.shape, bias=False)
+        self.unembedding.weight.data = torch.eye(len(logits), dtype=logits.dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.logits[tokens]
+        return self.unembedding(self.embedding(tokens))
 
 
 def bigram(logits: Tensor) -> LanguageModel:
-    return LanguageModel(
-        Bigram(logits),
-        Anatomy(
-            **dict.fromkeys(Anatomy.__dataclass_fields__, "") | {"layers": 0, "heads": 0, "parallel": False}
-        ),
-    )
+    names = {
+        "embedding": "embedding",
+        "unembedding": "unembedding",
+        "layers": 0,
+        "heads": 0,
+        "parallel": False,
+    }
+    return LanguageModel(Bigram(logits), Anatomy(**dict.fromkeys(Anatomy.__dataclass_fields__, "") | names))
 
 
 def random_logits(size: int) -> Tensor:

@@ -11,7 +11,7 @@ from ..attribution.direct_effects import AttributionTargets
 from ..attribution.linearized_model import LinearizedModel
 from ..attribution.targets import resolve_position
 from ..config.circuits import FeatureChange, parse_feature
-from ..language_model.hooks import Edit, Site, edited
+from ..language_model.hooks import Edit, Site, capture, edited
 from ..language_model.model import LanguageModel
 from .interventions import run_free, run_frozen
 
@@ -106,11 +106,12 @@ def apply_edits(
 
 @torch.inference_mode()
 def edited_probabilities(
-    language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit]
-) -> Float[Tensor, "position vocabulary"]:
-    """Returns the next-token probabilities of the original model under the edits. Nothing is frozen."""
+    language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit], position: int
+) -> Float[Tensor, " vocabulary"]:
+    """Returns the next-token probabilities of the original model under the edits, at `position`. Nothing is frozen."""
     with edited(language_model, _mlp_edits(model, edits)):
-        return language_model.logits(model.captured.token[None])[0].float().softmax(-1)
+        [hidden] = capture(language_model, model.captured.token[None], [Site("unembedding_in")]).values()
+    return model.captured.head.probabilities(hidden[0, position]).float()
 
 
 def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:

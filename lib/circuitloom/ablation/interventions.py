@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..attribution.direct_effects import AttributionTargets, source_columns
 from ..attribution.linearized_model import LinearizedModel
-from ..language_model.hooks import Edit, Site, edited, observed
+from ..language_model.hooks import Edit, Site, capture, edited
 from ..language_model.model import LanguageModel
 
 CHUNK_ELEMENTS = 2**24
@@ -96,9 +96,9 @@ def run_free(
     """Run the original model n times with `edits`. Returns one tensor of values per item of `targets`."""
     final = Site("final_norm")
     sites = [Site("mlp_in", target.layer) if target.layer < model.layers else final for target in targets]
-    values: dict[Site, Tensor] = {}
-    with edited(language_model, edits), observed(language_model, sites, values.__setitem__):
-        language_model.logits(model.captured.token.expand(n, -1))
+    with edited(language_model, edits):
+        # the pass ends before the unembedding
+        values = capture(language_model, model.captured.token.expand(n, -1), sites)
     return [
         (values[site][:, target.position] * target.normed_vector).sum(-1) + target.bias
         for site, target in zip(sites, targets, strict=True)

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.hooks import observed_modules
+from ..language_model.head import Head, find_head
+from ..language_model.hooks import Site, capture, observed_modules
 from ..language_model.model import LanguageModel
 from ..language_model.residual import (
     Attention,
@@ -80,6 +81,8 @@ class ModelWeights:
 
     blocks: list[BlockWeights]
     unembedding: Unembedding
+    head: Head
+    """Computes the original model's logits, with any soft-capping."""
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,25 @@ class CapturedPass:
     norm_final: FrozenNorm
     unembedding: Unembedding
     resid_final: Float[Tensor, "position d"]
-    probabilities: Float[Tensor, "position vocabulary"]
-    """Next-token probabilities of the original model, with any soft-capping of the logits."""
+    hidden: Float[Tensor, "position d"]
+    """Input of the unembedding in the original model."""
+    head: Head
 
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.token)
+
+    def probabilities(self, position: int) -> Float[Tensor, " vocabulary"]:
+        """Returns the next-token probabilities of the original model at `position`, with any soft-capping of the
+        logits. Raises ValueError if one is not finite."""
+        probabilities = self.head.probabilities(self.hidden[position])
+        if not probabilities.isfinite().all():
+            raise ValueError("the next-token probability is not finite; check the model's weights")
+        return probabilities
+
+    def most_likely(self, n: int) -> tuple[Float[Tensor, "position n"], Int[Tensor, "position n"]]:
+        """Returns the probabilities and the ids of the `n` most likely next tokens at each position, best first."""
+        return self.head.most_likely(self.hidden, n)
 
     def logits(self) -> Float[Tensor, "position vocabulary"]:
         """Returns the next-token logits minus their mean over the vocabulary, without soft-capping."""
@@ -215,6 +231,7 @@ def read_weights(model: LanguageModel) -> ModelWeights:
             for layer, attention in enumerate(read_attention(model))
         ],
         unembedding,
+        find_head(model),
     )
 
 
@@ -225,7 +242,7 @@ def capture_pass(
     """Capture the forward pass of one prompt.
 
     Raises ValueError if attention returns no patterns, if the residual stream is not the sum of block outputs, or if a
-    probability is not finite.
+    hidden state is not finite.
     """
     anatomy = model.anatomy
     observed = _Observed()
@@ -233,8 +250,9 @@ def capture_pass(
     modules = _modules(model)
     block_modules = {("block", layer): model.block(layer) for layer in blocks}
     with model.eager_attention(), observed_modules(modules | block_modules, observed.keep):
-        probabilities = model.logits(token[None])[0].softmax(-1)
-    model.check_finite(probabilities, "the next-token probability")
+        # the pass ends before the unembedding
+        [hidden] = capture(model, token[None], [Site("unembedding_in")]).values()
+    model.check_finite(hidden, "the last hidden state of the prompt")
 
     def frozen(name: str, layer: int, norm: Norm | None) -> FrozenNorm:
         if norm is None or (name, layer) not in observed.inputs:
@@ -270,7 +288,8 @@ def capture_pass(
         norm_final=frozen("norm_final", 0, weights.unembedding.norm),
         unembedding=weights.unembedding,
         resid_final=observed.inputs["norm_final", 0],
-        probabilities=probabilities,
+        hidden=hidden[0],
+        head=weights.head,
     )
     _check_sum(result, observed, model)
     return result

@@ -83,8 +83,8 @@ def find_roots(
         return _feature_root(model, target, position, seed)
     vocabulary = model.captured.unembedding.weight.shape[0]
     zeros = model.captured.resid_final.new_zeros
-    probabilities = model.captured.probabilities[position]
     if target.kind == "logits":
+        probabilities = model.captured.probabilities(position)
         ordered = probabilities.sort(descending=True)
         wanted = int((ordered.values.cumsum(0) < probability).sum()) + 1
         chosen = ordered.indices[: min(logits, wanted)]

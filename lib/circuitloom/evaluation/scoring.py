@@ -22,7 +22,7 @@ from ..core.layout import ALL_LAYERS
 from ..core.progress import notice, progress
 from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.head import CHECKED, Head, find_head
+from ..language_model.head import Head, find_head
 from ..language_model.hooks import Site, capture, edited, recorded_outputs, resumed
 from ..language_model.model import LanguageModel
 from .held_out import HeldOut
@@ -49,6 +49,8 @@ K = TypeVar("K", bound=Hashable)
 
 HIDDEN_BYTES = 2**30
 """Largest number of bytes of the hidden states whose logits are compared at once."""
+CHECKED = 16
+"""Number of positions on which `can_resume` compares logits."""
 
 
 @torch.inference_mode()
@@ -150,11 +152,11 @@ def can_resume(model: LanguageModel, token: Int[Tensor, "sequence position"]) ->
     False if later blocks use values from inside earlier blocks.
     """
     outputs: dict[int, Any] = {}
-    last, final = model.layers - 1, Site("unembedding_in")
+    last = model.layers - 1
     if not last:
         return False
     # logits of a few positions, because those of all positions may not fit into memory
-    with edited(model, {final: lambda _x, y: y[:, -CHECKED:]}):
+    with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -CHECKED:]}):
         with recorded_outputs(model, [last - 1], outputs):
             logits = model.logits(token)
         with resumed(model, last, outputs[last - 1]):
@@ -176,7 +178,7 @@ def _score(
     Raises ValueError if a loss is not finite.
     """
     held_out = held_out.to(model.device)
-    head = find_head(model, held_out.token[:1])
+    head = find_head(model)
     resume = can_resume(model, held_out.token[:1])
     starts = {
         key: min(site.layer for site in by_site) if resume else 0 for key, by_site in replacements.items()

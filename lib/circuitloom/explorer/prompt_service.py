@@ -174,10 +174,10 @@ class PromptService:
         rows: list[Row] = [
             dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)
         ]
-        top = model.captured.probabilities.topk(min(TOP_TOKENS, model.captured.probabilities.shape[1]))
+        probabilities, likely = model.captured.most_likely(TOP_TOKENS)
         next_tokens = [
             [(token_name(tracer.strings, token), p) for token, p in zip(tokens, probabilities, strict=True)]
-            for tokens, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            for tokens, probabilities in zip(likely.tolist(), probabilities.tolist(), strict=True)
         ]
         tokens = [tracer.strings[i] for i in model.captured.token.tolist()]
         return PromptFeatures(
@@ -229,8 +229,8 @@ class PromptService:
         tracer, model = self._linearize(prompt, run, progress)
         i = resolve_position(position, model)
         progress("editing the features")
-        before = model.captured.probabilities[i]
-        after = edited_probabilities(tracer.language_model, model, make_edits(model, change))[i]
+        before = model.captured.probabilities(i)
+        after = edited_probabilities(tracer.language_model, model, make_edits(model, change), i)
         return compare_predictions(i, before, after, tracer.strings)
 
 

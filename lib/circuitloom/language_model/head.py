@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from .hooks import Site, capture, edited
 from .model import LanguageModel
 
-CACHE_ELEMENTS = 2**20
+CACHE_ELEMENTS = 2**21
 """Number of logits per block on a CPU. Blocks of this size fit into the cache."""
 BLOCK_ELEMENTS = 2**26
 """Largest number of logits per block, 256 MB in float32. A GPU needs blocks of this size to be busy."""
 ROWS = 1024
 """Largest number of positions per block on a CPU. With fewer, reading the unembedding takes longer than multiplying by
 it."""
-CHECKED = 16
-"""Number of positions on which `find_head` compares logits."""
+CHECKED = 4
+"""Number of tokens on which `find_head` compares logits."""
 
 
 Logits = Callable[[Float[Tensor, "row d"], slice], Float[Tensor, "row token"]]
@@ -125,21 +125,21 @@ class NextTokenScores:
         return self.log_sum - self.chosen
 
 
-def find_head(model: LanguageModel, token: Int[Tensor, "sequence position"]) -> Head:
-    """Returns the head of `model`, after a check that it gives the model's logits on `token`.
+@torch.inference_mode()
+def find_head(model: LanguageModel) -> Head:
+    """Returns the head of `model`, after a check that it gives the model's logits on a few tokens.
 
     Models that change logits after the unembedding run their own code on all tokens of the vocabulary at once. Raises
     ValueError if logits depend on more than the unembedding's input.
     """
-    with edited(model, {Site("unembedding_in"): lambda _x, y: y[:1, -CHECKED:]}):
-        logits = model.logits(token[:1])[0]
-        [hidden] = capture(model, token[:1], [Site("unembedding_in")]).values()
-    everything = slice(0, logits.shape[1])
+    embedding = model.module.get_submodule(model.anatomy.embedding)
+    token = torch.linspace(0, len(next(embedding.parameters())) - 1, CHECKED).long()[None]
+    logits, [hidden] = model.logits(token)[0], capture(model, token, [Site("unembedding_in")]).values()
     for head in (
-        Head(model.unembed, model.vocabulary),
+        Head(model.unembed, model.vocabulary, divisible=type(model.unembedding) is nn.Linear),
         Head(lambda hidden, tokens: own_logits(model, hidden)[:, tokens], logits.shape[1], divisible=False),
     ):
-        found = head.logits(hidden[0], everything)
+        found = head.logits(hidden[0], slice(0, head.vocabulary))
         if found.shape == logits.shape and torch.allclose(
             found, logits, rtol=1e-4, atol=1e-4, equal_nan=True
         ):

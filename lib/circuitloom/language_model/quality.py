@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,6 +17,8 @@ from ..corpus.chronicle.grammar import greater_than_prompts
 from ..corpus.token_arrays import scored_positions
 from ..corpus.tokenizer import Tokenizer
 from ..corpus.tokens import Tokens, count_sequences
+from .head import Head, find_head
+from .hooks import Site, capture, edited
 from .model import LanguageModel
 
 _BATCH = 32
@@ -64,13 +65,14 @@ def cross_entropy(model: LanguageModel, tokens: Tokens, n_tokens: int | None = N
 
     With `n_tokens`, only the complete sequences in the first `n_tokens` tokens are used.
     """
+    head = find_head(model)
     masked = every = 0.0
     n_masked = n_every = 0
     sequences = count_sequences(tokens, n_tokens)
     with progress("language_model: held-out text", sequences, "sequences") as bar:
         for start in range(0, sequences, _BATCH):
             batch = tokens.take(slice(start, min(start + _BATCH, sequences)))
-            loss = _losses(model, batch)
+            loss = _losses(model, head, batch)
             scored = scored_positions(batch, tokens.separator_id)[:, :-1]
             masked, n_masked = masked + float(loss[scored].sum()), n_masked + int(scored.sum())
             every, n_every = every + float(loss.sum()), n_every + loss.numel()
@@ -83,7 +85,7 @@ def document_losses(
     model: LanguageModel, documents: Sequence[Int[np.ndarray, " _token"]]
 ) -> Float[np.ndarray, " document"]:
     """Returns the cross-entropy of each document in nats, summed over all tokens after the first."""
-    total = np.empty(len(documents))
+    total, head = np.empty(len(documents)), find_head(model)
     # sorted by length, so that batches need little padding
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     with progress("language_model: documents", len(documents), "documents") as bar:
@@ -94,7 +96,7 @@ def document_losses(
             for row, i in enumerate(group):
                 batch[row, : len(documents[i])] = torch.from_numpy(documents[i].astype(np.int64))
             inside = torch.arange(1, batch.shape[1]) < lengths[:, None]
-            total[group] = (_losses(model, batch) * inside).sum(1).numpy()
+            total[group] = (_losses(model, head, batch) * inside).sum(1).numpy()
             bar.update(len(group))
     return total
 
@@ -134,19 +136,25 @@ def greater_than(
     `years` contains the YY of each prompt. `numbers` contains the token ids of 00 to 99. The probabilities of these
     numbers are not renormalized to sum to 1.
     """
-    p = torch.cat([model.logits(batch)[:, -1].float().softmax(-1).cpu() for batch in prompts.split(_BATCH)])
+    with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
+        p = torch.cat(
+            [
+                model.logits(batch)[:, -1].float().softmax(-1)[:, numbers].cpu()
+                for batch in prompts.split(_BATCH)
+            ]
+        )
     later = torch.arange(len(numbers)) > years[:, None]
-    return float((p[:, numbers] * torch.where(later, 1.0, -1.0)).sum(1).mean())
+    return float((p * torch.where(later, 1.0, -1.0)).sum(1).mean())
 
 
 def _losses(
-    model: LanguageModel, tokens: Int[Tensor, "sequence position"]
+    model: LanguageModel, head: Head, tokens: Int[Tensor, "sequence position"]
 ) -> Float[Tensor, "sequence prediction"]:
     # the last token is left out: it predicts nothing and may exceed the model's context
-    logits = model.logits(tokens[:, :-1]).float()
-    loss = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:].to(logits.device), reduction="none").cpu()
+    [hidden] = capture(model, tokens[:, :-1], [Site("unembedding_in")]).values()
+    loss = head.losses(hidden.flatten(0, 1), tokens[:, 1:].to(hidden.device).flatten()).float().cpu()
     model.check_finite(loss, "the model's loss on held-out text")
-    return loss
+    return loss.view(len(tokens), -1)
 
 
 def language_model_rows(
@@ -166,7 +174,7 @@ def language_model_rows(
     cross-entropy is that of the first sequences with this number of tokens.
     """
     loss = cross_entropy(model, tokens, n_tokens)
-    guess = math.log(model.logits(tokens.take(slice(0, 1))[:, :1]).shape[-1])
+    guess = math.log(model.vocabulary)
     if loss.masked > guess + 0.01:
         announce(
             "language_model",

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CACHE_ELEMENTS = 2**20
+CACHE_ELEMENTS = 2**21
 """Number of products per block on a CPU. Blocks of this size fit into the cache."""
 BLOCK_ELEMENTS = 2**26
 """Largest number of products per block, 256 MB in float32. A GPU needs blocks of this size to be busy."""
-VECTORS = 512
+VECTORS = 1024
 """Number of vectors per block on a CPU. With fewer, reading the rows takes longer than multiplying by them."""
 GROUP = 32
 """Number of tokens per group."""
@@ -50,17 +50,17 @@ def strongest_tokens(
     After each block of vectors, `update` is called with their number. Raises ValueError if a value is not finite.
     """
     n = min(n, len(rows))
-    if not (vectors.isfinite().all() and rows.isfinite().all()):
+    if not len(vectors) or not n:
+        empty = vectors.new_zeros(len(vectors), 2, n).cpu().numpy()
+        return StrongestTokens(empty.astype(np.int64), empty)
+    # the extremes of values that are not finite are not finite
+    if not all(each.isfinite() for values in (vectors, rows) for each in values.aminmax()):
         raise ValueError("weights of the dictionary or of the model are not finite; train or load them again")
     on_cpu = rows.device.type == "cpu"
-    size = VECTORS if on_cpu else 8 * VECTORS
     found = []
-    for part in vectors.split(size):
+    for part in vectors.split(VECTORS if on_cpu else 4 * VECTORS):
         found.append(_search(part.to(rows), rows, n, CACHE_ELEMENTS if on_cpu else BLOCK_ELEMENTS))
         update(len(part))
-    if not found:
-        empty = np.empty((0, 2, n))
-        return StrongestTokens(empty.astype(np.int64), empty.astype(np.float32))
     return StrongestTokens(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 

@@ -22,9 +22,12 @@ from ..core.tables import DEEMBEDDING, table_writer
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
 from ..language_model.residual import norm_jvp, norm_vjp
+from ..language_model.strongest_tokens import StrongestTokens, strongest_tokens
 
 MAX_ELEMENTS = 2**25
-"""Maximum number of elements of a chunk [feature, token] or [token, feature]."""
+"""Maximum number of elements of a chunk [token, feature]."""
+FEATURES = 4096
+"""Number of features whose effects are listed at once."""
 ROW_GROUP = 2**14
 SCALE_TOKENS = 4
 """Number of tokens that are used to measure the model's scaling of the embedding."""
@@ -219,44 +222,38 @@ def write_deembedding(
     """Write the table `deembedding` of each layer in `paths`.
 
     For each feature, the table lists the `n` tokens with the largest effects and the `n` tokens with the smallest
-    effects. Direct effects, effects through the layer-0 dictionary, and effects through each of `heads` heads have
-    separate lists. The heads are those whose effects vary most between tokens. `strings` are the vocabulary's tokens as
-    text. Raises ValueError if a dictionary is not a transcoder.
+    effects. Of equal effects, those of lower token ids come first. Direct effects, effects through the layer-0
+    dictionary, and effects through each of `heads` heads have separate lists. The heads are those whose effects vary
+    most between tokens. `strings` are the vocabulary's tokens as text. Raises ValueError if a dictionary is not a
+    transcoder.
     """
     mean = tokens.embedding.mean(0)
     moments = tokens.embedding.T @ tokens.embedding - len(tokens.embedding) * mean.outer(mean)
     texts = pa.array(strings)
     for layer, path in paths.items():
         rows = require_transcoder(dictionaries[layer], layer).W_enc
-        size = max(1, MAX_ELEMENTS // len(tokens.embedding))
         layers = head_layers(model, -1, layer)
         with (
             table_writer(DEEMBEDDING, path) as writer,
             progress(f"de-embedding: {run} layer {layer}", len(rows), "features") as bar,
         ):
-            for low in range(0, len(rows), size):
-                encoder = encoder_in_residual(weights, layer, rows[low : low + size])
-                found = [_strongest("direct", encoder @ tokens.embedding.T, n)]
+            for low in range(0, len(rows), FEATURES):
+                encoder = encoder_in_residual(weights, layer, rows[low : low + FEATURES])
+                found: list[_Found] = [("direct", strongest_tokens(encoder, tokens.embedding, n))]
                 if layer > 0 and tokens.layer0_output is not None:
-                    found.append(_strongest("layer0", encoder @ tokens.layer0_output.T, n))
+                    found.append(("layer0", strongest_tokens(encoder, tokens.layer0_output, n)))
                 if layers:
                     by_head = strongest_heads(weights, layers, encoder, moments, heads)
                     found += [
-                        _strongest(_head_names(by_head, k), by_head.vector[:, k] @ tokens.embedding.T, n)
+                        (_head_names(by_head, k), strongest_tokens(by_head.vector[:, k], tokens.embedding, n))
                         for k in range(by_head.head.shape[1])
                     ]
                 writer.write_table(_rows(run, layer, low, found, texts), row_group_size=ROW_GROUP)
                 bar.update(len(encoder))
 
 
-_Found = tuple[str | np.ndarray, Tensor, Tensor]
-"""(Value of the column `via`, token ids, effects). Token ids and effects have the shape [feature, sign, rank]. Sign 0
-has the largest effects, and sign 1 has the smallest."""
-
-
-def _strongest(via: str | np.ndarray, effects: Float[Tensor, "feature token"], n: int) -> _Found:
-    signs = [effects.topk(min(n, effects.shape[1]), dim=1, largest=largest) for largest in (True, False)]
-    return via, torch.stack([s.indices for s in signs], 1), torch.stack([s.values for s in signs], 1)
+_Found = tuple[str | np.ndarray, StrongestTokens]
+"""Value of the column `via`, and the tokens of each feature with the largest and the smallest effects."""
 
 
 def _head_names(heads: TopHeads, kept: int) -> np.ndarray:
@@ -265,10 +262,10 @@ def _head_names(heads: TopHeads, kept: int) -> np.ndarray:
 
 
 def _rows(run: str, layer: int, low: int, found: Sequence[_Found], texts: pa.StringArray) -> pa.Table:
-    token = torch.stack([tokens for _, tokens, _ in found], 1).cpu().numpy()
-    effect = torch.stack([effects for _, _, effects in found], 1).float().cpu().numpy()
+    token = np.stack([each.token for _, each in found], 1)
+    effect = np.stack([each.product for _, each in found], 1).astype(np.float32)
     via = np.empty(token.shape, object)
-    for number, (name, _, _) in enumerate(found):
+    for number, (name, _) in enumerate(found):
         via[:, number] = name
     feature, _, negative, rank = np.indices(token.shape)
     columns = {
