@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from circuitloom.config import load_study
-from circuitloom.plan import MachineRates, calibrate, check_disk, corpus_tokens, describe, plan
+from circuitloom.plan import MachineRates, calibrate, check_disk, check_memory, corpus_tokens, describe, plan
 from circuitloom.plan.costs import works_of
+from circuitloom.plan.machine import Gpus
 
 STUDY = {
     "name": "x",
@@ -178,3 +179,52 @@ def test_space_that_the_study_already_takes_counts_as_free(tmp_path, monkeypatch
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "train").write_bytes(b"0" * 500)
     assert calibrate(tmp_path / "x").free_bytes == 1500
+
+
+GEMMA = {
+    "source": "hub", "name": "a/gemma",
+    "shape": {
+        "layers": 18, "d_model": 640, "d_mlp": 2048, "heads": 4, "key_value_heads": 1, "context": 32_768,
+        "vocabulary": 262_144, "gated": True,
+    },
+}  # fmt: skip
+
+
+def large_vocabulary(**changes):
+    corpus = {
+        "source": "hub",
+        "dataset": "a/b",
+        "train_tokens": 1e6,
+        "validation_tokens": 1e5,
+        "context": 1024,
+    }
+    return load_study({**STUDY, "corpus": corpus, "language_model": GEMMA, "activations": {}, **changes})
+
+
+def test_a_large_vocabulary_takes_blocks_of_logits_and_not_tables() -> None:
+    study = large_vocabulary()
+    evaluation = next(cost for cost in plan(study, MACHINE) if cost.stage == "evaluation")
+    # the logits of a batch of 32 sequences alone would take 34 GB
+    assert 1e9 < evaluation.memory < 6e9
+
+
+def test_jobs_beyond_the_memory_are_refused_naming_stage_and_remedy() -> None:
+    study = large_vocabulary(evaluation={"batch": 1024})
+    small = replace(MACHINE, memory=40e9)
+    costs = plan(study, small)
+    with pytest.raises(
+        ValueError,
+        match=r"plan: stage evaluation needs [\d.]+ GB of memory and the machine has 40 GB; "
+        r"lower evaluation.batch, or use fewer runs per sweep$",
+    ):
+        check_memory(costs, small)
+    check_memory(plan(large_vocabulary(), small), small)
+    check_memory(costs, MACHINE)
+    with pytest.raises(ValueError, match="or give Snakemake fewer --cores"):
+        check_memory(plan(study, replace(small, jobs=4)), small)
+
+
+def test_a_plan_for_gpus_lists_its_limits_instead() -> None:
+    gpus = Gpus(1, 1, 80e9, 6e13, 3e12)
+    machine = replace(MACHINE, gpus=gpus, memory=1e9)
+    check_memory(plan(large_vocabulary(), machine), machine)

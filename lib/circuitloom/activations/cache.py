@@ -24,6 +24,7 @@ from ..config.activations import MLP_OUTPUTS, Activations
 from ..core.atomic_io import fingerprint, fsync, partial_folder, replace_folder, write_atomically
 from ..core.layout import layer_group
 from ..core.progress import progress
+from ..language_model.batches import sequences_per_pass
 from ..language_model.hooks import Site, capture, capture_each
 from ..language_model.model import LanguageModel
 from ..language_model.model_files import weights_digest
@@ -35,6 +36,8 @@ from .statistics import RowSums
 
 GPU_MEMORY_FRACTION = 0.4
 """Maximum fraction of a GPU's free memory that two shard buffers may use."""
+MOST_SEQUENCES = 64
+"""Largest number of sequences per pass with `batch: auto`."""
 MAX_WRITER_THREADS = 8
 """Maximum number of threads that write shards. A model on the CPU shares the cores with these threads."""
 
@@ -236,14 +239,15 @@ def _writer(
     if layers[-1] >= model.layers:
         raise ValueError(f"activations.layers: no layer {layers[-1]}; choose from 0 to {model.layers - 1}")
     weights = weights_digest(model.module.state_dict())
+    batch = sequences_per_pass(model, config.batch, order.token.shape[1], most=MOST_SEQUENCES)
     digest = fingerprint(
-        site=site, layers=layers, dtype=config.dtype, batch=config.batch, order=order.digest, weights=weights,
+        site=site, layers=layers, dtype=config.dtype, batch=batch, order=order.digest, weights=weights,
         version=version,
     )  # fmt: skip
     recorder = Recorder(model, site, layers, config.dtype)
     if _buffers_fit_on_gpu(recorder, min(order.shard_rows, order.rows)):
         recorder = replace(recorder, to_host=False)
-    return CacheWriter(order, recorder, config.batch, weights), digest
+    return CacheWriter(order, recorder, batch, weights), digest
 
 
 def _buffers_fit_on_gpu(recorder: Recorder, rows: int) -> bool:

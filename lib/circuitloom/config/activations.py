@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from .base import Section
+from .base import Batch, Section
 
 SiteName = Literal["mlp_in", "mlp_out", "mlp_added", "resid_mid", "resid_pre"]
 MLP_OUTPUTS: tuple[SiteName, ...] = ("mlp_out", "mlp_added")
@@ -36,8 +36,10 @@ class Activations(Section):
     """Number format on disk. For int8, one scale per token is also stored."""
     shard_rows: Annotated[int, Field(ge=4096, multiple_of=4096)] = 262_144
     """Number of tokens per shard. Tokens are shuffled within a shard. Memory holds two shards per layer."""
-    batch: PositiveInt = 64
-    """Number of sequences per forward pass."""
+    batch: Batch = "auto"
+    """Number of sequences per forward pass. With `auto`, the activations of a pass take at most 2 GB, with at most 64
+    sequences. The number depends on the model and on `corpus.context`, not on the machine. It changes results only by
+    rounding."""
     jobs: PositiveInt = 1
     """Number of jobs that cache a site together, for several GPUs or nodes. The number of jobs does not change the
     results."""

@@ -3,9 +3,9 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, TypeAdapter, model_validator
 
 
 class Section(BaseModel):
@@ -55,6 +55,8 @@ def expand_path(path: str) -> str:
     return str(Path(os.path.expandvars(path)).expanduser())
 
 
+Batch = PositiveInt | Literal["auto"]
+"""Number of sequences per forward pass. With `auto`, `language_model.batches` chooses it."""
 ExpandedPath = Annotated[str, AfterValidator(expand_path)]
 """A path in which `${NAME}` is replaced by the value of an environment variable, and `~` by the home folder."""
 

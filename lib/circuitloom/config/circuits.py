@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from .base import Section
+from .base import Batch, Section
 
 RESERVED = ("weights",)
 """Names that prompts and behaviours cannot have, because other folders of the stage have these names."""
@@ -183,8 +183,10 @@ class WeightsConfig(Section):
     tokens are used."""
     scored_tokens: PositiveInt = 32_768
     """Number of held-out tokens on which predictions are scored. These tokens come after the first `context_tokens`."""
-    batch: PositiveInt = 32
-    """Number of sequences per forward pass."""
+    batch: Batch = "auto"
+    """Number of sequences per forward pass. With `auto`, the activations of a pass take at most 2 GB, with at most 32
+    sequences. The number depends on the model and on `corpus.context`, not on the machine. It changes results only by
+    rounding."""
 
 
 class BehaviourPrompt(Section):

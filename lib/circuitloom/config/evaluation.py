@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from .base import Section
+from .base import Batch, Section
 
 
 class Evaluation(Section):
@@ -13,8 +13,10 @@ class Evaluation(Section):
 
     tokens: PositiveInt | None = None
     """Number of held-out tokens to score, in complete sequences. With null, all tokens are scored."""
-    batch: PositiveInt = 32
-    """Number of sequences per forward pass."""
+    batch: Batch = "auto"
+    """Number of sequences per forward pass. With `auto`, the activations of a pass take at most 2 GB, with at most 32
+    sequences. The number depends on the model and on `corpus.context`, not on the machine. It changes results only by
+    rounding."""
     mask: Literal["bos", "none"] = "bos"
     """Positions that are not scored. `bos`: separators of documents (BOS, or EOS if the tokenizer has no BOS) and
     position 0. `none`: every position is scored, as in Dunefsky et al. (2024)."""

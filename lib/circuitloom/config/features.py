@@ -2,7 +2,7 @@
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from .base import Section
+from .base import Batch, Section
 
 
 class Features(Section):
@@ -10,8 +10,10 @@ class Features(Section):
 
     tokens: PositiveInt | None = None
     """Number of held-out tokens to use, in complete sequences. With null, all tokens are used."""
-    batch: PositiveInt = 32
-    """Number of sequences per forward pass."""
+    batch: Batch = "auto"
+    """Number of sequences per forward pass. With `auto`, the activations of a pass take at most 2 GB, with at most 32
+    sequences. The number depends on the model and on `corpus.context`, not on the machine. It changes results only by
+    rounding."""
     examples: PositiveInt = 20
     """Number of maximally activating examples per feature."""
     bands: NonNegativeInt = 5

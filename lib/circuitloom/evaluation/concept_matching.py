@@ -11,6 +11,7 @@ from ..config.evaluation import Evaluation
 from ..core.layout import NEURONS, RESIDUAL
 from ..core.progress import progress
 from ..dictionaries.dictionary import Dictionary
+from ..language_model.batches import Batch
 from ..language_model.hooks import Site, capture
 from ..language_model.model import LanguageModel
 from .concepts import (
@@ -21,7 +22,7 @@ from .concepts import (
     score_columns,
     score_features,
 )
-from .held_out import HeldOut
+from .held_out import HeldOut, passes
 
 FEATURES_PER_CONCEPT = 10
 """Number of best features that the table lists per concept, run and layer."""
@@ -31,7 +32,7 @@ ENCODE_BATCH = 4096
 
 @torch.inference_mode()
 def scored_activations(
-    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int
+    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: Batch
 ) -> dict[Site, Float[Tensor, "token d"]]:
     """Returns the activations of `sites` at the scored positions, in text order. They are float32 on the CPU.
 
@@ -39,7 +40,7 @@ def scored_activations(
     """
     values: dict[Site, Tensor] = {}
     start = 0
-    for part in held_out.to(model.device).batches(batch):
+    for part in passes(held_out, model, batch):
         for site, value in capture(model, part.token, sites).items():
             if site not in values:
                 values[site] = torch.empty(held_out.n_tokens, value.shape[-1])

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..config.evaluation import Evaluation
 from ..corpus.token_arrays import scored_positions
 from ..corpus.tokens import Tokens, count_sequences
+from ..language_model.batches import Batch, sequences_per_pass
+from ..language_model.model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class HeldOut:
     def to(self, device: torch.device | str) -> "HeldOut":
         """Returns the same sequences on `device`."""
         return HeldOut(*(value.to(device) for value in vars(self).values()))
+
+
+def passes(held_out: HeldOut, model: LanguageModel, batch: Batch) -> Iterator[HeldOut]:
+    """Yield batches of `batch` sequences on the model's device. With `auto`, the output of each block may be stored."""
+    size = sequences_per_pass(model, batch, held_out.token.shape[1], kept=model.layers)
+    return held_out.to(model.device).batches(size)
 
 
 def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:

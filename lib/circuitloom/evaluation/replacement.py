@@ -20,6 +20,9 @@ from .metrics import (
     reconstruction_sums,
 )
 
+ENCODE_ELEMENTS = 2**26
+"""Largest number of pre-activations [token, feature] in memory, 256 MB."""
+
 Replacement = Callable[
     [Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]], Float[Tensor, "token d_out"]
 ]
@@ -126,6 +129,10 @@ def reconstruct(
     dictionary: Dictionary, x: Float[Tensor, "token d_in"]
 ) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
     """Returns the reconstruction for the input `x`, and the firing counts. Only active features are decoded."""
-    token, feature, value = dictionary.encode_sparse(x)
-    y_hat = dictionary.decode_sparse(token, feature, value, x)
-    return y_hat, firing_sums(feature, dictionary.width, len(x))
+    y_hat, firing = [], firing_sums(x.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
+    # pre-activations of all features exist for some tokens at a time
+    for part in x.split(max(1, ENCODE_ELEMENTS // dictionary.width)):
+        token, feature, value = dictionary.encode_sparse(part)
+        y_hat.append(dictionary.decode_sparse(token, feature, value, part))
+        firing += firing_sums(feature, dictionary.width, len(part))
+    return torch.cat(y_hat), firing

@@ -22,10 +22,11 @@ from ..core.layout import ALL_LAYERS
 from ..core.progress import notice, progress
 from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
+from ..language_model.batches import Batch
 from ..language_model.head import Head, find_head
 from ..language_model.hooks import Site, capture, edited, recorded_outputs, resumed
 from ..language_model.model import LanguageModel
-from .held_out import HeldOut
+from .held_out import HeldOut, passes
 from .metrics import (
     FiringSums,
     PredictionSums,
@@ -55,7 +56,7 @@ CHECKED = 16
 
 @torch.inference_mode()
 def site_means(
-    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int, bounds: Bounds | None = None
+    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: Batch, bounds: Bounds | None = None
 ) -> dict[Site, Float64[Tensor, " d"]]:
     """Returns the original model's mean activation at each site. Only scored positions within `bounds` are averaged.
 
@@ -67,7 +68,7 @@ def site_means(
     title = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
     inputs = [Site("mlp_in", site.layer) for site in bounds if site.name in MLP_OUTPUTS]
     with progress(title, held_out.token.numel(), "tokens") as bar:
-        for part in held_out.to(model.device).batches(batch):
+        for part in passes(held_out, model, batch):
             captured = capture(model, part.token, [*inputs, *sites])
             for site in sites:
                 scored, y = part.scored, captured[site]
@@ -84,7 +85,7 @@ def site_means(
 
 @torch.inference_mode()
 def norm_bounds(
-    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: int, outliers: Outliers
+    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: Batch, outliers: Outliers
 ) -> dict[Site, NormBounds]:
     """Returns the bounds of each site, from the median norms on held-out text. Empty unless outliers are dropped."""
     if outliers.action != "drop":
@@ -92,7 +93,7 @@ def norm_bounds(
     inputs = {site: Site("mlp_in", site.layer) for site in sites if site.name in MLP_OUTPUTS}
     norms: dict[Site, list[Tensor]] = {site: [] for site in (*inputs.values(), *sites)}
     with progress("evaluation: norms", held_out.token.numel(), "tokens") as bar:
-        for part in held_out.to(model.device).batches(batch):
+        for part in passes(held_out, model, batch):
             for site, value in capture(model, part.token, list(norms)).items():
                 norm = torch.linalg.vector_norm(value[part.scored], dim=1, dtype=torch.float32)
                 norms[site].append(norm.cpu())
@@ -167,7 +168,7 @@ def _score(
     model: LanguageModel,
     replacements: Mapping[K, Mapping[Site, Replacement]],
     held_out: HeldOut,
-    batch: int,
+    batch: Batch,
     title: str,
     bounds: Bounds | None = None,
 ) -> tuple[PredictionSums, dict[K, PredictionSums]]:
@@ -185,7 +186,7 @@ def _score(
     }
     sums: dict[K | None, PredictionSums] = {}
     with progress(title, held_out.token.numel() * (len(replacements) + 1), "tokens") as bar:
-        for part in held_out.batches(batch):
+        for part in passes(held_out, model, batch):
             scored = _score_batch(model, head, replacements, starts, part, bounds, bar.update)
             for key, each in scored.items():
                 accumulate(sums, key, each)
@@ -253,7 +254,7 @@ def score_runs(
     model: LanguageModel,
     runs: Mapping[K, Mapping[int, Dictionary]],
     held_out: HeldOut,
-    batch: int,
+    batch: Batch,
     means: Mapping[Site, Float64[Tensor, " d"]] | None = None,
     bounds: Bounds | None = None,
 ) -> dict[K, RunScore]:
@@ -311,7 +312,7 @@ def score_rows(
     keys: Sequence[tuple[str, int]],
     baselines: Mapping[tuple[str, int], Mapping[str, Any]],
     held_out: HeldOut,
-    batch: int,
+    batch: Batch,
 ) -> dict[tuple[str, int], ScoreRows]:
     """Returns the rows of each (run, layer) in `keys`. Layer -1 means that all layers are replaced at once.
 

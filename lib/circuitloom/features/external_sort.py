@@ -21,7 +21,8 @@ from ..config.features import Features
 from ..core.atomic_io import fsync
 from ..core.progress import progress
 from ..corpus.tokens import Tokens, count_sequences
-from ..evaluation.held_out import HeldOut, load_sequences
+from ..evaluation.held_out import HeldOut, load_sequences, passes
+from ..language_model.batches import Batch
 from ..language_model.hooks import capture
 from ..language_model.model import LanguageModel
 from .basis import FeatureBasis
@@ -110,7 +111,7 @@ def write_blocks(
 
 @torch.inference_mode()
 def encode_block(
-    bases: Sequence[FeatureBasis], model: LanguageModel, sequences: HeldOut, batch: int
+    bases: Sequence[FeatureBasis], model: LanguageModel, sequences: HeldOut, batch: Batch
 ) -> list[SortedBlock]:
     """Returns one block per basis with the activations at the scored positions of `sequences`.
 
@@ -121,7 +122,7 @@ def encode_block(
     entries: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in bases]
     sites = list(dict.fromkeys(basis.site for basis in bases))
     first = 0
-    for rows in sequences.to(model.device).batches(batch):
+    for rows in passes(sequences, model, batch):
         scored = rows.scored.flatten().nonzero()[:, 0] + first
         first += rows.token.numel()
         captured = capture(model, rows.token, sites)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 DENSE_ATTENTION = "circuitloom_dense"
 """Name of `dense_attention` in transformers."""
 ROWS = 1024
-"""Number of tokens per block of logits. A block of this size fits the processor's cache."""
+"""Largest number of tokens per block of logits. With a small vocabulary, a block fits the processor's cache."""
+BLOCK_ELEMENTS = 2**26
+"""Largest number of logits per block, 256 MB in float32."""
 
 
 def register_attention() -> None:
@@ -56,8 +58,9 @@ class _NextTokenLoss(torch.autograd.Function):
         x, weight = hidden.to(dtype), unembedding.to(dtype)
         x_gradient, weight_gradient = torch.empty_like(x), torch.zeros_like(unembedding)
         total = hidden.new_zeros(())
-        for start in range(0, len(x), ROWS):
-            rows = slice(start, start + ROWS)
+        size = max(1, min(ROWS, BLOCK_ELEMENTS // len(weight)))
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
             # in place, so that a block stays in the cache
             logits = (x[rows] @ weight.T).float()
             logits -= logits.amax(-1, keepdim=True)

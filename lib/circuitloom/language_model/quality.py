@@ -17,12 +17,10 @@ from ..corpus.chronicle.grammar import greater_than_prompts
 from ..corpus.token_arrays import scored_positions
 from ..corpus.tokenizer import Tokenizer
 from ..corpus.tokens import Tokens, count_sequences
+from .batches import sequences_per_pass
 from .head import Head, find_head
 from .hooks import Site, capture, edited
 from .model import LanguageModel
-
-_BATCH = 32
-"""Sequences per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,13 @@ def cross_entropy(model: LanguageModel, tokens: Tokens, n_tokens: int | None = N
 
     With `n_tokens`, only the complete sequences in the first `n_tokens` tokens are used.
     """
-    head = find_head(model)
+    head, size = find_head(model), sequences_per_pass(model, "auto", tokens.context)
     masked = every = 0.0
     n_masked = n_every = 0
     sequences = count_sequences(tokens, n_tokens)
     with progress("language_model: held-out text", sequences, "sequences") as bar:
-        for start in range(0, sequences, _BATCH):
-            batch = tokens.take(slice(start, min(start + _BATCH, sequences)))
+        for start in range(0, sequences, size):
+            batch = tokens.take(slice(start, min(start + size, sequences)))
             loss = _losses(model, head, batch)
             scored = scored_positions(batch, tokens.separator_id)[:, :-1]
             masked, n_masked = masked + float(loss[scored].sum()), n_masked + int(scored.sum())
@@ -86,11 +84,12 @@ def document_losses(
 ) -> Float[np.ndarray, " document"]:
     """Returns the cross-entropy of each document in nats, summed over all tokens after the first."""
     total, head = np.empty(len(documents)), find_head(model)
+    size = sequences_per_pass(model, "auto", max(map(len, documents), default=1))
     # sorted by length, so that batches need little padding
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     with progress("language_model: documents", len(documents), "documents") as bar:
-        for start in range(0, len(order), _BATCH):
-            group = order[start : start + _BATCH]
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
             lengths = torch.tensor([len(documents[i]) for i in group])
             batch = torch.zeros(len(group), int(lengths.max()), dtype=torch.int64)
             for row, i in enumerate(group):
@@ -136,11 +135,12 @@ def greater_than(
     `years` contains the YY of each prompt. `numbers` contains the token ids of 00 to 99. The probabilities of these
     numbers are not renormalized to sum to 1.
     """
+    size = sequences_per_pass(model, "auto", prompts.shape[1])
     with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
         p = torch.cat(
             [
                 model.logits(batch)[:, -1].float().softmax(-1)[:, numbers].cpu()
-                for batch in prompts.split(_BATCH)
+                for batch in prompts.split(size)
             ]
         )
     later = torch.arange(len(numbers)) > years[:, None]

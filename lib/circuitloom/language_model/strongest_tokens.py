@@ -3,14 +3,16 @@
 Rows are those of an embedding or unembedding, and vectors are those of features. Products are computed in blocks, and
 each block is overwritten by the next, so that no table [vector, vocabulary] exists. Steps for a block:
 
-1. compute the products of the vectors with the next rows of tokens
+1. compute the products of the vectors with the block's tokens, which are evenly spaced over the vocabulary
 2. find the largest and the smallest product of each group of tokens
-3. in groups that exceed a vector's threshold, collect the products that exceed it
+3. in groups that reach a vector's threshold, collect the products that do
 
 The threshold is the n-th largest product so far. It rises after the first block, and each time that the number of
-tokens has doubled. A vector therefore has about n candidates between two rises, if tokens are in no order.
+tokens has doubled. A vector has about n candidates between two rises, because each block is a sample of the vocabulary.
+Blocks in the order of token ids would not be: frequent tokens have low ids.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -66,62 +68,64 @@ def strongest_tokens(
 
 def _search(vectors: Tensor, rows: Tensor, n: int, elements: int) -> StrongestTokens:
     """Returns the result for vectors whose products with a block of tokens fit into the cache."""
-    size = max(GROUP, n, elements // len(vectors) // GROUP * GROUP)
+    # each block has every `step`-th token, and at least `n` tokens
+    step = max(1, min(math.ceil(len(rows) * len(vectors) / elements), len(rows) // n))
     dtype = vectors[:0].cpu().numpy().dtype
-    largest, smallest = (_Candidates(len(vectors), n, sign, dtype) for sign in (1, -1))
-    merge_at = 0
-    for low in range(0, len(rows), size):
-        part = rows[low : low + size]
-        products = vectors @ part.T
+    largest, smallest = (_StrongestSide(len(vectors), n, sign, dtype) for sign in (1, -1))
+    for first in range(step):
+        products = vectors @ rows[first::step].T
+        last = first == step - 1
         for side in (largest, smallest):
-            side.collect(products, low)
-        if low >= merge_at:
-            merge_at = 2 * low + size
-            for side in (largest, smallest):
+            side.collect(products, first, step)
+            # after 1, 2, 4, ... blocks
+            if last or (first + 1).bit_count() == 1:
                 side.merge(rows.device)
-    for side in (largest, smallest):
-        side.merge(rows.device)
     token = np.stack([largest.token, smallest.token], 1)
     return StrongestTokens(token, np.stack([largest.product, smallest.product], 1))
 
 
-class _Candidates:
+class _StrongestSide:
     """The strongest products so far on one side (`sign` 1: the largest), and candidates that may replace them."""
 
     def __init__(self, vectors: int, n: int, sign: int, dtype: np.dtype) -> None:
         self.n, self.sign = n, sign
         self.token = np.zeros((vectors, 0), np.int64)
         self.product = np.zeros((vectors, 0), dtype)
-        self._threshold: Tensor | None = None
+        self._nth: tuple[Tensor, Tensor] | None = None
+        """Product and token of the n-th strongest product of each vector, [vector, 1]."""
         self._new: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def collect(self, products: Float[Tensor, "vector token"], low: int) -> None:
-        """Add the products that exceed the threshold. `low` is the id of the first token."""
-        if self._threshold is None:
-            # ties with the n-th product are included, so that `merge` can choose the lowest token ids
-            nth = products.topk(self.n, dim=1, largest=self.sign > 0).values[:, -1:]
-            vector, place = (products >= nth if self.sign > 0 else products <= nth).nonzero(as_tuple=True)
+    def collect(self, products: Float[Tensor, "vector token"], first: int, step: int) -> None:
+        """Add products that may be among the `n` strongest. Those in column i belong to token `first` + i `step`."""
+        if self._nth is None:
+            threshold = products.topk(self.n, dim=1, largest=self.sign > 0).values[:, -1:]
+            vector, place = self._reaching(products, threshold).nonzero(as_tuple=True)
+            value, token = products[vector, place], first + step * place
         else:
-            vector, place = self._exceeding(products, self._threshold[:, None])
-        value = products[vector, place]
-        self._new.append((vector.cpu().numpy(), place.cpu().numpy() + low, value.cpu().numpy()))
+            threshold, lowest = self._nth
+            vector, place = self._search(products, threshold)
+            value, token = products[vector, place], first + step * place
+            # of products that equal the n-th, those of lower token ids are stronger
+            kept = (value != threshold[vector, 0]) | (token < lowest[vector, 0])
+            vector, value, token = vector[kept], value[kept], token[kept]
+        self._new.append((vector.cpu().numpy(), token.cpu().numpy(), value.cpu().numpy()))
 
-    def _exceeding(self, products: Tensor, threshold: Float[Tensor, "vector 1"]) -> tuple[Tensor, Tensor]:
-        """Returns the vector and the place of each product that is stronger than its vector's threshold."""
+    def _search(self, products: Tensor, threshold: Float[Tensor, "vector 1"]) -> tuple[Tensor, Tensor]:
+        """Returns the vector and the place of each product that reaches its vector's threshold."""
         groups = products.shape[1] // GROUP
         # a group's tokens are `groups` apart, so that amax reads contiguous memory
         whole = products[:, : groups * GROUP].unflatten(1, (GROUP, groups))
         best = whole.amax(1) if self.sign > 0 else whole.amin(1)
-        vector, group = self._stronger(best, threshold).nonzero(as_tuple=True)
-        inside, member = self._stronger(whole[vector, :, group], threshold[vector]).nonzero(as_tuple=True)
-        rest, place = self._stronger(products[:, groups * GROUP :], threshold).nonzero(as_tuple=True)
+        vector, group = self._reaching(best, threshold).nonzero(as_tuple=True)
+        inside, member = self._reaching(whole[vector, :, group], threshold[vector]).nonzero(as_tuple=True)
+        rest, place = self._reaching(products[:, groups * GROUP :], threshold).nonzero(as_tuple=True)
         return (
             torch.cat([vector[inside], rest]),
             torch.cat([member * groups + group[inside], place + groups * GROUP]),
         )
 
-    def _stronger(self, products: Tensor, threshold: Tensor) -> Tensor:
-        return products > threshold if self.sign > 0 else products < threshold
+    def _reaching(self, products: Tensor, threshold: Tensor) -> Tensor:
+        return products >= threshold if self.sign > 0 else products <= threshold
 
     def merge(self, device: torch.device) -> None:
         """Keep the `n` strongest products of each vector, and raise the threshold."""
@@ -134,5 +138,6 @@ class _Candidates:
         order = order[rank < self.n]
         self.token = token[order].reshape(-1, self.n)
         self.product = product[order].reshape(-1, self.n)
-        self._threshold = torch.from_numpy(self.product[:, -1].copy()).to(device)
+        product, token = (torch.from_numpy(each[:, -1:].copy()) for each in (self.product, self.token))
+        self._nth = product.to(device), token.to(device)
         self._new = []

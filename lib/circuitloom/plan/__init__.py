@@ -1,6 +1,6 @@
 """Estimates what a study will cost, on this machine or on a machine that a config describes."""
 
-from .costs import check_disk, plan
+from .costs import check_disk, check_memory, plan
 from .machine import MachineRates, calibrate, described
 from .page import describe
 from .sizes import corpus_tokens
@@ -11,6 +11,7 @@ __all__ = [
     "MachineRates",
     "calibrate",
     "check_disk",
+    "check_memory",
     "corpus_tokens",
     "describe",
     "described",

@@ -79,6 +79,33 @@ def check_disk(costs: list[Cost], machine: MachineRates) -> None:
         )
 
 
+_SMALLER = {
+    "corpus": "use shorter documents",
+    "language_model": "lower language_model.batch, or use a smaller model",
+    "activations": "lower activations.batch or activations.shard_rows",
+    "dictionaries": "use narrower dictionaries, or fewer runs per sweep",
+    "evaluation": "lower evaluation.batch, or use fewer runs per sweep",
+    "features": "lower features.batch, or use fewer runs per sweep",
+    "circuits": "use narrower dictionaries, or a smaller model",
+    "cases": "use narrower dictionaries, or fewer runs per case study",
+}
+"""What lowers the memory of a stage's jobs."""
+
+
+def check_memory(costs: list[Cost], machine: MachineRates) -> None:
+    """Raise ValueError if the memory cannot hold the jobs of a stage. The message names a remedy.
+
+    On a machine with GPUs, `page.limits` compares both kinds of memory instead.
+    """
+    largest = max(costs, key=lambda cost: cost.memory)
+    if machine.gpus is None and largest.memory > machine.memory:
+        parallel = ", or give Snakemake fewer --cores" if largest.parallel > 1 else ""
+        raise ValueError(
+            f"plan: stage {largest.stage} needs {largest.memory / 1e9:.3g} GB of memory and the machine has "
+            f"{machine.memory / 1e9:.3g} GB; {_SMALLER[largest.stage]}{parallel}"
+        )
+
+
 def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
     """Returns the cost of a stage on CPUs. Parallel jobs share the cores, but they start at the same time."""
     parallel = 1 if work.exclusive else max(1, min(machine.jobs, work.jobs))
@@ -100,6 +127,7 @@ def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
         work.operations,
         seconds,
         network=work.download,
+        parallel=parallel,
     )
 
 

@@ -103,7 +103,7 @@ def calibrate(results: Path) -> MachineRates:
     """
     import torch
 
-    from ..core.hardware import fast_dtype
+    from ..core.hardware import fast_dtype, memory_bytes
 
     existing = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
     used = sum(file.stat().st_size for file in results.rglob("*") if file.is_file())
@@ -113,7 +113,8 @@ def calibrate(results: Path) -> MachineRates:
         rate, float32 = (
             2 * 1024**3 / _product_seconds(1024, dtype, "cpu") for dtype in (fast_dtype(), torch.float32)
         )
-        return MachineRates(rate, space, f"{threads} processor threads", float32, threads)
+        device = f"{threads} processor threads"
+        return MachineRates(rate, space, device, float32, threads, memory=memory_bytes())
     low, full = (_product_seconds(8192, dtype, "cuda") for dtype in (fast_dtype(), torch.float32))
     source = torch.ones(2**28, device="cuda")
     target = torch.empty_like(source)

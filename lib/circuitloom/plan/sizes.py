@@ -5,6 +5,7 @@ from pathlib import Path
 from ..config import ModelShape, Run, Study
 from ..config.corpus import TextFiles
 from ..corpus.files import DataFile, file_format, open_content
+from ..language_model.batches import MOST, Batch, automatic_batch, pass_bytes
 from .work import GpuLoad
 
 CHRONICLE_WORDS = 1_500
@@ -110,10 +111,17 @@ def forward_load(study: Study, layers: float, unembeddings: float = 0.0, size: i
 
 
 def forward_bytes(study: Study, tokens: float) -> float:
-    """Returns the bytes of GPU memory that the model and a forward pass of `tokens` tokens take."""
-    return model_bytes(study) + tokens * number_bytes(study) * (
-        8 * study.shape.d_model + 3 * study.shape.d_mlp
-    )
+    """Returns the bytes of memory that the model and a forward pass of `tokens` tokens take."""
+    shape = study.shape
+    return model_bytes(study) + tokens * pass_bytes(shape.d_model, shape.d_mlp, number_bytes(study))
+
+
+def pass_tokens(study: Study, batch: Batch, kept: int = 0, most: int = MOST) -> int:
+    """Returns the number of tokens per forward pass. `kept` and `most` are those of `automatic_batch`."""
+    shape, context = study.shape, study.corpus.context
+    if batch == "auto":
+        batch = automatic_batch(shape.d_model, shape.d_mlp, number_bytes(study), context, kept, most)
+    return batch * context
 
 
 def activation_bytes(study: Study) -> float:

@@ -2,10 +2,15 @@
 
 import math
 
+from ..activations.cache import MOST_SEQUENCES
 from ..config import Study
 from ..config.corpus import HubDataset as HubCorpus
 from ..config.language_model import HubModel, Pretrain
+from ..evaluation.replacement import ENCODE_ELEMENTS
+from ..evaluation.scoring import HIDDEN_BYTES
 from ..features.external_sort import ENCODE_BATCH
+from ..language_model.head import BLOCK_ELEMENTS, CACHE_ELEMENTS
+from ..language_model.kernels import ROWS
 from .sizes import (
     BYTES_PER_TOKEN,
     PROCESS_BYTES,
@@ -17,6 +22,8 @@ from .sizes import (
     forward_load,
     model_bytes,
     model_parameters,
+    number_bytes,
+    pass_tokens,
     vocabulary,
     weight_bytes,
 )
@@ -36,6 +43,8 @@ GENERATED, TOKENIZED = 650_000, 300_000
 """Number of tokens per second that one core generates, or tokenizes, and packs."""
 PROMPT_SECONDS, WEIGHTS_SECONDS = 1.0, 5.0
 """Seconds of a traced prompt or behaviour, and of the analysis of weights, on a small model."""
+HEAD_BLOCKS = 4
+"""Number of blocks of logits in memory: of two models, their difference, and probabilities."""
 ENCODED_BYTES = 12
 """Bytes of GPU memory traffic per token and feature. Each pre-activation is written once and read twice."""
 
@@ -84,7 +93,8 @@ def language_model(study: Study, held_out: float) -> Work:
     # a training step takes about three forward passes
     passes = 3 * model.tokens + measured
     operations = passes * (forward(study, study.shape.layers) + 2 * embedding)
-    batch = model.batch * study.corpus.context * vocabulary(study.shape) * 6
+    rows = min(ROWS, BLOCK_ELEMENTS // vocabulary(study.shape))
+    batch = forward_bytes(study, model.batch * study.corpus.context) + 12 * rows * vocabulary(study.shape)
     return Work(
         "language_model",
         tokens=model.tokens,
@@ -109,19 +119,19 @@ def activations(study: Study, train_tokens: float) -> Work:
     shards = math.ceil(rows / config.shard_rows)
     jobs = len(config.sites) * min(config.jobs, shards)
     written = rows * activation_bytes(study) * arrays
-    blocks, embedding = model_parameters(study.shape)
+    tokens = pass_tokens(study, config.batch, most=MOST_SEQUENCES)
     return Work(
         "activations",
         tokens=rows * len(config.sites),
         disk=written + 6 * rows,
-        memory=PROCESS_BYTES + 4 * (blocks + embedding) + 2 * shard,
+        memory=PROCESS_BYTES + forward_bytes(study, tokens) + 2 * shard,
         operations=rows * len(config.sites) * forward(study, last),
         jobs=jobs,
         starts=jobs + 2,
         exclusive=config.jobs == 1,
         gpu_load=forward_load(study, last) * (rows * len(config.sites)),
         host_memory=PROCESS_BYTES + 2 * shard,
-        gpu_memory=forward_bytes(study, config.batch * study.corpus.context),
+        gpu_memory=forward_bytes(study, tokens),
         written=written,
         files=arrays * shards,
     )
@@ -145,16 +155,25 @@ def evaluation(study: Study, held_out: float) -> Work:
     operations = (len(runs) + 2 * sites) * passes + (jobs + 1) * full_pass + 2 * layers * encode
     replaced = sum((forward_load(study, shape.layers - layer, 1) for layer in starts), GpuLoad())
     entries = layers * (sum(map(firing, runs)) + FIRING_NEURONS * shape.d_mlp + 2 * shape.d_model)
-    batch = study.evaluation.batch * study.corpus.context
-    logits = batch * vocabulary(shape) * 12
+    batch = pass_tokens(study, study.evaluation.batch, kept=shape.layers)
+    state = number_bytes(study) * batch * shape.d_model
+    # a job stores what each block returns, and compares the hidden states of some models
+    held = forward_bytes(study, batch) + shape.layers * state + min(HIDDEN_BYTES, 2 * sites * layers * state)
     widest = max((run.width for run in runs), default=0)
+    held += 8 * min(ENCODE_ELEMENTS, batch * widest)
     weights = max((weight_bytes(run, shape.d_model) for run in runs), default=0)
+    loaded = max(
+        (sum(weight_bytes(run, shape.d_model) for run in sweep) for sweep in study.sweeps.values()), default=0
+    )
+    loaded = max(
+        loaded * (layers if study.grouped else 1), weights * (layers if study.evaluation.together else 1)
+    )
     n_passes = (len(runs) + 2 * sites) * len(starts) + jobs + 1
     return Work(
         "evaluation",
         tokens=tokens * n_passes,
         disk=1e6 * len(runs) * layers,
-        memory=PROCESS_BYTES + logits,
+        memory=PROCESS_BYTES + held + loaded + HEAD_BLOCKS * 4 * CACHE_ELEMENTS,
         operations=tokens * operations,
         jobs=jobs,
         starts=jobs + 2,
@@ -163,10 +182,9 @@ def evaluation(study: Study, held_out: float) -> Work:
         + GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(run.width for run in runs))
         * (2 * layers * tokens),
         host_memory=PROCESS_BYTES,
-        gpu_memory=forward_bytes(study, batch)
-        + logits
-        + weights * (layers if study.evaluation.together else 1)
-        + 8 * batch * widest,
+        gpu_memory=held
+        + HEAD_BLOCKS * 4 * min(BLOCK_ELEMENTS, batch * vocabulary(shape))
+        + weights * (layers if study.evaluation.together else 1),
         read=weights * layers * len(runs),
         matched_activations=tokens * entries * matched,
         files=6 * len(runs) * layers,
@@ -196,7 +214,7 @@ def features(study: Study, held_out: float) -> Work:
     # unsorted activations of the jobs that run at the same time
     disk += tokens * 2 * max(fires) * ACTIVATION_BYTES
     encoded = GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(widths) * layers)
-    blocks, embedding = model_parameters(shape)
+    positions = pass_tokens(study, config.batch, kept=shape.layers)
     groups = 1 if study.grouped else layers
     tabulated = len(study.sweeps) + (config.neurons != 0)
     widest = max([sum(run.width for run in sweep) for sweep in study.sweeps.values()], default=0)
@@ -208,15 +226,13 @@ def features(study: Study, held_out: float) -> Work:
         "features",
         tokens=tokens * tabulated * groups,
         disk=disk,
-        memory=PROCESS_BYTES + 4 * (blocks + embedding) + weights + TABULATING_BYTES,
+        memory=PROCESS_BYTES + forward_bytes(study, positions) + weights + TABULATING_BYTES,
         operations=tokens * (tabulated * sum(forward(study, layer + 1) for layer in last) + encode) + logits,
         jobs=tabulated * groups,
         starts=tabulated * groups,
         gpu_load=(passes + encoded) * tokens + GpuLoad(fp32_flops=logits),
         host_memory=PROCESS_BYTES + TABULATING_BYTES,
-        gpu_memory=forward_bytes(study, config.batch * study.corpus.context)
-        + weights
-        + 8 * ENCODE_BATCH * max(widths),
+        gpu_memory=forward_bytes(study, positions) + weights + 8 * ENCODE_BATCH * max(widths),
         read=sum(weight_bytes(run, shape.d_model) for run in study.runs.values()) * layers,
         sorted_activations=tokens * sum(fires) * layers,
         files=6 * len(fires) * layers,

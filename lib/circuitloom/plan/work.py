@@ -98,5 +98,7 @@ class Cost:
     """Number of GPUs that share a job. 0 if the stage uses no GPU."""
     busy_gpus: int = 0
     """Number of GPUs that are in use at the same time."""
+    parallel: int = 1
+    """Number of jobs that run at the same time on a machine without GPUs."""
     bottleneck: str = ""
     """Name of the slowest of the operations and transfers that happen at the same time."""

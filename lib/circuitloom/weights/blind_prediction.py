@@ -32,6 +32,7 @@ from ..corpus.tokens import Tokens, count_sequences
 from ..dictionaries.dictionary import Dictionary
 from ..evaluation.concept_matching import scored_activations, sparse_activations
 from ..evaluation.held_out import HeldOut, load_sequences
+from ..language_model.batches import Batch
 from ..language_model.hooks import Site
 from ..language_model.model import LanguageModel
 from .deembedding import TokenEmbeddings, encoder_in_residual, require_transcoder
@@ -203,7 +204,7 @@ class BlindScore:
 
 @torch.inference_mode()
 def find_active_positions(
-    model: LanguageModel, dictionaries: Mapping[int, Dictionary], held_out: HeldOut, batch: int
+    model: LanguageModel, dictionaries: Mapping[int, Dictionary], held_out: HeldOut, batch: Batch
 ) -> dict[int, ActivePositions]:
     """Returns, for each layer, the positions of `held_out` where features fire. The model runs on `batch` sequences at
     a time."""
@@ -262,7 +263,7 @@ def write_blind_predictions(
     contexts: int = 8,
     context_tokens: int = 8192,
     scored_tokens: int | None = 32768,
-    batch: int = 32,
+    batch: Batch = "auto",
 ) -> None:
     """Write the table `blind` of each layer in `paths`: predictions and their accuracy.
 

@@ -22,6 +22,7 @@ from ...core.layout import NEURONS
 from ...evaluation.concept_matching import scored_activations, sparse_activations
 from ...evaluation.concepts import ConceptAnnotations, SparseActivations
 from ...evaluation.held_out import HeldOut
+from ...language_model.batches import Batch
 from ...language_model.hooks import Site
 from ...language_model.residual import neuron_output_weights
 from ..context import CaseContext
@@ -44,7 +45,7 @@ Columns = Callable[[Sequence[int]], Float[Tensor, "token feature"]]
 
 
 def activations_by_layer(
-    context: CaseContext, held_out: HeldOut, batch: int, neurons: bool
+    context: CaseContext, held_out: HeldOut, batch: Batch, neurons: bool
 ) -> Iterator[tuple[str, int, Columns]]:
     """Yields (run, layer, activations) of each dictionary. If `neurons` is true, also yields the neurons as the run
     `NEURONS`. Memory holds the activations of one layer at a time."""
