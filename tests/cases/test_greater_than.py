@@ -20,13 +20,11 @@ from circuitloom.cases.greater_than.measurements import (
     UNTOUCHED,
     GreaterThanResults,
     ablated_name,
-    find_answers,
-    greater_than,
     logit_attribution,
-    make_prompts,
     replaced_name,
     year_metrics,
 )
+from circuitloom.cases.greater_than.prompts import find_answers, greater_than, make_prompts
 from circuitloom.cases.greater_than.study import measure_greater_than, study_greater_than
 from circuitloom.config.cases import GreaterThanCase
 from circuitloom.core.tables import read_table

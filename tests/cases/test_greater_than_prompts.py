@@ -1,11 +1,18 @@
 """Prompts of greater-than: which are dropped, which years are answers, which cases are refused."""
 
 import pytest
+import torch
 from pydantic import TypeAdapter
+from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.cases.year_model import YEARS, make_case
 
-from circuitloom.cases.greater_than.measurements import find_answers, make_prompts
+from circuitloom.cases.case_report import write_report
+from circuitloom.cases.context import CaseContext
+from circuitloom.cases.greater_than.prompts import AnswerYears, find_answers, make_prompts, read_task
+from circuitloom.cases.greater_than.report import make_report
+from circuitloom.cases.greater_than.study import measure_greater_than
 from circuitloom.config.cases import Cases
+from circuitloom.core.tables import read_table
 from circuitloom.corpus.chronicle.vocabulary import CLASSES, NUMBERS
 from circuitloom.corpus.tokenizer import word_tokenizer
 
@@ -105,3 +112,119 @@ def years_with_and_without_blank(*tokens: str):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     return Wrapped(backend, bos_id=None, eos_id=None)
+
+
+def digit_tokenizer(*pieces: str):
+    """A tokenizer of single digits, and of other pieces, each of which is one token where it stands."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    from circuitloom.corpus.tokenizer import Tokenizer as Wrapped
+
+    words = [*"0123456789", "from", "to", " ", *pieces]
+    backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(words)}, unk_token=" "))
+    pattern = "|".join(sorted(words, key=len, reverse=True))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")  # type: ignore[assignment]
+    return Wrapped(backend, bos_id=None, eos_id=None)
+
+
+DIGIT_KEYS = {"template": "from 17{year} to 17", "slots": {}, "fillings": 1, "first": 2, "last": 98}
+
+
+def test_a_tokenizer_of_digits_is_asked_for_the_tens_digit_alone():
+    tokenizer = digit_tokenizer()
+    answers, prompts = read_task(make_case(**DIGIT_KEYS), tokenizer, 32)
+    assert answers.digits == "tens" and answers.year.tolist() == list(range(10))
+    # no later digit than 9, and no earlier one than 0
+    assert prompts.start.unique().tolist() == list(range(1, 9)) and len(prompts) == 80
+    assert prompts.dropped == 97 - 80
+    assert prompts.text[3] == "from 1713 to 17" and prompts.start[3] == 1
+    assert prompts.place == 4 and set(prompts.half) == {"finding", "testing"}
+    changed = prompts.token != prompts.other
+    assert changed.nonzero()[:, 1].unique().tolist() == [prompts.place]
+    assert prompts.other[:, prompts.place].tolist() == prompts.other_start.tolist()
+
+
+def test_units_follow_the_tens_digit_of_the_start_year():
+    case = make_case(**DIGIT_KEYS, digits="units")
+    answers, prompts = read_task(case, digit_tokenizer(), 32)
+    assert prompts.text[0] == "from 1702 to 170" and prompts.start.unique().tolist() == list(range(9))
+    assert prompts.place == 5 and (prompts.token[:, 4] == prompts.token[:, -1]).all()
+    assert prompts.of("finding").start.unique().tolist() == list(range(9))
+    torch.testing.assert_close(
+        answers.metric(torch.zeros(2, 10), torch.tensor([0, 8])), torch.tensor([0.8, -0.8])
+    )
+
+
+def test_a_tokenizer_of_three_digits_is_asked_for_the_units():
+    # as in Llama 3, 1743 is 174 and 3
+    tokenizer = digit_tokenizer(
+        *(f"1{tens:02d}" for tens in range(70, 80)), *(f"{y:02d}" for y in range(10, 100))
+    )
+    answers, prompts = read_task(make_case(**DIGIT_KEYS), tokenizer, 32)
+    assert answers.digits == "units" and prompts.text[0] == "from 1702 to 170"
+    assert prompts.token.shape[1] == 8
+    with pytest.raises(
+        ValueError, match="0 of 97 prompts have a tens digit that is one token in the start year"
+    ):
+        read_task(make_case(**DIGIT_KEYS, digits="tens"), tokenizer, 32)
+
+
+def test_two_digits_are_asked_for_wherever_the_tokenizer_has_them():
+    tokenizer = digit_tokenizer("17", *(f"{year}" for year in range(20, 60)))
+    case = make_case(**DIGIT_KEYS)
+    answers, prompts = read_task(case, tokenizer, 32)
+    assert answers.digits == "both" and prompts.start.tolist() == [17, *range(20, 59)]
+    as_before = make_prompts(case, tokenizer, 32, find_answers(case, tokenizer))
+    assert prompts.text == as_before.text and prompts.half == as_before.half
+
+
+def test_a_tokenizer_without_digits_is_refused():
+    with pytest.raises(ValueError, match=r"has no tokens for years written '\{year\}'; change `answer`"):
+        read_task(make_case(), word_tokenizer(["c", "the", "war"]), 32)
+    with pytest.raises(ValueError, match="has no tokens for digits written"):
+        read_task(make_case(digits="tens"), word_tokenizer(["c", "the", "war"]), 32)
+
+
+def test_an_equal_tens_digit_is_left_out_and_all_digits_count_otherwise():
+    logits = torch.tensor([[0.3, -1.0, 2.0, 0.5]])
+    answers = AnswerYears(torch.arange(4), torch.arange(4), "tens")
+    p = logits[0, [0, 1, 3]].softmax(0)
+    expected = p[2] - p[0] - p[1]
+    torch.testing.assert_close(answers.metric(logits, torch.tensor([2])), expected[None])
+    # even a model that is sure of the equal digit has a metric
+    sure = logits + torch.tensor([0.0, 0.0, 50.0, 0.0])
+    torch.testing.assert_close(answers.metric(sure, torch.tensor([2])), expected[None])
+    masks = (answers.later(torch.tensor([2])), answers.others(torch.tensor([2])))
+    assert [mask[0].tolist() for mask in masks] == [[False, False, False, True], [True, True, False, False]]
+
+
+@pytest.mark.parametrize("digits", ["tens", "units"])
+def test_every_measurement_and_table_of_a_case_works_with_single_digits(digits: str, tmp_path):
+    model = load_tiny("llama", tmp_path)
+    context = CaseContext(model, digit_tokenizer(), {"tc": make_dictionaries(model)}, 32)
+    keys = {
+        **DIGIT_KEYS,
+        "first": 12,
+        "last": 38,
+        "digits": digits,
+        "features": 2,
+        "resamples": 50,
+        "traced": 2,
+    }
+    results = measure_greater_than("digits", context, make_case(**keys, width=4, length=2))
+    report = make_report("digits", results, make_case(**keys), context.tokenizer.strings())
+    write_report(report, tmp_path / "digits")
+    assert read_table(tmp_path / "digits" / "year.parquet").num_rows == 2 * len(results.years.year)
+    claims = {claim.name: claim for claim in report.claims}
+    with torch.inference_mode():
+        logits = model.module(results.prompts.token).logits[:, -1, :10]
+    if digits == "tens":
+        equal = torch.arange(10) == results.prompts.start[:, None]
+        logits = logits.masked_fill(equal, -torch.inf)
+    later = torch.arange(10) > results.prompts.start[:, None]
+    expected = (logits.softmax(1) * torch.where(later, 1.0, -1.0)).sum(1)
+    assert claims["untouched"].value == pytest.approx(float(expected.mean()), abs=1e-6)
+    assert f"start year's {digits} digit" in claims["year_first"].statement
+    assert f"the next token is the {digits} digit of the end year" in report.method[0]
+    assert len(results.direct) == results.prompts.half.count("testing")
+    assert torch.isfinite(results.direct).all() and torch.isfinite(results.patching.effect).all()

@@ -1,10 +1,8 @@
-"""Prompts, metric, measurements and results of the case study of greater-than, in the order of use."""
+"""Measurements and results of the case study of greater-than, in the order of use."""
 
-import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,21 +18,14 @@ from ...attribution.capture import ModelWeights
 from ...attribution.direct_effects import AttributionTargets, logit_targets, source_columns, total_effects
 from ...attribution.linearized_model import LinearizedModel
 from ...attribution.paths import FEATURE, HEAD, PathSearch, find_paths, paths_to_graph, target_reader
-from ...attribution.targets import tokenize_prompt
 from ...attribution.tracer import Tracer
-from ...config.cases.greater_than import CENTURY, YEAR, GreaterThanCase
-from ...corpus.prompt_text import find_token
-from ...corpus.token_arrays import scored_positions
-from ...corpus.tokenizer import Tokenizer
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.hooks import Edit, Site, capture, edited
 from ...language_model.model import LanguageModel
 from ...language_model.residual import norm_jvp
 from ...weights.deembedding import embedding_rows, encoder_in_residual, head_layers, head_vjp
-from ..context import FINDING, TESTING, fill_templates
+from .prompts import AnswerYears, YearPrompts
 
-MAX_FILLINGS = 1000
-"""Maximum number of template fillings from which prompts are drawn."""
 UNTOUCHED = "untouched"
 ALL_REPLACED = "all MLPs replaced"
 """Names of two conditions: the untouched model, and all MLPs replaced by transcoders."""
@@ -42,179 +33,16 @@ FEATURES, NEURONS = "features", "neurons"
 ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
 
 
-# Prompts
-
-
-@dataclass(frozen=True)
-class AnswerYears:
-    """Two-digit years that are single tokens. The metric uses only the logits of these tokens."""
-
-    token: Int[Tensor, " answer"]
-    year: Int[Tensor, " answer"]
-    """Last two digits of each year, ascending."""
-
-    def select(self, logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, "prompt answer"]:
-        """Returns the logits of the answer tokens."""
-        return logits[:, self.token.to(logits.device)]
-
-
-@dataclass(frozen=True)
-class YearPrompts:
-    """Prompts of equal length. Each prompt has a counterpart: the same text with another start year."""
-
-    text: list[str]
-    token: Int[Tensor, "prompt position"]
-    start: Int[Tensor, " prompt"]
-    """Last two digits of the start year."""
-    other: Int[Tensor, "prompt position"]
-    """Tokens of the counterparts."""
-    other_start: Int[Tensor, " prompt"]
-    scored: Bool[Tensor, " position"]
-    """True at positions where transcoders replace MLPs: all except the first position and separators."""
-    place: int
-    """Position of the start year."""
-    half: list[str]
-    """`finding` or `testing`, for each prompt."""
-    dropped: int
-    """Number of drawn prompts that `make_prompts` leaves out."""
-
-    def __len__(self) -> int:
-        """Number of prompts."""
-        return len(self.text)
-
-    def of(self, half: str) -> "YearPrompts":
-        """Returns the prompts of one half."""
-        return self[[i for i, each in enumerate(self.half) if each == half]]
-
-    def spread(self, wanted: int) -> "YearPrompts":
-        """Returns up to `wanted` prompts at evenly spaced indices."""
-        n = min(wanted, len(self))
-        return self[[(2 * i + 1) * len(self) // (2 * n) for i in range(n)]]
-
-    def __getitem__(self, chosen: list[int]) -> "YearPrompts":
-        """Returns the prompts at the given indices."""
-        return replace(
-            self,
-            text=[self.text[i] for i in chosen],
-            token=self.token[chosen],
-            start=self.start[chosen],
-            other=self.other[chosen],
-            other_start=self.other_start[chosen],
-            half=[self.half[i] for i in chosen],
-        )
-
-
-def find_answers(case: GreaterThanCase, tokenizer: Tokenizer) -> AnswerYears:
-    """Returns the years from 00 to 99 that give a single token when filled into the template `case.answer`.
-
-    A year follows the century as the start year does in `case.template`: with or without a blank. If only the other
-    form is a token, this form is used. Raises ValueError if fewer than two years give a single token.
-    """
-    slot = f"{{{YEAR}}}"
-    blank = " " if case.template.partition(slot)[0][-1:].isspace() else ""
-    other = "" if blank else " "
-    forms = [case.answer] if case.answer[0].isspace() else [blank + case.answer, other + case.answer]
-    tokens = {}
-    for year in range(100):
-        found = [find_token(form.replace(slot, f"{year:02d}"), tokenizer) for form in forms]
-        token = next((each for each in found if each is not None), None)
-        if token is not None:
-            tokens[year] = token
-    if len(tokens) < 2:
-        raise ValueError(f"the vocabulary has no tokens for years written {case.answer!r}; change `answer`")
-    return AnswerYears(torch.tensor(list(tokens.values())), torch.tensor(list(tokens)))
-
-
-def make_prompts(
-    case: GreaterThanCase, tokenizer: Tokenizer, context_length: int, answers: AnswerYears
-) -> YearPrompts:
-    """Returns the prompts of a case, sorted by start year. All prompts have a counterpart.
-
-    Every start year is a single token and has a later answer. All prompts have the same length and the same position of
-    the start year. Raises ValueError if fewer than four prompts remain, or if a prompt cannot be tokenized.
-    """
-    generator = random.Random(case.seed)
-    years = list(range(case.first, case.last + 1))
-    slots = {**case.slots, CENTURY: case.centuries}
-    filled = [texts for (texts,) in fill_templates([case.template], slots, MAX_FILLINGS, case.seed)]
-    token_of_year = dict(zip(answers.year.tolist(), answers.token.tolist(), strict=True))
-    rows: list[_PromptRow] = []
-    wanted = 0
-    for number, year in enumerate(years):
-        own = generator.sample(filled, min(case.fillings, len(filled)))
-        wanted += len(own)
-        for n, text in enumerate(own):
-            half = (FINDING, TESTING)[(number if len(own) == 1 else n) % 2]
-            others = [each for each in generator.sample(years, len(years)) if each != year]
-
-            def read(each: int, text=text) -> tuple[str, Tensor]:
-                written = text.replace(f"{{{YEAR}}}", f"{each:02d}")
-                return written, tokenize_prompt(written, tokenizer, context_length)
-
-            # leave out the last year, because no answer is later
-            if token_of_year.get(year, -1) in read(year)[1].tolist() and year < max(token_of_year):
-                rows += _pair(read, year, others, token_of_year, half)
-    places = Counter((len(row.token), row.place) for row in rows)
-    kept = [row for row in rows if (len(row.token), row.place) == places.most_common(1)[0][0]]
-    if len(kept) < 4:
-        raise ValueError(
-            f"{case.template!r}: {len(kept)} of {wanted} prompts have a start year that is one token; change the "
-            "template, or `answer`"
-        )
-    return YearPrompts(
-        text=[row.text for row in kept],
-        token=torch.stack([row.token for row in kept]),
-        start=torch.tensor([row.year for row in kept]),
-        other=torch.stack([row.other for row in kept]),
-        other_start=torch.tensor([row.other_year for row in kept]),
-        scored=scored_positions(kept[0].token[None], tokenizer.separator_id)[0],
-        place=kept[0].place,
-        half=[row.half for row in kept],
-        dropped=wanted - len(kept),
-    )
-
-
-class _PromptRow(NamedTuple):
-    """A prompt and its counterpart."""
-
-    text: str
-    token: Int[Tensor, " position"]
-    other: Int[Tensor, " position"]
-    year: int
-    other_year: int
-    place: int
-    half: str
-
-
-def _pair(
-    read: Callable[[int], tuple[str, Tensor]],
-    year: int,
-    others: Sequence[int],
-    token_of_year: dict[int, int],
-    half: str,
-) -> list[_PromptRow]:
-    """Returns one row: the prompt of `year` with its counterpart. Returns no row if there is no counterpart. The
-    counterpart has the first year in `others` that changes only the token of the year."""
-    text, token = read(year)
-    for other_year in others:
-        _, other = read(other_year)
-        if len(other) == len(token):
-            changed = (token != other).nonzero()[:, 0].tolist()
-            tokens = [(int(token[place]), int(other[place])) for place in changed]
-            if tokens == [(token_of_year[year], token_of_year.get(other_year, -1))]:
-                return [_PromptRow(text, token, other, year, other_year, changed[0], half)]
-    return []
-
-
 # The metric
 
 
-def greater_than(
-    logits: Float[Tensor, "prompt answer"], year: Int[Tensor, " answer"], start: Int[Tensor, " prompt"]
+@torch.inference_mode()
+def equal_probability(
+    model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
 ) -> Float[Tensor, " prompt"]:
-    """Returns P(years later than `start`) - P(all other years). The softmax is over the answer tokens alone."""
-    later = year.to(start.device) > start[:, None]
-    return (logits.softmax(-1) * torch.where(later, 1.0, -1.0).to(logits)).sum(-1)
+    """Returns the probability of the answer that equals the start, with a softmax over the answer tokens alone."""
+    p = answers.select(last_logits(model, prompts.token)).cpu().softmax(-1)
+    return (p * (answers.year == prompts.start[:, None])).sum(-1)
 
 
 def year_metrics(prompts: YearPrompts, answers: AnswerYears, separator_id: int | None) -> list[PromptMetric]:
@@ -223,7 +51,7 @@ def year_metrics(prompts: YearPrompts, answers: AnswerYears, separator_id: int |
     def metric(start: int) -> Metric:
         def measure(logits: Float[Tensor, "pass vocabulary"]) -> Float[Tensor, " pass"]:
             starts = torch.full((len(logits),), start, device=logits.device)
-            return greater_than(answers.select(logits), answers.year, starts)
+            return answers.metric(answers.select(logits), starts)
 
         return measure
 
@@ -238,7 +66,7 @@ def edited_metric(
     """Returns the metric of each prompt when `edits` are applied to the model."""
     with edited(model, edits):
         logits = last_logits(model, prompts.token)
-    return greater_than(answers.select(logits).cpu(), answers.year, prompts.start)
+    return answers.metric(answers.select(logits).cpu(), prompts.start)
 
 
 # MLPs ablated or replaced
@@ -372,11 +200,10 @@ def patch_start_year(model: LanguageModel, prompts: YearPrompts, answers: Answer
     """
 
     def contrast(logits: Float[Tensor, "prompt vocabulary"]) -> Float[Tensor, " prompt"]:
-        # the magnitude of this difference is twice the probability of the years between the two start years
+        # its magnitude is twice the probability of the years between the two start years, except with tens digits,
+        # where each metric leaves out its own start
         chosen = answers.select(logits).cpu()
-        own, other = (
-            greater_than(chosen, answers.year, each) for each in (prompts.start, prompts.other_start)
-        )
+        own, other = (answers.metric(chosen, each) for each in (prompts.start, prompts.other_start))
         return own - other
 
     return patch_heads(model, prompts.token, prompts.other, contrast)
@@ -462,8 +289,10 @@ def direct_year_effects(
     """
     z = last_feature_activations(model, dictionary, prompts, feature)
     effect = (z @ logit_attribution(weights, dictionary, feature, answers.token.to(feature.device))).cpu()
-    later = (answers.year > prompts.start[:, None]).to(effect)
-    return (effect * later).sum(1) / later.sum(1) - (effect * (1 - later)).sum(1) / (1 - later).sum(1)
+    later, others = (
+        mask.to(effect) for mask in (answers.later(prompts.start), answers.others(prompts.start))
+    )
+    return (effect * later).sum(1) / later.sum(1) - (effect * others).sum(1) / others.sum(1)
 
 
 @torch.inference_mode()
@@ -544,10 +373,12 @@ class YearCircuit:
 def later_target(model: LinearizedModel, answers: AnswerYears, start: int) -> AttributionTargets:
     """Returns a target at the last position: the mean logit of later years minus the mean logit of all other years."""
     unembedding = model.captured.unembedding.weight
-    later = answers.year > start
+    later, others = (
+        mask[0] for mask in (answers.later(torch.tensor([start])), answers.others(torch.tensor([start])))
+    )
     weights = unembedding.new_zeros(1, len(unembedding))
     weights[0, answers.token[later]] = 1 / int(later.sum())
-    weights[0, answers.token[~later]] = -1 / int((~later).sum())
+    weights[0, answers.token[others]] = -1 / int(others.sum())
     return logit_targets(model, torch.tensor([len(model.captured) - 1], device=weights.device), weights)
 
 
@@ -633,6 +464,8 @@ class GreaterThanResults:
     """Metrics of the circuit alone and of the model without the circuit, on the testing half."""
     contributions: InputContributions
     """Contributions of the inputs on some prompts of the testing half."""
+    equal: Float[Tensor, " prompt"]
+    """Result of `equal_probability`."""
 
     @property
     def head(self) -> int:

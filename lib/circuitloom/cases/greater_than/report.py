@@ -14,7 +14,7 @@ from ...ablation.behaviour import faithfulness_rows
 from ...ablation.causal_effects import AblationKind
 from ...ablation.faithfulness import FaithfulnessCurve
 from ...attribution.paths import EMBEDDING, FEATURE, HEAD, POSITION
-from ...config.cases.greater_than import GreaterThanCase
+from ...config.cases.greater_than import Digits, GreaterThanCase
 from ...core.plotting import BLUE, GREEN, ORANGE, VERMILION, styled
 from ..case_report import CaseReport, number, outcome_rows, source_rows
 from ..claims import (
@@ -44,7 +44,7 @@ from .measurements import (
 KINDS = {FEATURE: "feature", HEAD: "head", EMBEDDING: "token", POSITION: "position"}
 """Names of node kinds in the table `source`. The keys are numbers from `attribution.paths`."""
 ABLATION_VALUES: dict[AblationKind, str] = {"zero": "zero", "mean": "the mean"}
-METRIC_LABEL = "P(later years) - P(other years)"
+DIGITS_WORDS: dict[Digits, str] = {"both": "last two digits", "tens": "tens digit", "units": "units digit"}
 MakeClaim = Callable[..., Claim]
 """Type of `make_claim` after `functools.partial` binds `bootstrap`."""
 
@@ -54,12 +54,13 @@ def make_report(
 ) -> CaseReport:
     """Returns the report of the case study. `strings` has the text of each vocabulary token."""
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
+    year = "year" if results.answers.digits == "both" else "digit"
     return CaseReport(
         case=name,
         title="a span of years ends after it starts",
         question=(
-            f"After a text such as `{results.prompts.text[0]}`, does the model prefer years later than the start year, "
-            "and which components make it do so?"
+            f"After a text such as `{results.prompts.text[0]}`, does the model prefer {_years(results)} later than the "
+            f"{_start(results)}, and which components make it do so?"
         ),
         answer=_answer(results),
         claims=greater_than_claims(results, case, bootstrap),
@@ -82,12 +83,29 @@ def make_report(
             ),
             "years": (
                 draw_years(results),
-                f"Features of layer {results.layer} by year: activation at the last position, de-embedding score (how "
-                "strongly the weights read the year), and direct logit attribution to the year as the answer.",
+                f"Features of layer {results.layer} by {year}: activation at the last position, de-embedding score "
+                f"(how strongly the weights read the {year}), and direct logit attribution to the {year} as the "
+                "answer.",
             ),
         },
         method=list(_method(results, case, strings)),
     )
+
+
+def _years(results: GreaterThanResults) -> str:
+    """Returns what the answers are called in texts."""
+    return "years" if results.answers.digits == "both" else "digits"
+
+
+def _start(results: GreaterThanResults) -> str:
+    """Returns what the answers are compared with."""
+    digits = results.answers.digits
+    return "start year" if digits == "both" else f"start year's {digits} digit"
+
+
+def _metric_label(results: GreaterThanResults) -> str:
+    years = _years(results)
+    return f"P(later {years}) - P({'earlier' if results.answers.digits == 'tens' else 'other'} {years})"
 
 
 # Claims
@@ -150,7 +168,7 @@ def _head_claims(results: GreaterThanResults, case: GreaterThanCase, claim: Make
     patching, head = results.patching, results.head
     name = f"head {patching.layer[head]}.{patching.head[head]}"
     rows = torch.stack([patching.effect[head], patching.total], 1).numpy()
-    statement = f"share of the start year's effect that {name} carries to the last position"
+    statement = f"share of the {_start(results)}'s effect that {name} carries to the last position"
     yield claim("head_share", statement, rows, case.carried, statistic=ratio)
     if len(patching.head) > 1:
         others = [i for i in range(len(patching.head)) if i != head]
@@ -163,22 +181,25 @@ def _year_claims(results: GreaterThanResults, case: GreaterThanCase, claim: Make
     """Yields claims about the features in `results.years`."""
     years, n = results.years, len(results.years.feature)
     features = f"the {n} features of layer {results.layer} with the largest variance"
-    statement = f"direct effect of {features} on the mean logit of later years minus that of the others"
+    statement = (
+        f"direct effect of {features} on the mean logit of later {_years(results)} minus that of the others"
+    )
     yield claim("direct_effect", statement, results.direct[:, None].numpy(), 0.0)
     year = mean_ranks(years.year.tolist())
     rows = np.stack([column for own in years.attribution.tolist() for column in (year, mean_ranks(own))], 1)
-    statement = f"rank correlation of year and direct logit attribution, mean over {features}"
-    yield claim("attribution_rises", statement, rows, 0.0, statistic=mean_correlation, of="years")
+    units = _years(results)
+    statement = f"rank correlation of {units[:-1]} and direct logit attribution, mean over {features}"
+    yield claim("attribution_rises", statement, rows, 0.0, statistic=mean_correlation, of=units)
     if years.score is not None:
         pairs = zip(years.activation.numpy(), years.score.numpy(), strict=True)
         # the correlation of a feature that never fires on the prompts is undefined
         columns = [column for pair in pairs if pair[0].any() for column in pair]
-        statement = f"correlation of de-embedding score and activation over start years, mean over {features}"
+        statement = (
+            f"correlation of de-embedding score and activation over start {units}, mean over {features}"
+        )
         if columns:
             rows = np.stack(columns, 1)
-            yield claim(
-                "deembedding", statement, rows, case.deembedded, statistic=mean_correlation, of="years"
-            )
+            yield claim("deembedding", statement, rows, case.deembedded, statistic=mean_correlation, of=units)
 
 
 def _circuit_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:
@@ -202,7 +223,8 @@ def _circuit_claims(results: GreaterThanResults, case: GreaterThanCase, claim: M
     others = [i for i in range(token.shape[1]) if i != place]
     rows = token[:, [place, *others]].numpy()
     statement = (
-        "contribution of the start year's token to later years' logits minus the largest of any other token"
+        f"contribution of the {_start(results)}'s token to later {_years(results)}' logits minus the largest of any "
+        "other token"
     )
     yield claim("year_first", statement, rows, 0.0, statistic=lead)
 
@@ -234,7 +256,7 @@ def _mean(values: Tensor) -> str:
 def _answer(results: GreaterThanResults) -> list[str]:
     circuit, metric = results.circuit, results.ablations["mean"]
     return [
-        "The metric, the probability of later years minus that of the others, is "
+        f"The metric, the probability of later {_years(results)} minus that of the others, is "
         f"{_mean(results.conditions[UNTOUCHED])}, and {_mean(results.conditions[replaced_name(results.layer)])} with "
         f"MLP {results.layer} replaced by its transcoder.",
         f"A circuit of {len(circuit.parts(FEATURE))} features and {len(circuit.parts(HEAD))} heads alone has a metric "
@@ -245,11 +267,16 @@ def _answer(results: GreaterThanResults) -> list[str]:
 def _method(results: GreaterThanResults, case: GreaterThanCase, strings: list[str]) -> Iterator[str]:
     prompts, answers = results.prompts, results.answers
     halves = [prompts.half.count(half) for half in (FINDING, TESTING)]
+    first, last = (_year_text(results, int(end)) for end in (prompts.start.min(), prompts.start.max()))
+    unusable = "the start year is not one token"
+    if answers.digits != "both":
+        unusable = f"the {_start(results)} is not one token or has no later digit"
+    if answers.digits == "tens":
+        unusable += ", or no earlier one"
     yield (
-        f"The softmax is over the {len(answers.year)} two-digit years that are single tokens. {len(prompts)} prompts "
-        f"with start years from {int(prompts.start.min()):02d} to {int(prompts.start.max()):02d}: {halves[0]} to "
-        f"choose on, {halves[1]} to test on; {prompts.dropped} were left out, because of their length or because the "
-        "start year is not one token. Transcoders replace MLPs without error terms, except at separators of documents."
+        f"{_softmax_text(results)} {len(prompts)} prompts with {_start(results)}s from {first} to {last}: "
+        f"{halves[0]} to choose on, {halves[1]} to test on; {prompts.dropped} were left out, because of their length "
+        f"or because {unusable}. Transcoders replace MLPs without error terms, except at separators of documents."
     )
     order = results.mlp_effect.mean(1).argsort(descending=True).tolist()
     listed = ", ".join(f"layer {i} {_mean(results.mlp_effect[i])}" for i in order[:3])
@@ -265,21 +292,41 @@ def _method(results: GreaterThanResults, case: GreaterThanCase, strings: list[st
         for i in results.finding_patching.order()[:3].tolist()
     )
     yield (
-        "Heads are patched at the last position from a prompt with another start year. Share of the effect of "
+        f"Heads are patched at the last position from a prompt with another {_start(results)}. Share of the effect of "
         f"patching the complete prompt, chosen on one half and measured on the other: {listed}."
     )
     years = results.years
+    largest = [_year_text(results, year) for year in years.year[years.activation.argmax(1)].tolist()]
     listed = ", ".join(
-        f"{results.layer}/{feature} ({number(float(results.variance[feature]))}, {int(years.year[at]):02d})"
-        for feature, at in zip(years.feature.tolist(), years.activation.argmax(1).tolist(), strict=True)
+        f"{results.layer}/{feature} ({number(float(results.variance[feature]))}, {year})"
+        for feature, year in zip(years.feature.tolist(), largest, strict=True)
     )
     through = "" if years.head is None else " De-embedding goes through head {}.{}.".format(*years.head)
     yield (
-        f"Features of layer {results.layer} with the largest variance over the prompts (variance, start year of the "
-        f"largest activation): {listed}.{through}"
+        f"Features of layer {results.layer} with the largest variance over the prompts (variance, {_start(results)} "
+        f"of the largest activation): {listed}.{through}"
     )
     yield _circuit_text(results)
     yield _contributions_text(results, strings)
+
+
+def _year_text(results: GreaterThanResults, year: int) -> str:
+    return f"{year:02d}" if results.answers.digits == "both" else str(year)
+
+
+def _softmax_text(results: GreaterThanResults) -> str:
+    """Returns sentences that say what the answers are."""
+    answers = results.answers
+    if answers.digits == "both":
+        return f"The softmax is over the {len(answers.year)} two-digit years that are single tokens."
+    asked = f"The answers are single digits: the next token is the {answers.digits} digit of the end year."
+    equal = f"The {_start(results)} itself has a probability of {_mean(results.equal)} among all digits"
+    if answers.digits == "tens":
+        return f"{asked} {equal}; it is left out of the softmax, because the units digit decides there."
+    return (
+        f"{asked} Prompts end with the tens digit of the start year. The softmax is over all digits. {equal}; it "
+        "counts as not later."
+    )
 
 
 def _circuit_text(results: GreaterThanResults) -> str:
@@ -302,16 +349,16 @@ def _contributions_text(results: GreaterThanResults, strings: list[str]) -> str:
 
     def place_name(position: int) -> str:
         if position == prompts.place:
-            return "the start year"
+            return f"the {_start(results)}"
         offset, token = _place(results, position, strings).values()
         return f"position {offset}" if token is None else repr(token.strip())
 
     largest = tokens.abs().argsort(descending=True)[:3].tolist()
     listed = ", ".join(f"{place_name(i)} {number(float(tokens[i]))}" for i in largest)
     return (
-        f"The mean logit of later years minus that of the others is {_mean(value)} on {len(value)} traced prompts. It "
-        "is the sum of the contributions of tokens, positions, errors and biases through all features and heads; the "
-        f"largest tokens contribute {listed}. By magnitude, the start year's token has a share of "
+        f"The mean logit of later {_years(results)} minus that of the others is {_mean(value)} on {len(value)} traced "
+        "prompts. It is the sum of the contributions of tokens, positions, errors and biases through all features and "
+        f"heads; the largest tokens contribute {listed}. By magnitude, the {_start(results)}'s token has a share of "
         f"{_mean(inputs.token[:, prompts.place].abs() / inputs.magnitude)} and transcoder errors "
         f"{_mean(inputs.error.abs().sum((1, 2)) / inputs.magnitude)}."
     )
@@ -446,7 +493,7 @@ def draw_metric(results: GreaterThanResults, bootstrap: Bootstrap, bound: float)
     axes.axhline(bound, color="grey", linestyle=":", linewidth=1, label=f"claimed when replaced: {bound:g}")
     ticks = [*layers, *([len(layers)] if ALL_REPLACED in results.conditions else [])]
     axes.set_xticks(ticks, [str(layer) if layer in layers else "all" for layer in ticks])
-    axes.set(xlabel="layer of the MLP", ylabel=METRIC_LABEL)
+    axes.set(xlabel="layer of the MLP", ylabel=_metric_label(results))
     axes.axhline(0, color="black", linewidth=0.6)
     figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     return figure
@@ -470,7 +517,7 @@ def draw_layer_curves(results: GreaterThanResults, bootstrap: Bootstrap, small: 
         panel.set_xticks([0, 1, 10, 100, 1000], ["0", "1", "10", "100", "1000"])
         panel.set_title(f"the others set to {'zero' if kind == 'zero' else 'their mean'}")
         panel.set_xlabel("components kept, k")
-    panels[0].set_ylabel(METRIC_LABEL)
+    panels[0].set_ylabel(_metric_label(results))
     panels[-1].legend(fontsize="small", loc="lower right")
     return figure
 
@@ -492,7 +539,7 @@ def draw_years(results: GreaterThanResults) -> Figure:
     years = results.years
     rows: list[tuple[str, str, str, Any]] = [
         ("activation", "start year", BLUE, years.activation),
-        ("logit attribution (per unit)", "year as the answer", GREEN, years.attribution),
+        ("logit attribution (per unit)", f"{_years(results)[:-1]} as the answer", GREEN, years.attribution),
     ]
     if years.score is not None:
         rows.insert(1, ("de-embedding score", "start year", VERMILION, years.score))
@@ -503,7 +550,7 @@ def draw_years(results: GreaterThanResults) -> Figure:
         for panel, own in zip(row, values.numpy(), strict=True):
             panel.plot(years.year.numpy(), own, color=colour, linewidth=1.3)
             panel.axhline(0, color="black", linewidth=0.6)
-            panel.set_xlabel(f"{what} (last two digits)", fontsize="small")
+            panel.set_xlabel(f"{what} ({DIGITS_WORDS[results.answers.digits]})", fontsize="small")
         row[0].set_ylabel(name)
     for panel, feature in zip(panels[0], years.feature.tolist(), strict=True):
         panel.set_title(f"feature {results.layer}/{feature}", fontsize="medium")

@@ -21,11 +21,10 @@ from .measurements import (
     describe_years,
     direct_year_effects,
     edited_metric,
-    find_answers,
+    equal_probability,
     find_circuit,
     input_contributions,
     layer_curves,
-    make_prompts,
     measure_conditions,
     mlp_effects,
     patch_start_year,
@@ -34,6 +33,7 @@ from .measurements import (
     without_feature_name,
     year_metrics,
 )
+from .prompts import read_task
 from .report import make_report
 
 STEPS = 7
@@ -50,8 +50,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
     """Returns all measurements of the case study. Raises the errors of `study_greater_than`."""
     model, transcoders, run = context.model, context.transcoders, context.run
     # 1. Prompts, in two halves
-    answers = find_answers(case, context.tokenizer)
-    prompts = make_prompts(case, context.tokenizer, context.context_length, answers)
+    answers, prompts = read_task(case, context.tokenizer, context.context_length)
     read = (read_prompt(text, context.tokenizer, context.context_length) for text in prompts.text)
     print_notes(name, (note for prompt in read for note in prompt.notes))
     finding, testing = prompts.of(FINDING), prompts.of(TESTING)
@@ -121,6 +120,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         basis=basis,
         ablations=ablations,
         contributions=contributions,
+        equal=equal_probability(model, prompts, answers),
     )
 
 

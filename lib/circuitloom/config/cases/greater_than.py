@@ -10,6 +10,7 @@ from .feature import is_feature
 
 YEAR, CENTURY = "year", "century"
 """Names of the slots that the case study fills itself."""
+Digits = Literal["both", "tens", "units"]
 TwoDigits = Annotated[int, Field(ge=0, le=98)]
 Metric = Annotated[float, Field(ge=-1, le=1)]
 
@@ -47,6 +48,12 @@ class GreaterThanCase(Case):
     answer: Annotated[str, Field(pattern=r"\{year\}")] = "{year}"
     """Template of the answer token. `{year}` is replaced by two digits. The answer follows the century as `{year}` does
     in `template`: with or without a space. A leading space in `answer` overrides this."""
+    digits: Digits | Literal["auto"] = "auto"
+    """Digits of the end year that the model is asked for. `both`: the answers are the two-digit years that are single
+    tokens. `tens`: the answers are single digits, compared with the tens digit of the start year; the equal digit is
+    left out, because the units decide there. `units`: the prompt goes on with the tens digit of the start year, and
+    the answers are compared with its units digit. With `auto`, the first of these for which the tokenizer gives
+    prompts."""
     fillings: PositiveInt = 2
     """Number of prompts per start year. The prompts of a year alternate between the finding half and the testing half.
     With one prompt per year, the years alternate."""

@@ -74,7 +74,10 @@ YEAR = Table(
             "rank among the layer's features, from 0, by variance over the prompts at the last token",
         ),
         "variance": (FLOAT, "variance over the prompts of the finding half at the last token"),
-        "year": (pa.int16(), "last two digits of the start year"),
+        "year": (
+            pa.int16(),
+            "last two digits of the start year; its tens or units digit if answers are single digits",
+        ),
         "activation": (FLOAT, "activation at the last token, mean over the prompts of the year"),
         "logit_attribution": (
             FLOAT,
