@@ -1,8 +1,10 @@
 """The case study of a feature that fires on one known token finds the feature and its rule; its claims hold."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -13,15 +15,18 @@ from tests.models import CONTEXT
 from circuitloom.attribution.targets import tokenize_prompt
 from circuitloom.cases.case_report import CaseReport, write_report
 from circuitloom.cases.context import CaseContext
-from circuitloom.cases.feature.study import draw_pairs, study_feature
+from circuitloom.cases.feature.study import draw_pairs, load_text, study_feature
 from circuitloom.config.cases import FeatureCase
 from circuitloom.config.evaluation import Evaluation
 from circuitloom.core.tables import CLAIM, OUTCOME, SOURCE, read_table
+from circuitloom.corpus.token_arrays import write_tokens
 from circuitloom.corpus.tokenizer import load_tokenizer
+from circuitloom.corpus.tokens import open_tokens
 from circuitloom.evaluation.held_out import HeldOut
 from circuitloom.language_model.hooks import Site, capture
 
 WORD, PLANTED, LAYER = 9, 5, 0
+NO_CONCEPTS = pa.table({"sequence": [], "position": [], "concept": []})
 CASE = FeatureCase(
     kind="feature",
     concept="ninth",
@@ -264,3 +269,70 @@ def test_a_template_without_words_to_test_on_is_refused() -> None:
     case = FeatureCase(kind="feature", texts=["w3 w9"], edited=["w3 w4"])
     with pytest.raises(ValueError, match="give a single text; add words to `slots`"):
         draw_pairs(case)
+
+
+CONTRAST = CASE.model_copy(update={"concept": None, "published": {}})
+
+
+def test_the_planted_feature_is_found_by_contrast_too(study) -> None:
+    case = CONTRAST.model_copy(update={"effect": None})
+    report = study_feature("nine", study.context, study.held_out, NO_CONCEPTS, case, Evaluation())
+    assert report.title == f"feature {LAYER}/{PLANTED} of tc"
+    first = report.claims[0]
+    assert first.name == "feature_found" and first.holds and first.value >= 1
+    n = len(study.held_out.document[study.held_out.scored].unique())
+    assert f"tokens of {n} documents" in report.method[2]
+    assert f"The best: {LAYER}/{PLANTED} (effect size " in report.method[3]
+
+
+def test_no_feature_found_is_a_result_with_a_failing_claim_and_valid_files(study, tmp_path, capsys) -> None:
+    case = CONTRAST.model_copy(update={"dense": 0.0, "strength": 1.0})
+    report = study_feature("none", study.context, study.held_out, NO_CONCEPTS, case, Evaluation())
+    assert [(claim.name, claim.value, claim.holds) for claim in report.claims] == [
+        ("feature_found", 0.0, False)
+    ]
+    write_report(report, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "claim.parquet", "outcome.parquet", "source.parquet", "activations.png", "sources.png", "result.md",
+    }  # fmt: skip
+    for table in (CLAIM, OUTCOME, SOURCE):
+        assert read_table(tmp_path / f"{table.name}.parquet").schema.equals(table.schema)
+    page = (tmp_path / "result.md").read_text()
+    assert "No feature found: " in page and "0 of 1 claims hold; these fail: feature found." in page
+    assert capsys.readouterr().err.startswith("circuitloom: none: no feature found: ")
+
+
+def test_a_named_feature_that_is_silent_is_a_result_and_an_unknown_one_an_error(study) -> None:
+    dictionary = study.context.transcoders[1]
+    silent = replace(dictionary, b_enc=torch.full_like(dictionary.b_enc, -1e6))
+    context = replace(study.context, runs={"tc": {**study.context.transcoders, 1: silent}})
+    case = CONTRAST.model_copy(update={"feature": "1/2"})
+    report = study_feature("none", context, study.held_out, NO_CONCEPTS, case, Evaluation())
+    assert report.answer[0].startswith(
+        "No feature found: feature 1/2 does not fire at the last token of any text"
+    )
+    with pytest.raises(ValueError, match="there is no feature 1/4000 in tc; name another"):
+        case = CONTRAST.model_copy(update={"feature": "1/4000"})
+        study_feature("none", context, study.held_out, NO_CONCEPTS, case, Evaluation())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "wanted", "expected"),
+    [
+        # 4 positions per sequence, 2 sequences per document
+        (4 * 240, None, list(range(240))),
+        (4 * 10, None, [i * 1000 // 160 for i in range(160)]),
+        (4 * 240, 4 * 10, [i * 100 for i in range(10)]),
+    ],
+)
+def test_text_is_read_from_at_least_a_hundred_documents(
+    tokens: int, wanted: int | None, expected, tmp_path
+) -> None:
+    token = np.arange(4000, dtype=np.uint16).reshape(1000, 4)
+    document = np.repeat(np.arange(1000, dtype=np.uint32) // 2, 4).reshape(1000, 4)
+    attributes = {"bos_id": None, "separator_id": None, "vocabulary": 4000}
+    write_tokens(tmp_path / "tokens", [(token, document)], 1000, attributes)
+    case = FeatureCase(kind="feature", texts=["a"], edited=["b"], tokens=wanted)
+    text = load_text(open_tokens(tmp_path / "tokens"), Evaluation(tokens=tokens), case)
+    assert text.token[:, 0].tolist() == [4 * row for row in expected]
+    assert text.document[:, 0].tolist() == [row // 2 for row in expected]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -63,7 +64,7 @@ def load_held_out(tokens: Tokens, config: Evaluation) -> HeldOut:
     return load_sequences(tokens, slice(count_sequences(tokens, config.tokens)), config.mask)
 
 
-def load_sequences(tokens: Tokens, rows: slice, mask: str = "bos") -> HeldOut:
+def load_sequences(tokens: Tokens, rows: slice | Int[np.ndarray, " sequence"], mask: str = "bos") -> HeldOut:
     """Load the sequences `rows` of `tokens`.
 
     If `mask` is `bos`, position 0 and every separator (BOS, or EOS if the tokenizer has no BOS) are not scored. If

@@ -23,6 +23,7 @@ from ...weights.blind_prediction import ActivePositions, ContextMeans, compute_c
 from ...weights.deembedding import TokenEmbeddings, embedding_rows
 from ..case_report import code_span
 from ..context import CaseContext
+from .choice import ChosenFeature
 
 MAX_DISTANCE = 24
 """Number of last tokens with recorded effects. The effects of earlier tokens count only in `FeatureSources.total`."""
@@ -43,22 +44,6 @@ class TextPair(NamedTuple):
     edited: str
     half: str
     """`finding` or `testing`."""
-
-
-class ChosenFeature(NamedTuple):
-    """A feature and its threshold. The feature counts as firing above the threshold."""
-
-    layer: int
-    feature: int
-    threshold: float
-    score: float
-    """`choose_by_concept` returns the F1 on the choosing documents. `choose_by_contrast` returns the share of texts
-    above the threshold minus the share of edits above the threshold, on the finding half."""
-
-    @property
-    def name(self) -> str:
-        """Name of the feature, written LAYER/NUMBER."""
-        return f"{self.layer}/{self.feature}"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ...evaluation.held_out import HeldOut
 from ..case_report import CaseReport, number, outcome_rows, source_rows
 from ..claims import Bootstrap, Claim, f1, make_claim, ratio
 from ..context import TESTING
+from .choice import Candidate, Choice
 from .measurements import (
     DirectSource,
     FeatureActivity,
@@ -29,6 +30,8 @@ from .measurements import (
     agreement,
 )
 
+CANDIDATES_SHOWN = 5
+"""Maximum number of candidates that the text describes."""
 SOURCES_SHOWN = 12
 """Maximum number of direct sources in the picture."""
 MAX_SOURCE_ROWS = 30
@@ -43,6 +46,8 @@ class FeatureResults:
     case: FeatureCase
     run: str
     pairs: Sequence[TextPair]
+    choice: Choice
+    """The choice of the feature of `activity`."""
     activity: FeatureActivity
     sources: FeatureSources
     rule: Rule
@@ -62,17 +67,23 @@ def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) 
     Claims about held-out text use only documents that were not used to choose the feature and the rule.
     """
     case, name = results.case, results.activity.feature.name
-    claims = [*feature_claims(results, held_out, concepts), *published_claims(results)]
+    claims = [
+        *choice_claims(case, results.choice),
+        *feature_claims(results, held_out, concepts),
+        *published_claims(results),
+    ]
     counts = torch.bincount(held_out.token.flatten(), minlength=len(results.strings))
-    subject = f"concept `{case.concept}`" if case.concept else f"texts such as `{results.pairs[0].text}`"
     return CaseReport(
         case=results.name,
         title=f"feature {name} of {results.run}",
-        question=f"Which feature of {results.run} responds to {subject}, what does it read, and what does it do?",
+        question=_question(case, results.run, results.pairs),
         answer=_answer(results, claims, counts),
         claims=claims,
         tables={
-            "outcome": [*_activation_rows(results), *_test_rows(results)],
+            "outcome": [
+                *_activation_rows(results.name, results.pairs, results.activity.on, results.activity.off),
+                *_test_rows(results),
+            ],
             "source": _source_rows(results.name, results.sources, results.strings),
         },
         figures={
@@ -89,11 +100,64 @@ def make_report(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) 
                 "tokens, through all heads and features. Right: sources that it reads in one step.",
             ),
         },
-        method=_method(results, counts),
+        method=_method(results, held_out, counts),
     )
 
 
+def make_empty_report(
+    name: str,
+    case: FeatureCase,
+    run: str,
+    pairs: Sequence[TextPair],
+    choice: Choice,
+    held_out: HeldOut,
+    notes: Sequence[str],
+) -> CaseReport:
+    """Returns the report of a case study that found no feature. Its only claim fails."""
+    caption = "Empty, because no feature was found."
+    return CaseReport(
+        case=name,
+        title=f"no feature of {run}",
+        question=_question(case, run, pairs),
+        answer=[f"No feature found: {choice.reason}.", "Claims about a feature are left out."],
+        claims=choice_claims(case, choice),
+        tables={"outcome": [], "source": []},
+        figures={each: (draw_nothing("no feature found"), caption) for each in case.figures},
+        method=[
+            *_candidates_text(choice),
+            f"{len(pairs)} pairs of a text and its edit. {_held_out_text(held_out)}",
+            *_notes_text(notes),
+        ],
+    )
+
+
+def _question(case: FeatureCase, run: str, pairs: Sequence[TextPair]) -> str:
+    subject = f"concept `{case.concept}`" if case.concept else f"texts such as `{pairs[0].text}`"
+    return f"Which feature of {run} responds to {subject}, what does it read, and what does it do?"
+
+
 # Claims
+
+
+def choice_claims(case: FeatureCase, choice: Choice) -> list[Claim]:
+    """Returns the claim that a feature was found. A feature that was found by its concept, or named, has no such
+    claim."""
+    by_contrast = case.feature is None and case.concept is None
+    if choice.feature is not None and not by_contrast:
+        return []
+    n = float(len(choice.acceptable))
+    statement = "number of features that respond to the texts"
+    if by_contrast:
+        statement = (
+            f"number of features that tell texts from edits on the finding half (precision {case.precision:g}, recall "
+            f"{case.recall:g}), with {case.strength:g} of their largest activation, and fire on at most "
+            f"{case.dense:g} of the held-out tokens"
+        )
+        if case.effect is not None:
+            statement += f", and raise `{case.effect}`"
+    return [
+        Claim("feature_found", statement, n, n, n, 1.0, len(choice.candidates), "features"),
+    ]
 
 
 def feature_claims(results: FeatureResults, held_out: HeldOut, concepts: pa.Table) -> list[Claim]:
@@ -181,7 +245,44 @@ def _answer(results: FeatureResults, claims: Sequence[Claim], counts: Tensor) ->
     return [first, f"It tells unseen texts from their edits on a share of {apart} of the pairs."]
 
 
-def _method(results: FeatureResults, counts: Tensor) -> list[str]:
+def _candidates_text(choice: Choice) -> list[str]:
+    """Returns a paragraph about the candidates, if the feature was chosen by contrast."""
+    if not choice.candidates:
+        return []
+
+    def describe(each: Candidate) -> str:
+        precision = "none" if isnan(each.precision) else number(each.precision)
+        effect = "" if each.effect is None else f", effect {number(each.effect)}"
+        refused = "" if each.refused is None else f": {each.refused}"
+        return (
+            f"{each.feature.name} (effect size {number(each.effect_size)}, precision {precision}, recall "
+            f"{number(each.recall)}, strength {each.strength:.3g}, fires on {100 * each.density:.2g} % of the "
+            f"held-out tokens{effect}){refused}"
+        )
+
+    listed = sorted(choice.acceptable, key=lambda each: -each.rank)
+    listed += [each for each in choice.candidates if each.refused is not None]
+    return [
+        f"{choice.n_live} features of all layers fire more strongly on the finding half's texts than on their edits; "
+        f"the {len(choice.candidates)} with the largest effect size were judged, and {len(choice.acceptable)} are "
+        f"acceptable. The best: {'; '.join(map(describe, listed[:CANDIDATES_SHOWN]))}."
+    ]
+
+
+def _held_out_text(held_out: HeldOut) -> str:
+    documents = held_out.document[held_out.scored].unique()
+    choosing = int((documents % 2 == 0).sum())
+    return (
+        f"Held-out text: {held_out.n_tokens} tokens of {len(documents)} documents, {choosing} to choose on and "
+        f"{len(documents) - choosing} to test on."
+    )
+
+
+def _notes_text(notes: Sequence[str]) -> list[str]:
+    return [f"How texts and answers were read: {'; '.join(notes)}."] if notes else []
+
+
+def _method(results: FeatureResults, held_out: HeldOut, counts: Tensor) -> list[str]:
     case, activity = results.case, results.activity
     how = "is named by the case" if case.feature else "was chosen by contrast of texts and edits"
     if case.concept is not None and not case.feature:
@@ -192,22 +293,24 @@ def _method(results: FeatureResults, counts: Tensor) -> list[str]:
         f"{float(activity.off.mean()):.2f} at the last token of their edits.",
         f"Blind rule, from weights and indices alone: it fires where {results.blind.words(results.strings, counts)}.",
         "The fitted rule has its offsets from the traced texts and its tokens from the choosing documents. Claims are "
-        "measured on the other documents and on the testing half of the texts.",
-        *([f"How texts and answers were read: {'; '.join(results.notes)}."] if results.notes else []),
+        f"measured on the other documents and on the testing half of the texts. {_held_out_text(held_out)}",
+        *_candidates_text(results.choice),
+        *_notes_text(results.notes),
     ]
 
 
 # Tables
 
 
-def _activation_rows(results: FeatureResults) -> list[dict[str, Any]]:
+def _activation_rows(
+    name: str, pairs: Sequence[TextPair], on: Float[Tensor, " pair"], off: Float[Tensor, " pair"]
+) -> list[dict[str, Any]]:
     """Returns two rows of the table `outcome` per pair: one for the text and one for the edit."""
-    on, off = results.activity.on.tolist(), results.activity.off.tolist()
-    texts = [(i, pair.text, pair.half) for i, pair in enumerate(results.pairs)]
-    edits = [(i, pair.edited, pair.half) for i, pair in enumerate(results.pairs)]
+    texts = [(i, pair.text, pair.half) for i, pair in enumerate(pairs)]
+    edits = [(i, pair.edited, pair.half) for i, pair in enumerate(pairs)]
     columns = (
-        outcome_rows(results.name, "activation", "text", texts, on),
-        outcome_rows(results.name, "activation", "edited", edits, off),
+        outcome_rows(name, "activation", "text", texts, on.tolist()),
+        outcome_rows(name, "activation", "edited", edits, off.tolist()),
     )
     return [row for pair in zip(*columns, strict=True) for row in pair]
 
@@ -277,6 +380,14 @@ def _common_token(token_ids: Sequence[Sequence[int]], distance: int, strings: Se
 
 
 # Pictures
+
+
+@styled
+def draw_nothing(text: str) -> Figure:
+    """Draw `text` in an empty picture."""
+    figure = Figure(figsize=(6.4, 1.6), layout="constrained")
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
 
 
 @styled

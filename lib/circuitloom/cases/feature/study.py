@@ -1,30 +1,37 @@
 """Case study of one feature: what it reads, which rules predict where it fires, and what its ablation does."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Int
 
 from ...attribution.linearized_model import LinearizedModel
 from ...config.cases import FeatureCase
 from ...config.circuits import parse_feature
 from ...config.evaluation import Evaluation
-from ...corpus.prompt_text import print_notes
+from ...corpus.prompt_text import AnswerToken, print_notes
+from ...corpus.tokens import Tokens
 from ...evaluation.concept_matching import scored_activations, sparse_activations
-from ...evaluation.concepts import SparseActivations, concept_annotations, score_features
-from ...evaluation.held_out import HeldOut
+from ...evaluation.held_out import HeldOut, count_sequences, load_sequences
 from ...language_model.hooks import Site
 from ...weights.deembedding import embed_vocabulary
 from ..case_report import CaseReport
 from ..context import FINDING, TESTING, CaseContext, fill_templates
-from .measurements import (
+from .choice import (
+    Choice,
     ChosenFeature,
+    candidate_activations,
+    choose_by_concept,
+    choose_by_contrast,
+    choose_named,
+)
+from .measurements import (
     FeatureActivity,
     TextPair,
+    ablation_effect,
     blind_rule,
     effect_answers,
     fit_rule,
@@ -32,12 +39,12 @@ from .measurements import (
     run_rule_tests,
     trace_sources,
 )
-from .report import FeatureResults, make_report
+from .report import FeatureResults, make_empty_report, make_report
 
+MIN_DOCUMENTS, MAX_TOKENS = 100, 200_000
+"""Number of held-out documents to read, if they are parts of at most that many tokens."""
 OVERSAMPLING = 20
 """Number of drawn pairs per needed pair. Drawn pairs with equal texts count once."""
-SILENT = "{} at the last token of any text of the finding half; change the case's texts"
-"""Error message. The placeholder gets words such as "no feature fires"."""
 
 
 def study_feature(
@@ -48,8 +55,9 @@ def study_feature(
     case: FeatureCase,
     evaluation: Evaluation,
 ) -> CaseReport:
-    """Returns the report of the case study `name`. `concepts` is the table `concept` of the held-out text. Raises
-    ValueError if a text cannot be tokenized, if no feature fires, or if no held-out token has the concept."""
+    """Returns the report of the case study `name`. `concepts` is the table `concept` of the held-out text. If no
+    feature is found, the report says so. Raises ValueError if a text cannot be tokenized, or if no held-out token has
+    the concept."""
     # 1. Draw texts and their edits, and linearize the model on each
     pairs = draw_pairs(case)
     answers, notes = effect_answers(context, case, [pair.text for pair in pairs])
@@ -57,7 +65,10 @@ def study_feature(
     tracer = context.tracer()
     prompts = [(tracer.linearize(pair.text), tracer.linearize(pair.edited)) for pair in pairs]
     # 2. Choose the feature on the finding half and the choosing documents
-    activity = choose_feature(context, held_out, concepts, case, evaluation, pairs, prompts)
+    choice, activity = choose_feature(context, held_out, concepts, case, evaluation, pairs, prompts, answers)
+    if activity is None:
+        print_notes(name, [f"no feature found: {choice.reason}"])
+        return make_empty_report(name, case, context.run, pairs, choice, held_out, notes)
     feature = activity.feature
     finding = [i for i, pair in enumerate(pairs) if pair.half == FINDING and activity.on[i] > 0]
     testing = [i for i, pair in enumerate(pairs) if pair.half == TESTING]
@@ -85,11 +96,32 @@ def study_feature(
     }
     return make_report(
         FeatureResults(
-            name, case, context.run, pairs, activity, sources, rule, blind, tests, published, tracer.strings, notes
+            name, case, context.run, pairs, choice, activity, sources, rule, blind, tests, published, tracer.strings,
+            notes,
         ),
         held_out,
         concepts,
     )  # fmt: skip
+
+
+def load_text(tokens: Tokens, evaluation: Evaluation, case: FeatureCase) -> HeldOut:
+    """Load the held-out sequences of a case study.
+
+    These are the first `case.tokens` tokens, or `evaluation.tokens`. If they are parts of fewer than MIN_DOCUMENTS
+    documents, sequences are spread evenly over all held-out text instead. Without `case.tokens`, their number is then
+    doubled until they are parts of enough documents, up to MAX_TOKENS. Concepts are only known for the first tokens.
+    """
+    wanted = evaluation.tokens if case.tokens is None else case.tokens
+    n, most = count_sequences(tokens, wanted), count_sequences(tokens, MAX_TOKENS)
+    rows: Int[np.ndarray, " sequence"] = np.arange(n)
+    while case.concept is None and len(tokens.take_document(rows).unique()) < MIN_DOCUMENTS:
+        rows = np.arange(n) * len(tokens) // n
+        if case.tokens is not None or n >= most:
+            break
+        if len(tokens.take_document(rows).unique()) < MIN_DOCUMENTS:
+            n = min(2 * n, most)
+            rows = np.arange(n) * len(tokens) // n
+    return load_sequences(tokens, rows, evaluation.mask)
 
 
 def draw_pairs(case: FeatureCase) -> list[TextPair]:
@@ -115,16 +147,13 @@ def choose_feature(
     evaluation: Evaluation,
     pairs: Sequence[TextPair],
     prompts: Sequence[tuple[LinearizedModel, LinearizedModel]],
-) -> FeatureActivity:
-    """Returns the feature of the case study, and where this feature fires.
+    answers: Sequence[Sequence[AnswerToken]],
+) -> tuple[Choice, FeatureActivity | None]:
+    """Returns the choice of the feature of the case study, and where this feature fires. No feature may be chosen.
 
     A feature that the config names is used. Otherwise, if the config names a concept, `choose_by_concept` is called.
-    Otherwise `choose_by_contrast` is called. Raises ValueError if the named feature does not exist, or if no feature
-    fires at the last token of any text.
+    Otherwise `choose_by_contrast` is called. Raises ValueError if the named feature does not exist.
     """
-    sites = [Site("mlp_in", layer) for layer in context.transcoders]
-    inputs = scored_activations(context.model, sites, held_out, evaluation.batch)
-    codes = {site.layer: sparse_activations(context.transcoders[site.layer], x) for site, x in inputs.items()}
     finding = [i for i, pair in enumerate(pairs) if pair.half == FINDING]
     on, off = (
         {
@@ -134,86 +163,44 @@ def choose_feature(
         for side in (0, 1)
     )
     finding_on, finding_off = ({layer: z[finding] for layer, z in side.items()} for side in (on, off))
-    if case.concept is not None and case.feature is None:
-        feature = choose_by_concept(codes, finding_on, concepts, case.concept, held_out, evaluation)
-    else:
-        named = None if case.feature is None else parse_feature(case.feature)
-        only = None if named is None else (named.layer, named.feature)
-        if only is not None and (only[0] not in on or only[1] >= on[only[0]].shape[1]):
+    if case.feature is not None:
+        named = parse_feature(case.feature)
+        layer, number = named.layer, named.feature
+        if layer not in on or number >= on[layer].shape[1]:
             raise ValueError(f"there is no feature {case.feature} in {context.run}; name another")
-        feature = choose_by_contrast(finding_on, finding_off, only)
+        choice = choose_named(finding_on, finding_off, layer, number)
+        codes = candidate_activations(context, held_out, {layer: torch.tensor([number])}, evaluation.batch)
+    elif case.concept is not None:
+        sites = [Site("mlp_in", layer) for layer in context.transcoders]
+        inputs = scored_activations(context.model, sites, held_out, evaluation.batch)
+        codes = {
+            site.layer: sparse_activations(context.transcoders[site.layer], x) for site, x in inputs.items()
+        }
+        choice = choose_by_concept(codes, finding_on, concepts, case.concept, held_out, evaluation)
+    else:
+
+        def effect(feature: ChosenFeature) -> float:
+            fires = [i for i in finding if on[feature.layer][i, feature.feature] > 0][: case.traced]
+            effects = [ablation_effect(context, prompts[i][0], feature, answers[i]) for i in fires]
+            return sum(effects) / len(effects)
+
+        choice, codes = choose_by_contrast(
+            context,
+            held_out,
+            case,
+            finding_on,
+            finding_off,
+            evaluation.batch,
+            None if case.effect is None else effect,
+        )
+    feature = choice.feature
+    if feature is None:
+        return choice, None
     code = codes[feature.layer]
     own = (code.feature == feature.feature) & (code.value > feature.threshold)
     fired = torch.zeros(held_out.n_tokens, dtype=torch.bool)
     fired[code.token[own].long()] = True
     fires = torch.zeros_like(held_out.scored)
     fires[held_out.scored] = fired
-    return FeatureActivity(
-        feature, fires, on[feature.layer][:, feature.feature], off[feature.layer][:, feature.feature]
-    )
-
-
-def choose_by_concept(
-    codes: Mapping[int, SparseActivations],
-    on: Mapping[int, Float[Tensor, "prompt feature"]],
-    concepts: pa.Table,
-    concept: str,
-    held_out: HeldOut,
-    config: Evaluation,
-) -> ChosenFeature:
-    """Returns the feature of any layer with the largest F1 for `concept` on the choosing documents.
-
-    Features that fire on no prompt are skipped. codes[layer] has activations on the scored tokens of `held_out`.
-    on[layer] has activations at the last token of each prompt. Raises ValueError if no token of the choosing documents
-    has the concept, or if no feature fires on any prompt.
-    """
-    annotations = concept_annotations(concepts.filter(pc.field("concept") == concept), held_out)
-    if not annotations.names or not int(annotations.positives(choosing=True)):
-        raise ValueError(
-            f"no held-out token of the choosing documents has concept {concept}; name another concept, or leave it "
-            "out to choose the feature by contrast"
-        )
-    candidates = []
-    for layer, code in codes.items():
-        scores = score_features(code, annotations, config.thresholds)
-        f1 = scores.f1_choosing[:, 0].masked_fill(~on[layer].any(0), -1.0)
-        best = int(f1.argmax())
-        candidates.append(ChosenFeature(layer, best, float(scores.threshold[best, 0]), float(f1[best])))
-    chosen = max(candidates, key=lambda each: each.score)
-    if chosen.score < 0:
-        raise ValueError(SILENT.format("no feature fires"))
-    return chosen
-
-
-def choose_by_contrast(
-    on: Mapping[int, Float[Tensor, "prompt feature"]],
-    off: Mapping[int, Float[Tensor, "prompt feature"]],
-    only: tuple[int, int] | None = None,
-) -> ChosenFeature:
-    """Returns the feature of any layer that best separates texts from edits, with its best threshold.
-
-    on[layer] has activations at the last token of each text. off[layer] has activations at the last token of each edit.
-    The score is the share of texts above the threshold minus the share of edits above the threshold. Features with
-    equal scores are ranked by mean(on) - mean(off). If `only` (layer, number) is given, only the threshold of this
-    feature is chosen. Raises ValueError if no feature fires on any text.
-    """
-    candidates = []
-    for layer in on:
-        if only is None or only[0] == layer:
-            columns = range(on[layer].shape[1]) if only is None else [only[1]]
-            live = [i for i in columns if bool(on[layer][:, i].any())]
-            candidates += [(*_separate(on[layer][:, i], off[layer][:, i]), layer, i) for i in live]
-    if not candidates:
-        what = "no feature fires" if only is None else f"feature {only[0]}/{only[1]} does not fire"
-        raise ValueError(SILENT.format(what))
-    score, _, threshold, layer, feature = max(candidates, key=lambda each: each[:2])
-    return ChosenFeature(layer, feature, threshold, score)
-
-
-def _separate(on: Float[Tensor, " prompt"], off: Float[Tensor, " prompt"]) -> tuple[float, float, float]:
-    """Returns the best score over thresholds, mean(on) - mean(off), and the threshold with the best score."""
-    values = torch.cat([on, off]).unique()
-    thresholds = torch.cat([values.new_zeros(1), (values[1:] + values[:-1]) / 2])
-    score = (on[:, None] > thresholds).float().mean(0) - (off[:, None] > thresholds).float().mean(0)
-    best = int(score.argmax())
-    return float(score[best]), float(on.mean() - off.mean()), float(thresholds[best])
+    columns = (side[feature.layer][:, feature.feature] for side in (on, off))
+    return choice, FeatureActivity(feature, fires, *columns)

@@ -24,7 +24,8 @@ class FeatureCase(Case):
     """Selects the case study of one feature."""
     concept: str | None = None
     """Concept of the corpus that the feature should predict. With null, the feature that best separates `texts` from
-    `edited` is chosen."""
+    `edited` is chosen, among those that `candidates`, `precision`, `recall`, `strength` and `dense` allow. There may be
+    none."""
     feature: Annotated[str, AfterValidator(is_feature)] | None = None
     """The feature, written LAYER/NUMBER. With null, the case study chooses the feature."""
     texts: Texts
@@ -39,11 +40,28 @@ class FeatureCase(Case):
     the metric. With null, no metric is measured."""
     published: dict[str, PositiveFloat] = {}
     """Maps texts to the published activation of the feature at the text's last token."""
+    tokens: PositiveInt | None = None
+    """Number of held-out tokens on which the feature and its rules are scored. With null, `evaluation.tokens`, or more
+    if these are parts of fewer than 100 documents: at most 200,000."""
     prompts: PositiveInt = 40
     """Number of texts per template. The feature and its rule are found on the finding half of the texts, and tested on
     the testing half."""
     traced: PositiveInt = 8
     """Number of texts of the finding half to trace."""
+    candidates: PositiveInt = 100
+    """Number of features to judge if the feature is chosen by contrast: those with the largest standardized difference
+    between texts and edits, on the finding half."""
+    precision: Bound = 0.8
+    """A feature chosen by contrast fires on texts in at least this share of the cases in which it fires on a text or an
+    edit. The threshold is chosen on other pairs of the finding half."""
+    recall: Bound = 0.5
+    """A feature chosen by contrast fires on at least this share of the texts. The threshold is chosen on other pairs of
+    the finding half."""
+    strength: Bound = 0.1
+    """A feature chosen by contrast has on the texts at least this share of its largest activation on held-out text, on
+    average. Its threshold is at least this share, too."""
+    dense: Bound = 0.1
+    """A feature chosen by contrast fires on at most this share of the held-out tokens."""
     least_share: Bound = 0.05
     """An offset is a candidate for the rule if its tokens have at least this share of the effect of all tokens."""
     found: Bound = 0.8
