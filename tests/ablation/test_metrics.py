@@ -4,9 +4,10 @@ import pytest
 import torch
 from tests.ablation.component_inputs import INSIDE
 from tests.attribution.inputs import BOS, load_tiny
-from tests.models import ARCHITECTURES
+from tests.models import ARCHITECTURES, LAYERS
 
 from circuitloom.ablation.metrics import (
+    RecordedPass,
     kl_divergence,
     last_logits,
     logit,
@@ -14,6 +15,7 @@ from circuitloom.ablation.metrics import (
     make_prompt_metrics,
     probability,
 )
+from circuitloom.language_model.hooks import Site, edited
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -48,3 +50,17 @@ def test_components_are_ablated_where_dictionaries_are_trained_or_at_one_positio
         make_prompt_metrics([INSIDE[:0]], [logit(5)], BOS)
     with pytest.raises(ValueError, match="give one for each prompt"):
         make_prompt_metrics([INSIDE], [], BOS)
+
+
+@pytest.mark.parametrize("can_resume", [True, False])
+@torch.inference_mode()
+def test_a_repeated_pass_has_the_bits_of_a_complete_one(can_resume: bool, tmp_path):
+    model = load_tiny("llama", tmp_path)
+    token = torch.tensor([[1, 9, 8, 7], [1, 5, 6, 4]])
+    passes = RecordedPass(model, token)
+    assert passes.can_resume and torch.equal(passes.logits, last_logits(model, token))
+    passes.can_resume = can_resume
+    for layer in range(LAYERS):
+        for name in ("mlp_out", "heads"):
+            with edited(model, {Site(name, layer): lambda _x, y: 1.5 * y}):
+                assert torch.equal(passes.repeat(layer), last_logits(model, token))

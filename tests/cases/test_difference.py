@@ -7,14 +7,17 @@ from tests.ablation.component_inputs import make_prompt
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import D_MODEL, LAYERS
 
+from circuitloom.ablation.causal_effects import component_values
 from circuitloom.ablation.circuits import (
     CircuitExperiment,
+    attributed_worth,
     component_worth,
     draw_subsets,
     measure_completeness,
 )
-from circuitloom.ablation.components import head_basis
+from circuitloom.ablation.components import Ablation, feature_basis, head_basis
 from circuitloom.ablation.faithfulness import FaithfulnessCurve
+from circuitloom.ablation.metrics import logit_difference, make_prompt_metrics
 from circuitloom.cases.case_report import write_report
 from circuitloom.cases.claims import Bootstrap
 from circuitloom.cases.context import CaseContext
@@ -28,7 +31,7 @@ from circuitloom.cases.difference.report import (
     positive_share,
     recovered_share,
 )
-from circuitloom.cases.difference.study import study_difference
+from circuitloom.cases.difference.study import draw_places, study_difference
 from circuitloom.config.cases import DifferenceCase
 from circuitloom.config.circuits import BehaviourPrompt
 from circuitloom.core.tables import read_table
@@ -239,16 +242,16 @@ def study(tmp_path_factory):
         model.attention(layer).get_submodule(model.anatomy.attention_projection).weight.mul_(1e-3)
     context = CaseContext(model, load_tokenizer(str(folder / "gpt2")), {"run": plant(model)}, 32)
 
-    def run(target):
+    def run(target, **keys):
         case = DifferenceCase(
             kind="difference",
             prompts=[BehaviourPrompt(text="w5 {a} w6 {b}", target=target)],
             slots=SLOTS,
             count=12,
             ablation="zero",
-            least=0.05,
             resamples=200,
             traced=1,
+            **{"least": 0.05, **keys},
         )
         return study_difference("planted", context, case)
 
@@ -278,6 +281,58 @@ def test_one_planted_feature_is_found_as_the_circuit(report):
     assert values["faithful"] == pytest.approx(1, abs=0.1)
     assert values["necessary"] == values["through_features"] == pytest.approx(0, abs=0.1)
     assert values["minimal"] == 1
+
+
+def test_an_estimated_worth_finds_the_same_circuit(study):
+    report = study("logit w12 vs w20", measured=1)
+    rows = [row for row in report.tables["component"] if row["in_circuit"]]
+    assert [(row["layer"], row["component"]) for row in rows] == [PLANTED]
+
+
+def test_worth_is_measured_for_a_sample_of_a_large_circuit(tmp_path):
+    model = load_tiny("gpt2", tmp_path)
+    context = CaseContext(
+        model, load_tokenizer(str(tmp_path / "gpt2")), {"run": make_dictionaries(model)}, 32
+    )
+    case = DifferenceCase(
+        kind="difference",
+        prompts=[BehaviourPrompt(text="w5 {a} w6 {b}", target="logit w20 vs w12")],
+        slots=SLOTS, count=8, ablation="zero", least=0.0, measured=2, subsets=2, resamples=50, traced=1, compare=False,
+    )  # fmt: skip
+    report = study_difference("sampled", context, case)
+    rows = [row for row in report.tables["component"] if row["in_circuit"]]
+    known = [row for row in rows if row["worth"] is not None]
+    assert len(known) == 2 < len(rows) and all(row["helps"] is None for row in rows if row not in known)
+    claim = next(claim for claim in report.claims if claim.name == "minimal")
+    assert claim.statement.startswith("share of 2 components of the circuit, drawn at random, whose removal")
+    assert f"is measured for 2 of {len(rows)}." in " ".join(report.method)
+
+
+def test_a_sample_of_places_is_drawn_without_repetition():
+    places = draw_places(100, 7, 3)
+    assert len(places.unique()) == 7 and places.tolist() == sorted(places.tolist())
+    assert draw_places(5, None, 3).tolist() == draw_places(5, 5, 3).tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("kind", ["features", "heads"])
+def test_an_estimated_worth_is_the_worth_of_a_small_change_within_the_circuit(model, tmp_path, kind):
+    model = load_tiny("gpt2", tmp_path, "float64")
+    dictionaries = {i: each.to("cpu", torch.float64) for i, each in make_dictionaries(model).items()}
+    basis = feature_basis("run", dictionaries) if kind == "features" else head_basis(model)
+    (prompt,) = make_prompt_metrics([torch.tensor([1, 9, 8, 7])], [logit_difference(12, 20)], 1, -1)
+    outside = torch.rand(len(basis), generator=torch.Generator().manual_seed(0)) < 0.5
+    ablation, nothing = Ablation(outside[None], prompt.where[None]), [None] * len(basis.parts)
+    with torch.inference_mode(), basis.ablating(model, ablation, prompt.where, nothing):
+        found = component_values(model, basis, prompt)
+    # components inside are set to nearly their own values, those outside to 0
+    kept = zip(basis.parts, basis.slices, found, strict=True)
+    values = [v[-1:] * 0.9999 * (~outside[own]).repeat_interleave(part.size) for part, own, v in kept]
+    experiment = CircuitExperiment(model, basis, values)
+    circuit = (~outside).nonzero()[:, 0]
+    measured = component_worth(experiment, [prompt], circuit, torch.arange(len(circuit)))[0]
+    estimated = attributed_worth(experiment, [prompt], circuit)
+    assert measured.abs().max() > 1e-8
+    torch.testing.assert_close(estimated, measured, rtol=1e-2, atol=1e-9)
 
 
 def test_tables_hold_every_prompt_condition_and_size(report, tmp_path):

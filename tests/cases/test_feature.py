@@ -317,22 +317,24 @@ def test_a_named_feature_that_is_silent_is_a_result_and_an_unknown_one_an_error(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "wanted", "expected"),
+    ("length", "tokens", "wanted", "expected"),
     [
-        # 4 positions per sequence, 2 sequences per document
-        (4 * 240, None, list(range(240))),
-        (4 * 10, None, [i * 1000 // 160 for i in range(160)]),
-        (4 * 240, 4 * 10, [i * 100 for i in range(10)]),
+        # 4 positions per sequence
+        (2, 4 * 240, None, list(range(240))),
+        (2, 4 * 10, None, [i * 1000 // 160 for i in range(160)]),
+        (2, 4 * 240, 4 * 10, [i * 100 for i in range(10)]),
+        # with 20 sequences per document there are 50 documents, which 80 spread sequences reach
+        (20, 4 * 10, None, [i * 1000 // 80 for i in range(80)]),
     ],
 )
 def test_text_is_read_from_at_least_a_hundred_documents(
-    tokens: int, wanted: int | None, expected, tmp_path
+    length: int, tokens: int, wanted: int | None, expected, tmp_path
 ) -> None:
     token = np.arange(4000, dtype=np.uint16).reshape(1000, 4)
-    document = np.repeat(np.arange(1000, dtype=np.uint32) // 2, 4).reshape(1000, 4)
+    document = np.repeat(np.arange(1000, dtype=np.uint32) // length, 4).reshape(1000, 4)
     attributes = {"bos_id": None, "separator_id": None, "vocabulary": 4000}
     write_tokens(tmp_path / "tokens", [(token, document)], 1000, attributes)
     case = FeatureCase(kind="feature", texts=["a"], edited=["b"], tokens=wanted)
     text = load_text(open_tokens(tmp_path / "tokens"), Evaluation(tokens=tokens), case)
     assert text.token[:, 0].tolist() == [4 * row for row in expected]
-    assert text.document[:, 0].tolist() == [row // 2 for row in expected]
+    assert text.document[:, 0].tolist() == [row // length for row in expected]

@@ -228,3 +228,11 @@ def test_every_measurement_and_table_of_a_case_works_with_single_digits(digits: 
     assert f"the next token is the {digits} digit of the end year" in report.method[0]
     assert len(results.direct) == results.prompts.half.count("testing")
     assert torch.isfinite(results.direct).all() and torch.isfinite(results.patching.effect).all()
+
+
+def test_fewer_prompts_are_evenly_spaced_over_the_start_years_of_each_half():
+    every = read_task(make_case(**DIGIT_KEYS), digit_tokenizer(), 32)[1]
+    some = read_task(make_case(**DIGIT_KEYS, prompts=16), digit_tokenizer(), 32)[1]
+    assert len(some) == 16 and some.half.count("finding") == 8 and some.dropped == every.dropped
+    assert [text for text in every.text if text in some.text] == some.text
+    assert some.of("testing").start.unique().tolist() == list(range(1, 9))

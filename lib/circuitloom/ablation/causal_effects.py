@@ -189,15 +189,23 @@ class CausalEffects:
 
 
 def attribute_components(
-    model: LanguageModel, basis: Basis, prompt: PromptMetric, replacement: ReplacementValues
+    model: LanguageModel,
+    basis: Basis,
+    prompt: PromptMetric,
+    replacement: ReplacementValues,
+    ablated: Bool[Tensor, " component"] | None = None,
 ) -> ComponentAttribution:
-    """Estimate the effects of all components from one forward and one backward pass (attribution patching)."""
+    """Estimate the effects of all components from one forward and one backward pass (attribution patching).
+
+    With `ablated`, these components are ablated in both passes. The effects of the others are estimated."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         where = prompt.where.to(model.device)
-        for number, part in enumerate(basis.parts):
-            none = Ablation(torch.zeros(1, part.width, dtype=torch.bool, device=model.device), where[None])
-            leaf = _add_leaf(number, part, none, where, seen)
+        mask = torch.zeros(len(basis), dtype=torch.bool) if ablated is None else ablated
+        mask = mask.to(model.device)
+        for number, (part, own) in enumerate(zip(basis.parts, basis.slices, strict=True)):
+            ablation = Ablation(mask[None, own], where[None])
+            leaf = _add_leaf(number, part, ablation, where, replacement[number], seen)
             stack.enter_context(edited(model, {part.site: leaf}))
         metric = prompt.metric(last_logits(model, prompt.token[None])).sum()
         leaves = [seen[number][1] for number in range(len(basis.parts))]
@@ -211,14 +219,21 @@ def attribute_components(
 
 
 def _add_leaf(
-    number: int, part: Part, none: Ablation, where: Tensor, seen: dict[int, tuple[Tensor, Tensor]]
+    number: int,
+    part: Part,
+    ablation: Ablation,
+    where: Tensor,
+    replacement: Tensor | None,
+    seen: dict[int, tuple[Tensor, Tensor]],
 ) -> Edit:
-    """Returns an edit that adds a leaf tensor of zeros. The edit stores (component values, leaf) in seen[number]."""
+    """Returns an edit that ablates and adds a leaf tensor of zeros. The edit stores (component values, leaf) in
+    seen[number]."""
+    values = replacement if bool(ablation.ablated.any()) else None
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
         leaf = torch.zeros_like(y, requires_grad=True)
         seen[number] = part.values(x, y).detach()[0], leaf
-        return part.ablate(x, y, none, where, None) + leaf
+        return part.ablate(x, y, ablation, where, values) + leaf
 
     return edit
 
@@ -294,12 +309,18 @@ def _candidates(
 
 
 def mean_attribution(
-    model: LanguageModel, basis: Basis, prompts: Sequence[PromptMetric], replacement: ReplacementValues
+    model: LanguageModel,
+    basis: Basis,
+    prompts: Sequence[PromptMetric],
+    replacement: ReplacementValues,
+    ablated: Bool[Tensor, " component"] | None = None,
 ) -> Float[Tensor, " component"]:
-    """Returns the first-order effect of each component, summed over positions and averaged over prompts."""
+    """Returns the first-order effect of each component, summed over positions and averaged over prompts. With
+    `ablated`, these components are ablated."""
     total = torch.zeros(len(basis), dtype=torch.float64)
     for prompt in prompts:
-        total += attribute_components(model, basis, prompt, replacement).effect.sum(0).double().cpu()
+        effect = attribute_components(model, basis, prompt, replacement, ablated).effect
+        total += effect.sum(0).double().cpu()
     return total / len(prompts)
 
 

@@ -8,7 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..language_model.model import LanguageModel
-from .causal_effects import ablated_logits, ablated_metrics, chunks, original_logits, passes_per_chunk
+from .causal_effects import (
+    ablated_logits,
+    ablated_metrics,
+    chunks,
+    mean_attribution,
+    original_logits,
+    passes_per_chunk,
+)
 from .components import Ablation, Basis, ReplacementValues
 from .metrics import PromptMetric
 
@@ -69,6 +76,19 @@ def component_worth(
     """
     metric = experiment.alone(prompts, [circuit, *(without_places(circuit, each) for each in place[:, None])])
     return metric[:, :1] - metric[:, 1:]
+
+
+def attributed_worth(
+    experiment: CircuitExperiment, prompts: Sequence[PromptMetric], circuit: Components
+) -> Float[Tensor, " component"]:
+    """Returns a first-order estimate of `component_worth` for each component of the circuit, averaged over prompts.
+
+    The gradient is taken with all components outside the circuit ablated. The cost does not depend on the number of
+    components: one forward and one backward pass per prompt.
+    """
+    outside = torch.ones(len(experiment.basis), dtype=torch.bool)
+    outside[circuit] = False
+    return mean_attribution(experiment.model, experiment.basis, prompts, experiment.values, outside)[circuit]
 
 
 def draw_subsets(circuit: Components, subsets: int, seed: int) -> list[Components]:

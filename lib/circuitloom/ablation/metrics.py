@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..corpus.token_arrays import scored_positions
-from ..language_model.hooks import Site, edited
+from ..evaluation.scoring import find_shortcuts
+from ..language_model.hooks import Site, edited, recorded_outputs, resumed
 from ..language_model.model import LanguageModel
 
 Metric = Callable[[Float[Tensor, "pass vocabulary"]], Float[Tensor, " pass"]]
@@ -93,6 +95,24 @@ def last_logits(
     with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
         logits = model.logits(token)[:, -1]
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class RecordedPass:
+    """A forward pass whose block outputs are kept, so that later passes over the same tokens can start at a layer."""
+
+    def __init__(self, model: LanguageModel, token: Int[Tensor, "pass position"]) -> None:
+        self.model, self.token = model, token
+        self.outputs: dict[int, Any] = {}
+        with recorded_outputs(model, range(model.layers - 1), self.outputs):
+            self.logits = last_logits(model, token)
+        # some models use values from inside earlier blocks in later ones
+        self.can_resume = find_shortcuts(model, token[:1].to(model.device)).resume
+
+    def repeat(self, layer: int) -> Float[Tensor, "pass vocabulary"]:
+        """Returns the logits at the last position again. Nothing before the block `layer` may be edited, because the
+        blocks before it do not run."""
+        with resumed(self.model, layer if self.can_resume else 0, self.outputs.get(layer - 1)):
+            return last_logits(self.model, self.token)
 
 
 def kl_divergence(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Edit, Site, edited
 from ..language_model.model import LanguageModel
-from .metrics import Metric, last_logits
+from .metrics import Metric, RecordedPass, last_logits
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def patch_heads(
         return edit
 
     sites = [Site("heads", layer) for layer in range(model.layers)]
-    before = metric(last_logits(model, token))
+    passes = RecordedPass(model, token)
+    before = metric(passes.logits)
     with edited(model, {site: keep(site.layer) for site in sites}):
         after = metric(last_logits(model, other))
     heads = model.anatomy.heads
@@ -60,7 +61,7 @@ def patch_heads(
     for site in sites:
         for head in range(heads):
             with edited(model, {site: _patch_head(outputs[site.layer], head, heads)}):
-                rows.append(before - metric(last_logits(model, token)))
+                rows.append(before - metric(passes.repeat(site.layer)))
     number = torch.arange(len(rows))
     return HeadPatching(number // heads, number % heads, torch.stack(rows), before - after)
 

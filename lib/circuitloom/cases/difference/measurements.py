@@ -9,7 +9,13 @@ from torch import Tensor
 
 from ...ablation.behaviour import parse_metric
 from ...ablation.causal_effects import mean_attribution
-from ...ablation.circuits import CircuitExperiment, Components, component_worth, without_places
+from ...ablation.circuits import (
+    CircuitExperiment,
+    Components,
+    attributed_worth,
+    component_worth,
+    without_places,
+)
 from ...ablation.components import Basis
 from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank, size_grid
 from ...ablation.metrics import PromptMetric, make_prompt_metrics
@@ -118,8 +124,11 @@ def choose_ranking(experiment: CircuitExperiment, prompts: Sequence[PromptMetric
 class CircuitSearch:
     """Finds a small set of components that recovers a share of the behaviour on some prompts."""
 
-    def __init__(self, experiment: CircuitExperiment, prompts: Sequence[PromptMetric]) -> None:
-        self.experiment, self.prompts = experiment, prompts
+    def __init__(
+        self, experiment: CircuitExperiment, prompts: Sequence[PromptMetric], measured: int | None = None
+    ) -> None:
+        """`measured` is the largest number of components whose worth is measured by ablation. None means all."""
+        self.experiment, self.prompts, self.measured = experiment, prompts, measured
         nothing = torch.empty(0, dtype=torch.int64)
         self.none = float(experiment.alone(prompts, [nothing]).mean())
         """Mean metric with all components ablated."""
@@ -131,10 +140,13 @@ class CircuitSearch:
         return (self.experiment.alone(self.prompts, sets).mean(0) - self.none) / (self.untouched - self.none)
 
     def worth(self, circuit: Components, place: Int[Tensor, " place"]) -> Float[Tensor, " place"]:
-        """Returns the share of the behaviour that the circuit loses without the component circuit[place]."""
-        return component_worth(self.experiment, self.prompts, circuit, place).mean(0) / (
-            self.untouched - self.none
-        )
+        """Returns the share of the behaviour that the circuit loses without the component circuit[place]. In a circuit
+        of more than `measured` components, this is a first-order estimate."""
+        if self.measured is not None and len(circuit) > self.measured:
+            loss = attributed_worth(self.experiment, self.prompts, circuit)[place]
+        else:
+            loss = component_worth(self.experiment, self.prompts, circuit, place).mean(0)
+        return loss / (self.untouched - self.none)
 
     def find(self, ranking: Ranking, share: float) -> Components:
         """Bisect for the fewest top-ranked components that recover `share` of the behaviour.
@@ -213,6 +225,8 @@ class CircuitMetrics:
     """Metric with the circuit's features ablated and all heads intact."""
     transcoded: Float[Tensor, " prompt"]
     """Metric with MLPs replaced by transcoders, without error terms."""
+    place: Int[Tensor, " component"]
+    """Index in the circuit of each component of `worth`, ascending."""
     worth: Float[Tensor, "prompt component"]
     """Decrease of the circuit's metric when one component is removed from the circuit."""
     subset_circuit: Float[Tensor, "prompt subset"]

@@ -60,10 +60,10 @@ def make_report(results: DifferenceResults) -> CaseReport:
     """Returns the report of the case study."""
     case = results.case
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
-    claims = difference_claims(results.metrics, case, bootstrap)
+    size = len(results.circuit.circuit)
+    claims = difference_claims(results.metrics, case, bootstrap, size)
     by_name = {claim.name: claim for claim in claims}
     components = component_rows(results, bootstrap)
-    size = len(results.circuit.circuit)
     pruned = (size, by_name["faithful"].value, by_name["necessary"].value)
     curves = {each.name: each.curve for each in results.curves}
     halves = Counter(prompt.half for prompt in results.drawn)
@@ -108,9 +108,12 @@ def make_report(results: DifferenceResults) -> CaseReport:
 # Claims
 
 
-def difference_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> list[Claim]:
-    """Returns all claims. If neurons were measured, the last claim compares features with neurons."""
-    claims = [*_model_claims(metrics, case, bootstrap), *_circuit_claims(metrics, case, bootstrap)]
+def difference_claims(
+    metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap, size: int
+) -> list[Claim]:
+    """Returns all claims about a circuit of `size` components. If neurons were measured, the last claim compares
+    features with neurons."""
+    claims = [*_model_claims(metrics, case, bootstrap), *_circuit_claims(metrics, case, bootstrap, size)]
     if metrics.neuron_curve is None:
         return claims
     return [*claims, _fewer_claim(metrics.curve, metrics.neuron_curve, case, bootstrap)]
@@ -127,8 +130,9 @@ def _model_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Boot
     yield make_claim("explained", statement, rows, case.explained, bootstrap, recovered_share)
 
 
-def _circuit_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap) -> Iterator[Claim]:
-    size = metrics.worth.shape[1]
+def _circuit_claims(
+    metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bootstrap, size: int
+) -> Iterator[Claim]:
     ends = [metrics.none, metrics.untouched]
     statement = f"share of the difference that the circuit of {size} components recovers alone"
     rows = _rows([metrics.alone, *ends])
@@ -152,7 +156,13 @@ def _circuit_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Bo
     )
     rows = _rows([*ends, *(metrics.subset_circuit - metrics.subset_model).T])
     yield make_claim("complete", statement, rows, case.gap, bootstrap, mean_gap, relation="below")
-    statement = "share of the circuit's components whose removal lowers the circuit's metric"
+    measured = metrics.worth.shape[1]
+    which = (
+        "the circuit's components"
+        if measured == size
+        else f"{measured} components of the circuit, drawn at random,"
+    )
+    statement = f"share of {which} whose removal lowers the circuit's metric"
     rows = _rows(list(metrics.worth.T))
     yield make_claim("minimal", statement, rows, case.minimal, bootstrap, positive_share)
 
@@ -298,6 +308,7 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
         + "."
         if best
         else "",
+        _measured(results),
         _needed(results),
         _graph_overlap(
             results, {(row["layer"], row["component"]) for row in own if row["kind"] == "feature"}
@@ -305,6 +316,23 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
         *read,
     ]
     return [sentence for sentence in sentences if sentence]
+
+
+def _measured(results: DifferenceResults) -> str:
+    """Returns a sentence that says which worths were measured, if not all were."""
+    size, measured = len(results.circuit.circuit), len(results.metrics.place)
+    most = results.case.measured
+    if most is None or len(results.circuit.top) <= most:
+        return ""
+    estimated = (
+        f"In circuits of more than {most} components, pruning orders components by a first-order estimate of what the "
+        "circuit loses."
+    )
+    if measured == size:
+        return estimated
+    return (
+        f"{estimated} On the testing half, the loss without a component is measured for {measured} of {size}."
+    )
 
 
 def _listed(notes: Sequence[str]) -> str:
@@ -350,15 +378,16 @@ def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row
     """Returns rows of the table `component`, in the order of the ranking. Each component of the circuit before pruning
     has one row."""
     circuit, metrics = results.circuit, results.metrics
-    places = {component: i for i, component in enumerate(circuit.circuit.tolist())}
+    inside = set(circuit.circuit.tolist())
+    columns = {component: i for i, component in enumerate(circuit.circuit[metrics.place].tolist())}
     part, inner = (column.tolist() for column in circuit.experiment.basis.locate(circuit.top))
     ends = np.stack([metrics.none.numpy(), metrics.untouched.numpy()], 1)
     rows = []
     for rank, component in enumerate(circuit.top.tolist()):
         own = circuit.experiment.basis.parts[part[rank]]
         worth = low = high = None
-        if component in places:
-            loss = metrics.worth[:, places[component]].numpy()
+        if component in columns:
+            loss = metrics.worth[:, columns[component]].numpy()
             worth, low, high = bootstrap.interval(np.column_stack([loss, ends]), worth_share)
         rows.append(
             {
@@ -372,7 +401,7 @@ def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row
                 "worth": worth,
                 "worth_low": low,
                 "worth_high": high,
-                "in_circuit": component in places,
+                "in_circuit": component in inside,
                 "helps": None if low is None else low > 0,
             }
         )

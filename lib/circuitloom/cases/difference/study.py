@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...ablation.causal_effects import replacement_values, unablated_logits
@@ -76,7 +76,7 @@ def find_circuit(
 ) -> FoundCircuit:
     """Find the circuit on `prompts`. The circuit is empty if ablating all components does not lower the metric."""
     ranking = choose_ranking(experiment, prompts, case.recovered)
-    search = CircuitSearch(experiment, prompts)
+    search = CircuitSearch(experiment, prompts, case.measured)
     # find a larger circuit than `recovered` requires, so that pruning has something to remove
     top = search.find(ranking, (1 + case.recovered) / 2)
     circuit = search.prune(top, case.recovered, case.least)
@@ -124,7 +124,7 @@ def _test_circuit(
     untouched, none, alone, without, without_features, transcoded = metric[list(testing_rows)].T
     subsets = draw_subsets(circuit.circuit, case.subsets, case.seed)
     subset_circuit, subset_model = measure_completeness(circuit.experiment, testing, circuit.circuit, subsets)
-    places = torch.arange(len(circuit.circuit))
+    places = draw_places(len(circuit.circuit), case.measured, case.seed)
     return CircuitMetrics(
         preferred=metric[:, 0],
         untouched=untouched,
@@ -133,12 +133,21 @@ def _test_circuit(
         without=without,
         without_features=without_features,
         transcoded=transcoded,
+        place=places,
         worth=component_worth(circuit.experiment, testing, circuit.circuit, places),
         subset_circuit=subset_circuit,
         subset_model=subset_model,
         curve=curves[0].curve,
         neuron_curve=curves[1].curve if len(curves) > 1 else None,
     )
+
+
+def draw_places(size: int, measured: int | None, seed: int) -> Int[Tensor, " place"]:
+    """Returns the indices of at most `measured` of `size` components, drawn at random, ascending. None means all."""
+    if measured is None or measured >= size:
+        return torch.arange(size)
+    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return drawn[:measured].sort().values
 
 
 def _trace(context: CaseContext, prompts: Sequence[DrawnPrompt]) -> list[TraceRows]:

@@ -13,9 +13,9 @@ from ...config.cases import FeatureCase
 from ...config.circuits import parse_feature
 from ...config.evaluation import Evaluation
 from ...corpus.prompt_text import AnswerToken, print_notes
-from ...corpus.tokens import Tokens
+from ...corpus.tokens import Tokens, count_sequences
 from ...evaluation.concept_matching import scored_activations, sparse_activations
-from ...evaluation.held_out import HeldOut, count_sequences, load_sequences
+from ...evaluation.held_out import HeldOut, load_sequences
 from ...language_model.hooks import Site
 from ...weights.deembedding import embed_vocabulary
 from ..case_report import CaseReport
@@ -109,19 +109,24 @@ def load_text(tokens: Tokens, evaluation: Evaluation, case: FeatureCase) -> Held
 
     These are the first `case.tokens` tokens, or `evaluation.tokens`. If they are parts of fewer than MIN_DOCUMENTS
     documents, sequences are spread evenly over all held-out text instead. Without `case.tokens`, their number is then
-    doubled until they are parts of enough documents, up to MAX_TOKENS. Concepts are only known for the first tokens.
+    doubled until they are parts of that many documents or of all, up to MAX_TOKENS. Concepts are only known for the
+    first tokens.
     """
     wanted = evaluation.tokens if case.tokens is None else case.tokens
     n, most = count_sequences(tokens, wanted), count_sequences(tokens, MAX_TOKENS)
-    rows: Int[np.ndarray, " sequence"] = np.arange(n)
-    while case.concept is None and len(tokens.take_document(rows).unique()) < MIN_DOCUMENTS:
+    if case.concept is not None or _count_documents(tokens, np.arange(n)) >= MIN_DOCUMENTS:
+        return load_sequences(tokens, slice(n), evaluation.mask)
+    # documents are numbered in order
+    enough = min(MIN_DOCUMENTS, int(tokens.take_document(slice(len(tokens) - 1, len(tokens))).max()) + 1)
+    rows = np.arange(n) * len(tokens) // n
+    while case.tokens is None and n < most and _count_documents(tokens, rows) < enough:
+        n = min(2 * n, most)
         rows = np.arange(n) * len(tokens) // n
-        if case.tokens is not None or n >= most:
-            break
-        if len(tokens.take_document(rows).unique()) < MIN_DOCUMENTS:
-            n = min(2 * n, most)
-            rows = np.arange(n) * len(tokens) // n
     return load_sequences(tokens, rows, evaluation.mask)
+
+
+def _count_documents(tokens: Tokens, rows: Int[np.ndarray, " sequence"]) -> int:
+    return len(tokens.take_document(rows).unique())
 
 
 def draw_pairs(case: FeatureCase) -> list[TextPair]:

@@ -12,7 +12,7 @@ from ...ablation.causal_effects import AblationKind, replacement_values
 from ...ablation.circuits import CircuitAblations
 from ...ablation.components import Basis, feature_basis, neuron_basis
 from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank
-from ...ablation.metrics import Metric, PromptMetric, last_logits, make_prompt_metrics
+from ...ablation.metrics import Metric, PromptMetric, RecordedPass, make_prompt_metrics
 from ...ablation.patching import HeadPatching, patch_heads, replace_mlp, set_mlp
 from ...attribution.capture import ModelWeights
 from ...attribution.direct_effects import AttributionTargets, logit_targets, source_columns, total_effects
@@ -38,10 +38,10 @@ ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean")
 
 @torch.inference_mode()
 def equal_probability(
-    model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
+    passes: RecordedPass, prompts: YearPrompts, answers: AnswerYears
 ) -> Float[Tensor, " prompt"]:
     """Returns the probability of the answer that equals the start, with a softmax over the answer tokens alone."""
-    p = answers.select(last_logits(model, prompts.token)).cpu().softmax(-1)
+    p = answers.select(passes.logits).cpu().softmax(-1)
     return (p * (answers.year == prompts.start[:, None])).sum(-1)
 
 
@@ -61,11 +61,13 @@ def year_metrics(prompts: YearPrompts, answers: AnswerYears, separator_id: int |
 
 @torch.inference_mode()
 def edited_metric(
-    model: LanguageModel, prompts: YearPrompts, answers: AnswerYears, edits: Mapping[Site, Edit]
+    passes: RecordedPass, prompts: YearPrompts, answers: AnswerYears, edits: Mapping[Site, Edit]
 ) -> Float[Tensor, " prompt"]:
-    """Returns the metric of each prompt when `edits` are applied to the model."""
-    with edited(model, edits):
-        logits = last_logits(model, prompts.token)
+    """Returns the metric of each prompt when `edits` are applied to the model. `passes` is a pass over the prompts."""
+    logits = passes.logits
+    if edits:
+        with edited(passes.model, edits):
+            logits = passes.repeat(min(site.layer for site in edits))
     return answers.metric(answers.select(logits).cpu(), prompts.start)
 
 
@@ -74,16 +76,17 @@ def edited_metric(
 
 @torch.inference_mode()
 def mlp_effects(
-    model: LanguageModel, prompts: YearPrompts, answers: AnswerYears
+    passes: RecordedPass, prompts: YearPrompts, answers: AnswerYears
 ) -> Float[Tensor, "layer prompt"]:
     """Returns the decrease of the metric when the MLP of one layer is mean-ablated at the last position."""
+    model = passes.model
     last = torch.zeros_like(prompts.scored)
     last[-1] = True
     sites = [Site("mlp_out", layer) for layer in range(model.layers)]
     outputs = capture(model, prompts.token, sites)
-    before = edited_metric(model, prompts, answers, {})
+    before = edited_metric(passes, prompts, answers, {})
     rows = [
-        before - edited_metric(model, prompts, answers, {site: set_mlp(outputs[site][:, -1].mean(0), last)})
+        before - edited_metric(passes, prompts, answers, {site: set_mlp(outputs[site][:, -1].mean(0), last)})
         for site in sites
     ]
     return torch.stack(rows)
@@ -106,7 +109,7 @@ def without_feature_name(layer: int, feature: int) -> str:
 
 @torch.inference_mode()
 def measure_conditions(
-    model: LanguageModel,
+    passes: RecordedPass,
     transcoders: Mapping[int, Dictionary],
     prompts: YearPrompts,
     answers: AnswerYears,
@@ -116,14 +119,15 @@ def measure_conditions(
     The first condition is the untouched model. Transcoders replace each MLP alone, and all MLPs at once. Ablations set
     the output of each MLP to zero, and to its mean over prompts and positions.
     """
-    metric = {UNTOUCHED: edited_metric(model, prompts, answers, {})}
+    model = passes.model
+    metric = {UNTOUCHED: edited_metric(passes, prompts, answers, {})}
     replacements = {
         Site(each.site_out, layer): replace_mlp(each, prompts.scored) for layer, each in transcoders.items()
     }
     for site, edit in replacements.items():
-        metric[replaced_name(site.layer)] = edited_metric(model, prompts, answers, {site: edit})
+        metric[replaced_name(site.layer)] = edited_metric(passes, prompts, answers, {site: edit})
     if len(replacements) > 1:
-        metric[ALL_REPLACED] = edited_metric(model, prompts, answers, replacements)
+        metric[ALL_REPLACED] = edited_metric(passes, prompts, answers, replacements)
     written = {site.layer: site for site in replacements}
     sites = [written.get(layer, Site("mlp_out", layer)) for layer in range(model.layers)]
     outputs = capture(model, prompts.token, sites)
@@ -131,7 +135,7 @@ def measure_conditions(
         mean = output[:, prompts.scored.to(output.device)].mean((0, 1))
         for kind, value in {"zero": 0.0, "mean": mean}.items():
             edits = {site: set_mlp(value, prompts.scored)}
-            metric[ablated_name(site.layer, kind)] = edited_metric(model, prompts, answers, edits)
+            metric[ablated_name(site.layer, kind)] = edited_metric(passes, prompts, answers, edits)
     return metric
 
 

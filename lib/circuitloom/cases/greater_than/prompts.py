@@ -83,7 +83,7 @@ class YearPrompts:
     half: list[str]
     """`finding` or `testing`, for each prompt."""
     dropped: int
-    """Number of drawn prompts that `make_prompts` leaves out."""
+    """Number of drawn prompts that `make_prompts` leaves out because they are unusable."""
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -203,6 +203,9 @@ def make_prompts(
             f"{case.template!r}: {len(kept)} of {wanted} prompts have a {part or 'start year that is one token'}"
             f"{'start year and continues the prompt' if part else ''}; change the template, or `answer`"
         )
+    dropped = wanted - len(kept)
+    if case.prompts is not None:
+        kept = _spread(kept, case.prompts)
     return YearPrompts(
         text=[row.text for row in kept],
         token=torch.stack([row.token for row in kept]),
@@ -212,8 +215,18 @@ def make_prompts(
         scored=scored_positions(kept[0].token[None], tokenizer.separator_id)[0],
         place=kept[0].place,
         half=[row.half for row in kept],
-        dropped=wanted - len(kept),
+        dropped=dropped,
     )
+
+
+def _spread(rows: Sequence["_PromptRow"], wanted: int) -> list["_PromptRow"]:
+    """Returns at most `wanted` rows, evenly spaced within each half, in their order."""
+    chosen: list[int] = []
+    for half in (FINDING, TESTING):
+        own = [i for i, row in enumerate(rows) if row.half == half]
+        n = min(wanted // 2, len(own))
+        chosen += [own[(2 * i + 1) * len(own) // (2 * n)] for i in range(n)]
+    return [rows[i] for i in sorted(chosen)]
 
 
 def _write_prompt(text: str, year: int, case: GreaterThanCase, answers: AnswerYears) -> str:

@@ -1,11 +1,13 @@
 """Case study of greater-than: which components make a model predict an end year later than the start year?"""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...ablation.causal_effects import AblationKind, replacement_values
 from ...ablation.circuits import CircuitAblations, ablate_circuit, draw_random_features
 from ...ablation.components import ReplacementValues, feature_basis, head_basis
+from ...ablation.metrics import RecordedPass
 from ...ablation.patching import subtract_feature
 from ...attribution.paths import PathSearch
 from ...config.cases.greater_than import GreaterThanCase
@@ -13,6 +15,7 @@ from ...config.circuits import parse_feature
 from ...core.progress import progress
 from ...corpus.prompt_text import print_notes, read_prompt
 from ...language_model.hooks import Site
+from ...language_model.model import LanguageModel
 from ..case_report import CaseReport
 from ..context import FINDING, TESTING, CaseContext
 from .measurements import (
@@ -33,7 +36,7 @@ from .measurements import (
     without_feature_name,
     year_metrics,
 )
-from .prompts import read_task
+from .prompts import YearPrompts, read_task
 from .report import make_report
 
 STEPS = 7
@@ -59,10 +62,11 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
     )
     with progress(f"case study {name}", STEPS, "steps") as bar:
         # 2. The layer whose MLP matters most, and the metric with MLPs replaced or ablated
-        mlp_effect = mlp_effects(model, finding, answers)
+        mlp_effect = mlp_effects(_record(model, finding), finding, answers)
         layer = _choose_layer(case, context, mlp_effect)
         dictionary = transcoders[layer]
-        conditions = measure_conditions(model, transcoders, prompts, answers)
+        passes = _record(model, prompts)
+        conditions = measure_conditions(passes, transcoders, prompts, answers)
         bar.update(1)
         # 3. The layer's features with the largest variance, and the metric without one feature
         variance = variances(model, dictionary, finding)
@@ -71,7 +75,8 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         if feature >= dictionary.width:
             raise ValueError(f"layer {layer} has features 0 to {dictionary.width - 1}, not {feature}")
         edits = {Site(dictionary.site_out, layer): subtract_feature(dictionary, feature, prompts.scored)}
-        conditions[without_feature_name(layer, feature)] = edited_metric(model, prompts, answers, edits)
+        conditions[without_feature_name(layer, feature)] = edited_metric(passes, prompts, answers, edits)
+        equal = equal_probability(passes, prompts, answers)
         # 4. Few features against few neurons of the layer
         curves = layer_curves(model, run, dictionary, variance, finding_metrics, testing_metrics)
         bar.update(1)
@@ -120,8 +125,13 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         basis=basis,
         ablations=ablations,
         contributions=contributions,
-        equal=equal_probability(model, prompts, answers),
+        equal=equal,
     )
+
+
+@torch.inference_mode()
+def _record(model: LanguageModel, prompts: YearPrompts) -> RecordedPass:
+    return RecordedPass(model, prompts.token)
 
 
 def _choose_layer(

@@ -31,6 +31,10 @@ class DifferenceCase(Case):
     least: Bound = 0.002
     """Pruning removes a component if the circuit then loses less than this share of the difference, on the finding
     half."""
+    measured: PositiveInt | None = None
+    """Largest number of components whose worth is measured by ablating each of them. With null, all. In a larger
+    circuit, pruning orders components by a first-order estimate, whose cost does not depend on their number, and the
+    claim `minimal` is about that many components, drawn at random."""
     subsets: PositiveInt = 20
     """Number of random subsets of the circuit for the test of completeness. The subsets have between one component and
     half of the circuit's components."""

@@ -57,6 +57,8 @@ class GreaterThanCase(Case):
     fillings: PositiveInt = 2
     """Number of prompts per start year. The prompts of a year alternate between the finding half and the testing half.
     With one prompt per year, the years alternate."""
+    prompts: Annotated[int, Field(ge=8)] | None = None
+    """Largest number of prompts, evenly spaced over the start years of each half. With null, all are used."""
     layer: NonNegativeInt | None = None
     """Layer whose MLP is studied. With null, each MLP is mean-ablated at the last position, and the layer with the
     largest drop of the metric is chosen."""

@@ -110,12 +110,12 @@ COMPONENT = Table(
         "worth": (
             FLOAT,
             "share of the behaviour that the circuit alone loses without it, testing prompts; null if it is not in the "
-            "circuit",
+            "circuit, or was not measured",
         ),
         "worth_low": (FLOAT, "lower end of the bootstrap interval"),
         "worth_high": (FLOAT, "upper end of the bootstrap interval"),
         "in_circuit": (pa.bool_(), "it was kept when the circuit was pruned on the finding prompts"),
-        "helps": (pa.bool_(), "the interval of worth lies above 0; null if it is not in the circuit"),
+        "helps": (pa.bool_(), "the interval of worth lies above 0; null without an interval"),
     },
 )
 PLANTED = Table(
