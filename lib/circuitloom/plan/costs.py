@@ -21,7 +21,7 @@ from .work import Cost, GpuLoad, Work
 
 SHARE_OF_PEAK = {
     "language_model": 0.48, "activations": 0.6, "dictionaries": 0.19, "evaluation": 0.7, "features": 0.5,
-    "circuits": 0.05, "cases": 0.15,
+    "circuits": 0.05, "cases": 0.5,
 }  # fmt: skip
 """Fraction of the measured rate of matrix products that each stage reaches on CPUs. Pretraining and training use the
 fast number format, all other stages float32.

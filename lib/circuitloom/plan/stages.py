@@ -11,6 +11,7 @@ from ..evaluation.scoring import HIDDEN_BYTES
 from ..features.external_sort import ENCODE_BATCH
 from ..language_model.head import BLOCK_ELEMENTS, CACHE_ELEMENTS
 from ..language_model.kernels import ROWS
+from .case_loads import case_load
 from .sizes import (
     BYTES_PER_TOKEN,
     PROCESS_BYTES,
@@ -37,8 +38,8 @@ TABULATING_BYTES = 600e6
 """Bytes of memory for sorting and writing activations."""
 TRACING_BYTES = 400e6
 """Bytes of memory for tracing: the gradients of a chunk of targets, and effects."""
-CASE_TOKENS = 20_000
-"""Number of tokens in a case study's prompts, counted once per forward pass with an ablation."""
+CASE_SECONDS = 4.0
+"""Seconds of a case study on a small model, where the time of a pass does not depend on its operations."""
 GENERATED, TOKENIZED = 650_000, 300_000
 """Number of tokens per second that one core generates, or tokenizes, and packs."""
 PROMPT_SECONDS, WEIGHTS_SECONDS = 1.0, 5.0
@@ -278,28 +279,32 @@ def circuits(study: Study) -> Work:
 
 
 def cases(study: Study, held_out: float) -> Work:
-    """Returns the work of the case studies: held-out tokens with dictionaries, and prompts with ablated components."""
+    """Returns the work of the case studies: passes of prompts with ablated components, traced prompts, and held-out
+    tokens with dictionaries."""
     shape, layers = study.shape, len(study.layers)
     blocks, embedding = model_parameters(shape)
-    tokens = min(study.evaluation.tokens or held_out, held_out)
+    loads = [case_load(study, name, held_out) for name in study.cases]
     widths = [sum(study.runs[run].width for run in study.case_runs(name)) for name in study.cases]
-    encoders = [2 * shape.d_model * width * layers for width in widths]
-    passes = len(widths) * (forward(study, shape.layers) + 2 * embedding) + sum(encoders)
-    weights = 4 * max(encoders, default=0)
+    tokens = sum(load.ablated + load.plain + load.held_out for load in loads)
+    # dictionaries of all layers encode
+    encodings = [load.ablated + load.held_out + load.vocabulary / layers for load in loads]
+    encoded = [2 * shape.d_model * width * layers * n for width, n in zip(widths, encodings, strict=True)]
+    unembedded = 2 * embedding * sum(load.passes for load in loads)
+    weights = 4 * 2 * shape.d_model * max(widths, default=0) * layers
     size = circuit_number_bytes(study)
+    moved = sum(ENCODED_BYTES * width * layers * n for width, n in zip(widths, encodings, strict=True))
     # float64 is counted as float32
-    load = forward_load(study, shape.layers, 1, 4) * len(widths) + GpuLoad(
-        fp32_flops=sum(encoders), moved=ENCODED_BYTES * sum(widths) * layers
-    )
+    load = forward_load(study, shape.layers, 0, 4) * tokens
     return Work(
         "cases",
-        tokens=tokens * len(widths),
+        tokens=tokens,
         disk=1e6 * len(widths),
         memory=PROCESS_BYTES + 8 * (blocks + embedding) + weights + TRACING_BYTES,
-        operations=(tokens + CASE_TOKENS) * passes,
+        operations=tokens * forward(study, shape.layers) + unembedded + sum(encoded),
         jobs=len(study.cases),
         starts=len(study.cases),
-        gpu_load=load * (tokens + CASE_TOKENS),
+        fixed_seconds=CASE_SECONDS * len(study.cases),
+        gpu_load=load + GpuLoad(fp32_flops=sum(encoded) + unembedded, moved=moved),
         host_memory=PROCESS_BYTES,
         gpu_memory=model_bytes(study, size) + 4 * (blocks + embedding) + weights + TRACING_BYTES
         if widths
