@@ -34,6 +34,21 @@ def test_each_half_has_the_same_number_of_prompts_per_template(file):
             assert sum(prompt.half == half for prompt in drawn) == len(drawn) / 2
 
 
+def test_small_english_cases_are_the_english_ones_with_smaller_counts():
+    files = [str(FILES / f"{name}.yaml") for name in ("english", "english-small")]
+    english, small = (TypeAdapter(Cases).validate_python(files[: n + 1]) for n in range(2))
+    assert set(small) == set(english)
+    counts = {"count", "measured", "subsets", "compare", "traced", "prompts", "fillings", "tokens", "digits"}
+    for name, case in small.items():
+        changed = {key for key, value in case if value != getattr(english[name], key)}
+        # `prompts` of a difference are its templates
+        allowed = counts - {"prompts"} if isinstance(case, DifferenceCase) else counts
+        assert changed and changed <= allowed
+        if isinstance(case, DifferenceCase):
+            halves = [prompt.half for prompt in draw(case)]
+            assert halves.count("finding") == halves.count("testing") >= 8
+
+
 def test_the_vocabulary_of_chronicle_has_the_words_of_its_cases():
     tokenizer = word_tokenizer(vocabulary())
     assert set(cases("chronicle")) == {"indirect_object", "induction", "agreement"}
