@@ -46,8 +46,8 @@ class GreaterThanCase(Case):
     last: TwoDigits = 98
     """Last start year, as two digits."""
     answer: Annotated[str, Field(pattern=r"\{year\}")] = "{year}"
-    """Template of the answer token. `{year}` is replaced by two digits. The answer follows the century as `{year}` does
-    in `template`: with or without a space. A leading space in `answer` overrides this."""
+    """Template of the answer token. `{year}` is replaced by two digits, or by one (see `digits`). The answer follows
+    the century as `{year}` does in `template`: with or without a space. A leading space in `answer` overrides this."""
     digits: Digits | Literal["auto"] = "auto"
     """Digits of the end year that the model is asked for. `both`: the answers are the two-digit years that are single
     tokens. `tens`: the answers are single digits, compared with the tens digit of the start year; the equal digit is

@@ -21,7 +21,10 @@ CLAIM = Table(
         "bound": (FLOAT, "bound of the claim"),
         "holds": (pa.bool_(), "the interval lies on the claimed side of the bound, the bound included"),
         "n": (INT, "number of rows that were resampled"),
-        "of": (STRING, "unit of these rows: prompts, documents, pairs, years, concepts, texts"),
+        "of": (
+            STRING,
+            "unit of these rows: prompts, documents, pairs, years, digits, concepts, features, texts",
+        ),
         "published": (FLOAT, "published value of the same quantity, else null"),
     },
 )
