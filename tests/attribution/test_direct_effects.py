@@ -1,11 +1,8 @@
 """Direct and total effects: they sum to the target's value and equal what autograd gives on the real modules."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-
 import pytest
 import torch
+from tests.attribution.autograd import by_autograd, run_frozen
 from tests.attribution.inputs import (
     BOS,
     BROKEN,
@@ -16,8 +13,9 @@ from tests.attribution.inputs import (
     make_dictionaries,
     make_linearized,
 )
+from tests.attribution.test_architectures import exact_norms as exact_any_norms
+from tests.attribution.test_architectures import load_any
 from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
-from torch import Tensor
 
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import (
@@ -31,7 +29,7 @@ from circuitloom.attribution.direct_effects import (
 from circuitloom.attribution.graph import Roots, adjacency
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.attribution.paths import direct_sources, feature_reader, target_reader
-from circuitloom.corpus.token_arrays import scored_positions
+from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.model import LanguageModel, load_model
 
@@ -116,134 +114,13 @@ def test_sums_add_up_on_a_real_model(dtype, skip, real_input):
 # Against autograd
 
 
-@dataclass
-class Leaves:
-    """Leaves of the autograd graph, one per source, and the outputs of the pass."""
-
-    z: dict[int, Tensor] = field(default_factory=dict)
-    error: dict[int, Tensor] = field(default_factory=dict)
-    embedding: list[Tensor] = field(default_factory=list)
-    """Token embeddings, then position embeddings if the model has them."""
-    pre: dict[int, Tensor] = field(default_factory=dict)
-    """Pre-activations, [position, feature]."""
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-
-
-def frozen_norm(module, args, _output):
-    """The norm's formula, with its denominator detached."""
-    (x,) = args
-    if isinstance(module, torch.nn.LayerNorm):
-        x = x - x.mean(-1, keepdim=True)
-    epsilon = module.eps if isinstance(module, torch.nn.LayerNorm) else module.variance_epsilon
-    sigma = (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
-    bias = getattr(module, "bias", None)
-    return module.weight * x / sigma.detach() + (0 if bias is None else bias)
-
-
-@contextmanager
-def frozen_patterns(model: LanguageModel, token: Tensor) -> Iterator[None]:
-    """Replace attention patterns by those that the model computes on the prompt, without gradient."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    patterns: list[Tensor] = []
-    handles = [
-        model.attention(layer).register_forward_hook(lambda _m, _a, output: patterns.append(output[1]))
-        for layer in range(model.layers)
-    ]
-    with model.eager_attention(), torch.no_grad():
-        model.logits(token[None])
-    for handle in handles:
-        handle.remove()
-
-    def attend(module, query, _key, value, _mask, **_options):
-        pattern = patterns[module.layer_idx]
-        value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-        return (pattern @ value).transpose(1, 2), pattern
-
-    AttentionInterface.register("frozen", attend)
-    AttentionMaskInterface.register("frozen", lambda *_args, **_options: None)
-    before = model.module.config._attn_implementation
-    model.module.set_attn_implementation("frozen")
-    try:
-        yield
-    finally:
-        model.module.set_attn_implementation(before)
-        del AttentionInterface._global_mapping["frozen"], AttentionMaskInterface._global_mapping["frozen"]
-
-
-def run_frozen(model: LanguageModel, dictionaries: dict[int, Dictionary], token: Tensor) -> Leaves:
-    """Run the model's own modules with a leaf for every source of the linearized model."""
-    leaves = Leaves()
-    replaced = scored_positions(token[None], BOS)[0][:, None].double()
-
-    def embed(_module, _args, output):
-        leaves.embedding.append(output.detach().clone().requires_grad_())
-        return leaves.embedding[-1]
-
-    def replace(layer: int):
-        def mlp(_module, args, output):
-            x, y = args[0][0], output[0].detach()
-            reconstruction = torch.zeros_like(y)
-            if layer in dictionaries:
-                dictionary = dictionaries[layer]
-                leaves.pre[layer] = x @ dictionary.W_enc.T + dictionary.b_enc
-                z = leaves.z[layer] = dictionary.encode(x.detach()).requires_grad_()
-                skip = 0 if dictionary.W_skip is None else x @ dictionary.W_skip.T
-                reconstruction = replaced * (z @ dictionary.W_dec + dictionary.b_dec + skip)
-            error = leaves.error[layer] = (y - reconstruction).detach().requires_grad_()
-            return (reconstruction + error)[None]
-
-        return mlp
-
-    anatomy = model.anatomy
-    embeddings = [anatomy.embedding, *([] if anatomy.positions is None else [anatomy.positions])]
-    norms = {anatomy.norm_final: model.module.get_submodule(anatomy.norm_final)}
-    for layer in range(model.layers):
-        for name in (anatomy.norm_attention, anatomy.norm_mlp):
-            norms[f"{layer} {name}"] = model.norm(layer, name)
-    with ExitStack() as stack:
-        stack.enter_context(frozen_patterns(model, token))
-        hooks = [(model.module.get_submodule(name), embed) for name in embeddings]
-        hooks += [(norm, frozen_norm) for norm in norms.values()]
-        hooks += [(model.mlp(layer), replace(layer)) for layer in range(model.layers)]
-        for module, hook in hooks:
-            stack.callback(module.register_forward_hook(hook).remove)
-        leaves.logits = model.logits(token[None])[0]
-    return leaves
-
-
-def by_autograd(linearized: LinearizedModel, leaves: Leaves, target: Tensor) -> Tensor:
-    """A row of direct effects: a target's gradient at each source times the source; the remainder is the constant."""
-    columns, features = source_columns(linearized), linearized.features
-    row = torch.zeros(len(columns), dtype=torch.float64)
-    every = [*leaves.z.values(), *leaves.error.values(), *leaves.embedding]
-    gradients = torch.autograd.grad(target, every, retain_graph=True, allow_unused=True)
-    effect = {
-        id(leaf): torch.zeros_like(leaf) if gradient is None else (gradient * leaf).detach()
-        for leaf, gradient in zip(every, gradients, strict=True)
-    }
-    for layer, z in leaves.z.items():
-        at = features.layer == layer
-        row[: columns.active][at] = effect[id(z)][features.position[at], features.feature[at]]
-    errors = torch.stack([effect[id(leaves.error[layer])].sum(1) for layer in range(linearized.layers)])
-    row[columns.errors] = errors.flatten()
-    for place, leaf in zip((columns.embeddings, columns.position_embeddings), leaves.embedding, strict=False):
-        row[place] = effect[id(leaf)].view(len(linearized.captured), -1).sum(1)
-    row[columns.constant] = target.detach() - row.sum()
-    return row
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_direct_effects_equal_gradients_with_patterns_and_denominators_frozen(architecture, kind, tiny):
-    model = tiny(architecture)
-    linearized = make_linearized(model, kind, BROKEN)
-    dictionaries = {
-        layer: dictionary.to("cpu", torch.float64)
-        for layer, dictionary in make_dictionaries(model, kind).items()
-    }
+def assert_equal_to_autograd(
+    model: LanguageModel, linearized: LinearizedModel, dictionaries: dict[int, Dictionary]
+) -> None:
+    """Compare every fifth active feature of each layer and some logits. `linearized` is the model on `BROKEN`."""
     leaves = run_frozen(model, dictionaries, BROKEN)
-    assert leaves.embedding[0].requires_grad and len(leaves.embedding) == 1 + (architecture == "gpt2")
+    positions = linearized.captured.position_embedding is not None
+    assert leaves.embedding[0].requires_grad and len(leaves.embedding) == 1 + positions
     for layer in dictionaries:
         places = (linearized.features.layer == layer).nonzero()[:, 0]
         effects = direct_effects(linearized, feature_targets(linearized, places))
@@ -255,15 +132,39 @@ def test_direct_effects_equal_gradients_with_patterns_and_denominators_frozen(ar
             expected = by_autograd(linearized, leaves, leaves.pre[layer][position, feature])
             torch.testing.assert_close(effects[i], expected, atol=1e-9, rtol=0)
     pairs = [(10, 10), (10, 11), (10, 12), (10, 40), (6, 20)]
-    positions, tokens = map(torch.tensor, zip(*pairs, strict=True))
+    position, tokens = map(torch.tensor, zip(*pairs, strict=True))
     weights = torch.eye(VOCABULARY, dtype=torch.float64)[tokens]
-    effects = direct_effects(linearized, logit_targets(linearized, positions, weights))
-    for i, (position, token) in enumerate(pairs):
-        logits = leaves.logits[position]
+    effects = direct_effects(linearized, logit_targets(linearized, position, weights))
+    for i, (at, token) in enumerate(pairs):
+        logits = leaves.logits[at]
         expected = by_autograd(linearized, leaves, logits[token] - logits.mean())
         torch.testing.assert_close(effects[i], expected, atol=1e-9, rtol=0)
         # effects are large enough for the comparison to mean something
         assert expected[: len(linearized.features)].abs().max() > 1e-2
+
+
+def double(dictionaries: dict[int, Dictionary]) -> dict[int, Dictionary]:
+    return {layer: dictionary.to("cpu", torch.float64) for layer, dictionary in dictionaries.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_direct_effects_equal_gradients_with_patterns_and_denominators_frozen(architecture, kind, tiny):
+    model = tiny(architecture)
+    assert_equal_to_autograd(
+        model, make_linearized(model, kind, BROKEN), double(make_dictionaries(model, kind))
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("site", MLP_OUTPUTS)
+@pytest.mark.parametrize("name", ["Gemma3Text", "Olmo2"])
+def test_direct_effects_equal_gradients_where_a_norm_follows_the_mlp(name, site, kind, tmp_path):
+    model = load_any(name, tmp_path)
+    exact_any_norms(model)
+    made = make_dictionaries(model, kind, site_out=site)
+    captured = capture_pass(model, read_weights(model), BROKEN)
+    assert_equal_to_autograd(model, LinearizedModel(captured, made, BOS), double(made))
 
 
 # Total effects
