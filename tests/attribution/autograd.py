@@ -131,7 +131,9 @@ def by_autograd(linearized: LinearizedModel, leaves: Leaves, target: Tensor) -> 
     every = [*leaves.z.values(), *leaves.error.values(), *leaves.embedding]
     gradients = torch.autograd.grad(target, every, retain_graph=True, allow_unused=True)
     effect = {
-        id(leaf): torch.zeros_like(leaf) if gradient is None else (gradient * leaf).detach()
+        id(leaf): torch.zeros_like(leaf, dtype=torch.float64)
+        if gradient is None
+        else (gradient * leaf).detach().double()
         for leaf, gradient in zip(every, gradients, strict=True)
     }
     for layer, z in leaves.z.items():
