@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..corpus.token_arrays import scored_positions
-from ..evaluation.scoring import find_shortcuts
+from ..evaluation.scoring import can_resume
 from ..language_model.hooks import Site, edited, recorded_outputs, resumed
 from ..language_model.model import LanguageModel
 
@@ -106,7 +106,7 @@ class RecordedPass:
         with recorded_outputs(model, range(model.layers - 1), self.outputs):
             self.logits = last_logits(model, token)
         # some models use values from inside earlier blocks in later ones
-        self.can_resume = find_shortcuts(model, token[:1].to(model.device)).resume
+        self.can_resume = can_resume(model, token[:1].to(model.device))
 
     def repeat(self, layer: int) -> Float[Tensor, "pass vocabulary"]:
         """Returns the logits at the last position again. Nothing before the block `layer` may be edited, because the

@@ -23,7 +23,8 @@ from ...config.cases import FeatureCase
 from ...config.evaluation import Evaluation
 from ...evaluation.concept_matching import ENCODE_BATCH
 from ...evaluation.concepts import SparseActivations, concept_annotations, score_features
-from ...evaluation.held_out import HeldOut
+from ...evaluation.held_out import HeldOut, passes
+from ...language_model.batches import Batch
 from ...language_model.hooks import Site, capture
 from ..context import CaseContext
 
@@ -172,7 +173,7 @@ def shortlist(on: Activations, off: Activations, count: int) -> tuple[list[tuple
 
 @torch.inference_mode()
 def candidate_activations(
-    context: CaseContext, held_out: HeldOut, features: Mapping[int, Int[Tensor, " _"]], batch: int
+    context: CaseContext, held_out: HeldOut, features: Mapping[int, Int[Tensor, " _"]], batch: Batch
 ) -> dict[int, SparseActivations]:
     """Returns the activations of some features of each layer on the scored tokens, on the CPU.
 
@@ -182,7 +183,7 @@ def candidate_activations(
     sites = [Site("mlp_in", layer) for layer in features]
     parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in features}
     start = 0
-    for part in held_out.to(context.model.device).batches(batch):
+    for part in passes(held_out, context.model, batch):
         for site, value in capture(context.model, part.token, sites).items():
             dictionary = context.transcoders[site.layer]
             x = value[part.scored]
@@ -311,7 +312,7 @@ def choose_by_contrast(
     case: FeatureCase,
     on: Activations,
     off: Activations,
-    batch: int,
+    batch: Batch,
     effect: Callable[[ChosenFeature], float] | None,
 ) -> tuple[Choice, dict[int, SparseActivations]]:
     """Returns the feature that best separates texts from edits and matters, and the activations of all candidates on
