@@ -172,6 +172,21 @@ def test_the_saved_dictionary_equals_the_imported_one_with_unit_decoder_rows(fil
     assert {file.name for file in (tmp_path / "layer2").iterdir()} == {"config.json", "weights.safetensors"}
 
 
+def test_a_model_that_adds_its_mlps_output_as_it_is_has_both_sites(files: Run, tmp_path) -> None:
+    model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
+    added = import_transcoder(files.model_copy(update={"site": "mlp_added"}), 0, model)
+    assert added.is_transcoder and added.site_out == "mlp_added"
+    assert torch.equal(added.W_dec, import_transcoder(files, 0, model).W_dec)
+
+
+def test_a_model_that_changes_its_mlps_output_is_refused(files: Run, tmp_path) -> None:
+    model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
+    model.module.config.residual_multiplier = 0.5
+    message = "GPT2LMHeadModel changes its MLPs' output first: train transcoders instead"
+    with pytest.raises(ValueError, match=message):
+        import_transcoder(files, 0, model)
+
+
 def test_files_with_a_plain_config_or_none_are_read_alike(files: Run, tmp_path) -> None:
     expected = read_transcoder(Path(files.file(1)), 1, D_MODEL, WIDTH)
     contents = [{"cfg": settings(1), "state_dict": weights(1)}, {"state_dict": weights(1)}, weights(1)]

@@ -26,7 +26,7 @@ class Anatomy:
     blocks: str
     """Path of the list of blocks in the model, such as `model.layers`."""
     mlp: str
-    """Name of the MLP in a block. TransformerLens calls the MLP's input `mlp.hook_in` and its output `hook_mlp_out`."""
+    """Name of the MLP in a block. TransformerLens calls the MLP's input `mlp.hook_in` and its output `mlp.hook_out`."""
     mlp_projection: str
     """Name of W_out in the MLP. The input of W_out is the activations of the neurons."""
     norm_mlp: str | None
@@ -34,7 +34,8 @@ class Anatomy:
     parallel: bool
     """Whether attention and MLP read the same residual stream, as in GPT-NeoX. Such a model has no `resid_mid`."""
     norm_mlp_after: str | None
-    """Name of the norm that is applied to the MLP's output (Gemma 2), or None."""
+    """Name of the norm that is applied to the MLP's output (Gemma 2), or None. TransformerLens calls the norm's output
+    `hook_mlp_out`."""
     norm_attention: str | None
     """Name of the norm before attention, or None."""
     norm_attention_after: str | None
