@@ -51,7 +51,7 @@ def test_a_model_that_does_not_run_is_refused_by_a_dry_run(fault: str, fresh: Pr
 
 
 BOTH = {
-    "activations": {"sites": ["mlp_in"], "shard_rows": 4096},
+    "activations": {"sites": ["mlp_in"], "layers": [0, 1], "shard_rows": 4096},
     "dictionaries": {
         "topk": {"site": ["mlp_out", "mlp_added"]},
         "saes": {"kind": "sae", "site": "mlp_added"},
@@ -82,8 +82,9 @@ def test_runs_at_all_layers_are_compared_with_ablations_of_their_own_site(fresh:
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("name", ["gemma3_text", "granite"])
+@pytest.mark.parametrize(
+    ("name", "grouped"), [("gemma3_text", False), ("gemma3_text", True), ("granite", True)]
+)
 def test_the_whole_workflow_runs_on_what_an_mlp_adds(name: str, grouped: bool, fresh: Project) -> None:
     tiny_architecture(name, fresh.folder / "model")
     run = fresh.snakemake(study=study(fresh, BOTH | {"resources": {"group_jobs": grouped}}))
