@@ -30,6 +30,7 @@ def test_a_styled_figure_has_no_top_and_right_spines_and_a_grid() -> None:
     row = {
         "layer": 0,
         "kind": "transcoder",
+        "site_out": "mlp_out",
         "act": "topk",
         "l0": 8.0,
         "ce": 2.0,
