@@ -32,6 +32,10 @@ def make_basis(model, name):
             return neuron_basis(model)
         case "transcoder without errors":
             dictionaries = make_dictionaries(model, "skip transcoder")
+        case "transcoder of mlp_added":
+            dictionaries = make_dictionaries(model, site_out="mlp_added")
+        case "SAEs on mlp_added":
+            dictionaries = make_saes(model, "mlp_added")
         case _:
             dictionaries = make_saes(model)
     dtype = next(model.module.parameters()).dtype
@@ -77,8 +81,15 @@ def test_effects_equal_hand_written_hooks(architecture, each_position, tmp_path,
         torch.testing.assert_close(effects.kl[i], kl_divergence(before[0], after)[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", BASES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+ADDED = ("transcoder of mlp_added", "SAEs on mlp_added")
+"""More bases, for models in which what the MLP adds differs from what it returns."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [*((architecture, name) for architecture in ARCHITECTURES for name in BASES),
+     *((architecture, name) for architecture in ("olmo2", "granite") for name in ADDED)],
+)  # fmt: skip
 def test_attribution_is_the_effect_of_an_infinitesimal_ablation(architecture, name, tmp_path):
     """Replacement values slightly below the values change the metric in proportion."""
     model = load_tiny(architecture, tmp_path, "float64")
