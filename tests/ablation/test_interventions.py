@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from tests.attribution.inputs import BOS, KINDS, PROMPT, load_tiny, make_linearized
+from tests.attribution.inputs import BOS, KINDS, PROMPT, load_tiny, make_dictionaries, make_linearized
 from tests.models import ARCHITECTURES, VOCABULARY
 
+from circuitloom.ablation.feature_edits import edited_probabilities, make_edits
 from circuitloom.ablation.interventions import ablate_free, ablate_frozen, run_free, run_frozen
+from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import (
     direct_effects,
     feature_targets,
@@ -14,6 +16,7 @@ from circuitloom.attribution.direct_effects import (
 )
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.config.activations import MLP_OUTPUTS
+from circuitloom.config.circuits import FeatureChange
 from circuitloom.language_model.hooks import Site, edited
 
 
@@ -40,6 +43,20 @@ def test_the_linearized_model_run_forward_equals_the_model(architecture, kind, t
 CHANGED = [(name, site) for name in ("gemma3_text", "olmo2", "granite") for site in MLP_OUTPUTS]
 """Models whose MLPs add something else than they return, with the site that transcoders reconstruct."""
 CASES = [*((name, "mlp_out") for name in ARCHITECTURES), *CHANGED]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_passes_over_prompts_compute_no_logits(architecture, tmp_path):
+    model = load_tiny(architecture, tmp_path)
+    weights, rows = read_weights(model), []
+    model.unembedding.register_forward_hook(lambda _m, args, _y: rows.append(args[0].shape))
+    captured = capture_pass(model, weights, PROMPT)
+    local = LinearizedModel(captured, make_dictionaries(model, "transcoder"), BOS)
+    ablate_free(model, local, torch.arange(0, len(local.features), 5), all_targets(local))
+    edits = make_edits(local, FeatureChange(kind="ablate", features=[f"1/{int(local.features.feature[0])}"]))
+    probabilities = edited_probabilities(model, local, edits, 3)
+    assert rows == []
+    assert probabilities.shape == captured.probabilities(3).shape == (VOCABULARY,)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
 
+from circuitloom.evaluation import replacement
 from circuitloom.evaluation.replacement import (
     DictionaryReplacement,
     constant_replacement,
@@ -133,6 +134,21 @@ def test_decoding_only_active_features_equals_decoding_all(model, changes):
     y_hat, firing = reconstruct(dictionary, x)
     torch.testing.assert_close(y_hat, dictionary(x), atol=1e-5, rtol=1e-5)
     assert torch.equal(firing.fires, (dictionary.encode(x) != 0).sum(0))
+
+
+def test_tokens_are_encoded_in_blocks_of_bounded_size(model, monkeypatch):
+    dictionary, sizes = make_dictionary(model), []
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
+    whole, counts = reconstruct(dictionary, x)
+    encode = dictionary.encode_sparse
+    monkeypatch.setattr(replacement, "ENCODE_ELEMENTS", 40 * 7 + 39)
+    monkeypatch.setattr(
+        type(dictionary), "encode_sparse", lambda _, part: sizes.append(len(part)) or encode(part)
+    )
+    y_hat, firing = reconstruct(dictionary, x)
+    assert sizes == [7] * 7 + [1]
+    torch.testing.assert_close(y_hat, whole)
+    assert torch.equal(firing.fires, counts.fires) and firing.n == 50
 
 
 def test_a_token_without_active_features_is_reconstructed_as_the_bias(model):

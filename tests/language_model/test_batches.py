@@ -1,5 +1,7 @@
 """The number of sequences per pass follows from the model's sizes alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from tests.models import tiny_model
@@ -37,7 +39,8 @@ def test_sizes_of_the_loaded_model_and_of_its_config_give_the_same_number(
     architecture, dtype, tmp_path
 ) -> None:
     model = load_model(tiny_model(architecture, tmp_path / architecture), dtype, device="cpu")
-    shape, size = shape_of(model.module.config.to_dict()), getattr(torch, dtype).itemsize
+    module: Any = model.module
+    shape, size = shape_of(module.config.to_dict()), getattr(torch, dtype).itemsize
     expected = automatic_batch(shape.d_model, shape.d_mlp, size, 200_000, kept=3)
     assert 1 < expected < 32
     assert sequences_per_pass(model, "auto", 200_000, kept=3) == expected
@@ -49,4 +52,4 @@ def test_a_batch_is_a_number_or_auto() -> None:
     assert Evaluation.read("batch", "1e1") == 10
     for wrong in (0, "many"):
         with pytest.raises(ValueError, match="Input should be"):
-            Evaluation(batch=wrong)
+            Evaluation.model_validate({"batch": wrong})

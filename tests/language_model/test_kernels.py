@@ -33,3 +33,17 @@ def test_loss_and_gradients_equal_those_of_all_logits(rows, dtype):
     for gradient, exact in zip(ours, torch.autograd.grad(3 * expected, (hidden, unembedding)), strict=True):
         assert gradient.dtype == torch.float32
         assert (gradient - exact).norm() < tolerance * exact.norm()
+
+
+def test_a_large_vocabulary_has_blocks_of_fewer_tokens(monkeypatch):
+    hidden, unembedding = random(23, 16).requires_grad_(), random(50, 16, seed=1).requires_grad_()
+    target = torch.arange(23)
+    whole = kernels.next_token_loss(hidden, unembedding, target, torch.float32)
+    gradients = torch.autograd.grad(whole, (hidden, unembedding))
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 4 * 50 + 49)
+    multiply, sizes = torch.Tensor.float, []
+    monkeypatch.setattr(torch.Tensor, "float", lambda each: sizes.append(each.numel()) or multiply(each))
+    loss = kernels.next_token_loss(hidden, unembedding, target, torch.float32)
+    assert sizes == [4 * 50] * 5 + [3 * 50]
+    torch.testing.assert_close(loss, whole)
+    torch.testing.assert_close(torch.autograd.grad(loss, (hidden, unembedding)), gradients)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from circuitloom.core.tables import DOCUMENT, LANGUAGE_MODEL, PRETRAINING, write_table
 from circuitloom.corpus.chronicle.grammar import vocabulary, write_episode
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
+from circuitloom.language_model import head
 from circuitloom.language_model.anatomy import Anatomy
 from circuitloom.language_model.model import LanguageModel, load_model
 from circuitloom.language_model.pretraining_plot import plot_pretraining
@@ -71,6 +72,24 @@ def test_the_first_sequences_are_measured_if_the_number_of_tokens_is_given(tmp_p
     first = make_tokens(tmp_path / "first.zarr", sequences=3)
     assert first.take(slice(0, 3)).equal(tokens.take(slice(0, 3)))
     assert cross_entropy(model, tokens, 4 * CONTEXT - 1) == cross_entropy(model, first)
+
+
+def test_no_table_of_logits_is_complete(tmp_path, monkeypatch):
+    tokens = make_tokens(tmp_path / "validation.zarr", sequences=8)
+    model, sizes = bigram(random_logits(VOCABULARY)), []
+    unembed = model.unembed
+    monkeypatch.setattr(head, "CACHE_ELEMENTS", 200)
+    monkeypatch.setattr(head, "ROWS", 10)
+
+    def count(*args):
+        sizes.append((logits := unembed(*args)).numel())
+        return logits
+
+    monkeypatch.setattr(model, "unembed", count)
+    cross_entropy(model, tokens)
+    document_losses(model, [np.arange(2, 30)] * 5)
+    # the first is the check of the head
+    assert max(sizes[1:]) <= 4 * VOCABULARY
 
 
 def test_a_loss_worse_than_guessing_is_named(tmp_path, capsys):
