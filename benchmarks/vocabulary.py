@@ -55,10 +55,10 @@ def scores(args: argparse.Namespace, model) -> None:
 
     from circuitloom.evaluation.replacement import constant_replacement
     from circuitloom.evaluation.scoring import _score
-    from circuitloom.language_model.head import find_head
     from circuitloom.language_model.hooks import Site, capture
+    from circuitloom.language_model.lm_head import find_lm_head
 
-    held_out, head, final = random_tokens(args, model.vocabulary), find_head(model), Site("unembedding_in")
+    held_out, head, final = random_tokens(args, model.vocabulary), find_lm_head(model), Site("unembedding_in")
     d = model.unembedding.weight.shape[1]
     replacements = {
         i: {Site("mlp_out", args.layer + i): constant_replacement(torch.zeros(d))} for i in range(args.runs)
@@ -133,8 +133,8 @@ def formats(args: argparse.Namespace, model) -> None:
     from torch.nn.functional import linear
 
     from circuitloom.evaluation.metrics import compare_predictions, prediction_targets
-    from circuitloom.language_model.head import Head
     from circuitloom.language_model.hooks import Site, capture, edited
+    from circuitloom.language_model.lm_head import LMHead
 
     held_out, final = random_tokens(args, model.vocabulary), Site("unembedding_in")
     targets = prediction_targets(held_out.token, held_out.scored)
@@ -146,7 +146,7 @@ def formats(args: argparse.Namespace, model) -> None:
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             weight = model.unembedding.weight.to(dtype)
             rows = {key: value.to(dtype) for key, value in hidden.items()}
-            head = Head(lambda x, tokens, weight=weight: linear(x, weight[tokens]), len(weight))
+            head = LMHead(lambda x, tokens, weight=weight: linear(x, weight[tokens]), len(weight))
             found = []
             seconds = timed(
                 lambda: found.append(compare_predictions(rows, head, targets.token, 0)[1])  # noqa: B023

@@ -23,8 +23,8 @@ from circuitloom.evaluation.scoring import (
     score_runs,
     site_means,
 )
-from circuitloom.language_model.head import Head, find_head, own_logits
 from circuitloom.language_model.hooks import Site, capture, edited
+from circuitloom.language_model.lm_head import LMHead, find_lm_head, own_logits
 from circuitloom.language_model.model import load_model
 
 
@@ -260,13 +260,13 @@ def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
 
 
 def test_shortcuts_change_no_score(any_model, held_out, monkeypatch):
-    assert can_resume(any_model, held_out.token[:1]) and find_head(any_model).divisible
+    assert can_resume(any_model, held_out.token[:1]) and find_lm_head(any_model).divisible
     runs = {layer: {layer: make_dictionary(any_model, layer, layer)} for layer in range(3)}
     runs["all"] = {layer: make_dictionary(any_model, layer, layer) for layer in range(3)}
     quick = score_runs(any_model, runs, held_out, 3)
-    own = Head(lambda hidden, tokens: own_logits(any_model, hidden)[:, tokens], VOCABULARY, divisible=False)
+    own = LMHead(lambda hidden, tokens: own_logits(any_model, hidden)[:, tokens], VOCABULARY, divisible=False)
     monkeypatch.setattr(scoring, "can_resume", lambda *_: False)
-    monkeypatch.setattr(scoring, "find_head", lambda *_: own)
+    monkeypatch.setattr(scoring, "find_lm_head", lambda *_: own)
     # a group per run
     monkeypatch.setattr(scoring, "HIDDEN_BYTES", 1)
     for run, score in score_runs(any_model, runs, held_out, 3).items():
@@ -311,7 +311,7 @@ def test_earlier_blocks_do_not_run_again(model, held_out, monkeypatch):
         model.mlp(layer).register_forward_pre_hook(lambda *_, layer=layer: count(layer)) for layer in range(3)
     ]
     monkeypatch.setattr(scoring, "can_resume", lambda *_: True)
-    monkeypatch.setattr(scoring, "find_head", lambda *_: Head(model.unembed, VOCABULARY))
+    monkeypatch.setattr(scoring, "find_lm_head", lambda *_: LMHead(model.unembed, VOCABULARY))
     score_runs(model, runs, held_out, 100, means)
     for hook in hooks:
         hook.remove()

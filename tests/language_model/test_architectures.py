@@ -15,8 +15,8 @@ from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.config.architectures import ARCHITECTURES, FOUR_TIMES, MULTIMODAL, REFUSED, find_architecture
 from circuitloom.config.language_model import ModelFolder
 from circuitloom.config.model_shape import ModelShape, read_shape, shape_of
-from circuitloom.language_model.head import find_head
 from circuitloom.language_model.hooks import Site, capture, edited, observed_modules
+from circuitloom.language_model.lm_head import find_lm_head
 from circuitloom.language_model.model import LanguageModel, load_model
 
 TOKENS = PROMPT[None]
@@ -94,7 +94,7 @@ def test_the_unembedding_gives_the_model_s_logits(name: str, tiny) -> None:
     torch.testing.assert_close(model.unembed(hidden, slice(7, 40)), logits[..., 7:40], atol=1e-5, rtol=1e-5)
     chosen = torch.tensor([40, 2])
     torch.testing.assert_close(model.unembed(hidden, chosen), logits[..., chosen], atol=1e-5, rtol=1e-5)
-    assert find_head(model).divisible
+    assert find_lm_head(model).divisible
 
 
 def is_gated(model: LanguageModel) -> bool:

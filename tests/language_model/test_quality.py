@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from circuitloom.core.tables import DOCUMENT, LANGUAGE_MODEL, PRETRAINING, write_table
 from circuitloom.corpus.chronicle.grammar import vocabulary, write_episode
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
-from circuitloom.language_model import head
+from circuitloom.language_model import lm_head
 from circuitloom.language_model.anatomy import Anatomy
 from circuitloom.language_model.model import LanguageModel, load_model
 from circuitloom.language_model.pretraining_plot import plot_pretraining
@@ -78,8 +78,8 @@ def test_no_table_of_logits_is_complete(tmp_path, monkeypatch):
     tokens = make_tokens(tmp_path / "validation.zarr", sequences=8)
     model, sizes = bigram(random_logits(VOCABULARY)), []
     unembed = model.unembed
-    monkeypatch.setattr(head, "CACHE_ELEMENTS", 200)
-    monkeypatch.setattr(head, "ROWS", 10)
+    monkeypatch.setattr(lm_head, "CACHE_ELEMENTS", 200)
+    monkeypatch.setattr(lm_head, "ROWS", 10)
 
     def count(*args):
         sizes.append((logits := unembed(*args)).numel())

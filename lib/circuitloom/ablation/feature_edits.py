@@ -111,7 +111,7 @@ def edited_probabilities(
     """Returns the next-token probabilities of the original model under the edits, at `position`. Nothing is frozen."""
     with edited(language_model, _mlp_edits(model, edits)):
         [hidden] = capture(language_model, model.captured.token[None], [Site("unembedding_in")]).values()
-    return model.captured.head.probabilities(hidden[0, position]).float()
+    return model.captured.lm_head.probabilities(hidden[0, position]).float()
 
 
 def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.head import Head, find_head
 from ..language_model.hooks import Site, capture, observed_modules
+from ..language_model.lm_head import LMHead, find_lm_head
 from ..language_model.model import LanguageModel
 from ..language_model.residual import (
     Attention,
@@ -81,7 +81,7 @@ class ModelWeights:
 
     blocks: list[BlockWeights]
     unembedding: Unembedding
-    head: Head
+    lm_head: LMHead
     """Computes the original model's logits, with any soft-capping."""
 
 
@@ -185,7 +185,7 @@ class CapturedPass:
     resid_final: Float[Tensor, "position d"]
     hidden: Float[Tensor, "position d"]
     """Input of the unembedding in the original model."""
-    head: Head
+    lm_head: LMHead
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -194,14 +194,14 @@ class CapturedPass:
     def probabilities(self, position: int) -> Float[Tensor, " vocabulary"]:
         """Returns the next-token probabilities of the original model at `position`, with any soft-capping of the
         logits. Raises ValueError if one is not finite."""
-        probabilities = self.head.probabilities(self.hidden[position])
+        probabilities = self.lm_head.probabilities(self.hidden[position])
         if not probabilities.isfinite().all():
             raise ValueError("the next-token probability is not finite; check the model's weights")
         return probabilities
 
     def most_likely(self, n: int) -> tuple[Float[Tensor, "position n"], Int[Tensor, "position n"]]:
         """Returns the probabilities and the ids of the `n` most likely next tokens at each position, best first."""
-        return self.head.most_likely(self.hidden, n)
+        return self.lm_head.most_likely(self.hidden, n)
 
     def logits(self) -> Float[Tensor, "position vocabulary"]:
         """Returns the next-token logits minus their mean over the vocabulary, without soft-capping."""
@@ -231,7 +231,7 @@ def read_weights(model: LanguageModel) -> ModelWeights:
             for layer, attention in enumerate(read_attention(model))
         ],
         unembedding,
-        find_head(model),
+        find_lm_head(model),
     )
 
 
@@ -289,7 +289,7 @@ def capture_pass(
         unembedding=weights.unembedding,
         resid_final=observed.inputs["norm_final", 0],
         hidden=hidden[0],
-        head=weights.head,
+        lm_head=weights.lm_head,
     )
     _check_sum(result, observed, model)
     return result

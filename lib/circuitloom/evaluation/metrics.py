@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
-from ..language_model.head import Head, NextTokenScores
+from ..language_model.lm_head import LMHead, NextTokenScores
 
 S = TypeVar("S", bound="MetricSums")
 A = TypeVar("A", "ReconstructionSums", "PredictionSums", Tensor)
@@ -244,14 +244,14 @@ def prediction_sums(
 
 def compare_predictions(
     hidden: Mapping[K, Float[Tensor, "prediction d"]],
-    head: Head,
+    head: LMHead,
     token: Int[Tensor, " prediction"],
     original: K,
 ) -> dict[K, PredictionSums]:
     """Returns the sums of several models over the same predictions. The KL is that from `hidden[original]`.
 
     `hidden` maps each model to the unembedding's input at each prediction, and `token` has the id of each next token.
-    Logits are computed in blocks (`Head`), so that no array [prediction, vocabulary] exists.
+    Logits are computed in blocks (`LMHead`), so that no array [prediction, vocabulary] exists.
     """
     sums = dict.fromkeys(hidden, _no_predictions(token.device))
     others = [key for key in hidden if key != original]

@@ -23,8 +23,8 @@ from ..core.progress import notice, progress
 from ..core.tables import read_table
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.batches import Batch
-from ..language_model.head import Head, find_head
 from ..language_model.hooks import Site, capture, edited, recorded_outputs, resumed
+from ..language_model.lm_head import LMHead, find_lm_head
 from ..language_model.model import LanguageModel
 from .held_out import HeldOut, passes
 from .metrics import (
@@ -179,7 +179,7 @@ def _score(
     Raises ValueError if a loss is not finite.
     """
     held_out = held_out.to(model.device)
-    head = find_head(model)
+    head = find_lm_head(model)
     resume = can_resume(model, held_out.token[:1])
     starts = {
         key: min(site.layer for site in by_site) if resume else 0 for key, by_site in replacements.items()
@@ -199,7 +199,7 @@ def _score(
 
 def _score_batch(
     model: LanguageModel,
-    head: Head,
+    head: LMHead,
     replacements: Mapping[K, Mapping[Site, Replacement]],
     starts: Mapping[K, int],
     batch: HeldOut,

@@ -18,8 +18,8 @@ from ..corpus.token_arrays import scored_positions
 from ..corpus.tokenizer import Tokenizer
 from ..corpus.tokens import Tokens, count_sequences
 from .batches import sequences_per_pass
-from .head import Head, find_head
 from .hooks import Site, capture, edited
+from .lm_head import LMHead, find_lm_head
 from .model import LanguageModel
 
 
@@ -63,7 +63,7 @@ def cross_entropy(model: LanguageModel, tokens: Tokens, n_tokens: int | None = N
 
     With `n_tokens`, only the complete sequences in the first `n_tokens` tokens are used.
     """
-    head, size = find_head(model), sequences_per_pass(model, "auto", tokens.context)
+    head, size = find_lm_head(model), sequences_per_pass(model, "auto", tokens.context)
     masked = every = 0.0
     n_masked = n_every = 0
     sequences = count_sequences(tokens, n_tokens)
@@ -83,7 +83,7 @@ def document_losses(
     model: LanguageModel, documents: Sequence[Int[np.ndarray, " _token"]]
 ) -> Float[np.ndarray, " document"]:
     """Returns the cross-entropy of each document in nats, summed over all tokens after the first."""
-    total, head = np.empty(len(documents)), find_head(model)
+    total, head = np.empty(len(documents)), find_lm_head(model)
     size = sequences_per_pass(model, "auto", max(map(len, documents), default=1))
     # sorted by length, so that batches need little padding
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
@@ -148,7 +148,7 @@ def greater_than(
 
 
 def _losses(
-    model: LanguageModel, head: Head, tokens: Int[Tensor, "sequence position"]
+    model: LanguageModel, head: LMHead, tokens: Int[Tensor, "sequence position"]
 ) -> Float[Tensor, "sequence prediction"]:
     # the last token is left out: it predicts nothing and may exceed the model's context
     [hidden] = capture(model, tokens[:, :-1], [Site("unembedding_in")]).values()

@@ -9,8 +9,8 @@ from ..config.language_model import HubModel, Pretrain
 from ..evaluation.replacement import ENCODE_ELEMENTS
 from ..evaluation.scoring import HIDDEN_BYTES
 from ..features.external_sort import ENCODE_BATCH
-from ..language_model.head import BLOCK_ELEMENTS, CACHE_ELEMENTS
 from ..language_model.kernels import ROWS
+from ..language_model.lm_head import BLOCK_ELEMENTS, CACHE_ELEMENTS
 from .case_loads import case_load
 from .sizes import (
     BYTES_PER_TOKEN,

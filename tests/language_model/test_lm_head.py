@@ -6,9 +6,9 @@ from tests.models import VOCABULARY, tiny_model
 from torch import nn
 
 from circuitloom.evaluation.metrics import compare_predictions
-from circuitloom.language_model import head as module
-from circuitloom.language_model.head import Head, NextTokenScores, find_head
+from circuitloom.language_model import lm_head as module
 from circuitloom.language_model.hooks import Site, capture
+from circuitloom.language_model.lm_head import LMHead, NextTokenScores, find_lm_head
 from circuitloom.language_model.model import LanguageModel, load_model
 
 TOKENS = torch.tensor([[1, 7, 9, 5, 30]])
@@ -16,7 +16,7 @@ TOKENS = torch.tensor([[1, 7, 9, 5, 30]])
 
 def draw(
     vocabulary: int, rows: int, d: int = 16
-) -> tuple[Head, dict[str, torch.Tensor], torch.Tensor, nn.Linear]:
+) -> tuple[LMHead, dict[str, torch.Tensor], torch.Tensor, nn.Linear]:
     """A head with a bias, the hidden states of two models, and next tokens. Logits have a standard deviation of 4."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(vocabulary, d, generator=generator)
@@ -24,7 +24,7 @@ def draw(
     changed = hidden + 0.3 * torch.randn(rows, d, generator=generator)
     linear = nn.Linear(d, vocabulary)
     linear.weight.data, linear.bias.data = weight, bias
-    head = Head(lambda x, tokens: torch.addmm(bias[tokens], x, weight[tokens].T), vocabulary)
+    head = LMHead(lambda x, tokens: torch.addmm(bias[tokens], x, weight[tokens].T), vocabulary)
     token = torch.randint(0, vocabulary, (rows,), generator=generator)
     return head, {"original": hidden, "model": changed, "same": hidden}, token, linear.requires_grad_(False)
 
@@ -36,7 +36,7 @@ def test_losses_and_divergences_equal_float64_to_a_millionth(vocabulary, divisib
     monkeypatch.setattr(module, "CACHE_ELEMENTS", 4096)
     head, hidden, token, linear = draw(vocabulary, 41)
     if not divisible:
-        head = Head(lambda x, tokens: linear(x)[:, tokens], vocabulary, divisible=False)
+        head = LMHead(lambda x, tokens: linear(x)[:, tokens], vocabulary, divisible=False)
     log_p = {key: linear.double()(rows.double()).log_softmax(1) for key, rows in hidden.items()}
     linear.float()
     sums = compare_predictions(hidden, head, token, "original")
@@ -62,7 +62,7 @@ def test_no_block_exceeds_its_bounds(monkeypatch):
             sizes.append(len(x) * (tokens.stop - tokens.start))
             return compute(x, tokens)
 
-        compare_predictions(hidden, Head(logits, 1000, divisible), token, "original")
+        compare_predictions(hidden, LMHead(logits, 1000, divisible), token, "original")
         assert max(sizes) <= (1024 if divisible else 4096)
 
 
@@ -88,7 +88,7 @@ def model(tmp_path) -> LanguageModel:
 
 
 def assert_gives_the_models_logits(model: LanguageModel, divisible: bool) -> None:
-    head = find_head(model)
+    head = find_lm_head(model)
     assert head.divisible == divisible
     logits = model.logits(TOKENS)[0]
     [hidden] = capture(model, TOKENS, [Site("unembedding_in")]).values()
@@ -124,7 +124,7 @@ def test_a_padded_vocabulary_counts_in_the_probabilities(model):
     # the unembedding has more rows than the tokenizer has tokens
     model.module.resize_token_embeddings(VOCABULARY + 11)
     model.module.requires_grad_(False)
-    assert find_head(model).vocabulary == VOCABULARY + 11
+    assert find_lm_head(model).vocabulary == VOCABULARY + 11
     assert_gives_the_models_logits(model, divisible=True)
 
 
@@ -143,4 +143,4 @@ def test_logits_that_depend_on_other_tokens_are_refused(model):
     model.mlp(0).register_forward_pre_hook(lambda _m, args: seen.update(x=args[0].mean()))
     model.module.register_forward_hook(lambda _m, _args, y: setattr(y, "logits", y.logits * seen["x"]))
     with pytest.raises(ValueError, match="depend on more than its last hidden state; choose another model"):
-        find_head(model)
+        find_lm_head(model)

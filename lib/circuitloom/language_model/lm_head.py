@@ -23,7 +23,7 @@ ROWS = 1024
 """Largest number of positions per block on a CPU. With fewer, reading the unembedding takes longer than multiplying by
 it."""
 CHECKED = 4
-"""Number of tokens on which `find_head` compares logits."""
+"""Number of tokens on which `find_lm_head` compares logits."""
 
 
 Logits = Callable[[Float[Tensor, "row d"], slice], Float[Tensor, "row token"]]
@@ -31,7 +31,7 @@ Logits = Callable[[Float[Tensor, "row d"], slice], Float[Tensor, "row token"]]
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHead:
     """The part of a model after its last norm: from the unembedding's input to logits."""
 
     logits: Logits
@@ -126,7 +126,7 @@ class NextTokenScores:
 
 
 @torch.inference_mode()
-def find_head(model: LanguageModel) -> Head:
+def find_lm_head(model: LanguageModel) -> LMHead:
     """Returns the head of `model`, after a check that it gives the model's logits on a few tokens.
 
     Models that change logits after the unembedding run their own code on all tokens of the vocabulary at once. Raises
@@ -136,8 +136,8 @@ def find_head(model: LanguageModel) -> Head:
     token = torch.linspace(0, len(next(embedding.parameters())) - 1, CHECKED).long()[None]
     logits, [hidden] = model.logits(token)[0], capture(model, token, [Site("unembedding_in")]).values()
     for head in (
-        Head(model.unembed, model.vocabulary, divisible=type(model.unembedding) is nn.Linear),
-        Head(lambda hidden, tokens: own_logits(model, hidden)[:, tokens], logits.shape[1], divisible=False),
+        LMHead(model.unembed, model.vocabulary, divisible=type(model.unembedding) is nn.Linear),
+        LMHead(lambda hidden, tokens: own_logits(model, hidden)[:, tokens], logits.shape[1], divisible=False),
     ):
         found = head.logits(hidden[0], slice(0, head.vocabulary))
         if found.shape == logits.shape and torch.allclose(
