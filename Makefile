@@ -34,7 +34,7 @@ reproduce: environment
 	$(BIN)/snakemake --cores all
 
 test: environment
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # The inner loop: tests of the library alone.
 test-fast: environment
@@ -42,7 +42,7 @@ test-fast: environment
 
 # Tests that kill processes at random moments, fill disks or train in several processes.
 test-slow: environment
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m slow
 
 # The whole workflow, from config to report, on a tiny model of each architecture of docs/models.md.
 test-models: environment

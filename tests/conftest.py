@@ -50,13 +50,27 @@ OUTSIDE = {"browser", "real_input"}
 """Fixtures of tests that are not fast."""
 
 
+LONGEST = ("workflow", "explorer")
+"""Folders whose tests start first: a long file at the end would leave the other process without work."""
+
+TOGETHER = {"report"}
+"""Folders whose files share a fixture that takes seconds."""
+
+
+# before xdist reads the groups, and after the hooks of folders
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark fast tests. Repeat failed tests once if they use a browser or start and kill processes: a busy machine can
-    delay these."""
+    delay these. Run each file in one process of xdist, so that its fixtures are made once."""
     workflow = Path(__file__).parent / "workflow"
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if item.path.parent.name in FAST and not OUTSIDE & fixtures and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.fast)
-        if "browser" in getattr(item, "fixturenames", ()) or item.path.parent == workflow:
+        if "browser" in fixtures or item.path.parent == workflow:
             item.add_marker(pytest.mark.flaky(reruns=1))
+        if not item.get_closest_marker("xdist_group"):
+            folder = item.path.parent.name
+            group = folder if folder in TOGETHER else f"{folder}/{item.path.stem}"
+            item.add_marker(pytest.mark.xdist_group(group))

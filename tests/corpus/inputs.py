@@ -4,12 +4,15 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from pydantic import TypeAdapter
 from tokenizers import Regex
 
 from circuitloom.config.corpus import Corpus
+from circuitloom.core.tables import read_table
 from circuitloom.corpus.build import TokenizerSource, build_corpus
 from circuitloom.corpus.tokenizer import Tokenizer
+from circuitloom.corpus.tokens import open_tokens
 
 TEXTS = [f"Story {n} is about the number {n}, and it says so {n} times over." for n in range(120)]
 
@@ -24,6 +27,24 @@ def built(folder: Path, tokenizer: Path | None = None, seed: int = 0, vocabulary
     name = None if tokenizer is None else str(tokenizer)
     build_corpus(section(**keys), folder, seed, TokenizerSource(name, None, vocabulary))
     return folder
+
+
+def texts(folder: Path, split: str) -> list[str]:
+    """The documents of a split of a corpus."""
+    rows = read_table(folder / "document.parquet").to_pylist()
+    return [row["text"] for row in rows if row["split"] == split]
+
+
+def assert_same_tokens(formats: dict[str, dict], folder: Path, tokenizer: Path) -> None:
+    """Build a corpus with the config keys of each of `formats`; all must have the same tokens and documents."""
+    want = None
+    for name, keys in formats.items():
+        corpus = built(folder / name, tokenizer, validation_share=0.3, **keys)
+        splits = ("train", "validation")
+        arrays = [open_tokens(corpus / f"{split}.zarr").take(slice(0, 10**6)).numpy() for split in splits]
+        got = [*arrays, *(texts(corpus, split) for split in splits)]
+        want = want or got
+        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True)), name
 
 
 def jsonl(path: Path, texts: list[str], column: str = "text") -> Path:

@@ -9,11 +9,10 @@ import time
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow.compute as pc
 import pytest
 from tests.corpus import kill
-from tests.corpus.inputs import TEXTS, bpe, built, jsonl, section, write_parquet
+from tests.corpus.inputs import TEXTS, assert_same_tokens, bpe, built, jsonl, section, texts, write_parquet
 from tests.language_model.inputs import make_hub_repository
 
 from circuitloom.core.tables import read_table
@@ -27,11 +26,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every output file of `build_corpus`, by name."""
     files = [file for name in OUTPUTS for file in [folder / name, *sorted((folder / name).rglob("*"))]]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}
-
-
-def texts(folder: Path, split: str) -> list[str]:
-    rows = read_table(folder / "document.parquet").to_pylist()
-    return [row["text"] for row in rows if row["split"] == split]
 
 
 def notices(folder: Path) -> list[dict]:
@@ -74,16 +68,7 @@ def formats(folder: Path) -> dict[str, dict]:
 
 
 def test_every_format_gives_the_same_tokens(tmp_path, tokenizer):
-    want = None
-    for name, keys in formats(tmp_path).items():
-        folder = built(tmp_path / "corpus" / name, tokenizer, validation_share=0.3, **keys)
-        arrays = [
-            open_tokens(folder / f"{split}.zarr").take(slice(0, 10**6)).numpy()
-            for split in ("train", "validation")
-        ]
-        got = [*arrays, texts(folder, "train"), texts(folder, "validation")]
-        want = want or got
-        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True)), name
+    assert_same_tokens(formats(tmp_path), tmp_path / "corpus", tokenizer)
 
 
 def test_documents_are_held_out_by_a_hash_of_their_text_so_the_split_is_stable_and_disjoint(
@@ -164,11 +149,17 @@ def test_a_build_killed_at_any_moment_resumes_and_gives_the_same_files(tmp_path)
     assert not (killed / "build.partial").exists()
 
 
+SMALL = {"source": "chronicle", "train_tokens": 2000, "validation_tokens": 1000}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> dict[str, bytes]:
+    """The files of an undisturbed build of `SMALL`."""
+    return contents(built(tmp_path_factory.mktemp("small"), **SMALL))
+
+
 @pytest.mark.parametrize("moves", range(len(OUTPUTS)))
-def test_a_build_killed_while_its_outputs_are_moved_gives_the_same_files(
-    tmp_path, monkeypatch, chronicle, moves
-):
-    keys = {"source": "chronicle", "context": 128, "train_tokens": 20_000, "validation_tokens": 10_000}
+def test_a_build_killed_while_its_outputs_are_moved_gives_the_same_files(tmp_path, monkeypatch, small, moves):
     remaining, replace = [moves], Path.replace
 
     def replace_or_die(path, target):
@@ -180,11 +171,11 @@ def test_a_build_killed_while_its_outputs_are_moved_gives_the_same_files(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace_or_die)
         with pytest.raises(KeyboardInterrupt):
-            built(tmp_path, **keys)
-    assert contents(built(tmp_path, **keys)) == contents(chronicle)
+            built(tmp_path, **SMALL)
+    assert contents(built(tmp_path, **SMALL)) == small
 
 
-def test_a_build_begun_with_another_config_is_not_resumed(tmp_path, monkeypatch):
+def test_a_build_begun_with_another_config_is_not_resumed(tmp_path, monkeypatch, small):
     from circuitloom.corpus import build as module
 
     def die(*_):
@@ -193,10 +184,9 @@ def test_a_build_begun_with_another_config_is_not_resumed(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", die)
         with pytest.raises(KeyboardInterrupt):
-            built(tmp_path / "corpus", source="chronicle", seed=1, train_tokens=2000, validation_tokens=2000)
+            built(tmp_path / "corpus", seed=1, **SMALL)
     assert (tmp_path / "corpus" / "build.partial" / "train").is_dir()
-    keys = {"source": "chronicle", "seed": 0, "train_tokens": 2000, "validation_tokens": 2000}
-    assert contents(built(tmp_path / "corpus", **keys)) == contents(built(tmp_path / "fresh", **keys))
+    assert contents(built(tmp_path / "corpus", **SMALL)) == small
 
 
 def test_nothing_but_the_outputs_is_written(tmp_path, tokenizer):

@@ -16,7 +16,7 @@ from circuitloom.corpus.packing import Packing
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
-SAMPLE = list(islice(episodes(5, "validation"), 1000))
+SAMPLE = list(islice(episodes(5, "validation"), 500))
 # decided by the complete document; test_the_evidence_decides_an_annotation covers these
 ACROSS_SENTENCES = {"name_new", "name_again", "name_completed"}
 

@@ -14,7 +14,7 @@ from circuitloom.corpus.chronicle.grammar import Episode, episodes
 from circuitloom.corpus.chronicle.slots import templates
 from circuitloom.corpus.tokens import open_tokens
 
-SAMPLE = list(islice(episodes(5, "validation"), 400))
+SAMPLE = list(islice(episodes(5, "validation"), 200))
 # no word at a fixed distance decides whether a sign is still open or a name was mentioned before
 NOT_AT_FIXED_DISTANCE = {
     *("in_parenthesis", "in_square_brackets", "in_quotation", "quotation_closes", "subordinate_clause"),

@@ -2,16 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 from pydantic import ValidationError
-from tests.corpus.inputs import TEXTS, built, jsonl, section, write_parquet
-from tests.corpus.test_build import texts
+from tests.corpus.inputs import TEXTS, assert_same_tokens, built, jsonl, section, write_parquet
 
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.separator import split_at
 from circuitloom.corpus.source import open_source
-from circuitloom.corpus.tokens import open_tokens
 
 SEPARATOR = "\n<s>\n"
 
@@ -42,16 +39,7 @@ def formats(folder) -> dict[str, dict]:
 
 
 def test_separated_documents_are_those_of_separate_rows(tmp_path, tokenizer):
-    want = None
-    for name, keys in formats(tmp_path).items():
-        folder = built(tmp_path / "corpus" / name, tokenizer, validation_share=0.3, **keys)
-        arrays = [
-            open_tokens(folder / f"{split}.zarr").take(slice(0, 10**6)).numpy()
-            for split in ("train", "validation")
-        ]
-        got = [*arrays, texts(folder, "train"), texts(folder, "validation")]
-        want = want or got
-        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True)), name
+    assert_same_tokens(formats(tmp_path), tmp_path / "corpus", tokenizer)
 
 
 def test_a_separated_source_can_be_read_from_any_index(tmp_path):

@@ -66,14 +66,14 @@ def reader(data: dict[str, torch.Tensor], seen: list[int] | None = None):
 @pytest.mark.parametrize("name", ACTS)
 @pytest.mark.parametrize("kind", ["transcoder", "sae"])
 def test_training_explains_variance(name: str, kind: str, data, tmp_path) -> None:
-    trainer = make_trainer(data, kind=kind, tokens=BATCH * 300, **ACTS[name])
+    trainer = make_trainer(data, kind=kind, tokens=BATCH * 150, **ACTS[name])
     history = train([trainer], reader(data), tmp_path)["r"]
     dictionary = trainer.dictionary()
     x, y = data[trainer.run.site_in], data[trainer.run.site_out]
     fvu = float((dictionary(x) - y).square().sum() / (y - y.mean(0)).square().sum())
     assert fvu < 0.25
     assert history[-1]["fvu"] == pytest.approx(fvu, rel=0.35)
-    assert history[-1]["step"] == 300
+    assert history[-1]["step"] == 150
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_auxk_lowers_the_number_of_dead_features(data, tmp_path) -> None:
     def dead(aux: float) -> float:
         folder = tmp_path / str(aux)
         folder.mkdir()
-        trainer = make_trainer(data, width=64, k=4, aux=aux, dead_tokens=BATCH * 5, tokens=BATCH * 300)
+        trainer = make_trainer(data, width=64, k=4, aux=aux, dead_tokens=BATCH * 5, tokens=BATCH * 100)
         # most features start with encoder rows too small to be among the k largest
         trainer.parameters.W_enc.data[16:] *= 0.01
         train([trainer], reader(data), folder)

@@ -67,9 +67,9 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def visiting(browser: Any, address: str, width: int = 1400, height: int = 1000) -> Iterator[Visit]:
+def visiting(browser: Any, address: str) -> Iterator[Visit]:
     """A visit to the explorer at `address`; tests check its `problems` at the end."""
-    page = browser.new_page(viewport={"width": width, "height": height})
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(1000 * SECONDS)
     visit = Visit(page, address)
 

@@ -18,15 +18,15 @@ def address(made_up):
         yield address
 
 
-@pytest.fixture
-def visit(browser, address):
+@pytest.fixture(scope="session")
+def window(browser, address):
     with visiting(browser, address) as visit:
         yield visit
-        assert visit.problems == []
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the browser tests in one process: the browser starts once."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("explorer"))
+@pytest.fixture
+def visit(window):
+    """The same page for all tests, which keeps the compiled scripts: compiling them takes most of a page's time."""
+    window.problems.clear()
+    yield window
+    assert window.problems == []

@@ -86,7 +86,7 @@ def test_pods_receive_the_sources_and_write_results_to_the_bucket(tmp_path: Path
     # the sources include the checkout's library
     assert (pods[0].folder / "lib" / "circuitloom" / "__init__.py").is_file()
 
-    run = local.snakemake("corpus", study=study)
+    run = local.snakemake_alone("corpus", study=study)
     assert run.returncode == 0, run.stdout[-3000:]
     assert differences(tmp_path / "bucket" / "results" / "tiny", local.results) == []
 

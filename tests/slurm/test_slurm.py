@@ -83,7 +83,7 @@ def test_the_tiny_study_on_slurm_equals_a_local_run(cluster: Cluster, tmp_path: 
     assert (first.time, second.time) == ("12:00:00", "1-00:00:00")
     assert {job.state for job in jobs if job.number != first.number} == {"COMPLETED"}
 
-    run = local.snakemake("--max-threads", "1", study=local.config("cluster", resources=RESOURCES))
+    run = local.snakemake_alone("--max-threads", "1", study=local.config("cluster", resources=RESOURCES))
     assert run.returncode == 0, run.stdout[-4000:]
     assert len(list(remote.results.rglob("*.parquet"))) > 80
     assert differences(remote.results, local.results) == []

@@ -30,7 +30,7 @@ def main() -> None:
         script: compile(Path(script).read_text(), script, "exec") for script in {j["script"] for j in jobs}
     }
     for script in code:
-        _import_of_script(Path(script))
+        import_of_script(Path(script))
     print(json.dumps({"ready": len(jobs)}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -48,7 +48,7 @@ def main() -> None:
         print(json.dumps({"code": exit_code, "seconds": seconds}), flush=True)
 
 
-def _import_of_script(script: Path) -> None:
+def import_of_script(script: Path) -> None:
     """Import what a script imports."""
     nodes = [n for n in ast.walk(ast.parse(script.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(nodes, []), script, "exec"), {})

@@ -2,19 +2,18 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.workflow.project import Project
+from tests.workflow.project import ROOT, Project
 
 
 def copy_results(finished: Project, folder: Path, metadata: bool) -> Project:
     """Copy the results into a new project, with new times in alphabetical order, as `cp -r` may set them."""
     project = Project(folder)
-    for name in ("lib", "workflow", "scripts", "config"):
+    for name in ("workflow", "scripts", "config"):
         shutil.copytree(finished.folder / name, folder / name)
+    (folder / "lib").symlink_to(ROOT / "lib")
     shutil.copytree(finished.results, project.results, copy_function=shutil.copy)
     if metadata:
         shutil.copytree(finished.folder / ".snakemake" / "metadata", folder / ".snakemake" / "metadata")
@@ -22,13 +21,6 @@ def copy_results(finished: Project, folder: Path, metadata: bool) -> Project:
     for number, file in enumerate(sorted(project.results.rglob("*"))):
         os.utime(file, (newest + number / 1000, newest + number / 1000))
     return project
-
-
-def adopt(project: Project) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from circuitloom.cli import main; main()", "adopt", "tiny"]
-    return subprocess.run(
-        command, cwd=project.folder, env=project.environment, capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture
@@ -39,7 +31,7 @@ def without_metadata(finished, tmp_path) -> Project:
 def test_an_adopted_copy_has_nothing_to_do_and_notices_changes(finished, tmp_path) -> None:
     project = copy_results(finished, tmp_path / "copy", metadata=True)
     assert len(project.stale()) > 10
-    run = adopt(project)
+    run = project.circuitloom("adopt", "tiny")
     assert run.returncode == 0, run.stderr
     assert project.stale() == set()
     # Snakemake's records tell it what a changed key affects
@@ -49,7 +41,7 @@ def test_an_adopted_copy_has_nothing_to_do_and_notices_changes(finished, tmp_pat
 def test_results_alone_are_adopted_and_recorded_on_request(without_metadata) -> None:
     project = without_metadata
     assert len(project.stale()) > 10
-    run = adopt(project)
+    run = project.circuitloom("adopt", "tiny")
     assert run.returncode == 0, run.stderr
     assert "snakemake --touch --forceall --cores 1" in run.stdout
     assert project.stale() == set()
@@ -67,7 +59,7 @@ def test_a_damaged_copy_is_named_and_not_adopted(without_metadata) -> None:
     content[100] ^= 1
     file.write_bytes(content)
     stale = project.stale()
-    run = adopt(project)
+    run = project.circuitloom("adopt", "tiny")
     assert run.returncode == 1
     assert run.stdout.startswith("results/tiny/evaluation/metric.parquet: not what was written")
     assert run.stderr == "circuitloom: adopt: results/tiny: 1 damaged; nothing was adopted\n"

@@ -29,10 +29,9 @@ TRAINED = [f"results/tiny/dictionaries/{sweep['name']}/{LAYER}" for sweep in SWE
 @pytest.fixture(scope="module")
 def trained(finished: Project, tmp_path_factory) -> tuple[Project, str]:
     """A project in which each sweep has been trained at one layer, and its study."""
-    project = Project(tmp_path_factory.mktemp("distributed") / "project")
-    shutil.copytree(finished.folder, project.folder)
+    project = finished.copy(tmp_path_factory.mktemp("distributed") / "project")
     study = project.config("distributed", ("dictionaries",), dictionaries=SWEEPS)
-    run = project.snakemake(*TRAINED, study=study)
+    run = project.snakemake_alone(*TRAINED, study=study)
     assert run.returncode == 0, run.stdout[-4000:]
     return project, study
 
@@ -73,7 +72,7 @@ def test_a_killed_process_ends_all_processes_and_a_rerun_gives_the_same_bits(vic
         assert "run again: it resumes from the last checkpoint" in messages[0]
     time.sleep(2)
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-    again = project.snakemake(*TRAINED, study=study)
+    again = project.snakemake_alone(*TRAINED, study=study)
     assert again.returncode == 0, again.stdout[-4000:]
     after = load_dictionary(folder)
     assert torch.equal(before.W_enc, after.W_enc)

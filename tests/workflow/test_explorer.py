@@ -93,10 +93,7 @@ def test_the_server_runs_until_it_is_interrupted(finished) -> None:
 
 
 def test_a_study_that_has_not_run_is_refused_in_one_line(finished) -> None:
-    command = [sys.executable, "-m", "circuitloom", "explore", "none"]
-    run = subprocess.run(
-        command, cwd=finished.folder, env=finished.environment, capture_output=True, text=True, check=False
-    )
+    run = finished.circuitloom("explore", "none")
     assert run.returncode == 1
     assert run.stderr == (
         "circuitloom: explore: there is no catalogue at results/none; make it with `snakemake catalog`\n"

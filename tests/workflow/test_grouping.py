@@ -18,8 +18,7 @@ def runs(finished: Project, tmp_path_factory) -> dict[bool, StudyRun]:
     """Whether jobs are grouped, to a run of `STAGES` with one core."""
     runs = {}
     for grouped in (True, False):
-        project = Project(tmp_path_factory.mktemp("grouping") / "project")
-        shutil.copytree(finished.folder, project.folder)
+        project = finished.copy(tmp_path_factory.mktemp("grouping") / "project")
         for stage in STAGES:
             shutil.rmtree(project.results / stage)
         study = project.config("grouping", resources={"group_jobs": grouped})

@@ -1,7 +1,5 @@
 """A sweep with `files` is imported instead of trained; later stages run on it unchanged."""
 
-import shutil
-
 import torch
 from tests.workflow.project import Project
 
@@ -50,7 +48,7 @@ def test_files_are_imported_and_nothing_is_trained(fresh: Project) -> None:
 
 
 def test_imported_dictionaries_are_scored_like_trained_ones(finished: Project, tmp_path) -> None:
-    project = Project(shutil.copytree(finished.folder, tmp_path / "project"))
+    project = finished.copy(tmp_path / "project")
     study = published(project)
     table = "results/tiny/evaluation/published/layer1/metric.parquet"
     run = project.snakemake(table, study=study)

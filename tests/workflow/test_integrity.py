@@ -1,6 +1,7 @@
 """Killed jobs, damaged files and full disks: finished outputs are never wrong, and interrupted work resumes.
 
-Jobs run without Snakemake here, on a study smaller than tiny; `test_kills` and `test_faults` run some with Snakemake.
+Jobs run without Snakemake here: tiny's, and in slow tests those of a smaller study. `test_kills` and `test_faults` run
+some with Snakemake.
 """
 
 import os
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from tests.comparing import data_files, differences
 from tests.workflow.jobs import STAGES, Job, StudyRun, run_study
-from tests.workflow.project import STUDY, copy_project
+from tests.workflow.project import STUDY, link_project
 
 from circuitloom.core.checksums import find_damage
 
@@ -42,17 +43,17 @@ RESULTS = Path("results", "tiny")
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Iterator[StudyRun]:
-    project = copy_project(tmp_path_factory.mktemp("study"))
+    project = link_project(tmp_path_factory.mktemp("study"))
     tiny = yaml.safe_load((project.folder / STUDY).read_text())
     cases = {name: tiny["cases"][name] for name in CASES}
     with run_study(project, project.config("small", replace=("cases",), cases=cases, **SMALL)) as study:
         yield study
 
 
-def test_an_undisturbed_study_is_complete_and_undamaged(study: StudyRun) -> None:
-    assert {job.stage for job in study.jobs} == set(STAGES)
-    assert list(find_damage(study.project.results)) == []
-    made = data_files(study.project.results)
+def test_an_undisturbed_study_is_complete_and_undamaged(finished_run: StudyRun) -> None:
+    assert {job.stage for job in finished_run.jobs} == set(STAGES)
+    assert list(find_damage(finished_run.project.results)) == []
+    made = data_files(finished_run.project.results)
     assert len(made) > 100
     assert not [file for file in made if ".partial" in str(file) or file.suffix in (".new", ".wal")]
 
@@ -120,8 +121,10 @@ def remove(file: Path, _: random.Random) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, cut, remove])
-def test_every_damaged_file_of_a_study_is_found_and_named(damage, study: StudyRun, tmp_path: Path) -> None:
-    results, chance = study.copy(tmp_path) / RESULTS, random.Random(damage.__name__)
+def test_every_damaged_file_of_a_study_is_found_and_named(
+    damage, finished_run: StudyRun, tmp_path: Path
+) -> None:
+    results, chance = finished_run.copy(tmp_path) / RESULTS, random.Random(damage.__name__)
     # chunks of an array with damaged metadata cannot be read: only the metadata is reported
     everything = [file for file in files(results) if damage is not flip or file.name != "zarr.json"]
     for file in everything:
@@ -129,8 +132,8 @@ def test_every_damaged_file_of_a_study_is_found_and_named(damage, study: StudyRu
     assert sorted(line.partition(": ")[0] for line in find_damage(results)) == sorted(map(str, everything))
 
 
-def test_only_the_damaged_file_is_named(study: StudyRun, tmp_path: Path) -> None:
-    results, chance = study.copy(tmp_path) / RESULTS, random.Random(0)
+def test_only_the_damaged_file_is_named(finished_run: StudyRun, tmp_path: Path) -> None:
+    results, chance = finished_run.copy(tmp_path) / RESULTS, random.Random(0)
     for file in chance.sample(files(results), 20):
         content = file.read_bytes()
         flip(file, chance)
@@ -140,21 +143,22 @@ def test_only_the_damaged_file_is_named(study: StudyRun, tmp_path: Path) -> None
 
 
 def inputs(job: Job, folder: Path) -> list[Path]:
-    """The files that a job reads, without chunks of arrays, which are verified when they are read."""
+    """The files that a job reads, without chunks of arrays, which are verified when they are read, and Snakemake's."""
     found = [path for each in map(folder.joinpath, job.input) for path in (each, *each.rglob("*"))]
-    return [path for path in found if path.is_file() and "c" not in path.parent.parts[-2:]]
+    read = [path for path in found if path.is_file() and path.name != ".snakemake_timestamp"]
+    return [path for path in read if "c" not in path.parent.parts[-2:]]
 
 
-def test_every_job_names_a_damaged_input_and_writes_nothing(study: StudyRun, tmp_path: Path) -> None:
-    folder, chance = study.copy(tmp_path), random.Random(1)
-    readers = [job for job in study.jobs if job.input]
+def test_every_job_names_a_damaged_input_and_writes_nothing(finished_run: StudyRun, tmp_path: Path) -> None:
+    folder, chance = finished_run.copy(tmp_path), random.Random(1)
+    readers = [job for job in finished_run.jobs if job.input]
     assert {job.stage for job in readers} >= set(STAGES) - {"corpus"}
     for job in readers:
         file = chance.choice(inputs(job, folder))
         content = file.read_bytes()
         chance.choice([flip, cut])(file, chance)
         job.prepare(folder)
-        result = study.run(job, folder)
+        result = finished_run.run(job, folder)
         (line,) = (line for line in result.output.splitlines() if line.startswith("circuitloom: "))
         assert result.code == 1
         assert line.startswith(f"circuitloom: {job.stage}: {file.relative_to(folder)}: ")
@@ -163,8 +167,8 @@ def test_every_job_names_a_damaged_input_and_writes_nothing(study: StudyRun, tmp
         file.write_bytes(content)
         # later jobs read the outputs of this one
         for output in job.output:
-            copy = shutil.copytree if (study.project.folder / output).is_dir() else shutil.copy
-            copy(study.project.folder / output, folder / output)
+            copy = shutil.copytree if (finished_run.project.folder / output).is_dir() else shutil.copy
+            copy(finished_run.project.folder / output, folder / output)
 
 
 @pytest.mark.parametrize(
@@ -177,18 +181,18 @@ def test_every_job_names_a_damaged_input_and_writes_nothing(study: StudyRun, tmp
     ],
 )
 def test_a_damaged_chunk_is_found_by_the_job_that_reads_it(
-    array: str, rule: str, study: StudyRun, tmp_path: Path
+    array: str, rule: str, finished_run: StudyRun, tmp_path: Path
 ) -> None:
-    folder = study.copy(tmp_path)
+    folder = finished_run.copy(tmp_path)
     shard = max((folder / RESULTS / array / "c").rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
     content = bytearray(shard.read_bytes())
     # in the first chunk, not in the index at the end
     content[len(content) // 3] ^= 16
     shard.write_bytes(content)
     store = f"{array.partition('.zarr')[0]}.zarr"
-    job = next(job for job in study.jobs if job.rule == rule and str(RESULTS / store) in job.input)
+    job = next(job for job in finished_run.jobs if job.rule == rule and str(RESULTS / store) in job.input)
     job.prepare(folder)
-    result = study.run(job, folder)
+    result = finished_run.run(job, folder)
     assert result.code == 1, result.output
     assert str(RESULTS / store) in result.output
     assert "run again" in result.output

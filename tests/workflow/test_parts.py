@@ -19,8 +19,7 @@ LAYERS = (0, 1)
 @pytest.fixture(scope="module")
 def cached(finished: Project, tmp_path_factory) -> tuple[Project, str]:
     """A project in which three jobs have cached the activations of `finished`, and its study."""
-    project = Project(tmp_path_factory.mktemp("parts") / "project")
-    shutil.copytree(finished.folder, project.folder)
+    project = finished.copy(tmp_path_factory.mktemp("parts") / "project")
     study = project.config("parts", activations={"jobs": JOBS})
     run = project.snakemake("activations", study=study)
     assert run.returncode == 0, run.stdout[-4000:]
@@ -72,7 +71,7 @@ def test_finished_parts_are_kept_after_a_kill(cached) -> None:
     assert 0 < len(finished_parts) < JOBS
     times = [project.results / "benchmarks" / f"cache_mlp_in_{part}.tsv" for part in finished_parts]
     before_rerun = [file.stat().st_mtime_ns for file in times]
-    again = project.snakemake("activations", study=study)
+    again = project.snakemake_alone("activations", study=study)
     assert again.returncode == 0, again.stdout[-4000:]
     assert [file.stat().st_mtime_ns for file in times] == before_rerun, "finished parts ran again"
     assert (activations / "mlp_in" / "layer0.zarr" / "values" / "c" / "0" / "0").read_bytes() == before

@@ -108,6 +108,14 @@ def test_a_key_of_a_case_reruns_only_this_case(finished) -> None:
     assert finished.stale("--config", "cases={caught: {traced: 3}}") == {"study_feature"} | REPORT
 
 
+@pytest.fixture(scope="module")
+def editable(finished: Project, tmp_path_factory) -> Project:
+    """The finished study with a library of its own."""
+    project = finished.copy(tmp_path_factory.mktemp("editable") / "project")
+    project.copy_library()
+    return project
+
+
 @contextmanager
 def edited(project: Project, file: str, old: str, new: str) -> Iterator[None]:
     """Replace the first `old` in a file of the library while the context lasts."""
@@ -126,9 +134,9 @@ def edited(project: Project, file: str, old: str, new: str) -> Iterator[None]:
     ("file", "old", "new"),
     [("macros.sql", "ORDER BY overlap", "ORDER BY lift"), ("report.sql", "SELECT", "SELECT DISTINCT")],
 )
-def test_edited_sql_reruns_only_the_catalogue_and_the_report(finished, file: str, old: str, new: str) -> None:
-    with edited(finished, f"catalog/queries/{file}", old, new):
-        assert finished.stale() == REPORT
+def test_edited_sql_reruns_only_the_catalogue_and_the_report(editable, file: str, old: str, new: str) -> None:
+    with edited(editable, f"catalog/queries/{file}", old, new):
+        assert editable.stale() == REPORT
 
 
 @pytest.mark.parametrize(
@@ -139,9 +147,9 @@ def test_edited_sql_reruns_only_the_catalogue_and_the_report(finished, file: str
         ("plots.py", "\nimport ", "\nEDITED = 1\nimport "),
     ],
 )
-def test_an_edited_part_of_the_report_reruns_only_the_report(finished, file: str, old: str, new: str) -> None:
-    with edited(finished, f"report/{file}", old, new):
-        assert finished.stale() == {"write_report"}
+def test_an_edited_part_of_the_report_reruns_only_the_report(editable, file: str, old: str, new: str) -> None:
+    with edited(editable, f"report/{file}", old, new):
+        assert editable.stale() == {"write_report"}
 
 
 @pytest.mark.parametrize(
@@ -168,14 +176,14 @@ def test_an_edited_part_of_the_report_reruns_only_the_report(finished, file: str
     ],
 )
 def test_an_edited_module_reruns_the_jobs_that_use_it(
-    finished, file: str, reruns: set[str], keeps: set[str]
+    editable, file: str, reruns: set[str], keeps: set[str]
 ) -> None:
-    with edited(finished, file, "\nfrom ", "\nEDITED = 1\nfrom "):
-        stale = finished.stale()
+    with edited(editable, file, "\nfrom ", "\nEDITED = 1\nfrom "):
+        stale = editable.stale()
     assert reruns <= stale
     assert not stale & keeps
 
 
-def test_a_reworded_docstring_reruns_nothing(finished) -> None:
-    with edited(finished, "dictionaries/training/objective.py", '"""', '"""Reworded. '):
-        assert finished.stale() == set()
+def test_a_reworded_docstring_reruns_nothing(editable) -> None:
+    with edited(editable, "dictionaries/training/objective.py", '"""', '"""Reworded. '):
+        assert editable.stale() == set()
