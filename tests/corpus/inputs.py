@@ -11,6 +11,8 @@ from tokenizers import Regex
 from circuitloom.config.corpus import Corpus
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.build import TokenizerSource, build_corpus
+from circuitloom.corpus.files import DataFile, file_format
+from circuitloom.corpus.rows import Row
 from circuitloom.corpus.tokenizer import Tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
@@ -50,6 +52,19 @@ def assert_same_tokens(formats: dict[str, dict], folder: Path, tokenizer: Path) 
 def jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
     """Write a JSON Lines file with one document per line."""
     path.write_text("".join(json.dumps({column: text}) + "\n" for text in texts))
+    return path
+
+
+def rows(path: Path, start: int = 0, **keys) -> list[str | Row]:
+    """Rows of a file."""
+    kind = file_format(str(path))
+    assert kind
+    return list(DataFile(str(path), kind, **keys).rows(start))
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file; returns `path`."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 
