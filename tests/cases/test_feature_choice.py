@@ -133,6 +133,9 @@ def candidate(feature: int, **keys) -> Candidate:
 def test_precision_and_the_effect_of_ablation_decide_between_acceptable_features() -> None:
     first, second = candidate(1), candidate(2, precision=0.9)
     assert choose_candidate([second, first], 9).feature == first.feature
+    # of features that separate equally well, the one that fires closer to its largest activation
+    strong = candidate(4, strength=float("inf"))
+    assert choose_candidate([first, strong], 9).feature == strong.feature and strong.rank == 1.5
     effects = {1: 0.1, 2: 2.0}
     chosen = choose_candidate([second, first], 9, lambda feature: effects[feature.feature])
     assert chosen.feature == second.feature and [each.effect for each in chosen.candidates] == [2.0, 0.1]

@@ -38,6 +38,9 @@ TABULATING_BYTES = 600e6
 """Bytes of memory for sorting and writing activations."""
 TRACING_BYTES = 400e6
 """Bytes of memory for tracing: the gradients of a chunk of targets, and effects."""
+EMBEDDED_BYTES = 16
+"""Bytes of memory per number of the embedding matrix for the blind rule of a feature: normalized embeddings and their
+transcoder outputs, each with a copy. A case of Gemma 3 270M took 6.8 GB in all."""
 CASE_SECONDS = 4.0
 """Seconds of a case study on a small model, where the time of a pass does not depend on its operations."""
 GENERATED, TOKENIZED = 650_000, 300_000
@@ -292,6 +295,7 @@ def cases(study: Study, held_out: float) -> Work:
     unembedded = 2 * embedding * sum(load.passes for load in loads)
     weights = 4 * 2 * shape.d_model * max(widths, default=0) * layers
     size = circuit_number_bytes(study)
+    embedded = EMBEDDED_BYTES * embedding * any(each.vocabulary for each in loads)
     moved = sum(ENCODED_BYTES * width * layers * n for width, n in zip(widths, encodings, strict=True))
     # float64 is counted as float32
     load = forward_load(study, shape.layers, 0, 4) * tokens
@@ -299,14 +303,14 @@ def cases(study: Study, held_out: float) -> Work:
         "cases",
         tokens=tokens,
         disk=1e6 * len(widths),
-        memory=PROCESS_BYTES + 8 * (blocks + embedding) + weights + TRACING_BYTES,
+        memory=PROCESS_BYTES + 8 * (blocks + embedding) + weights + embedded + TRACING_BYTES,
         operations=tokens * forward(study, shape.layers) + unembedded + sum(encoded),
         jobs=len(study.cases),
         starts=len(study.cases),
         fixed_seconds=CASE_SECONDS * len(study.cases),
         gpu_load=load + GpuLoad(fp32_flops=sum(encoded) + unembedded, moved=moved),
         host_memory=PROCESS_BYTES,
-        gpu_memory=model_bytes(study, size) + 4 * (blocks + embedding) + weights + TRACING_BYTES
+        gpu_memory=model_bytes(study, size) + 4 * (blocks + embedding) + weights + embedded + TRACING_BYTES
         if widths
         else 0,
         read=weights * len(widths),

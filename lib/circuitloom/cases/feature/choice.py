@@ -28,7 +28,7 @@ from ...language_model.batches import Batch
 from ...language_model.hooks import Site, capture
 from ..context import CaseContext
 
-MAX_ABLATED = 8
+MAX_ABLATED = 16
 """Maximum number of candidates whose effect on the case's metric is measured."""
 Activations = Mapping[int, Float[Tensor, "prompt feature"]]
 """Activations of all features at the last token of each prompt, by layer."""
@@ -74,8 +74,10 @@ class Candidate:
 
     @property
     def rank(self) -> float:
-        """Effect size times precision, times `effect` if it was measured."""
-        return self.effect_size * self.precision * (1.0 if self.effect is None else self.effect)
+        """Effect size times precision times strength (at most 1), times `effect` if it was measured."""
+        # many features separate a few templates perfectly, so that their effect sizes are nearly equal
+        matters = self.effect_size * self.precision * min(1.0, self.strength)
+        return matters * (1.0 if self.effect is None else self.effect)
 
 
 @dataclass(frozen=True)

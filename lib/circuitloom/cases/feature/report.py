@@ -260,7 +260,8 @@ def _candidates_text(choice: Choice) -> list[str]:
             f"held-out tokens{effect}){refused}"
         )
 
-    listed = sorted(choice.acceptable, key=lambda each: -each.rank)
+    # candidates whose effect was not measured come after the others, whose ranks are products with their effects
+    listed = sorted(choice.acceptable, key=lambda each: (each.effect is None, -each.rank))
     listed += [each for each in choice.candidates if each.refused is not None]
     return [
         f"{choice.n_live} features of all layers fire more strongly on the finding half's texts than on their edits; "
