@@ -90,6 +90,10 @@ def test_a_feature_that_fires_strongly_on_texts_alone_is_an_answer() -> None:
     assert good.effect_size == pytest.approx(float(TEXTS.mean() / torch.cat([TEXTS, NONE]).std(correction=0)))
     assert good.strength == pytest.approx(float(TEXTS.mean()) / 8)
     assert 0 < good.feature.threshold < 5
+    assert good.sparsity == pytest.approx(1 - 3 / N_TOKENS / 0.1)
+    # of features that separate equally well, the one that fires more rarely elsewhere
+    often = judged(TEXTS, NONE, torch.cat([FEW, MANY[:50]]))
+    assert often.refused is None and often.rank < good.rank
     # a feature of something rare does not fire on held-out text at all
     assert judged(TEXTS, NONE, torch.zeros(0)).refused is None
 

@@ -72,11 +72,14 @@ class Candidate:
     refused: str | None = None
     """Why the feature is no answer. None if it is acceptable."""
 
+    sparsity: float = 1.0
+    """1 - density / `case.dense`: 1 if the feature never fires on held-out text, 0 at the largest density allowed."""
+
     @property
     def rank(self) -> float:
-        """Effect size times precision times strength (at most 1), times `effect` if it was measured."""
+        """Effect size times precision times strength (at most 1) times sparsity, times `effect` if it was measured."""
         # many features separate a few templates perfectly, so that their effect sizes are nearly equal
-        matters = self.effect_size * self.precision * min(1.0, self.strength)
+        matters = self.effect_size * self.precision * min(1.0, self.strength) * self.sparsity
         return matters * (1.0 if self.effect is None else self.effect)
 
 
@@ -249,6 +252,8 @@ def judge(
         density=int((held_out > threshold).sum()) / max(1, n_tokens),
         strength=float(on.mean()) / largest if largest else float("inf"),
     )
+    if candidate.density and case.dense:
+        candidate = replace(candidate, sparsity=1 - candidate.density / case.dense)
     return replace(candidate, refused=_refusal(candidate, case))
 
 
