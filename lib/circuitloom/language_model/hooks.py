@@ -260,7 +260,7 @@ def find_module(model: LanguageModel, site: Site) -> nn.Module:
         "mlp_in": anatomy.mlp,
         "neurons": f"{anatomy.mlp}.{anatomy.mlp_projection}",
         "mlp_out": anatomy.mlp,
-        "mlp_added": anatomy.mlp if model.norm_after_mlp(layer) is None else anatomy.norm_mlp_after,
+        "mlp_added": anatomy.norm_mlp_after or anatomy.mlp,
     }
     outside = {
         "embedding": anatomy.embedding,
