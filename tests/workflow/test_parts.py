@@ -1,8 +1,8 @@
 """Several jobs cache activations: they give the activations of one job, even if they are killed."""
 
 import shutil
-import signal
 import subprocess
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -58,14 +58,18 @@ def test_finished_parts_are_kept_after_a_kill(cached) -> None:
     activations = project.results / "activations"
     before = (activations / "mlp_in" / "layer0.zarr" / "values" / "c" / "0" / "0").read_bytes()
     shutil.rmtree(activations / "mlp_in")
+    # one job at a time: when the first has ended, the others have not
     process = subprocess.Popen(
-        project.command("activations", study=study), cwd=project.folder, env=project.environment,
+        project.command("activations", study=study, cores=1), cwd=project.folder, env=project.environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     assert any("Finished jobid" in line and "cache_mlp_in_part" in line for line in process.stdout)
-    for child in psutil.Process(process.pid).children(recursive=True):
-        child.send_signal(signal.SIGKILL)
+    jobs = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for job in jobs:
+        with suppress(psutil.NoSuchProcess):
+            job.kill()
     process.communicate(timeout=120)
     finished_parts = parts_of(project)
     assert 0 < len(finished_parts) < JOBS
