@@ -21,10 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CACHE_ELEMENTS = 2**21
-"""Number of products per block on a CPU. Blocks of this size fit into the cache."""
-BLOCK_ELEMENTS = 2**26
-"""Largest number of products per block, 256 MB in float32. A GPU needs blocks of this size to be busy."""
+from .lm_head import BLOCK_ELEMENTS, CACHE_ELEMENTS
+
 VECTORS = 1024
 """Number of vectors per block on a CPU. With fewer, reading the rows takes longer than multiplying by them."""
 GROUP = 32

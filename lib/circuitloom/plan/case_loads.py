@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..config import ModelShape, Study
 from ..config.cases import DifferenceCase, FeatureCase, GreaterThanCase
+from ..config.cases.feature import EXCHANGES
 from .sizes import BYTES_PER_TOKEN, vocabulary
 
 TOP_SHARE, CIRCUIT_SHARE = 2.0, 1.0
@@ -20,8 +21,6 @@ TRACE_PASSES = 6
 """Cost of linearizing a prompt and tracing one target, in forward passes."""
 GRAPH_PASSES = 100
 """Cost of an attribution graph with its checks, in forward passes."""
-EXCHANGES = 8
-"""Passes per text and condition of a rule, in the test of exchanges."""
 
 
 class CaseLoad(NamedTuple):

@@ -26,7 +26,8 @@ SHARE_OF_PEAK = {
 """Fraction of the measured rate of matrix products that each stage reaches on CPUs. Pretraining and training use the
 fast number format, all other stages float32.
 
-Fitted to quickstart on a processor without bfloat16 (docs/benchmarks/quickstart.md). The values of pretraining and
+Fitted to quickstart on a processor without bfloat16 (docs/benchmarks/quickstart.md), except for the value of cases,
+which is an estimate from times of single cases (docs/benchmarks/cases.md). The values of pretraining and
 training lie between two processors, whose values differ by factors of 1.4 and 1.9.
 """
 PRODUCT_SHARE_OF_STEP = 0.93

@@ -67,13 +67,12 @@ class Candidate:
     strength: float
     """Mean activation at the last token of the texts, divided by the largest activation on held-out text. Infinite if
     the feature never fires there."""
+    sparsity: float = 1.0
+    """1 - density / `case.dense`: 1 if the feature never fires on held-out text, 0 at the largest density allowed."""
     effect: float | None = None
     """Mean decrease of the case's metric when the feature is ablated. None if it was not measured."""
     refused: str | None = None
     """Why the feature is no answer. None if it is acceptable."""
-
-    sparsity: float = 1.0
-    """1 - density / `case.dense`: 1 if the feature never fires on held-out text, 0 at the largest density allowed."""
 
     @property
     def rank(self) -> float:

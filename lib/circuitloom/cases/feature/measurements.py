@@ -14,6 +14,7 @@ from ...attribution.linearized_model import LinearizedModel
 from ...attribution.paths import HEAD, KINDS, direct_sources, feature_reader
 from ...attribution.targets import read_answers
 from ...config.cases import FeatureCase
+from ...config.cases.feature import EXCHANGES
 from ...config.circuits import FeatureChange, parse_target
 from ...core.formatting import format_token
 from ...corpus.prompt_text import AnswerToken, read_prompt
@@ -31,8 +32,6 @@ MIN_GAIN = 0.02
 """Minimum increase of a rule's F1 for adding a condition."""
 MAX_NAMED = 6
 """Maximum number of tokens that a condition names in words."""
-EXCHANGES = 8
-"""Number of random replacement tokens per text and condition."""
 DirectSource = tuple[str, int | None, int | None, int]
 """A source that a feature reads in one step: (kind, layer, number, position relative to the feature)."""
 

@@ -7,6 +7,9 @@ from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 from ..circuits import BehaviourPrompt, parse_feature
 from .base import Bound, Case, Slots, Texts, check_slots
 
+EXCHANGES = 8
+"""Number of random replacement tokens per text and condition of a rule."""
+
 
 def is_feature(text: str) -> str:
     """Returns `text` if it is written LAYER/NUMBER. Raises ValueError otherwise."""
