@@ -38,9 +38,9 @@ TABULATING_BYTES = 600e6
 """Bytes of memory for sorting and writing activations."""
 TRACING_BYTES = 400e6
 """Bytes of memory for tracing: the gradients of a chunk of targets, and effects."""
-EMBEDDED_BYTES = 16
-"""Bytes of memory per number of the embedding matrix for the blind rule of a feature: normalized embeddings and their
-transcoder outputs, each with a copy. A case of Gemma 3 270M took 6.8 GB in all."""
+EMBEDDED_BYTES = 8
+"""Bytes of memory per number of the embedding matrix for the blind rule of a feature: the scaled embeddings, and
+products with them."""
 CASE_SECONDS = 4.0
 """Seconds of a case study on a small model, where the time of a pass does not depend on its operations."""
 GENERATED, TOKENIZED = 650_000, 300_000

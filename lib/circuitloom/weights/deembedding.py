@@ -49,7 +49,7 @@ class EmbeddingActivations:
 
     def weighted_sum(self, rows: Float[Tensor, "feature n"]) -> Float[Tensor, "token n"]:
         """Returns the matrix product of the activations [token, feature] and `rows`."""
-        return _weighted_sum(self.start, self.feature, self.value, rows)
+        return embedding_bag(self.feature, rows, self.start, mode="sum", per_sample_weights=self.value)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TokenEmbeddings:
     """None if the run has no dictionary at layer 0."""
     layer0_output: Float[Tensor, "token d"] | None
     """What the output of the layer-0 dictionary adds for each token. Any norm between the two is applied without its
-    denominator. None if the run has no dictionary at layer 0."""
+    denominator. None if the run has no dictionary at layer 0, or if it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,16 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
 
 @torch.inference_mode()
 def embed_vocabulary(
-    model: LanguageModel, weights: ModelWeights, layer0: Dictionary | None, vocabulary: int
+    model: LanguageModel,
+    weights: ModelWeights,
+    layer0: Dictionary | None,
+    vocabulary: int,
+    with_output: bool = True,
 ) -> TokenEmbeddings:
-    """Compute `TokenEmbeddings` of the first `vocabulary` tokens. `layer0` is the run's dictionary at layer 0."""
+    """Compute `TokenEmbeddings` of the first `vocabulary` tokens. `layer0` is the run's dictionary at layer 0.
+
+    Without `with_output`, `layer0_output` is None. It has the size of the embedding matrix.
+    """
     # rows after `vocabulary` are padding
     embedding = embedding_rows(model, weights)[:vocabulary]
     if layer0 is None:
@@ -122,34 +129,27 @@ def embed_vocabulary(
     layer0 = require_transcoder(layer0, 0).to(embedding.device, embedding.dtype)
     anatomy = model.anatomy
     norm = model.norm(0, anatomy.norm_mlp or anatomy.norm_attention)
-    starts, features, values, outputs = [], [], [], []
-    entries = 0
+    starts, features, values = [], [], []
+    entries = done = 0
+    output = torch.empty(len(embedding), layer0.d_out).to(embedding) if with_output else None
     for part in embedding.split(max(1, MAX_ELEMENTS // layer0.width)):
         dtype = next(model.module.parameters()).dtype
         x = part if norm is None else norm(part.to(dtype)).to(part)
         token, feature, value = layer0.encode_sparse(x)
         n = torch.bincount(token, minlength=len(x))
         start = n.cumsum(0) - n
-        y_hat = _weighted_sum(start, feature, value, layer0.W_dec) + layer0.b_dec
-        outputs.append(y_hat if layer0.W_skip is None else y_hat + x @ layer0.W_skip.T)
+        if output is not None:
+            y_hat = layer0.decode_sparse(token, feature, value, x)
+            output[done : done + len(x)] = norm_jvp(weights.blocks[0].norm_after(layer0), y_hat)
+        done += len(x)
         starts.append(start + entries)
         features.append(feature)
         values.append(value)
         entries += len(feature)
     feature, value = torch.cat(features), torch.cat(values)
     largest = value.new_zeros(layer0.width).scatter_reduce_(0, feature, value, "amax")
-    output = norm_jvp(weights.blocks[0].norm_after(layer0), torch.cat(outputs))
     activations = EmbeddingActivations(torch.cat(starts), feature, value, largest)
     return TokenEmbeddings(embedding, activations, output)
-
-
-def _weighted_sum(
-    start: Int[Tensor, " token"],
-    feature: Int[Tensor, " entry"],
-    value: Float[Tensor, " entry"],
-    rows: Float[Tensor, "feature n"],
-) -> Float[Tensor, "token n"]:
-    return embedding_bag(feature, rows, start, mode="sum", per_sample_weights=value)
 
 
 def require_transcoder(dictionary: Dictionary, layer: int) -> Dictionary:

@@ -78,7 +78,7 @@ def study_feature(
     # 4. Describe the feature by a blind rule, then by a rule fitted on the choosing documents
     vocabulary = len(tracer.strings)
     first = context.transcoders.get(0)
-    tokens = embed_vocabulary(context.model, tracer.weights, first, vocabulary)
+    tokens = embed_vocabulary(context.model, tracer.weights, first, vocabulary, with_output=False)
     blind = blind_rule(traced, feature.layer, feature.feature, tokens, case.least_share)
     rule = fit_rule(
         held_out.token,

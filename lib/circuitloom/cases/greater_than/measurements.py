@@ -74,15 +74,24 @@ def edited_metric(
 # MLPs ablated or replaced
 
 
+def _mlp_sites(model: LanguageModel, transcoders: Mapping[int, Dictionary]) -> list[Site]:
+    """Returns the ablated site of each layer: the site that the run's transcoders write."""
+    written = {each.site_out for each in transcoders.values()}
+    return [Site(min(written, default="mlp_out"), layer) for layer in range(model.layers)]
+
+
 @torch.inference_mode()
 def mlp_effects(
-    passes: RecordedPass, prompts: YearPrompts, answers: AnswerYears
+    passes: RecordedPass,
+    transcoders: Mapping[int, Dictionary],
+    prompts: YearPrompts,
+    answers: AnswerYears,
 ) -> Float[Tensor, "layer prompt"]:
     """Returns the decrease of the metric when the MLP of one layer is mean-ablated at the last position."""
     model = passes.model
     last = torch.zeros_like(prompts.scored)
     last[-1] = True
-    sites = [Site("mlp_out", layer) for layer in range(model.layers)]
+    sites = _mlp_sites(model, transcoders)
     outputs = capture(model, prompts.token, sites)
     before = edited_metric(passes, prompts, answers, {})
     rows = [
@@ -128,9 +137,7 @@ def measure_conditions(
         metric[replaced_name(site.layer)] = edited_metric(passes, prompts, answers, {site: edit})
     if len(replacements) > 1:
         metric[ALL_REPLACED] = edited_metric(passes, prompts, answers, replacements)
-    written = {site.layer: site for site in replacements}
-    sites = [written.get(layer, Site("mlp_out", layer)) for layer in range(model.layers)]
-    outputs = capture(model, prompts.token, sites)
+    outputs = capture(model, prompts.token, _mlp_sites(model, transcoders))
     for site, output in sorted(outputs.items(), key=lambda each: each[0].layer):
         mean = output[:, prompts.scored.to(output.device)].mean((0, 1))
         for kind, value in {"zero": 0.0, "mean": mean}.items():

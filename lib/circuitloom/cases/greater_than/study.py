@@ -62,7 +62,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
     )
     with progress(f"case study {name}", STEPS, "steps") as bar:
         # 2. The layer whose MLP matters most, and the metric with MLPs replaced or ablated
-        mlp_effect = mlp_effects(_record(model, finding), finding, answers)
+        mlp_effect = mlp_effects(_record(model, finding), transcoders, finding, answers)
         layer = _choose_layer(case, context, mlp_effect)
         dictionary = transcoders[layer]
         passes = _record(model, prompts)

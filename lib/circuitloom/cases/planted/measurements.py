@@ -59,7 +59,9 @@ def activations_by_layer(
             x = values[Site(dictionary.site_in, layer)]
             yield run, layer, sparse_columns(sparse_activations(dictionary, x), len(x))
         if neurons:
-            yield NEURONS, layer, dense_columns(values[own])
+            yield NEURONS, layer, dense_columns(values.pop(own))
+        # otherwise memory holds the values of two layers during the next pass
+        values.clear()
 
 
 def sparse_columns(code: SparseActivations, n_tokens: int) -> Columns:
@@ -141,6 +143,8 @@ def find_features(
                 right = positive[concept] & (values[:, 0] > first["threshold"])
                 fields |= {name: first[name] for name in MATCH_COLUMNS}
                 fields |= {"fires": _first_places(right, held_out, annotations, case.occurrences)}
+        # it may hold the values of all neurons, and the next step of `activations` computes new ones
+        del columns
     return [ConceptFeature(run, concept, **fields) for (run, concept), fields in sorted(best.items())]
 
 
