@@ -84,6 +84,8 @@ def match_concepts(
             bar.update(1)
             signs = [score_columns(sign * x, annotations, config.thresholds, signed=True) for sign in (1, -1)]
             yield from _rows(RESIDUAL, layer, ConceptScores.concatenate(signs), annotations, x.shape[1])
+            # otherwise memory holds the activations of two layers during the next pass
+            del activations, neurons, x
             bar.update(1)
 
 

@@ -20,16 +20,18 @@ from .training import dictionaries
 from .work import Cost, GpuLoad, Work
 
 SHARE_OF_PEAK = {
-    "language_model": 0.48, "activations": 0.6, "dictionaries": 0.19, "evaluation": 0.7, "features": 0.5,
-    "circuits": 0.05, "cases": 0.5,
+    "language_model": 0.55, "activations": 0.75, "dictionaries": 0.22, "evaluation": 0.7, "features": 0.5,
+    "circuits": 0.05, "cases": 0.35,
 }  # fmt: skip
 """Fraction of the measured rate of matrix products that each stage reaches on CPUs. Pretraining and training use the
 fast number format, all other stages float32.
 
-Fitted to quickstart on a processor without bfloat16 (docs/benchmarks/quickstart.md), except for the value of cases,
-which is an estimate from times of single cases (docs/benchmarks/cases.md). The values of pretraining and
-training lie between two processors, whose values differ by factors of 1.4 and 1.9.
+Fitted to quickstart and stories260k on a processor without bfloat16 (docs/benchmarks/quickstart.md). The values of
+pretraining and training lie between two processors, whose values differ by factors of 1.4 and 1.9.
 """
+UNFUSED_RATE = 9e9
+"""Bytes per second of a forward pass on CPUs, outside matrix products, in models with gated MLPs: their norms, rotary
+embeddings and gates are several operations each. In other models, this time is part of SHARE_OF_PEAK."""
 PRODUCT_SHARE_OF_STEP = 0.93
 """Fraction of the measured rate of matrix products that the products of a GPU training step reach
 (docs/benchmarks/training.md)."""
@@ -50,7 +52,7 @@ JOB_SECONDS = 6.0
 def plan(study: Study, machine: MachineRates) -> list[Cost]:
     """Returns the cost of each stage, in the order in which stages run."""
     if machine.gpus is None:
-        return [_cost_without_gpu(work, machine) for work in works_of(study)]
+        return [_cost_without_gpu(work, machine, study.shape.gated) for work in works_of(study)]
     return [cost_on_gpus(work, machine, machine.gpus) for work in works_of(study)]
 
 
@@ -107,7 +109,7 @@ def check_memory(costs: list[Cost], machine: MachineRates) -> None:
         )
 
 
-def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
+def _cost_without_gpu(work: Work, machine: MachineRates, unfused: bool) -> Cost:
     """Returns the cost of a stage on CPUs. Parallel jobs share the cores, but they start at the same time."""
     parallel = 1 if work.exclusive else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":
@@ -116,6 +118,8 @@ def _cost_without_gpu(work: Work, machine: MachineRates) -> Cost:
         training = work.stage in ("language_model", "dictionaries")
         rate = machine.operations_per_second if training else machine.float32_per_second
         seconds = work.operations / (SHARE_OF_PEAK[work.stage] * (rate or machine.operations_per_second))
+        if unfused and not training:
+            seconds += work.gpu_load.moved / UNFUSED_RATE
     cores = 1 if work.exclusive else machine.jobs
     seconds += work.sorted_activations / ACTIVATIONS_PER_SECOND / cores
     seconds += work.matched_activations / MATCHES_PER_SECOND / cores

@@ -41,12 +41,14 @@ TRACING_BYTES = 400e6
 EMBEDDED_BYTES = 8
 """Bytes of memory per number of the embedding matrix for the blind rule of a feature: the scaled embeddings, and
 products with them."""
-CASE_SECONDS = 4.0
+CASE_SECONDS = 7.0
 """Seconds of a case study on a small model, where the time of a pass does not depend on its operations."""
 GENERATED, TOKENIZED = 650_000, 300_000
 """Number of tokens per second that one core generates, or tokenizes, and packs."""
-PROMPT_SECONDS, WEIGHTS_SECONDS = 1.0, 5.0
-"""Seconds of a traced prompt or behaviour, and of the analysis of weights, on a small model."""
+PROMPT_SECONDS, WEIGHTS_SECONDS = 1.0, 4.0
+"""Seconds of a traced prompt or behaviour, and of the analysis of the weights of a layer, on a small model."""
+INSTALL_SECONDS = 6.0
+"""Seconds of storing an existing model and of loading it to measure its loss."""
 HEAD_BLOCKS = 4
 """Number of blocks of logits in memory: of two models, their difference, and probabilities."""
 ENCODED_BYTES = 12
@@ -90,6 +92,7 @@ def language_model(study: Study, held_out: float) -> Work:
             operations=measured * (forward(study, study.shape.layers) + 2 * embedding),
             starts=2,
             exclusive=True,
+            fixed_seconds=INSTALL_SECONDS,
             host_memory=PROCESS_BYTES + model_bytes(study),
             download=fetched,
             files=10,
@@ -272,7 +275,7 @@ def circuits(study: Study) -> Work:
         operations=operations,
         jobs=jobs + behaviours + bool(study.traced_run),
         starts=jobs + behaviours + bool(study.traced_run),
-        fixed_seconds=PROMPT_SECONDS * (prompts + behaviours) + WEIGHTS_SECONDS * bool(study.traced_run),
+        fixed_seconds=PROMPT_SECONDS * (prompts + behaviours) + WEIGHTS_SECONDS * len(study.layers) * bool(study.traced_run),
         gpu_load=GpuLoad(fp32_flops=operations),
         host_memory=PROCESS_BYTES,
         gpu_memory=model_bytes(study, circuit_number_bytes(study)) + 4 * blocks + dictionary + TRACING_BYTES,
