@@ -275,7 +275,8 @@ def circuits(study: Study) -> Work:
         operations=operations,
         jobs=jobs + behaviours + bool(study.traced_run),
         starts=jobs + behaviours + bool(study.traced_run),
-        fixed_seconds=PROMPT_SECONDS * (prompts + behaviours) + WEIGHTS_SECONDS * len(study.layers) * bool(study.traced_run),
+        fixed_seconds=PROMPT_SECONDS * (prompts + behaviours)
+        + WEIGHTS_SECONDS * len(study.layers) * bool(study.traced_run),
         gpu_load=GpuLoad(fp32_flops=operations),
         host_memory=PROCESS_BYTES,
         gpu_memory=model_bytes(study, circuit_number_bytes(study)) + 4 * blocks + dictionary + TRACING_BYTES,
