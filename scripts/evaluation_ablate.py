@@ -14,6 +14,6 @@ with job("evaluation", snakemake):
     held_out = load_held_out(open_tokens(snakemake.input.tokens), config)
     model = load_model(snakemake.input.model, params.dtype)
     outliers = Outliers.model_validate(params.outliers)
-    rows = baseline_rows(model, params.sites, params.layers, held_out, config, outliers)
+    rows = baseline_rows(model, [*params.sites], params.layers, held_out, config, outliers, params.sites)
     for site, output in zip(params.sites, snakemake.output, strict=True):
         write_table(BASELINE, [row for row in rows if row["site"] == site], output)

@@ -12,6 +12,7 @@ from circuitloom.attribution.direct_effects import source_columns
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.corpus.token_arrays import scored_positions
 from circuitloom.dictionaries.dictionary import Dictionary
+from circuitloom.language_model.hooks import Site, find_module
 from circuitloom.language_model.model import LanguageModel
 
 
@@ -105,7 +106,8 @@ def run_frozen(model: LanguageModel, dictionaries: dict[int, Dictionary], token:
     hooks = [(model.module.get_submodule(name), embed) for name in embeddings]
     norms = {anatomy.norm_final: model.module.get_submodule(anatomy.norm_final)}
     for layer in range(model.layers):
-        hooks.append((model.mlp(layer), keep_input(layer)))
+        site = dictionaries[layer].site_in if layer in dictionaries else "mlp_in"
+        hooks.append((find_module(model, Site(site, layer)), keep_input(layer)))
         after, written = model.norm_after_mlp(layer), model.mlp(layer)
         if after is not None and layer in dictionaries and dictionaries[layer].site_out == "mlp_added":
             written, after = after, None

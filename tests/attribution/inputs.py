@@ -28,6 +28,8 @@ BROKEN[4] = BOS
 """The prompt with a BOS in its middle."""
 KINDS = ("transcoder", "skip transcoder", "one layer without")
 """Kinds of sets of dictionaries."""
+READING = [*((name, "mlp_in") for name in ARCHITECTURES), ("gpt2", "resid_mid"), ("llama", "resid_mid")]
+"""Tiny models with the site that transcoders read. Blocks of `neox` are parallel and have no resid_mid."""
 Key = tuple[int, int, int, int]
 """Kind, layer, index and position of a source or node."""
 

@@ -120,7 +120,7 @@ def largest_errors(linearized: LinearizedModel) -> tuple[float, float]:
     features, full, one = linearized.features, [0.0], [0.0]
     for layer, dictionary in linearized.dictionaries.items():
         places = (features.layer == layer).nonzero()[:, 0]
-        read = linearized.captured.layers[layer].mlp_in[features.position[places]]
+        read = linearized.captured.layers[layer].input(dictionary)[features.position[places]]
         feature = features.feature[places]
         expected = (read * dictionary.W_enc[feature]).sum(-1) + dictionary.b_enc[feature]
         scale = expected.abs().clamp(min=1)
@@ -155,23 +155,56 @@ CHANGED = ("Gemma2", "Gemma3Text", "Olmo2", "Granite")
 """Models in which what the MLP adds differs from what it returns."""
 
 
+PARALLEL = ("Phi", "GPTJ", "Cohere")
+"""Models with attention and MLP in parallel, which have no resid_mid."""
+
+
 @pytest.mark.parametrize(
-    ("name", "site"),
+    ("name", "site", "reads"),
     [
-        *((name, "mlp_out") for name in TRACED),
-        *((name, "mlp_added") for name in (*CHANGED, "Qwen2", "Cohere")),
+        *((name, "mlp_out", "mlp_in") for name in TRACED),
+        *((name, "mlp_added", "mlp_in") for name in (*CHANGED, "Qwen2", "Cohere")),
+        *((name, "mlp_out", "resid_mid") for name in TRACED if name not in PARALLEL),
+        *((name, "mlp_added", "resid_mid") for name in CHANGED),
     ],
 )
-def test_sums_add_up_on_many_architectures(name, site, tmp_path):
+def test_sums_add_up_on_many_architectures(name, site, reads, tmp_path):
     model = load_any(name, tmp_path)
     exact_norms(model)
-    linearized = linearize(model, site_out=site)
+    linearized = linearize(model, site_in=reads, site_out=site)
     full, one = largest_errors(linearized)
     assert full < 1e-9 and one < 1e-9
     logits = linearized.captured.logits()[[10, 4]]
     weights = torch.eye(VOCABULARY, dtype=torch.float64)[[30, 9]]
     effects = direct_effects(linearized, logit_targets(linearized, torch.tensor([10, 4]), weights))
     torch.testing.assert_close(effects.sum(1), logits[[0, 1], [30, 9]], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["Gemma3Text", "Olmo2", "Granite", "Qwen2"])
+def test_features_that_read_resid_mid_are_encoded_from_the_model_s_own_stream(name, tmp_path):
+    model = load_any(name, tmp_path, torch.float32)
+    linearized = linearize(model, site_in="resid_mid")
+    seen = capture(model, PROMPT[None], [Site("resid_mid", layer) for layer in range(model.layers)])
+    for layer, dictionary in linearized.dictionaries.items():
+        stream = seen[Site("resid_mid", layer)][0]
+        assert torch.equal(linearized.captured.layers[layer].input(dictionary), stream)
+        z = dictionary.encode(stream) * linearized.replaced[:, None]
+        own = linearized.features.layer == layer
+        position, feature = linearized.features.position[own], linearized.features.feature[own]
+        assert len(position) == int((z > 0).sum()) > 10
+        torch.testing.assert_close(linearized.features.activation[own], z[position, feature])
+        # the gradient of a pre-activation in the stream is the encoder row
+        targets = feature_targets(linearized, own.nonzero()[:, 0])
+        assert torch.equal(targets.vector, dictionary.W_enc[feature])
+
+
+def test_resid_mid_of_a_model_with_parallel_blocks_raises(tmp_path):
+    model = load_tiny("neox", tmp_path)
+    captured = capture_pass(model, read_weights(model), PROMPT)
+    with pytest.raises(
+        ValueError, match=r"layer 0: .*in parallel and has no resid_mid; name transcoders of mlp_in"
+    ):
+        LinearizedModel(captured, make_dictionaries(model, site_in="resid_mid"), BOS)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from tests.attribution.inputs import (
     BROKEN,
     KINDS,
     PROMPT,
+    READING,
     exact_norms,
     load_tiny,
     make_dictionaries,
@@ -15,7 +16,7 @@ from tests.attribution.inputs import (
 )
 from tests.attribution.test_architectures import exact_norms as exact_any_norms
 from tests.attribution.test_architectures import load_any
-from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
+from tests.models import LAYERS, VOCABULARY
 
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import (
@@ -29,8 +30,9 @@ from circuitloom.attribution.direct_effects import (
 from circuitloom.attribution.graph import Roots, adjacency
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.attribution.paths import direct_sources, feature_reader, target_reader
-from circuitloom.config.activations import MLP_OUTPUTS
+from circuitloom.config.activations import MLP_INPUTS, MLP_OUTPUTS
 from circuitloom.dictionaries.dictionary import Dictionary
+from circuitloom.language_model.hooks import Site, capture
 from circuitloom.language_model.model import LanguageModel, load_model
 
 BOUNDS = {"float64": 1e-9, "float32": 1e-4}
@@ -42,14 +44,16 @@ BOUNDS = {"float64": 1e-9, "float32": 1e-4}
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_pre_activation_equals_the_sum_of_its_sources(architecture, kind, dtype, tmp_path):
-    linearized = make_linearized(load_tiny(architecture, tmp_path, dtype), kind)
+@pytest.mark.parametrize(("architecture", "reads"), READING)
+def test_a_pre_activation_equals_the_sum_of_its_sources(architecture, reads, kind, dtype, tmp_path):
+    model = load_tiny(architecture, tmp_path, dtype)
+    linearized = make_linearized(model, kind, site_in=reads)
+    seen = capture(model, PROMPT[None], [Site(reads, layer) for layer in range(LAYERS)])
     assert len(linearized.features) > 50
     for layer, dictionary in linearized.dictionaries.items():
         places = (linearized.features.layer == layer).nonzero()[:, 0]
         effects = direct_effects(linearized, feature_targets(linearized, places))
-        read = linearized.captured.layers[layer].mlp_in[linearized.features.position[places]]
+        read = seen[Site(reads, layer)][0, linearized.features.position[places]]
         feature = linearized.features.feature[places]
         expected = (read * dictionary.W_enc[feature]).sum(-1) + dictionary.b_enc[feature]
         error = (effects.sum(1) - expected).abs() / expected.abs().clamp(min=1)
@@ -148,21 +152,23 @@ def double(dictionaries: dict[int, Dictionary]) -> dict[int, Dictionary]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_direct_effects_equal_gradients_with_patterns_and_denominators_frozen(architecture, kind, tiny):
+@pytest.mark.parametrize(("architecture", "reads"), READING)
+def test_direct_effects_equal_gradients_with_patterns_and_denominators_frozen(
+    architecture, reads, kind, tiny
+):
     model = tiny(architecture)
-    assert_equal_to_autograd(
-        model, make_linearized(model, kind, BROKEN), double(make_dictionaries(model, kind))
-    )
+    made = double(make_dictionaries(model, kind, site_in=reads))
+    assert_equal_to_autograd(model, make_linearized(model, kind, BROKEN, site_in=reads), made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reads", MLP_INPUTS)
 @pytest.mark.parametrize("site", MLP_OUTPUTS)
 @pytest.mark.parametrize("name", ["Gemma3Text", "Olmo2"])
-def test_direct_effects_equal_gradients_where_a_norm_follows_the_mlp(name, site, kind, tmp_path):
+def test_direct_effects_equal_gradients_where_a_norm_follows_the_mlp(name, site, reads, kind, tmp_path):
     model = load_any(name, tmp_path)
     exact_any_norms(model)
-    made = make_dictionaries(model, kind, site_out=site)
+    made = make_dictionaries(model, kind, site_in=reads, site_out=site)
     captured = capture_pass(model, read_weights(model), BROKEN)
     assert_equal_to_autograd(model, LinearizedModel(captured, made, BOS), double(made))
 
@@ -170,10 +176,11 @@ def test_direct_effects_equal_gradients_where_a_norm_follows_the_mlp(name, site,
 # Total effects
 
 
-@pytest.fixture(scope="module", params=[(a, kind) for a in ARCHITECTURES for kind in KINDS])
+@pytest.fixture(scope="module", params=[(*model, kind) for model in READING for kind in KINDS])
 def linearized(request, tmp_path_factory) -> LinearizedModel:
-    architecture, kind = request.param
-    return make_linearized(load_tiny(architecture, tmp_path_factory.mktemp(architecture), "float64"), kind)
+    architecture, reads, kind = request.param
+    model = load_tiny(architecture, tmp_path_factory.mktemp(architecture), "float64")
+    return make_linearized(model, kind, site_in=reads)
 
 
 def some_targets(linearized: LinearizedModel) -> list[AttributionTargets]:

@@ -160,4 +160,4 @@ def test_a_token_without_active_features_is_reconstructed_as_the_bias(model):
 
 def test_a_dictionary_that_is_neither_sae_nor_transcoder_is_refused(model):
     with pytest.raises(ValueError, match="replaces no site"):
-        DictionaryReplacement(make_dictionary(model, site_in="resid_mid", site_out="mlp_out"))
+        DictionaryReplacement(make_dictionary(model, site_in="resid_pre", site_out="mlp_out"))

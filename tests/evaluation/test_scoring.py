@@ -183,7 +183,7 @@ def test_dropped_outliers_are_not_ablated_and_are_counted(model, held_out, tmp_p
     seen = capture(model, held_out.token, [Site("mlp_in", 1), site])
     norms = {each: value[held_out.scored].norm(dim=1) for each, value in seen.items()}
     medians = [float(np.median(norms[each])) for each in seen]
-    assert bounds[site] == pytest.approx([1.2 * median for median in medians], rel=1e-5)
+    assert bounds[site][:2] == pytest.approx([1.2 * median for median in medians], rel=1e-5)
     kept = held_out.scored & bounds[site].within(seen[Site("mlp_in", 1)], seen[site])
     left_out = held_out.n_tokens - int(kept.sum())
     assert left_out > 3
@@ -256,7 +256,7 @@ def test_rows_fit_their_tables(model, held_out, baselines, tmp_path):
     write_table(DENSITY_HISTOGRAM, rows, tmp_path / "density_histogram.parquet")
     assert sum(row["n_features"] for row in rows) == 40
     write_table(BASELINE, list(baselines.values()), tmp_path / "baseline.parquet")
-    assert read_baselines([tmp_path / "baseline.parquet"])["mlp_out", 1] == baselines[1]
+    assert read_baselines([tmp_path / "baseline.parquet"])["mlp_out", "mlp_in", 1] == baselines[1]
 
 
 def test_shortcuts_change_no_score(any_model, held_out, monkeypatch):

@@ -142,7 +142,7 @@ def test_restricted_scores_are_the_de_embedding(model, tmp_path):
         for row in pq.read_table(path).to_pylist():
             if row["sign"] == 1 and row["via"] in ("direct", "layer0"):
                 expected[row["feature"], row["token_id"]] += row["effect"]
-        found = predict_restricted(weights, layer, dictionaries[layer].W_enc, tokens)
+        found = predict_restricted(weights, layer, dictionaries[layer], slice(None), tokens)
         torch.testing.assert_close(found.score, expected, atol=1e-4, rtol=1e-3)
         assert not found.place.any()
 

@@ -10,6 +10,10 @@ CONCEPT_MATCHES = [
 
 
 ABLATED = sorted({run.site_out for run in STUDY.runs.values()})
+READS = {
+    site: sorted({run.reads for run in STUDY.runs.values() if run.site_out == site})
+    for site in ABLATED
+}
 
 
 rule ablate_sites:
@@ -26,7 +30,7 @@ rule ablate_sites:
         **needs("evaluation", gpu=True),
     params:
         config=section("evaluation", "tokens", "batch", "mask", "together"),
-        sites=ABLATED,
+        sites=READS,
         layers=STUDY.layers,
         outliers=section("activations")["outliers"],
         dtype=MODEL_DTYPE,

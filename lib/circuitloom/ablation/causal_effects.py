@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..language_model.hooks import Edit, edited
+from ..language_model.hooks import Edit, ReadingEdit, edited
 from ..language_model.model import LanguageModel
 from .components import Ablation, Basis, Part, ReplacementValues
 from .metrics import PromptMetric, kl_divergence, last_logits
@@ -141,7 +141,7 @@ def component_values(
             values[number] = part.values(x, y)[0]
             return y
 
-        return keep
+        return ReadingEdit(part.reads, keep)
 
     with torch.inference_mode(), ExitStack() as stack:
         for number, part in enumerate(basis.parts):
@@ -235,7 +235,7 @@ def _add_leaf(
         seen[number] = part.values(x, y).detach()[0], leaf
         return part.ablate(x, y, ablation, where, values) + leaf
 
-    return edit
+    return ReadingEdit(part.reads, edit)
 
 
 def _columns(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.hooks import Edit, Site, edited
+from ..language_model.hooks import Edit, ReadingEdit, Site, edited
 from ..language_model.model import LanguageModel
 from ..language_model.residual import input_width
 
@@ -52,6 +52,11 @@ class FeatureComponents:
         return Site(self.dictionary.site_out, self.dictionary.layer)
 
     @property
+    def reads(self) -> str:
+        """Name of the site that the dictionary reads."""
+        return self.dictionary.site_in
+
+    @property
     def width(self) -> int:
         """Number of features."""
         return self.dictionary.width
@@ -61,7 +66,7 @@ class FeatureComponents:
     ) -> Float[Tensor, "*batch value"]:
         """Returns the activations of all features.
 
-        y is the site's value. x is the MLP's input if the site is mlp_out or mlp_added, and equals y at other sites.
+        y is the site's value. x is the value of the site that the dictionary reads.
         """
         return self.dictionary.encode(self.dictionary.encoder_input(x, y))
 
@@ -117,6 +122,11 @@ class UnitComponents:
     size: int = 1
     """Number of values per component: d_head for heads, 1 for neurons."""
     run: str | None = None
+
+    @property
+    def reads(self) -> str:
+        """Name of the site that holds the components' values."""
+        return self.site.name
 
     def values(
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
@@ -200,7 +210,10 @@ ReplacementValues = Sequence[Tensor | None]
 
 
 def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None) -> Edit:
-    return lambda x, y: part.ablate(x, y, ablation, where, replacement)
+    def edit(x: Tensor, y: Tensor) -> Tensor:
+        return part.ablate(x, y, ablation, where, replacement)
+
+    return ReadingEdit(part.reads, edit)
 
 
 def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: bool = True) -> Basis:

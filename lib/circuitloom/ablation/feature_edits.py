@@ -11,7 +11,7 @@ from ..attribution.direct_effects import AttributionTargets
 from ..attribution.linearized_model import LinearizedModel
 from ..attribution.targets import resolve_position
 from ..config.circuits import FeatureChange, parse_feature
-from ..language_model.hooks import Edit, Site, capture, edited
+from ..language_model.hooks import Edit, ReadingEdit, Site, capture, edited
 from ..language_model.model import LanguageModel
 from .interventions import run_free, run_frozen
 
@@ -118,10 +118,15 @@ def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Si
     """Returns one hook per edited layer. The hook edits the activations of the running pass."""
 
     def mlp_edit(layer: int, edit: FeatureEdit) -> Edit:
+        dictionary = model.dictionaries[layer]
+
         def at_replaced(z: Tensor) -> Tensor:
             return torch.where(model.replaced[:, None], edit(z), z)
 
-        return lambda x, y: model.dictionaries[layer].edit(x[0], y[0], at_replaced)[None]
+        def apply(x: Tensor, y: Tensor) -> Tensor:
+            return dictionary.edit(x[0], y[0], at_replaced)[None]
+
+        return ReadingEdit(dictionary.site_in, apply)
 
     return {Site(model.site_out(layer), layer): mlp_edit(layer, edit) for layer, edit in edits.items()}
 

@@ -72,7 +72,7 @@ def feature_effects(
 
     `source` is an SAE on resid_mid. `target` is a transcoder, or an SAE on mlp_out or mlp_added, of the same layer.
     `stream` holds resid_mid of each token. Each source feature is ablated from `stream`. Then the layer's norm, MLP and
-    target features are recomputed for the same token.
+    target features are recomputed for the same token, as far as they lie before the site that the target reads.
 
     `per_source` limits the number of tokens on which a source feature is ablated. These tokens are evenly spaced over
     the tokens on which the feature fires. `most` limits the number of targets per source feature. The targets with the
@@ -142,8 +142,11 @@ class _Layer:
         return pair, torch.stack([change, change.abs(), (change != 0).to(change.dtype)], 1)
 
     def _target_input(self, stream: Float[Tensor, "token d"]) -> Float[Tensor, "token d_in"]:
-        x = self.norm(stream.to(self.dtype)[None])
-        return (x if self.target.is_transcoder else self.mlp(x))[0].to(self.target.W_enc.dtype)
+        x = stream.to(self.dtype)[None]
+        if self.target.site_in != "resid_mid":
+            x = self.norm(x)
+            x = x if self.target.is_transcoder else self.mlp(x)
+        return x[0].to(self.target.W_enc.dtype)
 
 
 def _encode_sparse(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..attribution.direct_effects import AttributionTargets, source_columns
 from ..attribution.linearized_model import LinearizedModel
-from ..language_model.hooks import Edit, Site, capture, edited
+from ..language_model.hooks import Edit, ReadingEdit, Site, capture, edited
 from ..language_model.model import LanguageModel
 
 CHUNK_ELEMENTS = 2**24
@@ -95,7 +95,10 @@ def run_free(
 ) -> list[Float[Tensor, "intervention _"]]:
     """Run the original model n times with `edits`. Returns one tensor of values per item of `targets`."""
     final = Site("final_norm")
-    sites = [Site("mlp_in", target.layer) if target.layer < model.layers else final for target in targets]
+    sites = [
+        Site(model.site_in(target.layer), target.layer) if target.layer < model.layers else final
+        for target in targets
+    ]
     with edited(language_model, edits):
         # the pass ends before the unembedding
         values = capture(language_model, model.captured.token.expand(n, -1), sites)
@@ -192,4 +195,4 @@ def _mlp_ablation(
             y[i, position] -= model.errors[layer, position]
         return y
 
-    return ablate
+    return ReadingEdit(model.site_in(layer), ablate)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.hooks import Edit, Site, edited
+from ..language_model.hooks import Edit, ReadingEdit, Site, edited
 from ..language_model.model import LanguageModel
 from .metrics import Metric, RecordedPass, last_logits
 
@@ -88,7 +88,7 @@ def replace_mlp(dictionary: Dictionary, where: Bool[Tensor, " position"]) -> Edi
         replaced = dictionary(x.to(dictionary.W_enc.dtype)).to(y.dtype)
         return torch.where(where.to(y.device)[:, None], replaced, y)
 
-    return edit
+    return ReadingEdit(dictionary.site_in, edit)
 
 
 def set_mlp(value: Float[Tensor, "*position d"] | float, where: Bool[Tensor, " position"]) -> Edit:
@@ -108,4 +108,4 @@ def subtract_feature(dictionary: Dictionary, feature: int, where: Bool[Tensor, "
         z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * where.to(y.device)
         return dictionary.subtract_feature(y, feature, z)
 
-    return edit
+    return ReadingEdit(dictionary.site_in, edit)

@@ -70,6 +70,10 @@ class BlockWeights:
     norm_mlp: Norm | None
     norm_mlp_after: Norm | None
 
+    def norm_before(self, dictionary: Dictionary) -> Norm | None:
+        """Returns the norm between the residual stream and the input of this block's dictionary, or None."""
+        return self.norm_mlp if dictionary.is_after_norm else None
+
     def norm_after(self, dictionary: Dictionary) -> Norm | None:
         """Returns the norm between the output of this block's dictionary and the residual stream, or None."""
         return self.norm_mlp_after if dictionary.is_before_norm else None
@@ -96,6 +100,8 @@ class CapturedLayer:
     norm_mlp: FrozenNorm
     norm_mlp_after: FrozenNorm
     resid_pre: Float[Tensor, "position d"]
+    resid_mid: Float[Tensor, "position d"] | None
+    """Residual stream before the norm of the MLP. None if attention and MLP run in parallel."""
     mlp_in: Float[Tensor, "position d"]
     """Input of the MLP, after the norm."""
     mlp_out: Float[Tensor, "position d"]
@@ -103,12 +109,26 @@ class CapturedLayer:
     mlp_added: Float[Tensor, "position d"]
     """What the MLP adds to the residual stream, after any norm that follows the MLP."""
 
+    def norm_before(self, dictionary: Dictionary | None) -> FrozenNorm:
+        """Returns the norm between the residual stream and the input of this layer's dictionary. Without a dictionary,
+        returns the norm before mlp_in."""
+        if dictionary is None or dictionary.is_after_norm:
+            return self.norm_mlp
+        return FrozenNorm(None, torch.ones_like(self.norm_mlp.sigma))
+
     def norm_after(self, dictionary: Dictionary | None) -> FrozenNorm:
         """Returns the norm between the output of this layer's dictionary and the residual stream. Without a dictionary,
         returns the norm after mlp_out."""
         if dictionary is None or dictionary.is_before_norm:
             return self.norm_mlp_after
         return FrozenNorm(None, torch.ones_like(self.norm_mlp_after.sigma))
+
+    def input(self, dictionary: Dictionary) -> Float[Tensor, "position d"]:
+        """Returns the value that this layer's dictionary reads, in the model's own numbers."""
+        if dictionary.is_after_norm:
+            return self.mlp_in
+        assert self.resid_mid is not None, "a model with parallel blocks has no resid_mid"
+        return self.resid_mid
 
     def output(self, dictionary: Dictionary | None) -> Float[Tensor, "position d"]:
         """Returns the value that this layer's dictionary reconstructs. Without a dictionary, returns mlp_out."""
@@ -262,6 +282,7 @@ def capture_pass(
     layers = []
     for layer, block in zip(blocks, weights.blocks, strict=True):
         shared = "norm_mlp" if ("norm_mlp", layer) in observed.inputs else "norm_attention"
+        mlp_in = observed.inputs["mlp", layer]
         layers.append(
             CapturedLayer(
                 attention=block.attention,
@@ -271,7 +292,9 @@ def capture_pass(
                 norm_mlp=frozen(shared, layer, block.norm_mlp),
                 norm_mlp_after=frozen("norm_mlp_after", layer, block.norm_mlp_after),
                 resid_pre=observed.inputs["block", layer],
-                mlp_in=observed.inputs["mlp", layer],
+                # without a norm, the MLP reads the stream
+                resid_mid=None if anatomy.parallel else observed.inputs.get(("norm_mlp", layer), mlp_in),
+                mlp_in=mlp_in,
                 mlp_out=observed.outputs["mlp", layer],
                 mlp_added=observed.added("mlp", layer, model),
             )

@@ -41,7 +41,8 @@ class AttributionTargets:
     constant: Float[Tensor, " target"]
     """`bias` plus the contribution of the norm's bias."""
     normed_vector: Float[Tensor, "target d"]
-    """Gradient of each target with respect to the norm's output. It does not depend on the prompt."""
+    """Gradient of each target with respect to the norm's output: `LinearizedModel.site_in` of the layer, or the final
+    norm's output. It does not depend on the prompt."""
     bias: Float[Tensor, " target"]
     """Bias of each target. For a feature, the encoder bias."""
 
@@ -115,15 +116,15 @@ def make_targets(
 ) -> AttributionTargets:
     """Returns targets with the values normed_vector . norm(stream[position]) + bias.
 
-    The norm precedes the MLP of `layer`. If `layer` is the number of layers, the norm is the final norm. Raises
-    ValueError if a position lies outside the prompt.
+    The norm precedes `LinearizedModel.site_in` of `layer`. It is the identity for resid_mid. If `layer` is the number
+    of layers, the norm is the final norm. Raises ValueError if a position lies outside the prompt.
     """
     captured = model.captured
     if ((position < 0) | (position >= len(captured))).any():
         raise ValueError(
             f"positions {position.tolist()} are not all in the prompt; choose from 0 to {len(captured) - 1}"
         )
-    norm = captured.layers[layer].norm_mlp if layer < model.layers else captured.norm_final
+    norm = model.norm_before(layer) if layer < model.layers else captured.norm_final
     constant = bias + (normed_vector * norm.bias).sum(-1)
     return AttributionTargets(
         layer, position, norm.vjp(normed_vector, position), constant, normed_vector, bias

@@ -80,7 +80,7 @@ class LinearizedModel:
         """Constant that each MLP adds to the residual stream, after any norm that follows the MLP.
 
         At `site_out`, the constant is b_dec + W_skip b at replaced positions and 0 at other positions. b is the bias of
-        the norm before the MLP."""
+        the norm before the dictionary's input (`norm_before`)."""
         self.attention_constant: Float[Tensor, "layer position d"] = torch.stack(
             [layer.attention_constant() for layer in captured.layers]
         )
@@ -95,11 +95,20 @@ class LinearizedModel:
         """Number of blocks."""
         return len(self.captured.layers)
 
+    def site_in(self, layer: int) -> str:
+        """Returns the site that features of a layer read: mlp_in, or resid_mid if the layer's dictionary reads that."""
+        dictionary = self.dictionaries.get(layer)
+        return "mlp_in" if dictionary is None else dictionary.site_in
+
     def site_out(self, layer: int) -> str:
         """Returns the site to which features and errors of a layer write: mlp_out, or mlp_added if the layer's
         dictionary reconstructs that."""
         dictionary = self.dictionaries.get(layer)
         return "mlp_out" if dictionary is None else dictionary.site_out
+
+    def norm_before(self, layer: int) -> FrozenNorm:
+        """Returns the frozen norm between the residual stream and `site_in` of a layer."""
+        return self.captured.layers[layer].norm_before(self.dictionaries.get(layer))
 
     def norm_after(self, layer: int) -> FrozenNorm:
         """Returns the frozen norm between `site_out` of a layer and the residual stream."""
@@ -142,7 +151,7 @@ class LinearizedModel:
             output = mlp_output(number)
             dictionary = self.dictionaries.get(number)
             if dictionary is not None and dictionary.W_skip is not None:
-                x = layer.norm_mlp.jvp(stream) * self.replaced[:, None]
+                x = self.norm_before(number).jvp(stream) * self.replaced[:, None]
                 output = output + x @ dictionary.W_skip.T
             stream = stream + self.norm_after(number).jvp(output) + self.mlp_constant[number]
             if self.captured.parallel:
@@ -172,12 +181,12 @@ class LinearizedModel:
             return 0.0
         replaced = self.replaced[position]
         v = g @ dictionary.W_skip * replaced.view(replaced.shape + (1,) * (g.dim() - replaced.dim()))
-        return self.captured.layers[layer].norm_mlp.vjp(v, position)
+        return self.norm_before(layer).vjp(v, position)
 
     def features_vjp(
         self, layer: int, g: Float[Tensor, "position target d"]
     ) -> Float[Tensor, "position target d"] | float:
-        """Backpropagate `g` from an MLP's output through active features and the norm before the MLP.
+        """Backpropagate `g` from an MLP's output through active features and `norm_before`.
 
         Active features have slope 1. `g` and the result cover positions 0 to len(g) - 1. Returns 0.0 if no feature is
         active.
@@ -189,7 +198,7 @@ class LinearizedModel:
         slope = torch.einsum("atd,ad->at", g[position], dictionary.W_dec[feature])
         read = torch.zeros_like(g)
         read.index_add_(0, position, slope[:, :, None] * dictionary.W_enc[feature][:, None])
-        return self.captured.layers[layer].norm_mlp.vjp(read, slice(len(g)))
+        return self.norm_before(layer).vjp(read, slice(len(g)))
 
     def backpropagate(
         self,
@@ -260,6 +269,11 @@ def _check_dictionary(dictionary: Dictionary, layer: int, captured: CapturedPass
             f"layer {layer}: the dictionary reads {dictionary.d_in} dimensions, the model has {d} in each of "
             f"{len(captured.layers)} layers; name a run that was trained on this model"
         )
+    if not dictionary.is_after_norm and captured.parallel:
+        raise ValueError(
+            f"layer {layer}: the dictionary reads {dictionary.site_in}, but this model runs attention and MLP in "
+            "parallel and has no resid_mid; name transcoders of mlp_in"
+        )
     return dictionary
 
 
@@ -272,7 +286,7 @@ def _decompose_mlps(
         dictionary = dictionaries.get(number)
         error, constant = layer.output(dictionary).clone(), torch.zeros_like(layer.mlp_out)
         if dictionary is not None:
-            x = layer.mlp_in[replaced]
+            x = layer.input(dictionary)[replaced]
             token, feature, value = dictionary.encode_sparse(x)
             order = torch.argsort(token * dictionary.width + feature)
             position = replaced.nonzero()[:, 0][token[order]]
@@ -282,7 +296,7 @@ def _decompose_mlps(
             constant[replaced] += dictionary.b_dec
             if dictionary.W_skip is not None:
                 error[replaced] -= x @ dictionary.W_skip.T
-                bias = torch.zeros_like(x[0]) + layer.norm_mlp.bias
+                bias = torch.zeros_like(x[0]) + layer.norm_before(dictionary).bias
                 constant[replaced] += dictionary.W_skip @ bias
         errors.append(error)
         norm = layer.norm_after(dictionary)

@@ -24,7 +24,7 @@ from ..core.tables import read_table
 from ..corpus.prompt_text import PromptText, read_prompt
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
 from ..corpus.tokens import open_tokens
-from ..dictionaries.dictionary import CONFIG, Dictionary, load_dictionary
+from ..dictionaries.dictionary import CONFIG, Dictionary, is_transcoder, load_dictionary
 from ..language_model.model import LanguageModel, load_model
 from .capture import ModelWeights, capture_pass, read_weights
 from .direct_effects import AttributionTargets, feature_targets, source_columns
@@ -278,7 +278,9 @@ def transcoder_runs(folder: Path) -> list[str]:
     found = []
     for config in sorted(Layout(folder).dictionaries.glob(f"*/layer*/{CONFIG}")):
         run = config.parts[-3]
-        if run not in found and json.loads(config.read_text())["site_in"] == "mlp_in":
+        sites = json.loads(config.read_text())
+        writes = [output["site"] for output in sites["outputs"]]
+        if run not in found and all(is_transcoder(sites["site_in"], site) for site in writes):
             found.append(run)
     table = Layout(folder).evaluation_table("run")
     order = read_table(table).column("run").to_pylist() if table.is_file() else []

@@ -134,9 +134,11 @@ class Run(Training):
     """Name of the run and of its folder: letters, digits, `_`, `.` and `-`. An empty name is replaced by a name made
     from other keys."""
     site: SiteName = "mlp_out"
-    """Site that the dictionary reconstructs. An SAE also reads it. A transcoder reads mlp_in and reconstructs `mlp_out`
-    (what the MLP returns) or `mlp_added` (what is added to the residual stream, after a norm that follows the MLP, as
-    in Gemma 2 and 3). In models without such a norm, the two are the same."""
+    """Site that the dictionary reconstructs. An SAE also reads it. A transcoder reconstructs `mlp_out` (what the MLP
+    returns) or `mlp_added` (what is added to the residual stream, after a norm that follows the MLP, as in Gemma 2 and
+    3). In models without such a norm, the two are the same."""
+    reads: Literal["mlp_in", "resid_mid"] = "mlp_in"
+    """Site that a transcoder reads: the MLP's input, or the residual stream in front of the MLP's norm."""
     files: Annotated[ExpandedPath, AfterValidator(_has_layer)] | None = None
     """Path of published transcoders (Dunefsky et al. 2024) to import instead of training. `{layer}` is replaced by the
     layer's index. An imported run needs `name`, `act: relu`, and the `width` of the files. Keys about training do not
@@ -160,6 +162,18 @@ class Run(Training):
             )
         return self
 
+    @model_validator(mode="after")
+    def _possible_reads(self) -> "Run":
+        if self.reads != "mlp_in" and self.kind == "sae":
+            raise ValueError(
+                "an SAE reads the site that it reconstructs; remove `reads`, or set kind: transcoder"
+            )
+        if self.reads != "mlp_in" and self.loss == "paper" and not self.imported:
+            raise ValueError(
+                f"loss: paper is defined for the MLP's input after its norm, not for {self.reads}; change one"
+            )
+        return self
+
     @property
     def imported(self) -> bool:
         """Whether the run is imported from files instead of trained."""
@@ -173,7 +187,7 @@ class Run(Training):
     @property
     def site_in(self) -> SiteName:
         """Site that the dictionary reads."""
-        return "mlp_in" if self.kind == "transcoder" else self.site
+        return self.reads if self.kind == "transcoder" else self.site
 
     @property
     def site_out(self) -> SiteName:
@@ -191,10 +205,12 @@ def run_name(run: Run, shared: dict[str, Any]) -> str:
     parts = ["tc" if run.kind == "transcoder" else "sae", f"{run.act}{value}", str(run.width)]
     if run.site != "mlp_out":
         parts.append(run.site)
+    if run.reads != "mlp_in":
+        parts.append(f"from_{run.reads}")
     for key, field in type(run).model_fields.items():
         setting = getattr(run, key)
         # the number of processes does not change what a run is
-        if key in ("name", "kind", "act", "width", "site", "k", "sparsity", "processes", "split"):
+        if key in ("name", "kind", "act", "width", "site", "reads", "k", "sparsity", "processes", "split"):
             continue
         if setting != shared.get(key, field.default):
             parts.append(key if setting is True else f"no_{key}" if setting is False else f"{key}{setting}")

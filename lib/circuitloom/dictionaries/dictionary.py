@@ -14,18 +14,21 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config.activations import MLP_OUTPUTS
+from ..config.activations import MLP_INPUTS, MLP_OUTPUTS
 from ..core.atomic_io import write_atomically
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+UNIT_TOLERANCE = 1e-5
+"""Largest distance from 1 of the norm of a decoder row that is 1 up to rounding."""
 
 
 @dataclass(frozen=True)
 class Dictionary:
     """A dictionary on raw activations x: z = act(W_enc x + b_enc), y_hat = W_dec^T z + b_dec (+ W_skip x).
 
-    In trained and imported dictionaries, every decoder row has unit norm, except rows of zeros. Therefore z is in units
-    of y, and activations of different features are comparable.
+    In trained dictionaries, every decoder row has unit norm, except rows of zeros. Therefore z is in units of y, and
+    activations of different features are comparable. Imported dictionaries keep the norms of their rows. There, z times
+    `row_norm` is in units of y.
 
     >>> dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, act="topk", k=16, site_in="mlp_in", site_out="mlp_out")
     >>> y_hat = dictionary(x)
@@ -77,19 +80,34 @@ class Dictionary:
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether the dictionary maps the MLP's input to mlp_out or mlp_added, the MLP's output before or after a norm
-        that follows the MLP."""
-        return self.site_in == "mlp_in" and self.site_out in MLP_OUTPUTS
+        """Whether the dictionary maps mlp_in or resid_mid (the MLP's input, or the residual stream before its norm) to
+        mlp_out or mlp_added (the MLP's output, before or after a norm that follows the MLP)."""
+        return is_transcoder(self.site_in, self.site_out)
+
+    @property
+    def is_after_norm(self) -> bool:
+        """Whether `site_in` of a transcoder comes after the norm before the MLP."""
+        return self.site_in == "mlp_in"
 
     @property
     def is_before_norm(self) -> bool:
         """Whether the norm or factor that some models apply to the MLP's output comes after `site_out`."""
         return self.site_out == "mlp_out"
 
+    @property
+    def row_norm(self) -> Float[Tensor, " feature"]:
+        """Norm of each decoder row, as a factor that converts z to units of y.
+
+        It is exactly 1 for rows whose norm is 1 up to rounding, and for rows of zeros.
+        """
+        norm = torch.linalg.vector_norm(self.W_dec, dim=1)
+        # numbers of trained dictionaries keep their bits when they are multiplied by the norm
+        return norm.masked_fill(((norm - 1).abs() < UNIT_TOLERANCE) | (norm == 0), 1.0)
+
     def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
         """Returns x for a transcoder and y for an SAE, in the dictionary's dtype.
 
-        x is the MLP's input. y is the value of `site_out`.
+        x is the value of `site_in`. y is the value of `site_out`.
         """
         return (x if self.is_transcoder else y).to(self.W_enc.dtype)
 
@@ -161,7 +179,7 @@ class Dictionary:
         edit: Callable[[Float[Tensor, "*batch feature"]], Float[Tensor, "*batch feature"]],
         keep_error: bool = True,
     ) -> Float[Tensor, "*batch d_out"]:
-        """Returns y after z is replaced by edit(z). x is the MLP's input. y is the value of `site_out`.
+        """Returns y after z is replaced by edit(z). x is the value of `site_in`. y is the value of `site_out`.
 
         If `keep_error` is true, the result is y + (edit(z) - z) @ W_dec. Otherwise the result is decode(edit(z)).
         """
@@ -208,6 +226,11 @@ class Dictionary:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {name: value.to(device, dtype) for name, value in tensors.items()}
         return Dictionary(**{**vars(self), **moved})
+
+
+def is_transcoder(site_in: str, site_out: str) -> bool:
+    """Whether a dictionary from `site_in` to `site_out` replaces an MLP."""
+    return site_in in MLP_INPUTS and site_out in MLP_OUTPUTS
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str, Any]) -> None:

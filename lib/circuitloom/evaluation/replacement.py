@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..config.activations import MLP_OUTPUTS
 from ..dictionaries.dictionary import Dictionary
-from ..language_model.hooks import Site, edited
+from ..language_model.hooks import Edit, ReadingEdit, Site, edited
 from ..language_model.model import LanguageModel
 from .held_out import HeldOut
 from .metrics import (
@@ -28,7 +29,8 @@ Replacement = Callable[
 ]
 """Function (x, y) that returns a replacement of y. x and y are float32 activations at the scored tokens.
 
-y is the activation at the replaced site. For mlp_out and mlp_added, x is the MLP's input. For other sites, x equals y.
+y is the activation at the replaced site. For mlp_out and mlp_added, x is what the transcoder reads, or the MLP's input.
+For other sites, x equals y.
 """
 
 
@@ -36,8 +38,10 @@ class NormBounds(NamedTuple):
     """Largest norms of the tokens that are scored at a site. Tokens beyond a bound are outliers."""
 
     x: float
-    """Bound at the MLP's input. Infinite for sites other than mlp_out and mlp_added."""
+    """Bound at the site `reads`. Infinite for sites other than mlp_out and mlp_added."""
     y: float
+    reads: str = "mlp_in"
+    """Site that the transcoders read whose scores leave tokens out. `mlp_in` for SAEs."""
 
     def within(
         self, x: Float[Tensor, "*token d_in"], y: Float[Tensor, "*token d_out"]
@@ -64,21 +68,27 @@ def replacing_activations(
     `batch` must be on the model's device.
     """
     bounds = bounds or {}
-    edits = {site: _at_scored(each, batch, bounds.get(site)) for site, each in replacements.items()}
+    edits = {site: _at_scored(site, each, batch, bounds.get(site)) for site, each in replacements.items()}
     with edited(model, edits):
         yield
 
 
-def _at_scored(
-    replacement: Replacement, batch: HeldOut, bounds: NormBounds | None
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _at_scored(site: Site, replacement: Replacement, batch: HeldOut, bounds: NormBounds | None) -> Edit:
     def edit(x: Tensor, y: Tensor) -> Tensor:
         scored = batch.scored if bounds is None else batch.scored & bounds.within(x, y)
         replaced = y.clone()
         replaced[scored] = replacement(x[scored].float(), y[scored].float()).to(y.dtype)
         return torch.where(batch.keeps_original[..., None], y, replaced)
 
-    return edit
+    if site.name not in MLP_OUTPUTS:
+        return edit
+    reads = "mlp_in" if bounds is None else bounds.reads
+    if isinstance(replacement, DictionaryReplacement) and replacement.dictionary.is_transcoder:
+        own = replacement.dictionary.site_in
+        # x is both what the dictionary encodes and what is bounded
+        assert bounds is None or own == reads, f"the bounds are those of {reads}, the dictionary reads {own}"
+        reads = own
+    return ReadingEdit(reads, edit)
 
 
 def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:

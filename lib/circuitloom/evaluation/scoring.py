@@ -66,14 +66,14 @@ def site_means(
     sums: dict[Site, Tensor] = {}
     counts: dict[Site, Tensor] = {}
     title = f"evaluation: means of {', '.join(sorted({site.name for site in sites}))}"
-    inputs = [Site("mlp_in", site.layer) for site in bounds if site.name in MLP_OUTPUTS]
+    inputs = [Site(bound.reads, site.layer) for site, bound in bounds.items() if site.name in MLP_OUTPUTS]
     with progress(title, held_out.token.numel(), "tokens") as bar:
         for part in passes(held_out, model, batch):
             captured = capture(model, part.token, [*inputs, *sites])
             for site in sites:
                 scored, y = part.scored, captured[site]
                 if site in bounds:
-                    x = captured[Site("mlp_in", site.layer)] if site.name in MLP_OUTPUTS else y
+                    x = captured[Site(bounds[site].reads, site.layer)] if site.name in MLP_OUTPUTS else y
                     scored = scored & bounds[site].within(x, y)
                 accumulate(sums, site, y[scored].sum(0, dtype=torch.float64))
                 accumulate(counts, site, scored.sum())
@@ -85,12 +85,21 @@ def site_means(
 
 @torch.inference_mode()
 def norm_bounds(
-    model: LanguageModel, sites: Sequence[Site], held_out: HeldOut, batch: Batch, outliers: Outliers
+    model: LanguageModel,
+    sites: Sequence[Site],
+    held_out: HeldOut,
+    batch: Batch,
+    outliers: Outliers,
+    reads: Mapping[str, str] | None = None,
 ) -> dict[Site, NormBounds]:
-    """Returns the bounds of each site, from the median norms on held-out text. Empty unless outliers are dropped."""
+    """Returns the bounds of each site, from the median norms on held-out text. Empty unless outliers are dropped.
+
+    `reads` maps the name of a site to `NormBounds.reads`, by default mlp_in.
+    """
     if outliers.action != "drop":
         return {}
-    inputs = {site: Site("mlp_in", site.layer) for site in sites if site.name in MLP_OUTPUTS}
+    reads = {site.name: (reads or {}).get(site.name, "mlp_in") for site in sites}
+    inputs = {site: Site(reads[site.name], site.layer) for site in sites if site.name in MLP_OUTPUTS}
     norms: dict[Site, list[Tensor]] = {site: [] for site in (*inputs.values(), *sites)}
     with progress("evaluation: norms", held_out.token.numel(), "tokens") as bar:
         for part in passes(held_out, model, batch):
@@ -100,7 +109,8 @@ def norm_bounds(
             bar.update(part.token.numel())
     bound = {site: outliers.above * _median(each) for site, each in norms.items()}
     return {
-        site: NormBounds(bound[inputs[site]] if site in inputs else math.inf, bound[site]) for site in sites
+        site: NormBounds(bound[inputs[site]] if site in inputs else math.inf, bound[site], reads[site.name])
+        for site in sites
     }
 
 
@@ -112,19 +122,46 @@ def baseline_rows(
     held_out: HeldOut,
     config: Evaluation,
     outliers: Outliers | None = None,
+    reads: Mapping[str, Sequence[str]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns one BASELINE row per site and layer. The row scores the model in which this site is ablated.
+    """Returns one BASELINE row per site, layer and input. The row scores the model in which this site is ablated.
 
     If `config.together` is set, mlp_out and mlp_added also have a row with layer -1. This row scores the model in which
-    the site is ablated in all layers at once. If `outliers` drops tokens, these are not ablated. Raises ValueError if
-    an activation or a loss is not finite.
+    the site is ablated in all layers at once. `reads` maps each site to the inputs of the transcoders that reconstruct
+    it, by default mlp_in alone. If `outliers` drops tokens, these are not ablated, and depend on the input. Raises
+    ValueError if an activation or a loss is not finite.
     """
+    outliers = outliers or Outliers()
+    inputs = {site: list((reads or {}).get(site, ["mlp_in"])) for site in sites}
+    if outliers.action != "drop":
+        # the same tokens are ablated for all inputs
+        rows = _ablated_rows(
+            model, {site: each[0] for site, each in inputs.items()}, layers, held_out, config, outliers
+        )
+        return [row | {"reads": each} for row in rows for each in inputs[row["site"]]]
+    rows = []
+    for turn in range(max(map(len, inputs.values()), default=0)):
+        own = {site: each[turn] for site, each in inputs.items() if turn < len(each)}
+        rows += _ablated_rows(model, own, layers, held_out, config, outliers)
+    return rows
+
+
+def _ablated_rows(
+    model: LanguageModel,
+    reads: Mapping[str, str],
+    layers: Sequence[int],
+    held_out: HeldOut,
+    config: Evaluation,
+    outliers: Outliers,
+) -> list[dict[str, Any]]:
+    """Returns the BASELINE rows of each site in `reads` for one input, which `reads` names."""
+    sites = list(reads)
     ablated = {(site, layer): [Site(site, layer)] for site in sites for layer in layers}
     for site in MLP_OUTPUTS:
         if config.together and site in sites and len(layers) > 1:
             ablated[site, ALL_LAYERS] = [Site(site, layer) for layer in layers]
     measured = [Site(*key) for key in itertools.product(sites, layers)]
-    bounds = norm_bounds(model, measured, held_out, config.batch, outliers or Outliers())
+    bounds = norm_bounds(model, measured, held_out, config.batch, outliers, reads)
     means = site_means(model, measured, held_out, config.batch, bounds)
     values = {"zero": {each: torch.zeros_like(mean) for each, mean in means.items()}, "mean": means}
     replacements = {
@@ -137,7 +174,8 @@ def baseline_rows(
     rows = []
     for site, layer in ablated:
         mean, bound = means.get(Site(site, layer)), bounds.get(Site(site, layer))
-        row = {"site": site, "layer": layer, "ce_original": original.ce, "n_tokens": held_out.n_tokens}
+        row = {"site": site, "reads": reads[site], "layer": layer}
+        row |= {"ce_original": original.ce, "n_tokens": held_out.n_tokens}
         row |= {f"ce_{kind}": sums[site, layer, kind].ce for kind in values}
         row |= {f"kl_{kind}": sums[site, layer, kind].kl for kind in values}
         row |= {"mean": None if mean is None else mean.tolist()}
@@ -297,6 +335,15 @@ def _median(parts: Sequence[Tensor]) -> float:
     return float(np.median(torch.cat(list(parts)).cpu().numpy()))
 
 
+class BaselineKey(NamedTuple):
+    """Key of a BASELINE row."""
+
+    site: str
+    reads: str
+    layer: int
+    """-1: all layers are ablated at once."""
+
+
 class ScoreRows(NamedTuple):
     """Rows of one run at one layer, or at all layers together."""
 
@@ -310,7 +357,7 @@ def score_rows(
     model: LanguageModel,
     dictionaries: Mapping[tuple[str, int], Dictionary],
     keys: Sequence[tuple[str, int]],
-    baselines: Mapping[tuple[str, int], Mapping[str, Any]],
+    baselines: Mapping[BaselineKey, Mapping[str, Any]],
     held_out: HeldOut,
     batch: Batch,
 ) -> dict[tuple[str, int], ScoreRows]:
@@ -326,27 +373,46 @@ def score_rows(
         }
         for run, layer in keys
     }
-    sites = {Site(site, layer): row for (site, layer), row in baselines.items() if layer != ALL_LAYERS}
-    means = {site: torch.tensor(row["mean"], dtype=torch.float64) for site, row in sites.items()}
-    bounds = {
-        site: NormBounds(row["norm_bound_x"] or math.inf, row["norm_bound_y"])
-        for site, row in sites.items()
-        if row["norm_bound_y"] is not None
-    }
-    rows = {}
-    for (run, layer), score in score_runs(model, replaced, held_out, batch, means, bounds).items():
-        site = next(iter(replaced[run, layer].values())).site_out
+    own = {key: _baseline_key(next(iter(layers.values())), key[1]) for key, layers in replaced.items()}
+    dropped = any(row["norm_bound_y"] is not None for row in baselines.values())
+    # the tokens that are left out depend on the input, so that runs of one input are scored together
+    inputs = sorted({key.reads for key in own.values()}) if dropped else [None]
+    scores: dict[tuple[str, int], RunScore] = {}
+    for reads in inputs:
+        rows = {
+            Site(key.site, key.layer): row
+            for key, row in baselines.items()
+            if key.layer != ALL_LAYERS and reads in (None, key.reads)
+        }
+        means = {site: torch.tensor(row["mean"], dtype=torch.float64) for site, row in rows.items()}
+        bounds = {
+            site: NormBounds(row["norm_bound_x"] or math.inf, row["norm_bound_y"], row["reads"])
+            for site, row in rows.items()
+            if row["norm_bound_y"] is not None
+        }
+        runs = {key: layers for key, layers in replaced.items() if reads in (None, own[key].reads)}
+        scores |= score_runs(model, runs, held_out, batch, means, bounds)
+    result = {}
+    for (run, layer), key in own.items():
+        score = scores[run, layer]
         histogram = [] if layer == ALL_LAYERS else list(histogram_rows(run, layer, score))
-        rows[run, layer] = ScoreRows(metric_row(run, layer, score, baselines[site, layer]), histogram)
-    if bounds:
-        most = max(row.metric["n_left_out"] for row in rows.values())
+        result[run, layer] = ScoreRows(metric_row(run, layer, score, baselines[key]), histogram)
+    if dropped:
+        most = max(row.metric["n_left_out"] for row in result.values())
         text = f"at most {most} of {held_out.n_tokens} tokens of a layer were left out (activations.outliers)"
         notice("evaluation", text)
-    return rows
+    return result
+
+
+def _baseline_key(dictionary: Dictionary, layer: int) -> BaselineKey:
+    """Returns the key of the row with which a dictionary is compared, at `layer`."""
+    return BaselineKey(
+        dictionary.site_out, dictionary.site_in if dictionary.is_transcoder else "mlp_in", layer
+    )
 
 
 def metric_row(run: str, layer: int, score: RunScore, baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a METRIC row. `baseline` is the BASELINE row of the same site and layer.
+    """Returns a METRIC row. `baseline` is the BASELINE row of the same site, input and layer.
 
     Layer -1 means that all layers are spliced at once. The metrics of reconstruction and sparsity are then means over
     layers.
@@ -380,7 +446,7 @@ def histogram_rows(run: str, layer: int, score: RunScore) -> Iterator[dict[str, 
         yield {"run": run, "layer": layer, "bin": number, "low": low, "high": high, "n_features": n_features}
 
 
-def read_baselines(paths: Iterable[Path | str]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """Returns rows[site, layer] of the BASELINE tables in `paths`. Layer -1 means all layers."""
+def read_baselines(paths: Iterable[Path | str]) -> dict[BaselineKey, Mapping[str, Any]]:
+    """Returns rows[site, reads, layer] of the BASELINE tables in `paths`."""
     rows = (row for path in paths for row in read_table(path).to_pylist())
-    return {(row["site"], row["layer"]): row for row in rows}
+    return {BaselineKey(row["site"], row["reads"], row["layer"]): row for row in rows}

@@ -13,13 +13,14 @@ with edited(model, {Site("heads", 3): patch_head_0}):
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..config.activations import MLP_OUTPUTS
+from ..config.activations import MLP_INPUTS, MLP_OUTPUTS
 from .model import LanguageModel
 
 Key = TypeVar("Key", bound=Hashable)
@@ -51,9 +52,25 @@ class Site(NamedTuple):
 Edit = Callable[[Tensor, Tensor], Tensor]
 """Function (x, y) that returns the new value of a site. y is the current value.
 
-At `mlp_out` and `mlp_added`, x is the MLP's input. At other sites, x is equal to y. All values are [sequence, position,
-d].
+At `mlp_out` and `mlp_added`, x is the MLP's input, or the value of the site that a `ReadingEdit` names. At other sites,
+x is equal to y. All values are [sequence, position, d].
 """
+
+
+@dataclass(frozen=True)
+class ReadingEdit:
+    """An edit of a site whose x is the value of another site. Edits from dictionaries are made with this class."""
+
+    reads: str
+    """Name of the site whose value is x, in the layer of the edited site: `mlp_in`, `resid_mid`, or the edited site.
+
+    At the edited site itself, x is equal to y. x is the value in the running pass, after earlier edits."""
+    edit: Edit
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the new value of the edited site."""
+        return self.edit(x, y)
+
 
 OUTPUT_SITES = (*MLP_OUTPUTS, "embedding", "final_norm")
 """Sites whose value is the output of a module. The value of every other site is the first input of a module."""
@@ -134,6 +151,8 @@ def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
 
 def _edit_output(model: LanguageModel, site: Site, edit: Edit):
     factor = _factor(model, site)
+    reads = edit.reads if isinstance(edit, ReadingEdit) else "mlp_in"
+    assert reads in (*MLP_INPUTS, site.name), f"an edit of {site.name} cannot read {reads}"
     read: dict[str, Tensor] = {}
 
     def keep_input(_module, args, kwargs, _output) -> None:
@@ -148,13 +167,15 @@ def _edit_output(model: LanguageModel, site: Site, edit: Edit):
         return torch.where(new == value, output + (new - value) / factor, new / factor)
 
     handles = []
-    if site.name in MLP_OUTPUTS:
-        # hooks of one module run in the order of their registration
-        handles.append(model.mlp(site.layer).register_forward_hook(keep_input, with_kwargs=True))
+    if site.name in MLP_OUTPUTS and reads != site.name:
+        # hooks of one module run in the order of their registration, and forward hooks see inputs after their edits
+        module = find_module(model, Site(reads, site.layer))
+        handles.append(module.register_forward_hook(keep_input, with_kwargs=True))
     return [*handles, find_module(model, site).register_forward_hook(leave)]
 
 
 def _edit_input(model: LanguageModel, site: Site, edit: Edit):
+    assert not isinstance(edit, ReadingEdit) or edit.reads == site.name
     changes: list[Tensor] = []
 
     def enter(_module, args, kwargs):

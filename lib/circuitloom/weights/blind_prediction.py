@@ -95,13 +95,17 @@ class Prediction:
 
 
 def predict_restricted(
-    weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"], tokens: TokenEmbeddings
+    weights: ModelWeights,
+    layer: int,
+    dictionary: Dictionary,
+    features: slice | Int[Tensor, " feature"],
+    tokens: TokenEmbeddings,
 ) -> Prediction:
-    """Predict tokens by the protocol `restricted`. `rows` has one encoder row of `layer` per feature."""
+    """Predict tokens by the protocol `restricted`, for some features of the dictionary of `layer`."""
     token_vectors = tokens.embedding
     if layer > 0 and tokens.layer0_output is not None:
         token_vectors = token_vectors + tokens.layer0_output
-    score = encoder_in_residual(weights, layer, rows) @ token_vectors.T
+    score = encoder_in_residual(weights, layer, dictionary, features) @ token_vectors.T
     return Prediction(score, torch.zeros(len(score), dtype=torch.int64, device=score.device))
 
 
@@ -208,7 +212,7 @@ def find_active_positions(
 ) -> dict[int, ActivePositions]:
     """Returns, for each layer, the positions of `held_out` where features fire. The model runs on `batch` sequences at
     a time."""
-    sites = [Site("mlp_in", layer) for layer in dictionaries]
+    sites = [Site(dictionary.site_in, layer) for layer, dictionary in dictionaries.items()]
     scored = held_out.scored.nonzero()
     active = {}
     for site, x in scored_activations(model, sites, held_out, batch).items():
@@ -288,9 +292,8 @@ def write_blind_predictions(
         table = []
         # a layer in which no feature fires has no means
         if layer in means:
-            rows = transcoders[layer].W_enc[chosen[layer]]
             predictions = {
-                "restricted": predict_restricted(weights, layer, rows, tokens),
+                "restricted": predict_restricted(weights, layer, transcoders[layer], chosen[layer], tokens),
                 "plain": predict_plain(means[layer], tokens),
             }
             table = _rows(run, layer, chosen[layer], predictions, active[layer], held_out, strings)

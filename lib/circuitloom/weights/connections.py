@@ -48,8 +48,9 @@ class Connections:
     weight: Float[Tensor, "feature kept"]
     """Virtual weight from source i to target j, without norm denominators.
 
-    Direct: W_dec[i] P(gain * W_enc[j]). Through a head: W_dec[i] P(gain * W_V W_O P(gain * W_enc[j])). P subtracts the
-    mean in a LayerNorm and is the identity in an RMSNorm."""
+    Direct: w_i P(gain * W_enc[j]). Through a head: w_i P(gain * W_V W_O P(gain * W_enc[j])). w_i is W_dec[i] divided by
+    its norm, so that sources are compared by what they write. P subtracts the mean in a LayerNorm and is the identity
+    in an RMSNorm. For a target that reads resid_mid, P(gain * W_enc[j]) is W_enc[j]."""
 
     def strongest(self, n: int) -> "Connections":
         """Returns up to `n` connections of each feature, by descending |weight|."""
@@ -95,19 +96,20 @@ def find_connections(
     decoders = {
         source: norm_jvp(
             weights.blocks[source].norm_after(dictionary),
-            require_transcoder(dictionary, source).W_dec.to(like),
+            (require_transcoder(dictionary, source).W_dec / dictionary.row_norm[:, None]).to(like),
         )
         for source, dictionary in dictionaries.items()
         if source < layer
     }
-    rows = require_transcoder(dictionaries[layer], layer).W_enc
+    target = require_transcoder(dictionaries[layer], layer)
     moments = {source: x.T @ x for source, x in decoders.items()}
     chunks = []
     size = max(1, MAX_ELEMENTS // max([len(x) for x in decoders.values()], default=1))
-    with progress(f"connections: layer {layer}", len(rows), "features") as bar:
-        for chunk in rows.split(size):
-            encoder = encoder_in_residual(weights, layer, chunk)
-            direct, through_heads = [_none(len(chunk), like)], [_none(len(chunk), like)]
+    with progress(f"connections: layer {layer}", target.width, "features") as bar:
+        for low in range(0, target.width, size):
+            encoder = encoder_in_residual(weights, layer, target, slice(low, low + size))
+            none = _none(len(encoder), like)
+            direct, through_heads = [none], [none]
             for source, x in decoders.items():
                 direct.append(_strongest(encoder, x, source, n))
                 if layers := head_layers(model, source, layer):
@@ -117,7 +119,7 @@ def find_connections(
                         through_heads.append(_strongest(top.vector[:, k], x, source, n, head))
             kinds = [Connections.concatenate(each, 1).strongest(n) for each in (direct, through_heads)]
             chunks.append(Connections.concatenate(kinds, 1))
-            bar.update(len(chunk))
+            bar.update(len(encoder))
     return Connections.concatenate(chunks, 0)
 
 
@@ -148,10 +150,10 @@ def mean_effects(
 ) -> dict[int, MeanEffects]:
     """Returns the mean effects of the connections of each layer. The iterable `prompts` is consumed once.
 
-    Let t be a position of the target feature, and z_i the activation of source i. The effect of a direct connection is
-    weight z_i(t) / sigma(t). The effect of a connection through a head is sum_s weight z_i(s) A[t, s] / (sigma(s)
-    sigma(t)). A is the head's attention pattern. sigma(p) is the product of the denominators of all norms on the path
-    that act at position p.
+    Let t be a position of the target feature, and z_i the activation of source i times the norm of its decoder row. The
+    effect of a direct connection is weight z_i(t) / sigma(t). The effect of a connection through a head is
+    sum_s weight z_i(s) A[t, s] / (sigma(s) sigma(t)). A is the head's attention pattern. sigma(p) is the product of the
+    denominators of all norms on the path that act at position p.
     """
     sums = {layer: _ConnectionSums(layer, kept) for layer, kept in connections.items()}
     n_tokens = 0
@@ -164,8 +166,8 @@ def mean_effects(
 
 
 class _SourceActivations:
-    """Activations of the features of a prompt, divided by the denominator of any norm between their output and the
-    residual stream."""
+    """Activations of the features of a prompt times the norms of their decoder rows, divided by the denominator of any
+    norm between their output and the residual stream."""
 
     def __init__(self, prompt: LinearizedModel) -> None:
         active = prompt.features
@@ -175,7 +177,11 @@ class _SourceActivations:
         self._row[number] = torch.arange(len(number), device=row.device)
         sigma = torch.stack([prompt.norm_after(layer).sigma for layer in range(prompt.layers)])
         self.value: Float[Tensor, "source position"] = sigma.new_zeros(len(number), len(prompt.captured))
-        self.value[row, active.position] = active.activation / sigma[active.layer, active.position]
+        norm = sigma.new_ones(prompt.layers, self.widest)
+        for layer, dictionary in prompt.dictionaries.items():
+            norm[layer, : dictionary.width] = dictionary.row_norm
+        written = active.activation * norm[active.layer, active.feature]
+        self.value[row, active.position] = written / sigma[active.layer, active.position]
 
     def rows(
         self, layer: Int[Tensor, "feature kept"], feature: Int[Tensor, "feature kept"]
@@ -242,7 +248,7 @@ class _ConnectionSums:
 
     def _scale(self, prompt: LinearizedModel, block: CapturedLayer | None) -> Float[Tensor, " position"]:
         """Returns 1 / the product of the denominators of the norms that act at the target position."""
-        scale = 1 / prompt.captured.layers[self.layer].norm_mlp.sigma
+        scale = 1 / prompt.norm_before(self.layer).sigma
         return scale if block is None else scale / block.norm_attention_after.sigma
 
     def _add_all_tokens(

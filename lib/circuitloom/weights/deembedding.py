@@ -2,7 +2,7 @@
 
 An effect is direct, through the layer-0 dictionary, or through one attention head. Effects include the gains and the
 centering of norms. Effects leave out norm denominators, because denominators depend on the input. Only the norm before
-the layer-0 dictionary keeps its denominator.
+the layer-0 dictionary keeps its denominator. Dictionaries that read resid_mid have no norm before them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,11 +76,14 @@ class TopHeads:
 
 
 def encoder_in_residual(
-    weights: ModelWeights, layer: int, rows: Float[Tensor, "feature d"]
+    weights: ModelWeights, layer: int, dictionary: Dictionary, features: slice | Int[Tensor, " feature"]
 ) -> Float[Tensor, "feature d"]:
-    """Returns P(gain * W_enc): encoder rows as directions in the residual stream before the MLP's norm."""
-    norm = weights.blocks[layer].norm_mlp
-    return norm_vjp(norm, rows.to(weights.unembedding.norm.gain))
+    """Returns P(gain * W_enc[features]): encoder rows as directions in the residual stream before the MLP's norm.
+
+    For a dictionary that reads resid_mid, the result is W_enc[features].
+    """
+    norm = weights.blocks[layer].norm_before(dictionary)
+    return norm_vjp(norm, dictionary.W_enc[features].to(weights.unembedding.norm.gain))
 
 
 def head_layers(model: LanguageModel, source: int, target: int) -> range:
@@ -128,7 +131,7 @@ def embed_vocabulary(
         return TokenEmbeddings(embedding, None, None)
     layer0 = require_transcoder(layer0, 0).to(embedding.device, embedding.dtype)
     anatomy = model.anatomy
-    norm = model.norm(0, anatomy.norm_mlp or anatomy.norm_attention)
+    norm = model.norm(0, anatomy.norm_mlp or anatomy.norm_attention) if layer0.is_after_norm else None
     starts, features, values = [], [], []
     entries = done = 0
     output = torch.empty(len(embedding), layer0.d_out).to(embedding) if with_output else None
@@ -231,14 +234,15 @@ def write_deembedding(
     moments = tokens.embedding.T @ tokens.embedding - len(tokens.embedding) * mean.outer(mean)
     texts = pa.array(strings)
     for layer, path in paths.items():
-        rows = require_transcoder(dictionaries[layer], layer).W_enc
+        dictionary = require_transcoder(dictionaries[layer], layer)
+        width = dictionary.width
         layers = head_layers(model, -1, layer)
         with (
             table_writer(DEEMBEDDING, path) as writer,
-            progress(f"de-embedding: {run} layer {layer}", len(rows), "features") as bar,
+            progress(f"de-embedding: {run} layer {layer}", width, "features") as bar,
         ):
-            for low in range(0, len(rows), FEATURES):
-                encoder = encoder_in_residual(weights, layer, rows[low : low + FEATURES])
+            for low in range(0, width, FEATURES):
+                encoder = encoder_in_residual(weights, layer, dictionary, slice(low, low + FEATURES))
                 found: list[_Found] = [("direct", strongest_tokens(encoder, tokens.embedding, n))]
                 if layer > 0 and tokens.layer0_output is not None:
                     found.append(("layer0", strongest_tokens(encoder, tokens.layer0_output, n)))

@@ -184,7 +184,7 @@ def candidate_activations(
     Nothing else is kept: memory grows with the activations of these features, not with tokens times width. Raises
     ValueError if an activation is not finite.
     """
-    sites = [Site("mlp_in", layer) for layer in features]
+    sites = [Site(context.transcoders[layer].site_in, layer) for layer in features]
     parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in features}
     start = 0
     for part in passes(held_out, context.model, batch):

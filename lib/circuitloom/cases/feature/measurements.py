@@ -391,9 +391,9 @@ def _activations(
     context: CaseContext, token: Int[Tensor, "text position"], feature: ChosenFeature
 ) -> list[float]:
     """Returns the feature's activation at the last token of each text."""
-    site = Site("mlp_in", feature.layer)
-    x = capture(context.model, token, [site])[site][:, -1]
     dictionary = context.transcoders[feature.layer]
+    site = Site(dictionary.site_in, feature.layer)
+    x = capture(context.model, token, [site])[site][:, -1]
     return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature.feature].tolist()
 
 

@@ -176,7 +176,7 @@ def choose_feature(
         choice = choose_named(finding_on, finding_off, layer, number)
         codes = candidate_activations(context, held_out, {layer: torch.tensor([number])}, evaluation.batch)
     elif case.concept is not None:
-        sites = [Site("mlp_in", layer) for layer in context.transcoders]
+        sites = [Site(dictionary.site_in, layer) for layer, dictionary in context.transcoders.items()]
         inputs = scored_activations(context.model, sites, held_out, evaluation.batch)
         codes = {
             site.layer: sparse_activations(context.transcoders[site.layer], x) for site, x in inputs.items()

@@ -164,12 +164,16 @@ class LayerCurve:
 def variances(
     model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts
 ) -> dict[str, Float[Tensor, " component"]]:
-    """Returns the variance of each activation at the last position over prompts, for features and for neurons."""
-    sites = {FEATURES: Site("mlp_in", dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
+    """Returns the variance of each activation at the last position over prompts, for features and for neurons.
+
+    Activations of features are multiplied by the norms of their decoder rows.
+    """
+    sites = {FEATURES: Site(dictionary.site_in, dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
     captured = capture(model, prompts.token, list(sites.values()))
     last = {site: value[:, -1] for site, value in captured.items()}
     z = dictionary.encode(last[sites[FEATURES]].to(dictionary.W_enc.dtype))
-    return {FEATURES: z.var(0), NEURONS: last[sites[NEURONS]].float().var(0)}
+    variance = z.var(0) * dictionary.row_norm.square()
+    return {FEATURES: variance, NEURONS: last[sites[NEURONS]].float().var(0)}
 
 
 def layer_curves(
@@ -233,7 +237,10 @@ def strongest_head(model: LanguageModel, patching: HeadPatching, layer: int) -> 
 
 @dataclass(frozen=True)
 class YearFeatures:
-    """Activations, logit attributions and de-embedding scores of some features, by start year."""
+    """Activations, logit attributions and de-embedding scores of some features, by start year.
+
+    Activations are multiplied by the norm of the feature's decoder row, so that features are comparable.
+    """
 
     year: Int[Tensor, " year"]
     """Start years, ascending."""
@@ -278,10 +285,12 @@ def describe_years(
 def last_feature_activations(
     model: LanguageModel, dictionary: Dictionary, prompts: YearPrompts, feature: Int[Tensor, " feature"]
 ) -> Float[Tensor, "prompt feature"]:
-    """Returns the activations of the given features at the last position of each prompt."""
-    site = Site("mlp_in", dictionary.layer)
+    """Returns the activations of the given features at the last position of each prompt, times the norms of their
+    decoder rows."""
+    site = Site(dictionary.site_in, dictionary.layer)
     x = capture(model, prompts.token, [site])[site][:, -1]
-    return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature]
+    z = dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature]
+    return z * dictionary.row_norm[feature]
 
 
 @torch.inference_mode()
@@ -313,10 +322,12 @@ def logit_attribution(
     feature: Int[Tensor, " feature"],
     token: Int[Tensor, " year"],
 ) -> Float[Tensor, "feature year"]:
-    """Returns the direct logit attribution of an activation of 1 to each token. Norm denominators are set to 1."""
+    """Returns the direct logit attribution of each feature to each token, where the feature writes a vector of norm 1.
+    Norm denominators are set to 1."""
     rows = weights.unembedding.rows[token]
     norm = weights.blocks[dictionary.layer].norm_after(dictionary)
-    written = norm_jvp(norm, dictionary.W_dec[feature].to(rows))
+    unit = dictionary.W_dec[feature] / dictionary.row_norm[feature, None]
+    written = norm_jvp(norm, unit.to(rows))
     return written @ rows.T
 
 
@@ -333,23 +344,27 @@ def deembedding_scores(
 ) -> Float[Tensor, "feature year"]:
     """Returns the effect of each token's embedding on each feature through a head, from weights alone.
 
+    Effects are those on the feature's pre-activation times the norm of its decoder row.
+
     If layer 0 has a transcoder and the head comes after this transcoder, the score is the sum of c_i d_i. The sum runs
-    over the layer-0 features i with the largest c_i. Their number is `connections`. c_i is the virtual weight from
-    feature i through the head to the scored feature. d_i is the product of feature i's encoder row and the token's
-    embedding.
+    over the layer-0 features i with the largest c_i / |W_dec[i]|. Their number is `connections`. c_i is the virtual
+    weight from feature i through the head to the scored feature. d_i is the product of feature i's encoder row and the
+    token's embedding.
 
     In all other cases, the score is the effect of the token's embedding through the head.
     """
     embedding = embedding_rows(model, weights)[token]
-    reads = encoder_in_residual(weights, layer, transcoders[layer].W_enc[feature])
+    norm = transcoders[layer].row_norm[feature, None]
+    reads = encoder_in_residual(weights, layer, transcoders[layer], feature) * norm
     read = head_vjp(weights.blocks[head[0]], head[1], reads)
     first = transcoders.get(0)
     if first is None or head[0] not in head_layers(model, 0, layer):
         return read @ embedding.T
     written = norm_jvp(weights.blocks[0].norm_after(first), first.W_dec.to(read))
-    best = (read @ written.T).topk(min(connections, first.width), dim=1)
-    tokens = encoder_in_residual(weights, 0, first.W_enc) @ embedding.T
-    return torch.einsum("fc,fcy->fy", best.values, tokens[best.indices])
+    weight = read @ written.T
+    best = (weight / first.row_norm.to(read)).topk(min(connections, first.width), dim=1).indices
+    tokens = encoder_in_residual(weights, 0, first, slice(None)) @ embedding.T
+    return torch.einsum("fc,fcy->fy", weight.gather(1, best), tokens[best])
 
 
 # The circuit, and contributions of inputs

@@ -9,9 +9,14 @@ NATS = "nats per token"
 BASELINE = Table(
     "baseline",
     "Reference values for dictionaries: cross-entropy of the original model and with a site ablated.",
-    ("site", "layer"),
+    ("site", "reads", "layer"),
     {
         "site": (STRING, "ablated site"),
+        "reads": (
+            STRING,
+            "what the transcoders read that are compared with the row; mlp_in for SAEs. Rows differ only if "
+            "`activations.outliers` drops tokens",
+        ),
         "layer": (pa.int16(), "layer, from 0; -1: all layers ablated at once"),
         "ce_original": (FLOAT, f"cross-entropy of the original model, {NATS}"),
         "ce_zero": (FLOAT, f"cross-entropy with the site zero-ablated, {NATS}"),
@@ -25,7 +30,7 @@ BASELINE = Table(
         ),
         "norm_bound_x": (
             FLOAT,
-            "norm of the MLP's input above which `activations.outliers` leaves tokens out, else null",
+            "norm at the site `reads` above which `activations.outliers` leaves tokens out, else null",
         ),
         "norm_bound_y": (
             FLOAT,
