@@ -88,7 +88,8 @@ class PromptFeatures:
     run: str
     tokens: list[str]
     active: list[Row]
-    """Active features, strongest first. Each row has the keys layer, position, feature and activation."""
+    """Active features, by descending norm of what they write. Each row has the keys layer, position, feature and
+    activation."""
     next_tokens: list[list[tuple[str, float]]]
     """(token, probability) of the most likely next tokens, per position."""
     notes: tuple[str, ...] = ()
@@ -169,6 +170,7 @@ class PromptService:
 
         tracer, model = self._linearize(prompt, run, progress)
         features = model.features
+        norm = {layer: dictionary.row_norm.tolist() for layer, dictionary in model.dictionaries.items()}
         columns = (features.layer, features.position, features.feature, features.activation)
         names = ("layer", "position", "feature", "activation")
         rows: list[Row] = [
@@ -183,7 +185,8 @@ class PromptService:
         return PromptFeatures(
             tracer.run,
             tokens,
-            sorted(rows, key=lambda row: -row["activation"]),
+            # what a feature writes, since the decoder rows of imported dictionaries differ in length
+            sorted(rows, key=lambda row: -row["activation"] * norm[row["layer"]][row["feature"]]),
             next_tokens,
             tracer.read(prompt).notes,
         )

@@ -155,7 +155,12 @@ def evaluation(study: Study, held_out: float) -> Work:
     # a pass starts at the first replaced layer
     starts = [*study.layers] + [min(study.layers)] * (study.evaluation.together and layers > 1)
     passes = sum(forward(study, shape.layers - layer) + 2 * embedding for layer in starts)
-    sites, sweeps = len({run.site_out for run in runs}), max(1, len(study.sweeps))
+    # the tokens that outliers leave out depend on what transcoders read
+    drops = study.activations.outliers.action == "drop"
+    sites, sweeps = (
+        len({(run.site_out, run.reads if drops else "") for run in runs}),
+        max(1, len(study.sweeps)),
+    )
     matched = study.corpus.source == "chronicle"
     jobs = (sweeps if study.grouped else sweeps * layers + len(runs) * (layers > 1)) + 1 + matched
     # every job runs the original model too; ablations also need the means

@@ -72,8 +72,8 @@ def dictionaries(study: Study) -> Work:
         gpu_load=sum(loads, GpuLoad()) * layers,
         host_memory=PROCESS_BYTES,
         gpu_memory=max((_gpu_memory(sweep, d) for sweep in training), default=0),
-        # prefetched rows of two sites, about ten [token, d] arrays of a step, and the MLP that computes its outputs
-        gpu_memory_replicated=(2 * PREFETCHED + 10) * rows
+        # prefetched rows of each site, about ten [token, d] arrays of a step, and the MLP that computes its outputs
+        gpu_memory_replicated=(max([2, *(len(_sites(sweep)) for sweep in training)]) * PREFETCHED + 10) * rows
         + number_bytes(study) * (study.shape.mlp_weights + batch * study.shape.d_mlp),
         divisible_by=trained[0].width if trained else 0,
         can_split=True,

@@ -46,6 +46,7 @@ def lines_of(runs: Iterable[Row]) -> dict[str, Line]:
     for row in runs:
         site = row["site_out"]
         reads = "" if site == "mlp_out" else f" {'on' if row['site_in'] == site else 'to'} {site}"
+        reads += " from resid_mid" if row["site_in"] == "resid_mid" != site else ""
         skip = ", skip" if row["skip"] else ""
         members.setdefault(f"{row['kind']}, {row['act']}{skip}{reads}", []).append(row["run"])
     return {

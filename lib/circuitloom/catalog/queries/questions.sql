@@ -71,7 +71,7 @@ FROM activation
 JOIN token USING (sequence, position)
 JOIN feature USING (run, layer, feature)
 WHERE run = $run AND layer = $layer AND sequence = 3 AND position = 20
-ORDER BY activation.activation DESC
+ORDER BY activation.activation * decoder_norm DESC
 
 -- name: bases
 -- Do dictionaries detect concepts better than neurons and residual directions?
@@ -101,8 +101,9 @@ LIMIT 8
 SELECT logit.layer, logit.feature, round(effect, 3) AS effect, marked_text(tokens, position - window_start) AS largest
 FROM logit
 JOIN example USING (run, layer, feature)
+JOIN feature USING (run, layer, feature)
 WHERE run = $run AND token = $token AND sign = 1 AND logit.rank < 3 AND band = 0 AND example.rank = 0
-ORDER BY effect DESC
+ORDER BY logit.effect / decoder_norm DESC
 LIMIT 6
 
 -- name: predictive

@@ -76,15 +76,22 @@ YEAR = Table(
             pa.int32(),
             "rank among the layer's features, from 0, by variance over the prompts at the last token",
         ),
-        "variance": (FLOAT, "variance over the prompts of the finding half at the last token"),
+        "variance": (
+            FLOAT,
+            "variance over the prompts of the finding half at the last token, of activations times the norm of the "
+            "feature's decoder row",
+        ),
         "year": (
             pa.int16(),
             "last two digits of the start year; its tens or units digit if answers are single digits",
         ),
-        "activation": (FLOAT, "activation at the last token, mean over the prompts of the year"),
+        "activation": (
+            FLOAT,
+            "activation at the last token times the norm of the feature's decoder row, mean over the year's prompts",
+        ),
         "logit_attribution": (
             FLOAT,
-            "direct logit attribution of an activation of 1 to this year as the answer, minus the mean over the "
+            "direct logit attribution of a unit of `activation` to this year as the answer, minus the mean over the "
             "vocabulary, without the final norm's denominator",
         ),
         "deembedding_score": (

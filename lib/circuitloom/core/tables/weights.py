@@ -47,7 +47,8 @@ CONNECTION = Table(
         "source_feature": (FEATURE_INDEX[0], "index of the source feature"),
         "weight": (
             pa.float32(),
-            "virtual weight: change of the pre-activation for activation, denominators and attention weights of 1",
+            "virtual weight: change of the pre-activation if the source writes a vector of norm 1 (in trained "
+            "dictionaries: an activation of 1), with denominators and attention weights of 1",
         ),
         "mean_effect": (
             FLOAT,

@@ -43,6 +43,8 @@ def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
     Raises ValueError if the file cannot be read, or does not match the model, the layer and the width. Also raises
     ValueError if the model has no LayerNorm before its MLP, or applies a norm or a factor to its output.
     """
+    if run.reads != "mlp_in":
+        raise ValueError(f"published transcoders read the MLP's input, not {run.reads}; remove `reads`")
     norm = model.norm(layer, model.anatomy.norm_mlp)
     if not isinstance(norm, nn.LayerNorm):
         raise ValueError(

@@ -146,7 +146,7 @@ def token_view(client: CatalogClient, found: PromptFeatures, at: int) -> Compone
     ]
     columns = [
         {"field": "feature", "headerName": "feature", "cellRenderer": "FeatureLink", "width": 110},
-        {"field": "activation", "headerName": "activation", "width": 120, "type": "rightAligned", "sort": "desc",
+        {"field": "activation", "headerName": "activation", "width": 120, "type": "rightAligned",
          "valueFormatter": {"function": "short(params.value)"}},
         {"field": "fires_on", "headerName": "fires on", "flex": 1},
         {"field": "raises", "headerName": "raises", "flex": 1},
