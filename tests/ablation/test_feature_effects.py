@@ -9,6 +9,7 @@ from tests.evaluation.inputs import make_held_out
 from circuitloom.ablation import feature_effects as module
 from circuitloom.ablation.components import Ablation, feature_basis
 from circuitloom.ablation.feature_effects import capture_resid_mid, feature_effects
+from circuitloom.config.activations import MLP_INPUTS
 from circuitloom.language_model.hooks import Site, capture
 
 LAYER = 1
@@ -38,20 +39,20 @@ def inputs(request, tmp_path):
     return model, source, make_saes(model, act="relu", k=None)[LAYER], stream
 
 
-@pytest.mark.parametrize("site", ["mlp_out", "mlp_added", "mlp_in"])
+@pytest.mark.parametrize("site", ["mlp_out", "mlp_added", "mlp_in", "resid_mid"])
 @pytest.mark.parametrize("inputs", ["gpt2", "llama", "gemma3_text", "granite"], indirect=True)
 def test_effects_equal_a_double_loop(inputs, site, monkeypatch):
     model, source, target, stream = inputs
     target = make_saes(model, site, act="relu", k=None)[LAYER]
-    if site == "mlp_in":
-        target = make_dictionaries(model)[LAYER]
+    if site in MLP_INPUTS:
+        target = make_dictionaries(model, site_in=site)[LAYER]
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 40 * 13)
     found = gathered(model, source, target, stream)
     norm = model.block(LAYER).get_submodule(model.anatomy.norm_mlp)
 
     def encode(r):
-        x = norm(r[None, None])
-        y = x if site == "mlp_in" else model.mlp(LAYER)(x)
+        x = r[None, None] if site == "resid_mid" else norm(r[None, None])
+        y = x if site in MLP_INPUTS else model.mlp(LAYER)(x)
         if site == "mlp_added" and model.anatomy.norm_mlp_after:
             y = model.block(LAYER).get_submodule(model.anatomy.norm_mlp_after)(y)
         elif site == "mlp_added":

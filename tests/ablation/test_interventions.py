@@ -17,7 +17,7 @@ from circuitloom.attribution.direct_effects import (
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.config.circuits import FeatureChange
-from circuitloom.language_model.hooks import Site, edited
+from circuitloom.language_model.hooks import Site, capture, edited
 
 
 def all_targets(local: LinearizedModel):
@@ -42,7 +42,13 @@ def test_the_linearized_model_run_forward_equals_the_model(architecture, kind, t
 
 CHANGED = [(name, site) for name in ("gemma3_text", "olmo2", "granite") for site in MLP_OUTPUTS]
 """Models whose MLPs add something else than they return, with the site that transcoders reconstruct."""
-CASES = [*((name, "mlp_out") for name in ARCHITECTURES), *CHANGED]
+CASES = [
+    *((name, "mlp_out", "mlp_in") for name in ARCHITECTURES),
+    *((*each, "mlp_in") for each in CHANGED),
+    *((name, "mlp_out", "resid_mid") for name in ("gpt2", "llama")),
+    *((*each, "resid_mid") for each in CHANGED),
+]
+"""Models, and the sites that transcoders reconstruct and read."""
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -60,9 +66,9 @@ def test_passes_over_prompts_compute_no_logits(architecture, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("architecture", "site"), CASES)
-def test_frozen_ablations_change_targets_by_the_direct_effects(architecture, site, kind, tmp_path):
-    local = make_linearized(load_tiny(architecture, tmp_path), kind, site_out=site)
+@pytest.mark.parametrize(("architecture", "site", "reads"), CASES)
+def test_frozen_ablations_change_targets_by_the_direct_effects(architecture, site, reads, kind, tmp_path):
+    local = make_linearized(load_tiny(architecture, tmp_path), kind, site_out=site, site_in=reads)
     columns = source_columns(local)
     nodes = torch.arange(len(columns) - 1)
     if local.captured.position_embedding is None:
@@ -74,11 +80,11 @@ def test_frozen_ablations_change_targets_by_the_direct_effects(architecture, sit
     assert ((measured - predicted[:, nodes]).abs() / size).max() < 1e-4
 
 
-@pytest.mark.parametrize(("architecture", "site"), CASES)
-def test_free_ablations_equal_hand_written_hooks(architecture, site, tmp_path):
+@pytest.mark.parametrize(("architecture", "site", "reads"), CASES)
+def test_free_ablations_equal_hand_written_hooks(architecture, site, reads, tmp_path):
     """By hand: the feature's decoder row is subtracted from the site in a separate pass."""
     model = load_tiny(architecture, tmp_path)
-    local = make_linearized(model, site_out=site)
+    local = make_linearized(model, site_out=site, site_in=reads)
     targets = all_targets(local)
     places = torch.arange(0, len(local.features), 5)
     measured = ablate_free(model, local, places, targets)
@@ -99,16 +105,19 @@ def test_free_ablations_equal_hand_written_hooks(architecture, site, tmp_path):
         torch.testing.assert_close(measured[i, -5:].diff(), change.diff(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("architecture", "site"), [("gpt2", "mlp_out"), *CHANGED])
-def test_ablating_an_error_leaves_the_reconstruction(architecture, site, tmp_path):
+@pytest.mark.parametrize(("architecture", "site", "reads"), [CASES[0], *CASES[len(ARCHITECTURES) :]])
+def test_ablating_an_error_leaves_the_reconstruction(architecture, site, reads, tmp_path):
     model = load_tiny(architecture, tmp_path)
-    local = make_linearized(model, site_out=site)
+    local = make_linearized(model, site_out=site, site_in=reads)
     targets = all_targets(local)
     position = 6
     node = torch.tensor([source_columns(local).errors.start + 1 * len(local.captured) + position])
     measured = ablate_free(model, local, node, targets)[0, -5:]
 
-    def replace(x, y):
+    # nothing before layer 1's MLP is edited
+    x = capture(model, PROMPT[None], [Site(reads, 1)])[Site(reads, 1)]
+
+    def replace(_x, y):
         y = y.clone()
         y[0, position] = local.dictionaries[1](x[0, position])
         return y

@@ -99,6 +99,18 @@ BROKEN = {
         {"dictionaries": {"a": {"kind": "sae", "site": "resid_mid"}}},
         r"^dictionaries\.a: reads resid_mid, which is not cached; add it to activations\.sites",
     ),
+    "a transcoder of a stream that is not cached": (
+        {"dictionaries": {"a": {"reads": "resid_mid"}}},
+        r"^dictionaries\.a: reads resid_mid, which is not cached; add it to activations\.sites",
+    ),
+    "an SAE that reads another site": (
+        {"dictionaries": {"a": {"kind": "sae", "reads": "resid_mid"}}},
+        r"^dictionaries\.a: an SAE reads the site that it reconstructs; remove `reads`, or set kind: transcoder",
+    ),
+    "the paper's loss on the residual stream": (
+        {"dictionaries": {"a": {"reads": "resid_mid", "loss": "paper", "act": "relu"}}},
+        r"^dictionaries\.a: loss: paper is defined for the MLP's input after its norm, not for resid_mid; change one",
+    ),
     "a transcoder of the residual stream": (
         {"dictionaries": {"a": {"site": "resid_pre"}}},
         r"^dictionaries\.a: a transcoder reconstructs mlp_out or mlp_added, not resid_pre; change site",
@@ -127,6 +139,14 @@ BROKEN = {
     "a context longer than a given model's": (
         {"language_model": "LONG"},
         r"corpus\.context: 128 exceeds the model's 64",
+    ),
+    "a transcoder that reads resid_mid in parallel blocks": (
+        {
+            "language_model": "gpt_neox",
+            "activations": {"sites": ["mlp_in"]},
+            "dictionaries": {"a": {"reads": "resid_mid"}},
+        },
+        r"activations\.sites: this model runs attention and MLP in parallel .* resid_mid; use resid_pre",
     ),
     **{
         f"the parallel blocks of {kind} have no resid_mid": (
@@ -212,6 +232,16 @@ def test_a_run_of_mlp_added_is_named_after_it_and_needs_only_mlp_in() -> None:
         "sae-topk16-2048-mlp_added": ("mlp_added", "mlp_added"),
     }
     assert study.sites == {"mlp_in", "mlp_out", "mlp_added"}
+    # a transcoder of the stream needs the stream, and mlp_in for its targets
+    sites = {"sites": ["mlp_in", "resid_mid"]}
+    keys = {"reads": ["mlp_in", "resid_mid"], "site": ["mlp_out", "mlp_added"]}
+    study = load_study({**GOOD, "activations": sites, "dictionaries": {"a": keys}})
+    assert {name: (run.site_in, run.site_out) for name, run in study.runs.items()} == {
+        "tc-topk16-2048": ("mlp_in", "mlp_out"),
+        "tc-topk16-2048-mlp_added": ("mlp_in", "mlp_added"),
+        "tc-topk16-2048-from_resid_mid": ("resid_mid", "mlp_out"),
+        "tc-topk16-2048-mlp_added-from_resid_mid": ("resid_mid", "mlp_added"),
+    }
     # a cached site needs no other
     only = {
         "activations": {"sites": ["mlp_added"]},

@@ -8,7 +8,7 @@ from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, tiny_model
 
 from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.language_model import legacy_format as legacy
-from circuitloom.language_model.hooks import Site, capture, capture_each, edited, observed
+from circuitloom.language_model.hooks import ReadingEdit, Site, capture, capture_each, edited, observed
 from circuitloom.language_model.model import LanguageModel, load_model
 
 TOKENS = torch.randint(4, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
@@ -125,6 +125,36 @@ def test_an_edit_of_mlp_added_sees_earlier_edits_of_mlp_in_and_mlp_out(model):
     with edited(model, edits), edited(model, {Site("mlp_added", 0): record}):
         model.logits(TOKENS)
     assert torch.equal(seen["x"], expected) and seen["y"].eq(0).all()
+
+
+@pytest.mark.parametrize("site", MLP_OUTPUTS)
+def test_an_edit_reads_the_site_that_it_names_after_earlier_edits(site, model):
+    if model.anatomy.parallel:
+        with (
+            pytest.raises(ValueError, match="no resid_mid; use resid_pre"),
+            edited(model, {Site(site, 1): ReadingEdit("resid_mid", lambda _x, y: y)}),
+        ):
+            pass
+        return
+    seen = {}
+
+    def record(reads):
+        def keep(x, y):
+            seen[reads], seen["y"] = x, y
+            return y
+
+        return ReadingEdit(reads, keep)
+
+    stream = Site("resid_mid", 1)
+    before = capture(model, TOKENS, [stream])[stream]
+    for edits in ({}, {stream: lambda _x, y: y + 1}):
+        for reads in ("resid_mid", "mlp_in", site):
+            # the reading edit is outermost, and reads what the inner edit leaves
+            with edited(model, {Site(site, 1): record(reads)}), edited(model, edits):
+                inputs = capture(model, TOKENS, [Site("mlp_in", 1)])[Site("mlp_in", 1)]
+                model.logits(TOKENS)
+            expected = {"resid_mid": before + len(edits), "mlp_in": inputs, site: seen["y"]}
+            assert torch.equal(seen[reads], expected[reads])
 
 
 def test_a_gradient_flows_through_an_edit_of_mlp_added(model):

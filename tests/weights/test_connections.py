@@ -19,12 +19,17 @@ WIDTH = 40
 EVERY = {"n": 10_000, "heads": 99}
 
 
-CASES = [*((name, "mlp_out") for name in (*ARCHITECTURES, "gemma", "granite")), ("gemma", "mlp_added")]
+CASES = [
+    *((name, "mlp_out", "mlp_in") for name in (*ARCHITECTURES, "gemma", "granite")),
+    ("gemma", "mlp_added", "mlp_in"),
+    ("gpt2", "mlp_out", "resid_mid"),
+    ("gemma", "mlp_added", "resid_mid"),
+]
 
 
 @pytest.fixture(params=CASES, ids=" ".join)
 def case(request):
-    """Architecture, and the site that the dictionaries reconstruct."""
+    """Architecture, and the sites that the dictionaries reconstruct and read."""
     return request.param
 
 
@@ -35,7 +40,7 @@ def model(case, tmp_path):
 
 @pytest.fixture
 def dictionaries(case, model):
-    return make_dictionaries(model, site_out=case[1])
+    return make_dictionaries(model, site_out=case[1], site_in=case[2])
 
 
 def make_prompts(model, dictionaries):
@@ -64,7 +69,9 @@ def edges(prompt, layer, feature, source_layer, source, head_layer, head):
         block = blocks[head_layer]
         mixed = block.pattern[head] @ (block.norm_attention.jvp(x) @ block.attention.W_V[head])
         x = block.norm_attention_after.jvp(mixed @ block.attention.W_O[head])
-    return blocks[layer].norm_mlp.jvp(x) @ prompt.dictionaries[layer].W_enc[feature]
+    target = prompt.dictionaries[layer]
+    x = blocks[layer].norm_mlp.jvp(x) if target.site_in == "mlp_in" else x
+    return x @ target.W_enc[feature]
 
 
 def kept(connections):
