@@ -80,7 +80,10 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
         story = next(story for story in stories if len(story) >= length - 1)
         (folder / f"{length}.json").write_text(json.dumps([tokenizer.bos_id, *story[: length - 1].tolist()]))
     if options.peer:
-        export_circuit_tracer(dictionaries(options.run), folder / "set", str(options.model))
+        loaded = dictionaries(options.run)
+        if any(each.act == "topk" for each in loaded.values()):
+            sys.exit("circuit-tracer 0.5 reads topk as relu; name a run of act relu, batchtopk or jumprelu")
+        export_circuit_tracer(loaded, folder / "set", str(options.model))
 
 
 def dictionaries(run: Path) -> dict[int, Any]:
@@ -217,7 +220,20 @@ def save(file: Path, model, roots, root_nodes, strings) -> None:
 
 
 def compare(folder: Path, length: int) -> str:
-    """Differences between the two sides' graphs of one prompt."""
+    """Differences between the two sides' graphs of one prompt, in words."""
+    found = differences(folder, length)
+    logits = "the same" if found["same_logits"] else "differ"
+    return (
+        f"{found['common']:.0f} features in both, {found['only']:.0f} in one; logits {logits}; "
+        f"adjacency within {found['adjacency']:.1e} (largest {found['largest']:.2f}); replacement "
+        f"{found['replacement']:.4f} within {found['replacement_difference']:.1e}, completeness "
+        f"{found['completeness']:.4f} within {found['completeness_difference']:.1e}; {compare_viewers(folder, length)}"
+    )
+
+
+def differences(folder: Path, length: int) -> dict[str, float]:
+    """Differences between the two sides' graphs of one prompt: features in both and in one side, largest difference of
+    direct effects next to the largest effect, and scores."""
     import numpy
     import torch
     from safetensors.torch import load_file
@@ -242,13 +258,17 @@ def compare(folder: Path, length: int) -> str:
         difference = a["adjacency"][row][:, columns] - effect
         worst, largest = max(worst, float(difference.abs().max())), max(largest, float(effect.abs().max()))
     scores = (a["scores"] - b["scores"]).abs().tolist()
-    same_logits = a["logit"].tolist() == b["logit"].tolist()
-    return (
-        f"{len(common)} features in both, {only} in one; logits {'the same' if same_logits else 'differ'}; "
-        f"adjacency within {worst:.1e} (largest {largest:.2f}); replacement {b['scores'][0]:.4f} within "
-        f"{scores[0]:.1e}, completeness {b['scores'][1]:.4f} within {scores[1]:.1e}; "
-        f"{compare_viewers(folder, length)}"
-    )
+    return {
+        "common": len(common),
+        "only": only,
+        "same_logits": a["logit"].tolist() == b["logit"].tolist(),
+        "adjacency": worst,
+        "largest": largest,
+        "replacement": float(b["scores"][0]),
+        "replacement_difference": scores[0],
+        "completeness": float(b["scores"][1]),
+        "completeness_difference": scores[1],
+    }
 
 
 def compare_viewers(folder: Path, length: int) -> str:

@@ -73,6 +73,19 @@ def test_a_set_that_writes_to_the_stream_names_the_hook_behind_the_norm(tmp_path
         assert config["feature_output_hook"] == hook
 
 
+def test_a_set_of_topk_states_the_activation_and_k(tmp_path) -> None:
+    # the keys that circuit-tracer reads since pull request 94
+    made = {layer: make(layer, "topk") for layer in (0, 1)}
+    export_circuit_tracer(made, tmp_path, "model")
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (config["activation"], config["k"]) == ("topk", 3)
+    tensors = load_file(tmp_path / "layer_1.safetensors")
+    x = torch.randn(30, D)
+    pre = x @ tensors["W_enc"].T + tensors["b_enc"]
+    kept = pre >= pre.topk(3).values[:, -1:]
+    torch.testing.assert_close((pre * kept).relu() @ tensors["W_dec"] + tensors["b_dec"], made[1](x))
+
+
 def test_a_second_export_replaces_the_first(tmp_path) -> None:
     for act in ("relu", "threshold"):
         export_circuit_tracer({0: make(act=act)}, tmp_path, "model")
@@ -85,7 +98,8 @@ def test_a_second_export_replaces_the_first(tmp_path) -> None:
         ({}, "layer 0 is missing"),
         ({0: make(0), 2: make(2)}, "layer 1 is missing"),
         ({0: make(0), 1: make(1, width=10)}, "layer 1 has 10 features"),
-        ({0: make(0), 1: make(1, "topk")}, "relu and thresholds, not topk"),
+        ({0: make(0), 1: make(1, "topk")}, "layer 1 is topk with k=3, layer 0 threshold"),
+        ({0: make(0, "topk"), 1: make(1, "topk", k=4)}, "layer 1 is topk with k=4, layer 0 topk with k=3"),
         ({0: make(0, **SAE)}, "name a run of transcoders"),
         ({0: make(0), 1: make(1, skip=True)}, "only one of layers 1 and 0 has W_skip"),
         ({0: make(0), 1: make(1, site_out="mlp_added")}, "layer 1 writes mlp_added, layer 0 mlp_out"),
