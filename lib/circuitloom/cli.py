@@ -9,6 +9,7 @@ from pathlib import Path
 from . import __version__
 from .core.errors import first_line
 from .core.layout import Layout
+from .exchange.commands import add_commands
 
 
 def main() -> None:
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("--port", type=int, default=8050, help="0: any free port (8050)")
     explore.add_argument("--browser", action="store_true", help="open it in the browser")
     explore.set_defaults(run_command=_explore)
+
+    add_commands(commands)
 
     verify = commands.add_parser(
         "verify", help="compare every file of a study's results with its recorded checksum"

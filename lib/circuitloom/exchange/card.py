@@ -1,0 +1,103 @@
+"""Dictionary cards: README.md of an exported folder, as a repository of the Hugging Face hub shows it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..core.atomic_io import write_atomically
+from ..core.formatting import format_value
+from ..core.layout import ALL_LAYERS, Layout
+from ..core.tables.table import read_table
+from ..dictionaries.dictionary import Dictionary
+from .exporters import Exporter
+from .push import UNKNOWN
+from .record import CARD
+from .stored_run import ExportedModel, StoredRun
+
+_IMPORTED = ("name", "kind", "act", "width", "site", "reads", "skip", "files", "format")
+"""Keys of the config of imported runs that say what they are."""
+
+
+def write_card(
+    folder: Path,
+    format_name: str,
+    exporter: Exporter,
+    run: StoredRun,
+    model: ExportedModel,
+    license: str | None,
+    hashes: Mapping[str, str],
+) -> None:
+    """Write the card of an export: front matter, how to load it, scores, training config and the files' SHA-256.
+
+    Scores are those of the study's evaluation, if it has run. `hashes` maps the path of each file to its SHA-256.
+    """
+    first = run[min(run)]
+    kind = "SAEs" if first.is_sae else "transcoders"
+    front = _front_matter(exporter, model, first, license)
+    sites = f"`{first.site_in}`" if first.is_sae else f"`{first.site_in}` to `{first.site_out}`"
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {run.name}: {kind} of {model.name}",
+        f"{len(run)} {kind} ({sites}), {first.width:,} features each, {_activation(first)}"
+        f"{', with a linear skip connection' if first.W_skip is not None else ''}. "
+        f"Made by circuitloom in the study `{run.results.resolve().name}`, in the format `{format_name}`.",
+        f"## Load\n\n```python\n{exporter.usage(first, model)}\n```",
+    ]
+    if text := exporter.notice(first):
+        parts.append(f"Note: {text}.")
+    parts.append(_scores(run))
+    parts.append(_origin(run))
+    rows = [f"| `{name}` | `{digest}` |" for name, digest in hashes.items()]
+    parts.append("\n".join(["## Files\n", "| file | SHA-256 |", "|---|---|", *rows]))
+    write_atomically(folder / CARD, ("\n\n".join(parts) + "\n").encode())
+
+
+def _front_matter(
+    exporter: Exporter, model: ExportedModel, first: Dictionary, license: str | None
+) -> dict[str, Any]:
+    tags = ["sparse-autoencoder" if first.is_sae else "transcoder", "mechanistic-interpretability"]
+    front: dict[str, Any] = {"license": license or UNKNOWN, "library_name": exporter.library, "tags": tags}
+    # the hub refuses a base model that is not on the hub
+    return front | ({} if model.hub_name is None else {"base_model": model.hub_name})
+
+
+def _activation(first: Dictionary) -> str:
+    if first.act == "topk":
+        return f"the {first.k} largest pre-activations (topk), after a ReLU"
+    return "ReLU" if first.act == "relu" else "a threshold per feature (JumpReLU)"
+
+
+def _origin(run: StoredRun) -> str:
+    """Returns the section with the run's config. Keys about training do not apply to imported runs."""
+    config, imported = run.config, run.config.get("files") is not None
+    keys = [key for key in _IMPORTED if key in config] if imported else list(config)
+    shown = {key: config[key] for key in keys if config[key] is not None}
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    return f"## {'Imported from' if imported else 'Training'}\n\n```yaml\n{text}```"
+
+
+def _scores(run: StoredRun) -> str:
+    """Returns the section with the scores of each layer, and of all layers replaced at once."""
+    rows = []
+    for layer in (*run, ALL_LAYERS):
+        file = Layout(run.results).run_evaluation(run.name, layer, "metric")
+        for row in read_table(file).to_pylist() if file.is_file() else []:
+            name = "all, replaced at once" if layer == ALL_LAYERS else str(layer)
+            dead = None if row["alive"] is None else 1 - row["alive"]
+            values = (row["fvu"], row["ce_recovered_zero"], row["delta_ce"], row["l0"], dead, row["n_tokens"])
+            rows.append(f"| {name} | {' | '.join(map(format_value, values))} |")
+    if not rows:
+        return "## Scores\n\nNot scored: the evaluation of the study has not run."
+    return "\n".join(
+        [
+            "## Scores\n",
+            "On held-out tokens of the study's text. FVU: fraction of variance unexplained. CE recovered: (CE with the",
+            "site zero-ablated - CE with the reconstruction) / (CE zero-ablated - CE of the model). Dead: fraction of",
+            "features that do not fire on these tokens.\n",
+            "| layer | FVU | CE recovered | ΔCE (nats per token) | L0 | dead | tokens |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )

@@ -1,0 +1,74 @@
+"""The commands `circuitloom export` and `circuitloom push`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..core.layout import Layout
+
+FORMATS = {
+    "circuit-tracer": "a transcoder set",
+    "saelens": "SAEs or transcoders of SAELens 6",
+    "sparsify": "topk SAEs or transcoders of sparsify",
+}
+"""Formats of dictionaries with descriptions. They are those of `exporters.EXPORTERS`, whose import takes seconds."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add the parsers of both commands. `commands` is what argparse's add_subparsers returns."""
+    export = commands.add_parser("export", help="write a run's dictionaries for another library")
+    formats = "; ".join(f"{name}: {words}" for name, words in FORMATS.items())
+    export.add_argument("format", choices=FORMATS, metavar="FORMAT", help=formats)
+    export.add_argument("results", help="a study (results/STUDY), or the folder of its results")
+    export.add_argument("output", type=Path, metavar="OUT", help="folder to write")
+    export.add_argument("--run", metavar="NAME", help="name of the run (the study's only one)")
+    export.add_argument(
+        "--layers", type=int, nargs="+", metavar="LAYER", help="layers (all with a dictionary)"
+    )
+    export.add_argument("--model", metavar="NAME", help="name of the language model in the files")
+    export.add_argument("--license", metavar="ID", help="licence on the card, such as mit (unknown)")
+    export.set_defaults(run_command=_export)
+
+    push = commands.add_parser("push", help="upload an exported folder to the Hugging Face hub")
+    push.add_argument("folder", type=Path, help="folder that `circuitloom export` has written")
+    push.add_argument("repository", metavar="REPO", help="repository, such as NAME/transcoders")
+    push.add_argument("--public", action="store_true", help="a new repository is public, not private")
+    push.set_defaults(run_command=_push)
+
+
+def find_results(name: str) -> Path:
+    """Returns the folder of a study's results: `name` itself if it is a folder of results, or else results/`name`."""
+    folder = Path(name)
+    return folder if Layout(folder).dictionaries.is_dir() else Layout.of(name).root
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    """Export a run and print what was written."""
+    from .. import __version__
+    from .export import export_run
+    from .stored_run import StoredRun, run_names
+
+    results = find_results(arguments.results)
+    run = arguments.run
+    if run is None:
+        names = run_names(results)
+        if not names:
+            raise ValueError(f"{results} has no dictionaries; run `snakemake dictionaries` for this study")
+        if len(names) > 1:
+            raise ValueError(f"{results} has {len(names)} runs; choose one with --run: {', '.join(names)}")
+        run = names[0]
+    stored = StoredRun(results, run, arguments.layers)
+    result = export_run(
+        arguments.format, stored, arguments.output, arguments.license, arguments.model, __version__
+    )
+    print(
+        f"{result.folder}: {run} for {arguments.format}, {len(stored)} layers, {result.bytes / 1e6:.1f} MB; "
+        f"{len(result.written)} written, {len(result.kept)} complete before"
+    )
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    """Upload a folder and print the address of the commit."""
+    from .push import push
+
+    print(push(arguments.folder, arguments.repository, arguments.public))

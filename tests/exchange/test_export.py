@@ -1,0 +1,217 @@
+"""An export is complete, continues after a kill, writes only what changed, and refuses what a format cannot hold."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tests.exchange.results import SAE, random_dictionary, write_results, write_scores
+
+from circuitloom.cli import main
+from circuitloom.config.exchange import FormatName
+from circuitloom.dictionaries.dictionary import save_dictionary
+from circuitloom.exchange.commands import FORMATS
+from circuitloom.exchange.export import export_run
+from circuitloom.exchange.exporters import EXPORTERS
+from circuitloom.exchange.stored_run import StoredRun, describe_model
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Results with a run of transcoders of three layers."""
+    return write_results(tmp_path / "study", {layer: random_dictionary(layer) for layer in range(3)})
+
+
+def front_matter(card: Path) -> dict:
+    return yaml.safe_load(card.read_text().split("---\n")[1])
+
+
+def test_the_registry_the_command_and_the_config_know_the_same_formats() -> None:
+    assert set(EXPORTERS) == set(FORMATS) == set(FormatName.__args__)
+
+
+def test_an_export_records_the_sha256_of_every_file(results: Path, tmp_path: Path) -> None:
+    result = export_run("circuit-tracer", StoredRun(results, "some"), tmp_path / "out")
+    assert (result.written, result.kept) == ([0, 1, 2], [])
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    files = {name: digest for entry in record["layers"].values() for name, digest in entry["files"].items()}
+    files |= record["files"]
+    assert set(files) == {"config.yaml", *(f"layer_{i}.safetensors" for i in range(3))}
+    card = (tmp_path / "out" / "README.md").read_text()
+    for name, digest in files.items():
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+        assert f"| `{name}` | `{digest}` |" in card
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {*files, "export.json", "README.md"}
+    assert result.bytes == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_second_export_writes_only_the_layers_that_changed(results: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", StoredRun(results, "some")
+    export_run("circuit-tracer", run, out)
+    assert export_run("circuit-tracer", run, out).kept == [0, 1, 2]
+    changed = random_dictionary(1, act="threshold")
+    save_dictionary(changed, results / "dictionaries" / "some" / "layer1", {})
+    before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
+    again = export_run("circuit-tracer", run, out)
+    assert (again.written, again.kept) == ([1], [0, 2])
+    after = {file.name: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
+    assert {name for name in before if before[name] != after[name]} == {"layer_1.safetensors"}
+    torch.testing.assert_close(
+        load_file(out / "layer_1.safetensors")["activation_function.threshold"], changed.threshold
+    )
+
+
+def test_a_damaged_file_is_written_again(results: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", StoredRun(results, "some")
+    export_run("circuit-tracer", run, out)
+    content = (out / "layer_2.safetensors").read_bytes()
+    # the same size, so that only the checksum tells
+    (out / "layer_2.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert export_run("circuit-tracer", run, out).written == [2]
+    assert (out / "layer_2.safetensors").read_bytes() == content
+
+
+def test_a_killed_export_continues_with_the_next_layer(results: Path, tmp_path: Path, monkeypatch) -> None:
+    class Killed(type(EXPORTERS["circuit-tracer"])):
+        def write_layer(self, dictionary, folder, model) -> None:
+            if dictionary.layer == 1:
+                raise KeyboardInterrupt
+            super().write_layer(dictionary, folder, model)
+
+    out, run = tmp_path / "out", StoredRun(results, "some")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(EXPORTERS, "circuit-tracer", Killed())
+        export_run("circuit-tracer", run, out)
+    assert not out.exists()
+    # without config.yaml, no reader takes the folder for a set
+    assert [file.name for file in (tmp_path / "out.partial" / "export").glob("*.*")] != []
+    assert not (tmp_path / "out.partial" / "export" / "config.yaml").exists()
+    result = export_run("circuit-tracer", run, out)
+    assert (result.written, result.kept) == ([1, 2], [0])
+
+
+def test_layers_can_be_named_and_files_of_others_are_removed(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_run("saelens", StoredRun(results, "some"), out)
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"layer_0", "layer_1", "layer_2"}
+    result = export_run("saelens", StoredRun(results, "some", [2]), out)
+    assert (result.written, result.kept) == ([], [2])
+    assert {path.name for path in out.iterdir()} == {"layer_2", "export.json", "README.md"}
+
+
+def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    topk = {0: random_dictionary(0), 1: random_dictionary(1, act="topk")}
+    results = write_results(tmp_path / "study", topk)
+    for name, words in (
+        ("circuit-tracer", "layer 1 is topk with k=3, layer 0 relu"),
+        ("saelens", "layer 1: SAELens has no transcoder of act topk"),
+        ("sparsify", "layer 0: sparsify has topk only, and this dictionary is relu"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export_run(name, StoredRun(results, "some"), tmp_path / name)
+        assert not list(tmp_path.glob(f"{name}*"))
+
+
+def test_files_that_are_no_export_of_the_run_are_left_alone(results: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", StoredRun(results, "some")
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not an export; choose another folder"):
+        export_run("saelens", run, out)
+    assert (out / "mine.txt").read_text() == "mine"
+    export_run("saelens", run, tmp_path / "other")
+    for changes in ({"format_name": "circuit-tracer"}, {"model_name": "another"}, {"version": "2"}):
+        arguments = {"format_name": "saelens", "run": run, "output": tmp_path / "other", **changes}
+        with pytest.raises(ValueError, match="holds run some for saelens, exported with other settings"):
+            export_run(**arguments)
+
+
+def test_missing_runs_and_layers_are_named(results: Path) -> None:
+    with pytest.raises(ValueError, match="has no run other; choose from some"):
+        StoredRun(results, "other")
+    with pytest.raises(ValueError, match="no dictionary of layer 5; choose from 0, 1, 2"):
+        StoredRun(results, "some", [0, 5])
+
+
+def test_the_model_is_named_after_the_hub_or_its_folder_or_the_study(tmp_path: Path) -> None:
+    made = {0: random_dictionary(0)}
+    for study, origin, expected in (
+        ("a", {"source": "hub", "name": "org/model", "revision": "main"}, ("org/model", "org/model")),
+        ("b", {"source": "path", "path": "/models/local"}, ("local", None)),
+        ("c", None, ("c", None)),
+    ):
+        model = describe_model(write_results(tmp_path / study, made, origin=origin))
+        assert (model.name, model.hub_name) == expected
+    assert describe_model(tmp_path / "a", "mine").name == "mine"
+
+
+def test_the_card_states_licence_model_scores_and_config(tmp_path: Path) -> None:
+    made = {layer: random_dictionary(layer, act="topk", **SAE) for layer in (0, 1)}
+    origin = {"source": "hub", "name": "org/model", "revision": "main"}
+    results = write_results(tmp_path / "study", made, origin=origin)
+    write_scores(results, "some", 1, fvu=0.25, ce_recovered_zero=0.5, delta_ce=0.125, l0=3.0, alive=0.75)
+    export_run("saelens", StoredRun(results, "some"), tmp_path / "out", license="mit")
+    assert front_matter(tmp_path / "out" / "README.md") == {
+        "license": "mit", "library_name": "saelens", "tags": ["sparse-autoencoder", "mechanistic-interpretability"],
+        "base_model": "org/model",
+    }  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    # dead is 1 - alive
+    assert "| 1 | 0.25 | 0.5 | 0.125 | 3 | 0.25 |  |" in card
+    assert "name: some\nwidth: 20" in card
+    assert 'SAE.load_from_disk("FOLDER/layer_0")' in card
+
+
+def test_a_card_without_licence_and_scores_says_so(results: Path, tmp_path: Path) -> None:
+    export_run("circuit-tracer", StoredRun(results, "some"), tmp_path / "out")
+    assert front_matter(tmp_path / "out" / "README.md") == {
+        "license": "unknown", "library_name": "circuit-tracer", "tags": ["transcoder", "mechanistic-interpretability"]
+    }  # fmt: skip
+    assert (
+        "Not scored: the evaluation of the study has not run." in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
+def test_a_topk_set_says_which_circuit_tracer_reads_it(tmp_path: Path, capsys) -> None:
+    results = write_results(tmp_path / "study", {0: random_dictionary(0, act="topk")})
+    export_run("circuit-tracer", StoredRun(results, "some"), tmp_path / "out")
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert (config["activation"], config["k"]) == ("topk", 3)
+    words = "circuit-tracer 0.5.0 and older ignore `activation: topk`"
+    assert words in capsys.readouterr().err
+    assert words in (tmp_path / "out" / "README.md").read_text()
+
+
+def run_command(monkeypatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["circuitloom", *map(str, arguments)])
+    main()
+
+
+def test_the_command_takes_a_study_or_the_folder_of_its_results(results: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(results.parent)
+    run_command(monkeypatch, "export", "saelens", results, "a", "--layers", "0", "2")
+    assert "a: some for saelens, 2 layers, " in capsys.readouterr().out
+    results.parent.joinpath("results").mkdir()
+    results.rename(results.parent / "results" / "study")
+    run_command(monkeypatch, "export", "saelens", "study", "b", "--license", "mit")
+    assert "3 written, 0 complete before" in capsys.readouterr().out
+    assert front_matter(results.parent / "b" / "README.md")["license"] == "mit"
+
+
+def test_the_command_asks_for_a_run_if_there_are_several(results: Path, monkeypatch) -> None:
+    write_results(results, {0: random_dictionary(0)}, run="another")
+    with pytest.raises(SystemExit, match="has 2 runs; choose one with --run: another, some"):
+        run_command(monkeypatch, "export", "saelens", results, results / "out")
+    with pytest.raises(SystemExit, match="circuitloom: export: results/nothing has no dictionaries"):
+        run_command(monkeypatch, "export", "saelens", "nothing", results / "out")
+
+
+def test_sparsify_s_folders_are_named_after_modules(tmp_path: Path) -> None:
+    results = write_results(tmp_path / "study", {2: random_dictionary(2, act="topk")})
+    export_run("sparsify", StoredRun(results, "some"), tmp_path / "out")
+    assert (tmp_path / "out" / "layers.2.mlp" / "sae.safetensors").is_file()
