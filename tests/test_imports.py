@@ -26,6 +26,7 @@ STAGES = (
     "ablation",
     "weights",
     "cases",
+    "exchange",
     "catalog",
     "report",
 )
@@ -107,6 +108,7 @@ MAY_IMPORT = {
     "evaluation_gather": set(),
     "evaluation_match": MODEL,
     "evaluation_score": MODEL,
+    "exchange_export": MODEL,
     "features_tabulate": MODEL,
     "language_model_install": MODEL,
     "language_model_measure": MODEL,

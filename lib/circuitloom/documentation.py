@@ -17,6 +17,7 @@ from .config.cases.greater_than import Published
 from .config.circuits import Behaviour, BehaviourPrompt, Circuits, FeatureChange, Prompt, WeightsConfig
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
+from .config.exchange import Exchange
 from .config.features import Features
 from .config.language_model import LanguageModel, ModelSizes
 from .config.machine import Machine
@@ -162,6 +163,7 @@ def config_page() -> str:
     for kind, model in KINDS.items():
         parts += _section(f"cases, kind: {kind}", model)
     parts += _section("cases, kind: greater_than, published", Published)
+    parts += _section("exchange", Exchange)
     parts += _section("resources", Resources)
     parts += [*_section("resources.memory", JobMemory), *_section("resources.runtime", JobRuntime)]
     return "\n".join(parts).rstrip() + "\n"

@@ -228,3 +228,12 @@ def test_a_plan_for_gpus_lists_its_limits_instead() -> None:
     gpus = Gpus(1, 1, 80e9, 6e13, 3e12)
     machine = replace(MACHINE, gpus=gpus, memory=1e9)
     check_memory(plan(large_vocabulary(), machine), machine)
+
+
+def test_exports_are_planned_only_if_the_study_asks() -> None:
+    asked = {"dictionaries": {"a": {"act": "relu", "name": "one"}}, "activations": {"layers": [0, 1]}}
+    assert "exchange" not in costs(**asked, exchange={"formats": ["saelens"], "runs": []})
+    cost = costs(**asked, exchange={"formats": ["saelens", "circuit-tracer"]})["exchange"]
+    # two formats and two layers; encoder and decoder of 32 features and d = 16, and two vectors, in float32
+    assert cost.disk == 2 * 2 * 4 * (2 * 32 * 16 + 2 * 32)
+    assert cost.seconds > 0

@@ -39,7 +39,9 @@ class Job:
 
     @property
     def stage(self) -> str:
-        return next(stage for stage in STAGES if Path(self.script).stem.startswith(f"{stage}_"))
+        return next(
+            stage for stage in (*STAGES, "exchange") if Path(self.script).stem.startswith(f"{stage}_")
+        )
 
     def prepare(self, folder: Path) -> None:
         """Remove all outputs, as Snakemake does before a job and after a failed one."""

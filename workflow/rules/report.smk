@@ -32,7 +32,8 @@ rule write_report:
     resources:
         **needs("report"),
     params:
-        config=STUDY.model_dump(mode="json", exclude={"resources"}),
+        # what is exported does not change the results
+        config=STUDY.model_dump(mode="json", exclude={"resources", "exchange"}),
         benchmarks=str(LAYOUT.benchmarks),
         code=code("report_write"),
     script:

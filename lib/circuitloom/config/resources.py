@@ -24,6 +24,8 @@ class JobMemory(Section):
     """Memory for the model, for the dictionaries of all layers, and for the graph before pruning."""
     cases: PositiveInt = 32_000
     """Memory for the model, and for the dictionaries of all layers."""
+    exchange: PositiveInt = 16_000
+    """Memory for three copies of the dictionary of one layer."""
     catalog: PositiveInt = 4_000
     """Memory for views and macros."""
     report: PositiveInt = 16_000
@@ -49,6 +51,8 @@ class JobRuntime(Section):
     """Time for one prompt or all prompts of a run, for one behaviour, or for the weights of all layers."""
     cases: PositiveInt = 480
     """Time for one case study."""
+    exchange: PositiveInt = 120
+    """Time for the dictionaries of all layers of a run in one format."""
     catalog: PositiveInt = 30
     """Time for views and macros."""
     report: PositiveInt = 60

@@ -15,6 +15,7 @@ from .circuits import Circuits
 from .corpus import Corpus
 from .dictionaries import Run, expand_sweep, run_name
 from .evaluation import Evaluation
+from .exchange import Exchange, refusal
 from .features import Features
 from .language_model import HubModel, LanguageModel, Pretrain
 from .machine import Machine
@@ -57,6 +58,8 @@ class Study(Section):
     cases: Cases = {}
     """Case studies by name, or the path of a YAML file with case studies, or a list of paths. A later file overrides
     keys of the same case study in earlier files."""
+    exchange: Exchange = Exchange()
+    """Dictionaries that are exported for other libraries."""
     machine: Machine | None = None
     """Machine for which `snakemake plan` estimates costs. With null, the command measures the machine on which it
     runs."""
@@ -95,6 +98,7 @@ class Study(Section):
         self._check_circuits()
         for name in self.cases:
             self._check_case(name)
+        self._check_exchange()
         return self
 
     def _check_sweep(self, sweep: str) -> None:
@@ -152,6 +156,23 @@ class Study(Section):
         for other in others:
             if other not in self.runs:
                 raise ValueError(f"cases.{name}: there is no run {other}; choose from {', '.join(self.runs)}")
+
+    def _check_exchange(self) -> None:
+        """Check that exported runs exist, and that the formats can represent them."""
+        for name in self.exported_runs:
+            if name not in self.runs:
+                known = ", ".join(self.runs) or "none: add a sweep"
+                raise ValueError(f"exchange.runs: there is no run {name}; choose from {known}")
+            for format_name in self.exchange.formats:
+                if reason := refusal(format_name, self.runs[name], self.layers):
+                    raise ValueError(f"exchange.formats: {reason}")
+
+    @property
+    def exported_runs(self) -> list[str]:
+        """Names of the runs that are exported for other libraries."""
+        exchange = self.exchange
+        named = list(self.runs) if exchange.runs is None else list(dict.fromkeys(exchange.runs))
+        return named if exchange.formats else []
 
     def case_runs(self, name: str) -> list[str]:
         """Returns the names of the runs that a case study reads. The first name is a run of transcoders, or empty if

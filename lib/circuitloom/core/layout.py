@@ -161,6 +161,10 @@ class Layout:
         """Folder of a case study, with its tables, its pictures and result.md."""
         return self.root / "cases" / case
 
+    def export(self, run: str, format_name: str) -> Path:
+        """Folder of a run's dictionaries in the format of another library, with a card."""
+        return self.root / "exchange" / run / format_name
+
     @property
     def catalog(self) -> Path:
         """DuckDB database with views and macros over all tables."""

@@ -13,6 +13,7 @@ from .stages import (
     circuits,
     corpus,
     evaluation,
+    exchange,
     features,
     language_model,
 )
@@ -21,13 +22,13 @@ from .work import Cost, GpuLoad, Work
 
 SHARE_OF_PEAK = {
     "language_model": 0.55, "activations": 0.75, "dictionaries": 0.22, "evaluation": 0.7, "features": 0.5,
-    "circuits": 0.05, "cases": 0.35,
+    "circuits": 0.05, "cases": 0.35, "exchange": 1.0,
 }  # fmt: skip
 """Fraction of the measured rate of matrix products that each stage reaches on CPUs. Pretraining and training use the
 fast number format, all other stages float32.
 
 Fitted to quickstart and stories260k on a processor without bfloat16 (docs/benchmarks/quickstart.md). The values of
-pretraining and training lie between two processors, whose values differ by factors of 1.4 and 1.9.
+pretraining and training lie between two processors, whose values differ by factors of 1.4 and 1.9. Exports compute nothing.
 """
 UNFUSED_RATE = 9e9
 """Bytes per second of a forward pass on CPUs, outside matrix products, in models with gated MLPs: their norms, rotary
@@ -68,6 +69,8 @@ def works_of(study: Study) -> list[Work]:
         features(study, held_out),
         circuits(study),
         cases(study, held_out),
+        # a stage that makes nothing has no line
+        *([exchange(study)] if study.exported_runs else []),
     ]
 
 
@@ -91,6 +94,7 @@ _SMALLER = {
     "features": "lower features.batch, or use fewer runs per sweep",
     "circuits": "use narrower dictionaries, or a smaller model",
     "cases": "use narrower dictionaries, or fewer runs per case study",
+    "exchange": "use narrower dictionaries",
 }
 """What lowers the memory of a stage's jobs."""
 

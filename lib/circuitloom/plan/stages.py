@@ -49,6 +49,8 @@ PROMPT_SECONDS, WEIGHTS_SECONDS = 1.0, 4.0
 """Seconds of a traced prompt or behaviour, and of the analysis of the weights of a layer, on a small model."""
 INSTALL_SECONDS = 6.0
 """Seconds of storing an existing model and of loading it to measure its loss."""
+EXPORT_RATE, EXPORT_COPIES = 200e6, 3
+"""Bytes of weights that an export reads, writes and hashes per second, and copies of a layer in memory."""
 HEAD_BLOCKS = 4
 """Number of blocks of logits in memory: of two models, their difference, and probabilities."""
 ENCODED_BYTES = 12
@@ -324,4 +326,25 @@ def cases(study: Study, held_out: float) -> Work:
         else 0,
         read=weights * len(widths),
         files=10 * len(widths),
+    )
+
+
+def exchange(study: Study) -> Work:
+    """Returns the work of exporting dictionaries. Each run and format has a job, which holds one layer at a time."""
+    layers, d = len(study.layers), study.shape.d_model
+    sizes = [weight_bytes(study.runs[name], d) for name in study.exported_runs]
+    formats = len(study.exchange.formats)
+    disk = formats * layers * sum(sizes)
+    memory = PROCESS_BYTES + EXPORT_COPIES * max(sizes, default=0)
+    return Work(
+        "exchange",
+        tokens=0,
+        disk=disk,
+        memory=memory,
+        jobs=formats * len(sizes),
+        starts=formats * len(sizes),
+        host_memory=memory,
+        fixed_seconds=disk / EXPORT_RATE,
+        read=disk,
+        files=2 * formats * layers * len(sizes),
     )
