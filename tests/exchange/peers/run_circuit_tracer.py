@@ -1,0 +1,36 @@
+"""circuit-tracer's side of tests/exchange, in its own environment: `python run_circuit_tracer.py FOLDER`. The folders
+are those of run_saelens.py. It saves no sets of its own: version 0.5.0 only reads them."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import yaml
+from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
+from safetensors.torch import load_file, save_file
+
+
+def main() -> None:
+    for case in sorted((Path(sys.argv[1]) / "ours").iterdir()):
+        folder = case / "export"
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        files = {i: str(folder / f"layer_{i}.safetensors") for i in range(len(list(folder.glob("layer_*"))))}
+        transcoders = load_transcoder_set(
+            files, "set", config["feature_input_hook"], config["feature_output_hook"], torch.device("cpu"),
+            torch.float32, lazy_encoder=False, lazy_decoder=False,
+        )  # fmt: skip
+        # the last layer: a set begins with layer 0
+        transcoder = transcoders[len(files) - 1]
+        x = load_file(case / "x.safetensors")["x"]
+        with torch.no_grad():
+            z = transcoder.encode(x)
+            y = transcoder.decode(z)
+            y = y if transcoder.W_skip is None else y + transcoder.compute_skip(x)
+        save_file({"z": z.contiguous(), "y": y.contiguous()}, case / "theirs.safetensors")
+
+
+if __name__ == "__main__":
+    main()
