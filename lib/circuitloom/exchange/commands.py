@@ -44,7 +44,8 @@ def find_results(name: str) -> Path:
 
 def _export(arguments: argparse.Namespace) -> None:
     """Export a run and print what was written."""
-    from .. import __version__
+    from importlib.metadata import version
+
     from .export import export_run
     from .stored_run import StoredRun, run_names
 
@@ -59,7 +60,12 @@ def _export(arguments: argparse.Namespace) -> None:
         run = names[0]
     stored = StoredRun(results, run, arguments.layers)
     result = export_run(
-        arguments.format, stored, arguments.output, arguments.license, arguments.model, __version__
+        arguments.format,
+        stored,
+        arguments.output,
+        arguments.license,
+        arguments.model,
+        version("circuitloom"),
     )
     print(
         f"{result.folder}: {run} for {arguments.format}, {len(stored)} layers, {result.bytes / 1e6:.1f} MB; "

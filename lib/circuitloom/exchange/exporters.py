@@ -112,12 +112,7 @@ class SaelensExporter(Exporter):
 
     def usage(self, first: Dictionary, model: ExportedModel) -> str:
         """Returns code that loads one layer."""
-        name = (
-            "SAE" if first.is_sae else {False: "Transcoder", True: "SkipTranscoder"}[first.W_skip is not None]
-        )
-        if first.act == "threshold" and not first.is_sae:
-            name = f"JumpReLU{name}"
-        return f'from sae_lens import {name}\n\nsae = {name}.load_from_disk("FOLDER/layer_{first.layer}")'
+        return f'from sae_lens import SAE\n\nsae = SAE.load_from_disk("FOLDER/layer_{first.layer}")'
 
 
 class SparsifyExporter(Exporter):
