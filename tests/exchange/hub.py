@@ -67,7 +67,9 @@ def hub_server() -> Iterator[Hub]:
         def _create(self, request: dict) -> None:
             name = f"{request['organization']}/{request['name']}"
             if name in hub.private:
-                return self._answer(409, {"error": "You already created this repo", "url": f"{hub.address}/{name}"})
+                return self._answer(
+                    409, {"error": "You already created this repo", "url": f"{hub.address}/{name}"}
+                )
             hub.private[name] = request["visibility"] == "private"
             return self._answer(200, {"url": f"{hub.address}/{name}"})
 

@@ -71,7 +71,8 @@ class CircuitTracerExporter(Exporter):
             return None
         return (
             "circuit-tracer 0.5.0 and older ignore `activation: topk` in config.yaml and apply a ReLU; read this set "
-            "with a version that has pull request 94"
+            "with a version that has pull request 94, which keeps negative activations among the k largest (here they "
+            "are 0)"
         )
 
     def usage(self, first: Dictionary, model: ExportedModel) -> str:
