@@ -10,7 +10,7 @@ from tests.attribution.inputs import PROMPT, load_tiny, make_linearized
 from tests.models import ARCHITECTURES, LAYERS, VOCABULARY
 
 from circuitloom.attribution.direct_effects import source_columns
-from circuitloom.attribution.export import GraphText, to_networkx, viewer_json, write_viewer
+from circuitloom.attribution.export import GraphText, to_networkx, viewer_json
 from circuitloom.attribution.graph import (
     AttributionGraph,
     Roots,
@@ -20,6 +20,7 @@ from circuitloom.attribution.graph import (
     influence,
     trace_graph,
 )
+from circuitloom.attribution.graph_json import write_viewer
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.attribution.targets import find_roots
 from circuitloom.config.circuits import parse_target

@@ -12,29 +12,10 @@ from ..core.atomic_io import write_atomically
 from ..core.formatting import escape_invisible
 from .direct_effects import source_columns
 from .graph import AttributionGraph
+from .graph_json import embedding_node, error_node, feature_node, graph_content, logit_node
 from .linearized_model import LinearizedModel
 from .targets import RootNode
 from .tracer import Trace
-
-VIEWER_INDEX = "graph-metadata.json"
-"""Name of the file that lists the graphs of a folder for circuit-tracer's viewer."""
-VIEWER_TYPES = {
-    "feature": "cross layer transcoder",
-    "error": "mlp reconstruction error",
-    "embedding": "embedding",
-    "logit": "logit",
-    "target": "logit",
-}
-"""Maps a node's kind to the viewer's feature_type. Nodes of other kinds are left out of the JSON."""
-VIEWER_DEFAULTS = {
-    "token_prob": 0.0,
-    "is_target_logit": False,
-    "run_idx": 0,
-    "reverse_ctx_idx": 0,
-    "clerp": "",
-    "activation": None,
-}
-"""Default values of a node's fields in the viewer's JSON."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +63,7 @@ def viewer_json(
 
     `slug` is the name of the graph, and `scan` is the name of the transcoders. The viewer shows the nodes that together
     hold `node_share` of the influence. Position embeddings and constants are left out, since the viewer has no such
-    nodes. Error nodes have the id LAYER_-1_POSITION. circuit-tracer's own id, 0_LAYER_POSITION, can equal the id of a
-    feature of layer 0.
+    nodes.
 
     Raises ValueError if `text` and `graph` differ in the number of tokens or roots.
     """
@@ -92,29 +72,19 @@ def viewer_json(
     for number, (node, share) in enumerate(
         zip(_nodes(graph, model, text), graph.cumulative.tolist(), strict=True)
     ):
-        if node["kind"] in VIEWER_TYPES:
+        if node["kind"] in ("position", "constant"):
+            continue
+        if number >= first:
             rank = number - first
-            own = (
-                _viewer_source(node, model) if rank < 0 else _viewer_root(text.root_nodes[rank], rank, model)
-            )
-            kind = {"ctx_idx": node["position"], "feature_type": VIEWER_TYPES[node["kind"]]}
-            written[number] = {**VIEWER_DEFAULTS, **kind, "influence": share, **own}
+            written[number] = _viewer_root(text.root_nodes[rank], rank, model)
+        else:
+            written[number] = _viewer_source(node, share, model)
     links = [
         {"source": written[source]["node_id"], "target": written[target]["node_id"], "weight": effect}
         for source, target, effect in _edges(graph)
         if source in written and target in written
     ]
-    metadata = {
-        "slug": slug,
-        "scan": scan,
-        "transcoder_list": [],
-        "prompt_tokens": list(text.tokens),
-        "prompt": text.prompt,
-        "node_threshold": node_share,
-        "schema_version": 1,
-    }
-    state = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
-    return {"metadata": metadata, "qParams": state, "nodes": list(written.values()), "links": links}
+    return graph_content(slug, scan, text.prompt, text.tokens, list(written.values()), links, node_share)
 
 
 def write_graph(trace: Trace, name: str, tokens: Sequence[str], path: Path | str) -> None:
@@ -122,22 +92,6 @@ def write_graph(trace: Trace, name: str, tokens: Sequence[str], path: Path | str
     text = GraphText(trace.prompt.text, tokens, trace.root_nodes)
     content = viewer_json(trace.graph, trace.model, text, name, trace.run)
     write_atomically(Path(path), json.dumps(content, indent=2, allow_nan=False).encode())
-
-
-def write_viewer(content: dict[str, Any], folder: Path | str) -> Path:
-    """Write the output of `viewer_json` to SLUG.json in a folder that circuit-tracer serves.
-
-    Also adds the graph to the folder's index. Returns the path of SLUG.json.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = content["metadata"]
-    file, index = folder / f"{metadata['slug']}.json", folder / VIEWER_INDEX
-    others = json.loads(index.read_text())["graphs"] if index.is_file() else []
-    graphs = [other for other in others if other["slug"] != metadata["slug"]] + [metadata]
-    write_atomically(file, json.dumps(content, indent=2, allow_nan=False).encode())
-    write_atomically(index, json.dumps({"graphs": graphs}, indent=2).encode())
-    return file
 
 
 def _edges(graph: AttributionGraph) -> list[tuple[int, int, float]]:
@@ -183,35 +137,19 @@ def _nodes(graph: AttributionGraph, model: LinearizedModel, text: GraphText) -> 
     return [describe(node) for node in graph.node.tolist()]
 
 
-def _viewer_source(node: dict[str, Any], model: LinearizedModel) -> dict[str, Any]:
-    """Returns the viewer's fields for a feature, error or embedding."""
-    position, layer = node["position"], node.get("layer")
+def _viewer_source(node: dict[str, Any], share: float, model: LinearizedModel) -> dict[str, Any]:
+    """Returns the viewer's node of a feature, error or embedding."""
+    position = node["position"]
     if node["kind"] == "embedding":
-        token = int(model.captured.token[position])
-        names = {"node_id": f"E_{token}_{position}", "jsNodeId": f"E_{token}-{position}"}
-        return {**names, "feature": position, "layer": "E"}
-    feature = node.get("feature", -1)
-    names = {"node_id": f"{layer}_{feature}_{position}", "jsNodeId": f"{layer}_{feature}-0"}
-    if feature < 0:
-        return {**names, "feature": -1, "layer": str(layer)}
-    # circuit-tracer numbers features by the Cantor pairing of layer and feature
-    number = (layer + feature) * (layer + feature + 1) // 2 + feature
-    return {**names, "feature": number, "layer": str(layer), "activation": node["activation"]}
+        return embedding_node(int(model.captured.token[position]), position, share)
+    if node["kind"] == "error":
+        return error_node(node["layer"], position, share)
+    return feature_node(node["layer"], node["feature"], position, node["activation"], share)
 
 
 def _viewer_root(root: RootNode, rank: int, model: LinearizedModel) -> dict[str, Any]:
-    """Returns the viewer's fields for a root. `rank` is the root's index among the roots."""
+    """Returns the viewer's node of a root. `rank` is the root's index among the roots."""
     # roots that are not tokens are numbered after the vocabulary
     number = root.token_id if root.kind == "logit" else len(model.captured.unembedding.weight) + rank
-    layer = model.layers + 1
-    return {
-        "node_id": f"{layer}_{number}_{root.position}",
-        "jsNodeId": f"L_{number}-{root.position}",
-        "feature": number,
-        "layer": str(layer),
-        "is_target_logit": rank == 0,
-        # the viewer parses the probability from clerp
-        "clerp": f'Output "{root.name}" (p={root.weight:.3f})',
-        "token_prob": root.weight,
-        "influence": None,
-    }
+    assert number is not None
+    return logit_node(number, root.name, root.weight, root.position, model.layers, rank == 0)
