@@ -132,9 +132,14 @@ class Layout:
         """Picture of the Pareto front."""
         return self.evaluation / "pareto.png"
 
+    @property
+    def all_features(self) -> Path:
+        """Folder of the feature tables of all runs."""
+        return self.root / "features"
+
     def features(self, run: str, layer: int | str) -> Path:
         """Folder of the feature tables of one run at one layer."""
-        return self.root / "features" / run / f"layer{layer}"
+        return self.all_features / run / f"layer{layer}"
 
     def feature_table(self, run: str, layer: int | str, table: str) -> Path:
         """File of a feature table of one run at one layer. `table` is one of FEATURE_TABLES."""

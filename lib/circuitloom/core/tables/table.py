@@ -85,12 +85,21 @@ def table_writer(
         yield writer
 
 
-def read_table(path: Path | str, rows: pc.Expression | None = None) -> pa.Table:
-    """Returns the rows of a table that match the filter `rows` (default: all rows). Verifies page checksums.
+def read_table(
+    path: Path | str, rows: pc.Expression | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Returns the rows of a table that match the filter `rows` (default: all rows), with the `columns` (default: all).
+
+    Verifies page checksums.
 
     Raises ValueError, with the name of the file, if the file is damaged.
     """
     try:
-        return pq.read_table(path, filters=rows, page_checksum_verification=True)
+        return pq.read_table(
+            path,
+            columns=None if columns is None else list(columns),
+            filters=rows,
+            page_checksum_verification=True,
+        )
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path}: damaged ({first_line(error)}); delete it and run again") from error
