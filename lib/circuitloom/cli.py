@@ -63,6 +63,18 @@ def _parser() -> argparse.ArgumentParser:
 
     explore = commands.add_parser("explore", help="serve the explorer of a study's results on this machine")
     explore.add_argument("study", nargs="?", default="quickstart", help="results/STUDY (quickstart)")
+    explore.add_argument(
+        "--graph",
+        type=Path,
+        metavar="FILE",
+        help="show this graph instead: JSON or .pt of circuit-tracer or Neuronpedia",
+    )
+    explore.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="with --graph FILE.pt: tokenizer that names its tokens",
+    )
     explore.add_argument("--port", type=int, default=8050, help="0: any free port (8050)")
     explore.add_argument("--browser", action="store_true", help="open it in the browser")
     explore.set_defaults(run_command=_explore)
@@ -141,10 +153,17 @@ def _trace(arguments: argparse.Namespace) -> None:
 def _explore(arguments: argparse.Namespace) -> None:
     """Serve the explorer until the user interrupts the process."""
     from .explorer.app import HOST, start
+    from .explorer.graph_file import open_graph
 
-    server = start(Layout.of(arguments.study).root, arguments.port)
+    if arguments.graph is None:
+        name, server = arguments.study, start(Layout.of(arguments.study).root, arguments.port)
+    else:
+        name, server = (
+            arguments.graph,
+            start(open_graph(arguments.graph, arguments.tokenizer), arguments.port),
+        )
     address = f"http://{HOST}:{server.port}"
-    print(f"circuitloom: explore {arguments.study} at {address} (Ctrl+C ends it)", flush=True)
+    print(f"circuitloom: explore {name} at {address} (Ctrl+C ends it)", flush=True)
     if arguments.browser:
         import webbrowser
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitloom.explorer.app import HOST, start
+from circuitloom.explorer.graph_file import GraphFile
 
 SCREENSHOTS = Path(__file__).parents[2] / "results" / "screenshots"
 KNOWN = ("ReadPixels",)
@@ -53,9 +54,9 @@ class Visit:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """The address of a running explorer of the study in `folder`."""
-    server = start(folder, 0)
+def serving(results: Path | GraphFile) -> Iterator[str]:
+    """The address of a running explorer of a study's folder, or of one graph."""
+    server = start(results, 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

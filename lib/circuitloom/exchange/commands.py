@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.layout import Layout
+from ..result_formats import FORMATS as RESULT_FORMATS
+from ..result_formats import add_options
 
 FORMATS = {
     "circuit-tracer": "a transcoder set",
@@ -16,17 +18,26 @@ FORMATS = {
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of both commands. `commands` is what argparse's add_subparsers returns."""
-    export = commands.add_parser("export", help="write a run's dictionaries for another library")
-    formats = "; ".join(f"{name}: {words}" for name, words in FORMATS.items())
-    export.add_argument("format", choices=FORMATS, metavar="FORMAT", help=formats)
+    export = commands.add_parser("export", help="write dictionaries, graphs or features for another tool")
+    described = FORMATS | {name: words for name, (words, _) in RESULT_FORMATS.items()}
+    formats = "; ".join(f"{name}: {words}" for name, words in described.items())
+    export.add_argument("format", choices=described, metavar="FORMAT", help=formats)
     export.add_argument("results", help="a study (results/STUDY), or the folder of its results")
     export.add_argument("output", type=Path, metavar="OUT", help="folder to write")
     export.add_argument("--run", metavar="NAME", help="name of the run (the study's only one)")
     export.add_argument(
         "--layers", type=int, nargs="+", metavar="LAYER", help="layers (all with a dictionary)"
     )
-    export.add_argument("--model", metavar="NAME", help="name of the language model in the files")
-    export.add_argument("--license", metavar="ID", help="licence on the card, such as mit (unknown)")
+    export.add_argument(
+        "--model",
+        metavar="NAME",
+        help="name of the language model in the files; circuit-tracer-graph, delphi: folder or hub name of the "
+        "tokenizer (the study's model)",
+    )
+    export.add_argument(
+        "--license", metavar="ID", help="dictionaries: licence on the card, such as mit (unknown)"
+    )
+    add_options(export)
     export.set_defaults(run_command=_export)
 
     push = commands.add_parser("push", help="upload an exported folder to the Hugging Face hub")
@@ -43,7 +54,10 @@ def find_results(name: str) -> Path:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    """Export a run and print what was written."""
+    """Export what the format holds, and print what was written."""
+    if arguments.format in RESULT_FORMATS:
+        RESULT_FORMATS[arguments.format][1](arguments)
+        return
     from importlib.metadata import version
 
     from .export import export_run

@@ -15,13 +15,16 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from ..catalog.client import CatalogClient
 from ..core.errors import first_line
-from ..report import graph, templates
+from ..report import templates
+from ..report.graph import ASSETS
 from .circuit_view import CircuitRows, register_circuit_view
 from .components import aria
+from .graph_file import GraphFile
 from .pages.circuits import circuits_page, trace_circuit
 from .pages.dictionaries import dictionaries_page, register_dictionaries
 from .pages.feature import feature_page, register_feature
 from .pages.features import features_page, register_features
+from .pages.graph_file import graph_page
 from .pages.overview import overview_page
 from .pages.prompt import prompt_page, register_prompt, traced_circuit
 from .pages.sql import register_sql, sql_page
@@ -50,12 +53,12 @@ POLICY = (
 """Content-Security-Policy of all pages. `{scripts}` becomes the hashes of Dash's inline scripts."""
 
 
-def start(folder: Path, port: int) -> BaseWSGIServer:
-    """Returns a server for the study in `folder`. Call `serve_forever` to run the server.
+def start(results: Path | GraphFile, port: int) -> BaseWSGIServer:
+    """Returns a server for a study's folder, or for one graph. Call `serve_forever` to run the server.
 
     Port 0 means any free port. Raises ValueError if the study has no catalogue, or if the port is taken.
     """
-    app = make_app(folder)
+    app = make_graph_app(results) if isinstance(results, GraphFile) else make_app(results)
     with socket.socket() as free:
         # the server sets the same option: a port whose last connection is still closing counts as free
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -78,44 +81,62 @@ class _Handler(WSGIRequestHandler):
 def make_app(folder: Path) -> Dash:
     """Returns the app for the study in `folder`. Raises ValueError if the study has no catalogue."""
     client, service = CatalogClient(folder), PromptService(folder)
-    app = Dash(
-        __name__,
-        title=f"circuitloom: {folder.name}",
-        update_title="",
-        suppress_callback_exceptions=True,
-        serve_locally=True,
-        external_scripts=[f"/{name}" for name in graph.ASSETS if name.endswith(".js")],
-        external_stylesheets=[f"/{name}" for name in graph.ASSETS if name.endswith(".css")],
-        on_error=_show_error,
-    )
-    for name in graph.ASSETS:
-        app.server.add_url_rule(f"/{name}", name, partial(send_from_directory, templates.FOLDER, name))
-    app.layout = _layout(folder.name)
 
     def find_circuit(source: dict[str, Any]) -> CircuitRows:
         trace = source.get("trace")
         return traced_circuit(service, source) if trace is None else trace_circuit(client, trace)
 
-    @app.callback(
-        Output("page", "children"), Output("where", "data"), Input("url", "pathname"), Input("url", "search")
-    )
-    def show(path: str | None, search: str | None) -> tuple[Component, dict[str, str]]:
-        name = (path or "/").strip("/")
-        title, make_page = PAGES.get(name, ("Not found", None))
-        where = {"page": name, "title": f"{title} · {folder.name}"}
-        try:
-            if make_page is None:
-                raise ValueError(f"there is no page {name}; choose one above")
-            return make_page(client, parse(search)), where
-        except ValueError as error:
-            return html.P(str(error), className="error", role="alert"), where
-
+    pages = {path: (title, partial(make_page, client)) for path, (title, make_page) in PAGES.items()}
+    app = _app(folder.name, pages)
     register_dictionaries(app)
     register_features(app, client)
     register_feature(app, client)
     register_circuit_view(app, client, find_circuit)
     register_prompt(app, client, service)
     register_sql(app, client)
+    return app
+
+
+def make_graph_app(graph: GraphFile) -> Dash:
+    """Returns the app for one graph, which has no study: it has one page, and features have no pages."""
+    app = _app(graph.name, {"": ("Graph", partial(graph_page, graph))})
+    register_circuit_view(app, None, lambda _source: graph.circuit)
+    return app
+
+
+def _app(name: str, pages: Mapping[str, tuple[str, Callable[[Params], Component]]]) -> Dash:
+    """Returns an app with the given pages. Maps each URL path to (title of the page, function that returns the page).
+
+    `name` is the name of the study or of the graph.
+    """
+    app = Dash(
+        __name__,
+        title=f"circuitloom: {name}",
+        update_title="",
+        suppress_callback_exceptions=True,
+        serve_locally=True,
+        external_scripts=[f"/{asset}" for asset in ASSETS if asset.endswith(".js")],
+        external_stylesheets=[f"/{asset}" for asset in ASSETS if asset.endswith(".css")],
+        on_error=_show_error,
+    )
+    for asset in ASSETS:
+        app.server.add_url_rule(f"/{asset}", asset, partial(send_from_directory, templates.FOLDER, asset))
+    app.layout = _layout(name, pages)
+
+    @app.callback(
+        Output("page", "children"), Output("where", "data"), Input("url", "pathname"), Input("url", "search")
+    )
+    def show(path: str | None, search: str | None) -> tuple[Component, dict[str, str]]:
+        page = (path or "/").strip("/")
+        title, make_page = pages.get(page, ("Not found", None))
+        where = {"page": page, "title": f"{title} · {name}"}
+        try:
+            if make_page is None:
+                raise ValueError(f"there is no page {page}; choose one above")
+            return make_page(parse(search)), where
+        except ValueError as error:
+            return html.P(str(error), className="error", role="alert"), where
+
     app.clientside_callback(
         ClientsideFunction("circuitloom", "arrive"), Output("arrived", "data"), Input("where", "data")
     )
@@ -129,10 +150,10 @@ def make_app(folder: Path) -> Dash:
     return app
 
 
-def _layout(study: str) -> Component:
+def _layout(name: str, pages: Mapping[str, tuple[str, Any]]) -> Component:
     links = [
         dcc.Link(title, href=f"/{path}", id=f"to-{path or 'overview'}")
-        for path, (title, _) in PAGES.items()
+        for path, (title, _) in pages.items()
         if path != "feature"
     ]
     return html.Div(
@@ -144,7 +165,7 @@ def _layout(study: str) -> Component:
             html.A("skip to content", href="#page", className="skip"),
             html.Header(
                 [
-                    html.Strong(["circuitloom ", html.Span(study)]),
+                    html.Strong(["circuitloom ", html.Span(name)]),
                     html.Nav(links, **aria(label="pages")),
                     html.Span("? for keys", className="hint"),
                 ]

@@ -18,7 +18,8 @@ from .urls import Params, share
 
 STRONGEST = 8
 """Maximum number of edges listed per node and direction."""
-EFFECTS = ("effect", "effect_frozen", "effect_free")
+EFFECTS = {"effect": "predicted", "effect_frozen": "frozen", "effect_free": "free"}
+"""Maps the columns of an edge's effects to their headings. Measured effects are null in graphs of others."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,11 @@ def _supernode_controls() -> Component:
     )
 
 
-def register_circuit_view(app: Dash, client: CatalogClient, find: FindCircuit) -> None:
-    """Register the callbacks that draw the graph, group its nodes, and fill the panel about the selected node."""
+def register_circuit_view(app: Dash, client: CatalogClient | None, find: FindCircuit) -> None:
+    """Register the callbacks that draw the graph, group its nodes, and fill the panel about the selected node.
+
+    `client` is None for a graph without a study.
+    """
 
     @app.callback(
         Output("circuit-markup", "data"),
@@ -221,8 +225,8 @@ def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
     return f"{escape_invisible(row['label'])}{fires_on}, influence {format_value(row['influence'], 2)}"
 
 
-def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Component:
-    """Returns a panel with a node's values and strongest edges. For a feature, the panel also shows examples."""
+def node_panel(client: CatalogClient | None, circuit: CircuitRows, node: int) -> Component:
+    """Returns a panel with a node's values and strongest edges. With a `client`, a feature also has examples."""
     row = circuit.node(node)
     facts = [
         (name, format_value(row[column]))
@@ -236,15 +240,17 @@ def node_panel(client: CatalogClient, circuit: CircuitRows, node: int) -> Compon
         if row[column] is not None
     ]
     parts: list[Any] = [html.H3(escape_invisible(row["label"])), table(["what", "value"], facts, (0,))]
-    if row["kind"] == "feature":
+    if client is not None and row["kind"] == "feature":
         parts += _feature_summary(client, row)
+    measured = any(edge["effect_frozen"] is not None for edge in circuit.edges)
+    effects = EFFECTS if measured else {"effect": "weight"}
     for end, other, title in (("target_node", "source", "from"), ("source_node", "target", "to")):
         rows = [
-            [edge[other], *(signed(edge[effect]) for effect in EFFECTS)]
+            [edge[other], *(signed(edge[effect]) for effect in effects)]
             for edge in circuit.edges
             if edge[end] == node
         ]
-        parts += _edge_table(title, ["predicted", "frozen", "free"], rows)
+        parts += _edge_table(title, list(effects.values()), rows)
     return html.Div(parts)
 
 

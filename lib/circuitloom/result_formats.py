@@ -1,0 +1,205 @@
+"""`circuitloom export FORMAT`: graphs and features of a study in the formats of other tools."""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .core.layout import NEURONS, RESIDUAL, Layout
+
+if TYPE_CHECKING:
+    from .attribution.graph_json import Json
+    from .config.model_shape import ModelShape
+    from .features.formats.feature_texts import FeatureSource
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of these formats. RESULTS, OUT, --run, --layers and --model are those of all formats."""
+    parser.add_argument("--trace", metavar="NAME", help="graphs: the trace (all traces of the study)")
+    parser.add_argument(
+        "--scan", metavar="NAME", help="circuit-tracer-graph: name or repository of the transcoders (the run)"
+    )
+    parser.add_argument(
+        "--supernodes",
+        metavar="GROUPS",
+        default="",
+        help="graphs: groups of nodes, as the explorer's address has them",
+    )
+    parser.add_argument(
+        "--source-set",
+        metavar="NAME",
+        help="neuronpedia, neuronpedia-graph: source set of the features (the run)",
+    )
+    parser.add_argument(
+        "--features-url",
+        metavar="URL",
+        help="neuronpedia-graph: address of feature files, instead of a source set",
+    )
+    parser.add_argument(
+        "--creator", metavar="NAME", default="circuitloom", help="neuronpedia: shown as creator"
+    )
+    parser.add_argument(
+        "--release", metavar="NAME", help="neuronpedia: name of the release (the study's name)"
+    )
+
+
+def export_circuit_tracer_graph(arguments: argparse.Namespace) -> None:
+    """Write NAME.pt and NAME.json of each trace, and the index of the folder for circuit-tracer's viewer."""
+    from .attribution.graph_json import complete_graph, write_viewer
+    from .attribution.graph_pt import graph_tensors, write_graph_pt
+
+    shape, model = _model(_layout(arguments))
+    tokenizer = arguments.model or str(model.resolve())
+    architecture = _architecture(model)
+    for content, groups in _graphs(arguments):
+        made = complete_graph(content, arguments.scan, supernodes=groups)
+        file = arguments.output / f"{content['metadata']['slug']}.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_graph_pt(graph_tensors(made, shape, tokenizer, architecture), file)
+        print(f"{file}, {write_viewer(made, arguments.output)}")
+
+
+def export_neuronpedia_graph(arguments: argparse.Namespace) -> None:
+    """Write NAME.json of each trace, to be uploaded to Neuronpedia."""
+    from .attribution.graph_json import complete_graph, write_viewer
+
+    for content, groups in _graphs(arguments):
+        source_set = arguments.source_set or content["metadata"]["scan"]
+        details = (
+            {"feature_json_base_url": arguments.features_url}
+            if arguments.features_url
+            else {"neuronpedia_source_set": source_set}
+        )
+        model = arguments.model or _layout(arguments).root.resolve().name
+        print(write_viewer(complete_graph(content, model, details, supernodes=groups), arguments.output))
+
+
+def export_viewer_features(arguments: argparse.Namespace) -> None:
+    """Write the feature files of a run for circuit-tracer's viewer."""
+    from .features.formats import viewer
+
+    viewer.export_viewer_features(_sources(arguments), arguments.output)
+    print(arguments.output / viewer.FOLDER)
+
+
+def export_neuronpedia(arguments: argparse.Namespace) -> None:
+    """Write the files from which Neuronpedia imports a run."""
+    from .features.formats.neuronpedia import NeuronpediaNames, export_neuronpedia
+
+    sources, study = _sources(arguments), _layout(arguments).root.resolve().name
+    names = NeuronpediaNames(
+        model=arguments.model or study,
+        source_set=arguments.source_set or sources[0].run,
+        creator=arguments.creator,
+        release=arguments.release or study,
+    )
+    export_neuronpedia(sources, arguments.output, names, _model(_layout(arguments))[0])
+    print(arguments.output / "v1" / names.model)
+
+
+def export_delphi(arguments: argparse.Namespace) -> None:
+    """Write the activations of a run as delphi's cache."""
+    from .corpus.token_arrays import open_token_arrays
+    from .features.formats.delphi import LATENTS, export_delphi
+
+    layout, sources = _layout(arguments), _sources(arguments)
+    modules = {source.layer: _module(layout, source) for source in sources}
+    model = arguments.model or str(layout.model.resolve())
+    export_delphi(sources, arguments.output, open_token_arrays(layout.tokens("validation")), modules, model)
+    print(arguments.output / LATENTS)
+
+
+FORMATS: Mapping[str, tuple[str, Callable[[argparse.Namespace], None]]] = {
+    "circuit-tracer-graph": (
+        "graphs for circuit-tracer: .pt, and JSON for its viewer",
+        export_circuit_tracer_graph,
+    ),
+    "neuronpedia-graph": ("graphs for Neuronpedia: JSON", export_neuronpedia_graph),
+    "viewer-features": ("feature files for circuit-tracer's viewer", export_viewer_features),
+    "neuronpedia": ("features for Neuronpedia: a source per layer", export_neuronpedia),
+    "delphi": ("activations for delphi: a cache per layer", export_delphi),
+}
+"""Maps each format to (what it is, function that exports). A function reads the attributes results, output, run, layers
+and model of its argument, and those of `add_options`."""
+
+
+def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[str]]]]:
+    """Returns the graph of each trace, and the node ids of each supernode."""
+    from .attribution.graph_json import read_graph_json
+
+    layout = _layout(arguments)
+    known = sorted(file.parent.name for file in layout.circuits.glob("*/graph.json"))
+    if not known:
+        raise ValueError(
+            f"{layout.circuits}: no prompt was traced; name some under circuits.prompts of the study"
+        )
+    if arguments.trace is not None and arguments.trace not in known:
+        raise ValueError(f"{layout.root} has no trace {arguments.trace}; choose from {', '.join(known)}")
+    if arguments.supernodes and arguments.trace is None and len(known) > 1:
+        raise ValueError("supernodes belong to one graph; name it with --trace")
+    chosen = known if arguments.trace is None else [arguments.trace]
+    graphs = [read_graph_json(layout.trace(name) / "graph.json") for name in chosen]
+    return [
+        (graph, _supernodes(arguments.supernodes, layout.trace(name) / "node.parquet", graph))
+        for name, graph in zip(chosen, graphs, strict=True)
+    ]
+
+
+def _supernodes(text: str, table: Path, graph: "Json") -> dict[str, list[str]]:
+    """Returns the node ids of the groups in the explorer's address, which name nodes by their numbers in `table`."""
+    if not text:
+        return {}
+    from .attribution.graph_json import node_ids
+    from .core.tables import read_table
+    from .explorer.circuit_view import parse_groups
+
+    groups, names = parse_groups(text), node_ids(read_table(table).to_pylist(), graph)
+    if missing := [number for members in groups.values() for number in members if number not in names]:
+        raise ValueError(
+            f"--supernodes: node {missing[0]} is not in the exported graph; name features, errors or tokens"
+        )
+    return {group: [names[number] for number in members] for group, members in groups.items()}
+
+
+def _sources(arguments: argparse.Namespace) -> list["FeatureSource"]:
+    """Returns the feature tables of the run and layers that the arguments name."""
+    from .catalog.client import CatalogClient
+    from .features.formats.feature_texts import feature_sources
+
+    layout = _layout(arguments)
+    spacing = CatalogClient(layout.root).spacing
+    return feature_sources(layout.all_features, arguments.run, arguments.layers, spacing, (NEURONS, RESIDUAL))
+
+
+def _layout(arguments: argparse.Namespace) -> Layout:
+    """Returns the layout of the study, which is named or whose folder is given."""
+    folder = Path(arguments.results)
+    return Layout(folder) if folder.is_dir() else Layout.of(arguments.results)
+
+
+def _model(layout: Layout) -> tuple["ModelShape", Path]:
+    """Returns the sizes and the folder of the study's model."""
+    from .config.model_shape import shape_of
+
+    folder = layout.model
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder}: no config.json; run `snakemake --cores all language_model` for this study first"
+        )
+    return shape_of(json.loads((folder / "config.json").read_text())), folder
+
+
+def _architecture(model: Path) -> str:
+    """Returns the name of the class of the model in transformers."""
+    named = json.loads((model / "config.json").read_text()).get("architectures") or [""]
+    return str(named[0])
+
+
+def _module(layout: Layout, source: "FeatureSource") -> str:
+    """Returns the name of a module in delphi: the MLP, or the block if its residual stream is reconstructed."""
+    config = layout.dictionary(source.run, source.layer) / "config.json"
+    if not config.is_file():
+        return f"layers.{source.layer}.{source.run}"
+    (output,) = json.loads(config.read_text())["outputs"]
+    return f"layers.{source.layer}" if output["site"].startswith("resid") else f"layers.{source.layer}.mlp"

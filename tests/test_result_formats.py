@@ -1,0 +1,171 @@
+"""`circuitloom export FORMAT RESULTS OUT`, on the tables of a made-up study."""
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tests.activations.inputs import make_tokens
+from tests.explorer.made_up import HOSTILE, RUN, WIDTH, make_study
+
+from circuitloom.attribution.graph_json import (
+    embedding_node,
+    error_node,
+    feature_node,
+    graph_content,
+    logit_node,
+)
+from circuitloom.corpus.token_arrays import write_tokens
+from circuitloom.result_formats import FORMATS, register_export
+
+CONFIG = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "max_position_embeddings": 32,
+    "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A study of two layers with one trace, whose graph has the first feature and error of the made-up tables."""
+    folder = make_study(tmp_path_factory.mktemp("results") / "made-up")
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
+    nodes = [
+        feature_node(0, 7, 1, 1.0, 0.5),
+        error_node(0, 3, 0.6),
+        *(embedding_node(i, i, 0.9) for i in range(len(HOSTILE))),
+        logit_node(5, "a", 0.4, 11, 2, True),
+        logit_node(64, "b", 1.0, 11, 2, False),
+    ]
+    links = [{"source": "0_7_1", "target": "3_5_11", "weight": 0.25}]
+    content = graph_content("hostile", RUN, "a prompt", HOSTILE, nodes, links, 0.8)
+    (folder / "circuits" / "hostile" / "graph.json").write_text(json.dumps(content))
+    tokens = make_tokens(8)
+    write_tokens(
+        folder / "corpus" / "validation.zarr",
+        [(tokens.token[:], tokens.document[:])],
+        8,
+        {"bos_id": 1, "separator_id": 1, "vocabulary": 64},
+    )
+    return folder
+
+
+def export(*arguments: object) -> None:
+    parser = argparse.ArgumentParser()
+    register_export(parser.add_subparsers())
+    parsed = parser.parse_args(["export", *map(str, arguments)])
+    parsed.run_command(parsed)
+
+
+def test_a_graph_is_exported_for_circuit_tracer_with_its_supernodes(study, tmp_path) -> None:
+    export(
+        "circuit-tracer-graph",
+        study,
+        tmp_path,
+        "--trace",
+        "hostile",
+        "--supernodes",
+        "a:0,10;b:11",
+        "--scan",
+        "me/x",
+    )
+    content = json.loads((tmp_path / "hostile.json").read_text())
+    assert content["metadata"]["scan"] == "me/x"
+    # nodes 0 to 9 of the table are features, 10 the error, 11 and later the embeddings
+    assert content["qParams"]["supernodes"] == [["a", "0_7_1", "0_-1_3"], ["b", "E_0_0"]]
+    assert json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"] == [content["metadata"]]
+    saved = torch.load(tmp_path / "hostile.pt", weights_only=False)
+    assert saved["active_features"].tolist() == [[0, 1, 7]]
+    # 1 feature, 2 layers of errors, tokens, 2 logits
+    assert len(saved["adjacency_matrix"]) == 1 + 3 * len(HOSTILE) + 2
+    assert saved["adjacency_matrix"][-2, 0] == 0.25
+    assert saved["cfg"].to_dict()["tokenizer_name"] == str((study / "model").resolve())
+    assert saved["scan"] == "me/x"
+
+
+def test_a_graph_is_exported_for_neuronpedia(study, tmp_path) -> None:
+    export("neuronpedia-graph", study, tmp_path / "a", "--model", "a-model")
+    metadata = json.loads((tmp_path / "a" / "hostile.json").read_text())["metadata"]
+    assert (metadata["scan"], metadata["feature_details"]) == ("a-model", {"neuronpedia_source_set": RUN})
+    export("neuronpedia-graph", study, tmp_path / "b", "--features-url", "https://me.org/f")
+    metadata = json.loads((tmp_path / "b" / "hostile.json").read_text())["metadata"]
+    assert (metadata["scan"], metadata["feature_details"]) == (
+        "made-up",
+        {"feature_json_base_url": "https://me.org/f"},
+    )
+
+
+def test_features_are_exported_by_run_and_layer(study, tmp_path) -> None:
+    export("viewer-features", study, tmp_path, "--run", RUN, "--layers", "1")
+    index = json.loads(gzip.decompress((tmp_path / "features" / "index.json.gz").read_bytes()))
+    assert list(index) == ["1"] and len(index["1"]["offsets"]) == WIDTH + 1
+    export("neuronpedia", study, tmp_path, "--run", RUN, "--model", "a-model")
+    assert sorted(file.name for file in (tmp_path / "v1" / "a-model").iterdir()) == [f"0-{RUN}", f"1-{RUN}"]
+    batch = tmp_path / "v1" / "a-model" / f"1-{RUN}" / "features" / "batch-0.jsonl.gz"
+    assert len(gzip.decompress(batch.read_bytes()).splitlines()) == WIDTH
+
+
+def test_activations_are_exported_for_delphi(study, tmp_path) -> None:
+    export("delphi", study, tmp_path, "--run", RUN, "--layers", "0")
+    # the made-up study has no dictionaries, whose configs name their site
+    (module,) = (tmp_path / "latents").iterdir()
+    assert module.name == f"layers.0.{RUN}"
+    config = {"outputs": [{"site": "mlp_out", "layer": 1}]}
+    folder = study / "dictionaries" / RUN / "layer1"
+    (folder / "config.json").write_text(json.dumps(config))
+    export("delphi", study, tmp_path, "--run", RUN, "--layers", "1")
+    (file,) = (tmp_path / "latents" / "layers.1.mlp").glob("*.safetensors")
+    split = load_file(file)
+    assert file.name == f"0_{WIDTH - 1}.safetensors"
+    firing = [feature for feature in range(WIDTH) if feature * 37 % 200]
+    assert split["locations"].astype(int).tolist() == [[f % 8, 1 + f % 31, f] for f in firing]
+    assert np.array_equal(split["tokens"], make_tokens(8).token[:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            ["circuit-tracer-graph", "{study}", "out", "--trace", "other"],
+            "has no trace other; choose from hostile",
+        ),
+        (
+            ["neuronpedia-graph", "{study}", "out", "--supernodes", "a:99"],
+            "node 99 is not in the exported graph",
+        ),
+        (["neuronpedia-graph", "{study}", "out", "--supernodes", "a:x"], "must have the form"),
+        (
+            ["viewer-features", "{study}", "out", "--run", RUN, "--layers", "0", "7"],
+            "no feature tables of layer 7",
+        ),
+        (["viewer-features", "{study}", "out"], "name a run with --run"),
+        (["neuronpedia", "{study}", "out", "--run", RUN, "--model", "a/b"], "use letters, digits, - and _"),
+        (["viewer-features", "nothing", "out"], "there is no catalogue"),
+        (["circuit-tracer-graph", "nothing", "out"], "no config.json"),
+        (["neuronpedia-graph", "nothing", "out"], "no prompt was traced"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    arguments, problem, study, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=problem) as caught:
+        export(*(argument.format(study=study) for argument in arguments))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_format_says_what_it_is() -> None:
+    assert set(FORMATS) == {
+        "circuit-tracer-graph",
+        "neuronpedia-graph",
+        "viewer-features",
+        "neuronpedia",
+        "delphi",
+    }
+    assert all(text for text, _ in FORMATS.values())
