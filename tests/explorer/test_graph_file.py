@@ -148,7 +148,7 @@ def test_the_page_draws_the_graph_and_answers_clicks(file, browser) -> None:
         page = visit.open("/", "#circuit-graph svg")
         assert page.locator("#circuit-graph g.node").count() == 6
         assert page.locator("#circuit-graph g.supernode").count() == 1
-        assert "traced through gemma" in visit.text()
+        assert "transcoders or model: gemma" in visit.text()
         assert "1 links lead to nodes" in visit.text()
         assert page.locator("nav a").all_inner_texts() == ["Graph"]
         page.locator("#circuit-graph g.supernode").click()

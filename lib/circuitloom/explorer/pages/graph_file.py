@@ -28,7 +28,9 @@ def graph_page(graph: GraphFile, params: Params) -> Component:
             panel(
                 f"Graph {graph.name}",
                 html.P(tokens, className="prompt"),
-                html.P(escape_invisible(f"{about}, traced through {graph.scan}" if graph.scan else about)),
+                html.P(
+                    escape_invisible(f"{about}; transcoders or model: {graph.scan}" if graph.scan else about)
+                ),
                 *notes_of([*graph.notes, *_pinned(graph.pinned)]),
                 circuit_view(graph.circuit, {"trace": graph.name}, shown),
             ),
