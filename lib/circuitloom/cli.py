@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
+from .catalog.engine_command import add_catalog_command
 from .core.errors import first_line
 from .core.layout import Layout
 from .exchange.commands import add_commands
@@ -103,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         help="a study's folder, and a word or phrase for the examples",
     )
     queries.set_defaults(run_command=_queries)
+
+    add_catalog_command(commands)
 
     document = commands.add_parser(
         "document", help="write config/README.md, config/schema.json and docs/*.md from the code"

@@ -1,6 +1,5 @@
 """Builds the catalogue of a study: a DuckDB file with macros, and with views over Parquet files, but without data."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ..core.atomic_io import atomic_path
 from ..core.layout import TABLE_FOLDERS, Layout
 from ..core.tables import TABLES, Table
 from .queries import macros
+from .study_files import StudyFiles
 
 STORAGE_VERSION = "v1.2.0"
 """Storage format of the catalogue. Every DuckDB from this version on opens the catalogue."""
@@ -55,7 +55,7 @@ def build_catalog(folder: Path) -> Path:
 def statements(folder: Path) -> Iterator[str]:
     """Yields the SQL statements that create the catalogue of the study in `folder`."""
     yield ROOT
-    yield f"CREATE MACRO spacing() AS '{_spacing(folder)}'"
+    yield f"CREATE MACRO spacing() AS '{StudyFiles(folder).spacing()}'"
     # a macro or view must exist before it is used
     yield from (macro.sql for macro in macros() if not macro.is_table)
     for table in TABLES:
@@ -90,23 +90,3 @@ def _view(table: Table, folders: Sequence[str], folder: Path) -> str:
         ){extra}
         FROM read_parquet({files}, filename = true)
     """
-
-
-def _spacing(folder: Path) -> str:
-    """Returns the text between two tokens: one space if tokens are separate words, which have no decoder. Otherwise it
-    is empty, because tokens contain their own spaces.
-
-    Without a tokenizer, tokens are taken for words if none of them contains a space or a byte.
-    """
-    tokenizer = Layout(folder).tokenizer / "tokenizer.json"
-    if tokenizer.is_file():
-        return " " if json.loads(tokenizer.read_text()).get("decoder") is None else ""
-    file = Layout(folder).corpus_table("token")
-    if not file.is_file():
-        return ""
-    tokens = "SELECT token FROM read_parquet(?) LIMIT 100_000"
-    query = f"SELECT bool_or(regexp_matches(token, '[ ⟨]')) FROM ({tokens})"
-    # a notebook may use DuckDB's default connection, so this query opens its own
-    with duckdb.connect() as connection:
-        ((found,),) = connection.execute(query, [str(file)]).fetchall()
-    return "" if found else " "

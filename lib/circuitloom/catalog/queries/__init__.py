@@ -83,18 +83,18 @@ def macros() -> tuple[Macro, ...]:
     return tuple(found)
 
 
-def read_queries(file: str) -> list[NamedQuery]:
-    """Returns the queries in `file`.sql."""
+def read_queries(file: str, folder: Path = FOLDER) -> list[NamedQuery]:
+    """Returns the queries in the file `file`.sql of `folder`."""
     found = []
-    for name, text in _statements(file):
+    for name, text in _statements(file, folder):
         description, sql = text.split("\n", 1)
         found.append(NamedQuery(name, description.removeprefix("-- "), sql))
     return found
 
 
-def _statements(file: str) -> list[tuple[str, str]]:
-    """Returns the name and the text of each statement in `file`.sql."""
-    parts = _NAME.split((FOLDER / f"{file}.sql").read_text())
+def _statements(file: str, folder: Path = FOLDER) -> list[tuple[str, str]]:
+    """Returns the name and the text of each statement in the file `file`.sql of `folder`."""
+    parts = _NAME.split((folder / f"{file}.sql").read_text())
     assert not parts[0].strip(), f"{file}.sql does not begin with a name"
     return list(zip(parts[1::2], (text.strip() for text in parts[2::2]), strict=True))
 
