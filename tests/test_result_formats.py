@@ -20,7 +20,8 @@ from circuitloom.attribution.graph_json import (
     logit_node,
 )
 from circuitloom.corpus.token_arrays import write_tokens
-from circuitloom.result_formats import FORMATS, register_export
+from circuitloom.exchange.commands import add_commands
+from circuitloom.result_formats import FORMATS
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "max_position_embeddings": 32,
@@ -57,7 +58,7 @@ def study(tmp_path_factory) -> Path:
 
 def export(*arguments: object) -> None:
     parser = argparse.ArgumentParser()
-    register_export(parser.add_subparsers())
+    add_commands(parser.add_subparsers())
     parsed = parser.parse_args(["export", *map(str, arguments)])
     parsed.run_command(parsed)
 
