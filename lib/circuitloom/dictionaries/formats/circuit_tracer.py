@@ -7,13 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...config.hooks import hook_in_block
 from ...core.atomic_io import write_atomically
 from ..dictionary import Dictionary, save_tensors
 
-INPUT_HOOKS = {"mlp_in": "mlp.hook_in", "resid_mid": "hook_resid_mid"}
-"""Hook of each site that a transcoder can read. Both circuit-tracer and TransformerLens call it so."""
-OUTPUT_HOOKS = {"mlp_out": "mlp.hook_out", "mlp_added": "hook_mlp_out"}
-"""Hook of each site that a transcoder can write. Both circuit-tracer and TransformerLens call it so."""
 
 
 def export_circuit_tracer(
@@ -67,8 +64,8 @@ def write_set_config(
     config: dict[str, Any] = {
         "model_name": model_name,
         "model_kind": "transcoder_set",
-        "feature_input_hook": input_hook or INPUT_HOOKS[first.site_in],
-        "feature_output_hook": output_hook or OUTPUT_HOOKS[first.site_out],
+        "feature_input_hook": input_hook or hook_in_block(first.site_in),
+        "feature_output_hook": output_hook or hook_in_block(first.site_out),
     }
     if first.act == "topk":
         config |= {"activation": "topk", "k": first.k}

@@ -4,18 +4,10 @@ import json
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from ...config.hooks import HOOKS
 from ...core.atomic_io import write_atomically
 from ..dictionary import Dictionary, save_tensors
 
-HOOKS = {
-    "mlp_in": "blocks.{layer}.mlp.hook_in",
-    "mlp_out": "blocks.{layer}.mlp.hook_out",
-    "mlp_added": "blocks.{layer}.hook_mlp_out",
-    "resid_mid": "blocks.{layer}.hook_resid_mid",
-    "resid_pre": "blocks.{layer}.hook_resid_pre",
-}
-"""Name of the hook of each site in TransformerLens' bridge. hook_mlp_out is what the MLP adds to the residual stream:
-after a norm that follows the MLP (Gemma 2), and with a residual multiplier (Granite)."""
 TRANSCODERS = {
     ("relu", False): "transcoder",
     ("relu", True): "skip_transcoder",
