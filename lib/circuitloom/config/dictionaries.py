@@ -17,6 +17,7 @@ from pydantic import (
 from ..core.layout import NEURONS, RESIDUAL
 from .activations import MLP_OUTPUTS, SiteName
 from .base import ExpandedPath, Section, as_list
+from .published import Format, is_transcoder_circuits
 
 RESERVED = (NEURONS, RESIDUAL)
 """Names that runs cannot have. Tables use these names for the model's neurons and residual directions."""
@@ -117,7 +118,8 @@ def _not_reserved(name: str) -> str:
 
 
 def _has_layer(files: str) -> str:
-    if "{layer}" not in files or {"{", "}"} & set(files.replace("{layer}", "")):
+    pickled = is_transcoder_circuits(files, None)
+    if (pickled and "{layer}" not in files) or {"{", "}"} & set(files.replace("{layer}", "")):
         raise ValueError(f"{files}: write {{layer}} in place of the layer's index, and no other braces")
     return files
 
@@ -140,17 +142,36 @@ class Run(Training):
     reads: Literal["mlp_in", "resid_mid"] = "mlp_in"
     """Site that a transcoder reads: the MLP's input, or the residual stream in front of the MLP's norm."""
     files: Annotated[ExpandedPath, AfterValidator(_has_layer)] | None = None
-    """Path of published transcoders (Dunefsky et al. 2024) to import instead of training. `{layer}` is replaced by the
-    layer's index. An imported run needs `name`, `act: relu`, and the `width` of the files. Keys about training do not
+    """Published dictionaries to import instead of training: a folder, a file, or a repository of the hub (`OWNER/NAME`;
+    a folder of this name goes first, unless `revision` is set). `{layer}` is replaced by the layer's index. The format
+    is recognised (docs/exchange.md), and the keys `kind`, `site`, `reads`, `act`, `k`, `width` and `skip` are read from
+    the files. A key that is stated too must agree with them. An imported run needs a `name`. Keys about training do not
     apply."""
+    subfolder: str = ""
+    """Folder in `files`. It may contain `{layer}`."""
+    revision: str | None = None
+    """Branch, tag or commit of a repository of the hub. With null, it is `main`."""
+    format: Format | None = None
+    """Format of `files`, if it cannot be recognised. `transcoder_circuits` is that of Dunefsky et al. (2024): one
+    pickled file per layer. It is assumed if `files` ends in `.pt`, and needs `act: relu` and the `width` of the files.
+    """
+    largest_fvu: PositiveFloat = 0.9
+    """An import stops if the fraction of variance unexplained on about 1,000 held-out tokens is larger. A larger value
+    usually means that the files name a wrong hook. The message says which hooks fit. Files of the format
+    `transcoder_circuits` are not tested."""
 
     @model_validator(mode="after")
     def _as_published(self) -> "Run":
         if self.imported and not self.name:
             raise ValueError("a run with `files` has no settings to be named after; give it a `name`")
-        if self.imported and (self.kind, self.act, self.skip) != ("transcoder", "relu", False):
+        pickled = self.files is not None and is_transcoder_circuits(self.files, self.format)
+        if pickled and (self.kind, self.act, self.skip) != ("transcoder", "relu", False):
             raise ValueError(
                 "`files` hold transcoders of act relu without skip; set kind: transcoder, act: relu, skip: false"
+            )
+        if not self.imported and (self.subfolder or self.revision or self.format):
+            raise ValueError(
+                "subfolder, revision and format describe `files`; name the files, or remove the keys"
             )
         return self
 

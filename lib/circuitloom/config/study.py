@@ -21,6 +21,7 @@ from .language_model import HubModel, LanguageModel, Pretrain
 from .machine import Machine
 from .messages import one_line, unknown_key
 from .model_shape import ModelShape, read_shape
+from .published import PublishedSet, is_transcoder_circuits, recognise
 from .resources import Resources
 
 M = TypeVar("M", bound=Section)
@@ -106,20 +107,36 @@ class Study(Section):
         size."""
         key, runs = f"dictionaries.{sweep}", self.sweeps[sweep]
         for run in runs:
-            files = [Path(run.file(layer)) for layer in self.layers] if run.imported else []
-            missing = [file for file in files if not file.is_file()]
-            if missing:
-                raise ValueError(
-                    f"{key}.files: {missing[0]} does not exist ({len(missing)} of {len(files)} layers); download the "
-                    "files with `hf download REPOSITORY --local-dir FOLDER`, or name the folder they are in"
-                )
-            if not run.imported and run.site_in not in {*MLP_OUTPUTS, *self.activations.sites}:
+            if run.imported:
+                self._check_import(key, run)
+            elif run.site_in not in {*MLP_OUTPUTS, *self.activations.sites}:
                 raise ValueError(
                     f"{key}: reads {run.site_in}, which is not cached; add it to activations.sites"
                 )
         if len({run.batch for run in runs}) > 1:
             raise ValueError(
                 f"{key}: runs of a sweep read the same batches; use one sweep per value of `batch`"
+            )
+
+    def _check_import(self, key: str, run: Run) -> None:
+        """Check that the files of an imported run have the study's layers, and are of its model."""
+        if run.name in self.published:
+            try:
+                self.published[run.name].check_layers(self.layers, self.shape.layers, self.shape.d_model)
+            except ValueError as error:
+                raise ValueError(f"{key}.files: {error}") from error
+            if self.shape.parallel and "resid_mid" in (run.site_in, run.site_out):
+                raise ValueError(
+                    f"{key}: reads or writes resid_mid, which this model lacks: it runs attention and MLP in parallel; "
+                    "name dictionaries of another site"
+                )
+            return
+        files = [Path(run.file(layer)) for layer in self.layers]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(
+                f"{key}.files: {missing[0]} does not exist ({len(missing)} of {len(files)} layers); download the "
+                "files with `hf download REPOSITORY --local-dir FOLDER`, or name the folder they are in"
             )
 
     def _check_circuits(self) -> None:
@@ -201,10 +218,12 @@ class Study(Section):
 
     @property
     def uses_hub(self) -> bool:
-        """Whether text, model or tokenizer come from the Hugging Face hub."""
+        """Whether text, model, tokenizer or dictionaries come from the Hugging Face hub."""
         name, revision = self.tokenizer
         hub = "hub" in (self.corpus.source, self.language_model.source)
-        return hub or (name is not None and is_hub_name(name, revision))
+        files = (layer.weights for found in self.published.values() for layer in found.layers.values())
+        dictionaries = any(file.local is None for file in files)
+        return hub or dictionaries or (name is not None and is_hub_name(name, revision))
 
     @cached_property
     def layers(self) -> list[int]:
@@ -224,12 +243,23 @@ class Study(Section):
         trained = [run for run in self.runs.values() if not run.imported]
         return set(self.activations.sites) | {s for run in trained for s in (run.site_in, run.site_out)}
 
-    @cached_property
+    @property
     def sweeps(self) -> dict[str, list[Run]]:
         """Maps the name of each sweep to its named runs."""
+        return self.runs_and_files[0]
+
+    @property
+    def published(self) -> dict[str, PublishedSet]:
+        """Maps the name of each imported run to its files. Runs with one pickled file per layer are left out."""
+        return self.runs_and_files[1]
+
+    @cached_property
+    def runs_and_files(self) -> tuple[dict[str, list[Run]], dict[str, PublishedSet]]:
+        """The values of `sweeps` and `published`."""
         shared = self._shared_keys()
         names: dict[str, str] = {}
         sweeps: dict[str, list[Run]] = {}
+        published: dict[str, PublishedSet] = {}
         for sweep, keys in self.dictionaries.items():
             if not re.fullmatch(r"[A-Za-z0-9_]+", sweep):
                 raise ValueError(
@@ -239,8 +269,11 @@ class Study(Section):
                 raise ValueError(f"dictionaries.{sweep}: a rule has this name; rename the sweep")
             _refuse_empty_lists(f"dictionaries.{sweep}", keys)
             sweeps[sweep] = []
-            for each in expand_sweep(self.training, keys):
-                run = _validate(Run, each, f"dictionaries.{sweep}")
+            for combination in expand_sweep(self.training, keys):
+                where = f"dictionaries.{sweep}"
+                own = {key: combination[key] for key in keys}
+                complete, files = _published_keys(where, own, combination)
+                run = _validate(Run, complete, where)
                 run = run.model_copy(update={"name": run.name or run_name(run, shared)})
                 if sweeps[sweep] and run.imported != sweeps[sweep][0].imported:
                     raise ValueError(
@@ -253,7 +286,9 @@ class Study(Section):
                     )
                 names[run.name] = sweep
                 sweeps[sweep].append(run)
-        return sweeps
+                if files is not None:
+                    published[run.name] = files
+        return sweeps, published
 
     def _shared_keys(self) -> dict[str, Any]:
         """Returns the validated keys of `training` whose values are not lists. Raises ValueError if any key or value is
@@ -306,3 +341,37 @@ def _refuse_empty_lists(where: str, keys: dict[str, Any]) -> None:
     for key, value in keys.items():
         if value == []:
             raise ValueError(f"{where}.{key}: an empty list makes no run; give it a value, or remove it")
+
+
+def _published_keys(
+    where: str, own: dict[str, Any], keys: dict[str, Any]
+) -> tuple[dict[str, Any], PublishedSet | None]:
+    """Returns the keys of a run with those that its published files determine, and the files.
+
+    `own` are the keys that the sweep itself states. The values of `training` do not apply to an imported run. Returns
+    `keys` and None if the run is trained, if a key is invalid, or if the files are pickled.
+    """
+    try:
+        path, subfolder, revision, format = (
+            Run.read(key, keys.get(key, Run.model_fields[key].default))
+            for key in ("files", "subfolder", "revision", "format")
+        )
+        stated = {key: Run.read(key, own[key]) for key in own if key in Run.model_fields}
+    # the validation of the run says what is wrong
+    except ValidationError:
+        return keys, None
+    if path is None or is_transcoder_circuits(path, format):
+        return keys, None
+    found = recognise(path, subfolder, revision, format, stated, f"{where}.files")
+    derived = found.keys()
+    if found.first.kind is None and not {"kind", "site"} <= stated.keys():
+        raise ValueError(
+            f"{where}.site: {found.source} does not say what its dictionaries read; set kind and site (and reads for a "
+            "transcoder of resid_mid)"
+        )
+    for key, value in derived.items():
+        if key in stated and stated[key] != value:
+            raise ValueError(
+                f"{where}.{key}: {stated[key]}, but the files say {value}; correct it, or remove it"
+            )
+    return {**own, **derived}, found

@@ -1,10 +1,13 @@
 """Files of Hugging Face hub repositories, from the hub or from its cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, TypeVar, cast
 
 from .errors import first_line
+
+R = TypeVar("R")
 
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """File name patterns of configs and tokenizers."""
@@ -45,6 +48,64 @@ def hub_folder(name: str, revision: str, patterns: Sequence[str], key: str) -> P
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"])
         )
+
+
+def hub_names(name: str, revision: str, folder: str, key: str) -> list[str]:
+    """Returns the paths, relative to `folder`, of all files in a folder of a repository, sorted. `folder` is empty for
+    the whole repository. Offline, only files in the hub's cache are listed. `key` and errors are those of
+    `hub_file`."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.hf_api import RepoFile
+
+    with _reachable(name, revision, key, f"no folder {folder or '/'} in {name} at revision {revision}"):
+        if HF_HUB_OFFLINE:
+            root = Path(snapshot_download(name, revision=revision, local_files_only=True)) / folder
+            return sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
+        tree = HfApi().list_repo_tree(name, folder or None, recursive=True, revision=revision)
+        files = [PurePosixPath(entry.path) for entry in tree if isinstance(entry, RepoFile)]
+    return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+def hub_commit(name: str, revision: str, key: str) -> str:
+    """Returns the commit of a revision. Offline, it is the commit in the hub's cache. `key` and errors are those of
+    `hub_file`."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    with _reachable(name, revision, key, f"no revision {revision} of {name}"):
+        if HF_HUB_OFFLINE:
+            # the folder of a snapshot is named after its commit
+            return Path(snapshot_download(name, revision=revision, local_files_only=True)).name
+        return str(HfApi().repo_info(name, revision=revision).sha)
+
+
+def hub_cached(name: str, file: str, revision: str) -> Path | None:
+    """Returns the path of a file of a repository in the hub's cache, or None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, file, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def hub_read(name: str, file: str, revision: str, key: str, read: Callable[[BinaryIO], R]) -> R:
+    """Returns `read(opened)` for a file of a repository. Of a file that is not in the hub's cache, only the parts that
+    are read are downloaded. `key` and errors are those of `hub_file`."""
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    local = hub_cached(name, file, revision)
+    if local is None and HF_HUB_OFFLINE:
+        local = hub_file(name, file, revision, key)
+    if local is not None:
+        with local.open("rb") as opened:
+            return read(opened)
+    with (
+        _reachable(name, revision, key, f"{file} of {name} at revision {revision} could not be read"),
+        # small blocks, because only headers are read
+        HfFileSystem().open(f"{name}/{file}", "rb", revision=revision, block_size=2**20) as remote,
+    ):
+        return read(cast(BinaryIO, remote))
 
 
 @contextmanager
