@@ -11,6 +11,7 @@ from .catalog.engine_command import add_catalog_command
 from .core.errors import first_line
 from .core.layout import Layout
 from .exchange.commands import add_commands
+from .import_command import add_command as add_import_command
 
 
 def main() -> None:
@@ -93,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     adopt.add_argument("study", nargs="?", default="quickstart", help="results/STUDY (quickstart)")
     adopt.set_defaults(run_command=_adopt)
+
+    add_import_command(commands)
 
     queries = commands.add_parser(
         "queries", help="print docs/queries.md: example questions, their SQL and results"

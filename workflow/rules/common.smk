@@ -12,6 +12,7 @@ from snakemake.io import contains_wildcard
 from circuitloom.config import load_study
 from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.config.cases import KINDS
+from circuitloom.config.published import commit_of
 from circuitloom.config.yaml_files import refuse_repeated_keys
 from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, TRACE_TABLES
 from circuitloom.core.layout import NEURONS, Layout
@@ -40,6 +41,9 @@ OF_LAYER = "" if STUDY.grouped else "_layer{layer}"
 TRACE_FILES = {table: f"{table}.parquet" for table in TRACE_TABLES}
 TRACE_FILES |= {"graph": "graph.json", "figure": "graph.png"}
 """Maps the name of each output of a traced prompt to its file."""
+IMPORT_KEYS = {"name", "kind", "site", "reads", "act", "k", "width", "skip"}
+IMPORT_KEYS |= {"files", "subfolder", "revision", "format", "largest_fvu"}
+"""Keys of an imported run that its dictionaries depend on."""
 TARGETS = {}
 """Maps each stage to its result files. Each stage is also a target rule with the stage's name."""
 # circuitloom.core.script reads this variable in each job. It is not a parameter of the rules, so that a change of it
@@ -192,6 +196,17 @@ def stored_sites(runs):
 def dictionary_folders(runs, layers):
     """Returns the dictionary folders of all `runs` at all `layers`. A layer may be a wildcard."""
     return [LAYOUT.dictionary(run, layer) for run in runs for layer in layers]
+
+
+def imported_files(runs, layer):
+    """Returns the local files of imported runs at one layer: weights, and the settings next to them."""
+    layer, files = int(layer), []
+    for run in runs:
+        if run.name in STUDY.published:
+            files += STUDY.published[run.name].layers[layer].local_files()
+        else:
+            files.append(run.file(layer))
+    return sorted(map(str, files))
 
 
 def evaluation_files(runs, table, layers):

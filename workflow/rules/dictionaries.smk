@@ -9,8 +9,16 @@ for sweep, runs in STUDY.sweeps.items():
             name:
                 f"import_{sweep}"
             input:
-                files=[run.files for run in runs],
+                files=lambda wildcards, runs=runs: possible_inputs(
+                    imported_files(runs, wildcards.layer)
+                ),
                 model=LAYOUT.model,
+                # only files that are tested at their hooks need held-out text
+                **(
+                    {"validation": LAYOUT.tokens("validation")}
+                    if any(run.name in STUDY.published for run in runs)
+                    else {}
+                ),
             output:
                 [directory(folder) for folder in folders],
             log:
@@ -24,16 +32,15 @@ for sweep, runs in STUDY.sweeps.items():
                 **needs("dictionaries"),
             params:
                 # imported files do not depend on the training settings
-                runs=[
-                    run.model_dump(
-                        mode="json", include={"kind", "name", "act", "width", "files"}
-                    )
-                    for run in runs
-                ],
+                runs=[run.model_dump(mode="json", include=IMPORT_KEYS) for run in runs],
                 dtype=MODEL_DTYPE,
                 files=lambda wildcards, runs=runs: file_states(
-                    run.file(int(wildcards.layer)) for run in runs
+                    imported_files(runs, wildcards.layer)
                 ),
+                commits=[
+                    commit_of(run.files, run.revision, f"dictionaries.{sweep}.files")
+                    for run in runs
+                ],
                 code=code("dictionaries_import"),
             script:
                 "../../scripts/dictionaries_import.py"

@@ -1,0 +1,64 @@
+"""`circuitloom import` says what published files are, and its config imports them."""
+
+import sys
+
+import pytest
+import yaml
+from tests import published_folders as folders
+from tests.config.test_published import study_of
+
+from circuitloom import cli
+
+
+def output_of(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["circuitloom", "import", *arguments])
+    cli.main()
+    return capsys.readouterr().out
+
+
+def test_the_command_describes_a_set_and_prints_the_config_that_imports_it(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    folders.circuit_tracer(tmp_path / "set", act="topk", skip=True)
+    description, config = output_of(monkeypatch, capsys, str(tmp_path / "set")).split("\n\n")
+    size = sum(file.stat().st_size for file in (tmp_path / "set").glob("layer_*"))
+    size += 3 * (tmp_path / "set" / "config.yaml").stat().st_size
+    assert description.splitlines() == [
+        str(tmp_path / "set"),
+        "format        circuit_tracer, architecture transcoder",
+        "kind          transcoder with skip connection",
+        "reads         mlp_in (mlp.hook_in)",
+        "reconstructs  mlp_added (hook_mlp_out)",
+        "features      24 per layer, d=16",
+        "activation    topk, k=5",
+        "model         tiny",
+        "layers        0, 1, 2",
+        f"size          {size / 1e6:,.1f} MB",
+    ]
+    sweep = yaml.safe_load(config)["dictionaries"]["published"]
+    study = study_of(tmp_path, sweep)
+    assert study.runs["published"].width == folders.WIDTH and yaml.safe_load(config)["activations"] == {
+        "layers": [0, 1, 2]
+    }
+
+
+def test_the_config_of_files_that_need_a_choice_makes_that_choice(tmp_path, monkeypatch, capsys) -> None:
+    for layer in range(3):
+        for width in (16, 32):
+            place = tmp_path / "set" / f"layer_{layer}_width_{width}k_l0_small"
+            folders.gemma_scope(place, layer, config=folders.scope_2_config(layer, width=width), width=width)
+    with pytest.raises(SystemExit, match=r"^circuitloom: import: files: 2 dictionaries of layer 0 "):
+        output_of(monkeypatch, capsys, str(tmp_path / "set"))
+    out = output_of(monkeypatch, capsys, str(tmp_path / "set"), "--width", "32")
+    assert "activation    jumprelu, L0 10 to 10 per token as stated" in out
+    assert "thresholds    0 to " in out
+    study = study_of(tmp_path, yaml.safe_load(out.split("\n\n")[1])["dictionaries"]["published"])
+    assert study.runs["published"].width == 32
+
+
+def test_a_folder_without_dictionaries_is_refused_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+    with pytest.raises(
+        SystemExit, match=r"^circuitloom: import: files: .* has no file; needed is one of"
+    ) as error:
+        output_of(monkeypatch, capsys, str(tmp_path))
+    assert "\n" not in str(error.value)
