@@ -265,3 +265,31 @@ def test_an_sae_of_a_centred_residual_stream_reads_the_stream_itself(tmp_path) -
     z, y_hat = forward(X - X.mean(1, keepdim=True))
     torch.testing.assert_close(dictionary.encode(X), z, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(dictionary(X), y_hat, rtol=1e-6, atol=1e-6)
+
+
+def test_an_import_is_tested_on_held_out_tokens_before_it_is_saved(tmp_path) -> None:
+    import numpy as np
+
+    from circuitloom.config import Run
+    from circuitloom.corpus.token_arrays import write_tokens
+    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.dictionaries.formats.published import ImportJob, import_run
+
+    folders.circuit_tracer(tmp_path / "set", act="topk", skip=True)
+    model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
+    token = np.random.default_rng(0).integers(4, 60, (4, 32), dtype=np.int32)
+    attributes = {"bos_id": 1, "separator_id": 1, "vocabulary": 64}
+    write_tokens(tmp_path / "validation.zarr", [(token, np.zeros_like(token))], 4, attributes)
+    job = ImportJob(layer=1, model=model, validation=tmp_path / "validation.zarr")
+    keys = {"name": "theirs", "files": str(tmp_path / "set"), "format": "circuit_tracer", "site": "mlp_added"}
+    run = Run(**keys, act="topk", k=folders.K, width=WIDTH, skip=True, largest_fvu=1e9)
+    output = tmp_path / "theirs" / "layer1"
+    with pytest.raises(
+        ValueError, match=r"layer_1\.safetensors: layer 1 does not fit with mlp\.hook_in to hook_mlp_out"
+    ):
+        import_run(run.model_copy(update={"largest_fvu": 0.9}), job, output)
+    assert not output.exists()
+    import_run(run, job, output)
+    saved, read = load_dictionary(output), read_published(tmp_path / "set", 1)
+    assert torch.equal(saved(X.float()), read(X.float()))
+    assert (saved.site_in, saved.site_out, saved.act, saved.k) == ("mlp_in", "mlp_added", "topk", folders.K)

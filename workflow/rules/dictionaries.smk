@@ -9,16 +9,16 @@ for sweep, runs in STUDY.sweeps.items():
             name:
                 f"import_{sweep}"
             input:
-                files=lambda wildcards, runs=runs: possible_inputs(
-                    imported_files(runs, wildcards.layer)
-                ),
-                model=LAYOUT.model,
-                # only files that are tested at their hooks need held-out text
                 **(
                     {"validation": LAYOUT.tokens("validation")}
                     if any(run.name in STUDY.published for run in runs)
                     else {}
                 ),
+                files=lambda wildcards, runs=runs: possible_inputs(
+                    imported_files(runs, wildcards.layer)
+                ),
+                model=LAYOUT.model,
+                # only files that are tested at their hooks need held-out text
             output:
                 [directory(folder) for folder in folders],
             log:

@@ -32,7 +32,7 @@ FACTOR = 4.0
 PLAUSIBLE = 0.3
 """With a smaller FVU, no other reading is tried."""
 BETTER = 0.5
-"""Another reading is worth a notice if its FVU is less than this fraction of the files' own reading."""
+"""The files name wrong hooks if the FVU of another reading is less than this fraction of that of their own reading."""
 _HOOK = {site: hook.partition("{layer}.")[2] for site, hook in HOOKS.items()}
 
 
@@ -78,34 +78,32 @@ class HookCheck:
     def verdict(self) -> str:
         """Returns one line about how well the dictionary fits.
 
-        Raises ValueError if its FVU exceeds `largest_fvu`, or if its L0 is far from the one that its files state. L0 is
-        not compared if `largest_fvu` is above 1.
+        Raises ValueError if its FVU exceeds `largest_fvu`, if its L0 is far from the one that its files state, or if
+        another reading fits much better. If `largest_fvu` is above 1, only FVU is compared.
         """
         own = self.own
         where = f"{self.layer.weights}: layer {self.dictionary.layer}"
         facts = f"FVU {own.fvu:.3g} on {self.n_tokens:,} held-out tokens, L0 {own.l0:.4g}"
-        if self._fits(own):
-            others = self.others() if own.fvu > PLAUSIBLE else iter(())
-            better = min(others, key=lambda each: each.fvu, default=own)
-            hint = ""
-            if better.fvu < BETTER * own.fvu and self._fits(better):
-                hint = f"; with {better} FVU is {better.fvu:.3g}: compare the hooks with those of its authors"
-            return f"{where}: {facts}{hint}"
-        expected = f" (the files state {self.expected_l0:g})" if self.expected_l0 else ""
+        good = self._fits(own)
+        if good and (own.fvu <= PLAUSIBLE or self.largest_fvu > 1):
+            return f"{where}: {facts}"
         others = list(self.others())
-        fitting = sorted((each for each in others if self._fits(each)), key=lambda each: each.fvu)
-        if fitting:
-            found = fitting[0]
+        limit = BETTER * own.fvu if good else self.largest_fvu
+        found = min((each for each in others if self._fits(each)), key=lambda each: each.fvu, default=None)
+        if good and (found is None or found.fvu > limit):
+            return f"{where}: {facts}"
+        expected = f" (the files state {self.expected_l0:g})" if self.expected_l0 else ""
+        if found is not None:
             advice = f"it fits with {found} (FVU {found.fvu:.3g}, L0 {found.l0:.4g}): correct a copy of its settings"
         else:
             best = min(others, key=lambda each: each.fvu, default=own)
             advice = (
                 f"none of {len(others)} other readings (other hooks, scaled, skip transposed) fits, the best is {best} "
-                f"with FVU {best.fvu:.3g}: name the files of this model, or set largest_fvu above 1 to import them"
+                f"with FVU {best.fvu:.3g}: name the files of this model"
             )
         raise ValueError(
             f"{where} does not fit with {own}, as its files say: {facts}{expected}, FVU may be {self.largest_fvu:g}; "
-            f"{advice}"
+            f"{advice}, or set largest_fvu above 1 to import them"
         )
 
     def _fits(self, reading: HookReading) -> bool:
