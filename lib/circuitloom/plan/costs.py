@@ -28,7 +28,8 @@ SHARE_OF_PEAK = {
 fast number format, all other stages float32.
 
 Fitted to quickstart and stories260k on a processor without bfloat16 (docs/benchmarks/quickstart.md). The values of
-pretraining and training lie between two processors, whose values differ by factors of 1.4 and 1.9. Exports compute nothing.
+pretraining and training lie between two processors, whose values differ by factors of 1.4 and 1.9. Exports compute
+nothing.
 """
 UNFUSED_RATE = 9e9
 """Bytes per second of a forward pass on CPUs, outside matrix products, in models with gated MLPs: their norms, rotary

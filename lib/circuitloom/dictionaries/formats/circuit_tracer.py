@@ -12,7 +12,6 @@ from ...core.atomic_io import write_atomically
 from ..dictionary import Dictionary, save_tensors
 
 
-
 def export_circuit_tracer(
     dictionaries: Mapping[int, Dictionary],
     folder: Path | str,
