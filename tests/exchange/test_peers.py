@@ -86,11 +86,13 @@ def exported_dictionaries(keys: dict) -> dict[int, Dictionary]:
 def run_peer(tmp_path_factory) -> Callable[[str], Path]:
     """A function that runs a library once, on everything that is exported for it. Returns its folder."""
     folders: dict[str, Path] = {}
+    failed: dict[str, str] = {}
 
     def run(peer: str) -> Path:
         python = peer_python(peer)
         if peer in folders:
             return folders[peer]
+        assert peer not in failed, failed[peer]
         folder, case = tmp_path_factory.mktemp(peer), PEERS[peer]
         for name, keys in case.keys.items():
             own = folder / "ours" / name
@@ -104,7 +106,9 @@ def run_peer(tmp_path_factory) -> Callable[[str], Path]:
             [str(python), str(script), str(folder)], text=True, capture_output=True, check=False,
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        if done.returncode:
+            failed[peer] = done.stderr[-3000:]
+        assert peer not in failed, failed[peer]
         folders[peer] = folder
         return folder
 

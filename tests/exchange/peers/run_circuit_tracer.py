@@ -27,8 +27,8 @@ def main() -> None:
         x = load_file(case / "x.safetensors")["x"]
         with torch.no_grad():
             z = transcoder.encode(x)
-            y = transcoder.decode(z)
-            y = y if transcoder.W_skip is None else y + transcoder.compute_skip(x)
+            # with a skip connection, decode needs the input
+            y = transcoder.decode(z, x)
         save_file({"z": z.contiguous(), "y": y.contiguous()}, case / "theirs.safetensors")
 
 
