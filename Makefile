@@ -48,8 +48,8 @@ test-slow: environment
 test-models: environment
 	$(BIN)/python -m pytest -n 2 -m models
 
-# Exported dictionaries, read by the libraries that own the formats, in environments of their own: about 10 minutes and
-# 6 GB for the environments, then 2 minutes.
+# Exported dictionaries, read by the libraries that own the formats, in environments of their own, which take most of the
+# time and some GB.
 test-exchange: environment .peers/saelens/.installed .peers/circuit_tracer/.installed .peers/sparsify/.installed \
 		.peers/dictionary_learning/.installed
 	$(BIN)/python -m pytest -rs -m exchange tests/exchange

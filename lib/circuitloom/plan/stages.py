@@ -50,7 +50,8 @@ PROMPT_SECONDS, WEIGHTS_SECONDS = 1.0, 4.0
 INSTALL_SECONDS = 6.0
 """Seconds of storing an existing model and of loading it to measure its loss."""
 EXPORT_RATE, EXPORT_COPIES = 200e6, 3
-"""Bytes of weights that an export reads, writes and hashes per second, and copies of a layer in memory."""
+"""Bytes of weights that an export reads, writes and hashes per second, and copies of a layer in memory. Both are
+assumed, not measured."""
 HEAD_BLOCKS = 4
 """Number of blocks of logits in memory: of two models, their difference, and probabilities."""
 ENCODED_BYTES = 12
