@@ -54,7 +54,7 @@ class DuckDB(Engine):
         self.connection.execute(file.read_text())
 
     def ask(self, question: dict) -> Any:
-        return self.connection.execute(self.query(question)).to_arrow_table()
+        return self.connection.sql(self.query(question)).to_arrow_table()
 
 
 class Spark(Engine):

@@ -1,0 +1,262 @@
+"""Spark, ClickHouse, Polars and DataFusion read a study's tables, from a folder and from a bucket, as DuckDB does.
+
+Each engine runs in an environment of its own, .peers/ENGINE, which `make test-exchange` makes from benchmarks/peers.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from tests.catalog.tables import LAYER, OTHER_RUN, RUN, SILENT, Study, make_study, write_token_table
+
+from circuitloom.catalog.build import build_catalog
+from circuitloom.catalog.client import open_catalog
+from circuitloom.catalog.engines.generate import engine_script, portable_macros
+from circuitloom.core.tables import TABLES
+from circuitloom.core.token_text import name_bytes
+
+pytestmark = pytest.mark.exchange
+ROOT = Path(__file__).parents[2]
+PEERS = Path(os.environ.get("PEERS", ROOT / ".peers"))
+SCRIPT = ROOT / "benchmarks" / "peers" / "sql_engines.py"
+ENGINES = ("spark", "clickhouse", "polars", "datafusion")
+ORDER = {macro.name: macro.order for macro in portable_macros()}
+NULL_LISTS = {"clickhouse"}
+"""Engines that read a list that is null as an empty list."""
+UNMARKED = {"polars"}
+"""Engines whose top examples have no [[ ]]."""
+BYTES = {"polars", "datafusion"}
+"""Engines that do not join the bytes of a character."""
+SELECTED = [(RUN, LAYER, 0), (RUN, LAYER, 4), (RUN, 10, 11), (OTHER_RUN, LAYER, 65_537), (RUN, LAYER, SILENT)]
+WANTED = ("caught", "w1", " w1", "s.", ". ", "日本", "\n", "it's", "%", "zebra", "")
+
+
+def python(engine: str) -> Path:
+    """Python of the engine's environment. Skips the test without it."""
+    path = PEERS / engine / "bin" / "python"
+    if not path.is_file():
+        pytest.skip(f"needs {path.parents[1]}: make test-exchange")
+    if engine == "spark" and shutil.which("java") is None:
+        pytest.skip("Spark needs Java: apt-get install default-jre-headless")
+    return path
+
+
+def ask(
+    engine: str, file: Path, questions: list[dict], *options: str, **environment: str
+) -> list[dict[str, Any]]:
+    command = [str(python(engine)), str(SCRIPT), engine, str(file), *options]
+    done = subprocess.run(
+        command, input=json.dumps(questions), capture_output=True, text=True, check=False, timeout=600,
+        env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])["answers"]
+
+
+def question(macro: str, **arguments: Any) -> dict[str, Any]:
+    return {"macro": macro, "arguments": arguments, "order": ORDER[macro]}
+
+
+def of_feature(macro: str, run: str, layer: int, feature: int) -> dict[str, Any]:
+    return question(macro, of_run=run, of_layer=layer, of_feature=feature)
+
+
+QUESTIONS = [
+    *(of_feature(macro, *selected) for macro in ("top_examples", "coactivation") for selected in SELECTED),
+    question("firing_rates", of_run=RUN, of_layer=LAYER),
+    *(question("search", wanted=wanted) for wanted in WANTED),
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = make_study(tmp_path_factory.mktemp("exchange") / "a study")
+    build_catalog(study.folder)
+    return study
+
+
+@pytest.fixture(scope="module")
+def catalog(study: Study) -> Iterator[duckdb.DuckDBPyConnection]:
+    with open_catalog(study.folder) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def file(request: pytest.FixtureRequest, study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the engine of the test's parameter."""
+    return write_script(request.param, study.folder, tmp_path_factory.mktemp(request.param))
+
+
+def write_script(engine: str, results: Path | str, folder: Path) -> Path:
+    file = folder / "catalog.sql"
+    file.write_text(engine_script(engine, results))
+    return file
+
+
+def expected_answer(catalog: duckdb.DuckDBPyConnection, asked: dict) -> list[list]:
+    """The catalogue's rows, as JSON gives them."""
+    values = list(asked["arguments"].values())
+    if asked["macro"] == "firing_rates":
+        rows = catalog.execute(
+            "SELECT feature, n_tokens, density FROM feature WHERE run = ? AND layer = ? ORDER BY feature",
+            values,
+        )
+    else:
+        rows = catalog.execute(f"FROM {asked['macro']}({', '.join('?' for _ in values)})", values)
+    return json.loads(json.dumps(rows.fetchall(), default=lambda value: value.hex()))
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Whether two JSON values are equal. Results of divisions may differ in the last bits."""
+    if isinstance(expected, list):
+        return isinstance(found, list) and len(found) == len(expected) and all(map(alike, found, expected))
+    if isinstance(expected, float) and isinstance(found, float | int):
+        return math.isclose(found, expected, rel_tol=1e-12) or (math.isnan(found) and math.isnan(expected))
+    return found == expected
+
+
+def assert_answers(engine: str, catalog: duckdb.DuckDBPyConnection, answers: list[dict]) -> None:
+    assert len(answers) == len(QUESTIONS)
+    for asked, answer in zip(QUESTIONS, answers, strict=True):
+        expected = expected_answer(catalog, asked)
+        if asked["macro"] == "top_examples" and engine in UNMARKED:
+            for row in expected:
+                row[4] = re.sub(r"\[\[(.*)\]\]", r"\1", row[4], flags=re.DOTALL)
+        assert alike(answer["rows"], expected), (asked, answer["rows"][:3], expected[:3])
+
+
+@pytest.mark.parametrize(("engine", "file"), [(each, each) for each in ENGINES], indirect=["file"])
+def test_every_view_has_the_values_of_the_catalogue(engine: str, file: Path, catalog) -> None:
+    answers = ask(engine, file, [{"table": table.name} for table in TABLES])
+    for table, answer in zip(TABLES, answers, strict=True):
+        names = list(table.columns)
+        features = ["features"] if table.name == "code" and engine in ("spark", "clickhouse") else []
+        assert answer["columns"] == names + features
+        rows = catalog.execute(f"SELECT {', '.join(names + features)} FROM {table.name}").fetchall()
+        expected = json.loads(json.dumps(rows, default=lambda value: value.hex()))
+        if engine in NULL_LISTS:
+            lists = [i for i, (kind, _) in enumerate(table.columns.values()) if str(kind).startswith("list")]
+            expected = [
+                [[] if i in lists and x is None else x for i, x in enumerate(row)] for row in expected
+            ]
+        key = [names.index(name) for name in table.key]
+        for rows in (answer["rows"], expected):
+            rows.sort(key=lambda row: [row[i] for i in key])
+        assert alike(answer["rows"], expected), table.name
+
+
+@pytest.mark.parametrize(("engine", "file"), [(each, each) for each in ENGINES], indirect=["file"])
+def test_every_macro_has_the_rows_of_the_catalogue(engine: str, file: Path, catalog) -> None:
+    assert_answers(engine, catalog, ask(engine, file, QUESTIONS))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_characters_of_several_tokens(engine: str, tmp_path: Path) -> None:
+    data = "he 他说 war".encode()
+    cuts = [0, 3, 5, 6, 9, 13]
+    tokens = [name_bytes(data[start:stop]) for start, stop in zip(cuts, [*cuts[1:], len(data)], strict=True)]
+    assert any("⟨" in token for token in tokens)
+    write_token_table(tmp_path, np.array([tokens], object))
+    # without a tokenizer, tokens with a blank contain their own
+    build_catalog(tmp_path)
+    with open_catalog(tmp_path) as catalog:
+        expected = catalog.execute("FROM search('war')").fetchall()
+    if engine in BYTES:
+        expected = [(0, 5, 0, "".join([*tokens[:5], f"[[{tokens[5]}]]"]))]
+    (answer,) = ask(engine, write_script(engine, tmp_path, tmp_path), [question("search", wanted="war")])
+    assert [tuple(row) for row in answer["rows"]] == expected and len(expected) == 1
+
+
+@contextmanager
+def spark_cluster(folder: Path) -> Iterator[str]:
+    """A standalone cluster of a master and two workers on this machine; yields the master's address."""
+    package = subprocess.run(
+        [str(python("spark")), "-c", "import pyspark; print(pyspark.__path__[0])"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    command = [f"{package}/bin/spark-class", "org.apache.spark.deploy"]
+    environment = os.environ | {
+        "SPARK_HOME": package,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_DAEMON_MEMORY": "512m",
+    }
+    processes = []
+
+    def start(role: str, *arguments: str) -> Path:
+        log = folder / f"{role}{len(processes)}.log"
+        line = [
+            command[0],
+            f"{command[1]}.{role}.{role.capitalize()}",
+            "--host",
+            "127.0.0.1",
+            "--webui-port",
+            "0",
+        ]
+        with log.open("w") as output:
+            processes.append(
+                subprocess.Popen([*line, *arguments], stdout=output, stderr=output, env=environment)
+            )
+        return log
+
+    def wait(log: Path, pattern: str) -> str:
+        for _ in range(600):
+            if match := re.search(pattern, log.read_text()):
+                return match[0]
+            time.sleep(0.2)
+        raise AssertionError(log.read_text()[-2000:])
+
+    try:
+        master = wait(start("master", "--port", "0"), r"spark://[\d.]+:\d+")
+        for number in range(2):
+            work = ["--work-dir", str(folder / f"work{number}"), "--cores", "1", "--memory", "1g", master]
+            wait(start("worker", *work), "Successfully registered with master")
+        yield master
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(30)
+
+
+def test_a_spark_cluster_of_two_workers_has_the_rows_of_the_catalogue(study, catalog, tmp_path: Path) -> None:
+    file = write_script("spark", study.folder, tmp_path)
+    with spark_cluster(tmp_path) as master:
+        answers = ask("spark", file, QUESTIONS, "--master", master, SPARK_LOCAL_IP="127.0.0.1")
+        # both workers ran an executor
+        assert all(list((tmp_path / f"work{number}").glob("app-*/*/stderr")) for number in range(2))
+    assert_answers("spark", catalog, answers)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("moto") is None, reason="needs moto: PYTHONPATH=.cloud, make cloud"
+)
+@pytest.mark.parametrize("engine", ["clickhouse", "polars", "datafusion"])
+def test_a_bucket_has_the_rows_of_the_catalogue(
+    engine: str, study: Study, catalog, tmp_path: Path, monkeypatch
+) -> None:
+    from tests.storage.server import BUCKET, s3_server
+
+    python(engine)
+    with s3_server() as server:
+        for path in study.folder.rglob("*.parquet"):
+            server.bucket.upload_file(str(path), f"studies/{path.relative_to(study.folder)}")
+        environment = {
+            "AWS_ENDPOINT_URL": server.address, "AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "anything",
+            "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
+        }  # fmt: skip
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        file = write_script(engine, f"s3://{BUCKET}/studies/", tmp_path)
+        options = ["--bucket", BUCKET] if engine == "datafusion" else []
+        assert_answers(engine, catalog, ask(engine, file, QUESTIONS, *options))
