@@ -1,4 +1,4 @@
-"""Time of four questions about a large study in DuckDB, Spark, ClickHouse, Polars and DataFusion.
+"""Time of four questions about a large study in DuckDB, ClickHouse, Polars and DataFusion.
 
     python benchmarks/synthetic_features.py results/synthetic --activations 100_000_000
     python benchmarks/engines.py results/synthetic

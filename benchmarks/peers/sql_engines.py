@@ -57,34 +57,6 @@ class DuckDB(Engine):
         return self.connection.sql(self.query(question)).to_arrow_table()
 
 
-class Spark(Engine):
-    def __init__(self, file: Path, arguments: argparse.Namespace) -> None:
-        import pyspark
-        from pyspark.sql import SparkSession
-
-        self.version = pyspark.__version__
-        master = arguments.master or f"local[{arguments.threads}]"
-        # as many partitions as threads: 200, the default, are for clusters
-        options = {"spark.sql.shuffle.partitions": arguments.threads, "spark.ui.enabled": "false"}
-        options |= {"spark.driver.memory": "4g", "spark.log.level": "ERROR"}
-        builder = SparkSession.builder.master(master)
-        for key, value in options.items():
-            builder = builder.config(key, value)
-        self.session = builder.getOrCreate()
-        for statement in statements(file.read_text()):
-            self.session.sql(statement)
-
-    def ask(self, question: dict) -> Any:
-        frame = self.session.sql(self.query(question))
-        return frame.columns, [[self.value(each) for each in row] for row in frame.collect()]
-
-    def value(self, value: Any) -> Any:
-        return bytes(value) if isinstance(value, bytearray) else value
-
-    def rows(self, result: Any) -> tuple[list[str], list[list]]:
-        return result
-
-
 class ClickHouse(Engine):
     def __init__(self, file: Path, arguments: argparse.Namespace) -> None:
         import chdb
@@ -168,7 +140,7 @@ class DataFusion(Engine):
 
 
 ENGINES = {
-    "duckdb": DuckDB, "spark": Spark, "clickhouse": ClickHouse, "polars": Polars, "datafusion": DataFusion
+    "duckdb": DuckDB, "clickhouse": ClickHouse, "polars": Polars, "datafusion": DataFusion
 }  # fmt: skip
 
 
@@ -184,7 +156,6 @@ def main() -> None:
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("file", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--master", help="address of a Spark cluster")
     parser.add_argument("--bucket", help="name of a bucket at AWS_ENDPOINT_URL")
     arguments = parser.parse_args()
     started = time.perf_counter()

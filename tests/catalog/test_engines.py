@@ -234,11 +234,11 @@ def test_parts_of_joined_tokens_are_the_catalogues_characters(catalog) -> None:
 @pytest.mark.parametrize(
     ("engine", "results", "message"),
     [
-        ("oracle", ".", r"no engine 'oracle'; choose one of duckdb, spark, clickhouse, polars, datafusion$"),
-        ("spark", "nowhere", r"there is no folder nowhere; name a study's results"),
-        ("spark", ".", r"there are no tables in .*; make them with `snakemake`$"),
-        ("spark", "a[b]", r"engines read '\[' in a path as part of a pattern; move or link"),
-        ("spark", "gs://bucket/study", r"gs://bucket/study: results are read from a folder or from s3://"),
+        ("oracle", ".", r"no engine 'oracle'; choose one of duckdb, clickhouse, polars, datafusion$"),
+        ("clickhouse", "nowhere", r"there is no folder nowhere; name a study's results"),
+        ("clickhouse", ".", r"there are no tables in .*; make them with `snakemake`$"),
+        ("clickhouse", "a[b]", r"engines read '\[' in a path as part of a pattern; move or link"),
+        ("clickhouse", "gs://bucket/study", r"gs://bucket/study: results are read from a folder or from s3://"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, monkeypatch, engine: str, results: str, message: str) -> None:
@@ -250,10 +250,10 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch, engine: str, results: 
 
 
 def test_the_command_prints_or_writes_the_file(study: Study, tmp_path: Path, monkeypatch, capsys) -> None:
-    expected = engine_script("spark", study.folder)
+    expected = engine_script("clickhouse", study.folder)
     output = tmp_path / "out.sql"
     for more in ([], [str(output)]):
-        arguments = ["circuitloom", "catalog", "--engine", "spark", str(study.folder), *more]
+        arguments = ["circuitloom", "catalog", "--engine", "clickhouse", str(study.folder), *more]
         monkeypatch.setattr(sys, "argv", arguments)
         main()
         printed = capsys.readouterr().out

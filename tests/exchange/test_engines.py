@@ -1,4 +1,4 @@
-"""Spark, ClickHouse, Polars and DataFusion read a study's tables, from a folder and from a bucket, as DuckDB does.
+"""ClickHouse, Polars and DataFusion read a study's tables, from a folder and from a bucket, as DuckDB does.
 
 Each engine runs in an environment of its own, .peers/ENGINE, which `make test-exchange` makes from benchmarks/peers.
 """
@@ -8,11 +8,8 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,7 @@ pytestmark = pytest.mark.exchange
 ROOT = Path(__file__).parents[2]
 PEERS = Path(os.environ.get("PEERS", ROOT / ".peers"))
 SCRIPT = ROOT / "benchmarks" / "peers" / "sql_engines.py"
-ENGINES = ("spark", "clickhouse", "polars", "datafusion")
+ENGINES = ("clickhouse", "polars", "datafusion")
 ORDER = {macro.name: macro.order for macro in portable_macros()}
 NULL_LISTS = {"clickhouse"}
 """Engines that read a list that is null as an empty list."""
@@ -48,8 +45,6 @@ def python(engine: str) -> Path:
     path = PEERS / engine / "bin" / "python"
     if not path.is_file():
         pytest.skip(f"needs {path.parents[1]}: make test-exchange")
-    if engine == "spark" and shutil.which("java") is None:
-        pytest.skip("Spark needs Java: apt-get install default-jre-headless")
     return path
 
 
@@ -142,7 +137,7 @@ def test_every_view_has_the_values_of_the_catalogue(engine: str, file: Path, cat
     answers = ask(engine, file, [{"table": table.name} for table in TABLES])
     for table, answer in zip(TABLES, answers, strict=True):
         names = list(table.columns)
-        features = ["features"] if table.name == "code" and engine in ("spark", "clickhouse") else []
+        features = ["features"] if table.name == "code" and engine == "clickhouse" else []
         assert answer["columns"] == names + features
         rows = catalog.execute(f"SELECT {', '.join(names + features)} FROM {table.name}").fetchall()
         expected = json.loads(json.dumps(rows, default=lambda value: value.hex()))
@@ -177,65 +172,6 @@ def test_characters_of_several_tokens(engine: str, tmp_path: Path) -> None:
         expected = [(0, 5, 0, "".join([*tokens[:5], f"[[{tokens[5]}]]"]))]
     (answer,) = ask(engine, write_script(engine, tmp_path, tmp_path), [question("search", wanted="war")])
     assert [tuple(row) for row in answer["rows"]] == expected and len(expected) == 1
-
-
-@contextmanager
-def spark_cluster(folder: Path) -> Iterator[str]:
-    """A standalone cluster of a master and two workers on this machine; yields the master's address."""
-    package = subprocess.run(
-        [str(python("spark")), "-c", "import pyspark; print(pyspark.__path__[0])"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    command = [f"{package}/bin/spark-class", "org.apache.spark.deploy"]
-    environment = os.environ | {
-        "SPARK_HOME": package,
-        "SPARK_LOCAL_IP": "127.0.0.1",
-        "SPARK_DAEMON_MEMORY": "512m",
-    }
-    processes = []
-
-    def start(role: str, *arguments: str) -> Path:
-        log = folder / f"{role}{len(processes)}.log"
-        line = [
-            command[0],
-            f"{command[1]}.{role}.{role.capitalize()}",
-            "--host",
-            "127.0.0.1",
-            "--webui-port",
-            "0",
-        ]
-        with log.open("w") as output:
-            processes.append(
-                subprocess.Popen([*line, *arguments], stdout=output, stderr=output, env=environment)
-            )
-        return log
-
-    def wait(log: Path, pattern: str) -> str:
-        for _ in range(600):
-            if match := re.search(pattern, log.read_text()):
-                return match[0]
-            time.sleep(0.2)
-        raise AssertionError(log.read_text()[-2000:])
-
-    try:
-        master = wait(start("master", "--port", "0"), r"spark://[\d.]+:\d+")
-        for number in range(2):
-            work = ["--work-dir", str(folder / f"work{number}"), "--cores", "1", "--memory", "1g", master]
-            wait(start("worker", *work), "Successfully registered with master")
-        yield master
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait(30)
-
-
-def test_a_spark_cluster_of_two_workers_has_the_rows_of_the_catalogue(study, catalog, tmp_path: Path) -> None:
-    file = write_script("spark", study.folder, tmp_path)
-    with spark_cluster(tmp_path) as master:
-        answers = ask("spark", file, QUESTIONS, "--master", master, SPARK_LOCAL_IP="127.0.0.1")
-        # both workers ran an executor
-        assert all(list((tmp_path / f"work{number}").glob("app-*/*/stderr")) for number in range(2))
-    assert_answers("spark", catalog, answers)
 
 
 @pytest.mark.skipif(

@@ -41,65 +41,6 @@ connection.sql("FROM coactivation('RUN', 0, 17) ORDER BY overlap DESC LIMIT 10")
         return self.shown(f"array_to_string({words}, {quoted(self.spacing)})")
 
 
-class _Spark(WholeTextDialect):
-    """Spark SQL: temporary views and temporary SQL functions."""
-
-    title = "Spark SQL (tested with 4.3.0)"
-    usage = """from pyspark.sql import SparkSession
-spark = SparkSession.builder.getOrCreate()
-for statement in open("FILE").read().split(";\\n"):
-    if statement.strip():
-        spark.sql(statement)
-spark.sql("SELECT * FROM coactivation('RUN', 0, 17) ORDER BY overlap DESC LIMIT 10").show()"""
-    types = {"text": "STRING", "integer": "INT"}
-    marks = (r"'\uFDD0'", r"'\uFDD1'")
-
-    def whole_text(self, joined: str) -> str:
-        # not an SQL function: Spark allows no call of one on the result of a lambda function
-        opening, closing = self.marks
-        character = (
-            f"concat(if(contains(part, {opening}), {opening}, ''), "
-            "decode(unhex(regexp_replace(part, '[^0-9A-F]', '')), 'UTF-8'), "
-            f"if(contains(part, {closing}), {closing}, ''))"
-        )
-        text = f"if(char_length(part) > 1 AND startswith(part, '⟨'), {character}, part)"
-        return f"array_join(transform(regexp_extract_all({joined}, r'{PARTS}', 0), part -> {text}), '')"
-
-    def view(self, table: str, places: Sequence[str], columns: str) -> list[str]:
-        (statement,) = super().view(table, places, columns)
-        return [statement.replace("VIEW", "TEMPORARY VIEW", 1)]
-
-    def files(self, place: str) -> str:
-        if place.startswith(S3):
-            return f"parquet.`s3a://{place.removeprefix(S3)}`"
-        # without a scheme, a cluster would look for the files in its own file system
-        return f"parquet.`file://{place}`"
-
-    def macro(self, macro: PortableMacro, select: str) -> str:
-        parameters = ", ".join(f"{name} {self.types[kind]}" for name, kind in macro.parameters.items())
-        return (
-            f"CREATE OR REPLACE TEMPORARY FUNCTION {macro.name}({parameters}) RETURNS TABLE RETURN\n{select}"
-        )
-
-    def unpacked(self, packed: str, n: str) -> str:
-        size = f"CAST(length({packed}) / {n} AS INT)"
-        number = f"conv(hex(substring({packed}, i * {size} + 1, {size})), 16, 10)"
-        return f"transform(sequence(0, {n} - 1), i -> CAST({number} AS INT))"
-
-    def exploded(self, values: str) -> str:
-        return f"explode({values})"
-
-    def joined(self, value: str, order: str) -> str:
-        return f"listagg({value}, {quoted(self.spacing)}) WITHIN GROUP (ORDER BY {order})"
-
-    def substring(self, text: str, start: str, length: str) -> str:
-        return f"substring({text}, CAST({start} AS INT), CAST({length} AS INT))"
-
-    def marked(self, tokens: str, place: str) -> str:
-        words = f"transform({tokens}, (t, i) -> CASE WHEN i = {place} THEN {self.in_marks('t')} ELSE t END)"
-        return self.shown(f"array_join({words}, {quoted(self.spacing)})")
-
-
 class _ClickHouse(WholeTextDialect):
     """ClickHouse: views and parameterized views."""
 
@@ -337,7 +278,6 @@ ask("coactivation", of_run="RUN", of_layer=0, of_feature=17).head(10).collect()"
 
 DIALECTS: Mapping[str, type[Dialect]] = {
     "duckdb": _DuckDB,
-    "spark": _Spark,
     "clickhouse": _ClickHouse,
     "polars": _Polars,
     "datafusion": _DataFusion,
