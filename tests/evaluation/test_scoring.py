@@ -140,7 +140,7 @@ def test_means_are_over_scored_positions_in_the_original_model(model, held_out):
 
 def test_the_stored_means_give_the_median_of_measured_means(model, held_out, baselines):
     dictionaries = {("run", layer): make_dictionary(model, layer, layer) for layer in (0, 1)}
-    by_site = {("mlp_out", layer): row for layer, row in baselines.items()}
+    by_site = {("mlp_out", "mlp_in", layer): row for layer, row in baselines.items()}
     keys = [*dictionaries, ("run", ALL_LAYERS)]
     rows = score_rows(model, dictionaries, keys, by_site, held_out, 3)
     for run, layer in dictionaries:

@@ -380,9 +380,9 @@ def score_rows(
     scores: dict[tuple[str, int], RunScore] = {}
     for reads in inputs:
         rows = {
-            Site(key.site, key.layer): row
-            for key, row in baselines.items()
-            if key.layer != ALL_LAYERS and reads in (None, key.reads)
+            Site(site, layer): row
+            for (site, own_reads, layer), row in baselines.items()
+            if layer != ALL_LAYERS and reads in (None, own_reads)
         }
         means = {site: torch.tensor(row["mean"], dtype=torch.float64) for site, row in rows.items()}
         bounds = {
