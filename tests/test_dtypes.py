@@ -16,7 +16,7 @@ from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.dictionaries.dictionary import load_dictionary
 from circuitloom.dictionaries.training.sweep import train_sweep
 from circuitloom.evaluation.held_out import load_sequences
-from circuitloom.evaluation.scoring import baseline_rows, score_rows
+from circuitloom.evaluation.scoring import BaselineKey, baseline_rows, score_rows
 from circuitloom.features.basis import dictionary_basis, neuron_basis
 from circuitloom.features.logit_effects import write_logit_effects
 from circuitloom.features.tabulation import tabulate
@@ -76,7 +76,7 @@ def test_a_model_of_any_dtype_passes_every_stage(dtype, model_folder, tmp_path) 
     # evaluation
     held_out = load_sequences(tokens, slice(None))
     baselines = baseline_rows(model, ["mlp_out"], range(LAYERS), held_out, Evaluation(batch=8))
-    by_site = {(row["site"], row["reads"], row["layer"]): row for row in baselines}
+    by_site = {BaselineKey(row["site"], row["reads"], row["layer"]): row for row in baselines}
     rows = score_rows(model, dictionaries, [*dictionaries, ("tc", -1)], by_site, held_out, 8)
     for row in rows.values():
         numbers = [value for value in row.metric.values() if isinstance(value, float)]

@@ -20,7 +20,7 @@ from circuitloom.attribution.graph_json import (
     logit_node,
 )
 from circuitloom.corpus.token_arrays import write_tokens
-from circuitloom.exchange.commands import add_commands
+from circuitloom.export_command import add_commands
 from circuitloom.result_formats import FORMATS
 
 CONFIG = {

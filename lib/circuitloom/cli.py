@@ -10,7 +10,7 @@ from . import __version__
 from .catalog.engine_command import add_catalog_command
 from .core.errors import first_line
 from .core.layout import Layout
-from .exchange.commands import add_commands
+from .export_command import add_commands
 from .import_command import add_command as add_import_command
 
 

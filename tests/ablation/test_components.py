@@ -247,6 +247,6 @@ def test_components_are_numbered_consecutively_through_the_parts(tmp_path):
 
 
 def test_features_of_a_dictionary_between_other_sites_are_refused(tmp_path):
-    dictionaries = make_dictionaries(load_tiny("gpt2", tmp_path), site_in="resid_mid")
+    dictionaries = make_dictionaries(load_tiny("gpt2", tmp_path), site_in="resid_pre")
     with pytest.raises(ValueError, match="name a run of SAEs, or of transcoders"):
         feature_basis("run", dictionaries)

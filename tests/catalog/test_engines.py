@@ -238,7 +238,11 @@ def test_parts_of_joined_tokens_are_the_catalogues_characters(catalog) -> None:
         ("clickhouse", "nowhere", r"there is no folder nowhere; name a study's results"),
         ("clickhouse", ".", r"there are no tables in .*; make them with `snakemake`$"),
         ("clickhouse", "a[b]", r"engines read '\[' in a path as part of a pattern; move or link"),
-        ("clickhouse", "gs://bucket/study", r"gs://bucket/study: results are read from a folder or from s3://"),
+        (
+            "clickhouse",
+            "gs://bucket/study",
+            r"gs://bucket/study: results are read from a folder or from s3://",
+        ),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, monkeypatch, engine: str, results: str, message: str) -> None:

@@ -13,6 +13,7 @@ from circuitloom.core.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_t
 from circuitloom.evaluation import scoring
 from circuitloom.evaluation.replacement import NormBounds
 from circuitloom.evaluation.scoring import (
+    BaselineKey,
     baseline_rows,
     can_resume,
     histogram_rows,
@@ -140,7 +141,7 @@ def test_means_are_over_scored_positions_in_the_original_model(model, held_out):
 
 def test_the_stored_means_give_the_median_of_measured_means(model, held_out, baselines):
     dictionaries = {("run", layer): make_dictionary(model, layer, layer) for layer in (0, 1)}
-    by_site = {("mlp_out", "mlp_in", layer): row for layer, row in baselines.items()}
+    by_site = {BaselineKey("mlp_out", "mlp_in", layer): row for layer, row in baselines.items()}
     keys = [*dictionaries, ("run", ALL_LAYERS)]
     rows = score_rows(model, dictionaries, keys, by_site, held_out, 3)
     for run, layer in dictionaries:

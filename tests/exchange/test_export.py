@@ -14,10 +14,10 @@ from tests.exchange.results import SAE, random_dictionary, write_results, write_
 from circuitloom.cli import main
 from circuitloom.config.exchange import FormatName
 from circuitloom.dictionaries.dictionary import save_dictionary
-from circuitloom.exchange.commands import FORMATS
 from circuitloom.exchange.export import export_run
 from circuitloom.exchange.exporters import EXPORTERS
 from circuitloom.exchange.stored_run import StoredRun, describe_model
+from circuitloom.export_command import FORMATS
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def graph_file(content: Json, file: Path, named: bool = False, notes: tuple[str,
     weight = np.array([link["weight"] for link in links], float)
     _add_influence(nodes, ends[:, 0], ends[:, 1], weight)
     order = np.argsort(-np.abs(weight), kind="stable").tolist()
-    edges = [_edge_row(nodes, *ends[i].tolist(), float(weight[i])) for i in order]
+    edges = [_edge_row(nodes, int(ends[i, 0]), int(ends[i, 1]), float(weight[i])) for i in order]
     nodes.sort(key=lambda row: (row["influence"] is None, -(row["influence"] or 0.0)))
     lost, twice = len(content["links"]) - len(links), len(content["nodes"]) - len(nodes)
     if lost:
@@ -125,11 +125,8 @@ def graph_file(content: Json, file: Path, named: bool = False, notes: tuple[str,
 
 
 def _node_row(number: int, node: Json, tokens: Sequence[str], file: Path) -> Row:
-    kind, position, found = (
-        KINDS.get(node["feature_type"], node["feature_type"]),
-        node["ctx_idx"],
-        feature_of(node),
-    )
+    kind, found = KINDS.get(node["feature_type"], node["feature_type"]), feature_of(node)
+    position = int(node["ctx_idx"])
     layer = None if kind in ("embedding", "logit") else _layer(node, file)
     feature = None
     if kind not in ("embedding", "logit", "error"):

@@ -157,7 +157,7 @@ class FeatureSource:
 
     def _examples(self, rows: pa.Table) -> ExampleTexts:
         tokens, activations = (_flat(rows[name]) for name in ("tokens", "activations"))
-        ends = np.append(0, pc.list_value_length(rows["tokens"]).to_numpy().cumsum()).astype(np.int64)
+        ends = np.append(0, _lengths(rows["tokens"]).cumsum()).astype(np.int64)
         windows = list(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
         token_texts, numbers = self._tokens(tokens), json_numbers(activations)
         value = activations.to_numpy(zero_copy_only=False)
@@ -165,7 +165,7 @@ class FeatureSource:
         return ExampleTexts(
             band=rows["band"].to_pylist(),
             rank=rows["rank"].to_pylist(),
-            place=pc.subtract(rows["position"], rows["window_start"]).to_pylist(),
+            place=(rows["position"].to_numpy() - rows["window_start"].to_numpy()).tolist(),
             low=json_numbers(rows["band_low"]),
             high=json_numbers(rows["band_high"]),
             share=json_numbers(rows["band_share"]),
@@ -247,7 +247,11 @@ def _joined(column: pa.ChunkedArray) -> pa.Array:
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     """Returns the elements of all lists of a column."""
-    return _joined(pc.list_flatten(column)) if len(column) else pa.array([], column.type.value_type)
+    return _joined(column).flatten() if len(column) else pa.array([], column.type.value_type)
+
+
+def _lengths(column: pa.ChunkedArray) -> Int[np.ndarray, " list"]:
+    return np.concatenate([chunk.value_lengths().to_numpy() for chunk in column.chunks] or [np.zeros(0, int)])
 
 
 def _extremes(

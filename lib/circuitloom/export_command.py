@@ -4,16 +4,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..core.layout import Layout
-from ..result_formats import FORMATS as RESULT_FORMATS
-from ..result_formats import add_options
+from .core.layout import Layout
+from .result_formats import FORMATS as RESULT_FORMATS
+from .result_formats import add_options
 
 FORMATS = {
     "circuit-tracer": "a transcoder set",
     "saelens": "SAEs or transcoders of SAELens 6",
     "sparsify": "topk SAEs or transcoders of sparsify",
 }
-"""Formats of dictionaries with descriptions. They are those of `exporters.EXPORTERS`, whose import takes seconds."""
+"""Formats of dictionaries with descriptions. They are those of `exchange.exporters.EXPORTERS`, whose import takes
+seconds."""
 
 
 def add_commands(commands: Any) -> None:
@@ -60,8 +61,8 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     from importlib.metadata import version
 
-    from .export import export_run
-    from .stored_run import StoredRun, run_names
+    from .exchange.export import export_run
+    from .exchange.stored_run import StoredRun, run_names
 
     results = find_results(arguments.results)
     run = arguments.run
@@ -89,6 +90,6 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _push(arguments: argparse.Namespace) -> None:
     """Upload a folder and print the address of the commit."""
-    from .push import push
+    from .exchange.push import push
 
     print(push(arguments.folder, arguments.repository, arguments.public))
