@@ -263,12 +263,11 @@ def dictionary_learning(folder: Path, layer: int, name: str, prefix: str = "", *
             return z, z @ w["W_dec"] + w["b_dec"]
         if name == "JumpReluAutoEncoder":
             pre = x @ w["W_enc"] + w["b_enc"]
-            z = (pre * (pre > w["threshold"])).relu() * w["W_dec"].norm(dim=1)
-            return z, (z / w["W_dec"].norm(dim=1)) @ w["W_dec"] + w["b_dec"]
+            z = (pre * (pre > w["threshold"])).relu()
+            return z, z @ w["W_dec"] + w["b_dec"]
         read = linear(x - w["decoder_bias"], w["encoder.weight"])
         gate = (read + w["gate_bias"] > 0).double()
-        norm = w["decoder.weight"].norm(dim=0, keepdim=True)
-        z = gate * (w["r_mag"].exp() * read + w["mag_bias"]).relu() * norm
-        return z, linear(z / norm, w["decoder.weight"]) + w["decoder_bias"]
+        z = gate * (w["r_mag"].exp() * read + w["mag_bias"]).relu()
+        return z, linear(z, w["decoder.weight"]) + w["decoder_bias"]
 
     return forward

@@ -1,7 +1,8 @@
 """Reads an SAE of dictionary_learning: a state dict (ae.pt), whose names depend on the class.
 
-All classes but AutoEncoderNew and JumpReluAutoEncoder subtract the output's bias from the input. Gated and JumpReLU
-SAEs multiply activations by the norms of their decoder rows.
+All classes but AutoEncoderNew and JumpReluAutoEncoder subtract the output's bias from the input. Activations of Gated
+and JumpReLU SAEs are those of version 0.1.0. Older versions multiply them by the norms of the decoder's rows, and
+divide by these norms again before the decoder.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...config.published_layer import PublishedLayer
-from .folding import PublishedWeights, decoder_norms, gated_thresholds, vector
+from .folding import PublishedWeights, gated_thresholds, vector
 from .reading import check_tensors, read_tensors
 
 _DIRECT = ("MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder")
@@ -19,7 +20,6 @@ _DIRECT = ("MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder")
 _BIAS = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}
 """Names of the output's bias that are not b_dec."""
 _NOT_SUBTRACTED = ("AutoEncoderNew", "JumpReluAutoEncoder")
-_RESCALED = ("GatedAutoEncoder", "JumpReluAutoEncoder")
 
 
 def read_dictionary_learning(file: Path, layer: PublishedLayer) -> PublishedWeights:
@@ -50,8 +50,6 @@ def read_dictionary_learning(file: Path, layer: PublishedLayer) -> PublishedWeig
         weights.b_enc = tensors["mag_bias"]
     if name not in _NOT_SUBTRACTED and bool(weights.b_dec.any()):
         weights.subtract_from_input(weights.b_dec)
-    if name in _RESCALED:
-        weights.scale_features(decoder_norms(weights.W_dec))
     weights.clamp_thresholds()
     return weights
 
