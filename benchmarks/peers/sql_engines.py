@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def literal(value: Any) -> str:
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
-class Engine:
+class Engine(ABC):
     """An engine that calls macros in FROM and returns Arrow tables."""
 
     def call(self, question: dict) -> str:
@@ -36,8 +37,9 @@ class Engine:
             return f"SELECT * FROM {question['table']}"
         return f"SELECT * FROM {self.call(question)} ORDER BY {question['order']}"
 
+    @abstractmethod
     def ask(self, question: dict) -> Any:
-        raise NotImplementedError
+        """Answer a question. `rows` reads the result."""
 
     def rows(self, result: Any) -> tuple[list[str], list[list]]:
         """Columns and rows of what `ask` returned."""

@@ -1,4 +1,4 @@
-"""Transcoders that read the residual stream in front of the MLP's norm are scored on what they read."""
+"""Transcoders that read the residual stream before the MLP's norm are scored on what they read."""
 
 import numpy as np
 import pytest

@@ -5,20 +5,18 @@ for sweep, runs in STUDY.sweeps.items():
 
     if runs[0].imported:
 
+        # files that are tested at their hooks need held-out text
+        tested = any(run.name in STUDY.published for run in runs)
+
         rule:
             name:
                 f"import_{sweep}"
             input:
-                **(
-                    {"validation": LAYOUT.tokens("validation")}
-                    if any(run.name in STUDY.published for run in runs)
-                    else {}
-                ),
+                **({"validation": LAYOUT.tokens("validation")} if tested else {}),
                 files=lambda wildcards, runs=runs: possible_inputs(
                     imported_files(runs, wildcards.layer)
                 ),
                 model=LAYOUT.model,
-                # only files that are tested at their hooks need held-out text
             output:
                 [directory(folder) for folder in folders],
             log:

@@ -140,13 +140,13 @@ class Run(Training):
     returns) or `mlp_added` (what is added to the residual stream, after a norm that follows the MLP, as in Gemma 2 and
     3). In models without such a norm, the two are the same."""
     reads: Literal["mlp_in", "resid_mid"] = "mlp_in"
-    """Site that a transcoder reads: the MLP's input, or the residual stream in front of the MLP's norm."""
+    """Site that a transcoder reads: the MLP's input, or the residual stream before the MLP's norm."""
     files: Annotated[ExpandedPath, AfterValidator(_has_layer)] | None = None
     """Published dictionaries to import instead of training: a folder, a file, or a repository of the hub (`OWNER/NAME`;
-    a folder of this name goes first, unless `revision` is set). `{layer}` is replaced by the layer's index. The format
-    is recognised (docs/exchange.md), and the keys `kind`, `site`, `reads`, `act`, `k`, `width` and `skip` are read from
-    the files. A key that is stated too must agree with them. An imported run needs a `name`. Keys about training do not
-    apply."""
+    a local folder of this name is preferred, unless `revision` is set). `{layer}` is replaced by the layer's index. The
+    format is recognised (docs/exchange.md), and the keys `kind`, `site`, `reads`, `act`, `k`, `width` and `skip` are
+    read from the files. A key that is stated too must agree with them. An imported run needs a `name`. Keys about
+    training do not apply."""
     subfolder: str = ""
     """Folder in `files`. It may contain `{layer}`."""
     revision: str | None = None

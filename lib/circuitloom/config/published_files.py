@@ -146,7 +146,7 @@ class FoundFiles:
     files: Files
     names: tuple[str, ...]
     layers: Mapping[str, int] = field(default_factory=dict)
-    beside: frozenset[str] = frozenset()
+    unmatched: frozenset[str] = frozenset()
     """Names of files of a hub repository that the path with `{layer}` does not match."""
 
     def reference(self, name: str) -> FileReference:
@@ -164,7 +164,7 @@ class FoundFiles:
         """Whether there is a file `name`, also if the path does not match it."""
         if isinstance(self.files, LocalFiles):
             return self.files.path(name).is_file()
-        return name in self.names or name in self.beside
+        return name in self.names or name in self.unmatched
 
 
 def find_files(path: str, subfolder: str, revision: str | None, is_hub: bool, key: str) -> FoundFiles:

@@ -1,6 +1,7 @@
 """What a dialect of SQL must say: views over Parquet files, macros with parameters, and functions."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -39,7 +40,7 @@ class PortableMacro:
 
 
 @dataclass
-class Dialect:
+class Dialect(ABC):
     """SQL of one engine, for a study with this `spacing` between tokens."""
 
     spacing: str
@@ -70,12 +71,12 @@ class Dialect:
         return [f"CREATE OR REPLACE VIEW {table} AS\n" + "\nUNION ALL\n".join(selects)]
 
     def files(self, place: str) -> str:
-        """Returns what stands after FROM to read the Parquet files at a path or pattern."""
-        raise NotImplementedError
+        """Returns what follows FROM to read the Parquet files at a path or pattern."""
+        return f"read_parquet({quoted(place)})"
 
+    @abstractmethod
     def macro(self, macro: PortableMacro, select: str) -> str:
         """Returns the statement that defines a macro, or its text where there is no such statement."""
-        raise NotImplementedError
 
     def parameter(self, name: str, macro: PortableMacro) -> str:
         """Returns how a macro's SELECT refers to a parameter."""
@@ -83,7 +84,7 @@ class Dialect:
 
     def unpacked(self, packed: str, n: str) -> str | None:
         """Returns the list of the features in a row of `code`, or None if the engine has no expression for it."""
-        raise NotImplementedError
+        return None
 
     def exploded(self, values: str) -> str:
         """Returns an expression with a row for each element of a list."""
@@ -124,9 +125,9 @@ class Dialect:
         """Returns joined tokens with marks as the text to show."""
         return joined
 
+    @abstractmethod
     def marked(self, tokens: str, place: str) -> str:
         """Returns a list of tokens as text, with the token at `place`, counted from 0, in [[ ]]."""
-        raise NotImplementedError
 
 
 class WholeTextDialect(Dialect):

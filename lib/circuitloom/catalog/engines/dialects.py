@@ -170,9 +170,6 @@ For a bucket, first `context.register_object_store("s3://", AmazonS3("BUCKET", .
     def parameter(self, name: str, macro: PortableMacro) -> str:
         return f"${list(macro.parameters).index(name) + 1}"
 
-    def unpacked(self, packed: str, n: str) -> None:
-        return None
-
     def firing_on_mine(self) -> str:
         digits = [f"16 * (strpos('0123456789abcdef', substr(digits, {i}, 1)) - 1)" for i in range(1, 9)]
         number = digits[0].removeprefix("16 * ")
@@ -242,17 +239,11 @@ ask("coactivation", of_run="RUN", of_layer=0, of_feature=17).head(10).collect()"
         # the table of a SQLContext is a lazy frame: nothing is read
         return [statement.replace("CREATE OR REPLACE VIEW", "CREATE TABLE", 1)]
 
-    def files(self, place: str) -> str:
-        return f"read_parquet({quoted(place)})"
-
     def macro(self, macro: PortableMacro, select: str) -> str:
         return f"-- query: {macro.name}\n-- {macro.description}\n{select}\nORDER BY {macro.order}"
 
     def parameter(self, name: str, macro: PortableMacro) -> str:
         return f"${name}"
-
-    def unpacked(self, packed: str, n: str) -> None:
-        return None
 
     def firing_on_mine(self) -> str:
         return (

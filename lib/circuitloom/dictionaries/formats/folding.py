@@ -57,7 +57,7 @@ class PublishedWeights:
         self.W_dec = self.W_dec.double() / factor
         self.b_dec = self.b_dec.double() / factor
 
-    def read_behind_gain(self, norm: Norm) -> None:
+    def read_after_gain(self, norm: Norm) -> None:
         """Use weights that read the norm's output before gain and bias, (x - bias) / gain, on its output x.
 
         Raises ValueError, without a remedy, if the gain is 0 in some dimension.
@@ -74,7 +74,7 @@ class PublishedWeights:
             self.W_skip = self.W_skip.double() / gain
             self.b_dec = self.b_dec.double() - self.W_skip @ bias
 
-    def write_behind_gain(self, norm: Norm) -> None:
+    def write_after_gain(self, norm: Norm) -> None:
         """Use weights that reconstruct the norm's output before gain and bias for its output."""
         gain, bias = norm.gain.double().cpu(), norm.bias.double().cpu()
         self.W_dec = self.W_dec.double() * gain

@@ -120,11 +120,11 @@ def to_dictionary(layer: PublishedLayer, norm: Norm | None, site_in: str, site_o
     weights = READERS[layer.format](file, layer)
     if norm is not None:
         try:
-            weights.read_behind_gain(norm)
+            weights.read_after_gain(norm)
         except ValueError as error:
             raise ValueError(f"{file}: {error}; name dictionaries of another hook") from error
         if layer.kind == "sae":
-            weights.write_behind_gain(norm)
+            weights.write_after_gain(norm)
     tensors: dict[str, Tensor] = weights.rounded()
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
