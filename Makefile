@@ -36,7 +36,7 @@ reproduce: environment
 test: environment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-# The inner loop: tests of the library alone.
+# The inner loop: tests of the library alone, on one architecture.
 test-fast: environment
 	$(BIN)/python -m pytest -n 2 -m fast
 

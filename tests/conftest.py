@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,9 +46,13 @@ def browser() -> Iterator[Any]:
 
 
 FAST = {"ablation", "attribution", "catalog", "config", "core", "evaluation", "plan", "weights"}
-"""Folders of fast tests. They need no workflow and no browser, and take a minute and a half together."""
+"""Folders of fast tests. They need no workflow and no browser."""
 OUTSIDE = {"browser", "real_input"}
 """Fixtures of tests that are not fast."""
+LONG = {"test_case_loads", "test_characters", "test_hostile", "test_questions_page"}
+"""Files of these folders whose tests take seconds each. They are not fast."""
+OTHER_ARCHITECTURES = re.compile(r"gpt2|neox|gemma|granite|olmo2", re.IGNORECASE)
+"""In the name of a case of a test, an architecture that fast tests leave out. They run on `llama` alone."""
 
 
 LONGEST = ("workflow", "explorer")
@@ -55,6 +60,18 @@ LONGEST = ("workflow", "explorer")
 
 TOGETHER = {"report"}
 """Folders whose files share a fixture that takes seconds."""
+
+
+def is_fast(item: pytest.Item, fixtures: set[str]) -> bool:
+    """Whether `make test-fast` runs a test."""
+    case = item.name.partition("[")[2]
+    return (
+        item.path.parent.name in FAST
+        and item.path.stem not in LONG
+        and not OUTSIDE & fixtures
+        and not item.get_closest_marker("slow")
+        and not OTHER_ARCHITECTURES.search(case)
+    )
 
 
 # before xdist reads the groups, and after the hooks of folders
@@ -66,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name not in LONGEST)
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        if item.path.parent.name in FAST and not OUTSIDE & fixtures and not item.get_closest_marker("slow"):
+        if is_fast(item, fixtures):
             item.add_marker(pytest.mark.fast)
         if "browser" in fixtures or item.path.parent == workflow:
             item.add_marker(pytest.mark.flaky(reruns=1))
