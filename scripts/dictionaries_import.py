@@ -14,5 +14,5 @@ with job("dictionaries", snakemake):
         model=load_model(snakemake.input.model, params.dtype),
         validation=Path(validation) if validation else None,
     )
-    for run, output in zip(params.runs, snakemake.output, strict=True):
-        import_run(Run.model_validate(run), shared, Path(output))
+    for run, commit, output in zip(params.runs, params.commits, snakemake.output, strict=True):
+        import_run(Run.model_validate(run), shared, Path(output), commit)

@@ -1,14 +1,23 @@
 """Imported dictionaries compute what their projects' own formulas say; nothing is changed without need."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests import published_folders as folders
 from tests.architectures import tiny_architecture
+from tests.language_model.inputs import make_hub_repository
 from tests.models import tiny_gpt2
 from tests.published_folders import WIDTH, D
 
-from circuitloom.dictionaries.formats.published import read_published
+from circuitloom.config.dictionaries import Run
+from circuitloom.corpus.token_arrays import write_tokens
+from circuitloom.dictionaries.dictionary import load_dictionary
+from circuitloom.dictionaries.formats.published import ImportJob, import_run, read_published
 from circuitloom.language_model.hooks import Site, capture
 from circuitloom.language_model.model import load_model
 
@@ -137,8 +146,6 @@ def test_a_constant_factor_of_the_input_is_folded(tmp_path) -> None:
 
 
 def test_a_flat_config_of_an_old_version_of_saelens_is_read(tmp_path) -> None:
-    import json
-
     forward = folders.saelens(tmp_path, 1, "standard", True)
     old = {
         "hook_point": "blocks.1.mlp.hook_out", "hook_point_layer": 1, "d_in": D, "d_sae": WIDTH,
@@ -255,8 +262,6 @@ def test_a_decoder_row_of_zeros_stays_zero_when_activations_are_rescaled(tmp_pat
 
 
 def test_an_sae_of_a_centred_residual_stream_reads_the_stream_itself(tmp_path) -> None:
-    import json
-
     forward = folders.saelens(tmp_path, 1, "standard", True, hooks=("", "hook_resid_pre"))
     settings = json.loads((tmp_path / "cfg.json").read_text())
     settings["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
@@ -267,22 +272,26 @@ def test_an_sae_of_a_centred_residual_stream_reads_the_stream_itself(tmp_path) -
     torch.testing.assert_close(dictionary(X), y_hat, rtol=1e-6, atol=1e-6)
 
 
-def test_an_import_is_tested_on_held_out_tokens_before_it_is_saved(tmp_path) -> None:
-    import numpy as np
-
-    from circuitloom.config import Run
-    from circuitloom.corpus.token_arrays import write_tokens
-    from circuitloom.dictionaries.dictionary import load_dictionary
-    from circuitloom.dictionaries.formats.published import ImportJob, import_run
-
-    folders.circuit_tracer(tmp_path / "set", act="topk", skip=True)
-    model = load_model(tiny_gpt2(tmp_path / "model"), device="cpu")
+def import_job(folder: Path) -> ImportJob:
+    """The import of layer 1 of a tiny model, with random held-out tokens."""
+    model = load_model(tiny_gpt2(folder / "model"), device="cpu")
     token = np.random.default_rng(0).integers(4, 60, (4, 32), dtype=np.int32)
     attributes = {"bos_id": 1, "separator_id": 1, "vocabulary": 64}
-    write_tokens(tmp_path / "validation.zarr", [(token, np.zeros_like(token))], 4, attributes)
-    job = ImportJob(layer=1, model=model, validation=tmp_path / "validation.zarr")
-    keys = {"name": "theirs", "files": str(tmp_path / "set"), "format": "circuit_tracer", "site": "mlp_added"}
-    run = Run(**keys, act="topk", k=folders.K, width=WIDTH, skip=True, largest_fvu=1e9)
+    write_tokens(folder / "validation.zarr", [(token, np.zeros_like(token))], 4, attributes)
+    return ImportJob(layer=1, model=model, validation=folder / "validation.zarr")
+
+
+def imported(files: str, **keys: Any) -> Run:
+    """A run of topk transcoders with a skip connection."""
+    return Run(
+        name="theirs", files=files, format="circuit_tracer", site="mlp_added", act="topk", k=folders.K, width=WIDTH,
+        skip=True, largest_fvu=1e9, **keys,
+    )  # fmt: skip
+
+
+def test_an_import_is_tested_on_held_out_tokens_before_it_is_saved(tmp_path) -> None:
+    folders.circuit_tracer(tmp_path / "set", act="topk", skip=True)
+    job, run = import_job(tmp_path), imported(str(tmp_path / "set"))
     output = tmp_path / "theirs" / "layer1"
     with pytest.raises(
         ValueError, match=r"layer_1\.safetensors: layer 1 does not fit with mlp\.hook_in to hook_mlp_out"
@@ -293,3 +302,21 @@ def test_an_import_is_tested_on_held_out_tokens_before_it_is_saved(tmp_path) -> 
     saved, read = load_dictionary(output), read_published(tmp_path / "set", 1)
     assert torch.equal(saved(X.float()), read(X.float()))
     assert (saved.site_in, saved.site_out, saved.act, saved.k) == ("mlp_in", "mlp_added", "topk", folders.K)
+    stored = json.loads((output / "config.json").read_text())
+    assert stored["source"] == str(tmp_path / "set" / "layer_1.safetensors")
+    assert stored["run"]["revision"] is None
+
+
+def test_an_import_from_the_hub_reads_and_records_the_commit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    folders.circuit_tracer(tmp_path / "old" / "sub", act="topk", skip=True)
+    commit = make_hub_repository(tmp_path / "cache", "owner/name", tmp_path / "old", "old")
+    # the branch main moves on after the study was read
+    folders.circuit_tracer(tmp_path / "new" / "sub", layers=1)
+    make_hub_repository(tmp_path / "cache", "owner/name", tmp_path / "new")
+    output = tmp_path / "theirs" / "layer1"
+    import_run(imported("owner/name", subfolder="sub"), import_job(tmp_path), output, commit)
+    assert torch.equal(load_dictionary(output)(X.float()), read_published(tmp_path / "old", 1)(X.float()))
+    stored = json.loads((output / "config.json").read_text())
+    assert (stored["run"]["subfolder"], stored["run"]["revision"]) == ("sub", commit)
+    assert stored["source"] == f"layer_1.safetensors of owner/name/sub (revision {commit})"

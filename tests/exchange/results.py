@@ -47,11 +47,17 @@ def write_results(
     run: str = "some",
     origin: Mapping[str, str] | None = None,
     anatomy: Anatomy = LLAMA,
+    config: Mapping[str, Any] | None = None,
+    sources: Mapping[int, str] | None = None,
 ) -> Path:
-    """Write the dictionaries of a run, and what an export reads of a model. Returns the folder."""
+    """Write the dictionaries of a run, and what an export reads of a model. Returns the folder.
+
+    `config` are keys of the run besides name and width. `sources` are the files of an imported run by layer.
+    """
     layout = Layout(folder)
     for layer, dictionary in dictionaries.items():
-        save_dictionary(dictionary, layout.dictionary(run, layer), {"name": run, "width": dictionary.width})
+        keys = {"name": run, "width": dictionary.width, **(config or {})}
+        save_dictionary(dictionary, layout.dictionary(run, layer), keys, (sources or {}).get(layer))
     layout.model.mkdir(exist_ok=True)
     (layout.model / "config.json").write_text("{}")
     (layout.model / ANATOMY_FILE).write_text(json.dumps(asdict(anatomy)))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.exchange.results import SAE, random_dictionary, write_results, write_scores
 
 from circuitloom.cli import main
+from circuitloom.config.dictionaries import Run
 from circuitloom.config.exchange import FormatName
 from circuitloom.dictionaries.dictionary import save_dictionary
 from circuitloom.exchange.export import export_run
@@ -165,6 +166,39 @@ def test_the_card_states_licence_model_scores_and_config(tmp_path: Path) -> None
     assert "| 1 | 0.25 | 0.5 | 0.125 | 3 | 0.25 |  |" in card
     assert "name: some\nwidth: 20" in card
     assert 'SAE.load_from_disk("FOLDER/layer_0")' in card
+
+
+def test_the_card_of_an_imported_run_states_where_its_weights_came_from(tmp_path: Path) -> None:
+    made = {layer: random_dictionary(layer, act="topk", **SAE) for layer in (0, 1)}
+    run = Run(
+        name="some", kind="sae", site="mlp_out", act="topk", k=3, width=20, files="org/saes", revision="c0ffee",
+        subfolder="l0_3/layer_{layer}", format="sparsify",
+    )  # fmt: skip
+    sources = {layer: f"sae.safetensors of org/saes/l0_3/layer_{layer} (revision c0ffee)" for layer in made}
+    keys = run.model_dump(mode="json")
+    results = write_results(tmp_path / "study", made, config=keys, sources=sources)
+    export_run("saelens", StoredRun(results, "some"), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Imported by circuitloom in the study `study`" in card and "## Training" not in card
+    text, after = card.split("## Imported from\n\n```yaml\n")[1].split("```", 1)
+    # SAEs have no `reads`, and no key about training applies
+    assert yaml.safe_load(text) == {
+        "kind": "sae", "name": "some", "act": "topk", "k": 3, "width": 20, "site": "mlp_out", "skip": False,
+        "files": "org/saes", "subfolder": "l0_3/layer_{layer}", "revision": "c0ffee", "format": "sparsify",
+    }  # fmt: skip
+    for layer, source in sources.items():
+        assert f"| {layer} | `{source}` |" in after
+
+
+def test_the_card_of_a_trained_run_has_no_keys_of_imports_and_no_k_that_does_not_apply(tmp_path: Path) -> None:
+    keys = Run(name="some", act="relu", width=20).model_dump(mode="json")
+    results = write_results(tmp_path / "study", {0: random_dictionary(0)}, config=keys)
+    export_run("saelens", StoredRun(results, "some"), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Trained by circuitloom in the study `study`" in card
+    shown = yaml.safe_load(card.split("## Training\n\n```yaml\n")[1].split("```", 1)[0])
+    assert set(keys) - set(shown) == {"k", "files", "subfolder", "revision", "format", "largest_fvu"}
+    assert shown == {key: keys[key] for key in shown}
 
 
 def test_a_card_without_licence_and_scores_says_so(results: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from snakemake.io import contains_wildcard
 from circuitloom.config import load_study
 from circuitloom.config.activations import MLP_OUTPUTS
 from circuitloom.config.cases import KINDS
+from circuitloom.config.dictionaries import IMPORT_KEYS
 from circuitloom.config.published import commit_of
 from circuitloom.config.yaml_files import refuse_repeated_keys
 from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, TRACE_TABLES
@@ -41,9 +42,6 @@ OF_LAYER = "" if STUDY.grouped else "_layer{layer}"
 TRACE_FILES = {table: f"{table}.parquet" for table in TRACE_TABLES}
 TRACE_FILES |= {"graph": "graph.json", "figure": "graph.png"}
 """Maps the name of each output of a traced prompt to its file."""
-IMPORT_KEYS = {"name", "kind", "site", "reads", "act", "k", "width", "skip"}
-IMPORT_KEYS |= {"files", "subfolder", "revision", "format", "largest_fvu"}
-"""Keys of an imported run that its dictionaries depend on."""
 TARGETS = {}
 """Maps each stage to its result files. Each stage is also a target rule with the stage's name."""
 # circuitloom.core.script reads this variable in each job. It is not a parameter of the rules, so that a change of it

@@ -30,7 +30,10 @@ for sweep, runs in STUDY.sweeps.items():
                 **needs("dictionaries"),
             params:
                 # imported files do not depend on the training settings
-                runs=[run.model_dump(mode="json", include=IMPORT_KEYS) for run in runs],
+                runs=[
+                    run.model_dump(mode="json", include=set(IMPORT_KEYS))
+                    for run in runs
+                ],
                 dtype=MODEL_DTYPE,
                 files=lambda wildcards, runs=runs: file_states(
                     imported_files(runs, wildcards.layer)

@@ -21,6 +21,10 @@ from .published import Format, is_transcoder_circuits
 
 RESERVED = (NEURONS, RESIDUAL)
 """Names that runs cannot have. Tables use these names for the model's neurons and residual directions."""
+FILE_KEYS = ("files", "subfolder", "revision", "format", "largest_fvu")
+"""Keys of a run about published files. They do not apply to trained runs."""
+IMPORT_KEYS = ("name", "kind", "act", "k", "width", "site", "reads", "skip", *FILE_KEYS)
+"""Keys of an imported run that its dictionaries depend on. The others are about training."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -233,8 +233,13 @@ def is_transcoder(site_in: str, site_out: str) -> bool:
     return site_in in MLP_INPUTS and site_out in MLP_OUTPUTS
 
 
-def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str, Any]) -> None:
-    """Write the weights and config.json into `folder`. config.json contains the run's `config` under the key `run`."""
+def save_dictionary(
+    dictionary: Dictionary, folder: Path | str, config: dict[str, Any], source: str | None = None
+) -> None:
+    """Write the weights and config.json into `folder`. config.json contains the run's `config` under the key `run`.
+
+    `source` is the file from which the dictionary was imported.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = vars(dictionary)
@@ -243,7 +248,9 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, config: dict[str
     )
     plain = {name: fields[name] for name in ("act", "k", "layer", "site_in")}
     outputs = [{"layer": dictionary.layer, "site": dictionary.site_out}]
-    (folder / CONFIG).write_text(json.dumps({**plain, "outputs": outputs, "run": config}, indent=2) + "\n")
+    origin = {} if source is None else {"source": source}
+    stored = {**plain, "outputs": outputs, "run": config, **origin}
+    (folder / CONFIG).write_text(json.dumps(stored, indent=2) + "\n")
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

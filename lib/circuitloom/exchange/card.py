@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from ..config.dictionaries import FILE_KEYS, IMPORT_KEYS
 from ..core.atomic_io import write_atomically
 from ..core.formatting import format_value
 from ..core.layout import ALL_LAYERS, Layout
@@ -15,9 +16,6 @@ from .exporters import Exporter
 from .push import UNKNOWN
 from .record import CARD
 from .stored_run import ExportedModel, StoredRun
-
-_IMPORTED = ("name", "kind", "act", "width", "site", "reads", "skip", "files", "format")
-"""Keys of the config of imported runs that say what they are."""
 
 
 def write_card(
@@ -42,7 +40,8 @@ def write_card(
         f"# {run.name}: {kind} of {model.name}",
         f"{len(run)} {kind} ({sites}), {first.width:,} features each, {_activation(first)}"
         f"{', with a linear skip connection' if first.W_skip is not None else ''}. "
-        f"Made by circuitloom in the study `{run.results.resolve().name}`, in the format `{format_name}`.",
+        f"{'Imported' if run.is_imported else 'Trained'} by circuitloom in the study "
+        f"`{run.results.resolve().name}`, and written in the format `{format_name}`.",
         f"## Load\n\n```python\n{exporter.usage(first, model)}\n```",
     ]
     if text := exporter.notice(first):
@@ -70,12 +69,22 @@ def _activation(first: Dictionary) -> str:
 
 
 def _origin(run: StoredRun) -> str:
-    """Returns the section with the run's config. Keys about training do not apply to imported runs."""
-    config, imported = run.config, run.config.get("files") is not None
-    keys = [key for key in _IMPORTED if key in config] if imported else list(config)
-    shown = {key: config[key] for key in keys if config[key] is not None}
-    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-    return f"## {'Imported from' if imported else 'Training'}\n\n```yaml\n{text}```"
+    """Returns the section with the run's config, and for an imported run the file of each layer."""
+    config = run.config
+    other = {key for key in config if key not in IMPORT_KEYS} if run.is_imported else set(FILE_KEYS)
+    # a threshold of the import's test, which says nothing about the weights
+    other.add("largest_fvu")
+    other |= {"reads"} if config.get("kind") == "sae" else set()
+    other |= {"k"} if config.get("act") in ("relu", "jumprelu") else set()
+    shown = {
+        key: value for key, value in config.items() if key not in other and value is not None and value != ""
+    }
+    text = f"```yaml\n{yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)}```"
+    if not run.is_imported:
+        return f"## Training\n\n{text}"
+    rows = [f"| {layer} | `{source}` |" for layer in run if (source := run.source(layer))]
+    files = "\n".join(["| layer | file |", "|---|---|", *rows])
+    return f"## Imported from\n\n{text}" + (f"\n\n{files}" if rows else "")
 
 
 def _scores(run: StoredRun) -> str:

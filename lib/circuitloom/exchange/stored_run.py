@@ -60,7 +60,20 @@ class StoredRun(Mapping[int, Dictionary]):
     @cached_property
     def config(self) -> dict[str, Any]:
         """The run's config: how its dictionaries were trained, or which files were imported."""
-        return json.loads((self.folder(self._numbers[0]) / CONFIG).read_text())["run"]
+        return self._stored(self._numbers[0])["run"]
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the run was imported from files instead of trained."""
+        return self.config.get("files") is not None
+
+    def source(self, layer: int) -> str | None:
+        """Returns the file from which the dictionary of `layer` was imported. None if it was trained, or if an older
+        version has imported it."""
+        return self._stored(layer).get("source")
+
+    def _stored(self, layer: int) -> dict[str, Any]:
+        return json.loads((self.folder(layer) / CONFIG).read_text())
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,18 @@ class ImportJob:
     """Held-out tokens of the study. Not needed for transcoders of Dunefsky et al. (2024)."""
 
 
-def import_run(run: Run, job: ImportJob, output: Path) -> None:
+def import_run(run: Run, job: ImportJob, output: Path, commit: str | None = None) -> None:
     """Write the published dictionary of one layer into the folder `output`.
+
+    `commit` is that of `run.revision`, if `run.files` is a repository of the hub. The files of this commit are read,
+    and the saved config states it as the revision, because a branch moves.
 
     Raises ValueError if the files cannot be read or represented, or if the dictionary does not fit the model at the
     hooks that the files name (`hook_check`).
     """
     assert run.files is not None
+    if commit is not None:
+        run = run.model_copy(update={"revision": commit})
     if is_transcoder_circuits(run.files, run.format):
         transcoder_circuits.import_run(run, job.layer, job.model, output)
         return
@@ -66,7 +71,7 @@ def import_run(run: Run, job: ImportJob, output: Path) -> None:
     assert job.validation is not None
     check = HookCheck(dictionary, layer, job.model, job.validation, run.largest_fvu)
     announce("dictionaries", check.verdict())
-    save_dictionary(dictionary, output, run.model_dump(mode="json"))
+    save_dictionary(dictionary, output, run.model_dump(mode="json"), str(layer.weights))
 
 
 def _stated(run: Run) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class _ConfigAttributes:
 
 def import_run(run: Run, layer: int, model: LanguageModel, output: Path) -> None:
     """Write the published transcoder of `layer` into the folder `output`. Raises the errors of `import_transcoder`."""
-    save_dictionary(import_transcoder(run, layer, model), output, run.model_dump(mode="json"))
+    save_dictionary(import_transcoder(run, layer, model), output, run.model_dump(mode="json"), run.file(layer))
 
 
 def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
