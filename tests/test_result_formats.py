@@ -1,11 +1,15 @@
 """`circuitloom export FORMAT RESULTS OUT`, on the tables of a made-up study."""
 
 import argparse
+import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -99,6 +103,75 @@ def test_a_graph_is_exported_for_neuronpedia(study, tmp_path) -> None:
         "made-up",
         {"feature_json_base_url": "https://me.org/f"},
     )
+
+
+LABELS = f"""run,layer,feature,label
+{RUN},0,7,"says ""a"", then b"
+{RUN},1,3,three
+neurons,0,7,of another run
+"""
+
+
+def write_labels(file: Path, text: str = LABELS) -> Path:
+    """A file of labels, from the text of a CSV file."""
+    file.with_suffix(".csv").write_text(text)
+    if file.suffix == ".parquet":
+        rows = csv.DictReader(text.splitlines())
+        typed = [{**row, "layer": int(row["layer"]), "feature": int(row["feature"])} for row in rows]
+        pq.write_table(pa.Table.from_pylist(typed), file)
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_labels_of_a_file_become_those_of_a_graph_and_of_features(suffix: str, study, tmp_path) -> None:
+    labels = write_labels(tmp_path / f"labels{suffix}")
+    for name in ("circuit-tracer-graph", "neuronpedia-graph"):
+        export(name, study, tmp_path / name, "--labels", labels)
+        nodes = json.loads((tmp_path / name / "hostile.json").read_text())["nodes"]
+        assert {node["node_id"]: node["clerp"] for node in nodes if node["clerp"] and "_5_" not in node["node_id"]} == {
+            "0_7_1": 'says "a", then b', "3_64_11": 'Output "b" (p=1.000)'
+        }  # fmt: skip
+    export("neuronpedia", study, tmp_path, "--run", RUN, "--model", "a-model", "--labels", labels)
+    for layer, expected in ((0, {"7": 'says "a", then b'}), (1, {"3": "three"})):
+        folder = tmp_path / "v1" / "a-model" / f"{layer}-{RUN}" / "explanations"
+        lines = [line for file in folder.iterdir() for line in gzip.decompress(file.read_bytes()).splitlines()]
+        assert {row["index"]: row["description"] for row in map(json.loads, lines)} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("run,layer,label\na,0,x\n", "has no column feature; the columns are run, layer, feature, label"),
+        (f"{LABELS}{RUN},1,3,again\n", "row 4: feature 1/3 of tc-topk8-300 has a label already; remove one"),
+        (f"{LABELS}{RUN},1,300,x\n", "row 4: tc-topk8-300 has features 0 to 299 in layer 1, not 300; correct"),
+        (f"{LABELS}{RUN},1,-1,x\n", "row 4: tc-topk8-300 has features 0 to 299 in layer 1, not -1; correct"),
+        (f"{LABELS}{RUN},2,0,x\n", "row 4: run tc-topk8-300 has no layer 2; correct or remove the row"),
+        (f"{LABELS}tc,1,0,x\n", "row 4: the study has no run tc; choose from neurons, sae-topk8-300, tc-topk8"),
+        (f"{LABELS}{RUN},1,,x\n", "row 4 has no feature; add it, or remove the row"),
+        (f"{LABELS}{RUN},1,4,\n", "row 4 has no label; add it, or remove the row"),
+        (f"{LABELS}{RUN},1,x,x\n", "no table of labels .*; write Parquet or .csv with text in run"),
+        ("run,run,layer,feature,label\na,a,0,1,x\n", "no table of labels"),
+        (f"run,layer,feature,label\n{RUN},0,8,x\n", "has no label of a feature in the graphs; remove --labels"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_in_one_line(text: str, problem: str, study, tmp_path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", text)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(labels))}: {problem}") as caught:
+        export("neuronpedia-graph", study, tmp_path / "out", "--labels", labels)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_labels_of_no_exported_feature_and_missing_files_are_refused(study, tmp_path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", f"run,layer,feature,label\n{RUN},1,3,x\n")
+    arguments = ("neuronpedia", study, tmp_path / "out", "--run", RUN, "--layers", 0, "--labels")
+    with pytest.raises(ValueError, match=r"has no label of tc-topk8-300 in the exported layers; remove"):
+        export(*arguments, labels)
+    with pytest.raises(ValueError, match=r"other\.csv: file not found; name a Parquet or CSV file with --labels"):
+        export(*arguments, tmp_path / "other.csv")
+    (tmp_path / "damaged.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"damaged\.parquet: no table of labels") as caught:
+        export(*arguments, tmp_path / "damaged.parquet")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_features_are_exported_by_run_and_layer(study, tmp_path) -> None:

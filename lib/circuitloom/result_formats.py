@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .attribution.graph_json import Json
     from .config.model_shape import ModelShape
     from .features.formats.feature_texts import FeatureSource
+    from .features.formats.labels import Labels
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="GROUPS",
         default="",
         help="graphs: groups of nodes, as the explorer's address has them",
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="graphs, neuronpedia: Parquet or CSV file with the columns run, layer, feature, label",
     )
     parser.add_argument(
         "--source-set",
@@ -52,8 +59,8 @@ def export_circuit_tracer_graph(arguments: argparse.Namespace) -> None:
     shape, model = _model(_layout(arguments))
     tokenizer = arguments.model or str(model.resolve())
     architecture = _architecture(model)
-    for content, groups in _graphs(arguments):
-        made = complete_graph(content, arguments.scan, supernodes=groups)
+    for content, groups, labels in _graphs(arguments):
+        made = complete_graph(content, arguments.scan, labels=labels, supernodes=groups)
         file = arguments.output / f"{content['metadata']['slug']}.pt"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_graph_pt(graph_tensors(made, shape, tokenizer, architecture), file)
@@ -64,7 +71,7 @@ def export_neuronpedia_graph(arguments: argparse.Namespace) -> None:
     """Write NAME.json of each trace, to be uploaded to Neuronpedia."""
     from .attribution.graph_json import complete_graph, write_viewer
 
-    for content, groups in _graphs(arguments):
+    for content, groups, labels in _graphs(arguments):
         source_set = arguments.source_set or content["metadata"]["scan"]
         details = (
             {"feature_json_base_url": arguments.features_url}
@@ -72,7 +79,7 @@ def export_neuronpedia_graph(arguments: argparse.Namespace) -> None:
             else {"neuronpedia_source_set": source_set}
         )
         model = arguments.model or _layout(arguments).root.resolve().name
-        print(write_viewer(complete_graph(content, model, details, supernodes=groups), arguments.output))
+        print(write_viewer(complete_graph(content, model, details, labels, groups), arguments.output))
 
 
 def export_viewer_features(arguments: argparse.Namespace) -> None:
@@ -94,7 +101,11 @@ def export_neuronpedia(arguments: argparse.Namespace) -> None:
         creator=arguments.creator,
         release=arguments.release or study,
     )
-    export_neuronpedia(sources, arguments.output, names, _model(_layout(arguments))[0])
+    run, layers = sources[0].run, {source.layer for source in sources}
+    labels = {place: text for place, text in _labels(arguments).get(run, {}).items() if place[0] in layers}
+    if arguments.labels is not None and not labels:
+        raise ValueError(f"{arguments.labels}: has no label of {run} in the exported layers; remove --labels")
+    export_neuronpedia(sources, arguments.output, names, _model(_layout(arguments))[0], labels)
     print(arguments.output / "v1" / names.model)
 
 
@@ -124,9 +135,10 @@ FORMATS: Mapping[str, tuple[str, Callable[[argparse.Namespace], None]]] = {
 and model of its argument, and those of `add_options`."""
 
 
-def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[str]]]]:
-    """Returns the graph of each trace, and the node ids of each supernode."""
-    from .attribution.graph_json import read_graph_json
+def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[str]], "Labels"]]:
+    """Returns the graph of each trace, the node ids of each supernode, and the labels of its run."""
+    from .attribution.graph_json import feature_of, read_graph_json
+    from .core.tables import read_table
 
     layout = _layout(arguments)
     known = sorted(file.parent.name for file in layout.circuits.glob("*/graph.json"))
@@ -139,11 +151,24 @@ def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[
     if arguments.supernodes and arguments.trace is None and len(known) > 1:
         raise ValueError("supernodes belong to one graph; name it with --trace")
     chosen = known if arguments.trace is None else [arguments.trace]
-    graphs = [read_graph_json(layout.trace(name) / "graph.json") for name in chosen]
-    return [
-        (graph, _supernodes(arguments.supernodes, layout.trace(name) / "node.parquet", graph))
-        for name, graph in zip(chosen, graphs, strict=True)
-    ]
+    labels, graphs = _labels(arguments), []
+    for name in chosen:
+        folder = layout.trace(name)
+        graph = read_graph_json(folder / "graph.json")
+        (run,) = read_table(folder / "trace.parquet", columns=["run"])["run"].to_pylist()
+        own = labels.get(run, {})
+        graphs.append((graph, _supernodes(arguments.supernodes, folder / "node.parquet", graph), own))
+    found = {place for graph, _, own in graphs for node in graph["nodes"] if (place := feature_of(node)) in own}
+    if arguments.labels is not None and not found:
+        raise ValueError(f"{arguments.labels}: has no label of a feature in the graphs; remove --labels")
+    return graphs
+
+
+def _labels(arguments: argparse.Namespace) -> dict[str, "Labels"]:
+    """Returns the labels of each run in the file that the arguments name."""
+    from .features.formats.labels import read_labels
+
+    return {} if arguments.labels is None else read_labels(arguments.labels, _layout(arguments))
 
 
 def _supernodes(text: str, table: Path, graph: "Json") -> dict[str, list[str]]:
