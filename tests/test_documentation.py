@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
-from circuitloom.documentation import config_page, config_schema, formats_page, models_page
+from circuitloom.config.export_formats import EXPORT_FORMATS
+from circuitloom.documentation import config_page, config_schema, exchange_page, formats_page, models_page
 
 ROOT = Path(__file__).parents[1]
 REMEDY = "run `circuitloom document`"
@@ -29,6 +30,12 @@ def test_the_formats_page_is_up_to_date() -> None:
 
 def test_the_page_of_models_is_up_to_date() -> None:
     assert (ROOT / "docs" / "models.md").read_text() == models_page(), REMEDY
+
+
+def test_the_tables_of_export_formats_are_up_to_date() -> None:
+    page = (ROOT / "docs" / "exchange.md").read_text()
+    assert page == exchange_page(page), REMEDY
+    assert all(page.count(f"\n| `{name}` | ") == 1 for name in EXPORT_FORMATS)
 
 
 def test_every_key_and_column_has_a_meaning() -> None:

@@ -25,7 +25,6 @@ from circuitloom.attribution.graph_json import (
 )
 from circuitloom.corpus.token_arrays import write_tokens
 from circuitloom.export_command import add_commands
-from circuitloom.result_formats import FORMATS
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "max_position_embeddings": 32,
@@ -134,7 +133,9 @@ def test_labels_of_a_file_become_those_of_a_graph_and_of_features(suffix: str, s
     export("neuronpedia", study, tmp_path, "--run", RUN, "--model", "a-model", "--labels", labels)
     for layer, expected in ((0, {"7": 'says "a", then b'}), (1, {"3": "three"})):
         folder = tmp_path / "v1" / "a-model" / f"{layer}-{RUN}" / "explanations"
-        lines = [line for file in folder.iterdir() for line in gzip.decompress(file.read_bytes()).splitlines()]
+        lines = [
+            line for file in folder.iterdir() for line in gzip.decompress(file.read_bytes()).splitlines()
+        ]
         assert {row["index"]: row["description"] for row in map(json.loads, lines)} == expected
 
 
@@ -143,15 +144,24 @@ def test_labels_of_a_file_become_those_of_a_graph_and_of_features(suffix: str, s
     [
         ("run,layer,label\na,0,x\n", "has no column feature; the columns are run, layer, feature, label"),
         (f"{LABELS}{RUN},1,3,again\n", "row 4: feature 1/3 of tc-topk8-300 has a label already; remove one"),
-        (f"{LABELS}{RUN},1,300,x\n", "row 4: tc-topk8-300 has features 0 to 299 in layer 1, not 300; correct"),
+        (
+            f"{LABELS}{RUN},1,300,x\n",
+            "row 4: tc-topk8-300 has features 0 to 299 in layer 1, not 300; correct",
+        ),
         (f"{LABELS}{RUN},1,-1,x\n", "row 4: tc-topk8-300 has features 0 to 299 in layer 1, not -1; correct"),
         (f"{LABELS}{RUN},2,0,x\n", "row 4: run tc-topk8-300 has no layer 2; correct or remove the row"),
-        (f"{LABELS}tc,1,0,x\n", "row 4: the study has no run tc; choose from neurons, sae-topk8-300, tc-topk8"),
+        (
+            f"{LABELS}tc,1,0,x\n",
+            "row 4: the study has no run tc; choose from neurons, sae-topk8-300, tc-topk8",
+        ),
         (f"{LABELS}{RUN},1,,x\n", "row 4 has no feature; add it, or remove the row"),
         (f"{LABELS}{RUN},1,4,\n", "row 4 has no label; add it, or remove the row"),
         (f"{LABELS}{RUN},1,x,x\n", "no table of labels .*; write Parquet or .csv with text in run"),
         ("run,run,layer,feature,label\na,a,0,1,x\n", "no table of labels"),
-        (f"run,layer,feature,label\n{RUN},0,8,x\n", "has no label of a feature in the graphs; remove --labels"),
+        (
+            f"run,layer,feature,label\n{RUN},0,8,x\n",
+            "has no label of a feature in the graphs; remove --labels",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_in_one_line(text: str, problem: str, study, tmp_path) -> None:
@@ -166,7 +176,9 @@ def test_labels_of_no_exported_feature_and_missing_files_are_refused(study, tmp_
     arguments = ("neuronpedia", study, tmp_path / "out", "--run", RUN, "--layers", 0, "--labels")
     with pytest.raises(ValueError, match=r"has no label of tc-topk8-300 in the exported layers; remove"):
         export(*arguments, labels)
-    with pytest.raises(ValueError, match=r"other\.csv: file not found; name a Parquet or CSV file with --labels"):
+    with pytest.raises(
+        ValueError, match=r"other\.csv: file not found; name a Parquet or CSV file with --labels"
+    ):
         export(*arguments, tmp_path / "other.csv")
     (tmp_path / "damaged.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"damaged\.parquet: no table of labels") as caught:
@@ -232,14 +244,3 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
         export(*(argument.format(study=study) for argument in arguments))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_every_format_says_what_it_is() -> None:
-    assert set(FORMATS) == {
-        "circuit-tracer-graph",
-        "neuronpedia-graph",
-        "viewer-features",
-        "neuronpedia",
-        "delphi",
-    }
-    assert all(text for text, _ in FORMATS.values())

@@ -1,4 +1,5 @@
-"""Generates files from the code: config/README.md, config/schema.json, docs/formats.md and docs/models.md."""
+"""Generates files from the code: config/README.md, config/schema.json, docs/formats.md, docs/models.md, and the tables
+of formats in docs/exchange.md."""
 
 import json
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from .config.circuits import Behaviour, BehaviourPrompt, Circuits, FeatureChange
 from .config.corpus import Corpus
 from .config.evaluation import Evaluation
 from .config.exchange import Exchange
+from .config.export_formats import EXPORT_FORMATS, Contents, formats_of
 from .config.features import Features
 from .config.language_model import LanguageModel, ModelSizes
 from .config.machine import Machine
@@ -182,6 +184,33 @@ def models_page() -> str:
     return "\n".join([MODELS_HEAD, *models_table()]) + "\n"
 
 
+def exchange_page(text: str) -> str:
+    """Returns docs/exchange.md, whose content is `text`, with the tables of export formats.
+
+    A table stands between the comments `formats: CONTENTS` and `end of formats`.
+    """
+    for contents in get_args(Contents):
+        start, end = f"<!-- formats: {contents}, by `circuitloom document` -->", "<!-- end of formats -->"
+        before, found, after = text.partition(start)
+        _, closed, rest = after.partition(end)
+        assert found and closed, start
+        text = f"{before}{start}\n{_export_formats(contents)}\n{end}{rest}"
+    return text
+
+
+def _export_formats(contents: Contents) -> str:
+    """Returns the table of the formats that hold dictionaries, graphs or features."""
+    formats = {name: EXPORT_FORMATS[name] for name in formats_of(contents)}
+    limited = any(each.represents for each in formats.values())
+    names = ["format", *(["holds"] if limited else []), "writes", "read by"]
+    rows = [
+        [f"`{name}`", *([each.represents] if limited else []), each.files, each.read_by]
+        for name, each in formats.items()
+    ]
+    head, *lines = [f"| {' | '.join(row)} |" for row in (names, *rows)]
+    return "\n".join([head, f"|{'---|' * len(names)}", *lines])
+
+
 def config_schema() -> str:
     """Returns the content of config/schema.json: the JSON schema of a study, for editors."""
     schema = Study.model_json_schema()
@@ -235,6 +264,8 @@ def write_pages(root: Path) -> None:
     (root / "config" / "schema.json").write_text(config_schema())
     (root / "docs" / "formats.md").write_text(formats_page())
     (root / "docs" / "models.md").write_text(models_page())
+    exchange = root / "docs" / "exchange.md"
+    exchange.write_text(exchange_page(exchange.read_text()))
 
 
 def _source(model: type[BaseModel]) -> str:

@@ -4,25 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .config.export_formats import EXPORT_FORMATS, check_options
 from .core.layout import Layout
-from .result_formats import FORMATS as RESULT_FORMATS
-from .result_formats import add_options
-
-FORMATS = {
-    "circuit-tracer": "a transcoder set",
-    "saelens": "SAEs or transcoders of SAELens 6",
-    "sparsify": "topk SAEs or transcoders of sparsify",
-}
-"""Formats of dictionaries with descriptions. They are those of `exchange.exporters.EXPORTERS`, whose import takes
-seconds."""
+from .result_formats import RESULT_EXPORTS, add_options
 
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of both commands. `commands` is what argparse's add_subparsers returns."""
     export = commands.add_parser("export", help="write dictionaries, graphs or features for another tool")
-    described = FORMATS | {name: words for name, (words, _) in RESULT_FORMATS.items()}
-    formats = "; ".join(f"{name}: {words}" for name, words in described.items())
-    export.add_argument("format", choices=described, metavar="FORMAT", help=formats)
+    formats = "; ".join(f"{name}: {each.summary}" for name, each in EXPORT_FORMATS.items())
+    export.add_argument("format", choices=EXPORT_FORMATS, metavar="FORMAT", help=formats)
     export.add_argument("results", help="a study (results/STUDY), or the folder of its results")
     export.add_argument("output", type=Path, metavar="OUT", help="folder to write")
     export.add_argument("--run", metavar="NAME", help="name of the run (the study's only one)")
@@ -56,8 +47,10 @@ def find_results(name: str) -> Path:
 
 def _export(arguments: argparse.Namespace) -> None:
     """Export what the format holds, and print what was written."""
-    if arguments.format in RESULT_FORMATS:
-        RESULT_FORMATS[arguments.format][1](arguments)
+    options = {name for each in EXPORT_FORMATS.values() for name in each.options}
+    check_options(arguments.format, {name for name in options if getattr(arguments, name) is not None})
+    if arguments.format in RESULT_EXPORTS:
+        RESULT_EXPORTS[arguments.format](arguments)
         return
     from importlib.metadata import version
 

@@ -24,7 +24,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--supernodes",
         metavar="GROUPS",
-        default="",
         help="graphs: groups of nodes, as the explorer's address has them",
     )
     parser.add_argument(
@@ -43,9 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="neuronpedia-graph: address of feature files, instead of a source set",
     )
-    parser.add_argument(
-        "--creator", metavar="NAME", default="circuitloom", help="neuronpedia: shown as creator"
-    )
+    parser.add_argument("--creator", metavar="NAME", help="neuronpedia: shown as creator (circuitloom)")
     parser.add_argument(
         "--release", metavar="NAME", help="neuronpedia: name of the release (the study's name)"
     )
@@ -98,7 +95,7 @@ def export_neuronpedia(arguments: argparse.Namespace) -> None:
     names = NeuronpediaNames(
         model=arguments.model or study,
         source_set=arguments.source_set or sources[0].run,
-        creator=arguments.creator,
+        creator=arguments.creator or "circuitloom",
         release=arguments.release or study,
     )
     run, layers = sources[0].run, {source.layer for source in sources}
@@ -121,18 +118,15 @@ def export_delphi(arguments: argparse.Namespace) -> None:
     print(arguments.output / LATENTS)
 
 
-FORMATS: Mapping[str, tuple[str, Callable[[argparse.Namespace], None]]] = {
-    "circuit-tracer-graph": (
-        "graphs for circuit-tracer: .pt, and JSON for its viewer",
-        export_circuit_tracer_graph,
-    ),
-    "neuronpedia-graph": ("graphs for Neuronpedia: JSON", export_neuronpedia_graph),
-    "viewer-features": ("feature files for circuit-tracer's viewer", export_viewer_features),
-    "neuronpedia": ("features for Neuronpedia: a source per layer", export_neuronpedia),
-    "delphi": ("activations for delphi: a cache per layer", export_delphi),
+RESULT_EXPORTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "circuit-tracer-graph": export_circuit_tracer_graph,
+    "neuronpedia-graph": export_neuronpedia_graph,
+    "viewer-features": export_viewer_features,
+    "neuronpedia": export_neuronpedia,
+    "delphi": export_delphi,
 }
-"""Maps each format to (what it is, function that exports). A function reads the attributes results, output, run, layers
-and model of its argument, and those of `add_options`."""
+"""Maps each format of graphs and features in `config.export_formats` to the function that exports. It reads results and
+output of its argument, and the format's options."""
 
 
 def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[str]], "Labels"]]:
@@ -158,7 +152,9 @@ def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[
         (run,) = read_table(folder / "trace.parquet", columns=["run"])["run"].to_pylist()
         own = labels.get(run, {})
         graphs.append((graph, _supernodes(arguments.supernodes, folder / "node.parquet", graph), own))
-    found = {place for graph, _, own in graphs for node in graph["nodes"] if (place := feature_of(node)) in own}
+    found = {
+        place for graph, _, own in graphs for node in graph["nodes"] if (place := feature_of(node)) in own
+    }
     if arguments.labels is not None and not found:
         raise ValueError(f"{arguments.labels}: has no label of a feature in the graphs; remove --labels")
     return graphs
@@ -171,7 +167,7 @@ def _labels(arguments: argparse.Namespace) -> dict[str, "Labels"]:
     return {} if arguments.labels is None else read_labels(arguments.labels, _layout(arguments))
 
 
-def _supernodes(text: str, table: Path, graph: "Json") -> dict[str, list[str]]:
+def _supernodes(text: str | None, table: Path, graph: "Json") -> dict[str, list[str]]:
     """Returns the node ids of the groups in the explorer's address, which name nodes by their numbers in `table`."""
     if not text:
         return {}

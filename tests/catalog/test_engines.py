@@ -3,7 +3,7 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from tests.catalog.tables import (
     SPLIT,
     Study,
     make_corpus,
-    make_study,
     write_token_table,
 )
 
@@ -38,19 +37,6 @@ from circuitloom.core.token_text import name_bytes
 Ask = Callable[..., list[tuple]]
 ORDER = {macro.name: macro.order for macro in portable_macros()}
 SELECTED = [(RUN, LAYER, 0), (RUN, LAYER, 4), (RUN, 10, 11), (OTHER_RUN, LAYER, 65_537), (RUN, LAYER, SILENT)]
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = make_study(tmp_path_factory.mktemp("engines") / "a study=é")
-    build_catalog(study.folder)
-    return study
-
-
-@pytest.fixture(scope="module")
-def catalog(study: Study) -> Iterator[duckdb.DuckDBPyConnection]:
-    with open_catalog(study.folder) as connection:
-        yield connection
 
 
 def in_duckdb(folder: Path) -> Ask:

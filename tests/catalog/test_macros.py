@@ -1,6 +1,5 @@
 """Macros agree with numpy on the same activations, and with Python's `re` on the same text."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -19,9 +18,7 @@ from tests.catalog.tables import (
     RUNS,
     SILENT,
     WORDS,
-    Study,
     make_corpus,
-    make_study,
     matching,
     places,
     write_token_table,
@@ -46,19 +43,6 @@ PATTERNS = [
     *("(?i:CAUGHT ?S)", "(?m:^) ?a", "(?m:^)(?s:.{99,})", r".*\bcaught", "(nevertheless ?){2}", "a.*(the|é).*a"),
     *(r"(?s:\b.{99})", r"(?s:\B.{99})", "(?s:the.{97})", "(?s: .{99})", r"\$|s", "zebra", "a w1", "日本$"),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = make_study(tmp_path_factory.mktemp("macros") / "study")
-    build_catalog(study.folder)
-    return study
-
-
-@pytest.fixture(scope="module")
-def catalog(study: Study) -> Iterator[duckdb.DuckDBPyConnection]:
-    with open_catalog(study.folder) as connection:
-        yield connection
 
 
 def assert_equal(found: list[tuple], expected: list[tuple]) -> None:

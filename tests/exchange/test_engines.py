@@ -9,14 +9,13 @@ import math
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pytest
-from tests.catalog.tables import LAYER, OTHER_RUN, RUN, SILENT, Study, make_study, write_token_table
+from tests.catalog.tables import LAYER, OTHER_RUN, RUN, SILENT, Study, write_token_table
 
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.client import open_catalog
@@ -73,19 +72,6 @@ QUESTIONS = [
     question("firing_rates", of_run=RUN, of_layer=LAYER),
     *(question("search", wanted=wanted) for wanted in WANTED),
 ]
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = make_study(tmp_path_factory.mktemp("exchange") / "a study")
-    build_catalog(study.folder)
-    return study
-
-
-@pytest.fixture(scope="module")
-def catalog(study: Study) -> Iterator[duckdb.DuckDBPyConnection]:
-    with open_catalog(study.folder) as connection:
-        yield connection
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from tests.exchange.results import SAE, random_dictionary, write_results, write_
 
 from circuitloom.cli import main
 from circuitloom.config.dictionaries import Run
-from circuitloom.config.exchange import FormatName
+from circuitloom.config.export_formats import EXPORT_FORMATS, formats_of
 from circuitloom.dictionaries.dictionary import save_dictionary
 from circuitloom.exchange.export import export_run
 from circuitloom.exchange.exporters import EXPORTERS
 from circuitloom.exchange.stored_run import StoredRun, describe_model
-from circuitloom.export_command import FORMATS
+from circuitloom.result_formats import RESULT_EXPORTS
 
 
 @pytest.fixture
@@ -31,8 +31,10 @@ def front_matter(card: Path) -> dict:
     return yaml.safe_load(card.read_text().split("---\n")[1])
 
 
-def test_the_registry_the_command_and_the_config_know_the_same_formats() -> None:
-    assert set(EXPORTERS) == set(FORMATS) == set(FormatName.__args__)
+def test_every_format_of_the_list_is_written() -> None:
+    assert list(EXPORTERS) == formats_of("dictionaries")
+    assert list(RESULT_EXPORTS) == [*formats_of("graphs"), *formats_of("features")]
+    assert set(EXPORTERS) | set(RESULT_EXPORTS) == set(EXPORT_FORMATS)
 
 
 def test_an_export_records_the_sha256_of_every_file(results: Path, tmp_path: Path) -> None:
@@ -190,7 +192,9 @@ def test_the_card_of_an_imported_run_states_where_its_weights_came_from(tmp_path
         assert f"| {layer} | `{source}` |" in after
 
 
-def test_the_card_of_a_trained_run_has_no_keys_of_imports_and_no_k_that_does_not_apply(tmp_path: Path) -> None:
+def test_the_card_of_a_trained_run_has_no_keys_of_imports_and_no_k_that_does_not_apply(
+    tmp_path: Path,
+) -> None:
     keys = Run(name="some", act="relu", width=20).model_dump(mode="json")
     results = write_results(tmp_path / "study", {0: random_dictionary(0)}, config=keys)
     export_run("saelens", StoredRun(results, "some"), tmp_path / "out")
@@ -235,6 +239,22 @@ def test_the_command_takes_a_study_or_the_folder_of_its_results(results: Path, m
     run_command(monkeypatch, "export", "saelens", "study", "b", "--license", "mit")
     assert "3 written, 0 complete before" in capsys.readouterr().out
     assert front_matter(results.parent / "b" / "README.md")["license"] == "mit"
+
+
+def test_the_command_refuses_options_without_an_effect(results: Path, monkeypatch) -> None:
+    for name, option, known in (
+        ("saelens", "--labels", "--run, --layers, --model, --license"),
+        ("viewer-features", "--labels", "--run, --layers"),
+        (
+            "neuronpedia-graph",
+            "--license",
+            "--trace, --model, --supernodes, --labels, --source-set, --features-url",
+        ),
+    ):
+        with pytest.raises(
+            SystemExit, match=rf"{name} takes no {option}; remove it, or choose from {known}$"
+        ):
+            run_command(monkeypatch, "export", name, results, results / "out", option, "x")
 
 
 def test_the_command_asks_for_a_run_if_there_are_several(results: Path, monkeypatch) -> None:

@@ -6,7 +6,6 @@ by layer, the token embeddings and the logits. Position embeddings and constants
 
 import functools
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..config.model_shape import ModelShape
 from ..core.atomic_io import write_atomically
 from ..core.errors import first_line
+from ..core.torch_files import InertObject, load_torch_file
 from ..corpus.token_names import token_name
 from .graph import cumulative_share, prune, shares, threshold
 from .graph_json import (
@@ -38,27 +38,6 @@ from .graph_json import (
 NODE_SHARE, EDGE_SHARE = 0.8, 0.98
 """Shares of influence that circuit-tracer keeps by default when it makes the viewer's JSON."""
 _NO_GRAPH = "name a graph that circuit-tracer saved"
-
-
-class _ForeignObject:
-    """Replaces every object of a class of circuit-tracer, TransformerLens or others when a file is loaded.
-
-    `given` are the arguments with which the object was made. The attributes are those of the object.
-    """
-
-    given: tuple[Any, ...] = ()
-
-    def __new__(cls, *given: Any) -> "_ForeignObject":
-        made = super().__new__(cls)
-        made.given = given
-        return made
-
-    def __init__(self, *given: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
 
 
 def graph_tensors(content: Json, shape: ModelShape, model_name: str, architecture: str) -> dict[str, Any]:
@@ -145,32 +124,13 @@ def read_graph_pt(
     `names[i]` is the text of token id i. Other ids are written ⟨#ID⟩. No code from the file is run. Raises ValueError
     if the file cannot be read, or if it is not a graph.
     """
-    content = _load(file)
+    content = load_torch_file(file, _NO_GRAPH)
+    if not isinstance(content, Mapping) or "adjacency_matrix" not in content:
+        raise ValueError(f"{file}: has no adjacency_matrix; {_NO_GRAPH}")
     try:
         return _as_json(file.stem, content, names or [], node_share, edge_share)
     except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{file}: not a complete graph ({first_line(error)}); {_NO_GRAPH}") from error
-
-
-def _load(file: Path) -> Mapping[str, Any]:
-    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
-
-    if not file.is_file():
-        raise ValueError(f"{file}: file not found; {_NO_GRAPH}")
-    try:
-        # every class that torch does not know becomes an inert object, so that nothing in the file is run
-        classes = get_unsafe_globals_in_checkpoint(str(file))
-        with safe_globals([(_ForeignObject, name) for name in classes]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's message advises to load the file without this safety
-        raise ValueError(f"{file}: damaged, or reading it would run code; {_NO_GRAPH}") from error
-    # a damaged or malicious pickle can raise any exception
-    except Exception as error:
-        raise ValueError(f"{file}: cannot be read ({first_line(error)}); {_NO_GRAPH}") from error
-    if not isinstance(content, Mapping) or "adjacency_matrix" not in content:
-        raise ValueError(f"{file}: has no adjacency_matrix; {_NO_GRAPH}")
-    return content
 
 
 def _as_json(
@@ -267,5 +227,5 @@ def _targets(content: Mapping[str, Any], names: list[str]) -> list[tuple[str, in
     stored = content["logit_targets"] if "logit_targets" in content else content["logit_tokens"]
     if isinstance(stored, Tensor):
         return [(token_name(names, number), number) for number in stored.flatten().tolist()]
-    pairs = [target.given if isinstance(target, _ForeignObject) else target for target in stored]
+    pairs = [target.given if isinstance(target, InertObject) else target for target in stored]
     return [(token or token_name(names, int(number)), int(number)) for token, number in pairs]

@@ -1,19 +1,17 @@
 """Config of the exchange: which runs are exported, and in which formats of other libraries."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from .base import Section
 from .dictionaries import Run
-
-FormatName = Literal["circuit-tracer", "saelens", "sparsify"]
+from .export_formats import DictionaryFormat
 
 
 class Exchange(Section):
     """Export of dictionaries for other libraries, each with a card, to results/STUDY/exchange/RUN/FORMAT/. Nothing is
     exported unless `formats` is set."""
 
-    formats: list[FormatName] = []
+    formats: list[DictionaryFormat] = []
     """Formats. `circuit-tracer`: transcoders of all layers from 0. `saelens`: all but topk transcoders and SAEs with a
     skip. `sparsify`: topk."""
     runs: list[str] | None = None
@@ -26,7 +24,7 @@ class Exchange(Section):
     folder, or else that of the study."""
 
 
-def refusal(format_name: FormatName, run: Run, layers: Sequence[int]) -> str | None:
+def refusal(format_name: str, run: Run, layers: Sequence[int]) -> str | None:
     """Returns why a format cannot represent a run, with the remedy, or None if it can as far as the config says."""
     topk, sae = run.act == "topk", run.kind == "sae"
     if format_name == "circuit-tracer":

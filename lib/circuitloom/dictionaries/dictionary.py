@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,24 @@ class Dictionary:
         return Dictionary(**{**vars(self), **moved})
 
 
+@dataclass
+class DictionaryWeights:
+    """Tensors of a dictionary that are still changed: they are trained, or rewritten. `Dictionary` describes them."""
+
+    W_enc: Float[Tensor, "feature d_in"]
+    b_enc: Float[Tensor, " feature"]
+    W_dec: Float[Tensor, "feature d_out"]
+    b_dec: Float[Tensor, " d_out"]
+    threshold: Float[Tensor, " feature"] | None = None
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields the name and the tensor of each field that is not None."""
+        for field in fields(self):
+            if (value := getattr(self, field.name)) is not None:
+                yield field.name, value
+
+
 def is_transcoder(site_in: str, site_out: str) -> bool:
     """Whether a dictionary from `site_in` to `site_out` replaces an MLP."""
     return site_in in MLP_INPUTS and site_out in MLP_OUTPUTS
@@ -242,11 +260,11 @@ def save_dictionary(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    fields = vars(dictionary)
+    values = vars(dictionary)
     save_tensors(
-        folder / WEIGHTS, {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        folder / WEIGHTS, {name: value for name, value in values.items() if isinstance(value, Tensor)}
     )
-    plain = {name: fields[name] for name in ("act", "k", "layer", "site_in")}
+    plain = {name: values[name] for name in ("act", "k", "layer", "site_in")}
     outputs = [{"layer": dictionary.layer, "site": dictionary.site_out}]
     origin = {} if source is None else {"source": source}
     stored = {**plain, "outputs": outputs, "run": config, **origin}

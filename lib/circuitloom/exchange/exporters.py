@@ -151,4 +151,4 @@ EXPORTERS: dict[str, Exporter] = {
     "saelens": SaelensExporter(),
     "sparsify": SparsifyExporter(),
 }
-"""Maps the name of each format to its exporter. `config.exchange.FormatName` has the same names."""
+"""Maps the name of each format of dictionaries in `config.export_formats` to its exporter."""

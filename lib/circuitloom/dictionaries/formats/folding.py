@@ -5,7 +5,7 @@ rounded to float32 once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,22 +13,12 @@ from torch import Tensor
 
 from ...language_model.model import LanguageModel
 from ...language_model.residual import Norm, read_norm
+from ..dictionary import DictionaryWeights
 
 
 @dataclass
-class PublishedWeights:
-    """Weights of a published dictionary. `Dictionary` describes the fields. Every number format is allowed."""
-
-    W_enc: Float[Tensor, "feature d_in"]
-    b_enc: Float[Tensor, " feature"]
-    W_dec: Float[Tensor, "feature d_out"]
-    b_dec: Float[Tensor, " d_out"]
-    threshold: Float[Tensor, " feature"] | None = None
-    W_skip: Float[Tensor, "d_out d_in"] | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Returns the tensors by name."""
-        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+class PublishedWeights(DictionaryWeights):
+    """Weights of a published dictionary. Every number format is allowed."""
 
     def subtract_from_input(self, b: Float[Tensor, " d_in"]) -> None:
         """Move a vector that the encoder subtracts from its input into b_enc."""
@@ -87,7 +77,7 @@ class PublishedWeights:
 
     def rounded(self) -> dict[str, Tensor]:
         """Returns the tensors in float32, contiguous."""
-        return {name: value.to(torch.float32).contiguous() for name, value in self.tensors().items()}
+        return {name: value.to(torch.float32).contiguous() for name, value in self.named()}
 
 
 def gated_thresholds(

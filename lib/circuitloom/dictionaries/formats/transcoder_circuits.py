@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config.dictionaries import Run
-from ...core.errors import first_line
+from ...core.torch_files import InertObject, load_torch_file
 from ...language_model.model import LanguageModel
 from ..dictionary import Dictionary, save_dictionary
 from ..training.paper_loss import transcoder_coordinates
@@ -21,15 +21,14 @@ from ..training.parameters import Parameters, with_unit_rows
 
 CONFIG_CLASS = "LanguageModelSAERunnerConfig"
 """Class name of config objects in published files. The class may be in any module."""
-
-
-class _ConfigAttributes:
-    """Replaces the authors' config class when a file is loaded. Instances have the config's attributes."""
+_REMEDY = "download it with `hf download`, or correct `files`"
 
 
 def import_run(run: Run, layer: int, model: LanguageModel, output: Path) -> None:
     """Write the published transcoder of `layer` into the folder `output`. Raises the errors of `import_transcoder`."""
-    save_dictionary(import_transcoder(run, layer, model), output, run.model_dump(mode="json"), run.file(layer))
+    save_dictionary(
+        import_transcoder(run, layer, model), output, run.model_dump(mode="json"), run.file(layer)
+    )
 
 
 def import_transcoder(run: Run, layer: int, model: LanguageModel) -> Dictionary:
@@ -69,7 +68,7 @@ def read_transcoder(file: Path, layer: int, d: int, width: int) -> Parameters:
     The returned `b_in` is the file's b_dec. The returned `b_dec` is the file's b_dec_out. Raises ValueError if the file
     cannot be read safely. Also raises ValueError if the file is not a transcoder of `layer` with shape (`d`, `width`).
     """
-    content = _load(file)
+    content = load_torch_file(file, _REMEDY, lambda name: name.rpartition(".")[2] == CONFIG_CLASS)
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
         raise ValueError(f"{file}: contains no named weights; download the published file")
@@ -87,29 +86,11 @@ def read_transcoder(file: Path, layer: int, d: int, width: int) -> Parameters:
     )
 
 
-def _load(file: Path) -> Any:
-    """Returns the content of a torch file. Config objects are loaded as `_ConfigAttributes`."""
-    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
-
-    if not file.is_file():
-        raise ValueError(f"{file}: file not found; download it with `hf download`, or correct `files`")
-    try:
-        classes = get_unsafe_globals_in_checkpoint(str(file))
-        unsafe = sorted(name for name in classes if name.rpartition(".")[2] != CONFIG_CLASS)
-        if not unsafe:
-            with safe_globals([(_ConfigAttributes, name) for name in classes]):
-                return torch.load(file, map_location="cpu", weights_only=True)
-    # a damaged or malicious pickle can raise any exception
-    except Exception as error:
-        raise ValueError(f"{file}: cannot be read safely ({first_line(error)}); download it again") from error
-    raise ValueError(
-        f"{file}: reading it would run {unsafe[0]}, which weights do not need; download the published file"
-    )
-
-
 def _check_config(file: Path, config: Any, layer: int) -> None:
     """Raise ValueError if `config` does not describe a transcoder of `layer`. A missing config is accepted."""
-    if isinstance(config, _ConfigAttributes):
+    if isinstance(config, InertObject):
+        if config.given:
+            raise ValueError(f"{file}: cannot be read safely (its cfg is the result of a call); {_REMEDY}")
         config = vars(config)
     attributes = config if isinstance(config, Mapping) else {}
     expected = {

@@ -1,14 +1,14 @@
 """Trainable weights of a dictionary: initialisation, and conversion to a dictionary on raw activations."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...config.dictionaries import Run
-from ..dictionary import Dictionary
+from ..dictionary import Dictionary, DictionaryWeights
 
 INITIAL_DECODER_NORM = 0.1
 """Initial norm of each decoder row. This norm is small compared with the norm √d of normalised outputs."""
@@ -40,24 +40,12 @@ class Scales:
 
 
 @dataclass
-class Parameters:
-    """Trainable weights for normalised x and y. `Dictionary` describes the fields."""
+class Parameters(DictionaryWeights):
+    """Trainable weights for normalised x and y."""
 
-    W_enc: Float[Tensor, "feature d_in"]
-    b_enc: Float[Tensor, " feature"]
-    W_dec: Float[Tensor, "feature d_out"]
-    b_dec: Float[Tensor, " d_out"]
-    threshold: Float[Tensor, " feature"] | None = None
-    W_skip: Float[Tensor, "d_out d_in"] | None = None
     b_in: Float[Tensor, " d_in"] | None = None
     """Vector that is subtracted from the encoder's input. Only `loss: paper` and published transcoders use this vector.
     """
-
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields the name and the tensor of each parameter that is not None."""
-        for field in fields(self):
-            if (value := getattr(self, field.name)) is not None:
-                yield field.name, value
 
     def tensors(self, without: Collection[str] = ()) -> list[Tensor]:
         """Returns each tensor once, except the parameters named in `without`.
