@@ -10,17 +10,15 @@ from tests.corpus.inputs import built, section
 
 from circuitloom.cases.claims import Bootstrap
 from circuitloom.cases.context import open_context
-from circuitloom.cases.planted.measurements import (
-    ConceptFeature,
+from circuitloom.cases.planted.concept_features import ConceptFeature, grow_set
+from circuitloom.cases.planted.report import (
     ConceptOutcome,
     PlantedResults,
-    SourceScore,
-    TokenContributions,
-    choose_share,
-    grow_set,
-    score_sources,
+    draw_concepts,
+    draw_sources,
+    planted_claims,
 )
-from circuitloom.cases.planted.report import draw_concepts, draw_sources, planted_claims
+from circuitloom.cases.planted.sources import SourceScore, TokenContributions, choose_share, score_sources
 from circuitloom.cases.planted.study import study_planted
 from circuitloom.config import load_study
 from circuitloom.config.cases import PlantedCase

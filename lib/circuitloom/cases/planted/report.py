@@ -1,7 +1,8 @@
-"""Report of the benchmark of planted concepts: claims, text, table and pictures."""
+"""Results of the benchmark of planted concepts, and their report: claims, text, table and pictures."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,58 @@ from ...core.layout import NEURONS
 from ...core.plotting import BLUE, GREEN, ORANGE, PURPLE, VERMILION, styled
 from ..case_report import CaseReport, number
 from ..claims import Bootstrap, Claim, make_claim
-from .measurements import MATCH_COLUMNS, SAE, TRANSCODER, PlantedResults, mean_of
+from .concept_features import MATCH_COLUMNS, SAE, TRANSCODER, ConceptFeature
+from .sources import SourceScore, mean_of
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
 MARKERS = ("o", "s", "^")
+
+
+@dataclass(frozen=True)
+class ConceptOutcome:
+    """Measurements of one concept in one run."""
+
+    kind: str
+    feature: ConceptFeature
+    is_found: bool
+    circuit: SourceScore | None
+    """Score of the sources found through circuits. None if the run has no transcoders, or if the concept was not
+    found."""
+    gradient: SourceScore | None
+    """Score of the sources found by gradient. None if the concept was not found."""
+    shares: tuple[float | None, float | None]
+    """Share of all contributions that the sources hold: (through circuits, by gradient)."""
+    contextual: bool
+    """Whether, at some place, the cues are not only the token where the feature fires."""
+
+    @property
+    def source_score(self) -> SourceScore | None:
+        """`circuit` for transcoders, `gradient` for other kinds."""
+        return self.circuit if self.kind == TRANSCODER else self.gradient
+
+
+@dataclass(frozen=True)
+class PlantedResults:
+    """Outcomes of all concepts in all runs."""
+
+    runs: dict[str, dict[str, ConceptOutcome]]
+    """Outcomes by run, then by concept."""
+
+    @cached_property
+    def concepts(self) -> list[str]:
+        """Names of the concepts, sorted."""
+        return sorted({concept for outcomes in self.runs.values() for concept in outcomes})
+
+    def best(self, kind: str, bound: float) -> str | None:
+        """Returns the run of the given kind that finds the most concepts on the choosing half, or None if no run has
+        this kind."""
+
+        def quality(run: str) -> tuple[int, float]:
+            f1 = [outcome.feature.f1_choosing for outcome in self.runs[run].values()]
+            return sum(value >= bound for value in f1), sum(f1)
+
+        own = [run for run, outcomes in self.runs.items() if next(iter(outcomes.values())).kind == kind]
+        return max(own, key=quality) if own else None
 
 
 def make_report(name: str, results: PlantedResults, case: PlantedCase) -> CaseReport:

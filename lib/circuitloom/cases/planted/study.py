@@ -11,22 +11,16 @@ from ...evaluation.concepts import concept_annotations
 from ...evaluation.held_out import HeldOut
 from ..case_report import CaseReport
 from ..context import CaseContext
-from .measurements import (
-    SAE,
-    TRANSCODER,
-    ConceptFeature,
-    ConceptOutcome,
+from .concept_features import SAE, TRANSCODER, ConceptFeature, activations_by_layer, find_features
+from .report import ConceptOutcome, PlantedResults, make_report
+from .sources import (
     Contributions,
-    PlantedResults,
     SourceScore,
-    activations_by_layer,
     choose_share,
-    find_features,
     score_sources,
     trace_circuits,
     trace_gradients,
 )
-from .report import make_report
 
 BATCH = 32
 """Number of sequences per forward pass."""
