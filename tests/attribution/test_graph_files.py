@@ -15,7 +15,7 @@ from tests.attribution.test_export import make_graph, make_viewer
 from tests.models import LAYERS, VOCABULARY
 
 from circuitloom.attribution.graph_json import complete_graph, feature_of, node_ids, read_graph_json
-from circuitloom.attribution.graph_pt import graph_tensors, read_graph_pt, write_graph_pt
+from circuitloom.attribution.graph_pt import _logit_target, graph_tensors, read_graph_pt, write_graph_pt
 from circuitloom.config.model_shape import ModelShape
 
 SHAPE = ModelShape(LAYERS, 16, 40, 4, 32, VOCABULARY, key_value_heads=2)
@@ -163,7 +163,12 @@ def test_a_pt_file_has_every_link_at_the_place_of_its_nodes(content, tmp_path) -
     )
     assert saved["input_tokens"].tolist() == PROMPT.tolist()
     roots = [node for node in content["nodes"] if node["feature_type"] == "logit"]
-    assert [tuple(target)[1] for target in saved["logit_targets"]] == [node["feature"] for node in roots]
+    # circuit-tracer unpacks a target, and reads its attributes
+    for (token, number), target, node in zip(
+        saved["logit_targets"], saved["logit_targets"], roots, strict=True
+    ):
+        assert (target.token_str, target.vocab_idx) == (token, number)
+        assert number == node["feature"] and node["clerp"] == f'Output "{token}" (p={node["token_prob"]:.3f})'
     assert saved["logit_probabilities"].tolist() == pytest.approx([node["token_prob"] for node in roots])
     config = saved["cfg"].to_dict()
     assert (config["n_layers"], config["d_head"], config["n_key_value_heads"]) == (LAYERS, 4, 2)
@@ -251,6 +256,16 @@ def test_a_file_of_classes_that_are_not_installed_is_read_and_pruned_as_circuit_
     assert by_id["2_3_1"]["clerp"] == 'Output " c" (p=0.750)'
     assert read["metadata"]["prompt_tokens"] == ["⟨#1⟩", "⟨#2⟩"]
     assert read["metadata"]["scan"] == "one, two"
+
+
+@pytest.mark.parametrize(
+    "target", [FakeTarget(" c", 3), (" c", 3), _logit_target(" c", 3)], ids=["theirs", "a pair", "ours"]
+)
+def test_targets_of_every_kind_are_read(target: Any, tmp_path) -> None:
+    file = tmp_path / "graph.pt"
+    save_as("circuit_tracer_of_others", file, small_graph(logit_targets=[target]))
+    (root,) = [node for node in read_graph_pt(file)["nodes"] if node["feature_type"] == "logit"]
+    assert (root["clerp"], root["feature"]) == ('Output " c" (p=0.750)', 3)
 
 
 def test_older_files_with_ids_alone_are_read(tmp_path) -> None:

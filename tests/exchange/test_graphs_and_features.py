@@ -11,7 +11,7 @@ from tests.attribution.test_export import make_graph, make_viewer
 from tests.features.test_formats import WIDTH, make_source, write_tables
 from tests.models import LAYERS, VOCABULARY
 
-from circuitloom.attribution.graph_json import complete_graph
+from circuitloom.attribution.graph_json import complete_graph, output_token
 from circuitloom.attribution.graph_pt import graph_tensors, read_graph_pt, write_graph_pt
 from circuitloom.config.model_shape import ModelShape
 from circuitloom.features.formats.delphi import export_delphi
@@ -37,12 +37,14 @@ READ_GRAPH = """
 import json, sys
 from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
 graph = Graph.from_pt(sys.argv[1])
+names = [target.token_str for target in graph.logit_targets]
 pruned = prune_graph(graph, 0.8, 0.98)
 graph.to_pt(sys.argv[2])
 print(json.dumps({
     "nodes": int(pruned.node_mask.sum()), "edges": int(pruned.edge_mask.sum()), "layers": graph.cfg.n_layers,
     "scores": compute_graph_scores(graph), "cumulative": pruned.cumulative_scores.tolist(),
     "kept": pruned.node_mask.nonzero()[:, 0].tolist(),
+    "targets": list(zip(names, graph.logit_token_ids.tolist())),
 }))
 """
 
@@ -55,6 +57,8 @@ def test_circuit_tracer_reads_our_graph_and_we_read_what_it_saves(tmp_path) -> N
     write_graph_pt(tensors, ours)
     found = run_peer("circuit_tracer", READ_GRAPH, ours, theirs)
     assert found["layers"] == LAYERS
+    roots = [node for node in content["nodes"] if node["feature_type"] == "logit"]
+    assert found["targets"] == [[output_token(node), node["feature"]] for node in roots]
     assert 0 < found["scores"][0] <= 1 and 0 < found["scores"][1] <= 1
     for file in (ours, theirs):
         read = read_graph_pt(file)

@@ -6,6 +6,7 @@ by layer, the token embeddings and the logits. Position embeddings and constants
 
 import functools
 import io
+from collections import UserList
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,7 +73,7 @@ def graph_tensors(content: Json, shape: ModelShape, model_name: str, architectur
         "active_features": torch.tensor(
             [(layer, position, feature) for layer, feature, position, _ in features], dtype=torch.int64
         ).reshape(-1, 3),
-        "logit_targets": [(output_token(node), node["feature"]) for node in by_type[LOGIT]],
+        "logit_targets": [_logit_target(output_token(node), node["feature"]) for node in by_type[LOGIT]],
         "logit_probabilities": torch.tensor([node["token_prob"] for node in by_type[LOGIT]]),
         "vocab_size": shape.vocabulary,
         "input_tokens": torch.tensor([tokens[position] for position in range(positions)]),
@@ -86,6 +87,16 @@ def _layer_and_feature(node: Json) -> tuple[int, int]:
     found = feature_of(node)
     assert found is not None
     return found
+
+
+def _logit_target(token: str, number: int) -> UserList:
+    """Returns a pair of token and id that also has the attributes of circuit-tracer's LogitTarget.
+
+    Its class is Python's own, for the reason of `_model_config`.
+    """
+    target = UserList((token, number))
+    vars(target).update(token_str=token, vocab_idx=number)
+    return target
 
 
 def _model_config(shape: ModelShape, model_name: str, architecture: str) -> SimpleNamespace:
@@ -223,9 +234,18 @@ def _pruned(
 
 
 def _targets(content: Mapping[str, Any], names: list[str]) -> list[tuple[str, int]]:
-    """Returns (token, token id) of each logit. Older versions store the ids alone."""
+    """Returns (token, token id) of each logit. Older versions store the ids alone.
+
+    Newer ones store LogitTarget, a named tuple with which its values are given. Pairs of this project have them as
+    attributes.
+    """
     stored = content["logit_targets"] if "logit_targets" in content else content["logit_tokens"]
     if isinstance(stored, Tensor):
         return [(token_name(names, number), number) for number in stored.flatten().tolist()]
-    pairs = [target.given if isinstance(target, InertObject) else target for target in stored]
+    pairs = [
+        (target.given or (vars(target)["token_str"], vars(target)["vocab_idx"]))
+        if isinstance(target, InertObject)
+        else target
+        for target in stored
+    ]
     return [(token or token_name(names, int(number)), int(number)) for token, number in pairs]
