@@ -104,6 +104,29 @@ def test_a_graph_is_exported_for_neuronpedia(study, tmp_path) -> None:
     )
 
 
+def test_a_graph_has_every_field_that_neuronpedia_requires(study, tmp_path) -> None:
+    export("neuronpedia-graph", study, tmp_path, "--model", "a-model")
+    content = json.loads((tmp_path / "hostile.json").read_text())
+    required = {
+        "metadata": {"slug": str, "scan": str, "prompt_tokens": list, "prompt": str, "schema_version": int},
+        "qParams": {"pinnedIds": list, "supernodes": list, "linkType": str, "clickedId": str},
+        "nodes": {
+            "node_id": str, "feature": int, "layer": str, "ctx_idx": int, "feature_type": str, "jsNodeId": str,
+            "clerp": str,
+        },
+        "links": {"source": str, "target": str, "weight": float},
+    }  # fmt: skip
+    for part, fields in required.items():
+        for entry in content[part] if isinstance(content[part], list) else [content[part]]:
+            assert {name: type(entry[name]) for name in fields} == fields, (part, entry)
+    # the page finds layer and feature by undoing Cantor's pairing, which the schema's version 1 has
+    assert content["metadata"]["schema_version"] == 1
+    (feature,) = [node for node in content["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    diagonal = int(((8 * feature["feature"] + 1) ** 0.5 - 1) / 2)
+    index = feature["feature"] - diagonal * (diagonal + 1) // 2
+    assert (diagonal - index, index, feature["layer"]) == (0, 7, "0")
+
+
 LABELS = f"""run,layer,feature,label
 {RUN},0,7,"says ""a"", then b"
 {RUN},1,3,three

@@ -258,6 +258,20 @@ def test_a_file_of_classes_that_are_not_installed_is_read_and_pruned_as_circuit_
     assert read["metadata"]["scan"] == "one, two"
 
 
+def test_exported_tokens_are_text(content) -> None:
+    tokens = ["⟨E4⟩⟨B8⟩⟨AD⟩", "⟨E2⟩⟨9F⟩⟨A8⟩", "⟨E4⟩", *content["metadata"]["prompt_tokens"][3:]]
+    named = {**content, "metadata": {**content["metadata"], "prompt_tokens": tokens}}
+    named["nodes"] = [
+        {**node, "clerp": 'Output "⟨E4⟩⟨B8⟩⟨AD⟩" (p=0.5)' if node["clerp"] else ""}
+        for node in content["nodes"]
+    ]
+    made = complete_graph(named)
+    # a byte that is only part of a character keeps its name
+    assert made["metadata"]["prompt_tokens"][:3] == ["中", "⟨", "⟨E4⟩"]
+    assert {node["clerp"] for node in made["nodes"]} == {'Output "中" (p=0.5)', ""}
+    assert named["metadata"]["prompt_tokens"] == tokens
+
+
 @pytest.mark.parametrize(
     "target", [FakeTarget(" c", 3), (" c", 3), _logit_target(" c", 3)], ids=["theirs", "a pair", "ours"]
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.atomic_io import write_atomically
 from ..core.errors import first_line
+from ..core.token_text import whole_text
 
 Json = dict[str, Any]
 VIEWER_INDEX = "graph-metadata.json"
@@ -116,7 +117,7 @@ def complete_graph(
     labels: Mapping[tuple[int, int], str] | None = None,
     supernodes: Mapping[str, Sequence[str]] | None = None,
 ) -> Json:
-    """Returns the graph with what a viewer elsewhere needs. `content` is unchanged.
+    """Returns the graph with what a viewer elsewhere needs, and with tokens as text. `content` is unchanged.
 
     `scan` names the transcoders, or for Neuronpedia the model. `details` says where the viewer finds the features:
     `feature_json_base_url` or `neuronpedia_source_set`. `labels` maps (layer, feature) to a label, which becomes the
@@ -124,7 +125,8 @@ def complete_graph(
     ValueError if a supernode has a node that is not in the graph.
     """
     generator = {"name": "circuitloom", "version": version("circuitloom")}
-    metadata = {**content["metadata"], "info": {"generator": generator}}
+    tokens = [whole_text(token) for token in content["metadata"]["prompt_tokens"]]
+    metadata = {**content["metadata"], "prompt_tokens": tokens, "info": {"generator": generator}}
     if scan is not None:
         metadata["scan"] = scan
     if details:
@@ -141,7 +143,7 @@ def complete_graph(
         pinned = [*state["pinnedIds"], *(member for members in supernodes.values() for member in members)]
         state["pinnedIds"] = list(dict.fromkeys(pinned))
     nodes = [
-        {**node, "clerp": (labels or {}).get(feature_of(node) or (-1, -1), node["clerp"])}
+        {**node, "clerp": (labels or {}).get(feature_of(node) or (-1, -1), whole_text(node["clerp"]))}
         for node in content["nodes"]
     ]
     return {**content, "metadata": metadata, "qParams": state, "nodes": nodes}
