@@ -79,6 +79,7 @@ TransformerLens:
 | `mlp_in` | the MLP's input, after its norm | `mlp.hook_in` |
 | `mlp_out` | what the MLP returns | `mlp.hook_out`; also `hook_mlp_out` in models that add it as it is |
 | `mlp_added` | what is added to the residual stream, after a norm or factor that follows the MLP | `hook_mlp_out` |
+| `attn_added` | what attention adds to the residual stream, after a norm or factor that follows it | `hook_attn_out` |
 | `resid_mid` | the residual stream before the MLP | `hook_resid_mid` |
 | `resid_pre` | the residual stream before the block | `hook_resid_pre` |
 

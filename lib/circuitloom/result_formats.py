@@ -218,9 +218,10 @@ def _architecture(model: Path) -> str:
 
 
 def _module(layout: Layout, source: "FeatureSource") -> str:
-    """Returns the name of a module in delphi: the MLP, or the block if its residual stream is reconstructed."""
+    """Returns the name of a module in delphi: the MLP, attention, or the block for its residual stream."""
     config = layout.dictionary(source.run, source.layer) / "config.json"
     if not config.is_file():
         return f"layers.{source.layer}.{source.run}"
     (output,) = json.loads(config.read_text())["outputs"]
-    return f"layers.{source.layer}" if output["site"].startswith("resid") else f"layers.{source.layer}.mlp"
+    part = {"resid_mid": "", "resid_pre": "", "attn_added": ".attn"}.get(output["site"], ".mlp")
+    return f"layers.{source.layer}{part}"

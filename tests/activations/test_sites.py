@@ -25,6 +25,7 @@ HOOKS = {
     "mlp_in": "mlp.hook_in",
     "mlp_out": "mlp.hook_out",
     "mlp_added": "hook_mlp_out",
+    "attn_added": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
     "resid_pre": "hook_resid_pre",
 }

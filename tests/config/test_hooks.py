@@ -13,6 +13,7 @@ SITES = {
     "blocks.3.hook_resid_post": HookedSite("resid_pre", 4),
     "blocks.3.mlp.hook_out": HookedSite("mlp_out", 3),
     "blocks.3.hook_mlp_out": HookedSite("mlp_added", 3),
+    "blocks.3.hook_attn_out": HookedSite("attn_added", 3),
     "model.layers.3.pre_feedforward_layernorm.output": HookedSite("mlp_in", 3),
     "model.layers.3.post_feedforward_layernorm.output": HookedSite("mlp_added", 3),
     "model.layers.3.output": HookedSite("resid_pre", 4),

@@ -45,9 +45,9 @@ CHANGED = {"exaone4", "gemma2", "gemma3_text", "glm4", "granite", "olmo2", "olmo
 def test_captured_sites_are_the_model_s_own(name: str, tiny) -> None:
     model = tiny(name)
     streams = model.module(TOKENS, output_hidden_states=True).hidden_states
-    pre, read, neurons, out, added = (
+    pre, read, neurons, out, added, attention_added = (
         capture(model, TOKENS, sites(model, site))
-        for site in ("resid_pre", "mlp_in", "neurons", "mlp_out", "mlp_added")
+        for site in ("resid_pre", "mlp_in", "neurons", "mlp_out", "mlp_added", "attn_added")
     )
     attended = {}
     with observed_modules(
@@ -66,6 +66,12 @@ def test_captured_sites_are_the_model_s_own(name: str, tiny) -> None:
         projection = model.mlp(layer).get_submodule(model.anatomy.mlp_projection)
         torch.testing.assert_close(projection(neurons[Site("neurons", layer)]), y, atol=1e-5, rtol=1e-5)
     mid = {} if model.anatomy.parallel else capture(model, TOKENS, sites(model, "resid_mid"))
+    for layer in range(model.layers):
+        by_attention = attention_added[Site("attn_added", layer)]
+        if mid:
+            by_attention = pre[Site("resid_pre", layer)] + by_attention
+        expected = mid[Site("resid_mid", layer)] if mid else attended[layer]
+        torch.testing.assert_close(by_attention, expected, atol=1e-5, rtol=1e-5)
     for layer in range(model.layers - 1):
         before = pre[Site("resid_pre", layer)] + attended[layer] if not mid else mid[Site("resid_mid", layer)]
         expected = before + added[Site("mlp_added", layer)]

@@ -29,7 +29,7 @@ def model(request, tmp_path_factory) -> LanguageModel:
     return load_model(folder, device="cpu")
 
 
-@pytest.mark.parametrize("site", MLP_OUTPUTS)
+@pytest.mark.parametrize("site", [*MLP_OUTPUTS, "attn_added"])
 def test_an_edit_that_returns_the_value_changes_no_bit(site, model):
     logits = model.logits(TOKENS)
     with edited(model, {Site(site, layer): lambda _x, y: y.clone() for layer in range(model.layers)}):
@@ -55,6 +55,7 @@ def test_an_edit_reaches_later_layers_only(site, model):
 
 def every_site(model: LanguageModel) -> list[Site]:
     names = ["resid_pre", "attention_in", "heads", "resid_mid", "mlp_in", "neurons", *MLP_OUTPUTS]
+    names.append("attn_added")
     if model.anatomy.parallel:
         names.remove("resid_mid")
     sites = [Site(name, layer) for layer in range(model.layers) for name in names]
@@ -102,6 +103,18 @@ def test_an_edit_of_an_mlps_output_receives_its_input_and_other_edits_the_value_
 
 def test_an_edit_of_mlp_added_changes_the_stream_by_as_much(model):
     site, after = Site("mlp_added", 0), Site("resid_pre", 1)
+    before = capture(model, TOKENS, [after])[after]
+    change = torch.randn(before.shape, generator=torch.Generator().manual_seed(1))
+    with edited(model, {site: lambda _x, y: y + change}):
+        torch.testing.assert_close(capture(model, TOKENS, [after])[after], before + change)
+
+
+def test_an_edit_of_attn_added_changes_the_stream_after_attention_by_as_much(model):
+    # in a block with attention and MLP in parallel, the MLP does not read it
+    site, after = (
+        Site("attn_added", 0),
+        Site("resid_pre", 1) if model.anatomy.parallel else Site("resid_mid", 0),
+    )
     before = capture(model, TOKENS, [after])[after]
     change = torch.randn(before.shape, generator=torch.Generator().manual_seed(1))
     with edited(model, {site: lambda _x, y: y + change}):

@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from .base import Batch, Section
 
-SiteName = Literal["mlp_in", "mlp_out", "mlp_added", "resid_mid", "resid_pre"]
+SiteName = Literal["mlp_in", "mlp_out", "mlp_added", "attn_added", "resid_mid", "resid_pre"]
 MLP_INPUTS: tuple[SiteName, ...] = ("mlp_in", "resid_mid")
 """Sites that a transcoder can read: the MLP's input, and the residual stream before the norm of the MLP."""
 MLP_OUTPUTS: tuple[SiteName, ...] = ("mlp_out", "mlp_added")

@@ -142,7 +142,8 @@ class Run(Training):
     site: SiteName = "mlp_out"
     """Site that the dictionary reconstructs. An SAE also reads it. A transcoder reconstructs `mlp_out` (what the MLP
     returns) or `mlp_added` (what is added to the residual stream, after a norm that follows the MLP, as in Gemma 2 and
-    3). In models without such a norm, the two are the same."""
+    3). In models without such a norm, the two are the same. `attn_added` is what attention adds to the residual stream,
+    also after a norm that follows attention."""
     reads: Literal["mlp_in", "resid_mid"] = "mlp_in"
     """Site that a transcoder reads: the MLP's input, or the residual stream before the MLP's norm."""
     files: Annotated[ExpandedPath, AfterValidator(_has_layer)] | None = None

@@ -8,11 +8,13 @@ HOOKS = {
     "mlp_in": "blocks.{layer}.mlp.hook_in",
     "mlp_out": "blocks.{layer}.mlp.hook_out",
     "mlp_added": "blocks.{layer}.hook_mlp_out",
+    "attn_added": "blocks.{layer}.hook_attn_out",
     "resid_mid": "blocks.{layer}.hook_resid_mid",
     "resid_pre": "blocks.{layer}.hook_resid_pre",
 }
 """Name of the hook of each site in TransformerLens' bridge. hook_mlp_out is what the MLP adds to the residual stream:
-after a norm that follows the MLP (Gemma 2), and with a residual multiplier (Granite)."""
+after a norm that follows the MLP (Gemma 2), and with a residual multiplier (Granite). hook_attn_out is that of
+attention."""
 RESID_POST = "hook_resid_post"
 BARE_NORM = "ln2.hook_normalized"
 """Hook of the norm's output before its gain and bias are applied."""

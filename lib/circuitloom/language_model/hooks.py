@@ -34,6 +34,8 @@ class Site(NamedTuple):
     - `resid_pre`: the residual stream before the block
     - `attention_in`: the attention's input, after its norm
     - `heads`: the concatenated outputs of all heads, which are the input of W_O
+    - `attn_added`: what attention adds to the residual stream, after a norm that follows attention or the residual
+      multiplier
     - `resid_mid`: the residual stream before the norm of the MLP, or before the MLP if it has no such norm (OLMo 2)
     - `mlp_in`: the MLP's input, after its norm
     - `neurons`: the activations of the neurons, which are the input of W_out
@@ -72,7 +74,7 @@ class ReadingEdit:
         return self.edit(x, y)
 
 
-OUTPUT_SITES = (*MLP_OUTPUTS, "embedding", "final_norm")
+OUTPUT_SITES = (*MLP_OUTPUTS, "attn_added", "embedding", "final_norm")
 """Sites whose value is the output of a module. The value of every other site is the first input of a module."""
 
 
@@ -159,12 +161,15 @@ def _edit_output(model: LanguageModel, site: Site, edit: Edit):
         read["x"] = _first_input(args, kwargs)
 
     def leave(_module, _args, output):
+        returned = _returned(output)
         value = _value(model, site, output)
         new = edit(read.pop("x", value), value)
         if factor == 1:
-            return _own(model, site, new)
-        # the model multiplies by the factor again; unchanged values keep their bits, although the division rounds
-        return torch.where(new == value, output + (new - value) / factor, new / factor)
+            new = _own(model, site, new)
+        else:
+            # the model multiplies by the factor again; unchanged values keep their bits, although the division rounds
+            new = torch.where(new == value, returned + (new - value) / factor, new / factor)
+        return new if returned is output else (new, *output[1:])
 
     handles = []
     if site.name in MLP_OUTPUTS and reads != site.name:
@@ -196,15 +201,21 @@ def _edit_input(model: LanguageModel, site: Site, edit: Edit):
     return handles
 
 
-def _value(model: LanguageModel, site: Site, output: Tensor) -> Tensor:
+def _returned(output: Any) -> Tensor:
+    """Returns the hidden states that a module returns. Attention can return a tuple that starts with them."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _value(model: LanguageModel, site: Site, output: Any) -> Tensor:
     """Returns the value of a site, given the output of the site's module."""
-    factor = _factor(model, site)
-    return _own(model, site, output) if factor == 1 else factor * output
+    factor, returned = _factor(model, site), _returned(output)
+    return _own(model, site, returned) if factor == 1 else factor * returned
 
 
 def _factor(model: LanguageModel, site: Site) -> float:
     """Returns the factor between the output of the site's module and the site's value."""
-    added = site.name == "mlp_added" and model.norm_after_mlp(site.layer) is None
+    after = {"mlp_added": model.anatomy.norm_mlp_after, "attn_added": model.anatomy.norm_attention_after}
+    added = site.name in after and model.norm(site.layer, after[site.name]) is None
     return model.residual_multiplier if added else 1.0
 
 
@@ -264,7 +275,8 @@ def resumed(model: LanguageModel, layer: int, output: Any) -> Iterator[None]:
 
 def find_module(model: LanguageModel, site: Site) -> nn.Module:
     """Returns the module of a site. The site's value is the module's output at `OUTPUT_SITES`, and otherwise the
-    module's first input. At mlp_added, the output may still have to be multiplied by the residual multiplier.
+    module's first input. At mlp_added and attn_added, the output may still have to be multiplied by the residual
+    multiplier.
 
     Raises ValueError if the site is unknown, or if the model has no `resid_mid`.
     """
@@ -282,6 +294,7 @@ def find_module(model: LanguageModel, site: Site) -> nn.Module:
         "neurons": f"{anatomy.mlp}.{anatomy.mlp_projection}",
         "mlp_out": anatomy.mlp,
         "mlp_added": anatomy.norm_mlp_after or anatomy.mlp,
+        "attn_added": anatomy.norm_attention_after or anatomy.attention,
     }
     outside = {
         "embedding": anatomy.embedding,

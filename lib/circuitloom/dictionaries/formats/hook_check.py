@@ -131,7 +131,9 @@ class HookCheck:
     def others(self) -> Iterator[HookReading]:
         """Yields all other readings."""
         outputs = [_HOOK[site] for site in MLP_OUTPUTS]
-        inputs = [hook for hook in self.values if self._is_sae or hook not in outputs]
+        # no transcoder reads what attention or the MLP adds
+        added = {*outputs, _HOOK["attn_added"]}
+        inputs = [hook for hook in self.values if self._is_sae or hook not in added]
         skip = self.dictionary.W_skip
         transposed = [False] + [True] * (skip is not None and skip.shape[0] == skip.shape[1])
         own = (*self._own_hooks, False, False)

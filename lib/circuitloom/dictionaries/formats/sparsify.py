@@ -78,6 +78,7 @@ def hookpoint(dictionary: Dictionary, anatomy: Anatomy, changes_mlp_out: bool) -
             "mlp_in": anatomy.norm_mlp,
             "mlp_out": anatomy.mlp,
             "mlp_added": anatomy.norm_mlp_after,
+            "attn_added": _attention(anatomy, changes_mlp_out),
             "resid_pre": "" if layer else None,
         }.get(site_out)
     else:
@@ -90,3 +91,10 @@ def hookpoint(dictionary: Dictionary, anatomy: Anatomy, changes_mlp_out: bool) -
         )
     # the residual stream before a block is the output of the block before it
     return f"{blocks}.{layer}.{module}" if module else f"{blocks}.{layer - 1}"
+
+
+def _attention(anatomy: Anatomy, changes_mlp_out: bool) -> str | None:
+    """Returns the module whose output attention adds to the residual stream. None if the model multiplies it first."""
+    # without a norm after the MLP, a residual multiplier changes its output, and attention's too
+    multiplied = changes_mlp_out and anatomy.norm_mlp_after is None
+    return anatomy.norm_attention_after or (None if multiplied else anatomy.attention)
