@@ -41,13 +41,20 @@ class Training(Section):
     """Coefficient λ of the sparsity penalty. For relu, the penalty is L1. For jumprelu, the key `penalty` selects the
     penalty. Other activation functions have no penalty."""
     penalty: Literal["l0", "tanh"] = "l0"
-    """Sparsity penalty of jumprelu."""
+    """Sparsity penalty of jumprelu. In cross-layer transcoders with relu, `tanh` replaces L1."""
     bandwidth: PositiveFloat = 0.05
     """Width of the rectangle kernel of jumprelu, in units of the normalized pre-activation."""
     initial_threshold: NonNegativeFloat = 0.05
     """Initial threshold of jumprelu, in units of the normalized pre-activation."""
     skip: bool = False
-    """Whether to add a linear path from input to output (skip transcoder)."""
+    """Whether to add a linear path from input to output (skip transcoder). In a cross-layer transcoder, each layer has
+    one, from its input to its own output."""
+    reach: Literal["all"] | NonNegativeInt = "all"
+    """Cross-layer transcoders: number of layers beyond its own to which a feature writes. `all`: every later layer that
+    is trained. 0: transcoders of one layer each, trained together."""
+    budget: Literal["layer", "all"] = "layer"
+    """Cross-layer transcoders with batchtopk: whether each layer has k active features per token, or all layers
+    together have k times their number, wherever they are needed most."""
     loss: Literal["standard", "paper"] = "standard"
     """Training objective. `paper` is the objective of Dunefsky et al. (2024), for use with the λ values of that paper.
     `paper` requires relu."""
@@ -131,9 +138,10 @@ def _has_layer(files: str) -> str:
 class Run(Training):
     """A run has one dictionary per layer. All dictionaries of a run have the same settings."""
 
-    kind: Literal["transcoder", "sae"] = "transcoder"
+    kind: Literal["transcoder", "sae", "clt"] = "transcoder"
     """Kind of dictionary. A transcoder reconstructs an MLP's output from the MLP's input. An SAE reconstructs a site
-    from itself."""
+    from itself. A cross-layer transcoder (`clt`) reconstructs the outputs of all MLPs together: each of its features
+    reads one MLP's input and writes to this layer's output and later ones (docs/clt.md)."""
     name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$"), AfterValidator(_not_reserved)] = (
         ""
     )
@@ -145,7 +153,8 @@ class Run(Training):
     3). In models without such a norm, the two are the same. `attn_added` is what attention adds to the residual stream,
     also after a norm that follows attention."""
     reads: Literal["mlp_in", "resid_mid"] = "mlp_in"
-    """Site that a transcoder reads: the MLP's input, or the residual stream before the MLP's norm."""
+    """Site that a transcoder (or cross-layer transcoder) reads: the MLP's input, or the residual stream before the
+    MLP's norm."""
     files: Annotated[ExpandedPath, AfterValidator(_has_layer)] | None = None
     """Published dictionaries to import instead of training: a folder, a file, or a repository of the hub (`OWNER/NAME`;
     a local folder of this name is preferred, unless `revision` is set). `{layer}` is replaced by the layer's index. The
@@ -182,10 +191,33 @@ class Run(Training):
 
     @model_validator(mode="after")
     def _possible_site(self) -> "Run":
-        if self.kind == "transcoder" and self.site not in MLP_OUTPUTS:
+        if self.kind != "sae" and self.site not in MLP_OUTPUTS:
             raise ValueError(
                 f"a transcoder reconstructs {' or '.join(MLP_OUTPUTS)}, not {self.site}; change site, or set kind: sae"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _possible_across_layers(self) -> "Run":
+        if self.kind != "clt":
+            if self.reach != "all" or self.budget != "layer":
+                raise ValueError(
+                    f"reach and budget are keys of cross-layer transcoders, not of kind: {self.kind}; remove them, or "
+                    "set kind: clt"
+                )
+            return self
+        if self.imported:
+            raise ValueError(
+                "cross-layer transcoders cannot be imported yet; remove `files`, or set kind: transcoder"
+            )
+        if self.loss == "paper":
+            raise ValueError("loss: paper is defined for transcoders of one layer; remove it for kind: clt")
+        if self.budget == "all" and self.act != "batchtopk":
+            raise ValueError(
+                f"budget: all shares the k of act: batchtopk among layers, and act is {self.act}; change one"
+            )
+        if self.processes > 1:
+            raise ValueError("cross-layer transcoders are trained in one process; set processes: 1")
         return self
 
     @model_validator(mode="after")
@@ -201,6 +233,11 @@ class Run(Training):
         return self
 
     @property
+    def is_cross_layer(self) -> bool:
+        """Whether the run is a cross-layer transcoder, whose layers are trained and scored together."""
+        return self.kind == "clt"
+
+    @property
     def imported(self) -> bool:
         """Whether the run is imported from files instead of trained."""
         return self.files is not None
@@ -213,7 +250,7 @@ class Run(Training):
     @property
     def site_in(self) -> SiteName:
         """Site that the dictionary reads."""
-        return self.reads if self.kind == "transcoder" else self.site
+        return self.site if self.kind == "sae" else self.reads
 
     @property
     def site_out(self) -> SiteName:
@@ -228,7 +265,8 @@ def run_name(run: Run, shared: dict[str, Any]) -> str:
     """
     parameter = "k" if run.act in ("topk", "batchtopk") else "sparsity"
     value = str(run.k) if parameter == "k" else _scientific(run.sparsity)
-    parts = ["tc" if run.kind == "transcoder" else "sae", f"{run.act}{value}", str(run.width)]
+    kind = {"transcoder": "tc", "sae": "sae", "clt": "clt"}[run.kind]
+    parts = [kind, f"{run.act}{value}", str(run.width)]
     if run.site != "mlp_out":
         parts.append(run.site)
     if run.reads != "mlp_in":

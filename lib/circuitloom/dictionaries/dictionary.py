@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,13 +17,100 @@ from torch.nn import functional as F
 from ..config.activations import MLP_INPUTS, MLP_OUTPUTS
 from ..core.atomic_io import write_atomically
 
+E = TypeVar("E", bound="Encoder")
+
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+PLAIN_FIELDS = ("act", "k", "layer", "site_in")
+"""Fields of a dictionary that config.json has under their own names."""
 UNIT_TOLERANCE = 1e-5
 """Largest distance from 1 of the norm of a decoder row that is 1 up to rounding."""
 
 
+class Encoder:
+    """What dictionaries with one output (`Dictionary`) and with several (`cross_layer.CrossLayerDictionary`) share: the
+    features z = act(W_enc x + b_enc) of one layer, and the sites that are read and reconstructed."""
+
+    W_enc: Float[Tensor, "feature d_in"]
+    b_enc: Float[Tensor, " feature"]
+    act: str
+    k: int | None
+    threshold: Float[Tensor, " feature"] | None
+    site_in: str
+    site_out: str
+    layer: int
+
+    def __post_init__(self) -> None:
+        if (self.act == "topk") != (self.k is not None) or (self.act == "threshold") != (
+            self.threshold is not None
+        ):
+            raise ValueError(
+                f"act {self.act} with k={self.k} and {'a' if self.threshold is not None else 'no'} threshold; set k "
+                "for topk only, threshold for act threshold only"
+            )
+
+    @property
+    def width(self) -> int:
+        """Number of features, F."""
+        return len(self.W_enc)
+
+    @property
+    def d_in(self) -> int:
+        """Dimension of `site_in`."""
+        return self.W_enc.shape[1]
+
+    @property
+    def is_sae(self) -> bool:
+        """Whether `site_in` equals `site_out`."""
+        return self.site_in == self.site_out
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether the dictionary maps mlp_in or resid_mid (the MLP's input, or the residual stream before its norm) to
+        mlp_out or mlp_added (the MLP's output, before or after a norm that follows the MLP)."""
+        return is_transcoder(self.site_in, self.site_out)
+
+    @property
+    def is_after_norm(self) -> bool:
+        """Whether `site_in` of a transcoder comes after the norm before the MLP."""
+        return self.site_in == "mlp_in"
+
+    @property
+    def is_before_norm(self) -> bool:
+        """Whether the norm or factor that some models apply to the MLP's output comes after `site_out`."""
+        return self.site_out == "mlp_out"
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
+        """Returns the activations z of all features."""
+        pre = x @ self.W_enc.T + self.b_enc
+        if self.act == "topk":
+            assert self.k is not None
+            values, features = pre.topk(self.k, dim=-1)
+            return torch.zeros_like(pre).scatter_(-1, features, values.relu())
+        if self.threshold is None:
+            return pre.relu()
+        return torch.where(pre > self.threshold, pre, 0.0)
+
+    def encode_sparse(
+        self, x: Float[Tensor, "token d_in"]
+    ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
+        """Returns (token, feature, value) of the non-zero activations, ordered by token."""
+        pre = torch.addmm(self.b_enc, x, self.W_enc.T)
+        if self.act == "topk":
+            assert self.k is not None
+            values, features = pre.topk(self.k, dim=1)
+            token, rank = (values > 0).nonzero(as_tuple=True)
+            return token, features[token, rank], values[token, rank]
+        token, feature = (pre > (0.0 if self.threshold is None else self.threshold)).nonzero(as_tuple=True)
+        return token, feature, pre[token, feature]
+
+    def to(self: E, device: str | torch.device, dtype: torch.dtype | None = None) -> E:
+        """Returns the dictionary on `device`. If `dtype` is not None, the tensors are converted to `dtype`."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, dtype) for name, value in tensors.items()})  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class Dictionary:
+class Dictionary(Encoder):
     """A dictionary on raw activations x: z = act(W_enc x + b_enc), y_hat = W_dec^T z + b_dec (+ W_skip x).
 
     In trained dictionaries, every decoder row has unit norm, except rows of zeros. Therefore z is in units of y, and
@@ -49,50 +136,10 @@ class Dictionary:
     site_out: str = "mlp_out"
     layer: int = 0
 
-    def __post_init__(self) -> None:
-        if (self.act == "topk") != (self.k is not None) or (self.act == "threshold") != (
-            self.threshold is not None
-        ):
-            raise ValueError(
-                f"act {self.act} with k={self.k} and {'a' if self.threshold is not None else 'no'} threshold; set k "
-                "for topk only, threshold for act threshold only"
-            )
-
-    @property
-    def width(self) -> int:
-        """Number of features, F."""
-        return len(self.W_enc)
-
-    @property
-    def d_in(self) -> int:
-        """Dimension of `site_in`."""
-        return self.W_enc.shape[1]
-
     @property
     def d_out(self) -> int:
         """Dimension of `site_out`."""
         return self.W_dec.shape[1]
-
-    @property
-    def is_sae(self) -> bool:
-        """Whether `site_in` equals `site_out`."""
-        return self.site_in == self.site_out
-
-    @property
-    def is_transcoder(self) -> bool:
-        """Whether the dictionary maps mlp_in or resid_mid (the MLP's input, or the residual stream before its norm) to
-        mlp_out or mlp_added (the MLP's output, before or after a norm that follows the MLP)."""
-        return is_transcoder(self.site_in, self.site_out)
-
-    @property
-    def is_after_norm(self) -> bool:
-        """Whether `site_in` of a transcoder comes after the norm before the MLP."""
-        return self.site_in == "mlp_in"
-
-    @property
-    def is_before_norm(self) -> bool:
-        """Whether the norm or factor that some models apply to the MLP's output comes after `site_out`."""
-        return self.site_out == "mlp_out"
 
     @property
     def row_norm(self) -> Float[Tensor, " feature"]:
@@ -100,9 +147,7 @@ class Dictionary:
 
         It is exactly 1 for rows whose norm is 1 up to rounding, and for rows of zeros.
         """
-        norm = torch.linalg.vector_norm(self.W_dec, dim=1)
-        # numbers of trained dictionaries keep their bits when they are multiplied by the norm
-        return norm.masked_fill(((norm - 1).abs() < UNIT_TOLERANCE) | (norm == 0), 1.0)
+        return as_row_norm(torch.linalg.vector_norm(self.W_dec, dim=1))
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
         """Returns x for a transcoder and y for an SAE, in the dictionary's dtype.
@@ -110,30 +155,6 @@ class Dictionary:
         x is the value of `site_in`. y is the value of `site_out`.
         """
         return (x if self.is_transcoder else y).to(self.W_enc.dtype)
-
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
-        """Returns the activations z of all features."""
-        pre = x @ self.W_enc.T + self.b_enc
-        if self.act == "topk":
-            assert self.k is not None
-            values, features = pre.topk(self.k, dim=-1)
-            return torch.zeros_like(pre).scatter_(-1, features, values.relu())
-        if self.threshold is None:
-            return pre.relu()
-        return torch.where(pre > self.threshold, pre, 0.0)
-
-    def encode_sparse(
-        self, x: Float[Tensor, "token d_in"]
-    ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-        """Returns (token, feature, value) of the non-zero activations, ordered by token."""
-        pre = torch.addmm(self.b_enc, x, self.W_enc.T)
-        if self.act == "topk":
-            assert self.k is not None
-            values, features = pre.topk(self.k, dim=1)
-            token, rank = (values > 0).nonzero(as_tuple=True)
-            return token, features[token, rank], values[token, rank]
-        token, feature = (pre > (0.0 if self.threshold is None else self.threshold)).nonzero(as_tuple=True)
-        return token, feature, pre[token, feature]
 
     def decode(
         self, z: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
@@ -221,11 +242,11 @@ class Dictionary:
         """Returns the reconstruction y_hat of site_out. x is the value of site_in."""
         return self.decode(self.encode(x), x)
 
-    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Dictionary":
-        """Returns the dictionary on `device`. If `dtype` is not None, the tensors are converted to `dtype`."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: value.to(device, dtype) for name, value in tensors.items()}
-        return Dictionary(**{**vars(self), **moved})
+
+def as_row_norm(norm: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
+    """Returns the norms with exactly 1 in place of numbers that are 1 up to rounding, and in place of 0."""
+    # numbers of trained dictionaries keep their bits when they are multiplied by the norm
+    return norm.masked_fill(((norm - 1).abs() < UNIT_TOLERANCE) | (norm == 0), 1.0)
 
 
 @dataclass
@@ -264,7 +285,7 @@ def save_dictionary(
     save_tensors(
         folder / WEIGHTS, {name: value for name, value in values.items() if isinstance(value, Tensor)}
     )
-    plain = {name: values[name] for name in ("act", "k", "layer", "site_in")}
+    plain = _plain(values)
     outputs = [{"layer": dictionary.layer, "site": dictionary.site_out}]
     origin = {} if source is None else {"source": source}
     stored = {**plain, "outputs": outputs, "run": config, **origin}
@@ -282,29 +303,51 @@ def load_dictionary(
 ) -> Dictionary:
     """Load the dictionary in `folder`.
 
-    Raises ValueError if the dictionary is missing or damaged, does not have exactly one output, or is that of another
-    layer than the folder's name says.
+    Raises ValueError if the dictionary is missing or damaged, is a layer of a cross-layer transcoder, or is that of
+    another layer than the folder's name says.
 
     >>> dictionary = load_dictionary("results/quickstart/dictionaries/tc-topk16-1024/layer1")
     >>> z = dictionary.encode(x)
     >>> y_hat = dictionary.decode(z, x)
     """
-    folder = Path(folder)
+    config, tensors = read_dictionary_files(Path(folder), device)
+    if "layers" in config or len(config["outputs"]) != 1:
+        raise ValueError(
+            f"{folder}: is a layer of a cross-layer transcoder, which this does not support; name a run of transcoders "
+            "or SAEs (for a cross-layer transcoder, load_cross_layer_transcoder loads all its layers)"
+        )
+    return Dictionary(**tensors, **_plain(config), site_out=config["outputs"][0]["site"]).to(
+        device, getattr(torch, dtype)
+    )
+
+
+def read_dictionary_files(
+    folder: Path, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns config.json and the tensors of a saved dictionary.
+
+    Raises ValueError if they are missing or damaged, or of another layer than the folder's name says.
+    """
     try:
         config = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS, device=str(device))
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no readable dictionary ({error}); delete it and train again") from error
-    if len(config["outputs"]) != 1:
-        raise ValueError(
-            f"{folder}: has {len(config['outputs'])} outputs, and only one is supported; name another dictionary"
-        )
     named = re.fullmatch(r"layer(\d+)", folder.name)
     if named and int(named[1]) != config["layer"]:
         raise ValueError(
             f"{folder}: holds the dictionary of layer {config['layer']}; move it back, or delete it and run again"
         )
-    plain = {name: config[name] for name in ("act", "k", "layer", "site_in")}
-    return Dictionary(**tensors, **plain, site_out=config["outputs"][0]["site"]).to(
-        device, getattr(torch, dtype)
-    )
+    return config, tensors
+
+
+def is_cross_layer(folder: Path | str) -> bool:
+    """Whether `folder` holds a layer of a cross-layer transcoder. False if it has no readable config.json."""
+    try:
+        return "layers" in json.loads((Path(folder) / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in PLAIN_FIELDS}
