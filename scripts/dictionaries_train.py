@@ -8,7 +8,7 @@ with job("dictionaries", snakemake):
     params = snakemake.params
     training = TrainingJob(
         runs=params.runs,
-        layer=int(snakemake.wildcards.layer),
+        layers=params.layers,
         activations=Path(snakemake.input.activations[0]).parents[1],
         model=snakemake.input.model,
         dtype=params.dtype,

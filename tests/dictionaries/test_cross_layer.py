@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitloom.config.dictionaries import output_layers
 from circuitloom.dictionaries.cross_layer import (
     CrossLayerDictionary,
     CrossLayerTranscoder,
     load_cross_layer_transcoder,
-    output_layers,
     save_cross_layer_transcoder,
 )
 from circuitloom.dictionaries.dictionary import Dictionary, is_cross_layer, load_dictionary, save_dictionary

@@ -144,7 +144,7 @@ def job(tmp_path_factory) -> TrainingJob:
     activations = make_cache(folder / "activations", load_model(model, device="cpu"), make_order())
     keys = {**KEYS, "processes": 2, "split": "features"}
     return TrainingJob(
-        runs=[Run(**keys)], layer=1, activations=activations, model=model, dtype="float32",
+        runs=[Run(**keys)], layers=[1], activations=activations, model=model, dtype="float32",
         outputs=[folder / "out"],
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from circuitloom.config import Run
-from circuitloom.dictionaries.training.objective import activate_sparse, compute_loss
+from circuitloom.dictionaries.training.objective import compute_loss, select_entries
 from circuitloom.dictionaries.training.parameters import Parameters
 
 TOKENS, D_IN, D_OUT, WIDTH = 64, 12, 10, 200
@@ -51,7 +51,7 @@ def test_sparse_gradients_equal_the_dense_formula(name: str) -> None:
     results = []
     for dense in (False, True):
         p = parameters(run)
-        assert dense or activate_sparse(p, run, x) is not None, "the sparse path was not used"
+        assert dense or select_entries(p, run, x) is not None, "the sparse path was not used"
         terms = compute_loss(p, run, x, y, variance=11.0, sparsity_weight=0.1, dead=DEAD, dense=dense)
         terms.loss.backward()
         results.append((terms, dict(p.named())))
@@ -126,7 +126,7 @@ def test_batchtopk_keeps_the_largest_of_the_batch_even_if_one_token_has_most_of_
     x = torch.randn(TOKENS, D_IN, generator=torch.Generator().manual_seed(3)) * 0.05
     x[0] *= 200
     with torch.no_grad():
-        pattern = activate_sparse(p, run, x).pattern
+        pattern = select_entries(p, run, x).pattern
         scores = (x @ p.W_enc.T + p.b_enc) * p.decoder_norm
     kept = torch.zeros_like(scores, dtype=torch.bool)
     kept[pattern.token, pattern.feature.long()] = True
@@ -146,7 +146,7 @@ def test_choosing_in_bfloat16_keeps_the_features_that_float32_keeps() -> None:
     )
     chosen = []
     for precision in ("float32", "bfloat16"):
-        pattern = activate_sparse(p, Run(width=2048, k=32, precision=precision), x).pattern
+        pattern = select_entries(p, Run(width=2048, k=32, precision=precision), x).pattern
         mask = torch.zeros(512, 2048, dtype=torch.bool)
         mask[pattern.token, pattern.feature.long()] = True
         chosen.append(mask)

@@ -7,7 +7,12 @@ from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
 from circuitloom.dictionaries.kernels import fixed_k
 from circuitloom.dictionaries.training import trainer as trainer_module
-from circuitloom.dictionaries.training.objective import LossTerms, activate_sparse, compute_loss
+from circuitloom.dictionaries.training.objective import (
+    LossTerms,
+    activate_selected,
+    compute_loss,
+    select_entries,
+)
 from circuitloom.dictionaries.training.parameters import Parameters
 from circuitloom.dictionaries.training.trainer import Trainer
 
@@ -154,7 +159,7 @@ def test_loss_and_gradients_equal_the_dense_formulas(bias: float, precision: str
 def test_gradients_in_bfloat16_are_those_of_the_same_choice_in_float32() -> None:
     run = Run(width=WIDTH, k=7, precision="bfloat16")
     p, x, weights = parameters(), draw(TOKENS, 20, seed=5), draw(TOKENS, 36, seed=6)
-    z_sparse = activate_sparse(p, run, x)
+    z_sparse = activate_selected(p, run, select_entries(p, run, x))
     (z_sparse.decode(p.W_dec) * weights).sum().backward()
     got = {name: value.grad.clone() for name, value in p.named() if value.grad is not None}
     exact = parameters()

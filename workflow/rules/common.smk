@@ -191,6 +191,26 @@ def stored_sites(runs):
     return sorted(site if site in stored else "mlp_in" for site in needed)
 
 
+def trained_layers(runs):
+    """Returns the layers that a job of a sweep trains: all layers of cross-layer transcoders, else a wildcard."""
+    return STUDY.layers if runs[0].is_cross_layer else ["{layer}"]
+
+
+def scored_layers(runs):
+    """Returns the layers that a job of a sweep scores. A score of a cross-layer transcoder needs all layers."""
+    return STUDY.layers if runs[0].is_cross_layer else JOB_LAYERS
+
+
+def layers_of_job(layers, wildcards):
+    """Returns the numbers of `layers`, in which the wildcard `layer` stands for the layer of the job."""
+    return [int(wildcards.layer)] if "{layer}" in layers else layers
+
+
+def of_layer(layers):
+    """Returns the suffix of the names of logs and benchmarks of a job of `layers`."""
+    return "_layer{layer}" if "{layer}" in layers else ""
+
+
 def dictionary_folders(runs, layers):
     """Returns the dictionary folders of all `runs` at all `layers`. A layer may be a wildcard."""
     return [LAYOUT.dictionary(run, layer) for run in runs for layer in layers]

@@ -1,7 +1,15 @@
-"""Trains or imports dictionaries. There is one job for each sweep and layer, which handles all runs of the sweep."""
+"""Trains or imports dictionaries. There is one job for each sweep and layer, which handles all runs of the sweep. The job
+of a sweep of cross-layer transcoders handles all layers."""
+
+TRAINING_JOBS = sum(
+    1 if runs[0].is_cross_layer else len(STUDY.layers)
+    for runs in STUDY.sweeps.values()
+)
+
 
 for sweep, runs in STUDY.sweeps.items():
-    folders = dictionary_folders([run.name for run in runs], ["{layer}"])
+    layers = trained_layers(runs)
+    folders = dictionary_folders([run.name for run in runs], layers)
 
     if runs[0].imported:
 
@@ -53,25 +61,29 @@ for sweep, runs in STUDY.sweeps.items():
                 f"train_{sweep}"
             input:
                 activations=[
-                    LAYOUT.activation_layer(site, "{layer}")
+                    LAYOUT.activation_layer(site, layer)
+                    for layer in layers
                     for site in stored_sites(runs)
                 ],
                 model=LAYOUT.model,
             output:
                 [directory(folder) for folder in folders],
             log:
-                LAYOUT.log(f"train_{sweep}_layer{{layer}}"),
+                LAYOUT.log(f"train_{sweep}{of_layer(layers)}"),
             benchmark:
-                LAYOUT.benchmark(f"train_{sweep}_layer{{layer}}")
+                LAYOUT.benchmark(f"train_{sweep}{of_layer(layers)}")
             wildcard_constraints:
                 layer=r"\d+",
             # later stages wait for it
             priority: 1
-            threads: split_cores(len(STUDY.layers) * len(STUDY.sweeps), runs[0].processes)
+            threads: split_cores(TRAINING_JOBS, runs[0].processes)
             resources:
                 **needs("dictionaries", gpu=True),
             params:
                 runs=[run.model_dump(mode="json") for run in runs],
+                layers=lambda wildcards, layers=layers: layers_of_job(
+                    layers, wildcards
+                ),
                 outliers=section("activations")["outliers"],
                 dtype=MODEL_DTYPE,
                 code=code("dictionaries_train"),

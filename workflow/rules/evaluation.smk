@@ -41,26 +41,27 @@ rule ablate_sites:
 
 for sweep, runs in STUDY.sweeps.items():
     names = [run.name for run in runs]
-    together = together_runs(runs) if STUDY.grouped else []
+    layers = scored_layers(runs)
+    together = together_runs(runs) if layers == STUDY.layers else []
 
     rule:
         name:
             f"evaluate_{sweep}"
         input:
             **HELD_OUT,
-            dictionaries=dictionary_folders(names, JOB_LAYERS),
+            dictionaries=dictionary_folders(names, layers),
             baselines=[
                 LAYOUT.baseline(site)
                 for site in sorted({run.site_out for run in runs})
             ],
         output:
-            metric=evaluation_files(names, "metric", JOB_LAYERS),
-            histogram=evaluation_files(names, "density_histogram", JOB_LAYERS),
+            metric=evaluation_files(names, "metric", layers),
+            histogram=evaluation_files(names, "density_histogram", layers),
             together=evaluation_files(together, "metric", [-1]),
         log:
-            LAYOUT.log(f"evaluate_{sweep}{OF_LAYER}"),
+            LAYOUT.log(f"evaluate_{sweep}{of_layer(layers)}"),
         benchmark:
-            LAYOUT.benchmark(f"evaluate_{sweep}{OF_LAYER}")
+            LAYOUT.benchmark(f"evaluate_{sweep}{of_layer(layers)}")
         wildcard_constraints:
             layer=r"\d+",
         threads: split_cores(len(STUDY.sweeps if STUDY.grouped else STUDY.layers))
@@ -69,7 +70,7 @@ for sweep, runs in STUDY.sweeps.items():
         params:
             config=section("evaluation", "tokens", "batch", "mask"),
             runs=names,
-            layers=job_layers,
+            layers=lambda wildcards, layers=layers: layers_of_job(layers, wildcards),
             together=together,
             dtype=MODEL_DTYPE,
             code=code("evaluation_score"),
@@ -94,7 +95,7 @@ if not STUDY.grouped:
         benchmark:
             LAYOUT.benchmark("evaluate_together_{run}")
         wildcard_constraints:
-            run="|".join(map(re.escape, STUDY.runs)),
+            run="|".join(map(re.escape, STUDY.tabulated_runs)) or "(?!)",
         threads: split_cores(len(STUDY.layers))
         resources:
             **needs("evaluation", gpu=True),

@@ -2,6 +2,8 @@
 several runs."""
 
 import itertools
+import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -237,6 +239,12 @@ class Run(Training):
         """Whether the run is a cross-layer transcoder, whose layers are trained and scored together."""
         return self.kind == "clt"
 
+    def outputs(self, layer: int, layers: Iterable[int]) -> list[int]:
+        """Returns the layers among `layers` that the features of `layer` write to."""
+        if not self.is_cross_layer:
+            return [layer]
+        return output_layers(layers, layer, None if self.reach == "all" else self.reach)
+
     @property
     def imported(self) -> bool:
         """Whether the run is imported from files instead of trained."""
@@ -256,6 +264,13 @@ class Run(Training):
     def site_out(self) -> SiteName:
         """Site that the dictionary reconstructs."""
         return self.site
+
+
+def output_layers(layers: Iterable[int], layer: int, reach: int | None) -> list[int]:
+    """Returns the layers among `layers` that features of `layer` write to: `layer` and those after it, up to a distance
+    of `reach`. None means all."""
+    farthest = math.inf if reach is None else layer + reach
+    return [other for other in sorted(layers) if layer <= other <= farthest]
 
 
 def run_name(run: Run, shared: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ class Exchange(Section):
     """Formats. `circuit-tracer`: transcoders of all layers from 0. `saelens`: all but topk transcoders and SAEs with a
     skip. `sparsify`: topk."""
     runs: list[str] | None = None
-    """Names of the exported runs. With null, every run is exported."""
+    """Names of the exported runs. With null, every run is exported, except cross-layer transcoders."""
     license: str | None = None
     """Licence on the card, as the hub's identifier, such as `mit`. With null, the card says that it is unknown, and
     `circuitloom push` refuses the folder."""

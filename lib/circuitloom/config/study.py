@@ -113,6 +113,11 @@ class Study(Section):
                 raise ValueError(
                     f"{key}: reads {run.site_in}, which is not cached; add it to activations.sites"
                 )
+            if run.is_cross_layer and self.activations.outliers.action == "drop":
+                raise ValueError(
+                    f"{key}: with activations.outliers.action: drop, layers would leave out different tokens, but a "
+                    "cross-layer transcoder needs all layers of a token; set it to keep or cap"
+                )
         if len({run.batch for run in runs}) > 1:
             raise ValueError(
                 f"{key}: runs of a sweep read the same batches; use one sweep per value of `batch`"
@@ -143,6 +148,8 @@ class Study(Section):
         """Check that runs named under `circuits` exist, and that prompts are traced through transcoders."""
         named = {f"circuits.prompts.{name}.run": prompt.run for name, prompt in self.circuits.prompts.items()}
         for key, run in {"circuits.run": self.circuits.run, **named}.items():
+            if run in self.runs:
+                self._refuse_cross_layer(run, key)
             if run is not None and run not in self.transcoders:
                 known = ", ".join(self.transcoders) or "none: add a sweep of transcoders"
                 raise ValueError(f"{key}: {run} is no run of transcoders; choose from {known}")
@@ -153,6 +160,7 @@ class Study(Section):
                     raise ValueError(
                         f"circuits.behaviours.{name}.runs: there is no run {run}; choose from {known}"
                     )
+                self._refuse_cross_layer(run, f"circuits.behaviours.{name}.runs")
         if self.circuits.prompts and not self.transcoders:
             raise ValueError(
                 "circuits.prompts: prompts are traced through transcoders; add a sweep of transcoders to dictionaries"
@@ -166,6 +174,9 @@ class Study(Section):
                 "remove the case study"
             )
         run, *others = self.case_runs(name)
+        for each in (run, *others):
+            if each in self.runs:
+                self._refuse_cross_layer(each, f"cases.{name}")
         known = ", ".join(self.transcoders) or "none: add a sweep of transcoders"
         if not run or run not in self.transcoders:
             missing = f"{run} is no run of transcoders" if run else "a case study needs transcoders"
@@ -180,15 +191,29 @@ class Study(Section):
             if name not in self.runs:
                 known = ", ".join(self.runs) or "none: add a sweep"
                 raise ValueError(f"exchange.runs: there is no run {name}; choose from {known}")
+            self._refuse_cross_layer(name, "exchange.runs")
             for format_name in self.exchange.formats:
                 if reason := refusal(format_name, self.runs[name], self.layers):
                     raise ValueError(f"exchange.formats: {reason}")
+
+    def _refuse_cross_layer(self, run: str, key: str) -> None:
+        if self.runs[run].is_cross_layer:
+            raise ValueError(
+                f"{key}: {run} is a cross-layer transcoder, which can be trained and evaluated only (docs/clt.md); "
+                "choose a run of transcoders or SAEs"
+            )
+
+    @property
+    def tabulated_runs(self) -> dict[str, Run]:
+        """Runs with one output per dictionary, by name. Stages that do not support cross-layer transcoders use them:
+        features, circuits, cases and exchange."""
+        return {name: run for name, run in self.runs.items() if not run.is_cross_layer}
 
     @property
     def exported_runs(self) -> list[str]:
         """Names of the runs that are exported for other libraries."""
         exchange = self.exchange
-        named = list(self.runs) if exchange.runs is None else list(dict.fromkeys(exchange.runs))
+        named = list(self.tabulated_runs) if exchange.runs is None else list(dict.fromkeys(exchange.runs))
         return named if exchange.formats else []
 
     def case_runs(self, name: str) -> list[str]:
@@ -278,6 +303,11 @@ class Study(Section):
                 if sweeps[sweep] and run.imported != sweeps[sweep][0].imported:
                     raise ValueError(
                         f"dictionaries.{sweep}: some runs have `files` and some are trained; use one sweep for each"
+                    )
+                if sweeps[sweep] and run.is_cross_layer != sweeps[sweep][0].is_cross_layer:
+                    raise ValueError(
+                        f"dictionaries.{sweep}: cross-layer transcoders are trained in a job of all layers and other "
+                        "runs in a job per layer; use one sweep for each"
                     )
                 if run.name in names:
                     raise ValueError(

@@ -9,7 +9,6 @@ folder of its own. docs/clt.md has the conventions.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +27,9 @@ from .dictionary import (
     WEIGHTS,
     Encoder,
     as_row_norm,
+    is_cross_layer,
     is_transcoder,
+    load_dictionary,
     read_dictionary_files,
     save_tensors,
 )
@@ -220,13 +221,6 @@ def add_by_layer(totals: dict[int, Tensor], parts: Mapping[int, Tensor]) -> None
         totals[layer] = totals[layer] + part if layer in totals else part
 
 
-def output_layers(layers: Iterable[int], layer: int, reach: int | None) -> list[int]:
-    """Returns the layers among `layers` that features of `layer` write to: `layer` and those after it, up to a distance
-    of `reach`. None means all."""
-    farthest = math.inf if reach is None else layer + reach
-    return [other for other in sorted(layers) if layer <= other <= farthest]
-
-
 def save_cross_layer_transcoder(
     transcoder: CrossLayerTranscoder, folders: Mapping[int, Path], config: dict[str, Any]
 ) -> None:
@@ -279,6 +273,14 @@ def load_cross_layer_transcoder(
         raise ValueError(f"{folders[0].parent}: its layers are of different runs; delete it and train again")
     layers = [_dictionary(config, tensors) for config, tensors in read.values()]
     return CrossLayerTranscoder(layers).to(device, getattr(torch, dtype))
+
+
+def load_encoder(folder: Path | str, device: str | torch.device = "cpu") -> Encoder:
+    """Load the dictionary in `folder`, whatever it writes to, for its activations. Raises ValueError as
+    `load_dictionary` does."""
+    if not is_cross_layer(folder):
+        return load_dictionary(folder, device)
+    return _dictionary(*read_dictionary_files(Path(folder), device)).to(device)
 
 
 def _dictionary(config: dict[str, Any], tensors: dict[str, Tensor]) -> CrossLayerDictionary:

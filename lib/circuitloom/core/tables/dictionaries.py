@@ -8,7 +8,7 @@ RUN = Table(
     ("run",),
     {
         "run": RUN_NAME,
-        "kind": (STRING, "transcoder, sae, neuron or residual"),
+        "kind": (STRING, "transcoder, sae, clt (cross-layer transcoder), neuron or residual"),
         "site_in": (STRING, "site that is read"),
         "site_out": (STRING, "site that is reconstructed"),
         "act": (STRING, "activation function"),

@@ -15,7 +15,7 @@
 
 To add an activation function, add its name to `config.dictionaries.Training.act` and edit:
 
-- `objective`: `_activation` (elementwise) or `activate_dense` (top-k kinds), and `_sparsity_penalty`
+- `objective`: `_activation` (elementwise) or `activate_dense` (top-k kinds), and `sparsity_penalty`
 - `selection.select`: the entries that can be active (by default, entries with a positive pre-activation)
 - for the form of the function after training: `parameters.to_dictionary` (which maps an unknown act to "threshold"),
   `encode`, `encode_sparse` and `__post_init__` of `Dictionary`, `formats/saelens.py` and `formats/circuit_tracer.py`
@@ -27,6 +27,10 @@ To add an activation function, add its name to `config.dictionaries.Training.act
 - `MARKERS` in `evaluation/pareto.py`, and the table of activation functions in `docs/method.md`
 - tests in `tests/dictionaries/`: `test_gradients.py` (a case that compares sparse with dense gradients),
   `test_search.py`, `test_training.py`, `training_cases.py` and `test_formats.py`
+
+Cross-layer transcoders take the same steps for all layers at once: `sweep.train_cross_layer_sweep`,
+`cross_layer_trainer.CrossLayerTrainer`, `cross_layer_objective` (the loss, from the functions of `objective`) and
+`cross_layer_parameters` (initialisation and conversion).
 
 `launch` starts several processes for one sweep. `paper_loss` defines the coordinates of `loss: paper`.
 """

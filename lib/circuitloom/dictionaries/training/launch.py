@@ -22,21 +22,23 @@ from ...config.dictionaries import Run
 from ...core.script import set_threads
 from ...language_model.model import load_model
 from .collectives import SINGLE_PROCESS, Collectives, DataParallel, TensorParallel
-from .sweep import needs_model, train_sweep
+from .sweep import needs_model, train_cross_layer_sweep, train_sweep
 
 
 class TrainingJob(Section):
-    """Arguments of `train_sweep`. Worker processes read a `TrainingJob` from a file."""
+    """Arguments of `train_sweep`, or of `train_cross_layer_sweep` if the runs are cross-layer transcoders. Worker
+    processes read a `TrainingJob` from a file."""
 
     runs: list[Run]
-    layer: int
+    layers: list[int]
+    """One layer, or all layers of cross-layer transcoders."""
     activations: Path
     """Folder of the cached activations."""
     model: Path
     dtype: str
     """The model's dtype."""
     outputs: list[Path]
-    """Output folder of each run."""
+    """Output folder of each run and layer: all layers of the first run, then those of the second, and so on."""
     version: str = ""
     """Version of the code, such as a hash. Checkpoints of another version are not resumed."""
     outliers: Outliers = Outliers()
@@ -78,18 +80,19 @@ def run_job(job: TrainingJob, threads: int) -> None:
 
 def _train(job: TrainingJob, device: str, collectives: Collectives) -> None:
     # a model is loaded only if it is needed, because this imports transformers, which takes seconds
-    needed = needs_model(job.runs, job.layer, job.activations)
+    needed = any(needs_model(job.runs, layer, job.activations) for layer in job.layers)
     model = load_model(job.model, job.dtype, device) if needed else None
+    where = torch.device(device)
+    if job.runs[0].is_cross_layer:
+        folders = iter(job.outputs)
+        outputs = [{layer: next(folders) for layer in job.layers} for _ in job.runs]
+        train_cross_layer_sweep(
+            job.runs, job.layers, job.activations, model, outputs, job.version, where, job.outliers
+        )
+        return
+    [layer] = job.layers
     train_sweep(
-        job.runs,
-        job.layer,
-        job.activations,
-        model,
-        job.outputs,
-        job.version,
-        collectives,
-        torch.device(device),
-        job.outliers,
+        job.runs, layer, job.activations, model, job.outputs, job.version, collectives, where, job.outliers
     )
 
 

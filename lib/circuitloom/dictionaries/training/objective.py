@@ -11,7 +11,7 @@ from ..kernels import fixed_k
 from .collectives import SINGLE_PROCESS, Collectives
 from .parameters import Parameters
 from .selection import kth_largest, select, select_top_k, uses_bfloat16
-from .sparse import Decode, Encode, Entries
+from .sparse import Decode, Encode, Entries, SelectedEntries
 
 TOPK_ACTS = ("topk", "batchtopk")
 """Activation functions that keep only the largest activations. Their loss has AuxK instead of a sparsity penalty."""
@@ -76,15 +76,8 @@ def compute_loss(
     reference.
     """
     # activation
-    z = None if dense else activate_sparse(p, run, x, collectives)
-    if z is None:
-        # computed outside autocast, which would round the bias
-        bias = p.encoder_bias
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bfloat16(run) and not dense):
-            z = activate_dense(p, run, x, bias, collectives)
-            decoded = z.decode(p.W_dec)
-    else:
-        decoded = z.decode(p.W_dec)
+    selected = None if dense else select_entries(p, run, x, collectives)
+    z, decoded = activate(p, run, x, selected, dense, collectives)
 
     # reconstruction
     y_hat = collectives.sum_over_features(decoded.float()) + collectives.grad_on_first_rank(p.b_dec)
@@ -100,7 +93,7 @@ def compute_loss(
         reconstruction = squared_error.sum() / tokens / variance
 
     # sparsity penalty
-    sparsity = sparsity_weight * _sparsity_penalty(p, run, z, variance) / tokens
+    sparsity = sparsity_weight * sparsity_penalty(p, run, z, variance) / tokens
 
     # AuxK (Gao et al. 2024): dead features reconstruct the residual error
     auxiliary = torch.zeros((), device=x.device)
@@ -109,11 +102,7 @@ def compute_loss(
     if n_dead > 0:
         z_dead = activate_top_k(p, run, min(max(1, x.shape[1] // 2), n_dead), x, dead, collectives)
         residual_hat = collectives.sum_over_features(z_dead.decode(p.W_dec.index_select(0, dead)))
-        mean = collectives.sum_over_tokens(residual.sum(0)) / tokens
-        squared_residual = collectives.sum_over_tokens(squared_error.detach().sum()) / tokens
-        residual_variance = squared_residual - mean.square().sum()
-        squared, _ = SquaredError.apply(residual, residual_hat)  # type: ignore[misc]
-        auxiliary = run.aux * squared.sum() / tokens / residual_variance.clamp_min(EPSILON)
+        auxiliary = auxk_loss(run, residual, residual_hat, squared_error, tokens, collectives)
 
     return LossTerms(
         loss=reconstruction + sparsity + auxiliary,
@@ -123,8 +112,27 @@ def compute_loss(
         fvu=squared_error.detach().sum() / tokens / variance,
         l0=(z.values.detach() > 0).sum() / tokens,
         fired=z.fired(len(p.W_enc)),
-        min_active=_min_active(z, p.decoder_norm) if run.act == "batchtopk" else torch.tensor(torch.inf),
+        min_active=min_active(z, p.decoder_norm) if run.act == "batchtopk" else torch.tensor(torch.inf),
     )
+
+
+def auxk_loss(
+    run: Run,
+    residual: Float[Tensor, "token d_out"],
+    residual_hat: Float[Tensor, "token d_out"],
+    squared_error: Float[Tensor, " token"],
+    tokens: int,
+    collectives: Collectives = SINGLE_PROCESS,
+) -> Float[Tensor, ""]:
+    """Returns `run.aux` times |residual - residual_hat|^2 over the variance of the residual y - y_hat.
+
+    `squared_error` is |residual|^2 of each token, and `tokens` the number of tokens in the global batch.
+    """
+    mean = collectives.sum_over_tokens(residual.sum(0)) / tokens
+    squared_residual = collectives.sum_over_tokens(squared_error.detach().sum()) / tokens
+    residual_variance = squared_residual - mean.square().sum()
+    squared, _ = SquaredError.apply(residual, residual_hat)  # type: ignore[misc]
+    return run.aux * squared.sum() / tokens / residual_variance.clamp_min(EPSILON)
 
 
 @dataclass(frozen=True)
@@ -159,25 +167,49 @@ class BatchActivations:
         return sums.index_add_(0, self.pattern.feature, self.values.detach()) > 0
 
 
-def activate_sparse(
+def activate(
+    p: Parameters,
+    run: Run,
+    x: Float[Tensor, "token d_in"],
+    selected: SelectedEntries | None,
+    float32: bool = False,
+    collectives: Collectives = SINGLE_PROCESS,
+    floor: Float[Tensor, ""] | None = None,
+) -> tuple[BatchActivations, Float[Tensor, "token d_written"]]:
+    """Returns the activations, and what they write: Z @ W_dec.
+
+    Only the `selected` entries are computed, or all features if it is None. If `float32` is true, dense products ignore
+    the run's precision. `floor` is that of `activate_dense`.
+    """
+    if selected is not None:
+        z = activate_selected(p, run, selected)
+        return z, z.decode(p.W_dec)
+    # computed outside autocast, which would round the bias
+    bias = p.encoder_bias
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bfloat16(run) and not float32):
+        z = activate_dense(p, run, x, bias, collectives, floor)
+        return z, z.decode(p.W_dec)
+
+
+def select_entries(
     p: Parameters, run: Run, x: Float[Tensor, "token d_in"], collectives: Collectives = SINGLE_PROCESS
-) -> BatchActivations | None:
-    """Returns the activations of the entries that can be active. Returns None if dense products should be used.
+) -> SelectedEntries | None:
+    """Returns the entries that can be active. Returns None if dense products should be used.
 
     On a CPU, None means that dense products are faster. On a GPU, None means that the kernels do not support the run.
     """
-    if fixed_k.uses_kernels(run, x):
-        selected = fixed_k.select_fixed_k(p, run, x)
-        if collectives.is_tensor_parallel:
-            scores = selected.pre.relu() * p.decoder_norm.detach()[selected.pattern.feature]
-            kept = _in_global_top_k(scores, run.k, collectives)
-            selected = replace(selected, pre=torch.where(kept, selected.pre, 0.0))
-    elif x.is_cuda:
-        return None
-    else:
-        selected = select(p, run, x, collectives)
-    if selected is None:
-        return None
+    if not fixed_k.uses_kernels(run, x):
+        return None if x.is_cuda else select(p, run, x, collectives)
+    selected = fixed_k.select_fixed_k(p, run, x)
+    if collectives.is_tensor_parallel:
+        scores = selected.pre.relu() * p.decoder_norm.detach()[selected.pattern.feature]
+        kept = _in_global_top_k(scores, run.k, collectives)
+        selected = replace(selected, pre=torch.where(kept, selected.pre, 0.0))
+    return selected
+
+
+def activate_selected(p: Parameters, run: Run, selected: SelectedEntries) -> BatchActivations:
+    """Returns the activations of the selected entries."""
     pre: Tensor = Encode.apply(p.W_enc, p.encoder_bias, selected)  # type: ignore[assignment]
     return BatchActivations(pre, _activation(p, run, pre, selected.pattern), selected.pattern)
 
@@ -188,16 +220,21 @@ def activate_dense(
     x: Float[Tensor, "token d_in"],
     bias: Float[Tensor, " feature"],
     collectives: Collectives = SINGLE_PROCESS,
+    floor: Float[Tensor, ""] | None = None,
 ) -> BatchActivations:
-    """Returns the activations of all features. `bias` is `p.encoder_bias`."""
+    """Returns the activations of all features. `bias` is `p.encoder_bias`.
+
+    `floor` is the least score that batchtopk keeps. By default, it keeps the largest scores of this layer.
+    """
     pre = torch.nn.functional.linear(x, p.W_enc, bias).float()
     z = _activation(p, run, pre, None)
     if run.act in TOPK_ACTS:
         scores = pre.detach() * p.decoder_norm.detach()
         if run.act == "batchtopk":
-            kept = scores >= kth_largest(
-                scores.flatten(), run.k * collectives.global_tokens(len(x)), collectives
-            )
+            if floor is None:
+                n = run.k * collectives.global_tokens(len(x))
+                floor = kth_largest(scores.flatten(), n, collectives)
+            kept = scores >= floor
         elif collectives.is_tensor_parallel:
             kept = scores >= collectives.kth_largest_per_token(scores, run.k)[:, None]
         else:
@@ -259,17 +296,17 @@ def _activation(p: Parameters, run: Run, pre: Tensor, pattern: Entries | None) -
     return JumpReLU.apply(pre, threshold, run.bandwidth)  # type: ignore[return-value]
 
 
-def _sparsity_penalty(p: Parameters, run: Run, z: BatchActivations, variance: float) -> Tensor:
+def sparsity_penalty(p: Parameters, run: Run, z: BatchActivations, variance: float) -> Tensor:
     """Returns the sparsity penalty without the factor λ, summed over tokens.
 
-    The penalty is L1 for relu, L0 or tanh for jumprelu, and 0 for topk and batchtopk. In L1, activations are multiplied
-    by |W_dec[i]|, except with `loss: paper`.
+    The penalty is L1 for relu (tanh if a cross-layer transcoder asks for it), L0 or tanh for jumprelu, and 0 for topk
+    and batchtopk. In L1, activations are multiplied by |W_dec[i]|, except with `loss: paper`.
     """
     if run.act in TOPK_ACTS:
         return torch.zeros((), device=z.values.device)
     if run.loss == "paper":
         return z.values.sum()
-    if run.act == "relu":
+    if run.act == "relu" and not (run.is_cross_layer and run.penalty == "tanh"):
         return (z.values * z.per_feature(p.decoder_norm)).sum() / variance**0.5
     if run.penalty == "tanh":
         return torch.tanh(TANH_SCALE * z.values * z.per_feature(p.decoder_norm)).sum()
@@ -278,7 +315,8 @@ def _sparsity_penalty(p: Parameters, run: Run, z: BatchActivations, variance: fl
 
 
 @torch.no_grad()
-def _min_active(z: BatchActivations, norm: Tensor) -> Tensor:
+def min_active(z: BatchActivations, norm: Float[Tensor, " feature"]) -> Float[Tensor, ""]:
+    """Returns the smallest positive z |W_dec[i]|, or infinity. `norm` is |W_dec[i]|."""
     scores = z.values * z.per_feature(norm)
     return torch.where(scores > 0, scores, torch.inf).min()
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...config.dictionaries import Run
@@ -43,6 +44,8 @@ class Scales:
 class Parameters(DictionaryWeights):
     """Trainable weights for normalised x and y."""
 
+    W_dec: Float[Tensor, "feature d_written"]
+    """d_written is d_out. For a layer of a cross-layer transcoder, it is the number of outputs times d_out."""
     b_in: Float[Tensor, " d_in"] | None = None
     """Vector that is subtracted from the encoder's input. Only `loss: paper` and published transcoders use this vector.
     """
@@ -82,15 +85,14 @@ def initial_parameters(
     makes all pre-activations 0 at the mean of x. b_dec is the normalised mean of y.
     """
     # random directions gave a higher FVU and seven times as many dead features (docs/log.md)
-    generator = torch.Generator().manual_seed(run.seed)
-    tokens = torch.randperm(max(len(x), run.width), generator=generator)[: run.width][features] % len(x)
+    tokens = initial_tokens(run, len(x))[features]
     x, y = (side[tokens.to(side.device)].to(device or side.device) for side in (x, y))
     x_centre = x_mean.to(x.device)
-    W_enc = _unit_rows(x - x_centre)
+    W_enc = unit_rows(x - x_centre)
     parameters = Parameters(
         W_enc=W_enc,
         b_enc=-W_enc @ x_centre / scales.x,
-        W_dec=INITIAL_DECODER_NORM * _unit_rows(y - scales.y_mean.to(y.device)),
+        W_dec=INITIAL_DECODER_NORM * unit_rows(y - scales.y_mean.to(y.device)),
         b_dec=scales.y_mean.to(y.device) / scales.y,
         threshold=torch.full((len(W_enc),), run.initial_threshold, device=x.device)
         if run.act == "jumprelu"
@@ -102,7 +104,14 @@ def initial_parameters(
     return parameters
 
 
-def _unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+def initial_tokens(run: Run, rows: int) -> Int[Tensor, " feature"]:
+    """Returns the token of a sample of `rows` tokens from which each of the run's features is initialised."""
+    generator = torch.Generator().manual_seed(run.seed)
+    return torch.randperm(max(rows, run.width), generator=generator)[: run.width] % rows
+
+
+def unit_rows(matrix: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+    """Returns rows of unit norm. Rows of zeros stay zero."""
     return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True).clamp_min(1e-12)
 
 
@@ -132,22 +141,29 @@ def to_dictionary(
     relu, topk or threshold.
     """
     unit = with_unit_rows(parameters)
+    return Dictionary(W_dec=unit.W_dec, **raw_fields(unit, run, layer, scales, batch_threshold))
+
+
+def raw_fields(
+    unit: Parameters, run: Run, layer: int, scales: Scales, batch_threshold: float
+) -> dict[str, Any]:
+    """Returns the fields of the trained dictionary on raw activations, except those about decoders. The arguments are
+    those of `to_dictionary`, with parameters from `with_unit_rows`."""
     threshold = unit.threshold
     if threshold is not None:
         threshold = threshold * scales.y
     elif run.act == "batchtopk":
         threshold = torch.full_like(unit.b_enc, batch_threshold * scales.y)
     skip = unit.W_skip
-    return Dictionary(
-        W_enc=unit.W_enc * (scales.y / scales.x),
-        b_enc=unit.b_enc * scales.y,
-        W_dec=unit.W_dec,
-        b_dec=unit.b_dec * scales.y,
-        act={"relu": "relu", "topk": "topk"}.get(run.act, "threshold"),
-        k=run.k if run.act == "topk" else None,
-        threshold=threshold,
-        W_skip=None if skip is None else skip * (scales.y / scales.x),
-        site_in=run.site_in,
-        site_out=run.site_out,
-        layer=layer,
-    )
+    return {
+        "W_enc": unit.W_enc * (scales.y / scales.x),
+        "b_enc": unit.b_enc * scales.y,
+        "b_dec": unit.b_dec * scales.y,
+        "act": {"relu": "relu", "topk": "topk"}.get(run.act, "threshold"),
+        "k": run.k if run.act == "topk" else None,
+        "threshold": threshold,
+        "W_skip": None if skip is None else skip * (scales.y / scales.x),
+        "site_in": run.site_in,
+        "site_out": run.site_out,
+        "layer": layer,
+    }

@@ -6,7 +6,7 @@ put into groups, and the largest score of each group is found first. The k-th la
 bound of the k-th largest score. All scores that reach this bound are candidates.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,8 @@ def select(
     if run.act == "topk":
         return select_top_k(run, run.k, x, p.W_enc, p.encoder_bias, p.decoder_norm, collectives)
     if run.act == "batchtopk":
-        return _select_batch_top_k(run, x, p.W_enc, p.encoder_bias, p.decoder_norm, collectives)
+        [selected] = select_batch_top_k(run, [(p, x)], collectives)
+        return selected
     scores, candidates = _BlockedScores(run, x, p.W_enc, p.encoder_bias), _Candidates()
     floor = 0.0 if p.threshold is None else (p.threshold - run.bandwidth / 2).to(score_dtype(run))
     for first, block in scores.blocks():
@@ -86,28 +87,52 @@ def select_top_k(
     return _selected(pattern, exact, kept, norm, x)
 
 
-def _select_batch_top_k(
-    run: Run, x: Tensor, weight: Tensor, bias: Tensor, norm: Tensor, collectives: Collectives
-) -> SelectedEntries:
-    """Returns this process's entries among the k n largest positive scores (weight x + bias) * norm.
+@torch.no_grad()
+def select_batch_top_k(
+    run: Run, layers: Sequence[tuple[Parameters, Tensor]], collectives: Collectives = SINGLE_PROCESS
+) -> list[SelectedEntries]:
+    """Returns this process's entries among the largest positive scores (weight x + bias) * norm of several layers.
 
-    n is the number of tokens in the global batch. Ties with the last entry are included.
+    `layers` has the parameters and the input of each layer. Their number times k n scores are the largest, n being the
+    number of tokens in the global batch. Ties with the last entry are included.
     """
-    scores = _BlockedScores(run, x, weight * norm[:, None], bias * norm)
-    width = len(norm)
-    per_token = min(width, 2 * run.k)
+    norms = [p.decoder_norm for p, _ in layers]
+    scores = [
+        _BlockedScores(run, x, p.W_enc * norm[:, None], p.encoder_bias * norm)
+        for (p, x), norm in zip(layers, norms, strict=True)
+    ]
+    wanted = run.k * len(layers) * collectives.global_tokens(len(layers[0][1]))
+    per_token = [min(len(norm), 2 * run.k) for norm in norms]
+    found = [_top_of_layer(each, n) for each, n in zip(scores, per_token, strict=True)]
     while True:
-        candidates, bound = _Candidates(), torch.zeros(())
-        for first, block in scores.blocks():
-            indices, block_bound = top_n_of_block(block, per_token * len(block))
-            candidates.add(first, block, indices)
-            bound = torch.maximum(bound, block_bound)
-        pattern, exact = scores.exact(candidates)
-        floor = kth_largest(exact, run.k * collectives.global_tokens(len(x)), collectives)
+        floor = kth_largest(torch.cat([exact for _, exact, _ in found]), wanted, collectives)
         # if the floor is below a block's bound, the block may have entries above the floor that were not found
-        if per_token == width or not collectives.any(floor < bound):
-            return _selected(pattern, exact, exact >= floor, norm, x)
-        per_token = min(width, 2 * per_token)
+        short = [
+            i
+            for i, (_, _, bound) in enumerate(found)
+            if per_token[i] < len(norms[i]) and collectives.any(floor < bound)
+        ]
+        if not short:
+            break
+        for i in short:
+            per_token[i] = min(len(norms[i]), 2 * per_token[i])
+            found[i] = _top_of_layer(scores[i], per_token[i])
+    return [
+        _selected(pattern, exact, exact >= floor, norm, x)
+        for (pattern, exact, _), norm, (_, x) in zip(found, norms, layers, strict=True)
+    ]
+
+
+def _top_of_layer(
+    scores: "_BlockedScores", per_token: int
+) -> tuple[SparsityPattern, Float[Tensor, " entry"], Float[Tensor, ""]]:
+    """Returns (pattern, exact scores, bound). All entries with scores above the bound are included."""
+    candidates, bound = _Candidates(), torch.zeros(())
+    for first, block in scores.blocks():
+        indices, block_bound = top_n_of_block(block, per_token * len(block))
+        candidates.add(first, block, indices)
+        bound = torch.maximum(bound, block_bound)
+    return *scores.exact(candidates), bound
 
 
 def _selected(

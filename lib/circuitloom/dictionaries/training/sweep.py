@@ -1,11 +1,12 @@
-"""Trains all runs of a sweep at one layer. Each batch is read once for all runs.
+"""Trains all runs of a sweep at one layer, or cross-layer transcoders at all layers. Each batch is read once for all
+runs.
 
 Interrupted training resumes bit-exactly.
 """
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,11 +30,12 @@ from ...core.atomic_io import (
 from ...core.progress import notice, progress
 from ...core.tables import HISTORY, write_table
 from ...language_model.model import LanguageModel
+from ..cross_layer import save_cross_layer_transcoder
 from ..dictionary import save_dictionary
 from .collectives import SINGLE_PROCESS, Collectives
-from .objective import LossTerms
+from .cross_layer_trainer import CrossLayerTrainer, batch_key
 from .paper_loss import PaperCoordinates, transcoder_coordinates
-from .trainer import Trainer
+from .trainer import RunTrainer, Trainer
 
 HISTORY_EVERY = 10
 """Number of steps between history rows."""
@@ -56,10 +58,10 @@ With d = 64 and F = 2048, two threads need 0.75 of the time of one thread.
 ReadBatches = Callable[[int, int], Iterator[dict[str, Tensor]]]
 """Function (start, stop) that yields the batches of the steps start:stop.
 
-A batch maps each site to raw activations, [token, d]. Each process gets its own part of a batch.
+A batch maps each site (or `batch_key`) to raw activations, [token, d]. Each process gets its own part of a batch.
 """
-Step = Callable[[Trainer], LossTerms]
-MapTrainers = Callable[[Step, list[Trainer]], list[LossTerms]]
+Step = Callable[[RunTrainer], Any]
+MapTrainers = Callable[[Step, list[RunTrainer]], list[Any]]
 
 
 def needs_model(runs: list[Run], layer: int, activations: Path) -> bool:
@@ -102,19 +104,7 @@ def train_sweep(
     if limits is not None:
         stores = with_limited_moments(stores, limits, runs[0].batch, device)
     trainers = _make_trainers(runs, layer, stores, model, collectives, device, limits)
-    mark = fingerprint(
-        runs=[run.model_dump(mode="json") for run in runs],
-        activations={
-            site: {
-                "stored": [str(store.stored.folder), store.stored.order, store.stored.number_format],
-                "moments": store.moments.to_json(),
-            }
-            for site, store in stores.items()
-        },
-        device=device.type,
-        outliers=outliers.model_dump(mode="json"),
-        version=version,
-    )
+    mark = _fingerprint(runs, stores, device, outliers, version)
     batch, part = runs[0].batch, collectives.batch_slice(runs[0].batch)
 
     def read_batches(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
@@ -135,6 +125,82 @@ def train_sweep(
             remove_partial_folder(partial)
 
 
+def train_cross_layer_sweep(
+    runs: list[Run],
+    layers: Sequence[int],
+    activations: Path,
+    model: LanguageModel | None,
+    outputs: Sequence[Mapping[int, Path]],
+    version: str = "",
+    device: torch.device | None = None,
+    outliers: Outliers | None = None,
+) -> None:
+    """Train cross-layer transcoders at `layers`. Write the dictionary and history of runs[i] at layer l into the folder
+    outputs[i][l].
+
+    The other arguments and the errors are those of `train_sweep`.
+    """
+    layers = sorted(layers)
+    sites = sorted({site for run in runs for site in (run.site_in, run.site_out)})
+    stores = {
+        batch_key(site, layer): open_activations(activations, site, layer, model)
+        for layer in layers
+        for site in sites
+    }
+    device = device or (torch.device("cpu") if model is None else model.device)
+    outliers = outliers or Outliers()
+    limits = outlier_limits(stores, outliers)
+    batch = runs[0].batch
+    if limits is not None:
+        stores = with_limited_moments(stores, limits, batch, device)
+    sample = _read_sample(stores, max(run.width for run in runs), batch, device)
+    if limits is not None:
+        sample = limits.apply(sample)
+    moments = {key: store.moments for key, store in stores.items()}
+    trainers = [CrossLayerTrainer(run, layers, moments, sample, device) for run in runs]
+    del sample
+    mark = _fingerprint(runs, stores, device, outliers, version)
+
+    def read_batches(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        return read_sites(stores, batch, stop, start, device=device)
+
+    with partial_folder(outputs[0][layers[0]].parent / ".layers", mark) as partial:
+        history = train(trainers, read_batches, partial, limits=limits)
+        for trainer, folders in zip(trainers, outputs, strict=True):
+            rows = history[trainer.run.name]
+            finished = {layer: partial / trainer.run.name / f"layer{layer}" for layer in layers}
+            save_cross_layer_transcoder(trainer.transcoder(), finished, trainer.run.model_dump(mode="json"))
+            for layer, folder in finished.items():
+                own = [row for row in rows if row["layer"] == layer]
+                write_table(HISTORY, own, folder / "history.parquet")
+            for layer, folder in finished.items():
+                replace_folder(folder, folders[layer])
+        remove_partial_folder(partial)
+
+
+def _fingerprint(
+    runs: list[Run],
+    stores: Mapping[str, ActivationStore],
+    device: torch.device,
+    outliers: Outliers,
+    version: str,
+) -> str:
+    """Returns a hash of everything that a training depends on."""
+    return fingerprint(
+        runs=[run.model_dump(mode="json") for run in runs],
+        activations={
+            site: {
+                "stored": [str(store.stored.folder), store.stored.order, store.stored.number_format],
+                "moments": store.moments.to_json(),
+            }
+            for site, store in stores.items()
+        },
+        device=device.type,
+        outliers=outliers.model_dump(mode="json"),
+        version=version,
+    )
+
+
 @dataclass
 class _SweepState:
     """`step` is the number of steps taken. `outliers` is the number of rows so far that were left out or capped.
@@ -146,7 +212,7 @@ class _SweepState:
 
 
 def train(
-    trainers: list[Trainer],
+    trainers: Sequence[RunTrainer],
     read_batches: ReadBatches,
     partial: Path,
     checkpoint_every: int = 50,
@@ -164,9 +230,9 @@ def train(
     collectives = trainers[0].collectives
     state = _resume(trainers, partial, collectives)
     steps = max(trainer.steps for trainer in trainers)
-    layer, batch = trainers[0].layer, trainers[0].run.batch
+    title, batch = trainers[0].title, trainers[0].run.batch
     saved, pause = time.monotonic(), checkpoint_seconds
-    label, silent = f"dictionaries layer {layer}", collectives.rank > 0
+    label, silent = f"dictionaries {title}", collectives.rank > 0
     with (
         progress(label, steps * batch, "tokens", state.step * batch, silent=silent) as bar,
         map_trainers(trainers) as map_active,
@@ -178,15 +244,14 @@ def train(
                 x = limits.apply(x)
             active = [trainer for trainer in trainers if state.step < trainer.steps]
             all_terms = map_active(
-                lambda trainer, i=state.step, x=x: trainer.step(
-                    i, x[trainer.run.site_in], x[trainer.run.site_out]
-                ),
+                lambda trainer, i=state.step, x=x: trainer.train_on(i, x),
                 active,
             )
             for trainer, terms in zip(active, all_terms, strict=True):
                 if (state.step + 1) % HISTORY_EVERY == 0 or state.step + 1 == trainer.steps:
-                    row = trainer.history_row(state.step, terms)
-                    state.history.setdefault(trainer.run.name, []).append(row | {"outliers": state.outliers})
+                    rows = trainer.history_rows(state.step, terms)
+                    history = state.history.setdefault(trainer.run.name, [])
+                    history += [row | {"outliers": state.outliers} for row in rows]
             state.step += 1
             bar.update(batch)
             began = time.monotonic()
@@ -197,13 +262,13 @@ def train(
                 pause = max(checkpoint_seconds, (1 / checkpoint_share - 1) * (saved - began))
     if limits is not None and not silent:
         what = "left out" if limits.action == "drop" else "capped"
-        text = f"layer {layer}: {state.outliers} of {steps * batch} tokens were {what} (activations.outliers)"
+        text = f"{title}: {state.outliers} of {steps * batch} tokens were {what} (activations.outliers)"
         notice("dictionaries", text)
     return state.history
 
 
 @contextmanager
-def map_trainers(trainers: list[Trainer]) -> Iterator[MapTrainers]:
+def map_trainers(trainers: Sequence[RunTrainer]) -> Iterator[MapTrainers]:
     """Yields a function (step, trainers) that returns [step(trainer) for trainer in trainers].
 
     On a CPU, small runs are trained in parallel threads if this is faster. Each parallel run gets an equal part of
@@ -237,18 +302,21 @@ def parallel_runs(runs: int, threads: int) -> int:
     return min(range(1, min(runs, threads) + 1), key=lambda parallel: (relative_time(parallel), -parallel))
 
 
-def _is_small(trainer: Trainer) -> bool:
-    weights = trainer.parameters.W_enc, trainer.parameters.W_dec
+def _is_small(trainer: RunTrainer) -> bool:
+    # matrices of features, without skip connections
+    matrices = [
+        weight for weight in trainer.weights() if weight.ndim == 2 and len(weight) == trainer.run.width
+    ]
     single_process = trainer.collectives.world_size == 1
     return (
         single_process
-        and not weights[0].is_cuda
-        and sum(weight.numel() for weight in weights) <= MAX_PARALLEL_WEIGHTS
+        and trainer.device.type == "cpu"
+        and sum(weight.numel() for weight in matrices) <= MAX_PARALLEL_WEIGHTS
     )
 
 
 def _save_checkpoint(
-    trainers: list[Trainer], state: _SweepState, partial: Path, collectives: Collectives
+    trainers: Sequence[RunTrainer], state: _SweepState, partial: Path, collectives: Collectives
 ) -> None:
     """Write a checkpoint. With tensor parallelism, each rank writes its own file.
 
@@ -268,7 +336,7 @@ def _save_checkpoint(
             old.unlink()
 
 
-def _write_checkpoint(trainers: list[Trainer], state: _SweepState, file: Path) -> None:
+def _write_checkpoint(trainers: Sequence[RunTrainer], state: _SweepState, file: Path) -> None:
     states = [trainer.state() for trainer in trainers]
     content = io.BytesIO()
     torch.save({**vars(state), "states": states}, content)
@@ -289,8 +357,8 @@ def _rank_checkpoint(step: int | str, rank: int) -> str:
     return f"checkpoint-rank{rank}-step{step}.pt"
 
 
-def _resume(trainers: list[Trainer], partial: Path, collectives: Collectives) -> _SweepState:
-    main, device = partial / CHECKPOINT, trainers[0].tokens_since_fired.device
+def _resume(trainers: Sequence[RunTrainer], partial: Path, collectives: Collectives) -> _SweepState:
+    main, device = partial / CHECKPOINT, trainers[0].device
     content = _read_checkpoint(main, device) if collectives.rank == 0 and main.is_file() else None
     step = collectives.broadcast(0 if content is None else content["step"])
     if step == 0:

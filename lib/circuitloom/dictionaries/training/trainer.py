@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,8 +27,73 @@ WARM_UP = 3
 """Number of trial steps before a CUDA graph is captured. These steps compile kernels and fill the allocator's pools."""
 
 
-class Trainer:
-    """Trains one dictionary, one batch per `step`. `state` and `restore` allow bit-exact resumption."""
+class RunTrainer(ABC):
+    """Trains one run, one batch per `train_on`. `state` and `restore` allow bit-exact resumption.
+
+    `Trainer` trains a dictionary of one layer, `cross_layer_trainer.CrossLayerTrainer` those of all layers together.
+    """
+
+    run: Run
+    title: str
+    """What is trained, for messages, such as `layer 3`."""
+    steps: int
+    """Number of optimizer steps of the training."""
+    collectives: Collectives
+    device: torch.device
+    _seconds = 0.0
+    _timed_steps = 0
+
+    @abstractmethod
+    def train_on(self, index: int, batch: Mapping[str, Tensor]) -> Any:
+        """Take optimizer step `index` (from 0) on this process's part of a raw batch. Returns the step's loss terms.
+
+        Raises ArithmeticError if the loss is not finite or has diverged.
+        """
+
+    @abstractmethod
+    def history_rows(self, index: int, terms: Any) -> list[dict[str, Any]]:
+        """Returns the HISTORY rows after step `index`, one per layer. `terms` is from `train_on`."""
+
+    @abstractmethod
+    def weights(self) -> list[Tensor]:
+        """Returns all trainable tensors."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ArithmeticError if a weight is not finite, or if copies of it differ between processes."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Returns everything that the next step depends on, except the batch."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any]) -> None:
+        """Load a result of the method `state`."""
+
+    def tokens_per_second(self) -> float:
+        """Returns the tokens per second of the steps since the previous call."""
+        rate = self._timed_steps * self.run.batch / self._seconds
+        self._seconds, self._timed_steps = 0.0, 0
+        return rate
+
+    def history_row(
+        self, layer: int, index: int, terms: LossTerms, dead: float, tokens_per_second: float
+    ) -> dict[str, Any]:
+        """Returns the HISTORY row of one layer after step `index`. `dead` is the share of dead features."""
+        names = ("loss", "reconstruction", "sparsity", "auxiliary", "l0", "fvu")
+        return {
+            "run": self.run.name,
+            "layer": layer,
+            "step": index + 1,
+            **{name: getattr(terms, name).item() for name in names},
+            "dead": dead,
+            "learning_rate": learning_rate(self.run, index, self.steps),
+            "tokens_per_second": tokens_per_second,
+        }
+
+
+class Trainer(RunTrainer):
+    """Trains one dictionary, one batch per `step`."""
 
     def __init__(
         self,
@@ -42,10 +108,11 @@ class Trainer:
     ) -> None:
         """Initialise the parameters. `sample` is a pair (x, y) of raw activations. The default device is that of x."""
         self.run, self.layer, self.paper, self.collectives = run, layer, paper, collectives
+        self.title = f"layer {layer}"
         features = collectives.feature_slice(run.width)
         self.steps = max(1, run.tokens // run.batch)
         x, y = sample
-        device = device or x.device
+        device = self.device = device or x.device
         if paper is None:
             self.scales = Scales(x_moments.scale, y_moments.scale, y_moments.variance, y_moments.mean)
             self.parameters = initial_parameters(run, x, y, x_moments.mean, self.scales, features, device)
@@ -57,7 +124,10 @@ class Trainer:
         self.tokens_since_fired = torch.zeros(len(self.parameters.W_enc), dtype=torch.int64, device=device)
         self.threshold = 0.0
         self._captured: _CapturedStep | None = None
-        self._seconds, self._timed_steps = 0.0, 0
+
+    def train_on(self, index: int, batch: Mapping[str, Tensor]) -> LossTerms:
+        """Take optimizer step `index` on the rows of the run's two sites in `batch`, as `step` does."""
+        return self.step(index, batch[self.run.site_in], batch[self.run.site_out])
 
     def step(self, index: int, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> LossTerms:
         """Take optimizer step `index` (from 0). x and y are this process's part of a raw batch.
@@ -77,7 +147,7 @@ class Trainer:
         # loss and gradients
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(run, index, self.steps)
-        variance, dead = self.scales.normalised_variance, self._dead_features(index)
+        variance, dead = self.scales.normalised_variance, dead_features(run, index, self.tokens_since_fired)
         # a captured graph cannot wait for other processes
         if len(dead) == 0 and uses_kernels(run, x) and not collectives.is_tensor_parallel:
             if self._captured is None or not self._captured.fits(x, y):
@@ -103,7 +173,7 @@ class Trainer:
         if x.is_cuda:
             # fused Adam skips its update if found_inf is 1; torch's gradient scaler relies on this too
             self.optimizer.found_inf = (~is_sane).float()  # type: ignore[attr-defined]
-        read_is_sane = _async_bool(is_sane)
+        read_is_sane = async_bool(is_sane)
         if not x.is_cuda:
             self._raise_if_diverged(read_is_sane(), terms, index, x, y)
         if self.paper is not None:
@@ -120,20 +190,13 @@ class Trainer:
         self._timed_steps += 1
         return terms
 
-    def history_row(self, index: int, terms: LossTerms) -> dict[str, Any]:
-        """Returns the HISTORY row after step `index`. `tokens_per_second` covers the steps since the previous row."""
-        names = ("loss", "reconstruction", "sparsity", "auxiliary", "l0", "fvu")
-        tokens_per_second = self._timed_steps * self.run.batch / self._seconds
-        self._seconds, self._timed_steps = 0.0, 0
-        return {
-            "run": self.run.name,
-            "layer": self.layer,
-            "step": index + 1,
-            **{name: getattr(terms, name).item() for name in names},
-            "dead": self.dead_share,
-            "learning_rate": learning_rate(self.run, index, self.steps),
-            "tokens_per_second": tokens_per_second,
-        }
+    def history_rows(self, index: int, terms: LossTerms) -> list[dict[str, Any]]:
+        """Returns one HISTORY row. `tokens_per_second` covers the steps since the previous row."""
+        return [self.history_row(self.layer, index, terms, self.dead_share, self.tokens_per_second())]
+
+    def weights(self) -> list[Tensor]:
+        """Returns all trainable tensors."""
+        return self.parameters.tensors()
 
     @property
     def dead_share(self) -> float:
@@ -148,12 +211,7 @@ class Trainer:
                 f"run {self.run.name}, layer {self.layer}: replicated weights differ between processes; run again on "
                 "processors of one kind: the last good checkpoint is kept"
             )
-        finite = torch.stack([value.isfinite().all() for value in self.parameters.tensors()])
-        if self.collectives.any(~finite.all()):
-            raise ArithmeticError(
-                f"run {self.run.name}, layer {self.layer}: a weight is not finite; lower its learning_rate "
-                f"({self.run.learning_rate:g}); the last good checkpoint is kept"
-            )
+        refuse_infinite_weights(self.run, self.layer, self.parameters.tensors(), self.collectives)
 
     def dictionary(self) -> Dictionary:
         """Returns the dictionary trained so far, converted to raw activations.
@@ -191,14 +249,6 @@ class Trainer:
         self.tokens_since_fired.copy_(state["tokens_since_fired"])
         self.threshold = state["threshold"]
 
-    def _dead_features(self, index: int) -> Int[Tensor, " dead"]:
-        """Returns the indices of the dead features for AuxK. The result is empty if the run has no AuxK."""
-        run = self.run
-        # no search before a feature can be dead, because the search makes the CPU wait for the GPU
-        if run.aux == 0 or run.act not in TOPK_ACTS or index * run.batch < run.dead_tokens:
-            return torch.zeros(0, dtype=torch.int64, device=self.tokens_since_fired.device)
-        return (self.tokens_since_fired >= run.dead_tokens).nonzero()[:, 0]
-
     def _apply_constraints(self) -> None:
         """Scale decoder rows to unit norm (`loss: paper`). Set negative thresholds to 0 (jumprelu)."""
         if self.paper is not None:
@@ -210,22 +260,54 @@ class Trainer:
         """Update `tokens_since_fired` and batchtopk's threshold."""
         self.tokens_since_fired += tokens
         self.tokens_since_fired[terms.fired] = 0
-        if self.run.act == "batchtopk" and bool(terms.min_active.isfinite()):
-            new, old = float(terms.min_active), self.threshold
-            self.threshold = new if old == 0.0 else (1 - THRESHOLD_RATE) * old + THRESHOLD_RATE * new
+        self.threshold = moved_threshold(self.run, self.threshold, terms.min_active)
 
     def _raise_if_diverged(self, is_sane: bool, terms: LossTerms, index: int, x: Tensor, y: Tensor) -> None:
-        if is_sane:
-            return
-        for site, values in ((self.run.site_in, x), (self.run.site_out, y)):
-            if not values.isfinite().all():
-                raise ArithmeticError(
-                    f"run {self.run.name}, layer {self.layer}: {site} is not finite at step {index}; set "
-                    "language_model.dtype to float32, or add the site to activations.sites, which checks it"
-                )
+        if not is_sane:
+            values = {self.run.site_in: x, self.run.site_out: y}
+            raise divergence(self.run, self.layer, terms.loss, index, values)
+
+
+def dead_features(run: Run, index: int, tokens_since_fired: Int[Tensor, " feature"]) -> Int[Tensor, " dead"]:
+    """Returns the indices of the features that are dead for AuxK at step `index`. Empty if the run has no AuxK."""
+    # no search before a feature can be dead, because the search makes the CPU wait for the GPU
+    if run.aux == 0 or run.act not in TOPK_ACTS or index * run.batch < run.dead_tokens:
+        return torch.zeros(0, dtype=torch.int64, device=tokens_since_fired.device)
+    return (tokens_since_fired >= run.dead_tokens).nonzero()[:, 0]
+
+
+def moved_threshold(run: Run, old: float, min_active: Float[Tensor, ""]) -> float:
+    """Returns batchtopk's threshold after a batch whose smallest positive z |W_dec[i]| is `min_active`."""
+    if run.act != "batchtopk" or not bool(min_active.isfinite()):
+        return old
+    new = float(min_active)
+    return new if old == 0.0 else (1 - THRESHOLD_RATE) * old + THRESHOLD_RATE * new
+
+
+def divergence(
+    run: Run, layer: int, loss: Float[Tensor, ""], index: int, values: Mapping[str, Tensor]
+) -> ArithmeticError:
+    """Returns the error of a diverged step. `values` has the batch's rows at the run's sites."""
+    where = f"run {run.name}, layer {layer}"
+    for site, rows in values.items():
+        if not rows.isfinite().all():
+            return ArithmeticError(
+                f"{where}: {site} is not finite at step {index}; set language_model.dtype to float32, or add the site "
+                "to activations.sites, which checks it"
+            )
+    return ArithmeticError(
+        f"{where}: the loss is {loss.item():.3g} at step {index}; lower its learning_rate ({run.learning_rate:g}); "
+        "the last good checkpoint is kept"
+    )
+
+
+def refuse_infinite_weights(run: Run, layer: int, weights: list[Tensor], collectives: Collectives) -> None:
+    """Raise ArithmeticError unless all weights are finite in all processes."""
+    finite = torch.stack([value.isfinite().all() for value in weights])
+    if collectives.any(~finite.all()):
         raise ArithmeticError(
-            f"run {self.run.name}, layer {self.layer}: the loss is {terms.loss.item():.3g} at step {index}; lower "
-            f"its learning_rate ({self.run.learning_rate:g}); the last good checkpoint is kept"
+            f"run {run.name}, layer {layer}: a weight is not finite; lower its learning_rate "
+            f"({run.learning_rate:g}); the last good checkpoint is kept"
         )
 
 
@@ -250,7 +332,7 @@ def sparsity_weight(run: Run, index: int, steps: int) -> float:
     return run.sparsity * (min(1.0, (index + 1) / rise) if rise > 1 else 1.0)
 
 
-def _async_bool(value: Bool[Tensor, ""]) -> Callable[[], bool]:
+def async_bool(value: Bool[Tensor, ""]) -> Callable[[], bool]:
     """Start copying `value` to the CPU. Returns a function that waits for the copy and returns `value`."""
     if not value.is_cuda:
         return lambda: bool(value)

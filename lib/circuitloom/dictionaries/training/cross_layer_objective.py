@@ -1,0 +1,171 @@
+"""The training objective of a cross-layer transcoder: the sum over layers of the objective of one layer, in which the
+features of all earlier layers take part in a layer's reconstruction."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ...config.dictionaries import Run
+from .objective import (
+    TOPK_ACTS,
+    LossTerms,
+    SquaredError,
+    activate,
+    activate_top_k,
+    auxk_loss,
+    min_active,
+    select_entries,
+    sparsity_penalty,
+)
+from .parameters import Parameters
+from .selection import kth_largest, score_dtype, select_batch_top_k
+from .sparse import SelectedEntries
+
+
+def compute_cross_layer_loss(
+    layers: Sequence[Parameters],
+    run: Run,
+    xs: Sequence[Float[Tensor, "token d_in"]],
+    ys: Sequence[Float[Tensor, "token d_out"]],
+    variances: Sequence[float],
+    sparsity_weight: float,
+    dead: Sequence[Int[Tensor, " _"]],
+    dense: bool = False,
+) -> list[LossTerms]:
+    """Returns the loss terms of each layer in normalised units. Their sum is the loss.
+
+    A layer's terms are the reconstruction and AuxK of its output, and the penalty and the statistics of the features
+    that read it. The arguments are those of `objective.compute_loss`, for each layer.
+    """
+    tokens, n = len(xs[0]), len(layers)
+
+    # activation: one layer at a time, and what its features write to all their outputs
+    z, wide = [], []
+    selection = _select_by_layer(layers, run, xs, dense)
+    for p, x, (selected, floor) in zip(layers, xs, selection, strict=True):
+        activations, written = activate(p, run, x, selected, dense, floor=floor)
+        z.append(activations)
+        wide.append(written.float())
+
+    # reconstruction
+    sums = sum_outputs(wide, ys[0].shape[1])
+    del wide
+    errors, residuals = [], []
+    for p, x, y, written in zip(layers, xs, ys, sums, strict=True):
+        y_hat = written + p.b_dec
+        if p.W_skip is not None:
+            y_hat = y_hat + x @ p.W_skip.T
+        squared_error, residual = SquaredError.apply(y, y_hat)  # type: ignore[misc]
+        errors.append(squared_error)
+        residuals.append(residual)
+
+    auxiliary = [torch.zeros((), device=x.device) for x in xs]
+    if run.act in TOPK_ACTS and run.aux != 0:
+        for i, residual_hat in _dead_writes(layers, run, xs, dead).items():
+            auxiliary[i] = auxk_loss(run, residuals[i], residual_hat, errors[i], tokens)
+
+    terms = []
+    for i in range(n):
+        p, squared_error = layers[i], errors[i]
+        reconstruction = squared_error.sum() / tokens / variances[i]
+        sparsity = sparsity_weight * sparsity_penalty(p, run, z[i], variances[i]) / tokens
+        batchtopk = run.act == "batchtopk"
+        terms.append(
+            LossTerms(
+                loss=reconstruction + sparsity + auxiliary[i],
+                reconstruction=reconstruction.detach(),
+                sparsity=sparsity.detach(),
+                auxiliary=auxiliary[i].detach(),
+                fvu=squared_error.detach().sum() / tokens / variances[i],
+                l0=(z[i].values.detach() > 0).sum() / tokens,
+                fired=z[i].fired(len(p.W_enc)),
+                min_active=min_active(z[i], p.decoder_norm) if batchtopk else torch.tensor(torch.inf),
+            )
+        )
+    return terms
+
+
+def _select_by_layer(
+    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dense: bool
+) -> Iterator[tuple[SelectedEntries | None, Tensor | None]]:
+    """Yields for each layer (entries that can be active, None), or (None, floor of batchtopk or None) if dense products
+    should be used."""
+    if run.budget == "all" and not dense and not xs[0].is_cuda:
+        for selected in select_batch_top_k(run, list(zip(layers, xs, strict=True))):
+            yield selected, None
+        return
+    floor = _shared_floor(layers, run, xs, dense) if run.budget == "all" else None
+    for p, x in zip(layers, xs, strict=True):
+        # a GPU has kernels for topk only, so with a floor it computes all features
+        yield None if dense else select_entries(p, run, x), floor
+
+
+@torch.no_grad()
+def _shared_floor(
+    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dense: bool
+) -> Float[Tensor, ""]:
+    """Returns the k * layers * tokens largest score of all layers. Scores exist for one layer at a time."""
+    wanted = run.k * len(layers) * len(xs[0])
+    rounded = score_dtype(run) == torch.bfloat16 and not dense
+    largest = []
+    for p, x in zip(layers, xs, strict=True):
+        bias = p.encoder_bias
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=rounded):
+            pre = torch.nn.functional.linear(x, p.W_enc, bias).float()
+        scores = (pre * p.decoder_norm).flatten()
+        largest.append(scores.topk(min(wanted, len(scores)), sorted=False).values)
+    return kth_largest(torch.cat(largest), wanted)
+
+
+def _dead_writes(
+    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dead: Sequence[Tensor]
+) -> dict[int, Float[Tensor, "token d_out"]]:
+    """Returns AuxK's reconstruction of the residual of each layer to which dead features write, by position.
+
+    In each layer, the d_in / 2 dead features with the largest pre-activations of a token are active.
+    """
+    d_in, d_out = xs[0].shape[1], len(layers[0].b_dec)
+    sums: dict[int, Tensor] = {}
+    for i, (p, x, features) in enumerate(zip(layers, xs, dead, strict=True)):
+        if not len(features):
+            continue
+        z_dead = activate_top_k(p, run, min(max(1, d_in // 2), len(features)), x, features)
+        parts = z_dead.decode(p.W_dec.index_select(0, features)).split(d_out, dim=1)
+        for output, part in enumerate(parts, i):
+            sums[output] = sums[output] + part if output in sums else part
+    return sums
+
+
+def sum_outputs(wide: Sequence[Float[Tensor, "token _"]], d_out: int) -> list[Float[Tensor, "token d_out"]]:
+    """Returns for each layer the sum of what features write to its output.
+
+    wide[i] is what the features of layer i write to layers i, i + 1, ..., side by side.
+    """
+    return list(SumOutputs.apply(d_out, *wide))  # type: ignore[arg-type]
+
+
+class SumOutputs(torch.autograd.Function):
+    """`sum_outputs`. Each gradient takes one pass over its tensor, where slices in torch would take one per output."""
+
+    @staticmethod
+    def forward(ctx, d_out: int, *wide: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        ctx.counts = [each.shape[1] // d_out for each in wide]
+        sums: list[Tensor | None] = [None] * len(wide)
+        for i, each in enumerate(wide):
+            for output, part in enumerate(each.split(d_out, dim=1), i):
+                total = sums[output]
+                # copied, because an autograd function must not return its input
+                sums[output] = (
+                    part.clone(memory_format=torch.contiguous_format) if total is None else total.add_(part)
+                )
+        return tuple(sums)  # type: ignore[return-value]
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):  # noqa: D102
+        wide = [
+            gradients[i] if count == 1 else torch.cat(gradients[i : i + count], dim=1)
+            for i, count in enumerate(ctx.counts)
+        ]
+        return None, *wide

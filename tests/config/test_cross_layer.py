@@ -1,0 +1,98 @@
+"""Cross-layer transcoders: their keys, and stages that refuse them or leave them out."""
+
+from typing import Any
+
+import pytest
+
+from circuitloom.config import load_study
+
+STUDY: dict[str, Any] = {
+    "name": "x",
+    "corpus": {"source": "chronicle"},
+    "language_model": {"source": "pretrain", "layers": 2},
+    "training": {"width": 64, "k": 4},
+    "dictionaries": {
+        "clt": {"kind": "clt", "act": "batchtopk", "reach": ["all", 1], "budget": "all"},
+        "plt": {"k": [4]},
+    },
+}
+NAME = "clt-batchtopk4-64-budgetall"
+
+
+def test_a_run_is_named_after_its_reach_and_budget() -> None:
+    study = load_study(STUDY)
+    assert list(study.runs) == [NAME, "clt-batchtopk4-64-reach1-budgetall", "tc-topk4-64"]
+    run = study.runs[NAME]
+    assert (run.site_in, run.site_out, run.is_cross_layer) == ("mlp_in", "mlp_out", True)
+    assert not study.runs["tc-topk4-64"].is_cross_layer
+
+
+def test_stages_without_support_leave_cross_layer_transcoders_out() -> None:
+    study = load_study({**STUDY, "exchange": {"formats": ["sparsify"]}})
+    assert list(study.tabulated_runs) == study.transcoders == study.exported_runs == ["tc-topk4-64"]
+    assert study.traced_run == "tc-topk4-64"
+
+
+REFUSED = {
+    "reach of a transcoder": (
+        {"dictionaries": {"a": {"reach": 1}}},
+        r"^dictionaries\.a.*reach and budget are keys of cross-layer transcoders.*set kind: clt",
+    ),
+    "budget of topk": (
+        {"dictionaries": {"a": {"kind": "clt", "budget": "all"}}},
+        r"^dictionaries\.a.*budget: all shares the k of act: batchtopk.*act is topk",
+    ),
+    "the paper's loss": (
+        {"dictionaries": {"a": {"kind": "clt", "act": "relu", "loss": "paper"}}},
+        r"^dictionaries\.a.*loss: paper is defined for transcoders of one layer",
+    ),
+    "several processes": (
+        {"dictionaries": {"a": {"kind": "clt", "processes": 2}}},
+        r"^dictionaries\.a.*trained in one process; set processes: 1",
+    ),
+    "files": (
+        {"dictionaries": {"a": {"kind": "clt", "files": "some/layer{layer}.pt", "name": "b", "act": "relu"}}},
+        r"^dictionaries\.a.*(cross-layer transcoders cannot be imported yet|set kind: transcoder)",
+    ),
+    "a site that no MLP writes": (
+        {"dictionaries": {"a": {"kind": "clt", "site": "resid_mid"}}},
+        r"^dictionaries\.a.*reconstructs mlp_out or mlp_added, not resid_mid",
+    ),
+    "a sweep of both kinds": (
+        {"dictionaries": {"a": {"kind": ["clt", "transcoder"]}}},
+        r"^dictionaries\.a: cross-layer transcoders are trained in a job of all layers.*one sweep for each",
+    ),
+    "outliers that are dropped": (
+        {"activations": {"outliers": {"action": "drop"}}},
+        r"^dictionaries\.clt: with activations\.outliers\.action: drop.*set it to keep or cap",
+    ),
+    "a traced prompt": (
+        {"circuits": {"prompts": {"p": {"text": "he was caught", "run": NAME}}}},
+        rf"^circuits\.prompts\.p\.run: {NAME} is a cross-layer transcoder.*trained and evaluated only",
+    ),
+    "the traced run": (
+        {"circuits": {"run": NAME}},
+        rf"^circuits\.run: {NAME} is a cross-layer transcoder.*trained and evaluated only",
+    ),
+    "an export": (
+        {"exchange": {"formats": ["sparsify"], "runs": [NAME]}},
+        rf"^exchange\.runs: {NAME} is a cross-layer transcoder.*trained and evaluated only",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_supported_is_refused_in_one_line(name: str) -> None:
+    changes, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message) as raised:
+        load_study({**STUDY, **changes})
+    assert "\n" not in str(raised.value)
+
+
+def test_prompts_without_a_transcoder_are_refused() -> None:
+    only = {"clt": STUDY["dictionaries"]["clt"]}
+    prompts = {"circuits": {"prompts": {"p": {"text": "he was caught"}}}}
+    with pytest.raises(ValueError, match=r"^circuits\.prompts: .*add a sweep of transcoders"):
+        load_study({**STUDY, "dictionaries": only, **prompts})
+    study = load_study({**STUDY, "dictionaries": only})
+    assert study.traced_run is None
