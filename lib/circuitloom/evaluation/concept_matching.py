@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config.evaluation import Evaluation
 from ..core.layout import NEURONS, RESIDUAL
 from ..core.progress import progress
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.dictionary import Encoder
 from ..language_model.batches import Batch
 from ..language_model.hooks import Site, capture
 from ..language_model.model import LanguageModel
@@ -53,7 +53,7 @@ def scored_activations(
 
 def match_concepts(
     model: LanguageModel,
-    dictionaries: Mapping[int, Mapping[str, Dictionary]],
+    dictionaries: Mapping[int, Mapping[str, Encoder]],
     held_out: HeldOut,
     annotations: ConceptAnnotations,
     config: Evaluation,
@@ -97,7 +97,7 @@ def _rows(
 
 
 @torch.inference_mode()
-def sparse_activations(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -> SparseActivations:
+def sparse_activations(dictionary: Encoder, x: Float[Tensor, "token d_in"]) -> SparseActivations:
     """Returns the dictionary's non-zero activations for the input `x`, on the CPU. Indices are int32."""
     tokens, features, values = [], [], []
     for start in range(0, len(x), ENCODE_BATCH):

@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 
 from ..config.activations import MLP_OUTPUTS
 from ..core.layout import ALL_LAYERS
-from ..core.plotting import BLUE, VERMILION, styled
+from ..core.plotting import BLUE, GREEN, VERMILION, styled
 from ..core.tables import PARETO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"transcoder": BLUE, "sae": VERMILION}
+COLOURS = {"transcoder": BLUE, "sae": VERMILION, "clt": GREEN}
 MARKERS = {"topk": "o", "batchtopk": "s", "relu": "^", "jumprelu": "D"}
-NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output"}
+NAMES = {"transcoder": "transcoder", "sae": "SAE on MLP output", "clt": "cross-layer transcoder"}
 LINES: dict[tuple[str, bool], Any] = {
     ("mlp_out", False): "-", ("mlp_out", True): ":", ("mlp_added", False): (0, (5, 1)), ("mlp_added", True): "-.",
 }  # fmt: skip

@@ -83,8 +83,8 @@ def _at_scored(site: Site, replacement: Replacement, batch: HeldOut, bounds: Nor
     if site.name not in MLP_OUTPUTS:
         return edit
     reads = "mlp_in" if bounds is None else bounds.reads
-    if isinstance(replacement, DictionaryReplacement) and replacement.dictionary.is_transcoder:
-        own = replacement.dictionary.site_in
+    if isinstance(replacement, Reconstruction) and replacement.reads is not None:
+        own = replacement.reads
         # x is both what the dictionary encodes and what is bounded
         assert bounds is None or own == reads, f"the bounds are those of {reads}, the dictionary reads {own}"
         reads = own
@@ -96,13 +96,12 @@ def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:
     return lambda _x, y: value.to(y).expand_as(y)
 
 
-class DictionaryReplacement:
-    """Replaces y by a dictionary's reconstruction of y. Each call also updates `reconstruction`, `firing` and
-    `unexplained`.
+class Reconstruction:
+    """Base class of replacements of y by its reconstruction. Each call also updates `reconstruction`, `firing` and
+    `unexplained`."""
 
-    Raises ValueError if the dictionary is neither an SAE nor an MLP transcoder.
-    """
-
+    reads: str | None
+    """Site that the features read, if the replaced site is an MLP's output. None if they read the replaced site."""
     reconstruction: ReconstructionSums
     """Sums over all tokens so far."""
     firing: FiringSums
@@ -111,6 +110,42 @@ class DictionaryReplacement:
     unexplained: list[Float[Tensor, " token"]]
     """Fraction unexplained of each token, by call. Empty without a mean."""
 
+    def __init__(
+        self,
+        width: int,
+        b_dec: Float[Tensor, " d_out"],
+        reads: str | None,
+        mean: Float[Tensor, " d_out"] | None = None,
+    ) -> None:
+        """`width` is the number of features. `b_dec` gives the dimension of y, and the device and dtype of sums."""
+        self.reads, self.mean, self.unexplained = reads, mean, []
+        empty = b_dec.new_zeros(0, len(b_dec))
+        self.reconstruction = reconstruction_sums(empty, empty)
+        self.firing = firing_sums(empty.new_zeros(0, dtype=torch.int64), width, 0)
+
+    def record(
+        self, y: Float[Tensor, "token d_out"], y_hat: Float[Tensor, "token d_out"], firing: FiringSums
+    ) -> Float[Tensor, "token d_out"]:
+        """Add a batch to the sums. Returns `y_hat`."""
+        self.reconstruction += reconstruction_sums(y, y_hat)
+        self.firing += firing
+        if self.mean is not None:
+            self.unexplained.append(fractions_unexplained(y, y_hat, self.mean))
+        return y_hat
+
+    def __call__(
+        self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
+    ) -> Float[Tensor, "token d_out"]:
+        """Returns the reconstruction of y."""
+        raise NotImplementedError
+
+
+class DictionaryReplacement(Reconstruction):
+    """Replaces y by a dictionary's reconstruction of y.
+
+    Raises ValueError if the dictionary is neither an SAE nor an MLP transcoder.
+    """
+
     def __init__(self, dictionary: Dictionary, mean: Float[Tensor, " d_out"] | None = None) -> None:
         """`mean` is the mean of y, to which fractions unexplained refer."""
         if not (dictionary.is_sae or dictionary.is_transcoder):
@@ -118,21 +153,15 @@ class DictionaryReplacement:
                 f"a dictionary from {dictionary.site_in} to {dictionary.site_out} replaces no site; "
                 "train an SAE or a transcoder"
             )
-        self.dictionary, self.mean, self.unexplained = dictionary, mean, []
-        empty = dictionary.b_dec.new_zeros(0, dictionary.d_out)
-        self.reconstruction = reconstruction_sums(empty, empty)
-        self.firing = firing_sums(empty.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
+        reads = dictionary.site_in if dictionary.is_transcoder else None
+        super().__init__(dictionary.width, dictionary.b_dec, reads, mean)
+        self.dictionary = dictionary
 
     def __call__(
         self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
     ) -> Float[Tensor, "token d_out"]:
         """Returns the reconstruction of y. A transcoder encodes x. An SAE encodes y."""
-        y_hat, firing = reconstruct(self.dictionary, self.dictionary.encoder_input(x, y))
-        self.reconstruction += reconstruction_sums(y, y_hat)
-        self.firing += firing
-        if self.mean is not None:
-            self.unexplained.append(fractions_unexplained(y, y_hat, self.mean))
-        return y_hat
+        return self.record(y, *reconstruct(self.dictionary, self.dictionary.encoder_input(x, y)))
 
 
 def reconstruct(

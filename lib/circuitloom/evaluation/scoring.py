@@ -6,6 +6,7 @@
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,11 +22,13 @@ from ..config.evaluation import Evaluation
 from ..core.layout import ALL_LAYERS
 from ..core.progress import notice, progress
 from ..core.tables import read_table
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.cross_layer import CrossLayerDictionary, CrossLayerTranscoder
+from ..dictionaries.dictionary import Dictionary, Encoder
 from ..language_model.batches import Batch
 from ..language_model.hooks import Site, capture, edited, recorded_outputs, resumed
 from ..language_model.lm_head import LMHead, find_lm_head
 from ..language_model.model import LanguageModel
+from .cross_layer import OneOutput, OriginalReconstruction, cross_layer_replacements
 from .held_out import HeldOut, passes
 from .metrics import (
     FiringSums,
@@ -41,12 +44,16 @@ from .replacement import (
     Bounds,
     DictionaryReplacement,
     NormBounds,
+    Reconstruction,
     Replacement,
     constant_replacement,
     replacing_activations,
 )
 
 K = TypeVar("K", bound=Hashable)
+ScoredRun = Mapping[int, Dictionary] | CrossLayerTranscoder | OneOutput
+"""Dictionaries by layer, whose reconstructions are in place together, or a cross-layer transcoder, or one of its
+outputs."""
 
 HIDDEN_BYTES = 2**30
 """Largest number of bytes of the hidden states whose logits are compared at once."""
@@ -209,12 +216,13 @@ def _score(
     batch: Batch,
     title: str,
     bounds: Bounds | None = None,
+    originals: Sequence[OriginalReconstruction] = (),
 ) -> tuple[PredictionSums, dict[K, PredictionSums]]:
     """Returns the prediction sums of the original model, and of the model with each of `replacements` in place.
 
     For each batch of `batch` sequences, the original model runs once. A model with replacements starts at the first
     replaced layer. Only predictions that are scored are unembedded. Tokens beyond `bounds` keep their activations.
-    Raises ValueError if a loss is not finite.
+    `originals` read the pass of the original model. Raises ValueError if a loss is not finite.
     """
     held_out = held_out.to(model.device)
     head = find_lm_head(model)
@@ -225,7 +233,7 @@ def _score(
     sums: dict[K | None, PredictionSums] = {}
     with progress(title, held_out.token.numel() * (len(replacements) + 1), "tokens") as bar:
         for part in passes(held_out, model, batch):
-            scored = _score_batch(model, head, replacements, starts, part, bounds, bar.update)
+            scored = _score_batch(model, head, replacements, starts, part, bounds, bar.update, originals)
             for key, each in scored.items():
                 accumulate(sums, key, each)
     for key, scored in sums.items():
@@ -243,10 +251,12 @@ def _score_batch(
     batch: HeldOut,
     bounds: Bounds | None,
     update: Callable[[int], object],
+    originals: Sequence[OriginalReconstruction],
 ) -> dict[K | None, PredictionSums]:
     """Returns the prediction sums of a batch, with each of `replacements` in place, and of the original model (None).
 
-    A pass with replacements starts at the block `starts`. After each pass, `update` is called with its tokens.
+    A pass with replacements starts at the block `starts`. After each pass, `update` is called with its tokens. The pass
+    of the original model is read by `originals`.
     """
     targets = prediction_targets(batch.token, batch.scored)
 
@@ -256,7 +266,12 @@ def _score_batch(
         return values.flatten(0, 1)[targets.source]
 
     outputs: dict[int, Any] = {}
-    with recorded_outputs(model, {start - 1 for start in starts.values() if start}, outputs):
+    with ExitStack() as stack:
+        stack.enter_context(
+            recorded_outputs(model, {start - 1 for start in starts.values() if start}, outputs)
+        )
+        for each in originals:
+            stack.enter_context(each.reading(model, batch))
         original = run()
     # the original model's logits are computed again for each group, and its sums are the same
     size = max(1, HIDDEN_BYTES // max(1, original.nbytes))
@@ -290,7 +305,7 @@ class RunScore:
 @torch.inference_mode()
 def score_runs(
     model: LanguageModel,
-    runs: Mapping[K, Mapping[int, Dictionary]],
+    runs: Mapping[K, ScoredRun],
     held_out: HeldOut,
     batch: Batch,
     means: Mapping[Site, Float64[Tensor, " d"]] | None = None,
@@ -298,7 +313,8 @@ def score_runs(
 ) -> dict[K, RunScore]:
     """Score each run. The reconstructions of all dictionaries of a run are in place at the same time.
 
-    `runs` maps each run to its dictionaries, keyed by layer. Any key may stand for a run. For each batch of `batch`
+    `runs` maps each run to its dictionaries, keyed by layer, or to a cross-layer transcoder. Any key may stand for a
+    run. For each batch of `batch`
     sequences, the original model runs once, and the edited model once per run. `means` are the original model's mean
     activations; without them, they are measured (`site_means`) in another pass. Tokens beyond `bounds` are left out.
     Raises ValueError if an activation or a loss is not finite.
@@ -306,18 +322,28 @@ def score_runs(
     >>> score = score_runs(model, {"mine": {1: dictionary}}, held_out, batch=32)["mine"]
     >>> score.prediction.ce, score.prediction.kl, score.reconstruction[1].fvu, score.firing[1].l0
     """
-    sites = {Site(each.site_out, layer) for layers in runs.values() for layer, each in layers.items()}
+    if bounds and any(_is_cross_layer(run) for run in runs.values()):
+        raise ValueError(
+            "a cross-layer transcoder needs all layers of a token, but outliers are left out layer by layer; set "
+            "activations.outliers.action to keep or cap"
+        )
+    sites = {site for run in runs.values() for site in _replaced_sites(run)}
     if means is None:
         means = site_means(model, sorted(sites), held_out, batch, bounds)
     means = {site: mean.to(model.device) for site, mean in means.items() if site in sites}
-    replacements = {
-        run: {
-            (site := Site(dictionary.site_out, layer)): DictionaryReplacement(dictionary, means[site])
-            for layer, dictionary in layers.items()
-        }
-        for run, layers in runs.items()
-    }
-    _, predictions = _score(model, replacements, held_out, batch, f"evaluation: {len(runs)} runs", bounds)
+    transcoders = {id(run.transcoder): run.transcoder for run in runs.values() if isinstance(run, OneOutput)}
+    originals = [OriginalReconstruction(each) for each in transcoders.values()]
+    replacements: dict[K, dict[Site, Reconstruction]] = {}
+    for key, run in runs.items():
+        if isinstance(run, CrossLayerTranscoder | OneOutput):
+            replacements[key] = cross_layer_replacements(run, originals, means)
+        else:
+            by_site = {Site(each.site_out, layer): each for layer, each in run.items()}
+            replacements[key] = {
+                site: DictionaryReplacement(each, means[site]) for site, each in by_site.items()
+            }
+    title = f"evaluation: {len(runs)} runs"
+    _, predictions = _score(model, replacements, held_out, batch, title, bounds, originals)
     return {
         run: RunScore(
             {site.layer: each.reconstruction for site, each in by_site.items()},
@@ -327,6 +353,17 @@ def score_runs(
         )
         for run, by_site in replacements.items()
     }
+
+
+def _is_cross_layer(run: ScoredRun) -> bool:
+    return isinstance(run, CrossLayerTranscoder | OneOutput)
+
+
+def _replaced_sites(run: ScoredRun) -> list[Site]:
+    if isinstance(run, OneOutput):
+        return [Site(run.transcoder.first.site_out, run.layer)]
+    layers = run.layers if isinstance(run, CrossLayerTranscoder) else run
+    return [Site(each.site_out, layer) for layer, each in layers.items()]
 
 
 def _median(parts: Sequence[Tensor]) -> float:
@@ -355,7 +392,7 @@ class ScoreRows(NamedTuple):
 
 def score_rows(
     model: LanguageModel,
-    dictionaries: Mapping[tuple[str, int], Dictionary],
+    dictionaries: Mapping[tuple[str, int], Dictionary | CrossLayerDictionary],
     keys: Sequence[tuple[str, int]],
     baselines: Mapping[BaselineKey, Mapping[str, Any]],
     held_out: HeldOut,
@@ -363,17 +400,25 @@ def score_rows(
 ) -> dict[tuple[str, int], ScoreRows]:
     """Returns the rows of each (run, layer) in `keys`. Layer -1 means that all layers are replaced at once.
 
-    `dictionaries` has the dictionaries of these runs. `baselines` is from `read_baselines`.
+    `dictionaries` has the dictionaries of these runs, and those of all layers of a cross-layer transcoder. In the row
+    of one of its layers, only this layer's output is replaced, and all features read the original model. `baselines` is
+    from `read_baselines`.
     """
-    replaced = {
-        (run, layer): {
-            each: dictionary
-            for (owner, each), dictionary in dictionaries.items()
-            if owner == run and layer in (each, ALL_LAYERS)
-        }
-        for run, layer in keys
-    }
-    own = {key: _baseline_key(next(iter(layers.values())), key[1]) for key, layers in replaced.items()}
+    transcoders = _transcoders(dictionaries)
+    replaced: dict[tuple[str, int], ScoredRun] = {}
+    for run, layer in keys:
+        if run in transcoders:
+            transcoder = transcoders[run]
+            replaced[run, layer] = transcoder if layer == ALL_LAYERS else OneOutput(transcoder, layer)
+        else:
+            replaced[run, layer] = {
+                each: dictionary
+                for (owner, each), dictionary in dictionaries.items()
+                if owner == run and layer in (each, ALL_LAYERS) and isinstance(dictionary, Dictionary)
+            }
+    # the sites of a run are those of any of its dictionaries
+    some = {run: dictionary for (run, _), dictionary in dictionaries.items()}
+    own = {(run, layer): _baseline_key(some[run], layer) for run, layer in keys}
     dropped = any(row["norm_bound_y"] is not None for row in baselines.values())
     # the tokens that are left out depend on the input, so that runs of one input are scored together
     inputs = sorted({key.reads for key in own.values()}) if dropped else [None]
@@ -404,7 +449,18 @@ def score_rows(
     return result
 
 
-def _baseline_key(dictionary: Dictionary, layer: int) -> BaselineKey:
+def _transcoders(
+    dictionaries: Mapping[tuple[str, int], Dictionary | CrossLayerDictionary],
+) -> dict[str, CrossLayerTranscoder]:
+    """Returns the cross-layer transcoders among the runs."""
+    layers: dict[str, list[CrossLayerDictionary]] = {}
+    for (run, _), dictionary in dictionaries.items():
+        if isinstance(dictionary, CrossLayerDictionary):
+            layers.setdefault(run, []).append(dictionary)
+    return {run: CrossLayerTranscoder(members) for run, members in layers.items()}
+
+
+def _baseline_key(dictionary: Encoder, layer: int) -> BaselineKey:
     """Returns the key of the row with which a dictionary is compared, at `layer`."""
     return BaselineKey(
         dictionary.site_out, dictionary.site_in if dictionary.is_transcoder else "mlp_in", layer

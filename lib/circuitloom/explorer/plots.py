@@ -11,7 +11,7 @@ from ..core.plotting import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from ..evaluation.pareto import series_suffix
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
-KIND_COLOURS = {"transcoder": BLUE, "sae": VERMILION}
+KIND_COLOURS = {"transcoder": BLUE, "sae": VERMILION, "clt": GREEN}
 _TICKS = [digit * 10.0**power for power in range(-6, 10) for digit in (1, 2, 5)]
 LOGARITHMIC = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]}
 """Plotly settings of a logarithmic axis with ticks at 1, 2, 5, 10 and so on."""

@@ -111,7 +111,7 @@ SELECT
     run, kind, site_in, site_out, act, width, k, sparsity, seed,
     coalesce((config ->> '$.skip') = 'true', false) AS skip
 FROM run
-WHERE kind IN ('transcoder', 'sae')
+WHERE kind IN ('transcoder', 'sae', 'clt')
 ORDER BY kind DESC, site_in, act, width, k, run
 
 -- name: layers
