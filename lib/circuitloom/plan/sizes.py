@@ -1,6 +1,8 @@
 """Estimates the sizes of corpora, models, activations and dictionaries, and the cost of a forward pass."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from ..config import ModelShape, Run, Study
 from ..config.corpus import TextFiles
@@ -130,9 +132,15 @@ def activation_bytes(study: Study) -> float:
     return d * {"float16": 2, "bfloat16": 2, "int8": 1 + 4 / d}[study.activations.dtype]
 
 
-def weight_bytes(run: Run, d: int) -> float:
-    """Returns the bytes of a dictionary's weights."""
-    return 4 * (2 * run.width * d + 2 * run.width)
+def outputs_per_feature(run: Run, layers: Sequence[int]) -> float:
+    """Returns the number of layers that a feature writes to, as a mean over `layers`. 1 for all but cross-layer
+    transcoders."""
+    return fmean(len(run.outputs(layer, layers)) for layer in layers)
+
+
+def weight_bytes(run: Run, d: int, layers: Sequence[int]) -> float:
+    """Returns the bytes of a dictionary's weights, as a mean over the study's `layers`."""
+    return 4 * ((1 + outputs_per_feature(run, layers)) * run.width * d + 2 * run.width)
 
 
 def is_sparse(run: Run) -> bool:

@@ -176,13 +176,14 @@ def evaluation(study: Study, held_out: float) -> Work:
     held = forward_bytes(study, batch) + shape.layers * state + min(HIDDEN_BYTES, 2 * sites * layers * state)
     widest = max((run.width for run in runs), default=0)
     held += 8 * min(ENCODE_ELEMENTS, batch * widest)
-    weights = max((weight_bytes(run, shape.d_model) for run in runs), default=0)
-    loaded = max(
-        (sum(weight_bytes(run, shape.d_model) for run in sweep) for sweep in study.sweeps.values()), default=0
-    )
-    loaded = max(
-        loaded * (layers if study.grouped else 1), weights * (layers if study.evaluation.together else 1)
-    )
+    size = {run.name: weight_bytes(run, shape.d_model, study.layers) for run in runs}
+    weights = max(size.values(), default=0)
+    # a job has all layers of a cross-layer transcoder
+    loaded = [
+        sum(size[run.name] for run in sweep) * (layers if study.grouped or sweep[0].is_cross_layer else 1)
+        for sweep in study.sweeps.values()
+    ]
+    loaded = max([*loaded, weights * (layers if study.evaluation.together else 1)])
     n_passes = (len(runs) + 2 * sites) * len(starts) + jobs + 1
     return Work(
         "evaluation",
@@ -213,8 +214,9 @@ def features(study: Study, held_out: float) -> Work:
     """
     shape, config, layers = study.shape, study.features, len(study.layers)
     tokens = min(config.tokens or held_out, held_out)
-    fires: list[float] = [firing(run) for run in study.runs.values()]
-    widths = [run.width for run in study.runs.values()]
+    runs = list(study.tabulated_runs.values())
+    fires: list[float] = [firing(run) for run in runs]
+    widths = [run.width for run in runs]
     encode = 2 * shape.d_model * sum(widths) * layers
     logits = 2 * shape.d_model * sum(widths) * layers * vocabulary(shape)
     if config.neurons != 0:
@@ -227,12 +229,13 @@ def features(study: Study, held_out: float) -> Work:
         tokens * sum(fires) * ACTIVATION_BYTES + sum(widths) * FEATURE_BYTES + kept * EXAMPLE_BYTES
     )
     # unsorted activations of the jobs that run at the same time
-    disk += tokens * 2 * max(fires) * ACTIVATION_BYTES
+    disk += tokens * 2 * max(fires, default=0) * ACTIVATION_BYTES
     encoded = GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(widths) * layers)
     positions = pass_tokens(study, config.batch, kept=shape.layers)
     groups = 1 if study.grouped else layers
-    tabulated = len(study.sweeps) + (config.neurons != 0)
-    widest = max([sum(run.width for run in sweep) for sweep in study.sweeps.values()], default=0)
+    sweeps = [sweep for sweep in study.sweeps.values() if not sweep[0].is_cross_layer]
+    tabulated = len(sweeps) + (config.neurons != 0)
+    widest = max([sum(run.width for run in sweep) for sweep in sweeps], default=0)
     weights = 4 * 2 * widest * shape.d_model * layers / groups
     # a job runs the model once, up to its last layer
     last = [max(study.layers)] if study.grouped else study.layers
@@ -247,8 +250,8 @@ def features(study: Study, held_out: float) -> Work:
         starts=tabulated * groups,
         gpu_load=(passes + encoded) * tokens + GpuLoad(fp32_flops=logits),
         host_memory=PROCESS_BYTES + TABULATING_BYTES,
-        gpu_memory=forward_bytes(study, positions) + weights + 8 * ENCODE_BATCH * max(widths),
-        read=sum(weight_bytes(run, shape.d_model) for run in study.runs.values()) * layers,
+        gpu_memory=forward_bytes(study, positions) + weights + 8 * ENCODE_BATCH * max(widths, default=0),
+        read=sum(weight_bytes(run, shape.d_model, study.layers) for run in runs) * layers,
         sorted_activations=tokens * sum(fires) * layers,
         files=6 * len(fires) * layers,
     )
@@ -333,7 +336,7 @@ def cases(study: Study, held_out: float) -> Work:
 def exchange(study: Study) -> Work:
     """Returns the work of exporting dictionaries. Each run and format has a job, which holds one layer at a time."""
     layers, d = len(study.layers), study.shape.d_model
-    sizes = [weight_bytes(study.runs[name], d) for name in study.exported_runs]
+    sizes = [weight_bytes(study.runs[name], d, study.layers) for name in study.exported_runs]
     formats = len(study.exchange.formats)
     disk = formats * layers * sum(sizes)
     memory = PROCESS_BYTES + EXPORT_COPIES * max(sizes, default=0)

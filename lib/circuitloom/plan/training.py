@@ -11,8 +11,11 @@ product are:
 - the sort of entries by feature: 0.039 ms
 - other kernels on [token, d] arrays, and gaps between kernels: 0.433 ms
 
-The numbers for dense steps (relu, jumprelu and batchtopk) are counted from the code, not measured.
+The numbers for dense steps (relu, jumprelu and batchtopk) are counted from the code, not measured. So are those of
+cross-layer transcoders: their decoders count once per output, and a job trains all layers.
 """
+
+from collections.abc import Sequence
 
 from ..activations.store import PREFETCH
 from ..config import Run, Study
@@ -23,6 +26,7 @@ from .sizes import (
     activation_bytes,
     is_sparse,
     number_bytes,
+    outputs_per_feature,
     weight_bytes,
 )
 from .work import GpuLoad, Work
@@ -51,14 +55,19 @@ def dictionaries(study: Study) -> Work:
     runs = study.runs.values()
     trained = [run for run in runs if not run.imported]
     # a checkpoint holds the weights and Adam's two moments
-    disk = sum(weight_bytes(run, d) * (1 if run.imported else 4) for run in runs) * layers
-    sweeps = [
-        sum(_trained_bytes(run, d) for run in sweep if not run.imported) for sweep in study.sweeps.values()
-    ]
-    imported = [IMPORT_COPIES * weight_bytes(run, d) for run in runs if run.imported]
+    disk = sum(weight_bytes(run, d, study.layers) * (1 if run.imported else 4) for run in runs) * layers
     training = [sweep for sweep in study.sweeps.values() if sweep and not sweep[0].imported]
+    sweeps = [_sweep_bytes(study, sweep) for sweep in training]
+    imported = [IMPORT_COPIES * weight_bytes(run, d, study.layers) for run in runs if run.imported]
     loads = [_sweep_load(study, sweep) for sweep in training]
-    checkpoint = max((12 * sum(_weights(run, d) for run in sweep) for sweep in training), default=0)
+    checkpoint = max(
+        (
+            12 * sum(_weights(run, d, study.layers) for run in sweep) * _job_layers(study, sweep)
+            for sweep in training
+        ),
+        default=0,
+    )
+    jobs = sum(layers // _job_layers(study, sweep) for sweep in study.sweeps.values())
     batch = max((run.batch for run in trained), default=0)
     rows = 4 * batch * d
     return Work(
@@ -66,14 +75,17 @@ def dictionaries(study: Study) -> Work:
         tokens=sum(run.tokens for run in trained) * layers,
         disk=disk,
         memory=PROCESS_BYTES + max([*sweeps, *imported], default=0),
-        operations=sum(run.tokens * training_operations(run, d) for run in trained) * layers,
-        jobs=len(study.sweeps) * layers,
-        starts=len(study.sweeps) * layers,
+        operations=sum(run.tokens * training_operations(run, d, study.layers) for run in trained) * layers,
+        jobs=jobs,
+        starts=jobs,
         gpu_load=sum(loads, GpuLoad()) * layers,
         host_memory=PROCESS_BYTES,
-        gpu_memory=max((_gpu_memory(sweep, d) for sweep in training), default=0),
+        gpu_memory=max((_gpu_memory(study, sweep) for sweep in training), default=0),
         # prefetched rows of each site, about ten [token, d] arrays of a step, and the MLP that computes its outputs
-        gpu_memory_replicated=(max([2, *(len(_sites(sweep)) for sweep in training)]) * PREFETCHED + 10) * rows
+        gpu_memory_replicated=max([2, *(len(_sites(each)) * _job_layers(study, each) for each in training)])
+        * PREFETCHED
+        * rows
+        + 10 * rows
         + number_bytes(study) * (study.shape.mlp_weights + batch * study.shape.d_mlp),
         divisible_by=trained[0].width if trained else 0,
         can_split=True,
@@ -83,24 +95,29 @@ def dictionaries(study: Study) -> Work:
     )
 
 
-def training_operations(run: Run, d: int) -> float:
-    """Returns the operations per token of training a run: 2 d F (encoder product) + 10 d k (sparse products) for topk
-    and batchtopk, 12 d F for other runs."""
-    return 2 * d * run.width + 10 * d * run.k if is_sparse(run) else 12 * d * run.width
+def training_operations(run: Run, d: int, layers: Sequence[int] = (0,)) -> float:
+    """Returns the operations per token and layer of training a run: 2 d F (encoder product) + 10 d k (sparse products)
+    for topk and batchtopk, 12 d F for other runs. 6 d k and 6 d F of these are the decoder's, once per output."""
+    more = 6 * (outputs_per_feature(run, layers) - 1)
+    if is_sparse(run):
+        return 2 * d * run.width + (10 + more) * d * run.k
+    return (12 + more) * d * run.width
 
 
-def step_load(run: Run, d: int) -> GpuLoad:
-    """Returns the GPU load of one step of one run."""
-    tokens, scores = run.batch, run.batch * run.width
-    update = GpuLoad(moved=STEP_BYTES * _weights(run, d), replicated=ROW_PASSES * 4 * tokens * d)
+def step_load(run: Run, d: int, layers: Sequence[int] = (0,)) -> GpuLoad:
+    """Returns the GPU load of one step of one run at one layer, as a mean over `layers`."""
+    tokens, scores, outputs = run.batch, run.batch * run.width, outputs_per_feature(run, layers)
+    update = GpuLoad(moved=STEP_BYTES * _weights(run, d, layers), replicated=ROW_PASSES * 4 * tokens * d)
     # with split features the GPUs gather the input and each GPU's candidates, and sum reconstructions
     shared = GpuLoad(exchanged=tokens * (10 * d + 10 * run.k))
     if has_kernels(run):
         entries = tokens * run.k
-        moved = SEARCH * 2 * scores + GATHERED * 2 * entries * d + ENTRY_BYTES * entries
+        # three of the rows gathered per entry are decoder rows or gradients of outputs
+        gathered = GATHERED * (1 + 3 * (outputs - 1) / 5.25)
+        moved = SEARCH * 2 * scores + gathered * 2 * entries * d + ENTRY_BYTES * entries
         operations = 2 * scores * d
     else:
-        moved, operations = DENSE_BYTES * scores, 10 * scores * d
+        moved, operations = DENSE_BYTES * scores, (10 + 6 * (outputs - 1)) * scores * d
     products = (
         GpuLoad(fp32_flops=operations) if run.precision == "float32" else GpuLoad(bf16_flops=operations)
     )
@@ -117,7 +134,7 @@ def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
     mlp_out and mlp_added is computed once for all runs."""
     d, total = study.shape.d_model, GpuLoad()
     for run in sweep:
-        total += step_load(run, d) * (run.tokens / run.batch)
+        total += step_load(run, d, study.layers) * (run.tokens / run.batch)
     if computed := _sites(sweep).intersection(MLP_OUTPUTS) - set(study.activations.sites):
         operations = len(computed) * 2 * study.shape.mlp_weights * max(run.tokens for run in sweep)
         total += (
@@ -136,18 +153,32 @@ def _read(study: Study, sweep: list[Run]) -> float:
     return max(run.tokens for run in sweep) * activation_bytes(study) * len(stored)
 
 
-def _weights(run: Run, d: int) -> float:
-    return 2 * run.width * d
+def _job_layers(study: Study, sweep: list[Run]) -> int:
+    """Returns the number of layers that a job of the sweep trains."""
+    return len(study.layers) if sweep[0].is_cross_layer else 1
 
 
-def _trained_bytes(run: Run, d: int) -> float:
-    """Returns the bytes of a run's weights, gradients and two moments, and of the pre-activations of one batch."""
-    return 16 * _weights(run, d) + run.batch * run.width * (4 if is_sparse(run) else 16)
+def _weights(run: Run, d: int, layers: Sequence[int]) -> float:
+    """Returns the number of encoder and decoder weights at one layer, as a mean over `layers`."""
+    return (1 + outputs_per_feature(run, layers)) * run.width * d
 
 
-def _gpu_memory(sweep: list[Run], d: int) -> float:
-    """Returns the bytes of GPU memory of a sweep: the weights of all runs, and the scores of one run at a time."""
+def _sweep_bytes(study: Study, sweep: list[Run]) -> float:
+    """Returns the bytes of a job's weights, gradients and two moments, and of the pre-activations of one batch, which
+    dense steps keep for all layers of the job."""
+    d, layers = study.shape.d_model, _job_layers(study, sweep)
+    weights = 16 * sum(_weights(run, d, study.layers) for run in sweep) * layers
+    scores = (run.batch * run.width * (4 if is_sparse(run) else 16 * layers) for run in sweep)
+    return weights + sum(scores)
+
+
+def _gpu_memory(study: Study, sweep: list[Run]) -> float:
+    """Returns the bytes of GPU memory of a job: the weights of all runs, and the scores of one run at a time. With
+    kernels, scores exist for one layer at a time."""
+    layers = _job_layers(study, sweep)
     scores = max(
-        run.batch * run.width * (SPARSE_MEMORY if has_kernels(run) else DENSE_MEMORY) for run in sweep
+        run.batch * run.width * (SPARSE_MEMORY if has_kernels(run) else DENSE_MEMORY * layers)
+        for run in sweep
     )
-    return STATE_BYTES * sum(_weights(run, d) for run in sweep) + scores
+    weights = sum(_weights(run, study.shape.d_model, study.layers) for run in sweep) * layers
+    return STATE_BYTES * weights + scores
