@@ -285,6 +285,25 @@ def test_the_original_model_is_scored_once_in_any_number_of_groups(model, held_o
     assert baseline_rows(model, ["mlp_out"], [0, 1, 2], held_out, Evaluation(batch=3)) == rows
 
 
+@pytest.mark.parametrize("bytes_per_group", [2**30, 1])
+def test_the_progress_of_a_score_ends_at_its_total(model, held_out, monkeypatch, bytes_per_group):
+    bars = []
+
+    def silent(*arguments, **options):
+        bars.append(progress(*arguments, **options, silent=True))
+        bars[-1].counts = []
+        monkeypatch.setattr(bars[-1], "update", bars[-1].counts.append)
+        return bars[-1]
+
+    progress = scoring.progress
+    monkeypatch.setattr(scoring, "progress", silent)
+    monkeypatch.setattr(scoring, "HIDDEN_BYTES", bytes_per_group)
+    baseline_rows(model, ["mlp_out"], [0, 1, 2], held_out, Evaluation(batch=3))
+    scored = bars[-1]
+    assert scored.total == held_out.token.numel() * (1 + 2 * 4)
+    assert sum(scored.counts) == pytest.approx(scored.total)
+
+
 def test_a_model_whose_later_blocks_read_earlier_ones_is_not_resumed(model, held_out):
     token, first, last = held_out.token[:1], model.mlp(0), model.block(2)
     seen = {}

@@ -66,6 +66,17 @@ def test_no_block_exceeds_its_bounds(monkeypatch):
         assert max(sizes) <= (1024 if divisible else 4096)
 
 
+def test_the_work_of_a_comparison_is_reported_block_by_block(monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 16)
+    monkeypatch.setattr(module, "CACHE_ELEMENTS", 1600)
+    head, hidden, token, _ = draw(1000, 50)
+    shares = []
+    compare_predictions(hidden, head, token, "original", shares.append)
+    # 16 of 50 predictions and 100 of 1,000 tokens, or the last 2 predictions and 800 tokens
+    assert max(shares) == pytest.approx(0.032)
+    assert sum(shares) == pytest.approx(1)
+
+
 def test_large_logits_neither_overflow_nor_vanish():
     # exp(200) overflows float32, and a block of -inf has no largest logit
     logits = torch.tensor([[-torch.inf, -torch.inf, 200.0, 199.0], [0.0, -1.0, -500.0, -600.0]])

@@ -4,7 +4,7 @@ Each metric is a property of an object with float64 sums over tokens. Sums of se
 is computed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -247,11 +247,13 @@ def compare_predictions(
     head: LMHead,
     token: Int[Tensor, " prediction"],
     original: K,
+    update: Callable[[float], object] = lambda _share: None,
 ) -> dict[K, PredictionSums]:
     """Returns the sums of several models over the same predictions. The KL is that from `hidden[original]`.
 
     `hidden` maps each model to the unembedding's input at each prediction, and `token` has the id of each next token.
-    Logits are computed in blocks (`LMHead`), so that no array [prediction, vocabulary] exists.
+    Logits are computed in blocks (`LMHead`), so that no array [prediction, vocabulary] exists. `update` is called with
+    the share of the work that each block was. These shares add up to 1.
     """
     sums = dict.fromkeys(hidden, _no_predictions(token.device))
     others = [key for key in hidden if key != original]
@@ -266,6 +268,7 @@ def compare_predictions(
                 logits = head.logits(hidden[key][rows], tokens).float()
                 products[key] = products[key] * factor + (reference - logits).mul_(p).sum(1)
                 scores[key].add(logits, tokens)
+            update(len(token[rows]) / len(token) * (tokens.stop - tokens.start) / head.vocabulary)
         before = scores[original]
         for key in hidden:
             divergence = torch.zeros_like(before.total)

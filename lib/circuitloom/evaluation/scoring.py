@@ -250,19 +250,21 @@ def _score_batch(
     starts: Mapping[K, int],
     batch: HeldOut,
     bounds: Bounds | None,
-    update: Callable[[int], object],
+    update: Callable[[float], object],
     originals: Sequence[OriginalReconstruction],
 ) -> dict[K | None, PredictionSums]:
     """Returns the prediction sums of a batch, with each of `replacements` in place, and of the original model (None).
 
-    A pass with replacements starts at the block `starts`. After each pass, `update` is called with its tokens. The pass
-    of the original model is read by `originals`.
+    A pass with replacements starts at the block `starts`. The pass of the original model is read by `originals`.
+    `update` is called with tokens: half of a pass's tokens after the pass, the other half while its logits are
+    computed, which takes longer where the vocabulary is large.
     """
     targets = prediction_targets(batch.token, batch.scored)
+    half = batch.token.numel() / 2
 
     def run() -> Float[Tensor, "prediction d"]:
         [values] = capture(model, batch.token, [Site("unembedding_in")]).values()
-        update(batch.token.numel())
+        update(half)
         return values.flatten(0, 1)[targets.source]
 
     outputs: dict[int, Any] = {}
@@ -284,7 +286,10 @@ def _score_batch(
                 replacing_activations(model, replacements[key], batch, bounds),
             ):
                 hidden[key] = run()
-        sums |= compare_predictions(hidden, head, targets.token, None)
+        compared = half * (len(hidden) - (first > 0))
+        sums |= compare_predictions(
+            hidden, head, targets.token, None, lambda share, tokens=compared: update(share * tokens)
+        )
     return sums
 
 
