@@ -49,9 +49,9 @@ test-models: environment
 	$(BIN)/python -m pytest -n 2 -m models
 
 # Exported dictionaries, read by the libraries that own the formats, in environments of their own, which take most of the
-# time and some GB.
+# time and some GB. Spark also needs Java 17 or later (Debian's default-jre-headless); without it, its tests are skipped.
 test-exchange: environment .peers/saelens/.installed .peers/circuit_tracer/.installed .peers/sparsify/.installed \
-		.peers/dictionary_learning/.installed
+		.peers/dictionary_learning/.installed .peers/spark/.installed
 	$(BIN)/python -m pytest -rs -m exchange tests/exchange
 
 # Snakemake's plugins for Slurm, Kubernetes and S3, in a folder of their own that PYTHONPATH=.cloud adds: they do not
@@ -84,6 +84,12 @@ benchmark: environment .peers/saelens/.installed .peers/circuit_tracer/.installe
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.peers/$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# 500 MB, without torch
+.peers/spark/.installed: benchmarks/peers/spark.txt
+	$(PYTHON) -m venv .peers/spark
+	.peers/spark/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 lint: environment

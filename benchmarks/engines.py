@@ -1,14 +1,16 @@
-"""Time of four questions about a large study in DuckDB, ClickHouse, Polars and DataFusion.
+"""Time of four questions about a large study in DuckDB, Spark, ClickHouse, Polars and DataFusion.
 
     python benchmarks/synthetic_features.py results/synthetic --activations 100_000_000
     python benchmarks/engines.py results/synthetic
 
 Each engine runs in its environment, .peers/ENGINE, with the SQL of `circuitloom catalog`. Engines that are not
-installed are left out. Features are of average density, another one each time.
+installed are left out; Spark also needs Java. Features are of average density, another one each time.
 """
 
 import argparse
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -67,6 +69,9 @@ def main() -> None:
         )
         if not python.is_file():
             print(f"{engine}: not installed ({python})")
+            continue
+        if engine == "spark" and not (os.environ.get("JAVA_HOME") or shutil.which("java")):
+            print("spark: no Java (apt-get install default-jre-headless)")
             continue
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "catalog.sql"

@@ -59,6 +59,38 @@ class DuckDB(Engine):
         return self.connection.sql(self.query(question)).to_arrow_table()
 
 
+class Spark(Engine):
+    def __init__(self, file: Path, arguments: argparse.Namespace) -> None:
+        import pyspark
+        from pyspark.sql import SparkSession
+
+        self.version = pyspark.__version__
+        builder = SparkSession.builder.master(arguments.master or f"local[{arguments.threads}]")
+        options = {
+            # as many partitions as threads: 200, the default, are for clusters
+            "spark.sql.shuffle.partitions": arguments.threads,
+            # of a cluster, use all workers from the start
+            "spark.scheduler.minRegisteredResourcesRatio": 1.0,
+            "spark.driver.memory": "4g",
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+            "spark.log.level": "ERROR",
+        }
+        for key, value in options.items():
+            builder = builder.config(key, value)
+        self.session = builder.getOrCreate()
+        for statement in statements(file.read_text()):
+            self.session.sql(statement)
+
+    def ask(self, question: dict) -> Any:
+        frame = self.session.sql(self.query(question))
+        return frame.columns, frame.collect()
+
+    def rows(self, result: Any) -> tuple[list[str], list[list]]:
+        columns, rows = result
+        return columns, [[bytes(x) if isinstance(x, bytearray) else x for x in row] for row in rows]
+
+
 class ClickHouse(Engine):
     def __init__(self, file: Path, arguments: argparse.Namespace) -> None:
         import chdb
@@ -142,7 +174,7 @@ class DataFusion(Engine):
 
 
 ENGINES = {
-    "duckdb": DuckDB, "clickhouse": ClickHouse, "polars": Polars, "datafusion": DataFusion
+    "duckdb": DuckDB, "spark": Spark, "clickhouse": ClickHouse, "polars": Polars, "datafusion": DataFusion
 }  # fmt: skip
 
 
@@ -158,6 +190,7 @@ def main() -> None:
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("file", type=Path)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--master", help="address of a Spark cluster")
     parser.add_argument("--bucket", help="name of a bucket at AWS_ENDPOINT_URL")
     arguments = parser.parse_args()
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""ClickHouse, Polars and DataFusion read a study's tables, from a folder and from a bucket, as DuckDB does.
+"""Spark, ClickHouse, Polars and DataFusion read a study's tables, from a folder and from a bucket, as DuckDB does.
 
 Each engine runs in an environment of its own, .peers/ENGINE, which `make test-exchange` makes from benchmarks/peers.
 """
@@ -16,6 +16,7 @@ import duckdb
 import numpy as np
 import pytest
 from tests.catalog.tables import LAYER, OTHER_RUN, RUN, SILENT, Study, write_token_table
+from tests.exchange import spark
 
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.client import open_catalog
@@ -25,9 +26,9 @@ from circuitloom.core.token_text import name_bytes
 
 pytestmark = pytest.mark.exchange
 ROOT = Path(__file__).parents[2]
-PEERS = Path(os.environ.get("PEERS", ROOT / ".peers"))
+PEERS = Path(os.environ.get("PEERS", ROOT / ".peers")).absolute()
 SCRIPT = ROOT / "benchmarks" / "peers" / "sql_engines.py"
-ENGINES = ("clickhouse", "polars", "datafusion")
+ENGINES = ("spark", "clickhouse", "polars", "datafusion")
 ORDER = {macro.name: macro.order for macro in portable_macros()}
 NULL_LISTS = {"clickhouse"}
 """Engines that read a list that is null as an empty list."""
@@ -44,6 +45,8 @@ def python(engine: str) -> Path:
     path = PEERS / engine / "bin" / "python"
     if not path.is_file():
         pytest.skip(f"needs {path.parents[1]}: make test-exchange")
+    if engine == "spark" and (reason := spark.why_not()):
+        pytest.skip(reason)
     return path
 
 
@@ -51,9 +54,11 @@ def ask(
     engine: str, file: Path, questions: list[dict], *options: str, **environment: str
 ) -> list[dict[str, Any]]:
     command = [str(python(engine)), str(SCRIPT), engine, str(file), *options]
+    if engine == "spark":
+        environment |= spark.settings(file.parent)
     done = subprocess.run(
-        command, input=json.dumps(questions), capture_output=True, text=True, check=False, timeout=600,
-        env=os.environ | environment,
+        command, input=json.dumps(questions), capture_output=True, text=True, check=False, timeout=1800,
+        env=os.environ | environment, cwd=file.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])["answers"]
@@ -75,9 +80,16 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def file(request: pytest.FixtureRequest, study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of the engine of the test's parameter."""
-    return write_script(request.param, study.folder, tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def answers(engine: str, study: Study, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """The engine's rows of all tables, and then its answers to `QUESTIONS`."""
+    file = write_script(engine, study.folder, tmp_path_factory.mktemp(engine))
+    return ask(engine, file, [*({"table": table.name} for table in TABLES), *QUESTIONS])
 
 
 def write_script(engine: str, results: Path | str, folder: Path) -> Path:
@@ -118,12 +130,10 @@ def assert_answers(engine: str, catalog: duckdb.DuckDBPyConnection, answers: lis
         assert alike(answer["rows"], expected), (asked, answer["rows"][:3], expected[:3])
 
 
-@pytest.mark.parametrize(("engine", "file"), [(each, each) for each in ENGINES], indirect=["file"])
-def test_every_view_has_the_values_of_the_catalogue(engine: str, file: Path, catalog) -> None:
-    answers = ask(engine, file, [{"table": table.name} for table in TABLES])
-    for table, answer in zip(TABLES, answers, strict=True):
+def test_every_view_has_the_values_of_the_catalogue(engine: str, answers: list[dict], catalog) -> None:
+    for table, answer in zip(TABLES, answers, strict=False):
         names = list(table.columns)
-        features = ["features"] if table.name == "code" and engine == "clickhouse" else []
+        features = ["features"] if table.name == "code" and engine in ("spark", "clickhouse") else []
         assert answer["columns"] == names + features
         rows = catalog.execute(f"SELECT {', '.join(names + features)} FROM {table.name}").fetchall()
         expected = json.loads(json.dumps(rows, default=lambda value: value.hex()))
@@ -138,12 +148,10 @@ def test_every_view_has_the_values_of_the_catalogue(engine: str, file: Path, cat
         assert alike(answer["rows"], expected), table.name
 
 
-@pytest.mark.parametrize(("engine", "file"), [(each, each) for each in ENGINES], indirect=["file"])
-def test_every_macro_has_the_rows_of_the_catalogue(engine: str, file: Path, catalog) -> None:
-    assert_answers(engine, catalog, ask(engine, file, QUESTIONS))
+def test_every_macro_has_the_rows_of_the_catalogue(engine: str, answers: list[dict], catalog) -> None:
+    assert_answers(engine, catalog, answers[len(TABLES) :])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_characters_of_several_tokens(engine: str, tmp_path: Path) -> None:
     data = "he 他说 war".encode()
     cuts = [0, 3, 5, 6, 9, 13]
@@ -158,6 +166,15 @@ def test_characters_of_several_tokens(engine: str, tmp_path: Path) -> None:
         expected = [(0, 5, 0, "".join([*tokens[:5], f"[[{tokens[5]}]]"]))]
     (answer,) = ask(engine, write_script(engine, tmp_path, tmp_path), [question("search", wanted="war")])
     assert [tuple(row) for row in answer["rows"]] == expected and len(expected) == 1
+
+
+def test_a_spark_cluster_of_two_workers_has_the_rows_of_the_catalogue(study, catalog, tmp_path: Path) -> None:
+    file = write_script("spark", study.folder, tmp_path)
+    with spark.standalone_cluster(python("spark"), tmp_path) as master:
+        answers = ask("spark", file, QUESTIONS, "--master", master)
+    assert_answers("spark", catalog, answers)
+    # one executor on each worker
+    assert spark.tasks_by_executor(tmp_path).keys() == {"0", "1"}
 
 
 @pytest.mark.skipif(

@@ -12,7 +12,7 @@ def add_catalog_command(commands: Any) -> None:
         "catalog", help="write SQL that defines a study's views and macros in another engine"
     )
     catalog.add_argument(
-        "--engine", required=True, metavar="NAME", help="clickhouse, polars, datafusion or duckdb"
+        "--engine", required=True, metavar="NAME", help="spark, clickhouse, polars, datafusion or duckdb"
     )
     catalog.add_argument(
         "results", help="a study's folder, such as results/quickstart, or s3://BUCKET/FOLDER"

@@ -130,6 +130,27 @@ class Dialect(ABC):
         """Returns a list of tokens as text, with the token at `place`, counted from 0, in [[ ]]."""
 
 
+class NamedFilesDialect(Dialect):
+    """An engine that names a path or pattern of files before a view can read it."""
+
+    create_view: ClassVar[str] = "CREATE VIEW"
+
+    def view(self, table: str, places: Sequence[str], columns: str) -> list[str]:
+        """Returns the statements that define the view `table` of the files at `places`: paths or patterns."""
+        if len(places) == 1 and columns == "*":
+            return [self.named_files(table, places[0])]
+        names = [f"{table}_{number}" for number in range(1, len(places) + 1)]
+        selects = [f"SELECT {columns} FROM {name}" for name in names]
+        return [
+            *(self.named_files(name, place) for name, place in zip(names, places, strict=True)),
+            f"{self.create_view} {table} AS\n" + "\nUNION ALL\n".join(selects),
+        ]
+
+    @abstractmethod
+    def named_files(self, name: str, place: str) -> str:
+        """Returns the statement that makes `name` a table or view of the Parquet files at a path or pattern."""
+
+
 class WholeTextDialect(Dialect):
     """An engine that can make characters of bytes."""
 

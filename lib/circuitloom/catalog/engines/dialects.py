@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ..queries import macros, quoted
 from ..study_files import S3
-from .dialect import BYTES_STAY, PARTS, Dialect, PortableMacro, WholeTextDialect
+from .dialect import BYTES_STAY, PARTS, Dialect, NamedFilesDialect, PortableMacro, WholeTextDialect
 
 
 class _DuckDB(WholeTextDialect):
@@ -39,6 +39,67 @@ connection.sql("FROM coactivation('RUN', 0, 17) ORDER BY overlap DESC LIMIT 10")
         token = f"CASE WHEN i = {place} + 1 THEN {self.in_marks('t')} ELSE t END"
         words = f"list_transform({tokens}, lambda t, i: {token})"
         return self.shown(f"array_to_string({words}, {quoted(self.spacing)})")
+
+
+class _Spark(NamedFilesDialect, WholeTextDialect):
+    """Spark SQL, from version 4.0: temporary views and temporary SQL functions."""
+
+    title = "Spark SQL (tested with 4.3.0)"
+    usage = """spark-sql -i FILE
+
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.getOrCreate()
+for statement in open("FILE").read().split(";\\n"):
+    if statement.strip():
+        spark.sql(statement)
+spark.sql("SELECT * FROM coactivation('RUN', 0, 17) ORDER BY overlap DESC LIMIT 10").show()
+
+On a cluster, all nodes must find the files at the same path: docs/engines.md."""
+    types = {"text": "STRING", "integer": "INT"}
+    create_view = "CREATE OR REPLACE TEMPORARY VIEW"
+    marks = (r"'\uFDD0'", r"'\uFDD1'")
+
+    def whole_text(self, joined: str) -> str:
+        # not an SQL function: Spark allows no call of one on the result of a lambda function
+        opening, closing = self.marks
+        character = (
+            f"concat(if(contains(part, {opening}), {opening}, ''), "
+            "decode(unhex(regexp_replace(part, '[^0-9A-F]', '')), 'UTF-8'), "
+            f"if(contains(part, {closing}), {closing}, ''))"
+        )
+        text = f"if(char_length(part) > 1 AND startswith(part, '⟨'), {character}, part)"
+        return f"array_join(transform(regexp_extract_all({joined}, r'{PARTS}', 0), part -> {text}), '')"
+
+    def named_files(self, name: str, place: str) -> str:
+        # without a scheme, a cluster would look for the files in its own file system
+        scheme = "file://" if not place.startswith(S3) else ""
+        path = quoted(scheme + place.replace(S3, "s3a://", 1))
+        # lists the files and reads a footer once; a view over parquet.`path` does so in every query
+        return f"CREATE OR REPLACE TEMPORARY VIEW {name} USING parquet OPTIONS (path {path})"
+
+    def macro(self, macro: PortableMacro, select: str) -> str:
+        parameters = ", ".join(f"{name} {self.types[kind]}" for name, kind in macro.parameters.items())
+        return (
+            f"CREATE OR REPLACE TEMPORARY FUNCTION {macro.name}({parameters}) RETURNS TABLE RETURN\n{select}"
+        )
+
+    def unpacked(self, packed: str, n: str) -> str:
+        size = f"CAST(length({packed}) / {n} AS INT)"
+        number = f"conv(hex(substring({packed}, i * {size} + 1, {size})), 16, 10)"
+        return f"transform(sequence(0, {n} - 1), i -> CAST({number} AS INT))"
+
+    def exploded(self, values: str) -> str:
+        return f"explode({values})"
+
+    def joined(self, value: str, order: str) -> str:
+        return f"listagg({value}, {quoted(self.spacing)}) WITHIN GROUP (ORDER BY {order})"
+
+    def substring(self, text: str, start: str, length: str) -> str:
+        return f"substring({text}, CAST({start} AS INT), CAST({length} AS INT))"
+
+    def marked(self, tokens: str, place: str) -> str:
+        words = f"transform({tokens}, (t, i) -> CASE WHEN i = {place} THEN {self.in_marks('t')} ELSE t END)"
+        return self.shown(f"array_join({words}, {quoted(self.spacing)})")
 
 
 class _ClickHouse(WholeTextDialect):
@@ -125,7 +186,7 @@ A server reads local files only below its `user_files_path`."""
         return self.shown(f"arrayStringConcat({words}, {quoted(self.spacing)})")
 
 
-class _DataFusion(Dialect):
+class _DataFusion(NamedFilesDialect):
     """DataFusion: external tables, views and prepared statements."""
 
     title = "DataFusion (tested with 55.0.0)"
@@ -152,16 +213,8 @@ For a bucket, first `context.register_object_store("s3://", AmazonS3("BUCKET", .
         # otherwise a pattern would match only names in the first folder with a *
         return ["SET datafusion.execution.listing_table_ignore_subdirectory = false"]
 
-    def view(self, table: str, places: Sequence[str], columns: str) -> list[str]:
-        names = [table] if len(places) == 1 else [f"{table}_{number}" for number in range(1, len(places) + 1)]
-        statements = [
-            f"CREATE EXTERNAL TABLE {name} STORED AS PARQUET LOCATION {quoted(place)}"
-            for name, place in zip(names, places, strict=True)
-        ]
-        if len(places) > 1:
-            selects = [f"SELECT {columns} FROM {name}" for name in names]
-            statements.append(f"CREATE VIEW {table} AS\n" + "\nUNION ALL\n".join(selects))
-        return statements
+    def named_files(self, name: str, place: str) -> str:
+        return f"CREATE EXTERNAL TABLE {name} STORED AS PARQUET LOCATION {quoted(place)}"
 
     def macro(self, macro: PortableMacro, select: str) -> str:
         kinds = ", ".join(self.types[kind] for kind in macro.parameters.values())
@@ -269,6 +322,7 @@ ask("coactivation", of_run="RUN", of_layer=0, of_feature=17).head(10).collect()"
 
 DIALECTS: Mapping[str, type[Dialect]] = {
     "duckdb": _DuckDB,
+    "spark": _Spark,
     "clickhouse": _ClickHouse,
     "polars": _Polars,
     "datafusion": _DataFusion,

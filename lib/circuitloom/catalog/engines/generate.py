@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from textwrap import wrap
 
 from jinja2 import Environment, StrictUndefined
@@ -112,7 +113,8 @@ def _head(engine: str, dialect: Dialect, files: StudyFiles, present: Mapping[str
     others = [macro.name for macro in macros() if macro.is_table and macro.name not in ported]
     lines = [
         *wrap(f"The tables of {files.root} for {dialect.title}.", _WIDTH),
-        f"Written by `circuitloom catalog --engine {engine} {files.root}`. To open it:",
+        *wrap(f"Written by `circuitloom catalog --engine {engine} {quote(files.root)}`.", _WIDTH),
+        "To open it, with this file's path for FILE and the name of a run for RUN:",
         "",
         *(f"    {line}" if line else "" for line in dialect.usage.split("\n")),
         "",
