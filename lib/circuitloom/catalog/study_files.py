@@ -28,7 +28,10 @@ class StudyFiles:
         if "://" in text and not text.startswith(S3):
             raise ValueError(f"{text}: results are read from a folder or from {S3}BUCKET/FOLDER")
         self.in_bucket = text.startswith(S3)
-        self.root = text.rstrip("/") if self.in_bucket else str(Path(text).resolve())
+        path = Path(text).absolute()
+        # a link stays: it may be the path that all nodes of a cluster have, or avoid characters that an engine refuses
+        folder = path.resolve() if ".." in path.parts else path
+        self.root = text.rstrip("/") if self.in_bucket else str(folder)
         if not self.in_bucket and not Path(self.root).is_dir():
             raise ValueError(f"there is no folder {text}; name a study's results, such as results/quickstart")
         try:

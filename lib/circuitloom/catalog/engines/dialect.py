@@ -56,6 +56,8 @@ class Dialect(ABC):
     types: ClassVar[Mapping[str, str]] = {"text": "VARCHAR", "integer": "INTEGER"}
     marks: ClassVar[tuple[str, str]] = ("'[['", "']]'")
     """SQL literals of the marks around a token."""
+    refused: ClassVar[str] = ""
+    """Characters in the path of a folder with which the engine does not find the files of a pattern."""
     expands_patterns: ClassVar[bool] = True
     """Whether the engine finds files in a bucket by a pattern. Otherwise, all files are listed."""
     defines_macros: ClassVar[bool] = True

@@ -57,6 +57,8 @@ spark.sql("SELECT * FROM coactivation('RUN', 0, 17) ORDER BY overlap DESC LIMIT 
 On a cluster, all nodes must find the files at the same path: docs/engines.md."""
     types = {"text": "STRING", "integer": "INT"}
     create_view = "CREATE OR REPLACE TEMPORARY VIEW"
+    # Hadoop takes the text before it for a scheme
+    refused = ":"
     marks = (r"'\uFDD0'", r"'\uFDD1'")
 
     def whole_text(self, joined: str) -> str:
@@ -75,7 +77,7 @@ On a cluster, all nodes must find the files at the same path: docs/engines.md.""
         scheme = "file://" if not place.startswith(S3) else ""
         path = quoted(scheme + place.replace(S3, "s3a://", 1))
         # lists the files and reads a footer once; a view over parquet.`path` does so in every query
-        return f"CREATE OR REPLACE TEMPORARY VIEW {name} USING parquet OPTIONS (path {path})"
+        return f"{self.create_view} {name} USING parquet OPTIONS (path {path})"
 
     def macro(self, macro: PortableMacro, select: str) -> str:
         parameters = ", ".join(f"{name} {self.types[kind]}" for name, kind in macro.parameters.items())

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from ...core.layout import TABLE_FOLDERS
 from ...core.tables import TABLES
 from ..queries import macros, read_queries
-from ..study_files import StudyFiles
+from ..study_files import S3, StudyFiles
 from .dialect import Dialect, PortableMacro
 from .dialects import DIALECTS
 
@@ -57,6 +57,12 @@ def engine_script(engine: str, results: Path | str) -> str:
             f"{files.root}: engines read {found[0]!r} in a path as part of a pattern; move or link the results to a "
             "folder without it"
         )
+    for character in DIALECTS[engine].refused:
+        if character in files.root.removeprefix(S3):
+            raise ValueError(
+                f"{files.root}: {engine} finds no files by a pattern in a path with {character!r}; move or link the "
+                "results to a folder without it"
+            )
     present = tables_with_files(files)
     if not present:
         raise ValueError(f"there are no tables in {files.root}; make them with `snakemake`")
