@@ -131,7 +131,7 @@ def assert_answers(engine: str, catalog: duckdb.DuckDBPyConnection, answers: lis
 
 
 def test_every_view_has_the_values_of_the_catalogue(engine: str, answers: list[dict], catalog) -> None:
-    for table, answer in zip(TABLES, answers, strict=False):
+    for table, answer in zip(TABLES, answers[: len(TABLES)], strict=True):
         names = list(table.columns)
         features = ["features"] if table.name == "code" and engine in ("spark", "clickhouse") else []
         assert answer["columns"] == names + features

@@ -45,9 +45,7 @@ class _Spark(NamedFilesDialect, WholeTextDialect):
     """Spark SQL, from version 4.0: temporary views and temporary SQL functions."""
 
     title = "Spark SQL (tested with 4.3.0)"
-    usage = """spark-sql -i FILE
-
-from pyspark.sql import SparkSession
+    usage = """from pyspark.sql import SparkSession
 spark = SparkSession.builder.getOrCreate()
 for statement in open("FILE").read().split(";\\n"):
     if statement.strip():
