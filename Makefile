@@ -48,11 +48,13 @@ test-slow: environment
 test-models: environment
 	$(BIN)/python -m pytest -n 2 -m models
 
-# Exported dictionaries, read by the libraries that own the formats, in environments of their own, which take most of the
-# time and some GB. Spark also needs Java 17 or later (Debian's default-jre-headless); without it, its tests are skipped.
-test-exchange: environment .peers/saelens/.installed .peers/circuit_tracer/.installed .peers/sparsify/.installed \
-		.peers/dictionary_learning/.installed .peers/spark/.installed
-	$(BIN)/python -m pytest -rs -m exchange tests/exchange
+# Dictionaries, graphs, features and tables, read by the libraries and engines that own the formats, in environments of
+# their own, which take most of the time and about 10 GB. moto, which emulates a bucket, is in .cloud. Spark also needs
+# Java 17 or later (Debian's default-jre-headless); without it, its tests are skipped.
+PEERS := circuit_tracer clickhouse datafusion delphi dictionary_learning polars saelens spark sparsify
+test-exchange: environment cloud $(PEERS:%=.peers/%/.installed)
+	$(BIN)/python -m pytest -rs -m exchange tests/exchange -k "not bucket"
+	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rs -m exchange tests/exchange/test_engines.py -k bucket
 
 # Snakemake's plugins for Slurm, Kubernetes and S3, in a folder of their own that PYTHONPATH=.cloud adds: they do not
 # change the versions in the environment.
@@ -80,16 +82,12 @@ benchmark: environment .peers/saelens/.installed .peers/circuit_tracer/.installe
 	$(BIN)/snakemake --cores all dictionaries --configfile benchmarks/study.yaml
 	$(BIN)/python benchmarks/suite.py
 
+# NAME.no-deps.txt has a library that needs little of what it requires: NAME.txt lists what it imports.
 .peers/%/.installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv .peers/$*
-	.peers/$*/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.peers/$*/bin/pip install --quiet --disable-pip-version-check -r $<
-	touch $@
-
-# 500 MB, without torch
-.peers/spark/.installed: benchmarks/peers/spark.txt
-	$(PYTHON) -m venv .peers/spark
-	.peers/spark/bin/pip install --quiet --disable-pip-version-check -r $<
+	test ! -f $(<:.txt=.no-deps.txt) \
+		|| .peers/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r $(<:.txt=.no-deps.txt)
 	touch $@
 
 lint: environment
