@@ -1,10 +1,13 @@
 """Time of four questions about a large study in DuckDB, Spark, ClickHouse, Polars and DataFusion.
 
+    make .peers/{spark,clickhouse,polars,datafusion}/.installed
     python benchmarks/synthetic_features.py results/synthetic --activations 100_000_000
     python benchmarks/engines.py results/synthetic
 
-Each engine runs in its environment, .peers/ENGINE, with the SQL of `circuitloom catalog`. Engines that are not
-installed are left out; Spark also needs Java. Features are of average density, another one each time.
+Each engine runs in its environment, .peers/ENGINE, with the SQL of `circuitloom catalog`. An engine that is not
+installed, fails or does not answer within `--limit` seconds is named and left out; Spark needs Java.
+Features are of average density, another one each time. Peak memory is that of the engine's process, with the rows of
+all answers; Spark's lacks its Java process.
 """
 
 import argparse
@@ -58,6 +61,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", type=Path, default=Path(".peers"))
     parser.add_argument("--engines", nargs="+", default=list(DIALECTS), choices=DIALECTS)
+    parser.add_argument("--limit", type=int, default=3600, help="seconds for all questions to an engine")
     arguments = parser.parse_args()
     asked = questions(arguments.folder, arguments.rounds)
     reference: list[list] = []
@@ -77,15 +81,25 @@ def main() -> None:
             file = Path(scratch) / "catalog.sql"
             file.write_text(engine_script(engine, arguments.folder))
             command = [str(python), str(SCRIPT), engine, str(file), "--threads", str(arguments.threads)]
-            done = subprocess.run(
-                command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=True, cwd=scratch
-            )
+            try:
+                done = subprocess.run(
+                    command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=True, cwd=scratch,
+                    timeout=arguments.limit,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                print(f"\n{engine}: no answers in {arguments.limit} s", flush=True)
+                continue
+            except subprocess.CalledProcessError as error:
+                # a negative status is a signal: -9 if the system ran out of memory
+                print(f"\n{engine}: failed with status {error.returncode}", flush=True)
+                continue
         result = json.loads(done.stdout.splitlines()[-1])
         found = [[row[:3] for row in answer["rows"]] for answer in result["answers"]]
         same = "" if not reference else "same rows" if found == reference else "OTHER ROWS"
         reference = reference or found
         print(
-            f"\n{engine} {result['version']}: {result['opened']:.2f} s to open; milliseconds: first, median {same}"
+            f"\n{engine} {result['version']}: {result['opened']:.2f} s to open, peak {result['peak'] / 1e6:.0f} MB; "
+            f"milliseconds: first, median {same}"
         )
         for start in range(0, len(asked), arguments.rounds):
             seconds = [answer["seconds"][0] for answer in result["answers"][start : start + arguments.rounds]]

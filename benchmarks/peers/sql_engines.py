@@ -4,13 +4,15 @@
     .peers/polars/bin/python benchmarks/peers/sql_engines.py polars catalog.polars.sql < questions.json
 
 Each question is a table, {"table": NAME}, or a macro, {"macro": NAME, "arguments": {...}, "order": "...", "rounds": 3}.
-Prints JSON: the engine's version, the seconds it takes to read the file, and the rows and seconds of each answer.
+Prints JSON: the engine's version, the seconds it takes to read the file, the process's peak memory in bytes, and the
+rows and seconds of each answer.
 """
 
 import argparse
 import json
 import os
 import re
+import resource
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -205,7 +207,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
         columns, rows = engine.rows(result)
         answers.append({"columns": columns, "rows": rows, "seconds": seconds})
-    print(json.dumps({"version": engine.version, "opened": opened, "answers": answers}, default=plain))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = {"version": engine.version, "opened": opened, "peak": peak, "answers": answers}
+    print(json.dumps(found, default=plain))
 
 
 if __name__ == "__main__":
