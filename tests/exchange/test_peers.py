@@ -59,7 +59,12 @@ PEERS = {
         ("sae", "transcoder", "skip_transcoder"),
     ),
     "dictionary_learning": PeerCase(
-        "", {}, ("AutoEncoder", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE")
+        "",
+        {},
+        (
+            "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK",
+            "BatchTopKSAE", "MatryoshkaBatchTopKSAE",
+        ),
     ),
 }  # fmt: skip
 READS_AS_RELU = [("circuit_tracer", name) for name in TRANSCODERS if name.startswith("topk")]

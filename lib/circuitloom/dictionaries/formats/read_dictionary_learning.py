@@ -2,7 +2,8 @@
 
 All classes but AutoEncoderNew and JumpReluAutoEncoder subtract the output's bias from the input. Activations of Gated
 and JumpReLU SAEs are those of version 0.1.0. Older versions multiply them by the norms of the decoder's rows, and
-divide by these norms again before the decoder.
+divide by these norms again before the decoder. `AutoEncoder.from_pretrained` of version 0.1.0 does the same, unless
+`normalize_decoder` is False.
 """
 
 from pathlib import Path
