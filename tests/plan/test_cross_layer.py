@@ -1,0 +1,53 @@
+"""The plan counts a decoder for each pair of layers, and one job for all layers."""
+
+from typing import Any
+
+import pytest
+
+from circuitloom.config import Study, load_study
+from circuitloom.plan.stages import evaluation, features
+from circuitloom.plan.training import dictionaries
+
+D, F, K, LAYERS = 32, 256, 4, 4
+
+
+def study(*kinds: str, **keys: Any) -> Study:
+    sweeps = {kind: {"kind": kind, **(keys if kind == "clt" else {})} for kind in kinds}
+    return load_study(
+        {
+            "name": "x",
+            "corpus": {"source": "chronicle"},
+            "language_model": {"source": "pretrain", "layers": LAYERS, "d_model": D, "heads": 2},
+            "training": {"width": F, "k": K, "batch": 512, "tokens": 5120},
+            "dictionaries": sweeps,
+        }
+    )
+
+
+@pytest.mark.parametrize(("reach", "pairs"), [("all", 4 + 3 + 2 + 1), (1, 2 + 2 + 2 + 1), (0, 4)])
+def test_decoders_count_once_per_pair_of_layers(reach: str | int, pairs: int) -> None:
+    work = dictionaries(study("clt", reach=reach))
+    weights = (LAYERS + pairs) * F * D
+    # weights, and in the checkpoint also Adam's moments; biases and thresholds
+    assert work.disk == pytest.approx(4 * 4 * (weights + 2 * LAYERS * F))
+    assert work.checkpoint == pytest.approx(12 * weights)
+    assert (work.jobs, work.starts) == (1, 1)
+    # the encoder's product; 4 d k for values of the encoder, and 6 d k per decoder
+    assert work.operations == pytest.approx(5120 * (LAYERS * (2 * D * F + 4 * D * K) + pairs * 6 * D * K))
+
+
+def test_without_reach_the_weights_are_those_of_transcoders() -> None:
+    clt, plt = (dictionaries(each) for each in (study("clt", reach=0), study("transcoder")))
+    assert (clt.disk, clt.operations, clt.read) == (plt.disk, plt.operations, plt.read)
+    assert (clt.jobs, plt.jobs) == (1, LAYERS)
+    # all layers are in memory at once
+    assert clt.checkpoint == LAYERS * plt.checkpoint
+    assert clt.gpu_memory > plt.gpu_memory
+
+
+def test_stages_that_leave_the_run_out_cost_nothing_for_it() -> None:
+    both, alone, none = study("clt", "transcoder"), study("transcoder"), study("clt")
+    assert features(both, 1e5) == features(alone, 1e5)
+    # the neurons remain
+    assert features(none, 1e5).jobs == 1
+    assert evaluation(both, 1e5).operations > evaluation(alone, 1e5).operations
