@@ -25,6 +25,7 @@ from .dictionary import (
     CONFIG,
     PLAIN_FIELDS,
     WEIGHTS,
+    Dictionary,
     Encoder,
     as_row_norm,
     is_cross_layer,
@@ -131,6 +132,18 @@ class CrossLayerDictionary(Encoder):
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
 
 
+LayerDictionary = Dictionary | CrossLayerDictionary
+"""The features that read one layer. They write to the layers in `outputs`."""
+
+
+def find_writers(dictionaries: Mapping[int, LayerDictionary]) -> dict[int, list[int]]:
+    """Maps each layer that has a dictionary to the layers whose features write to its output, in ascending order."""
+    return {
+        output: [layer for layer in sorted(dictionaries) if output in dictionaries[layer].outputs]
+        for output in sorted(dictionaries)
+    }
+
+
 class CrossLayerTranscoder:
     """A cross-layer transcoder, on raw activations.
 
@@ -167,10 +180,7 @@ class CrossLayerTranscoder:
     @cached_property
     def writers(self) -> dict[int, list[int]]:
         """Maps each layer to the layers whose features write to its output, in ascending order."""
-        return {
-            output: [each.layer for each in self.layers.values() if output in each.outputs]
-            for output in self.layers
-        }
+        return find_writers(self.layers)
 
     def encode(self, xs: ByLayer) -> dict[int, Tensor]:
         """Returns the activations z of all features, [*batch, feature], of the layers in `xs`.
@@ -281,6 +291,31 @@ def load_encoder(folder: Path | str, device: str | torch.device = "cpu") -> Enco
     if not is_cross_layer(folder):
         return load_dictionary(folder, device)
     return _dictionary(*read_dictionary_files(Path(folder), device)).to(device)
+
+
+def load_layers(
+    folders: Iterable[Path | str], device: str | torch.device = "cpu", dtype: str = "float32"
+) -> dict[int, LayerDictionary]:
+    """Load the dictionaries of one run, by layer, from the folders of its layers. The run is a cross-layer transcoder,
+    or has one dictionary per layer.
+
+    Raises ValueError if a dictionary is missing or damaged, or if layers of a cross-layer transcoder are missing.
+    """
+    folders = list(folders)
+    if any(is_cross_layer(folder) for folder in folders):
+        return dict(load_cross_layer_transcoder(folders, device, dtype).layers)
+    return {each.layer: each for each in (load_dictionary(folder, device, dtype) for folder in folders)}
+
+
+def require_one_output(dictionary: LayerDictionary, user: str) -> Dictionary:
+    """Returns the dictionary. Raises ValueError if it is a layer of a cross-layer transcoder. `user` says what does not
+    support it."""
+    if isinstance(dictionary, Dictionary):
+        return dictionary
+    raise ValueError(
+        f"layer {dictionary.layer}: {user} cannot use a cross-layer transcoder, whose features write to several "
+        "layers; name a run of transcoders"
+    )
 
 
 def _dictionary(config: dict[str, Any], tensors: dict[str, Tensor]) -> CrossLayerDictionary:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ UNIT_TOLERANCE = 1e-5
 """Largest distance from 1 of the norm of a decoder row that is 1 up to rounding."""
 
 
-class Encoder:
+class Encoder(ABC):
     """What dictionaries with one output (`Dictionary`) and with several (`cross_layer.CrossLayerDictionary`) share: the
     features z = act(W_enc x + b_enc) of one layer, and the sites that are read and reconstructed."""
 
@@ -78,6 +79,16 @@ class Encoder:
     def is_before_norm(self) -> bool:
         """Whether the norm or factor that some models apply to the MLP's output comes after `site_out`."""
         return self.site_out == "mlp_out"
+
+    @abstractmethod
+    def decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
+        """Returns the decoder rows to layer `output`. Raises KeyError if the features do not write to it."""
+
+    def written(
+        self, feature: Int[Tensor, "*batch"], value: Float[Tensor, "*batch"], output: int
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Returns what features with activations `value` add to layer `output`: value * decoder row, one per entry."""
+        return value[..., None] * self.decoder(output)[feature]
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         """Returns the activations z of all features."""
@@ -140,6 +151,17 @@ class Dictionary(Encoder):
     def d_out(self) -> int:
         """Dimension of `site_out`."""
         return self.W_dec.shape[1]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Layers that the features write to: `layer` alone."""
+        return (self.layer,)
+
+    def decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
+        """Returns the decoder rows to layer `output`. Raises KeyError if the features do not write to it."""
+        if output != self.layer:
+            raise KeyError(f"features of layer {self.layer} write to no other layer, such as {output}")
+        return self.W_dec
 
     @property
     def row_norm(self) -> Float[Tensor, " feature"]:
