@@ -9,15 +9,14 @@ with job("circuits", snakemake):
     from circuitloom.core.tables import write_table
     from circuitloom.corpus.prompt_text import print_notes
     from circuitloom.corpus.tokenizer import load_tokenizer
-    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.dictionaries.cross_layer import load_layers
     from circuitloom.language_model.model import load_model
 
     source, params, output = snakemake.input, snakemake.params, snakemake.output
     config = Circuits.model_validate(params.config)
     model = load_model(source.model, config.dtype)
-    dictionaries = [load_dictionary(folder, model.device) for folder in source.dictionaries]
-    by_layer = {dictionary.layer: dictionary for dictionary in dictionaries}
-    tracer = Tracer(model, load_tokenizer(source.tokenizer), params.run, by_layer, params.context)
+    dictionaries = load_layers(source.dictionaries, model.device)
+    tracer = Tracer(model, load_tokenizer(source.tokenizer), params.run, dictionaries, params.context)
     for number, (name, prompt) in enumerate(params.prompts.items()):
         trace = tracer.trace(Prompt.model_validate(prompt), config)
         print_notes(name, trace.notes)

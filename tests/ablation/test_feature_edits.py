@@ -30,15 +30,16 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("dictionaries", ["skip transcoder", "cross-layer", "skip cross-layer"])
 @pytest.mark.parametrize("kind", CHANGES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_frozen_edits_scale_direct_effects(architecture, kind, tmp_path):
+def test_frozen_edits_scale_direct_effects(architecture, kind, dictionaries, tmp_path):
     """A feature edited from z to z' changes targets by (z' - z)/z of its direct effect."""
     model = load_tiny(architecture, tmp_path, "float64")
-    local = make_linearized(model, "skip transcoder")
+    local = make_linearized(model, dictionaries)
     targets = last_logits(local)
     change = FeatureChange(
-        kind=kind, features=some_features(local, 1) + some_features(local, 2), **CHANGES[kind]
+        kind=kind, features=some_features(local, 0) + some_features(local, 1), **CHANGES[kind]
     )
     edits = make_edits(local, change)
     outcome = apply_edits(model, local, edits, [targets])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from circuitloom.attribution.direct_effects import source_columns
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.corpus.token_arrays import scored_positions
+from circuitloom.dictionaries.cross_layer import CrossLayerDictionary, LayerDictionary
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.hooks import Site, find_module
 from circuitloom.language_model.model import LanguageModel
@@ -73,7 +74,19 @@ def frozen_patterns(model: LanguageModel, token: Tensor) -> Iterator[None]:
         del AttentionInterface._global_mapping["frozen"], AttentionMaskInterface._global_mapping["frozen"]
 
 
-def run_frozen(model: LanguageModel, dictionaries: dict[int, Dictionary], token: Tensor) -> Leaves:
+def written_to(dictionaries: dict[int, LayerDictionary], z: dict[int, Tensor], layer: int) -> Tensor:
+    """What the features of this layer and, in cross-layer transcoders, of earlier ones write to a layer."""
+    written = []
+    for writer in range(layer + 1):
+        dictionary = dictionaries.get(writer)
+        if isinstance(dictionary, CrossLayerDictionary) and layer in dictionary.outputs:
+            written.append(z[writer] @ dictionary.W_dec[:, dictionary.outputs.index(layer)])
+        elif isinstance(dictionary, Dictionary) and writer == layer:
+            written.append(z[writer] @ dictionary.W_dec)
+    return torch.stack(written).sum(0)
+
+
+def run_frozen(model: LanguageModel, dictionaries: dict[int, LayerDictionary], token: Tensor) -> Leaves:
     """Run the model's own modules with a leaf for every source of the linearized model."""
     leaves = Leaves()
     replaced = scored_positions(token[None], BOS)[0][:, None]
@@ -93,9 +106,11 @@ def run_frozen(model: LanguageModel, dictionaries: dict[int, Dictionary], token:
             if layer in dictionaries:
                 dictionary = dictionaries[layer]
                 leaves.pre[layer] = x @ dictionary.W_enc.T + dictionary.b_enc
-                z = leaves.z[layer] = dictionary.encode(x.detach()).requires_grad_()
+                leaves.z[layer] = dictionary.encode(x.detach()).requires_grad_()
                 skip = 0 if dictionary.W_skip is None else x @ dictionary.W_skip.T
-                reconstruction = replaced * (z @ dictionary.W_dec + dictionary.b_dec + skip)
+                reconstruction = replaced * (
+                    written_to(dictionaries, leaves.z, layer) + dictionary.b_dec + skip
+                )
             error = leaves.error[layer] = (y - reconstruction).detach().requires_grad_()
             return (reconstruction + error)[None]
 

@@ -1,6 +1,8 @@
 """Prompts, tiny models, dictionaries and readers for the tests of attribution."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tests.architectures import tiny_architecture
@@ -19,6 +21,12 @@ from circuitloom.attribution.paths import (
     head_reader,
     target_reader,
 )
+from circuitloom.dictionaries.cross_layer import (
+    CrossLayerDictionary,
+    CrossLayerTranscoder,
+    LayerDictionary,
+    output_layers,
+)
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.model import LanguageModel, load_model
 
@@ -26,8 +34,15 @@ PROMPT = torch.tensor([BOS, 9, 20, 31, 9, 44, 20, 17, 12, 60, 31])
 BROKEN = PROMPT.clone()
 BROKEN[4] = BOS
 """The prompt with a BOS in its middle."""
-KINDS = ("transcoder", "skip transcoder", "one layer without")
-"""Kinds of sets of dictionaries."""
+KINDS = (
+    "transcoder",
+    "skip transcoder",
+    "one layer without",
+    "cross-layer",
+    "skip cross-layer",
+    "cross-layer, one layer without",
+)
+"""Kinds of sets of dictionaries. The last ones are cross-layer transcoders."""
 READING = [*((name, "mlp_in") for name in ARCHITECTURES), ("gpt2", "resid_mid"), ("llama", "resid_mid")]
 """Tiny models with the site that transcoders read. Blocks of `neox` are parallel and have no resid_mid."""
 Key = tuple[int, int, int, int]
@@ -72,9 +87,45 @@ def exact_norms(model: LanguageModel) -> None:
             module.forward = forward
 
 
-def make_dictionaries(model: LanguageModel, kind: str = "transcoder", **changes) -> dict[int, Dictionary]:
+def make_cross_layer(
+    skip: bool = False,
+    reach: int | None = None,
+    layers: Sequence[int] = range(LAYERS),
+    seed: int = 0,
+    **changes,
+) -> CrossLayerTranscoder:
+    """A random cross-layer transcoder for a tiny model. Rows to later layers are as long as those to the own layer."""
+    made = []
+    for layer in layers:
+        generator = torch.Generator().manual_seed(100 * seed + layer + 7)
+        outputs = tuple(output_layers(layers, layer, reach))
+        W_dec = torch.randn(40, len(outputs), D_MODEL, generator=generator)
+        own: dict = {
+            "W_enc": torch.randn(40, D_MODEL, generator=generator) / D_MODEL**0.5,
+            "b_enc": 0.1 * torch.randn(40, generator=generator),
+            "W_dec": W_dec / W_dec.norm(dim=2, keepdim=True),
+            "b_dec": torch.randn(D_MODEL, generator=generator) / 4,
+            "W_skip": 0.2 * torch.randn(D_MODEL, D_MODEL, generator=generator) if skip else None,
+            "act": "topk", "k": 4, "layer": layer, "outputs": outputs, "scales": (1.0,) * len(outputs),
+        }  # fmt: skip
+        made.append(CrossLayerDictionary(**{**own, **changes}))
+    return CrossLayerTranscoder(made)
+
+
+def decoder_rows(dictionary: LayerDictionary, feature: int) -> dict[int, torch.Tensor]:
+    """Decoder row of a feature for each layer that it writes to."""
+    if isinstance(dictionary, Dictionary):
+        return {dictionary.layer: dictionary.W_dec[feature]}
+    return {output: dictionary.W_dec[feature, i] for i, output in enumerate(dictionary.outputs)}
+
+
+def make_dictionaries(model: LanguageModel | None, kind: str = "transcoder", **changes) -> dict[int, Any]:
     """Random dictionaries for a tiny model's layers."""
-    layers = [layer for layer in range(LAYERS) if not (kind == "one layer without" and layer == 1)]
+    layers = [layer for layer in range(LAYERS) if not ("one layer without" in kind and layer == 1)]
+    if "cross-layer" in kind:
+        # with skip connections, features write to their own layer and the next one
+        skip = "skip" in kind
+        return make_cross_layer(skip, 1 if skip else None, layers, **changes).layers
     made = {}
     for layer in layers:
         generator = torch.Generator().manual_seed(layer)

@@ -11,8 +11,10 @@ from tests.attribution.inputs import BOS, PROMPT, load_tiny, make_dictionaries
 from tests.language_model.inputs import make_legacy
 from tests.models import CONTEXT, D_MODEL, LAYERS, VOCABULARY, _save
 
+from circuitloom.ablation.interventions import ablate_frozen
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import (
+    AttributionTargets,
     direct_effects,
     feature_targets,
     logit_targets,
@@ -135,6 +137,20 @@ def largest_errors(linearized: LinearizedModel) -> tuple[float, float]:
     return tuple(float(torch.tensor(errors).max()) for errors in (full, one))
 
 
+def assert_frozen_ablations_equal_effects(
+    linearized: LinearizedModel, targets: AttributionTargets, effects: torch.Tensor
+) -> None:
+    """Ablate every third feature and every fifth error alone, with everything else frozen."""
+    columns = source_columns(linearized)
+    nodes = torch.cat(
+        [torch.arange(0, columns.active, 3), torch.arange(columns.errors.start, columns.errors.stop, 5)]
+    )
+    measured = ablate_frozen(linearized, nodes, [targets]).T
+    scale = effects.abs().sum(1, keepdim=True).clamp(min=1)
+    assert ((measured - effects[:, nodes]).abs() / scale).max() < 1e-9
+    assert (effects[:, : columns.active].abs() > 1e-3).sum() > 20
+
+
 TRACED = (
     "Gemma2",
     "Gemma3Text",
@@ -171,13 +187,16 @@ PARALLEL = ("Phi", "GPTJ", "Cohere")
 def test_sums_add_up_on_many_architectures(name, site, reads, tmp_path):
     model = load_any(name, tmp_path)
     exact_norms(model)
-    linearized = linearize(model, site_in=reads, site_out=site)
-    full, one = largest_errors(linearized)
-    assert full < 1e-9 and one < 1e-9
-    logits = linearized.captured.logits()[[10, 4]]
-    weights = torch.eye(VOCABULARY, dtype=torch.float64)[[30, 9]]
-    effects = direct_effects(linearized, logit_targets(linearized, torch.tensor([10, 4]), weights))
-    torch.testing.assert_close(effects.sum(1), logits[[0, 1], [30, 9]], atol=1e-9, rtol=1e-9)
+    for kind in ("skip transcoder", "cross-layer", "skip cross-layer"):
+        linearized = linearize(model, kind, site_in=reads, site_out=site)
+        full, one = largest_errors(linearized)
+        assert full < 1e-9 and one < 1e-9
+        logits = linearized.captured.logits()[[10, 4]]
+        weights = torch.eye(VOCABULARY, dtype=torch.float64)[[30, 9]]
+        targets = logit_targets(linearized, torch.tensor([10, 4]), weights)
+        effects = direct_effects(linearized, targets)
+        torch.testing.assert_close(effects.sum(1), logits[[0, 1], [30, 9]], atol=1e-9, rtol=1e-9)
+        assert_frozen_ablations_equal_effects(linearized, targets, effects)
 
 
 @pytest.mark.parametrize("name", ["Gemma3Text", "Olmo2", "Granite", "Qwen2"])
@@ -293,7 +312,7 @@ def test_a_transcoder_of_mlp_added_writes_to_the_stream_without_a_norm(name, kin
         effects = direct_effects(linearized, target)[0]
         if layer == model.layers - 1:
             active = linearized.active_at(layer, 10)
-            written = linearized.feature_outputs(layer, active)
+            written = linearized.feature_outputs(layer, active, layer)
             torch.testing.assert_close(effects[active], written @ target.vector[0])
     full, one = largest_errors(linearized)
     assert full < 1e-4 and one < 1e-4

@@ -33,10 +33,18 @@ def trace(folder: Path, target: str = "logits", architecture: str = "gpt2", **ke
     return make_tracer(folder, architecture).trace(Prompt(text=TEXT, target=target, **keys), Circuits())
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+TRACED = [
+    *((name, "skip transcoder") for name in ARCHITECTURES),
+    ("gpt2", "cross-layer"),
+    ("neox", "skip cross-layer"),
+]
+
+
+@pytest.fixture(scope="module", params=TRACED, ids=", ".join)
 def traced(request, tmp_path_factory) -> tuple[Trace, TraceRows]:
-    folder = tmp_path_factory.mktemp(request.param)
-    tracer = make_tracer(folder, request.param, "skip transcoder")
+    architecture, kind = request.param
+    folder = tmp_path_factory.mktemp(architecture)
+    tracer = make_tracer(folder, architecture, kind)
     result = tracer.trace(Prompt(text=TEXT, target="logits"), Circuits())
     return result, TraceRows(result, "war", tracer.strings)
 

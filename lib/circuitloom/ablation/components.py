@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..dictionaries.cross_layer import LayerDictionary, require_one_output
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Edit, ReadingEdit, Site, edited
 from ..language_model.model import LanguageModel
@@ -216,16 +217,15 @@ def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: T
     return ReadingEdit(part.reads, edit)
 
 
-def feature_basis(run: str, dictionaries: Mapping[int, Dictionary], keep_error: bool = True) -> Basis:
+def feature_basis(run: str, dictionaries: Mapping[int, LayerDictionary], keep_error: bool = True) -> Basis:
     """Returns a basis of the features of a run.
 
-    Raises ValueError if a dictionary is neither an SAE nor a transcoder.
+    Raises ValueError if a dictionary is neither an SAE nor a transcoder of one layer.
     """
     name = run if keep_error else f"{run}, no error"
-    return Basis(
-        name,
-        tuple(FeatureComponents(run, dictionaries[layer], keep_error) for layer in sorted(dictionaries)),
-    )
+    user = f"a basis of the features of run {run}"
+    alone = [require_one_output(dictionaries[layer], user) for layer in sorted(dictionaries)]
+    return Basis(name, tuple(FeatureComponents(run, dictionary, keep_error) for dictionary in alone))
 
 
 def head_basis(model: LanguageModel, layers: Sequence[int] | None = None) -> Basis:

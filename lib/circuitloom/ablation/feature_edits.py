@@ -11,9 +11,10 @@ from ..attribution.direct_effects import AttributionTargets
 from ..attribution.linearized_model import LinearizedModel
 from ..attribution.targets import resolve_position
 from ..config.circuits import FeatureChange, parse_feature
-from ..language_model.hooks import Edit, ReadingEdit, Site, capture, edited
+from ..dictionaries.cross_layer import add_by_layer
+from ..language_model.hooks import Edit, Site, capture, edited
 from ..language_model.model import LanguageModel
-from .interventions import run_free, run_frozen
+from .interventions import SourceEdit, edit_sources, run_free, run_frozen
 
 FeatureEdit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
 """Maps the activations of a layer to edited activations."""
@@ -92,15 +93,17 @@ def apply_edits(
 
     In the free pass, edits apply to the activations of this pass. The dictionary errors of this pass are kept.
     """
-    changes = {}
+    changes: dict[int, Tensor] = {}
     for layer, edit in edits.items():
-        z = dense_activations(model, layer)
-        changes[layer] = model.dictionaries[layer].write((edit(z) - z) * model.replaced[:, None])[None]
+        z, dictionary = dense_activations(model, layer), model.dictionaries[layer]
+        change = (edit(z) - z) * model.replaced[:, None]
+        written = {output: (change @ dictionary.decoder(output))[None] for output in dictionary.outputs}
+        add_by_layer(changes, written)
     start = model.captured.layers[0].resid_pre[None]
     return EditOutcome(
         before=torch.cat(run_frozen(model, {}, start, targets), 1)[0],
         frozen=torch.cat(run_frozen(model, changes, start, targets), 1)[0],
-        free=torch.cat(run_free(language_model, model, 1, _mlp_edits(model, edits), targets), 1)[0],
+        free=torch.cat(run_free(language_model, model, 1, edit_hooks(model, edits), targets), 1)[0],
     )
 
 
@@ -109,26 +112,25 @@ def edited_probabilities(
     language_model: LanguageModel, model: LinearizedModel, edits: dict[int, FeatureEdit], position: int
 ) -> Float[Tensor, " vocabulary"]:
     """Returns the next-token probabilities of the original model under the edits, at `position`. Nothing is frozen."""
-    with edited(language_model, _mlp_edits(model, edits)):
+    with edited(language_model, edit_hooks(model, edits)):
         [hidden] = capture(language_model, model.captured.token[None], [Site("unembedding_in")]).values()
     return model.captured.lm_head.probabilities(hidden[0, position]).float()
 
 
-def _mlp_edits(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:
-    """Returns one hook per edited layer. The hook edits the activations of the running pass."""
+def edit_hooks(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:
+    """Returns hooks that edit the activations of the running pass, with all that they write."""
 
-    def mlp_edit(layer: int, edit: FeatureEdit) -> Edit:
+    def change(layer: int, edit: FeatureEdit) -> Callable[[Tensor], SourceEdit]:
         dictionary = model.dictionaries[layer]
 
-        def at_replaced(z: Tensor) -> Tensor:
-            return torch.where(model.replaced[:, None], edit(z), z)
+        def at_layer(x: Tensor) -> SourceEdit:
+            z = dictionary.encode(x[0].to(dictionary.W_enc.dtype))
+            changed = torch.where(model.replaced[:, None], edit(z), z) - z
+            return lambda output, y: y + changed @ dictionary.decoder(output)
 
-        def apply(x: Tensor, y: Tensor) -> Tensor:
-            return dictionary.edit(x[0], y[0], at_replaced)[None]
+        return at_layer
 
-        return ReadingEdit(dictionary.site_in, apply)
-
-    return {Site(model.site_out(layer), layer): mlp_edit(layer, edit) for layer, edit in edits.items()}
+    return edit_sources(model, {layer: change(layer, edit) for layer, edit in edits.items()})
 
 
 def _check(model: LinearizedModel, layer: int, feature: int) -> None:

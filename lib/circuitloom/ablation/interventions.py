@@ -1,6 +1,6 @@
 """Measure how targets respond to interventions on the linearized model (frozen) and the original model (free)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -42,7 +42,7 @@ def run_frozen(
 def ablate_frozen(
     model: LinearizedModel, node: Int[Tensor, " node"], targets: Sequence[AttributionTargets]
 ) -> Float[Tensor, "node target"]:
-    """Returns the drop of each target when one source is removed from the linearized model.
+    """Returns the drop of each target when one source is removed from the linearized model, with all that it writes.
 
     `node` holds columns of `source_columns(model)`, except the constant. In the result, the targets of all items of
     `targets` are concatenated.
@@ -54,9 +54,10 @@ def ablate_frozen(
         changes = {layer: start.new_zeros(len(part), *start.shape) for layer in range(model.layers)}
         inputs = start.expand(len(part), -1, -1).clone()
         for i, source in enumerate(part.tolist()):
-            layer, position, vector = source_output(model, source)
-            changed = inputs if layer is None else changes[layer]
-            changed[i, position] -= vector
+            position, outputs = source_outputs(model, source)
+            for layer, vector in outputs.items():
+                changed = inputs if layer is None else changes[layer]
+                changed[i, position] -= vector
         touched = {layer: change for layer, change in changes.items() if change.any()}
         after = torch.cat(run_frozen(model, touched, inputs, targets), 1)
         effects.append(before - after)
@@ -73,8 +74,9 @@ def ablate_free(
 ) -> Float[Tensor, "node target"]:
     """Returns the drop of each target when one source is removed from the original model.
 
-    A feature is removed by subtracting its contribution in the running pass. Other sources are removed by subtracting
-    their values on the unmodified prompt. `node`, `targets` and the result are defined as in `ablate_frozen`.
+    A feature is removed by subtracting what its activation in the running pass writes, from all its outputs. Other
+    sources are removed by subtracting their values on the unmodified prompt. `node`, `targets` and the result are
+    defined as in `ablate_frozen`.
     """
     before = torch.cat(run_free(language_model, model, 1, {}, targets), 1)
     effects = []
@@ -108,27 +110,30 @@ def run_free(
     ]
 
 
-def source_output(model: LinearizedModel, source: int) -> tuple[int | None, int, Float[Tensor, " d"]]:
-    """Returns (layer, position, output vector) of a source.
+def source_outputs(model: LinearizedModel, source: int) -> tuple[int, dict[int | None, Float[Tensor, " d"]]]:
+    """Returns the position of a source, and what it adds to each layer that it writes to.
 
     `source` is a column of `source_columns(model)`. Features and errors write to `model.site_out(layer)`. Embeddings
-    write to the start of the residual stream, and their layer is None. Raises ValueError for the constant, and for
-    position embeddings that the model does not have.
+    write to the start of the residual stream, whose key is None. Raises ValueError for the constant, and for position
+    embeddings that the model does not have.
     """
     columns = source_columns(model)
     length = len(model.captured)
     if source < columns.active:
         layer, position = int(model.features.layer[source]), int(model.features.position[source])
-        return layer, position, model.feature_outputs(layer, slice(source, source + 1))[0]
+        own = slice(source, source + 1)
+        return position, {
+            output: model.feature_outputs(layer, own, output)[0] for output in model.outputs(layer)
+        }
     if source < columns.errors.stop:
         layer, position = divmod(source - columns.errors.start, length)
-        return layer, position, model.errors[layer, position]
+        return position, {layer: model.errors[layer, position]}
     if source < columns.embeddings.stop:
         position = source - columns.embeddings.start
-        return None, position, model.captured.embedding[position]
+        return position, {None: model.captured.embedding[position]}
     if source < columns.position_embeddings.stop and model.captured.position_embedding is not None:
         position = source - columns.position_embeddings.start
-        return None, position, model.captured.position_embedding[position]
+        return position, {None: model.captured.position_embedding[position]}
     raise ValueError(
         "constants, and position embeddings that a model does not have, cannot be ablated; choose another node"
     )
@@ -144,20 +149,55 @@ def _chunk(model: LinearizedModel) -> int:
     return max(1, CHUNK_ELEMENTS // (model.captured.resid_final.numel() * (model.layers + 1)))
 
 
+SourceEdit = Callable[[int, Float[Tensor, "*batch d"]], Float[Tensor, "*batch d"]]
+"""Function (output, y) that returns the MLP's output y of layer `output` after an edit of sources of an earlier layer,
+or of this one."""
+
+
+def edit_sources(
+    model: LinearizedModel, sources: Mapping[int, Callable[[Float[Tensor, "*batch d_in"]], SourceEdit]]
+) -> dict[Site, Edit]:
+    """Returns hooks that edit features and errors of several layers in a pass of the original model.
+
+    In a pass, sources[l](x) is called once, at layer l. x is the value of `model.site_in(l)` in this pass, after all
+    earlier edits. The result edits the outputs of all layers that sources of layer l write to, when the pass reaches
+    them.
+    """
+    current: dict[int, SourceEdit] = {}
+
+    def edit_output(output: int) -> Edit:
+        def edit(x: Tensor, y: Tensor) -> Tensor:
+            if output in sources:
+                current[output] = sources[output](x)
+            for layer in sorted(sources):
+                if output in model.outputs(layer):
+                    y = current[layer](output, y)
+            return y
+
+        return ReadingEdit(model.site_in(output), edit)
+
+    outputs = {output for layer in sources for output in model.outputs(layer)}
+    return {Site(model.site_out(output), output): edit_output(output) for output in sorted(outputs)}
+
+
 def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[Site, Edit]:
     """Returns hooks that remove source part[i] in forward pass i."""
-    active = source_columns(model).active
+    columns = source_columns(model)
     embeddings: list[tuple[int, int, Tensor]] = []
     features: dict[int, list[tuple[int, int, int]]] = {}
     errors: dict[int, list[tuple[int, int]]] = {}
     for i, source in enumerate(part.tolist()):
-        layer, position, vector = source_output(model, source)
-        if layer is None:
-            embeddings.append((i, position, vector))
-        elif source < active:
-            features.setdefault(layer, []).append((i, position, int(model.features.feature[source])))
-        else:
+        if source < columns.active:
+            layer, position, feature = (
+                int(getattr(model.features, name)[source]) for name in ("layer", "position", "feature")
+            )
+            features.setdefault(layer, []).append((i, position, feature))
+        elif source < columns.errors.stop:
+            layer, position = divmod(source - columns.errors.start, len(model.captured))
             errors.setdefault(layer, []).append((i, position))
+        else:
+            position, outputs = source_outputs(model, source)
+            embeddings.append((i, position, outputs[None]))
 
     def ablate_embeddings(_x: Tensor, stream: Tensor) -> Tensor:
         stream = stream.clone()
@@ -165,12 +205,13 @@ def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[
             stream[i, position] -= vector.to(stream.dtype)
         return stream
 
-    edits: dict[Site, Edit] = {
-        Site(model.site_out(layer), layer): _mlp_ablation(
-            model, layer, features.get(layer, []), errors.get(layer, [])
-        )
-        for layer in features.keys() | errors.keys()
-    }
+    edits = edit_sources(
+        model,
+        {
+            layer: _mlp_ablation(model, layer, features.get(layer, []), errors.get(layer, []))
+            for layer in features.keys() | errors.keys()
+        },
+    )
     if embeddings:
         edits[Site("resid_pre", 0)] = ablate_embeddings
     return edits
@@ -178,21 +219,29 @@ def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[
 
 def _mlp_ablation(
     model: LinearizedModel, layer: int, features: list[tuple[int, int, int]], errors: list[tuple[int, int]]
-) -> Edit:
-    """Returns a hook that subtracts features and errors from the MLP's output.
+) -> Callable[[Tensor], SourceEdit]:
+    """Returns an entry of the argument of `edit_sources` that subtracts features and errors of a layer.
 
     `features` holds (pass, position, feature). `errors` holds (pass, position).
     """
 
-    def ablate(x: Tensor, y: Tensor) -> Tensor:
-        y = y.clone()
-        if features:
-            dictionary = model.dictionaries[layer]
-            i, position, feature = torch.tensor(features, device=y.device).T
-            z = dictionary.encode(x[i, position])[torch.arange(len(i)), feature]
-            y[i, position] = dictionary.subtract_feature(y[i, position], feature, z)
-        for i, position in errors:
-            y[i, position] -= model.errors[layer, position]
-        return y
+    def ablate(x: Tensor) -> SourceEdit:
+        i, position, feature = torch.tensor(features, dtype=torch.int64, device=x.device).view(-1, 3).T
+        z = (
+            model.dictionaries[layer].encode(x[i, position])[torch.arange(len(i)), feature]
+            if features
+            else None
+        )
 
-    return ReadingEdit(model.site_in(layer), ablate)
+        def subtract(output: int, y: Tensor) -> Tensor:
+            y = y.clone()
+            if z is not None:
+                written = model.dictionaries[layer].written(feature, z, output)
+                y[i, position] = y[i, position] - written.to(y.dtype)
+            for own, at in errors if output == layer else ():
+                y[own, at] -= model.errors[layer, at]
+            return y
+
+        return subtract
+
+    return ablate

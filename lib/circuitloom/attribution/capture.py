@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.dictionary import Encoder
 from ..language_model.hooks import Site, capture, observed_modules
 from ..language_model.lm_head import LMHead, find_lm_head
 from ..language_model.model import LanguageModel
@@ -70,11 +70,11 @@ class BlockWeights:
     norm_mlp: Norm | None
     norm_mlp_after: Norm | None
 
-    def norm_before(self, dictionary: Dictionary) -> Norm | None:
+    def norm_before(self, dictionary: Encoder) -> Norm | None:
         """Returns the norm between the residual stream and the input of this block's dictionary, or None."""
         return self.norm_mlp if dictionary.is_after_norm else None
 
-    def norm_after(self, dictionary: Dictionary) -> Norm | None:
+    def norm_after(self, dictionary: Encoder) -> Norm | None:
         """Returns the norm between the output of this block's dictionary and the residual stream, or None."""
         return self.norm_mlp_after if dictionary.is_before_norm else None
 
@@ -109,28 +109,28 @@ class CapturedLayer:
     mlp_added: Float[Tensor, "position d"]
     """What the MLP adds to the residual stream, after any norm that follows the MLP."""
 
-    def norm_before(self, dictionary: Dictionary | None) -> FrozenNorm:
+    def norm_before(self, dictionary: Encoder | None) -> FrozenNorm:
         """Returns the norm between the residual stream and the input of this layer's dictionary. Without a dictionary,
         returns the norm before mlp_in."""
         if dictionary is None or dictionary.is_after_norm:
             return self.norm_mlp
         return FrozenNorm(None, torch.ones_like(self.norm_mlp.sigma))
 
-    def norm_after(self, dictionary: Dictionary | None) -> FrozenNorm:
+    def norm_after(self, dictionary: Encoder | None) -> FrozenNorm:
         """Returns the norm between the output of this layer's dictionary and the residual stream. Without a dictionary,
         returns the norm after mlp_out."""
         if dictionary is None or dictionary.is_before_norm:
             return self.norm_mlp_after
         return FrozenNorm(None, torch.ones_like(self.norm_mlp_after.sigma))
 
-    def input(self, dictionary: Dictionary) -> Float[Tensor, "position d"]:
+    def input(self, dictionary: Encoder) -> Float[Tensor, "position d"]:
         """Returns the value that this layer's dictionary reads, in the model's own numbers."""
         if dictionary.is_after_norm:
             return self.mlp_in
         assert self.resid_mid is not None, "a model with parallel blocks has no resid_mid"
         return self.resid_mid
 
-    def output(self, dictionary: Dictionary | None) -> Float[Tensor, "position d"]:
+    def output(self, dictionary: Encoder | None) -> Float[Tensor, "position d"]:
         """Returns the value that this layer's dictionary reconstructs. Without a dictionary, returns mlp_out."""
         return self.mlp_out if dictionary is None or dictionary.is_before_norm else self.mlp_added
 

@@ -5,7 +5,9 @@
 2. `LinearizedModel.backpropagate` takes this gradient to every earlier MLP output and to the embedding. The gradient
    flows through attention and skip connections.
 3. Sources are features, errors, token embeddings and position embeddings. The effect of a source is the dot product of
-   the source's output vector and the gradient. All biases together are one further source, the constant.
+   the source's output vector and the gradient. A feature of a cross-layer transcoder has one output vector per layer
+   that it writes to, and its effect is the sum over these layers. All biases together are one further source, the
+   constant.
 4. `direct_effects` returns these effects. In `total_effects`, gradients also flow through active features.
 """
 
@@ -162,7 +164,8 @@ def direct_effects(
     """Returns the direct effect of each source on each target. Direct effects are the edges of an attribution graph.
 
     Direct effects go through attention and skip connections, but not through other features. Each row sums to the
-    target's value. `source_columns(model)` describes the columns. If `out` is given, the result is written into `out`.
+    target's value. `source_columns(model)` describes the columns. If `out` is given, the result is written into `out`,
+    which holds zeros.
     """
     if out is None:
         out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
@@ -202,8 +205,10 @@ def _write_effects(
         if site != "embedding":
             errors = columns.errors.start + layer * len(captured)
             out[:, errors : errors + n] = _dot(g, model.errors[layer, :n]).T
+            for writer in model.writers[layer]:
+                _add_feature_effects(model, writer, layer, g, out)
             if layer in model.dictionaries:
-                _write_feature_effects(model, layer, g, out)
+                # features of a layer write to this layer and later ones: their effects are complete here
                 active = model.active_in_layer(layer, n)
                 if features and active.stop > active.start:
                     index = torch.arange(active.start, active.stop, device=out.device)
@@ -223,19 +228,21 @@ def _constant_effects(model: LinearizedModel, targets: AttributionTargets) -> Fl
     return targets.constant + (targets.vector * stream).sum(-1)
 
 
-def _write_feature_effects(
+def _add_feature_effects(
     model: LinearizedModel,
     layer: int,
+    output: int,
     g: Float[Tensor, "position target d"],
     out: Float[Tensor, "target source"],
 ) -> None:
+    """Add the effects of features of `layer` through what they write to `output`, where the gradient is `g`."""
     in_layer = model.active_in_layer(layer, len(g))
-    outputs = model.feature_outputs(layer, in_layer)
+    outputs = model.feature_outputs(layer, in_layer, output)
     for position in range(len(g)):
         active = model.active_at(layer, position)
         if active.stop > active.start:
             own = outputs[active.start - in_layer.start : active.stop - in_layer.start]
-            out[:, active] = g[position] @ own.T
+            out[:, active] += g[position] @ own.T
 
 
 def _dot(

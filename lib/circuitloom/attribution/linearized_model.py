@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.progress import progress
 from ..corpus.token_arrays import scored_positions
 from ..corpus.tokens import Tokens
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.cross_layer import LayerDictionary, find_writers
 from ..language_model.model import LanguageModel
 from .capture import CapturedPass, FrozenNorm, ModelWeights, capture_pass
 
@@ -54,26 +54,33 @@ class LinearizedModel:
     """Linearized (local replacement) model of one prompt.
 
     The output of an MLP is y = W_dec^T z + b_dec (+ W_skip x) + error, at the site that the layer's dictionary
-    reconstructs (`site_out`). At position 0, at each separator of documents, and in layers without a dictionary, the
-    error is the whole output y.
+    reconstructs (`site_out`). With a cross-layer transcoder, W_dec^T z is the sum over all layers in `writers`. At
+    position 0, at each separator of documents, and in layers without a dictionary, the error is the whole output y.
     """
 
     def __init__(
-        self, captured: CapturedPass, dictionaries: Mapping[int, Dictionary], separator_id: int | None
+        self, captured: CapturedPass, dictionaries: Mapping[int, LayerDictionary], separator_id: int | None
     ) -> None:
-        """`separator_id` is the tokenizer's. Raises ValueError if a dictionary is not a transcoder or does not fit the
-        model."""
+        """`dictionaries` are transcoders, or the `layers` of a cross-layer transcoder. `separator_id` is the
+        tokenizer's. Raises ValueError if a dictionary is not a transcoder or does not fit the model or the others."""
         self.captured = captured
         like = captured.resid_final
-        self.dictionaries = {
-            layer: _check_dictionary(dictionary, layer, captured).to(like.device, like.dtype)
+        for layer, dictionary in dictionaries.items():
+            _check_dictionary(dictionary, layer, captured)
+            _check_outputs(dictionary, layer, dictionaries)
+        self.dictionaries: dict[int, LayerDictionary] = {
+            layer: dictionary.to(like.device, like.dtype)
             for layer, dictionary in sorted(dictionaries.items())
         }
+        self.writers = {layer: [] for layer in range(len(captured.layers))} | find_writers(dictionaries)
+        """Maps each layer to the layers whose features write to its MLP's output, in ascending order."""
         self.replaced: Bool[Tensor, " position"] = scored_positions(captured.token[None].cpu(), separator_id)[
             0
         ].to(like.device)
         """Positions at which dictionaries replace MLPs."""
-        self.features, errors, constants = _decompose_mlps(captured, self.dictionaries, self.replaced)
+        self.features, errors, constants = _decompose_mlps(
+            captured, self.dictionaries, self.writers, self.replaced
+        )
         self.errors: Float[Tensor, "layer position d"] = errors
         """Output of each MLP minus the dictionary's reconstruction, at `site_out` of the layer."""
         self.mlp_constant: Float[Tensor, "layer position d"] = constants
@@ -123,10 +130,18 @@ class LinearizedModel:
         """Returns the slice of `features` of one layer at positions 0 to `positions` - 1, with `positions` >= 1."""
         return slice(self.active_at(layer, 0).start, self.active_at(layer, positions - 1).stop)
 
-    def feature_outputs(self, layer: int, active: slice) -> Float[Tensor, "active d"]:
-        """Returns activation times decoder row for each feature in the slice `active` of `features`."""
-        feature = self.features.feature[active]
-        return self.dictionaries[layer].W_dec[feature] * self.features.activation[active, None]
+    def outputs(self, layer: int) -> tuple[int, ...]:
+        """Returns the layers that features of `layer` write to, in ascending order. Its error writes to `layer`."""
+        dictionary = self.dictionaries.get(layer)
+        return (layer,) if dictionary is None else dictionary.outputs
+
+    def feature_outputs(self, layer: int, active: slice, output: int) -> Float[Tensor, "active d"]:
+        """Returns what each feature in the slice `active` of `features` adds to the MLP's output of layer `output`.
+
+        It is activation times decoder row. All features of the slice are in `layer`.
+        """
+        features = self.features
+        return self.dictionaries[layer].written(features.feature[active], features.activation[active], output)
 
     @cached_property
     def constant_stream(self) -> Float[Tensor, "layer_and_end position d"]:
@@ -160,10 +175,13 @@ class LinearizedModel:
 
     def mlp_output(self, layer: int) -> Float[Tensor, "position d"]:
         """Returns the sum of a layer's feature outputs and error: the MLP's output without b_dec and W_skip x."""
-        active = self.active_in_layer(layer, len(self.captured))
         output = self.errors[layer].clone()
-        if active.stop > active.start:
-            output.index_add_(0, self.features.position[active], self.feature_outputs(layer, active))
+        for writer in self.writers[layer]:
+            active = self.active_in_layer(writer, len(self.captured))
+            if active.stop > active.start:
+                output.index_add_(
+                    0, self.features.position[active], self.feature_outputs(writer, active, layer)
+                )
         return output
 
     def head_values(self, layer: int) -> Float[Tensor, "head position d_head"]:
@@ -183,22 +201,37 @@ class LinearizedModel:
         v = g @ dictionary.W_skip * replaced.view(replaced.shape + (1,) * (g.dim() - replaced.dim()))
         return self.norm_before(layer).vjp(v, position)
 
-    def features_vjp(
-        self, layer: int, g: Float[Tensor, "position target d"]
-    ) -> Float[Tensor, "position target d"] | float:
-        """Backpropagate `g` from an MLP's output through active features and `norm_before`.
+    def add_slopes(
+        self,
+        slopes: dict[int, Float[Tensor, "_ target"]],
+        output: int,
+        g: Float[Tensor, "position target d"],
+    ) -> None:
+        """Add to slopes[l] the gradient with respect to activations of active features of layer l, through what they
+        write to the MLP's output of layer `output`.
 
-        Active features have slope 1. `g` and the result cover positions 0 to len(g) - 1. Returns 0.0 if no feature is
-        active.
+        `g` is the gradient with respect to this output. It covers positions 0 to len(g) - 1.
         """
-        dictionary, active = self.dictionaries.get(layer), self.active_in_layer(layer, len(g))
-        if dictionary is None or active.stop == active.start:
-            return 0.0
+        for writer in self.writers[output]:
+            active = self.active_in_layer(writer, len(g))
+            if active.stop > active.start:
+                rows = self.dictionaries[writer].decoder(output)[self.features.feature[active]]
+                slope = torch.einsum("atd,ad->at", g[self.features.position[active]], rows)
+                slopes[writer] = slopes[writer] + slope if writer in slopes else slope
+
+    def features_vjp(
+        self, layer: int, slope: Float[Tensor, "active target"], positions: int
+    ) -> Float[Tensor, "position target d"]:
+        """Backpropagate `slope` through active features of a layer and `norm_before`. Active features have slope 1.
+
+        `slope` is the gradient with respect to the activations at positions 0 to `positions` - 1, which the result
+        covers.
+        """
+        dictionary, active = self.dictionaries[layer], self.active_in_layer(layer, positions)
         feature, position = self.features.feature[active], self.features.position[active]
-        slope = torch.einsum("atd,ad->at", g[position], dictionary.W_dec[feature])
-        read = torch.zeros_like(g)
+        read = slope.new_zeros(positions, slope.shape[1], dictionary.d_in)
         read.index_add_(0, position, slope[:, :, None] * dictionary.W_enc[feature][:, None])
-        return self.norm_before(layer).vjp(read, slice(len(g)))
+        return self.norm_before(layer).vjp(read, slice(positions))
 
     def backpropagate(
         self,
@@ -222,13 +255,17 @@ class LinearizedModel:
         if layer < self.layers and not self.captured.parallel:
             # cheaper than attention_vjp: here each vector reads at a single position
             g += self.captured.layers[layer].attention_vjp_at(vector, position, n)
+        # features of a layer write to this layer and later ones: their slopes are complete when it is reached
+        slopes: dict[int, Tensor] = {}
         for earlier in range(layer - 1, -1, -1):
             block = self.captured.layers[earlier]
             g_mlp = self.norm_after(earlier).vjp(g, slice(n))
             yield SiteGradient(self.site_out(earlier), earlier, g_mlp)
             g_in = self.skip_vjp(earlier, g_mlp, slice(n))
             if features:
-                g_in = g_in + self.features_vjp(earlier, g_mlp)
+                self.add_slopes(slopes, earlier, g_mlp)
+                if earlier in slopes:
+                    g_in = g_in + self.features_vjp(earlier, slopes.pop(earlier), n)
             if not self.captured.parallel:
                 g += g_in
                 g_in = 0.0
@@ -239,7 +276,7 @@ class LinearizedModel:
 def linearize_sequences(
     language_model: LanguageModel,
     weights: ModelWeights,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, LayerDictionary],
     text: Tokens,
     sequences: Sequence[int],
     task: str,
@@ -257,7 +294,7 @@ def linearize_sequences(
             bar.update(1)
 
 
-def _check_dictionary(dictionary: Dictionary, layer: int, captured: CapturedPass) -> Dictionary:
+def _check_dictionary(dictionary: LayerDictionary, layer: int, captured: CapturedPass) -> None:
     d = captured.resid_final.shape[1]
     if not dictionary.is_transcoder:
         raise ValueError(
@@ -274,24 +311,50 @@ def _check_dictionary(dictionary: Dictionary, layer: int, captured: CapturedPass
             f"layer {layer}: the dictionary reads {dictionary.site_in}, but this model runs attention and MLP in "
             "parallel and has no resid_mid; name transcoders of mlp_in"
         )
-    return dictionary
+
+
+def _check_outputs(
+    dictionary: LayerDictionary, layer: int, dictionaries: Mapping[int, LayerDictionary]
+) -> None:
+    if dictionary.layer != layer:
+        raise ValueError(
+            f"layer {layer}: the dictionary is that of layer {dictionary.layer}; give it this number"
+        )
+    for output in dictionary.outputs:
+        if output not in dictionaries:
+            raise ValueError(
+                f"layer {layer}: its features write to layer {output}, which has no dictionary; give all layers of "
+                "the cross-layer transcoder"
+            )
+        if dictionaries[output].site_out != dictionary.site_out:
+            raise ValueError(
+                f"layer {layer}: its features write to {dictionary.site_out} of layer {output}, and the dictionary of "
+                f"that layer reconstructs {dictionaries[output].site_out}; give layers of one transcoder"
+            )
 
 
 def _decompose_mlps(
-    captured: CapturedPass, dictionaries: Mapping[int, Dictionary], replaced: Bool[Tensor, " position"]
+    captured: CapturedPass,
+    dictionaries: Mapping[int, LayerDictionary],
+    writers: Mapping[int, Sequence[int]],
+    replaced: Bool[Tensor, " position"],
 ) -> tuple[ActiveFeatures, Float[Tensor, "layer position d"], Float[Tensor, "layer position d"]]:
     """Returns the active features, the error of each MLP, and the constant that each MLP adds to the stream."""
     active, errors, constants = [], [], []
+    entries: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for number, layer in enumerate(captured.layers):
         dictionary = dictionaries.get(number)
         error, constant = layer.output(dictionary).clone(), torch.zeros_like(layer.mlp_out)
         if dictionary is not None:
             x = layer.input(dictionary)[replaced]
-            token, feature, value = dictionary.encode_sparse(x)
+            entries[number] = token, feature, value = dictionary.encode_sparse(x)
             order = torch.argsort(token * dictionary.width + feature)
             position = replaced.nonzero()[:, 0][token[order]]
             active.append((torch.full_like(position, number), position, feature[order], value[order]))
-            y_hat = torch.zeros_like(x).index_add_(0, token, dictionary.W_dec[feature] * value[:, None])
+            y_hat = torch.zeros_like(x)
+            for writer in writers[number]:
+                token, feature, value = entries[writer]
+                y_hat.index_add_(0, token, dictionaries[writer].written(feature, value, number))
             error[replaced] -= y_hat + dictionary.b_dec
             constant[replaced] += dictionary.b_dec
             if dictionary.W_skip is not None:

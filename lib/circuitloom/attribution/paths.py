@@ -98,6 +98,8 @@ def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomp
     A head is one source per position that the head attends to.
     """
     parts: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]] = []
+    # effects of the features of each layer, summed over the layers that they write to
+    features: dict[int, Tensor] = {}
     error, constant = 0.0, reader.constant
     position = reader.position
     g = reader.vector
@@ -108,13 +110,16 @@ def direct_sources(model: LinearizedModel, reader: StreamReader) -> SourceDecomp
             constant += float(g @ model.mlp_constant[layer, position])
             g_mlp = model.norm_after(layer).vjp(g, here)
             error += float(g_mlp @ model.errors[layer, position])
-            active = model.active_at(layer, position)
-            if active.stop > active.start:
+            for writer in model.writers[layer]:
+                active = model.active_at(writer, position)
+                if active.stop > active.start:
+                    value = model.feature_outputs(writer, active, layer) @ g_mlp
+                    features[writer] = features[writer] + value if writer in features else value
+            if layer in features:
+                active = model.active_at(layer, position)
                 index = torch.arange(active.start, active.stop, device=g.device)
-                value = model.feature_outputs(layer, active) @ g_mlp
-                parts.append(
-                    (FEATURE, layer, model.features.feature[active], here.expand(len(index)), value, index)
-                )
+                numbers, value = model.features.feature[active], features[layer]
+                parts.append((FEATURE, layer, numbers, here.expand(len(index)), value, index))
             g_skip = model.skip_vjp(layer, g_mlp, here)
             if not model.captured.parallel:
                 g = g + g_skip

@@ -24,7 +24,8 @@ from ..core.tables import read_table
 from ..corpus.prompt_text import PromptText, read_prompt
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
 from ..corpus.tokens import open_tokens
-from ..dictionaries.dictionary import CONFIG, Dictionary, is_transcoder, load_dictionary
+from ..dictionaries.cross_layer import LayerDictionary, load_layers
+from ..dictionaries.dictionary import CONFIG, is_transcoder
 from ..language_model.model import LanguageModel, load_model
 from .capture import ModelWeights, capture_pass, read_weights
 from .direct_effects import AttributionTargets, feature_targets, source_columns
@@ -104,10 +105,11 @@ class Tracer:
         language_model: LanguageModel,
         tokenizer: Tokenizer,
         run: str,
-        dictionaries: Mapping[int, Dictionary],
+        dictionaries: Mapping[int, LayerDictionary],
         context: int,
     ) -> None:
-        """`context` is the largest number of tokens in a prompt. Raises ValueError for unsupported architectures."""
+        """`dictionaries` are the transcoders of the run by layer, or the `layers` of its cross-layer transcoder.
+        `context` is the largest number of tokens in a prompt. Raises ValueError for unsupported architectures."""
         self.language_model, self.tokenizer = language_model, tokenizer
         self.run, self.dictionaries, self.context = run, dictionaries, context
         self.strings = tokenizer.strings()
@@ -264,14 +266,14 @@ def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float3
         raise ValueError(f"{run} is not a run of transcoders of {folder}; choose from {', '.join(runs)}")
     model = load_model(layout.model, dtype)
     layers = sorted((layout.dictionaries / run).glob("layer*"))
-    found = [load_dictionary(layer, model.device) for layer in layers if (layer / CONFIG).is_file()]
+    found = load_layers((layer for layer in layers if (layer / CONFIG).is_file()), model.device)
     context = open_tokens(layout.tokens("validation")).context
     tokenizer = load_tokenizer(str(layout.tokenizer.resolve()))
-    return Tracer(model, tokenizer, run, {each.layer: each for each in found}, context)
+    return Tracer(model, tokenizer, run, found, context)
 
 
 def transcoder_runs(folder: Path) -> list[str]:
-    """Returns the names of the study's trained runs of transcoders.
+    """Returns the names of the study's trained runs of transcoders and cross-layer transcoders.
 
     Names in the evaluation table `run` come first, in the order of the table. Other names follow in alphabetical order.
     """

@@ -29,6 +29,7 @@ from ..attribution.direct_effects import AttributionTargets, make_targets
 from ..attribution.linearized_model import LinearizedModel, linearize_sequences
 from ..core.tables import BLIND, write_table
 from ..corpus.tokens import Tokens, count_sequences
+from ..dictionaries.cross_layer import LayerDictionary
 from ..dictionaries.dictionary import Dictionary
 from ..evaluation.concept_matching import scored_activations, sparse_activations
 from ..evaluation.held_out import HeldOut, load_sequences
@@ -190,7 +191,7 @@ class _ContextSums:
     ) -> None:
         for row, position, vector in zip(rows.tolist(), at.tolist(), g, strict=True):
             active = prompt.active_at(0, position)
-            effect = prompt.feature_outputs(0, active) @ vector
+            effect = prompt.feature_outputs(0, active, 0) @ vector
             self.contribution[row, place].index_add_(0, prompt.features.feature[active], effect)
             self.total[row, place] += effect.sum()
 
@@ -256,7 +257,7 @@ def score_predictions(
 
 def write_blind_predictions(
     run: str,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, LayerDictionary],
     model: LanguageModel,
     weights: ModelWeights,
     tokens: TokenEmbeddings,

@@ -15,7 +15,7 @@ from ..attribution.capture import CapturedLayer, ModelWeights
 from ..attribution.linearized_model import LinearizedModel
 from ..core.progress import progress
 from ..core.tables import CONNECTION, table_writer
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.cross_layer import LayerDictionary
 from ..language_model.model import LanguageModel
 from ..language_model.residual import norm_jvp
 from .deembedding import (
@@ -81,7 +81,7 @@ class MeanEffects:
 def find_connections(
     model: LanguageModel,
     weights: ModelWeights,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, LayerDictionary],
     layer: int,
     n: int = 10,
     heads: int = 1,

@@ -19,6 +19,7 @@ from torch.nn.functional import embedding_bag
 from ..attribution.capture import BlockWeights, ModelWeights, capture_pass
 from ..core.progress import progress
 from ..core.tables import DEEMBEDDING, table_writer
+from ..dictionaries.cross_layer import LayerDictionary, require_one_output
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
 from ..language_model.residual import norm_jvp, norm_vjp
@@ -117,7 +118,7 @@ def embedding_rows(model: LanguageModel, weights: ModelWeights) -> Float[Tensor,
 def embed_vocabulary(
     model: LanguageModel,
     weights: ModelWeights,
-    layer0: Dictionary | None,
+    layer0: LayerDictionary | None,
     vocabulary: int,
     with_output: bool = True,
 ) -> TokenEmbeddings:
@@ -155,14 +156,14 @@ def embed_vocabulary(
     return TokenEmbeddings(embedding, activations, output)
 
 
-def require_transcoder(dictionary: Dictionary, layer: int) -> Dictionary:
-    """Returns `dictionary`. Raises ValueError if `dictionary` is not a transcoder."""
+def require_transcoder(dictionary: LayerDictionary, layer: int) -> Dictionary:
+    """Returns `dictionary`. Raises ValueError if `dictionary` is not a transcoder of one layer."""
     if not dictionary.is_transcoder:
         raise ValueError(
             f"layer {layer}: weight tables need transcoders; this dictionary maps {dictionary.site_in} to "
             f"{dictionary.site_out}; name a run of transcoders"
         )
-    return dictionary
+    return require_one_output(dictionary, "a weight table")
 
 
 def strongest_heads(
@@ -213,7 +214,7 @@ def _strength(
 @torch.inference_mode()
 def write_deembedding(
     run: str,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, LayerDictionary],
     model: LanguageModel,
     weights: ModelWeights,
     tokens: TokenEmbeddings,

@@ -7,7 +7,7 @@ from ..attribution.capture import read_weights
 from ..attribution.linearized_model import linearize_sequences
 from ..config.circuits import WeightsConfig
 from ..corpus.tokens import Tokens, count_sequences
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.cross_layer import LayerDictionary
 from ..language_model.model import LanguageModel
 from .blind_prediction import write_blind_predictions
 from .connections import find_connections, mean_effects, write_connections
@@ -16,7 +16,7 @@ from .deembedding import embed_vocabulary, write_deembedding
 
 def write_weight_tables(
     run: str,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, LayerDictionary],
     model: LanguageModel,
     strings: list[str],
     text: Tokens,
