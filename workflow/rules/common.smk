@@ -246,8 +246,8 @@ def feature_files(run, layer):
 
 
 def traced_run(trace):
-    """Returns the transcoder run through which a prompt is traced."""
-    return STUDY.circuits.prompts[trace].run or STUDY.traced_run
+    """Returns the run of transcoders, or the cross-layer transcoder, that a prompt is traced through."""
+    return STUDY.run_of_prompt(trace)
 
 
 def behaviour_tables(runs):

@@ -154,7 +154,7 @@ class Prompt(Section):
     last. TOKEN is a word as it follows the prompt in written text: `by` after `he was caught` is the token ` by`. In
     quotes it is exactly the token, with the escapes of JSON: `"by"`, `" by"`, `"\\n"`."""
     run: str | None = None
-    """Run of transcoders to trace through. With null, it is `circuits.run`."""
+    """Run of transcoders to trace through, or a cross-layer transcoder. With null, it is `circuits.run`."""
     changes: list[FeatureChange] = []
     """Interventions on features. Each intervention is measured twice: with the rest of the model frozen, and with
     nothing frozen."""
@@ -248,7 +248,8 @@ class Circuits(Section):
     """Traced prompts (attribution graphs through transcoder features), behaviours, and the analysis of weights."""
 
     run: str | None = None
-    """Run of transcoders to trace through. With null, it is the first run of transcoders."""
+    """Run of transcoders to trace through. With null, it is the first run of transcoders. If there is none, prompts are
+    traced through the first cross-layer transcoder."""
     prompts: Annotated[dict[str, Prompt], AfterValidator(_check_names)] = {}
     """Prompts by name. Each prompt is traced."""
     behaviours: Annotated[dict[str, Behaviour], AfterValidator(_check_names)] = {}

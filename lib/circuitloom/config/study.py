@@ -148,11 +148,15 @@ class Study(Section):
         """Check that runs named under `circuits` exist, and that prompts are traced through transcoders."""
         named = {f"circuits.prompts.{name}.run": prompt.run for name, prompt in self.circuits.prompts.items()}
         for key, run in {"circuits.run": self.circuits.run, **named}.items():
-            if run in self.runs:
-                self._refuse_cross_layer(run, key)
-            if run is not None and run not in self.transcoders:
-                known = ", ".join(self.transcoders) or "none: add a sweep of transcoders"
+            if run is not None and run not in self.traceable:
+                known = ", ".join(self.traceable) or "none: add a sweep of transcoders"
                 raise ValueError(f"{key}: {run} is no run of transcoders; choose from {known}")
+        run = self.circuits.run
+        if run is not None and run not in self.transcoders:
+            raise ValueError(
+                f"circuits.run: {run} is a cross-layer transcoder, which weight tables and case studies cannot use; "
+                "name it at circuits.prompts.NAME.run of the prompts to trace through it"
+            )
         for name, behaviour in self.circuits.behaviours.items():
             for run in behaviour.runs or []:
                 if run not in self.runs:
@@ -160,8 +164,12 @@ class Study(Section):
                     raise ValueError(
                         f"circuits.behaviours.{name}.runs: there is no run {run}; choose from {known}"
                     )
-                self._refuse_cross_layer(run, f"circuits.behaviours.{name}.runs")
-        if self.circuits.prompts and not self.transcoders:
+                if self.runs[run].is_cross_layer:
+                    raise ValueError(
+                        f"circuits.behaviours.{name}.runs: {run} is a cross-layer transcoder, and components are "
+                        "features that write to one layer; choose runs of transcoders or SAEs"
+                    )
+        if self.circuits.prompts and not self.traceable:
             raise ValueError(
                 "circuits.prompts: prompts are traced through transcoders; add a sweep of transcoders to dictionaries"
             )
@@ -342,9 +350,20 @@ class Study(Section):
         return [name for name, run in self.runs.items() if run.kind == "transcoder"]
 
     @property
+    def traceable(self) -> list[str]:
+        """Names of the runs that prompts can be traced through: transcoders, then cross-layer transcoders."""
+        return [*self.transcoders, *(name for name, run in self.runs.items() if run.is_cross_layer)]
+
+    @property
     def traced_run(self) -> str | None:
-        """Default run of transcoders for prompts and case studies. None if the study has no transcoders."""
+        """Default run of transcoders for weight tables, behaviours and case studies. None if the study has no
+        transcoders."""
         return self.circuits.run or next(iter(self.transcoders), None)
+
+    def run_of_prompt(self, name: str) -> str:
+        """Returns the run that a prompt of `circuits.prompts` is traced through: its own, `circuits.run`, or the first
+        of `traceable`."""
+        return self.circuits.prompts[name].run or self.traced_run or self.traceable[0]
 
     @property
     def runs(self) -> dict[str, Run]:

@@ -262,8 +262,8 @@ def circuits(study: Study) -> Work:
     layers."""
     shape, d = study.shape, study.shape.d_model
     operations = 0.0
-    for prompt in study.circuits.prompts.values():
-        run = study.runs[prompt.run or study.traced_run or ""]
+    for name, prompt in study.circuits.prompts.items():
+        run = study.runs[study.run_of_prompt(name)]
         length = min(study.corpus.context, len(prompt.text.encode()) / BYTES_PER_TOKEN + 1)
         active = length * len(study.layers) * firing(run)
         # two matrices per head, forward and back, and the head's pattern, through half of the layers on average
@@ -271,7 +271,7 @@ def circuits(study: Study) -> Work:
         # effects between all pairs of features
         operations += active**2 * d
     prompts, behaviours = len(study.circuits.prompts), len(study.circuits.behaviours)
-    traced = {prompt.run or study.traced_run for prompt in study.circuits.prompts.values()}
+    traced = {study.run_of_prompt(name) for name in study.circuits.prompts}
     jobs = len(traced) if study.grouped else prompts
     tokens = sum(len(prompt.text.encode()) / BYTES_PER_TOKEN for prompt in study.circuits.prompts.values())
     blocks, embedding = model_parameters(shape)

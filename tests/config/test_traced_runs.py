@@ -1,0 +1,56 @@
+"""Which runs prompts are traced through, and which stages refuse a cross-layer transcoder."""
+
+from typing import Any
+
+import pytest
+
+from circuitloom.config import Study, load_study
+
+PROMPTS = {"one": {"text": "he was caught"}, "two": {"text": "she was", "run": "clt"}}
+BEHAVIOUR = {"prompts": [{"text": "he was", "target": "logit by"}], "runs": ["clt"]}
+
+
+def study(kinds: list[str], **changes: Any) -> Study:
+    """A study with one run of each of `kinds`, named after its kind."""
+    dictionaries = {kind: {"kind": kind, "name": {"transcoder": "tc"}.get(kind, kind)} for kind in kinds}
+    keys = {"name": "x", "corpus": {"source": "chronicle"}, "language_model": {"source": "pretrain"}}
+    return load_study({**keys, "training": {"width": 64, "k": 8}, "dictionaries": dictionaries, **changes})
+
+
+def test_a_prompt_is_traced_through_its_run_or_transcoders_or_a_cross_layer_transcoder() -> None:
+    both = study(["clt", "transcoder", "sae"], circuits={"prompts": PROMPTS})
+    assert both.traceable == ["tc", "clt"]
+    assert [both.run_of_prompt(name) for name in PROMPTS] == ["tc", "clt"]
+    assert both.traced_run == "tc"
+    alone = study(["clt"], circuits={"prompts": PROMPTS})
+    assert [alone.run_of_prompt(name) for name in PROMPTS] == ["clt", "clt"]
+    # no weight tables
+    assert alone.traced_run is None
+
+
+REFUSED = {
+    "weight tables": (
+        {"circuits": {"run": "clt"}},
+        r"^circuits\.run: clt is a cross-layer .*circuits\.prompts\.NAME\.run",
+    ),
+    "components": (
+        {"circuits": {"behaviours": {"b": BEHAVIOUR}}},
+        r"^circuits\.behaviours\.b\.runs: clt is a cross-layer .*; choose runs of transcoders or SAEs",
+    ),
+    "a case study": (
+        {"cases": {"c": {"kind": "planted", "run": "clt", "runs": ["sae"]}}},
+        r"^cases\.c\.run: clt is no run of transcoders; choose from tc",
+    ),
+    "a prompt through SAEs": (
+        {"circuits": {"prompts": {"one": {"text": "a", "run": "sae"}}}},
+        r"^circuits\.prompts\.one\.run: sae is no run of transcoders; choose from tc, clt",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_cannot_use_a_cross_layer_transcoder_refuses_it_in_one_line(fault: str) -> None:
+    changes, message = REFUSED[fault]
+    with pytest.raises(ValueError, match=message) as error:
+        study(["transcoder", "clt", "sae"], **changes)
+    assert "\n" not in str(error.value)
