@@ -1,4 +1,5 @@
-"""Cross-layer transcoders: one job trains all layers, one scores them, and other stages leave them out."""
+"""Cross-layer transcoders: one job trains all layers, one scores them, and prompts are traced through them. Other
+stages leave them out."""
 
 import json
 import re
@@ -32,7 +33,7 @@ def test_a_sweep_has_one_job_for_all_layers(fresh: Project) -> None:
         assert not {"tabulate_clt", "view_clt"} & listed.keys()
 
 
-def test_a_trained_transcoder_is_scored_layer_by_layer_and_together(
+def test_a_trained_transcoder_is_scored_layer_by_layer_and_together_and_traced(
     finished: Project, tmp_path: Path
 ) -> None:
     project = finished.copy(tmp_path / "project")
@@ -59,3 +60,10 @@ def test_a_trained_transcoder_is_scored_layer_by_layer_and_together(
     assert list(find_damage(project.results)) == []
     again = project.snakemake("evaluation", "--dry-run", study=study)
     assert "train_clt" not in again.stdout
+    prompts = {"crossed": {"text": "he was caught by the guard .", "run": RUN}}
+    study = project.config("traced", dictionaries=SWEEP, circuits={"prompts": prompts})
+    run = project.snakemake("results/tiny/circuits/crossed/trace.parquet", study=study)
+    assert run.returncode == 0, run.stdout[-4000:]
+    [row] = read_table(project.results / "circuits" / "crossed" / "trace.parquet").to_pylist()
+    assert row["run"] == RUN and row["n_active"] > 0
+    assert row["identity_error"] < 1e-4 and row["frozen_error"] < 1e-4
