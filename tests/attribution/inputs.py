@@ -21,11 +21,11 @@ from circuitloom.attribution.paths import (
     head_reader,
     target_reader,
 )
+from circuitloom.config.dictionaries import output_layers
 from circuitloom.dictionaries.cross_layer import (
     CrossLayerDictionary,
     CrossLayerTranscoder,
     LayerDictionary,
-    output_layers,
 )
 from circuitloom.dictionaries.dictionary import Dictionary
 from circuitloom.language_model.model import LanguageModel, load_model
