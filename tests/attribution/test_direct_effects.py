@@ -179,7 +179,7 @@ def test_direct_effects_equal_gradients_where_a_norm_follows_the_mlp(name, site,
 # Total effects
 
 
-@pytest.fixture(scope="module", params=[(*model, kind) for model in READING for kind in KINDS])
+@pytest.fixture(scope="module", params=[(*model, kind) for model in READING for kind in KINDS], ids=", ".join)
 def linearized(request, tmp_path_factory) -> LinearizedModel:
     architecture, reads, kind = request.param
     model = load_tiny(architecture, tmp_path_factory.mktemp(architecture), "float64")
