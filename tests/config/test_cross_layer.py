@@ -17,6 +17,8 @@ STUDY: dict[str, Any] = {
     },
 }
 NAME = "clt-batchtopk4-64-budgetall"
+PROMPTS: dict[str, Any] = {"other": {"text": "he was caught"}}
+BEHAVIOUR: dict[str, Any] = {"prompts": [{"text": "he was caught", "target": "logit by"}]}
 
 
 def test_a_run_is_named_after_its_reach_and_budget() -> None:
@@ -62,17 +64,21 @@ REFUSED = {
         {"activations": {"outliers": {"action": "drop"}}},
         r"^dictionaries\.clt: with activations\.outliers\.action: drop.*set it to keep or cap",
     ),
-    "a traced prompt": (
-        {"circuits": {"prompts": {"p": {"text": "he was caught", "run": NAME}}}},
-        rf"^circuits\.prompts\.p\.run: {NAME} is a cross-layer transcoder.*trained and evaluated only",
-    ),
-    "the traced run": (
+    "the run of weight tables": (
         {"circuits": {"run": NAME}},
-        rf"^circuits\.run: {NAME} is a cross-layer transcoder.*trained and evaluated only",
+        rf"^circuits\.run: {NAME} is a cross-layer transcoder.*name it at circuits\.prompts\.NAME\.run",
+    ),
+    "components": (
+        {"circuits": {"behaviours": {"b": {**BEHAVIOUR, "runs": [NAME]}}}},
+        rf"^circuits\.behaviours\.b\.runs: {NAME} is a cross-layer transcoder.*evaluated and traced only",
+    ),
+    "a case study": (
+        {"cases": {"c": {"kind": "planted", "run": NAME, "runs": []}}},
+        rf"^cases\.c: {NAME} is a cross-layer transcoder.*evaluated and traced only",
     ),
     "an export": (
         {"exchange": {"formats": ["sparsify"], "runs": [NAME]}},
-        rf"^exchange\.runs: {NAME} is a cross-layer transcoder.*trained and evaluated only",
+        rf"^exchange\.runs: {NAME} is a cross-layer transcoder.*trained, evaluated and traced only",
     ),
 }
 
@@ -85,10 +91,24 @@ def test_what_is_not_supported_is_refused_in_one_line(name: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_prompts_without_a_transcoder_are_refused() -> None:
-    only = {"clt": STUDY["dictionaries"]["clt"]}
-    prompts = {"circuits": {"prompts": {"p": {"text": "he was caught"}}}}
+def test_prompts_without_a_run_to_trace_through_are_refused() -> None:
+    saes = {"saes": {"kind": "sae"}}
     with pytest.raises(ValueError, match=r"^circuits\.prompts: .*add a sweep of transcoders"):
-        load_study({**STUDY, "dictionaries": only, **prompts})
-    study = load_study({**STUDY, "dictionaries": only})
+        load_study({**STUDY, "dictionaries": saes, "circuits": {"prompts": PROMPTS}})
+    with pytest.raises(
+        ValueError, match=rf"^circuits\.prompts\.own\.run: {NAME} is no run .*none: add a sweep"
+    ):
+        named = {"own": {**PROMPTS["other"], "run": NAME}}
+        load_study({**STUDY, "dictionaries": saes, "circuits": {"prompts": named}})
+
+
+def test_a_prompt_is_traced_through_its_run_or_transcoders_or_a_cross_layer_transcoder() -> None:
+    prompts = {**PROMPTS, "own": {"text": "she was", "run": NAME}}
+    study = load_study({**STUDY, "circuits": {"prompts": prompts}})
+    assert study.traceable == ["tc-topk4-64", NAME, "clt-batchtopk4-64-reach1-budgetall"]
+    assert [study.run_of_prompt(name) for name in prompts] == ["tc-topk4-64", NAME]
+    only = {"clt": STUDY["dictionaries"]["clt"]}
+    study = load_study({**STUDY, "dictionaries": only, "circuits": {"prompts": prompts}})
+    assert [study.run_of_prompt(name) for name in prompts] == [NAME, NAME]
+    # no weight tables
     assert study.traced_run is None

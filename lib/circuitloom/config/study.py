@@ -164,11 +164,7 @@ class Study(Section):
                     raise ValueError(
                         f"circuits.behaviours.{name}.runs: there is no run {run}; choose from {known}"
                     )
-                if self.runs[run].is_cross_layer:
-                    raise ValueError(
-                        f"circuits.behaviours.{name}.runs: {run} is a cross-layer transcoder, and components are "
-                        "features that write to one layer; choose runs of transcoders or SAEs"
-                    )
+                self._refuse_cross_layer(run, f"circuits.behaviours.{name}.runs")
         if self.circuits.prompts and not self.traceable:
             raise ValueError(
                 "circuits.prompts: prompts are traced through transcoders; add a sweep of transcoders to dictionaries"
@@ -207,14 +203,14 @@ class Study(Section):
     def _refuse_cross_layer(self, run: str, key: str) -> None:
         if self.runs[run].is_cross_layer:
             raise ValueError(
-                f"{key}: {run} is a cross-layer transcoder, which can be trained and evaluated only (docs/clt.md); "
-                "choose a run of transcoders or SAEs"
+                f"{key}: {run} is a cross-layer transcoder, which can be trained, evaluated and traced only "
+                "(docs/clt.md); choose a run of transcoders or SAEs"
             )
 
     @property
     def tabulated_runs(self) -> dict[str, Run]:
         """Runs with one output per dictionary, by name. Stages that do not support cross-layer transcoders use them:
-        features, circuits, cases and exchange."""
+        features, cases and exchange."""
         return {name: run for name, run in self.runs.items() if not run.is_cross_layer}
 
     @property

@@ -24,6 +24,7 @@ from .sizes import (
     model_bytes,
     model_parameters,
     number_bytes,
+    outputs_per_feature,
     pass_tokens,
     vocabulary,
     weight_bytes,
@@ -275,8 +276,9 @@ def circuits(study: Study) -> Work:
     jobs = len(traced) if study.grouped else prompts
     tokens = sum(len(prompt.text.encode()) / BYTES_PER_TOKEN for prompt in study.circuits.prompts.values())
     blocks, embedding = model_parameters(shape)
-    width = max((study.runs[name].width for name in study.transcoders), default=0)
-    dictionary = 4 * 2 * width * d * len(study.layers)
+    loaded = [study.runs[name] for name in {*study.transcoders, *traced}]
+    rows = max(((1 + outputs_per_feature(run, study.layers)) * run.width for run in loaded), default=0)
+    dictionary = 4 * rows * d * len(study.layers)
     weights = 4 * (2 * blocks + 2 * embedding) + dictionary
     return Work(
         "circuits",
