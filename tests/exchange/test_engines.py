@@ -79,7 +79,6 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     return request.param
