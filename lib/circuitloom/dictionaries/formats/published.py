@@ -54,9 +54,9 @@ def import_run(run: Run, job: ImportJob, output: Path, commit: str | None = None
     Raises ValueError if the files cannot be read or represented, or if the dictionary does not fit the model at the
     hooks that the files name (`hook_check`).
     """
-    assert run.files is not None
     if commit is not None:
         run = run.model_copy(update={"revision": commit})
+    assert run.files is not None
     if is_transcoder_circuits(run.files, run.format):
         transcoder_circuits.import_run(run, job.layer, job.model, output)
         return
