@@ -11,7 +11,7 @@ from circuitloom.core.checksums import find_damage
 from circuitloom.core.tables import read_table
 from circuitloom.dictionaries.cross_layer import load_cross_layer_transcoder
 
-RUN = "clt-batchtopk4-64-budgetall"
+RUN = "clt-batchtopk4-64-budgetall-tokens20480"
 SWEEP = {"clt": {"kind": "clt", "act": "batchtopk", "k": 4, "width": 64, "budget": "all", "tokens": 20_480}}
 
 

@@ -111,7 +111,7 @@ def test_training_uses_the_planned_tokens_and_stores_the_planned_weights(planned
             tokens += (max(history["step"].to_pylist()) + 1) * run.batch
     assert tokens == pytest.approx(work.tokens, rel=0.02)
     weights = sum(file.stat().st_size for file in layout.dictionaries.glob("*/*/weights.safetensors"))
-    planned_weights = sum(weight_bytes(run, study.shape.d_model) for run in study.runs.values())
+    planned_weights = sum(weight_bytes(run, study.shape.d_model, study.layers) for run in study.runs.values())
     assert weights == pytest.approx(planned_weights * len(study.layers), rel=0.02)
     # a checkpoint also holds Adam's two moments
     assert 3 * weights <= work.disk <= 5 * weights
