@@ -77,7 +77,7 @@ REFUSED = {
         rf"^circuits\.behaviours\.b\.runs: {NAME} is a cross-layer transcoder.*evaluated and traced only",
     ),
     "a case study": (
-        {"cases": {"c": {"kind": "planted", "run": NAME, "runs": []}}},
+        {"cases": {"c": {"kind": "planted", "run": NAME, "runs": ["tc-topk4-64"]}}},
         rf"^cases\.c: {NAME} is a cross-layer transcoder.*evaluated and traced only",
     ),
     "an export": (
@@ -114,5 +114,10 @@ def test_a_prompt_is_traced_through_its_run_or_transcoders_or_a_cross_layer_tran
     only = {"clt": STUDY["dictionaries"]["clt"]}
     study = load_study({**STUDY, "dictionaries": only, "circuits": {"prompts": prompts}})
     assert [study.run_of_prompt(name) for name in prompts] == [NAME, NAME]
-    # no weight tables
+    # no weight tables, and no features for behaviours
     assert study.traced_run is None
+    behaviours = {"circuits": {"behaviours": {"b": BEHAVIOUR}}}
+    with pytest.raises(
+        ValueError, match=r"^circuits\.behaviours\.b\.runs: the study has no run of transcoders;"
+    ):
+        load_study({**STUDY, "dictionaries": only, **behaviours})

@@ -158,6 +158,11 @@ class Study(Section):
                 "name it at circuits.prompts.NAME.run of the prompts to trace through it"
             )
         for name, behaviour in self.circuits.behaviours.items():
+            if not behaviour.runs and self.traced_run is None:
+                raise ValueError(
+                    f"circuits.behaviours.{name}.runs: the study has no run of transcoders; name runs of SAEs, or add "
+                    "a sweep of transcoders"
+                )
             for run in behaviour.runs or []:
                 if run not in self.runs:
                     known = ", ".join(self.runs) or "none: add a sweep"
