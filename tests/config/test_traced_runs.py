@@ -35,11 +35,11 @@ REFUSED = {
     ),
     "components": (
         {"circuits": {"behaviours": {"b": BEHAVIOUR}}},
-        r"^circuits\.behaviours\.b\.runs: clt is a cross-layer .*; choose runs of transcoders or SAEs",
+        r"^circuits\.behaviours\.b\.runs: clt is a cross-layer .*; choose a run of transcoders or SAEs",
     ),
     "a case study": (
         {"cases": {"c": {"kind": "planted", "run": "clt", "runs": ["sae"]}}},
-        r"^cases\.c\.run: clt is no run of transcoders; choose from tc",
+        r"^cases\.c: clt is a cross-layer .*; choose a run of transcoders or SAEs",
     ),
     "a prompt through SAEs": (
         {"circuits": {"prompts": {"one": {"text": "a", "run": "sae"}}}},

@@ -195,7 +195,7 @@ def test_a_model_is_loaded_only_if_it_is_needed_and_changes_no_weight(job, tmp_p
 
     run = Run(**KEYS, kind="sae", site="mlp_in")
     model = load_model(job.model, device="cpu")
-    train_sweep([run], job.layer, job.activations, model, [tmp_path / "with"])
+    train_sweep([run], job.layers[0], job.activations, model, [tmp_path / "with"])
     monkeypatch.setattr(launch, "load_model", refuse)
     run_job(job.model_copy(update={"runs": [run], "outputs": [tmp_path / "without"]}), 1)
     one, two = (load_dictionary(tmp_path / name) for name in ("with", "without"))

@@ -45,15 +45,17 @@ def test_a_trained_transcoder_is_scored_layer_by_layer_and_together_and_traced(
     transcoder = load_cross_layer_transcoder(folder)
     assert transcoder.writers == {0: [0], 1: [0, 1]}
     assert json.loads((folder / "layer1" / "config.json").read_text())["run"]["budget"] == "all"
-    for layer in (0, 1):
-        history = read_table(folder / f"layer{layer}" / "history.parquet").to_pylist()
+    histories = [read_table(folder / f"layer{layer}" / "history.parquet").to_pylist() for layer in (0, 1)]
+    for layer, history in enumerate(histories):
         assert [row["step"] for row in history] == [10, 20]
         assert {row["layer"] for row in history} == {layer}
+    # 8 active features per token in both layers together, in the layers where they are needed
+    assert 7.5 < sum(history[-1]["l0"] for history in histories) <= 8
     rows = read_table(project.results / "evaluation" / "metric.parquet").to_pylist()
     own = {row["layer"]: row for row in rows if row["run"] == RUN}
     assert set(own) == {0, 1, -1}
-    # 8 active features per token in both layers together, in the layers where they are needed
-    assert 4 < own[0]["l0"] + own[1]["l0"] < 16
+    # after 20 steps, the threshold that replaces the budget is still below its final value
+    assert own[0]["l0"] + own[1]["l0"] > 8
     assert all(row["fvu"] < 1 for row in own.values())
     matched = read_table(project.results / "evaluation" / "concept" / "clt" / "feature_concept.parquet")
     assert set(matched["layer"].to_pylist()) == {0, 1}
