@@ -2,8 +2,7 @@
 of a sweep of cross-layer transcoders handles all layers."""
 
 TRAINING_JOBS = sum(
-    1 if runs[0].is_cross_layer else len(STUDY.layers)
-    for runs in STUDY.sweeps.values()
+    1 if runs[0].is_cross_layer else len(STUDY.layers) for runs in STUDY.sweeps.values()
 )
 
 
@@ -81,9 +80,7 @@ for sweep, runs in STUDY.sweeps.items():
                 **needs("dictionaries", gpu=True),
             params:
                 runs=[run.model_dump(mode="json") for run in runs],
-                layers=lambda wildcards, layers=layers: layers_of_job(
-                    layers, wildcards
-                ),
+                layers=lambda wildcards, layers=layers: layers_of_job(layers, wildcards),
                 outliers=section("activations")["outliers"],
                 dtype=MODEL_DTYPE,
                 code=code("dictionaries_train"),
