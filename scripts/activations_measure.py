@@ -4,7 +4,7 @@ with job("activations", snakemake):
     from pathlib import Path
 
     from circuitloom.activations.norms import norm_rows, warning
-    from circuitloom.core.progress import notice
+    from circuitloom.core.progress import announce
     from circuitloom.core.tables import ACTIVATION_NORM, write_table
     from circuitloom.corpus.token_arrays import open_token_arrays
     from circuitloom.corpus.tokenizer import load_tokenizer
@@ -15,4 +15,4 @@ with job("activations", snakemake):
     rows = norm_rows(Path(source.rows).parent, params.sites, params.layers, tokens, strings)
     write_table(ACTIVATION_NORM, rows, snakemake.output[0])
     if line := warning(rows, params.above):
-        notice("activations", line)
+        announce("activations", line)

@@ -9,7 +9,7 @@ with job("evaluation", snakemake):
     from circuitloom.corpus.tokens import open_tokens
     from circuitloom.dictionaries.cross_layer import load_encoder
     from circuitloom.evaluation.held_out import load_held_out
-    from circuitloom.evaluation.scoring import read_baselines, score_rows
+    from circuitloom.evaluation.score_rows import read_baselines, score_rows
     from circuitloom.language_model.model import load_model
 
     source, output, params = snakemake.input, snakemake.output, snakemake.params

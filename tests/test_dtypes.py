@@ -16,7 +16,8 @@ from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.dictionaries.dictionary import load_dictionary
 from circuitloom.dictionaries.training.sweep import train_sweep
 from circuitloom.evaluation.held_out import load_sequences
-from circuitloom.evaluation.scoring import BaselineKey, baseline_rows, score_rows
+from circuitloom.evaluation.score_rows import BaselineKey, score_rows
+from circuitloom.evaluation.scoring import baseline_rows
 from circuitloom.features.basis import dictionary_basis, neuron_basis
 from circuitloom.features.logit_effects import write_logit_effects
 from circuitloom.features.tabulation import tabulate

@@ -21,7 +21,8 @@ from circuitloom.dictionaries.dictionary import load_dictionary, save_dictionary
 from circuitloom.dictionaries.formats.published import read_published
 from circuitloom.dictionaries.formats.sparsify import hookpoint
 from circuitloom.dictionaries.training.sweep import needs_model, train_sweep
-from circuitloom.evaluation.scoring import baseline_rows, read_baselines, score_rows
+from circuitloom.evaluation.score_rows import read_baselines, score_rows
+from circuitloom.evaluation.scoring import baseline_rows
 from circuitloom.exchange.export import export_run
 from circuitloom.exchange.stored_run import StoredRun
 from circuitloom.features.basis import dictionary_basis

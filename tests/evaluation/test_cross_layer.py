@@ -10,7 +10,8 @@ from circuitloom.core.layout import ALL_LAYERS
 from circuitloom.core.tables import BASELINE, write_table
 from circuitloom.dictionaries.cross_layer import CrossLayerDictionary, CrossLayerTranscoder
 from circuitloom.evaluation.replacement import NormBounds
-from circuitloom.evaluation.scoring import baseline_rows, read_baselines, score_rows, score_runs
+from circuitloom.evaluation.score_rows import read_baselines, score_rows
+from circuitloom.evaluation.scoring import baseline_rows, score_runs
 from circuitloom.language_model.hooks import Site, capture, edited
 
 LAYERS = (0, 1, 2)

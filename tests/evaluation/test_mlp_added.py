@@ -11,7 +11,8 @@ from circuitloom.config import Evaluation
 from circuitloom.config.activations import MLP_OUTPUTS, Outliers
 from circuitloom.core.layout import ALL_LAYERS
 from circuitloom.core.tables import BASELINE, write_table
-from circuitloom.evaluation.scoring import baseline_rows, norm_bounds, read_baselines, score_rows
+from circuitloom.evaluation.score_rows import read_baselines, score_rows
+from circuitloom.evaluation.scoring import baseline_rows, norm_bounds
 from circuitloom.language_model.hooks import Site, capture, edited
 from circuitloom.language_model.model import load_model
 

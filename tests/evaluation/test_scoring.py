@@ -12,18 +12,14 @@ from circuitloom.core.layout import ALL_LAYERS
 from circuitloom.core.tables import BASELINE, DENSITY_HISTOGRAM, METRIC, write_table
 from circuitloom.evaluation import scoring
 from circuitloom.evaluation.replacement import NormBounds
-from circuitloom.evaluation.scoring import (
+from circuitloom.evaluation.score_rows import (
     BaselineKey,
-    baseline_rows,
-    can_resume,
     histogram_rows,
     metric_row,
-    norm_bounds,
     read_baselines,
     score_rows,
-    score_runs,
-    site_means,
 )
+from circuitloom.evaluation.scoring import baseline_rows, can_resume, norm_bounds, score_runs, site_means
 from circuitloom.language_model.hooks import Site, capture, edited
 from circuitloom.language_model.lm_head import LMHead, find_lm_head, own_logits
 from circuitloom.language_model.model import load_model

@@ -77,8 +77,8 @@ def drawn_edges(edges: Sequence[Row], nodes: Sequence[Row]) -> list[Row]:
         total[edge["target"]] = total.get(edge["target"], 0.0) + abs(edge["effect"])
 
     def passed(edge: Row) -> float:
-        sum_ = total[edge["target"]]
-        return influence[edge["target"]] * abs(edge["effect"]) / sum_ if sum_ else 0.0
+        effects = total[edge["target"]]
+        return influence[edge["target"]] * abs(edge["effect"]) / effects if effects else 0.0
 
     between = [edge for edge in edges if edge["source"] in influence and edge["target"] in influence]
     ranked = sorted(between, key=passed, reverse=True)

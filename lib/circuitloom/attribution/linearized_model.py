@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.progress import progress
 from ..corpus.token_arrays import scored_positions
 from ..corpus.tokens import Tokens
-from ..dictionaries.cross_layer import LayerDictionary, find_writers
+from ..dictionaries.cross_layer import LayerDictionary, add_by_layer, find_writers
 from ..language_model.model import LanguageModel
 from .capture import CapturedPass, FrozenNorm, ModelWeights, capture_pass
 
@@ -217,7 +217,7 @@ class LinearizedModel:
             if active.stop > active.start:
                 rows = self.dictionaries[writer].decoder(output)[self.features.feature[active]]
                 slope = torch.einsum("atd,ad->at", g[self.features.position[active]], rows)
-                slopes[writer] = slopes[writer] + slope if writer in slopes else slope
+                add_by_layer(slopes, {writer: slope})
 
     def features_vjp(
         self, layer: int, slope: Float[Tensor, "active target"], positions: int

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 def announce(stage: str, fact: str) -> None:
-    """Print a line about what a job does on the terminal."""
+    """Print a line on the terminal about what a job does, or what it has left out."""
     print(f"circuitloom: {stage}: {fact}", file=sys.stderr, flush=True)
 
 
@@ -24,8 +24,3 @@ def progress(
         desc=description, total=total, initial=done, unit=unit, unit_scale=True, bar_format=line,
         mininterval=every, maxinterval=every * 2, file=sys.stderr, leave=True, disable=silent,
     )  # fmt: skip
-
-
-def notice(stage: str, text: str) -> None:
-    """Print one line on the terminal, such as what a job has left out."""
-    print(f"circuitloom: {stage}: {text}", file=sys.stderr, flush=True)

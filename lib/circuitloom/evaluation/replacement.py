@@ -1,5 +1,6 @@
 """Replaces activations of the model while it runs: by reconstructions (splicing) or by constants (ablation)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -96,7 +97,7 @@ def constant_replacement(value: Float[Tensor, " d_out"]) -> Replacement:
     return lambda _x, y: value.to(y).expand_as(y)
 
 
-class Reconstruction:
+class Reconstruction(ABC):
     """Base class of replacements of y by its reconstruction. Each call also updates `reconstruction`, `firing` and
     `unexplained`."""
 
@@ -133,11 +134,11 @@ class Reconstruction:
             self.unexplained.append(fractions_unexplained(y, y_hat, self.mean))
         return y_hat
 
+    @abstractmethod
     def __call__(
         self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]
     ) -> Float[Tensor, "token d_out"]:
         """Returns the reconstruction of y."""
-        raise NotImplementedError
 
 
 class DictionaryReplacement(Reconstruction):

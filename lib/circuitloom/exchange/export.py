@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder, replace_folder
-from ..core.progress import notice, progress
+from ..core.progress import announce, progress
 from .card import write_card
 from .exporters import EXPORTERS, Exporter
 from .record import CARD, RECORD, file_hashes, read_record, sha256, write_record
@@ -70,7 +70,7 @@ def export_run(
         replace_folder(folder, output)
         remove_partial_folder(partial)
     if text := exporter.notice(first):
-        notice("exchange", text)
+        announce("exchange", text)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     return ExportResult(output, written, [layer for layer in run if layer not in written], size)
 

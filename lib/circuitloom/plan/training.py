@@ -31,7 +31,9 @@ from .sizes import (
 )
 from .work import GpuLoad, Work
 
-SEARCH, GATHERED, ENTRY_BYTES, ROW_PASSES = 1.6, 5.25 / 1.1, 450, 52
+ROWS_PER_ENTRY = 5.25
+"""Rows that a sparse step reads or writes per entry, by count: three of them are decoder rows or gradients of outputs."""
+SEARCH, GATHERED, ENTRY_BYTES, ROW_PASSES = 1.6, ROWS_PER_ENTRY / 1.1, 450, 52
 """Fitted factors of a sparse step: passes over the scores, rows gathered per entry, bytes moved per entry, and passes
 over a [token, d] array."""
 STEP_BYTES = 38
@@ -112,8 +114,7 @@ def step_load(run: Run, d: int, layers: Sequence[int] = (0,)) -> GpuLoad:
     shared = GpuLoad(exchanged=tokens * (10 * d + 10 * run.k))
     if has_kernels(run):
         entries = tokens * run.k
-        # three of the rows gathered per entry are decoder rows or gradients of outputs
-        gathered = GATHERED * (1 + 3 * (outputs - 1) / 5.25)
+        gathered = GATHERED * (1 + 3 * (outputs - 1) / ROWS_PER_ENTRY)
         moved = SEARCH * 2 * scores + gathered * 2 * entries * d + ENTRY_BYTES * entries
         operations = 2 * scores * d
     else:

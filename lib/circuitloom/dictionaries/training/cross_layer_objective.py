@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...config.dictionaries import Run
+from ..cross_layer import add_by_layer
 from .objective import (
     TOPK_ACTS,
     LossTerms,
@@ -133,8 +134,7 @@ def _dead_writes(
             continue
         z_dead = activate_top_k(p, run, min(max(1, d_in // 2), len(features)), x, features)
         parts = z_dead.decode(p.W_dec.index_select(0, features)).split(d_out, dim=1)
-        for output, part in enumerate(parts, i):
-            sums[output] = sums[output] + part if output in sums else part
+        add_by_layer(sums, dict(enumerate(parts, i)))
     return sums
 
 

@@ -27,7 +27,7 @@ from ...core.atomic_io import (
     replace_folder,
     write_atomically,
 )
-from ...core.progress import notice, progress
+from ...core.progress import announce, progress
 from ...core.tables import HISTORY, write_table
 from ...language_model.model import LanguageModel
 from ..cross_layer import save_cross_layer_transcoder
@@ -263,7 +263,7 @@ def train(
     if limits is not None and not silent:
         what = "left out" if limits.action == "drop" else "capped"
         text = f"{title}: {state.outliers} of {steps * batch} tokens were {what} (activations.outliers)"
-        notice("dictionaries", text)
+        announce("dictionaries", text)
     return state.history
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...core.atomic_io import FINGERPRINT_FILE, fsync, partial_folder, replace_folder
-from ...core.progress import notice, progress
+from ...core.progress import announce, progress
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def export_folder(target: Path, work: Path, digest: str) -> Iterator[Path | None
     """
     done = target / FINGERPRINT_FILE
     if done.is_file() and done.read_text() == digest:
-        notice("export", f"{target} is complete")
+        announce("export", f"{target} is complete")
         yield None
         return
     if target.exists() and not done.is_file() and any(target.iterdir()):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.atomic_io import atomic_path, partial_folder, remove_partial_folder, write_atomically
-from ...core.progress import notice
+from ...core.progress import announce
 from .feature_texts import TABLES, FeatureSource, FeatureTexts, json_list
 from .parts import join_files, write_missing
 
@@ -42,7 +42,7 @@ def export_viewer_features(sources: Iterable[FeatureSource], output: Path) -> No
             and file.is_file()
             and file.stat().st_size == entry["offsets"][-1]
         ):
-            notice("export", f"{file} is complete")
+            announce("export", f"{file} is complete")
             continue
         with partial_folder(file, digest) as work:
             offsets = _write_layer(source, work, file)
