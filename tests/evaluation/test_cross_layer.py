@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.evaluation.inputs import make_dictionary, make_held_out
+from tests.evaluation.test_scoring import cross_entropy
 
 from circuitloom.config import Evaluation
 from circuitloom.config.dictionaries import output_layers
@@ -34,14 +35,6 @@ def make_transcoder(model, reach: int | None = None) -> CrossLayerTranscoder:
             CrossLayerDictionary(**fields, W_dec=rows, outputs=outputs, scales=(1.0,) * len(outputs))
         )
     return CrossLayerTranscoder(layers)
-
-
-def cross_entropy(model, held_out) -> float:
-    logits = model.logits(held_out.token)[:, :-1].double()
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), held_out.token[:, 1:].flatten(), reduction="none"
-    )
-    return float(losses[held_out.scored[:, :-1].flatten()].mean())
 
 
 def splice(held_out, y_hat):
