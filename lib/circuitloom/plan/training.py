@@ -32,7 +32,8 @@ from .sizes import (
 from .work import GpuLoad, Work
 
 ROWS_PER_ENTRY = 5.25
-"""Rows that a sparse step reads or writes per entry, by count: three of them are decoder rows or gradients of outputs."""
+"""Rows that a sparse step reads or writes per entry, by count: three of them are decoder rows or gradients of
+outputs."""
 SEARCH, GATHERED, ENTRY_BYTES, ROW_PASSES = 1.6, ROWS_PER_ENTRY / 1.1, 450, 52
 """Fitted factors of a sparse step: passes over the scores, rows gathered per entry, bytes moved per entry, and passes
 over a [token, d] array."""
