@@ -70,6 +70,8 @@ def describe_set(found: PublishedSet) -> Iterator[str]:
     yield f"kind          {kind}{' with skip connection' if first.skip else ''}"
     yield f"reads         {_site(first.hook_in, first.site_in, first.bare_norm)}"
     yield f"reconstructs  {_site(first.hook_out, first.site_out, first.bare_norm and kind == 'sae')}"
+    if first.site_out == "resid_pre" and first.hook_out and "resid_pre" not in first.hook_out:
+        yield f"              the stream after block {first.layer - 1} is resid_pre of layer {first.layer}"
     yield f"features      {first.width:,} per layer, d={first.d_in}"
     yield f"activation    {first.act}{_sparsity(found)}"
     if first.model_name:
