@@ -1,41 +1,35 @@
 """Cross-layer transcoders are trained by the gradients of their dense formula; without reach they are transcoders."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.dictionaries.cross_layer_cases import (
+    ACTS,
+    BATCH,
+    LAYERS,
+    TOKENS,
+    WIDTH,
+    D,
+    clt,
+    make_data,
+    make_trainer,
+    reader,
+)
 from tests.dictionaries.training_cases import moments
 from torch import Tensor
 
 from circuitloom.config import Run
 from circuitloom.dictionaries.training.cross_layer_objective import compute_cross_layer_loss
 from circuitloom.dictionaries.training.cross_layer_parameters import output_counts
-from circuitloom.dictionaries.training.cross_layer_trainer import CrossLayerTrainer, batch_key
+from circuitloom.dictionaries.training.cross_layer_trainer import batch_key
 from circuitloom.dictionaries.training.objective import TANH_SCALE, JumpReLU, StepFunction
 from circuitloom.dictionaries.training.parameters import Parameters
 from circuitloom.dictionaries.training.selection import select_batch_top_k
 from circuitloom.dictionaries.training.sweep import train
 from circuitloom.dictionaries.training.trainer import Trainer
 
-D, WIDTH, TOKENS = 8, 48, 64
-LAYERS = (0, 1, 2)
 VARIANCES = (7.0, 8.0, 9.0)
-BATCH, STEPS = 64, 30
-ACTS = {
-    "relu": {"act": "relu", "sparsity": 0.02},
-    "relu-tanh": {"act": "relu", "sparsity": 0.02, "penalty": "tanh"},
-    "jumprelu": {"act": "jumprelu", "sparsity": 0.02, "bandwidth": 0.5},
-    "tanh": {"act": "jumprelu", "sparsity": 0.02, "penalty": "tanh", "bandwidth": 0.5},
-    "topk": {"act": "topk", "k": 3},
-    "batchtopk": {"act": "batchtopk", "k": 3},
-    "budget": {"act": "batchtopk", "k": 3, "budget": "all"},
-    "skip": {"act": "topk", "k": 3, "skip": True},
-}
-
-
-def clt(**keys) -> Run:
-    shared = {"kind": "clt", "width": WIDTH, "precision": "float32", "name": "r"}
-    return Run(**{**shared, "batch": BATCH, "tokens": BATCH * STEPS, "learning_rate": 1e-2, **keys})
 
 
 def make_parameters(run: Run, shift: float = -2.2) -> list[Parameters]:
@@ -149,32 +143,6 @@ def test_a_shared_budget_keeps_the_largest_scores_of_all_layers() -> None:
         assert torch.equal(kept, expected[i])
     assert expected[1, 3].sum() > 8 * run.k
     assert len({int(each.sum()) for each in expected}) == len(LAYERS)
-
-
-def make_data(batches: int = 10) -> dict[str, Tensor]:
-    """x and y of each layer are linear mixtures of the same sparse causes, in different units."""
-    generator = torch.Generator().manual_seed(0)
-    causes = torch.rand(BATCH * batches, 30, generator=generator)
-    causes = causes * (torch.rand(causes.shape, generator=generator) < 0.08)
-    data = {}
-    for layer in LAYERS:
-        for site, scale in (("mlp_in", 3.0), ("mlp_out", 0.1 + layer)):
-            data[batch_key(site, layer)] = scale * causes @ torch.randn(30, D, generator=generator) - 0.2
-    return data
-
-
-def make_trainer(run: Run, data: dict[str, Tensor], layers: Sequence[int] = LAYERS) -> CrossLayerTrainer:
-    return CrossLayerTrainer(run, layers, {key: moments(rows) for key, rows in data.items()}, data)
-
-
-def reader(data: dict[str, Tensor], kill_at: int | None = None):
-    def read(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        for i in range(start, stop):
-            if i == kill_at:
-                raise InterruptedError
-            yield {key: rows[i % 10 * BATCH : (i % 10 + 1) * BATCH] for key, rows in data.items()}
-
-    return read
 
 
 @pytest.mark.parametrize("name", [*(name for name in ACTS if name not in ("relu-tanh", "budget")), "dead"])

@@ -218,8 +218,6 @@ class Run(Training):
             raise ValueError(
                 f"budget: all shares the k of act: batchtopk among layers, and act is {self.act}; change one"
             )
-        if self.processes > 1:
-            raise ValueError("cross-layer transcoders are trained in one process; set processes: 1")
         return self
 
     @model_validator(mode="after")

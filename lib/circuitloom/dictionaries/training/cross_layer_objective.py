@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...config.dictionaries import Run
 from ..cross_layer import add_by_layer
+from .collectives import SINGLE_PROCESS, Collectives
 from .objective import (
     TOPK_ACTS,
     LossTerms,
@@ -34,19 +35,20 @@ def compute_cross_layer_loss(
     sparsity_weight: float,
     dead: Sequence[Int[Tensor, " _"]],
     dense: bool = False,
+    collectives: Collectives = SINGLE_PROCESS,
 ) -> list[LossTerms]:
-    """Returns the loss terms of each layer in normalised units. Their sum is the loss.
+    """Returns this process's loss terms of each layer in normalised units. Their sum is the loss.
 
     A layer's terms are the reconstruction and AuxK of its output, and the penalty and the statistics of the features
     that read it. The arguments are those of `objective.compute_loss`, for each layer.
     """
-    tokens, n = len(xs[0]), len(layers)
+    tokens, n = collectives.global_tokens(len(xs[0])), len(layers)
 
     # activation: one layer at a time, and what its features write to all their outputs
     z, wide = [], []
-    selection = _select_by_layer(layers, run, xs, dense)
+    selection = _select_by_layer(layers, run, xs, dense, collectives)
     for p, x, (selected, floor) in zip(layers, xs, selection, strict=True):
-        activations, written = activate(p, run, x, selected, dense, floor=floor)
+        activations, written = activate(p, run, x, selected, dense, collectives, floor)
         z.append(activations)
         wide.append(written.float())
 
@@ -55,17 +57,17 @@ def compute_cross_layer_loss(
     del wide
     errors, residuals = [], []
     for p, x, y, written in zip(layers, xs, ys, sums, strict=True):
-        y_hat = written + p.b_dec
+        y_hat = collectives.sum_over_features(written) + collectives.grad_on_first_rank(p.b_dec)
         if p.W_skip is not None:
-            y_hat = y_hat + x @ p.W_skip.T
+            y_hat = y_hat + x @ collectives.grad_on_first_rank(p.W_skip).T
         squared_error, residual = SquaredError.apply(y, y_hat)  # type: ignore[misc]
         errors.append(squared_error)
         residuals.append(residual)
 
     auxiliary = [torch.zeros((), device=x.device) for x in xs]
     if run.act in TOPK_ACTS and run.aux != 0:
-        for i, residual_hat in _dead_writes(layers, run, xs, dead).items():
-            auxiliary[i] = auxk_loss(run, residuals[i], residual_hat, errors[i], tokens)
+        for i, residual_hat in _dead_writes(layers, run, xs, dead, collectives).items():
+            auxiliary[i] = auxk_loss(run, residuals[i], residual_hat, errors[i], tokens, collectives)
 
     terms = []
     for i in range(n):
@@ -89,26 +91,26 @@ def compute_cross_layer_loss(
 
 
 def _select_by_layer(
-    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dense: bool
+    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dense: bool, collectives: Collectives
 ) -> Iterator[tuple[SelectedEntries | None, Tensor | None]]:
     """Yields for each layer (entries that can be active, None), or (None, floor of batchtopk or None) if dense products
     should be used."""
     if run.budget == "all" and not dense and not xs[0].is_cuda:
-        for selected in select_batch_top_k(run, list(zip(layers, xs, strict=True))):
+        for selected in select_batch_top_k(run, list(zip(layers, xs, strict=True)), collectives):
             yield selected, None
         return
-    floor = _shared_floor(layers, run, xs, dense) if run.budget == "all" else None
+    floor = _shared_floor(layers, run, xs, dense, collectives) if run.budget == "all" else None
     for p, x in zip(layers, xs, strict=True):
         # a GPU has kernels for topk only, so with a floor it computes all features
-        yield None if dense else select_entries(p, run, x), floor
+        yield None if dense else select_entries(p, run, x, collectives), floor
 
 
 @torch.no_grad()
 def _shared_floor(
-    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dense: bool
+    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dense: bool, collectives: Collectives
 ) -> Float[Tensor, ""]:
     """Returns the k * layers * tokens largest score of all layers. Scores exist for one layer at a time."""
-    wanted = run.k * len(layers) * len(xs[0])
+    wanted = run.k * len(layers) * collectives.global_tokens(len(xs[0]))
     rounded = score_dtype(run) == torch.bfloat16 and not dense
     largest = []
     for p, x in zip(layers, xs, strict=True):
@@ -117,11 +119,15 @@ def _shared_floor(
             pre = torch.nn.functional.linear(x, p.W_enc, bias).float()
         scores = (pre * p.decoder_norm).flatten()
         largest.append(scores.topk(min(wanted, len(scores)), sorted=False).values)
-    return kth_largest(torch.cat(largest), wanted)
+    return kth_largest(torch.cat(largest), wanted, collectives)
 
 
 def _dead_writes(
-    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dead: Sequence[Tensor]
+    layers: Sequence[Parameters],
+    run: Run,
+    xs: Sequence[Tensor],
+    dead: Sequence[Tensor],
+    collectives: Collectives,
 ) -> dict[int, Float[Tensor, "token d_out"]]:
     """Returns AuxK's reconstruction of the residual of each layer to which dead features write, by position.
 
@@ -130,12 +136,13 @@ def _dead_writes(
     d_in, d_out = xs[0].shape[1], len(layers[0].b_dec)
     sums: dict[int, Tensor] = {}
     for i, (p, x, features) in enumerate(zip(layers, xs, dead, strict=True)):
-        if not len(features):
+        n_dead = collectives.sum_feature_counts(len(features))
+        if n_dead == 0:
             continue
-        z_dead = activate_top_k(p, run, min(max(1, d_in // 2), len(features)), x, features)
+        z_dead = activate_top_k(p, run, min(max(1, d_in // 2), n_dead), x, features, collectives)
         parts = z_dead.decode(p.W_dec.index_select(0, features)).split(d_out, dim=1)
         add_by_layer(sums, dict(enumerate(parts, i)))
-    return sums
+    return {output: collectives.sum_over_features(total) for output, total in sums.items()}
 
 
 def sum_outputs(wide: Sequence[Float[Tensor, "token _"]], d_out: int) -> list[Float[Tensor, "token d_out"]]:

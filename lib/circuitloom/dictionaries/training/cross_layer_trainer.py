@@ -11,7 +11,7 @@ from torch import Tensor
 from ...activations.statistics import Moments
 from ...config.dictionaries import Run
 from ..cross_layer import CrossLayerTranscoder
-from .collectives import SINGLE_PROCESS
+from .collectives import SINGLE_PROCESS, Collectives
 from .cross_layer_objective import compute_cross_layer_loss
 from .cross_layer_parameters import initial_cross_layer_parameters, output_counts, to_transcoder
 from .objective import LossTerms
@@ -22,8 +22,10 @@ from .trainer import (
     async_bool,
     dead_features,
     divergence,
+    gather_features,
     learning_rate,
     moved_threshold,
+    refuse_different_replicas,
     refuse_infinite_weights,
     sparsity_weight,
 )
@@ -43,6 +45,7 @@ class CrossLayerTrainer(RunTrainer):
         layers: Sequence[int],
         moments: Mapping[str, Moments],
         sample: Mapping[str, Float[Tensor, "token d"]],
+        collectives: Collectives = SINGLE_PROCESS,
         device: torch.device | None = None,
     ) -> None:
         """Initialise the parameters of `layers`, which are in ascending order.
@@ -50,7 +53,7 @@ class CrossLayerTrainer(RunTrainer):
         `moments` and `sample` map the `batch_key` of the run's sites to moments and to a sample of raw activations, of
         the same tokens at all sites. The default device is that of the sample.
         """
-        self.run, self.layers, self.collectives = run, list(layers), SINGLE_PROCESS
+        self.run, self.layers, self.collectives = run, list(layers), collectives
         self.title = "all layers"
         self.steps = max(1, run.tokens // run.batch)
         keys = [(batch_key(run.site_in, layer), batch_key(run.site_out, layer)) for layer in layers]
@@ -65,11 +68,14 @@ class CrossLayerTrainer(RunTrainer):
             [moments[x].mean for x, _ in keys],
             self.scales,
             output_counts(run, layers),
+            collectives.feature_slice(run.width),
             self.device,
         )
+        for p in self.parameters:
+            collectives.broadcast_parameters(p)
         self.optimizer = torch.optim.Adam(self.weights(), lr=run.learning_rate, fused=True)
         self.tokens_since_fired = [
-            torch.zeros(run.width, dtype=torch.int64, device=self.device) for _ in layers
+            torch.zeros(len(p.W_enc), dtype=torch.int64, device=self.device) for p in self.parameters
         ]
         self.thresholds = [0.0] * len(layers)
 
@@ -79,7 +85,7 @@ class CrossLayerTrainer(RunTrainer):
         Returns the loss terms of each layer. Raises ArithmeticError if the loss is not finite or has diverged.
         """
         began = time.perf_counter()
-        run = self.run
+        run, collectives = self.run, self.collectives
 
         # normalise the batch
         xs = [batch[batch_key(run.site_in, i)] / s.x for i, s in zip(self.layers, self.scales, strict=True)]
@@ -97,8 +103,13 @@ class CrossLayerTrainer(RunTrainer):
             [scale.normalised_variance for scale in self.scales],
             sparsity_weight(run, index, self.steps),
             [dead_features(run, index, silent) for silent in self.tokens_since_fired],
+            collectives=collectives,
         )
         torch.stack([each.loss for each in terms]).sum().backward()
+        if collectives.world_size > 1:
+            for p in self.parameters:
+                collectives.all_reduce_gradients(p)
+            terms = [each.all_reduce(collectives) for each in terms]
 
         # Adam, unless the loss has diverged
         # NaN in x may activate no feature, which leaves the loss finite
@@ -124,7 +135,7 @@ class CrossLayerTrainer(RunTrainer):
                 p.threshold.data.clamp_min_(0)
 
         # dead features, batchtopk's thresholds
-        self._update_statistics(terms, len(xs[0]))
+        self._update_statistics(terms, collectives.global_tokens(len(xs[0])))
         self._seconds += time.perf_counter() - began
         self._timed_steps += 1
         return terms
@@ -142,13 +153,20 @@ class CrossLayerTrainer(RunTrainer):
         return [tensor for p in self.parameters for tensor in p.tensors()]
 
     def check(self) -> None:
-        """Raise ArithmeticError if a weight is not finite."""
+        """Raise ArithmeticError if a weight is not finite, or if copies of it differ between processes."""
         for layer, p in zip(self.layers, self.parameters, strict=True):
+            refuse_different_replicas(self.run, layer, p, self.collectives)
             refuse_infinite_weights(self.run, layer, p.tensors(), self.collectives)
 
     def transcoder(self) -> CrossLayerTranscoder:
-        """Returns the transcoder trained so far, converted to raw activations."""
-        return to_transcoder(self.parameters, self.run, self.layers, self.scales, self.thresholds)
+        """Returns the transcoder trained so far, converted to raw activations.
+
+        With tensor parallelism, rank 0 gets all features. Other ranks get only their own features.
+        """
+        own = to_transcoder(self.parameters, self.run, self.layers, self.scales, self.thresholds)
+        if not self.collectives.is_tensor_parallel:
+            return own
+        return CrossLayerTranscoder(gather_features(each, self.collectives) for each in own.layers.values())
 
     def state(self) -> dict[str, Any]:
         """Returns everything that the next step depends on, except the batch."""
@@ -170,7 +188,8 @@ class CrossLayerTrainer(RunTrainer):
         self.thresholds = list(state["thresholds"])
 
     def _dead_share(self, silent: Tensor) -> float:
-        return int((silent >= self.run.dead_tokens).sum()) / self.run.width
+        dead = int((silent >= self.run.dead_tokens).sum())
+        return self.collectives.sum_feature_counts(dead) / self.run.width
 
     def _update_statistics(self, terms: list[LossTerms], tokens: int) -> None:
         smallest = [each.min_active for each in terms]

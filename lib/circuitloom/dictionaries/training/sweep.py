@@ -132,6 +132,7 @@ def train_cross_layer_sweep(
     model: LanguageModel | None,
     outputs: Sequence[Mapping[int, Path]],
     version: str = "",
+    collectives: Collectives = SINGLE_PROCESS,
     device: torch.device | None = None,
     outliers: Outliers | None = None,
 ) -> None:
@@ -157,25 +158,29 @@ def train_cross_layer_sweep(
     if limits is not None:
         sample = limits.apply(sample)
     moments = {key: store.moments for key, store in stores.items()}
-    trainers = [CrossLayerTrainer(run, layers, moments, sample, device) for run in runs]
+    trainers = [CrossLayerTrainer(run, layers, moments, sample, collectives, device) for run in runs]
     del sample
-    mark = _fingerprint(runs, stores, device, outliers, version)
+    mark, part = _fingerprint(runs, stores, device, outliers, version), collectives.batch_slice(batch)
 
     def read_batches(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        return read_sites(stores, batch, stop, start, device=device)
+        return read_sites(stores, batch, stop, start, rows=part, device=device)
 
-    with partial_folder(outputs[0][layers[0]].parent / ".layers", mark) as partial:
+    with _shared_partial_folder(outputs[0][layers[0]].parent / ".layers", mark, collectives) as partial:
         history = train(trainers, read_batches, partial, limits=limits)
         for trainer, folders in zip(trainers, outputs, strict=True):
+            transcoder = trainer.transcoder()
+            if collectives.rank > 0:
+                continue
             rows = history[trainer.run.name]
             finished = {layer: partial / trainer.run.name / f"layer{layer}" for layer in layers}
-            save_cross_layer_transcoder(trainer.transcoder(), finished, trainer.run.model_dump(mode="json"))
+            save_cross_layer_transcoder(transcoder, finished, trainer.run.model_dump(mode="json"))
             for layer, folder in finished.items():
                 own = [row for row in rows if row["layer"] == layer]
                 write_table(HISTORY, own, folder / "history.parquet")
             for layer, folder in finished.items():
                 replace_folder(folder, folders[layer])
-        remove_partial_folder(partial)
+        if collectives.rank == 0:
+            remove_partial_folder(partial)
 
 
 def _fingerprint(
