@@ -33,8 +33,11 @@ SEVERAL = {
     **{name: ACTS[name] for name in ("budget", "jumprelu", "skip")},
     # with split features, one process has all dead features
     "dead": {"act": "topk", "k": 3, "dead_tokens": 5 * BATCH},
+    "revived": {**ACTS["tanh"], "dead_tokens": 5 * BATCH, "pre_activation": 0.01},
 }
 """Cases that two processes train."""
+INTERRUPTED = "budget"
+"""The case that two processes also train with an interruption."""
 
 
 def clt(**keys) -> Run:
@@ -75,8 +78,9 @@ def reader(data: dict[str, Tensor], kill_at: int | None = None):
     return read
 
 
-def train_case(name: str, folder: Path, collectives: Collectives) -> None:
-    """Train one case in `folder`. Save its history, the last step's gradients of layer 0 and the transcoder."""
+def train_case(name: str, folder: Path, collectives: Collectives, kill_at: int | None = None) -> None:
+    """Train one case in `folder`, from its checkpoint if there is one. Save its history, the last step's gradients of
+    layer 0 and the transcoder."""
     data, share = make_data(), collectives.batch_slice(BATCH)
     keys = SEVERAL[name]
     trainer = make_trainer(clt(**keys), data, collectives=collectives)
@@ -84,19 +88,20 @@ def train_case(name: str, folder: Path, collectives: Collectives) -> None:
         weak = torch.zeros(WIDTH, dtype=torch.bool)
         weak[WIDTH // 2 :] = True
         for p in trainer.parameters:
-            p.W_enc.data[weak[collectives.feature_slice(WIDTH)]] *= 0.01
+            local = weak[collectives.feature_slice(WIDTH)]
+            p.W_enc.data[local] *= 0.01
+            p.b_enc.data[local] -= 0.1
 
     def read(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        for batch in reader(data)(start, stop):
+        for batch in reader(data, kill_at)(start, stop):
             yield {key: rows[share] for key, rows in batch.items()}
 
     folder.mkdir(parents=True, exist_ok=True)
-    history = train([trainer], read, folder)
-    gradient = (
-        collectives.gather_features(trainer.parameters[0].W_dec.grad)
-        if collectives.is_tensor_parallel
-        else (trainer.parameters[0].W_dec.grad)
-    )
+    history = train([trainer], read, folder, checkpoint_every=7, checkpoint_seconds=0)
+    gradient = trainer.parameters[0].W_enc.grad
+    assert gradient is not None
+    if collectives.is_tensor_parallel:
+        gradient = collectives.gather_features(gradient)
     transcoder = trainer.transcoder()
     if collectives.rank == 0:
         folders = {layer: folder / f"layer{layer}" for layer in LAYERS}
@@ -105,7 +110,7 @@ def train_case(name: str, folder: Path, collectives: Collectives) -> None:
 
 
 def train_in_two_processes(rank: int, folder: str) -> None:
-    """Train all cases in both splits as one of two processes."""
+    """Train all cases in both splits as one of two processes. One is also interrupted and resumed."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     root = Path(folder)
@@ -116,4 +121,11 @@ def train_in_two_processes(rank: int, folder: str) -> None:
         collectives = kind()
         for name in SEVERAL:
             train_case(name, root / split / name, collectives)
+        interrupted = root / split / "interrupted"
+        try:
+            train_case(INTERRUPTED, interrupted, collectives, kill_at=17)
+        except InterruptedError:
+            train_case(INTERRUPTED, interrupted, collectives)
+        else:
+            raise AssertionError("training was not interrupted")
     dist.destroy_process_group()

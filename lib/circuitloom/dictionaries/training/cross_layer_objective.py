@@ -18,6 +18,7 @@ from .objective import (
     activate_top_k,
     auxk_loss,
     min_active,
+    pre_activation_loss,
     select_entries,
     sparsity_penalty,
 )
@@ -39,8 +40,8 @@ def compute_cross_layer_loss(
 ) -> list[LossTerms]:
     """Returns this process's loss terms of each layer in normalised units. Their sum is the loss.
 
-    A layer's terms are the reconstruction and AuxK of its output, and the penalty and the statistics of the features
-    that read it. The arguments are those of `objective.compute_loss`, for each layer.
+    A layer's terms are the reconstruction and AuxK of its output, and the penalty, the pre-activation loss and the
+    statistics of the features that read it. The arguments are those of `objective.compute_loss`, for each layer.
     """
     tokens, n = collectives.global_tokens(len(xs[0])), len(layers)
 
@@ -68,6 +69,11 @@ def compute_cross_layer_loss(
     if run.act in TOPK_ACTS and run.aux != 0:
         for i, residual_hat in _dead_writes(layers, run, xs, dead, collectives).items():
             auxiliary[i] = auxk_loss(run, residuals[i], residual_hat, errors[i], tokens, collectives)
+    if run.pre_activation > 0:
+        auxiliary = [
+            pre_activation_loss(p, run, x, features, variance, collectives) / tokens
+            for p, x, features, variance in zip(layers, xs, dead, variances, strict=True)
+        ]
 
     terms = []
     for i in range(n):

@@ -35,6 +35,7 @@ from ..dictionary import save_dictionary
 from .collectives import SINGLE_PROCESS, Collectives
 from .cross_layer_trainer import CrossLayerTrainer, batch_key
 from .paper_loss import PaperCoordinates, transcoder_coordinates
+from .parameters import sample_rows
 from .trainer import RunTrainer, Trainer
 
 HISTORY_EVERY = 10
@@ -154,7 +155,7 @@ def train_cross_layer_sweep(
     batch = runs[0].batch
     if limits is not None:
         stores = with_limited_moments(stores, limits, batch, device)
-    sample = _read_sample(stores, max(run.width for run in runs), batch, device)
+    sample = _read_sample(stores, max(map(sample_rows, runs)), batch, device)
     if limits is not None:
         sample = limits.apply(sample)
     moments = {key: store.moments for key, store in stores.items()}
@@ -397,7 +398,7 @@ def _make_trainers(
     device: torch.device,
     limits: OutlierLimits | None,
 ) -> list[Trainer]:
-    sample = _read_sample(stores, max(run.width for run in runs), runs[0].batch, device)
+    sample = _read_sample(stores, max(map(sample_rows, runs)), runs[0].batch, device)
     if limits is not None:
         sample = limits.apply(sample)
     trainers = []

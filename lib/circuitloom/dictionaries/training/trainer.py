@@ -262,9 +262,10 @@ class Trainer(RunTrainer):
 
 
 def dead_features(run: Run, index: int, tokens_since_fired: Int[Tensor, " feature"]) -> Int[Tensor, " dead"]:
-    """Returns the indices of the features that are dead for AuxK at step `index`. Empty if the run has no AuxK."""
+    """Returns the indices of the features that are dead at step `index`. Empty if no term of the loss revives them."""
+    revives = run.pre_activation > 0 or (run.aux != 0 and run.act in TOPK_ACTS)
     # no search before a feature can be dead, because the search makes the CPU wait for the GPU
-    if run.aux == 0 or run.act not in TOPK_ACTS or index * run.batch < run.dead_tokens:
+    if not revives or index * run.batch < run.dead_tokens:
         return torch.zeros(0, dtype=torch.int64, device=tokens_since_fired.device)
     return (tokens_since_fired >= run.dead_tokens).nonzero()[:, 0]
 
