@@ -1,7 +1,8 @@
 """The training objective of a cross-layer transcoder: the sum over layers of the objective of one layer, in which the
 features of all earlier layers take part in a layer's reconstruction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +13,11 @@ from ..cross_layer import add_by_layer
 from .collectives import SINGLE_PROCESS, Collectives
 from .objective import (
     TOPK_ACTS,
+    BatchActivations,
     LossTerms,
     SquaredError,
     activate,
+    activate_selected,
     activate_top_k,
     auxk_loss,
     min_active,
@@ -23,8 +26,25 @@ from .objective import (
     sparsity_penalty,
 )
 from .parameters import Parameters
-from .selection import kth_largest, score_dtype, select_batch_top_k
-from .sparse import SelectedEntries
+from .selection import MapLayers, kth_largest, score_dtype, select_batch_top_k
+from .sparse import SelectedEntries, SparsityPattern
+
+
+@dataclass(frozen=True)
+class DecoderGradient:
+    """The gradient Z.T @ (gradient of what Z writes) of a decoder, which is computed for some features at a time.
+
+    As a tensor it would be as large as the decoder, and each step would write it to memory and read it again.
+    """
+
+    pattern: SparsityPattern
+    z: Float[Tensor, " entry"]
+    written: Float[Tensor, "token d_written"]
+    """Gradient of what the features write."""
+
+    def by_rows(self, rows: int) -> Iterator[tuple[slice, Float[Tensor, "row d_written"]]]:
+        """Yields (features, their gradient) for every `rows` features."""
+        return self.pattern.transposed_times_by_rows(self.z, self.written, rows)
 
 
 def compute_cross_layer_loss(
@@ -37,19 +57,30 @@ def compute_cross_layer_loss(
     dead: Sequence[Int[Tensor, " _"]],
     dense: bool = False,
     collectives: Collectives = SINGLE_PROCESS,
+    decoder_gradients: dict[int, DecoderGradient] | None = None,
+    map_layers: MapLayers = map,
 ) -> list[LossTerms]:
     """Returns this process's loss terms of each layer in normalised units. Their sum is the loss.
 
     A layer's terms are the reconstruction and AuxK of its output, and the penalty, the pre-activation loss and the
     statistics of the features that read it. The arguments are those of `objective.compute_loss`, for each layer.
+
+    With `decoder_gradients`, the backward pass adds to it what the decoder of layer i has as gradient from the
+    reconstruction, under the key i, if its products are sparse. This part is then not in `W_dec.grad`. `map_layers` can
+    select the entries of several layers at a time.
     """
     tokens, n = collectives.global_tokens(len(xs[0])), len(layers)
 
     # activation: one layer at a time, and what its features write to all their outputs
     z, wide = [], []
-    selection = _select_by_layer(layers, run, xs, dense, collectives)
+    selection = _select_by_layer(layers, run, xs, dense, collectives, map_layers)
     for p, x, (selected, floor) in zip(layers, xs, selection, strict=True):
-        activations, written = activate(p, run, x, selected, dense, collectives, floor)
+        if selected is not None and decoder_gradients is not None:
+            activations = activate_selected(p, run, selected)
+            written = activations.decode(p.W_dec.detach())
+            written.register_hook(_stores(decoder_gradients, len(z), activations))
+        else:
+            activations, written = activate(p, run, x, selected, dense, collectives, floor)
         z.append(activations)
         wide.append(written.float())
 
@@ -96,19 +127,40 @@ def compute_cross_layer_loss(
     return terms
 
 
+def _stores(
+    gradients: dict[int, DecoderGradient], layer: int, z: BatchActivations
+) -> Callable[[Tensor], None]:
+    """Returns a hook of what the features of `layer` write. It keeps the gradient of the decoder."""
+    assert isinstance(z.pattern, SparsityPattern)
+    pattern, values = z.pattern, z.values.detach()
+
+    def store(gradient: Tensor) -> None:
+        gradients[layer] = DecoderGradient(pattern, values, gradient.contiguous())
+
+    return store
+
+
 def _select_by_layer(
-    layers: Sequence[Parameters], run: Run, xs: Sequence[Tensor], dense: bool, collectives: Collectives
+    layers: Sequence[Parameters],
+    run: Run,
+    xs: Sequence[Tensor],
+    dense: bool,
+    collectives: Collectives,
+    map_layers: MapLayers,
 ) -> Iterator[tuple[SelectedEntries | None, Tensor | None]]:
     """Yields for each layer (entries that can be active, None), or (None, floor of batchtopk or None) if dense products
     should be used."""
     if run.budget == "all" and not dense and not xs[0].is_cuda:
-        for selected in select_batch_top_k(run, list(zip(layers, xs, strict=True)), collectives):
+        pairs = list(zip(layers, xs, strict=True))
+        for selected in select_batch_top_k(run, pairs, collectives, map_layers):
             yield selected, None
         return
     floor = _shared_floor(layers, run, xs, dense, collectives) if run.budget == "all" else None
-    for p, x in zip(layers, xs, strict=True):
-        # a GPU has kernels for topk only, so with a floor it computes all features
-        yield None if dense else select_entries(p, run, x, collectives), floor
+    # a GPU has kernels for topk only, so with a floor it computes all features
+    for selected in map_layers(
+        lambda p, x: None if dense else select_entries(p, run, x, collectives), layers, xs
+    ):
+        yield selected, floor
 
 
 @torch.no_grad()

@@ -2,20 +2,23 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.adam import adam
 
 from ...activations.statistics import Moments
 from ...config.dictionaries import Run
 from ..cross_layer import CrossLayerTranscoder
 from .collectives import SINGLE_PROCESS, Collectives
-from .cross_layer_objective import compute_cross_layer_loss
+from .cross_layer_objective import DecoderGradient, compute_cross_layer_loss
 from .cross_layer_parameters import initial_cross_layer_parameters, output_counts, to_transcoder
 from .objective import LossTerms
 from .parameters import Scales
+from .selection import MapLayers
 from .trainer import (
     DIVERGED_FVU,
     RunTrainer,
@@ -30,6 +33,14 @@ from .trainer import (
     sparsity_weight,
 )
 
+CACHED_ENTRIES = 2**22
+"""Number of weights of a decoder that take the optimizer's step together. Their gradient has 16 MB."""
+MAX_THREADED_WEIGHTS = 2**22
+"""Maximum number of weights of an encoder with which entries are selected in several layers at a time.
+
+Copies of larger encoders exceed glibc's per-thread arenas. Each allocation then needs new memory pages.
+"""
+
 
 def batch_key(site: str, layer: int) -> str:
     """Returns the key of a layer's rows in a batch with several layers."""
@@ -38,6 +49,8 @@ def batch_key(site: str, layer: int) -> str:
 
 class CrossLayerTrainer(RunTrainer):
     """Trains one cross-layer transcoder, one batch per `train_on`."""
+
+    _pool: ThreadPoolExecutor | None = None
 
     def __init__(
         self,
@@ -95,6 +108,9 @@ class CrossLayerTrainer(RunTrainer):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(run, index, self.steps)
         self.optimizer.zero_grad()
+        # other processes' gradients are summed as tensors, and a GPU's kernels compute complete gradients
+        by_rows = collectives.world_size == 1 and not xs[0].is_cuda
+        decoder_gradients: dict[int, DecoderGradient] = {}
         terms = compute_cross_layer_loss(
             self.parameters,
             run,
@@ -104,6 +120,8 @@ class CrossLayerTrainer(RunTrainer):
             sparsity_weight(run, index, self.steps),
             [dead_features(run, index, silent) for silent in self.tokens_since_fired],
             collectives=collectives,
+            decoder_gradients=decoder_gradients if by_rows else None,
+            map_layers=self._map_layers() if by_rows else map,
         )
         torch.stack([each.loss for each in terms]).sum().backward()
         if collectives.world_size > 1:
@@ -126,6 +144,8 @@ class CrossLayerTrainer(RunTrainer):
         read_is_sane = async_bool(sane)
         if not on_gpu and not read_is_sane():
             raise self._divergence(terms, index, xs, ys)
+        for i, gradient in decoder_gradients.items():
+            self._step_decoder(self.parameters[i].W_dec, gradient)
         self.optimizer.step()
         # checked only now, so that the GPU does not wait for the CPU
         if on_gpu and not read_is_sane():
@@ -139,6 +159,58 @@ class CrossLayerTrainer(RunTrainer):
         self._seconds += time.perf_counter() - began
         self._timed_steps += 1
         return terms
+
+    def _map_layers(self) -> MapLayers:
+        """Returns a function like `map` that divides torch's threads among several layers.
+
+        Searching and indexing are single-threaded, so that two layers with one thread each take less time than one
+        after another with two threads.
+        """
+        threads = torch.get_num_threads()
+        if threads == 1 or self.parameters[0].W_enc.numel() > MAX_THREADED_WEIGHTS:
+            return map
+        if self._pool is None:
+            workers = min(threads, len(self.layers))
+            # each thread has its own setting of torch's number of threads
+            self._pool = ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
+            )
+        return self._pool.map
+
+    @torch.no_grad()
+    def _step_decoder(self, W_dec: Tensor, gradient: DecoderGradient) -> None:
+        """Take the optimizer's step of a decoder, for some features at a time. No gradient of all of them exists.
+
+        The result is that of `optimizer.step`, to the bit.
+        """
+        [group] = self.optimizer.param_groups
+        state = self.optimizer.state[W_dec]
+        if not state:
+            # as torch's fused Adam starts
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(W_dec), torch.zeros_like(W_dec)
+        for rows, part in gradient.by_rows(max(1, CACHED_ENTRIES // W_dec.shape[1])):
+            if W_dec.grad is not None:
+                part.add_(W_dec.grad[rows])
+            adam(
+                [W_dec[rows]],
+                [part],
+                [state["exp_avg"][rows]],
+                [state["exp_avg_sq"][rows]],
+                [],
+                [state["step"].clone()],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+        state["step"] += 1
+        # the optimizer leaves out weights without a gradient
+        W_dec.grad = None
 
     def history_rows(self, index: int, terms: list[LossTerms]) -> list[dict[str, Any]]:
         """Returns one HISTORY row per layer. `tokens_per_second` is that of the step of all layers."""
