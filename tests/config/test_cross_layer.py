@@ -48,10 +48,6 @@ REFUSED = {
         {"dictionaries": {"a": {"kind": "clt", "act": "relu", "loss": "paper"}}},
         r"^dictionaries\.a.*loss: paper is defined for transcoders of one layer",
     ),
-    "several processes": (
-        {"dictionaries": {"a": {"kind": "clt", "processes": 2}}},
-        r"^dictionaries\.a.*trained in one process; set processes: 1",
-    ),
     "files": (
         {"dictionaries": {"a": {"kind": "clt", "files": "some/layer{layer}.pt", "name": "b", "act": "relu"}}},
         r"^dictionaries\.a.*(cross-layer transcoders cannot be imported yet|set kind: transcoder)",
