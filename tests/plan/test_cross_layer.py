@@ -45,9 +45,14 @@ def test_without_reach_the_weights_are_those_of_transcoders() -> None:
     assert clt.gpu_memory > plt.gpu_memory
 
 
-def test_stages_that_leave_the_run_out_cost_nothing_for_it() -> None:
-    both, alone, none = study("clt", "transcoder"), study("transcoder"), study("clt")
-    assert features(both, 1e5) == features(alone, 1e5)
-    # the neurons remain
-    assert features(none, 1e5).jobs == 1
+def test_feature_tables_cost_what_those_of_transcoders_do_but_for_the_weights() -> None:
+    both, alone, clt = study("clt", "transcoder"), study("transcoder"), study("clt")
+    cost, usual = features(clt, 1e5), features(alone, 1e5)
+    for each in ("jobs", "operations", "disk", "files", "sorted_activations"):
+        assert getattr(cost, each) == getattr(usual, each)
+    # a layer has (4 + 3 + 2 + 1) / 4 decoders on average
+    assert cost.memory - usual.memory == pytest.approx(4 * LAYERS * (10 / 4 - 1) * F * D)
+    assert cost.read - usual.read == pytest.approx(4 * LAYERS * (10 / 4 - 1) * F * D)
+    # neurons, and a job for each sweep
+    assert features(both, 1e5).jobs == 3
     assert evaluation(both, 1e5).operations > evaluation(alone, 1e5).operations

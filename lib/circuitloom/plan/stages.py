@@ -24,10 +24,10 @@ from .sizes import (
     model_bytes,
     model_parameters,
     number_bytes,
-    outputs_per_feature,
     pass_tokens,
     vocabulary,
     weight_bytes,
+    weight_rows,
 )
 from .work import GpuLoad, Work
 
@@ -215,7 +215,7 @@ def features(study: Study, held_out: float) -> Work:
     """
     shape, config, layers = study.shape, study.features, len(study.layers)
     tokens = min(config.tokens or held_out, held_out)
-    runs = list(study.tabulated_runs.values())
+    runs = list(study.runs.values())
     fires: list[float] = [firing(run) for run in runs]
     widths = [run.width for run in runs]
     encode = 2 * shape.d_model * sum(widths) * layers
@@ -234,10 +234,11 @@ def features(study: Study, held_out: float) -> Work:
     encoded = GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(widths) * layers)
     positions = pass_tokens(study, config.batch, kept=shape.layers)
     groups = 1 if study.grouped else layers
-    sweeps = [sweep for sweep in study.sweeps.values() if not sweep[0].is_cross_layer]
-    tabulated = len(sweeps) + (config.neurons != 0)
-    widest = max([sum(run.width for run in sweep) for sweep in sweeps], default=0)
-    weights = 4 * 2 * widest * shape.d_model * layers / groups
+    tabulated = len(study.sweeps) + (config.neurons != 0)
+    rows = max(
+        [sum(weight_rows(run, study.layers) for run in sweep) for sweep in study.sweeps.values()], default=0
+    )
+    weights = 4 * rows * shape.d_model * layers / groups
     # a job runs the model once, up to its last layer
     last = [max(study.layers)] if study.grouped else study.layers
     passes = sum((forward_load(study, layer + 1) for layer in last), GpuLoad()) * tabulated
@@ -277,7 +278,7 @@ def circuits(study: Study) -> Work:
     tokens = sum(len(prompt.text.encode()) / BYTES_PER_TOKEN for prompt in study.circuits.prompts.values())
     blocks, embedding = model_parameters(shape)
     loaded = [study.runs[name] for name in {*study.transcoders, *traced}]
-    rows = max(((1 + outputs_per_feature(run, study.layers)) * run.width for run in loaded), default=0)
+    rows = max((weight_rows(run, study.layers) for run in loaded), default=0)
     dictionary = 4 * rows * d * len(study.layers)
     weights = 4 * (2 * blocks + 2 * embedding) + dictionary
     return Work(
