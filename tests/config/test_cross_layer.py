@@ -29,9 +29,9 @@ def test_a_run_is_named_after_its_reach_and_budget() -> None:
     assert not study.runs["tc-topk4-64"].is_cross_layer
 
 
-def test_stages_without_support_leave_cross_layer_transcoders_out() -> None:
-    study = load_study({**STUDY, "exchange": {"formats": ["sparsify"]}})
-    assert list(study.tabulated_runs) == study.transcoders == study.exported_runs == ["tc-topk4-64"]
+def test_every_run_is_exported_unless_some_are_named() -> None:
+    study = load_study({**STUDY, "exchange": {"formats": ["circuit-tracer"]}})
+    assert study.exported_runs == list(study.runs)
     assert study.traced_run == "tc-topk4-64"
 
 
@@ -52,9 +52,9 @@ REFUSED = {
         {"dictionaries": {"a": {"kind": "clt", "processes": 2}}},
         r"^dictionaries\.a.*trained in one process; set processes: 1",
     ),
-    "files": (
+    "pickled files": (
         {"dictionaries": {"a": {"kind": "clt", "files": "some/layer{layer}.pt", "name": "b", "act": "relu"}}},
-        r"^dictionaries\.a.*(cross-layer transcoders cannot be imported yet|set kind: transcoder)",
+        r"^dictionaries\.a.*set kind: transcoder",
     ),
     "a site that no MLP writes": (
         {"dictionaries": {"a": {"kind": "clt", "site": "resid_mid"}}},
@@ -80,9 +80,20 @@ REFUSED = {
         {"cases": {"c": {"kind": "planted", "run": NAME, "runs": ["tc-topk4-64"]}}},
         rf"^cases\.c: {NAME} is a cross-layer transcoder.*evaluated and traced only",
     ),
-    "an export": (
+    "an export to a format without cross-layer transcoders": (
         {"exchange": {"formats": ["sparsify"], "runs": [NAME]}},
-        rf"^exchange\.runs: {NAME} is a cross-layer transcoder.*trained, evaluated and traced only",
+        rf"^exchange\.formats: sparsify has no cross-layer transcoders, and {NAME} is .*or use circuit-tracer",
+    ),
+    "an export of topk": (
+        {"dictionaries": {"a": {"kind": "clt"}}, "exchange": {"formats": ["circuit-tracer"]}},
+        r"^exchange\.formats: circuit-tracer's .* have relu or thresholds and no skip, and .* of topk; name other",
+    ),
+    "an export of a skip connection": (
+        {
+            "dictionaries": {"a": {"kind": "clt", "act": "relu", "skip": True}},
+            "exchange": {"formats": ["circuit-tracer"]},
+        },
+        r"^exchange\.formats: circuit-tracer's .* is a cross-layer transcoder with skip; name other runs",
     ),
 }
 

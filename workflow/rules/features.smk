@@ -7,9 +7,7 @@ TABULATION = {
 }
 TABULATED = [*STUDY.runs] + ([] if STUDY.features.neurons == 0 else [NEURONS])
 TABULATION_KEYS = [key for key in section("features") if key != "neurons"]
-TABULATION_JOBS = (len(STUDY.sweeps) + 1) * (
-    1 if STUDY.grouped else len(STUDY.layers)
-)
+TABULATION_JOBS = (len(STUDY.sweeps) + 1) * (1 if STUDY.grouped else len(STUDY.layers))
 
 
 for sweep, runs in STUDY.sweeps.items():

@@ -200,7 +200,6 @@ class Study(Section):
             if name not in self.runs:
                 known = ", ".join(self.runs) or "none: add a sweep"
                 raise ValueError(f"exchange.runs: there is no run {name}; choose from {known}")
-            self._refuse_cross_layer(name, "exchange.runs")
             for format_name in self.exchange.formats:
                 if reason := refusal(format_name, self.runs[name], self.layers):
                     raise ValueError(f"exchange.formats: {reason}")
@@ -213,16 +212,10 @@ class Study(Section):
             )
 
     @property
-    def tabulated_runs(self) -> dict[str, Run]:
-        """Runs with one output per dictionary, by name. Stages that do not support cross-layer transcoders use them:
-        features, cases and exchange."""
-        return {name: run for name, run in self.runs.items() if not run.is_cross_layer}
-
-    @property
     def exported_runs(self) -> list[str]:
         """Names of the runs that are exported for other libraries."""
         exchange = self.exchange
-        named = list(self.tabulated_runs) if exchange.runs is None else list(dict.fromkeys(exchange.runs))
+        named = list(self.runs) if exchange.runs is None else list(dict.fromkeys(exchange.runs))
         return named if exchange.formats else []
 
     def case_runs(self, name: str) -> list[str]:
