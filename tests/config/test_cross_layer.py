@@ -68,17 +68,13 @@ REFUSED = {
         {"activations": {"outliers": {"action": "drop"}}},
         r"^dictionaries\.clt: with activations\.outliers\.action: drop.*set it to keep or cap",
     ),
-    "the run of weight tables": (
-        {"circuits": {"run": NAME}},
-        rf"^circuits\.run: {NAME} is a cross-layer transcoder.*name it at circuits\.prompts\.NAME\.run",
-    ),
-    "components": (
-        {"circuits": {"behaviours": {"b": {**BEHAVIOUR, "runs": [NAME]}}}},
-        rf"^circuits\.behaviours\.b\.runs: {NAME} is a cross-layer transcoder.*evaluated and traced only",
-    ),
-    "a case study": (
-        {"cases": {"c": {"kind": "planted", "run": NAME, "runs": ["tc-topk4-64"]}}},
-        rf"^cases\.c: {NAME} is a cross-layer transcoder.*evaluated and traced only",
+    "greater-than": (
+        {
+            "cases": {
+                "c": {"kind": "greater_than", "run": NAME, "template": "{year} to {century}", "slots": {}}
+            }
+        },
+        rf"^cases\.c\.run: {NAME} is a cross-layer transcoder, and greater_than replaces the MLP of one layer",
     ),
     "an export to a format without cross-layer transcoders": (
         {"exchange": {"formats": ["sparsify"], "runs": [NAME]}},
@@ -125,10 +121,18 @@ def test_a_prompt_is_traced_through_its_run_or_transcoders_or_a_cross_layer_tran
     only = {"clt": STUDY["dictionaries"]["clt"]}
     study = load_study({**STUDY, "dictionaries": only, "circuits": {"prompts": prompts}})
     assert [study.run_of_prompt(name) for name in prompts] == [NAME, NAME]
-    # no weight tables, and no features for behaviours
-    assert study.traced_run is None
-    behaviours = {"circuits": {"behaviours": {"b": BEHAVIOUR}}}
-    with pytest.raises(
-        ValueError, match=r"^circuits\.behaviours\.b\.runs: the study has no run of transcoders;"
-    ):
-        load_study({**STUDY, "dictionaries": only, **behaviours})
+    assert study.traced_run == NAME
+    assert load_study({**STUDY, "circuits": {"run": NAME}}).traced_run == NAME
+
+
+def test_behaviours_and_cases_take_a_cross_layer_transcoder() -> None:
+    planted = {"kind": "planted", "runs": ["tc-topk4-64"]}
+    study = load_study(
+        {
+            **STUDY,
+            "circuits": {"behaviours": {"b": {**BEHAVIOUR, "runs": [NAME, "tc-topk4-64"]}}},
+            "cases": {"own": {**planted, "run": NAME}, "other": {**planted, "runs": [NAME]}},
+        }
+    )
+    assert study.case_runs("own") == [NAME, "tc-topk4-64"]
+    assert study.case_runs("other") == ["tc-topk4-64", NAME]

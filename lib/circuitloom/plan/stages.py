@@ -277,7 +277,9 @@ def circuits(study: Study) -> Work:
     jobs = len(traced) if study.grouped else prompts
     tokens = sum(len(prompt.text.encode()) / BYTES_PER_TOKEN for prompt in study.circuits.prompts.values())
     blocks, embedding = model_parameters(shape)
-    loaded = [study.runs[name] for name in {*study.transcoders, *traced}]
+    loaded = [
+        study.runs[name] for name in {*study.transcoders, *traced, study.traced_run} if name is not None
+    ]
     rows = max((weight_rows(run, study.layers) for run in loaded), default=0)
     dictionary = 4 * rows * d * len(study.layers)
     weights = 4 * (2 * blocks + 2 * embedding) + dictionary
@@ -305,13 +307,15 @@ def cases(study: Study, held_out: float) -> Work:
     shape, layers = study.shape, len(study.layers)
     blocks, embedding = model_parameters(shape)
     loads = [case_load(study, name, held_out) for name in study.cases]
-    widths = [sum(study.runs[run].width for run in study.case_runs(name)) for name in study.cases]
+    runs = [[study.runs[run] for run in study.case_runs(name)] for name in study.cases]
+    widths = [sum(run.width for run in each) for each in runs]
     tokens = sum(load.ablated + load.plain + load.held_out for load in loads)
     # dictionaries of all layers encode
     encodings = [load.ablated + load.held_out + load.vocabulary / layers for load in loads]
     encoded = [2 * shape.d_model * width * layers * n for width, n in zip(widths, encodings, strict=True)]
     unembedded = 2 * embedding * sum(load.passes for load in loads)
-    weights = 4 * 2 * shape.d_model * max(widths, default=0) * layers
+    rows = max([sum(weight_rows(run, study.layers) for run in each) for each in runs], default=0)
+    weights = 4 * shape.d_model * rows * layers
     size = circuit_number_bytes(study)
     embedded = EMBEDDED_BYTES * embedding * any(each.vocabulary for each in loads)
     moved = sum(ENCODED_BYTES * width * layers * n for width, n in zip(widths, encodings, strict=True))
