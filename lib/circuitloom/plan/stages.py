@@ -239,6 +239,9 @@ def features(study: Study, held_out: float) -> Work:
         [sum(weight_rows(run, study.layers) for run in sweep) for sweep in study.sweeps.values()], default=0
     )
     weights = 4 * rows * shape.d_model * layers / groups
+    # what each layer reads and writes, and the unembedding with the gain of the final norm
+    read = number_bytes(study) * 2 * positions * shape.d_model * layers / groups
+    unembedding = 4 * vocabulary(shape) * shape.d_model
     # a job runs the model once, up to its last layer
     last = [max(study.layers)] if study.grouped else study.layers
     passes = sum((forward_load(study, layer + 1) for layer in last), GpuLoad()) * tabulated
@@ -246,7 +249,12 @@ def features(study: Study, held_out: float) -> Work:
         "features",
         tokens=tokens * tabulated * groups,
         disk=disk,
-        memory=PROCESS_BYTES + forward_bytes(study, positions) + weights + TABULATING_BYTES,
+        memory=PROCESS_BYTES
+        + forward_bytes(study, positions)
+        + weights
+        + read
+        + unembedding
+        + TABULATING_BYTES,
         operations=tokens * (tabulated * sum(forward(study, layer + 1) for layer in last) + encode) + logits,
         jobs=tabulated * groups,
         starts=tabulated * groups,
@@ -283,11 +291,13 @@ def circuits(study: Study) -> Work:
     rows = max((weight_rows(run, study.layers) for run in loaded), default=0)
     dictionary = 4 * rows * d * len(study.layers)
     weights = 4 * (2 * blocks + 2 * embedding) + dictionary
+    # the weight tables have the scaled embedding, what layer 0 adds to it, and products with both
+    embedded = (8 + EMBEDDED_BYTES) * embedding * bool(study.traced_run)
     return Work(
         "circuits",
         tokens=tokens,
         disk=1e6 * prompts,
-        memory=PROCESS_BYTES + weights + TRACING_BYTES,
+        memory=PROCESS_BYTES + weights + embedded + TRACING_BYTES,
         operations=operations,
         jobs=jobs + behaviours + bool(study.traced_run),
         starts=jobs + behaviours + bool(study.traced_run),
@@ -295,7 +305,11 @@ def circuits(study: Study) -> Work:
         + WEIGHTS_SECONDS * len(study.layers) * bool(study.traced_run),
         gpu_load=GpuLoad(fp32_flops=operations),
         host_memory=PROCESS_BYTES,
-        gpu_memory=model_bytes(study, circuit_number_bytes(study)) + 4 * blocks + dictionary + TRACING_BYTES,
+        gpu_memory=model_bytes(study, circuit_number_bytes(study))
+        + 4 * blocks
+        + dictionary
+        + embedded
+        + TRACING_BYTES,
         read=dictionary * prompts,
         files=7 * prompts,
     )
