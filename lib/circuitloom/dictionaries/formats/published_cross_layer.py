@@ -6,6 +6,7 @@ Layers are read one after another: memory holds the weights of one layer, and th
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ class PublishedTranscoder(Mapping[int, CrossLayerDictionary]):
 
     def __getitem__(self, layer: int) -> CrossLayerDictionary:
         published = self.found.layers[layer]
-        tensors = {name: value.float().contiguous() for name, value in read_layer(published).items()}
+        tensors: dict[str, Any] = {
+            name: value.float().contiguous() for name, value in read_layer(published).items()
+        }
         for name, value in tensors.items():
             if not bool(value.isfinite().all()):
                 raise ValueError(
