@@ -223,10 +223,6 @@ class Run(Training):
                     "set kind: clt"
                 )
             return self
-        if self.imported:
-            raise ValueError(
-                "cross-layer transcoders cannot be imported yet; remove `files`, or set kind: transcoder"
-            )
         if self.loss == "paper":
             raise ValueError("loss: paper is defined for transcoders of one layer; remove it for kind: clt")
         if self.budget == "all" and self.act != "batchtopk":
@@ -284,6 +280,13 @@ def output_layers(layers: Iterable[int], layer: int, reach: int | None) -> list[
     of `reach`. None means all."""
     farthest = math.inf if reach is None else layer + reach
     return [other for other in sorted(layers) if layer <= other <= farthest]
+
+
+def stated_keys(run: Run) -> dict[str, Any]:
+    """Returns the keys of an imported run that choose among several dictionaries of a layer."""
+    keys = {"kind": run.kind, "site": run.site, "act": run.act, "width": run.width, "skip": run.skip}
+    keys |= {} if run.kind == "sae" else {"reads": run.reads}
+    return keys | ({"k": run.k} if run.act in ("topk", "batchtopk") else {})
 
 
 def run_name(run: Run, shared: dict[str, Any]) -> str:

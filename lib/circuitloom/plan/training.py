@@ -62,6 +62,7 @@ def dictionaries(study: Study) -> Work:
     disk = sum(weight_bytes(run, d, study.layers) * (1 if run.imported else 4) for run in runs) * layers
     training = [sweep for sweep in study.sweeps.values() if sweep and not sweep[0].imported]
     sweeps = [_sweep_bytes(study, sweep) for sweep in training]
+    # of a cross-layer transcoder too, an import holds one layer at a time
     imported = [IMPORT_COPIES * weight_bytes(run, d, study.layers) for run in runs if run.imported]
     loads = [_sweep_load(study, sweep) for sweep in training]
     checkpoint = max(
