@@ -263,9 +263,11 @@ def saelens(
 # sparsify: sparse_coder.py and fused_encoder.py
 
 
-def sparsify(folder: Path, layer: int, transcode: bool = True, skip: bool = False, **config: Any) -> Forward:
+def sparsify(
+    folder: Path, layer: int, transcode: bool = True, skip: bool = False, module: str = "mlp", **config: Any
+) -> Forward:
     """A folder named after the module, with cfg.json and sae.safetensors."""
-    place = folder / f"layers.{layer}.mlp"
+    place = folder / f"layers.{layer}.{module}"
     place.mkdir(parents=True)
     shapes = {"encoder.weight": (WIDTH, D), "encoder.bias": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
     tensors = numbers(layer, **shapes) | (numbers(layer + 50, W_skip=(D, D)) if skip else {})

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from tests.catalog.tables import LAYER, OTHER_RUN, RUN, SILENT, Study, write_token_table
 from tests.exchange import spark
+from tests.exchange.environments import peer_python
 
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.client import open_catalog
@@ -26,7 +27,6 @@ from circuitloom.core.token_text import name_bytes
 
 pytestmark = pytest.mark.exchange
 ROOT = Path(__file__).parents[2]
-PEERS = Path(os.environ.get("PEERS", ROOT / ".peers")).absolute()
 SCRIPT = ROOT / "benchmarks" / "peers" / "sql_engines.py"
 ENGINES = ("spark", "clickhouse", "polars", "datafusion")
 ORDER = {macro.name: macro.order for macro in portable_macros()}
@@ -42,9 +42,7 @@ WANTED = ("caught", "w1", " w1", "s.", ". ", "日本", "\n", "it's", "%", "zebra
 
 def python(engine: str) -> Path:
     """Python of the engine's environment. Skips the test without it."""
-    path = PEERS / engine / "bin" / "python"
-    if not path.is_file():
-        pytest.skip(f"needs {path.parents[1]}: make test-exchange")
+    path = peer_python(engine)
     if engine == "spark" and (reason := spark.why_not()):
         pytest.skip(reason)
     return path

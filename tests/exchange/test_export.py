@@ -59,7 +59,8 @@ def test_an_export_records_the_sha256_of_every_file(results: Path, tmp_path: Pat
         assert f"| `{name}` | `{digest}` |" in card
     assert {file.name for file in (tmp_path / "out").iterdir()} == {*files, "export.json", "README.md"}
     assert result.bytes == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
-    assert not (tmp_path / "out.partial").exists()
+    # nothing stays beside the folder
+    assert {file.name for file in tmp_path.iterdir()} == {"study", "out"}
 
 
 def test_a_second_export_writes_only_the_layers_that_changed(results: Path, tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_the_card_states_licence_model_scores_and_config(tmp_path: Path) -> None
     # dead is 1 - alive
     assert "| 1 | 0.25 | 0.5 | 0.125 | 3 | 0.25 |  |" in card
     assert "name: some\nwidth: 20" in card
-    assert 'SAE.load_from_disk("FOLDER/layer_0")' in card
+    assert 'SAE.load_from_disk(f"{folder}/layer_0")' in card
 
 
 def test_the_card_of_an_imported_run_states_where_its_weights_came_from(tmp_path: Path) -> None:
@@ -219,9 +220,20 @@ def test_a_card_without_licence_and_scores_says_so(results: Path, tmp_path: Path
     assert front_matter(tmp_path / "out" / "README.md") == {
         "license": "unknown", "library_name": "circuit-tracer", "tags": ["transcoder", "mechanistic-interpretability"]
     }  # fmt: skip
-    assert (
-        "Not scored: the evaluation of the study has not run." in (tmp_path / "out" / "README.md").read_text()
-    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not scored: the evaluation of the study has not run." in card
+
+
+def test_the_code_on_a_card_has_nothing_to_fill_in_but_where_a_local_model_lies(tmp_path: Path) -> None:
+    made = {layer: random_dictionary(layer) for layer in range(3)}
+    for name, origin in {"local": None, "hub": {"source": "hub", "name": "org/model"}}.items():
+        results = write_results(tmp_path / name, made, origin=origin)
+        export_run("circuit-tracer", StoredRun(results, "some"), tmp_path / "out" / name)
+        code = (tmp_path / "out" / name / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        compile(code, name, "exec")
+        assert 'folder = "."\n' in code and "for layer in range(3)}" in code
+        assert ('language_model = "org/model"' in code) == (name == "hub")
+        assert ("# a folder with the language model" in code) == (name == "local")
 
 
 def test_a_topk_set_says_which_circuit_tracer_reads_it(tmp_path: Path, capsys) -> None:
@@ -270,7 +282,9 @@ def test_the_command_asks_for_a_run_if_there_are_several(results: Path, monkeypa
     write_results(results, {0: random_dictionary(0)}, run="another")
     with pytest.raises(SystemExit, match="has 2 runs; choose one with --run: another, some"):
         run_command(monkeypatch, "export", "saelens", results, results / "out")
-    with pytest.raises(SystemExit, match="circuitloom: export: results/nothing has no dictionaries"):
+    with pytest.raises(
+        SystemExit, match="circuitloom: export: there is no study nothing: no folder results/nothing"
+    ):
         run_command(monkeypatch, "export", "saelens", "nothing", results / "out")
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from benchmarks.attribution import differences, run_ours
 from safetensors.torch import load_file
+from tests.exchange.environments import peer_python
 from tests.exchange.results import random_dictionary, random_transcoder, write_results
-from tests.exchange.test_peers import peer_python
 from tests.models import D_MODEL, LAYERS, tiny_llama
 
 from circuitloom.dictionaries.cross_layer import LayerDictionary

@@ -49,6 +49,8 @@ class PublishedLayer:
     site_out: str | None
     bare_norm: bool
     """Whether the dictionary reads the norm's output before the norm's gain and bias. An SAE then also writes it."""
+    attention_output: bool
+    """Whether the dictionary is one of the attention module's output, which a model may change before it is added."""
     settings: Mapping[str, Any]
     """Settings that the reader of the format needs."""
     model_name: str | None
@@ -157,9 +159,13 @@ def _check(layer: PublishedLayer) -> None:
 def _sites(hooks: tuple[str, str] | None, files: DictionaryFiles, stated: int | None) -> dict[str, Any]:
     """Returns hooks, sites and layer of a dictionary. `stated` is the layer in its settings, if they have no hook."""
     hint = _layer_in(files.place) if files.layer is None else files.layer
+    if hooks is not None and hooks[1].endswith(".post_attention_layernorm.output"):
+        # in Llama it is the norm before the MLP, in Gemma the norm of what attention adds
+        hooks, stated = None, _layer_in(hooks[1])
     if hooks is None:
         unknown = dict.fromkeys(("hook_in", "hook_out", "site_in", "site_out"))
-        return {"layer": _known(hint if stated is None else stated), "bare_norm": False, **unknown}
+        layer = _known(hint if stated is None else stated)
+        return {"layer": layer, "bare_norm": False, "attention_output": False, **unknown}
     for hook in hooks:
         named = re.search(r"\.(\d+)\.", hook)
         if files.layer is not None and named and int(named[1]) != files.layer:
@@ -170,6 +176,7 @@ def _sites(hooks: tuple[str, str] | None, files: DictionaryFiles, stated: int | 
     if written.bare_norm and not read.bare_norm:
         raise ValueError(f"it writes {BARE_NORM}, the norm's output without gain; name another dictionary")
     sites = {"site_in": read.site, "site_out": written.site, "bare_norm": read.bare_norm}
+    sites |= {"attention_output": written.attention_output}
     return {"layer": _known(read.layer), "hook_in": hooks[0], "hook_out": hooks[1], **sites}
 
 
@@ -245,7 +252,9 @@ def _circuit_tracer(files: DictionaryFiles, settings: Mapping[str, Any], headers
     }
 
 
+_HEADS = ("attn.hook_z",) * 2
 _SCOPE_1 = {
+    "att": _HEADS,
     "transcoders": (BARE_NORM, "hook_mlp_out"),
     "mlp": ("hook_mlp_out",) * 2,
     "res": ("hook_resid_post",) * 2,
@@ -253,7 +262,7 @@ _SCOPE_1 = {
 """Hooks by the part of the name of a repository of Gemma Scope 1. Its transcoders were trained with the norm's gain
 folded into the MLP."""
 _SCOPE_2 = {
-    "transcoder": ("mlp.hook_in", "hook_mlp_out"), "mlp_out": ("hook_mlp_out",) * 2,
+    "attn_out": _HEADS, "transcoder": ("mlp.hook_in", "hook_mlp_out"), "mlp_out": ("hook_mlp_out",) * 2,
     "resid_post": ("hook_resid_post",) * 2,
 }  # fmt: skip
 """Hooks by the name of a folder of Gemma Scope 2."""
@@ -289,9 +298,9 @@ def _gemma_hooks(place: str, settings: Mapping[str, Any], first: bool) -> tuple[
     if hook := settings.get("hf_hook_point_in"):
         return hook, settings.get("hf_hook_point_out") or hook
     if first:
-        part = re.search(r"gemma-scope-[^/]*-(transcoders|mlp|res)(?:-|/|$)", place)
+        part = re.search(r"gemma-scope-[^/]*-(transcoders|mlp|res|att)(?:-|/|$)", place)
         return _SCOPE_1[part[1]] if part else None
-    part = re.search(r"(?:^|/)(transcoder|mlp_out|resid_post)(?:_all)?/", place)
+    part = re.search(r"(?:^|/)(transcoder|mlp_out|resid_post|attn_out)(?:_all)?/", place)
     return _SCOPE_2[part[1]] if part else None
 
 
@@ -309,7 +318,8 @@ def _saelens(files: DictionaryFiles, settings: Mapping[str, Any], headers: Heade
     if architecture not in _SAELENS:
         raise ValueError(f"its architecture is {architecture}; known are {', '.join(_SAELENS)}")
     about = settings.get("metadata") or settings.get("meta") or settings
-    hook = about.get("hook_name") or about.get("hook_point")
+    hook, hook_out = (_saelens_hook(about.get(key)) for key in ("hook_name", "hook_name_out"))
+    hook = hook or _saelens_hook(about.get("hook_point"))
     act, k = _SAELENS[architecture], settings.get("k")
     function = settings.get("activation_fn") or settings.get("activation_fn_str") or "relu"
     arguments = settings.get("activation_fn_kwargs") or {}
@@ -333,7 +343,7 @@ def _saelens(files: DictionaryFiles, settings: Mapping[str, Any], headers: Heade
     )
     return {
         **found,
-        "hooks": None if hook is None else (hook, about.get("hook_name_out") or hook if transcoder else hook),
+        "hooks": None if hook is None else (hook, hook_out or hook if transcoder else hook),
         "architecture": architecture,
         "act": act,
         "k": round(k) if k and act in ("topk", "batchtopk") else None,
@@ -349,6 +359,12 @@ def _saelens(files: DictionaryFiles, settings: Mapping[str, Any], headers: Heade
         },
         "model_name": about.get("model_name"),
     }
+
+
+def _saelens_hook(name: str | None) -> str | None:
+    """Returns the hook of a name: one of TransformerLens, or a module of a Hugging Face model, whose output is read."""
+    is_module = name is not None and re.search(r"(?:^|\.)(?:layers|h)\.\d+(?:\.|$)", name)
+    return f"{name}.output" if is_module else name
 
 
 def _saelens_factor(settings: Mapping[str, Any]) -> float:
@@ -410,7 +426,12 @@ _DICTIONARY_LEARNING = {
     "MatryoshkaBatchTopKSAE": "batchtopk", "JumpReluAutoEncoder": "jumprelu", "GatedAutoEncoder": "jumprelu",
 }  # fmt: skip
 """Maps dictionary_learning's classes to activation functions. Gated SAEs are represented by thresholds."""
-_SUBMODULES = {"resid_post": "hook_resid_post", "resid_pre": "hook_resid_pre", "resid_mid": "hook_resid_mid"}
+_SUBMODULES = {
+    "resid_post": "blocks.{}.hook_resid_post", "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_mid": "blocks.{}.hook_resid_mid", "mlp": "blocks.{}.mlp.hook_out", "mlp_out": "blocks.{}.mlp.hook_out",
+    **dict.fromkeys(("attn_out", "attn", "attention", "self_attn"), "layers.{}.self_attn.output"),
+}  # fmt: skip
+"""Hooks by what dictionary_learning's names of submodules begin with. MLP and attention are outputs of modules."""
 
 
 def _dictionary_learning(
@@ -427,10 +448,9 @@ def _dictionary_learning(
     stem, _, number = name.rpartition("_layer_")
     hook = None
     if number.isdigit():
-        kind = "mlp.hook_out" if stem in ("mlp", "mlp_out") else _SUBMODULES.get(stem)
-        if kind is None:
-            raise ValueError(f"its submodule is {name}, for which there is no site")
-        hook = f"blocks.{number}.{kind}"
+        if stem not in _SUBMODULES:
+            raise ValueError(f"its submodule is {name}; known are {', '.join(_SUBMODULES)} with _layer_N")
+        hook = _SUBMODULES[stem].format(number)
     return {
         "width": int(trainer["dict_size"]),
         "d_in": d,

@@ -44,7 +44,7 @@ def write_card(
         f"{', with a linear skip connection' if first.W_skip is not None else ''}. "
         f"{'Imported' if run.is_imported else 'Trained'} by circuitloom in the study "
         f"`{run.results.resolve().name}`, and written in the format `{format_name}`.",
-        f"## Load\n\n```python\n{exporter.usage(first, model)}\n```",
+        f"## Load\n\n```python\n{exporter.usage(first, len(run), model)}\n```",
     ]
     if text := exporter.notice(first):
         parts.append(f"Note: {text}.")

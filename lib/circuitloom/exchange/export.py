@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder, replace_folder
+from ..core.atomic_io import fingerprint, partial_folder, remove_lock, remove_partial_folder, replace_folder
 from ..core.progress import announce, progress
 from .card import write_card
 from .exporters import Exporter, find_exporter
@@ -69,6 +69,7 @@ def export_run(
         _remove_others(folder, {*hashes, RECORD, CARD})
         replace_folder(folder, output)
         remove_partial_folder(partial)
+    remove_lock(output)
     if text := exporter.notice(first):
         announce("exchange", text)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())

@@ -1,5 +1,6 @@
 """The formats in which dictionaries can be exported, by the name of the library that owns the format."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,26 @@ class Exporter(ABC, Generic[D]):
         return None
 
     @abstractmethod
-    def usage(self, first: D, model: ExportedModel) -> str:
-        """Returns Python code that loads the exported folder, whose place is FOLDER."""
+    def usage(self, first: D, layers: int, model: ExportedModel) -> str:
+        """Returns Python code that loads what was exported, with the names of `FOLDER`. `layers` is their number."""
+
+
+FOLDER = """\
+# the folder of this card; of a hub repository: huggingface_hub.snapshot_download("OWNER/NAME")
+folder = "."
+"""
+"""Start of all code on cards."""
+
+
+def _replacement_model(model: ExportedModel, transcoders: str) -> str:
+    """Returns code that makes circuit-tracer's replacement model. `transcoders` is the variable that has them."""
+    return (
+        f"{'' if model.hub_name else '# a folder with the language model, or its name on the hub' + chr(10)}"
+        f"language_model = {json.dumps(model.name)}\n"
+        "model = ReplacementModel.from_pretrained_and_transcoders(\n"
+        f'    language_model, {transcoders}, dtype=torch.float32, backend="nnsight"\n'
+        ")"
+    )
 
 
 class CircuitTracerExporter(Exporter[Dictionary]):
@@ -79,21 +98,19 @@ class CircuitTracerExporter(Exporter[Dictionary]):
             "are 0)"
         )
 
-    def usage(self, first: Dictionary, model: ExportedModel) -> str:
+    def usage(self, first: Dictionary, layers: int, model: ExportedModel) -> str:
         """Returns code that loads the set into a replacement model."""
-        files = "{i: f'FOLDER/layer_{i}.safetensors' for i in range(N_LAYERS)}"
         return (
             "import torch, yaml\n"
             "from circuit_tracer import ReplacementModel\n"
             "from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set\n\n"
-            'config = yaml.safe_load(open("FOLDER/config.yaml"))\n'
-            f"files = {files}\n"
+            f"{FOLDER}"
+            'config = yaml.safe_load(open(f"{folder}/config.yaml"))\n'
+            f'files = {{layer: f"{{folder}}/layer_{{layer}}.safetensors" for layer in range({layers})}}\n'
             "transcoders = load_transcoder_set(\n"
-            '    files, "FOLDER", config["feature_input_hook"], config["feature_output_hook"], dtype=torch.float32\n'
+            '    files, folder, config["feature_input_hook"], config["feature_output_hook"], dtype=torch.float32\n'
             ")\n"
-            "model = ReplacementModel.from_pretrained_and_transcoders(\n"
-            f'    "{model.name}", transcoders, dtype=torch.float32, backend="nnsight"\n'
-            ")"
+            f"{_replacement_model(model, 'transcoders')}"
         )
 
 
@@ -119,19 +136,18 @@ class CircuitTracerCltExporter(Exporter[CrossLayerDictionary]):
         """Write config.yaml."""
         circuit_tracer.write_set_config(folder, first, model.name)
 
-    def usage(self, first: CrossLayerDictionary, model: ExportedModel) -> str:
+    def usage(self, first: CrossLayerDictionary, layers: int, model: ExportedModel) -> str:
         """Returns code that loads the transcoder into a replacement model."""
         return (
             "import torch, yaml\n"
             "from circuit_tracer import ReplacementModel\n"
             "from circuit_tracer.transcoder.cross_layer_transcoder import load_clt\n\n"
-            'config = yaml.safe_load(open("FOLDER/config.yaml"))\n'
+            f"{FOLDER}"
+            'config = yaml.safe_load(open(f"{folder}/config.yaml"))\n'
             "transcoder = load_clt(\n"
-            '    "FOLDER", config["feature_input_hook"], config["feature_output_hook"], dtype=torch.float32\n'
+            '    folder, config["feature_input_hook"], config["feature_output_hook"], dtype=torch.float32\n'
             ")\n"
-            "model = ReplacementModel.from_pretrained_and_transcoders(\n"
-            f'    "{model.name}", transcoder, dtype=torch.float32, backend="nnsight"\n'
-            ")"
+            f"{_replacement_model(model, 'transcoder')}"
         )
 
 
@@ -153,9 +169,11 @@ class SaelensExporter(Exporter[Dictionary]):
         """Write weights and config."""
         saelens.export_saelens(dictionary, folder / f"layer_{dictionary.layer}", model.name, model=model)
 
-    def usage(self, first: Dictionary, model: ExportedModel) -> str:
+    def usage(self, first: Dictionary, layers: int, model: ExportedModel) -> str:
         """Returns code that loads one layer."""
-        return f'from sae_lens import SAE\n\nsae = SAE.load_from_disk("FOLDER/layer_{first.layer}")'
+        return (
+            f'from sae_lens import SAE\n\n{FOLDER}sae = SAE.load_from_disk(f"{{folder}}/layer_{first.layer}")'
+        )
 
 
 class SparsifyExporter(Exporter[Dictionary]):
@@ -179,10 +197,12 @@ class SparsifyExporter(Exporter[Dictionary]):
         """Write weights and config."""
         sparsify.export_sparsify(dictionary, folder / self._folder(dictionary, model))
 
-    def usage(self, first: Dictionary, model: ExportedModel) -> str:
+    def usage(self, first: Dictionary, layers: int, model: ExportedModel) -> str:
         """Returns code that loads one layer."""
-        folder = self._folder(first, model)
-        return f'from sparsify import SparseCoder\n\ncoder = SparseCoder.load_from_disk("FOLDER/{folder}")'
+        return (
+            f"from sparsify import SparseCoder\n\n{FOLDER}"
+            f'coder = SparseCoder.load_from_disk(f"{{folder}}/{self._folder(first, model)}")'
+        )
 
     def _folder(self, dictionary: Dictionary, model: ExportedModel) -> str:
         return sparsify.hookpoint(dictionary, model.anatomy, model.changes_mlp_out)

@@ -65,6 +65,7 @@ def import_run(run: Run, job: ImportJob, output: Path, commit: str | None = None
             f"{found.source}: no dictionary of layer {job.layer}; the files have changed: run again"
         )
     layer = found.layers[job.layer]
+    _check_attention(layer, job.model)
     norm = norm_before_mlp(job.model, job.layer) if layer.bare_norm else None
     dictionary = to_dictionary(layer, norm, run.site_in, run.site_out)
     assert job.validation is not None
@@ -85,8 +86,8 @@ def read_published(
     """Returns the published dictionary of one layer, on raw activations.
 
     `files` is a folder, a file, or a repository of the hub. The format is recognised. `model` is only needed for
-    dictionaries that read the norm's output without its gain. Raises ValueError if the dictionary cannot be read or
-    represented.
+    dictionaries that read the norm's output without its gain; those of attention's output are checked with it. Raises
+    ValueError if the dictionary cannot be read or represented.
 
     >>> transcoder = read_published("/data/gemma-scope-2-270m-pt", 5)
     """
@@ -108,8 +109,20 @@ def read_published(
         raise ValueError(
             f"{found.source}: the dictionary reads {chosen.hook_in}, the norm's output without its gain; name the model"
         )
+    if model is not None:
+        _check_attention(chosen, model)
     norm = norm_before_mlp(model, layer) if chosen.bare_norm and model is not None else None
     return to_dictionary(chosen, norm, chosen.site_in, chosen.site_out)
+
+
+def _check_attention(layer: PublishedLayer, model: LanguageModel) -> None:
+    """Raise ValueError if a dictionary of the attention module's output is no dictionary of what attention adds."""
+    if layer.attention_output and model.changes_attention_out:
+        raise ValueError(
+            f"{layer.weights}: its hook is {layer.hook_out}, and {model.anatomy.architecture} changes this output "
+            "(a norm, or a factor) before it is added to the residual stream; there is no site for it: name "
+            "dictionaries of hook_attn_out"
+        )
 
 
 def to_dictionary(layer: PublishedLayer, norm: Norm | None, site_in: str, site_out: str) -> Dictionary:
