@@ -38,7 +38,7 @@ test: environment
 
 # The inner loop: tests of the library alone, on one architecture.
 test-fast: environment
-	$(BIN)/python -m pytest -n 2 -m fast
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m fast
 
 # Tests that kill processes at random moments, fill disks or train in several processes.
 test-slow: environment

@@ -67,7 +67,8 @@ def describe_set(found: PublishedSet) -> Iterator[str]:
     kind = first.kind or "dictionary"
     yield f"{found.source}"
     yield f"format        {first.format}, architecture {first.architecture}"
-    yield f"kind          {kind}{' with skip connection' if first.skip else ''}"
+    names = {"clt": "clt (cross-layer transcoder)"}
+    yield f"kind          {names.get(kind, kind)}{' with skip connection' if first.skip else ''}"
     yield f"reads         {_site(first.hook_in, first.site_in, first.bare_norm)}"
     yield f"reconstructs  {_site(first.hook_out, first.site_out, first.bare_norm and kind == 'sae')}"
     if first.site_out == "resid_pre" and first.hook_out and "resid_pre" not in first.hook_out:
@@ -105,9 +106,14 @@ def _thresholds(layer: PublishedLayer) -> Iterator[str]:
     if layer.act not in ("jumprelu", "batchtopk") or layer.weights.local is None:
         return
     # loads torch, which recognition does not need
-    from .dictionaries.formats.published import READERS
+    if layer.kind == "clt":
+        from .dictionaries.formats.published_cross_layer import read_layer
 
-    threshold = READERS[layer.format](layer.weights.path(), layer).threshold
+        threshold = read_layer(layer)["threshold"]
+    else:
+        from .dictionaries.formats.published import READERS
+
+        threshold = READERS[layer.format](layer.weights.path(), layer).threshold
     assert threshold is not None
     low, high, middle = (float(value) for value in (threshold.min(), threshold.max(), threshold.median()))
     yield f"thresholds    {low:.3g} to {high:.3g}, median {middle:.3g} (layer {layer.layer})"

@@ -234,6 +234,7 @@ def _module(layout: Layout, source: "FeatureSource") -> str:
     config = layout.dictionary(source.run, source.layer) / "config.json"
     if not config.is_file():
         return f"layers.{source.layer}.{source.run}"
-    (output,) = json.loads(config.read_text())["outputs"]
+    # the layer itself comes first, also in a cross-layer transcoder
+    output = json.loads(config.read_text())["outputs"][0]
     part = {"resid_mid": "", "resid_pre": "", "attn_added": ".attn"}.get(output["site"], ".mlp")
     return f"layers.{source.layer}{part}"

@@ -85,7 +85,9 @@ def test_the_config_of_files_that_need_a_choice_makes_that_choice(tmp_path, monk
     assert study.runs["published"].width == 32
 
 
-def test_an_sae_of_the_stream_after_a_block_says_which_layer_it_is_here(tmp_path, monkeypatch, capsys) -> None:
+def test_an_sae_of_the_stream_after_a_block_says_which_layer_it_is_here(
+    tmp_path, monkeypatch, capsys
+) -> None:
     folders.saelens(tmp_path / "after", 1, "standard", metadata={"hook_name": "model.layers.1"})
     folders.saelens(tmp_path / "before", 1, "standard", hooks=("", "hook_resid_pre"))
     after, before = (output_of(monkeypatch, capsys, str(tmp_path / name)) for name in ("after", "before"))

@@ -158,21 +158,6 @@ def test_a_stated_key_that_agrees_is_accepted(tmp_path) -> None:
     assert keys_of(study_of(tmp_path, sweep))["k"] == K
 
 
-def write_clt(folder: Path) -> None:
-    folders.circuit_tracer(folder, model_kind="cross_layer_transcoder")
-
-
-def write_clt_files(folder: Path) -> None:
-    folder.mkdir()
-    for name in ("W_enc_0.safetensors", "W_dec_0.safetensors"):
-        (folder / name).touch()
-
-
-def write_scope_clt(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "params_layer_0.safetensors").touch()
-
-
 def write_missing_layer(folder: Path) -> None:
     folders.circuit_tracer(folder, layers=4)
     (folder / "layer_1.safetensors").unlink()
@@ -198,9 +183,10 @@ def write_saelens(**config: Any):
 
 
 FAULTS = {
-    "a cross-layer set": (write_clt, "describes a cross-layer transcoder, which is not supported yet"),
-    "cross-layer files": (write_clt_files, r"W_enc_0\.safetensors is a cross-layer transcoder|W_dec_0"),
-    "cross-layer files of Gemma Scope": (write_scope_clt, "is a cross-layer transcoder"),
+    "an unknown kind of set": (
+        lambda f: folders.circuit_tracer(f, model_kind="crosscoder"),
+        "model_kind: crosscoder; transcoder_set and cross_layer_transcoder are supported",
+    ),
     "a missing layer": (
         write_missing_layer, r"no dictionary of layer 1; there are layers 0, 2: set activations\.layers to \[0, 2\]",
     ),

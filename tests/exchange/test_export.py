@@ -9,7 +9,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.exchange.results import SAE, random_dictionary, write_results, write_scores
+from tests.exchange.results import (
+    LLAMA,
+    SAE,
+    WIDTH,
+    D,
+    random_dictionary,
+    random_transcoder,
+    write_results,
+    write_scores,
+)
 
 from circuitloom.cli import main
 from circuitloom.config.dictionaries import Run
@@ -283,3 +292,50 @@ def test_sparsify_s_folders_are_named_after_modules(tmp_path: Path) -> None:
     results = write_results(tmp_path / "study", {2: random_dictionary(2, act="topk")})
     export_run("sparsify", StoredRun(results, "some"), tmp_path / "out")
     assert (tmp_path / "out" / "layers.2.mlp" / "sae.safetensors").is_file()
+
+
+def test_a_cross_layer_transcoder_is_written_layer_by_layer(tmp_path: Path) -> None:
+    made = random_transcoder(LLAMA.layers, "threshold", reach=1)
+    run = StoredRun(write_results(tmp_path / "study", made.layers, config={"kind": "clt"}), "some")
+    result = export_run("circuit-tracer", run, tmp_path / "out")
+    assert result.written == [0, 1, 2]
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["model_kind"] == "cross_layer_transcoder"
+    assert (config["feature_input_hook"], config["feature_output_hook"]) == ("mlp.hook_in", "mlp.hook_out")
+    decoders = load_file(tmp_path / "out" / "W_dec_0.safetensors")["W_dec_0"]
+    # circuit-tracer expects decoders to all later layers
+    assert decoders.shape == (WIDTH, 3, D) and not decoders[:, 2].any()
+    assert set(load_file(tmp_path / "out" / "W_enc_1.safetensors")) == {
+        "W_enc_1",
+        "b_enc_1",
+        "b_dec_1",
+        "threshold_1",
+    }
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "A cross-layer transcoder of 3 layers (`mlp_in` to `mlp_out`), 20 features per layer" in card
+    assert "from circuit_tracer.transcoder.cross_layer_transcoder import load_clt" in card
+    assert export_run("circuit-tracer", run, tmp_path / "out").kept == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("format_name", "keys", "layers", "words"),
+    [
+        ("circuit-tracer", {"act": "topk"}, None, "layer 0 is topk; .* train with batchtopk"),
+        ("circuit-tracer", {"skip": True}, None, "layer 0 has W_skip; .* train without skip"),
+        ("circuit-tracer", {}, [0, 1], "of all 3 layers; layer 2 is missing"),
+        (
+            "saelens",
+            {},
+            None,
+            "saelens has no cross-layer transcoders, and this run is one; choose from circuit-tracer",
+        ),
+        ("sparsify", {"act": "topk"}, None, "sparsify has no cross-layer transcoders"),
+    ],
+)
+def test_cross_layer_transcoders_that_a_format_cannot_hold_are_refused_before_anything_is_written(
+    format_name: str, keys: dict, layers: list[int] | None, words: str, tmp_path: Path
+) -> None:
+    results = write_results(tmp_path / "study", random_transcoder(LLAMA.layers, **keys).layers)
+    with pytest.raises(ValueError, match=words):
+        export_run(format_name, StoredRun(results, "some", layers), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

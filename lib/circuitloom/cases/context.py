@@ -11,7 +11,7 @@ from pathlib import Path
 from ..attribution.tracer import Tracer
 from ..config.cases.base import Slots, slots_of
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
-from ..dictionaries.dictionary import Dictionary, load_dictionary
+from ..dictionaries.cross_layer import LayerDictionary, load_layers
 from ..language_model.model import LanguageModel, load_model
 
 FINDING, TESTING = "finding", "testing"
@@ -26,8 +26,8 @@ class CaseContext:
 
     model: LanguageModel
     tokenizer: Tokenizer
-    runs: Mapping[str, Mapping[int, Dictionary]]
-    """Dictionaries by run and layer. The first run has the transcoders under study."""
+    runs: Mapping[str, Mapping[int, LayerDictionary]]
+    """Dictionaries by run and layer. The first run has the transcoders, or the cross-layer transcoder, under study."""
     context_length: int
     """Maximum number of tokens per prompt."""
 
@@ -37,7 +37,7 @@ class CaseContext:
         return next(iter(self.runs))
 
     @property
-    def transcoders(self) -> Mapping[int, Dictionary]:
+    def transcoders(self) -> Mapping[int, LayerDictionary]:
         """Transcoders under study, by layer."""
         return self.runs[self.run]
 
@@ -52,10 +52,10 @@ def open_context(
     """Load model, tokenizer and dictionaries in `dtype`. `folders` has one folder RUN/layerL per dictionary. Raises
     ValueError if a file is missing or damaged."""
     loaded = load_model(model, dtype)
-    dictionaries: dict[str, dict[int, Dictionary]] = {run: {} for run in runs}
+    of_run: dict[str, list[Path]] = {run: [] for run in runs}
     for folder in map(Path, folders):
-        dictionary = load_dictionary(folder, loaded.device, dtype)
-        dictionaries[folder.parent.name][dictionary.layer] = dictionary
+        of_run[folder.parent.name].append(folder)
+    dictionaries = {run: load_layers(own, loaded.device, dtype) for run, own in of_run.items()}
     return CaseContext(loaded, load_tokenizer(tokenizer), dictionaries, context_length)
 
 

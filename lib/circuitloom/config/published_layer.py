@@ -6,7 +6,7 @@ dictionary_learning 0.1 (`dictionary.py`, `trainers/`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ Act = Literal["relu", "topk", "batchtopk", "jumprelu"]
 Headers = Mapping[str, ArrayHeader]
 NORM_FACTOR = "norm_scaling_factor"
 """Key of the factor by which SAELens multiplies activations before the encoder."""
-CROSS_LAYER = "a cross-layer transcoder, which is not supported yet; name a set of per-layer transcoders"
 
 
 @dataclass(frozen=True)
@@ -55,17 +54,24 @@ class PublishedLayer:
     settings: Mapping[str, Any]
     """Settings that the reader of the format needs."""
     model_name: str | None
+    outputs: int | None = None
+    """Number of layers that the features write to, the layer itself and those after it. None unless this is a layer of
+    a cross-layer transcoder."""
+    decoders: FileReference | None = None
+    """File with the decoders, if `weights` does not have them."""
 
     @property
     def kind(self) -> str | None:
-        """`transcoder` or `sae`. None if the files do not say."""
+        """`transcoder`, `sae` or `clt`. None if the files do not say."""
+        if self.outputs is not None:
+            return "clt"
         if self.site_in is None:
             return None
         return "sae" if self.site_in == self.site_out else "transcoder"
 
     def local_files(self) -> list[Path]:
         """Returns the files of weights and settings that are in a local folder."""
-        files = [self.weights, *([] if self.config is None else [self.config])]
+        files = [file for file in (self.weights, self.decoders, self.config) if file is not None]
         return [file.local for file in files if file.local is not None]
 
 
@@ -85,21 +91,33 @@ class DictionaryFiles:
     """File with the settings of a set."""
     set_settings: Mapping[str, Any] | None = None
     """Settings of the set."""
+    is_cross_layer: bool = False
+    """Whether this is a layer of a cross-layer transcoder."""
+    decoders: FileReference | None = None
+    """File with the decoders, if `weights` does not have them."""
 
 
-def describe(files: DictionaryFiles, format: str, headers: Headers) -> PublishedLayer:
-    """Returns the description of one dictionary. `headers` are those of its weights.
+Describer = Callable[[DictionaryFiles, Mapping[str, Any], Headers], dict[str, Any]]
+"""Function (files, settings, headers of the weights) that returns fields of `PublishedLayer`, and `hooks`."""
+
+
+def describe(
+    files: DictionaryFiles, format: str, headers: Headers, describer: Describer | None = None
+) -> PublishedLayer:
+    """Returns the description of one dictionary. `headers` are those of its weights. By default, `describer` is that of
+    the format's dictionaries of one layer.
 
     Raises ValueError if this project cannot represent the dictionary.
     """
     settings = files.config.settings() if files.config else {}
     try:
-        parts = DESCRIBE[format](files, settings, headers)
+        parts = (describer or DESCRIBE[format])(files, settings, headers)
         hooks = parts.pop("hooks")
         found = _sites(hooks, files, parts.pop("stated_layer", None))
         layer = PublishedLayer(
             weights=files.weights,
             config=files.config or files.set_config,
+            decoders=files.decoders,
             format=format,
             **(_DEFAULTS | parts | found),
         )
@@ -120,12 +138,17 @@ _DEFAULTS: dict[str, Any] = {"k": None, "l0": None, "skip": False, "settings": {
 def _check(layer: PublishedLayer) -> None:
     if layer.k is not None and not 0 < layer.k <= layer.width:
         raise ValueError(f"it states k={layer.k} for {layer.width} features; download it again")
-    if layer.kind == "transcoder" and (
+    if layer.kind in ("transcoder", "clt") and (
         layer.site_in not in ("mlp_in", "resid_mid") or layer.site_out not in MLP_OUTPUTS
     ):
         raise ValueError(
             f"it maps {layer.hook_in} to {layer.hook_out}, and a transcoder here maps mlp_in or resid_mid to "
             f"{' or '.join(MLP_OUTPUTS)}"
+        )
+    if layer.kind == "clt" and layer.bare_norm:
+        raise ValueError(
+            f"it reads {layer.hook_in}, the norm's output without gain, which only dictionaries of one layer may; name "
+            "another cross-layer transcoder"
         )
     if layer.kind == "sae" and layer.skip:
         raise ValueError(
@@ -169,7 +192,7 @@ def _layer_in(place: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def _shape(headers: Headers, name: str, dimensions: int = 2) -> tuple[int, ...]:
+def tensor_shape(headers: Headers, name: str, dimensions: int = 2) -> tuple[int, ...]:
     """Returns the shape of a tensor. Raises ValueError if it is missing or has another number of dimensions."""
     if name not in headers:
         raise ValueError(f"has no {name}, but {', '.join(sorted(headers)) or 'no tensor'}")
@@ -181,7 +204,7 @@ def _shape(headers: Headers, name: str, dimensions: int = 2) -> tuple[int, ...]:
 
 def _sizes(headers: Headers, encoder: str, decoder: str, transposed: bool) -> dict[str, int]:
     """Returns width, d_in and d_out. The encoder is [d, F] if `transposed`, else [F, d]; the decoder is [F, d]."""
-    read, written = _shape(headers, encoder), _shape(headers, decoder)
+    read, written = tensor_shape(headers, encoder), tensor_shape(headers, decoder)
     width, d_in = (read[1], read[0]) if transposed else read
     if written[0] != width:
         raise ValueError(f"{encoder} has {width} features, but {decoder} {written[0]}; download it again")
@@ -250,10 +273,6 @@ def _gemma_scope(files: DictionaryFiles, settings: Mapping[str, Any], headers: H
     first = files.weights.name.endswith(NPZ)
     names = {name.lower() for name in headers}
     encoder, decoder = ("W_enc", "W_dec") if "W_enc" in headers else ("w_enc", "w_dec")
-    if decoder in headers and len(headers[decoder].shape) == 3:
-        raise ValueError(CROSS_LAYER)
-    if settings.get("type") in ("clt", "cross_layer_transcoder"):
-        raise ValueError(CROSS_LAYER)
     if settings.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise ValueError(f"its architecture is {settings['architecture']}; Gemma Scope has jump_relu")
     if "threshold" not in names:
@@ -444,7 +463,7 @@ def _dictionary_learning(
     } | ({} if hook or layer is None else {"stated_layer": int(layer)})
 
 
-DESCRIBE = {
+DESCRIBE: dict[str, Describer] = {
     "circuit_tracer": _circuit_tracer,
     "gemma_scope": _gemma_scope,
     "saelens": _saelens,

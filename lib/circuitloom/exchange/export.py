@@ -13,7 +13,7 @@ from typing import Any
 from ..core.atomic_io import fingerprint, partial_folder, remove_lock, remove_partial_folder, replace_folder
 from ..core.progress import announce, progress
 from .card import write_card
-from .exporters import EXPORTERS, Exporter
+from .exporters import Exporter, find_exporter
 from .record import CARD, RECORD, file_hashes, read_record, sha256, write_record
 from .stored_run import ExportedModel, StoredRun, describe_model
 
@@ -45,7 +45,7 @@ def export_run(
     default that of `describe_model`. Layers of another `version` of the code are written again. Raises ValueError if
     the format cannot represent the run, or if `output` has other files.
     """
-    exporter = EXPORTERS[format_name]
+    exporter = find_exporter(format_name, run[min(run)])
     model = describe_model(run.results, model_name)
     exporter.check(run, model)
     settings = {"format": format_name, "run": run.name, "model": asdict(model), "version": version}

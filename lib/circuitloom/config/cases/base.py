@@ -22,8 +22,10 @@ class Case(Section):
     """Names of the pictures that the case study draws, without the suffix .png."""
     generated: ClassVar[bool] = False
     """Whether the case study needs the concepts of every token. Only the generated corpus has these concepts."""
+    no_cross_layer: ClassVar[str] = ""
+    """Why the case study takes no cross-layer transcoder, with the remedy. Empty if it takes one."""
     run: str | None = None
-    """Run of transcoders to study. With null, it is `circuits.run`."""
+    """Run of transcoders, or cross-layer transcoder, to study. With null, it is `circuits.run`."""
     seed: NonNegativeInt = 0
     """Seed of all random choices: words in templates, bootstrap samples and random features."""
     resamples: PositiveInt = 2000

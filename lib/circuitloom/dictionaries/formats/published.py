@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ...config.dictionaries import Run
+from ...config.dictionaries import Run, stated_keys
 from ...config.published import Format, is_transcoder_circuits, recognise
 from ...config.published_layer import PublishedLayer
 from ...core.progress import announce
@@ -60,7 +59,7 @@ def import_run(run: Run, job: ImportJob, output: Path, commit: str | None = None
     if is_transcoder_circuits(run.files, run.format):
         transcoder_circuits.import_run(run, job.layer, job.model, output)
         return
-    found = recognise(run.files, run.subfolder, run.revision, run.format, _stated(run))
+    found = recognise(run.files, run.subfolder, run.revision, run.format, stated_keys(run))
     if job.layer not in found.layers:
         raise ValueError(
             f"{found.source}: no dictionary of layer {job.layer}; the files have changed: run again"
@@ -73,13 +72,6 @@ def import_run(run: Run, job: ImportJob, output: Path, commit: str | None = None
     check = HookCheck(dictionary, layer, job.model, job.validation, run.largest_fvu)
     announce("dictionaries", check.verdict())
     save_dictionary(dictionary, output, run.model_dump(mode="json"), str(layer.weights))
-
-
-def _stated(run: Run) -> dict[str, Any]:
-    """Returns the keys that choose among several dictionaries of a layer."""
-    keys = {"kind": run.kind, "site": run.site, "act": run.act, "width": run.width, "skip": run.skip}
-    keys |= {"reads": run.reads} if run.kind == "transcoder" else {}
-    return keys | ({"k": run.k} if run.act in ("topk", "batchtopk") else {})
 
 
 def read_published(
@@ -105,6 +97,10 @@ def read_published(
             f"{found.source}: no dictionary of layer {layer}; there are layers {', '.join(map(str, found.layers))}"
         )
     chosen = found.layers[layer]
+    if chosen.kind == "clt":
+        raise ValueError(
+            f"{found.source}: is a cross-layer transcoder; read all its layers with read_published_clt"
+        )
     if chosen.site_in is None or chosen.site_out is None:
         raise ValueError(
             f"{found.source}: its files do not say which site the dictionary reads; import it in a study with `site`"
