@@ -45,6 +45,7 @@ ELSEWHERE = {
     **dict.fromkeys(("trace", "node", "edge", "path", "intervention"), "circuits/war"),
     **dict.fromkeys(("causal", "faithfulness", "feature_effect"), "circuits/plural"),
     **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),
+    **dict.fromkeys(("compared_run", "compared_prompt"), "cases/clt_vs_plt"),
     **dict.fromkeys(("deembedding", "connection", "blind"), "circuits/weights/tc-wide/layer1"),
 }  # fmt: skip
 """Tables with one arbitrary row, and the folder of their file."""
