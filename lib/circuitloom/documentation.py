@@ -14,6 +14,7 @@ from .config import Study, dictionaries
 from .config.activations import Activations
 from .config.architectures import models_table
 from .config.cases import KINDS
+from .config.cases.compare import ComparedPrompt
 from .config.cases.greater_than import Published
 from .config.circuits import Behaviour, BehaviourPrompt, Circuits, FeatureChange, Prompt, WeightsConfig
 from .config.corpus import Corpus
@@ -166,6 +167,7 @@ def config_page() -> str:
     for kind, model in KINDS.items():
         parts += _section(f"cases, kind: {kind}", model)
     parts += _section("cases, kind: greater_than, published", Published)
+    parts += _section("cases, kind: compare, each of the prompts", ComparedPrompt)
     parts += _section("exchange", Exchange)
     parts += _section("resources", Resources)
     parts += [*_section("resources.memory", JobMemory), *_section("resources.runtime", JobRuntime)]

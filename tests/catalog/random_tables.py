@@ -76,7 +76,44 @@ def make_tables() -> dict[str, Rows]:
     }  # fmt: skip
     for trace in TRACES:
         tables |= {f"circuits/{trace}/{name}": rows for name, rows in make_trace(trace, random).items()}
-    return tables | make_history(random) | make_behaviours(random) | make_features(random)
+    others = make_history(random) | make_behaviours(random) | make_features(random)
+    return tables | others | make_comparisons(random)
+
+
+def make_comparisons(random: np.random.Generator) -> dict[str, Rows]:
+    """Scores of groups with different numbers of runs, in two case studies. Some values are missing."""
+    runs, prompts = [], []
+    for case in ("y", "x"):
+        for group, n_runs in (("plt", 2), ("clt", 3)):
+            for i in range(n_runs):
+                keys = {"case_study": case, "group_name": group, "run": f"{group} {i}"}
+                numbers = {name: float(random.normal()) for name in ("l0", "fvu", "dead", "concept_f1")}
+                precision = None if i == 0 else float(random.random())
+                runs.append(
+                    {
+                        **keys,
+                        "parameters": int(random.integers(100)),
+                        **numbers,
+                        "delta_ce": None if case == "x" else float(random.normal()),
+                        "source_precision": precision,
+                        "source_recall": 0.5,
+                    }
+                )
+                for prompt in range(3):
+                    scores = {
+                        name: None if random.random() < 0.2 else float(random.random())
+                        for name in ("edge_correlation", "effect_correlation", "through", "around")
+                    }
+                    prompts.append(
+                        {
+                            **keys,
+                            "prompt": prompt,
+                            "replacement_score": float(random.random()),
+                            "completeness_score": float(random.random()),
+                            **scores,
+                        }
+                    )
+    return {"cases/x/compared_run": runs, "cases/x/compared_prompt": prompts}
 
 
 def make_history(random: np.random.Generator) -> dict[str, Rows]:

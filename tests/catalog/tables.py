@@ -45,6 +45,7 @@ ELSEWHERE = {
     **dict.fromkeys(("trace", "node", "edge", "path", "intervention"), "circuits/war"),
     **dict.fromkeys(("causal", "faithfulness", "feature_effect"), "circuits/plural"),
     **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),
+    **dict.fromkeys(("compared_run", "compared_prompt"), "cases/clt_vs_plt"),
     **dict.fromkeys(("deembedding", "connection", "blind"), "circuits/weights/tc-wide/layer1"),
 }  # fmt: skip
 """Tables with one arbitrary row, and the folder of their file."""
@@ -149,9 +150,11 @@ def write_features(folder: Path, tokens: Tokens, run: str, layer: int, z: dict[i
     number = np.array(list(z), np.uint32)[column]
     sort_block(place.astype(np.uint16), number, values[place, column], width).write(work / "block000000")
     norm = None if run == OTHER_RUN else torch.arange(width) / 7
+    decoder = torch.ones(width, 2)
     basis = FeatureBasis(
-        run, layer, Site("mlp_in", layer), width, _not_called, torch.ones(width, 2), "mlp_out", norm, norm, ""
-    )
+        run, layer, Site("mlp_in", layer), width, _not_called, {layer: decoder}, decoder.norm(dim=1), "mlp_out", norm,
+        norm, "",
+    )  # fmt: skip
     scored = load_sequences(tokens, slice(TABULATED)).n_tokens
     target = folder / "features" / run / f"layer{layer}"
     paths = {name: target / f"{name}.parquet" for name in SPLIT if name != "logit"}

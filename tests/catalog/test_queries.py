@@ -321,6 +321,42 @@ def test_components_are_the_five_of_each_basis_with_the_largest_mean_effect(clie
     assert_rows(client.ask("components").rows, expected)
 
 
+def test_compared_groups_are_means_over_runs_and_prompts(client, tables) -> None:
+    expected = []
+    for case in ("x", "y"):
+        for group in ("clt", "plt"):
+            runs, prompts = (
+                [
+                    row
+                    for row in tables[f"cases/x/{table}"]
+                    if (row["case_study"], row["group_name"]) == (case, group)
+                ]
+                for table in ("compared_run", "compared_prompt")
+            )
+            of_runs = (
+                "parameters",
+                "l0",
+                "fvu",
+                "delta_ce",
+                "dead",
+                "concept_f1",
+                "source_precision",
+                "source_recall",
+            )
+            of_prompts = (
+                *("replacement_score", "completeness_score", "edge_correlation", "effect_correlation"),
+                *("through", "around"),
+            )
+            row = {"case_study": case, "group_name": group, "runs": len(runs)}
+            row |= {
+                "delta_ce_together" if name == "delta_ce" else name: average([each[name] for each in runs])
+                for name in of_runs
+            }
+            expected.append(row | {name: average([each[name] for each in prompts]) for name in of_prompts})
+    assert expected[0]["runs"] == 3 and expected[0]["delta_ce_together"] is None
+    assert_rows(client.ask("compared").rows, expected)
+
+
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_faithfulness_is_of_one_behaviour_by_number_of_components_kept(
     client, tables, behaviour: str

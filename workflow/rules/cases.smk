@@ -96,4 +96,51 @@ rule study_planted:
         "../../scripts/cases_planted.py"
 
 
+rule study_compare:
+    input:
+        model=LAYOUT.model,
+        tokenizer=LAYOUT.tokenizer,
+        tokens=LAYOUT.tokens("validation"),
+        dictionaries=case_dictionaries,
+        metrics=rules.gather_evaluation.output.metric,
+        concepts=case_concepts,
+        matched=case_matches,
+    output:
+        **case_outputs("compare"),
+    log:
+        LAYOUT.log("study_compare_{case}"),
+    benchmark:
+        LAYOUT.benchmark("study_compare_{case}")
+    wildcard_constraints:
+        case=cases_of("compare"),
+    threads: split_cores(len(STUDY.cases))
+    resources:
+        **needs("cases", gpu=True),
+    params:
+        **case_params("compare"),
+        evaluation=section("evaluation"),
+        circuits=section("circuits", "logits", "probability"),
+    script:
+        "../../scripts/cases_compare.py"
+
+
+rule study_known_steps:
+    output:
+        **case_outputs("known_steps"),
+    log:
+        LAYOUT.log("study_known_steps_{case}"),
+    benchmark:
+        LAYOUT.benchmark("study_known_steps_{case}")
+    wildcard_constraints:
+        case=cases_of("known_steps"),
+    threads: 1
+    resources:
+        **needs("cases"),
+    params:
+        case=lambda wildcards: STUDY.cases[wildcards.case].model_dump(mode="json"),
+        code=code("cases_known_steps"),
+    script:
+        "../../scripts/cases_known_steps.py"
+
+
 TARGETS["cases"] = case_targets()

@@ -304,8 +304,17 @@ def case_dictionaries(wildcards):
     return dictionary_folders(STUDY.case_runs(wildcards.case), STUDY.layers)
 
 
+def case_concepts(wildcards):
+    """Returns the table of the planted concepts, or no file if the case study does not need them."""
+    needed = STUDY.cases[wildcards.case].generated
+    return LAYOUT.corpus_table("concept") if needed else []
+
+
 def case_matches(wildcards):
-    """Returns the tables that match concepts with the features of a case study's runs and with neurons."""
+    """Returns the tables that match concepts with the features of a case study's runs and with neurons. None if the
+    case study needs no concepts."""
+    if not STUDY.cases[wildcards.case].generated:
+        return []
     runs = STUDY.case_runs(wildcards.case)
     sweeps = [
         sweep

@@ -176,19 +176,24 @@ class Study(Section):
                 f"cases.{name}: only the generated corpus has planted concepts; set corpus.source to chronicle, or "
                 "remove the case study"
             )
+        if self.cases[name].alone:
+            return
         run, *others = self.case_runs(name)
         reason = self.cases[name].no_cross_layer
         for each in (run, *others):
             if reason and each in self.runs and self.runs[each].is_cross_layer:
                 raise ValueError(f"cases.{name}.run: {each} is a cross-layer transcoder, and {reason}")
-        allowed = self.transcoders if reason else self.traceable
-        known = ", ".join(allowed) or "none: add a sweep of transcoders"
-        if not run or run not in allowed:
+        possible = self.transcoders if reason else self.traceable
+        known = ", ".join(possible) or "none: add a sweep of transcoders"
+        if not run or run not in possible:
             missing = f"{run} is no run of transcoders" if run else "a case study needs transcoders"
             raise ValueError(f"cases.{name}.run: {missing}; choose from {known}")
+        compared = self.cases[name].kind == "compare"
         for other in others:
-            if other not in self.runs:
-                raise ValueError(f"cases.{name}: there is no run {other}; choose from {', '.join(self.runs)}")
+            if other not in (possible if compared else self.runs):
+                known = ", ".join(possible if compared else self.runs)
+                what = "no run of transcoders" if other in self.runs else "no run"
+                raise ValueError(f"cases.{name}: there is {what} {other}; choose from {known}")
 
     def _check_exchange(self) -> None:
         """Check that exported runs exist, and that the formats can represent them."""
@@ -209,9 +214,11 @@ class Study(Section):
 
     def case_runs(self, name: str) -> list[str]:
         """Returns the names of the runs that a case study reads. The first name is a run of transcoders, or empty if
-        there are no transcoders."""
+        there are no transcoders. A case study that reads nothing of the study has no runs."""
         case = self.cases[name]
-        return list(dict.fromkeys([case.run or self.traced_run or "", *case.runs_named]))
+        if case.alone:
+            return []
+        return list(dict.fromkeys([case.first_run or self.traced_run or "", *case.runs_named]))
 
     @cached_property
     def shape(self) -> ModelShape:

@@ -13,6 +13,7 @@ LOGS, BENCHMARKS, CHECKSUMS = "logs", "benchmarks", "checksums"
 FEATURE_TABLES = ("feature", "histogram", "activation", "code", "example", "logit")
 TRACE_TABLES = ("trace", "node", "edge", "path", "intervention")
 BEHAVIOUR_TABLES = ("causal", "faithfulness", "feature_effect")
+COMPARED_TABLES = ("compared_run", "compared_prompt")
 WEIGHTS_TABLES = ("deembedding", "connection", "blind")
 
 TABLE_FOLDERS = {
@@ -26,7 +27,16 @@ TABLE_FOLDERS = {
     "features/*/*": FEATURE_TABLES,
     "circuits/weights/*/*": WEIGHTS_TABLES,
     "circuits/*": (*TRACE_TABLES, *BEHAVIOUR_TABLES),
-    "cases/*": ("claim", "outcome", "source", "faithfulness", "year", "component", "planted"),
+    "cases/*": (
+        "claim",
+        "outcome",
+        "source",
+        "faithfulness",
+        "year",
+        "component",
+        "planted",
+        *COMPARED_TABLES,
+    ),
 }
 """Maps a glob pattern of folders, relative to results/STUDY, to the tables that the catalogue reads from these
 folders."""

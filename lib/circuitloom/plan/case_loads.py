@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from ..config import ModelShape, Study
-from ..config.cases import DifferenceCase, FeatureCase, GreaterThanCase
+from ..config.cases import CompareCase, DifferenceCase, FeatureCase, GreaterThanCase
 from ..config.cases.feature import EXCHANGES
 from .sizes import BYTES_PER_TOKEN, vocabulary
 
@@ -41,6 +41,8 @@ class CaseLoad(NamedTuple):
 def case_load(study: Study, name: str, held_out: float) -> CaseLoad:
     """Returns the load of a case study. `held_out` is the number of held-out tokens of the corpus."""
     case = study.cases[name]
+    if case.alone:
+        return CaseLoad()
     layers = len(study.layers)
     width = study.runs[study.case_runs(name)[0]].width
     if isinstance(case, DifferenceCase):
@@ -48,6 +50,8 @@ def case_load(study: Study, name: str, held_out: float) -> CaseLoad:
     if isinstance(case, GreaterThanCase):
         return greater_than_load(case, width, study.shape)
     tokens = min(study.evaluation.tokens or held_out, held_out)
+    if isinstance(case, CompareCase):
+        return compare_load(case, tokens)
     if isinstance(case, FeatureCase):
         return feature_load(case, min(case.tokens or tokens, held_out), study.shape)
     return CaseLoad(plain=tokens, held_out=tokens)
@@ -102,6 +106,14 @@ def feature_load(case: FeatureCase, held_out: float, shape: ModelShape) -> CaseL
     return CaseLoad(
         length * linearized, length * tests, linearized + tests / EXCHANGES, held_out, vocabulary(shape)
     )
+
+
+def compare_load(case: CompareCase, tokens: float) -> CaseLoad:
+    """Returns the load of a comparison. `tokens` is the number of held-out tokens that the concepts are scored on."""
+    prompts, length = case.count * len(case.runs_named), _length([prompt.text for prompt in case.prompts])
+    scored = tokens if case.concepts else 0.0
+    passes = prompts * (GRAPH_PASSES + case.ablated)
+    return CaseLoad(plain=length * passes + scored, passes=passes, held_out=scored)
 
 
 def _length(texts: Sequence[str]) -> float:

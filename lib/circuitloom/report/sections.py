@@ -67,6 +67,7 @@ class Sections:
 
     glance: Answer
     cases: Answer
+    compared: Answer
     corpus: Answer
     notices: Answer
     runs: Answer
@@ -131,6 +132,7 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
     return Sections(
         glance=catalogue.ask("glance"),
         cases=cases,
+        compared=catalogue.ask("compared"),
         corpus=catalogue.ask("corpus"),
         notices=catalogue.ask("notices"),
         runs=runs,

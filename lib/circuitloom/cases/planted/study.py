@@ -34,7 +34,14 @@ def study_planted(
     matched: pa.Table,
     case: PlantedCase,
 ) -> CaseReport:
-    """Returns the report of the case study `name`.
+    """Returns the report of the case study `name`. The other arguments are those of `measure_planted`."""
+    return make_report(name, measure_planted(context, held_out, concepts, matched, case), case)
+
+
+def measure_planted(
+    context: CaseContext, held_out: HeldOut, concepts: pa.Table, matched: pa.Table, case: PlantedCase
+) -> PlantedResults:
+    """Returns the outcomes of all concepts in the runs of `context`, and in the neurons if `case` asks for them.
 
     `concepts` is the table `concept`. `matched` is the table `feature_concept` of all dictionaries and of the neurons.
     Raises ValueError if `matched` has no row of a run.
@@ -77,7 +84,7 @@ def study_planted(
             (circuit_share, gradient_share),
             each.concept in contextual,
         )
-    return make_report(name, PlantedResults(outcomes), case)
+    return PlantedResults(outcomes)
 
 
 def _is_found(feature: ConceptFeature, case: PlantedCase) -> bool:

@@ -183,6 +183,40 @@ JOIN run USING (run)
 WHERE place % ceil(n / 60) = 0 OR place = n
 ORDER BY kind DESC, site_in, act, width, k, run, layer, step
 
+-- name: compared
+-- Groups of runs that case studies compare: means over the runs of a group, and over the prompts traced through them.
+SELECT *
+FROM (
+    SELECT
+        case_study,
+        group_name,
+        count(*) AS runs,
+        avg(parameters) AS parameters,
+        avg(l0) AS l0,
+        avg(fvu) AS fvu,
+        avg(delta_ce) AS delta_ce_together,
+        avg(dead) AS dead,
+        avg(concept_f1) AS concept_f1,
+        avg(source_precision) AS source_precision,
+        avg(source_recall) AS source_recall
+    FROM compared_run
+    GROUP BY case_study, group_name
+)
+JOIN (
+    SELECT
+        case_study,
+        group_name,
+        avg(replacement_score) AS replacement_score,
+        avg(completeness_score) AS completeness_score,
+        avg(edge_correlation) AS edge_correlation,
+        avg(effect_correlation) AS effect_correlation,
+        avg(through) AS through,
+        avg(around) AS around
+    FROM compared_prompt
+    GROUP BY case_study, group_name
+) USING (case_study, group_name)
+ORDER BY case_study, group_name
+
 -- name: concept
 -- For each concept and run, F1 of the best feature of all layers. Neurons and other model bases count as runs.
 SELECT run, concept, found_layer, feature, precision, recall, f1, n_positive

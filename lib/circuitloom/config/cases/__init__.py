@@ -10,9 +10,11 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from ..base import as_list, expand_path
 from ..yaml_files import refuse_repeated_keys
 from .base import Case
+from .compare import CompareCase
 from .difference import DifferenceCase
 from .feature import FeatureCase
 from .greater_than import GreaterThanCase
+from .known_steps import KnownStepsCase
 from .planted import PlantedCase
 
 __all__ = [
@@ -20,14 +22,17 @@ __all__ = [
     "Case",
     "CaseStudy",
     "Cases",
+    "CompareCase",
     "DifferenceCase",
     "FeatureCase",
     "GreaterThanCase",
+    "KnownStepsCase",
     "PlantedCase",
 ]
 
 CaseStudy = Annotated[
-    FeatureCase | GreaterThanCase | DifferenceCase | PlantedCase, Field(discriminator="kind")
+    FeatureCase | GreaterThanCase | DifferenceCase | PlantedCase | CompareCase | KnownStepsCase,
+    Field(discriminator="kind"),
 ]
 """A case study of any kind. Its keys depend on `kind`."""
 KINDS: dict[str, type[Case]] = {
@@ -35,6 +40,8 @@ KINDS: dict[str, type[Case]] = {
     "greater_than": GreaterThanCase,
     "difference": DifferenceCase,
     "planted": PlantedCase,
+    "compare": CompareCase,
+    "known_steps": KnownStepsCase,
 }
 """Maps the name of each kind of case study to the class with its keys."""
 PROJECT = Path(__file__).parents[4]

@@ -20,10 +20,10 @@ class Case(Section):
     """Names of the tables that the case study writes."""
     figures: ClassVar[tuple[str, ...]]
     """Names of the pictures that the case study draws, without the suffix .png."""
-    generated: ClassVar[bool] = False
-    """Whether the case study needs the concepts of every token. Only the generated corpus has these concepts."""
     no_cross_layer: ClassVar[str] = ""
     """Why the case study takes no cross-layer transcoder, with the remedy. Empty if it takes one."""
+    alone: ClassVar[bool] = False
+    """Whether the case study makes its own model and dictionaries, and reads none of the study."""
     run: str | None = None
     """Run of transcoders, or cross-layer transcoder, to study. With null, it is `circuits.run`."""
     seed: NonNegativeInt = 0
@@ -32,6 +32,16 @@ class Case(Section):
     """Number of bootstrap samples per interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Confidence level of the bootstrap intervals."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether the case study needs the concepts of every token. Only the generated corpus has these concepts."""
+        return False
+
+    @property
+    def first_run(self) -> str | None:
+        """Run under study. With None, it is `circuits.run`."""
+        return self.run
 
     @property
     def runs_named(self) -> list[str]:

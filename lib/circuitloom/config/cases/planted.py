@@ -12,7 +12,6 @@ class PlantedCase(Case):
 
     tables: ClassVar = ("claim", "planted")
     figures: ClassVar = ("concepts", "sources")
-    generated: ClassVar = True
     kind: Literal["planted"]
     """Selects the benchmark of planted concepts."""
     runs: Annotated[list[str], Field(min_length=1)]
@@ -40,6 +39,11 @@ class PlantedCase(Case):
     told: Bound = 0.8
     """Two claims: the precision and the recall of the sources that the best transcoders' circuits give are at least
     this value."""
+
+    @property
+    def generated(self) -> bool:
+        """True: the concepts are known."""
+        return True
 
     @property
     def runs_named(self) -> list[str]:

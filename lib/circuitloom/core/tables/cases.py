@@ -168,3 +168,77 @@ PLANTED = Table(
         "gradient_recall": (FLOAT, "as circuit_recall, for sources by gradient"),
     },
 )
+_GROUP = (STRING, "group of the run in the case study")
+COMPARED_RUN = Table(
+    "compared_run",
+    "Runs of transcoders and cross-layer transcoders that a case study compares: size, sparsity and scores.",
+    ("case_study", "run"),
+    {
+        "case_study": CASE_NAME,
+        "group_name": _GROUP,
+        "run": RUN_NAME,
+        "parameters": (INT, "number of weights of all layers"),
+        "features": (INT, "number of features of all layers"),
+        "l0": (FLOAT, "active features per token, in all layers together"),
+        "fvu": (FLOAT, "fraction of variance unexplained, mean over layers, each reading the original model"),
+        "delta_ce": (
+            FLOAT,
+            "rise of the cross-entropy with all layers replaced at once, nats per token; null if not scored",
+        ),
+        "kl": (FLOAT, "KL(original || all layers replaced at once), nats per token; null if not scored"),
+        "dead": (FLOAT, "fraction of features that fire on no scored token, mean over layers"),
+        "concepts_found": (
+            FLOAT,
+            "share of the planted concepts with a feature of F1 at least `found`; else null",
+        ),
+        "concept_f1": (FLOAT, "F1 of the best feature, mean over the planted concepts; null without them"),
+        "source_precision": (
+            FLOAT,
+            "precision of the sources of circuits against the concepts' cues, mean over the concepts found",
+        ),
+        "source_recall": (FLOAT, "recall of these sources, mean over the concepts found"),
+    },
+)
+COMPARED_PROMPT = Table(
+    "compared_prompt",
+    "Attribution graphs of the same prompts through each compared run, and what ablations of their features do.",
+    ("case_study", "run", "prompt"),
+    {
+        "case_study": CASE_NAME,
+        "group_name": _GROUP,
+        "run": RUN_NAME,
+        "prompt": (pa.int32(), "number of the prompt within the case study"),
+        "text": (STRING, "the prompt"),
+        "target": (STRING, "what the graph explains"),
+        "n_active": (INT, "active (layer, position, feature) triples"),
+        "replacement_score": (FLOAT, "replacement score of the graph with all active features"),
+        "completeness_score": (FLOAT, "completeness score of this graph"),
+        "edge_correlation": (
+            FLOAT,
+            "correlation of direct effects with the drops that free ablations cause, over edges between the ablated "
+            "features and from them to the roots; null if undefined",
+        ),
+        "effect_correlation": (
+            FLOAT,
+            "correlation of predicted with measured drops of the roots, if single features are ablated freely; the "
+            "prediction is the effect over all paths; null if undefined",
+        ),
+        "effect_error": (
+            FLOAT,
+            "sum of |predicted - measured| over the sum of |measured|, of the same drops",
+        ),
+        "effect_slope": (
+            FLOAT,
+            "sum of predicted * measured over the sum of squares of predicted, of the same drops: 1 if measured "
+            "effects are as large as predicted ones",
+        ),
+        "through_concept": (STRING, "concept that is known to be a step of the computation; else null"),
+        "n_through": (INT, "active features of this concept; null without one, as all columns below"),
+        "through": (FLOAT, "share of the influence on the roots that passes through these features"),
+        "around": (FLOAT, "share that reaches tokens without passing through them"),
+        "to_errors": (FLOAT, "share that reaches errors without passing through them"),
+        "root": (FLOAT, "value of the roots in the original model, weighted as in the graph"),
+        "drop_predicted": (FLOAT, "predicted drop of `root` if these features are ablated together"),
+        "drop_measured": (FLOAT, "measured drop of `root` if they are ablated freely in the model"),
+    },
+)
