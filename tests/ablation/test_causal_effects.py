@@ -124,7 +124,7 @@ def spliced_values(model, basis, prompt):
             def see(x, y, number=number, part=part):
                 seen[number] = part.values(x, y)[0]
                 none = Ablation(torch.zeros(1, part.width, dtype=torch.bool), prompt.where[None])
-                return part.ablate(x, y, none, prompt.where, None)
+                return part.ablate(x, y, none, prompt.where, None, {})
 
             stack.enter_context(edited(model, {part.site: see}))
         last_logits(model, prompt.token[None])
